@@ -31,6 +31,7 @@ _admin = [
     path("progress/<slug:operation_id>/", progress.operation_progress, name="operation_progress"),
     path("progress/<slug:operation_id>/rows/", progress.operation_rows, name="operation_rows"),
     path("progress/<slug:operation_id>/cancel/", progress.cancel_operation, name="cancel_operation"),
+    path("progress/<slug:operation_id>/continue/", progress.continue_operation, name="continue_operation"),
     path("live/", progress.live_watches, name="live_watches"),
     path("live/overview/", live.live_overview, name="live_overview"),
     path("live/failed/", live.failed_syncs, name="failed_syncs"),

@@ -7,17 +7,20 @@ from typing import Any
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.db.models import Model, QuerySet
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern, path, reverse
 
 from deliveries_app.actors import RESYNC_PERMISSION, RETRY_PERMISSION, Actor
 from deliveries_app.admin import confirmation
 from deliveries_app.admin.base import DocoraAdmin
+from deliveries_app.admin.confirmation_forms import ResyncForm, RetryForm
 from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, BulkOperation
+from deliveries_app.reports import preflight
 from deliveries_app.reports.impact import Impact, RetryImpact, impact_of, retry_impact_of
 from deliveries_app.services import (
     NotFailed,
     NotFound,
+    pinging,
     resync_by_app,
     resync_many,
     retry_by_app,
@@ -41,7 +44,7 @@ class BulkAction:
     """An action on one or many watches.
 
     `applicable` keeps the watches of a selection that the action applies to. `run` starts one bulk operation, also for a
-    single watch. It is given the form, which may have a reason.
+    single watch. It is given the valid form.
     """
 
     slug: str
@@ -56,12 +59,15 @@ class BulkAction:
     """Shown once it has started, followed by the number of repositories."""
     applicable: Callable[[AppRepositoryQuerySet], AppRepositoryQuerySet]
     impact: Callable[[AppRepositoryQuerySet], Impact | RetryImpact]
-    run: Callable[[Actor, AppRepositoryQuerySet, Scope, QueryDict], BulkOperation]
+    form: type[ResyncForm] | type[RetryForm]
+    run: Callable[[Actor, AppRepositoryQuerySet, Scope, Any], BulkOperation]
 
 
-def _resync(actor: Actor, watches: AppRepositoryQuerySet, scope: Scope, form: QueryDict) -> BulkOperation:
-    reason = form.get("reason", "").strip()
-    return resync_by_app(actor, scope.app, reason=reason) if scope.app else resync_many(actor, watches, reason=reason)
+def _resync(actor: Actor, watches: AppRepositoryQuerySet, scope: Scope, form: Any) -> BulkOperation:
+    reason, rollout = form.cleaned_data["reason"], form.rollout
+    if scope.app:
+        return resync_by_app(actor, scope.app, reason=reason, rollout=rollout)
+    return resync_many(actor, watches, reason=reason, rollout=rollout)
 
 
 RESYNC = BulkAction(
@@ -74,11 +80,12 @@ RESYNC = BulkAction(
     progress_message="Re-syncing",
     applicable=lambda watches: watches,
     impact=impact_of,
+    form=ResyncForm,
     run=_resync,
 )
 
 
-def _retry(actor: Actor, watches: AppRepositoryQuerySet, scope: Scope, form: QueryDict) -> BulkOperation:
+def _retry(actor: Actor, watches: AppRepositoryQuerySet, scope: Scope, form: Any) -> BulkOperation:
     return retry_by_app(actor, scope.app) if scope.app else retry_many(actor, watches, scope.title)
 
 
@@ -92,6 +99,7 @@ RETRY = BulkAction(
     progress_message="Retrying",
     applicable=lambda watches: watches.failing(),
     impact=retry_impact_of,
+    form=RetryForm,
     run=_retry,
 )
 
@@ -160,7 +168,7 @@ class BulkAdmin[M: Model](DocoraAdmin[M]):
         return HttpResponseRedirect(f"{page}?{confirmation.query_of_selection(request)}")
 
     def confirm_bulk(self, request: HttpRequest, action: BulkAction) -> HttpResponse:
-        """GET shows the impact; POST with `post=yes` runs the action."""
+        """GET shows the impact; POST with `post=yes` runs the action, or shows the errors of the form."""
         if not self.can(request, action.permission):
             raise PermissionDenied
         rows = self.selected(request)
@@ -172,14 +180,20 @@ class BulkAdmin[M: Model](DocoraAdmin[M]):
             return self.redirect_with_message(request, next_url, action.empty_message, messages.WARNING)
         scope = self.scope_of(request, rows) if impact.watches > 1 else Scope()
         pks = list(chosen.values_list("pk", flat=True))
-        if request.method == "POST" and request.POST.get("post") == "yes":
+        is_confirmed = request.method == "POST" and request.POST.get("post") == "yes"
+        form = action.form(request.POST if is_confirmed else None, repositories=impact.watches, apps=impact.apps)
+        if is_confirmed:
             if confirmation.selection_changed(request, pks, impact.files):
                 return self.redirect_with_message(
                     request, request.get_full_path(), confirmation.CHANGED, messages.WARNING
                 )
-            return self._run(request, action, watches, scope, next_url)
+            if form.is_valid():
+                return self._run(request, action, watches, scope, form, next_url)
         context: dict[str, Any] = {
             "impact": impact,
+            "form": form,
+            "preflight": preflight.of_watches(watches),
+            "can_ping": request.user.has_perm(pinging.PERMISSION),
             "app": scope.app,
             "single": impact.sample[0] if impact.watches == 1 else None,
             "back": next_url,
@@ -188,11 +202,17 @@ class BulkAdmin[M: Model](DocoraAdmin[M]):
         return self.render_page(request, action.template, _title(action, impact, scope), **context)
 
     def _run(
-        self, request: HttpRequest, action: BulkAction, watches: AppRepositoryQuerySet, scope: Scope, next_url: str
+        self,
+        request: HttpRequest,
+        action: BulkAction,
+        watches: AppRepositoryQuerySet,
+        scope: Scope,
+        form: ResyncForm | RetryForm,
+        next_url: str,
     ) -> HttpResponse:
         """Start the operation and redirect to its page, or back to `next_url` if there is nothing left to do."""
         try:
-            operation = action.run(Actor.of_request(request), watches, scope, request.POST)
+            operation = action.run(Actor.of_request(request), watches, scope, form)
         except (NotFound, NotFailed) as error:
             return self.redirect_with_message(request, next_url, f"{error}.", messages.WARNING)
         page = reverse("admin:deliveries_app_bulkoperation_change", args=[operation.pk])

@@ -47,6 +47,6 @@ def here(request: HttpRequest) -> str:
     return HtmxDetails(request).current_url_abs_path or ""
 
 
-def row_ids(request: HttpRequest) -> list[int]:
+def row_ids(request: HttpRequest, name: str = "ids") -> list[int]:
     """Return the primary keys of the rows that a poll asks for."""
-    return parse_pks(request.GET.get("ids", ""))[:MAX_LIVE_ROWS]
+    return parse_pks(request.GET.get(name, ""))[:MAX_LIVE_ROWS]

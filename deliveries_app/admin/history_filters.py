@@ -37,12 +37,12 @@ class ChoiceFilter(HistoryFilter):
     """A filter with a fixed list of choices."""
 
     options: list[tuple[str, str]]
-    indexed = ""
-    """The option that an index supports."""
+    indexed: tuple[str, ...] = ()
+    """The options that an index supports."""
 
     @property
     def in_window(self) -> bool:
-        return self.value not in {"", self.indexed}
+        return self.value not in {"", *self.indexed}
 
     def condition(self) -> Q:
         return self.condition_of(self.value) if self.value in dict(self.options) else Q(pk__in=[])
@@ -59,8 +59,12 @@ class ChoiceFilter(HistoryFilter):
 class OutcomeFilter(ChoiceFilter):
     title = "result"
     parameters = ("outcome",)
-    options = [("open" if result == Result.RUNNING else result.value, str(result.label)) for result in Result]
-    indexed = "open"
+    options = [
+        ("open" if result == Result.RUNNING else result.value, str(result.label))
+        for result in Result
+        if result != Result.HELD
+    ]
+    indexed = ("open",)
 
     def condition_of(self, value: str) -> Q:
         if value == "open":
@@ -87,12 +91,12 @@ class KindFilter(ChoiceFilter):
 class StateFilter(ChoiceFilter):
     title = "progress"
     parameters = ("state",)
-    options = [("running", "In progress"), ("finished", "Finished"), ("cancelled", "Cancelled")]
-    indexed = "running"
+    options = [("running", "In progress"), ("held", "Held"), ("finished", "Finished"), ("cancelled", "Cancelled")]
+    indexed = ("running", "held")
 
     def condition_of(self, value: str) -> Q:
-        if value == "running":
-            return Q(ended_at=None)
+        if value in {"running", "held"}:
+            return Q(ended_at=None, held_at__isnull=value == "running")
         return Q(ended_at__isnull=False, cancelled_at__isnull=value == "finished")
 
 

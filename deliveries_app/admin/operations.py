@@ -1,11 +1,13 @@
 """Bulk operations: the list with outcomes, the page of one operation with its repositories, the CSV export."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from django.contrib import admin
 from django.contrib.admin.views.main import ChangeList
-from django.core.paginator import Paginator
+from django.core.paginator import Page, Paginator
+from django.db.models import Min, QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.safestring import SafeString
@@ -13,14 +15,28 @@ from django.utils.safestring import SafeString
 from deliveries_app import actors
 from deliveries_app.admin import history_filters as filters
 from deliveries_app.admin.history import HistoryAdmin, HistoryList
-from deliveries_app.models import AppRepository, BulkOperation, SyncRun
+from deliveries_app.models import (
+    App,
+    AppRepository,
+    BulkOperation,
+    Canary,
+    CanaryState,
+    PendingRelease,
+    StateDetail,
+    SyncPause,
+    SyncRun,
+    WatchState,
+)
 from deliveries_app.progress import context as progress_context
 from deliveries_app.progress import live
+from deliveries_app.progress.live import Progress
 from deliveries_app.reports import history
 from docora.templatetags.docora import badge, number
 from docora.web.csv_export import Cell
 
 RUNS_PER_PAGE = 100
+UNRELEASED = "unreleased"
+"""The part of an operation's repositories that have no run, in URLs."""
 
 
 class OperationList(HistoryList):
@@ -48,7 +64,7 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
     csv_header = (
         "bulk_operation_id", "kind", "title", "app", "requested_by", "requested_at", "ended_at", "seconds", "state",
         "cancelled_at", "cancelled_by", "repositories", *history.PARTS, "files_total", "files_done", "bytes_total",
-        "bytes_done",
+        "bytes_done", "unreleased",
     )  # fmt: skip
 
     def search(self, term: str) -> history.Search:
@@ -92,17 +108,22 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
     def page_context(self, request: HttpRequest, operation: BulkOperation) -> dict[str, Any]:
         """Return the operation's progress, its facts, and its repositories, all or those with one outcome."""
         runs = operation.runs.order_by("app_name", "repository_name", "pk")
+        pending = operation.pending.order_by("position") if operation.is_gradual else PendingRelease.objects.none()
         part = request.GET.get("part", "")
-        if part in history.PARTS:
-            runs = runs.filter(history.PARTS[part][1])
-        page = Paginator(runs, RUNS_PER_PAGE).get_page(request.GET.get("p"))
+        if part == UNRELEASED:
+            runs = runs.none()
+        elif part in history.PARTS:
+            runs, pending = runs.filter(history.PARTS[part][1]), pending.none()
+        everything: Any = _RunsThenPending(runs, pending)
+        page: Page[Any] = Paginator(everything, RUNS_PER_PAGE).get_page(request.GET.get("p"))
+        rows = rows_of(operation, *page.object_list)
         return {
             **progress_context.of_operation(operation),
             **page_facts(request, operation),
-            "part": part if part in history.PARTS else "",
+            "part": part if part in {*history.PARTS, UNRELEASED} else "",
             "page": page,
-            "rows": rows_of(page.object_list),
-            "open_ids": progress_context.joined(run.pk for run in page.object_list if not run.outcome),
+            "rows": rows,
+            "polled_rows": polled(rows),
             "can_view_runs": request.user.has_perm("deliveries_app.view_syncrun"),
             "can_view_watches": request.user.has_perm("deliveries_app.view_apprepository"),
         }
@@ -116,30 +137,134 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
                 operation.created_at, operation.ended_at, history.seconds(operation), outcomes[operation.pk].result_of(operation).label,
                 operation.cancelled_at, operation.cancelled_by, operation.total, *outcomes[operation.pk].counts.values(),
                 outcomes[operation.pk].files_total, outcomes[operation.pk].files_done,
-                outcomes[operation.pk].bytes_total, outcomes[operation.pk].bytes_done,
+                outcomes[operation.pk].bytes_total, outcomes[operation.pk].bytes_done, outcomes[operation.pk].unreleased,
             )
             for operation in page
         ]  # fmt: skip
 
 
+class _RunsThenPending:
+    """An operation's runs, and after them its watches that are not released yet. A slice is a list of each."""
+
+    def __init__(self, runs: QuerySet[SyncRun], pending: QuerySet[PendingRelease]) -> None:
+        self._runs, self._pending = runs, pending
+        self._first = runs.count()
+
+    def __len__(self) -> int:
+        return self._first + self._pending.count()
+
+    def __getitem__(self, part: slice) -> tuple[list[SyncRun], list[PendingRelease]]:
+        runs = list(self._runs[part.start : part.stop])
+        first, last = (max(0, number - self._first) for number in (part.start, part.stop))
+        return runs, list(self._pending[first:last].select_related("watch__app", "watch__repository"))
+
+
 def page_facts(request: HttpRequest, operation: BulkOperation) -> dict[str, Any]:
     """Return what a poll of the operation's page refreshes besides its progress."""
     outcomes = history.outcomes([operation])[operation.pk]
+    parts = [(name, label, outcomes.counts[name]) for name, (label, _) in history.PARTS.items()]
     return {
         "on_page": True,
         "took": history.seconds(operation),
-        "parts": [(name, label, outcomes.counts[name]) for name, (label, _) in history.PARTS.items()],
+        "all_rows": operation.total - (outcomes.unreleased if operation.ended_at else 0),
+        "parts": [
+            *parts,
+            (UNRELEASED, "not released" if operation.ended_at else "not released yet", outcomes.unreleased),
+        ],
         "can_view_app": request.user.has_perm("deliveries_app.view_app"),
     }
 
 
-def rows_of(runs: Iterable[SyncRun]) -> list[dict[str, Any]]:
-    """Return the rows of an operation's page: each run with its progress and, while it is open, its watch."""
-    runs = list(runs)
+@dataclass(frozen=True)
+class Row:
+    """A repository of an operation: its run, and while that is open, its watch; or its watch while it is not released yet.
+
+    `key` is in the ids of its cells. It stays the same when the watch is released. Without a run and `waits_for`, it was never
+    released.
+    """
+
+    key: str
+    repository: str
+    app: str
+    watch_pk: int | None
+    run: SyncRun | None = None
+    progress: Progress | None = None
+    watch: AppRepository | None = None
+    state: WatchState = WatchState.QUEUED
+    waits_for: str = ""
+
+
+def rows_of(
+    operation: BulkOperation,
+    runs: Sequence[SyncRun],
+    pending: Sequence[PendingRelease],
+    *,
+    keys: Mapping[int, str] = {},
+) -> list[Row]:
+    """Return the rows of an operation's page. `keys` replaces the keys of runs, by their primary keys."""
     progress_of = live.of_runs(runs)
     open_watches = [run.watch_id for run in runs if not run.outcome]
     watches = AppRepository.objects.with_state().select_related("repository").in_bulk(open_watches)
-    return [{"run": run, "progress": progress_of[run.pk], "watch": watches.get(run.watch_id or 0)} for run in runs]
+    released = [
+        Row(
+            keys.get(run.pk, str(run.pk)), run.repository_name, run.app_name, run.watch_id,
+            run=run, progress=progress_of[run.pk], watch=watches.get(run.watch_id or 0),
+        )
+        for run in runs
+    ]  # fmt: skip
+    return [*released, *_waiting_rows(operation, pending)]
+
+
+def _waiting_rows(operation: BulkOperation, pending: Sequence[PendingRelease]) -> Iterator[Row]:
+    """Yield the rows of watches that are not released yet, and say what each waits for."""
+    apps = {row.watch.app_id for row in pending}
+    of_apps = operation.canaries.select_related("run").filter(app__in=apps) if operation.canary and apps else []
+    canaries = {canary.app_id: canary for canary in of_apps}
+    in_order = operation.pending.filter(
+        watch__app__in=[pk for pk in canaries if canaries[pk].state == CanaryState.WAITING]
+    )
+    first = set(in_order.order_by().values("watch__app").annotate(at=Min("position")).values_list("at", flat=True))
+    all_paused = bool(pending) and SyncPause.objects.exists()
+    for row in pending:
+        app, canary = row.watch.app, canaries.get(row.watch.app_id)
+        detail = StateDetail.ALL_PAUSED if all_paused else StateDetail.APP_PAUSED if app.paused else None
+        state = detail.state if detail else WatchState.QUEUED
+        waits_for = str(detail.label) if detail else _waits_for(canary, app, is_first=row.position in first)
+        key, name = f"w{row.watch_id}", str(row.watch.repository)
+        yield Row(key, name, app.name, row.watch_id, state=state, waits_for=waits_for)
+
+
+def _waits_for(canary: Canary | None, app: App, *, is_first: bool) -> str:
+    first = canary.run.repository_name if canary and canary.run else ""
+    match CanaryState(canary.state) if canary else None:
+        case CanaryState.WAITING:
+            return f"first repository of {app}" if is_first else f"waiting for the first repository of {app}"
+        case CanaryState.RUNNING:
+            return f"waiting for {first}, the first repository of {app}"
+        case CanaryState.HELD:
+            return f"held, because {first} did not succeed"
+    return "waiting to be released"
+
+
+def polled_rows(operation: BulkOperation, run_pks: Sequence[int], watch_pks: Sequence[int]) -> list[Row]:
+    """Return the rows of these runs, and of these watches, which were not released when the page was rendered."""
+    runs = list(operation.runs.filter(pk__in=run_pks))
+    if not watch_pks:
+        return rows_of(operation, runs, [])
+    released = list(operation.runs.filter(watch__in=watch_pks))
+    pending = list(operation.pending.filter(watch__in=watch_pks).select_related("watch__app", "watch__repository"))
+    keys = {run.pk: f"w{run.watch_id}" for run in released}
+    rows = rows_of(operation, [*runs, *released], pending, keys=keys)
+    dropped = {f"w{pk}" for pk in watch_pks}.difference(row.key for row in rows)
+    return [*rows, *(Row(key, "", "", None) for key in sorted(dropped))]
+
+
+def polled(rows: Iterable[Row]) -> str:
+    """Return the query of the next poll, for the rows that may change; empty if none does."""
+    open_rows = [row for row in rows if (not row.run.outcome if row.run else row.waits_for)]
+    runs = [row.key for row in open_rows if not row.key.startswith("w")]
+    watches = [row.key.removeprefix("w") for row in open_rows if row.key.startswith("w")]
+    return f"ids={','.join(runs)}&watches={','.join(watches)}" if open_rows else ""
 
 
 def _outcomes(operation: BulkOperation) -> history.Outcomes:

@@ -5,6 +5,7 @@ from typing import Any
 
 from django.contrib import messages
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.shortcuts import render
 from django.urls import URLPattern, reverse
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
@@ -12,13 +13,17 @@ from django.utils.dateparse import parse_datetime
 from deliveries_app.actors import Actor
 from deliveries_app.admin.base import DocoraAdmin
 from deliveries_app.models import App
+from deliveries_app.reports import preflight
 from deliveries_app.services import NotFound, pinging
 
 _SESSION_KEY = "docora_last_ping"
 
 
 class PingAdmin(DocoraAdmin[App]):
-    """POST sends a ping and redirects to the page that shows the result, so that a refresh sends nothing."""
+    """POST sends a ping and redirects to the page that shows the result, so that a refresh sends nothing.
+
+    On a confirmation page, htmx posts, and the response replaces the app's line there.
+    """
 
     def get_urls(self) -> list[URLPattern]:
         return [self.object_page("ping", self.ping, pinging.PERMISSION), *super().get_urls()]
@@ -31,6 +36,10 @@ class PingAdmin(DocoraAdmin[App]):
             new_key = request.POST.get("key") == "new" and app.is_rotating_key
             try:
                 ping = pinging.send_ping(Actor.of_request(request), app, new_key=new_key)
+                if request.headers.get("HX-Request"):
+                    app.refresh_from_db()
+                    context = {"endpoint": preflight.after_ping(app), "ping": ping, "can_ping": True}
+                    return render(request, "docora/preflight.html#pinged", context)
             except NotFound:
                 message = f"{app} is being deleted."
                 return self.redirect_with_message(request, self.list_url, message, messages.WARNING)

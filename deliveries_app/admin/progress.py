@@ -10,7 +10,7 @@ from deliveries_app import actors, services
 from deliveries_app.actors import Actor
 from deliveries_app.admin.confirmation import next_url
 from deliveries_app.admin.fragments import can_view_watches, fragment, here, row_ids
-from deliveries_app.admin.operations import page_facts, rows_of
+from deliveries_app.admin.operations import page_facts, polled, polled_rows
 from deliveries_app.admin.watches import of_watch
 from deliveries_app.models import AppRepository, AppRepositoryQuerySet, BulkOperation, Outcome, Reason
 from deliveries_app.progress import context as progress_context
@@ -33,6 +33,7 @@ def operation_progress(request: HttpRequest, operation_id: str) -> HttpResponse:
     operation = get_object_or_404(BulkOperation.objects.select_related("app"), operation_id=operation_id)
     context = {**progress_context.of_operation(operation), "polled": True, "here": here(request)}
     context["announces"] = request.GET.get("announced") != str(context["progress"].tens)
+    context["turned"] = request.GET.get("held", "0") != str(int(operation.is_held))
     if request.GET.get("page") != "1":
         return render(request, "docora/progress.html#bulk_progress", context)
     context |= page_facts(request, operation)
@@ -42,11 +43,13 @@ def operation_progress(request: HttpRequest, operation_id: str) -> HttpResponse:
 @require_GET
 @fragment(actors.can_view_operations)
 def operation_rows(request: HttpRequest, operation_id: str) -> HttpResponse:
-    """Return the rows of the runs `ids` on an operation's page. They were open at the previous poll."""
+    """Return the rows of the runs `ids` and of the `watches` on an operation's page.
+
+    The runs were open at the previous poll. The watches were not released when the page was rendered.
+    """
     operation = get_object_or_404(BulkOperation, operation_id=operation_id)
-    runs = list(operation.runs.filter(pk__in=row_ids(request)))
-    open_ids = progress_context.joined(run.pk for run in runs if not run.outcome)
-    context = {"operation": operation, "rows": rows_of(runs), "open_ids": open_ids}
+    rows = polled_rows(operation, row_ids(request), row_ids(request, "watches"))
+    context = {"operation": operation, "rows": rows, "polled_rows": polled(rows)}
     return render(request, "docora/progress.html#run_rows", context)
 
 
@@ -89,6 +92,17 @@ def cancel_operation(request: HttpRequest, operation_id: str) -> HttpResponse:
     message = "The operation had already ended."
     if cancelled:
         message = f"Cancelled the sync of {counted(cancelled, 'repository', 'repositories')}."
+    messages.success(request, message)
+    return _redirect_to_next(request, reverse("admin:deliveries_app_bulkoperation_change", args=[operation.pk]))
+
+
+@require_POST
+def continue_operation(request: HttpRequest, operation_id: str) -> HttpResponse:
+    operation = get_object_or_404(BulkOperation, operation_id=operation_id)
+    number = services.continue_operation(Actor.of_request(request), operation)
+    message = (
+        f"Continuing with {counted(number, 'repository', 'repositories')}." if number else "The operation is not held."
+    )
     messages.success(request, message)
     return _redirect_to_next(request, reverse("admin:deliveries_app_bulkoperation_change", args=[operation.pk]))
 

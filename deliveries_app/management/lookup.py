@@ -7,7 +7,7 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import CommandError
 from django.db.models import Model, QuerySet
 
-from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet
+from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, BulkOperation
 from deliveries_app.services import NotFound
 from deliveries_app.services.keys import KeyRotationError
 from docora.text import can_be_id
@@ -36,6 +36,11 @@ def watch_of(app_id: str, repository_id: str) -> AppRepository:
 def repository_of(repository_id: str) -> Repository:
     missing = f"There is no repository {repository_id}; see list_watches."
     return _get(Repository.objects.all(), {"repository_id": repository_id}, missing)
+
+
+def operation_of(operation_id: str, hint: str = "") -> BulkOperation:
+    missing = f"There is no such bulk operation. {hint}".strip()
+    return _get(BulkOperation.objects.all(), {"operation_id": operation_id}, missing)
 
 
 @contextmanager

@@ -57,7 +57,10 @@ def _follow(command: BaseCommand, requested: Requested, options: dict[str, Any])
     progress = _wait(command, requested, options["timeout"], quiet=options["json"])
     if options["json"]:
         outcome = {"outcome": requested.outcome, "error": requested.error} if isinstance(requested, SyncRun) else {}
-        write_json(command.stdout, fields | outcome | progress.as_dict())
+        held = {"held": reason} if (reason := _held_reason(requested)) else {}
+        write_json(command.stdout, fields | outcome | progress.as_dict() | held)
+    if reason := _held_reason(requested):
+        raise CommandError(f"Held. {reason} {_how_to_continue(requested)}")
     if not progress.finished:
         raise CommandError(f"Not finished after {options['timeout']:g} seconds. {_continues(requested)}")
     if progress.succeeded < progress.total:
@@ -65,7 +68,7 @@ def _follow(command: BaseCommand, requested: Requested, options: dict[str, Any])
 
 
 def _wait(command: BaseCommand, requested: Requested, timeout: float | None, *, quiet: bool) -> Progress:
-    """Show progress until the request ends or the timeout expires. Return the last progress."""
+    """Show progress until the request ends or is held, or the timeout expires. Return the last progress."""
     deadline = time.monotonic() + timeout if timeout is not None else None
     for reason in _blocking_reasons(requested):
         command.stderr.write(reason)
@@ -74,9 +77,19 @@ def _wait(command: BaseCommand, requested: Requested, timeout: float | None, *, 
             progress = _current_progress(requested)
             many = f"{progress.completed:,} of {progress.total:,} repositories, files"
             bar.show(many if progress.total > 1 else "Files", progress.files_done, progress.files_total or None)
-            if progress.finished or (deadline is not None and time.monotonic() >= deadline):
+            if progress.finished or _held_reason(requested) or (deadline is not None and time.monotonic() >= deadline):
                 return progress
             time.sleep(_POLL_SECONDS)
+
+
+def _held_reason(requested: Requested) -> str:
+    """Return why a person has to continue or cancel; empty if nobody has to."""
+    return requested.held_reason if isinstance(requested, BulkOperation) and requested.is_held else ""
+
+
+def _how_to_continue(requested: Requested) -> str:
+    name, key = program(), requested.operation_id
+    return f"To send the other repositories anyway: {name} continue_resync {key}. To leave them as they are: {name} cancel {key}"
 
 
 def _blocking_reasons(requested: Requested) -> Iterator[str]:
@@ -107,6 +120,7 @@ def _problem(requested: Requested, progress: Progress) -> str:
     """Return the error message. Cancelled and superseded repositories count as not succeeded too."""
     if isinstance(requested, BulkOperation):
         counts = {"failed": progress.failed, "cancelled": progress.cancelled, "superseded": progress.superseded}
+        counts["not released"] = progress.unreleased or 0
         details = ", ".join(f"{count:,} {label}" for label, count in counts.items() if count)
         return f"{progress.total - progress.succeeded:,} of {progress.total:,} repositories did not succeed: {details}."
     return f"It did not succeed: {Outcome(requested.outcome).label}. {requested.error}".strip()

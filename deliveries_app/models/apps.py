@@ -93,6 +93,9 @@ class App(models.Model):
     )
     paced_at = models.DateTimeField(null=True, editable=False, help_text="When the pace was last changed.")
     pinged_at = models.DateTimeField(null=True, editable=False, help_text="When the app last accepted a test ping.")
+    ping_failed_at = models.DateTimeField(
+        null=True, editable=False, help_text="When the last test ping failed. Empty if it was accepted."
+    )
     sequence_high = models.BigIntegerField(
         default=0,
         db_default=0,

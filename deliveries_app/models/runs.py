@@ -18,9 +18,10 @@ def new_operation_id() -> str:
 
 
 class Result(models.TextChoices):
-    """How a run or a bulk operation ended, as pages and exports show it."""
+    """How a run or a bulk operation ended, as pages and exports show it. Only an operation can be held."""
 
     RUNNING = "running", "In progress"
+    HELD = "held", "Held"
     SUCCEEDED = "succeeded", "Succeeded"
     PARTLY_FAILED = "partly_failed", "Partly failed"
     FAILED = "failed", "Failed"
@@ -35,7 +36,11 @@ class OperationKind(models.TextChoices):
 
 
 class BulkOperation(models.Model):
-    """A request to sync several watches at once, each with its own run. It is kept when its app or user is deleted."""
+    """A request to sync several watches, each with its own run. It is kept when its app or user is deleted.
+
+    With `canary` or `pace` it is gradual (`engine.md` §14): its watches are released one after the other, and only a released
+    one gets a run. `total` counts all of them.
+    """
 
     operation_id = models.CharField(max_length=50, unique=True, default=new_operation_id, editable=False)
     kind = models.CharField(max_length=6, choices=OperationKind, default=OperationKind.RESYNC)
@@ -49,6 +54,15 @@ class BulkOperation(models.Model):
         max_length=200, blank=True, default="", db_default="", help_text="Why, in the requester's words."
     )
     total = models.PositiveIntegerField(help_text="repositories")
+    canary = models.BooleanField(
+        default=False,
+        db_default=False,
+        help_text="Whether the other repositories of each app wait until its first one has succeeded.",
+    )
+    pace = models.PositiveIntegerField(null=True, blank=True, help_text="Repositories released per minute, at most.")
+    next_release_at = models.DateTimeField(null=True, blank=True, help_text="With a pace: no release before this time.")
+    held_at = models.DateTimeField(null=True, blank=True, help_text="Set while a person has to continue or cancel.")
+    held_reason = models.TextField(blank=True, default="", db_default="", help_text="Why it was held last.")
     created_at = models.DateTimeField(default=timezone.now)
     ended_at = models.DateTimeField(null=True, blank=True)
     cancelled_at = models.DateTimeField(null=True, blank=True)
@@ -69,10 +83,25 @@ class BulkOperation(models.Model):
     def is_retry(self) -> bool:
         return self.kind == OperationKind.RETRY
 
+    @property
+    def is_gradual(self) -> bool:
+        return self.canary or self.pace is not None
+
+    @property
+    def is_held(self) -> bool:
+        return self.held_at is not None and self.ended_at is None
+
+    @property
+    def rollout(self) -> str:
+        """How its repositories are released, for pages and logs; empty if all are at once."""
+        parts = ["one repository of each app first"] if self.canary else []
+        parts += [f"at most {self.pace:,} per minute"] if self.pace is not None else []
+        return ", ".join(parts)
+
     def result_of(self, *, succeeded: int, failed: int, superseded: int) -> Result:
         """Return how the operation ended, from the numbers of its runs by outcome. Runs of removed watches count in none."""
         if self.ended_at is None:
-            return Result.RUNNING
+            return Result.HELD if self.held_at else Result.RUNNING
         if self.cancelled_at is not None:
             return Result.CANCELLED
         if failed:
@@ -194,6 +223,60 @@ class SyncRun(models.Model):
     @property
     def is_retry(self) -> bool:
         return self.reason == Reason.RETRY
+
+
+class PendingRelease(models.Model):
+    """A watch of an open gradual operation that is not released yet. Nothing about the watch itself has changed so far.
+
+    Lower positions are released first. `files` and `size` are estimates, which the run starts with.
+    """
+
+    operation = models.ForeignKey(BulkOperation, on_delete=models.CASCADE, related_name="pending")
+    watch = models.ForeignKey(AppRepository, on_delete=models.CASCADE, related_name="pending_releases")
+    position = models.PositiveIntegerField()
+    files = models.PositiveBigIntegerField(default=0)
+    size = models.PositiveBigIntegerField(default=0)
+
+    class Meta:
+        ordering = ["operation", "position"]
+        default_permissions = ()
+        constraints = [models.UniqueConstraint(fields=["operation", "watch"], name="pending_release_once")]
+        indexes = [models.Index(fields=["operation", "position"], name="pending_release_order")]
+
+    def __str__(self) -> str:
+        return f"{self.watch}, not released yet"
+
+
+class CanaryState(models.TextChoices):
+    """`PASSED` and `CONTINUED` release the app's other repositories, `HELD` waits for a person."""
+
+    WAITING = "waiting", "not released yet"
+    RUNNING = "running", "in progress"
+    PASSED = "passed", "succeeded"
+    HELD = "held", "held"
+    CONTINUED = "continued", "continued"
+
+
+class Canary(models.Model):
+    """How the first repository of one app fares in an open operation. `run` is its run, once it is released."""
+
+    operation = models.ForeignKey(BulkOperation, on_delete=models.CASCADE, related_name="canaries")
+    app = models.ForeignKey(App, on_delete=models.CASCADE, related_name="+")
+    run = models.ForeignKey(SyncRun, null=True, on_delete=models.SET_NULL, related_name="+")
+    state = models.CharField(max_length=9, choices=CanaryState, default=CanaryState.WAITING)
+    since = models.DateTimeField(null=True, help_text="When it was released, or when its app was last seen paused.")
+    reason = models.TextField(blank=True, default="", help_text="Why it is held.")
+
+    class Meta:
+        ordering = ["operation", "pk"]
+        default_permissions = ()
+        constraints = [
+            models.UniqueConstraint(fields=["operation", "app"], name="canary_of_app"),
+            models.CheckConstraint(condition=Q(state__in=CanaryState.values), name="canary_state_known"),
+        ]
+
+    def __str__(self) -> str:
+        return f"Canary of {self.app}: {self.get_state_display()}"
 
 
 class NoticeKind(models.TextChoices):

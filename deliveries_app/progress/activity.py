@@ -4,12 +4,13 @@ A rate and an estimate of the time left are shown only while files are being ack
 (`docora.redis.live_counters`), because a mean since the start changes too slowly.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from django.db.models import Count
+from django.utils import timezone
 
-from deliveries_app.models import AppRepository, BulkOperation, StateDetail, SyncRun, WatchState
+from deliveries_app.models import AppRepository, BulkOperation, Result, StateDetail, SyncRun, WatchState
 from deliveries_app.models.apps import is_syncing
 from deliveries_app.progress.live import Progress
 from docora.redis import live_counters
@@ -60,14 +61,40 @@ class Activity:
 
 
 def of_operation(operation: BulkOperation, progress: Progress) -> Activity | None:
-    """Return what an operation is doing, or None once it has ended. One query while it moves, two while it waits."""
+    """Return what an operation is doing, or None once it has ended. One query while it moves, two or three while it waits."""
     if progress.finished:
         return None
     watches: Any = AppRepository.objects.filter(runs__operation=operation, runs__outcome="")
     if watches.filter(is_syncing()).exists():
-        return _syncing(operation.operation_id, progress)
+        doing = _syncing(operation.operation_id, progress)
+        return replace(doing, seconds_left=_with_unreleased(doing.seconds_left, operation, progress))
     details = dict(watches.with_state().order_by().values_list("state_detail").annotate(number=Count("pk")))
+    if not details and progress.unreleased:
+        return _releasing(operation)
     return _waiting(next((detail for detail in _ORDER if detail in details), StateDetail.WAITS_FOR_WORKER))
+
+
+def _with_unreleased(seconds: float | None, operation: BulkOperation, progress: Progress) -> float | None:
+    """Return the time left, which is at least what the pace needs. A canary has no time, so nothing can be said then."""
+    if seconds is None or not progress.unreleased:
+        return seconds
+    return max(seconds, progress.unreleased * 60 / operation.pace) if operation.pace else None
+
+
+def _releasing(operation: BulkOperation) -> Activity:
+    """Return what an operation without open runs waits for, before it releases more."""
+    if operation.is_held:
+        return Activity(Result.HELD.value, str(Result.HELD.label))
+    watches: Any = AppRepository.objects.filter(pending_releases__operation=operation)
+    if not watches.unpaused().exists():
+        details = watches.with_state().order_by().values_list("state_detail").distinct()
+        paused = [detail for (detail,) in details if detail in {StateDetail.ALL_PAUSED, StateDetail.APP_PAUSED}]
+        return _waiting(StateDetail(paused[0]) if paused else StateDetail.IMPORTING)
+    queued, text = WatchState.QUEUED, "the next repository follows in a moment"
+    seconds = (operation.next_release_at - timezone.now()).total_seconds() if operation.next_release_at else 0.0
+    if seconds > 1:
+        text = f"the next repository follows in {_exact(seconds)}"
+    return Activity(queued.value, str(queued.label), text)
 
 
 def of_run(run: SyncRun, watch: AppRepository, progress: Progress) -> Activity | None:

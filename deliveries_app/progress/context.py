@@ -8,7 +8,16 @@ from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.http import HttpRequest
 
 from deliveries_app.actors import can_view_operations
-from deliveries_app.models import App, AppRepository, BulkOperation, OperationKind, Outcome, Result, SyncRun
+from deliveries_app.models import (
+    App,
+    AppRepository,
+    BulkOperation,
+    OperationKind,
+    Outcome,
+    PendingRelease,
+    Result,
+    SyncRun,
+)
 from deliveries_app.progress import activity, live
 from deliveries_app.progress.live import Progress
 from deliveries_app.progress.runs import newest_open_runs
@@ -68,7 +77,8 @@ def newest_open(user: AbstractBaseUser | AnonymousUser, queryset: QuerySet[BulkO
 def involving(app: App) -> QuerySet[BulkOperation]:
     """Return operations requested for this app, or for several apps including it."""
     its_runs = SyncRun.objects.filter(operation=OuterRef("pk"), watch__app=app)
-    return BulkOperation.objects.filter(Q(app=app) | Q(app=None) & Exists(its_runs))
+    its_unreleased = PendingRelease.objects.filter(operation=OuterRef("pk"), watch__app=app)
+    return BulkOperation.objects.filter(Q(app=app) | Q(app=None) & (Exists(its_runs) | Exists(its_unreleased)))
 
 
 def open_progress(watches: Iterable[AppRepository]) -> dict[int, Progress]:
@@ -93,6 +103,7 @@ def summary(operation: BulkOperation, progress: Progress) -> str:
         return _after_cancel(operation, progress)
     counts = {"succeeded": progress.succeeded, "failed": progress.failed, "cancelled": progress.cancelled}
     counts["superseded by a later request"] = progress.superseded
+    counts["not released"] = progress.unreleased or 0
     parts = [f"{count:,} {label}" for label, count in counts.items() if count]
     sent = f"{counted(progress.files_done, 'file', 'files')} ({format_bytes(progress.bytes_done)})"
     return f"{_repositories(progress.total)}: {', '.join(parts)} · {sent} in {format_seconds(progress.seconds)}"
@@ -114,6 +125,8 @@ def _after_cancel(operation: BulkOperation, progress: Progress) -> str:
         parts.append("others were also stopped partway")
     if untouched:
         parts.append(f"{untouched:,} had not started")
+    if progress.unreleased:
+        parts.append(f"{progress.unreleased:,} had not been released and stayed as they were")
     if progress.failed:
         parts.append(f"{progress.failed:,} failed")
     text = f"Cancelled by {operation.cancelled_by}. {'; '.join(parts)}."

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from django.db.models import Count, Min, Q, Sum
+from django.db.models import Count, Min, OuterRef, Q, Subquery, Sum
 from django.utils import timezone
 
-from deliveries_app.models import BulkOperation, Outcome, Result, SyncRun
+from deliveries_app.models import BulkOperation, Outcome, PendingRelease, Result, SyncRun
 from docora.redis import live_counters
 
 _COUNTS = ("files_total", "files_done", "files_failed", "bytes_total", "bytes_done")
@@ -41,6 +41,8 @@ class Progress:
     failed: int = 0
     cancelled: int = 0
     superseded: int = 0
+    unreleased: int | None = None
+    """Watches of a gradual operation that are not released yet, or never were; None for all others."""
 
     @property
     def finished(self) -> bool:
@@ -48,7 +50,7 @@ class Progress:
 
     @property
     def percent(self) -> int:
-        if self.files_total:
+        if self.files_total and not (self.finished and self.unreleased):
             share = min(1.0, self.files_done / self.files_total)
         else:
             share = self.completed / self.total if self.total else 1.0
@@ -68,7 +70,8 @@ class Progress:
     def as_dict(self) -> dict[str, int]:
         """Return the numbers for scripts: the admin JSON and the commands."""
         names = ("total", *_ENDINGS, *_COUNTS, "percent", "finished")
-        return {name: getattr(self, name) for name in names}
+        gradual = {} if self.unreleased is None else {"unreleased": self.unreleased}
+        return {name: getattr(self, name) for name in names} | gradual
 
 
 def run_counts(run: SyncRun) -> dict[str, int]:
@@ -112,8 +115,11 @@ def of_operation(operation: BulkOperation) -> Progress:
     """Return the progress of a bulk operation: from its counters while it is open, else from the rows.
 
     This never sets the counters. The operation may have ended since the caller read its row, and counters that are
-    set after the end would never be removed.
+    set after the end would never be removed. Those of a gradual operation only measure its rate, because a release writes
+    rows and no counters.
     """
+    if operation.is_gradual:
+        return _progress(operation, _counted(operation) if operation.ended_at else _counted_with_unreleased(operation))
     counts = _live_counts(operation)
     if counts is None:
         # Another process may have set the counters since, from slightly older rows. The next poll shows those counters, so
@@ -125,12 +131,18 @@ def of_operation(operation: BulkOperation) -> Progress:
 
 def _progress(operation: BulkOperation, counts: Mapping[str, int]) -> Progress:
     started = counts.get("started", 0)
+    unreleased = None
+    if operation.is_gradual:
+        unreleased = (
+            max(0, operation.total - counts.get("completed", 0)) if operation.ended_at else counts["unreleased"]
+        )
     return Progress(
         **_clamped({name: counts.get(name, 0) for name in _COUNTS}),
         **{name: min(counts.get(name, 0), operation.total) for name in _ENDINGS},
         started_at=datetime.fromtimestamp(started / 1000, tz=timezone.get_current_timezone()) if started else None,
         ended_at=operation.ended_at,
         total=operation.total,
+        unreleased=unreleased,
     )
 
 
@@ -181,10 +193,31 @@ _SUMS: dict[str, Any] = {
     **{name: Count("pk", filter=Q(outcome__in=outcomes)) for name, outcomes in _COUNTED_AS.items()},
 }
 
+_UNRELEASED: dict[str, Any] = {
+    "unreleased": Count("pk"),
+    "unreleased_files": Sum("files"),
+    "unreleased_bytes": Sum("size"),
+}
+
 
 def _counted(operation: BulkOperation) -> dict[str, int]:
     """Count an operation's runs in the database."""
     return _without_none(operation.runs.aggregate(**_SUMS))
+
+
+def _counted_with_unreleased(operation: BulkOperation) -> dict[str, int]:
+    """Count an open gradual operation's runs and its unreleased watches, whose files are estimates, in one statement.
+
+    In two statements, a release between them would be counted twice or not at all, and the bar would go back.
+    """
+    of_run = PendingRelease.objects.filter(operation=OuterRef("operation")).order_by().values("operation")
+    unreleased = {name: Subquery(of_run.annotate(value=value).values("value")) for name, value in _UNRELEASED.items()}
+    rows: Any = operation.runs.order_by().values("operation").annotate(**_SUMS, **unreleased)
+    row: dict[str, Any] = rows.first() or operation.pending.aggregate(**_UNRELEASED)
+    counts = _without_none(row)
+    counts["files_total"] = counts.get("files_total", 0) + counts.pop("unreleased_files")
+    counts["bytes_total"] = counts.get("bytes_total", 0) + counts.pop("unreleased_bytes")
+    return counts
 
 
 def _without_none(found: dict[str, Any]) -> dict[str, int]:

@@ -11,17 +11,27 @@ from functools import partial
 from typing import NamedTuple
 
 from django.db import transaction
-from django.db.models import F
-from django.db.models.functions import Now
+from django.db.models import Case, F, Q, QuerySet, When, Window
+from django.db.models.functions import Now, RowNumber
 from django.utils import timezone
 
-from deliveries_app.models import AppRepository, BulkOperation, Outcome, Reason, SyncRun, bulk_sql
+from deliveries_app.models import (
+    AppRepository,
+    BulkOperation,
+    Canary,
+    Outcome,
+    PendingRelease,
+    Reason,
+    SyncRun,
+    bulk_sql,
+)
 from deliveries_app.progress import live
 from docora.redis import counters, live_counters
 
 logger = logging.getLogger(__name__)
 
 LOGGED_ONE_BY_ONE = 100
+_CREATED_AT_ONCE = 1000
 
 
 class Remaining(NamedTuple):
@@ -59,6 +69,39 @@ def open_run(
         files_total=remaining.files,
         bytes_total=remaining.size,
     )
+
+
+def add_unreleased(operation: BulkOperation, watch_pks: Sequence[int]) -> None:
+    """Note these watches as not released yet, in the order in which they will be, and a canary for each of their apps.
+
+    The apps take turns. Of each app, the first one is healthy if possible and has few files, but at least one.
+    """
+    healthy_first = [
+        Q(failing_since__isnull=False),
+        Q(arriving=True),
+        Q(repository__circuit_open_until__gt=Now()),
+        Q(tree_files=0),
+    ]
+    order = [Case(When(condition, then=1), default=0) for condition in healthy_first]
+    turn = Window(RowNumber(), partition_by="app_id", order_by=[*order, F("tree_files"), F("pk")])
+    watches = AppRepository.objects.filter(pk__in=watch_pks).annotate(turn=turn).order_by("turn", "app", "pk")
+    rows = watches.values_list("pk", "tree_files", "tree_bytes")
+    PendingRelease.objects.bulk_create(
+        [
+            PendingRelease(operation=operation, watch_id=pk, position=position, files=files, size=size)
+            for position, (pk, files, size) in enumerate(rows)
+        ],
+        batch_size=_CREATED_AT_ONCE,
+    )
+    if operation.canary:
+        apps = AppRepository.objects.filter(pk__in=watch_pks).order_by("app").values_list("app", flat=True).distinct()
+        Canary.objects.bulk_create([Canary(operation=operation, app_id=app) for app in apps])
+
+
+def drop_unreleased(rows: QuerySet[PendingRelease]) -> int:
+    """Give up on releasing these watches, which stay as they are. Return their number. The caller closes the operations."""
+    number, _ = rows.delete()
+    return number
 
 
 def log_fields(run: SyncRun) -> dict[str, str]:
@@ -161,15 +204,15 @@ def cancel_runs(runs: Sequence[SyncRun], error: str = "") -> None:
     transaction.on_commit(partial(_log_and_show_ended, runs), robust=True)
 
 
-def end_all_runs(watch_pks: Sequence[int], outcome: Outcome) -> list[SyncRun]:
+def end_all_runs(watch_pks: Sequence[int], outcome: Outcome, *, also_close: Iterable[int] = ()) -> list[SyncRun]:
     """End every open run of these watches, which the caller has locked, and the operations without open runs left.
 
-    Return the ended runs, oldest first.
+    Operations in `also_close` have lost unreleased watches. Return the ended runs, oldest first.
     """
     open_now = list(SyncRun.objects.filter(watch__in=watch_pks, outcome="").order_by("generation", "pk"))
     for run in open_now:
         _end(run, outcome, "")
-    close_operations({run.operation_id for run in open_now if run.operation_id})
+    close_operations({run.operation_id for run in open_now if run.operation_id}.union(also_close))
     transaction.on_commit(partial(_log_and_show_ended, open_now), robust=True)
     return open_now
 
@@ -212,7 +255,7 @@ def _log_and_show_ended(runs: Sequence[SyncRun]) -> None:
 
 
 def close_operations(operation_pks: Iterable[int]) -> None:
-    """Close the operations whose runs have all ended.
+    """Close the operations whose runs have all ended, unless they have unreleased watches.
 
     Lock the operation's row first: two workers that end its last two runs at once do not see each other's uncommitted
     row, and both would leave it open. Remove the counters only after the commit: until then, readers without them would
@@ -224,13 +267,15 @@ def close_operations(operation_pks: Iterable[int]) -> None:
     with transaction.atomic(savepoint=False):
         rows = BulkOperation.objects.filter(pk__in=operation_pks, ended_at=None)
         for operation in rows.select_for_update().order_by("pk"):
-            if operation.runs.filter(outcome="").exists():
+            if operation.runs.filter(outcome="").exists() or (operation.is_gradual and operation.pending.exists()):
                 continue
+            if operation.canary:
+                operation.canaries.all().delete()
             BulkOperation.objects.filter(pk=operation.pk).update(ended_at=Now())
             transaction.on_commit(partial(live_counters.finish, operation.operation_id), robust=True)
 
 
 def close_abandoned_operations() -> None:
     """Close operations without open runs whose worker died before closing them."""
-    abandoned = BulkOperation.objects.filter(ended_at=None).exclude(runs__outcome="")
+    abandoned = BulkOperation.objects.filter(ended_at=None, pending=None).exclude(runs__outcome="")
     close_operations(abandoned.values_list("pk", flat=True)[:100])

@@ -24,6 +24,7 @@ from deliveries_app.reports import failing_files
 from deliveries_app.reports.next_attempt import NextTry, next_try
 from deliveries_app.services import RESYNC_PERMISSION, RETRY_PERMISSION
 from deliveries_app.webhooks import endpoint_stats
+from deliveries_app.webhooks.endpoint_stats import EndpointStats
 from docora.templatetags.docora import counted, milliseconds, percent
 
 PER_PAGE = 50
@@ -185,7 +186,10 @@ def recent_operations(user: AbstractBaseUser | AnonymousUser, app: App) -> list[
 
 def health(app: App) -> str:
     """Return `99.2% accepted · median 38 ms · p95 210 ms (last 100)`, or a sentence if there are no recent requests."""
-    stats = endpoint_stats.of_app(app)
+    return describe_stats(endpoint_stats.of_app(app))
+
+
+def describe_stats(stats: EndpointStats | None) -> str:
     if stats is None:
         return "No recent notifications"
     times = f"median {milliseconds(stats.median)} · p95 {milliseconds(stats.p95)}"

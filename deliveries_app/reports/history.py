@@ -6,14 +6,14 @@ to runs by index.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from django.db.models import Count, Model, Q, QuerySet, Sum
 from django.utils import timezone
 
-from deliveries_app.models import AppRepository, BulkOperation, Outcome, Result, SyncRun
+from deliveries_app.models import AppRepository, BulkOperation, Outcome, PendingRelease, Result, SyncRun
 
 WINDOW = 20_000
 MAX_WATCHES = 500  # above this, search the newest rows instead of using the index
@@ -82,7 +82,11 @@ def operations_for(apps: Sequence[int]) -> Q:
     The inner query runs here, once, because lists use the condition twice.
     """
     runs = SyncRun.objects.filter(watch__app__in=apps, operation__isnull=False)
-    return Q(app__in=apps) | Q(pk__in=list(runs.order_by().values_list("operation", flat=True).distinct()))
+    unreleased = PendingRelease.objects.filter(watch__app__in=apps)
+    found = (
+        runs.order_by().values_list("operation_id").union(unreleased.order_by().values_list("operation_id")).order_by()
+    )
+    return Q(app__in=apps) | Q(pk__in=[pk for (pk,) in found])
 
 
 def pages[M: Model](rows: QuerySet[M]) -> Iterator[list[M]]:
@@ -121,9 +125,10 @@ PARTS: dict[str, tuple[str, Q]] = {
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Counts of an operation's runs by `PARTS`, and how much was sent in total."""
+    """Counts of an operation's runs by `PARTS`, of its watches that were not released, and how much was sent in total."""
 
     counts: Mapping[str, int]
+    unreleased: int = 0
     files_done: int = 0
     files_total: int = 0
     bytes_done: int = 0
@@ -137,11 +142,13 @@ class Outcomes:
     @property
     def summary(self) -> str:
         """`11 succeeded, 1 failed`."""
-        return ", ".join(f"{self.counts[name]:,} {label}" for name, (label, _) in PARTS.items() if self.counts[name])
+        counts = {label: self.counts[name] for name, (label, _) in PARTS.items()} | {"not released": self.unreleased}
+        return ", ".join(f"{count:,} {label}" for label, count in counts.items() if count)
 
 
 def outcomes(operations: Iterable[BulkOperation]) -> dict[int, Outcomes]:
     """Return the outcomes of each operation, by primary key, in one query."""
+    operations = list(operations)
     sums = ("files_done", "files_total", "bytes_done", "bytes_total")
     found: Any = (
         SyncRun.objects.filter(operation__in=[operation.pk for operation in operations])
@@ -160,4 +167,10 @@ def outcomes(operations: Iterable[BulkOperation]) -> dict[int, Outcomes]:
         for row in found
     }
     nothing = Outcomes(dict.fromkeys(PARTS, 0))
-    return {operation.pk: result.get(operation.pk, nothing) for operation in operations}
+    return {operation.pk: _with_unreleased(operation, result.get(operation.pk, nothing)) for operation in operations}
+
+
+def _with_unreleased(operation: BulkOperation, outcomes: Outcomes) -> Outcomes:
+    """Add the watches of a gradual operation that have no run. All others have one each."""
+    unreleased = max(0, operation.total - sum(outcomes.counts.values())) if operation.is_gradual else 0
+    return replace(outcomes, unreleased=unreleased)

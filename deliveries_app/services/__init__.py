@@ -24,7 +24,8 @@ from deliveries_app.services.drift import (
 )
 from deliveries_app.services.ensure import Ensured, Wanted, ensure_watched
 from deliveries_app.services.onboarding import Onboarded, change_app, onboard_app
-from deliveries_app.services.requests import NotFound
+from deliveries_app.services.release import continue_operation
+from deliveries_app.services.requests import MAX_PACE, NotFound, Rollout
 from deliveries_app.services.resend import MAX_RESENT_AT_ONCE, Resent, resend_files, resend_many
 from deliveries_app.services.resync import resync_by_app, resync_many, resync_single
 from deliveries_app.services.retry import NotFailed, retry_all, retry_by_app, retry_many, retry_single
@@ -32,6 +33,7 @@ from deliveries_app.services.watching import AlreadyWatched, Watched, delete_app
 
 __all__ = [
     "CONTROL_PERMISSION",
+    "MAX_PACE",
     "MAX_RESENT_AT_ONCE",
     "RESYNC_PERMISSION",
     "RETRY_PERMISSION",
@@ -43,6 +45,7 @@ __all__ = [
     "NothingToSend",
     "Onboarded",
     "Resent",
+    "Rollout",
     "SentDifferences",
     "Wanted",
     "Watched",
@@ -53,6 +56,7 @@ __all__ = [
     "change_app",
     "check_app",
     "check_watch",
+    "continue_operation",
     "current_pause",
     "delete_app",
     "enqueue_due",

@@ -1,5 +1,7 @@
 """Cancel re-syncs and retries, and cancel whatever runs or waits for one watch."""
 
+from collections.abc import Iterable
+
 from django.conf import settings
 from django.db import transaction
 from django.db.models import Case, Exists, F, Max, OuterRef, Q, QuerySet, Subquery, Value, When
@@ -18,11 +20,19 @@ from docora.text import counted
 
 
 def cancel_operation(actor: Actor, operation: BulkOperation) -> int:
-    """Cancel the operation's open runs. Return their number: 0 if the operation had already ended."""
+    """Cancel the operation's open runs, and release no more of its watches. Return the number of both: 0 if it had ended.
+
+    Watches that were not released stay as they are. They are locked too, before the runs are read: a release that is under
+    way locks the watches that it releases, so each is found either with its run or without one.
+    """
     actor.require(PERMISSIONS[OperationKind(operation.kind)])
     actor.require_app(operation.app)
     with transaction.atomic():
-        cancelled = _cancel(operation.runs.filter(outcome=""))
+        unreleased = list(operation.pending.values_list("watch_id", flat=True)) if operation.is_gradual else []
+        cancelled = _cancel(operation.runs.filter(outcome=""), also_locked=unreleased)
+        if unreleased:
+            BulkOperation.objects.select_for_update(no_key=True).get(pk=operation.pk)
+            cancelled += runs.drop_unreleased(operation.pending.all())
         BulkOperation.objects.filter(pk=operation.pk, cancelled_at=None, ended_at=None).update(
             cancelled_at=timezone.now(), cancelled_by=actor.name
         )
@@ -89,7 +99,7 @@ def _is_active() -> Q:
     )
 
 
-def _cancel(open_runs: QuerySet[SyncRun], error: str = "") -> int:
+def _cancel(open_runs: QuerySet[SyncRun], error: str = "", *, also_locked: Iterable[int] = ()) -> int:
     """End these runs as cancelled, with this `error` text. Return how many were still open.
 
     The generation always increases, so that a worker of the cancelled request cannot record anything for the next one.
@@ -97,7 +107,7 @@ def _cancel(open_runs: QuerySet[SyncRun], error: str = "") -> int:
     watch is due now for an ordinary check. After a cancelled retry, the watch is failing again until the next rescan, unless
     it has another open run. Watches are locked before runs, as everywhere else.
     """
-    pks = sorted({pk for pk in open_runs.values_list("watch_id", flat=True) if pk is not None})
+    pks = sorted({pk for pk in open_runs.values_list("watch_id", flat=True) if pk is not None}.union(also_locked))
     watches = AppRepository.objects.filter(pk__in=pks)
     list(watches.select_for_update().order_by("pk").values_list("pk", flat=True))
     chosen = list(open_runs.filter(outcome=""))

@@ -1,6 +1,7 @@
 """Send a test ping, which checks that the app's endpoint answers and accepts the signature."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from django.db.models.functions import Now
 
@@ -65,8 +66,8 @@ def send_ping(actor: Actor, app: App, *, new_key: bool = False) -> Ping:
     ring = Keyring.of_new_key(app) if new_key else Keyring(app)
     with new_client(max_connections=1) as client:
         outcome = post_ping(client, app, ring)
-    if outcome.ok:
-        App.objects.filter(pk=app.pk).update(pinged_at=Now())
+    result: dict[str, Any] = {"pinged_at": Now(), "ping_failed_at": None} if outcome.ok else {"ping_failed_at": Now()}
+    App.objects.filter(pk=app.pk).update(**result)
     if outcome.status == 410:
         App.objects.filter(pk=app.pk).update(paused=True, paused_reason=_HINTS[410])
     message = _message(outcome)

@@ -41,6 +41,25 @@ class Requested:
     job_id: str
 
 
+@dataclass(frozen=True)
+class Rollout:
+    """How the watches of a bulk re-sync are released (`engine.md` §14).
+
+    With `canary`, the other watches of each app wait until its first one has succeeded. `pace` is the most that are released
+    per minute.
+    """
+
+    canary: bool = False
+    pace: int | None = None
+
+    @property
+    def is_gradual(self) -> bool:
+        return self.canary or self.pace is not None
+
+
+AT_ONCE = Rollout()
+MAX_PACE = 100_000
+
 type Request = Callable[[Actor, Sequence[int], BulkOperation | None], list[SyncRun]]
 """Lock and update the watches that the request applies to, and return one open run for each."""
 
@@ -81,16 +100,19 @@ def start_bulk(
     app: App | None,
     empty_message: str,
     reason: str = "",
+    rollout: Rollout = AT_ONCE,
 ) -> BulkOperation:
     """Request a sync of all these watches as one operation, which has a progress bar and can be cancelled.
 
-    A single watch is enqueued ahead of bulk work. `reason` is what the requester says about it. Raises `NotFound` with
-    `empty_message` if the request applies to none of them.
+    A single watch is enqueued ahead of bulk work. `reason` is what the requester says about it. With a gradual `rollout`,
+    several watches are only noted: the caller releases them. Raises `NotFound` with `empty_message` if the request applies to
+    none of the watches.
     """
     actor.require(PERMISSIONS[kind])
     actor.require_watches(watches)
     with transaction.atomic():
         pks = list(watches.order_by("pk").values_list("pk", flat=True))
+        is_gradual = rollout.is_gradual and len(pks) > 1
         operation = BulkOperation(
             kind=kind,
             app=app,
@@ -99,21 +121,23 @@ def start_bulk(
             reason=reason[:MAX_REASON_CHARS],
             total=len(pks),
         )
+        if is_gradual:
+            operation.title = (title or _title(kind, counted(len(pks), "repository", "repositories")))[:200]
+            operation.canary, operation.pace = rollout.canary, rollout.pace
+            operation.save()
+            runs.add_unreleased(operation, pks)
+            count = counted(len(pks), "repository", "repositories")
+            audit.record(actor, [operation], f"{_LABELS[kind]} of {count}, {operation.rollout}{_because(operation)}")
+            return operation
         operation.save()
         opened = request(actor, pks, operation) if pks else []
         if not opened:
             raise NotFound(empty_message)
-        watches_of_runs = [run.watch for run in opened if run.watch]
-        only = watches_of_runs[0] if len(watches_of_runs) == 1 else None
-        count = counted(len(opened), "repository", "repositories")
-        operation.title = (title or f"{kind.label.capitalize()} · {only or count}")[:200]
+        only = opened[0].watch if len(opened) == 1 else None
+        operation.title = (title or _title(kind, only or counted(len(opened), "repository", "repositories")))[:200]
         operation.total, operation.app = len(opened), app or (only.app if only else None)
         operation.save(update_fields=["title", "total", "app"])
-        because = f". Reason: {operation.reason}" if operation.reason else ""
-        if len(opened) <= runs.LOGGED_ONE_BY_ONE:
-            audit.record(actor, watches_of_runs, f"{_LABELS[kind]}, {operation.operation_id}{because}")
-        else:
-            audit.record(actor, [operation], f"{_LABELS[kind]} of {count}{because}")
+        record_opened(actor, operation, opened)
         if only:
             scheduling.enqueue(only, "high")
         else:
@@ -121,17 +145,41 @@ def start_bulk(
     return operation
 
 
-def lock_watches(pks: Sequence[int], among: AppRepositoryQuerySet) -> list[int]:
+def record_opened(actor: Actor, operation: BulkOperation, opened: Sequence[SyncRun]) -> None:
+    """Record in the audit log that these runs of the operation were opened: for each watch, or once if they are many."""
+    label = _LABELS[OperationKind(operation.kind)]
+    if len(opened) <= runs.LOGGED_ONE_BY_ONE:
+        watches = [run.watch for run in opened if run.watch]
+        audit.record(actor, watches, f"{label}, {operation.operation_id}{_because(operation)}")
+    else:
+        count = counted(len(opened), "repository", "repositories")
+        audit.record(actor, [operation], f"{label} of {count}{_because(operation)}")
+
+
+def _title(kind: OperationKind, what: object) -> str:
+    return f"{kind.label.capitalize()} · {what}"
+
+
+def _because(operation: BulkOperation) -> str:
+    return f". Reason: {operation.reason}" if operation.reason else ""
+
+
+def lock_watches(pks: Sequence[int], among: AppRepositoryQuerySet, *, by_person: bool = True) -> list[int]:
     """Lock the given watches that are also in `among`, end their apps' cooldowns, and return the watches' primary keys.
 
-    A user's request suggests that an endpoint may be back up, so one watch probes it now instead of after the backoff.
+    A person's request suggests that an endpoint may be back up, so one watch probes it now instead of after the backoff.
     Lock apps before watches, as the claim does.
     """
+    if by_person:
+        _end_cooldowns(pks)
+    rows = among.filter(pk__in=pks).order_by("pk")
+    return list(rows.select_for_update(of=("self",)).values_list("pk", flat=True))
+
+
+def _end_cooldowns(pks: Sequence[int]) -> None:
     down = App.objects.filter(watches__in=pks, down_count__gt=0).order_by("pk").distinct().values_list("pk", flat=True)
     locked_apps = App.objects.filter(pk__in=list(down)).select_for_update(no_key=True).order_by("pk")
     App.objects.filter(pk__in=[app.pk for app in locked_apps]).update(cooldown_until=None)
-    rows = among.filter(pk__in=pks).order_by("pk")
-    return list(rows.select_for_update(of=("self",)).values_list("pk", flat=True))
 
 
 def open_runs(

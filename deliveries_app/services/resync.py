@@ -1,13 +1,11 @@
 """Force a re-sync: clear the delivery records and send every file again (`engine.md` §3).
 
-Clearing changes one number: the floor, the generation below which no row counts as delivered. The old rows remain because
-they show which files the app may hold, so that files deleted upstream are deleted there too.
+`release` does it, for all watches at once or, with a canary or a pace, for one after the other.
 """
 
-from collections.abc import Sequence
+from functools import partial
 
-from django.db.models import F
-from django.db.models.functions import Now
+from django.db import transaction
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import (
@@ -16,13 +14,10 @@ from deliveries_app.models import (
     AppRepositoryQuerySet,
     BulkOperation,
     OperationKind,
-    Reason,
-    Status,
-    SyncRun,
 )
-from deliveries_app.models.root_causes import CLEARED_FAILURE
 from deliveries_app.services import requests
-from deliveries_app.services.requests import NotFound, Requested
+from deliveries_app.services.release import release, resync_watches
+from deliveries_app.services.requests import AT_ONCE, NotFound, Requested, Rollout
 
 
 def resync_single(actor: Actor, watch: AppRepository, *, skip_permission_check: bool = False) -> Requested:
@@ -34,18 +29,19 @@ def resync_single(actor: Actor, watch: AppRepository, *, skip_permission_check: 
         actor,
         OperationKind.RESYNC,
         watch,
-        _request,
+        resync_watches,
         error=NotFound("App-repository link not found"),
         skip_permission_check=skip_permission_check,
     )
 
 
-def resync_by_app(actor: Actor, app: App, *, reason: str = "") -> BulkOperation:
+def resync_by_app(actor: Actor, app: App, *, reason: str = "", rollout: Rollout = AT_ONCE) -> BulkOperation:
     """Send every file of every repository of one app again."""
     actor.require_app(app)
     watches = AppRepository.objects.filter(app=app)
     empty_message = "No repositories for this app"
-    return resync_many(actor, watches, f"Re-sync all · {app.name}", app=app, empty_message=empty_message, reason=reason)
+    title = f"Re-sync all · {app.name}"
+    return resync_many(actor, watches, title, app=app, empty_message=empty_message, reason=reason, rollout=rollout)
 
 
 def resync_many(
@@ -56,32 +52,24 @@ def resync_many(
     app: App | None = None,
     empty_message: str = "No watched repositories are selected",
     reason: str = "",
+    rollout: Rollout = AT_ONCE,
 ) -> BulkOperation:
     """Send every file of these watches again, as one operation. Raises `NotFound` with `empty_message` if there are
     none.
+
+    A gradual `rollout` releases the first ones now and the sweep the others. For a single watch it makes no difference.
     """
-    return requests.start_bulk(
+    operation = requests.start_bulk(
         actor,
         OperationKind.RESYNC,
         watches.alive(),
-        _request,
+        resync_watches,
         title=title,
         app=app,
         empty_message=empty_message,
         reason=reason,
+        rollout=rollout,
     )
-
-
-def _request(actor: Actor, pks: Sequence[int], operation: BulkOperation | None) -> list[SyncRun]:
-    """Re-sync these watches: one UPDATE clears the records and fences any worker. Return one open run for each."""
-    locked = requests.lock_watches(pks, AppRepository.objects.alive())
-    AppRepository.objects.filter(pk__in=locked).update(
-        generation=F("generation") + 1,
-        resend_floor=F("generation") + 1,
-        status=Status.PENDING,
-        retry_count=0,
-        request_count=F("request_count") + 1,
-        next_sync_at=Now(),
-        **CLEARED_FAILURE,
-    )
-    return requests.open_runs(actor, locked, Reason.RESYNC, operation)
+    if operation.is_gradual:
+        transaction.on_commit(partial(release, operation.pk, by_person=True), robust=True)
+    return operation

@@ -12,7 +12,7 @@ from django.db.models.functions import Now
 
 from deliveries_app import scheduling
 from deliveries_app.actors import Actor
-from deliveries_app.models import App, AppRepository, Notice, Outcome, Reason, Status
+from deliveries_app.models import App, AppRepository, Notice, Outcome, PendingRelease, Reason, Status
 from deliveries_app.models.apps import new_watch_id
 from deliveries_app.models.root_causes import CLEARED_FAILURE
 from deliveries_app.progress import runs
@@ -283,7 +283,11 @@ def _end(watch_pks: Sequence[int]) -> None:
     ended = AppRepository.objects.filter(pk__in=job_ids)
     ended.update(ended_at=Now(), generation=F("generation") + 1, next_sync_at=None, status=Status.PENDING)
     Notice.objects.filter(watch__in=job_ids).delete()
-    runs.end_all_runs(list(job_ids), Outcome.ENDED)
+    unreleased = PendingRelease.objects.filter(watch__in=job_ids)
+    operations = set(unreleased.values_list("operation_id", flat=True))
+    if operations:
+        runs.drop_unreleased(unreleased)
+    runs.end_all_runs(list(job_ids), Outcome.ENDED, also_close=operations)
     transaction.on_commit(lambda: queues.drop(list(job_ids.values())), robust=True)
 
 

@@ -9,7 +9,7 @@ from django.db import DatabaseError, InterfaceError, close_old_connections
 from deliveries_app import scheduling
 from deliveries_app.monitoring import alerts
 from deliveries_app.progress import runs
-from deliveries_app.services import drift
+from deliveries_app.services import drift, release
 from deliveries_app.sweep import cleanup, head_checks, retention
 from deliveries_app.sync import lease
 from docora.http.client import HttpClient
@@ -23,9 +23,13 @@ _WAKE_SECONDS = 1.0  # how often due retries are enqueued between sweeps
 
 
 def _enqueue_due() -> int:
-    """End the leases of dead processes, look after checks, then enqueue what is due. Return the number of enqueued jobs."""
+    """End the leases of dead processes, look after checks, release watches of gradual operations, and enqueue what is due.
+
+    Return the number of enqueued jobs.
+    """
     lease.end_dead_leases()
     drift.look_after()
+    release.release_due()
     return scheduling.enqueue_due()
 
 

@@ -50,6 +50,11 @@
     for (const secret of document.querySelectorAll(".secret code")) secret.textContent = "";
   });
 
+  // The keyboard starts in front of the buttons of a confirmation, or at the first invalid field, without scrolling past the text
+  // above. Screen readers read that text, which names the group of the buttons.
+  const start = document.querySelector("[data-start]");
+  (document.querySelector("[data-invalid] [aria-invalid=true]") ?? start)?.focus({ preventScroll: true });
+
   // A page restored from the history is no longer busy. A page of secrets is reloaded: the server says why it shows none.
   window.addEventListener("pageshow", (event) => {
     if (event.persisted && document.querySelector(".secret")) location.reload();

@@ -11,7 +11,9 @@ from django.core.management import CommandError, call_command
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, BulkOperation, SyncRun
+from deliveries_app.progress import live
 from deliveries_app.services import cancel_operation, cancel_request, pause_syncing, resync_single
+from deliveries_app.services.release import release_due
 from deliveries_app.sync.attempt import sync
 from tests.support.commands import PROJECT, manage, run, run_json
 from tests.support.receiver import Answer, wait_for
@@ -194,3 +196,35 @@ def test_retry_needs_an_app_or_all(db, arguments: list[str]) -> None:
     with pytest.raises(CommandError, match="Give an app id, or --all") as wrong:
         run("retry", *arguments)
     assert wrong.value.returncode == 2
+
+
+def test_resync_with_a_canary_that_fails_is_held(world: World, watch: AppRepository, monkeypatch, settings) -> None:
+    world.watch({"c.txt": b"c", "d.txt": b"d", "e.txt": b"e"}, name="acme/other")
+    world.settle()
+    refuse_b(world, settings)
+
+    def work(_seconds: float) -> None:
+        sync(watch.pk)
+        release_due()
+
+    monkeypatch.setattr(SLEEP, work)
+    with pytest.raises(
+        CommandError, match=r"Held\. Portal: acme/widgets failed: .*continue_resync bulk_\w+\. .*cancel bulk_"
+    ):
+        run("resync", world.app.app_id, "--canary", "--pace", "60", "--wait", "--yes")
+    operation = BulkOperation.objects.get()
+    assert (operation.canary, operation.pace, live.of_operation(operation).unreleased) == (True, 60, 1)
+    assert run_json("continue_resync", operation.operation_id) == {"continued": 1}
+    assert run_json("continue_resync", operation.operation_id) == {"continued": 0}
+    assert "Cancelled: 1 repository." in run("cancel", operation.operation_id)
+
+
+@pytest.mark.parametrize("pace", ["0", "many", "100001"])
+def test_invalid_pace_is_refused(world: World, watch: AppRepository, pace: str) -> None:
+    with pytest.raises(CommandError, match="--pace"):
+        run("resync", world.app.app_id, "--pace", pace, "--yes")
+
+
+def test_canary_of_one_repository_is_refused(world: World, watch: AppRepository) -> None:
+    with pytest.raises(CommandError, match="for all repositories of an app"):
+        run("resync", world.app.app_id, watch.repository.repository_id, "--canary", "--yes")

@@ -106,7 +106,7 @@ def test_operation_row_has_final_counts(viewer: Client, watch: AppRepository) ->
         "requested_by": "anna", "requested_at": "2025-03-04T05:06:07+00:00", "ended_at": "2025-03-04T05:06:17+00:00",
         "seconds": "10.000", "state": "Cancelled", "cancelled_at": "2025-03-04T05:06:16+00:00", "cancelled_by": "olga",
         "repositories": "4", "full": "2", "failed": "0", "part": "1", "untouched": "1", "superseded": "0", "open": "0",
-        "files_total": "40", "files_done": "24", "bytes_total": "10", "bytes_done": "10",
+        "files_total": "40", "files_done": "24", "bytes_total": "10", "bytes_done": "10", "unreleased": "0",
     }  # fmt: skip
 
 

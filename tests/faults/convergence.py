@@ -244,6 +244,17 @@ _DURING_CHECK = {
     "pause_everything": 1, "answer_checks": 1, "cut_connections": 1,
 }  # fmt: skip
 DRAWN = {name: draw for name, (_, draw) in (ACTIONS | DRIFT_ACTIONS).items()}
+RELEASE_ACTIONS: dict[str, tuple[float, Callable[[random.Random], tuple[Any, ...]]]] = {
+    "resync_gradually": (5, lambda rng: (rng.random() < 0.8, rng.choice([None, None, 1, 30]))),
+    "cancel_gradual": (2, lambda rng: ()),
+    "continue_gradual": (2, lambda rng: ()),
+    "release_and_die": (3, lambda rng: (rng.randrange(4, 40),)),
+    "cancel_and_die": (1, lambda rng: (rng.randrange(2, 30),)),
+    "time_passes": (1, lambda rng: (rng.choice([61.0, 1900.0]),)),
+    "work": (8, lambda rng: (tuple(rng.sample(range(len(PLACES)), 2)), (_fate_with_release(rng), None))),
+    "mood": (2, lambda rng: (_seed(rng), rng.choice([0.3, 1.0]))),
+}
+"""What happens around gradual re-syncs. Half of the histories get some of these, drawn apart as well."""
 
 
 def draw(seed: int, without: frozenset[str] = frozenset()) -> History:
@@ -257,6 +268,7 @@ def draw(seed: int, without: frozenset[str] = frozenset()) -> History:
     _with_refs(random.Random(f"refs of {seed}"), steps)
     _with_resends(random.Random(f"resends of {seed}"), steps)
     _with_checks(random.Random(f"checks of {seed}"), steps)
+    _with_releases(random.Random(f"releases of {seed}"), steps)
     kept = tuple(step for step in steps if step[0] not in without)
     return History(seed, kinds, kept, real_workers=real_workers)
 
@@ -308,6 +320,26 @@ def _with_checks(rng: random.Random, steps: list[Step]) -> None:
     weights = [weight for weight, _ in DRIFT_ACTIONS.values()]
     for name in rng.choices(list(DRIFT_ACTIONS), weights, k=rng.randrange(7) if rng.random() < 0.7 else 0):
         steps.insert(rng.randrange(len(steps) + 1), (name, DRIFT_ACTIONS[name][1](rng)))
+
+
+def _fate_with_release(rng: random.Random) -> Fate | None:
+    """Kill a worker, or let something happen to a gradual re-sync while it is at it."""
+    if rng.random() < 0.4:
+        return _fate(rng)
+    [name] = rng.choices(["resync_gradually", "cancel_gradual", "continue_gradual"], [2, 3, 2])
+    step = name, RELEASE_ACTIONS[name][1](rng)
+    return Fate("meanwhile", rng.randrange(1, 7), rng.random() < 0.3, rng.random() < 0.5, step=step)
+
+
+def _with_releases(rng: random.Random, steps: list[Step]) -> None:
+    """Put a gradual re-sync and what happens around it among the other steps, in this order."""
+    if rng.random() < 0.5:
+        return
+    weights = [weight for weight, _ in RELEASE_ACTIONS.values()]
+    names = ["resync_gradually", *rng.choices(list(RELEASE_ACTIONS), weights, k=rng.randrange(2, 8))]
+    places = sorted(rng.choices(range(len(steps) + 1), k=len(names)))
+    for name, place in reversed(list(zip(names, places, strict=True))):
+        steps.insert(place, (name, RELEASE_ACTIONS[name][1](rng)))
 
 
 # --- Playing ---------------------------------------------------------------------------------------------------------

@@ -13,11 +13,13 @@ from deliveries_app.models import (
     App,
     AppRepository,
     BulkOperation,
+    Canary,
     Delivery,
     DeliveryAttempt,
     DriftCheck,
     DriftState,
     Notice,
+    PendingRelease,
     Status,
     SyncRun,
 )
@@ -59,6 +61,8 @@ def check_at_rest(universe: Universe) -> None:
     assert not SyncRun.objects.filter(outcome="").exists(), "a run is still open"
     assert not DriftCheck.objects.open().exists(), "a check for differences is still open"
     assert not BulkOperation.objects.filter(ended_at=None).exists(), "an operation is still open"
+    assert not PendingRelease.objects.exists(), "a watch was not released"
+    assert not Canary.objects.exists(), "a canary of an operation that has ended"
     assert not Notice.objects.exists(), f"a notice was not sent: {list(Notice.objects.all())}"
     ended = Q(ended_at__isnull=False)
     assert not AppRepository.objects.filter(ended).exists(), "an ended watch was not removed"
@@ -150,6 +154,20 @@ def check_stop(watch: AppRepository, stop: Callable[[], bool]) -> None:
     )
 
 
+def check_untouched(operation: BulkOperation, cancel: Callable[[], object]) -> None:
+    """A cancel leaves the watches that were not released as they are, and they never had a run of the operation."""
+    columns = ("pk", "generation", "resend_floor")  # a worker may be syncing the watch for another reason
+    unreleased = AppRepository.objects.filter(pk__in=list(operation.pending.values_list("watch_id", flat=True)))
+    assert not operation.runs.filter(watch__in=unreleased).exists(), f"{operation}: an unreleased watch has a run"
+    before = list(unreleased.order_by("pk").values(*columns))
+    cancel()
+    assert list(unreleased.order_by("pk").values(*columns)) == before, (
+        f"{operation}: a cancel has changed unreleased watches"
+    )
+    operation.refresh_from_db()
+    assert operation.ended_at is not None, f"{operation} goes on after its cancel"
+
+
 def check_no_way_back(universe: Universe, watch: AppRepository) -> None:
     """A watch never goes back to an older commit, unless the host does. It is not at rest at another commit than it saw."""
     if universe.followed.get(watch.pk, "") != watch.ref:  # it still has the commit of another ref
@@ -189,9 +207,13 @@ def check_knows_head(universe: Universe, watch: AppRepository) -> None:
 def check_operations(universe: Universe) -> None:
     """An operation counts its runs, and ends with the last of them."""
     for operation in BulkOperation.objects.exclude(pk__in=universe.counted):
-        rows = operation.runs.all()
-        assert operation.total == rows.count(), f"{operation} counts {operation.total} of {rows.count()} runs"
-        is_open = rows.filter(outcome="").exists()
+        rows, pending = operation.runs.all(), operation.pending.count()
+        is_gradual = operation.is_gradual
+        counted_ones = rows.count() + pending
+        assert operation.total == counted_ones or (is_gradual and operation.total > counted_ones), (
+            f"{operation} counts {operation.total} of {counted_ones} repositories"
+        )
+        is_open = pending > 0 or rows.filter(outcome="").exists()
         assert (operation.ended_at is None) == is_open, f"{operation} has ended: {not is_open}"
         shown, counted = live.of_operation(operation), live._counted(operation)
         if operation.ended_at or operation.pk > universe.uncounted:

@@ -3,7 +3,7 @@
 To everything that compares them with the clock, this is the same. Ping results in Redis expire as well. PostgreSQL only.
 """
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 
 import pytest
@@ -13,7 +13,7 @@ from django.db.models import Min
 from django.db.models.functions import Now
 from redis import Redis
 
-from deliveries_app.models import App, AppRepository, HourlyTraffic
+from deliveries_app.models import App, AppRepository, BulkOperation, HourlyTraffic
 from deliveries_app.sync import lease
 from repositories_app.models import HostOutage, Repository
 
@@ -54,7 +54,7 @@ def draw_sequences_by_this_clock(patch: pytest.MonkeyPatch) -> None:
 
 
 def seconds_to_next_event() -> float | None:
-    """Return the seconds until the next time at which a watch may be synced, or None if there is no such time."""
+    """Return the seconds until the next time at which a watch may be synced or released, or None if there is no such time."""
     waiting = AppRepository.objects.alive().filter(next_sync_at__isnull=False)
     later: list[datetime | None] = [
         waiting.filter(next_sync_at__gt=Now()).aggregate(at=Min("next_sync_at"))["at"],
@@ -63,12 +63,14 @@ def seconds_to_next_event() -> float | None:
         AppRepository.objects.filter(lease_until__gt=Now()).aggregate(at=Min("lease_until"))["at"],
         HostOutage.objects.filter(retry_at__gt=Now()).aggregate(at=Min("retry_at"))["at"],
     ]
-    times = [time for time in later if time is not None]
-    if not times:
-        return None
     with connection.cursor() as cursor:
         cursor.execute("SELECT STATEMENT_TIMESTAMP()")
         now: datetime = cursor.fetchone()[0]
+    times = [time for time in later if time is not None]
+    for (released_at,) in BulkOperation.objects.filter(pending__isnull=False).values_list("next_release_at").distinct():
+        times.append(max(released_at or now, now + timedelta(seconds=1)))
+    if not times:
+        return None
     return max(0.0, (min(times) - now).total_seconds()) + 0.01
 
 

@@ -10,6 +10,7 @@ short: request timeouts, holds and backoffs. Longer times pass in no time (`pass
 import os
 import random
 import shutil
+import signal
 import threading
 import time
 from collections import Counter
@@ -37,6 +38,7 @@ from deliveries_app.models import (
     DriftState,
     Imported,
     OperationKind,
+    PendingRelease,
     Status,
 )
 from deliveries_app.progress import runs
@@ -46,15 +48,18 @@ from deliveries_app.services import (
     NotFailed,
     NotFound,
     NothingToSend,
+    Rollout,
     cancel_check,
     cancel_operation,
     cancel_request,
     check_app,
     check_watch,
+    continue_operation,
     delete_app,
     resend_files,
     resend_many,
     resync_by_app,
+    resync_many,
     resync_single,
     retry_by_app,
     retry_single,
@@ -74,6 +79,7 @@ from deliveries_app.services.control import (
 from deliveries_app.services.drift import look_after
 from deliveries_app.services.keys import KeyRotationError, retire_old_key, start_key_rotation
 from deliveries_app.services.onboarding import change_app
+from deliveries_app.services.release import release_due
 from deliveries_app.services.tokens import rotate_app_token
 from deliveries_app.services.watch_settings import replace_github_token, set_app_patterns, set_ignore_patterns, set_ref
 from deliveries_app.sweep.cleanup import remove_ended
@@ -96,7 +102,7 @@ from tests.support import transforms
 from tests.support.git import Changes, Repo, git
 from tests.support.histories import shas, without_ignored
 from tests.support.postgres import PostgresServer
-from tests.support.processes import children
+from tests.support.processes import children, forked, reap
 from tests.support.receiver import Answer, Notification
 from tests.support.valkey import ValkeyServer
 from tests.support.world import KEY, World
@@ -363,6 +369,51 @@ class Universe:
     def resync_all(self, app: int) -> None:
         self._note("re-sync of all")
         self._unless_gone(lambda: resync_by_app(ACTOR, self.apps[app]))
+
+    def resync_gradually(self, canary: bool, pace: int | None) -> None:
+        """Re-sync everything with a canary or a pace."""
+        self._note("gradual re-sync")
+        rollout = Rollout(canary=canary, pace=pace)
+        self._unless_gone(lambda: resync_many(ACTOR, AppRepository.objects.all(), rollout=rollout))
+
+    def cancel_gradual(self) -> None:
+        """Cancel a gradual re-sync in whatever state it is. What it has not released must be as before."""
+        operation = BulkOperation.objects.filter(app=None, ended_at=None).last()
+        if operation:
+            self._note("cancel of a held operation" if operation.held_at else "cancel of a gradual operation")
+            invariants.check_untouched(operation, lambda: cancel_operation(ACTOR, operation))
+
+    def continue_gradual(self) -> None:
+        """Continue a re-sync that is held."""
+        for operation in BulkOperation.objects.filter(ended_at=None, held_at__isnull=False):
+            self._note("held operation continued")
+            continue_operation(ACTOR, operation)
+
+    def release_and_die(self, statement: int) -> None:
+        """Let a sweep release what is due, and kill it at this statement."""
+        self._die_in(release_due, "sweep killed at a release", statement)
+
+    def cancel_and_die(self, statement: int) -> None:
+        """Kill a process at this statement of the cancel of a gradual re-sync."""
+        operation = BulkOperation.objects.filter(app=None, ended_at=None).last()
+        if operation:
+            self._die_in(lambda: cancel_operation(ACTOR, operation), "killed at a cancel", statement)
+
+    def _die_in(self, act: Callable[[], object], event: str, statement: int) -> None:
+        left = iter(range(statement, 0, -1))
+
+        def count(execute: Callable[..., object], *arguments: object) -> object:
+            if next(left, 0) == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return execute(*arguments)
+
+        def work() -> None:
+            with connection.execute_wrapper(count):
+                act()
+
+        if os.WIFSIGNALED(reap(forked(work))):
+            self._note(event)
+            self._lose_counts()
 
     def retry_all(self, app: int) -> None:
         self._note("retry of all")
@@ -730,6 +781,7 @@ class Universe:
         """Do what the sweep does in a round, and check `everything` for changes, as if a push hook said so."""
         end_dead_leases()
         look_after()
+        release_due()
         if everything:
             self.world.check()
         else:
@@ -787,9 +839,12 @@ class Universe:
         """Do all that is due, now and later."""
         for attempt in range(80):
             self.find(everything=attempt == 0)
+            self.continue_gradual()
             if self._do_what_is_due():
                 continue
-            is_idle = not HostOutage.objects.exists() and not DriftCheck.objects.open().exists()
+            is_idle = not (
+                HostOutage.objects.exists() or DriftCheck.objects.open().exists() or PendingRelease.objects.exists()
+            )
             if is_idle and all(invariants.is_at_rest(watch) for watch in self.alive()):
                 break
             seconds = seconds_to_next_event()
@@ -807,6 +862,7 @@ class Universe:
         self.host_behaves(0, 0)
         self.resume_everything()
         self.finish_imports()
+        self.continue_gradual()
         self.restore_refs(PLACES[place][1])
         if "Picky" in str(settings.FILE_TRANSFORMS):
             self.transform(0)

@@ -13,6 +13,8 @@ from deliveries_app.models import (
     AppRepository,
     AppToken,
     BulkOperation,
+    Canary,
+    CanaryState,
     Delivery,
     DeliveryAttempt,
     DeliveryFailure,
@@ -26,6 +28,7 @@ from deliveries_app.models import (
     NoticeKind,
     OperationKind,
     Outcome,
+    PendingRelease,
     Reason,
     RootCause,
     Status,
@@ -70,6 +73,7 @@ def _add(number: int) -> None:
     )  # fmt: skip
     first = BulkOperation.objects.order_by("pk")[0]
     _add_run(number, one, first)
+    _add_unreleased(number, first, one, app)
     _add_run(number, watch, operation)
     _add_run(number, watch, None)
     HourlyTraffic.objects.create(app=portal, hour=now - timedelta(hours=number), files=1, requests=1)
@@ -97,6 +101,16 @@ def _add_check(number: int, watch: AppRepository) -> None:
     oldest = DriftCheck.objects.order_by("pk")[0]
     kind = DriftKind.values[number % 3]
     DriftFile.objects.create(check_of=oldest, path=f"file-{check.pk}", kind=kind, sha="a" * 64, sequence=1)
+
+
+def _add_unreleased(number: int, operation: BulkOperation, watch: AppRepository, app: App) -> None:
+    """Let the first operation be gradual, with a canary for each app, and with watches that are not released."""
+    if not number:
+        BulkOperation.objects.filter(pk=operation.pk).update(
+            canary=True, held_at=timezone.now(), held_reason="It failed."
+        )
+    PendingRelease.objects.create(operation=operation, watch=watch, position=number)
+    Canary.objects.create(operation=operation, app=app, state=CanaryState.HELD)
 
 
 def _failing(number: int) -> dict[str, object]:

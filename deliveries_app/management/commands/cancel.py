@@ -1,13 +1,12 @@
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.lookup import watch_of
-from deliveries_app.models import BulkOperation
+from deliveries_app.management.lookup import operation_of, watch_of
 from deliveries_app.services import cancel_operation, cancel_request
 from docora.cli.output import add_json, write_result
-from docora.text import can_be_id, counted
+from docora.text import counted
 
 
 class Command(BaseCommand):
@@ -25,17 +24,8 @@ class Command(BaseCommand):
         if options["repository_id"]:
             cancelled = cancel_request(Actor.command(), watch_of(options["id"], options["repository_id"]))
         else:
-            cancelled = cancel_operation(Actor.command(), _operation(options["id"]))
+            hint = "For one repository, give the app's id and the repository's."
+            cancelled = cancel_operation(Actor.command(), operation_of(options["id"], hint))
         repositories = counted(cancelled, "repository", "repositories")
         message = f"Cancelled: {repositories}." if cancelled else "There was nothing to cancel."
         write_result(self, options, {"cancelled": cancelled}, message)
-
-
-def _operation(operation_id: str) -> BulkOperation:
-    operations = BulkOperation.objects.filter(operation_id=operation_id)
-    operation = operations.first() if can_be_id(operation_id) else None
-    if operation is None:
-        raise CommandError(
-            "There is no such bulk operation. For one repository, give the app's id and the repository's."
-        )
-    return operation

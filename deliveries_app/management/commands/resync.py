@@ -1,3 +1,4 @@
+import argparse
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -6,8 +7,8 @@ from deliveries_app.actors import Actor
 from deliveries_app.management import progress
 from deliveries_app.management.lookup import app_of, watches_of
 from deliveries_app.reports.impact import impact_of
-from deliveries_app.services import NotFound, resync_by_app, resync_single
-from docora.cli.output import add_yes, confirm
+from deliveries_app.services import MAX_PACE, NotFound, Rollout, resync_by_app, resync_single
+from docora.cli.output import add_yes, confirm, wrong_usage
 from docora.text import counted, format_bytes
 
 
@@ -17,12 +18,19 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("app_id", help="see list_apps")
         parser.add_argument("repository_id", nargs="?", help="see list_watches; all repositories of the app if omitted")
+        parser.add_argument(
+            "--canary", action="store_true", help="send one repository first, and the others once it has succeeded"
+        )
+        parser.add_argument("--pace", type=_pace, metavar="N", help="release at most N repositories per minute")
         progress.add_options(parser)
         add_yes(parser)
         parser.epilog = "For scripts: resync APP_ID --yes --wait --timeout 3600 --json"
 
     def handle(self, *args: Any, **options: Any) -> None:
         progress.check_options(options)
+        rollout = Rollout(canary=options["canary"], pace=options["pace"])
+        if options["repository_id"] and rollout.is_gradual:
+            raise wrong_usage("--canary and --pace are for all repositories of an app.")
         watches = watches_of(app_of(options["app_id"]), options["repository_id"])
         watch = watches.first()
         if watch is None:
@@ -37,6 +45,13 @@ class Command(BaseCommand):
             if options["repository_id"]:
                 progress.follow(self, resync_single(Actor.command(), watch).run, options)
             else:
-                progress.follow(self, resync_by_app(Actor.command(), watch.app), options)
+                progress.follow(self, resync_by_app(Actor.command(), watch.app, rollout=rollout), options)
         except NotFound as error:
             raise CommandError(f"{error}.") from None
+
+
+def _pace(text: str) -> int:
+    pace = int(text)
+    if not 1 <= pace <= MAX_PACE:
+        raise argparse.ArgumentTypeError(f"must be a number from 1 to {MAX_PACE:,}")
+    return pace

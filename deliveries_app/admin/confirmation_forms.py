@@ -1,0 +1,70 @@
+"""What a person enters on the confirmation page of a bulk action."""
+
+from typing import Any
+
+from django import forms
+from django.http import QueryDict
+
+from deliveries_app.services import MAX_PACE, Rollout
+
+MANY_APPS, MANY_REPOSITORIES = 10, 1000
+"""Above either, the number of repositories has to be typed."""
+
+
+class RetryForm(forms.Form):
+    """A retry asks for nothing: it sends only what is not acknowledged."""
+
+    def __init__(self, data: QueryDict | None, *, repositories: int, apps: int) -> None:
+        super().__init__(data)
+
+
+class ResyncForm(forms.Form):
+    """The canary, the pace and the reason of a re-sync, and for many repositories their number.
+
+    A canary is proposed for several apps. What is posted without these fields releases everything at once.
+    """
+
+    canary = forms.BooleanField(required=False)
+    pace = forms.IntegerField(
+        required=False,
+        min_value=1,
+        max_value=MAX_PACE,
+        widget=forms.NumberInput(attrs={"class": "vIntegerField", "aria-describedby": "pace-unit"}),
+    )
+    reason = forms.CharField(
+        label="Reason (optional)",
+        required=False,
+        max_length=200,
+        widget=forms.TextInput(
+            attrs={"class": "vTextField", "placeholder": "Shown with the bulk operation and in the audit log"}
+        ),
+    )
+    number = forms.CharField(
+        required=False,
+        max_length=20,
+        widget=forms.TextInput(attrs={"class": "vIntegerField", "inputmode": "numeric", "autocomplete": "off"}),
+    )
+
+    def __init__(self, data: QueryDict | None, *, repositories: int, apps: int) -> None:
+        super().__init__(data, initial={"canary": apps > 1}, auto_id="%s", label_suffix="")
+        self._repositories = repositories
+        self.is_large = apps > MANY_APPS or repositories > MANY_REPOSITORIES
+        self.fields["number"].label = f"Type {repositories:,} to confirm"
+        if repositories == 1:
+            del self.fields["canary"], self.fields["pace"]
+        else:
+            what = "one repository of each app" if apps > 1 else "one repository"
+            self.fields["canary"].label = f"Canary: send {what} first, and the others once it has succeeded"
+        if not self.is_large:
+            del self.fields["number"]
+
+    def clean_number(self) -> str:
+        typed: str = self.cleaned_data["number"]
+        if typed.translate({ord(separator): None for separator in ",. '\u00a0\u202f"}) != str(self._repositories):
+            raise forms.ValidationError(f"Type the number of repositories, {self._repositories:,}.")
+        return typed
+
+    @property
+    def rollout(self) -> Rollout:
+        data: dict[str, Any] = self.cleaned_data
+        return Rollout(canary=bool(data.get("canary")), pace=data.get("pace"))

@@ -1,0 +1,90 @@
+"""The state of the endpoints that a bulk action sends to, for its confirmation page: the worst ones, and how many others."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from django.utils import timezone
+
+from deliveries_app.models import App, AppRepositoryQuerySet
+from deliveries_app.reports.app_detail import describe_stats
+from deliveries_app.webhooks import endpoint_stats
+from deliveries_app.webhooks.endpoint_stats import EndpointStats
+
+SHOWN = 5
+LOW_SHARE = 0.9
+FEWEST_REQUESTS = 5  # below this, the share of accepted notifications says nothing
+_FIELDS = (
+    "app_id", "name", "paused", "paused_reason", "cooldown_until", "down_count", "max_in_flight", "pace_slots", "pace_gap",
+    "ping_failed_at",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An app, its badge, its latest requests in words, and why a sync will fail or wait; empty if there is no sign of it.
+
+    `rank` sorts the worst first.
+    """
+
+    app: App
+    style: str
+    label: str
+    health: str
+    warnings: Sequence[str]
+    rank: tuple[int, float, str]
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """The worst endpoints, the number of the others, and how many of all have a warning."""
+
+    shown: Sequence[Endpoint]
+    more: int
+    warned: int
+
+    @property
+    def more_warned(self) -> int:
+        return self.warned - sum(1 for endpoint in self.shown if endpoint.warnings)
+
+
+def of_watches(watches: AppRepositoryQuerySet) -> Preflight:
+    """Look at the endpoints of these watches' apps, in one query and one round trip to Redis."""
+    apps = list(App.objects.filter(pk__in=watches.order_by().values("app")).only(*_FIELDS))
+    stats = endpoint_stats.of_apps(apps)
+    endpoints = sorted((_endpoint(app, stats.get(app.pk)) for app in apps), key=lambda endpoint: endpoint.rank)
+    shown = endpoints[:SHOWN]
+    return Preflight(shown, len(endpoints) - len(shown), sum(1 for endpoint in endpoints if endpoint.warnings))
+
+
+def after_ping(app: App) -> Endpoint:
+    """Look at the app's endpoint once more, beside the result of the ping, which is no news then."""
+    return _endpoint(app, endpoint_stats.of_app(app), ping_is_shown=True)
+
+
+def _endpoint(app: App, stats: EndpointStats | None, *, ping_is_shown: bool = False) -> Endpoint:
+    warnings, severity = [], 0
+    style, label = ("on_hold", "Slowed down") if app.is_slowed_down else ("succeeded", "Active")
+    if stats and stats.requests >= FEWEST_REQUESTS and stats.accepted < LOW_SHARE:
+        warnings.append(f"It accepted only {100 * stats.accepted:.0f}% of the last {stats.requests} notifications.")
+        severity = 2
+    if app.ping_failed_at and not ping_is_shown:
+        warnings.append("The last test ping failed.")
+        severity = 3
+    if app.down_count:
+        style, label = "failed", "Endpoint down"
+        warnings.append(
+            "The endpoint doesn't respond. One repository tries it at once, and the others wait for the result."
+        )
+        severity = 5
+    elif app.is_on_hold and app.cooldown_until:
+        style, label = "on_hold", "On hold"
+        until = timezone.localtime(app.cooldown_until)
+        warnings.append(f"The endpoint asked Docora to wait. Nothing is sent before {until:%H:%M}.")
+        severity = 4
+    if app.paused:
+        style, label = "paused", "Paused"
+        warnings.append(app.paused_reason or "Nothing is sent until the app is resumed.")
+        severity = 6
+    return Endpoint(
+        app, style, label, describe_stats(stats), warnings, (-severity, stats.accepted if stats else 1.0, app.name)
+    )

@@ -1,0 +1,270 @@
+"""Release the repositories of a bulk re-sync: all at once, or gradually with a canary and a pace (`engine.md` §14).
+
+A gradual operation begins with a `PendingRelease` row for each of its watches and nothing else. Releasing a watch deletes
+that row and requests its re-sync, in one transaction. So a kill at any moment leaves each watch either untouched or
+requested. The sweep calls `release_due` every second.
+
+Lock order as everywhere: apps, watches, runs, operations. Canaries are changed, and pending rows removed, under the lock of
+the operation's row, or of the watch if it is unwatched. So what `_plan` reads under both locks stays true.
+"""
+
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+
+from django.db import transaction
+from django.db.models import F, Min, Q, QuerySet
+from django.db.models.functions import Coalesce, Now
+
+from deliveries_app import scheduling
+from deliveries_app.actors import RESYNC_PERMISSION, Actor
+from deliveries_app.models import (
+    AppRepository,
+    BulkOperation,
+    Canary,
+    CanaryState,
+    Outcome,
+    PendingRelease,
+    Reason,
+    Status,
+    SyncPause,
+    SyncRun,
+)
+from deliveries_app.models.root_causes import CLEARED_FAILURE
+from deliveries_app.progress import runs
+from deliveries_app.services import audit, requests
+from docora.text import counted
+
+logger = logging.getLogger(__name__)
+
+CANARY_SECONDS = 1800.0
+"""How long a canary may take. The time starts over while its app, or all syncing, is paused."""
+_CATCH_UP_SECONDS = 5.0  # a sweep that is late releases at most what these seconds allow
+_PAUSE_SEEN_SECONDS = 60.0  # how often the time of a canary of a paused app starts over
+_OPEN = (CanaryState.PASSED, CanaryState.CONTINUED)
+_REASONS = 3  # shown of held canaries
+
+
+def resync_watches(
+    actor: Actor,
+    pks: Sequence[int],
+    operation: BulkOperation | None,
+    remaining: dict[int, runs.Remaining] | None = None,
+) -> list[SyncRun]:
+    """Re-sync these watches: one UPDATE clears the records and fences any worker. Return one open run for each.
+
+    Clearing changes one number: the floor, the generation below which no row counts as delivered. The old rows remain
+    because they show which files the app may hold, so that files deleted upstream are deleted there too.
+    """
+    return _resync_locked(actor, requests.lock_watches(pks, AppRepository.objects.alive()), operation, remaining)
+
+
+def _resync_locked(
+    actor: Actor,
+    locked: Sequence[int],
+    operation: BulkOperation | None,
+    remaining: dict[int, runs.Remaining] | None = None,
+) -> list[SyncRun]:
+    AppRepository.objects.filter(pk__in=locked).update(
+        generation=F("generation") + 1,
+        resend_floor=F("generation") + 1,
+        status=Status.PENDING,
+        retry_count=0,
+        request_count=F("request_count") + 1,
+        next_sync_at=Now(),
+        **CLEARED_FAILURE,
+    )
+    return requests.open_runs(actor, locked, Reason.RESYNC, operation, remaining)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What to do for an operation now: `watches` to release, in order, new states of canaries by primary key, with reasons, and
+    canaries whose time starts over. `held` says why a person has to decide; empty if nobody has to.
+    """
+
+    watches: Sequence[int]
+    states: dict[int, tuple[CanaryState, str]]
+    restarted: Sequence[int]
+    held: str
+
+    def changes(self, operation: BulkOperation) -> bool:
+        return bool(self.watches or self.states or self.restarted) or bool(self.held) != (operation.held_at is not None)
+
+
+def release_due() -> int:
+    """Release what is due of every gradual operation, and hold those whose canary failed. Return the number of watches."""
+    operations = list(PendingRelease.objects.order_by().values_list("operation_id", flat=True).distinct())
+    return sum(map(release, operations))
+
+
+def release(operation_pk: int, *, by_person: bool = False) -> int:
+    """Release what is due of one operation. Return the number of released watches.
+
+    Pass `by_person` if somebody has just asked for it: endpoints that are down are then tried now.
+    """
+    operation, now = _read(operation_pk)
+    plan = _plan(operation, now)
+    if not plan.changes(operation) and operation.ended_at is None:
+        return 0
+    with transaction.atomic():
+        locked = requests.lock_watches(plan.watches, AppRepository.objects.alive(), by_person=by_person)
+        BulkOperation.objects.select_for_update(no_key=True).get(pk=operation_pk)
+        operation, now = _read(operation_pk)
+        if operation.ended_at is not None:
+            _undo_end(operation)
+            return 0
+        plan = _plan(operation, now)
+        _record(operation, plan)
+        return _release(operation, now, set(plan.watches).intersection(locked))
+
+
+def continue_operation(actor: Actor, operation: BulkOperation) -> int:
+    """Release the other repositories of the apps whose canary is held. Return their number: 0 if the operation is not held."""
+    actor.require(RESYNC_PERMISSION)
+    actor.require_app(operation.app)
+    with transaction.atomic():
+        BulkOperation.objects.select_for_update(no_key=True).get(pk=operation.pk)
+        operation.refresh_from_db()
+        if not operation.is_held:
+            return 0
+        held = operation.canaries.filter(state=CanaryState.HELD)
+        number = operation.pending.filter(watch__app__in=held.values("app")).count()
+        held.update(state=CanaryState.CONTINUED)
+        BulkOperation.objects.filter(pk=operation.pk).update(held_at=None)
+        count = counted(number, "repository", "repositories")
+        audit.record(actor, [operation], f"Continued with {count}. It was held: {operation.held_reason}")
+        transaction.on_commit(partial(release, operation.pk, by_person=True), robust=True)
+        fields = {"operation_id": operation.operation_id, "by": actor.name, "repositories": number}
+        transaction.on_commit(lambda: logger.info("operation_continued", extra=fields), robust=True)
+    operation.refresh_from_db()
+    return number
+
+
+def _read(operation_pk: int) -> tuple[BulkOperation, datetime]:
+    """Return the operation and the database's time."""
+    operation = BulkOperation.objects.annotate(now=Now()).select_related("user").get(pk=operation_pk)
+    return operation, operation.now
+
+
+def _plan(operation: BulkOperation, now: datetime) -> _Plan:
+    canaries = list(operation.canaries.select_related("app", "run")) if operation.canary else []
+    all_paused = SyncPause.objects.exists()
+    states: dict[int, tuple[CanaryState, str]] = {}
+    restarted: list[int] = []
+    for canary in canaries:
+        if canary.state != CanaryState.RUNNING:
+            continue
+        if canary.run and not canary.run.outcome and (all_paused or canary.app.paused):
+            if canary.since is None or now - canary.since > timedelta(seconds=_PAUSE_SEEN_SECONDS):
+                restarted.append(canary.pk)
+            continue
+        state, reason = _judge(canary, now)
+        if state != canary.state:
+            states[canary.pk] = state, reason
+            canary.state, canary.reason = state, reason
+    held = _held_among(operation, [canary for canary in canaries if canary.state == CanaryState.HELD])
+    due = _due(operation, canaries)
+    allowed = _allowance(operation, now)
+    return _Plan(list(due if allowed is None else due[:allowed]), states, restarted, held)
+
+
+def _judge(canary: Canary, now: datetime) -> tuple[CanaryState, str]:
+    """Return the state of a canary that was released. If its run ended without a result, another repository takes its place."""
+    run = canary.run
+    if run is None or run.outcome in {Outcome.SUPERSEDED, Outcome.ENDED}:
+        return CanaryState.WAITING, ""
+    if run.outcome == Outcome.SUCCEEDED:
+        return CanaryState.PASSED, ""
+    if run.outcome == Outcome.CANCELLED:
+        return CanaryState.HELD, f"{run.repository_name} was cancelled."
+    if run.outcome:
+        return CanaryState.HELD, f"{run.repository_name} failed: {run.error}"
+    if canary.since and now - canary.since >= timedelta(seconds=CANARY_SECONDS):
+        return CanaryState.HELD, f"{run.repository_name} has not finished within {CANARY_SECONDS / 60:.0f} minutes."
+    return CanaryState.RUNNING, ""
+
+
+def _held_among(operation: BulkOperation, held: Sequence[Canary]) -> str:
+    """Say which of the held canaries hold anything back, and why; empty if none does."""
+    if not held:
+        return ""
+    waiting = set(operation.pending.order_by().values_list("watch__app_id", flat=True).distinct())
+    reasons = [f"{canary.app}: {canary.reason}" for canary in held if canary.app_id in waiting]
+    more = len(reasons) - _REASONS
+    return " ".join([*reasons[:_REASONS], *([f"And {counted(more, 'more app', 'more apps')}."] if more > 0 else [])])
+
+
+def _due(operation: BulkOperation, canaries: Sequence[Canary]) -> QuerySet[PendingRelease, int]:
+    """Return the watches that may be released now, if the pace allows. Those of paused apps wait."""
+    waiting = operation.pending.filter(watch__in=AppRepository.objects.alive().unpaused())
+    if operation.canary:
+        passed = [canary.app_id for canary in canaries if canary.state in _OPEN]
+        tested = [canary.app_id for canary in canaries if canary.state == CanaryState.WAITING]
+        of_tested = waiting.filter(watch__app__in=tested).order_by().values("watch__app")
+        first = of_tested.annotate(first=Min("position")).values("first")
+        waiting = waiting.filter(Q(watch__app__in=passed) | Q(position__in=first))
+    return waiting.order_by("position").values_list("watch_id", flat=True)
+
+
+def _allowance(operation: BulkOperation, now: datetime) -> int | None:
+    """Return how many watches the pace allows now; None without a pace.
+
+    Releases are spread evenly, and never more than `pace` fall into one minute, also if the sweep was late.
+    """
+    if operation.pace is None:
+        return None
+    late = (now - (operation.next_release_at or now)).total_seconds()
+    if late < 0:
+        return 0
+    by_time = 1 + int(min(late, _CATCH_UP_SECONDS) * operation.pace / 60)
+    in_last_minute = operation.runs.filter(created_at__gt=now - timedelta(seconds=60)).count()
+    return max(0, min(by_time, operation.pace - in_last_minute))
+
+
+def _record(operation: BulkOperation, plan: _Plan) -> None:
+    """Write the new states of the canaries, and whether the operation is held."""
+    for pk, (state, reason) in plan.states.items():
+        operation.canaries.filter(pk=pk).update(state=state, reason=reason)
+    operation.canaries.filter(pk__in=plan.restarted).update(since=Now())
+    was_held = operation.held_at is not None
+    if plan.held and (not was_held or plan.held != operation.held_reason):
+        fields = {"held_at": Coalesce("held_at", Now()), "held_reason": plan.held}
+        BulkOperation.objects.filter(pk=operation.pk).update(**fields)
+        logged = {"operation_id": operation.operation_id, "reason": plan.held}
+        transaction.on_commit(lambda: logger.warning("operation_held", extra=logged), robust=True)
+    elif was_held and not plan.held:
+        BulkOperation.objects.filter(pk=operation.pk).update(held_at=None)
+
+
+def _release(operation: BulkOperation, now: datetime, watches: Collection[int]) -> int:
+    """Release these watches, which are locked, as the operation is. Return their number."""
+    rows = operation.pending.filter(watch__in=watches)
+    estimates = {row.watch_id: runs.Remaining(row.files, row.size) for row in rows}
+    if not estimates:
+        return 0
+    rows.delete()
+    actor = Actor(operation.requested_by, user=operation.user)
+    opened = _resync_locked(actor, sorted(estimates), operation, estimates)
+    run_of_app = {run.watch.app_id: run for run in opened if run.watch}
+    for canary in operation.canaries.filter(state=CanaryState.WAITING, app__in=run_of_app) if operation.canary else ():
+        run = run_of_app[canary.app_id]
+        operation.canaries.filter(pk=canary.pk).update(state=CanaryState.RUNNING, run=run, since=Now())
+    if operation.pace is not None:
+        earliest = now - timedelta(seconds=_CATCH_UP_SECONDS)
+        planned = max(operation.next_release_at or now, earliest)
+        next_release_at = planned + timedelta(seconds=60 / operation.pace) * len(opened)
+        BulkOperation.objects.filter(pk=operation.pk).update(next_release_at=next_release_at)
+    requests.record_opened(actor, operation, opened)
+    transaction.on_commit(scheduling.enqueue_due, robust=True)
+    return len(opened)
+
+
+def _undo_end(operation: BulkOperation) -> None:
+    """A worker of an earlier version has ended the operation without looking for unreleased watches."""
+    if operation.cancelled_at is not None:
+        runs.drop_unreleased(operation.pending.all())
+    else:
+        BulkOperation.objects.filter(pk=operation.pk).update(ended_at=None)

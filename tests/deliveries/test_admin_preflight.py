@@ -1,0 +1,230 @@
+"""The confirmation of a re-sync as a pre-flight check, and the page of a gradual operation."""
+
+import re
+from datetime import timedelta
+
+import pytest
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from deliveries_app.models import App, AppRepository, BulkOperation, Outcome, SyncRun
+from deliveries_app.progress import runs
+from deliveries_app.services.release import release_due
+from deliveries_app.webhooks import endpoint_stats
+from deliveries_app.webhooks.endpoint_stats import Latest
+from tests.support.receiver import Answer
+from tests.support.staff import VIEWS, make_app, make_watch, staff
+from tests.support.world import World
+
+ALL = "/admin/deliveries_app/apprepository/force-resync/?all=1"
+OPERATIONS = "/admin/deliveries_app/bulkoperation/"
+HTMX = {"HTTP_HX_REQUEST": "true"}
+
+
+def answer(app: App, *, accepted: int, refused: int) -> None:
+    latest = Latest()
+    for ok in [True] * accepted + [False] * refused:
+        latest.add(ok, 0.2)
+    endpoint_stats.record_latest(app, latest, {})
+
+
+def endpoints(page: str) -> list[str]:
+    """Return the text of each line of the page's list of endpoints."""
+    lines = re.findall(
+        r"<li[^>]*>(.*?)</li>", page.partition('class="preflight"')[2].partition("</section>")[0], re.DOTALL
+    )
+    return [" ".join(re.sub(r"<[^>]+>", " ", line).split()) for line in lines]
+
+
+def analyze() -> None:
+    """Let the database plan for the rows that this test has created. Outside of tests, autovacuum does this."""
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE")
+
+
+def test_worst_endpoint_is_first_and_says_why(operator: Client, db) -> None:
+    soon = timezone.now() + timedelta(minutes=5)
+    states = {
+        "Healthy": {},
+        "Slow": {"pace_gap": 0.5},
+        "Refusing": {},
+        "Unpinged": {"ping_failed_at": timezone.now()},
+        "Waiting": {"cooldown_until": soon},
+        "Down": {"cooldown_until": soon, "down_count": 2},
+        "Paused": {"paused": True, "paused_reason": "The app returned HTTP 410."},
+    }
+    for name, fields in states.items():
+        app = make_app(name)
+        make_watch(app, "docs")
+        App.objects.filter(pk=app.pk).update(**fields)
+        answer(app, accepted=60, refused=40 if name == "Refusing" else 0)
+    shown = endpoints(operator.get(ALL).text)
+    until = timezone.localtime(soon).strftime("%H:%M")
+    health = "accepted · median 200 ms · p95 200 ms (last {})"
+    assert shown == [
+        f"Paused Paused 100% {health.format(60)} The app returned HTTP 410.",
+        f"Down Endpoint down 100% {health.format(60)} The endpoint doesn&#x27;t respond."
+        " One repository tries it at once, and the others wait for the result.",
+        f"Waiting On hold 100% {health.format(60)} The endpoint asked Docora to wait. Nothing is sent before {until}.",
+        f"Unpinged Active 100% {health.format(60)} The last test ping failed.",
+        f"Refusing Active 60% {health.format(100)} It accepted only 60% of the last 100 notifications.",
+        "and 2 more apps without warnings",
+    ]
+
+
+def test_page_and_queries_stay_the_same_for_any_number_of_apps(operator: Client, db) -> None:
+    counts, sizes = [], []
+    for number in (120, 300):
+        for index in range(App.objects.count(), number):
+            make_watch(make_app(f"App {index:03}"), f"of-{index:03}")
+        analyze()
+        with CaptureQueriesContext(connection) as asked:
+            page = operator.get(ALL).text
+        counts.append(len(asked))
+        sizes.append(len(page))
+    assert endpoints(page)[-1] == "and 295 more apps without warnings"
+    assert counts[0] == counts[1]
+    assert abs(sizes[0] - sizes[1]) < 100
+
+
+@pytest.mark.parametrize("typed", ["", "10", "eleven", "111"])
+def test_large_selection_needs_its_number(operator: Client, db, typed: str) -> None:
+    for index in range(11):
+        make_watch(make_app(f"App {index}"), "docs")
+    page = operator.post(ALL, {"post": "yes", "number": typed, "reason": "New disk", "pace": "7"})
+    assert "Type the number of repositories, 11." in page.text
+    assert 'value="New disk"' in page.text
+    assert 'value="7"' in page.text
+    assert not SyncRun.objects.exists()
+    operator.post(ALL, {"post": "yes", "number": " 11 "})
+    assert SyncRun.objects.count() == 11
+
+
+def test_more_than_a_thousand_repositories_need_their_number(operator: Client, db) -> None:
+    app = make_app("Portal")
+    for index in range(1001):
+        make_watch(app, f"of-{index}")
+    analyze()
+    assert "Type 1,001 to confirm" in operator.get(ALL).text
+    assert "Type the number" in operator.post(ALL, {"post": "yes"}).text
+    operator.post(ALL, {"post": "yes", "number": "1,001"})
+    assert SyncRun.objects.count() == 1001
+
+
+def test_canary_is_proposed_for_several_apps(operator: Client, watches: list[AppRepository]) -> None:
+    checkbox = re.compile(r'<input type="checkbox" name="canary"[^>]*>')
+    portal = f"/admin/deliveries_app/app/force-resync/?ids={watches[0].app_id}"
+    single = f"/admin/deliveries_app/apprepository/force-resync/?ids={watches[0].pk}"
+    found = [checkbox.findall(operator.get(url).text) for url in (ALL, portal, single)]
+    assert ["checked" in "".join(boxes) for boxes in found] == [True, False, False]
+    assert [len(boxes) for boxes in found] == [1, 1, 0]
+
+
+def test_canary_and_pace_of_the_form_make_a_gradual_operation(
+    operator: Client, watches: list[AppRepository], django_capture_on_commit_callbacks
+) -> None:
+    with django_capture_on_commit_callbacks(execute=True):
+        operator.post(ALL, {"post": "yes", "canary": "on", "pace": "90", "reason": "New disk"})
+    operation = BulkOperation.objects.get()
+    assert (operation.canary, operation.pace, operation.reason, operation.total) == (True, 90, "New disk", 3)
+    assert SyncRun.objects.count() == 1
+    assert AppRepository.objects.filter(generation=1).count() == 2
+
+
+@pytest.mark.parametrize("pace", ["0", "-1", "many", "100001"])
+def test_invalid_pace_is_an_error(operator: Client, watches: list[AppRepository], pace: str) -> None:
+    page = operator.post(ALL, {"post": "yes", "pace": pace})
+    assert "errorlist" in page.text
+    assert not BulkOperation.objects.exists()
+
+
+def test_ping_on_the_spot(world: World) -> None:
+    client = staff("paula", *(f"view_{model}" for model in VIEWS), "resync_apprepository", "change_app")
+    world.watch()
+    url = f"/admin/deliveries_app/app/{world.app.pk}/ping/"
+    assert f'hx-post="{url}"' in client.get(ALL).text
+    world.answer(lambda note: Answer(500))
+    assert "The app returned HTTP 500." in client.post(url, **HTMX).text
+    assert "The last test ping failed." in client.get(ALL).text
+    world.answer(None)
+    line = client.post(url, **HTMX).text
+    assert "The app accepted the ping (HTTP 200)." in line
+    assert line.lstrip().startswith(f'<li id="endpoint-{world.app.pk}">')
+    assert "The last test ping failed." not in client.get(ALL).text
+    assert [record.kind for record in world.requests()] == ["ping", "ping"]
+
+
+def test_ping_needs_its_permission(operator: Client, watches: list[AppRepository]) -> None:
+    assert "hx-post" not in operator.get(ALL).text
+    assert operator.post(f"/admin/deliveries_app/app/{watches[0].app_id}/ping/", **HTMX).status_code == 403
+
+
+@pytest.fixture
+def held(operator: Client, watches: list[AppRepository], django_capture_on_commit_callbacks) -> BulkOperation:
+    """An operation whose canary of Portal has failed."""
+    with django_capture_on_commit_callbacks(execute=True):
+        operator.post(ALL, {"post": "yes", "canary": "on"})
+        release_due()
+        runs.end_runs(watches[0].pk, 2, Outcome.FAILED, "The app returned HTTP 500.")
+        runs.end_runs(watches[2].pk, 2, Outcome.SUCCEEDED)
+        release_due()
+    return BulkOperation.objects.get()
+
+
+def rows(page: str) -> list[str]:
+    body = page.partition("operation-rows")[2].partition("</table>")[0].partition("<tbody>")[2]
+    return [" ".join(re.sub(r"<[^>]+>", " ", row).split()) for row in body.split("</tr>")[:-1]]
+
+
+def test_held_operation_names_its_unreleased_repositories(operator: Client, held: BulkOperation) -> None:
+    url = f"{OPERATIONS}{held.pk}/change/"
+    page = operator.get(url)
+    assert "Portal: acme/docs failed: The app returned HTTP 500." in page.text
+    assert f'id="continue-{held.operation_id}"' in page.text
+    assert "1 not released yet" in page.text
+    assert rows(page.text)[-1] == "acme/site Portal Queued held, because acme/docs did not succeed"
+    assert rows(operator.get(f"{url}?part=unreleased").text) == rows(page.text)[-1:]
+    assert "Held</span>" in operator.get(f"{OPERATIONS}?state=held").text
+    assert "No bulk operations" not in operator.get(f"{OPERATIONS}?state=held").text
+    assert held.title not in operator.get(f"{OPERATIONS}?state=running").text.partition("result_list")[2]
+
+
+def test_poll_shows_a_turn_and_a_released_repository(
+    operator: Client, held: BulkOperation, watches: list[AppRepository], django_capture_on_commit_callbacks
+) -> None:
+    url = f"/admin/progress/{held.operation_id}/"
+    assert f'id="continue-{held.operation_id}"' in operator.get(url).text  # it was not held at the last poll
+    assert f'id="continue-{held.operation_id}"' not in operator.get(f"{url}?held=1").text
+    key = f"w{watches[1].pk}"
+    assert "held, because acme/docs" in operator.get(f"{url}rows/?ids=&watches={watches[1].pk}").text
+    with django_capture_on_commit_callbacks(execute=True):
+        answer = operator.post(f"{url}continue/", follow=True)
+    assert "Continuing with 1 repository." in answer.text
+    released = operator.get(f"{url}rows/?ids=&watches={watches[1].pk}").text
+    assert f'<span id="run-status-{key}"' in released
+    assert "waiting for a worker" in released
+    assert f"watches={watches[1].pk}" in released
+    assert "The operation is not held." in operator.post(f"{url}continue/", follow=True).text
+
+
+def test_cancelled_operation_says_what_was_not_released(
+    operator: Client, held: BulkOperation, watches: list[AppRepository], django_capture_on_commit_callbacks
+) -> None:
+    with django_capture_on_commit_callbacks(execute=True):
+        page = operator.post(f"/admin/progress/{held.operation_id}/cancel/", follow=True)
+    assert "Cancelled the sync of 1 repository." in page.text
+    assert "1 had not been released and stayed as they were" in page.text
+    assert "<li>1 not released</li>" in page.text
+    assert "All 2</a>" in page.text
+    assert "Was held" in page.text
+    assert "Not released" in operator.get(f"/admin/progress/{held.operation_id}/rows/?watches={watches[1].pk}").text
+
+
+def test_continue_is_refused_without_permission_or_post(viewer: Client, operator: Client, held: BulkOperation) -> None:
+    url = f"/admin/progress/{held.operation_id}/continue/"
+    assert (viewer.post(url).status_code, operator.get(url).status_code) == (403, 405)
+    assert f'id="continue-{held.operation_id}"' not in viewer.get(f"{OPERATIONS}{held.pk}/change/").text
+    held.refresh_from_db()
+    assert held.is_held

@@ -1,0 +1,399 @@
+"""Gradual operations: a canary for each app, and a pace (`engine.md` §14)."""
+
+from datetime import timedelta
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import User
+from django.core.exceptions import PermissionDenied
+from django.db import connection
+from django.db.models import F
+from django.db.models.functions import Now
+from django.test.utils import CaptureQueriesContext
+
+from deliveries_app.actors import Actor
+from deliveries_app.models import (
+    App,
+    AppRepository,
+    BulkOperation,
+    Canary,
+    Outcome,
+    PendingRelease,
+    Result,
+    RootCause,
+    Status,
+    SyncPause,
+    SyncRun,
+)
+from deliveries_app.progress import activity, context, live, runs
+from deliveries_app.services import (
+    Rollout,
+    cancel_operation,
+    continue_operation,
+    delete_app,
+    resync_by_app,
+    resync_many,
+    resync_single,
+    retry_single,
+    unwatch_repository,
+)
+from deliveries_app.services.release import CANARY_SECONDS, release_due
+from tests.support.staff import fail, make_app, make_watch
+
+COMMAND = Actor.command()
+CANARY = Rollout(canary=True)
+
+
+@pytest.fixture
+def portal(db) -> App:
+    return make_app("Portal")
+
+
+@pytest.fixture
+def search(db) -> App:
+    return make_app("Search")
+
+
+@pytest.fixture(autouse=True)
+def run_callbacks(django_capture_on_commit_callbacks):
+    """Let what follows a commit happen, although the test's transaction is rolled back."""
+    with django_capture_on_commit_callbacks(execute=True):
+        yield
+
+
+def fill(app: App, number: int, **fields: object) -> list[AppRepository]:
+    """Let the app watch so many repositories, the first with the fewest files."""
+    return [make_watch(app, f"{app.name}-{index}", tree_files=10 * (index + 1), **fields) for index in range(number)]
+
+
+def start(rollout: Rollout = CANARY) -> BulkOperation:
+    operation = resync_many(COMMAND, AppRepository.objects.all(), rollout=rollout)
+    release_due()
+    return operation
+
+
+def released() -> set[str]:
+    """Return the names of the repositories that were released: with a new generation, a new floor and a run."""
+    watches = AppRepository.objects.filter(generation=2, resend_floor=2, status=Status.PENDING)
+    names = {str(watch.repository).partition("/")[2] for watch in watches.select_related("repository")}
+    untouched = AppRepository.objects.filter(generation=1, resend_floor=1, status=Status.SYNCED, next_sync_at=None)
+    assert len(names) + untouched.count() == AppRepository.objects.count()
+    assert not SyncRun.objects.filter(watch__in=untouched).exists()
+    return names
+
+
+def end(name: str, outcome: Outcome, error: str = "") -> None:
+    """End the newest run of a repository, as its worker would."""
+    watch = AppRepository.objects.get(repository__name=name)
+    runs.end_runs(watch.pk, watch.generation, outcome, error)
+
+
+def state(operation: BulkOperation) -> Result:
+    operation.refresh_from_db()
+    return context.result_of(operation, live.of_operation(operation))
+
+
+def pass_time(seconds: float) -> None:
+    """Let so many seconds pass for the operations, canaries and runs."""
+    shift = timedelta(seconds=seconds)
+    BulkOperation.objects.update(next_release_at=F("next_release_at") - shift)
+    Canary.objects.update(since=F("since") - shift)
+    SyncRun.objects.update(created_at=F("created_at") - shift)
+
+
+def test_canary_releases_the_rest_of_its_app(portal: App, search: App) -> None:
+    fill(portal, 3)
+    fill(search, 2)
+    operation = start()
+    assert released() == {"Portal-0", "Search-0"}
+    end("Portal-0", Outcome.SUCCEEDED)
+    assert release_due() == 2
+    assert released() == {"Portal-0", "Portal-1", "Portal-2", "Search-0"}
+    assert (operation.total, live.of_operation(operation).unreleased) == (5, 1)
+    end("Search-0", Outcome.SUCCEEDED)
+    release_due()
+    for name in ("Portal-1", "Portal-2", "Search-1"):
+        assert state(operation) == Result.RUNNING
+        end(name, Outcome.SUCCEEDED)
+    assert state(operation) == Result.SUCCEEDED
+    assert not Canary.objects.exists()
+
+
+@pytest.mark.parametrize("decision", ["continue", "cancel"])
+@pytest.mark.parametrize("outcome", [Outcome.FAILED, Outcome.PAUSED, Outcome.CANCELLED])
+def test_failed_canary_holds_its_app_only(portal: App, search: App, outcome: Outcome, decision: str) -> None:
+    fill(portal, 2)
+    fill(search, 2)
+    operation = start()
+    end("Portal-0", outcome, "The app returned HTTP 500.")
+    end("Search-0", Outcome.SUCCEEDED)
+    release_due()
+    assert state(operation) == Result.HELD
+    assert operation.held_reason.startswith("Portal: acme/Portal-0 ")
+    assert released() == {"Portal-0", "Search-0", "Search-1"}
+    end("Search-1", Outcome.SUCCEEDED)
+    assert (state(operation), release_due()) == (Result.HELD, 0)
+    if decision == "continue":
+        assert continue_operation(COMMAND, operation) == 1
+        assert (continue_operation(COMMAND, operation), release_due()) == (0, 1)
+        assert state(operation) == Result.RUNNING
+        end("Portal-1", Outcome.SUCCEEDED)
+        final = Result.SUCCEEDED if outcome == Outcome.CANCELLED else Result.PARTLY_FAILED
+    else:
+        assert cancel_operation(COMMAND, operation) == 1
+        final = Result.CANCELLED
+        assert live.of_operation(operation).unreleased == 1
+        assert "1 had not been released and stayed as they were" in context.summary(
+            operation, live.of_operation(operation)
+        )
+    assert (state(operation), release_due()) == (final, 0)
+    assert released() == {"Portal-0", "Search-0", "Search-1"} | ({"Portal-1"} if decision == "continue" else set())
+
+
+def test_canary_is_held_after_thirty_minutes(portal: App) -> None:
+    fill(portal, 2)
+    operation = start()
+    pass_time(CANARY_SECONDS - 5)
+    release_due()
+    assert state(operation) == Result.RUNNING
+    pass_time(5)
+    release_due()
+    assert state(operation) == Result.HELD
+    assert operation.held_reason == "Portal: acme/Portal-0 has not finished within 30 minutes."
+    end("Portal-0", Outcome.SUCCEEDED)  # a person has been asked, so a person decides
+    assert (release_due(), state(operation)) == (0, Result.HELD)
+
+
+@pytest.mark.parametrize("pause", ["app", "everything"])
+def test_pause_stops_releases_and_the_time_of_a_canary(portal: App, search: App, pause: str) -> None:
+    fill(portal, 2)
+    if pause == "app":
+        App.objects.update(paused=True)
+    else:
+        SyncPause.objects.create(paused_by="anna")
+    operation = start()
+    assert released() == set()
+    doing = activity.of_operation(operation, live.of_operation(operation))
+    assert doing is not None
+    assert doing.label == "Paused"
+    resume = lambda: (App.objects.update(paused=False), SyncPause.objects.all().delete())  # noqa: E731
+    resume()
+    assert (release_due(), released()) == (1, {"Portal-0"})
+    App.objects.update(paused=True)
+    for _ in range(3):
+        pass_time(CANARY_SECONDS - 1)
+        release_due()
+    resume()
+    release_due()
+    assert state(operation) == Result.RUNNING
+    end("Portal-0", Outcome.SUCCEEDED)
+    assert release_due() == 1
+
+
+def test_canary_is_a_healthy_repository_with_few_files(portal: App) -> None:
+    make_watch(portal, "empty", tree_files=0)
+    fail(make_watch(portal, "failing", tree_files=1), RootCause.SERVER_ERROR)
+    make_watch(portal, "importing", tree_files=1, arriving=True)
+    make_watch(portal, "large", tree_files=500)
+    make_watch(portal, "small", tree_files=2)
+    operation = start()
+    assert [run.repository_name for run in operation.runs.all()] == ["acme/small"]
+
+
+@pytest.mark.parametrize("end_of_canary", ["unwatched", "retried"])
+def test_next_repository_takes_the_place_of_a_canary_without_a_result(portal: App, end_of_canary: str) -> None:
+    first, *_ = fill(portal, 3)
+    operation = start()
+    if end_of_canary == "unwatched":
+        unwatch_repository(COMMAND, first)
+    else:
+        fail(first, RootCause.SERVER_ERROR)
+        retry_single(COMMAND, first)
+    assert release_due() == 1
+    assert set(operation.runs.values_list("repository_name", flat=True)) == {"acme/Portal-0", "acme/Portal-1"}
+    assert state(operation) == Result.RUNNING
+
+
+def test_app_with_one_repository_holds_nothing(portal: App, search: App) -> None:
+    fill(portal, 1)
+    fill(search, 2)
+    operation = start()
+    end("Portal-0", Outcome.FAILED)
+    release_due()
+    assert state(operation) == Result.RUNNING
+    end("Search-0", Outcome.SUCCEEDED)
+    release_due()
+    end("Search-1", Outcome.SUCCEEDED)
+    assert state(operation) == Result.PARTLY_FAILED
+
+
+def test_pace_spreads_releases_evenly(portal: App) -> None:
+    fill(portal, 20)
+    operation = start(Rollout(pace=6))
+    counts = [len(released())]
+    for _ in range(6):
+        pass_time(5)
+        release_due()
+        counts.append(len(released()))
+    assert counts == [1, 1, 2, 2, 3, 3, 4]
+    pass_time(600)
+    assert release_due() == 1  # a sweep that was away does not make up for it
+    assert live.of_operation(operation).unreleased == 15
+
+
+@pytest.mark.parametrize("step", [0.7, 1.0, 7.0, 61.0])
+def test_pace_is_never_exceeded_in_any_minute(portal: App, step: float) -> None:
+    fill(portal, 100)
+    operation = start(Rollout(pace=30))
+    for _ in range(int(130 / step) + 1):
+        pass_time(step)
+        release_due()
+    times = [created.timestamp() for created in operation.runs.values_list("created_at", flat=True)]
+    assert all(sum(0 <= other - moment < 60 for other in times) <= 30 for moment in times)
+    assert step > 5 or len(times) >= 60
+
+
+def test_canaries_count_for_the_pace_and_come_first(portal: App, search: App) -> None:
+    fill(portal, 3)
+    fill(search, 3)
+    start(Rollout(canary=True, pace=1))
+    for step in ({"Portal-0"}, {"Portal-0", "Search-0"}, {"Portal-0", "Search-0", "Portal-1"}):
+        assert released() == step
+        end("Portal-0", Outcome.SUCCEEDED)
+        pass_time(60)
+        release_due()
+
+
+def test_single_repository_is_released_at_once(portal: App) -> None:
+    fill(portal, 1)
+    operation = start(Rollout(canary=True, pace=1))
+    assert (operation.is_gradual, released()) == (False, {"Portal-0"})
+    assert "unreleased" not in live.of_operation(operation).as_dict()
+
+
+@pytest.mark.parametrize("rollout", [Rollout(), CANARY, Rollout(pace=1), Rollout(canary=True, pace=1)])
+@pytest.mark.parametrize("moment", ["at once", "after the canary", "held"])
+def test_cancel_leaves_unreleased_repositories_untouched(portal: App, rollout: Rollout, moment: str) -> None:
+    fill(portal, 3)
+    operation = start(rollout)
+    if moment != "at once":
+        end("Portal-0", Outcome.FAILED if moment == "held" else Outcome.SUCCEEDED)
+        release_due()
+    touched = released() if rollout.is_gradual else set()
+    open_now = operation.runs.filter(outcome="").count()
+    unreleased = operation.pending.count()
+    assert cancel_operation(COMMAND, operation) == open_now + unreleased
+    assert (release_due(), cancel_operation(COMMAND, operation)) == (0, 0)
+    assert state(operation) == Result.CANCELLED
+    assert not PendingRelease.objects.exists()
+    untouched = AppRepository.objects.filter(generation=1, resend_floor=1, status=Status.SYNCED, next_sync_at=None)
+    assert untouched.count() == unreleased
+    assert not rollout.is_gradual or len(touched) == 3 - unreleased
+
+
+def test_unwatched_repositories_are_not_released(portal: App, search: App) -> None:
+    _, second, _ = fill(portal, 3)
+    fill(search, 2)
+    operation = start()
+    unwatch_repository(COMMAND, second)
+    assert live.of_operation(operation).unreleased == 2
+    delete_app(COMMAND, search)
+    end("Portal-0", Outcome.SUCCEEDED)
+    release_due()
+    end("Portal-2", Outcome.SUCCEEDED)
+    assert state(operation) == Result.SUCCEEDED
+    assert (operation.total, live.of_operation(operation).unreleased) == (5, 2)
+
+
+def test_operation_ends_when_the_last_unreleased_repository_is_unwatched(portal: App) -> None:
+    watches = fill(portal, 2)
+    operation = start()
+    end("Portal-0", Outcome.FAILED)
+    release_due()
+    assert state(operation) == Result.HELD
+    unwatch_repository(COMMAND, watches[1])
+    assert state(operation) == Result.FAILED
+
+
+def test_resync_by_hand_does_not_release(portal: App) -> None:
+    _, second = fill(portal, 2)
+    operation = start()
+    resync_single(COMMAND, second)
+    end("Portal-1", Outcome.SUCCEEDED)
+    assert live.of_operation(operation).unreleased == 1
+    end("Portal-0", Outcome.SUCCEEDED)
+    assert release_due() == 1
+    assert operation.runs.count() == 2
+
+
+def test_bar_never_goes_back_when_repositories_are_released(portal: App) -> None:
+    fill(portal, 4)
+    operation = start(Rollout(pace=60))
+    shown = [live.of_operation(operation).files_total]
+    for _ in range(3):
+        pass_time(1)
+        release_due()
+        shown.append(live.of_operation(operation).files_total)
+    assert shown == [100, 100, 100, 100]
+
+
+def test_operation_that_an_older_worker_has_ended_continues(portal: App) -> None:
+    """During an upgrade, a worker of the version before looks only at runs."""
+    fill(portal, 2)
+    operation = start()
+    end("Portal-0", Outcome.SUCCEEDED)
+    BulkOperation.objects.update(ended_at=Now())
+    release_due()
+    assert (release_due(), state(operation)) == (1, Result.RUNNING)
+
+
+def test_log_names_canary_pace_and_continue(portal: App, caplog: pytest.LogCaptureFixture) -> None:
+    fill(portal, 2)
+    anna = Actor.of_user(User.objects.create_superuser("anna"))
+    operation = resync_many(anna, AppRepository.objects.all(), reason="New disk", rollout=Rollout(canary=True, pace=90))
+    release_due()
+    end("Portal-0", Outcome.FAILED, "The app returned HTTP 500.")
+    release_due()
+    operation.refresh_from_db()
+    continue_operation(anna, operation)
+    messages = list(LogEntry.objects.order_by("pk").values_list("user__username", "change_message"))
+    held = "Portal: acme/Portal-0 failed: The app returned HTTP 500."
+    assert messages == [
+        (
+            "anna",
+            "Re-sync of 2 repositories, one repository of each app first, at most 90 per minute. Reason: New disk",
+        ),
+        ("anna", f"Re-sync, {operation.operation_id}. Reason: New disk"),
+        ("anna", f"Continued with 1 repository. It was held: {held}"),
+    ]
+
+
+def test_continue_needs_the_permission(portal: App) -> None:
+    fill(portal, 2)
+    operation = start()
+    end("Portal-0", Outcome.FAILED)
+    release_due()
+    operation.refresh_from_db()
+    with pytest.raises(PermissionDenied):
+        continue_operation(Actor.of_user(User.objects.create_user("victor", is_staff=True)), operation)
+    assert state(operation) == Result.HELD
+
+
+def test_statements_of_a_sweep_are_independent_of_the_number_of_repositories(portal: App) -> None:
+    """A sweep without gradual operations asks once. One with something to release asks the same for any number."""
+    with CaptureQueriesContext(connection) as idle:
+        release_due()
+    assert len(idle) == 1
+    counts = []
+    for number in (2, 40):
+        app = make_app(f"App-{number}")
+        fill(app, number)
+        operation = resync_by_app(COMMAND, app, rollout=CANARY)
+        release_due()
+        for run in operation.runs.all():
+            runs.end_runs(run.watch_id or 0, 9, Outcome.SUCCEEDED)
+        with CaptureQueriesContext(connection) as asked:
+            assert release_due() == number - 1
+        counts.append(len(asked))
+        cancel_operation(COMMAND, operation)
+    assert counts[0] == counts[1]
