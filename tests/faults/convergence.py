@@ -236,7 +236,7 @@ DRIFT_ACTIONS: dict[str, tuple[float, Callable[[random.Random], tuple[Any, ...]]
     "cancel_check": (1, lambda rng: (_place(rng),)),
     "send_differences": (4, lambda rng: (_place(rng),)),
     "answer_checks": (1, lambda rng: (_two(rng), rng.random() < 0.7)),
-    "work_at_check": (8, lambda rng: (_place(rng), _seed(rng), _fate_of_check(rng))),
+    "work_at_check": (8, lambda rng: (place := _place(rng), _seed(rng), (_fate_of_check(rng, place), _fate(rng)))),
 }
 """Damaged copies, and checks that find the damage. Also drawn apart from the others."""
 _DURING_CHECK = {
@@ -301,7 +301,7 @@ def _with_resends(rng: random.Random, steps: list[Step]) -> None:
         steps.insert(rng.randrange(len(steps) + 1), (name, RESEND_ACTIONS[name][1](rng)))
 
 
-def _fate_of_check(rng: random.Random) -> Fate | None:
+def _fate_of_check(rng: random.Random, place: int) -> Fate | None:
     """Let something happen at one of the few requests or statements of a check."""
     [kind] = rng.choices(["kill", "term", "freeze", "cut", "meanwhile", ""], [40, 8, 8, 6, 30, 8])
     if not kind:
@@ -310,7 +310,7 @@ def _fate_of_check(rng: random.Random) -> Fate | None:
     step = None
     if kind == "meanwhile":
         [name] = rng.choices(list(_DURING_CHECK), list(_DURING_CHECK.values()))
-        step = name, DRAWN[name](rng)
+        step = name, (place,) if name in {"cancel_check", "resync"} else DRAWN[name](rng)
     at = rng.randrange(5, 60) if in_statement else rng.randrange(1, 5)
     return Fate(kind, at, in_statement, rng.random() < 0.5, kind == "kill" and rng.random() < 0.4, step)
 

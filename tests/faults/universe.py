@@ -739,13 +739,17 @@ class Universe:
         self.resync(place)
         self.work([place, *range(len(PLACES))][:2], fates)
 
-    def work_at_check(self, place: int, seed: int, fate: Fate | None) -> None:
-        """Work at a check of a damaged copy, once nothing else is to be done, so that the fate takes effect in it."""
+    def work_at_check(self, place: int, seed: int, fates: Sequence[Fate | None]) -> None:
+        """Work at a check of a damaged copy once nothing else is to be done, and at sending what it found, each with a fate."""
+        checking, sending = fates
         self.watch(place)
         self.work([place], [None])
         self.damage(place, seed)
         self.check_drift(place)
-        self.work([place], [fate])
+        self.work([place], [checking])
+        self.work([place], [None])
+        self.send_differences(place)
+        self.work([place], [sending])
 
     def work_for_real(self, fate: Fate | None) -> None:
         """Let two real workers do what is due. The first one has a fate."""
