@@ -1,5 +1,5 @@
-"""Delete old history: runs, bulk operations, actions of apps, traffic, failed
-attempts, ended alerts, and old sessions and sign-in attempts.
+"""Delete old history: runs, bulk operations, actions of apps, traffic, failed attempts, ended alerts, and old sessions and
+sign-in attempts.
 
 It can run at any time and be killed at any point: each slice is one transaction, and the next run continues. Three kinds of
 runs are kept regardless of their age:
