@@ -40,9 +40,9 @@ from docora.text import counted
 logger = logging.getLogger(__name__)
 
 CANARY_SECONDS = 1800.0
-"""How long a canary may take. The time starts over while its app, or all syncing, is paused."""
+"""How long a canary may take. The time starts over while it, its app, or all syncing is paused."""
 _CATCH_UP_SECONDS = 5.0  # a sweep that is late releases at most what these seconds allow
-_PAUSE_SEEN_SECONDS = 60.0  # how often the time of a canary of a paused app starts over
+_PAUSE_SEEN_SECONDS = 60.0  # how often the time of a paused canary starts over
 _OPEN = (CanaryState.PASSED, CanaryState.CONTINUED)
 _REASONS = 3  # shown of held canaries
 
@@ -150,14 +150,14 @@ def _read(operation_pk: int) -> tuple[BulkOperation, datetime]:
 
 
 def _plan(operation: BulkOperation, now: datetime) -> _Plan:
-    canaries = list(operation.canaries.select_related("app", "run")) if operation.canary else []
+    canaries = list(operation.canaries.select_related("app", "run__watch")) if operation.canary else []
     all_paused = SyncPause.objects.exists()
     states: dict[int, tuple[CanaryState, str]] = {}
     restarted: list[int] = []
     for canary in canaries:
         if canary.state != CanaryState.RUNNING:
             continue
-        if canary.run and not canary.run.outcome and (all_paused or canary.app.paused):
+        if canary.run and not canary.run.outcome and (all_paused or canary.app.paused or _is_paused(canary.run.watch)):
             if canary.since is None or now - canary.since > timedelta(seconds=_PAUSE_SEEN_SECONDS):
                 restarted.append(canary.pk)
             continue
@@ -169,6 +169,10 @@ def _plan(operation: BulkOperation, now: datetime) -> _Plan:
     due = _due(operation, canaries)
     allowed = _allowance(operation, now)
     return _Plan(list(due if allowed is None else due[:allowed]), states, restarted, held)
+
+
+def _is_paused(watch: AppRepository | None) -> bool:
+    return watch is not None and watch.paused_at is not None
 
 
 def _judge(canary: Canary, now: datetime) -> tuple[CanaryState, str]:

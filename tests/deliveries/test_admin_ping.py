@@ -15,7 +15,7 @@ APPS = "/admin/deliveries_app/app/"
 
 @pytest.fixture
 def client(db) -> Client:
-    return staff("paula", "view_app", "change_app")
+    return staff("paula", "view_app", "change_app", "view_payloads")
 
 
 def ping(client: Client, app: App, **data: str):
@@ -33,6 +33,9 @@ def test_success_shows_status_time_and_body(world: World, client: Client) -> Non
     assert [record.kind for record in world.requests()] == ["ping"]
     client.get(f"{APPS}{world.app.pk}/ping/")  # a refresh of the page sends nothing
     assert len(world.requests()) == 1
+    without = ping(staff("pete", "view_app", "change_app"), world.app).text
+    assert "pong" not in without
+    assert "You don't have permission to view request bodies and responses." in without
 
 
 def test_refused_signature_shows_a_hint(world: World, client: Client) -> None:

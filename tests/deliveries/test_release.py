@@ -31,6 +31,8 @@ from deliveries_app.services import (
     cancel_operation,
     continue_operation,
     delete_app,
+    pause_watches,
+    resume_watches,
     resync_by_app,
     resync_many,
     resync_single,
@@ -184,10 +186,28 @@ def test_pause_stops_releases_and_the_time_of_a_canary(portal: App, search: App,
         pass_time(CANARY_SECONDS - 1)
         release_due()
     resume()
+    canary = AppRepository.objects.filter(repository__name="Portal-0")
+    pause_watches(Actor.command(), canary)
+    for _ in range(3):
+        pass_time(CANARY_SECONDS - 1)
+        release_due()
+    resume_watches(Actor.command(), canary)
     release_due()
     assert state(operation) == Result.RUNNING
     end("Portal-0", Outcome.SUCCEEDED)
     assert release_due() == 1
+
+
+def test_paused_repository_is_released_when_it_is_resumed(portal: App) -> None:
+    fill(portal, 2)
+    watch = AppRepository.objects.filter(repository__name="Portal-0")
+    pause_watches(Actor.command(), watch)
+    start()
+    assert released() == {"Portal-1"}
+    end("Portal-1", Outcome.SUCCEEDED)
+    assert release_due() == 0
+    resume_watches(Actor.command(), watch)
+    assert (release_due(), released()) == (1, {"Portal-0", "Portal-1"})
 
 
 def test_canary_is_a_healthy_repository_with_few_files(portal: App) -> None:
