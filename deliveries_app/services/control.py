@@ -76,7 +76,7 @@ def _set_paused(actor: Actor, watches: AppRepositoryQuerySet, message: str, **ch
     actor.require(PAUSE_PERMISSION)
     actor.require_watches(watches)
     with transaction.atomic():
-        rows = watches.alive().order_by("pk").select_related("app", "repository")
+        rows = watches.alive().order_by("pk").for_list()
         changed = list(rows.select_for_update(of=("self",)))
         AppRepository.objects.filter(pk__in=[watch.pk for watch in changed]).update(**changes)
         audit.record(actor, changed, message)

@@ -239,7 +239,7 @@ def test_empty_table_says_what_to_do_first(admin: Client, viewer: Client, app: A
     text = page(admin, app).text
     assert "This app doesn't watch any repositories yet." in text
     assert "Watch a repository" in text
-    assert 'role="search"' not in text
+    assert "Repositories of this app" not in text
     assert "Why was this file" not in text
     assert "apprepository/add/" not in page(viewer, app).text
     make_watch(app, "docs")

@@ -71,6 +71,10 @@ def test_retry_of_a_paused_app_waits(operator: Client, failing) -> None:
     App.objects.update(paused=True)
     answer = operator.post(f"{WATCHES}{failing[0].pk}/retry/", follow=True)
     assert "The retry starts when the app is resumed." in answer.text
+    App.objects.update(paused=False)
+    AppRepository.objects.update(paused_at=timezone.now())
+    answer = operator.post(f"{WATCHES}{failing[0].pk}/retry/", follow=True)
+    assert "The retry starts when the repository is resumed." in answer.text
 
 
 def test_recovered_watch_is_not_retried(operator: Client, failing) -> None:

@@ -232,6 +232,8 @@ def test_incomplete_imports_are_a_warning(db) -> None:
 def test_pauses_are_warnings(db) -> None:
     app = make_app("Portal")
     assert "Nothing is paused." in infos(instance_checks.check_pauses())
+    make_watch(app, "docs", paused_at=timezone.now())
+    assert "1 watched repository is paused." in warnings(instance_checks.check_pauses())
     App.objects.filter(pk=app.pk).update(paused=True)
     SyncPause.objects.create(paused_by="anna", since=timezone.now() - timedelta(hours=2))
     said = warnings(instance_checks.check_pauses())
