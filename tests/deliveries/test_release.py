@@ -265,12 +265,12 @@ def test_pace_spreads_releases_evenly(portal: App) -> None:
 def test_pace_is_never_exceeded_in_any_minute(portal: App, step: float) -> None:
     fill(portal, 100)
     operation = start(Rollout(pace=30))
-    for _ in range(int(130 / step) + 1):
+    for _ in range(int(70 / step) + 2):
         pass_time(step)
         release_due()
     times = [created.timestamp() for created in operation.runs.values_list("created_at", flat=True)]
     assert all(sum(0 <= other - moment < 60 for other in times) <= 30 for moment in times)
-    assert step > 5 or len(times) >= 60
+    assert step > 5 or len(times) > 30
 
 
 def test_canaries_count_for_the_pace_and_come_first(portal: App, search: App) -> None:
