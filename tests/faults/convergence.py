@@ -231,9 +231,9 @@ DRIFT_ACTIONS: dict[str, tuple[float, Callable[[random.Random], tuple[Any, ...]]
     "damage": (3, lambda rng: (_place(rng), _seed(rng))),
     "check_drift": (4, lambda rng: (_place(rng),)),
     "check_all": (2, lambda rng: (_two(rng),)),
-    "cancel_check": (1, lambda rng: (_place(rng),)),
+    "cancel_check": (2, lambda rng: (_place(rng),)),
     "send_differences": (4, lambda rng: (_place(rng),)),
-    "answer_checks": (1, lambda rng: (_two(rng), rng.random() < 0.7)),
+    "answer_checks": (2, lambda rng: (_two(rng), rng.random() < 0.5)),
     "work_at_check": (8, lambda rng: (place := _place(rng), _seed(rng), (_fate_of_check(rng, place), _fate(rng)))),
 }
 """Damaged copies, and checks that find the damage. Also drawn apart from the others."""

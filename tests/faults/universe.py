@@ -453,7 +453,11 @@ class Universe:
         self._unless_gone(lambda: check_app(ACTOR, self.apps[app]))
 
     def cancel_check(self, place: int) -> None:
-        if (check := self._newest_check(place)) is not None and check.is_open:
+        """Cancel the check that is under way, or else a new one before it begins."""
+        if (check := self._newest_check(place)) is None or not check.is_open:
+            self.check_drift(place)
+            check = self._newest_check(place)
+        if check is not None and check.is_open:
             self._note("check cancelled")
             cancel_check(ACTOR, check)
 
