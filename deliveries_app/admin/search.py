@@ -88,13 +88,18 @@ def _file(delivery: Delivery) -> Found:
 
 
 def repository_term(text: str) -> str:
-    """Return what the lists of repositories find for a URL in any spelling: the URL without its ending."""
+    """Return what the lists of repositories find: for a URL in any spelling, the URL without its ending."""
     url = as_https(text)
-    return url.removesuffix("/").removesuffix(".git") if "://" in url else text
+    return url.removesuffix("/").removesuffix(".git") if "://" in url else phrase(text)
+
+
+def phrase(text: str) -> str:
+    """Return what a list searches as one phrase. Its words alone would match in unrelated columns, such as ids."""
+    return f'"{text.replace("\\", "\\\\")}"' if len(text.split()) > 1 and '"' not in text else text
 
 
 _KINDS = (
-    _Kind("Apps", App, _app),
+    _Kind("Apps", App, _app, phrase),
     _Kind("Watched repositories", AppRepository, _watch, repository_term),
     _Kind("Failed syncs", FailedSync, _failed, repository_term),
     _Kind("Files whose path starts with this", Delivery, _file),

@@ -56,6 +56,8 @@ def found(client: Client, text: str) -> dict[str, list[str]]:
         ("acme/docs", {"Watched repositories": ["acme/docs → Portal", "acme/docs → Shop"]}),
         ("git@github.com:acme/docs.git", {"Watched repositories": ["acme/docs → Portal", "acme/docs → Shop"]}),
         ("https://github.com/Acme/docs/", {"Watched repositories": ["acme/docs → Portal", "acme/docs → Shop"]}),
+        ("returned HTTP 503", {"Failed syncs": ["acme/handbook → Shop"]}),
+        ("503 HTTP", {}),
         ("HTTP 503", {"Failed syncs": ["acme/handbook → Shop"]}),
         ("src/gui", {"Files whose path starts with this": ["src/guide.md", "src/guide.md"]}),
         ("src/guide.md", {"Files whose path starts with this": ["src/guide.md", "src/guide.md"]}),

@@ -94,7 +94,7 @@ def _tree(rng: random.Random, repo: int) -> dict[str, bytes | Entry]:
 
 _MEANWHILE: list[tuple[int, str]] = [
     (4, "resync"), (6, "cancel"), (3, "stop"), (3, "retry"), (4, "watch_again"), (2, "unwatch"), (3, "watch"),
-    (2, "resync_all"), (2, "cancel_all"), (1, "retry_all"), (2, "pause"), (2, "resume"), (2, "pause_one"), (2, "resume_one"), (1, "pause_everything"),
+    (2, "resync_all"), (2, "cancel_all"), (1, "retry_all"), (2, "pause"), (2, "resume"), (1, "pause_everything"),
     (1, "resume_everything"), (1, "replace_app"), (2, "limit"), (2, "announce"), (2, "ignore"), (1, "rotate_key"),
     (1, "replace_token"), (1, "redis_forgets"), (1, "redis_restarts"), (1, "lose_mirror"), (1, "evict_mirrors"),
     (2, "change"), (2, "host_behaves"), (2, "cut_connections"), (1, "reset_circuit"), (1, "transform"),
@@ -175,8 +175,6 @@ ACTIONS: dict[str, tuple[float, Callable[[random.Random], tuple[Any, ...]]]] = {
     "replace_token": (2, lambda rng: (_place(rng), rng.choice(["", "a-token"]))),
     "pause": (2, lambda rng: (_two(rng),)),
     "resume": (3, lambda rng: (_two(rng),)),
-    "pause_one": (2, lambda rng: (_place(rng),)),
-    "resume_one": (2, lambda rng: (_place(rng),)),
     "pause_everything": (1, lambda rng: ()),
     "resume_everything": (2, lambda rng: ()),
     "limit": (3, lambda rng: (_two(rng), rng.choice([1, 2, 8]))),
@@ -243,7 +241,13 @@ _DURING_CHECK = {
     "cancel_check": 4, "send_differences": 3, "check_drift": 1, "resync": 2, "unwatch": 1, "change": 2, "pause": 1,
     "pause_everything": 1, "answer_checks": 1, "cut_connections": 1,
 }  # fmt: skip
-DRAWN = {name: draw for name, (_, draw) in (ACTIONS | DRIFT_ACTIONS).items()}
+PAUSE_ACTIONS: dict[str, tuple[float, Callable[[random.Random], tuple[Any, ...]]]] = {
+    "pause_one": (3, lambda rng: (_place(rng),)),
+    "resume_one": (2, lambda rng: (_place(rng),)),
+    "work": (4, lambda rng: (tuple(rng.sample(range(len(PLACES)), 2)), (_fate_with_pause(rng), None))),
+}
+"""Pauses of single repositories, drawn apart from the others too."""
+DRAWN = {name: draw for name, (_, draw) in (PAUSE_ACTIONS | ACTIONS | DRIFT_ACTIONS).items()}
 RELEASE_ACTIONS: dict[str, tuple[float, Callable[[random.Random], tuple[Any, ...]]]] = {
     "resync_gradually": (5, lambda rng: (rng.random() < 0.8, rng.choice([None, None, 1, 30]))),
     "cancel_gradual": (2, lambda rng: ()),
@@ -269,6 +273,7 @@ def draw(seed: int, without: frozenset[str] = frozenset()) -> History:
     _with_resends(random.Random(f"resends of {seed}"), steps)
     _with_checks(random.Random(f"checks of {seed}"), steps)
     _with_releases(random.Random(f"releases of {seed}"), steps)
+    _with_pauses(random.Random(f"pauses of {seed}"), steps)
     kept = tuple(step for step in steps if step[0] not in without)
     return History(seed, kinds, kept, real_workers=real_workers)
 
@@ -285,6 +290,19 @@ def _with_refs(rng: random.Random, steps: list[Step]) -> None:
     weights = [weight for weight, _ in REF_ACTIONS.values()]
     for name in rng.choices(list(REF_ACTIONS), weights, k=rng.randrange(10)):
         steps.insert(rng.randrange(len(steps) + 1), (name, REF_ACTIONS[name][1](rng)))
+
+
+def _fate_with_pause(rng: random.Random) -> Fate:
+    """Pause or resume a repository while a worker is at it."""
+    step = rng.choice(["pause_one", "pause_one", "resume_one"]), (_place(rng),)
+    return Fate("meanwhile", rng.randrange(1, 7), rng.random() < 0.3, rng.random() < 0.5, step=step)
+
+
+def _with_pauses(rng: random.Random, steps: list[Step]) -> None:
+    """Put pauses of single repositories among the other steps."""
+    weights = [weight for weight, _ in PAUSE_ACTIONS.values()]
+    for name in rng.choices(list(PAUSE_ACTIONS), weights, k=rng.randrange(5)):
+        steps.insert(rng.randrange(len(steps) + 1), (name, PAUSE_ACTIONS[name][1](rng)))
 
 
 def _fate_with_resend(rng: random.Random) -> Fate:
