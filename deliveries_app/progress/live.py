@@ -1,14 +1,15 @@
 """The numbers behind progress bars: live counters in Redis, or the rows if Redis lost the counters."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from django.db.models import Count, Min, OuterRef, Q, Subquery, Sum
+from django.db.models import Count, DateTimeField, Min, Q, Sum, Value
 from django.utils import timezone
 
-from deliveries_app.models import BulkOperation, Outcome, PendingRelease, Result, SyncRun
+from deliveries_app.models import BulkOperation, Outcome, Result, SyncRun
 from docora.redis import live_counters
 
 _COUNTS = ("files_total", "files_done", "files_failed", "bytes_total", "bytes_done")
@@ -194,9 +195,9 @@ _SUMS: dict[str, Any] = {
 }
 
 _UNRELEASED: dict[str, Any] = {
+    "sum_files_total": Sum("files"),
+    "sum_bytes_total": Sum("size"),
     "unreleased": Count("pk"),
-    "unreleased_files": Sum("files"),
-    "unreleased_bytes": Sum("size"),
 }
 
 
@@ -210,13 +211,14 @@ def _counted_with_unreleased(operation: BulkOperation) -> dict[str, int]:
 
     In two statements, a release between them would be counted twice or not at all, and the bar would go back.
     """
-    of_run = PendingRelease.objects.filter(operation=OuterRef("operation")).order_by().values("operation")
-    unreleased = {name: Subquery(of_run.annotate(value=value).values("value")) for name, value in _UNRELEASED.items()}
-    rows: Any = operation.runs.order_by().values("operation").annotate(**_SUMS, **unreleased)
-    row: dict[str, Any] = rows.first() or operation.pending.aggregate(**_UNRELEASED)
-    counts = _without_none(row)
-    counts["files_total"] = counts.get("files_total", 0) + counts.pop("unreleased_files")
-    counts["bytes_total"] = counts.get("bytes_total", 0) + counts.pop("unreleased_bytes")
+    of_runs = operation.runs.order_by().values("operation").annotate(**_SUMS, unreleased=Value(0))
+    nothing: dict[str, Any] = {name: Value(0) for name in _SUMS} | {"started": Value(None, DateTimeField())}
+    of_unreleased = operation.pending.order_by().values("operation").annotate(**(nothing | _UNRELEASED))
+    counts = Counter[str]()
+    rows: Any = of_runs.union(of_unreleased, all=True).order_by()
+    for row in rows:
+        del row["operation"]
+        counts.update(_without_none(row))
     return counts
 
 

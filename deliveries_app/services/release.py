@@ -166,9 +166,9 @@ def _plan(operation: BulkOperation, now: datetime) -> _Plan:
             states[canary.pk] = state, reason
             canary.state, canary.reason = state, reason
     held = _held_among(operation, [canary for canary in canaries if canary.state == CanaryState.HELD])
-    due = _due(operation, canaries)
     allowed = _allowance(operation, now)
-    return _Plan(list(due if allowed is None else due[:allowed]), states, restarted, held)
+    due = _due(operation, canaries)[:allowed] if allowed != 0 else []
+    return _Plan(list(due), states, restarted, held)
 
 
 def _is_paused(watch: AppRepository | None) -> bool:
