@@ -247,6 +247,7 @@ _WAITS = {
     StateDetail.FAILED: "The last sync failed. Docora checks after the next one that succeeds.",
     StateDetail.ALL_PAUSED: "All syncing is paused.",
     StateDetail.APP_PAUSED: "The app is paused.",
+    StateDetail.WATCH_PAUSED: "The repository is paused.",
     StateDetail.COOLDOWN: "The app's endpoint is on hold.",
     StateDetail.CIRCUIT_OPEN: "The repository's circuit is open.",
     StateDetail.HOST_DOWN: "The git host can't be reached.",

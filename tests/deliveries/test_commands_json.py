@@ -60,6 +60,7 @@ def test_prune_counts_what_it_removes(db, capsys, monkeypatch) -> None:
         "alerts",
         "sessions",
         "attempts",
+        "delivery_attempts",
     }
     assert (counted["dry_run"], counted["runs"]) == (True, 5)
     assert "Removed: 5 sync runs, 1 check for differences, 1 action of an app." in run("prune")

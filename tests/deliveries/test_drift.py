@@ -10,7 +10,16 @@ import pytest
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import App, AppRepository, DriftCheck, DriftFile, DriftState, Status
+from deliveries_app.models import (
+    App,
+    AppRepository,
+    DriftCheck,
+    DriftFile,
+    DriftState,
+    StateDetail,
+    Status,
+    WatchState,
+)
 from deliveries_app.receiver import Answer, Notification
 from deliveries_app.services import (
     NotCheckable,
@@ -455,6 +464,12 @@ def test_waiting_check_gives_up_and_says_what_it_waited_for(world: World, synced
     assert (requested.state, requested.message) == (
         DriftState.NOT_CHECKED, "The check could not begin within 1 h. The app is paused.",
     )  # fmt: skip
+
+
+def test_every_state_that_holds_a_check_back_has_a_text() -> None:
+    passing = {WatchState.UP_TO_DATE, WatchState.QUEUED}
+    holding = {detail for detail in StateDetail if detail.state not in passing}
+    assert holding <= drift_service._WAITS.keys()
 
 
 def test_pause_of_syncing_queues_a_running_check(

@@ -238,7 +238,7 @@ DRIFT_ACTIONS: dict[str, tuple[float, Callable[[random.Random], tuple[Any, ...]]
 }
 """Damaged copies, and checks that find the damage. Also drawn apart from the others."""
 _DURING_CHECK = {
-    "cancel_check": 4, "send_differences": 3, "check_drift": 1, "resync": 2, "unwatch": 1, "change": 2, "pause": 1,
+    "cancel_check": 8, "send_differences": 2, "check_drift": 1, "resync": 3, "unwatch": 1, "change": 2, "pause": 1,
     "pause_everything": 1, "answer_checks": 1, "cut_connections": 1,
 }  # fmt: skip
 RELEASE_ACTIONS: dict[str, tuple[float, Callable[[random.Random], tuple[Any, ...]]]] = {
@@ -271,7 +271,7 @@ def draw(seed: int, without: frozenset[str] = frozenset()) -> History:
     real_workers = rng.random() < 0.2
     _put_among(steps, REF_ACTIONS, random.Random(f"refs of {seed}"), at_most=9)
     _put_among(steps, RESEND_ACTIONS, random.Random(f"resends of {seed}"), at_most=6)
-    _put_among(steps, DRIFT_ACTIONS, random.Random(f"checks of {seed}"), at_most=6)
+    _put_among(steps, DRIFT_ACTIONS, random.Random(f"damage of {seed}"), at_most=6)
     _put_among(steps, PAUSE_ACTIONS, random.Random(f"pauses of {seed}"), at_most=4)
     _with_releases(random.Random(f"releases of {seed}"), steps)
     kept = tuple(step for step in steps if step[0] not in without)
@@ -312,7 +312,7 @@ def _fate_with_resend(rng: random.Random) -> Fate:
 
 def _fate_of_check(rng: random.Random, place: int) -> Fate | None:
     """Let something happen at one of the few requests or statements of a check."""
-    [kind] = rng.choices(["kill", "term", "freeze", "cut", "meanwhile", ""], [40, 8, 8, 6, 30, 8])
+    [kind] = rng.choices(["kill", "term", "freeze", "cut", "meanwhile", ""], [34, 8, 8, 6, 42, 15])
     if not kind:
         return None
     in_statement = rng.random() < 0.5

@@ -49,7 +49,6 @@ HAPPEN = {
         "check of all",
         "check cancelled",
         "differences sent",
-        "checks not wanted",
     ),
     *("repository token replaced", "app token rotated", "key rotation begun", "mirrors evicted", "mirror deleted"),
     *(

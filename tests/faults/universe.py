@@ -744,12 +744,17 @@ class Universe:
         self.work([place, *range(len(PLACES))][:2], fates)
 
     def work_at_check(self, place: int, seed: int, fates: Sequence[Fate | None]) -> None:
-        """Work at a check of a damaged copy once nothing else is to be done, and at sending what it found, each with a fate."""
+        """Work at a check of a damaged copy once nothing else is to be done, and at sending what it found, each with a fate.
+
+        Without a fate, the check is cancelled before a worker begins it.
+        """
         checking, sending = fates
         self.watch(place)
         self.work([place], [None])
         self.damage(place, seed)
         self.check_drift(place)
+        if checking is None:
+            self.cancel_check(place)
         self.work([place], [checking])
         self.work([place], [None])
         self.send_differences(place)
