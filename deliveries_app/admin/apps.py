@@ -166,7 +166,6 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
         if app.paused != paused:
             app.paused = paused
             services.change_app(Actor.of_request(request), app, ["paused"])
-            self.log_change(request, app, "Paused" if paused else "Resumed")
         message = f"{app} is paused. Nothing is sent to it until it is resumed." if paused else f"{app} is resumed."
         return self.redirect_with_message(request, self.page_of(app), message)
 

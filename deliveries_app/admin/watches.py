@@ -139,6 +139,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, CheckWatchAdmin, 
             message = f"{watch.app.name} holds no such file, so there is nothing to resend: {visible(path)}"
             return self.redirect_with_message(request, page, message, messages.WARNING)
         paused = " It is sent when the app is resumed." if watch.app.paused else ""
+        paused = " It is sent when the repository is resumed." if watch.is_paused else paused
         return self.redirect_with_message(request, page, f"Resend queued for {visible(path)}.{paused}")
 
     def get_urls(self) -> list[URLPattern]:

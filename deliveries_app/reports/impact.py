@@ -186,15 +186,15 @@ def resend_impact_of(deliveries: QuerySet[Delivery]) -> ResendImpact:
         sizes[watch] += size
     largest = [watch for watch, _ in files.most_common(SAMPLE)]
     watches = AppRepository.objects.order_by()
-    apps = watches.filter(pk__in=list(files)).values_list("app_id", "app__paused")
+    apps = watches.filter(pk__in=list(files)).values_list("app_id", "app__paused", "paused_at")
     known = watches.for_list().in_bulk(largest)
     return ResendImpact(
         deliveries=[pk for pk, _, _ in rows],
         files=len(rows),
         size=sizes.total(),
         watches=len(files),
-        apps=len({app for app, _ in apps}),
-        paused=sum(is_paused for _, is_paused in apps),
+        apps=len({app for app, *_ in apps}),
+        paused=sum(is_paused or paused_at is not None for _, is_paused, paused_at in apps),
         is_too_large=len(rows) > MAX_RESENT_AT_ONCE,
         sample=[ResendPart(known[pk], files[pk], sizes[pk]) for pk in largest if pk in known],
     )

@@ -67,10 +67,11 @@ def test_marks_come_from_operations_and_both_audit_logs(viewer: Client, root: Cl
     operation = resync_by_app(anna, app)
     start_key_rotation(anna, App.objects.get(pk=app.pk))
     change_own_settings(Actor.of_app(app), app, paused=True)
-    form = root.get(f"{ADMIN}{app.pk}/change/").context["adminform"].form
+    settings = f"{ADMIN}{app.pk}/settings/"
+    form = root.get(settings).context["adminform"].form
     fields = {name: value for name, value in form.initial.items() if value and name != "paused"}
     fields |= {f"initial-{name}": form.initial[name] for name in ("paused", "max_in_flight")}  # as the page has them
-    assert root.post(f"{ADMIN}{app.pk}/change/", fields).status_code == 302  # resumes it
+    assert root.post(settings, fields).status_code == 302  # resumes it
     pause_syncing(anna)
     LogEntry.objects.filter(change_message="Started rotating the signing key").update(
         action_time=timezone.now() - timedelta(hours=30)

@@ -12,7 +12,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import AppRepository, BulkOperation, Delivery
+from deliveries_app.models import App, AppRepository, BulkOperation, Delivery
 from deliveries_app.reports import impact
 from deliveries_app.services import MAX_RESENT_AT_ONCE, cancel_operation, resend_many, resync_single
 from tests.support.staff import VIEWS, make_app, make_watch, staff
@@ -114,6 +114,20 @@ def test_selection_is_confirmed_and_resent_as_one_operation(world: World) -> Non
     assert operation.ended_at
     text = unescape(operator.get(done.redirect_chain[-1][0]).text)
     assert "2 repositories: 2 succeeded · 3 files" in text
+
+
+def test_paused_repositories_and_apps_are_named(operator: Client, watches) -> None:
+    for watch in watches:
+        add_deliveries(watch, ["a"])
+    AppRepository.objects.filter(pk=watches[0].pk).update(paused_at=timezone.now())
+    App.objects.filter(pk=watches[2].app_id).update(paused=True)
+    page = operator.get(f"{CONFIRM}?all=1").text
+    assert "2 repositories are paused, or the app is. The files are sent there when it is resumed." in page
+    for watch, text in zip(watches, ("when the repository is resumed", "", "when the app is resumed"), strict=True):
+        answer = operator.post(resend_url(watch, "a"), follow=True).text
+        assert "Resend queued for a." in answer
+        assert text in answer
+        assert ("It is sent" in answer) is bool(text)
 
 
 def test_everything_that_a_filter_matches(operator: Client, watches) -> None:
