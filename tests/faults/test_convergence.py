@@ -38,6 +38,7 @@ HAPPEN = {
         "other ref followed",
         "app's patterns",
     ),
+    *("gradual re-sync", "cancel of a gradual operation", "held operation continued"),
     *("app paused", "app resumed", "all paused", "all resumed", "max_in_flight changed", "sync_completed wanted"),
     *("unwatched, copy dropped", "unwatched, copy kept", "watched", "app deleted", "app imported", "circuit reset"),
     *("repository token replaced", "app token rotated", "key rotation begun", "mirrors evicted", "mirror deleted"),
