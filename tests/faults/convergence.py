@@ -243,10 +243,11 @@ _DURING_CHECK = {
 }  # fmt: skip
 RELEASE_ACTIONS: dict[str, tuple[float, Callable[[random.Random], tuple[Any, ...]]]] = {
     "resync_gradually": (5, lambda rng: (rng.random() < 0.8, rng.choice([None, None, 1, 30]))),
+    "hold_resync": (1, lambda rng: (_seed(rng),)),
     "cancel_gradual": (2, lambda rng: ()),
     "continue_gradual": (2, lambda rng: ()),
-    "release_and_die": (3, lambda rng: (rng.randrange(4, 40),)),
-    "cancel_and_die": (1, lambda rng: (rng.randrange(2, 30),)),
+    "release_and_die": (3, lambda rng: (rng.randrange(4, 25),)),
+    "cancel_and_die": (1, lambda rng: (rng.randrange(2, 20),)),
     "time_passes": (1, lambda rng: (rng.choice([61.0, 1900.0]),)),
     "work": (8, lambda rng: (tuple(rng.sample(range(len(PLACES)), 2)), (_fate_with_release(rng), None))),
     "mood": (2, lambda rng: (_seed(rng), rng.choice([0.3, 1.0]))),
@@ -338,7 +339,10 @@ def _with_releases(rng: random.Random, steps: list[Step]) -> None:
     if rng.random() < 0.5:
         return
     weights = [weight for weight, _ in RELEASE_ACTIONS.values()]
-    names = ["resync_gradually", *rng.choices(list(RELEASE_ACTIONS), weights, k=rng.randrange(2, 8))]
+    names = [
+        rng.choice(["resync_gradually", "hold_resync"]),
+        *rng.choices(list(RELEASE_ACTIONS), weights, k=rng.randrange(2, 8)),
+    ]
     places = sorted(rng.choices(range(len(steps) + 1), k=len(names)))
     for name, place in reversed(list(zip(names, places, strict=True))):
         steps.insert(place, (name, RELEASE_ACTIONS[name][1](rng)))

@@ -40,6 +40,7 @@ HAPPEN = {
         "app's patterns",
     ),
     *("repository paused", "repository resumed"),
+    *("gradual re-sync", "cancel of a gradual operation", "held operation continued"),
     *("app paused", "app resumed", "all paused", "all resumed", "max_in_flight changed", "sync_completed wanted"),
     *("resend", "resend of many", "cancel of a resend"),
     *("unwatched, copy dropped", "unwatched, copy kept", "watched", "app deleted", "app imported", "circuit reset"),

@@ -376,6 +376,19 @@ class Universe:
         rollout = Rollout(canary=canary, pace=pace)
         self._unless_gone(lambda: resync_many(ACTOR, AppRepository.objects.all(), rollout=rollout))
 
+    def hold_resync(self, seed: int) -> None:
+        """Re-sync everything with a canary, at clients that refuse everything, until it is held."""
+        self.resync_gradually(canary=True, pace=None)
+        operation = BulkOperation.objects.filter(app=None, ended_at=None).last()
+        self.mood(seed, 1.0, is_busy=False)
+        for _ in range(8 if operation else 0):
+            self.work(range(len(PLACES)), [None] * len(PLACES))
+            self.find(everything=False)
+            operation.refresh_from_db()
+            if operation.held_at or operation.ended_at:
+                break
+        self.mood(0, 0.0)
+
     def cancel_gradual(self) -> None:
         """Cancel a gradual re-sync in whatever state it is. What it has not released must be as before."""
         operation = BulkOperation.objects.filter(app=None, ended_at=None).last()
@@ -390,7 +403,8 @@ class Universe:
             continue_operation(ACTOR, operation)
 
     def release_and_die(self, statement: int) -> None:
-        """Let a sweep release what is due, and kill it at this statement."""
+        """Let canaries end, and kill the sweep that releases what is due then, at this statement."""
+        self.work(range(len(PLACES)), [None] * len(PLACES))
         self._die_in(release_due, "sweep killed at a release", statement)
 
     def cancel_and_die(self, statement: int) -> None:
