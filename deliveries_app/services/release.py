@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 CANARY_SECONDS = 1800.0
 """How long a canary may take. The time starts over while it, its app, or all syncing is paused."""
+_MINUTE = 60.0
 _CATCH_UP_SECONDS = 5.0  # a sweep that is late releases at most what these seconds allow
 _PAUSE_SEEN_SECONDS = 60.0  # how often the time of a paused canary starts over
 _OPEN = (CanaryState.PASSED, CanaryState.CONTINUED)
@@ -161,6 +162,8 @@ def _plan(operation: BulkOperation, now: datetime) -> _Plan:
             if canary.since is None or now - canary.since > timedelta(seconds=_PAUSE_SEEN_SECONDS):
                 restarted.append(canary.pk)
             continue
+        if canary.since and canary.since > now + timedelta(seconds=_MINUTE):  # the database's clock was set back
+            restarted.append(canary.pk)
         state, reason = _judge(canary, now)
         if state != canary.state:
             states[canary.pk] = state, reason
@@ -216,15 +219,17 @@ def _due(operation: BulkOperation, canaries: Sequence[Canary]) -> QuerySet[Pendi
 def _allowance(operation: BulkOperation, now: datetime) -> int | None:
     """Return how many watches the pace allows now; None without a pace.
 
-    Releases are spread evenly, and never more than `pace` fall into one minute, also if the sweep was late.
+    Releases are spread evenly, and never more than `pace` fall into one minute, also if the sweep was late. A time that is
+    further away than a minute was noted before the database's clock was set back, and does not count.
     """
     if operation.pace is None:
         return None
     late = (now - (operation.next_release_at or now)).total_seconds()
-    if late < 0:
+    if -_MINUTE <= late < 0:
         return 0
-    by_time = 1 + int(min(late, _CATCH_UP_SECONDS) * operation.pace / 60)
-    in_last_minute = operation.runs.filter(created_at__gt=now - timedelta(seconds=60)).count()
+    by_time = 1 + int(min(max(0.0, late), _CATCH_UP_SECONDS) * operation.pace / _MINUTE)
+    minute = timedelta(seconds=_MINUTE)
+    in_last_minute = operation.runs.filter(created_at__gt=now - minute, created_at__lte=now + minute).count()
     return max(0, min(by_time, operation.pace - in_last_minute))
 
 
@@ -258,8 +263,8 @@ def _release(operation: BulkOperation, now: datetime, watches: Collection[int]) 
         operation.canaries.filter(pk=canary.pk).update(state=CanaryState.RUNNING, run=run, since=Now())
     if operation.pace is not None:
         earliest = now - timedelta(seconds=_CATCH_UP_SECONDS)
-        planned = max(operation.next_release_at or now, earliest)
-        next_release_at = planned + timedelta(seconds=60 / operation.pace) * len(opened)
+        planned = min(max(operation.next_release_at or now, earliest), now)
+        next_release_at = planned + timedelta(seconds=_MINUTE / operation.pace) * len(opened)
         BulkOperation.objects.filter(pk=operation.pk).update(next_release_at=next_release_at)
     requests.record_opened(actor, operation, opened)
     transaction.on_commit(scheduling.enqueue_due, robust=True)

@@ -17,6 +17,7 @@ from deliveries_app.models import (
     AppRepository,
     BulkOperation,
     Canary,
+    CanaryState,
     Outcome,
     PendingRelease,
     Result,
@@ -271,6 +272,23 @@ def test_pace_is_never_exceeded_in_any_minute(portal: App, step: float) -> None:
     times = [created.timestamp() for created in operation.runs.values_list("created_at", flat=True)]
     assert all(sum(0 <= other - moment < 60 for other in times) <= 30 for moment in times)
     assert step > 5 or len(times) > 30
+
+
+def test_clock_that_is_set_back_stops_no_releases(portal: App) -> None:
+    fill(portal, 5)
+    start(Rollout(canary=True, pace=1))
+    pass_time(-7200)
+    release_due()
+    assert released() == {"Portal-0"}
+    pass_time(CANARY_SECONDS + 1)
+    release_due()
+    assert Canary.objects.get().state == CanaryState.HELD
+    end("Portal-0", Outcome.SUCCEEDED)
+    Canary.objects.update(state=CanaryState.PASSED)
+    pass_time(-7200)
+    assert [release_due(), release_due()] == [1, 0]
+    pass_time(60)
+    assert release_due() == 1
 
 
 def test_canaries_count_for_the_pace_and_come_first(portal: App, search: App) -> None:
