@@ -3,7 +3,7 @@
 To everything that compares them with the clock, this is the same. Ping results in Redis expire as well. PostgreSQL only.
 """
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import cache
 
 import pytest
@@ -67,8 +67,10 @@ def seconds_to_next_event() -> float | None:
         cursor.execute("SELECT STATEMENT_TIMESTAMP()")
         now: datetime = cursor.fetchone()[0]
     times = [time for time in later if time is not None]
-    for (released_at,) in BulkOperation.objects.filter(pending__isnull=False).values_list("next_release_at").distinct():
-        times.append(max(released_at or now, now + timedelta(seconds=1)))
+    gradual = BulkOperation.objects.filter(pending__isnull=False)
+    times += [at for (at,) in gradual.values_list("next_release_at").distinct() if at is not None and at > now]
+    if not times and gradual.exists():
+        return 1.0  # the next round of the sweep releases something
     if not times:
         return None
     return max(0.0, (min(times) - now).total_seconds()) + 0.01
