@@ -266,7 +266,7 @@ def test_rotation_without_overlap_revokes_an_unused_token(db) -> None:
 def test_admin_shows_the_ending_only_after_first_use(db) -> None:
     app, token = imported("Portal")
     client = staff("olga", "view_app", "change_app", "rotate_secret_app")
-    pages = [f"/admin/deliveries_app/app/{app.pk}/change/", f"/admin/deliveries_app/app/{app.pk}/rotate-token/"]
+    pages = [f"/admin/deliveries_app/app/{app.pk}/settings/", f"/admin/deliveries_app/app/{app.pk}/rotate-token/"]
     for page, text_without_ending in zip(pages, (">Imported<", "Imported token"), strict=True):
         text = client.get(page).text
         assert text_without_ending in text

@@ -30,6 +30,8 @@ COMMANDS = {
     "resync": ["app_none", "repo_none", "--yes", "--wait"],
     "retry": ["--all", "--wait"],
     "cancel": ["bulk_none"],
+    "continue_resync": ["bulk_none"],
+    "drift": ["app_none"],
     "pause_syncing": [],
     "resume_syncing": [],
     "reset_circuit": ["repo_none"],
