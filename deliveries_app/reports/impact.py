@@ -132,7 +132,7 @@ def removal_of(watches: AppRepositoryQuerySet) -> Removal:
         records_are_exact=exact,
         orphans=len(orphans),
         orphan_names=[str(repository) for repository in Repository.objects.filter(pk__in=orphans[:SAMPLE])],
-        sample=list(watches.with_state().for_list()[:SAMPLE]),
+        sample=_sample(watches),
     )
 
 
@@ -156,7 +156,7 @@ def impact_of(watches: AppRepositoryQuerySet) -> Impact:
         syncing=Count("pk", filter=is_syncing()),
         paused=Count("pk", filter=_IS_PAUSED),
     )
-    sample = list(counted.with_state().for_list()[:SAMPLE])
+    sample = _sample(counted)
     files = found.pop("total_files")
     pace = _recent_pace(watches, found["apps"])
     return Impact(
@@ -174,8 +174,7 @@ def retry_impact_of(watches: AppRepositoryQuerySet) -> RetryImpact:
         syncing=Count("pk", filter=is_syncing()),
         paused=Count("pk", filter=_IS_PAUSED),
     )
-    sample = list(watches.with_state().for_list()[:SAMPLE])
-    return RetryImpact(sample=sample, **found)
+    return RetryImpact(sample=_sample(watches), **found)
 
 
 def resend_impact_of(deliveries: QuerySet[Delivery]) -> ResendImpact:
@@ -198,6 +197,12 @@ def resend_impact_of(deliveries: QuerySet[Delivery]) -> ResendImpact:
         is_too_large=len(rows) > MAX_RESENT_AT_ONCE,
         sample=[ResendPart(known[pk], files[pk], sizes[pk]) for pk in largest if pk in known],
     )
+
+
+def _sample(watches: AppRepositoryQuerySet) -> list[AppRepository]:
+    """Return the first watches with their sizes. The keys are sorted without their rows, which takes half the time."""
+    first = AppRepository.objects.filter(pk__in=watches.values("pk")[:SAMPLE])
+    return list(_with_sizes(first).with_state().for_list())
 
 
 def _with_sizes(watches: AppRepositoryQuerySet) -> AppRepositoryQuerySet:
