@@ -11,7 +11,7 @@ MAKEFLAGS += --no-print-directory
 unexport PYTHONDONTWRITEBYTECODE
 
 BIN := .venv/bin
-PYTEST := $(BIN)/python -m pytest -n 3 --dist worksteal
+PYTEST := $(BIN)/python -m pytest -n 4 --dist worksteal
 ON_SQLITE := DOCORA_TEST_DATABASE=sqlite $(PYTEST)
 PYTEST_ARGS ?=
 PACKAGES := docora repositories_app deliveries_app
