@@ -9,6 +9,7 @@ short: request timeouts, holds and backoffs. Longer times pass in no time (`pass
 
 import os
 import random
+import re
 import shutil
 import signal
 import threading
@@ -845,11 +846,13 @@ class Universe:
                 continue
             self._change_app(PLACES[self._place_of(watch)][0], "checks wanted", answers_verify=True)
             watch.app.refresh_from_db()
-            for _ in range(2):
+            for _ in range(6):
                 with suppress(NotCheckable):
                     check = check_watch(ACTOR, watch)
                     self._do_everything(PATIENCE)
                     check.refresh_from_db()
+                    if check.state == DriftState.NOT_CHECKED and re.search("HTTP (429|503)", check.message):
+                        continue  # the client takes fewer requests than the check made
                     assert check.state in {DriftState.EQUAL, DriftState.DIFFERS}, f"{check}: {check.message}"
                     if check.state == DriftState.EQUAL:
                         break
