@@ -17,6 +17,7 @@ from deliveries_app.models import App
 from deliveries_app.reports import app_health
 from deliveries_app.reports.app_health import AppHealth
 from deliveries_app.reports.chart import SPARK_HEIGHT, SPARK_WIDTH
+from deliveries_app.reports.traffic import HOURS
 from docora.templatetags.docora import ago, badge, counted, icon, milliseconds, number, percent
 
 
@@ -122,13 +123,13 @@ def sparkline(health: AppHealth) -> SafeString:
     """Return the bars of the last hours as SVG, with the totals as text."""
     text = f"{counted(health.delivered, 'file,files')} delivered" if health.delivered else "Nothing delivered"
     text += f", {number(health.rejected)} rejected" if health.rejected else ""
-    width = app_health.HOURS * SPARK_WIDTH
+    width = HOURS * SPARK_WIDTH
     good, bad = health.paths
     return format_html(
         '<svg class="spark" role="img" aria-label="{0} in the last {1} hours" preserveAspectRatio="xMinYMid" viewBox="0 0 {2} {3}">'
         '<title>{0} in the last {1} hours</title><path class="chart-grid" d="M0 {4}h{2}"></path>{5}{6}</svg>',
         text,
-        app_health.HOURS,
+        HOURS,
         width,
         SPARK_HEIGHT + 1,
         f"{SPARK_HEIGHT}.5",

@@ -265,7 +265,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
         return self.render_page(request, "admin/deliveries_app/app/endpoint.html", "Endpoint health", **context)
 
     def log_change(self, request: HttpRequest, obj: App, message: Any) -> Any:
-        """Log what was changed, but not once more that the app was paused or resumed: `change_app` has."""
+        """Log what was changed, except for pausing and resuming, which `change_app` logs."""
         return None if message == [{"changed": {"fields": ["Paused"]}}] else super().log_change(request, obj, message)
 
     def save_model(self, request: HttpRequest, obj: App, form: Any, change: bool) -> None:

@@ -60,7 +60,7 @@ class Group:
 
 @dataclass(frozen=True)
 class _Kind:
-    """A model whose rows are searched. `term` turns the text into what its list is asked for."""
+    """A model whose rows are searched. `term` turns the text into the search term of its list."""
 
     title: str
     model: type[Model]

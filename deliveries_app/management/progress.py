@@ -83,7 +83,7 @@ def _wait(command: BaseCommand, requested: Requested, timeout: float | None, *, 
 
 
 def _held_reason(requested: Requested) -> str:
-    """Return why a person has to continue or cancel; empty if nobody has to."""
+    """Return the reason if the operation is held, else an empty string."""
     return requested.held_reason if isinstance(requested, BulkOperation) and requested.is_held else ""
 
 

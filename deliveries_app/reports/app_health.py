@@ -2,16 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
-
-from django.utils import timezone
 
 from deliveries_app.models import App, HourlyTraffic
 from deliveries_app.reports.chart import sparkline
+from deliveries_app.reports.traffic import HOURS, last_hours
 from deliveries_app.webhooks import endpoint_stats
 from deliveries_app.webhooks.endpoint_stats import EndpointStats
 
-HOURS = 24
 HEALTHY = 0.95
 """An app that accepts a smaller share of its latest requests needs attention."""
 
@@ -43,8 +40,7 @@ class AppHealth:
 
 def of_apps(apps: Sequence[App]) -> dict[int, AppHealth]:
     """Return the health of these apps, by primary key: one query, and one round trip to Redis."""
-    this_hour = timezone.now().replace(minute=0, second=0, microsecond=0)
-    begins = [this_hour - timedelta(hours=back) for back in reversed(range(HOURS))]
+    begins = last_hours(HOURS)
     rows = HourlyTraffic.objects.filter(app__in=[app.pk for app in apps], hour__gte=begins[0]).order_by()
     sent = {(row.app_id, row.hour): (row.files, row.failed) for row in rows.only("app_id", "hour", "files", "failed")}
     stats = endpoint_stats.of_apps(apps)

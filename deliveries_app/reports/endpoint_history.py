@@ -9,12 +9,12 @@ from itertools import groupby
 from django.contrib.admin.models import LogEntry
 from django.contrib.contenttypes.models import ContentType
 from django.db.models import Q
-from django.utils import timezone
 
 from deliveries_app.models import App, AppAction, HourlyTraffic, OperationKind, SyncPause
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import chart
 from deliveries_app.reports.chart import Bar
+from deliveries_app.reports.traffic import last_hours
 
 PERIODS = {"day": ("24 hours", 24), "week": ("7 days", 168)}
 """Name in the query string → label and hours."""
@@ -138,12 +138,11 @@ class History:
 
 def of_app(app: App, hours: int) -> History:
     """Read the last hours of an app in four queries."""
-    this_hour = timezone.now().replace(minute=0, second=0, microsecond=0)
-    begins = [this_hour - timedelta(hours=back) for back in reversed(range(hours))]
-    rows = HourlyTraffic.objects.filter(app=app, hour__gte=begins[0], hour__lte=this_hour).order_by()
+    begins = last_hours(hours)
+    rows = HourlyTraffic.objects.filter(app=app, hour__gte=begins[0], hour__lte=begins[-1]).order_by()
     columns = rows.values_list("hour", "files", "failed", "requests", "milliseconds")
     sent = {row[0]: Hour(*row) for row in columns}
-    begin, end = begins[0], this_hour + timedelta(hours=1)
+    begin, end = begins[0], begins[-1] + timedelta(hours=1)
     marks = [
         Mark(mark.at, mark.kind, mark.text, round(chart.WIDTH * ((mark.at - begin) / (end - begin)), 2), mark.operation)
         for mark in sorted(_marks(app, begin), key=lambda mark: mark.at)

@@ -57,7 +57,7 @@ def of_watches(watches: AppRepositoryQuerySet) -> Preflight:
 
 
 def after_ping(app: App) -> Endpoint:
-    """Look at the app's endpoint once more, beside the result of the ping, which is no news then."""
+    """Return the app's endpoint as shown beside a ping's result: without a warning about a failed ping."""
     return _endpoint(app, endpoint_stats.of_app(app), ping_is_shown=True)
 
 

@@ -78,11 +78,16 @@ class Day:
         return sum(hour.failed > 0 for hour in self.hours)
 
 
+def last_hours(count: int) -> list[datetime]:
+    """Return the starts of the last hours, oldest first. The last one is the current hour."""
+    this_hour = timezone.now().replace(minute=0, second=0, microsecond=0)
+    return [this_hour - timedelta(hours=back) for back in reversed(range(count))]
+
+
 def of_last_day() -> Day:
     """Read the day in three queries. Group by the app's key, because grouping by name would sort text."""
-    this_hour = timezone.now().replace(minute=0, second=0, microsecond=0)
-    begins = [this_hour - timedelta(hours=back) for back in reversed(range(HOURS))]
-    rows = HourlyTraffic.objects.filter(hour__gte=begins[0], hour__lte=this_hour).order_by()
+    begins = last_hours(HOURS)
+    rows = HourlyTraffic.objects.filter(hour__gte=begins[0], hour__lte=begins[-1]).order_by()
     sums = rows.values_list("hour").annotate(Sum("files"), Sum("failed"), Sum("bytes"))
     sent = {begin: Hour(begin, files, failed, size) for begin, files, failed, size in sums}
     busiest, slowest = _busiest_and_slowest(rows)

@@ -83,7 +83,7 @@ def _resync_locked(
 @dataclass(frozen=True)
 class _Plan:
     """What to do for an operation now: `watches` to release, in order, new states of canaries by primary key, with reasons, and
-    canaries whose time starts over. `held` says why a person has to decide; empty if nobody has to.
+    canaries whose time starts over. `held` is the reason why the operation is held, or empty.
     """
 
     watches: Sequence[int]
@@ -104,7 +104,7 @@ def release_due() -> int:
 def release(operation_pk: int, *, by_person: bool = False) -> int:
     """Release what is due of one operation. Return the number of released watches.
 
-    Pass `by_person` if somebody has just asked for it: endpoints that are down are then tried now.
+    Pass `by_person` for a person's request, which also tries endpoints that are down.
     """
     operation, now = _read(operation_pk)
     plan = _plan(operation, now)

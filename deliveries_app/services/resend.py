@@ -50,7 +50,7 @@ def resend_files(actor: Actor, watch: AppRepository, paths: Sequence[str]) -> Re
 def resend_many(actor: Actor, deliveries: Sequence[int], *, reason: str = "") -> BulkOperation:
     """Send the files of these deliveries (primary keys) again, of any watches, as one operation.
 
-    Raises `NotFound` if none of them exists any more, and `ValueError` if they are more than `MAX_RESENT_AT_ONCE`.
+    Raises `NotFound` if none of them exists, and `ValueError` if they are more than `MAX_RESENT_AT_ONCE`.
     """
     if len(deliveries) > MAX_RESENT_AT_ONCE:
         raise ValueError(f"At most {MAX_RESENT_AT_ONCE:,} files can be resent at once.")
