@@ -181,6 +181,10 @@ class Workers:
             one = next((one for one in self._at_work if _is_about(note, one.watch)), None)
             if one is None or one.fate is None or one.applied or one.fate.in_statement:
                 return None
+            # The notification may be the other real worker's. This one then has no work-horse, and may be about to end.
+            target = one.pid if one.watch else next(children(one.pid), 0)
+            if not target:
+                return None
             one.seen += 1
             if one.seen < one.fate.at:
                 return None
@@ -188,7 +192,8 @@ class Workers:
             fate = one.fate
         self._events[f"worker: {fate.kind}"] += 1
         if fate.kind in SIGNALS:
-            self._send_signal(one, SIGNALS[fate.kind])
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(target, SIGNALS[fate.kind])
             if fate.noticed:
                 time.sleep(LATE)
         else:
@@ -201,12 +206,6 @@ class Workers:
         """Wait until the clients have handled a dead worker's last requests."""
         wait_for(lambda: self._run_actions() or sum(self._clients._in_flight.values()) == 0, timeout=20)
         time.sleep(0.02)
-
-    def _send_signal(self, one: _Work, number: signal.Signals) -> None:
-        """Send it to the process that syncs: the worker's work-horse, if it is a real worker."""
-        target = one.pid if one.watch else next(children(one.pid), one.pid)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(target, number)
 
     def _wait_for(self, one: _Work) -> None:
         until = time.monotonic() + 60
