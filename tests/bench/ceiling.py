@@ -1,11 +1,15 @@
-"""The ceiling: a bare libcurl multi loop that posts the same body as fast as it can.
+"""The ceiling: a bare libcurl multi loop that posts bodies of one size as fast as it can.
 
-`python ceiling.py URL COUNT IN_FLIGHT BYTES` prints posts per second. It signs, reads and records nothing, so this is what
-a sender in Python could reach if everything but sending were free.
+`python ceiling.py URL COUNT IN_FLIGHT BYTES [MIRROR]` prints posts per second. It signs, plans and records nothing, so this
+is what a sender in Python could reach if everything but sending were free. With a MIRROR, it also reads each body's content
+from the files of HEAD by `git cat-file`, as a sync does.
 """
 
+import itertools
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pycurl
 
@@ -17,15 +21,14 @@ HEADERS = [
 ]  # fmt: skip
 
 
-def posts_per_second(url: str, count: int, in_flight: int, size: int) -> float:
-    body = b"x" * size
+def posts_per_second(url: str, count: int, in_flight: int, bodies: Iterator[bytes]) -> float:
     multi = pycurl.CurlMulti()
     multi.setopt(pycurl.M_MAXCONNECTS, in_flight)
     left, running = count, 0
 
     def start(curl: pycurl.Curl) -> None:
         nonlocal left, running
-        curl.setopt(pycurl.POSTFIELDS, body)
+        curl.setopt(pycurl.POSTFIELDS, next(bodies))
         curl.setopt(pycurl.HTTPHEADER, HEADERS)
         multi.add_handle(curl)
         left, running = left - 1, running + 1
@@ -52,5 +55,24 @@ def posts_per_second(url: str, count: int, in_flight: int, size: int) -> float:
     return count / (time.perf_counter() - began)
 
 
+def files_of_head(mirror: str, size: int) -> Iterator[bytes]:
+    """Yield the content of each file of HEAD, filled up to `size` bytes."""
+    git = ("git", "--git-dir", mirror)
+    listed = subprocess.run(
+        [*git, "ls-tree", "-r", "--format=%(objectname)", "HEAD"], stdout=subprocess.PIPE, check=True
+    )
+    with subprocess.Popen([*git, "cat-file", "--batch"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader:
+        assert reader.stdin is not None
+        assert reader.stdout is not None
+        for some in itertools.batched(listed.stdout.splitlines(keepends=True), 256):
+            reader.stdin.write(b"".join(some))
+            reader.stdin.flush()
+            for _ in some:
+                length = int(reader.stdout.readline().split()[2])
+                yield reader.stdout.read(length + 1).ljust(size, b"x")
+
+
 if __name__ == "__main__":
-    print(posts_per_second(sys.argv[1], *map(int, sys.argv[2:5])))
+    address, number, at_once, length = sys.argv[1], *map(int, sys.argv[2:5])
+    contents = files_of_head(sys.argv[5], length) if len(sys.argv) > 5 else itertools.repeat(b"x" * length)
+    print(posts_per_second(address, number, at_once, contents))
