@@ -10,6 +10,8 @@ from django.db.models import Model
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 from django.utils.text import capfirst
 
 from deliveries_app.models import AppAction
@@ -89,6 +91,12 @@ class DocoraAdmin[M: Model](PlainLists, ModelAdmin[M]):
         pk = parse_pk(object_id) if self.app_actions_of else None
         actions = AppAction.objects.filter(**{f"{self.app_actions_of}_id": pk})[:APP_ACTIONS_SHOWN] if pk else []
         return super().history_view(request, object_id, {"app_actions": actions, **(extra_context or {})})
+
+    @admin.display(description=SafeString('<input type="checkbox" id="action-toggle">'))
+    def action_checkbox(self, obj: M) -> SafeString:
+        """Return the checkbox of a row. Django's renders a template for each."""
+        html = '<input type="checkbox" name="{}" value="{}" class="action-select" aria-label="Select {}">'
+        return format_html(html, helpers.ACTION_CHECKBOX_NAME, obj.pk, str(obj))
 
     def can(self, request: HttpRequest, permission: str) -> bool:
         """Return whether the user has the permission. Acting on a row also requires permission to view it."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from django.contrib.admin import ModelAdmin, helpers
 from django.contrib.admin.options import IncorrectLookupParameters
-from django.contrib.admin.views.main import PAGE_VAR
+from django.contrib.admin.views.main import PAGE_VAR, ChangeList
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, QueryDict
 from django.utils.http import url_has_allowed_host_and_scheme
@@ -47,12 +47,23 @@ def selected[M: Model](model_admin: "ModelAdmin[M]", request: HttpRequest) -> Qu
         filters.pop(name, None)
     list_request = copy.copy(request)
     list_request.GET = filters  # type: ignore[assignment]
+    reader: Any = copy.copy(model_admin)
+    reader.get_changelist = lambda request: _filtering(model_admin.get_changelist(request))
     try:
-        change_list: Any = model_admin.get_changelist_instance(list_request)
-        rows: QuerySet[M] = change_list.get_queryset(list_request)
+        rows: QuerySet[M] = reader.get_changelist_instance(list_request).get_queryset(list_request)
     except IncorrectLookupParameters:  # an invalid filter selects nothing
         return model_admin.get_queryset(request).none()
     return rows
+
+
+def _filtering(change_list: type[ChangeList]) -> type[ChangeList]:
+    """Return a class that only filters: it neither counts the rows nor reads a page of them."""
+
+    class Filtering(change_list):  # type: ignore[misc, valid-type]  # the base class is the model admin's choice
+        def get_results(self, request: HttpRequest) -> None:
+            pass
+
+    return Filtering
 
 
 def selection_context(pks: Iterable[int], files: int) -> dict[str, Any]:

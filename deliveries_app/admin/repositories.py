@@ -3,7 +3,8 @@
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import Count, Q, QuerySet
+from django.db.models import Count, OuterRef, QuerySet, Subquery
+from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern
 from django.utils.safestring import SafeString
@@ -46,8 +47,10 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
     watch_field = "repository"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Repository]:
-        alive = Q(watches__ended_at=None, watches__app__ended_at=None)
-        return super().get_queryset(request).annotate(watcher_count=Count("watches", filter=alive))
+        """Count the watches in a subquery. Unlike a join, it costs nothing in queries that do not need the count."""
+        watches = AppRepository.objects.alive().filter(repository=OuterRef("pk")).order_by()
+        counted = watches.values("repository").annotate(count=Count("pk")).values("count")
+        return super().get_queryset(request).annotate(watcher_count=Coalesce(Subquery(counted), 0))
 
     @admin.action(
         permissions=["resync"],

@@ -14,7 +14,13 @@ READ_FILES = 2000
 """Group at most this many files: an app that rejects everything may have millions."""
 SHOWN_GROUPS = 10
 LISTED_FILES = 50
-"""Files of a group that are listed: the newest ones."""
+LISTED_FILES_OF_APP = 10
+"""Files of a group that are listed: the newest ones. The page of a watch lists more than that of its app."""
+
+_COLUMNS = (
+    "watch_id", "path", "cause", "status_code", "body", "attempts", "last_at", "watch__repository__owner",
+    "watch__repository__name",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,16 +57,17 @@ class FailingFiles:
 
 
 def of_watch(watch: AppRepository | None) -> FailingFiles:
-    return _grouped(Q(watch=watch)) if watch else FailingFiles()
+    return _grouped(Q(watch=watch), LISTED_FILES) if watch else FailingFiles()
 
 
 def of_app(app: App) -> FailingFiles:
     """Return the failing files of all its repositories. Watches that cannot have any are not searched."""
     may_have = Q(failing_since__isnull=False) | Q(files_failing__gt=0) | Q(status=Status.SCANNING)
-    return _grouped(Q(watch__in=AppRepository.objects.alive().filter(may_have, app=app).order_by().values("pk")))
+    watches = AppRepository.objects.alive().filter(may_have, app=app).order_by()
+    return _grouped(Q(watch__in=watches.values("pk")), LISTED_FILES_OF_APP)
 
 
-def _grouped(condition: Q) -> FailingFiles:
+def _grouped(condition: Q, most: int) -> FailingFiles:
     """Read a bounded number of rows through the index, group them, and then read those that are listed: two queries."""
     rows = DeliveryFailure.objects.filter(condition, kind=FailureKind.FAILED)
     columns = rows.order_by().values_list("status_code", "message", "last_at", "pk", "watch_id")
@@ -71,10 +78,9 @@ def _grouped(condition: Q) -> FailingFiles:
         by_failure[status_code, message].append((last_at, pk, watch_id))
     largest = sorted(by_failure.items(), key=lambda item: (-len(item[1]), item[0][1]))
     shown, rest = largest[:SHOWN_GROUPS], largest[SHOWN_GROUPS:]
-    newest = {failure: [pk for _, pk, _ in nlargest(LISTED_FILES, files)] for failure, files in shown}
-    listed = DeliveryFailure.objects.select_related("watch__repository").in_bulk(
-        [pk for pks in newest.values() for pk in pks]
-    )
+    newest = {failure: [pk for _, pk, _ in nlargest(most, files)] for failure, files in shown}
+    failures = DeliveryFailure.objects.select_related("watch__repository").only(*_COLUMNS)
+    listed = failures.in_bulk([pk for pks in newest.values() for pk in pks])
     groups = [
         FileGroup(
             *failure,

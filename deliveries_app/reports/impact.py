@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from django.db.models import Case, Count, F, OuterRef, Q, QuerySet, Subquery, Sum, When
+from django.db.models import BooleanField, Case, Count, ExpressionWrapper, F, OuterRef, Q, QuerySet, Subquery, Sum, When
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from deliveries_app.models import AppRepository, AppRepositoryQuerySet, Delivery, SyncRun
-from deliveries_app.models.apps import is_syncing
+from deliveries_app.models.apps import is_leased, is_syncing
 from deliveries_app.services import MAX_RESENT_AT_ONCE
 from repositories_app.models import Repository, Snapshot
 
@@ -117,9 +117,10 @@ class Removal(_Affected):
 def removal_of(watches: AppRepositoryQuerySet) -> Removal:
     """Estimate a removal in a constant number of queries, with a bounded count of records."""
     watches = watches.alive()
-    rows = list(watches.order_by().values_list("pk", "repository_id", "tree_files"))
-    orphans = _orphans(Counter(repository for _, repository, _ in rows))
-    files = sum(files for *_, files in rows)
+    leased = ExpressionWrapper(is_leased(), BooleanField())
+    rows = list(watches.order_by().values_list("pk", "repository_id", "tree_files", leased))
+    orphans = _orphans(Counter(repository for _, repository, *_ in rows))
+    files = sum(files for *_, files, _ in rows)
     ids = watches.order_by().values("pk")
     records = Delivery.objects.filter(watch__in=ids).order_by()[: COUNTED_RECORDS + 1].count()
     exact = records <= COUNTED_RECORDS
@@ -127,7 +128,7 @@ def removal_of(watches: AppRepositoryQuerySet) -> Removal:
         watches=len(rows),
         pks=[pk for pk, *_ in rows],
         files=files,
-        syncing=watches.leased().count(),
+        syncing=sum(bool(is_syncing) for *_, is_syncing in rows),
         records=records if exact else max(records, files),
         records_are_exact=exact,
         orphans=len(orphans),

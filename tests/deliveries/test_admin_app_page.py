@@ -337,11 +337,11 @@ def test_failing_files_of_all_repositories_are_grouped(admin: Client, app: App, 
         ("HTTP 500", 57, 2),
         ("Too slow", 2, 1),
     ]
-    assert len(files.groups[0].listed) == failing_files.LISTED_FILES
+    assert len(files.groups[0].listed) == failing_files.LISTED_FILES_OF_APP
     assert [row.path for row in files.groups[0].listed[:2]] == ["site & co/0.md", "site & co/1.md"]
     text = unescape(page(admin, app).text)
     assert "</strong> · 57 files in 2 repositories" in text
-    assert "The newest 50 of 57 files." in text
+    assert "The newest 10 of 57 files." in text
     assert f"apprepository/{site.pk}/why/?path=site%20%26%20co%2F0.md" in text
     assert "<b>boom" not in page(admin, app).text
     monkeypatch.setattr(failing_files, "READ_FILES", 20)

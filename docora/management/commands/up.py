@@ -41,7 +41,13 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         add_instance_options(parser)
-        parser.add_argument("--workers", type=int, default=2, metavar="N", help="sync workers (2)")
+        parser.add_argument(
+            "--workers",
+            type=int,
+            default=_default_workers(),
+            metavar="N",
+            help="sync workers (one per core that Docora may use, from two to four)",
+        )
         parser.add_argument(
             "--no-migrate", action="store_true", help="do not migrate; wait until the database is migrated"
         )
@@ -150,6 +156,14 @@ def _wait_for_web() -> None:
             if time.monotonic() > deadline:
                 raise CommandError("The web process does not answer. Its messages above say why.")
             time.sleep(0.1)
+
+
+def _default_workers() -> int:
+    """Return one worker per core. Even on one core, two are faster: while one waits for git, the other works.
+
+    More than four need a higher `max_connections` than PostgreSQL's default, so they are the administrator's choice.
+    """
+    return min(4, max(2, len(os.sched_getaffinity(0))))
 
 
 def _wait_for_background(started: datetime, workers: int) -> None:

@@ -18,7 +18,7 @@ RUN_COLUMNS = (
     "attempts", "created_at", "started_at", "ended_at", "outcome", "commit_sha", "files_total", "files_done",
     "files_failed", "files_skipped", "left_out", "bytes_total", "bytes_done", "error",
 )  # fmt: skip
-TRAFFIC_COLUMNS = ("app_id", "hour", "files", "bytes", "failed", "requests", "milliseconds")
+TRAFFIC_COLUMNS = ("app_id", "hour", "files", "bytes", "failed", "requests", "milliseconds", "acknowledged_at")
 _PEOPLE = ("anna", "boris", "chiara", "command line")
 _REASONS = ([Reason.CHANGE, Reason.RESYNC, Reason.RETRY, Reason.INITIAL], [92, 94, 97, 100])
 _OUTCOMES = (
@@ -195,4 +195,5 @@ def traffic(amounts: Amounts, apps: list[App], now: datetime) -> Iterator[tuple[
             files = dice.randrange(1, 60) * daytime_factor * (20 if rank < 5 else 1)
             failed = dice.randrange(files) if dice.random() < 0.03 else 0
             took = files * dice.randrange(8, 60 if rank % 37 else 900)
-            yield (app.pk, hour, files, files * 4_000, failed, files + failed, took)
+            acknowledged_at = min(now, hour + timedelta(minutes=59))
+            yield (app.pk, hour, files, files * 4_000, failed, files + failed, took, acknowledged_at)
