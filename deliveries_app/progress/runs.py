@@ -8,7 +8,8 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from itertools import batched
+from typing import Any, NamedTuple
 
 from django.db import transaction
 from django.db.models import Case, F, Q, QuerySet, When, Window
@@ -31,7 +32,7 @@ from docora.redis import counters, live_counters
 logger = logging.getLogger(__name__)
 
 LOGGED_ONE_BY_ONE = 100
-_CREATED_AT_ONCE = 1000
+_ROWS_AT_ONCE = 1000
 
 
 class Remaining(NamedTuple):
@@ -91,7 +92,7 @@ def add_unreleased(operation: BulkOperation, watch_pks: Sequence[int]) -> None:
             PendingRelease(operation=operation, watch_id=pk, position=position, files=files, size=size)
             for position, (pk, files, size) in enumerate(rows)
         ],
-        batch_size=_CREATED_AT_ONCE,
+        batch_size=_ROWS_AT_ONCE,
     )
     if operation.canary:
         apps = AppRepository.objects.filter(pk__in=watch_pks).order_by("app").values_list("app", flat=True).distinct()
@@ -190,17 +191,16 @@ def end_runs(watch_pk: int, generation: int, outcome: Outcome, error: str = "") 
     runs = open_runs(watch_pk, generation)
     resyncs = SyncRun.objects.filter(watch_id=watch_pk, reason=Reason.RESYNC).exclude(outcome=Outcome.CANCELLED)
     newest_resync = resyncs.order_by("-generation", "-pk").first() if len(runs) > 1 else None
-    for index, run in enumerate(runs):
-        superseded = index > 0 and newest_resync is not None and newest_resync.generation > run.generation
-        _end(run, Outcome.SUPERSEDED if superseded else outcome, error)
+    superseded = [run for run in runs[1:] if newest_resync and newest_resync.generation > run.generation]
+    _end(superseded, Outcome.SUPERSEDED, error)
+    _end([run for run in runs if run not in superseded], outcome, error)
     close_operations({run.operation_id for run in runs if run.operation_id})
     transaction.on_commit(partial(_log_and_show_ended, runs), robust=True)
 
 
 def cancel_runs(runs: Sequence[SyncRun], error: str = "") -> None:
     """End these runs as cancelled. The caller closes their operations."""
-    for run in runs:
-        _end(run, Outcome.CANCELLED, error)
+    _end(runs, Outcome.CANCELLED, error)
     transaction.on_commit(partial(_log_and_show_ended, runs), robust=True)
 
 
@@ -210,8 +210,7 @@ def end_all_runs(watch_pks: Sequence[int], outcome: Outcome, *, also_close: Iter
     Operations in `also_close` have lost unreleased watches. Return the ended runs, oldest first.
     """
     open_now = list(SyncRun.objects.filter(watch__in=watch_pks, outcome="").order_by("generation", "pk"))
-    for run in open_now:
-        _end(run, outcome, "")
+    _end(open_now, outcome)
     close_operations({run.operation_id for run in open_now if run.operation_id}.union(also_close))
     transaction.on_commit(partial(_log_and_show_ended, open_now), robust=True)
     return open_now
@@ -230,13 +229,19 @@ def _remaining_of(run: SyncRun) -> Remaining:
     return Remaining(max(0, run.files_total - run.files_done), max(0, run.bytes_total - run.bytes_done))
 
 
-def _end(run: SyncRun, outcome: Outcome, error: str) -> None:
-    run.outcome, run.ended_at, run.error = outcome, timezone.now(), error
-    fields = {"outcome": outcome, "ended_at": run.ended_at, "error": error}
-    if outcome == Outcome.SUCCEEDED and run.started_at is None:  # another run has sent the files of the estimate
-        run.files_total, run.bytes_total = run.files_done, run.bytes_done
-        fields |= {"files_total": F("files_done"), "bytes_total": F("bytes_done")}
-    SyncRun.objects.filter(pk=run.pk, outcome="").update(**fields)
+def _end(runs: Sequence[SyncRun], outcome: Outcome, error: str = "") -> None:
+    """End these runs, as far as they are still open."""
+    fields: dict[str, Any] = {"outcome": outcome, "ended_at": timezone.now(), "error": error}
+    for run in runs:
+        run.outcome, run.ended_at, run.error = outcome, fields["ended_at"], error
+    if outcome == Outcome.SUCCEEDED:  # if it has not started, another run has sent the files of its estimate
+        for run in runs:
+            if run.started_at is None:
+                run.files_total, run.bytes_total = run.files_done, run.bytes_done
+        for total, done in (("files_total", "files_done"), ("bytes_total", "bytes_done")):
+            fields[total] = Case(When(started_at=None, then=F(done)), default=F(total))
+    for some in batched(runs, _ROWS_AT_ONCE):
+        SyncRun.objects.filter(pk__in=[run.pk for run in some], outcome="").update(**fields)
 
 
 def _log_and_show_ended(runs: Sequence[SyncRun]) -> None:

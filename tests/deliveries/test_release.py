@@ -417,12 +417,13 @@ def test_continue_needs_the_permission(portal: App) -> None:
     assert state(operation) == Result.HELD
 
 
-def test_statements_of_a_sweep_are_independent_of_the_number_of_repositories(portal: App) -> None:
-    """A sweep without gradual operations asks once. One with something to release asks the same for any number."""
+def test_statements_are_independent_of_the_number_of_repositories(portal: App) -> None:
+    """A sweep without gradual operations asks once. One with something to release asks the same for any number, and so does
+    a cancel."""
     with CaptureQueriesContext(connection) as idle:
         release_due()
     assert len(idle) == 1
-    counts = []
+    releases, cancels = [], []
     for number in (2, 40):
         app = make_app(f"App-{number}")
         fill(app, number)
@@ -432,6 +433,9 @@ def test_statements_of_a_sweep_are_independent_of_the_number_of_repositories(por
             runs.end_runs(run.watch_id or 0, 9, Outcome.SUCCEEDED)
         with CaptureQueriesContext(connection) as asked:
             assert release_due() == number - 1
-        counts.append(len(asked))
-        cancel_operation(COMMAND, operation)
-    assert counts[0] == counts[1]
+        releases.append(len(asked))
+        with CaptureQueriesContext(connection) as cancelling:
+            assert cancel_operation(COMMAND, operation) == number - 1
+        cancels.append(len(cancelling))
+    assert releases[0] == releases[1]
+    assert cancels[0] == cancels[1]
