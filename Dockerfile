@@ -1,6 +1,13 @@
 # One image for every process: `docker build --tag docora .`, then compose.yaml, or `docker run` for everything in one.
+#
+# No layer depends on when or where it is built. With the same base image and the same packages of Debian, a commit gives the
+# same bytes, timestamps included:
+#
+#   docker buildx build --build-arg SOURCE_DATE_EPOCH=$(git log -1 --format=%ct) \
+#       --output type=image,name=docora,rewrite-timestamp=true .
 
 FROM python:3.13-slim AS packages
+WORKDIR /build
 COPY requirements.txt .
 # Compiled by content and not by time, so that the same packages make the same layer.
 RUN python -m venv /opt/venv && \
@@ -11,11 +18,16 @@ RUN python -m venv /opt/venv && \
     python -m compileall -q --invalidation-mode unchecked-hash /opt/venv/lib
 
 FROM python:3.13-slim
+ARG SOURCE_DATE_EPOCH=0
+# Debian keeps no older versions, so a pinned one could not be installed after its next security update. `useradd` stores the
+# day of SOURCE_DATE_EPOCH. The files that end with a hyphen are backups.
+# hadolint ignore=DL3008
 RUN apt-get update && \
     apt-get install --yes --no-install-recommends git ca-certificates && \
-    rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/* && \
     groupadd --gid 10001 docora && \
     useradd --uid 10001 --gid docora --no-create-home --home-dir /data --shell /usr/sbin/nologin docora && \
+    rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/* /var/lib/dpkg/*-old \
+        /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- && \
     install --directory --owner docora --group docora --mode 0700 /data
 COPY --from=packages /opt/venv /opt/venv
 WORKDIR /app

@@ -116,11 +116,13 @@ lock: setup
 	echo uv | $(COMPILE) - --output-file .ci/uv.txt
 	@.ci/bootstrap.sh
 
-# Build a wheel, which has all of Docora but its dependencies, and an sdist. A commit gives the same bytes everywhere.
+# Build a wheel, which has all of Docora but its dependencies, an sdist, and constraints.txt, with which pip installs the
+# versions that Docora is tested with. A commit gives the same bytes everywhere.
 DIST := dist
 
 dist: setup
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m hatchling build -d $(DIST)
+	sed -n 's/ *\\$$//; /^[a-z]/p' requirements.txt >$(DIST)/constraints.txt
 
 # Remove what was built. `var/` stays, because it holds data.
 clean:

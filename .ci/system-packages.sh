@@ -53,4 +53,6 @@ provide curl curl tests/api curl
 provide openssl OpenSSL tests/api openssl
 provide systemd systemd-analyze tests/deploy systemd-analyze
 provide iproute2 iproute2 tests/faults ip
+provide kustomize kustomize tests/deploy kustomize
+provide promtool promtool tests/deploy promtool
 exit 0

@@ -3,10 +3,12 @@
 from typing import Any
 
 from django.apps import apps
+from django.conf import settings
 from django.contrib import admin
 from django.contrib.auth import get_user_model
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
+from django.urls import reverse
 
 from deliveries_app.reports import overview
 from deliveries_app.services.control import current_pause
@@ -58,6 +60,23 @@ class DocoraAdminSite(admin.AdminSite):
                         "app_url": models[0]["admin_url"],
                         "has_module_perms": True,
                         "models": models,
+                    }
+                )
+        return sections + self._sections_of_extra_apps(known)
+
+    def _sections_of_extra_apps(self, known: dict[Any, Any]) -> list[Any]:
+        """Return one section for each app that DOCORA_SETTINGS adds, if the user can see any of its models."""
+        sections = []
+        for app in apps.get_app_configs():
+            models = [known[model] for model in app.get_models() if model in known]
+            if models and not {app.name, f"{type(app).__module__}.{type(app).__name__}"} & set(settings.OWN_APPS):
+                sections.append(
+                    {
+                        "name": app.verbose_name,
+                        "app_label": app.label,
+                        "app_url": reverse("admin:app_list", kwargs={"app_label": app.label}, current_app=self.name),
+                        "has_module_perms": True,
+                        "models": sorted(models, key=lambda model: str(model["name"]).lower()),
                     }
                 )
         return sections

@@ -25,7 +25,8 @@ from docora.http.messages import url_blocked_reason
 BASE_DIR = installation.FILES
 env = environ.Env()
 installation.read_env_file()
-
+# The module that extends these settings. `docora.conf.installation` has already used it.
+DOCORA_SETTINGS = text("DOCORA_SETTINGS")
 
 # --- Files -------------------------------------------------------------------------------------------------------------
 DATA_DIR = Path(text("DATA_DIR", default=str(Path.cwd() / "var"))).absolute()
@@ -69,7 +70,7 @@ TRUSTED_PROXIES = networks("TRUSTED_PROXIES")
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = HTTPS
 SECURE_HSTS_SECONDS = 31536000 if HTTPS else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
-PROBES = ["health", "health/ready", "version"]  # called over plain http with any Host header
+PROBES = ["health", "health/web", "health/ready", "version"]  # called over plain http with any Host header
 SECURE_REDIRECT_EXEMPT = [f"^{path}$" for path in (*PROBES, "metrics")]
 SECURE_CSP: dict[str, Any] = {
     "default-src": [CSP.NONE],
@@ -223,9 +224,11 @@ INSTALLED_APPS = [
     "repositories_app",
     "deliveries_app",
 ]
+OWN_APPS = tuple(INSTALLED_APPS)  # DOCORA_SETTINGS may install others, which get sections of their own in the admin
 MIDDLEWARE = [
     "docora.web.middleware.ProbesMiddleware",
     "docora.web.middleware.TrustedProxyMiddleware",
+    "docora.web.access_log.AccessLogMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "docora.web.middleware.PageHeadersMiddleware",
     "django.middleware.csp.ContentSecurityPolicyMiddleware",

@@ -1,9 +1,11 @@
 """The WSGI application, for `docora.server.web` or any other WSGI server."""
 
-import os
-
 from django.core.wsgi import get_wsgi_application
 
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "docora.settings")
+from docora.conf.installation import choose_settings
+from docora.web import durations
+
+choose_settings()
 
 application = get_wsgi_application()
+durations.flush_in_background()

@@ -12,8 +12,8 @@ import pytest
 
 SCRIPT = Path(__file__).resolve().parent.parent / ".ci" / "system-packages.sh"
 TOOLS = ("sh", "mktemp", "rm", "grep", "head", "tail", "touch", "chmod")
-PROGRAMS = ("chromium-headless-shell", "curl", "openssl", "systemd-analyze", "ip")
-PACKAGES = ["chromium-headless-shell", "curl", "openssl", "systemd", "iproute2"]
+PROGRAMS = ("chromium-headless-shell", "curl", "openssl", "systemd-analyze", "ip", "kustomize", "promtool")
+PACKAGES = ["chromium-headless-shell", "curl", "openssl", "systemd", "iproute2", "kustomize", "promtool"]
 CURL_FAILS = "the tests in tests/api will fail, not be skipped"
 
 APT_GET = """#!/bin/sh

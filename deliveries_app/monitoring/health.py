@@ -1,10 +1,11 @@
-"""Public endpoints: liveness, readiness and version. Only readiness uses the database."""
+"""Public endpoints: liveness, readiness and version. Only readiness uses the database and Redis."""
 
 import os
 import shutil
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError
@@ -18,6 +19,7 @@ from docora.conf.data_dir import make_private
 from docora.conf.installation import program
 from docora.db import schema
 from docora.redis import heartbeat
+from docora.redis.connection import RedisError, connection
 from docora.redis.heartbeat import Signs
 from docora.text import format_bytes, format_seconds
 from docora.web.api import READ, documented_responses
@@ -29,6 +31,7 @@ METHODS = {405: "Only GET and HEAD are allowed."}
 _started = time.monotonic()
 OK = "ok"
 DATABASE_DOWN = "the database is not responding: check DATABASE_URL and the database server"
+REDIS_DOWN = "Redis is not responding: check REDIS_URL and the Redis server"
 _UNKNOWN = "unknown without Redis"
 MIN_FREE_BYTES, MIN_FREE_SHARE = 2**30, 0.1
 """Free space that the disk with the mirrors must have. The smaller of the two counts, so that a small disk can use most of
@@ -40,6 +43,16 @@ class Health(Schema):
 
     timestamp: str = Field(examples=["2026-11-24T12:00:00.000Z"], json_schema_extra={"format": "date-time"})
     uptime: float = Field(description="Seconds since this web process was started.", ge=0, examples=[3600.25])
+
+
+class WebReadiness(Schema):
+    """Whether this web process can serve the admin and the API."""
+
+    ready: bool
+    checks: dict[str, str] = Field(
+        description="`ok` or a description of the problem, for `database` and `redis`.",
+        examples=[dict.fromkeys(("database", "redis"), OK)],
+    )
 
 
 class Readiness(Schema):
@@ -80,12 +93,30 @@ def health(request: HttpRequest) -> dict[str, object]:
     return {"timestamp": stamp, "uptime": round(time.monotonic() - _started, 3)}
 
 
-_readiness = documented_responses(200, Readiness, "Docora is ready.", METHODS)
-_readiness["response"][503] = Readiness
-_readiness["openapi_extra"]["responses"][503] = {"description": "Docora is not ready. `checks` says why."}
+def _readiness(model: type[Schema], subject: str) -> dict[str, Any]:
+    documented = documented_responses(200, model, f"{subject} is ready.", METHODS)
+    documented["response"][503] = model
+    documented["openapi_extra"]["responses"][503] = {"description": f"{subject} is not ready. `checks` says why."}
+    return documented
 
 
-@router.api_operation(READ, "/health/ready", operation_id="ready", summary="Readiness to sync", **_readiness)
+@router.api_operation(
+    READ,
+    "/health/web",
+    operation_id="web_ready",
+    summary="Readiness of the web process",
+    **_readiness(WebReadiness, "The web process"),
+)
+def web_ready(request: HttpRequest) -> Status[dict[str, object]]:
+    """Checks what the admin and the API need. For load balancers: without workers, the admin is needed most."""
+    found = {"database": check_database(), "redis": ping_redis()}
+    is_ready = all(message == OK for message in found.values())
+    return Status(200 if is_ready else 503, {"ready": is_ready, "checks": found})
+
+
+@router.api_operation(
+    READ, "/health/ready", operation_id="ready", summary="Readiness to sync", **_readiness(Readiness, "Docora")
+)
 def ready(request: HttpRequest) -> Status[dict[str, object]]:
     """Checks everything that syncing needs."""
     signs = heartbeat.read()
@@ -107,6 +138,10 @@ def ready(request: HttpRequest) -> Status[dict[str, object]]:
 )
 def version(request: HttpRequest) -> dict[str, str]:
     """The version and build that responds to this request."""
+    return build()
+
+
+def build() -> dict[str, str]:
     return {
         "version": __version__,
         "buildNumber": os.environ.get("DOCORA_BUILD_NUMBER", ""),
@@ -160,7 +195,15 @@ def is_writable(directory: Path) -> bool:
 
 
 def check_redis(signs: Signs | None) -> str:
-    return OK if signs else "Redis is not responding: check REDIS_URL and the Redis server"
+    return OK if signs else REDIS_DOWN
+
+
+def ping_redis() -> str:
+    try:
+        connection().ping()
+    except (RedisError, OSError):
+        return REDIS_DOWN
+    return OK
 
 
 def check_workers(signs: Signs | None) -> str:

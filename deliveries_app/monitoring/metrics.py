@@ -2,10 +2,12 @@
 
 Counters are kept in Redis (`docora.redis.counters`), because processes come and go. Gauges are read from Redis and the database
 at each scrape, in a constant number of queries. If one of the two is down, the metrics of the other are still returned. No label
-names an app, a repository or a path. The disk metrics are those of the machine that responds.
+names an app, a repository or a path. The disk metrics are those of the machine that responds, and `process_…` and the build
+those of its web process.
 """
 
 import ipaddress
+import platform
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
 
@@ -16,19 +18,27 @@ from django.utils import timezone
 from django.utils.crypto import constant_time_compare
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_safe
-from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from deliveries_app.models import Outcome
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.monitoring.counts import count_open_circuits, count_watches
+from deliveries_app.monitoring.health import build
 from deliveries_app.sync.recorder import BLOCKED
 from deliveries_app.webhooks.endpoint_stats import BOUNDS
 from docora.redis import counters, heartbeat, inspect
 from docora.redis.heartbeat import Signs
 from docora.redis.inspect import QueueState
 from docora.redis.queues import QUEUES
+from docora.web import durations
 from docora.web.api import authentication_error
 from docora.web.errors import json_error
 from repositories_app.mirror import cache
@@ -52,6 +62,7 @@ def metrics(request: HttpRequest) -> HttpResponse:
         return json_error(
             "Metrics are only served to this machine: set METRICS_TOKEN to read them from another one", 403
         )
+    durations.flush()
     return HttpResponse(generate_latest(_registry), content_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
@@ -66,6 +77,7 @@ def _is_loopback(address: str) -> bool:
 
 class _Docora(Collector):
     def collect(self) -> Iterator[Metric]:
+        yield _build()
         yield from _redis_metrics()
         yield from _database_metrics()
         yield from _machine_metrics()
@@ -73,6 +85,12 @@ class _Docora(Collector):
 
 _registry = CollectorRegistry()
 _registry.register(_Docora())
+ProcessCollector(registry=_registry)
+
+
+def _build() -> Metric:
+    labels = {"version": build()["version"], "revision": build()["gitSha"], "python": platform.python_version()}
+    return InfoMetricFamily("docora_build", "The version that responds, always 1.", labels)
 
 
 def _redis_metrics() -> Iterator[Metric]:
@@ -109,6 +127,7 @@ def _counted(counts: Mapping[str, int]) -> Iterator[Metric]:
     ):
         yield CounterMetricFamily(f"docora_{name}", text, counts[key])
     yield _latency(counts)
+    yield _durations(counts)
 
 
 def _latency(counts: Mapping[str, int]) -> Metric:
@@ -120,6 +139,20 @@ def _latency(counts: Mapping[str, int]) -> Metric:
         list(zip(bounds, accumulate(buckets), strict=True)),
         counts[counters.REQUEST_MICROSECONDS] / 1_000_000,
     )
+
+
+def _durations(counts: Mapping[str, int]) -> Metric:
+    """Return one histogram for each method, route and class of status that has occurred."""
+    family = HistogramMetricFamily(
+        "docora_request_duration_seconds",
+        "Time in which web processes handled requests, without probes and scrapes.",
+        labels=["method", "route", "status"],
+    )
+    bounds = [*map(str, durations.BOUNDS), "+Inf"]
+    for labels, one in durations.read(counts):
+        buckets = list(zip(bounds, accumulate(one.buckets), strict=True))
+        family.add_metric(labels, buckets, one.microseconds / 1_000_000)
+    return family
 
 
 def _queues(state: QueueState) -> Iterator[Metric]:

@@ -16,7 +16,7 @@ from django.core.management.base import BaseCommand
 
 from docora import __version__
 from docora.cli.output import BROKEN_PIPE, INTERRUPTED, USAGE
-from docora.conf.installation import program
+from docora.conf.installation import choose_settings, program
 
 # The demo repositories and the demo client run on this machine over plain http.
 DEMO_SETTINGS = {
@@ -88,7 +88,6 @@ def main() -> None:
     if sys.argv[1:] in (["--version"], ["version"]):
         sys.stdout.write(f"{__version__}\n")  # Django would print its own version
         return
-    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "docora.settings")
     sys.path.append(str(Path.cwd()))  # where FILE_TRANSFORMS may be; children of `up` look there too
     if os.environ.get("NO_COLOR"):
         os.environ.setdefault("DJANGO_COLORS", "nocolor")
@@ -96,6 +95,7 @@ def main() -> None:
 
     try:
         try:
+            choose_settings()
             CommandLine([program(), *sys.argv[1:]]).execute()
         finally:
             if sys.stdout:

@@ -3,8 +3,11 @@
 Does not depend on the settings.
 """
 
+import contextlib
+import importlib
 import os
 import sys
+from functools import cache
 from pathlib import Path
 
 from django.core.exceptions import ImproperlyConfigured
@@ -27,8 +30,9 @@ def env_file() -> Path:
     return Path(os.environ.get("DOCORA_ENV_FILE") or (Path.cwd() if INSTALLED else FILES) / ".env")
 
 
+@cache
 def read_env_file() -> None:
-    """Add the settings in `.env` to the environment, without replacing variables that are set."""
+    """Add the settings in `.env` to the environment, without replacing variables that are set. Only the first call reads it."""
     original_environment.update(os.environ)
     file = env_file()
     try:
@@ -40,6 +44,25 @@ def read_env_file() -> None:
             raise ImproperlyConfigured(
                 f"The settings in {file} cannot be read: {error.strerror}. Run commands as Docora's user."
             ) from None
+
+
+def choose_settings() -> None:
+    """Tell Django which settings module to use: that of `DOCORA_SETTINGS`, or Docora's own.
+
+    The module can be in the folder of `.env` or in any other folder from which Python imports. Raises ImproperlyConfigured
+    if it cannot be imported.
+    """
+    with contextlib.suppress(ImproperlyConfigured):  # the settings raise it again; `help` works without them
+        read_env_file()
+    if env_file().is_file():
+        sys.path.append(str(env_file().absolute().parent))
+    module = os.environ.get("DOCORA_SETTINGS")
+    if module and "DJANGO_SETTINGS_MODULE" not in os.environ:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ImproperlyConfigured(f"DOCORA_SETTINGS names {module}, which cannot be imported: {error}.") from error
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", module or "docora.settings")
 
 
 def program(*, in_full: bool = False) -> str:

@@ -54,12 +54,17 @@ def redact(text: str) -> str:
     return text
 
 
+def is_secret_name(name: str) -> bool:
+    """Return whether values with this name are secrets."""
+    return _SECRET_NAME.fullmatch(name) is not None
+
+
 def redact_value(value: object, name: object = "", depth: int = 6) -> object:
     """Mask secrets in a value that is logged under `name`.
 
     Containers are masked item by item and numbers are kept. Other objects are converted to text first.
     """
-    if isinstance(name, str) and _SECRET_NAME.fullmatch(name) and value not in (None, "", True, False):
+    if isinstance(name, str) and is_secret_name(name) and value not in (None, "", True, False):
         return MASK
     if value is None or isinstance(value, bool | int | float):
         return value

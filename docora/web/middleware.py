@@ -64,6 +64,7 @@ class ProbesMiddleware(MiddlewareMixin):
 class TrustedProxyMiddleware(MiddlewareMixin):
     """Use `X-Forwarded-For` and `X-Forwarded-Proto` from `TRUSTED_PROXIES` and remove them from all other requests.
 
+    `X-Request-Id`, which `docora.web.access_log` uses, is kept from these proxies too and removed from all other requests.
     The client is the last listed address that is not a trusted proxy, because the client can forge everything before it.
     A port after the address, which some proxies add, is ignored. `request.is_forwarded` tells whether any proxy, trusted or
     not, has passed the request on.
@@ -75,7 +76,9 @@ class TrustedProxyMiddleware(MiddlewareMixin):
         )
         forwarded_for = request.META.pop("HTTP_X_FORWARDED_FOR", "")
         forwarded_proto = request.META.pop("HTTP_X_FORWARDED_PROTO", "")
+        request_id = request.META.pop("HTTP_X_REQUEST_ID", "")
         if settings.TRUSTED_PROXIES and self._is_trusted(request.META.get("REMOTE_ADDR", "")):
+            request.META["HTTP_X_REQUEST_ID"] = request_id
             for part in reversed([part.strip() for part in forwarded_for.split(",") if part.strip()]):
                 with_port = _WITH_PORT.fullmatch(part)
                 address = (with_port[1] or with_port[2]) if with_port else part

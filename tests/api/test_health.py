@@ -106,11 +106,40 @@ def test_not_ready_without_a_database(client: Client, worker, postgres_server) -
     postgres_server.stop()
     try:
         found = checks_of(client)
+        web = client.get("/health/web")
     finally:
         postgres_server.start()
         connection.close()
+    assert (web.status_code, web.json()["checks"]["database"]) == (503, health.DATABASE_DOWN)
     assert list(found) == ["database"]
     assert "password" not in str(found)
+
+
+@pytest.mark.django_db
+def test_web_is_ready_without_workers_sweep_and_git(client: Client, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    answer = client.get("/health/web")
+    assert (answer.status_code, answer.json()) == (200, {"ready": True, "checks": {"database": "ok", "redis": "ok"}})
+    assert client.get("/health/ready").status_code == 503
+
+
+@pytest.mark.django_db
+def test_web_is_not_ready_without_redis(client: Client, valkey_server) -> None:
+    valkey_server.stop()
+    answer = client.get("/health/web")
+    assert (answer.status_code, answer.json()) == (
+        503,
+        {"ready": False, "checks": {"database": "ok", "redis": health.REDIS_DOWN}},
+    )
+
+
+@pytest.mark.django_db
+def test_web_is_not_ready_with_unapplied_migrations(client: Client) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("DELETE FROM django_migrations WHERE app = 'auth'")
+    answer = client.get("/health/web")
+    assert answer.status_code == 503
+    assert "run manage.py migrate" in answer.json()["checks"]["database"]
 
 
 @pytest.mark.django_db
@@ -142,7 +171,7 @@ def test_not_ready_without_git(client: Client, worker, monkeypatch) -> None:
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("path", ["/health", "/health/ready", "/version"])
+@pytest.mark.parametrize("path", ["/health", "/health/web", "/health/ready", "/version"])
 def test_probes_accept_any_host_header(client: Client, settings, path: str) -> None:
     settings.PUBLIC_URL, settings.ALLOWED_HOSTS = "https://docora.example", ["docora.example"]
     assert client.get(path, headers={"Host": "10.1.2.3:8000"}).status_code in {200, 503}
@@ -150,7 +179,7 @@ def test_probes_accept_any_host_header(client: Client, settings, path: str) -> N
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("path", ["/health", "/health/ready", "/version"])
+@pytest.mark.parametrize("path", ["/health", "/health/web", "/health/ready", "/version"])
 def test_probes_are_not_redirected_to_https(client: Client, settings, path: str) -> None:
     settings.SECURE_SSL_REDIRECT = True
     assert client.get(path).status_code in {200, 503}

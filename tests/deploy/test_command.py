@@ -102,4 +102,6 @@ def test_handbook_installs_the_command_and_the_units() -> None:
     assert {path.name for path in UNITS.glob("docora*.*")} == {path.name for path in UNITS.iterdir()} - {
         "docora",
         "Caddyfile",
+        "kubernetes",
+        "monitoring",
     }

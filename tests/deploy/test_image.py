@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 from tests.support.deployment import PROJECT, copied, dockerfile
 from tests.support.processes import Daemons
@@ -67,11 +68,33 @@ def test_images_have_official_names_and_versions() -> None:
 
 def test_version_is_set_in_the_last_layers() -> None:
     names = [value.split("=")[0] for value in values(FINAL, "ARG")]
-    assert names == ["DOCORA_BUILD_NUMBER", "DOCORA_BUILD_SHA", "DOCORA_BUILD_DATE"]
+    assert names == ["SOURCE_DATE_EPOCH", "DOCORA_BUILD_NUMBER", "DOCORA_BUILD_SHA", "DOCORA_BUILD_DATE"]
+    names = names[1:]
     [variables] = values(FINAL, "ENV")
     assert all(f"{name}=${name}" in variables for name in names)
     order = [instruction.name for instruction in FINAL]
-    assert order.index("ARG") > max(place for place, name in enumerate(order) if name in {"COPY", "RUN"})
+    assert order.index("ARG", order.index("ARG") + 1) > max(
+        place for place, name in enumerate(order) if name in {"COPY", "RUN"}
+    )
+
+
+def test_linter_finds_nothing() -> None:
+    linter = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run([linter, "Dockerfile"], cwd=PROJECT, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.returncode) == ("", 0)
+
+
+def test_layers_do_not_depend_on_the_time_of_the_build() -> None:
+    for command in (value for stage in (BUILD, FINAL) for value in values(stage, "RUN")):
+        if "pip install" in command:
+            assert "--no-compile" in command
+        if "compileall" in command:
+            assert "--invalidation-mode unchecked-hash" in command  # by default, they store the time of the source
+        if "apt-get install" in command:
+            cleaned = command.partition("rm -rf ")[2].split(" && ")[0].split()
+            assert {"/var/cache/*", "/var/log/*", "/etc/shadow-"} <= set(cleaned)
+    order = [(instruction.name, instruction.value.split("=")[0]) for instruction in FINAL]
+    assert order.index(("ARG", "SOURCE_DATE_EPOCH")) < [name for name, _ in order].index("RUN")
 
 
 def healthy(environment: dict[str, str]) -> bool:

@@ -95,9 +95,9 @@ class Environment:
         self._run("venv", "--no-project", "--no-python-downloads", "--python", sys.executable, str(folder))
         self._pip("--require-hashes", "-r", str(PROJECT / "requirements.txt"))
 
-    def install(self, wheel: Path) -> None:
+    def install(self, wheel: Path, *options: str) -> None:
         """Install the wheel offline, so that all its requirements must be installed already."""
-        self._pip("--offline", "--reinstall-package", "docora", str(wheel))
+        self._pip("--offline", "--reinstall-package", "docora", *options, str(wheel))
 
     def _pip(self, *arguments: str) -> None:
         self._run("pip", "install", "--no-python-downloads", "--python", str(self.bin / "python"), *arguments)
@@ -109,7 +109,7 @@ class Environment:
 @pytest.fixture(scope="module")
 def environment(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
     environment = Environment(tmp_path_factory.mktemp("venv") / "docora")
-    environment.install(dist / WHEEL)
+    environment.install(dist / WHEEL, "--constraint", str(dist / "constraints.txt"))
     return environment
 
 
@@ -192,6 +192,14 @@ def test_wheel_contains_exactly_the_tracked_files(dist: Path) -> None:
     assert {Path(name).name for name in about} == {"METADATA", "RECORD", "WHEEL", "entry_points.txt"}
     assert inside - about == shipped
     assert {"docora/templates/docs/page.html", "docora/static/docs/samples/verify.py", "docora/.env.example"} <= inside
+
+
+def test_constraints_are_the_locked_versions(dist: Path) -> None:
+    locked = re.findall(r"(?m)^([a-z].*?) \\$", (PROJECT / "requirements.txt").read_text())
+    assert len(locked) > 20
+    assert (dist / "constraints.txt").read_text().splitlines() == locked
+    handbook = (PROJECT / "templates" / "docs" / "handbook" / "install.html").read_text()
+    assert "pip install --constraint constraints.txt docora-*-py3-none-any.whl" in handbook
 
 
 def test_wheel_from_the_sdist_has_the_same_bytes(dist: Path, source: Path, tmp_path: Path) -> None:

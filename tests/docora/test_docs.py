@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import yaml
 from django.contrib.staticfiles import finders
 from django.core.management import get_commands
 from django.test import Client
@@ -314,7 +315,7 @@ def test_commands_probes_and_log_events_in_the_handbook_exist() -> None:
     assert len(commands) > 4
     assert set(commands) <= set(get_commands())
     probes = re.findall(r"<dt><code>(/[\w/]+)", page)
-    assert len(probes) == 3
+    assert len(probes) == 4
     for probe in probes:
         resolve(probe)
     with pytest.raises(Resolver404):
@@ -332,7 +333,7 @@ def test_commands_probes_and_log_events_in_the_handbook_exist() -> None:
     }
     listed = re.findall(r"<code>([a-z]+_[a-z_]*[a-z])</code>", page.partition('id="logs"')[2])
     assert len(listed) > 8
-    assert set(listed) - {"run_id", "operation_id", "sync_failed"} <= logged
+    assert set(listed) - {"run_id", "request_id", "duration_ms", "operation_id", "sync_failed"} <= logged
 
 
 def test_handbook_lists_exactly_the_metrics(db, tmp_path: Path, settings) -> None:
@@ -340,6 +341,11 @@ def test_handbook_lists_exactly_the_metrics(db, tmp_path: Path, settings) -> Non
     cache.look_after()  # the mirror metrics exist only after this
     exported = set(re.findall("(?m)^# HELP (\\w+) ", Client().get("/metrics").text)) | {"docora_sweep_age_seconds"}
     section = Client().get("/docs/operations/").text.partition('id="metrics"')[2].partition("<h2")[0]
-    assert set(re.findall("<code>(docora_\\w+)</code>", section)) == exported
-    used = set(re.findall(r"docora_\w+", read("/docs/operations/").code["alert-rules"]))
-    assert {name.removesuffix("_count") for name in used} <= exported
+    listed = set(re.findall(r"<code>((?:docora|process)_\w+)</code>", section))
+    assert listed == exported | {"docora_request_duration_seconds"}  # appears with the first request
+
+
+def test_handbook_lists_the_alerts_of_the_rules() -> None:
+    rules = yaml.safe_load((PROJECT / "docora" / "deploy" / "monitoring" / "prometheus-rules.yaml").read_text())
+    section = Client().get("/docs/operations/").text.partition('id="alert-rules"')[2].partition("<h2")[0]
+    assert re.findall(r"<code>(Docora\w+)</code>", section) == [rule["alert"] for rule in rules["groups"][0]["rules"]]

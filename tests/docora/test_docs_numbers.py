@@ -1,0 +1,140 @@
+"""Every number in the handbook's section about sizing has a source: the benchmark's results, a setting, or a measurement.
+
+If `make bench` has found something else, correct the handbook.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+from django.conf import settings
+
+from tests.docora.test_docs import text_of
+
+PROJECT = Path(__file__).resolve().parents[2]
+TOLERANCE = 0.2
+"""The share by which a figure in the handbook may differ from the last run of the benchmark, which varies by itself."""
+
+BENCH = [
+    # (fragment of the handbook, work in RESULTS.md, figures in its row, in the order of those in the fragment)
+    ("adds ([5]) MB with 10,000 files", "First sync of 10,000 files of 400 bytes", r"(\d+) MB above idle"),
+    (r"(\d+) MB with 1,000,000, and 12 MB", "First sync of 1,000,000 files of 400 bytes", r"(\d+) MB above idle"),
+    (r"and (\d+) MB with a file of 100 MB", "First sync of one file of 100 MB", r"(\d+) MB above idle"),
+    (r"uses up to (\d+) MB with 100,000 files", "First sync of 100,000 files", r"largest git process (\d+) MB"),
+    (r"and (\d+) MB with 1,000,000\.", "First sync of 1,000,000 files", r"largest git process (\d+) MB"),
+    (r"takes (\d+) ms of CPU for its first sync", "30 files, 2 workers: first sync, CPU |", r"\| (\d+) ms for each"),
+    (r"and (\d+) ms for a re-sync", "30 files, 2 workers: re-sync of all, CPU |", r"\| (\d+) ms for each"),
+    (r"a file (\d+) µs", "First sync of 10,000 files of 4 KiB", r"(\d+) µs per file"),
+    (r"with 100 progress bars takes ([\d.]+)% of a core", "100 open progress bars in one list", r"([\d.]+)% of a core"),
+    (r"100 open pages with one bar each take (\d+)%", "100 open progress bars in as many", r"([\d.]+)% of a core"),
+    (r"10,000 idle watched repositories takes ([\d.]+) s", "Check of 10,000 unchanged", r"\| ([\d.]+) s;"),
+    (r", ([\d.]+) ms of CPU each", "Check of 10,000 unchanged", r"([\d.]+) ms of CPU for each"),
+    (r"allow 400 files a second; (\d+) were measured", "First sync of 2,000 files", r"\| (\d+) files/s"),
+    (
+        r"The worker\. ?([\d,]+) files a second were measured",
+        "First sync of 10,000 files of 4 KiB",
+        r"\| ([\d,]+) files/s",
+    ),
+    (r"two cores did (\d+) first syncs", "30 files, 2 workers: first sync |", r"\| ([\d.]+)/s"),
+    (r"(\d+) changes of one file", "30 files, 2 workers: one file changed in each |", r"\| ([\d.]+)/s"),
+    (r"or (\d+) re-syncs a second", "30 files, 2 workers: re-sync of all |", r"\| ([\d.]+)/s"),
+    (r"one worker did (\d+) re-syncs", "re-sync of 200 repositories with 30 files by 1, 2, 4", r"\| ([\d.]+)/s"),
+    (r"with its work-horse uses (\d+) MB", "memory of a worker after 10,000", r"at most (\d+) MB"),
+    (r"two did ([\d.]+) times the work of one", "Two workers on two repositories", r"\| ([\d.]+) × one worker"),
+    (r"never more than its (\d) requests were in flight", "Four workers on four", r"\| (\d) in flight at most"),
+    (r"(\d+) ms were measured with 10,000 files in the repository", "20 files changed", r"\| (\d+) ms and"),
+    (r", (\d+) ms with 200,000", "20 files changed", r"and (\d+) ms \|"),
+    (r"a push of one file arrives after (\d+) ms", "a push on an idle machine", r"median (\d+) ms"),
+    (r"95 of 100 pushes arrived within ([\d.]+) s", "a push while 50 apps take 1 s", r"p95 ([\d.]+) s"),
+    (r"Recording costs a worker (\d+) µs", "Announcing and recording a file, PostgreSQL", r"\| ([\d.]+) µs"),
+    (
+        r"of which the ([\d.]+) s above show|as the ([\d.]+) s above show",
+        "Check of 10,000 unchanged",
+        r"\| ([\d.]+) s;",
+    ),
+]
+
+PREMISES = [
+    # What was measured, not how it ended: sizes, numbers of apps, the machine. And arithmetic on figures above.
+    r"2 cores \(AMD EPYC\) and 25 GB, Linux 6\.18, Python 3\.13\.5 and git 2\.47\.3",
+    r"with manage\.py up --workers 2", r"with 10,000 files,", r"with 1,000,000, and", r"with a file of 100 MB or more",
+    r"with 100,000 files, and", r"with 1,000,000\.", r"A repository of 30 files", r"with 100 progress bars",
+    r"100 open pages with", r"after 32 concurrent clients", r"One pass over 10,000 idle",
+    r"8 requests at 20 ms allow 400 files a second", r"8 concurrent requests and files of 4 KiB", r"repositories of 30 files",
+    r"after 10,000 re-syncs", r"that take 20 ms", r"a push of 20 files", r"with 10,000 files in the repository",
+    r"with 200,000", r"Beside 50 apps that take a second per file, 10 that don't respond and a re-sync of 200 repositories",
+    r"95 of 100 pushes", r"takes 20 ms uses 3% of a core \(400 × 75 µs\)", r"with 32 concurrent clients",
+    r"for 100,000 rows with paths of 44 characters", r"with blocks of 4 KiB", r"1,000 files of 4 KiB",
+    r"Two watches of 1,000,000 files", r"at most 10,000", r"pushes per second × 0\.15", r"0\.15 is the number of seconds",
+]  # fmt: skip
+
+MEASURED = [
+    # Measured by hand in the way that the sentence states.
+    r"\d+ MB of memory while idle, of which \d+ MB are its own \(Rss and Pss in /proc/…/smaps_rollup",
+    r"The web process ?\d+ MB, and \d+ MB", r"The sweep ?\d+ MB", r"up itself ?\d+ MB",
+    r"\d+ bytes of disk per file that an app holds, including indexes; \d+ after VACUUM FULL\. Measured with pg_table_size",
+    r"take 1\.7 GB", r"[\d.]+ MB with two idle workers, and \d+ bytes per waiting job \(used_memory, 5,000 jobs\)",
+    r"plus \d+ to \d+ kB for folders and locks \(everything that st_blocks counts, on ext4",
+    r"take [\d.]+ MB if they can't be compressed, and [\d.]+ MB if they are similar text",
+    r"A sweep has 1\.", r"\d+ for an up with two idle workers, \d+ while all threads of its web process are busy",
+]  # fmt: skip
+
+
+def section() -> str:
+    text = " ".join(text_of("/docs/operations/").split())
+    return text[text.index("Processes share only PostgreSQL and Redis") : text.index("PostgreSQL is one server.")]
+
+
+def row(work: str) -> str:
+    lines = (PROJECT / "tests" / "bench" / "RESULTS.md").read_text().splitlines()
+    [line] = [line for line in lines if work in line and "SQLite" not in line][:1]
+    return line
+
+
+def number(text: str) -> float:
+    return float(text.replace(",", ""))
+
+
+@pytest.mark.parametrize(("fragment", "work", "figure"), BENCH, ids=[work for _, work, _ in BENCH])
+def test_figure_is_that_of_the_last_benchmark(fragment: str, work: str, figure: str) -> None:
+    stated = re.search(fragment, section())
+    measured = re.search(figure, row(work))
+    assert stated, fragment
+    assert measured, row(work)
+    [told] = filter(None, stated.groups())
+    assert number(told) == pytest.approx(number(measured[1]), rel=TOLERANCE), row(work)
+
+
+def test_figures_from_settings() -> None:
+    text = section()
+    assert f"({settings.SYNCS_PER_WORKER})" in text
+    assert f"a pool of at most {settings.WEB_THREADS}." in text
+    assert f"{settings.WEB_THREADS} × web processes + {settings.SYNCS_PER_WORKER} × workers + sweeps" in text
+    assert f"with the default of {settings.LEASE_SECONDS:.0f}" in text
+    assert "within 45 seconds" in text
+    assert settings.LEASE_SECONDS + 15 == 45  # the lease, the sweep's interval and the next worker's start
+    # The default max_connections of 100 is enough for four workers, one web process and a sweep, but not for six.
+    needed = [settings.WEB_THREADS + settings.SYNCS_PER_WORKER * workers + 1 for workers in (4, 6)]
+    assert needed[0] < 100 < needed[1]
+
+
+def test_every_number_has_a_source() -> None:
+    rest = section()
+    of_settings = [
+        r"SYNCS_PER_WORKER at once \(\d+\)", r"a pool of at most \d+", r"\d+ × web processes \+ \d+ × workers",
+        r"within 45 seconds with the default of 30", r"the default of 100 is enough", r"default limit of 10,000",
+        r"REPOS_MAX_BYTES=0",
+    ]  # fmt: skip
+    sources = [*(fragment for fragment, _, _ in BENCH), *MEASURED, *PREMISES, *of_settings]
+    covered = [False] * len(rest)
+    for source in sources:
+        found = list(re.finditer(source, rest))
+        assert found, f"not in the handbook: {source}"
+        for match in found:
+            covered[match.start() : match.end()] = [True] * (match.end() - match.start())
+    without = [
+        rest[max(0, match.start() - 40) : match.end() + 30]
+        for match in re.finditer(r"\d", rest)
+        if not covered[match.start()]
+    ]
+    assert without == []
