@@ -10,6 +10,7 @@ from django.conf import settings
 from django.core.signals import request_finished
 from django.dispatch import receiver
 from django.http import FileResponse, HttpRequest, HttpResponse, StreamingHttpResponse
+from django.utils.encoding import escape_uri_path
 from structlog.contextvars import bind_contextvars, unbind_contextvars
 
 from docora.security.redaction import MASK, is_secret_name
@@ -93,10 +94,10 @@ def _route(request: HttpRequest) -> str:
 
 
 def _path(request: HttpRequest) -> str:
-    """Return the path. Parts that the URLconf names like a secret are masked."""
-    path = request.path
+    """Return the path, percent-encoded so that it cannot add lines. Parts that the URLconf names like a secret are masked."""
+    path = escape_uri_path(request.path)
     if request.resolver_match:
         for name, value in request.resolver_match.kwargs.items():
             if value and (name == "key" or is_secret_name(name)):
-                path = path.replace(str(value), MASK)
+                path = path.replace(escape_uri_path(str(value)), MASK)
     return path

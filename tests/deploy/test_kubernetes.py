@@ -15,7 +15,7 @@ from tests.deploy.test_compose import SERVICES
 from tests.deploy.test_image import FINAL, values
 from tests.docora.test_docs import read
 from tests.support.commands import manage
-from tests.support.deployment import ENV_FILE, UNITS
+from tests.support.deployment import ENV_FILE, PROJECT, UNITS
 
 SUPPORTED = ["1.32", latest_version()]
 """The oldest version of Kubernetes that the handbook names, and the newest one whose schemas are installed."""
@@ -181,8 +181,9 @@ def rollout_restart() -> str:
 
 def test_commands_of_the_handbook_name_what_exists() -> None:
     commands = read("/docs/operations/").code["kubernetes-commands"]
-    assert (UNITS / "kubernetes" / "overlays" / "example" / "kustomization.yaml").exists()
-    assert "docora/deploy/kubernetes/overlays/example" in commands
+    namespace, overlay = re.findall(r"--(?:filename|kustomize) (\S+)", commands)
+    assert [one["kind"] for one in yaml.safe_load_all((PROJECT / namespace).read_text())] == ["Namespace"]
+    assert PROJECT / overlay == UNITS / "kubernetes" / "overlays" / "example"
     for kind, name in re.findall(r"\b(job|deployment|statefulset)/(docora-\w+)", commands):
         assert name in named({"statefulset": "StatefulSet"}.get(kind, kind.capitalize())), name
     assert "--namespace docora" in commands

@@ -94,6 +94,11 @@ def test_secrets_in_the_path_are_masked(log, address: str) -> None:
     assert log()[-1]["path"] == address.replace("plain-words", MASK)
 
 
+def test_path_cannot_add_lines(log) -> None:
+    Client().get("/nothing%0Aevent%1B[2J/\u00fc")
+    assert log()[0]["path"] == "/nothing%0Aevent%1B%5B2J/%C3%BC"
+
+
 def test_each_request_has_its_own_id(log) -> None:
     ids = {Client().get("/ok/").headers["X-Request-Id"] for _ in range(3)}
     assert len(ids) == 3
