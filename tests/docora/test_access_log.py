@@ -148,7 +148,7 @@ def test_streamed_response_is_logged_at_its_end(log) -> None:
     assert log()[-1]["request_id"] == answer.headers["X-Request-Id"]
 
 
-def test_abandoned_stream_is_logged_too(log) -> None:
+def test_abandoned_stream_is_logged_too(log, db) -> None:
     answer = Client().get("/stream/")
     next(iter(answer.streaming_content))
     answer.close()
