@@ -60,6 +60,12 @@ def exported(db, redis_client, tmp_path: Path, settings) -> dict[str, set[str]]:
     return found
 
 
+def test_promtool_accepts_the_metrics(exported: dict[str, set[str]]) -> None:
+    page = Client().get("/metrics").content
+    done = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True, timeout=60)
+    assert (done.stdout + done.stderr, done.returncode) == (b"", 0)
+
+
 def test_promtool_accepts_the_rules(tmp_path: Path) -> None:
     assert f"SUCCESS: {len(rules())} rules found" in promtool("check", "rules", "--lint=all", "--lint-fatal", RULES)
 

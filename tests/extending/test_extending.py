@@ -14,7 +14,9 @@ from threading import Thread
 
 import pytest
 from django.test import Client
+from redis import Redis
 
+from docora.conf.data_dir import embedded_redis_socket
 from tests.docora.test_dist import PASSWORD, Installed
 from tests.docora.test_docs import read
 from tests.support.instance import Instance
@@ -133,6 +135,12 @@ def test_every_process_uses_the_module(instance: Extended) -> None:
     assert 'route="on-call/"' in instance.open("/metrics")[0].decode()
     done = instance.run("shell", "--verbosity", "0", "-c", "from on_call.models import Person; print(Person.__name__)")
     assert done.stdout == "Person\n"
+
+
+def test_requests_are_counted_without_a_scrape(instance: Extended) -> None:
+    instance.open("/docs/webhooks/")
+    with Redis(unix_socket_path=str(embedded_redis_socket(instance.directory / "data"))) as redis:
+        wait_for(lambda: any(name.endswith(b":docs/webhooks/") for name in redis.hkeys("docora:counters")), 20)
 
 
 def test_users_without_permission_do_not_see_the_app(instance: Extended) -> None:
