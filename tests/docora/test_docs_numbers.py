@@ -1,14 +1,34 @@
 """Every number in the handbook's section about sizing has a source: the benchmark's results, a setting, or a measurement.
+Limits and times that other sections state are those of the code.
 
 If `make bench` has found something else, correct the handbook.
 """
 
 import re
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from django.conf import settings
 
+from deliveries_app import scheduling
+from deliveries_app.admin import confirmation_forms
+from deliveries_app.models import apps
+from deliveries_app.monitoring.alerts import channels, messages
+from deliveries_app.monitoring.alerts.detect import EVERY_SECONDS, PATIENCE_SECONDS
+from deliveries_app.monitoring.alerts.notify import _BASE_DELAY_SECONDS, GATHER_SECONDS
+from deliveries_app.progress import runs
+from deliveries_app.receiver import notification
+from deliveries_app.reports import traffic
+from deliveries_app.services import release, watching_many
+from deliveries_app.sync import attempt, events, lease, responses
+from deliveries_app.webhooks import endpoint_stats
+from docora import backoff
+from docora.redis import heartbeat
+from docora.server import web, worker
+from docora.web import access_log, durations
+from repositories_app import checks as git_checks
+from repositories_app import services as repositories
 from tests.docora.test_docs import text_of
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -138,3 +158,56 @@ def test_every_number_has_a_source() -> None:
         if not covered[match.start()]
     ]
     assert without == []
+
+
+# --- Elsewhere in the handbook ------------------------------------------------------------------------------------------
+
+DEPLOY = PROJECT / "docora" / "deploy"
+OF_THE_CODE: list[tuple[str, object, object]] = [
+    # (sentence, what it says, in the unit of the code, and what the code does)
+    ("Docora needs git 2.38 or newer", (2, 38), git_checks.MIN_GIT),
+    ("for at most ten seconds. New connections", 10, web.WebServer.drain_seconds),
+    ("hands its repositories over within eight seconds", 8, worker.HAND_OVER_SECONDS),
+    ("hasn't sent a whole request within 30 seconds", 30, web.Channel.request_seconds),
+    ("Docora closes them after 150", 150, web._IDLE_SECONDS),
+    ("counts arrive within five seconds", 5, durations._FLUSH_SECONDS),
+    ("has been unavailable for a minute", 60, PATIENCE_SECONDS),
+    ("looks for problems every half minute", 30, EVERY_SECONDS),
+    ("the first ten names", 10, messages.SHOWN),
+    ("within five minutes go into the next one", 5 * 60, GATHER_SECONDS),
+    ("Docora retries after half a minute", 30, _BASE_DELAY_SECONDS),
+    ("then less often, up to once an hour", 3600, backoff.MAX_WAIT_SECONDS),
+    ("A 2xx within ten seconds acknowledges it", 10, channels._SECONDS),
+    ("the share of the last 100 requests that were accepted", 100, endpoint_stats.KEPT),
+    ("in each of the last 24 hours", 24, traffic.HOURS),
+    ("paste up to 200 URLs", 200, watching_many.MAX_LINES),
+    ("Hosts that don't answer within 15 seconds", 15, watching_many.TOTAL_SECONDS),
+    ("Ten requests in a row got no response", 10, responses.DOUBT_AFTER),
+    ("or three more files, if the app has no /ping", 3, responses.CONTROL_PATHS),
+    ("growing pauses, up to an hour", 3600, backoff.MAX_WAIT_SECONDS),
+    ("failed or took more than 30 minutes", 30 * 60, release.CANARY_SECONDS),
+    (
+        "For more than 10 apps or 1,000 repositories, you confirm by typing",
+        (10, 1000),
+        (confirmation_forms.MANY_APPS, confirmation_forms.MANY_REPOSITORIES),
+    ),
+    ("a clock that is more than five minutes off", 5 * 60, notification.TOLERANCE_SECONDS),
+    ("use all of its concurrent requests. Docora tries again every second", 1, apps.SLOT_REQUEST_SECONDS),
+    ("It varies by a tenth", 0.1, scheduling._JITTER),
+    ("It tries one connection after 5 seconds", 5, repositories.HOST_BASE_DELAY_SECONDS),
+    ("then doubles the interval, up to 5 minutes", 5 * 60, repositories.HOST_MAX_DELAY_SECONDS),
+    ("the new worker first waits 30 seconds", 30, lease.REST_AFTER_TIMEOUT),
+    ("reads HEAD again within half a minute", 30, max(attempt.LAG_SECONDS)),
+    ("If more than a hundred end at once", 100, runs.LOGGED_ONE_BY_ONE),
+    ("abandoned after a day", timedelta(days=1), events.GIVE_UP_AFTER),
+    ("missing if it hasn't run for a day", 24 * 3600, heartbeat._TTL_SECONDS),
+    ("(8 to 128 letters, digits, dots, hyphens and underscores)", "[A-Za-z0-9._-]{8,128}", access_log._REQUEST_ID.pattern),
+    ("of the profile tls holds new requests for up to 30 seconds", ["30s"], re.findall(r"lb_try_duration (\w+)", (DEPLOY / "Caddyfile").read_text())),
+    ("tries again every five seconds until the database", ["5"], re.findall(r"RestartSec=(\d+)", (DEPLOY / "docora-migrate.service").read_text())),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("sentence", "said", "done"), OF_THE_CODE, ids=[sentence for sentence, _, _ in OF_THE_CODE])
+def test_figure_is_that_of_the_code(sentence: str, said: object, done: object) -> None:
+    assert sentence in " ".join(text_of("/docs/operations/").split())
+    assert said == done
