@@ -1,6 +1,9 @@
 # One image for every process: `docker build --tag docora .`, then compose.yaml, or `docker run` for everything in one.
 
-FROM python:3.13-slim AS packages
+# The base image. `make pin-images` prints it with its digest, so that a build uses exactly this one.
+ARG PYTHON_IMAGE=python:3.13-slim
+
+FROM ${PYTHON_IMAGE} AS packages
 COPY requirements.txt .
 # Compiled by content and not by time, so that the same packages make the same layer.
 RUN python -m venv /opt/venv && \
@@ -10,7 +13,7 @@ RUN python -m venv /opt/venv && \
     find /opt/venv -name __pycache__ -prune -exec rm -rf {} + && \
     python -m compileall -q --invalidation-mode unchecked-hash /opt/venv/lib
 
-FROM python:3.13-slim
+FROM ${PYTHON_IMAGE}
 RUN apt-get update && \
     apt-get install --yes --no-install-recommends git ca-certificates && \
     rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/* && \

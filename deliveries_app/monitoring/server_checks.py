@@ -106,11 +106,9 @@ def check_connections() -> list[CheckMessage]:
         )
         available = cursor.fetchone()[0]
     workers = len(live_workers())
-    needed = settings.WEB_THREADS + workers * settings.SYNCS_PER_WORKER + _SWEEP_CONNECTIONS
+    needed = settings.WEB_CONNECTIONS + workers * settings.SYNCS_PER_WORKER + _SWEEP_CONNECTIONS
     text = f"PostgreSQL allows {available} connections. Docora needs up to {needed}"
-    text += (
-        f": {settings.WEB_THREADS} for the web process and {settings.SYNCS_PER_WORKER} for each of {workers} workers."
-    )
+    text += f": {settings.WEB_CONNECTIONS} for the web process and {settings.SYNCS_PER_WORKER} for each of {workers} workers."
     if needed <= available:
         return [Info(text)]
     return [Warning(text, hint="Raise PostgreSQL's max_connections, or lower SYNCS_PER_WORKER.")]
