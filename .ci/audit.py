@@ -36,12 +36,17 @@ def main(lock: str = "requirements-dev.txt") -> int:
             return skipped("it can't be reached")
         print(audit.stderr.strip(), file=sys.stderr)
         return 1
-    found = [(package, flaw) for package in packages for flaw in package.get("vulns", [])]
+    known = [package for package in packages if "skip_reason" not in package]
+    if not known:
+        return skipped("it knows none of the packages, as if another server answered for it")
+    found = [(package, flaw) for package in known for flaw in package["vulns"]]
     for package, flaw in found:
         fixed = ", ".join(flaw["fix_versions"]) or "no version"
         print(f"{package['name']} {package['version']}: {flaw['id']}, fixed in {fixed}", file=sys.stderr)
+    if unknown := len(packages) - len(known):
+        print(f"{unknown} of {len(packages)} packages are not in the vulnerability database.", file=sys.stderr)
     if not found:
-        print(f"{len(packages)} packages have no known vulnerability.")
+        print(f"{len(known)} packages have no known vulnerability.")
     return 1 if found else 0
 
 

@@ -40,9 +40,17 @@ def test_known_vulnerability_fails(tmp_path: Path) -> None:
 
 
 def test_no_known_vulnerability(tmp_path: Path) -> None:
-    report = {"dependencies": [{"name": "right", "version": "1", "vulns": []}]}
+    report = {"dependencies": [{"name": "right", "version": "1", "vulns": []}, {"name": "left", "skip_reason": "…"}]}
     done = audit(tmp_path, json.dumps(report), "No known vulnerabilities found", 0)
     assert (done.returncode, done.stdout) == (0, "1 packages have no known vulnerability.\n")
+    assert done.stderr == "1 of 2 packages are not in the vulnerability database.\n"
+
+
+def test_database_that_knows_nothing_is_not_called_safe(tmp_path: Path) -> None:
+    report = {"dependencies": [{"name": "right", "skip_reason": "Dependency not found"}]}
+    done = audit(tmp_path, json.dumps(report), "No known vulnerabilities found", 0)
+    assert done.returncode == 0
+    assert done.stdout.startswith("Skipped the search for known vulnerabilities: ")
 
 
 @pytest.mark.parametrize(
@@ -79,7 +87,7 @@ def test_sbom_lists_every_package(tmp_path: Path) -> None:
     lock = (PROJECT / "requirements.txt").read_text().splitlines()
     locked = {tuple(line.split(" ")[0].split("==")) for line in lock if "==" in line}
     assert {(name.partition("[")[0], version) for name, version in locked} == listed
-    assert all(component["hashes"] or component["externalReferences"] for component in document["components"])
+    assert all(component["externalReferences"][0]["hashes"] for component in document["components"])
 
 
 DOCKER = """#!/bin/sh

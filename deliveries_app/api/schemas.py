@@ -304,7 +304,7 @@ class KeyRotation(Schema):
 class Quota(Schema):
     """What the app uses, and the most that the administrator allows."""
 
-    used: int = Field(ge=0, examples=[12])
+    used: int = Field(description="Now.", ge=0, examples=[12])
     limit: int | None = Field(description="Null if there is no quota.", ge=1, examples=[100])
 
 
@@ -337,7 +337,7 @@ class Endpoint(Schema):
         description="The endpoint is down or asked to wait. Nothing is sent before this time.", examples=[None]
     )
     key_rotation: KeyRotation | None = Field(description="Null if there is none.", examples=[None])
-    quotas: Quotas
+    quotas: Quotas = Field(description="What the app uses of what an administrator allows it.")
 
 
 class EndpointSettings(BaseModel):
