@@ -44,7 +44,11 @@ def check_settings(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]
 def check_security_txt(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
     """Warn if /.well-known/security.txt expires soon. Readers ignore one that has expired."""
     expires = settings.SECURITY_CONTACTS_EXPIRE_ON
-    if not settings.SECURITY_CONTACTS or expires is None or expires > timezone.now().date() + timedelta(days=_EXPIRES_SOON_DAYS):
+    if (
+        not settings.SECURITY_CONTACTS
+        or expires is None
+        or expires > timezone.now().date() + timedelta(days=_EXPIRES_SOON_DAYS)
+    ):
         return []
     text = f"/.well-known/security.txt expires on {expires}. After that, nobody relies on its contacts."
     hint = "Check SECURITY_CONTACTS, and set SECURITY_CONTACTS_EXPIRE_ON to a date within a year."
