@@ -27,11 +27,11 @@ setup:
 run: setup
 	@exec $(BIN)/python manage.py up --demo
 
-# Tests that depend on the database: lease, clock, hand-written SQL, scheduling, planner, fields, migrations, history, and
-# whole journeys. `make test` runs them on SQLite too.
+# Tests that depend on the database: lease, clock, hand-written SQL, scheduling, planner, fields, migrations, history, quotas
+# and limits, and whole journeys. `make test` runs them on SQLite too.
 DATABASE_TESTS := tests/docora/test_crypto.py tests/docora/test_groups.py tests/faults/test_clocks.py \
-	tests/faults/test_tenants.py $(patsubst %,tests/deliveries/test_%.py, alerts batch_sql checks circuit csv \
-	endpoint_health fast_plan first_sync history import lease meanwhile pace plan progress_end pruning queueing \
+	tests/faults/test_tenants.py tests/hostile/test_slow_peers.py tests/api/test_quotas.py $(patsubst %,tests/deliveries/test_%.py, alerts batch_sql checks circuit csv \
+	endpoint_health fast_plan first_sync history import lease meanwhile pace plan progress_end pruning queueing quotas \
 	random_histories requests rescans runs slices slots)
 
 # Run the whole suite on PostgreSQL, then a part of it on SQLite. pytest's summary is the last line.
@@ -111,8 +111,8 @@ check-audit: setup
 SBOM := dist/docora.cdx.json
 
 sbom: setup
-	mkdir -p $(dir $(SBOM))
-	$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --mc-type application --output-reproducible --of JSON -o $(SBOM) requirements.txt
+	@mkdir -p $(dir $(SBOM))
+	.ci/sbom.sh $(SBOM)
 
 # Print lines for `.env` that pin the container images by digest. Needs docker and the network.
 pin-images:
