@@ -6,7 +6,10 @@
 #   docker buildx build --build-arg SOURCE_DATE_EPOCH=$(git log -1 --format=%ct) \
 #       --output type=image,name=docora,rewrite-timestamp=true .
 
-FROM python:3.13-slim AS packages
+# The base image. `make pin-images` prints it with its digest, so that a build uses exactly this one.
+ARG PYTHON_IMAGE=python:3.13-slim
+
+FROM ${PYTHON_IMAGE} AS packages
 WORKDIR /build
 COPY requirements.txt .
 # Compiled by content and not by time, so that the same packages make the same layer.
@@ -17,7 +20,7 @@ RUN python -m venv /opt/venv && \
     find /opt/venv -name __pycache__ -prune -exec rm -rf {} + && \
     python -m compileall -q --invalidation-mode unchecked-hash /opt/venv/lib
 
-FROM python:3.13-slim
+FROM ${PYTHON_IMAGE}
 ARG SOURCE_DATE_EPOCH=0
 # Debian keeps no older versions, so a pinned one could not be installed after its next security update. `useradd` stores the
 # day of SOURCE_DATE_EPOCH. The files that end with a hyphen are backups.

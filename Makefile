@@ -19,7 +19,7 @@ PACKAGES := docora repositories_app deliveries_app
 # PYTEST_ARGS may select no test that runs on SQLite. pytest's exit status 5 (no tests collected) is then not a failure.
 MAY_BE_EMPTY = $(if $(strip $(PYTEST_ARGS)),|| test $$? -eq 5)
 
-.PHONY: setup run test test-sqlite test-environment bench bench-pages openapi soak screenshots check check-format check-lint check-types check-templates check-django lock dist clean
+.PHONY: setup run test test-sqlite test-environment bench bench-pages openapi soak screenshots check check-format check-lint check-types check-templates check-django check-audit sbom pin-images lock dist clean
 
 setup:
 	@.ci/bootstrap.sh
@@ -27,11 +27,11 @@ setup:
 run: setup
 	@exec $(BIN)/python manage.py up --demo
 
-# Tests that depend on the database: lease, clock, hand-written SQL, scheduling, planner, fields, migrations, history, and
-# whole journeys. `make test` runs them on SQLite too.
+# Tests that depend on the database: lease, clock, hand-written SQL, scheduling, planner, fields, migrations, history, quotas
+# and limits, and whole journeys. `make test` runs them on SQLite too.
 DATABASE_TESTS := tests/docora/test_crypto.py tests/docora/test_groups.py tests/faults/test_clocks.py \
-	tests/faults/test_tenants.py $(patsubst %,tests/deliveries/test_%.py, alerts batch_sql checks circuit csv \
-	endpoint_health fast_plan first_sync history import lease meanwhile pace plan progress_end pruning queueing \
+	tests/faults/test_tenants.py tests/hostile/test_slow_peers.py tests/api/test_quotas.py $(patsubst %,tests/deliveries/test_%.py, alerts batch_sql checks circuit csv \
+	endpoint_health fast_plan first_sync history import lease meanwhile pace plan progress_end pruning queueing quotas \
 	random_histories requests rescans runs slices slots)
 
 # Run the whole suite on PostgreSQL, then a part of it on SQLite. pytest's summary is the last line.
@@ -81,7 +81,7 @@ openapi: test-environment
 		$$($(BIN)/python -c 'import json; d = json.load(open("tests/openapi/package.json"))["dependencies"]; print(*(f"{n}@{v}" for n, v in d.items()))')
 	OPENAPI_TOOLS=$(OPENAPI_TOOLS) $(BIN)/python -m pytest -q tests/openapi
 
-check: check-format check-lint check-types check-templates check-django
+check: check-format check-lint check-types check-templates check-django check-audit
 
 check-format: setup
 	$(BIN)/ruff format --check .
@@ -102,6 +102,21 @@ check-django: setup
 	set -x && \
 	$(BIN)/python manage.py check --deploy --fail-level WARNING && \
 	$(BIN)/python manage.py makemigrations --check --dry-run
+
+# Look for known vulnerabilities in the pinned packages. Says so and goes on if the database can't be reached.
+check-audit: setup
+	$(BIN)/python .ci/audit.py
+
+# List the packages that Docora runs with, in the format CycloneDX, for those who have to know what is installed.
+SBOM := dist/docora.cdx.json
+
+sbom: setup
+	@mkdir -p $(dir $(SBOM))
+	.ci/sbom.sh $(SBOM)
+
+# Print lines for `.env` that pin the container images by digest. Needs docker and the network.
+pin-images:
+	@.ci/pin-images.sh
 
 # Pin every package, including extras, with its hashes, for Python 3.12 and newer on any system, and also the uv that
 # `setup` may fetch. Pinned versions stay as long as pyproject.toml allows them. LOCK_ARGS=--upgrade upgrades everything.

@@ -11,6 +11,7 @@ from deliveries_app.api import admin_json, openapi
 from deliveries_app.docs import views as docs
 from deliveries_app.monitoring import metrics
 from docora.web.errors import NOT_FOUND, json_error
+from docora.web.security_txt import PATH, security_txt
 
 
 @csrf_exempt  # Unknown paths are a 404 for every method, not a CSRF failure.
@@ -57,6 +58,7 @@ urlpatterns = [
     path("docs/changes/", docs.changes, name="docs-changes"),
     path("docs/operations/", docs.operations, name="docs-operations"),
     path("metrics", metrics.metrics, name="metrics"),
+    path(PATH, security_txt),
     path("", openapi.api.urls),
     re_path(r"^api/", not_found),
     path("admin/", include((_admin, "deliveries"))),

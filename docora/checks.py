@@ -1,10 +1,12 @@
 """System checks of the settings. `manage.py check --deploy` and `manage.py doctor` run them."""
 
+from datetime import timedelta
 from ipaddress import ip_address
 from typing import Any
 
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
+from django.utils import timezone
 
 from docora.conf.data_dir import MAKE_KEY, is_weak_secret_key, max_entropy_bits
 from docora.conf.installation import program
@@ -15,6 +17,7 @@ _LOOPBACK = [ip_address(address) for address in ("127.0.0.1", "::1")]
 _SHORTEST_PREFIX = {4: 16, 6: 48}
 """Maps the IP version to a prefix length. A network with a shorter prefix is larger than one site."""
 _ENCRYPTION_KEY_BITS = 60
+_EXPIRES_SOON_DAYS = 30
 
 
 @register(Tags.security, deploy=True)
@@ -35,6 +38,21 @@ def check_settings(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]
         hint = "Turn it off unless this traffic stays in a trusted network."
         messages.append(Warning(text, hint=hint, id="docora.W002"))
     return messages
+
+
+@register(Tags.security, deploy=True)
+def check_security_txt(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
+    """Warn if /.well-known/security.txt expires soon. Readers ignore one that has expired."""
+    expires = settings.SECURITY_CONTACTS_EXPIRE_ON
+    if (
+        not settings.SECURITY_CONTACTS
+        or expires is None
+        or expires > timezone.now().date() + timedelta(days=_EXPIRES_SOON_DAYS)
+    ):
+        return []
+    text = f"/.well-known/security.txt expires on {expires}. After that, nobody relies on its contacts."
+    hint = "Check SECURITY_CONTACTS, and set SECURITY_CONTACTS_EXPIRE_ON to a date within a year."
+    return [Warning(text, hint=hint, id="docora.W005")]
 
 
 def check_proxies() -> list[CheckMessage]:

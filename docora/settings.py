@@ -17,9 +17,10 @@ from django.utils.csp import CSP
 
 from docora import __version__
 from docora.conf import data_dir, installation
-from docora.conf.env import count, flag, names, networks, number, text
+from docora.conf.env import count, date, flag, names, networks, number, text
 from docora.conf.mail import mail_options
 from docora.db import connection as database
+from docora.http.egress import check_proxy_url
 from docora.http.messages import url_blocked_reason
 
 BASE_DIR = installation.FILES
@@ -86,6 +87,8 @@ SECURE_CSP: dict[str, Any] = {
 
 # More than concurrent work needs, because a slow git host occupies a thread.
 WEB_THREADS = 16
+# And two threads for probes that use the database (`docora.server.web.READINESS_THREADS`).
+WEB_CONNECTIONS = WEB_THREADS + 2
 
 # --- Database and Redis ------------------------------------------------------------------------------------------------
 DATABASES: dict[str, dict[str, Any]] = {
@@ -108,7 +111,7 @@ elif os.environ.get("DOCORA_PROCESS") == "web":
     # connections that broke when the server restarted. There is one connection per thread, so the timeout only matters
     # while the database is down. It is shorter than that of typical probes.
     _database.setdefault("CONN_HEALTH_CHECKS", True)
-    _options["pool"] = {"min_size": 1, "max_size": WEB_THREADS, "timeout": 4}
+    _options["pool"] = {"min_size": 1, "max_size": WEB_CONNECTIONS, "timeout": 4}
 REDIS_URL = text("REDIS_URL") or data_dir.embedded_redis_url(DATA_DIR)
 if not data_dir.is_redis_url(REDIS_URL):  # not repeated in the message, because it may hold a password
     raise ImproperlyConfigured("REDIS_URL must look like redis://host:6379/0, rediss://… or unix:///path.")
@@ -147,6 +150,11 @@ FILE_TRANSFORMS = names("FILE_TRANSFORMS")
 MAX_FILES = count("MAX_FILES", 1_000_000, 1)
 MAX_FETCH_BYTES = count("MAX_FETCH_BYTES", 5368709120, 1048576)
 FETCH_TIMEOUT_SECONDS = number("FETCH_TIMEOUT_SECONDS", 900, 1)
+# Quotas of an app that has none of its own; 0 means none.
+MAX_WATCHES_PER_APP = count("MAX_WATCHES_PER_APP", 0, 0)
+MAX_FILES_PER_APP = count("MAX_FILES_PER_APP", 0, 0)
+MAX_BYTES_PER_APP = count("MAX_BYTES_PER_APP", 0, 0)
+MAX_RESYNCS_PER_HOUR = count("MAX_RESYNCS_PER_HOUR", 0, 0)
 if _database["ENGINE"] == "django.db.backends.postgresql":
     _database["OPTIONS"] = database.postgres_options(_options, LEASE_SECONDS)
 
@@ -161,6 +169,12 @@ ATTEMPTS_PER_APP = count("ATTEMPTS_PER_APP", 10_000, 0)  # 0 keeps none
 ALLOWED_GIT_HOSTS = names("ALLOWED_GIT_HOSTS", "github.com")
 ALLOWED_PRIVATE_NETWORKS = networks("ALLOWED_PRIVATE_NETWORKS")
 ALLOW_HTTP = flag("ALLOW_HTTP")
+EGRESS_PROXY = text("EGRESS_PROXY")
+if EGRESS_PROXY:
+    try:
+        check_proxy_url(EGRESS_PROXY)
+    except ValueError as _error:  # it doesn't repeat the URL, which may hold a password
+        raise ImproperlyConfigured(f"EGRESS_PROXY {_error}.") from None
 
 # --- Metrics -----------------------------------------------------------------------------------------------------------
 METRICS_TOKEN = text("METRICS_TOKEN")
@@ -184,6 +198,17 @@ if ALERT_EMAILS and not (MAILERS and DEFAULT_FROM_EMAIL):
     raise ImproperlyConfigured("ALERT_EMAILS needs EMAIL_URL (the mail server) and DEFAULT_FROM_EMAIL (the sender).")
 if ALERT_WEBHOOK_URL and (_reason := url_blocked_reason(ALERT_WEBHOOK_URL, ALLOW_HTTP)):
     raise ImproperlyConfigured(f"ALERT_WEBHOOK_URL cannot be called. {_reason}")
+
+# --- security.txt ------------------------------------------------------------------------------------------------------
+SECURITY_CONTACTS = names("SECURITY_CONTACTS")
+SECURITY_CONTACTS_EXPIRE_ON = date("SECURITY_CONTACTS_EXPIRE_ON")
+for _contact in SECURITY_CONTACTS:
+    if not re.fullmatch(r"(mailto:[^\s@]+@[^\s@]+|https://\S+|tel:[+0-9-]+)", _contact):
+        raise ImproperlyConfigured(
+            f"SECURITY_CONTACTS must be addresses such as mailto:security@example.org or https://…, but contains {_contact!r}."
+        )
+if SECURITY_CONTACTS and SECURITY_CONTACTS_EXPIRE_ON is None:
+    raise ImproperlyConfigured("SECURITY_CONTACTS needs SECURITY_CONTACTS_EXPIRE_ON, a date such as 2027-06-30.")
 
 # --- Administrators ----------------------------------------------------------------------------------------------------
 ADMIN_USERNAME = text("ADMIN_USERNAME")

@@ -21,15 +21,19 @@ HOST_BASE_DELAY_SECONDS = 5.0
 HOST_MAX_DELAY_SECONDS = 300.0
 
 
-def find_or_create(url: RepositoryUrl, *, is_private: bool) -> Repository:
+def find_or_create(url: RepositoryUrl, *, is_private: bool | None) -> Repository:
     """Return the repository's row for any spelling of its URL. Create the row if there is none.
+
+    `is_private` is None if git was not asked. A new row is then private until a later check knows better.
 
     Call this inside a transaction: the row is locked until its end, so it cannot be removed before a watch refers to it.
     """
     repository, created = Repository.objects.select_for_update(no_key=True).get_or_create(
-        canonical_url=url.canonical, twin=0, defaults={"owner": url.owner, "name": url.name, "is_private": is_private}
+        canonical_url=url.canonical,
+        twin=0,
+        defaults={"owner": url.owner, "name": url.name, "is_private": is_private is not False},
     )
-    if not created:
+    if not created and is_private is not None:
         record_privacy(repository, is_private=is_private)
     return repository
 

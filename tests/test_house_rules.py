@@ -261,7 +261,7 @@ def test_inline_code_search_finds_every_kind() -> None:
 
 # --- Settings are documented --------------------------------------------------------------------------------------------
 
-_READERS = {"number", "count", "flag", "names", "networks", "text", "db_url"}
+_READERS = {"number", "count", "date", "flag", "names", "networks", "text", "db_url"}
 
 
 def settings_read() -> dict[str, str | None]:
@@ -316,6 +316,7 @@ def test_top_level_files() -> None:
         "README.md",
         "CHANGELOG.md",
         "CONTRIBUTING.md",
+        "SECURITY.md",
         "Makefile",
         "Dockerfile",
         "compose.yaml",

@@ -19,7 +19,7 @@ from deliveries_app.admin.app_health import AppHealthAdmin
 from deliveries_app.admin.app_secrets import ONBOARDED, AppSecretsAdmin
 from deliveries_app.admin.drift import CheckAppAdmin
 from deliveries_app.admin.file_explanation import FindWatchAdmin
-from deliveries_app.admin.forms import PATTERN_FIELDS, AppForm, OnboardForm, WatchManyForm, post_data
+from deliveries_app.admin.forms import PATTERN_FIELDS, QUOTA_FIELDS, AppForm, OnboardForm, WatchManyForm, post_data
 from deliveries_app.admin.ping import PingAdmin
 from deliveries_app.admin.removal import RemovalAdmin, RemovalLabels
 from deliveries_app.models import App, AppRepository, HourlyTraffic
@@ -88,6 +88,12 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
         fields = super().get_fields(request, obj)
         may_assign = request.user.has_perm(github_apps.CHANGE_PERMISSION)
         return fields if may_assign else [name for name in fields if name != "github_app"]
+
+    def get_fieldsets(self, request: HttpRequest, obj: App | None = None) -> Any:
+        fields = self.get_fields(request, obj)
+        general = [name for name in fields if name not in QUOTA_FIELDS]
+        quotas = [name for name in fields if name in QUOTA_FIELDS]
+        return [(None, {"fields": general}), ("Quotas", {"fields": quotas})]
 
     def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
         if db_field.name == "github_app":  # a plain select, without Django's links to pop-up windows

@@ -3,6 +3,7 @@
 from typing import Any
 
 from django import forms
+from django.conf import settings
 from django.contrib import admin
 from django.contrib.admin.widgets import AutocompleteSelect
 from django.core.exceptions import ValidationError
@@ -21,8 +22,11 @@ from deliveries_app.services.onboarding import (
     validate_name,
     validate_website,
 )
+from deliveries_app.services.quotas import usage_of
 from deliveries_app.services.watching import validate_terms
 from deliveries_app.services.watching_many import MAX_LINES, LineResult, watch_many
+from docora.templatetags.docora import number
+from docora.text import format_bytes
 from repositories_app.git.exceptions import GitError, InvalidUrl, RefNotFound
 from repositories_app.git.url import as_https
 
@@ -264,6 +268,9 @@ class OnboardForm(AppRules, forms.Form):
         return None
 
 
+QUOTA_FIELDS = ("max_watches", "max_files", "max_bytes", "max_resyncs_per_hour")
+
+
 class AppForm(AppRules, forms.ModelForm):  # type: ignore[type-arg]  # not generic at run time
     """Edit the settings of an app."""
 
@@ -271,7 +278,7 @@ class AppForm(AppRules, forms.ModelForm):  # type: ignore[type-arg]  # not gener
         model = App
         fields = (
             "name", "base_url", "email", "website", "description", "paused", "max_in_flight", "send_sync_completed",
-            "answers_verify", "github_app",
+            "answers_verify", "github_app", *QUOTA_FIELDS,
         )  # fmt: skip
         widgets = {
             "base_url": forms.TextInput(attrs=_WIDE),
@@ -285,6 +292,25 @@ class AppForm(AppRules, forms.ModelForm):  # type: ignore[type-arg]  # not gener
         if "paused" in self.fields:  # absent for users who can only view
             self.fields["paused"].show_hidden_initial = not self.is_bound or "initial-paused" in self.data
         self.initial["max_in_flight"] = self.instance.max_in_flight_limit
+        if QUOTA_FIELDS[0] in self.fields:
+            self._explain_quotas()
+
+    def _explain_quotas(self) -> None:
+        """Add to each quota what is used now and which default applies."""
+        usage = usage_of(self.instance)
+        quotas = (
+            ("max_watches", usage.watches, settings.MAX_WATCHES_PER_APP, number),
+            ("max_files", usage.files, settings.MAX_FILES_PER_APP, number),
+            ("max_bytes", usage.bytes, settings.MAX_BYTES_PER_APP, format_bytes),
+            ("max_resyncs_per_hour", usage.resyncs, settings.MAX_RESYNCS_PER_HOUR, number),
+        )
+        for name, one, default, shown in quotas:
+            field = self.fields[name]
+            used = f"{shown(one.used)} of {shown(one.limit)}" if one.limit is not None else shown(one.used)
+            otherwise = shown(default) if default else "none"
+            if one.limit is not None or one is not usage.resyncs:
+                field.help_text += f" Now used: {used}."
+            field.help_text += f" Leave blank for the default ({otherwise}); 0 means no quota."
 
     def clean_max_in_flight(self) -> int:
         return validate_max_in_flight(self.cleaned_data["max_in_flight"])

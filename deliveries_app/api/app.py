@@ -1,5 +1,6 @@
 """The calls about the app itself: its endpoint's settings, a test ping, and its signing key."""
 
+from dataclasses import asdict
 from typing import Any
 
 from django.http import HttpRequest
@@ -13,13 +14,14 @@ from deliveries_app.models import App
 from deliveries_app.services import keys
 from deliveries_app.services.app_settings import change_own_settings
 from deliveries_app.services.pinging import send_ping
+from deliveries_app.services.quotas import usage_of
 from docora.web.api import READ, documented_responses
-from docora.web.concurrency import PerCaller
+from docora.web.concurrency import ConcurrencyLimit
 
 router = Router(auth=AppToken(), tags=["App"])
 
 _STEP = {409: "The state of the key rotation does not allow this step. The error says why."}
-_pings = PerCaller(1, "pings", retry_after=5)  # each waits up to 30 s for the app
+PINGS = ConcurrencyLimit("pings", per_caller=1, total=2, retry_after=5)  # each waits up to 30 s for the app
 
 
 @router.api_operation(
@@ -66,7 +68,7 @@ def change_app(request: HttpRequest, settings: schemas.EndpointSettings) -> dict
 def ping(request: HttpRequest, how: schemas.PingWith) -> dict[str, Any]:
     """Sends a signed `/ping` to the app and waits for its response, up to 30 seconds. An app can send one ping at a time."""
     app = callers.caller(request)
-    with _pings.one_more(app.pk):
+    with PINGS.one_more(app.pk):
         result = send_ping(callers.actor(request), app, new_key=how.new_key)
     return {
         "delivered": result.delivered,
@@ -124,6 +126,7 @@ def discard_new_key(request: HttpRequest) -> Status[None]:
 
 
 def _endpoint(app: App) -> dict[str, Any]:
+    usage = usage_of(app)
     rotation = None
     if app.key_rotation_started_at is not None:
         rotation = {
@@ -142,4 +145,10 @@ def _endpoint(app: App) -> dict[str, Any]:
         "answers_verify": app.answers_verify,
         "on_hold_until": moment(app.cooldown_until) if app.is_on_hold else None,
         "key_rotation": rotation,
+        "quotas": {
+            "watches": asdict(usage.watches),
+            "files": asdict(usage.files),
+            "bytes": asdict(usage.bytes),
+            "resyncs_per_hour": asdict(usage.resyncs),
+        },
     }

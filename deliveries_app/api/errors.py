@@ -7,6 +7,7 @@ from django.core.exceptions import ValidationError
 
 from deliveries_app.services.app_settings import PausedByAdministrator
 from deliveries_app.services.keys import KeyRotationError
+from deliveries_app.services.quotas import TooManyResyncs, TooManyWatches
 from docora.web.error_codes import ErrorCode
 from docora.web.errors import ApiError
 from repositories_app.git.exceptions import (
@@ -52,5 +53,9 @@ def as_responses(*, unreadable: int = 404) -> Iterator[None]:
         raise ApiError(" ".join(error.messages), 422, code=ErrorCode.INVALID_TOKEN if is_token else None) from None
     except KeyRotationError as error:
         raise ApiError(str(error), 409, code=ErrorCode.KEY_ROTATION) from None
+    except TooManyWatches as error:
+        raise ApiError(str(error), 409, code=ErrorCode.QUOTA_EXCEEDED) from None
+    except TooManyResyncs as error:
+        raise ApiError(str(error), 429, {"Retry-After": str(error.seconds)}) from None
     except PausedByAdministrator as error:
         raise ApiError(str(error), 409, code=ErrorCode.PAUSED_BY_ADMINISTRATOR) from None

@@ -19,7 +19,7 @@ from deliveries_app.models.deliveries import Kind
 from deliveries_app.reports.next_attempt import due_at
 from deliveries_app.webhooks.payloads import timestamp
 from docora.web.api import READ, documented_responses
-from docora.web.concurrency import PerCaller
+from docora.web.concurrency import ConcurrencyLimit
 
 router = Router(auth=AppToken(), tags=["Files"])
 
@@ -28,7 +28,7 @@ MAX_MANIFEST_LIMIT = 10_000
 _FAILURES = Order("pk", paging.number)
 _DELIVERIES = Order("path", paging.text)
 _PAGED = NOT_WATCHED | {422: "A query parameter is malformed or out of range."}
-_streams = PerCaller(2, "manifests without a limit", retry_after=5)
+STREAMS = ConcurrencyLimit("manifests without a limit", per_caller=2, total=4, retry_after=5)
 
 Path = Annotated[str, Query(max_length=1024, description="Only this file.", example="src/index.ts")]
 
@@ -183,7 +183,7 @@ class _Stream:
     """A stream that counts for its app until it has been read or is closed."""
 
     def __init__(self, app_pk: int, pages: Iterator[bytes]) -> None:
-        _streams.take(app_pk)
+        STREAMS.take(app_pk)
         self._app_pk: int | None = app_pk
         self._pages = pages
 
@@ -194,7 +194,7 @@ class _Stream:
     def close(self) -> None:
         app_pk, self._app_pk = self._app_pk, None
         if app_pk is not None:
-            _streams.give_back(app_pk)
+            STREAMS.give_back(app_pk)
 
 
 def _manifest(watch_pk: int, after: str, limit: int | None) -> Iterator[bytes]:

@@ -3,24 +3,50 @@
 from typing import Annotated, Any
 
 from django.core.paginator import Paginator
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from ninja import Query, Router, Status
 
 from deliveries_app import services
 from deliveries_app.api import callers, errors, paging, schemas
 from deliveries_app.api.auth import AppToken
-from deliveries_app.api.callers import BODY, NOT_WATCHED, REFUSED, WITH_BODY, RepositoryId
+from deliveries_app.api.callers import BODY, BUSY, NOT_WATCHED, REFUSED, WITH_BODY, RepositoryId
 from deliveries_app.api.paging import After, Order
 from deliveries_app.models import Status as WatchStatus
 from deliveries_app.services import Wanted, watch_settings
 from deliveries_app.services.push_hooks import hook_url
-from docora.web.api import READ, documented_responses
+from docora.web.api import READ, documented_responses, prefers_async
 
 router = Router(auth=AppToken(), tags=["Repositories"])
 
 _ORDER = Order("pk", paging.number)
 _UNREADABLE = "The repository cannot be reached, or not with this token. `code` says which."
+_QUOTA = "The app watches as many repositories as its quota allows."
 _MALFORMED = "The body, the URL or the token is malformed, or the host is not allowed. `code` says which."
+
+
+_registered = documented_responses(
+    201,
+    schemas.Registered,
+    "The repository is watched, and the first sync is queued.",
+    BUSY | BODY | {404: _UNREADABLE, 409: _QUOTA, 422: _MALFORMED},
+)
+_registered["response"][202] = schemas.Registered
+_registered["openapi_extra"]["responses"][202] = {
+    "description": "Only with `Prefer: respond-async`: the repository is watched, but its git host was not asked.",
+    "headers": {
+        "Preference-Applied": {"description": "`respond-async`", "schema": {"type": "string"}},
+    },
+}
+_registered["openapi_extra"]["parameters"] = [
+    {
+        "in": "header",
+        "name": "Prefer",
+        "description": "`respond-async`: don't wait for the git host. If the repository can't be read, its first sync fails "
+        "instead of this call, and `last_error` says why. `is_private` is true until Docora has read the repository "
+        "without a token.",
+        "schema": {"type": "string"},
+    }
+]
 
 
 @router.post(
@@ -28,35 +54,28 @@ _MALFORMED = "The body, the URL or the token is malformed, or the host is not al
     operation_id="watch_repository",
     summary="Watch a repository, or re-send it",
     auth=WITH_BODY,
-    **documented_responses(
-        201,
-        schemas.Registered,
-        "The repository is watched, and the first sync is queued.",
-        REFUSED
-        | BODY
-        | {
-            404: _UNREADABLE,
-            422: _MALFORMED,
-        },
-    ),
+    **_registered,
 )
-def watch_repository(request: HttpRequest, registration: schemas.Registration) -> Status[dict[str, Any]]:
+def watch_repository(
+    request: HttpRequest, registration: schemas.Registration, response: HttpResponse
+) -> Status[dict[str, Any]]:
     """Checks with git that the repository can be read, then starts the first sync. If the app already watches the
-    repository, its token is replaced and every file is sent again. To avoid that, use `PUT`. A repository without a commit
-    is synced after its first push."""
-    app = callers.caller(request)
+    repository, its token is replaced and every file is sent again, which counts as a re-sync. To avoid that, use `PUT`. A
+    repository without a commit is synced after its first push."""
+    caller = callers.actor(request), callers.caller(request)
+    wanted = registration.github_url, registration.github_token or ""
     with errors.as_responses():
-        watched = services.watch_repository(
-            callers.actor(request), app, registration.github_url, registration.github_token or ""
-        )
-    return Status(201, watched.as_dict())
+        if prefers_async(request):
+            response.headers["Preference-Applied"] = "respond-async"
+            return Status(202, services.watch_unchecked(*caller, *wanted).as_dict())
+        return Status(201, services.watch_repository(*caller, *wanted).as_dict())
 
 
 _ensured = documented_responses(
     200,
     schemas.WatchedRepository,
     "The app watched it already. It is as wanted now.",
-    REFUSED | BODY | {404: _UNREADABLE, 422: _MALFORMED},
+    BUSY | BODY | {404: _UNREADABLE, 409: _QUOTA, 422: _MALFORMED},
 )
 _ensured["response"][201] = schemas.WatchedRepository
 _ensured["openapi_extra"]["responses"][201] = {"description": "It is watched now, and the first sync is queued."}
@@ -160,6 +179,7 @@ def unwatch_repository(request: HttpRequest, repository_id: RepositoryId) -> Sta
         schemas.Message,
         "The new token is used from now on.",
         NOT_WATCHED
+        | BUSY
         | BODY
         | {422: "The body or the token is malformed, or the repository cannot be read with it. `code` says which."},
     ),
@@ -177,19 +197,15 @@ def replace_token(request: HttpRequest, repository_id: RepositoryId, new: schema
     "/{repository_id}/resync",
     operation_id="resync_repository",
     summary="Re-sync a repository",
-    **documented_responses(202, schemas.Resync, "The re-sync is queued.", NOT_WATCHED),
+    **documented_responses(202, schemas.Resync, "The re-sync is queued.", NOT_WATCHED | BUSY),
 )
 def resync_repository(request: HttpRequest, repository_id: RepositoryId) -> Status[dict[str, str]]:
     """Sends every file again as a `create`, including those that the app has acknowledged, and a `delete` for each file
     removed since. It replaces a sync that is already running."""
-    return Status(
-        202,
-        {
-            "run_id": services.resync_single(
-                callers.actor(request), callers.own_watch(request, repository_id)
-            ).run.run_id
-        },
-    )
+    watch = callers.own_watch(request, repository_id)
+    with errors.as_responses():
+        requested = services.resync_single(callers.actor(request), watch)
+    return Status(202, {"run_id": requested.run.run_id})
 
 
 @router.post(

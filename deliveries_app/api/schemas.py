@@ -301,6 +301,22 @@ class KeyRotation(Schema):
     )
 
 
+class Quota(Schema):
+    """What the app uses, and the most that the administrator allows."""
+
+    used: int = Field(description="Now.", ge=0, examples=[12])
+    limit: int | None = Field(description="Null if there is no quota.", ge=1, examples=[100])
+
+
+class Quotas(Schema):
+    """What the app uses of each quota."""
+
+    watches: Quota = Field(description="Watched repositories.")
+    files: Quota = Field(description="Files in all watched repositories.")
+    bytes: Quota = Field(description="Bytes in all watched repositories.")
+    resyncs_per_hour: Quota = Field(description="Re-syncs that the app itself requests. Used ones come back evenly.")
+
+
 class Endpoint(Schema):
     """The app, its endpoint and its settings."""
 
@@ -321,6 +337,7 @@ class Endpoint(Schema):
         description="The endpoint is down or asked to wait. Nothing is sent before this time.", examples=[None]
     )
     key_rotation: KeyRotation | None = Field(description="Null if there is none.", examples=[None])
+    quotas: Quotas = Field(description="What the app uses of what an administrator allows it.")
 
 
 class EndpointSettings(BaseModel):

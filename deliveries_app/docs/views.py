@@ -15,6 +15,7 @@ from django.utils.safestring import SafeString
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_safe
 
+from deliveries_app.api import app as app_calls
 from deliveries_app.api import callers, files, paging, push_hooks
 from deliveries_app.api.openapi import document
 from deliveries_app.docs import api_reference, examples, settings_reference
@@ -22,6 +23,7 @@ from deliveries_app.models import DriftState, Result, WatchState
 from deliveries_app.models.deliveries import ATTEMPTS_PER_PATH
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.reports.help_texts import LEFT_OUT
+from deliveries_app.services import host_checks
 from deliveries_app.services.drift import WAIT_SECONDS
 from deliveries_app.services.resend import MAX_RESENT, MAX_RESENT_AT_ONCE
 from deliveries_app.sync import responses
@@ -154,6 +156,7 @@ def api(request: HttpRequest) -> HttpResponse:
         "resent": MAX_RESENT,
         "failures": throttle.FAILURES,
         "failure_seconds": throttle.SECONDS,
+        **_slow_calls(),
     }
     return _page(request, "docs-api", "API reference", "docs/api.html", context)
 
@@ -177,6 +180,16 @@ _DRIFT_STATES = {
 }
 
 
+def _slow_calls() -> dict[str, Any]:
+    """Return the limits of calls that wait for somebody else."""
+    return {
+        "host_checks": host_checks.LIMIT,
+        "git_check_seconds": round(host_checks.GIT_CHECK_SECONDS),
+        "streams": files.STREAMS,
+        "pings": app_calls.PINGS,
+    }
+
+
 @csrf_exempt
 @require_safe
 def operations(request: HttpRequest) -> HttpResponse:
@@ -191,6 +204,8 @@ def operations(request: HttpRequest) -> HttpResponse:
         "chunk": settings.CHUNK_SIZE_BYTES,
         "in_doubt": settings.RECORD_BATCH + settings.MAX_IN_FLIGHT,
         "web_threads": settings.WEB_THREADS,
+        "web_connections": settings.WEB_CONNECTIONS,
+        **_slow_calls(),
         "syncs_per_worker": settings.SYNCS_PER_WORKER,
         "lease_seconds": settings.LEASE_SECONDS,
         "most_resent": MAX_RESENT_AT_ONCE,

@@ -35,6 +35,11 @@ def default_max_in_flight() -> int:
     return int(settings.MAX_IN_FLIGHT)
 
 
+def _limit(own: int | None, default: int) -> int | None:
+    """Return a quota: the app's own, or the default. 0 means none."""
+    return (default if own is None else own) or None
+
+
 class App(models.Model):
     """A client app: where its notifications go, how they are signed, and how many it takes at once."""
 
@@ -113,6 +118,22 @@ class App(models.Model):
         db_default=False,
         help_text="The app answers /verify, so its copies can be checked for differences.",
     )
+    max_watches = models.PositiveIntegerField(
+        "watched repositories", null=True, blank=True, help_text="The most repositories that the app can watch."
+    )
+    max_files = models.PositiveBigIntegerField(
+        "files", null=True, blank=True, help_text="The most files in all of the app's watched repositories."
+    )
+    max_bytes = models.PositiveBigIntegerField(
+        "bytes", null=True, blank=True, help_text="The most bytes in all of the app's watched repositories."
+    )
+    max_resyncs_per_hour = models.PositiveIntegerField(
+        "re-syncs per hour", null=True, blank=True, help_text="The most re-syncs that the app itself can request."
+    )
+    resyncs_used = models.FloatField(
+        default=0.0, db_default=0.0, editable=False, help_text="Re-syncs of the quota in use at `resyncs_used_at`."
+    )
+    resyncs_used_at = models.DateTimeField(null=True, editable=False)
     github_app = models.ForeignKey(
         GitHubApp,
         verbose_name="GitHub App",
@@ -152,6 +173,24 @@ class App(models.Model):
     def max_in_flight_limit(self) -> int:
         """The most concurrent requests that the app may choose."""
         return self.in_flight_limit or self.max_in_flight
+
+    @property
+    def watch_limit(self) -> int | None:
+        """The most repositories that the app can watch. None without a quota, as for the others below."""
+        return _limit(self.max_watches, settings.MAX_WATCHES_PER_APP)
+
+    @property
+    def file_limit(self) -> int | None:
+        return _limit(self.max_files, settings.MAX_FILES_PER_APP)
+
+    @property
+    def byte_limit(self) -> int | None:
+        return _limit(self.max_bytes, settings.MAX_BYTES_PER_APP)
+
+    @property
+    def resync_limit(self) -> int | None:
+        """The most re-syncs per hour that the app itself can request."""
+        return _limit(self.max_resyncs_per_hour, settings.MAX_RESYNCS_PER_HOUR)
 
     @property
     def is_on_hold(self) -> bool:

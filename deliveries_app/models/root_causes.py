@@ -31,6 +31,7 @@ class RootCause(TextChoices):
     GIT_HOST = "git_host", "Git: host unreachable"
     GIT_CONTENT = "git_content", "Git: repository unreadable"
     RULES = "rules", "Ignore rules and transforms"
+    QUOTA = "quota", "Quota exceeded"
     INTERNAL = "internal", "Docora: internal error"
 
 
@@ -51,6 +52,7 @@ class ErrorCause(StrEnum):
     BLOCKED = "blocked"
     RULES = "rules"
     TRANSFORM = "transform"
+    QUOTA = "quota"
     INTERNAL = "internal"
     OTHER = "other"
 

@@ -7,6 +7,7 @@ from contextlib import suppress
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Info, Warning
 from django.db import DatabaseError, InterfaceError, NotSupportedError, connection
+from redis.exceptions import AuthenticationError, ResponseError
 
 from deliveries_app.monitoring import health
 from docora.conf.data_dir import embedded_redis_url
@@ -106,11 +107,9 @@ def check_connections() -> list[CheckMessage]:
         )
         available = cursor.fetchone()[0]
     workers = len(live_workers())
-    needed = settings.WEB_THREADS + workers * settings.SYNCS_PER_WORKER + _SWEEP_CONNECTIONS
+    needed = settings.WEB_CONNECTIONS + workers * settings.SYNCS_PER_WORKER + _SWEEP_CONNECTIONS
     text = f"PostgreSQL allows {available} connections. Docora needs up to {needed}"
-    text += (
-        f": {settings.WEB_THREADS} for the web process and {settings.SYNCS_PER_WORKER} for each of {workers} workers."
-    )
+    text += f": {settings.WEB_CONNECTIONS} for the web process and {settings.SYNCS_PER_WORKER} for each of {workers} workers."
     if needed <= available:
         return [Info(text)]
     return [Warning(text, hint="Raise PostgreSQL's max_connections, or lower SYNCS_PER_WORKER.")]
@@ -156,13 +155,25 @@ def check_redis() -> list[CheckMessage]:
         if embedded_redis_url(settings.DATA_DIR) == settings.REDIS_URL:
             hint = f"Start {program()} up, which runs it, or set REDIS_URL."
             return [Error("The embedded Valkey is not responding.", hint=hint)]
-        return [from_health(problem)]
+        return [_wrong_password() or from_health(problem)]
     try:
         redis_connection().set(_WRITE_KEY, "1", ex=10)
     except RedisError as error:
         text = f"Redis responds but rejects writes, so syncs start late: {clean_text(str(error), 200).rstrip('.')}."
         return [Error(text, hint="REDIS_URL must point to a primary with free memory and disk space.")]
     return [Info("Redis responds and accepts writes.")]
+
+
+def _wrong_password() -> CheckMessage | None:
+    """Return an error if Redis refuses the credentials. It doesn't repeat them."""
+    try:
+        redis_connection().ping()
+    except (AuthenticationError, ResponseError):
+        text = "Redis responds but refuses the user name and password in REDIS_URL, or requires a password."
+        return Error(text, hint="Write it as redis://:password@host:6379/0, with special characters percent-encoded.")
+    except (RedisError, OSError):
+        pass
+    return None
 
 
 def check_redis_server() -> list[CheckMessage]:

@@ -87,6 +87,8 @@ ROOT_HINTS: dict[RootCause, str] = {
     "large, raise the limit or shrink the repository, then retry. Docora fetches damaged data again automatically.",
     RootCause.RULES: "Nothing is sent while .docoraignore, the ignore patterns or a transform can't be applied. Fix the "
     "problem in the error message, then retry.",
+    RootCause.QUOTA: "The app's repositories would have more files or bytes than its quota allows. The client keeps what it "
+    "has. Raise the quota in the app's settings or leave out files, then retry.",
     RootCause.INTERNAL: "An internal error, a missing encryption key, or a killed worker. Check the worker's log and "
     "memory, then retry.",
 }

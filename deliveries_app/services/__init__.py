@@ -29,7 +29,14 @@ from deliveries_app.services.requests import MAX_PACE, NotFound, Rollout
 from deliveries_app.services.resend import MAX_RESENT_AT_ONCE, Resent, resend_files, resend_many
 from deliveries_app.services.resync import resync_by_app, resync_many, resync_single
 from deliveries_app.services.retry import NotFailed, retry_all, retry_by_app, retry_many, retry_single
-from deliveries_app.services.watching import AlreadyWatched, Watched, delete_app, unwatch_repository, watch_repository
+from deliveries_app.services.watching import (
+    AlreadyWatched,
+    Watched,
+    delete_app,
+    unwatch_repository,
+    watch_repository,
+    watch_unchecked,
+)
 
 __all__ = [
     "CONTROL_PERMISSION",
@@ -79,4 +86,5 @@ __all__ = [
     "send_differences",
     "unwatch_repository",
     "watch_repository",
+    "watch_unchecked",
 ]

@@ -3,6 +3,7 @@
 `release` does it, for all watches at once or, with a canary or a pace, for one after the other.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 from django.db import transaction
@@ -14,22 +15,30 @@ from deliveries_app.models import (
     AppRepositoryQuerySet,
     BulkOperation,
     OperationKind,
+    SyncRun,
 )
-from deliveries_app.services import requests
+from deliveries_app.services import quotas, requests
 from deliveries_app.services.release import release, resync_watches
 from deliveries_app.services.requests import AT_ONCE, NotFound, Requested, Rollout
 
 
 def resync_single(actor: Actor, watch: AppRepository, *, skip_permission_check: bool = False) -> Requested:
-    """Send every file of one watch again, in any state. Raises `NotFound` if it is being removed.
+    """Send every file of one watch again, in any state.
+
+    Raises `NotFound` if it is being removed, and `TooManyResyncs` if an app requests it and has used up its quota.
 
     Pass `skip_permission_check` if the caller has checked another permission.
     """
+
+    def request(actor: Actor, pks: Sequence[int], operation: BulkOperation | None) -> list[SyncRun]:
+        quotas.count_resync(actor, watch.app)
+        return resync_watches(actor, pks, operation)
+
     return requests.start_single(
         actor,
         OperationKind.RESYNC,
         watch,
-        resync_watches,
+        request,
         error=NotFound("App-repository link not found"),
         skip_permission_check=skip_permission_check,
     )

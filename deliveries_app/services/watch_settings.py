@@ -13,9 +13,10 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Status
 from deliveries_app.models.root_causes import CLEARED_FAILURE
 from deliveries_app.services import audit
+from deliveries_app.services.host_checks import check_readable
 from deliveries_app.services.patterns import validate_app_patterns, validate_patterns
 from deliveries_app.services.requests import NotFound
-from deliveries_app.services.watching import check_readable, validate_ref, validate_token
+from deliveries_app.services.watching import validate_ref, validate_token
 from deliveries_app.sync import circuit
 from docora.security.crypto import require_readable
 
@@ -32,7 +33,9 @@ def replace_github_token(actor: Actor, watch: AppRepository, token: str) -> None
     actor.require_watch(watch)
     validate_token(token)
     github_app = None if token else watch.app.github_app_for(watch.repository.canonical_url)
-    check_readable(watch.github_url, token, github_app=github_app)  # not the ref, which may be gone for the moment
+    check_readable(
+        actor, watch.github_url, token, github_app=github_app
+    )  # not the ref, which may be gone for the moment
     with transaction.atomic():
         # Lock the repository's row before the watch's, as `record_git_failure` does.
         circuit.close_circuit(watch.repository)
@@ -53,7 +56,7 @@ def set_ref(actor: Actor, watch: AppRepository, ref: str) -> bool:
     if ref == watch.ref:
         return False
     require_readable(watch.github_token)
-    check_readable(watch.github_url, watch.github_token, ref, watch.github_app)
+    check_readable(actor, watch.github_url, watch.github_token, ref, watch.github_app)
     with transaction.atomic():
         circuit.close_circuit(watch.repository)  # before the watch, as above
         _update(watch, ref=ref, **_start_afresh())

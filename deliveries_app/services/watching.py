@@ -1,6 +1,5 @@
 """Watch and unwatch repositories, and delete apps (`engine.md` §9)."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,24 +11,33 @@ from django.db.models.functions import Now
 
 from deliveries_app import scheduling
 from deliveries_app.actors import Actor
-from deliveries_app.models import App, AppRepository, Notice, Outcome, PendingRelease, Reason, Status
+from deliveries_app.models import (
+    App,
+    AppRepository,
+    AppRepositoryQuerySet,
+    Notice,
+    Outcome,
+    PendingRelease,
+    Reason,
+    Status,
+)
 from deliveries_app.models.apps import new_watch_id
 from deliveries_app.models.root_causes import CLEARED_FAILURE
 from deliveries_app.progress import runs
+from deliveries_app.services import quotas
+from deliveries_app.services.host_checks import check_readable
 from deliveries_app.services.patterns import validate_app_patterns, validate_list
 from deliveries_app.services.resync import resync_single
 from deliveries_app.webhooks.payloads import timestamp
 from docora.redis import queues
-from repositories_app import github
 from repositories_app import services as repositories
 from repositories_app.git import remote
-from repositories_app.git.exceptions import Cause, GitError, InvalidUrl, NoCommit, RefNotFound
+from repositories_app.git.exceptions import InvalidUrl
 from repositories_app.git.refs import InvalidRef, parse_ref
 from repositories_app.git.url import RepositoryUrl, owner_and_name
-from repositories_app.models import GitHubApp, Repository
+from repositories_app.models import Repository
 
 WATCH_PERMISSION = "deliveries_app.add_apprepository"
-GIT_CHECK_SECONDS = 12.0  # for all requests to the git host while a user or client waits for the response
 
 
 class AlreadyWatched(ValueError):
@@ -91,7 +99,8 @@ def watch_repository(
 
     `ref` is the branch or tag to follow, or empty for the default branch; `include` and `exclude` are the app's patterns,
     `ignore` those of an administrator. If the app is already watching the repository, replace the token, and of the others what is given, and send every file again;
-    with `must_be_new`, raise `AlreadyWatched` instead. Raises `InvalidUrl`, `ValidationError` or `GitError`, each with a message for the user.
+    with `must_be_new`, raise `AlreadyWatched` instead. Raises `InvalidUrl`, `ValidationError`, `GitError`, and for an app
+    `TooManyWatches` or `TooManyResyncs`, each with a message for the user.
     """
     actor.require(WATCH_PERMISSION)
     actor.require_app(app)
@@ -99,9 +108,30 @@ def watch_repository(
     terms = validate_terms(token, ref, include=include, exclude=exclude, ignore=ignore)
     if must_be_new:
         _require_new(app, parsed)
+    require_quota(actor, app, parsed)
     github_app = None if token else app.github_app_for(parsed.canonical)
-    is_private = check_readable(parsed.spelled, token, terms.ref, github_app)
+    is_private = check_readable(actor, parsed.spelled, token, terms.ref, github_app)
     return store_watch(actor, app, parsed, terms, is_private=is_private, must_be_new=must_be_new)
+
+
+def watch_unchecked(actor: Actor, app: App, url: str, token: str = "") -> Watched:
+    """Watch a repository as `watch_repository` does, but without asking its git host. The first sync finds out whether it
+    can be read."""
+    actor.require(WATCH_PERMISSION)
+    actor.require_app(app)
+    parsed = remote.parse_url(url)
+    terms = validate_terms(token, "")
+    return store_watch(actor, app, parsed, terms, is_private=None, must_be_new=False)
+
+
+def require_quota(actor: Actor, app: App, url: RepositoryUrl) -> None:
+    """Raise `TooManyWatches` or `TooManyResyncs` if the app may not watch the repository, before its host is asked."""
+    if not quotas.bind(actor, app):
+        return
+    if _watches_of(app, url).exists():
+        quotas.require_resync(actor, app)  # watching it again sends everything again
+    else:
+        quotas.require_room_for_watch(actor, app)
 
 
 @dataclass(frozen=True)
@@ -124,9 +154,9 @@ def validate_terms(token: str, ref: str, *, include: str = "", exclude: str = ""
 
 
 def store_watch(
-    actor: Actor, app: App, parsed: RepositoryUrl, terms: Terms, *, is_private: bool, must_be_new: bool
+    actor: Actor, app: App, parsed: RepositoryUrl, terms: Terms, *, is_private: bool | None, must_be_new: bool
 ) -> Watched:
-    """Watch a repository that git has just read. See `watch_repository`, which asks git first."""
+    """Watch a repository. See `watch_repository`, which asks git first. `is_private` is None if git was not asked."""
     with transaction.atomic():  # lock the app before its watch, as the claim does
         locked = App.objects.select_for_update(no_key=True).filter(pk=app.pk, ended_at=None).first()
         if locked is None:
@@ -147,6 +177,8 @@ def store_watch(
             },
         )
         revived = watch.ended_at is not None
+        if created or revived:
+            quotas.require_room_for_watch(actor, locked, but=watch.pk)
         if revived:
             _revive(watch)
         if not created:
@@ -167,10 +199,14 @@ def store_watch(
 
 def _require_new(app: App, url: RepositoryUrl) -> None:
     """Raise `AlreadyWatched` if the app watches the repository, under any spelling of the URL."""
-    watches = AppRepository.objects.alive().filter(app=app, repository__canonical_url=url.canonical)
-    watch = watches.select_related("app", "repository").order_by("pk").first()
+    watch = _watches_of(app, url).select_related("app", "repository").order_by("pk").first()
     if watch is not None:
         raise AlreadyWatched(watch)
+
+
+def _watches_of(app: App, url: RepositoryUrl) -> AppRepositoryQuerySet:
+    """Return the app's watches of the repository: none or one, except after an import."""
+    return AppRepository.objects.alive().filter(app=app, repository__canonical_url=url.canonical)
 
 
 def _revive(watch: AppRepository) -> None:
@@ -186,6 +222,8 @@ def _revive(watch: AppRepository) -> None:
         arriving=False,
         paused_at=None,
         paused_by="",
+        tree_files=0,
+        tree_bytes=0,
         generation=F("generation") + 1,
         resend_floor=F("generation") + 1,
         lowest_floor=F("generation") + 1,
@@ -205,7 +243,7 @@ def _revive(watch: AppRepository) -> None:
     )
 
 
-def _find_or_create(app: App, url: RepositoryUrl, *, is_private: bool) -> Repository:
+def _find_or_create(app: App, url: RepositoryUrl, *, is_private: bool | None) -> Repository:
     """Return the locked repository for this URL. If the app already watches it, return the row whose id the app knows."""
     watched = AppRepository.objects.filter(app=app, repository__canonical_url=url.canonical)
     as_spelled = Case(When(github_url=url.spelled, then=0), default=1)
@@ -213,54 +251,9 @@ def _find_or_create(app: App, url: RepositoryUrl, *, is_private: bool) -> Reposi
     repository = repositories.lock(known) if known else None
     if repository is None:
         return repositories.find_or_create(url, is_private=is_private)
-    repositories.record_privacy(repository, is_private=is_private)
+    if is_private is not None:
+        repositories.record_privacy(repository, is_private=is_private)
     return repository
-
-
-def check_readable(
-    url: str, token: str, ref: str = "", github_app: GitHubApp | None = None, *, within: float | None = None
-) -> bool:
-    """Return whether the repository is private: readable with a token, but not without.
-
-    The token is `token`, or one that `github_app` gives. A repository without a commit can be read, too.
-    Raises `GitError` if it cannot be read, if it has commits but not this branch or tag, or if its host takes longer
-    than `within` seconds, by default `GIT_CHECK_SECONDS`. The message does not promise a retry, because nothing is stored yet.
-    """
-    within = GIT_CHECK_SECONDS if within is None else within
-    deadline = time.monotonic() + within
-
-    def check_deadline() -> None:
-        if time.monotonic() > deadline:
-            raise GitError(Cause.TIMEOUT, f"The git host didn't respond within {within:.0f} seconds. Try again later.")
-
-    used = ""
-    with remote.new_client(max_connections=1) as client:
-
-        def read(token: str) -> None:
-            nonlocal used
-            used = token
-            remote.ls_head(client, url, token, check_deadline, ref=ref)
-
-        try:
-            github.read(github_app, url, token, read, check_deadline, fresh=True)
-        except NoCommit:
-            pass
-        except RefNotFound as error:
-            error.next_step = ""
-            raise
-        except GitError as error:
-            if error.next_step:
-                error.next_step = "Try again later."
-            raise
-        if not used:
-            return False
-        try:
-            read("")
-        except NoCommit:
-            return False
-        except GitError:
-            return True
-    return False
 
 
 def unwatch_repository(actor: Actor, watch: AppRepository) -> None:
@@ -268,6 +261,7 @@ def unwatch_repository(actor: Actor, watch: AppRepository) -> None:
     actor.require("deliveries_app.delete_apprepository")
     actor.require_watch(watch)
     with transaction.atomic():
+        quotas.count_unwatch(actor, watch.app)
         _end([watch.pk])
 
 

@@ -11,14 +11,8 @@ from django.core.exceptions import ValidationError
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository
-from deliveries_app.services.watching import (
-    GIT_CHECK_SECONDS,
-    WATCH_PERMISSION,
-    AlreadyWatched,
-    Terms,
-    check_readable,
-    store_watch,
-)
+from deliveries_app.services.host_checks import GIT_CHECK_SECONDS, check_readable
+from deliveries_app.services.watching import WATCH_PERMISSION, AlreadyWatched, Terms, store_watch
 from repositories_app.git import remote
 from repositories_app.git.exceptions import GitError, InvalidUrl
 from repositories_app.git.url import RepositoryUrl, as_https, host_of
@@ -93,7 +87,7 @@ def watch_many(actor: Actor, app: App, lines: Iterable[str], terms: Terms) -> li
     for canonical, watch in _watched(app, candidates):
         line = candidates.pop(canonical).line
         results[line] = _already(line, watch)
-    for candidate, answer in _check(candidates.values(), terms):
+    for candidate, answer in _check(actor, candidates.values(), terms):
         results[candidate.line] = (
             LineResult(candidate.line, LineStatus.FAILED, str(answer))
             if isinstance(answer, GitError)
@@ -113,14 +107,18 @@ def _already(line: str, watch: AppRepository) -> LineResult:
     return LineResult(line, LineStatus.ALREADY_WATCHED, "Nothing was changed.", watch)
 
 
-def _check(candidates: Iterable[_Candidate], terms: Terms) -> Iterator[tuple[_Candidate, bool | GitError]]:
+def _check(
+    actor: Actor, candidates: Iterable[_Candidate], terms: Terms
+) -> Iterator[tuple[_Candidate, bool | GitError]]:
     """Yield whether each repository is private, or why it cannot be read. Leave out those for which no time was left.
 
     The threads use no database.
     """
     deadline = time.monotonic() + TOTAL_SECONDS
     with ThreadPoolExecutor(CONCURRENT_CHECKS) as pool:
-        checks = {pool.submit(partial(_check_one, candidate, terms, deadline)): candidate for candidate in candidates}
+        checks = {
+            pool.submit(partial(_check_one, actor, candidate, terms, deadline)): candidate for candidate in candidates
+        }
         wait(checks)  # each ends by the deadline, or just after
     for check, candidate in checks.items():
         answer = check.result()
@@ -128,12 +126,13 @@ def _check(candidates: Iterable[_Candidate], terms: Terms) -> Iterator[tuple[_Ca
             yield candidate, answer
 
 
-def _check_one(candidate: _Candidate, terms: Terms, deadline: float) -> bool | GitError | None:
+def _check_one(actor: Actor, candidate: _Candidate, terms: Terms, deadline: float) -> bool | GitError | None:
     left = deadline - time.monotonic()
     if left < LEAST_SECONDS:
         return None
     try:
         return check_readable(
+            actor,
             candidate.url.spelled,
             terms.github_token,
             terms.ref,

@@ -20,7 +20,7 @@ from django.db.models.functions import Least, Now
 
 from deliveries_app.models import AppRepository, Reason, SyncRun, new_run_id, root_causes
 from deliveries_app.models.root_causes import RootCause, SyncFailure
-from deliveries_app.planning import delivery_rows
+from deliveries_app.planning import delivery_rows, quota
 from deliveries_app.planning.eligibility import REMARKS
 from deliveries_app.planning.plan import Plan, PlanRefused
 from deliveries_app.planning.planner import Planned, plan_to
@@ -150,7 +150,7 @@ class Attempt:
             outcomes.git_failed(self.lease, error)
         except PlanRefused as error:
             self._close_circuit()  # the repository can be read
-            outcomes.failed(self.lease, SyncFailure(str(error), error.cause, RootCause.RULES), permanent=True)
+            outcomes.failed(self.lease, SyncFailure(str(error), error.cause, _root_of(error)), permanent=True)
         except NoticeRefused as error:
             outcomes.failed(self.lease, error.failure)
         except RateLimited as error:
@@ -208,6 +208,8 @@ class Attempt:
             logger.info("no_commit_yet")
             return
         self.lease.seen_commit = head.commit
+        if watch.repository.is_private and not (watch.github_token or watch.github_app):
+            repositories.record_privacy(watch.repository, is_private=False)  # it has just been read without a token
         try:
             self._sync_to(head, self.client)
         except GitError as error:
@@ -295,15 +297,17 @@ class Attempt:
 
     def _deliver(self, planned: Planned, target: str, reader: BlobReader) -> None:
         plan = planned.plan
+        remarks = {cause: count for cause, count in self.watch.left_out.items() if cause in REMARKS}
+        unequal = {"base_commit": "", "base_rules": "", **delivery_rows.tree_fields(plan, remarks)}
         with transaction.atomic():
-            self.lease.extend(target=target, **self._new_series(plan, target))
+            is_reserved = quota.has_file_quota(self.watch.app) and quota.require_room(self.watch, plan)
+            reserved = unequal if is_reserved else {}
+            self.lease.extend(target=target, **reserved, **self._new_series(plan, target))
             # Ask again: a retry may have replaced the run while git was read. Then this attempt is for the retry.
             self._work_for_newest_request()
             run = self.sync_run = self.sync_run or self._new_run()
             runs.set_totals(run, files=plan.files, size=plan.bytes, left_out=plan.left_out, commit=planned.head.commit)
         runs.seed(run)
-        remarks = {cause: count for cause, count in self.watch.left_out.items() if cause in REMARKS}
-        unequal = {"base_commit": "", "base_rules": "", **delivery_rows.tree_fields(plan, remarks)}
         recorder = Recorder(self.lease, run, had_failures=self.lease.had_listed, on_first=unequal)
         self.recorder = recorder
         destination = self._destination(planned.head, run)
@@ -463,3 +467,7 @@ class Attempt:
             self.lease.release()
         else:
             self.lease.keep_alive()
+
+
+def _root_of(error: PlanRefused) -> RootCause:
+    return RootCause.QUOTA if error.cause == quota.CAUSE else RootCause.RULES

@@ -1,5 +1,6 @@
 """Read settings from the environment. An invalid value raises `ImproperlyConfigured` with a message that names it."""
 
+import datetime
 import ipaddress
 import os
 
@@ -38,6 +39,15 @@ def flag(name: str) -> bool:
     if raw in {"0", "no", "false", "off", ""}:
         return False
     raise ImproperlyConfigured(f"{name} must be yes or no, but is {raw!r}.")
+
+
+def date(name: str) -> datetime.date | None:
+    """Return a date such as 2027-06-30, or None if it is empty."""
+    raw = text(name).strip()
+    try:
+        return datetime.date.fromisoformat(raw) if raw else None
+    except ValueError:
+        raise ImproperlyConfigured(f"{name} must be a date such as 2027-06-30, but is {raw!r}.") from None
 
 
 def names(name: str, default: str = "") -> list[str]:

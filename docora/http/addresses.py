@@ -78,9 +78,19 @@ def blocked_reason(address: str, allowed_networks: Sequence[Network]) -> str | N
         return None if _contains(allowed_networks, ip) else _message(ip, _kind_v4(ip))
     if ip.scope_id is not None:
         return f"{ip} refers to a network interface of this server."
-    if _contains(allowed_networks, ip) or (ip.ipv4_mapped and _contains(allowed_networks, ip.ipv4_mapped)):
+    if is_in(allowed_networks, address):
         return None
     return _message(ip, _kind_v6(ip))
+
+
+def is_in(networks: Sequence[Network], address: str) -> bool:
+    """Return whether a numeric address is in one of the networks."""
+    ip = ip_address(address)
+    return _contains(networks, ip) or (isinstance(ip, IPv6Address) and _contains_mapped(networks, ip))
+
+
+def _contains_mapped(networks: Iterable[Network], ip: IPv6Address) -> bool:
+    return ip.ipv4_mapped is not None and _contains(networks, ip.ipv4_mapped)
 
 
 def _contains(networks: Iterable[Network], ip: IPv4Address | IPv6Address) -> bool:

@@ -3,7 +3,7 @@
 Guarantees, for webhooks and git hosts alike:
 - The address is checked when its socket is opened, together with every other address of the host name
   (`docora.http.resolver`); one blocked address blocks the name. A kept-alive connection stays on its checked address.
-  Proxies, redirects, cookies and netrc are off.
+  Redirects, cookies and netrc are off, and so are proxies, except for the one that is passed (`docora.http.egress`).
 - A request that is not `repeatable` is sent at most once. On its own, libcurl resends even a POST when a kept-alive
   connection turns out to be dead, and the server may already have processed the first one.
 - Memory and time are bounded, whatever the server does.
@@ -48,7 +48,7 @@ os.register_at_fork(after_in_child=lambda: _inherited.extend(_clients))
 class HttpClient:
     """`submit` requests and `poll` for their outcomes, or send a single `request` and wait for it.
 
-    `ca_file` (PEM) replaces the system's certificate authorities. Using a client after `close`, or in a process forked
+    `ca_file` (PEM) replaces the system's certificate authorities. `proxy` is the URL of an egress proxy, or empty. Using a client after `close`, or in a process forked
     from the one that created it, raises RuntimeError.
     """
 
@@ -60,11 +60,12 @@ class HttpClient:
         user_agent: str = "Docora",
         max_connections: int = 64,
         ca_file: str | None = None,
+        proxy: str = "",
     ) -> None:
         self._pid = os.getpid()
         self._allow_http = allow_http
         self._max_connections = max_connections
-        self._handle_options = (Resolver(allowed_networks), user_agent, ca_file)
+        self._handle_options = (Resolver(allowed_networks), user_agent, ca_file, proxy)
         self._multi = pycurl.CurlMulti()
         self._multi.setopt(pycurl.M_MAXCONNECTS, max_connections)
         self._idle: dict[str, list[Transfer]] = {}  # by method

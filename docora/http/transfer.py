@@ -8,6 +8,7 @@ from typing import Any, Final
 import pycurl
 
 from docora.http.addresses import blocked_reason
+from docora.http.egress import blocked_behind_proxy, is_direct
 from docora.http.messages import Cause, Outcome, Request, ResponseHeaders, host_of, name_of
 from docora.http.resolver import Resolver, is_loopback_name
 from docora.text import clean_text
@@ -53,8 +54,10 @@ class Transfer:
     _blocked: tuple[Cause, str] | None  # why the connection is not allowed
     _errno: int  # why no socket could be opened
 
-    def __init__(self, method: str, resolver: Resolver, user_agent: str, ca_file: str | None) -> None:
+    def __init__(self, method: str, resolver: Resolver, user_agent: str, ca_file: str | None, proxy: str = "") -> None:
         self._resolver = resolver
+        self._proxy = proxy
+        self._via = ""  # the proxy, if the current request goes through it
         self._header_lines = []
         self._timeouts = (0.0, 0.0)
         self._url = ""
@@ -68,7 +71,11 @@ class Transfer:
             (pycurl.SSL_VERIFYHOST, 2),
             (pycurl.FOLLOWLOCATION, 0),
             (pycurl.PROXY, ""),  # also ignore proxies set in the environment
-            (pycurl.NOPROXY, "*"),
+            (pycurl.NOPROXY, "" if proxy else "*"),
+            (
+                pycurl.HTTPPROXYTUNNEL,
+                1,
+            ),  # so that a connection belongs to one host, and the proxy sees no plain request
             (pycurl.NOSIGNAL, 1),
             (pycurl.TCP_NODELAY, 1),
             (pycurl.USERAGENT, user_agent),
@@ -100,6 +107,11 @@ class Transfer:
         if request.url != self._url:
             curl.setopt(pycurl.URL, request.url)
             self._url = request.url
+        if self._proxy:
+            via = "" if self._is_direct(name_of(request.url)) else self._proxy
+            if via != self._via:
+                curl.setopt(pycurl.PROXY, via)
+                self._via = via
         # The empty "Expect:" keeps libcurl from waiting for "100 Continue" before it sends a body above 1 MiB.
         curl.setopt(pycurl.HTTPHEADER, (*request.headers, "Expect:"))
         if request.method not in ("GET", "HEAD"):
@@ -143,8 +155,14 @@ class Transfer:
         One blocked address blocks the whole request, even if libcurl is already connecting to another candidate.
         """
         try:
-            self._blocked = self._blocked or self._blocked_reason(address.addr[0])
-            if self._blocked is not None or self._is_skipped(address.addr[0]):
+            if self._via:  # the address is the proxy's, which an administrator has chosen
+                name = name_of(self.request.url)
+                self._blocked = self._blocked or blocked_behind_proxy(name, self._resolver.resolve(name))
+                is_skipped = False
+            else:
+                self._blocked = self._blocked or self._blocked_reason(address.addr[0])
+                is_skipped = self._is_skipped(address.addr[0])
+            if self._blocked is not None or is_skipped:
                 return _SOCKET_BAD
             # Detach it: pycurl would duplicate a socket object, and child processes would inherit the duplicate.
             return socket.socket(address.family, address.socktype, address.protocol).detach()
@@ -153,6 +171,9 @@ class Transfer:
         except BaseException as error:
             self.raised = error
         return _SOCKET_BAD
+
+    def _is_direct(self, name: str) -> bool:
+        return is_direct(self._resolver.resolve(name), self._resolver.allowed_networks)
 
     def _blocked_reason(self, address: str) -> tuple[Cause, str] | None:
         """Return None if this address and every other address of the host are allowed."""
@@ -175,6 +196,8 @@ class Transfer:
             if self.request.may_send is not None and not self.request.may_send():
                 self._blocked = self._blocked or (Cause.CONNECT, "The request was not sent in time.")
                 return _ABORT
+            if self._via:
+                self._header_lines.clear()  # those of the proxy's answer to CONNECT
             self._sends += 1
             return _ABORT if self._sends > 1 and not self.request.repeatable else _PROCEED
         except BaseException as error:  # from a signal handler
@@ -211,6 +234,11 @@ class Transfer:
         detail = clean_text(text, 200)
         if cause is Cause.TIMEOUT:
             return self._timed_out(host, reached)
+        if self._via and not reached and cause is not Cause.TLS:
+            return (
+                Cause.CONNECT,
+                f"Couldn't reach {host} through the egress proxy: {self._proxy_failure(code, detail)}.",
+            )
         if cause is Cause.CONNECT:
             number = self._errno or self.curl.getinfo(pycurl.OS_ERRNO)
             reason = os.strerror(number) if number else detail
@@ -228,11 +256,23 @@ class Transfer:
         }[cause]
         return cause, f"{prefix}: {detail}."
 
+    def _proxy_failure(self, code: int, detail: str) -> str:
+        status = self.curl.getinfo(pycurl.HTTP_CONNECTCODE)
+        if status:
+            return f"it answered CONNECT with HTTP {status}"
+        if code == pycurl.E_COULDNT_RESOLVE_PROXY:
+            return "the proxy's name doesn't resolve"
+        number = self._errno or self.curl.getinfo(pycurl.OS_ERRNO)
+        reason = os.strerror(number) if number else detail
+        return reason[:1].lower() + reason[1:]
+
     def _timed_out(self, host: str, reached: bool) -> tuple[Cause, str]:
         connect_timeout, timeout = self._timeouts
         if reached:
             return Cause.TIMEOUT, f"{host} didn't respond within {timeout:g} s."
         seconds = min(connect_timeout, timeout)
+        if self._via:
+            return Cause.TIMEOUT, f"Couldn't connect to {host} through the egress proxy within {seconds:g} s."
         if not self.curl.getinfo(pycurl.NAMELOOKUP_TIME):
             return Cause.DNS, f"Couldn't reach {name_of(self.request.url)}: DNS lookup took longer than {seconds:g} s."
         return Cause.TIMEOUT, f"Couldn't connect to {host} within {seconds:g} s."

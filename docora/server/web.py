@@ -1,8 +1,9 @@
 """The web process: waitress on an inherited listening socket, with time limits and a shutdown that waitress does not have.
 
 waitress reads a whole request before it gives it to a thread, and buffers the response in memory or in a temporary file, so
-a slow client occupies no thread. This module adds a deadline for a whole request, closes clients that stop reading, and
-finishes requests under way before the process ends. The main thread owns all connections and checks the limits.
+a slow client occupies no thread. This module adds a deadline for a whole request, closes clients that stop reading, has
+threads of their own for probes, and finishes requests under way before the process ends. The main thread owns all
+connections and checks the limits.
 
     python -m docora.server.web LISTENER READY THREADS APPLICATION
 
@@ -24,7 +25,7 @@ from typing import Any
 
 from waitress import create_server, wasyncore
 from waitress.channel import HTTPChannel
-from waitress.task import ErrorTask, WSGITask
+from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
 
 _BACKLOG = 1024  # connections that wait to be accepted
 _CONNECTIONS = 1000  # open at once
@@ -35,6 +36,13 @@ _HIGH_WATERMARK = 256 * 1024 * 1024  # bytes of a response; a thread that has bu
 _SEND_BUFFER = 256 * 1024  # bytes of a response in the kernel; the default, up to 4 MB, would hide slow readers
 _IDLE_SECONDS = 150  # between two requests; longer than the 120 of some proxies, which should close first
 _CHECK_SECONDS = 0.5  # between two checks of the limits
+
+LIVENESS = frozenset({"/health", "/version"})
+"""Probes that use neither the database nor Redis."""
+READINESS = frozenset({"/health/ready", "/metrics"})
+"""Probes that may wait for the database. They must not delay the others."""
+LIVENESS_THREADS = 1
+READINESS_THREADS = 2
 
 
 class Task(WSGITask):  # type: ignore[misc]
@@ -104,6 +112,29 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         )
 
 
+class Dispatcher:
+    """Gives each request to a thread. Probes have threads of their own, so they never wait for other requests.
+
+    waitress adds a connection again for each of its requests, so the path of the next one decides.
+    """
+
+    def __init__(self, requests: ThreadedTaskDispatcher) -> None:
+        self._requests = requests
+        self._liveness = ThreadedTaskDispatcher()
+        self._liveness.set_thread_count(LIVENESS_THREADS)
+        self._readiness = ThreadedTaskDispatcher()
+        self._readiness.set_thread_count(READINESS_THREADS)
+
+    def add_task(self, channel: HTTPChannel) -> None:
+        path = getattr(channel.requests[0], "path", "")  # absent if the request is malformed
+        if path in LIVENESS:
+            self._liveness.add_task(channel)
+        elif path in READINESS:
+            self._readiness.add_task(channel)
+        else:
+            self._requests.add_task(channel)
+
+
 class WebServer:
     """A server that runs until a signal handler or another thread calls `stop`, and then drains."""
 
@@ -131,6 +162,7 @@ class WebServer:
             ident="",
         )
         self._server.channel_class = Channel
+        self._server.task_dispatcher = Dispatcher(self._server.task_dispatcher)
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it logs each request that waits for a thread
 
     def run(self) -> None:

@@ -31,6 +31,12 @@ class Error(Schema):
     retryable: bool = Field(description="Whether the same request may succeed later.", examples=[False])
 
 
+def prefers_async(request: HttpRequest) -> bool:
+    """Return whether the client prefers not to wait: `Prefer: respond-async` (RFC 7240), in any list of preferences."""
+    preferences = request.headers.get("Prefer", "").split(",")
+    return any(preference.partition(";")[0].strip().lower() == "respond-async" for preference in preferences)
+
+
 def documented_responses(
     status: int, model: Any, description: str, errors: Mapping[int, str] | None = None, *, media_type: str = ""
 ) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Limit how many requests of one caller occupy threads of this process at the same time."""
+"""Limit how many slow requests occupy threads of this process at the same time, per caller and in total."""
 
 import threading
 from collections import Counter
@@ -8,14 +8,16 @@ from contextlib import contextmanager
 from docora.web.errors import ApiError
 
 
-class PerCaller:
-    """At most `most` requests of each caller at once. The others get 429, because waiting would occupy a thread too.
+class ConcurrencyLimit:
+    """At most `per_caller` requests of each caller at once, and `total` of all callers together.
 
-    `what` names such a request in the message. Each process counts its own, since it protects its own threads.
+    The others get 429, because waiting would occupy a thread too. `what` names such a request in the message. Each process
+    counts its own, since it protects its own threads.
     """
 
-    def __init__(self, most: int, what: str, retry_after: int) -> None:
-        self._most = most
+    def __init__(self, what: str, *, per_caller: int, total: int, retry_after: int) -> None:
+        self.per_caller = per_caller
+        self.total = total
         self._what = what
         self._retry_after = retry_after
         self._running: Counter[Hashable] = Counter()
@@ -24,14 +26,14 @@ class PerCaller:
     def take(self, caller: Hashable) -> None:
         """Count one more request. Raises `ApiError` (429) if there are too many. Call `give_back` when it ends."""
         with self._lock:
-            if self._running[caller] < self._most:
+            if self._running[caller] >= self.per_caller:
+                message = f"Too many {self._what} at once: wait until another one has ended"
+            elif self._running.total() >= self.total:
+                message = f"Docora is busy with {self._what} of other apps: try again in {self._retry_after} seconds"
+            else:
                 self._running[caller] += 1
                 return
-        raise ApiError(
-            f"Too many {self._what} at once: wait until another one has ended",
-            429,
-            {"Retry-After": str(self._retry_after)},
-        )
+        raise ApiError(message, 429, {"Retry-After": str(self._retry_after)})
 
     def give_back(self, caller: Hashable) -> None:
         with self._lock:

@@ -57,6 +57,9 @@ class ErrorCode(StrEnum):
         "paused_by_administrator", False, "An administrator has paused the app. Only an administrator can resume it."
     )  # fmt: skip
     KEY_ROTATION = "key_rotation", False, "The state of the key rotation doesn't allow this step. The message says why."
+    QUOTA_EXCEEDED = (
+        "quota_exceeded", False, "The app has used up a quota that the administrator set. The message says which."
+    )  # fmt: skip
     CONFLICT = "conflict", False, "The current state doesn't allow this. The message says why."
 
 

@@ -2,7 +2,8 @@
 
 A token is passed in the child's environment (`http.<host>.extraHeader` through `GIT_CONFIG_*`), never in arguments, URLs or
 files. Arguments are lists and options end with `--`, so no foreign text is read as an option. A command that uses the
-network takes a `Remote`: Docora resolves its host first, and git connects only to the resolved addresses.
+network takes a `Remote`: Docora resolves its host first, and git connects only to the resolved addresses, or to the egress
+proxy (`docora.http.egress`).
 """
 
 import contextlib
@@ -21,6 +22,7 @@ from urllib.parse import urlsplit
 
 from django.conf import settings
 
+from docora.http.egress import blocked_behind_proxy, is_direct
 from docora.http.resolver import resolve
 from docora.process import dying_with_parent, limited
 from repositories_app.git import errors as git_errors
@@ -120,10 +122,17 @@ def _config_for(remote: Remote) -> dict[str, str]:
     parts = urlsplit(remote.url)
     host = parts.hostname or ""
     resolved = resolve(host, settings.ALLOWED_PRIVATE_NETWORKS, _LOOKUP_SECONDS)
-    if resolved.cause is not None:
-        raise git_errors.unreachable(resolved.cause, resolved.message, token=remote.token)
+    uses_proxy = bool(settings.EGRESS_PROXY) and not is_direct(resolved, settings.ALLOWED_PRIVATE_NETWORKS)
+    if uses_proxy:
+        blocked = blocked_behind_proxy(host, resolved)
+    else:
+        blocked = (resolved.cause, resolved.message) if resolved.cause is not None else None
+    if blocked is not None:
+        raise git_errors.unreachable(*blocked, token=remote.token)
     config = {}
-    if not _is_address(host):
+    if uses_proxy:
+        config["http.proxy"] = settings.EGRESS_PROXY
+    elif not _is_address(host):
         port = parts.port or {"https": 443, "http": 80}[parts.scheme]
         listed = (f"[{address}]" if ":" in address else address for address in resolved.addresses[:_MAX_PINNED])
         config["http.curloptResolve"] = f"{host}:{port}:{','.join(listed)}"

@@ -50,6 +50,7 @@ def new_client(max_connections: int = CONCURRENCY) -> HttpClient:
         allow_http=settings.ALLOW_HTTP,
         user_agent=http.user_agent(),
         max_connections=max_connections,
+        proxy=settings.EGRESS_PROXY,
     )
 
 

@@ -45,6 +45,12 @@ def test_app_sees_its_settings(portal: Caller) -> None:
         "answers_verify": False,
         "on_hold_until": None,
         "key_rotation": None,
+        "quotas": {
+            "watches": {"used": 2, "limit": None},
+            "files": {"used": 200, "limit": None},
+            "bytes": {"used": 10_000, "limit": None},
+            "resyncs_per_hour": {"used": 0, "limit": None},
+        },
     }
 
 

@@ -18,13 +18,13 @@ from deliveries_app.services import watch_settings
 from docora.templatetags.docora import prose
 
 CALLS = {
-    ("POST", "/api/repositories"): {201, 401, 404, 413, 422, 429, 500},
+    ("POST", "/api/repositories"): {201, 202, 401, 404, 409, 413, 422, 429, 500},
     ("GET", "/api/repositories"): {200, 401, 422, 429, 500},
     ("GET", "/api/repositories/{repository_id}"): {200, 401, 404, 429, 500},
     ("DELETE", "/api/repositories/{repository_id}"): {204, 401, 404, 429, 500},
     ("PATCH", "/api/repositories/{repository_id}/token"): {200, 401, 404, 413, 422, 429, 500},
     ("POST", "/api/repositories/{repository_id}/resync"): {202, 401, 404, 429, 500},
-    ("PUT", "/api/repositories"): {200, 201, 401, 404, 413, 422, 429, 500},
+    ("PUT", "/api/repositories"): {200, 201, 401, 404, 409, 413, 422, 429, 500},
     ("POST", "/api/repositories/{repository_id}/push-secret"): {201, 401, 404, 429, 500},
     ("GET", "/api/repositories/{repository_id}/failures"): {200, 401, 404, 422, 429, 500},
     ("GET", "/api/repositories/{repository_id}/deliveries"): {200, 401, 404, 422, 429, 500},

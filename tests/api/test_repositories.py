@@ -7,7 +7,7 @@ import pytest
 from django.utils import timezone
 
 from deliveries_app.models import AppRepository, Reason, Status, SyncRun
-from deliveries_app.services import watching
+from deliveries_app.services import host_checks
 from repositories_app.git import url
 from tests.api.caller import Caller, error_of
 from tests.support.world import World
@@ -71,7 +71,7 @@ def test_unreadable_repository_is_404(world: World, caller: Caller, given: str |
 
 
 def test_slow_host_does_not_delay_the_response(world: World, caller: Caller, monkeypatch) -> None:
-    monkeypatch.setattr(watching, "GIT_CHECK_SECONDS", 0.5)
+    monkeypatch.setattr(host_checks, "GIT_CHECK_SECONDS", 0.5)
     repo = world.git.repo(files={"a": b"1"})
 
     def wait(method: str, target: str) -> int:

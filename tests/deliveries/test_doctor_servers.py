@@ -15,6 +15,7 @@ from redis import Redis
 
 from deliveries_app.models import App, AppRepository, SyncPause
 from deliveries_app.monitoring import instance_checks, server_checks
+from docora.redis.connection import connection as redis_connection
 from tests.support.doctor import doctor, infos, problems, start_worker, warnings
 from tests.support.postgres import PostgresServer
 from tests.support.staff import make_app, make_watch
@@ -107,7 +108,7 @@ def test_sqlite_is_for_one_machine_and_few_workers(sqlite, redis_client: Redis) 
 
 
 def test_connections_suffice_for_all_workers(db, postgres_server, redis_client: Redis, settings) -> None:
-    settings.WEB_THREADS, settings.SYNCS_PER_WORKER = 16, 16
+    settings.WEB_CONNECTIONS, settings.SYNCS_PER_WORKER = 16, 16
     for number in range(2):
         start_worker(redis_client, f"worker-{number}")
     assert "PostgreSQL allows 97 connections. Docora needs up to 50" in infos(server_checks.check_connections())
@@ -144,6 +145,16 @@ def test_unreachable_redis_is_a_problem(valkey_server: ValkeyServer, settings) -
     settings.DATA_DIR = valkey_server.folder
     settings.REDIS_URL = f"unix://{valkey_server.folder}/valkey.sock?db=0"
     assert "The embedded Valkey is not responding. Start manage.py up" in problems(server_checks.check_redis())
+
+
+def test_wrong_password_for_redis_is_named(configured: Redis) -> None:
+    configured.config_set("requirepass", "Right1Password")
+    redis_connection().connection_pool.disconnect()
+    try:
+        said = problems(server_checks.check_redis())
+    finally:
+        configured.config_set("requirepass", "")
+    assert "Redis responds but refuses the user name and password in REDIS_URL, or requires a password." in said
 
 
 def test_redis_that_evicts_is_a_problem(configured: Redis) -> None:

@@ -13,7 +13,7 @@ from django.db import connection
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, Status
-from deliveries_app.services import watch_settings, watching
+from deliveries_app.services import host_checks, watch_settings
 from docora.conf.logs import configure
 from docora.redis.connection import connection as redis
 from repositories_app import github
@@ -403,7 +403,7 @@ def test_outage_of_the_api_is_retried(world: World, api: GitHub, watch) -> None:
 
 
 def test_slow_api_is_given_up_in_time(world: World, github_app, repo: Repo, monkeypatch) -> None:
-    monkeypatch.setattr(watching, "GIT_CHECK_SECONDS", 0.2)
+    monkeypatch.setattr(host_checks, "GIT_CHECK_SECONDS", 0.2)
     handle = world.git.github.handle  # type: ignore[attr-defined]
 
     def slowly(*request):

@@ -6,6 +6,7 @@ import urllib.request
 
 import pytest
 from redis import Redis
+from redis.exceptions import AuthenticationError
 
 from docora.server.valkey import bundled_server
 from tests.support.deployment import ENV_FILE, MissingVariable, compose
@@ -19,7 +20,9 @@ DOCORA_SERVICES = {"web", "worker", "upkeep", "sweep", "migrate"}
 RUNNING = sorted(DOCORA_SERVICES - {"migrate"})
 
 
-@pytest.mark.parametrize("name", ["PUBLIC_URL", "SECRET_KEY", "ENCRYPTION_KEYS", "POSTGRES_PASSWORD"])
+@pytest.mark.parametrize(
+    "name", ["PUBLIC_URL", "SECRET_KEY", "ENCRYPTION_KEYS", "POSTGRES_PASSWORD", "VALKEY_PASSWORD"]
+)
 def test_missing_setting_is_a_clear_error(name: str) -> None:
     with pytest.raises(MissingVariable, match=rf"{name} is missing in \.env, "):
         compose({key: value for key, value in ENV_FILE.items() if key != name})
@@ -64,6 +67,32 @@ def test_only_the_proxy_is_published() -> None:
     assert ports == {"web": ["127.0.0.1:8000:8000"]}
 
 
+def test_networks_separate_the_database_from_the_proxy_and_the_outside() -> None:
+    networks = compose(ENV_FILE)["networks"]
+    assert {name for name, network in networks.items() if (network or {}).get("internal")} == {"internal"}
+    joined = {name: set(service["networks"]) for name, service in SERVICES.items()}
+    assert joined == {
+        "proxy": {"front"},
+        "web": {"front", "internal"},
+        "worker": {"internal", "outbound"},
+        "upkeep": {"internal", "outbound"},
+        "sweep": {"internal", "outbound"},
+        "migrate": {"internal"},
+        "db": {"internal"},
+        "valkey": {"internal"},
+    }
+    [subnet] = [entry["subnet"] for entry in networks["front"]["ipam"]["config"]]
+    assert all(SERVICES[name]["environment"]["TRUSTED_PROXIES"] == subnet for name in DOCORA_SERVICES)
+
+
+def test_images_can_be_pinned_by_digest() -> None:
+    digest = "sha256:" + "ab" * 32
+    names = {"POSTGRES_IMAGE": "db", "VALKEY_IMAGE": "valkey", "CADDY_IMAGE": "proxy"}
+    pinned = compose(ENV_FILE | dict.fromkeys((*names, "PYTHON_IMAGE"), f"x@{digest}"))["services"]
+    assert {pinned[service]["image"] for service in names.values()} == {f"x@{digest}"}
+    assert pinned["web"]["build"]["args"]["PYTHON_IMAGE"] == f"x@{digest}"
+
+
 def environment_of(name: str, addresses: dict[str, str]) -> dict[str, str]:
     """Return the environment of a service: `.env`, compose.yaml, and the addresses of the test's servers."""
     service = SERVICES[name]
@@ -101,8 +130,12 @@ def test_every_command_runs_until_it_is_stopped(image: Daemons, addresses: dict[
     assert "Traceback" not in image.logs()
 
 
-def test_queue_evicts_nothing_and_survives_a_restart() -> None:
+def test_queue_has_a_password_evicts_nothing_and_survives_a_restart() -> None:
     class Queue(ValkeyServer):
+        @property
+        def url(self) -> str:
+            return f"unix://:{ENV_FILE['VALKEY_PASSWORD']}@{self.socket}?db=0"
+
         def command(self) -> list[str]:
             server, *options = SERVICES["valkey"]["command"]
             assert server == "valkey-server"
@@ -113,6 +146,8 @@ def test_queue_evicts_nothing_and_survives_a_restart() -> None:
     try:
         with Queue(scratch) as server:
             client: Redis = server.client()
+            with pytest.raises(AuthenticationError):
+                Redis(unix_socket_path=str(server.socket)).ping()
             assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
             client.set("kept", 1)
             server.restart()

@@ -111,11 +111,11 @@ def test_web_process_reconnects_after_a_database_restart(
     assert process.stdout
     try:
         process.stdin.write("\n")
-        assert process.stdout.readline().split() == ["7s", str(settings.WEB_THREADS)]
+        assert process.stdout.readline().split() == ["7s", str(settings.WEB_CONNECTIONS)]
         connection.close()
         postgres_server.restart()
         process.stdin.write("\n")
-        assert process.stdout.readline().split() == ["7s", str(settings.WEB_THREADS)]
+        assert process.stdout.readline().split() == ["7s", str(settings.WEB_CONNECTIONS)]
     finally:
         process.kill()
         process.wait(10)

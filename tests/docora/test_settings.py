@@ -33,6 +33,8 @@ def start_with(directory: Path, **settings: str) -> subprocess.CompletedProcess[
         ("ENCRYPTION_KEYS", "one-key-of-enough-letters,one-key-of-enough-letters", "has the same key twice"),
         ("METRICS_TOKEN", "short", "METRICS_TOKEN must be at least 16 printable ASCII characters"),
         ("METRICS_TOKEN", "text with spaces in it", "METRICS_TOKEN must be at least 16 printable ASCII characters"),
+        ("MAX_WATCHES_PER_APP", "-1", "MAX_WATCHES_PER_APP must be at least 0"),
+        ("EGRESS_PROXY", "proxy.example:3128", "EGRESS_PROXY must look like http://proxy.example:3128"),
         ("LOG_FORMAT", "xml", "LOG_FORMAT must be json or console"),
         ("EMAIL_URL", "https://mail.example", "EMAIL_URL must look like smtp+tls://"),
         ("ALERT_EMAILS", "ops@docora.example,night", "ALERT_EMAILS must be addresses"),

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from django.conf import settings as configured
 from django.core.wsgi import get_wsgi_application
 
-from docora.server.web import WebServer
+from docora.server.web import LIVENESS, READINESS, READINESS_THREADS, WebServer
 from tests.support.receiver import wait_for
 from tests.support.web import THREADS, WebProcess, everything, request, wait_until_closed
 
@@ -44,8 +45,8 @@ def web() -> Iterator[WebProcess]:
     assert "Traceback" not in web.close()
 
 
-def median_health(web: WebProcess, count: int = 9) -> float:
-    return sorted(web.seconds_of_health() for _ in range(count))[count // 2]
+def median_answer(web: WebProcess, count: int = 9) -> float:
+    return sorted(web.seconds_of("/") for _ in range(count))[count // 2]
 
 
 def read_answer(connection: socket.socket) -> tuple[http.client.HTTPResponse, bytes]:
@@ -64,7 +65,7 @@ def test_300_connections_that_send_a_byte_a_minute(start: Start) -> None:
     starts = [b"", b"G", b"\r\n", request("/health")[:-2], request("/health", "POST", b"{}")[:-1]]
     with contextlib.ExitStack() as stack:
         slow = [stack.enter_context(web.connect(starts[number % len(starts)])) for number in range(300)]
-        assert median_health(web) < 1
+        assert median_answer(web) < 1
         assert web.connections() >= 300
         wait_until_closed(slow, 30)
         assert web.connections() == 0
@@ -108,8 +109,8 @@ def test_20_clients_that_do_not_read_their_answer(start: Start, size: int, patie
         unread = [stack.enter_context(web.connect(asked, window=65536)) for _ in range(20)]
         assert len(unread) > THREADS
         began = time.monotonic()
-        wait_for(lambda: web.seconds_of_health() < 1, 60)  # the answers are complete
-        assert median_health(web) < 1
+        wait_for(lambda: web.seconds_of("/") < 1, 60)  # the answers are complete
+        assert median_answer(web) < 1
         assert time.monotonic() < began + patience  # so no thread had to wait until a client was closed
         wait_for(lambda: web.connections() == 0, 60, 0.1)
         for connection in unread:
@@ -133,7 +134,7 @@ def test_threads_that_wait_for_clients_are_released(start: Start) -> None:
         reader = threading.Thread(target=read_slowly, args=clients[:1])
         reader.start()
         try:
-            assert web.seconds_of_health() > 0.5  # no thread was free
+            assert web.seconds_of("/") > 0.5  # no thread was free
             wait_for(lambda: web.connections() == 0, 30, 0.1)
         finally:
             enough.set()
@@ -156,6 +157,46 @@ def test_disconnected_client_leaves_nothing_behind(start: Start) -> None:
     for sent in (request("/bytes?n=60000000"), request("/health", "POST", b"x" * MB)[: MB // 2]):
         web.connect(sent).close()
     wait_for(lambda: web.connections() == 0, 20)
+
+
+# --- Probes -------------------------------------------------------------------------------------------------------------
+
+
+def test_probes_respond_while_all_threads_are_busy(start: Start) -> None:
+    web = start()
+    with contextlib.ExitStack() as stack:
+        for _ in range(2 * THREADS):
+            stack.enter_context(web.connect(request("/sleep?n=30")))
+        wait_for(lambda: web.connections() == 2 * THREADS, 20)
+        for path in (*sorted(LIVENESS), *sorted(READINESS)):
+            assert web.seconds_of(path) < 1, path
+
+
+def test_slow_readiness_does_not_delay_liveness(start: Start) -> None:
+    web = start()
+    with contextlib.ExitStack() as stack:
+        for _ in range(5):
+            stack.enter_context(web.connect(request("/health/ready?sleep=30")))
+        wait_for(lambda: web.connections() == 5, 20)
+        assert web.seconds_of("/health") < 1
+        assert web.seconds_of("/") < 1
+
+
+@pytest.mark.parametrize("first", ["/health", "/health/ready"])
+def test_threads_of_probes_serve_nothing_else(start: Start, first: str) -> None:
+    """Requests on the same connection are given to threads one by one."""
+    web = start()
+    with contextlib.ExitStack() as stack:
+        for _ in range(THREADS):
+            stack.enter_context(web.connect(request(first) + request("/sleep?n=30") + request(first)))
+        wait_for(lambda: web.connections() == THREADS, 20)
+        time.sleep(0.5)
+        assert web.seconds_of(first) < 1
+
+
+def test_probes_are_those_of_the_settings() -> None:
+    assert {path.removeprefix("/") for path in LIVENESS | READINESS} == {*configured.PROBES, "metrics"}
+    assert configured.WEB_THREADS + READINESS_THREADS == configured.WEB_CONNECTIONS
 
 
 # --- Shutdown ----------------------------------------------------------------------------------------------------------

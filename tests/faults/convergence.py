@@ -95,7 +95,7 @@ def _tree(rng: random.Random, repo: int) -> dict[str, bytes | Entry]:
 _MEANWHILE: list[tuple[int, str]] = [
     (4, "resync"), (6, "cancel"), (3, "stop"), (3, "retry"), (4, "watch_again"), (2, "unwatch"), (3, "watch"),
     (2, "resync_all"), (2, "cancel_all"), (1, "retry_all"), (2, "pause"), (2, "resume"), (1, "pause_everything"),
-    (1, "resume_everything"), (1, "replace_app"), (2, "limit"), (2, "announce"), (2, "ignore"), (1, "rotate_key"),
+    (1, "resume_everything"), (1, "replace_app"), (2, "limit"), (1, "set_quota"), (2, "announce"), (2, "ignore"), (1, "rotate_key"),
     (1, "replace_token"), (1, "redis_forgets"), (1, "redis_restarts"), (1, "lose_mirror"), (1, "evict_mirrors"),
     (2, "change"), (2, "host_behaves"), (2, "cut_connections"), (1, "reset_circuit"), (1, "transform"),
 ]  # fmt: skip
@@ -178,6 +178,7 @@ ACTIONS: dict[str, tuple[float, Callable[[random.Random], tuple[Any, ...]]]] = {
     "pause_everything": (1, lambda rng: ()),
     "resume_everything": (2, lambda rng: ()),
     "limit": (3, lambda rng: (_two(rng), rng.choice([1, 2, 8]))),
+    "set_quota": (2, lambda rng: (_two(rng), rng.choice([0, 1, 3, 10]))),
     "announce": (4, lambda rng: (_two(rng), rng.random() < 0.8)),
     "reset_circuit": (1, lambda rng: (_two(rng),)),
     "rotate_token": (1, lambda rng: (_two(rng),)),

@@ -525,6 +525,9 @@ class Universe:
     def limit(self, app: int, max_in_flight: int) -> None:
         self._change_app(app, "max_in_flight changed", max_in_flight=max_in_flight)
 
+    def set_quota(self, app: int, files: int) -> None:
+        self._change_app(app, "quota of files" if files else "no quota", max_files=files or None)
+
     def announce(self, app: int, wanted: bool) -> None:
         self._change_app(
             app, "sync_completed wanted" if wanted else "sync_completed not wanted", send_sync_completed=wanted
@@ -900,6 +903,8 @@ class Universe:
         row = App.objects.get(pk=self.apps[app].pk)
         if row.paused:
             self.resume(app)
+        if row.max_files is not None:
+            self.set_quota(app, 0)
         if (watch := self.watch_in(place)) and watch.is_paused:
             self.resume_one(place)
         if row.is_rotating_key:

@@ -22,6 +22,7 @@ ENV_FILE = {
     "SECRET_KEY": "a-secret-key-that-only-the-tests-of-a-deployment-use",
     "ENCRYPTION_KEYS": "an-encryption-key-that-only-tests-use",
     "POSTGRES_PASSWORD": "a-password-that-only-tests-use",
+    "VALKEY_PASSWORD": "aPasswordThatOnlyTestsUse1",
 }
 """The `.env` of an installation with only the required settings."""
 
@@ -43,15 +44,21 @@ class Instruction:
 
 
 def dockerfile() -> list[list[Instruction]]:
-    """Return the instructions of each stage, starting with its FROM."""
+    """Return the instructions of each stage, starting with its FROM, with the defaults of the arguments before them."""
     stages: list[list[Instruction]] = []
+    arguments: dict[str, str] = {}
     lines = [line for line in (PROJECT / "Dockerfile").read_text().splitlines() if not line.lstrip().startswith("#")]
     for statement in re.sub(r"\\\n", " ", "\n".join(lines)).splitlines():
         if statement.strip():
             name, _, value = statement.partition(" ")
             assert name.isupper(), f"not an instruction: {statement}"
+            if name == "ARG" and not stages:
+                argument, _, default = value.strip().partition("=")
+                arguments[argument] = default
+                continue
             if name == "FROM":
                 stages.append([])
+                value = re.sub(r"\$\{(\w+)\}", lambda match: arguments[match[1]], value)
             stages[-1].append(Instruction(name, value.strip()))
     return stages
 

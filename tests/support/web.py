@@ -22,13 +22,16 @@ THREADS = 16
 
 
 def application(environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
-    """Serve /bytes?n=N (N bytes in pieces), /sleep?n=N (answer after N seconds). Other paths return the request's environ."""
+    """Serve /bytes?n=N (N bytes in pieces), /sleep?n=N (answer after N seconds). Other paths return the request's
+    environ, after N seconds with ?sleep=N."""
     number = float(parse_qs(environ["QUERY_STRING"]).get("n", ["0"])[0])
     if environ["PATH_INFO"] == "/bytes":
         start_response("200 OK", [("Content-Type", "application/octet-stream")])
         return _pieces(int(number))
     if environ["PATH_INFO"] == "/sleep":
         time.sleep(number)
+    if environ["QUERY_STRING"].startswith("sleep="):
+        time.sleep(float(environ["QUERY_STRING"].removeprefix("sleep=")))
     asked = {name: value for name, value in environ.items() if isinstance(value, str)}
     body = json.dumps(asked | {"length": len(environ["wsgi.input"].read())}).encode()
     start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
@@ -68,10 +71,10 @@ class WebProcess:
         connection.sendall(sent)
         return connection
 
-    def seconds_of_health(self) -> float:
-        """Return how long one request took, on a new connection."""
+    def seconds_of(self, path: str) -> float:
+        """Return how long one request took, on a new connection. Only probes have threads of their own."""
         began = time.monotonic()
-        with self.connect(request("/health", close=True)) as connection:
+        with self.connect(request(path, close=True)) as connection:
             assert everything(connection).startswith(b"HTTP/1.1 200 OK")
         return time.monotonic() - began
 

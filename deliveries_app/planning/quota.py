@@ -1,0 +1,40 @@
+"""The quota of an app's files: how many, and how many bytes, all of its watched repositories may have together."""
+
+from django.db.models import Sum
+
+from deliveries_app.models import App, AppRepository
+from deliveries_app.planning.plan import Plan, PlanRefused
+from docora.text import format_bytes
+
+CAUSE = "quota"
+_REMEDY = (
+    "Nothing was sent or deleted. Stop watching a repository or leave out files with patterns, or ask an administrator to "
+    "raise the quota."
+)
+
+
+def has_file_quota(app: App) -> bool:
+    return app.file_limit is not None or app.byte_limit is not None
+
+
+def require_room(watch: AppRepository, plan: Plan) -> bool:
+    """Raise `PlanRefused` if the planned tree grows beyond the app's quota. Return whether the watch now has to reserve it.
+
+    A tree that doesn't grow is always sent, so an app whose quota was lowered keeps an up-to-date copy of what it has. Call
+    this in the transaction that records the new totals: the app's row is locked until then, so that two syncs can't use the
+    same room.
+    """
+    if not (plan.tree_files > watch.tree_files or plan.tree_bytes > watch.tree_bytes):
+        return False
+    app = App.objects.select_for_update(no_key=True).get(pk=watch.app_id)
+    others = AppRepository.objects.filter(app=app, ended_at=None).exclude(pk=watch.pk)
+    sums = others.aggregate(files=Sum("tree_files", default=0), size=Sum("tree_bytes", default=0))
+    files, size = sums["files"] + plan.tree_files, sums["size"] + plan.tree_bytes
+    if app.file_limit is not None and plan.tree_files > watch.tree_files and files > app.file_limit:
+        text = f"With this commit, the app's repositories would have {files:,} files. Its quota is {app.file_limit:,}."
+        raise PlanRefused(f"{text} {_REMEDY}", CAUSE)
+    if app.byte_limit is not None and plan.tree_bytes > watch.tree_bytes and size > app.byte_limit:
+        quota = format_bytes(app.byte_limit)
+        text = f"With this commit, the app's repositories would have {format_bytes(size)}. Its quota is {quota}."
+        raise PlanRefused(f"{text} {_REMEDY}", CAUSE)
+    return True

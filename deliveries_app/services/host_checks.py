@@ -1,0 +1,72 @@
+"""Ask git hosts about repositories while a user or a client app waits for the response.
+
+A host that doesn't respond occupies the thread of the request for up to `GIT_CHECK_SECONDS`. So that no app can occupy all
+of them, only a few calls of apps ask a host at the same time. Administrators and commands are not limited.
+"""
+
+import time
+from contextlib import nullcontext
+
+from deliveries_app.actors import Actor
+from docora.web.concurrency import ConcurrencyLimit
+from repositories_app import github
+from repositories_app.git import remote
+from repositories_app.git.exceptions import Cause, GitError, NoCommit, RefNotFound
+from repositories_app.models import GitHubApp
+
+GIT_CHECK_SECONDS = 12.0  # for all requests to the git host
+LIMIT = ConcurrencyLimit("checks of repositories", per_caller=2, total=6, retry_after=5)
+
+
+def check_readable(
+    actor: Actor,
+    url: str,
+    token: str,
+    ref: str = "",
+    github_app: GitHubApp | None = None,
+    *,
+    within: float | None = None,
+) -> bool:
+    """Return whether the repository is private: readable with a token, but not without.
+
+    The token is `token`, or one that `github_app` gives. A repository without a commit can be read, too.
+    Raises `GitError` if it cannot be read, if it has commits but not this branch or tag, or if its host takes longer
+    than `within` seconds, by default `GIT_CHECK_SECONDS`. The message does not promise a retry, because nothing is stored yet.
+    Raises `ApiError` (429) if too many calls of apps are asking git hosts.
+    """
+    place = LIMIT.one_more(actor.app.pk) if actor.app else nullcontext()
+    within = GIT_CHECK_SECONDS if within is None else within
+    deadline = time.monotonic() + within
+
+    def check_deadline() -> None:
+        if time.monotonic() > deadline:
+            raise GitError(Cause.TIMEOUT, f"The git host didn't respond within {within:.0f} seconds. Try again later.")
+
+    used = ""
+    with place, remote.new_client(max_connections=1) as client:
+
+        def read(token: str) -> None:
+            nonlocal used
+            used = token
+            remote.ls_head(client, url, token, check_deadline, ref=ref)
+
+        try:
+            github.read(github_app, url, token, read, check_deadline, fresh=True)
+        except NoCommit:
+            pass
+        except RefNotFound as error:
+            error.next_step = ""
+            raise
+        except GitError as error:
+            if error.next_step:
+                error.next_step = "Try again later."
+            raise
+        if not used:
+            return False
+        try:
+            read("")
+        except NoCommit:
+            return False
+        except GitError:
+            return True
+    return False

@@ -1,0 +1,135 @@
+"""What an app may use: watched repositories, files, bytes, and re-syncs per hour.
+
+Administrators set the quotas, and are not bound by those of watched repositories and re-syncs: only what an app itself
+requests with its token is refused and counted. `planning/quota.py` refuses files and bytes, whoever requested the sync.
+"""
+
+import math
+from dataclasses import dataclass
+
+from django.db.models import Count, Sum
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from deliveries_app.actors import Actor
+from deliveries_app.models import App, AppRepository
+from docora.text import counted
+
+_HOUR = 3600.0
+
+
+class TooManyWatches(ValueError):
+    """The app watches as many repositories as it may."""
+
+    def __init__(self, limit: int) -> None:
+        repositories = counted(limit, "repository", "repositories")
+        super().__init__(
+            f"The app's quota is {repositories}. Stop watching one, or ask an administrator to raise the quota."
+        )
+
+
+class TooManyResyncs(ValueError):
+    """The app has used up its re-syncs. Another one is allowed in `seconds`."""
+
+    def __init__(self, limit: int, seconds: int) -> None:
+        resyncs = counted(limit, "re-sync", "re-syncs")
+        super().__init__(
+            f"The app's quota is {resyncs} per hour. Try again in {seconds} seconds, or ask an administrator to raise it."
+        )
+        self.seconds = seconds
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What is used, and the most that is allowed; None without a quota."""
+
+    used: int
+    limit: int | None
+
+
+@dataclass(frozen=True)
+class AppUsage:
+    """What the app uses of each quota. `resyncs` are those per hour."""
+
+    watches: Usage
+    files: Usage
+    bytes: Usage
+    resyncs: Usage
+
+
+def usage_of(app: App) -> AppUsage:
+    watches = AppRepository.objects.filter(app=app, ended_at=None)
+    sums = watches.aggregate(watches=Count("pk"), files=Sum("tree_files", default=0), size=Sum("tree_bytes", default=0))
+    return AppUsage(
+        watches=Usage(sums["watches"], app.watch_limit),
+        files=Usage(sums["files"], app.file_limit),
+        bytes=Usage(sums["size"], app.byte_limit),
+        resyncs=Usage(math.ceil(_resyncs_used(app)), app.resync_limit),
+    )
+
+
+def bind(actor: Actor, app: App) -> bool:
+    """Return whether a quota limits what the actor may watch or re-sync."""
+    return actor.app is not None and (app.watch_limit is not None or app.resync_limit is not None)
+
+
+def require_room_for_watch(actor: Actor, app: App, *, but: int | None = None) -> None:
+    """Raise `TooManyWatches` or `TooManyResyncs` unless the app may watch another repository.
+
+    `but` is the primary key of the watch if it has been created already. The repository counts as a re-sync only once the
+    app stops watching it (`count_unwatch`). To be exact, call this in a transaction that has locked the app.
+    """
+    if not bind(actor, app):
+        return
+    limit = app.watch_limit
+    if limit is not None:
+        watches = AppRepository.objects.filter(app=app, ended_at=None).values_list("pk", flat=True)
+        if len([pk for pk in watches if pk != but]) >= limit:
+            raise TooManyWatches(limit)
+    require_resync(actor, app)
+
+
+def require_resync(actor: Actor, app: App) -> None:
+    """Raise `TooManyResyncs` if the app has used up its quota. This counts nothing."""
+    if bind(actor, app):
+        _require_resync(app, _resyncs_used(app))
+
+
+def count_resync(actor: Actor, app: App) -> None:
+    """Count a re-sync that the app requests. Raises `TooManyResyncs` if it has used up its quota.
+
+    Call this in the transaction that requests the re-sync, before it locks a watch.
+    """
+    if actor.app is None or app.resync_limit is None:
+        return
+    row = App.objects.select_for_update(no_key=True).get(pk=app.pk)
+    used = _resyncs_used(row)
+    _require_resync(row, used)
+    App.objects.filter(pk=row.pk).update(resyncs_used=used + 1, resyncs_used_at=Now())
+
+
+def count_unwatch(actor: Actor, app: App) -> None:
+    """Count a re-sync when an app stops watching a repository. It could watch it again to get every file.
+
+    This is always allowed, and uses up the quota at most. Call it in the transaction that ends the watch, before it locks it.
+    """
+    limit = app.resync_limit
+    if actor.app is None or limit is None:
+        return
+    row = App.objects.select_for_update(no_key=True).get(pk=app.pk)
+    used = min(_resyncs_used(row) + 1, float(limit))
+    App.objects.filter(pk=row.pk).update(resyncs_used=used, resyncs_used_at=Now())
+
+
+def _resyncs_used(app: App) -> float:
+    """Return how many re-syncs of its quota the app has used. A used one comes back after an hour divided by the quota."""
+    if app.resync_limit is None or app.resyncs_used_at is None:
+        return 0.0
+    seconds = max(0.0, (timezone.now() - app.resyncs_used_at).total_seconds())
+    return max(0.0, app.resyncs_used - seconds * app.resync_limit / _HOUR)
+
+
+def _require_resync(app: App, used: float) -> None:
+    limit = app.resync_limit
+    if limit is not None and used + 1 > limit:
+        raise TooManyResyncs(limit, math.ceil((used + 1 - limit) * _HOUR / limit))
