@@ -4,15 +4,24 @@ from collections.abc import Iterable
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Case, Exists, F, Max, OuterRef, Q, QuerySet, Subquery, Value, When
+from django.db.models import Case, Count, Exists, F, Max, OuterRef, Q, QuerySet, Subquery, Value, When
 from django.db.models.functions import Coalesce, Greatest, Now
 from django.utils import timezone
 
-from deliveries_app import scheduling
+from deliveries_app import audit, scheduling
 from deliveries_app.actors import CONTROL_PERMISSION, RESYNC_PERMISSION, RETRY_PERMISSION, Actor
-from deliveries_app.models import AppRepository, BulkOperation, OperationKind, Outcome, Reason, Status, SyncRun
+from deliveries_app.models import (
+    App,
+    AppRepository,
+    AuditAction,
+    BulkOperation,
+    OperationKind,
+    Outcome,
+    Reason,
+    Status,
+    SyncRun,
+)
 from deliveries_app.progress import runs
-from deliveries_app.services import audit
 from deliveries_app.services.requests import PERMISSIONS
 from docora.db.clock import from_now
 from docora.redis import queues
@@ -29,6 +38,7 @@ def cancel_operation(actor: Actor, operation: BulkOperation) -> int:
     actor.require_app(operation.app)
     with transaction.atomic():
         unreleased = list(operation.pending.values_list("watch_id", flat=True)) if operation.is_gradual else []
+        unfinished = [*unreleased, *operation.runs.filter(outcome="").values_list("watch_id", flat=True)]
         cancelled = _cancel(operation.runs.filter(outcome=""), also_locked=unreleased)
         if unreleased:
             BulkOperation.objects.select_for_update(no_key=True).get(pk=operation.pk)
@@ -38,9 +48,11 @@ def cancel_operation(actor: Actor, operation: BulkOperation) -> int:
         )
         runs.close_operations([operation.pk])
         if cancelled:
-            audit.record(
-                actor, [operation], f"Cancelled with {counted(cancelled, 'repository', 'repositories')} unfinished"
-            )
+            of_apps = App.objects.filter(watches__in=unfinished).annotate(number=Count("watches"))
+            messages: dict[App, str] = {
+                app: f"Cancelled with {counted(app.number, 'repository', 'repositories')} unfinished" for app in of_apps
+            }
+            audit.record_for_apps(actor, AuditAction.CANCEL, operation, messages)
     operation.refresh_from_db()
     return cancelled
 
@@ -58,7 +70,7 @@ def cancel_request(actor: Actor, watch: AppRepository) -> int:
         cancelled = _cancel(SyncRun.objects.filter(pk=newest.pk))
         if newest.operation_id:
             runs.close_operations([newest.operation_id])
-        audit.record(actor, [watch], f"Cancelled the {newest.get_reason_display()}")
+        audit.record(actor, AuditAction.CANCEL, [newest], f"Cancelled the {newest.get_reason_display()}")
     return cancelled
 
 
@@ -79,7 +91,7 @@ def cancel_sync(actor: Actor, watch: AppRepository) -> bool:
         _cancel(open_runs, f"Cancelled by {actor.name}.")
         AppRepository.objects.filter(pk=watch.pk).update(generation=F("generation") + 1, **_idle_fields())
         runs.close_operations(operations)
-        audit.record(actor, [watch], "Cancelled the sync")
+        audit.record(actor, AuditAction.CANCEL, [watch], "Cancelled the sync")
         transaction.on_commit(lambda: queues.drop([watch.job_id]), robust=True)
     return True
 

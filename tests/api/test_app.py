@@ -8,10 +8,11 @@ import pytest
 from django.test import Client
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import App, AppAction
+from deliveries_app.models import App
 from deliveries_app.services import change_app
 from deliveries_app.services.keys import start_key_rotation
 from tests.api.caller import Caller, code_of, error_of
+from tests.support.audit import by_apps, messages
 from tests.support.receiver import Answer
 from tests.support.staff import staff
 from tests.support.world import World
@@ -28,7 +29,7 @@ def post(caller: Caller, path: str, body: object = None):
 
 
 def actions(app: App) -> list[str]:
-    return list(AppAction.objects.filter(app=app).order_by("pk").values_list("message", flat=True))
+    return messages(by_apps(app_id=app.app_id))
 
 
 def test_app_sees_its_settings(portal: Caller) -> None:
@@ -59,7 +60,7 @@ def test_pause_and_resume(world: World, caller: Caller) -> None:
     world.settle()
     assert len(world.requests("create")) == 1
     assert actions(caller.app) == ["Paused", "Resumed"]
-    assert AppAction.objects.latest("pk").address == "203.0.113.9"
+    assert by_apps().latest("pk").address == "203.0.113.9"
 
 
 def test_app_cannot_resume_what_an_administrator_has_paused(portal: Caller) -> None:
@@ -203,7 +204,7 @@ def test_audit_log_in_the_admin_shows_what_the_app_did(portal: Caller, watches) 
     portal.post(f"/{watches[0].repository.repository_id}/push-secret")
     viewer = staff("victor", "view_app", "view_apprepository")
     page = viewer.get(f"/admin/deliveries_app/app/{portal.app.pk}/history/").text
-    assert "By the app, through the API" in page
+    assert "app Portal" in page
     assert "203.0.113.9" in page
     assert "Paused" in page
     page = viewer.get(f"/admin/deliveries_app/apprepository/{watches[0].pk}/history/").text
