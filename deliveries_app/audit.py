@@ -52,12 +52,23 @@ class Changes:
         return bool(self.new)
 
     @property
-    def names(self) -> str:
-        """The changed fields, for a sentence."""
-        return ", ".join(self.new)
+    def summary(self) -> str:
+        """`Base URL: https://a.example → https://b.example; paused: no → yes`, or only the names if that is too long."""
+        parts = [
+            f"{name}: {_words(self.old[name])} → {_words(value)}" if name in self.old else f"{name}: {value}"
+            for name, value in self.new.items()
+        ]
+        text = "; ".join(parts)
+        text = text if len(text) <= _SUMMARY_CHARS and "\n" not in text else f"Changed: {', '.join(self.new)}"
+        return text[:1].upper() + text[1:]
 
 
 NOTHING = Changes()
+_SUMMARY_CHARS = 300
+
+
+def _words(value: Any) -> str:
+    return ("yes" if value else "no") if isinstance(value, bool) else "nothing" if value in (None, "") else str(value)
 
 
 def shown(value: Any) -> Any:

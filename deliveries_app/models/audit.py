@@ -185,10 +185,10 @@ class AppAction(models.Model):
 
 
 class ContactMail(models.Model):
-    """One sentence that an app's contact has to be told by e-mail, because its base URL or a key has changed.
+    """What an app's contact has to be told by e-mail, because its base URL or a key has changed: by whom, and one sentence.
 
     It is stored in the transaction of the change. `monitoring.alerts.contacts` sends it and sets `sent_at`. Nothing is sent
-    before `due_at`, which is also set while a process is sending.
+    before `due_at`, which is set while a process is sending, after a failure, and to collect further changes.
     """
 
     app_id = models.CharField(max_length=50)
@@ -196,14 +196,14 @@ class ContactMail(models.Model):
     email = models.EmailField(max_length=255)
     text = models.TextField()
     created_at = models.DateTimeField(default=timezone.now)
-    due_at = models.DateTimeField(default=timezone.now)
+    due_at = models.DateTimeField(null=True)
     sent_at = models.DateTimeField(null=True)
     attempts = models.PositiveIntegerField(default=0, help_text="Failed attempts.")
 
     class Meta:
         default_permissions = ()
         indexes = [
-            models.Index(fields=["due_at"], name="contact_mail_due", condition=Q(sent_at=None)),
+            models.Index(fields=["created_at"], name="contact_mail_unsent", condition=Q(sent_at=None)),
             models.Index(fields=["created_at"], name="contact_mail_created"),
         ]
 

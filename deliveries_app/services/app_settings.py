@@ -75,4 +75,4 @@ def record_settings(actor: Actor, before: App, after: Mapping[str, object]) -> N
         audit.record(actor, action, [before], "Paused" if paused else "Resumed")
     changes = audit.Changes.of(App, {name: getattr(before, name) for name in given}, given)
     if changes:
-        audit.record(actor, AuditAction.APP_CHANGED, [before], f"Changed: {changes.names}", changes)
+        audit.record(actor, AuditAction.APP_CHANGED, [before], changes.summary, changes)

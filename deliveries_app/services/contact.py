@@ -22,12 +22,10 @@ def is_on() -> bool:
 
 
 def tell_contact(actor: Actor, app: App, text: str) -> None:
-    """Store one sentence for the contact of `app`, at the address in this object. Call it in the change's transaction.
+    """Store what to tell the contact of `app`, at the address in this object. Call it in the change's transaction.
 
     The contact may work elsewhere, so administrators are not named.
     """
     if is_on():
-        by = _BY.get(actor.kind, f"with the app's API token, from the address {actor.address or 'unknown'}")
-        ContactMail.objects.create(
-            app_id=app.app_id, app_name=app.name, email=app.email, text=f"{text.removesuffix('.')}. It was done {by}."
-        )
+        by = _BY.get(actor.kind, f"with the app's API token from {actor.address or 'an unknown address'}")
+        ContactMail.objects.create(app_id=app.app_id, app_name=app.name, email=app.email, text=f"{by}: {text}")

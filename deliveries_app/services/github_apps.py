@@ -70,7 +70,7 @@ def save_github_app(actor: Actor, github_app: GitHubApp, private_key: str = "") 
             return
         changes = audit.Changes.of(GitHubApp, {name: getattr(before, name) for name in given}, given)
         if changes:
-            audit.record(actor, AuditAction.GITHUB_APP_CHANGED, [github_app], f"Changed: {changes.names}", changes)
+            audit.record(actor, AuditAction.GITHUB_APP_CHANGED, [github_app], changes.summary, changes)
 
 
 def delete_github_app(actor: Actor, github_app: GitHubApp) -> None:

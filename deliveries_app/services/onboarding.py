@@ -171,9 +171,9 @@ def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
 def _tell_contact(actor: Actor, before: App, given: Mapping[str, object]) -> None:
     """Tell the contact, at the address before the change, of another base URL and of another contact."""
     if (url := given.get("base_url", before.base_url)) != before.base_url:
-        tell_contact(actor, before, f"The base URL was changed from {before.base_url} to {url}")
+        tell_contact(actor, before, f"The base URL was changed from {before.base_url} to {url}.")
     if given.get("email", before.email) != before.email:
-        tell_contact(actor, before, "The contact's email address was changed. Further messages go to the new one")
+        tell_contact(actor, before, "The contact's email address was changed. Further messages go to the new one.")
 
 
 def unreachable_reason(base_url: str) -> str:

@@ -77,9 +77,10 @@ def rotate_app_token(actor: Actor, app: App, *, overlap: timedelta = OVERLAP) ->
         (app.tokens.filter(expires_at__lte=Now()) if overlap else app.tokens.all()).delete()
         AppToken.objects.create(app=app, digest=hash_token(token), ending=token[-4:])
         old = app.tokens.filter(expires_at__isnull=False).order_by("-expires_at").first()
-        ends = "" if overlap else " and revoked the old one"
-        audit.record(actor, AuditAction.TOKEN_ROTATED, [row], f"Rotated the token{ends}", _TOKEN_CHANGED)
-        tell_contact(actor, row, f"The API token was rotated{ends}.")
+        revoked = "" if overlap else " and revoked the old one"
+        audit.record(actor, AuditAction.TOKEN_ROTATED, [row], f"Rotated the token{revoked}", _TOKEN_CHANGED)
+        still = "The old one is accepted for a while." if overlap else "The old one was revoked."
+        tell_contact(actor, row, f"The API token was rotated. {still}")
     return NewToken(token, old.expires_at if old else None)
 
 

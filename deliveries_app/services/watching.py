@@ -167,7 +167,7 @@ def store_watch(
         if not created and not revived:
             before = {name: getattr(watch, name) for name in given}
             if changes := audit.Changes.of(AppRepository, before, given):
-                audit.record(actor, AuditAction.WATCH_CHANGED, [watch], f"Changed: {changes.names}", changes)
+                audit.record(actor, AuditAction.WATCH_CHANGED, [watch], changes.summary, changes)
             watch.refresh_from_db()
             resync_single(actor, watch, skip_permission_check=True)
             return Watched(watch, False)

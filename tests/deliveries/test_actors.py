@@ -10,7 +10,6 @@ from django.contrib.auth.models import AnonymousUser, Permission, User
 from django.core.exceptions import PermissionDenied
 from django.test import Client
 
-from deliveries_app import audit
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, AuditEntry, BulkOperation, SyncRun
 from deliveries_app.progress import runs
@@ -26,7 +25,7 @@ from deliveries_app.services import (
     watch_repository,
 )
 from tests.api.caller import Caller
-from tests.support.audit import by_users, messages
+from tests.support.audit import by_apps, by_users, messages
 from tests.support.world import World
 
 
@@ -104,13 +103,9 @@ def test_only_active_staff_are_actors(db: None) -> None:
             Actor.of_user(user)
 
 
-def test_actor_carries_the_address_of_the_request(
-    world: World, watch: AppRepository, monkeypatch: pytest.MonkeyPatch, settings: Any
-) -> None:
+def test_actor_carries_the_address_of_the_request(world: World, watch: AppRepository, settings: Any) -> None:
     """From the admin, the admin JSON and the REST API. Behind a trusted proxy it is the client's, not the proxy's."""
     settings.TRUSTED_PROXIES = [ip_network("10.0.0.0/8")]
-    actors: list[Actor] = []
-    monkeypatch.setattr(audit, "record", lambda actor, *_, **__: actors.append(actor))
     admin = Client(REMOTE_ADDR="10.0.0.1", headers={"X-Forwarded-For": "203.0.113.7"})
     admin.force_login(User.objects.create_superuser("olga"))
     assert admin.post("/admin/deliveries_app/queue/pause/", {"post": "yes"}).status_code == 302
@@ -118,7 +113,8 @@ def test_actor_carries_the_address_of_the_request(
     assert admin.post("/admin/api/resync", ids, content_type="application/json").status_code == 200
     caller = Caller(world.app, address="203.0.113.8")
     assert caller.post(body={"github_url": watch.github_url}).status_code == 201
-    assert [(actor.name, actor.address) for actor in actors] == [
+    recorded = [*by_users(), *by_apps()]
+    assert [(entry.actor, entry.address) for entry in recorded] == [
         ("olga", "203.0.113.7"),
         ("olga", "203.0.113.7"),
         ("app Portal", "203.0.113.8"),

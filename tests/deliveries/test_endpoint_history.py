@@ -17,7 +17,6 @@ from deliveries_app.reports import endpoint_history
 from deliveries_app.reports.chart import WIDTH, shares, steps
 from deliveries_app.services import pause_syncing, resync_by_app
 from deliveries_app.services.app_settings import change_own_settings
-from deliveries_app.services.keys import start_key_rotation
 from tests.support.audit import by_users
 from tests.support.staff import make_app
 
@@ -66,9 +65,8 @@ def test_hours_of_an_app(viewer: Client, watches) -> None:
 def test_marks_come_from_operations_and_the_audit_log(viewer: Client, root: Client, watches) -> None:
     app, anna = watches[0].app, Actor.of_user(User.objects.get(username="root"))
     operation = resync_by_app(anna, app)
-    start_key_rotation(anna, App.objects.get(pk=app.pk))
-    [rotated] = by_users(action=AuditAction.KEY_STARTED)
-    rotated.pk, rotated.created_at = None, timezone.now() - timedelta(hours=30)
+    rotated = audit.entry(anna, AuditAction.KEY_STARTED, app, "Started rotating the signing key")
+    rotated.created_at = timezone.now() - timedelta(hours=30)
     rotated.save()
     change_own_settings(Actor.of_app(app), app, paused=True)
     settings = f"{ADMIN}{app.pk}/settings/"

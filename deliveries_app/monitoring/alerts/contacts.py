@@ -10,7 +10,7 @@ import logging
 from datetime import UTC, timedelta
 
 from django.conf import settings
-from django.db.models import F
+from django.db.models import F, Q
 from django.db.models.functions import Now
 
 from deliveries_app.models import ContactMail
@@ -44,13 +44,14 @@ def send_due() -> None:
 
 def _claim() -> list[ContactMail]:
     """Claim all due rows of one app and address, oldest first. Return none if there are none or another process was faster."""
-    due = ContactMail.objects.filter(sent_at=None, due_at__lte=Now()).order_by("due_at", "pk")
+    is_due = Q(due_at=None) | Q(due_at__lte=Now())
+    due = ContactMail.objects.filter(is_due, sent_at=None).order_by("created_at", "pk")
     while (first := due.first()) is not None:
         of_contact = {"app_id": first.app_id, "email": first.email}
         sent = ContactMail.objects.filter(**of_contact, sent_at__gt=from_now(-GATHER_SECONDS)).order_by("-sent_at")
         last = sent.values_list("sent_at", flat=True).first()
         if last is None:
-            rows = list(due.filter(**of_contact).order_by("created_at", "pk"))
+            rows = list(due.filter(**of_contact))
             claimed = due.filter(pk__in=[row.pk for row in rows]).update(due_at=from_now(_CLAIM_SECONDS))
             return rows if claimed == len(rows) else []
         due.filter(**of_contact).update(due_at=last + timedelta(seconds=GATHER_SECONDS))
@@ -90,7 +91,7 @@ def _body(rows: list[ContactMail]) -> str:
         "",
     ]
     for row in rows[:SHOWN]:
-        lines.append(f"- {row.created_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC: {' '.join(row.text.split())}")
+        lines.append(f"- {row.created_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC, {' '.join(row.text.split())}")
     if len(rows) > SHOWN:
         more = counted(len(rows) - SHOWN, "more change", "more changes")
         lines.append(f"and {more}. The app's audit log lists all of them.")
