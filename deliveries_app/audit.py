@@ -10,7 +10,7 @@ from typing import Any
 from django.db.models import Model
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import App, AppRepository, AuditAction, AuditEntry, BulkOperation, SyncRun
+from deliveries_app.models import App, AppRepository, AuditAction, AuditEntry, BulkOperation, SyncPause, SyncRun
 from docora.security.crypto import EncryptedTextField
 from docora.text import clean_text
 from repositories_app.models import Repository
@@ -154,7 +154,7 @@ def _fields_of(subject: Model | None, app: App | None, operation: BulkOperation 
         fields |= {
             "subject_type": subject._meta.label_lower,
             "subject_id": str(subject.pk),
-            "subject": clean_text(str(subject), 511),
+            "subject": "All syncing" if isinstance(subject, SyncPause) else clean_text(str(subject), 511),
         }
     if app is not None:
         fields |= {"app_id": app.app_id, "app_name": clean_text(app.name, 100)}

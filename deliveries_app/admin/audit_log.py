@@ -120,7 +120,7 @@ class AuditEntryAdmin(HistoryAdmin[AuditEntry]):
     def what_was_done(self, entry: AuditEntry) -> SafeString:
         names = ", ".join(entry.new)
         details = entry.reason or (names if entry.message == entry.action_label else "")
-        quiet = format_html('<span class="quiet">{}</span>', visible(details)) if details else ""
+        quiet = format_html('<div><span class="quiet audit-note">{}</span></div>', visible(details)) if details else ""
         return format_html('<div class="problem"><span>{}</span>{}</div>', visible(entry.message), quiet)
 
     @admin.display(description="what")

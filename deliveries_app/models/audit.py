@@ -145,6 +145,12 @@ class AuditEntry(models.Model):
         names = dict.fromkeys([*self.old, *self.new])
         return [(name, self.old.get(name), self.new.get(name)) for name in names]
 
+    @property
+    def unsaid_changes(self) -> list[tuple[str, object, object]]:
+        """The changes, unless the message says all there is to know."""
+        says_all = " → " in self.message or all(value in _OF_SECRETS for value in self.new.values())
+        return [] if says_all else self.changes
+
     @classmethod
     def about(cls, row: models.Model) -> Q:
         """Match the entries about a row, and about what belongs to it: an app's repositories, an operation's runs."""
@@ -152,6 +158,7 @@ class AuditEntry(models.Model):
         return of_model(row) if of_model else Q(subject_type=row._meta.label_lower, subject_id=str(row.pk))
 
 
+_OF_SECRETS = ("added", "changed", "removed")
 _OF_MODEL: dict[str, Callable[..., Q]] = {
     "deliveries_app.app": lambda app: Q(app_id=app.app_id),
     "deliveries_app.apprepository": lambda watch: Q(
