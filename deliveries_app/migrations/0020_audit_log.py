@@ -174,6 +174,11 @@ class Migration(migrations.Migration):
                 'indexes': [models.Index(condition=models.Q(('sent_at', None)), fields=['created_at'], name='contact_mail_unsent'), models.Index(fields=['created_at'], name='contact_mail_created')],
             },
         ),
+        migrations.AlterField(
+            model_name='app',
+            name='email',
+            field=models.EmailField(help_text="The app's contact. Told by email when the base URL, the signing key or the token is changed.", max_length=255, verbose_name='email'),
+        ),
         migrations.RunPython(copy_old_entries, nothing),
         migrations.RunPython(protect, unprotect),
     ]

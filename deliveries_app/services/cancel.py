@@ -1,6 +1,8 @@
 """Cancel re-syncs and retries, and cancel whatever runs or waits for one watch."""
 
+from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 from django.conf import settings
 from django.db import transaction
@@ -38,7 +40,7 @@ def cancel_operation(actor: Actor, operation: BulkOperation) -> int:
     actor.require_app(operation.app)
     with transaction.atomic():
         unreleased = list(operation.pending.values_list("watch_id", flat=True)) if operation.is_gradual else []
-        unfinished = [*unreleased, *operation.runs.filter(outcome="").values_list("watch_id", flat=True)]
+        unfinished = _by_app(operation.runs.filter(outcome="")) + _by_app(operation.pending.all())
         cancelled = _cancel(operation.runs.filter(outcome=""), also_locked=unreleased)
         if unreleased:
             BulkOperation.objects.select_for_update(no_key=True).get(pk=operation.pk)
@@ -48,13 +50,19 @@ def cancel_operation(actor: Actor, operation: BulkOperation) -> int:
         )
         runs.close_operations([operation.pk])
         if cancelled:
-            of_apps = App.objects.filter(watches__in=unfinished).annotate(number=Count("watches"))
-            messages: dict[App, str] = {
-                app: f"Cancelled with {counted(app.number, 'repository', 'repositories')} unfinished" for app in of_apps
+            messages = {
+                app: f"Cancelled with {counted(unfinished[app.pk], 'repository', 'repositories')} unfinished"
+                for app in App.objects.filter(pk__in=unfinished)
             }
             audit.record_for_apps(actor, AuditAction.CANCEL, operation, messages)
     operation.refresh_from_db()
     return cancelled
+
+
+def _by_app(rows: QuerySet[Any]) -> Counter[int]:
+    """Return the number of these runs or unreleased watches by the key of their app."""
+    numbers = rows.exclude(watch=None).order_by().values_list("watch__app").annotate(Count("pk"))
+    return Counter(dict(numbers))
 
 
 def cancel_request(actor: Actor, watch: AppRepository) -> int:
