@@ -1,24 +1,30 @@
 """Who performs an action. Every service takes an `Actor`, checks its permissions and records its name."""
 
+import os
+import pwd
+import socket
 from dataclasses import dataclass
+from functools import cache
 
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser, User
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
-from deliveries_app.models import App, AppRepository
+from deliveries_app.models import ActorKind, App, AppRepository
 
 RESYNC_PERMISSION = "deliveries_app.resync_apprepository"
 RETRY_PERMISSION = "deliveries_app.retry_apprepository"
 CONTROL_PERMISSION = "deliveries_app.control_queue"
+_COMMAND, _SYSTEM = "command line", "Docora"
 
 
 @dataclass(frozen=True)
 class Actor:
     """A signed-in user, a client app that authenticated with its token, the command line, or Docora itself.
 
-    `address` is the IP address that the request came from; empty for commands and for Docora itself.
+    `address` is the IP address that the request came from; for a command, the operating system's user and host; empty for
+    Docora itself.
     """
 
     name: str
@@ -47,11 +53,20 @@ class Actor:
 
     @classmethod
     def command(cls) -> "Actor":
-        return cls("command line")
+        return cls(_COMMAND, address=_user_and_host())
 
     @classmethod
     def system(cls) -> "Actor":
-        return cls("Docora")
+        return cls(_SYSTEM)
+
+    @property
+    def kind(self) -> ActorKind:
+        """A name without its row is that of a user who has been deleted."""
+        if self.app is not None:
+            return ActorKind.APP
+        if self.user is None and self.name in {_COMMAND, _SYSTEM}:
+            return ActorKind.COMMAND if self.name == _COMMAND else ActorKind.SYSTEM
+        return ActorKind.USER
 
     def require(self, *permissions: str) -> None:
         """Raise `PermissionDenied` unless the user has one of the permissions.
@@ -76,6 +91,16 @@ class Actor:
     @property
     def user_pk(self) -> int | None:
         return self.user.pk if self.user else None
+
+
+@cache
+def _user_and_host() -> str:
+    """Return `olga@web-1`. A container's user may have no name."""
+    try:
+        name = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        name = str(os.getuid())
+    return f"{name}@{socket.gethostname()}"[:150]
 
 
 def can_view_operations(user: AbstractBaseUser | AnonymousUser) -> bool:

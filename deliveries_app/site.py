@@ -10,6 +10,7 @@ from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.urls import reverse
 
+from deliveries_app.audited_admin import AuditedAdmin
 from deliveries_app.reports import overview
 from deliveries_app.services.control import current_pause
 from docora import __version__
@@ -28,7 +29,13 @@ SECTIONS: dict[str, list[str]] = {
         "deliveries_app.Queue",
     ],
     "Diagnostics": ["repositories_app.Repository"],
-    "Access": ["repositories_app.GitHubApp", "auth.User", "auth.Group", "axes.AccessAttempt"],
+    "Access": [
+        "repositories_app.GitHubApp",
+        "auth.User",
+        "auth.Group",
+        "deliveries_app.AuditEntry",
+        "axes.AccessAttempt",
+    ],
 }
 
 
@@ -43,6 +50,12 @@ class DocoraAdminSite(admin.AdminSite):
         """Add `sync_pause`, for the banner that signed-in users see on every page while syncing is paused."""
         pause = current_pause() if self.has_permission(request) else None
         return {**super().each_context(request), "docora_version": __version__, "sync_pause": pause}
+
+    def register(self, model_or_iterable: Any, admin_class: Any = None, **options: Any) -> None:
+        """Register models as Django does. What is done on their pages goes to Docora's audit log, not to Django's."""
+        base = admin_class or admin.ModelAdmin
+        audited = type(base.__name__, (AuditedAdmin, base), {"__module__": base.__module__, "__doc__": base.__doc__})
+        super().register(model_or_iterable, audited, **options)
 
     def get_app_list(self, request: HttpRequest, app_label: str | None = None) -> list[Any]:
         """Group the models by task instead of by package."""

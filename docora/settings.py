@@ -162,6 +162,7 @@ if _database["ENGINE"] == "django.db.backends.postgresql":
 SYNC_RUN_RETENTION_DAYS = count("SYNC_RUN_RETENTION_DAYS", 90, 0)
 BULK_OPERATION_RETENTION_DAYS = count("BULK_OPERATION_RETENTION_DAYS", 365, 0)
 TRAFFIC_RETENTION_DAYS = count("TRAFFIC_RETENTION_DAYS", 90, 0)
+AUDIT_RETENTION_DAYS = count("AUDIT_RETENTION_DAYS", 730, 0)
 ATTEMPT_RETENTION_DAYS = count("ATTEMPT_RETENTION_DAYS", 30, 0)
 ATTEMPTS_PER_APP = count("ATTEMPTS_PER_APP", 10_000, 0)  # 0 keeps none
 
@@ -183,7 +184,7 @@ if METRICS_TOKEN and not re.fullmatch("[!-~]{16,}", METRICS_TOKEN):
 
 # --- Alerts: off until ALERT_EMAILS or ALERT_WEBHOOK_URL is set --------------------------------------------------------
 MAILERS: dict[str, Any] = {"default": {"OPTIONS": mail_options(text("EMAIL_URL"))}} if text("EMAIL_URL") else {}
-SILENCED_SYSTEM_CHECKS = ["mail.W001"]  # a mail server is optional: only alerts are mailed
+SILENCED_SYSTEM_CHECKS = ["mail.W001"]  # a mail server is optional
 DEFAULT_FROM_EMAIL = text("DEFAULT_FROM_EMAIL")
 ALERT_EMAILS = names("ALERT_EMAILS")
 ALERT_WEBHOOK_URL = text("ALERT_WEBHOOK_URL")

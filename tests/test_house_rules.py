@@ -18,12 +18,12 @@ PACKAGES = ("docora", "repositories_app", "deliveries_app")
 LEVELS = (
     ("receiver",),
     ("models",),
-    ("progress", "planning", "webhooks", "scheduling", "actors"),
+    ("progress", "planning", "webhooks", "scheduling", "actors", "audit"),
     ("sync",),
     ("services",),
     ("monitoring", "importing", "demo"),
     ("sweep", "reports"),
-    ("admin", "site", "api", "management", "jobs"),
+    ("admin", "audited_admin", "site", "api", "management", "jobs"),
     ("urls", "docs"),
     ("apps",),
 )

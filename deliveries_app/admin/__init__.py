@@ -2,6 +2,7 @@
 
 from deliveries_app.admin import (  # noqa: F401  registers the model admins
     apps,
+    audit_log,
     deliveries,
     drift,
     failed,

@@ -66,7 +66,6 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
     page_template = "admin/deliveries_app/app/operate.html"
     change_form_template = "admin/deliveries_app/app/change_form.html"
     watch_field = "app"
-    app_actions_of = "app"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[App]:
         return (
@@ -269,10 +268,6 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
             "can_view_operations": can_view_operations(request.user),
         }
         return self.render_page(request, "admin/deliveries_app/app/endpoint.html", "Endpoint health", **context)
-
-    def log_change(self, request: HttpRequest, obj: App, message: Any) -> Any:
-        """Log what was changed, except for pausing and resuming, which `change_app` logs."""
-        return None if message == [{"changed": {"fields": ["Paused"]}}] else super().log_change(request, obj, message)
 
     def save_model(self, request: HttpRequest, obj: App, form: Any, change: bool) -> None:
         services.change_app(Actor.of_request(request), obj, form.changed_data)

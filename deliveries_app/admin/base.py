@@ -14,11 +14,6 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.text import capfirst
 
-from deliveries_app.models import AppAction
-from docora.text import parse_pk
-
-APP_ACTIONS_SHOWN = 200
-
 if TYPE_CHECKING:
     from django.contrib.admin import ModelAdmin
 else:
@@ -63,7 +58,8 @@ class DocoraAdmin[M: Model](PlainLists, ModelAdmin[M]):
     """
 
     page_template: str | None = None
-    app_actions_of: str | None = None  # the field of `AppAction` that refers to such a row
+    audited_by_services = True
+    """Whether the services that this admin calls write the audit log. `deliveries_app.audited_admin` does it otherwise."""
     show_full_result_count = False
     list_per_page = 50
 
@@ -83,14 +79,6 @@ class DocoraAdmin[M: Model](PlainLists, ModelAdmin[M]):
             return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined,no-any-return]
         context = {"original": obj, "here": request.get_full_path(), **self.page_context(request, obj)}
         return self.render_page(request, self.page_template, str(obj), **context)
-
-    def history_view(
-        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
-    ) -> HttpResponse:
-        """Show Django's log of what users did, and what the app itself did with its token."""
-        pk = parse_pk(object_id) if self.app_actions_of else None
-        actions = AppAction.objects.filter(**{f"{self.app_actions_of}_id": pk})[:APP_ACTIONS_SHOWN] if pk else []
-        return super().history_view(request, object_id, {"app_actions": actions, **(extra_context or {})})
 
     @admin.display(description=SafeString('<input type="checkbox" id="action-toggle">'))
     def action_checkbox(self, obj: M) -> SafeString:

@@ -238,7 +238,12 @@ class OnboardForm(AppRules, forms.Form):
         widget=forms.TextInput(attrs=_WIDE),
         help_text=App._meta.get_field("base_url").help_text,
     )
-    email = forms.EmailField(label="Email", max_length=255, widget=forms.EmailInput(attrs=_WIDE))
+    email = forms.EmailField(
+        label="Email",
+        max_length=255,
+        widget=forms.EmailInput(attrs=_WIDE),
+        help_text=App._meta.get_field("email").help_text,
+    )
     website = forms.CharField(
         required=False,
         max_length=2048,

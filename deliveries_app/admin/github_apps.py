@@ -99,6 +99,13 @@ class GitHubAppAdmin(DocoraAdmin[GitHubApp]):
     def save_model(self, request: HttpRequest, obj: GitHubApp, form: Any, change: bool) -> None:
         github_apps.save_github_app(Actor.of_request(request), obj, form.cleaned_data["key"])
 
+    def delete_model(self, request: HttpRequest, obj: GitHubApp) -> None:
+        github_apps.delete_github_app(Actor.of_request(request), obj)
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[GitHubApp]) -> None:
+        for github_app in queryset:
+            github_apps.delete_github_app(Actor.of_request(request), github_app)
+
     def get_urls(self) -> list[URLPattern]:
         page = self.object_page("test", require_POST(self.test), github_apps.CHANGE_PERMISSION)
         return [page, *super().get_urls()]

@@ -94,7 +94,7 @@ class HistoryAdmin[M: Model](ReadOnlyAdmin[M]):
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
         context = {
-            "export": reverse(f"admin:{self.url_name('export')}"),
+            "export": reverse(f"admin:{self.url_name('export')}") if self.has_export_permission(request) else "",
             "related_link": self.related_link(request),
             "empty_text": self.empty_text,
             **(extra_context or {}),
@@ -113,9 +113,12 @@ class HistoryAdmin[M: Model](ReadOnlyAdmin[M]):
     def took(self, row: Any) -> str:
         return duration(history.seconds(row))
 
+    def has_export_permission(self, request: HttpRequest) -> bool:
+        return self.has_view_permission(request)
+
     def export(self, request: HttpRequest) -> HttpResponseBase:
         """Download the filtered list as CSV, newest first."""
-        if not self.has_view_permission(request):
+        if not self.has_export_permission(request):
             raise PermissionDenied
         try:
             rows = self.get_changelist_instance(request).queryset

@@ -120,7 +120,6 @@ class RemovalAdmin[M: Model](BulkAdmin[M]):
 
     def _remove(self, request: HttpRequest, rows: QuerySet[M], next_url: str) -> HttpResponse:
         actor, selected = Actor.of_request(request), list(rows)
-        self.log_deletions(request, selected)  # type: ignore[arg-type]  # any sequence will do
         for row in selected:
             self.remove(actor, row)
         if selected:

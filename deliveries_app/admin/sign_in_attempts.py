@@ -18,6 +18,7 @@ apps.get_app_config("axes").verbose_name = "Access"
 
 @admin.register(AccessAttempt)
 class SignInAttemptAdmin(ReadOnlyAdmin[Any]):
+    audited_by_services = False
     list_display = ("username", "ip_address", "failures_since_start", "attempt_time", "locked", "user_agent")
     search_fields = ("username", "ip_address")
     ordering = ("-attempt_time",)

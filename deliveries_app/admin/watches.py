@@ -52,7 +52,6 @@ class LiveChangeList(ChangeList):
 
 @admin.register(AppRepository)
 class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, CheckWatchAdmin, RemovalAdmin[AppRepository]):
-    app_actions_of = "watch"
     preserve_filters = False  # the page of a watch has no form to come back from, and each link would cost a lookup
     list_display = (
         "repository_name", "app_name", "status_badge", "problem", "synced", "files",

@@ -5,28 +5,17 @@ from urllib.parse import urlencode
 
 from django.core.paginator import Paginator
 from django.urls import reverse
-from django.utils.functional import cached_property
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from deliveries_app.models import AppRepository
 from docora.templatetags.docora import ago, icon
 from docora.text import visible
+from docora.web.paginators import BoundedPaginator as BoundedPaginator  # part of this module for its users
 from repositories_app.models import Repository
 
 ACTIONS = SafeString('<span class="visually-hidden">Actions</span>')
 """Heading of a column of buttons."""
-
-
-class BoundedPaginator(Paginator):  # type: ignore[type-arg]  # not generic at run time
-    """A paginator for tables of millions of rows. It stops counting at page 100. Search and filters reach the rest."""
-
-    PAGES = 100
-
-    @cached_property
-    def count(self) -> int:
-        rows: Any = self.object_list
-        return int(rows.order_by()[: self.PAGES * self.per_page].count())
 
 
 class KeysFirstPaginator(Paginator):  # type: ignore[type-arg]  # not generic at run time

@@ -5,7 +5,9 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 from ninja import Schema
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import PydanticCustomError
 
 from deliveries_app.api.paging import NEXT
 from deliveries_app.models import AppRepository, FailureKind, Outcome, Reason, Status
@@ -340,11 +342,17 @@ class Endpoint(Schema):
     quotas: Quotas = Field(description="What the app uses of what an administrator allows it.")
 
 
+def _administrators_only(value: object) -> None:
+    """Refuse the field. A stolen token could otherwise have all files sent elsewhere."""
+    raise PydanticCustomError("administrators_only", "only an administrator can change it")
+
+
 class EndpointSettings(BaseModel):
     """New values. Fields that are left out keep theirs."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
+    base_url: SkipJsonSchema[Annotated[None, BeforeValidator(_administrators_only)]] = Field(default=None, exclude=True)
     paused: bool | None = Field(default=None, description="Pause or resume all notifications.", examples=[False])
     max_in_flight: int | None = Field(
         default=None, ge=1, le=256, description="At most `max_in_flight_limit`.", examples=[4]

@@ -23,7 +23,7 @@ from deliveries_app.models import DriftState, Result, WatchState
 from deliveries_app.models.deliveries import ATTEMPTS_PER_PATH
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.reports.help_texts import LEFT_OUT
-from deliveries_app.services import host_checks
+from deliveries_app.services import host_checks, sign_ins
 from deliveries_app.services.drift import WAIT_SECONDS
 from deliveries_app.services.resend import MAX_RESENT, MAX_RESENT_AT_ONCE
 from deliveries_app.sync import responses
@@ -211,6 +211,7 @@ def operations(request: HttpRequest) -> HttpResponse:
         "most_resent": MAX_RESENT_AT_ONCE,
         "attempts_per_path": ATTEMPTS_PER_PATH,
         "attempt_bytes": KEPT_BYTES,
+        "audit": {"per_address": sign_ins.FAILURES_PER_ADDRESS, "in_all": sign_ins.FAILURES_IN_ALL},
         "drift": {"states": list(_DRIFT_STATES.items()), "listed": MAX_LISTED, "wait": WAIT_SECONDS},
     }
     return _page(request, "docs-operations", "Operations handbook", "docs/operations.html", context)

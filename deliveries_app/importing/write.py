@@ -10,19 +10,18 @@ from itertools import batched
 from typing import Any
 
 from django.conf import settings
-from django.contrib.admin.models import ADDITION
 from django.db import connection, transaction
 from django.db.models import Max
 from django.db.models.functions import Now
 from django.utils import timezone
 
+from deliveries_app import audit
 from deliveries_app.actors import Actor
 from deliveries_app.importing.source import SourceApp, SourceFile, SourceRepository, SourceWatch
 from deliveries_app.importing.validate import AppFields, State
-from deliveries_app.models import App, AppRepository, AppToken, Delivery, Imported, Reason, Status
+from deliveries_app.models import App, AppRepository, AppToken, AuditAction, Delivery, Imported, Reason, Status
 from deliveries_app.models.root_causes import internal
 from deliveries_app.progress import runs
-from deliveries_app.services import audit
 from repositories_app.git.url import RepositoryUrl
 from repositories_app.models import Repository
 
@@ -36,7 +35,7 @@ def write_app(actor: Actor, source: SourceApp, fields: AppFields) -> App:
         if token_hash:
             AppToken.objects.create(app=app, digest=token_hash, ending="")
         _restore_created_at(App, app.pk, source.created_at)
-        audit.record(actor, [app], "Imported", ADDITION)
+        audit.record(actor, AuditAction.APP_IMPORTED, [app], "Imported", audit.Changes.initial(App, columns))
     return app
 
 
@@ -97,7 +96,7 @@ def complete_watch(actor: Actor, watch: AppRepository, source: SourceWatch, stat
             run = runs.open_run(row, Reason.INITIAL, requested_by=actor.name, user_pk=actor.user_pk)
             run.save()
             runs.log_requested([run])
-        audit.record(actor, [row], "Imported", ADDITION)
+        audit.record(actor, AuditAction.WATCH_IMPORTED, [row], "Imported")
     return True
 
 

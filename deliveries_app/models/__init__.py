@@ -14,7 +14,7 @@ from deliveries_app.models.apps import (
     Status,
     SyncPause,
 )
-from deliveries_app.models.audit import AppAction
+from deliveries_app.models.audit import ActorKind, AppAction, AuditAction, AuditEntry, ContactMail
 from deliveries_app.models.deliveries import Delivery, DeliveryAttempt, DeliveryFailure, FailureKind, HourlyTraffic
 from deliveries_app.models.drift import DriftCheck, DriftFile, DriftKind, DriftState
 from deliveries_app.models.root_causes import RootCause
@@ -36,6 +36,7 @@ from deliveries_app.models.runs import (
 from deliveries_app.models.watch_state import StateDetail, WatchState
 
 __all__ = [
+    "ActorKind",
     "Alert",
     "AlertChannel",
     "AlertKind",
@@ -45,10 +46,13 @@ __all__ = [
     "AppRepository",
     "AppRepositoryQuerySet",
     "AppToken",
+    "AuditAction",
+    "AuditEntry",
     "BulkOperation",
     "Canary",
     "CanaryState",
     "ChannelName",
+    "ContactMail",
     "Delivery",
     "DeliveryAttempt",
     "DeliveryFailure",

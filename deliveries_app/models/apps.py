@@ -48,7 +48,11 @@ class App(models.Model):
     base_url = models.CharField(
         "base URL", max_length=2048, help_text="Notifications are sent to {base URL}/create, /update and /delete."
     )
-    email = models.EmailField("email", max_length=255)
+    email = models.EmailField(
+        "email",
+        max_length=255,
+        help_text="The app's contact. Told by email when the base URL, the signing key or the token is changed.",
+    )
     website = models.CharField(max_length=2048, blank=True)
     description = models.CharField(max_length=500, blank=True)
     client_auth_key = EncryptedTextField("signing key", help_text="Signs notifications.")

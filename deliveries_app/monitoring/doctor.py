@@ -61,6 +61,7 @@ def all_checks(*, offline: bool = False, app_id: str = "") -> list[Check]:
         Check("redis-server", server_checks.check_redis_server, needs=("redis",)),
         Check("settings", check_settings),
         Check("secrets", instance_checks.check_secrets, needs=("database",)),
+        Check("audit log", instance_checks.check_audit_log, needs=("database",)),
         Check("files", instance_checks.check_files),
         Check("people", instance_checks.check_accounts, needs=("database",)),
         Check("workers", instance_checks.check_workers, needs=("redis",)),

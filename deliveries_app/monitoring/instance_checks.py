@@ -14,10 +14,11 @@ from pathlib import Path
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.checks import CheckMessage, Error, Info, Warning
+from django.db import connection
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import App, AppRepository
+from deliveries_app.models import App, AppRepository, AuditEntry
 from deliveries_app.monitoring import health
 from deliveries_app.monitoring.counts import OVERDUE_SECONDS, count_watches
 from deliveries_app.monitoring.server_checks import from_health, live_workers
@@ -29,6 +30,7 @@ from deliveries_app.webhooks.client import post_ping
 from deliveries_app.webhooks.keyring import Keyring
 from docora import http
 from docora.conf.installation import env_file, program
+from docora.db import append_only
 from docora.http.client import HttpClient, Outcome
 from docora.redis import heartbeat
 from docora.security import crypto
@@ -76,6 +78,14 @@ def check_secrets() -> list[CheckMessage]:
         messages.append(Warning(text, hint=hint))
     secrets = f"{'the first' if is_partial else 'all'} {counted(current, 'stored secret', 'stored secrets')}"
     return messages or [Info(f"The newest key in ENCRYPTION_KEYS decrypts {secrets}.")]
+
+
+def check_audit_log() -> list[CheckMessage]:
+    """Check that nobody has dropped the triggers that keep the audit log as it is."""
+    if append_only.is_protected(connection, AuditEntry._meta.db_table):
+        return [Info("The database refuses changes to the audit log.")]
+    text = "The triggers that protect the audit log are gone, so its entries could have been changed or removed."
+    return [Error(text, hint=f"Find out who dropped them, then run {program()} migrate to create them again.")]
 
 
 def check_accounts() -> list[CheckMessage]:

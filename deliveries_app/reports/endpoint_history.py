@@ -6,11 +6,9 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from itertools import groupby
 
-from django.contrib.admin.models import LogEntry
-from django.contrib.contenttypes.models import ContentType
 from django.db.models import Q
 
-from deliveries_app.models import App, AppAction, HourlyTraffic, OperationKind, SyncPause
+from deliveries_app.models import ActorKind, App, AuditAction, AuditEntry, HourlyTraffic, OperationKind
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import chart
 from deliveries_app.reports.chart import Bar
@@ -31,16 +29,16 @@ class MarkKind(StrEnum):
 
 
 _ICONS = {MarkKind.RESYNC: "resync", MarkKind.ROTATION: "key", MarkKind.PAUSE: "pause"}
-_AUDITED = {
-    "Started rotating the signing key": MarkKind.ROTATION,
-    "Retired the old signing key": MarkKind.ROTATION,
-    "Discarded the new signing key": MarkKind.ROTATION,
-    "Paused": MarkKind.PAUSE,
-    "Resumed": MarkKind.PAUSE,
-    "Paused all syncing": MarkKind.PAUSE,
-    "Resumed all syncing": MarkKind.PAUSE,
+_OF_APP: dict[str, MarkKind] = {
+    AuditAction.KEY_STARTED: MarkKind.ROTATION,
+    AuditAction.KEY_RETIRED: MarkKind.ROTATION,
+    AuditAction.KEY_DISCARDED: MarkKind.ROTATION,
+    AuditAction.APP_PAUSED: MarkKind.PAUSE,
+    AuditAction.APP_RESUMED: MarkKind.PAUSE,
 }
-"""Messages of the audit log."""
+_OF_ALL: dict[str, MarkKind] = {AuditAction.ALL_PAUSED: MarkKind.PAUSE, AuditAction.ALL_RESUMED: MarkKind.PAUSE}
+_KINDS = {**_OF_APP, **_OF_ALL}
+"""Actions of the audit log."""
 
 
 @dataclass(frozen=True)
@@ -162,10 +160,10 @@ def _one_of_each_kind(marks: Sequence[Mark]) -> list[Mark]:
 
 
 def _marks(app: App, since: datetime) -> list[Mark]:
-    """Return what was done since then: re-syncs that involve the app, and entries of both audit logs."""
+    """Return what was done since then: re-syncs that involve the app, and entries of the audit log."""
     resyncs = progress_context.involving(app).filter(kind=OperationKind.RESYNC, created_at__gte=since)
-    entries = LogEntry.objects.filter(_entries_about(app), action_time__gte=since, change_message__in=list(_AUDITED))
-    actions = AppAction.objects.filter(app=app, watch=None, created_at__gte=since, message__in=list(_AUDITED))
+    about = Q(app_id=app.app_id, action__in=list(_OF_APP)) | Q(action__in=list(_OF_ALL))
+    entries = AuditEntry.objects.filter(about, created_at__gte=since)
     return [
         *(
             Mark(
@@ -178,19 +176,14 @@ def _marks(app: App, since: datetime) -> list[Mark]:
             for operation in resyncs.order_by("-created_at", "-pk")[:READ]
         ),
         *(
-            Mark(entry.action_time, _AUDITED[entry.change_message], f"{entry.change_message}, by {entry.user}")
-            for entry in entries.select_related("user").order_by("-action_time")[:READ]
-        ),
-        *(
-            Mark(action.created_at, _AUDITED[action.message], f"{action.message}, by the app")
-            for action in actions.order_by("-created_at")[:READ]
+            Mark(entry.created_at, _KINDS[entry.action], f"{entry.message.removesuffix('.')}, by {_by(entry)}")
+            for entry in entries[:READ]
         ),
     ]
 
 
-def _entries_about(app: App) -> Q:
-    kinds = ContentType.objects.get_for_models(App, SyncPause)
-    return Q(content_type=kinds[App], object_id=str(app.pk)) | Q(content_type=kinds[SyncPause])
+def _by(entry: AuditEntry) -> str:
+    return "the app" if entry.actor_kind == ActorKind.APP else entry.actor
 
 
 def _percent(good: int, bad: int) -> float | None:

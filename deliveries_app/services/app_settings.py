@@ -1,15 +1,17 @@
 """What a client app changes about its own endpoint: pause and resume, concurrent requests, `sync_completed`, `verify`."""
 
+from collections.abc import Mapping
+
 from django.core.exceptions import ValidationError
 from django.db import transaction
 
-from deliveries_app import scheduling
+from deliveries_app import audit, scheduling
 from deliveries_app.actors import Actor
-from deliveries_app.models import App
-from deliveries_app.services import audit
+from deliveries_app.models import App, AuditAction
 from deliveries_app.services.requests import NotFound
 
 PAUSED_BY_APP = "Paused by the app."
+_SETTINGS = ("paused", "max_in_flight", "send_sync_completed", "answers_verify")
 
 
 class PausedByAdministrator(ValueError):
@@ -40,7 +42,6 @@ def change_own_settings(
         if row is None:
             raise NotFound("App not found")
         changes: dict[str, object] = {}
-        said = []
         if paused is not None and paused != row.paused:
             if not paused and not row.paused_reason:
                 raise PausedByAdministrator
@@ -48,22 +49,30 @@ def change_own_settings(
             if not paused:
                 changes |= {"cooldown_until": None, "down_count": 0}
                 transaction.on_commit(scheduling.enqueue_due, robust=True)
-            said.append("Paused" if paused else "Resumed")
         if max_in_flight is not None and max_in_flight != row.max_in_flight:
             limit = row.max_in_flight_limit
             if not 1 <= max_in_flight <= limit:
                 raise ValidationError(f"max_in_flight must be between 1 and {limit}, the administrator's limit.")
             changes |= {"max_in_flight": max_in_flight, "in_flight_limit": None if max_in_flight == limit else limit}
-            said.append(f"Set concurrent requests to {max_in_flight}")
         if send_sync_completed is not None and send_sync_completed != row.send_sync_completed:
             changes["send_sync_completed"] = send_sync_completed
-            said.append(f"Turned sync_completed {'on' if send_sync_completed else 'off'}")
         if answers_verify is not None and answers_verify != row.answers_verify:
             changes["answers_verify"] = answers_verify
-            said.append(f"Turned checks for differences {'on' if answers_verify else 'off'}")
         if changes:
+            record_settings(actor, row, {name: changes[name] for name in _SETTINGS if name in changes})
             for name, value in changes.items():
                 setattr(row, name, value)
             row.save(update_fields=[*changes, "updated_at"])
-            audit.record(actor, [row], "; ".join(said))
     return row
+
+
+def record_settings(actor: Actor, before: App, after: Mapping[str, object]) -> None:
+    """Record the fields in `after` that differ from those of the row `before`. Pausing and resuming have their own entry."""
+    given = dict(after)
+    paused = given.pop("paused", before.paused)
+    if paused != before.paused:
+        action = AuditAction.APP_PAUSED if paused else AuditAction.APP_RESUMED
+        audit.record(actor, action, [before], "Paused" if paused else "Resumed")
+    changes = audit.Changes.of(App, {name: getattr(before, name) for name in given}, given)
+    if changes:
+        audit.record(actor, AuditAction.APP_CHANGED, [before], changes.summary, changes)

@@ -1,18 +1,29 @@
 """Cancel re-syncs and retries, and cancel whatever runs or waits for one watch."""
 
+from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Case, Exists, F, Max, OuterRef, Q, QuerySet, Subquery, Value, When
+from django.db.models import Case, Count, Exists, F, Max, OuterRef, Q, QuerySet, Subquery, Value, When
 from django.db.models.functions import Coalesce, Greatest, Now
 from django.utils import timezone
 
-from deliveries_app import scheduling
+from deliveries_app import audit, scheduling
 from deliveries_app.actors import CONTROL_PERMISSION, RESYNC_PERMISSION, RETRY_PERMISSION, Actor
-from deliveries_app.models import AppRepository, BulkOperation, OperationKind, Outcome, Reason, Status, SyncRun
+from deliveries_app.models import (
+    App,
+    AppRepository,
+    AuditAction,
+    BulkOperation,
+    OperationKind,
+    Outcome,
+    Reason,
+    Status,
+    SyncRun,
+)
 from deliveries_app.progress import runs
-from deliveries_app.services import audit
 from deliveries_app.services.requests import PERMISSIONS
 from docora.db.clock import from_now
 from docora.redis import queues
@@ -29,6 +40,7 @@ def cancel_operation(actor: Actor, operation: BulkOperation) -> int:
     actor.require_app(operation.app)
     with transaction.atomic():
         unreleased = list(operation.pending.values_list("watch_id", flat=True)) if operation.is_gradual else []
+        unfinished = _by_app(operation.runs.filter(outcome="")) + _by_app(operation.pending.all())
         cancelled = _cancel(operation.runs.filter(outcome=""), also_locked=unreleased)
         if unreleased:
             BulkOperation.objects.select_for_update(no_key=True).get(pk=operation.pk)
@@ -38,11 +50,19 @@ def cancel_operation(actor: Actor, operation: BulkOperation) -> int:
         )
         runs.close_operations([operation.pk])
         if cancelled:
-            audit.record(
-                actor, [operation], f"Cancelled with {counted(cancelled, 'repository', 'repositories')} unfinished"
-            )
+            messages = {
+                app: f"Cancelled with {counted(unfinished[app.pk], 'repository', 'repositories')} unfinished"
+                for app in App.objects.filter(pk__in=unfinished)
+            }
+            audit.record_for_apps(actor, AuditAction.CANCEL, operation, messages)
     operation.refresh_from_db()
     return cancelled
+
+
+def _by_app(rows: QuerySet[Any]) -> Counter[int]:
+    """Return the number of these runs or unreleased watches by the key of their app."""
+    numbers = rows.exclude(watch=None).order_by().values_list("watch__app").annotate(Count("pk"))
+    return Counter(dict(numbers))
 
 
 def cancel_request(actor: Actor, watch: AppRepository) -> int:
@@ -58,7 +78,7 @@ def cancel_request(actor: Actor, watch: AppRepository) -> int:
         cancelled = _cancel(SyncRun.objects.filter(pk=newest.pk))
         if newest.operation_id:
             runs.close_operations([newest.operation_id])
-        audit.record(actor, [watch], f"Cancelled the {newest.get_reason_display()}")
+        audit.record(actor, AuditAction.CANCEL, [newest], f"Cancelled the {newest.get_reason_display()}")
     return cancelled
 
 
@@ -79,7 +99,7 @@ def cancel_sync(actor: Actor, watch: AppRepository) -> bool:
         _cancel(open_runs, f"Cancelled by {actor.name}.")
         AppRepository.objects.filter(pk=watch.pk).update(generation=F("generation") + 1, **_idle_fields())
         runs.close_operations(operations)
-        audit.record(actor, [watch], "Cancelled the sync")
+        audit.record(actor, AuditAction.CANCEL, [watch], "Cancelled the sync")
         transaction.on_commit(lambda: queues.drop([watch.job_id]), robust=True)
     return True
 

@@ -3,10 +3,9 @@
 from django.db import transaction
 from django.db.models.functions import Now
 
-from deliveries_app import scheduling
+from deliveries_app import audit, scheduling
 from deliveries_app.actors import CONTROL_PERMISSION, RETRY_PERMISSION, Actor
-from deliveries_app.models import AppRepository, AppRepositoryQuerySet, Status, SyncPause
-from deliveries_app.services import audit
+from deliveries_app.models import AppRepository, AppRepositoryQuerySet, AuditAction, Status, SyncPause
 from repositories_app import services as repositories
 from repositories_app.models import Repository
 
@@ -26,7 +25,7 @@ def reset_circuit(actor: Actor, repository: Repository) -> int:
         rows = AppRepository.objects.filter(pk__in=woken)
         rows.update(retry_count=0)  # a manual reset grants all attempts again
         rows.filter(status=Status.FAILED).update(status=Status.PENDING)
-        audit.record(actor, [repository], "Reset the circuit")
+        audit.record(actor, AuditAction.CIRCUIT_RESET, [repository], "Reset the circuit")
         transaction.on_commit(scheduling.enqueue_due, robust=True)
     return len(woken)
 
@@ -38,7 +37,7 @@ def pause_syncing(actor: Actor) -> SyncPause:
     with transaction.atomic():
         pause, is_new = SyncPause.objects.get_or_create(defaults={"paused_by": actor.name})
         if is_new:
-            audit.record(actor, [pause], "Paused all syncing")
+            audit.record(actor, AuditAction.ALL_PAUSED, [pause], "Paused all syncing")
     return pause
 
 
@@ -50,7 +49,7 @@ def resume_syncing(actor: Actor) -> bool:
         pause = SyncPause.objects.select_for_update().first()
         if pause is None:
             return False
-        audit.record(actor, [pause], "Resumed all syncing")
+        audit.record(actor, AuditAction.ALL_RESUMED, [pause], "Resumed all syncing")
         pause.delete()
         transaction.on_commit(scheduling.enqueue_due, robust=True)
     return True
@@ -61,25 +60,29 @@ def pause_watches(actor: Actor, watches: AppRepositoryQuerySet) -> list[AppRepos
 
     Nothing is checked or sent until they are resumed; requests and pushes are still recorded and wait.
     """
-    return _set_paused(actor, watches.filter(paused_at=None), "Paused", paused_at=Now(), paused_by=actor.name[:150])
+    fields: dict[str, object] = {"paused_at": Now(), "paused_by": actor.name[:150]}
+    return _set_paused(actor, watches.filter(paused_at=None), AuditAction.WATCH_PAUSED, "Paused", fields)
 
 
 def resume_watches(actor: Actor, watches: AppRepositoryQuerySet) -> list[AppRepository]:
     """Resume these watches, enqueue what is due, and return those that were paused."""
-    resumed = _set_paused(actor, watches.exclude(paused_at=None), "Resumed", paused_at=None, paused_by="")
+    fields: dict[str, object] = {"paused_at": None, "paused_by": ""}
+    resumed = _set_paused(actor, watches.exclude(paused_at=None), AuditAction.WATCH_RESUMED, "Resumed", fields)
     if resumed:
         transaction.on_commit(scheduling.enqueue_due, robust=True)
     return resumed
 
 
-def _set_paused(actor: Actor, watches: AppRepositoryQuerySet, message: str, **changes: object) -> list[AppRepository]:
+def _set_paused(
+    actor: Actor, watches: AppRepositoryQuerySet, action: AuditAction, message: str, fields: dict[str, object]
+) -> list[AppRepository]:
     actor.require(PAUSE_PERMISSION)
     actor.require_watches(watches)
     with transaction.atomic():
         rows = watches.alive().order_by("pk").for_list()
         changed = list(rows.select_for_update(of=("self",)))
-        AppRepository.objects.filter(pk__in=[watch.pk for watch in changed]).update(**changes)
-        audit.record(actor, changed, message)
+        AppRepository.objects.filter(pk__in=[watch.pk for watch in changed]).update(**fields)
+        audit.record(actor, action, changed, message)
     return changed
 
 

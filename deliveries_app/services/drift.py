@@ -8,12 +8,13 @@ from django.db.models import Count, Q, QuerySet, Sum
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from deliveries_app import scheduling
+from deliveries_app import audit, scheduling
 from deliveries_app.actors import RESYNC_PERMISSION, Actor
 from deliveries_app.models import (
     App,
     AppRepository,
     AppRepositoryQuerySet,
+    AuditAction,
     Delivery,
     DriftCheck,
     DriftFile,
@@ -26,7 +27,7 @@ from deliveries_app.models.deliveries import Kind
 from deliveries_app.models.drift import DriftCheckQuerySet
 from deliveries_app.planning.paths import PathSet
 from deliveries_app.progress.runs import Remaining
-from deliveries_app.services import audit, requests, resend
+from deliveries_app.services import requests, resend
 from deliveries_app.services.requests import NotFound
 from docora.db.clock import from_now
 from docora.text import counted, format_seconds
@@ -63,7 +64,7 @@ def check_watch(actor: Actor, watch: AppRepository) -> DriftCheck:
     with transaction.atomic():
         requested = _request(actor, AppRepository.objects.filter(pk=watch.pk))
         if requested:
-            audit.record(actor, [watch], "Requested a check for differences")
+            audit.record(actor, AuditAction.CHECK, [watch], "Requested a check for differences")
             scheduling.enqueue(watch, "high")
     open_check = DriftCheck.objects.open().filter(watch=watch).first()
     check = requested[0] if requested else open_check
@@ -81,7 +82,7 @@ def check_app(actor: Actor, app: App) -> list[int]:
         requested = _request(actor, AppRepository.objects.filter(app=app))
         if requested:
             repositories = counted(len(requested), "repository", "repositories")
-            audit.record(actor, [app], f"Requested a check for differences of {repositories}")
+            audit.record(actor, AuditAction.CHECK, [app], f"Requested a check for differences of {repositories}")
             transaction.on_commit(scheduling.enqueue_due, robust=True)
     pks = list(DriftCheck.objects.open().filter(watch__app=app).values_list("pk", flat=True))
     if not pks:
@@ -117,7 +118,7 @@ def cancel_check(actor: Actor, check: DriftCheck) -> bool:
     with transaction.atomic():
         if not _end(DriftCheck.objects.filter(pk=check.pk), DriftState.CANCELLED, f"Cancelled by {actor.name}."):
             return False
-        audit.record(actor, [check.watch], "Cancelled a check for differences")
+        audit.record(actor, AuditAction.CANCEL, [check.watch], "Cancelled a check for differences")
     return True
 
 
@@ -148,7 +149,8 @@ def send_differences(actor: Actor, check: DriftCheck) -> SentDifferences:
         unacknowledged = Delivery.objects.filter(watch=watch, acknowledged=False)
         total = unacknowledged.aggregate(files=Count("pk"), size=Sum("size", default=0))
         message = f"Sent {counted(files + deletes, 'difference', 'differences')} found by a check"
-        run = resend.request_unacknowledged(actor, watch, Remaining(total["files"], total["size"]), message)
+        remaining = Remaining(total["files"], total["size"])
+        run = resend.request_unacknowledged(actor, watch, remaining, AuditAction.DIFFERENCES, message)
         DriftCheck.objects.filter(pk=check.pk).update(sent_run=run.run_id)
     return SentDifferences(run, files, deletes, max(0, check.listed - files - deletes))
 

@@ -55,6 +55,5 @@ def ensure_watched(actor: Actor, app: App, url: str, wanted: Wanted) -> Ensured:
         exclude = watch.exclude_patterns if wanted.exclude is None else wanted.exclude
         watch_settings.set_app_patterns(actor, watch, include, exclude)
     if parsed.spelled != watch.github_url:
-        AppRepository.objects.filter(pk=watch.pk).update(github_url=parsed.spelled)
-        watch.refresh_from_db()
+        watch_settings.set_spelling(actor, watch, parsed.spelled)
     return Ensured(watch, created=False)

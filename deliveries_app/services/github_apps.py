@@ -3,9 +3,11 @@
 import re
 
 from django.core.exceptions import ValidationError
+from django.db import transaction
 
+from deliveries_app import audit
 from deliveries_app.actors import Actor
-from deliveries_app.services import audit
+from deliveries_app.models import AuditAction
 from repositories_app import github
 from repositories_app.git.exceptions import InvalidUrl
 from repositories_app.git.url import host_of, parse_url
@@ -13,6 +15,8 @@ from repositories_app.models import GitHubApp
 
 ADD_PERMISSION = "repositories_app.add_githubapp"
 CHANGE_PERMISSION = "repositories_app.change_githubapp"
+DELETE_PERMISSION = "repositories_app.delete_githubapp"
+_FIELDS = ("name", "host", "app_id", "private_key")
 _APP_ID = re.compile("[A-Za-z0-9._-]{1,100}")
 
 
@@ -56,7 +60,25 @@ def save_github_app(actor: Actor, github_app: GitHubApp, private_key: str = "") 
     github_app.app_id = validate_app_id(github_app.app_id)
     if private_key or not github_app.pk:
         github_app.private_key = validate_private_key(private_key)
-    github_app.save()
+    given = {name: getattr(github_app, name) for name in _FIELDS}
+    with transaction.atomic():
+        before = GitHubApp.objects.select_for_update().filter(pk=github_app.pk).first() if github_app.pk else None
+        github_app.save()
+        if before is None:
+            changes = audit.Changes.initial(GitHubApp, given)
+            audit.record(actor, AuditAction.GITHUB_APP_ADDED, [github_app], "Added the GitHub App", changes)
+            return
+        changes = audit.Changes.of(GitHubApp, {name: getattr(before, name) for name in given}, given)
+        if changes:
+            audit.record(actor, AuditAction.GITHUB_APP_CHANGED, [github_app], changes.summary, changes)
+
+
+def delete_github_app(actor: Actor, github_app: GitHubApp) -> None:
+    """Delete the credentials. Raises `ProtectedError` while a client app uses them."""
+    actor.require(DELETE_PERMISSION)
+    with transaction.atomic():
+        audit.record(actor, AuditAction.GITHUB_APP_DELETED, [github_app], "Deleted the GitHub App")
+        github_app.delete()
 
 
 def list_installations(actor: Actor, github_app: GitHubApp) -> list[str]:
@@ -66,5 +88,5 @@ def list_installations(actor: Actor, github_app: GitHubApp) -> list[str]:
     """
     actor.require(CHANGE_PERMISSION)
     accounts = github.installations(github_app)
-    audit.record(actor, [github_app], "Tested the key")
+    audit.record(actor, AuditAction.GITHUB_APP_TESTED, [github_app], "Tested the key")
     return accounts

@@ -7,9 +7,10 @@ from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.utils import timezone
 
+from deliveries_app import audit
 from deliveries_app.actors import Actor
-from deliveries_app.models import App
-from deliveries_app.services import audit
+from deliveries_app.models import App, AuditAction
+from deliveries_app.services.contact import tell_contact
 from deliveries_app.services.tokens import lock_app
 from deliveries_app.webhooks.signing import STANDARD_PREFIX
 from docora.security.crypto import new_webhook_key
@@ -66,7 +67,11 @@ def start_key_rotation(actor: Actor, app: App, key: str = "") -> NewKey:
         row.new_auth_key, row.key_rotation_started_at = new_key, timezone.now()
         row.new_key_signs, row.new_key_accepted_at = False, None
         _save(row)
-        audit.record(actor, [row], "Started rotating the signing key")
+        changes = audit.Changes(new={"new signing key": "added"})
+        audit.record(actor, AuditAction.KEY_STARTED, [row], "Started rotating the signing key", changes)
+        tell_contact(
+            actor, row, "A rotation of the signing key was started. Notifications carry a signature of each key."
+        )
     return NewKey(new_key)
 
 
@@ -80,7 +85,9 @@ def retire_old_key(actor: Actor, app: App) -> None:
             )
         row.client_auth_key = row.new_auth_key
         _end(row)
-        audit.record(actor, [row], "Retired the old signing key")
+        changes = audit.Changes(new={"signing key": "changed"})
+        audit.record(actor, AuditAction.KEY_RETIRED, [row], "Retired the old signing key", changes)
+        tell_contact(actor, row, "The old signing key was retired. Notifications are signed with the new key only.")
 
 
 def cancel_key_rotation(actor: Actor, app: App) -> None:
@@ -88,7 +95,9 @@ def cancel_key_rotation(actor: Actor, app: App) -> None:
     with transaction.atomic():
         row = _lock_rotating(actor, app)
         _end(row)
-        audit.record(actor, [row], "Discarded the new signing key")
+        changes = audit.Changes(new={"new signing key": "removed"})
+        audit.record(actor, AuditAction.KEY_DISCARDED, [row], "Discarded the new signing key", changes)
+        tell_contact(actor, row, "The new signing key was discarded. Notifications are signed with the old key only.")
 
 
 def _lock_rotating(actor: Actor, app: App) -> App:

@@ -1,20 +1,21 @@
 """Register client apps and change their settings."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from django.conf import settings
-from django.contrib.admin.models import ADDITION
-from django.core.exceptions import ValidationError
+from django.core.exceptions import PermissionDenied, ValidationError
 from django.core.validators import validate_email
 from django.db import transaction
 
-from deliveries_app import scheduling
+from deliveries_app import audit, scheduling
 from deliveries_app.actors import Actor
-from deliveries_app.models import App, AppToken
-from deliveries_app.services import audit, github_apps
+from deliveries_app.models import App, AppToken, AuditAction
+from deliveries_app.services import github_apps
+from deliveries_app.services.app_settings import record_settings
+from deliveries_app.services.contact import tell_contact
 from deliveries_app.services.keys import validate_key
 from docora.http.client import Request
 from docora.http.messages import url_blocked_reason
@@ -114,31 +115,35 @@ def onboard_app(
         raise ValidationError("The description must have at most 500 characters.", code="description")
     token = new_token()
     with transaction.atomic():
-        app = App.objects.create(
-            name=name,
-            base_url=base_url,
-            email=email,
-            website=website,
-            description=description,
-            client_auth_key=key,
-        )
+        fields = {
+            "name": name,
+            "base_url": base_url,
+            "email": email,
+            "website": website,
+            "description": description,
+            "client_auth_key": key,
+        }
+        app = App.objects.create(**fields)
         AppToken.objects.create(app=app, digest=hash_token(token), ending=token[-4:])
-        audit.record(actor, [app], "Registered", ADDITION)
+        audit.record(actor, AuditAction.APP_REGISTERED, [app], "Registered", audit.Changes.initial(App, fields))
     return Onboarded(app, token, key)
 
 
 def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
     """Save only the fields named in `changed`, because workers update the others.
 
-    The GitHub App decides what the client app can read, so assigning one also takes the permission to change GitHub Apps.
+    An app itself cannot do this with its token: a stolen one could send the files elsewhere (`app_settings` has what it can
+    change). The GitHub App decides what the client app can read, so assigning one also takes the permission to change GitHub Apps.
     Resuming clears the pause reason. Resuming or changing the base URL also clears the endpoint's cooldown.
     `max_in_flight` is the administrator's limit: if the app has chosen fewer concurrent requests, it keeps them.
     """
     actor.require("deliveries_app.change_app")
-    actor.require_app(app)
+    if actor.app is not None:
+        raise PermissionDenied("An app's token can't change these settings.")
     fields = set(changed)
     if "github_app" in fields:
         actor.require(github_apps.CHANGE_PERMISSION)
+    given = {name: getattr(app, name) for name in sorted(fields)}
     resumed = "paused" in fields and not app.paused
     if resumed:
         app.paused_reason = ""
@@ -146,16 +151,29 @@ def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
     if resumed or "base_url" in fields:
         app.cooldown_until, app.down_count = None, 0
         fields |= {"cooldown_until", "down_count"}
-        transaction.on_commit(scheduling.enqueue_due, robust=True)
     if "max_in_flight" in fields:
         limit = app.max_in_flight
         chosen = App.objects.filter(pk=app.pk).exclude(in_flight_limit=None).values_list("max_in_flight", flat=True)
         app.max_in_flight = min([limit, *chosen])
         app.in_flight_limit = limit if app.max_in_flight < limit else None
         fields.add("in_flight_limit")
-    app.save(update_fields={*fields, "updated_at"})
-    if "paused" in fields:
-        audit.record(actor, [app], "Paused" if app.paused else "Resumed")
+    with transaction.atomic():
+        before = App.objects.select_for_update(no_key=True, of=("self",)).select_related("github_app").get(pk=app.pk)
+        if "max_in_flight" in given:
+            before.max_in_flight = before.max_in_flight_limit  # what the form shows and sets
+        record_settings(actor, before, given)
+        _tell_contact(actor, before, given)
+        app.save(update_fields={*fields, "updated_at"})
+        if "cooldown_until" in fields:
+            transaction.on_commit(scheduling.enqueue_due, robust=True)
+
+
+def _tell_contact(actor: Actor, before: App, given: Mapping[str, object]) -> None:
+    """Tell the contact, at the address before the change, of another base URL and of another contact."""
+    if (url := given.get("base_url", before.base_url)) != before.base_url:
+        tell_contact(actor, before, f"The base URL was changed from {before.base_url} to {url}.")
+    if given.get("email", before.email) != before.email:
+        tell_contact(actor, before, "The contact's email address was changed. Further messages go to the new one.")
 
 
 def unreachable_reason(base_url: str) -> str:

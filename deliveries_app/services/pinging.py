@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
+from django.db import transaction
 from django.db.models.functions import Now
 
+from deliveries_app import audit
 from deliveries_app.actors import Actor
-from deliveries_app.models import App
-from deliveries_app.services import audit
+from deliveries_app.models import App, AuditAction
 from deliveries_app.services.requests import NotFound
+from deliveries_app.sync.outcomes import pause_app
 from deliveries_app.webhooks.client import describe_outcome, post_ping
 from deliveries_app.webhooks.keyring import Keyring, response_texts
 from docora.http.client import Cause, Outcome
@@ -67,11 +69,13 @@ def send_ping(actor: Actor, app: App, *, new_key: bool = False) -> Ping:
     with new_client(max_connections=1) as client:
         outcome = post_ping(client, app, ring)
     result: dict[str, Any] = {"pinged_at": Now(), "ping_failed_at": None} if outcome.ok else {"ping_failed_at": Now()}
-    App.objects.filter(pk=app.pk).update(**result)
-    if outcome.status == 410:
-        App.objects.filter(pk=app.pk).update(paused=True, paused_reason=_HINTS[410])
     message = _message(outcome)
-    audit.record(actor, [app], f"Sent a test ping{' with the new key' if new_key else ''}: {message}")
+    with transaction.atomic():
+        App.objects.filter(pk=app.pk).update(**result)
+        sent = f"Sent a test ping{' with the new key' if new_key else ''}: {message}"
+        audit.record(actor, AuditAction.PING, [app], sent)
+        if outcome.status == 410:
+            pause_app(app, _HINTS[410])
     return Ping(
         delivered=outcome.ok,
         message=message,

@@ -15,13 +15,15 @@ from datetime import datetime, timedelta
 from functools import partial
 
 from django.db import transaction
-from django.db.models import F, Min, Q, QuerySet
+from django.db.models import Count, F, Min, Q, QuerySet
 from django.db.models.functions import Coalesce, Now
 
-from deliveries_app import scheduling
+from deliveries_app import audit, scheduling
 from deliveries_app.actors import RESYNC_PERMISSION, Actor
 from deliveries_app.models import (
+    App,
     AppRepository,
+    AuditAction,
     BulkOperation,
     Canary,
     CanaryState,
@@ -34,7 +36,7 @@ from deliveries_app.models import (
 )
 from deliveries_app.models.root_causes import CLEARED_FAILURE
 from deliveries_app.progress import runs
-from deliveries_app.services import audit, requests
+from deliveries_app.services import requests
 from docora.text import counted
 
 logger = logging.getLogger(__name__)
@@ -132,11 +134,17 @@ def continue_operation(actor: Actor, operation: BulkOperation) -> int:
         if not operation.is_held:
             return 0
         held = operation.canaries.filter(state=CanaryState.HELD)
-        number = operation.pending.filter(watch__app__in=held.values("app")).count()
+        waiting = operation.pending.filter(watch__app__in=held.values("app")).order_by()
+        numbers = dict(waiting.values_list("watch__app").annotate(Count("pk")))
+        number = sum(numbers.values())
         held.update(state=CanaryState.CONTINUED)
         BulkOperation.objects.filter(pk=operation.pk).update(held_at=None)
-        count = counted(number, "repository", "repositories")
-        audit.record(actor, [operation], f"Continued with {count}. It was held: {operation.held_reason}")
+        messages: dict[App, str] = {
+            app: f"Continued with {counted(numbers[app.pk], 'repository', 'repositories')}."
+            f" It was held: {operation.held_reason}"
+            for app in App.objects.filter(pk__in=numbers)
+        }
+        audit.record_for_apps(actor, AuditAction.CONTINUE, operation, messages)
         transaction.on_commit(partial(release, operation.pk, by_person=True), robust=True)
         fields = {"operation_id": operation.operation_id, "by": actor.name, "repositories": number}
         transaction.on_commit(lambda: logger.info("operation_continued", extra=fields), robust=True)

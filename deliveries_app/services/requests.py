@@ -1,23 +1,25 @@
 """Shared by re-syncs, retries and resends: request a sync of one watch, or of several as one bulk operation."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from django.db import transaction
+from django.db.models import Count
 
-from deliveries_app import scheduling
+from deliveries_app import audit, scheduling
 from deliveries_app.actors import RESYNC_PERMISSION, RETRY_PERMISSION, Actor
 from deliveries_app.models import (
     App,
     AppRepository,
     AppRepositoryQuerySet,
+    AuditAction,
     BulkOperation,
     OperationKind,
     Reason,
     SyncRun,
 )
 from deliveries_app.progress import runs
-from deliveries_app.services import audit
 from docora.text import counted
 
 PERMISSIONS = {
@@ -26,7 +28,11 @@ PERMISSIONS = {
     OperationKind.RESEND: RESYNC_PERMISSION,  # a part of what a re-sync sends
 }
 MAX_REASON_CHARS = 200
-_LABELS = {OperationKind.RESYNC: "Re-sync", OperationKind.RETRY: "Retry", OperationKind.RESEND: "Resend"}
+_ACTIONS = {
+    OperationKind.RESYNC: AuditAction.RESYNC,
+    OperationKind.RETRY: AuditAction.RETRY,
+    OperationKind.RESEND: AuditAction.RESEND,
+}
 
 
 class NotFound(LookupError):
@@ -85,7 +91,7 @@ def start_single(
         if not opened:
             raise error
         watch.refresh_from_db()
-        audit.record(actor, [watch], f"{_LABELS[kind]} of {watch}")
+        audit.record(actor, _ACTIONS[kind], opened[:1], f"{_ACTIONS[kind].label} of {watch}")
         scheduling.enqueue(watch, "high")
     return Requested(opened[0], watch.job_id)
 
@@ -126,8 +132,8 @@ def start_bulk(
             operation.canary, operation.pace = rollout.canary, rollout.pace
             operation.save()
             runs.add_unreleased(operation, pks)
-            count = counted(len(pks), "repository", "repositories")
-            audit.record(actor, [operation], f"{_LABELS[kind]} of {count}, {operation.rollout}{_because(operation)}")
+            of_apps = App.objects.filter(watches__in=pks).annotate(number=Count("watches"))
+            record_for_apps(actor, operation, {app: app.number for app in of_apps}, f", {operation.rollout}")
             return operation
         operation.save()
         opened = request(actor, pks, operation) if pks else []
@@ -146,22 +152,27 @@ def start_bulk(
 
 
 def record_opened(actor: Actor, operation: BulkOperation, opened: Sequence[SyncRun]) -> None:
-    """Record in the audit log that these runs of the operation were opened: for each watch, or once if they are many."""
-    label = _LABELS[OperationKind(operation.kind)]
+    """Record that these runs of the operation were opened: for each watch, or if they are many, with their number for each app."""
     if len(opened) <= runs.LOGGED_ONE_BY_ONE:
-        watches = [run.watch for run in opened if run.watch]
-        audit.record(actor, watches, f"{label}, {operation.operation_id}{_because(operation)}")
+        action = _ACTIONS[OperationKind(operation.kind)]
+        message = f"{action.label}, {operation.operation_id}"
+        audit.record(actor, action, opened, message, reason=operation.reason, operation=operation)
     else:
-        count = counted(len(opened), "repository", "repositories")
-        audit.record(actor, [operation], f"{label} of {count}{_because(operation)}")
+        record_for_apps(actor, operation, Counter(run.watch.app for run in opened if run.watch))
+
+
+def record_for_apps(actor: Actor, operation: BulkOperation, numbers: Mapping[App, int], how: str = "") -> None:
+    """Record the request with the number of repositories of each app."""
+    action = _ACTIONS[OperationKind(operation.kind)]
+    messages = {
+        app: f"{action.label} of {counted(number, 'repository', 'repositories')}{how}"
+        for app, number in numbers.items()
+    }
+    audit.record_for_apps(actor, action, operation, messages, reason=operation.reason)
 
 
 def _title(kind: OperationKind, what: object) -> str:
     return f"{kind.label.capitalize()} · {what}"
-
-
-def _because(operation: BulkOperation) -> str:
-    return f". Reason: {operation.reason}" if operation.reason else ""
 
 
 def lock_watches(pks: Sequence[int], among: AppRepositoryQuerySet, *, by_person: bool = True) -> list[int]:

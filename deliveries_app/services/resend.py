@@ -8,11 +8,21 @@ from django.db import transaction
 from django.db.models import Count, F, QuerySet, Sum
 from django.db.models.functions import Now
 
-from deliveries_app import scheduling
+from deliveries_app import audit, scheduling
 from deliveries_app.actors import RESYNC_PERMISSION, Actor
-from deliveries_app.models import App, AppRepository, BulkOperation, Delivery, OperationKind, Reason, Status, SyncRun
+from deliveries_app.models import (
+    App,
+    AppRepository,
+    AuditAction,
+    BulkOperation,
+    Delivery,
+    OperationKind,
+    Reason,
+    Status,
+    SyncRun,
+)
 from deliveries_app.progress import runs
-from deliveries_app.services import audit, requests
+from deliveries_app.services import requests
 from deliveries_app.services.requests import NotFound
 from docora.text import counted
 
@@ -81,13 +91,16 @@ def resend_many(actor: Actor, deliveries: Sequence[int], *, reason: str = "") ->
 def _request_single(actor: Actor, watch: AppRepository, rows: QuerySet[Delivery]) -> SyncRun:
     """Request a sync of the watch and return the run that will send these rows."""
     [remaining] = _make_unacknowledged(rows).values()
-    return request_unacknowledged(actor, watch, remaining, f"Resent {counted(remaining.files, 'file', 'files')}")
+    message = f"Resent {counted(remaining.files, 'file', 'files')}"
+    return request_unacknowledged(actor, watch, remaining, AuditAction.RESEND, message)
 
 
-def request_unacknowledged(actor: Actor, watch: AppRepository, remaining: runs.Remaining, message: str) -> SyncRun:
+def request_unacknowledged(
+    actor: Actor, watch: AppRepository, remaining: runs.Remaining, action: AuditAction, message: str
+) -> SyncRun:
     """Request a sync that sends the rows which the caller has just made unacknowledged, and return its run.
 
-    A run that is open already sends these files too. `message` is for the audit log. Call this in the transaction that
+    A run that is open already sends these files too. `action` and `message` are for the audit log. Call this in the transaction that
     changed the rows and holds the watch's lock.
     """
     _make_due([watch.pk])
@@ -95,7 +108,7 @@ def request_unacknowledged(actor: Actor, watch: AppRepository, remaining: runs.R
     run = runs.newest_open_runs([watch]).get(watch.pk)
     if run is None:
         (run,) = requests.open_runs(actor, [watch.pk], Reason.RETRY, None, {watch.pk: remaining})
-    audit.record(actor, [watch], message)
+    audit.record(actor, action, [run], message)
     scheduling.enqueue(watch, "high")
     return run
 

@@ -10,9 +10,10 @@ from django.db.models import F, Q, QuerySet
 from django.db.models.functions import Coalesce, Least, Now
 from django.utils import timezone
 
+from deliveries_app import audit
 from deliveries_app.actors import Actor
-from deliveries_app.models import App, AppToken
-from deliveries_app.services import audit
+from deliveries_app.models import App, AppToken, AuditAction
+from deliveries_app.services.contact import tell_contact
 from deliveries_app.services.requests import NotFound
 from docora.db.clock import from_now
 from docora.security.crypto import hash_token, new_token
@@ -21,6 +22,7 @@ PERMISSION = "deliveries_app.rotate_secret_app"
 OVERLAP = timedelta(hours=24)
 MAX_OVERLAP = timedelta(days=30)
 _LAST_USED_PRECISION = timedelta(minutes=1)
+_TOKEN_CHANGED = audit.Changes(new={"token": "changed"})
 
 
 @dataclass(frozen=True)
@@ -68,25 +70,29 @@ def rotate_app_token(actor: Actor, app: App, *, overlap: timedelta = OVERLAP) ->
         raise ValidationError("The old token can stay valid for 0 to 30 days.", code="overlap")
     token = new_token()
     with transaction.atomic():
-        lock_app(actor, app)
+        row = lock_app(actor, app)
         until = from_now(overlap.total_seconds())
         app.tokens.update(expires_at=Least(Coalesce(F("expires_at"), until), until))
         # Zero overlap deletes without comparing times: SQLite compares text, whose length differs within a millisecond.
         (app.tokens.filter(expires_at__lte=Now()) if overlap else app.tokens.all()).delete()
         AppToken.objects.create(app=app, digest=hash_token(token), ending=token[-4:])
         old = app.tokens.filter(expires_at__isnull=False).order_by("-expires_at").first()
-        audit.record(actor, [app], "Rotated the token")
+        revoked = "" if overlap else " and revoked the old one"
+        audit.record(actor, AuditAction.TOKEN_ROTATED, [row], f"Rotated the token{revoked}", _TOKEN_CHANGED)
+        still = "The old one is accepted for a while." if overlap else "The old one was revoked."
+        tell_contact(actor, row, f"The API token was rotated. {still}")
     return NewToken(token, old.expires_at if old else None)
 
 
 def retire_old_tokens(actor: Actor, app: App) -> int:
     """Revoke all tokens but the newest. Return how many were still accepted."""
     with transaction.atomic():
-        lock_app(actor, app)
+        row = lock_app(actor, app)
         accepted = app.tokens.filter(expires_at__gt=Now()).count()
         app.tokens.filter(expires_at__isnull=False).delete()
         if accepted:
-            audit.record(actor, [app], "Retired old tokens")
+            audit.record(actor, AuditAction.TOKENS_RETIRED, [row], "Retired old tokens", _TOKEN_CHANGED)
+            tell_contact(actor, row, "The old API tokens were revoked. Only the newest one is accepted.")
     return accepted
 
 

@@ -8,11 +8,10 @@ from django.db import transaction
 from django.db.models import Case, F, Value, When
 from django.db.models.functions import Now
 
-from deliveries_app import scheduling
+from deliveries_app import audit, scheduling
 from deliveries_app.actors import Actor
-from deliveries_app.models import AppRepository, Status
+from deliveries_app.models import AppRepository, AuditAction, Status
 from deliveries_app.models.root_causes import CLEARED_FAILURE
-from deliveries_app.services import audit
 from deliveries_app.services.host_checks import check_readable
 from deliveries_app.services.patterns import validate_app_patterns, validate_patterns
 from deliveries_app.services.requests import NotFound
@@ -39,8 +38,9 @@ def replace_github_token(actor: Actor, watch: AppRepository, token: str) -> None
     with transaction.atomic():
         # Lock the repository's row before the watch's, as `record_git_failure` does.
         circuit.close_circuit(watch.repository)
+        before = _before(watch)
         _update(watch, github_token=token, **_start_afresh())
-        audit.record(actor, [watch], "Changed the repository's token")
+        _record(actor, watch, before, "Changed the repository's token", github_token=token)
         scheduling.enqueue(watch, "high")
 
 
@@ -59,10 +59,21 @@ def set_ref(actor: Actor, watch: AppRepository, ref: str) -> bool:
     check_readable(actor, watch.github_url, watch.github_token, ref, watch.github_app)
     with transaction.atomic():
         circuit.close_circuit(watch.repository)  # before the watch, as above
+        before = _before(watch)
         _update(watch, ref=ref, **_start_afresh())
-        audit.record(actor, [watch], f"Changed the branch or tag to {ref or 'the default branch'}")
+        _record(actor, watch, before, f"Changed the branch or tag to {ref or 'the default branch'}", ref=ref)
         scheduling.enqueue(watch, "high")
     return True
+
+
+def set_spelling(actor: Actor, watch: AppRepository, url: str) -> None:
+    """Store another spelling of the repository's URL, which notifications and answers then have."""
+    actor.require(PERMISSION)
+    actor.require_watch(watch)
+    with transaction.atomic():
+        before = _before(watch)
+        _update(watch, github_url=url)
+        _record(actor, watch, before, "Changed the spelling of the URL", github_url=url)
 
 
 def _start_afresh() -> dict[str, Any]:
@@ -85,8 +96,9 @@ def renew_push_secret(actor: Actor, watch: AppRepository) -> str:
     actor.require_watch(watch)
     secret = secrets.token_hex(32)
     with transaction.atomic():
+        before = _before(watch)
         _update(watch, push_secret=secret)
-        audit.record(actor, [watch], "Created a new push hook secret")
+        _record(actor, watch, before, "Created a new push hook secret", push_secret=secret)
     return secret
 
 
@@ -95,6 +107,20 @@ def _update(watch: AppRepository, **changes: object) -> None:
     if not AppRepository.objects.alive().filter(pk=watch.pk).update(**changes):
         raise NotFound("Repository not found")
     watch.refresh_from_db()
+
+
+def _before(watch: AppRepository) -> AppRepository:
+    """Return the watch's row as it is before the change, locked. Raises `NotFound` if it is no longer watched."""
+    alive = AppRepository.objects.alive().select_for_update(of=("self",), no_key=True)
+    row = alive.filter(pk=watch.pk).first()
+    if row is None:
+        raise NotFound("Repository not found")
+    return row
+
+
+def _record(actor: Actor, watch: AppRepository, before: AppRepository, message: str, **given: str) -> None:
+    changes = audit.Changes.of(AppRepository, {name: getattr(before, name) for name in given}, given)
+    audit.record(actor, AuditAction.WATCH_CHANGED, [watch], message, changes)
 
 
 @dataclass(frozen=True)
@@ -116,7 +142,7 @@ def set_ignore_patterns(actor: Actor, watch: AppRepository, text: str) -> Patter
     actor.require_watch(watch)
     text, count = validate_patterns(text)
     with transaction.atomic():
-        alive = AppRepository.objects.alive().filter(pk=watch.pk)
+        before, alive = _before(watch), AppRepository.objects.alive().filter(pk=watch.pk)
         changed = alive.exclude(ignore_patterns=text).update(
             ignore_patterns=text, request_count=F("request_count") + 1, next_sync_at=Now()
         )
@@ -124,7 +150,7 @@ def set_ignore_patterns(actor: Actor, watch: AppRepository, text: str) -> Patter
             raise NotFound("Repository not found")
         watch.refresh_from_db()
         if changed:
-            audit.record(actor, [watch], f"Changed the ignore patterns ({count} now)")
+            _record(actor, watch, before, f"Changed the ignore patterns ({count} now)", ignore_patterns=text)
             scheduling.enqueue(watch, "high")
     return PatternsSet(text, count, bool(changed))
 
@@ -149,7 +175,7 @@ def set_app_patterns(actor: Actor, watch: AppRepository, include: str, exclude: 
     actor.require_watch(watch)
     include, exclude = validate_app_patterns(include, exclude)
     with transaction.atomic():
-        alive = AppRepository.objects.alive().filter(pk=watch.pk)
+        before, alive = _before(watch), AppRepository.objects.alive().filter(pk=watch.pk)
         changed = alive.exclude(include_patterns=include, exclude_patterns=exclude).update(
             include_patterns=include,
             exclude_patterns=exclude,
@@ -160,6 +186,7 @@ def set_app_patterns(actor: Actor, watch: AppRepository, include: str, exclude: 
             raise NotFound("Repository not found")
         watch.refresh_from_db()
         if changed:
-            audit.record(actor, [watch], "Changed the app's include and exclude patterns")
+            message = "Changed the app's include and exclude patterns"
+            _record(actor, watch, before, message, include_patterns=include, exclude_patterns=exclude)
             scheduling.enqueue(watch, "high")
     return AppPatterns(include, exclude, bool(changed))

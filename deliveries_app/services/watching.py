@@ -9,17 +9,19 @@ from django.db import transaction
 from django.db.models import Case, F, When
 from django.db.models.functions import Now
 
-from deliveries_app import scheduling
+from deliveries_app import audit, scheduling
 from deliveries_app.actors import Actor
 from deliveries_app.models import (
     App,
     AppRepository,
     AppRepositoryQuerySet,
+    AuditAction,
     Notice,
     Outcome,
     PendingRelease,
     Reason,
     Status,
+    SyncRun,
 )
 from deliveries_app.models.apps import new_watch_id
 from deliveries_app.models.root_causes import CLEARED_FAILURE
@@ -30,6 +32,7 @@ from deliveries_app.services.patterns import validate_app_patterns, validate_lis
 from deliveries_app.services.resync import resync_single
 from deliveries_app.webhooks.payloads import timestamp
 from docora.redis import queues
+from docora.text import counted
 from repositories_app import services as repositories
 from repositories_app.git import remote
 from repositories_app.git.exceptions import InvalidUrl
@@ -182,10 +185,13 @@ def store_watch(
         if revived:
             _revive(watch)
         if not created:
-            changes = {name: value for name, value in asdict(terms).items() if value}
-            changes |= {"github_url": parsed.spelled, "github_token": terms.github_token}
-            AppRepository.objects.filter(pk=watch.pk).update(**changes)
+            given = {name: value for name, value in asdict(terms).items() if value}
+            given |= {"github_url": parsed.spelled, "github_token": terms.github_token}
+            AppRepository.objects.filter(pk=watch.pk).update(**given)
         if not created and not revived:
+            before = {name: getattr(watch, name) for name in given}
+            if changes := audit.Changes.of(AppRepository, before, given):
+                audit.record(actor, AuditAction.WATCH_CHANGED, [watch], changes.summary, changes)
             watch.refresh_from_db()
             resync_single(actor, watch, skip_permission_check=True)
             return Watched(watch, False)
@@ -193,8 +199,14 @@ def store_watch(
         run = runs.open_run(watch, Reason.INITIAL, requested_by=actor.name, user_pk=actor.user_pk)
         run.save()
         runs.log_requested([run])
+        _record_watched(actor, run, {"github_url": parsed.spelled, **asdict(terms)})
         scheduling.enqueue(watch, "high")
     return Watched(watch, True)
+
+
+def _record_watched(actor: Actor, run: SyncRun, terms: dict[str, str]) -> None:
+    changes = audit.Changes.initial(AppRepository, terms)
+    audit.record(actor, AuditAction.WATCHED, [run], "Started watching", changes)
 
 
 def _require_new(app: App, url: RepositoryUrl) -> None:
@@ -262,11 +274,12 @@ def unwatch_repository(actor: Actor, watch: AppRepository) -> None:
     actor.require_watch(watch)
     with transaction.atomic():
         quotas.count_unwatch(actor, watch.app)
-        _end([watch.pk])
+        if _end([watch.pk]):
+            audit.record(actor, AuditAction.UNWATCHED, [watch], "Stopped watching")
 
 
-def _end(watch_pks: Sequence[int]) -> None:
-    """Mark these watches as ended. The new generation fences their workers.
+def _end(watch_pks: Sequence[int]) -> int:
+    """Mark these watches as ended, and return how many were not. The new generation fences their workers.
 
     All watches are locked before any run or operation, as everywhere else: a worker that ends a run holds its watch when
     it locks the operation.
@@ -283,6 +296,7 @@ def _end(watch_pks: Sequence[int]) -> None:
         runs.drop_unreleased(unreleased)
     runs.end_all_runs(list(job_ids), Outcome.ENDED, also_close=operations)
     transaction.on_commit(lambda: queues.drop(list(job_ids.values())), robust=True)
+    return len(job_ids)
 
 
 def delete_app(actor: Actor, app: App) -> None:
@@ -290,5 +304,8 @@ def delete_app(actor: Actor, app: App) -> None:
     actor.require("deliveries_app.delete_app")
     actor.require_app(app)
     with transaction.atomic():  # lock the app before its watches, as the claim does
-        App.objects.filter(pk=app.pk, ended_at=None).update(ended_at=Now())
-        _end(list(app.watches.filter(ended_at=None).values_list("pk", flat=True)))
+        is_new = App.objects.filter(pk=app.pk, ended_at=None).update(ended_at=Now())
+        ended = _end(list(app.watches.filter(ended_at=None).values_list("pk", flat=True)))
+        if is_new:
+            count = counted(ended, "watched repository", "watched repositories")
+            audit.record(actor, AuditAction.APP_DELETED, [app], f"Deleted, with {count}")

@@ -1,5 +1,5 @@
-"""Delete old history: runs, bulk operations, checks for differences, actions of apps, traffic, failed attempts, ended alerts,
-and old sessions and sign-in attempts.
+"""Delete old history: runs, bulk operations, checks for differences, the audit log, traffic, failed attempts, ended alerts,
+sent mails, and old sessions and sign-in attempts.
 
 It can run at any time and be killed at any point: each slice is one transaction, and the next run continues. Three kinds of
 runs are kept regardless of their age:
@@ -18,14 +18,15 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.sessions.models import Session
-from django.db import transaction
+from django.db import connections, transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.utils import timezone
 
 from deliveries_app.models import (
     Alert,
-    AppAction,
+    AuditEntry,
     BulkOperation,
+    ContactMail,
     DeliveryAttempt,
     DriftCheck,
     DriftFile,
@@ -34,6 +35,8 @@ from deliveries_app.models import (
     Reason,
     SyncRun,
 )
+from deliveries_app.monitoring.alerts import contacts
+from docora.db import append_only
 from docora.redis import queues
 from docora.security import sign_in
 
@@ -50,12 +53,13 @@ class Pruned:
     runs: int = 0
     operations: int = 0
     checks: int = 0
-    actions: int = 0
+    audit_entries: int = 0
     traffic: int = 0
     alerts: int = 0
     sessions: int = 0
     attempts: int = 0
     delivery_attempts: int = 0
+    mails: int = 0
 
     @property
     def total(self) -> int:
@@ -87,12 +91,16 @@ def prune(
     others: dict[str, tuple[QuerySet[Any], str]] = {
         "operations": (operations, "created_at"),
         "checks": (checks, "created_at"),
-        "actions": (_older(AppAction.objects.all(), "created_at", settings.SYNC_RUN_RETENTION_DAYS, now), "created_at"),
+        "audit_entries": (
+            _older(AuditEntry.objects.all(), "created_at", settings.AUDIT_RETENTION_DAYS, now),
+            "created_at",
+        ),
         "traffic": (_older(HourlyTraffic.objects.all(), "hour", settings.TRAFFIC_RETENTION_DAYS, now), "hour"),
         "delivery_attempts": (_older(DeliveryAttempt.objects.all(), "at", settings.ATTEMPT_RETENTION_DAYS, now), "at"),
         "alerts": (_older(Alert.objects.all(), "ended_at", settings.SYNC_RUN_RETENTION_DAYS, now), "ended_at"),
         "sessions": (Session.objects.filter(expire_date__lt=now), "expire_date"),
         "attempts": (sign_in.old_attempts(now), "attempt_time"),
+        "mails": (ContactMail.objects.filter(created_at__lt=now - contacts.KEPT), "created_at"),
     }
     if dry_run:
         return Pruned(runs.count(), **{name: rows.count() for name, (rows, _) in others.items()})
@@ -152,7 +160,16 @@ def _remove(rows: QuerySet[Any], field: str, stop: Callable[[], bool]) -> Iterat
         rows = rows.filter(~Exists(SyncRun.objects.filter(operation=OuterRef("pk"))))
     if rows.model is DriftCheck:
         rows = rows.filter(~Exists(DriftFile.objects.filter(check_of=OuterRef("pk"))))
-    return _by_slices(rows.order_by(field, "pk"), field, stop, lambda part: part._raw_delete(using=part.db))
+    return _by_slices(rows.order_by(field, "pk"), field, stop, _delete)
+
+
+def _delete(part: QuerySet[Any]) -> int:
+    """Delete the rows of one slice. The audit log's triggers allow it for the time before its retention."""
+    if part.model is not AuditEntry:
+        return part._raw_delete(using=part.db)
+    before = timezone.now() - timedelta(days=min(settings.AUDIT_RETENTION_DAYS, _LONGEST_DAYS))
+    with append_only.deletes_before(connections[part.db], AuditEntry._meta.db_table, before):
+        return part._raw_delete(using=part.db)
 
 
 def _by_slices(

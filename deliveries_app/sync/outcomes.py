@@ -13,7 +13,9 @@ from django.db import transaction
 from django.db.models import F
 from django.db.models.functions import Coalesce, Greatest, Now
 
-from deliveries_app.models import App, AppRepository, Outcome, Status, root_causes
+from deliveries_app import audit
+from deliveries_app.actors import Actor
+from deliveries_app.models import App, AppRepository, AuditAction, Outcome, Status, root_causes
 from deliveries_app.models.root_causes import CLEARED_FAILURE, RootCause, SyncFailure
 from deliveries_app.progress import runs
 from deliveries_app.scheduling import next_check
@@ -176,9 +178,15 @@ def endpoint_gone(lease: Lease) -> None:
     """The app wants no more notifications: pause it until an administrator resumes it."""
     message = "The app returned HTTP 410 and was paused. Resume it once its endpoint accepts notifications again."
     with transaction.atomic():
-        App.objects.filter(pk=lease.watch.app_id).update(paused=True, paused_reason=message)
+        pause_app(lease.watch.app, message)
         postponed(lease, 0.0, SyncFailure(message, "http", RootCause.CLIENT_ERROR, 410))
         runs.end_runs(lease.watch.pk, lease.generation, Outcome.PAUSED, message)
+
+
+def pause_app(app: App, message: str) -> None:
+    """Pause the app, which answered 410, and record that Docora did so. If a person has paused it, that stays."""
+    if App.objects.filter(pk=app.pk, paused=False).update(paused=True, paused_reason=message):
+        audit.record(Actor.system(), AuditAction.APP_PAUSED, [app], f"Paused. {message}")
 
 
 def _log_failed(failure: SyncFailure, attempt: int, wait: float) -> None:

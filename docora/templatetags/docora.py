@@ -99,6 +99,16 @@ def _attributes(role: str, header: str) -> SafeString:
     return format_html(' role="{}" data-label="{}"', role, text[:1].upper() + text[1:])
 
 
+@register.filter
+def audit_value(value: object) -> str:
+    """Show a value of the audit log: yes and no, a dash for nothing, and control characters as escapes."""
+    if value is None or value == "":
+        return "—"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return escape_invisible(str(value))
+
+
 @register.simple_tag
 def program(*, in_full: bool = False) -> str:
     """Return the name of the command for use in a sentence, or with `in_full` what to type, for a block to copy."""

@@ -104,6 +104,7 @@ def read_body(request: HttpRequest, limit: int) -> None:
 
 _SOURCES = {"query": "The query parameter", "path": "The path parameter", "header": "The header"}
 _EXPECTED = {
+    "administrators_only": "can only be changed by an administrator",
     "bool_type": "must be true or false",
     "enum": "must be one of {expected}",
     "extra_forbidden": "is not known",

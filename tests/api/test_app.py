@@ -5,13 +5,15 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from django.core.exceptions import PermissionDenied
 from django.test import Client
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import App, AppAction
+from deliveries_app.models import App
 from deliveries_app.services import change_app
 from deliveries_app.services.keys import start_key_rotation
 from tests.api.caller import Caller, code_of, error_of
+from tests.support.audit import by_apps, messages
 from tests.support.receiver import Answer
 from tests.support.staff import staff
 from tests.support.world import World
@@ -27,8 +29,11 @@ def post(caller: Caller, path: str, body: object = None):
     return caller.client.post(URL + path, json.dumps({} if body is None else body), content_type="application/json")
 
 
+_ADMINISTRATORS = "The field base_url can only be changed by an administrator"
+
+
 def actions(app: App) -> list[str]:
-    return list(AppAction.objects.filter(app=app).order_by("pk").values_list("message", flat=True))
+    return messages(by_apps(app_id=app.app_id))
 
 
 def test_app_sees_its_settings(portal: Caller) -> None:
@@ -65,7 +70,7 @@ def test_pause_and_resume(world: World, caller: Caller) -> None:
     world.settle()
     assert len(world.requests("create")) == 1
     assert actions(caller.app) == ["Paused", "Resumed"]
-    assert AppAction.objects.latest("pk").address == "203.0.113.9"
+    assert by_apps().latest("pk").address == "203.0.113.9"
 
 
 def test_app_cannot_resume_what_an_administrator_has_paused(portal: Caller) -> None:
@@ -95,7 +100,7 @@ def test_concurrency_stays_within_the_administrator_s_limit(portal: Caller) -> N
     body = patch(portal, max_in_flight=8).json()
     assert (body["max_in_flight"], body["max_in_flight_limit"]) == (8, 8)
     assert App.objects.get(pk=portal.app.pk).in_flight_limit is None
-    assert actions(portal.app) == ["Set concurrent requests to 3", "Set concurrent requests to 8"]
+    assert actions(portal.app) == ["Concurrent requests: 8 → 3", "Concurrent requests: 3 → 8"]
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(16, (3, 16)), (3, (3, 3)), (2, (2, 2))])
@@ -116,11 +121,15 @@ def test_administrator_changes_the_limit_and_the_app_keeps_its_choice(
 def test_optional_events_are_switched(portal: Caller) -> None:
     assert patch(portal, send_sync_completed=True).json()["send_sync_completed"] is True
     assert patch(portal, answers_verify=True).json()["answers_verify"] is True
-    assert actions(portal.app) == ["Turned sync_completed on", "Turned checks for differences on"]
+    assert actions(portal.app) == ["Send sync_completed: no → yes", "Check for differences: no → yes"]
 
 
 def test_unknown_and_malformed_settings_are_422(portal: Caller) -> None:
-    assert error_of(patch(portal, base_url="https://evil.example"), 422) == "The field base_url is not known"
+    assert error_of(patch(portal, base_url="https://evil.example"), 422) == _ADMINISTRATORS
+    assert error_of(patch(portal, base_url=None), 422) == _ADMINISTRATORS
+    assert error_of(patch(portal, website="https://evil.example"), 422) == "The field website is not known"
+    with pytest.raises(PermissionDenied):
+        change_app(Actor.of_app(portal.app), portal.app, ["base_url"])
     assert error_of(patch(portal, paused="yes"), 422) == "The field paused must be true or false"
     assert error_of(patch(portal, max_in_flight=0), 422) == "The field max_in_flight must be at least 1"
 
@@ -209,7 +218,7 @@ def test_audit_log_in_the_admin_shows_what_the_app_did(portal: Caller, watches) 
     portal.post(f"/{watches[0].repository.repository_id}/push-secret")
     viewer = staff("victor", "view_app", "view_apprepository")
     page = viewer.get(f"/admin/deliveries_app/app/{portal.app.pk}/history/").text
-    assert "By the app, through the API" in page
+    assert "app Portal" in page
     assert "203.0.113.9" in page
     assert "Paused" in page
     page = viewer.get(f"/admin/deliveries_app/apprepository/{watches[0].pk}/history/").text

@@ -1,7 +1,8 @@
 """PUT: watch a repository as wanted, and change nothing if the app already does."""
 
-from deliveries_app.models import AppAction, AppRepository, SyncRun
+from deliveries_app.models import AppRepository, SyncRun
 from tests.api.caller import Caller, code_of, error_of
+from tests.support.audit import by_apps
 from tests.support.world import World
 
 
@@ -42,7 +43,7 @@ def test_token_that_is_left_out_stays_and_null_removes_it(world: World, caller: 
     assert AppRepository.objects.get().github_token == "any"
     caller.put({"github_url": repo.url, "github_token": None})
     assert AppRepository.objects.get().github_token == ""
-    assert AppAction.objects.filter(message="Changed the repository's token").count() == 1
+    assert by_apps(message="Changed the repository's token").count() == 1
 
 
 def test_other_spelling_is_kept_without_a_sync(world: World, caller: Caller) -> None:

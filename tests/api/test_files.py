@@ -6,10 +6,11 @@ import pytest
 from django.test import Client
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import AppAction, AppRepository, Delivery, DeliveryFailure, SyncRun
+from deliveries_app.models import AppRepository, Delivery, DeliveryFailure, SyncRun
 from deliveries_app.services import resync_single
 from tests.api.caller import BASE, Caller, code_of, error_of
 from tests.api.test_manifest import deliver, lines_of
+from tests.support.audit import by_apps
 from tests.support.receiver import Answer
 from tests.support.world import World
 
@@ -168,7 +169,7 @@ def test_resend_sends_these_files_and_no_others(world: World, caller: Caller) ->
     assert again.webhook_id != before["b"].webhook_id
     run = SyncRun.objects.get(run_id=body["run_id"])
     assert (run.outcome, run.files_total, run.files_done) == ("succeeded", 1, 1)
-    assert AppAction.objects.get(message="Resent 1 file").subject == "acme/widgets"
+    assert by_apps().get(message="Resent 1 file").repository_name == "acme/widgets"
     watch.refresh_from_db()
     assert (watch.status, watch.resend_floor) == ("synced", 1)
 

@@ -3,7 +3,6 @@
 from datetime import timedelta
 
 import pytest
-from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.utils import timezone
@@ -13,6 +12,7 @@ from deliveries_app.models import App, AppToken
 from deliveries_app.services import tokens
 from deliveries_app.services.requests import NotFound
 from tests.api.caller import Caller, error_of, token_of
+from tests.support.audit import by_users, messages
 from tests.support.staff import make_app
 
 ACTOR = Actor.command()
@@ -144,7 +144,7 @@ def test_users_need_permission_and_are_logged(app: App) -> None:
     token_of(app)
     tokens.rotate_app_token(actor, app)
     tokens.retire_old_tokens(actor, app)
-    assert [entry.change_message for entry in LogEntry.objects.order_by("pk")] == [
+    assert messages(by_users()) == [
         "Rotated the token",
         "Retired old tokens",
     ]

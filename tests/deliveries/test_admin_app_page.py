@@ -6,7 +6,6 @@ from datetime import timedelta
 from html import unescape
 
 import pytest
-from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
 from django.db import connection
 from django.test import Client
@@ -27,6 +26,7 @@ from deliveries_app.models import (
 from deliveries_app.reports import app_detail, failing_files
 from deliveries_app.services import resync_by_app, resync_many
 from deliveries_app.webhooks import endpoint_stats
+from tests.support.audit import by_users, messages
 from tests.support.staff import VIEWS, make_app, make_watch, staff
 
 APPS = "/admin/deliveries_app/app/"
@@ -400,7 +400,7 @@ def test_app_is_paused_and_resumed_from_its_page(admin: Client, app: App) -> Non
     assert "Pause app" in answer
     app.refresh_from_db()
     assert not app.paused
-    assert [entry.get_change_message() for entry in LogEntry.objects.order_by("pk")] == ["Paused", "Resumed"]
+    assert messages(by_users()) == ["Paused", "Resumed"]
 
 
 def test_query_count_is_constant(admin: Client, app: App) -> None:

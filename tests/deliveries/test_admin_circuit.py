@@ -3,12 +3,12 @@
 from datetime import timedelta
 
 import pytest
-from django.contrib.admin.models import LogEntry
 from django.test import Client
 from django.utils import timezone
 
 from deliveries_app.models import AppRepository
 from repositories_app.models import Repository
+from tests.support.audit import by_users
 from tests.support.staff import staff
 
 LIST = "/admin/repositories_app/repository/"
@@ -61,8 +61,8 @@ def test_reset_button_closes_the_circuit_and_schedules_every_watch(mender: Clien
     assert (watch.repository.consecutive_failures, watch.repository.circuit_open_until) == (0, None)
     due = AppRepository.objects.filter(next_sync_at__lte=timezone.now())
     assert {due_watch.pk for due_watch in due} == {broken[0].pk, broken[2].pk}
-    entry = LogEntry.objects.get()
-    assert (entry.user.username, entry.change_message) == ("mara", "Reset the circuit")
+    entry = by_users().get()
+    assert (entry.actor, entry.message) == ("mara", "Reset the circuit")
     assert "Reset the circuit" in mender.get(f"{LIST}{watch.repository_id}/history/").text
 
 

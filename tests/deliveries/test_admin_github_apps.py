@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
-from django.contrib.admin.models import LogEntry
 from django.core.exceptions import PermissionDenied
 from django.test import Client
 
@@ -14,6 +13,7 @@ from deliveries_app.models import App, AppRepository
 from deliveries_app.services import change_app, github_apps
 from repositories_app.models import GitHubApp, Repository
 from tests.support.admin_pages import superuser
+from tests.support.audit import by_users
 from tests.support.github_api import GitHubFixture, pem
 from tests.support.staff import make_app, make_watch, staff
 
@@ -103,7 +103,7 @@ def test_key_is_tested(root: Client, git: GitHubFixture, github_app: GitHubApp) 
     git.github.install("acme")
     page = root.post(f"{LIST}{github_app.pk}/test/", follow=True).text
     assert "GitHub accepted the key. Installed on: acme, umbrella." in page
-    assert LogEntry.objects.filter(change_message="Tested the key").count() == 2
+    assert by_users(message="Tested the key").count() == 2
     git.github.replies = [(401, {}, {})]
     page = root.post(f"{LIST}{github_app.pk}/test/", follow=True).text
     assert "GitHub refused the key of the GitHub App Reader." in page

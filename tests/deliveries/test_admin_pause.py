@@ -3,7 +3,6 @@
 from datetime import timedelta
 
 import pytest
-from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
 from django.db import connection
 from django.test import Client
@@ -11,6 +10,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from deliveries_app.models import AppRepository, SyncPause, SyncRun
+from tests.support.audit import by_users, messages
 from tests.support.staff import staff
 
 PAGE = "/admin/deliveries_app/queue/"
@@ -40,7 +40,7 @@ def test_page_explains_the_pause_and_only_post_pauses(operator: Client, watches)
     assert answer.redirect_chain == [(PAGE, 302)]
     assert "All syncing was paused by olga." in answer.text
     assert SyncPause.objects.get().paused_by == "olga"
-    assert LogEntry.objects.get().change_message == "Paused all syncing"
+    assert messages(by_users()) == ["Paused all syncing"]
 
 
 @pytest.mark.parametrize(("count", "expected"), [(1, "1 running sync stops"), (2, "2 running syncs stop")])

@@ -3,7 +3,6 @@
 from datetime import timedelta
 
 import pytest
-from django.contrib.admin.models import DELETION, LogEntry
 from django.contrib.auth.models import User
 from django.db.models.functions import Now
 from django.test import Client
@@ -11,6 +10,7 @@ from django.utils import timezone
 
 from deliveries_app.models import App, AppRepository, Delivery
 from deliveries_app.reports import impact
+from tests.support.audit import by_users
 from tests.support.staff import make_app, make_watch, staff
 
 APPS = "/admin/deliveries_app/app/"
@@ -80,8 +80,7 @@ def test_deletion_is_in_the_audit_log(admin: Client, watches: list[AppRepository
     assert page.redirect_chain == [(WATCHES, 302)]
     assert "Stopped watching acme/docs → Portal." in page.text
     admin.post(f"{APPS}{watches[2].app_id}/delete/", {"post": "yes"})
-    entries = LogEntry.objects.filter(action_flag=DELETION).order_by("pk")
-    assert [entry.object_repr for entry in entries] == ["acme/docs → Portal", "Search"]
+    assert [entry.subject for entry in by_users()] == ["acme/docs → Portal", "Search"]
 
 
 def test_action_removes_after_confirmation(admin: Client, watches) -> None:
@@ -95,7 +94,7 @@ def test_action_removes_after_confirmation(admin: Client, watches) -> None:
     assert "Stopped watching 2 repositories." in done.text
     assert done.redirect_chain[-1][0] == f"{WATCHES}?state=up_to_date"
     assert list(AppRepository.objects.alive()) == [watches[1]]
-    assert LogEntry.objects.filter(action_flag=DELETION).count() == 2
+    assert by_users(action="repository.unwatched").count() == 2
 
 
 def test_action_with_select_across_keeps_the_filters(admin: Client, watches) -> None:

@@ -3,13 +3,13 @@
 from datetime import timedelta
 
 import pytest
-from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
 from django.test import Client
 from django.utils import timezone
 
 from deliveries_app.models import App, AppRepository, BulkOperation, Status, SyncRun
 from docora.redis import queues
+from tests.support.audit import by_users
 from tests.support.staff import make_watch, staff
 
 LIST = "/admin/deliveries_app/apprepository/"
@@ -53,9 +53,9 @@ def test_confirming_one_row_redirects_to_its_operation(
     assert generations() == [2, 1, 1]
     run = SyncRun.objects.get()
     assert (run.requested_by, run.reason, run.operation) == ("anna", "resync", operation)
-    entry = LogEntry.objects.get()
-    assert (entry.user.username, entry.object_id) == ("anna", str(watches[0].pk))
-    assert entry.change_message == f"Re-sync, {operation.operation_id}. Reason: lost its disk"
+    entry = by_users().get()
+    assert (entry.actor, entry.subject_id, entry.run_id) == ("anna", str(watches[0].pk), run.run_id)
+    assert (entry.message, entry.reason) == (f"Re-sync, {operation.operation_id}", "lost its disk")
     assert queues.job_ids("high") == [watches[0].job_id]
 
 
@@ -71,7 +71,7 @@ def test_confirming_several_rows_redirects_to_the_operation(operator: Client, wa
     assert answer.redirect_chain == [(f"/admin/deliveries_app/bulkoperation/{operation.pk}/change/", 302)]
     assert "Re-syncing 3 repositories…" in answer.text
     assert generations() == [2, 2, 2]
-    assert LogEntry.objects.count() == 3
+    assert by_users().count() == 3
 
 
 def test_confirmation_can_be_refreshed_and_needs_post_yes(operator: Client, watches) -> None:

@@ -1,7 +1,6 @@
 """Retry: one watch at once, several after a confirmation, and clearly distinct from a re-sync."""
 
 import pytest
-from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
 from django.test import Client
 from django.utils import timezone
@@ -10,6 +9,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, BulkOperation, Outcome, Reason, Status, SyncRun
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.services import retry_all
+from tests.support.audit import by_users, messages
 from tests.support.staff import VIEWS, fail, make_app, make_watch, staff
 
 LIST = "/admin/deliveries_app/failedsync/"
@@ -62,7 +62,7 @@ def test_row_button_retries_at_once_and_redirects_back(operator: Client, failing
     assert answer.redirect_chain == [(f"{LIST}?cause=git_auth", 302)]
     assert "Retry queued for acme/site → Portal. Only unacknowledged files are sent." in answer.text
     assert retried() == ["acme/site → Portal"]
-    assert LogEntry.objects.get().change_message == "Retry of acme/site → Portal"
+    assert messages(by_users()) == ["Retry of acme/site → Portal"]
     watch = AppRepository.objects.get(pk=failing[1].pk)
     assert (watch.status, watch.retry_count, watch.generation) == (Status.PENDING, 0, 1)
 

@@ -1,7 +1,6 @@
 """The app's own include and exclude patterns, beside `.docoraignore` and an administrator's ignore patterns."""
 
 import pytest
-from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.test import Client
@@ -16,6 +15,7 @@ from deliveries_app.services.requests import NotFound
 from deliveries_app.services.watch_settings import AppPatterns, set_app_patterns, set_ignore_patterns
 from repositories_app.models import Snapshot
 from tests.support import transforms
+from tests.support.audit import by_users, messages
 from tests.support.git import Entry, Repo
 from tests.support.histories import assert_promise_kept, at_notification, compare_plans, kill_worker, sha
 from tests.support.staff import staff
@@ -202,7 +202,7 @@ def test_service_stores_audits_and_requests_a_sync(world: World) -> None:
     world.settle()
     assert not set_app_patterns(actor, watch, "a\nb", "# no").changed
     assert not AppRepository.objects.due().exists()
-    assert LogEntry.objects.get().get_change_message() == "Changed the app's include and exclude patterns"
+    assert messages(by_users()) == ["Changed the app's include and exclude patterns"]
     with pytest.raises(PermissionDenied):
         set_app_patterns(Actor.of_app(world.add_app("Other")), watch, "", "")
     assert set_app_patterns(Actor.of_app(world.app), watch, "", "# no").changed

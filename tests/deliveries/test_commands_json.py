@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from django.core.management import CommandError, call_command
 
-from deliveries_app.models import App, AppAction, DriftCheck, DriftState, SyncRun
+from deliveries_app import audit
+from deliveries_app.actors import Actor
+from deliveries_app.models import App, AuditAction, DriftCheck, DriftState, SyncRun
 from deliveries_app.receiver import Record
 from deliveries_app.sweep import retention
 from tests.deliveries.sender import KEY, Sender
@@ -46,8 +48,9 @@ def test_prune_counts_what_it_removes(db, capsys, monkeypatch) -> None:
         SyncRun(watch=watch, reason="change", generation=1, created_at=long_ago, ended_at=long_ago, outcome="succeeded")
         for _ in range(6)  # the newest one stays
     )
-    AppAction.objects.create(app=watch.app, subject="Portal", message="Paused")
-    AppAction.objects.update(created_at=long_ago)
+    entry = audit.entry(Actor.command(), AuditAction.PING, watch.app, "Sent a test ping")
+    entry.created_at = long_ago
+    entry.save()
     DriftCheck.objects.create(watch=watch, state=DriftState.EQUAL, created_at=long_ago, ended_at=long_ago)
     counted = run_json("prune", "--dry-run")
     assert set(counted) == {
@@ -55,15 +58,16 @@ def test_prune_counts_what_it_removes(db, capsys, monkeypatch) -> None:
         "runs",
         "operations",
         "checks",
-        "actions",
+        "audit_entries",
         "traffic",
         "alerts",
         "sessions",
         "attempts",
         "delivery_attempts",
+        "mails",
     }
     assert (counted["dry_run"], counted["runs"]) == (True, 5)
-    assert "Removed: 5 sync runs, 1 check for differences, 1 action of an app." in run("prune")
+    assert "Removed: 5 sync runs, 1 check for differences, 1 entry of the audit log." in run("prune")
     assert capsys.readouterr().err.splitlines()[:3] == ["Removed: 2", "Removed: 4", "Removed: 5"]
     assert run_json("prune") == dict.fromkeys(counted, 0) | {"dry_run": False}
 

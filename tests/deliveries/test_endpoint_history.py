@@ -4,20 +4,20 @@ from datetime import timedelta
 from html import unescape
 
 import pytest
-from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
+from deliveries_app import audit
 from deliveries_app.actors import Actor
-from deliveries_app.models import App, AppAction, HourlyTraffic
+from deliveries_app.models import App, AuditAction, HourlyTraffic
 from deliveries_app.reports import endpoint_history
 from deliveries_app.reports.chart import WIDTH, shares, steps
 from deliveries_app.services import pause_syncing, resync_by_app
 from deliveries_app.services.app_settings import change_own_settings
-from deliveries_app.services.keys import start_key_rotation
+from tests.support.audit import by_users
 from tests.support.staff import make_app
 
 ADMIN = "/admin/deliveries_app/app/"
@@ -62,10 +62,12 @@ def test_hours_of_an_app(viewer: Client, watches) -> None:
     assert page_of(viewer, app, "century").count('<tr><th scope="row">') == 24
 
 
-def test_marks_come_from_operations_and_both_audit_logs(viewer: Client, root: Client, watches) -> None:
+def test_marks_come_from_operations_and_the_audit_log(viewer: Client, root: Client, watches) -> None:
     app, anna = watches[0].app, Actor.of_user(User.objects.get(username="root"))
     operation = resync_by_app(anna, app)
-    start_key_rotation(anna, App.objects.get(pk=app.pk))
+    rotated = audit.entry(anna, AuditAction.KEY_STARTED, app, "Started rotating the signing key")
+    rotated.created_at = timezone.now() - timedelta(hours=30)
+    rotated.save()
     change_own_settings(Actor.of_app(app), app, paused=True)
     settings = f"{ADMIN}{app.pk}/settings/"
     form = root.get(settings).context["adminform"].form
@@ -73,9 +75,6 @@ def test_marks_come_from_operations_and_both_audit_logs(viewer: Client, root: Cl
     fields |= {f"initial-{name}": form.initial[name] for name in ("paused", "max_in_flight")}  # as the page has them
     assert root.post(settings, fields).status_code == 302  # resumes it
     pause_syncing(anna)
-    LogEntry.objects.filter(change_message="Started rotating the signing key").update(
-        action_time=timezone.now() - timedelta(hours=30)
-    )
     marks = endpoint_history.of_app(app, 24).marks
     assert [(mark.kind.value, mark.text) for mark in marks] == [
         ("pause", "Paused all syncing, by root"),
@@ -90,9 +89,7 @@ def test_marks_come_from_operations_and_both_audit_logs(viewer: Client, root: Cl
     assert f"{operation.title}, by root" in page_of(viewer, app)
     other = endpoint_history.of_app(watches[2].app, 24).marks
     assert [mark.text for mark in other] == ["Paused all syncing, by root"]
-    said = LogEntry.objects.filter(content_type__model="app", object_id=str(app.pk)).values_list(
-        "change_message", flat=True
-    )
+    said = by_users(subject_type="deliveries_app.app", app_id=app.app_id).values_list("message", flat=True)
     assert sorted(said) == ["Resumed", "Started rotating the signing key"]  # the form adds no entry of its own
 
 
@@ -102,7 +99,7 @@ def test_page_needs_the_permission_and_constant_queries(viewer: Client, client: 
     counts = []
     for number in range(1, 4):
         hour_ago(app, number, files=1, requests=1)
-        AppAction.objects.create(app=app, subject="Portal", message="Paused", address="192.0.2.1")
+        audit.record(Actor.of_app(app, address="192.0.2.1"), AuditAction.APP_PAUSED, [app], "Paused")
         page_of(viewer, app)
         with CaptureQueriesContext(connection) as queries:
             page_of(viewer, app)

@@ -1,7 +1,6 @@
 """`.docoraignore` and the patterns of a watch: files that match are not sent, or deleted if they were."""
 
 import pytest
-from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.core.exceptions import PermissionDenied, ValidationError
 
@@ -12,6 +11,7 @@ from deliveries_app.services import resync_single, unwatch_repository
 from deliveries_app.services.patterns import MAX_CHARACTERS, MAX_PATTERNS
 from deliveries_app.services.requests import NotFound
 from deliveries_app.services.watch_settings import set_ignore_patterns
+from tests.support.audit import by_users, messages
 from tests.support.git import Entry, Repo
 from tests.support.histories import assert_promise_kept, compare_plans, kill_worker, refusing
 from tests.support.world import World
@@ -232,7 +232,7 @@ def test_setting_patterns_requests_a_sync_and_is_audited(watches) -> None:
         done = set_ignore_patterns(actor, watch, "# comment\r\na\t\n!b\n\n")
         assert (done.text, done.count, done.changed) == ("# comment\na\t\n!b", 2, expected)
     assert (watch.request_count, watch.next_sync_at is not None) == (requests + 1, True)
-    assert [entry.change_message for entry in LogEntry.objects.all()] == ["Changed the ignore patterns (2 now)"]
+    assert messages(by_users()) == ["Changed the ignore patterns (2 now)"]
 
 
 def test_patterns_of_a_foreign_or_ended_watch(watches) -> None:

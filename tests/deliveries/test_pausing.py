@@ -5,7 +5,6 @@ from collections import Counter
 from datetime import timedelta
 
 import pytest
-from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
 from django.core.exceptions import PermissionDenied
 from django.db.models.functions import Now
@@ -36,6 +35,7 @@ from deliveries_app.sync.exceptions import Paused
 from deliveries_app.sync.lease import claim
 from repositories_app.git import remote
 from repositories_app.models import Repository
+from tests.support.audit import by_users, messages
 from tests.support.histories import assert_promise_kept, at_notification, refusing
 from tests.support.processes import in_threads, syncing
 from tests.support.world import World
@@ -334,8 +334,10 @@ def test_first_pause_is_kept_and_both_users_are_logged(db) -> None:
     assert resume_syncing(Actor.of_user(ben))
     assert not resume_syncing(Actor.of_user(anna))
     assert current_pause() is None
-    entries = LogEntry.objects.order_by("pk").values_list("user__username", "change_message")
-    assert list(entries) == [("anna", "Paused all syncing"), ("ben", "Resumed all syncing")]
+    assert list(by_users().values_list("actor", "message")) == [
+        ("anna", "Paused all syncing"),
+        ("ben", "Resumed all syncing"),
+    ]
 
 
 @pytest.mark.django_db(transaction=True)
@@ -423,4 +425,4 @@ def test_pausing_a_watch_takes_the_permission_and_is_logged_once(world: World) -
     watch.refresh_from_db()
     assert (watch.is_paused, watch.paused_by) == (True, "root")
     assert resume_watches(Actor.of_user(user), rows_of(watch)) == [watch]
-    assert [entry.change_message for entry in LogEntry.objects.order_by("pk")] == ["Paused", "Resumed"]
+    assert messages(by_users()) == ["Paused", "Resumed"]

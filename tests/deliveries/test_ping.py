@@ -3,7 +3,6 @@
 import socket
 
 import pytest
-from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
 from django.core.exceptions import PermissionDenied
 
@@ -11,6 +10,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import App
 from deliveries_app.receiver import Answer
 from deliveries_app.services.pinging import Ping, send_ping
+from tests.support.audit import by_users
 from tests.support.staff import staff
 from tests.support.world import World
 
@@ -95,4 +95,4 @@ def test_ping_needs_permission_and_is_logged(world: World) -> None:
     with pytest.raises(PermissionDenied):
         send_ping(Actor.of_user(User.objects.get(username="vera")), world.app)
     send_ping(Actor.of_user(User.objects.get(username="otto")), world.app)
-    assert "Sent a test ping" in LogEntry.objects.get().change_message
+    assert "Sent a test ping" in by_users().get().message

@@ -6,7 +6,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db.models.functions import Now
@@ -22,6 +21,7 @@ from repositories_app.git.exceptions import GitError, RefNotFound
 from repositories_app.mirror import mirror as mirrors
 from repositories_app.models import Repository
 from repositories_app.services import mirror_of
+from tests.support.audit import by_users, messages
 from tests.support.commands import run_json
 from tests.support.git import Repo, git
 from tests.support.histories import assert_promise_kept, at_notification, compare_plans, kill_worker
@@ -332,7 +332,7 @@ def test_only_those_who_may_change_a_watch_change_its_ref(world: World, repo: Re
         set_ref(Actor.of_app(world.add_app("Other")), watch, "dev")
     user.user_permissions.add(Permission.objects.get(codename="change_apprepository"))
     assert set_ref(Actor.of_user(User.objects.get()), watch, "dev")
-    assert LogEntry.objects.get().get_change_message() == "Changed the branch or tag to dev"
+    assert messages(by_users()) == ["Changed the branch or tag to dev"]
     unwatch_repository(Actor.command(), watch)
     with pytest.raises(NotFound):
         change(watch, "")

@@ -3,7 +3,6 @@
 from datetime import timedelta
 
 import pytest
-from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
 from django.core.exceptions import PermissionDenied
 from django.db import connection
@@ -41,6 +40,7 @@ from deliveries_app.services import (
     unwatch_repository,
 )
 from deliveries_app.services.release import CANARY_SECONDS, release_due
+from tests.support.audit import by_users
 from tests.support.staff import fail, make_app, make_watch
 
 COMMAND = Actor.command()
@@ -394,15 +394,16 @@ def test_log_names_canary_pace_and_continue(portal: App, caplog: pytest.LogCaptu
     release_due()
     operation.refresh_from_db()
     continue_operation(anna, operation)
-    messages = list(LogEntry.objects.order_by("pk").values_list("user__username", "change_message"))
+    messages = list(by_users().values_list("actor", "message", "reason"))
     held = "Portal: acme/Portal-0 failed: The app returned HTTP 500."
     assert messages == [
         (
             "anna",
-            "Re-sync of 2 repositories, one repository of each app first, at most 90 per minute. Reason: New disk",
+            "Re-sync of 2 repositories, one repository of each app first, at most 90 per minute",
+            "New disk",
         ),
-        ("anna", f"Re-sync, {operation.operation_id}. Reason: New disk"),
-        ("anna", f"Continued with 1 repository. It was held: {held}"),
+        ("anna", f"Re-sync, {operation.operation_id}", "New disk"),
+        ("anna", f"Continued with 1 repository. It was held: {held}", ""),
     ]
 
 

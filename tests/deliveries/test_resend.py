@@ -4,7 +4,6 @@ from html import unescape
 from urllib.parse import quote
 
 import pytest
-from django.contrib.admin.models import LogEntry
 from django.core.exceptions import PermissionDenied
 from django.db import connection
 from django.test import Client
@@ -15,6 +14,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, BulkOperation, Delivery
 from deliveries_app.reports import impact
 from deliveries_app.services import MAX_RESENT_AT_ONCE, cancel_operation, resend_many, resync_single
+from tests.support.audit import by_users
 from tests.support.staff import VIEWS, make_app, make_watch, staff
 from tests.support.world import World
 
@@ -56,7 +56,7 @@ def test_one_file_is_resent_at_once(world: World) -> None:
     assert answer.redirect_chain == [(page, 302)]
     assert "Resend queued for line\nbreak & é.txt." in unescape(answer.text)
     assert "Unconfirmed" in answer.text
-    assert LogEntry.objects.latest("pk").change_message == "Resent 1 file"
+    assert by_users().latest("pk").message == "Resent 1 file"
     world.settle()
     assert sent_since(world, before) == [("create", path)]
     assert "Delivered" in operator.get(page).text

@@ -7,7 +7,6 @@ from datetime import timedelta
 
 import django_rq
 import pytest
-from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
 from django.core.exceptions import PermissionDenied
 from django.db import connections
@@ -20,6 +19,7 @@ from deliveries_app.models import AppRepository, BulkOperation, DeliveryFailure,
 from deliveries_app.receiver import Answer, Notification
 from deliveries_app.services import cancel_sync, request_sync, resync_many, resync_single, retry_single
 from deliveries_app.sync.lease import claim
+from tests.support.audit import by_users, messages
 from tests.support.histories import assert_promise_kept, at_notification, in_doubt, kill_worker, refusing
 from tests.support.processes import in_threads, syncing
 from tests.support.receiver import wait_for
@@ -317,7 +317,7 @@ def test_two_concurrent_cancels(world: World, settings) -> None:
     resync_single(ME, watch)
     results = in_threads(*[lambda: cancel_sync(Actor.of_user(user), watch)] * 2)
     assert sorted(map(bool, results)) == [False, True]
-    assert [entry.change_message for entry in LogEntry.objects.all()] == ["Cancelled the sync"]
+    assert messages(by_users()) == ["Cancelled the sync"]
     assert_idle(watch, Status.PENDING, settings)
 
 

@@ -3,15 +3,16 @@
 from datetime import timedelta
 
 from axes.models import AccessAttempt
-from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.auth.models import Group, User
-from django.contrib.contenttypes.models import ContentType
 from django.utils import timezone
 
+from deliveries_app import audit
+from deliveries_app.actors import Actor
 from deliveries_app.models import (
     App,
     AppRepository,
     AppToken,
+    AuditAction,
     BulkOperation,
     Canary,
     CanaryState,
@@ -86,9 +87,9 @@ def _add(number: int) -> None:
     github_app = GitHubApp.objects.create(name=f"GitHub App {number:02}", app_id=f"{number}", private_key="k")
     App.objects.filter(pk=app.pk).update(github_app=github_app)
     AccessAttempt.objects.create(username=f"user-{number:02}", ip_address="192.0.2.1", failures_since_start=1)
+    changes = audit.Changes({"name": "a"}, {"name": f"{number}"})
     for row in (portal, watch, watch.repository, first, user):
-        kind = ContentType.objects.get_for_model(row)
-        LogEntry.objects.create(user=user, content_type=kind, object_id=row.pk, object_repr="x", action_flag=CHANGE)
+        audit.record(Actor(user.username, user=user), list(AuditAction)[number % 5], [row], "Changed", changes)
 
 
 def _add_check(number: int, watch: AppRepository) -> None:

@@ -19,6 +19,7 @@ from tests.support.valkey import ValkeyServer
 from tests.upgrade import make_dumps
 from tests.upgrade.databases import Database, Postgresql, Sqlite
 
+AUDIT_LOG = "deliveries_app_auditentry"
 APP_ID = f"app_{1:024}"
 REPOSITORY_IDS = [f"repo_{1:024}", f"repo_{2:024}"]
 
@@ -127,7 +128,7 @@ def test_every_row_is_read_and_every_secret_decrypted(old: Database, upgraded: D
     assert {"deliveries_app_delivery", "repositories_app_repository", "auth_user", "django_session"} <= tables
     from_migrations = {"auth_group", "auth_permission", "django_content_type"}
     assert {table: read["rows"][table] for table in tables - from_migrations} == {
-        table: before.get(table, 0)  # a new table is empty
+        table: before["django_admin_log"] if table == AUDIT_LOG else before.get(table, 0)  # a new table is empty
         for table in tables - from_migrations
     }
     assert read["keys"] == [make_dumps.SIGNING_KEY] * 2
@@ -150,6 +151,32 @@ def test_old_secrets_move_to_a_new_key(upgraded: Database, directory: Path) -> N
     assert json.loads(read)["watches"][1] == ["failed", make_dumps.GITHUB_TOKEN, ""]
     with_old_key = succeed(database, directory, "shell", "--verbosity", "0", "-c", READ_EVERYTHING)
     assert make_dumps.SIGNING_KEY not in with_old_key
+def test_old_log_entries_are_in_the_audit_log(old: Database, upgraded: Database) -> None:
+    joined = "FROM django_admin_log l JOIN auth_user u ON u.id = l.user_id ORDER BY l.id"
+    expected = old.execute(f"SELECT u.username, l.object_id, l.object_repr {joined}")
+    copied = f"SELECT actor, subject_id, subject, message, app_id FROM {AUDIT_LOG} ORDER BY id"
+    entries = upgraded.execute(copied)
+    assert [entry[:3] for entry in entries] == expected
+    assert all(message for *_, message, _ in entries)
+    assert APP_ID in {app_id for *_, app_id in entries}
+
+
+def test_audit_log_is_append_only_again_after_migrating_back(upgraded: Database, directory: Path) -> None:
+    database = upgraded.copy()
+    schema = database.schema()
+    succeed(database, directory, "migrate", "deliveries_app", "0019")
+    assert AUDIT_LOG not in database.count_rows()
+    assert not [table for table in database.count_rows() if "guard" in table]
+    succeed(database, directory, "migrate", "--no-input")
+    assert database.schema() == schema
+    with pytest.raises(Exception, match="append-only"):
+        database.execute(f"DELETE FROM {AUDIT_LOG}")
+    trigger = f"{AUDIT_LOG}_no_delete" if isinstance(database, Sqlite) else f"append_only_rows ON {AUDIT_LOG}"
+    database.execute(f"DROP TRIGGER {trigger}")
+    assert "triggers that protect the audit log are gone" in manage(database, directory, "doctor", "--offline").stdout
+    succeed(database, directory, "migrate", "--no-input")
+    with pytest.raises(Exception, match="append-only"):
+        database.execute(f"DELETE FROM {AUDIT_LOG}")
 
 
 @pytest.fixture

@@ -11,12 +11,13 @@ _LABELS = {
     "runs": ("sync run", "sync runs"),
     "operations": ("bulk operation", "bulk operations"),
     "checks": ("check for differences", "checks for differences"),
-    "actions": ("action of an app", "actions of apps"),
+    "audit_entries": ("entry of the audit log", "entries of the audit log"),
     "traffic": ("hour of traffic", "hours of traffic"),
     "alerts": ("alert", "alerts"),
     "sessions": ("session", "sessions"),
     "attempts": ("sign-in attempt", "sign-in attempts"),
     "delivery_attempts": ("failed attempt", "failed attempts"),
+    "mails": ("sent mail", "sent mails"),
 }
 
 

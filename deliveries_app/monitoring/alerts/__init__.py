@@ -1,12 +1,14 @@
 """Send alerts by email or webhook when a problem begins and when it ends.
 
-Alerts are off, and nothing here queries the database, unless `ALERT_EMAILS` or `ALERT_WEBHOOK_URL` is set.
+Alerts are off unless `ALERT_EMAILS` or `ALERT_WEBHOOK_URL` is set. Without those and without a mail server, nothing here
+queries the database.
 
 - `detect` finds problems and stores them in rows, at most once every half minute across all processes. Each beginning and
   each end is stored with the number of the round that found it.
 - `notify` sends each channel what began and ended since the last round it reported. A channel that was down gets everything in
   one message when it recovers, and nothing has to be queued.
 - `messages` writes the text, and `channels` sends it.
+- `contacts` tells the contacts of apps what was changed. It has nothing to do with problems, but sends mail from the same thread.
 
 The sweep's process runs this in its own thread, so that a slow mail server does not delay the sweep, and a hanging sweep does
 not delay alerts. If the sweep has stopped, the next free worker takes over (`enqueue_if_sweep_is_late`). If everything has
@@ -21,10 +23,11 @@ from dataclasses import dataclass
 
 from django.db import DatabaseError, close_old_connections, connections
 
-from deliveries_app.monitoring.alerts import messages
+from deliveries_app.monitoring.alerts import contacts, messages
 from deliveries_app.monitoring.alerts.channels import configured
 from deliveries_app.monitoring.alerts.detect import EVERY_SECONDS, detect
 from deliveries_app.monitoring.alerts.notify import notify, undelivered
+from deliveries_app.services.contact import is_on as mail_is_on
 from docora.redis import heartbeat, queues
 
 __all__ = ["enqueue_if_sweep_is_late", "run_in_background", "run_round", "send_test", "undelivered"]
@@ -36,12 +39,16 @@ _STOP_SECONDS = 5.0  # enough to record what was just sent
 
 
 def run_round() -> None:
-    """Detect problems and notify the channels. Skip what another process is doing. Raises `DatabaseError`."""
+    """Detect problems, notify the channels, and mail the contacts of apps. Skip what another process is doing.
+
+    Raises `DatabaseError`.
+    """
     channels = configured()
     if channels:
         detect()
         for channel in channels:
             notify(channel)
+    contacts.send_due()
 
 
 def enqueue_if_sweep_is_late() -> None:
@@ -49,7 +56,7 @@ def enqueue_if_sweep_is_late() -> None:
 
     It reads only Redis, because work-horses would inherit a worker's database connection.
     """
-    if configured():
+    if configured() or mail_is_on():
         signs = heartbeat.read()
         if signs and signs.sweep_is_late:
             queues.enqueue("high", JOB, "late", "alerts", owned=False)
@@ -70,10 +77,10 @@ def send_test() -> list[Tested]:
 
 @contextmanager
 def run_in_background() -> Iterator[None]:
-    """Run rounds of alerts in a thread, if alerts are on."""
+    """Run rounds of alerts in a thread, if alerts are on or there is a mail server."""
     stopped = threading.Event()
     thread = threading.Thread(target=_run_until, args=(stopped,), name="alerts", daemon=True)
-    if configured():
+    if configured() or mail_is_on():
         thread.start()
     try:
         yield

@@ -7,6 +7,7 @@ the mail server's password appears in a log.
 
 import smtplib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from django.conf import settings
 from django.core.mail import EmailMessage
@@ -57,16 +58,26 @@ class Email(Channel):
 
     def send(self, message: Message) -> str:
         """Hand the message to the mail server. Later delivery failures are not visible here."""
-        headers = {"Auto-Submitted": "auto-generated"}  # suppresses out-of-office replies
-        mail = EmailMessage(message.subject, message.body, to=settings.ALERT_EMAILS, headers=headers)
-        try:
-            mail.send()
-        except (OSError, ValueError) as error:  # smtplib errors are OSErrors
-            options = settings.MAILERS["default"]["OPTIONS"]
-            password = options["password"] or ""
-            text = f"The mail server {options['host']} rejected the message: {_reason(error)}."
-            return remove_secrets(text, password, f"\0{options['username']}\0{password}" if password else "")
-        return ""
+        return send_mail(
+            message.subject, message.body, settings.ALERT_EMAILS, "no address in ALERT_EMAILS was accepted"
+        )
+
+
+def send_mail(subject: str, body: str, to: Sequence[str], refused: str = "the address was not accepted") -> str:
+    """Hand a message to the mail server. Return an empty string, or if that fails one sentence without secrets.
+
+    `refused` says in it that no recipient was accepted.
+    """
+    headers = {"Auto-Submitted": "auto-generated"}  # suppresses out-of-office replies
+    try:
+        EmailMessage(subject, body, to=to, headers=headers).send()
+    except (OSError, ValueError) as error:  # smtplib errors are OSErrors
+        options = settings.MAILERS["default"]["OPTIONS"]
+        password = options["password"] or ""
+        reason = refused if isinstance(error, smtplib.SMTPRecipientsRefused) else _reason(error)
+        text = f"The mail server {options['host']} rejected the message: {reason}."
+        return remove_secrets(text, password, f"\0{options['username']}\0{password}" if password else "")
+    return ""
 
 
 def configured() -> list[Channel]:
@@ -80,8 +91,6 @@ def configured() -> list[Channel]:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, smtplib.SMTPRecipientsRefused):
-        return "no address in ALERT_EMAILS was accepted"
     if isinstance(error, smtplib.SMTPResponseException):
         return f"{error.smtp_code} {' '.join(clean_text(error.smtp_error, 200).split())}"
     if isinstance(error, OSError) and error.strerror:

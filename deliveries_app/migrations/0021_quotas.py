@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('deliveries_app', '0019_gradual_operations'),
+        ('deliveries_app', '0020_audit_log'),
     ]
 
     operations = [

@@ -1,0 +1,154 @@
+"""Docora's audit log in place of Django's: what model admins write to it, and each object's page with its entries.
+
+The admin site mixes `AuditedAdmin` into every model admin that is registered, also those of other packages.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from django.contrib.admin.models import LogEntry
+from django.contrib.admin.utils import unquote
+from django.contrib.auth.models import Permission
+from django.core.exceptions import PermissionDenied
+from django.db import transaction
+from django.db.models import Model, QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+
+from deliveries_app import audit
+from deliveries_app.actors import Actor
+from deliveries_app.models import AuditAction, AuditEntry
+from deliveries_app.reports import audit_log
+from docora.web.paginators import BoundedPaginator
+
+_ACTIONS = {
+    ("auth.user", "added"): AuditAction.USER_ADDED,
+    ("auth.user", "changed"): AuditAction.USER_CHANGED,
+    ("auth.user", "deleted"): AuditAction.USER_DELETED,
+    ("auth.group", "added"): AuditAction.GROUP_ADDED,
+    ("auth.group", "changed"): AuditAction.GROUP_CHANGED,
+    ("auth.group", "deleted"): AuditAction.GROUP_DELETED,
+}
+PER_PAGE = 50
+_OTHERS = {"added": AuditAction.ADDED, "changed": AuditAction.CHANGED, "deleted": AuditAction.DELETED}
+
+
+@dataclass(frozen=True)
+class FormChanges:
+    """What a form changes, in place of Django's message for its own log."""
+
+    message: str
+    changes: audit.Changes
+    is_password: bool
+
+
+class AuditedAdmin:
+    """Write to the audit log instead of `LogEntry`, in the transaction of the change, and show the entries of a row.
+
+    If a model admin sets `audited_by_services`, the services that it calls write the entries.
+    """
+
+    model: type[Model]
+
+    def construct_change_message(self, request: HttpRequest, form: Any, formsets: Any, add: bool = False) -> Any:
+        base: Any = super()
+        text = LogEntry(change_message=json.dumps(base.construct_change_message(request, form, formsets, add)))
+        names = list(form.changed_data)
+        is_password = bool(names) and all("password" in name for name in names)
+        # Only these models are known to have no secrets besides passwords.
+        shows_values = self.model._meta.app_label == "auth"
+        changes = _changes_of(form, names, shows_values=shows_values, add=add)
+        return FormChanges(text.get_change_message(), changes, is_password and not add)
+
+    def log_addition(self, request: HttpRequest, obj: Model, message: Any) -> None:
+        self._record(request, [obj], "added", message)
+
+    def log_change(self, request: HttpRequest, obj: Model, message: Any) -> None:
+        self._record(request, [obj], "changed", message)
+
+    def log_deletions(self, request: HttpRequest, queryset: Any) -> None:
+        """Do nothing: `delete_model` and `delete_queryset` record it together with the deletion."""
+
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        obj.recorded_by_admin = True  # so that the signals of `services.sign_ins` do not record it as well
+        base: Any = super()
+        base.save_model(request, obj, form, change)
+
+    def delete_model(self, request: HttpRequest, obj: Model) -> None:
+        base: Any = super()
+        with transaction.atomic():
+            self._record(request, [obj], "deleted", "Deleted")
+            base.delete_model(request, obj)
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+        base: Any = super()
+        with transaction.atomic():
+            self._record(request, list(queryset), "deleted", "Deleted")
+            base.delete_queryset(request, queryset)
+
+    def _record(self, request: HttpRequest, rows: Iterable[Model], verb: str, message: Any) -> None:
+        if getattr(self, "audited_by_services", False):
+            return
+        action = _ACTIONS.get((self.model._meta.label_lower, verb), _OTHERS[verb])
+        changes = audit.NOTHING
+        if isinstance(message, FormChanges):
+            changes = message.changes
+            if message.is_password:
+                action = AuditAction.PASSWORD
+            message = message.message
+        audit.record(Actor.of_request(request), action, rows, str(message) or verb.capitalize(), changes)
+
+    def history_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """Show the entries about a row, newest first."""
+        this: Any = self
+        obj = this.get_object(request, unquote(object_id))
+        if obj is None:
+            return this._get_obj_does_not_exist_redirect(request, self.model._meta, object_id)  # type: ignore[no-any-return]
+        if not this.has_view_or_change_permission(request, obj):
+            raise PermissionDenied
+        entries = AuditEntry.objects.filter(AuditEntry.about(obj))
+        page = BoundedPaginator(entries, PER_PAGE).get_page(request.GET.get("p"))
+        context = {
+            **this.admin_site.each_context(request),
+            "title": f"Audit log: {obj}",
+            "object": obj,
+            "original": obj,
+            "opts": self.model._meta,
+            "page": page,
+            "entries": page.object_list,
+            "all_entries": audit_log.list_of(request.user, obj),
+            **(extra_context or {}),
+        }
+        template = f"admin/{self.model._meta.app_label}/{self.model._meta.model_name}/object_history.html"
+        return TemplateResponse(request, [template, "admin/object_history.html"], context)
+
+
+def _changes_of(form: Any, names: Sequence[str], *, shows_values: bool, add: bool) -> audit.Changes:
+    """Return the changed values of a form, or with `shows_values` off only which these are."""
+    old: dict[str, Any] = {}
+    new: dict[str, Any] = {}
+    for name in names:
+        field = form.fields.get(name)
+        label = "password" if "password" in name else str(getattr(field, "label", None) or name)
+        if "password" in name or not shows_values:
+            new[label] = "added" if add else "changed"
+            continue
+        if not add:
+            old[label] = _shown(form.initial.get(name))
+        if (value := _shown(form.cleaned_data.get(name))) not in (None, "") or not add:
+            new[label] = value
+    return audit.Changes(old, new)
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, QuerySet | list | tuple):
+        return audit.shown(", ".join(sorted(map(_name_of, value))))
+    return audit.shown(value)
+
+
+def _name_of(value: Any) -> str:
+    return f"{value.content_type.app_label}.{value.codename}" if isinstance(value, Permission) else str(value)

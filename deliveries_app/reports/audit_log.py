@@ -1,0 +1,90 @@
+"""Read the audit log: search it, and find the list with the entries about a row."""
+
+import ipaddress
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import urlencode
+
+from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+from django.db.models import Model, Q
+from django.urls import reverse
+
+from deliveries_app.models import App, AppRepository, AuditAction, AuditEntry, BulkOperation, SyncRun
+from deliveries_app.reports.history import Search
+from repositories_app.models import Repository
+
+VIEW_PERMISSION = "deliveries_app.view_auditentry"
+EXPORT_PERMISSION = "deliveries_app.export_auditentry"
+_IDS = {"app_": "app_id", "repo_": "repository_id", "run_": "run_id", "bulk_": "operation_id"}
+
+
+def search(term: str) -> Search:
+    """Search by the exact id of an app, repository, run or operation, by address, or by part of what was done or by whom."""
+    term = term.strip()
+    if not term:
+        return Search(Q())
+    for prefix, column in _IDS.items():
+        if term.startswith(prefix):
+            return Search(Q(**{column: term}))
+    if _is_address(term):
+        return Search(Q(address=term))
+    parts = ("message", "subject", "reason", "actor", "address")
+    condition = Q()
+    for part in parts:
+        condition |= Q(**{f"{part}__icontains": term})
+    return Search(condition, in_window=True)
+
+
+def _is_address(term: str) -> bool:
+    try:
+        ipaddress.ip_address(term)
+    except ValueError:
+        return False
+    return True
+
+
+def action_named(text: str) -> str | None:
+    """Return the action with this label or value, in any case."""
+    text = text.strip().casefold()
+    return next((action.value for action in AuditAction if text in {action.value, str(action.label).casefold()}), None)
+
+
+def list_of(user: AbstractBaseUser | AnonymousUser, row: Model) -> str:
+    """Return the URL of the list with the entries about a row, empty if there is none or the user cannot view it."""
+    query: dict[str, Any] = {}
+    match row:
+        case App():
+            query = {"app": row.pk}
+        case AppRepository():
+            query = {"app": row.app_id, "q": row.repository.repository_id}
+        case Repository():
+            query = {"q": row.repository_id}
+        case BulkOperation():
+            query = {"q": row.operation_id}
+        case SyncRun():
+            query = {"q": row.run_id}
+    if not query or not user.has_perm(VIEW_PERMISSION):  # type: ignore[union-attr]
+        return ""
+    return f"{reverse('admin:deliveries_app_auditentry_changelist')}?{urlencode(query)}"
+
+
+def links(user: AbstractBaseUser | AnonymousUser, entry: AuditEntry) -> dict[str, str]:
+    """Return the URLs of the pages of what the entry concerns, by the names of its columns, as far as the rows still exist."""
+    watch = AppRepository.objects.filter(
+        app__app_id=entry.app_id, repository__repository_id=entry.repository_id
+    ).values_list("pk", flat=True)
+    found: Iterable[tuple[str, str, Any]] = (
+        ("app_id", "deliveries_app.app", App.objects.filter(app_id=entry.app_id)),
+        ("watch", "deliveries_app.apprepository", watch),
+        ("repository_id", "repositories_app.repository", Repository.objects.filter(repository_id=entry.repository_id)),
+        ("run_id", "deliveries_app.syncrun", SyncRun.objects.filter(run_id=entry.run_id)),
+        ("operation_id", "deliveries_app.bulkoperation", BulkOperation.objects.filter(operation_id=entry.operation_id)),
+    )
+    pages = {}
+    for name, label, rows in found:
+        app_label, _, model = label.partition(".")
+        if (name == "watch" or getattr(entry, name)) and user.has_perm(f"{app_label}.view_{model}"):  # type: ignore[union-attr]
+            pk = rows.order_by().values_list("pk", flat=True).first()
+            if pk is not None:
+                pages[name] = reverse(f"admin:{app_label}_{model}_change", args=[pk])
+    return pages

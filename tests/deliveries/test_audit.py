@@ -1,0 +1,789 @@
+"""The audit log: every use case writes it for every kind of actor, nothing changes it, and it can be found and exported."""
+
+import csv
+import importlib
+import inspect
+import io
+import json
+import pkgutil
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import Group, Permission, User
+from django.core.exceptions import PermissionDenied
+from django.core.management import call_command
+from django.db import IntegrityError, connection, transaction
+from django.test import Client
+from django.utils import timezone
+
+from deliveries_app import audit, services
+from deliveries_app.actors import Actor
+from deliveries_app.models import (
+    ActorKind,
+    App,
+    AppRepository,
+    AuditAction,
+    AuditEntry,
+    BulkOperation,
+    CanaryState,
+    DriftCheck,
+    DriftFile,
+    DriftKind,
+    DriftState,
+    Outcome,
+    RootCause,
+    SyncRun,
+)
+from deliveries_app.services import (
+    app_settings,
+    github_apps,
+    keys,
+    onboarding,
+    pinging,
+    sign_ins,
+    tokens,
+    watch_settings,
+    watching_many,
+)
+from deliveries_app.services.watching import Terms
+from deliveries_app.sweep.retention import prune
+from deliveries_app.sync.outcomes import pause_app
+from docora.db import append_only
+from repositories_app import github
+from repositories_app.models import GitHubApp
+from tests.api.caller import Caller
+from tests.support.audit import by_users, messages
+from tests.support.github_api import pem
+from tests.support.processes import in_threads
+from tests.support.staff import fail, make_app, make_watch, staff
+from tests.support.world import World
+
+LIST = "/admin/deliveries_app/auditentry/"
+TABLE = AuditEntry._meta.db_table
+A = AuditAction
+
+# --- Every use case ------------------------------------------------------------------------------------------------------
+
+_INNER = {
+    "lock_app", "tell_contact", "record_settings", "start_single", "start_bulk", "record_opened", "record_for_apps",
+    "open_runs", "resync_watches", "request_unacknowledged", "store_watch",
+}  # fmt: skip
+"""Parts of use cases. What they record is seen in those."""
+_UNRECORDED = {"repository_pushed": "A git host sends it on every push. It only makes Docora look."}
+
+
+def use_cases() -> set[str]:
+    """Return every public function of the services whose first argument is the actor."""
+    found = set()
+    for info in pkgutil.iter_modules(services.__path__):
+        module = importlib.import_module(f"{services.__name__}.{info.name}")
+        for name, function in inspect.getmembers(module, inspect.isfunction):
+            is_public = function.__module__ == module.__name__ and not name.startswith("_")
+            if is_public and next(iter(inspect.signature(function).parameters), "") == "actor":
+                found.add(name)
+    return found - _INNER - set(_UNRECORDED)
+
+
+class Stage:
+    """An app with two repositories that have been synced."""
+
+    def __init__(self, world: World) -> None:
+        self.world, self.app = world, world.app
+        App.objects.filter(pk=self.app.pk).update(answers_verify=True)
+        self.app.refresh_from_db()
+        self.repo, self.watch = world.watch({"readme.md": b"1", "a.txt": b"2"})
+        self.other = world.watch(name="acme/other")[1]
+        world.settle()
+        self.watch = AppRepository.objects.select_related("app", "repository").get(pk=self.watch.pk)
+
+    @property
+    def both(self) -> Any:
+        return AppRepository.objects.filter(pk__in=[self.watch.pk, self.other.pk])
+
+    def failing(self) -> None:
+        for watch in self.both:
+            fail(watch, RootCause.TIMEOUT)
+
+    def found_differences(self) -> DriftCheck:
+        check = DriftCheck.objects.create(
+            watch=self.watch, state=DriftState.DIFFERS, ended_at=timezone.now(), missing=1, listed=1
+        )
+        sequence = self.world.rows(self.watch)["a.txt"].sequence
+        DriftFile.objects.create(check_of=check, path="a.txt", kind=DriftKind.MISSING, sequence=sequence)
+        return check
+
+    def held(self, actor: Actor) -> BulkOperation:
+        rollout = services.Rollout(canary=True)
+        operation = services.resync_by_app(Actor.system(), self.app, rollout=rollout)
+        SyncRun.objects.filter(operation=operation).update(outcome=Outcome.FAILED, ended_at=timezone.now(), error="No.")
+        operation.canaries.update(state=CanaryState.HELD, reason="No.")
+        BulkOperation.objects.filter(pk=operation.pk).update(held_at=timezone.now(), held_reason="No.")
+        operation.refresh_from_db()
+        return operation
+
+    def accept_new_key(self) -> None:
+        App.objects.filter(pk=self.app.pk).update(new_key_accepted_at=timezone.now())
+
+    def changed_app(self) -> App:
+        app = App.objects.get(pk=self.app.pk)
+        app.base_url, app.paused, app.max_in_flight = "http://127.0.0.1:9/new", True, 3
+        return app
+
+
+Step = tuple[str, Callable[[Stage], Any], Callable[[Actor, Stage, Any], Any], list[AuditAction]]
+
+
+def nothing(stage: Stage) -> None:
+    """Prepare nothing."""
+
+
+def steps() -> Iterable[Step]:
+    """Yield the name of each use case, what to prepare, the call, and the actions that it records."""
+    s = services
+    terms = Terms("", "", "", "", "")
+    yield (
+        "watch_many",
+        lambda stage: stage.world.git.repo("acme/third", {"a": b"1"}).url,
+        (lambda actor, stage, url: watching_many.watch_many(actor, stage.app, [url], terms)),
+        [A.WATCHED],
+    )
+    yield (
+        "watch_repository",
+        lambda stage: stage.world.git.repo("acme/fourth", {"a": b"1"}).url,
+        (lambda actor, stage, url: s.watch_repository(actor, stage.app, url)),
+        [A.WATCHED],
+    )
+    yield (
+        "watch_repository",
+        nothing,
+        (lambda actor, stage, _: s.watch_repository(actor, stage.app, stage.watch.github_url, exclude="*.png")),
+        [A.WATCH_CHANGED, A.RESYNC],
+    )
+    yield (
+        "ensure_watched",
+        nothing,
+        (lambda actor, stage, _: s.ensure_watched(actor, stage.app, stage.watch.github_url, s.Wanted(exclude="*.gif"))),
+        [A.WATCH_CHANGED],
+    )
+    settings = watch_settings
+    yield (
+        "replace_github_token",
+        nothing,
+        lambda actor, stage, _: settings.replace_github_token(actor, stage.watch, "ghp_of_the_test"),
+        [A.WATCH_CHANGED],
+    )
+    yield "set_ref", nothing, lambda actor, stage, _: settings.set_ref(actor, stage.watch, "main"), [A.WATCH_CHANGED]
+    yield (
+        "renew_push_secret",
+        nothing,
+        lambda actor, stage, _: settings.renew_push_secret(actor, stage.watch),
+        [A.WATCH_CHANGED],
+    )
+    yield (
+        "set_ignore_patterns",
+        nothing,
+        lambda actor, stage, _: settings.set_ignore_patterns(actor, stage.watch, "*.log"),
+        [A.WATCH_CHANGED],
+    )
+    yield (
+        "set_app_patterns",
+        nothing,
+        lambda actor, stage, _: settings.set_app_patterns(actor, stage.watch, "*.txt", ""),
+        [A.WATCH_CHANGED],
+    )
+    yield (
+        "set_spelling",
+        nothing,
+        lambda actor, stage, _: settings.set_spelling(actor, stage.watch, f"{stage.watch.github_url}/"),
+        [A.WATCH_CHANGED],
+    )
+    yield "pause_watches", nothing, lambda actor, stage, _: s.pause_watches(actor, stage.both), [A.WATCH_PAUSED] * 2
+    yield "resume_watches", nothing, lambda actor, stage, _: s.resume_watches(actor, stage.both), [A.WATCH_RESUMED] * 2
+    yield "check_watch", nothing, lambda actor, stage, _: s.check_watch(actor, stage.watch), [A.CHECK]
+    yield (
+        "cancel_check",
+        lambda stage: DriftCheck.objects.open().get(),
+        (lambda actor, stage, check: s.cancel_check(actor, check)),
+        [A.CANCEL],
+    )
+    yield "check_app", nothing, lambda actor, stage, _: s.check_app(actor, stage.app), [A.CHECK]
+    yield (
+        "send_differences",
+        Stage.found_differences,
+        (lambda actor, stage, check: s.send_differences(actor, check)),
+        [A.DIFFERENCES],
+    )
+    yield "resend_files", nothing, lambda actor, stage, _: s.resend_files(actor, stage.watch, ["a.txt"]), [A.RESEND]
+    yield (
+        "resend_many",
+        lambda stage: [stage.world.rows(stage.watch)["a.txt"].pk],
+        (lambda actor, stage, rows: s.resend_many(actor, rows, reason="Lost")),
+        [A.RESEND],
+    )
+    yield "cancel_sync", nothing, lambda actor, stage, _: s.cancel_sync(actor, stage.watch), [A.CANCEL]
+    yield "resync_single", nothing, lambda actor, stage, _: s.resync_single(actor, stage.watch), [A.RESYNC]
+    yield "cancel_request", nothing, lambda actor, stage, _: s.cancel_request(actor, stage.watch), [A.CANCEL]
+    yield (
+        "resync_many",
+        nothing,
+        lambda actor, stage, _: s.resync_many(actor, stage.both, reason="Lost"),
+        [A.RESYNC] * 2,
+    )
+    yield (
+        "resync_by_app",
+        lambda stage: stage.app.watches.count(),
+        (lambda actor, stage, _: s.resync_by_app(actor, stage.app)),
+        [A.RESYNC] * 4,
+    )
+    yield (
+        "cancel_operation",
+        lambda stage: BulkOperation.objects.latest("pk"),
+        (lambda actor, stage, operation: s.cancel_operation(actor, operation)),
+        [A.CANCEL],
+    )
+    yield (
+        "continue_operation",
+        lambda stage: stage.held(Actor.system()),
+        (lambda actor, stage, operation: s.continue_operation(actor, operation)),
+        [A.CONTINUE],
+    )
+    yield "retry_single", Stage.failing, lambda actor, stage, _: s.retry_single(actor, stage.watch), [A.RETRY]
+    yield "retry_by_app", Stage.failing, lambda actor, stage, _: s.retry_by_app(actor, stage.app), [A.RETRY] * 2
+    yield "retry_many", Stage.failing, lambda actor, stage, _: s.retry_many(actor, stage.both), [A.RETRY] * 2
+    yield "retry_all", Stage.failing, lambda actor, stage, _: s.retry_all(actor), [A.RETRY] * 2
+    yield (
+        "reset_circuit",
+        nothing,
+        (lambda actor, stage, _: s.control.reset_circuit(actor, stage.watch.repository)),
+        [A.CIRCUIT_RESET],
+    )
+    yield "send_ping", nothing, lambda actor, stage, _: pinging.send_ping(actor, stage.app), [A.PING]
+    yield (
+        "rotate_app_token",
+        nothing,
+        lambda actor, stage, _: tokens.rotate_app_token(actor, stage.app),
+        [A.TOKEN_ROTATED],
+    )
+    yield (
+        "retire_old_tokens",
+        nothing,
+        lambda actor, stage, _: tokens.retire_old_tokens(actor, stage.app),
+        [A.TOKENS_RETIRED],
+    )
+    yield (
+        "start_key_rotation",
+        nothing,
+        lambda actor, stage, _: keys.start_key_rotation(actor, stage.app),
+        [A.KEY_STARTED],
+    )
+    yield (
+        "cancel_key_rotation",
+        nothing,
+        lambda actor, stage, _: keys.cancel_key_rotation(actor, stage.app),
+        [A.KEY_DISCARDED],
+    )
+    yield (
+        "start_key_rotation",
+        nothing,
+        lambda actor, stage, _: keys.start_key_rotation(actor, stage.app),
+        [A.KEY_STARTED],
+    )
+    yield (
+        "retire_old_key",
+        Stage.accept_new_key,
+        lambda actor, stage, _: keys.retire_old_key(actor, stage.app),
+        [A.KEY_RETIRED],
+    )
+    own = app_settings.change_own_settings
+    yield (
+        "change_own_settings",
+        nothing,
+        lambda actor, stage, _: own(actor, stage.app, paused=True, max_in_flight=2),
+        [A.APP_PAUSED, A.APP_CHANGED],
+    )
+    yield "change_own_settings", nothing, lambda actor, stage, _: own(actor, stage.app, paused=False), [A.APP_RESUMED]
+    yield (
+        "change_app",
+        Stage.changed_app,
+        (lambda actor, stage, app: s.change_app(actor, app, ["base_url", "paused", "max_in_flight"])),
+        [A.APP_PAUSED, A.APP_CHANGED],
+    )
+    yield "unwatch_repository", nothing, lambda actor, stage, _: s.unwatch_repository(actor, stage.watch), [A.UNWATCHED]
+    yield "pause_syncing", nothing, lambda actor, stage, _: s.pause_syncing(actor), [A.ALL_PAUSED]
+    yield "resume_syncing", nothing, lambda actor, stage, _: s.resume_syncing(actor), [A.ALL_RESUMED]
+    new = GitHubApp(name="Reader", host="https://github.com", app_id="1")
+    yield (
+        "save_github_app",
+        nothing,
+        lambda actor, stage, _: github_apps.save_github_app(actor, new, pem()),
+        [A.GITHUB_APP_ADDED],
+    )
+    yield (
+        "save_github_app",
+        lambda stage: setattr(new, "name", "Other"),
+        (lambda actor, stage, _: github_apps.save_github_app(actor, new)),
+        [A.GITHUB_APP_CHANGED],
+    )
+    yield (
+        "list_installations",
+        nothing,
+        lambda actor, stage, _: github_apps.list_installations(actor, new),
+        [A.GITHUB_APP_TESTED],
+    )
+    yield (
+        "delete_github_app",
+        nothing,
+        lambda actor, stage, _: github_apps.delete_github_app(actor, new),
+        [A.GITHUB_APP_DELETED],
+    )
+    yield "onboard_app", nothing, partial(_onboard), [A.APP_REGISTERED]
+    yield "delete_app", nothing, lambda actor, stage, _: s.delete_app(actor, stage.app), [A.APP_DELETED]
+
+
+def _onboard(actor: Actor, stage: Stage, _: Any) -> Any:
+    return onboarding.onboard_app(actor, name="New", base_url="https://new.example", email="a@new.example")
+
+
+_OF_NO_APP = {
+    A.ALL_PAUSED, A.ALL_RESUMED, A.CIRCUIT_RESET, A.GITHUB_APP_ADDED, A.GITHUB_APP_CHANGED, A.GITHUB_APP_TESTED,
+    A.GITHUB_APP_DELETED,
+}  # fmt: skip
+
+
+def test_steps_cover_every_use_case() -> None:
+    assert {name for name, *_ in steps()} == use_cases()
+
+
+@pytest.mark.parametrize("kind", [ActorKind.USER, ActorKind.APP, ActorKind.COMMAND])
+def test_every_use_case_is_recorded(world: World, monkeypatch: pytest.MonkeyPatch, settings, kind: ActorKind) -> None:
+    """An app may do less. What it may not leaves no entry."""
+    settings.ALLOWED_GIT_HOSTS = ["github.com", "127.0.0.1:*"]
+    monkeypatch.setattr(github, "installations", lambda _: [])
+    stage = Stage(world)
+    actor = {
+        ActorKind.USER: Actor.of_user(User.objects.create_superuser("olga"), address="203.0.113.7"),
+        ActorKind.APP: Actor.of_app(stage.app, address="203.0.113.8"),
+        ActorKind.COMMAND: Actor.command(),
+    }[kind]
+    refused = set()
+    for name, prepare, act, expected in steps():
+        prepared = prepare(stage)
+        last = AuditEntry.objects.latest("pk").pk
+        try:
+            act(actor, stage, prepared)
+        except PermissionDenied:
+            refused.add(name)
+            assert not AuditEntry.objects.filter(pk__gt=last).exists(), name
+            continue
+        entries = list(AuditEntry.objects.filter(pk__gt=last, actor_kind=kind).order_by("pk"))
+        assert [entry.action for entry in entries] == expected, name
+        for entry in entries:
+            assert (entry.actor, entry.address) == (actor.name, actor.address), name
+            assert entry.subject, name
+            assert bool(entry.app_id) == (entry.action not in _OF_NO_APP), name
+            assert entry.app_id in {"", stage.app.app_id} or name == "onboard_app", name
+        stage.app.refresh_from_db()
+        stage.watch.refresh_from_db()
+    assert refused == ({"change_app", "pause_syncing", "resume_syncing"} if kind == ActorKind.APP else set())
+    log = json.dumps(list(AuditEntry.objects.values()), default=str)
+    for secret in (stage.app.client_auth_key, stage.watch.push_secret, "ghp_of_the_test", "PRIVATE KEY"):
+        assert secret, "there is one to look for"
+        assert secret not in log
+
+
+def test_entries_have_old_and_new_values(db) -> None:
+    app, olga = make_app("Portal"), Actor.of_user(User.objects.create_superuser("olga"))
+    app.base_url, app.name, app.send_sync_completed = "https://new.example", "Portal 2", True
+    services.change_app(olga, app, ["base_url", "name", "send_sync_completed"])
+    entry = by_users().get()
+    assert entry.old == {"base URL": "https://x.example", "name": "Portal", "send sync_completed": False}
+    assert entry.new == {"base URL": "https://new.example", "name": "Portal 2", "send sync_completed": True}
+    assert entry.message == (
+        "Base URL: https://x.example → https://new.example; name: Portal → Portal 2; send sync_completed: no → yes"
+    )
+    services.change_app(olga, app, ["name"])
+    assert by_users().count() == 1, "nothing was changed"
+    keys.start_key_rotation(olga, app)
+    assert by_users().latest("pk").new == {"new signing key": "added"}
+
+
+def test_resync_of_many_is_in_the_log_of_each_app(watches, monkeypatch) -> None:
+    monkeypatch.setattr("deliveries_app.progress.runs.LOGGED_ONE_BY_ONE", 2)
+    portal, search = watches[0].app, watches[2].app
+    operation = services.resync_many(Actor.command(), AppRepository.objects.all(), reason="New disk")
+    services.cancel_operation(Actor.command(), operation)
+    for app, count in ((portal, "2 repositories"), (search, "1 repository")):
+        entries = AuditEntry.objects.filter(app_id=app.app_id).order_by("pk")
+        assert messages(entries) == [f"Re-sync of {count}", f"Cancelled with {count} unfinished"]
+        assert {entry.operation_id for entry in entries} == {operation.operation_id}
+    assert AuditEntry.objects.filter(reason="New disk").count() == 2
+
+
+def test_docora_records_that_it_paused_an_app(db) -> None:
+    app = make_app("Portal")
+    pause_app(app, "The app returned HTTP 410.")
+    pause_app(app, "The app returned HTTP 410.")  # a second worker
+    entry = AuditEntry.objects.get(app_id=app.app_id)
+    assert (entry.actor, entry.actor_kind, entry.action) == ("Docora", "system", A.APP_PAUSED)
+    assert entry.message == "Paused. The app returned HTTP 410."
+
+
+def test_entry_is_rolled_back_with_its_change(db) -> None:
+    app = make_app("Portal")
+    with transaction.atomic():
+        tokens.rotate_app_token(Actor.command(), app)
+        transaction.set_rollback(True)
+    assert not AuditEntry.objects.filter(app_id=app.app_id).exists()
+
+
+def test_admin_api_and_command_record_the_same(db) -> None:
+    app, admin = make_app("Portal"), Client(REMOTE_ADDR="203.0.113.7")
+    admin.force_login(User.objects.create_superuser("olga"))
+    caller = Caller(app, address="203.0.113.8")
+    assert admin.post(f"/admin/deliveries_app/app/{app.pk}/pause/").status_code == 302
+    call_command("resume_syncing", app.app_id, stdout=io.StringIO())
+    answer = caller.client.patch("/api/app", json.dumps({"paused": True}), content_type="application/json")
+    assert answer.status_code == 200
+    found = AuditEntry.objects.filter(app_id=app.app_id).order_by("pk")
+    assert list(found.values_list("actor", "actor_kind", "actor_id", "address", "action")) == [
+        ("olga", "user", str(User.objects.get().pk), "203.0.113.7", A.APP_PAUSED),
+        ("command line", "command", "", Actor.command().address, A.APP_RESUMED),
+        ("app Portal", "app", app.app_id, "203.0.113.8", A.APP_PAUSED),
+    ]
+
+
+# --- Sign-ins and accounts -------------------------------------------------------------------------------------------------
+
+
+def accounts() -> list[tuple[str, str, str]]:
+    entries = AuditEntry.objects.filter(action__startswith="user.").order_by("pk")
+    return list(entries.values_list("action", "actor", "address"))
+
+
+def sign_in(name: str, password: str, address: str = "203.0.113.9") -> Client:
+    client = Client(REMOTE_ADDR=address)
+    client.post("/admin/login/", {"username": name, "password": password, "next": "/admin/"})
+    return client
+
+
+def test_sign_ins_and_sign_outs(db) -> None:
+    User.objects.create_user("anna", password="correct horse", is_staff=True)
+    before = len(accounts())
+    client = sign_in("anna", "correct horse")
+    client.post("/admin/logout/")
+    sign_in("anna", "wrong horse")
+    sign_in("correct horse", "anna")  # in the wrong fields
+    sign_in("a\0b", "x")
+    assert accounts()[before:] == [
+        (A.SIGN_IN, "anna", "203.0.113.9"),
+        (A.SIGN_OUT, "anna", "203.0.113.9"),
+        (A.SIGN_IN_FAILED, "anna", "203.0.113.9"),
+        (A.SIGN_IN_FAILED, "unknown user", "203.0.113.9"),
+    ]
+    assert "horse" not in json.dumps(list(AuditEntry.objects.values()), default=str)
+    assert {entry.actor_kind for entry in AuditEntry.objects.filter(action=A.SIGN_IN_FAILED)} == {"stranger"}
+
+
+def test_failed_sign_ins_do_not_fill_the_log(db, monkeypatch) -> None:
+    monkeypatch.setattr(sign_ins, "FAILURES_PER_ADDRESS", 3)
+    monkeypatch.setattr(sign_ins, "FAILURES_IN_ALL", 5)
+    for number in range(4):
+        for _ in range(4):
+            sign_in("nobody", "x", address=f"203.0.113.{number}")
+    addresses = [address for action, _, address in accounts() if action == A.SIGN_IN_FAILED]
+    assert addresses == ["203.0.113.0"] * 3 + ["203.0.113.1"] * 2
+
+
+def test_accounts_and_roles(db, capsys) -> None:
+    admin = Client(REMOTE_ADDR="203.0.113.7")
+    admin.force_login(User.objects.create_superuser("root"))
+    group = Group.objects.create(name="Reviewers")
+    before = AuditEntry.objects.latest("pk").pk
+    new = {"username": "zoe", "password1": "correct horse 1", "password2": "correct horse 1", "usable_password": "true"}
+    assert admin.post("/admin/auth/user/add/", new).status_code == 302
+    zoe = User.objects.get(username="zoe")
+    page = f"/admin/auth/user/{zoe.pk}/"
+    form = {"username": "zoe", "email": "", "is_active": "on", "is_staff": "on", "groups": [group.pk]}
+    form |= {"date_joined_0": f"{zoe.date_joined:%Y-%m-%d}", "date_joined_1": f"{zoe.date_joined:%H:%M:%S}"}
+    assert admin.post(f"{page}change/", form).status_code == 302
+    password = {"password1": "correct horse 2", "password2": "correct horse 2", "usable_password": "true"}
+    assert admin.post(f"{page}password/", password).status_code == 302
+    permission = Permission.objects.get(codename="view_app")
+    fields = {"name": "Reviewers", "permissions": [permission.pk]}
+    assert admin.post(f"/admin/auth/group/{group.pk}/change/", fields).status_code == 302
+    chosen = {"action": "delete_selected", "_selected_action": [zoe.pk], "post": "yes"}
+    assert admin.post("/admin/auth/user/", chosen).status_code == 302
+    entries = list(AuditEntry.objects.filter(pk__gt=before).order_by("pk"))
+    assert [(entry.action, entry.subject) for entry in entries] == [
+        (A.USER_ADDED, "zoe"),
+        (A.USER_CHANGED, "zoe"),
+        (A.PASSWORD, "zoe"),
+        (A.GROUP_CHANGED, "Reviewers"),
+        (A.USER_DELETED, "zoe"),
+    ]
+    assert {(entry.actor, entry.address) for entry in entries} == {("root", "203.0.113.7")}
+    assert (entries[0].new["Username"], entries[0].new["password"]) == ("zoe", "added")
+    assert (entries[1].old["Staff status"], entries[1].new["Staff status"]) == (False, True)
+    assert (entries[1].old["Groups"], entries[1].new["Groups"]) == ("", "Reviewers")
+    assert (entries[2].old, entries[2].new) == ({}, {"password": "changed"})
+    assert entries[3].new == {"Permissions": "deliveries_app.view_app"}
+    assert "correct horse" not in json.dumps([entry.new for entry in entries])
+    assert not LogEntry.objects.exists()
+
+
+def test_accounts_made_by_commands(db) -> None:
+    call_command("createsuperuser", "--no-input", username="ops", email="", stdout=io.StringIO())
+    ops = User.objects.get()
+    ops.set_password("correct horse")
+    ops.save()
+    ops.check_password("correct horse")
+    ops.first_name = "Olga"
+    ops.save()
+    assert [(action, actor) for action, actor, _ in accounts()] == [
+        (A.USER_ADDED, "command line"),
+        (A.PASSWORD, "command line"),
+    ]
+
+
+# --- Append-only -----------------------------------------------------------------------------------------------------------
+
+
+def add(when: datetime | None = None, action: AuditAction = A.PING, **where: Any) -> AuditEntry:
+    entry = audit.entry(Actor.command(), action, where.pop("subject", None), where.pop("message", "Sent a test ping"))
+    entry.created_at = when or timezone.now()
+    for name, value in where.items():
+        setattr(entry, name, value)
+    entry.save()
+    return entry
+
+
+def statements() -> list[str]:
+    only = ["TRUNCATE {0}"] if connection.vendor == "postgresql" else [
+        "INSERT OR REPLACE INTO {0} SELECT * FROM {0}",
+        "REPLACE INTO {0} SELECT * FROM {0}",
+    ]  # fmt: skip
+    return ["UPDATE {0} SET actor = 'nobody'", "UPDATE {0} SET id = id", "DELETE FROM {0}", *only]
+
+
+def test_database_refuses_changes(db) -> None:
+    app = make_app("Portal")
+    entry = add(subject=app)
+    before = list(AuditEntry.objects.values())
+
+    def save() -> None:
+        entry.message = "Nothing happened"
+        entry.save()
+
+    attempts: list[Callable[[], object]] = [
+        *(partial(connection.cursor().execute, statement.format(TABLE)) for statement in statements()),
+        save,
+        entry.delete,
+        AuditEntry.objects.all().delete,
+        partial(AuditEntry.objects.update, message="x"),
+        partial(
+            AuditEntry.objects.bulk_create, [entry], update_conflicts=True, update_fields=["actor"], unique_fields=["id"]
+        ),
+    ]  # fmt: skip
+    for attempt in attempts:
+        pk = entry.pk
+        with pytest.raises(IntegrityError, match="append-only"), transaction.atomic():
+            attempt()
+        entry = AuditEntry.objects.get(pk=pk)
+    assert list(AuditEntry.objects.values()) == before
+    app.delete()
+    User.objects.all().delete()
+    assert list(AuditEntry.objects.values()) == before, "what is named can be deleted"
+    assert append_only.is_protected(connection, TABLE)
+
+
+def test_only_retention_deletes_and_only_what_is_old(db) -> None:
+    old, recent = add(timezone.now() - timedelta(days=40)), add()
+    border = timezone.now() - timedelta(days=30)
+    with pytest.raises(IntegrityError), append_only.deletes_before(connection, TABLE, border):
+        recent.delete()
+    recent.refresh_from_db()
+    with transaction.atomic():  # a caller that goes on after an error does not keep the permission
+        with pytest.raises(ZeroDivisionError), append_only.deletes_before(connection, TABLE, border):
+            raise ZeroDivisionError
+        with pytest.raises(IntegrityError), transaction.atomic():
+            old.delete()
+    with append_only.deletes_before(connection, TABLE, border):
+        AuditEntry.objects.filter(pk=old.pk).delete()
+    assert not AuditEntry.objects.filter(pk=old.pk).exists()
+    old = add(timezone.now() - timedelta(days=40))
+    with pytest.raises(IntegrityError), transaction.atomic():
+        old.delete()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_other_connections_cannot_delete_meanwhile() -> None:
+    old = add(timezone.now() - timedelta(days=40))
+
+    def delete() -> str:
+        try:
+            with connection.cursor() as cursor:
+                if connection.vendor == "sqlite":
+                    cursor.execute("PRAGMA busy_timeout = 100")  # the writer below holds the only lock
+                cursor.execute(f"DELETE FROM {TABLE}")
+        except Exception as error:
+            return str(error)
+        return "deleted"
+
+    with append_only.deletes_before(connection, TABLE, timezone.now()):
+        [said] = in_threads(delete)
+    assert "append-only" in said or "locked" in said
+    assert in_threads(delete) != ["deleted"]
+    assert AuditEntry.objects.filter(pk=old.pk).exists()
+
+
+def test_retention(db, settings) -> None:
+    for days in (800, 731, 729):
+        add(timezone.now() - timedelta(days=days))
+    settings.AUDIT_RETENTION_DAYS = 0
+    assert prune().audit_entries == 0
+    settings.AUDIT_RETENTION_DAYS = 730
+    assert prune(dry_run=True).audit_entries == 2
+    assert prune().audit_entries == 2
+    assert AuditEntry.objects.filter(action=A.PING).count() == 1
+    assert prune().audit_entries == 0
+
+
+def test_dump_and_load(db, tmp_path) -> None:
+    add(subject=make_app("Portal"), old={"a": 1}, new={"a": "=2"})
+    before = list(AuditEntry.objects.order_by("pk").values())
+    file = tmp_path / "entries.json"
+    call_command("dumpdata", "deliveries_app.auditentry", output=str(file))
+    with append_only.deletes_before(connection, TABLE, datetime(9999, 1, 1, tzinfo=UTC)):
+        AuditEntry.objects.all().delete()
+    call_command("loaddata", str(file), verbosity=0)
+    assert [row | {"created_at": None} for row in AuditEntry.objects.order_by("pk").values()] == [
+        row | {"created_at": None} for row in before
+    ]
+    add()
+
+
+# --- Pages and export ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def auditor(db) -> Client:
+    return staff("vera", "view_auditentry", "view_app", "view_apprepository")
+
+
+def found(client: Client, query: str = "") -> list[str]:
+    """Return the messages that the list shows, without sign-ins and accounts."""
+    context: Any = client.get(f"{LIST}{query}").context
+    return [entry.message for entry in context["cl"].result_list if not entry.action.startswith("user.")]
+
+
+def test_list_filters_and_searches(auditor: Client, watches) -> None:
+    portal, search = watches[0].app, watches[2].app
+    olga = Actor.of_user(User.objects.create_superuser("olga"), address="203.0.113.7")
+    services.pause_watches(olga, AppRepository.objects.filter(pk=watches[0].pk))
+    tokens.rotate_app_token(Actor.of_app(search, address="2001:db8::1"), search)
+    run = services.resync_single(Actor.command(), watches[2]).run
+    operation = services.resync_many(olga, AppRepository.objects.filter(pk=watches[1].pk), reason="Broken disk")
+    add(datetime(2024, 5, 6, tzinfo=UTC), message="Long ago", actor="paul", app_id=f"app_{'0' * 24}", app_name="Gone")
+    resync, long_ago = f"Re-sync of {watches[2]}", ["Long ago"]
+    bulk = f"Re-sync, {operation.operation_id}"
+    everything = [bulk, resync, "Rotated the token", "Paused", "Long ago"]
+    for query, expected in {
+        "": everything,
+        f"?app={portal.pk}": [bulk, "Paused"],
+        "?app_name=sea": [resync, "Rotated the token"],
+        f"?app_name={search.app_id}": [resync, "Rotated the token"],
+        "?app_name=gon": long_ago,
+        f"?app_name=app_{'0' * 24}": long_ago,
+        "?actor=olga": [bulk, "Paused"],
+        "?actor=olg": [],
+        "?actor=command+line": [resync, "Long ago"][:1],
+        "?action=Token+rotated": ["Rotated the token"],
+        "?action=sync.resync": [bulk, resync],
+        "?action=nonsense": [],
+        "?until=2024-05-06": long_ago,
+        "?from=2024-05-07": everything[:-1],
+        "?actor=olga&action=re-sync&app=" + str(portal.pk): [bulk],
+        f"?q={run.run_id}": [resync],
+        f"?q={operation.operation_id}": [bulk],
+        f"?q={watches[0].repository.repository_id}": [resync, "Paused"],
+        "?q=203.0.113.7": [bulk, "Paused"],
+        "?q=2001:db8::1": ["Rotated the token"],
+        "?q=broken": [bulk],
+        "?q=acme/site": [bulk],
+    }.items():
+        assert found(auditor, query) == expected, query
+
+
+def test_pages_of_rows_show_their_entries(auditor: Client, watches) -> None:
+    watch = watches[0]
+    app = watch.app
+    services.pause_watches(Actor.command(), AppRepository.objects.filter(pk=watch.pk))
+    app.base_url = "https://new.example"
+    services.change_app(Actor.of_user(User.objects.create_superuser("olga"), address="203.0.113.7"), app, ["base_url"])
+    page = auditor.get(f"/admin/deliveries_app/app/{app.pk}/history/").text
+    for text in ("Paused", "acme/docs", "olga", "203.0.113.7", "https://new.example", f"{LIST}?app={app.pk}"):
+        assert text in page, text
+    assert 'aria-current="page">Audit log</a>' in page
+    page = auditor.get(f"/admin/deliveries_app/apprepository/{watch.pk}/history/").text
+    assert "Paused" in page
+    assert "new.example" not in page
+    entry = AuditEntry.objects.get(action=A.APP_CHANGED)
+    page = auditor.get(f"{LIST}{entry.pk}/change/").text
+    for text in (
+        "App changed",
+        "https://x.example",
+        "https://new.example",
+        f"/admin/deliveries_app/app/{app.pk}/change/",
+    ):
+        assert text in page, text
+    AppRepository.objects.all().delete()
+    App.objects.all().delete()
+    assert "Portal" in auditor.get(f"{LIST}{entry.pk}/change/").text
+    assert "Portal" in auditor.get(LIST).text
+
+
+def test_log_cannot_be_edited_and_needs_permissions(auditor: Client, db) -> None:
+    entry = add()
+    for path in ("add/", f"{entry.pk}/delete/"):
+        for method in (auditor.get, auditor.post):
+            assert method(f"{LIST}{path}", {"post": "yes"}).status_code == 403
+    assert auditor.post(f"{LIST}{entry.pk}/change/", {"message": "x"}).status_code == 200
+    entry.refresh_from_db()
+    assert entry.message == "Sent a test ping"
+    assert "Export CSV" not in auditor.get(LIST).text
+    assert auditor.get(f"{LIST}export/").status_code == 403
+    other = staff("victor", "view_app", "export_auditentry")
+    for path in ("", "export/", f"{entry.pk}/change/"):
+        assert other.get(f"{LIST}{path}").status_code == 403
+    exporter = staff("xenia", "view_auditentry", "export_auditentry")
+    assert "Export CSV" in exporter.get(LIST).text
+    assert exporter.post(f"{LIST}export/").status_code == 405
+
+
+def test_export(db) -> None:
+    app = make_app("=HYPERLINK(1)")
+    entry = add(
+        subject=app, action=A.APP_CHANGED, message="@SUM(A1)", reason="+1", actor="-olga", old={"name": "=1"}, new={}
+    )
+    add(message="Other")
+    exporter = staff("xenia", "view_auditentry", "export_auditentry")
+    answer = exporter.get(f"{LIST}export/?action=app.changed")
+    assert answer.streaming
+    assert "docora-audit-log-" in answer["Content-Disposition"]
+    [row] = csv.DictReader(io.StringIO(b"".join(answer).decode(), newline=""))
+    shown = [row[name] for name in ("actor", "message", "reason", "subject", "app", "old", "new")]
+    name = "'=HYPERLINK(1)"
+    assert shown == ["'-olga", "'@SUM(A1)", "'+1", name, name, '{"name": "=1"}', ""]
+    assert (row["action"], row["app_id"], row["time"]) == (
+        "app.changed", app.app_id, entry.created_at.isoformat(timespec="seconds"),
+    )  # fmt: skip
+
+
+def test_watch_without_entries(auditor: Client, db) -> None:
+    watch = make_watch(make_app("Portal"), "docs")
+    page = auditor.get(f"/admin/deliveries_app/apprepository/{watch.pk}/history/").text
+    assert "No entries in the audit log." in page
