@@ -10,7 +10,6 @@ from deliveries_app.admin import (  # noqa: F401  registers the model admins
     queue,
     repositories,
     runs,
-    sign_in_attempts,
     users,
     watches,
 )

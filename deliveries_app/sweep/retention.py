@@ -1,5 +1,5 @@
 """Delete old history: runs, bulk operations, checks for differences, actions of apps, traffic, failed attempts, ended alerts,
-and old sessions and sign-in attempts.
+and old sessions.
 
 It can run at any time and be killed at any point: each slice is one transaction, and the next run continues. Three kinds of
 runs are kept regardless of their age:
@@ -35,7 +35,6 @@ from deliveries_app.models import (
     SyncRun,
 )
 from docora.redis import queues
-from docora.security import sign_in
 
 PRUNE_JOB = "deliveries_app.jobs.prune"
 _EVERY_SECONDS = 3600
@@ -54,7 +53,6 @@ class Pruned:
     traffic: int = 0
     alerts: int = 0
     sessions: int = 0
-    attempts: int = 0
     delivery_attempts: int = 0
 
     @property
@@ -92,7 +90,6 @@ def prune(
         "delivery_attempts": (_older(DeliveryAttempt.objects.all(), "at", settings.ATTEMPT_RETENTION_DAYS, now), "at"),
         "alerts": (_older(Alert.objects.all(), "ended_at", settings.SYNC_RUN_RETENTION_DAYS, now), "ended_at"),
         "sessions": (Session.objects.filter(expire_date__lt=now), "expire_date"),
-        "attempts": (sign_in.old_attempts(now), "attempt_time"),
     }
     if dry_run:
         return Pruned(runs.count(), **{name: rows.count() for name, (rows, _) in others.items()})

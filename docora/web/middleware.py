@@ -40,7 +40,6 @@ PERMISSIONS_POLICY = ", ".join(
         "midi",
         "payment",
         "picture-in-picture",
-        "publickey-credentials-get",
         "screen-wake-lock",
         "usb",
         "xr-spatial-tracking",
@@ -62,7 +61,8 @@ class ProbesMiddleware(MiddlewareMixin):
 
 
 class TrustedProxyMiddleware(MiddlewareMixin):
-    """Use `X-Forwarded-For` and `X-Forwarded-Proto` from `TRUSTED_PROXIES` and remove them from all other requests.
+    """Use `X-Forwarded-For`, `X-Forwarded-Proto` and `REMOTE_USER_HEADER` from `TRUSTED_PROXIES`, and remove them from all
+    other requests.
 
     The client is the last listed address that is not a trusted proxy, because the client can forge everything before it.
     A port after the address, which some proxies add, is ignored. `request.is_forwarded` tells whether any proxy, trusted or
@@ -75,7 +75,11 @@ class TrustedProxyMiddleware(MiddlewareMixin):
         )
         forwarded_for = request.META.pop("HTTP_X_FORWARDED_FOR", "")
         forwarded_proto = request.META.pop("HTTP_X_FORWARDED_PROTO", "")
+        user_header = "HTTP_" + settings.REMOTE_USER_HEADER.upper().replace("-", "_")
+        remote_user = request.META.pop(user_header, "") if settings.REMOTE_USER_HEADER else ""
         if settings.TRUSTED_PROXIES and self._is_trusted(request.META.get("REMOTE_ADDR", "")):
+            if remote_user:
+                request.META["REMOTE_USER"] = remote_user
             for part in reversed([part.strip() for part in forwarded_for.split(",") if part.strip()]):
                 with_port = _WITH_PORT.fullmatch(part)
                 address = (with_port[1] or with_port[2]) if with_port else part

@@ -2,7 +2,6 @@
 
 from datetime import timedelta
 
-from axes.models import AccessAttempt
 from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.auth.models import Group, User
 from django.contrib.contenttypes.models import ContentType
@@ -85,7 +84,6 @@ def _add(number: int) -> None:
     Group.objects.create(name=f"Group {number}")
     github_app = GitHubApp.objects.create(name=f"GitHub App {number:02}", app_id=f"{number}", private_key="k")
     App.objects.filter(pk=app.pk).update(github_app=github_app)
-    AccessAttempt.objects.create(username=f"user-{number:02}", ip_address="192.0.2.1", failures_since_start=1)
     for row in (portal, watch, watch.repository, first, user):
         kind = ContentType.objects.get_for_model(row)
         LogEntry.objects.create(user=user, content_type=kind, object_id=row.pk, object_repr="x", action_flag=CHANGE)
