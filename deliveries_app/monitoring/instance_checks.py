@@ -104,7 +104,7 @@ def check_roles() -> list[CheckMessage]:
     if missing:
         text = f"OIDC_ROLES or SECOND_FACTOR_ROLES name groups that don't exist: {_some(sorted(missing))}."
         return [Error(text, hint="Create them in the admin, or correct the setting.")]
-    return [Info("Every role in the settings exists.")] if named else []
+    return [Info("Every role that the settings name exists.")]
 
 
 def check_files() -> list[CheckMessage]:

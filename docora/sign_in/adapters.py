@@ -18,7 +18,7 @@ from allauth.mfa.adapter import DefaultMFAAdapter
 from allauth.socialaccount.adapter import DefaultSocialAccountAdapter
 from allauth.socialaccount.models import SocialAccount, SocialLogin
 from django.conf import settings
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import PermissionDenied, ValidationError
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.http.request import split_domain_port
 from django.shortcuts import render, resolve_url
@@ -71,7 +71,11 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]  # allauth ha
         """Refuse passwords if `LOCAL_SIGN_IN` is off, and after too many failures."""
         if not settings.LOCAL_SIGN_IN:
             raise PermissionDenied("Sign-in with a password is turned off.")
-        super().pre_authenticate(request, **credentials)
+        try:
+            super().pre_authenticate(request, **credentials)
+        except ValidationError:
+            logger.warning("sign_in_locked", extra={"address": client_address(request)})
+            raise
 
     def _get_login_attempts_cache_key(self, request: HttpRequest, **credentials: Any) -> str:
         """Return what failed passwords are counted under. allauth's own key has no address."""

@@ -8,11 +8,14 @@ from typing import Any
 
 import requests
 from django.conf import settings
+from requests import RequestException
 from requests.adapters import BaseAdapter
 from requests.utils import get_encoding_from_headers
 
 from docora import http
 from docora.http.client import HttpClient, Request
+
+__all__ = ["RequestException", "provider_session"]
 
 TIMEOUT_SECONDS = 10.0
 MAX_BYTES = 1024 * 1024

@@ -16,10 +16,10 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import render, resolve_url
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods
-from requests import RequestException
 
 from docora.sign_in import links, oidc
 from docora.sign_in.adapters import AGAIN
+from docora.sign_in.provider_http import RequestException
 
 
 def passkey_login(request: HttpRequest) -> HttpResponse:

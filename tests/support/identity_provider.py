@@ -7,7 +7,6 @@ import http.cookiejar
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -33,10 +32,9 @@ class IdentityProvider:
 
     def __init__(self, redirect_uris: Sequence[str], log: Path) -> None:
         from docora.process import die_with_parent
+        from tests.support.instance import free_port
 
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.issuer = f"http://localhost:{port}"
         with log.open("wb") as output:
             self._process = subprocess.Popen(
