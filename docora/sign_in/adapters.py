@@ -31,6 +31,11 @@ from docora.sign_in.provider_http import provider_session
 
 logger = logging.getLogger(__name__)
 
+_WAYS_TO_CONFIRM = {
+    "reauthenticate": "Use your password",
+    "mfa_reauthenticate": "Use a code",
+    "mfa_reauthenticate:webauthn": "Use a passkey or security key",
+}
 AGAIN = "again"
 """The key in the state of a provider sign-in that only proves who the user is. Its value is when it began."""
 CLOCK_SECONDS = 60
@@ -86,7 +91,10 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]  # allauth ha
 
     def get_reauthentication_methods(self, user: Any) -> list[dict[str, Any]]:
         """Return the pages where the user can authenticate again, the default first."""
-        methods: list[dict[str, Any]] = super().get_reauthentication_methods(user)
+        methods: list[dict[str, Any]] = [
+            method | {"description": _WAYS_TO_CONFIRM[method["id"]]}
+            for method in super().get_reauthentication_methods(user)
+        ]
         if not settings.LOCAL_SIGN_IN:
             methods = [method for method in methods if method["id"] != "reauthenticate"]
         if passkeys_blocked_reason(context.request):
@@ -105,6 +113,10 @@ class MFAAdapter(DefaultMFAAdapter):  # type: ignore[misc]
 
     def decrypt(self, encrypted_text: str) -> str:
         return decrypt(encrypted_text)
+
+    def generate_authenticator_name(self, user: Any, type: Any) -> str:
+        number = user.authenticator_set.filter(type=type).count() + 1
+        return f"Passkey {number}" if number > 1 else "Passkey"
 
     def get_public_key_credential_rp_entity(self) -> dict[str, str]:
         entity: dict[str, str] = super().get_public_key_credential_rp_entity()

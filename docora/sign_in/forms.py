@@ -1,25 +1,27 @@
-"""allauth's forms for passkeys, which refuse credentials that are not what a browser sends.
+"""allauth's forms for passkeys, with a message for passkeys that are not accepted.
 
-The parsers behind these forms raise almost any error for such a credential, and the response would be a server error.
+The parsers behind these forms raise almost any error for a credential that no browser sends, and the response would be a
+server error.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from allauth.mfa.adapter import get_adapter
 from allauth.mfa.webauthn import forms
 from django.core.exceptions import ValidationError
+
+NOT_ACCEPTED = "This passkey wasn't accepted. It may have been removed from your account."
 
 
 @contextmanager
 def _refuse_malformed() -> Iterator[None]:
     try:
         yield
-    except ValidationError:
-        raise
     except Exception as error:
-        raise get_adapter().validation_error("incorrect_code") from error
+        if isinstance(error, ValidationError) and error.code != "incorrect_code":
+            raise
+        raise ValidationError(NOT_ACCEPTED) from error
 
 
 class _CredentialMixin:

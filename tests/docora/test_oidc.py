@@ -9,7 +9,6 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import pytest
 from allauth.socialaccount.models import SocialAccount
 from django.contrib.auth.models import Group, User
-from django.core.cache import cache
 from django.http import HttpResponse
 from django.test import Client
 
@@ -31,7 +30,6 @@ def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[IdentityProvi
 
 @pytest.fixture(autouse=True)
 def configured(provider: IdentityProvider, settings, db) -> None:
-    cache.clear()
     Group.objects.get_or_create(name="Viewers")
     settings.OIDC_ISSUER = provider.issuer
     settings.OIDC_NAME = "Canaille"
