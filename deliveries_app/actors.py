@@ -6,6 +6,7 @@ import socket
 from dataclasses import dataclass
 from functools import cache
 
+from django.contrib.auth import get_user_model
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser, User
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
@@ -43,7 +44,7 @@ class Actor:
     @classmethod
     def of_user(cls, user: User | AnonymousUser | AbstractBaseUser, *, address: str = "") -> "Actor":
         """Return the user as an actor. Raises `PermissionDenied` unless the user is active staff."""
-        if not isinstance(user, User) or not (user.is_active and user.is_staff):
+        if not isinstance(user, get_user_model()) or not (user.is_active and user.is_staff):
             raise PermissionDenied
         return cls(user.get_username(), user=user, address=address)
 

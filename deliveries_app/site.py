@@ -1,14 +1,15 @@
-"""The admin site: its name, its sections, and a hint on the login page while there is no administrator."""
+"""The admin site: its name and its sections. People sign in on allauth's pages (`docora.sign_in`)."""
 
 from typing import Any
 
+from allauth.account.decorators import secure_admin_login
 from django.apps import apps
 from django.conf import settings
 from django.contrib import admin
-from django.contrib.auth import get_user_model
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.urls import reverse
+from django.utils.decorators import method_decorator
 
 from deliveries_app.audited_admin import AuditedAdmin
 from deliveries_app.reports import overview
@@ -31,10 +32,9 @@ SECTIONS: dict[str, list[str]] = {
     "Diagnostics": ["repositories_app.Repository"],
     "Access": [
         "repositories_app.GitHubApp",
-        "auth.User",
+        settings.AUTH_USER_MODEL,
         "auth.Group",
         "deliveries_app.AuditEntry",
-        "axes.AccessAttempt",
     ],
 }
 
@@ -99,6 +99,7 @@ class DocoraAdminSite(admin.AdminSite):
         context = overview.of_user(request.user) if overview.can_view(request.user) else None
         return super().index(request, {"overview": context, **(extra_context or {})})
 
+    @method_decorator(secure_admin_login)
     def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        has_staff = get_user_model()._default_manager.filter(is_staff=True).exists()
-        return super().login(request, {"title": "Sign in", "has_staff": has_staff, **(extra_context or {})})
+        """Redirect to allauth's page, which asks for a second factor, too."""
+        return super().login(request, extra_context)

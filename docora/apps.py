@@ -10,6 +10,7 @@ class DocoraConfig(AppConfig):
 
     def ready(self) -> None:
         from docora import checks  # noqa: F401  registers the system checks
+        from docora.sign_in import receivers  # noqa: F401  connects the signal handlers
 
 
 class DocoraAdminConfig(AdminConfig):

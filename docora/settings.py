@@ -6,7 +6,6 @@ Docora does not start with an invalid value: the error names the setting. Names 
 import os
 import re
 import sys
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,7 +16,7 @@ from django.utils.csp import CSP
 
 from docora import __version__
 from docora.conf import data_dir, installation
-from docora.conf.env import count, date, flag, names, networks, number, text
+from docora.conf.env import count, date, flag, names, networks, number, pairs, text
 from docora.conf.mail import mail_options
 from docora.db import connection as database
 from docora.http.egress import check_proxy_url
@@ -61,7 +60,8 @@ if _public.scheme not in {"http", "https"} or not _public.hostname or _public.pa
     raise ImproperlyConfigured(f"PUBLIC_URL must look like https://docora.example, but is {PUBLIC_URL!r}.")
 HTTPS = _public.scheme == "https"
 _LOOPBACK = ["localhost", "127.0.0.1", "[::1]"]
-if not HTTPS and _public.hostname not in {"localhost", "127.0.0.1", "::1"}:
+_LOOPBACK_NAMES = {"localhost", "127.0.0.1", "::1"}
+if not HTTPS and _public.hostname not in _LOOPBACK_NAMES:
     raise ImproperlyConfigured(
         f"PUBLIC_URL {PUBLIC_URL!r} must start with https://. Plain http is accepted for 127.0.0.1 and localhost only."
     )
@@ -223,17 +223,83 @@ AUTH_PASSWORD_VALIDATORS = [
         "NumericPasswordValidator",
     )
 ]
-LOGIN_URL = "admin:login"
+
+# --- Sign-in -----------------------------------------------------------------------------------------------------------
+LOCAL_SIGN_IN = flag("LOCAL_SIGN_IN", default=True)
+OIDC_ISSUER = text("OIDC_ISSUER").rstrip("/")
+OIDC_CLIENT_ID = text("OIDC_CLIENT_ID")
+OIDC_CLIENT_SECRET = text("OIDC_CLIENT_SECRET")
+OIDC_CLIENT_AUTH = text("OIDC_CLIENT_AUTH", default="client_secret_basic")
+OIDC_NAME = text("OIDC_NAME", default="single sign-on")
+OIDC_SCOPES = names("OIDC_SCOPES", "openid,profile,email")
+OIDC_USERNAME_CLAIM = text("OIDC_USERNAME_CLAIM", default="preferred_username")
+OIDC_GROUPS_CLAIM = text("OIDC_GROUPS_CLAIM", default="groups")
+OIDC_ROLES = pairs("OIDC_ROLES")
+OIDC_ALLOWED_NETWORKS = networks("OIDC_ALLOWED_NETWORKS")
+REMOTE_USER_HEADER = text("REMOTE_USER_HEADER")
+SECOND_FACTOR_ROLES = names("SECOND_FACTOR_ROLES")
+SESSION_IDLE_SECONDS = number("SESSION_IDLE_SECONDS", 28800)
+REAUTHENTICATE_AFTER_SECONDS = number("REAUTHENTICATE_AFTER_SECONDS", 600, 60)
+if OIDC_ISSUER:
+    if not (OIDC_CLIENT_ID and OIDC_CLIENT_SECRET and OIDC_ROLES):
+        raise ImproperlyConfigured("OIDC_ISSUER also needs OIDC_CLIENT_ID, OIDC_CLIENT_SECRET and OIDC_ROLES.")
+    if _reason := url_blocked_reason(OIDC_ISSUER, urlsplit(OIDC_ISSUER).hostname in _LOOPBACK_NAMES):
+        raise ImproperlyConfigured(f"OIDC_ISSUER cannot be called. {_reason}")
+if OIDC_CLIENT_AUTH not in {"client_secret_basic", "client_secret_post"}:
+    raise ImproperlyConfigured("OIDC_CLIENT_AUTH must be client_secret_basic or client_secret_post.")
+if REMOTE_USER_HEADER and not TRUSTED_PROXIES:
+    raise ImproperlyConfigured("REMOTE_USER_HEADER needs TRUSTED_PROXIES: the header counts only from these.")
+if not (LOCAL_SIGN_IN or OIDC_ISSUER or REMOTE_USER_HEADER):
+    raise ImproperlyConfigured("LOCAL_SIGN_IN is off, so OIDC_ISSUER or REMOTE_USER_HEADER must be set.")
+
+LOGIN_URL = "account_login"
 LOGIN_REDIRECT_URL = "admin:index"
-AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", "docora.security.permissions.OneQueryBackend"]
-AXES_HANDLER = "docora.security.sign_in.SignInHandler"  # documents what is counted and stored
-AXES_CLIENT_IP_CALLABLE = "docora.security.sign_in.client_address"
-AXES_LOCKOUT_CALLABLE = "docora.security.sign_in.locked_out"
-AXES_FAILURE_LIMIT = 5
-AXES_COOLOFF_TIME = timedelta(minutes=15)
-AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False
-AXES_ENABLE_ADMIN = False  # deliveries_app.admin.sign_in_attempts shows them instead
-AXES_VERBOSE = False
+AUTHENTICATION_BACKENDS = ["docora.security.permissions.OneQueryBackend"]
+if REMOTE_USER_HEADER:
+    AUTHENTICATION_BACKENDS.append("docora.sign_in.proxy.ProxyUserBackend")
+CACHES = {
+    "default": {
+        "BACKEND": "docora.sign_in.cache.SharedCache",
+        "LOCATION": REDIS_URL,
+        "KEY_PREFIX": "docora:sign_in",
+        "OPTIONS": {
+            "serializer": "docora.sign_in.cache.JsonSerializer",
+            "socket_timeout": 2.0,
+            "socket_connect_timeout": 1.0,
+        },
+    }
+}
+ACCOUNT_ADAPTER = "docora.sign_in.adapters.AccountAdapter"  # documents how guessing is limited
+ACCOUNT_LOGIN_METHODS = {"username"}
+ACCOUNT_SIGNUP_FIELDS = ["username*", "password1*"]
+ACCOUNT_EMAIL_VERIFICATION = "none"
+ACCOUNT_LOGOUT_REDIRECT_URL = "account_login"
+ACCOUNT_SESSION_REMEMBER = True
+ACCOUNT_RATE_LIMITS = {"login": "60/m/ip", "login_failed": "50/15m/ip,5/15m/key"}
+SOCIALACCOUNT_ADAPTER = "docora.sign_in.adapters.SocialAccountAdapter"
+SOCIALACCOUNT_PROVIDERS: dict[str, Any] = {"openid_connect": {"OAUTH_PKCE_ENABLED": True, "APPS": []}}
+if OIDC_ISSUER:
+    SOCIALACCOUNT_PROVIDERS["openid_connect"]["APPS"].append(
+        {
+            "provider_id": "oidc",
+            "name": OIDC_NAME,
+            "client_id": OIDC_CLIENT_ID,
+            "secret": OIDC_CLIENT_SECRET,
+            "settings": {"server_url": OIDC_ISSUER, "scope": OIDC_SCOPES, "token_auth_method": OIDC_CLIENT_AUTH},
+        }
+    )
+MFA_ADAPTER = "docora.sign_in.adapters.MFAAdapter"
+MFA_FORMS = {
+    "login_webauthn": "docora.sign_in.forms.LoginForm",
+    "authenticate_webauthn": "docora.sign_in.forms.AuthenticateForm",
+    "reauthenticate_webauthn": "docora.sign_in.forms.ReauthenticateForm",
+    "add_webauthn": "docora.sign_in.forms.AddForm",
+}
+MFA_SUPPORTED_TYPES = ["totp", "webauthn", "recovery_codes"]
+MFA_PASSKEY_LOGIN_ENABLED = LOCAL_SIGN_IN
+MFA_ALLOW_UNVERIFIED_EMAIL = True
+MFA_TOTP_ISSUER = "Docora"
+MFA_TOTP_TOLERANCE = 1
 
 # --- Django ------------------------------------------------------------------------------------------------------------
 INSTALLED_APPS = [
@@ -246,7 +312,11 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "django_htmx",
     "django_rq",
-    "axes",
+    "allauth",
+    "allauth.account",
+    "allauth.mfa",
+    "allauth.socialaccount",
+    "allauth.socialaccount.providers.openid_connect",
     "repositories_app",
     "deliveries_app",
 ]
@@ -264,12 +334,14 @@ MIDDLEWARE = [
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
+    *(["docora.sign_in.proxy.ProxyUserMiddleware"] if REMOTE_USER_HEADER else []),
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
     "docora.web.middleware.DecryptionErrorMiddleware",
     "docora.web.middleware.RejectInvalidQueryMiddleware",
-    "axes.middleware.AxesMiddleware",  # must be last, as axes requires
+    "allauth.account.middleware.AccountMiddleware",
+    "docora.sign_in.middleware.SignInMiddleware",
 ]
 CSRF_FAILURE_VIEW = "docora.web.errors.csrf_failure"
 ROOT_URLCONF = "docora.urls"
@@ -285,6 +357,7 @@ TEMPLATES = [
                 "django.contrib.auth.context_processors.auth",
                 "django.contrib.messages.context_processors.messages",
                 "django.template.context_processors.csp",
+                "docora.sign_in.context.accounts_pages",
             ],
             "builtins": ["docora.templatetags.docora"],
         },

@@ -11,7 +11,6 @@ from deliveries_app.admin import (  # noqa: F401  registers the model admins
     queue,
     repositories,
     runs,
-    sign_in_attempts,
     users,
     watches,
 )

@@ -18,6 +18,7 @@ from deliveries_app.admin.one_time_secrets import OneTimeSecretsAdmin
 from deliveries_app.models import App
 from deliveries_app.services import NotFound, keys, pinging, tokens
 from deliveries_app.services.tokens import PERMISSION
+from docora.sign_in.recency import require_recent
 
 ONBOARDED, NEW_TOKEN, NEW_KEY = "app", "app token", "app key"
 
@@ -119,6 +120,7 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
     def rotate_token(self, request: HttpRequest, app: App) -> HttpResponse:
         form = RotateTokenForm(post_data(request))
         if request.method == "POST" and form.is_valid():
+            require_recent(request)
             overlap = timedelta(hours=int(form.cleaned_data["overlap"]))
             try:
                 new = tokens.rotate_app_token(Actor.of_request(request), app, overlap=overlap)
@@ -140,6 +142,7 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
     def rotate_key(self, request: HttpRequest, app: App) -> HttpResponse:
         form = RotateKeyForm(post_data(request))
         if request.method == "POST" and form.is_valid():
+            require_recent(request)
             try:
                 new = keys.start_key_rotation(Actor.of_request(request), app, form.cleaned_data["client_auth_key"])
             except ValidationError as error:
@@ -159,6 +162,7 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
 
     def confirm_change(self, request: HttpRequest, app: App, *, change: ConfirmedChange) -> HttpResponse:
         if request.method == "POST":
+            require_recent(request)
             try:
                 change.run(Actor.of_request(request), app)
             except (keys.KeyRotationError, NotFound) as error:

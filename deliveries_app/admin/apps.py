@@ -29,6 +29,7 @@ from deliveries_app.services import github_apps
 from deliveries_app.services.onboarding import unreachable_reason
 from deliveries_app.services.watching import WATCH_PERMISSION
 from deliveries_app.services.watching_many import LineStatus
+from docora.sign_in.recency import require_recent
 
 TOKENS_SHOWN = 20
 _LINE_BADGES = {
@@ -270,6 +271,8 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
         return self.render_page(request, "admin/deliveries_app/app/endpoint.html", "Endpoint health", **context)
 
     def save_model(self, request: HttpRequest, obj: App, form: Any, change: bool) -> None:
+        if "base_url" in form.changed_data:
+            require_recent(request)
         services.change_app(Actor.of_request(request), obj, form.changed_data)
 
     def remove(self, actor: Actor, obj: App) -> None:

@@ -13,6 +13,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.admin.base import DocoraAdmin
 from deliveries_app.services import github_apps
 from docora.security.crypto import DecryptionError
+from docora.sign_in.recency import require_recent
 from docora.text import counted
 from repositories_app.git.exceptions import GitError
 from repositories_app.models import GitHubApp
@@ -97,6 +98,7 @@ class GitHubAppAdmin(DocoraAdmin[GitHubApp]):
         return super().change_view(request, object_id, form_url, {**title, **(extra_context or {})})
 
     def save_model(self, request: HttpRequest, obj: GitHubApp, form: Any, change: bool) -> None:
+        require_recent(request)
         github_apps.save_github_app(Actor.of_request(request), obj, form.cleaned_data["key"])
 
     def delete_model(self, request: HttpRequest, obj: GitHubApp) -> None:

@@ -1,38 +1,70 @@
-"""Django's pages for users and groups, whose lists can be filtered only by the filters they offer."""
+"""Django's pages for users and groups, whose lists can be filtered only by the filters they offer.
+
+Changes of roles and passwords require a recent sign-in.
+"""
 
 from typing import TYPE_CHECKING, Any
 
+from allauth.account.models import EmailAddress
+from allauth.mfa.models import Authenticator
+from allauth.socialaccount.models import SocialAccount, SocialApp, SocialToken
 from django.contrib import admin
+from django.contrib.admin.utils import unquote
 from django.contrib.auth import admin as auth
-from django.contrib.auth.models import Group, User
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Group
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 
 from deliveries_app.admin.base import PlainLists
+from docora.sign_in.recency import require_recent
+
+User = get_user_model()
+_ROLE_FIELDS = {"is_active", "is_staff", "is_superuser", "groups", "user_permissions", "permissions"}
 
 if TYPE_CHECKING:
-    DjangoUserAdmin = auth.UserAdmin[User]
+    from django.contrib.auth.models import User as AuthUser
+
+    DjangoUserAdmin = auth.UserAdmin[AuthUser]
 else:
     DjangoUserAdmin = auth.UserAdmin
 
-admin.site.unregister([User, Group])
+# allauth's own pages would let administrators add providers and edit second factors.
+for model in (User, Group, EmailAddress, Authenticator, SocialAccount, SocialApp, SocialToken):
+    if admin.site.is_registered(model):
+        admin.site.unregister(model)
+
+
+def _require_recent_for_roles(request: HttpRequest, form: Any, change: bool) -> None:
+    if not change or _ROLE_FIELDS & set(form.changed_data):
+        require_recent(request)
 
 
 @admin.register(User)
 class UserAdmin(PlainLists, DjangoUserAdmin):
-    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> User | None:
+    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
         """Return the user, marked so that changing the password is not recorded a second time by `services.sign_ins`."""
         user: Any = super().get_object(request, object_id, from_field)
         if user is not None:
             user.recorded_by_admin = True
-        return user  # type: ignore[no-any-return]
+        return user
+
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        _require_recent_for_roles(request, form, change)
+        super().save_model(request, obj, form, change)
 
     def user_change_password(self, request: HttpRequest, id: str, form_url: str = "") -> HttpResponse:
         """Change the password and record it in one transaction, which Django does not use here."""
+        if request.method == "POST" and self.has_change_permission(request):
+            user = self.get_object(request, unquote(id))
+            if user is not None and self.change_password_form(user, request.POST).is_valid():
+                require_recent(request)
         with transaction.atomic():
             return super().user_change_password(request, id, form_url)
 
 
 @admin.register(Group)
 class GroupAdmin(PlainLists, auth.GroupAdmin):
-    pass
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        _require_recent_for_roles(request, form, change)
+        super().save_model(request, obj, form, change)

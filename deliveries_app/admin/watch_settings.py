@@ -23,6 +23,7 @@ from deliveries_app.models import AppRepository
 from deliveries_app.services import NotFound, watch_settings
 from deliveries_app.services.push_hooks import hook_url
 from deliveries_app.services.watch_settings import PERMISSION
+from docora.sign_in.recency import require_recent
 from repositories_app.git.exceptions import GitError
 
 _KIND = "push secret"
@@ -51,6 +52,7 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
         """Replace the token. The page shows neither the old token nor the new one."""
         form = GithubTokenForm(post_data(request), has_token=bool(watch.github_token))
         if request.method == "POST" and form.is_valid():
+            require_recent(request)
             token = form.cleaned_data["github_token"]
             try:
                 watch_settings.replace_github_token(Actor.of_request(request), watch, token)
@@ -82,6 +84,7 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
 
     def renew_secret(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         if request.method == "POST":
+            require_recent(request)
             try:
                 secret = watch_settings.renew_push_secret(Actor.of_request(request), watch)
             except NotFound:

@@ -17,7 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from django.contrib.auth.models import Group, User
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Group
 from django.db import OperationalError, ProgrammingError
 
 from deliveries_app.actors import Actor
@@ -156,7 +157,7 @@ class Demo:
     def _make_users(self) -> None:
         """Create `admin`, a superuser, and `operator` and `viewer`, who are in the groups of the same name."""
         for name, groups in {"admin": [], "operator": ["Operators"], "viewer": ["Viewers"]}.items():
-            user, _ = User.objects.get_or_create(username=name)
+            user, _ = get_user_model().objects.get_or_create(username=name)
             user.is_staff, user.is_superuser = True, name == "admin"
             if not user.check_password(self.choices.password):
                 user.set_password(self.choices.password)

@@ -64,6 +64,7 @@ def all_checks(*, offline: bool = False, app_id: str = "") -> list[Check]:
         Check("audit log", instance_checks.check_audit_log, needs=("database",)),
         Check("files", instance_checks.check_files),
         Check("people", instance_checks.check_accounts, needs=("database",)),
+        Check("roles", instance_checks.check_roles, needs=("database",)),
         Check("workers", instance_checks.check_workers, needs=("redis",)),
         Check("sweep", instance_checks.check_sweep, needs=("redis",)),
         Check("backlog", instance_checks.check_backlog, needs=("database", "redis")),

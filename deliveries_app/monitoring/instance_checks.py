@@ -9,10 +9,13 @@ import tempfile
 import time
 from collections.abc import Iterable
 from ipaddress import ip_network
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Group
 from django.core.checks import CheckMessage, Error, Info, Warning
 from django.db import connection
 from django.utils import timezone
@@ -35,6 +38,8 @@ from docora.http.client import HttpClient, Outcome
 from docora.redis import heartbeat
 from docora.security import crypto
 from docora.security.crypto import DecryptionError, encrypted_fields, reencrypt, stored_values
+from docora.sign_in import factors
+from docora.sign_in.oidc import SUPERUSER
 from docora.text import counted, format_bytes, format_seconds
 from repositories_app.mirror import cache
 
@@ -51,18 +56,22 @@ def _some(names: Iterable[object]) -> str:
 
 
 def check_secrets() -> list[CheckMessage]:
-    """Check that stored secrets can be decrypted: the first `_SECRETS_READ` values of each column."""
+    """Check that stored secrets can be decrypted: the first `_SECRETS_READ` values of each column, and of second factors."""
     current, older = 0, 0
     is_partial = False
     unreadable: dict[str, list[object]] = {}
-    for field in encrypted_fields():
-        rows = stored_values(field).order_by("pk").values_list("pk", "stored")[:_SECRETS_READ]
+    columns: dict[str, Iterable[tuple[Any, str]]] = {
+        str(field): stored_values(field).order_by("pk").values_list("pk", "stored") for field in encrypted_fields()
+    }
+    columns[factors.COLUMN] = ((pk, stored) for pk, _, stored in factors.stored_secrets())
+    for field, all_rows in columns.items():
+        rows = list(islice(all_rows, _SECRETS_READ))
         is_partial |= len(rows) == _SECRETS_READ
         for pk, stored in rows:
             try:
                 is_current = reencrypt(stored) == stored
             except DecryptionError:
-                unreadable.setdefault(str(field), []).append(pk)
+                unreadable.setdefault(field, []).append(pk)
             else:
                 current, older = current + is_current, older + (not is_current)
     messages: list[CheckMessage] = []
@@ -94,8 +103,18 @@ def check_accounts() -> list[CheckMessage]:
         return [Info("An administrator can sign in.")]
     hint = f"Create a superuser: {program()} createsuperuser"
     if staff.exists():
-        return [Warning("There is no superuser to manage users and unlock sign-ins.", hint=hint)]
+        return [Warning("There is no superuser to manage users.", hint=hint)]
     return [Warning("No account can sign in to the admin.", hint=hint)]
+
+
+def check_roles() -> list[CheckMessage]:
+    """Check that the roles in `OIDC_ROLES` and `SECOND_FACTOR_ROLES` exist."""
+    named = {role for _, role in settings.OIDC_ROLES} | set(settings.SECOND_FACTOR_ROLES)
+    missing = named - {SUPERUSER, *Group.objects.filter(name__in=named).values_list("name", flat=True)}
+    if missing:
+        text = f"OIDC_ROLES or SECOND_FACTOR_ROLES name groups that don't exist: {_some(sorted(missing))}."
+        return [Error(text, hint="Create them in the admin, or correct the setting.")]
+    return [Info("Every role that the settings name exists.")]
 
 
 def check_files() -> list[CheckMessage]:

@@ -1,5 +1,5 @@
 """Delete old history: runs, bulk operations, checks for differences, the audit log, traffic, failed attempts, ended alerts,
-sent mails, and old sessions and sign-in attempts.
+sent mails, and old sessions.
 
 It can run at any time and be killed at any point: each slice is one transaction, and the next run continues. Three kinds of
 runs are kept regardless of their age:
@@ -38,7 +38,6 @@ from deliveries_app.models import (
 from deliveries_app.monitoring.alerts import contacts
 from docora.db import append_only
 from docora.redis import queues
-from docora.security import sign_in
 
 PRUNE_JOB = "deliveries_app.jobs.prune"
 _EVERY_SECONDS = 3600
@@ -57,7 +56,6 @@ class Pruned:
     traffic: int = 0
     alerts: int = 0
     sessions: int = 0
-    attempts: int = 0
     delivery_attempts: int = 0
     mails: int = 0
 
@@ -99,7 +97,6 @@ def prune(
         "delivery_attempts": (_older(DeliveryAttempt.objects.all(), "at", settings.ATTEMPT_RETENTION_DAYS, now), "at"),
         "alerts": (_older(Alert.objects.all(), "ended_at", settings.SYNC_RUN_RETENTION_DAYS, now), "ended_at"),
         "sessions": (Session.objects.filter(expire_date__lt=now), "expire_date"),
-        "attempts": (sign_in.old_attempts(now), "attempt_time"),
         "mails": (ContactMail.objects.filter(created_at__lt=now - contacts.KEPT), "created_at"),
     }
     if dry_run:

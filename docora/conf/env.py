@@ -32,11 +32,13 @@ def count(name: str, default: int, minimum: int = 1) -> int:
     return int(value)
 
 
-def flag(name: str) -> bool:
+def flag(name: str, default: bool = False) -> bool:
     raw = text(name).strip().lower()
+    if not raw:
+        return default
     if raw in {"1", "yes", "true", "on"}:
         return True
-    if raw in {"0", "no", "false", "off", ""}:
+    if raw in {"0", "no", "false", "off"}:
         return False
     raise ImproperlyConfigured(f"{name} must be yes or no, but is {raw!r}.")
 
@@ -52,6 +54,17 @@ def date(name: str) -> datetime.date | None:
 
 def names(name: str, default: str = "") -> list[str]:
     return [part.strip() for part in text(name, default=default).split(",") if part.strip()]
+
+
+def pairs(name: str) -> list[tuple[str, str]]:
+    """Return the pairs of a list such as `a=b,c=d`. The left side may contain `=`."""
+    found = []
+    for part in names(name):
+        left, equals, right = (piece.strip() for piece in part.rpartition("="))
+        if not (left and equals and right):
+            raise ImproperlyConfigured(f"{name} must be pairs such as group=role, separated by commas, not {part!r}.")
+        found.append((left, right))
+    return found
 
 
 def networks(name: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:

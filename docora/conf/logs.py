@@ -17,7 +17,7 @@ _SHARED: list[Any] = [
     structlog.stdlib.ExtraAdder(),
     structlog.processors.TimeStamper(fmt="iso", utc=True),
 ]
-_NOISY = ("rq.worker", "rq.queue", "rq.registry", "rq.scripts", "asyncio", "axes", "waitress")
+_NOISY = ("rq.worker", "rq.queue", "rq.registry", "rq.scripts", "asyncio", "allauth", "waitress")
 
 
 def mask_secrets(logger: Any, method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:

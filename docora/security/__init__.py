@@ -1,1 +1,1 @@
-"""Encryption of stored secrets, redaction, throttling and sign-in limits."""
+"""Encryption of stored secrets, redaction, permissions and throttling."""

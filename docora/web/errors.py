@@ -5,6 +5,7 @@ from typing import Any
 
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
+from django.shortcuts import render
 from django.utils.deprecation import MiddlewareMixin
 from django.views import defaults
 from django.views.csrf import csrf_failure as csrf_failure_page
@@ -82,6 +83,10 @@ def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
     if wants_json(request):
         return json_error("Bad request: check the hostname, the URL and the headers", 400)
     return defaults.bad_request(request, exception)
+
+
+def too_many_requests(request: HttpRequest) -> HttpResponse:
+    return render(request, "429.html", status=429)
 
 
 def server_error(request: HttpRequest, *args: Any) -> HttpResponse:

@@ -40,7 +40,6 @@ PERMISSIONS_POLICY = ", ".join(
         "midi",
         "payment",
         "picture-in-picture",
-        "publickey-credentials-get",
         "screen-wake-lock",
         "usb",
         "xr-spatial-tracking",
@@ -62,7 +61,8 @@ class ProbesMiddleware(MiddlewareMixin):
 
 
 class TrustedProxyMiddleware(MiddlewareMixin):
-    """Use `X-Forwarded-For` and `X-Forwarded-Proto` from `TRUSTED_PROXIES` and remove them from all other requests.
+    """Use `X-Forwarded-For`, `X-Forwarded-Proto` and `REMOTE_USER_HEADER` from `TRUSTED_PROXIES`, and remove them from all
+    other requests.
 
     `X-Request-Id`, which `docora.web.access_log` uses, is kept from these proxies too and removed from all other requests.
     The client is the last listed address that is not a trusted proxy, because the client can forge everything before it.
@@ -77,8 +77,12 @@ class TrustedProxyMiddleware(MiddlewareMixin):
         forwarded_for = request.META.pop("HTTP_X_FORWARDED_FOR", "")
         forwarded_proto = request.META.pop("HTTP_X_FORWARDED_PROTO", "")
         request_id = request.META.pop("HTTP_X_REQUEST_ID", "")
+        user_header = "HTTP_" + settings.REMOTE_USER_HEADER.upper().replace("-", "_")
+        remote_user = request.META.pop(user_header, "") if settings.REMOTE_USER_HEADER else ""
         if settings.TRUSTED_PROXIES and self._is_trusted(request.META.get("REMOTE_ADDR", "")):
             request.META["HTTP_X_REQUEST_ID"] = request_id
+            if remote_user:
+                request.META["REMOTE_USER"] = remote_user
             for part in reversed([part.strip() for part in forwarded_for.split(",") if part.strip()]):
                 with_port = _WITH_PORT.fullmatch(part)
                 address = (with_port[1] or with_port[2]) if with_port else part

@@ -5,7 +5,6 @@ everything that drives the browser goes through one worker thread, see `Browser`
 """
 
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from playwright.sync_api import BrowserContext, ConsoleMessage, Page, sync_playw
 
 from docora.process import die_with_parent
 from tests.browser import chromium
+from tests.support.instance import free_port
 from tests.support.processes import Daemons
 from tests.support.world import World
 
@@ -33,14 +33,13 @@ PASSWORD = "correct horse battery"
 
 
 class Web:
-    """The web process at `url`. It has no state between tests, so they share one."""
+    """The web process at `url`, on the PORT of the environment or a free one. It has no state between tests, so they share
+    one."""
 
     def __init__(self, environment: dict[str, str], log: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = environment.get("PORT") or str(free_port())
         self.url = f"http://127.0.0.1:{port}"
-        self.environment = environment | {"PORT": str(port), "PYTHONPATH": str(PROJECT)}
+        self.environment = environment | {"PORT": port, "PYTHONPATH": str(PROJECT)}
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "docora", "web"],

@@ -79,7 +79,7 @@ def after_polls(page: Page, count: int, address: str) -> None:
 
 def test_resync_with_the_keyboard_alone(site: Site, browser: Browser, watched: AppRepository) -> None:
     def journey(page: Page) -> None:
-        page.goto(f"{site.url}/admin/login/")
+        page.goto(f"{site.url}/accounts/login/")
         page.keyboard.type("anna")  # the field has focus
         page.keyboard.press("Tab")
         page.keyboard.type(PASSWORD)

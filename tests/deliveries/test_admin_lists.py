@@ -406,7 +406,7 @@ def test_users_are_deleted_with_docoras_buttons(root: Client) -> None:
 
 
 def test_sign_in_pages_say_sign_in(root: Client, client: Client) -> None:
-    page = client.get("/admin/login/").text
+    page = client.get("/accounts/login/").text
     assert "<title>Sign in | Docora</title>" in page
     assert '<input type="submit" value="Sign in">' in page
     for address in ("/admin/", "/admin/password_change/"):

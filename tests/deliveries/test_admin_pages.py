@@ -294,9 +294,9 @@ def test_unwatched_and_removed_rows_are_hidden_at_once(root: Client, watch: AppR
 
 
 def test_login_page_names_the_createsuperuser_command(client: Client, db) -> None:
-    assert "manage.py createsuperuser" in client.get("/admin/login/").text
+    assert "manage.py createsuperuser" in client.get("/accounts/login/").text
     User.objects.create_superuser("root", password="x")
-    assert "createsuperuser" not in client.get("/admin/login/").text
+    assert "createsuperuser" not in client.get("/accounts/login/").text
 
 
 def test_sidebar_groups_models_by_task(root: Client) -> None:

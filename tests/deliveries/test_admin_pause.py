@@ -94,7 +94,7 @@ def test_banner_without_permission_has_no_button(watches, paused: SyncPause) -> 
 
 def test_anonymous_pages_neither_show_nor_query_the_pause(client: Client, paused: SyncPause) -> None:
     with CaptureQueriesContext(connection) as captured:
-        page = client.get("/admin/login/").text
+        page = client.get("/accounts/login/").text
     assert "paused" not in page
     assert not [query for query in captured.captured_queries if "syncpause" in query["sql"]]
 

@@ -134,7 +134,7 @@ def test_box_is_on_every_page_and_keeps_the_text(viewer: Client, watches) -> Non
     page = viewer.get(SEARCH, {"q": '<b>"x'}).text
     assert 'value="&lt;b&gt;&quot;x"' in page
     assert "<b>" not in page
-    assert 'id="site-search"' not in Client().get("/admin/login/").text
+    assert 'id="site-search"' not in Client().get("/accounts/login/").text
     assert "Enter the name, ID or base URL of an app" in viewer.get(SEARCH).text
     for odd in ("\u202e", "%", "_", "'", "\\", "9" * 40, "run_\ud800", "x" * 3000):
         assert viewer.get(SEARCH, {"q": odd.encode("utf-8", "surrogatepass")}).status_code == 200, odd

@@ -5,7 +5,6 @@ from io import StringIO
 
 import django_rq
 import pytest
-from axes.models import AccessAttempt
 from django.contrib.sessions.models import Session
 from django.core.management import call_command
 from django.db import connection
@@ -208,21 +207,17 @@ def test_cancel_an_operation_after_pruning(world: World) -> None:
     assert [numbers(watch) for watch in watches] == [(4, 2)] * 3
 
 
-# --- Traffic, sessions, sign-in attempts -------------------------------------------------------------------------------
+# --- Traffic and sessions ----------------------------------------------------------------------------------------------
 
 
-def test_traffic_sessions_and_attempts_have_their_own_rules(watch: AppRepository) -> None:
+def test_traffic_and_sessions_have_their_own_rules(watch: AppRepository) -> None:
     for days in (OLD, RECENT):
         HourlyTraffic.objects.create(app=watch.app, hour=days_ago(days))
     for key, days in (("old", 1), ("new", -1)):
         Session.objects.create(session_key=key, session_data="", expire_date=days_ago(days))
-    for name, days in (("old", 31), ("new", 29)):
-        attempt = AccessAttempt.objects.create(username=name, failures_since_start=1)
-        AccessAttempt.objects.filter(pk=attempt.pk).update(attempt_time=days_ago(days))
-    assert prune() == Pruned(traffic=1, sessions=1, attempts=1)
+    assert prune() == Pruned(traffic=1, sessions=1)
     assert HourlyTraffic.objects.get().hour > days_ago(90)
     assert Session.objects.get().session_key == "new"
-    assert AccessAttempt.objects.get().username == "new"
 
 
 # --- Slices, command and job -------------------------------------------------------------------------------------------

@@ -159,10 +159,10 @@ class Installed(Instance):
 
     def sign_in(self, name: str, password: str) -> str:
         """Sign in and return the first page of the admin."""
-        token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', self.get("/admin/login/").decode())
+        token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', self.get("/accounts/login/").decode())
         assert token
-        form = {"csrfmiddlewaretoken": token[1], "username": name, "password": password, "next": "/admin/"}
-        return self.get("/admin/login/", form).decode()
+        form = {"csrfmiddlewaretoken": token[1], "login": name, "password": password, "next": "/admin/"}
+        return self.get("/accounts/login/", form).decode()
 
 
 @pytest.fixture

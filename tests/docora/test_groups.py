@@ -106,7 +106,7 @@ def test_permission_names_match_the_models(database: sqlite3.Connection) -> None
 
 VISIBLE = ("deliveries_app/app", "deliveries_app/apprepository", "deliveries_app/delivery", "deliveries_app/syncrun")
 VISIBLE += ("deliveries_app/bulkoperation", "repositories_app/repository")
-HIDDEN = ("auth/user", "auth/group", "axes/accessattempt")
+HIDDEN = ("auth/user", "auth/group")
 
 
 def member(database: sqlite3.Connection, group: str) -> Client:

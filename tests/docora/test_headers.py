@@ -30,7 +30,10 @@ def admin(admin_user) -> Client:
     return client
 
 
-@pytest.mark.parametrize("address", ["/admin/", "/admin/login/", "/health", "/api/repositories", "/nothing", "/docs/"])
+@pytest.mark.parametrize(
+    "address",
+    ["/admin/", "/accounts/login/", "/accounts/security/", "/health", "/api/repositories", "/nothing", "/docs/"],
+)
 def test_every_response_has_security_headers(admin: Client, address: str) -> None:
     response = admin.get(address)
     assert {name: response.headers.get(name) for name in EVERYWHERE} == EVERYWHERE
@@ -53,7 +56,7 @@ def test_static_files_may_be_cached(client: Client) -> None:
 
 
 def test_session_cookie_is_httponly_and_samesite(client: Client, admin_user) -> None:
-    response = client.post("/admin/login/", {"username": "admin", "password": "password"})
+    response = client.post("/accounts/login/", {"login": "admin", "password": "password"})
     assert response.status_code == 302
     cookie = response.cookies["sessionid"]
     assert (cookie["httponly"], cookie["samesite"]) == (True, "Lax")
@@ -88,7 +91,7 @@ def test_error_pages_satisfy_the_content_security_policy(
 def test_not_found_and_csrf_failure_pages(admin_user) -> None:
     client = Client(enforce_csrf_checks=True)
     missing = client.get("/nothing")
-    stale = client.post("/admin/login/", {"username": "admin", "password": "password"})
+    stale = client.post("/accounts/login/", {"login": "admin", "password": "password"})
     assert (missing.status_code, stale.status_code) == (404, 403)
     assert "Page not found" in missing.content.decode()
     assert "This form has expired" in stale.content.decode()

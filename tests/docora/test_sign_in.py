@@ -1,21 +1,34 @@
-"""Sign-in throttling: two limits, a temporary lock, and no passwords stored."""
+"""Signing in: passwords and their limits, second factors, passkeys, links, proxies, idle sessions, and asking again."""
 
 import ipaddress
+import json
+import re
+import time
 from datetime import timedelta
 
 import pytest
-from axes.models import AccessAttempt, AccessLog
-from django.contrib import admin
-from django.contrib.auth.models import Permission, User
+from allauth.mfa.models import Authenticator
+from allauth.mfa.totp.internal.auth import format_hotp_value, hotp_value
+from django.contrib.auth.models import Group, User
+from django.contrib.sessions.models import Session
+from django.core import signing
+from django.core.cache import cache
+from django.core.management import CommandError, call_command
+from django.db import connection as db_connection
 from django.http import HttpResponse
 from django.test import Client, RequestFactory
-from django.utils import timezone
+from django.test.utils import CaptureQueriesContext
+from django.urls import NoReverseMatch, reverse
 
-from docora.security.sign_in import client_address
-from tests.support.staff import staff
+from deliveries_app.models import App, AppRepository
+from docora.redis.connection import connection
+from docora.security.crypto import decrypt
+from docora.sign_in import links, recency
+from docora.sign_in.adapters import client_address
+from tests.support.staff import make_app, make_watch
 
 PASSWORD, WRONG = "correct horse battery", "wr0ng-password-of-anna"
-LOGIN, LIST = "/admin/login/", "/admin/axes/accessattempt/"
+LOGIN, SECURITY, CONFIRM = "/accounts/login/", "/accounts/security/", "/accounts/reauthenticate/"
 
 
 @pytest.fixture
@@ -24,94 +37,112 @@ def anna(db) -> User:
 
 
 def try_to_sign_in(
-    password: str = WRONG, name: str = "anna", address: str = "203.0.113.9", agent: str = "A"
+    password: str = WRONG, name: str = "anna", address: str = "203.0.113.9", client: Client | None = None, **more: str
 ) -> HttpResponse:
-    fields = {"username": name, "password": password, "next": "/admin/", "note": "s3cret-note"}
-    return Client(REMOTE_ADDR=address, headers={"user-agent": agent}).post(LOGIN, fields)
+    return (client or Client(REMOTE_ADDR=address)).post(LOGIN, {"login": name, "password": password, **more})
 
 
-def fail(times: int, **fields) -> list[int]:
-    return [try_to_sign_in(**fields).status_code for _ in range(times)]
+def locked(response: HttpResponse) -> bool:
+    return "Too many failed attempts. Try again in 15 minutes." in response.content.decode()
 
 
-def wait(minutes: float) -> None:
-    """Move all attempts into the past."""
-    for attempt in AccessAttempt.objects.all():
-        earlier = attempt.attempt_time - timedelta(minutes=minutes)
-        AccessAttempt.objects.filter(pk=attempt.pk).update(attempt_time=earlier)
+def signed_in(anna: User) -> Client:
+    client = Client()
+    client.force_login(anna)
+    return client
 
 
-def test_fifth_failure_locks_a_name_from_an_address(anna) -> None:
-    assert fail(5) == [200, 200, 200, 200, 429]
-    page = try_to_sign_in(PASSWORD)
-    assert page.status_code == 429, "the right password too"
-    assert page["Retry-After"] == "900"
-    assert "Too many failed sign-in attempts. Try again in 15 minutes" in page.content.decode()
-    assert "no-store" in page["Cache-Control"]
-    assert try_to_sign_in(PASSWORD, address="203.0.113.10").status_code == 302, "from elsewhere"
+def make_old(client: Client, seconds: float = 3600, key: str = recency.AUTHENTICATED_AT) -> None:
+    session = client.session
+    session[key] = time.time() - seconds
+    session.save()
 
 
-def test_other_names_from_the_same_address_can_sign_in(anna) -> None:
+# --- Passwords ----------------------------------------------------------------------------------------------------------
+
+
+def test_admin_redirects_to_the_sign_in_page_and_back(anna) -> None:
+    client = Client()
+    page = client.get("/admin/deliveries_app/app/", follow=True)
+    assert page.redirect_chain[-1][0] == f"{LOGIN}?next=%2Fadmin%2Fdeliveries_app%2Fapp%2F"
+    assert "/admin/deliveries_app/app/" in page.content.decode()
+    answer = try_to_sign_in(PASSWORD, client=client, next="/admin/deliveries_app/app/")
+    assert (answer.status_code, answer["Location"]) == (302, "/admin/deliveries_app/app/")
+    assert client.get("/admin/").status_code == 200
+    assert try_to_sign_in(PASSWORD)["Location"] == "/admin/"
+    assert try_to_sign_in(PASSWORD, next="https://evil.example/")["Location"] == "/admin/"
+
+
+def test_user_without_access_to_the_admin(db) -> None:
+    client = signed_in(User.objects.create_user("otto", password=PASSWORD))
+    assert client.get("/admin/login/").status_code == 403
+    assert client.get("/admin/", follow=True).status_code == 403
+
+
+def test_nobody_can_sign_up_and_unused_pages_are_not_routed(client: Client) -> None:
+    for path in ("signup/", "password/reset/", "email/", "password/change/", "security/recovery-codes/download/"):
+        assert client.get(f"/accounts/{path}").status_code == 404
+    for name in ("account_signup", "socialaccount_signup", "socialaccount_connections", "openid_connect_login"):
+        with pytest.raises(NoReverseMatch):
+            reverse(name)
+
+
+def test_five_failures_lock_a_name_from_an_address_only(anna) -> None:
     User.objects.create_user("otto", password=PASSWORD, is_staff=True)
-    fail(5)
-    assert try_to_sign_in(PASSWORD, name="otto").status_code == 302
+    assert [locked(try_to_sign_in()) for _ in range(7)] == [False] * 5 + [True] * 2
+    assert locked(try_to_sign_in(PASSWORD)), "the right password too"
+    assert locked(try_to_sign_in(PASSWORD, name="ANNA")), "in any case"
+    assert try_to_sign_in(PASSWORD, address="203.0.113.10").status_code == 302, "anna herself, from her own address"
+    assert try_to_sign_in(PASSWORD, name="otto").status_code == 302, "others from the same address"
 
 
-@pytest.mark.parametrize("length", [151, 256, 100_000])
-def test_name_that_is_too_long_is_counted_and_not_hashed(anna, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    hashed: list[str] = []
-    monkeypatch.setattr(User, "set_password", lambda self, password: hashed.append(password))
-    assert fail(5, name="x" * length) == [200, 200, 200, 200, 429]
-    assert hashed == []
-    assert AccessAttempt.objects.get().failures_since_start == 5
-    assert try_to_sign_in(name="y" * length).status_code == 429
+def test_success_does_not_count_and_does_not_clear_failures(anna) -> None:
+    for _ in range(4):
+        try_to_sign_in()
+    assert [try_to_sign_in(PASSWORD).status_code for _ in range(3)] == [302] * 3
+    assert not locked(try_to_sign_in())
+    assert locked(try_to_sign_in(PASSWORD))
+
+
+def test_lock_ends_after_15_minutes_and_is_not_extended(anna, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    for minute in range(8):
+        monkeypatch.setattr(time, "time", lambda at=now + 60 * minute: at)
+        try_to_sign_in()
+    monkeypatch.setattr(time, "time", lambda: now + 15 * 60 + 1)
     assert try_to_sign_in(PASSWORD).status_code == 302
-
-
-def test_sign_in_without_a_next_page_leads_to_the_overview(anna) -> None:
-    answer = Client().post(LOGIN, {"username": "anna", "password": PASSWORD})
-    assert (answer.status_code, answer["Location"]) == (302, "/admin/")
-
-
-def test_lock_applies_to_all_browsers(anna) -> None:
-    statuses = [try_to_sign_in(agent=f"Browser {number}").status_code for number in range(5)]
-    assert statuses[-1] == 429
 
 
 def test_failures_under_many_names_lock_the_address(anna) -> None:
-    statuses = [try_to_sign_in(name=f"guess-{number}").status_code for number in range(50)]
-    assert statuses == [200] * 49 + [429]
-    assert try_to_sign_in(PASSWORD).status_code == 429
+    # Names that are too long are refused before anything is hashed; others cost the time of a hash.
+    answers = [locked(try_to_sign_in(name=f"guess-{number}")) for number in range(51)]
+    assert answers == [False] * 50 + [True]
+    assert locked(try_to_sign_in(PASSWORD))
     assert try_to_sign_in(PASSWORD, address="203.0.113.10").status_code == 302
 
 
-def test_attempts_while_locked_do_not_extend_the_lock(anna) -> None:
-    fail(5)
-    wait(14)
-    assert fail(3) == [429, 429, 429]
-    wait(1.1)
-    assert fail(1) == [200], "counted from one again"
-    assert try_to_sign_in(PASSWORD).status_code == 302
+def test_name_that_is_too_long_is_not_hashed(anna, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    monkeypatch.setattr(User, "set_password", lambda self, password: hashed.append(password))
+    assert try_to_sign_in(name="x" * 100_000).status_code == 200
+    assert hashed == []
 
 
-def test_success_clears_the_failures_of_that_name_only(anna) -> None:
-    fail(4)
-    fail(3, name="otto")
-    assert try_to_sign_in(PASSWORD).status_code == 302
-    assert fail(4) == [200, 200, 200, 200]
-    assert AccessAttempt.objects.get(username="otto").failures_since_start == 3
+def test_failures_are_stored_as_json(anna) -> None:
+    try_to_sign_in()
+    keys = [key for key in connection().scan_iter("docora:sign_in:*") if b":lock" not in key]
+    assert len(keys) == 3  # requests and failures of the address, and failures of the name
+    assert all(isinstance(json.loads(connection().get(key)), list) for key in keys)
+    assert not any(b"anna" in key for key in keys)
 
 
-def test_neither_form_data_nor_successes_are_stored(anna) -> None:
-    fail(3)
-    try_to_sign_in(PASSWORD, address="203.0.113.10")
-    attempt = AccessAttempt.objects.get()
-    assert attempt.failures_since_start == 3
-    kept = " ".join(str(value) for value in AccessAttempt.objects.values().get().values())
-    assert "s3cret-note" not in kept
-    assert WRONG not in kept
-    assert (attempt.get_data, attempt.post_data) == ("", "")
-    assert not AccessLog.objects.exists()
+def test_without_redis_failures_are_counted_in_memory(anna, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "_servers", ["unix:///nowhere.sock"])
+    monkeypatch.setitem(cache.__dict__, "_cache", cache._class(["unix:///nowhere.sock"]))
+    cache.memory.clear()
+    assert [locked(try_to_sign_in()) for _ in range(6)] == [False] * 5 + [True]
+    assert try_to_sign_in(PASSWORD, address="203.0.113.10").status_code == 302
+    cache.memory.clear()
 
 
 @pytest.mark.parametrize(
@@ -120,77 +151,384 @@ def test_neither_form_data_nor_successes_are_stored(anna) -> None:
         ("203.0.113.9", "203.0.113.9"),
         ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
         ("::ffff:203.0.113.9", "203.0.113.9"),
-        ("", None),
-        ("nonsense", None),
+        ("", "unknown"),
     ],
 )
-def test_ipv6_clients_are_identified_by_their_network(remote: str, counted: str | None) -> None:
+def test_address_that_failures_count_for(remote: str, counted: str) -> None:
     assert client_address(RequestFactory().get("/", REMOTE_ADDR=remote)) == counted
 
 
-def test_client_address_behind_a_trusted_proxy(anna, settings) -> None:
+def test_address_behind_a_trusted_proxy(anna, settings) -> None:
     settings.TRUSTED_PROXIES = [ipaddress.ip_network("10.0.0.1/32")]
-    for _ in range(5):
-        Client(REMOTE_ADDR="10.0.0.1", headers={"x-forwarded-for": "203.0.113.9"}).post(
-            LOGIN, {"username": "anna", "password": WRONG}
-        )
-    assert AccessAttempt.objects.get().ip_address == "203.0.113.9"
+    for _ in range(6):
+        client = Client(REMOTE_ADDR="10.0.0.1", headers={"x-forwarded-for": "203.0.113.9"})
+        last = client.post(LOGIN, {"login": "anna", "password": WRONG})
+    assert locked(last)
     assert try_to_sign_in(PASSWORD, address="10.0.0.1").status_code == 302
 
 
-def test_sign_in_without_a_client_address(anna) -> None:
-    assert fail(2, address="") == [200, 200]
-    assert try_to_sign_in(PASSWORD, address="").status_code == 302
+def test_local_sign_in_turned_off(anna, settings) -> None:
+    settings.LOCAL_SIGN_IN = False
+    assert "Password" not in Client().get(LOGIN).content.decode()
+    assert try_to_sign_in(PASSWORD).status_code == 403
+    assert Client().post("/accounts/security/passkeys/sign-in/", {"credential": "{}"}).status_code == 403
+    assert Client().post(links_path(anna)).status_code == 302
 
 
-def test_superuser_unlocks_by_deleting_an_attempt(anna) -> None:
-    fail(5)
+def test_failed_sign_in_is_signalled_without_the_password(anna, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        try_to_sign_in()
+    assert [(r.message, r.address) for r in caplog.records if r.name.startswith("docora.sign_in")] == [
+        ("sign_in_failed", "203.0.113.9")
+    ]
+    assert WRONG not in caplog.text
+
+
+# --- Second factors -----------------------------------------------------------------------------------------------------
+
+
+def code_of(secret: str, steps: int = 0) -> str:
+    return format_hotp_value(hotp_value(secret, int(time.time()) // 30 + steps))
+
+
+def set_up_totp(client: Client) -> str:
+    """Set up an authenticator app on the account page. Return its secret."""
+    page = client.get(f"{SECURITY}app/add/")
+    secret = re.search(r'id="totp-key">(\w+)<', page.content.decode())[1]
+    answer = client.post(f"{SECURITY}app/add/", {"code": code_of(secret, -1)})
+    assert answer["Location"] == f"{SECURITY}recovery-codes/", answer.content.decode()
+    return secret
+
+
+def test_password_and_code(anna) -> None:
+    secret = set_up_totp(signed_in(anna))
     client = Client()
-    client.force_login(anna)
-    assert "Sign-in attempts" in client.get("/admin/").content.decode()
-    page = client.get(LIST)
-    assert page.context["title"] == "Sign-in attempts"
-    assert "203.0.113.9" in page.content.decode()
-    attempt = AccessAttempt.objects.get()
-    assert client.get(f"{LIST}{attempt.pk}/change/").status_code == 200
-    assert client.get(f"{LIST}add/").status_code == 403
-    assert client.post(f"{LIST}{attempt.pk}/delete/", {"post": "yes"}).status_code == 302
-    assert try_to_sign_in(PASSWORD).status_code == 302
+    assert try_to_sign_in(PASSWORD, client=client)["Location"] == f"{SECURITY}authenticate/"
+    assert client.get("/admin/").status_code == 302, "the password alone is not enough"
+    wrong = client.post(f"{SECURITY}authenticate/", {"code": "000000"})
+    assert "The code is wrong." in wrong.content.decode()
+    code = code_of(secret)
+    assert client.post(f"{SECURITY}authenticate/", {"code": code})["Location"] == "/admin/"
+    assert client.get("/admin/").status_code == 200
+    again = Client()
+    try_to_sign_in(PASSWORD, client=again)
+    assert again.post(f"{SECURITY}authenticate/", {"code": code}).status_code == 200, "a code works once"
 
 
-def test_attempts_are_hidden_from_other_staff(anna) -> None:
-    codenames = Permission.objects.filter(content_type__app_label="axes").values_list("codename", flat=True)
-    client = staff("victor", *codenames)
-    fail(1)
-    assert client.get(LIST).status_code == 403
-    assert client.get(f"{LIST}{AccessAttempt.objects.get().pk}/change/").status_code == 403
-    assert "Sign-in attempts" not in client.get("/admin/").content.decode()
+def test_recovery_code_works_once(anna) -> None:
+    client = signed_in(anna)
+    set_up_totp(client)
+    codes = client.get(f"{SECURITY}recovery-codes/").context["unused_codes"]
+    assert len(codes) == 10
+    for expected in (302, 200):
+        other = Client()
+        try_to_sign_in(PASSWORD, client=other)
+        assert other.post(f"{SECURITY}authenticate/", {"code": codes[0]}).status_code == expected
 
 
-@pytest.mark.parametrize("model", ["accesslog", "accessfailurelog"])
-def test_other_axes_models_have_no_page(anna, model: str) -> None:
+def test_guessing_codes_is_limited(anna) -> None:
+    set_up_totp(signed_in(anna))
     client = Client()
-    client.force_login(anna)
-    assert client.get(f"/admin/axes/{model}/").status_code == 404
+    try_to_sign_in(PASSWORD, client=client)
+    pages = [client.post(f"{SECURITY}authenticate/", {"code": f"{n:06}"}).content.decode() for n in range(6)]
+    assert ["Too many failed attempts" in page for page in pages] == [False] * 5 + [True]
 
 
-def test_old_attempt_is_not_shown_as_locked(anna, rf) -> None:
-    fail(5)
-    page = admin.site.get_model_admin(AccessAttempt)
-    attempt = AccessAttempt.objects.get()
-    assert page.locked(attempt)
-    attempt.attempt_time = timezone.now() - timedelta(minutes=16)
-    assert not page.locked(attempt)
+def test_secrets_of_factors_are_encrypted_and_can_be_rotated(anna, settings) -> None:
+    secret = set_up_totp(signed_in(anna))
+    totp = Authenticator.objects.get(type="totp")
+    assert decrypt(totp.data["secret"]) == secret
+    old, settings.ENCRYPTION_KEYS = settings.ENCRYPTION_KEYS, ["a-new-key-of-docora", *settings.ENCRYPTION_KEYS]
+    call_command("rotate_encryption_keys", verbosity=0)
+    settings.ENCRYPTION_KEYS = settings.ENCRYPTION_KEYS[:1]
+    assert old
+    for factor in Authenticator.objects.all():
+        assert decrypt(factor.data.get("secret") or factor.data["seed"])
 
 
-def test_anonymous_json_call_is_not_counted(db) -> None:
-    answer = Client().post("/admin/api/resync", content_type="application/json", data={})
-    assert answer.status_code == 401
-    assert not AccessAttempt.objects.exists()
+def test_role_that_requires_a_second_factor(settings, db) -> None:
+    settings.SECOND_FACTOR_ROLES = ["Operators"]
+    otto = User.objects.create_user("otto", password=PASSWORD, is_staff=True)
+    otto.groups.add(Group.objects.get_or_create(name="Operators")[0])
+    client = Client()
+    try_to_sign_in(PASSWORD, name="otto", client=client)
+    assert client.get("/admin/")["Location"] == SECURITY
+    assert "Your role requires a second factor" in client.get(SECURITY).content.decode()
+    assert client.get("/admin/api/repositories").status_code == 403
+    set_up_totp(client)
+    assert client.get("/admin/").status_code == 200
+    client.post(f"{SECURITY}app/remove/")
+    assert client.get("/admin/")["Location"] == SECURITY, "without it again"
+    assert client.post("/admin/logout/").status_code == 200
 
 
-def test_old_attempts_are_deleted(anna) -> None:
-    fail(2, name="somebody")
-    wait(minutes=31 * 24 * 60)
-    fail(1)
-    assert list(AccessAttempt.objects.values_list("username", flat=True)) == ["anna"]
+def test_role_without_that_requirement(anna, settings) -> None:
+    settings.SECOND_FACTOR_ROLES = ["Operators"]
+    client = Client()
+    try_to_sign_in(PASSWORD, client=client)
+    assert client.get("/admin/").status_code == 200
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8000", "[::1]:8000"])
+def test_passkeys_are_hidden_under_an_ip_address(anna, settings, host: str) -> None:
+    settings.ALLOWED_HOSTS = ["*"]
+    reason = "Passkeys need a host name"
+    page = Client().get(LOGIN, headers={"host": host}).content.decode()
+    assert reason in page
+    assert "passkey-button" not in page
+    account = signed_in(anna).get(SECURITY, headers={"host": host}).content.decode()
+    assert reason in account
+    assert "Add a passkey" not in account
+    by_name = signed_in(anna).get(SECURITY, headers={"host": "localhost:8000"}).content.decode()
+    assert "Add a passkey" in by_name
+    assert reason not in by_name
+
+
+@pytest.mark.parametrize(
+    "credential",
+    ["", "{", "1", "[]", "{}", '"x"', '{"id": 1}', '{"response": "x"}', '{"response": {"userHandle": 1}}', "null"],
+)
+def test_forged_passkeys_are_refused(db, credential: str) -> None:
+    client = Client(raise_request_exception=False)
+    client.get("/accounts/security/passkeys/sign-in/", headers={"accept": "application/json"})
+    answer = client.post("/accounts/security/passkeys/sign-in/", {"credential": credential})
+    assert (answer.status_code, answer.headers.get("Location")) == (302, LOGIN)
+
+
+# --- Links --------------------------------------------------------------------------------------------------------------
+
+
+def links_path(user: User) -> str:
+    user.refresh_from_db()
+    return reverse("sign_in_link", args=[links.make_token(user)])
+
+
+def test_link_signs_in_once_without_second_factor(anna, settings, capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_totp(signed_in(anna))
+    call_command("sign_in_link", "anna")
+    url = capsys.readouterr().out.strip()
+    assert url.startswith(f"{settings.PUBLIC_URL}/accounts/link/")
+    path = url.removeprefix(settings.PUBLIC_URL)
+    client = Client()
+    assert "signs you in as <strong>anna</strong>" in client.get(path).content.decode()
+    assert client.get("/admin/").status_code == 302, "opening it does not sign in"
+    assert client.post(path)["Location"] == SECURITY
+    assert client.get("/admin/").status_code == 200
+    assert [Client().get(path).status_code, Client().post(path).status_code] == [410, 410]
+
+
+def test_link_expires_and_ends_with_another_sign_in(anna, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = links_path(anna)
+    later = time.time() + links.MAX_AGE_SECONDS + 1
+    with monkeypatch.context() as moved:
+        moved.setattr(signing.time, "time", lambda: later)
+        assert Client().post(path).status_code == 410
+    try_to_sign_in(PASSWORD)
+    assert Client().post(path).status_code == 410
+
+
+def test_link_for_nobody(anna) -> None:
+    path = links_path(anna)
+    User.objects.update(is_active=False)
+    assert Client().post(path).status_code == 410
+    assert Client().get("/accounts/link/forged/").status_code == 410
+    for name in ("anna", "nobody"):
+        with pytest.raises(CommandError):
+            call_command("sign_in_link", name)
+
+
+# --- Proxies, idle sessions ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def proxy(settings) -> str:
+    settings.TRUSTED_PROXIES = [ipaddress.ip_network("10.0.0.1/32")]
+    settings.REMOTE_USER_HEADER = "X-Remote-User"
+    settings.AUTHENTICATION_BACKENDS = [*settings.AUTHENTICATION_BACKENDS, recency.PROXY_BACKEND]
+    place = settings.MIDDLEWARE.index("django.contrib.auth.middleware.AuthenticationMiddleware") + 1
+    settings.MIDDLEWARE = [
+        *settings.MIDDLEWARE[:place],
+        "docora.sign_in.proxy.ProxyUserMiddleware",
+        *settings.MIDDLEWARE[place:],
+    ]
+    return "10.0.0.1"
+
+
+def test_user_of_the_proxy(anna, proxy: str) -> None:
+    client = Client(REMOTE_ADDR=proxy)
+    assert client.get("/admin/", headers={"x-remote-user": "anna"}).status_code == 200
+    assert client.get("/admin/", headers={"x-remote-user": "anna"}).status_code == 200
+    assert client.get("/admin/").status_code == 302, "without the header, the session ends"
+
+
+@pytest.mark.parametrize(("address", "name"), [("203.0.113.9", "anna"), ("10.0.0.1", "mallory"), ("10.0.0.1", "")])
+def test_header_that_does_not_count(anna, proxy: str, address: str, name: str) -> None:
+    answer = Client(REMOTE_ADDR=address).get("/admin/", headers={"x-remote-user": name})
+    assert answer.status_code == 302
+    assert User.objects.count() == 1
+
+
+def test_user_of_the_proxy_is_not_asked_to_confirm(anna, proxy: str) -> None:
+    app = make_app("Portal")
+    client = Client(REMOTE_ADDR=proxy, headers={"x-remote-user": "anna"})
+    client.get("/admin/")
+    make_old(client)
+    client.post(f"/admin/deliveries_app/app/{app.pk}/settings/", app_form(app, base_url="https://new.example"))
+    app.refresh_from_db()
+    assert app.base_url == "https://new.example"
+
+
+def test_idle_session_ends_and_polls_do_not_keep_it_alive(anna, settings) -> None:
+    client = signed_in(anna)
+    make_old(client, settings.SESSION_IDLE_SECONDS - 10, "active_at")
+    before = client.session["active_at"]
+    assert client.get("/admin/live/overview/", headers={"hx-request": "true"}).status_code == 200
+    assert client.session["active_at"] == before
+    client.get("/admin/")
+    assert client.session["active_at"] > before
+    make_old(client, settings.SESSION_IDLE_SECONDS + 1, "active_at")
+    assert client.get("/admin/").status_code == 302
+    assert "_auth_user_id" not in client.session
+
+
+def test_activity_is_written_at_most_once_a_minute(anna) -> None:
+    client = signed_in(anna)
+    for seconds, writes in ((30, 0), (90, 1)):
+        make_old(client, seconds, "active_at")
+        with CaptureQueriesContext(db_connection) as queries:
+            client.get("/admin/password_change/")
+        assert sum(query["sql"].startswith("UPDATE") for query in queries) == writes
+
+
+# --- Confirming that it's you -------------------------------------------------------------------------------------------
+
+
+def app_form(app: App, **changes: object) -> dict[str, object]:
+    fields = {"name": app.name, "base_url": app.base_url, "email": app.email, "website": "", "description": ""}
+    return fields | {"max_in_flight": 8, "initial-paused": "False", "answers_verify": "", **changes}
+
+
+def test_base_url_changes_only_after_a_recent_sign_in(anna) -> None:
+    app = make_app("Portal")
+    client, page = signed_in(anna), f"/admin/deliveries_app/app/{app.pk}/settings/"
+    make_old(client)
+    answer = client.post(page, app_form(app, description="Unchanged URL."))
+    assert answer["Location"] == f"/admin/deliveries_app/app/{app.pk}/change/", "other settings need none"
+    form = app_form(app, base_url="https://new.example", description="Kept.")
+    answer = client.post(page, form)
+    assert answer["Location"] == f"{CONFIRM}?next={page.replace('/', '%2F')}"
+    app.refresh_from_db()
+    assert (app.base_url, app.description) == ("https://x.example", "Unchanged URL.")
+    raw = Session.objects.get(pk=client.session.session_key).get_decoded()
+    assert "new.example" not in json.dumps(raw), "what was entered is encrypted in the session"
+    assert client.post(answer["Location"], {"password": WRONG, "next": page}).status_code == 200
+    assert client.post(answer["Location"], {"password": PASSWORD, "next": page}).status_code == 302
+    app.refresh_from_db()
+    assert (app.base_url, app.description) == ("https://new.example", "Kept.")
+    assert client.post(page, app_form(app, base_url="https://newer.example")).status_code == 302
+    app.refresh_from_db()
+    assert app.base_url == "https://newer.example", "asked once"
+
+
+def test_kept_form_is_dropped_when_the_user_went_elsewhere(anna) -> None:
+    app = make_app("Portal")
+    client = signed_in(anna)
+    make_old(client)
+    client.post(f"/admin/deliveries_app/app/{app.pk}/settings/", app_form(app, base_url="https://new.example"))
+    answer = client.post(f"{CONFIRM}?next={SECURITY}", {"password": PASSWORD, "next": SECURITY})
+    assert answer["Location"] == SECURITY
+    app.refresh_from_db()
+    assert app.base_url == "https://x.example"
+
+
+def test_kept_form_expires(anna, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = make_app("Portal")
+    client, page = signed_in(anna), f"/admin/deliveries_app/app/{app.pk}/settings/"
+    make_old(client)
+    client.post(page, app_form(app, base_url="https://new.example"))
+    monkeypatch.setattr(recency, "KEPT_SECONDS", -1)
+    assert client.post(CONFIRM, {"password": PASSWORD, "next": page})["Location"] == page
+    app.refresh_from_db()
+    assert app.base_url == "https://x.example"
+
+
+def test_every_sensitive_page_asks(anna) -> None:
+    app = make_app("Portal")
+    watch = make_watch(app, "docs")
+    otto = User.objects.create_user("otto", password=PASSWORD, is_staff=True)
+    client, admin = signed_in(anna), "/admin/deliveries_app"
+    make_old(client)
+    new = "a-long-enough-passphrase"
+    user_form = {"username": "otto", "is_active": "on", "date_joined_0": "2026-01-01", "date_joined_1": "12:00:00"}
+    for page, form in {
+        f"{admin}/app/{app.pk}/rotate-token/": {"overlap": "1"},
+        f"{admin}/app/{app.pk}/rotate-key/": {"client_auth_key": ""},
+        f"{admin}/app/{app.pk}/retire-tokens/": {"post": "yes"},
+        f"{admin}/apprepository/{watch.pk}/token/": {"github_token": "ghp_another"},
+        f"{admin}/apprepository/{watch.pk}/push-secret/": {"post": "yes"},
+        f"/admin/auth/user/{otto.pk}/change/": user_form | {"is_superuser": "on", "is_staff": "on"},
+        f"/admin/auth/user/{otto.pk}/password/": {"password1": new, "password2": new, "usable_password": "true"},
+        "/admin/auth/user/add/": {"username": "mia", "password1": new, "password2": new, "usable_password": "true"},
+        "/admin/auth/group/add/": {"name": "Everyone"},
+    }.items():
+        answer = client.post(page, form)
+        assert answer.status_code == 302, page
+        assert answer["Location"].startswith(CONFIRM), page
+    otto.refresh_from_db()
+    watch.refresh_from_db()
+    assert (otto.is_superuser, otto.check_password(PASSWORD), watch.github_token) == (False, True, "ghp_secret")
+    assert app.tokens.count() == 1
+    assert not Group.objects.filter(name="Everyone").exists()
+    assert client.post(f"/admin/auth/user/{otto.pk}/change/", user_form | {"is_staff": "on", "email": "o@x.example"})[
+        "Location"
+    ].startswith("/admin/auth/user/")
+
+
+def test_resync_never_asks(anna) -> None:
+    watch = make_watch(make_app("Portal"), "docs")
+    client = signed_in(anna)
+    make_old(client)
+    page = f"/admin/deliveries_app/apprepository/force-resync/?ids={watch.pk}"
+    digest = re.search(r'name="digest" value="([^"]+)"', client.get(page).content.decode())
+    answer = client.post(page, {"post": "yes", "ids": watch.pk, **({"digest": digest[1]} if digest else {})})
+    assert answer.status_code == 302
+    assert not answer["Location"].startswith(CONFIRM)
+    assert AppRepository.objects.get().request_count == watch.request_count + 1
+
+
+def test_code_confirms_too(anna) -> None:
+    app = make_app("Portal")
+    client = signed_in(anna)
+    secret = set_up_totp(client)
+    make_old(client)
+    page = f"/admin/deliveries_app/app/{app.pk}/rotate-token/"
+    client.post(page, {"overlap": "1"})
+    assert "Use a code" in client.get(f"{CONFIRM}?next={page}").content.decode()
+    answer = client.post(f"{SECURITY}reauthenticate/", {"code": code_of(secret), "next": page})
+    assert answer["Location"] == "/admin/deliveries_app/app/secrets/"
+    assert app.tokens.count() == 2
+
+
+def test_user_without_any_way_to_confirm(db) -> None:
+    client = signed_in(User.objects.create_superuser("rosa"))
+    make_old(client)
+    app = make_app("Portal")
+    answer = client.post(f"/admin/deliveries_app/app/{app.pk}/rotate-token/", {"overlap": "1"})
+    assert answer.status_code == 403
+    assert "Sign out and sign in again" in answer.content.decode()
+
+
+def test_session_without_a_time_counts_as_old(anna) -> None:
+    client = signed_in(anna)
+    session = client.session
+    del session[recency.AUTHENTICATED_AT]
+    session.save()
+    app = make_app("Portal")
+    answer = client.post(f"/admin/deliveries_app/app/{app.pk}/rotate-token/", {"overlap": "1"})
+    assert answer["Location"].startswith(CONFIRM)
+
+
+def test_own_factors_change_only_after_a_recent_sign_in(anna) -> None:
+    client = signed_in(anna)
+    make_old(client, timedelta(hours=1).total_seconds())
+    assert client.get(f"{SECURITY}app/add/")["Location"].startswith(CONFIRM)

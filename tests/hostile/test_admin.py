@@ -1,4 +1,4 @@
-"""Every URL below /admin/, from the URL configuration: without permission nothing changes, whatever the method."""
+"""Every URL below /admin/ and /accounts/, from the URL configuration: without permission nothing changes, whatever the method."""
 
 import json
 import re
@@ -19,16 +19,7 @@ STAFF_PAGES = {"/admin/", "/admin/logout/", "/admin/password_change/", "/admin/p
 STAFF_PAGES |= {"/admin/jsi18n/"}
 PUBLIC_PAGES = {"/admin/login/"}
 METHODS = ["GET", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE", "TRACE", "PROPFIND", "X" * 1000]
-IGNORED = {
-    "session",
-    "logentry",
-    "auditentry",
-    "accessattempt",
-    "accesslog",
-    "accessfailurelog",
-    "contenttype",
-    "permission",
-}
+IGNORED = {"session", "logentry", "auditentry", "contenttype", "permission"}
 
 
 def routes(resolver: URLResolver, before: str = "/") -> Iterator[str]:
@@ -42,7 +33,8 @@ def routes(resolver: URLResolver, before: str = "/") -> Iterator[str]:
             yield route
 
 
-ROUTES = sorted({route for route in routes(get_resolver()) if route.startswith("/admin/")})
+ROUTES = sorted({route for route in routes(get_resolver()) if route.startswith(("/admin/", "/accounts/"))})
+STAFF_PAGES |= {route for route in ROUTES if route.startswith("/accounts/")}  # everyone's own account
 
 
 def address(route: str, watch: AppRepository, operation: BulkOperation) -> str:
@@ -114,7 +106,7 @@ def test_routes_are_found() -> None:
 
 def group_of(route: str) -> str:
     parts = route.split("/")[2:]
-    return "/".join(parts[:2]) if parts[0].endswith("_app") or parts[0] in {"auth", "axes"} else parts[0] or "index"
+    return "/".join(parts[:2]) if parts[0].endswith("_app") or parts[0] in {"auth"} else parts[0] or "index"
 
 
 GROUPS = {group: [route for route in ROUTES if group_of(route) == group] for group in map(group_of, ROUTES)}
@@ -148,11 +140,12 @@ def test_anonymous_post_changes_nothing(group: str, watches, operation: BulkOper
         url = address(route, watches[0], operation)
         response = anonymous.post(url, FORGED)
         if response.status_code == 302:
-            assert response.headers["Location"].startswith("/admin/login/") or route == "/admin/logout/", url
-        elif route in PUBLIC_PAGES:
-            assert "errornote" in response.text
+            assert (
+                response.headers["Location"].startswith(("/admin/login/", "/accounts/")) or route == "/admin/logout/"
+            ), url
         else:
-            assert response.status_code in {401, 403, 405}, url
+            assert response.status_code in {200, 401, 403, 404, 405, 410}, url
+            assert response.status_code != 200 or "errornote" in response.text, url
     assert state() == before
 
 

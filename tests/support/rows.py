@@ -2,7 +2,6 @@
 
 from datetime import timedelta
 
-from axes.models import AccessAttempt
 from django.contrib.auth.models import Group, User
 from django.utils import timezone
 
@@ -86,7 +85,6 @@ def _add(number: int) -> None:
     Group.objects.create(name=f"Group {number}")
     github_app = GitHubApp.objects.create(name=f"GitHub App {number:02}", app_id=f"{number}", private_key="k")
     App.objects.filter(pk=app.pk).update(github_app=github_app)
-    AccessAttempt.objects.create(username=f"user-{number:02}", ip_address="192.0.2.1", failures_since_start=1)
     changes = audit.Changes({"name": "a"}, {"name": f"{number}"})
     for row in (portal, watch, watch.repository, first, user):
         audit.record(Actor(user.username, user=user), list(AuditAction)[number % 5], [row], "Changed", changes)

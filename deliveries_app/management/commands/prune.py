@@ -15,7 +15,6 @@ _LABELS = {
     "traffic": ("hour of traffic", "hours of traffic"),
     "alerts": ("alert", "alerts"),
     "sessions": ("session", "sessions"),
-    "attempts": ("sign-in attempt", "sign-in attempts"),
     "delivery_attempts": ("failed attempt", "failed attempts"),
     "mails": ("sent mail", "sent mails"),
 }

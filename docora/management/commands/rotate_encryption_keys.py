@@ -9,6 +9,7 @@ from django.db.models import TextField, Value
 
 from docora.cli.output import Bar, add_json, write_json
 from docora.security.crypto import DecryptionError, EncryptedTextField, encrypted_fields, reencrypt, stored_values
+from docora.sign_in import factors
 
 PAGE_SIZE = 500  # rows read at a time, so that no transaction or cursor stays open
 _MAX_LISTED = 100  # unreadable rows of a column that are printed
@@ -37,6 +38,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         dry_run, as_json = options["dry_run"], options["json"]
         results = {str(column): _rotate(column, dry_run=dry_run, quiet=as_json) for column in encrypted_fields()}
+        results[factors.COLUMN] = _rotate_factors(dry_run=dry_run)
         if as_json:
             columns = {name: asdict(result) for name, result in results.items()}
             write_json(self.stdout, {"dry_run": dry_run, "columns": columns})
@@ -77,6 +79,24 @@ def _rotate(column: EncryptedTextField, *, dry_run: bool, quiet: bool) -> Result
                     result.renewed += 1
             except DecryptionError:
                 result.unreadable.append(pk)
+    return result
+
+
+def _rotate_factors(*, dry_run: bool) -> Result:
+    """Re-encrypt the secrets of second factors, which are inside JSON."""
+    result = Result()
+    for pk, name, stored in factors.stored_secrets():
+        try:
+            renewed = reencrypt(stored)
+        except DecryptionError:
+            result.unreadable.append(pk)
+            continue
+        if renewed == stored:
+            result.current += 1
+            continue
+        result.renewed += 1
+        if not dry_run:
+            factors.replace_secret(pk, name, stored, renewed)
     return result
 
 

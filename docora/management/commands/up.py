@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from django.conf import settings
-from django.contrib.auth.models import User
+from django.contrib.auth import get_user_model
 from django.contrib.auth.password_validation import validate_password
 from django.core.exceptions import ValidationError
 from django.core.management import call_command
@@ -103,7 +103,7 @@ class Command(BaseCommand):
         notes = ["Ctrl-C stops it."]
         if self._new_administrator:
             fields |= {"User": self._new_administrator, "Password": "the value of ADMIN_PASSWORD"}
-        elif not User.objects.filter(is_staff=True).exists():
+        elif not get_user_model()._default_manager.filter(is_staff=True).exists():
             create = f"{program(in_full=True)} createsuperuser"
             notes.insert(0, f"There is no administrator yet. Create one in another terminal: {create}")
         write_banner(self.stdout, "Docora is running.", fields, *notes)
@@ -123,13 +123,13 @@ class Command(BaseCommand):
         else:
             schema.wait_until_migrated(self.stderr.write)
         name, password = settings.ADMIN_USERNAME, settings.ADMIN_PASSWORD
-        if name and password and not User.objects.filter(is_superuser=True).exists():
+        if name and password and not get_user_model()._default_manager.filter(is_superuser=True).exists():
             try:
-                validate_password(password, User(username=name))
+                validate_password(password, get_user_model()(username=name))
             except ValidationError as error:
                 raise CommandError(f"ADMIN_PASSWORD is not accepted: {' '.join(error.messages)}") from None
             with contextlib.suppress(IntegrityError):  # another `up` that started at the same time was faster
-                User.objects.create_superuser(name, password=password)
+                get_user_model().objects.create_superuser(name, password=password)
                 self._new_administrator = name
 
 

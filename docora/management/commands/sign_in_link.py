@@ -1,0 +1,39 @@
+"""`manage.py sign_in_link USER`: let a user in who has lost the password, the second factor or the provider."""
+
+import logging
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.urls import reverse
+
+from docora.cli.output import add_json, write_json
+from docora.sign_in import links
+
+logger = logging.getLogger(__name__)
+
+
+class Command(BaseCommand):
+    help = (
+        "Prints a link that signs a user in once, without password, second factor or identity provider. It is valid for 10"
+        " minutes, and until the user signs in. Send it to nobody else."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("user", metavar="USER", help="the username")
+        add_json(parser, "user, url and valid_seconds")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        users = get_user_model()
+        user = users._default_manager.filter(**{users.USERNAME_FIELD: options["user"]}).first()
+        if user is None:
+            raise CommandError(f"There is no user {options['user']!r}.")
+        if not user.is_active:
+            raise CommandError(f"{options['user']} is deactivated. Activate the user first.")
+        url = settings.PUBLIC_URL + reverse("sign_in_link", args=[links.make_token(user)])
+        logger.warning("sign_in_link_created", extra={"user": user.get_username()})
+        if options["json"]:
+            write_json(self.stdout, {"user": user.get_username(), "url": url, "valid_seconds": links.MAX_AGE_SECONDS})
+        else:
+            self.stdout.write(url)

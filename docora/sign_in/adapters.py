@@ -1,0 +1,181 @@
+"""Docora's rules for django-allauth: who may sign in, how guessing is limited, and where secrets are stored.
+
+Wrong passwords and codes are counted by name *and* address, so that strangers cannot lock anyone out: 5 failures for a
+name from one address, and 50 from one address, within 15 minutes (`ACCOUNT_RATE_LIMITS`). Attempts while locked do not
+extend the lock.
+"""
+
+import ipaddress
+import logging
+from typing import Any
+
+from allauth.account.adapter import DefaultAccountAdapter
+from allauth.account.internal.flows.login import record_authentication
+from allauth.account.internal.flows.reauthentication import resume_request
+from allauth.core import context
+from allauth.core.exceptions import ImmediateHttpResponse
+from allauth.mfa.adapter import DefaultMFAAdapter
+from allauth.socialaccount.adapter import DefaultSocialAccountAdapter
+from allauth.socialaccount.models import SocialAccount, SocialLogin
+from django.conf import settings
+from django.core.exceptions import PermissionDenied, ValidationError
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http.request import split_domain_port
+from django.shortcuts import render, resolve_url
+from django.urls import reverse
+
+from docora.security.crypto import decrypt, encrypt
+from docora.security.throttle import source_of
+from docora.sign_in import oidc, recency
+from docora.sign_in.provider_http import provider_session
+
+logger = logging.getLogger(__name__)
+
+_WAYS_TO_CONFIRM = {
+    "reauthenticate": "Use your password",
+    "mfa_reauthenticate": "Use a code",
+    "mfa_reauthenticate:webauthn": "Use a passkey or security key",
+}
+AGAIN = "again"
+"""The key in the state of a provider sign-in that only proves who the user is. Its value is when it began."""
+CLOCK_SECONDS = 60
+"""How far the provider's clock may be behind Docora's."""
+
+
+def client_address(request: HttpRequest) -> str:
+    """Return what failures are counted under: the address that `TrustedProxyMiddleware` has set, or the network of an
+    IPv6 address."""
+    return source_of(request.META.get("REMOTE_ADDR", "")) or "unknown"
+
+
+def passkeys_blocked_reason(request: HttpRequest) -> str:
+    """Return why the browser would refuse passkeys for this address, or an empty string."""
+    host = split_domain_port(request.get_host())[0].strip("[]")
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return ""
+    return "Passkeys need a host name: they don't work while you use Docora under an IP address."
+
+
+class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]  # allauth has no types
+    error_messages = DefaultAccountAdapter.error_messages | {
+        "username_password_mismatch": "The username or password is wrong.",
+        "incorrect_password": "The password is wrong.",
+        "too_many_login_attempts": "Too many failed attempts. Try again in 15 minutes.",
+        "rate_limited": "Too many attempts. Try again in a few minutes.",
+    }
+
+    def is_open_for_signup(self, request: HttpRequest) -> bool:
+        return False
+
+    def get_client_ip(self, request: HttpRequest) -> str:
+        return client_address(request)
+
+    def pre_authenticate(self, request: HttpRequest, **credentials: Any) -> None:
+        """Refuse passwords if `LOCAL_SIGN_IN` is off, and after too many failures."""
+        if not settings.LOCAL_SIGN_IN:
+            raise PermissionDenied("Sign-in with a password is turned off.")
+        try:
+            super().pre_authenticate(request, **credentials)
+        except ValidationError:
+            logger.warning("sign_in_locked", extra={"address": client_address(request)})
+            raise
+
+    def _get_login_attempts_cache_key(self, request: HttpRequest, **credentials: Any) -> str:
+        """Return what failed passwords are counted under. allauth's own key has no address."""
+        return f"{client_address(request)} {credentials.get('username', '').lower()}"
+
+    def is_reauthentication_required(self, *, app: str, **kwargs: Any) -> bool:
+        return not recency.is_recent(context.request)
+
+    def get_reauthentication_methods(self, user: Any) -> list[dict[str, Any]]:
+        """Return the pages where the user can authenticate again, the default first."""
+        methods: list[dict[str, Any]] = [
+            method | {"description": _WAYS_TO_CONFIRM[method["id"]]}
+            for method in super().get_reauthentication_methods(user)
+        ]
+        if not settings.LOCAL_SIGN_IN:
+            methods = [method for method in methods if method["id"] != "reauthenticate"]
+        if passkeys_blocked_reason(context.request):
+            methods = [method for method in methods if method["id"] != "mfa_reauthenticate:webauthn"]
+        if settings.OIDC_ISSUER and SocialAccount.objects.filter(user=user, provider=oidc.PROVIDER_ID).exists():
+            text = f"Sign in with {settings.OIDC_NAME}"
+            methods.insert(0, {"id": "oidc", "description": text, "url": reverse("oidc_reauthenticate")})
+        return methods
+
+
+class MFAAdapter(DefaultMFAAdapter):  # type: ignore[misc]
+    error_messages = DefaultMFAAdapter.error_messages | {"incorrect_code": "The code is wrong."}
+
+    def encrypt(self, text: str) -> str:
+        return encrypt(text)
+
+    def decrypt(self, encrypted_text: str) -> str:
+        return decrypt(encrypted_text)
+
+    def generate_authenticator_name(self, user: Any, type: Any) -> str:
+        number = user.authenticator_set.filter(type=type).count() + 1
+        return f"Passkey {number}" if number > 1 else "Passkey"
+
+    def get_public_key_credential_rp_entity(self) -> dict[str, str]:
+        entity: dict[str, str] = super().get_public_key_credential_rp_entity()
+        return entity | {"name": "Docora"}
+
+
+class SocialAccountAdapter(DefaultSocialAccountAdapter):  # type: ignore[misc]
+    def get_requests_session(self) -> Any:
+        return provider_session()
+
+    def is_open_for_signup(self, request: HttpRequest, sociallogin: SocialLogin) -> bool:
+        return True  # `pre_social_login` has refused everyone without a role
+
+    def pre_social_login(self, request: HttpRequest, sociallogin: SocialLogin) -> None:
+        """Refuse users without a role, and set the roles of the others."""
+        if (began := (sociallogin.state.get("data") or {}).get(AGAIN)) is not None:
+            raise ImmediateHttpResponse(_finish_reauthentication(request, sociallogin, began))
+        roles = oidc.roles_of(sociallogin)
+        if sociallogin.is_existing:
+            oidc.apply_roles(sociallogin.user, roles)
+        if not roles:
+            raise ImmediateHttpResponse(_refuse(request, "no_role"))
+        if not sociallogin.is_existing:
+            name = oidc.username_of(sociallogin)
+            if not name:
+                raise ImmediateHttpResponse(_refuse(request, "no_name"))
+            if oidc.is_name_taken(name):
+                raise ImmediateHttpResponse(_refuse(request, "name_taken", name=name))
+            # Docora uses no addresses of allauth, and an address that another user has must not ask for a sign-up form.
+            sociallogin.email_addresses = []
+
+    def populate_user(self, request: HttpRequest, sociallogin: SocialLogin, data: dict[str, Any]) -> Any:
+        return super().populate_user(request, sociallogin, data | {"username": oidc.username_of(sociallogin)})
+
+    def save_user(self, request: HttpRequest, sociallogin: SocialLogin, form: Any = None) -> Any:
+        """Create a user with the roles that `pre_social_login` has found."""
+        roles = oidc.roles_of(sociallogin)
+        user = super().save_user(request, sociallogin, form)
+        oidc.apply_roles(user, roles)
+        return user
+
+    def on_authentication_error(
+        self, request: HttpRequest, provider: Any, error: Any = None, exception: Any = None, extra_context: Any = None
+    ) -> None:
+        cause = f"{exception}: {exception.__cause__}" if exception and exception.__cause__ else str(exception or error)
+        logger.warning("provider_sign_in_failed", extra={"address": client_address(request), "cause": cause})
+
+
+def _refuse(request: HttpRequest, reason: str, **context: Any) -> HttpResponse:
+    logger.warning("provider_sign_in_refused", extra={"address": client_address(request), "cause": reason})
+    return render(request, "socialaccount/refused.html", {"reason": reason, **context}, status=403)
+
+
+def _finish_reauthentication(request: HttpRequest, login: SocialLogin, began: float) -> HttpResponse:
+    """Count the fresh sign-in at the provider, if it is the same user's and really fresh, and go on."""
+    if not request.user.is_authenticated or login.user != request.user:
+        return _refuse(request, "other_user")
+    if oidc.authenticated_at(login) < began - CLOCK_SECONDS:
+        return _refuse(request, "not_fresh")
+    record_authentication(request, request.user, "socialaccount", reauthenticated=True)
+    response: HttpResponse | None = resume_request(request)
+    return response or HttpResponseRedirect(login.get_redirect_url(request) or resolve_url("admin:index"))

@@ -1,0 +1,54 @@
+"""The cache of rate limits and used codes: JSON in Redis, or in this process's memory while Redis is down.
+
+Django's own Redis cache pickles, so that anyone who can write to Redis could run code. Without Redis, each web process
+counts on its own: limits become weaker, but people can sign in.
+"""
+
+import json
+import logging
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Concatenate
+
+from django.core.cache.backends.locmem import LocMemCache
+from django.core.cache.backends.redis import RedisCache
+
+from docora.redis.connection import RedisError
+
+logger = logging.getLogger(__name__)
+
+
+class JsonSerializer:
+    def dumps(self, value: object) -> bytes | int:
+        return value if type(value) is int else json.dumps(value).encode()  # Redis can only increment plain numbers
+
+    def loads(self, data: bytes) -> Any:
+        return json.loads(data)
+
+
+def _or_in_memory[**P, R](
+    method: Callable[Concatenate["SharedCache", P], R],
+) -> Callable[Concatenate["SharedCache", P], R]:
+    @wraps(method)
+    def call(self: "SharedCache", /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(self, *args, **kwargs)
+        except (RedisError, OSError) as error:
+            logger.warning("cache_in_memory", extra={"cause": str(error)})
+            fallback: R = getattr(self.memory, method.__name__)(*args, **kwargs)
+            return fallback
+
+    return call
+
+
+class SharedCache(RedisCache):
+    """Only what allauth uses falls back to memory."""
+
+    def __init__(self, server: str, params: dict[str, Any]) -> None:
+        super().__init__(server, params)
+        self.memory = LocMemCache("sign_in", {})
+
+    add = _or_in_memory(RedisCache.add)
+    get = _or_in_memory(RedisCache.get)
+    set = _or_in_memory(RedisCache.set)
+    delete = _or_in_memory(RedisCache.delete)

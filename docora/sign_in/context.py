@@ -1,0 +1,23 @@
+"""What the templates below `/accounts/` need: the frame of the admin site, and which ways to sign in there are."""
+
+from typing import Any
+
+from django.conf import settings
+from django.contrib import admin
+from django.contrib.auth import get_user_model
+from django.http import HttpRequest
+
+from docora.sign_in.adapters import passkeys_blocked_reason
+
+
+def accounts_pages(request: HttpRequest) -> dict[str, Any]:
+    """Return nothing for other pages."""
+    if not request.path.startswith("/accounts/"):
+        return {}
+    return {
+        **admin.site.each_context(request),
+        "local_sign_in": settings.LOCAL_SIGN_IN,
+        "provider_name": settings.OIDC_NAME if settings.OIDC_ISSUER else "",
+        "passkeys_blocked": passkeys_blocked_reason(request),
+        "has_staff": get_user_model()._default_manager.filter(is_staff=True).exists,
+    }

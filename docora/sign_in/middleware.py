@@ -1,0 +1,62 @@
+"""End sessions that are idle, ask for a second factor that is missing, and for a recent sign-in where a view requires it."""
+
+import time
+from collections.abc import Callable
+
+from django.conf import settings
+from django.contrib.auth import SESSION_KEY, logout
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http.response import HttpResponseBase
+from django.urls import reverse
+
+from docora.sign_in import factors, recency
+from docora.web.errors import json_error, wants_json
+
+ACTIVE_AT = "active_at"
+_WRITE_SECONDS = 60
+"""How often the time of the last activity is written to the session."""
+_PREFIXES = ("/admin/", "/accounts/")
+
+
+class SignInMiddleware:
+    """Applies to pages that need a session. Polls by an open page do not count as activity."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        if request.path.startswith(_PREFIXES) and SESSION_KEY in request.session:
+            self._check_activity(request)
+            if refusal := self._check_factor(request):
+                return refusal
+        return self.get_response(request)
+
+    @staticmethod
+    def _check_activity(request: HttpRequest) -> None:
+        now = time.time()
+        idle = now - request.session.get(ACTIVE_AT, now)
+        if idle > settings.SESSION_IDLE_SECONDS > 0:
+            logout(request)
+        elif (idle > _WRITE_SECONDS or ACTIVE_AT not in request.session) and not _is_poll(request):
+            request.session[ACTIVE_AT] = now
+
+    @staticmethod
+    def _check_factor(request: HttpRequest) -> HttpResponse | None:
+        """Ask for a second factor that was missing at sign-in, unless the user has set one up since."""
+        if not request.path.startswith("/admin/") or not request.session.get(factors.MISSING):
+            return None
+        if request.path == reverse("admin:logout"):
+            return None
+        if not factors.is_missing(request, request.user):
+            request.session[factors.MISSING] = False
+            return None
+        if wants_json(request):
+            return json_error("Your role requires a second factor: set one up in the admin", 403)
+        return HttpResponseRedirect(reverse("mfa_index"))
+
+    def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
+        return recency.ask(request) if isinstance(exception, recency.SignInAgain) else None
+
+
+def _is_poll(request: HttpRequest) -> bool:
+    return request.method == "GET" and "HX-Request" in request.headers

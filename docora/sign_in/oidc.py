@@ -1,0 +1,72 @@
+"""Which roles the groups of an OpenID Connect user give, and when the user last entered their credentials there.
+
+A role is the name of a Django group, or `superuser`. The provider decides: at each sign-in, the roles replace what the
+user had.
+"""
+
+import logging
+from typing import Any
+
+from allauth.socialaccount.models import SocialLogin
+from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Group
+
+logger = logging.getLogger(__name__)
+
+PROVIDER_ID = "oidc"
+SUPERUSER = "superuser"
+
+
+def roles_of(login: SocialLogin) -> set[str]:
+    """Return the roles that `OIDC_ROLES` gives the user's groups. Empty: the user may not sign in."""
+    groups = _claim(login, settings.OIDC_GROUPS_CLAIM) or ()
+    named = {groups} if isinstance(groups, str) else {group for group in groups if isinstance(group, str)}
+    return {role for group, role in settings.OIDC_ROLES if group in named}
+
+
+def authenticated_at(login: SocialLogin) -> float:
+    """Return when the user last entered credentials at the provider (Unix time), or 0 if the provider does not say."""
+    at = _id_token(login).get("auth_time")
+    return float(at) if isinstance(at, int | float) and not isinstance(at, bool) else 0.0
+
+
+def username_of(login: SocialLogin) -> str:
+    name = _claim(login, settings.OIDC_USERNAME_CLAIM)
+    return name if isinstance(name, str) else ""
+
+
+def set_flags(user: Any, roles: set[str]) -> None:
+    """Make the user staff if there is any role, and a superuser if that is one. The caller saves the user."""
+    user.is_staff = bool(roles)
+    user.is_superuser = SUPERUSER in roles
+
+
+def apply_roles(user: Any, roles: set[str]) -> None:
+    """Save the user with exactly these roles."""
+    set_flags(user, roles)
+    user.save(update_fields=["is_staff", "is_superuser"])
+    groups = Group.objects.filter(name__in=roles - {SUPERUSER})
+    if missing := roles - {SUPERUSER} - {group.name for group in groups}:
+        logger.warning("oidc_group_missing", extra={"groups": sorted(missing)})
+    user.groups.set(groups)
+
+
+def is_name_taken(name: str) -> bool:
+    """Return whether a user of this name exists. It is somebody else's: the provider's own user was looked up before."""
+    users = get_user_model()
+    return users._default_manager.filter(**{f"{users.USERNAME_FIELD}__iexact": name}).exists()
+
+
+def _claim(login: SocialLogin, name: str) -> Any:
+    """Return a claim from the user information, or else from the ID token."""
+    data = login.account.extra_data
+    for source in (data.get("userinfo"), _id_token(login)):
+        if isinstance(source, dict) and source.get(name):
+            return source[name]
+    return None
+
+
+def _id_token(login: SocialLogin) -> dict[str, Any]:
+    token = login.account.extra_data.get("id_token")
+    return token if isinstance(token, dict) else {}

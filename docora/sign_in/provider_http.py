@@ -1,0 +1,74 @@
+"""The HTTP session for calls to the OpenID Connect provider.
+
+allauth makes these calls with `requests`. Here, `requests` only builds the request and parses the response; the request
+itself goes through Docora's own client, whose rules for addresses therefore apply.
+"""
+
+from typing import Any
+
+import requests
+from django.conf import settings
+from requests import RequestException
+from requests.adapters import BaseAdapter
+from requests.utils import get_encoding_from_headers
+
+from docora import http
+from docora.http.client import HttpClient, Request
+
+__all__ = ["RequestException", "provider_session"]
+
+TIMEOUT_SECONDS = 10.0
+MAX_BYTES = 1024 * 1024
+
+
+class _Transport(BaseAdapter):
+    """Sends prepared requests through a `HttpClient`. Failures are `requests.ConnectionError`, which allauth expects."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._client = HttpClient(
+            settings.OIDC_ALLOWED_NETWORKS,
+            allow_http=settings.OIDC_ISSUER.startswith("http://"),
+            user_agent=http.user_agent(),
+            max_connections=1,
+        )
+
+    def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
+        body: Any = request.body or b""
+        outcome = self._client.request(
+            Request(
+                request.method or "GET",
+                request.url or "",
+                # libcurl adds the length itself.
+                tuple(f"{name}: {value!s}" for name, value in request.headers.items() if name != "Content-Length"),
+                body.encode() if isinstance(body, str) else body,
+                timeout=TIMEOUT_SECONDS,
+                max_body=MAX_BYTES,
+            )
+        )
+        if outcome.status is None:
+            raise requests.ConnectionError(outcome.message, request=request)
+        if outcome.truncated:
+            raise requests.ConnectionError("The provider's response is too large.", request=request)
+        response = requests.Response()
+        response.status_code = outcome.status
+        response.headers.update(outcome.headers)
+        response.encoding = get_encoding_from_headers(response.headers)
+        response._content = outcome.body
+        response.url = request.url or ""
+        response.request = request
+        return response
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def provider_session() -> requests.Session:
+    """Return a session that follows no redirects and uses nothing from the environment."""
+    session = requests.Session()
+    session.trust_env = False
+    session.max_redirects = 0
+    session.headers.update({"User-Agent": http.user_agent(), "Accept-Encoding": "identity"})
+    for prefix in ("https://", "http://"):
+        session.mount(prefix, _Transport())
+    return session

@@ -1,0 +1,31 @@
+"""Users whom a reverse proxy has authenticated (`REMOTE_USER_HEADER`).
+
+`TrustedProxyMiddleware` sets `REMOTE_USER` from the proxy's header, and only for `TRUSTED_PROXIES`. The users must exist in
+Docora: the proxy says who they are, not what they may do.
+"""
+
+from django.contrib.auth.backends import RemoteUserBackend
+from django.contrib.auth.middleware import RemoteUserMiddleware
+from django.http import HttpRequest
+
+__all__ = ["ProxyUserBackend", "ProxyUserMiddleware"]
+
+
+class ProxyUserBackend(RemoteUserBackend):
+    """Authenticates existing users only. Permissions come from the other backend, so that they are not asked for twice."""
+
+    create_unknown_user = False
+
+    def user_can_authenticate(self, user: object) -> bool:
+        return user is not None and super().user_can_authenticate(user)  # type: ignore[arg-type]
+
+    def get_all_permissions(self, user_obj: object, obj: object = None) -> set[str]:
+        return set()
+
+
+class ProxyUserMiddleware(RemoteUserMiddleware):
+    """Signs the user in whom the proxy names, and out when it names nobody or somebody else."""
+
+    def get_username(self, request: HttpRequest) -> str:
+        """Return the name. Raises KeyError if the proxy named nobody."""
+        return request.META["REMOTE_USER"]  # type: ignore[no-any-return]

@@ -1,0 +1,75 @@
+"""How long ago the user of this session has authenticated, and asking for it again before a sensitive change.
+
+The session holds the time of the last authentication: a sign-in, or one that a page asked for. Users who sign in at an
+OpenID Connect provider authenticate there; the provider's own time counts, because a sign-in there may need no more than a
+click. Users whom a proxy has authenticated are never asked: Docora cannot make the proxy ask.
+
+A form that was refused for this reason is kept in the session, encrypted, and submitted once the user has authenticated.
+"""
+
+import time
+from typing import Any
+from urllib.parse import urlencode
+
+from allauth.account.adapter import get_adapter
+from allauth.account.internal.flows.reauthentication import STATE_SESSION_KEY
+from allauth.account.utils import get_next_redirect_url
+from allauth.core.internal.httpkit import deserialize_request, serialize_request
+from django.conf import settings
+from django.contrib.auth import BACKEND_SESSION_KEY
+from django.core.exceptions import PermissionDenied
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.shortcuts import resolve_url
+from django.urls import resolve
+
+from docora.security.crypto import decrypt, encrypt
+
+AUTHENTICATED_AT = "authenticated_at"
+PROXY_BACKEND = "docora.sign_in.proxy.ProxyUserBackend"
+KEPT_SECONDS = 600
+"""How long a refused form is kept."""
+
+
+class SignInAgain(Exception):
+    """The user must authenticate again before this request is carried out."""
+
+
+def is_proxy_session(request: HttpRequest) -> bool:
+    return request.session.get(BACKEND_SESSION_KEY) == PROXY_BACKEND
+
+
+def is_recent(request: HttpRequest) -> bool:
+    """Return whether the user has authenticated within `REAUTHENTICATE_AFTER_SECONDS`."""
+    at: float = request.session.get(AUTHENTICATED_AT, 0)
+    return time.time() - at < settings.REAUTHENTICATE_AFTER_SECONDS or is_proxy_session(request)
+
+
+def require_recent(request: HttpRequest) -> None:
+    """Raise `SignInAgain` unless the user has authenticated recently. Call it once the form is known to be valid."""
+    if not is_recent(request):
+        raise SignInAgain
+
+
+def ask(request: HttpRequest) -> HttpResponse:
+    """Keep the refused request and redirect to the page where the user authenticates again."""
+    methods = get_adapter().get_reauthentication_methods(request.user)
+    if not methods:
+        raise PermissionDenied("This change requires a recent sign-in. Sign out and sign in again.")
+    path = request.get_full_path()
+    kept = {"path": path, "at": time.time(), "request": encrypt(serialize_request(request))}
+    request.session[STATE_SESSION_KEY] = {"callback": f"{__name__}.resume", "state": kept}
+    return HttpResponseRedirect(f"{methods[0]['url']}?{urlencode({'next': path})}")
+
+
+def resume(request: HttpRequest, kept: dict[str, Any]) -> HttpResponse:
+    """Submit the kept form. allauth calls this once the user has authenticated.
+
+    If the user comes from another page by now, or the form is too old, nothing is submitted.
+    """
+    path = get_next_redirect_url(request) or kept["path"]
+    if path != kept["path"] or time.time() - kept["at"] > KEPT_SECONDS:
+        return HttpResponseRedirect(resolve_url(path))
+    original = deserialize_request(decrypt(kept["request"]), request)
+    match = original.resolver_match = resolve(original.path_info)
+    response: HttpResponse = match.func(original, *match.args, **match.kwargs)
+    return response

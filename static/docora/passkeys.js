@@ -1,0 +1,33 @@
+// Connects the page's form[data-passkey] with allauth's scripts. Its value is the name of allauth's function for the form;
+// the button has the id `passkey-button`. `passkey-error` says when the browser gives up.
+(() => {
+  const form = document.querySelector("form[data-passkey]");
+  const error = document.getElementById("passkey-error");
+  if (!form) return;
+  const button = "passkey-button";
+
+  function say(message) {
+    error.textContent = message;
+    error.hidden = false;
+  }
+
+  if (!window.PublicKeyCredential) {
+    document.getElementById(button).disabled = true;
+    say("This browser doesn't support passkeys.");
+    return;
+  }
+  document.addEventListener("allauth.error", (event) => {
+    event.preventDefault(); // allauth would write it to the console
+    say("The passkey wasn't used: the request was cancelled or timed out. Try again.");
+  });
+  window.allauth.webauthn.forms[form.dataset.passkey]({
+    ids: {
+      login: button,
+      authenticate: button,
+      add: button,
+      credential: "id_credential",
+      passwordless: "id_passwordless",
+      data: document.getElementById("js_data") ? "js_data" : undefined,
+    },
+  });
+})();

@@ -1,0 +1,212 @@
+"""Sign-in at a real OpenID Connect provider: roles, refusals, and confirming with fresh credentials."""
+
+import ipaddress
+import json
+import time
+from collections.abc import Iterator
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+import pytest
+from allauth.socialaccount.models import SocialAccount
+from django.contrib.auth.models import Group, User
+from django.http import HttpResponse
+from django.test import Client
+
+from docora.sign_in import adapters, provider_http, recency
+from tests.docora.test_sign_in import app_form
+from tests.support.identity_provider import CLIENT_ID, CLIENT_SECRET, IdentityProvider, Person
+from tests.support.staff import make_app
+
+CALLBACK = "http://testserver/accounts/oidc/login/callback/"
+START = "/accounts/oidc/login/"
+
+
+@pytest.fixture(scope="module")
+def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[IdentityProvider]:
+    provider = IdentityProvider([CALLBACK], tmp_path_factory.mktemp("provider") / "log")
+    yield provider
+    provider.stop()
+
+
+@pytest.fixture(autouse=True)
+def configured(provider: IdentityProvider, settings, db) -> None:
+    Group.objects.get_or_create(name="Viewers")
+    settings.OIDC_ISSUER = provider.issuer
+    settings.OIDC_NAME = "Canaille"
+    settings.OIDC_USERNAME_CLAIM = "sub"
+    settings.OIDC_ROLES = [("docora-admins", "superuser"), ("docora-readers", "Viewers"), ("docora-admins", "Nobody")]
+    settings.OIDC_ALLOWED_NETWORKS = [ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128")]
+    app = {"provider_id": "oidc", "name": "Canaille", "client_id": CLIENT_ID, "secret": CLIENT_SECRET}
+    app["settings"] = {"server_url": provider.issuer, "scope": ["openid", "profile", "email", "groups"]}
+    app["settings"]["token_auth_method"] = settings.OIDC_CLIENT_AUTH
+    settings.SOCIALACCOUNT_PROVIDERS = {"openid_connect": {"OAUTH_PKCE_ENABLED": True, "APPS": [app]}}
+
+
+def sign_in(client: Client, person: Person, path: str = START, **changes: str | None) -> HttpResponse:
+    """Go through the provider and back. `changes` replace parameters of the request to the provider, None removes one."""
+    started = client.get(path)
+    assert started.status_code == 302, started.content.decode()
+    return back(client, person, started["Location"], **changes)
+
+
+def back(client: Client, person: Person, url: str, **changes: str | None) -> HttpResponse:
+    address, _, query = url.partition("?")
+    parameters = {name: values[0] for name, values in parse_qs(query).items()} | changes
+    query = urlencode({name: value for name, value in parameters.items() if value is not None})
+    returned = person.authorize(f"{address}?{query}")
+    assert returned.startswith(CALLBACK), returned
+    return client.get(f"{urlsplit(returned).path}?{urlsplit(returned).query}")
+
+
+def test_groups_give_roles(client: Client) -> None:
+    assert "Sign in with Canaille" in client.get("/accounts/login/").content.decode()
+    answer = sign_in(client, Person("olga"), f"{START}?next=/admin/deliveries_app/app/")
+    assert (answer.status_code, answer["Location"]) == (302, "/admin/deliveries_app/app/")
+    assert client.get("/admin/auth/user/").status_code == 200
+    olga = User.objects.get()
+    assert (olga.username, olga.email, olga.is_staff, olga.is_superuser) == ("olga", "olga@example.org", True, True)
+    assert not olga.has_usable_password()
+    reader = Client()
+    sign_in(reader, Person("rita"))
+    rita = User.objects.get(username="rita")
+    assert (rita.is_staff, rita.is_superuser, [group.name for group in rita.groups.all()]) == (True, False, ["Viewers"])
+    assert reader.get("/admin/").status_code == 200
+    assert reader.get("/admin/auth/user/").status_code == 403
+
+
+def test_user_without_a_mapped_group_is_refused_and_not_created(client: Client) -> None:
+    answer = sign_in(client, Person("norbert"))
+    assert answer.status_code == 403
+    assert "None of your groups has access to Docora" in answer.content.decode()
+    assert client.get("/admin/").status_code == 302
+    assert (User.objects.count(), SocialAccount.objects.count()) == (0, 0)
+
+
+def test_roles_follow_the_provider(client: Client, settings) -> None:
+    rita = Person("rita")
+    sign_in(client, rita)
+    User.objects.update(is_superuser=True)
+    sign_in(Client(), rita)
+    assert not User.objects.get().is_superuser, "a role that the provider does not give is taken away"
+    settings.OIDC_ROLES = [("docora-admins", "superuser")]
+    assert sign_in(Client(), rita).status_code == 403
+    user = User.objects.get()
+    assert (user.is_staff, user.groups.count()) == (False, 0)
+    assert client.get("/admin/", follow=True).status_code == 403, "in open sessions, too"
+
+
+def test_name_of_a_local_account_is_refused(client: Client) -> None:
+    User.objects.create_superuser("Olga", password="x")
+    answer = sign_in(client, Person("olga"))
+    assert answer.status_code == 403
+    assert "There is already another account named “olga”" in answer.content.decode()
+    assert User.objects.count() == 1
+
+
+def test_provider_is_called_only_in_allowed_networks(
+    client: Client, settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings.OIDC_ALLOWED_NETWORKS = []
+    answer = client.get(START)
+    assert answer.status_code == 401
+    assert "The sign-in with Canaille failed" in answer.content.decode()
+    assert "provider_sign_in_failed" in caplog.text
+
+
+@pytest.mark.parametrize("query", ["", "state=forged&code=x", "error=access_denied", "state=x&error=server_error"])
+def test_forged_return_from_the_provider(client: Client, query: str) -> None:
+    assert client.get(f"/accounts/oidc/login/callback/?{query}").status_code == 401
+
+
+def test_unknown_provider(client: Client) -> None:
+    assert client.get("/accounts/another/login/callback/").status_code == 404
+
+
+def test_responses_of_the_provider_are_limited(monkeypatch: pytest.MonkeyPatch, provider: IdentityProvider) -> None:
+    monkeypatch.setattr(provider_http, "MAX_BYTES", 10)
+    with (
+        provider_http.provider_session() as session,
+        pytest.raises(provider_http.requests.ConnectionError, match="too large"),
+    ):
+        session.get(f"{provider.issuer}/.well-known/openid-configuration")
+
+
+def test_without_a_provider_there_is_no_way_to_it(client: Client, settings) -> None:
+    settings.OIDC_ISSUER = ""
+    assert "Sign in with Canaille" not in client.get("/accounts/login/").content.decode()
+    assert client.get(START).status_code == 404
+
+
+# --- Confirming at the provider -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def olga() -> Person:
+    return Person("olga")
+
+
+def refused_change(client: Client, url: str = "https://new.example") -> tuple[str, str]:
+    """Change a base URL in an old session. Return the page, and where it redirects to."""
+    app = make_app("Portal")
+    session = client.session
+    session[recency.AUTHENTICATED_AT] = time.time() - 3600
+    session.save()
+    page = f"/admin/deliveries_app/app/{app.pk}/settings/"
+    answer = client.post(page, app_form(app, base_url=url))
+    assert answer["Location"].startswith("/accounts/oidc/reauthenticate/?next=")
+    return page, answer["Location"]
+
+
+def base_url() -> str:
+    from deliveries_app.models import App
+
+    return App.objects.get().base_url
+
+
+def test_change_is_saved_after_fresh_credentials_at_the_provider(client: Client, olga: Person) -> None:
+    sign_in(client, olga)
+    assert olga.passwords_entered == 1
+    sign_in(Client(), olga)
+    assert olga.passwords_entered == 1, "the provider's session is enough to sign in"
+    session_before = client.session.session_key
+    _, confirm = refused_change(client)
+    assert base_url() == "https://x.example"
+    answer = sign_in(client, olga, confirm)
+    assert answer.status_code == 302, answer.content.decode()
+    assert base_url() == "https://new.example"
+    assert olga.passwords_entered == 2
+    assert client.session.session_key == session_before
+
+
+def test_silent_answer_of_the_provider_does_not_confirm(
+    client: Client, olga: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A provider that ignores `prompt=login` returns the time of the first sign-in."""
+    monkeypatch.setattr(adapters, "CLOCK_SECONDS", 0)
+    sign_in(client, olga)
+    time.sleep(1.1)  # auth_time has seconds
+    _, confirm = refused_change(client)
+    answer = sign_in(client, olga, confirm, prompt=None, max_age=None)
+    assert answer.status_code == 403
+    assert "didn't ask for your credentials again" in answer.content.decode().replace("&#x27;", "'")
+    assert base_url() == "https://x.example"
+
+
+def test_somebody_else_cannot_confirm(client: Client, olga: Person) -> None:
+    sign_in(client, olga)
+    _, confirm = refused_change(client)
+    answer = sign_in(client, Person("rita"), confirm)
+    assert answer.status_code == 403
+    assert "You signed in as somebody else" in answer.content.decode()
+    assert base_url() == "https://x.example"
+    assert client.get("/admin/").status_code == 200
+
+
+def test_sign_in_counts_from_when_credentials_were_entered(client: Client, olga: Person) -> None:
+    sign_in(Client(), olga)
+    before = time.time()
+    time.sleep(1.1)
+    sign_in(client, olga)
+    assert before - 5 < client.session[recency.AUTHENTICATED_AT] <= before
+    assert "id_token" in SocialAccount.objects.get().extra_data
+    assert "access_token" not in json.dumps(SocialAccount.objects.get().extra_data)
