@@ -17,8 +17,8 @@ from django.conf import settings
 from django.db import connection
 from redis import Redis
 
-from tests.support import fast_flush
-from tests.support.environment import TestEnvironment
+from tests.support import fast_flush, stack
+from tests.support.environment import TestEnvironment, migrate_postgres, migrate_sqlite
 from tests.support.memory import use_memory_for_temporary_files
 from tests.support.nursery import nursery
 from tests.support.postgres import PostgresServer
@@ -30,6 +30,7 @@ use_memory_for_temporary_files()
 environment = TestEnvironment()
 environment.install()
 fast_flush.install()
+stack.install()
 settings.WHITENOISE_AUTOREFRESH = True  # otherwise each test client looks for all static files first
 settings.PASSWORD_HASHERS = ["tests.support.passwords.QuickHasher"]  # the real one takes a quarter of a second
 
@@ -90,6 +91,18 @@ def django_db_modify_db_settings() -> None:
 def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> SharedFolder:
     """What the processes of this run create once."""
     return environment.shared or SharedFolder(tmp_path_factory.mktemp("shared"))
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(shared_folder: SharedFolder) -> Path:
+    """A SQLite database that `manage.py migrate` has created. Copy it before you write to it."""
+    return shared_folder.once("sqlite", migrate_sqlite)
+
+
+@pytest.fixture(scope="session")
+def migrated_postgres(shared_folder: SharedFolder) -> Path:
+    """The data of a stopped PostgreSQL, for `PostgresServer.template`: `docora` is empty, `TEST_DATABASE` is migrated."""
+    return shared_folder.once("postgres", migrate_postgres)
 
 
 @pytest.fixture(scope="session")
