@@ -39,7 +39,7 @@ _CHECK_SECONDS = 0.5  # between two checks of the limits
 
 LIVENESS = frozenset({"/health", "/version"})
 """Probes that use neither the database nor Redis."""
-READINESS = frozenset({"/health/ready", "/metrics"})
+READINESS = frozenset({"/health/web", "/health/ready", "/metrics"})
 """Probes that may wait for the database. They must not delay the others."""
 LIVENESS_THREADS = 1
 READINESS_THREADS = 2

@@ -31,6 +31,7 @@ class _Transport(BaseAdapter):
             allow_http=settings.OIDC_ISSUER.startswith("http://"),
             user_agent=http.user_agent(),
             max_connections=1,
+            proxy=settings.EGRESS_PROXY,
         )
 
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
