@@ -4,13 +4,14 @@ The admin site mixes `AuditedAdmin` into every model admin that is registered, a
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from django.contrib.admin.models import LogEntry
 from django.contrib.admin.utils import unquote
-from django.contrib.auth.models import Permission
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Group, Permission
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
 from django.db.models import Model, QuerySet
@@ -23,16 +24,19 @@ from deliveries_app.models import AuditAction, AuditEntry
 from deliveries_app.reports import audit_log
 from docora.web.paginators import BoundedPaginator
 
-_ACTIONS = {
-    ("auth.user", "added"): AuditAction.USER_ADDED,
-    ("auth.user", "changed"): AuditAction.USER_CHANGED,
-    ("auth.user", "deleted"): AuditAction.USER_DELETED,
-    ("auth.group", "added"): AuditAction.GROUP_ADDED,
-    ("auth.group", "changed"): AuditAction.GROUP_CHANGED,
-    ("auth.group", "deleted"): AuditAction.GROUP_DELETED,
-}
 PER_PAGE = 50
-_OTHERS = {"added": AuditAction.ADDED, "changed": AuditAction.CHANGED, "deleted": AuditAction.DELETED}
+_OF_USERS = {"added": AuditAction.USER_ADDED, "changed": AuditAction.USER_CHANGED, "deleted": AuditAction.USER_DELETED}
+_OF_GROUPS = {
+    "added": AuditAction.GROUP_ADDED,
+    "changed": AuditAction.GROUP_CHANGED,
+    "deleted": AuditAction.GROUP_DELETED,
+}
+_OF_OTHERS = {"added": AuditAction.ADDED, "changed": AuditAction.CHANGED, "deleted": AuditAction.DELETED}
+_SHOWN = {
+    "username", "first_name", "last_name", "email", "is_active", "is_staff", "is_superuser", "groups",
+    "user_permissions", "last_login", "date_joined", "name", "permissions",
+}  # fmt: skip
+"""Fields of users and groups whose values are recorded. Others may be secret."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +61,12 @@ class AuditedAdmin:
         text = LogEntry(change_message=json.dumps(base.construct_change_message(request, form, formsets, add)))
         names = list(form.changed_data)
         is_password = bool(names) and all("password" in name for name in names)
-        # Only these models are known to have no secrets besides passwords.
-        shows_values = self.model._meta.app_label == "auth"
-        changes = _changes_of(form, names, shows_values=shows_values, add=add)
+        changes = _changes_of(form, names, _SHOWN if self._is_account else frozenset(), add=add)
         return FormChanges(text.get_change_message(), changes, is_password and not add)
+
+    @property
+    def _is_account(self) -> bool:
+        return self.model in {get_user_model(), Group}
 
     def log_addition(self, request: HttpRequest, obj: Model, message: Any) -> None:
         self._record(request, [obj], "added", message)
@@ -91,7 +97,8 @@ class AuditedAdmin:
     def _record(self, request: HttpRequest, rows: Iterable[Model], verb: str, message: Any) -> None:
         if getattr(self, "audited_by_services", False):
             return
-        action = _ACTIONS.get((self.model._meta.label_lower, verb), _OTHERS[verb])
+        actions = (_OF_GROUPS if self.model is Group else _OF_USERS) if self._is_account else _OF_OTHERS
+        action = actions[verb]
         changes = audit.NOTHING
         if isinstance(message, FormChanges):
             changes = message.changes
@@ -127,14 +134,14 @@ class AuditedAdmin:
         return TemplateResponse(request, [template, "admin/object_history.html"], context)
 
 
-def _changes_of(form: Any, names: Sequence[str], *, shows_values: bool, add: bool) -> audit.Changes:
-    """Return the changed values of a form, or with `shows_values` off only which these are."""
+def _changes_of(form: Any, names: Sequence[str], with_values: Collection[str], *, add: bool) -> audit.Changes:
+    """Return what a form changes: the values of some fields, and of all others only that they are changed."""
     old: dict[str, Any] = {}
     new: dict[str, Any] = {}
     for name in names:
         field = form.fields.get(name)
         label = "password" if "password" in name else str(getattr(field, "label", None) or name)
-        if "password" in name or not shows_values:
+        if name not in with_values:
             new[label] = "added" if add else "changed"
             continue
         if not add:
