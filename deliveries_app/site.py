@@ -64,7 +64,7 @@ class DocoraAdminSite(admin.AdminSite):
         known = {model["model"]: model for app in self._build_app_dict(request).values() for model in app["models"]}
         sections = []
         for name, labels in SECTIONS.items():
-            models = [known[model] for label in labels if (model := apps.get_model(label)) in known]
+            models = [known.pop(model) for label in labels if (model := apps.get_model(label)) in known]
             if models:
                 sections.append(
                     {
@@ -77,11 +77,11 @@ class DocoraAdminSite(admin.AdminSite):
                 )
         return sections + self._sections_of_extra_apps(known)
 
-    def _sections_of_extra_apps(self, known: dict[Any, Any]) -> list[Any]:
-        """Return one section for each app that DOCORA_SETTINGS adds, if the user can see any of its models."""
+    def _sections_of_extra_apps(self, others: dict[Any, Any]) -> list[Any]:
+        """Return one section for each app that DOCORA_SETTINGS adds, if any of its models is among the `others`."""
         sections = []
         for app in apps.get_app_configs():
-            models = [known[model] for model in app.get_models() if model in known]
+            models = [others[model] for model in app.get_models() if model in others]
             if models and not {app.name, f"{type(app).__module__}.{type(app).__name__}"} & set(settings.OWN_APPS):
                 sections.append(
                     {

@@ -170,6 +170,9 @@ def test_nobody_reaches_a_pod_but_what_the_policies_name() -> None:
     assert policies.keys() == {"docora", "docora-web"}
     [rule] = policies["docora-web"]["spec"]["ingress"]
     assert rule["ports"] == [{"protocol": "TCP", "port": "http"}]
+    allowed = [one["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"] for one in rule["from"]]
+    assert allowed == ["ingress-nginx", "monitoring"]
+    assert pods()["docora-web"]["metadata"]["labels"]["app.kubernetes.io/component"] == "web"
     for name, template in pods().items():
         assert template["metadata"]["labels"]["app.kubernetes.io/name"] == "docora", name
 

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -268,6 +270,7 @@ def test_container_proxy_holds_requests_during_a_restart(migrated: Path, tmp_pat
     (tmp_path / "Caddyfile").write_text(settings)
     paths = {"XDG_DATA_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "PATH": os.environ["PATH"]}
     web = Daemons(tmp_path, {"DATA_DIR": str(migrated), "DOCORA_ENV_FILE": os.devnull, "PORT": str(behind)} | paths)
+    web.environment["TRUSTED_PROXIES"] = "127.0.0.0/8"
     proxy = subprocess.Popen(
         [CADDY, "run", "--adapter", "caddyfile", "--config", str(tmp_path / "Caddyfile")],
         env=paths | {"PUBLIC_URL": f"http://{here[0]}:{here[1]}"},
@@ -285,6 +288,12 @@ def test_container_proxy_holds_requests_during_a_restart(migrated: Path, tmp_pat
             web.start("web")
             clients.wait_for_more()
         assert set(clients.statuses) == {200}
+        headers = {"X-Request-Id": "chosen-by-the-client"}
+        request = urllib.request.Request(f"http://{here[0]}:{here[1]}/docs/", headers=headers)
+        with urllib.request.urlopen(request, timeout=20) as page:
+            request_id = page.headers["X-Request-Id"]
+        assert uuid.UUID(request_id)  # Caddy's
+        assert f'"request_id": "{request_id}"' in web.logs()
     finally:
         web.close()
         proxy.terminate()
