@@ -13,13 +13,16 @@ from django.db.models import Min
 from django.db.models.functions import Now
 from redis import Redis
 
-from deliveries_app.models import App, AppRepository, BulkOperation, HourlyTraffic
+from deliveries_app.models import App, AppRepository, AuditEntry, BulkOperation, HourlyTraffic
 from deliveries_app.sync import lease
 from repositories_app.models import HostOutage, Repository
 
 _behind = 0.0  # seconds that the database's clock was set back and that have not passed since
 _LABELS = {"deliveries_app", "repositories_app"}
-_KEPT = {HourlyTraffic: {"hour"}}  # a part of a key
+_KEPT = {
+    HourlyTraffic: {"hour"},  # a part of a key
+    AuditEntry: {"created_at"},  # the database refuses to change it
+}
 
 
 def pass_time(seconds: float, redis: Redis) -> None:
