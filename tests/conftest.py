@@ -18,7 +18,7 @@ from django.db import connection
 from redis import Redis
 
 from tests.support import fast_flush
-from tests.support.environment import TestEnvironment
+from tests.support.environment import TestEnvironment, migrate_postgres, migrate_sqlite
 from tests.support.memory import use_memory_for_temporary_files
 from tests.support.nursery import nursery
 from tests.support.postgres import PostgresServer
@@ -90,6 +90,18 @@ def django_db_modify_db_settings() -> None:
 def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> SharedFolder:
     """What the processes of this run create once."""
     return environment.shared or SharedFolder(tmp_path_factory.mktemp("shared"))
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(shared_folder: SharedFolder) -> Path:
+    """A SQLite database that `manage.py migrate` has created. Copy it before you write to it."""
+    return shared_folder.once("sqlite", migrate_sqlite)
+
+
+@pytest.fixture(scope="session")
+def migrated_postgres(shared_folder: SharedFolder) -> Path:
+    """The data of a stopped PostgreSQL, for `PostgresServer.template`: `docora` is empty, `TEST_DATABASE` is migrated."""
+    return shared_folder.once("postgres", migrate_postgres)
 
 
 @pytest.fixture(scope="session")

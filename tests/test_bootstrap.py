@@ -190,10 +190,12 @@ case "$*" in *install*) {shutil.which("ln")} -sf "$REAL_PYTHON" {machine.bin}/py
 
 
 @pytest.mark.skipif(find_spec("ensurepip") is None, reason="this interpreter cannot make an environment with pip")
-def test_root_on_debian_gets_python3_venv(debian: Machine) -> None:
+def test_root_on_debian_gets_python3_venv_and_pip_replaces_uv(debian: Machine) -> None:
     status, output, errors = debian.run()
     assert (status, errors) == (0, "")
     assert output.splitlines()[0] == "Installing python3-venv ..."
+    assert output.splitlines()[1].endswith("and pip ...")
+    assert os.access(debian.checkout / ".venv" / "bin" / "pip", os.X_OK)
     assert [call.partition("=300 ")[2] for call in debian.calls()] == [
         "update",
         "install --yes --no-install-recommends python3-venv",
@@ -273,14 +275,3 @@ def test_second_of_two_concurrent_runs_waits_and_does_nothing(machine: Machine) 
     assert outputs[0].startswith("Setting up .venv")
     assert outputs[1].splitlines() == ["Waiting for another setup of this folder ...", ".venv is up to date."]
     assert len(machine.calls()) == 2
-
-
-@pytest.mark.skipif(find_spec("ensurepip") is None, reason="this interpreter cannot make an environment with pip")
-def test_pip_replaces_uv_that_cannot_be_fetched(machine: Machine) -> None:
-    machine.remove("uv")
-    (machine.checkout / ".ci" / "uv.txt").write_text("./no-such-package\n")
-    status, output, _ = machine.run()
-    assert status == 0
-    assert output.splitlines()[0].endswith("and pip ...")
-    assert os.access(machine.checkout / ".venv" / "bin" / "pip", os.X_OK)
-    assert machine.run()[1] == ".venv is up to date.\n"

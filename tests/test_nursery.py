@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.commands import manage
 from tests.support.nursery import PROJECT, Child, Nursery
+from tests.support.nursery import nursery as shared
 from tests.support.processes import is_alive
 from tests.support.receiver import wait_for
 
@@ -77,8 +78,8 @@ def start_sleep(nursery: Nursery) -> Child:
     return child
 
 
-def test_child_can_be_waited_for_and_ended(nursery: Nursery) -> None:
-    child = start_sleep(nursery)
+def test_child_can_be_waited_for_and_ended() -> None:
+    child = start_sleep(shared)
     assert child.poll() is None
     with pytest.raises(subprocess.TimeoutExpired):
         child.wait(0.05)

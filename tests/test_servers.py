@@ -18,13 +18,15 @@ from tests.support.valkey import ValkeyServer
 PROJECT = Path(__file__).resolve().parent.parent
 
 OWNER = """
-import signal, time
+import signal, sys, time
+from pathlib import Path
 from tests.support.postgres import PostgresServer
 from tests.support.servers import ScratchFolder
 from tests.support.valkey import ValkeyServer
 signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore SIGINT
 scratch = ScratchFolder()
 postgres, valkey = PostgresServer(scratch), ValkeyServer(scratch)
+postgres.template = Path(sys.argv[1])
 postgres.start()
 valkey.start()
 print(scratch.path, postgres.pid, valkey.pid, flush=True)
@@ -68,9 +70,9 @@ def test_valkey_restart_keeps_the_address_only() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a process when its parent ends")
 @pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_killed_test_process_leaves_nothing_behind(sig: signal.Signals) -> None:
+def test_killed_test_process_leaves_nothing_behind(sig: signal.Signals, migrated_postgres: Path) -> None:
     owner = subprocess.Popen(
-        [sys.executable, "-c", OWNER],
+        [sys.executable, "-c", OWNER, str(migrated_postgres)],
         cwd=PROJECT,
         env=os.environ | {"PYTHONPATH": str(PROJECT)},
         stdout=subprocess.PIPE,

@@ -61,6 +61,7 @@ def test_the_next_one():
 
 
 def run(folder: Path, test: str, *options: str) -> tuple[int, str]:
+    """Run pytest with the plugins that the options name: importing all that are installed takes most of the time."""
     (folder / "conftest.py").write_text(CONFTEST)
     (folder / "test_it.py").write_text(test)
     done = subprocess.run(
@@ -72,12 +73,19 @@ def run(folder: Path, test: str, *options: str) -> tuple[int, str]:
             os.devnull,
             "--timeout=1",
             "-p",
+            "pytest_timeout",
+            "-p",
             "no:cacheprovider",
             *options,
             "test_it.py",
         ],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(PROJECT), "DJANGO_SETTINGS_MODULE": "docora.settings"},
+        env=os.environ
+        | {
+            "PYTHONPATH": str(PROJECT),
+            "DJANGO_SETTINGS_MODULE": "docora.settings",
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -88,27 +96,29 @@ def run(folder: Path, test: str, *options: str) -> tuple[int, str]:
 
 
 def test_test_that_catches_the_alarm_is_killed(tmp_path: Path) -> None:
-    status, said = run(tmp_path, CATCHES_THE_ALARM, "-p", "no:django")
+    status, said = run(tmp_path, CATCHES_THE_ALARM)
     assert status == 1
     assert "Timeout (0:00:02)!" in said
     assert "in test_it" in said
 
 
 def test_test_that_hangs_in_its_teardown_is_killed(tmp_path: Path) -> None:
-    status, said = run(tmp_path, HANGS_IN_TEARDOWN, "-p", "no:django")
+    status, said = run(tmp_path, HANGS_IN_TEARDOWN)
     assert status == 1
     assert "Timeout (0:00:01)!" in said
     assert "in slow" in said
 
 
 def test_other_tests_of_a_killed_worker_still_run(tmp_path: Path) -> None:
-    _, said = run(tmp_path, CATCHES_THE_ALARM + "\ndef test_the_next_one():\n    pass\n", "-p", "no:django", "-n", "1")
+    _, said = run(
+        tmp_path, CATCHES_THE_ALARM + "\ndef test_the_next_one():\n    pass\n", "-p", "xdist.plugin", "-n", "1"
+    )
     assert "worker 'gw0' crashed while running 'test_it.py::test_it'" in said
     assert "1 failed, 1 passed" in said
 
 
 def test_forked_child_ends_before_the_teardown(tmp_path: Path) -> None:
-    status, said = run(tmp_path, WAITS_FOR_A_CHILD)
+    status, said = run(tmp_path, WAITS_FOR_A_CHILD, "-p", "pytest_django.plugin")
     assert status == 1
     assert "Failed: Timeout (>1.0s)" in said
     assert "1 failed, 1 passed" in said

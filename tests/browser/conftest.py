@@ -25,7 +25,7 @@ from playwright.sync_api import BrowserContext, ConsoleMessage, Page, sync_playw
 
 from docora.process import die_with_parent
 from tests.browser import chromium
-from tests.support.processes import Daemons
+from tests.support.processes import Daemon, Daemons
 from tests.support.world import World
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -67,19 +67,21 @@ class Web:
 
 
 class Site:
-    """A complete Docora at `url`: the web process, with the test's own workers and sweep.
+    """A complete Docora at `url`: the web process, with the test's own workers and sweep unless `syncs` is false.
 
     `session` is the session key of its administrator.
     """
 
-    def __init__(self, web: Web, logs: Path) -> None:
+    def __init__(self, web: Web, logs: Path, *, syncs: bool = True) -> None:
         self.url = web.url
         administrator, client = User.objects.create_superuser("anna", password=PASSWORD), Client()
         client.force_login(administrator)
         self.session = client.cookies[settings.SESSION_COOKIE_NAME].value
         environment = {name: value for name, value in web.environment.items() if name != "PYTHONPATH"}
         self._daemons = Daemons(logs, environment)
-        self._running = [self._daemons.worker(), self._daemons.worker(), self._daemons.sweep()]
+        self._running = (
+            [self._daemons.worker(), self._daemons.worker(), self._daemons.sweep()] if syncs else list[Daemon]()
+        )
 
     def kill_workers(self) -> None:
         """Kill its workers, and their work-horses with them."""
@@ -178,6 +180,14 @@ def web(committed_environment: dict[str, str], tmp_path_factory: pytest.TempPath
 @pytest.fixture
 def site(web: Web, world: World, tmp_path: Path) -> Iterator[Site]:
     site = Site(web, tmp_path)
+    yield site
+    site.stop()
+
+
+@pytest.fixture
+def quiet_site(web: Web, transactional_db: None, tmp_path: Path) -> Iterator[Site]:
+    """A site without workers and sweep, for tests in which nothing is synced: starting and stopping them takes seconds."""
+    site = Site(web, tmp_path, syncs=False)
     yield site
     site.stop()
 

@@ -188,17 +188,17 @@ def test_every_linked_page_renders_accessibly_within_the_csp(
         assert kind in found.statuses
 
 
-def test_pages_outside_the_walk(site: Site, browser: Browser) -> None:
+def test_pages_outside_the_walk(quiet_site: Site, browser: Browser) -> None:
     def journey(page: Page) -> None:
-        sign_in(page, site)
+        sign_in(page, quiet_site)
         for address in ("/nothing", "/admin/nothing/"):
-            response = page.goto(site.url + address)
+            response = page.goto(quiet_site.url + address)
             assert response
             assert response.status == 404
             expect(page.get_by_role("heading", name="Page not found")).to_be_visible()
             assert violations_in_two_looks(page) == []
         for address in ("/docs/", "/docs/webhooks/", "/docs/api/", "/docs/changes/", "/docs/operations/"):
-            response = page.goto(site.url + address)
+            response = page.goto(quiet_site.url + address)
             assert response
             assert response.status == 200
             assert violations_in_two_looks(page) == []
@@ -208,14 +208,14 @@ def test_pages_outside_the_walk(site: Site, browser: Browser) -> None:
     assert [complaint for complaint in browser.complaints if complaint != own] == []
 
 
-def test_sign_out_and_lockout_pages(site: Site, browser: Browser) -> None:
+def test_sign_out_and_lockout_pages(quiet_site: Site, browser: Browser) -> None:
     def journey(page: Page) -> None:
-        sign_in(page, site)
+        sign_in(page, quiet_site)
         page.get_by_role("button", name="Sign out").click()
         expect(page.get_by_role("heading", name="Signed out")).to_be_visible()
         assert violations_in_two_looks(page) == []
         for _ in range(5):
-            sign_in(page, site, "wrong")
+            sign_in(page, quiet_site, "wrong")
         expect(page.get_by_text("Too many failed sign-in attempts. Try again in 15 minutes")).to_be_visible()
         assert violations_in_two_looks(page) == []
         page.get_by_role("link", name="Back to sign-in").click()

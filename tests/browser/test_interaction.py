@@ -227,14 +227,14 @@ def test_ended_session_shows_a_notice(site: Site, browser: Browser, watched: App
     assert [complaint for complaint in browser.complaints if not own.search(complaint)] == []
 
 
-def test_messages_stay_until_dismissed_and_cover_nothing(site: Site, browser: Browser) -> None:
+def test_messages_stay_until_dismissed_and_cover_nothing(quiet_site: Site, browser: Browser) -> None:
     def journey(page: Page) -> None:
-        sign_in(page, site)
-        page.goto(f"{site.url}/admin/auth/user/")
+        sign_in(page, quiet_site)
+        page.goto(f"{quiet_site.url}/admin/auth/user/")
         page.get_by_role("link", name="anna").click()
         stop_clock(page)
         page.get_by_role("button", name="Save", exact=True).click()
-        expect(page).to_have_url(f"{site.url}/admin/auth/user/")
+        expect(page).to_have_url(f"{quiet_site.url}/admin/auth/user/")
         page.wait_for_load_state()
         heading = page.get_by_role("heading", name="Users", exact=True)
         before = heading.bounding_box()
@@ -248,7 +248,7 @@ def test_messages_stay_until_dismissed_and_cover_nothing(site: Site, browser: Br
         page.clock.run_for(600_000)
         expect(toast).to_be_visible()
 
-        page.goto(f"{site.url}{LIST}force-resync/?ids=0")
+        page.goto(f"{quiet_site.url}{LIST}force-resync/?ids=0")
         page.clock.run_for(200)
         warning = page.get_by_role("alert").filter(has_text="The selection has no repositories to re-sync.")
         expect(warning).to_be_visible()

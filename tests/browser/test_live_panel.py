@@ -100,9 +100,9 @@ class Panel:
         return not self.under_way
 
 
-def test_panel_refreshes_unless_paused_or_hidden(site: Site, browser: Browser) -> None:
+def test_panel_refreshes_unless_paused_or_hidden(quiet_site: Site, browser: Browser) -> None:
     def journey(page: Page) -> None:
-        panel = Panel(page, site)
+        panel = Panel(page, quiet_site)
         assert panel.violations() == []
         panel.is_refreshed()
         panel.is_refreshed()
@@ -124,9 +124,9 @@ def test_panel_refreshes_unless_paused_or_hidden(site: Site, browser: Browser) -
     assert browser.complaints == []
 
 
-def test_panel_never_replaces_what_is_in_use(site: Site, browser: Browser) -> None:
+def test_panel_never_replaces_what_is_in_use(quiet_site: Site, browser: Browser) -> None:
     def journey(page: Page) -> None:
-        panel = Panel(page, site)
+        panel = Panel(page, quiet_site)
         link = panel.body.locator("a[id]").first
         link.focus()
         for _ in range(3):
@@ -153,9 +153,9 @@ def test_panel_never_replaces_what_is_in_use(site: Site, browser: Browser) -> No
     assert browser.complaints == []
 
 
-def test_panel_reports_a_lost_server_or_session(site: Site, browser: Browser) -> None:
+def test_panel_reports_a_lost_server_or_session(quiet_site: Site, browser: Browser) -> None:
     def lose_the_server(page: Page) -> Panel:
-        panel = Panel(page, site)
+        panel = Panel(page, quiet_site)
         page.context.set_offline(True)
         page.clock.run_for(EVERY)
         expect(panel.age).to_have_text(re.compile(r"^The server isn't responding\. Last update "))

@@ -33,11 +33,23 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return urls
 
 
-@pytest.fixture
-def ten(world: World) -> list[tuple[Repo, AppRepository]]:
-    repos = [world.watch({"a.txt": b"a"}, name=f"acme/repo-{number}") for number in range(10)]
+Watched = list[tuple[Repo, AppRepository]]
+
+
+def synced(world: World, count: int) -> Watched:
+    repos = [world.watch({"a.txt": b"a"}, name=f"acme/repo-{number}") for number in range(count)]
     world.settle()
     return repos
+
+
+@pytest.fixture
+def ten(world: World) -> Watched:
+    return synced(world, 10)
+
+
+@pytest.fixture
+def three(world: World) -> Watched:
+    return synced(world, 3)
 
 
 def go_down(world: World) -> None:
@@ -70,9 +82,7 @@ def wait(outage: HostOutage) -> float:
     return (outage.retry_at - timezone.now()).total_seconds()
 
 
-def test_outage_during_syncs_costs_one_request_and_no_attempt(
-    world: World, ten: list[tuple[Repo, AppRepository]], asked: list[str]
-) -> None:
+def test_outage_during_syncs_costs_one_request_and_no_attempt(world: World, ten: Watched, asked: list[str]) -> None:
     for repo, watch in ten:
         repo.commit({"a.txt": b"changed"})
         world.make_due(watch)
@@ -102,9 +112,7 @@ def test_outage_during_syncs_costs_one_request_and_no_attempt(
         assert (watch.status, watch.last_error) == (Status.SYNCED, "")
 
 
-def test_outage_found_by_checks_fails_nothing(
-    world: World, ten: list[tuple[Repo, AppRepository]], asked: list[str]
-) -> None:
+def test_outage_found_by_checks_fails_nothing(world: World, ten: Watched, asked: list[str]) -> None:
     ten[3][0].commit({"new.txt": b"new"})
     go_down(world)
     world.check()
@@ -121,7 +129,7 @@ def test_outage_found_by_checks_fails_nothing(
     assert [watch.pk for watch in due_watches()] == [ten[3][1].pk]
 
 
-def test_backoff_doubles_to_five_minutes(world: World, ten: list[tuple[Repo, AppRepository]]) -> None:
+def test_backoff_doubles_to_five_minutes(world: World, three: Watched) -> None:
     go_down(world)
     world.check()
     outage = HostOutage.objects.get()
@@ -135,7 +143,7 @@ def test_backoff_doubles_to_five_minutes(world: World, ten: list[tuple[Repo, App
         assert base * 0.9 < waited <= min(base * 1.5, 300)
 
 
-def test_other_hosts_go_on(world: World, ten: list[tuple[Repo, AppRepository]], tmp_path) -> None:
+def test_other_hosts_go_on(world: World, three: Watched, tmp_path) -> None:
     with GitFixture(tmp_path / "other") as other:
         repo = other.repo("acme/elsewhere", {"b.txt": b"b"})
         watch = world.watch_url(repo)
@@ -149,19 +157,19 @@ def test_other_hosts_go_on(world: World, ten: list[tuple[Repo, AppRepository]], 
         assert HostOutage.objects.get().host == f"{world.git.url}/"
 
 
-def test_host_that_answers_anything_is_up(world: World, ten: list[tuple[Repo, AppRepository]]) -> None:
+def test_host_that_answers_anything_is_up(world: World, three: Watched) -> None:
     """The probe has no token."""
     go_down(world)
     world.check()
     let_the_backoff_end()
     come_back(world)
-    for repo, _ in ten:
+    for repo, _ in three:
         world.git.tokens[repo.name] = {"secret"}
     world.check()
     assert not HostOutage.objects.exists()
 
 
-def test_host_behind_a_failing_proxy_is_still_down(world: World, ten: list[tuple[Repo, AppRepository]]) -> None:
+def test_host_behind_a_failing_proxy_is_still_down(world: World, three: Watched) -> None:
     go_down(world)
     world.check()
     let_the_backoff_end()
@@ -171,7 +179,7 @@ def test_host_behind_a_failing_proxy_is_still_down(world: World, ten: list[tuple
     assert HostOutage.objects.get().failures == 2
 
 
-def test_outage_of_a_host_that_nobody_watches_ends(world: World, ten: list[tuple[Repo, AppRepository]]) -> None:
+def test_outage_of_a_host_that_nobody_watches_ends(world: World, three: Watched) -> None:
     go_down(world)
     world.check()
     AppRepository.objects.update(ended_at=timezone.now())
@@ -180,18 +188,18 @@ def test_outage_of_a_host_that_nobody_watches_ends(world: World, ten: list[tuple
     assert not HostOutage.objects.exists()
 
 
-def test_single_repository_that_fails_is_not_an_outage(world: World, ten: list[tuple[Repo, AppRepository]]) -> None:
-    world.git.server.on_request = lambda method, target: 503 if "repo-3" in target else None
-    ten[4][0].commit({"new.txt": b"new"})
+def test_single_repository_that_fails_is_not_an_outage(world: World, three: Watched) -> None:
+    world.git.server.on_request = lambda method, target: 503 if "repo-1" in target else None
+    three[2][0].commit({"new.txt": b"new"})
     world.settle()
     assert not HostOutage.objects.exists()
-    assert set(AppRepository.objects.filter(failing_since__isnull=False)) == {ten[3][1]}
+    assert set(AppRepository.objects.filter(failing_since__isnull=False)) == {three[1][1]}
 
 
-def test_pages_say_what_the_watch_waits_for(world: World, ten: list[tuple[Repo, AppRepository]]) -> None:
+def test_pages_say_what_the_watch_waits_for(world: World, three: Watched) -> None:
     go_down(world)
-    world.sync(ten[0][1])
-    watch = AppRepository.objects.with_state().select_related("app", "repository").get(pk=ten[0][1].pk)
+    world.sync(three[0][1])
+    watch = AppRepository.objects.with_state().select_related("app", "repository").get(pk=three[0][1].pk)
     assert (watch.state, watch.detail) == (WatchState.ON_HOLD, StateDetail.HOST_DOWN)
     assert next_try(watch) == NextTry("Next try", HostOutage.objects.get().retry_at)
     assert {line.message for line in read_queue().waiting} == {"On hold: git host unreachable"}
@@ -199,9 +207,9 @@ def test_pages_say_what_the_watch_waits_for(world: World, ten: list[tuple[Repo, 
     assert "Check the URL and this server's network. Docora retries automatically." in watch.last_error
 
 
-def test_git_itself_finds_the_host_down(world: World, ten: list[tuple[Repo, AppRepository]], monkeypatch) -> None:
+def test_git_itself_finds_the_host_down(world: World, three: Watched, monkeypatch) -> None:
     monkeypatch.setattr("repositories_app.git.packs.MAX_PACK", 0)  # git fetches
-    repo, watch = ten[0]
+    repo, watch = three[0]
     repo.commit({"a.txt": b"changed"})
     monkeypatch.setattr(remote.git, "run", _going_down(world, remote.git.run))
     assert world.sync(watch).retry_count == 0
@@ -217,9 +225,7 @@ def _going_down(world: World, run):
     return run_without_host
 
 
-def test_long_outage_is_reported_to_every_watcher(
-    world: World, ten: list[tuple[Repo, AppRepository]], settings
-) -> None:
+def test_long_outage_is_reported_to_every_watcher(world: World, ten: Watched, settings) -> None:
     settings.CIRCUIT_BREAKER_THRESHOLD = 2
     go_down(world)
     for _ in range(3):

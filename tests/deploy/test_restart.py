@@ -15,10 +15,10 @@ import pytest
 
 from docora.process import die_with_parent
 from docora.server.supervisor import port_is_taken
-from tests.support.commands import manage
 from tests.support.deployment import PROJECT, UNITS, free_port
 from tests.support.processes import Daemons, children, is_alive
 from tests.support.receiver import wait_for
+from tests.support.shared import copy
 
 # What systemd does between fork and exec.
 START = """
@@ -76,11 +76,10 @@ class WebService:
 
 
 @pytest.fixture(scope="module")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def migrated(tmp_path_factory: pytest.TempPathFactory, migrated_sqlite: Path) -> Path:
     """A data directory with a migrated database."""
     directory = tmp_path_factory.mktemp("service")
-    environment = {"PATH": os.environ["PATH"], "DATA_DIR": str(directory), "DOCORA_ENV_FILE": os.devnull}
-    assert manage("migrate", "--verbosity", "0", environment=environment).returncode == 0
+    copy(migrated_sqlite, directory / "docora.sqlite3")
     return directory
 
 

@@ -88,8 +88,11 @@ def test_processes_wait_for_the_migrations(replicas: Daemons, tmp_path: Path) ->
     assert "Traceback" not in replicas.logs()
 
 
-def test_migrate_waits_for_the_database(tmp_path: Path, instance_environment: dict[str, str]) -> None:
+def test_migrate_waits_for_the_database(
+    tmp_path: Path, instance_environment: dict[str, str], migrated_postgres: Path
+) -> None:
     late = PostgresServer()
+    late.template = migrated_postgres  # saves it an initdb; the database that is migrated here has no tables
     daemons = Daemons(tmp_path, instance_environment | {"DATABASE_URL": late.url})
     try:
         impatient = daemons.start("migrate", "--no-input")

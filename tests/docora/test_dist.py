@@ -47,12 +47,12 @@ class Migration(migrations.Migration):
 
 
 def build(source: Path, target: Path) -> Path:
-    """Build `source` in `target` as `make dist` does, and return the wheel."""
+    """Build the wheel of `source` in `target` as `make dist` does, and return it."""
     epoch = subprocess.run(
         ["git", "log", "-1", "--format=%ct"], cwd=PROJECT, capture_output=True, text=True, check=True
     )
     subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-d", str(target)],
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(target)],
         cwd=source,
         env=os.environ | {"SOURCE_DATE_EPOCH": epoch.stdout.strip()},
         umask=0o077,

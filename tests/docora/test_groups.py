@@ -3,16 +3,15 @@
 Uses a separate database, because transactional tests empty every table, including the groups.
 """
 
-import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from django.test import Client
 
 from deliveries_app.models import App
-from tests.support.commands import manage
 from tests.support.staff import make_app, make_watch, staff
 
 CUSTOM = {
@@ -27,12 +26,8 @@ CUSTOM = {
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory) -> Iterator[sqlite3.Connection]:
-    """Create a new database with `manage.py migrate`."""
-    folder = tmp_path_factory.mktemp("data")
-    environment = {"PATH": os.environ["PATH"], "DATA_DIR": str(folder), "DOCORA_ENV_FILE": os.devnull}
-    manage("migrate", "-v", "0", environment=environment, timeout=120).check_returncode()
-    with closing(sqlite3.connect(folder / "docora.sqlite3")) as connection:
+def database(migrated_sqlite: Path) -> Iterator[sqlite3.Connection]:
+    with closing(sqlite3.connect(f"file:{migrated_sqlite}?mode=ro", uri=True)) as connection:
         yield connection
 
 

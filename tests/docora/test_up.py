@@ -34,18 +34,6 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
     instance.end()
 
 
-def test_ready_once_healthy_and_ctrl_c_ends_everything(instance: Instance) -> None:
-    instance.start("--workers", "1")
-    with urllib.request.urlopen(f"http://127.0.0.1:{instance.port}/health", timeout=5) as answer:
-        assert answer.status == 200
-    assert len(instance.family()) >= 5  # up, valkey, web, worker, sweep
-    assert instance.process
-    instance.process.send_signal(signal.SIGINT)
-    assert instance.process.wait(30) == 0
-    assert not instance.family()
-    assert "Traceback" not in instance.log.read_text()
-
-
 def test_easy_password_of_the_first_administrator_is_refused(tmp_path: Path) -> None:
     environment = {"PATH": os.environ["PATH"], "DATA_DIR": str(tmp_path), "DOCORA_ENV_FILE": os.devnull}
     administrator = {"ADMIN_USERNAME": "anna", "ADMIN_PASSWORD": "password", "PORT": str(free_port())}
@@ -55,7 +43,9 @@ def test_easy_password_of_the_first_administrator_is_refused(tmp_path: Path) -> 
     assert "Traceback" not in done.stderr
 
 
-def test_first_start_names_the_new_administrator_once(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_start_names_the_new_administrator_once_and_ctrl_c_ends_everything(
+    instance: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
     secret = "a password that is long enough"
     monkeypatch.setattr(
         Instance,
@@ -66,13 +56,21 @@ def test_first_start_names_the_new_administrator_once(instance: Instance, monkey
     first = instance.log.read_text()
     assert "User      anna\n  Password  the value of ADMIN_PASSWORD\n" in first
     assert secret not in first
-    instance.end()
+    with urllib.request.urlopen(f"http://127.0.0.1:{instance.port}/health", timeout=5) as answer:
+        assert answer.status == 200
+    assert len(instance.family()) >= 5  # up, valkey, web, worker, sweep
+    assert instance.process
+    instance.process.send_signal(signal.SIGINT)
+    assert instance.process.wait(30) == 0
+    assert not instance.family()
+    assert "Traceback" not in instance.log.read_text()
+
     instance.start("--workers", "1")
     assert "/admin/" in instance.log.read_text()
     assert "anna" not in instance.log.read_text()
 
 
-def test_demo_prints_how_to_sign_in_after_its_first_syncs(instance: Instance) -> None:
+def test_demo_prints_how_to_sign_in_after_its_first_syncs_and_ends_with_its_parent(instance: Instance) -> None:
     instance.start("--demo")
     instance.wait_until(lambda: "The demo is ready." in instance.log.read_text(), 120)
     log, _, banner = instance.log.read_text().partition("The demo is ready.")
@@ -81,6 +79,10 @@ def test_demo_prints_how_to_sign_in_after_its_first_syncs(instance: Instance) ->
     assert lines == [f"Open      http://127.0.0.1:{instance.port}/admin/", "User      admin", f"Password  {password}"]
     assert log.count('"reason": "initial", "requested_by"') == log.count('"event": "run_ended"') == 8
     assert banner.endswith("Ctrl-C stops it.\n")
+    assert instance.process
+    instance.process.kill()
+    instance.process.wait()
+    instance.wait_until(lambda: not instance.family(), 20)
 
 
 def test_address_is_printed_even_if_no_worker_starts(redis_client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,15 +90,6 @@ def test_address_is_printed_even_if_no_worker_starts(redis_client, monkeypatch: 
     begun = time.monotonic()
     up._wait_for_background(timezone.now(), 1)
     assert 0.3 <= time.monotonic() - begun < 5
-
-
-def test_kill_9_of_the_parent_leaves_no_process_behind(instance: Instance) -> None:
-    instance.start("--demo")
-    instance.wait_until((instance.directory / "data" / "demo" / "choices.json").exists, 30)  # it has begun to serve
-    assert instance.process
-    instance.process.kill()
-    instance.process.wait()
-    instance.wait_until(lambda: not instance.family(), 20)
 
 
 def test_port_in_use_is_a_clear_error(instance: Instance) -> None:

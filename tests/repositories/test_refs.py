@@ -91,19 +91,19 @@ NAMED = {
 }
 
 
-@pytest.mark.parametrize("ref", NAMED)
-def test_commit_of_a_branch_or_tag(repo: Repo, protocol: str, ref: str) -> None:
-    revision, branch, name = NAMED[ref]
-    assert ask(repo, ref) == Head(repo.commit_of(revision), branch, name)
+def test_commit_of_a_branch_or_tag(repo: Repo, protocol: str) -> None:
+    for ref, (revision, branch, name) in NAMED.items():
+        assert ask(repo, ref) == Head(repo.commit_of(revision), branch, name), ref
 
 
-@pytest.mark.parametrize("ref", ["de", "dev-", "v", "gone", "refs/heads/v1", "refs/tags/dev"])
-def test_missing_ref_is_named(repo: Repo, protocol: str, ref: str) -> None:
-    with pytest.raises(RefNotFound) as caught:
-        ask(repo, ref)
-    kind, name = {"refs/heads/v1": ("branch", "v1"), "refs/tags/dev": ("tag", "dev")}.get(ref, ("branch or tag", ref))
-    assert str(caught.value).startswith(f'The repository has no {kind} named "{name}". Push it, or choose another')
-    assert (caught.value.cause, caught.value.for_every_watcher) == (Cause.NOT_FOUND, False)
+def test_missing_ref_is_named(repo: Repo, protocol: str) -> None:
+    for ref in ("de", "dev-", "v", "gone", "refs/heads/v1", "refs/tags/dev"):
+        with pytest.raises(RefNotFound) as caught:
+            ask(repo, ref)
+        kinds = {"refs/heads/v1": ("branch", "v1"), "refs/tags/dev": ("tag", "dev")}
+        kind, name = kinds.get(ref, ("branch or tag", ref))
+        assert str(caught.value).startswith(f'The repository has no {kind} named "{name}". Push it, or choose another')
+        assert (caught.value.cause, caught.value.for_every_watcher) == (Cause.NOT_FOUND, False), ref
 
 
 def test_missing_ref_of_a_repository_without_its_default_branch(repo: Repo, protocol: str) -> None:

@@ -79,13 +79,13 @@ class TestEnvironment:
         if self.postgres:
             database.setdefault("TEST", {})["NAME"] = TEST_DATABASE
             if self.shared and not self.postgres.started:
-                self.postgres.template = self.shared.once("postgres", _migrate_postgres)
+                self.postgres.template = self.shared.once("postgres", migrate_postgres)
             self.postgres.start()
         else:
             file = self.data_dir / "test.sqlite3"
             database.setdefault("TEST", {})["NAME"] = str(file)
             if self.shared:
-                copy(self.shared.once("sqlite", _migrate_sqlite), file)
+                copy(self.shared.once("sqlite", migrate_sqlite), file)
 
     def database_url(self, name: str) -> str:
         """Return the URL of the database that Django calls `name` (on SQLite: its file)."""
@@ -115,7 +115,7 @@ def setting_names() -> list[str]:
     return re.findall(r"(?m)^# ([A-Z_]+)=", (PROJECT / ".env.example").read_text())
 
 
-def _migrate_postgres(data: Path) -> None:
+def migrate_postgres(data: Path) -> None:
     """Fill `data` with the data directory of a PostgreSQL that has a migrated test database."""
     with PostgresServer() as server:
         _migrate(server.create_database(TEST_DATABASE))
@@ -123,7 +123,8 @@ def _migrate_postgres(data: Path) -> None:
         copy(server.data, data)
 
 
-def _migrate_sqlite(file: Path) -> None:
+def migrate_sqlite(file: Path) -> None:
+    """Create a migrated database in `file`."""
     _migrate(TestEnvironment.sqlite_url(file))
 
 

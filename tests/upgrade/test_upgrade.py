@@ -11,8 +11,10 @@ import pytest
 
 from deliveries_app.receiver import Receiver
 from tests.support import commands
+from tests.support.environment import TEST_DATABASE
 from tests.support.git import GitFixture
 from tests.support.histories import shas
+from tests.support.postgres import PostgresServer
 from tests.support.processes import Daemons
 from tests.support.receiver import wait_for
 from tests.support.valkey import ValkeyServer
@@ -90,11 +92,15 @@ def upgraded(old: Database, directory: Path) -> Database:
 
 
 @pytest.fixture(scope="module")
-def fresh(empty: Database, directory: Path) -> Database:
-    """A new installation."""
-    fresh = empty.new()
-    succeed(fresh, directory, "migrate", "--no-input")
-    return fresh
+def fresh(empty: Database, migrated_sqlite: Path, migrated_postgres: Path) -> Iterator[Database]:
+    """A new installation, as `manage.py migrate` creates it."""
+    if isinstance(empty, Sqlite):
+        yield Sqlite(migrated_sqlite)
+        return
+    server = PostgresServer()  # another one, because Django is connected to the database that is copied
+    server.template = migrated_postgres
+    with server:
+        yield Postgresql(server, TEST_DATABASE)
 
 
 def test_dump_has_rows_in_every_table(old: Database) -> None:

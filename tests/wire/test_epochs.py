@@ -164,15 +164,16 @@ def test_receiver_killed_between_storing_the_epoch_and_dropping(client: Client, 
 # --- Captured requests ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("to", BY_EVENT)
-@pytest.mark.parametrize("captured", BY_EVENT)
-def test_captured_request_to_another_url(client: Client, captured: str, to: str) -> None:
+def test_captured_request_to_another_url(client: Client) -> None:
     """`create` and `update` both say what the path holds: one for the other changes nothing."""
-    client.create("a", b"before", 1)
-    status, _ = client.post(to, BY_EVENT[captured], 7)
-    assert status == (200 if captured == to or {captured, to} == {"create", "update"} else 422)
-    if status == 422:
-        assert client.held() == {"a": b"before"}
+    pairs = [(captured, to) for captured in BY_EVENT for to in BY_EVENT]
+    for number, (captured, to) in enumerate(pairs):
+        assert client.create("a", b"before %d" % number, 10 * number + 1) == (200, "kept")
+        status, _ = client.post(to, BY_EVENT[captured], 10 * number + 7)
+        accepted = captured == to or {captured, to} == {"create", "update"}
+        assert status == (200 if accepted else 422), (captured, to)
+        if not accepted:
+            assert client.held() == {"a": b"before %d" % number}, (captured, to)
 
 
 @pytest.mark.parametrize("name", ["verify.py", "verify.mjs", "verify_raw.mjs"])
@@ -207,16 +208,19 @@ def test_sequence_of_the_future_is_refused(client: Client) -> None:
     assert client.create("a", b"x", ahead(23)) == (200, "kept")
 
 
-@pytest.mark.parametrize("webhook_id", ["msg_1", "msg__1", "msg_a_-1", "msg_a_1_b", "msg_a_" + "1" * 17, "msg_a"])
-def test_malformed_id_is_refused(client: Client, webhook_id: str) -> None:
+def test_malformed_id_is_refused(client: Client) -> None:
     """The signature is right: the id belongs to a ping, or to something that does not exist yet."""
     body = BY_EVENT["create"]
     standard = load("verify_standard").webhook(client.key)
-    now = datetime.now(UTC)
-    signature = standard.sign(webhook_id, now, body.decode())
-    changes = {"webhook_id": webhook_id, "webhook_timestamp": str(int(now.timestamp())), "webhook_signature": signature}
-    assert client.post("create", body, **changes)[0] == 422
-    assert client.held() == {}
+    for webhook_id in ("msg_1", "msg__1", "msg_a_-1", "msg_a_1_b", "msg_a_" + "1" * 17, "msg_a"):
+        now = datetime.now(UTC)
+        changes = {
+            "webhook_id": webhook_id,
+            "webhook_timestamp": str(int(now.timestamp())),
+            "webhook_signature": standard.sign(webhook_id, now, body.decode()),
+        }
+        assert client.post("create", body, **changes)[0] == 422, webhook_id
+        assert client.held() == {}
 
 
 # --- Names on Windows -------------------------------------------------------------------------------------------------
