@@ -4,6 +4,8 @@ import os
 
 from django.core.wsgi import get_wsgi_application
 
+from docora.stack import roomy
+
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "docora.settings")
 
-application = get_wsgi_application()
+application = roomy(get_wsgi_application())
