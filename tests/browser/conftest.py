@@ -123,12 +123,15 @@ class Chromium:
 
 
 class Browser:
-    """One page with its own cookies and storage. `drive(f)` runs `f(page)` in Chromium's thread and returns its result."""
+    """One page with its own cookies and storage. `drive(f)` runs `f(page)` in Chromium's thread and returns its result.
+
+    It asks for reduced motion, because Chromium would draw an animation sixty times a second.
+    """
 
     def __init__(self, chromium: Chromium, **options: Any) -> None:
         self.complaints: list[str] = []
         self._chromium = chromium
-        self._context = chromium.open(**options)
+        self._context = chromium.open(**{"reduced_motion": "reduce"} | options)
         chromium.do(self._open)
 
     def _open(self) -> None:

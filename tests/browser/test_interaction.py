@@ -265,6 +265,7 @@ def test_progress_announcements_and_user_preferences(
     gate.clear()
 
     def journey(page: Page) -> None:
+        page.emulate_media(reduced_motion="no-preference")
         sign_in(page, site)
         page.goto(site.url + LIST)
         time = page.get_by_role("row").filter(has_text="acme/docs").locator("time")

@@ -251,7 +251,7 @@ def test_settings_and_transforms_of_the_current_folder_apply(installed: Installe
         ALLOWED_GIT_HOSTS="127.0.0.1:*",
         FILE_TRANSFORMS="portal_files.IntoAFolder",
     )
-    installed.start()
+    installed.start("--workers", "1")
     assert f"Docora {__version__}" in installed.sign_in("root", PASSWORD)
 
     key = "a key of at least sixteen characters"
@@ -275,7 +275,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_wheel_contains_the_demo(installed: Installed) -> None:
-    installed.start("--demo")
+    installed.start("--demo", "--workers", "1")
     installed.wait_until(lambda: "The demo is ready." in installed.log.read_text(), 120)
     password = re.search(r"Password +(\S+)", installed.log.read_text())
     assert password
@@ -305,7 +305,7 @@ def test_upgrade_to_a_newer_wheel(dist: Path, source: Path, environment: Environ
     assert installed.done("--version") == "99.0.0\n"
     assert "[ ]  deliveries_app.9999_later" in installed.done("showmigrations", "--plan")
     try:
-        installed.start()
+        installed.start("--workers", "1")
         assert "[ ]" not in installed.done("showmigrations", "--plan")
         assert "Overview" in installed.sign_in("root", PASSWORD)
     finally:

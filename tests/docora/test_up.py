@@ -71,7 +71,7 @@ def test_first_start_names_the_new_administrator_once_and_ctrl_c_ends_everything
 
 
 def test_demo_prints_how_to_sign_in_after_its_first_syncs_and_ends_with_its_parent(instance: Instance) -> None:
-    instance.start("--demo")
+    instance.start("--demo", "--workers", "1")
     instance.wait_until(lambda: "The demo is ready." in instance.log.read_text(), 120)
     log, _, banner = instance.log.read_text().partition("The demo is ready.")
     password = json.loads((instance.directory / "data" / "demo" / "choices.json").read_text())["password"]
