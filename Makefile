@@ -11,7 +11,8 @@ MAKEFLAGS += --no-print-directory
 unexport PYTHONDONTWRITEBYTECODE
 
 BIN := .venv/bin
-PYTEST := $(BIN)/python -m pytest -n 4 --dist worksteal
+# A test waits half of its time, so that six processes keep two cores busy.
+PYTEST := $(BIN)/python -m pytest -n 6 --dist worksteal
 ON_SQLITE := DOCORA_TEST_DATABASE=sqlite $(PYTEST)
 PYTEST_ARGS ?=
 PACKAGES := docora repositories_app deliveries_app

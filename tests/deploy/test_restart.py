@@ -169,7 +169,7 @@ def test_sighup_loses_no_request(service: WebService) -> None:
     with Clients(service.address) as clients:
         clients.wait_for_more()
         service.process.send_signal(signal.SIGHUP)
-        wait_for(lambda: service.workers() and not service.workers() & before, 30)
+        wait_for(lambda: service.workers() and not service.workers() & before, 60)
         clients.wait_for_more()
     assert set(clients.statuses) == {200}
 
@@ -184,7 +184,7 @@ def test_sighup_reads_the_env_file_again(service: WebService, monkeypatch: pytes
     assert build(service) == ("one", "given", "day")
     before = service.workers()
     service.process.send_signal(signal.SIGHUP)
-    wait_for(lambda: service.workers() and not service.workers() & before, 30)
+    wait_for(lambda: service.workers() and not service.workers() & before, 60)
     assert build(service) == ("two", "given", "")
 
 
@@ -197,7 +197,7 @@ def test_sighup_with_invalid_settings_keeps_the_process(service: WebService) -> 
     assert (service.workers(), ask(service.address)) == (before, 200)
     service.settings.write_text("DOCORA_BUILD_NUMBER=fixed\n")
     service.process.send_signal(signal.SIGHUP)
-    wait_for(lambda: service.workers() and not service.workers() & before, 30)
+    wait_for(lambda: service.workers() and not service.workers() & before, 60)
     assert build(service)[0] == "fixed"
 
 
