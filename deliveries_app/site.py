@@ -7,9 +7,9 @@ from django.apps import apps
 from django.conf import settings
 from django.contrib import admin
 from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
 from django.template.response import TemplateResponse
 from django.urls import reverse
-from django.utils.decorators import method_decorator
 
 from deliveries_app.audited_admin import AuditedAdmin
 from deliveries_app.reports import overview
@@ -99,7 +99,9 @@ class DocoraAdminSite(admin.AdminSite):
         context = overview.of_user(request.user) if overview.can_view(request.user) else None
         return super().index(request, {"overview": context, **(extra_context or {})})
 
-    @method_decorator(secure_admin_login)
     def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        """Redirect to allauth's page, which asks for a second factor, too."""
-        return super().login(request, extra_context)
+        """Redirect to allauth's page, which asks for a second factor, too. Let users without access sign out."""
+        if request.user.is_authenticated and not self.has_permission(request):
+            return render(request, "account/no_access.html", self.each_context(request), status=403)
+        response: HttpResponse = secure_admin_login(super().login)(request, extra_context)
+        return response

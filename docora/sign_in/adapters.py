@@ -177,5 +177,7 @@ def _finish_reauthentication(request: HttpRequest, login: SocialLogin, began: fl
     if oidc.authenticated_at(login) < began - CLOCK_SECONDS:
         return _refuse(request, "not_fresh")
     record_authentication(request, request.user, "socialaccount", reauthenticated=True)
+    next_url = login.get_redirect_url(request)
+    recency.forget_unless(request, next_url)
     response: HttpResponse | None = resume_request(request)
-    return response or HttpResponseRedirect(login.get_redirect_url(request) or resolve_url("admin:index"))
+    return response or HttpResponseRedirect(next_url or resolve_url("admin:index"))

@@ -61,6 +61,13 @@ def ask(request: HttpRequest) -> HttpResponse:
     return HttpResponseRedirect(f"{methods[0]['url']}?{urlencode({'next': path})}")
 
 
+def forget_unless(request: HttpRequest, path: str | None) -> None:
+    """Drop the kept form unless the user is on the way back to it."""
+    state = request.session.get(STATE_SESSION_KEY)
+    if state and state.get("state", {}).get("path") != path:
+        del request.session[STATE_SESSION_KEY]
+
+
 def resume(request: HttpRequest, kept: dict[str, Any]) -> HttpResponse:
     """Submit the kept form. allauth calls this once the user has authenticated.
 

@@ -178,6 +178,15 @@ def test_change_is_saved_after_fresh_credentials_at_the_provider(client: Client,
     assert client.session.session_key == session_before
 
 
+def test_kept_form_is_dropped_when_the_user_confirms_something_else(client: Client, olga: Person) -> None:
+    sign_in(client, olga)
+    refused_change(client)
+    other = client.get("/accounts/security/app/add/")["Location"]
+    assert sign_in(client, olga, other)["Location"] == "/accounts/security/app/add/"
+    assert base_url() == "https://x.example"
+    assert client.get("/accounts/security/app/add/").status_code == 200
+
+
 def test_silent_answer_of_the_provider_does_not_confirm(
     client: Client, olga: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:

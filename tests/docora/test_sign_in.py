@@ -75,8 +75,11 @@ def test_admin_redirects_to_the_sign_in_page_and_back(anna) -> None:
 
 def test_user_without_access_to_the_admin(db) -> None:
     client = signed_in(User.objects.create_user("otto", password=PASSWORD))
-    assert client.get("/admin/login/").status_code == 403
-    assert client.get("/admin/", follow=True).status_code == 403
+    page = client.get("/admin/", follow=True)
+    assert page.status_code == 403
+    assert "this account has no access to Docora" in page.content.decode()
+    assert client.post("/accounts/logout/")["Location"] == LOGIN
+    assert client.get(LOGIN).status_code == 200
 
 
 def test_nobody_can_sign_up_and_unused_pages_are_not_routed(client: Client) -> None:
