@@ -37,6 +37,7 @@ COMMANDS = {
     "reset_circuit": ["repo_none"],
     "prune": [],
     "rotate_encryption_keys": [],
+    "sign_in_link": ["nobody"],
     "sweep": ["--once"],
     "send_test_alert": [],
 }

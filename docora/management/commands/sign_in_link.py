@@ -23,6 +23,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("user", metavar="USER", help="the username")
         add_json(parser, "user, url and valid_seconds")
+        parser.epilog = "After a lost phone: sign_in_link anna"
 
     def handle(self, *args: Any, **options: Any) -> None:
         users = get_user_model()
