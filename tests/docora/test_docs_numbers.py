@@ -128,13 +128,13 @@ def test_figure_is_that_of_the_last_benchmark(fragment: str, work: str, figure: 
 def test_figures_from_settings() -> None:
     text = section()
     assert f"({settings.SYNCS_PER_WORKER})" in text
-    assert f"a pool of at most {settings.WEB_THREADS}." in text
-    assert f"{settings.WEB_THREADS} × web processes + {settings.SYNCS_PER_WORKER} × workers + sweeps" in text
+    assert f"a pool of at most {settings.WEB_CONNECTIONS}." in text
+    assert f"{settings.WEB_CONNECTIONS} × web processes + {settings.SYNCS_PER_WORKER} × workers + sweeps" in text
     assert f"with the default of {settings.LEASE_SECONDS:.0f}" in text
     assert "within 45 seconds" in text
     assert settings.LEASE_SECONDS + 15 == 45  # the lease, the sweep's interval and the next worker's start
     # The default max_connections of 100 is enough for four workers, one web process and a sweep, but not for six.
-    needed = [settings.WEB_THREADS + settings.SYNCS_PER_WORKER * workers + 1 for workers in (4, 6)]
+    needed = [settings.WEB_CONNECTIONS + settings.SYNCS_PER_WORKER * workers + 1 for workers in (4, 6)]
     assert needed[0] < 100 < needed[1]
 
 

@@ -157,6 +157,8 @@ def test_old_secrets_move_to_a_new_key(upgraded: Database, directory: Path) -> N
     assert json.loads(read)["watches"][1] == ["failed", make_dumps.GITHUB_TOKEN, ""]
     with_old_key = succeed(database, directory, "shell", "--verbosity", "0", "-c", READ_EVERYTHING)
     assert make_dumps.SIGNING_KEY not in with_old_key
+
+
 def test_old_log_entries_are_in_the_audit_log(old: Database, upgraded: Database) -> None:
     joined = "FROM django_admin_log l JOIN auth_user u ON u.id = l.user_id ORDER BY l.id"
     expected = old.execute(f"SELECT u.username, l.object_id, l.object_repr {joined}")
