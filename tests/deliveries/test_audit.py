@@ -47,6 +47,7 @@ from deliveries_app.services import (
     sign_ins,
     tokens,
     watch_settings,
+    watching,
     watching_many,
 )
 from deliveries_app.services.watching import Terms
@@ -70,7 +71,8 @@ A = AuditAction
 
 _INNER = {
     "lock_app", "tell_contact", "record_settings", "start_single", "start_bulk", "record_opened", "record_for_apps",
-    "open_runs", "resync_watches", "request_unacknowledged", "store_watch",
+    "open_runs", "resync_watches", "request_unacknowledged", "store_watch", "check_readable", "require_quota", "bind",
+    "require_room_for_watch", "require_resync", "count_resync", "count_unwatch",
 }  # fmt: skip
 """Parts of use cases. What they record is seen in those."""
 _UNRECORDED = {"repository_pushed": "A git host sends it on every push. It only makes Docora look."}
@@ -158,6 +160,12 @@ def steps() -> Iterable[Step]:
         [A.WATCHED],
     )
     yield (
+        "watch_unchecked",
+        lambda stage: stage.world.git.repo("acme/fifth", {"a": b"1"}).url,
+        (lambda actor, stage, url: watching.watch_unchecked(actor, stage.app, url)),
+        [A.WATCHED],
+    )
+    yield (
         "watch_repository",
         nothing,
         (lambda actor, stage, _: s.watch_repository(actor, stage.app, stage.watch.github_url, exclude="*.png")),
@@ -237,7 +245,7 @@ def steps() -> Iterable[Step]:
         "resync_by_app",
         lambda stage: stage.app.watches.count(),
         (lambda actor, stage, _: s.resync_by_app(actor, stage.app)),
-        [A.RESYNC] * 4,
+        [A.RESYNC] * 5,
     )
     yield (
         "cancel_operation",
@@ -466,7 +474,7 @@ def accounts() -> list[tuple[str, str, str]]:
 
 def sign_in(name: str, password: str, address: str = "203.0.113.9") -> Client:
     client = Client(REMOTE_ADDR=address)
-    client.post("/admin/login/", {"username": name, "password": password, "next": "/admin/"})
+    client.post("/accounts/login/", {"login": name, "password": password, "next": "/admin/"})
     return client
 
 

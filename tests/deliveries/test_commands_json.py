@@ -26,6 +26,7 @@ COLUMNS = [
     "deliveries_app.App.new_auth_key",
     "deliveries_app.AppRepository.github_token",
     "deliveries_app.AppRepository.push_secret",
+    "mfa.Authenticator.data",
     "repositories_app.GitHubApp.private_key",
 ]
 
@@ -62,7 +63,6 @@ def test_prune_counts_what_it_removes(db, capsys, monkeypatch) -> None:
         "traffic",
         "alerts",
         "sessions",
-        "attempts",
         "delivery_attempts",
         "mails",
     }

@@ -57,6 +57,9 @@ FAILURES = {
     RootCause.GIT_HOST: ExampleFailure("timeout", "The git host timed out.", lists_files=False),
     RootCause.GIT_CONTENT: ExampleFailure("corrupt", "A tree of the repository cannot be read.", lists_files=False),
     RootCause.RULES: ExampleFailure("transform", "The transform `minify` failed: unexpected end of input."),
+    RootCause.QUOTA: ExampleFailure(
+        "quota", "The repository has 1,200 files, and the app's quota is 1,000.", lists_files=False
+    ),
     RootCause.INTERNAL: ExampleFailure(
         "internal", "An internal error stopped the sync. Check the worker's log.", lists_files=False
     ),
