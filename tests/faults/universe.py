@@ -849,21 +849,31 @@ class Universe:
                 continue
             self._change_app(PLACES[self._place_of(watch)][0], "checks wanted", answers_verify=True)
             watch.app.refresh_from_db()
-            for _ in range(6):
-                with suppress(NotCheckable):
-                    check = check_watch(ACTOR, watch)
-                    self._do_everything(PATIENCE)
-                    check.refresh_from_db()
-                    if check.state == DriftState.NOT_CHECKED and re.search("HTTP (429|503)", check.message):
-                        continue  # the client takes fewer requests than the check made
-                    assert check.state in {DriftState.EQUAL, DriftState.DIFFERS}, f"{check}: {check.message}"
-                    if check.state == DriftState.EQUAL:
-                        break
-                    self._note("differences sent at the end")
-                    with suppress(NothingToSend):
-                        send_differences(ACTOR, check)
-                    self._do_everything(PATIENCE)
+            self._repair_copy(watch)
         self.damaged.clear()
+
+    def _repair_copy(self, watch: AppRepository) -> None:
+        reason = ""
+        for _ in range(20):
+            try:
+                check = check_watch(ACTOR, watch)
+            except NotCheckable as error:
+                reason = str(error)
+                self._do_everything(PATIENCE)
+                continue
+            self._do_everything(PATIENCE)
+            check.refresh_from_db()
+            reason = f"{check.state}: {check.message}"
+            if check.state == DriftState.NOT_CHECKED and re.search("HTTP (429|503)", check.message):
+                continue  # the client takes fewer requests than the check made
+            assert check.state in {DriftState.EQUAL, DriftState.DIFFERS}, reason
+            if check.state == DriftState.EQUAL:
+                return
+            self._note("differences sent at the end")
+            with suppress(NothingToSend):
+                send_differences(ACTOR, check)
+            self._do_everything(PATIENCE)
+        raise AssertionError(f"{watch} was not repaired: {reason}")
 
     def _place_of(self, watch: AppRepository) -> int:
         return next(place for place in range(len(PLACES)) if self.watch_in(place) == watch)
