@@ -119,9 +119,13 @@ class DocoraWorker(Worker):
             self.connection.hset(self.key, mapping={**self.serialize(), "state": self.get_state()})
 
     def run_maintenance_tasks(self) -> None:
-        super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
-        for callback in maintenance_callbacks:
-            callback()
+        """Survive a Redis outage, in which RQ would end the worker. The tasks are tried again before the next job."""
+        try:
+            super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
+            for callback in maintenance_callbacks:
+                callback()
+        except RedisError as error:
+            logger.warning("worker_without_redis", extra={"cause": str(error)})
 
     def perform_job(self, job: Job, queue: Queue, execution: Execution) -> bool:
         """Perform the job in the work-horse and, unless the job runs alone, also the jobs that wait behind it.

@@ -14,6 +14,7 @@ import django_rq
 import pytest
 from django.utils.module_loading import import_string
 from redis import Redis
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq.job import Job
 from rq.queue import Queue
 from rq.registry import StartedJobRegistry
@@ -277,6 +278,25 @@ def test_sigterm_always_ends_the_worker(tmp_path: Path, kind: type[DocoraWorker]
     os.kill(worker, signal.SIGTERM)
     assert reap(worker, 15) == 0
     assert has_ended(job)
+
+
+class WithoutRedis(DocoraWorker):
+    """A worker whose Redis does not respond while it looks after its queues for the first time."""
+
+    tries = 0
+
+    def clean_registries(self) -> None:
+        self.tries += 1
+        if self.tries == 1:
+            raise RedisTimeoutError("Timeout reading from socket")
+        super().clean_registries()  # type: ignore[no-untyped-call]
+
+
+def test_redis_outage_during_maintenance_does_not_end_the_worker(tmp_path: Path) -> None:
+    file = tmp_path / "note"
+    put(file)
+    assert reap(work("default", kind=WithoutRedis)) == 0
+    assert len(pids(file)) == 1
 
 
 def test_later_job_of_a_killed_work_horse_leaves_nothing_behind(tmp_path: Path, redis_client: Redis) -> None:
