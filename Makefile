@@ -104,7 +104,8 @@ check-django: setup
 	$(BIN)/python manage.py check --deploy --fail-level WARNING && \
 	$(BIN)/python manage.py makemigrations --check --dry-run
 
-# Look for known vulnerabilities in the pinned packages. Says so and goes on if the database can't be reached.
+# Look for known vulnerabilities in the pinned packages. If their database can't be reached, this prints a
+# sentence and succeeds.
 check-audit: setup
 	$(BIN)/python .ci/audit.py
 

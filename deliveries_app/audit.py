@@ -1,6 +1,6 @@
-"""Write the audit log. Services call `record` in the transaction of the change, for whoever acts: admin, API or command.
+"""Write the audit log. Services call `record` in the transaction of the change, so the admin, the API and commands are all covered.
 
-Whoever can view an object can read its entries, so they never contain secrets: `Changes` only says that one was changed.
+Anyone who can view an object can read its entries, so they never contain secrets: `Changes` only says that one was changed.
 """
 
 from collections.abc import Iterable, Mapping
@@ -86,7 +86,7 @@ def record(
     reason: str = "",
     operation: BulkOperation | None = None,
 ) -> None:
-    """Add one entry for each subject. A sync run stands for its watch."""
+    """Add one entry for each subject. The entry for a sync run is about its watch."""
     AuditEntry.objects.bulk_create(
         entry(actor, action, subject, message, changes, reason=reason, operation=operation) for subject in subjects
     )

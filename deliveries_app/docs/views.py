@@ -181,7 +181,7 @@ _DRIFT_STATES = {
 
 
 def _slow_calls() -> dict[str, Any]:
-    """Return the limits of calls that wait for somebody else."""
+    """Return the limits of calls that wait for a git host or a client."""
     return {
         "host_checks": host_checks.LIMIT,
         "git_check_seconds": round(host_checks.GIT_CHECK_SECONDS),

@@ -1,4 +1,4 @@
-"""Drop what django-axes has stored: names and addresses of failed sign-ins, which nothing would delete any more."""
+"""Drop the tables of django-axes: names and addresses of failed sign-ins. Its retention job is gone, so they would stay for ever."""
 
 from django.db import migrations
 from django.db.migrations.recorder import MigrationRecorder

@@ -1,7 +1,8 @@
 """What an app may use: watched repositories, files, bytes, and re-syncs per hour.
 
 Administrators set the quotas, and are not bound by those of watched repositories and re-syncs: only what an app itself
-requests with its token is refused and counted. `planning/quota.py` refuses files and bytes, whoever requested the sync.
+requests with its token is refused and counted. `planning/quota.py` refuses files and bytes, even if an
+administrator requested the sync.
 """
 
 import math

@@ -4,7 +4,7 @@ The one exception is `deletes_before`, for retention: inside it, rows from befor
 left on by accident, because it ends with its transaction, and other connections never see it. The table needs the columns
 `id` and `created_at`.
 
-Whoever may alter the schema can drop the triggers. Against that, export the rows to another machine.
+Anyone who may alter the schema can drop the triggers. To be safe from that, export the rows to another machine.
 """
 
 from collections.abc import Iterator

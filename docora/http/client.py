@@ -48,8 +48,8 @@ os.register_at_fork(after_in_child=lambda: _inherited.extend(_clients))
 class HttpClient:
     """`submit` requests and `poll` for their outcomes, or send a single `request` and wait for it.
 
-    `ca_file` (PEM) replaces the system's certificate authorities. `proxy` is the URL of an egress proxy, or empty. Using a client after `close`, or in a process forked
-    from the one that created it, raises RuntimeError.
+    `ca_file` (PEM) replaces the system's certificate authorities. `proxy` is the URL of an egress proxy, or
+    empty. Using a client after `close`, or in a process forked from the one that created it, raises RuntimeError.
     """
 
     def __init__(

@@ -72,10 +72,8 @@ class Transfer:
             (pycurl.FOLLOWLOCATION, 0),
             (pycurl.PROXY, ""),  # also ignore proxies set in the environment
             (pycurl.NOPROXY, "" if proxy else "*"),
-            (
-                pycurl.HTTPPROXYTUNNEL,
-                1,
-            ),  # so that a connection belongs to one host, and the proxy sees no plain request
+            # A tunnel even for plain http: each connection then belongs to one host, and the proxy sees no request.
+            (pycurl.HTTPPROXYTUNNEL, 1),
             (pycurl.NOSIGNAL, 1),
             (pycurl.TCP_NODELAY, 1),
             (pycurl.USERAGENT, user_agent),

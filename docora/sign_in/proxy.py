@@ -24,7 +24,7 @@ class ProxyUserBackend(RemoteUserBackend):
 
 
 class ProxyUserMiddleware(RemoteUserMiddleware):
-    """Signs the user in whom the proxy names, and out when it names nobody or somebody else."""
+    """Signs in the user that the proxy names, and ends the session when it names nobody or another user."""
 
     def get_username(self, request: HttpRequest) -> str:
         """Return the name. Raises KeyError if the proxy named nobody."""
