@@ -83,10 +83,11 @@ def require_room_for_watch(actor: Actor, app: App, *, but: int | None = None) ->
     if not bind(actor, app):
         return
     limit = app.watch_limit
-    if limit is not None:
-        watches = AppRepository.objects.filter(app=app, ended_at=None).values_list("pk", flat=True)
-        if len([pk for pk in watches if pk != but]) >= limit:
-            raise TooManyWatches(limit)
+    others = AppRepository.objects.filter(app=app, ended_at=None)
+    if but is not None:
+        others = others.exclude(pk=but)
+    if limit is not None and others.count() >= limit:
+        raise TooManyWatches(limit)
     require_resync(actor, app)
 
 
