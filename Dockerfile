@@ -6,8 +6,8 @@
 #   docker buildx build --build-arg SOURCE_DATE_EPOCH=$(git log -1 --format=%ct) \
 #       --output type=image,name=docora,rewrite-timestamp=true .
 
-# The base image. `make pin-images` prints it with its digest, so that a build uses exactly this one.
-ARG PYTHON_IMAGE=python:3.13-slim
+# Python 3.13.15 on Debian 13. `make pin-images` prints the newest digest of this tag.
+ARG PYTHON_IMAGE=python:3.13-slim@sha256:7c61056e61ac89e852de05f3dc6fa51a6dd2181797bceed46aa725dd7cb2cd3b
 
 FROM ${PYTHON_IMAGE} AS packages
 WORKDIR /build

@@ -116,7 +116,7 @@ sbom: setup
 	@mkdir -p $(dir $(SBOM))
 	.ci/sbom.sh $(SBOM)
 
-# Print lines for `.env` that pin the container images by digest. Needs docker and the network.
+# Print lines for `.env` that pin the newest container images. Needs docker and the network.
 pin-images:
 	@.ci/pin-images.sh
 
