@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3  # starts of a check whose worker then died
 MAX_WAITS = 5  # for an app that is too busy, of one page
+SHORTEST_WAIT = 0.1  # the first one; each further one is twice as long
+"""Apps round their `Retry-After` down to 0 seconds, and a check that asks at once would use up its waits in milliseconds."""
 LONGEST_WAIT = 5.0
 MAX_SECONDS = 600.0  # for the app to list its files
 _SHORTER = 8  # pages have so many times fewer files after one that was too large
@@ -162,8 +164,9 @@ class _Check:
                 continue
             if self._is_busy(outcome) and waits < MAX_WAITS:
                 asked = outcome.retry_after(time.time())
+                wait = 2.0**waits if asked is None else max(asked, SHORTEST_WAIT * 2**waits)
+                self._not_before = time.monotonic() + min(wait, LONGEST_WAIT)
                 waits += 1
-                self._not_before = time.monotonic() + min(2.0 ** (waits - 1) if asked is None else asked, LONGEST_WAIT)
                 continue
             return self._page_of(outcome, digest, after)
 

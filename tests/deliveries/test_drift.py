@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -241,6 +242,28 @@ def test_unusable_answers_are_no_failure(world: World, synced: tuple[Repo, AppRe
     world.app.refresh_from_db()
     assert (world.app.paused, world.app.cooldown_until, world.app.down_count) == (False, None, 0)
     assert {run.outcome for run in world.runs(watch)} == {"succeeded"}
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_client_that_takes_ten_requests_a_second_lists_all_pages(
+    world: World, synced: tuple[Repo, AppRepository], status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its `Retry-After` is rounded down to 0 seconds."""
+    _, watch = synced
+    damage(world, watch)
+    monkeypatch.setattr(drift, "MAX_ENTRIES", 3)
+    accepted_at = 0.0
+
+    def limited(note: Notification) -> Answer | None:
+        nonlocal accepted_at
+        if time.monotonic() - accepted_at < 0.1:
+            return Answer(status, headers={"Retry-After": "0"})
+        accepted_at = time.monotonic()
+        return None
+
+    world.answer(limited)
+    result = check(world, watch)
+    assert (result.state, result.message, counts(result)) == (DriftState.DIFFERS, "", (11, 2, 1, 2))
 
 
 READS: dict[str, tuple[object, str]] = {
