@@ -4,12 +4,15 @@ The parsers behind these forms raise almost any error for a credential that no b
 server error.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from allauth.mfa.webauthn import forms
 from django.core.exceptions import ValidationError
+
+logger = logging.getLogger(__name__)
 
 NOT_ACCEPTED = "This passkey wasn't accepted. It may have been removed from your account."
 
@@ -21,6 +24,7 @@ def _refuse_malformed() -> Iterator[None]:
     except Exception as error:
         if isinstance(error, ValidationError) and error.code != "incorrect_code":
             raise
+        logger.warning("passkey_refused", extra={"cause": type(error).__name__})
         raise ValidationError(NOT_ACCEPTED) from error
 
 
