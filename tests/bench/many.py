@@ -6,6 +6,7 @@ The floor is a bare `git init` and `git fetch --depth=1` of each, two at once, o
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -15,9 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from docora.process import die_with_parent
 from tests.bench.report import Row
 from tests.bench.repositories import make_large
 from tests.bench.sink import COMMIT
@@ -235,7 +238,8 @@ def running(stage: Stage, workers: int) -> Iterator[Callable[[], None]]:
 
         def start(*command: str) -> None:
             command = (sys.executable, "manage.py", *command)
-            processes.append(subprocess.Popen(command, cwd=PROJECT, stdout=log, stderr=log))
+            ends_with_this = partial(die_with_parent, signal.SIGTERM)
+            processes.append(subprocess.Popen(command, cwd=PROJECT, stdout=log, stderr=log, preexec_fn=ends_with_this))
 
         def start_worker() -> None:
             queues = ("high", "default", "low") if len(processes) % 2 else ("high", "low", "default")

@@ -104,10 +104,13 @@ def _list_path() -> str:
 
 def _start_operations(stage: Stage) -> list[str]:
     """Start an operation for each of `BARS` repositories, and return the paths that their bars poll."""
+    from django.conf import settings
+
     from deliveries_app.actors import Actor
-    from deliveries_app.models import AppRepository
+    from deliveries_app.models import AppRepository, Status
     from deliveries_app.progress import runs
     from deliveries_app.services import resync_many
+    from docora.db.clock import from_now
 
     receiver = stage.receiver()
     app = stage.app(receiver)
@@ -117,6 +120,8 @@ def _start_operations(stage: Stage) -> list[str]:
         run = operation.runs.select_related("operation").get()
         runs.set_totals(run, files=1_000_000, size=10**9, left_out={}, commit="d" * 40)
         runs.seed(run)
+    # As if workers were syncing them now, so that the list shows bars. A later end would not count as a lease.
+    app.watches.update(status=Status.SCANNING, lease_until=from_now(2 * settings.LEASE_SECONDS - 1))
     return [f"/admin/progress/{operation.operation_id}/?announced=0" for operation in made]
 
 
