@@ -164,7 +164,8 @@ def _take_slice() -> list[AppRepository]:
             .filter(closed, Q(next_sync_at=None) | waiting, next_check_at__lte=Now())
             .exclude(repositories.host_is_down("repository__canonical_url"))
             .select_for_update(skip_locked=True, of=("self",))
-            .select_related("repository", "app__github_app")
+            .select_related("repository")
+            .prefetch_related("app__github_app")  # once for each app: its secrets are decrypted when it is read
             .order_by("next_check_at")[:SLICE]
         )
         taken = AppRepository.objects.filter(pk__in=[watch.pk for watch in watches])
