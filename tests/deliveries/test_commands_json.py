@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from deliveries_app.receiver import Record
 from deliveries_app.sweep import retention
 from tests.deliveries.sender import KEY, Sender
 from tests.support.commands import PROJECT, run, run_json
+from tests.support.nursery import nursery
+from tests.support.receiver import wait_for
 from tests.support.staff import make_app, make_watch
 from tests.support.world import World
 
@@ -104,7 +107,16 @@ def test_json_output_escapes_non_ascii_text(db) -> None:
     assert json.loads(printed)["name"] == "Pörtäl ☃"
 
 
-def start_receiver(directory: Path, *, key_stdin: bool = False) -> tuple[subprocess.Popen[str], Sender]:
+def sender_to(listening: str) -> Sender:
+    """Return a sender to the receiver that printed this line."""
+
+    class At:
+        port = int(listening.partition(",")[0].rpartition(":")[2])
+
+    return Sender(At())
+
+
+def test_receiver_reads_its_key_from_stdin_and_prints_one_line_per_notification(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [
             sys.executable,
@@ -113,55 +125,33 @@ def start_receiver(directory: Path, *, key_stdin: bool = False) -> tuple[subproc
             "--json",
             "--port=0",
             "--dir",
-            directory,
-            *(["--key-stdin"] if key_stdin else ["--key", KEY]),
+            tmp_path,
+            "--key-stdin",
         ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert process.stdin
-    if key_stdin:
-        process.stdin.write(f"{KEY}\n")
-    process.stdin.close()
-    process.stdin = None
-    assert process.stderr
-    listening = process.stderr.readline()
-
-    class At:
-        port = int(listening.partition(",")[0].rpartition(":")[2])
-
-    return process, Sender(At())
-
-
-def test_receiver_prints_one_line_per_notification(tmp_path: Path) -> None:
-    process, sender = start_receiver(tmp_path)
     try:
+        assert process.stdin
+        process.stdin.write(f"{KEY}\n")
+        process.stdin.close()
+        process.stdin = None
+        assert process.stderr
+        sender = sender_to(process.stderr.readline())
         for path in ("a", "b"):
             assert sender.send(path, "text") == 200
-        process.send_signal(signal.SIGINT)
-        printed, _ = process.communicate(timeout=20)
-    finally:
-        process.kill()
-    lines = [json.loads(line) for line in printed.splitlines()]
-    assert [line["path"] for line in lines] == ["a", "b"]
-    assert set(lines[0]) == set(Record.__annotations__)
-    assert process.returncode == 0
-
-
-def test_receiver_reads_its_key_from_stdin(tmp_path: Path) -> None:
-    process, sender = start_receiver(tmp_path, key_stdin=True)
-    try:
-        assert KEY.encode() not in Path(f"/proc/{process.pid}/cmdline").read_bytes()
-        assert sender.send("a", "text") == 200
-        assert sender.send("b", "text", key="another-key") == 401
+        assert sender.send("c", "text", key="another-key") == 401
         process.send_signal(signal.SIGINT)
         printed, shown = process.communicate(timeout=20)
     finally:
         process.kill()
-    assert [json.loads(line)["status"] for line in printed.splitlines()] == [200, 401]
+    lines = [json.loads(line) for line in printed.splitlines()]
+    assert [(line["path"], line["status"]) for line in lines] == [("a", 200), ("b", 200), ("", 401)]
+    assert set(lines[0]) == set(Record.__annotations__)
     assert "generated" not in shown
+    assert process.returncode == 0
 
 
 def test_receiver_without_a_key_on_stdin_is_wrong_usage(tmp_path: Path, monkeypatch) -> None:
@@ -174,13 +164,16 @@ def test_receiver_without_a_key_on_stdin_is_wrong_usage(tmp_path: Path, monkeypa
 
 
 def test_receiver_exits_when_stdout_is_closed(tmp_path: Path) -> None:
-    process, sender = start_receiver(tmp_path)
+    reading, writing = os.pipe()
+    errors = tmp_path / "errors"
+    with open(os.devnull, "rb") as nothing, open(writing, "wb") as output, errors.open("wb") as shown:
+        arguments = ["receiver", "--json", "--port=0", "--dir", str(tmp_path / "copies"), "--key", KEY]
+        process = nursery.start(arguments, os.environ, stdin=nothing, stdout=output, stderr=shown)
     try:
-        assert process.stdout
-        process.stdout.close()
+        sender = sender_to(wait_for(lambda: next(iter(errors.read_text().splitlines(keepends=True)), "")))
+        os.close(reading)
         sender.send("a", "text")
         assert process.wait(20) == 141
-        assert process.stderr
-        assert "Traceback" not in process.stderr.read()
+        assert "Traceback" not in errors.read_text()
     finally:
         process.kill()
