@@ -25,7 +25,7 @@ from tests.support.world import World
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
 LIMIT = 400  # pages; more would mean an endless walk
-KINDS = 2  # walked pages of one kind (`/admin/…/12/change/`)
+KINDS = 2  # walked pages of one kind (`/admin/…/12/change/`), of a list only one with a query
 # Operators keep these open all day: check all four looks. Every other page is checked in two.
 IMPORTANT = {
     "/admin/",
@@ -74,11 +74,12 @@ def walk(page: Page, site: Site, complaints: list[str]) -> Walk:
         path, _, query = address.partition("?")
         kind = kind_of(path) + ("?…" if query else "")
         kinds[kind] = kinds.get(kind, 0) + 1
-        if kinds[kind] > KINDS or "logout" in path:
+        if kinds[kind] > (1 if query else KINDS) or "logout" in path:
             continue
         walk.statuses[kind] = status_of(page, site.url + address)
-        if kind_of(path) not in walk.looked_at:
-            walk.looked_at.add(kind_of(path))
+        look = "history" if path.endswith("/history/") else kind_of(path)  # the same template for every model
+        if look not in walk.looked_at:
+            walk.looked_at.add(look)
             walk.wrong += violations_in(page, FOUR_LOOKS if kind_of(path) in IMPORTANT else TWO_LOOKS)
         walk.wrong += [f"{address}: {complaint}" for complaint in complaints]
         complaints.clear()
@@ -190,11 +191,12 @@ def test_pages_outside_the_walk(quiet_site: Site, browser: Browser) -> None:
             assert response.status == 404
             expect(page.get_by_role("heading", name="Page not found")).to_be_visible()
             assert violations_in(page) == []
-        for address in ("/docs/", "/docs/webhooks/", "/docs/api/", "/docs/changes/", "/docs/operations/"):
-            response = page.goto(quiet_site.url + address)
+        # These pages are long and look alike: each in one look, in turns.
+        for number, name in enumerate(("", "webhooks/", "api/", "changes/", "operations/")):
+            response = page.goto(f"{quiet_site.url}/docs/{name}")
             assert response
             assert response.status == 200
-            assert violations_in(page) == []
+            assert violations_in(page, TWO_LOOKS[number % 2 :][:1]) == []
 
     browser.drive(journey)
     own = "Failed to load resource: the server responded with a status of 404 (Not Found)"
