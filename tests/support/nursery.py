@@ -115,6 +115,7 @@ class Nursery:
         stdout: BinaryIO,
         stderr: BinaryIO,
         script: Path = PROJECT / "manage.py",
+        folder: Path | None = None,
         namespaces: Sequence[int] = (),
     ) -> Child:
         """Start the script in its own session and in these Linux namespaces. It ends with this process."""
@@ -122,8 +123,8 @@ class Nursery:
         request = {
             "arguments": [str(script), *arguments],
             "environment": dict(environment),
-            "folder": str(Path.cwd()),
-            "may_share": script == PROJECT / "manage.py" and _is_usual(environment),
+            "folder": str(folder or Path.cwd()),
+            "may_share": script == PROJECT / "manage.py" and folder is None and _is_usual(environment),
         }
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
