@@ -66,9 +66,9 @@ class Web:
 
 
 class Site:
-    """A complete Docora at `url`: the web process, with the test's own worker and sweep unless `syncs` is false.
+    """A complete Docora at `url`: the web process, with the test's own workers and sweep unless `syncs` is false.
 
-    The worker syncs several repositories at once. `session` is the session key of its administrator.
+    `session` is the session key of its administrator.
     """
 
     def __init__(self, web: Web, logs: Path, *, syncs: bool = True) -> None:
@@ -78,11 +78,14 @@ class Site:
         self.session = client.cookies[settings.SESSION_COOKIE_NAME].value
         environment = {name: value for name, value in web.environment.items() if name != "PYTHONPATH"}
         self._daemons = Daemons(logs, environment)
-        self._running = [self._daemons.worker(), self._daemons.sweep()] if syncs else list[Daemon]()
+        self._running = (
+            [self._daemons.worker(), self._daemons.worker(), self._daemons.sweep()] if syncs else list[Daemon]()
+        )
 
-    def kill_worker(self) -> None:
-        """Kill its worker, and the work-horse with it."""
-        self._running[0].process.kill()
+    def kill_workers(self) -> None:
+        """Kill its workers, and their work-horses with them."""
+        for worker in self._running[:2]:
+            worker.process.kill()
 
     def start_worker(self) -> None:
         self._running.append(self._daemons.worker())
