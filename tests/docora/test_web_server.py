@@ -100,9 +100,9 @@ def test_slow_view_has_no_deadline(start: Start) -> None:
         assert read_answer(connection)[0].status == 200
 
 
-def test_20_clients_that_do_not_read_their_answer(start: Start) -> None:
+@pytest.mark.parametrize(("size", "patience"), [(12 * MB, 6.0), (60 * MB, 12.0)], ids=["12 MB", "60 MB"])
+def test_20_clients_that_do_not_read_their_answer(start: Start, size: int, patience: float) -> None:
     """There are more clients than threads. Their answers wait in files until the clients are closed."""
-    size, patience = 24 * MB, 6.0
     web = start(unread_seconds=patience)
     with contextlib.ExitStack() as stack:
         asked = request(f"/bytes?n={size}")
