@@ -31,7 +31,7 @@ RECORD_BATCH, MAX_IN_FLIGHT = 3, 2
 BEFORE = {f"{number:02}.txt": b"content %d" % number for number in range(8)}
 CHANGES = {"00.txt": None, "01.txt": None, "02.txt": b"other", "03.txt": b"other", "new/a.txt": b"a", "new/b.txt": b"b"}
 # Larger than the pipes between git and its helpers: a kill finds all of them at work.
-LARGE = {"large.bin": os.urandom(600_000)}
+LARGE = {"large.bin": os.urandom(3_000_000)}
 
 
 def offspring(pid: int) -> list[int]:
@@ -196,7 +196,6 @@ def watch_with_changes(world: World) -> tuple[Repo, AppRepository]:
 @pytest.mark.parametrize("step", STEPS)
 def test_worker_killed_at_any_step(world: World, tmp_path: Path, settings, step: str) -> None:
     settings.RECORD_BATCH = RECORD_BATCH
-    settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES = 200_000, 150_000
     repo, watch = watch_with_changes(world)
     sent = len(world.requests())
     victim = Victim(tmp_path)
