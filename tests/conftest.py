@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import pytest
 from django.conf import settings
@@ -75,16 +74,6 @@ def pytest_collection(session: pytest.Session) -> None:
             for file in files[first:] + files[:first]:
                 with contextlib.suppress(Exception):  # the collection reports it
                     import_module(".".join(file.relative_to(session.config.rootpath).with_suffix("").parts))
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Shuffle the modules, the same way in all workers.
-
-    Tests of one folder are alike. In the order of the folders, all workers would compute at first, and in the end all of them
-    would wait, for timeouts and dead processes.
-    """
-    if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: crc32(item.nodeid.partition("::")[0].encode()))
 
 
 def pytest_collection_finish() -> None:
