@@ -8,8 +8,6 @@ from django.db.migrations import AddField, CreateModel, Migration
 from django.db.migrations.loader import MigrationLoader
 from django.db.models import NOT_PROVIDED
 
-from tests.support.commands import run
-
 OURS = ("repositories_app", "deliveries_app")
 
 
@@ -21,10 +19,6 @@ def required_columns(migration: Migration) -> Iterator[str]:
             field = operation.field
             if not (field.null or field.many_to_many or field.db_default is not NOT_PROVIDED):
                 yield f"{migration.app_label}.{migration.name}: {operation.model_name}.{operation.name}"
-
-
-def test_models_have_no_change_without_a_migration(db) -> None:
-    assert run("makemigrations", "--check", "--dry-run") == "No changes detected\n"
 
 
 def test_added_columns_have_a_database_default_or_are_nullable() -> None:

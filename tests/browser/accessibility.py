@@ -4,7 +4,6 @@ axe-playwright-python ships axe-core. The script is evaluated over the browser's
 security policy does not block it.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,17 +13,13 @@ from playwright.sync_api import Page
 # Rules that axe-core 4.12 disables by default. Version 4.14 enables the second one.
 EXTRA_RULES = ("target-size", "label-content-name-mismatch")
 # Rules that can only find what is minor or moderate are not run, as their results would be dropped.
-_RUN = """async ([extra, onlyColours]) => {
+_RUN = """async extra => {
     const counts = impact => impact === "serious" || impact === "critical";
     const rules = Object.fromEntries(
         axe._audit.rules.filter(({impact}) => impact && !counts(impact)).map(({id}) => [id, {enabled: false}])
     );
     for (const id of extra) rules[id] = {enabled: true};
-    const ofColours = axe._audit.rules.filter(
-        ({enabled, impact, tags}) => enabled && counts(impact) && tags.includes("cat.color")
-    );
-    const chosen = onlyColours ? {runOnly: {type: "rule", values: ofColours.map(({id}) => id)}} : {rules};
-    const {violations} = await axe.run(document, {resultTypes: ["violations"], ...chosen});
+    const {violations} = await axe.run(document, {resultTypes: ["violations"], rules});
     return violations.filter(({impact}) => counts(impact))
         .flatMap(({id, nodes}) => nodes.map(node => `${id}: ${node.target.join(" ")}: ${node.failureSummary}`));
 }"""
@@ -68,33 +63,20 @@ def look_as(page: Page, look: Look) -> None:
     page.set_viewport_size({"width": look.width, "height": 900})
 
 
-def violations(page: Page, *, only_colours: bool = False) -> list[str]:
-    """Return serious and critical violations, small text and targets, and horizontal overflow, one line per element.
-
-    With `only_colours`, return only violations of the rules about colours.
-    """
+def violations(page: Page) -> list[str]:
+    """Return serious and critical violations, small text and targets, and horizontal overflow, one line per element."""
     page.emulate_media(reduced_motion="reduce")  # otherwise colours are measured during transitions
     if not page.evaluate("'axe' in window"):  # the document is a new one
         page.evaluate(AXE_SCRIPT)
-    found: list[str] = page.evaluate(_RUN, [EXTRA_RULES, only_colours])
-    if only_colours:
-        return found
-    found += page.evaluate(_SMALL)
+    found: list[str] = page.evaluate(_RUN, EXTRA_RULES) + page.evaluate(_SMALL)
     beyond = page.evaluate("document.documentElement.scrollWidth - innerWidth")
     return [*found, *([f"the page is {beyond} pixels wider than the window"] if beyond > 0 else [])]
 
 
-def violations_in(page: Page, looks: Sequence[Look] = TWO_LOOKS) -> list[str]:
-    """Check the loaded page in these looks without reloading it. It stays in the first one.
-
-    In a width that has been checked, only the colours are checked: another colour scheme changes nothing else.
-    """
+def violations_in_two_looks(page: Page) -> list[str]:
+    """Check the loaded page in two looks, without reloading. It stays in the second one."""
     found = []
-    widths = set[int]()
-    for look in looks:
+    for look in TWO_LOOKS:
         look_as(page, look)
-        new = violations(page, only_colours=look.width in widths)
-        found += [f"{page.url} ({look.scheme}, {look.width}): {violation}" for violation in new]
-        widths.add(look.width)
-    look_as(page, looks[0])
+        found += [f"{page.url} ({look.scheme}, {look.width}): {violation}" for violation in violations(page)]
     return found

@@ -4,7 +4,7 @@ import pytest
 from axe_playwright_python.base import AXE_SCRIPT
 from playwright.sync_api import Page
 
-from tests.browser.accessibility import FOUR_LOOKS, violations, violations_in
+from tests.browser.accessibility import violations
 from tests.browser.conftest import Browser
 
 pytestmark = pytest.mark.browser
@@ -40,19 +40,3 @@ def test_every_kind_of_violation_is_found(browser: Browser) -> None:
     found = {fault: browser.drive(lambda page, html=html: find(page, html)) for fault, html in FAULTS.items()}
     missed = [fault for fault, messages in found.items() if not any(message.startswith(fault) for message in messages)]
     assert missed == []
-
-
-def test_colours_of_every_scheme_and_the_rest_of_every_width_are_checked(browser: Browser) -> None:
-    style = "<style>@media (prefers-color-scheme: dark) { p { color: #222; background: #000 } }</style>"
-
-    def find(page: Page) -> list[tuple[str, str]]:
-        page.set_content(PAGE.format(style + "<p>black on white, or on black</p>" + FAULTS["image-alt"]))
-        parts = [violation.partition("(")[2].split("): ") for violation in violations_in(page, FOUR_LOOKS)]
-        return [(look, rest.partition(":")[0]) for look, rest, *_ in parts]
-
-    assert sorted(browser.drive(find)) == [
-        ("dark, 1280", "color-contrast"),
-        ("dark, 390", "color-contrast"),
-        ("dark, 390", "image-alt"),
-        ("light, 1280", "image-alt"),
-    ]

@@ -1,4 +1,4 @@
-"""The documentation in a real browser, on a phone and on a desktop, without console messages."""
+"""The documentation in a real browser: phone and desktop, light and dark, without console messages."""
 
 import re
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ PAGES = {
 }
 
 
-@pytest.fixture(params=[(390, "dark"), (1280, "light")], ids=str)
+@pytest.fixture(params=[(390, "light"), (390, "dark"), (1280, "light"), (1280, "dark")], ids=str)
 def reader(request: pytest.FixtureRequest, chromium_browser: Chromium) -> Iterator[Browser]:
     width, scheme = request.param
     browser = Browser(chromium_browser, viewport={"width": width, "height": 900}, color_scheme=scheme)

@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from deliveries_app.models import App, AppRepository, DriftCheck, DriftState
-from tests.browser.accessibility import violations_in
+from tests.browser.accessibility import FOUR_LOOKS, look_as, violations
 from tests.browser.conftest import Browser, Site
 from tests.browser.test_every_page import sign_in
 from tests.deliveries.test_drift import FILES, damage
@@ -15,6 +15,13 @@ from tests.support.receiver import Answer, Notification, wait_for
 from tests.support.world import World
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
+
+
+def look_at(page: Page, wrong: list[str]) -> None:
+    """Check the loaded page in all looks, and leave it in the first one."""
+    for look in (*FOUR_LOOKS, FOUR_LOOKS[0]):
+        look_as(page, look)
+        wrong += [f"{page.url} ({look.scheme}, {look.width}): {problem}" for problem in violations(page)]
 
 
 def test_check_from_the_button_to_the_repaired_copy(world: World, site: Site, browser: Browser) -> None:
@@ -37,11 +44,11 @@ def test_check_from_the_button_to_the_repaired_copy(world: World, site: Site, br
         expect(page.get_by_text("The app's copy has not been checked yet.")).to_be_visible()
         page.get_by_role("button", name="Check for differences").click()
         expect(page.get_by_text("Comparing the app's files…")).to_be_visible()
-        wrong.extend(violations_in(page))
+        look_at(page, wrong)
         may_answer.set()
         expect(page.get_by_text("5 of 191 files differ", exact=True)).to_be_visible()  # without a reload
         expect(page.get_by_role("link", name="Send these 5 files")).to_be_visible()
-        wrong.extend(violations_in(page))
+        look_at(page, wrong)
 
     def send(page: Page) -> None:
         page.get_by_role("link", name="2 extra").click()
@@ -49,12 +56,12 @@ def test_check_from_the_button_to_the_repaired_copy(world: World, site: Site, br
         expect(page.get_by_role("rowheader", name="1.txt")).to_be_hidden()
         page.get_by_role("link", name="Send these 5 files").click()
         expect(page.get_by_role("heading", name="Send these 5 files")).to_be_visible()
-        wrong.extend(violations_in(page))
+        look_at(page, wrong)
         page.get_by_role("button", name="Send these 5 files").click()
         expect(
             page.locator("#toasts-polite").get_by_text("Sending 3 files and deleting 2 extra files.")
         ).to_be_visible()
-        wrong.extend(violations_in(page))
+        look_at(page, wrong)
 
     def check_app(page: Page) -> None:
         page.goto(f"{site.url}/admin/deliveries_app/app/{watch.app_id}/change/")
@@ -63,18 +70,18 @@ def test_check_from_the_button_to_the_repaired_copy(world: World, site: Site, br
         newest = page.locator("#result_list tbody tr").first
         expect(newest).to_contain_text("No differences")  # without a reload
         expect(newest).to_contain_text("189 files compared")
-        wrong.extend(violations_in(page))
+        look_at(page, wrong)
         newest.get_by_role("link").first.click()
         expect(page.get_by_role("button", name="Check again")).to_be_visible()
         page.goto(f"{site.url}/admin/deliveries_app/apprepository/{watch.pk}/change/")
         expect(page.get_by_role("link", name=re.compile("189 files compared"))).to_be_visible()
-        wrong.extend(violations_in(page))
+        look_at(page, wrong)
 
     def not_supported(page: Page) -> None:
         page.get_by_role("button", name="Check for differences").click()
         expect(page.get_by_text("Not supported", exact=True)).to_be_visible()
         expect(page.get_by_text("The app returned HTTP 404.", exact=True)).to_be_visible()
-        wrong.extend(violations_in(page))
+        look_at(page, wrong)
 
     browser.drive(request)
     browser.drive(send)

@@ -8,7 +8,7 @@ from playwright.sync_api import Page, expect
 
 from deliveries_app.models import App, AppRepository, HourlyTraffic, RootCause, Status
 from deliveries_app.webhooks import endpoint_stats
-from tests.browser.accessibility import violations_in
+from tests.browser.accessibility import FOUR_LOOKS, look_as, violations
 from tests.browser.conftest import Browser, Site
 from tests.browser.test_journey import sign_in
 from tests.support.staff import make_app, make_watch
@@ -45,6 +45,16 @@ def crowd(world: World) -> AppRepository:
     )  # fmt: skip
 
 
+def problems(page: Page) -> list[str]:
+    """Return what is wrong with the page in all four looks. It stays in the last one."""
+    found = []
+    for look in FOUR_LOOKS:
+        look_as(page, look)
+        found += [f"{page.url} ({look.scheme}, {look.width}): {violation}" for violation in violations(page)]
+    look_as(page, FOUR_LOOKS[0])
+    return found
+
+
 def test_board_tabs_and_search(site: Site, browser: Browser, crowd: AppRepository) -> None:
     def journey(page: Page) -> list[str]:
         sign_in(page, site)
@@ -57,7 +67,7 @@ def test_board_tabs_and_search(site: Site, browser: Browser, crowd: AppRepositor
         expect(page.get_by_role("row").filter(has=page.get_by_role("link", name="New", exact=True))).to_contain_text(
             "No requests yet"
         )
-        wrong = violations_in(page)
+        wrong = problems(page)
         row.get_by_role("link", name="Re-sync all repositories of Shop").click()
         expect(page.get_by_text("This will re-sync")).to_be_visible()
         page.get_by_role("link", name="Cancel").click()
@@ -67,10 +77,10 @@ def test_board_tabs_and_search(site: Site, browser: Browser, crowd: AppRepositor
         page.goto(f"{site.url}{ADMIN}app/{crowd.app_id}/change/")
         tabs = page.get_by_role("navigation", name="Shop")
         expect(tabs.get_by_role("link", name="Operate")).to_have_attribute("aria-current", "page")
-        wrong += violations_in(page)
+        wrong += problems(page)
         tabs.get_by_role("link", name="Settings").click()
         expect(tabs.get_by_role("link", name="Settings")).to_have_attribute("aria-current", "page")
-        wrong += violations_in(page)
+        wrong += problems(page)
         page.get_by_label("Description:").fill("Sells / rents")  # the slash is typed, not taken as a shortcut
         expect(page.get_by_label("Description:")).to_have_value("Sells / rents")
         page.get_by_role("button", name="Save", exact=True).click()
@@ -85,7 +95,7 @@ def test_board_tabs_and_search(site: Site, browser: Browser, crowd: AppRepositor
         expect(page.get_by_role("heading", name="Search results for “handbook”")).to_be_visible()
         expect(page.get_by_text(ERROR)).to_be_visible()
         expect(box).to_have_value("handbook")
-        wrong += violations_in(page)
+        wrong += problems(page)
         page.keyboard.press("/")
         page.keyboard.type("HTTP 503")  # the old text is selected, so this replaces it
         page.keyboard.press("Enter")
@@ -107,7 +117,7 @@ def test_watch_several_and_pause_one(world: World, site: Site, browser: Browser)
         sign_in(page, site)
         page.goto(f"{site.url}{ADMIN}app/{world.app.pk}/change/")
         page.get_by_role("link", name="several at once").click()
-        wrong = violations_in(page)
+        wrong = problems(page)
         lines = page.get_by_label("Repositories:")
         lines.fill(f"{docs.url}\ngit@gitlab.com:acme/site\n{wiki.url}\n{docs.url}.git")
         page.get_by_role("button", name="Watch repositories").click()
@@ -116,13 +126,13 @@ def test_watch_several_and_pause_one(world: World, site: Site, browser: Browser)
         expect(lines).to_have_value("git@gitlab.com:acme/site")
         page.get_by_text("Patterns", exact=True).click()
         expect(page.get_by_label("Ignore patterns:")).to_be_visible()
-        wrong += violations_in(page)
+        wrong += problems(page)
         page.get_by_role("link", name=wiki.url).click()
         expect(page.locator(".progress-text .badge").first).to_have_text("Up to date", timeout=30_000)
         page.get_by_role("button", name="Pause").click()
         expect(page.get_by_text("This repository is paused.")).to_be_visible()
         expect(page.locator(".progress-text .badge").first).to_have_text("Paused")
-        wrong += violations_in(page)
+        wrong += problems(page)
         page.get_by_role("button", name="Resume").click()
         expect(page.get_by_text("This repository is paused.")).to_have_count(0)
         page.goto(f"{site.url}{ADMIN}apprepository/")
@@ -130,7 +140,7 @@ def test_watch_several_and_pause_one(world: World, site: Site, browser: Browser)
         page.get_by_label("Action:").select_option("Pause selected repositories")
         page.get_by_role("button", name="Run").click()
         expect(page.get_by_role("row").filter(has_text="acme/docs")).to_contain_text("the repository is paused")
-        return wrong + violations_in(page)
+        return wrong + problems(page)
 
     assert browser.drive(journey) == []
     assert browser.complaints == []

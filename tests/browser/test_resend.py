@@ -7,7 +7,7 @@ from playwright.sync_api import Page, expect
 
 from deliveries_app.models import AppRepository, Delivery, DeliveryAttempt
 from deliveries_app.receiver import Answer, Notification
-from tests.browser.accessibility import violations_in
+from tests.browser.accessibility import FOUR_LOOKS, look_as, violations
 from tests.browser.conftest import Browser, Site
 from tests.browser.test_journey import sign_in
 from tests.support.receiver import wait_for
@@ -16,6 +16,13 @@ from tests.support.world import World
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
 DELIVERIES = "/admin/deliveries_app/delivery/"
+
+
+def assert_accessible(page: Page) -> None:
+    for look in FOUR_LOOKS:
+        look_as(page, look)
+        assert violations(page) == [], look
+    look_as(page, FOUR_LOOKS[0])
 
 
 def test_from_a_failed_file_to_its_delivery(world: World, site: Site, browser: Browser) -> None:
@@ -40,7 +47,7 @@ def test_from_a_failed_file_to_its_delivery(world: World, site: Site, browser: B
         expect(attempt).to_contain_text("out of disk")
         expect(attempt).to_contain_text("sha256=[redacted]")
         expect(attempt).to_contain_text("# Guide")
-        assert violations_in(page) == []
+        assert_accessible(page)
         attempt.locator("summary").press("Enter")
 
     browser.drive(look_at_the_attempts)
@@ -69,12 +76,12 @@ def test_from_a_failed_file_to_its_delivery(world: World, site: Site, browser: B
         page.get_by_role("button", name="Run").click()
         expect(page.get_by_role("heading", name="Resend 2 files")).to_be_visible()
         expect(page.locator(".confirmation-text")).to_contain_text("2 files of 1 repository to Portal")
-        assert violations_in(page) == []
+        assert_accessible(page)
         page.get_by_label("Reason (optional)").fill("Lost its disk")
         page.get_by_role("button", name="Resend 2 files").click()
         expect(page.get_by_role("heading", name=re.compile("Resend · 2 files"))).to_be_visible()
         expect(page.locator(".progress-body")).to_contain_text("Succeeded", timeout=60_000)
-        assert violations_in(page) == []
+        assert_accessible(page)
 
     browser.drive(resend_a_folder)
     again = [note.path for note in world.requests("create")[sent:]]
@@ -85,7 +92,7 @@ def test_from_a_failed_file_to_its_delivery(world: World, site: Site, browser: B
         page.get_by_role("link", name="Endpoint health").click()
         expect(page.get_by_role("img", name="Share of accepted notifications in each hour")).to_be_visible()
         expect(page.locator(".day-sum")).to_contain_text("rejected")
-        assert violations_in(page) == []
+        assert_accessible(page)
         page.get_by_role("link", name="Last 7 days").click()
         page.get_by_text("As a table").click()
         expect(page.locator(".chart-table tbody tr")).to_have_count(168)

@@ -18,7 +18,7 @@ from django.contrib.sessions.models import Session
 from playwright.sync_api import Page, expect
 
 from docora.sign_in.recency import AUTHENTICATED_AT
-from tests.browser.accessibility import FOUR_LOOKS, TWO_LOOKS, look_as, violations_in
+from tests.browser.accessibility import FOUR_LOOKS, look_as, violations
 from tests.browser.conftest import PASSWORD, Browser, Web
 from tests.docora.test_sign_in import code_of
 from tests.support import identity_provider
@@ -55,13 +55,13 @@ class Visitor:
 
     def look(self, name: str) -> None:
         self._seen += 1
-        self.wrong += [f"{name}: {problem}" for problem in violations_in(self.page)]
-        if SHOTS:
-            for look in FOUR_LOOKS:
-                look_as(self.page, look)
+        for look in FOUR_LOOKS:
+            look_as(self.page, look)
+            self.wrong += [f"{name} ({look.scheme}, {look.width}): {problem}" for problem in violations(self.page)]
+            if SHOTS:
                 file = f"{self._seen:02}-{name}-{look.scheme}-{look.width}.png"
                 self.page.screenshot(path=f"{SHOTS}/{file}", full_page=True)
-            look_as(self.page, TWO_LOOKS[0])
+        look_as(self.page, FOUR_LOOKS[0])
 
     def enter_password(self) -> None:
         self.page.get_by_label("Username:").fill("anna")

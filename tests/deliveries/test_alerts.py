@@ -141,7 +141,7 @@ def test_alert_ends_when_the_failing_watch_is_removed(out: AlertReceivers, watch
     assert out.posted[1]["items"][0]["name"] == "acme/docs → Portal"
 
 
-def test_a_thousand_failures_are_one_message(out: AlertReceivers, watch) -> None:
+def test_five_thousand_failures_are_one_message(out: AlertReceivers, watch) -> None:
     def fail_more(first: int, last: int) -> None:
         since = timezone.now() - timedelta(hours=1)
         named = [Repository(canonical_url=f"https://x/{n}", owner="o", name=f"r{n:05}") for n in range(first, last)]
@@ -166,23 +166,23 @@ def test_a_thousand_failures_are_one_message(out: AlertReceivers, watch) -> None
     queries()
     fail_more(1, 6)
     few = queries()
-    fail_more(6, 1006)
+    fail_more(6, 5006)
     assert queries() == few
     assert few <= 36
-    assert out.events == [("alert", "failing", count) for count in (1, 5, 1000)]
+    assert out.events == [("alert", "failing", count) for count in (1, 5, 5000)]
     body = out.posted[2]
-    assert {count["cause"]: count["count"] for count in body["counts"]} == {"timeout": 800, "dns": 200}
+    assert {count["cause"]: count["count"] for count in body["counts"]} == {"timeout": 4000, "dns": 1000}
     assert len(body["items"]) == 10
     assert len(json.dumps(body)) < 5000
     assert (
-        "1,000 watched repositories are failing (800 × Endpoint: timeout, 200 × Endpoint: DNS lookup failed"
+        "5,000 watched repositories are failing (4,000 × Endpoint: timeout, 1,000 × Endpoint: DNS lookup failed"
         in body["text"]
     )
     assert body["text"].endswith("https://docora.example/admin/deliveries_app/failedsync/")
-    assert "and 990 more." in out.smtp.mails[2].text
+    assert "and 4,990 more." in out.smtp.mails[2].text
     AppRepository.objects.update(failing_since=None, root_cause="", status=Status.SYNCED)
     assert queries() <= few
-    assert out.events[3:] == [("resolved", "failing", 1006)]
+    assert out.events[3:] == [("resolved", "failing", 5006)]
 
 
 def test_new_failures_are_grouped_into_the_next_message(out: AlertReceivers, watch) -> None:

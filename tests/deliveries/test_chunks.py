@@ -219,7 +219,7 @@ def test_client_that_counts_chunks_never_completes_early(world: World, client: C
 def test_mirror_damaged_while_large_files_are_sent_is_made_anew(world: World, settings, damage: str) -> None:
     """No git process that reads them may be left: the mirror would stay in use, and the run would wait for itself."""
     settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES = 100_000, 100_000
-    repo, watch = world.watch({"a": b"small", **{f"large-{number}": os.urandom(1 << 20) for number in range(4)}})
+    repo, watch = world.watch({"a": b"small", **{f"large-{number}": os.urandom(3 << 20) for number in range(4)}})
     App.objects.update(max_in_flight=2)
     damaged = []
 

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -19,8 +18,6 @@ from deliveries_app.receiver import Record
 from deliveries_app.sweep import retention
 from tests.deliveries.sender import KEY, Sender
 from tests.support.commands import PROJECT, run, run_json
-from tests.support.nursery import nursery
-from tests.support.receiver import wait_for
 from tests.support.staff import make_app, make_watch
 from tests.support.world import World
 
@@ -107,16 +104,7 @@ def test_json_output_escapes_non_ascii_text(db) -> None:
     assert json.loads(printed)["name"] == "Pörtäl ☃"
 
 
-def sender_to(listening: str) -> Sender:
-    """Return a sender to the receiver that printed this line."""
-
-    class At:
-        port = int(listening.partition(",")[0].rpartition(":")[2])
-
-    return Sender(At())
-
-
-def test_receiver_reads_its_key_from_stdin_and_prints_one_line_per_notification(tmp_path: Path) -> None:
+def start_receiver(directory: Path, *, key_stdin: bool = False) -> tuple[subprocess.Popen[str], Sender]:
     process = subprocess.Popen(
         [
             sys.executable,
@@ -125,33 +113,55 @@ def test_receiver_reads_its_key_from_stdin_and_prints_one_line_per_notification(
             "--json",
             "--port=0",
             "--dir",
-            tmp_path,
-            "--key-stdin",
+            directory,
+            *(["--key-stdin"] if key_stdin else ["--key", KEY]),
         ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    try:
-        assert process.stdin
+    assert process.stdin
+    if key_stdin:
         process.stdin.write(f"{KEY}\n")
-        process.stdin.close()
-        process.stdin = None
-        assert process.stderr
-        sender = sender_to(process.stderr.readline())
+    process.stdin.close()
+    process.stdin = None
+    assert process.stderr
+    listening = process.stderr.readline()
+
+    class At:
+        port = int(listening.partition(",")[0].rpartition(":")[2])
+
+    return process, Sender(At())
+
+
+def test_receiver_prints_one_line_per_notification(tmp_path: Path) -> None:
+    process, sender = start_receiver(tmp_path)
+    try:
         for path in ("a", "b"):
             assert sender.send(path, "text") == 200
-        assert sender.send("c", "text", key="another-key") == 401
+        process.send_signal(signal.SIGINT)
+        printed, _ = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    lines = [json.loads(line) for line in printed.splitlines()]
+    assert [line["path"] for line in lines] == ["a", "b"]
+    assert set(lines[0]) == set(Record.__annotations__)
+    assert process.returncode == 0
+
+
+def test_receiver_reads_its_key_from_stdin(tmp_path: Path) -> None:
+    process, sender = start_receiver(tmp_path, key_stdin=True)
+    try:
+        assert KEY.encode() not in Path(f"/proc/{process.pid}/cmdline").read_bytes()
+        assert sender.send("a", "text") == 200
+        assert sender.send("b", "text", key="another-key") == 401
         process.send_signal(signal.SIGINT)
         printed, shown = process.communicate(timeout=20)
     finally:
         process.kill()
-    lines = [json.loads(line) for line in printed.splitlines()]
-    assert [(line["path"], line["status"]) for line in lines] == [("a", 200), ("b", 200), ("", 401)]
-    assert set(lines[0]) == set(Record.__annotations__)
+    assert [json.loads(line)["status"] for line in printed.splitlines()] == [200, 401]
     assert "generated" not in shown
-    assert process.returncode == 0
 
 
 def test_receiver_without_a_key_on_stdin_is_wrong_usage(tmp_path: Path, monkeypatch) -> None:
@@ -164,16 +174,13 @@ def test_receiver_without_a_key_on_stdin_is_wrong_usage(tmp_path: Path, monkeypa
 
 
 def test_receiver_exits_when_stdout_is_closed(tmp_path: Path) -> None:
-    reading, writing = os.pipe()
-    errors = tmp_path / "errors"
-    with open(os.devnull, "rb") as nothing, open(writing, "wb") as output, errors.open("wb") as shown:
-        arguments = ["receiver", "--json", "--port=0", "--dir", str(tmp_path / "copies"), "--key", KEY]
-        process = nursery.start(arguments, os.environ, stdin=nothing, stdout=output, stderr=shown)
+    process, sender = start_receiver(tmp_path)
     try:
-        sender = sender_to(wait_for(lambda: next(iter(errors.read_text().splitlines(keepends=True)), "")))
-        os.close(reading)
+        assert process.stdout
+        process.stdout.close()
         sender.send("a", "text")
         assert process.wait(20) == 141
-        assert "Traceback" not in errors.read_text()
+        assert process.stderr
+        assert "Traceback" not in process.stderr.read()
     finally:
         process.kill()

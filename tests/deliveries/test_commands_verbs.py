@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import subprocess
+import sys
 from datetime import timedelta
 
 import pytest
@@ -15,7 +17,7 @@ from deliveries_app.models.root_causes import RootCause
 from deliveries_app.reports import status
 from deliveries_app.services import current_pause, resync_by_app, resync_single
 from deliveries_app.services.tokens import authenticate, live_tokens
-from tests.support.commands import manage, run, run_json
+from tests.support.commands import PROJECT, run, run_json
 from tests.support.receiver import Answer
 from tests.support.staff import fail, make_app
 from tests.support.world import World
@@ -274,6 +276,9 @@ def test_list_watches_of_all_apps_of_one_app_and_failing(watches) -> None:
 def test_list_to_a_closed_pipe_exits_quietly(watches, instance_environment: dict[str, str], name: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
+    call = [sys.executable, str(PROJECT / "manage.py"), name]
     with os.fdopen(writing, "wb") as gone:
-        done = manage(name, environment=instance_environment, stdout=gone)
-    assert (done.returncode, done.stderr) == (141, "")
+        done = subprocess.run(
+            call, env=instance_environment, stdout=gone, stderr=subprocess.PIPE, timeout=60, check=False
+        )
+    assert (done.returncode, done.stderr) == (141, b"")

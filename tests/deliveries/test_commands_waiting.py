@@ -3,7 +3,8 @@
 import io
 import json
 import signal
-from pathlib import Path
+import subprocess
+import sys
 
 import pytest
 from django.core.management import CommandError, call_command
@@ -14,8 +15,7 @@ from deliveries_app.progress import live
 from deliveries_app.services import cancel_operation, cancel_request, pause_syncing, resync_single
 from deliveries_app.services.release import release_due
 from deliveries_app.sync.attempt import sync
-from tests.support.commands import manage, run, run_json
-from tests.support.processes import Daemon
+from tests.support.commands import PROJECT, manage, run, run_json
 from tests.support.receiver import Answer, wait_for
 from tests.support.world import World
 
@@ -146,19 +146,26 @@ def test_wait_for_a_paused_app_and_an_unfinished_import(world: World, watch: App
 
 
 def test_ctrl_c_stops_waiting_but_not_the_sync(
-    world: World, watch: AppRepository, instance_environment: dict[str, str], tmp_path: Path
+    world: World, watch: AppRepository, instance_environment: dict[str, str]
 ) -> None:
-    command = Daemon(tmp_path / "log", instance_environment, "resync", world.app.app_id, "--wait", "--yes")
+    process = subprocess.Popen(
+        [sys.executable, str(PROJECT / "manage.py"), "resync", world.app.app_id, "--wait", "--yes"],
+        env=instance_environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         operation = wait_for(BulkOperation.objects.first, timeout=30)
-        wait_for(lambda: operation.operation_id in command.log.read_text())
-        command.process.send_signal(signal.SIGINT)
-        assert command.process.wait(20) == 130
+        assert process.stdout
+        assert operation.operation_id in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
     finally:
-        command.end()
-    printed = command.log.read_text()
-    assert f"The sync continues. To cancel it: manage.py cancel {operation.operation_id}" in printed
-    assert "Traceback" not in printed
+        process.kill()
+    assert process.returncode == 130
+    assert f"The sync continues. To cancel it: manage.py cancel {operation.operation_id}" in errors
+    assert "Traceback" not in errors
     operation.refresh_from_db()
     assert operation.ended_at is None
 

@@ -114,7 +114,7 @@ def test_git_processes_of_a_first_sync(world: World) -> None:
 
 def test_cost_of_a_change_is_independent_of_repository_size(world: World) -> None:
     small = small_change(world, *first_sync(world, 40)[:2])
-    large = small_change(world, *first_sync(world, 400)[:2])
+    large = small_change(world, *first_sync(world, 1500)[:2])
     assert small.notifications == large.notifications == 20
     assert large.processes == small.processes
     assert large.requests_to_host == small.requests_to_host
@@ -158,7 +158,7 @@ def test_sync_without_changes_reads_no_tree(world: World) -> None:
 
 def test_statements_of_checks_are_independent_of_their_number(world: World) -> None:
     counts = []
-    for known in (2, 8):
+    for known in (2, 20):
         for number in range(AppRepository.objects.count(), known):
             world.watch(name=f"acme/watched-{number}")
         world.settle()

@@ -210,7 +210,7 @@ def test_probe_of_a_client_without_ping_sends_three_files(world: World) -> None:
 def test_many_watches_with_one_failing_file_each_are_recognised(world: World, monkeypatch) -> None:
     for module in (sender, webhooks):
         monkeypatch.setattr(module, "Request", partial(Request, timeout=0.2))
-    watches = [world.watch(files(1), name=f"acme/{number:02}")[1] for number in range(11)]
+    watches = [world.watch(files(1), name=f"acme/{number:02}")[1] for number in range(14)]
     over = threading.Event()
 
     def hang(note: Notification) -> None:

@@ -193,7 +193,7 @@ def test_two_spellings_are_delivered_under_their_own_ids(world: World, existing:
         )
 
 
-REPOSITORIES, EACH = 9, 120
+REPOSITORIES, EACH = 21, 400
 
 
 @pytest.fixture
@@ -205,7 +205,7 @@ def daemons(world: World, instance_environment, tmp_path: Path, settings):
 
 
 @pytest.mark.timeout(300)
-def test_three_apps_with_nine_repositories(
+def test_three_apps_with_fifty_repositories(
     world: World, existing: ExistingService, monkeypatch, daemons: Daemons
 ) -> None:
     """With a sweep and two workers, each in its own process."""

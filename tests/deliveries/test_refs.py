@@ -166,14 +166,14 @@ def test_two_refs_take_turns_without_a_full_plan(world: World, repo: Repo, both)
     check_both(world, repo, both)
     world.git.server._log.clear()
     with compare_plans() as plans:
-        for number in range(6):
+        for number in range(12):
             branch = ("main", "dev")[number % 2]
             repo.commit({f"{branch}-{number}.txt": b"%d" % number, "d/c.txt": b"%d" % number}, branch=branch)
             world.settle()
             check_both(world, repo, both)
     assert all(plan.paths is not None for plan in plans)
     # For each change: two checks, HEAD and objects for one watch, and two checks that find nothing.
-    assert len(world.git.server.requests) == 6 * 6
+    assert len(world.git.server.requests) == 12 * 6
     mirror = mirror_of(both[0].repository)
     assert mirror._git(["fsck", "--strict", "--no-dangling"]) == b""
 
@@ -181,7 +181,7 @@ def test_two_refs_take_turns_without_a_full_plan(world: World, repo: Repo, both)
 def test_repacked_mirror_keeps_both_refs(world: World, repo: Repo, both, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirrors, "MAX_PACKS", 1)
     with compare_plans() as plans:
-        for number in range(4):
+        for number in range(6):
             repo.commit({"d/c.txt": b"%d" % number}, branch=("main", "dev")[number % 2])
             world.settle()
         check_both(world, repo, both)

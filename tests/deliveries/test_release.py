@@ -264,7 +264,7 @@ def test_pace_spreads_releases_evenly(portal: App) -> None:
 
 @pytest.mark.parametrize("step", [0.7, 1.0, 7.0, 61.0])
 def test_pace_is_never_exceeded_in_any_minute(portal: App, step: float) -> None:
-    fill(portal, 45)
+    fill(portal, 100)
     operation = start(Rollout(pace=30))
     for _ in range(int(70 / step) + 2):
         pass_time(step)

@@ -26,7 +26,6 @@ from tests.support.histories import shas
 from tests.support.postgres import PostgresServer
 from tests.support.processes import Daemons
 from tests.support.receiver import wait_for
-from tests.support.shared import copy
 from tests.support.valkey import ValkeyServer
 
 TOKEN = "a-token-of-a-private-repository"
@@ -119,10 +118,7 @@ def test_backup_loss_recovery_and_key_rotation(
         databases = [server.create_database(f"recovery_{os.getpid()}_{number}") for number in range(2)]
         tools["PATH"] = f"{server._binary('pg_dump').parent}:{os.environ['PATH']}"
     first = Machine(tmp_path / "first", databases[0], valkey_server)
-    if kind == "sqlite":
-        copy(request.getfixturevalue("migrated_sqlite"), first.data / "docora.sqlite3")
-    else:
-        first.command("migrate", "--verbosity", "0")
+    first.command("migrate", "--verbosity", "0")
     repo = git.repo("acme/handbook", {"kept": b"kept", "changed": b"1", "removed": b"x"}, token=TOKEN)
     portal = ["Portal", receiver.url, "ops@portal.example"]
     app = json.loads(first.command("onboard_app", *portal, "--client-auth-key-stdin", "--json", stdin=KEY))["app_id"]
@@ -163,9 +159,7 @@ def test_backup_loss_recovery_and_key_rotation(
     assert {record.kind for record in receiver.log[sent:]} >= {"create", "update"}
     assert all(record.verified and record.status == 200 for record in receiver.log)
 
-    # Rotate the encryption keys. It does not depend on the kind of the database.
-    if kind == "sqlite":
-        return
+    # Rotate the encryption keys.
     keys, command, dry_run = rotation_steps()[0], *rotation_steps()[2:4]
     assert (keys, dry_run) == ("ENCRYPTION_KEYS=new,old", "--dry-run")
     arguments = command.removeprefix("manage.py ").split()

@@ -5,21 +5,17 @@ import json
 import os
 import re
 import shutil
-import sqlite3
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import tempfile
 import urllib.parse
 import urllib.request
 import zipfile
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
 
 from deliveries_app.demo.git_server import GitServer
 from deliveries_app.demo.repositories import make_demo_repositories
@@ -27,7 +23,7 @@ from docora import __version__
 from docora.server.supervisor import port_is_taken
 from tests.support.git import Repo
 from tests.support.instance import PROJECT, Instance, free_port
-from tests.support.shared import SharedFolder, copy
+from tests.support.shared import copy
 
 WHEEL = f"docora-{__version__}-py3-none-any.whl"
 PASSWORD = "correct horse battery staple"
@@ -66,19 +62,12 @@ def build(source: Path, target: Path) -> Path:
     return wheel
 
 
-def locked() -> list[str]:
-    """Return the packages of requirements.txt, as `name==version`."""
-    return re.findall(r"(?m)^([a-z].*?) \\$", (PROJECT / "requirements.txt").read_text())
-
-
-def make_dist(folder: Path) -> None:
-    subprocess.run(["make", "--old-file=setup", "dist", f"DIST={folder}"], cwd=PROJECT, check=True)
-
-
 @pytest.fixture(scope="module")
-def dist(shared_folder: SharedFolder) -> Path:
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that `make dist` fills."""
-    return shared_folder.once("dist", make_dist)
+    folder = tmp_path_factory.mktemp("dist")
+    subprocess.run(["make", "--old-file=setup", "dist", f"DIST={folder}"], cwd=PROJECT, check=True)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -91,68 +80,37 @@ def source(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Environment:
-    """A virtual environment with the packages of requirements.txt, in which wheels can be installed. It can be copied."""
+    """A new virtual environment with the packages of requirements.txt, in which wheels can be installed.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    With `other` it is a copy of that one: all but the wheel, which has to be installed again.
+    """
+
+    def __init__(self, folder: Path, other: "Environment | None" = None) -> None:
         self.bin = folder / "bin"
-        paths = {"base": str(folder), "platbase": str(folder)}
-        self.packages = Path(sysconfig.get_path("purelib", "venv", vars=paths))
         uv = subprocess.run([PROJECT / ".ci" / "bootstrap.sh", "uv"], capture_output=True, text=True, check=True)
         self._uv = uv.stdout.strip()
-
-    def create(self) -> None:
-        """Create it. Its packages are links to those of the environment of the tests, which have the same versions."""
-        options = ("--no-project", "--no-python-downloads", "--relocatable")
-        self._run("venv", *options, "--python", sys.executable, str(self.folder))
-        for requirement in map(Requirement, locked()):
-            if requirement.marker and not requirement.marker.evaluate():
-                continue
-            package = metadata.distribution(requirement.name)
-            assert requirement.specifier.contains(package.version), f"{requirement} is not installed"
-            for name in {file.parts[0] for file in package.files or []} - {"..", "__pycache__"}:
-                if name.endswith(".dist-info"):  # uv ignores links
-                    copy(Path(package.locate_file(name)), self.packages / name)
-                else:
-                    (self.packages / name).symlink_to(package.locate_file(name))
+        if other is not None:
+            copy(other.bin.parent, folder)
+            return
+        self._run("venv", "--no-project", "--no-python-downloads", "--python", sys.executable, str(folder))
+        self._pip("--require-hashes", "-r", str(PROJECT / "requirements.txt"))
 
     def install(self, wheel: Path, *options: str) -> None:
-        """Install the wheel and compile it, as pip does. All its requirements must be installed already."""
-        install = (
-            "pip",
-            "install",
-            "--offline",
-            "--no-python-downloads",
-            "--reinstall-package",
-            "docora",
-            *self._python,
-        )
-        planned = self._run(*install, "--dry-run", *options, str(wheel), quiet=False)
-        assert set(re.findall(r"(?m)^ [+-] (\w+)", planned)) == {"docora"}, planned
-        self._run(*install, "--no-deps", str(wheel))
-        ours = [str(self.packages / name) for name in ("docora", "repositories_app", "deliveries_app")]
-        subprocess.run([str(self.bin / "python"), "-m", "compileall", "-q", *ours], check=True)
+        """Install the wheel offline, so that all its requirements must be installed already."""
+        self._pip("--offline", "--reinstall-package", "docora", *options, str(wheel))
 
-    @property
-    def _python(self) -> tuple[str, str]:
-        return "--python", str(self.bin / "python")
+    def _pip(self, *arguments: str) -> None:
+        self._run("pip", "install", "--no-python-downloads", "--python", str(self.bin / "python"), *arguments)
 
-    def _run(self, *arguments: str, quiet: bool = True) -> str:
-        """Run uv and return what it reports."""
-        command = [self._uv, *(["--quiet"] if quiet else []), *arguments]
-        done = subprocess.run(command, cwd=self.folder.parent, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stderr
+    def _run(self, *arguments: str) -> None:
+        subprocess.run([self._uv, "--quiet", *arguments], cwd=self.bin.parent.parent, check=True)
 
 
 @pytest.fixture(scope="module")
-def environment(dist: Path, shared_folder: SharedFolder) -> Environment:
-    def make(folder: Path) -> None:
-        environment = Environment(folder)
-        environment.create()
-        environment.install(dist / WHEEL, "--constraint", str(dist / "constraints.txt"))
-
-    return Environment(shared_folder.once("installed", make))
+def environment(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    environment = Environment(tmp_path_factory.mktemp("venv") / "docora")
+    environment.install(dist / WHEEL, "--constraint", str(dist / "constraints.txt"))
+    return environment
 
 
 class Installed(Instance):
@@ -163,7 +121,6 @@ class Installed(Instance):
         self.bin = environment.bin
         self.folder = directory / "folder"
         self.folder.mkdir()
-        self.data = self.folder / "var"
         self._opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
 
     @property
@@ -172,17 +129,6 @@ class Installed(Instance):
 
     def command(self, *arguments: str) -> list[str]:
         return [str(self.bin / "docora"), *arguments]
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*arguments),
-            cwd=self.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
 
     def done(self, *arguments: str) -> str:
         """Run a command that must succeed, and return its output."""
@@ -249,8 +195,9 @@ def test_wheel_contains_exactly_the_tracked_files(dist: Path) -> None:
 
 
 def test_constraints_are_the_locked_versions(dist: Path) -> None:
-    assert len(locked()) > 20
-    assert (dist / "constraints.txt").read_text().splitlines() == locked()
+    locked = re.findall(r"(?m)^([a-z].*?) \\$", (PROJECT / "requirements.txt").read_text())
+    assert len(locked) > 20
+    assert (dist / "constraints.txt").read_text().splitlines() == locked
     handbook = (PROJECT / "templates" / "docs" / "handbook" / "install.html").read_text()
     assert "pip install --constraint constraints.txt docora-*-py3-none-any.whl" in handbook
 
@@ -274,7 +221,7 @@ def test_usage_always_names_docora(installed: Installed) -> None:
 
 
 def test_wheel_runs_from_an_empty_folder_without_settings(installed: Installed) -> None:
-    installed.start("--workers", "1")
+    installed.start()
     assert json.loads(installed.get("/health"))["uptime"] > 0
     assert json.loads(installed.get("/version"))["version"] == __version__
     login = installed.get("/admin/login/").decode()
@@ -301,72 +248,20 @@ def test_wheel_runs_from_an_empty_folder_without_settings(installed: Installed) 
     assert made & {"valkey", "valkey-server", "redis-server"}
 
 
-def test_demo_prints_how_to_sign_in_after_its_first_syncs_and_ends_with_its_parent(
-    installed: Installed, migrated_sqlite: Path
-) -> None:
-    installed.use_database(migrated_sqlite)
-    installed.start("--demo", "--workers", "1")
-    installed.wait_until(lambda: "The demo is ready." in installed.log.read_text(), 120)
-    log, _, banner = installed.log.read_text().partition("The demo is ready.")
-    password = json.loads((installed.data / "demo" / "choices.json").read_text())["password"]
-    lines = [line.strip() for line in banner.split("\n\n")[1].splitlines()]
-    assert lines == [f"Open      http://127.0.0.1:{installed.port}/admin/", "User      admin", f"Password  {password}"]
-    assert log.count('"reason": "initial", "requested_by"') == log.count('"event": "run_ended"') == 8
-    assert banner.endswith("Ctrl-C stops it.\n")
-    assert "Overview" in installed.sign_in("admin", password)
-    assert any(path.is_file() for path in (installed.data / "demo" / "received").rglob("*.md"))
-    assert installed.process
-    installed.process.kill()
-    installed.process.wait()
-    installed.wait_until(lambda: not installed.family(), 20)
-
-
-def test_upgrade_to_a_newer_wheel_with_settings_and_transforms_of_the_current_folder(
-    source: Path, environment: Environment, directory: Path, migrated_sqlite: Path
-) -> None:
-    newer = shutil.copytree(source, directory / "newer")
-    (newer / "docora" / "__init__.py").write_text('__version__ = "99.0.0"\n')
-    migrations = newer / "deliveries_app" / "migrations"
-    newest = max(migrations.glob("0*.py"))
-    (migrations / "9999_later.py").write_text(LATER_MIGRATION.format(newest.stem))
-    copy(environment.folder, directory / "venv")
-    environment = Environment(directory / "venv")
-    installed = Installed(directory, environment)
-    installed.use_database(migrated_sqlite)
+def test_settings_and_transforms_of_the_current_folder_apply(installed: Installed) -> None:
+    make_demo_repositories(installed.directory / "git")
     (installed.folder / "portal_files.py").write_text(TRANSFORMS)
     installed.settings(
-        DJANGO_SUPERUSER_PASSWORD=f"'{PASSWORD}'",
+        ADMIN_USERNAME="root",
+        ADMIN_PASSWORD=f"'{PASSWORD}'",
         ALLOW_HTTP="yes",
         ALLOWED_PRIVATE_NETWORKS="127.0.0.0/8",
         ALLOWED_GIT_HOSTS="127.0.0.1:*",
         FILE_TRANSFORMS="portal_files.IntoAFolder",
     )
-    assert installed.done("--version") == f"{__version__}\n"
-    installed.done("createsuperuser", "--noinput", "--username", "root", "--email", "root@docora.example")
-    keys = (installed.data / "keys.json").read_text()
+    installed.start("--workers", "1")
+    assert f"Docora {__version__}" in installed.sign_in("root", PASSWORD)
 
-    def later_migrations() -> list[tuple[str]]:
-        with contextlib.closing(sqlite3.connect(installed.data / "docora.sqlite3")) as database:
-            return database.execute("SELECT name FROM django_migrations WHERE name LIKE '9999%'").fetchall()
-
-    environment.install(build(newer, directory / "dist"))
-    assert installed.done("--version") == "99.0.0\n"
-    assert later_migrations() == []
-    try:
-        installed.start("--workers", "1")
-        assert later_migrations() == [("9999_later",)]
-        assert "Docora 99.0.0" in installed.sign_in("root", PASSWORD)
-        assert_transformed_files_arrive(installed)
-    finally:
-        status = installed.end()
-    assert status == 0
-    assert installed.family() == {}
-    assert "Traceback" not in installed.log.read_text()
-    assert (installed.data / "keys.json").read_text() == keys
-
-
-def assert_transformed_files_arrive(installed: Installed) -> None:
-    make_demo_repositories(installed.directory / "git")
     key = "a key of at least sixteen characters"
     with GitServer(installed.directory / "git") as server, installed.receiver("--key", key) as url:
         facts = ["Portal", url, "ops@portal.example", "--client-auth-key", key]
@@ -374,10 +269,53 @@ def assert_transformed_files_arrive(installed: Installed) -> None:
         watch = json.loads(installed.done("watch_repository", app, f"{server.url}/acme/handbook", "--json"))
         repository = Repo("acme/handbook", server.directory / "acme" / "handbook.git", server)
         expected = {f"portal/{path}": content for path, content in repository.files().items()}
-        copies = installed.data / "receiver" / app / watch["repository_id"]
+        copies = installed.folder / "var" / "receiver" / app / watch["repository_id"]
         installed.wait_until(lambda: contents(copies) == expected, 40)
+        installed.done("resync", app, "--wait", "--yes")
+    assert installed.end() == 0
+    assert installed.family() == {}
+    assert "Traceback" not in installed.log.read_text()
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Return path → content of every file below the folder."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_wheel_contains_the_demo(installed: Installed) -> None:
+    installed.start("--demo", "--workers", "1")
+    installed.wait_until(lambda: "The demo is ready." in installed.log.read_text(), 120)
+    password = re.search(r"Password +(\S+)", installed.log.read_text())
+    assert password
+    assert "Overview" in installed.sign_in("admin", password[1])
+    received = installed.folder / "var" / "demo" / "received"
+    installed.wait_until(lambda: any(path.is_file() for path in received.rglob("*.md")), 30)
+    assert installed.end() == 0
+    assert installed.family() == {}
+
+
+def test_upgrade_to_a_newer_wheel(dist: Path, source: Path, environment: Environment, directory: Path) -> None:
+    newer = shutil.copytree(source, directory / "newer")
+    (newer / "docora" / "__init__.py").write_text('__version__ = "99.0.0"\n')
+    migrations = newer / "deliveries_app" / "migrations"
+    newest = max(migrations.glob("0*.py"))
+    (migrations / "9999_later.py").write_text(LATER_MIGRATION.format(newest.stem))
+    environment = Environment(directory / "venv", environment)
+    environment.install(dist / WHEEL)
+    installed = Installed(directory, environment)
+    installed.settings(DJANGO_SUPERUSER_PASSWORD=f"'{PASSWORD}'")
+    assert installed.done("--version") == f"{__version__}\n"
+    installed.done("migrate", "--verbosity", "0")
+    installed.done("createsuperuser", "--noinput", "--username", "root", "--email", "root@docora.example")
+    keys = (installed.folder / "var" / "keys.json").read_text()
+
+    environment.install(build(newer, directory / "dist"))
+    assert installed.done("--version") == "99.0.0\n"
+    assert "[ ]  deliveries_app.9999_later" in installed.done("showmigrations", "--plan")
+    try:
+        installed.start("--workers", "1")
+        assert "[ ]" not in installed.done("showmigrations", "--plan")
+        assert "Overview" in installed.sign_in("root", PASSWORD)
+    finally:
+        installed.end()
+    assert (installed.folder / "var" / "keys.json").read_text() == keys

@@ -86,7 +86,7 @@ def test_bytes_do_not_extend_the_deadline(start: Start) -> None:
 def test_deadline_restarts_with_each_request(start: Start) -> None:
     web = start(request_seconds=2.0)
     with web.connect() as connection:
-        for _ in range(3):
+        for _ in range(4):
             connection.sendall(request("/health", "POST", b"{}")[:-1])
             time.sleep(0.8)
             connection.sendall(b"}")
@@ -95,8 +95,8 @@ def test_deadline_restarts_with_each_request(start: Start) -> None:
 
 
 def test_slow_view_has_no_deadline(start: Start) -> None:
-    web = start(request_seconds=0.5, unread_seconds=0.5)
-    with web.connect(request("/sleep?n=1.5")) as connection:
+    web = start(request_seconds=1.0, unread_seconds=1.0)
+    with web.connect(request("/sleep?n=3")) as connection:
         assert read_answer(connection)[0].status == 200
 
 
@@ -146,12 +146,10 @@ def test_slow_reader_gets_everything(start: Start) -> None:
     size = 5 * MB
     with web.connect(request(f"/bytes?n={size}", close=True), window=65536) as connection:
         received = 0
-        began = time.monotonic()
         while piece := connection.recv(50_000):
             received += len(piece)
-            time.sleep(0.03)
+            time.sleep(0.1)
     assert received > size
-    assert time.monotonic() - began > 2
 
 
 def test_disconnected_client_leaves_nothing_behind(start: Start) -> None:

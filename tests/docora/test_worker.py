@@ -54,9 +54,9 @@ def note(path: str) -> None:
     if file.name == "lasts":
         wait_for(stopping, 20)
     if file.name == "takes_long":
-        time.sleep(3)
+        time.sleep(7)
     if file.name == "computes":
-        ends_at = time.process_time() + 0.8
+        ends_at = time.process_time() + 1.5
         while time.process_time() < ends_at:
             pass
     with file.open("a") as lines:
@@ -312,19 +312,11 @@ def test_later_job_of_a_killed_work_horse_leaves_nothing_behind(tmp_path: Path, 
     assert len(pids(killed)) == 2
 
 
-class AttentiveWorker(DocoraWorker):
-    """Looks after its work-horse every second."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.job_monitoring_interval = 1
-
-
 def test_long_later_job_stays_alive(tmp_path: Path, redis_client: Redis) -> None:
     first, long = (tmp_path / name for name in ("first", "takes_long"))
     put(first)
     put(long)
-    pid = work("default", kind=AttentiveWorker)
+    pid = work("default")
     wait_for(lambda: pids(long), 20)
     (key,) = redis_client.keys("rq:execution:takes_long:*")
 
@@ -337,9 +329,6 @@ def test_long_later_job_stays_alive(tmp_path: Path, redis_client: Redis) -> None
     assert not redis_client.keys("rq:execution:*")
 
 
-MALICIOUS = ("pickle", "another function", "a method", "keyword arguments", "no JSON", "a callback")
-
-
 def malicious(redis: Redis, kind: str, file: Path) -> None:
     """Queue a job as an attacker with access to Redis would. It creates the file."""
     touch = [HERE + "note", None, [str(file)], {}]
@@ -349,40 +338,36 @@ def malicious(redis: Redis, kind: str, file: Path) -> None:
         "a method": json.dumps([HERE + "note.__call__", None, [str(file)], {}]).encode(),
         "keyword arguments": json.dumps([*touch[:3], {"path": str(file)}]).encode(),
         "no JSON": b"\x80",
-        "a callback": json.dumps([HERE + "note", None, [f"{file}.harmless"], {}]).encode(),
+        "a callback": json.dumps([HERE + "note", None, [str(file.with_name("harmless"))], {}]).encode(),
     }[kind]
     fields = {"data": data, "origin": "default", "status": "queued", "created_at": "2026-01-01T00:00:00.000000Z"}
     if kind == "a callback":
         fields |= {f"{name}_callback_name": f"{HERE}callback" for name in ("success", "failure", "stopped")}
-    redis.hset(f"rq:job:{file.name}", mapping=fields)
-    redis.rpush("rq:queue:default", file.name)
+    redis.hset("rq:job:malicious", mapping=fields)
+    redis.rpush("rq:queue:default", "malicious")
 
 
 def callback(job: Job, *_: object) -> None:
-    Path(job.args[0].removesuffix(".harmless")).touch()
+    job_file = Path(job.args[0])
+    job_file.with_name("malicious").touch()
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
-def test_worker_calls_only_docoras_own_jobs(
-    tmp_path: Path, redis_client: Redis, monkeypatch: pytest.MonkeyPatch, first: bool
-) -> None:
-    """Neither as the first job of a work-horse nor as a later one."""
-    before, after = tmp_path / "before", tmp_path / "after"
-    files = {kind: tmp_path / kind.replace(" ", "_") for kind in MALICIOUS}
-    if first:
-        monkeypatch.setattr(work_horse, "JOBS", 1)
-    put(before)
-    for kind, file in files.items():
-        malicious(redis_client, kind, file)
+@pytest.mark.parametrize(
+    "kind", ["pickle", "another function", "a method", "keyword arguments", "no JSON", "a callback"]
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_worker_calls_only_docoras_own_jobs(tmp_path: Path, redis_client: Redis, kind: str, first: bool) -> None:
+    before, after, file = (tmp_path / name for name in ("before", "after", "malicious"))
+    if not first:
+        put(before)
+    malicious(redis_client, kind, file)
     put(after)
     os.waitpid(work("default", log=tmp_path / "log"), 0)
     assert has_ended(after)
-    assert (pids(before) == pids(after)) is not first
-    assert [kind for kind, file in files.items() if file.exists()] == []
+    assert not file.exists()
     output = (tmp_path / "log").read_text()
     assert "Traceback" not in output
-    assert output.count("job_refused") == len(MALICIOUS) - 1
-    assert has_ended(tmp_path / "a_callback.harmless")
+    assert ("job_refused" in output) == (kind != "a callback")
 
 
 def test_every_job_that_is_enqueued_is_allowed() -> None:

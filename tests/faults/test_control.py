@@ -38,7 +38,7 @@ def test_pause_and_resume_with_workers(world: World, daemons: Daemons) -> None:
     repo, watch = watch_slow_client(world)
     daemons.sweep()
     workers = [daemons.worker(), daemons.worker("high", "low", "default")]
-    wait_for(lambda: len(world.requests()) > FILES / 4, 30)
+    wait_for(lambda: len(world.requests()) > 100, 30)
     pause_syncing(ACTOR)
     wait_until_released(watch)
     sent = len(world.requests())
@@ -61,7 +61,7 @@ def test_worker_takes_the_next_job_after_a_cancel(world: World, daemons: Daemons
     repo, watch = watch_slow_client(world)
     daemons.sweep()
     worker = daemons.worker()
-    wait_for(lambda: len(world.requests()) > FILES / 4, 30)
+    wait_for(lambda: len(world.requests()) > 100, 30)
     _other_repo, other = world.watch(name="acme/other")
     assert cancel_sync(ACTOR, watch)
     wait_until_released(watch)

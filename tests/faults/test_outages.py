@@ -81,7 +81,7 @@ def test_redis_outage_during_a_resync(world: World, daemons: Daemons, valkey_ser
 
 def test_postgresql_outage_during_a_sync(world: World, daemons: Daemons, postgres_server: PostgresServer) -> None:
     # Enough files that both workers are busy at the same time, even on a slow machine.
-    watches = [watch_slow_client(world, 300, pause=0.03), world.watch(numbered(300), name="acme/gadgets")]
+    watches = [watch_slow_client(world, 600, pause=0.03), world.watch(numbered(600), name="acme/gadgets")]
     sweep = daemons.sweep()
     workers = [daemons.worker(), daemons.worker("high", "low", "default")]
     wait_for(lambda: all(requests_about(world, watch) > 20 for _, watch in watches), 30)

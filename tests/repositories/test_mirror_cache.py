@@ -23,7 +23,7 @@ from repositories_app.services import mirror_of
 from tests.support.doctor import infos, warnings
 from tests.support.git import GitFixture, Repo
 
-LARGE = 200_000
+LARGE = 1_000_000
 ROOM = LARGE + cache.EMPTY_BYTES + 10_000  # size of a mirror with one incompressible file of that size
 
 
@@ -289,7 +289,7 @@ def test_metrics_show_the_last_measured_size(mirrors, folder: Path, settings) ->
 def test_doctor_reports_the_size_and_the_limit_of_the_mirrors(mirrors, folder: Path, settings) -> None:
     assert "0 mirrors (" in infos(check_mirrors())
     mirrors(1)
-    assert "contains 1 mirror (267 kB). There is no limit (REPOS_MAX_BYTES)." in infos(check_mirrors())
+    assert "contains 1 mirror (1.1 MB). There is no limit (REPOS_MAX_BYTES)." in infos(check_mirrors())
     settings.REPOS_MAX_BYTES = 2_000_000
     assert "The limit is 2.0 MB (REPOS_MAX_BYTES)." in infos(check_mirrors())
     settings.REPOS_MAX_BYTES = 1000

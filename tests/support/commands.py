@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, BinaryIO
+from typing import Any
 
 from django.core.management import call_command
 
@@ -30,10 +30,10 @@ def run_json(name: str, *arguments: str) -> Any:
 
 
 def manage(
-    *arguments: str, environment: Mapping[str, str] = os.environ, stdout: BinaryIO | None = None, timeout: float = 60
+    *arguments: str, environment: Mapping[str, str] = os.environ, timeout: float = 60
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own. With a `stdout`, it writes to that file, and the result has no output."""
-    return run_script(PROJECT / "manage.py", *arguments, environment=environment, stdout=stdout, timeout=timeout)
+    """Run the command in a process of its own."""
+    return run_script(PROJECT / "manage.py", *arguments, environment=environment, timeout=timeout)
 
 
 def run_script(
@@ -41,21 +41,19 @@ def run_script(
     *arguments: str,
     environment: Mapping[str, str] = os.environ,
     stdin: str = "",
-    stdout: BinaryIO | None = None,
     timeout: float = 60,
-    folder: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a Python script of the project in a process of its own, in the current folder or another one."""
+    """Run a Python script of the project in a process of its own."""
     with TemporaryFile() as given, TemporaryFile() as out, TemporaryFile() as err:
         given.write(stdin.encode())
         given.seek(0)
-        files = {"stdin": given, "stdout": stdout or out, "stderr": err}
+        files = {"stdin": given, "stdout": out, "stderr": err}
         process: subprocess.Popen[bytes] | Child
         if nursery.can_start(environment):
-            process = nursery.start(arguments, environment, script=script, folder=folder, **files)
+            process = nursery.start(arguments, environment, script=script, **files)
         else:
             variables = {**environment, "PYTHONPATH": str(PROJECT)}
-            process = subprocess.Popen([sys.executable, str(script), *arguments], env=variables, cwd=folder, **files)
+            process = subprocess.Popen([sys.executable, str(script), *arguments], env=variables, **files)
         try:
             status = process.wait(timeout)
         except subprocess.TimeoutExpired:

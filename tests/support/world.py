@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -34,10 +33,8 @@ class World:
         self.app = self.add_app("Portal")
 
     def close(self) -> None:
-        with ThreadPoolExecutor(2) as both:  # each server takes a moment to notice
-            stopped = both.submit(self.receiver.stop), both.submit(self.git.server.stop)
-        for future in stopped:
-            future.result()
+        self.receiver.stop()
+        self.git.server.stop()
 
     def add_app(self, name: str, **changes: Any) -> App:
         """Add another app with the same receiver."""

@@ -122,6 +122,11 @@ def test_migrations_recorded_as_in_a_fresh_database(upgraded: Database, fresh: D
     assert ("deliveries_app", "0012_imported") in fresh.execute(recorded)
 
 
+def test_nothing_is_left_to_migrate(upgraded: Database, directory: Path) -> None:
+    assert "[ ]" not in succeed(upgraded, directory, "showmigrations")
+    succeed(upgraded, directory, "makemigrations", "--check", "--dry-run")
+
+
 def test_every_row_is_read_and_every_secret_decrypted(old: Database, upgraded: Database, directory: Path) -> None:
     read = json.loads(succeed(upgraded, directory, "shell", "--verbosity", "0", "-c", READ_EVERYTHING))
     before = old.count_rows()
@@ -150,6 +155,8 @@ def test_old_secrets_move_to_a_new_key(upgraded: Database, directory: Path) -> N
     read = succeed(database, directory, "shell", "--verbosity", "0", "-c", READ_EVERYTHING, ENCRYPTION_KEYS=new)
     assert json.loads(read)["keys"] == [make_dumps.SIGNING_KEY] * 2
     assert json.loads(read)["watches"][1] == ["failed", make_dumps.GITHUB_TOKEN, ""]
+    with_old_key = succeed(database, directory, "shell", "--verbosity", "0", "-c", READ_EVERYTHING)
+    assert make_dumps.SIGNING_KEY not in with_old_key
 
 
 def test_old_log_entries_are_in_the_audit_log(old: Database, upgraded: Database) -> None:
