@@ -7,9 +7,9 @@ set -eu
 cd "$(dirname "$0")/.."
 
 pin() {
-    # What is pinned, without its digest, unless the environment names another image.
-    image=$(sed -n "s/.*\${$1:-\([^@}]*\).*/\1/p" compose.yaml)
-    eval "image=\${$1:-$image}"
+    pinned=$(sed -n "s/.*\${$1:-\([^}]*\)}.*/\1/p" compose.yaml)
+    eval "image=\${$1:-$pinned}" # the environment may name another one
+    image=${image%@*}
     digest=$(docker buildx imagetools inspect --format '{{.Manifest.Digest}}' "$image") && [ -n "$digest" ] || {
         printf 'The digest of %s could not be read, for the reason above.\n' "$image" >&2
         exit 1

@@ -67,7 +67,6 @@ def enqueue_due() -> int:
 def _enqueue_due(waiting: list[str]) -> int:
     turn = Window(RowNumber(), partition_by="app_id", order_by=["next_sync_at", "pk"])
     due = AppRepository.objects.due().free().startable().annotate(turn=turn).select_related("app", "repository")
-    due = due.only("crash_count", "lease_until", "app__app_id", "repository__repository_id")  # what `_job` uses
     return sum(
         queues.enqueue("default", owned=False, **_job(watch))
         for watch in due.order_by("turn", "next_sync_at", "pk")[:ENQUEUE_AHEAD]

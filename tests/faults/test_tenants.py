@@ -77,9 +77,9 @@ def test_watch_that_kills_its_worker_is_found_and_the_others_go_on(world: World,
 
     wait_for(ended, 90)
     assert poisoned.last_error.startswith("The worker died during every attempt.")
-    synced = AppRepository.objects.filter(pk__in=[watch.pk for watch in others], status=Status.SYNCED, crash_count=0)
-    wait_for(lambda: synced.count() == len(others), 30)
     for watch in others:
+        watch.refresh_from_db()
+        assert (watch.status, watch.crash_count) == (Status.SYNCED, 0)
         assert world.copy(watch)
 
 
