@@ -17,10 +17,12 @@ from deliveries_app.planning import delivery_rows
 from deliveries_app.sync.events import held_tree
 from deliveries_app.sync.exceptions import Paused, Superseded
 from deliveries_app.sync.lease import Lease
+from deliveries_app.sync.responses import SHORTEST_WAIT
 from deliveries_app.webhooks.client import describe_outcome, info_of, post_signed
 from deliveries_app.webhooks.keyring import Keyring
 from deliveries_app.webhooks.payloads import VERIFY_REASON, Envelope, endpoint, verify_fields, webhook_id
 from deliveries_app.webhooks.verify import MAX_ANSWER_BYTES, MAX_ENTRIES, Comparison, Page, Unusable, read_page
+from docora.backoff import backoff
 from docora.db.clock import boot_seconds
 from docora.http.client import HttpClient, Outcome
 from docora.text import format_seconds
@@ -30,8 +32,6 @@ logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3  # starts of a check whose worker then died
 MAX_WAITS = 5  # for an app that is too busy, of one page
-SHORTEST_WAIT = 0.1  # the first one; each further one is twice as long
-"""Apps round their `Retry-After` down to 0 seconds, and a check that asks at once would use up its waits in milliseconds."""
 LONGEST_WAIT = 5.0
 MAX_SECONDS = 600.0  # for the app to list its files
 _SHORTER = 8  # pages have so many times fewer files after one that was too large
@@ -164,9 +164,9 @@ class _Check:
                 continue
             if self._is_busy(outcome) and waits < MAX_WAITS:
                 asked = outcome.retry_after(time.time())
-                wait = 2.0**waits if asked is None else max(asked, SHORTEST_WAIT * 2**waits)
-                self._not_before = time.monotonic() + min(wait, LONGEST_WAIT)
                 waits += 1
+                wait = backoff(waits, base=1.0 if asked is None else SHORTEST_WAIT, jitter=0.0)
+                self._not_before = time.monotonic() + min(max(wait, asked or 0.0), LONGEST_WAIT)
                 continue
             return self._page_of(outcome, digest, after)
 

@@ -19,6 +19,7 @@ DOUBT_AFTER = 10  # consecutive failures, on different paths, as if the endpoint
 CONTROL_PATHS = 3  # paths that are tried one by one if nothing else proves that the endpoint works
 GONE_AFTER = 3  # files answered with 410
 RETRY_UNREACHED = 1.0  # seconds
+SHORTEST_WAIT = 0.1  # seconds before a request that the app refused is sent again: apps round `Retry-After` down to 0
 LONGEST_WAIT = 5.0  # seconds that a run waits before it ends instead
 
 
@@ -101,7 +102,7 @@ class ResponsePolicy:
         # 503 without Retry-After is also what a proxy answers if the app behind it is down: it gets one pause.
         is_busy = status == 429 or (status == 503 and (self.endpoint_works or pausing or not self._refusals))
         if asked is not None or is_busy:
-            pause = max(0.1, min(asked if asked is not None else 2.0**self._refusals, MAX_WAIT_SECONDS))
+            pause = max(SHORTEST_WAIT, min(asked if asked is not None else 2.0**self._refusals, MAX_WAIT_SECONDS))
             too_long = pause if pause > LONGEST_WAIT else None
             restart = chunked and status == 503 and asked is None
             return Decision(wait=pause, failure=failure, rest=too_long, refused=True, restart=restart)
