@@ -165,7 +165,7 @@ def _take_slice() -> list[AppRepository]:
             .exclude(repositories.host_is_down("repository__canonical_url"))
             .select_for_update(skip_locked=True, of=("self",))
             .select_related("repository")
-            .prefetch_related("app__github_app")  # once for each app: its secrets are decrypted when it is read
+            .prefetch_related("app__github_app")  # a join would decrypt the app's keys once for each watch
             .order_by("next_check_at")[:SLICE]
         )
         taken = AppRepository.objects.filter(pk__in=[watch.pk for watch in watches])
