@@ -1,6 +1,7 @@
 """Measure open progress bars, polled as pages do: 100 browsers with a bar each, and a list that shows 100 of them."""
 
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -8,8 +9,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.client import HTTPConnection
 
+from docora.process import die_with_parent
 from tests.bench.report import Row
 from tests.bench.stage import PROJECT, Stage, cpu_of, descendants
 
@@ -66,6 +69,7 @@ def _web(application: str = "docora.wsgi:application") -> Iterator[tuple[str, in
             cwd=PROJECT,
             env=os.environ | {"PORT": str(port), "PUBLIC_URL": url},
             pass_fds=[listener.fileno()],
+            preexec_fn=partial(die_with_parent, signal.SIGTERM),
         )
     try:
         _wait_for(url)
