@@ -1,4 +1,4 @@
-"""Drop the tables of django-axes: names and addresses of failed sign-ins. Its retention job is gone, so they would stay for ever."""
+"""Drop the tables of django-axes. They hold names and addresses of failed sign-ins, and their retention job is gone."""
 
 from django.db import migrations
 from django.db.migrations.recorder import MigrationRecorder

@@ -53,8 +53,7 @@ def apply_roles(user: Any, roles: set[str]) -> None:
 
 
 def is_name_taken(name: str) -> bool:
-    """Return whether a user of this name exists. If so, it belongs to another person: a user of the
-    provider has been looked up before by the provider's id."""
+    """Return whether a user of this name exists. Call this once no user has the provider's ID: the name is another person's."""
     users = get_user_model()
     return users._default_manager.filter(**{f"{users.USERNAME_FIELD}__iexact": name}).exists()
 

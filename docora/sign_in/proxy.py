@@ -24,8 +24,8 @@ class ProxyUserBackend(RemoteUserBackend):
 
 
 class ProxyUserMiddleware(RemoteUserMiddleware):
-    """Signs in the user that the proxy names, and ends the session when it names nobody or another user."""
+    """Signs in the user that the proxy names. Ends the session if the proxy names no user, or a different one."""
 
     def get_username(self, request: HttpRequest) -> str:
-        """Return the name. Raises KeyError if the proxy named nobody."""
+        """Return the name. Raises KeyError if the proxy named no user."""
         return request.META["REMOTE_USER"]  # type: ignore[no-any-return]

@@ -852,9 +852,9 @@ class Universe:
         self.damaged.clear()
 
     def _repair_copy(self, watch: AppRepository) -> None:
-        """Check and send until the copy is equal, or until only names may differ that the client cannot keep apart.
+        """Check and send until the copy is equal, at most six times.
 
-        `check_copy` compares the rest.
+        A client that cannot keep two names apart stays different. `check_copy` ignores these names and compares the others.
         """
         for _ in range(6):
             check = check_watch(ACTOR, watch)
