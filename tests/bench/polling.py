@@ -11,10 +11,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.client import HTTPConnection
+from typing import TYPE_CHECKING
 
 from docora.process import die_with_parent
 from tests.bench.report import Row
 from tests.bench.stage import PROJECT, Stage, cpu_of, descendants
+
+if TYPE_CHECKING:
+    from django.db.models import QuerySet
+
+    from deliveries_app.models import AppRepository
 
 BARS = 100
 INTERVAL_SECONDS = 2  # between two polls of a page, as in its `hx-trigger`
@@ -39,6 +45,7 @@ def open_bars(stage: Stage) -> Iterator[Row]:
                 f"the server alone, answering with a constant, takes {floor:.1%}",
             ),
         ):
+            _hold_leases()
             share = _cpu_share(url, pid, paths, cookies)
             each = share * INTERVAL_SECONDS / len(paths) * 1000
             yield Row(
@@ -99,22 +106,23 @@ def _sign_in() -> str:
     return "; ".join(f"{name}={morsel.value}" for name, morsel in client.cookies.items())
 
 
-def _list_path() -> str:
-    """Return the path that the list of watches polls if all its rows are syncing."""
-    from deliveries_app.models import AppRepository
+def _syncing() -> "QuerySet[AppRepository]":
+    from deliveries_app.models import AppRepository, Status
 
-    return f"/admin/live/?ids={','.join(map(str, AppRepository.objects.values_list('pk', flat=True)))}"
+    return AppRepository.objects.filter(status=Status.SCANNING)
+
+
+def _list_path() -> str:
+    """Return the path that the list of watches polls if its rows are those that are syncing."""
+    return f"/admin/live/?ids={','.join(map(str, _syncing().values_list('pk', flat=True)))}"
 
 
 def _start_operations(stage: Stage) -> list[str]:
     """Start an operation for each of `BARS` repositories, and return the paths that their bars poll."""
-    from django.conf import settings
-
     from deliveries_app.actors import Actor
     from deliveries_app.models import AppRepository, Status
     from deliveries_app.progress import runs
     from deliveries_app.services import resync_many
-    from docora.db.clock import from_now
 
     receiver = stage.receiver()
     app = stage.app(receiver)
@@ -124,9 +132,17 @@ def _start_operations(stage: Stage) -> list[str]:
         run = operation.runs.select_related("operation").get()
         runs.set_totals(run, files=1_000_000, size=10**9, left_out={}, commit="d" * 40)
         runs.seed(run)
-    # As if workers were syncing them now, so that the list shows bars. A later end would not count as a lease.
-    app.watches.update(status=Status.SCANNING, lease_until=from_now(2 * settings.LEASE_SECONDS - 1))
+    app.watches.update(status=Status.SCANNING)
     return [f"/admin/progress/{operation.operation_id}/?announced=0" for operation in made]
+
+
+def _hold_leases() -> None:
+    """Extend the leases, as if workers were syncing the watches now. A later end would not count as a lease."""
+    from django.conf import settings
+
+    from docora.db.clock import from_now
+
+    _syncing().update(lease_until=from_now(2 * settings.LEASE_SECONDS - 1))
 
 
 def _poll(url: str, paths: list[str], cookies: str, rounds: int) -> None:
