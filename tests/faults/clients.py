@@ -16,6 +16,7 @@ from deliveries_app.models import AppRepository
 from deliveries_app.receiver import Answer, Notification, Receiver, Refused, tree_sha256
 from deliveries_app.receiver.server import Server, _PostHandler
 from deliveries_app.receiver.storage import Page
+from tests.support.receiver import KeepsPort
 
 
 def _exact(path: str) -> str:
@@ -226,7 +227,7 @@ class MemoryCopy:
         self._newest[note.path] = max(note.sequence, self._newest.get(note.path, 0))
 
 
-class Clients(Receiver):
+class Clients(KeepsPort, Receiver):
     """The servers of all client apps. `kinds` maps an app's id to its kind, and may be changed at any time."""
 
     def __init__(self, *arguments: object, **options: object) -> None:

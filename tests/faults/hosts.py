@@ -14,6 +14,7 @@ from typing import IO
 from deliveries_app.demo import git_server
 from deliveries_app.receiver.server import ThreadedServer
 from tests.support.git import GitFixture, GitServer, Repo, Takeover
+from tests.support.receiver import KeepsPort
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ FAULTS = [
 ]
 
 
-class Host(GitServer):
+class Host(KeepsPort, GitServer):
     """Serves `directory`, or for a share of the requests `replica`. Each connection is answered from one of them."""
 
     def __init__(self, directory: Path, replica: Path, *, host: str, tokens: Mapping[str, AbstractSet[str]]) -> None:
