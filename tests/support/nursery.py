@@ -23,16 +23,16 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 LIBRARIES = (
     "asyncio", "bcrypt", "concurrent.futures", "croniter", "cryptography.fernet",
-    "cryptography.hazmat.primitives.serialization.ssh", "decimal", "email.mime.multipart", "environ", "fractions",
+    "cryptography.hazmat.primitives.serialization.ssh", "csv", "decimal", "email.mime.multipart", "environ", "fractions",
     "http.client", "jinja2", "multiprocessing.pool", "orjson", "prometheus_client.core", "psycopg", "psycopg_pool", "pycurl",
     "pydantic.json_schema", "pydantic.networks", "pydantic.type_adapter", "re2", "redis.asyncio", "rich.console",
-    "rich.progress", "rich.table", "rq.cron", "smtplib", "sqlparse", "structlog", "unittest.mock", "urllib.request",
+    "requests", "rich.progress", "rich.table", "rq.cron", "smtplib", "sqlparse", "structlog", "unittest.mock", "urllib.request",
     "xml.dom.minidom", "zipfile",
     "django.contrib.admin", "django.contrib.admin.templatetags.admin_list", "django.contrib.admin.views.main",
     "django.core.mail", "django.core.management.commands.migrate", "django.core.servers.basehttp",
     "django.db.backends.postgresql.base", "django.db.backends.sqlite3.base", "django.db.models", "django.forms",
     "django.template.defaulttags", "django.template.loader_tags", "django.test", "django.utils.log", "django.views.debug",
-    "django.views.generic", "django_htmx.middleware", "django_stubs_ext", "whitenoise.middleware",
+    "django.views.csrf", "django.views.defaults", "django.views.generic", "django_htmx.middleware", "django_stubs_ext", "whitenoise.middleware",
 )  # fmt: skip
 """Modules that take most of the start-up time and need no settings to be imported."""
 
