@@ -13,6 +13,9 @@ from deliveries_app.demo.repositories import Changes, Entry, commit, git, git_en
 
 __all__ = ["Changes", "Entry", "GitFixture", "GitServer", "Repo", "Request", "Takeover", "git", "git_environment"]
 
+# git would start another process to turn the pack of a small commit into loose objects.
+_CONFIG = "[fastimport]\n\tunpackLimit = 0\n"
+
 
 @cache
 def _new_repository(object_format: str) -> dict[Path, bytes | None]:
@@ -20,6 +23,8 @@ def _new_repository(object_format: str) -> dict[Path, bytes | None]:
     with TemporaryDirectory() as folder:
         path = Path(folder, "new.git")
         init(path, "BRANCH", object_format)
+        with (path / "config").open("a") as config:
+            config.write(_CONFIG)
         made = sorted(path.rglob("*"))
         return {one.relative_to(path): one.read_bytes() if one.is_file() else None for one in made}
 
