@@ -71,7 +71,7 @@ def test_valkey_restart_keeps_the_address_only() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a process when its parent ends")
-@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGINT])  # without a handler, SIGTERM ends it as SIGKILL does
+@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_killed_test_process_leaves_nothing_behind(sig: signal.Signals, migrated_postgres: Path) -> None:
     owner = subprocess.Popen(
         [sys.executable, "-c", OWNER, str(migrated_postgres)],

@@ -27,7 +27,7 @@ CONTENTS = [b"one", b"two", b"three", b"four" * 100, Entry.symlink("b"), Entry.e
 STEPS = 14
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(6))
 def test_random_history_ends_in_sync(world: World, settings, seed: int) -> None:
     settings.RECORD_BATCH, settings.MAX_RETRY_ATTEMPTS = 3, 3
     settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES = 200, 150

@@ -25,7 +25,7 @@ LISTS = [
 ]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(4))
 def test_random_history_with_transforms_ends_in_sync(world: World, settings, seed: int) -> None:
     settings.RECORD_BATCH, settings.MAX_RETRY_ATTEMPTS = 3, 3
     settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES = 200, 150

@@ -19,7 +19,7 @@ from tests.support.staff import VIEWS
 STAFF_PAGES = {"/admin/", "/admin/logout/", "/admin/password_change/", "/admin/password_change/done/"}
 STAFF_PAGES |= {"/admin/jsi18n/"}
 PUBLIC_PAGES = {"/admin/login/"}
-METHODS = ["GET", "HEAD", "PUT", "DELETE", "X" * 1000]
+METHODS = ["GET", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE", "TRACE", "PROPFIND", "X" * 1000]
 IGNORED = {"session", "logentry", "auditentry", "contenttype", "permission"}
 
 

@@ -193,9 +193,9 @@ def test_unreadable_tree_fails_the_sync_and_deletes_nothing(
 
 
 # --- Bombs ------------------------------------------------------------------------------------------------------------
-def test_eighth_of_a_gigabyte_of_zeros(world: World, synced: tuple[Repo, AppRepository]) -> None:
+def test_quarter_of_a_gigabyte_of_zeros(world: World, synced: tuple[Repo, AppRepository]) -> None:
     repo, watch = synced
-    size = 1 << 27
+    size = 1 << 28
     importer = subprocess.Popen(
         ["git", "-C", str(repo.path), "fast-import", "--quiet", "--force"],
         env=git_environment({"core.bigFileThreshold": "1m", "core.compression": "1"}),
@@ -213,12 +213,12 @@ def test_eighth_of_a_gigabyte_of_zeros(world: World, synced: tuple[Repo, AppRepo
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert world.sync(watch).status == Status.SYNCED, watch.last_error
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    assert grown < size // 3
+    assert grown < size // 4
     assert_only_the_good_file_was_sent(world, watch)
     [listed] = watch.failures.all()
     assert (listed.cause, listed.message) == (
         "too_large",
-        "The file's 134,217,728 bytes exceed MAX_FILE_BYTES (104,857,600).",
+        "The file's 268,435,456 bytes exceed MAX_FILE_BYTES (104,857,600).",
     )
 
 

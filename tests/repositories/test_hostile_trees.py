@@ -197,7 +197,7 @@ def test_tree_that_expands_exponentially_is_refused(
 def test_file_that_expands_to_gigabytes_is_not_held_in_memory(
     repo: Repo, mirror: Mirror, fetched: Callable[..., str]
 ) -> None:
-    size = 128_000_000
+    size = 256_000_000
     repo.serve(tree(repo, (b"100644", b"zeros", blob(repo, bytes(size)))))
     commit = fetched(repo)
     assert sum(path.stat().st_size for path in (mirror.directory / "objects").rglob("*.pack")) < 2_000_000
