@@ -36,7 +36,13 @@ def python_files(*folders: str) -> list[Path]:
 
 @cache
 def tree_of(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(), filename=str(path))
+    return ast.parse(path.read_bytes(), filename=str(path))
+
+
+@cache
+def nodes_of(path: Path) -> list[ast.AST]:
+    """Return all nodes of a module. To walk through a tree takes longer than to parse it."""
+    return list(ast.walk(tree_of(path)))
 
 
 def module_name(path: Path) -> str:
@@ -56,7 +62,7 @@ def imports_of(path: Path) -> list[tuple[str, int]]:
     """
     package = module_name(path) if path.name == "__init__.py" else module_name(path).rpartition(".")[0]
     found: list[tuple[str, int]] = []
-    for node in ast.walk(tree_of(path)):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             found += [(alias.name, node.lineno) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -87,6 +93,7 @@ def imports_into(files: list[Path], *forbidden: str) -> list[str]:
 # --- Imports point down -------------------------------------------------------------------------------------------------
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Return dotted name → path of every module of the three packages, except migrations."""
     return {module_name(path): path for path in python_files(*PACKAGES) if "migrations" not in path.parts}
@@ -114,7 +121,7 @@ def _imports_names(path: Path, package: str) -> bool:
         isinstance(node, ast.ImportFrom)
         and node.module == package
         and any(f"{package}.{alias.name}" not in known for alias in node.names)
-        for node in ast.walk(tree_of(path))
+        for node in nodes_of(path)
     )
 
 
@@ -155,16 +162,16 @@ def test_settings_are_reached_through_django_only() -> None:
 
 @pytest.mark.parametrize("name", ["deliveries_app.webhooks.payloads", "deliveries_app.webhooks.signing"])
 def test_wire_contract_does_not_import_django(name: str) -> None:
-    modules = {module_name(path): path for path in python_files(*PACKAGES)}
+    everything = {module_name(path): path for path in python_files(*PACKAGES)}
     reached: set[str] = set()
-    queue = [module for module in modules if is_within(module, name)]
+    queue = [module for module in everything if is_within(module, name)]
     assert queue, f"{name} is gone"
     while queue:
         module = queue.pop()
         if module not in reached:
             reached.add(module)
-            queue += [imported for imported, _ in imports_of(modules[module]) if imported in modules]
-    assert imports_into([modules[module] for module in sorted(reached)], "django") == []
+            queue += [imported for imported, _ in imports_of(everything[module]) if imported in everything]
+    assert imports_into([everything[module] for module in sorted(reached)], "django") == []
 
 
 # --- Network and git are each used in one place -------------------------------------------------------------------------
@@ -184,7 +191,7 @@ def test_no_second_http_client() -> None:
 
 def git_commands(path: Path) -> Iterator[int]:
     """Yield the lines of argument lists that begin with `git`."""
-    for node in ast.walk(tree_of(path)):
+    for node in nodes_of(path):
         if isinstance(node, ast.List | ast.Tuple) and node.elts:
             first = node.elts[0]
             if isinstance(first, ast.Constant) and first.value == "git":
@@ -342,6 +349,16 @@ def test_every_locked_package_has_a_version_and_a_hash(lock: Path) -> None:
     packages = [(line, following) for line, following in pairwise([*lines, ""]) if not line.startswith(" ")]
     assert packages
     assert [line for line, following in packages if "==" not in line or "--hash=sha256:" not in following] == []
+
+
+def test_both_lock_files_have_the_same_packages() -> None:
+    """So what the tests run on is what an installation gets."""
+    shipped, all_packages = (
+        dict(re.findall(r"(?m)^([\w.-]+)==(.*(?:\n .*)*)", (PROJECT / name).read_text()))
+        for name in ("requirements.txt", "requirements-dev.txt")
+    )
+    assert shipped.items() <= all_packages.items()
+    assert len(shipped) > 20
 
 
 def test_every_dependency_is_locked() -> None:

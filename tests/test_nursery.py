@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import manage
-from tests.support.nursery import PROJECT, Child, Nursery
+from tests.support.nursery import PROJECT, WARDS, Child, Nursery
 from tests.support.nursery import nursery as shared
 from tests.support.processes import is_alive
 from tests.support.receiver import wait_for
@@ -20,10 +20,9 @@ COMMANDS = {
     "a refusal": (["resynch"], {}),
     "a traceback": (["list_apps", "--traceback"], {"DATABASE_URL": "sqlite:////nowhere/at/all"}),
     "invalid settings": (["check"], {"LEASE_SECONDS": "soon"}),
-    "other settings": (["shell", "--no-imports", "-c", "from django.conf import settings; print(settings.LEASE_SECONDS)"],
-                       {"LEASE_SECONDS": "17"}),
-    "its own process": (["shell", "--no-imports", "-c", "import os, sys; print(os.getcwd(), sys.path[0], sys.stdin.read(),"
-                         "os.isatty(1), sorted(map(int, os.listdir('/proc/self/fd')))[:-1], sorted(os.environ))"], {}),
+    "its own process": (["shell", "--no-imports", "-c", "import os, sys; from django.conf import settings;"
+                         "print(os.getcwd(), sys.path[0], sys.stdin.read(), os.isatty(1), settings.LEASE_SECONDS,"
+                         "sorted(map(int, os.listdir('/proc/self/fd')))[:-1], sorted(os.environ))"], {"LEASE_SECONDS": "17"}),
 }  # fmt: skip
 
 
@@ -87,6 +86,19 @@ def test_child_can_be_waited_for_and_ended() -> None:
     assert child.wait(20) == child.returncode == -signal.SIGTERM
     child.kill()  # sends nothing, because the pid may belong to another process by now
     assert child.poll() == -signal.SIGTERM
+
+
+def test_child_outlives_the_use_of_its_environment(nursery: Nursery) -> None:
+    child = start_sleep(nursery)
+    with open(os.devnull, "r+b") as null:
+        for number in range(WARDS + 1):
+            other = os.environ | {"LEASE_SECONDS": str(20 + number)}
+            again = [nursery.start(["version"], other, stdin=null, stdout=null, stderr=null) for _ in range(2)]
+            assert [each.wait(20) for each in again] == [0, 0]
+    assert child.poll() is None
+    assert is_alive(child.pid)
+    child.terminate()
+    assert child.wait(20) == -signal.SIGTERM
 
 
 def test_nursery_and_children_end_with_the_parent(nursery: Nursery, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
 from tests.deliveries.conftest import world
-from tests.faults.conftest import daemons
+from tests.faults.conftest import daemons, mirror_folder
 
-__all__ = ["daemons", "world"]
+__all__ = ["daemons", "mirror_folder", "world"]

@@ -1,6 +1,8 @@
 """Real git repositories on a real git server. One line creates or changes a repository."""
 
+import hashlib
 import subprocess
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,6 +15,9 @@ from deliveries_app.demo.repositories import Changes, Entry, commit, git, git_en
 
 __all__ = ["Changes", "Entry", "GitFixture", "GitServer", "Repo", "Request", "Takeover", "git", "git_environment"]
 
+# git would start another process to turn the pack of a small commit into loose objects.
+_CONFIG = "[fastimport]\n\tunpackLimit = 0\n"
+
 
 @cache
 def _new_repository(object_format: str) -> dict[Path, bytes | None]:
@@ -20,6 +25,8 @@ def _new_repository(object_format: str) -> dict[Path, bytes | None]:
     with TemporaryDirectory() as folder:
         path = Path(folder, "new.git")
         init(path, "BRANCH", object_format)
+        with (path / "config").open("a") as config:
+            config.write(_CONFIG)
         made = sorted(path.rglob("*"))
         return {one.relative_to(path): one.read_bytes() if one.is_file() else None for one in made}
 
@@ -62,6 +69,24 @@ class Repo:
     def force_push(self, files: Changes, message: str = "Rewritten", branch: str | None = None) -> str:
         """Replace the whole history by one commit that holds exactly `files`, and return its id."""
         return commit(self.path, files, message, branch or self.branch, replace=True)
+
+    def write(self, kind: str, content: bytes) -> bytes:
+        """Write an object of exactly this content, even one that git refuses, and return its id. Starts no process."""
+        raw = b"%b %d\0%b" % (kind.encode(), len(content), content)
+        name = hashlib.sha1(raw, usedforsecurity=False).hexdigest()
+        file = self.path / "objects" / name[:2] / name[2:]
+        if not file.exists():
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(zlib.compress(raw, 1))
+        return name.encode()
+
+    def serve(self, root: bytes) -> str:
+        """Make a commit of this tree the newest one, without history, and return its id."""
+        commit = self.write("commit", b"tree %b\nauthor a <a@b> 1 +0000\ncommitter a <a@b> 1 +0000\n\nHostile\n" % root)
+        ref = self.path / "refs" / "heads" / self.branch
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        ref.write_bytes(commit + b"\n")
+        return commit.decode()
 
     def commit_of(self, revision: str) -> str:
         """Return the id of the commit that a branch or tag points to."""

@@ -1,11 +1,13 @@
 """Start `manage.py` processes five times as fast, by forking them from a process that has imported the libraries.
 
-Each child imports what depends on the environment, such as Docora and its settings. It has its own arguments,
-environment, working directory and standard streams, as if a shell had started it. The one difference is in `/proc`, which
-shows the command line of the nursery.
+What depends on the environment, such as Docora and its settings, is imported once for each environment: in a ward, which
+is a fork of the nursery that then forks the children. Without a ward, each child imports it itself. A child has its own
+arguments, environment, working directory and standard streams, as if a shell had started it. The one difference is in
+`/proc`, which shows the command line of the nursery.
 """
 
 import contextlib
+import gc
 import json
 import os
 import selectors
@@ -13,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -23,16 +26,16 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 LIBRARIES = (
     "asyncio", "bcrypt", "concurrent.futures", "croniter", "cryptography.fernet",
-    "cryptography.hazmat.primitives.serialization.ssh", "decimal", "email.mime.multipart", "environ", "fractions",
+    "cryptography.hazmat.primitives.serialization.ssh", "csv", "decimal", "email.mime.multipart", "environ", "fractions",
     "http.client", "jinja2", "multiprocessing.pool", "orjson", "prometheus_client.core", "psycopg", "psycopg_pool", "pycurl",
     "pydantic.json_schema", "pydantic.networks", "pydantic.type_adapter", "re2", "redis.asyncio", "rich.console",
-    "rich.progress", "rich.table", "rq.cron", "smtplib", "sqlparse", "structlog", "unittest.mock", "urllib.request",
+    "requests", "rich.progress", "rich.table", "rq.cron", "smtplib", "sqlparse", "structlog", "unittest.mock", "urllib.request",
     "xml.dom.minidom", "zipfile",
     "django.contrib.admin", "django.contrib.admin.templatetags.admin_list", "django.contrib.admin.views.main",
     "django.core.mail", "django.core.management.commands.migrate", "django.core.servers.basehttp",
     "django.db.backends.postgresql.base", "django.db.backends.sqlite3.base", "django.db.models", "django.forms",
     "django.template.defaulttags", "django.template.loader_tags", "django.test", "django.utils.log", "django.views.debug",
-    "django.views.generic", "django_htmx.middleware", "django_stubs_ext", "whitenoise.middleware",
+    "django.views.csrf", "django.views.defaults", "django.views.generic", "django_htmx.middleware", "django_stubs_ext", "whitenoise.middleware",
 )  # fmt: skip
 """Modules that take most of the start-up time and need no settings to be imported."""
 
@@ -40,6 +43,13 @@ LIBRARIES = (
 def read_by_python(variable: str) -> bool:
     """Return whether Python may read this environment variable when it starts."""
     return variable.startswith(("PYTHON", "LANG", "LC_"))
+
+
+def _is_usual(environment: Mapping[str, str]) -> bool:
+    """Return whether the settings come from variables alone, and from the files of the suite's own data directory."""
+    return "FILE_TRANSFORMS" not in environment and all(
+        environment.get(name) == os.environ.get(name) for name in ("DATA_DIR", "DOCORA_ENV_FILE", "DOCORA_SETTINGS")
+    )
 
 
 class Child:
@@ -113,6 +123,7 @@ class Nursery:
             "arguments": [str(script), *arguments],
             "environment": dict(environment),
             "folder": str(Path.cwd()),
+            "may_share": script == PROJECT / "manage.py" and _is_usual(environment),
         }
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
@@ -145,49 +156,105 @@ nursery = Nursery()
 """The nursery of this process."""
 
 
-def _serve(control: socket.socket) -> dict[str, Any] | None:
-    """Fork a child for each request. Return the request in the child, and None in the nursery at the end.
+WARDS = 2
+"""Environments for which Docora stays imported: those of the last tests."""
 
-    Sockets and selectors close on return. The child must close the bare descriptors listed in `inherited`.
-    """
-    replies: dict[int, socket.socket] = {}
-    with selectors.DefaultSelector() as selector:
-        selector.register(control, selectors.EVENT_READ)
-        while True:
-            for key, _ in selector.select():
-                if key.data is not None:
-                    selector.unregister(key.fd)
-                    os.close(key.fd)
-                    _, status = os.waitpid(key.data, 0)
-                    with replies.pop(key.data) as reply, contextlib.suppress(BrokenPipeError):
-                        reply.send(b"%d" % os.waitstatus_to_exitcode(status))
-                    continue
-                message, files, _, _ = socket.recv_fds(control, 1 << 20, 8)
-                if not message:
-                    return None
-                if not (child := os.fork()):
-                    watched = [key.fd for key in selector.get_map().values() if key.data is not None]
-                    return json.loads(message) | {"files": files, "inherited": watched}
-                replies[child] = socket.socket(fileno=files[3])
-                replies[child].send(b"%d" % child)
-                for file in files[:3] + files[4:]:
+
+class _Server:
+    """Forks a child for each request that arrives at `control`. Only the nursery itself has wards."""
+
+    def __init__(self, control: socket.socket, *, is_ward: bool = False) -> None:
+        self._control, self._is_ward = control, is_ward
+        self._selector = selectors.DefaultSelector()
+        self._replies: dict[int, socket.socket | None] = {}  # by the pid of the child; None: it is a ward
+        self._wards: dict[str, socket.socket | None] = {}  # by environment; None: Docora can't be set up there
+
+    def serve(self) -> dict[str, Any] | None:
+        """Return the request in a child, or in a ward, and None at the end.
+
+        A ward ends after its last child, which would end with it.
+        """
+        with self._selector:
+            self._selector.register(self._control, selectors.EVENT_READ)
+            while self._selector.get_map():
+                for key, _ in self._selector.select():
+                    if key.data is not None:
+                        self._reap(key.fd, key.data)
+                    elif (request := self._receive()) is not None:
+                        self._forget()
+                        return request
+        return None
+
+    def _receive(self) -> dict[str, Any] | None:
+        """Handle a request. Return it in the new process."""
+        message, files, _, _ = socket.recv_fds(self._control, 1 << 20, 8)
+        if not message:
+            self._selector.unregister(self._control)
+            if not self._is_ward:
+                for child in self._replies:
+                    os.kill(child, signal.SIGKILL)
+            return None
+        request = json.loads(message)
+        if not self._is_ward and len(files) == 4 and request["may_share"]:
+            ward = self._ward_for(request)
+            if isinstance(ward, dict):
+                return ward | {"files": files}
+            if ward is not None:
+                socket.send_fds(ward, [message], files)
+                for file in files:
                     os.close(file)
-                selector.register(os.pidfd_open(child), selectors.EVENT_READ, child)
+                return None
+        if not (child := os.fork()):
+            return request | {"files": files}
+        reply = socket.socket(fileno=files[3])
+        self._watch(child, reply)
+        reply.send(b"%d" % child)
+        for file in files[:3] + files[4:]:
+            os.close(file)
+        return None
 
+    def _ward_for(self, request: dict[str, Any]) -> socket.socket | dict[str, Any] | None:
+        """Return the ward of the request's environment, or None if there can be none. In a new ward, return its request."""
+        key = json.dumps([request["folder"], *sorted(request["environment"].items())])
+        if key in self._wards:
+            self._wards[key] = self._wards.pop(key)  # the last one used
+            return self._wards[key]
+        while len(self._wards) >= WARDS:
+            if oldest := self._wards.pop(next(iter(self._wards))):
+                oldest.close()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if not (child := os.fork()):
+            ours.close()
+            return request | {"ward": theirs}
+        theirs.close()
+        self._watch(child, None)
+        is_ready = ours.recv(1) == b"y"
+        self._wards[key] = ours if is_ready else None
+        return self._wards[key]
 
-def _become(request: dict[str, Any], nursery_pid: int) -> None:
-    """Turn this fork into the requested process: streams, namespaces, environment, folder and arguments."""
-    from docora.process import die_with
+    def _watch(self, child: int, reply: socket.socket | None) -> None:
+        self._replies[child] = reply
+        self._selector.register(os.pidfd_open(child), selectors.EVENT_READ, child)
 
-    os.setsid()
-    die_with(nursery_pid, signal.SIGKILL)
-    stdin, stdout, stderr, _, *namespaces = request["files"]
-    for number, file in enumerate((stdin, stdout, stderr)):
-        os.dup2(file, number)
-    for namespace in namespaces:
-        os.setns(namespace)
-    for file in request["files"] + request["inherited"]:
+    def _reap(self, file: int, child: int) -> None:
+        self._selector.unregister(file)
         os.close(file)
+        _, status = os.waitpid(child, 0)
+        if reply := self._replies.pop(child):
+            with reply, contextlib.suppress(BrokenPipeError):
+                reply.send(b"%d" % os.waitstatus_to_exitcode(status))
+
+    def _forget(self) -> None:
+        """Close, in a child, what it has inherited."""
+        for key in list(self._selector.get_map().values()):
+            if key.data is not None:
+                os.close(key.fd)
+        for each in filter(None, (self._control, *self._replies.values(), *self._wards.values())):
+            each.close()
+
+
+def _enter(request: dict[str, Any]) -> None:
+    """Take the environment, folder and arguments of the request."""
     coerced = {
         name: value for name, value in os.environ.items() if name == "LC_CTYPE"
     }  # Python sets it without a locale
@@ -199,8 +266,64 @@ def _become(request: dict[str, Any], nursery_pid: int) -> None:
     sys.path[0] = str(PROJECT)
 
 
+def _become(request: dict[str, Any], parent: int) -> None:
+    """Turn this fork into the requested process: session, streams, namespaces, environment, folder and arguments."""
+    from docora.process import die_with
+
+    os.setsid()
+    die_with(parent, signal.SIGKILL)
+    stdin, stdout, stderr, _, *namespaces = request["files"]
+    for number, file in enumerate((stdin, stdout, stderr)):
+        os.dup2(file, number)
+    for namespace in namespaces:
+        os.setns(namespace)
+    for file in request["files"]:
+        os.close(file)
+    _enter(request)
+
+
+def _set_up_docora() -> None:
+    """Do what the start of every command does. Raise an error if Docora says something meanwhile."""
+    import django
+    from django.core.checks import run_checks
+    from django.core.management import get_commands, load_command_class
+
+    from docora.conf.installation import choose_settings
+
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 1)
+        os.dup2(said.fileno(), 2)
+        choose_settings()
+        django.setup()
+        for name in ("rqworker", "sweep"):
+            load_command_class(get_commands()[name], name)
+        run_checks()  # imports all pages
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if said.tell():
+            raise RuntimeError("A child has to say this.")
+
+
+def _serve_as_ward(request: dict[str, Any], parent: int) -> dict[str, Any] | None:
+    """Set Docora up, and fork the children of this environment. Return the request in a child."""
+    from docora.process import die_with
+
+    die_with(parent, signal.SIGKILL)
+    for file in request["files"]:
+        os.close(file)
+    control: socket.socket = request["ward"]
+    try:
+        _enter(request)
+        _set_up_docora()
+    except BaseException:
+        return None
+    gc.collect()
+    gc.freeze()
+    control.send(b"y")
+    return _Server(control, is_ward=True).serve()
+
+
 if __name__ == "__main__":
-    import gc
     import importlib
 
     from docora.process import die_with
@@ -211,7 +334,11 @@ if __name__ == "__main__":
     gc.collect()
     gc.freeze()  # children then copy less of what they share
     pid = os.getpid()
-    if request := _serve(socket.socket(fileno=int(sys.argv[1]))):
+    request = _Server(socket.socket(fileno=int(sys.argv[1]))).serve()
+    if request and "ward" in request:
+        parent, pid = pid, os.getpid()
+        request = _serve_as_ward(request, parent)
+    if request:
         _become(request, pid)
         import runpy
 

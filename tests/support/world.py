@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,10 @@ class World:
         self.app = self.add_app("Portal")
 
     def close(self) -> None:
-        self.receiver.stop()
-        self.git.server.stop()
+        with ThreadPoolExecutor(2) as both:  # each server takes a moment to notice
+            stopped = both.submit(self.receiver.stop), both.submit(self.git.server.stop)
+        for future in stopped:
+            future.result()
 
     def add_app(self, name: str, **changes: Any) -> App:
         """Add another app with the same receiver."""

@@ -109,6 +109,10 @@ class SampleServer:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
     @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    @property
     def output(self) -> str:
         return self._log.read_text()
 

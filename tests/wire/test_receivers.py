@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import inspect
+import itertools
 import json
 import os
 import random
@@ -46,15 +47,29 @@ FILES = {f"contents/{number:02}": content for number, content in enumerate(CONTE
 
 @dataclass
 class Client:
-    """A running receiver and its copies."""
+    """A running receiver and its copies. It keeps nothing in memory, so that tests share one."""
 
     name: str
     folder: Path
     key: str = KEY
     servers: list[SampleServer] = field(default_factory=list)
+    _logs: Iterator[int] = field(default_factory=itertools.count)
+    _written: int = 0  # characters of the output before this test
+
+    def begin(self) -> None:
+        """Begin a test without copies. Start the receiver if it does not run."""
+        shutil.rmtree(self.folder / "copies", ignore_errors=True)
+        self.servers = [server for server in self.servers if server.running]
+        if not self.servers:
+            self.start()
+        self._written = sum(len(server.output) for server in self.servers)
+
+    def close(self) -> None:
+        for server in self.servers:
+            server.close()
 
     def start(self) -> None:
-        log, copies = self.folder / f"{len(self.servers)}.log", str(self.folder / "copies")
+        log, copies = self.folder / f"{next(self._logs)}.log", str(self.folder / "copies")
         port = self.servers[0].port if self.servers else 0
         self.servers.append(SampleServer(self.name, self.key, log, port=port, COPIES=copies))
 
@@ -68,7 +83,7 @@ class Client:
 
     @property
     def output(self) -> str:
-        return "".join(server.output for server in self.servers)
+        return "".join(server.output for server in self.servers)[self._written :]
 
     def held(self, repository_id: str = REPOSITORY.repository_id) -> dict[str, bytes]:
         """Return path → content of the copy."""
@@ -103,13 +118,16 @@ class Client:
 
 
 @pytest.fixture(params=["receiver.py", "receiver.mjs"])
-def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Client]:
-    (tmp_path / "client").mkdir()
-    client = Client(request.param, tmp_path / "client")
-    client.start()
-    yield client
-    for server in client.servers:
-        server.close()
+def client(
+    request: pytest.FixtureRequest, receivers: dict[str, Client], tmp_path_factory: pytest.TempPathFactory
+) -> Client:
+    if request.param not in receivers:
+        folder = tmp_path_factory.mktemp("receiver") / "client"
+        folder.mkdir()
+        receivers[request.param] = Client(request.param, folder)
+    client = receivers[request.param]
+    client.begin()
+    return client
 
 
 def sync_and_compare(world: World, client: Client, watch: AppRepository, repo: Repo) -> None:
