@@ -55,7 +55,7 @@ class Changes:
     def summary(self) -> str:
         """`Base URL: https://a.example → https://b.example; paused: no → yes`, or only the names if that is too long."""
         parts = [
-            f"{name}: {_words(self.old[name])} → {_words(value)}" if name in self.old else f"{name}: {value}"
+            f"{name}: {_text_of(self.old[name])} → {_text_of(value)}" if name in self.old else f"{name}: {value}"
             for name, value in self.new.items()
         ]
         text = "; ".join(parts)
@@ -67,7 +67,7 @@ NOTHING = Changes()
 _SUMMARY_CHARS = 300
 
 
-def _words(value: Any) -> str:
+def _text_of(value: Any) -> str:
     return ("yes" if value else "no") if isinstance(value, bool) else "nothing" if value in (None, "") else str(value)
 
 

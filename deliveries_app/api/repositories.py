@@ -1,4 +1,4 @@
-"""The calls that watch repositories, and change and end that."""
+"""Calls to watch a repository, to change or re-sync a watch, and to stop watching."""
 
 from typing import Annotated, Any
 
@@ -74,7 +74,7 @@ def watch_repository(
 _ensured = documented_responses(
     200,
     schemas.WatchedRepository,
-    "The app watched it already. It is as wanted now.",
+    "The app already watches it, now with these settings.",
     BUSY | BODY | {404: _UNREADABLE, 409: _QUOTA, 422: _MALFORMED},
 )
 _ensured["response"][201] = schemas.WatchedRepository
@@ -85,7 +85,7 @@ _ensured["openapi_extra"]["responses"][201] = {"description": "It is watched now
     "", operation_id="ensure_repository", summary="Watch a repository, or update the watch", auth=WITH_BODY, **_ensured
 )
 def ensure_repository(request: HttpRequest, wanted: schemas.WantedRepository) -> Status[dict[str, Any]]:
-    """Idempotent: if the app already watches the repository as wanted, nothing changes and nothing is sent again. A new
+    """Idempotent: if the app already watches the repository with these settings, nothing changes and nothing is sent again. A new
     repository, token, branch or tag is checked with git first. Another branch, or other patterns, send only what differs.
     Unlike `POST`, this never sends every file again."""
     # A field that was left out keeps its value; null resets it.

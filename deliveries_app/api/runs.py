@@ -1,4 +1,4 @@
-"""The calls about a repository's runs: what was requested or found, and how far it is."""
+"""Calls about a repository's runs: why each was started, how far it has got, and how it ended."""
 
 from typing import Annotated, Any
 

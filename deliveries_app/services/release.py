@@ -172,7 +172,7 @@ def _plan(operation: BulkOperation, now: datetime) -> _Plan:
             continue
         if canary.since and canary.since > now + timedelta(seconds=_MINUTE):  # the database's clock was set back
             restarted.append(canary.pk)
-        state, reason = _judge(canary, now)
+        state, reason = _state_of(canary, now)
         if state != canary.state:
             states[canary.pk] = state, reason
             canary.state, canary.reason = state, reason
@@ -186,7 +186,7 @@ def _is_paused(watch: AppRepository | None) -> bool:
     return watch is not None and watch.paused_at is not None
 
 
-def _judge(canary: Canary, now: datetime) -> tuple[CanaryState, str]:
+def _state_of(canary: Canary, now: datetime) -> tuple[CanaryState, str]:
     """Return the state of a canary that was released. If its run ended without a result, another repository takes its place."""
     run = canary.run
     if run is None or run.outcome in {Outcome.SUPERSEDED, Outcome.ENDED}:

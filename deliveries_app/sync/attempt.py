@@ -369,7 +369,10 @@ class Attempt:
         count = recorder.failed_count
         message = f"{counted(count, 'file', 'files')} couldn't be delivered. {recorder.last_message}"
         outcomes.failed(
-            self.lease, self._failure(message), rest=recorder.earliest_retry, fields=fields | {"files_failing": count}
+            self.lease,
+            self._failure(message),
+            min_delay=recorder.longest_hold,
+            fields=fields | {"files_failing": count},
         )
 
     def _lag_seconds(self, commit: str) -> float | None:

@@ -51,7 +51,7 @@ from docora.server.worker import identity
 logger = logging.getLogger(__name__)
 
 SEND_MARGIN_SECONDS = 5.0
-REST_AFTER_TIMEOUT = 30.0
+HOLD_AFTER_TIMEOUT = 30.0
 """For so many seconds a request that got no answer may still be processed."""
 _WAITING_SECONDS = 5.0
 _REBALANCE_SECONDS = 1.0
@@ -339,7 +339,7 @@ def end_dead_leases() -> int:
                 Delivery.objects.filter(watch=watch, acknowledged=False).exists()
                 or Notice.objects.filter(watch=watch, sequence__isnull=False).exists()
             )
-            doubt = {"doubt_until": from_now(REST_AFTER_TIMEOUT)} if was_sending else {}
+            doubt = {"doubt_until": from_now(HOLD_AFTER_TIMEOUT)} if was_sending else {}
             if rows.leased().update(lease_until=Now(), **doubt):  # otherwise another process has just done it
                 ended += 1
                 queues.forget(watch.job_id, watch.lease_owner)

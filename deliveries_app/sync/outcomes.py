@@ -75,7 +75,7 @@ def failed(
     failure: SyncFailure,
     *,
     permanent: bool = False,
-    rest: float = 0.0,
+    min_delay: float = 0.0,
     check_in: float = 0.0,
     fields: dict[str, Any] | None = None,
 ) -> None:
@@ -89,7 +89,7 @@ def failed(
     delay = backoff(attempt, base=settings.RETRY_BASE_DELAY_SECONDS, jitter=random.random())  # noqa: S311  no secret
     with transaction.atomic():
         exhausted = (permanent or attempt >= settings.MAX_RETRY_ATTEMPTS) and not lease.asked_meanwhile()
-        wait = max(settings.RESCAN_INTERVAL_SECONDS if exhausted else delay, rest)
+        wait = max(settings.RESCAN_INTERVAL_SECONDS if exhausted else delay, min_delay)
         lease.finish(
             next_sync_in=wait,
             status=Status.FAILED if exhausted else Status.PENDING,
@@ -117,7 +117,7 @@ def git_failed(lease: Lease, error: GitError) -> None:
         return
     counts = error.for_every_watcher and not _concerns_one_ref(lease, error)
     open_for = record_git_failure(lease.watch.repository, error) if counts else 0.0
-    failed(lease, failure, permanent=error.permanent, rest=max(open_for, error.cooldown), check_in=error.cooldown)
+    failed(lease, failure, permanent=error.permanent, min_delay=max(open_for, error.cooldown), check_in=error.cooldown)
 
 
 def _concerns_one_ref(lease: Lease, error: GitError) -> bool:
@@ -162,7 +162,7 @@ def endpoint_down(lease: Lease, failure: SyncFailure, *, counts: bool) -> None:
     with transaction.atomic():
         _hold(lease, seconds, down_count=F("down_count") + 1)
         if counts:
-            failed(lease, failure, rest=seconds + _OTHERS_FIRST_SECONDS)
+            failed(lease, failure, min_delay=seconds + _OTHERS_FIRST_SECONDS)
         else:
             postponed(lease, seconds, failure)
 

@@ -65,13 +65,13 @@ class Notification:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a notification was not delivered in this run. Its path must not be sent again for `rest` seconds."""
+    """Why a notification was not delivered in this run. Its path must not be sent again for `hold_seconds`."""
 
     cause: str
     message: str
     status: int | None = None
     body: bytes = b""
-    rest: float = 0.0
+    hold_seconds: float = 0.0
 
     @property
     def counted_as(self) -> str:
@@ -124,7 +124,7 @@ class Recorder:
         self._untold: Counter[str] = Counter()
         self._untold_causes: Counter[str] = Counter()
         self._told_at = time.monotonic()
-        self.earliest_retry = 0.0  # the longest time in seconds that a path of this run has to wait
+        self.longest_hold = 0.0  # the longest time in seconds that a path of this run has to wait
         self.last_failure: Failure | None = None
         self._committed_at = time.monotonic()
 
@@ -155,7 +155,7 @@ class Recorder:
         self.failed_count += 1
         if failure.cause != BLOCKED or self.last_failure is None:
             self.last_failure = failure  # a path that waits for another one says nothing about the cause
-        self.earliest_retry = max(self.earliest_retry, failure.rest)
+        self.longest_hold = max(self.longest_hold, failure.hold_seconds)
 
     def commit(self, announce: Sequence[Notification] = (), adopt: Sequence[Notification] = ()) -> None:
         """Write everything collected and announce the next batch. Raises `Superseded`, and then writes nothing.
@@ -250,9 +250,9 @@ class Recorder:
         self._had_failures = True
         rows = Delivery.objects.filter(watch=self._lease.watch)
         announced = [failed for failed in self._failed if isinstance(failed.what, Notification)]
-        for rest in {failed.failure.rest for failed in announced}:
-            paths = [failed.change.path for failed in announced if failed.failure.rest == rest]
-            hold = datetime.fromtimestamp(now.timestamp() + rest, tz=UTC) if rest else None
+        for seconds in {failed.failure.hold_seconds for failed in announced}:
+            paths = [failed.change.path for failed in announced if failed.failure.hold_seconds == seconds]
+            hold = datetime.fromtimestamp(now.timestamp() + seconds, tz=UTC) if seconds else None
             rows.filter(path__in=paths).update(attempts=F("attempts") + 1, hold_until=hold, updated_at=now)
         watch, listed, attempts = self._lease.watch, [], []
         bodies = [(failed.failure.body, failed.sent.body if failed.sent else b"") for failed in self._failed]

@@ -8,7 +8,7 @@ from deliveries_app.models.deliveries import Kind
 from deliveries_app.planning.plan import Change
 from deliveries_app.sync.endpoint_health import GATEWAY_ERRORS
 from deliveries_app.sync.exceptions import EndpointGone, RateLimited
-from deliveries_app.sync.lease import REST_AFTER_TIMEOUT
+from deliveries_app.sync.lease import HOLD_AFTER_TIMEOUT
 from deliveries_app.sync.recorder import Failure
 from deliveries_app.webhooks.client import describe_outcome
 from docora.backoff import MAX_WAIT_SECONDS
@@ -35,7 +35,8 @@ class Decision:
     failure: Failure | None = None
     endpoint_failed: bool = False
     gone: bool = False
-    rest: float | None = None
+    cooldown: float | None = None
+    """The app asked for a wait that is longer than a run waits, so the run ends."""
     refused: bool = False
     """The app is too busy: 429 or 503."""
     restart: bool = False
@@ -88,8 +89,8 @@ class ResponsePolicy:
         """
         status = outcome.status
         if outcome.cause is not None:
-            rest = REST_AFTER_TIMEOUT if outcome.cause is Cause.TIMEOUT else 0.0
-            failure = Failure(outcome.cause.value, outcome.message, status, outcome.body, rest)
+            hold = HOLD_AFTER_TIMEOUT if outcome.cause is Cause.TIMEOUT else 0.0
+            failure = Failure(outcome.cause.value, outcome.message, status, outcome.body, hold)
             wait = RETRY_UNREACHED if chunked and not outcome.reached else None
             return Decision(wait=wait, failure=failure, endpoint_failed=True)
         assert status is not None
@@ -105,25 +106,25 @@ class ResponsePolicy:
             pause = max(SHORTEST_WAIT, min(asked if asked is not None else 2.0**self._refusals, MAX_WAIT_SECONDS))
             too_long = pause if pause > LONGEST_WAIT else None
             restart = chunked and status == 503 and asked is None
-            return Decision(wait=pause, failure=failure, rest=too_long, refused=True, restart=restart)
+            return Decision(wait=pause, failure=failure, cooldown=too_long, refused=True, restart=restart)
         return Decision(
             failure=failure,
             endpoint_failed=status in GATEWAY_ERRORS,
             gone=status == 410 and change.kind != Kind.DELETE,
         )
 
-    def settle(self, verdict: Decision, clock: DatabaseClock) -> None:
+    def settle(self, decision: Decision, clock: DatabaseClock) -> None:
         """Count a settled notification. Raises `RateLimited` or `EndpointGone` if the run has to end."""
-        if verdict.rest is not None:
-            raise RateLimited(verdict.rest)
-        if verdict.endpoint_failed:
+        if decision.cooldown is not None:
+            raise RateLimited(decision.cooldown)
+        if decision.endpoint_failed:
             self._failed_in_a_row += 1
             self.failing_since = self.failing_since or clock.now()
             self.endpoint_works = False
         else:
             self.trust()
-        if verdict.delivered:
+        if decision.delivered:
             self._refusals = 0
-        self._gone += verdict.gone
+        self._gone += decision.gone
         if self._gone >= GONE_AFTER:
             raise EndpointGone

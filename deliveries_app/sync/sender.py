@@ -18,7 +18,7 @@ from deliveries_app.sync.content import ChunkedFile, ask_ahead, blocks, read_blo
 from deliveries_app.sync.endpoint_health import EndpointHealth, Health, failing_watches
 from deliveries_app.sync.exceptions import EndpointDown, SliceOver
 from deliveries_app.sync.failed_attempts import Sent
-from deliveries_app.sync.lease import REST_AFTER_TIMEOUT, Lease
+from deliveries_app.sync.lease import HOLD_AFTER_TIMEOUT, Lease
 from deliveries_app.sync.pace import SUCCESSES_TO_SPEED_UP
 from deliveries_app.sync.recorder import BLOCKED, Failure, Notification, Recorder
 from deliveries_app.sync.responses import DOUBT_AFTER, LONGEST_WAIT, Decision, ResponsePolicy
@@ -79,7 +79,7 @@ class Sender:
         self._pause_until = 0.0
         self._next_start = 0.0
         self._accepted = 0  # since the pace last changed
-        self._judge = ResponsePolicy()
+        self._policy = ResponsePolicy()
 
     def send(self, plan: Plan) -> None:
         """Send the whole plan, and return when every file was tried. Raises an exception of `exceptions` to end the run."""
@@ -92,7 +92,7 @@ class Sender:
         self._recorder.commit()
         if self._failed_like_others():
             self._question_endpoint()
-            if self._judge.is_trying_one_by_one:  # no path is left to try
+            if self._policy.is_trying_one_by_one:  # no path is left to try
                 raise self._down(is_certain=False)
 
     def drain(self, seconds: float, *, record: bool = True, on_wait: Callable[[], None]) -> bool:
@@ -109,17 +109,19 @@ class Sender:
         while self._client.in_flight and time.monotonic() < deadline:
             for request, outcome in self._client.poll(0.2):
                 transfer = self._landed(request)
-                verdict = self._judge.of(transfer.notification.change, outcome, chunked=transfer.file is not None)
-                clean = clean and not verdict.may_be_under_way
+                decision = self._policy.of(transfer.notification.change, outcome, chunked=transfer.file is not None)
+                clean = clean and not decision.may_be_under_way
                 if record:
-                    self._settle_last(transfer, verdict, request, outcome)
+                    self._settle_last(transfer, decision, request, outcome)
                 self._close(transfer)
             on_wait()
         for request in self._client.abort():
             transfer = self._landed(request)
             clean = False
             if record:
-                failure = Failure("timeout", "The sync stopped before the app responded.", rest=REST_AFTER_TIMEOUT)
+                failure = Failure(
+                    "timeout", "The sync stopped before the app responded.", hold_seconds=HOLD_AFTER_TIMEOUT
+                )
                 self._recorder.fail(
                     transfer.notification,
                     failure,
@@ -128,22 +130,22 @@ class Sender:
             self._close(transfer)
         return clean
 
-    def _settle_last(self, transfer: _Transfer, verdict: Decision, request: Request, outcome: Outcome) -> None:
+    def _settle_last(self, transfer: _Transfer, decision: Decision, request: Request, outcome: Outcome) -> None:
         """Record an outcome during a drain. A large file of which chunks are missing stays in doubt."""
         seconds = transfer.seconds + outcome.elapsed
-        if verdict.failure is not None:
-            self._recorder.fail(transfer.notification, verdict.failure, Sent.of(request, seconds))
-        elif verdict.delivered and (transfer.file is None or transfer.file.is_last):
+        if decision.failure is not None:
+            self._recorder.fail(transfer.notification, decision.failure, Sent.of(request, seconds))
+        elif decision.delivered and (transfer.file is None or transfer.file.is_last):
             self._recorder.acknowledge(transfer.notification, outcome.status or 0, seconds)
 
     def _send_phase(self, changes: Iterator[Change]) -> None:
         waiting = blocks(changes)
         block = next(waiting, None)
         while block or self._ready or self._client.in_flight:
-            if self._judge.is_in_doubt and not self._client.in_flight:
+            if self._policy.is_in_doubt and not self._client.in_flight:
                 self._question_endpoint()
             self._start()
-            if block and not self._ready and not self._is_ending and not self._judge.is_in_doubt:
+            if block and not self._ready and not self._is_ending and not self._policy.is_in_doubt:
                 self._announce(block)
                 block = next(waiting, None)
                 if block:
@@ -165,13 +167,15 @@ class Sender:
         failure = Failure("transform", change.failure) if change.failure else None
         if failure is None and change.kind != Kind.DELETE:
             failure = self._waits_for_others(change.path)
-        rest = change.hold_until - self._lease.clock.now().timestamp() if change.hold_until else 0.0
-        if rest > LONGEST_WAIT:
+        hold = change.hold_until - self._lease.clock.now().timestamp() if change.hold_until else 0.0
+        if hold > LONGEST_WAIT:
             failure = Failure(
-                "timeout", "The last request timed out. Docora waits before it sends this file again.", rest=rest
+                "timeout",
+                "The last request timed out. Docora waits before it sends this file again.",
+                hold_seconds=hold,
             )
-        elif rest > 0:
-            self._wait(rest)
+        elif hold > 0:
+            self._wait(hold)
         if failure is None:
             return False
         self._recorder.fail(change, failure)
@@ -193,9 +197,9 @@ class Sender:
         """Start requests while there are free slots, room for their bytes, no pause and a valid lease."""
         if self._is_ending:
             self._ready = deque(transfer for transfer in self._ready if transfer.file)
-        if self._judge.is_in_doubt:
+        if self._policy.is_in_doubt:
             return  # until the requests in flight have settled
-        slots = 1 if self._judge.is_trying_one_by_one else self._lease.slots
+        slots = 1 if self._policy.is_trying_one_by_one else self._lease.slots
         while self._ready and self._client.in_flight < slots and time.monotonic() >= self._not_before:
             if self._bytes_in_flight and self._bytes_in_flight + self._ready[0].notification.size > BYTES_IN_FLIGHT:
                 return
@@ -289,10 +293,10 @@ class Sender:
         if self._tries_other_key(transfer, outcome):
             return
         pausing = time.monotonic() < self._pause_until
-        verdict = self._judge.of(item.change, outcome, chunked=transfer.file is not None, pausing=pausing)
-        if verdict.delivered:
+        decision = self._policy.of(item.change, outcome, chunked=transfer.file is not None, pausing=pausing)
+        if decision.delivered:
             self._speed_up()
-        if verdict.delivered and transfer.file and not transfer.file.is_last:
+        if decision.delivered and transfer.file and not transfer.file.is_last:
             try:
                 transfer.file.advance()
             except BaseException:
@@ -302,51 +306,51 @@ class Sender:
             item.waits = 0  # each wait slows the app's pace down, so the file gets on
             self._ready.appendleft(transfer)
             return
-        if verdict.delivered:
+        if decision.delivered:
             self._recorder.acknowledge(item, outcome.status or 0, transfer.seconds + outcome.elapsed)
             self._lease.endpoint_answers()
-        elif verdict.wait is not None and item.waits < MAX_WAITS and verdict.wait <= LONGEST_WAIT:
+        elif decision.wait is not None and item.waits < MAX_WAITS and decision.wait <= LONGEST_WAIT:
             item.waits += 1
-            if verdict.refused and not pausing:
-                self._judge.refused()
+            if decision.refused and not pausing:
+                self._policy.refused()
                 self._lease.slow_down()
                 self._accepted = 0
-            self._wait(verdict.wait)
-            if verdict.restart:
+            self._wait(decision.wait)
+            if decision.restart:
                 self._close(transfer)
                 transfer.file, transfer.seconds = None, 0.0
             self._ready.appendleft(transfer)
             return
-        elif verdict.failure:
-            self._recorder.fail(item, verdict.failure, Sent.of(request, transfer.seconds + outcome.elapsed))
+        elif decision.failure:
+            self._recorder.fail(item, decision.failure, Sent.of(request, transfer.seconds + outcome.elapsed))
             if item.change.kind == Kind.DELETE:
                 self._unsettled.add(item.change.path)
         self._close(transfer)
-        self._judge.settle(verdict, self._lease.clock)
+        self._policy.settle(decision, self._lease.clock)
 
     def _failed_like_others(self) -> bool:
         """Return whether this run ends without an answer of the app, and so did others. Each may have too few paths to tell."""
-        if self._judge.failing_since is None:
+        if self._policy.failing_since is None:
             return False
         app = self._lease.watch.app
-        return self._judge.is_in_doubt or failing_watches(app, except_pk=self._lease.watch.pk) + 1 >= DOUBT_AFTER
+        return self._policy.is_in_doubt or failing_watches(app, except_pk=self._lease.watch.pk) + 1 >= DOUBT_AFTER
 
     def _question_endpoint(self) -> None:
         """Find out whether the endpoint works. Raises `EndpointDown` if it does not."""
-        if self._judge.is_trying_one_by_one:
+        if self._policy.is_trying_one_by_one:
             raise self._down(is_certain=False)
-        assert self._judge.failing_since is not None
+        assert self._policy.failing_since is not None
         self._recorder.commit()
-        self._act_on(self._health.ask(self._judge.failing_since))
+        self._act_on(self._health.ask(self._policy.failing_since))
 
     def _act_on(self, health: Health) -> None:
         if health is Health.UP:
-            self._judge.trust()
+            self._policy.trust()
             self._lease.endpoint_answers()
         elif health is Health.DOWN:
             raise self._down(is_certain=True)
         else:
-            self._judge.try_one_by_one()
+            self._policy.try_one_by_one()
 
     def _down(self, *, is_certain: bool) -> EndpointDown:
         return EndpointDown(is_certain=is_certain, answer=self._health.answer)
@@ -377,7 +381,7 @@ class Sender:
         if self._recorder.due:
             self._recorder.commit()
         if not self._is_ending:
-            self._is_ending = self._judge.endpoint_works and self._slice_is_over()
+            self._is_ending = self._policy.endpoint_works and self._slice_is_over()
         if self._is_ending and not self._large_files:
             raise SliceOver
 

@@ -212,7 +212,7 @@ def test_timed_out_path_is_held_before_the_next_request(world: World, monkeypatc
 def test_short_hold_is_waited_for_in_the_run(world: World, monkeypatch) -> None:
     use_short_timeout(monkeypatch)
     for module in (sender, responses):
-        monkeypatch.setattr(module, "REST_AFTER_TIMEOUT", 2.0)
+        monkeypatch.setattr(module, "HOLD_AFTER_TIMEOUT", 2.0)
     repo, watch = world.watch({"hangs.txt": b"1"})
     world.answer(at_notification(1, lambda: time.sleep(0.6)))
     world.sync(watch)

@@ -48,9 +48,9 @@ type Step = tuple[str, tuple[Any, ...]]
 def use_short_timeouts(patch: pytest.MonkeyPatch) -> None:
     """Use short timeouts and holds in this process and in those that it forks."""
     patch.setattr(sender, "Request", _short_request)
-    patch.setattr(sender, "REST_AFTER_TIMEOUT", HOLD)
-    patch.setattr(responses, "REST_AFTER_TIMEOUT", HOLD)
-    patch.setattr(lease, "REST_AFTER_TIMEOUT", HOLD)
+    patch.setattr(sender, "HOLD_AFTER_TIMEOUT", HOLD)
+    patch.setattr(responses, "HOLD_AFTER_TIMEOUT", HOLD)
+    patch.setattr(lease, "HOLD_AFTER_TIMEOUT", HOLD)
     patch.setattr(pace, "_LONGEST_GAP", 0.1)  # a client that refuses at random is slowed down to this
 
 
