@@ -178,7 +178,8 @@ def test_tenants_share_the_places(tmp_path: Path, settings) -> None:
 
 
 def test_busy_work_horse_performs_one_job_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work_horse, "_BUSY", 0.05)  # other tests may leave it less than half a core
+    monkeypatch.setattr(work_horse, "_BUSY", 0.05)  # other tests may leave it less than half a core,
+    monkeypatch.setattr(work_horse, "_LOOK_SECONDS", 1.0)  # and for a moment none
     busy, other = tmp_path / "computes", tmp_path / "other"
     put(busy)
     put(other)
