@@ -18,7 +18,7 @@ def by_size(stage: Stage, jobs: dict[int, Mapping[str, float]], most: int) -> It
     for count in (size for size in SIZES if size <= most):
         repo = make_large(stage.git, f"acme/memory-{count}", count, FILE_BYTES)
         watch = stage.watch(stage.app(receiver), repo.name)
-        jobs[count] = job = stage.job(watch)
+        jobs[count] = job = stage.job(watch, MAX_FILES=str(2 * count))  # which also counts folders
         assert receiver.counts()["posts"] == count
         yield Row(
             f"First sync of {count:,} files of {FILE_BYTES} bytes",
