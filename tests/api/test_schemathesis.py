@@ -6,20 +6,22 @@ are as documented. Every case is rolled back, so that each starts with the same 
 
 import hmac
 import json
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+import schemathesis
 from django.core.signals import request_finished, request_started
 from django.db import close_old_connections, transaction
 from django.db.models.functions import Now
 from redis import Redis
 from rq import Worker
+from schemathesis.checks import load_all_checks
+from schemathesis.config import SchemathesisConfig
+from schemathesis.core import NOT_SET
+from schemathesis.specs.openapi.schemas import OpenApiSchema
 
 from deliveries_app.actors import Actor
-from deliveries_app.api import openapi
 from deliveries_app.models import App, AppRepository
 from deliveries_app.services import watch_repository
 from deliveries_app.services.keys import start_key_rotation
@@ -28,62 +30,30 @@ from docora.redis import heartbeat
 from docora.wsgi import application
 from tests.api.caller import token_of
 from tests.support.git import GitFixture, Repo
-from tests.support.staff import make_app, make_watch
+from tests.support.staff import make_app
 
+load_all_checks()
 pytestmark = pytest.mark.django_db
 
-OPERATIONS = [f"{method.upper()} {path}" for path, methods in openapi.document()["paths"].items() for method in methods]
 ROTATION_ENDS = {"POST /api/app/key/retire", "DELETE /api/app/key"}
+GENERATION = {"max-examples": 12, "deterministic": True, "database": "none"}
 
 
-@cache
-def schema_for(mode: str, *phases: str, **checks: bool) -> Any:
-    """Return the schema for data of this `mode`: all, or positive for valid input only.
-
-    Its cases come from these phases: the document's examples, coverage (every boundary of every field, and for all data
-    what is missing, of another type, too long and so on) and fuzzing.
-
-    Schemathesis is imported here, because all processes of a run collect this module, and few of them run it.
-    """
-    import schemathesis
-    from schemathesis.checks import load_all_checks
-    from schemathesis.config import SchemathesisConfig
-
-    load_all_checks()
+def walk(mode: str, **checks: bool) -> OpenApiSchema:
+    """Return the schema for data of this `mode`: all, or positive for valid input only."""
     config = {
         "seed": 1,
         "suppress-health-check": ["all"],
-        "phases": {name: {"enabled": name in phases} for name in ("examples", "coverage", "fuzzing", "stateful")},
-        "generation": {"max-examples": 4, "deterministic": True, "database": "none", "mode": mode},
+        "generation": GENERATION | {"mode": mode},
         "checks": {name: {"enabled": enabled} for name, enabled in checks.items()}
         | {"negative_data_rejection": {"expected-statuses": [400, 401, 404, 405, 409, 413, 422, 429]}},
     }
     return schemathesis.openapi.from_wsgi("/openapi.json", application, config=SchemathesisConfig.from_dict(config))
 
 
-def walk(schema: Any, operation: str, test: Callable[[Any], None]) -> None:
-    """Call the test with every case that Schemathesis generates for this operation."""
-    from schemathesis.generation.feedback import FeedbackSources
-    from schemathesis.generation.hypothesis.builder import MissingPathParameters
-    from schemathesis.pytest._test_builder import build_operation_test
-
-    calls = 0
-
-    def counted(case: Any) -> None:
-        nonlocal calls
-        calls += 1
-        test(case)
-
-    built = build_operation_test(
-        config=schema.config,
-        operation=schema.find_operation_by_label(operation),
-        test_func=counted,
-        given_kwargs={},
-        feedback=FeedbackSources(),
-    )
-    built()
-    assert calls > 0
-    assert not MissingPathParameters.is_set(built)
+# A valid URL may not lead to a repository, and a valid id may not be the caller's.
+anything = walk("all", positive_data_acceptance=False)
+sensible = walk("positive")
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +72,11 @@ def watch(db, repo: Repo) -> AppRepository:
     return watch_repository(Actor.command(), make_app("Portal"), repo.url).watch
 
 
+@pytest.fixture
+def headers(watch: AppRepository) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token_of(watch.app)}"}
+
+
 @pytest.fixture(autouse=True)
 def _one_connection() -> Iterator[None]:
     """Keep the connection open between requests, as closing it would end the test's transaction."""
@@ -113,71 +88,53 @@ def _one_connection() -> Iterator[None]:
         signal.connect(close_old_connections)
 
 
-def call(case: Any, redis: Redis, **kwargs: Any) -> Any:
+def call(case: schemathesis.Case, redis: Redis, **kwargs) -> schemathesis.Response:
     """Run one case without the throttle state of earlier ones."""
     redis.flushall()
-    if case.path.startswith("/health"):
-        heartbeat.beat(heartbeat.SWEEP)
-        Worker(["high"], connection=redis).register_birth()
+    heartbeat.beat(heartbeat.SWEEP)
+    Worker(["high"], connection=redis).register_birth()
     with transaction.atomic():
         response = case.call_and_validate(**kwargs)
         transaction.set_rollback(True)
     return response
 
 
-def headers_of(app: App) -> dict[str, str]:
-    return {"Authorization": f"Bearer {token_of(app)}"}
+@anything.parametrize()
+def test_any_request_with_a_token(case: schemathesis.Case, headers: dict[str, str], redis_client: Redis) -> None:
+    call(case, redis_client, headers=headers)
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
-def test_any_request_with_a_token(operation: str, db, redis_client: Redis) -> None:
-    headers = headers_of(make_watch(make_app("Portal"), "docs").app)
-    # A valid URL may not lead to a repository, and a valid id may not be the caller's.
-    schema = schema_for("all", "examples", "coverage", "fuzzing", positive_data_acceptance=False)
-    walk(schema, operation, lambda case: call(case, redis_client, headers=headers))
+@anything.parametrize()
+def test_any_request_without_a_token(case: schemathesis.Case, db, redis_client: Redis) -> None:
+    response = call(case, redis_client)
+    if case.path.startswith("/api/"):
+        assert response.status_code >= 400
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
-def test_any_request_without_a_token(operation: str, db, redis_client: Redis) -> None:
-    def refused(case: Any) -> None:
-        response = call(case, redis_client)
-        if case.path.startswith("/api/"):
-            assert response.status_code >= 400
-
-    # The token is checked before the input, so that few kinds of input suffice.
-    walk(schema_for("all", "examples", "fuzzing", positive_data_acceptance=False), operation, refused)
-
-
-@pytest.mark.parametrize("operation", OPERATIONS)
+@sensible.parametrize()
 def test_documented_calls_work_for_a_watched_repository(
-    operation: str, watch: AppRepository, repo: Repo, redis_client: Redis
+    case: schemathesis.Case, watch: AppRepository, repo: Repo, headers: dict[str, str], redis_client: Redis
 ) -> None:
-    from schemathesis.core import NOT_SET
-
-    headers = headers_of(watch.app)
-
-    def works(case: Any) -> None:
-        if "repository_id" in case.path_parameters:
-            case.path_parameters["repository_id"] = watch.repository.repository_id
-        if "manifest" not in operation:
-            case.query.pop("after", None)  # only the `next` of a page is valid
-        if "run_id" in case.path_parameters:
-            case.path_parameters["run_id"] = watch.runs.get().run_id
-        if operation in {"POST /api/repositories", "PUT /api/repositories"}:
-            case.body["github_url"] = repo.url
-        if operation == "PUT /api/repositories":
-            case.body = {"github_url": repo.url}  # random refs and patterns are rarely valid
-        if operation == "PATCH /api/app":
-            case.body.pop("max_in_flight", None)  # may be above the administrator's limit
-        if operation == "POST /api/app/key":
-            case.body = {}  # a random key is rarely one that a library can use
-        if operation in ROTATION_ENDS and not App.objects.get().is_rotating_key:
-            start_key_rotation(Actor.command(), watch.app)
-            App.objects.update(new_key_accepted_at=Now())
-        if operation.startswith("POST /api/hooks/"):  # a random signature is never valid
-            secret = renew_push_secret(Actor.command(), watch)
-            body = json.dumps(case.body).encode() if case.body is not NOT_SET else b""
-            case.headers["X-Hub-Signature-256"] = "sha256=" + hmac.digest(secret.encode(), body, "sha256").hex()
-        assert call(case, redis_client, headers=headers).status_code < 300
-
-    walk(schema_for("positive", "examples", "coverage", "fuzzing"), operation, works)
+    if "repository_id" in case.path_parameters:
+        case.path_parameters["repository_id"] = watch.repository.repository_id
+    label = case.operation.label
+    if "manifest" not in label:
+        case.query.pop("after", None)  # only the `next` of a page is valid
+    if "run_id" in case.path_parameters:
+        case.path_parameters["run_id"] = watch.runs.get().run_id
+    if label in {"POST /api/repositories", "PUT /api/repositories"}:
+        case.body["github_url"] = repo.url
+    if label == "PUT /api/repositories":
+        case.body = {"github_url": repo.url}  # random refs and patterns are rarely valid
+    if label == "PATCH /api/app":
+        case.body.pop("max_in_flight", None)  # may be above the administrator's limit
+    if label == "POST /api/app/key":
+        case.body = {}  # a random key is rarely one that a library can use
+    if label in ROTATION_ENDS and not App.objects.get().is_rotating_key:
+        start_key_rotation(Actor.command(), watch.app)
+        App.objects.update(new_key_accepted_at=Now())
+    if label.startswith("POST /api/hooks/"):  # a random signature is never valid
+        secret = renew_push_secret(Actor.command(), watch)
+        body = json.dumps(case.body).encode() if case.body is not NOT_SET else b""
+        case.headers["X-Hub-Signature-256"] = "sha256=" + hmac.digest(secret.encode(), body, "sha256").hex()
+    assert call(case, redis_client, headers=headers).status_code < 300

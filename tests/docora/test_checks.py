@@ -1,5 +1,7 @@
 """The system checks of the settings."""
 
+import subprocess
+import sys
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -7,8 +9,8 @@ import pytest
 from django.core.checks import run_checks
 
 from docora.checks import check_keys, check_private_networks, check_proxies, check_settings
-from tests.support.commands import manage
 
+PROJECT = Path(__file__).resolve().parents[2]
 NETWORKS = [ip_network("127.0.0.1/32")]
 
 
@@ -79,6 +81,7 @@ def test_deployment_checks_run_with_deploy_only(production) -> None:
 
 def test_check_deploy_exits_with_1(tmp_path: Path) -> None:
     environment = {"PATH": "/usr/bin:/bin", "DATA_DIR": str(tmp_path), "DOCORA_ENV_FILE": "/dev/null", "DEBUG": "yes"}
-    done = manage("check", "--deploy", environment=environment)
+    command = [sys.executable, str(PROJECT / "manage.py"), "check", "--deploy"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert "(docora.E003) DEBUG is on" in done.stderr

@@ -5,11 +5,10 @@ The machines are network namespaces with cables that can be pulled. Where namesp
 machine's network, and tests that need the cables are skipped.
 """
 
-import contextlib
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
@@ -25,7 +24,7 @@ from tests.faults.conftest import MAX_IN_FLIGHT, RECORD_BATCH
 from tests.faults.test_kill import FILES, duplicates, wait_until_synced, watch_slow_client
 from tests.support.git import Repo
 from tests.support.histories import assert_promise_kept
-from tests.support.network import Machine, Network, NoNamespaces
+from tests.support.network import Machine, Network
 from tests.support.postgres import PostgresServer
 from tests.support.processes import Daemons
 from tests.support.receiver import wait_for
@@ -52,24 +51,10 @@ class Place:
         return Mirror(self.mirrors / f"{watch.repository.repository_id}.git")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def network(postgres_server: PostgresServer) -> Iterator[Network]:
     with Network("harbour", "hill") as network:
         yield network
-
-
-@pytest.fixture(scope="module")
-def addresses(
-    network: Network, django_db_setup: None, postgres_server: PostgresServer, valkey_server: ValkeyServer
-) -> Iterator[tuple[Callable[[str], str], str]]:
-    """The URL of PostgreSQL, by the database's name, and that of Redis, on the machines."""
-    connections.close_all()  # PostgreSQL is restarted
-    with (
-        postgres_server.listening_at(network.address, network.range) as url_of,
-        valkey_server.listening_at(network.address) as redis_url,
-    ):
-        yield url_of, redis_url
-        connections.close_all()
 
 
 @pytest.fixture
@@ -95,7 +80,8 @@ def world(network: Network, transactional_db: None, tmp_path: Path, settings) ->
 def places(
     network: Network,
     world: World,
-    addresses: tuple[Callable[[str], str], str],
+    postgres_server: PostgresServer,
+    valkey_server: ValkeyServer,
     tmp_path: Path,
     settings,
 ) -> Iterator[tuple[Place, Place]]:
@@ -108,25 +94,23 @@ def places(
         "RECORD_BATCH": str(RECORD_BATCH),
         "SWEEP_INTERVAL_SECONDS": "1",
     }
-    url_of, redis_url = addresses
-    made = []
-    for machine in network.machines:
-        folder = tmp_path / machine.name
-        folder.mkdir()
-        own = {
-            "DATABASE_URL": url_of(str(connection.settings_dict["NAME"])),
-            "REDIS_URL": redis_url,
-            "DATA_DIR": str(folder),
-        }
-        daemons = Daemons(folder, os.environ | shared | own | machine.variables, namespaces=machine.namespaces)
-        made.append(Place(machine, daemons, folder / "repos"))
-    yield made[0], made[1]
-    for place in made:
-        place.daemons.close()
-        with contextlib.suppress(NoNamespaces):
-            place.machine.connect()
-    with connection.cursor() as cursor:  # PostgreSQL may not have heard that a machine was cut off
-        cursor.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE client_addr IS NOT NULL")
+    name = str(connection.settings_dict["NAME"])
+    connections.close_all()  # PostgreSQL is restarted
+    with (
+        postgres_server.listening_at(network.address, network.range) as url_of,
+        valkey_server.listening_at(network.address) as redis_url,
+    ):
+        made = []
+        for machine in network.machines:
+            folder = tmp_path / machine.name
+            folder.mkdir()
+            own = {"DATABASE_URL": url_of(name), "REDIS_URL": redis_url, "DATA_DIR": str(folder)}
+            daemons = Daemons(folder, os.environ | shared | own | machine.variables, namespaces=machine.namespaces)
+            made.append(Place(machine, daemons, folder / "repos"))
+        yield made[0], made[1]
+        for place in made:
+            place.daemons.close()
+        connections.close_all()
 
 
 def host_of(watch: AppRepository) -> str:
@@ -250,7 +234,7 @@ def test_machine_rejoins_after_a_network_cut(world: World, places: tuple[Place, 
 
 def test_slots_are_shared_between_machines(world: World, places: tuple[Place, Place]) -> None:
     world.answer(lambda note: time.sleep(0.02))
-    files = {f"{number}.txt": b"%d" % number for number in range(120)}
+    files = {f"{number}.txt": b"%d" % number for number in range(300)}
     for place in places:
         place.start(workers=2)
     wait_for(lambda: len(inspect.read_workers()) == 4, 60, 0.1)  # otherwise the first worker would do everything
@@ -267,5 +251,5 @@ def test_slots_are_shared_between_machines(world: World, places: tuple[Place, Pl
     assert 1 < world.receiver.max_in_flight(world.app.app_id) <= MAX_IN_FLIGHT
     for repo, watch in watches:
         assert_promise_kept(world, repo, watch)
-    assert len(world.requests()) == 6 * 120
+    assert len(world.requests()) == 6 * 300
     no_traceback(places)

@@ -3,13 +3,12 @@
 import json
 import re
 from collections.abc import Iterator
-from urllib.parse import unquote
 
 import pytest
 from django.apps import apps
 from django.http import HttpResponse
 from django.test import Client
-from django.urls import Resolver404, URLPattern, URLResolver, get_resolver, resolve
+from django.urls import URLPattern, URLResolver, get_resolver
 
 from deliveries_app.models import AppRepository, BulkOperation, SyncRun
 from tests.hostile.conftest import visitor
@@ -106,9 +105,8 @@ def test_routes_are_found() -> None:
 
 
 def group_of(route: str) -> str:
-    """Return the app of the models that a page is about, or the first part of its address. Nothing follows a sign-out."""
-    _, first, second, *_ = route.split("/")
-    return second if second.endswith("_app") or second in {"auth", "logout"} else first
+    parts = route.split("/")[2:]
+    return "/".join(parts[:2]) if parts[0].endswith("_app") or parts[0] in {"auth"} else parts[0] or "index"
 
 
 GROUPS = {group: [route for route in ROUTES if group_of(route) == group] for group in map(group_of, ROUTES)}
@@ -176,58 +174,37 @@ def test_only_post_changes_anything(group: str, watches, operation: BulkOperatio
     assert state() == before
 
 
-IDS = ["0", "-1", "9" * 30, "x", "%00", "%ff", "1%20or%201=1", "..%2f..", "_5F", "1_2F2", "x" * 500]
+IDS = ["0", "-1", "999999999", "9" * 30, "x", "%00", "%ff", "1%20or%201=1", "..%2f..", "_5F", "1_2F2", "x" * 500]
 
 
-@by_group
-def test_invalid_id_is_never_a_server_error(group: str, root: Client, watches) -> None:
+@pytest.mark.parametrize("object_id", IDS, ids=lambda name: name[:14])
+def test_invalid_id_is_never_a_server_error(root: Client, watches, object_id: str) -> None:
     before = state()
-    for route in GROUPS[group]:
-        for object_id in IDS if "<" in route else ():
+    for route in ROUTES:
+        if "<" in route:
             url = re.sub(r"<[^>]+>", object_id, route)
-            if object_id != "x" and not leads_to(route, url):
-                continue  # to the same page as with "x": that of an unknown address
             for response in (root.get(url), root.post(url, {"post": "yes"})):
                 assert response.status_code in {302, 400, 401, 403, 404, 405, 410}, (url, response.status_code)
     assert state() == before
-
-
-def is_list(route: str) -> bool:
-    return group_of(route) in {"auth", "deliveries_app", "repositories_app"} and route.count("/") == 4
-
-
-def leads_to(route: str, url: str) -> bool:
-    try:
-        return f"/{resolve(unquote(url)).route}" == route
-    except Resolver404:
-        return False
 
 
 QUERIES = ["ids=x", "ids=%00", "ids=" + "9" * 30, "ids=" + ",".join("1" * 5000), "p=x", "p=-1", "p=" + "9" * 30, "q=%00",
     "q=%ff", "q=" + "x" * 500, "o=99", "o=%00", "next=https://evil.example", "next=//evil.example", "next=javascript:x",
     "app=%00", "app=" + "9" * 30, "status=%00", "app__client_auth_key__startswith=a", "_to_field=client_auth_key", "e=1",
     "_popup=1", "repository__watches__github_token__contains=g"]  # fmt: skip
-OF_OTHER_PAGES = [query for query in QUERIES if query.startswith("ids=")] + [
-    "q=%00&app=%00&o=%00&status=%00",  # refused before the page is asked
-    "next=https://evil.example&p=x&q=%ff&o=99&e=1&_popup=1",
-    f"next=//evil.example&p=-1&q={'x' * 500}&_to_field=client_auth_key",
-    "next=javascript:x&app__client_auth_key__startswith=a&repository__watches__github_token__contains=g",
-]
-"""For pages that are no list, which do not end at the first parameter that is invalid."""
 
 
-@by_group
+@pytest.mark.parametrize("query", QUERIES, ids=lambda name: name[:40])
 def test_invalid_query_is_no_server_error_or_redirect(
-    group: str, root: Client, watches, operation: BulkOperation
+    root: Client, watches, operation: BulkOperation, query: str
 ) -> None:
     before = state()
-    for route in GROUPS[group]:
+    for route in ROUTES:
         if route in STAFF_PAGES | PUBLIC_PAGES or route.endswith(("/history/", "/delete/", "object_id>/")):
             continue
-        for query in QUERIES if is_list(route) else OF_OTHER_PAGES:
-            response = root.get(f"{address(route, watches[0], operation)}?{query}")
-            assert response.status_code < 500, (route, query)
-            assert "evil.example" not in response.headers.get("Location", "")
-            if "next=" in query and response.status_code == 200 and not response.streaming:
-                assert not re.search(r'href="(https:)?//evil\.example|href="javascript:', response.text), (route, query)
+        response = root.get(f"{address(route, watches[0], operation)}?{query}")
+        assert response.status_code < 500, route
+        assert "evil.example" not in response.headers.get("Location", "")
+        if "next=" in query and response.status_code == 200 and not response.streaming:
+            assert not re.search(r'href="(https:)?//evil\.example|href="javascript:', response.text), route
     assert state() == before

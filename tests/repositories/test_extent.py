@@ -9,7 +9,7 @@ from repositories_app.mirror.blobs import BlobReader
 from repositories_app.mirror.extent import MAX_DEPTH, check_extent
 from repositories_app.mirror.mirror import Mirror
 from tests.repositories.conftest import changed_paths
-from tests.repositories.test_hostile_trees import blob, tree
+from tests.repositories.test_hostile_trees import blob, serve, tree
 from tests.support.git import GitFixture, Repo, git
 
 FILE, FOLDER = b"100644", b"40000"
@@ -66,7 +66,7 @@ def test_ten_trees_with_ten_billion_files_are_refused_after_reading_ten_trees(
     repo: Repo, mirror: Mirror, reader: BlobReader, fetched: Callable[..., str]
 ) -> None:
     base = fetched(repo)
-    repo.serve(nested(repo, tree(repo, *((FILE, b"%d" % number, blob(repo)) for number in range(10))), 9, 10))
+    serve(repo, nested(repo, tree(repo, *((FILE, b"%d" % number, blob(repo)) for number in range(10))), 9, 10))
     commit = fetched(repo)
     assert "more than MAX_FILES (1,000,000)" in refusal(reader, commit)
     assert changed_paths(mirror, base, commit) is None
@@ -77,7 +77,7 @@ def test_billions_of_empty_folders_are_refused(
 ) -> None:
     """git lists none of them, and would be silent while it walks."""
     base = fetched(repo)
-    repo.serve(nested(repo, tree(repo), 10, 10))
+    serve(repo, nested(repo, tree(repo), 10, 10))
     commit = fetched(repo)
     assert "more than MAX_FILES" in refusal(reader, commit)
     assert changed_paths(mirror, base, commit) is None
@@ -113,7 +113,7 @@ def test_depth_counts_the_longest_way(repo: Repo, reader: BlobReader, fetched: C
     monkeypatch.setattr("repositories_app.mirror.extent.MAX_DEPTH", 3)
     leaf = tree(repo, (FILE, b"f", blob(repo)))
     deep = nested(repo, leaf, 2, 1)
-    repo.serve(tree(repo, (FOLDER, b"a", deep), (FOLDER, b"b", leaf)))
+    serve(repo, tree(repo, (FOLDER, b"a", deep), (FOLDER, b"b", leaf)))
     assert "nested more than 3 levels deep" in refusal(reader, fetched(repo))
 
 

@@ -20,13 +20,21 @@ def repo(server: GitFixture) -> Repo:
 
 
 def blob(repo: Repo, content: bytes = b"x") -> bytes:
-    return repo.write("blob", content)
+    return git(repo.path, "hash-object", "-w", "--stdin", stdin=[content]).strip()
 
 
 def tree(repo: Repo, *entries: tuple[bytes, bytes, bytes]) -> bytes:
     """Write a tree of exactly these (mode, name, object id) in this order, even if git would refuse it."""
-    raw = (b"%b %b\0%b" % (mode, name, bytes.fromhex(oid.decode())) for mode, name, oid in entries)
-    return repo.write("tree", b"".join(raw))
+    raw = b"".join(b"%b %b\0%b" % (mode, name, bytes.fromhex(oid.decode())) for mode, name, oid in entries)
+    return git(repo.path, "hash-object", "-t", "tree", "--literally", "-w", "--stdin", stdin=[raw]).strip()
+
+
+def serve(repo: Repo, root: bytes) -> str:
+    """Make this tree the newest commit of the repository."""
+    lines = [b"tree %b\n" % root, b"author a <a@b> 1 +0000\n", b"committer a <a@b> 1 +0000\n", b"\nHostile\n"]
+    commit = git(repo.path, "hash-object", "-t", "commit", "-w", "--stdin", stdin=lines).decode().strip()
+    git(repo.path, "update-ref", "refs/heads/main", commit)
+    return commit
 
 
 def paths(mirror: Mirror, commit: str, only: list[bytes] | None = None) -> list[bytes]:
@@ -48,7 +56,7 @@ def strange_tree(repo: Repo, deep: bool) -> dict[bytes, bytes]:
         found[name + b"/" + name if deep else name] = content
         entries.append((b"40000", name, tree(repo, file)) if deep else file)
     entries.sort(key=lambda entry: entry[1] + (b"/" if deep else b""))  # as git sorts
-    repo.serve(tree(repo, *entries))
+    serve(repo, tree(repo, *entries))
     return dict(sorted(found.items()))
 
 
@@ -88,7 +96,7 @@ def test_looking_up_an_impossible_path_finds_nothing(repo: Repo, mirror: Mirror,
     ids=lambda names: repr(names),
 )
 def test_unsorted_tree_is_refused(repo: Repo, mirror: Mirror, fetched: Callable[..., str], names: list[bytes]) -> None:
-    repo.serve(tree(repo, *((b"100644", name, blob(repo)) for name in names)))
+    serve(repo, tree(repo, *((b"100644", name, blob(repo)) for name in names)))
     with pytest.raises(GitError, match="malformed") as caught:
         paths(mirror, fetched(repo))
     assert caught.value.cause is Cause.OTHER
@@ -110,7 +118,7 @@ BROKEN = {
 def test_broken_tree_on_the_host_differs_from_a_broken_mirror(
     repo: Repo, fetched: Callable[..., str], raw: bytes
 ) -> None:
-    repo.serve(repo.write("tree", raw))
+    serve(repo, git(repo.path, "hash-object", "-t", "tree", "--literally", "-w", "--stdin", stdin=[raw]).strip())
     with pytest.raises(GitError, match=r"host message: .*on the remote side") as caught:
         fetched(repo)
     assert caught.value.cause is Cause.NETWORK
@@ -122,8 +130,8 @@ def test_broken_tree_from_the_host_is_a_clear_error(
 ) -> None:
     base = fetched(repo)
     here = Repo("mirror", mirror.directory, repo.server)
-    root = here.write("tree", raw)
-    commit = here.serve(root)
+    root = git(here.path, "hash-object", "-t", "tree", "--literally", "-w", "--stdin", stdin=[raw]).strip()
+    commit = serve(here, root)
     with pytest.raises(GitError) as caught:
         paths(mirror, commit)
     assert caught.value.cause is Cause.CORRUPT
@@ -133,7 +141,7 @@ def test_broken_tree_from_the_host_is_a_clear_error(
 
 
 def test_entry_with_a_wrong_type_is_not_a_file(repo: Repo, mirror: Mirror, fetched: Callable[..., str]) -> None:
-    repo.serve(tree(repo, (b"100644", b"file", tree(repo, (b"100644", b"a", blob(repo))))))
+    serve(repo, tree(repo, (b"100644", b"file", tree(repo, (b"100644", b"a", blob(repo))))))
     with pytest.raises(GitError), mirror.blobs() as reader:
         list(reader.read([entry.blob for entry in mirror.tree(fetched(repo))]))
 
@@ -150,7 +158,7 @@ def test_trees_deeper_than_two_thousand_levels_are_refused(
     root = git(repo.path, "rev-parse", "main^{tree}").strip()
     for _ in range(100):
         root = tree(repo, (b"40000", b"d", root))
-    repo.serve(root)
+    serve(repo, root)
     with pytest.raises(GitError, match="too large") as caught:
         paths(mirror, fetched(repo))
     assert (caught.value.cause, caught.value.permanent) == (Cause.TOO_LARGE, True)
@@ -159,7 +167,7 @@ def test_trees_deeper_than_two_thousand_levels_are_refused(
 def test_name_of_ten_megabytes(repo: Repo, mirror: Mirror, fetched: Callable[..., str]) -> None:
     base = fetched(repo)
     name = b"n" * 10_000_000
-    repo.serve(tree(repo, (b"100644", name, blob(repo))))
+    serve(repo, tree(repo, (b"100644", name, blob(repo))))
     commit = fetched(repo)
     started = time.process_time()
     assert paths(mirror, commit) == [name]
@@ -173,7 +181,7 @@ def test_fifty_thousand_entries_in_one_folder_are_streamed(
 ) -> None:
     content = blob(repo)
     names = [b"file-%06d" % number for number in range(50_000)]
-    repo.serve(tree(repo, *((b"100644", name, content) for name in names)))
+    serve(repo, tree(repo, *((b"100644", name, content) for name in names)))
     commit = fetched(repo)
     assert paths(mirror, commit) == names
     assert paths(mirror, commit, [names[7], names[40_000]]) == [names[7], names[40_000]]
@@ -187,7 +195,7 @@ def test_tree_that_expands_exponentially_is_refused(
     root = tree(repo, *((b"100644", b"%d" % number, blob(repo)) for number in range(10)))
     for _ in range(9):
         root = tree(repo, *((b"40000", b"%d" % number, root) for number in range(10)))
-    repo.serve(root)  # ten trees, ten billion files
+    serve(repo, root)  # ten trees, ten billion files
     with pytest.raises(GitError, match="list of files exceeds 20 MB") as caught:
         for _ in mirror.tree(fetched(repo)):
             pass
@@ -198,7 +206,7 @@ def test_file_that_expands_to_gigabytes_is_not_held_in_memory(
     repo: Repo, mirror: Mirror, fetched: Callable[..., str]
 ) -> None:
     size = 256_000_000
-    repo.serve(tree(repo, (b"100644", b"zeros", blob(repo, bytes(size)))))
+    serve(repo, tree(repo, (b"100644", b"zeros", blob(repo, bytes(size)))))
     commit = fetched(repo)
     assert sum(path.stat().st_size for path in (mirror.directory / "objects").rglob("*.pack")) < 2_000_000
     [entry] = mirror.tree(commit)
@@ -218,7 +226,7 @@ def test_head_that_is_not_a_commit_is_a_clear_error(
     oid = {"tree": git(repo.path, "rev-parse", "HEAD^{tree}").decode().strip(), "blob": blob(repo).decode()}.get(target)
     if oid is None:
         tag = b"object %b\ntype blob\ntag x\ntagger a <a@b> 1 +0000\n\nx\n" % blob(repo)
-        oid = repo.write("tag", tag).decode()
+        oid = git(repo.path, "hash-object", "-t", "tag", "-w", "--stdin", stdin=[tag]).decode().strip()
     git(repo.path, "update-ref", "refs/tags/x", oid)
     with pytest.raises(GitError) as caught:
         list(mirror.tree(fetched(repo, commit=oid)))

@@ -1,8 +1,6 @@
 """Real git repositories on a real git server. One line creates or changes a repository."""
 
-import hashlib
 import subprocess
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -69,24 +67,6 @@ class Repo:
     def force_push(self, files: Changes, message: str = "Rewritten", branch: str | None = None) -> str:
         """Replace the whole history by one commit that holds exactly `files`, and return its id."""
         return commit(self.path, files, message, branch or self.branch, replace=True)
-
-    def write(self, kind: str, content: bytes) -> bytes:
-        """Write an object of exactly this content, even one that git refuses, and return its id. Starts no process."""
-        raw = b"%b %d\0%b" % (kind.encode(), len(content), content)
-        name = hashlib.sha1(raw, usedforsecurity=False).hexdigest()
-        file = self.path / "objects" / name[:2] / name[2:]
-        if not file.exists():
-            file.parent.mkdir(exist_ok=True)
-            file.write_bytes(zlib.compress(raw, 1))
-        return name.encode()
-
-    def serve(self, root: bytes) -> str:
-        """Make a commit of this tree the newest one, without history, and return its id."""
-        commit = self.write("commit", b"tree %b\nauthor a <a@b> 1 +0000\ncommitter a <a@b> 1 +0000\n\nHostile\n" % root)
-        ref = self.path / "refs" / "heads" / self.branch
-        ref.parent.mkdir(parents=True, exist_ok=True)
-        ref.write_bytes(commit + b"\n")
-        return commit.decode()
 
     def commit_of(self, revision: str) -> str:
         """Return the id of the commit that a branch or tag points to."""
