@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import manage
-from tests.support.nursery import PROJECT, WARDS, Child, Nursery
+from tests.support.nursery import MAX_PREPARED, PROJECT, Child, Nursery
 from tests.support.nursery import nursery as shared
 from tests.support.processes import is_alive
 from tests.support.receiver import wait_for
@@ -92,7 +92,7 @@ def test_child_can_be_waited_for_and_ended() -> None:
 def test_child_outlives_the_use_of_its_environment(nursery: Nursery) -> None:
     child = start_sleep(nursery)
     with open(os.devnull, "r+b") as null:
-        for number in range(WARDS + 1):
+        for number in range(MAX_PREPARED + 1):
             other = os.environ | {"LEASE_SECONDS": str(20 + number)}
             again = [nursery.start(["version"], other, stdin=null, stdout=null, stderr=null) for _ in range(2)]
             assert [each.wait(20) for each in again] == [0, 0]

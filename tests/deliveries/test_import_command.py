@@ -11,9 +11,9 @@ from deliveries_app.models import App, AppRepository, SyncRun
 from tests.deliveries.test_import import BASE, FILES, GIT
 from tests.docora.test_command_errors import outcomes
 from tests.docora.test_docs import read
-from tests.docora.test_up import free_port
 from tests.support.deployment import ENV_FILE, compose
 from tests.support.existing import ExistingService
+from tests.support.instance import free_port
 
 SECRET = "s3cret"
 KEY = {"SOURCE_ENCRYPTION_KEY": "0" * 64}

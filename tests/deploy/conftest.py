@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.deployment import free_port, image_variables, unpack_image
+from tests.support.deployment import image_variables, unpack_image
+from tests.support.instance import free_port
 from tests.support.postgres import PostgresServer
 from tests.support.processes import Daemons
 from tests.support.shared import SharedFolder

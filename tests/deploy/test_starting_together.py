@@ -14,7 +14,7 @@ from deliveries_app.monitoring import health
 from docora.db import schema
 from docora.management.commands.migrate import _LOCK
 from tests.deploy.test_compose import readiness
-from tests.support.deployment import free_port
+from tests.support.instance import free_port
 from tests.support.postgres import PostgresServer
 from tests.support.processes import Daemon, Daemons
 from tests.support.receiver import wait_for

@@ -10,8 +10,8 @@ from django.db import DatabaseError
 
 from docora.cli import commands
 from docora.cli.main import error_message
-from tests.docora.test_up import free_port
 from tests.support.commands import PROJECT, manage, run_script
+from tests.support.instance import free_port
 from tests.support.postgres import PostgresServer
 
 COMMANDS = {

@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -139,12 +138,3 @@ def start_command(name: str) -> list[str]:
     python, manage, *arguments = line.split()
     assert (python, manage) == ("/opt/docora/.venv/bin/python", "manage.py")
     return arguments
-
-
-# --- Ports --------------------------------------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -1,9 +1,9 @@
 """Start `manage.py` processes five times as fast, by forking them from a process that has imported the libraries.
 
-What depends on the environment, such as Docora and its settings, is imported once for each environment: in a ward, which
-is a fork of the nursery that then forks the children. Without a ward, each child imports it itself. A child has its own
-arguments, environment, working directory and standard streams, as if a shell had started it. The one difference is in
-`/proc`, which shows the command line of the nursery.
+What depends on the environment, such as Docora and its settings, is imported once for each environment, by a prepared
+process: a fork of the nursery that forks the children of its environment. Without one, each child imports it itself. A child
+has its own arguments, environment, working directory and standard streams, as if a shell had started it. The one difference
+is in `/proc`, which shows the command line of the nursery.
 """
 
 import contextlib
@@ -45,8 +45,8 @@ def read_by_python(variable: str) -> bool:
     return variable.startswith(("PYTHON", "LANG", "LC_"))
 
 
-def _is_usual(environment: Mapping[str, str]) -> bool:
-    """Return whether the settings come from variables alone, and from the files of the suite's own data directory."""
+def _can_be_prepared(environment: Mapping[str, str]) -> bool:
+    """Return whether the settings depend only on these variables and on the suite's own data directory."""
     return "FILE_TRANSFORMS" not in environment and all(
         environment.get(name) == os.environ.get(name) for name in ("DATA_DIR", "DOCORA_ENV_FILE", "DOCORA_SETTINGS")
     )
@@ -123,7 +123,7 @@ class Nursery:
             "arguments": [str(script), *arguments],
             "environment": dict(environment),
             "folder": str(Path.cwd()),
-            "may_share": script == PROJECT / "manage.py" and _is_usual(environment),
+            "can_be_prepared": script == PROJECT / "manage.py" and _can_be_prepared(environment),
         }
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
@@ -156,23 +156,26 @@ nursery = Nursery()
 """The nursery of this process."""
 
 
-WARDS = 2
-"""Environments for which Docora stays imported: those of the last tests."""
+MAX_PREPARED = 2
+"""How many environments have a prepared process: the ones used last."""
 
 
 class _Server:
-    """Forks a child for each request that arrives at `control`. Only the nursery itself has wards."""
+    """Forks a child for each request that arrives at `control`.
 
-    def __init__(self, control: socket.socket, *, is_ward: bool = False) -> None:
-        self._control, self._is_ward = control, is_ward
+    The nursery and each prepared process are such servers. Only the nursery starts prepared processes.
+    """
+
+    def __init__(self, control: socket.socket, *, is_prepared: bool = False) -> None:
+        self._control, self._is_prepared = control, is_prepared
         self._selector = selectors.DefaultSelector()
-        self._replies: dict[int, socket.socket | None] = {}  # by the pid of the child; None: it is a ward
-        self._wards: dict[str, socket.socket | None] = {}  # by environment; None: Docora can't be set up there
+        self._replies: dict[int, socket.socket | None] = {}  # by the pid of the child; None: it is a prepared process
+        self._prepared: dict[str, socket.socket | None] = {}  # by environment; None: Docora can't be set up there
 
     def serve(self) -> dict[str, Any] | None:
-        """Return the request in a child, or in a ward, and None at the end.
+        """Return the request in a child or in a prepared process, and None at the end.
 
-        A ward ends after its last child, which would end with it.
+        A prepared process ends after its last child, which would end with it.
         """
         with self._selector:
             self._selector.register(self._control, selectors.EVENT_READ)
@@ -190,17 +193,17 @@ class _Server:
         message, files, _, _ = socket.recv_fds(self._control, 1 << 20, 8)
         if not message:
             self._selector.unregister(self._control)
-            if not self._is_ward:
+            if not self._is_prepared:
                 for child in self._replies:
                     os.kill(child, signal.SIGKILL)
             return None
         request = json.loads(message)
-        if not self._is_ward and len(files) == 4 and request["may_share"]:
-            ward = self._ward_for(request)
-            if isinstance(ward, dict):
-                return ward | {"files": files}
-            if ward is not None:
-                socket.send_fds(ward, [message], files)
+        if not self._is_prepared and len(files) == 4 and request["can_be_prepared"]:
+            prepared = self._prepared_for(request)
+            if isinstance(prepared, dict):
+                return prepared | {"files": files}
+            if prepared is not None:
+                socket.send_fds(prepared, [message], files)
                 for file in files:
                     os.close(file)
                 return None
@@ -213,24 +216,27 @@ class _Server:
             os.close(file)
         return None
 
-    def _ward_for(self, request: dict[str, Any]) -> socket.socket | dict[str, Any] | None:
-        """Return the ward of the request's environment, or None if there can be none. In a new ward, return its request."""
+    def _prepared_for(self, request: dict[str, Any]) -> socket.socket | dict[str, Any] | None:
+        """Return the socket of the prepared process for the request's environment, or None if there can be none.
+
+        Starts it if necessary. In the new process, return the request.
+        """
         key = json.dumps([request["folder"], *sorted(request["environment"].items())])
-        if key in self._wards:
-            self._wards[key] = self._wards.pop(key)  # the last one used
-            return self._wards[key]
-        while len(self._wards) >= WARDS:
-            if oldest := self._wards.pop(next(iter(self._wards))):
+        if key in self._prepared:
+            self._prepared[key] = self._prepared.pop(key)  # the last one used
+            return self._prepared[key]
+        while len(self._prepared) >= MAX_PREPARED:
+            if oldest := self._prepared.pop(next(iter(self._prepared))):
                 oldest.close()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         if not (child := os.fork()):
             ours.close()
-            return request | {"ward": theirs}
+            return request | {"control": theirs}
         theirs.close()
         self._watch(child, None)
         is_ready = ours.recv(1) == b"y"
-        self._wards[key] = ours if is_ready else None
-        return self._wards[key]
+        self._prepared[key] = ours if is_ready else None
+        return self._prepared[key]
 
     def _watch(self, child: int, reply: socket.socket | None) -> None:
         self._replies[child] = reply
@@ -249,7 +255,7 @@ class _Server:
         for key in list(self._selector.get_map().values()):
             if key.data is not None:
                 os.close(key.fd)
-        for each in filter(None, (self._control, *self._replies.values(), *self._wards.values())):
+        for each in filter(None, (self._control, *self._replies.values(), *self._prepared.values())):
             each.close()
 
 
@@ -304,14 +310,14 @@ def _set_up_docora() -> None:
             raise RuntimeError("A child has to say this.")
 
 
-def _serve_as_ward(request: dict[str, Any], parent: int) -> dict[str, Any] | None:
+def _serve_prepared(request: dict[str, Any], parent: int) -> dict[str, Any] | None:
     """Set Docora up, and fork the children of this environment. Return the request in a child."""
     from docora.process import die_with
 
     die_with(parent, signal.SIGKILL)
     for file in request["files"]:
         os.close(file)
-    control: socket.socket = request["ward"]
+    control: socket.socket = request["control"]
     try:
         _enter(request)
         _set_up_docora()
@@ -320,7 +326,7 @@ def _serve_as_ward(request: dict[str, Any], parent: int) -> dict[str, Any] | Non
     gc.collect()
     gc.freeze()
     control.send(b"y")
-    return _Server(control, is_ward=True).serve()
+    return _Server(control, is_prepared=True).serve()
 
 
 if __name__ == "__main__":
@@ -335,9 +341,9 @@ if __name__ == "__main__":
     gc.freeze()  # children then copy less of what they share
     pid = os.getpid()
     request = _Server(socket.socket(fileno=int(sys.argv[1]))).serve()
-    if request and "ward" in request:
+    if request and "control" in request:
         parent, pid = pid, os.getpid()
-        request = _serve_as_ward(request, parent)
+        request = _serve_prepared(request, parent)
     if request:
         _become(request, pid)
         import runpy
