@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 from rq.exceptions import DuplicateJobError, NoSuchJobError
 from rq.job import Job, JobStatus
 from rq.queue import Queue
+from rq.utils import as_text
 
 from docora.redis.connection import connection
 
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 QUEUES = ("high", "default", "low")
 WORKER_TTL_SECONDS = 25
 _STALE_SECONDS = 10
+_AGAIN = "docora:again:{}"
+_AGAIN_SECONDS = 60
 
 
 def _queue(name: str) -> Queue:
@@ -58,6 +61,7 @@ def enqueue(
     `function` is a dotted path. Pass `owned=False` if no worker holds a lease on the job's subject: then a job hash
     left behind by a dead worker is replaced. With `alone`, its process performs no other job at the same time. The
     `tenant`s share the slots of a process. Return True if the job is now waiting, False if it is running or Redis is down.
+    A running one of a subject with a lease is enqueued once more when it ends (`enqueue_again`).
     """
     try:
         target = _queue(queue)
@@ -95,7 +99,11 @@ def _requeue(
             target.connection.rpush(target.key, job_id)
         return True
     if owned:
-        return False
+        target.connection.set(_AGAIN.format(job_id), target.name, ex=_AGAIN_SECONDS)
+        if target.connection.exists(Job.key_for(job_id)):
+            return False
+        # It has just ended, perhaps before it could see the mark.
+        return enqueue(target.name, function, argument, job_id, owned=False, alone=alone, tenant=tenant)
     try:
         found = Job.fetch(job_id, connection=target.connection, serializer=target.serializer)
     except NoSuchJobError:
@@ -105,6 +113,17 @@ def _requeue(
             return False
         found.delete()
     return enqueue(target.name, function, argument, job_id, owned=True, alone=alone, tenant=tenant)
+
+
+def enqueue_again(job: Job) -> None:
+    """Enqueue a job that has just succeeded, if it could not be enqueued while it ran.
+
+    It may have read its subject's row before the change that it was to be enqueued for. Without this, such a change would
+    wait for the next sweep.
+    """
+    if name := connection().getdel(_AGAIN.format(job.id)):
+        function = str(job.func_name)
+        enqueue(as_text(name), function, job.args[0], job.id, alone=runs_alone(job), tenant=tenant_of(job))
 
 
 def runs_alone(job: Job) -> bool:

@@ -133,12 +133,18 @@ class DocoraWorker(Worker):
         RQ sees each job start and end as if it had its own work-horse.
         """
         if queues.runs_alone(job):
-            return super().perform_job(job, queue, execution)
+            return self._perform_one(job, queue, execution)
         horse = WorkHorse(
-            settings.SYNCS_PER_WORKER, super().perform_job, lambda: self._take_job(horse), stopping, request_stop
+            settings.SYNCS_PER_WORKER, self._perform_one, lambda: self._take_job(horse), stopping, request_stop
         )
         horse.run((job, queue, execution))
         return True
+
+    def _perform_one(self, job: Job, queue: Queue, execution: Execution) -> bool:
+        has_succeeded = super().perform_job(job, queue, execution)
+        if has_succeeded:
+            queues.enqueue_again(job)
+        return has_succeeded
 
     def _take_job(self, horse: WorkHorse) -> Assignment | None:
         """Take the next job from the queues. Leave a job that runs alone to its own work-horse. If it has waited for long,

@@ -85,6 +85,19 @@ def test_stranded_job_of_a_leased_watch_is_kept() -> None:
     assert ids("default") == []
 
 
+def test_job_that_ends_while_it_is_enqueued_is_enqueued_again(redis_client: Redis, monkeypatch) -> None:
+    strand(seconds_ago=0)
+    original = Redis.set
+
+    def ends_first(*arguments: object, **options: object) -> object:
+        redis_client.delete(Job.key_for("job-1"))
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(Redis, "set", ends_first)
+    assert put("high", owned=True)
+    assert ids("high") == ["job-1"]
+
+
 def test_unreadable_job_is_replaced(redis_client: Redis) -> None:
     redis_client.hset(Job.key_for("job-1"), "last_heartbeat", "2026-11-24T12:00:00.000000Z")
     assert put()
