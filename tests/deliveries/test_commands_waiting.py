@@ -5,11 +5,15 @@ import json
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 from django.core.management import CommandError, call_command
 
 from deliveries_app.actors import Actor
+from deliveries_app.management import progress
 from deliveries_app.models import App, AppRepository, BulkOperation, SyncRun
 from deliveries_app.progress import live
 from deliveries_app.services import cancel_operation, cancel_request, pause_syncing, resync_single
@@ -19,13 +23,17 @@ from tests.support.commands import PROJECT, manage, run, run_json
 from tests.support.receiver import Answer, wait_for
 from tests.support.world import World
 
-SLEEP = "deliveries_app.management.progress.time.sleep"
-
 
 @pytest.fixture
 def watch(world: World) -> AppRepository:
     _, watch = world.watch({"a.txt": b"a", "b.txt": b"b"})
     return world.sync(watch)
+
+
+def while_waiting(monkeypatch, action: Callable[[], object]) -> None:
+    """Let the command perform the action instead of sleeping between polls. Other threads of this process still sleep."""
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: action())
+    monkeypatch.setattr(progress, "time", clock)
 
 
 def refuse_b(world: World, settings) -> None:
@@ -51,8 +59,7 @@ def test_resync_prints_the_request(world: World, watch: AppRepository) -> None:
 
 @pytest.mark.parametrize("many", [True, False])
 def test_wait_prints_the_final_numbers(world: World, watch: AppRepository, monkeypatch, many: bool) -> None:
-    # Instead of sleeping between polls, the command performs the sync itself.
-    monkeypatch.setattr(SLEEP, lambda _: sync(watch.pk))
+    while_waiting(monkeypatch, lambda: sync(watch.pk))
     ids = [world.app.app_id] if many else [world.app.app_id, watch.repository.repository_id]
     printed = run_json("resync", *ids, "--wait", "--yes")
     assert (printed["succeeded"], printed["total"], printed["files_done"], printed["percent"]) == (1, 1, 2, 100)
@@ -65,7 +72,7 @@ def test_wait_exits_with_1_if_something_failed(
     world: World, watch: AppRepository, monkeypatch, settings, many: bool
 ) -> None:
     refuse_b(world, settings)
-    monkeypatch.setattr(SLEEP, lambda _: sync(watch.pk))
+    while_waiting(monkeypatch, lambda: sync(watch.pk))
     ids = [world.app.app_id] if many else [world.app.app_id, watch.repository.repository_id]
     out = io.StringIO()
     with pytest.raises(CommandError, match="1 of 1 repositories did not" if many else "HTTP 500") as failed:
@@ -79,20 +86,20 @@ def test_wait_exits_with_1_if_something_failed(
 def test_wait_for_a_run_that_is_cancelled_or_superseded(
     world: World, watch: AppRepository, monkeypatch, outcome: str
 ) -> None:
-    def meanwhile(_: float) -> None:
+    def meanwhile() -> None:
         if outcome == "cancelled":
             cancel_request(Actor.system(), watch)
         else:
             resync_single(Actor.system(), watch)
             sync(watch.pk)
 
-    monkeypatch.setattr(SLEEP, meanwhile)
+    while_waiting(monkeypatch, meanwhile)
     with pytest.raises(CommandError, match=f"It did not succeed: {outcome}"):
         run("resync", world.app.app_id, watch.repository.repository_id, "--wait", "--yes")
 
 
 def test_wait_for_an_operation_that_is_cancelled(world: World, watch: AppRepository, monkeypatch) -> None:
-    monkeypatch.setattr(SLEEP, lambda _: cancel_operation(Actor.system(), BulkOperation.objects.get()))
+    while_waiting(monkeypatch, lambda: cancel_operation(Actor.system(), BulkOperation.objects.get()))
     with pytest.raises(CommandError, match="1 of 1 repositories did not succeed: 1 cancelled"):
         run("resync", world.app.app_id, "--wait", "--yes")
 
@@ -172,7 +179,7 @@ def test_ctrl_c_stops_waiting_but_not_the_sync(
 
 def test_retry_one_an_app_or_all(world: World, watch: AppRepository, monkeypatch, settings) -> None:
     refuse_b(world, settings)
-    monkeypatch.setattr(SLEEP, lambda _: sync(watch.pk))
+    while_waiting(monkeypatch, lambda: sync(watch.pk))
     with pytest.raises(CommandError):
         run("resync", world.app.app_id, "--wait", "--yes")
     for ids in ([world.app.app_id, watch.repository.repository_id], [world.app.app_id], ["--all"]):
@@ -203,11 +210,11 @@ def test_resync_with_a_canary_that_fails_is_held(world: World, watch: AppReposit
     world.settle()
     refuse_b(world, settings)
 
-    def work(_seconds: float) -> None:
+    def work() -> None:
         sync(watch.pk)
         release_due()
 
-    monkeypatch.setattr(SLEEP, work)
+    while_waiting(monkeypatch, work)
     with pytest.raises(
         CommandError, match=r"Held\. Portal: acme/widgets failed: .*continue_resync bulk_\w+\. .*cancel bulk_"
     ):
