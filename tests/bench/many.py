@@ -1,4 +1,4 @@
-"""Measure many small repositories, with real workers and a sweep: first sync, one file changed in each, re-sync of all.
+"""Measure many repositories, with real workers and a sweep: first sync, one file changed in each, re-sync of all.
 
 The floor is a bare `git init` and `git fetch --depth=1` of each, two at once, on the same git host in the same run.
 """
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tests.support.git import Repo
 
 COUNT, FILES, SIZE = 200, 30, 2048
+TWENTY, TWENTY_FILES, MAX_IN_FLIGHT = 20, 200, 8
 IDLE = 500
 GOALS = {"first sync": (1.5, 60), "one file changed in each": (2.0, 46), "re-sync of all": (2.5, 38)}
 """How many times as fast as the floor, and ms of CPU for each repository."""
@@ -96,6 +97,34 @@ def small_repositories(stage: Stage, count: int = COUNT, workers: int = 2) -> It
                 f"({client / count * 1000:.0f} ms)",
             )
     receiver.close()
+
+
+def twenty_repositories(stage: Stage, workers: int = 2) -> Iterator[Row]:
+    """Re-sync 20 repositories with 200 files each, with a receiver that answers at once and one that takes 20 ms."""
+    from deliveries_app.actors import Actor
+    from deliveries_app.services import resync_by_app
+
+    repos = [make_large(stage.git, f"twenty/of-{number}", TWENTY_FILES, 4096) for number in range(TWENTY)]
+    with running(stage, workers):
+        for delay in (0, 20):
+            receiver = stage.receiver(delay)
+            app = stage.app(receiver)
+            for repo in repos:
+                stage.watch(app, repo.name)
+            _until_synced(app, lambda: None)
+            receiver.counts()
+            seconds = _until_synced(app, partial(resync_by_app, Actor.command(), app))
+            assert receiver.counts()["posts"] == TWENTY * TWENTY_FILES
+            floor = TWENTY * TWENTY_FILES * delay / 1000 / MAX_IN_FLIGHT
+            limit = 1.1 * floor or 1.2
+            yield Row(
+                f"re-sync of all of {TWENTY} repositories with {TWENTY_FILES} files, receiver takes {delay} ms",
+                f"{seconds:.1f} s",
+                f"≤ {limit:.1f} s",
+                seconds <= limit,
+                f"1.1 times the minimum with {MAX_IN_FLIGHT} in flight, {floor:.1f} s" if floor else "",
+            )
+            receiver.close()
 
 
 def idle_instance(stage: Stage) -> Iterator[Row]:

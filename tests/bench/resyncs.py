@@ -1,11 +1,10 @@
-"""Measure re-syncs: clearing the records of a huge repository, queueing a thousand, and sending twenty small ones."""
+"""Measure the requests for re-syncs: clearing the records of a huge repository, and queueing a thousand."""
 
 import statistics
 import time
 from collections.abc import Iterator
 
 from tests.bench.report import Row
-from tests.bench.repositories import make_large
 from tests.bench.stage import Stage
 
 ROWS = 1_000_000
@@ -64,32 +63,3 @@ def all_of_an_app(stage: Stage) -> Iterator[Row]:
         assert operation.total == WATCHES
     median = statistics.median(times)
     yield Row(f"Re-sync all {WATCHES:,} repositories of an app", f"queued in {median:.2f} s", "≤ 3 s", median <= 3)
-
-
-def twenty_small(stage: Stage) -> Iterator[Row]:
-    """Re-sync 20 repositories with 200 files each, with one worker."""
-    from deliveries_app.actors import Actor
-    from deliveries_app.services import resync_by_app
-
-    names = [f"acme/small-{number}" for number in range(20)]
-    for name in names:
-        make_large(stage.git, name, 200, 4096)
-    for delay in (0, 20):
-        receiver = stage.receiver(delay)
-        app = stage.app(receiver)
-        watches = [stage.watch(app, name) for name in names]
-        for watch in watches:
-            stage.job(watch)
-        receiver.counts()
-        resync_by_app(Actor.command(), app)
-        seconds = sum(stage.job(watch)["seconds"] for watch in watches)
-        assert receiver.counts()["posts"] == 20 * 200
-        least = 20 * 200 / 8 * delay / 1000
-        yield Row(
-            f"Re-sync of 20 repositories with 200 files each, receiver takes {delay} ms",
-            f"{seconds:.1f} s",
-            f"≤ {(3.1, 19.2)[delay > 0]} s, the time of the existing service",
-            seconds <= (3.1, 19.2)[delay > 0],
-            f"one repository after the other; the minimum with 8 in flight is {least:.1f} s" if least else "",
-        )
-        receiver.close()
