@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 QUEUES = ("high", "default", "low")
 WORKER_TTL_SECONDS = 25
 _STALE_SECONDS = 10
-_AGAIN = "docora:again:{}"
+_AGAIN_KEY = "docora:again:{}"
 _AGAIN_SECONDS = 60
 
 
@@ -61,7 +61,7 @@ def enqueue(
     `function` is a dotted path. Pass `owned=False` if no worker holds a lease on the job's subject: then a job hash
     left behind by a dead worker is replaced. With `alone`, its process performs no other job at the same time. The
     `tenant`s share the slots of a process. Return True if the job is now waiting, False if it is running or Redis is down.
-    A running one of a subject with a lease is enqueued once more when it ends (`enqueue_again`).
+    With `owned`, a job that is running is enqueued again when it ends (`enqueue_again`).
     """
     try:
         target = _queue(queue)
@@ -99,10 +99,10 @@ def _requeue(
             target.connection.rpush(target.key, job_id)
         return True
     if owned:
-        target.connection.set(_AGAIN.format(job_id), target.name, ex=_AGAIN_SECONDS)
+        target.connection.set(_AGAIN_KEY.format(job_id), target.name, ex=_AGAIN_SECONDS)
         if target.connection.exists(Job.key_for(job_id)):
             return False
-        # It has just ended, perhaps before it could see the mark.
+        # It has just ended, perhaps before this key was set.
         return enqueue(target.name, function, argument, job_id, owned=False, alone=alone, tenant=tenant)
     try:
         found = Job.fetch(job_id, connection=target.connection, serializer=target.serializer)
@@ -116,12 +116,17 @@ def _requeue(
 
 
 def enqueue_again(job: Job) -> None:
-    """Enqueue a job that has just succeeded, if it could not be enqueued while it ran.
+    """Enqueue a job that has just succeeded again, if `enqueue` was called for it while it was running.
 
-    It may have read its subject's row before the change that it was to be enqueued for. Without this, such a change would
-    wait for the next sweep.
+    The job may have read the database before the change that `enqueue` was called for. That change would otherwise wait
+    for the next sweep.
     """
-    if name := connection().getdel(_AGAIN.format(job.id)):
+    try:
+        name = connection().getdel(_AGAIN_KEY.format(job.id))
+    except (RedisError, OSError) as error:
+        logger.warning("job_not_enqueued", extra={"job_id": job.id, "cause": str(error)})
+        return
+    if name:
         function = str(job.func_name)
         enqueue(as_text(name), function, job.args[0], job.id, alone=runs_alone(job), tenant=tenant_of(job))
 

@@ -153,6 +153,15 @@ def test_services_work_without_redis(world: World, valkey_server: ValkeyServer) 
     assert watch.ended_at is not None
 
 
+def test_job_that_ends_without_redis_is_left_to_the_sweep(valkey_server: ValkeyServer) -> None:
+    strand(seconds_ago=0)
+    job = django_rq.get_queue("default").fetch_job("job-1")
+    assert job is not None
+    assert not put("high", owned=True)
+    valkey_server.stop()
+    queues.enqueue_again(job)
+
+
 def test_hanging_redis_does_not_block(transactional_db: None, valkey_server: ValkeyServer) -> None:
     put()
     assert valkey_server.pid is not None
