@@ -66,7 +66,7 @@ def main() -> None:
         "changes": changes.twenty_files,
         "clear": resyncs.clear,
         "resync": resyncs.all_of_an_app,
-        "twenty-repositories": many.twenty_repositories,
+        "larger-repositories": many.larger_repositories,
         "many-repositories": many.small_repositories,
         "many-on-sqlite": many_on_sqlite,
         "many-workers": many.several_workers,
