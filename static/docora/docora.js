@@ -64,6 +64,31 @@
     }
   });
 
+  // Make boxes that scroll sideways focusable, so that the keyboard can scroll them. Boxes that fit are not tab stops.
+  const markScrolling = () => {
+    for (const box of document.querySelectorAll(".table-scroll, pre")) {
+      const scrolls = box.scrollWidth > box.clientWidth;
+      for (const [name, value] of [["tabindex", "0"], ["role", "group"], ["aria-label", "Scrolls sideways"]]) {
+        if (scrolls) box.setAttribute(name, value);
+        else box.removeAttribute(name);
+      }
+    }
+  };
+  markScrolling();
+  addEventListener("load", markScrolling);
+  addEventListener("resize", markScrolling);
+  document.addEventListener("toggle", markScrolling, true);
+  document.addEventListener("htmx:afterSwap", markScrolling);
+
+  // A box with an id stays where the user scrolled it when its content is refreshed.
+  const scrolledTo = new Map();
+  document.addEventListener("htmx:beforeSwap", () => {
+    for (const box of document.querySelectorAll(".table-scroll[id]")) scrolledTo.set(box.id, box.scrollLeft);
+  });
+  document.addEventListener("htmx:afterSwap", () => {
+    for (const box of document.querySelectorAll(".table-scroll[id]")) box.scrollLeft = scrolledTo.get(box.id) ?? 0;
+  });
+
   // If a swap removes the focused element, move the focus to its nearest ancestor that still exists, not to the page's top.
   let focusedIds = [];
   document.addEventListener("htmx:beforeSwap", () => {
@@ -73,7 +98,7 @@
   document.addEventListener("htmx:afterSwap", () => {
     if (focusedIds.length === 0 || document.activeElement !== document.body) return;
     const ancestor = document.getElementById(focusedIds.find((id) => document.getElementById(id)));
-    ancestor?.setAttribute("tabindex", "-1");
+    if (ancestor && !ancestor.hasAttribute("tabindex")) ancestor.setAttribute("tabindex", "-1");
     ancestor?.focus({ preventScroll: true });
   });
 
@@ -148,22 +173,6 @@
     fragment.classList.add("is-lost");
   };
   for (const name of ["htmx:sendError", "htmx:timeout", "htmx:responseError"]) document.addEventListener(name, markLost);
-
-  // Make boxes that scroll sideways focusable, so that the keyboard can scroll them. Boxes that fit are not tab stops.
-  const markScrolling = () => {
-    for (const box of document.querySelectorAll(".table-scroll, pre")) {
-      const scrolls = box.scrollWidth > box.clientWidth;
-      for (const [name, value] of [["tabindex", "0"], ["role", "group"], ["aria-label", "Scrolls sideways"]]) {
-        if (scrolls) box.setAttribute(name, value);
-        else box.removeAttribute(name);
-      }
-    }
-  };
-  markScrolling();
-  addEventListener("load", markScrolling);
-  addEventListener("resize", markScrolling);
-  document.addEventListener("toggle", markScrolling, true);
-  document.addEventListener("htmx:afterSettle", markScrolling);
 
   // Some of Django's own elements tell screen readers too little: the search field has only an icon as its label, help
   // icons have a name but no role, and selects with a search lose their label. Django's scripts create the

@@ -61,6 +61,7 @@ FOUR_LOOKS = (*TWO_LOOKS, Look("dark", 1280), Look("light", 390))
 def look_as(page: Page, look: Look) -> None:
     page.emulate_media(color_scheme=look.scheme)
     page.set_viewport_size({"width": look.width, "height": 900})
+    page.evaluate("new Promise(requestAnimationFrame)")  # by then the page's own code has seen the new size
 
 
 def violations(page: Page) -> list[str]:

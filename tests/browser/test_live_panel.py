@@ -1,30 +1,41 @@
 """Live panels refresh themselves without replacing anything in use."""
 
 import re
+from datetime import timedelta
 
 import pytest
 from django.contrib.sessions.models import Session
+from django.utils import timezone
 from playwright.sync_api import Locator, Page, Request, expect
 
-from tests.browser.accessibility import violations
+from deliveries_app.models import Status
+from tests.browser.accessibility import Look, look_as, violations
 from tests.browser.conftest import Browser, Site, running_clock, stop_clock
 from tests.browser.test_journey import sign_in
 from tests.support.receiver import wait_for
+from tests.support.staff import make_app, make_watch
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
 EVERY = 5_000  # milliseconds
 SETTLED = 100  # milliseconds; htmx needs 20
 
+_NOTE_TAB_STOPS = """
+    window.tabStops = [];
+    document.addEventListener("htmx:afterSwap", () => {
+        tabStops.push(document.getElementById("scheduled-table").getAttribute("tabindex"));
+    });
+"""
+
 
 class Panel:
-    """The live panel of the overview, on a page whose clock stands still until the test moves it. `asked` counts the
+    """The live panel of the overview or of another page, on a page whose clock stands still until the test moves it. `asked` counts the
     panel's requests, and `under_way` holds those that are not answered yet."""
 
-    def __init__(self, page: Page, site: Site) -> None:
+    def __init__(self, page: Page, site: Site, path: str = "/admin/") -> None:
         sign_in(page, site)
         stop_clock(page)
-        page.goto(f"{site.url}/admin/")
+        page.goto(site.url + path)
         self.page = page
         self.body = page.locator("[data-live] [hx-get]")
         self.age = page.locator("[data-live-age]")
@@ -148,6 +159,28 @@ def test_panel_never_replaces_what_is_in_use(quiet_site: Site, browser: Browser)
         panel.stays()
         page.evaluate("getSelection().removeAllRanges()")
         panel.is_refreshed()
+
+    browser.drive(journey)
+    assert browser.complaints == []
+
+
+def test_table_keeps_its_place_and_focus_when_a_panel_refreshes(quiet_site: Site, browser: Browser) -> None:
+    make_watch(make_app("Portal"), "a" * 80, status=Status.PENDING, next_sync_at=timezone.now() + timedelta(hours=1))
+
+    def journey(page: Page) -> None:
+        look_as(page, Look("light", 390))
+        panel = Panel(page, quiet_site, "/admin/deliveries_app/queue/")
+        # htmx settles 20 ms after a swap; until then, too, the keyboard reaches the table.
+        page.evaluate(_NOTE_TAB_STOPS)
+        table = page.locator("#scheduled-table")
+        expect(table).to_have_attribute("tabindex", "0")
+        table.focus()
+        table.evaluate("table => { table.scrollLeft = 40; }")
+        panel.is_refreshed()
+        expect(table).to_be_focused()
+        expect(table).to_have_attribute("tabindex", "0")
+        assert table.evaluate("table => table.scrollLeft") == 40
+        assert set(page.evaluate("tabStops")) == {"0"}  # once for each swapped element
 
     browser.drive(journey)
     assert browser.complaints == []
