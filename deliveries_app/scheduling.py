@@ -5,11 +5,23 @@ from typing import Any
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Case, DateTimeField, DurationField, ExpressionWrapper, F, Func, Value, When, Window
+from django.db.models import (
+    BooleanField,
+    Case,
+    DateTimeField,
+    DurationField,
+    ExpressionWrapper,
+    F,
+    Func,
+    Value,
+    When,
+    Window,
+)
 from django.db.models.expressions import Combinable
 from django.db.models.functions import Coalesce, Greatest, Least, Now, Random, RowNumber
 
 from deliveries_app.models import AppRepository, AppRepositoryQuerySet
+from deliveries_app.models.apps import app_is_full
 from docora.redis import queues
 
 _JITTER = 0.1  # share of the interval between checks, in either direction
@@ -66,11 +78,15 @@ def enqueue_due() -> int:
 
 def _enqueue_due(waiting: list[str]) -> int:
     turn = Window(RowNumber(), partition_by="app_id", order_by=["next_sync_at", "pk"])
-    due = AppRepository.objects.due().free().startable().annotate(turn=turn).select_related("app", "repository")
+    is_full = ExpressionWrapper(app_is_full(), output_field=BooleanField())
+    due = AppRepository.objects.due().free().startable().alias(turn=turn, is_full=is_full)
+    # Of an app without a free slot, one watch asks for a slot. The others would find none.
+    rows: Any = due.annotate(finds_none=Case(When(is_full=True, turn__gt=1, then=True), default=False))
+    rows = rows.select_related("app", "repository").order_by("finds_none", "turn", "next_sync_at", "pk")
     return sum(
         queues.enqueue("default", owned=False, **_job(watch))
-        for watch in due.order_by("turn", "next_sync_at", "pk")[:ENQUEUE_AHEAD]
-        if watch.job_id not in waiting
+        for watch in rows[:ENQUEUE_AHEAD]
+        if not watch.finds_none and watch.job_id not in waiting
     )
 
 

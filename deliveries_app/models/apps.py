@@ -7,7 +7,7 @@ from typing import Self
 from django.conf import settings
 from django.db import models
 from django.db.models import Case, Exists, Q, Sum, Value, When
-from django.db.models.functions import Coalesce, Now
+from django.db.models.functions import Coalesce, Least, Now
 from django.utils import timezone
 
 from deliveries_app.models.root_causes import RootCause
@@ -20,7 +20,7 @@ from repositories_app.models import GitHubApp, Repository
 from repositories_app.services import host_is_down, host_retry_at
 
 MAX_SHARED_CRASHES = 2  # how many shared processes may die while syncing a watch before it gets its own process
-SLOT_REQUEST_SECONDS = 1.0  # how long a watch that found no free slot waits before it asks again
+SLOT_REQUEST_SECONDS = 1.0  # how often one watch of an app without free slots asks for one
 
 
 def new_app_id() -> str:
@@ -279,6 +279,14 @@ def is_free() -> Q:
     return Q(lease_until=None) | Q(lease_until__lte=Now()) | Q(lease_until__gt=Now() + limit)
 
 
+def app_is_full() -> Q:
+    """Match watches whose app has no free slot, or is down and has its one probe."""
+    holders = AppRepository.objects.leased().order_by().values("app_id").annotate(taken=Sum("lease_slots"))
+    allowed = Least(Coalesce("app__pace_slots", "app__max_in_flight"), "app__max_in_flight")
+    full = holders.filter(Q(taken__gte=allowed) | Q(app__down_count__gt=0))
+    return Q(app_id__in=full.values("app_id"))
+
+
 def is_unpaused() -> Q:
     """Match watches that are not paused, nor their app, nor all syncing, and whose import is complete."""
     return Q(~Exists(SyncPause.objects.all()), app__paused=False, paused_at=None, arriving=False)
@@ -315,16 +323,17 @@ class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
         """Return watches that are due now and that nothing holds back."""
         return self.alive().filter(can_sync(), next_sync_at__lte=Now())
 
+    def with_free_slot(self) -> Self:
+        """Leave out watches whose app has no free slot, or is down and has its one probe."""
+        return self.exclude(app_is_full())
+
     def startable(self) -> Self:
-        """Leave out an app's watches if all of its slots are taken and one of its watches has just asked for a slot.
+        """Leave out an app's watches if it has no free slot and one of its watches has just asked for one.
 
         The holders share their slots when asked, so it is enough that one watch of a busy app asks about every second.
         """
-        holders = AppRepository.objects.leased().values("app_id").annotate(taken=Sum("lease_slots"))
-        allowed = Coalesce("app__pace_slots", "app__max_in_flight")
-        full = holders.filter(Q(taken__gte=allowed) | Q(app__down_count__gt=0))
         asked = AppRepository.objects.filter(slots_requested_at__gt=from_now(-SLOT_REQUEST_SECONDS))
-        return self.exclude(app_id__in=full.filter(app_id__in=asked.values("app_id")).values("app_id"))
+        return self.exclude(app_is_full(), app_id__in=asked.values("app_id"))
 
     def scheduled(self) -> Self:
         """Return watches that are due later and that no worker owns."""

@@ -12,7 +12,7 @@ from django.db.models import Count, Min, Q
 from django.db.models.functions import Now
 
 from deliveries_app.models import App, AppRepository, StateDetail, Status, WatchState
-from deliveries_app.models.apps import can_sync, is_leased
+from deliveries_app.models.apps import app_is_full, can_sync, is_leased
 from docora.db.clock import from_now
 from repositories_app.models import Repository
 
@@ -26,13 +26,13 @@ class WatchCounts:
     `by_status`: `Status` value → watches, and `by_state`: `WatchState` value → watches, 0 included.
     `failing`: the last attempt failed. `given_up` of these wait for the next rescan.
     `leased`: a worker owns them now.
-    `due`: free, due now, and waiting only for a worker.
+    `due`: free, due now, and waiting only for a worker or for a slot of their app.
     `held`: due as well, but held back by a pause, an incomplete import or a cooldown of the endpoint.
     `waiting`: due or held, except those that wait for their import.
-    `overdue`: due for more than `OVERDUE_SECONDS`.
+    `overdue`: due for more than `OVERDUE_SECONDS`, while their app has a free slot: another worker would help.
     `scheduled`: free, and due later.
     `importing`: not completely imported yet.
-    `due_since`: when the watch that has been due longest became due.
+    `due_since`: when the watch that has been due longest became due, of those whose app has a free slot.
     """
 
     watches: int
@@ -67,6 +67,7 @@ class _Group(NamedTuple):
     overdue: bool | None
     scheduled: bool | None
     can_sync: bool
+    has_slot: bool
     number: int
     ready_since: datetime | None
 
@@ -83,6 +84,7 @@ def count_watches(app: App | None = None) -> WatchCounts:
         "is_overdue": Q(next_sync_at__lte=from_now(-OVERDUE_SECONDS)),
         "is_scheduled": Q(next_sync_at__gt=Now()),
         "can_sync": can_sync(),
+        "has_slot": ~app_is_full(),
     }
     rows: Any = watches.order_by().with_state().annotate(**conditions)
     rows = rows.values_list("status", "state_detail", "arriving", *conditions)
@@ -107,10 +109,10 @@ def count_watches(app: App | None = None) -> WatchCounts:
         due=total(due),
         held=total(held),
         waiting=total(group for group in (*due, *held) if not group.importing),
-        overdue=total(group for group in due if group.overdue),
+        overdue=total(group for group in due if group.overdue and group.has_slot),
         scheduled=total(group for group in free if group.scheduled),
         importing=total(group for group in groups if group.importing),
-        due_since=min((group.ready_since for group in due if group.ready_since), default=None),
+        due_since=min((group.ready_since for group in due if group.ready_since and group.has_slot), default=None),
     )
 
 

@@ -439,7 +439,7 @@ class Attempt:
         if now < self._next_slice_check:
             return False
         self._next_slice_check = now + _WAITING_SECONDS
-        due = AppRepository.objects.due().free().startable().exclude(app=self.watch.app)
+        due = AppRepository.objects.due().free().with_free_slot().exclude(app=self.watch.app)
         return due.filter(next_sync_at__lt=from_now(-_WAITING_SECONDS)).exists()
 
     def _alive(self) -> None:

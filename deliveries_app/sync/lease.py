@@ -15,6 +15,7 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import (
     BooleanField,
+    Count,
     Exists,
     ExpressionWrapper,
     F,
@@ -37,10 +38,9 @@ from deliveries_app.models import (
     Notice,
     NoticeKind,
     Status,
-    SyncPause,
     bulk_sql,
 )
-from deliveries_app.models.apps import MAX_SHARED_CRASHES, SLOT_REQUEST_SECONDS, is_free
+from deliveries_app.models.apps import MAX_SHARED_CRASHES, has_no_cooldown, is_free, is_unpaused
 from deliveries_app.sync import pace
 from deliveries_app.sync.exceptions import Paused, Superseded
 from docora.db.clock import DatabaseClock, boot_seconds, from_now
@@ -54,18 +54,21 @@ SEND_MARGIN_SECONDS = 5.0
 HOLD_AFTER_TIMEOUT = 30.0
 """For so many seconds a request that got no answer may still be processed."""
 _WAITING_SECONDS = 5.0
-_REBALANCE_SECONDS = 1.0
+_REBALANCE_SECONDS = 0.25
 _OVERDUE_SECONDS = 60.0
 
 
 @dataclass
 class Lease:
-    """A claim on one watch. `slots` is how many notifications may be under way; it changes while others come and go."""
+    """A claim on one watch. `slots` is how many notifications may be under way; it changes while others come and go.
+    `written_slots` is the number in the watch's row, which is greater while the last requests beyond a smaller share settle.
+    """
 
     watch: AppRepository
     fencing_token: int
     generation: int
     slots: int
+    written_slots: int
     sequence_high: int
     clock: DatabaseClock
     extended_at: float  # boot-time clock, taken *before* the UPDATE that extended
@@ -209,7 +212,7 @@ class Lease:
             self.watch.app.down_count = 0
 
     def rebalance(self, in_flight: int, *, at_once: bool = False) -> None:
-        """Take the fair share of the app's slots, once a second or `at_once`.
+        """Take the fair share of the app's slots, a few times a second or `at_once`.
 
         A smaller share is written once no more than that is in flight, so that slots are free before another run takes them.
         Until then nothing new is started. Raises `Paused` if the watch, its app or all syncing was paused meanwhile, or if
@@ -217,34 +220,45 @@ class Lease:
         """
         if not at_once and boot_seconds() < self.rebalanced_at + _REBALANCE_SECONDS:
             return
-        with transaction.atomic():
-            apps = App.objects.select_for_update(no_key=True).annotate(database_now=Now())
-            app = apps.get(pk=self.watch.app_id)
-            is_held = app.cooldown_until is not None and app.cooldown_until > app.database_now
-            is_paused = Q(Exists(SyncPause.objects.all())) | Q(paused_at__isnull=False)
-            if app.paused or is_held or AppRepository.objects.filter(is_paused, pk=self.watch.pk).exists():
-                raise Paused  # again at every call, because some callers ignore it
-            self.rebalanced_at = boot_seconds()
-            others = _other_leases(app.pk, self.watch.pk)
-            waiting = (
-                AppRepository.objects.alive()
-                .free()
-                .filter(app=app, slots_requested_at__gt=from_now(-_WAITING_SECONDS))
-                .exclude(pk=self.watch.pk)
-                .count()
+        if not self.slots == self.written_slots == self._share():
+            with transaction.atomic():
+                App.objects.select_for_update(no_key=True).only("pk").get(pk=self.watch.app_id)
+                self.slots = self._share()  # with what others wrote before this one had the lock
+                self.written_slots = max(self.slots, in_flight)
+                rows = AppRepository.objects.filter(pk=self.watch.pk, fencing_token=self.fencing_token)
+                rows.update(lease_slots=self.written_slots)
+        self.rebalanced_at = boot_seconds()
+
+    def _share(self) -> int:
+        """Return the run's share of the app's slots: one part for each run, and one for all watches that wait for a slot.
+
+        Those wait for one another, because slots kept for several would stay free until the last of them has begun.
+        Follows the app's pace. Raises `Paused`.
+        """
+        others = _other_leases(OuterRef("pk"), self.watch.pk).order_by().values("app_id")
+        asking = AppRepository.objects.alive().free().filter(app_id=OuterRef("pk")).exclude(pk=self.watch.pk)
+        own = AppRepository.objects.filter(is_unpaused() & has_no_cooldown(), pk=self.watch.pk)
+        app: Any = (
+            App.objects.only("pace_slots", "pace_gap", "max_in_flight")
+            .annotate(
+                may_continue=Exists(own),
+                others=Coalesce(Subquery(others.annotate(n=Count("pk")).values("n")), 0),
+                taken=Coalesce(Subquery(others.annotate(n=Sum("lease_slots")).values("n")), 0),
+                waits=Exists(asking.filter(slots_requested_at__gt=from_now(-_WAITING_SECONDS))),
             )
-            taken = others.aggregate(slots=Sum("lease_slots"))["slots"] or 0
-            self._adopt(app)
-            share = max(1, app.slots_allowed // (others.count() + 1 + waiting))
-            # No more than at the claim, because the run's client has only so many connections.
-            self.slots = max(1, min(share, app.slots_allowed - taken, self.watch.app.max_in_flight))
-            written = max(self.slots, in_flight)
-            AppRepository.objects.filter(pk=self.watch.pk, fencing_token=self.fencing_token).update(lease_slots=written)
+            .get(pk=self.watch.app_id)
+        )
+        if not app.may_continue:
+            raise Paused  # again at every call, because some callers ignore it
+        self._adopt(app)
+        share = app.slots_allowed // (1 + app.others + app.waits)
+        # No more than at the claim, because the run's client has only so many connections.
+        return max(1, int(min(share, app.slots_allowed - app.taken, self.watch.app.max_in_flight)))
 
 
 def claim(watch_pk: int, *, alone: bool = True) -> Lease | None:
-    """Take the watch if it is due and free. Return None if it is not, or if the app has no slot left: then the watch is
-    due again in a second, and the other watches of the app share their slots with it.
+    """Take the watch if it is due and free. Return None if it is not, or if the app has no slot left: then the other
+    watches of the app share their slots with it.
 
     `alone`: this process syncs no other watch meanwhile. Without it, a watch that needs its own process is not claimed.
     """
@@ -264,8 +278,7 @@ def claim(watch_pk: int, *, alone: bool = True) -> Lease | None:
         taken: int = watch.taken  # type: ignore[attr-defined]  # the annotation
         free = app.slots_allowed - taken if not app.down_count else (1 if not taken else 0)
         if free < 1:
-            asks_again = from_now(SLOT_REQUEST_SECONDS)
-            AppRepository.objects.filter(pk=watch_pk).update(slots_requested_at=Now(), next_sync_at=asks_again)
+            AppRepository.objects.filter(pk=watch_pk).update(slots_requested_at=Now())
             return None
         # Take half of them, so that the next watch finds slots too. A small repository ends before slots are shared again.
         return _take(watch, max(1, free // 2), started)
@@ -312,6 +325,7 @@ def _take(watch: Any, slots: int, started: float) -> Lease:
         watch,
         watch.fencing_token,
         watch.generation,
+        slots,
         slots,
         high,
         clock,

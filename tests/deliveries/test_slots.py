@@ -3,17 +3,22 @@
 import threading
 import time
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from django.db.models import F
+from pytest_django import DjangoAssertNumQueries
 
-from deliveries_app import jobs
+from deliveries_app import jobs, scheduling
 from deliveries_app.models import App, AppRepository, Status
+from deliveries_app.monitoring.counts import count_watches
 from deliveries_app.receiver import Notification
-from deliveries_app.sync import attempt
+from deliveries_app.sync import attempt, recorder
+from deliveries_app.sync import lease as leases
 from deliveries_app.sync.attempt import MANY_FILES, sync
 from deliveries_app.sync.lease import Lease, claim
 from docora.db.clock import from_now
+from docora.redis import queues
 from tests.support.histories import assert_promise_kept
 from tests.support.processes import in_threads, syncing
 from tests.support.receiver import wait_for
@@ -54,6 +59,10 @@ def rebalance(lease: Lease, in_flight: int) -> int:
     return lease.slots
 
 
+def queued() -> set[str]:
+    return set(queues.job_ids("default") or [])
+
+
 def slots_of(watch: AppRepository) -> int:
     watch.refresh_from_db()
     return watch.lease_slots
@@ -72,9 +81,12 @@ def test_three_workers_share_the_limit_of_an_app(world: World, slots: int) -> No
 
 
 @pytest.mark.parametrize(("files", "used"), [(MANY_FILES, 3), (MANY_FILES + 1, 6)])
-def test_only_a_run_with_many_files_takes_more_than_half(world: World, files: int, used: int) -> None:
+def test_only_a_run_with_many_files_takes_more_than_half(
+    world: World, files: int, used: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "_REBALANCE_SECONDS", 60.0)  # it ends before slots are shared again
     (watch,) = several(world, 1, files=files, slots=6)
-    world.answer(lambda note: time.sleep(0.005))  # it ends before slots are shared again
+    world.answer(lambda note: time.sleep(0.005))
     world.sync(watch)
     assert world.receiver.max_in_flight(world.app.app_id) == used
 
@@ -93,15 +105,16 @@ def test_each_claim_takes_half_of_the_free_slots(world: World) -> None:
     assert claim(watches[4].pk) is None
 
 
-def test_watch_without_a_slot_is_due_again_in_a_second(world: World) -> None:
+def test_watch_without_a_slot_stays_due_and_is_enqueued_when_one_is_free(world: World) -> None:
     first, second = several(world, 2, slots=1)
-    claimed(first)
+    holder = claimed(first)
     assert claim(second.pk) is None
     second.refresh_from_db()
     assert (second.retry_count, second.lease_until, second.status) == (0, None, Status.PENDING)
-    assert second.next_sync_at is not None
-    assert not AppRepository.objects.due().filter(pk=second.pk).exists()
-    wait_for(lambda: AppRepository.objects.due().filter(pk=second.pk).exists(), 2)
+    assert scheduling.enqueue_due() == 0
+    holder.finish(next_sync_in=None)
+    assert scheduling.enqueue_due() == 1
+    assert claimed(second).slots == 1
 
 
 def test_holder_returns_slots_and_gets_them_back(world: World) -> None:
@@ -111,11 +124,9 @@ def test_holder_returns_slots_and_gets_them_back(world: World) -> None:
     assert claim(second.pk) is None  # so it waits
     assert rebalance(holder, in_flight=8) == 4
     assert slots_of(first) == 8  # still in use
-    world.make_due(second)
     assert claim(second.pk) is None
     assert rebalance(holder, in_flight=4) == 4
     assert slots_of(first) == 4
-    world.make_due(second)
     newcomer = claimed(second)
     assert newcomer.slots == 2
     assert rebalance(newcomer, in_flight=0) == 4
@@ -131,8 +142,6 @@ def test_every_holder_has_at_least_one_slot(world: World) -> None:
     assert claim(watches[1].pk) is None
     assert claim(watches[2].pk) is None
     assert rebalance(holder, in_flight=0) == 1
-    world.make_due(watches[1])
-    world.make_due(watches[2])
     assert claimed(watches[1]).slots == 1
     assert claim(watches[2].pk) is None
 
@@ -200,17 +209,77 @@ def test_newcomer_gets_a_share_while_files_are_sent(world: World) -> None:
     assert max(count for _, count in under_way[mine[-1] + 40 :]) == 4
 
 
+def test_slots_are_kept_for_one_waiting_watch_at_a_time(world: World) -> None:
+    """Those kept for several would stay free until the last of them has begun."""
+    holding, *waiting = several(world, 6, slots=8)
+    holder = claimed(holding)
+    assert rebalance(holder, in_flight=0) == 8
+    assert all(claim(watch.pk) is None for watch in waiting)
+    assert rebalance(holder, in_flight=0) == 4
+
+
+def test_run_whose_share_has_not_changed_only_asks_once(
+    world: World, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    (watch,) = several(world, 1)
+    holder = claimed(watch)
+    assert rebalance(holder, in_flight=0) == 8
+    with django_assert_num_queries(1):
+        assert rebalance(holder, in_flight=8) == 8
+
+
+def test_app_has_the_next_request_while_results_are_recorded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "_SHOW_SECONDS", 0.0)  # record after each result
+    (watch,) = several(world, 1, files=5, slots=1)
+    world.answer(lambda note: time.sleep(0.3))
+    commit, under_way = recorder.Recorder.commit, []
+
+    def slow_commit(self: recorder.Recorder, *args: Any) -> None:
+        if not args:
+            time.sleep(0.1)
+            under_way.append(world.receiver._in_flight[world.app.app_id])
+        commit(self, *args)
+
+    monkeypatch.setattr(recorder.Recorder, "commit", slow_commit)
+    world.sync(watch)
+    assert len(world.copy(watch)) == 5
+    assert under_way[:4] == [1, 1, 1, 1]
+
+
 def test_full_app_is_not_woken_for_every_waiting_watch(world: World) -> None:
     """One watch asks for a slot each second; the jobs of the others would find none."""
     holding, *waiting = several(world, 4, slots=1)
     _, other = world.watch(name="acme/gadgets", app=world.add_app("Other"))
+    queues.drop(watch.job_id for watch in AppRepository.objects.select_related("app", "repository"))
     claimed(holding)
-    due = AppRepository.objects.due().free().startable()
-    assert set(due.all()) == {*waiting, other}
+    assert scheduling.enqueue_due() == 2
+    assert queued() == {waiting[0].job_id, other.job_id}
+    queues.drop(queued())
     assert claim(waiting[0].pk) is None  # it asks
-    assert set(due.all()) == {other}
+    assert scheduling.enqueue_due() == 1
+    assert queued() == {other.job_id}
     AppRepository.objects.filter(pk=waiting[0].pk).update(slots_requested_at=from_now(-2))
-    assert set(due.all()) == {*waiting[1:], other}
+    assert scheduling.enqueue_due() == 1
+    assert queued() == {waiting[0].job_id, other.job_id}
+
+
+def test_watch_of_a_full_app_is_not_overdue(world: World) -> None:
+    """A further worker could not start it."""
+    holding, waiting = several(world, 2, slots=1)
+    holder = claimed(holding)
+    AppRepository.objects.filter(pk=waiting.pk).update(next_sync_at=from_now(-600))
+    counts = count_watches()
+    assert (counts.due, counts.overdue, counts.due_since) == (1, 0, None)
+    holder.finish(next_sync_in=None)
+    counts = count_watches()
+    assert (counts.due, counts.overdue) == (1, 1)
+
+
+def test_run_does_not_make_way_for_a_watch_without_a_slot(world: World) -> None:
+    holding, waiting = several(world, 2, slots=1)
+    claimed(holding)
+    assert set(AppRepository.objects.due().free().with_free_slot()) == set()
+    assert AppRepository.objects.due().free().get() == waiting
 
 
 def test_other_watches_of_a_down_app_are_not_woken_beside_its_probe(world: World) -> None:

@@ -13,7 +13,6 @@ from django.conf import settings
 
 from deliveries_app import scheduling
 from deliveries_app.admin import confirmation_forms
-from deliveries_app.models import apps
 from deliveries_app.monitoring.alerts import channels, messages
 from deliveries_app.monitoring.alerts.detect import EVERY_SECONDS, PATIENCE_SECONDS
 from deliveries_app.monitoring.alerts.notify import _BASE_DELAY_SECONDS, GATHER_SECONDS
@@ -197,7 +196,6 @@ OF_THE_CODE: list[tuple[str, object, object]] = [
         (confirmation_forms.MANY_APPS, confirmation_forms.MANY_REPOSITORIES),
     ),
     ("a clock that is more than five minutes off", 5 * 60, notification.TOLERANCE_SECONDS),
-    ("use all of its concurrent requests. Docora tries again every second", 1, apps.SLOT_REQUEST_SECONDS),
     ("It varies by a tenth", 0.1, scheduling._JITTER),
     ("It tries one connection after 5 seconds", 5, repositories.HOST_BASE_DELAY_SECONDS),
     ("then doubles the interval, up to 5 minutes", 5 * 60, repositories.HOST_MAX_DELAY_SECONDS),
