@@ -106,7 +106,7 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
         return badge(result.value, result.label)
 
     def page_context(self, request: HttpRequest, operation: BulkOperation) -> dict[str, Any]:
-        """Return the operation's progress, its facts, and its repositories, all or those with one outcome."""
+        """Return the operation's progress, its fields, and its repositories, all or those with one outcome."""
         runs = operation.runs.order_by("app_name", "repository_name", "pk")
         pending = operation.pending.order_by("position") if operation.is_gradual else PendingRelease.objects.none()
         part = request.GET.get("part", "")
@@ -119,7 +119,7 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
         rows = rows_of(operation, *page.object_list)
         return {
             **progress_context.of_operation(operation),
-            **page_facts(request, operation),
+            **page_fields(request, operation),
             "part": part if part in {*history.PARTS, UNRELEASED} else "",
             "page": page,
             "rows": rows,
@@ -159,7 +159,7 @@ class _RunsThenPending:
         return runs, list(self._pending[first:last].select_related("watch__app", "watch__repository"))
 
 
-def page_facts(request: HttpRequest, operation: BulkOperation) -> dict[str, Any]:
+def page_fields(request: HttpRequest, operation: BulkOperation) -> dict[str, Any]:
     """Return what a poll of the operation's page refreshes besides its progress."""
     outcomes = history.outcomes([operation])[operation.pk]
     parts = [(name, label, outcomes.counts[name]) for name, (label, _) in history.PARTS.items()]

@@ -10,7 +10,7 @@ from deliveries_app import actors, services
 from deliveries_app.actors import Actor
 from deliveries_app.admin.confirmation import next_url
 from deliveries_app.admin.fragments import can_view_watches, fragment, here, row_ids
-from deliveries_app.admin.operations import page_facts, polled, polled_rows
+from deliveries_app.admin.operations import page_fields, polled, polled_rows
 from deliveries_app.admin.watches import of_watch
 from deliveries_app.models import AppRepository, AppRepositoryQuerySet, BulkOperation, Outcome, Reason
 from deliveries_app.progress import context as progress_context
@@ -28,7 +28,7 @@ _CANCELLED = {
 def operation_progress(request: HttpRequest, operation_id: str) -> HttpResponse:
     """Return the progress of a bulk operation. Its box polls this until the operation has ended.
 
-    On the operation's own page (`page=1`), the poll also refreshes the tab's title, the facts and the counts.
+    On the operation's own page (`page=1`), the poll also refreshes the tab's title, the fields and the counts.
     """
     operation = get_object_or_404(BulkOperation.objects.select_related("app"), operation_id=operation_id)
     context = {**progress_context.of_operation(operation), "polled": True, "here": here(request)}
@@ -36,7 +36,7 @@ def operation_progress(request: HttpRequest, operation_id: str) -> HttpResponse:
     context["turned"] = request.GET.get("held", "0") != str(int(operation.is_held))
     if request.GET.get("page") != "1":
         return render(request, "docora/progress.html#bulk_progress", context)
-    context |= page_facts(request, operation)
+    context |= page_fields(request, operation)
     return render(request, "admin/deliveries_app/bulkoperation/change_form.html#polled", context)
 
 
