@@ -354,8 +354,7 @@ class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
             StateDetail.APP_PAUSED: Q(app__paused=True),
             StateDetail.WATCH_PAUSED: Q(paused_at__isnull=False),
             StateDetail.IMPORTING: Q(arriving=True),
-            StateDetail.UP_TO_DATE: Q(status=Status.SYNCED, slots_requested_at=None)
-            & (Q(next_sync_at=None) | Q(next_sync_at__gt=Now())),
+            StateDetail.UP_TO_DATE: Q(status=Status.SYNCED) & (Q(next_sync_at=None) | Q(next_sync_at__gt=Now())),
             # A requested sync is the circuit's probe; all others wait for it.
             StateDetail.CIRCUIT_OPEN: Q(repository__circuit_open_until__gt=Now(), retry_count__gt=0),
             StateDetail.HOST_DOWN: Q(host_is_down("repository__canonical_url")),
@@ -363,8 +362,8 @@ class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
             StateDetail.FAILED: Q(status=Status.FAILED),
             StateDetail.RETRYING: Q(failing_since__isnull=False),
             StateDetail.WAITS_FOR_COMMIT: Q(status=Status.PENDING, next_sync_at=None),
-            StateDetail.WAITS_FOR_SLOT: Q(slots_requested_at__isnull=False),
             StateDetail.SCHEDULED: Q(next_sync_at__gt=Now()),
+            StateDetail.WAITS_FOR_SLOT: app_is_full(),
         }
         whens = [When(condition, then=Value(detail.value)) for detail, condition in conditions.items()]
         detail = Case(*whens, default=Value(StateDetail.WAITS_FOR_WORKER.value), output_field=models.CharField())

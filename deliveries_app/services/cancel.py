@@ -105,7 +105,7 @@ def cancel_sync(actor: Actor, watch: AppRepository) -> bool:
 
 
 def _is_active() -> Q:
-    """Match watches that are syncing, due, waiting for a slot or for the next attempt, or that have an open run.
+    """Match watches that are syncing, due or waiting for the next attempt, or that have an open run.
 
     A cancelled watch matches none of these. Its worker may still be waiting for requests in flight, but it is fenced, and
     the status is no longer `scanning`.
@@ -113,7 +113,6 @@ def _is_active() -> Q:
     return (
         Q(status=Status.SCANNING)
         | Q(next_sync_at__lte=Now())
-        | Q(slots_requested_at__isnull=False)
         | Q(status=Status.PENDING, failing_since__isnull=False)
         | Q(Exists(SyncRun.objects.filter(watch=OuterRef("pk"), outcome="")))
     )

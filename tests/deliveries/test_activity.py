@@ -15,7 +15,7 @@ from deliveries_app.progress.activity import Activity
 from deliveries_app.services import cancel_operation, resync_by_app
 from docora.redis import live_counters
 from docora.redis.live_counters import Movement, _movement
-from tests.support.staff import make_app, make_watch, staff
+from tests.support.staff import make_app, make_watch, occupy, staff
 
 
 @pytest.fixture
@@ -71,8 +71,8 @@ def test_waiting_for_a_worker(operation: BulkOperation) -> None:
     assert said(operation) == ("Queued", "waiting for a worker")
 
 
-def test_waiting_for_a_slot(operation: BulkOperation) -> None:
-    AppRepository.objects.update(slots_requested_at=timezone.now())
+def test_waiting_for_a_slot(operation: BulkOperation, app: App) -> None:
+    occupy(app)
     assert said(operation) == ("Queued", "waiting for a slot of the app")
 
 

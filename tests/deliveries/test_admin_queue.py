@@ -20,7 +20,7 @@ from deliveries_app.services import request_sync, resync_many, resync_single
 from deliveries_app.sweep.cleanup import CLEAN_UP_JOB
 from docora.db.clock import from_now
 from docora.redis import queues
-from tests.support.staff import make_app, make_watch, staff
+from tests.support.staff import make_app, make_watch, occupy, staff
 from tests.support.valkey import ValkeyServer
 
 PAGE = "/admin/deliveries_app/queue/"
@@ -157,8 +157,9 @@ def test_held_syncs_name_the_reason(operator: Client, watches) -> None:
     view = queue_report.read_queue()
     assert (view.counts.due, view.counts.held, view.unqueued) == (0, 3, 0)
     App.objects.update(paused=False, cooldown_until=None)
-    AppRepository.objects.filter(pk=watches[0].pk).update(slots_requested_at=timezone.now())
-    assert "Queued: waiting for a slot of the app" in section(operator, "waiting")
+    busy = occupy(watches[0].app)
+    assert section(operator, "waiting").count("Queued: waiting for a slot of the app") == 2
+    busy.delete()
     SyncPause.objects.create(paused_by="anna")
     assert section(operator, "waiting").count("Paused: all syncing is paused") == 3
     assert (queue_report.read_queue().counts.held, queue_report.read_queue().unqueued) == (3, 0)

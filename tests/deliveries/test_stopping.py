@@ -250,7 +250,7 @@ def test_cancel_after_a_fetch_that_brought_an_older_commit(world: World, setting
     world.sync(watch)
     later = Now() + timedelta(seconds=5)
     AppRepository.objects.filter(pk=watch.pk).update(seen_commit="f" * 40, next_sync_at=later)
-    AppRepository.objects.filter(pk=watch.pk).update(slots_requested_at=Now())
+    watch.runs.update(outcome="", ended_at=None)
     assert cancel(watch)
     watch.refresh_from_db()
     assert watch.status == Status.PENDING
@@ -262,11 +262,11 @@ def test_cancel_a_watch_that_waits_for_a_slot(world: World, settings) -> None:
     lease = claim(first.pk)
     assert lease is not None
     assert claim(watch.pk) is None
-    AppRepository.objects.filter(pk=watch.pk).update(status=Status.SYNCED, next_sync_at=Now() + timedelta(seconds=60))
     watch.runs.update(outcome=Outcome.SUCCEEDED, ended_at=Now())
     assert cancel(watch)
     watch.refresh_from_db()
     assert watch.slots_requested_at is None
+    assert_idle(watch, Status.PENDING, settings)
 
 
 def test_request_after_a_cancel(world: World) -> None:

@@ -1,5 +1,7 @@
 """Create rows and staff users for admin tests that need no sync."""
 
+from datetime import timedelta
+
 from django.contrib.auth.models import Permission, User
 from django.test import Client
 from django.utils import timezone
@@ -27,6 +29,12 @@ def make_watch(app: App, name: str, **fields) -> AppRepository:
     return AppRepository.objects.create(
         app=app, repository=repository, github_url=repository.canonical_url, github_token="ghp_secret", **fields
     )
+
+
+def occupy(app: App) -> AppRepository:
+    """Add a watch that is syncing and has all of the app's slots."""
+    until = timezone.now() + timedelta(seconds=30)
+    return make_watch(app, "busy", status=Status.SCANNING, lease_until=until, lease_slots=app.max_in_flight)
 
 
 def staff(name: str, *codenames: str) -> Client:
