@@ -54,7 +54,8 @@ SEND_MARGIN_SECONDS = 5.0
 HOLD_AFTER_TIMEOUT = 30.0
 """For so many seconds a request that got no answer may still be processed."""
 _WAITING_SECONDS = 5.0
-_REBALANCE_SECONDS = 0.25
+_REBALANCE_SECONDS = 1.0, 0.25
+"""How often a run that has all of the app's slots looks at its share, and how often any other run does."""
 _OVERDUE_SECONDS = 60.0
 
 
@@ -212,13 +213,14 @@ class Lease:
             self.watch.app.down_count = 0
 
     def rebalance(self, in_flight: int, *, at_once: bool = False) -> None:
-        """Take the fair share of the app's slots, a few times a second or `at_once`.
+        """Take the fair share of the app's slots: every `_REBALANCE_SECONDS` or `at_once`.
 
         A smaller share is written once no more than that is in flight, so that slots are free before another run takes them.
         Until then nothing new is started. Raises `Paused` if the watch, its app or all syncing was paused meanwhile, or if
         another run has put the app on hold.
         """
-        if not at_once and boot_seconds() < self.rebalanced_at + _REBALANCE_SECONDS:
+        interval = _REBALANCE_SECONDS[self.slots < self.watch.app.slots_allowed]
+        if not at_once and boot_seconds() < self.rebalanced_at + interval:
             return
         if not self.slots == self.written_slots == self._share():
             with transaction.atomic():

@@ -152,8 +152,6 @@ class Sender:
                     ask_ahead(block, self._reader, self._delivery_rules)
             else:
                 self._collect()
-                self._start()  # first, so that the app has the next request while results are recorded
-                self._client.flush()
             self._keep_going()
 
     def _announce(self, block: list[Change]) -> None:

@@ -94,11 +94,6 @@ class HttpClient:
         else:
             self._waiting.append(request)
 
-    def flush(self) -> None:
-        """Send what was submitted as far as possible without waiting. The next `poll` returns what finishes meanwhile."""
-        self._check_usable()
-        self._drive()
-
     def poll(self, timeout: float) -> list[tuple[Request, Outcome]]:
         """Drive the requests in flight and return the finished ones, in the order in which they finished.
 

@@ -499,7 +499,7 @@ def test_pause_of_syncing_queues_a_running_check(
     world: World, synced: tuple[Repo, AppRepository], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(drift, "MAX_ENTRIES", 2)
-    monkeypatch.setattr("deliveries_app.sync.lease._REBALANCE_SECONDS", 0.0)
+    monkeypatch.setattr("deliveries_app.sync.lease._REBALANCE_SECONDS", (0.0, 0.0))
     _, watch = synced
     damage(world, watch)
     requested = check_watch(ACTOR, watch)

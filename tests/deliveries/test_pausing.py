@@ -48,7 +48,7 @@ ME = Actor.command()
 @pytest.fixture
 def world(world: World, settings, monkeypatch) -> World:
     """Small batches, one file at a time, and a worker that checks for a pause after each."""
-    monkeypatch.setattr(leases, "_REBALANCE_SECONDS", 0.0)
+    monkeypatch.setattr(leases, "_REBALANCE_SECONDS", (0.0, 0.0))
     settings.RECORD_BATCH, world.app.max_in_flight = BATCH, 1
     world.app.save()
     return world
