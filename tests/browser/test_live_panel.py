@@ -168,7 +168,7 @@ def test_table_keeps_its_place_and_focus_when_a_panel_refreshes(quiet_site: Site
     make_watch(make_app("Portal"), "a" * 80, status=Status.PENDING, next_sync_at=timezone.now() + timedelta(hours=1))
 
     def journey(page: Page) -> None:
-        look_as(page, Look("light", 390))
+        look_as(page, Look("light", 660))
         panel = Panel(page, quiet_site, "/admin/deliveries_app/queue/")
         # htmx settles 20 ms after a swap; until then, too, the keyboard reaches the table.
         page.evaluate(_NOTE_TAB_STOPS)
