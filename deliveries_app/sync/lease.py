@@ -55,7 +55,8 @@ HOLD_AFTER_TIMEOUT = 30.0
 """For so many seconds a request that got no answer may still be processed."""
 _WAITING_SECONDS = 5.0
 _REBALANCE_SECONDS = 1.0, 0.25
-"""How often a run that has all of the app's slots looks at its share, and how often any other run does."""
+"""How often a run that has all of the app's slots looks at its share, and how often any other run does. The first time is a
+second after the claim, when a small repository has ended."""
 _OVERDUE_SECONDS = 60.0
 
 
@@ -74,7 +75,7 @@ class Lease:
     clock: DatabaseClock
     extended_at: float  # boot-time clock, taken *before* the UPDATE that extended
     had_failed: bool  # the watch's status before the claim was "failed"
-    rebalanced_at: float  # boot-time clock; a claim takes half of the free slots
+    rebalance_at: float  # boot-time clock; a claim takes half of the free slots
     had_notices: bool
     had_listed: bool  # files that failed or are skipped
     had_check: bool  # for differences
@@ -219,8 +220,7 @@ class Lease:
         Until then nothing new is started. Raises `Paused` if the watch, its app or all syncing was paused meanwhile, or if
         another run has put the app on hold.
         """
-        interval = _REBALANCE_SECONDS[self.slots < self.watch.app.slots_allowed]
-        if not at_once and boot_seconds() < self.rebalanced_at + interval:
+        if not at_once and boot_seconds() < self.rebalance_at:
             return
         if not self.slots == self.written_slots == self._share():
             with transaction.atomic():
@@ -229,7 +229,7 @@ class Lease:
                 self.written_slots = max(self.slots, in_flight)
                 rows = AppRepository.objects.filter(pk=self.watch.pk, fencing_token=self.fencing_token)
                 rows.update(lease_slots=self.written_slots)
-        self.rebalanced_at = boot_seconds()
+        self.rebalance_at = boot_seconds() + _REBALANCE_SECONDS[self.slots < self.watch.app.slots_allowed]
 
     def _share(self) -> int:
         """Return the run's share of the app's slots: one part for each run, and one for all watches that wait for a slot.
@@ -333,7 +333,7 @@ def _take(watch: Any, slots: int, started: float) -> Lease:
         clock,
         started,
         had_failed,
-        started,
+        started + _REBALANCE_SECONDS[0],
         watch.had_notices,
         watch.had_listed,
         watch.had_check,

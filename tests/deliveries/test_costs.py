@@ -20,7 +20,7 @@ from redis import Redis
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository
 from deliveries_app.services import resync_single
-from deliveries_app.sync import recorder
+from deliveries_app.sync import lease, recorder
 from deliveries_app.sync.attempt import sync
 from tests.support.git import Repo
 from tests.support.world import World
@@ -34,6 +34,12 @@ ONE_BATCH = 8  # statements
 def batches_of_ten(settings, monkeypatch) -> None:
     settings.RECORD_BATCH = 10
     monkeypatch.setattr(recorder, "TELL_SECONDS", 1000.0)
+
+
+@pytest.fixture(autouse=True)
+def _no_rebalancing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine, a run may take so long that it looks at its share of the app's slots."""
+    monkeypatch.setattr(lease, "_REBALANCE_SECONDS", (60.0, 60.0))
 
 
 @dataclass

@@ -53,7 +53,7 @@ def claimed(watch: AppRepository) -> Lease:
 
 def rebalance(lease: Lease, in_flight: int) -> int:
     """Rebalance the lease at once and return its slots."""
-    lease.rebalanced_at = 0.0
+    lease.rebalance_at = 0.0
     lease.rebalance(in_flight)
     return lease.slots
 
