@@ -5,18 +5,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import (
-    BooleanField,
-    Case,
-    DateTimeField,
-    DurationField,
-    ExpressionWrapper,
-    F,
-    Func,
-    Value,
-    When,
-    Window,
-)
+from django.db.models import Case, DateTimeField, DurationField, ExpressionWrapper, F, Func, Value, When, Window
 from django.db.models.expressions import Combinable
 from django.db.models.functions import Coalesce, Greatest, Least, Now, Random, RowNumber
 
@@ -78,10 +67,9 @@ def enqueue_due() -> int:
 
 def _enqueue_due(waiting: list[str]) -> int:
     turn = Window(RowNumber(), partition_by="app_id", order_by=["next_sync_at", "pk"])
-    is_full = ExpressionWrapper(app_is_full(), output_field=BooleanField())
-    due = AppRepository.objects.due().free().startable().alias(turn=turn, is_full=is_full)
+    due = AppRepository.objects.due().free().startable().alias(turn=turn)
     # Of an app without a free slot, one watch asks for a slot. The others would find none.
-    rows: Any = due.annotate(finds_none=Case(When(is_full=True, turn__gt=1, then=True), default=False))
+    rows: Any = due.annotate(finds_none=Case(When(app_is_full(), turn__gt=1, then=True), default=False))
     rows = rows.select_related("app", "repository").order_by("finds_none", "turn", "next_sync_at", "pk")
     return sum(
         queues.enqueue("default", owned=False, **_job(watch))

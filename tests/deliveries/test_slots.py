@@ -258,9 +258,14 @@ def test_watch_of_a_full_app_is_not_overdue(world: World) -> None:
 
 def test_run_does_not_make_way_for_a_watch_without_a_slot(world: World) -> None:
     holding, waiting = several(world, 2, slots=1)
-    claimed(holding)
-    assert set(AppRepository.objects.due().free().with_free_slot()) == set()
-    assert AppRepository.objects.due().free().get() == waiting
+    holder = claimed(holding)
+    AppRepository.objects.filter(pk=waiting.pk).update(next_sync_at=from_now(-600))
+    _, other = world.watch(name="acme/gadgets", app=world.add_app("Other"))
+    run = attempt.Attempt(claimed(other), None)
+    assert not run._slice_is_over()
+    holder.finish(next_sync_in=None)
+    run._next_slice_check = 0.0
+    assert run._slice_is_over()
 
 
 def test_other_watches_of_a_down_app_are_not_woken_beside_its_probe(world: World) -> None:
