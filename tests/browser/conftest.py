@@ -4,6 +4,7 @@ Playwright's synchronous API runs an event loop in its thread, and Django refuse
 everything that drives the browser goes through one worker thread, see `Browser`.
 """
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -11,7 +12,6 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,9 @@ from playwright.sync_api import BrowserContext, ConsoleMessage, Page, sync_playw
 from docora.process import die_with_parent
 from tests.browser import chromium
 from tests.support.instance import free_port
+from tests.support.network import NETWORK_INTERFACES
 from tests.support.processes import Daemon, Daemons
+from tests.support.shared import SharedFolder
 from tests.support.world import World
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -156,7 +158,7 @@ def stop_clock(page: Page) -> None:
     page.clock.pause_at(time.time() + 60)
 
 
-@contextmanager
+@contextlib.contextmanager
 def running_clock(page: Page) -> Iterator[None]:
     """Let a stopped clock run meanwhile: axe-core, for one, needs timers."""
     page.clock.resume()
@@ -202,7 +204,12 @@ def chromium_browser() -> Iterator[Chromium]:
 
 
 @pytest.fixture
-def browser(chromium_browser: Chromium) -> Iterator[Browser]:
-    browser = Browser(chromium_browser, viewport={"width": 1280, "height": 900})
-    yield browser
-    browser.close()
+def open_browser(chromium_browser: Chromium, shared_folder: SharedFolder) -> Iterator[Callable[..., Browser]]:
+    """Return a function that opens a page with options of Playwright. No network interface changes until it is closed."""
+    with shared_folder.together(NETWORK_INTERFACES), contextlib.ExitStack() as opened:
+        yield lambda **options: opened.enter_context(contextlib.closing(Browser(chromium_browser, **options)))
+
+
+@pytest.fixture
+def browser(open_browser: Callable[..., Browser]) -> Browser:
+    return open_browser(viewport={"width": 1280, "height": 900})

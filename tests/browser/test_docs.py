@@ -1,12 +1,12 @@
 """The documentation in a real browser: phone and desktop, light and dark, without console messages."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import Browser, Chromium
+from tests.browser.conftest import Browser
 
 pytestmark = pytest.mark.browser
 
@@ -20,11 +20,9 @@ PAGES = {
 
 
 @pytest.fixture(params=[(390, "light"), (390, "dark"), (1280, "light"), (1280, "dark")], ids=str)
-def reader(request: pytest.FixtureRequest, chromium_browser: Chromium) -> Iterator[Browser]:
+def reader(request: pytest.FixtureRequest, open_browser: Callable[..., Browser]) -> Browser:
     width, scheme = request.param
-    browser = Browser(chromium_browser, viewport={"width": width, "height": 900}, color_scheme=scheme)
-    yield browser
-    browser.close()
+    return open_browser(viewport={"width": width, "height": 900}, color_scheme=scheme)
 
 
 def open_contents(page: Page) -> None:

@@ -1,5 +1,6 @@
 """`max_in_flight` limits an app over all its repositories and all workers (`engine.md` §7)."""
 
+import contextlib
 import threading
 import time
 from itertools import pairwise
@@ -92,7 +93,13 @@ def test_only_a_run_with_many_files_takes_more_than_half(
 
 def test_app_with_very_many_slots_uses_them_all_in_a_job(world: World) -> None:
     (watch,) = several(world, 1, files=2 * MANY_SLOTS, slots=MANY_SLOTS)
-    world.answer(lambda note: time.sleep(1))
+    all_in_flight = threading.Barrier(MANY_SLOTS)
+
+    def hold(_note: Notification) -> None:
+        with contextlib.suppress(threading.BrokenBarrierError):  # too few came: the count below says how many
+            all_in_flight.wait(20)
+
+    world.answer(hold)
     world.make_due(watch)
     jobs.sync_watch(watch.pk)
     assert world.receiver.max_in_flight(world.app.app_id) == MANY_SLOTS

@@ -24,10 +24,11 @@ from tests.faults.conftest import MAX_IN_FLIGHT, RECORD_BATCH
 from tests.faults.test_kill import FILES, duplicates, wait_until_synced, watch_slow_client
 from tests.support.git import Repo
 from tests.support.histories import assert_promise_kept
-from tests.support.network import Machine, Network
+from tests.support.network import NETWORK_INTERFACES, Machine, Network
 from tests.support.postgres import PostgresServer
 from tests.support.processes import Daemons
 from tests.support.receiver import wait_for
+from tests.support.shared import SharedFolder
 from tests.support.valkey import ValkeyServer
 from tests.support.world import World
 
@@ -52,8 +53,8 @@ class Place:
 
 
 @pytest.fixture
-def network(postgres_server: PostgresServer) -> Iterator[Network]:
-    with Network("harbour", "hill") as network:
+def network(postgres_server: PostgresServer, shared_folder: SharedFolder) -> Iterator[Network]:
+    with shared_folder.alone(NETWORK_INTERFACES), Network("harbour", "hill") as network:
         yield network
 
 

@@ -17,6 +17,9 @@ from typing import Self
 
 from docora.process import die_with_parent
 
+NETWORK_INTERFACES = "network-interfaces"
+"""The name of the `SharedFolder` lock on the interfaces of this machine. Chromium fails all requests under way when one changes."""
+
 
 class NoNamespaces(Exception):
     """This process may not create networks. The message says why."""

@@ -1,13 +1,14 @@
-"""Files that several test processes of one run need and the first of them creates."""
+"""What the test processes of one run share: files that the first of them creates, and locks."""
 
+import contextlib
 import fcntl
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
 class SharedFolder:
-    """A folder shared by all processes of a run. Each name in it is created once."""
+    """A folder shared by all processes of a run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -18,14 +19,33 @@ class SharedFolder:
         If `make` fails, the next process tries again.
         """
         path = self.path / name
-        with (self.path / f"{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self._locked(name, fcntl.LOCK_EX):
             if not path.exists():
                 unfinished = self.path / f"{name}.unfinished"
                 subprocess.run(["rm", "-rf", str(unfinished)], check=True)
                 make(unfinished)
                 unfinished.rename(path)
         return path
+
+    @contextlib.contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """Wait until no other process is `alone` or `together` in `name`, and keep all others out."""
+        with self._locked(f"{name}.entrance", fcntl.LOCK_EX), self._locked(name, fcntl.LOCK_EX):
+            yield
+
+    @contextlib.contextmanager
+    def together(self, name: str) -> Iterator[None]:
+        """Be in `name` with others that do the same. One that waits to be `alone` goes first."""
+        with contextlib.ExitStack() as inside:
+            with self._locked(f"{name}.entrance", fcntl.LOCK_SH):
+                inside.enter_context(self._locked(name, fcntl.LOCK_SH))
+            yield
+
+    @contextlib.contextmanager
+    def _locked(self, name: str, kind: int) -> Iterator[None]:
+        with (self.path / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, kind)
+            yield
 
 
 def copy(source: Path, target: Path) -> None:
