@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 from django.conf import settings
+from django.utils.module_loading import import_string
 from redis.client import Pipeline
 from redis.exceptions import RedisError
 from rq import Worker, worker_registration
@@ -205,7 +206,9 @@ class DocoraWorker(Worker):
 
     def fork_work_horse(self, job: Job, queue: Queue) -> None:
         """Fork with SIGTERM blocked until both processes can handle it. Otherwise neither of them would."""
-        crypto.derive_keys()  # otherwise every work-horse would
+        crypto.derive_keys()  # otherwise every work-horse would, and would import the jobs
+        for job_function in settings.JOBS:
+            import_string(job_function)
         self._parent_pid = os.getpid()
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
         try:

@@ -1,0 +1,45 @@
+"""What is imported at the start of a command, and by a worker before it forks."""
+
+from pathlib import Path
+
+import pytest
+
+from docora.redis import queues
+from tests.support.commands import run_script
+
+COMMAND = """
+import sys
+from docora.cli.main import main
+try:
+    main()
+finally:
+    print("pages:", "docora.urls" in sys.modules, file=sys.stderr)
+"""
+
+WORKER = """
+import os
+import sys
+from docora.cli.main import main
+os.register_at_fork(before=lambda: print("jobs:", "deliveries_app.jobs" in sys.modules, file=sys.stderr))
+main()
+"""
+
+
+@pytest.mark.parametrize(("command", "imports_pages"), [("list_apps", False), ("check", True)])
+def test_only_commands_concerned_with_pages_import_them(
+    instance_environment: dict[str, str], tmp_path: Path, command: str, imports_pages: bool
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(COMMAND)
+    done = run_script(script, command, environment=instance_environment)
+    assert (done.returncode, done.stderr) == (0, f"pages: {imports_pages}\n")
+
+
+def test_worker_imports_jobs_before_it_forks(instance_environment: dict[str, str], tmp_path: Path) -> None:
+    queues.enqueue("default", "deliveries_app.jobs.clean_up", "", "clean_up")
+    script = tmp_path / "script.py"
+    script.write_text(WORKER)
+    done = run_script(script, "rqworker", "default", "--burst", environment=instance_environment)
+    assert done.returncode == 0
+    assert "jobs: True\n" in done.stderr
+    assert "jobs: False" not in done.stderr
