@@ -26,7 +26,7 @@ DEMO_SETTINGS = {
     "ALLOWED_PRIVATE_NETWORKS": "127.0.0.0/8",
     "ALLOWED_GIT_HOSTS": "github.com,127.0.0.1:*",
 }
-COMMANDS_WITH_PAGES = {"check", "doctor", "runserver", "testserver", "web"}
+COMMANDS_THAT_CHECK_URLS = {"check", "doctor", "runserver", "testserver", "web"}
 
 
 def add_instance_options(parser: ArgumentParser) -> None:
@@ -77,21 +77,19 @@ def error_message(error: Exception) -> str:
     return ""
 
 
-def leave_pages_out_of_checks() -> None:
-    """Do not check the URLs in this process, as that would import every page.
-
-    The import takes a third of a command's start and a fifth of a worker's memory.
-    """
+def skip_url_checks() -> None:
+    """Remove Django's checks of the URLs from this process. They import every page, which takes a third of a command's start
+    and a fifth of a worker's memory."""
     registry.registered_checks = {check for check in registry.get_checks() if Tags.urls not in check.tags}
 
 
 class CommandLine(ManagementUtility):
-    """Django's command line, except that an unknown command exits with the code for wrong usage, and that only commands
-    concerned with pages check the URLs."""
+    """Django's command line, except that an unknown command exits with the code for wrong usage, and that most commands do
+    not check the URLs."""
 
     def fetch_command(self, subcommand: str) -> BaseCommand:
-        if subcommand not in COMMANDS_WITH_PAGES:
-            leave_pages_out_of_checks()
+        if subcommand not in COMMANDS_THAT_CHECK_URLS:
+            skip_url_checks()
         try:
             return super().fetch_command(subcommand)
         except SystemExit:  # Django has already printed the error

@@ -206,9 +206,10 @@ class DocoraWorker(Worker):
 
     def fork_work_horse(self, job: Job, queue: Queue) -> None:
         """Fork with SIGTERM blocked until both processes can handle it. Otherwise neither of them would."""
-        crypto.derive_keys()  # otherwise every work-horse would, and would import the jobs
-        for job_function in settings.JOBS:
-            import_string(job_function)
+        # Every work-horse would otherwise derive the keys and import the jobs again.
+        crypto.derive_keys()
+        for path in settings.JOBS:
+            import_string(path)
         self._parent_pid = os.getpid()
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
         try:

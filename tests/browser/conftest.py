@@ -205,8 +205,8 @@ def chromium_browser() -> Iterator[Chromium]:
 
 @pytest.fixture
 def open_browser(chromium_browser: Chromium, shared_folder: SharedFolder) -> Iterator[Callable[..., Browser]]:
-    """Return a function that opens a page with options of Playwright. No network interface changes until it is closed."""
-    with shared_folder.together(NETWORK_INTERFACES), contextlib.ExitStack() as opened:
+    """Return a function that opens a page with Playwright's options for contexts. No test changes a network interface meanwhile."""
+    with shared_folder.shared(NETWORK_INTERFACES), contextlib.ExitStack() as opened:
         yield lambda **options: opened.enter_context(contextlib.closing(Browser(chromium_browser, **options)))
 
 

@@ -163,7 +163,9 @@ def test_run_shows_number_of_left_out_files(watch: AppRepository) -> None:
     run.save()
     client = staff("victor", "view_syncrun", "view_apprepository")
     page = client.get(f"/admin/deliveries_app/syncrun/{SyncRun.objects.get().pk}/change/").text
-    found = re.findall(r'<th scope="row">([^<]+)</th><td class="numeric">([\d,]+)<', page)
+    found = re.findall(
+        r'<th scope="row">([^<]+)</th><td class="numeric">([\d,]+)<span class="on-phones"> files?</span></td>', page
+    )
     assert found == [("Submodules", "1"), ("Ignored", "1,200"), ("Git LFS pointers", "2")]
     assert ">1201<" in page_of(client, watch).replace(",", "")
 

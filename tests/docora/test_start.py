@@ -26,7 +26,7 @@ main()
 
 
 @pytest.mark.parametrize(("command", "imports_pages"), [("list_apps", False), ("check", True)])
-def test_only_commands_concerned_with_pages_import_them(
+def test_only_commands_that_check_urls_import_pages(
     instance_environment: dict[str, str], tmp_path: Path, command: str, imports_pages: bool
 ) -> None:
     script = tmp_path / "script.py"

@@ -54,7 +54,7 @@ class Place:
 
 @pytest.fixture
 def network(postgres_server: PostgresServer, shared_folder: SharedFolder) -> Iterator[Network]:
-    with shared_folder.alone(NETWORK_INTERFACES), Network("harbour", "hill") as network:
+    with shared_folder.exclusive(NETWORK_INTERFACES), Network("harbour", "hill") as network:
         yield network
 
 

@@ -18,7 +18,7 @@ from typing import Self
 from docora.process import die_with_parent
 
 NETWORK_INTERFACES = "network-interfaces"
-"""The name of the `SharedFolder` lock on the interfaces of this machine. Chromium fails all requests under way when one changes."""
+"""The `SharedFolder` lock on the interfaces of this machine. When one changes, Chromium fails all requests under way."""
 
 
 class NoNamespaces(Exception):

@@ -294,7 +294,7 @@ def _set_up_docora() -> None:
     from django.core.checks import run_checks
     from django.core.management import get_commands, load_command_class
 
-    from docora.cli.main import leave_pages_out_of_checks
+    from docora.cli.main import skip_url_checks
     from docora.conf.installation import choose_settings
 
     with tempfile.TemporaryFile() as said:
@@ -304,7 +304,7 @@ def _set_up_docora() -> None:
         django.setup()
         for name in ("rqworker", "sweep"):
             load_command_class(get_commands()[name], name)
-        leave_pages_out_of_checks()
+        skip_url_checks()
         run_checks()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -28,17 +28,17 @@ class SharedFolder:
         return path
 
     @contextlib.contextmanager
-    def alone(self, name: str) -> Iterator[None]:
-        """Wait until no other process is `alone` or `together` in `name`, and keep all others out."""
-        with self._locked(f"{name}.entrance", fcntl.LOCK_EX), self._locked(name, fcntl.LOCK_EX):
+    def exclusive(self, name: str) -> Iterator[None]:
+        """Hold the lock `name`, which no other process holds meanwhile."""
+        with self._locked(f"{name}.queue", fcntl.LOCK_EX), self._locked(name, fcntl.LOCK_EX):
             yield
 
     @contextlib.contextmanager
-    def together(self, name: str) -> Iterator[None]:
-        """Be in `name` with others that do the same. One that waits to be `alone` goes first."""
-        with contextlib.ExitStack() as inside:
-            with self._locked(f"{name}.entrance", fcntl.LOCK_SH):
-                inside.enter_context(self._locked(name, fcntl.LOCK_SH))
+    def shared(self, name: str) -> Iterator[None]:
+        """Hold the lock `name` beside others that share it. Wait behind a process that already waits for it exclusively."""
+        with contextlib.ExitStack() as held:
+            with self._locked(f"{name}.queue", fcntl.LOCK_SH):
+                held.enter_context(self._locked(name, fcntl.LOCK_SH))
             yield
 
     @contextlib.contextmanager
