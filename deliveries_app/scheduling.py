@@ -1,16 +1,29 @@
 """Due times and enqueueing. A request is stored in the watch's row first; the job only wakes a worker (`engine.md` §6)."""
 
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Case, DateTimeField, DurationField, ExpressionWrapper, F, Func, Value, When, Window
+from django.db.models import (
+    Case,
+    DateTimeField,
+    DurationField,
+    ExpressionWrapper,
+    F,
+    Func,
+    QuerySet,
+    Value,
+    When,
+    Window,
+)  # fmt: skip
 from django.db.models.expressions import Combinable
 from django.db.models.functions import Coalesce, Greatest, Least, Now, Random, RowNumber
 
 from deliveries_app.models import AppRepository, AppRepositoryQuerySet
 from deliveries_app.models.apps import app_is_full
+from docora.db.compiled import compiled
 from docora.redis import queues
 
 _JITTER = 0.1  # share of the interval between checks, in either direction
@@ -66,16 +79,21 @@ def enqueue_due() -> int:
 
 
 def _enqueue_due(waiting: list[str]) -> int:
+    rows: list[Any] = _next_due()
+    return sum(
+        queues.enqueue("default", owned=False, **_job(watch))
+        for watch in rows
+        if not watch.finds_none and watch.job_id not in waiting
+    )
+
+
+@compiled
+def _next_due() -> QuerySet[AppRepository]:
     turn = Window(RowNumber(), partition_by="app_id", order_by=["next_sync_at", "pk"])
     due = AppRepository.objects.due().free().startable().alias(turn=turn)
     # Of an app without a free slot, one watch asks for a slot. The others would find none.
-    rows: Any = due.annotate(finds_none=Case(When(app_is_full(), turn__gt=1, then=True), default=False))
-    rows = rows.select_related("app", "repository").order_by("finds_none", "turn", "next_sync_at", "pk")
-    return sum(
-        queues.enqueue("default", owned=False, **_job(watch))
-        for watch in rows[:ENQUEUE_AHEAD]
-        if not watch.finds_none and watch.job_id not in waiting
-    )
+    rows = due.annotate(finds_none=Case(When(app_is_full(), turn__gt=1, then=True), default=False))
+    return rows.select_related("app", "repository").order_by("finds_none", "turn", "next_sync_at", "pk")[:ENQUEUE_AHEAD]
 
 
 def next_check(moved_at: Combinable | None = None) -> Combinable:
@@ -85,10 +103,13 @@ def next_check(moved_at: Combinable | None = None) -> Combinable:
     UPDATE changes it. Without a move, a push hook that has just arrived may have overtaken the host's own replicas: HEAD is
     asked for again `AFTER_PUSH_SECONDS` after it.
     """
+    return _next_check(settings.RESCAN_MIN_INTERVAL_SECONDS, settings.RESCAN_INTERVAL_SECONDS, moved_at)
+
+
+@lru_cache(100)  # a query that uses the same object again is compiled only once
+def _next_check(shortest: float, longest: float, moved_at: Combinable | None) -> Combinable:
     half = _Duration((Now() - (moved_at or Coalesce(F("moved_at"), F("created_at")))) * Value(0.5))
-    shortest = _seconds(settings.RESCAN_MIN_INTERVAL_SECONDS)
-    longest = _seconds(settings.RESCAN_INTERVAL_SECONDS)
-    interval = Least(Greatest(half, shortest), longest)
+    interval = Least(Greatest(half, _seconds(shortest)), _seconds(longest))
     jitter = Value(1 - _JITTER) + Value(2 * _JITTER) * Random()
     regular = ExpressionWrapper(Now() + _Duration(interval * jitter), output_field=DateTimeField())
     if moved_at is not None:

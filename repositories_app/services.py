@@ -11,6 +11,7 @@ from django.db.models.functions import Now
 
 from docora.backoff import backoff
 from docora.db.clock import from_now
+from docora.db.compiled import compiled
 from repositories_app.git.exceptions import GitError
 from repositories_app.git.remote import RepositoryUrl
 from repositories_app.git.url import host_of
@@ -132,7 +133,7 @@ def prolong_outage(outage: HostOutage, error: GitError) -> None:
 
 def has_failures(repository: Repository) -> bool:
     """Return whether the repository's row counts failures or has an open circuit."""
-    return _failing(repository).exists()
+    return bool(_failing(repository.pk))
 
 
 def close_circuit(repository: Repository) -> bool:
@@ -140,11 +141,17 @@ def close_circuit(repository: Repository) -> bool:
 
     Return whether this ended a cooldown that was still running.
     """
-    closed = _failing(repository).update(
-        consecutive_failures=0, circuit_open_until=None, last_failure_at=None, last_error="", last_error_cause=""
+    closed = _failing.update(
+        repository.pk,
+        consecutive_failures=0,
+        circuit_open_until=None,
+        last_failure_at=None,
+        last_error="",
+        last_error_cause="",
     )
     return closed == 1 and repository.circuit_is_open
 
 
-def _failing(repository: Repository) -> QuerySet[Repository]:
-    return Repository.objects.filter(pk=repository.pk).exclude(consecutive_failures=0, circuit_open_until=None)
+@compiled
+def _failing(repository_pk: int) -> QuerySet[Repository]:
+    return Repository.objects.filter(pk=repository_pk).exclude(consecutive_failures=0, circuit_open_until=None)

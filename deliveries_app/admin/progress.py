@@ -1,7 +1,8 @@
 """Progress of operations and of single watches, and the buttons to cancel them."""
 
 from django.contrib import messages
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.db.models import QuerySet
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404, render
 from django.urls import reverse
 from django.views.decorators.http import require_GET, require_POST
@@ -15,6 +16,7 @@ from deliveries_app.admin.watches import of_watch
 from deliveries_app.models import AppRepository, AppRepositoryQuerySet, BulkOperation, Outcome, Reason
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import app_detail
+from docora.db.compiled import compiled
 from docora.text import counted
 
 _CANCELLED = {
@@ -30,7 +32,10 @@ def operation_progress(request: HttpRequest, operation_id: str) -> HttpResponse:
 
     On the operation's own page (`page=1`), the poll also refreshes the tab's title, the fields and the counts.
     """
-    operation = get_object_or_404(BulkOperation.objects.select_related("app"), operation_id=operation_id)
+    found = _operation(operation_id)
+    if not found:
+        raise Http404
+    [operation] = found
     context = {**progress_context.of_operation(operation), "polled": True, "here": here(request)}
     context["announces"] = request.GET.get("announced") != str(context["progress"].tens)
     context["turned"] = request.GET.get("held", "0") != str(int(operation.is_held))
@@ -38,6 +43,11 @@ def operation_progress(request: HttpRequest, operation_id: str) -> HttpResponse:
         return render(request, "docora/progress.html#bulk_progress", context)
     context |= page_fields(request, operation)
     return render(request, "admin/deliveries_app/bulkoperation/change_form.html#polled", context)
+
+
+@compiled
+def _operation(operation_id: str) -> QuerySet[BulkOperation]:
+    return BulkOperation.objects.filter(operation_id=operation_id).select_related("app")
 
 
 @require_GET

@@ -12,18 +12,15 @@ from typing import NamedTuple
 import orjson
 from django.db import connection
 
-_EXTEND = (
-    "UPDATE deliveries_app_apprepository SET lease_until = {from_now}, sequence_high = %s"
-    " WHERE id = %s AND fencing_token = %s AND generation = %s"
-)
 _COUNT = (
     "UPDATE deliveries_app_syncrun SET files_done = files_done + %s, bytes_done = bytes_done + %s,"
     " files_failed = files_failed + %s WHERE id = %s"
 )
-_FROM_NOW = {
-    "postgresql": "STATEMENT_TIMESTAMP() + %s * INTERVAL '1 second'",
-    "sqlite": "STRFTIME('%%Y-%%m-%%d %%H:%%M:%%f', 'now', %s || ' seconds')",
-}
+_COUNT_HOUR = (
+    "UPDATE deliveries_app_hourlytraffic SET files = files + %s, bytes = bytes + %s, failed = failed + %s,"
+    " requests = requests + %s, milliseconds = milliseconds + %s, acknowledged_at = COALESCE(%s, acknowledged_at)"
+    " WHERE app_id = %s AND hour = %s"
+)
 _TABLE = "deliveries_app_delivery"
 _BATCH_COLUMNS = {"watch_id": "bigint", "generation": "bigint", "acknowledged": "boolean", "updated_at": "timestamptz"}
 _ROW_COLUMNS = {
@@ -80,18 +77,22 @@ class Acknowledged(NamedTuple):
     milliseconds: int
 
 
-def extend_lease(watch_pk: int, fencing_token: int, generation: int, *, seconds: float, sequence_high: int) -> bool:
-    """Extend the lease by `seconds` on the database's clock. Return False if another claim owns the watch now."""
-    with connection.cursor() as cursor:
-        statement = _EXTEND.format(from_now=_FROM_NOW[connection.vendor])
-        cursor.execute(statement, [seconds, sequence_high, watch_pk, fencing_token, generation])
-        return bool(cursor.rowcount == 1)
-
-
 def count(run_pk: int, *, files_done: int, bytes_done: int, files_failed: int) -> None:
     """Add to the counters of a run."""
     with connection.cursor() as cursor:
         cursor.execute(_COUNT, [files_done, bytes_done, files_failed, run_pk])
+
+
+def count_hour(
+    app_pk: int, hour: datetime, *, files: int, size: int, failed: int, requests: int, milliseconds: int,
+    acknowledged_at: datetime | None,
+) -> bool:  # fmt: skip
+    """Add to the app's traffic of an hour. Return False if that hour has no row yet."""
+    moment = connection.ops.adapt_datetimefield_value
+    values = [files, size, failed, requests, milliseconds, moment(acknowledged_at), app_pk, moment(hour)]
+    with connection.cursor() as cursor:
+        cursor.execute(_COUNT_HOUR, values)
+        return bool(cursor.rowcount)
 
 
 def announce(

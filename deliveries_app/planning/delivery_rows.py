@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from django.conf import settings
-from django.db.models import Count, Q
+from django.db.models import Count, Q, QuerySet
 
 from deliveries_app.models import AppRepository, Delivery, DeliveryFailure, FailureKind
 from deliveries_app.planning import transforms
 from deliveries_app.planning.plan import DeliveryRules, Plan, Row
+from docora.db.compiled import compiled
 
 PAGE = 2000
 _COLUMNS = (
@@ -48,13 +49,16 @@ def all_rows(watch_pk: int) -> Iterator[Row]:
     """Yield every row of the watch."""
     last = ""
     while True:
-        page = list(
-            Delivery.objects.filter(watch_id=watch_pk, path__gt=last).order_by("path").values_list(*_COLUMNS)[:PAGE]
-        )
+        page = _page_after(watch_pk, last)
         yield from map(_row, page)
         if len(page) < PAGE:
             return
         last = page[-1][0]
+
+
+@compiled
+def _page_after(watch_pk: int, path: str) -> "QuerySet[Delivery, tuple[Any, ...]]":
+    return Delivery.objects.filter(watch_id=watch_pk, path__gt=path).order_by("path").values_list(*_COLUMNS)[:PAGE]
 
 
 def rows_by_source(watch_pk: int) -> Iterator[SourceRow]:
@@ -78,8 +82,13 @@ def rows_by_source(watch_pk: int) -> Iterator[SourceRow]:
 
 def count_remarks(watch_pk: int) -> dict[str, int]:
     """Return remark → number of files with it."""
+    return dict(_counts_by_remark(watch_pk))
+
+
+@compiled
+def _counts_by_remark(watch_pk: int) -> "QuerySet[Delivery, tuple[str, int]]":
     remarked = Delivery.objects.filter(watch_id=watch_pk).exclude(remark="").order_by()
-    return dict(remarked.values_list("remark").annotate(Count("pk")))
+    return remarked.values_list("remark").annotate(Count("pk"))
 
 
 def tree_fields(plan: Plan, remarks: Mapping[str, int]) -> dict[str, Any]:

@@ -7,12 +7,13 @@ A rate and an estimate of the time left are shown only while files are being ack
 from dataclasses import dataclass, replace
 from typing import Any
 
-from django.db.models import Count
+from django.db.models import Count, QuerySet
 from django.utils import timezone
 
 from deliveries_app.models import AppRepository, BulkOperation, Result, StateDetail, SyncRun, WatchState
 from deliveries_app.models.apps import is_syncing
 from deliveries_app.progress.live import Progress
+from docora.db.compiled import compiled
 from docora.redis import live_counters
 from docora.text import format_estimate
 
@@ -64,14 +65,20 @@ def of_operation(operation: BulkOperation, progress: Progress) -> Activity | Non
     """Return what an operation is doing, or None once it has ended. One query while it moves, two or three while it waits."""
     if progress.finished:
         return None
-    watches: Any = AppRepository.objects.filter(runs__operation=operation, runs__outcome="")
-    if watches.filter(is_syncing()).exists():
+    if _a_syncing_watch(operation.pk):
         doing = _syncing(operation.operation_id, progress)
         return replace(doing, seconds_left=_with_unreleased(doing.seconds_left, operation, progress))
+    watches: Any = AppRepository.objects.filter(runs__operation=operation, runs__outcome="")
     details = dict(watches.with_state().order_by().values_list("state_detail").annotate(number=Count("pk")))
     if not details and progress.unreleased:
         return _releasing(operation)
     return _waiting(next((detail for detail in _ORDER if detail in details), StateDetail.WAITS_FOR_WORKER))
+
+
+@compiled
+def _a_syncing_watch(operation_pk: int) -> QuerySet[AppRepository]:
+    syncing = AppRepository.objects.filter(is_syncing(), runs__operation=operation_pk, runs__outcome="")
+    return syncing.order_by().only("pk")[:1]
 
 
 def _with_unreleased(seconds: float | None, operation: BulkOperation, progress: Progress) -> float | None:

@@ -27,11 +27,16 @@ from deliveries_app.models import (
     bulk_sql,
 )
 from deliveries_app.progress import live
+from docora.db.compiled import compiled
 from docora.redis import counters, live_counters
 
 logger = logging.getLogger(__name__)
 
 LOGGED_ONE_BY_ONE = 100
+_TOTALS_OF_UNSTARTED = {
+    total: Case(When(started_at=None, then=F(done)), default=F(total))
+    for total, done in (("files_total", "files_done"), ("bytes_total", "bytes_done"))
+}
 _ROWS_AT_ONCE = 1000
 
 
@@ -121,10 +126,11 @@ def log_requested(runs: Sequence[SyncRun]) -> None:
     transaction.on_commit(lambda: logger.info("sync_requested", extra=fields), robust=True)
 
 
-def open_runs(watch_pk: int, generation: int) -> list[SyncRun]:
+@compiled
+def open_runs(watch_pk: int, generation: int) -> QuerySet[SyncRun]:
     """Return open runs up to a generation, newest first."""
     query = SyncRun.objects.filter(watch_id=watch_pk, outcome="", generation__lte=generation)
-    return list(query.select_related("operation").order_by("-generation", "-pk"))
+    return query.select_related("operation").order_by("-generation", "-pk")
 
 
 def newest_open_runs(watches: Iterable[AppRepository]) -> dict[int, SyncRun]:
@@ -146,7 +152,10 @@ def set_totals(run: SyncRun, *, files: int, size: int, left_out: Mapping[str, in
     changed = [
         "files_total", "bytes_total", "files_failed", "files_skipped", "left_out", "commit_sha", "attempts", "started_at",
     ]  # fmt: skip
-    run.save(update_fields=changed if run.pk else None)
+    if run.pk:
+        _run.update(run.pk, **{name: getattr(run, name) for name in changed})
+    else:
+        run.save()
 
 
 def give_attempt_back(run: SyncRun) -> None:
@@ -193,7 +202,9 @@ def end_runs(watch_pk: int, generation: int, outcome: Outcome, error: str = "") 
     newest_resync = resyncs.order_by("-generation", "-pk").first() if len(runs) > 1 else None
     superseded = [run for run in runs[1:] if newest_resync and newest_resync.generation > run.generation]
     _end(superseded, Outcome.SUPERSEDED, error)
-    _end([run for run in runs if run not in superseded], outcome, error)
+    open_runs.update(
+        watch_pk, generation, **_end_fields([run for run in runs if run not in superseded], outcome, error)
+    )
     close_operations({run.operation_id for run in runs if run.operation_id})
     transaction.on_commit(partial(_log_and_show_ended, runs), robust=True)
 
@@ -231,6 +242,13 @@ def _remaining_of(run: SyncRun) -> Remaining:
 
 def _end(runs: Sequence[SyncRun], outcome: Outcome, error: str = "") -> None:
     """End these runs, as far as they are still open."""
+    fields = _end_fields(runs, outcome, error)
+    for some in batched(runs, _ROWS_AT_ONCE):
+        SyncRun.objects.filter(pk__in=[run.pk for run in some], outcome="").update(**fields)
+
+
+def _end_fields(runs: Sequence[SyncRun], outcome: Outcome, error: str) -> dict[str, Any]:
+    """Set the end of these runs in the objects, and return the changes to their rows."""
     fields: dict[str, Any] = {"outcome": outcome, "ended_at": timezone.now(), "error": error}
     for run in runs:
         run.outcome, run.ended_at, run.error = outcome, fields["ended_at"], error
@@ -238,10 +256,8 @@ def _end(runs: Sequence[SyncRun], outcome: Outcome, error: str = "") -> None:
         for run in runs:
             if run.started_at is None:
                 run.files_total, run.bytes_total = run.files_done, run.bytes_done
-        for total, done in (("files_total", "files_done"), ("bytes_total", "bytes_done")):
-            fields[total] = Case(When(started_at=None, then=F(done)), default=F(total))
-    for some in batched(runs, _ROWS_AT_ONCE):
-        SyncRun.objects.filter(pk__in=[run.pk for run in some], outcome="").update(**fields)
+        fields |= _TOTALS_OF_UNSTARTED
+    return fields
 
 
 def _log_and_show_ended(runs: Sequence[SyncRun]) -> None:
@@ -253,10 +269,11 @@ def _log_and_show_ended(runs: Sequence[SyncRun]) -> None:
         logger.info("runs_ended", extra=dict(Counter(str(run.outcome) for run in runs)))
     counters.add(Counter(counters.field(counters.SYNCS, run.outcome) for run in runs))
     live_counters.finish(*(run.run_id for run in runs))
-    for operation in BulkOperation.objects.filter(pk__in={run.operation_id for run in runs}, ended_at=None):
-        for run in runs:
-            if run.operation_id == operation.pk:
-                live.show_in_operation(run, operation)
+    for operation_pk in {run.operation_id for run in runs if run.operation_id}:
+        for operation in _open_operation(operation_pk):
+            for run in runs:
+                if run.operation_id == operation.pk:
+                    live.show_in_operation(run, operation)
 
 
 def close_operations(operation_pks: Iterable[int]) -> None:
@@ -266,18 +283,34 @@ def close_operations(operation_pks: Iterable[int]) -> None:
     row, and both would leave it open. Remove the counters only after the commit: until then, readers without them would
     count outdated rows.
     """
-    operation_pks = list(operation_pks)
-    if not operation_pks:
-        return
-    with transaction.atomic(savepoint=False):
-        rows = BulkOperation.objects.filter(pk__in=operation_pks, ended_at=None)
-        for operation in rows.select_for_update().order_by("pk"):
-            if operation.runs.filter(outcome="").exists() or (operation.is_gradual and operation.pending.exists()):
-                continue
-            if operation.canary:
-                operation.canaries.all().delete()
-            BulkOperation.objects.filter(pk=operation.pk).update(ended_at=Now())
-            transaction.on_commit(partial(live_counters.finish, operation.operation_id), robust=True)
+    for operation_pk in sorted(operation_pks):
+        with transaction.atomic(savepoint=False):
+            for operation in _locked_open_operation(operation_pk):
+                if not _an_open_run(operation_pk) and not (operation.is_gradual and operation.pending.exists()):
+                    if operation.canary:
+                        operation.canaries.all().delete()
+                    _open_operation.update(operation_pk, ended_at=Now())
+                    transaction.on_commit(partial(live_counters.finish, operation.operation_id), robust=True)
+
+
+@compiled
+def _run(run_pk: int) -> QuerySet[SyncRun]:
+    return SyncRun.objects.filter(pk=run_pk)
+
+
+@compiled
+def _an_open_run(operation_pk: int) -> QuerySet[SyncRun]:
+    return SyncRun.objects.filter(operation_id=operation_pk, outcome="").order_by()[:1]
+
+
+@compiled
+def _open_operation(operation_pk: int) -> QuerySet[BulkOperation]:
+    return BulkOperation.objects.filter(pk=operation_pk, ended_at=None)
+
+
+@compiled
+def _locked_open_operation(operation_pk: int) -> QuerySet[BulkOperation]:
+    return BulkOperation.objects.filter(pk=operation_pk, ended_at=None).select_for_update()
 
 
 def close_abandoned_operations() -> None:

@@ -38,12 +38,12 @@ from deliveries_app.models import (
     Notice,
     NoticeKind,
     Status,
-    bulk_sql,
 )
 from deliveries_app.models.apps import MAX_SHARED_CRASHES, has_no_cooldown, is_free, is_unpaused
 from deliveries_app.sync import pace
 from deliveries_app.sync.exceptions import Paused, Superseded
 from docora.db.clock import DatabaseClock, boot_seconds, from_now
+from docora.db.compiled import compiled
 from docora.process import has_ended, process_name
 from docora.redis import queues
 from docora.server.worker import identity
@@ -134,26 +134,15 @@ class Lease:
         Raises `Superseded` if it is not. This is the first statement of every transaction that records something.
         """
         started = boot_seconds()
-        if changes:
-            extended = {"lease_until": from_now(settings.LEASE_SECONDS), "sequence_high": self.sequence_high}
-            owned = self._rows().update(**extended, **changes) == 1
-        else:
-            owned = bulk_sql.extend_lease(
-                self.watch.pk,
-                self.fencing_token,
-                self.generation,
-                seconds=settings.LEASE_SECONDS,
-                sequence_high=self.sequence_high,
-            )
-        if not owned:
+        until = from_now(settings.LEASE_SECONDS)
+        if _own.update(*self._claim, lease_until=until, sequence_high=self.sequence_high, **changes) != 1:
             raise Superseded
         self.extended_at = started
 
-    def _rows(self) -> QuerySet[AppRepository]:
-        """The watch, if it is still ours."""
-        return AppRepository.objects.filter(
-            pk=self.watch.pk, fencing_token=self.fencing_token, generation=self.generation
-        )
+    @property
+    def _claim(self) -> tuple[int, int, int]:
+        """The arguments of `_own`."""
+        return self.watch.pk, self.fencing_token, self.generation
 
     def keep_alive(self) -> None:
         """Keep the watch from being claimed while requests of a superseded claim settle. Records nothing."""
@@ -181,14 +170,13 @@ class Lease:
             "sequence_high": self.sequence_high,
             "seen_commit": self.seen_commit,
         }
-        unasked = self._rows().filter(request_count=F("claimed_request_count"))
-        if unasked.update(next_sync_at=self._next_sync(next_sync_in), **changes) != 1:
-            if self._rows().update(**changes) != 1:
+        if _own_unless_requested.update(*self._claim, next_sync_at=self._next_sync(next_sync_in), **changes) != 1:
+            if _own.update(*self._claim, **changes) != 1:
                 raise Superseded
             self.is_due_again = True
 
     def _next_sync(self, seconds: float | None) -> Any:
-        planned: Any = Value(None) if seconds is None else from_now(seconds)
+        planned: Any = None if seconds is None else from_now(seconds)
         if not self.had_notices:  # a notice added after the claim also requests a sync
             return planned
         waiting = Notice.objects.filter(watch=self.watch, kind=NoticeKind.SYNC_FAILED).aggregate(at=Min("due_at"))["at"]
@@ -266,19 +254,15 @@ def claim(watch_pk: int, *, alone: bool = True) -> Lease | None:
     """
     started = boot_seconds()
     with transaction.atomic():
-        apps = App.objects.select_for_update(of=("self",), no_key=True).order_by("pk")
-        app = apps.filter(watches=watch_pk).first()
-        if app is None:
+        # Two statements, so that the second sees what others have committed while the first waited for the app's row.
+        apps = _locked_app(watch_pk)
+        due: list[Any] = _locked_if_due(watch_pk)
+        if not apps or not due or (due[0].needs_own_process and not alone):
             return None
-        # A statement of its own, so that it sees what others have committed while this one waited for the app's row.
-        due = AppRepository.objects.filter(pk=watch_pk).due().free().select_related("repository").order_by("pk")
-        watch = due.select_for_update(of=("self",)).annotate(**_seen_at_claim()).first()
-        if watch is None or (watch.needs_own_process and not alone):
-            return None
+        [app], [watch] = apps, due
         watch.app = app
         # An endpoint that was down gets one request from one watch before all the others continue.
-        taken: int = watch.taken  # type: ignore[attr-defined]  # the annotation
-        free = app.slots_allowed - taken if not app.down_count else (1 if not taken else 0)
+        free = app.slots_allowed - watch.taken if not app.down_count else (1 if not watch.taken else 0)
         if free < 1:
             AppRepository.objects.filter(pk=watch_pk).update(slots_requested_at=Now())
             return None
@@ -286,22 +270,47 @@ def claim(watch_pk: int, *, alone: bool = True) -> Lease | None:
         return _take(watch, max(1, free // 2), started)
 
 
-def _seen_at_claim() -> dict[str, Any]:
-    """Return the annotations that a claim reads with the watch."""
+@compiled
+def _watch(watch_pk: int) -> QuerySet[AppRepository]:
+    return AppRepository.objects.filter(pk=watch_pk)
+
+
+@compiled
+def _own(watch_pk: int, fencing_token: int, generation: int) -> QuerySet[AppRepository]:
+    """Return the watch if that claim still owns it."""
+    return AppRepository.objects.filter(pk=watch_pk, fencing_token=fencing_token, generation=generation)
+
+
+@compiled
+def _own_unless_requested(watch_pk: int, fencing_token: int, generation: int) -> QuerySet[AppRepository]:
+    """Return the watch if that claim still owns it and no sync was requested since."""
+    rows = AppRepository.objects.filter(pk=watch_pk, fencing_token=fencing_token, generation=generation)
+    return rows.filter(request_count=F("claimed_request_count"))
+
+
+@compiled
+def _locked_app(watch_pk: int) -> QuerySet[App]:
+    return App.objects.select_for_update(of=("self",), no_key=True).filter(watches=watch_pk)
+
+
+@compiled
+def _locked_if_due(watch_pk: int) -> QuerySet[AppRepository]:
+    """Return the watch if it is due and free, locked, with all that a claim reads with it."""
     own = {"watch_id": OuterRef("pk")}
     others = _other_leases(OuterRef("app_id"), OuterRef("pk"))
     taken = others.order_by().values("app_id").annotate(taken=Sum("lease_slots")).values("taken")
-    return {
-        "database_now": Now(),
-        "taken": Coalesce(Subquery(taken), 0),
-        "had_notices": Exists(Notice.objects.filter(**own)),
-        "had_listed": Exists(DeliveryFailure.objects.filter(**own)),
-        "had_check": Exists(DriftCheck.objects.open().filter(**own)),
-    }
+    due = AppRepository.objects.filter(pk=watch_pk).due().free().select_related("repository")
+    return due.select_for_update(of=("self",)).annotate(
+        database_now=Now(),
+        taken=Coalesce(Subquery(taken), 0),
+        had_notices=Exists(Notice.objects.filter(**own)),
+        had_listed=Exists(DeliveryFailure.objects.filter(**own)),
+        had_check=Exists(DriftCheck.objects.open().filter(**own)),
+    )
 
 
 def _take(watch: Any, slots: int, started: float) -> Lease:
-    """Write the claim into the row, which is locked, and into `watch`, which has the annotations of `_seen_at_claim`.
+    """Write the claim into the row, which is locked, and into `watch`, which has the annotations of `_locked_if_due`.
 
     An attempt whose process died counts only if it was alone in it. Beside others, any of them may be what killed it.
     """
@@ -318,7 +327,7 @@ def _take(watch: Any, slots: int, started: float) -> Lease:
         "lease_process": process_name(),
         "slots_requested_at": None,
     }
-    AppRepository.objects.filter(pk=watch.pk).update(lease_until=from_now(settings.LEASE_SECONDS), **changes)
+    _watch.update(watch.pk, lease_until=from_now(settings.LEASE_SECONDS), **changes)
     for name, value in changes.items():
         setattr(watch, name, value)
     clock = DatabaseClock(watch.database_now)

@@ -11,11 +11,9 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from functools import partial
 
-from django.db.models import F
-
-from deliveries_app.models import App, HourlyTraffic
+from deliveries_app.models import App, HourlyTraffic, bulk_sql
 from docora.redis import counters
 from docora.redis.connection import RedisError, connection
 
@@ -66,15 +64,13 @@ def record_hour(
     if not (latest.requests or files or failed):
         return
     hour = now.replace(minute=0, second=0, microsecond=0)
-    amounts = {"files": files, "bytes": size, "failed": failed}
-    amounts |= {"requests": latest.requests, "milliseconds": round(latest.seconds * 1000)}
-    row = HourlyTraffic.objects.filter(app_id=app.pk, hour=hour)
-    changes: dict[str, Any] = {name: F(name) + value for name, value in amounts.items()}
-    if acknowledged_at:
-        changes["acknowledged_at"] = acknowledged_at
-    if not row.update(**changes):
+    add = partial(
+        bulk_sql.count_hour, app.pk, hour, files=files, size=size, failed=failed, requests=latest.requests,
+        milliseconds=round(latest.seconds * 1000), acknowledged_at=acknowledged_at,
+    )  # fmt: skip
+    if not add():
         HourlyTraffic.objects.bulk_create([HourlyTraffic(app_id=app.pk, hour=hour)], ignore_conflicts=True)
-        row.update(**changes)
+        add()
 
 
 def last_acknowledged(app: App) -> datetime | None:

@@ -2,6 +2,7 @@
 
 import time
 from datetime import datetime, timedelta
+from functools import lru_cache
 
 from django.db.models.expressions import Combinable
 from django.db.models.functions import Now
@@ -12,6 +13,7 @@ def boot_seconds() -> float:
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
+@lru_cache(1000)
 def from_now(seconds: float) -> Combinable:
     """Return an expression for the database's time plus `seconds`."""
     return Now() + timedelta(seconds=seconds)

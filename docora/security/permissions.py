@@ -4,7 +4,10 @@ from typing import Any
 
 from django.contrib.auth.backends import ModelBackend
 from django.contrib.auth.models import Permission
+from django.db.models import QuerySet
 from django.http import HttpRequest
+
+from docora.db.compiled import compiled
 
 MAX_USERNAME = 150  # of `auth.User`
 
@@ -27,13 +30,13 @@ class OneQueryBackend(ModelBackend):
         if not user_obj.is_active or user_obj.is_anonymous or user_obj.is_superuser or obj is not None:
             return super().get_all_permissions(user_obj, obj)
         if not hasattr(user_obj, "_perm_cache"):  # the name that Django uses, too
-            names = ("content_type__app_label", "codename")
-            own, of_groups = (
-                Permission.objects.filter(**{relation: user_obj}).order_by().values_list(*names)
-                for relation in ("user", "group__user")
-            )
-            user_obj._perm_cache = {
-                f"{app_label}.{codename}" for app_label, codename in own.union(of_groups).order_by()
-            }
+            user_obj._perm_cache = {f"{app_label}.{codename}" for app_label, codename in _permissions(user_obj.pk)}
         permissions: set[str] = user_obj._perm_cache
         return permissions
+
+
+@compiled
+def _permissions(user_pk: int) -> "QuerySet[Permission, tuple[str, str]]":
+    """Return the app and the codename of each permission that the user or one of the user's groups has."""
+    permissions = Permission.objects.order_by().values_list("content_type__app_label", "codename")
+    return permissions.filter(user=user_pk).union(permissions.filter(group__user=user_pk)).order_by()

@@ -87,14 +87,3 @@ def test_rows_of_another_watch_are_left_alone(watch: AppRepository) -> None:
         bulk_sql.announce(each.pk, 1, [row("a")], NOW)
     bulk_sql.acknowledge(watch.pk, [Acknowledged("a", 200, 7)], NOW)
     assert [rows_of(each)["a"].acknowledged for each in (watch, other)] == [True, False]
-
-
-def test_lease_is_extended_for_its_own_claim_only(watch: AppRepository) -> None:
-    AppRepository.objects.update(fencing_token=7, generation=3)
-    assert not bulk_sql.extend_lease(watch.pk, 6, 3, seconds=60, sequence_high=9)
-    assert not bulk_sql.extend_lease(watch.pk, 7, 2, seconds=60, sequence_high=9)
-    assert bulk_sql.extend_lease(watch.pk, 7, 3, seconds=60, sequence_high=9)
-    watch.refresh_from_db()
-    assert watch.sequence_high == 9
-    assert watch.lease_until is not None
-    assert 55 < (watch.lease_until - timezone.now()).total_seconds() < 65

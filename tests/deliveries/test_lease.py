@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import pytest
 from django.db import connections
+from django.db.models import F
 from django.db.models.functions import Now
 
 from deliveries_app.models import AppRepository, Delivery, DeliveryFailure, Outcome, Status
@@ -15,6 +16,7 @@ from deliveries_app.receiver import Answer, Notification
 from deliveries_app.sync import attempt as engine
 from deliveries_app.sync import lease as leases
 from deliveries_app.sync.attempt import sync
+from deliveries_app.sync.exceptions import Superseded
 from deliveries_app.sync.lease import Lease, claim
 from tests.support.histories import (
     assert_promise_kept,
@@ -89,6 +91,26 @@ def test_watches_that_cannot_be_claimed(world: World) -> None:
     watch.app.save()
     AppRepository.objects.filter(pk=watch.pk).update(ended_at=Now())
     assert claim(watch.pk) is None
+
+
+def test_lease_is_extended_for_its_own_claim_only(world: World, settings) -> None:
+    _, watch = world.watch()
+    lease = claim(watch.pk)
+    assert lease is not None
+    number = lease.reserve_sequences(7) + 6
+    lease.extend(target="t" * 64)
+    watch.refresh_from_db()
+    assert (watch.target, watch.sequence_high) == ("t" * 64, number)
+    assert watch.lease_until is not None
+    assert watch.lease_until.timestamp() == pytest.approx(time.time() + settings.LEASE_SECONDS, abs=5)
+    for changed in ("fencing_token", "generation"):
+        rows = AppRepository.objects.filter(pk=watch.pk)
+        rows.update(**{changed: F(changed) + 1})
+        for changes in ({}, {"target": ""}):
+            with pytest.raises(Superseded):
+                lease.extend(**changes)
+        rows.update(**{changed: F(changed) - 1})
+    lease.extend()
 
 
 def test_worker_records_nothing_after_another_claim(world: World, settings) -> None:

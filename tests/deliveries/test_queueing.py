@@ -3,10 +3,12 @@
 import os
 import signal
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import django_rq
+import pytest
 from django.db import transaction
 from django.db.models.functions import Now
 from redis import Redis
@@ -192,8 +194,16 @@ def test_due_watches_are_enqueued_again_after_redis_was_flushed(world: World, re
     assert sorted(ids("default")) == sorted(watch.job_id for watch in watches)
 
 
-def test_queue_is_filled_in_small_batches_longest_waiting_first(world: World, redis_client: Redis, monkeypatch) -> None:
+@pytest.fixture
+def queue_of_four(monkeypatch) -> Iterator[None]:
     monkeypatch.setattr(scheduling, "ENQUEUE_AHEAD", 4)
+    scheduling._next_due.forget()  # its limit
+    yield
+    scheduling._next_due.forget()
+
+
+@pytest.mark.usefixtures("queue_of_four")
+def test_queue_is_filled_in_small_batches_longest_waiting_first(world: World, redis_client: Redis) -> None:
     watches = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(6)]
     redis_client.flushall()
     for age, watch in enumerate(watches):
@@ -204,9 +214,9 @@ def test_queue_is_filled_in_small_batches_longest_waiting_first(world: World, re
     assert len(ids("default")) == 4
 
 
-def test_apps_take_turns(world: World, redis_client: Redis, monkeypatch) -> None:
+@pytest.mark.usefixtures("queue_of_four")
+def test_apps_take_turns(world: World, redis_client: Redis) -> None:
     """A bulk operation of one app does not delay another app's change."""
-    monkeypatch.setattr(scheduling, "ENQUEUE_AHEAD", 4)
     bulk = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(5)]
     _, change = world.watch(name="acme/gadgets", app=world.add_app("Other"))
     redis_client.flushall()

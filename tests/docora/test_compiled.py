@@ -1,0 +1,127 @@
+"""A compiled query returns and changes the same rows as the queryset, and Django builds its SQL once."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import IntegrityError, transaction
+from django.db.models import Case, F, IntegerField, QuerySet, Value, When
+from django.db.models.functions import Concat
+
+from docora.db.compiled import Compiled, compiled
+from tests.support.processes import in_threads
+
+AWKWARD = ["ann", "100%s", "%", "'; DROP TABLE auth_user; --", "größe", ""]
+
+
+@pytest.fixture
+def users(db: None) -> list[User]:
+    return [User.objects.create(username=f"user {number}", first_name=name) for number, name in enumerate(AWKWARD)]
+
+
+@pytest.fixture
+def built() -> list[Any]:
+    """The arguments of each call of the decorated functions."""
+    return []
+
+
+def user_query(built: list[Any]) -> Compiled[[int], User]:
+    @compiled
+    def query(user_pk: int) -> QuerySet[User]:
+        built.append(user_pk)
+        return User.objects.filter(pk=user_pk, email="")
+
+    return query
+
+
+def test_rows_of_different_arguments(users: list[User], built: list[Any]) -> None:
+    query = user_query(built)
+    assert [query(user.pk) for user in users] == [[user] for user in users]
+    assert query(-1) == []
+    assert len(built) == 1
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_strings_are_passed_as_values(users: list[User], name: str) -> None:
+    @compiled
+    def query(first_name: str) -> QuerySet[User]:
+        return User.objects.filter(first_name=first_name).exclude(last_name="50%")
+
+    assert query("nobody") == []
+    assert [user.first_name for user in query(name)] == [name]
+
+
+def test_columns_annotations_order_and_limit(users: list[User]) -> None:
+    @compiled
+    def query(lowest: int, is_first: int) -> "QuerySet[User, tuple[str, int]]":
+        kind = Case(When(pk=is_first, then=1), default=2, output_field=IntegerField())
+        rows = User.objects.filter(pk__gte=lowest).annotate(kind=kind).order_by("kind", "pk")
+        return rows.values_list("username", "kind")[:2]
+
+    assert query(users[1].pk, users[3].pk) == [("user 3", 1), ("user 1", 2)]
+    assert query(users[4].pk, users[5].pk) == [("user 5", 1), ("user 4", 2)]
+
+
+def test_wrong_number_of_arguments(users: list[User], built: list[Any]) -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        user_query(built)()  # type: ignore[call-arg]
+
+
+def test_update_of_one_row_only(users: list[User], built: list[Any]) -> None:
+    query = user_query(built)
+    at = datetime(2026, 3, 1, 12, 30, 15, 123456, tzinfo=UTC)
+    for user in users:
+        assert query.update(user.pk, first_name=f"new {user.pk} 100%", last_login=at, is_active=False) == 1
+    assert query.update(-1, first_name="nobody", last_login=None, is_active=True) == 0
+    assert len(built) == 1
+    for user in User.objects.all():
+        assert (user.first_name, user.last_login, user.is_active) == (f"new {user.pk} 100%", at, False)
+    query.update(users[0].pk, last_login=None)
+    users[0].refresh_from_db()
+    assert users[0].last_login is None
+
+
+def test_update_with_different_expressions(users: list[User], built: list[Any]) -> None:
+    query = user_query(built)
+    for suffix in ("!", "?", "!"):
+        query.update(users[0].pk, first_name=Concat(F("first_name"), Value(suffix)))
+    users[0].refresh_from_db()
+    assert users[0].first_name == "ann!?!"
+    assert len(built) == 2
+
+
+def test_many_different_updates_are_not_all_kept(users: list[User], built: list[Any]) -> None:
+    query = user_query(built)
+    for number in range(250):
+        query.update(users[0].pk, first_name=Concat(Value("x"), Value(str(number))))
+    assert len(query._updates) <= 100
+
+
+def test_failed_update_marks_the_transaction(users: list[User], built: list[Any]) -> None:
+    with transaction.atomic():
+        with pytest.raises(IntegrityError):
+            user_query(built).update(users[0].pk, username=users[1].username)
+        assert transaction.get_connection().needs_rollback
+        transaction.set_rollback(True)
+
+
+def test_threads_share_a_query(transactional_db: None, built: list[Any]) -> None:
+    users = [User.objects.create(username=f"user {number}") for number in range(4)]
+    query = user_query(built)
+
+    def read(user: User) -> bool:
+        return all(query(user.pk) == [user] for _ in range(50))
+
+    assert in_threads(*[lambda user=user: read(user) for user in users]) == [True] * 4
+
+
+def test_changed_setting_is_used(users: list[User], settings: Any) -> None:
+    @compiled
+    def query(user_pk: int) -> "QuerySet[User, tuple[float]]":
+        seconds: Any = Value(float(settings.LEASE_SECONDS))
+        return User.objects.filter(pk=user_pk).annotate(seconds=seconds).values_list("seconds")
+
+    for seconds in (30, 7):
+        settings.LEASE_SECONDS = seconds
+        assert query(users[0].pk) == [(seconds,)]
