@@ -30,6 +30,7 @@ from deliveries_app.progress.runs import Remaining
 from deliveries_app.services import requests, resend
 from deliveries_app.services.requests import NotFound
 from docora.db.clock import from_now
+from docora.db.compiled import compiled
 from docora.text import counted, format_seconds
 
 PERMISSION = RESYNC_PERMISSION
@@ -222,9 +223,9 @@ def look_after() -> None:
     A check whose worker died is queued again, one whose watch is not due is made due, and one that has waited for too long,
     or whose repository is no longer watched, ends.
     """
-    checks = DriftCheck.objects.open()
-    if not checks.exists():
+    if not _an_open_check():
         return
+    checks = DriftCheck.objects.open()
     checks.abandoned().update(state=DriftState.QUEUED)
     alive = AppRepository.objects.alive()
     _end(checks.exclude(watch__in=alive.values("pk")), DriftState.CANCELLED, "The repository is no longer watched.")
@@ -234,6 +235,11 @@ def look_after() -> None:
         _end(checks.filter(watch=watch, state=DriftState.QUEUED), DriftState.NOT_CHECKED, message)
     idle = alive.free().filter(next_sync_at=None, pk__in=checks.values("watch")).exclude(last_commit="")
     scheduling.request_sync(idle)
+
+
+@compiled
+def _an_open_check() -> QuerySet[DriftCheck]:
+    return DriftCheck.objects.open().order_by()[:1]
 
 
 def waits_for(watch: AppRepository) -> str:

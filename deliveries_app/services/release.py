@@ -37,6 +37,7 @@ from deliveries_app.models import (
 from deliveries_app.models.root_causes import CLEARED_FAILURE
 from deliveries_app.progress import runs
 from deliveries_app.services import requests
+from docora.db.compiled import compiled
 from docora.text import counted
 
 logger = logging.getLogger(__name__)
@@ -99,8 +100,12 @@ class _Plan:
 
 def release_due() -> int:
     """Release what is due of every gradual operation, and hold those whose canary failed. Return the number of watches."""
-    operations = list(PendingRelease.objects.order_by().values_list("operation_id", flat=True).distinct())
-    return sum(map(release, operations))
+    return sum(map(release, _gradual_operations()))
+
+
+@compiled
+def _gradual_operations() -> "QuerySet[PendingRelease, int]":
+    return PendingRelease.objects.order_by().values_list("operation_id", flat=True).distinct()
 
 
 def release(operation_pk: int, *, by_person: bool = False) -> int:

@@ -20,6 +20,7 @@ from deliveries_app.planning.delivery_rows import delivery_rules_of
 from deliveries_app.scheduling import next_check
 from deliveries_app.sync import circuit
 from docora.db.clock import from_now
+from docora.db.compiled import compiled
 from docora.http.client import HttpClient
 from docora.redis import counters
 from docora.security.crypto import Undecryptable
@@ -59,7 +60,7 @@ def probe_hosts(client: HttpClient, meanwhile: Callable[[], None]) -> None:
     While it does not, its repositories count a failure each rescan round, so a long outage opens their circuits and their
     watchers get `sync_failed`.
     """
-    due = {outage: _any_url(outage) for outage in HostOutage.objects.filter(retry_at__lte=Now())}
+    due = {outage: _any_url(outage) for outage in _due_outages()}
     questions = (Question(outage, url) for outage, url in due.items() if url)
     for outage, answer in ls_heads(client, questions, meanwhile):
         if isinstance(answer, GitError) and answer.cause in _OUTAGE_CAUSES and not answer.cooldown:
@@ -74,6 +75,11 @@ def probe_hosts(client: HttpClient, meanwhile: Callable[[], None]) -> None:
             circuit_open_until__isnull=False, last_error_cause__in=_OUTAGE_CAUSES
         ):
             circuit.close_circuit(repository)
+
+
+@compiled
+def _due_outages() -> QuerySet[HostOutage]:
+    return HostOutage.objects.filter(retry_at__lte=Now())
 
 
 def _watched_on(outage: HostOutage) -> QuerySet[Repository]:
@@ -153,21 +159,26 @@ def _take_slice() -> list[AppRepository]:
 
     The time of the regular next check is written with the answer.
     """
+    with transaction.atomic():
+        if watches := _due_for_check():
+            taken = AppRepository.objects.filter(pk__in=[watch.pk for watch in watches])
+            taken.update(next_check_at=from_now(TAKEN_SECONDS))
+    return watches
+
+
+@compiled
+def _due_for_check() -> QuerySet[AppRepository]:
     closed = Q(repository__circuit_open_until=None) | Q(repository__circuit_open_until__lte=Now())
     # For its next attempt. One that was cancelled is not failing, and waits for the rescan whatever is pushed.
     waiting = Q(next_sync_at__gt=Now(), failing_since__isnull=False) & has_no_cooldown()
-    with transaction.atomic():
-        watches = list(
-            AppRepository.objects.alive()
-            .free()
-            .unpaused()
-            .filter(closed, Q(next_sync_at=None) | waiting, next_check_at__lte=Now())
-            .exclude(repositories.host_is_down("repository__canonical_url"))
-            .select_for_update(skip_locked=True, of=("self",))
-            .select_related("repository")
-            .prefetch_related("app__github_app")  # a join would decrypt the app's keys once for each watch
-            .order_by("next_check_at")[:SLICE]
-        )
-        taken = AppRepository.objects.filter(pk__in=[watch.pk for watch in watches])
-        taken.update(next_check_at=from_now(TAKEN_SECONDS))
-    return watches
+    return (
+        AppRepository.objects.alive()
+        .free()
+        .unpaused()
+        .filter(closed, Q(next_sync_at=None) | waiting, next_check_at__lte=Now())
+        .exclude(repositories.host_is_down("repository__canonical_url"))
+        .select_for_update(skip_locked=True, of=("self",))
+        .select_related("repository")
+        .prefetch_related("app__github_app")  # a join would decrypt the app's keys once for each watch
+        .order_by("next_check_at")[:SLICE]
+    )

@@ -354,12 +354,12 @@ def end_dead_leases() -> int:
 
     A watch whose lease has ended is shown as pending, not as syncing. Return how many leases were ended.
     """
-    is_over = ExpressionWrapper(is_free(), output_field=BooleanField())
-    held = AppRepository.objects.filter(Q(status=Status.SCANNING) | Q(lease_until__isnull=False))
     ended = 0
-    for watch in held.select_related("app", "repository").annotate(is_over=is_over):
+    held: list[Any] = _held()
+    for watch in held:
         rows = AppRepository.objects.filter(pk=watch.pk, fencing_token=watch.fencing_token)
-        if not watch.is_over and has_ended(watch.lease_process):  # type: ignore[attr-defined]  # the annotation
+        if not watch.is_over and has_ended(watch.lease_process):
+            watch.is_over = True
             was_sending = (
                 Delivery.objects.filter(watch=watch, acknowledged=False).exists()
                 or Notice.objects.filter(watch=watch, sequence__isnull=False).exists()
@@ -369,9 +369,17 @@ def end_dead_leases() -> int:
                 ended += 1
                 queues.forget(watch.job_id, watch.lease_owner)
                 logger.warning("process_died", extra={"watch": watch.pk, "worker": watch.lease_owner})
-        if watch.status == Status.SCANNING:
+        if watch.is_over and watch.status == Status.SCANNING:
             rows.free().filter(status=Status.SCANNING).update(status=Status.PENDING)
     return ended
+
+
+@compiled
+def _held() -> QuerySet[AppRepository]:
+    """Return the watches that have a lease or are shown as syncing. `is_over`: the lease has ended, or is none."""
+    held = AppRepository.objects.filter(Q(status=Status.SCANNING) | Q(lease_until__isnull=False))
+    is_over = ExpressionWrapper(is_free(), output_field=BooleanField())
+    return held.select_related("app", "repository").annotate(is_over=is_over)
 
 
 def _other_leases(app_pk: int | OuterRef, watch_pk: int | OuterRef) -> QuerySet[AppRepository]:

@@ -14,6 +14,7 @@ from deliveries_app.models import AppRepository, Status, SyncRun
 from deliveries_app.services import cancel_request, resync_single
 from deliveries_app.sweep import head_checks
 from deliveries_app.sweep.head_checks import check_due
+from docora.db.compiled import compiled
 from repositories_app.git import process as git
 from repositories_app.git import remote
 from repositories_app.models import Repository
@@ -76,6 +77,7 @@ def test_checks_are_written_in_bulk(world: World) -> None:
 
 def test_sweep_checks_due_watches_in_slices(world: World, monkeypatch) -> None:
     monkeypatch.setattr(head_checks, "SLICE", 3)
+    monkeypatch.setattr(head_checks, "_due_for_check", compiled(head_checks._due_for_check.__wrapped__))
     settled(world, 7)
     slices = []
     take = head_checks._take_slice

@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, SyncRun
 from deliveries_app.services import cancel_request, enqueue_due, resync_single, unwatch_repository
 from deliveries_app.sync.lease import claim
+from docora.db.compiled import compiled
 from docora.redis import queues
 from tests.support.valkey import ValkeyServer
 from tests.support.world import World
@@ -195,11 +195,9 @@ def test_due_watches_are_enqueued_again_after_redis_was_flushed(world: World, re
 
 
 @pytest.fixture
-def queue_of_four(monkeypatch) -> Iterator[None]:
+def queue_of_four(monkeypatch) -> None:
     monkeypatch.setattr(scheduling, "ENQUEUE_AHEAD", 4)
-    scheduling._next_due.forget()  # its limit
-    yield
-    scheduling._next_due.forget()
+    monkeypatch.setattr(scheduling, "_next_due", compiled(scheduling._next_due.__wrapped__))
 
 
 @pytest.mark.usefixtures("queue_of_four")
