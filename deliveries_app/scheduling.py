@@ -93,7 +93,8 @@ def _next_due() -> QuerySet[AppRepository]:
     due = AppRepository.objects.due().free().startable().alias(turn=turn)
     # Of an app without a free slot, one watch asks for a slot. The others would find none.
     rows = due.annotate(finds_none=Case(When(app_is_full(), turn__gt=1, then=True), default=False))
-    return rows.select_related("app", "repository").order_by("finds_none", "turn", "next_sync_at", "pk")[:ENQUEUE_AHEAD]
+    rows = rows.order_by("finds_none", "turn", "next_sync_at", "pk").select_related("app", "repository")
+    return rows.only("crash_count", "lease_until", "app__app_id", "repository__repository_id")[:ENQUEUE_AHEAD]
 
 
 def next_check(moved_at: Combinable | None = None) -> Combinable:
