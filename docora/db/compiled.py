@@ -11,7 +11,7 @@ from functools import update_wrapper
 from typing import Any, NamedTuple
 
 from django.core.signals import setting_changed
-from django.db import connections, transaction
+from django.db import connection, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Expression, QuerySet
 from django.db.models.sql import Query, UpdateQuery
@@ -51,7 +51,7 @@ class _CompiledQuery(Query):
         self, using: str | None = None, connection: BaseDatabaseWrapper | None = None, elide_empty: bool = True
     ) -> SQLCompiler:
         compiler = copy(self.compiler_template)
-        compiler.connection = connection or connections[str(using)]  # each thread has its own
+        compiler.connection = connection or connections[str(using)]  # of this thread
         compiler.as_sql = lambda *_, **__: self.statement  # type: ignore[assignment, method-assign]
         return compiler
 
@@ -82,14 +82,14 @@ class Compiled[**P, Row]:
         Updates of the same columns share their SQL, unless one of them sets a column to another expression.
         """
         key = tuple((name, value if _is_expression(value) else None) for name, value in changes.items())
-        if key not in self._updates:
+        known = self._updates.get(key)
+        if known is None:
             if len(self._updates) >= _MAX_UPDATES:
-                self._updates.clear()
-            self._updates[key] = self._compile_update(changes)
-        statement, fields = self._updates[key]
-        connection = connections["default"]
+                self._updates = {}
+            known = self._updates[key] = self._compile_update(changes)
+        statement, fields = known
         new = {f"new {name}": field.get_db_prep_save(changes[name], connection) for name, field in fields.items()}
-        with transaction.mark_for_rollback_on_error(using="default"), connection.cursor() as cursor:
+        with transaction.mark_for_rollback_on_error(), connection.cursor() as cursor:
             cursor.execute(*statement.bind(self._values(arguments) | new))
             return int(cursor.rowcount)
 
@@ -122,7 +122,8 @@ class Compiled[**P, Row]:
 def compiled[**P, Row](build: Callable[P, QuerySet[Any, Row]]) -> Compiled[P, Row]:
     """Decorate a function that returns a queryset. A call then returns the rows, and only the first one compiles the query.
 
-    The arguments must be integers or strings that the query compares with columns. Nothing else may differ between calls.
+    The arguments must be integers or strings that the query compares with columns. Nothing else may differ between calls,
+    except settings.
     """
     return Compiled(build)
 
