@@ -222,26 +222,16 @@ class Lease:
     def _share(self) -> int:
         """Return the run's share of the app's slots: one part for each run, and one for all watches that wait for a slot.
 
-        Those wait for one another, because slots kept for several would stay free until the last of them has begun.
-        Follows the app's pace. Raises `Paused`.
+        Those wait for one another, because slots kept for several would stay free until the last of them has begun. What
+        is left over goes to the runs of the watches that came first. Follows the app's pace. Raises `Paused`.
         """
-        others = _other_leases(OuterRef("pk"), self.watch.pk).order_by().values("app_id")
-        asking = AppRepository.objects.alive().free().filter(app_id=OuterRef("pk")).exclude(pk=self.watch.pk)
-        own = AppRepository.objects.filter(is_unpaused() & has_no_cooldown(), pk=self.watch.pk)
-        app: Any = (
-            App.objects.only("pace_slots", "pace_gap", "max_in_flight")
-            .annotate(
-                may_continue=Exists(own),
-                others=Coalesce(Subquery(others.annotate(n=Count("pk")).values("n")), 0),
-                taken=Coalesce(Subquery(others.annotate(n=Sum("lease_slots")).values("n")), 0),
-                waits=Exists(asking.filter(slots_requested_at__gt=from_now(-_WAITING_SECONDS))),
-            )
-            .get(pk=self.watch.app_id)
-        )
+        app: Any
+        [app] = _app_with_runs(self.watch.app_id, self.watch.pk)
         if not app.may_continue:
             raise Paused  # again at every call, because some callers ignore it
         self._adopt(app)
-        share = app.slots_allowed // (1 + app.others + app.waits)
+        share, left_over = divmod(app.slots_allowed, 1 + app.others + app.waits)
+        share += app.earlier < left_over
         # No more than at the claim, because the run's client has only so many connections.
         return max(1, int(min(share, app.slots_allowed - app.taken, self.watch.app.max_in_flight)))
 
@@ -372,6 +362,29 @@ def end_dead_leases() -> int:
         if watch.is_over and watch.status == Status.SCANNING:
             rows.free().filter(status=Status.SCANNING).update(status=Status.PENDING)
     return ended
+
+
+@compiled
+def _app_with_runs(app_pk: int, watch_pk: int) -> QuerySet[App]:
+    """Return the app's pace, with what a run of the watch needs to know to take its share of the slots.
+
+    `others` are the app's other runs, `earlier` those of watches before this one; they have `taken` so many slots.
+    """
+    others = _other_leases(OuterRef("pk"), watch_pk).order_by().values("app_id")
+    asking = AppRepository.objects.alive().free().filter(app_id=OuterRef("pk")).exclude(pk=watch_pk)
+    own = AppRepository.objects.filter(is_unpaused() & has_no_cooldown(), pk=watch_pk)
+    number = Count("pk")
+    return (
+        App.objects.filter(pk=app_pk)
+        .only("pace_slots", "pace_gap", "max_in_flight")
+        .annotate(
+            may_continue=Exists(own),
+            others=Coalesce(Subquery(others.annotate(n=number).values("n")), 0),
+            earlier=Coalesce(Subquery(others.filter(pk__lt=watch_pk).annotate(n=number).values("n")), 0),
+            taken=Coalesce(Subquery(others.annotate(n=Sum("lease_slots")).values("n")), 0),
+            waits=Exists(asking.filter(slots_requested_at__gt=from_now(-_WAITING_SECONDS))),
+        )
+    )
 
 
 @compiled

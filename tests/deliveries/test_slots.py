@@ -152,6 +152,17 @@ def test_every_holder_has_at_least_one_slot(world: World) -> None:
     assert claim(watches[2].pk) is None
 
 
+def test_slots_that_cannot_be_shared_evenly_are_all_used(world: World) -> None:
+    watches = several(world, 3, slots=8)
+    holders = [claimed(watch) for watch in watches]
+    for _ in range(2):  # what the first returns, the others can take
+        for holder in holders:
+            rebalance(holder, in_flight=0)
+    assert [holder.slots for holder in holders] == [3, 3, 2]
+    holders[0].finish(next_sync_in=None)
+    assert [rebalance(holder, in_flight=0) for holder in holders[1:]] == [4, 4]
+
+
 def test_slots_of_a_dead_worker_expire_with_its_lease(world: World) -> None:
     first, second = several(world, 2)
     claimed(first)
