@@ -74,7 +74,7 @@ class SyncRunAdmin(HistoryAdmin[SyncRun]):
         watches = AppRepository.objects.with_state().for_list()
         watch = watches.get(pk=run.watch_id) if run.watch_id else None
         can_view_watch = watch is not None and request.user.has_perm("deliveries_app.view_apprepository")
-        progress = live.of_runs([run])[run.pk]
+        progress = live.of_run(run)
         newest = watch.runs.order_by("-generation", "-pk").first() if watch else None
         return {
             "run": run,

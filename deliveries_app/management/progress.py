@@ -109,11 +109,7 @@ def _blocking_reasons(requested: Requested) -> Iterator[str]:
 
 def _current_progress(requested: Requested) -> Progress:
     requested.refresh_from_db()
-    return (
-        live.of_operation(requested)
-        if isinstance(requested, BulkOperation)
-        else live.of_runs([requested])[requested.pk]
-    )
+    return live.of_operation(requested) if isinstance(requested, BulkOperation) else live.of_run(requested)
 
 
 def _problem(requested: Requested, progress: Progress) -> str:

@@ -14,7 +14,6 @@ from deliveries_app.models import AppRepository, BulkOperation, Result, StateDet
 from deliveries_app.models.apps import is_syncing
 from deliveries_app.progress.live import Progress
 from docora.db.compiled import compiled
-from docora.redis import live_counters
 from docora.text import format_estimate
 
 STALLED_SECONDS = 20.0
@@ -66,7 +65,7 @@ def of_operation(operation: BulkOperation, progress: Progress) -> Activity | Non
     if progress.finished:
         return None
     if _a_syncing_watch(operation.pk):
-        doing = _syncing(operation.operation_id, progress)
+        doing = _syncing(progress)
         return replace(doing, seconds_left=_with_unreleased(doing.seconds_left, operation, progress))
     watches: Any = AppRepository.objects.filter(runs__operation=operation, runs__outcome="")
     details = dict(watches.with_state().order_by().values_list("state_detail").annotate(number=Count("pk")))
@@ -109,7 +108,7 @@ def of_run(run: SyncRun, watch: AppRepository, progress: Progress) -> Activity |
     if run.outcome:
         return None
     if watch.state == WatchState.SYNCING:
-        return _syncing(run.run_id, progress)
+        return _syncing(progress)
     return _waiting(watch.detail)
 
 
@@ -118,11 +117,11 @@ def _waiting(detail: StateDetail) -> Activity:
     return Activity(detail.state.value, str(detail.state.label), text)
 
 
-def _syncing(key: str, progress: Progress) -> Activity:
+def _syncing(progress: Progress) -> Activity:
     state = WatchState.SYNCING
     if progress.started_at is None:
         return Activity(state.value, str(state.label), "reading the repository")
-    movement = live_counters.movement(key)
+    movement = progress.movement
     if movement and movement.idle >= STALLED_SECONDS:
         return Activity("stalled", "Stalled", f"nothing acknowledged for {_exact(movement.idle)}")
     rate = movement.rate if movement else None

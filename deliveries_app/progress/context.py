@@ -58,7 +58,7 @@ def of_watch(watch: AppRepository) -> dict[str, Any]:
     The watch was read `with_state`.
     """
     run = watch.runs.order_by("-generation", "-pk").first()
-    progress = live.of_runs([run])[run.pk] if run else None
+    progress = live.of_run(run) if run else None
     doing = activity.of_run(run, watch, progress) if run and progress else None
     return {"watch": watch, "run": run, "progress": progress, "activity": doing}
 

@@ -11,6 +11,7 @@ from django.utils import timezone
 
 from deliveries_app.models import BulkOperation, Outcome, Result, SyncRun
 from docora.redis import live_counters
+from docora.redis.live_counters import Movement
 
 _COUNTS = ("files_total", "files_done", "files_failed", "bytes_total", "bytes_done")
 _COUNTED_AS = {
@@ -44,6 +45,8 @@ class Progress:
     superseded: int = 0
     unreleased: int | None = None
     """Watches of a gradual operation that are not released yet, or never were; None for all others."""
+    movement: Movement | None = None
+    """How it has moved lately. None if it has ended, or if that is unknown."""
 
     @property
     def finished(self) -> bool:
@@ -84,14 +87,20 @@ def seed_run(run: SyncRun) -> None:
     live_counters.start(run.run_id, run_counts(run))
 
 
+def of_run(run: SyncRun) -> Progress:
+    """Return the progress of a run, and how it moves."""
+    counts, movement = (None, None) if run.ended_at else live_counters.read_moving(run.run_id)
+    return _run_progress(run, counts, movement)
+
+
 def of_runs(runs: Iterable[SyncRun]) -> dict[int, Progress]:
-    """Return the progress of each run, by primary key."""
+    """Return the progress of each run, by primary key, without how it moves."""
     runs = list(runs)
     live = dict(zip(runs, live_counters.read([run.run_id for run in runs]), strict=True))
     return {run.pk: _run_progress(run, live[run]) for run in runs}
 
 
-def _run_progress(run: SyncRun, live: dict[str, int] | None) -> Progress:
+def _run_progress(run: SyncRun, live: dict[str, int] | None, movement: Movement | None = None) -> Progress:
     counts = run_counts(run) if run.ended_at or not live else {**run_counts(run), **live}
     return Progress(
         **_clamped({name: counts[name] for name in _COUNTS}),
@@ -99,6 +108,7 @@ def _run_progress(run: SyncRun, live: dict[str, int] | None) -> Progress:
         ended_at=run.ended_at,
         completed=int(bool(run.ended_at)),
         **{name: int(run.outcome in outcomes) for name, outcomes in _COUNTED_AS.items()},
+        movement=movement,
     )
 
 
@@ -119,18 +129,20 @@ def of_operation(operation: BulkOperation) -> Progress:
     set after the end would never be removed. Those of a gradual operation only measure its rate, because a release writes
     rows and no counters.
     """
+    if operation.ended_at:
+        return _progress(operation, _counted(operation))
+    counts, movement = live_counters.read_moving(operation.operation_id)
     if operation.is_gradual:
-        return _progress(operation, _counted(operation) if operation.ended_at else _counted_with_unreleased(operation))
-    counts = _live_counts(operation)
-    if counts is None:
+        counts = _counted_with_unreleased(operation)
+    elif counts is None:
         # Another process may have set the counters since, from slightly older rows. The next poll shows those counters, so
         # the bar would move back if this poll showed the newer rows.
         rows = _counted(operation)
-        counts = _live_counts(operation) or rows
-    return _progress(operation, counts)
+        counts = live_counters.read([operation.operation_id])[0] or rows
+    return _progress(operation, counts, movement)
 
 
-def _progress(operation: BulkOperation, counts: Mapping[str, int]) -> Progress:
+def _progress(operation: BulkOperation, counts: Mapping[str, int], movement: Movement | None = None) -> Progress:
     started = counts.get("started", 0)
     unreleased = None
     if operation.is_gradual:
@@ -144,11 +156,8 @@ def _progress(operation: BulkOperation, counts: Mapping[str, int]) -> Progress:
         ended_at=operation.ended_at,
         total=operation.total,
         unreleased=unreleased,
+        movement=movement,
     )
-
-
-def _live_counts(operation: BulkOperation) -> dict[str, int] | None:
-    return None if operation.ended_at else live_counters.read([operation.operation_id])[0]
 
 
 def show_in_operation(run: SyncRun, operation: BulkOperation) -> None:

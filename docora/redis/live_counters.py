@@ -171,20 +171,27 @@ def read(keys: Sequence[str]) -> list[dict[str, int] | None]:
             answers = pipeline.execute()
     except RedisError:
         return [None] * len(keys)
-    return [{name.decode(): int(value) for name, value in answer.items()} or None for answer in answers]
+    return [_counts(answer) for answer in answers]
 
 
-def movement(key: str) -> Movement | None:
-    """Return how the counters of `key` have moved, or None if they are missing or Redis is down."""
+def _counts(answer: Mapping[bytes, bytes]) -> dict[str, int] | None:
+    return {name.decode(): int(value) for name, value in answer.items()} or None
+
+
+def read_moving(key: str) -> tuple[dict[str, int] | None, Movement | None]:
+    """Return the counters of `key` and how they have moved, in one round trip. Both are None if they are missing or Redis is
+    down.
+    """
     try:
         with connection().pipeline(transaction=False) as pipeline:
+            pipeline.hgetall(_PREFIX + key)
             pipeline.time()
             pipeline.zrange(_samples_of(key), 0, -1)
-            (second, _), members = pipeline.execute()
+            answer, (second, _), members = pipeline.execute()
     except RedisError:
-        return None
+        return None, None
     samples = [tuple(map(int, member.decode().split(":"))) for member in members]
-    return _movement(samples, second) if samples else None
+    return _counts(answer), _movement(samples, second) if samples else None
 
 
 def _movement(samples: Sequence[tuple[int, ...]], now: int) -> Movement:

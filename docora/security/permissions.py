@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from django.contrib.auth import get_user_model
 from django.contrib.auth.backends import ModelBackend
 from django.contrib.auth.models import Permission
 from django.db.models import QuerySet
@@ -26,6 +27,11 @@ class OneQueryBackend(ModelBackend):
             return None
         return super().authenticate(request, username=username, password=password, **kwargs)
 
+    def get_user(self, user_id: int) -> Any:
+        """Return the user of a session, or None."""
+        user = next(iter(_user(user_id)), None)
+        return user if self.user_can_authenticate(user) else None
+
     def get_all_permissions(self, user_obj: Any, obj: Any = None) -> set[str]:
         if not user_obj.is_active or user_obj.is_anonymous or user_obj.is_superuser or obj is not None:
             return super().get_all_permissions(user_obj, obj)
@@ -33,6 +39,11 @@ class OneQueryBackend(ModelBackend):
             user_obj._perm_cache = {f"{app_label}.{codename}" for app_label, codename in _permissions(user_obj.pk)}
         permissions: set[str] = user_obj._perm_cache
         return permissions
+
+
+@compiled
+def _user(user_pk: int) -> QuerySet[Any]:
+    return get_user_model()._default_manager.filter(pk=user_pk)
 
 
 @compiled
