@@ -46,7 +46,7 @@ class Progress:
     unreleased: int | None = None
     """Watches of a gradual operation that are not released yet, or never were; None for all others."""
     movement: Movement | None = None
-    """How it has moved lately. None if it has ended, or if that is unknown."""
+    """How it has moved lately, unless it has ended or that is unknown. `of_runs` does not ask."""
 
     @property
     def finished(self) -> bool:

@@ -222,8 +222,8 @@ class Lease:
     def _share(self) -> int:
         """Return the run's share of the app's slots: one part for each run, and one for all watches that wait for a slot.
 
-        Those wait for one another, because slots kept for several would stay free until the last of them has begun. What
-        is left over goes to the runs of the watches that came first. Follows the app's pace. Raises `Paused`.
+        Those wait for one another, because slots kept for several would stay free until the last of them has begun. Slots
+        left over go to the watches with the lowest primary keys. Follows the app's pace. Raises `Paused`.
         """
         app: Any
         [app] = _app_with_runs(self.watch.app_id, self.watch.pk)
@@ -368,7 +368,8 @@ def end_dead_leases() -> int:
 def _app_with_runs(app_pk: int, watch_pk: int) -> QuerySet[App]:
     """Return the app's pace, with what a run of the watch needs to know to take its share of the slots.
 
-    `others` are the app's other runs, `earlier` those of watches before this one; they have `taken` so many slots.
+    `others` is the number of the app's other runs, which have `taken` so many slots. `earlier` of them are runs of watches
+    with a lower primary key.
     """
     others = _other_leases(OuterRef("pk"), watch_pk).order_by().values("app_id")
     asking = AppRepository.objects.alive().free().filter(app_id=OuterRef("pk")).exclude(pk=watch_pk)
@@ -389,7 +390,7 @@ def _app_with_runs(app_pk: int, watch_pk: int) -> QuerySet[App]:
 
 @compiled
 def _held() -> QuerySet[AppRepository]:
-    """Return the watches that have a lease or are shown as syncing. `is_over`: the lease has ended, or is none."""
+    """Return the watches that have a lease or are shown as syncing. `is_over`: the lease has ended, or there is none."""
     held = AppRepository.objects.filter(Q(status=Status.SCANNING) | Q(lease_until__isnull=False))
     is_over = ExpressionWrapper(is_free(), output_field=BooleanField())
     return held.select_related("app", "repository").annotate(is_over=is_over)

@@ -139,6 +139,11 @@ class Recorder:
         waiting = self._acknowledged or self._failed
         return since >= settings.LEASE_SECONDS / 6 or (bool(waiting) and since >= _SHOW_SECONDS)
 
+    @property
+    def has_unwritten_timeouts(self) -> bool:
+        """Whether the app may still be processing a request whose path is to be held, which is not written yet."""
+        return any(failed.failure.hold_seconds for failed in self._failed)
+
     def timed(self, ok: bool, seconds: float) -> None:
         """Count a request that ended after so many seconds."""
         self._latest.add(ok, seconds)

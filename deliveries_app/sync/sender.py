@@ -101,7 +101,7 @@ class Sender:
         Return True if everything settled without a timeout, so that the client can no longer be processing any path.
         """
         deadline = time.monotonic() + seconds
-        clean = True
+        clean = not self._recorder.has_unwritten_timeouts
         self._take_back()
         for transfer in self._ready:
             self._close(transfer)

@@ -69,15 +69,19 @@ class Compiled[**P, Row]:
 
     def __call__(self, *arguments: P.args, **named: P.kwargs) -> list[Row]:
         """Return the rows."""
-        if self._select is None:
-            self._select = self._compile_select()
-        rows = self._select.all()
+        select = self._select
+        if select is None:
+            select = self._select = self._compile_select()
+        rows = select.all()
         query: Any = rows.query
-        query.statement = query.statement.bind(self._values(arguments))
+        # Django checks this when it compiles.
+        if query.select_for_update and connection.features.has_select_for_update and connection.get_autocommit():
+            raise transaction.TransactionManagementError(f"{self} locks rows, which needs a transaction.")
+        query.statement = query.statement.bind(self._values(arguments, named))
         return list(rows)
 
     def update(self, *arguments: Any, **changes: Any) -> int:
-        """Change the rows as `QuerySet.update` does, and return their number.
+        """Change the rows as `QuerySet.update` does, and return their number. Pass the arguments by position.
 
         Updates of the same columns share their SQL, unless one of them sets a column to another expression.
         """
@@ -90,11 +94,14 @@ class Compiled[**P, Row]:
         statement, fields = known
         new = {f"new {name}": field.get_db_prep_save(changes[name], connection) for name, field in fields.items()}
         with transaction.mark_for_rollback_on_error(), connection.cursor() as cursor:
-            cursor.execute(*statement.bind(self._values(arguments) | new))
+            cursor.execute(*statement.bind(self._values(arguments, {}) | new))
             return int(cursor.rowcount)
 
-    def _values(self, arguments: Sequence[Any]) -> dict[str, Any]:
-        return dict(zip(self._arguments, arguments, strict=True))
+    def _values(self, arguments: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
+        values: dict[str, Any] = {**dict(zip(self._arguments, arguments, strict=False)), **named}
+        if len(arguments) + len(named) != len(self._arguments) or values.keys() != self._arguments.keys():
+            raise TypeError(f"{self} takes the arguments {', '.join(self._arguments)}.")
+        return values
 
     def _compile_select(self) -> QuerySet[Any, Row]:
         queryset = self._build(**self._arguments)
@@ -109,9 +116,14 @@ class Compiled[**P, Row]:
         queryset = self._build(**self._arguments)
         model = queryset.model._meta
         fields = {name: model.get_field(name) for name, value in changes.items() if not _is_expression(value)}
+        if queryset.query.is_sliced or queryset.query.combinator:
+            raise TypeError(f"{self} has a limit or is a union, so its rows cannot be updated.")
         query: Any = queryset.query.chain(UpdateQuery)
         query.add_update_values({**changes, **{name: _Argument(f"new {name}") for name in fields}})
         return _Statement(*query.get_compiler(queryset.db).as_sql()), fields
+
+    def __repr__(self) -> str:
+        return f"{self._build.__module__}.{self._build.__qualname__}"
 
     def forget(self, **_: object) -> None:
         """Compile anew at the next call."""

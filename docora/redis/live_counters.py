@@ -179,8 +179,8 @@ def _counts(answer: Mapping[bytes, bytes]) -> dict[str, int] | None:
 
 
 def read_moving(key: str) -> tuple[dict[str, int] | None, Movement | None]:
-    """Return the counters of `key` and how they have moved, in one round trip. Both are None if they are missing or Redis is
-    down.
+    """Return the counters of `key` and how they have moved, in one round trip. What is missing is None, and both are None when
+    Redis is down.
     """
     try:
         with connection().pipeline(transaction=False) as pipeline:

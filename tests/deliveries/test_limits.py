@@ -7,9 +7,12 @@ from functools import partial
 import pytest
 from django.utils import timezone
 
+from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, DeliveryFailure, Outcome, Status
 from deliveries_app.receiver import Answer, Notification
+from deliveries_app.services import resync_single
 from deliveries_app.sync import responses, sender
+from deliveries_app.sync.attempt import sync
 from deliveries_app.sync.lease import claim
 from deliveries_app.webhooks import client as webhooks
 from docora.http.client import Request
@@ -221,6 +224,25 @@ def test_short_hold_is_waited_for_in_the_run(world: World, monkeypatch) -> None:
     assert_promise_kept(world, repo, watch)
     first, second = world.requests()
     assert second.received_at - first.received_at >= 0.4 + 1.9
+
+
+def test_superseded_run_whose_request_timed_out_lets_no_other_begin(world: World, monkeypatch) -> None:
+    """The client may still be processing the request, and the next run would send something else for the path."""
+    use_short_timeout(monkeypatch)
+    _, watch = world.watch({"hangs.txt": b"1"})
+
+    def resync_and_hang() -> None:
+        resync_single(Actor.command(), watch)
+        time.sleep(1)  # the run, whose request times out meanwhile, notices when it records that
+
+    world.answer(at_notification(1, resync_and_hang))
+    world.make_due(watch)
+    assert sync(watch.pk)  # superseded
+    assert len(world.requests()) == 0  # the client has not finished with the first
+    assert claim(watch.pk) is None
+    watch.refresh_from_db()
+    assert watch.lease_until is not None
+    assert 25 < (watch.lease_until - timezone.now()).total_seconds() <= 30
 
 
 def test_hanging_endpoint_is_down_after_10_timeouts(world: World, monkeypatch) -> None:

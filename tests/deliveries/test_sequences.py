@@ -14,6 +14,7 @@ from deliveries_app.planning import delivery_rows
 from deliveries_app.receiver import Answer, Notification
 from deliveries_app.services import resync_single, unwatch_repository
 from deliveries_app.sweep.cleanup import remove_ended
+from docora.db.compiled import compiled
 from tests.docora.http_server import servers
 from tests.support.histories import (
     assert_promise_kept,
@@ -232,6 +233,7 @@ def test_201_and_204_acknowledge(world: World) -> None:
 
 def test_rows_are_read_in_byte_order(world: World, monkeypatch) -> None:
     monkeypatch.setattr(delivery_rows, "PAGE", 3)
+    monkeypatch.setattr(delivery_rows, "_page_after", compiled(delivery_rows._page_after.__wrapped__))
     names = [
         "B",
         "a",

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, connection, transaction
 from django.db.models import Case, F, IntegerField, QuerySet, Value, When
 from django.db.models.functions import Concat
 
@@ -64,8 +64,34 @@ def test_columns_annotations_order_and_limit(users: list[User]) -> None:
 
 
 def test_wrong_number_of_arguments(users: list[User], built: list[Any]) -> None:
-    with pytest.raises(ValueError, match="shorter"):
-        user_query(built)()  # type: ignore[call-arg]
+    query = user_query(built)
+    assert query(user_pk=users[0].pk) == [users[0]]
+    for arguments, named in (((), {}), ((1, 2), {}), ((1,), {"user": 2}), ((1,), {"user_pk": 2})):
+        with pytest.raises(TypeError, match=r"user_query.*query takes the arguments user_pk\."):
+            query(*arguments, **named)
+
+
+def test_limited_rows_are_not_updated(users: list[User]) -> None:
+    @compiled
+    def first() -> QuerySet[User]:
+        return User.objects.order_by("pk")[:1]
+
+    assert first() == [users[0]]
+    with pytest.raises(TypeError, match="first has a limit"):
+        first.update(first_name="all of them")
+
+
+@pytest.mark.skipif(not connection.features.has_select_for_update, reason="SQLite locks no rows")
+def test_rows_are_locked_in_a_transaction_only(transactional_db: None) -> None:
+    @compiled
+    def locked(user_pk: int) -> QuerySet[User]:
+        return User.objects.filter(pk=user_pk).select_for_update()
+
+    user = User.objects.create(username="anna")
+    with transaction.atomic():
+        assert locked(user.pk) == [user]
+    with pytest.raises(transaction.TransactionManagementError, match="locked locks rows"):
+        locked(user.pk)
 
 
 def test_update_of_one_row_only(users: list[User], built: list[Any]) -> None:
