@@ -17,7 +17,7 @@ from django.db.models import (
     Value,
     When,
     Window,
-)  # fmt: skip
+)
 from django.db.models.expressions import Combinable
 from django.db.models.functions import Coalesce, Greatest, Least, Now, Random, RowNumber
 
