@@ -141,7 +141,7 @@ class Lease:
 
     @property
     def _claim(self) -> tuple[int, int, int]:
-        """The arguments of `_own`."""
+        """The arguments of `_own` and `_own_unless_requested`."""
         return self.watch.pk, self.fencing_token, self.generation
 
     def keep_alive(self) -> None:

@@ -141,7 +141,7 @@ class Recorder:
 
     @property
     def has_unwritten_timeouts(self) -> bool:
-        """Whether the app may still be processing a request whose path is to be held, which is not written yet."""
+        """Whether a request timed out and its hold is not written yet. The app may still be processing it."""
         return any(failed.failure.hold_seconds for failed in self._failed)
 
     def timed(self, ok: bool, seconds: float) -> None:

@@ -1,7 +1,7 @@
 """Queries whose SQL is built once.
 
-Django builds the SQL of a query anew at each use. For a query with several conditions, this takes ten times as long as
-sending it and reading its rows.
+Django rebuilds a query's SQL each time it runs. For a query with several conditions, this takes ten times as long as sending it
+and reading its rows.
 """
 
 import inspect
@@ -21,7 +21,7 @@ _MAX_UPDATES = 100
 
 
 class _Argument(Expression):
-    """Stands in the SQL for a value that is different at each call."""
+    """A placeholder for a value that each call provides."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class _CompiledQuery(Query):
 
 
 class Compiled[**P, Row]:
-    """A query and its SQL. `compiled` makes one of a function."""
+    """A queryset whose SQL is built once. Create it with `compiled`."""
 
     def __init__(self, build: Callable[P, QuerySet[Any, Row]]) -> None:
         self._build: Callable[..., QuerySet[Any, Row]] = build
@@ -126,7 +126,7 @@ class Compiled[**P, Row]:
         return f"{self._build.__module__}.{self._build.__qualname__}"
 
     def forget(self, **_: object) -> None:
-        """Compile anew at the next call."""
+        """Forget the SQL. The next call builds it again."""
         self._select = None
         self._updates = {}
 

@@ -195,7 +195,7 @@ def test_cost_of_a_small_resync(world: World) -> None:
 
 
 def test_statements_are_not_compiled_anew_for_each_sync(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To build the SQL of a claim takes ten times as long as to execute it."""
+    """Building the SQL of a claim takes ten times as long as executing it."""
     repo, watch, _ = first_sync(world, 8)
     _, other, _ = first_sync(world, 9)
     small_change(world, repo, watch)

@@ -233,7 +233,7 @@ def test_superseded_run_whose_request_timed_out_lets_no_other_begin(world: World
 
     def resync_and_hang() -> None:
         resync_single(Actor.command(), watch)
-        time.sleep(1)  # the run, whose request times out meanwhile, notices when it records that
+        time.sleep(1)  # the request times out, and the run is superseded when it records that
 
     world.answer(at_notification(1, resync_and_hang))
     world.make_due(watch)

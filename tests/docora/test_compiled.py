@@ -48,7 +48,7 @@ def test_strings_are_passed_as_values(users: list[User], name: str) -> None:
     def query(first_name: str) -> QuerySet[User]:
         return User.objects.filter(first_name=first_name).exclude(last_name="50%")
 
-    assert query("nobody") == []
+    assert query("unknown") == []
     assert [user.first_name for user in query(name)] == [name]
 
 
@@ -99,7 +99,7 @@ def test_update_of_one_row_only(users: list[User], built: list[Any]) -> None:
     at = datetime(2026, 3, 1, 12, 30, 15, 123456, tzinfo=UTC)
     for user in users:
         assert query.update(user.pk, first_name=f"new {user.pk} 100%", last_login=at, is_active=False) == 1
-    assert query.update(-1, first_name="nobody", last_login=None, is_active=True) == 0
+    assert query.update(-1, first_name="unknown", last_login=None, is_active=True) == 0
     assert len(built) == 1
     for user in User.objects.all():
         assert (user.first_name, user.last_login, user.is_active) == (f"new {user.pk} 100%", at, False)
