@@ -41,6 +41,19 @@ class _Statement(NamedTuple):
         return self._replace(parameters=tuple(bound))
 
 
+def _statement(sql: str, parameters: Sequence[Any]) -> _Statement:
+    """Return the statement; on PostgreSQL with its constants in the SQL, because psycopg would quote them at each execution."""
+    if connection.vendor != "postgresql":
+        return _Statement(sql, parameters)
+    operations: Any = connection.ops
+    arguments = [value for value in parameters if isinstance(value, _Argument)]
+    values = [
+        "%s" if isinstance(value, _Argument) else operations.compose_sql("%s", [value]).replace("%", "%%")
+        for value in parameters
+    ]
+    return _Statement(sql.replace("%%", "%%%%") % tuple(values), arguments)
+
+
 class _CompiledQuery(Query):
     """A query whose compiler returns a given statement."""
 
@@ -107,7 +120,7 @@ class Compiled[**P, Row]:
         queryset = self._build(**self._arguments)
         compiler = queryset.query.get_compiler(queryset.db)
         query: Any = queryset.query
-        query.compiler_template, query.statement = compiler, _Statement(*compiler.as_sql())
+        query.compiler_template, query.statement = compiler, _statement(*compiler.as_sql())
         query.__class__ = _CompiledQuery
         return queryset
 
@@ -120,7 +133,7 @@ class Compiled[**P, Row]:
             raise TypeError(f"{self} has a limit or is a union, so its rows cannot be updated.")
         query: Any = queryset.query.chain(UpdateQuery)
         query.add_update_values({**changes, **{name: _Argument(f"new {name}") for name in fields}})
-        return _Statement(*query.get_compiler(queryset.db).as_sql()), fields
+        return _statement(*query.get_compiler(queryset.db).as_sql()), fields
 
     def __repr__(self) -> str:
         return f"{self._build.__module__}.{self._build.__qualname__}"

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import User
 from django.db import IntegrityError, connection, transaction
-from django.db.models import Case, F, IntegerField, QuerySet, Value, When
+from django.db.models import BooleanField, Case, F, IntegerField, QuerySet, Value, When
+from django.db.models.expressions import RawSQL
 from django.db.models.functions import Concat
 
 from docora.db.compiled import Compiled, compiled
@@ -50,6 +51,38 @@ def test_strings_are_passed_as_values(users: list[User], name: str) -> None:
 
     assert query("unknown") == []
     assert [user.first_name for user in query(name)] == [name]
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_constants_are_passed_as_values(users: list[User], name: str) -> None:
+    @compiled
+    def query(lowest: int) -> "QuerySet[User, tuple[str, str, int]]":
+        rows = User.objects.filter(
+            RawSQL("username LIKE 'user%%' AND first_name = %s", [name], BooleanField()), pk__gte=lowest
+        )
+        return rows.annotate(name=Value(name), none=Value(None, IntegerField())).values_list(
+            "first_name", "name", "none"
+        )
+
+    assert query(0) == query(users[0].pk) == [(name, name, None)]
+    assert query(users[-1].pk + 1) == []
+    assert query.update(0, last_name=Concat(F("first_name"), Value(name))) == 1
+    assert User.objects.get(first_name=name).last_name == name + name
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="psycopg quotes in Python, SQLite binds in C")
+def test_constants_are_quoted_once(users: list[User], built: list[Any]) -> None:
+    passed = []
+
+    def record(execute: Any, sql: str, parameters: Any, many: bool, context: Any) -> Any:
+        passed.append(tuple(parameters))
+        return execute(sql, parameters, many, context)
+
+    query = user_query(built)
+    with connection.execute_wrapper(record):
+        query(users[0].pk)
+        query.update(users[1].pk, last_name="new")
+    assert passed == [(users[0].pk,), ("new", users[1].pk)]
 
 
 def test_columns_annotations_order_and_limit(users: list[User]) -> None:
