@@ -74,7 +74,7 @@ def _web(application: str = "docora.wsgi:application") -> Iterator[tuple[str, in
         web = subprocess.Popen(
             web_command(listener, application),
             cwd=PROJECT,
-            env=os.environ | {"PORT": str(port), "PUBLIC_URL": url},
+            env=os.environ | {"DOCORA_PROCESS": "web", "PORT": str(port), "PUBLIC_URL": url},
             pass_fds=[listener.fileno()],
             preexec_fn=partial(die_with_parent, signal.SIGTERM),
         )
