@@ -213,9 +213,9 @@ def drop(job_ids: Iterable[str]) -> None:
         logger.warning("jobs_not_removed", extra={"cause": str(error)})
 
 
-def job_ids(queue: str) -> list[str] | None:
+def job_ids(queue: str, *, at_most: int = -1) -> list[str] | None:
     """Return the ids of the jobs that wait in a queue, next one first, or None when Redis is down."""
     try:
-        return list(_queue(queue).job_ids)
+        return list(_queue(queue).get_job_ids(length=at_most))
     except (RedisError, OSError):
         return None

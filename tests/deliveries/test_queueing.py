@@ -246,6 +246,26 @@ def test_single_request_overtakes_bulk_work(world: World, redis_client: Redis) -
     assert watches[2].job_id not in ids("default")
 
 
+def test_watches_in_the_high_queue_are_left_there_without_a_round_trip_for_each(
+    world: World, redis_client: Redis
+) -> None:
+    watches = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(5)]
+    redis_client.flushall()
+    for watch in watches[:4]:
+        resync_single(Actor.command(), watch)
+    assert enqueue_due() == 1
+    assert ids("default") == [watches[4].job_id]
+    redis_client.config_resetstat()
+    assert enqueue_due() == 0
+    commands = redis_client.info("commandstats")
+    assert {name: row["calls"] for name, row in commands.items() if name != "cmdstat_config|resetstat"} == {
+        "cmdstat_lrange": 2,
+        "cmdstat_set": 1,
+        "cmdstat_del": 1,
+    }
+    assert ids("high") == [watch.job_id for watch in watches[:4]]
+
+
 def test_only_one_process_at_a_time_fills_the_queue(world: World, redis_client: Redis) -> None:
     for number in range(3):
         world.watch(name=f"acme/{number}")
