@@ -154,4 +154,5 @@ def close_circuit(repository: Repository) -> bool:
 
 @compiled
 def _failing(repository_pk: int) -> QuerySet[Repository]:
-    return Repository.objects.filter(pk=repository_pk).exclude(consecutive_failures=0, circuit_open_until=None)
+    failing = Repository.objects.filter(pk=repository_pk).exclude(consecutive_failures=0, circuit_open_until=None)
+    return failing.only("pk")

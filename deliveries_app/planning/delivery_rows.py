@@ -107,11 +107,21 @@ def rows_at(watch_pk: int, paths: Sequence[str]) -> Iterator[Row]:
 
 
 def unsettled_paths(watch_pk: int, limit: int) -> list[str] | None:
-    """Return the paths that are in doubt or listed as failed, or None if there are more than `limit`."""
-    in_doubt = Delivery.objects.filter(watch_id=watch_pk, acknowledged=False).values_list("path", flat=True)
-    failed = DeliveryFailure.objects.filter(watch_id=watch_pk, kind=FailureKind.FAILED).values_list("path", flat=True)
-    paths = {*in_doubt[: limit + 1], *failed[: limit + 1]}
+    """Return the paths that are in doubt or listed as failed, or None if there are more than `limit`, which is at most `PAGE`."""
+    paths = {*_paths_in_doubt(watch_pk), *_failed_paths(watch_pk)}
     return sorted(paths) if len(paths) <= limit else None
+
+
+@compiled
+def _paths_in_doubt(watch_pk: int) -> "QuerySet[Delivery, str]":
+    in_doubt = Delivery.objects.filter(watch_id=watch_pk, acknowledged=False)
+    return in_doubt.values_list("path", flat=True)[: PAGE + 1]
+
+
+@compiled
+def _failed_paths(watch_pk: int) -> "QuerySet[DeliveryFailure, str]":
+    failed = DeliveryFailure.objects.filter(watch_id=watch_pk, kind=FailureKind.FAILED).order_by()
+    return failed.values_list("path", flat=True)[: PAGE + 1]
 
 
 class HeldFile(NamedTuple):

@@ -305,7 +305,7 @@ def _run(run_pk: int) -> QuerySet[SyncRun]:
 
 @compiled
 def _an_open_run(operation_pk: int) -> QuerySet[SyncRun]:
-    return SyncRun.objects.filter(operation_id=operation_pk, outcome="").order_by()[:1]
+    return SyncRun.objects.filter(operation_id=operation_pk, outcome="").order_by().only("pk")[:1]
 
 
 @compiled

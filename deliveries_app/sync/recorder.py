@@ -236,13 +236,12 @@ class Recorder:
     def _write_acknowledged(self, now: datetime) -> None:
         if not self._acknowledged:
             return
-        rows = Delivery.objects.filter(watch=self._lease.watch)
         written = [answer for item, answer in self._acknowledged if item.change.kind != Kind.DELETE]
         deleted = [answer.path for item, answer in self._acknowledged if item.change.kind == Kind.DELETE]
         if written:
             bulk_sql.acknowledge(self._lease.watch.pk, written, now)
         if deleted:
-            rows.filter(path__in=deleted).delete()
+            Delivery.objects.filter(watch=self._lease.watch, path__in=deleted).delete()
         if self._had_failures:
             digests = [path_digest(answer.path.encode()) for _, answer in self._acknowledged]
             # Keep those of this attempt: if transforms failed, another file may have got the path of a listed one.

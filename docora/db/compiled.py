@@ -5,6 +5,7 @@ and reading its rows.
 """
 
 import inspect
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from functools import update_wrapper
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 from django.core.signals import setting_changed
 from django.db import connection, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import Expression, QuerySet
+from django.db.models import Expression, QuerySet, prefetch_related_objects
 from django.db.models.sql import Query, UpdateQuery
 from django.db.models.sql.compiler import SQLCompiler
 
@@ -55,18 +56,24 @@ def _statement(sql: str, parameters: Sequence[Any]) -> _Statement:
 
 
 class _CompiledQuery(Query):
-    """A query whose compiler returns a given statement."""
+    """A query that executes a given statement. Each thread has a compiler of its own, with its connection and its arguments."""
 
-    compiler_template: SQLCompiler
+    template: SQLCompiler
     statement: _Statement
+    of_thread: threading.local
 
     def get_compiler(
         self, using: str | None = None, connection: BaseDatabaseWrapper | None = None, elide_empty: bool = True
     ) -> SQLCompiler:
-        compiler = copy(self.compiler_template)
-        compiler.connection = connection or connections[str(using)]  # of this thread
-        compiler.as_sql = lambda *_, **__: self.statement  # type: ignore[assignment, method-assign]
-        return compiler
+        of_thread = self.of_thread
+        if not hasattr(of_thread, "compiler"):
+            compiler: Any = copy(self.template)
+            compiler.connection = connections[str(using)]
+            converters = compiler.get_converters([column for column, *_ in compiler.select[: compiler.col_count]])
+            compiler.get_converters = lambda _: converters
+            compiler.as_sql = lambda *_, **__: of_thread.statement
+            of_thread.compiler = compiler
+        return of_thread.compiler  # type: ignore[no-any-return]
 
 
 class Compiled[**P, Row]:
@@ -82,16 +89,18 @@ class Compiled[**P, Row]:
 
     def __call__(self, *arguments: P.args, **named: P.kwargs) -> list[Row]:
         """Return the rows."""
-        select = self._select
+        select: Any = self._select
         if select is None:
             select = self._select = self._compile_select()
-        rows = select.all()
-        query: Any = rows.query
+        query = select.query
         # Django checks this when it compiles.
         if query.select_for_update and connection.features.has_select_for_update and connection.get_autocommit():
             raise transaction.TransactionManagementError(f"{self} locks rows, which needs a transaction.")
-        query.statement = query.statement.bind(self._values(arguments, named))
-        return list(rows)
+        query.of_thread.statement = query.statement.bind(self._values(arguments, named))
+        # As the queryset does, which `select.all()` would copy with its whole query.
+        rows: list[Any] = list(select._iterable_class(select))
+        prefetch_related_objects(rows, *select._prefetch_related_lookups)
+        return rows
 
     def update(self, *arguments: Any, **changes: Any) -> int:
         """Change the rows as `QuerySet.update` does, and return their number. Pass the arguments by position.
@@ -120,7 +129,7 @@ class Compiled[**P, Row]:
         queryset = self._build(**self._arguments)
         compiler = queryset.query.get_compiler(queryset.db)
         query: Any = queryset.query
-        query.compiler_template, query.statement = compiler, _statement(*compiler.as_sql())
+        query.template, query.statement, query.of_thread = compiler, _statement(*compiler.as_sql()), threading.local()
         query.__class__ = _CompiledQuery
         return queryset
 

@@ -4,11 +4,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import User
+from django.contrib.auth.models import Group, User
 from django.db import IntegrityError, connection, transaction
 from django.db.models import BooleanField, Case, F, IntegerField, QuerySet, Value, When
 from django.db.models.expressions import RawSQL
 from django.db.models.functions import Concat
+from django.test.utils import CaptureQueriesContext
 
 from docora.db.compiled import Compiled, compiled
 from tests.support.processes import in_threads
@@ -94,6 +95,20 @@ def test_columns_annotations_order_and_limit(users: list[User]) -> None:
 
     assert query(users[1].pk, users[3].pk) == [("user 3", 1), ("user 1", 2)]
     assert query(users[4].pk, users[5].pk) == [("user 5", 1), ("user 4", 2)]
+
+
+def test_related_objects_take_no_statement_for_each_row(users: list[User]) -> None:
+    @compiled
+    def query(lowest: int) -> QuerySet[User]:
+        return User.objects.filter(pk__gte=lowest).order_by("pk").prefetch_related("groups")
+
+    Group.objects.create(name="all").user_set.set(users)
+    for lowest in (users[0].pk, users[3].pk):
+        with CaptureQueriesContext(connection) as queries:
+            found = query(lowest)
+            assert all([group.name for group in user.groups.all()] == ["all"] for user in found)
+        assert len(queries) == 2
+    assert query(users[-1].pk + 1) == []
 
 
 def test_wrong_number_of_arguments(users: list[User], built: list[Any]) -> None:
