@@ -8,8 +8,9 @@ import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from functools import update_wrapper
+from functools import cache, update_wrapper
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 from django.core.signals import setting_changed
 from django.db import connection, connections, transaction
@@ -19,6 +20,7 @@ from django.db.models.sql import Query, UpdateQuery
 from django.db.models.sql.compiler import SQLCompiler
 
 _MAX_UPDATES = 100
+_queries: "WeakSet[Compiled[..., Any]]" = WeakSet()
 
 
 class _Argument(Expression):
@@ -36,23 +38,25 @@ class _Statement(NamedTuple):
     sql: str
     parameters: Sequence[Any]
 
+    def quoted(self) -> "_Statement":
+        """Return the statement; on PostgreSQL with its constants in the SQL, because psycopg would quote them at each execution.
+
+        This needs a connection.
+        """
+        if connection.vendor != "postgresql":
+            return self
+        operations: Any = connection.ops
+        arguments = [value for value in self.parameters if isinstance(value, _Argument)]
+        values = [
+            "%s" if isinstance(value, _Argument) else operations.compose_sql("%s", [value]).replace("%", "%%")
+            for value in self.parameters
+        ]
+        return _Statement(self.sql.replace("%%", "%%%%") % tuple(values), arguments)
+
     def bind(self, values: Mapping[str, Any]) -> "_Statement":
         """Return the statement with these values instead of the arguments of the same names."""
         bound = [values[value.name] if isinstance(value, _Argument) else value for value in self.parameters]
         return self._replace(parameters=tuple(bound))
-
-
-def _statement(sql: str, parameters: Sequence[Any]) -> _Statement:
-    """Return the statement; on PostgreSQL with its constants in the SQL, because psycopg would quote them at each execution."""
-    if connection.vendor != "postgresql":
-        return _Statement(sql, parameters)
-    operations: Any = connection.ops
-    arguments = [value for value in parameters if isinstance(value, _Argument)]
-    values = [
-        "%s" if isinstance(value, _Argument) else operations.compose_sql("%s", [value]).replace("%", "%%")
-        for value in parameters
-    ]
-    return _Statement(sql.replace("%%", "%%%%") % tuple(values), arguments)
 
 
 class _CompiledQuery(Query):
@@ -60,6 +64,7 @@ class _CompiledQuery(Query):
 
     template: SQLCompiler
     statement: _Statement
+    quoted: _Statement | None = None
     of_thread: threading.local
 
     def get_compiler(
@@ -76,6 +81,14 @@ class _CompiledQuery(Query):
         return of_thread.compiler  # type: ignore[no-any-return]
 
 
+@cache
+def _unopened(using: str) -> BaseDatabaseWrapper:
+    """Return a connection to compile with. Django asks it for a transaction if a query locks rows; each call does that instead."""
+    unopened = connections[using].copy()
+    unopened.get_autocommit = lambda: False  # type: ignore[method-assign]
+    return unopened
+
+
 class Compiled[**P, Row]:
     """A queryset whose SQL is built once. Create it with `compiled`."""
 
@@ -85,18 +98,19 @@ class Compiled[**P, Row]:
         self._select: QuerySet[Any, Row] | None = None
         self._updates: dict[Any, tuple[_Statement, dict[str, Any]]] = {}
         update_wrapper(self, build)
+        _queries.add(self)
         setting_changed.connect(self.forget)  # the SQL may contain settings, which tests change
 
     def __call__(self, *arguments: P.args, **named: P.kwargs) -> list[Row]:
         """Return the rows."""
-        select: Any = self._select
-        if select is None:
-            select = self._select = self._compile_select()
+        select: Any = self.compile()
         query = select.query
         # Django checks this when it compiles.
         if query.select_for_update and connection.features.has_select_for_update and connection.get_autocommit():
             raise transaction.TransactionManagementError(f"{self} locks rows, which needs a transaction.")
-        query.of_thread.statement = query.statement.bind(self._values(arguments, named))
+        if query.quoted is None:
+            query.quoted = query.statement.quoted()
+        query.of_thread.statement = query.quoted.bind(self._values(arguments, named))
         # As the queryset does, which `select.all()` would copy with its whole query.
         rows: list[Any] = list(select._iterable_class(select))
         prefetch_related_objects(rows, *select._prefetch_related_lookups)
@@ -125,13 +139,17 @@ class Compiled[**P, Row]:
             raise TypeError(f"{self} takes the arguments {', '.join(self._arguments)}.")
         return values
 
-    def _compile_select(self) -> QuerySet[Any, Row]:
-        queryset = self._build(**self._arguments)
-        compiler = queryset.query.get_compiler(queryset.db)
-        query: Any = queryset.query
-        query.template, query.statement, query.of_thread = compiler, _statement(*compiler.as_sql()), threading.local()
-        query.__class__ = _CompiledQuery
-        return queryset
+    def compile(self) -> QuerySet[Any, Row]:
+        """Build the SQL that reads the rows, unless that was done. Needs no connection to the database."""
+        if self._select is None:
+            queryset = self._build(**self._arguments)
+            compiler = queryset.query.get_compiler(connection=_unopened(queryset.db))
+            query: Any = queryset.query
+            query.template, query.of_thread = compiler, threading.local()
+            query.statement = _Statement(*compiler.as_sql())
+            query.__class__ = _CompiledQuery
+            self._select = queryset
+        return self._select
 
     def _compile_update(self, changes: Mapping[str, Any]) -> tuple[_Statement, dict[str, Any]]:
         """Return the statement, and the field of each column that it does not set to an expression."""
@@ -142,7 +160,7 @@ class Compiled[**P, Row]:
             raise TypeError(f"{self} has a limit or is a union, so its rows cannot be updated.")
         query: Any = queryset.query.chain(UpdateQuery)
         query.add_update_values({**changes, **{name: _Argument(f"new {name}") for name in fields}})
-        return _statement(*query.get_compiler(queryset.db).as_sql()), fields
+        return _Statement(*query.get_compiler(queryset.db).as_sql()).quoted(), fields
 
     def __repr__(self) -> str:
         return f"{self._build.__module__}.{self._build.__qualname__}"
@@ -151,6 +169,12 @@ class Compiled[**P, Row]:
         """Forget the SQL. The next call builds it again."""
         self._select = None
         self._updates = {}
+
+
+def compile_all() -> None:
+    """Compile the queries of all imported modules, so that the processes that this one forks need not."""
+    for query in list(_queries):
+        query.compile()
 
 
 def compiled[**P, Row](build: Callable[P, QuerySet[Any, Row]]) -> Compiled[P, Row]:

@@ -25,6 +25,7 @@ from rq.queue import Queue
 from rq.timeouts import TimerDeathPenalty
 from rq.utils import as_text
 
+from docora.db.compiled import compile_all
 from docora.process import die_with
 from docora.redis import queues
 from docora.redis.jobs import DocoraJob
@@ -206,10 +207,11 @@ class DocoraWorker(Worker):
 
     def fork_work_horse(self, job: Job, queue: Queue) -> None:
         """Fork with SIGTERM blocked until both processes can handle it. Otherwise neither of them would."""
-        # Every work-horse would otherwise derive the keys and import the jobs again.
+        # Every work-horse would otherwise derive the keys, import the jobs and compile their queries again.
         crypto.derive_keys()
         for path in settings.JOBS:
             import_string(path)
+        compile_all()
         self._parent_pid = os.getpid()
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
         try:

@@ -1,5 +1,8 @@
 """A compiled query returns and changes the same rows as the queryset, and Django builds its SQL once."""
 
+import os
+import subprocess
+import sys
 from datetime import UTC, datetime
 from typing import Any
 
@@ -199,3 +202,31 @@ def test_changed_setting_is_used(users: list[User], settings: Any) -> None:
     for seconds in (30, 7):
         settings.LEASE_SECONDS = seconds
         assert query(users[0].pk) == [(seconds,)]
+
+
+def test_all_queries_are_compiled_without_a_database() -> None:
+    """A worker does this before it forks, and must not need the database for it."""
+    script = """
+import django
+django.setup()
+from django.conf import settings
+from django.db import connection
+from django.utils.module_loading import import_string
+from docora.db import compiled
+for path in settings.JOBS:
+    import_string(path)
+compiled.compile_all()
+compiled.compile_all()
+print(len(compiled._queries), {query._select is None for query in compiled._queries}, connection.connection)
+"""
+    engine = (
+        "postgres://nobody:secret@127.0.0.1:1/none" if connection.vendor == "postgresql" else "sqlite:////nowhere/none"
+    )
+    environment = os.environ | {"DATABASE_URL": engine, "DJANGO_SETTINGS_MODULE": "docora.settings"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    count, rest = done.stdout.strip().split(" ", 1)
+    assert int(count) > 10
+    assert rest == "{False} None"
