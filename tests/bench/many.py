@@ -148,7 +148,7 @@ def idle_instance(stage: Stage) -> Iterator[Row]:
         f"an idle instance with {IDLE} watches, two workers and the sweep",
         f"{used * 100:.1f} % of a core",
         "≤ 2 % of a core",
-        used <= 0.02,
+        used <= 0.02 and without < 0.1,  # with more, something else was at work
         f"CPU of everything on the machine for 30 s, without what it used before ({without * 100:.1f} %), the git host and "
         "this process; no web process",
     )

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from django.db.models.functions import Now
@@ -30,11 +31,12 @@ TOLERANCE = 60.0
 def sync_with_clock_changes(watch: AppRepository) -> None:
     """Run an attempt during which the clock is set an hour ahead, back, an hour behind, and back."""
     submit = Sender._submit
-    sent = iter(range(1000))
+    numbers: dict[str, int] = {}  # by path: one is submitted again if the lease had to be extended before it was sent
 
-    def set_clock_and_submit(sender: Sender, transfer: object) -> None:
-        set_clock(CLOCK_OFFSETS.get(next(sent), 0.0))
-        submit(sender, transfer)  # type: ignore[arg-type]
+    def set_clock_and_submit(sender: Sender, transfer: Any) -> None:
+        number = numbers.setdefault(transfer.notification.change.path, len(numbers))
+        set_clock(CLOCK_OFFSETS.get(number, 0.0))
+        submit(sender, transfer)
 
     Sender._submit = set_clock_and_submit  # type: ignore[assignment]
     sync(watch.pk)
