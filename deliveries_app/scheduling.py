@@ -31,7 +31,7 @@ SYNC_JOB = "deliveries_app.jobs.sync_watch"
 SYNC_ALONE_JOB = "deliveries_app.jobs.sync_watch_alone"
 AFTER_PUSH_SECONDS = 5, 30
 ENQUEUE_AHEAD = 20  # jobs waiting in the default queue at most; a change of another app waits behind them
-_HIGH_READ = 200  # jobs at the head of the high queue
+_HIGH_JOBS_READ = 200  # at the head of the queue
 
 
 def request_sync(watches: AppRepositoryQuerySet, **changes: Any) -> list[int]:
@@ -81,8 +81,10 @@ def enqueue_due() -> int:
 
 def _enqueue_due(waiting: list[str]) -> int:
     rows: list[Any] = _next_due()
-    # Enqueueing one that is already there changes nothing, but takes several round trips.
-    waiting = waiting + (queues.job_ids("high", at_most=_HIGH_READ) or [] if rows else [])
+    if not rows:
+        return 0
+    # Enqueueing one that waits in the high queue changes nothing, but takes several round trips.
+    waiting = [*waiting, *(queues.job_ids("high", at_most=_HIGH_JOBS_READ) or [])]
     return sum(
         queues.enqueue("default", owned=False, **_job(watch))
         for watch in rows

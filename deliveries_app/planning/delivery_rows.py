@@ -13,6 +13,7 @@ from deliveries_app.models import AppRepository, Delivery, DeliveryFailure, Fail
 from deliveries_app.planning import transforms
 from deliveries_app.planning.plan import DeliveryRules, Plan, Row
 from docora.db.compiled import compiled
+from repositories_app.mirror.mirror import MAX_DIFF_PATHS
 
 PAGE = 2000
 _COLUMNS = (
@@ -107,7 +108,10 @@ def rows_at(watch_pk: int, paths: Sequence[str]) -> Iterator[Row]:
 
 
 def unsettled_paths(watch_pk: int, limit: int) -> list[str] | None:
-    """Return the paths that are in doubt or listed as failed, or None if there are more than `limit`, which is at most `PAGE`."""
+    """Return the paths that are in doubt or listed as failed, or None if there are more than `limit`.
+
+    `limit` is at most `MAX_DIFF_PATHS`.
+    """
     paths = {*_paths_in_doubt(watch_pk), *_failed_paths(watch_pk)}
     return sorted(paths) if len(paths) <= limit else None
 
@@ -115,13 +119,13 @@ def unsettled_paths(watch_pk: int, limit: int) -> list[str] | None:
 @compiled
 def _paths_in_doubt(watch_pk: int) -> "QuerySet[Delivery, str]":
     in_doubt = Delivery.objects.filter(watch_id=watch_pk, acknowledged=False)
-    return in_doubt.values_list("path", flat=True)[: PAGE + 1]
+    return in_doubt.values_list("path", flat=True)[: MAX_DIFF_PATHS + 1]
 
 
 @compiled
 def _failed_paths(watch_pk: int) -> "QuerySet[DeliveryFailure, str]":
     failed = DeliveryFailure.objects.filter(watch_id=watch_pk, kind=FailureKind.FAILED).order_by()
-    return failed.values_list("path", flat=True)[: PAGE + 1]
+    return failed.values_list("path", flat=True)[: MAX_DIFF_PATHS + 1]
 
 
 class HeldFile(NamedTuple):

@@ -8,7 +8,7 @@ import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from functools import cache, update_wrapper
+from functools import cache, cached_property, update_wrapper
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
@@ -39,9 +39,9 @@ class _Statement(NamedTuple):
     parameters: Sequence[Any]
 
     def quoted(self) -> "_Statement":
-        """Return the statement; on PostgreSQL with its constants in the SQL, because psycopg would quote them at each execution.
+        """Return the statement to execute. Needs a connection.
 
-        This needs a connection.
+        On PostgreSQL, constants become part of the SQL, because psycopg would quote them in Python at each execution.
         """
         if connection.vendor != "postgresql":
             return self
@@ -64,8 +64,11 @@ class _CompiledQuery(Query):
 
     template: SQLCompiler
     statement: _Statement
-    quoted: _Statement | None = None
     of_thread: threading.local
+
+    @cached_property
+    def quoted(self) -> _Statement:
+        return self.statement.quoted()
 
     def get_compiler(
         self, using: str | None = None, connection: BaseDatabaseWrapper | None = None, elide_empty: bool = True
@@ -83,7 +86,10 @@ class _CompiledQuery(Query):
 
 @cache
 def _unopened(using: str) -> BaseDatabaseWrapper:
-    """Return a connection to compile with. Django asks it for a transaction if a query locks rows; each call does that instead."""
+    """Return a connection that is only used to compile.
+
+    Django compiles a query that locks rows only in a transaction. Here, each call checks that instead.
+    """
     unopened = connections[using].copy()
     unopened.get_autocommit = lambda: False  # type: ignore[method-assign]
     return unopened
@@ -108,10 +114,8 @@ class Compiled[**P, Row]:
         # Django checks this when it compiles.
         if query.select_for_update and connection.features.has_select_for_update and connection.get_autocommit():
             raise transaction.TransactionManagementError(f"{self} locks rows, which needs a transaction.")
-        if query.quoted is None:
-            query.quoted = query.statement.quoted()
         query.of_thread.statement = query.quoted.bind(self._values(arguments, named))
-        # As the queryset does, which `select.all()` would copy with its whole query.
+        # What `list(select.all())` does, without its copy of the query.
         rows: list[Any] = list(select._iterable_class(select))
         prefetch_related_objects(rows, *select._prefetch_related_lookups)
         return rows

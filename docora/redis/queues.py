@@ -214,7 +214,7 @@ def drop(job_ids: Iterable[str]) -> None:
 
 
 def job_ids(queue: str, *, at_most: int = -1) -> list[str] | None:
-    """Return the ids of the jobs that wait in a queue, next one first, or None when Redis is down."""
+    """Return the ids of the jobs that wait in a queue, next one first, or None when Redis is down. -1: all of them."""
     try:
         return list(_queue(queue).get_job_ids(length=at_most))
     except (RedisError, OSError):

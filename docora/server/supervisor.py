@@ -131,6 +131,10 @@ def manage(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "docora", *arguments]
 
 
+WEB_ENVIRONMENT = {"DOCORA_PROCESS": "web"}
+"""What a web process needs in its environment, so that it pools its connections to the database."""
+
+
 def web_command(listener: socket.socket, application: str = "docora.wsgi:application") -> list[str]:
     """Return the command line of the web process. It inherits the socket and reads its settings from the environment."""
     manager = [sys.executable, "-m", "docora.server.web_manager"]

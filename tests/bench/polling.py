@@ -66,7 +66,7 @@ def constant(environ: dict[str, object], start_response: Callable[..., object]) 
 @contextmanager
 def _web(application: str = "docora.wsgi:application") -> Iterator[tuple[str, int]]:
     """Start a web process as `up` does. Yield its URL and its pid."""
-    from docora.server.supervisor import web_command
+    from docora.server.supervisor import WEB_ENVIRONMENT, web_command
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -74,7 +74,7 @@ def _web(application: str = "docora.wsgi:application") -> Iterator[tuple[str, in
         web = subprocess.Popen(
             web_command(listener, application),
             cwd=PROJECT,
-            env=os.environ | {"DOCORA_PROCESS": "web", "PORT": str(port), "PUBLIC_URL": url},
+            env=os.environ | WEB_ENVIRONMENT | {"PORT": str(port), "PUBLIC_URL": url},
             pass_fds=[listener.fileno()],
             preexec_fn=partial(die_with_parent, signal.SIGTERM),
         )

@@ -213,6 +213,7 @@ from django.conf import settings
 from django.db import connection
 from django.utils.module_loading import import_string
 from docora.db import compiled
+import docora.urls
 for path in settings.JOBS:
     import_string(path)
 compiled.compile_all()
@@ -220,7 +221,9 @@ compiled.compile_all()
 print(len(compiled._queries), {query._select is None for query in compiled._queries}, connection.connection)
 """
     engine = (
-        "postgres://nobody:secret@127.0.0.1:1/none" if connection.vendor == "postgresql" else "sqlite:////nowhere/none"
+        "postgres://docora:secret@127.0.0.1:1/docora"
+        if connection.vendor == "postgresql"
+        else "sqlite:////missing/docora.sqlite3"
     )
     environment = os.environ | {"DATABASE_URL": engine, "DJANGO_SETTINGS_MODULE": "docora.settings"}
     done = subprocess.run(

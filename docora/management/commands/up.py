@@ -26,7 +26,15 @@ from docora.db import schema
 from docora.http.client import HttpClient, Request
 from docora.redis import heartbeat
 from docora.redis.connection import RedisError, connection
-from docora.server.supervisor import Child, Supervisor, listening_socket, manage, require_free_port, web_command
+from docora.server.supervisor import (
+    WEB_ENVIRONMENT,
+    Child,
+    Supervisor,
+    listening_socket,
+    manage,
+    require_free_port,
+    web_command,
+)
 from docora.server.valkey import valkey_command
 
 READY_SECONDS = 60.0
@@ -77,7 +85,7 @@ class Command(BaseCommand):
         self._prepare_database(migrate=not options["no_migrate"])
         listener = listening_socket()
         started = timezone.now()
-        supervisor.add(Child("web", web_command(listener), {"DOCORA_PROCESS": "web"}, listener=listener))
+        supervisor.add(Child("web", web_command(listener), WEB_ENVIRONMENT, listener=listener))
         for number in range(options["workers"]):
             # Every second worker prefers maintenance to bulk work, so that neither can starve the other.
             queues = ("high", "default", "low") if number % 2 == 0 else ("high", "low", "default")

@@ -7,6 +7,7 @@ from docora.cli.main import add_instance_options
 from docora.conf import installation
 from docora.db import schema
 from docora.server.supervisor import (
+    WEB_ENVIRONMENT,
     listening_socket,
     python_path,
     require_free_port,
@@ -32,5 +33,5 @@ class Command(BaseCommand):
         command = web_command(listener)
         # Replace this process with the manager, which needs no Django, so that signals reach it. Each web process that it
         # starts reads `.env` again.
-        environment = installation.original_environment | {"DOCORA_PROCESS": "web", "PYTHONPATH": python_path()}
+        environment = installation.original_environment | WEB_ENVIRONMENT | {"PYTHONPATH": python_path()}
         os.execve(command[0], command, environment)  # noqa: S606
