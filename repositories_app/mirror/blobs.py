@@ -57,7 +57,8 @@ class BlobReader:
 
     def ask_ahead(self, blobs: Sequence[str]) -> None:
         """Ask for the contents that will be read next, in this order. They must be small. `read` skips those that it does not
-        want."""
+        want, and the next call those that nobody has read: git would stop at a full pipe, and so would the next question."""
+        self._skip_ahead()
         ahead = blobs[:_BATCH_OBJECTS]
         self._ask("contents", ahead)
         self._ahead.extend(ahead)

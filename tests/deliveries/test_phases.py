@@ -1,5 +1,6 @@
 """The order within a run (engine.md §7): deletes, creates, updates. No failing file blocks unrelated files."""
 
+import random
 import time
 import unicodedata
 from collections import Counter
@@ -78,6 +79,20 @@ def test_only_paths_behind_an_unsettled_delete_wait(world: World, old: dict[str,
     assert watch.files_failing == len(old) + len(new)
     listed = dict(watch.failures.values_list("path", "cause"))
     assert listed == dict.fromkeys(old, "http") | dict.fromkeys(new, "blocked")
+    world.answer(None)
+    world.settle()
+    assert_promise_kept(world, repo, watch)
+
+
+def test_thousands_of_files_wait_behind_one_unsettled_delete(world: World) -> None:
+    """Their contents are more than git's pipe holds, and nobody reads them."""
+    chance = random.Random(20261128)
+    repo, watch = world.watch({"a": A})
+    world.sync(watch)
+    repo.commit({"a": None} | {f"a/{number:04}": chance.randbytes(1000) for number in range(2000)})
+    world.answer(lambda note: Answer(500) if note.kind == "delete" else None)
+    watch = world.sync(watch)
+    assert (watch.status, watch.files_failing) == (Status.PENDING, 2001)
     world.answer(None)
     world.settle()
     assert_promise_kept(world, repo, watch)
