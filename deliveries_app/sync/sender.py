@@ -72,6 +72,7 @@ class Sender:
         self._is_ending = False  # the slice is over
         self._large_files = 0  # under way
         self._ready: deque[_Transfer] = deque()
+        self._landed: deque[tuple[Request, Outcome]] = deque()  # not settled yet
         self._bytes_in_flight = 0
         self._paths_in_flight: set[str] = set()  # folded
         self._unsettled = PathSet()
@@ -106,9 +107,9 @@ class Sender:
         for transfer in self._ready:
             self._close(transfer)
         self._ready.clear()
-        while self._client.in_flight and time.monotonic() < deadline:
-            for request, outcome in self._client.poll(0.2):
-                transfer = self._landed(request)
+        while (self._landed or self._client.in_flight) and time.monotonic() < deadline:
+            for request, outcome in self._outcomes(0.2):
+                transfer = self._transfer_of(request)
                 decision = self._policy.of(transfer.notification.change, outcome, chunked=transfer.file is not None)
                 clean = clean and not decision.may_be_under_way
                 if record:
@@ -116,7 +117,7 @@ class Sender:
                 self._close(transfer)
             on_wait()
         for request in self._client.abort():
-            transfer = self._landed(request)
+            transfer = self._transfer_of(request)
             clean = False
             if record:
                 failure = Failure(
@@ -157,7 +158,7 @@ class Sender:
     def _announce(self, block: list[Change]) -> None:
         """Read, announce and queue a block. Changes that may not be sent in this run are listed as failed."""
         sendable = [change for change in block if not self._is_blocked(change)]
-        notifications = read_block(sendable, self._reader, self._delivery_rules, self._keep_going, self._recorder.fail)
+        notifications = read_block(sendable, self._reader, self._delivery_rules, self._tick, self._recorder.fail)
         adopted = [item for item in notifications if item.change.compare and item.sha == item.change.sha]
         announced = [item for item in notifications if not (item.change.compare and item.sha == item.change.sha)]
         self._recorder.commit(announced, adopted)
@@ -260,7 +261,8 @@ class Sender:
         """Return whether the lease still allows a request to start. This process may have been frozen since it was submitted."""
         return self._lease.may_send
 
-    def _landed(self, request: Request) -> _Transfer:
+    def _transfer_of(self, request: Request) -> _Transfer:
+        """Return what was under way with this request, which has landed or was taken back."""
         transfer = request.context
         assert isinstance(transfer, _Transfer)
         self._bytes_in_flight -= transfer.size
@@ -269,20 +271,23 @@ class Sender:
 
     def _take_back(self) -> None:
         """Take back the requests that the client has not begun to send."""
-        self._ready.extendleft(self._landed(request) for request in reversed(self._client.withdraw()))
+        self._ready.extendleft(self._transfer_of(request) for request in reversed(self._client.withdraw()))
 
     def _collect(self) -> None:
         pause = self._not_before - time.monotonic() if self._ready else 0.0
-        landed = deque(self._client.poll(min(0.5, pause) if pause > 0 else 0.5))
-        try:
-            while landed:
-                request, outcome = landed.popleft()
-                self._settle(self._landed(request), request, outcome)
-        finally:
-            for request, _ in landed:  # after an exception; an open file would keep the mirror in use
-                self._close(self._landed(request))
+        self._settle_landed(min(0.5, pause) if pause > 0 else 0.5)
         if pause > 0 and not self._client.in_flight:
             time.sleep(min(0.5, pause))
+
+    def _settle_landed(self, seconds: float) -> None:
+        for request, outcome in self._outcomes(seconds):
+            self._settle(self._transfer_of(request), request, outcome)
+
+    def _outcomes(self, seconds: float) -> Iterator[tuple[Request, Outcome]]:
+        """Wait up to `seconds` for the next outcomes, and yield them. After an exception, `drain` gets the rest."""
+        self._landed.extend(self._client.poll(seconds))
+        while self._landed:
+            yield self._landed.popleft()
 
     def _settle(self, transfer: _Transfer, request: Request, outcome: Outcome) -> None:
         item = transfer.notification
@@ -302,6 +307,7 @@ class Sender:
             except BaseException:
                 self._close(transfer)
                 raise
+            self._policy.settle(decision, self._lease.clock)
             transfer.seconds += outcome.elapsed
             item.waits = 0  # each wait slows the app's pace down, so the file gets on
             self._ready.appendleft(transfer)
@@ -375,6 +381,12 @@ class Sender:
         transfer.keys = other
         self._ready.appendleft(transfer)
         return True
+
+    def _tick(self) -> None:
+        """Go on while a block is read, which may take long. An answer that nobody reads would count as a timeout."""
+        if self._client.in_flight:
+            self._settle_landed(0.0)
+        self._keep_going()
 
     def _keep_going(self) -> None:
         self._alive()

@@ -1,20 +1,24 @@
 """Large files in chunks (engine.md §7, the wire contract §1), sent to a client that counts the chunks of each id."""
 
 import base64
+import functools
 import itertools
 import os
 import random
 import select
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from deliveries_app.models import App, Status
 from deliveries_app.receiver import Answer, Notification, Record
 from deliveries_app.receiver.server import HTTPHandler
-from deliveries_app.sync import responses
+from deliveries_app.sync import responses, sender
+from docora.http.client import Request
 from repositories_app import services as repositories
+from repositories_app.mirror.blobs import BlobReader
 from tests.support.histories import assert_promise_kept, kill_worker, sha
 from tests.support.processes import syncing
 from tests.support.world import World
@@ -196,6 +200,44 @@ def test_busy_chunk_does_not_block_other_files(world: World, client: CountingCli
     world.settle()
     assert len(ids(chunks(world))) == 2
     assert client.early == []
+    assert_promise_kept(world, repo, watch)
+
+
+def test_refusals_of_different_chunks_are_not_in_a_row(world: World, client: CountingClient, monkeypatch) -> None:
+    """A chunk that is accepted between them shows that the app gets on, so the run need not end."""
+    monkeypatch.setattr(responses, "LONGEST_WAIT", 1.5)  # one second for the first refusal, two for a second in a row
+    repo, watch = world.watch({"large": LARGE[:150]})
+    refused = set[int]()
+
+    def answer(note: Notification) -> tuple[bool, Answer | None]:
+        assert note.chunk
+        if note.chunk.index in refused:
+            return True, None
+        refused.add(note.chunk.index)
+        return False, Answer(429)
+
+    client.answer = answer
+    assert world.sync(watch).status == Status.SYNCED
+    assert indexes(chunks(world)) == [0, 0, 1, 1]
+    assert len(ids(chunks(world))) == 1
+    assert_promise_kept(world, repo, watch)
+
+
+def test_answers_are_read_while_large_files_are_hashed(world: World, settings, monkeypatch) -> None:
+    settings.RECORD_BATCH = 20
+    repo, watch = world.watch({f"{size}-{number:02}": b"%d" % number * size for size in (1, 101) for number in range(20)})
+    monkeypatch.setattr(sender, "Request", functools.partial(Request, timeout=1.0))
+    stream = BlobReader.stream
+
+    def slow_stream(reader: BlobReader, blob: str) -> Iterator[bytes]:
+        time.sleep(0.1)  # 20 such files take twice as long as a request may
+        return stream(reader, blob)
+
+    monkeypatch.setattr(BlobReader, "stream", slow_stream)
+    world.answer(lambda note: time.sleep(0.1))  # type: ignore[func-returns-value]
+    assert world.sync(watch).status == Status.SYNCED
+    sent = [record.path for record in world.requests() if record.path.startswith("1-")]
+    assert len(sent) == len(set(sent)) == 20
     assert_promise_kept(world, repo, watch)
 
 

@@ -15,7 +15,7 @@ from deliveries_app.sync import outcomes, pace
 from deliveries_app.sync.attempt import sync
 from deliveries_app.sync.lease import claim
 from docora.db.clock import from_now
-from tests.support.histories import assert_promise_kept, at_notification
+from tests.support.histories import assert_promise_kept, at_notification, in_doubt
 from tests.support.processes import syncing
 from tests.support.receiver import wait_for
 from tests.support.world import World
@@ -110,6 +110,21 @@ def test_lasting_refusals_hold_the_app_without_an_attempt(world: World) -> None:
     cooldown = app_of(world).cooldown_until
     assert cooldown is not None
     assert watch.next_sync_at is not None
+
+
+@pytest.mark.parametrize("status", [429, 410])
+def test_acknowledgements_beside_the_end_of_a_run_count(world: World, status: int) -> None:
+    """The app answers eight files at the same moment, four of them so that the run ends."""
+    _, watch = world.watch({f"{number}": b"%d" % number for number in range(8)})
+    together = threading.Barrier(8)
+
+    def answer(note: Notification) -> Answer | None:
+        together.wait(20)
+        return Answer(status, headers={"Retry-After": "60"}) if note.path in "0123" else None
+
+    world.answer(answer)
+    world.sync(watch)
+    assert in_doubt(watch) == set("0123")
 
 
 def test_pace_is_halved_once_a_second_and_raised_by_successes(world: World) -> None:
