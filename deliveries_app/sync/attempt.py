@@ -152,7 +152,10 @@ class Attempt:
             self._close_circuit()  # the repository can be read
             outcomes.failed(self.lease, SyncFailure(str(error), error.cause, _root_of(error)), permanent=True)
         except NoticeRefused as error:
-            outcomes.failed(self.lease, error.failure)
+            if error.wait is None:
+                outcomes.failed(self.lease, error.failure)
+            else:
+                outcomes.start_cooldown(self.lease, error.wait, error.failure)
         except RateLimited as error:
             self._drain(DRAIN_SECONDS)
             outcomes.start_cooldown(self.lease, error.seconds, self._failure(str(error)))

@@ -36,14 +36,18 @@ logger = logging.getLogger(__name__)
 
 GIVE_UP_AFTER = timedelta(days=1)
 _BASE_DELAY_SECONDS = 2.0
+_BUSY_SECONDS = 10.0  # that an app gets which is busy and does not say for how long
 
 
 class NoticeRefused(Exception):
-    """All files were acknowledged, but the `sync_completed` notice was not accepted."""
+    """All files were acknowledged, but the `sync_completed` notice was not accepted.
 
-    def __init__(self, failure: SyncFailure) -> None:
+    `wait`: None, or for how many seconds to wait because the app is busy. That is not a failed attempt.
+    """
+
+    def __init__(self, failure: SyncFailure, wait: float | None) -> None:
         super().__init__(failure.message)
-        self.failure = failure
+        self.failure, self.wait = failure, wait
 
 
 class HeldTree(NamedTuple):
@@ -81,10 +85,8 @@ def send_due(client: HttpClient, lease: Lease, envelope: Envelope, keyring: Keyr
                 lease.extend()
                 notice.delete()
             continue
-        asked = outcome.retry_after(timezone.now().timestamp()) if outcome.status in {429, 503} else None
-        wait = max(
-            backoff(notice.attempts + 1, base=_BASE_DELAY_SECONDS, jitter=0.0), min(asked or 0.0, MAX_WAIT_SECONDS)
-        )
+        asked = _asked_to_wait(outcome) or 0.0
+        wait = max(backoff(notice.attempts + 1, base=_BASE_DELAY_SECONDS, jitter=0.0), min(asked, MAX_WAIT_SECONDS))
         with transaction.atomic():
             lease.extend()
             Notice.objects.filter(pk=notice.pk).update(
@@ -115,9 +117,17 @@ def send_sync_completed(
         message = f"All files were acknowledged, but /sync_completed failed. {describe_outcome(outcome)}"
         cause = outcome.cause.value if outcome.cause else "http"
         root = root_causes.of_delivery(cause, outcome.status)
+        wait = _asked_to_wait(outcome)
+        if wait is None and outcome.status == 429:
+            wait = _BUSY_SECONDS
         raise NoticeRefused(
-            SyncFailure(message, cause, root, outcome.status, response_texts(lease.watch.app, [outcome.body])[0])
+            SyncFailure(message, cause, root, outcome.status, response_texts(lease.watch.app, [outcome.body])[0]), wait
         )
+
+
+def _asked_to_wait(outcome: Outcome) -> float | None:
+    """Return for how many seconds a busy app asked to wait, if it said so."""
+    return outcome.retry_after(timezone.now().timestamp()) if outcome.status in {429, 503} else None
 
 
 def settle_completed(lease: Lease) -> None:

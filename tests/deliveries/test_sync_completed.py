@@ -3,6 +3,7 @@
 import hashlib
 
 import pytest
+from django.utils import timezone
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import Status
@@ -108,6 +109,31 @@ def test_refused_sync_completed_is_retried_without_files(world: World, notices: 
     assert [record.status for record in sent] == [503, 503, 200]
     assert len({(record.webhook_id, record.sequence) for record in sent}) == 1  # the same notice, retried
     assert not watch.notices.exists()
+    assert_promise_kept(world, repo, watch)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "seconds"),
+    [(429, {"Retry-After": "120"}, 120), (503, {"Retry-After": "120"}, 120), (429, {}, 10)],
+    ids=["429 with Retry-After", "503 with Retry-After", "429"],
+)
+def test_busy_app_gets_sync_completed_later(
+    world: World, notices: list[Notification], status: int, headers: dict[str, str], seconds: int
+) -> None:
+    """As with files, the app is left alone for as long as it asks, and no attempt counts."""
+    repo, watch = world.watch(FILES)
+    world.answer(lambda note: Answer(status, headers=headers) if note.kind == "sync_completed" else None)
+    watch = world.sync(watch)
+    world.app.refresh_from_db()
+    assert world.app.cooldown_until is not None
+    assert abs((world.app.cooldown_until - timezone.now()).total_seconds() - seconds) < 8
+    assert (watch.status, watch.retry_count) == (Status.PENDING, 0)
+    assert "/sync_completed failed" in watch.last_error
+    world.answer(None)
+    world.settle()
+    first, again = world.requests("sync_completed")
+    assert (first.webhook_id, first.sequence) == (again.webhook_id, again.sequence)
+    assert len(world.requests("create")) == len(FILES)
     assert_promise_kept(world, repo, watch)
 
 
