@@ -225,7 +225,9 @@ def test_refusals_of_different_chunks_are_not_in_a_row(world: World, client: Cou
 
 def test_answers_are_read_while_large_files_are_hashed(world: World, settings, monkeypatch) -> None:
     settings.RECORD_BATCH = 20
-    repo, watch = world.watch({f"{size}-{number:02}": b"%d" % number * size for size in (1, 101) for number in range(20)})
+    repo, watch = world.watch(
+        {f"{size}-{number:02}": b"%d" % number * size for size in (1, 101) for number in range(20)}
+    )
     monkeypatch.setattr(sender, "Request", functools.partial(Request, timeout=1.0))
     stream = BlobReader.stream
 
