@@ -20,11 +20,13 @@ from docora import __version__
 from docora.cli.output import BROKEN_PIPE, INTERRUPTED, USAGE
 from docora.conf.installation import choose_settings, program
 
-# The demo repositories and the demo client run on this machine over plain http.
+# The demo repositories and the demo client run on this machine over plain http. Three attempts, so that the first sync of
+# the failing app has ended when somebody signs in.
 DEMO_SETTINGS = {
     "ALLOW_HTTP": "yes",
     "ALLOWED_PRIVATE_NETWORKS": "127.0.0.0/8",
     "ALLOWED_GIT_HOSTS": "github.com,127.0.0.1:*",
+    "MAX_RETRY_ATTEMPTS": "3",
 }
 COMMANDS_THAT_CHECK_URLS = {"check", "doctor", "runserver", "testserver", "web"}
 
