@@ -132,9 +132,10 @@ class Sender:
         return clean
 
     def _settle_last(self, transfer: _Transfer, decision: Decision, request: Request, outcome: Outcome) -> None:
-        """Record an outcome during a drain. A large file of which chunks are missing stays in doubt."""
+        """Record an outcome during a drain. A large file of which chunks are missing stays in doubt, and so does a file that the
+        app is too busy for. That is no failure: it is sent again."""
         seconds = transfer.seconds + outcome.elapsed
-        if decision.failure is not None:
+        if decision.failure is not None and not decision.refused:
             self._recorder.fail(transfer.notification, decision.failure, Sent.of(request, seconds))
         elif decision.delivered and (transfer.file is None or transfer.file.is_last):
             self._recorder.acknowledge(transfer.notification, outcome.status or 0, seconds)

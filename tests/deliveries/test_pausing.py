@@ -1,6 +1,7 @@
 """Pause all syncing: nothing is checked or sent, no request is lost, and nothing is sent twice."""
 
 import threading
+import time
 from collections import Counter
 from datetime import timedelta
 
@@ -11,8 +12,16 @@ from django.db.models.functions import Now
 
 from deliveries_app import jobs
 from deliveries_app.actors import Actor
-from deliveries_app.models import AppRepository, AppRepositoryQuerySet, Notice, Outcome, Status, SyncPause
-from deliveries_app.receiver import Notification
+from deliveries_app.models import (
+    AppRepository,
+    AppRepositoryQuerySet,
+    DeliveryAttempt,
+    Notice,
+    Outcome,
+    Status,
+    SyncPause,
+)
+from deliveries_app.receiver import Answer, Notification
 from deliveries_app.services import (
     cancel_request,
     current_pause,
@@ -257,6 +266,28 @@ def test_pending_response_counts(world: World) -> None:
     resume()
     jobs.sync_watch(watch.pk)
     assert sent(world) == dict.fromkeys(FILES, 1)
+    assert_promise_kept(world, repo, watch)
+
+
+def test_refusal_of_a_busy_app_at_the_pause_is_no_failure(world: World) -> None:
+    received = threading.Event()
+    repo, watch = world.watch(FILES)
+
+    def refuse_late(note: Notification) -> Answer:
+        received.set()
+        time.sleep(1.5)  # by then, the worker has noticed the pause
+        return Answer(429)
+
+    world.answer(refuse_late)
+    worker = syncing(watch.pk)
+    assert received.wait(20)
+    pause()
+    worker.join()
+    world.answer(None)
+    assert not watch.failures.exists()
+    assert not DeliveryAttempt.objects.exists()
+    resume()
+    jobs.sync_watch(watch.pk)
     assert_promise_kept(world, repo, watch)
 
 
