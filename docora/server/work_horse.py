@@ -25,6 +25,9 @@ SECONDS = 600.0
 HAND_OVER_AFTER = 5.0
 """After so many more seconds, the jobs that still run are asked to stop, as on SIGTERM. Otherwise one that waits for a
 hanging server would block the worker for minutes."""
+HANGS_AFTER = 600.0
+"""A job that has not ended so many seconds after it was asked to stop never will. Then this process ends itself, so that its
+worker goes on."""
 _LOOK_SECONDS = 0.25  # longer than a job takes that does not wait
 _BUSY = 0.5  # of a core
 
@@ -68,6 +71,9 @@ class WorkHorse:
             over_at = over_at or (now if self._is_over else 0.0)
             if over_at and now - over_at > HAND_OVER_AFTER:
                 self._stop()
+            if over_at and now - over_at > HAND_OVER_AFTER + HANGS_AFTER:
+                logger.error("work_horse_hangs", extra={"jobs": self._open})
+                os._exit(1)
             is_waiting = self._ended == ended and cpu - used < _BUSY * (now - looked_at)
             looked_at, used, ended = now, cpu, self._ended
             for _ in range(min(self._open, self._places - self._open) if is_waiting else 0):  # at most double them

@@ -134,11 +134,12 @@ class DocoraWorker(Worker):
 
         RQ sees each job start and end as if it had its own work-horse.
         """
-        if queues.runs_alone(job):
-            return self._perform_one(job, queue, execution)
-        horse = WorkHorse(
-            settings.SYNCS_PER_WORKER, self._perform_one, lambda: self._take_job(horse), stopping, request_stop
-        )
+        alone = queues.runs_alone(job)
+
+        def take() -> Assignment | None:
+            return None if alone else self._take_job(horse)
+
+        horse = WorkHorse(1 if alone else settings.SYNCS_PER_WORKER, self._perform_one, take, stopping, request_stop)
         horse.run((job, queue, execution))
         return True
 

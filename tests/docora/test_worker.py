@@ -261,6 +261,22 @@ def test_last_jobs_of_a_work_horse_are_asked_to_end(tmp_path: Path, monkeypatch:
     os.waitpid(worker, 0)
 
 
+@pytest.mark.parametrize("alone", [False, True])
+def test_job_that_hangs_does_not_keep_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: bool) -> None:
+    monkeypatch.setattr(work_horse, "SECONDS", 0.5)
+    monkeypatch.setattr(work_horse, "HAND_OVER_AFTER", 0.2)
+    monkeypatch.setattr(work_horse, "HANGS_AFTER", 0.5)
+    hanging, last = tmp_path / "waits", tmp_path / "last"
+    put(hanging, alone=alone)
+    worker = work("default")
+    wait_for(lambda: pids(hanging), 20)
+    time.sleep(0.8)
+    put(last)
+    wait_for(lambda: has_ended(last), 10)
+    assert not has_ended(hanging)
+    assert reap(worker) == 0
+
+
 class InterruptedWorker(DocoraWorker):
     """The alarm by which RQ looks after a work-horse rings just when the worker hands on SIGTERM."""
 
