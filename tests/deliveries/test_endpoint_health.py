@@ -80,6 +80,14 @@ def test_endpoint_that_answers_no_ping_either_is_down(world: World, status: int)
     assert_promise_kept(world, repo, watch)
 
 
+def test_endpoint_that_is_down_for_months(world: World) -> None:
+    _, watch = world.watch(files(12))
+    App.objects.update(down_count=5000)
+    world.answer(failing("file", ping=502))
+    world.sync(watch)
+    assert (watch.lease_until, state(world)) == (None, (5001, True))
+
+
 def test_acknowledgement_of_another_watch_proves_that_the_endpoint_works(world: World) -> None:
     _, poisoned = world.watch(files(12), name="acme/poisoned")
 

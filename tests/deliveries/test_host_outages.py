@@ -143,6 +143,17 @@ def test_backoff_doubles_to_five_minutes(world: World, three: Watched) -> None:
         assert base * 0.9 < waited <= min(base * 1.5, 300)
 
 
+def test_host_that_is_down_for_weeks_is_still_probed(world: World, three: Watched) -> None:
+    go_down(world)
+    world.check()
+    HostOutage.objects.update(failures=5000)
+    let_the_backoff_end()
+    world.check()
+    outage = HostOutage.objects.get()
+    assert outage.failures == 5001
+    assert 200 < wait(outage) <= 300
+
+
 def test_other_hosts_go_on(world: World, three: Watched, tmp_path) -> None:
     with GitFixture(tmp_path / "other") as other:
         repo = other.repo("acme/elsewhere", {"b.txt": b"b"})

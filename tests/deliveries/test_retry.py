@@ -19,6 +19,7 @@ def test_backoff_doubles_up_to_an_hour() -> None:
     assert [backoff(attempt, base=1, jitter=0) for attempt in (1, 2, 3, 4, 5)] == [1, 2, 4, 8, 16]
     assert backoff(3, base=1, jitter=1) == 6
     assert backoff(60, base=1, jitter=0) == 3600
+    assert backoff(100_000, base=1, jitter=0) == 3600
     assert backoff(3, base=10, jitter=0, longest=25.0) == 25
 
 
