@@ -223,4 +223,5 @@ def check_sweep(signs: Signs | None) -> str:
     if signs.sweep_age is None:
         return f"the sweep has not run for a day: start {program()} up, or {program()} sweep"
     ago = format_seconds(signs.sweep_age)
-    return f"the sweep last ran {ago} ago: check that {program()} up, or {program()} sweep, is running"
+    running = f"{program()} up, or {program()} sweep, is running"
+    return f"the sweep last ran {ago} ago: check that {running}, and look at its log"

@@ -2,9 +2,11 @@
 
 import logging
 import time
+from collections.abc import Callable
+from typing import Any
 
 from django.conf import settings
-from django.db import DatabaseError, InterfaceError, close_old_connections
+from django.db import InterfaceError, InternalError, OperationalError, close_old_connections
 
 from deliveries_app import scheduling
 from deliveries_app.monitoring import alerts
@@ -20,6 +22,32 @@ from repositories_app.git import remote
 logger = logging.getLogger(__name__)
 
 _WAKE_SECONDS = 1.0  # how often due retries are enqueued between sweeps
+_WITHOUT_DATABASE = (OperationalError, InterfaceError, InternalError)  # it is down, or read-only during a failover
+
+
+class SweepFailed(Exception):
+    """Parts of the sweep failed unexpectedly. They were logged, and all other parts were done."""
+
+
+def _run(*parts: Callable[[], Any]) -> Any:
+    """Call all parts, also if one of them fails, and return the result of the last one.
+
+    Raises `SweepFailed` after the last part, but errors in `_WITHOUT_DATABASE` at once.
+    """
+    failed, result = False, None
+    for part in parts:
+        try:
+            result = part()
+        except _WITHOUT_DATABASE:
+            raise
+        except SweepFailed:
+            failed = True
+        except Exception:
+            logger.exception("sweep_failed_unexpectedly")
+            failed = True
+    if failed:
+        raise SweepFailed
+    return result
 
 
 def _enqueue_due() -> int:
@@ -27,48 +55,64 @@ def _enqueue_due() -> int:
 
     Return the number of enqueued jobs.
     """
-    lease.end_dead_leases()
-    drift.look_after()
-    release.release_due()
-    return scheduling.enqueue_due()
+    return int(_run(lease.end_dead_leases, drift.look_after, release.release_due, scheduling.enqueue_due))
 
 
 class _EnqueueDue:
-    """Call `_enqueue_due` at most once every `_WAKE_SECONDS`."""
+    """Call `_enqueue_due` at most once every `_WAKE_SECONDS`, and beat if it succeeds and `beats` is set."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, beats: bool) -> None:
+        self._beats = beats
         self._next = 0.0
 
     def __call__(self) -> None:
         if time.monotonic() >= self._next:
-            _enqueue_due()
-            heartbeat.beat(heartbeat.SWEEP)  # a sweep that waits for slow git hosts is still alive
+            try:
+                _enqueue_due()
+            except SweepFailed:
+                self._beats = False
+            if self._beats:
+                heartbeat.beat(heartbeat.SWEEP)  # a sweep that waits for slow git hosts is still alive
             self._next = time.monotonic() + _WAKE_SECONDS
 
 
-def sweep_once(client: HttpClient) -> int:
-    """Check repositories, enqueue what is due, close finished operations and clean up. Return the number of enqueued jobs."""
-    head_checks.check_due(client, _EnqueueDue())  # due syncs do not wait for slow git hosts
-    runs.close_abandoned_operations()
-    cleanup.enqueue_clean_up()
-    retention.enqueue_prune()
-    enqueued = _enqueue_due()
+def sweep_once(client: HttpClient, *, last_failed: bool = False) -> int:
+    """Check repositories, enqueue what is due, close finished operations and clean up. Return the number of enqueued jobs.
+
+    Raises `SweepFailed`. The heartbeat comes after a complete round. It comes earlier too, while git hosts are slow, but not
+    if the round before failed (`last_failed`).
+    """
+    enqueue_due = _EnqueueDue(beats=not last_failed)
+    enqueued = _run(
+        lambda: head_checks.check_due(client, enqueue_due),  # due syncs do not wait for slow git hosts
+        runs.close_abandoned_operations,
+        cleanup.enqueue_clean_up,
+        retention.enqueue_prune,
+        _enqueue_due,
+    )
     heartbeat.beat(heartbeat.SWEEP)
-    return enqueued
+    return int(enqueued)
 
 
 def sweep_forever() -> None:
-    """Sweep until the process is asked to stop. Keep trying while the database is down, and send alerts in a thread."""
+    """Sweep until the process is asked to stop. Keep trying while the database is down or a part fails, and send alerts in a
+    thread.
+    """
     next_sweep = 0.0
+    last_failed = False
     with remote.new_client() as client, alerts.run_in_background():
         while not stopping():
             close_old_connections()
             try:
                 if time.monotonic() >= next_sweep:
                     next_sweep = time.monotonic() + settings.SWEEP_INTERVAL_SECONDS
-                    sweep_once(client)
+                    sweep_once(client, last_failed=last_failed)
+                    last_failed = False
                 else:
                     _enqueue_due()
-            except (DatabaseError, InterfaceError) as error:
+            except SweepFailed:  # no heartbeat, so health checks and alerts report it
+                last_failed = True
+            except _WITHOUT_DATABASE as error:
+                last_failed = True
                 logger.warning("sweep_without_database", extra={"cause": str(error)})
             time.sleep(max(0.05, min(_WAKE_SECONDS, next_sweep - time.monotonic())))

@@ -8,13 +8,17 @@ import pytest
 from django.db import connection
 from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
+from redis import Redis
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Status, SyncRun
-from deliveries_app.services import cancel_request, resync_single
-from deliveries_app.sweep import head_checks
+from deliveries_app.progress import runs
+from deliveries_app.services import cancel_request, release, resync_single
+from deliveries_app.sweep import head_checks, loop
 from deliveries_app.sweep.head_checks import check_due
+from deliveries_app.sync import lease
 from docora.db.compiled import compiled
+from docora.http.client import HttpClient
 from repositories_app.git import process as git
 from repositories_app.git import remote
 from repositories_app.models import Repository
@@ -120,6 +124,63 @@ def test_slow_git_host_does_not_delay_due_watches(world: World) -> None:
     with remote.new_client() as client:
         check_due(client, lambda: calls.append(time.monotonic()))
     assert len(calls) >= 3
+
+
+def fail(*_: object) -> None:
+    raise ValueError("a bug")
+
+
+def fail_while_checking(client: HttpClient, meanwhile: Callable[[], None]) -> None:
+    meanwhile()
+    fail()
+
+
+@pytest.mark.parametrize(
+    ("module", "part", "failure"),
+    [
+        (head_checks, "check_due", fail),
+        (head_checks, "check_due", fail_while_checking),
+        (runs, "close_abandoned_operations", fail),
+        (lease, "end_dead_leases", fail),
+        (release, "release_due", fail),
+    ],
+)
+def test_sweep_goes_on_after_a_failure_in_one_part(
+    world: World,
+    settings,
+    redis_client: Redis,
+    monkeypatch,
+    caplog,
+    module: object,
+    part: str,
+    failure: Callable[..., None],
+) -> None:
+    """It does the other parts, and counts as late until a whole round succeeds."""
+    world.watch()
+    redis_client.flushall()
+    rounds_left = 0
+
+    def stopping() -> bool:
+        nonlocal rounds_left
+        rounds_left -= 1
+        if rounds_left == 2:  # in the first round, it beats while it waits for git hosts
+            redis_client.delete("docora:heartbeat:sweep")
+        return rounds_left < 0
+
+    monkeypatch.setattr(loop, "stopping", stopping)
+    monkeypatch.setattr(loop, "_WAKE_SECONDS", 0)
+    settings.SWEEP_INTERVAL_SECONDS = 0
+    with monkeypatch.context() as broken:
+        broken.setattr(module, part, failure)
+        rounds_left = 4
+        loop.sweep_forever()
+    assert "sweep_failed_unexpectedly" in caplog.text
+    assert "ValueError: a bug" in caplog.text
+    assert redis_client.llen("rq:queue:default") == 1
+    assert not redis_client.exists("docora:heartbeat:sweep")
+    rounds_left = 2
+    loop.sweep_forever()
+    assert redis_client.exists("docora:heartbeat:sweep")
 
 
 CHANGES: dict[str, Callable[[World, AppRepository], object]] = {

@@ -7,6 +7,7 @@ import pytest
 from django.core.management import CommandError
 
 from deliveries_app.models import App, AppRepository
+from deliveries_app.sweep import head_checks
 from docora.security.crypto import hash_token
 from tests.support.commands import run
 from tests.support.world import World
@@ -102,3 +103,12 @@ def test_sweep_once_enqueues_what_is_due(world: World, redis_client) -> None:
     redis_client.flushall()
     assert "1 enqueued" in run("sweep", once=True)
     assert redis_client.llen("rq:queue:default") == 1
+
+
+def test_sweep_once_fails_if_a_part_fails(world: World, monkeypatch) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(head_checks, "check_due", fail)
+    with pytest.raises(CommandError, match="A part of the sweep failed"):
+        run("sweep", once=True)

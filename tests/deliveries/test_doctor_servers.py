@@ -208,8 +208,9 @@ def test_without_workers_nothing_is_sent(redis_client: Redis) -> None:
 
 def test_late_sweep_is_a_problem(redis_client: Redis) -> None:
     redis_client.set("docora:heartbeat:sweep", time.time() - 7200)
-    assert "The sweep last ran 2 h ago. Check that manage.py up, or manage.py sweep, is running." in problems(
-        instance_checks.check_sweep()
+    assert (
+        "The sweep last ran 2 h ago. Check that manage.py up, or manage.py sweep, is running, and look at its log."
+        in problems(instance_checks.check_sweep())
     )
 
 

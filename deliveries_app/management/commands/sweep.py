@@ -1,10 +1,10 @@
 import signal
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from deliveries_app.monitoring import alerts
-from deliveries_app.sweep.loop import sweep_forever, sweep_once
+from deliveries_app.sweep.loop import SweepFailed, sweep_forever, sweep_once
 from docora.cli.output import add_json, write_result, wrong_usage
 from docora.db import schema
 from docora.server.worker import request_stop
@@ -22,8 +22,11 @@ class Command(BaseCommand):
         if options["json"] and not options["once"]:
             raise wrong_usage("--json needs --once.")
         if options["once"]:
-            with remote.new_client() as client:
-                enqueued = sweep_once(client)
+            try:
+                with remote.new_client() as client:
+                    enqueued = sweep_once(client)
+            except SweepFailed:
+                raise CommandError("A part of the sweep failed. See its traceback in the log.") from None
             alerts.run_round()
             write_result(self, options, {"enqueued": enqueued}, f"{enqueued} enqueued")
             return
