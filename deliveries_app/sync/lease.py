@@ -9,6 +9,7 @@ worker that is frozen or cut off cannot record anything after another one has cl
 
 import logging
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.conf import settings
@@ -304,7 +305,8 @@ def _take(watch: Any, slots: int, started: float) -> Lease:
 
     An attempt whose process died counts only if it was alone in it. Beside others, any of them may be what killed it.
     """
-    died_beside_others = watch.lease_until is not None and watch.crash_count < MAX_SHARED_CRASHES
+    died = watch.lease_until is not None
+    died_beside_others = died and watch.crash_count < MAX_SHARED_CRASHES
     had_failed = watch.status == Status.FAILED
     changes = {
         "fencing_token": watch.fencing_token + 1,
@@ -316,6 +318,7 @@ def _take(watch: Any, slots: int, started: float) -> Lease:
         "lease_owner": identity()[:100],
         "lease_process": process_name(),
         "slots_requested_at": None,
+        "doubt_until": _doubt_until(watch) if died else watch.doubt_until,
     }
     _watch.update(watch.pk, lease_until=from_now(settings.LEASE_SECONDS), **changes)
     for name, value in changes.items():
@@ -339,6 +342,27 @@ def _take(watch: Any, slots: int, started: float) -> Lease:
     )
 
 
+def _doubt_until(watch: Any) -> datetime | None:
+    """Return until when the app may still be processing requests of the process whose lease has expired; None if of none.
+
+    A short lease ends before that. The process sent nothing after its next extension was due.
+    """
+    known: datetime | None = watch.doubt_until
+    if not _was_sending(watch):
+        return known
+    extension_was_due = watch.lease_until - timedelta(seconds=settings.LEASE_SECONDS * 5 / 6)
+    until: datetime = min(extension_was_due, watch.database_now) + timedelta(seconds=HOLD_AFTER_TIMEOUT)
+    return max(until, known or until)
+
+
+def _was_sending(watch: AppRepository) -> bool:
+    """Return whether what the last process sent may have got no answer."""
+    return (
+        Delivery.objects.filter(watch=watch, acknowledged=False).exists()
+        or Notice.objects.filter(watch=watch, sequence__isnull=False).exists()
+    )
+
+
 def end_dead_leases() -> int:
     """End the leases of processes that died on this machine, so that their watches can be claimed at once.
 
@@ -350,11 +374,7 @@ def end_dead_leases() -> int:
         rows = AppRepository.objects.filter(pk=watch.pk, fencing_token=watch.fencing_token)
         if not watch.is_over and has_ended(watch.lease_process):
             watch.is_over = True
-            was_sending = (
-                Delivery.objects.filter(watch=watch, acknowledged=False).exists()
-                or Notice.objects.filter(watch=watch, sequence__isnull=False).exists()
-            )
-            doubt = {"doubt_until": from_now(HOLD_AFTER_TIMEOUT)} if was_sending else {}
+            doubt = {"doubt_until": from_now(HOLD_AFTER_TIMEOUT)} if _was_sending(watch) else {}
             if rows.leased().update(lease_until=Now(), **doubt):  # otherwise another process has just done it
                 ended += 1
                 queues.forget(watch.job_id, watch.lease_owner)

@@ -29,8 +29,8 @@ def claimed_by_the_dead(watch: AppRepository) -> AppRepository:
     return watch
 
 
-def killed_while_sending(world: World, watch: AppRepository) -> AppRepository:
-    """Kill a process at its first notification, which the client has then stored, and end its lease."""
+def kill_while_sending(world: World, watch: AppRepository) -> None:
+    """Kill a process at its first notification, which the client has then stored."""
     child = 0
     world.answer(lambda note: os.kill(child, signal.SIGKILL))
     world.make_due(watch)
@@ -38,9 +38,26 @@ def killed_while_sending(world: World, watch: AppRepository) -> AppRepository:
     assert os.WTERMSIG(reap(child)) == signal.SIGKILL
     wait_for(lambda: sum(world.receiver._in_flight.values()) == 0)
     world.answer(None)
+
+
+def killed_while_sending(world: World, watch: AppRepository) -> AppRepository:
+    """Kill a process at its first notification, and end its lease."""
+    kill_while_sending(world, watch)
     assert end_dead_leases() == 1
     watch.refresh_from_db()
     return watch
+
+
+def let_lease_of_another_machine_end(watch: AppRepository, seconds: float = 0) -> None:
+    """The lease ends after so many seconds, by itself."""
+    until = Now() + timedelta(seconds=seconds)
+    assert AppRepository.objects.filter(pk=watch.pk).update(lease_until=until, lease_process="") == 1
+    assert end_dead_leases() == 0
+
+
+def seconds_until_next_sync(watch: AppRepository) -> float:
+    wait = AppRepository.objects.annotate(wait=F("next_sync_at") - Now()).get(pk=watch.pk).wait
+    return float(wait.total_seconds())
 
 
 def test_watch_of_a_dead_process_is_free_and_pending(world: World) -> None:
@@ -128,8 +145,7 @@ def test_anything_else_waits_until_old_requests_are_certainly_processed(world: W
         AppRepository.objects.filter(pk=watch.pk).update(ignore_patterns="0.txt")
     world.sync(watch)
     assert (len(world.requests()), watch.status) == (sent, "pending_snapshot")
-    wait = AppRepository.objects.annotate(wait=F("next_sync_at") - Now()).get(pk=watch.pk).wait
-    assert 20 < wait.total_seconds() <= 30
+    assert 20 < seconds_until_next_sync(watch) <= 30
     AppRepository.objects.filter(pk=watch.pk).update(doubt_until=Now())
     world.sync(watch)
     assert watch.status == "synced"
@@ -137,6 +153,44 @@ def test_anything_else_waits_until_old_requests_are_certainly_processed(world: W
         assert_promise_kept(world, repo, watch)
     else:
         assert set(world.copy(watch)) == {*FILES} - {"0.txt"}
+
+
+@pytest.mark.parametrize(("lease_seconds", "wait"), [(6, 25), (30, 5), (60, -20)])
+def test_short_lease_ends_before_old_requests_are_certainly_processed(
+    world: World, settings, lease_seconds: float, wait: float
+) -> None:
+    """The dead process may have sent something until its next extension was due, and the app has 30 seconds for it."""
+    settings.LEASE_SECONDS = lease_seconds
+    repo, watch = world.watch(FILES)
+    kill_while_sending(world, watch)
+    let_lease_of_another_machine_end(watch)
+    repo.commit({"0.txt": b"changed"})
+    sent = len(world.requests())
+    world.sync(watch)
+    if wait > 0:
+        assert (len(world.requests()), watch.status) == (sent, "pending_snapshot")
+        assert wait - 3 < seconds_until_next_sync(watch) <= wait
+        AppRepository.objects.filter(pk=watch.pk).update(doubt_until=Now())
+        world.sync(watch)
+    assert_promise_kept(world, repo, watch)
+
+
+def test_same_files_are_sent_again_after_a_short_lease(world: World, settings) -> None:
+    settings.LEASE_SECONDS = 6
+    repo, watch = world.watch(FILES)
+    kill_while_sending(world, watch)
+    let_lease_of_another_machine_end(watch)
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
+
+
+def test_lease_far_in_the_future_leaves_no_longer_doubt(world: World) -> None:
+    repo, watch = world.watch(FILES)
+    kill_while_sending(world, watch)
+    let_lease_of_another_machine_end(watch, seconds=86_400)
+    repo.commit({"0.txt": b"changed"})
+    world.sync(watch)
+    assert 25 < seconds_until_next_sync(watch) <= 30
 
 
 def test_run_that_waits_keeps_its_failures_and_attempts(world: World, settings) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 
 from django.db import connections
 from django.db.models import F
@@ -172,7 +173,9 @@ def given_up(world: World, watch: AppRepository) -> AppRepository:
 
 
 def let_lease_run_out(watch: AppRepository) -> None:
-    AppRepository.objects.filter(pk=watch.pk, lease_until__isnull=False).update(lease_until=F("created_at"))
+    AppRepository.objects.filter(pk=watch.pk, lease_until__isnull=False).update(
+        lease_until=F("created_at") - timedelta(minutes=1)
+    )
     watch.refresh_from_db()
 
 
