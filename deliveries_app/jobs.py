@@ -10,9 +10,10 @@ import os
 import threading
 from collections.abc import Iterator
 
+from django.conf import settings
+
 from deliveries_app import scheduling
 from deliveries_app.monitoring import alerts
-from deliveries_app.services.onboarding import MAX_IN_FLIGHT_LIMIT
 from deliveries_app.sweep import cleanup, retention
 from deliveries_app.sync.attempt import sync
 from docora.db.connection import CONNECTION_ERRORS
@@ -57,7 +58,7 @@ def sync_watch_alone(watch_pk: int) -> None:
 def _client() -> HttpClient:
     """Return the client of this thread, whose watches use its connections one after the other. A fork needs its own."""
     if getattr(_local, "pid", None) != os.getpid():
-        _local.pid, _local.client = os.getpid(), remote.new_client(max_connections=MAX_IN_FLIGHT_LIMIT)
+        _local.pid, _local.client = os.getpid(), remote.new_client(max_connections=settings.MAX_IN_FLIGHT_LIMIT)
     return _local.client  # type: ignore[no-any-return]
 
 

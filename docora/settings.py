@@ -16,7 +16,7 @@ from django.utils.csp import CSP
 
 from docora import __version__
 from docora.conf import data_dir, installation
-from docora.conf.env import count, date, flag, names, networks, number, pairs, text
+from docora.conf.env import count, date, flag, names, networks, pairs, seconds, text
 from docora.conf.mail import mail_options
 from docora.db import connection as database
 from docora.http.egress import check_proxy_url
@@ -53,7 +53,7 @@ if data_dir.is_weak_secret_key(SECRET_KEY) and not DEBUG:
         f"SECRET_KEY is short or repetitive, so sessions signed with it can be forged. Generate one: {data_dir.MAKE_KEY}"
     )
 HOST = text("HOST", default="127.0.0.1")
-PORT = count("PORT", 8000)
+PORT = count("PORT", 8000, maximum=65_535)
 PUBLIC_URL = text("PUBLIC_URL", default=f"http://127.0.0.1:{PORT}").rstrip("/")
 _public = urlsplit(PUBLIC_URL)
 if _public.scheme not in {"http", "https"} or not _public.hostname or _public.path:
@@ -132,24 +132,25 @@ JOBS = [
 RQ_SHOW_ADMIN_LINK = False
 
 # --- Sync engine -------------------------------------------------------------------------------------------------------
-SWEEP_INTERVAL_SECONDS = number("SWEEP_INTERVAL_SECONDS", 5, 0.1)
-RESCAN_INTERVAL_SECONDS = number("RESCAN_INTERVAL_SECONDS", 300, 0.1)
-RESCAN_MIN_INTERVAL_SECONDS = number("RESCAN_MIN_INTERVAL_SECONDS", 30, 0.1)
-MAX_RETRY_ATTEMPTS = count("MAX_RETRY_ATTEMPTS", 5)
-RETRY_BASE_DELAY_SECONDS = number("RETRY_BASE_DELAY_SECONDS", 1)
+SWEEP_INTERVAL_SECONDS = seconds("SWEEP_INTERVAL_SECONDS", 5, 0.1)
+RESCAN_INTERVAL_SECONDS = seconds("RESCAN_INTERVAL_SECONDS", 300, 0.1)
+RESCAN_MIN_INTERVAL_SECONDS = seconds("RESCAN_MIN_INTERVAL_SECONDS", 30, 0.1)
+MAX_RETRY_ATTEMPTS = count("MAX_RETRY_ATTEMPTS", 5, maximum=1_000_000)
+RETRY_BASE_DELAY_SECONDS = seconds("RETRY_BASE_DELAY_SECONDS", 1)
 CIRCUIT_BREAKER_THRESHOLD = count("CIRCUIT_BREAKER_THRESHOLD", 5)
-CIRCUIT_BREAKER_COOLDOWN_SECONDS = number("CIRCUIT_BREAKER_COOLDOWN_SECONDS", 1800)
+CIRCUIT_BREAKER_COOLDOWN_SECONDS = seconds("CIRCUIT_BREAKER_COOLDOWN_SECONDS", 1800)
 CHUNK_THRESHOLD_BYTES = count("CHUNK_THRESHOLD_BYTES", 1048576)
 CHUNK_SIZE_BYTES = count("CHUNK_SIZE_BYTES", 524288)
-MAX_IN_FLIGHT = count("MAX_IN_FLIGHT", 8)
+MAX_IN_FLIGHT_LIMIT = 256  # each takes a connection, and a process can open a few hundred files
+MAX_IN_FLIGHT = count("MAX_IN_FLIGHT", 8, maximum=MAX_IN_FLIGHT_LIMIT)
 SYNCS_PER_WORKER = count("SYNCS_PER_WORKER", 16)
 RECORD_BATCH = count("RECORD_BATCH", 100)
-LEASE_SECONDS = number("LEASE_SECONDS", 30, 6)
+LEASE_SECONDS = seconds("LEASE_SECONDS", 30, 6, 86_400)  # PostgreSQL's timeouts are 32-bit milliseconds
 MAX_FILE_BYTES = count("MAX_FILE_BYTES", 104857600)
 FILE_TRANSFORMS = names("FILE_TRANSFORMS")
 MAX_FILES = count("MAX_FILES", 1_000_000, 1)
 MAX_FETCH_BYTES = count("MAX_FETCH_BYTES", 5368709120, 1048576)
-FETCH_TIMEOUT_SECONDS = number("FETCH_TIMEOUT_SECONDS", 900, 1)
+FETCH_TIMEOUT_SECONDS = seconds("FETCH_TIMEOUT_SECONDS", 900, 1)
 # Quotas of an app that has none of its own; 0 means none.
 MAX_WATCHES_PER_APP = count("MAX_WATCHES_PER_APP", 0, 0)
 MAX_FILES_PER_APP = count("MAX_FILES_PER_APP", 0, 0)
@@ -188,8 +189,8 @@ SILENCED_SYSTEM_CHECKS = ["mail.W001"]  # a mail server is optional
 DEFAULT_FROM_EMAIL = text("DEFAULT_FROM_EMAIL")
 ALERT_EMAILS = names("ALERT_EMAILS")
 ALERT_WEBHOOK_URL = text("ALERT_WEBHOOK_URL")
-ALERT_AFTER_SECONDS = number("ALERT_AFTER_SECONDS", 900)
-ALERT_REPEAT_SECONDS = number("ALERT_REPEAT_SECONDS", 86400)
+ALERT_AFTER_SECONDS = seconds("ALERT_AFTER_SECONDS", 900)
+ALERT_REPEAT_SECONDS = seconds("ALERT_REPEAT_SECONDS", 86400)
 for _address in ALERT_EMAILS:
     if not re.fullmatch(r"[^\s@<>]+@[^\s@<>]+", _address):
         raise ImproperlyConfigured(
@@ -239,8 +240,8 @@ OIDC_ALLOWED_NETWORKS = networks("OIDC_ALLOWED_NETWORKS")
 REMOTE_USER_HEADER = text("REMOTE_USER_HEADER")
 SECOND_FACTOR_ROLES = names("SECOND_FACTOR_ROLES")
 SESSION_ENGINE = "docora.sign_in.sessions"
-SESSION_IDLE_SECONDS = number("SESSION_IDLE_SECONDS", 28800)
-REAUTHENTICATE_AFTER_SECONDS = number("REAUTHENTICATE_AFTER_SECONDS", 600, 60)
+SESSION_IDLE_SECONDS = seconds("SESSION_IDLE_SECONDS", 28800)
+REAUTHENTICATE_AFTER_SECONDS = seconds("REAUTHENTICATE_AFTER_SECONDS", 600, 60)
 if OIDC_ISSUER:
     if not (OIDC_CLIENT_ID and OIDC_CLIENT_SECRET and OIDC_ROLES):
         raise ImproperlyConfigured("OIDC_ISSUER also needs OIDC_CLIENT_ID, OIDC_CLIENT_SECRET and OIDC_ROLES.")

@@ -23,7 +23,6 @@ from docora.security.crypto import hash_token, new_token, new_webhook_key
 from repositories_app.git import remote
 
 _REACHABILITY_TIMEOUT = 5.0
-MAX_IN_FLIGHT_LIMIT = 256  # each takes a connection, and a process can open a few hundred files
 
 
 @dataclass(frozen=True)
@@ -81,8 +80,9 @@ def validate_name(name: str) -> str:
 
 def validate_max_in_flight(number: int) -> int:
     """Return the number. Raises `ValidationError` unless it is 1 to `MAX_IN_FLIGHT_LIMIT`."""
-    if not 1 <= number <= MAX_IN_FLIGHT_LIMIT:
-        raise ValidationError(f"Concurrent requests must be between 1 and {MAX_IN_FLIGHT_LIMIT}.", code="max_in_flight")
+    limit = settings.MAX_IN_FLIGHT_LIMIT
+    if not 1 <= number <= limit:
+        raise ValidationError(f"Concurrent requests must be between 1 and {limit}.", code="max_in_flight")
     return number
 
 

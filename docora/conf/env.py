@@ -2,9 +2,13 @@
 
 import datetime
 import ipaddress
+import math
 import os
 
 from django.core.exceptions import ImproperlyConfigured
+
+_TEN_YEARS = 10 * 365 * 86_400
+_MAX_COUNT = 2**53  # larger floats are not exact
 
 
 def text(name: str, default: str = "") -> str:
@@ -12,24 +16,32 @@ def text(name: str, default: str = "") -> str:
     return os.environ.get(name) or default
 
 
-def number(name: str, default: float, minimum: float = 0) -> float:
-    """Return a number of at least `minimum`, possibly with a fraction."""
+def seconds(name: str, default: float, minimum: float = 0, maximum: float = _TEN_YEARS) -> float:
+    """Return a duration from `minimum` to `maximum`, possibly with a fraction. A longer one could exceed the range of dates."""
+    return _number(name, default, minimum, maximum)
+
+
+def count(name: str, default: int, minimum: int = 1, maximum: int = _MAX_COUNT) -> int:
+    """Return a whole number from `minimum` to `maximum`."""
+    value = _number(name, default, minimum, maximum)
+    if value != int(value):
+        raise ImproperlyConfigured(f"{name} must be a whole number, but is {value!r}.")
+    return int(value)
+
+
+def _number(name: str, default: float, minimum: float, maximum: float) -> float:
     raw = text(name, default=str(default))
     try:
         value = float(raw)
     except ValueError:
-        raise ImproperlyConfigured(f"{name} must be a number, but is {raw!r}.") from None
+        value = math.nan
+    if not math.isfinite(value):
+        raise ImproperlyConfigured(f"{name} must be a number, but is {raw!r}.")
     if value < minimum:
-        raise ImproperlyConfigured(f"{name} must be at least {minimum:g}, but is {raw!r}.")
+        raise ImproperlyConfigured(f"{name} must be at least {minimum:.16g}, but is {raw!r}.")
+    if value > maximum:
+        raise ImproperlyConfigured(f"{name} must be at most {maximum:.16g}, but is {raw!r}.")
     return value
-
-
-def count(name: str, default: int, minimum: int = 1) -> int:
-    """Return a whole number of at least `minimum`."""
-    value = number(name, default, minimum)
-    if value != int(value):
-        raise ImproperlyConfigured(f"{name} must be a whole number, but is {value!r}.")
-    return int(value)
 
 
 def flag(name: str, default: bool = False) -> bool:
