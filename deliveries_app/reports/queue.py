@@ -194,7 +194,8 @@ def _scheduled() -> list[tuple[AppRepository, str]]:
 def _scheduled_message(watch: AppRepository) -> str:
     """Say which attempt comes next, or what the watch is waiting for."""
     if watch.detail == StateDetail.RETRYING:
-        return f"Attempt {watch.retry_count + 1:,} of {settings.MAX_RETRY_ATTEMPTS:,}"
+        limit = settings.MAX_RETRY_ATTEMPTS  # which may have been lowered since the last attempt
+        return f"Attempt {min(watch.retry_count + 1, limit):,} of {limit:,}"
     if watch.detail == StateDetail.FAILED:
         return "Check for changes, then try again"
     if watch.detail in {StateDetail.UP_TO_DATE, StateDetail.SCHEDULED}:

@@ -304,14 +304,16 @@ def _take(watch: Any, slots: int, started: float) -> Lease:
     """Write the claim into the row, which is locked, and into `watch`, which has the annotations of `_locked_if_due`.
 
     An attempt whose process died counts only if it was alone in it. Beside others, any of them may be what killed it.
+    Only deaths let the count exceed the limit, also if the limit was lowered since the last attempt.
     """
     died = watch.lease_until is not None
     died_beside_others = died and watch.crash_count < MAX_SHARED_CRASHES
     had_failed = watch.status == Status.FAILED
+    attempts = watch.retry_count if died else min(watch.retry_count, settings.MAX_RETRY_ATTEMPTS - 1)
     changes = {
         "fencing_token": watch.fencing_token + 1,
         "claimed_request_count": watch.request_count,
-        "retry_count": watch.retry_count + (0 if died_beside_others else 1),
+        "retry_count": attempts + (0 if died_beside_others else 1),
         "crash_count": watch.crash_count + (1 if died_beside_others else 0),
         "status": Status.SCANNING,
         "lease_slots": slots,

@@ -68,6 +68,23 @@ def test_failed_watch_is_retried_at_the_rescan(world: World, settings) -> None:
     assert world.runs(watch)[0].outcome == Outcome.SUCCEEDED
 
 
+@pytest.mark.parametrize(("attempts", "status"), [(3, Status.PENDING), (5, Status.FAILED)])
+def test_limit_that_is_lowered_while_a_watch_fails(world: World, settings, attempts: int, status: Status) -> None:
+    settings.MAX_RETRY_ATTEMPTS = 5
+    repo, watch = world.watch()
+    world.answer(refusing("readme.md"))
+    for _ in range(attempts):
+        world.sync(watch)
+    assert watch.status == status
+    settings.MAX_RETRY_ATTEMPTS = 2
+    world.sync(watch)  # the last attempt before the next rescan
+    assert (watch.status, watch.retry_count) == (Status.FAILED, 1)
+    assert "1 file couldn't be delivered" in watch.last_error
+    world.answer(None)
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
+
+
 def test_reverted_change_clears_its_failure(world: World) -> None:
     repo, watch = world.watch({"bad.txt": b"1"})
     world.sync(watch)
