@@ -153,9 +153,9 @@ class Attempt:
             outcomes.failed(self.lease, SyncFailure(str(error), error.cause, _root_of(error)), permanent=True)
         except NoticeRefused as error:
             if error.wait is None:
-                outcomes.failed(self.lease, error.failure)
+                outcomes.failed(self.lease, error.failure, fields={"files_failing": 0})
             else:
-                outcomes.start_cooldown(self.lease, error.wait, error.failure)
+                outcomes.start_cooldown(self.lease, error.wait, error.failure, fields={"files_failing": 0})
         except RateLimited as error:
             self._drain(DRAIN_SECONDS)
             outcomes.start_cooldown(self.lease, error.seconds, self._failure(str(error)))

@@ -131,7 +131,9 @@ def _concerns_one_ref(lease: Lease, error: GitError) -> bool:
     return watches.exclude(ref=lease.watch.ref).exists()
 
 
-def postponed(lease: Lease, seconds: float, failure: SyncFailure | None = None) -> None:
+def postponed(
+    lease: Lease, seconds: float, failure: SyncFailure | None = None, fields: dict[str, Any] | None = None
+) -> None:
     """Make the watch due again in `seconds` without counting the attempt, because the watch is not to blame."""
     with transaction.atomic():
         lease.finish(
@@ -139,17 +141,18 @@ def postponed(lease: Lease, seconds: float, failure: SyncFailure | None = None) 
             status=Status.FAILED if lease.had_failed else Status.PENDING,
             retry_count=Greatest(F("retry_count") - 1, 0),  # a person may have set it to 0 meanwhile
             **(failure.columns() if failure else {}),
+            **(fields or {}),
         )
         if failure:
             transaction.on_commit(partial(_log_failed, failure, lease.watch.retry_count, seconds), robust=True)
 
 
-def start_cooldown(lease: Lease, seconds: float, failure: SyncFailure) -> None:
+def start_cooldown(lease: Lease, seconds: float, failure: SyncFailure, fields: dict[str, Any] | None = None) -> None:
     """The app asked to wait: send nothing for any of its watches until then. No worker sits and waits meanwhile."""
     seconds = min(seconds, MAX_WAIT_SECONDS)
     with transaction.atomic():  # the app's row before the watch's, as the claim locks them
         _hold(lease, seconds)
-        postponed(lease, seconds, failure)
+        postponed(lease, seconds, failure, fields)
 
 
 def endpoint_down(lease: Lease, failure: SyncFailure, *, counts: bool) -> None:

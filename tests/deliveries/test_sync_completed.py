@@ -137,6 +137,19 @@ def test_busy_app_gets_sync_completed_later(
     assert_promise_kept(world, repo, watch)
 
 
+@pytest.mark.parametrize("status", [429, 503])
+def test_no_file_is_failing_after_a_refused_sync_completed(
+    world: World, notices: list[Notification], status: int
+) -> None:
+    _, watch = world.watch(FILES)
+    world.answer(refusing("b"))
+    assert world.sync(watch).files_failing == 1
+    world.answer(lambda note: Answer(status) if note.kind == "sync_completed" else None)
+    watch = world.sync(watch)
+    assert "/sync_completed failed" in watch.last_error
+    assert (watch.files_failing, watch.files_delivered) == (0, len(FILES))
+
+
 def test_changed_tree_replaces_a_refused_sync_completed(world: World, notices: list[Notification]) -> None:
     repo, watch = world.watch(FILES)
     refusing_notices(world)
