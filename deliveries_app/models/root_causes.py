@@ -68,6 +68,7 @@ _OF_GIT = {
     GitCause.TIMEOUT: RootCause.GIT_HOST,
     GitCause.NETWORK: RootCause.GIT_HOST,
 }
+GIT_CAUSES = {*_OF_GIT.values(), RootCause.GIT_CONTENT}
 _OF_HTTP: dict[str, RootCause] = {
     HttpCause.DNS: RootCause.DNS,
     HttpCause.TLS: RootCause.TLS,

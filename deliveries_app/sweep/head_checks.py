@@ -16,6 +16,7 @@ from django.db.models.functions import Now
 from deliveries_app import scheduling
 from deliveries_app.models import AppRepository
 from deliveries_app.models.apps import has_no_cooldown
+from deliveries_app.models.root_causes import GIT_CAUSES
 from deliveries_app.planning.delivery_rows import delivery_rules_of
 from deliveries_app.scheduling import next_check
 from deliveries_app.sync import circuit
@@ -145,7 +146,9 @@ def _tokens(watches: Sequence[AppRepository], meanwhile: Callable[[], None]) -> 
 
 def _needs_sync(watch: AppRepository, answer: Head | GitError) -> bool:
     if watch.next_sync_at is not None:  # it waits for its next attempt: only a commit that it has not seen is news
-        return isinstance(answer, Head) and answer.commit != watch.seen_commit
+        # The last attempt may have failed before it asked git, for lack of a signing key, say. Then no commit is.
+        has_asked = bool(watch.seen_commit) or watch.root_cause in GIT_CAUSES
+        return has_asked and isinstance(answer, Head) and answer.commit != watch.seen_commit
     if isinstance(answer, NoCommit):
         return not watch.waits_for_first_commit
     if isinstance(answer, GitError):

@@ -90,6 +90,17 @@ def test_sync_that_needs_the_secret_fails_alone(world: World, settings, column) 
     assert world.rows(watch) == {}, "something was announced that cannot be sent"
 
 
+def test_check_does_not_repeat_a_sync_that_needs_the_secret(world: World, settings) -> None:
+    repo, watch = world.watch()
+    world.settle()
+    repo.commit({"new.txt": b"new"})
+    lose_the_key_of(watch.app, "client_auth_key", settings)
+    watch = world.sync(watch)
+    assert (watch.status, watch.seen_commit) == ("failed", "")
+    world.check()
+    assert not AppRepository.objects.due().exists()
+
+
 def test_view_that_needs_the_secret_explains(settings, rf) -> None:
     middleware = DecryptionErrorMiddleware(lambda request: HttpResponse())
     page = middleware.process_exception(rf.get("/admin/x"), DecryptionError())
