@@ -78,7 +78,8 @@ def cancel_request(actor: Actor, watch: AppRepository) -> int:
         cancelled = _cancel(SyncRun.objects.filter(pk=newest.pk))
         if newest.operation_id:
             runs.close_operations([newest.operation_id])
-        audit.record(actor, AuditAction.CANCEL, [newest], f"Cancelled the {newest.get_reason_display()}")
+        if cancelled:  # otherwise a worker has just ended it
+            audit.record(actor, AuditAction.CANCEL, [newest], f"Cancelled the {newest.get_reason_display()}")
     return cancelled
 
 

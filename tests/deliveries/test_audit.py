@@ -17,6 +17,7 @@ from django.contrib.auth.models import Group, Permission, User
 from django.core.exceptions import PermissionDenied
 from django.core.management import call_command
 from django.db import IntegrityError, connection, transaction
+from django.db.models import QuerySet
 from django.test import Client
 from django.utils import timezone
 
@@ -50,6 +51,7 @@ from deliveries_app.services import (
     watching,
     watching_many,
 )
+from deliveries_app.services import cancel as cancelling
 from deliveries_app.services.watching import Terms
 from deliveries_app.sweep.retention import prune
 from deliveries_app.sync.outcomes import pause_app
@@ -429,6 +431,21 @@ def test_resync_of_many_is_in_the_log_of_each_app(watches, monkeypatch) -> None:
         assert messages(entries) == [f"Re-sync of {count}", f"Cancelled with {count} unfinished"]
         assert {entry.operation_id for entry in entries} == {operation.operation_id}
     assert AuditEntry.objects.filter(reason="New disk").count() == 2
+
+
+def test_cancel_that_comes_too_late_is_not_recorded(watches, monkeypatch) -> None:
+    services.resync_single(Actor.command(), watches[0])
+    cancel = cancelling._cancel
+
+    def late(open_runs: QuerySet[SyncRun]) -> int:
+        SyncRun.objects.update(
+            outcome=Outcome.SUCCEEDED, ended_at=timezone.now()
+        )  # a worker, before the watch is locked
+        return cancel(open_runs)
+
+    monkeypatch.setattr(cancelling, "_cancel", late)
+    assert services.cancel_request(Actor.command(), watches[0]) == 0
+    assert not AuditEntry.objects.filter(action=A.CANCEL).exists()
 
 
 def test_docora_records_that_it_paused_an_app(db) -> None:
