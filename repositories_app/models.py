@@ -81,7 +81,10 @@ class HostOutage(models.Model):
 
 
 class Snapshot(models.Model):
-    """The size of a commit's tree when it was planned. Confirmation pages and lists show these numbers."""
+    """The size of a commit's tree when it was planned. Confirmation pages and lists show these numbers.
+
+    Only the newest one of each repository is read and kept (`sweep/retention.py`).
+    """
 
     repository = models.ForeignKey(Repository, on_delete=models.CASCADE, related_name="snapshots")
     commit_sha = models.CharField(max_length=64)

@@ -1,5 +1,6 @@
 """Delete old history: runs, bulk operations, checks for differences, the audit log, traffic, failed attempts, ended alerts,
-sent mails, and old sessions.
+sent mails, old sessions, and snapshots. Of these, only the newest one of each repository is ever read, so all others are
+removed, whatever their age.
 
 It can run at any time and be killed at any point: each slice is one transaction, and the next run continues. Three kinds of
 runs are kept regardless of their age:
@@ -38,6 +39,7 @@ from deliveries_app.models import (
 from deliveries_app.monitoring.alerts import contacts
 from docora.db import append_only
 from docora.redis import queues
+from repositories_app.models import Snapshot
 
 PRUNE_JOB = "deliveries_app.jobs.prune"
 _EVERY_SECONDS = 3600
@@ -58,6 +60,7 @@ class Pruned:
     sessions: int = 0
     delivery_attempts: int = 0
     mails: int = 0
+    snapshots: int = 0
 
     @property
     def total(self) -> int:
@@ -98,6 +101,7 @@ def prune(
         "alerts": (_older(Alert.objects.all(), "ended_at", settings.SYNC_RUN_RETENTION_DAYS, now), "ended_at"),
         "sessions": (Session.objects.filter(expire_date__lt=now), "expire_date"),
         "mails": (ContactMail.objects.filter(created_at__lt=now - contacts.KEPT), "created_at"),
+        "snapshots": (_old_snapshots(), "pk"),
     }
     if dry_run:
         return Pruned(runs.count(), **{name: rows.count() for name, (rows, _) in others.items()})
@@ -143,6 +147,13 @@ def _old_runs(now: datetime, operations: QuerySet[BulkOperation]) -> QuerySet[Sy
         Q(watch=None) | (Exists(later) & (is_no_floor | has_later_floor)),
         Q(operation=None) | Q(operation__in=operations.values("pk")),
     )
+
+
+def _old_snapshots() -> QuerySet[Snapshot]:
+    """Return the snapshots of which their repository has a newer one, in the order that pages use."""
+    created_at = OuterRef("created_at")
+    newer = Q(created_at__gt=created_at) | Q(created_at=created_at, pk__gt=OuterRef("pk"))
+    return Snapshot.objects.filter(Exists(Snapshot.objects.filter(newer, repository=OuterRef("repository"))))
 
 
 def _detach(runs: QuerySet[SyncRun], stop: Callable[[], bool]) -> None:

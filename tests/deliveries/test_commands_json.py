@@ -66,6 +66,7 @@ def test_prune_counts_what_it_removes(db, capsys, monkeypatch) -> None:
         "sessions",
         "delivery_attempts",
         "mails",
+        "snapshots",
     }
     assert (counted["dry_run"], counted["runs"]) == (True, 5)
     assert "Removed: 5 sync runs, 1 check for differences, 1 entry of the audit log." in run("prune")

@@ -1,5 +1,6 @@
 """Pruning removes old rows in slices, and keeps what a cancel, a page or a progress bar still needs."""
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from io import StringIO
 
@@ -18,6 +19,7 @@ from deliveries_app.services import cancel_operation, cancel_request, resync_man
 from deliveries_app.sweep import loop, retention
 from deliveries_app.sweep.retention import Pruned, prune
 from repositories_app.git import remote
+from repositories_app.models import Snapshot
 from tests.support.histories import assert_promise_kept
 from tests.support.staff import make_app, make_watch
 from tests.support.valkey import ValkeyServer
@@ -218,6 +220,48 @@ def test_traffic_and_sessions_have_their_own_rules(watch: AppRepository) -> None
     assert prune() == Pruned(traffic=1, sessions=1)
     assert HourlyTraffic.objects.get().hour > days_ago(90)
     assert Session.objects.get().session_key == "new"
+
+
+# --- Snapshots ---------------------------------------------------------------------------------------------------------
+
+
+def snapshots_of(watch: AppRepository, ages: Iterable[float]) -> None:
+    """Create snapshots that are so many days old."""
+    for number, days in enumerate(ages):
+        snapshot = Snapshot.objects.create(
+            repository=watch.repository, commit_sha=f"{number:040}", branch="main", file_count=number, total_bytes=0
+        )
+        Snapshot.objects.filter(pk=snapshot.pk).update(created_at=days_ago(days))
+
+
+def test_newest_snapshot_of_each_repository_is_kept(watch: AppRepository, monkeypatch) -> None:
+    monkeypatch.setattr(retention, "_SLICE", 2)
+    other = make_watch(watch.app, "site")
+    snapshots_of(watch, [300, 0.1, 200, 100, 400])
+    snapshots_of(other, [1000])
+    assert prune(dry_run=True) == prune() == Pruned(snapshots=4)
+    assert [watch.repository.snapshots.get().file_count, other.repository.snapshots.get().file_count] == [1, 0]
+    assert prune() == Pruned()
+
+
+def test_last_of_simultaneous_snapshots_is_kept(watch: AppRepository) -> None:
+    snapshots_of(watch, [1, 1, 1])
+    Snapshot.objects.update(created_at=days_ago(1))
+    newest = watch.repository.snapshots.first()
+    assert prune() == Pruned(snapshots=2)
+    assert watch.repository.snapshots.get() == newest
+
+
+def test_sync_after_snapshots_were_removed(world: World) -> None:
+    repo, watch = world.watch({"a.txt": b"a"})
+    for number in range(3):
+        repo.commit({f"{number}.txt": b"x"})
+        world.settle()
+    assert prune().snapshots == 2
+    repo.force_push({"a.txt": b"a"})
+    world.settle()
+    assert_promise_kept(world, repo, watch)
+    assert watch.repository.snapshots.first().file_count == 1
 
 
 # --- Slices, command and job -------------------------------------------------------------------------------------------

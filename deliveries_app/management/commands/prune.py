@@ -17,11 +17,15 @@ _LABELS = {
     "sessions": ("session", "sessions"),
     "delivery_attempts": ("failed attempt", "failed attempts"),
     "mails": ("sent mail", "sent mails"),
+    "snapshots": ("snapshot", "snapshots"),
 }
 
 
 class Command(BaseCommand):
-    help = "Removes history older than the …_RETENTION_DAYS settings. A worker also does this once an hour."
+    help = (
+        "Removes history older than the …_RETENTION_DAYS settings, and all snapshots but the newest of each repository. A "
+        "worker also does this once an hour."
+    )
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--dry-run", action="store_true", help="only print how much would be removed")
