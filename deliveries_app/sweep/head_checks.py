@@ -7,7 +7,7 @@ While a git host is down, its watches are neither checked nor synced. One probe 
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from django.db import transaction
 from django.db.models import Q, QuerySet
@@ -28,7 +28,7 @@ from docora.security.crypto import Undecryptable
 from repositories_app import github
 from repositories_app import services as repositories
 from repositories_app.git.exceptions import Cause, GitError, NoCommit
-from repositories_app.git.remote import Head, Question, ls_heads
+from repositories_app.git.remote import Head, Question, ls_heads, ls_heads_by_git
 from repositories_app.git.url import host_of
 from repositories_app.models import HostOutage, Repository
 
@@ -43,16 +43,22 @@ TAKEN_SECONDS = 60.0
 def check_due(client: HttpClient, meanwhile: Callable[[], None] = lambda: None) -> int:
     """Check every watch that is due for a check, and request a sync for those that moved or cannot be read.
 
-    Call `meanwhile` repeatedly while waiting for the git hosts. Return the number of checked watches.
+    Call `meanwhile` repeatedly while waiting for the git hosts. Return the number of watches that were due.
+
+    Hosts that only git can ask come last, so that they delay no other check. Those of their watches for which there was no
+    time are due again `TAKEN_SECONDS` later.
     """
     probe_hosts(client, meanwhile)
-    checked = 0
+    due = 0
+    for_git: dict[AppRepository, Question[AppRepository]] = {}
     while watches := _take_slice():
-        checked += len(watches)
-        _check(client, watches, meanwhile)
+        due += len(watches)
+        for_git |= _check(client, watches, meanwhile)
         if len(watches) < SLICE:
             break
-    return checked
+    if for_git:
+        _record(ls_heads_by_git(for_git.values(), meanwhile))
+    return due
 
 
 def probe_hosts(client: HttpClient, meanwhile: Callable[[], None]) -> None:
@@ -63,7 +69,7 @@ def probe_hosts(client: HttpClient, meanwhile: Callable[[], None]) -> None:
     """
     due = {outage: _any_url(outage) for outage in _due_outages()}
     questions = (Question(outage, url) for outage, url in due.items() if url)
-    for outage, answer in ls_heads(client, questions, meanwhile):
+    for outage, answer in list(ls_heads(client, questions, meanwhile)):  # no statement delays the other answers
         if isinstance(answer, GitError) and answer.cause in _OUTAGE_CAUSES and not answer.cooldown:
             repositories.prolong_outage(outage, answer)
             for repository in _watched_on(outage):
@@ -94,17 +100,29 @@ def _any_url(outage: HostOutage) -> str:
     return watches.order_by("?").values_list("github_url", flat=True).first() or ""
 
 
-def _check(client: HttpClient, watches: Sequence[AppRepository], meanwhile: Callable[[], None]) -> None:
-    undecryptable = {watch.pk for watch in watches if _is_undecryptable(watch)}
-    to_sync = [watch.pk for watch in watches if watch.pk in undecryptable and watch.next_sync_at is None]
-    readable = [watch for watch in watches if watch.pk not in undecryptable]
+def _check(
+    client: HttpClient, watches: Sequence[AppRepository], meanwhile: Callable[[], None]
+) -> dict[AppRepository, Question[AppRepository]]:
+    """Check these watches. Return the questions that only git can ask."""
+    undecryptable = {watch for watch in watches if _is_undecryptable(watch)}
+    readable = [watch for watch in watches if watch not in undecryptable]
     tokens = _tokens(readable, meanwhile)
-    questions = (
-        Question(watch, watch.github_url, tokens[watch.pk], watch.last_commit, watch.ref) for watch in readable
-    )
+    questions = {
+        watch: Question(watch, watch.github_url, tokens[watch.pk], watch.last_commit, watch.ref) for watch in readable
+    }
+    found = list(ls_heads(client, questions.values(), meanwhile))
+    _record([(watch, answer) for watch, answer in found if answer is not None], undecryptable)
+    return {watch: questions[watch] for watch, answer in found if answer is None}
+
+
+def _record(
+    answers: Sequence[tuple[AppRepository, Head | GitError]], undecryptable: Collection[AppRepository] = ()
+) -> None:
+    """Record what the hosts answered, and request a sync for the watches that need one."""
+    to_sync = [watch.pk for watch in undecryptable if watch.next_sync_at is None]
     hosts_that_answered = set()
     unconnected: dict[str, list[tuple[AppRepository, GitError]]] = {}  # by host
-    for watch, answer in ls_heads(client, questions, meanwhile):
+    for watch, answer in answers:
         host = host_of(watch.repository.canonical_url)
         if isinstance(answer, GitError):
             logger.info("check_failed", extra={"watch": watch.pk, "cause": answer.cause.value})
@@ -122,9 +140,9 @@ def _check(client: HttpClient, watches: Sequence[AppRepository], meanwhile: Call
             repositories.record_host_failure(failures[0][0].repository, failures[0][1])
             unchecked.update(watch.pk for watch, _ in failures)
     AppRepository.objects.filter(pk__in=unchecked).update(next_check_at=Now())  # once the host can be reached
-    checked = AppRepository.objects.filter(pk__in={watch.pk for watch in watches} - unchecked)
-    checked.update(last_scanned_at=Now(), next_check_at=next_check())
-    counters.add({counters.CHECKS: len(watches) - len(undecryptable)})
+    checked = {watch.pk for watch, _ in answers} | {watch.pk for watch in undecryptable}
+    AppRepository.objects.filter(pk__in=checked - unchecked).update(last_scanned_at=Now(), next_check_at=next_check())
+    counters.add({counters.CHECKS: len(answers)})
     if to_sync:
         scheduling.request_sync(AppRepository.objects.alive().filter(pk__in=to_sync))
 

@@ -4,9 +4,13 @@ A check is one `ls-refs` request of protocol v2, without asking for capabilities
 connections. For a server that does not support v2, git asks instead.
 """
 
+import random
 import re
+import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urljoin
@@ -19,14 +23,27 @@ from docora.http.client import HttpClient, Outcome, Request
 from docora.text import clean_text
 from repositories_app.git import errors as git_errors
 from repositories_app.git import process as git
-from repositories_app.git.exceptions import Cause, GitError, NoCommit, RefNotFound, RepositoryMoved
+from repositories_app.git.exceptions import Cause, GitError, Interrupted, NoCommit, RefNotFound, RepositoryMoved
 from repositories_app.git.refs import HEAD, full_names, short_name
-from repositories_app.git.url import RepositoryUrl, parse_url
+from repositories_app.git.url import RepositoryUrl, host_of, parse_url
 
-__all__ = ["Head", "RepositoryUrl", "ls_head", "ls_heads", "new_client", "parse_url", "wait_for", "where_to"]
+__all__ = [
+    "Head",
+    "RepositoryUrl",
+    "ls_head",
+    "ls_heads",
+    "ls_heads_by_git",
+    "new_client",
+    "parse_url",
+    "wait_for",
+    "where_to",
+]
 
 _MAX_ANSWER = 65536  # bytes
 CONCURRENCY = 200
+GIT_SECONDS = 30.0
+"""How long git may take for one of several repositories. After this time, it does not begin with another one."""
+_GIT_HOSTS = 16  # asked by git at the same time
 _COMMIT = re.compile(rb"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 SHA1, SHA256 = "sha1", "sha256"
 
@@ -148,9 +165,13 @@ class Question[Key]:
 
 def ls_heads[Key](
     client: HttpClient, questions: Iterable[Question[Key]], tick: git.Tick
-) -> Iterator[tuple[Key, Head | GitError]]:
+) -> Iterator[tuple[Key, Head | GitError | None]]:
     """Yield the key and the HEAD or error of each question, in the order of the answers. Call `tick` at least about every
-    second."""
+    second.
+
+    Yield None if the host does not support protocol v2: `ls_heads_by_git` has to ask it afterwards. Do nothing slow between
+    two answers, because requests in flight time out while nobody polls.
+    """
     waiting = iter(questions)
     exhausted = False
     while True:
@@ -168,7 +189,59 @@ def ls_heads[Key](
             if asked.must_ask_again(outcome):
                 client.submit(asked.request())
             else:
-                yield asked.key, _head_or_error(asked, outcome, tick)
+                yield asked.key, _head_or_error(asked, outcome)
+
+
+def ls_heads_by_git[Key](questions: Iterable[Question[Key]], tick: git.Tick) -> list[tuple[Key, Head | GitError]]:
+    """Return the key and the HEAD or error of each question to a host that does not support protocol v2. Call `tick` about
+    every second.
+
+    Each host is asked one question at a time, so a slow one delays only its own. Questions that git could not begin within
+    `GIT_SECONDS` have no answer.
+    """
+    by_host: dict[str, list[Question[Key]]] = defaultdict(list)
+    for question in questions:
+        by_host[host_of(question.url)].append(question)
+    until = time.monotonic() + GIT_SECONDS
+    stopped = threading.Event()
+    with ThreadPoolExecutor(_GIT_HOSTS, "ls-remote") as pool:
+        try:
+            hosts = [pool.submit(_ask_by_git, asked, until, stopped) for asked in by_host.values()]
+            while wait(hosts, timeout=1.0).not_done:
+                tick()
+        finally:
+            stopped.set()
+    return [answer for host in hosts for answer in host.result()]
+
+
+def _ask_by_git[Key](
+    questions: list[Question[Key]], until: float, stopped: threading.Event
+) -> list[tuple[Key, Head | GitError]]:
+    """Ask one host until all questions are answered or `until` is over."""
+    random.shuffle(questions)  # so that the same ones are not left out each time
+    answers: list[tuple[Key, Head | GitError]] = []
+    for question in questions:
+        if time.monotonic() > until:
+            break
+        try:
+            answer: Head | GitError = _ls_remote(question.url, question.token, question.ref, _deadline(stopped))
+        except GitError as error:
+            answer = error
+        answers.append((question.key, answer))
+    return answers
+
+
+def _deadline(stopped: threading.Event) -> git.Tick:
+    """Return a tick that raises `GitError` once `GIT_SECONDS` are over, and `Interrupted` once the work is stopped."""
+    deadline = time.monotonic() + GIT_SECONDS
+
+    def tick() -> None:
+        if stopped.is_set():
+            raise Interrupted
+        if time.monotonic() > deadline:
+            raise git_errors.explain(Cause.TIMEOUT, f"git took longer than {GIT_SECONDS:.0f} seconds")
+
+    return tick
 
 
 def ls_head(
@@ -182,7 +255,7 @@ def ls_head(
     outcome = wait_for(client, question.request(), tick)
     while question.must_ask_again(outcome):
         outcome = wait_for(client, question.request(), tick)
-    return _head(question, outcome, tick)
+    return _head(question, outcome) or _ls_remote(url, token, ref, tick)
 
 
 def wait_for(client: HttpClient, request: Request, tick: git.Tick | None) -> Outcome:
@@ -198,22 +271,22 @@ def wait_for(client: HttpClient, request: Request, tick: git.Tick | None) -> Out
     return finished[0][1]
 
 
-def _head_or_error(question: Question[Any], outcome: Outcome, tick: git.Tick) -> Head | GitError:
+def _head_or_error(question: Question[Any], outcome: Outcome) -> Head | GitError | None:
     try:
-        return _head(question, outcome, tick)
+        return _head(question, outcome)
     except GitError as error:
         return error
 
 
-def _head(question: Question[Any], outcome: Outcome, tick: git.Tick | None) -> Head:
-    url, token, ref = question.url, question.token, question.ref
+def _head(question: Question[Any], outcome: Outcome) -> Head | None:
+    """Return what a host answered, or None if it does not support protocol v2. Raises `GitError`."""
+    url, token = question.url, question.token
     if outcome.cause is not None:
         raise git_errors.unreachable(outcome.cause, outcome.message, token=token, reached=outcome.reached)
     error = refusal(url, token, outcome)
     if error is not None:
         raise error
-    head = parse_ls_refs(outcome.body, ref) if outcome.ok else None
-    return head or _ls_remote(url, token, ref, tick)
+    return parse_ls_refs(outcome.body, question.ref) if outcome.ok else None
 
 
 def refusal(url: str, token: str, outcome: Outcome) -> GitError | None:
@@ -351,4 +424,7 @@ def _run_ls_remote(url: str, token: str, arguments: Sequence[str], tick: git.Tic
         output = git.run(["ls-remote", *arguments], remote=git.Remote(url, token), timeout=60.0, tick=tick)
     except RepositoryMoved:
         raise where_to(url, token, tick) from None
+    except GitError as error:
+        error.no_connection = False  # the host has just answered
+        raise
     return output.decode("utf-8", "replace")

@@ -3,11 +3,13 @@
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from django.db import connection
 from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 from redis import Redis
 
 from deliveries_app.actors import Actor
@@ -22,7 +24,7 @@ from docora.http.client import HttpClient
 from repositories_app.git import process as git
 from repositories_app.git import remote
 from repositories_app.models import Repository
-from tests.support.git import Repo, Request
+from tests.support.git import GitFixture, GitServer, Repo
 from tests.support.histories import assert_promise_kept
 from tests.support.processes import in_threads
 from tests.support.world import World
@@ -254,12 +256,20 @@ def test_each_watch_is_checked_with_its_own_token(world: World) -> None:
     assert mine.repository.consecutive_failures == 0
 
 
-def test_server_without_protocol_v2_is_checked_by_git(world: World) -> None:
-    def old(method: str, target: str) -> None:
-        request: Request = world.git.server.requests[-1]
-        request.git_protocol = ""  # then git http-backend speaks protocol v0
+def make_old(server: GitServer, seconds: float = 0.0) -> None:
+    """Make the server forget protocol v2, and take so long to answer git."""
 
-    world.git.server.on_request = old
+    def old(method: str, target: str) -> None:
+        for request in server.requests:
+            request.git_protocol = ""  # then git http-backend speaks protocol v0
+        if method == "GET":
+            time.sleep(seconds)
+
+    server.on_request = old
+
+
+def test_server_without_protocol_v2_is_checked_by_git(world: World) -> None:
+    make_old(world.git.server)
     repo, watch = world.watch({"a.txt": b"1"})
     world.settle()
     watch.refresh_from_db()
@@ -270,6 +280,37 @@ def test_server_without_protocol_v2_is_checked_by_git(world: World) -> None:
     world.settle()
     watch.refresh_from_db()
     assert_promise_kept(world, repo, watch)
+
+
+def test_slow_old_host_fails_no_other_check(world: World, tmp_path: Path, monkeypatch, caplog) -> None:
+    """Answers that arrive while git waits for the old host do not count as late."""
+    request = remote.upload_pack_request
+    monkeypatch.setattr(
+        remote, "upload_pack_request", lambda *args, **options: request(*args, **options | {"timeout": 2})
+    )
+    with GitFixture(tmp_path / "old") as old:
+        world.watch_url(old.repo("acme/old", {"a.txt": b"1"}))
+        changed, _, _ = settled(world, 3)
+        _repo(world).commit({"new.txt": b"x"})
+        AppRepository.objects.update(last_scanned_at=None)
+        world.git.server.on_request = lambda method, target: time.sleep(0.5)
+        make_old(old.server, 3)
+        assert world.check() == 4
+    assert "check_failed" not in caplog.messages
+    assert due() == {changed.pk}
+    assert not AppRepository.objects.filter(last_scanned_at=None).exists()
+
+
+def test_old_host_without_time_left_is_checked_a_minute_later(world: World, monkeypatch) -> None:
+    monkeypatch.setattr(remote, "GIT_SECONDS", 1.0)
+    watches = settled(world, 2)
+    AppRepository.objects.update(last_scanned_at=None)
+    make_old(world.git.server, 3)
+    world.check()
+    (left_out,) = AppRepository.objects.filter(last_scanned_at=None)
+    assert due() == {watch.pk for watch in watches} - {left_out.pk}
+    assert left_out.next_check_at is not None
+    assert 50 < (left_out.next_check_at - timezone.now()).total_seconds() <= head_checks.TAKEN_SECONDS
 
 
 def a_round_later() -> None:

@@ -2,14 +2,17 @@
 
 import base64
 import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 
-from repositories_app.git.exceptions import Cause, GitError
-from repositories_app.git.remote import Head, Question, ls_head, ls_heads, new_client, parse_url
+from repositories_app.git import remote
+from repositories_app.git.exceptions import Cause, GitError, Interrupted
+from repositories_app.git.remote import Head, Question, ls_head, ls_heads, ls_heads_by_git, new_client, parse_url
 from repositories_app.mirror.mirror import Mirror
 from tests.support.git import GitFixture, Repo, Takeover
 
@@ -202,9 +205,70 @@ def test_lease_is_kept_alive_during_git_ls_remote(repo: Repo) -> None:
 
     repo.server.on_request = slow
     with new_client() as client:
-        answers = list(ls_heads(client, [Question("key", repo.url)], lambda: ticks.append(time.monotonic())))
-    assert answers == [("key", Head(repo.head, "main"))]
+        head = ls_head(client, repo.url, tick=lambda: ticks.append(time.monotonic()))
+    assert head == Head(repo.head, "main")
     assert len([moment for moment in ticks if moment > git_came[0]]) >= 2
+
+
+class OldHosts:
+    """Hosts without protocol v2 that do not answer git, with two repositories each."""
+
+    def __init__(self, directory: Path, count: int) -> None:
+        self.came = threading.Event()
+        self._ended = threading.Event()
+        self._hosts = [GitFixture(directory / f"old-{number}") for number in range(count)]
+        repos = [host.repo(f"acme/{name}", {"a.txt": b"1"}) for host in self._hosts for name in ("one", "two")]
+        self.questions = [Question(repo.url, repo.url) for repo in repos]
+        for host in self._hosts:
+            host.server.on_request = self._hang
+
+    def _hang(self, method: str, target: str) -> Takeover | None:
+        if method == "POST":
+            return answer("400 Bad Request")
+        self.came.set()
+        self._ended.wait(30)
+        return None
+
+    def close(self) -> None:
+        self._ended.set()
+        for host in self._hosts:
+            host.server.stop()
+
+
+@pytest.fixture
+def old_hosts(tmp_path: Path) -> Iterator[OldHosts]:
+    hosts = OldHosts(tmp_path, 3)
+    yield hosts
+    hosts.close()
+
+
+def test_only_git_can_ask_hosts_without_protocol_v2(repo: Repo, old_hosts: OldHosts) -> None:
+    with new_client() as client:
+        answers = dict(ls_heads(client, [*old_hosts.questions, Question("new", repo.url)], lambda: None))
+    assert answers.pop("new") == Head(repo.head, "main")
+    assert list(answers.values()) == [None] * 6
+
+
+def test_slow_old_hosts_share_the_time_for_one(repo: Repo, old_hosts: OldHosts, monkeypatch) -> None:
+    """Each host has an answer, and its second repository was left out."""
+    monkeypatch.setattr(remote, "GIT_SECONDS", 1.0)
+    started = time.monotonic()
+    answers = ls_heads_by_git([*old_hosts.questions, Question("other", repo.url)], lambda: None)
+    assert time.monotonic() - started < 10
+    assert ("other", Head(repo.head, "main")) in answers
+    slow = [error for key, error in answers if key != "other"]
+    assert [error.cause for error in slow if isinstance(error, GitError)] == [Cause.TIMEOUT] * 3
+
+
+def test_git_ends_with_the_tick(old_hosts: OldHosts) -> None:
+    def tick() -> None:
+        if old_hosts.came.is_set():
+            raise Interrupted
+
+    started = time.monotonic()
+    with pytest.raises(Interrupted):
+        ls_heads_by_git(old_hosts.questions, tick)
+    assert time.monotonic() - started < 10
 
 
 def test_unreachable_host_affects_every_watch(repo: Repo) -> None:
