@@ -70,7 +70,7 @@ def probe_hosts(client: HttpClient, meanwhile: Callable[[], None]) -> None:
     due = {outage: _any_url(outage) for outage in _due_outages()}
     questions = (Question(outage, url) for outage, url in due.items() if url)
     for outage, answer in list(ls_heads(client, questions, meanwhile)):  # no statement delays the other answers
-        if isinstance(answer, GitError) and answer.cause in _OUTAGE_CAUSES and not answer.cooldown:
+        if isinstance(answer, GitError) and answer.no_answer:
             repositories.prolong_outage(outage, answer)
             for repository in _watched_on(outage):
                 circuit.record_git_failure(repository, answer)

@@ -260,11 +260,14 @@ def rate_limited(seconds: float | None, *, token: str) -> GitError:
 
 def unreachable(cause: HttpCause, message: str, *, token: str = "", reached: bool = False) -> GitError:
     """Return the error for a request without a response. `reached`: the host may have received it."""
+    error: GitError
     if cause is HttpCause.REFUSED_ADDRESS:
         hint = "An administrator can allow it with ALLOWED_PRIVATE_NETWORKS."
-        return AddressNotAllowed(Cause.NETWORK, f"{quoted(message, token)}. {hint}", for_every_watcher=True)
-    is_timeout = cause is HttpCause.TIMEOUT
-    hint = "" if is_timeout and reached else f" {_CHECK_NETWORK}"
-    error = temporary(Cause.TIMEOUT if is_timeout else Cause.NETWORK, f"{quoted(message, token)}.{hint}")
-    error.no_connection = not reached
+        error = AddressNotAllowed(Cause.NETWORK, f"{quoted(message, token)}. {hint}", for_every_watcher=True)
+    else:
+        is_timeout = cause is HttpCause.TIMEOUT
+        hint = "" if is_timeout and reached else f" {_CHECK_NETWORK}"
+        error = temporary(Cause.TIMEOUT if is_timeout else Cause.NETWORK, f"{quoted(message, token)}.{hint}")
+        error.no_connection = not reached
+    error.no_answer = True
     return error

@@ -24,10 +24,12 @@ class GitError(Exception):
     - `for_every_watcher`: it concerns the repository or its host, not one app's token, so it counts for the circuit breaker.
     - `cooldown`: seconds that the host asked to wait, or 0.
     - `no_connection`: no connection to the host could be made, so its other repositories cannot be read either.
+    - `no_answer`: the host did not answer, or only a proxy in front of it did (502 to 504).
     - `next_step`: the last sentence of the message, which depends on what the repository was read for.
     """
 
     no_connection = False
+    no_answer = False
 
     def __init__(
         self,

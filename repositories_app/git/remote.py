@@ -306,6 +306,7 @@ def refusal(url: str, token: str, outcome: Outcome) -> GitError | None:
         return _moved(url, token, outcome)
     if status >= 500:
         error = git_errors.temporary(Cause.NETWORK, f"The git host returned HTTP {status}.")
+        error.no_answer = status in {502, 503, 504}
         error.cooldown = min(outcome.retry_after(time.time()) or 0.0, MAX_WAIT_SECONDS)
         return error
     return None

@@ -1,5 +1,6 @@
 """A git host that is down is one host: its repositories wait together, lose no attempts, and go on together."""
 
+import socket
 from datetime import timedelta
 
 import pytest
@@ -10,7 +11,7 @@ from deliveries_app.models import AppRepository, StateDetail, Status, WatchState
 from deliveries_app.reports.next_attempt import NextTry, next_try
 from deliveries_app.reports.queue import read_queue
 from deliveries_app.services import resync_single
-from deliveries_app.sweep.head_checks import check_due
+from deliveries_app.sweep.head_checks import check_due, probe_hosts
 from deliveries_app.sync.attempt import sync
 from repositories_app.git import remote
 from repositories_app.models import HostOutage, Repository
@@ -180,14 +181,31 @@ def test_host_that_answers_anything_is_up(world: World, three: Watched) -> None:
     assert not HostOutage.objects.exists()
 
 
-def test_host_behind_a_failing_proxy_is_still_down(world: World, three: Watched) -> None:
-    go_down(world)
-    world.check()
-    let_the_backoff_end()
-    come_back(world)
-    world.git.server.on_request = lambda method, target: 502
-    world.check()
-    assert HostOutage.objects.get().failures == 2
+@pytest.mark.parametrize(
+    ("status", "header", "is_down"),
+    [
+        ("400 Bad Request", "X: y", False),  # it does not support protocol v2
+        ("429 Too Many Requests", "Retry-After: 120", False),
+        ("500 Internal Server Error", "X: y", False),
+        ("501 Not Implemented", "X: y", False),
+        ("502 Bad Gateway", "X: y", True),
+        ("503 Service Unavailable", "X: y", True),
+        ("503 Service Unavailable", "Retry-After: 120", True),
+        ("504 Gateway Timeout", "X: y", True),
+    ],
+)
+def test_every_answer_but_502_to_504_ends_the_outage(world: World, status: str, header: str, is_down: bool) -> None:
+    """Those may come from a proxy in front of a host that is down, also with a `Retry-After`."""
+
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(f"HTTP/1.1 {status}\r\n{header}\r\nContent-Length: 0\r\n\r\n".encode())
+
+    world.watch()
+    HostOutage.objects.create(host=f"{world.git.url}/", since=timezone.now(), retry_at=timezone.now(), error="refused")
+    world.git.server.on_request = lambda method, target: answer
+    with remote.new_client() as client:
+        probe_hosts(client, lambda: None)
+    assert [outage.failures for outage in HostOutage.objects.all()] == ([2] if is_down else [])
 
 
 def test_outage_of_a_host_that_nobody_watches_ends(world: World, three: Watched) -> None:
