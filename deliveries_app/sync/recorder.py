@@ -227,9 +227,9 @@ class Recorder:
         failures = {counters.field(counters.DELIVERY_FAILURES, why): n for why, n in self._untold_causes.items()}
         counts = {counters.FILES: self._untold["files"], counters.BYTES: self._untold_bytes, **failures}
         endpoint_stats.record_latest(self._lease.watch.app, self._latest, counts)
-        if self._latest.requests:
-            names = ("files_done", "bytes_done", "files_failed")
-            runs.show(self._run, **{name: self._untold[name] for name in names})
+        shown = {name: self._untold[name] for name in ("files_done", "bytes_done", "files_failed")}
+        if self._latest.requests or any(shown.values()):  # adopted files take no request, parts of a file do not count
+            runs.show(self._run, **shown)
         self._latest, self._untold, self._untold_causes = endpoint_stats.Latest(), Counter(), Counter()
         self._told_at = time.monotonic()
 

@@ -8,12 +8,13 @@ from django.db import connections
 from redis import Redis
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import AppRepository, BulkOperation, SyncRun
+from deliveries_app.models import AppRepository, BulkOperation, Delivery, SyncRun
 from deliveries_app.progress import live
 from deliveries_app.progress.live import Progress
 from deliveries_app.receiver import Answer, Notification
 from deliveries_app.services import resync_many
 from deliveries_app.sync import recorder
+from deliveries_app.sync.recorder import Recorder
 from docora.redis import live_counters
 from tests.support.git import Entry
 from tests.support.histories import kill_worker, refusing
@@ -82,6 +83,28 @@ def test_bar_grows_with_each_recorded_batch(world: World, settings) -> None:
     assert len({progress.files_done for progress in seen}) >= 5
     end = progress_of(watch)
     assert (end.files_done, end.percent, end.finished) == (60, 100, True)
+
+
+def test_bar_grows_while_files_are_adopted(world: World, settings, monkeypatch) -> None:
+    """After an import, most files take no request."""
+    settings.RECORD_BATCH = 10
+    _, watch = world.watch(files(60))
+    world.settle()
+    Delivery.objects.update(source_key=None)
+    AppRepository.objects.update(base_commit="", base_rules="")
+    seen: list[Progress] = []
+    commit = Recorder.commit
+
+    def commit_and_look(recorder: Recorder, *arguments, **options) -> None:
+        commit(recorder, *arguments, **options)
+        seen.append(progress_of(watch))
+
+    monkeypatch.setattr(Recorder, "commit", commit_and_look)
+    sent = len(world.requests())
+    world.sync(watch)
+    assert len(world.requests()) == sent
+    assert_truthful(seen)
+    assert len({progress.files_done for progress in seen}) >= 5
 
 
 @pytest.mark.parametrize("flushed", [False, True])
