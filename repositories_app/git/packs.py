@@ -8,13 +8,15 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from django.conf import settings
+
 from docora.http.client import HttpClient, Outcome
 from repositories_app.git import errors as git_errors
 from repositories_app.git import process as git
 from repositories_app.git import remote
 
 MAX_PACK = 8 << 20
-"""Bytes of an answer, which is held in memory."""
+"""Bytes of an answer, which is held in memory. `MAX_FETCH_BYTES` may allow less; git then refuses the repository."""
 MAX_HAVES = 64
 _MAX_SHALLOW = 1000
 _NAME = re.compile(rb"[0-9a-f]{40}(?:[0-9a-f]{24})?")  # of an object
@@ -49,7 +51,8 @@ def fetch_pack(
     if not _NAME.fullmatch(commit.encode()) or len(shallow) > _MAX_SHALLOW:
         return None
     body = _request(commit, haves[:MAX_HAVES], shallow)
-    request = remote.upload_pack_request(url, token, body, max_body=MAX_PACK, timeout=timeout)
+    max_body = min(MAX_PACK, settings.MAX_FETCH_BYTES)
+    request = remote.upload_pack_request(url, token, body, max_body=max_body, timeout=timeout)
     outcome = remote.wait_for(client, request, tick)
     if outcome.cause is not None:
         raise git_errors.unreachable(outcome.cause, outcome.message, token=token, reached=outcome.reached)

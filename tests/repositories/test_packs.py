@@ -163,6 +163,13 @@ def test_large_pack_is_left_to_git(repo: Repo, mirror: Mirror, fetch, fetches: l
     assert contents(mirror, repo.head) == repo.files()
 
 
+def test_small_limit_holds_for_packs_too(repo: Repo, mirror: Mirror, fetch, settings) -> None:
+    settings.MAX_FETCH_BYTES = 100_000
+    repo.commit({"large.bin": random.Random(1).randbytes(200_000)})
+    with pytest.raises(GitError, match="larger than MAX_FETCH_BYTES"):
+        fetch(repo)
+
+
 def test_mirror_that_lost_its_packs_gets_everything(repo: Repo, mirror: Mirror, fetch, fetches: list[str]) -> None:
     fetch(repo)
     mirror.keep_base("watch", repo.head)
