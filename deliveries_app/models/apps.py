@@ -379,6 +379,9 @@ class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
         """Return the watches `with_state` that are in this `WatchState`."""
         return self.filter(state_detail__in=details_of(state))
 
+    def watch_ids(self) -> set[str]:
+        return set(self.values_list("watch_id", flat=True))
+
 
 class AppRepository(models.Model):
     """A watch: one repository watched by one app. `engine.md` explains the numbers.

@@ -46,6 +46,7 @@ def remove_ended() -> int:
         if deleted:
             removed += 1
             _remove_orphan(repository)
+        repositories.mirror_of(repository).remove_stale_refs(repository.watches.watch_ids)
     App.objects.filter(ended_at__isnull=False, watches=None).delete()
     return removed
 

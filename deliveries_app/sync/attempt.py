@@ -222,7 +222,7 @@ class Attempt:
             self._drain(DRAIN_SECONDS)
             self.mirror.remove(self._alive, patience=BUSY_SECONDS)
             self._sync_with_new_mirror(head)
-        self.mirror.repack_if_many(lambda: None)
+        self.mirror.repack_if_many(lambda: None, watch.repository.watches.watch_ids)
 
     def _sync_with_new_mirror(self, head: Head) -> None:
         try:

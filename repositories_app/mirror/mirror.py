@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import replace
 from itertools import batched, pairwise
 from pathlib import Path
@@ -317,10 +317,26 @@ class Mirror:
             return None
         return _with_sizes(dict(files), reader)
 
-    def repack_if_many(self, tick: git.Tick) -> bool:
-        """Combine many small packs into one and drop what no ref keeps, unless the mirror is in use.
+    def remove_stale_refs(self, watch_ids: Callable[[], Collection[str]]) -> None:
+        """Remove the refs of watches that are gone, unless another process is fetching. The next repack drops their objects.
 
-        If that fails, the mirror is damaged or the disk is full: remove it, and the next fetch rebuilds it.
+        `watch_ids` returns the ids of the repository's watches. It is called once the refs cannot change any more, because a
+        new watch is there before its refs.
+        """
+        if self.directory.exists():
+            with contextlib.suppress(BlockingIOError), self._lock("fetch", wait=False):
+                self._remove_stale_refs(watch_ids())
+
+    def _remove_stale_refs(self, watch_ids: Collection[str]) -> None:
+        for folder in (self.directory / "refs" / "docora").glob("*"):
+            if folder.name not in watch_ids:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def repack_if_many(self, tick: git.Tick, watch_ids: Callable[[], Collection[str]]) -> bool:
+        """Combine many small packs into one and drop what no ref of these watches keeps, unless the mirror is in use.
+
+        `watch_ids` is as in `remove_stale_refs`. If repacking fails, the mirror is damaged or the disk is full: remove it, and
+        the next fetch rebuilds it.
         """
         if len(self._packs()) <= MAX_PACKS:
             return False
@@ -328,6 +344,7 @@ class Mirror:
             with self._lock("use", wait=False), self._lock("fetch", wait=False):
                 try:
                     self._clear()
+                    self._remove_stale_refs(watch_ids())
                     self._git(["repack", "-a", "-d", "-q"], timeout=1800.0, tick=tick)
                     self._git(["prune", "--expire=now"], timeout=1800.0, tick=tick)
                 except GitError as error:

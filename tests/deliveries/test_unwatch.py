@@ -96,6 +96,12 @@ def test_rows_are_removed_after_the_lease_and_history_stays(world: World, settin
     assert App.objects.filter(pk=world.app.pk).exists()
 
 
+def with_refs(watch: AppRepository) -> set[str]:
+    """Return the ids of the watches for which the mirror keeps commits."""
+    refs = repositories.mirror_of(watch.repository).directory / "refs/docora"
+    return {folder.name for folder in refs.iterdir()}
+
+
 def test_removal_keeps_a_shared_repository(world: World, monkeypatch) -> None:
     monkeypatch.setattr(cleanup, "_SLICE", 3)
     repo, watch = world.watch({f"{number}.txt": b"x" for number in range(10)})
@@ -105,7 +111,7 @@ def test_removal_keeps_a_shared_repository(world: World, monkeypatch) -> None:
     assert remove_ended() == 1
     other.refresh_from_db()
     assert_promise_kept(world, repo, other)
-    assert repositories.mirror_of(other.repository).directory.exists()
+    assert with_refs(other) == {other.watch_id}
 
 
 def test_watching_again_before_the_removal_revives_the_watch(
@@ -197,6 +203,20 @@ def test_watch_that_is_revived_during_its_removal(world: World, monkeypatch) -> 
     world.settle()
     watch.refresh_from_db()
     assert_promise_kept(world, repo, watch)
+    assert with_refs(watch) == {watch.watch_id}
+
+
+def test_clean_up_leaves_the_refs_while_another_process_fetches(world: World) -> None:
+    repo, watch = world.watch()
+    other = world.watch_url(repo, app=world.add_app("Other"))
+    world.settle()
+    unwatch_repository(COMMAND, watch)
+    mirror = repositories.mirror_of(other.repository)
+    with mirror._lock("fetch"):
+        assert remove_ended() == 1
+    assert with_refs(other) == {watch.watch_id, other.watch_id}
+    mirror.remove_stale_refs(other.repository.watches.watch_ids)
+    assert with_refs(other) == {other.watch_id}
 
 
 def test_watching_again_after_the_removal_creates_a_new_watch(world: World) -> None:

@@ -5,6 +5,7 @@ import fcntl
 import os
 import shutil
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -91,15 +92,34 @@ def test_base_commits_survive_a_repack(world: World, monkeypatch) -> None:
     assert len(list((directory_of(watch) / "objects" / "pack").glob("*.pack"))) == 5  # no loose objects accumulate
     monkeypatch.setattr(mirrors, "MAX_PACKS", 2)
     mirror = repositories.mirror_of(watch.repository)
+    watch_ids = watch.repository.watches.watch_ids
     with mirror.in_use(lambda: None):
-        assert not repositories.mirror_of(watch.repository).repack_if_many(lambda: None)  # it is being read
-    assert mirror.repack_if_many(lambda: None)
+        assert not repositories.mirror_of(watch.repository).repack_if_many(lambda: None, watch_ids)  # it is being read
+    assert mirror.repack_if_many(lambda: None, watch_ids)
     assert len(list((directory_of(watch) / "objects" / "pack").glob("*.pack"))) == 1
     assert commits(watch) == 1
     watch.refresh_from_db()
     assert mirror.has(watch.base_commit)
     repo.commit({"b.txt": b"2"})
     world.settle()
+    watch.refresh_from_db()
+    assert_promise_kept(world, repo, watch)
+
+
+def test_repack_drops_what_removed_watches_had(world: World, monkeypatch) -> None:
+    """The clean-up removes refs on its own machine only."""
+    repo, watch = world.watch({"a.txt": b"1", "old.txt": b"only the other watch had it"})
+    other = world.watch_url(repo, app=world.add_app("Other"))
+    world.settle()
+    old = git(repo.path, "rev-parse", "HEAD:old.txt").decode().strip()
+    other.delete()
+    repo.commit({"old.txt": None})
+    monkeypatch.setattr(mirrors, "MAX_PACKS", 1)
+    world.settle()
+    assert [folder.name for folder in (directory_of(watch) / "refs/docora").iterdir()] == [watch.watch_id]
+    assert (directory_of(watch) / "shallow").read_text().split() == [repo.head]
+    with pytest.raises(subprocess.CalledProcessError):
+        git(directory_of(watch), "cat-file", "-e", old)
     watch.refresh_from_db()
     assert_promise_kept(world, repo, watch)
 
