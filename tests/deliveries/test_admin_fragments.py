@@ -107,6 +107,15 @@ def test_operation_is_shown_on_every_page_it_concerns(admin: Client, user: User,
     assert box not in admin.get(f"/admin/deliveries_app/app/{bystander.pk}/change/").text
 
 
+@pytest.mark.parametrize("page", [LIST, "/admin/deliveries_app/failedsync/"])
+def test_lists_say_what_a_running_operation_does(admin: Client, operation: BulkOperation, page: str) -> None:
+    shown = admin.get(page).text
+    box = shown.split(f'id="progress-{operation.operation_id}"')[1].split("</section>")[0]
+    assert box.split(">", 1)[0].split("\n")[0].endswith('data-outcome="running"')
+    assert "Queued</span>" in box
+    assert "#docora-dot" not in box  # the icon of a badge without a state
+
+
 def test_screen_reader_text_changes_every_ten_percent(admin: Client, operation: BulkOperation) -> None:
     first = operation.runs.order_by("pk")[0]
     begin(first, 90)  # 30 percent of the operation
