@@ -1,7 +1,9 @@
 """Progress of operations and of single watches, and the buttons to cancel them."""
 
-from django.contrib import messages
-from django.db.models import QuerySet
+from typing import Any
+
+from django.contrib import admin, messages
+from django.db.models import Model, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404, render
 from django.urls import reverse
@@ -13,11 +15,11 @@ from deliveries_app.admin.confirmation import next_url
 from deliveries_app.admin.fragments import can_view_watches, fragment, here, row_ids
 from deliveries_app.admin.operations import page_fields, polled, polled_rows
 from deliveries_app.admin.watches import of_watch
-from deliveries_app.models import AppRepository, AppRepositoryQuerySet, BulkOperation, Outcome, Reason
+from deliveries_app.models import AppRepository, AppRepositoryQuerySet, BulkOperation, Outcome, Reason, SyncRun
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import app_detail
 from docora.db.compiled import compiled
-from docora.text import counted
+from docora.text import counted, parse_pks
 
 _CANCELLED = {
     Reason.RESYNC: "Re-sync cancelled.",
@@ -83,12 +85,36 @@ def live_watches(request: HttpRequest) -> HttpResponse:
 @require_GET
 @fragment(can_view_watches)
 def watch_progress(request: HttpRequest, pk: int) -> HttpResponse:
-    """Return the progress of one watch, for its own page."""
+    """Return the progress of one watch, for its own page or that of its `run`.
+
+    When the watch ends, starts failing or recovers, its page gets everything that a sync changes. That of a run gets it when
+    the run ends.
+    """
     watch = get_object_or_404(_watches(), pk=pk)
-    context = {**of_watch(watch), "polled": True}
+    context = {**of_watch(watch), "polled": True, "here": here(request)}
     progress = context["progress"]
     context["announces"] = progress is not None and request.GET.get("announced") != str(progress.tens)
-    return render(request, "docora/progress.html#watch_progress", context)
+    if page_run := request.GET.get("run"):
+        return _run_progress(request, watch, page_run, context)
+    if watch.is_active and request.GET.get("failing", "0") == str(int(watch.is_failing)):
+        return render(request, "docora/progress.html#watch_progress", context)
+    page = _admin_of(AppRepository).page_context(request, watch)
+    return render(request, "admin/deliveries_app/apprepository/change_form.html#settled", page | context)
+
+
+def _run_progress(request: HttpRequest, watch: AppRepository, pk: str, context: dict[str, Any]) -> HttpResponse:
+    """Return the progress of a run's watch until the run has ended, and then what its page says about it."""
+    model_admin = _admin_of(SyncRun)
+    newest = context["run"]
+    run = newest if newest and str(newest.pk) == pk else watch.runs.filter(pk__in=parse_pks(pk)).first()
+    if run is None or not run.outcome or not model_admin.has_view_permission(request):
+        return render(request, "docora/progress.html#watch_progress", {**context, "page_run": run and run.pk})
+    page = model_admin.page_context(request, run)
+    return render(request, "admin/deliveries_app/syncrun/change_form.html#ended", context | page)
+
+
+def _admin_of(model: type[Model]) -> Any:
+    return admin.site.get_model_admin(model)
 
 
 def _watches() -> AppRepositoryQuerySet:

@@ -79,6 +79,7 @@ class SyncRunAdmin(HistoryAdmin[SyncRun]):
         return {
             "run": run,
             "watch": watch,
+            "page_run": run.pk,
             "is_live": can_view_watch and not run.outcome and run == newest,
             "next_attempt": next_try(watch) if watch and not run.outcome else None,
             "activity": activity.of_run(run, watch, progress) if watch else None,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from heapq import nlargest
+from zlib import crc32
 
 from django.db.models import Q
 
@@ -33,6 +34,11 @@ class FileGroup:
     watches: int
     last_at: datetime
     listed: Sequence[DeliveryFailure]
+
+    @property
+    def key(self) -> str:
+        """Identify the failure among the others of a page, and on the page once it is refreshed."""
+        return f"failure-{self.status_code or 0}-{crc32(self.message.encode()):08x}"
 
     @property
     def title(self) -> str:

@@ -80,6 +80,13 @@
   document.addEventListener("toggle", markScrolling, true);
   document.addEventListener("htmx:afterSwap", markScrolling);
 
+  // What has an id and is open stays open when a poll replaces what is around it.
+  document.addEventListener("htmx:oobBeforeSwap", (event) => {
+    for (const details of event.detail.fragment.querySelectorAll("details[id]")) {
+      details.open = document.getElementById(details.id)?.open ?? details.open;
+    }
+  });
+
   // A box with an id stays where the user scrolled it when its content is refreshed.
   const scrolledTo = new Map();
   document.addEventListener("htmx:beforeSwap", () => {

@@ -2,17 +2,21 @@
 
 import re
 from collections.abc import Iterator
+from datetime import timedelta
+from hashlib import sha256
 from threading import Event
 
 import pytest
 from django.contrib.sessions.models import Session
+from django.utils import timezone
 from playwright.sync_api import Locator, Page, Route, expect
 
-from deliveries_app.models import AppRepository, BulkOperation, SyncRun
+from deliveries_app.models import App, AppRepository, BulkOperation, Outcome, Status, SyncRun
 from tests.browser.accessibility import violations
 from tests.browser.conftest import PASSWORD, Browser, Site, running_clock, stop_clock
 from tests.browser.test_journey import LIST, force_resync, sign_in
 from tests.support.receiver import Answer, Notification, wait_for
+from tests.support.staff import make_app, make_watch
 from tests.support.world import World
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
@@ -297,4 +301,93 @@ def test_progress_announcements_and_user_preferences(
         expect(page.locator("#spoken")).to_have_text("acme/docs: Up to date.", timeout=60_000)
 
     browser.drive(journey)
+    assert browser.complaints == []
+
+
+def retried(app: App, name: str, *paths: str) -> AppRepository:
+    """Return a watch whose retry runs after a failure of these files."""
+    now = timezone.now()
+    watch = make_watch(
+        app, name, status=Status.SCANNING, lease_until=now + timedelta(minutes=5), failing_since=now, next_sync_at=now,
+        root_cause="http_5xx", last_error="The app returned HTTP 500.", files_failing=len(paths),
+    )  # fmt: skip
+    for path in paths:
+        watch.failures.create(
+            path=path, path_digest=sha256(path.encode()).hexdigest(), cause="http", status_code=500,
+            message="The app returned HTTP 500.", attempts=3, first_at=now, last_at=now,
+        )  # fmt: skip
+    watch.runs.create(
+        app_name=app.name, repository_name=f"acme/{name}", reason="retry", requested_by="user:anna", generation=1,
+        started_at=now, files_total=len(paths),
+    )  # fmt: skip
+    return watch
+
+
+def settle(watch: AppRepository, outcome: Outcome) -> None:
+    now, failed = timezone.now(), outcome != Outcome.SUCCEEDED
+    if not failed:
+        watch.failures.all().delete()
+    watch.runs.filter(outcome="").update(outcome=outcome, ended_at=now, error="2 files failed." if failed else "")
+    AppRepository.objects.filter(pk=watch.pk).update(
+        status=Status.FAILED if failed else Status.SYNCED, lease_until=None, last_error="2 files failed." if failed else "",
+        failing_since=now if failed else None, root_cause="http_5xx" if failed else "", next_sync_at=None,
+        files_failing=2 if failed else 0, last_synced_at=None if failed else now,
+    )  # fmt: skip
+
+
+def content_of(page: Page) -> str:
+    """Return the text of the page, without how long ago things happened."""
+    return re.sub(r"just now|\d+ (s|min) ago", "…", page.locator("#content-main").inner_text())
+
+
+def test_watch_page_is_final_and_keeps_what_is_in_use(quiet_site: Site, browser: Browser) -> None:
+    paths = [f"posts/{number:02}.md" for number in range(40)]
+    watch = retried(make_app("Portal"), "docs", *paths)
+    address = f"{quiet_site.url}{LIST}{watch.pk}/change/"
+
+    def open_files(page: Page) -> None:
+        sign_in(page, quiet_site)
+        page.goto(address)
+        group = page.locator(".failure-group > summary")
+        group.click()
+        expect(group).to_be_focused()
+        page.evaluate("scrollTo(0, 900)")
+        after_polls(page, 1, f"/admin/live/{watch.pk}/")
+
+    def fails(page: Page) -> None:
+        expect(page.locator(".progress-box .badge")).to_have_text("Failed", timeout=30_000)
+        expect(page.locator(".errornote")).to_have_text("2 files failed.")
+        expect(page.locator(".failure-group > summary")).to_be_focused()
+        assert page.locator(".failure-group").evaluate("group => group.open")
+        assert page.evaluate("scrollY") == 900
+        shown = content_of(page)
+        page.reload()
+        page.locator(".failure-group > summary").click()
+        assert shown == content_of(page)
+
+    def focus_retry(page: Page) -> None:
+        page.goto(address)
+        page.get_by_role("button", name="Retry").focus()
+        after_polls(page, 1, f"/admin/live/{watch.pk}/")
+        expect(page.get_by_role("button", name="Retry")).to_be_focused()
+
+    def succeeds(page: Page) -> None:
+        expect(page.locator(".progress-box .badge")).to_have_text("Up to date", timeout=30_000)
+        expect(page.locator("#spoken")).to_have_text("acme/docs: Up to date.")
+        expect(page.get_by_role("button", name="Retry")).to_have_count(0)
+        assert page.evaluate("document.activeElement.id") == f"watch-actions-{watch.pk}"  # where Retry was
+        assert violations(page) == []
+        shown = content_of(page)
+        assert "500" not in shown
+        page.reload()
+        assert shown == content_of(page)
+
+    browser.drive(open_files)
+    settle(watch, Outcome.FAILED)
+    browser.drive(fails)
+    watch = retried(make_app("Search"), "docs", *paths)
+    address = f"{quiet_site.url}{LIST}{watch.pk}/change/"
+    browser.drive(focus_retry)
+    settle(watch, Outcome.SUCCEEDED)
+    browser.drive(succeeds)
     assert browser.complaints == []

@@ -1,6 +1,9 @@
 """Progress fragments: live numbers, the end of polling, and final summaries."""
 
+import hashlib
+import re
 from datetime import timedelta
+from html import unescape
 
 import pytest
 from django.contrib.auth.models import User
@@ -154,6 +157,112 @@ def test_watch_page_shows_run_failures_and_cancel(admin: Client, operation: Bulk
     admin.post(f"/admin/live/{run.watch_id}/cancel/")
     run.refresh_from_db()
     assert run.outcome == Outcome.CANCELLED
+
+
+FILE = {"cause": "http", "status_code": 500, "message": "The app returned HTTP 500.", "attempts": 3}
+
+
+def retrying(app: App, *paths: str) -> tuple[AppRepository, SyncRun]:
+    """Return a watch whose retry runs after a failure of these files, and the run."""
+    now = timezone.now()
+    watch = make_watch(
+        app, "docs", status=Status.SCANNING, lease_until=now + timedelta(seconds=20), failing_since=now, next_sync_at=now,
+        root_cause="http_5xx", last_error="The app returned HTTP 500.", files_failing=len(paths),
+    )  # fmt: skip
+    for path in paths:
+        digest = hashlib.sha256(path.encode()).hexdigest()
+        watch.failures.create(path=path, path_digest=digest, first_at=now, last_at=now, **FILE)
+    run = watch.runs.create(
+        app_name="Portal", repository_name="acme/docs", reason="retry", requested_by="user:anna", generation=1,
+        started_at=now, files_total=len(paths),
+    )  # fmt: skip
+    return watch, run
+
+
+def succeed(watch: AppRepository, run: SyncRun) -> None:
+    now = timezone.now()
+    watch.failures.all().delete()
+    watch.runs.filter(pk=run.pk).update(outcome=Outcome.SUCCEEDED, ended_at=now, files_done=run.files_total)
+    AppRepository.objects.filter(pk=watch.pk).update(
+        status=Status.SYNCED, lease_until=None, failing_since=None, root_cause="", last_error="", files_failing=0,
+        last_synced_at=now, next_sync_at=None,
+    )  # fmt: skip
+
+
+def poll(client: Client, url: str, page: str) -> str:
+    return client.get(url, HTTP_HX_REQUEST="true", HTTP_HX_CURRENT_URL=f"http://testserver{page}").text
+
+
+def swapped(fragment: str) -> dict[str, str]:
+    """Return the id and the content of each element that the fragment swaps into the page out of band."""
+    parts = re.split(r'<(?:div|dl|section) id="([\w-]+)" hx-swap-oob="innerHTML">', fragment)
+    return {name: part.rpartition("</")[0] for name, part in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+def without_tokens(html: str) -> str:
+    return re.sub('name="csrfmiddlewaretoken" value="[^"]*"', "", html)
+
+
+def poll_url(page: str, watch: AppRepository) -> str:
+    [url] = re.findall(f'hx-get="(/admin/live/{watch.pk}/[^"]*)"', page)
+    return unescape(url)
+
+
+def test_last_poll_of_a_watch_shows_what_a_reload_shows(admin: Client, db) -> None:
+    watch, run = retrying(make_app("Portal"), "a.md", "b.md")
+    page = f"{LIST}{watch.pk}/change/"
+    url = poll_url(admin.get(page).text, watch)
+    assert swapped(poll(admin, url, page)) == {}
+    succeed(watch, run)
+    last = poll(admin, url, page)
+    assert "hx-get" not in last
+    parts = swapped(last.split('<span id="spoken"')[0] + last.split("Up to date.</span>")[1])
+    assert set(parts) == {
+        f"watch-actions-{watch.pk}", "watch-problem", "watch-fields", "watch-undelivered", "watch-excluded", "watch-pending",
+        "watch-runs",
+    }  # fmt: skip
+    reloaded = without_tokens(admin.get(page).text)
+    for name, content in parts.items():
+        assert f'id="{name}"' in reloaded
+        assert without_tokens(content) in reloaded, name
+    assert "HTTP 500" not in last
+    assert "Retry</button>" not in last
+    assert "rejected" not in last
+    assert "In progress" not in last
+
+
+def test_poll_refreshes_a_watch_s_page_once_it_fails(admin: Client, db) -> None:
+    watch, _ = retrying(make_app("Portal"))
+    AppRepository.objects.update(failing_since=None, last_error="", root_cause="")
+    page = f"{LIST}{watch.pk}/change/"
+    url = poll_url(admin.get(page).text, watch)
+    AppRepository.objects.update(
+        failing_since=timezone.now(),
+        last_error="The app returned HTTP 500.",
+        root_cause="http_5xx",
+        status=Status.PENDING,
+    )
+    failed = poll(admin, url, page)
+    assert "The app returned HTTP 500." in swapped(failed)["watch-problem"]
+    assert "Retry</button>" in swapped(failed)[f"watch-actions-{watch.pk}"]
+    assert swapped(poll(admin, poll_url(failed, watch), page)) == {}
+
+
+def test_last_poll_of_a_run_shows_what_a_reload_shows(admin: Client, db) -> None:
+    watch, run = retrying(make_app("Portal"), "a.md")
+    page = f"/admin/deliveries_app/syncrun/{run.pk}/change/"
+    url = poll_url(admin.get(page).text, watch)
+    assert swapped(poll(admin, url, page)) == {}
+    succeed(watch, run)
+    last = poll(admin, url, page)
+    assert "hx-get" not in last
+    parts = swapped(last.split('<span id="spoken"')[0])
+    assert set(parts) == {"run-error", "run-fields", "run-excluded", "run-undelivered"}
+    reloaded = without_tokens(admin.get(page).text)
+    for name, content in parts.items():
+        assert without_tokens(content) in reloaded, name
+    assert "<dt>Ended</dt>" in parts["run-fields"]
+    assert "HTTP 500" not in last
 
 
 def test_delivery_states(admin: Client, db) -> None:

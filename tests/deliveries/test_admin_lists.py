@@ -193,7 +193,7 @@ def test_equal_failures_of_a_watch_are_one_line(viewer: Client, watches) -> None
     ]
     page = viewer.get(f"{ADMIN}apprepository/{watches[0].pk}/change/").text
     assert "Undelivered files (52)" in page
-    assert page.count('<details class="failure-group">') == 3
+    assert page.count('class="failure-group">') == 3
     assert '<strong class="bad">HTTP 500</strong> · 50 files' in page
     assert "?path=a%20%26%20b%2F00.md" in page
 
