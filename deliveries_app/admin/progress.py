@@ -14,7 +14,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.admin.confirmation import next_url
 from deliveries_app.admin.fragments import can_view_watches, fragment, here, row_ids
 from deliveries_app.admin.operations import page_fields, polled, polled_rows
-from deliveries_app.admin.watches import of_watch
+from deliveries_app.admin.watches import has_changed, live_query, of_watch, refreshed_cells
 from deliveries_app.models import AppRepository, AppRepositoryQuerySet, BulkOperation, Outcome, Reason, SyncRun
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import app_detail
@@ -70,14 +70,28 @@ def operation_rows(request: HttpRequest, operation_id: str) -> HttpResponse:
 def live_watches(request: HttpRequest) -> HttpResponse:
     """Return the status cells of the watches `ids`, and with `files=1` also the cells that say how it goes.
 
-    Cells are swapped one by one, so that checkboxes and focus are kept.
+    With `cells`, a row that settled, failed or recovered gets its other cells too; see `live_query`. Cells are swapped one by
+    one, so that checkboxes and focus are kept.
     """
     watches = list(_watches().filter(pk__in=row_ids(request)))
+    failing, page = set(row_ids(request, "failing")), here(request)
+    cells = next((cells for cells in ("list", "table") if request.GET.get("cells") == cells), "")
+    with_files = request.GET.get("files") == "1"
+    rights = {
+        "can_retry": request.user.has_perm(actors.RETRY_PERMISSION),
+        "can_resync": request.user.has_perm(actors.RESYNC_PERMISSION),
+    }
+    changed = [watch for watch in watches if has_changed(watch, failing)] if cells else []
     context = {
         "rows": app_detail.rows_of(watches),
-        "live_ids": progress_context.live_ids(watches),
-        "with_files": request.GET.get("files") == "1",
+        "live_query": live_query(watches, "files=1" if with_files else f"cells={cells}" if cells else ""),
+        "with_files": with_files,
+        "list_cells": [refreshed_cells(watch, page, **rights) for watch in changed] if cells == "list" else [],
+        "table_cells": changed if cells == "table" else [],
         "settled": [watch for watch in watches if not watch.is_active],
+        "here": page,
+        "can_resync": rights["can_resync"],
+        "can_retry_sync": rights["can_retry"],
     }
     return render(request, "docora/progress.html#live_cells", context)
 

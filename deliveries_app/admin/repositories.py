@@ -16,8 +16,8 @@ from deliveries_app.admin.actions import RESYNC, BulkAdmin
 from deliveries_app.admin.base import ReadOnlyAdmin
 from deliveries_app.admin.confirmation import next_url
 from deliveries_app.admin.filters import CircuitFilter
+from deliveries_app.admin.watches import live_query
 from deliveries_app.models import AppRepository
-from deliveries_app.progress import context as progress_context
 from deliveries_app.reports.help_texts import GIT_HINTS
 from deliveries_app.services.control import reset_circuit
 from docora.text import counted
@@ -103,7 +103,7 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
             "repository": repository,
             "snapshot": repository.snapshots.first(),
             "watches": watches,
-            "live_ids": progress_context.live_ids(watches),
+            "live_query": live_query(watches, "cells=table"),
             "can_resync": self.has_resync_permission(request),
             "can_retry": self.has_retry_permission(request),
             "can_retry_sync": request.user.has_perms(["deliveries_app.view_apprepository", RETRY_PERMISSION]),

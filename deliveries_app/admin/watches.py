@@ -1,5 +1,6 @@
 """Watched repositories: the list, and the page of one watch."""
 
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, cast
 
 from django.contrib import admin, messages
@@ -34,6 +35,7 @@ from deliveries_app.services.watch_settings import PERMISSION as CHANGE_PERMISSI
 from docora.templatetags.docora import ago, elapsed, number, status_with_detail
 from docora.text import counted, visible
 
+SWAP = SafeString(' hx-swap-oob="true"')
 LISTED_RUNS = 10
 LISTED_SKIPPED = 50
 
@@ -43,11 +45,11 @@ class WatchCircuitFilter(CircuitFilter):
 
 
 class LiveChangeList(ChangeList):
-    """Provide the ids of active rows, whose status cells the page polls."""
+    """Provide the query that the page polls its active rows with."""
 
     @property
-    def live_ids(self) -> str:
-        return progress_context.live_ids(list(self.result_list))
+    def live_query(self) -> str:
+        return live_query(list(self.result_list), "cells=list")
 
 
 @admin.register(AppRepository)
@@ -164,21 +166,17 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, CheckWatchAdmin, 
         return format_html('<span id="live-{}" class="live">{}</span>', watch.pk, status_with_detail(watch))
 
     @admin.display(description="last sync", ordering="last_synced_at")
-    def synced(self, watch: AppRepository) -> str:
-        return ago(watch.last_synced_at)
+    def synced(self, watch: AppRepository) -> SafeString:
+        return cell("synced", watch)
 
     @admin.display(description="files", ordering="tree_files")
-    def files(self, watch: AppRepository) -> str:
-        return number(watch.files_delivered)
+    def files(self, watch: AppRepository) -> SafeString:
+        return cell("files", watch)
 
     @admin.display(description="error", ordering="failing_since")
-    def problem(self, watch: AppRepository) -> SafeString | str:
+    def problem(self, watch: AppRepository) -> SafeString:
         """Return the last error, for how long the watch has been failing, and until when its circuit is open."""
-        return widgets.problem(
-            watch.last_error,
-            elapsed(watch.failing_since) if watch.is_failing else "",
-            widgets.circuit_text(watch.repository),
-        )
+        return cell("problem", watch)
 
     def get_list_display(self, request: HttpRequest) -> tuple[Any, ...]:
         """Add each row's buttons for users who can use them. They redirect back to this list."""
@@ -189,9 +187,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, CheckWatchAdmin, 
 
         @admin.display(description=widgets.ACTIONS)
         def resync_button(watch: AppRepository) -> SafeString:
-            retry = widgets.retry_button(watch, back) if can_retry and watch.is_failing else ""
-            resync = widgets.resync_link(watch, back) if can_resync else ""
-            return format_html('<div class="row-buttons">{}{}</div>', retry, resync)
+            return _buttons(watch, back, can_retry=can_retry, can_resync=can_resync)
 
         return (*self.list_display, resync_button)
 
@@ -250,6 +246,57 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, CheckWatchAdmin, 
 
     def remove(self, actor: Actor, obj: AppRepository) -> None:
         services.unwatch_repository(actor, obj)
+
+
+def live_query(watches: Iterable[AppRepository], cells: str) -> str:
+    """Return the query of the next poll of a list's active rows, and which of them it shows as failing; empty if none is active.
+
+    `cells` says which cells to refresh: "cells=list" those of the list of watched repositories, "cells=table" those of
+    `docora/watch_table.html`, "files=1" those of an app's page, and "" only the status.
+    """
+    active = [watch for watch in watches if watch.is_active]
+    if not active:
+        return ""
+    failing = progress_context.joined(watch.pk for watch in active if watch.is_failing)
+    parts = [f"ids={progress_context.live_ids(active)}", cells, f"failing={failing}" if failing else ""]
+    return "&".join(filter(None, parts))
+
+
+def has_changed(watch: AppRepository, failing: Collection[int]) -> bool:
+    """Return whether a poll replaces the whole row: it settled, failed or recovered since the list showed it as in `failing`."""
+    return not watch.is_active or watch.is_failing != (watch.pk in failing)
+
+
+def _problem(watch: AppRepository) -> SafeString | str:
+    failing_for = elapsed(watch.failing_since) if watch.is_failing else ""
+    return widgets.problem(watch.last_error, failing_for, widgets.circuit_text(watch.repository))
+
+
+_CELLS: dict[str, Callable[[AppRepository], SafeString | str]] = {
+    "problem": _problem,
+    "synced": lambda watch: ago(watch.last_synced_at),
+    "files": lambda watch: number(watch.files_delivered),
+}
+
+
+def cell(name: str, watch: AppRepository, swap: str = "") -> SafeString:
+    """Return one cell of a row. With `SWAP`, htmx replaces the cell on the page. Phones hide an empty one."""
+    content = _CELLS[name](watch)
+    empty = "" if content else SafeString(" data-empty")
+    return format_html('<div id="{}-{}"{}{}>{}</div>', name, watch.pk, empty, swap, content or "—")
+
+
+def _buttons(watch: AppRepository, back: str, *, can_retry: bool, can_resync: bool, swap: str = "") -> SafeString:
+    retry = widgets.retry_button(watch, back) if can_retry and watch.is_failing else ""
+    resync = widgets.resync_link(watch, back) if can_resync else ""
+    return format_html('<div id="buttons-{}" class="row-buttons"{}>{}{}</div>', watch.pk, swap, retry, resync)
+
+
+def refreshed_cells(watch: AppRepository, back: str, *, can_retry: bool, can_resync: bool) -> Iterator[SafeString]:
+    """Yield the cells of a row of the list that a sync changes, besides its status."""
+    yield from (cell(name, watch, SWAP) for name in _CELLS)
+    if can_retry or can_resync:
+        yield _buttons(watch, back, can_retry=can_retry, can_resync=can_resync, swap=SWAP)
 
 
 def of_watch(watch: AppRepository) -> dict[str, Any]:

@@ -33,7 +33,8 @@ def resync_link(watch: AppRepository, back: str) -> SafeString:
     url = reverse("admin:deliveries_app_apprepository_force_resync")
     query = urlencode({"ids": watch.pk, "next": back})
     return format_html(
-        '<a class="button button-resync" href="{}?{}" aria-label="Re-sync {}">{}Re-sync</a>',
+        '<a id="resync-{}" class="button button-resync" href="{}?{}" aria-label="Re-sync {}">{}Re-sync</a>',
+        watch.pk,
         url,
         query,
         str(watch),
@@ -48,8 +49,9 @@ def retry_button(watch: AppRepository, back: str) -> SafeString:
     """
     url = reverse("admin:deliveries_app_apprepository_retry", args=[watch.pk])
     return format_html(
-        '<button type="submit" form="retry-now" class="button button-retry" formaction="{}?{}" aria-label="Retry {}"'
-        ' title="Sends only unacknowledged files">{}Retry</button>',
+        '<button type="submit" id="retry-{}" form="retry-now" class="button button-retry" formaction="{}?{}"'
+        ' aria-label="Retry {}" title="Sends only unacknowledged files">{}Retry</button>',
+        watch.pk,
         url,
         urlencode({"next": back}),
         str(watch),

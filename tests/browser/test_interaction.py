@@ -391,3 +391,32 @@ def test_watch_page_is_final_and_keeps_what_is_in_use(quiet_site: Site, browser:
     settle(watch, Outcome.SUCCEEDED)
     browser.drive(succeeds)
     assert browser.complaints == []
+
+
+@pytest.mark.parametrize("table", ["list", "repository"])
+def test_settled_row_is_final_and_keeps_focus(quiet_site: Site, browser: Browser, table: str) -> None:
+    watch = retried(make_app("Portal"), "docs", "a.md", "b.md")
+    page_of_repository = f"/admin/repositories_app/repository/{watch.repository_id}/change/"
+    address = quiet_site.url + {"list": LIST, "repository": page_of_repository}[table]
+
+    def focus_resync(page: Page) -> None:
+        sign_in(page, quiet_site)
+        page.goto(address)
+        expect(page.get_by_role("button", name="Retry acme/docs")).to_be_visible()
+        page.get_by_role("link", name="Re-sync acme/docs").focus()
+        after_polls(page, 2, "/admin/live/?")
+
+    def succeeds(page: Page) -> None:
+        row = page.get_by_role("row").filter(has_text="acme/docs")
+        expect(row.locator(".badge")).to_have_text("Up to date", timeout=30_000)
+        expect(page.get_by_role("link", name="Re-sync acme/docs")).to_be_focused()
+        shown = re.sub(r"just now|\d+ s ago", "…", row.inner_text())
+        assert "500" not in shown
+        assert "Retry" not in shown
+        page.reload()
+        assert shown == re.sub(r"just now|\d+ s ago", "…", row.inner_text())
+
+    browser.drive(focus_resync)
+    settle(watch, Outcome.SUCCEEDED)
+    browser.drive(succeeds)
+    assert browser.complaints == []

@@ -94,7 +94,7 @@ def beyond(page: Page, selectors: Iterable[str]) -> list[str]:
         for selector in selectors
         if page.locator(f"#result_list tbody tr:first-child {selector}").evaluate(
             """cell => {
-                if (innerWidth < 640 && cell.hasAttribute("data-empty")) return false; // cards leave it out
+                if (innerWidth < 640 && cell.matches("[data-empty], :has(> [data-empty])")) return false; // cards leave it out
                 const {left, right} = cell.getBoundingClientRect(), box = cell.closest(".results").getBoundingClientRect();
                 return left < box.left - 1 || right > Math.min(box.right, innerWidth) + 1;
             }"""

@@ -132,7 +132,7 @@ def test_list_polls_only_active_rows(admin: Client, db) -> None:
     app = make_app("Portal")
     quiet, busy = make_watch(app, "docs"), make_watch(app, "site", status=Status.SCANNING)
     page = admin.get(LIST).text
-    assert f"live/?ids={busy.pk}&quot;" in page or f'live/?ids={busy.pk}"' in page
+    assert f'hx-get="/admin/live/?ids={busy.pk}&amp;cells=list"' in page
     shown = admin.get(f"/admin/live/?ids={busy.pk}").text
     assert f'id="live-{busy.pk}"' in shown
     assert f'id="live-{quiet.pk}"' not in shown
@@ -263,6 +263,41 @@ def test_last_poll_of_a_run_shows_what_a_reload_shows(admin: Client, db) -> None
         assert without_tokens(content) in reloaded, name
     assert "<dt>Ended</dt>" in parts["run-fields"]
     assert "HTTP 500" not in last
+
+
+@pytest.mark.parametrize("table", ["list", "repository"])
+def test_row_that_settles_shows_what_a_reload_shows(admin: Client, db, table: str) -> None:
+    watch, run = retrying(make_app("Portal"), "a.md", "b.md")
+    page = {"list": LIST, "repository": f"/admin/repositories_app/repository/{watch.repository_id}/change/"}[table]
+    [url] = re.findall(r'hx-get="(/admin/live/\?[^"]*)"', admin.get(page).text)
+    ordinary = poll(admin, unescape(url), page)
+    assert ordinary.count("hx-swap-oob") == 1  # the status
+    succeed(watch, run)
+    last = poll(admin, unescape(url), page)
+    assert "hx-get" not in last
+    cells = re.findall(r'<(div|span) id="(?!live)(\w+)-\d+"([^>]*) hx-swap-oob="true">(.*?)</\1>', last, re.DOTALL)
+    assert {name for _, name, *_ in cells} == {"synced", "files", "problem", "buttons"}
+    reloaded = admin.get(page).text
+    for tag, name, attributes, content in cells:
+        assert f'<{tag} id="{name}-{watch.pk}"{attributes}>{content}' in reloaded
+    assert "Re-sync</a>" in last
+    assert "Retry</button>" not in last
+    assert "HTTP 500" not in last
+
+
+def test_row_that_starts_failing_shows_the_error(admin: Client, db) -> None:
+    watch, _ = retrying(make_app("Portal"))
+    AppRepository.objects.update(failing_since=None, last_error="", root_cause="")
+    query = f"/admin/live/?ids={watch.pk}&cells=list"
+    assert "problem-" not in poll(admin, query, LIST)
+    AppRepository.objects.update(
+        failing_since=timezone.now(), last_error="It broke.", root_cause="other", status=Status.PENDING
+    )
+    failed = poll(admin, query, LIST)
+    assert "It broke." in failed
+    assert "Retry</button>" in failed
+    assert "problem-" not in poll(admin, f"{query}&failing={watch.pk}", LIST)
+    assert f"{query}&failing={watch.pk}" in unescape(failed)
 
 
 def test_delivery_states(admin: Client, db) -> None:

@@ -261,7 +261,9 @@ def test_watch_row_shows_error_failing_since_and_circuit(viewer: Client, watches
 def test_cells_name_their_column_for_phones(root: Client, watches) -> None:
     page = root.get(f"{ADMIN}apprepository/").text
     assert '<td role="cell" data-label="App" class="field-app_name">Portal</td>' in page
-    assert '<td role="cell" data-label="Error" data-empty class="field-problem">—</td>' in page
+    empty = f'<div id="problem-{watches[0].pk}" data-empty>—</div>'
+    assert f'<td role="cell" data-label="Error" class="field-problem">{empty}</td>' in page
+    assert 'data-empty class="field-last_success">—</td>' in root.get(f"{ADMIN}app/").text
     assert re.search('<th role="rowheader" data-label="Repository" class="field-repository_name"><a ', page)
     assert '<td role="cell" data-label="" class="action-checkbox">' in page
     for path in ("/admin/auth/user/", "/admin/repositories_app/repository/", f"{ADMIN}app/"):
