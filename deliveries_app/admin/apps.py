@@ -225,19 +225,16 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
         return HttpResponseRedirect(f"{reverse(f'admin:{self.url_name("force_resync")}')}?{query}")
 
     def page_context(self, request: HttpRequest, app: App) -> dict[str, Any]:
-        """Return running operations, repositories and failing files."""
+        """Return what is refreshed, the boxes of running operations, and the rest of the page."""
         live = app_detail.live(request.user, app, request.GET)
         operations = live["operations_shown"]
-        more = app_detail.unpolled_context(app) if live["can_view"] else {}
         return {
             **live,
-            **more,
             "operations": [progress_context.of_operation(operation) for operation in operations],
-            "recent": app_detail.recent_operations(request.user, app),
+            "only_name": app_detail.only_repository_name(app) if live["can_view"] else "",
             "can_change": self.can(request, CHANGE_PERMISSION),
             "can_ping": self.has_ping_permission(request),
             "can_rotate": self.has_rotate_permission(request),
-            "can_view_runs": request.user.has_perm("deliveries_app.view_syncrun"),
         }
 
     def _settings_context(self, request: HttpRequest, app: App) -> dict[str, Any]:

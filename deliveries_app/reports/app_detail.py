@@ -169,10 +169,10 @@ def repository_names(app: App, search: str, most: int) -> list[str]:
     return [f"{owner}/{name}" for owner, name in names]
 
 
-def unpolled_context(app: App) -> dict[str, Any]:
-    """Return the context of the parts that are not refreshed: failing files, and the only repository's name."""
+def only_repository_name(app: App) -> str:
+    """Return the name of the app's only watched repository; empty if there are several or none."""
     names = repository_names(app, "", most=2)
-    return {"failing_files": failing_files.of_app(app), "only_name": names[0] if len(names) == 1 else ""}
+    return names[0] if len(names) == 1 else ""
 
 
 def recent_operations(user: AbstractBaseUser | AnonymousUser, app: App) -> list[dict[str, Any]]:
@@ -206,9 +206,13 @@ def live(user: AbstractBaseUser | AnonymousUser, app: App, query: QueryDict) -> 
         "operations_shown": operations,
         "operation_ids": progress_context.joined(operation.pk for operation in operations),
         "here": f"{page}?{query.urlencode()}" if query else page,
+        "recent": recent_operations(user, app),
+        "can_view_runs": user.has_perm("deliveries_app.view_syncrun"),  # type: ignore[union-attr]
         **rights(user),
     }
-    return context | table(app, query) if context["can_view"] else context
+    if not context["can_view"]:
+        return context
+    return context | table(app, query) | {"failing_files": failing_files.of_app(app)}
 
 
 def rights(user: AbstractBaseUser | AnonymousUser) -> dict[str, bool]:

@@ -87,6 +87,13 @@
     }
   });
 
+  // A part of a page that is refreshed every few seconds waits while the user has text in it selected.
+  document.addEventListener("htmx:oobBeforeSwap", (event) => {
+    const part = event.detail.target;
+    const selection = getSelection();
+    if (part.matches("[data-live-part]") && selection.type === "Range" && part.contains(selection.anchorNode)) event.preventDefault();
+  });
+
   // A box with an id stays where the user scrolled it when its content is refreshed.
   const scrolledTo = new Map();
   document.addEventListener("htmx:beforeSwap", () => {

@@ -11,7 +11,9 @@ from django.contrib.sessions.models import Session
 from django.utils import timezone
 from playwright.sync_api import Locator, Page, Route, expect
 
+from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, BulkOperation, Outcome, Status, SyncRun
+from deliveries_app.services import cancel_operation, resync_by_app
 from tests.browser.accessibility import violations
 from tests.browser.conftest import PASSWORD, Browser, Site, running_clock, stop_clock
 from tests.browser.test_journey import LIST, force_resync, sign_in
@@ -419,4 +421,38 @@ def test_settled_row_is_final_and_keeps_focus(quiet_site: Site, browser: Browser
     browser.drive(focus_resync)
     settle(watch, Outcome.SUCCEEDED)
     browser.drive(succeeds)
+    assert browser.complaints == []
+
+
+def test_app_page_refreshes_files_and_operations_around_what_is_in_use(quiet_site: Site, browser: Browser) -> None:
+    watch = retried(make_app("Portal"), "docs", *(f"posts/{number:02}.md" for number in range(40)))
+    operation = resync_by_app(Actor.command(), watch.app)
+    group = ".failure-group > summary"
+
+    def open_files(page: Page) -> None:
+        sign_in(page, quiet_site)
+        page.goto(f"{quiet_site.url}/admin/deliveries_app/app/{watch.app_id}/change/")
+        expect(page.locator("#app-recent")).to_contain_text("No other bulk operations yet.")
+        page.locator(group).click()
+
+    def keeps_them_open(page: Page) -> None:
+        expect(page.locator("#app-recent")).to_contain_text("Cancelled by", timeout=30_000)
+        assert page.locator(".failure-group").evaluate("group => group.open")
+        expect(page.locator(group)).to_be_focused()
+        assert violations(page) == []
+        page.evaluate("getSelection().selectAllChildren(document.querySelector('.failure-group a'))")
+        after_polls(page, 1, "/admin/live/app/")
+        assert page.evaluate("getSelection().toString()").startswith("posts/")
+
+    def drops_them(page: Page) -> None:
+        page.wait_for_timeout(6_000)  # longer than it takes to poll
+        expect(page.locator(group)).to_be_visible()  # selected
+        page.evaluate("getSelection().removeAllRanges()")
+        expect(page.locator(group)).to_have_count(0, timeout=30_000)
+
+    browser.drive(open_files)
+    cancel_operation(Actor.command(), operation)
+    browser.drive(keeps_them_open)
+    watch.failures.all().delete()
+    browser.drive(drops_them)
     assert browser.complaints == []

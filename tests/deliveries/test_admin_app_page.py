@@ -24,7 +24,7 @@ from deliveries_app.models import (
     SyncRun,
 )
 from deliveries_app.reports import app_detail, failing_files
-from deliveries_app.services import resync_by_app, resync_many
+from deliveries_app.services import cancel_operation, resync_by_app, resync_many
 from deliveries_app.webhooks import endpoint_stats
 from tests.support.audit import by_users, messages
 from tests.support.staff import VIEWS, make_app, make_watch, staff
@@ -226,13 +226,37 @@ def test_polls_repeat_the_query_of_the_page(admin: Client, app: App) -> None:
 
 def test_focusable_elements_have_ids(admin: Client, app: App) -> None:
     for number in range(60):
-        failing(app, f"docs-{number}")
+        file_failing(failing(app, f"docs-{number}"), "a.md")
     resync_by_app(Actor.command(), app)
+    cancel_operation(Actor.command(), resync_by_app(Actor.command(), app))
     AppRepository.objects.update(failing_since=timezone.now(), root_cause="http_5xx")
     refreshed = live(admin, app, operations="gone").text
     focusable = re.findall(r"<(?:a|button|select|input(?! type=\"hidden\"))\b[^>]*>", refreshed)
     assert len(focusable) > 150
     assert [tag for tag in focusable if " id=" not in tag] == []
+
+
+def test_poll_refreshes_failing_files_and_recent_operations(admin: Client, app: App) -> None:
+    """An operation that ends leaves its box and is listed with its result."""
+
+    def part(text: str, name: str, after: str) -> str:
+        return text.split(f'id="{name}" hx-swap-oob="innerHTML"')[1].split(after)[0]
+
+    watch = failing(app, "docs")
+    operation = resync_by_app(Actor.command(), app)
+    before = live(admin, app, operations=str(operation.pk)).text
+    assert "Undelivered" not in before
+    assert "No other bulk operations yet." in part(before, "app-recent", "</section>")
+    file_failing(watch, "a.md")
+    AppRepository.objects.update(files_failing=1)
+    cancel_operation(Actor.command(), operation)
+    after = live(admin, app, operations=str(operation.pk)).text
+    assert "Undelivered files (1)" in part(after, "app-failing-files", "</section>")
+    assert "Cancelled by" in part(after, "app-recent", "</section>")
+    assert f"progress-{operation.operation_id}" not in after
+    assert f"&next={APPS}{app.pk}/change/" in unescape(part(after, "app-failing-files", "</section>"))
+    watch.failures.all().delete()
+    assert "Undelivered" not in live(admin, app).text
 
 
 def test_empty_table_says_what_to_do_first(admin: Client, viewer: Client, app: App) -> None:
