@@ -456,3 +456,37 @@ def test_app_page_refreshes_files_and_operations_around_what_is_in_use(quiet_sit
     watch.failures.all().delete()
     browser.drive(drops_them)
     assert browser.complaints == []
+
+
+# The colours of the bar and of the border of a progress box, and that of a custom property.
+COLOURS_OF_BOX = """(box, name) => {
+    const property = (element, name) => getComputedStyle(element).getPropertyValue(name);
+    const probe = box.appendChild(document.createElement("i"));
+    const asShown = (colour) => { probe.style.color = colour; return getComputedStyle(probe).color; };
+    const bar = asShown(property(box.querySelector("progress"), "--bar"));
+    return [bar, getComputedStyle(box).borderLeftColor, asShown(property(box, name))];
+}"""
+
+
+def test_bar_has_the_colour_of_the_result(quiet_site: Site, browser: Browser) -> None:
+    results = [
+        (Outcome.SUCCEEDED, 2, "--good-text"), (Outcome.FAILED, 0, "--bad-border"), (Outcome.FAILED, 1, "--retry"),
+        (Outcome.CANCELLED, 0, "--neutral-border"),
+    ]  # fmt: skip
+    app, pages = make_app("Portal"), []
+    for number, (outcome, files_done, colour) in enumerate(results):
+        watch = retried(app, f"docs-{number}", "a.md", "b.md")
+        watch.runs.update(files_done=files_done, files_failed=2 - files_done)
+        settle(watch, outcome)
+        pages.append((f"{LIST}{watch.pk}/change/", colour))
+        pages.append((f"/admin/deliveries_app/syncrun/{watch.runs.get().pk}/change/", colour))
+
+    def journey(page: Page) -> None:
+        sign_in(page, quiet_site)
+        for address, colour in pages:
+            page.goto(quiet_site.url + address)
+            bar, border, expected = page.locator(".progress-box").evaluate(COLOURS_OF_BOX, colour)
+            assert (bar, border) == (expected, expected), f"{address} is not {colour}"
+
+    browser.drive(journey)
+    assert browser.complaints == []
