@@ -193,6 +193,13 @@ class Row:
     state: WatchState = WatchState.QUEUED
     waits_for: str = ""
 
+    @property
+    def error(self) -> str:
+        """The error that the run ended with, or while its watch is failing, why it is retried."""
+        if self.watch is not None and self.watch.is_failing:
+            return self.watch.last_error
+        return self.run.error if self.run else ""
+
 
 def rows_of(
     operation: BulkOperation,

@@ -490,3 +490,29 @@ def test_bar_has_the_colour_of_the_result(quiet_site: Site, browser: Browser) ->
 
     browser.drive(journey)
     assert browser.complaints == []
+
+
+def test_columns_of_an_operation_do_not_overlap(quiet_site: Site, browser: Browser) -> None:
+    app = make_app("Portal")
+    for name, files in (("docs", 400), ("site", 1_000_000)):
+        make_watch(app, name, tree_files=files)
+    operation = resync_by_app(Actor.command(), app)
+    for run in operation.runs.all():
+        operation.runs.filter(pk=run.pk).update(
+            outcome=Outcome.FAILED, ended_at=timezone.now(), files_done=run.files_total - 40, files_failed=40,
+            error="40 files couldn't be delivered. The app returned HTTP 500.",
+        )  # fmt: skip
+
+    def journey(page: Page) -> None:
+        sign_in(page, quiet_site)
+        page.goto(f"{quiet_site.url}/admin/deliveries_app/bulkoperation/{operation.pk}/change/")
+        for width in (1280, 1440, 1920, 1024, 390):
+            page.set_viewport_size({"width": width, "height": 900})
+            cells = page.locator(".operation-rows td")
+            beyond = cells.evaluate_all(
+                "cells => cells.filter(cell => cell.scrollWidth > cell.clientWidth).map(cell => cell.innerText)"
+            )
+            assert beyond == [], width
+
+    browser.drive(journey)
+    assert browser.complaints == []

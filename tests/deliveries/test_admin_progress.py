@@ -9,11 +9,12 @@ from django.utils import timezone
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, BulkOperation, Delivery, SyncRun
+from deliveries_app.models.root_causes import RootCause
 from deliveries_app.progress import live, runs
 from deliveries_app.services import cancel_operation, resync_many
 from docora.redis import live_counters
 from docora.web.errors import NOT_FOUND
-from tests.support.staff import make_app, make_watch
+from tests.support.staff import fail, make_app, make_watch
 from tests.support.world import World
 
 
@@ -106,6 +107,22 @@ def test_redis_outage_makes_no_error_page(operator: Client, operation: BulkOpera
     url = f"/admin/deliveries_app/apprepository/force-resync/?ids={AppRepository.objects.first().pk}"  # type: ignore[union-attr]
     assert operator.post(url, {"post": "yes"}).status_code == 302
     assert AppRepository.objects.filter(generation=3).count() == 1
+
+
+def test_row_that_is_retried_says_why(operator: Client, operation: BulkOperation) -> None:
+    run = operation.runs.order_by("pk")[0]
+    page = f"/admin/deliveries_app/bulkoperation/{operation.pk}/change/"
+    rows = f"/admin/progress/{operation.operation_id}/rows/?ids={run.pk}"
+    why = f'<span id="run-error-{run.pk}">The app returned HTTP 500.</span>'
+    assert why not in operator.get(page).text
+    assert run.watch
+    fail(run.watch, RootCause.SERVER_ERROR, status=500)
+    AppRepository.objects.filter(pk=run.watch_id).update(last_error="The app returned HTTP 500.")
+    assert why in operator.get(page).text
+    assert why.replace(">", ' hx-swap-oob="true">', 1) in operator.get(rows).text
+    SyncRun.objects.filter(pk=run.pk).update(outcome="failed", ended_at=timezone.now(), error="It gave up.")
+    assert why not in operator.get(page).text
+    assert "It gave up." in operator.get(page).text
 
 
 def test_bar_is_never_full_before_the_end(operator: Client, operation: BulkOperation) -> None:
