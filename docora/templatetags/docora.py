@@ -63,8 +63,9 @@ def status_badge(watch: Any) -> SafeString:
 def status_with_detail(watch: Any) -> SafeString:
     """Render the state of a watch as a badge, followed by what it is waiting for."""
     detail = watch.detail.label
-    text = format_html('<span class="state-detail">{}</span>', detail) if detail else ""
-    return format_html("{}{}", status_badge(watch), text)
+    if not detail:
+        return status_badge(watch)
+    return format_html('{} <span class="state-detail">{}</span>', status_badge(watch), detail)
 
 
 @register.simple_tag
