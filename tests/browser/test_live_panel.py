@@ -2,16 +2,19 @@
 
 import re
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from django.contrib.sessions.models import Session
 from django.utils import timezone
 from playwright.sync_api import Locator, Page, Request, expect
+from redis import Redis
 
 from deliveries_app.models import Status
-from tests.browser.accessibility import Look, look_as, violations
+from tests.browser.accessibility import TWO_LOOKS, Look, look_as, violations
 from tests.browser.conftest import Browser, Site, running_clock, stop_clock
 from tests.browser.test_journey import sign_in
+from tests.deliveries.test_admin_queue import WORKER, lease, register
 from tests.support.receiver import wait_for
 from tests.support.staff import make_app, make_watch
 
@@ -212,3 +215,25 @@ def test_panel_reports_a_lost_server_or_session(quiet_site: Site, browser: Brows
     browser.drive(lose_the_session)
     own = re.compile(r"Failed to load resource: .*(401|ERR_INTERNET_DISCONNECTED)|^htmx:(sendError|afterRequest)")
     assert [complaint for complaint in browser.complaints if not own.search(complaint)] == []
+
+
+def test_jobs_of_a_worker_are_large_enough_to_be_touched(
+    quiet_site: Site, browser: Browser, redis_client: Redis, settings: Any
+) -> None:
+    """A worker syncs several repositories at once. Their links are below each other."""
+    app = make_app("Portal")
+    watches = [make_watch(app, name) for name in ("docs", "site", "wiki")]
+    for watch in watches:
+        lease(watch, settings)
+    register(redis_client, WORKER, at=watches[0].job_id, state="busy")
+
+    def journey(page: Page) -> None:
+        sign_in(page, quiet_site)
+        page.goto(f"{quiet_site.url}/admin/deliveries_app/queue/")
+        expect(page.locator("#workers-table a")).to_have_count(3)
+        for look in TWO_LOOKS:
+            look_as(page, look)
+            assert violations(page) == [], look
+
+    browser.drive(journey)
+    assert browser.complaints == []
