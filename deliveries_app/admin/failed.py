@@ -114,13 +114,13 @@ def operation_of(request: HttpRequest) -> BulkOperation | None:
 
 
 class FailedChangeList(ChangeList):
-    """Provide the query string that the page polls with: its filters and the rows that it shows."""
+    """Provide the query string that the page polls with: its filters, the rows that it shows, and how many there are in all."""
 
     @property
     def live_query(self) -> str:
         query = {"ids": progress_context.joined(watch.pk for watch in self.result_list)}
         query |= {name: str(self.params[name]) for name in (*AppFilter.parameters, "cause") if name in self.params}
-        return urlencode(query)
+        return urlencode({**query, "count": self.result_count})
 
 
 @admin.register(FailedSync)
@@ -277,17 +277,18 @@ def _cell(name: str, pk: int, content: SafeString | str, *, refresh: bool) -> Sa
     return format_html('<div id="failed-{}-{}" class="failed-{}"{}>{}</div>', name, pk, name, swap, content)
 
 
-def refreshed_cells(pks: Sequence[int], *, shows_responses: bool) -> list[SafeString]:
-    """Return the current cells of these rows. A row that no longer fails shows its status and no button."""
+def refreshed_cells(pks: Sequence[int], *, shows_responses: bool) -> tuple[list[SafeString], int]:
+    """Return the current cells of these rows, and how many of them no longer fail. Those show their status and no button."""
     rows = AppRepository.objects.alive().with_state().filter(pk__in=pks).select_related("app", "repository")
     watches = {watch.pk: watch for watch in rows}
-    cells = []
+    cells, recovered = [], 0
     for pk in pks:
         watch = watches.get(pk)
         if watch is not None and watch.is_failing:
             cells += [cell(name, watch, shows_response=shows_responses, refresh=True) for name in _CELLS]
             continue
+        recovered += 1
         status = status_badge(watch) if watch else badge("cancelled", "No longer watched")
         contents = dict.fromkeys([*_CELLS, "action"], "") | {"state": status}
         cells += [_cell(name, pk, content, refresh=True) for name, content in contents.items()]
-    return cells
+    return cells, recovered

@@ -17,6 +17,7 @@ from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import app_detail, overview
 from deliveries_app.reports import queue as queue_report
 from deliveries_app.reports.attempts import PAYLOADS_PERMISSION
+from docora.text import parse_pk
 
 SUGGESTED_NAMES = 20
 
@@ -50,8 +51,11 @@ def live_app(request: HttpRequest, pk: int) -> HttpResponse:
 @require_GET
 @fragment(can_view_watches)
 def failed_syncs(request: HttpRequest) -> HttpResponse:
-    cells = refreshed_cells(row_ids(request), shows_responses=request.user.has_perm(PAYLOADS_PERMISSION))
-    context = {**panel_context(request, here(request)), "cells": cells}
+    """Render the groups, the cells of the rows that the page shows, and how many of its `count` rows still fail."""
+    cells, recovered = refreshed_cells(row_ids(request), shows_responses=request.user.has_perm(PAYLOADS_PERMISSION))
+    count = parse_pk(request.GET.get("count", ""))
+    rows = max(0, count - recovered) if count is not None and recovered else None
+    context = {**panel_context(request, here(request)), "cells": cells, "rows": rows}
     return render(request, "docora/failed.html#refresh", context)
 
 

@@ -2,6 +2,7 @@
 
 import re
 from datetime import timedelta
+from html import unescape
 
 import pytest
 from django.test import Client
@@ -215,7 +216,7 @@ def live(client: Client, *pks: int, query: str = "") -> str:
 
 def test_list_polls_groups_and_rows_every_five_seconds(operator: Client, failing) -> None:
     page = operator.get(f"{LIST}?cause=http_5xx").text
-    assert f'hx-get="{LIVE}?ids={failing[0].pk}%2C{failing[2].pk}&amp;cause=http_5xx"' in page
+    assert f'hx-get="{LIVE}?ids={failing[0].pk}%2C{failing[2].pk}&amp;cause=http_5xx&amp;count=2"' in page
     assert 'hx-trigger="every 5s, docora:refresh"' in page
 
 
@@ -242,6 +243,20 @@ def test_recovered_row_shows_status_and_no_button(operator: Client, failing) -> 
     assert "No longer watched" in answer.split(f'id="failed-state-{failing[1].pk}"')[1].split("</div>")[0]
     for watch in failing[:2]:
         assert f'<div id="failed-action-{watch.pk}" class="failed-action" hx-swap-oob="true"></div>' in answer
+
+
+def test_number_below_the_list_leaves_out_recovered_rows(operator: Client, failing) -> None:
+    page = operator.get(LIST).text
+    assert '<span id="failed-count">3 failed syncs</span>' in page
+    [url] = re.findall(rf'hx-get="({LIVE}[^"]*)"', page)
+    number = '<span id="failed-count" hx-swap-oob="innerHTML">{}</span>'
+    AppRepository.objects.filter(pk=failing[0].pk).update(failing_since=None, root_cause="", status=Status.SYNCED)
+    assert number.format("2 failed syncs") in operator.get(unescape(url), HTTP_HX_REQUEST="true").text
+    AppRepository.objects.update(failing_since=None, root_cause="", status=Status.SYNCED)
+    answer = operator.get(unescape(url), HTTP_HX_REQUEST="true").text
+    assert "No failures." in answer
+    assert number.format("0 failed syncs") in answer
+    assert '<span hx-swap-oob="innerHTML:#changelist-search .quiet">0 results (' in answer
 
 
 def test_links_in_a_poll_return_to_the_polling_page(operator: Client, failing) -> None:
