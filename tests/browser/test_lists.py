@@ -23,6 +23,7 @@ from repositories_app.models import Repository
 from tests.browser.accessibility import Look, look_as, violations
 from tests.browser.conftest import Browser, Site
 from tests.browser.test_journey import sign_in
+from tests.support.staff import fail, make_app, make_watch
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
@@ -233,6 +234,46 @@ def test_fifty_equal_failures_take_one_line(quiet_site: Site, browser: Browser, 
             expect(groups.get_by_role("link", name="posts/47.html", exact=True)).to_be_visible()
             found += violations(page)
         return found
+
+    assert browser.drive(journey) == []
+    assert browser.complaints == []
+
+
+# Badges of more than one line, and headings on a phone whose arrow is not beside their name.
+RAGGED = """() => [...document.querySelectorAll("#result_list .badge")].filter((badge) => badge.offsetHeight > 30)
+    .map((badge) => badge.innerText)"""
+APART = """() => [...document.querySelectorAll("#result_list thead th.sorted")].filter((heading) => {
+    const [name, arrow] = [".text a", ".toggle"].map((part) => heading.querySelector(part).getBoundingClientRect());
+    return Math.abs(name.y + name.height / 2 - arrow.y - arrow.height / 2) > 4 || arrow.x - name.right > 12 || arrow.x < name.right;
+}).map((heading) => heading.innerText)"""
+
+
+def test_badges_have_one_line_and_headings_their_arrow(quiet_site: Site, browser: Browser) -> None:
+    portal, paused = make_app("Portal"), make_app("Paused")
+    App.objects.filter(pk=paused.pk).update(paused=True)
+    for name in ("docs", "site"):
+        make_watch(portal, name, last_synced_at=timezone.now())
+        waiting = make_watch(paused, name, status=Status.PENDING, next_sync_at=timezone.now())
+    watch = make_watch(portal, "wiki")
+    fail(watch, RootCause.SERVER_ERROR, status=500, state=Status.FAILED)
+    for of in (watch, waiting):
+        of.runs.create(
+            app_name="Portal", repository_name="acme/wiki", reason="resync", requested_by="user:anna", generation=1,
+            outcome=Outcome.FAILED, ended_at=timezone.now(), files_total=2, files_done=1, files_failed=1, error=ERROR,
+        )  # fmt: skip
+
+    def journey(page: Page) -> list[str]:
+        sign_in(page, quiet_site)
+        wrong = []
+        for width in (1440, 1280, 390):
+            page.set_viewport_size({"width": width, "height": 900})
+            for model in ("apprepository", "syncrun", "failedsync"):
+                page.goto(quiet_site.url + list_of(model))
+                wrong += [f"{model} at {width}: {text}" for text in page.evaluate(RAGGED)]
+                if width == 390:
+                    wrong += [f"{model} at {width}: {text}" for text in page.evaluate(APART)]
+                    expect(page.locator(".sortpriority:visible")).to_have_count(0)
+        return wrong
 
     assert browser.drive(journey) == []
     assert browser.complaints == []
