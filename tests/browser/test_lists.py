@@ -277,3 +277,28 @@ def test_badges_have_one_line_and_headings_their_arrow(quiet_site: Site, browser
 
     assert browser.drive(journey) == []
     assert browser.complaints == []
+
+
+def test_recovered_row_is_a_card_without_empty_lines(quiet_site: Site, browser: Browser) -> None:
+    watch = make_watch(make_app("Portal"), "docs")
+    fail(watch, RootCause.SERVER_ERROR, status=500, state=Status.FAILED)
+
+    def open_list(page: Page) -> None:
+        sign_in(page, quiet_site)
+        look_as(page, Look("light", 390))
+        page.goto(quiet_site.url + list_of("failedsync"))
+        expect(page.locator("#result_list .field-cause")).to_be_visible()
+
+    def recovers(page: Page) -> None:
+        expect(page.locator("#result_list .badge")).to_have_text("Up to date", timeout=30_000)
+        expect(page.locator("#result_list .field-cause")).to_be_hidden()
+        expect(page.locator("#failed-count")).to_have_text("0 failed syncs")
+        expect(page.locator("#changelist-search .quiet")).to_have_text("0 results (Show all)")
+        assert violations(page) == []
+
+    browser.drive(open_list)
+    AppRepository.objects.update(
+        failing_since=None, root_cause="", last_error="", status=Status.SYNCED, next_sync_at=None
+    )
+    browser.drive(recovers)
+    assert browser.complaints == []
