@@ -1,13 +1,11 @@
 """Say when a watch is tried next, or what it is waiting for."""
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from django.utils import timezone
 
 from deliveries_app.models import AppRepository, StateDetail, WatchState
-
-_SOON = timedelta(seconds=10)  # anything sooner is shown without a time
 
 
 @dataclass(frozen=True)
@@ -54,4 +52,4 @@ def next_try(watch: AppRepository, *, hold_until: datetime | None = None) -> Nex
     if at is None:
         return NextTry("Next check", watch.next_check_at)
     what = "Next try" if watch.is_failing or detail.state == WatchState.ON_HOLD else "Next sync"
-    return NextTry(what, at) if at > timezone.now() + _SOON else NextTry(f"{what} when a worker is free")
+    return NextTry(what, at) if at > timezone.now() else NextTry(f"{what} when a worker is free")

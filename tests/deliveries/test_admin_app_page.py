@@ -112,6 +112,7 @@ def test_rows_show_error_and_next_attempt(admin: Client, app: App) -> None:
         last_status_code=None,
     )
     waiting = make_watch(app, "waiting", status=Status.PENDING, next_sync_at=timezone.now())
+    seconds = make_watch(app, "seconds", status=Status.PENDING, next_sync_at=timezone.now() + timedelta(seconds=8))
     synced = make_watch(app, "well", next_sync_at=None)
     text = page(admin, app).text
     assert text_of(text, files) == "HTTP 500 on 2 files Next try in 1 min"
@@ -120,6 +121,7 @@ def test_rows_show_error_and_next_attempt(admin: Client, app: App) -> None:
     )  # without a base, the number of files comes from an earlier run
     assert text_of(text, git) == "The git host rejected the token. Next try in 1 min"
     assert text_of(text, waiting) == "Next sync when a worker is free"
+    assert text_of(text, seconds) == "Next sync in a few seconds"
     assert text_of(text, synced) == ""
     App.objects.update(cooldown_until=timezone.now() + timedelta(minutes=10, seconds=30))
     assert text_of(page(admin, app).text, files).endswith("Next try in 10 min")
