@@ -35,14 +35,20 @@ class Watches:
     counts: WatchCounts
     oldest_due: AppRepository | None
 
+    @property
+    def are_paused(self) -> bool:
+        """Whether every watch is paused: itself, its app, or all syncing."""
+        return self.counts.by_state[WatchState.PAUSED] == self.counts.watches
+
 
 @dataclass(frozen=True)
 class Jobs:
-    """Jobs in Redis (None if it is down), and the number of watches `scheduled` for later."""
+    """Jobs in Redis (None if it is down), and the numbers of watches `scheduled` for later, and due but paused or on hold."""
 
     waiting: int | None
     active: int | None
     scheduled: int
+    held: int
 
 
 @dataclass(frozen=True)
@@ -131,7 +137,7 @@ def _oldest_due() -> AppRepository | None:
 
 
 def _jobs(signs: Signs | None, counts: WatchCounts) -> Jobs:
-    return Jobs(signs.waiting if signs else None, signs.active if signs else None, counts.scheduled)
+    return Jobs(signs.waiting if signs else None, signs.active if signs else None, counts.scheduled, counts.held)
 
 
 def _running(watches: Watches | None, *, operations: bool) -> Running:

@@ -12,7 +12,7 @@ from django.urls import reverse
 from django.utils import timezone
 from rq import Worker
 
-from deliveries_app.models import App, AppRepository, BulkOperation, HourlyTraffic, Status, SyncRun
+from deliveries_app.models import App, AppRepository, BulkOperation, HourlyTraffic, Status, SyncPause, SyncRun
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.reports import overview
 from deliveries_app.sweep import loop
@@ -116,6 +116,27 @@ def test_queue_shows_waiting_running_and_retrying(viewer: Client, everything) ->
         "2 scheduled",
     ]
     assert link(page, "card-waiting") == reverse("admin:deliveries_app_queue_changelist") + "#waiting"
+
+
+def test_paused_repositories_are_counted(viewer: Client) -> None:
+    portal, search = make_app("Portal"), make_app("Search")
+    now = timezone.now()
+    make_watch(portal, "docs", next_sync_at=None)
+    make_watch(portal, "site", status=Status.PENDING, paused_at=now, next_sync_at=now)
+    make_watch(search, "docs", status=Status.PENDING, next_sync_at=now)
+    App.objects.filter(pk=search.pk).update(paused=True)
+    page = viewer.get(PAGE).text
+    assert shown(page, "card-watches-paused") == "2 paused"
+    assert viewer.get(link(page, "card-watches-paused")).context["cl"].result_count == 2
+    assert shown(page, "card-held") == "2 due, paused or on hold"
+    assert "None queued" not in page
+    assert "Docora checks for changes automatically." in page
+    SyncPause.objects.create(paused_by="anna")
+    for url in (PAGE, FRAGMENT):
+        page = viewer.get(url).text
+        assert shown(page, "card-watches-paused") == "3 paused"
+        assert "Docora checks for changes automatically." not in page
+        assert "Everything is paused, so Docora doesn't check for changes." in page
 
 
 def test_longest_due_watch_is_named(viewer: Client) -> None:
