@@ -17,6 +17,7 @@ from deliveries_app.actors import Actor, can_view_operations
 from deliveries_app.admin.actions import RESYNC
 from deliveries_app.admin.app_health import AppHealthAdmin
 from deliveries_app.admin.app_secrets import ONBOARDED, AppSecretsAdmin
+from deliveries_app.admin.confirmation import next_url
 from deliveries_app.admin.drift import CheckAppAdmin
 from deliveries_app.admin.file_explanation import FindWatchAdmin
 from deliveries_app.admin.forms import PATTERN_FIELDS, QUOTA_FIELDS, AppForm, OnboardForm, WatchManyForm, post_data
@@ -173,7 +174,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
             app.paused = paused
             services.change_app(Actor.of_request(request), app, ["paused"])
         message = f"{app} is paused. Nothing is sent to it until it is resumed." if paused else f"{app} is resumed."
-        return self.redirect_with_message(request, self.page_of(app), message)
+        return self.redirect_with_message(request, next_url(request, self.page_of(app)), message)
 
     def watch_many(self, request: HttpRequest, app: App) -> HttpResponse:
         """Watch many repositories. The page says what became of each line, and keeps those that failed.

@@ -1,7 +1,8 @@
 """Failed syncs: the failing watches, grouped by root cause, each group with a hint on how to fix it."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 from urllib.parse import urlencode
 
 from django.conf import settings
@@ -27,6 +28,7 @@ from deliveries_app.models import (
     FailedSync,
     Outcome,
     Result,
+    StateDetail,
     Status,
     SyncRun,
     WatchState,
@@ -40,6 +42,7 @@ from docora.templatetags.docora import ago, badge, status_badge, status_with_det
 from docora.text import can_be_id, parse_pks, visible
 
 VIEW_PERMISSION = "deliveries_app.view_apprepository"
+CHANGE_APP_PERMISSION = "deliveries_app.change_app"
 
 
 def panel_context(request: HttpRequest, here: str) -> dict[str, Any]:
@@ -182,13 +185,18 @@ class FailedSyncAdmin(BulkAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
         return FailedChangeList
 
     def get_list_display(self, request: HttpRequest) -> tuple[Any, ...]:
-        shows_responses = request.user.has_perm(PAYLOADS_PERMISSION)
+        shown = Shown.to_user(request, request.get_full_path())
 
-        @admin.display(description="cause and response" if shows_responses else "cause", ordering="cause_order")
+        @admin.display(description="cause and response" if shown.responses else "cause", ordering="cause_order")
         def cause(watch: FailedSync) -> SafeString:
-            return cell("cause", watch, shows_response=shows_responses)
+            return cell("cause", watch, shown)
 
-        columns = tuple(cause if name == "cause" else name for name in self.list_display)
+        @admin.display(description="attempts", ordering="next_sync_at")
+        def attempts(watch: FailedSync) -> SafeString:
+            return cell("attempts", watch, shown)
+
+        own: dict[str, Any] = {"cause": cause, "attempts": attempts}
+        columns = tuple(own.get(name, name) for name in self.list_display)
         if not self.has_retry_permission(request):
             return columns
         back = request.get_full_path()
@@ -229,9 +237,22 @@ MAX_RESPONSE_CHARS = 80
 _SWAP = SafeString(' hx-swap-oob="true"')
 
 
-def _cause(watch: AppRepository, shows_response: bool) -> SafeString:
+@dataclass(frozen=True)
+class Shown:
+    """What the cells show: the text of `responses`, and a button that resumes a paused app and leads `back` here."""
+
+    responses: bool = False
+    back: str | None = None
+
+    @classmethod
+    def to_user(cls, request: HttpRequest, back: str) -> Self:
+        can_resume = request.user.has_perm(CHANGE_APP_PERMISSION)
+        return cls(request.user.has_perm(PAYLOADS_PERMISSION), back if can_resume else None)
+
+
+def _cause(watch: AppRepository, shown: Shown) -> SafeString:
     label = RootCause(watch.root_cause).label
-    response = _response(watch, shows_response)
+    response = _response(watch, shown.responses)
     return format_html("<strong>{}</strong><span>{}</span>{}", label, visible(watch.last_error), response)
 
 
@@ -246,15 +267,18 @@ def _response(watch: AppRepository, shows_text: bool) -> SafeString | str:
     return format_html('<code title="{}">{} {}</code>', whole, watch.last_status_code, visible(start))
 
 
-def _attempts(watch: AppRepository, _: bool) -> SafeString:
+def _attempts(watch: AppRepository, shown: Shown) -> SafeString:
     most = settings.MAX_RETRY_ATTEMPTS
     used = f"{most if watch.status == Status.FAILED else min(watch.retry_count, most)} of {most}"
     following = next_try(watch)
     time = format_html(" {}", ago(following.at)) if following.at else ""
-    return format_html('<span>{}</span><span class="quiet">{}{}</span>', used, following.message, time)
+    button: SafeString | str = ""
+    if shown.back is not None and watch.detail == StateDetail.APP_PAUSED:
+        button = format_html("<span>{}</span>", widgets.resume_button(watch.app, shown.back, f"resume-{watch.pk}"))
+    return format_html('<span>{}</span><span class="quiet">{}{}</span>{}', used, following.message, time, button)
 
 
-_CELLS: dict[str, Callable[[AppRepository, bool], SafeString | str]] = {
+_CELLS: dict[str, Callable[[AppRepository, Shown], SafeString | str]] = {
     "state": lambda watch, _: status_with_detail(watch),
     "cause": _cause,
     "attempts": _attempts,
@@ -262,9 +286,9 @@ _CELLS: dict[str, Callable[[AppRepository, bool], SafeString | str]] = {
 }
 
 
-def cell(name: str, watch: AppRepository, *, shows_response: bool = False, refresh: bool = False) -> SafeString:
+def cell(name: str, watch: AppRepository, shown: Shown | None = None, *, refresh: bool = False) -> SafeString:
     """Return one cell of a row. With `refresh`, htmx replaces the cell on the page."""
-    return _cell(name, watch.pk, _CELLS[name](watch, shows_response), refresh=refresh)
+    return _cell(name, watch.pk, _CELLS[name](watch, shown or Shown()), refresh=refresh)
 
 
 def action_cell(watch: AppRepository, button: SafeString) -> SafeString:
@@ -277,7 +301,7 @@ def _cell(name: str, pk: int, content: SafeString | str, *, refresh: bool) -> Sa
     return format_html('<div id="failed-{}-{}" class="failed-{}"{}>{}</div>', name, pk, name, swap, content)
 
 
-def refreshed_cells(pks: Sequence[int], *, shows_responses: bool) -> tuple[list[SafeString], int]:
+def refreshed_cells(pks: Sequence[int], shown: Shown) -> tuple[list[SafeString], int]:
     """Return the current cells of these rows, and how many of them no longer fail. Those show their status and no button."""
     rows = AppRepository.objects.alive().with_state().filter(pk__in=pks).select_related("app", "repository")
     watches = {watch.pk: watch for watch in rows}
@@ -285,7 +309,7 @@ def refreshed_cells(pks: Sequence[int], *, shows_responses: bool) -> tuple[list[
     for pk in pks:
         watch = watches.get(pk)
         if watch is not None and watch.is_failing:
-            cells += [cell(name, watch, shows_response=shows_responses, refresh=True) for name in _CELLS]
+            cells += [cell(name, watch, shown, refresh=True) for name in _CELLS]
             continue
         recovered += 1
         status = status_badge(watch) if watch else badge("cancelled", "No longer watched")

@@ -9,14 +9,13 @@ from django.utils.html import format_html_join
 from django.views.decorators.http import require_GET
 
 from deliveries_app.admin.deliveries import of_delivery
-from deliveries_app.admin.failed import panel_context, refreshed_cells
+from deliveries_app.admin.failed import Shown, panel_context, refreshed_cells
 from deliveries_app.admin.filters import apps_named
 from deliveries_app.admin.fragments import can_view_watches, fragment, here, row_ids
 from deliveries_app.models import App, Delivery
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import app_detail, overview
 from deliveries_app.reports import queue as queue_report
-from deliveries_app.reports.attempts import PAYLOADS_PERMISSION
 from docora.text import parse_pk
 
 SUGGESTED_NAMES = 20
@@ -52,7 +51,7 @@ def live_app(request: HttpRequest, pk: int) -> HttpResponse:
 @fragment(can_view_watches)
 def failed_syncs(request: HttpRequest) -> HttpResponse:
     """Render the groups, the cells of the rows that the page shows, and how many of its `count` rows still fail."""
-    cells, recovered = refreshed_cells(row_ids(request), shows_responses=request.user.has_perm(PAYLOADS_PERMISSION))
+    cells, recovered = refreshed_cells(row_ids(request), Shown.to_user(request, here(request)))
     count = parse_pk(request.GET.get("count", ""))
     rows = max(0, count - recovered) if count is not None and recovered else None
     context = {**panel_context(request, here(request)), "cells": cells, "rows": rows}

@@ -8,7 +8,7 @@ from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from deliveries_app.models import AppRepository
+from deliveries_app.models import App, AppRepository
 from docora.templatetags.docora import ago, icon
 from docora.text import visible
 from docora.web.paginators import BoundedPaginator as BoundedPaginator  # part of this module for its users
@@ -56,6 +56,18 @@ def retry_button(watch: AppRepository, back: str) -> SafeString:
         urlencode({"next": back}),
         str(watch),
         icon("retry"),
+    )
+
+
+def resume_button(app: App, back: str, id_: str) -> SafeString:
+    """Return the button that resumes a paused app. It submits the same form as `retry_button`."""
+    return format_html(
+        '<button type="submit" id="{}" form="retry-now" class="button button-quiet" formaction="{}?{}" aria-label="Resume {}">'
+        "Resume app</button>",
+        id_,
+        reverse("admin:deliveries_app_app_resume", args=[app.pk]),
+        urlencode({"next": back}),
+        app.name,
     )
 
 

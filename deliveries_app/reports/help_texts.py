@@ -70,7 +70,7 @@ ROOT_HINTS: dict[RootCause, str] = {
     RootCause.REFUSED: "The app rejected the signature, or a proxy in front of it required authentication. Send a test "
     "ping from the app's page. If the app has lost its signing key, rotate it.",
     RootCause.CLIENT_ERROR: "The app rejected the request. 404 often means a wrong base URL, 413 a size limit, and 429 a "
-    "rate limit. 410 pauses the app. Check the response, fix the app, then retry.",
+    "rate limit. Check the response, fix the app, then retry. 410 pauses the app: fix the app, then resume it.",
     RootCause.SERVER_ERROR: "The app, or a proxy in front of it, returned a server error. Check its logs. Docora retries "
     "automatically; once it's fixed, retry now.",
     RootCause.UNEXPECTED: "Only 2xx responses count as accepted, and redirects are not followed. If the app redirects, set "

@@ -171,6 +171,30 @@ def test_ended_watches_are_not_listed(viewer: Client, failing) -> None:
     assert "acme/site" not in viewer.get(LIST).text
 
 
+def test_paused_app_is_resumed_from_the_list(operator: Client, failing) -> None:
+    """Retrying a paused app sends nothing, so its rows offer what does."""
+    boss = staff("bea", "view_apprepository", "change_app")
+    assert 'form="retry-now" class="button button-quiet"' not in boss.get(LIST).text
+    App.objects.filter(pk=failing[0].app_id).update(paused=True)
+    resume = f"/admin/deliveries_app/app/{failing[0].app_id}/resume/"
+    pages = [boss.get(LIST).text, boss.get(f"{LIVE}?ids={failing[0].pk},{failing[2].pk}", HTTP_HX_REQUEST="true").text]
+    assert (
+        f'formaction="{resume}?next=%2Fadmin%2Fdeliveries_app%2Ffailedsync%2F" aria-label="Resume Portal"' in pages[0]
+    )
+    for page in pages:
+        assert f'id="resume-{failing[0].pk}" form="retry-now"' in page
+        assert f'id="resume-{failing[2].pk}"' not in page
+    assert resume not in operator.get(LIST).text
+    answer = boss.post(f"{resume}?next={LIST}", follow=True)
+    assert answer.redirect_chain == [(LIST, 302)]
+    assert "Portal is resumed." in answer.text
+    assert not App.objects.filter(paused=True).exists()
+
+
+def test_hint_for_410_is_to_resume_the_app() -> None:
+    assert "410 pauses the app: fix the app, then resume it." in ROOT_HINTS[RootCause.CLIENT_ERROR]
+
+
 # --- The groups ----------------------------------------------------------------------------------------------------------
 
 

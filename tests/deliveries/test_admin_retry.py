@@ -132,6 +132,26 @@ def test_confirmation_shows_what_is_sent(operator: Client, failing) -> None:
     assert retried() == []
 
 
+def test_total_of_unknown_numbers_is_unknown(operator: Client, failing) -> None:
+    page = " ".join(operator.get(ids(failing[1])).text.split())
+    assert '<td class="numeric">Unknown number of files</td>' in page
+    assert "0 files" not in page
+
+
+def test_confirmation_for_a_paused_app_has_a_button_to_resume_it(operator: Client, failing) -> None:
+    App.objects.filter(pk=failing[0].app_id).update(paused=True)
+    url = ids(*failing[:2])
+    resume = f"/admin/deliveries_app/app/{failing[0].app_id}/resume/?next="
+    boss = staff("bea", *(f"view_{model}" for model in VIEWS), "retry_apprepository", "change_app")
+    assert resume in boss.get(url).text
+    assert resume not in operator.get(url).text
+    assert "/app/?paused__exact=1" in operator.get(ids(*failing)).text  # of several apps
+    page = boss.get(f"{WATCHES}{failing[0].pk}/change/").text
+    assert "The app is paused." in page
+    assert resume in page
+    assert f"{resume}/admin/" in boss.get("/admin/").text
+
+
 def test_confirmed_retry_is_one_operation(operator: Client, failing) -> None:
     url = choose(operator, LIST, *(watch.pk for watch in failing))
     answer = operator.post(url, form_of(operator, url), follow=True)
