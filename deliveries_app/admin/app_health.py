@@ -122,7 +122,7 @@ class AppHealthAdmin(DocoraAdmin[App]):
 def sparkline(health: AppHealth) -> SafeString:
     """Return the bars of the last hours as SVG, with the totals as text."""
     text = f"{counted(health.delivered, 'file,files')} delivered" if health.delivered else "Nothing delivered"
-    text += f", {number(health.rejected)} rejected" if health.rejected else ""
+    text += f", {counted(health.failed, 'failed attempt,failed attempts')}" if health.failed else ""
     width = HOURS * SPARK_WIDTH
     good, bad = health.paths
     return format_html(

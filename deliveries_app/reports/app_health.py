@@ -15,7 +15,7 @@ HEALTHY = 0.95
 
 @dataclass(frozen=True)
 class AppHealth:
-    """`stats` is None without recent requests. `hours` are the files delivered and rejected in each hour, oldest first."""
+    """`stats` is None without recent requests. `hours` are the files delivered and the failed attempts in each hour, oldest first."""
 
     stats: EndpointStats | None
     hours: tuple[tuple[int, int], ...]
@@ -29,12 +29,12 @@ class AppHealth:
         return sum(files for files, _ in self.hours)
 
     @property
-    def rejected(self) -> int:
+    def failed(self) -> int:
         return sum(failed for _, failed in self.hours)
 
     @property
     def paths(self) -> tuple[str, str]:
-        """The SVG paths of the sparkline's delivered and rejected parts."""
+        """The SVG paths of the sparkline's delivered and failed parts."""
         return sparkline(self.hours)
 
 

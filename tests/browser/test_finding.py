@@ -62,7 +62,7 @@ def test_board_tabs_and_search(site: Site, browser: Browser, crowd: AppRepositor
         row = page.get_by_role("row").filter(has_text="Shop")
         expect(row).to_contain_text("66% of 100")
         expect(row.get_by_role("img")).to_have_accessible_name(
-            "2,910 files delivered, 30 rejected in the last 24 hours"
+            "2,910 files delivered, 30 failed attempts in the last 24 hours"
         )
         expect(page.get_by_role("row").filter(has=page.get_by_role("link", name="New", exact=True))).to_contain_text(
             "No requests yet"

@@ -59,7 +59,7 @@ def test_row_shows_health(operator: Client, app: App) -> None:
         "accepted": "90% of 100",
         "p95": "210 ms",
         "last_success": "5 h ago",
-        "last_day": "1,201 files delivered, 2 rejected in the last 24 hours",
+        "last_day": "1,201 files delivered, 2 failed attempts in the last 24 hours",
         "repositories": "2",
         "resync_button": "Re-sync all",
     }

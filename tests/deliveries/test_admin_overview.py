@@ -210,12 +210,14 @@ def test_hour_with_failures_is_marked_and_described(viewer: Client) -> None:
     sent(app, hours_ago=5, files=500, bytes=1_000)
     sent(app, hours_ago=24, files=7_000)  # a day ago
     page = viewer.get(PAGE).text
-    assert "Delivered in the last 24 hours 1,400 files · 6.0 kB · 100 rejected" in text_of(page)
+    assert "Delivered in the last 24 hours 1,400 files · 6.0 kB · 100 failed attempts" in text_of(page)
     assert page.count('class="chart-good"') == 2
     assert page.count('class="chart-bad"') == 2  # in the bar, and below the line
     assert page.count('class="chart-hour"') == 24
     assert "1,400 files in total." in page
-    assert "100 files were rejected, in 1 hour." in page
+    assert "100 attempts failed, in 1 hour." in page
+    assert ": 900 files, 100 failed attempts</title>" in page
+    assert "ejected" not in page[page.index('id="day"') :]
     table = page[page.index("<details") : page.index("</details>")]
     assert table.count('<th scope="row">') == 24
     assert '<td class="numeric bad">100</td>' in table
