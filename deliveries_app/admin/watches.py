@@ -272,10 +272,16 @@ def _problem(watch: AppRepository) -> SafeString | str:
     return widgets.problem(watch.last_error, failing_for, widgets.circuit_text(watch.repository))
 
 
+def _files(watch: AppRepository) -> str:
+    """Return the acknowledged files, and those of the tree if it has more."""
+    acknowledged, files = watch.files_delivered, watch.tree_files
+    return number(files) if acknowledged == files else f"{number(acknowledged)} / {number(files)}"
+
+
 _CELLS: dict[str, Callable[[AppRepository], SafeString | str]] = {
     "problem": _problem,
     "synced": lambda watch: ago(watch.last_synced_at),
-    "files": lambda watch: number(watch.files_delivered),
+    "files": _files,
 }
 
 

@@ -244,6 +244,17 @@ def test_run_page_groups_the_failures_of_its_watch(viewer: Client, watches) -> N
 # --- What lists and pages show ------------------------------------------------------------------------------------------
 
 
+def test_lists_show_all_files_beside_the_acknowledged_ones(root: Client, watches) -> None:
+    docs = watches[0]
+    AppRepository.objects.filter(pk=docs.pk).update(tree_files=1402, files_failing=40)
+    pages = [f"apprepository/?app={docs.app_id}", f"app/{docs.app_id}/change/", f"apprepository/{docs.pk}/delete/"]
+    pages.append(f"../repositories_app/repository/{docs.repository_id}/change/")
+    for page in pages:
+        text = root.get(f"{ADMIN}{page}".replace("deliveries_app/../", "")).text
+        assert text.count("1,362 / 1,402") == 1, page
+        assert "100 / 100" not in text
+
+
 def test_watch_row_shows_error_failing_since_and_circuit(viewer: Client, watches) -> None:
     fail(watches[0], RootCause.SERVER_ERROR, status=500)
     AppRepository.objects.filter(pk=watches[0].pk).update(failing_since=timezone.now() - timedelta(hours=3))
