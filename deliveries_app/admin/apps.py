@@ -216,11 +216,12 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
             return default
         if not self.has_resync_permission(request):
             message = (
-                "The new endpoint has no files yet. Ask a user with the re-sync permission to re-sync all repositories."
+                "The new endpoint may not have the files yet. "
+                "Ask a user with the re-sync permission to re-sync all repositories."
             )
             self.message_user(request, message, messages.WARNING)
             return default
-        message = "The new endpoint has no files yet. Re-sync all repositories now or later."
+        message = "The new endpoint may not have the files yet. Re-sync all repositories now or later."
         self.message_user(request, message, messages.WARNING)
         query = urlencode({"ids": app.pk, "next": self.page_of(app)})
         return HttpResponseRedirect(f"{reverse(f'admin:{self.url_name("force_resync")}')}?{query}")

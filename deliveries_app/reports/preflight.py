@@ -65,7 +65,8 @@ def _endpoint(app: App, stats: EndpointStats | None, *, ping_is_shown: bool = Fa
     warnings, severity = [], 0
     style, label = ("on_hold", "Slowed down") if app.is_slowed_down else ("succeeded", "Active")
     if stats and stats.requests >= FEWEST_REQUESTS and stats.accepted < LOW_SHARE:
-        warnings.append(f"It accepted only {100 * stats.accepted:.0f}% of the last {stats.requests} notifications.")
+        share = f"only {100 * stats.accepted:.0f}%" if stats.accepted else "none"
+        warnings.append(f"It accepted {share} of the last {stats.requests} notifications.")
         severity = 2
     if app.ping_failed_at and not ping_is_shown:
         warnings.append("The last test ping failed.")

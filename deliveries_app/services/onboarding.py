@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from urllib.parse import urlsplit
 
 from django.conf import settings
@@ -17,6 +18,7 @@ from deliveries_app.services import github_apps
 from deliveries_app.services.app_settings import record_settings
 from deliveries_app.services.contact import tell_contact
 from deliveries_app.services.keys import validate_key
+from deliveries_app.webhooks import endpoint_stats
 from docora.http.client import Request
 from docora.http.messages import url_blocked_reason
 from docora.security.crypto import hash_token, new_token, new_webhook_key
@@ -134,7 +136,8 @@ def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
 
     An app itself cannot do this with its token: a stolen one could send the files elsewhere (`app_settings` has what it can
     change). The GitHub App decides what the client app can read, so assigning one also takes the permission to change GitHub Apps.
-    Resuming clears the pause reason. Resuming or changing the base URL also clears the endpoint's cooldown.
+    Resuming clears the pause reason. Resuming or changing the base URL also clears the endpoint's cooldown, and a new base URL
+    what is known of the old endpoint: its latest requests and a failed ping.
     `max_in_flight` is the administrator's limit: if the app has chosen fewer concurrent requests, it keeps them.
     """
     actor.require("deliveries_app.change_app")
@@ -151,6 +154,9 @@ def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
     if resumed or "base_url" in fields:
         app.cooldown_until, app.down_count = None, 0
         fields |= {"cooldown_until", "down_count"}
+    if "base_url" in fields:
+        app.ping_failed_at = None
+        fields.add("ping_failed_at")
     if "max_in_flight" in fields:
         limit = app.max_in_flight
         chosen = App.objects.filter(pk=app.pk).exclude(in_flight_limit=None).values_list("max_in_flight", flat=True)
@@ -166,6 +172,8 @@ def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
         app.save(update_fields={*fields, "updated_at"})
         if "cooldown_until" in fields:
             transaction.on_commit(scheduling.enqueue_due, robust=True)
+        if "base_url" in fields:
+            transaction.on_commit(partial(endpoint_stats.forget, app), robust=True)
 
 
 def _tell_contact(actor: Actor, before: App, given: Mapping[str, object]) -> None:

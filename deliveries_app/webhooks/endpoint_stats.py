@@ -101,6 +101,14 @@ def record_latest(app: App, latest: Latest, counts: Mapping[str, int]) -> None:
         logger.warning("endpoint_stats_not_saved", extra={"app": app.app_id, "cause": str(error)})
 
 
+def forget(app: App) -> None:
+    """Forget the app's latest requests, because its endpoint is another one now."""
+    try:
+        connection().delete(_PREFIX + app.app_id)
+    except RedisError as error:
+        logger.warning("endpoint_stats_not_deleted", extra={"app": app.app_id, "cause": str(error)})
+
+
 def of_app(app: App) -> EndpointStats | None:
     """Return the app's statistics, or None without recent requests or without Redis."""
     return of_apps([app]).get(app.pk)

@@ -10,10 +10,12 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
+from deliveries_app.actors import Actor
 from deliveries_app.admin import confirmation_forms
 from deliveries_app.admin.confirmation_forms import ResyncForm
 from deliveries_app.models import App, AppRepository, BulkOperation, Outcome, SyncRun
 from deliveries_app.progress import runs
+from deliveries_app.services import change_app
 from deliveries_app.services.release import release_due
 from deliveries_app.webhooks import endpoint_stats
 from deliveries_app.webhooks.endpoint_stats import Latest
@@ -75,6 +77,20 @@ def test_worst_endpoint_is_first_and_says_why(operator: Client, db) -> None:
         f"Refusing Active 60% {health.format(100)} It accepted only 60% of the last 100 notifications.",
         "and 2 more apps without warnings",
     ]
+
+
+def test_new_base_url_starts_without_a_record(operator: Client, django_capture_on_commit_callbacks) -> None:
+    app = make_app("Portal")
+    make_watch(app, "docs")
+    answer(app, accepted=0, refused=100)
+    App.objects.filter(pk=app.pk).update(ping_failed_at=timezone.now())
+    app.refresh_from_db()
+    (line,) = endpoints(operator.get(ALL).text)
+    assert line.endswith("It accepted none of the last 100 notifications. The last test ping failed.")
+    app.base_url = "https://new.example"
+    with django_capture_on_commit_callbacks(execute=True):
+        change_app(Actor.command(), app, ["base_url"])
+    assert endpoints(operator.get(ALL).text) == ["Portal Active No recent notifications"]
 
 
 def test_page_and_queries_stay_the_same_for_any_number_of_apps(operator: Client, db) -> None:
