@@ -41,7 +41,10 @@ _OTHER = "Only 2xx responses count as accepted. Check the app's log."
 
 @dataclass(frozen=True)
 class Ping:
-    """The result of a ping. `body` is the start of the response, `seconds` how long the response took."""
+    """The result of a ping. `body` is the start of the response, `seconds` how long the response took.
+
+    `seconds` is 0 if Docora may not connect.
+    """
 
     delivered: bool
     message: str
@@ -81,7 +84,7 @@ def send_ping(actor: Actor, app: App, *, new_key: bool = False) -> Ping:
         message=message,
         hint="" if outcome.ok else _hint(outcome),
         status=outcome.status,
-        seconds=outcome.elapsed,
+        seconds=0.0 if outcome.cause is Cause.REFUSED_ADDRESS else outcome.elapsed,
         body=response_texts(app, [outcome.body])[0],
         new_key=new_key,
     )

@@ -73,7 +73,12 @@ def test_unreachable_url_shows_a_hint(client: Client) -> None:
 def test_blocked_url_shows_a_hint(client: Client) -> None:
     app = make_app("Portal")
     App.objects.update(base_url="https://10.0.0.1")
-    assert "ALLOWED_PRIVATE_NETWORKS" in ping(client, app).text
+    page = ping(client, app).text
+    assert "ALLOWED_PRIVATE_NETWORKS" in page
+    assert "<dt>Response time</dt><dd>—</dd>" in page
+    here = client.post(f"{APPS}{app.pk}/ping/", HTTP_HX_REQUEST="true").text
+    assert "ALLOWED_PRIVATE_NETWORKS" in here
+    assert "0 ms" not in here
 
 
 def test_response_is_escaped(world: World, client: Client) -> None:
