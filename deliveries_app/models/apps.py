@@ -452,7 +452,7 @@ class AppRepository(models.Model):
         "response", max_length=500, blank=True, default="", editable=False, help_text="Start of the response."
     )
     failing_since = models.DateTimeField(
-        null=True, blank=True, editable=False, help_text="Time of the first failure since the last success or re-sync."
+        null=True, blank=True, editable=False, help_text="Time of the first failure since the last success."
     )
     last_scanned_at = models.DateTimeField("last checked", null=True, blank=True, editable=False)
     moved_at = models.DateTimeField(

@@ -34,7 +34,6 @@ from deliveries_app.models import (
     SyncPause,
     SyncRun,
 )
-from deliveries_app.models.root_causes import CLEARED_FAILURE
 from deliveries_app.progress import runs
 from deliveries_app.services import requests
 from docora.db.compiled import compiled
@@ -60,7 +59,8 @@ def resync_watches(
     """Re-sync these watches: one UPDATE clears the records and fences any worker. Return one open run for each.
 
     Clearing changes one number: the floor, the generation below which no row counts as delivered. The old rows remain
-    because they show which files the app may hold, so that files deleted upstream are deleted there too.
+    because they show which files the app may hold, so that files deleted upstream are deleted there too. A failing watch
+    stays failing until it succeeds.
     """
     return _resync_locked(actor, requests.lock_watches(pks, AppRepository.objects.alive()), operation, remaining)
 
@@ -78,7 +78,6 @@ def _resync_locked(
         retry_count=0,
         request_count=F("request_count") + 1,
         next_sync_at=Now(),
-        **CLEARED_FAILURE,
     )
     return requests.open_runs(actor, locked, Reason.RESYNC, operation, remaining)
 

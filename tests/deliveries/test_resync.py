@@ -131,18 +131,21 @@ def test_resync_during_the_git_fetch(world: World) -> None:
     assert_promise_kept(world, repo, watch)
 
 
-def test_resync_of_a_retrying_watch_clears_its_error(world: World) -> None:
+def test_resync_of_a_retrying_watch_keeps_its_error_until_it_succeeds(world: World) -> None:
     repo, watch = world.watch(FILES)
     world.answer(refusing("3.txt"))
     world.sync(watch)
     watch = world.sync(watch)
     assert (watch.retry_count, watch.status) == (2, Status.PENDING)
-    assert watch.last_error
+    error = watch.last_error
+    assert error
     run = resync(watch)
     watch.refresh_from_db()
-    assert (watch.retry_count, watch.last_error, watch.last_error_cause) == (0, "", "")
+    assert (watch.retry_count, watch.last_error) == (0, error)
     world.answer(None)
     world.settle()
+    watch.refresh_from_db()
+    assert (watch.last_error, watch.last_error_cause) == ("", "")
     assert sent_in(world, run) == dict.fromkeys(FILES, 1)
     assert_promise_kept(world, repo, watch)
 

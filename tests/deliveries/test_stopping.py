@@ -123,7 +123,7 @@ def test_cancel_a_resync_of_a_watch_with_refused_files(world: World, settings) -
     world.sync(watch)
     resync_single(ME, watch)
     assert cancel(watch)
-    assert_idle(watch, Status.PENDING, settings)
+    assert_idle(watch, Status.FAILED, settings)
     world.answer(None)
     world.sync(watch)
     assert_promise_kept(world, repo, watch)
@@ -238,7 +238,7 @@ def test_cancel_a_resync_of_a_watch_that_git_could_not_read(world: World, settin
     assert watch.is_failing
     resync_single(ME, watch)
     assert cancel(watch)
-    assert_idle(watch, Status.PENDING, settings)
+    assert_idle(watch, Status.FAILED, settings)
     elsewhere.rename(repo.path)
     world.sync(watch)
     assert_promise_kept(world, repo, watch)

@@ -92,7 +92,7 @@ def _subjects(now: datetime) -> Mapping[AlertKind, Subjects]:
     return {
         AlertKind.FAILING: Subjects(
             wrong=long_failing,
-            # A re-sync clears the failure at once, but the alert ends only when the re-sync has succeeded.
+            # A new token clears the failure at once, but the alert ends only when a sync has succeeded.
             not_recovered=watches.filter(Q(failing_since__isnull=False) | ~Q(status=Status.SYNCED)),
             name=Concat("repository__owner", Value("/"), "repository__name", Value(" → "), "app__name"),
             cause=F("root_cause"),
