@@ -106,7 +106,8 @@ def summary(operation: BulkOperation, progress: Progress) -> str:
     counts["not released"] = progress.unreleased or 0
     parts = [f"{count:,} {label}" for label, count in counts.items() if count]
     sent = f"{counted(progress.files_done, 'file', 'files')} ({format_bytes(progress.bytes_done)})"
-    return f"{_repositories(progress.total)}: {', '.join(parts)} · {sent} in {format_seconds(progress.seconds)}"
+    took = (progress.ended_at - operation.created_at).total_seconds() if progress.ended_at else 0.0
+    return f"{_repositories(progress.total)}: {', '.join(parts)} · {sent} in {format_seconds(took)}"
 
 
 def _after_cancel(operation: BulkOperation, progress: Progress) -> str:

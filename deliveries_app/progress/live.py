@@ -66,11 +66,6 @@ class Progress:
         """The percentage in steps of ten, so screen readers announce only those."""
         return self.percent // 10 * 10
 
-    @property
-    def seconds(self) -> float:
-        """Seconds since the first attempt started, until now or the end."""
-        return ((self.ended_at or timezone.now()) - self.started_at).total_seconds() if self.started_at else 0.0
-
     def as_dict(self) -> dict[str, int]:
         """Return the numbers for scripts: the admin JSON and the commands."""
         names = ("total", *_ENDINGS, *_COUNTS, "percent", "finished")

@@ -1,6 +1,7 @@
 """Progress in the admin: live from Redis, from rows without it, and polling that ends."""
 
 import json
+from datetime import timedelta
 
 import pytest
 from django.contrib.auth.models import User
@@ -43,6 +44,17 @@ def test_only_running_operations_poll(operator: Client, operation: BulkOperation
     assert "3 repositories: 3 succeeded" in finished
     assert "Succeeded</span>" in finished
     assert "Cancel</button>" not in finished
+
+
+def test_result_has_one_duration(operator: Client, operation: BulkOperation) -> None:
+    """A second attempt or a pause resets when the runs have started, so their time is shorter."""
+    now = timezone.now()
+    SyncRun.objects.update(outcome="succeeded", ended_at=now, started_at=now - timedelta(seconds=5), files_done=100)
+    ended = {"created_at": now - timedelta(seconds=52), "ended_at": now}
+    BulkOperation.objects.filter(pk=operation.pk).update(**ended)
+    assert "300 files (" in fragment(operator, operation)
+    assert " in 52 s" in fragment(operator, operation)
+    assert ", after 52 s" in operator.get(f"/admin/deliveries_app/bulkoperation/{operation.pk}/change/").text
 
 
 @pytest.mark.parametrize(
