@@ -123,7 +123,7 @@ def _syncing(progress: Progress) -> Activity:
         return Activity(state.value, str(state.label), "reading the repository")
     movement = progress.movement
     if movement and movement.idle >= STALLED_SECONDS:
-        return Activity("stalled", "Stalled", f"nothing acknowledged for {_exact(movement.idle)}")
+        return Activity("stalled", "Stalled", f"nothing acknowledged for {_exact(movement.unacknowledged)}")
     rate = movement.rate if movement else None
     left = (progress.files_total - progress.files_done) / rate if rate else None
     return Activity(state.value, str(state.label), rate=rate, seconds_left=left)

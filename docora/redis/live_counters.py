@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from docora.redis.connection import RedisError, connection
 
@@ -97,7 +98,8 @@ return 1
 
 @dataclass(frozen=True)
 class Movement:
-    """How counters have moved. `idle` is the number of seconds since they last did.
+    """How counters have moved. `idle` is the number of seconds since they last did, or parts of a large file were sent, and
+    `unacknowledged` since a file was last acknowledged. If none was in the samples, it is the time that they go back.
 
     `rate` is in files per second over the last `WINDOW_SECONDS`; None if nothing moved in them, or if the counters are
     younger than `FIRST_RATE_SECONDS`.
@@ -105,6 +107,7 @@ class Movement:
 
     rate: float | None
     idle: float
+    unacknowledged: float
 
 
 def start(key: str, counts: Mapping[str, int]) -> None:
@@ -202,7 +205,8 @@ def _movement(samples: Sequence[tuple[int, ...]], now: int) -> Movement:
     since = max(since, now - WINDOW_SECONDS)
     files = files_now - files_then
     rate = files / (now - since) if files > 0 and now - since >= FIRST_RATE_SECONDS else None
-    return Movement(rate, float(now - last))
+    grew = [second for (_, before_it), (second, files_then) in pairwise(samples) if files_then > before_it]
+    return Movement(rate, float(now - last), float(now - (grew[-1] if grew else samples[0][0])))
 
 
 def finish(*keys: str) -> None:

@@ -110,6 +110,15 @@ def test_dead_worker(operation: BulkOperation, redis_client: Redis) -> None:
     assert said(operation) == ("Queued", "waiting for a worker")
 
 
+def test_stalled_since_the_last_acknowledged_file(operation: BulkOperation, redis_client: Redis) -> None:
+    """Answers that refuse files show that something moves, but acknowledge nothing."""
+    start(operation.runs.order_by("pk")[0])
+    set_samples(redis_client, operation, (55, 0), (50, 10), (35, 10), (21, 10))
+    label, text = said(operation)
+    assert label == "Stalled"
+    assert re.fullmatch(r"nothing acknowledged for 5\d s", text)
+
+
 # --- Moving ----------------------------------------------------------------------------------------------------------
 
 
@@ -145,12 +154,14 @@ def test_without_redis_there_is_no_rate(operation: BulkOperation, valkey_server)
 @pytest.mark.parametrize(
     ("samples", "expected"),
     [
-        ([(100, 0)], Movement(None, 0)),
-        ([(97, 0), (100, 30)], Movement(None, 0)),  # too young for a rate
-        ([(95, 0), (100, 30)], Movement(6, 0)),
-        ([(60, 0), (70, 20), (100, 60)], Movement(2, 0)),  # 40 files in the window of 20 s
-        ([(60, 0), (85, 60)], Movement(3, 15)),
-        ([(60, 0), (78, 60)], Movement(None, 22)),
+        ([(100, 0)], Movement(None, 0, 0)),
+        ([(97, 0), (100, 30)], Movement(None, 0, 0)),  # too young for a rate
+        ([(95, 0), (100, 30)], Movement(6, 0, 0)),
+        ([(60, 0), (70, 20), (100, 60)], Movement(2, 0, 0)),  # 40 files in the window of 20 s
+        ([(60, 0), (85, 60)], Movement(3, 15, 15)),
+        ([(60, 0), (78, 60)], Movement(None, 22, 22)),
+        ([(45, 0), (50, 60), (65, 60), (79, 60)], Movement(None, 21, 50)),  # refused since then
+        ([(45, 60), (79, 60)], Movement(None, 21, 55)),
     ],
 )
 def test_movement(samples: list[tuple[int, int]], expected: Movement) -> None:
