@@ -244,6 +244,14 @@ def test_run_page_groups_the_failures_of_its_watch(viewer: Client, watches) -> N
 # --- What lists and pages show ------------------------------------------------------------------------------------------
 
 
+def test_link_to_all_results_is_shown_while_some_are_left_out(root: Client, watches) -> None:
+    for page in ("apprepository/", "app/", "failedsync/", "apprepository/?o=1", "../auth/user/"):
+        assert "Show all</a>" not in root.get(f"{ADMIN}{page}".replace("deliveries_app/../", "")).text, page
+    for query in ("?q=docs", f"?app={watches[0].app_id}", "?state=up_to_date"):
+        page = " ".join(root.get(f"{ADMIN}apprepository/{query}").text.split())
+        assert re.search(r'<span class="small quiet">\d results? \(<a href="\?">Show all</a>\)', page), query
+
+
 def test_lists_show_all_files_beside_the_acknowledged_ones(root: Client, watches) -> None:
     docs = watches[0]
     AppRepository.objects.filter(pk=docs.pk).update(tree_files=1402, files_failing=40)
