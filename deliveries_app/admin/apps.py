@@ -57,10 +57,21 @@ def _last_success() -> Subquery:
     return Subquery(hours.order_by("-hour").values("acknowledged_at")[:1])
 
 
+class PausedFilter(admin.SimpleListFilter):
+    title = "status"
+    parameter_name = "paused__exact"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("0", "Active"), ("1", "Paused")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[App]) -> QuerySet[App]:
+        return queryset.filter(paused=self.value() == "1") if self.value() in {"0", "1"} else queryset
+
+
 @admin.register(App)
 class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, CheckAppAdmin, RemovalAdmin[App]):
     form = AppForm
-    list_filter = ("paused",)
+    list_filter = (PausedFilter,)
     search_fields = ("name", "^app_id", "base_url", "email")
     actions = ("resync_all_for_app", "delete_selected")
     removal_labels = RemovalLabels("Delete", "Deleted", "app", "apps")
@@ -267,7 +278,9 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
             "periods": [(name, label) for name, (label, _) in endpoint_history.PERIODS.items()],
             "can_view_operations": can_view_operations(request.user),
         }
-        return self.render_page(request, "admin/deliveries_app/app/endpoint.html", "Endpoint health", **context)
+        return self.render_page(
+            request, "admin/deliveries_app/app/endpoint.html", f"Endpoint health of {app}", **context
+        )
 
     def save_model(self, request: HttpRequest, obj: App, form: Any, change: bool) -> None:
         if "base_url" in form.changed_data:

@@ -33,6 +33,25 @@ def settings_of(client: Client, app: App, **changes: str | None) -> dict[str, st
     return {name: "on" if value is True else str(value) for name, value in posted.items() if value not in {None, False}}
 
 
+def test_apps_are_filtered_by_status(admin: Client) -> None:
+    make_app("Portal")
+    paused = make_app("Search")
+    App.objects.filter(pk=paused.pk).update(paused=True)
+    page = admin.get(APPS).text
+    assert "By status" in page
+    assert "By paused" not in page
+    assert ">Active</a>" in page
+    shown = admin.get(f"{APPS}?paused__exact=1")
+    assert [app.name for app in shown.context["cl"].result_list] == ["Search"]
+    shown = admin.get(f"{APPS}?paused__exact=0")
+    assert [app.name for app in shown.context["cl"].result_list] == ["Portal"]
+
+
+def test_endpoint_health_names_its_app(admin: Client) -> None:
+    page = admin.get(f"{APPS}{make_app('Portal').pk}/endpoint/").text
+    assert "<title>Endpoint health of Portal | Docora</title>" in page
+
+
 def test_new_secrets_are_shown_once_and_never_stored_in_clear(admin: Client) -> None:
     fields = {"name": "Portal", "base_url": "https://portal.example/hooks", "email": "ops@portal.example"}
     answer = admin.post(f"{APPS}add/", fields)
