@@ -53,6 +53,7 @@ class GitHubAppForm(forms.ModelForm):  # type: ignore[type-arg]  # not generic a
             stored = "Leave blank to keep the stored key. " if self.instance.pk else ""
             help_text = f"{stored}Paste the .pem file that GitHub generated. Stored encrypted and never shown again."
             self.fields["key"].help_text = help_text
+            self.fields["key"].required = not self.instance.pk
 
     def clean_host(self) -> str:
         return github_apps.validate_host(self.cleaned_data["host"])

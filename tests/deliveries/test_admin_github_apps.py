@@ -48,6 +48,11 @@ def change_page(github_app: GitHubApp) -> str:
     return f"{LIST}{github_app.pk}/change/"
 
 
+def test_key_is_required_until_one_is_stored(root: Client, github_app: GitHubApp) -> None:
+    assert '<label class="required" for="id_key">Private key:</label>' in root.get(f"{LIST}add/").text
+    assert '<label for="id_key">Private key:</label>' in root.get(change_page(github_app)).text
+
+
 def test_key_is_entered_once_and_never_shown(root: Client) -> None:
     assert root.post(f"{LIST}add/", FIELDS | {"key": KEY.replace("\n", "\r\n")}).status_code == 302
     github_app = GitHubApp.objects.get()
@@ -67,7 +72,7 @@ def test_blank_key_keeps_the_stored_one(root: Client, github_app: GitHubApp) -> 
 @pytest.mark.parametrize(
     ("changed", "error"),
     [
-        ({"key": ""}, "not a private key in PEM format"),
+        ({"key": ""}, "This field is required"),
         ({"key": "nonsense"}, "not a private key in PEM format"),
         ({"key": pem(ec.generate_private_key(ec.SECP256R1()))}, "must be an RSA key of at least 2,048 bits"),
         ({"key": "x" * 20_000}, "at most 16,384 characters"),
@@ -84,6 +89,8 @@ def test_invalid_input(root: Client, changed: dict[str, str], error: str) -> Non
     answer = root.post(f"{LIST}add/", FIELDS | {"key": KEY} | changed)
     assert answer.status_code == 200
     assert error in answer.text
+    assert '<p class="errornote">Fix the errors below.</p>' in answer.text
+    assert "Please correct" not in answer.text
     assert "PRIVATE KEY" not in answer.text, "what was entered is not rendered"
     assert not GitHubApp.objects.exists()
     if "key" not in changed:

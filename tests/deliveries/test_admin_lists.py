@@ -319,6 +319,15 @@ def test_git_repositories_are_a_diagnostic_page(viewer: Client, watches) -> None
     assert link in viewer.get(f"{ADMIN}apprepository/{watch.pk}/change/").text
 
 
+@pytest.mark.parametrize("page", ["auth/user/add/", "auth/group/add/"])
+def test_forms_with_errors_say_what_to_do(root: Client, page: str) -> None:
+    answer = root.post(f"/admin/{page}", {})
+    assert answer.text.count('<p class="errornote">Fix the errors below.</p>') == 1
+    assert "Please correct" not in answer.text
+    assert "This field is required." in answer.text
+    assert "Fix the errors" not in root.get(f"/admin/{page}").text
+
+
 def test_app_page_saves_without_adding_another(root: Client, watches) -> None:
     page = root.get(f"{ADMIN}app/{watches[0].app_id}/settings/").text
     assert 'name="_continue"' in page
