@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
@@ -56,11 +56,26 @@ class WatchFilter(QueryFilter):
             yield self.choice(changelist, str(watch), True, watch=self.value)
 
 
+class DeliveryStateFilter(admin.SimpleListFilter):
+    """Filter deliveries that were not acknowledged. There is an index of these, as almost all are."""
+
+    title = "status"
+    parameter_name = "state"
+    _CONDITIONS: ClassVar = {"not_delivered": Q(attempts__gt=0), "unconfirmed": Q(attempts=0)}
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("not_delivered", "Not delivered"), ("unconfirmed", "Unconfirmed")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        condition = self._CONDITIONS.get(self.value() or "")
+        return queryset if condition is None else queryset.filter(condition, acknowledged=False)
+
+
 @admin.register(Delivery)
 class DeliveryAdmin(ReadOnlyAdmin[Delivery]):
     list_display = ("shown_path", "state", "repository", "app", "updated", "kind", "bytes")
     list_select_related = ("watch__app", "watch__repository")
-    list_filter = (DeliveryAppFilter, WatchFilter)
+    list_filter = (DeliveryStateFilter, DeliveryAppFilter, WatchFilter)
     actions = ("resend",)
     search_fields = ("path",)  # only shows the search box: see get_search_results
     search_help_text = "Start of a path, app ID or repository ID"
@@ -77,12 +92,12 @@ class DeliveryAdmin(ReadOnlyAdmin[Delivery]):
         """Search by public id or path prefix.
 
         The prefix is a range because SQLite's LIKE ignores case and treats `_` as a wildcard. The order is that of the
-        index in use, also if the list is filtered by app: newest first would scan millions of rows for a handful of
-        matches.
+        index in use, also if the list is filtered by app or status: newest first would scan millions of rows for a handful
+        of matches.
         """
-        filters = (*DeliveryAppFilter.parameters, *WatchFilter.parameters)
-        of_apps = any(request.GET.get(name, "").strip() for name in filters)
-        if of_apps:
+        filters = (DeliveryStateFilter.parameter_name, *DeliveryAppFilter.parameters, *WatchFilter.parameters)
+        is_filtered = any(request.GET.get(name, "").strip() for name in filters)
+        if is_filtered:
             queryset = queryset.order_by("watch_id", "path")
         if not search_term:
             return queryset, False
@@ -90,7 +105,7 @@ class DeliveryAdmin(ReadOnlyAdmin[Delivery]):
             return queryset.filter(watch__in=watches).order_by("watch_id", "path"), False
         has_prefix = Q(path__gte=search_term, path__lt=f"{search_term}\U0010ffff")
         found = queryset.filter(has_prefix)
-        return found if of_apps else found.order_by("path", "pk"), False
+        return found if is_filtered else found.order_by("path", "pk"), False
 
     def get_urls(self) -> list[URLPattern]:
         view = self.admin_site.admin_view(self.confirm_resend)

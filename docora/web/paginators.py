@@ -15,3 +15,8 @@ class BoundedPaginator(Paginator):  # type: ignore[type-arg]  # not generic at r
     def count(self) -> int:
         rows: Any = self.object_list
         return int(rows.order_by()[: self.PAGES * self.per_page].count())
+
+    @property
+    def stopped_counting(self) -> bool:
+        """Whether there may be more rows than `count`."""
+        return self.count == self.PAGES * self.per_page

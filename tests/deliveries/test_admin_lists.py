@@ -7,7 +7,9 @@ from html import unescape
 
 import pytest
 from django.contrib.auth.models import User
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from deliveries_app.models import (
@@ -21,6 +23,7 @@ from deliveries_app.models import (
     SyncRun,
 )
 from deliveries_app.reports import failing_files
+from docora.web.paginators import BoundedPaginator
 from repositories_app.models import Repository
 from tests.support.staff import fail, make_app, make_watch, staff
 
@@ -332,6 +335,41 @@ def test_app_page_saves_without_adding_another(root: Client, watches) -> None:
     page = root.get(f"{ADMIN}app/{watches[0].app_id}/settings/").text
     assert 'name="_continue"' in page
     assert "_addanother" not in page
+
+
+def test_deliveries_are_filtered_by_status(viewer: Client, rows) -> None:
+    refused, in_doubt, delivered = Delivery.objects.order_by("pk")
+    Delivery.objects.filter(pk__in=[refused.pk, in_doubt.pk]).update(acknowledged=False)
+    Delivery.objects.filter(pk=refused.pk).update(attempts=3)
+    Delivery.objects.filter(pk=delivered.pk).update(attempts=2)
+    assert "Not delivered</a>" in viewer.get(f"{ADMIN}delivery/").text
+    for state, expected, label in [
+        ("not_delivered", refused, "Not delivered"),
+        ("unconfirmed", in_doubt, "Unconfirmed"),
+    ]:
+        for more in ("", "&q=a", f"&watch__app={rows[0].app_id}"):
+            page = viewer.get(f"{ADMIN}delivery/?state={state}{more}")
+            assert [row.pk for row in page.context["cl"].result_list] == [expected.pk], (state, more)
+            assert f"{label}</span>" in page.text
+    with CaptureQueriesContext(connection) as asked:
+        viewer.get(f"{ADMIN}delivery/?state=not_delivered")
+    (sql,) = [query["sql"] for query in asked if 'ORDER BY "deliveries_app_delivery"' in query["sql"]]
+    assert (
+        '"deliveries_app_delivery"."watch_id" ASC, "deliveries_app_delivery"."path" ASC' in sql
+    )  # of the partial index
+
+
+def test_long_lists_say_where_counting_stopped(viewer: Client, rows, monkeypatch) -> None:
+    monkeypatch.setattr(BoundedPaginator, "PAGES", 30)
+    watch = rows[0]
+    fields = {"watch": watch, "mode": "100644", "kind": "create", "source_key": "x", "sha": "0" * 64, "size": 1}
+    fields |= {"sequence": 1, "generation": 1, "acknowledged": True, "updated_at": timezone.now()}
+    Delivery.objects.bulk_create(Delivery(path=f"b/{number}.md", **fields) for number in range(1_600))
+    assert "1,500 or more deliveries" in viewer.get(f"{ADMIN}delivery/").text
+    monkeypatch.setattr(BoundedPaginator, "PAGES", 100)
+    page = " ".join(viewer.get(f"{ADMIN}delivery/?q=b").text.split())
+    assert "1,600 deliveries" in page
+    assert "1,600 results (" in page
 
 
 def test_delivery_page_keeps_numbers_of_the_engine_in_diagnostics(viewer: Client, rows) -> None:

@@ -179,7 +179,7 @@ def test_staff_without_permissions_see_nothing(db, watch: AppRepository) -> None
 
 def test_cleared_and_doubtful_deliveries_are_not_shown_as_delivered(root: Client, watch: AppRepository) -> None:
     page = root.get(f"{ADMIN}/delivery/").text
-    assert (page.count("badge-good"), page.count("Unconfirmed")) == (1, 1)
+    assert (page.count("badge-good"), page.count("Unconfirmed</span>")) == (1, 1)
     AppRepository.objects.update(generation=2, resend_floor=2)
     page = root.get(f"{ADMIN}/delivery/").text
     assert (page.count("badge-good"), page.count("Cleared")) == (0, 1)
