@@ -138,11 +138,19 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
         if request.method == "POST" and form.is_valid():
             new = form.save(Actor.of_request(request))
             if new is not None:
+                self._warn_if_name_is_taken(request, new.app)
                 self._warn_if_unreachable(request, new.app)
                 return self.redirect_to_secrets(
                     request, ONBOARDED, new.app, token=new.token, client_auth_key=new.client_auth_key
                 )
         return self.simple_form(request, form, "Register app", "Register app")
+
+    def _warn_if_name_is_taken(self, request: HttpRequest, app: App) -> None:
+        if App.objects.filter(name__iexact=app.name, ended_at=None).exclude(pk=app.pk).exists():
+            message = (
+                f"Another app is also named {app.name}. Rename one of them, so that lists and pickers tell them apart."
+            )
+            self.message_user(request, message, messages.WARNING)
 
     def _warn_if_unreachable(self, request: HttpRequest, app: App) -> None:
         if reason := unreachable_reason(app.base_url):
@@ -161,10 +169,12 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
         """Render Django's form for the app, with its tokens and the button to delete it."""
         app = self.get_object(request, str(object_id))
         context = self._settings_context(request, app) if app is not None else {}
-        url_before = app.base_url if app is not None else ""
+        name_before, url_before = (app.name, app.base_url) if app is not None else ("", "")
         response = self.changeform_view(request, str(object_id), "", context)
         if request.method == "POST" and response.status_code == 302 and app is not None:  # saved and committed
             app.refresh_from_db()
+            if app.name != name_before:
+                self._warn_if_name_is_taken(request, app)
             if app.base_url != url_before:
                 return self._offer_resync(request, app, response)
         return response

@@ -31,6 +31,26 @@ def test_unreachable_url_is_saved_with_a_warning(operator: Client) -> None:
     assert "is registered" in page.text
 
 
+def test_name_of_another_app_is_saved_with_a_warning(operator: Client) -> None:
+    warning = "Another app is also named {}. Rename one of them"
+    portal = make_app("Portal")
+    page = register(operator, name="portal").text
+    assert warning.format("portal") in page
+    assert "is registered" in page
+    search = make_app("Search")
+    for name, warned in [("Finder", False), ("Portal", True), ("Portal", False)]:  # the last changes nothing
+        posted = settings_of(operator, search, name=name)
+        page = operator.post(f"{APPS}{search.pk}/change/", posted, follow=True).text
+        assert (warning.format(name) in page) == warned, name
+    App.objects.exclude(pk=portal.pk).update(ended_at=timezone.now())
+    assert (
+        "Another app"
+        not in operator.post(
+            f"{APPS}{portal.pk}/change/", settings_of(operator, portal, name="PORTAL"), follow=True
+        ).text
+    )
+
+
 def test_any_response_counts_as_reachable(world: World, operator: Client) -> None:
     page = register(operator, name="Search", base_url=world.receiver.url)
     assert "was saved" not in page.text
