@@ -1,6 +1,5 @@
 """Read the audit log: search it, and find the list with the entries about a row."""
 
-import ipaddress
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlencode
@@ -11,6 +10,7 @@ from django.urls import reverse
 
 from deliveries_app.models import App, AppRepository, AuditAction, AuditEntry, BulkOperation, SyncRun
 from deliveries_app.reports.history import Search
+from docora.http.addresses import is_address
 from repositories_app.models import Repository
 
 VIEW_PERMISSION = "deliveries_app.view_auditentry"
@@ -26,21 +26,13 @@ def search(term: str) -> Search:
     for prefix, column in _IDS.items():
         if term.startswith(prefix):
             return Search(Q(**{column: term}))
-    if _is_address(term):
+    if is_address(term):
         return Search(Q(address=term))
     parts = ("message", "subject", "reason", "actor", "address")
     condition = Q()
     for part in parts:
         condition |= Q(**{f"{part}__icontains": term})
     return Search(condition, in_window=True)
-
-
-def _is_address(term: str) -> bool:
-    try:
-        ipaddress.ip_address(term)
-    except ValueError:
-        return False
-    return True
 
 
 def action_named(text: str) -> str | None:

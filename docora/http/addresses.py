@@ -10,7 +10,7 @@ The tables hold IANA's special-purpose registries (RFC 6890 and updates) plus ra
 forms that embed an IPv4 address and so could reach a private one.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 Network = IPv4Network | IPv6Network
@@ -64,6 +64,15 @@ _GLOBAL_UNICAST_V6 = IPv6Network("2000::/3")  # the only range IANA has allocate
 _ISATAP = (0x5EFE, 0x0200_5EFE)
 
 
+def is_address(text: str) -> bool:
+    """Return whether the text is a numeric IP address. The brackets of an IPv6 address in a URL are not part of it."""
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
 def blocked_reason(address: str, allowed_networks: Sequence[Network]) -> str | None:
     """Return None if Docora may connect to this numeric address, otherwise a sentence that explains why not.
 
@@ -74,33 +83,19 @@ def blocked_reason(address: str, allowed_networks: Sequence[Network]) -> str | N
         ip = ip_address(address)
     except ValueError:
         return f"{address!r} is not a numeric IP address."
-    if isinstance(ip, IPv4Address):
-        return None if _contains(allowed_networks, ip) else _message(ip, _kind_v4(ip))
-    if ip.scope_id is not None:
+    if isinstance(ip, IPv6Address) and ip.scope_id is not None:
         return f"{ip} refers to a network interface of this server."
-    if is_in(allowed_networks, address):
+    kind = _kind_v4(ip) if isinstance(ip, IPv4Address) else _kind_v6(ip)
+    if kind is None or is_in(allowed_networks, address):
         return None
-    return _message(ip, _kind_v6(ip))
+    return f"{ip} is {kind}. Only public addresses and ALLOWED_PRIVATE_NETWORKS are allowed."
 
 
 def is_in(networks: Sequence[Network], address: str) -> bool:
     """Return whether a numeric address is in one of the networks."""
     ip = ip_address(address)
-    return _contains(networks, ip) or (isinstance(ip, IPv6Address) and _contains_mapped(networks, ip))
-
-
-def _contains_mapped(networks: Iterable[Network], ip: IPv6Address) -> bool:
-    return ip.ipv4_mapped is not None and _contains(networks, ip.ipv4_mapped)
-
-
-def _contains(networks: Iterable[Network], ip: IPv4Address | IPv6Address) -> bool:
-    return any(ip in network for network in networks)
-
-
-def _message(ip: IPv4Address | IPv6Address, kind: str | None) -> str | None:
-    if kind is None:
-        return None
-    return f"{ip} is {kind}. Only public addresses and ALLOWED_PRIVATE_NETWORKS are allowed."
+    mapped = ip.ipv4_mapped if isinstance(ip, IPv6Address) else None
+    return any(ip in network or (mapped is not None and mapped in network) for network in networks)
 
 
 def _kind_v4(ip: IPv4Address) -> str | None:

@@ -8,9 +8,8 @@ known to lead to a blocked address, and the proxy has to refuse private networks
 
 import re
 from collections.abc import Sequence
-from ipaddress import ip_address
 
-from docora.http.addresses import Network, is_in
+from docora.http.addresses import Network, is_address, is_in
 from docora.http.messages import Cause
 from docora.http.resolver import ResolvedHost
 
@@ -44,7 +43,7 @@ def blocked_behind_proxy(host: str, resolved: ResolvedHost) -> tuple[Cause, str]
     A name that Docora can't resolve is left to the proxy, unless such a name belongs to a private network.
     """
     name = host.rstrip(".")
-    if _NUMBER.fullmatch(name) and not _is_address(name):
+    if _NUMBER.fullmatch(name) and not is_address(name):
         # Programs disagree about such numbers: 0177.0.0.1 is 127.0.0.1 for some and 177.0.0.1 for others.
         return Cause.REFUSED_ADDRESS, f"{host} is not a valid hostname, nor an IP address in its usual notation."
     if resolved.cause is Cause.REFUSED_ADDRESS:
@@ -52,11 +51,3 @@ def blocked_behind_proxy(host: str, resolved: ResolvedHost) -> tuple[Cause, str]
     if resolved.cause is not None and _INSIDE.fullmatch(name):
         return resolved.cause, resolved.message
     return None
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True

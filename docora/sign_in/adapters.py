@@ -5,7 +5,6 @@ name from one address, and 50 from one address, within 15 minutes (`ACCOUNT_RATE
 extend the lock.
 """
 
-import ipaddress
 import logging
 from typing import Any
 
@@ -24,6 +23,7 @@ from django.http.request import split_domain_port
 from django.shortcuts import render, resolve_url
 from django.urls import reverse
 
+from docora.http.addresses import is_address
 from docora.security.crypto import decrypt, encrypt
 from docora.security.throttle import source_of
 from docora.sign_in import oidc, recency
@@ -51,9 +51,7 @@ def client_address(request: HttpRequest) -> str:
 def passkeys_blocked_reason(request: HttpRequest) -> str:
     """Return why the browser would refuse passkeys for this address, or an empty string."""
     host = split_domain_port(request.get_host())[0].strip("[]")
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
+    if not is_address(host):
         return ""
     return "Passkeys need a host name: they don't work while you use Docora under an IP address."
 

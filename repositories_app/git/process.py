@@ -15,13 +15,13 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
 from django.conf import settings
 
+from docora.http.addresses import is_address
 from docora.http.egress import blocked_behind_proxy, is_direct
 from docora.http.resolver import resolve
 from docora.process import dying_with_parent, limited
@@ -132,7 +132,7 @@ def _config_for(remote: Remote) -> dict[str, str]:
     config = {}
     if uses_proxy:
         config["http.proxy"] = settings.EGRESS_PROXY
-    elif not _is_address(host):
+    elif not is_address(host):
         port = parts.port or {"https": 443, "http": 80}[parts.scheme]
         listed = (f"[{address}]" if ":" in address else address for address in resolved.addresses[:_MAX_PINNED])
         config["http.curloptResolve"] = f"{host}:{port}:{','.join(listed)}"
@@ -146,14 +146,6 @@ def _config_for(remote: Remote) -> dict[str, str]:
         name = f"http.{parts.scheme}://{parts.netloc}/.extraHeader"
         config[name] = git_errors.basic_authorization(remote.url, remote.token)
     return config
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def start(
