@@ -55,9 +55,7 @@ def mirror_of(repository: Repository) -> Mirror:
     return Mirror(Path(settings.REPOS_DIR) / f"{repository.repository_id}.git")
 
 
-def record_snapshot(
-    repository: Repository, commit: str, branch: str, files: int, size: int, *, for_all: bool = True
-) -> None:
+def record_snapshot(repository: Repository, commit: str, branch: str, files: int, size: int, *, for_all: bool) -> None:
     """Record the size of a commit's tree, in one row per commit.
 
     Pass `for_all=False` if a watch's own rules have changed the numbers. They are better than none, but do not replace

@@ -29,9 +29,7 @@ logger = logging.getLogger(__name__)
 Advance = Callable[[int], None]
 
 
-def run_import(
-    actor: Actor, source: Source, key: SourceKey, *, dry_run: bool = False, advance: Advance = lambda _: None
-) -> Report:
+def run_import(actor: Actor, source: Source, key: SourceKey, *, dry_run: bool, advance: Advance) -> Report:
     """Import everything that is not here and was never imported before. A dry run reads, decrypts and validates, but writes
     nothing.
 

@@ -209,7 +209,7 @@ def end_runs(watch_pk: int, generation: int, outcome: Outcome, error: str = "") 
     transaction.on_commit(partial(_log_and_show_ended, runs), robust=True)
 
 
-def cancel_runs(runs: Sequence[SyncRun], error: str = "") -> None:
+def cancel_runs(runs: Sequence[SyncRun], error: str) -> None:
     """End these runs as cancelled. The caller closes their operations."""
     _end(runs, Outcome.CANCELLED, error)
     transaction.on_commit(partial(_log_and_show_ended, runs), robust=True)

@@ -26,7 +26,7 @@ _MESSAGES = {
 }
 
 
-def due_at(watch: AppRepository, hold_until: datetime | None = None) -> datetime | None:
+def due_at(watch: AppRepository, hold_until: datetime | None) -> datetime | None:
     """Return when a worker can claim the watch: once it is due and nothing holds it back. None if nothing is due."""
     if watch.next_sync_at is None:
         return None

@@ -142,9 +142,9 @@ def _watches() -> Any:
     return AppRepository.objects.alive().with_state().for_list()
 
 
-def _watch_of(job: Job | None) -> int | None:
+def _watch_of(job: Job) -> int | None:
     """Return the watch a job is for; None for a clean-up."""
-    return parse_pk(job.argument) if job and job.function in {"sync_watch", "sync_watch_alone"} else None
+    return parse_pk(job.argument) if job.function in {"sync_watch", "sync_watch_alone"} else None
 
 
 def _is_held_back(watch: AppRepository) -> bool:

@@ -9,7 +9,7 @@ the operation's row, or of the watch if it is unwatched. So what `_plan` reads u
 """
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -50,26 +50,21 @@ _OPEN = (CanaryState.PASSED, CanaryState.CONTINUED)
 _REASONS = 3  # shown of held canaries
 
 
-def resync_watches(
-    actor: Actor,
-    pks: Sequence[int],
-    operation: BulkOperation | None,
-    remaining: dict[int, runs.Remaining] | None = None,
-) -> list[SyncRun]:
+def resync_watches(actor: Actor, pks: Sequence[int], operation: BulkOperation | None) -> list[SyncRun]:
     """Re-sync these watches: one UPDATE clears the records and fences any worker. Return one open run for each.
 
     Clearing changes one number: the floor, the generation below which no row counts as delivered. The old rows remain
     because they show which files the app may hold, so that files deleted upstream are deleted there too. A failing watch
     stays failing until it succeeds.
     """
-    return _resync_locked(actor, requests.lock_watches(pks, AppRepository.objects.alive()), operation, remaining)
+    return _resync_locked(actor, requests.lock_watches(pks, AppRepository.objects.alive()), operation, {})
 
 
 def _resync_locked(
     actor: Actor,
     locked: Sequence[int],
     operation: BulkOperation | None,
-    remaining: dict[int, runs.Remaining] | None = None,
+    remaining: Mapping[int, runs.Remaining],
 ) -> list[SyncRun]:
     AppRepository.objects.filter(pk__in=locked).update(
         generation=F("generation") + 1,

@@ -198,10 +198,9 @@ def open_runs(
     pks: Sequence[int],
     reason: Reason,
     operation: BulkOperation | None,
-    remaining: Mapping[int, runs.Remaining] | None = None,
+    remaining: Mapping[int, runs.Remaining],
 ) -> list[SyncRun]:
     """Open one run for each watch at its current generation. `remaining` maps watches to what they still have to send."""
-    remaining = remaining or {}
     watches = AppRepository.objects.filter(pk__in=pks).select_related("app", "repository").order_by("pk")
     opened = SyncRun.objects.bulk_create(
         [

@@ -33,7 +33,7 @@ ENDPOINT_BASE_DELAY_SECONDS = 5.0
 _OTHERS_FIRST_SECONDS = 5.0
 
 
-def succeeded(lease: Lease, fields: dict[str, Any], *, next_sync_in: float | None = None) -> None:
+def succeeded(lease: Lease, fields: dict[str, Any], *, next_sync_in: float | None) -> None:
     """Record that everything planned is acknowledged, or that there was nothing to do.
 
     `fields` are the columns of the watch that describe the commit, the base and the tree. With `next_sync_in` (seconds)

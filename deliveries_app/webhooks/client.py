@@ -29,7 +29,7 @@ def post_signed(
     sequence: int,
     envelope: Envelope,
     keyring: Keyring,
-    alive: Callable[[], None] | None = None,
+    alive: Callable[[], None] | None,
     may_send: Callable[[], bool] | None = None,
     max_body: int = 4096,
 ) -> Outcome:

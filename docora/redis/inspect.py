@@ -5,7 +5,7 @@ long for a Redis that hangs, and RQ unpickles each job that it reads.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -107,9 +107,8 @@ def read_workers() -> list[Worker]:
     return sorted(workers, key=lambda worker: (worker.born_at or datetime.min.replace(tzinfo=UTC), worker.name))
 
 
-def _jobs(redis: Redis, waiting: Iterable[tuple[str, str]]) -> list[Job]:
+def _jobs(redis: Redis, waiting: Sequence[tuple[str, str]]) -> list[Job]:
     """Return the jobs with these IDs and queues, without those whose hash no longer exists."""
-    waiting = list(waiting)
     with redis.pipeline(transaction=False) as pipeline:
         for job_id, _ in waiting:
             pipeline.hmget(RqJob.key_for(job_id), "description", "enqueued_at")

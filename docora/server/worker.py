@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -66,8 +66,8 @@ def identity() -> str:
     return _worker_name or f"{socket.gethostname()}:{os.getpid()}"
 
 
-def _run_apart(callbacks: Sequence[Callable[[], object]]) -> None:
-    """Run these functions in a child process and wait until it ends."""
+def _run_death_callbacks() -> None:
+    """Run them in a child process and wait until it ends."""
     parent = os.getpid()
     child = os.fork()
     if child == 0:
@@ -75,7 +75,7 @@ def _run_apart(callbacks: Sequence[Callable[[], object]]) -> None:
             die_with(parent)
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.alarm(_APART_SECONDS)
-            for callback in callbacks:
+            for callback in death_callbacks:
                 callback()
         except Exception as error:  # the sweep does it later
             logger.warning("not_cleaned_up", extra={"cause": str(error).strip()})
@@ -187,7 +187,7 @@ class DocoraWorker(Worker):
         """Wait for the work-horse to end. RQ only cleans up after its first job, so also clean up after a later one."""
         super().monitor_work_horse(job, queue, execution)
         if self._horse_status:
-            _run_apart(death_callbacks)
+            _run_death_callbacks()
         for left in self.get_current_executions(refresh=True):
             with contextlib.suppress(NoSuchJobError):
                 reason = "The work-horse ended unexpectedly."

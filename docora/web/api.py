@@ -38,13 +38,13 @@ def prefers_async(request: HttpRequest) -> bool:
 
 
 def documented_responses(
-    status: int, model: Any, description: str, errors: Mapping[int, str] | None = None, *, media_type: str = ""
+    status: int, model: Any, description: str, errors: Mapping[int, str], *, media_type: str = ""
 ) -> dict[str, Any]:
     """Return arguments for the decorator of an operation, which document its successful response and its errors.
 
     If the body is not JSON, pass its `media_type`, and the schema of one line as `model`.
     """
-    descriptions = dict(sorted({status: description, **(errors or {}), 500: INTERNAL}.items()))
+    descriptions = dict(sorted({status: description, **errors, 500: INTERNAL}.items()))
     extra: dict[int, dict[str, Any]] = {code: {"description": text} for code, text in descriptions.items()}
     if 401 in descriptions:
         extra[401]["headers"] = {"WWW-Authenticate": _header("How to authenticate.", {"type": "string"})}

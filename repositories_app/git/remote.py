@@ -340,7 +340,7 @@ def where_to(url: str, token: str, tick: git.Tick | None) -> RepositoryMoved:
     return _moved(url, token, outcome) if outcome.status and 300 <= outcome.status < 400 else git_errors.moved("")
 
 
-def parse_ls_refs(answer: bytes, ref: str = "") -> Head | None:
+def parse_ls_refs(answer: bytes, ref: str) -> Head | None:
     """Return HEAD, or the branch or tag `ref`, from the packets of an `ls-refs` answer. Return None if these are not such
     packets, or end before the ref can be known.
 

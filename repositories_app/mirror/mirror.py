@@ -417,10 +417,9 @@ class Mirror:
             for stale in self.directory.glob(pattern):
                 stale.unlink(missing_ok=True)
 
-    def _glance(self, args: Sequence[str], timeout: float = git.LOCAL_TIMEOUT, *, stdin: bytes = b"") -> bytes:
+    def _glance(self, args: Sequence[str], timeout: float = git.LOCAL_TIMEOUT) -> bytes:
         """Run a git command that ends at once."""
-        timeout = max(0.0, timeout)
-        return git.run(args, directory=self.directory, fds=self._fds, timeout=timeout, short=True, stdin=stdin)
+        return git.run(args, directory=self.directory, fds=self._fds, timeout=max(0.0, timeout), short=True)
 
     def _read_ref(self, name: str) -> str:
         """Return the commit in the file of a ref; empty if there is none."""
