@@ -6,7 +6,6 @@ network takes a `Remote`: Docora resolves its host first, and git connects only 
 proxy (`docora.http.egress`).
 """
 
-import contextlib
 import os
 import selectors
 import signal
@@ -224,21 +223,15 @@ def run(
     timeout: float = LOCAL_TIMEOUT,
     tick: Tick | None = None,
     short: bool = False,
-    stdin: bytes | int = b"",
+    stdin: int | None = None,
     max_memory: int | None = None,
 ) -> bytes:
     """Return the stdout of a git command that prints little.
 
-    `stdin` is a descriptor, or bytes that fit into a pipe. Raises `GitError` if the command fails or takes more than
-    `timeout` seconds.
+    `stdin` is a descriptor. Raises `GitError` if the command fails or takes more than `timeout` seconds.
     """
-    pipe = stdin if isinstance(stdin, int) else subprocess.PIPE if stdin else None
-    process = start(args, directory=directory, remote=remote, fds=fds, short=short, stdin=pipe, max_memory=max_memory)
+    process = start(args, directory=directory, remote=remote, fds=fds, short=short, stdin=stdin, max_memory=max_memory)
     try:
-        if process.stdin and isinstance(stdin, bytes):
-            with contextlib.suppress(BrokenPipeError):  # it has ended, and its stderr says why
-                process.stdin.write(stdin)
-                process.stdin.close()
         output = _output_of(process, time.monotonic() + timeout, tick)
     except subprocess.TimeoutExpired:
         message = f"git took longer than {timeout:.0f} seconds"
