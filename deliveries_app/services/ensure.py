@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository
 from deliveries_app.services import watch_settings
-from deliveries_app.services.patterns import validate_app_patterns
-from deliveries_app.services.watching import AlreadyWatched, validate_ref, validate_token, watch_repository
-from repositories_app.git import remote
+from deliveries_app.services.watching import AlreadyWatched, watch_repository
+from repositories_app.git.url import parse_url
 
 
 @dataclass(frozen=True)
@@ -34,13 +33,7 @@ def ensure_watched(actor: Actor, app: App, url: str, wanted: Wanted) -> Ensured:
     A new repository, a new token and a new branch or tag are checked with git first. Nothing is sent again except what
     another branch or other patterns change. Raises the errors of `watch_repository`.
     """
-    actor.require("deliveries_app.add_apprepository")
-    actor.require_app(app)
-    parsed = remote.parse_url(url)
     token, ref, include, exclude = (value or "" for value in (wanted.token, wanted.ref, wanted.include, wanted.exclude))
-    validate_token(token)
-    validate_ref(ref)
-    validate_app_patterns(include, exclude)
     try:
         watched = watch_repository(actor, app, url, token, ref, include=include, exclude=exclude, must_be_new=True)
         return Ensured(watched.watch, created=True)
@@ -54,6 +47,7 @@ def ensure_watched(actor: Actor, app: App, url: str, wanted: Wanted) -> Ensured:
         include = watch.include_patterns if wanted.include is None else wanted.include
         exclude = watch.exclude_patterns if wanted.exclude is None else wanted.exclude
         watch_settings.set_app_patterns(actor, watch, include, exclude)
-    if parsed.spelled != watch.github_url:
-        watch_settings.set_spelling(actor, watch, parsed.spelled)
+    spelled = parse_url(url).spelled
+    if spelled != watch.github_url:
+        watch_settings.set_spelling(actor, watch, spelled)
     return Ensured(watch, created=False)
