@@ -13,8 +13,7 @@ from docora.backoff import backoff
 from docora.db.clock import from_now
 from docora.db.compiled import compiled
 from repositories_app.git.exceptions import GitError
-from repositories_app.git.remote import RepositoryUrl
-from repositories_app.git.url import host_of
+from repositories_app.git.url import RepositoryUrl, host_of
 from repositories_app.mirror.mirror import Mirror
 from repositories_app.models import HostOutage, Repository, Snapshot
 

@@ -13,7 +13,7 @@ from django.urls import URLPattern, path, reverse
 from django.utils.safestring import SafeString
 
 from deliveries_app.actors import RESYNC_PERMISSION, Actor
-from deliveries_app.admin import confirmation, widgets
+from deliveries_app.admin import confirmation
 from deliveries_app.admin.base import ReadOnlyAdmin
 from deliveries_app.admin.filters import AppFilter, QueryFilter
 from deliveries_app.models import AppRepository, Delivery
@@ -23,6 +23,7 @@ from deliveries_app.reports.next_attempt import next_try
 from deliveries_app.services import NotFound, resend_many
 from docora.templatetags.docora import ago, badge, size
 from docora.text import counted, parse_pk, visible
+from docora.web.paginators import BoundedPaginator
 
 _PUBLIC_ID = re.compile("[A-Za-z0-9_-]{1,50}")
 
@@ -80,7 +81,7 @@ class DeliveryAdmin(ReadOnlyAdmin[Delivery]):
     search_fields = ("path",)  # only shows the search box: see get_search_results
     search_help_text = "Start of a path, app ID or repository ID"
     page_template = "admin/deliveries_app/delivery/change_form.html"
-    paginator = widgets.BoundedPaginator
+    paginator = BoundedPaginator
     sortable_by = ()
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Delivery]:

@@ -17,7 +17,6 @@ from django.views.decorators.http import require_GET, require_POST
 
 from deliveries_app import services
 from deliveries_app.actors import Actor
-from deliveries_app.admin import widgets
 from deliveries_app.admin.base import DocoraAdmin, ReadOnlyAdmin
 from deliveries_app.admin.filters import AppFilter
 from deliveries_app.admin.fragments import can_view_watches, fragment, row_ids
@@ -28,6 +27,7 @@ from deliveries_app.reports import drift
 from deliveries_app.services.drift import PERMISSION
 from docora.templatetags.docora import ago, badge
 from docora.text import counted
+from docora.web.paginators import BoundedPaginator
 
 FILES_PER_PAGE = 100
 LIST = "admin:deliveries_app_driftcheck_changelist"
@@ -91,7 +91,7 @@ class DriftCheckAdmin(ReadOnlyAdmin[DriftCheck]):
     list_display = ("repository_name", "app_name", "result", "differences", "requested", "requester")
     list_filter = (CheckAppFilter, WatchFilter, CheckStateFilter)
     sortable_by = ()
-    paginator = widgets.BoundedPaginator
+    paginator = BoundedPaginator
     change_list_template = "admin/deliveries_app/driftcheck/change_list.html"
     page_template = "admin/deliveries_app/driftcheck/change_form.html"
 

@@ -14,12 +14,12 @@ from django.http import HttpRequest, HttpResponseBase, HttpResponseRedirect
 from django.urls import URLPattern, path, reverse
 from django.views.decorators.http import require_safe
 
-from deliveries_app.admin import widgets
 from deliveries_app.admin.base import ReadOnlyAdmin
 from deliveries_app.admin.history_filters import HistoryFilter, PeriodFilter
 from deliveries_app.reports import history
 from docora.templatetags.docora import ago, duration
 from docora.web.csv_export import Cell, attachment
+from docora.web.paginators import BoundedPaginator
 
 
 class HistoryList(ChangeList):
@@ -50,7 +50,7 @@ class HistoryList(ChangeList):
     @property
     def is_cut(self) -> bool:
         """Whether the paginator stopped counting, so that there may be more rows."""
-        return bool(self.result_count >= widgets.BoundedPaginator.PAGES * self.list_per_page)
+        return bool(self.result_count >= BoundedPaginator.PAGES * self.list_per_page)
 
 
 class WholeList(HistoryList):
@@ -67,7 +67,7 @@ class HistoryAdmin[M: Model](ReadOnlyAdmin[M]):
     """A list with the newest rows first, and a CSV download of the rows that match the filters."""
 
     change_list_template = "admin/deliveries_app/history/list.html"
-    paginator = widgets.BoundedPaginator
+    paginator = BoundedPaginator
     sortable_by = ("requested",)  # only the time has an index
     empty_text: str
     csv_name: str

@@ -17,15 +17,15 @@ from django.urls import reverse
 from django.utils.safestring import SafeString
 from django.views.decorators.http import require_safe
 
-from deliveries_app.admin import widgets
 from deliveries_app.models import App, AppRepository, BulkOperation, Delivery, FailedSync, SyncRun
 from docora.templatetags.docora import status_with_detail
 from docora.text import can_be_id, visible
+from docora.web.paginators import BoundedPaginator
 from repositories_app.git.url import as_https
 
 SHOWN = 10
 MAX_CHARS = 200
-MAX_COUNTED = widgets.BoundedPaginator.PAGES * 50
+MAX_COUNTED = BoundedPaginator.PAGES * 50
 """No list counts further, because a path may begin like those of millions of files."""
 
 

@@ -11,7 +11,6 @@ from django.utils.safestring import SafeString
 from deliveries_app.models import App, AppRepository
 from docora.templatetags.docora import ago, icon
 from docora.text import visible
-from docora.web.paginators import BoundedPaginator as BoundedPaginator  # part of this module for its users
 from repositories_app.models import Repository
 
 ACTIONS = SafeString('<span class="visually-hidden">Actions</span>')

@@ -34,10 +34,9 @@ from deliveries_app.webhooks.payloads import timestamp
 from docora.redis import queues
 from docora.text import counted
 from repositories_app import services as repositories
-from repositories_app.git import remote
 from repositories_app.git.exceptions import InvalidUrl
 from repositories_app.git.refs import InvalidRef, parse_ref
-from repositories_app.git.url import RepositoryUrl, owner_and_name
+from repositories_app.git.url import RepositoryUrl, owner_and_name, parse_url
 from repositories_app.models import Repository
 
 WATCH_PERMISSION = "deliveries_app.add_apprepository"
@@ -107,7 +106,7 @@ def watch_repository(
     """
     actor.require(WATCH_PERMISSION)
     actor.require_app(app)
-    parsed = remote.parse_url(url)
+    parsed = parse_url(url)
     terms = validate_terms(token, ref, include=include, exclude=exclude, ignore=ignore)
     if must_be_new:
         _require_new(app, parsed)
@@ -122,7 +121,7 @@ def watch_unchecked(actor: Actor, app: App, url: str, token: str = "") -> Watche
     can be read."""
     actor.require(WATCH_PERMISSION)
     actor.require_app(app)
-    parsed = remote.parse_url(url)
+    parsed = parse_url(url)
     terms = validate_terms(token, "")
     return store_watch(actor, app, parsed, terms, is_private=None, must_be_new=False)
 

@@ -13,9 +13,8 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository
 from deliveries_app.services.host_checks import GIT_CHECK_SECONDS, check_readable
 from deliveries_app.services.watching import WATCH_PERMISSION, AlreadyWatched, Terms, store_watch
-from repositories_app.git import remote
 from repositories_app.git.exceptions import GitError, InvalidUrl
-from repositories_app.git.url import RepositoryUrl, as_https, host_of
+from repositories_app.git.url import RepositoryUrl, as_https, host_of, parse_url
 from repositories_app.models import GitHubApp
 
 MAX_LINES = 200
@@ -72,7 +71,7 @@ def watch_many(actor: Actor, app: App, lines: Iterable[str], terms: Terms) -> li
             continue
         results[line] = LineResult(line, LineStatus.UNCHECKED)
         try:
-            url = remote.parse_url(as_https(line))
+            url = parse_url(as_https(line))
         except InvalidUrl as error:
             results[line] = LineResult(line, LineStatus.FAILED, str(error))
             continue

@@ -25,19 +25,7 @@ from repositories_app.git import errors as git_errors
 from repositories_app.git import process as git
 from repositories_app.git.exceptions import Cause, GitError, Interrupted, NoCommit, RefNotFound, RepositoryMoved
 from repositories_app.git.refs import HEAD, full_names, short_name
-from repositories_app.git.url import RepositoryUrl, host_of, parse_url
-
-__all__ = [
-    "Head",
-    "RepositoryUrl",
-    "ls_head",
-    "ls_heads",
-    "ls_heads_by_git",
-    "new_client",
-    "parse_url",
-    "wait_for",
-    "where_to",
-]
+from repositories_app.git.url import host_of, parse_url
 
 _MAX_ANSWER = 65536  # bytes
 CONCURRENCY = 200

@@ -5,7 +5,7 @@ from django.test import Client
 
 from deliveries_app.models import App, AppRepository
 from repositories_app.git.exceptions import InvalidUrl
-from repositories_app.git.remote import parse_url
+from repositories_app.git.url import parse_url
 from repositories_app.models import Repository
 from tests.hostile.conftest import Api
 

@@ -5,8 +5,7 @@ import time
 import pytest
 
 from repositories_app.git.exceptions import InvalidUrl
-from repositories_app.git.remote import parse_url
-from repositories_app.git.url import owner_and_name
+from repositories_app.git.url import owner_and_name, parse_url
 
 
 @pytest.fixture(autouse=True)
