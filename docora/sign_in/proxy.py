@@ -8,16 +8,11 @@ from django.contrib.auth.backends import RemoteUserBackend
 from django.contrib.auth.middleware import RemoteUserMiddleware
 from django.http import HttpRequest
 
-__all__ = ["ProxyUserBackend", "ProxyUserMiddleware"]
-
 
 class ProxyUserBackend(RemoteUserBackend):
     """Authenticates existing users only. Permissions come from the other backend, so that they are not asked for twice."""
 
     create_unknown_user = False
-
-    def user_can_authenticate(self, user: object) -> bool:
-        return user is not None and super().user_can_authenticate(user)  # type: ignore[arg-type]
 
     def get_all_permissions(self, user_obj: object, obj: object = None) -> set[str]:
         return set()
