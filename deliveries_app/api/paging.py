@@ -23,9 +23,9 @@ NEXT = "Pass it as `after` to get the next page; null on the last page."
 
 
 class Order:
-    """A total order of rows, from which a page continues: `fields` and, if they are equal, the key; newest first if asked.
+    """A total order of rows: by `field`, then by primary key; newest first if asked. A page continues after any row.
 
-    `read` turns a field of a cursor, which is JSON, back into a value to compare with. It raises ValueError.
+    `read` turns the field's value in a cursor, which is JSON, back into a value to compare with. It raises ValueError.
     """
 
     def __init__(self, field: str, read: Callable[[Any], Any], *, newest_first: bool = False) -> None:
@@ -53,9 +53,7 @@ class Order:
         try:
             text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
             value, pk = json.loads(text)
-            if type(pk) is not int or not 0 <= pk < 2**63:
-                raise ValueError
-            return self._read(value), pk
+            return self._read(value), number(pk)
         except (ValueError, TypeError, RecursionError):
             raise ApiError("The query parameter after must be the next of an earlier page", 422) from None
 
