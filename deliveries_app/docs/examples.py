@@ -87,19 +87,21 @@ def _sync_failed() -> bytes:
     return notice_body(fields, NOON)
 
 
+def _tree_sha() -> str:
+    return _sha(f"{_sha(_TEXT)}  readme.md\n".encode())
+
+
 def _sync_completed() -> bytes:
-    tree = f"{_sha(_TEXT)}  readme.md\n".encode()
-    return notice_body(sync_completed_fields(REPOSITORY, COMMIT, 1, _sha(tree)), NOON)
+    return notice_body(sync_completed_fields(REPOSITORY, COMMIT, 1, _tree_sha()), NOON)
 
 
 def _verify() -> bytes:
-    tree = f"{_sha(_TEXT)}  readme.md\n".encode()
-    return notice_body(verify_fields(REPOSITORY, COMMIT, _sha(tree), "", MAX_ENTRIES), NOON)
+    return notice_body(verify_fields(REPOSITORY, COMMIT, _tree_sha(), "", MAX_ENTRIES), NOON)
 
 
 def verify_answers() -> list[tuple[str, str]]:
     """Return (title, JSON) of the answers to the example of `verify`."""
-    same = {"tree_sha256": _sha(f"{_sha(_TEXT)}  readme.md\n".encode())}
+    same = {"tree_sha256": _tree_sha()}
     files = [{"path": "draft.md", "sha": _sha(b"# Draft\n")}, {"path": "readme.md", "sha": _sha(_EARLIER)}]
     pages = {"If the copy has this hash": same, "If it differs": {"files": files, "next": None}}
     return [(title, json.dumps(page, indent=2)) for title, page in pages.items()]

@@ -128,15 +128,15 @@ _SAID_IN_TEXT = {"not_included", "excluded", "ignored", "ignore_pattern", "other
 @require_safe
 def webhooks(request: HttpRequest) -> HttpResponse:
     """Explain what an app receives and how to process it."""
-    ping = examples.examples()["ping"].variants[0].body
+    notifications = examples.examples()
     headers = examples.headers(user_agent())
     context = {
-        "examples": examples.examples(),
+        "examples": notifications,
         "verify_answers": examples.verify_answers(),
         "headers": headers,
         "signed": {name: value for name, value, _ in headers},
         "key": examples.KEY,
-        "body": ping.decode(),
+        "body": notifications["ping"].variants[0].body.decode(),
         "left_out": [text for cause, text in LEFT_OUT.items() if cause not in _SAID_IN_TEXT],
         "limits": {name: getattr(settings, name) for name in LIMITS} | vars(responses),
         "largest_body": _LONGEST_ESCAPE * settings.CHUNK_THRESHOLD_BYTES + _OTHER_FIELDS,
