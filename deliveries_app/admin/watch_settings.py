@@ -98,7 +98,7 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
         form = PatternsForm(post_data(request), initial={"patterns": watch.ignore_patterns})
 
         def save(actor: Actor) -> bool:
-            return watch_settings.set_ignore_patterns(actor, watch, form.cleaned_data["patterns"]).changed
+            return watch_settings.set_ignore_patterns(actor, watch, form.cleaned_data["patterns"])
 
         return self._edit_patterns(request, watch, form, save, "Edit ignore patterns", "patterns.html")
 
@@ -109,7 +109,7 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
 
         def save(actor: Actor) -> bool:
             include, exclude = form.cleaned_data["include_patterns"], form.cleaned_data["exclude_patterns"]
-            return watch_settings.set_app_patterns(actor, watch, include, exclude).changed
+            return watch_settings.set_app_patterns(actor, watch, include, exclude)
 
         return self._edit_patterns(request, watch, form, save, "Edit app patterns", "app_patterns.html")
 

@@ -1,7 +1,6 @@
 """Change a watch's settings: its repository token, its branch or tag, its push hook secret and its patterns."""
 
 import secrets
-from dataclasses import dataclass
 from typing import Any
 
 from django.db import transaction
@@ -32,9 +31,8 @@ def replace_github_token(actor: Actor, watch: AppRepository, token: str) -> None
     actor.require_watch(watch)
     validate_token(token)
     github_app = None if token else watch.app.github_app_for(watch.repository.canonical_url)
-    check_readable(
-        actor, watch.github_url, token, github_app=github_app
-    )  # not the ref, which may be gone for the moment
+    # Not with the ref, which may be gone for the moment.
+    check_readable(actor, watch.github_url, token, github_app=github_app)
     with transaction.atomic():
         # Lock the repository's row before the watch's, as `record_git_failure` does.
         circuit.close_circuit(watch.repository)
@@ -103,9 +101,8 @@ def renew_push_secret(actor: Actor, watch: AppRepository) -> str:
 
 
 def _update(watch: AppRepository, **changes: object) -> None:
-    """Update only these fields, with one UPDATE, so that a worker's concurrent writes survive."""
-    if not AppRepository.objects.alive().filter(pk=watch.pk).update(**changes):
-        raise NotFound("Repository not found")
+    """Update only these fields of a locked watch, with one UPDATE, so that a worker's concurrent writes survive."""
+    AppRepository.objects.filter(pk=watch.pk).update(**changes)
     watch.refresh_from_db()
 
 
@@ -123,70 +120,42 @@ def _record(actor: Actor, watch: AppRepository, before: AppRepository, message: 
     audit.record(actor, AuditAction.WATCH_CHANGED, [watch], message, changes)
 
 
-@dataclass(frozen=True)
-class PatternsSet:
-    """The patterns as stored, their number, and whether they changed."""
+def set_ignore_patterns(actor: Actor, watch: AppRepository, text: str) -> bool:
+    """Set the watch's own ignore patterns, which apply in addition to `.docoraignore`; empty removes them. Return whether
+    they changed.
 
-    text: str
-    count: int
-    changed: bool
-
-
-def set_ignore_patterns(actor: Actor, watch: AppRepository, text: str) -> PatternsSet:
-    """Set the watch's own ignore patterns, which apply in addition to `.docoraignore`; empty removes them.
-
-    If they changed, a sync is enqueued: it deletes newly ignored files at the client, and creates those that are no longer
+    If so, a sync is enqueued: it deletes newly ignored files at the client, and creates those that are no longer
     ignored. Raises `ValidationError`, and `NotFound` if the repository is no longer watched.
     """
     actor.require(PERMISSION)
     actor.require_watch(watch)
     text, count = validate_patterns(text)
     with transaction.atomic():
-        before, alive = _before(watch), AppRepository.objects.alive().filter(pk=watch.pk)
-        changed = alive.exclude(ignore_patterns=text).update(
-            ignore_patterns=text, request_count=F("request_count") + 1, next_sync_at=Now()
-        )
-        if not changed and not alive.exists():
-            raise NotFound("Repository not found")
-        watch.refresh_from_db()
+        before = _before(watch)
+        changed = text != before.ignore_patterns
         if changed:
+            _update(watch, ignore_patterns=text, request_count=F("request_count") + 1, next_sync_at=Now())
             _record(actor, watch, before, f"Changed the ignore patterns ({count} now)", ignore_patterns=text)
             scheduling.enqueue(watch, "high")
-    return PatternsSet(text, count, bool(changed))
+    return changed
 
 
-@dataclass(frozen=True)
-class AppPatterns:
-    """The app's patterns as stored, and whether they changed."""
-
-    include: str
-    exclude: str
-    changed: bool
-
-
-def set_app_patterns(actor: Actor, watch: AppRepository, include: str, exclude: str) -> AppPatterns:
+def set_app_patterns(actor: Actor, watch: AppRepository, include: str, exclude: str) -> bool:
     """Set the app's own choice of files: only those that match `include` (empty: all) and do not match `exclude` are sent,
-    unless `.docoraignore` or the ignore patterns leave them out anyway.
+    unless `.docoraignore` or the ignore patterns leave them out anyway. Return whether the choice changed.
 
-    If they changed, a sync is enqueued: it deletes at the client what is no longer sent, and creates what is sent now. Raises
+    If so, a sync is enqueued: it deletes at the client what is no longer sent, and creates what is sent now. Raises
     `ValidationError`, whose code names the list, and `NotFound` if the repository is no longer watched.
     """
     actor.require(PERMISSION)
     actor.require_watch(watch)
     include, exclude = validate_app_patterns(include, exclude)
     with transaction.atomic():
-        before, alive = _before(watch), AppRepository.objects.alive().filter(pk=watch.pk)
-        changed = alive.exclude(include_patterns=include, exclude_patterns=exclude).update(
-            include_patterns=include,
-            exclude_patterns=exclude,
-            request_count=F("request_count") + 1,
-            next_sync_at=Now(),
-        )
-        if not changed and not alive.exists():
-            raise NotFound("Repository not found")
-        watch.refresh_from_db()
+        before = _before(watch)
+        changed = (include, exclude) != (before.include_patterns, before.exclude_patterns)
         if changed:
-            message = "Changed the app's include and exclude patterns"
-            _record(actor, watch, before, message, include_patterns=include, exclude_patterns=exclude)
+            patterns = {"include_patterns": include, "exclude_patterns": exclude}
+            _update(watch, **patterns, request_count=F("request_count") + 1, next_sync_at=Now())
+            _record(actor, watch, before, "Changed the app's include and exclude patterns", **patterns)
             scheduling.enqueue(watch, "high")
-    return AppPatterns(include, exclude, bool(changed))
+    return changed

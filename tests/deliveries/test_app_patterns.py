@@ -12,7 +12,7 @@ from deliveries_app.planning.plan import DeliveryRules
 from deliveries_app.reports.file_explanation import explain
 from deliveries_app.services import resync_single, unwatch_repository, watch_repository
 from deliveries_app.services.requests import NotFound
-from deliveries_app.services.watch_settings import AppPatterns, set_app_patterns, set_ignore_patterns
+from deliveries_app.services.watch_settings import set_app_patterns, set_ignore_patterns
 from repositories_app.models import Snapshot
 from tests.support import transforms
 from tests.support.audit import by_users, messages
@@ -38,7 +38,7 @@ def plans():
         yield plans
 
 
-def choose(watch: AppRepository, include: str = "", exclude: str = "") -> AppPatterns:
+def choose(watch: AppRepository, include: str = "", exclude: str = "") -> bool:
     return set_app_patterns(Actor.command(), watch, include, exclude)
 
 
@@ -196,16 +196,16 @@ def test_service_stores_audits_and_requests_a_sync(world: World) -> None:
         set_app_patterns(Actor.of_user(user), watch, "a", "")
     user.user_permissions.add(Permission.objects.get(codename="change_apprepository"))
     actor = Actor.of_user(User.objects.get())
-    assert set_app_patterns(actor, watch, "a\r\nb\n\n", "# no\n") == AppPatterns("a\nb", "# no", True)
+    assert set_app_patterns(actor, watch, "a\r\nb\n\n", "# no\n")
     assert (watch.include_patterns, watch.exclude_patterns) == ("a\nb", "# no")
     assert AppRepository.objects.due().get() == watch
     world.settle()
-    assert not set_app_patterns(actor, watch, "a\nb", "# no").changed
+    assert not set_app_patterns(actor, watch, "a\nb", "# no")
     assert not AppRepository.objects.due().exists()
     assert messages(by_users()) == ["Changed the app's include and exclude patterns"]
     with pytest.raises(PermissionDenied):
         set_app_patterns(Actor.of_app(world.add_app("Other")), watch, "", "")
-    assert set_app_patterns(Actor.of_app(world.app), watch, "", "# no").changed
+    assert set_app_patterns(Actor.of_app(world.app), watch, "", "# no")
     unwatch_repository(Actor.command(), watch)
     with pytest.raises(NotFound):
         choose(watch)
