@@ -25,7 +25,7 @@ class HealthChangeList(ChangeList):
     """Read the health of all apps on the page at once. Sort apps without a success as if it was long ago."""
 
     def get_queryset(self, request: HttpRequest, exclude_parameters: list[str | None] | None = None) -> QuerySet[Any]:
-        """Read no secrets: to decrypt them takes longer than the query."""
+        """Read no secrets, as in `AppRepositoryQuerySet.for_list`."""
         return super().get_queryset(request, exclude_parameters).defer("client_auth_key", "new_auth_key")
 
     def get_ordering(self, request: HttpRequest, queryset: QuerySet[Any]) -> Any:

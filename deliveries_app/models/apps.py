@@ -303,6 +303,10 @@ def has_no_cooldown() -> Q:
     return Q(app__cooldown_until=None) | Q(app__cooldown_until__lte=Now())
 
 
+SECRETS = ("github_token", "push_secret", "app__client_auth_key", "app__new_auth_key")
+"""The encrypted columns of a watch and its app. To decrypt those of the 50 rows of a page takes longer than the query."""
+
+
 class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
     """Queries about leases and due times use the database's clock, because workers' clocks may differ."""
 
@@ -370,10 +374,8 @@ class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
         return self.annotate(state_detail=detail, host_retry_at=host_retry_at("repository__canonical_url"))
 
     def for_list(self) -> Self:
-        """Read apps and repositories with the watches, but no secrets: to decrypt those of 50 rows takes longer than the
-        query."""
-        secrets = ("github_token", "push_secret", "app__client_auth_key", "app__new_auth_key")
-        return self.select_related("app", "repository").defer(*secrets)
+        """Read apps and repositories with the watches, but no secrets."""
+        return self.select_related("app", "repository").defer(*SECRETS)
 
     def in_state(self, state: str) -> Self:
         """Return the watches `with_state` that are in this `WatchState`."""

@@ -7,7 +7,7 @@ from django.db import models
 from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
 
-from deliveries_app.models.apps import AppRepository, is_free
+from deliveries_app.models.apps import SECRETS, AppRepository, is_free
 from docora.db.fields import BytewiseTextField
 
 
@@ -37,9 +37,8 @@ class DriftCheckQuerySet(models.QuerySet["DriftCheck"]):
 
     def for_list(self) -> Self:
         """Read watches, apps and repositories with the checks, but no secrets."""
-        secrets = ("github_token", "push_secret", "app__client_auth_key", "app__new_auth_key")
         watches = self.select_related("watch__app", "watch__repository")
-        return watches.defer(*(f"watch__{name}" for name in secrets))
+        return watches.defer(*(f"watch__{name}" for name in SECRETS))
 
     def abandoned(self) -> Self:
         """Return checks that are shown as running although no worker owns their watch."""

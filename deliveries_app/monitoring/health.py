@@ -14,6 +14,7 @@ from django.utils import timezone
 from ninja import Router, Schema, Status
 from pydantic import Field
 
+from deliveries_app.webhooks.payloads import timestamp
 from docora import __version__
 from docora.conf.data_dir import make_private
 from docora.conf.installation import program
@@ -89,8 +90,7 @@ class Version(Schema):
 )
 def health(request: HttpRequest) -> dict[str, object]:
     """Cheap enough to poll every second. It does not use the database."""
-    stamp = timezone.now().isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return {"timestamp": stamp, "uptime": round(time.monotonic() - _started, 3)}
+    return {"timestamp": timestamp(timezone.now()), "uptime": round(time.monotonic() - _started, 3)}
 
 
 def _readiness(model: type[Schema], subject: str) -> dict[str, Any]:

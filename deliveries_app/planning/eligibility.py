@@ -28,7 +28,7 @@ UNLISTED = {"not_included", "excluded", "ignored", "transform"}
 REMARKS = {"lfs_pointer"}
 """Counted alongside the causes, although these files are sent."""
 
-_BY_PATTERN = {
+BY_PATTERN = {
     "not_included": "None of the app's include patterns matches it.",
     "excluded": "The app's exclude patterns leave it out.",
     "ignored": "Ignored.",
@@ -37,7 +37,7 @@ type PatternCheck = Callable[[Entry], str]
 """Returns the cause for which patterns leave out an entry, or an empty string."""
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\n"
-_LFS_POINTER_BYTES = 1024
+LFS_POINTER_BYTES = 1024  # a pointer is shorter
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def eligible(
 def reason_to_skip(entry: Entry, max_file_bytes: int, patterns: PatternCheck | None = None) -> Skipped | None:
     """Return why a tree entry is not sent, or None if it is sent."""
     if patterns and len(entry.path) <= MAX_PATH_BYTES and (cause := patterns(entry)):
-        return Skipped(entry.path, cause, _BY_PATTERN[cause])
+        return Skipped(entry.path, cause, BY_PATTERN[cause])
     if entry.mode == "120000":
         return Skipped(entry.path, "symlink", "Symbolic links are not sent.")
     if entry.mode == "160000":
@@ -109,4 +109,4 @@ def _too_large(path: bytes, size: int, max_file_bytes: int) -> Skipped:
 
 def remark_on(size: int, beginning: bytes) -> str:
     """Return the `remark` for a file of `size` bytes that starts with `beginning`, or an empty string."""
-    return "lfs_pointer" if size < _LFS_POINTER_BYTES and beginning.startswith(_LFS_POINTER) else ""
+    return "lfs_pointer" if size < LFS_POINTER_BYTES and beginning.startswith(_LFS_POINTER) else ""

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from deliveries_app.models import AppRepository
-from deliveries_app.planning.eligibility import Skipped, reason_after_transforms, reason_to_skip, remark_on
+from deliveries_app.planning.eligibility import (
+    BY_PATTERN,
+    LFS_POINTER_BYTES,
+    Skipped,
+    reason_after_transforms,
+    reason_to_skip,
+    remark_on,
+)
 from deliveries_app.planning.ignore_rules import (
     FILE_NAME,
     IgnoredBy,
@@ -28,7 +35,6 @@ SECONDS = 5.0  # for each git call
 MAX_TRANSFORM_BYTES = 4_000_000
 """Larger files are not run through the transforms here."""
 TRANSFORM_FAILED = "transform_failed"
-_POINTER_BYTES = 1024  # a Git LFS pointer is shorter
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ def _apply_rules(found: FileLookup, entry: Entry, delivery_rules: DeliveryRules,
         return replace(found, left_out=reason)
     if delivery_rules.transforms.problem:
         return replace(found, left_out=Skipped(entry.path, "transform", delivery_rules.transforms.problem))
-    if entry.size > (MAX_TRANSFORM_BYTES if delivery_rules.transforms else _POINTER_BYTES):
+    if entry.size > (MAX_TRANSFORM_BYTES if delivery_rules.transforms else LFS_POINTER_BYTES):
         return found if delivery_rules.transforms else replace(found, sent_as=entry.path.decode())
     content = mirror.content(entry.blob, timeout=SECONDS)
     found = replace(found, remark=remark_on(entry.size, content))
@@ -101,8 +107,7 @@ def _left_out_by_pattern(
     if len(entry.path) > MAX_PATH_BYTES:
         return None
     if not is_included(delivery_rules.include, entry):
-        message = "None of the app's include patterns matches it."
-        return replace(found, left_out=Skipped(entry.path, "not_included", message))
+        return replace(found, left_out=Skipped(entry.path, "not_included", BY_PATTERN["not_included"]))
     if line := ignored_by(b"", delivery_rules.exclude, entry):
         message = _describe(line, entry.path, "the app's exclude patterns", "excludes")
         return replace(found, left_out=Skipped(entry.path, "excluded", message), ignored_by=line)

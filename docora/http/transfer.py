@@ -238,9 +238,7 @@ class Transfer:
                 f"Couldn't reach {host} through the egress proxy: {self._proxy_failure(code, detail)}.",
             )
         if cause is Cause.CONNECT:
-            number = self._errno or self.curl.getinfo(pycurl.OS_ERRNO)
-            reason = os.strerror(number) if number else detail
-            return cause, f"Couldn't reach {host}: {reason[:1].lower()}{reason[1:]}."
+            return cause, f"Couldn't reach {host}: {self._os_error(detail)}."
         if code == pycurl.E_ABORTED_BY_CALLBACK:
             return cause, f"The kept-alive connection to {host} closed before a response arrived."
         if cause is Cause.DNS:
@@ -260,6 +258,10 @@ class Transfer:
             return f"it answered CONNECT with HTTP {status}"
         if code == pycurl.E_COULDNT_RESOLVE_PROXY:
             return "the proxy's name doesn't resolve"
+        return self._os_error(detail)
+
+    def _os_error(self, detail: str) -> str:
+        """Return the operating system's reason, or `detail` if there is none, to follow a colon."""
         number = self._errno or self.curl.getinfo(pycurl.OS_ERRNO)
         reason = os.strerror(number) if number else detail
         return reason[:1].lower() + reason[1:]
