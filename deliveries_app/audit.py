@@ -1,4 +1,4 @@
-"""Write the audit log. Services call `record` in the transaction of the change, so the admin, the API and commands are all covered.
+"""Write the audit log. Services call `record` in the transaction of the change, which covers the admin, API and commands.
 
 Anyone who can view an object can read its entries, so they never contain secrets: `Changes` only says that one was changed.
 """

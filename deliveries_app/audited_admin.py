@@ -1,6 +1,6 @@
 """Docora's audit log in place of Django's: what model admins write to it, and each object's page with its entries.
 
-The admin site mixes `AuditedAdmin` into every model admin that is registered, also those of other packages.
+The admin site mixes `AuditedAdmin` into every registered model admin, including those of other packages.
 """
 
 import json

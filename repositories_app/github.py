@@ -67,7 +67,8 @@ _MALFORMED = (ValueError, TypeError, KeyError, OverflowError, RecursionError)
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """The token that reads a repository. If there is none, it is read as public, and `problem` is why it failed if it is not.
+    """The token that reads a repository. Without one, it is read as a public repository. If that fails, `problem` says why
+    there is no token.
 
     `is_cached`: GitHub was not asked now, so another request may have another result.
     """

@@ -40,7 +40,7 @@ _LINE_BADGES = {
     LineStatus.FAILED: ("failed", "Not watched"),
     LineStatus.UNCHECKED: ("queued", "Not checked yet"),
 }
-"""Maps what became of a line to the badge's style and label."""
+"""Maps the result of a line to the badge's style and label."""
 CHANGE_PERMISSION = "deliveries_app.change_app"
 
 
@@ -198,7 +198,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
         return self.redirect_with_message(request, next_url(request, self.page_of(app)), message)
 
     def watch_many(self, request: HttpRequest, app: App) -> HttpResponse:
-        """Watch many repositories. The page says what became of each line, and keeps those that failed.
+        """Watch many repositories. The page shows the result of each line, and keeps those that failed.
 
         It is rendered in response to the POST: sending that again changes nothing, because these are watched by then.
         """

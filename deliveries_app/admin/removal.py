@@ -45,7 +45,8 @@ class RemovalAdmin[M: Model](BulkAdmin[M]):
     def remove_selected(self, request: HttpRequest, queryset: QuerySet[M]) -> HttpResponse:
         """Replace Django's action `delete_selected`, which writes every selected id into its page.
 
-        Subclasses define the action, each with its own label. Like Django's, it acts if `post` is set; otherwise it redirects to the confirmation page.
+        Subclasses define the action, each with its own label. Like Django's, it acts if `post` is set; otherwise it
+        redirects to the confirmation page.
         """
         if request.POST.get("post") == "yes":
             return self._remove(request, queryset, request.get_full_path())

@@ -42,8 +42,8 @@ class FileLookup:
     """What `commit` contains at `path`: `entry`, or None if there is nothing.
 
     `unknown` says why the commit could not be read. `left_out` says why the file is not sent, and `ignored_by` names
-    the line of a pattern list that is responsible. `sent_as` is the path it is sent under, empty if unknown. `remark` is the row's
-    remark.
+    the line of a pattern list that is responsible. `sent_as` is the path it is sent under, empty if unknown. `remark` is
+    the row's remark.
     """
 
     path: bytes

@@ -39,7 +39,8 @@ class _Affected:
 class Impact(_Affected):
     """What a re-sync sends: all `files` of the watches of `apps` apps.
 
-    `seconds` is estimated from the apps' recent pace, or None without one. `paused` are those that are paused, or whose app is. The watches in `sample` have `files` and `size`.
+    `seconds` is estimated from the apps' recent pace, or None without one. `paused` counts those that are paused, or whose
+    app is. The watches in `sample` have `files` and `size`.
     """
 
     apps: int

@@ -135,9 +135,9 @@ def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
     """Save only the fields named in `changed`, because workers update the others.
 
     An app itself cannot do this with its token: a stolen one could send the files elsewhere (`app_settings` has what it can
-    change). The GitHub App decides what the client app can read, so assigning one also takes the permission to change GitHub Apps.
-    Resuming clears the pause reason. Resuming or changing the base URL also clears the endpoint's cooldown, and a new base URL
-    what is known of the old endpoint: its latest requests and a failed ping.
+    change). The GitHub App decides what the client app can read, so assigning one also takes the permission to change
+    GitHub Apps. Resuming clears the pause reason. Resuming or changing the base URL also clears the endpoint's cooldown, and a
+    new base URL what is known of the old endpoint: its latest requests and a failed ping.
     `max_in_flight` is the administrator's limit: if the app has chosen fewer concurrent requests, it keeps them.
     """
     actor.require("deliveries_app.change_app")

@@ -152,7 +152,7 @@ def start_bulk(
 
 
 def record_opened(actor: Actor, operation: BulkOperation, opened: Sequence[SyncRun]) -> None:
-    """Record that these runs of the operation were opened: for each watch, or if they are many, with their number for each app."""
+    """Record that these runs of the operation were opened: for each watch, or if there are many, as a number for each app."""
     if len(opened) <= runs.LOGGED_ONE_BY_ONE:
         action = _ACTIONS[OperationKind(operation.kind)]
         message = f"{action.label}, {operation.operation_id}"

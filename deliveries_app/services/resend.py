@@ -100,8 +100,8 @@ def request_unacknowledged(
 ) -> SyncRun:
     """Request a sync that sends the rows which the caller has just made unacknowledged, and return its run.
 
-    A run that is open already sends these files too. `action` and `message` are for the audit log. Call this in the transaction that
-    changed the rows and holds the watch's lock.
+    A run that is open already sends these files too. `action` and `message` are for the audit log. Call this in the
+    transaction that changed the rows and holds the watch's lock.
     """
     _make_due([watch.pk])
     watch.refresh_from_db()

@@ -100,9 +100,10 @@ def watch_repository(
     """Watch a repository for the app, after checking with git that it can be read.
 
     `ref` is the branch or tag to follow, or empty for the default branch; `include` and `exclude` are the app's patterns,
-    `ignore` those of an administrator. If the app is already watching the repository, replace the token, and of the others what is given, and send every file again;
-    with `must_be_new`, raise `AlreadyWatched` instead. Raises `InvalidUrl`, `ValidationError`, `GitError`, and for an app
-    `TooManyWatches` or `TooManyResyncs`, each with a message for the user.
+    `ignore` those of an administrator. If the app is already watching the repository, replace its token, and those of the
+    other settings that are not empty, and send every file again; with `must_be_new`, raise `AlreadyWatched` instead.
+    Raises `InvalidUrl`, `ValidationError`, `GitError`, and for an app `TooManyWatches` or `TooManyResyncs`, each with a
+    message for the user.
     """
     actor.require(WATCH_PERMISSION)
     actor.require_app(app)

@@ -33,7 +33,7 @@ class LineStatus(StrEnum):
 
 @dataclass(frozen=True)
 class LineResult:
-    """What became of one line. `watch` is the repository's, if the app watches it now. `message` says why it does not."""
+    """The result of one line. `watch` is the repository's, if the app watches it now. `message` says why it does not."""
 
     line: str
     status: LineStatus

@@ -1,7 +1,8 @@
 """Check whether HEAD, or the branch or tag that a watch follows, has moved: one small request per watch, hundreds at a time.
 
-This runs in the sweep process, never in the queue. Each check uses the watch's own token, or one of the GitHub App that its app
-was assigned, and compares with the watch's own base, so one app never profits from another app's access. Watches that are due anyway are not checked.
+This runs in the sweep process, never in the queue. Each check uses the watch's own token, or one of the GitHub App that
+its app was assigned, and compares with the watch's own base, so one app never profits from another app's access. Watches
+that are due anyway are not checked.
 
 While a git host is down, its watches are neither checked nor synced. One probe decides when that ends.
 """

@@ -1,7 +1,7 @@
 """Syncing one watch, in six steps: claim, mirror, plan, announce and send, record, finish.
 
-`lease` claims the watch, `repositories_app.mirror.mirror` reads git at one pinned commit, `planning` decides what to send, `sender`
-sends it, `recorder` writes the results, and `outcomes` ends the attempt. `engine.md` has the rules.
+`lease` claims the watch, `repositories_app.mirror.mirror` reads git at one pinned commit, `planning` decides what to
+send, `sender` sends it, `recorder` writes the results, and `outcomes` ends the attempt. `engine.md` has the rules.
 """
 
 import contextlib
@@ -334,9 +334,8 @@ class Attempt:
 
         A file that always fails would use up the attempts of those that came later.
         """
-        if (
-            self.watch.target == target or not plan.has_untried
-        ):  # with the same target, a dead process may have been at them
+        # With the same target, a process that died may have tried them already.
+        if self.watch.target == target or not plan.has_untried:
             return {}
         self.watch.retry_count = 1
         return {"retry_count": Least(F("retry_count"), 1)}  # a person may have set it to 0 meanwhile

@@ -72,7 +72,7 @@ def run_check(
         raise
     except Exception:  # it must not fail the sync
         logger.exception("drift_check_failed_unexpectedly")
-        running.end(DriftState.NOT_CHECKED, "An internal error stopped the check. Look into the worker's log.")
+        running.end(DriftState.NOT_CHECKED, "An internal error stopped the check. Check the worker's log.")
 
 
 class _Check:

@@ -132,7 +132,7 @@ class Comparison:
             self._next = next(self.held, None)
 
     def finish(self) -> None:
-        """The app holds nothing after the last page."""
+        """Count the files after the last page, which the app lacks, as missing."""
         while self._next is not None:
             self._miss(self._next)
 

@@ -182,8 +182,8 @@ def _counts(answer: Mapping[bytes, bytes]) -> dict[str, int] | None:
 
 
 def read_moving(key: str) -> tuple[dict[str, int] | None, Movement | None]:
-    """Return the counters of `key` and how they have moved, in one round trip. What is missing is None, and both are None when
-    Redis is down.
+    """Return the counters of `key` and how they have moved, in one round trip: None for what is missing, and for both if Redis is
+    down.
     """
     try:
         with connection().pipeline(transaction=False) as pipeline:

@@ -1,8 +1,8 @@
 """The web process: waitress on an inherited listening socket, with time limits and a shutdown that waitress does not have.
 
 waitress reads a whole request before it gives it to a thread, and buffers the response in memory or in a temporary file, so
-a slow client occupies no thread. This module adds a deadline for a whole request, closes clients that stop reading, has
-threads of their own for probes, and finishes requests under way before the process ends. The main thread owns all
+a slow client occupies no thread. This module adds a deadline for a whole request, closes clients that stop reading, gives
+probes threads of their own, and finishes requests under way before the process ends. The main thread owns all
 connections and checks the limits.
 
     python -m docora.server.web LISTENER READY THREADS APPLICATION

@@ -53,7 +53,7 @@ def apply_roles(user: Any, roles: set[str]) -> None:
 
 
 def is_name_taken(name: str) -> bool:
-    """Return whether a user of this name exists. Call this once no user has the provider's ID: the name is another person's."""
+    """Return whether a user of this name exists. If no user has the provider's ID, that user is another person."""
     users = get_user_model()
     return users._default_manager.filter(**{f"{users.USERNAME_FIELD}__iexact": name}).exists()
 

@@ -1,4 +1,4 @@
-"""How long ago the user of this session has authenticated, and asking for it again before a sensitive change.
+"""How long ago the user of this session authenticated, and asking them to do so again before a sensitive change.
 
 The session holds the time of the last authentication: a sign-in, or one that a page asked for. Users who sign in at an
 OpenID Connect provider authenticate there; the provider's own time counts, because a sign-in there may need no more than a

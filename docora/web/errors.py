@@ -38,7 +38,7 @@ def json_error(
 ) -> JsonResponse:
     """Return `{"error": message, "code": …, "retryable": …}`. Without a `code`, the status decides.
 
-    Messages have no full stop at the end, as the messages that the wire contract defines.
+    Messages have no full stop at the end, like those that the wire contract defines.
     """
     code = code or BY_STATUS[status]
     body = {"error": message.removesuffix("."), "code": code, "retryable": code.retryable}

@@ -64,7 +64,7 @@ class TrustedProxyMiddleware(MiddlewareMixin):
     """Use `X-Forwarded-For`, `X-Forwarded-Proto` and `REMOTE_USER_HEADER` from `TRUSTED_PROXIES`, and remove them from all
     other requests.
 
-    `X-Request-Id`, which `docora.web.access_log` uses, is kept from these proxies too and removed from all other requests.
+    `X-Request-Id`, which `docora.web.access_log` uses, is treated in the same way.
     The client is the last listed address that is not a trusted proxy, because the client can forge everything before it.
     A port after the address, which some proxies add, is ignored. `request.is_forwarded` tells whether any proxy, trusted or
     not, has passed the request on.

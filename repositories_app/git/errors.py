@@ -28,7 +28,7 @@ from repositories_app.git.refs import describe
 DEFAULT_COOLDOWN = 60.0  # seconds, if a host says "too many requests" but not for how long
 FORBIDDEN = "it isn't allowed to read this repository"
 # Most hosts ignore the user name beside a token: GitHub, also Enterprise, Gitea, Forgejo and Azure DevOps accept any, and GitLab
-# accepts any for access tokens. The default is therefore right for most hosts of one's own. Other tokens need a name of their
+# accepts any for access tokens. The default is therefore right for most self-hosted servers. Other tokens need a name of their
 # own, which is written before them: Bitbucket's API tokens and app passwords, deploy tokens of GitLab, tokens of Bitbucket
 # Data Center.
 DEFAULT_USER = "x-access-token"
@@ -192,7 +192,7 @@ def _not_found(token: str, *, asks_for_token: bool) -> GitError:
 
 
 def ref_not_served(name: str) -> GitError:
-    """Return the error for a branch or tag that the host has just named, and does not know when its objects are asked for."""
+    """Return the error for a branch or tag that the host has just listed, but whose objects it does not send yet."""
     message = f"The git host lists the {describe(name)}, but doesn't serve it yet."
     return GitError(Cause.NOT_FOUND, message, next_step="Docora retries automatically.")
 

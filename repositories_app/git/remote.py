@@ -1,4 +1,4 @@
-"""Ask git hosts where a repository's HEAD, or the branch or tag that a watch follows, is, and interpret their answers.
+"""Ask git hosts for the commit of HEAD, or of the branch or tag that a watch follows, and interpret their answers.
 
 A check is one `ls-refs` request of protocol v2, without asking for capabilities first. Hundreds run at once on pooled
 connections. For a server that does not support v2, git asks instead.

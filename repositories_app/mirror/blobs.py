@@ -64,7 +64,7 @@ class BlobReader:
         self._ahead.extend(ahead)
 
     def read(self, blobs: Sequence[str]) -> Iterator[bytes]:
-        """The whole contents, in order, asked for together: for files that fit into memory."""
+        """Yield the whole contents, in order. They are asked for together, so this is for files that fit into memory."""
         for start in range(0, len(blobs), _BATCH_OBJECTS):
             part = blobs[start : start + _BATCH_OBJECTS]
             asked = self._ahead
@@ -210,7 +210,7 @@ def _unreadable(name: str) -> GitError:
 
 
 def _in_order(wanted: Sequence[str], asked: Iterable[str]) -> int:
-    """How many of the wanted, from the first on, are among the asked, in their order."""
+    """Return how many of the first `wanted` blobs have been asked for, in this order."""
     count = 0
     for blob in asked:
         if count < len(wanted) and wanted[count] == blob:

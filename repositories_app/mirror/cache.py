@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 EVERY_SECONDS = 60.0
 EMPTY_BYTES = 65536
-"""Room of a mirror beside its packs on a disk with 4 KiB blocks: some 18 folders, locks and refs."""
+"""What a mirror occupies without its packs, on a disk with 4 KiB blocks: some 18 folders, locks and refs."""
 _OURS = re.compile(r"([A-Za-z0-9_-]+)\.git\.(?:use|fetch)\.lock|(repo_\w+)\.git")
 """A mirror is recognised by the locks beside it, because imported ids may have any form. One with an id of ours is also
 recognised by its name."""

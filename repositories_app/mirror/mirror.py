@@ -138,9 +138,8 @@ class Mirror:
                 self._clear()  # remove the marks of a partial clone from its packs
             if by_name:
                 return commit
-            found = (
-                self._glance(["rev-parse", "--verify", f"{ref}^{{}}"]).decode("ascii").strip()
-            )  # what a tag points to
+            # The commit that a tag points to.
+            found = self._glance(["rev-parse", "--verify", f"{ref}^{{}}"]).decode("ascii").strip()
             self._write_ref(ref, found)
             return found
 

@@ -60,7 +60,7 @@ _INERT = str.maketrans({"<": "‹", ">": "›", "@": "＠"})
 
 @dataclass(frozen=True)
 class Message:
-    """A message. `event` is alert or resolved, `counts` lists kind, root cause and count, `items` are the first `SHOWN` alerts."""
+    """`event` is alert or resolved, `counts` lists kind, root cause and count, `items` are the first `SHOWN` alerts."""
 
     event: str
     counts: Sequence[tuple[str, str, int]]

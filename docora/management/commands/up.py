@@ -95,7 +95,7 @@ class Command(BaseCommand):
         if options["demo"]:
             self.stdout.write(
                 f"Docora runs at {settings.PUBLIC_URL}/\n"
-                "Setting up the demo. How to sign in follows once its first syncs have ended, within a minute. "
+                "Setting up the demo. Within a minute, once its first syncs have ended, it prints how to sign in. "
                 "Ctrl-C stops it."
             )
             self.stdout.flush()
