@@ -48,7 +48,6 @@ class Call:
     path: str
     summary: str
     description: str
-    needs_token: bool
     parameters: list[Field]
     body: list[Field]
     curl: str
@@ -96,7 +95,6 @@ def _call(document: Document, path: str, method: str, operation: Document) -> Ca
         path=path,
         summary=operation["summary"],
         description=" ".join(operation.get("description", "").split()),
-        needs_token=bool(operation.get("security")),
         parameters=[
             Field(
                 parameter["name"],

@@ -41,9 +41,8 @@ TRANSFORM_FAILED = "transform_failed"
 class FileLookup:
     """What `commit` contains at `path`: `entry`, or None if there is nothing.
 
-    `unknown` says why the commit could not be read. `left_out` says why the file is not sent, and `ignored_by` names
-    the line of a pattern list that is responsible. `sent_as` is the path it is sent under, empty if unknown. `remark` is
-    the row's remark.
+    `unknown` says why the commit could not be read. `left_out` says why the file is not sent. `sent_as` is the path it is
+    sent under, empty if unknown. `remark` is the row's remark.
     """
 
     path: bytes
@@ -51,7 +50,6 @@ class FileLookup:
     unknown: str = ""
     entry: Entry | None = None
     left_out: Skipped | None = None
-    ignored_by: IgnoredBy | None = None
     sent_as: str = ""
     remark: str = ""
 
@@ -87,9 +85,8 @@ def _apply_rules(found: FileLookup, entry: Entry, delivery_rules: DeliveryRules,
         build_rules(ignore_file, delivery_rules.patterns)
     except PlanRefused as error:
         return replace(found, left_out=Skipped(entry.path, error.cause, str(error)))
-    if by_pattern := _left_out_by_pattern(found, entry, delivery_rules, ignore_file):
-        return by_pattern
-    if reason := reason_to_skip(entry, delivery_rules.max_file_bytes):
+    by_pattern = _left_out_by_pattern(entry, delivery_rules, ignore_file)
+    if reason := by_pattern or reason_to_skip(entry, delivery_rules.max_file_bytes):
         return replace(found, left_out=reason)
     if delivery_rules.transforms.problem:
         return replace(found, left_out=Skipped(entry.path, "transform", delivery_rules.transforms.problem))
@@ -100,20 +97,18 @@ def _apply_rules(found: FileLookup, entry: Entry, delivery_rules: DeliveryRules,
     return _transform(found, SourceFile(entry.path.decode(), content), delivery_rules)
 
 
-def _left_out_by_pattern(
-    found: FileLookup, entry: Entry, delivery_rules: DeliveryRules, ignore_file: bytes
-) -> FileLookup | None:
+def _left_out_by_pattern(entry: Entry, delivery_rules: DeliveryRules, ignore_file: bytes) -> Skipped | None:
     """Name the pattern that leaves out the file, in the order in which syncs apply them."""
     if len(entry.path) > MAX_PATH_BYTES:
         return None
     if not is_included(delivery_rules.include, entry):
-        return replace(found, left_out=Skipped(entry.path, "not_included", BY_PATTERN["not_included"]))
+        return Skipped(entry.path, "not_included", BY_PATTERN["not_included"])
     if line := ignored_by(b"", delivery_rules.exclude, entry):
         message = _describe(line, entry.path, "the app's exclude patterns", "excludes")
-        return replace(found, left_out=Skipped(entry.path, "excluded", message), ignored_by=line)
+        return Skipped(entry.path, "excluded", message)
     if line := ignored_by(ignore_file, delivery_rules.patterns, entry):
         message = _describe(line, entry.path, FILE_NAME if line.in_file else "the watch's patterns", "ignores")
-        return replace(found, left_out=Skipped(entry.path, "ignored", message), ignored_by=line)
+        return Skipped(entry.path, "ignored", message)
     return None
 
 
