@@ -20,7 +20,6 @@ def test_backoff_doubles_up_to_an_hour() -> None:
     assert backoff(3, base=1, jitter=1) == 6
     assert backoff(60, base=1, jitter=0) == 3600
     assert backoff(100_000, base=1, jitter=0) == 3600
-    assert backoff(3, base=10, jitter=0, longest=25.0) == 25
 
 
 def test_watches_that_fail_together_retry_at_different_times(world: World) -> None:
