@@ -61,7 +61,7 @@ def list_of(user: AbstractBaseUser | AnonymousUser, row: Model) -> str:
 
 
 def links(user: AbstractBaseUser | AnonymousUser, entry: AuditEntry) -> dict[str, str]:
-    """Return the URLs of the pages of what the entry concerns, by the names of its columns, as far as the rows still exist."""
+    """Return the URLs of the pages about what the entry concerns, by column, as far as the rows still exist."""
     watch = AppRepository.objects.filter(
         app__app_id=entry.app_id, repository__repository_id=entry.repository_id
     ).values_list("pk", flat=True)

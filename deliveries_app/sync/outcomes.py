@@ -56,7 +56,7 @@ def succeeded(lease: Lease, fields: dict[str, Any], *, next_sync_in: float | Non
 
 
 def no_commit_yet(lease: Lease) -> None:
-    """The repository can be read and has no commit, and the app holds nothing of it: a check finds the first one."""
+    """Record that the repository can be read but has no commit, and that the app holds nothing of it. Checks go on."""
     with transaction.atomic():
         lease.finish(
             next_sync_in=None,
@@ -148,7 +148,7 @@ def postponed(
 
 
 def start_cooldown(lease: Lease, seconds: float, failure: SyncFailure, fields: dict[str, Any] | None = None) -> None:
-    """The app asked to wait: send nothing for any of its watches until then. No worker sits and waits meanwhile."""
+    """Send nothing for any of the app's watches for a while, as it has asked. No worker is occupied meanwhile."""
     seconds = min(seconds, MAX_WAIT_SECONDS)
     with transaction.atomic():  # the app's row before the watch's, as the claim locks them
         _hold(lease, seconds)
