@@ -206,7 +206,6 @@ def milliseconds(seconds: float | None) -> str:
     return f"{seconds * 1000:.0f} ms" if seconds < 0.9995 else f"{seconds:.1f} s"
 
 
-@register.filter
 def percent(share: float) -> str:
     """Format a share with at most one decimal: `99.2%`, `100%`."""
     return f"{f'{100 * share:.1f}'.removesuffix('.0')}%"
