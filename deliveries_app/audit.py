@@ -28,7 +28,7 @@ class Changes:
 
     @classmethod
     def of(cls, model: type[Model], before: Mapping[str, Any], after: Mapping[str, Any]) -> "Changes":
-        """Compare the fields that are in both. Of a secret, say only that it was added, changed or removed."""
+        """Compare the fields that are in both. For a secret, say only that it was added, changed or removed."""
         old: dict[str, Any] = {}
         new: dict[str, Any] = {}
         for name in after:

@@ -96,7 +96,7 @@ def _enqueue_due(waiting: list[str]) -> int:
 def _next_due() -> QuerySet[AppRepository]:
     turn = Window(RowNumber(), partition_by="app_id", order_by=["next_sync_at", "pk"])
     due = AppRepository.objects.due().free().startable().alias(turn=turn)
-    # Of an app without a free slot, one watch asks for a slot. The others would find none.
+    # If an app has no free slot, one of its watches asks for one. The others would find none.
     rows = due.annotate(finds_none=Case(When(app_is_full(), turn__gt=1, then=True), default=False))
     rows = rows.order_by("finds_none", "turn", "next_sync_at", "pk").select_related("app", "repository")
     return rows.only("crash_count", "lease_until", "app__app_id", "repository__repository_id")[:ENQUEUE_AHEAD]

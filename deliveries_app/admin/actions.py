@@ -43,7 +43,7 @@ class Scope:
 class BulkAction:
     """An action on one or many watches.
 
-    `applicable` keeps the watches of a selection that the action applies to. `run` starts one bulk operation, also for a
+    `applicable` keeps the watches of a selection that the action applies to. `run` starts one bulk operation, even for a
     single watch. It is given the valid form.
     """
 

@@ -93,7 +93,7 @@ class DeliveryAdmin(ReadOnlyAdmin[Delivery]):
         """Search by public id or path prefix.
 
         The prefix is a range because SQLite's LIKE ignores case and treats `_` as a wildcard. The order is that of the
-        index in use, also if the list is filtered by app or status: newest first would scan millions of rows for a handful
+        index in use, even if the list is filtered by app or status: newest first would scan millions of rows for a handful
         of matches.
         """
         filters = (DeliveryStateFilter.parameter_name, *DeliveryAppFilter.parameters, *WatchFilter.parameters)

@@ -12,7 +12,7 @@ _DOT_GIT = _IGNORED_BY_MACOS.join([b"", rb"\.", rb"[gG]", rb"[iI]", rb"[tT]", b"
 _UNSAFE = (
     rb"(?:^|/)\.{0,2}(?:/|$)",  # an empty name, "." or ".."
     rb"(?:^|[/\\])\.\. *(?:[/\\]|$)",  # "..", as Windows reads it
-    rb"(?:^|[/\\])(?:" + _DOT_GIT + rb"|[gG][iI][tT]~1)[ .]*(?:[/\\:]|$)",  # ".git", also as Windows and macOS read it
+    rb"(?:^|[/\\])(?:" + _DOT_GIT + rb"|[gG][iI][tT]~1)[ .]*(?:[/\\:]|$)",  # ".git", as Windows and macOS read it too
     rb"^(?:\\|[A-Za-z]:.)",  # the root of a drive, or a path on another drive: "C:/x", "C:x"
     rb"\x00",
 )
@@ -24,7 +24,7 @@ _unsafe = re2.compile(b"|".join(_UNSAFE), _OPTIONS)
 
 
 def is_unsafe(path: bytes) -> bool:
-    """Return whether the path leads elsewhere or into `.git`, also as Windows or macOS would read it.
+    """Return whether the path leads elsewhere or into `.git`, on any system: Windows and macOS read some names differently.
 
     Device names (`aux.c`) and streams (`file.txt:x`) are ordinary files everywhere but on Windows, so they are sent. Clients
     on Windows have to refuse them.

@@ -80,7 +80,7 @@ def open_run(
 def add_unreleased(operation: BulkOperation, watch_pks: Sequence[int]) -> None:
     """Note these watches as not released yet, in the order in which they will be, and a canary for each of their apps.
 
-    The apps take turns. Of each app, the first one is healthy if possible and has few files, but at least one.
+    The apps take turns. The first one of each app is healthy if possible and has few files, but at least one.
     """
     healthy_first = [
         Q(failing_since__isnull=False),

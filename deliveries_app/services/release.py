@@ -226,7 +226,7 @@ def _due(operation: BulkOperation, canaries: Sequence[Canary]) -> QuerySet[Pendi
 def _allowance(operation: BulkOperation, now: datetime) -> int | None:
     """Return how many watches the pace allows now; None without a pace.
 
-    Releases are spread evenly, and never more than `pace` fall into one minute, also if the sweep was late. A time that is
+    Releases are spread evenly, and never more than `pace` fall into one minute, even if the sweep was late. A time that is
     further away than a minute was noted before the database's clock was set back, and does not count.
     """
     if operation.pace is None:

@@ -103,7 +103,7 @@ def _read_transformed(
 
 
 def _transformed(change: Change, content: bytes, delivery_rules: DeliveryRules) -> bytes:
-    """Return what is sent under the planned path. Raises `TransformFailed`, also if the path is another one now."""
+    """Return what is sent under the planned path. Raises `TransformFailed`, even if only the path has changed."""
     made = delivery_rules.transforms.apply(SourceFile(change.source_path, content))
     if made is None or made.path != change.path:
         raise _not_deterministic(change)

@@ -46,7 +46,7 @@ class EndpointHealth:
         self._client, self._app, self._keyring, self._alive = client, app, keyring, alive
         self._key = _PREFIX + app.app_id
         self.answer: Outcome | None = None
-        """Of the last ping that was sent here."""
+        """The outcome of the last ping that was sent here."""
 
     def ask(self, failing_since: datetime) -> Health:
         """Answer from what the app has acknowledged since then, from any watch, or else from a ping."""

@@ -16,7 +16,7 @@ from deliveries_app.models.deliveries import ATTEMPTS_PER_PATH
 from docora.http.client import Request
 
 KEPT_BYTES = 1000
-"""Of the request's body, and of the response's."""
+"""Kept of the request's body, and as much of the response's."""
 _READ_BYTES = 1600  # so that a key is recognised even if only its first bytes are kept
 
 

@@ -27,7 +27,7 @@ from repositories_app.git.refs import describe
 
 DEFAULT_COOLDOWN = 60.0  # seconds, if a host says "too many requests" but not for how long
 FORBIDDEN = "it isn't allowed to read this repository"
-# Most hosts ignore the user name beside a token: GitHub, also Enterprise, Gitea, Forgejo and Azure DevOps accept any, and GitLab
+# Most hosts ignore the user name beside a token: GitHub (Enterprise too), Gitea, Forgejo and Azure DevOps accept any, and GitLab
 # accepts any for access tokens. The default is therefore right for most self-hosted servers. Other tokens need a name of their
 # own, which is written before them: Bitbucket's API tokens and app passwords, deploy tokens of GitLab, tokens of Bitbucket
 # Data Center.

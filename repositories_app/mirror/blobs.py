@@ -29,7 +29,7 @@ class BlobReader:
     """Contents and sizes through one `git cat-file --batch-command`, which is started by the first question. Use it as a
     context manager.
 
-    git unpacks in the background what `ask_ahead` has asked for, as far as the pipe holds it.
+    git unpacks in the background what `ask_ahead` has asked for, as much as fits into the pipe.
     """
 
     BLOCK = 1 << 18

@@ -1,7 +1,7 @@
 """The mirror of one repository on this machine: a bare, shallow clone. It is a cache and may be deleted at any time.
 
 Two file locks lie *beside* it: `fetch` (exclusive, to add objects) and `use` (shared to read, exclusive to remove or repack).
-git processes inherit the locks' descriptors, so a lock is free only when all of them have ended, also after a kill -9.
+git processes inherit the locks' descriptors, so a lock is free only when all of them have ended, even after a kill -9.
 
 Refs keep the objects that are needed: `refs/docora/<watch>/run` is the commit that a run reads, `refs/docora/<watch>/base` the
 commit that a watch's rows equal.
