@@ -25,7 +25,7 @@ SECONDS = 600.0
 HAND_OVER_AFTER = 5.0
 """After so many more seconds, the jobs that still run are asked to stop, as on SIGTERM. Otherwise one that waits for a
 hanging server would block the worker for minutes."""
-HANGS_AFTER = 600.0
+HANGS_AFTER = 3900.0  # repacking a mirror, which cannot stop, may take an hour
 """A job that has not ended so many seconds after it was asked to stop never will. Then this process ends itself, so that its
 worker goes on."""
 _LOOK_SECONDS = 0.25  # longer than a job takes that does not wait
