@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from django.conf import settings
-from django.db import InterfaceError, InternalError, OperationalError, close_old_connections
+from django.db import InterfaceError, InternalError, OperationalError, ProgrammingError, close_old_connections
 
 from deliveries_app import scheduling
 from deliveries_app.monitoring import alerts
@@ -22,7 +22,8 @@ from repositories_app.git import remote
 logger = logging.getLogger(__name__)
 
 _WAKE_SECONDS = 1.0  # how often due retries are enqueued between sweeps
-_WITHOUT_DATABASE = (OperationalError, InterfaceError, InternalError)  # it is down, or read-only during a failover
+# It is down, read-only during a failover, or has no tables yet.
+_WITHOUT_DATABASE = (OperationalError, InterfaceError, InternalError, ProgrammingError)
 
 
 class SweepFailed(Exception):

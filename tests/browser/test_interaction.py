@@ -178,6 +178,7 @@ def test_second_press_of_a_button_sends_nothing(site: Site, browser: Browser, wa
             page.wait_for_timeout(50)
         page.wait_for_timeout(300)  # a second request would be held as well
         assert len(held) == 1
+        page.wait_for_function("sessionStorage.busy")
         held[0].continue_()
         expect(page.get_by_role("status").filter(has_text="Re-syncing 2 repositories…")).to_be_visible()
         assert page.evaluate("sessionStorage.busy") == "true"
