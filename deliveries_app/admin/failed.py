@@ -117,13 +117,19 @@ def operation_of(request: HttpRequest) -> BulkOperation | None:
 
 
 class FailedChangeList(ChangeList):
-    """Provide the query string that the page polls with: its filters, the rows that it shows, and how many there are in all."""
+    """Provide the query string that the page polls with: its filters, the rows that it shows, and how many there are in all.
+
+    A page that is searched or filtered also shows that number beside its search.
+    """
 
     @property
     def live_query(self) -> str:
         query = {"ids": progress_context.joined(watch.pk for watch in self.result_list)}
         query |= {name: str(self.params[name]) for name in (*AppFilter.parameters, "cause") if name in self.params}
-        return urlencode({**query, "count": self.result_count})
+        query["count"] = str(self.result_count)
+        if self.query or self.has_active_filters:
+            query["filtered"] = "1"
+        return urlencode(query)
 
 
 @admin.register(FailedSync)

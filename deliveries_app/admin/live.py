@@ -55,6 +55,7 @@ def failed_syncs(request: HttpRequest) -> HttpResponse:
     count = parse_pk(request.GET.get("count", ""))
     rows = max(0, count - recovered) if count is not None and recovered else None
     context = {**panel_context(request, here(request)), "cells": cells, "rows": rows}
+    context["filtered"] = request.GET.get("filtered") == "1"
     return render(request, "docora/failed.html#refresh", context)
 
 

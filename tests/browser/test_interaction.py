@@ -176,9 +176,8 @@ def test_second_press_of_a_button_sends_nothing(site: Site, browser: Browser, wa
         page.get_by_role("button", name="Re-sync 2 repositories").dblclick(no_wait_after=True)
         while not held:
             page.wait_for_timeout(50)
-        page.wait_for_timeout(300)  # a second request would be held as well
+        page.wait_for_timeout(1000)  # a second request would be held as well
         assert len(held) == 1
-        page.wait_for_function("sessionStorage.busy")
         held[0].continue_()
         expect(page.get_by_role("status").filter(has_text="Re-syncing 2 repositories…")).to_be_visible()
         assert page.evaluate("sessionStorage.busy") == "true"

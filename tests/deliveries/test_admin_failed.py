@@ -240,7 +240,9 @@ def live(client: Client, *pks: int, query: str = "") -> str:
 
 def test_list_polls_groups_and_rows_every_five_seconds(operator: Client, failing) -> None:
     page = operator.get(f"{LIST}?cause=http_5xx").text
-    assert f'hx-get="{LIVE}?ids={failing[0].pk}%2C{failing[2].pk}&amp;cause=http_5xx&amp;count=2"' in page
+    assert (
+        f'hx-get="{LIVE}?ids={failing[0].pk}%2C{failing[2].pk}&amp;cause=http_5xx&amp;count=2&amp;filtered=1"' in page
+    )
     assert 'hx-trigger="every 5s, docora:refresh"' in page
 
 
@@ -280,7 +282,9 @@ def test_number_below_the_list_leaves_out_recovered_rows(operator: Client, faili
     answer = operator.get(unescape(url), HTTP_HX_REQUEST="true").text
     assert "No failures." in answer
     assert number.format("0 failed syncs") in answer
-    assert '<span hx-swap-oob="innerHTML:#changelist-search .quiet">0 results (' in answer
+    beside_the_search = '<span hx-swap-oob="innerHTML:#changelist-search .quiet">0 results ('
+    assert beside_the_search not in answer  # the list is not filtered
+    assert beside_the_search in operator.get(f"{unescape(url)}&filtered=1", HTTP_HX_REQUEST="true").text
 
 
 def test_links_in_a_poll_return_to_the_polling_page(operator: Client, failing) -> None:
