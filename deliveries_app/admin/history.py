@@ -47,11 +47,6 @@ class HistoryList(ChangeList):
         self.window_from, self.window_until = history.window_start(self.model._default_manager.all(), until), until
         return rows.filter(created_at__gte=self.window_from) if self.window_from else rows
 
-    @property
-    def is_cut(self) -> bool:
-        """Whether the paginator stopped counting, so that there may be more rows."""
-        return bool(self.result_count >= BoundedPaginator.PAGES * self.list_per_page)
-
 
 class WholeList(HistoryList):
     """A list without a window or pages, for the export, which may take longer."""

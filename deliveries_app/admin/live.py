@@ -54,8 +54,8 @@ def failed_syncs(request: HttpRequest) -> HttpResponse:
     cells, recovered = refreshed_cells(row_ids(request), Shown.to_user(request, here(request)))
     count = parse_pk(request.GET.get("count", ""))
     rows = max(0, count - recovered) if count is not None and recovered else None
-    context = {**panel_context(request, here(request)), "cells": cells, "rows": rows}
-    context["filtered"] = request.GET.get("filtered") == "1"
+    filtered = request.GET.get("filtered") == "1"
+    context = {**panel_context(request, here(request)), "cells": cells, "rows": rows, "filtered": filtered}
     return render(request, "docora/failed.html#refresh", context)
 
 

@@ -75,7 +75,9 @@ def live_watches(request: HttpRequest) -> HttpResponse:
     """
     watches = list(_watches().filter(pk__in=row_ids(request)))
     failing, page = set(row_ids(request, "failing")), here(request)
-    cells = next((cells for cells in ("list", "table") if request.GET.get("cells") == cells), "")
+    cells = request.GET.get("cells", "")
+    if cells not in {"list", "table"}:
+        cells = ""
     with_files = request.GET.get("files") == "1"
     rights = {
         "can_retry": request.user.has_perm(actors.RETRY_PERMISSION),

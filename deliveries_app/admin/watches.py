@@ -32,7 +32,7 @@ from deliveries_app.reports.next_attempt import next_try
 from deliveries_app.services.control import PAUSE_PERMISSION
 from deliveries_app.services.push_hooks import hook_url
 from deliveries_app.services.watch_settings import PERMISSION as CHANGE_PERMISSION
-from docora.templatetags.docora import ago, elapsed, number, status_with_detail
+from docora.templatetags.docora import ago, elapsed, files_of, status_with_detail
 from docora.text import counted, visible
 
 SWAP = SafeString(' hx-swap-oob="true"')
@@ -272,16 +272,10 @@ def _problem(watch: AppRepository) -> SafeString | str:
     return widgets.problem(watch.last_error, failing_for, widgets.circuit_text(watch.repository))
 
 
-def _files(watch: AppRepository) -> str:
-    """Return the acknowledged files, and those of the tree if it has more."""
-    acknowledged, files = watch.files_delivered, watch.tree_files
-    return number(files) if acknowledged == files else f"{number(acknowledged)} / {number(files)}"
-
-
 _CELLS: dict[str, Callable[[AppRepository], SafeString | str]] = {
     "problem": _problem,
     "synced": lambda watch: ago(watch.last_synced_at),
-    "files": _files,
+    "files": files_of,
 }
 
 

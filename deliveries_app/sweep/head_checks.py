@@ -165,7 +165,7 @@ def _tokens(watches: Sequence[AppRepository], meanwhile: Callable[[], None]) -> 
 
 def _needs_sync(watch: AppRepository, answer: Head | GitError) -> bool:
     if watch.next_sync_at is not None:  # it waits for its next attempt: only a commit that it has not seen is news
-        # The last attempt may have failed before it asked git, for lack of a signing key, say. Then no commit is.
+        # If the last attempt failed before it asked git (for lack of a signing key, say), no commit is news.
         has_asked = bool(watch.seen_commit) or watch.root_cause in GIT_CAUSES
         return has_asked and isinstance(answer, Head) and answer.commit != watch.seen_commit
     if isinstance(answer, NoCommit):

@@ -31,7 +31,7 @@ class SweepFailed(Exception):
 
 
 def _run(*parts: Callable[[], Any]) -> Any:
-    """Call all parts, also if one of them fails, and return the result of the last one.
+    """Call all parts, even if one of them fails, and return the result of the last one.
 
     Raises `SweepFailed` after the last part, but errors in `_WITHOUT_DATABASE` at once.
     """

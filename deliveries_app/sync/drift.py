@@ -18,7 +18,7 @@ from deliveries_app.sync.events import held_tree
 from deliveries_app.sync.exceptions import Paused, Superseded
 from deliveries_app.sync.lease import Lease
 from deliveries_app.sync.responses import SHORTEST_WAIT
-from deliveries_app.webhooks.client import describe_outcome, info_of, post_signed
+from deliveries_app.webhooks.client import asked_to_wait, describe_outcome, info_of, post_signed
 from deliveries_app.webhooks.keyring import Keyring
 from deliveries_app.webhooks.payloads import VERIFY_REASON, Envelope, endpoint, verify_fields, webhook_id
 from deliveries_app.webhooks.verify import MAX_ANSWER_BYTES, MAX_ENTRIES, Comparison, Page, Unusable, read_page
@@ -163,7 +163,7 @@ class _Check:
                 self._limit //= _SHORTER
                 continue
             if self._is_busy(outcome) and waits < MAX_WAITS:
-                asked = outcome.retry_after(time.time())
+                asked = asked_to_wait(outcome)
                 waits += 1
                 wait = backoff(waits, base=1.0 if asked is None else SHORTEST_WAIT, jitter=0.0)
                 self._not_before = time.monotonic() + min(max(wait, asked or 0.0), LONGEST_WAIT)
@@ -198,7 +198,7 @@ class _Check:
 
     @staticmethod
     def _is_busy(outcome: Outcome) -> bool:
-        return outcome.status == 429 or (outcome.status == 503 and outcome.retry_after(time.time()) is not None)
+        return outcome.status == 429 or asked_to_wait(outcome) is not None
 
     def _wait(self) -> None:
         while (left := self._not_before - time.monotonic()) > 0:

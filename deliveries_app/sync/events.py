@@ -21,7 +21,7 @@ from deliveries_app.models.root_causes import SyncFailure
 from deliveries_app.planning import delivery_rows
 from deliveries_app.sync.exceptions import Paused
 from deliveries_app.sync.lease import Lease
-from deliveries_app.webhooks.client import Destination, describe_outcome, post_signed
+from deliveries_app.webhooks.client import Destination, asked_to_wait, describe_outcome, post_signed
 from deliveries_app.webhooks.keyring import Keyring, response_texts
 from deliveries_app.webhooks.payloads import (
     Envelope,
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 GIVE_UP_AFTER = timedelta(days=1)
 _BASE_DELAY_SECONDS = 2.0
-_BUSY_SECONDS = 10.0  # that an app gets which is busy and does not say for how long
+_BUSY_SECONDS = 10.0  # the wait if a busy app does not say how long it needs
 
 
 class NoticeRefused(Exception):
@@ -85,7 +85,7 @@ def send_due(client: HttpClient, lease: Lease, envelope: Envelope, keyring: Keyr
                 lease.extend()
                 notice.delete()
             continue
-        asked = _asked_to_wait(outcome) or 0.0
+        asked = asked_to_wait(outcome) or 0.0
         wait = max(backoff(notice.attempts + 1, base=_BASE_DELAY_SECONDS, jitter=0.0), min(asked, MAX_WAIT_SECONDS))
         with transaction.atomic():
             lease.extend()
@@ -117,17 +117,12 @@ def send_sync_completed(
         message = f"All files were acknowledged, but /sync_completed failed. {describe_outcome(outcome)}"
         cause = outcome.cause.value if outcome.cause else "http"
         root = root_causes.of_delivery(cause, outcome.status)
-        wait = _asked_to_wait(outcome)
+        wait = asked_to_wait(outcome)
         if wait is None and outcome.status == 429:
             wait = _BUSY_SECONDS
         raise NoticeRefused(
             SyncFailure(message, cause, root, outcome.status, response_texts(lease.watch.app, [outcome.body])[0]), wait
         )
-
-
-def _asked_to_wait(outcome: Outcome) -> float | None:
-    """Return for how many seconds a busy app asked to wait, if it said so."""
-    return outcome.retry_after(timezone.now().timestamp()) if outcome.status in {429, 503} else None
 
 
 def settle_completed(lease: Lease) -> None:

@@ -345,7 +345,7 @@ def _take(watch: Any, slots: int, started: float) -> Lease:
 
 
 def _doubt_until(watch: Any) -> datetime | None:
-    """Return until when the app may still be processing requests of the process whose lease has expired; None if of none.
+    """Return until when the app may still be processing requests of the process whose lease has expired, or None if there are none.
 
     A short lease ends before that. The process sent nothing after its next extension was due.
     """

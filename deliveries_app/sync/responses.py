@@ -1,6 +1,5 @@
 """Decide what a response of the app means for the notification and for the run (`engine.md` §7)."""
 
-import time
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -10,7 +9,7 @@ from deliveries_app.sync.endpoint_health import GATEWAY_ERRORS
 from deliveries_app.sync.exceptions import EndpointGone, RateLimited
 from deliveries_app.sync.lease import HOLD_AFTER_TIMEOUT
 from deliveries_app.sync.recorder import Failure
-from deliveries_app.webhooks.client import describe_outcome
+from deliveries_app.webhooks.client import asked_to_wait, describe_outcome
 from docora.backoff import MAX_WAIT_SECONDS
 from docora.db.clock import DatabaseClock
 from docora.http.client import Cause, Outcome
@@ -99,7 +98,7 @@ class ResponsePolicy:
         if change.kind == Kind.DELETE and change.lenient and status in {404, 410}:
             return Decision(delivered=True)  # it may never have had the file
         failure = Failure("http", describe_outcome(outcome), status, outcome.body)
-        asked = outcome.retry_after(time.time()) if status in {429, 503} else None
+        asked = asked_to_wait(outcome)
         # 503 without Retry-After is also what a proxy answers if the app behind it is down: it gets one pause.
         is_busy = status == 429 or (status == 503 and (self.endpoint_works or pausing or not self._refusals))
         if asked is not None or is_busy:

@@ -384,7 +384,7 @@ class Sender:
         return True
 
     def _tick(self) -> None:
-        """Go on while a block is read, which may take long. An answer that nobody reads would count as a timeout."""
+        """Keep the run going while a block is read. Responses that are not read in time would count as timeouts."""
         if self._client.in_flight:
             self._settle_landed(0.0)
         self._keep_going()

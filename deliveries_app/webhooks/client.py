@@ -1,5 +1,6 @@
 """Send one signed notification and wait for the response."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -65,6 +66,11 @@ def post_ping(client: HttpClient, app: App, keyring: Keyring, alive: Callable[[]
 def describe_outcome(outcome: Outcome) -> str:
     """Return one sentence about a request to the app that failed."""
     return outcome.message if outcome.cause else f"The app returned HTTP {outcome.status}."
+
+
+def asked_to_wait(outcome: Outcome) -> float | None:
+    """Return for how many seconds a busy app (429 or 503) asked Docora to wait, or None if it did not say."""
+    return outcome.retry_after(time.time()) if outcome.status in {429, 503} else None
 
 
 @dataclass(frozen=True)

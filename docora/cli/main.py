@@ -20,8 +20,8 @@ from docora import __version__
 from docora.cli.output import BROKEN_PIPE, INTERRUPTED, USAGE
 from docora.conf.installation import choose_settings, program
 
-# The demo repositories and the demo client run on this machine over plain http. Three attempts, so that the first sync of
-# the failing app has ended when somebody signs in.
+# The demo repositories and the demo client run on this machine over plain http. With three
+# attempts, the first sync of the failing app has ended before anyone can sign in.
 DEMO_SETTINGS = {
     "ALLOW_HTTP": "yes",
     "ALLOWED_PRIVATE_NETWORKS": "127.0.0.0/8",

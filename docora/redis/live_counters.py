@@ -98,8 +98,10 @@ return 1
 
 @dataclass(frozen=True)
 class Movement:
-    """How counters have moved. `idle` is the number of seconds since they last did, or parts of a large file were sent, and
-    `unacknowledged` since a file was last acknowledged. If none was in the samples, it is the time that they go back.
+    """How counters have moved.
+
+    `idle` is the number of seconds since they last did or a part of a large file was sent. `unacknowledged` is the number of
+    seconds since a file was last acknowledged or, if no sample shows that, the age of the oldest sample.
 
     `rate` is in files per second over the last `WINDOW_SECONDS`; None if nothing moved in them, or if the counters are
     younger than `FIRST_RATE_SECONDS`.

@@ -26,8 +26,8 @@ HAND_OVER_AFTER = 5.0
 """After so many more seconds, the jobs that still run are asked to stop, as on SIGTERM. Otherwise one that waits for a
 hanging server would block the worker for minutes."""
 HANGS_AFTER = 3900.0  # repacking a mirror, which cannot stop, may take an hour
-"""A job that has not ended so many seconds after it was asked to stop never will. Then this process ends itself, so that its
-worker goes on."""
+"""A job that still runs this many seconds after it was asked to stop is hung. This process then exits, so that its worker can
+continue."""
 _LOOK_SECONDS = 0.25  # longer than a job takes that does not wait
 _BUSY = 0.5  # of a core
 

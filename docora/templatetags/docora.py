@@ -174,6 +174,13 @@ def number(value: float | None) -> str:
 
 
 @register.filter
+def files_of(watch: Any) -> str:
+    """Format how many files of the watch are acknowledged, and of how many if these are others: `362 / 402`."""
+    acknowledged, files = watch.files_delivered, watch.tree_files
+    return number(files) if acknowledged == files else f"{number(acknowledged)} / {number(files)}"
+
+
+@register.filter
 def prose(text: str) -> SafeString:
     """Render text in which `backticks` mark code."""
     parts = text.split("`")

@@ -158,7 +158,7 @@ def ls_heads[Key](
     second.
 
     Yield None if the host does not support protocol v2: `ls_heads_by_git` has to ask it afterwards. Do nothing slow between
-    two answers, because requests in flight time out while nobody polls.
+    two answers, because requests in flight time out unless they are polled.
     """
     waiting = iter(questions)
     exhausted = False

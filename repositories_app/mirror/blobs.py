@@ -57,7 +57,7 @@ class BlobReader:
 
     def ask_ahead(self, blobs: Sequence[str]) -> None:
         """Ask for the contents that will be read next, in this order. They must be small. `read` skips those that it does not
-        want, and the next call those that nobody has read: git would stop at a full pipe, and so would the next question."""
+        want. The next call discards those that were not read: otherwise git would block on a full pipe, and so would we."""
         self._skip_ahead()
         ahead = blobs[:_BATCH_OBJECTS]
         self._ask("contents", ahead)

@@ -319,8 +319,8 @@ class Mirror:
     def remove_stale_refs(self, watch_ids: Callable[[], Collection[str]]) -> None:
         """Remove the refs of watches that are gone, unless another process is fetching. The next repack drops their objects.
 
-        `watch_ids` returns the ids of the repository's watches. It is called once the refs cannot change any more, because a
-        new watch is there before its refs.
+        `watch_ids` returns the ids of the repository's watches. It is called under the lock: a new watch is
+        stored before its refs are written.
         """
         if self.directory.exists():
             with contextlib.suppress(BlockingIOError), self._lock("fetch", wait=False):

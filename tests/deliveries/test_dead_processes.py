@@ -49,7 +49,7 @@ def killed_while_sending(world: World, watch: AppRepository) -> AppRepository:
 
 
 def let_lease_of_another_machine_end(watch: AppRepository, seconds: float = 0) -> None:
-    """The lease ends after so many seconds, by itself."""
+    """Let the lease expire after this many seconds."""
     until = Now() + timedelta(seconds=seconds)
     assert AppRepository.objects.filter(pk=watch.pk).update(lease_until=until, lease_process="") == 1
     assert end_dead_leases() == 0

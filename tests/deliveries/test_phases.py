@@ -85,7 +85,7 @@ def test_only_paths_behind_an_unsettled_delete_wait(world: World, old: dict[str,
 
 
 def test_thousands_of_files_wait_behind_one_unsettled_delete(world: World) -> None:
-    """Their contents are more than git's pipe holds, and nobody reads them."""
+    """Their contents exceed git's pipe, and are never read."""
     chance = random.Random(20261128)
     repo, watch = world.watch({"a": A})
     world.sync(watch)
