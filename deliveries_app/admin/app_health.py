@@ -46,7 +46,7 @@ class AppHealthAdmin(DocoraAdmin[App]):
     """The columns of the list. The rows are annotated with `watch_count`, `failed_count` and `last_success`."""
 
     list_display: tuple[Any, ...] = (
-        "name", "state", "failing", "accepted", "p95", "last_success", "last_day", "repositories",
+        "name", "state", "repositories", "failing", "accepted", "p95", "last_success", "last_day",
     )  # fmt: skip
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:

@@ -19,7 +19,7 @@ WITH_BODY = AppToken(max_body=MAX_BODY)
 # Documented error responses.
 REFUSED = {401: UNAUTHORIZED, 429: THROTTLED}
 BUSY = REFUSED | {
-    429: f"{THROTTLED} Or the app waits for two git hosts already, or Docora for six, or the app has used up its re-syncs."
+    429: f"{THROTTLED} The same answer is given while the app waits for two git hosts or Docora for six, and once the app has used up its re-syncs."
 }
 NOT_WATCHED = REFUSED | {404: "The app does not watch this repository."}
 BODY = {413: f"The body is larger than {MAX_BODY:,} bytes.", 422: "The body is malformed."}

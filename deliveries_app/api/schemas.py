@@ -250,7 +250,7 @@ class DeliveryRecord(Schema):
         examples=["acknowledged"],
     )
     sha: str = Field(
-        description="SHA-256 of the content, hex. Of a delete, the one that the app was last sent.",
+        description="SHA-256 of the content, in hex. For a delete, of the content that the app was last sent.",
         examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"],
     )
     size: int | None = Field(description="Size in bytes; null if it is not known yet.", ge=0, examples=[1234])

@@ -49,7 +49,7 @@ class NothingToSend(ValueError):
 
 @dataclass(frozen=True)
 class SentDifferences:
-    """The run that sends them, and how many files it sends and deletes. `settled` differences had been sent meanwhile."""
+    """The run that sends the differences. It sends `files` and deletes `deletes`; `settled` were sent in the meantime."""
 
     run: SyncRun
     files: int

@@ -20,7 +20,7 @@ _HOUR = 3600.0
 
 
 class TooManyWatches(ValueError):
-    """The app watches as many repositories as it may."""
+    """The app has reached its quota of watched repositories."""
 
     def __init__(self, limit: int) -> None:
         repositories = counted(limit, "repository", "repositories")

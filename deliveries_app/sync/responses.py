@@ -54,7 +54,7 @@ class ResponsePolicy:
     _failed_in_a_row: int = 0
     _gone: int = 0
     _limit: int = DOUBT_AFTER
-    _refusals: int = 0  # in a row; several at once count as one
+    _refusals: int = 0  # pauses since the last success
     failing_since: datetime | None = None
     """When the first of the consecutive failures was settled, by the database's clock."""
     endpoint_works: bool = False
@@ -73,11 +73,11 @@ class ResponsePolicy:
         self._failed_in_a_row, self._limit, self.failing_since, self.endpoint_works = 0, DOUBT_AFTER, None, True
 
     def refused(self) -> None:
-        """The app has refused a request, for the first time since its last answer or since the last pause."""
+        """Count a refusal that starts a pause. Requests refused during the pause are not counted."""
         self._refusals += 1
 
     def try_one_by_one(self) -> None:
-        """It is unknown whether the endpoint works: let the next paths decide."""
+        """Start a new count of failures, with a lower limit: a ping did not show whether the endpoint works."""
         self._failed_in_a_row, self._limit = 0, CONTROL_PATHS
 
     def of(self, change: Change, outcome: Outcome, *, chunked: bool, pausing: bool = False) -> Decision:

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 KEPT = 100
 BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Upper bounds of the latency buckets, in seconds. The last is the request timeout, so timeouts fall into the overflow bucket."""
-_PREFIX = "docora:vitals:"
+_PREFIX = "docora:endpoint-stats:"
 _TTL_SECONDS = 30 * 24 * 3600
 
 

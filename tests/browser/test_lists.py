@@ -19,6 +19,7 @@ from deliveries_app.models import (
     Status,
     SyncRun,
 )
+from deliveries_app.webhooks import endpoint_stats
 from repositories_app.models import Repository
 from tests.browser.accessibility import Look, look_as, violations
 from tests.browser.conftest import Browser, Site
@@ -36,19 +37,27 @@ COLUMNS = {  # what an operator comes to the list for
     "syncrun": ("result", "problem", "requested"),
     "bulkoperation": ("state", "outcome_summary", "requested"),
     "delivery": ("shown_path", "state", "updated"),
-    "app": ("name", "state", "failing"),
+    "app": ("name", "state", "failing", "repositories", "accepted", "p95", "last_success", "resync_button"),
 }
 
 
 @pytest.fixture
 def crowd(quiet_site: Site) -> list[AppRepository]:
-    """300 apps with 600 watches, all of them failing, and a run, a delivery and an operation of each. Nothing is due."""
+    """300 apps with 600 watches, all of them failing, and a run, a delivery and an operation of each. Nothing is due.
+
+    The apps are slowed down and have slow responses, which makes the columns of their list wide.
+    """
     now, later = timezone.now(), timezone.now() + timedelta(days=30)
     apps = App.objects.bulk_create(
         App(name=f"Customer portal {number:03}", base_url=f"https://portal-{number}.example/hooks", email="a@b.example",
-            client_auth_key="k" * 20)
+            client_auth_key="k" * 20, pace_gap=1)
         for number in range(APPS)
     )  # fmt: skip
+    latest = endpoint_stats.Latest()
+    for number in range(endpoint_stats.KEPT):
+        latest.add(number > 0, 12.345)
+    for app in apps:
+        endpoint_stats.record_latest(app, latest, {})
     repositories = Repository.objects.bulk_create(
         Repository(
             canonical_url=f"https://github.com/acme/handbook-{number}",

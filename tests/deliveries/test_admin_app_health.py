@@ -95,7 +95,7 @@ def test_viewer_of_apps_alone_sees_numbers_without_links(app: App) -> None:
 
 def test_sorts_by_what_the_database_knows(operator: Client, app: App) -> None:
     make_app("Archive")
-    columns = ["name", "state", "failing", "accepted", "p95", "last_success", "last_day", "repositories"]
+    columns = ["name", "state", "repositories", "failing", "accepted", "p95", "last_success", "last_day"]
     page = operator.get(APPS).text
     sortable = re.findall(r'class="(?:sorted ascending )?(?:sortable )?column-(\w+)[^"]*"[^>]*>', page)
     assert set(sortable) >= {"name", "state", "failing", "last_success", "repositories"}
