@@ -3,7 +3,7 @@
 Rows are read in keyset pages, so memory use stays constant.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from django.conf import settings
@@ -136,12 +136,14 @@ class HeldFile(NamedTuple):
     sequence: int
 
 
-def acknowledged_files(watch_pk: int) -> Iterator[HeldFile]:
-    """Yield every file the app acknowledged, in byte order of the paths."""
+def acknowledged_files(watch_pk: int, tick: Callable[[], None]) -> Iterator[HeldFile]:
+    """Yield every file the app acknowledged, in byte order of the paths. Call `tick` before each page of rows."""
     rows = Delivery.objects.filter(watch_id=watch_pk, acknowledged=True).order_by("path")
     columns = rows.values_list(*HeldFile._fields)
     last = ""
-    while page := list(map(HeldFile._make, columns.filter(path__gt=last)[:PAGE])):
+    while True:
+        tick()
+        page = list(map(HeldFile._make, columns.filter(path__gt=last)[:PAGE]))
         yield from page
         if len(page) < PAGE:
             return

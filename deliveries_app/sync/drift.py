@@ -137,7 +137,7 @@ class _Check:
         page = self._ask(held.sha256, "")
         if page.is_equal:
             return Comparison(iter(()), compared=held.files)
-        comparison = Comparison(delivery_rows.acknowledged_files(watch_pk))
+        comparison = Comparison(delivery_rows.acknowledged_files(watch_pk, self._alive))
         ends_at = time.monotonic() + MAX_SECONDS
         while True:
             comparison.add(page.files)

@@ -60,11 +60,9 @@ class HeldTree(NamedTuple):
 def held_tree(watch_pk: int, tick: Callable[[], None]) -> HeldTree:
     """Hash the lines `{sha}  {path}\\n` of every file that the app acknowledged, in byte order of the paths."""
     digest, files = hashlib.sha256(), 0
-    for path, sha, _ in delivery_rows.acknowledged_files(watch_pk):
+    for path, sha, _ in delivery_rows.acknowledged_files(watch_pk, tick):
         digest.update(f"{sha}  {path}\n".encode())
         files += 1
-        if files % delivery_rows.PAGE == 0:
-            tick()
     return HeldTree(digest.hexdigest(), files)
 
 

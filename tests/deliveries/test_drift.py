@@ -21,6 +21,7 @@ from deliveries_app.models import (
     Status,
     WatchState,
 )
+from deliveries_app.planning import delivery_rows
 from deliveries_app.receiver import Answer, Notification
 from deliveries_app.services import (
     NotCheckable,
@@ -417,6 +418,16 @@ def test_check_makes_way_for_a_push(
     kinds = [record.kind for record in world.requests()][len(FILES) :]
     assert kinds == ["verify"] * 2 + ["create"] + ["verify"] * 5
     assert (requested.state, requested.differences) == (DriftState.DIFFERS, 5)
+
+
+def test_lease_is_kept_while_missing_files_are_counted(
+    synced: tuple[Repo, AppRepository], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery_rows, "PAGE", 2)
+    ticks: list[None] = []
+    comparison = verify.Comparison(delivery_rows.acknowledged_files(synced[1].pk, lambda: ticks.append(None)))
+    comparison.finish()
+    assert (comparison.missing, len(ticks)) == (len(FILES), 5)
 
 
 @pytest.mark.parametrize("what", ["cancel", "resync", "unwatch", "send"])
