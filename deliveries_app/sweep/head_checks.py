@@ -44,22 +44,24 @@ TAKEN_SECONDS = 60.0
 def check_due(client: HttpClient, meanwhile: Callable[[], None] = lambda: None) -> int:
     """Check every watch that is due for a check, and request a sync for those that moved or cannot be read.
 
-    Call `meanwhile` repeatedly while waiting for the git hosts. Return the number of watches that were due.
+    Call `meanwhile` repeatedly while waiting for the git hosts. Return the number of watches that were due. Those that are
+    due again before the others have been checked wait for the next call, so that the rest of the sweep gets its turn.
 
     Hosts that only git can ask come last, so that they delay no other check. Those of their watches for which there was no
     time are due again `TAKEN_SECONDS` later.
     """
     probe_hosts(client, meanwhile)
-    due = 0
+    checked: set[AppRepository] = set()
     for_git: dict[AppRepository, Question[AppRepository]] = {}
     while watches := _take_slice():
-        due += len(watches)
+        is_second_time = not checked.isdisjoint(watches)
+        checked.update(watches)
         for_git |= _check(client, watches, meanwhile)
-        if len(watches) < SLICE:
+        if is_second_time or len(watches) < SLICE:
             break
     if for_git:
         _record(ls_heads_by_git(for_git.values(), meanwhile))
-    return due
+    return len(checked)
 
 
 def probe_hosts(client: HttpClient, meanwhile: Callable[[], None]) -> None:

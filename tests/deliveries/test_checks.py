@@ -81,9 +81,14 @@ def test_checks_are_written_in_bulk(world: World) -> None:
     assert queries(8) == few
 
 
-def test_sweep_checks_due_watches_in_slices(world: World, monkeypatch) -> None:
+@pytest.fixture
+def slices_of_three(monkeypatch) -> None:
     monkeypatch.setattr(head_checks, "SLICE", 3)
     monkeypatch.setattr(head_checks, "_due_for_check", compiled(head_checks._due_for_check.__wrapped__))
+
+
+@pytest.mark.usefixtures("slices_of_three")
+def test_sweep_checks_due_watches_in_slices(world: World, monkeypatch) -> None:
     settled(world, 7)
     slices = []
     take = head_checks._take_slice
@@ -95,6 +100,15 @@ def test_sweep_checks_due_watches_in_slices(world: World, monkeypatch) -> None:
     monkeypatch.setattr(head_checks, "_take_slice", taken)
     assert world.check() == 7
     assert [len(watches) for watches in slices] == [3, 3, 1]
+
+
+@pytest.mark.usefixtures("slices_of_three")
+def test_round_ends_although_its_first_watches_are_due_again(world: World, monkeypatch) -> None:
+    watches, server = settled(world, 7), world.git.server
+    monkeypatch.setattr(head_checks, "next_check", Now)
+    make_checks_due()
+    with remote.new_client() as client:
+        assert check_due(client, lambda: pytest.fail("no end") if len(server.requests) > 30 else None) == len(watches)
 
 
 def test_ten_watches_are_asked_at_the_same_time(world: World) -> None:
