@@ -55,17 +55,18 @@ def mirror_of(repository: Repository) -> Mirror:
 
 
 def record_snapshot(repository: Repository, commit: str, branch: str, files: int, size: int, *, for_all: bool) -> None:
-    """Record the size of a commit's tree, in one row per commit.
+    """Record the size of a commit's tree, in one row per commit. It becomes the repository's newest snapshot.
 
     Pass `for_all=False` if a watch's own rules have changed the numbers. They are better than none, but do not replace
     existing ones.
     """
     snapshot = Snapshot(repository=repository, commit_sha=commit, branch=branch, file_count=files, total_bytes=size)
-    key, numbers = ["repository", "commit_sha"], ["branch", "file_count", "total_bytes"]
-    if for_all:
-        Snapshot.objects.bulk_create([snapshot], update_conflicts=True, unique_fields=key, update_fields=numbers)
-    else:
-        Snapshot.objects.bulk_create([snapshot], ignore_conflicts=True)
+    Snapshot.objects.bulk_create(
+        [snapshot],
+        update_conflicts=True,
+        unique_fields=["repository", "commit_sha"],
+        update_fields=["created_at", *(["branch", "file_count", "total_bytes"] if for_all else [])],
+    )
 
 
 @dataclass(frozen=True)

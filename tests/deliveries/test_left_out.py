@@ -209,6 +209,20 @@ def test_snapshot_totals_prefer_a_watch_without_patterns(world: World) -> None:
     assert (watch.tree_files, other.tree_files) == (2, 4)
 
 
+@pytest.mark.parametrize("patterns", ["", "*.env"])
+def test_snapshot_of_a_restored_commit_is_the_newest(world: World, patterns: str) -> None:
+    repo, watch = world.watch({"a": b"a"})
+    world.settle()
+    set_ignore_patterns(Actor.command(), watch, patterns)
+    first = repo.head
+    repo.commit({"b": b"b"})
+    world.settle()
+    git(repo.path, "update-ref", "HEAD", first)
+    world.settle()
+    newest = watch.repository.snapshots.first()
+    assert (newest.commit_sha, newest.file_count) == (first, 1)
+
+
 def test_causes_are_counted(world: World, settings) -> None:
     """For the run and the watch, by full and fast plans."""
     settings.MAX_FILE_BYTES = 50
