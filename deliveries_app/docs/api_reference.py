@@ -146,7 +146,9 @@ def _curl(document: Document, path: str, method: str, operation: Document, body:
             path = path.replace(f"{{{parameter['name']}}}", str(example))
         elif SHELL in parameter:
             headers.append(f'-H "{parameter["name"]}: {parameter[SHELL]}"')
-        elif parameter["in"] == "header" and example is not None:
+        elif example in {None, ""}:
+            continue
+        elif parameter["in"] == "header":
             headers.append(f"-H {shlex.quote(f'{parameter["name"]}: {example}')}")
         elif parameter["in"] == "query":
             query.append(f"{parameter['name']}={example}")

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 
 import pytest
@@ -12,10 +13,12 @@ from django.utils.html import escape
 
 from deliveries_app.actors import Actor
 from deliveries_app.api import openapi
+from deliveries_app.api.schemas import REPOSITORY_ID
 from deliveries_app.docs import api_reference
 from deliveries_app.models import AppRepository
 from deliveries_app.services import watch_settings
 from docora.templatetags.docora import prose
+from tests.api.caller import Caller
 
 CALLS = {
     ("POST", "/api/repositories"): {201, 202, 401, 404, 409, 413, 422, 429, 500},
@@ -118,6 +121,15 @@ def test_page_shows_every_call_with_an_example(page: str) -> None:
         assert call.curl == command or command.endswith('-d "$BODY"')
         assert "{" not in command.partition(" -d ")[0], "every placeholder has an example"
         assert ("$DOCORA_TOKEN" in call.curl) == call.path.startswith(("/api/repositories", "/api/app"))
+
+
+def test_examples_of_reading_calls_work(portal: Caller, watches: list[AppRepository]) -> None:
+    groups = api_reference.context(openapi.document())["groups"]
+    for call in [call for name in ("Repositories", "Files", "Runs") for call in groups[name] if call.method == "GET"]:
+        url = shlex.split(call.curl)[1].removeprefix(settings.PUBLIC_URL)
+        url = url.replace(REPOSITORY_ID, watches[0].repository.repository_id)
+        answer = portal.client.get(url)
+        assert answer.status_code == (404 if call.anchor == "get_run" else 200), url
 
 
 def test_message_examples(document: dict) -> None:
