@@ -27,6 +27,8 @@ from waitress import create_server, wasyncore
 from waitress.channel import HTTPChannel
 from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
 
+from docora.web.error_codes import BY_STATUS, ErrorCode
+
 _BACKLOG = 1024  # connections that wait to be accepted
 _CONNECTIONS = 1000  # open at once
 _OPEN_FILES = 4 * _CONNECTIONS  # each may have a temporary file for its request and one for its response
@@ -65,7 +67,9 @@ class JsonErrorTask(ErrorTask):  # type: ignore[misc]
 
     def execute(self) -> None:
         error = self.request.error
-        body = json.dumps({"error": f"{error.reason}: {error.body}"}).encode()
+        code = BY_STATUS.get(error.code, ErrorCode.INVALID_REQUEST)
+        message = f"{error.reason}: {error.body}"
+        body = json.dumps({"error": message, "code": code, "retryable": code.retryable}).encode()
         self.status = f"{error.code} {error.reason}"
         self.response_headers.append(("Content-Type", "application/json"))
         self.set_close_on_finish()

@@ -316,21 +316,23 @@ def test_expect_100_continue(web: WebProcess) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sent", "status"),
+    ("sent", "status", "code"),
     [
-        (b"no request\r\n\r\n", 400),
-        (request("/", headers="Content-Length: many\r\n"), 400),
-        (request("/", "POST", headers="Content-Length: 99999999\r\n"), 413),
-        (request("/", headers=f"X: {'x' * 300_000}\r\n"), 431),
-        (request("/", "POST", headers="Transfer-Encoding: gzip\r\n"), 501),
+        (b"no request\r\n\r\n", 400, "invalid_request"),
+        (request("/", headers="Content-Length: many\r\n"), 400, "invalid_request"),
+        (request("/", "POST", headers="Content-Length: 99999999\r\n"), 413, "body_too_large"),
+        (request("/", headers=f"X: {'x' * 300_000}\r\n"), 431, "invalid_request"),
+        (request("/", "POST", headers="Transfer-Encoding: gzip\r\n"), 501, "invalid_request"),
     ],
     ids=["request line", "length", "large body", "large head", "encoding"],
 )
-def test_errors_are_json(web: WebProcess, sent: bytes, status: int) -> None:
+def test_errors_are_those_of_the_api(web: WebProcess, sent: bytes, status: int, code: str) -> None:
     with web.connect(sent) as connection:
         answer, body = read_answer(connection)
     assert (answer.status, answer.getheader("Content-Type")) == (status, "application/json")
-    assert set(json.loads(body)) == {"error"}
+    error = json.loads(body)
+    assert list(error) == ["error", "code", "retryable"]
+    assert (error["code"], error["retryable"]) == (code, False)
 
 
 def test_server_does_not_name_itself(web: WebProcess) -> None:
