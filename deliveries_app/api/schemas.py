@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 from ninja import Schema
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
@@ -38,7 +38,16 @@ GithubToken = Annotated[
 ]
 
 
-Patterns = Annotated[list[Annotated[str, Field(max_length=1000, pattern="^[^\n\r\0]*$")]], Field(max_length=500)]
+def _one_line(pattern: str) -> str:
+    if set("\n\r\0") & set(pattern):
+        raise PydanticCustomError("one_line", "must be a single line")
+    return pattern
+
+
+Pattern = Annotated[
+    str, Field(max_length=1000, json_schema_extra={"pattern": "^[^\n\r\0]*$"}), AfterValidator(_one_line)
+]
+Patterns = Annotated[list[Pattern], Field(max_length=500)]
 
 
 class Registration(BaseModel):
@@ -437,6 +446,11 @@ def moment(value: datetime | None) -> str | None:
     return timestamp(value) if value else None
 
 
+def _lines(patterns: str) -> list[str]:
+    """Return the stored patterns as the app sent them. Only a line feed separates them: `splitlines` knows others."""
+    return patterns.split("\n") if patterns else []
+
+
 def watched_repository(watch: AppRepository) -> dict[str, Any]:
     """Return the `WatchedRepository` of a watch whose repository is loaded."""
     return Watched(watch, created=False).as_dict() | {
@@ -447,8 +461,8 @@ def watched_repository(watch: AppRepository) -> dict[str, Any]:
         "last_commit": watch.last_commit or None,
         "branch": watch.branch or None,
         "ref": watch.ref or None,
-        "include_patterns": watch.include_patterns.splitlines(),
-        "exclude_patterns": watch.exclude_patterns.splitlines(),
+        "include_patterns": _lines(watch.include_patterns),
+        "exclude_patterns": _lines(watch.exclude_patterns),
         "files": watch.tree_files,
         "bytes": watch.tree_bytes,
         "files_failing": watch.files_failing,

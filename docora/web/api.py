@@ -105,6 +105,7 @@ def read_body(request: HttpRequest, limit: int) -> None:
 _SOURCES = {"query": "The query parameter", "path": "The path parameter", "header": "The header"}
 _EXPECTED = {
     "administrators_only": "can only be changed by an administrator",
+    "bool_parsing": "must be true or false",
     "bool_type": "must be true or false",
     "enum": "must be one of {expected}",
     "extra_forbidden": "is not known",
@@ -117,6 +118,7 @@ _EXPECTED = {
     "less_than_equal": "must be at most {le}",
     "list_type": "must be a list",
     "missing": "is required",
+    "one_line": "must be a single line without NUL",
     "string_pattern_mismatch": "must be printable ASCII characters without spaces",
     "string_too_long": "must have at most {max_length} characters",
     "string_too_short": "must not be empty",

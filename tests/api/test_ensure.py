@@ -114,5 +114,16 @@ def test_branch_that_does_not_exist_is_404(world: World, caller: Caller) -> None
 def test_malformed_ref_and_patterns_are_422(portal: Caller) -> None:
     url = "https://127.0.0.1/acme/docs"
     assert code_of(portal.put({"github_url": url, "ref": "a..b"}), 422) == "invalid_request"
-    assert code_of(portal.put({"github_url": url, "include_patterns": ["a\nb"]}), 422) == "invalid_request"
+    for pattern in ("a\nb", "a\rb", "a\0b"):
+        message = error_of(portal.put({"github_url": url, "include_patterns": ["*.md", pattern]}), 422)
+        assert message == "The field include_patterns.1 must be a single line without NUL"
     assert "must be a list" in error_of(portal.put({"github_url": url, "include_patterns": "*.md"}), 422)
+
+
+def test_patterns_are_returned_as_they_were_sent(world: World, caller: Caller) -> None:
+    """U+2028 is a line break for Python, but an ordinary character in the name of a file."""
+    repo = world.git.repo("acme/docs", {"a.md": b"1"})
+    patterns = ["a\u2028b", "", "c d/*"]
+    watched = caller.put({"github_url": repo.url, "exclude_patterns": patterns}).json()
+    assert watched["exclude_patterns"] == patterns
+    assert watched["include_patterns"] == []

@@ -155,6 +155,7 @@ def test_list_is_paged(portal: Caller) -> None:
         ({"per_page": "101"}, "per_page must be at most 100"),
         ({"per_page": "1.5"}, "per_page must be a whole number"),
         ({"page": "\x00"}, "page must be a whole number"),
+        ({"failing": "maybe"}, "failing must be true or false"),
     ],
 )
 def test_invalid_page_is_422(portal: Caller, query: dict[str, str], expected: str) -> None:
