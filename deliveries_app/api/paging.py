@@ -33,15 +33,18 @@ class Order:
         self._read = read
         self._newest_first = newest_first
 
-    def page[M: Model](self, rows: QuerySet[M], after: str, limit: int) -> tuple[list[M], str | None]:
-        """Return at most `limit` rows after the cursor, and the cursor of the next page. Raises `ApiError` (422)."""
+    def page[M: Model](self, rows: QuerySet[M], after: str, limit: int, *, skip: int = 0) -> tuple[list[M], str | None]:
+        """Return at most `limit` rows after the cursor, without the first `skip`, and the cursor of the next page.
+
+        Raises `ApiError` (422) for a malformed cursor.
+        """
         sign, comparison = ("-", "lt") if self._newest_first else ("", "gt")
         if after:
             value, pk = self._parse(after)
             rows = rows.filter(
                 Q(**{f"{self._field}__{comparison}": value}) | Q(**{self._field: value, f"pk__{comparison}": pk})
             )
-        found = list(rows.order_by(f"{sign}{self._field}", f"{sign}pk")[: limit + 1])
+        found = list(rows.order_by(f"{sign}{self._field}", f"{sign}pk")[skip : skip + limit + 1])
         return found[:limit], self._cursor(found[limit - 1]) if len(found) > limit else None
 
     def _cursor(self, row: Model) -> str:

@@ -131,11 +131,7 @@ def list_repositories(
     if failing is not None:
         watches = watches.filter(failing_since__isnull=not failing)
     paginator = Paginator(watches.order_by("pk"), per_page)
-    if after or page == 1:
-        rows, following = _ORDER.page(watches, after, per_page)
-    else:
-        start = (page - 1) * per_page
-        rows, following = list(paginator.object_list[start : start + per_page]), None
+    rows, following = _ORDER.page(watches, after, per_page, skip=0 if after else (page - 1) * per_page)
     return {
         "page": page,
         "pages": paginator.num_pages,

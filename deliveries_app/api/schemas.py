@@ -157,7 +157,7 @@ class WatchedRepository(Registered):
 class RepositoryPage(Schema):
     """One page of the app's repositories, in the order in which they were first watched."""
 
-    page: int = Field(ge=1, examples=[1])
+    page: int = Field(description="The `page` of the request.", ge=1, examples=[1])
     pages: int = Field(description="Number of pages, at least 1.", ge=1, examples=[1])
     total: int = Field(description="Number of repositories that the app watches.", ge=0, examples=[1])
     repositories: list[WatchedRepository]

@@ -10,6 +10,7 @@ from deliveries_app.models import AppRepository, Reason, Status, SyncRun
 from deliveries_app.services import host_checks
 from repositories_app.git import url
 from tests.api.caller import Caller, error_of
+from tests.support.staff import make_watch
 from tests.support.world import World
 
 STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
@@ -144,6 +145,14 @@ def test_list_is_paged(portal: Caller) -> None:
     assert [page["repositories"][0]["name"] for page in (first, second)] == ["docs", "site"]
     assert first["pages"] == 2
     assert portal.get(page=1_000_000).json()["repositories"] == []
+
+
+def test_next_leads_on_from_any_page(portal: Caller) -> None:
+    make_watch(portal.app, "wiki")
+    second = portal.get(page=2, per_page=1).json()
+    last = portal.get(after=second["next"], per_page=1).json()
+    assert ([row["name"] for row in last["repositories"]], last["next"]) == (["wiki"], None)
+    assert portal.get(page=3, per_page=1).json()["next"] is None
 
 
 @pytest.mark.parametrize(
