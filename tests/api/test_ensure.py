@@ -111,6 +111,18 @@ def test_branch_that_does_not_exist_is_404(world: World, caller: Caller) -> None
     assert AppRepository.objects.get().ref == ""
 
 
+def test_refused_branch_leaves_the_token_unchanged(world: World, caller: Caller) -> None:
+    repo = world.git.repo("acme/private", {"a": b"1"}, token="first")
+    caller.put({"github_url": repo.url, "github_token": "first"})
+    world.git.tokens["acme/private"] = {"first", "second"}
+    wanted = {"github_url": repo.url, "github_token": "second", "ref": "none"}
+    assert code_of(caller.put(wanted), 404) == "ref_not_found"
+    assert AppRepository.objects.get().github_token == "first"
+    repo.commit({"a": b"2"}, branch="next")
+    assert caller.put(wanted | {"ref": "next"}).json()["ref"] == "next"
+    assert AppRepository.objects.get().github_token == "second"
+
+
 def test_malformed_ref_and_patterns_are_422(portal: Caller) -> None:
     url = "https://127.0.0.1/acme/docs"
     assert code_of(portal.put({"github_url": url, "ref": "a..b"}), 422) == "invalid_request"
