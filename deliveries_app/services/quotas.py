@@ -110,17 +110,19 @@ def count_resync(actor: Actor, app: App) -> None:
     App.objects.filter(pk=row.pk).update(resyncs_used=used + 1, resyncs_used_at=Now())
 
 
-def count_unwatch(actor: Actor, app: App) -> None:
+def count_unwatch(actor: Actor, watch: AppRepository) -> None:
     """Count a re-sync when an app stops watching a repository. It could watch it again to get every file.
 
-    This is always allowed, and uses up the quota at most. Call it in the transaction that ends the watch, before it locks it.
+    This is always allowed, and uses up the quota at most. A watch that another call has just ended is not counted again.
+    Call it in the transaction that ends the watch, before it locks it.
     """
-    limit = app.resync_limit
+    limit = watch.app.resync_limit
     if actor.app is None or limit is None:
         return
-    row = App.objects.select_for_update(no_key=True).get(pk=app.pk)
-    used = min(_resyncs_used(row) + 1, float(limit))
-    App.objects.filter(pk=row.pk).update(resyncs_used=used, resyncs_used_at=Now())
+    row = App.objects.select_for_update(no_key=True).get(pk=watch.app_id)
+    if AppRepository.objects.filter(pk=watch.pk, ended_at=None).exists():
+        used = min(_resyncs_used(row) + 1, float(limit))
+        App.objects.filter(pk=row.pk).update(resyncs_used=used, resyncs_used_at=Now())
 
 
 def _resyncs_used(app: App) -> float:

@@ -273,7 +273,7 @@ def unwatch_repository(actor: Actor, watch: AppRepository) -> None:
     actor.require("deliveries_app.delete_apprepository")
     actor.require_watch(watch)
     with transaction.atomic():
-        quotas.count_unwatch(actor, watch.app)
+        quotas.count_unwatch(actor, watch)
         if _end([watch.pk]):
             audit.record(actor, AuditAction.UNWATCHED, [watch], "Stopped watching")
 

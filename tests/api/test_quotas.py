@@ -108,6 +108,15 @@ def test_posting_a_watched_repository_is_a_resync(world: World, caller: Caller) 
     assert caller.put({"github_url": repo.url}).status_code == 200
 
 
+def test_unwatching_twice_at_once_counts_once(portal: Caller, watches) -> None:
+    """Both calls have read the watch before either of them ends it."""
+    limit(watches[0].app, max_resyncs_per_hour=5)
+    actor = Actor.of_app(watches[0].app)
+    for watch in [AppRepository.objects.select_related("app").get(pk=watches[0].pk) for _ in range(2)]:
+        unwatch_repository(actor, watch)
+    assert portal.client.get("/api/app").json()["quotas"]["resyncs_per_hour"]["used"] == 1
+
+
 # --- Without waiting for the git host -----------------------------------------------------------------------------------
 
 
