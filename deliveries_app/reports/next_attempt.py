@@ -27,12 +27,16 @@ _MESSAGES = {
 
 
 def due_at(watch: AppRepository, hold_until: datetime | None) -> datetime | None:
-    """Return when a worker can claim the watch: once it is due and nothing holds it back. None if nothing is due."""
-    if watch.next_sync_at is None:
+    """Return when a worker can claim the watch: once it is due and nothing holds it back.
+
+    None if nothing is due, or if nobody knows when, because of a pause. The watch must be loaded as for `next_try`.
+    """
+    if watch.next_sync_at is None or watch.detail.state == WatchState.PAUSED:
         return None
     # The first attempt of a request is the circuit's probe; all others wait for it.
     circuit_open_until = watch.repository.circuit_open_until if watch.retry_count else None
-    moments = [watch.next_sync_at, watch.app.cooldown_until, circuit_open_until, hold_until]
+    host_retry_at = watch.host_retry_at if watch.detail == StateDetail.HOST_DOWN else None  # type: ignore[attr-defined]
+    moments = [watch.next_sync_at, watch.app.cooldown_until, circuit_open_until, host_retry_at, hold_until]
     return max(moment for moment in moments if moment is not None)
 
 

@@ -1,13 +1,18 @@
 """Failures, delivery records, manifests in pages, and sending chosen files again."""
 
 import json
+from datetime import timedelta
 
 import pytest
 from django.test import Client
+from django.utils import timezone
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Delivery, DeliveryFailure, SyncRun
 from deliveries_app.services import resync_single
+from deliveries_app.webhooks.payloads import timestamp
+from repositories_app.git.url import host_of
+from repositories_app.models import HostOutage
 from tests.api.caller import BASE, Caller, code_of, error_of
 from tests.api.test_manifest import deliver, lines_of
 from tests.support.audit import by_apps
@@ -47,6 +52,27 @@ def test_failure_says_what_the_app_answered(world: World, caller: Caller) -> Non
     world.answer(None)
     world.settle()
     assert caller.get(path_of(watch, "failures")).json() == {"failures": [], "next": None}
+
+
+def test_next_attempt_of_a_failure_is_unknown_during_a_pause(world: World, caller: Caller) -> None:
+    _, watch = world.watch({"bad.txt": b"1"})
+    world.answer(lambda note: Answer(500))
+    world.sync(watch)
+    for paused in (True, False):
+        caller.client.patch("/api/app", {"paused": paused}, content_type="application/json")
+        (failure,) = caller.get(path_of(watch, "failures")).json()["failures"]
+        assert (failure["next_attempt_at"] is None) == paused
+
+
+def test_next_attempt_of_a_failure_waits_for_the_git_host(world: World, caller: Caller) -> None:
+    _, watch = world.watch({"bad.txt": b"1"})
+    world.answer(lambda note: Answer(500))
+    world.sync(watch)
+    until = timezone.now() + timedelta(hours=1)
+    host = host_of(watch.repository.canonical_url)
+    HostOutage.objects.create(host=host, since=timezone.now(), retry_at=until, error="refused")
+    (failure,) = caller.get(path_of(watch, "failures")).json()["failures"]
+    assert failure["next_attempt_at"] == timestamp(until)
 
 
 def test_skipped_file_has_no_next_attempt(world: World, caller: Caller) -> None:
