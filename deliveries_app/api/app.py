@@ -17,6 +17,8 @@ from deliveries_app.services.pinging import send_ping
 from deliveries_app.services.quotas import usage_of
 from docora.web.api import READ, documented_responses
 from docora.web.concurrency import ConcurrencyLimit
+from docora.web.error_codes import ErrorCode
+from docora.web.errors import ApiError
 
 router = Router(auth=AppToken(), tags=["App"])
 
@@ -62,12 +64,14 @@ def change_app(request: HttpRequest, settings: schemas.EndpointSettings) -> dict
     summary="Send a test ping",
     auth=WITH_BODY,
     **documented_responses(
-        200, schemas.Ping, "The result. `delivered` says whether the app accepted it.", REFUSED | BODY
+        200, schemas.Ping, "The result. `delivered` says whether the app accepted it.", REFUSED | BODY | _STEP
     ),
 )
 def ping(request: HttpRequest, how: schemas.PingWith) -> dict[str, Any]:
     """Sends a signed `/ping` to the app and waits for its response, up to 30 seconds. An app can send one ping at a time."""
     app = callers.caller(request)
+    if how.new_key and not app.is_rotating_key:
+        raise ApiError("No key rotation is in progress, so there is no new key", 409, code=ErrorCode.KEY_ROTATION)
     with PINGS.one_more(app.pk):
         result = send_ping(callers.actor(request), app, new_key=how.new_key)
     return {

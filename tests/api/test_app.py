@@ -177,6 +177,9 @@ def test_key_rotation_from_start_to_end(world: World, caller: Caller) -> None:
     assert App.objects.get(pk=caller.app.pk).client_auth_key == new_key
     assert caller.client.get(URL).json()["key_rotation"] is None
     assert actions(caller.app)[-1] == "Retired the old signing key"
+    sent = len(world.requests())
+    assert code_of(post(caller, "/ping", {"new_key": True}), 409) == "key_rotation"
+    assert len(world.requests()) == sent
 
 
 def test_key_of_ones_own_and_discarding_it(portal: Caller) -> None:

@@ -37,7 +37,7 @@ CALLS = {
     ("GET", "/api/repositories/{repository_id}/runs/{run_id}"): {200, 401, 404, 429, 500},
     ("GET", "/api/app"): {200, 401, 429, 500},
     ("PATCH", "/api/app"): {200, 401, 409, 413, 422, 429, 500},
-    ("POST", "/api/app/ping"): {200, 401, 413, 422, 429, 500},
+    ("POST", "/api/app/ping"): {200, 401, 409, 413, 422, 429, 500},
     ("POST", "/api/app/key"): {201, 401, 409, 413, 422, 429, 500},
     ("POST", "/api/app/key/retire"): {204, 401, 409, 429, 500},
     ("DELETE", "/api/app/key"): {204, 401, 409, 429, 500},
