@@ -13,7 +13,7 @@ from docora.web.errors import ApiError
 
 MAX_LIMIT = 500
 DEFAULT_LIMIT = 100
-_LONGEST = 4096  # characters of a cursor
+_LONGEST = 10_000  # characters of a cursor; JSON escapes a control character of a path as six, and base64 adds a third
 
 After = Annotated[
     str, Query(max_length=_LONGEST, description="The `next` of the page before. Empty for the first page.", example="")

@@ -120,7 +120,7 @@ def test_delivery_records_by_path_and_state(portal: Caller, watches) -> None:
 
 
 def test_delivery_records_are_paged_in_byte_order(portal: Caller, watches) -> None:
-    paths = ["B", "a", "a/b", "a-b", "z", "ä", "日本"]
+    paths = ["\x01" * 1024, "\x02" * 1024, "B", "a", "a/b", "a-b", "z", "ä", "日本"]
     Delivery.objects.bulk_create([deliver(watches[0], path) for path in paths])
     found = pages(portal, path_of(watches[0], "deliveries"), "deliveries", limit=2)
     assert [row["path"] for page in found for row in page] == sorted(paths, key=str.encode)
