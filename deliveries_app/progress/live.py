@@ -57,7 +57,7 @@ class Progress:
         if self.files_total and not (self.finished and self.unreleased):
             share = min(1.0, self.files_done / self.files_total)
         else:
-            share = self.completed / self.total if self.total else 1.0
+            share = self.succeeded / self.total if self.total else 1.0
         whole = int(100 * share)
         return whole if self.finished else min(99, whole)
 

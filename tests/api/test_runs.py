@@ -4,8 +4,8 @@ from datetime import timedelta
 
 from django.utils import timezone
 
-from deliveries_app.models import SyncRun
-from tests.api.caller import Caller
+from deliveries_app.models import AppRepository, SyncRun
+from tests.api.caller import BASE, Caller
 from tests.support.receiver import Answer
 from tests.support.world import World
 
@@ -61,3 +61,12 @@ def test_runs_are_filtered_and_paged_newest_first(portal: Caller, watches) -> No
     assert [run["reason"] for run in portal.get(path, reason="resync").json()["runs"]] == ["resync"]
     assert len(portal.get(path, open="true").json()["runs"]) == 1
     assert len(portal.get(path, open="false").json()["runs"]) == 4
+
+
+def test_run_that_could_not_read_the_repository_is_not_at_100_percent(world: World, caller: Caller, settings) -> None:
+    settings.MAX_RETRY_ATTEMPTS = 1
+    body = {"github_url": f"{world.git.url}/acme/missing"}
+    registered = caller.client.post(BASE, body, content_type="application/json", headers={"Prefer": "respond-async"})
+    world.sync(AppRepository.objects.get())
+    (run,) = caller.get(f"/{registered.json()['repository_id']}/runs").json()["runs"]
+    assert (run["outcome"], run["files_total"], run["percent"]) == ("failed", 0, 0)
