@@ -35,14 +35,16 @@ class SourceError(Exception):
 
 
 class SourceApp(NamedTuple):
+    """A client app. Text that is NULL in the database is empty here and in the other rows."""
+
     id: str
     app_id: str
     token_hash: str
     app_name: str
     base_url: str
     email: str
-    website: str | None
-    description: str | None
+    website: str
+    description: str
     key: str  # encrypted
     created_at: datetime | None
 
@@ -66,9 +68,9 @@ class SourceWatch(NamedTuple):
     repository: str | None
     raw_app: str
     raw_repository: str
-    token: str | None  # encrypted
+    token: str  # encrypted
     status: str
-    last_error: str | None
+    last_error: str
     last_scanned_at: datetime | None
     created_at: datetime | None
 
@@ -177,24 +179,27 @@ class Source:
     def apps(self) -> list[SourceApp]:
         return self._all(
             SourceApp,
-            "SELECT id::text, app_id, token_hash, app_name, base_url, email, website, description,"
-            " client_auth_key_encrypted AS key, created_at FROM apps ORDER BY created_at, id",
+            "SELECT id::text, coalesce(app_id, '') AS app_id, coalesce(token_hash, '') AS token_hash,"
+            " coalesce(app_name, '') AS app_name, coalesce(base_url, '') AS base_url, coalesce(email, '') AS email,"
+            " coalesce(website, '') AS website, coalesce(description, '') AS description,"
+            " coalesce(client_auth_key_encrypted, '') AS key, created_at FROM apps ORDER BY created_at, id",
         )
 
     def repositories(self) -> list[SourceRepository]:
         return self._all(
             SourceRepository,
-            "SELECT id::text, repository_id, github_url, is_private, created_at FROM repositories"
-            " ORDER BY created_at, id",
+            "SELECT id::text, coalesce(repository_id, '') AS repository_id, coalesce(github_url, '') AS github_url,"
+            " is_private, created_at FROM repositories ORDER BY created_at, id",
         )
 
     def watches(self) -> list[SourceWatch]:
         keys = [self._keys["app_repositories", column] for column in ("app_id", "repository_id")]
         return self._all(
             SourceWatch,
-            "SELECT a.id::text AS app, r.id::text AS repository, w.app_id::text AS raw_app,"
-            " w.repository_id::text AS raw_repository, w.github_token_encrypted AS token, w.status, w.last_error,"
-            " w.last_scanned_at, w.created_at FROM app_repositories w"
+            "SELECT a.id::text AS app, r.id::text AS repository, coalesce(w.app_id::text, '') AS raw_app,"
+            " coalesce(w.repository_id::text, '') AS raw_repository, coalesce(w.github_token_encrypted, '') AS token,"
+            " coalesce(w.status, '') AS status, coalesce(w.last_error, '') AS last_error, w.last_scanned_at, w.created_at"
+            " FROM app_repositories w"
             " LEFT JOIN apps a ON a.{}::text = w.app_id::text"
             " LEFT JOIN repositories r ON r.{}::text = w.repository_id::text"
             " ORDER BY w.created_at, w.app_id, w.repository_id",
@@ -215,7 +220,7 @@ class Source:
         with self._connection.cursor(name="docora_files") as cursor:
             cursor.itersize = _PAGE
             cursor.execute(
-                "SELECT file_path, file_sha, delivered_at FROM app_delivered_files"
+                "SELECT coalesce(file_path, ''), coalesce(file_sha, ''), delivered_at FROM app_delivered_files"
                 " WHERE app_id = %s AND repository_id = %s ORDER BY file_path",
                 key,
             )

@@ -57,32 +57,32 @@ def validate_app(app: SourceApp, key: SourceKey, problem: Note, remark: Note) ->
     Raises `Refused` for an invalid id or an unreadable signing key. Everything else can be corrected after the import.
     """
     _require_public_id(app.app_id)
-    signing_key = key.decrypt(app.key or "")
+    signing_key = key.decrypt(app.key)
     if not signing_key:
         raise Refused("Its signing key cannot be decrypted. Register the app again with a new key.")
     try:
         validate_base_url(app.base_url)
     except ValidationError as error:
         remark(f"Notifications cannot be sent until its base URL or the settings change. {error.messages[0]}")
-    website = app.website or ""
+    website = app.website
     try:
         validate_website(website)
     except ValidationError:
         website = ""
         remark("Its website is not a valid http(s) URL and was left out.")
-    name = clean_text(app.app_name or "", 100) or app.app_id
+    name = clean_text(app.app_name, 100) or app.app_id
     if name != app.app_name:
         remark(f"Its name was empty, too long or unprintable, and is {name!r} here.")
-    token_hash = app.token_hash or ""
+    token_hash = app.token_hash
     if not HASH.fullmatch(token_hash):
         token_hash = ""
         problem("Its token is not stored as a bcrypt hash of cost 14 or less. Rotate its token.")
     return AppFields(
         name,
         clean_text(app.base_url, 2048),
-        clean_text(app.email or "", 255),
+        clean_text(app.email, 255),
         website,
-        clean_text(app.description or "", 500),
+        clean_text(app.description, 500),
         signing_key,
         token_hash,
     )
@@ -117,12 +117,12 @@ def validate_token_of(watch: SourceWatch, key: SourceKey, problem: Note) -> str:
 def initial_state(watch: SourceWatch, remark: Note) -> State:
     """Return the watch's initial state. Syncs that were in progress start again."""
     if watch.status == "failed":
-        error = redact(clean_text(watch.last_error or "", 400)) or "unknown error"
+        error = redact(clean_text(watch.last_error, 400)) or "unknown error"
         return State(Status.FAILED, f"Failed in the service that it was imported from: {error}")
     if watch.status == "synced":
         return State(Status.SYNCED)
     if watch.status not in {"pending_snapshot", "scanning"}:
-        remark(f"Its status {clean_text(watch.status or '', 20)!r} is unknown, so it is synced.")
+        remark(f"Its status {clean_text(watch.status, 20)!r} is unknown, so it is synced.")
     return State(Status.PENDING)
 
 
@@ -131,7 +131,7 @@ def validate_file(file: SourceFile) -> SourceFile:
     skipped = reason_by_path(file.path.encode())
     if skipped is not None:
         raise Refused(f"{skipped.message} The app keeps its copy.")
-    sha = (file.sha or "").lower()
+    sha = file.sha.lower()
     if not _SHA.fullmatch(sha):
         raise Refused("Its record has no SHA-256. If the file still exists in the repository, it is sent again.")
     return file._replace(sha=sha)

@@ -248,6 +248,32 @@ def test_rows_with_dangling_references(existing: ExistingService, monkeypatch) -
     assert "4 records: Left out, because they belong to no imported watch" in reasons(report, "remarks")
 
 
+@pytest.mark.parametrize(
+    ("table", "column", "kind", "sentence"),
+    [
+        ("apps", "app_id", "app", "Its id may contain only"),
+        ("apps", "base_url", "app", "Notifications cannot be sent until its base URL or the settings change."),
+        ("repositories", "repository_id", "repository", "Its id may contain only"),
+        ("repositories", "github_url", "repository", "The repository URL must look like"),
+        ("app_repositories", "app_id", "watch", "Its app was not imported."),
+        ("app_delivered_files", "file_path", "file", "The app keeps its copy."),
+    ],
+)
+def test_row_with_a_null_is_reported(
+    existing: ExistingService, monkeypatch, table: str, column: str, kind: str, sentence: str
+) -> None:
+    existing.connection.execute("ALTER TABLE app_delivered_files DROP CONSTRAINT app_delivered_files_pkey")
+    app = existing.app(BASE)
+    existing.watch(app, existing.repository(f"{GIT}/docs"), {"a": b"a"})
+    existing.connection.execute(f"ALTER TABLE {table} ALTER {column} DROP NOT NULL")
+    existing.connection.execute(f"UPDATE {table} SET {column} = NULL")
+    existing.watch(existing.app(BASE, "Other"), existing.repository(f"{GIT}/site"), {"b": b"b"})
+    report = run(existing, monkeypatch)
+    told = [item for item in report["problems"] + report["remarks"] if item["what"] == kind]
+    assert sentence in told[0]["reason"]
+    assert AppRepository.objects.filter(app__name="Other").exists()
+
+
 def test_source_that_disconnects_during_the_import(existing: ExistingService, monkeypatch) -> None:
     monkeypatch.setenv("SOURCE_ENCRYPTION_KEY", existing.key)
     existing.app(BASE)
