@@ -76,7 +76,7 @@ def validate_app(app: SourceApp, key: SourceKey, problem: Note, remark: Note) ->
     token_hash = app.token_hash
     if not HASH.fullmatch(token_hash):
         token_hash = ""
-        problem("Its token is not stored as a bcrypt hash of cost 14 or less. Rotate its token.")
+        problem("Its token is not stored as a valid bcrypt hash of cost 14 or less. Rotate its token.")
     return AppFields(
         name,
         clean_text(app.base_url, 2048),

@@ -29,8 +29,9 @@ except ImportError:  # an installation without the extra `import`
 
 logger = logging.getLogger(__name__)
 
-HASH = re.compile(r"\$2[aby]\$(0[4-9]|1[0-4])\$[./A-Za-z0-9]{53}")
-"""bcrypt hashes of at most cost 14, which takes about a second to check."""
+HASH = re.compile(r"\$2[aby]\$(0[4-9]|1[0-4])\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}")
+"""bcrypt hashes of at most cost 14, which takes about a second to check. bcrypt raises `ValueError` for a salt whose 22nd
+character is another one: it encodes the last two of 128 bits."""
 REMEMBERED_SECONDS = 600
 _TOKEN = re.compile("docora_[0-9a-f]{64}")  # 71 bytes; bcrypt takes 72
 _FAILURE_KIND = "search"  # for `throttle`
@@ -93,7 +94,8 @@ def recognise(token: str, address: str = "") -> App | None:
 def _hashes() -> dict[int, str]:
     """Return primary key → bcrypt hash of every token that is accepted now, in primary key order."""
     live = AppToken.objects.filter(tokens.not_expired(), app__ended_at=None)
-    return dict(live.filter(digest__startswith="$").order_by("pk").values_list("pk", "digest"))
+    stored = live.filter(digest__startswith="$").order_by("pk").values_list("pk", "digest")
+    return {pk: known for pk, known in stored if HASH.fullmatch(known)}
 
 
 @contextlib.contextmanager

@@ -137,6 +137,12 @@ def test_unknown_token_is_checked_again_after_another_import(db) -> None:
     assert imported_tokens.recognise(token) == app
 
 
+def test_hash_with_an_invalid_salt_does_not_block_other_tokens(db) -> None:
+    AppToken.objects.filter(app=make_app("Disabled")).update(digest="$2b$12$" + "x" * 53)
+    app, token = imported("Portal")
+    assert Caller(app, token).get().status_code == 200
+
+
 def test_nothing_is_checked_without_imported_hashes(db, checked: list[bytes]) -> None:
     error_of(Caller(make_app("Portal"), new_token()).get(), 401)
     assert checked == []

@@ -133,16 +133,17 @@ def test_invalid_apps_are_imported_as_far_as_possible(existing: ExistingService,
     existing.app(BASE, "Unsafe website", website="javascript:alert(1)")
     existing.app(BASE, "No token", token_hash="sha1:whatever")
     existing.app(BASE, "Too costly", token_hash="$2b$31$" + "a" * 53)
+    existing.app(BASE, "Invalid salt", token_hash="$2b$12$" + "x" * 53)
     existing.app(BASE, "No key", client_auth_key_encrypted="")
     existing.app(BASE, "Odd id", app_id="../../etc")
     existing.app(BASE, "", app_id="app_without_name")
     report = run(existing, monkeypatch)
-    assert progress_of(report)["apps"] == (5, 0, 2)
+    assert progress_of(report)["apps"] == (6, 0, 2)
     problems, remarks = reasons(report), reasons(report, "remarks")
     assert "app No key (app_" in problems
     assert "Its signing key cannot be decrypted" in problems
     assert "Odd id (../../etc): Its id may contain only" in problems
-    assert problems.count("Rotate its token") == 2
+    assert problems.count("Rotate its token") == 3
     assert "Wrong address" in remarks
     assert "The base URL must start with" in remarks
     assert "Its website is not a valid http(s) URL" in remarks
