@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from docora.conf.installation import program
 
-MAX_LISTED = 200  # items in each list; more are only counted
+MAX_LISTED = 200  # files among the problems; more are only counted. There are few apps, repositories and watches.
 
 LOSSY = (
     "The existing service delivered files that are neither UTF-8 nor on its list of binary types in a lossy form, and "
@@ -44,16 +44,19 @@ class Report:
     problems: list[Item] = field(default_factory=list)
     remark_count: int = 0
     remarks: list[Item] = field(default_factory=list)
+    _files_left_out = 0  # not a field: not a part of `as_dict`
 
     def problem(self, what: str, name: str, reason: str) -> None:
         self.problem_count += 1
-        if len(self.problems) < MAX_LISTED:
-            self.problems.append(Item(what, name, reason))
+        if what == "file":
+            self._files_left_out += 1
+            if self._files_left_out > MAX_LISTED:
+                return
+        self.problems.append(Item(what, name, reason))
 
     def remark(self, what: str, name: str, reason: str) -> None:
         self.remark_count += 1
-        if len(self.remarks) < MAX_LISTED:
-            self.remarks.append(Item(what, name, reason))
+        self.remarks.append(Item(what, name, reason))
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as JSON-serializable data."""

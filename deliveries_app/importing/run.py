@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from deliveries_app.actors import Actor
@@ -102,6 +102,8 @@ class _Import:
                 continue
             if app is not None:
                 self.report.apps.here += 1
+                if not app.tokens.exists():  # it was imported without one, and still has none
+                    self._token_hash(source, name)
             else:
                 app = self._import_app(source, name)
             if app is not None:
@@ -109,19 +111,25 @@ class _Import:
                 self._token_hashes.add(source.token_hash)
 
     def _import_app(self, source: SourceApp, name: str) -> App | None:
-        problem, remark = partial(self.report.problem, "app", name), partial(self.report.remark, "app", name)
         try:
-            fields = validate.validate_app(source, self._key, problem, remark)
+            fields = validate.validate_app(source, self._key, partial(self.report.remark, "app", name))
         except Refused as error:
             self._leave(self.report.apps, "app", name, error)
             return None
-        if fields.token_hash and self._is_known(fields.token_hash):
-            problem("Another app has the same token and keeps it. Rotate this app's token.")
-            fields = replace(fields, token_hash="")
+        token_hash = self._token_hash(source, name)
         self.report.apps.taken += 1
         if self._dry:
             return App(app_id=source.app_id, name=fields.name)
-        return write.write_app(self._actor, source, fields)
+        return write.write_app(self._actor, source, fields, token_hash)
+
+    def _token_hash(self, source: SourceApp, name: str) -> str:
+        """Return the hash of the app's token. If Docora could not recognise the token by it, report why and return nothing."""
+        problem = partial(self.report.problem, "app", name)
+        token_hash = validate.validate_token_hash(source, problem)
+        if token_hash and self._is_known(token_hash):
+            problem("Another app has the same token and keeps it. Rotate this app's token.")
+            return ""
+        return token_hash
 
     def _is_known(self, token_hash: str) -> bool:
         """Return whether another app has this token.
@@ -191,13 +199,16 @@ class _Import:
             self.report.files.left += count
             self._advance(count)
             return
+        problem = partial(self.report.problem, "watch", name)
         if watch is not None and not watch.arriving:
+            if not watch.github_token:  # report a token again that was left out and has not been entered since
+                validate.validate_token_of(source, self._key, problem)
             self.report.watches.here += 1
             self.report.files.here += count
             self._advance(count)
             return
         row = repository.row or self._import_repository(repository)
-        token = validate.validate_token_of(source, self._key, partial(self.report.problem, "watch", name))
+        token = validate.validate_token_of(source, self._key, problem)
         state = validate.initial_state(source, partial(self.report.remark, "watch", name))
         files, left_before, seen_before = self._files(name, key), self.report.files.left, self._files_seen
         if self._dry:

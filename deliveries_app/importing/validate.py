@@ -39,8 +39,6 @@ class AppFields:
     website: str
     description: str
     client_auth_key: str = field(repr=False)
-    token_hash: str = field(repr=False)
-    """Empty if the app has no token that Docora can recognise."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class State:
     error: str = ""
 
 
-def validate_app(app: SourceApp, key: SourceKey, problem: Note, remark: Note) -> AppFields:
+def validate_app(app: SourceApp, key: SourceKey, remark: Note) -> AppFields:
     """Return the fields of the app to create.
 
     Raises `Refused` for an invalid id or an unreadable signing key. Everything else can be corrected after the import.
@@ -73,10 +71,6 @@ def validate_app(app: SourceApp, key: SourceKey, problem: Note, remark: Note) ->
     name = clean_text(app.app_name, 100) or app.app_id
     if name != app.app_name:
         remark(f"Its name was empty, too long or unprintable, and is {name!r} here.")
-    token_hash = app.token_hash
-    if not HASH.fullmatch(token_hash):
-        token_hash = ""
-        problem("Its token is not stored as a valid bcrypt hash of cost 14 or less. Rotate its token.")
     return AppFields(
         name,
         clean_text(app.base_url, 2048),
@@ -84,8 +78,15 @@ def validate_app(app: SourceApp, key: SourceKey, problem: Note, remark: Note) ->
         website,
         clean_text(app.description, 500),
         signing_key,
-        token_hash,
     )
+
+
+def validate_token_hash(app: SourceApp, problem: Note) -> str:
+    """Return the hash of the app's token; empty if it is unusable."""
+    if HASH.fullmatch(app.token_hash):
+        return app.token_hash
+    problem("Its token is not stored as a valid bcrypt hash of cost 14 or less. Rotate its token.")
+    return ""
 
 
 def validate_repository(repository: SourceRepository) -> RepositoryUrl:

@@ -26,9 +26,9 @@ from repositories_app.git.url import RepositoryUrl
 from repositories_app.models import Repository
 
 
-def write_app(actor: Actor, source: SourceApp, fields: AppFields) -> App:
+def write_app(actor: Actor, source: SourceApp, fields: AppFields, token_hash: str) -> App:
+    """Create the app. `token_hash` is empty if Docora cannot recognise its token."""
     columns = asdict(fields)
-    token_hash = columns.pop("token_hash")
     with transaction.atomic():
         app = App.objects.create(app_id=source.app_id, **columns)
         Imported.objects.create(app_id=app.app_id)

@@ -1,11 +1,14 @@
 """A second import adds what is new, and does not restore what was removed since the first."""
 
+from datetime import timedelta
+
 import pytest
 
 from deliveries_app.actors import Actor
 from deliveries_app.importing import write
 from deliveries_app.models import App, AppRepository, Imported
 from deliveries_app.services import delete_app, watch_repository
+from deliveries_app.services.tokens import rotate_app_token
 from deliveries_app.sweep.cleanup import remove_ended
 from repositories_app.models import Repository
 from tests.api.caller import Caller, error_of
@@ -136,3 +139,18 @@ def test_watch_that_was_unwatched_during_an_interrupted_import(
     remove_ended()
     assert UNWATCHED in reasons(run(existing, monkeypatch), "remarks")
     assert not AppRepository.objects.exists()
+
+
+def test_what_was_imported_in_part_is_reported_until_it_is_complete(existing: ExistingService, monkeypatch) -> None:
+    """An interrupted import prints no report, and the next one finds these rows already here."""
+    app, repository = existing.app(BASE, token_hash="sha1:whatever"), existing.repository(f"{GIT}/docs")
+    existing.watch(app, repository, FILES, github_token_encrypted="not encrypted")
+    first = run(existing, monkeypatch)
+    assert first["problem_count"] == 2
+    for arguments in (["--dry-run"], []):
+        again = run(existing, monkeypatch, *arguments)
+        assert (progress_of(again)["apps"], progress_of(again)["watches"]) == ((0, 1, 0), (0, 1, 0))
+        assert (again["failed"], reasons(again)) == (True, reasons(first))
+    rotate_app_token(Actor.command(), App.objects.get(), overlap=timedelta(0))
+    AppRepository.objects.update(github_token="ghp_new")
+    assert not run(existing, monkeypatch)["failed"]

@@ -232,6 +232,16 @@ def test_invalid_records_are_listed_up_to_a_limit(existing: ExistingService, mon
     assert "Paths longer than 1024 bytes are not sent" in reasons(report)
 
 
+def test_many_invalid_records_do_not_hide_the_problem_of_a_watch(existing: ExistingService, monkeypatch) -> None:
+    app, first, second = existing.app(BASE), existing.repository(f"{GIT}/docs"), existing.repository(f"{GIT}/site")
+    existing.watch(app, first)
+    existing.deliver(app, first, [(f".git/{number:03}", "a" * 64) for number in range(300)])
+    existing.watch(app, second, created_at=LONG_AGO + timedelta(days=1), github_token_encrypted="not encrypted")
+    report = run(existing, monkeypatch)
+    assert f"watch {GIT}/site of Portal: Its token was left out." in reasons(report)
+    assert (report["problem_count"], len(report["problems"])) == (301, 201)
+
+
 def test_rows_with_dangling_references(existing: ExistingService, monkeypatch) -> None:
     app, repository, gone = (existing.app(BASE), existing.repository(f"{GIT}/docs"), existing.repository(f"{GIT}/gone"))
     existing.watch(app, repository, FILES)

@@ -110,4 +110,4 @@ class Command(BaseCommand):
         for item in items:
             self.stdout.write(f"  {item.what} {item.name}: {item.reason}")
         if count > len(items):
-            self.stdout.write(f"  and {count - len(items):,} more")
+            self.stdout.write(f"  and {counted(count - len(items), 'more file', 'more files')}")
