@@ -116,13 +116,14 @@ def _connect(url: str) -> psycopg.Connection[Any]:
 
 def _malformed() -> SourceError:
     return SourceError(
-        "The database URL is malformed. Escape special characters in the user name and password: @ as %40, / as %2F."
+        "The database URL is malformed. Escape special characters in the user name and password: @ as %40, / as %2F. "
+        "After the ?, only parameters of libpq are allowed, so remove others such as schema=public."
     )
 
 
 def message_of(error: psycopg.Error) -> str:
-    """Return the driver's message on one line, without secrets."""
-    return redact(clean_text(" ".join(str(error).split()), 300))
+    """Return the driver's message as a sentence on one line, without secrets."""
+    return f"{redact(clean_text(' '.join(str(error).split()), 300)).rstrip('.')}."
 
 
 def _require_tables(connection: psycopg.Connection[Any]) -> None:
@@ -142,9 +143,14 @@ def _require_tables(connection: psycopg.Connection[Any]) -> None:
             "tables are in a schema other than public, add ?options=-csearch_path%3DSCHEMA to the URL."
         )
     for name, columns in _COLUMNS.items():
-        existing = {
-            column.name for column in connection.execute(_query("SELECT * FROM {} LIMIT 0", name)).description or ()
-        }
+        try:
+            cursor = connection.execute(_query("SELECT * FROM {} LIMIT 0", name))
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise SourceError(
+                f"The existing service's database refuses to be read: {message_of(error)} Grant its user SELECT on "
+                f"{', '.join(_COLUMNS)}."
+            ) from None
+        existing = {column.name for column in cursor.description or ()}
         missing_columns = [column for column in columns.split() if column not in existing]
         if missing_columns:
             raise SourceError(f"The table {name} has no column {' and no column '.join(missing_columns)}.")

@@ -96,6 +96,7 @@ def test_tables_in_another_schema(existing: ExistingService, monkeypatch) -> Non
         ("postgres://user:s3cr%zz@127.0.0.1/x", "The database URL is malformed"),
         ("postgres://user:s3cret@127.0.0.1:1/x", "cannot be reached"),
         ("postgres://user:s3cret@127.0.0.1/x?no_such=1", "The database URL is malformed"),
+        ("postgres://user:s3cret@127.0.0.1/x?schema=public", "After the ?, only parameters of libpq are allowed"),
     ],
 )
 def test_invalid_url_is_reported_without_the_password(monkeypatch, url: str, sentence: str) -> None:
@@ -123,7 +124,11 @@ def test_role_without_read_access(existing: ExistingService, monkeypatch) -> Non
     existing.connection.execute(f"CREATE ROLE {role} LOGIN")
     monkeypatch.setenv("SOURCE_ENCRYPTION_KEY", existing.key)
     try:
-        assert "permission denied for table" in refusal(existing.url.replace("user=docora", f"user={role}"))
+        message = refusal(existing.url.replace("user=docora", f"user={role}"))
+        assert message == (
+            "The existing service's database refuses to be read: permission denied for table apps. Grant its user SELECT on "
+            "apps, repositories, app_repositories, app_delivered_files."
+        )
     finally:
         existing.connection.execute(f"DROP ROLE {role}")
 
@@ -297,4 +302,15 @@ def test_source_that_disconnects_during_the_import(existing: ExistingService, mo
         return original(source)
 
     monkeypatch.setattr(Source, "repositories", cut)
-    assert "Nothing is lost. Run the command again" in refusal(existing.url)
+    message = refusal(existing.url)
+    assert message.startswith("The connection to the existing service's database failed: ")
+    assert message.endswith(". Nothing is lost. Run the command again to continue.")
+
+
+def test_value_that_cannot_be_read(existing: ExistingService, monkeypatch) -> None:
+    """Running the command again would not help."""
+    existing.watch(existing.app(BASE), existing.repository(f"{GIT}/docs"), last_scanned_at="infinity")
+    monkeypatch.setenv("SOURCE_ENCRYPTION_KEY", existing.key)
+    message = refusal(existing.url)
+    assert message.startswith("The existing service's database cannot be read: timestamp too large")
+    assert "Run the command again" not in message

@@ -60,10 +60,12 @@ class Command(BaseCommand):
             report = self._import(url, key, dry_run=options["dry_run"], quiet=options["json"])
         except (importing.WrongKey, importing.SourceError) as error:
             raise CommandError(str(error)) from None
-        except psycopg.Error as error:
+        except psycopg.OperationalError as error:
             raise CommandError(
                 f"The connection to the existing service's database failed: {message_of(error)} {_RESUME}"
             ) from None
+        except psycopg.Error as error:
+            raise CommandError(f"The existing service's database cannot be read: {message_of(error)}") from None
         except IntegrityError:
             raise CommandError(
                 f"Another process wrote the same row at the same time, perhaps another import. {_RESUME}"
@@ -71,8 +73,8 @@ class Command(BaseCommand):
         except KeyboardInterrupt:
             raise CommandError(f"Stopped. {_RESUME}", returncode=INTERRUPTED) from None
         except CONNECTION_ERRORS as error:
-            reason = clean_text(" ".join(str(error).split()), 300)
-            raise CommandError(f"Docora's own database failed: {reason} {_RESUME}") from None
+            reason = clean_text(" ".join(str(error).split()), 300).rstrip(".")
+            raise CommandError(f"Docora's own database failed: {reason}. {_RESUME}") from None
         if options["json"]:
             write_json(self.stdout, report.as_dict())
         else:
