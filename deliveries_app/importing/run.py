@@ -212,8 +212,7 @@ class _Import:
         state = validate.initial_state(source, partial(self.report.remark, "watch", name))
         files, left_before, seen_before = self._files(name, key), self.report.files.left, self._files_seen
         if self._dry:
-            existing = watch.deliveries.count() if watch else 0
-            taken, completed = sum(1 for _ in files) - existing, True
+            taken, completed = sum(1 for _ in files), True
         else:
             watch = watch or write.begin_watch(app, row, repository.url.spelled, token)
             taken = write.write_records(watch, files)
@@ -226,7 +225,6 @@ class _Import:
             return
         self.report.watches.taken += 1
         self.report.files.taken += taken
-        self.report.files.here += count - taken - (self.report.files.left - left_before)
 
     def _files(self, name: str, key: tuple[str, str]) -> Iterator[SourceFile]:
         """Yield the delivery records that can be imported, and report the others."""

@@ -223,11 +223,12 @@ class Source:
         return getattr(app, by_app), getattr(repository, by_repository)
 
     def files(self, key: tuple[str, str]) -> Iterator[SourceFile]:
+        """Yield the delivered files in byte order of their paths."""
         with self._connection.cursor(name="docora_files") as cursor:
             cursor.itersize = _PAGE
             cursor.execute(
                 "SELECT coalesce(file_path, ''), coalesce(file_sha, ''), delivered_at FROM app_delivered_files"
-                " WHERE app_id = %s AND repository_id = %s ORDER BY file_path",
+                " WHERE app_id = %s AND repository_id = %s ORDER BY convert_to(file_path, 'UTF8')",
                 key,
             )
             for row in cursor:

@@ -6,7 +6,7 @@ Each app and watch is noted in `Imported`, so that it is never imported twice.
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime
-from itertools import batched
+from itertools import batched, chain
 from typing import Any
 
 from django.conf import settings
@@ -131,19 +131,27 @@ _ROW = _INSERT.format(rows=f"VALUES (%s, %s, %s, %s, %s, {_DEFAULTS})")
 
 
 def write_records(watch: AppRepository, files: Iterable[SourceFile]) -> int:
-    """Store delivery records and return how many are new. Existing ones stay unchanged, so an interrupted import continues.
+    """Store delivery records, which are in byte order of their paths, and return how many the watch has then.
 
-    Each batch checks that the watch is still arriving, and the function returns early if it was unwatched.
+    They replace those that an interrupted import has stored, because the source may have changed since. Each batch replaces
+    the paths up to its last one, so that two concurrent imports leave no gap. It checks that the watch is still arriving,
+    and the function returns early if it was unwatched.
     """
     rows = Delivery.objects.filter(watch=watch)
-    before = rows.count()
-    for batch in batched(files, _BATCH):
+    last = ""
+    for batch in chain(batched(files, _BATCH), [()]):  # the empty batch stands for all paths after the last one
+        replaced = rows.filter(path__gt=last)
+        if batch:
+            last = batch[-1].path
+            replaced = replaced.filter(path__lte=last)
         with transaction.atomic():
             arriving = AppRepository.objects.filter(pk=watch.pk, arriving=True, ended_at=None).order_by()
             if not arriving.select_for_update(no_key=True).values_list("pk"):
                 break
-            _insert(watch.pk, batch, timezone.now())
-    return rows.count() - before
+            replaced.delete()
+            if batch:
+                _insert(watch.pk, batch, timezone.now())
+    return rows.count()
 
 
 def _insert(watch_pk: int, files: Sequence[SourceFile], now: datetime) -> None:

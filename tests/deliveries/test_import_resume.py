@@ -21,7 +21,7 @@ from docora.cli.output import Bar
 from tests.deliveries.test_import import progress_of, reasons, run
 from tests.support.existing import ExistingService
 from tests.support.git import Repo
-from tests.support.histories import assert_promise_kept
+from tests.support.histories import assert_promise_kept, sha
 from tests.support.processes import forked, in_threads, reap
 from tests.support.world import KEY, World
 
@@ -80,15 +80,34 @@ def test_killed_import_continues(
     stored = Delivery.objects.count()
     assert stored == (batch - 1) * BATCH
     complete = AppRepository.objects.filter(arriving=False).count()
-    report = run(existing, monkeypatch, "--dry-run")
-    assert progress_of(report)["files"] == (3 * COUNT - stored, stored, 0)
-    report = run(existing, monkeypatch)
-    assert progress_of(report)["watches"] == (3 - complete, complete, 0)
-    assert progress_of(report)["files"] == (3 * COUNT - stored, stored, 0)
+    for arguments in (["--dry-run"], []):
+        report = run(existing, monkeypatch, *arguments)
+        assert progress_of(report)["watches"] == (3 - complete, complete, 0)
+        assert progress_of(report)["files"] == ((3 - complete) * COUNT, complete * COUNT, 0)
     assert Delivery.objects.count() == 3 * COUNT
     assert not AppRepository.objects.filter(arriving=True).exists()
     world.settle()
     assert world.requests() == []
+
+
+def test_source_that_changed_since_the_import_was_killed(
+    world: World, existing: ExistingService, repos: list[Repo], monkeypatch
+) -> None:
+    """The existing service was started again in between, and delivered an update, a delete and a create."""
+    kill_import(existing, 5)
+    updated, deleted = arriving().deliveries.values_list("path", flat=True)[:2]
+    execute = existing.connection.execute
+    execute("UPDATE app_delivered_files SET file_sha = %s WHERE file_path = %s", ["b" * 64, updated])
+    execute("DELETE FROM app_delivered_files WHERE file_path > '2/' OR file_path = %s", [deleted])
+    [(left,)] = execute("SELECT count(*) FROM app_delivered_files")
+    for arguments in (["--dry-run"], []):
+        assert progress_of(run(existing, monkeypatch, *arguments))["files"] == (left, 0, 0)
+    for watch in AppRepository.objects.all():
+        assert dict(watch.deliveries.values_list("path", "acknowledged_sha")) == {
+            path: "b" * 64 if path == updated else sha(content)
+            for path, content in FILES.items()
+            if path < "2/" and path != deleted
+        }
 
 
 def test_import_that_is_killed_repeatedly_completes(
