@@ -176,7 +176,7 @@ def test_second_import_adds_new_rows_and_keeps_changed_ones(existing: ExistingSe
 
 def test_text_report(existing: ExistingService, monkeypatch) -> None:
     app = existing.app(BASE)
-    existing.watch(app, existing.repository(f"{GIT}/docs"), FILES | {"a/../b": b"x"})
+    existing.watch(app, existing.repository(f"{GIT}/docs"), FILES | {"a/../b\nProblems (0):\x9b2J": b"x"})
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{existing.key}\n"))
     out = io.StringIO()
     with pytest.raises(CommandError, match="1 item was not imported, or only in part"):
@@ -185,7 +185,7 @@ def test_text_report(existing: ExistingService, monkeypatch) -> None:
     for line in (
         "3 imported, 0 already here, 1 left out",
         "Problems (1):",
-        "file a/../b in",
+        "file a/../b\ufffdProblems (0):\ufffd2J in",
         "manage.py resync",
     ):
         assert line in text

@@ -12,7 +12,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.importing.report import LOSSY, Counts, Item, Report
 from deliveries_app.importing.source import message_of
 from deliveries_app.services import imported_tokens
-from docora.cli.output import INTERRUPTED, Bar, add_json, secret_from_stdin, write_json, wrong_usage
+from docora.cli.output import INTERRUPTED, Bar, add_json, printable, secret_from_stdin, write_json, wrong_usage
 from docora.db import schema
 from docora.db.connection import CONNECTION_ERRORS
 from docora.text import clean_text, counted
@@ -110,6 +110,6 @@ class Command(BaseCommand):
             return
         self.stdout.write(f"\n{title} ({count:,}):")
         for item in items:
-            self.stdout.write(f"  {item.what} {item.name}: {item.reason}")
+            self.stdout.write(printable(f"  {item.what} {item.name}: {item.reason}"))
         if count > len(items):
             self.stdout.write(f"  and {counted(count - len(items), 'more file', 'more files')}")
