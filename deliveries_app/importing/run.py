@@ -88,6 +88,7 @@ class _Import:
         self._repositories: dict[str, _Repository] = {}
         self._canonical_urls: set[str] = set()  # canonical URLs imported so far
         self._files_seen = 0
+        self._continued: set[int] = set()  # incomplete watches that a dry run would complete
 
     def import_apps(self) -> None:
         for source in self._source.apps():
@@ -187,6 +188,17 @@ class _Import:
             self.report.files.left += orphans
             self.report.remark("files", f"{orphans:,} records", "Left out, because they belong to no imported watch.")
             self._advance(orphans)
+        self._report_incomplete()
+
+    def _report_incomplete(self) -> None:
+        """Report the watches that an interrupted import left without all of their records, and this one did not find."""
+        incomplete = AppRepository.objects.filter(arriving=True, ended_at=None).select_related("app")
+        for watch in incomplete.exclude(pk__in=self._continued).order_by("pk"):
+            reason = (
+                "An earlier import was interrupted before it had stored all records, and this one can't continue it. Nothing "
+                "is sent until an import does, or you stop watching the repository here and watch it again."
+            )
+            self.report.problem("watch", f"{watch.github_url} of {watch.app.name}", reason)
 
     def _import_watch(
         self, source: SourceWatch, app: App, repository: _Repository, key: tuple[str, str], count: int
@@ -213,6 +225,8 @@ class _Import:
         files, left_before, seen_before = self._files(name, key), self.report.files.left, self._files_seen
         if self._dry:
             taken, completed = sum(1 for _ in files), True
+            if watch:
+                self._continued.add(watch.pk)
         else:
             watch = watch or write.begin_watch(app, row, repository.url.spelled, token)
             taken = write.write_records(watch, files)

@@ -110,6 +110,23 @@ def test_source_that_changed_since_the_import_was_killed(
         }
 
 
+def test_incomplete_watch_that_the_source_no_longer_has_is_reported(
+    world: World, existing: ExistingService, repos: list[Repo], monkeypatch
+) -> None:
+    kill_import(existing, 5)
+    watch = arriving()
+    execute = existing.connection.execute
+    gone = "repository_id = (SELECT id FROM repositories WHERE repository_id = %s)"
+    for table in ("app_repositories", "app_delivered_files"):
+        execute(f"DELETE FROM {table} WHERE {gone}", [watch.repository.repository_id])
+    for arguments in (["--dry-run"], []):
+        report = run(existing, monkeypatch, *arguments)
+        assert reasons(report).startswith(f"watch {watch.github_url} of Moved: An earlier import was interrupted")
+        assert (report["failed"], report["problem_count"]) == (True, 1)
+    unwatch_repository(Actor.command(), arriving())
+    assert not run(existing, monkeypatch)["failed"]
+
+
 def test_import_that_is_killed_repeatedly_completes(
     world: World, existing: ExistingService, repos: list[Repo], monkeypatch
 ) -> None:
