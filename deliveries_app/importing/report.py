@@ -33,7 +33,10 @@ class Counts:
 
 @dataclass
 class Report:
-    """The result of an import. `problems` were not imported, or only in part; `remarks` need no action."""
+    """The result of an import.
+
+    `problems` were not imported, or only in part. `remarks` are about rows that were, and about what was removed here.
+    """
 
     dry_run: bool = False
     apps: Counts = field(default_factory=Counts)
