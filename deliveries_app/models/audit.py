@@ -17,6 +17,8 @@ class AuditAction(models.TextChoices):
     SIGN_OUT = "user.signed_out", "Signed out"
     SIGN_IN_FAILED = "user.sign_in_failed", "Sign-in failed"
     PASSWORD = "user.password_changed", "Password changed"
+    SECOND_FACTOR = "user.second_factor_changed", "Second factor changed"
+    SIGN_IN_LINK = "user.sign_in_link_created", "Sign-in link created"
     USER_ADDED = "user.added", "User added"
     USER_CHANGED = "user.changed", "User changed"
     USER_DELETED = "user.deleted", "User deleted"

@@ -1,11 +1,14 @@
-"""Record in the audit log who signs in and out, failed sign-ins, new accounts and changed passwords.
+"""Record in the audit log who signs in and out, failed sign-ins, new accounts, and changed passwords, second factors and roles.
 
-Django's signals say so, whichever page, command or identity provider is behind it.
+Signals of Django, allauth and `docora.sign_in` say so, whichever page, command or identity provider is behind it.
 """
 
-import os
+from dataclasses import replace
 from typing import Any
 
+from allauth.core import context
+from allauth.mfa import signals as second_factors
+from allauth.mfa.models import Authenticator
 from django.contrib.auth import get_user_model
 from django.contrib.auth.signals import user_logged_in, user_logged_out, user_login_failed
 from django.db.models.signals import post_save
@@ -15,6 +18,7 @@ from deliveries_app import audit
 from deliveries_app.actors import Actor
 from deliveries_app.models import ActorKind, AuditAction, AuditEntry
 from docora.db.clock import from_now
+from docora.sign_in import links, oidc
 
 FAILURES_PER_ADDRESS, FAILURES_IN_ALL = 20, 500
 """Failed sign-ins that are recorded within an hour. Strangers cause them, and must not be able to fill the database."""
@@ -28,21 +32,34 @@ def connect() -> None:
     user_logged_out.connect(_signed_out, dispatch_uid="audit")
     user_login_failed.connect(_failed, dispatch_uid="audit")
     post_save.connect(_saved, sender=get_user_model(), dispatch_uid="audit")
+    oidc.roles_applied.connect(_roles_applied, dispatch_uid="audit")
+    links.link_created.connect(_link_created, dispatch_uid="audit")
+    second_factors.authentication_failed.connect(_code_refused, dispatch_uid="audit")
+    second_factors.authenticator_added.connect(_factor_added, dispatch_uid="audit")
+    second_factors.authenticator_reset.connect(_factor_added, dispatch_uid="audit")
+    second_factors.authenticator_removed.connect(_factor_removed, dispatch_uid="audit")
 
 
 def _signed_in(sender: Any, request: HttpRequest | None, user: Any, **_: Any) -> None:
-    actor = Actor(user.get_username(), user=user, address=_address(request))
-    audit.record(actor, AuditAction.SIGN_IN, [user], "Signed in")
+    audit.record(_user(user, request), AuditAction.SIGN_IN, [user], "Signed in")
 
 
 def _signed_out(sender: Any, request: HttpRequest | None, user: Any, **_: Any) -> None:
     if user is not None:  # the session may have ended before
-        actor = Actor(user.get_username(), user=user, address=_address(request))
-        audit.record(actor, AuditAction.SIGN_OUT, [user], "Signed out")
+        audit.record(_user(user, request), AuditAction.SIGN_OUT, [user], "Signed out")
 
 
 def _failed(sender: Any, credentials: dict[str, Any], request: HttpRequest | None = None, **_: Any) -> None:
     """Record the name only if an account has it: people also type their password there."""
+    _record_failure(_user_named(credentials), request, "Sign-in failed")
+
+
+def _code_refused(sender: Any, request: HttpRequest, user: Any, **_: Any) -> None:
+    """Record a wrong code: whoever enters one knows the password."""
+    _record_failure(user, request, "Sign-in failed: wrong second-factor code")
+
+
+def _record_failure(user: Any, request: HttpRequest | None, message: str) -> None:
     address = _address(request)
     recent = AuditEntry.objects.filter(action=AuditAction.SIGN_IN_FAILED, created_at__gt=from_now(-_HOUR)).order_by()
     if (
@@ -50,8 +67,7 @@ def _failed(sender: Any, credentials: dict[str, Any], request: HttpRequest | Non
         or recent[:FAILURES_IN_ALL].count() == FAILURES_IN_ALL
     ):
         return
-    user = _user_named(credentials)
-    entry = audit.entry(Actor(UNKNOWN, address=address), AuditAction.SIGN_IN_FAILED, user, "Sign-in failed")
+    entry = audit.entry(Actor(UNKNOWN, address=address), AuditAction.SIGN_IN_FAILED, user, message)
     entry.actor_kind = ActorKind.STRANGER
     entry.actor = user.get_username() if user else UNKNOWN
     entry.save(force_insert=True)
@@ -71,13 +87,49 @@ def _saved(sender: Any, instance: Any, created: bool, raw: bool, **_: Any) -> No
     """
     if raw or getattr(instance, "recorded_by_admin", False):
         return
-    in_web = os.environ.get("DOCORA_PROCESS") == "web"
+    request = context.request
     if created:
-        actor = Actor.system() if in_web else Actor.command()
+        actor = _docora(request) if request else Actor.command()
         audit.record(actor, AuditAction.USER_ADDED, [instance], "Added the user")
     elif getattr(instance, "_password", None) is not None:
-        actor = Actor(instance.get_username(), user=instance) if in_web else Actor.command()
+        actor = _user(instance, request) if request else Actor.command()
         audit.record(actor, AuditAction.PASSWORD, [instance], "Changed the password")
+
+
+def _roles_applied(sender: Any, user: Any, before: dict[str, Any], after: dict[str, Any], **_: Any) -> None:
+    changes = audit.Changes.of(type(user), before, after)
+    if changes:
+        message = f"From the identity provider: {changes.summary}"
+        audit.record(_docora(context.request), AuditAction.USER_CHANGED, [user], message, changes)
+
+
+def _link_created(sender: Any, user: Any, **_: Any) -> None:
+    audit.record(Actor.command(), AuditAction.SIGN_IN_LINK, [user], "Created a link that signs in as this user")
+
+
+def _factor_added(sender: Any, request: HttpRequest, user: Any, authenticator: Authenticator, **_: Any) -> None:
+    audit.record(_user(user, request), AuditAction.SECOND_FACTOR, [user], f"Added {_name_of(authenticator)}")
+
+
+def _factor_removed(sender: Any, request: HttpRequest, user: Any, authenticator: Authenticator, **_: Any) -> None:
+    audit.record(_user(user, request), AuditAction.SECOND_FACTOR, [user], f"Removed {_name_of(authenticator)}")
+
+
+def _name_of(authenticator: Authenticator) -> str:
+    if authenticator.type == Authenticator.Type.TOTP:
+        return "an authenticator app"
+    if authenticator.type == Authenticator.Type.RECOVERY_CODES:
+        return "recovery codes"
+    factor = authenticator.wrap()
+    return f"the {'passkey' if factor.is_passwordless else 'security key'} {factor.name}"
+
+
+def _docora(request: HttpRequest | None) -> Actor:
+    return replace(Actor.system(), address=_address(request))
+
+
+def _user(user: Any, request: HttpRequest | None) -> Actor:
+    return Actor(user.get_username(), user=user, address=_address(request))
 
 
 def _address(request: HttpRequest | None) -> str:

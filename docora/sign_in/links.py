@@ -8,10 +8,14 @@ from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.core import signing
+from django.dispatch import Signal
 from django.utils import timezone
 
 MAX_AGE_SECONDS = 600
 _SALT = "docora.sign_in_link"
+
+link_created = Signal()
+"""Sent with the `user` before a link is handed out, so that it can be recorded."""
 
 
 def make_token(user: Any) -> str:

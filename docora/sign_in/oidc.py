@@ -11,11 +11,16 @@ from allauth.socialaccount.models import SocialLogin
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group
+from django.db import transaction
+from django.dispatch import Signal
 
 logger = logging.getLogger(__name__)
 
 PROVIDER_ID = "oidc"
 SUPERUSER = "superuser"
+
+roles_applied = Signal()
+"""Sent in the transaction in which a sign-in sets the roles of a `user`, with the values `before` and `after` it."""
 
 
 def roles_of(login: SocialLogin) -> set[str]:
@@ -36,20 +41,24 @@ def username_of(login: SocialLogin) -> str:
     return name if isinstance(name, str) else ""
 
 
-def set_flags(user: Any, roles: set[str]) -> None:
-    """Make the user staff if there is any role, and a superuser if that is one. The caller saves the user."""
-    user.is_staff = bool(roles)
-    user.is_superuser = SUPERUSER in roles
-
-
 def apply_roles(user: Any, roles: set[str]) -> None:
-    """Save the user with exactly these roles."""
-    set_flags(user, roles)
-    user.save(update_fields=["is_staff", "is_superuser"])
+    """Save the user with exactly these roles. Any role makes the user staff."""
     groups = Group.objects.filter(name__in=roles - {SUPERUSER})
     if missing := roles - {SUPERUSER} - {group.name for group in groups}:
         logger.warning("oidc_group_missing", extra={"groups": sorted(missing)})
-    user.groups.set(groups)
+    with transaction.atomic():
+        before = _stored_roles(user)
+        user.is_staff, user.is_superuser = bool(roles), SUPERUSER in roles
+        user.save(update_fields=["is_staff", "is_superuser"])
+        user.groups.set(groups)
+        roles_applied.send(sender=type(user), user=user, before=before, after=_stored_roles(user))
+
+
+def _stored_roles(user: Any) -> dict[str, Any]:
+    """Return the user's flags and the names of the groups, by the names of the fields."""
+    users = type(user)._default_manager.filter(pk=user.pk)
+    groups = Group.objects.filter(user=user).order_by("name").values_list("name", flat=True)
+    return {**users.values("is_staff", "is_superuser").get(), "groups": ", ".join(groups)}
 
 
 def is_name_taken(name: str) -> bool:

@@ -59,6 +59,7 @@ from docora.db import append_only
 from repositories_app import github
 from repositories_app.models import GitHubApp
 from tests.api.caller import Caller
+from tests.docora.test_sign_in import set_up_totp
 from tests.support.audit import by_users, messages
 from tests.support.github_api import pem
 from tests.support.processes import in_threads
@@ -511,6 +512,40 @@ def test_sign_ins_and_sign_outs(db) -> None:
     ]
     assert "horse" not in json.dumps(list(AuditEntry.objects.values()), default=str)
     assert {entry.actor_kind for entry in AuditEntry.objects.filter(action=A.SIGN_IN_FAILED)} == {"stranger"}
+
+
+def test_second_factors(db, django_capture_on_commit_callbacks) -> None:
+    anna = User.objects.create_user("anna", password="correct horse", is_staff=True)
+    client = sign_in("anna", "correct horse", "203.0.113.7")
+    since = AuditEntry.objects.latest("pk").pk
+    with django_capture_on_commit_callbacks(execute=True):
+        set_up_totp(client)
+        client.post("/accounts/security/recovery-codes/new/")
+    other = sign_in("anna", "correct horse")
+    other.post("/accounts/security/authenticate/", {"code": "000000"})
+    client.post("/accounts/security/app/remove/")
+    entries = AuditEntry.objects.filter(pk__gt=since, subject="anna", subject_id=str(anna.pk)).order_by("pk")
+    assert list(entries.values_list("action", "message", "address")) == [
+        (A.SECOND_FACTOR, "Added an authenticator app", "203.0.113.7"),
+        (A.SECOND_FACTOR, "Added recovery codes", "203.0.113.7"),
+        (A.SECOND_FACTOR, "Added recovery codes", "203.0.113.7"),
+        (A.SIGN_IN_FAILED, "Sign-in failed: wrong second-factor code", "203.0.113.9"),
+        (A.SECOND_FACTOR, "Removed an authenticator app", "203.0.113.7"),
+        (A.SECOND_FACTOR, "Removed recovery codes", "203.0.113.7"),
+    ]
+
+
+def test_own_password_and_sign_in_link(db) -> None:
+    User.objects.create_user("anna", password="correct horse", is_staff=True)
+    client = sign_in("anna", "correct horse")
+    before = len(accounts())
+    new = {"old_password": "correct horse", "new_password1": "better horse 1", "new_password2": "better horse 1"}
+    assert client.post("/admin/password_change/", new).status_code == 302
+    call_command("sign_in_link", "anna", stdout=io.StringIO())
+    assert accounts()[before:] == [
+        (A.PASSWORD, "anna", "203.0.113.9"),
+        (A.SIGN_IN_LINK, "command line", Actor.command().address),
+    ]
 
 
 def test_failed_sign_ins_do_not_fill_the_log(db, monkeypatch) -> None:

@@ -12,6 +12,7 @@ from django.contrib.auth.models import Group, User
 from django.http import HttpResponse
 from django.test import Client
 
+from deliveries_app.models import AuditAction, AuditEntry
 from docora.sign_in import adapters, provider_http, recency
 from tests.docora.test_sign_in import app_form
 from tests.support.identity_provider import CLIENT_ID, CLIENT_SECRET, IdentityProvider, Person
@@ -93,6 +94,18 @@ def test_roles_follow_the_provider(client: Client, settings) -> None:
     user = User.objects.get()
     assert (user.is_staff, user.groups.count()) == (False, 0)
     assert client.get("/admin/", follow=True).status_code == 403, "in open sessions, too"
+
+
+def test_roles_of_the_provider_are_in_the_audit_log(client: Client) -> None:
+    rita = Person("rita")
+    sign_in(client, rita)
+    User.objects.update(is_superuser=True)
+    sign_in(Client(), rita)
+    sign_in(Client(), rita)
+    first, second = AuditEntry.objects.filter(action=AuditAction.USER_CHANGED).order_by("pk")
+    assert (first.actor, first.address, first.subject) == ("Docora", "127.0.0.1", "rita")
+    assert first.message == "From the identity provider: Staff status: no → yes; groups: nothing → Viewers"
+    assert (second.old, second.new) == ({"superuser status": True}, {"superuser status": False})
 
 
 def test_name_of_a_local_account_is_refused(client: Client) -> None:

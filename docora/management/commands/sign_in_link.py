@@ -32,6 +32,7 @@ class Command(BaseCommand):
             raise CommandError(f"There is no user {options['user']!r}.")
         if not user.is_active:
             raise CommandError(f"{options['user']} is deactivated. Activate the user first.")
+        links.link_created.send(sender=type(self), user=user)
         url = settings.PUBLIC_URL + reverse("sign_in_link", args=[links.make_token(user)])
         logger.warning("sign_in_link_created", extra={"user": user.get_username()})
         if options["json"]:
