@@ -15,6 +15,7 @@ from deliveries_app.audited_admin import AuditedAdmin
 from deliveries_app.reports import overview
 from deliveries_app.services.control import current_pause
 from docora import __version__
+from docora.sign_in.forms import PasswordChangeForm
 
 SECTIONS: dict[str, list[str]] = {
     "Sync": [
@@ -45,11 +46,16 @@ class DocoraAdminSite(admin.AdminSite):
     index_title = "Overview"
     site_url = None  # there is no other site to view
     empty_value_display = "—"
+    password_change_form = PasswordChangeForm
 
     def each_context(self, request: HttpRequest) -> dict[str, Any]:
         """Add `sync_pause`, for the banner that signed-in users see on every page while syncing is paused."""
-        pause = current_pause() if self.has_permission(request) else None
-        return {**super().each_context(request), "docora_version": __version__, "sync_pause": pause}
+        return {
+            **super().each_context(request),
+            "docora_version": __version__,
+            "local_sign_in": settings.LOCAL_SIGN_IN,
+            "sync_pause": current_pause() if self.has_permission(request) else None,
+        }
 
     def register(self, model_or_iterable: Any, admin_class: Any = None, **options: Any) -> None:
         """Register models as Django does. What is done on their pages goes to Docora's audit log, not to Django's."""

@@ -16,7 +16,6 @@ def accounts_pages(request: HttpRequest) -> dict[str, Any]:
         return {}
     return {
         **admin.site.each_context(request),
-        "local_sign_in": settings.LOCAL_SIGN_IN,
         "provider_name": settings.OIDC_NAME if settings.OIDC_ISSUER else "",
         "passkeys_blocked": passkeys_blocked_reason(request),
         "has_staff": get_user_model()._default_manager.filter(is_staff=True).exists,

@@ -1,6 +1,6 @@
-"""allauth's forms for passkeys, with a message for passkeys that are not accepted.
+"""allauth's forms for passkeys, with a message for passkeys that are not accepted, and the form to change one's password.
 
-The parsers behind these forms raise almost any error for a credential that no browser sends, and the response would be a
+The parsers behind allauth's forms raise almost any error for a credential that no browser sends, and the response would be a
 server error.
 """
 
@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from allauth.account.adapter import get_adapter
 from allauth.mfa.webauthn import forms
+from django.contrib.admin.forms import AdminPasswordChangeForm
 from django.core.exceptions import ValidationError
 
 logger = logging.getLogger(__name__)
@@ -50,3 +52,13 @@ class AddForm(forms.AddWebAuthnForm):  # type: ignore[misc]
     def clean(self) -> Any:
         with _refuse_malformed():
             return super().clean()
+
+
+class PasswordChangeForm(AdminPasswordChangeForm):
+    """Django's form, except that wrong passwords count as failed sign-ins: an open session must not help to guess it."""
+
+    def clean_old_password(self) -> str:
+        old_password: str = self.cleaned_data["old_password"]
+        if not get_adapter().reauthenticate(self.user, old_password):
+            raise ValidationError(self.error_messages["password_incorrect"], code="password_incorrect")
+        return old_password

@@ -170,8 +170,23 @@ def test_address_behind_a_trusted_proxy(anna, settings) -> None:
     assert try_to_sign_in(PASSWORD, address="10.0.0.1").status_code == 302
 
 
+def test_old_password_cannot_be_guessed_in_a_session(anna) -> None:
+    """Whoever finds an open session does not know the password."""
+    client, change = signed_in(anna), "/admin/password_change/"
+    new = {"new_password1": "another horse", "new_password2": "another horse"}
+    pages = [client.post(change, {"old_password": WRONG, **new}) for _ in range(6)]
+    assert [locked(page) for page in pages] == [False] * 5 + [True]
+    assert locked(client.post(change, {"old_password": PASSWORD, **new}))
+    client = Client(REMOTE_ADDR="203.0.113.10")
+    client.force_login(anna)
+    assert client.post(change, {"old_password": PASSWORD, **new}).status_code == 302
+
+
 def test_local_sign_in_turned_off(anna, settings) -> None:
+    assert "Change password" in signed_in(anna).get(SECURITY).content.decode()
     settings.LOCAL_SIGN_IN = False
+    assert "Change password" not in signed_in(anna).get("/admin/").content.decode()
+    assert "Change password" not in signed_in(anna).get(SECURITY).content.decode()
     assert "Password" not in Client().get(LOGIN).content.decode()
     assert try_to_sign_in(PASSWORD).status_code == 403
     assert Client().post("/accounts/security/passkeys/sign-in/", {"credential": "{}"}).status_code == 403
