@@ -121,12 +121,15 @@ def search(request: HttpRequest) -> HttpResponse:
         return HttpResponseRedirect(page)
     kinds = [kind for kind in _KINDS if admin.site._registry[kind.model].has_view_permission(request)]
     groups = [_search(request, kind, text) for kind in kinds] if text else []
+    searched = [kind.title for kind in kinds]
+    if any(admin.site._registry[model].has_view_permission(request) for _, model, _ in _BY_ID):
+        searched.append("exact IDs")
     context = {
         **admin.site.each_context(request),
         "title": f"Search results for “{visible(text)}”" if text else "Search",
         "search_text": text,
         "groups": [group for group in groups if group.rows],
-        "searched": [kind.title for kind in kinds],
+        "searched": searched,
     }
     return TemplateResponse(request, "docora/search.html", context)
 
