@@ -39,7 +39,7 @@ from docora.redis import heartbeat
 from docora.security import crypto
 from docora.security.crypto import DecryptionError, encrypted_fields, reencrypt, stored_values
 from docora.sign_in import factors
-from docora.sign_in.oidc import SUPERUSER
+from docora.sign_in.oidc import PROVIDER_ID, SUPERUSER
 from docora.text import counted, format_bytes, format_seconds
 from repositories_app.mirror import cache
 
@@ -98,10 +98,14 @@ def check_audit_log() -> list[CheckMessage]:
 
 
 def check_accounts() -> list[CheckMessage]:
+    """Check that a superuser can sign in. If only the provider signs people in, local accounts don't count."""
     staff = get_user_model()._default_manager.filter(is_active=True, is_staff=True)
+    hint = f"Create a superuser: {program()} createsuperuser"
+    if not (settings.LOCAL_SIGN_IN or settings.REMOTE_USER_HEADER):
+        staff = staff.filter(socialaccount__provider=PROVIDER_ID)
+        hint = "In OIDC_ROLES, give a group at the provider the role superuser, and sign in as one of its members."
     if staff.filter(is_superuser=True).exists():
         return [Info("An administrator can sign in.")]
-    hint = f"Create a superuser: {program()} createsuperuser"
     if staff.exists():
         return [Warning("There is no superuser to manage users.", hint=hint)]
     return [Warning("No account can sign in to the admin.", hint=hint)]

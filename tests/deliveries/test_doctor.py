@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from allauth.socialaccount.models import SocialAccount
 from django.contrib.auth.models import User
 from django.core.checks import CheckMessage, Info
 from django.core.management import CommandError
@@ -212,12 +213,17 @@ def test_secrets_under_an_older_key_are_counted(db, settings) -> None:
     assert "2 stored secrets use an older key in ENCRYPTION_KEYS. Run manage.py rotate_encryption_keys" in text
 
 
-def test_no_administrator_is_a_warning(db) -> None:
+def test_no_administrator_is_a_warning(db, settings) -> None:
     text = warnings(instance_checks.check_accounts())
     assert "No account can sign in to the admin. Create a superuser: manage.py createsuperuser" in text
     User.objects.create_user("anna", password="x", is_staff=True)
     assert "There is no superuser" in warnings(instance_checks.check_accounts())
     User.objects.create_superuser("root", password="x")
+    assert "An administrator can sign in." in infos(instance_checks.check_accounts())
+    settings.LOCAL_SIGN_IN, settings.OIDC_ISSUER = False, "https://login.example.org"
+    text = warnings(instance_checks.check_accounts())
+    assert "No account can sign in to the admin. In OIDC_ROLES, give a group at the provider the role superuser" in text
+    SocialAccount.objects.create(user=User.objects.get(username="root"), provider="oidc", uid="1")
     assert "An administrator can sign in." in infos(instance_checks.check_accounts())
 
 
