@@ -67,6 +67,10 @@ def _record_failure(user: Any, request: HttpRequest | None, message: str) -> Non
         or recent[:FAILURES_IN_ALL].count() == FAILURES_IN_ALL
     ):
         return
+    person = getattr(request, "user", None)
+    if person is not None and person.is_authenticated:  # when asked to confirm, or on the page to change the password
+        audit.record(_user(person, request), AuditAction.SIGN_IN_FAILED, [user or person], message)
+        return
     entry = audit.entry(Actor(UNKNOWN, address=address), AuditAction.SIGN_IN_FAILED, user, message)
     entry.actor_kind = ActorKind.STRANGER
     entry.actor = user.get_username() if user else UNKNOWN
@@ -90,7 +94,9 @@ def _saved(sender: Any, instance: Any, created: bool, raw: bool, **_: Any) -> No
     request = context.request
     if created:
         actor = _docora(request) if request else Actor.command()
-        audit.record(actor, AuditAction.USER_ADDED, [instance], "Added the user")
+        rights = {name: True for name in ("is_staff", "is_superuser") if getattr(instance, name)}
+        changes = audit.Changes.initial(type(instance), rights)
+        audit.record(actor, AuditAction.USER_ADDED, [instance], "Added the user", changes)
     elif getattr(instance, "_password", None) is not None:
         actor = _user(instance, request) if request else Actor.command()
         audit.record(actor, AuditAction.PASSWORD, [instance], "Changed the password")

@@ -548,6 +548,14 @@ def test_own_password_and_sign_in_link(db) -> None:
     ]
 
 
+def test_wrong_password_of_a_signed_in_user(db) -> None:
+    User.objects.create_user("anna", password="correct horse", is_staff=True)
+    client = sign_in("anna", "correct horse")
+    client.post("/accounts/reauthenticate/", {"password": "wrong horse"})
+    entry = AuditEntry.objects.latest("pk")
+    assert (entry.action, entry.actor_kind, entry.actor) == (A.SIGN_IN_FAILED, "user", "anna")
+
+
 def test_failed_sign_ins_do_not_fill_the_log(db, monkeypatch) -> None:
     monkeypatch.setattr(sign_ins, "FAILURES_PER_ADDRESS", 3)
     monkeypatch.setattr(sign_ins, "FAILURES_IN_ALL", 5)
@@ -607,6 +615,7 @@ def test_accounts_made_by_commands(db) -> None:
         (A.USER_ADDED, "command line"),
         (A.PASSWORD, "command line"),
     ]
+    assert AuditEntry.objects.get(action=A.USER_ADDED).new == {"staff status": True, "superuser status": True}
 
 
 # --- Append-only -----------------------------------------------------------------------------------------------------------
