@@ -15,7 +15,7 @@ from allauth.core import context
 from allauth.core.exceptions import ImmediateHttpResponse
 from allauth.mfa.adapter import DefaultMFAAdapter
 from allauth.socialaccount.adapter import DefaultSocialAccountAdapter
-from allauth.socialaccount.models import SocialAccount, SocialLogin
+from allauth.socialaccount.models import SocialLogin
 from django.conf import settings
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -80,6 +80,14 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]  # allauth ha
             logger.warning("sign_in_locked", extra={"address": client_address(request)})
             raise
 
+    def pre_login(self, request: HttpRequest, user: Any, **hook: Any) -> HttpResponse | None:
+        """Refuse a password or passkey of a user of the provider, where each sign-in decides whether there is still a role."""
+        response: HttpResponse | None = super().pre_login(request, user, **hook)
+        is_local = "sociallogin" not in (hook["signal_kwargs"] or {})
+        if response is None and is_local and settings.OIDC_ISSUER and oidc.is_account_of(user):
+            return _refuse(request, "provider_only")
+        return response
+
     def _get_login_attempts_cache_key(self, request: HttpRequest, **credentials: Any) -> str:
         """Return what failed passwords are counted under. allauth's own key has no address."""
         return f"{client_address(request)} {credentials.get('username', '').lower()}"
@@ -97,7 +105,7 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]  # allauth ha
             methods = [method for method in methods if method["id"] != "reauthenticate"]
         if passkeys_blocked_reason(context.request):
             methods = [method for method in methods if method["id"] != "mfa_reauthenticate:webauthn"]
-        if settings.OIDC_ISSUER and SocialAccount.objects.filter(user=user, provider=oidc.PROVIDER_ID).exists():
+        if settings.OIDC_ISSUER and oidc.is_account_of(user):
             text = f"Sign in with {settings.OIDC_NAME}"
             methods.insert(0, {"id": "oidc", "description": text, "url": reverse("oidc_reauthenticate")})
         return methods

@@ -7,7 +7,7 @@ user had.
 import logging
 from typing import Any
 
-from allauth.socialaccount.models import SocialLogin
+from allauth.socialaccount.models import SocialAccount, SocialLogin
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group
@@ -59,6 +59,12 @@ def _stored_roles(user: Any) -> dict[str, Any]:
     users = type(user)._default_manager.filter(pk=user.pk)
     groups = Group.objects.filter(user=user).order_by("name").values_list("name", flat=True)
     return {**users.values("is_staff", "is_superuser").get(), "groups": ", ".join(groups)}
+
+
+def is_account_of(user: Any) -> bool:
+    """Return whether the user has signed in at the provider, which therefore decides about the user's roles."""
+    found: bool = SocialAccount.objects.filter(user=user, provider=PROVIDER_ID).exists()
+    return found
 
 
 def is_name_taken(name: str) -> bool:

@@ -11,9 +11,10 @@ from allauth.socialaccount.models import SocialAccount
 from django.contrib.auth.models import Group, User
 from django.http import HttpResponse
 from django.test import Client
+from django.urls import reverse
 
 from deliveries_app.models import AuditAction, AuditEntry
-from docora.sign_in import adapters, provider_http, recency
+from docora.sign_in import adapters, links, provider_http, recency
 from tests.docora.test_sign_in import app_form
 from tests.support.identity_provider import CLIENT_ID, CLIENT_SECRET, IdentityProvider, Person
 from tests.support.staff import make_app
@@ -106,6 +107,23 @@ def test_roles_of_the_provider_are_in_the_audit_log(client: Client) -> None:
     assert (first.actor, first.address, first.subject) == ("Docora", "127.0.0.1", "rita")
     assert first.message == "From the identity provider: Staff status: no → yes; groups: nothing → Viewers"
     assert (second.old, second.new) == ({"superuser status": True}, {"superuser status": False})
+
+
+def test_user_of_the_provider_has_no_other_way_in(client: Client, settings) -> None:
+    """Otherwise a password or a passkey would outlive the account at the provider."""
+    sign_in(client, Person("rita"))
+    assert "You sign in with Canaille." in client.get("/accounts/security/").content.decode()
+    rita = User.objects.get()
+    rita.set_password("correct horse")
+    rita.save()
+    local = Client()
+    answer = local.post("/accounts/login/", {"login": "rita", "password": "correct horse"})
+    assert (answer.status_code, "Sign in with Canaille instead." in answer.content.decode()) == (403, True)
+    assert local.get("/admin/").status_code == 302
+    assert sign_in(Client(), Person("rita")).status_code == 302
+    assert client.post(reverse("sign_in_link", args=[links.make_token(User.objects.get())])).status_code == 302
+    settings.OIDC_ISSUER = ""
+    assert Client().post("/accounts/login/", {"login": "rita", "password": "correct horse"}).status_code == 302
 
 
 def test_name_of_a_local_account_is_refused(client: Client) -> None:
