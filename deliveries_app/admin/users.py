@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from allauth.account.models import EmailAddress
 from allauth.mfa.models import Authenticator
 from allauth.socialaccount.models import SocialAccount, SocialApp, SocialToken
+from django.conf import settings
 from django.contrib import admin
 from django.contrib.admin.utils import unquote
 from django.contrib.auth import admin as auth
@@ -15,8 +16,10 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
+from django.utils.html import format_html
 
 from deliveries_app.admin.base import PlainLists
+from docora.sign_in import oidc
 from docora.sign_in.recency import require_recent
 
 User = get_user_model()
@@ -48,6 +51,19 @@ class UserAdmin(PlainLists, DjangoUserAdmin):
         if user is not None:
             user.recorded_by_admin = True
         return user
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        """Say above the roles of a user of the identity provider that the next sign-in replaces them."""
+        fieldsets: Any = super().get_fieldsets(request, obj)
+        if obj is None or not settings.OIDC_ISSUER or not oidc.is_account_of(obj):
+            return fieldsets
+        name = f"{settings.OIDC_NAME[:1].upper()}{settings.OIDC_NAME[1:]}"
+        text = "{} sets the staff status, the superuser status and the groups at each sign-in. Change them there."
+        hint = format_html(text, name)  # Django renders it as HTML
+        return [
+            (title, {**options, "description": hint} if "is_superuser" in options["fields"] else options)
+            for title, options in fieldsets
+        ]
 
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
         _require_recent_for_roles(request, form, change)

@@ -126,6 +126,14 @@ def test_user_of_the_provider_has_no_other_way_in(client: Client, settings) -> N
     assert Client().post("/accounts/login/", {"login": "rita", "password": "correct horse"}).status_code == 302
 
 
+def test_page_of_a_user_says_that_the_provider_sets_the_roles(client: Client) -> None:
+    sign_in(client, Person("olga"))
+    hint = "Canaille sets the staff status, the superuser status and the groups at each sign-in"
+    assert hint in client.get(f"/admin/auth/user/{User.objects.get().pk}/change/").content.decode()
+    local = User.objects.create_user("otto")
+    assert hint not in client.get(f"/admin/auth/user/{local.pk}/change/").content.decode()
+
+
 def test_name_of_a_local_account_is_refused(client: Client) -> None:
     User.objects.create_superuser("Olga", password="x")
     answer = sign_in(client, Person("olga"))
