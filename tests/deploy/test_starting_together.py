@@ -16,7 +16,7 @@ from docora.management.commands.migrate import _LOCK
 from tests.deploy.test_compose import readiness
 from tests.support.instance import free_port
 from tests.support.postgres import PostgresServer
-from tests.support.processes import Daemon, Daemons
+from tests.support.processes import Daemon, Daemons, children
 from tests.support.receiver import wait_for
 
 ADMINISTRATOR = {"ADMIN_USERNAME": "anna", "ADMIN_PASSWORD": "a-password-of-the-tests"}
@@ -106,6 +106,24 @@ def test_migrate_waits_for_the_database(
     finally:
         daemons.close()
         late.close()
+
+
+def test_up_survives_a_database_outage_while_it_starts(
+    replicas: Daemons, tmp_path: Path, postgres_server: PostgresServer
+) -> None:
+    for name in ADMINISTRATOR:  # so that `up` has to look whether there is one
+        del replicas.environment[name]
+    up, address = start_elsewhere(replicas, tmp_path / "one")
+    wait_for(lambda: any(children(up.pid)), 60)  # it has migrated the database
+    with psycopg.connect(replicas.environment["DATABASE_URL"]) as database:
+        name = database.info.dbname
+    with psycopg.connect(postgres_server.url_of("postgres"), autocommit=True) as server:
+        server.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+        wait_for(lambda: "Docora is running." in up.log.read_text(), 60)
+        server.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+    assert wait_for(lambda: readiness(address).get("ready"), 60, 0.3), replicas.logs()
+    assert "Traceback" not in replicas.logs()
 
 
 def test_only_worker_and_sweep_wait_for_the_database(replicas: Daemons, tmp_path: Path) -> None:

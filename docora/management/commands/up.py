@@ -23,6 +23,7 @@ from docora.cli.output import write_banner
 from docora.conf.data_dir import embedded_redis_url, make_private
 from docora.conf.installation import program
 from docora.db import schema
+from docora.db.connection import CONNECTION_ERRORS
 from docora.http.client import HttpClient, Request
 from docora.redis import heartbeat
 from docora.redis.connection import RedisError, connection
@@ -111,7 +112,7 @@ class Command(BaseCommand):
         notes = ["Ctrl-C stops it."]
         if self._new_administrator:
             fields |= {"User": self._new_administrator, "Password": "the value of ADMIN_PASSWORD"}
-        elif not get_user_model()._default_manager.filter(is_staff=True).exists():
+        elif _has_no_administrator():
             create = f"{program(in_full=True)} createsuperuser"
             notes.insert(0, f"There is no administrator yet. Create one in another terminal: {create}")
         write_banner(self.stdout, "Docora is running.", fields, *notes)
@@ -139,6 +140,14 @@ class Command(BaseCommand):
             with contextlib.suppress(IntegrityError):  # another `up` that started at the same time was faster
                 get_user_model().objects.create_superuser(name, password=password)
                 self._new_administrator = name
+
+
+def _has_no_administrator() -> bool:
+    """Return False if the database is down: the children wait for it, so `up` must not end."""
+    try:
+        return not get_user_model()._default_manager.filter(is_staff=True).exists()
+    except CONNECTION_ERRORS:
+        return False
 
 
 def _wait_for_redis() -> None:
