@@ -5,7 +5,9 @@ Does not depend on the settings.
 
 import contextlib
 import importlib
+import io
 import os
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -14,6 +16,7 @@ from django.core.exceptions import ImproperlyConfigured
 from environ import Env
 
 _PACKAGE = Path(__file__).resolve().parent.parent
+_SETTING = re.compile(r"(export )?\w+=", re.ASCII)
 
 INSTALLED = (_PACKAGE / "templates").is_dir()
 """Whether Docora was installed from the wheel, which has `templates` inside the package instead of beside it."""
@@ -36,14 +39,23 @@ def read_env_file() -> None:
     original_environment.update(os.environ)
     file = env_file()
     try:
-        with file.open() as lines:
-            Env.read_env(lines)
+        lines = file.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise ImproperlyConfigured(f"The settings in {file} cannot be read: the file is not UTF-8.") from None
     except OSError as error:
         # An existing or explicitly named file must not be skipped: Docora would start as an empty instance without it.
         if not isinstance(error, FileNotFoundError) or "DOCORA_ENV_FILE" in original_environment:
             raise ImproperlyConfigured(
                 f"The settings in {file} cannot be read: {error.strerror}. Run commands as Docora's user."
             ) from None
+        return
+    settings = {number: line for number, line in enumerate(map(str.lstrip, lines), 1) if line and line[0] != "#"}
+    for number, line in settings.items():
+        if not _SETTING.match(line):  # `read_env` would skip the line and log it, which may hold a secret
+            raise ImproperlyConfigured(
+                f"Line {number} of {file} is not a setting such as PORT=8000. Write no spaces before the equals sign."
+            )
+    Env.read_env(io.StringIO("\n".join(settings.values())))
 
 
 def choose_settings() -> None:

@@ -92,6 +92,31 @@ def test_unreadable_env_file_prevents_the_start(tmp_path: Path, exists: bool) ->
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b"# Comment\n\nSECRET_KEY = hunter2\n", "Line 3 of {} is not a setting such as PORT=8000."),
+        (b"SECRET_KEY: hunter2\n", "Line 1 of {} is not a setting such as PORT=8000."),
+        (b"OIDC_NAME=B\xfcro\n", "The settings in {} cannot be read: the file is not UTF-8."),
+    ],
+)
+def test_env_file_with_an_invalid_line_prevents_the_start(tmp_path: Path, text: bytes, reason: str) -> None:
+    file = tmp_path / "settings"
+    file.write_bytes(text)
+    result = start_with(tmp_path / "data", DOCORA_ENV_FILE=str(file))
+    assert (result.returncode, result.stdout) == (1, "")
+    assert f"Docora cannot start: {reason.format(file)}" in result.stderr
+    assert "hunter2" not in result.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_env_file_of_other_editors(tmp_path: Path) -> None:
+    file = tmp_path / "settings"
+    file.write_bytes(b"\xef\xbb\xbfPORT=70000\r\n  # Comment\r\n  \r\n")
+    result = start_with(tmp_path / "data", DOCORA_ENV_FILE=str(file))
+    assert result.stderr == "Docora cannot start: PORT must be at most 65535, but is '70000'.\n"
+
+
 def test_unusable_data_directory(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     result = start_with(tmp_path / "file" / "data")
