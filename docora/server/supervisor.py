@@ -6,6 +6,7 @@ every child (`docora.process`).
 """
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -157,22 +158,21 @@ def listening_socket() -> socket.socket:
     try:
         return socket.create_server((settings.HOST, settings.PORT), family=family, backlog=_BACKLOG)
     except OSError as error:
-        message = f"Docora cannot listen on {settings.HOST}, port {settings.PORT}: {error.strerror}."
-        raise CommandError(message) from None
-
-
-def port_is_taken(host: str, port: int) -> bool:
-    with contextlib.closing(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return True
-    return False
+        raise _cannot_listen(error) from None
 
 
 def require_free_port() -> None:
-    """Raise CommandError if another process listens on HOST and PORT."""
-    if port_is_taken(settings.HOST, settings.PORT):
-        text = f"Port {settings.PORT} on {settings.HOST} is taken. Choose another one: --port {settings.PORT + 1}."
-        raise CommandError(text)
+    """Raise CommandError if this process cannot listen on HOST and PORT, for example because another one does."""
+    with contextlib.closing(socket.socket(socket.AF_INET6 if ":" in settings.HOST else socket.AF_INET)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.HOST, settings.PORT))
+        except OSError as error:
+            raise _cannot_listen(error) from None
+
+
+def _cannot_listen(error: OSError) -> CommandError:
+    host, port = settings.HOST, settings.PORT
+    if error.errno == errno.EADDRINUSE:
+        return CommandError(f"Port {port} on {host} is taken. Choose another one: --port {port + 1}.")
+    return CommandError(f"Docora cannot listen on {host}, port {port}: {error.strerror}. Check HOST and PORT.")

@@ -103,6 +103,15 @@ def test_port_in_use_is_a_clear_error(instance: Instance) -> None:
     )
 
 
+def test_address_of_another_machine_is_a_clear_error(instance: Instance) -> None:
+    result = instance.run("up", "--port", str(instance.port), "--host", "192.0.2.1")
+    assert (result.returncode, result.stderr) == (
+        1,
+        f"CommandError: Docora cannot listen on 192.0.2.1, port {instance.port}: Cannot assign requested address. "
+        "Check HOST and PORT.\n",
+    )
+
+
 def test_output_ends_with_the_address_and_the_command_for_a_first_administrator(running: Instance) -> None:
     banner = running.log.read_text().partition("Docora is running.")[2]
     assert f"Open  http://127.0.0.1:{running.port}/admin/" in banner
