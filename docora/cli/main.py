@@ -4,6 +4,8 @@
 environment before the settings are read, so that this process and its children share one configuration.
 """
 
+import errno
+import io
 import os
 import re
 import sys
@@ -56,6 +58,7 @@ def apply_instance_options(arguments: Sequence[str]) -> None:
 
 def error_message(error: Exception) -> str:
     """Return the message to print instead of a traceback, or an empty string for an unexpected error."""
+    from django.conf import settings
     from django.core.exceptions import ImproperlyConfigured
     from django.db import DatabaseError, InterfaceError, OperationalError
 
@@ -70,12 +73,17 @@ def error_message(error: Exception) -> str:
             return f"Docora cannot start: {error}"
         case DatabaseError() if re.search("no such (table|column)|(relation|column) .* does not exist", cause):
             return f"The database does not match this version ({cause}). Migrate it: {program()} migrate"
+        case OperationalError() | InterfaceError() if settings.DATABASES["default"]["ENGINE"].endswith("sqlite3"):
+            file = settings.DATABASES["default"]["NAME"]
+            return f"The database {file} cannot be used: {cause}. Check its disk, and run commands as Docora's user."
         case OperationalError() | InterfaceError():
             return f"The database cannot be used: {cause}. Check DATABASE_URL, and that the database is running."
         case RedisError():
             return f"Redis does not respond: {cause}. Check REDIS_URL, and that Redis is running."
         case DecryptionError():
             return str(error)
+        case OSError(errno=errno.ENOSPC):
+            return f"The disk is full: {error.filename or 'the output'} cannot be written."
     return ""
 
 
@@ -106,6 +114,8 @@ def main() -> None:
     if os.environ.get("NO_COLOR"):
         os.environ.setdefault("DJANGO_COLORS", "nocolor")
     apply_instance_options(sys.argv[1:])
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name may have characters that the terminal's encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
 
     try:
         try:
@@ -117,11 +127,17 @@ def main() -> None:
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
     except BrokenPipeError:
-        # The reader has closed the pipe. Keep Python from writing to it when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _discard_output()  # the reader has closed the pipe
         raise SystemExit(BROKEN_PIPE) from None
     except Exception as error:
         message = error_message(error)
         if not message or "--traceback" in sys.argv:
             raise
+        if isinstance(error, OSError):
+            _discard_output()
         raise SystemExit(message) from None
+
+
+def _discard_output() -> None:
+    """Keep Python from writing to stdout when it exits, which would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -62,16 +62,32 @@ def test_examples_cover_every_operator_command() -> None:
     assert set(commands.own_commands()) - HAVE_OWN_TESTS <= set(COMMANDS)
 
 
-@pytest.mark.parametrize("database", ["postgres://docora:hunter2@127.0.0.1:{port}/docora", "sqlite:////nowhere/at/all"])
+@pytest.mark.parametrize(
+    ("database", "name", "advice"),
+    [
+        (
+            "postgres://docora:hunter2@127.0.0.1:{port}/docora",
+            "The database",
+            "Check DATABASE_URL, and that the database is running.",
+        ),
+        (
+            "sqlite:////nowhere/at/all",
+            "The database /nowhere/at/all",
+            "Check its disk, and run commands as Docora's user.",
+        ),
+    ],
+)
 @pytest.mark.parametrize("option", [[], ["--json"]])
-def test_commands_without_a_database_say_so(database: str, option: list[str]) -> None:
-    lines = [[name, *arguments, *option] for name, arguments in COMMANDS.items() if name not in NEED_NO_DATABASE]
+def test_commands_without_a_database_say_so(database: str, name: str, advice: str, option: list[str]) -> None:
+    lines = [
+        [command, *arguments, *option] for command, arguments in COMMANDS.items() if command not in NEED_NO_DATABASE
+    ]
     for line, (code, out, err) in zip(
         lines, outcomes(lines, DATABASE_URL=database.format(port=free_port())), strict=True
     ):
         assert (code, out) == (1, ""), (line, err)
-        assert err.startswith("The database cannot be used: "), line
-        assert err.endswith("Check DATABASE_URL, and that the database is running."), line
+        assert err.startswith(f"{name} cannot be used: "), line
+        assert err.endswith(advice), line
         assert err.count("\n") == 0, line
         assert "hunter2" not in err
 
@@ -140,6 +156,12 @@ def test_unknown_command_is_a_usage_error() -> None:
     done = manage("resynch")
     assert (done.returncode, done.stdout) == (2, "")
     assert "Did you mean resync?" in done.stderr
+
+
+def test_unknown_queue_is_a_usage_error(instance_environment: dict[str, str]) -> None:
+    done = manage("rqworker", "high", "lwo", environment=instance_environment)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "CommandError: There is no queue 'lwo'. The queues are high, default, low.\n"
 
 
 def test_traceback_for_unexpected_errors_and_on_request() -> None:

@@ -121,3 +121,23 @@ def test_reader_may_close_the_pipe_early() -> None:
             stdout=gone, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
         )  # fmt: skip
     assert (done.returncode, done.stderr) == (output.BROKEN_PIPE, "")
+
+
+def test_full_disk_is_a_clear_error() -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, str(PROJECT / "manage.py"), "help"],
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (output.FAILED, "The disk is full: the output cannot be written.\n")
+
+
+def test_characters_that_the_terminal_lacks_are_escaped(instance_environment: dict[str, str]) -> None:
+    environment = instance_environment | {"PYTHONIOENCODING": "latin-1"}
+    app = ["B\xfcro \u6771\u4eac", "https://portal.example/hooks", "ops@portal.example"]
+    done = subprocess.run(
+        [sys.executable, str(PROJECT / "manage.py"), "onboard_app", *app],
+        env=environment, capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(b"B\xfcro \\u6771\\u4eac is registered.")
