@@ -8,6 +8,7 @@ import os
 import secrets
 import tempfile
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
@@ -41,27 +42,29 @@ class Keys:
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / "keys.json"
-        self._loaded: dict[str, str] | None = None
+        self._loaded: Any = None
 
     @property
     def secret_key(self) -> str:
-        return self._load()["secret_key"]
+        return self._read("secret_key")
 
     @property
     def encryption_keys(self) -> list[str]:
-        return self._load()["encryption_keys"].split(",")
+        return self._read("encryption_keys").split(",")
 
-    def _load(self) -> dict[str, str]:
-        if self._loaded is None:
-            try:
+    def _read(self, name: str) -> str:
+        try:
+            if self._loaded is None:
                 if not self._path.exists():
                     self._generate()
                 self._loaded = json.loads(self._path.read_text())
-            except OSError as error:
-                raise ImproperlyConfigured(
-                    f"DATA_DIR {self._path.parent} cannot be used: {error.strerror}. Run commands as Docora's user."
-                ) from None
-        return self._loaded
+            return str(self._loaded[name])
+        except OSError as error:
+            raise ImproperlyConfigured(unusable(self._path.parent, error)) from None
+        except (ValueError, KeyError, TypeError):
+            raise ImproperlyConfigured(
+                f"{self._path} is damaged. Restore it from your backup: without its keys, stored secrets cannot be read."
+            ) from None
 
     def _generate(self) -> None:
         make_private(self._path.parent)
@@ -74,6 +77,11 @@ class Keys:
                 os.link(temporary, self._path)
         finally:
             Path(temporary).unlink()
+
+
+def unusable(directory: Path, error: OSError) -> str:
+    """Return the message for a data directory in which this process cannot read or write."""
+    return f"DATA_DIR {directory} cannot be used: {error.strerror}. Run commands as Docora's user."
 
 
 def make_private(directory: Path) -> None:

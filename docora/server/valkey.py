@@ -26,15 +26,21 @@ def bundled_server() -> Path:
     return Path(get_binary_path())
 
 
+def storage_of(data_dir: Path) -> Path:
+    """Return the folder of the server's files and log. Each server has its own: an older one would not start with the files
+    of a newer one.
+    """
+    own = server_on_path()
+    return data_dir / (own.name if own else "valkey")
+
+
 def valkey_command(data_dir: Path) -> list[str]:
     """Return the command line of the server for `data_dir`, and create the directories that it needs.
 
     Raises CommandError if the socket's directory belongs to another user.
     """
     socket = embedded_redis_socket(data_dir)
-    own = server_on_path()
-    # Each server has its own folder: an older one would not start with the files of a newer one.
-    storage = data_dir / (own.name if own else "valkey")
+    storage = storage_of(data_dir)
     storage.mkdir(parents=True, exist_ok=True)
     socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if socket.parent != data_dir and socket.parent.stat().st_uid != storage.stat().st_uid:
@@ -52,4 +58,7 @@ def valkey_command(data_dir: Path) -> list[str]:
         "loglevel": "warning",
         "logfile": str(storage / "valkey.log"),
     }
-    return [str(own or bundled_server()), *(part for name, value in options.items() for part in (f"--{name}", value))]
+    return [
+        str(server_on_path() or bundled_server()),
+        *(part for name, value in options.items() for part in (f"--{name}", value)),
+    ]

@@ -140,6 +140,17 @@ def test_first_command_generates_private_keys(tmp_path: Path) -> None:
     assert set(json.loads(file.read_text())) == {"secret_key", "encryption_keys"}
 
 
+@pytest.mark.parametrize("text", ["", "{}", "[]"])
+def test_damaged_keys_prevent_the_start(tmp_path: Path, text: str) -> None:
+    (tmp_path / "keys.json").write_text(text)
+    result = start_with(tmp_path)
+    assert (result.returncode, result.stderr) == (
+        1,
+        f"Docora cannot start: {tmp_path}/keys.json is damaged. Restore it from your backup: without its keys, stored "
+        "secrets cannot be read.\n",
+    )
+
+
 def test_weak_secret_key_is_accepted_for_development(tmp_path: Path) -> None:
     assert start_with(tmp_path, SECRET_KEY="changeme", DEBUG="yes").returncode == 0
 

@@ -14,6 +14,7 @@ import pytest
 from django.utils import timezone
 
 from docora.management.commands import up
+from docora.server.valkey import storage_of
 from tests.support.commands import manage
 from tests.support.instance import Instance, free_port
 
@@ -109,6 +110,28 @@ def test_address_of_another_machine_is_a_clear_error(instance: Instance) -> None
         1,
         f"CommandError: Docora cannot listen on 192.0.2.1, port {instance.port}: Cannot assign requested address. "
         "Check HOST and PORT.\n",
+    )
+
+
+def test_damaged_files_of_valkey_are_a_clear_error(instance: Instance) -> None:
+    folder = storage_of(instance.directory / "data")
+    manifest = folder / "appendonlydir" / "appendonly.aof.manifest"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text("damaged")
+    result = instance.run("up", "--port", str(instance.port))
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"CommandError: The embedded Valkey ended. {folder}/valkey.log says why. ")
+    assert "FATAL" in (folder / "valkey.log").read_text()
+
+
+def test_unusable_data_directory_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("")
+    keys = {"SECRET_KEY": "a-key-that-only-the-tests-of-the-start-use-0123456", "ENCRYPTION_KEYS": "y" * 32}
+    data = {"DATA_DIR": f"{tmp_path}/data", "DATABASE_URL": f"sqlite:///{tmp_path}/db", "PORT": str(free_port())}
+    done = manage("up", environment={"PATH": os.environ["PATH"], "DOCORA_ENV_FILE": os.devnull} | keys | data)
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"CommandError: DATA_DIR {tmp_path}/data cannot be used: File exists. Run commands as Docora's user.\n",
     )
 
 

@@ -20,6 +20,7 @@ from django.utils import timezone
 
 from docora.cli.main import add_instance_options
 from docora.cli.output import write_banner
+from docora.conf import data_dir
 from docora.conf.data_dir import embedded_redis_url, make_private
 from docora.conf.installation import program
 from docora.db import schema
@@ -36,7 +37,7 @@ from docora.server.supervisor import (
     require_free_port,
     web_command,
 )
-from docora.server.valkey import valkey_command
+from docora.server.valkey import storage_of, valkey_command
 
 READY_SECONDS = 60.0
 _BACKGROUND_SECONDS = 15.0
@@ -79,10 +80,12 @@ class Command(BaseCommand):
             supervisor.stop()
 
     def _start(self, supervisor: Supervisor, options: dict[str, Any]) -> None:
+        valkey = None
         if embedded_redis_url(settings.DATA_DIR) == settings.REDIS_URL:
             # On SIGTERM it saves its data. It also ends when this process is killed.
-            supervisor.add(Child("valkey", valkey_command(settings.DATA_DIR)))
-        _wait_for_redis()
+            valkey = Child("valkey", valkey_command(settings.DATA_DIR))
+            supervisor.add(valkey)
+        _wait_for_redis(valkey)
         self._prepare_database(migrate=not options["no_migrate"])
         listener = listening_socket()
         started = timezone.now()
@@ -119,12 +122,14 @@ class Command(BaseCommand):
 
     def _lock_data_directory(self) -> None:
         """Allow only one `up` per data directory: two Valkeys would steal the socket from each other."""
-        make_private(settings.DATA_DIR)
-        self._lock = os.open(Path(settings.DATA_DIR) / "up.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
+            make_private(settings.DATA_DIR)
+            self._lock = os.open(Path(settings.DATA_DIR) / "up.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise CommandError(f"Docora is already running with the data directory {settings.DATA_DIR}.") from None
+        except OSError as error:
+            raise CommandError(data_dir.unusable(settings.DATA_DIR, error)) from None
 
     def _prepare_database(self, *, migrate: bool) -> None:
         if migrate:
@@ -150,13 +155,20 @@ def _has_no_administrator() -> bool:
         return False
 
 
-def _wait_for_redis() -> None:
+def _wait_for_redis(valkey: Child | None) -> None:
+    """Wait until Redis answers. `valkey` is the embedded server, if that is used."""
     deadline = time.monotonic() + READY_SECONDS
     while True:
         try:
             connection().ping()
             return
         except RedisError:
+            if valkey and not valkey.running:
+                folder = storage_of(settings.DATA_DIR)
+                raise CommandError(
+                    f"The embedded Valkey ended. {folder / 'valkey.log'} says why. If its files are damaged, remove {folder}: "
+                    "nothing is lost, because the database records what is to be done."
+                ) from None
             if time.monotonic() > deadline:
                 raise
         time.sleep(0.05)
