@@ -54,7 +54,8 @@ if data_dir.is_weak_secret_key(SECRET_KEY) and not DEBUG:
     )
 HOST = text("HOST", default="127.0.0.1")
 PORT = count("PORT", 8000, maximum=65_535)
-PUBLIC_URL = text("PUBLIC_URL", default=f"http://127.0.0.1:{PORT}").rstrip("/")
+_loopback = "[::1]" if HOST in {"::1", "::"} else "127.0.0.1"
+PUBLIC_URL = text("PUBLIC_URL", default=f"http://{_loopback}:{PORT}").rstrip("/")
 _public = urlsplit(PUBLIC_URL)
 if _public.scheme not in {"http", "https"} or not _public.hostname or _public.path:
     raise ImproperlyConfigured(f"PUBLIC_URL must look like https://docora.example, but is {PUBLIC_URL!r}.")

@@ -140,6 +140,12 @@ def test_first_command_generates_private_keys(tmp_path: Path) -> None:
     assert set(json.loads(file.read_text())) == {"secret_key", "encryption_keys"}
 
 
+@pytest.mark.parametrize(("host", "url"), [("0.0.0.0", "http://127.0.0.1:8000"), ("::1", "http://[::1]:8000")])
+def test_public_url_is_loopback_by_default(tmp_path: Path, host: str, url: str) -> None:
+    environment = {"PATH": os.environ["PATH"], "DATA_DIR": str(tmp_path), "DOCORA_ENV_FILE": os.devnull, "HOST": host}
+    assert f"PUBLIC_URL is {url}, " in manage("check", "--deploy", environment=environment).stderr
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[]"])
 def test_damaged_keys_prevent_the_start(tmp_path: Path, text: str) -> None:
     (tmp_path / "keys.json").write_text(text)
