@@ -111,12 +111,15 @@ class Supervisor:
         now = time.monotonic()
         if child.restart_at <= child.started:
             code = child.process.returncode if child.process else None
-            self._report(f"{child.name} ended with {code}; starting it again in {child.restart_delay:.0f} s")
+            self._report(f"{child.name} ended with {code}; starting it again in {child.restart_delay:g} s")
             child.restart_at = now + child.restart_delay
             stable = now - child.started > _STABLE_SECONDS
             child.restart_delay = 0.5 if stable else min(_MAX_RESTART_DELAY, child.restart_delay * 2)
         elif now >= child.restart_at:
-            child.start()
+            try:
+                child.start()
+            except OSError as error:  # it is tried again later; the other children run
+                self._report(f"{child.name} cannot be started: {error.strerror}")
 
     def _request_stop(self, signum: int, frame: FrameType | None) -> None:
         self._stopping = True

@@ -14,6 +14,7 @@ import pytest
 from django.utils import timezone
 
 from docora.management.commands import up
+from docora.server.supervisor import Child, Supervisor
 from docora.server.valkey import storage_of
 from tests.support.commands import manage
 from tests.support.instance import Instance, free_port
@@ -111,6 +112,27 @@ def test_address_of_another_machine_is_a_clear_error(instance: Instance) -> None
         f"CommandError: Docora cannot listen on 192.0.2.1, port {instance.port}: Cannot assign requested address. "
         "Check HOST and PORT.\n",
     )
+
+
+def test_child_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None:
+    """As when memory is short, or while an upgrade replaces the files."""
+    reports: list[str] = []
+    supervisor, program = Supervisor(reports.append), tmp_path / "program"
+    program.symlink_to("/bin/false")
+    child = Child("web", [str(program)], restart_delay=0.1)
+    supervisor.add(child)
+    assert child.process
+    assert child.process.wait(10) == 1
+    program.unlink()
+    deadline = time.monotonic() + 10
+    while len(reports) < 4:  # each time that it has ended, and that it could not be started
+        supervisor._restart(child)
+        assert time.monotonic() < deadline, reports
+    assert reports[:3] == [
+        "web ended with 1; starting it again in 0.1 s",
+        "web cannot be started: No such file or directory",
+        "web ended with 1; starting it again in 0.2 s",
+    ]
 
 
 def test_damaged_files_of_valkey_are_a_clear_error(instance: Instance) -> None:
