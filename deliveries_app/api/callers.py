@@ -19,13 +19,14 @@ WITH_BODY = AppToken(max_body=MAX_BODY)
 # Documented error responses.
 REFUSED = {401: UNAUTHORIZED, 429: THROTTLED}
 BUSY = REFUSED | {
-    429: f"{THROTTLED} The same answer is given while the app waits for two git hosts or Docora for six, and once the app has used up its re-syncs."
+    429: f"{THROTTLED} Also returned while two other calls of the app, or six of all apps, wait for a git host, and once the "
+    "app has used up its quota of re-syncs."
 }
 NOT_WATCHED = REFUSED | {404: "The app does not watch this repository."}
 BODY = {413: f"The body is larger than {MAX_BODY:,} bytes.", 422: "The body is malformed."}
 
 RepositoryId = Annotated[
-    str, Path(description="The id that `POST /api/repositories` returned.", example=schemas.REPOSITORY_ID)
+    str, Path(description="As returned by `PUT /api/repositories`.", example=schemas.REPOSITORY_ID)
 ]
 
 

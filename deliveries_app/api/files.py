@@ -165,7 +165,12 @@ def get_manifest(
     ] = "",
     limit: Annotated[
         int | None,
-        Query(ge=1, le=MAX_MANIFEST_LIMIT, description="The most lines to send. Without a limit, all are sent."),
+        Query(
+            ge=1,
+            le=MAX_MANIFEST_LIMIT,
+            description="The most lines to send. Without a limit, all are sent.",
+            example=1000,
+        ),
     ] = None,
 ) -> StreamingHttpResponse:
     """Lists every file that the app has acknowledged, one JSON object per line, in byte order of the paths. Compare it

@@ -121,7 +121,9 @@ def list_repositories(
     per_page: Annotated[int, Query(ge=1, le=100, description="Repositories per page.")] = 50,
     after: After = "",
     status: Annotated[WatchStatus | None, Query(description="Only repositories with this status.")] = None,
-    failing: Annotated[bool | None, Query(description="Only repositories whose last attempt failed, or not.")] = None,
+    failing: Annotated[
+        bool | None, Query(description="`true`: only repositories whose last attempt failed. `false`: only the others.")
+    ] = None,
 ) -> dict[str, Any]:
     """Lists the repositories that the app watches, with the state of each sync. To read all of them, follow `next`:
     unlike page numbers, it misses none while others are added or removed. Pages after the last one are empty."""

@@ -41,7 +41,10 @@ def list_runs(
     repository_id: RepositoryId,
     reason: Annotated[Reason | None, Query(description="Only runs for this reason.")] = None,
     outcome: Annotated[Outcome | None, Query(description="Only runs that ended like this.")] = None,
-    is_open: Annotated[bool | None, Query(alias="open", description="Only runs that have (not) ended.")] = None,
+    is_open: Annotated[
+        bool | None,
+        Query(alias="open", description="`true`: only runs that haven't ended. `false`: only those that have."),
+    ] = None,
     after: After = "",
     limit: Limit = DEFAULT_LIMIT,
 ) -> dict[str, Any]:

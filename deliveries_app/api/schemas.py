@@ -336,7 +336,9 @@ class Endpoint(Schema):
     base_url: str = Field(
         description="Only an administrator can change it.", examples=["https://portal.example/docora"]
     )
-    paused: bool = Field(description="While paused, nothing is sent. Changes are sent once it is resumed.")
+    paused: bool = Field(
+        description="While paused, nothing is sent. Changes are sent once it is resumed.", examples=[False]
+    )
     paused_reason: str | None = Field(description="Why, if Docora or the app paused it.", examples=[None])
     max_in_flight: int = Field(description="Concurrent requests to the app.", ge=1, examples=[8])
     max_in_flight_limit: int = Field(description="The most that the administrator allows.", ge=1, examples=[8])

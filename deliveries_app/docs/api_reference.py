@@ -75,12 +75,12 @@ def context(document: Document) -> dict[str, Any]:
 
 
 def webhook_fields(document: Document) -> dict[str, list[Field]]:
-    """Return event → the fields of its body, without the objects that hold them."""
+    """Return event → the fields of its body. Objects that are always there are left out: the names of their fields show them."""
     return {
         event: [
             field
             for field in _fields(document, item["post"]["requestBody"]["content"]["application/json"]["schema"])
-            if field.type != "object"
+            if field.type != "object" or not field.required
         ]
         for event, item in document["webhooks"].items()
     }
@@ -98,11 +98,12 @@ def _call(document: Document, path: str, method: str, operation: Document) -> Ca
         parameters=[
             Field(
                 parameter["name"],
-                f"{_type(document, parameter['schema'])}, {parameter['in']}",
+                f"{_type(document, schema)}, {parameter['in']}",
                 parameter.get("required", False),
-                _description(parameter, parameter["schema"]),
+                _description(parameter, schema),
             )
             for parameter in parameters
+            for schema in [_resolve(document, parameter["schema"])]
         ],
         body=list(_fields(document, body[1]["schema"])) if body else [],
         curl=_curl(document, path, method, operation, body),
@@ -113,7 +114,7 @@ def _call(document: Document, path: str, method: str, operation: Document) -> Ca
 
 def _answers(document: Document, responses: Document) -> list[Answer]:
     """Return the answers. If several successful ones have the same body, only the first shows it."""
-    first, *others = [_answer(document, int(status), answer) for status, answer in responses.items()]
+    first, *others = [_answer(document, int(status), responses[status]) for status in sorted(responses)]
     return [
         first,
         *(replace(other, fields=[], example="") if other.fields == first.fields else other for other in others),
@@ -212,8 +213,8 @@ def _description(described: Document, schema: Document) -> str:
     sentences = [described.get("description") or schema.get("description", "")]
     if "enum" in schema and "`" not in sentences[0]:
         sentences.append("One of " + ", ".join(f"`{value}`" for value in schema["enum"]) + ".")
-    if "default" in schema and schema["default"] is not None:
-        sentences.append(f"Default {schema['default']}.")
+    if schema.get("default") not in (None, ""):
+        sentences.append(f"Default {json.dumps(schema['default'])}.")
     if "maximum" in schema:
         sentences.append(f"At most {schema['maximum']:,}.")
     return " ".join(filter(None, sentences))

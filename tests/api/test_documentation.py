@@ -12,10 +12,10 @@ from django.test import Client
 from django.utils.html import escape
 
 from deliveries_app.actors import Actor
-from deliveries_app.api import openapi
-from deliveries_app.api.schemas import REPOSITORY_ID
+from deliveries_app.api import openapi, schemas
+from deliveries_app.api.schemas import DeliveryState
 from deliveries_app.docs import api_reference
-from deliveries_app.models import AppRepository
+from deliveries_app.models import AppRepository, FailureKind, Outcome
 from deliveries_app.services import watch_settings
 from docora.templatetags.docora import prose
 from tests.api.caller import Caller
@@ -123,13 +123,32 @@ def test_page_shows_every_call_with_an_example(page: str) -> None:
         assert ("$DOCORA_TOKEN" in call.curl) == call.path.startswith(("/api/repositories", "/api/app"))
 
 
-def test_examples_of_reading_calls_work(portal: Caller, watches: list[AppRepository]) -> None:
+def test_examples_of_calls_that_read_work(portal: Caller, watches: list[AppRepository]) -> None:
+    run_id = portal.post(f"/{watches[0].repository.repository_id}/resync").json()["run_id"]
     groups = api_reference.context(openapi.document())["groups"]
-    for call in [call for name in ("Repositories", "Files", "Runs") for call in groups[name] if call.method == "GET"]:
+    reads = [
+        call for calls in groups.values() for call in calls if call.method == "GET" and call.path.startswith("/api")
+    ]
+    assert len(reads) > 6
+    for call in reads:
         url = shlex.split(call.curl)[1].removeprefix(settings.PUBLIC_URL)
-        url = url.replace(REPOSITORY_ID, watches[0].repository.repository_id)
+        url = url.replace(schemas.REPOSITORY_ID, watches[0].repository.repository_id).replace(schemas.RUN_ID, run_id)
         answer = portal.client.get(url)
-        assert answer.status_code == (404 if call.anchor == "get_run" else 200), url
+        assert answer.status_code == 200, (url, answer.content)
+
+
+def test_filters_name_their_values() -> None:
+    groups = api_reference.context(openapi.document())["groups"]
+    filters = {
+        (call.anchor, field.name): field for calls in groups.values() for call in calls for field in call.parameters
+    }
+    for key, values in {
+        ("list_failures", "kind"): FailureKind.values,
+        ("list_deliveries", "state"): DeliveryState,
+        ("list_runs", "outcome"): Outcome.values,
+    }.items():
+        assert filters[key].type == "string, query"
+        assert [value for value in values if f"`{value}`" not in filters[key].description] == []
 
 
 def test_message_examples(document: dict) -> None:
