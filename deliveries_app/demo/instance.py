@@ -73,7 +73,7 @@ CLIENTS = (
     Client(
         "Newsletter",
         ("acme/website", "acme/handbook"),
-        f"Demo: an app that fails. Remove {BROKEN} from its base URL, then retry it under Failed syncs. "
+        f"Demo: an app that fails. Remove {BROKEN} from the base URL under Settings, then retry it under Failed syncs. "
         "Its traffic from before the demo was started is made up.",
         seconds=(0.02, 0.08),
         size=2,
