@@ -17,7 +17,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import Alert, AlertChannel, AlertKind, App, AppRepository, Status
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.monitoring import alerts
-from deliveries_app.services import resync_single
+from deliveries_app.services import resync_single, unwatch_repository
 from deliveries_app.sweep import retention
 from deliveries_app.sync import outcomes
 from deliveries_app.sync.lease import claim
@@ -141,6 +141,17 @@ def test_alert_ends_when_the_failing_watch_is_removed(out: AlertReceivers, watch
     assert out.posted[1]["items"][0]["name"] == "acme/docs → Portal"
 
 
+def test_alert_ends_when_the_repository_has_no_commit_any_more(out: AlertReceivers, watch) -> None:
+    """Nothing is synced until somebody pushes, which may be never."""
+    fail_since(watch, 16)
+    next_round()
+    lease = claim(watch.pk)
+    assert lease is not None
+    outcomes.no_commit_yet(lease)
+    next_round()
+    assert out.events[1:] == [("resolved", "failing", 1)]
+
+
 def test_five_thousand_failures_are_one_message(out: AlertReceivers, watch) -> None:
     def fail_more(first: int, last: int) -> None:
         since = timezone.now() - timedelta(hours=1)
@@ -226,6 +237,17 @@ def test_alert_for_an_endpoint_that_is_down(out: AlertReceivers, watch) -> None:
     assert [item["kind"] for item in out.posted[0]["items"]] == ["endpoint_down", "failing"]
 
 
+def test_alert_for_an_endpoint_ends_with_its_last_repository(out: AlertReceivers, watch) -> None:
+    """Nothing is sent to it any more, so it would stay down forever."""
+    App.objects.filter(pk=watch.app_id).update(down_count=3)
+    fail_since(watch, 16)
+    next_round()
+    unwatch_repository(Actor.command(), watch)
+    next_round()
+    assert out.events[1:] == [("resolved", "several", 2)]
+    assert "resolved: the endpoint of Portal is no longer down; acme/docs" in out.posted[1]["text"]
+
+
 def test_open_circuit_is_one_alert_until_it_closes(out: AlertReceivers, watch) -> None:
     rows = Repository.objects.filter(pk=watch.repository_id)
     rows.update(circuit_open_until=timezone.now() + timedelta(minutes=30))
@@ -294,6 +316,15 @@ def test_ongoing_alert_is_repeated_once_after_a_day(
         next_round()
     assert [body["reminder"] for body in out.posted] == [False] + [True] * reminders
     assert all("still: acme/docs → Portal" in body["text"] for body in out.posted[1:])
+
+
+def test_reminder_names_the_current_cause(out: AlertReceivers, watch) -> None:
+    fail_since(watch, 16)
+    next_round()
+    AppRepository.objects.update(root_cause=RootCause.DNS)
+    time_passes(hours=25)
+    next_round()
+    assert "Portal is failing (Endpoint: DNS lookup failed)" in out.posted[1]["text"]
 
 
 def test_ended_alerts_are_pruned_with_the_runs(out: AlertReceivers, watch) -> None:

@@ -12,7 +12,18 @@ from typing import Any
 
 from django.conf import settings
 from django.db import connection, transaction
-from django.db.models import BigIntegerField, CharField, DateTimeField, Exists, F, OuterRef, Q, QuerySet, Value
+from django.db.models import (
+    BigIntegerField,
+    CharField,
+    DateTimeField,
+    Exists,
+    F,
+    OuterRef,
+    Q,
+    QuerySet,
+    Subquery,
+    Value,
+)
 from django.db.models.functions import Concat, Now
 from django.utils import timezone
 
@@ -53,6 +64,8 @@ def detect() -> None:
         now = timezone.now()
         open_kinds = set(Alert.objects.filter(ended_at=None).values_list("kind", flat=True).distinct())
         changed = 0
+        if AlertKind.FAILING in open_kinds:
+            _update_causes()
         for kind, subjects in _subjects(now).items():
             if kind in open_kinds:
                 # With stale statistics, PostgreSQL would run a NOT EXISTS as a full scan for each row.
@@ -86,14 +99,17 @@ def _subjects(now: datetime) -> Mapping[AlertKind, Subjects]:
     watches, apps = AppRepository.objects.alive(), App.objects.filter(ended_at=None)
     long_failing = watches.filter(failing_since__lte=now - timedelta(seconds=settings.ALERT_AFTER_SECONDS))
     paused = apps.filter(paused=True).exclude(paused_reason="")  # only automatic pauses have a reason
-    down = apps.filter(down_count__gt=0)
+    # An app that watches nothing is sent nothing, so nothing would show that its endpoint is back up.
+    down = apps.filter(Exists(watches.filter(app=OuterRef("pk"))), down_count__gt=0)
+    waits_for_commit = Q(status=Status.PENDING, next_sync_at=None)  # which may never come
+    unfinished = Q(failing_since__isnull=False) | ~Q(status=Status.SYNCED) & ~waits_for_commit
     watched = Repository.objects.filter(Exists(watches.filter(repository=OuterRef("pk"))))
     circuits = watched.filter(circuit_open_until__isnull=False)  # also while waiting for the next attempt
     return {
         AlertKind.FAILING: Subjects(
             wrong=long_failing,
             # A new token clears the failure at once, but the alert ends only when a sync has succeeded.
-            not_recovered=watches.filter(Q(failing_since__isnull=False) | ~Q(status=Status.SYNCED)),
+            not_recovered=watches.filter(unfinished),
             name=Concat("repository__owner", Value("/"), "repository__name", Value(" → "), "app__name"),
             cause=F("root_cause"),
             since=F("failing_since"),
@@ -113,6 +129,13 @@ def _docora_problems(signs: Signs | None) -> dict[AlertKind, bool | None]:
         AlertKind.NO_WORKER: not signs.workers if signs else None,
         AlertKind.SWEEP_LATE: signs.sweep_is_late if signs else None,
     }
+
+
+def _update_causes() -> None:
+    """Note what the watches fail with now, for reminders. One that has recovered keeps its last cause."""
+    current = AppRepository.objects.filter(pk=OuterRef("subject")).exclude(root_cause="").values("root_cause")[:1]
+    alerts = Alert.objects.filter(kind=AlertKind.FAILING, ended_at=None).annotate(current=Subquery(current))
+    alerts.filter(current__isnull=False).exclude(cause=F("current")).update(cause=F("current"))
 
 
 def _open(kind: AlertKind, subjects: Subjects, number: int, now: datetime) -> int:

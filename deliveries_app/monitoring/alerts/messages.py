@@ -22,7 +22,8 @@ from docora.text import clean_text
 SHOWN = 10  # items listed by name
 SEVERAL, TEST = "several", "test"
 
-# Texts for the beginning (one, several) and for the end (one, several). Messages list the kinds in this order.
+# Texts for the beginning (one, several) and for the end (one, several), which may also be that the subject was removed.
+# Messages list the kinds in this order.
 _TEXTS: dict[AlertKind, tuple[str, str, str, str]] = {
     AlertKind.REDIS_DOWN: ("Redis is down, so syncs start late",) * 2 + ("Redis is back up",) * 2,
     AlertKind.NO_WORKER: ("no worker is running, so nothing is synced",) * 2 + ("workers are running again",) * 2,
@@ -31,14 +32,14 @@ _TEXTS: dict[AlertKind, tuple[str, str, str, str]] = {
     AlertKind.CIRCUIT_OPEN: (
         "the circuit of {name} is open",
         "the circuits of {count} git repositories are open",
-        "the circuit of {name} is closed",
-        "the circuits of {count} git repositories are closed",
+        "the circuit of {name} is no longer open",
+        "the circuits of {count} git repositories are no longer open",
     ),
     AlertKind.ENDPOINT_DOWN: (
         "the endpoint of {name} is down",
         "the endpoints of {count} apps are down",
-        "the endpoint of {name} is back up",
-        "the endpoints of {count} apps are back up",
+        "the endpoint of {name} is no longer down",
+        "the endpoints of {count} apps are no longer down",
     ),
     AlertKind.APP_PAUSED: (
         "{name} returned HTTP 410 and was paused",
