@@ -234,11 +234,22 @@ def _waiting_rows(operation: BulkOperation, pending: Sequence[PendingRelease]) -
     all_paused = bool(pending) and SyncPause.objects.exists()
     for row in pending:
         app, canary = row.watch.app, canaries.get(row.watch.app_id)
-        detail = StateDetail.ALL_PAUSED if all_paused else StateDetail.APP_PAUSED if app.paused else None
+        detail = _what_stops(row.watch, all_paused=all_paused)
         state = detail.state if detail else WatchState.QUEUED
         waits_for = str(detail.label) if detail else _waits_for(canary, app, is_first=row.position in first)
         key, name = f"w{row.watch_id}", str(row.watch.repository)
         yield Row(key, name, app.name, row.watch_id, state=state, waits_for=waits_for)
+
+
+def _what_stops(watch: AppRepository, *, all_paused: bool) -> StateDetail | None:
+    """Return why the watch can't be released; None if nothing but its turn is missing."""
+    if all_paused:
+        return StateDetail.ALL_PAUSED
+    if watch.app.paused:
+        return StateDetail.APP_PAUSED
+    if watch.is_paused:
+        return StateDetail.WATCH_PAUSED
+    return StateDetail.IMPORTING if watch.arriving else None
 
 
 def _waits_for(canary: Canary | None, app: App, *, is_first: bool) -> str:

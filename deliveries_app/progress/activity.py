@@ -17,6 +17,7 @@ from docora.db.compiled import compiled
 from docora.text import format_estimate
 
 STALLED_SECONDS = 20.0
+_PAUSES = (StateDetail.ALL_PAUSED, StateDetail.APP_PAUSED, StateDetail.WATCH_PAUSED)
 _ORDER = [
     StateDetail.WAITS_FOR_WORKER,
     StateDetail.WAITS_FOR_SLOT,
@@ -25,9 +26,7 @@ _ORDER = [
     StateDetail.COOLDOWN,
     StateDetail.CIRCUIT_OPEN,
     StateDetail.HOST_DOWN,
-    StateDetail.ALL_PAUSED,
-    StateDetail.APP_PAUSED,
-    StateDetail.WATCH_PAUSED,
+    *_PAUSES,
 ]
 """An operation shows the first of these that one of its repositories is in: the one that is closest to moving."""
 
@@ -93,9 +92,8 @@ def _releasing(operation: BulkOperation) -> Activity:
         return Activity(Result.HELD.value, str(Result.HELD.label))
     watches: Any = AppRepository.objects.filter(pending_releases__operation=operation)
     if not watches.unpaused().exists():
-        details = watches.with_state().order_by().values_list("state_detail").distinct()
-        paused = [detail for (detail,) in details if detail in {StateDetail.ALL_PAUSED, StateDetail.APP_PAUSED}]
-        return _waiting(StateDetail(paused[0]) if paused else StateDetail.IMPORTING)
+        details = set(watches.with_state().order_by().values_list("state_detail", flat=True))
+        return _waiting(next((detail for detail in _PAUSES if detail in details), StateDetail.IMPORTING))
     queued, text = WatchState.QUEUED, "the next repository follows in a moment"
     seconds = (operation.next_release_at - timezone.now()).total_seconds() if operation.next_release_at else 0.0
     if seconds > 1:

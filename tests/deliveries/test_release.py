@@ -11,6 +11,7 @@ from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 
 from deliveries_app.actors import Actor
+from deliveries_app.admin.operations import rows_of
 from deliveries_app.models import (
     App,
     AppRepository,
@@ -203,10 +204,14 @@ def test_paused_repository_is_released_when_it_is_resumed(portal: App) -> None:
     fill(portal, 2)
     watch = AppRepository.objects.filter(repository__name="Portal-0")
     pause_watches(Actor.command(), watch)
-    start()
+    operation = start()
     assert released() == {"Portal-1"}
     end("Portal-1", Outcome.SUCCEEDED)
     assert release_due() == 0
+    doing = activity.of_operation(operation, live.of_operation(operation))
+    [row] = rows_of(operation, [], list(operation.pending.all()))
+    assert doing == activity.Activity("paused", "Paused", row.waits_for)
+    assert (row.state, row.waits_for) == ("paused", "the repository is paused")
     resume_watches(Actor.command(), watch)
     assert (release_due(), released()) == (1, {"Portal-0", "Portal-1"})
 
