@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db.models import Q
 
 from deliveries_app.models import App, AppRepository, BulkOperation, Outcome, SyncRun
 from deliveries_app.progress import live
@@ -96,12 +97,15 @@ def _blocking_reasons(requested: Requested) -> Iterator[str]:
     """Yield the reasons why the workers cannot finish this now."""
     if current_pause():
         yield "All syncing is paused. This waits until it is resumed."
-    run_filter = {"runs": requested} if isinstance(requested, SyncRun) else {"runs__operation": requested}
-    watches = AppRepository.objects.filter(**run_filter)
+    condition = Q(runs=requested)
+    if isinstance(requested, BulkOperation):
+        condition = Q(pk__in=requested.runs.values("watch")) | Q(pk__in=requested.pending.values("watch"))
+    watches = AppRepository.objects.filter(condition)
     for app in App.objects.filter(paused=True, watches__in=watches).distinct():
         yield f"{app} is paused. This waits until it is resumed."
     if paused := watches.exclude(paused_at=None).count():
-        yield f"{counted(paused, 'repository is', 'repositories are')} paused. This waits until they are resumed."
+        resumed = "it is resumed" if paused == 1 else "they are resumed"
+        yield f"{counted(paused, 'repository is', 'repositories are')} paused. This waits until {resumed}."
     arriving = watches.filter(arriving=True).count()
     if arriving:
         yield f"{counted(arriving, 'repository waits', 'repositories wait')} for an unfinished import. Run {program()} import_docora again."

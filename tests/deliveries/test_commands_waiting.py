@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.db.models.functions import Now
 
 from deliveries_app.actors import Actor
 from deliveries_app.management import progress
@@ -21,6 +22,7 @@ from deliveries_app.services.release import release_due
 from deliveries_app.sync.attempt import sync
 from tests.support.commands import PROJECT, manage, run, run_json
 from tests.support.receiver import Answer, wait_for
+from tests.support.staff import make_watch
 from tests.support.world import World
 
 
@@ -150,6 +152,17 @@ def test_wait_for_a_paused_app_and_an_unfinished_import(world: World, watch: App
     printed = capsys.readouterr().err
     assert f"{world.app} is paused. This waits until it is resumed." in printed
     assert "1 repository waits for an unfinished import. Run manage.py import_docora again." in printed
+
+
+def test_wait_for_what_is_not_released_yet(world: World, watch: AppRepository, capsys) -> None:
+    make_watch(world.app, "other")
+    App.objects.update(paused=True)
+    AppRepository.objects.filter(pk=watch.pk).update(paused_at=Now())
+    with pytest.raises(CommandError, match="The sync continues"):
+        run("resync", world.app.app_id, "--canary", "--wait", "--yes", "--timeout=0")
+    printed = capsys.readouterr().err
+    assert f"{world.app} is paused. This waits until it is resumed." in printed
+    assert "1 repository is paused. This waits until it is resumed." in printed
 
 
 def test_ctrl_c_stops_waiting_but_not_the_sync(
