@@ -163,9 +163,7 @@ class DriftCheckAdmin(ReadOnlyAdmin[DriftCheck]):
         parts += [f"deleting {counted(sent.deletes, 'extra file', 'extra files')}"] if sent.deletes else []
         message = f"{' and '.join(parts).capitalize()}."
         if sent.settled:
-            message += (
-                f" {counted(sent.settled, 'file has', 'files have')} changed since the check and need no sending."
-            )
+            message += f" Left out because of changes since the check: {counted(sent.settled, 'file', 'files')}."
         return self.redirect_with_message(request, page, message)
 
 
@@ -177,7 +175,8 @@ def _consequences(check: DriftCheck) -> Iterator[str]:
     if files:
         yield f"{counted(files, 'file', 'files')} of {check.watch.repository} will be sent to {app} again."
     if extra := kinds[DriftKind.EXTRA]:
-        yield f"{app} will be told to delete {counted(extra, 'file', 'files')} that are not in the repository."
+        told = counted(extra, "file that is", "files that are")
+        yield f"{app} will be told to delete {told} not in the repository."
     yield "Nothing else is sent again. Files that have been sent since the check are left as they are."
     if check.differences > check.listed:
         yield (

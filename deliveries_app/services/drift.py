@@ -247,8 +247,11 @@ def waits_for(watch: AppRepository) -> str:
     return _WAITS.get(watch.detail, "No worker is free yet.")
 
 
+_NEXT_SYNC = "The repository's next sync is scheduled for later."
 _WAITS = {
     StateDetail.SYNCING: "The repository is being synced.",
+    StateDetail.UP_TO_DATE: _NEXT_SYNC,
+    StateDetail.SCHEDULED: _NEXT_SYNC,
     StateDetail.WAITS_FOR_SLOT: "The app has no free slot.",
     StateDetail.IMPORTING: "The repository's records are being imported.",
     StateDetail.RETRYING: "The last sync failed. Docora checks after the next one that succeeds.",

@@ -12,6 +12,7 @@ from deliveries_app.models import DriftCheck, DriftState
 from deliveries_app.reports import drift
 from deliveries_app.services import NotCheckable, check_app, check_watch
 from docora.cli.output import INTERRUPTED, Bar, add_json, printable, write_json
+from docora.text import counted
 
 _POLL_SECONDS = 0.3
 
@@ -44,7 +45,8 @@ class Command(BaseCommand):
             raise CommandError(f"Not finished after {options['timeout']:g} seconds. The checks continue.")
         unequal = sum(check.state != DriftState.EQUAL for check in checks)
         if unequal:
-            raise CommandError(f"{unequal:,} of {len(checks):,} copies differ or could not be checked.")
+            copies, differ = counted(len(checks), "copy", "copies"), "differs" if unequal == 1 else "differ"
+            raise CommandError(f"{unequal:,} of {copies} {differ} or could not be checked.")
 
     def _print(self, check: DriftCheck, *, as_json: bool) -> None:
         files = check.files.order_by("path")
