@@ -20,7 +20,8 @@ from deliveries_app.progress import live
 from deliveries_app.progress.live import Progress
 from deliveries_app.progress.runs import newest_open_runs
 from deliveries_app.services.control import current_pause
-from docora.redis import inspect
+from docora.redis import heartbeat, inspect
+from docora.redis.heartbeat import Signs
 from docora.redis.inspect import Job, QueueState, Worker
 from docora.text import format_seconds, parse_pk
 
@@ -79,6 +80,12 @@ class QueueView:
     clean_ups: list[Job]
     scheduled: list[tuple[AppRepository, str]]
     workers: list[WorkerLine]
+    signs: Signs | None
+
+    @property
+    def sweep_is_late(self) -> bool:
+        """Whether nothing checks for changes and enqueues what is due. Unknown, so False, while Redis is down."""
+        return self.signs is not None and self.signs.sweep_is_late
 
     @property
     def more_running(self) -> int:
@@ -135,6 +142,7 @@ def read_queue() -> QueueView:
         clean_ups=[job for job in jobs if _watch_of(job) is None],
         scheduled=_scheduled(),
         workers=workers,
+        signs=heartbeat.read() if queue else None,
     )
 
 

@@ -19,7 +19,7 @@ from deliveries_app.reports import queue as queue_report
 from deliveries_app.services import request_sync, resync_many, resync_single
 from deliveries_app.sweep.cleanup import CLEAN_UP_JOB
 from docora.db.clock import from_now
-from docora.redis import queues
+from docora.redis import heartbeat, queues
 from tests.support.staff import make_app, make_watch, occupy, staff
 from tests.support.valkey import ValkeyServer
 
@@ -235,6 +235,11 @@ def test_silent_worker_is_gone_and_its_leases_are_shown(
     assert shown.count("Died</span>") == 1
     assert queue_report.read_queue().workers_alive == 1
     page = operator.get(PAGE).text
+    assert "The sweep is not running, so Docora doesn't check for changes" in page
+    assert "Docora is checking repositories" not in page
+    heartbeat.beat(heartbeat.SWEEP)
+    page = operator.get(PAGE).text
+    assert "is not running" not in page
     assert "No worker is running" not in page
     assert "Docora is checking repositories and sending changed files." in page
 
