@@ -29,7 +29,7 @@ def visible(text: str) -> str:
 def format_bytes(count: float) -> str:
     """Format a size in SI units, with one decimal below ten: `9.6 MB`, `61 MB`."""
     for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
+        if count < 999.5 or unit == "TB":
             break
         count /= 1000
     if unit == "bytes":
@@ -41,9 +41,9 @@ def format_seconds(seconds: float) -> str:
     """Format a duration in at most two units: `12 s`, `3 min 20 s`, `2 h 5 min`."""
     if seconds < 0.5:
         return "less than a second"
-    if seconds < 60:
-        return f"{round(seconds)} s"
     minutes, seconds = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{seconds} s"
     if minutes < 60:
         return f"{minutes} min {seconds} s" if seconds else f"{minutes} min"
     hours, minutes = divmod(minutes, 60)

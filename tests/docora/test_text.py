@@ -17,7 +17,15 @@ from docora.text import (
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "less than a second"), (0.6, "1 s"), (59.4, "59 s"), (200, "3 min 20 s"), (120, "2 min"), (7500, "2 h 5 min")],
+    [
+        (0, "less than a second"),
+        (0.6, "1 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min"),
+        (200, "3 min 20 s"),
+        (120, "2 min"),
+        (7500, "2 h 5 min"),
+    ],
 )
 def test_format_seconds(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
@@ -25,7 +33,15 @@ def test_format_seconds(seconds: float, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0 bytes"), (1, "1 byte"), (999, "999 bytes"), (9_600_000, "9.6 MB"), (61_200_000, "61 MB"), (9_960, "10 kB")],
+    [
+        (0, "0 bytes"),
+        (1, "1 byte"),
+        (999, "999 bytes"),
+        (9_600_000, "9.6 MB"),
+        (61_200_000, "61 MB"),
+        (9_960, "10 kB"),
+        (999_700, "1.0 MB"),
+    ],
 )
 def test_format_bytes(count: int, text: str) -> None:
     assert format_bytes(count) == text
