@@ -16,7 +16,7 @@ from docora.redis import heartbeat, inspect
 from docora.redis.connection import RedisError
 from docora.redis.connection import connection as redis_connection
 from docora.redis.inspect import Worker
-from docora.text import clean_text, format_bytes
+from docora.text import clean_text, counted, format_bytes
 
 MIN_REDIS = (7, 0)  # for `EXPIRE … NX`, which counts failures
 _SLOW_SECONDS = 1.0
@@ -109,7 +109,8 @@ def check_connections() -> list[CheckMessage]:
     workers = len(live_workers())
     needed = settings.WEB_CONNECTIONS + workers * settings.SYNCS_PER_WORKER + _SWEEP_CONNECTIONS
     text = f"PostgreSQL allows {available} connections. Docora needs up to {needed}"
-    text += f": {settings.WEB_CONNECTIONS} for the web process and {settings.SYNCS_PER_WORKER} for each of {workers} workers."
+    running = counted(workers, "worker", "workers")
+    text += f": {settings.WEB_CONNECTIONS} for the web process, and {settings.SYNCS_PER_WORKER} per worker ({running})."
     if needed <= available:
         return [Info(text)]
     return [Warning(text, hint="Raise PostgreSQL's max_connections, or lower SYNCS_PER_WORKER.")]
