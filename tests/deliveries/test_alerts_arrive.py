@@ -237,7 +237,7 @@ def test_failed_test_alert_says_why(out: AlertReceivers) -> None:
     out.smtp.stop()
     with pytest.raises(
         CommandError,
-        match=r"could not be delivered\. The mail server 127.0.0.1 rejected the message: Connection refused",
+        match=r"could not be delivered\. The mail server 127.0.0.1 didn't accept the message: Connection refused",
     ):
         send_test_alert()
     out.smtp.start()

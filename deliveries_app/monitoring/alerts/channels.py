@@ -75,7 +75,7 @@ def send_mail(subject: str, body: str, to: Sequence[str], refused: str = "the ad
         options = settings.MAILERS["default"]["OPTIONS"]
         password = options["password"] or ""
         reason = refused if isinstance(error, smtplib.SMTPRecipientsRefused) else _reason(error)
-        text = f"The mail server {options['host']} rejected the message: {reason}."
+        text = f"The mail server {options['host']} didn't accept the message: {reason}."
         return remove_secrets(text, password, f"\0{options['username']}\0{password}" if password else "")
     return ""
 
