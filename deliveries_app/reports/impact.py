@@ -171,7 +171,7 @@ def retry_impact_of(watches: AppRepositoryQuerySet) -> RetryImpact:
     found = watches.aggregate(
         watches=Count("pk"),
         apps=Count("app", distinct=True),
-        files=Coalesce(Sum("files_failing"), 0),
+        files=Coalesce(Sum("files_failing", filter=~Q(base_commit="")), 0),
         unknown=Count("pk", filter=Q(base_commit="")),
         syncing=Count("pk", filter=is_syncing()),
         paused=Count("pk", filter=_IS_PAUSED),
@@ -210,13 +210,14 @@ def _sample(watches: AppRepositoryQuerySet) -> list[AppRepository]:
 def _with_sizes(watches: AppRepositoryQuerySet) -> AppRepositoryQuerySet:
     """Annotate `files` and `size`: the watch's own, or those of the newest snapshot before its first sync."""
     newest = Snapshot.objects.filter(repository=OuterRef("repository")).order_by("-created_at", "-pk")
+    is_known = Q(tree_files__gt=0) | ~Q(last_commit="")  # it may have none, if all are excluded
     return watches.annotate(
         files=Case(
-            When(tree_files__gt=0, then=F("tree_files")),
+            When(is_known, then=F("tree_files")),
             default=Coalesce(Subquery(newest.values("file_count")[:1]), 0),
         ),
         size=Case(
-            When(tree_files__gt=0, then=F("tree_bytes")),
+            When(is_known, then=F("tree_bytes")),
             default=Coalesce(Subquery(newest.values("total_bytes")[:1]), 0),
         ),
     )

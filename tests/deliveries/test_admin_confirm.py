@@ -7,6 +7,8 @@ from django.test import Client
 
 from deliveries_app.admin import confirmation
 from deliveries_app.models import App, AppRepository, Status, SyncRun
+from deliveries_app.reports.impact import impact_of
+from repositories_app.models import Snapshot
 from tests.support.staff import make_watch
 
 WATCHES = "/admin/deliveries_app/apprepository/"
@@ -47,6 +49,17 @@ def test_unchanged_selection_is_resynced(operator: Client, watches) -> None:
 def test_refreshed_page_can_be_confirmed(operator: Client, watches) -> None:
     first = form_of(operator, ALL)
     assert form_of(operator, ALL) | {"csrfmiddlewaretoken": ""} == first | {"csrfmiddlewaretoken": ""}
+
+
+def test_synced_repository_without_files_sends_none(operator: Client, watches) -> None:
+    """All of them are excluded. Before the first sync, the number is that of the repository."""
+    Snapshot.objects.create(
+        repository=watches[0].repository, commit_sha="c" * 40, branch="main", file_count=7, total_bytes=70
+    )
+    AppRepository.objects.update(tree_files=0, tree_bytes=0)
+    assert impact_of(AppRepository.objects.filter(pk=watches[0].pk)).files == 7
+    AppRepository.objects.update(last_commit="c" * 40)
+    assert impact_of(AppRepository.objects.filter(pk=watches[0].pk)).files == 0
 
 
 def test_added_repository_requires_confirming_again(operator: Client, watches) -> None:

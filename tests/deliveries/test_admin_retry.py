@@ -24,9 +24,9 @@ def operator(db) -> Client:
 
 @pytest.fixture
 def failing(watches: list[AppRepository]) -> list[AppRepository]:
-    """Portal's two repositories and Search's one."""
+    """Portal's two repositories and Search's one. The second's number of files is from an earlier attempt."""
     fail(watches[0], RootCause.SERVER_ERROR, status=502, base_commit="c" * 40, files_failing=3)
-    fail(watches[1], RootCause.GIT_AUTH, state=Status.FAILED, retry_count=4)
+    fail(watches[1], RootCause.GIT_AUTH, state=Status.FAILED, retry_count=4, files_failing=7)
     fail(watches[2], RootCause.SERVER_ERROR, status=500, base_commit="c" * 40, files_failing=2)
     return watches
 
@@ -135,7 +135,7 @@ def test_confirmation_shows_what_is_sent(operator: Client, failing) -> None:
 def test_total_of_unknown_numbers_is_unknown(operator: Client, failing) -> None:
     page = " ".join(operator.get(ids(failing[1])).text.split())
     assert '<td class="numeric">Unknown number of files</td>' in page
-    assert "0 files" not in page
+    assert "7 files" not in page
 
 
 def test_confirmation_for_a_paused_app_has_a_button_to_resume_it(operator: Client, failing) -> None:
