@@ -126,6 +126,8 @@ def test_invalid_patterns_are_refused(keeper: Client, watch) -> None:
 
 
 def test_left_out_files_are_listed_by_cause(keeper: Client, watch: AppRepository) -> None:
+    assert "<p>Unknown until the first sync.</p>" in page_of(keeper, watch)
+    AppRepository.objects.update(last_commit="c" * 40)
     assert "All files are sent" in page_of(keeper, watch)
     AppRepository.objects.update(left_out={"symlink": 1, "ignored": 1200, "lfs_pointer": 2, "brand_new": 4})
     now = timezone.now()
@@ -140,6 +142,7 @@ def test_left_out_files_are_listed_by_cause(keeper: Client, watch: AppRepository
 
 
 def test_failing_watch_does_not_claim_that_all_files_are_sent(keeper: Client, watch: AppRepository) -> None:
+    AppRepository.objects.update(last_commit="c" * 40)
     assert "None. All files are sent." in page_of(keeper, watch)
     fail(watch, RootCause.SERVER_ERROR, status=500)
     page = page_of(keeper, watch)
@@ -155,6 +158,8 @@ def test_next_check_of_a_failed_watch_is_its_next_try(keeper: Client, watch: App
     assert f"<dt>Next check</dt><dd>{at:%Y-%m-%d %H:%M:%S} UTC</dd>" in page_of(keeper, watch)
     AppRepository.objects.update(status=Status.PENDING)
     assert "<dt>Next check</dt><dd>after the next sync</dd>" in page_of(keeper, watch)
+    AppRepository.objects.update(paused_at=timezone.now(), next_sync_at=None)
+    assert "<dt>Next check</dt><dd>after it is resumed</dd>" in page_of(keeper, watch)
 
 
 def test_run_shows_number_of_left_out_files(watch: AppRepository) -> None:
