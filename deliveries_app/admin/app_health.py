@@ -96,7 +96,7 @@ class AppHealthAdmin(DocoraAdmin[App]):
         """Return the share of the latest requests that the app accepted."""
         stats = _health(app).stats
         if stats is None:
-            text = "No recent requests" if app.last_success else "No requests yet"  # type: ignore[attr-defined]
+            text = "No recent requests" if _health(app).is_known else "Unknown"
             return format_html('<span class="quiet">{}</span>', text)
         share = format_html('{} <span class="quiet">of {}</span>', percent(stats.accepted), stats.requests)
         return (

@@ -186,10 +186,13 @@ def recent_operations(user: AbstractBaseUser | AnonymousUser, app: App) -> list[
 
 def health(app: App) -> str:
     """Return `99.2% accepted · median 38 ms · p95 210 ms (last 100)`, or a sentence if there are no recent requests."""
-    return describe_stats(endpoint_stats.of_app(app))
+    return describe_stats(endpoint_stats.of_apps([app]), app)
 
 
-def describe_stats(stats: EndpointStats | None) -> str:
+def describe_stats(found: Mapping[int, EndpointStats] | None, app: App) -> str:
+    if found is None:
+        return "Recent notifications are unknown: Redis isn't responding"
+    stats = found.get(app.pk)
     if stats is None:
         return "No recent notifications"
     times = f"median {milliseconds(stats.median)} · p95 {milliseconds(stats.p95)}"

@@ -15,9 +15,10 @@ HEALTHY = 0.95
 
 @dataclass(frozen=True)
 class AppHealth:
-    """`stats` is None without recent requests. `hours` are the files delivered and the failed attempts in each hour, oldest first."""
+    """`stats` is None without recent requests, or if these are unknown without Redis. `hours` are the files delivered and the failed attempts in each hour, oldest first."""
 
     stats: EndpointStats | None
+    is_known: bool
     hours: tuple[tuple[int, int], ...]
 
     @property
@@ -45,6 +46,8 @@ def of_apps(apps: Sequence[App]) -> dict[int, AppHealth]:
     sent = {(row.app_id, row.hour): (row.files, row.failed) for row in rows.only("app_id", "hour", "files", "failed")}
     stats = endpoint_stats.of_apps(apps)
     return {
-        app.pk: AppHealth(stats.get(app.pk), tuple(sent.get((app.pk, begin), (0, 0)) for begin in begins))
+        app.pk: AppHealth(
+            (stats or {}).get(app.pk), stats is not None, tuple(sent.get((app.pk, begin), (0, 0)) for begin in begins)
+        )
         for app in apps
     }

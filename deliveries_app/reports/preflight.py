@@ -1,6 +1,6 @@
 """The state of the endpoints that a bulk action sends to, for its confirmation page: the worst ones, and how many others."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from django.utils import timezone
@@ -51,17 +51,18 @@ def of_watches(watches: AppRepositoryQuerySet) -> Preflight:
     """Look at the endpoints of these watches' apps, in one query and one round trip to Redis."""
     apps = list(App.objects.filter(pk__in=watches.order_by().values("app")).only(*_FIELDS))
     stats = endpoint_stats.of_apps(apps)
-    endpoints = sorted((_endpoint(app, stats.get(app.pk)) for app in apps), key=lambda endpoint: endpoint.rank)
+    endpoints = sorted((_endpoint(app, stats) for app in apps), key=lambda endpoint: endpoint.rank)
     shown = endpoints[:SHOWN]
     return Preflight(shown, len(endpoints) - len(shown), sum(1 for endpoint in endpoints if endpoint.warnings))
 
 
 def after_ping(app: App) -> Endpoint:
     """Return the app's endpoint as shown beside a ping's result: without a warning about a failed ping."""
-    return _endpoint(app, endpoint_stats.of_app(app), ping_is_shown=True)
+    return _endpoint(app, endpoint_stats.of_apps([app]), ping_is_shown=True)
 
 
-def _endpoint(app: App, stats: EndpointStats | None, *, ping_is_shown: bool = False) -> Endpoint:
+def _endpoint(app: App, found: Mapping[int, EndpointStats] | None, *, ping_is_shown: bool = False) -> Endpoint:
+    stats = found.get(app.pk) if found else None
     warnings, severity = [], 0
     style, label = ("on_hold", "Slowed down") if app.is_slowed_down else ("succeeded", "Active")
     if stats and stats.requests >= FEWEST_REQUESTS and stats.accepted < LOW_SHARE:
@@ -87,5 +88,5 @@ def _endpoint(app: App, stats: EndpointStats | None, *, ping_is_shown: bool = Fa
         warnings.append(app.paused_reason or "Nothing is sent until the app is resumed.")
         severity = 6
     return Endpoint(
-        app, style, label, describe_stats(stats), warnings, (-severity, stats.accepted if stats else 1.0, app.name)
+        app, style, label, describe_stats(found, app), warnings, (-severity, stats.accepted if stats else 1.0, app.name)
     )

@@ -109,20 +109,15 @@ def forget(app: App) -> None:
         logger.warning("endpoint_stats_not_deleted", extra={"app": app.app_id, "cause": str(error)})
 
 
-def of_app(app: App) -> EndpointStats | None:
-    """Return the app's statistics, or None without recent requests or without Redis."""
-    return of_apps([app]).get(app.pk)
-
-
-def of_apps(apps: Sequence[App]) -> dict[int, EndpointStats]:
-    """Return the statistics of apps with recent requests, by primary key, in one round trip. Empty without Redis."""
+def of_apps(apps: Sequence[App]) -> dict[int, EndpointStats] | None:
+    """Return the statistics of apps with recent requests, by primary key, in one round trip. None without Redis."""
     try:
         with connection().pipeline(transaction=False) as pipeline:
             for app in apps:
                 pipeline.lrange(_PREFIX + app.app_id, 0, -1)
             found: list[list[bytes]] = pipeline.execute()
     except RedisError:
-        return {}
+        return None
     return {app.pk: _stats(values) for app, values in zip(apps, found, strict=True) if values}
 
 

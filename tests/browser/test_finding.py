@@ -65,7 +65,7 @@ def test_board_tabs_and_search(site: Site, browser: Browser, crowd: AppRepositor
             "2,910 files delivered, 30 failed attempts in the last 24 hours"
         )
         expect(page.get_by_role("row").filter(has=page.get_by_role("link", name="New", exact=True))).to_contain_text(
-            "No requests yet"
+            "No recent requests"
         )
         wrong = problems(page)
         row.get_by_role("link", name="Re-sync all repositories of Shop").click()
