@@ -196,7 +196,7 @@ def test_requests_wait_while_the_web_process_is_restarted(running: Instance) -> 
     """`up` keeps the socket."""
     [pid] = running.pids("docora.server.web ")
     os.kill(pid, signal.SIGKILL)
-    running.wait_until(lambda: "web ended with 1; starting it again" in running.log.read_text(), 10)
+    running.wait_until(lambda: "web ended with 1; starting it again in 0.5 s" in running.log.read_text(), 10)
     with urllib.request.urlopen(f"http://127.0.0.1:{running.port}/health", timeout=40) as answer:
         assert answer.status == 200
     assert running.pids("docora.server.web ") != [pid]
