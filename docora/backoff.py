@@ -1,8 +1,8 @@
 """Exponential backoff."""
 
 MAX_WAIT_SECONDS = 3600.0
-"""The longest wait, whether the backoff or a `Retry-After` header asks for it."""
-_MAX_DOUBLINGS = 64  # the wait has reached its limit long before; without a limit, attempt 1025 would overflow a float
+"""The longest wait, whether the backoff (before its jitter) or a `Retry-After` header asks for it."""
+_MAX_DOUBLINGS = 64  # more than any wait needs to reach its limit; 1024 doublings would overflow a float
 
 
 def backoff(attempt: int, *, base: float, jitter: float) -> float:

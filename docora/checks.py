@@ -42,7 +42,7 @@ def check_settings(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]
 
 @register(Tags.security, deploy=True)
 def check_security_txt(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
-    """Warn if /.well-known/security.txt expires soon. Readers ignore one that has expired."""
+    """Warn if /.well-known/security.txt expires soon. Readers ignore an expired file."""
     expires = settings.SECURITY_CONTACTS_EXPIRE_ON
     if (
         not settings.SECURITY_CONTACTS
@@ -50,7 +50,7 @@ def check_security_txt(app_configs: Any = None, **kwargs: Any) -> list[CheckMess
         or expires > timezone.now().date() + timedelta(days=_EXPIRES_SOON_DAYS)
     ):
         return []
-    text = f"/.well-known/security.txt expires on {expires}. After that, nobody relies on its contacts."
+    text = f"/.well-known/security.txt expires on {expires}. After that, readers ignore it."
     hint = "Check SECURITY_CONTACTS, and set SECURITY_CONTACTS_EXPIRE_ON to a date within a year."
     return [Warning(text, hint=hint, id="docora.W005")]
 

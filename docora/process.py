@@ -1,4 +1,4 @@
-"""End child processes with their parent, and name processes so that others can tell whether they still run.
+"""End child processes with their parent, and give processes names by which other processes can tell whether they still run.
 
 A supervisor killed with SIGKILL cannot clean up, but the kernel can: with `PR_SET_PDEATHSIG` it signals the child when
 the parent's thread ends. This works on Linux only. Elsewhere these functions do nothing, and fencing in the database
@@ -26,7 +26,7 @@ def die_with_parent(sig: int = signal.SIGKILL) -> None:
 
 
 def die_with(parent_pid: int, sig: int = signal.SIGKILL) -> None:
-    """Do the same, and kill this process now if the parent with this PID has already ended."""
+    """Call `die_with_parent`, and kill this process now if its parent, with this PID, has already ended."""
     die_with_parent(sig)
     if os.getppid() != parent_pid:
         os.kill(os.getpid(), sig)
@@ -35,8 +35,8 @@ def die_with(parent_pid: int, sig: int = signal.SIGKILL) -> None:
 def dying_with_parent(command: Sequence[str], sig: int) -> list[str]:
     """Return the command line of a program that gets the signal `sig` when the thread that started it ends.
 
-    Unlike `die_with_parent`, this runs no Python in the child. So it is safe in a process with threads, and Python does
-    not have to fork the whole process.
+    Unlike `die_with_parent`, this runs no Python in the child. So it is safe in a process with threads, and `subprocess`
+    can use `vfork`, which is faster.
     """
     if sys.platform != "linux":
         return list(command)
@@ -46,7 +46,8 @@ def dying_with_parent(command: Sequence[str], sig: int) -> list[str]:
 def limited(command: Sequence[str], limits: Mapping[str, int]) -> list[str]:
     """Return the command line of a program that limits itself and its children.
 
-    `limits` maps `data` (memory) and `fsize` (size of a written file) to bytes; a lower limit of this process remains.
+    `limits` maps `data` (memory) and `fsize` (size of a written file) to bytes. If this process has a lower limit, that one
+    applies.
     """
     if not limits or sys.platform != "linux":
         return list(command)

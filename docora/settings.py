@@ -251,7 +251,9 @@ if OIDC_ISSUER:
 if OIDC_CLIENT_AUTH not in {"client_secret_basic", "client_secret_post"}:
     raise ImproperlyConfigured("OIDC_CLIENT_AUTH must be client_secret_basic or client_secret_post.")
 if REMOTE_USER_HEADER and not TRUSTED_PROXIES:
-    raise ImproperlyConfigured("REMOTE_USER_HEADER needs TRUSTED_PROXIES: the header counts only from these.")
+    raise ImproperlyConfigured(
+        "REMOTE_USER_HEADER needs TRUSTED_PROXIES: the header is trusted only from these addresses."
+    )
 if not (LOCAL_SIGN_IN or OIDC_ISSUER or REMOTE_USER_HEADER):
     raise ImproperlyConfigured("LOCAL_SIGN_IN is off, so OIDC_ISSUER or REMOTE_USER_HEADER must be set.")
 

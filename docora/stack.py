@@ -1,8 +1,8 @@
-"""Call a function whose frame, and those of its calls, lie in one large piece of Python's stack.
+"""Run a function, and everything that it calls, in one large chunk of Python's stack.
 
-CPython keeps the frames of a thread in pieces of 16 KB. A loop whose calls cross the end of a piece maps the next one and
-unmaps it again each time. A page with a long list does so thousands of times, which takes a quarter of its time. A frame that
-is larger than a piece gets one of twice its size, and the calls below it use the rest of it.
+CPython keeps the frames of a thread in chunks of 16 KB. A loop whose calls cross the end of a chunk maps and unmaps the next
+chunk each time. A page with a long list does so thousands of times, which takes a quarter of its time. A frame that is
+larger than a chunk gets a chunk of twice its size, and the calls below it use the rest.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ _WORDS = 1 << 16
 
 
 def roomy[**P, T](function: Callable[P, T]) -> Callable[P, T]:
-    """Return a function that calls this one in a piece of its own."""
+    """Return a function that calls this one in a large chunk of its own."""
 
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         return function(*args, **kwargs)

@@ -10,7 +10,7 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 def clean_text(text: str | bytes, limit: int = 500) -> str:
     """Make untrusted text (error bodies, git's stderr) safe to store and show, with at most `limit` characters.
 
-    PostgreSQL rejects NUL, and UTF-8 cannot encode lone surrogates. Otherwise storing an error message could itself fail.
+    PostgreSQL rejects NUL, and UTF-8 cannot encode lone surrogates, so storing the raw text could fail.
     """
     if isinstance(text, bytes):
         text = text[: limit * 4].decode("utf-8", "replace")
@@ -19,9 +19,9 @@ def clean_text(text: str | bytes, limit: int = 500) -> str:
 
 
 def visible(text: str) -> str:
-    """Show control characters, and those that change the direction of writing, as escapes such as `\\x1b` and `\\u202e`.
+    """Return the text with control characters, and characters that change its direction, as escapes: `\\x1b`, `\\u202e`.
 
-    Otherwise a file could look like another one: with U+202E, `cod.exe` reads `exe.doc`. Tabs and line feeds stay.
+    Otherwise a name could look like another one: with U+202E, `cod.exe` reads `exe.doc`. Tabs and line feeds are kept.
     """
     return _INVISIBLE.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode("ascii"), text)
 

@@ -1,4 +1,4 @@
-"""The root URLconf. Docora's pages and calls are in `deliveries_app.urls`, those to sign in in `docora.sign_in.urls`."""
+"""The root URLconf. The sign-in pages are in `docora.sign_in.urls`, all other pages and the API in `deliveries_app.urls`."""
 
 from django.urls import include, path
 

@@ -1,8 +1,8 @@
 """Output shared by all commands: JSON, tables, questions and progress.
 
 Only the result goes to stdout: with `--json` one object, or for lists one object per line. Errors, questions and progress go to
-stderr. A command exits with status 1 if it cannot do its work, which it explains in one sentence, or if what it ran or checked
-has failed. Wrong usage exits with 2.
+stderr. A command exits with status 1 and a one-sentence explanation if it cannot do its work, and with status 1 if what it
+ran or checked has failed. Wrong usage exits with 2.
 """
 
 import json

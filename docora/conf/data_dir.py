@@ -21,7 +21,7 @@ _SECRET_KEY_BITS = 100
 
 
 def is_weak_secret_key(key: str) -> bool:
-    """Return whether a SECRET_KEY is one that a person typed, or Django's placeholder, so that it can be guessed."""
+    """Return whether a SECRET_KEY can be guessed: a person typed it, or it is Django's placeholder."""
     return key.startswith("django-insecure-") or max_entropy_bits(key) < _SECRET_KEY_BITS
 
 
@@ -85,7 +85,7 @@ def unusable(directory: Path, error: OSError) -> str:
 
 
 def make_private(directory: Path) -> None:
-    """Create a folder with mode 0700, because it will hold sessions or private repositories. Do not change existing ones."""
+    """Create a folder with mode 0700, because it will hold sessions or private repositories. Don't change existing ones."""
     for folder in (*reversed(directory.parents), directory):  # with `parents=True`, parents would not get this mode
         folder.mkdir(mode=0o700, exist_ok=True)
 

@@ -17,7 +17,7 @@ def text(name: str, default: str = "") -> str:
 
 
 def seconds(name: str, default: float, minimum: float = 0, maximum: float = _TEN_YEARS) -> float:
-    """Return a duration from `minimum` to `maximum`, possibly with a fraction. A longer one could exceed the range of dates."""
+    """Return a duration from `minimum` to `maximum` seconds. More than ten years could exceed the range of dates."""
     return _number(name, default, minimum, maximum)
 
 

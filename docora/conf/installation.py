@@ -78,7 +78,7 @@ def choose_settings() -> None:
 
 
 def program(*, in_full: bool = False) -> str:
-    """Return the name of the command for messages, or with `in_full` what to type in the folder of a checkout.
+    """Return the name of the command for messages or, with `in_full`, the command to type in the folder of a checkout.
 
     A wrapper script, such as the one for the systemd units, sets `DOCORA_PROGRAM` to its own name.
     """

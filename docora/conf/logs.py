@@ -21,15 +21,15 @@ _NOISY = ("rq.worker", "rq.queue", "rq.registry", "rq.scripts", "asyncio", "alla
 
 
 def mask_secrets(logger: Any, method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
-    """Mask what looks like a secret in every field of the record. Runs after tracebacks were converted to text."""
+    """Mask everything that looks like a secret in the record. Runs after tracebacks have been converted to text."""
     return {name: redact_value(value, name) for name, value in event.items()}
 
 
 def bounded(limit: int) -> structlog.types.Processor:
     """Return a processor that cuts every field to about `limit` characters.
 
-    Text from remote servers may have megabytes, which log collectors reject. Both ends of a text are kept, because the
-    end of a traceback matters most.
+    Remote servers may send megabytes of text, which log collectors reject. Both ends of a text are kept, because the end of
+    a traceback matters most.
     """
 
     def cut(logger: Any, method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
@@ -85,7 +85,7 @@ def configure(config: dict[str, Any]) -> None:
 class _Formatter(structlog.stdlib.ProcessorFormatter):
     """Log one safe line for a record that cannot be formatted (`%d` with a string).
 
-    `logging` would print it with its arguments, bypassing all processors.
+    `logging` would print the record with its arguments, bypassing all processors.
     """
 
     def format(self, record: logging.LogRecord) -> str:

@@ -1,10 +1,10 @@
-"""Tables to which rows can only be added. Triggers refuse to change and to remove rows, on PostgreSQL and SQLite.
+"""Append-only tables. Triggers reject updates and deletes, on PostgreSQL and SQLite.
 
-The one exception is `deletes_before`, for retention: inside it, rows from before a given time can be deleted. It cannot be
-left on by accident, because it ends with its transaction, and other connections never see it. The table needs the columns
+The one exception is for retention: within `deletes_before`, rows created before a given time can be deleted. This cannot be
+left on by accident, because it ends with its transaction and never affects other connections. The table needs the columns
 `id` and `created_at`.
 
-Anyone who may alter the schema can drop the triggers. To be safe from that, export the rows to another machine.
+Anyone who may alter the schema can drop the triggers. To protect the rows from that, export them to another machine.
 """
 
 from collections.abc import Iterator
@@ -51,7 +51,7 @@ _SQLITE = (
 
 
 def protect(connection: BaseDatabaseWrapper, table: str) -> None:
-    """Create the triggers, or create them anew.
+    """Create or recreate the triggers.
 
     Repeat this after every migration: to alter a table, Django's SQLite backend copies it and drops the old one, with its
     triggers.
@@ -65,7 +65,7 @@ def protect(connection: BaseDatabaseWrapper, table: str) -> None:
 
 
 def unprotect(connection: BaseDatabaseWrapper, table: str) -> None:
-    """Remove the triggers and what belongs to them, before the table itself is dropped."""
+    """Remove the triggers, their function and the guard table. Call this before the table itself is dropped."""
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
             cursor.execute(f"DROP FUNCTION IF EXISTS {table}_append_only() CASCADE")
@@ -91,9 +91,9 @@ def is_protected(connection: BaseDatabaseWrapper, table: str) -> bool:
 
 @contextmanager
 def deletes_before(connection: BaseDatabaseWrapper, table: str, moment: datetime) -> Iterator[None]:
-    """Allow deletes of rows of the table that were created before `moment`, in a transaction or savepoint of its own.
+    """Allow deleting the table's rows that were created before `moment`, in a transaction or savepoint of its own.
 
-    After an error this is rolled back, and with it the permission.
+    An error rolls back both the deletes and the permission.
     """
     with transaction.atomic(using=connection.alias), connection.cursor() as cursor:
         if connection.vendor == "postgresql":

@@ -60,7 +60,7 @@ class _Statement(NamedTuple):
 
 
 class _CompiledQuery(Query):
-    """A query that executes a given statement. Each thread has a compiler of its own, with its connection and its arguments."""
+    """A query that executes a given statement. Each thread has its own compiler, with its own connection and arguments."""
 
     template: SQLCompiler
     statement: _Statement
@@ -86,7 +86,7 @@ class _CompiledQuery(Query):
 
 @cache
 def _unopened(using: str) -> BaseDatabaseWrapper:
-    """Return a connection that is only used to compile.
+    """Return a connection that is only used to compile queries.
 
     Django compiles a query that locks rows only in a transaction. Here, each call checks that instead.
     """
@@ -144,7 +144,7 @@ class Compiled[**P, Row]:
         return values
 
     def compile(self) -> QuerySet[Any, Row]:
-        """Build the SQL that reads the rows, unless that was done. Needs no connection to the database."""
+        """Build the SQL that reads the rows, if it isn't built yet. Needs no connection to the database."""
         if self._select is None:
             queryset = self._build(**self._arguments)
             compiler = queryset.query.get_compiler(connection=_unopened(queryset.db))
@@ -176,7 +176,7 @@ class Compiled[**P, Row]:
 
 
 def compile_all() -> None:
-    """Compile the queries of all imported modules, so that the processes that this one forks need not."""
+    """Compile the queries of all imported modules, so that forked processes don't have to."""
     for query in list(_queries):
         query.compile()
 

@@ -44,7 +44,7 @@ def parse_url(parse: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 class PrivateSqlite(sqlite3.Connection):
     """Creates a new SQLite file with mode 0600, because it will hold sessions and password hashes. Its WAL gets the same mode.
 
-    If the file cannot be created, opening the database says why.
+    An error while creating the file is ignored: opening the database reports it.
     """
 
     def __init__(self, database: str, *arguments: Any, **options: Any) -> None:

@@ -53,7 +53,7 @@ def upgrade_problem(database: BaseDatabaseWrapper) -> str:
 
 
 def wait_until_migrated(report: Callable[[str], object], *, wait_for_database: bool = True) -> None:
-    """Wait until the database is migrated. Call `report` with what is being waited for.
+    """Wait until the database is migrated. Call `report` with a sentence that says what it waits for.
 
     With `wait_for_database=False`, return if the database is down. Leaves no connection open, so the process may fork.
     """

@@ -31,7 +31,7 @@ from docora.http.transfer import Transfer
 
 __all__ = ["Cause", "HttpClient", "Outcome", "Request"]
 
-# Seconds. libcurl's select() ignores descriptors of 1024 and above; a response on one is noticed this late.
+# Seconds. libcurl's select() ignores descriptors of 1024 and above, so a response on one is noticed only after this time.
 _MAX_WAIT: Final = 0.05
 
 # Seconds. If the last wait was longer than this, `submit` sends at once. Otherwise requests are sent in a batch by the

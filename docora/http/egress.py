@@ -1,9 +1,9 @@
-"""An egress proxy: which hosts are called through it, and what Docora itself can check about them.
+"""Decide which hosts are reached through an egress proxy, and check those hosts as far as Docora can.
 
-Hosts whose addresses are all in ALLOWED_PRIVATE_NETWORKS are called directly. All others are called through the proxy, with
-CONNECT and their name, so that the proxy can allow or refuse names. It also resolves them, and its answer may differ from
-the one that Docora gets. So the rules for addresses can only be enforced twice: Docora refuses every name and number that is
-known to lead to a blocked address, and the proxy has to refuse private networks as well.
+Hosts whose addresses are all in ALLOWED_PRIVATE_NETWORKS are reached directly. All others are reached through the proxy,
+with CONNECT and their name, so that the proxy can allow or refuse names. The proxy resolves the name itself, and may get
+other addresses than Docora does. So both have to enforce the rules for addresses: Docora refuses every host that it knows to
+lead to a blocked address, and the proxy has to refuse private networks as well.
 """
 
 import re
@@ -33,12 +33,12 @@ def check_proxy_url(url: str) -> None:
 
 
 def is_direct(resolved: ResolvedHost, allowed_networks: Sequence[Network]) -> bool:
-    """Return whether the host is called without the proxy: all of its addresses are in the allowed private networks."""
+    """Return whether the host is reached without the proxy: all of its addresses are in the allowed private networks."""
     return resolved.cause is None and all(is_in(allowed_networks, address) for address in resolved.addresses)
 
 
 def blocked_behind_proxy(host: str, resolved: ResolvedHost) -> tuple[Cause, str] | None:
-    """Return None if the proxy may be asked to connect to the host, otherwise cause and reason.
+    """Return None if the proxy may be asked to connect to the host, otherwise the cause and a sentence that explains it.
 
     A name that Docora can't resolve is left to the proxy, unless such a name belongs to a private network.
     """

@@ -51,7 +51,7 @@ def resolve(host: str, allowed_networks: Sequence[Network], seconds: float = LOO
 
 
 def is_loopback_name(host: str) -> bool:
-    """Return whether the host is `localhost`. It stands for two loopback addresses, and it is enough if one is allowed."""
+    """Return whether the host is `localhost`. It has two loopback addresses; one that is allowed is enough."""
     return host.lower() == "localhost"
 
 

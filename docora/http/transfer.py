@@ -153,7 +153,7 @@ class Transfer:
         One blocked address blocks the whole request, even if libcurl is already connecting to another candidate.
         """
         try:
-            if self._via:  # the address is the proxy's, which an administrator has chosen
+            if self._via:  # `address` is the proxy's, which an administrator has chosen
                 name = name_of(self.request.url)
                 self._blocked = self._blocked or blocked_behind_proxy(name, self._resolver.resolve(name))
                 is_skipped = False
@@ -195,7 +195,7 @@ class Transfer:
                 self._blocked = self._blocked or (Cause.CONNECT, "The request was not sent in time.")
                 return _ABORT
             if self._via:
-                self._header_lines.clear()  # those of the proxy's answer to CONNECT
+                self._header_lines.clear()  # the proxy's response to CONNECT
             self._sends += 1
             return _ABORT if self._sends > 1 and not self.request.repeatable else _PROCEED
         except BaseException as error:  # from a signal handler

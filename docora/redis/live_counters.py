@@ -1,8 +1,8 @@
-"""Live counters in Redis hashes, polled by the progress bars, and how fast they have moved in the last seconds.
+"""Live counters in Redis hashes, polled by the progress bars, and their rate over the last seconds.
 
 The counters are a cache of database rows. Only code that writes the rows sets counters (`start`, `seed`), advances them, and
-removes them once the end is committed. If counters are missing, `read` returns None, and the caller counts the rows. No
-function here raises when Redis is down.
+removes them once the final numbers are committed. If counters are missing, `read` returns None for them, and the caller
+counts the rows. No function here raises when Redis is down.
 """
 
 import json
@@ -100,11 +100,11 @@ return 1
 class Movement:
     """How counters have moved.
 
-    `idle` is the number of seconds since they last did or a part of a large file was sent. `unacknowledged` is the number of
-    seconds since a file was last acknowledged or, if no sample shows that, the age of the oldest sample.
+    `idle` is the number of seconds since the counters last moved, or since a part of a large file was sent. `unacknowledged`
+    is the number of seconds since a file was last acknowledged or, if no sample shows that, the age of the oldest sample.
 
-    `rate` is in files per second over the last `WINDOW_SECONDS`; None if nothing moved in them, or if the counters are
-    younger than `FIRST_RATE_SECONDS`.
+    `rate` is in files per second over the last `WINDOW_SECONDS`. It is None if no file was acknowledged in that time, or if
+    the counters are younger than `FIRST_RATE_SECONDS`.
     """
 
     rate: float | None
@@ -135,9 +135,9 @@ def seed(key: str, counts: Mapping[str, int], parts: Mapping[str, Mapping[str, i
 
 
 def advance(key: str, **deltas: int) -> bool:
-    """Add to existing counters. If they are missing or Redis is down, return False: then `start` them from the rows.
+    """Add to existing counters. Return False if they are missing or Redis is down: then `start` them from the rows.
 
-    Without deltas, only note that something moves: parts of a large file have been sent.
+    Without deltas, only record that the run is not idle, because it has sent parts of a large file.
     """
     arguments = [part for name, delta in deltas.items() if delta for part in (name, delta)]
     try:
@@ -184,8 +184,9 @@ def _counts(answer: Mapping[bytes, bytes]) -> dict[str, int] | None:
 
 
 def read_moving(key: str) -> tuple[dict[str, int] | None, Movement | None]:
-    """Return the counters of `key` and how they have moved, in one round trip: None for what is missing, and for both if Redis is
-    down.
+    """Return the counters of `key` and how they have moved, in one round trip.
+
+    Each is None if it is missing, and both are if Redis is down.
     """
     try:
         with connection().pipeline(transaction=False) as pipeline:

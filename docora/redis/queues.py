@@ -58,10 +58,13 @@ def enqueue(
 ) -> bool:
     """Add a job to a queue unless it is already there. A job in a lower queue is moved up.
 
-    `function` is a dotted path. Pass `owned=False` if no worker holds a lease on the job's subject: then a job hash
-    left behind by a dead worker is replaced. With `alone`, its process performs no other job at the same time. The
-    `tenant`s share the slots of a process. Return True if the job is now waiting, False if it is running or Redis is down.
-    With `owned`, a job that is running is enqueued again when it ends (`enqueue_again`).
+    - `function` is a dotted path.
+    - `owned`: a worker may hold a lease on the job's subject. A running job is then enqueued again when it ends
+      (`enqueue_again`). Without it, a job hash left behind by a dead worker is replaced.
+    - `alone`: the process that performs the job performs no other at the same time.
+    - `tenant`: a process shares its threads fairly among the tenants of its jobs.
+
+    Return True if the job is now waiting, False if it is running or Redis is down.
     """
     try:
         target = _queue(queue)
@@ -102,7 +105,7 @@ def _requeue(
         target.connection.set(_AGAIN_KEY.format(job_id), target.name, ex=_AGAIN_SECONDS)
         if target.connection.exists(Job.key_for(job_id)):
             return False
-        # It has just ended, perhaps before this key was set.
+        # The job has just ended, perhaps before this key was set.
         return enqueue(target.name, function, argument, job_id, owned=False, alone=alone, tenant=tenant)
     try:
         found = Job.fetch(job_id, connection=target.connection, serializer=target.serializer)
@@ -203,7 +206,7 @@ def only_one(name: str, seconds: int) -> Iterator[bool]:
 
 
 def drop(job_ids: Iterable[str]) -> None:
-    """Remove waiting jobs from their queues. Running ones notice at their next batch."""
+    """Remove waiting jobs from their queues. Running jobs are not affected."""
     try:
         for job_id in job_ids:
             for name in QUEUES:
@@ -214,7 +217,7 @@ def drop(job_ids: Iterable[str]) -> None:
 
 
 def job_ids(queue: str, *, at_most: int = -1) -> list[str] | None:
-    """Return the ids of the jobs that wait in a queue, next one first, or None when Redis is down. -1: all of them."""
+    """Return the ids of the next `at_most` jobs in a queue (-1: all), in order, or None when Redis is down."""
     try:
         return list(_queue(queue).get_job_ids(length=at_most))
     except (RedisError, OSError):

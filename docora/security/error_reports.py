@@ -1,7 +1,7 @@
 """Keep secrets out of Django's error pages and reports, even with DEBUG on.
 
 A client app's key can be any text, so no pattern matches it, and it is in the local variables of every frame between
-database and socket. So reports show the traceback with its source code, but no local variables.
+database and socket. Reports therefore show the traceback with its source code, but no local variables.
 """
 
 from collections.abc import ItemsView

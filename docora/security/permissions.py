@@ -1,4 +1,4 @@
-"""The authentication backend: no password is hashed for a name that cannot exist, and permissions take one query."""
+"""The authentication backend. It hashes no password for a name that cannot exist, and reads permissions in one query."""
 
 from typing import Any
 

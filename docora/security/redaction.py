@@ -1,7 +1,7 @@
-"""The last line of defence: mask what looks like a secret before text is logged or shown.
+"""The last line of defence: mask everything that looks like a secret before text is logged or shown.
 
-Nothing relies on it: code that handles a secret keeps it out of messages. This catches libraries, hosts and exceptions
-that repeat a secret anyway. It recognises a secret only by its pattern or name.
+Do not rely on this: code that handles a secret has to keep it out of messages. Redaction is for libraries, hosts and
+exceptions that repeat a secret anyway. It recognises a secret only by its pattern or name.
 """
 
 import base64

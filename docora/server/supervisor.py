@@ -83,7 +83,7 @@ class Supervisor:
             time.sleep(0.2)
 
     def stop(self) -> None:
-        """Ask each child to end, and kill those that do not.
+        """Ask each child to end, and kill those that have not ended after `STOP_SECONDS`.
 
         The first child, Valkey, ends last, because workers still use it while they stop.
         """
@@ -136,7 +136,7 @@ def manage(*arguments: str) -> list[str]:
 
 
 WEB_ENVIRONMENT = {"DOCORA_PROCESS": "web"}
-"""What a web process needs in its environment, so that it pools its connections to the database."""
+"""Makes the settings of a web process use a pool of database connections."""
 
 
 def web_command(listener: socket.socket, application: str = "docora.wsgi:application") -> list[str]:

@@ -1,4 +1,4 @@
-"""A work-horse: the child process in which a worker performs jobs, many after one another and several at a time."""
+"""A work-horse: the child process in which a worker performs many jobs, several at a time."""
 
 import logging
 import os
@@ -21,14 +21,14 @@ logger = logging.getLogger(__name__)
 
 JOBS = 5000
 SECONDS = 600.0
-"""A work-horse takes no further job after about this many jobs or seconds, so that what a job leaks stays bounded."""
+"""A work-horse takes no further job after about this many jobs or seconds, so that memory leaks stay bounded."""
 HAND_OVER_AFTER = 5.0
-"""After so many more seconds, the jobs that still run are asked to stop, as on SIGTERM. Otherwise one that waits for a
-hanging server would block the worker for minutes."""
+"""Seconds after which the remaining jobs are asked to stop, as on SIGTERM. Otherwise a job that waits for a hanging server
+would block the worker for minutes."""
 HANGS_AFTER = 3900.0  # repacking a mirror, which cannot stop, may take an hour
 """A job that still runs this many seconds after it was asked to stop is hung. This process then exits, so that its worker can
 continue."""
-_LOOK_SECONDS = 0.25  # longer than a job takes that does not wait
+_LOOK_SECONDS = 0.25  # between two checks; longer than a job takes that does not wait for a server
 _BUSY = 0.5  # of a core
 
 type Assignment = tuple[Job, Queue, Execution]
@@ -57,11 +57,11 @@ class WorkHorse:
         self._open = 0
         self._taken = 1
         self._ended = 0
-        # Not the same for every worker, or all of them would wait for their last jobs at the same time.
+        # Random, so that workers do not all wait for their last jobs at the same time.
         self._ends_at = time.monotonic() + SECONDS * random.uniform(0.75, 1.25)  # noqa: S311  no secret
 
     def run(self, first: Assignment) -> None:
-        """Return when no job waits, or no further one may be taken, and those taken have ended."""
+        """Perform `first` and the jobs that wait. Return once no more jobs wait or may be taken, and all have ended."""
         self._open_place(first)
         self._held[queues.tenant_of(first[0])] = 1
         looked_at, used, ended = time.monotonic(), _cpu_seconds(), 0
@@ -87,7 +87,8 @@ class WorkHorse:
     def may_take(self, job: Job) -> bool:
         """Return whether the job's tenant may hold one more place.
 
-        While several tenants are at work here, none holds more than its share. The last place is for one that holds none.
+        While several tenants have jobs here, none holds more than its share. The last place is kept for a tenant that holds
+        none.
         """
         with self._changed:
             held = self._held[queues.tenant_of(job)]

@@ -1,5 +1,7 @@
-"""Docora's RQ worker. It ends with its parent, hands over on SIGTERM, and survives Redis outages. If it dies, other workers
-notice within seconds."""
+"""Docora's RQ worker. It ends with its parent, hands over on SIGTERM, and survives Redis outages.
+
+If it dies, other workers notice within seconds.
+"""
 
 import contextlib
 import logging
@@ -37,10 +39,10 @@ logger = logging.getLogger(__name__)
 
 _stopping = threading.Event()
 _worker_name = ""
-HAND_OVER_SECONDS = 8.0
-ALONE_PATIENCE_SECONDS = 30.0
-_JOBS_LOOKED_AT = 20
-_APART_SECONDS = 10
+HAND_OVER_SECONDS = 8.0  # how long a work-horse may take to stop before it is killed
+ALONE_PATIENCE_SECONDS = 30.0  # how long a job that runs alone waits before a work-horse ends to make room for it
+_JOBS_LOOKED_AT = 20  # in each queue
+_DEATH_CALLBACKS_SECONDS = 10
 _STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
 maintenance_callbacks: list[Callable[[], None]] = []
@@ -67,17 +69,17 @@ def identity() -> str:
 
 
 def _run_death_callbacks() -> None:
-    """Run them in a child process and wait until it ends."""
+    """Call the `death_callbacks` in a child process and wait until it ends."""
     parent = os.getpid()
     child = os.fork()
     if child == 0:
         try:
             die_with(parent)
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(_APART_SECONDS)
+            signal.alarm(_DEATH_CALLBACKS_SECONDS)
             for callback in death_callbacks:
                 callback()
-        except Exception as error:  # the sweep does it later
+        except Exception as error:  # the sweep cleans up later
             logger.warning("not_cleaned_up", extra={"cause": str(error).strip()})
         finally:
             os._exit(0)
@@ -150,8 +152,10 @@ class DocoraWorker(Worker):
         return has_succeeded
 
     def _take_job(self, horse: WorkHorse) -> Assignment | None:
-        """Take the next job from the queues. Leave a job that runs alone to its own work-horse. If it has waited for long,
-        end this work-horse to make room for it."""
+        """Take and return the next job from the queues, or None. Leave a job that runs alone to its own work-horse.
+
+        If such a job has waited longer than `ALONE_PATIENCE_SECONDS`, end this work-horse to make room for it.
+        """
         for queue in self.queues:
             for job_id in map(as_text, self.connection.lrange(queue.key, 0, _JOBS_LOOKED_AT - 1)):
                 try:
@@ -196,8 +200,8 @@ class DocoraWorker(Worker):
     def handle_exception(self, job: Job, *exc_info: Any) -> None:
         """Only log errors about jobs that Redis no longer has, and about jobs that are not Docora's.
 
-        In the first case, Redis was emptied, or another worker took over while this process was frozen, so the work is done
-        elsewhere. In the second case, the job may be from an earlier version. The sweep then enqueues its watch again.
+        In the first case, Redis was emptied, or another worker took over while this process was frozen. Another job does the
+        work. In the second case, the job may be from an earlier version. The sweep then enqueues its watch again.
         """
         if isinstance(exc_info[1], InvalidJobOperation | NoSuchJobError):
             logger.warning("job_forgotten", extra={"job_id": job.id, "cause": str(exc_info[1])})

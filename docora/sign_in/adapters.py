@@ -36,15 +36,15 @@ _WAYS_TO_CONFIRM = {
     "mfa_reauthenticate": "Use a code",
     "mfa_reauthenticate:webauthn": "Use a passkey or security key",
 }
-AGAIN = "again"
-"""The key in the state of a provider sign-in that only proves who the user is. Its value is when it began."""
+REAUTHENTICATION_BEGAN = "again"
+"""Key in the state of a provider sign-in that only confirms who the user is. Its value is when it began, in Unix time."""
 CLOCK_SECONDS = 60
 """How far the provider's clock may be behind Docora's."""
 
 
 def client_address(request: HttpRequest) -> str:
-    """Return what failures are counted under: the address that `TrustedProxyMiddleware` has set, or the network of an
-    IPv6 address."""
+    """Return the address that failures are counted under: the one that `TrustedProxyMiddleware` has set, or its /64 network
+    for IPv6."""
     return source_of(request.META.get("REMOTE_ADDR", "")) or "unknown"
 
 
@@ -89,7 +89,7 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]  # allauth ha
         return response
 
     def _get_login_attempts_cache_key(self, request: HttpRequest, **credentials: Any) -> str:
-        """Return what failed passwords are counted under. allauth's own key has no address."""
+        """Return the key under which failed passwords are counted. allauth's own key doesn't contain the address."""
         return f"{client_address(request)} {credentials.get('username', '').lower()}"
 
     def is_reauthentication_required(self, *, app: str, **kwargs: Any) -> bool:
@@ -137,8 +137,8 @@ class SocialAccountAdapter(DefaultSocialAccountAdapter):  # type: ignore[misc]
         return True  # `pre_social_login` has refused everyone without a role
 
     def pre_social_login(self, request: HttpRequest, sociallogin: SocialLogin) -> None:
-        """Refuse users without a role, and set the roles of the others."""
-        if (began := (sociallogin.state.get("data") or {}).get(AGAIN)) is not None:
+        """Refuse users without a role, and set the roles of existing users."""
+        if (began := (sociallogin.state.get("data") or {}).get(REAUTHENTICATION_BEGAN)) is not None:
             raise ImmediateHttpResponse(_finish_reauthentication(request, sociallogin, began))
         roles = oidc.roles_of(sociallogin)
         if sociallogin.is_existing:
@@ -151,7 +151,7 @@ class SocialAccountAdapter(DefaultSocialAccountAdapter):  # type: ignore[misc]
                 raise ImmediateHttpResponse(_refuse(request, "no_name"))
             if oidc.is_name_taken(name):
                 raise ImmediateHttpResponse(_refuse(request, "name_taken", name=name))
-            # Docora uses no addresses of allauth, and an address that another user has must not ask for a sign-up form.
+            # Docora doesn't use email addresses here. If another user had the same one, allauth would show a sign-up form.
             sociallogin.email_addresses = []
 
     def populate_user(self, request: HttpRequest, sociallogin: SocialLogin, data: dict[str, Any]) -> Any:
@@ -177,7 +177,10 @@ def _refuse(request: HttpRequest, reason: str, **context: Any) -> HttpResponse:
 
 
 def _finish_reauthentication(request: HttpRequest, login: SocialLogin, began: float) -> HttpResponse:
-    """Count the fresh sign-in at the provider, if it is the same user's and really fresh, and go on."""
+    """Record that the user has signed in at the provider again, and resume the refused request.
+
+    Refuse if a different user signed in, or if the provider did not ask for credentials.
+    """
     if not request.user.is_authenticated or login.user != request.user:
         return _refuse(request, "other_user")
     if oidc.authenticated_at(login) < began - CLOCK_SECONDS:

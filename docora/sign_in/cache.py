@@ -42,7 +42,7 @@ def _or_in_memory[**P, R](
 
 
 class SharedCache(RedisCache):
-    """Only what allauth uses falls back to memory."""
+    """Django's Redis cache. The methods that allauth uses fall back to memory."""
 
     def __init__(self, server: str, params: dict[str, Any]) -> None:
         super().__init__(server, params)

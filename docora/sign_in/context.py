@@ -1,4 +1,4 @@
-"""What the templates below `/accounts/` need: the frame of the admin site, and which ways to sign in there are."""
+"""The template context of the pages under `/accounts/`: the admin site's frame, and the available ways to sign in."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from docora.sign_in.adapters import passkeys_blocked_reason
 
 
 def accounts_pages(request: HttpRequest) -> dict[str, Any]:
-    """Return nothing for other pages."""
+    """Return the context of a page under `/accounts/`. Return an empty one for other pages."""
     if not request.path.startswith("/accounts/"):
         return {}
     return {

@@ -26,7 +26,7 @@ def has_factor(user: Any) -> bool:
 def is_missing(request: HttpRequest, user: Any) -> bool:
     """Return whether the user's role requires a second factor that the user has not set up.
 
-    Users who signed in at the provider or through a proxy are exempt: asking for a second factor is up to these.
+    Users who signed in at the provider or through a proxy are exempt: it is up to the provider or proxy to ask for one.
     """
     roles = set(settings.SECOND_FACTOR_ROLES)
     if not roles or is_proxy_session(request):
@@ -34,8 +34,8 @@ def is_missing(request: HttpRequest, user: Any) -> bool:
     records = get_authentication_records(request, user)
     if any(record["method"] == "socialaccount" for record in records):
         return False
-    concerned = (user.is_superuser and SUPERUSER in roles) or user.groups.filter(name__in=roles).exists()
-    return concerned and not has_factor(user)
+    is_required = (user.is_superuser and SUPERUSER in roles) or user.groups.filter(name__in=roles).exists()
+    return is_required and not has_factor(user)
 
 
 def stored_secrets() -> Iterator[tuple[int, str, str]]:
@@ -47,7 +47,7 @@ def stored_secrets() -> Iterator[tuple[int, str, str]]:
 
 
 def replace_secret(pk: int, name: str, stored: str, renewed: str) -> None:
-    """Replace a ciphertext, unless the row has changed or gone since."""
+    """Replace the ciphertext `stored` with `renewed`. Do nothing if the secret has been changed or deleted since."""
     with transaction.atomic():
         row = Authenticator.objects.select_for_update().filter(pk=pk).first()
         if row is not None and row.data.get(name) == stored:

@@ -1,4 +1,4 @@
-"""End sessions that are idle, ask for a second factor that is missing, and for a recent sign-in where a view requires it."""
+"""End idle sessions, ask for a missing second factor, and ask for a recent sign-in if a view requires it."""
 
 import time
 from collections.abc import Callable

@@ -1,6 +1,6 @@
-"""Which roles the groups of an OpenID Connect user give, and when the user last entered their credentials there.
+"""Map the groups of an OpenID Connect user to roles, and read the other claims of a sign-in.
 
-A role is the name of a Django group, or `superuser`. The provider decides: at each sign-in, the roles replace what the
+A role is the name of a Django group, or `superuser`. The provider decides: at each sign-in, the roles replace those that the
 user had.
 """
 
@@ -37,6 +37,7 @@ def authenticated_at(login: SocialLogin) -> float:
 
 
 def username_of(login: SocialLogin) -> str:
+    """Return the username that the provider has sent, or an empty string."""
     name = _claim(login, settings.OIDC_USERNAME_CLAIM)
     return name if isinstance(name, str) else ""
 

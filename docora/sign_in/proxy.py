@@ -10,7 +10,7 @@ from django.http import HttpRequest
 
 
 class ProxyUserBackend(RemoteUserBackend):
-    """Authenticates existing users only. Permissions come from the other backend, so that they are not asked for twice."""
+    """Authenticates existing users only. Returns no permissions, because `OneQueryBackend` already reads them."""
 
     create_unknown_user = False
 

@@ -1,4 +1,4 @@
-"""What a sign-in leaves in the session and in the log. `DocoraConfig.ready` connects these."""
+"""Signal handlers that record sign-ins in the session and in the log. `DocoraConfig.ready` connects them."""
 
 import logging
 import time
@@ -28,7 +28,7 @@ def on_sign_in(request: HttpRequest | None, user: Any, **kwargs: Any) -> None:
 
 @receiver(allauth_logged_in)
 def on_provider_sign_in(request: HttpRequest, sociallogin: Any = None, **kwargs: Any) -> None:
-    """Count the time of the provider: the user may have entered no credentials for this sign-in."""
+    """Use the provider's time of authentication: the user may not have entered credentials for this sign-in."""
     if sociallogin is not None:
         request.session[AUTHENTICATED_AT] = oidc.authenticated_at(sociallogin)
 

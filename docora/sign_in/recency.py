@@ -1,10 +1,10 @@
-"""How long ago the user of this session authenticated, and asking them to do so again before a sensitive change.
+"""Ask users to authenticate again before a sensitive change, unless they have done so recently.
 
-The session holds the time of the last authentication: a sign-in, or one that a page asked for. Users who sign in at an
-OpenID Connect provider authenticate there; the provider's own time counts, because a sign-in there may need no more than a
-click. Users whom a proxy has authenticated are never asked: Docora cannot make the proxy ask.
+The session holds the time of the last authentication, at sign-in or since. Users who sign in at an OpenID Connect provider
+authenticate again there. The provider's own time counts, because a sign-in there may take only a click. Users whom a proxy
+has authenticated are never asked, because Docora cannot make the proxy ask.
 
-A form that was refused for this reason is kept in the session, encrypted, and submitted once the user has authenticated.
+The refused form is kept in the session, encrypted, and submitted once the user has authenticated.
 """
 
 import time
@@ -62,7 +62,7 @@ def ask(request: HttpRequest) -> HttpResponse:
 
 
 def forget_unless(request: HttpRequest, path: str | None) -> None:
-    """Drop the kept form unless the user is on the way back to it."""
+    """Drop the kept form unless it was submitted to `path`, the page that the user returns to."""
     state = request.session.get(STATE_SESSION_KEY)
     if state and state.get("state", {}).get("path") != path:
         del request.session[STATE_SESSION_KEY]
@@ -71,7 +71,7 @@ def forget_unless(request: HttpRequest, path: str | None) -> None:
 def resume(request: HttpRequest, kept: dict[str, Any]) -> HttpResponse:
     """Submit the kept form. allauth calls this once the user has authenticated.
 
-    If the user comes from another page by now, or the form is too old, nothing is submitted.
+    If the user has meanwhile gone to another page, or the form is too old, submit nothing and redirect.
     """
     path = get_next_redirect_url(request) or kept["path"]
     if path != kept["path"] or time.time() - kept["at"] > KEPT_SECONDS:

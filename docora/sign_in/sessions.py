@@ -1,4 +1,4 @@
-"""Django's sessions in the database, of which every poll of every open page reads one."""
+"""Django's database sessions with a faster read: every poll of every open page reads one."""
 
 from typing import Any
 

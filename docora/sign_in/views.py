@@ -1,4 +1,4 @@
-"""The views that allauth lacks: the way to the provider, and sign-in by a one-time link."""
+"""The views that allauth lacks: redirects to the provider, and sign-in with a one-time link."""
 
 import time
 
@@ -18,12 +18,12 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods
 
 from docora.sign_in import links, oidc
-from docora.sign_in.adapters import AGAIN
+from docora.sign_in.adapters import REAUTHENTICATION_BEGAN
 from docora.sign_in.provider_http import RequestException
 
 
 def passkey_login(request: HttpRequest) -> HttpResponse:
-    """Sign in with a passkey only, unless local sign-in is off. A passkey is one more way to sign in locally."""
+    """Sign in with a passkey alone. Refuse if local sign-in is off, because a passkey is local, too."""
     if not settings.LOCAL_SIGN_IN:
         raise PermissionDenied("Sign-in with a passkey is turned off.")
     response: HttpResponse = login_webauthn(request)
@@ -33,7 +33,7 @@ def passkey_login(request: HttpRequest) -> HttpResponse:
 @never_cache
 @require_GET
 def oidc_login(request: HttpRequest) -> HttpResponse:
-    """Redirect to the provider. A link and not a form, because the content security policy lets no form leave Docora."""
+    """Redirect to the provider. Pages link here, because the content security policy doesn't let a form leave Docora."""
     return _to_provider(request, AuthProcess.LOGIN)
 
 
@@ -46,7 +46,8 @@ def oidc_reauthenticate(request: HttpRequest) -> HttpResponse:
     `max_age` makes the provider say when the user entered them.
     """
     fresh = {"prompt": "login", "max_age": str(int(settings.REAUTHENTICATE_AFTER_SECONDS))}
-    return _to_provider(request, AuthProcess.REDIRECT, data={AGAIN: time.time()}, auth_params=fresh)
+    began = {REAUTHENTICATION_BEGAN: time.time()}
+    return _to_provider(request, AuthProcess.REDIRECT, data=began, auth_params=fresh)
 
 
 def _to_provider(request: HttpRequest, process: str, **more: object) -> HttpResponse:
@@ -55,7 +56,7 @@ def _to_provider(request: HttpRequest, process: str, **more: object) -> HttpResp
     provider = get_adapter(request).get_provider(request, oidc.PROVIDER_ID)
     try:
         response: HttpResponse = provider.redirect(request, process, get_next_redirect_url(request), **more)
-    except (RequestException, KeyError, ValueError) as error:  # no answer, or not that of a provider
+    except (RequestException, KeyError, ValueError) as error:  # no response, or not from an OpenID provider
         response = render_authentication_error(request, provider, exception=error)
     return response
 
@@ -63,7 +64,7 @@ def _to_provider(request: HttpRequest, process: str, **more: object) -> HttpResp
 @never_cache
 @require_http_methods(["GET", "HEAD", "POST"])
 def link(request: HttpRequest, token: str) -> HttpResponse:
-    """Ask before signing in: mail scanners and previews open links, too."""
+    """Show a page with a button that signs the user in. GET must not: mail scanners and link previews open links, too."""
     user = links.user_of(token)
     if user is None:
         return render(request, "account/link_invalid.html", status=410)

@@ -102,7 +102,7 @@ def _attributes(role: str, header: str) -> SafeString:
 
 @register.filter
 def audit_value(value: object) -> str:
-    """Show a value of the audit log: yes and no, a dash for nothing, and control characters as escapes."""
+    """Format a value of the audit log: booleans as yes or no, a dash for nothing, and control characters as escapes."""
     if value is None or value == "":
         return "—"
     if isinstance(value, bool):
@@ -112,7 +112,7 @@ def audit_value(value: object) -> str:
 
 @register.simple_tag
 def program(*, in_full: bool = False) -> str:
-    """Return the name of the command for use in a sentence, or with `in_full` what to type, for a block to copy."""
+    """Return the name of the command for a sentence or, with `in_full`, the command to type, for a block to copy."""
     return installation.program(in_full=in_full)
 
 
@@ -175,7 +175,7 @@ def number(value: float | None) -> str:
 
 @register.filter
 def files_of(watch: Any) -> str:
-    """Format how many files of the watch are acknowledged, and of how many if these are others: `362 / 402`."""
+    """Format the number of the watch's acknowledged files, followed by the total if it differs: `362 / 402`."""
     acknowledged, files = watch.files_delivered, watch.tree_files
     return number(files) if acknowledged == files else f"{number(acknowledged)} / {number(files)}"
 

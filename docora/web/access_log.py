@@ -24,11 +24,12 @@ _POLLED = ("/admin/live/", "/admin/progress/")
 
 
 class AccessLogMiddleware:
-    """Give each request an id, which its response and all its log records have, and log and count it at its end.
+    """Give each request an id, for its response and all its log records. Log and count the request when it ends.
 
-    The id is the header X-Request-Id, which `TrustedProxyMiddleware` has removed unless a trusted proxy sent it, or else a
-    new one. The query string is never logged, because it may contain a secret. Probes, scrapes, static files and the
-    requests of open pages are logged with LOG_LEVEL=debug only, unless they fail; probes and scrapes are not counted.
+    The id is a new one, or that of the header X-Request-Id if a trusted proxy has sent it (`TrustedProxyMiddleware` removes
+    the header otherwise). The query string is never logged, because it may contain a secret. Probes, scrapes, static files
+    and the requests of open pages are logged with LOG_LEVEL=debug only, unless they fail; probes and scrapes are not
+    counted.
     """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
@@ -94,7 +95,7 @@ def _route(request: HttpRequest) -> str:
 
 
 def _path(request: HttpRequest) -> str:
-    """Return the path, percent-encoded so that it cannot add lines. Parts that the URLconf names like a secret are masked."""
+    """Return the path, percent-encoded so that it cannot add lines. Mask parts that the URLconf names like a secret."""
     path = escape_uri_path(request.path)
     if request.resolver_match:
         for name, value in request.resolver_match.kwargs.items():

@@ -11,8 +11,8 @@ from docora.web.errors import ApiError
 class ConcurrencyLimit:
     """At most `per_caller` requests of each caller at once, and `total` of all callers together.
 
-    The others get 429, because waiting would occupy a thread too. `what` names such a request in the message. Each process
-    counts its own, since it protects its own threads.
+    Further requests get 429, because waiting would occupy a thread too. `what` names these requests in the message (plural).
+    Each process counts only its own requests, because it protects its own threads.
     """
 
     def __init__(self, what: str, *, per_caller: int, total: int, retry_after: int) -> None:

@@ -16,7 +16,7 @@ _FORMULA = re.compile(r"(^|[;\t\r\n])(?=\s*[=+\-@＝＋－＠])")
 
 
 def cell(value: Cell) -> str:
-    """Format a value: times as ISO 8601 in UTC, and anything that would start a formula with an apostrophe before it."""
+    """Format a value: times as ISO 8601 in UTC, and text that would start a formula with an apostrophe before it."""
     if value is None:
         return ""
     if isinstance(value, datetime):

@@ -1,6 +1,6 @@
-"""How long this web process took for its requests, added to the counters in Redis (`docora.redis.counters`).
+"""Measure how long this web process takes for its requests, and add that to the counters in Redis (`docora.redis.counters`).
 
-Requests count in memory. A thread adds the counts to Redis every few seconds, so that no request waits for Redis, and a
+Requests are counted in memory. A thread adds the counts to Redis every few seconds, so that no request waits for Redis. A
 scrape adds them before it reads. The labels are bounded: known methods, the patterns of the URLconf, and the first digit of
 the status.
 """

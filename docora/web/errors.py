@@ -50,7 +50,7 @@ def wants_json(request: HttpRequest) -> bool:
 
 
 class JsonErrorsMiddleware(MiddlewareMixin):
-    """Convert error responses of Django and others, such as 405 with an empty body, to the JSON shape."""
+    """Convert all other error responses, such as Django's 405 with an empty body, to the JSON shape."""
 
     def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
         is_json = response.headers.get("Content-Type", "").startswith("application/json")

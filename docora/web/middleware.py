@@ -62,9 +62,8 @@ class ProbesMiddleware(MiddlewareMixin):
 
 class TrustedProxyMiddleware(MiddlewareMixin):
     """Use `X-Forwarded-For`, `X-Forwarded-Proto` and `REMOTE_USER_HEADER` from `TRUSTED_PROXIES`, and remove them from all
-    other requests.
+    other requests. Treat `X-Request-Id`, which `docora.web.access_log` uses, in the same way.
 
-    `X-Request-Id`, which `docora.web.access_log` uses, is treated in the same way.
     The client is the last listed address that is not a trusted proxy, because the client can forge everything before it.
     A port after the address, which some proxies add, is ignored. `request.is_forwarded` tells whether any proxy, trusted or
     not, has passed the request on.
@@ -138,7 +137,7 @@ def _is_valid_parameter(name: str, values: Iterable[str]) -> bool:
 
 
 class PageHeadersMiddleware(MiddlewareMixin):
-    """Disable browser features on all pages, and caching unless the view sets Cache-Control."""
+    """Disable unused browser features on all pages, and disable caching unless the view sets Cache-Control."""
 
     def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
         response.headers.setdefault("Permissions-Policy", PERMISSIONS_POLICY)

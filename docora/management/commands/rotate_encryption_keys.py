@@ -48,8 +48,8 @@ class Command(BaseCommand):
         if unreadable := sum(len(result.unreadable) for result in results.values()):
             raise CommandError(
                 f"{unreadable} stored {'secret' if unreadable == 1 else 'secrets'} cannot be decrypted with any of the"
-                " ENCRYPTION_KEYS. Nothing was changed there. Add the key that was used to the end of the list and run"
-                " this again, or enter those secrets again."
+                " ENCRYPTION_KEYS, and were not changed. Add the key that was used to the end of the list and run this"
+                " again, or enter those secrets again."
             )
         if not (dry_run or as_json):
             self.stdout.write("Every stored secret has the newest key; the older ones can be removed.")

@@ -1,4 +1,4 @@
-"""`manage.py sign_in_link USER`: let a user in who has lost the password, the second factor or the provider."""
+"""`manage.py sign_in_link USER`: let in a user who cannot sign in with a password, a second factor or the provider."""
 
 import logging
 from typing import Any

@@ -82,7 +82,7 @@ class Command(BaseCommand):
     def _start(self, supervisor: Supervisor, options: dict[str, Any]) -> None:
         valkey = None
         if embedded_redis_url(settings.DATA_DIR) == settings.REDIS_URL:
-            # On SIGTERM it saves its data. It also ends when this process is killed.
+            # Valkey saves its data on SIGTERM, and gets that signal even if this process is killed.
             valkey = Child("valkey", valkey_command(settings.DATA_DIR))
             supervisor.add(valkey)
         _wait_for_redis(valkey)
@@ -196,9 +196,9 @@ def _default_workers() -> int:
 
 
 def _wait_for_background(started: datetime, workers: int) -> None:
-    """Wait until the workers and the sweep that were started after `started` are at work, or for a short while.
+    """Wait until the sweep and `workers` workers have started since `started`, for at most `_BACKGROUND_SECONDS`.
 
-    The address is printed in any case: a page says which of them is missing.
+    Return in either case: the admin shows what is missing.
     """
     deadline = time.monotonic() + _BACKGROUND_SECONDS
     while time.monotonic() < deadline:
