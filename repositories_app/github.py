@@ -4,7 +4,8 @@ An organisation installs a GitHub App on its repositories. With the app's privat
 has a repository, then for a token that reads only this repository and expires after an hour. Tokens are kept in Redis,
 encrypted, so that all processes share them; without Redis, each read asks for another one.
 
-Which client app may read through which GitHub App is decided in `deliveries_app`: a token must never be used for others.
+`deliveries_app` decides which client app may read through which GitHub App. A token must never be used for another client
+app.
 """
 
 import base64
@@ -67,10 +68,10 @@ _MALFORMED = (ValueError, TypeError, KeyError, OverflowError, RecursionError)
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """The token that reads a repository. Without one, it is read as a public repository. If that fails, `problem` says why
-    there is no token.
+    """The token that reads a repository.
 
-    `is_cached`: GitHub was not asked now, so another request may have another result.
+    Without a token, the repository is read as a public one. If that fails, `problem` says why there is no token.
+    `is_cached`: GitHub was not asked now, so a new request may have another result.
     """
 
     token: str = field(default="", repr=False)
@@ -87,10 +88,10 @@ def read[T](
     *,
     fresh: bool = False,
 ) -> T:
-    """Return `call(token)`; with a GitHub App, return `call` of a token that it gives for the repository at `url`.
+    """Return `call(token)` or, with a GitHub App, `call` with the app's token for the repository at `url`.
 
-    If the git host refuses a token that was kept, because it has expired or the app's permissions have changed, another one
-    is requested, once. With `fresh`, no token that was kept is used. Raises `GitError`.
+    If the git host refuses a cached token, because it has expired or the app's permissions have changed, request a new one,
+    once. With `fresh`, use no cached token. Raises `GitError`.
     """
     if github_app is None:
         return call(token)
@@ -112,7 +113,7 @@ def access_to(
 ) -> dict[tuple[int, str], Access]:
     """Return how to read each repository: primary key of the GitHub App and URL, as an app spelled it → access.
 
-    Asks GitHub for what is not kept, several at a time. Call `tick` about every second meanwhile.
+    Ask GitHub for those that are not cached, several at a time. Call `tick` about every second meanwhile.
     """
     pairs = {(github_app.pk, url): (github_app, url) for github_app, url in wanted}
     found: dict[tuple[int, str], Access] = {}
@@ -134,7 +135,7 @@ def access_to(
         installation = 0 if fresh else int(kept.get("installation", 0))
         waiting.append(_Conversation(github_app, url, signed[github_app.pk], installation))
     if waiting:
-        # Its own client, because the caller's may be at work for something else.
+        # A client of its own, because the caller's may have requests in flight.
         with remote.new_client(CONCURRENCY) as client:
             found |= _ask(client, waiting, tick)
     return found
@@ -204,7 +205,7 @@ def load_key(pem: str) -> RSAPrivateKey:
 
 
 def json_web_token(github_app: GitHubApp) -> str:
-    """Return the signed statement (RFC 7519, RS256) that authenticates the GitHub App for some minutes.
+    """Return a JSON Web Token (RFC 7519, RS256) that authenticates the GitHub App for `_JWT_SECONDS`.
 
     Raises `DecryptionError` if the key cannot be decrypted.
     """
@@ -235,10 +236,10 @@ def _request(method: str, url: str, jwt: str, body: bytes = b"", context: object
 
 
 class _Conversation:
-    """Two requests about one repository: which installation has it, then a token of this installation."""
+    """Two requests for one repository: which installation has it, and then a token of that installation."""
 
     def __init__(self, github_app: GitHubApp, url: str, jwt: str, installation: int) -> None:
-        """`installation` is the number that was kept, or 0."""
+        """`installation` is the cached number, or 0."""
         self.github_app, self.url = github_app, url
         self._owner, self._name = owner_and_name(url)
         self._jwt, self._api = jwt, api_url(github_app.host)
@@ -260,7 +261,7 @@ class _Conversation:
                 return self._take(json.loads(outcome.body))
             except _MALFORMED:
                 return Access(problem=_malformed(self.github_app))
-        if outcome.status in {404, 422} and self._is_guess:  # installed anew, or the repository was moved
+        if outcome.status in {404, 422} and self._is_guess:  # the app was installed again, or the repository was moved
             self._installation, self._is_guess = 0, False
             return None
         if outcome.status == 404:
@@ -308,9 +309,10 @@ def _malformed(github_app: GitHubApp) -> GitError:
 
 
 def _problem_of(github_app: GitHubApp, outcome: Outcome) -> GitError:
-    """Return the error for an answer that refuses, or for none. It concerns only those who use the GitHub App."""
+    """Return the error for a refusal, or for no response. It concerns only the watches that use the GitHub App."""
     if outcome.cause is not None:
-        error = git_errors.unreachable(outcome.cause, outcome.message, reached=True)  # it says nothing of the git host
+        # `reached`, because this is a failure of the API's host, which says nothing about the git host.
+        error = git_errors.unreachable(outcome.cause, outcome.message, reached=True)
         error.for_every_watcher = False
         return error
     status = outcome.status or 0
@@ -356,17 +358,17 @@ def _rate_limited(github_app: GitHubApp, seconds: float) -> GitError:
     return RateLimited(Cause.NETWORK, message, cooldown=seconds)
 
 
-# --- What is kept in Redis ----------------------------------------------------------------------------------------------
+# --- The cache in Redis -------------------------------------------------------------------------------------------------
 
 
 def _name_of(github_app: GitHubApp, url: str) -> str:
-    """Return the name of the entry. It changes with everything that the token was requested with."""
+    """Return the Redis key of the entry. It changes if anything changes that the token was requested with."""
     text = f"{github_app.pk}|{github_app.host}|{github_app.app_id}|{github_app.private_key}|{url}"
     return f"docora:github_token:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def _kept(wanted: Iterable[tuple[GitHubApp, str]]) -> Sequence[dict[str, Any]]:
-    """Return what is kept of each repository; an empty dictionary if nothing is, or Redis is down."""
+    """Return the cache entry of each repository: an empty dictionary if there is none, or if Redis is down."""
     names = [_name_of(github_app, url) for github_app, url in wanted]
     if not names:
         return []
@@ -393,7 +395,7 @@ def _access_from(kept: dict[str, Any], github_app: GitHubApp, url: str) -> Acces
 
 
 def _hold(github_app: GitHubApp, seconds: float) -> None:
-    """Keep every process from asking GitHub for this app, whose rate limit is exceeded."""
+    """Keep every process from sending requests for this app, whose rate limit is exceeded, for so many seconds."""
     try:
         connection().set(f"{_LIMITED}{github_app.pk}", 1, px=int(seconds * 1000))
     except (RedisError, OSError) as error:
@@ -401,7 +403,7 @@ def _hold(github_app: GitHubApp, seconds: float) -> None:
 
 
 def _limited_for(github_app: GitHubApp) -> float:
-    """Return for how many seconds GitHub must not be asked for this app."""
+    """Return for how many more seconds no request may be sent for this app."""
     try:
         milliseconds: Any = connection().pttl(f"{_LIMITED}{github_app.pk}")
     except (RedisError, OSError):

@@ -57,8 +57,8 @@ def mirror_of(repository: Repository) -> Mirror:
 def record_snapshot(repository: Repository, commit: str, branch: str, files: int, size: int, *, for_all: bool) -> None:
     """Record the size of a commit's tree, in one row per commit. It becomes the repository's newest snapshot.
 
-    Pass `for_all=False` if a watch's own rules have changed the numbers. They are better than none, but do not replace
-    existing ones.
+    Pass `for_all=False` if a watch's own rules have changed the numbers. These are better than none, but do not replace
+    existing numbers.
     """
     snapshot = Snapshot(repository=repository, commit_sha=commit, branch=branch, file_count=files, total_bytes=size)
     Snapshot.objects.bulk_create(
@@ -81,7 +81,7 @@ def record_failure(repository: Repository, error: GitError) -> Circuit:
     """Count a failure that affects all watches, and open the circuit at the threshold.
 
     At most one failure is counted per rescan round, even if many watches fail. If an attempt after the cooldown fails too,
-    the circuit stays open for another cooldown and does not count as opened again.
+    the circuit stays open for another cooldown, and `opened` is False.
     """
     half_a_round_ago = Now() - timedelta(seconds=settings.RESCAN_INTERVAL_SECONDS / 2)
     cooldown = settings.CIRCUIT_BREAKER_COOLDOWN_SECONDS
@@ -115,7 +115,7 @@ def _outages_of(canonical_url: str) -> QuerySet[HostOutage]:
 
 
 def record_host_failure(repository: Repository, error: GitError) -> None:
-    """Record that the repository's git host is down, unless that is known: then the sweep's next probe decides."""
+    """Record that the repository's git host is down. Do nothing if that is known: the sweep's next probe then decides."""
     until = from_now(backoff(1, base=HOST_BASE_DELAY_SECONDS, jitter=random.random()))  # noqa: S311  no secret
     fields = {"since": Now(), "retry_at": until, "error": str(error)}
     HostOutage.objects.get_or_create(host=host_of(repository.canonical_url), defaults=fields)

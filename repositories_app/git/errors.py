@@ -1,8 +1,8 @@
 """Turn failures of git, git hosts and the HTTP client into a `GitError` whose message says what to do.
 
 All foreign text passes through `scrub` and `clean_text`, so no message contains the token, even if a host repeats it. Only
-git's own words decide about the cause: a host that writes "corrupt" must not cause the mirror to be rebuilt, and a repository
-may be called `acme/timeout`.
+git's own text decides the cause: a host that writes "corrupt" must not cause the mirror to be rebuilt, and a repository may
+be called `acme/timeout`.
 """
 
 import base64
@@ -27,10 +27,10 @@ from repositories_app.git.refs import describe
 
 DEFAULT_COOLDOWN = 60.0  # seconds, if a host says "too many requests" but not for how long
 FORBIDDEN = "it isn't allowed to read this repository"
-# Most hosts ignore the user name beside a token: GitHub (Enterprise too), Gitea, Forgejo and Azure DevOps accept any, and GitLab
-# accepts any for access tokens. The default is therefore right for most self-hosted servers. Other tokens need a name of their
-# own, which is written before them: Bitbucket's API tokens and app passwords, deploy tokens of GitLab, tokens of Bitbucket
-# Data Center.
+# Most hosts ignore the user name that comes with a token: GitHub (Enterprise too), Gitea, Forgejo and Azure DevOps accept
+# any, and so does GitLab for access tokens. The default therefore works with most self-hosted servers. Other tokens need a
+# specific user name and are entered as `user:token`: Bitbucket's API tokens and app passwords, GitLab's deploy tokens, and
+# tokens of Bitbucket Data Center.
 DEFAULT_USER = "x-access-token"
 _USERS = {
     "gitlab.com": "oauth2",  # needed for OAuth tokens
@@ -44,7 +44,7 @@ _RATE_LIMITED = re.compile(r"returned error: 429\b")
 _FILE_LIMIT = re.compile(r"file too large")
 _FULL_DISK = re.compile(r"no space left|quota", re.IGNORECASE)
 _NO_CONNECTION = re.compile(r"could not resolve host|failed to connect|couldn't connect to server", re.IGNORECASE)
-# The first that matches any line decides.
+# The first pattern that matches any line decides the cause.
 _PATTERNS: list[tuple[Cause, str]] = [
     (Cause.OTHER, r"remote error: upload-pack: not our ref|unadvertised object"),  # the fetch then asks for HEAD
     (Cause.AUTH, r"authentication failed|could not read (username|password)|error: (401|403)|terminal prompts disabled"),
@@ -97,8 +97,10 @@ def scrub(text: str, token: str) -> str:
 
 
 def quoted(text: str | bytes, token: str, limit: int = _MESSAGE) -> str:
-    """Return foreign text for a message, on one line and without a full stop. It is scrubbed before it is shortened,
-    because half a token would not be recognised."""
+    """Return foreign text for a message, on one line and without a full stop.
+
+    The text is scrubbed before it is shortened, because half a token would not be recognised.
+    """
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
     return " ".join(clean_text(scrub(text[:100_000], token), limit).split()).rstrip(".")
@@ -107,8 +109,8 @@ def quoted(text: str | bytes, token: str, limit: int = _MESSAGE) -> str:
 def classify(stderr: bytes, *, token: str = "", ended: int = 1, local: bool = False) -> GitError:
     """Return the error that git's stderr describes.
 
-    `ended` is the exit status: for a signal -n, as in `subprocess`, or 128 + n, as in a shell. `local`: the command only read
-    the mirror, so an unknown message means that the mirror is damaged.
+    `ended` is the exit status. For signal n it is -n, as in `subprocess`, or 128 + n, as in a shell. `local`: the command
+    only read the mirror, so an unknown message means that the mirror is damaged.
     """
     text = scrub(clean_text(stderr, 20_000), token)
     lines = [line for line in text.splitlines() if line.startswith(("fatal:", "error:"))]
@@ -172,8 +174,10 @@ def temporary(cause: Cause, text: str) -> GitError:
 
 
 def still_damaged(error: GitError) -> GitError:
-    """Return the error for a mirror that is damaged although it was just rebuilt. The repository or the disk is damaged, which
-    concerns all watches."""
+    """Return the error for a mirror that is damaged although it was just rebuilt.
+
+    The repository itself or the disk is damaged, which concerns all watches.
+    """
     detail = str(error).removeprefix(f"{_DAMAGED}: ").rstrip(".")
     return GitError(
         Cause.CORRUPT,
@@ -227,7 +231,7 @@ def too_deep(limit: int) -> GitError:
 
 
 def folder_too_large(size: int) -> GitError:
-    """`size`: bytes of a folder's tree object."""
+    """Return the error for a folder whose tree object has `size` bytes."""
     message = (
         f"The repository has a folder with too many files: its listing takes {format_bytes(size)}. Split the folder."
     )

@@ -72,8 +72,9 @@ class AddressNotAllowed(GitError):
 
 
 class NoCommit(GitError):
-    """The repository can be read, but HEAD names no commit: it is empty, has only tags, or lost its default branch. With the
-    branch or tag `ref`: the repository has no refs at all.
+    """The repository can be read, but HEAD names no commit: it is empty, has only tags, or lost its default branch.
+
+    With a branch or tag `ref`, the repository has no refs at all.
     """
 
     def __init__(self, ref: str = "") -> None:
@@ -103,7 +104,7 @@ class HostNotAllowed(InvalidUrl):
 
 
 class MirrorBusy(Exception):
-    """Another process is fetching into the mirror for longer than this one waits."""
+    """Another process has held the mirror's lock for longer than this one waits."""
 
 
 class Interrupted(Exception):

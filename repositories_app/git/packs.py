@@ -1,7 +1,7 @@
-"""Fetch one commit with a single request of protocol v2 if it is small. git itself would start four processes.
+"""Fetch one small commit with a single request of protocol v2. git itself would start four processes.
 
-`man gitprotocol-v2` describes the request and the sections of the answer. Anything else, such as a large pack or a host that
-does not support the protocol, is left to git, which also says what is wrong.
+`man gitprotocol-v2` describes the request and the sections of the answer. Everything else, such as large packs and hosts
+that do not support the protocol, is left to git, whose error messages say what is wrong.
 """
 
 import re
@@ -45,8 +45,8 @@ def fetch_pack(
 ) -> Pack | None:
     """Return a pack with `commit`, without its history and without what is reachable from the `haves`.
 
-    Return None if git should fetch instead. `shallow` lists the commits of the mirror whose parents are not there.
-    `client` is idle. Raises `GitError` if the host cannot be reached or refuses.
+    Return None if git should fetch instead. `shallow` lists the mirror's commits whose parents it does not have. `client`
+    must be idle, and `timeout` is in seconds. Raises `GitError` if the host cannot be reached or refuses.
     """
     if not _NAME.fullmatch(commit.encode()) or len(shallow) > _MAX_SHALLOW:
         return None
@@ -68,7 +68,7 @@ def _request(commit: str, haves: Sequence[str], shallow: Sequence[str]) -> bytes
 
 
 def parse_answer(outcome: Outcome, digits: int) -> Pack | None:
-    """Return the pack of an answer to `fetch`, or None if it is not one: then git asks again, and says what is wrong.
+    """Return the pack in an answer to `fetch`, or None if there is none: then git fetches, and says what is wrong.
 
     `digits` is the length of object names.
     """
@@ -83,7 +83,7 @@ def parse_answer(outcome: Outcome, digits: int) -> Pack | None:
                 section = bytes(packet).rstrip(b"\n")
             elif section == b"shallow-info":
                 kind, _, name = bytes(packet).rstrip(b"\n").partition(b" ")
-                if kind != b"shallow":  # a commit got its parents
+                if kind != b"shallow":  # `unshallow`: the host has sent a commit's parents
                     return None
                 shallow.append(_checked(name, digits))
             elif section == b"packfile":

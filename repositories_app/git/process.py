@@ -38,9 +38,9 @@ _LOOKUP_SECONDS = 10.0
 _MAX_PINNED = 16  # addresses
 _TICK_SECONDS = 1.0
 _TRUSTED = "host"
-# A network command consists of several processes. When git is killed, its helpers remain: they wait for the host for as long as
-# it likes, and hold our locks. This shell leads their process group. It ends the group when we die (the kernel then sends it
-# SIGTERM), and what is left of it when git ends.
+# A network command consists of several processes. When git is killed, its helpers keep running: they wait for the host,
+# however long it takes, and hold our locks. This shell leads their process group. It kills the group when we die (the kernel
+# then sends SIGTERM to the shell), and ends the rest of the group when git ends.
 _LEADER = (
     "sh", "-c",
     'trap "" XFSZ; trap "kill -KILL 0" TERM; "$@" & wait "$!" 2>/dev/null; ended=$?; trap "" TERM; kill -TERM 0; exit "$ended"', "sh",
@@ -69,9 +69,10 @@ _ALWAYS = {
 class Remote:
     """The repository that a network command reads: a URL that `parse_url` accepts, and a token or none.
 
-    With `trusted`, git does not walk the whole tree to check whether the host has sent everything. A shallow fetch does that
-    whatever was there before (140 ms for 200,000 files). git treats the host as the promisor of a partial clone that leaves
-    out only contents of more than a terabyte. If an object is missing all the same, reading it fails.
+    With `trusted`, git does not walk the whole tree to check whether the host has sent everything, as it does for every
+    shallow fetch, even if the mirror already has most of it (140 ms for 200,000 files). git treats the host as the promisor
+    of a partial clone that leaves out only contents of more than a terabyte. If an object is missing all the same, reading
+    it fails.
     """
 
     url: str
@@ -80,7 +81,7 @@ class Remote:
 
     @property
     def name(self) -> str:
-        """Its name in a command's arguments."""
+        """How a command's arguments name the repository."""
         return _TRUSTED if self.trusted else self.url
 
 
@@ -157,7 +158,7 @@ def start(
     max_memory: int | None = None,
     short: bool = False,
 ) -> subprocess.Popen[bytes]:
-    """Start git with a pipe for its output, in its own process group. It ends with this process and holds `fds` open.
+    """Start git with a pipe for its output, in its own process group. git ends with this process and holds `fds` open.
 
     stderr goes to a temporary file, so that much output never blocks the process; `stderr_of` reads it.
 

@@ -1,4 +1,4 @@
-"""The branch or tag that a watch follows: which names are allowed, and what they mean. Pure.
+"""Parse the name of the branch or tag that a watch follows. Pure.
 
 An empty name follows HEAD, which is the repository's default branch.
 """

@@ -30,17 +30,18 @@ from repositories_app.git.url import host_of, parse_url
 _MAX_ANSWER = 65536  # bytes
 CONCURRENCY = 200
 GIT_SECONDS = 30.0
-"""How long git may take for one of several repositories. After this time, it does not begin with another one."""
-_GIT_HOSTS = 16  # asked by git at the same time
+"""How long git may take for one repository. After the same time in total, it is asked for no further ones."""
+_GIT_HOSTS = 16  # that git asks at the same time
 _COMMIT = re.compile(rb"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 SHA1, SHA256 = "sha1", "sha256"
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The commit that a watch follows, and the branch or tag that names it (empty when HEAD is detached).
+    """The commit that a watch follows, and its branch or tag (empty when HEAD is detached).
 
-    `name` is what the host calls it: HEAD, or the full name of the branch or tag. A tag's commit is what the tag points to.
+    `name` is the ref that was asked for: HEAD, or the full name of the branch or tag. A tag's commit is what the tag points
+    to.
     """
 
     commit: str
@@ -105,7 +106,7 @@ def upload_pack_request(
 
 
 def _ls_refs(ref: str, object_format: str) -> bytes:
-    """Return the question for a branch or tag. It asks for HEAD too, to distinguish a missing ref from an empty repository."""
+    """Return the request body for a branch or tag. It also asks for HEAD, to tell a missing ref from an empty repository."""
     if not ref:
         return _LS_REFS[object_format]
     prefixes = [f"ref-prefix {name}" for name in [HEAD, *full_names(ref)]]
@@ -114,12 +115,13 @@ def _ls_refs(ref: str, object_format: str) -> bytes:
 
 @dataclass(slots=True)
 class Question[Key]:
-    """Asks for a repository's HEAD, or for the branch or tag `ref`. `commit` is one that it had, if any: its length tells the
-    object format.
+    """Asks for a repository's HEAD, or for the branch or tag `ref`.
 
-    Sometimes the answer is another question:
-    - A host sends an empty answer to a question in the wrong format. It is then asked again in the other one.
-    - If neither the ref nor HEAD is there, the repository is either empty, or has only other refs. All are asked for.
+    `commit` is an earlier commit of the repository, if there is one: its length tells the object format.
+
+    Some answers require another request:
+    - A host sends an empty answer to a request in the wrong object format. Ask again in the other format.
+    - If neither the ref nor HEAD exists, the repository is empty or has only other refs. Ask for all refs.
     """
 
     key: Key
@@ -136,11 +138,14 @@ class Question[Key]:
 
     def request(self) -> Request:
         """Return the request to send now."""
-        whole = command("ls-refs", ["ref-prefix refs/"], self._format) if self.asks_for_all else None
-        return upload_pack_request(self.url, self.token, whole or _ls_refs(self.ref, self._format), context=self)
+        if self.asks_for_all:
+            body = command("ls-refs", ["ref-prefix refs/"], self._format)
+        else:
+            body = _ls_refs(self.ref, self._format)
+        return upload_pack_request(self.url, self.token, body, context=self)
 
     def must_ask_again(self, outcome: Outcome) -> bool:
-        """Return whether this answer decides nothing, and prepare the next request."""
+        """Return whether another request is needed after this answer, and prepare it."""
         is_first, self._is_first = self._is_first, False
         if is_first and outcome.ok and not outcome.body:
             self._format = SHA1 if self._format == SHA256 else SHA256
@@ -154,11 +159,10 @@ class Question[Key]:
 def ls_heads[Key](
     client: HttpClient, questions: Iterable[Question[Key]], tick: git.Tick
 ) -> Iterator[tuple[Key, Head | GitError | None]]:
-    """Yield the key and the HEAD or error of each question, in the order of the answers. Call `tick` at least about every
-    second.
+    """Yield the key and the HEAD or error of each question, in the order of the answers. Call `tick` about every second.
 
-    Yield None if the host does not support protocol v2: `ls_heads_by_git` has to ask it afterwards. Do nothing slow between
-    two answers, because requests in flight time out unless they are polled.
+    Yield None instead of a HEAD if the host does not support protocol v2: pass these questions to `ls_heads_by_git`
+    afterwards. Do nothing slow between two answers, because requests in flight time out unless they are polled.
     """
     waiting = iter(questions)
     exhausted = False
@@ -181,10 +185,9 @@ def ls_heads[Key](
 
 
 def ls_heads_by_git[Key](questions: Iterable[Question[Key]], tick: git.Tick) -> list[tuple[Key, Head | GitError]]:
-    """Return the key and the HEAD or error of each question to a host that does not support protocol v2. Call `tick` about
-    every second.
+    """Return the key and the HEAD or error of each question, using `git ls-remote`. Call `tick` about every second.
 
-    Each host is asked one question at a time, so a slow one delays only its own. Questions that git could not begin within
+    Each host is asked one question at a time, so a slow host delays only its own. Questions that git could not begin within
     `GIT_SECONDS` have no answer.
     """
     by_host: dict[str, list[Question[Key]]] = defaultdict(list)
@@ -205,7 +208,7 @@ def ls_heads_by_git[Key](questions: Iterable[Question[Key]], tick: git.Tick) -> 
 def _ask_by_git[Key](
     questions: list[Question[Key]], until: float, stopped: threading.Event
 ) -> list[tuple[Key, Head | GitError]]:
-    """Ask one host until all questions are answered or `until` is over."""
+    """Ask one host until all questions are answered or `until` (monotonic time) is over."""
     random.shuffle(questions)  # so that the same ones are not left out each time
     answers: list[tuple[Key, Head | GitError]] = []
     for question in questions:
@@ -235,7 +238,7 @@ def _deadline(stopped: threading.Event) -> git.Tick:
 def ls_head(
     client: HttpClient, url: str, token: str = "", tick: git.Tick | None = None, *, commit: str = "", ref: str = ""
 ) -> Head:
-    """Return the HEAD of one repository, or its branch or tag `ref`. `commit` is one that it had, if any.
+    """Return the HEAD of one repository, or its branch or tag `ref`. `commit` is an earlier commit of it, if there is one.
 
     Raises `GitError`: `NoCommit` if the repository is empty, `RefNotFound` if it has no such branch or tag.
     """
@@ -267,7 +270,7 @@ def _head_or_error(question: Question[Any], outcome: Outcome) -> Head | GitError
 
 
 def _head(question: Question[Any], outcome: Outcome) -> Head | None:
-    """Return what a host answered, or None if it does not support protocol v2. Raises `GitError`."""
+    """Return the HEAD in a host's answer, or None if the host does not support protocol v2. Raises `GitError`."""
     url, token = question.url, question.token
     if outcome.cause is not None:
         raise git_errors.unreachable(outcome.cause, outcome.message, token=token, reached=outcome.reached)
@@ -278,7 +281,7 @@ def _head(question: Question[Any], outcome: Outcome) -> Head | None:
 
 
 def refusal(url: str, token: str, outcome: Outcome) -> GitError | None:
-    """Return what an answer other than 2xx means; None if it only means that the host does not speak protocol v2."""
+    """Return the error that a response means. None: it is 2xx, or the host does not support protocol v2."""
     status = outcome.status or 0
     if is_rate_limit(outcome):
         return git_errors.rate_limited(outcome.retry_after(time.time()), token=token)
@@ -314,14 +317,14 @@ def _moved(url: str, token: str, outcome: Outcome) -> RepositoryMoved:
         parsed = parse_url(repository)
     except ValueError:  # `InvalidUrl` is one
         return git_errors.moved("")
-    if repository == target and "/" in parsed.owner:  # rather a page such as /users/sign_in/now
+    if repository == target and "/" in parsed.owner:  # probably a page such as /users/sign_in/now
         return git_errors.moved("")
     address = parsed.spelled
     return git_errors.moved(address if address != url and git_errors.scrub(address, token) == address else "")
 
 
 def where_to(url: str, token: str, tick: git.Tick | None) -> RepositoryMoved:
-    """Ask again after git met a redirect, because git does not say where it leads. Return the error to raise."""
+    """Return the error to raise after git was redirected. Ask the host again, because git does not report the target."""
     request = Request("GET", f"{url}/info/refs?service=git-upload-pack", tuple(_authorization(url, token)))
     with new_client(max_connections=1) as client:
         outcome = wait_for(client, request, tick)
@@ -329,11 +332,10 @@ def where_to(url: str, token: str, tick: git.Tick | None) -> RepositoryMoved:
 
 
 def parse_ls_refs(answer: bytes, ref: str) -> Head | None:
-    """Return HEAD, or the branch or tag `ref`, from the packets of an `ls-refs` answer. Return None if these are not such
-    packets, or end before the ref can be known.
+    """Return HEAD, or the branch or tag `ref`, from an `ls-refs` answer, or None if it is malformed or incomplete.
 
-    Raises `NoCommit` if there is no ref at all, as in a repository without commits, and `RefNotFound` if there are only
-    others. Nothing must be deleted at a client because a host lost a branch.
+    Raises `NoCommit` if the repository has no refs, and `RefNotFound` if it has only other refs. These are errors rather
+    than an empty tree, because clients must not delete their files when a host loses a branch.
     """
     names = [name.encode() for name in full_names(ref)]
     found: dict[bytes, Head] = {}
@@ -366,7 +368,7 @@ def _preferred(found: Mapping[bytes, Head], names: Sequence[bytes], ref: str, *,
 
 
 def _head_of(line: Sequence[bytes]) -> Head:
-    """Return what a line says: the object's id, the ref's name, and attributes."""
+    """Return the ref that a line describes with the object's id, the ref's name, and attributes."""
     attributes = dict(part.split(b":", 1) for part in line[2:] if b":" in part)
     commit = line[0]
     name = line[1].decode("utf-8", "replace")

@@ -14,8 +14,8 @@ from django.conf import settings
 from docora.text import clean_text
 from repositories_app.git.exceptions import HostNotAllowed, InvalidUrl
 
-# A missing host only makes two repositories of two spellings; a wrong one makes one repository of two. A host that could be
-# watched before cannot be added without changing the canonical URLs that are stored.
+# If a host is missing here, two spellings of a URL count as two repositories. If a host is here by mistake, two repositories
+# count as one. Adding a host that could be watched before would change the canonical URLs that are stored.
 CASE_INSENSITIVE_HOSTS = {"github.com", "dev.azure.com"}
 TWO_SEGMENT_HOSTS = {"github.com", "bitbucket.org", "codeberg.org"}
 """Hosts without subgroups. A longer URL is that of a page inside a repository."""
@@ -98,7 +98,7 @@ def owner_and_name(spelled: str) -> tuple[str, str]:
 
 
 def host_of(canonical: str) -> str:
-    """Return what the canonical URLs of a host's repositories begin with, such as `https://github.com/`."""
+    """Return the prefix of the canonical URLs on this URL's host, such as `https://github.com/`."""
     return "/".join(canonical.split("/", 3)[:3]) + "/"
 
 

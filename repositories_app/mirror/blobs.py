@@ -26,10 +26,9 @@ _BATCH_OBJECTS = 400  # object names per write to `cat-file`; twice as many, of 
 
 
 class BlobReader:
-    """Contents and sizes through one `git cat-file --batch-command`, which is started by the first question. Use it as a
-    context manager.
+    """Reads contents and sizes through one `git cat-file --batch-command`, which the first call starts.
 
-    git unpacks in the background what `ask_ahead` has asked for, as much as fits into the pipe.
+    Use it as a context manager. git unpacks what `ask_ahead` has asked for in the background, as much as fits into the pipe.
     """
 
     BLOCK = 1 << 18
@@ -48,7 +47,7 @@ class BlobReader:
         self.close()
 
     def close(self) -> None:
-        """End git. The next question starts it again."""
+        """End git. The next call starts it again."""
         process, self._process = self._process, None
         self._ahead.clear()
         if process:
@@ -56,15 +55,18 @@ class BlobReader:
             git.stderr_of(process)
 
     def ask_ahead(self, blobs: Sequence[str]) -> None:
-        """Ask for the contents that will be read next, in this order. They must be small. `read` skips those that it does not
-        want. The next call discards those that were not read: otherwise git would block on a full pipe, and so would we."""
+        """Ask for the small contents that will be read next, in this order.
+
+        `read` skips those that it does not need. Any other call discards those that were not read: otherwise git would block
+        on a full pipe, and so would we.
+        """
         self._skip_ahead()
         ahead = blobs[:_BATCH_OBJECTS]
         self._ask("contents", ahead)
         self._ahead.extend(ahead)
 
     def read(self, blobs: Sequence[str]) -> Iterator[bytes]:
-        """Yield the whole contents, in order. They are asked for together, so this is for files that fit into memory."""
+        """Yield the whole contents, in order. Each is read into memory, so use this for small files."""
         for start in range(0, len(blobs), _BATCH_OBJECTS):
             part = blobs[start : start + _BATCH_OBJECTS]
             asked = self._ahead
@@ -78,7 +80,7 @@ class BlobReader:
                 yield self._content(blob)
 
     def stream(self, blob: str) -> Iterator[bytes]:
-        """Yield one content in blocks. Read it to its end before the next question."""
+        """Yield one content in blocks. Read it to its end before the next call."""
         self._skip_ahead()
         self._ask("contents", [blob])
         with self._closed_on_error():
@@ -92,7 +94,7 @@ class BlobReader:
             self._out.read(1)
 
     def sizes(self, blobs: Sequence[str]) -> Iterator[int]:
-        """Yield the objects' sizes in bytes, in order. Read all of them before the next question."""
+        """Yield the objects' sizes in bytes, in order. Read all of them before the next call."""
         self._skip_ahead()
         with self._closed_on_error():
             for start in range(0, len(blobs), _BATCH_OBJECTS):
@@ -101,8 +103,10 @@ class BlobReader:
                 yield from (self._header(blob)[1] for blob in part)
 
     def trees(self, names: Sequence[str]) -> Generator[bytes]:
-        """Yield the contents of tree objects as git stores them, in order. Read all of them, or close this, before the next
-        question."""
+        """Yield the contents of tree objects as git stores them, in order.
+
+        Read all of them, or close the generator, before the next call.
+        """
         self._skip_ahead()
         with self._closed_on_error():
             for start in range(0, len(names), _BATCH_OBJECTS):
@@ -124,7 +128,7 @@ class BlobReader:
             return self._header(name)[0] == b"commit"
 
     def root_file(self, commit: str, name: bytes) -> Entry | None:
-        """Return the entry with this name in the root of the commit, unless it is a folder."""
+        """Return the entry with this name in the commit's root folder, or None if there is none or it is a folder."""
         [raw] = self.trees([root_of(commit)])
         if b" %b\0" % name not in raw:
             return None

@@ -1,8 +1,8 @@
-"""Keep this machine's mirrors within their bound: measure them, and remove those that are not needed or least recently used.
+"""Keep this machine's mirrors within REPOS_MAX_BYTES: measure them, and remove those not needed or least recently used.
 
 Workers do this after a job, one process at a time and at most once a minute. A mirror that is in use is left for the next
-time. A removed one is fetched again when it is needed. The plan is then made from the whole tree, and files that the rows
-record as delivered are not sent again.
+time. A removed mirror is fetched again when it is needed. The sync then compares the whole tree, but does not send files
+again that its rows record as delivered.
 """
 
 import contextlib
@@ -27,10 +27,10 @@ logger = logging.getLogger(__name__)
 
 EVERY_SECONDS = 60.0
 EMPTY_BYTES = 65536
-"""What a mirror occupies without its packs, on a disk with 4 KiB blocks: some 18 folders, locks and refs."""
+"""The size of a mirror without its packs, on a disk with 4 KiB blocks: some 18 folders, locks and refs."""
 _OURS = re.compile(r"([A-Za-z0-9_-]+)\.git\.(?:use|fetch)\.lock|(repo_\w+)\.git")
-"""A mirror is recognised by the locks beside it, because imported ids may have any form. One with an id of ours is also
-recognised by its name."""
+"""A mirror is recognised by the locks beside it, because imported ids may have any form. If Docora generated the id, the
+name is enough."""
 _IDS_AT_ONCE = 1000
 
 
@@ -55,7 +55,7 @@ class Cached:
 def look_after() -> None:
     """Remove mirrors that are not needed, and the least recently used ones if all of them are too large.
 
-    Called at the end of each job. Returns at once unless a minute has passed and no other process is doing it.
+    Called at the end of each job. Does nothing if this was done within the last minute, or another process is doing it.
     """
     folder = Path(settings.REPOS_DIR)
     if not _is_due(folder):
@@ -138,7 +138,7 @@ def _size_of(mirrors: Iterable[Cached]) -> Size:
 
 
 def _watched(repository_ids: Iterable[str]) -> set[str]:
-    """Return those of these repositories that are in the database."""
+    """Return the ids whose repositories are still in the database."""
     found: set[str] = set()
     for some in batched(repository_ids, _IDS_AT_ONCE):
         found.update(Repository.objects.filter(repository_id__in=some).values_list("repository_id", flat=True))

@@ -1,6 +1,6 @@
-"""How much a commit's tree expands to, found out before it is listed.
+"""Check how many files a commit's tree expands to, before it is listed.
 
-Ten tree objects that name each other ten times each are a few hundred bytes, and ten billion files in a list.
+Ten tree objects that name each other ten times each take a few hundred bytes, but list ten billion files.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ _FILE_MODES = {b"100644", b"100755", b"120000", b"160000"}
 
 @dataclass(frozen=True, slots=True)
 class _Folder:
-    """A tree object: how many entries it has itself, and which trees it names how often."""
+    """A tree object: the number of its own entries, and how often it names which other trees."""
 
     entries: int
     folders: Counter[str]
@@ -29,7 +29,7 @@ class _Folder:
 def check_extent(reader: BlobReader, commit: str, tick: Tick) -> None:
     """Raise `GitError` if the commit has more than `MAX_FILES` files and folders, or nests them too deep.
 
-    Reads each distinct tree object once, so the time is that of reading them, and not of what they expand to.
+    Reads each distinct tree object only once, so this takes no longer for a tree that expands to many files.
     """
     root = root_of(commit)
     trees = _read_trees(reader, root, len(commit) // 2, tick)

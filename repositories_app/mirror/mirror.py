@@ -1,10 +1,11 @@
 """The mirror of one repository on this machine: a bare, shallow clone. It is a cache and may be deleted at any time.
 
-Two file locks lie *beside* it: `fetch` (exclusive, to add objects) and `use` (shared to read, exclusive to remove or repack).
-git processes inherit the locks' descriptors, so a lock is free only when all of them have ended, even after a kill -9.
+Two file locks are *beside* it: `fetch` (exclusive, to add objects) and `use` (shared to read, exclusive to remove or
+repack). git processes inherit the locks' descriptors, so a lock is free only when all of them have ended, even after a kill
+-9.
 
-Refs keep the objects that are needed: `refs/docora/<watch>/run` is the commit that a run reads, `refs/docora/<watch>/base` the
-commit that a watch's rows equal.
+Refs keep the objects that are needed: `refs/docora/<watch>/run` is the commit that a run reads, and
+`refs/docora/<watch>/base` is the commit that the watch's rows describe.
 """
 
 import contextlib
@@ -59,7 +60,7 @@ MAX_DIFF_FOLDERS = 10_000
 MAX_DIFF_BYTES = 1 << 20  # of those paths together
 _MAX_DIFF_MEMORY = 512 << 20  # bytes; git holds the whole difference before it prints any of it
 MAX_LISTING_BYTES = 4 << 30
-"""Bound for the list of a tree. A few nested trees that name each other many times make an endless list."""
+"""Limit for the list of a tree. A few nested trees that name each other many times make an endless list."""
 
 
 class Mirror:
@@ -81,7 +82,7 @@ class Mirror:
 
     @contextlib.contextmanager
     def glance(self) -> Iterator[None]:
-        """Hold the shared lock for a page, which waits for nothing. Raises `GitError` if there is nothing to read now."""
+        """Hold the shared lock for a page, without waiting. Raises `GitError` if the mirror cannot be read now."""
         if not (self.directory / "HEAD").exists():
             raise GitError(Cause.NOT_FOUND, "This server has no mirror of the repository.")
         with contextlib.ExitStack() as held:
@@ -107,10 +108,10 @@ class Mirror:
         client: HttpClient | None = None,
         patience: float = math.inf,
     ) -> str:
-        """Fetch `commit` unless it is here, keep it by the watch's `run` ref, and return it. Call this inside `in_use`.
+        """Fetch `commit` unless it is here, point the watch's `run` ref to it, and return it. Call this inside `in_use`.
 
-        If the host does not serve commits by name, fetch what `name` (HEAD, or the full name of a branch or tag) is now, and
-        return that. With an idle `client`, a small fetch takes one request and one process. Raises `GitError`, and
+        If the host does not serve commits by name, fetch and return the current commit of `name` (HEAD, or the full name of
+        a branch or tag). With an idle `client`, a small fetch takes one request and one process. Raises `GitError`, and
         `MirrorBusy` if another process has been fetching for `patience` seconds.
         """
         with self._lock("fetch", _patient(tick, patience)):
@@ -123,7 +124,7 @@ class Mirror:
             if client and self._fetch_pack(client, url, token, commit, kept, timeout, tick):
                 self._write_ref(ref, commit)
                 return commit
-            # git checks the first fetch completely. Later ones are small beside what is here.
+            # git checks the first fetch completely. Later ones add little to what is here.
             remote = git.Remote(url, token, trusted=bool(self._packs()))
             try:
                 by_name = self._fetch(remote, ref, commit, name, timeout, tick)
@@ -144,7 +145,7 @@ class Mirror:
             return found
 
     def _kept(self, watch: str) -> list[str]:
-        """Return the commits that refs keep, those of this watch first. Their trees are here."""
+        """Return the commits that refs keep, those of this watch first. The mirror has their whole trees."""
         files = sorted((self.directory / "refs" / "docora").glob("*/*"), key=lambda file: file.parent.name != watch)
         commits = [self._read_ref(f"refs/docora/{file.parent.name}/{file.name}") for file in files]
         return [commit for commit in dict.fromkeys(commits) if _COMMIT.fullmatch(commit)]
@@ -165,7 +166,7 @@ class Mirror:
         if pack is None:
             return False
         self._write_file("shallow", "".join(f"{name}\n" for name in sorted({*shallow, *pack.shallow})))
-        # The first pack must contain everything that its commit consists of. Later ones are small beside what is here.
+        # The first pack must contain the whole commit. Later ones add little to what is here.
         command = ["index-pack", "--stdin", "--fix-thin", *([] if kept else ["--check-self-contained-and-connected"])]
         try:
             with tempfile.TemporaryFile() as file:
@@ -196,7 +197,7 @@ class Mirror:
             return []
 
     def _fetch(self, remote: git.Remote, ref: str, commit: str, name: str, timeout: float, tick: git.Tick) -> bool:
-        """Fetch the commit, or what `name` is if the host does not serve commits by name. Return whether it was the commit."""
+        """Fetch the commit, or `name` if the host does not serve commits by name. Return whether it fetched the commit."""
         command = ["fetch", "--quiet", "--depth=1", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance", "--"]
         try:
             self._git([*command, remote.name, f"+{commit}:{ref}"], remote=remote, timeout=timeout, tick=tick)
@@ -215,8 +216,10 @@ class Mirror:
         return True
 
     def _examine(self, tick: git.Tick) -> None:
-        """Raise `GitError` if reading the mirror alone fails. Then the mirror is why a fetch failed; git has too many messages
-        for that to recognise them all."""
+        """Raise `GitError` if the mirror itself cannot be read.
+
+        Called after a failed fetch: git has too many messages about a damaged mirror to recognise them all.
+        """
         self._git(["rev-list", "--objects", "--all", "--quiet"], tick=tick)
 
     def has(self, commit: str, *, timeout: float = git.LOCAL_TIMEOUT) -> bool:
@@ -230,7 +233,7 @@ class Mirror:
         return True
 
     def keep_base(self, watch: str, commit: str) -> None:
-        """Keep `commit` as the one that the watch's rows equal, and remove its `run` ref."""
+        """Point the watch's `base` ref to `commit`, which its rows describe, and remove its `run` ref."""
         self._write_ref(f"refs/docora/{watch}/base", commit)
         (self.directory / f"refs/docora/{watch}/run").unlink(missing_ok=True)
 
@@ -258,7 +261,7 @@ class Mirror:
         return _named(path, listed)
 
     def _walk(self, commit: str, path: bytes, until: float) -> Entry | None:
-        """Look the path up name by name, because git would take it for another one."""
+        """Look up the path name by name, because git would take it for another path. `until` is monotonic time."""
         found, tree = None, _peeled(commit)
         for name in path.split(b"/"):
             if found and found.mode != DIRECTORY:
@@ -372,14 +375,14 @@ class Mirror:
         return not self.directory.exists()
 
     def used_at(self) -> float:
-        """Return when it was last in use, in Unix seconds, or 0 if that is unknown."""
+        """Return when the mirror was last in use, in Unix time, or 0 if that is unknown."""
         try:
             return self._lock_file("use").stat().st_mtime
         except FileNotFoundError:
             return 0.0
 
-    def blobs(self) -> "BlobReader":
-        """Return a reader of objects. Its process holds the locks that are held when it is first asked."""
+    def blobs(self) -> BlobReader:
+        """Return a reader of objects. Its process inherits the locks that are held when it is first used."""
         arguments = ["cat-file", "--batch-command"]
         return BlobReader(
             lambda: git.start(arguments, directory=self.directory, fds=self._fds, stdin=subprocess.PIPE, short=True)
@@ -389,9 +392,9 @@ class Mirror:
         return list((self.directory / "objects" / "pack").glob("*.pack"))
 
     def _prepare(self, format_name: str) -> None:
-        """Create the repository if it is not there, and clear it. Holds the `fetch` lock.
+        """Create the repository if it is not there, and clear it. Call this while holding the `fetch` lock.
 
-        Raises `GitError` if the host's repository was made anew in another object format, so that the mirror is rebuilt.
+        Raises `GitError` if the host's repository was recreated in another object format, so that the mirror is rebuilt.
         """
         if not (self.directory / "HEAD").exists():
             shutil.rmtree(self.directory, ignore_errors=True)
@@ -405,7 +408,7 @@ class Mirror:
         self._clear()
 
     def _clear(self) -> None:
-        """Remove what a killed or failed writer has left. Holds the `fetch` lock."""
+        """Remove the files that a killed or failed writer has left. Call this while holding the `fetch` lock."""
         for pattern in (
             "*.lock",
             "refs/**/*.lock",
@@ -417,7 +420,7 @@ class Mirror:
                 stale.unlink(missing_ok=True)
 
     def _glance(self, args: Sequence[str], timeout: float = git.LOCAL_TIMEOUT) -> bytes:
-        """Run a git command that ends at once."""
+        """Run a git command that ends at once, and return its output."""
         return git.run(args, directory=self.directory, fds=self._fds, timeout=max(0.0, timeout), short=True)
 
     def _read_ref(self, name: str) -> str:
@@ -487,7 +490,7 @@ class Mirror:
 
 
 def _patient(tick: git.Tick, seconds: float) -> git.Tick:
-    """Return a tick that raises `MirrorBusy` once so many seconds are over."""
+    """Return a tick that calls `tick` and raises `MirrorBusy` once so many seconds are over."""
     until = time.monotonic() + seconds
 
     def patient() -> None:
