@@ -12,13 +12,13 @@ from django.utils import timezone
 from playwright.sync_api import Locator, Page, Route, expect
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import App, AppRepository, BulkOperation, Outcome, Status, SyncRun
+from deliveries_app.models import App, AppRepository, BulkOperation, Outcome, RootCause, Status, SyncRun
 from deliveries_app.services import cancel_operation, resync_by_app
 from tests.browser.accessibility import violations
 from tests.browser.conftest import PASSWORD, Browser, Site, running_clock, stop_clock
 from tests.browser.test_journey import LIST, force_resync, sign_in
 from tests.support.receiver import Answer, Notification, wait_for
-from tests.support.staff import make_app, make_watch
+from tests.support.staff import fail, make_app, make_watch
 from tests.support.world import World
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
@@ -490,6 +490,31 @@ def test_bar_has_the_colour_of_the_result(quiet_site: Site, browser: Browser) ->
 
     browser.drive(journey)
     assert browser.complaints == []
+
+
+COLOURS = """() => [...document.body.querySelectorAll("*")].map((element) => {
+    const { color, backgroundColor, borderTopColor, borderLeftColor, fill } = getComputedStyle(element);
+    return [element.tagName, element.className, color, backgroundColor, borderTopColor, borderLeftColor, fill].join(" ");
+})"""
+
+
+def test_chosen_theme_looks_like_that_of_the_system(quiet_site: Site, browser: Browser) -> None:
+    fail(make_watch(make_app("Portal"), "docs"), RootCause.TIMEOUT)
+
+    def look(page: Page, system: str, theme: str) -> list[str]:
+        page.emulate_media(color_scheme=system)
+        page.evaluate("(theme) => { document.documentElement.dataset.theme = theme; }", theme)
+        return page.evaluate(COLOURS)
+
+    def journey(page: Page) -> None:
+        sign_in(page, quiet_site)
+        page.goto(f"{quiet_site.url}/admin/deliveries_app/failedsync/")
+        light, dark = look(page, "light", "auto"), look(page, "dark", "auto")
+        assert light != dark
+        assert look(page, "light", "dark") == dark
+        assert look(page, "dark", "light") == light
+
+    browser.drive(journey)
 
 
 def test_columns_of_an_operation_do_not_overlap(quiet_site: Site, browser: Browser) -> None:
