@@ -1,7 +1,7 @@
-"""What an unfinished operation or sync is doing now: moving, with its rate, or waiting, and for what.
+"""What an unfinished operation or sync is doing now: making progress, with its rate, or waiting, with the reason.
 
-A rate and an estimate of the time left are shown only while files are being acknowledged. Both come from the last seconds
-(`docora.redis.live_counters`), because a mean since the start changes too slowly.
+The rate and the estimated time left are shown only while files are being acknowledged. Both come from the last seconds
+(`docora.redis.live_counters`), because an average since the start changes too slowly.
 """
 
 from dataclasses import dataclass, replace
@@ -28,14 +28,14 @@ _ORDER = [
     StateDetail.HOST_DOWN,
     *_PAUSES,
 ]
-"""An operation shows the first of these that one of its repositories is in: the one that is closest to moving."""
+"""An operation shows the first of these that one of its repositories is in: the one closest to making progress."""
 
 
 @dataclass(frozen=True)
 class Activity:
-    """`style` and `label` are those of the badge; `text` says more, such as what is waited for.
+    """`style` and `label` are those of the badge; `text` gives details, such as the reason for waiting.
 
-    `rate` is in files per second, `seconds_left` an estimate. Both are None unless files are being acknowledged.
+    `rate` is in files per second, `seconds_left` is an estimate. Both are None unless files are being acknowledged.
     """
 
     style: str
@@ -53,7 +53,7 @@ class Activity:
 
     @property
     def time_left(self) -> str:
-        """`about 3 min left`, or an empty string if nothing can be said."""
+        """`about 3 min left`, or an empty string if unknown."""
         if self.seconds_left is None:
             return ""
         return f"{format_estimate(self.seconds_left)} left"
@@ -80,14 +80,14 @@ def _a_syncing_watch(operation_pk: int) -> QuerySet[AppRepository]:
 
 
 def _with_unreleased(seconds: float | None, operation: BulkOperation, progress: Progress) -> float | None:
-    """Return the time left, which is at least what the pace needs. A canary has no time, so nothing can be said then."""
+    """Return the time left, which is at least what the pace needs; None if unreleased watches wait only for a canary."""
     if seconds is None or not progress.unreleased:
         return seconds
     return max(seconds, progress.unreleased * 60 / operation.pace) if operation.pace else None
 
 
 def _releasing(operation: BulkOperation) -> Activity:
-    """Return what an operation without open runs waits for, before it releases more."""
+    """Return what an operation without open runs is waiting for before it releases more."""
     if operation.is_held:
         return Activity(Result.HELD.value, str(Result.HELD.label))
     watches: Any = AppRepository.objects.filter(pending_releases__operation=operation)
@@ -102,7 +102,7 @@ def _releasing(operation: BulkOperation) -> Activity:
 
 
 def of_run(run: SyncRun, watch: AppRepository, progress: Progress) -> Activity | None:
-    """Return what the newest run of a watch is doing, or None once it has ended. The watch was read `with_state`."""
+    """Return what the newest run of a watch is doing, or None once it has ended. The watch must be read `with_state`."""
     if run.outcome:
         return None
     if watch.state == WatchState.SYNCING:

@@ -55,7 +55,7 @@ def result_of(operation: BulkOperation, progress: Progress) -> Result:
 def of_watch(watch: AppRepository) -> dict[str, Any]:
     """Return the context for `docora/progress.html#watch_progress`: the watch's newest run, open or ended.
 
-    The watch was read `with_state`.
+    The watch must be read `with_state`.
     """
     run = watch.runs.order_by("-generation", "-pk").first()
     progress = live.of_run(run) if run else None
@@ -89,7 +89,7 @@ def open_progress(watches: Iterable[AppRepository]) -> dict[int, Progress]:
 
 
 def live_ids(watches: Iterable[AppRepository]) -> str:
-    """Return the comma-separated ids of active watches, which the list polls."""
+    """Return the comma-separated primary keys of the active watches, which the list polls."""
     return joined(watch.pk for watch in watches if watch.is_active)
 
 

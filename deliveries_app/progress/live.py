@@ -46,7 +46,7 @@ class Progress:
     unreleased: int | None = None
     """Watches of a gradual operation that are not released yet, or never were; None for all others."""
     movement: Movement | None = None
-    """How it has moved lately, unless it has ended or that is unknown. `of_runs` does not ask."""
+    """Recent movement. None if it has ended, if Redis does not know it, and from `of_runs`, which does not read it."""
 
     @property
     def finished(self) -> bool:
@@ -83,13 +83,13 @@ def seed_run(run: SyncRun) -> None:
 
 
 def of_run(run: SyncRun) -> Progress:
-    """Return the progress of a run, and how it moves."""
+    """Return the progress of a run, with its movement."""
     counts, movement = (None, None) if run.ended_at else live_counters.read_moving(run.run_id)
     return _run_progress(run, counts, movement)
 
 
 def of_runs(runs: Iterable[SyncRun]) -> dict[int, Progress]:
-    """Return the progress of each run, by primary key, without how it moves."""
+    """Return the progress of each run, by primary key, without movement."""
     runs = list(runs)
     live = dict(zip(runs, live_counters.read([run.run_id for run in runs]), strict=True))
     return {run.pk: _run_progress(run, live[run]) for run in runs}
@@ -108,7 +108,7 @@ def _run_progress(run: SyncRun, live: dict[str, int] | None, movement: Movement 
 
 
 def of_ended_operations(operations: Sequence[BulkOperation]) -> dict[int, Progress]:
-    """Return the progress of each of these operations, which have ended, by primary key. One query."""
+    """Return the progress of these ended operations, by primary key. One query."""
     runs = SyncRun.objects.filter(operation__in=[operation.pk for operation in operations]).order_by()
     rows: list[dict[str, Any]] = list(runs.values("operation").annotate(**_SUMS))  # type: ignore[arg-type]
     counted = {row.pop("operation"): row for row in rows}
@@ -192,7 +192,7 @@ def seed_operation(operation: BulkOperation) -> None:
 
 
 _SUMS: dict[str, Any] = {
-    **{f"sum_{name}": Sum(name) for name in _COUNTS},  # prefixed, as the columns have these names
+    **{f"sum_{name}": Sum(name) for name in _COUNTS},  # prefixed, because the columns have these names
     "started": Min("started_at"),
     "completed": Count("pk", filter=~Q(outcome="")),
     **{name: Count("pk", filter=Q(outcome__in=outcomes)) for name, outcomes in _COUNTED_AS.items()},

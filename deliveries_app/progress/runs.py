@@ -78,9 +78,9 @@ def open_run(
 
 
 def add_unreleased(operation: BulkOperation, watch_pks: Sequence[int]) -> None:
-    """Note these watches as not released yet, in the order in which they will be, and a canary for each of their apps.
+    """Store these watches as not released yet, in their order of release, and with canaries, one for each app.
 
-    The apps take turns. The first one of each app is healthy if possible and has few files, but at least one.
+    The apps take turns. The first watch of each app is healthy if possible and has few files, but at least one.
     """
     healthy_first = [
         Q(failing_since__isnull=False),
@@ -105,7 +105,7 @@ def add_unreleased(operation: BulkOperation, watch_pks: Sequence[int]) -> None:
 
 
 def drop_unreleased(rows: QuerySet[PendingRelease]) -> int:
-    """Give up on releasing these watches, which stay as they are. Return their number. The caller closes the operations."""
+    """Do not release these watches, which stay as they are. Return their number. The caller closes the operations."""
     number, _ = rows.delete()
     return number
 
@@ -159,7 +159,7 @@ def set_totals(run: SyncRun, *, files: int, size: int, left_out: Mapping[str, in
 
 
 def give_attempt_back(run: SyncRun) -> None:
-    """Do not count the attempt that ends now: the run has only made way for others."""
+    """Uncount the attempt that ends now: the run has only made way for others."""
     SyncRun.objects.filter(pk=run.pk).update(attempts=F("attempts") - 1)
 
 
@@ -196,7 +196,7 @@ def show(run: SyncRun, *, files_done: int, bytes_done: int, files_failed: int) -
 
 
 def end_runs(watch_pk: int, generation: int, outcome: Outcome, error: str = "") -> None:
-    """End every open run of the watch up to `generation`, and the operations without open runs left."""
+    """End every open run of the watch up to `generation`, and close operations that have no open runs left."""
     runs = open_runs(watch_pk, generation)
     resyncs = SyncRun.objects.filter(watch_id=watch_pk, reason=Reason.RESYNC).exclude(outcome=Outcome.CANCELLED)
     newest_resync = resyncs.order_by("-generation", "-pk").first() if len(runs) > 1 else None
@@ -216,9 +216,9 @@ def cancel_runs(runs: Sequence[SyncRun], error: str) -> None:
 
 
 def end_all_runs(watch_pks: Sequence[int], outcome: Outcome, *, also_close: Iterable[int] = ()) -> list[SyncRun]:
-    """End every open run of these watches, which the caller has locked, and the operations without open runs left.
+    """End every open run of these watches, which the caller has locked, and close operations that have no open runs left.
 
-    Operations in `also_close` have lost unreleased watches. Return the ended runs, oldest first.
+    `also_close` are operations that have lost unreleased watches. Return the ended runs, oldest first.
     """
     open_now = list(SyncRun.objects.filter(watch__in=watch_pks, outcome="").order_by("generation", "pk"))
     _end(open_now, outcome)
@@ -241,7 +241,7 @@ def _remaining_of(run: SyncRun) -> Remaining:
 
 
 def _end(runs: Sequence[SyncRun], outcome: Outcome, error: str = "") -> None:
-    """End these runs, as far as they are still open."""
+    """End those of these runs that are still open."""
     fields = _end_fields(runs, outcome, error)
     for some in batched(runs, _ROWS_AT_ONCE):
         SyncRun.objects.filter(pk__in=[run.pk for run in some], outcome="").update(**fields)
@@ -252,7 +252,7 @@ def _end_fields(runs: Sequence[SyncRun], outcome: Outcome, error: str) -> dict[s
     fields: dict[str, Any] = {"outcome": outcome, "ended_at": timezone.now(), "error": error}
     for run in runs:
         run.outcome, run.ended_at, run.error = outcome, fields["ended_at"], error
-    if outcome == Outcome.SUCCEEDED:  # if it has not started, another run has sent the files of its estimate
+    if outcome == Outcome.SUCCEEDED:  # a run that has not started was estimated, and another run sent its files
         for run in runs:
             if run.started_at is None:
                 run.files_total, run.bytes_total = run.files_done, run.bytes_done
