@@ -62,7 +62,7 @@ class Actor:
 
     @property
     def kind(self) -> ActorKind:
-        """A name without its row is that of a user who has been deleted."""
+        """The kind for the audit log. A user's name without the user means that the account has been deleted."""
         if self.app is not None:
             return ActorKind.APP
         if self.user is None and self.name in {_COMMAND, _SYSTEM}:
@@ -83,6 +83,7 @@ class Actor:
             raise PermissionDenied("This belongs to another app.")
 
     def require_watches(self, watches: QuerySet[AppRepository]) -> None:
+        """Raise `PermissionDenied` if an app acts on a watch of another app."""
         if self.app is not None and watches.exclude(app=self.app).exists():
             self.require_app(None)
 

@@ -23,7 +23,7 @@ class DeliveriesConfig(AppConfig):
 
 
 def _protect_audit_log(using: str, **_: Any) -> None:
-    """Create the triggers of the audit log that a migration has removed."""
+    """Recreate the triggers of the audit log if a migration has removed them."""
     from django.db import connections
 
     from deliveries_app.models import AuditEntry

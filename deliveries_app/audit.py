@@ -16,7 +16,7 @@ from docora.text import clean_text
 from repositories_app.models import Repository
 
 MAX_VALUE = 2048
-"""Characters of a value. A base URL fits; longer patterns are cut."""
+"""Characters stored of a value. A base URL fits; longer patterns are cut."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Changes:
 
     @classmethod
     def of(cls, model: type[Model], before: Mapping[str, Any], after: Mapping[str, Any]) -> "Changes":
-        """Compare the fields that are in both. For a secret, say only that it was added, changed or removed."""
+        """Compare the fields that are in both mappings. For a secret, say only that it was added, changed or removed."""
         old: dict[str, Any] = {}
         new: dict[str, Any] = {}
         for name in after:
@@ -44,7 +44,7 @@ class Changes:
 
     @classmethod
     def initial(cls, model: type[Model], values: Mapping[str, Any]) -> "Changes":
-        """Return the values that a new row starts with, without those that are empty."""
+        """Return the values of a new row that are not empty."""
         given = {name: value for name, value in values.items() if value not in (None, "")}
         return cls(new=cls.of(model, dict.fromkeys(given), given).new)
 
@@ -72,7 +72,7 @@ def _text_of(value: Any) -> str:
 
 
 def shown(value: Any) -> Any:
-    """Return the value as the log stores it: numbers and truth values as they are, everything else as text."""
+    """Return the value as the log stores it: None, numbers and booleans as they are, everything else as text."""
     return value if value is None or isinstance(value, bool | int | float) else clean_text(str(value), MAX_VALUE)
 
 
@@ -95,7 +95,7 @@ def record(
 def record_for_apps(
     actor: Actor, action: AuditAction, operation: BulkOperation, messages: Mapping[App, str], *, reason: str = ""
 ) -> None:
-    """Add one entry about the operation for each app, so that it is in the log of each, with a message of its own."""
+    """Add one entry about the operation to the log of each app, with the app's own message."""
     AuditEntry.objects.bulk_create(
         entry(actor, action, operation, message, app=app, reason=reason) for app, message in messages.items()
     )
@@ -139,7 +139,7 @@ def _fields_of_actor(actor: Actor) -> dict[str, Any]:
 
 
 def _fields_of(subject: Model | None, app: App | None, operation: BulkOperation | None) -> dict[str, str]:
-    """Return what the entry concerns. An entry about a watch is one about its app and its repository."""
+    """Return the fields that say what the entry is about. An entry about a watch is also about its app and repository."""
     repository: Repository | None = None
     if isinstance(subject, AppRepository):
         app, repository = subject.app, subject.repository

@@ -1,4 +1,4 @@
-"""Docora's audit log in place of Django's: what model admins write to it, and each object's page with its entries.
+"""Replace Django's admin log with Docora's audit log: model admins write to it, and an object's history page reads from it.
 
 The admin site mixes `AuditedAdmin` into every registered model admin, including those of other packages.
 """
@@ -41,7 +41,7 @@ _SHOWN = {
 
 @dataclass(frozen=True)
 class FormChanges:
-    """What a form changes, in place of Django's message for its own log."""
+    """What a form changes. Django passes it on to `log_addition` and `log_change` as the message."""
 
     message: str
     changes: audit.Changes
@@ -49,7 +49,7 @@ class FormChanges:
 
 
 class AuditedAdmin:
-    """Write to the audit log instead of `LogEntry`, in the transaction of the change, and show the entries of a row.
+    """Write to the audit log instead of `LogEntry`, in the transaction of the change, and show a row's entries.
 
     If a model admin sets `audited_by_services`, the services that it calls write the entries.
     """
@@ -135,7 +135,7 @@ class AuditedAdmin:
 
 
 def _changes_of(form: Any, names: Sequence[str], with_values: Collection[str], *, add: bool) -> audit.Changes:
-    """Return what a form changes: the values of some fields, and of all others only that they are changed."""
+    """Return what a form changes: the values of the fields `with_values`, and for all others only that they changed."""
     old: dict[str, Any] = {}
     new: dict[str, Any] = {}
     for name in names:

@@ -30,15 +30,15 @@ _JITTER = 0.1  # share of the interval between checks, in either direction
 SYNC_JOB = "deliveries_app.jobs.sync_watch"
 SYNC_ALONE_JOB = "deliveries_app.jobs.sync_watch_alone"
 AFTER_PUSH_SECONDS = 5, 30
-ENQUEUE_AHEAD = 20  # jobs waiting in the default queue at most; a change of another app waits behind them
+ENQUEUE_AHEAD = 20  # due watches that are enqueued at a time; a change of another app waits behind them
 _HIGH_JOBS_READ = 200  # at the head of the queue
 
 
 def request_sync(watches: AppRepositoryQuerySet, **changes: Any) -> list[int]:
-    """Make these watches due now, including those that a worker is syncing, and return their primary keys. Write other
-    `changes` with it.
+    """Make these watches due now, including those that a worker is syncing, and return their primary keys.
 
-    Rows are locked in primary key order first, as everywhere, because a single UPDATE locks them in no defined order.
+    `changes` are further fields to update. Rows are locked in primary key order first, as everywhere, because a single
+    UPDATE locks them in no defined order.
     """
     with transaction.atomic():
         pks = list(watches.select_for_update(of=("self",)).order_by("pk").values_list("pk", flat=True))
@@ -56,9 +56,8 @@ def enqueue(watch: AppRepository, queue: str) -> None:
 def _job(watch: AppRepository) -> dict[str, Any]:
     """Return the arguments that describe the watch's job to `docora.redis.queues`."""
     alone = watch.needs_own_process
-    function = SYNC_ALONE_JOB if alone else SYNC_JOB
     return {
-        "function": function,
+        "function": SYNC_ALONE_JOB if alone else SYNC_JOB,
         "argument": watch.pk,
         "job_id": watch.job_id,
         "alone": alone,
@@ -105,9 +104,9 @@ def _next_due() -> QuerySet[AppRepository]:
 def next_check(moved_at: Combinable | None = None) -> Combinable:
     """Return the expression for `next_check_at`: the longer the branch has not moved, the later the next check.
 
-    Half the time since the last move, within the two RESCAN settings, plus or minus 10 %. Pass `moved_at` if the same
-    UPDATE changes it. Without a move, a push hook that has just arrived may have overtaken the host's own replicas: HEAD is
-    asked for again `AFTER_PUSH_SECONDS` after it.
+    The interval is half the time since the last move, within the two RESCAN settings, plus or minus 10%. Pass `moved_at` if
+    the same UPDATE changes it. Otherwise, if a push hook has just arrived, it may have overtaken the git host's own replicas,
+    so the next check is `AFTER_PUSH_SECONDS` after it.
     """
     return _next_check(settings.RESCAN_MIN_INTERVAL_SECONDS, settings.RESCAN_INTERVAL_SECONDS, moved_at)
 

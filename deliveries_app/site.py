@@ -58,7 +58,7 @@ class DocoraAdminSite(admin.AdminSite):
         }
 
     def register(self, model_or_iterable: Any, admin_class: Any = None, **options: Any) -> None:
-        """Register models as Django does. What is done on their pages goes to Docora's audit log, not to Django's."""
+        """Register models as Django does, but record changes to them in Docora's audit log instead of Django's."""
         base = admin_class or admin.ModelAdmin
         audited = type(base.__name__, (AuditedAdmin, base), {"__module__": base.__module__, "__doc__": base.__doc__})
         super().register(model_or_iterable, audited, **options)
@@ -106,7 +106,7 @@ class DocoraAdminSite(admin.AdminSite):
         return super().index(request, {"overview": context, **(extra_context or {})})
 
     def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        """Redirect to allauth's page, which asks for a second factor, too. Let users without access sign out."""
+        """Redirect to allauth's page, which also asks for a second factor. Let users without access sign out."""
         if request.user.is_authenticated and not self.has_permission(request):
             return render(request, "account/no_access.html", self.each_context(request), status=403)
         response: HttpResponse = secure_admin_login(super().login)(request, extra_context)

@@ -1,4 +1,4 @@
-"""What a client app changes about its own endpoint: pause and resume, concurrent requests, `sync_completed`, `verify`."""
+"""The settings that a client app can change itself: paused, concurrent requests, `sync_completed` and `verify`."""
 
 from collections.abc import Mapping
 

@@ -33,8 +33,8 @@ from docora.text import counted
 def cancel_operation(actor: Actor, operation: BulkOperation) -> int:
     """Cancel the operation's open runs, and release no more of its watches. Return the number of both: 0 if it had ended.
 
-    Watches that were not released stay as they are. They are locked too, before the runs are read: a release that is under
-    way locks the watches that it releases, so each is found either with its run or without one.
+    Unreleased watches stay as they are. They are locked too, before the runs are read: a concurrent release locks the watches
+    that it releases, so each watch is either still unreleased or already has its run.
     """
     actor.require(PERMISSIONS[OperationKind(operation.kind)])
     actor.require_app(operation.app)
@@ -156,7 +156,7 @@ def _cancel(open_runs: QuerySet[SyncRun], error: str = "", *, also_locked: Itera
 
 def _idle_fields() -> dict[str, object]:
     """Return the fields that leave a watch idle until the next rescan, with the status that follows from its other fields."""
-    # Not if anything was requested or is due: HEAD may have moved.
+    # Unless a sync was requested or is due: HEAD may have moved.
     still_synced = Q(status=Status.SYNCED, request_count=F("claimed_request_count"), files_failing=0)
     still_synced &= Q(next_sync_at=None) | Q(next_sync_at__gt=Now())
     still_synced &= Q(seen_commit__in=["", F("last_commit")])  # otherwise the host served an older commit than its HEAD

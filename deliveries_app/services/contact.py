@@ -1,4 +1,4 @@
-"""Tell an app's contact by e-mail what was changed about its base URL, its signing key or its tokens.
+"""Email an app's contact when its base URL, signing key or tokens change.
 
 The sentence is stored with the change and sent later (`monitoring.alerts.contacts`), so a slow or broken mail server neither
 delays nor fails the change. Without a mail server nothing is stored.
@@ -22,9 +22,9 @@ def is_on() -> bool:
 
 
 def tell_contact(actor: Actor, app: App, text: str) -> None:
-    """Store what to tell the contact of `app`, at the address in this object. Call it in the change's transaction.
+    """Store a message for the contact of `app`, at the email address that `app` holds. Call in the change's transaction.
 
-    The contact may work elsewhere, so administrators are not named.
+    The contact may belong to another organization, so administrators are not named.
     """
     if is_on():
         by = _BY.get(actor.kind, f"with the app's API token from {actor.address or 'an unknown address'}")

@@ -58,7 +58,7 @@ class SentDifferences:
 
 
 def check_watch(actor: Actor, watch: AppRepository) -> DriftCheck:
-    """Queue a check, or return the one that is open. Raises `NotCheckable`."""
+    """Queue a check, or return the one that is already open. Raises `NotCheckable`."""
     actor.require(PERMISSION)
     actor.require_watch(watch)
     _require_opt_in(watch.app)
@@ -75,7 +75,7 @@ def check_watch(actor: Actor, watch: AppRepository) -> DriftCheck:
 
 
 def check_app(actor: Actor, app: App) -> list[int]:
-    """Queue a check of each of the app's repositories, and return the keys of those that are open. Raises `NotCheckable`."""
+    """Queue a check of each of the app's repositories. Return the primary keys of all its open checks. Raises `NotCheckable`."""
     actor.require(PERMISSION)
     actor.require_app(app)
     _require_opt_in(app)
@@ -157,10 +157,10 @@ def send_differences(actor: Actor, check: DriftCheck) -> SentDifferences:
 
 
 def _add_deletes(check: DriftCheck, watch: AppRepository) -> int:
-    """Add a row that is not acknowledged for each extra file without a row, and return their number.
+    """Add an unacknowledged row for each extra file without a row, and return their number.
 
-    The plan turns it into a delete, or into a create if the path is in the commit by then. Its generation is the current
-    one, which the request ends, so the notification gets a new number.
+    The plan turns each row into a delete, or into a create if the path is in the commit by then. The row has the current
+    generation, which the request increases, so the notification gets a new sequence.
     """
     added, now, paths = 0, timezone.now(), PathSet()
     for extra in _pages(check, Q(kind=DriftKind.EXTRA)):
@@ -183,9 +183,9 @@ def _add_deletes(check: DriftCheck, watch: AppRepository) -> int:
 
 
 def _unacknowledge_beside(watch: AppRepository, deleted: PathSet) -> None:
-    """Send files again whose paths are equal to a deleted one without case, above it or below it.
+    """Resend files whose path equals a deleted path in another case, or is above or below it.
 
-    They may be one file at the client, which then deletes what it should keep.
+    On the client's file system, both may be the same file, so the delete would remove a file that should stay.
     """
     rows = Delivery.objects.filter(watch=watch, acknowledged=True).order_by("path").values_list("pk", "path")
     beside = [pk for pk, path in rows.iterator(chunk_size=_PAGE) if deleted.touches(path)]
@@ -218,10 +218,9 @@ def _pages(check: DriftCheck, condition: Q) -> Iterator[list[DriftFile]]:
 
 
 def look_after() -> None:
-    """Keep open checks truthful and moving. The sweep calls this about every second.
+    """Requeue checks whose worker died, and make the watches of queued checks due. The sweep calls this about every second.
 
-    A check whose worker died is queued again, one whose watch is not due is made due, and one that has waited for too long,
-    or whose repository is no longer watched, ends.
+    A check that has waited too long, or whose repository is no longer watched, ends.
     """
     if not _an_open_check():
         return

@@ -1,4 +1,4 @@
-"""Make a watch what an app wants it to be, and change nothing if it already is."""
+"""Create or update a watch so that it has the settings an app wants. Change nothing if it already has them."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from repositories_app.git.url import parse_url
 
 @dataclass(frozen=True)
 class Wanted:
-    """How a repository is to be watched: see `watch_repository`. None keeps what is there, or starts with the default."""
+    """The settings of a watch, as in `watch_repository`. None keeps the current value, or uses the default for a new watch."""
 
     token: str | None = None
     ref: str | None = None
@@ -22,14 +22,14 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Ensured:
-    """The watch. `created`: it is new."""
+    """The watch, and whether it is new."""
 
     watch: AppRepository
     created: bool
 
 
 def ensure_watched(actor: Actor, app: App, url: str, wanted: Wanted) -> Ensured:
-    """Watch the repository as wanted, and do nothing if the app already does.
+    """Watch the repository with the `wanted` settings. Do nothing if the app already does.
 
     A new repository, a new token and a new branch or tag are checked with git first. Nothing is sent again except what
     another branch or other patterns change. Raises the errors of `watch_repository`.

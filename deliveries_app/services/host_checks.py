@@ -1,7 +1,7 @@
 """Ask git hosts about repositories while a user or a client app waits for the response.
 
-A host that doesn't respond occupies the thread of the request for up to `GIT_CHECK_SECONDS`. So that no app can occupy all
-of them, only a few calls of apps ask a host at the same time. Administrators and commands are not limited.
+A host that doesn't respond occupies the request's thread for up to `GIT_CHECK_SECONDS`. `LIMIT` keeps client apps from
+occupying all threads. Administrators and commands are not limited.
 """
 
 import time
@@ -29,10 +29,10 @@ def check_readable(
 ) -> bool:
     """Return whether the repository is private: readable with a token, but not without.
 
-    The token is `token`, or one that `github_app` gives. A repository without a commit can be read, too.
-    Raises `GitError` if it cannot be read, if it has commits but not this branch or tag, or if its host takes longer
-    than `within` seconds, by default `GIT_CHECK_SECONDS`. The message does not promise a retry, because nothing is stored yet.
-    Raises `ApiError` (429) if too many calls of apps are asking git hosts.
+    The token is `token`, or one from `github_app`. A repository without commits is readable, too.
+    Raises `GitError` if the repository cannot be read, if it has commits but not this branch or tag, or if its host takes
+    longer than `within` seconds, by default `GIT_CHECK_SECONDS`. The message does not promise a retry, because nothing is
+    stored yet. Raises `ApiError` (429) if too many calls of apps are asking git hosts.
     """
     place = LIMIT.one_more(actor.app.pk) if actor.app else nullcontext()
     within = GIT_CHECK_SECONDS if within is None else within

@@ -134,11 +134,11 @@ def onboard_app(
 def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
     """Save only the fields named in `changed`, because workers update the others.
 
-    An app itself cannot do this with its token: a stolen one could send the files elsewhere (`app_settings` has what it can
-    change). The GitHub App decides what the client app can read, so assigning one also takes the permission to change
-    GitHub Apps. Resuming clears the pause reason. Resuming or changing the base URL also clears the endpoint's cooldown, and a
-    new base URL what is known of the old endpoint: its latest requests and a failed ping.
-    `max_in_flight` is the administrator's limit: if the app has chosen fewer concurrent requests, it keeps them.
+    An app cannot do this with its own token, because a stolen token could then send the files elsewhere; `app_settings` has
+    the settings that an app can change. The GitHub App decides what the client app can read, so assigning one also requires
+    the permission to change GitHub Apps. Resuming clears the pause reason. Resuming or changing the base URL clears the
+    endpoint's cooldown. A new base URL also clears the old endpoint's latest requests and failed ping. `max_in_flight` sets the
+    administrator's limit: if the app has chosen fewer concurrent requests, its choice stays.
     """
     actor.require("deliveries_app.change_app")
     if actor.app is not None:
@@ -177,7 +177,7 @@ def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
 
 
 def _tell_contact(actor: Actor, before: App, given: Mapping[str, object]) -> None:
-    """Tell the contact, at the address before the change, of another base URL and of another contact."""
+    """Tell the contact, at the address before the change, about a new base URL or email address."""
     if (url := given.get("base_url", before.base_url)) != before.base_url:
         tell_contact(actor, before, f"The base URL was changed from {before.base_url} to {url}.")
     if given.get("email", before.email) != before.email:

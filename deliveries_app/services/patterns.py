@@ -1,4 +1,4 @@
-"""Which patterns may be stored for a watch: an administrator's ignore patterns, and the app's own choice."""
+"""Validate a watch's patterns: the ignore patterns of administrators, and the app's include and exclude patterns."""
 
 import unicodedata
 

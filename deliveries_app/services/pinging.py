@@ -41,9 +41,9 @@ _OTHER = "Only 2xx responses count as accepted. Check the app's log."
 
 @dataclass(frozen=True)
 class Ping:
-    """The result of a ping. `body` is the start of the response, `seconds` how long the response took.
+    """The result of a ping. `body` is the start of the response.
 
-    `seconds` is 0 if Docora may not connect.
+    `seconds` is the response time, or 0 if Docora is not allowed to connect to the address.
     """
 
     delivered: bool

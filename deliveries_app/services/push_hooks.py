@@ -1,6 +1,6 @@
 """Handle push hooks: requests in which a git host reports that a repository may have changed.
 
-They only trigger a sync. The rest of their content is ignored. A host proves that it knows the secret of a watch: it signs the
+They only trigger a sync; their content is ignored. A host proves that it knows the secret of a watch: it signs the
 body (GitHub, Gitea, Forgejo, Bitbucket) or sends the secret itself (GitLab, Azure DevOps).
 """
 
@@ -29,14 +29,14 @@ SIGNATURE_HEADERS = {
     "X-Gitea-Signature": "",
     "X-Forgejo-Signature": "",
 }
-"""Header with the hex HMAC-SHA256 of the body → what stands before it."""
+"""Header with the hex HMAC-SHA256 of the body → the prefix before the digits."""
 _HEX = re.compile("[0-9a-f]{64}")
 ENQUEUED_AT_ONCE = 20  # watches of one repository; the sweep enqueues the others
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What a request offers as proof: hex HMAC-SHA256s of its body, or the secret itself."""
+    """The proof in a request: hex HMAC-SHA256s of its body, or the secret itself."""
 
     signatures: list[str] = field(repr=False)
     secrets: list[str] = field(repr=False)
@@ -51,7 +51,7 @@ class Proof:
 
 
 def _password(authorization: str) -> str:
-    """Return the password of HTTP Basic, which is all that Azure DevOps can send. Its user name may be anything."""
+    """Return the password of HTTP Basic, the only authentication of Azure DevOps. The user name can be anything."""
     scheme, _, encoded = authorization.partition(" ")
     if scheme.lower() != "basic":
         return ""
@@ -64,8 +64,8 @@ def _password(authorization: str) -> str:
 def is_authentic(repository_id: str, proof: Proof, body: Iterable[bytes]) -> bool:
     """Return whether the proof is made with the secret of one of the repository's watches.
 
-    The body is read once for all secrets and never held in memory; it is only read for a well-formed signature. Without a
-    secret, or without such a repository, a random secret is used, so that the response time reveals neither.
+    The body is read only if there is a well-formed signature, once for all secrets, and never held in memory. If the
+    repository or its secret does not exist, a random secret is used, so that the response time does not reveal this.
     """
     if not (proof.signatures or proof.secrets) or not can_be_id(repository_id):
         return False

@@ -1,8 +1,7 @@
-"""What an app may use: watched repositories, files, bytes, and re-syncs per hour.
+"""An app's quotas: watched repositories, files, bytes, and re-syncs per hour.
 
-Administrators set the quotas, and are not bound by those of watched repositories and re-syncs: only what an app itself
-requests with its token is refused and counted. `planning/quota.py` refuses files and bytes, even if an
-administrator requested the sync.
+Administrators set the quotas. Those of watched repositories and re-syncs apply only to requests with the app's own token.
+`planning/quota.py` enforces those of files and bytes, even if an administrator requested the sync.
 """
 
 import math
@@ -42,7 +41,7 @@ class TooManyResyncs(ValueError):
 
 @dataclass(frozen=True)
 class Usage:
-    """What is used, and the most that is allowed; None without a quota."""
+    """What the app uses of one quota. `limit` is None without a quota."""
 
     used: int
     limit: int | None
@@ -50,7 +49,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class AppUsage:
-    """What the app uses of each quota. `resyncs` are those per hour."""
+    """What the app uses of each quota. `resyncs` counts re-syncs per hour."""
 
     watches: Usage
     files: Usage
@@ -69,31 +68,31 @@ def usage_of(app: App) -> AppUsage:
     )
 
 
-def bind(actor: Actor, app: App) -> bool:
-    """Return whether a quota limits what the actor may watch or re-sync."""
+def is_limited(actor: Actor, app: App) -> bool:
+    """Return whether a quota limits what the actor can watch or re-sync."""
     return actor.app is not None and (app.watch_limit is not None or app.resync_limit is not None)
 
 
-def require_room_for_watch(actor: Actor, app: App, *, but: int | None = None) -> None:
-    """Raise `TooManyWatches` or `TooManyResyncs` unless the app may watch another repository.
+def require_room_for_watch(actor: Actor, app: App, *, excluding: int | None = None) -> None:
+    """Raise `TooManyWatches` or `TooManyResyncs` unless the app can watch another repository.
 
-    `but` is the primary key of the watch if it has been created already. The repository counts as a re-sync only once the
+    `excluding` is the primary key of the watch if it has already been created. The repository counts as a re-sync only once the
     app stops watching it (`count_unwatch`). To be exact, call this in a transaction that has locked the app.
     """
-    if not bind(actor, app):
+    if not is_limited(actor, app):
         return
     limit = app.watch_limit
     others = AppRepository.objects.filter(app=app, ended_at=None)
-    if but is not None:
-        others = others.exclude(pk=but)
+    if excluding is not None:
+        others = others.exclude(pk=excluding)
     if limit is not None and others.count() >= limit:
         raise TooManyWatches(limit)
     require_resync(actor, app)
 
 
 def require_resync(actor: Actor, app: App) -> None:
-    """Raise `TooManyResyncs` if the app has used up its quota. This counts nothing."""
-    if bind(actor, app):
+    """Raise `TooManyResyncs` if the app has used up its quota. Does not count a re-sync."""
+    if is_limited(actor, app):
         _require_resync(app, _resyncs_used(app))
 
 
@@ -111,10 +110,10 @@ def count_resync(actor: Actor, app: App) -> None:
 
 
 def count_unwatch(actor: Actor, watch: AppRepository) -> None:
-    """Count a re-sync when an app stops watching a repository. It could watch it again to get every file.
+    """Count a re-sync when an app stops watching a repository, because watching it again would send every file.
 
-    This is always allowed, and uses up the quota at most. A watch that another call has just ended is not counted again.
-    Call it in the transaction that ends the watch, before it locks it.
+    Never refuses: the count stops at the quota. A watch that another call has just ended is not counted again. Call this in
+    the transaction that ends the watch, before it locks the watch.
     """
     limit = watch.app.resync_limit
     if actor.app is None or limit is None:
@@ -126,7 +125,7 @@ def count_unwatch(actor: Actor, watch: AppRepository) -> None:
 
 
 def _resyncs_used(app: App) -> float:
-    """Return how many re-syncs of its quota the app has used. A used one comes back after an hour divided by the quota."""
+    """Return how many re-syncs of its quota the app has used. One becomes available again every `3600 / quota` seconds."""
     if app.resync_limit is None or app.resyncs_used_at is None:
         return 0.0
     seconds = max(0.0, (timezone.now() - app.resyncs_used_at).total_seconds())

@@ -47,7 +47,7 @@ _MINUTE = 60.0
 _CATCH_UP_SECONDS = 5.0  # a sweep that is late releases at most what these seconds allow
 _PAUSE_SEEN_SECONDS = 60.0  # how often the time of a paused canary starts over
 _OPEN = (CanaryState.PASSED, CanaryState.CONTINUED)
-_REASONS = 3  # shown of held canaries
+_REASONS = 3  # held canaries listed in the reason
 
 
 def resync_watches(actor: Actor, pks: Sequence[int], operation: BulkOperation | None) -> list[SyncRun]:
@@ -79,8 +79,12 @@ def _resync_locked(
 
 @dataclass(frozen=True)
 class _Plan:
-    """What to do for an operation now: `watches` to release, in order, new states of canaries by primary key, with reasons, and
-    canaries whose time starts over. `held` is the reason why the operation is held, or empty.
+    """What to do for an operation now.
+
+    - `watches`: the watches to release, in order.
+    - `states`: the new state of each canary that changes, with the reason, by primary key.
+    - `restarted`: the canaries whose time starts over.
+    - `held`: why the operation is held, or empty.
     """
 
     watches: Sequence[int]
@@ -186,7 +190,7 @@ def _is_paused(watch: AppRepository | None) -> bool:
 
 
 def _state_of(canary: Canary, now: datetime) -> tuple[CanaryState, str]:
-    """Return the state of a canary that was released. If its run ended without a result, another repository takes its place."""
+    """Return the state of a released canary, with the reason. Without a result, another repository becomes the canary."""
     run = canary.run
     if run is None or run.outcome in {Outcome.SUPERSEDED, Outcome.ENDED}:
         return CanaryState.WAITING, ""
@@ -202,7 +206,7 @@ def _state_of(canary: Canary, now: datetime) -> tuple[CanaryState, str]:
 
 
 def _held_among(operation: BulkOperation, held: Sequence[Canary]) -> str:
-    """Say which of the held canaries hold anything back, and why; empty if none does."""
+    """Return the reasons of the held canaries whose app has unreleased watches; empty if there are none."""
     if not held:
         return ""
     waiting = set(operation.pending.order_by().values_list("watch__app_id", flat=True).distinct())
@@ -212,7 +216,7 @@ def _held_among(operation: BulkOperation, held: Sequence[Canary]) -> str:
 
 
 def _due(operation: BulkOperation, canaries: Sequence[Canary]) -> QuerySet[PendingRelease, int]:
-    """Return the watches that may be released now, if the pace allows. Those of paused apps wait."""
+    """Return the watches that can be released now, if the pace allows. Those of paused apps wait."""
     waiting = operation.pending.filter(watch__in=AppRepository.objects.alive().unpaused())
     if operation.canary:
         passed = [canary.app_id for canary in canaries if canary.state in _OPEN]
@@ -226,8 +230,8 @@ def _due(operation: BulkOperation, canaries: Sequence[Canary]) -> QuerySet[Pendi
 def _allowance(operation: BulkOperation, now: datetime) -> int | None:
     """Return how many watches the pace allows now; None without a pace.
 
-    Releases are spread evenly, and never more than `pace` fall into one minute, even if the sweep was late. A time that is
-    further away than a minute was noted before the database's clock was set back, and does not count.
+    Releases are spread evenly, and never more than `pace` fall into one minute, even if the sweep was late. A next release
+    more than a minute away is ignored: it was set before the database's clock was set back.
     """
     if operation.pace is None:
         return None
@@ -256,7 +260,7 @@ def _record(operation: BulkOperation, plan: _Plan) -> None:
 
 
 def _release(operation: BulkOperation, now: datetime, watches: Collection[int]) -> int:
-    """Release these watches, which are locked, as the operation is. Return their number."""
+    """Release these watches and return their number. The watches and the operation must be locked."""
     rows = operation.pending.filter(watch__in=watches)
     estimates = {row.watch_id: runs.Remaining(row.files, row.size) for row in rows}
     if not estimates:
@@ -279,7 +283,7 @@ def _release(operation: BulkOperation, now: datetime, watches: Collection[int]) 
 
 
 def _undo_end(operation: BulkOperation) -> None:
-    """A worker of an earlier version has ended the operation without looking for unreleased watches."""
+    """Reopen an operation that a worker of an earlier version ended despite unreleased watches. Drop them if it was cancelled."""
     if operation.cancelled_at is not None:
         runs.drop_unreleased(operation.pending.all())
     else:

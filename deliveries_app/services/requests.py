@@ -1,4 +1,4 @@
-"""Shared by re-syncs, retries and resends: request a sync of one watch, or of several as one bulk operation."""
+"""Request a sync of one watch, or of several as one bulk operation. Re-syncs, retries and resends share this."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ from docora.text import counted
 PERMISSIONS = {
     OperationKind.RESYNC: RESYNC_PERMISSION,
     OperationKind.RETRY: RETRY_PERMISSION,
-    OperationKind.RESEND: RESYNC_PERMISSION,  # a part of what a re-sync sends
+    OperationKind.RESEND: RESYNC_PERMISSION,  # sends a part of what a re-sync sends
 }
 MAX_REASON_CHARS = 200
 _ACTIONS = {
@@ -51,8 +51,8 @@ class Requested:
 class Rollout:
     """How the watches of a bulk re-sync are released (`engine.md` §14).
 
-    With `canary`, the other watches of each app wait until its first one has succeeded. `pace` is the most that are released
-    per minute.
+    With `canary`, the other watches of each app wait until its first one has succeeded. `pace` is the maximum number of
+    watches released per minute.
     """
 
     canary: bool = False
@@ -110,8 +110,8 @@ def start_bulk(
 ) -> BulkOperation:
     """Request a sync of all these watches as one operation, which has a progress bar and can be cancelled.
 
-    A single watch is enqueued ahead of bulk work. `reason` is what the requester says about it. With a gradual `rollout`,
-    several watches are only noted: the caller releases them. Raises `NotFound` with `empty_message` if the request applies to
+    A single watch is enqueued ahead of bulk work. `reason` is the requester's own text. With a gradual `rollout`,
+    several watches are only stored: the caller releases them. Raises `NotFound` with `empty_message` if the request applies to
     none of the watches.
     """
     actor.require(PERMISSIONS[kind])
@@ -152,7 +152,7 @@ def start_bulk(
 
 
 def record_opened(actor: Actor, operation: BulkOperation, opened: Sequence[SyncRun]) -> None:
-    """Record that these runs of the operation were opened: for each watch, or if there are many, as a number for each app."""
+    """Record in the audit log that these runs were opened: one entry for each watch, or if there are many, for each app."""
     if len(opened) <= runs.LOGGED_ONE_BY_ONE:
         action = _ACTIONS[OperationKind(operation.kind)]
         message = f"{action.label}, {operation.operation_id}"
@@ -162,7 +162,7 @@ def record_opened(actor: Actor, operation: BulkOperation, opened: Sequence[SyncR
 
 
 def record_for_apps(actor: Actor, operation: BulkOperation, numbers: Mapping[App, int], how: str = "") -> None:
-    """Record the request with the number of repositories of each app."""
+    """Record the request in the audit log, with the number of repositories of each app."""
     action = _ACTIONS[OperationKind(operation.kind)]
     messages = {
         app: f"{action.label} of {counted(number, 'repository', 'repositories')}{how}"

@@ -28,12 +28,12 @@ from docora.text import counted
 
 MAX_RESENT = 1000  # paths of one request
 MAX_RESENT_AT_ONCE = 10_000
-"""Files of one bulk operation. Beyond that, a re-sync costs less: it does not write a row for each file."""
+"""Files of one bulk operation. For more, a re-sync costs less: it does not write a row for each file."""
 
 
 @dataclass(frozen=True)
 class Resent:
-    """The run that sends the files again, None if there are none; their number; and the paths without a record."""
+    """The run that sends the files again, or None if there are no files; their number; and the paths without a record."""
 
     run: SyncRun | None
     files: int
@@ -124,8 +124,8 @@ def _make_unacknowledged(rows: QuerySet[Delivery]) -> dict[int, runs.Remaining]:
 def _make_due(watch_pks: Sequence[int]) -> None:
     """Make the watches due, under a new generation.
 
-    It fences a worker that is syncing. Otherwise it could record one of the rows as acknowledged after all, for a request that
-    it had sent before.
+    The generation fences a worker that is syncing. Otherwise the worker could mark one of the rows as acknowledged again, for a
+    request that it had already sent.
     """
     AppRepository.objects.filter(pk__in=watch_pks).update(
         generation=F("generation") + 1,

@@ -1,6 +1,6 @@
 """Force a re-sync: clear the delivery records and send every file again (`engine.md` §3).
 
-`release` does it, for all watches at once or, with a canary or a pace, for one after the other.
+`release` starts the re-syncs: all at once or, with a canary or a pace, gradually.
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,7 @@ from deliveries_app.services.requests import AT_ONCE, NotFound, Requested, Rollo
 def resync_single(actor: Actor, watch: AppRepository, *, skip_permission_check: bool = False) -> Requested:
     """Send every file of one watch again, in any state.
 
-    Raises `NotFound` if it is being removed, and `TooManyResyncs` if an app requests it and has used up its quota.
-
+    Raises `NotFound` if the watch is being removed, and `TooManyResyncs` if an app requests this and has used up its quota.
     Pass `skip_permission_check` if the caller has checked another permission.
     """
 
@@ -63,10 +62,10 @@ def resync_many(
     reason: str = "",
     rollout: Rollout = AT_ONCE,
 ) -> BulkOperation:
-    """Send every file of these watches again, as one operation. Raises `NotFound` with `empty_message` if there are
-    none.
+    """Send every file of these watches again, as one operation.
 
-    A gradual `rollout` releases the first ones now and the sweep the others. For a single watch it makes no difference.
+    Raises `NotFound` with `empty_message` if there are none. With a gradual `rollout`, the first watches are released now and
+    the sweep releases the others. For a single watch it makes no difference.
     """
     operation = requests.start_bulk(
         actor,

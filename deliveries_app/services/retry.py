@@ -55,7 +55,7 @@ def retry_many(
     app: App | None = None,
     empty_message: str = "No failed notifications found",
 ) -> BulkOperation:
-    """Retry the failing ones of these watches as one operation. Raises `NotFound` with `empty_message` if none are."""
+    """Retry the failing watches among these as one operation. Raises `NotFound` with `empty_message` if none is failing."""
     return requests.start_bulk(
         actor, OperationKind.RETRY, watches.failing(), _request, title=title, app=app, empty_message=empty_message
     )

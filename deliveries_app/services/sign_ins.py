@@ -1,6 +1,6 @@
 """Record in the audit log who signs in and out, failed sign-ins, new accounts, and changed passwords, second factors and roles.
 
-Signals of Django, allauth and `docora.sign_in` say so, whichever page, command or identity provider is behind it.
+Signals of Django, allauth and `docora.sign_in` report them for every page, command and identity provider.
 """
 
 from dataclasses import replace
@@ -21,7 +21,7 @@ from docora.db.clock import from_now
 from docora.sign_in import links, oidc
 
 FAILURES_PER_ADDRESS, FAILURES_IN_ALL = 20, 500
-"""Failed sign-ins that are recorded within an hour. Strangers cause them, and must not be able to fill the database."""
+"""Failed sign-ins recorded per hour. Anyone can cause them, so without limits they could fill the database."""
 _HOUR = 3600.0
 UNKNOWN = "unknown user"
 
@@ -50,12 +50,12 @@ def _signed_out(sender: Any, request: HttpRequest | None, user: Any, **_: Any) -
 
 
 def _failed(sender: Any, credentials: dict[str, Any], request: HttpRequest | None = None, **_: Any) -> None:
-    """Record the name only if an account has it: people also type their password there."""
+    """Record the name only if an account has it: people sometimes type their password into this field."""
     _record_failure(_user_named(credentials), request, "Sign-in failed")
 
 
 def _code_refused(sender: Any, request: HttpRequest, user: Any, **_: Any) -> None:
-    """Record a wrong code: whoever enters one knows the password."""
+    """Record a wrong code, which shows that somebody knows the password."""
     _record_failure(user, request, "Sign-in failed: wrong second-factor code")
 
 
@@ -85,7 +85,7 @@ def _user_named(credentials: dict[str, Any]) -> Any:
 
 
 def _saved(sender: Any, instance: Any, created: bool, raw: bool, **_: Any) -> None:
-    """Record accounts and passwords that no page of the admin records: those of commands, and users' own changes.
+    """Record new accounts and changed passwords that the admin does not: by commands, and by users themselves.
 
     `_password` is set from `set_password` until just after the row is saved.
     """

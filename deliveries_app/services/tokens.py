@@ -61,7 +61,7 @@ def authenticate(token: str) -> App | None:
 
 
 def rotate_app_token(actor: Actor, app: App, *, overlap: timedelta = OVERLAP) -> NewToken:
-    """Make a new token. Older tokens stay valid for `overlap`, but never longer than before.
+    """Create a new token. Older tokens stay valid for `overlap`, but never longer than before.
 
     An overlap of zero revokes them now. Use it after a leak. Raises `ValidationError` for more than 30 days, and `NotFound`
     if the app is being removed.
@@ -97,9 +97,9 @@ def retire_old_tokens(actor: Actor, app: App) -> int:
 
 
 def lock_app(actor: Actor, app: App) -> App:
-    """Check that the actor can change the app's secrets, lock its row, so that they change one at a time, and return it.
+    """Check that the actor can change the app's secrets. Return the app's row, locked.
 
-    Two concurrent rotations would otherwise leave two tokens without an expiry. `sync.lease` explains why the lock is
+    Without the lock, two concurrent rotations would leave two tokens without an expiry. `sync.lease` explains why the lock is
     FOR NO KEY UPDATE. Raises `NotFound` if the app is being removed.
     """
     actor.require(PERMISSION)

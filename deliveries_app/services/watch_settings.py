@@ -31,7 +31,7 @@ def replace_github_token(actor: Actor, watch: AppRepository, token: str) -> None
     actor.require_watch(watch)
     validate_token(token)
     github_app = None if token else watch.app.github_app_for(watch.repository.canonical_url)
-    # Not with the ref, which may be gone for the moment.
+    # Without the ref, which may be missing at the moment.
     check_readable(actor, watch.github_url, token, github_app=github_app)
     with transaction.atomic():
         # Lock the repository's row before the watch's, as `record_git_failure` does.
@@ -43,7 +43,7 @@ def replace_github_token(actor: Actor, watch: AppRepository, token: str) -> None
 
 
 def set_ref(actor: Actor, watch: AppRepository, ref: str) -> bool:
-    """Follow another branch or tag (empty for the default branch), after checking with git that it is there.
+    """Follow another branch or tag (empty for the default branch), after checking with git that it exists.
 
     Clears errors and the circuit, and enqueues a sync, which sends only what differs from the files that the app has. Return
     whether the ref changed. Raises `ValidationError`, `GitError`, and `NotFound` if the repository is no longer watched.
@@ -56,7 +56,7 @@ def set_ref(actor: Actor, watch: AppRepository, ref: str) -> bool:
     require_readable(watch.github_token)
     check_readable(actor, watch.github_url, watch.github_token, ref, watch.github_app)
     with transaction.atomic():
-        circuit.close_circuit(watch.repository)  # before the watch, as above
+        circuit.close_circuit(watch.repository)  # lock the repository first, as above
         before = _before(watch)
         _update(watch, ref=ref, **_start_afresh())
         _record(actor, watch, before, f"Changed the branch or tag to {ref or 'the default branch'}", ref=ref)
@@ -65,7 +65,7 @@ def set_ref(actor: Actor, watch: AppRepository, ref: str) -> bool:
 
 
 def set_spelling(actor: Actor, watch: AppRepository, url: str) -> None:
-    """Store another spelling of the repository's URL, which notifications and answers then have."""
+    """Store another spelling of the repository's URL. Notifications and API responses repeat it."""
     actor.require(PERMISSION)
     actor.require_watch(watch)
     with transaction.atomic():
@@ -101,7 +101,7 @@ def renew_push_secret(actor: Actor, watch: AppRepository) -> str:
 
 
 def _update(watch: AppRepository, **changes: object) -> None:
-    """Update only these fields of a locked watch, with one UPDATE, so that a worker's concurrent writes survive."""
+    """Change only these fields of a locked watch, so that a worker's concurrent writes to others survive."""
     AppRepository.objects.filter(pk=watch.pk).update(**changes)
     watch.refresh_from_db()
 
@@ -121,11 +121,10 @@ def _record(actor: Actor, watch: AppRepository, before: AppRepository, message: 
 
 
 def set_ignore_patterns(actor: Actor, watch: AppRepository, text: str) -> bool:
-    """Set the watch's own ignore patterns, which apply in addition to `.docoraignore`; empty removes them. Return whether
-    they changed.
+    """Set the watch's own ignore patterns, which apply in addition to `.docoraignore`. An empty text removes them.
 
-    If so, a sync is enqueued: it deletes newly ignored files at the client, and creates those that are no longer
-    ignored. Raises `ValidationError`, and `NotFound` if the repository is no longer watched.
+    Return whether they changed. If so, a sync is enqueued: it deletes newly ignored files at the client, and creates those
+    that are no longer ignored. Raises `ValidationError`, and `NotFound` if the repository is no longer watched.
     """
     actor.require(PERMISSION)
     actor.require_watch(watch)
@@ -141,10 +140,10 @@ def set_ignore_patterns(actor: Actor, watch: AppRepository, text: str) -> bool:
 
 
 def set_app_patterns(actor: Actor, watch: AppRepository, include: str, exclude: str) -> bool:
-    """Set the app's own choice of files: only those that match `include` (empty: all) and do not match `exclude` are sent,
-    unless `.docoraignore` or the ignore patterns leave them out anyway. Return whether the choice changed.
+    """Set the app's own choice of files: those that match `include` (empty: all) and don't match `exclude`.
 
-    If so, a sync is enqueued: it deletes at the client what is no longer sent, and creates what is sent now. Raises
+    `.docoraignore` and the ignore patterns still apply. Return whether the choice changed. If so, a sync is enqueued: it deletes
+    files at the client that are no longer chosen, and creates newly chosen ones. Raises
     `ValidationError`, whose code names the list, and `NotFound` if the repository is no longer watched.
     """
     actor.require(PERMISSION)

@@ -21,7 +21,6 @@ from deliveries_app.models import (
     PendingRelease,
     Reason,
     Status,
-    SyncRun,
 )
 from deliveries_app.models.apps import new_watch_id
 from deliveries_app.models.root_causes import CLEARED_FAILURE
@@ -100,8 +99,8 @@ def watch_repository(
     """Watch a repository for the app, after checking with git that it can be read.
 
     `ref` is the branch or tag to follow, or empty for the default branch; `include` and `exclude` are the app's patterns,
-    `ignore` those of an administrator. If the app is already watching the repository, replace its token, and those of the
-    other settings that are not empty, and send every file again; with `must_be_new`, raise `AlreadyWatched` instead.
+    `ignore` those of an administrator. If the app is already watching the repository, replace its token and every other
+    setting that is given, and send every file again; with `must_be_new`, raise `AlreadyWatched` instead.
     Raises `InvalidUrl`, `ValidationError`, `GitError`, and for an app `TooManyWatches` or `TooManyResyncs`, each with a
     message for the user.
     """
@@ -118,8 +117,10 @@ def watch_repository(
 
 
 def watch_unchecked(actor: Actor, app: App, url: str, token: str = "") -> Watched:
-    """Watch a repository as `watch_repository` does, but without asking its git host. The first sync finds out whether it
-    can be read."""
+    """Watch a repository as `watch_repository` does, but without asking its git host.
+
+    If the repository cannot be read, its first sync fails.
+    """
     actor.require(WATCH_PERMISSION)
     actor.require_app(app)
     parsed = parse_url(url)
@@ -128,8 +129,8 @@ def watch_unchecked(actor: Actor, app: App, url: str, token: str = "") -> Watche
 
 
 def require_quota(actor: Actor, app: App, url: RepositoryUrl) -> None:
-    """Raise `TooManyWatches` or `TooManyResyncs` if the app may not watch the repository, before its host is asked."""
-    if not quotas.bind(actor, app):
+    """Raise `TooManyWatches` or `TooManyResyncs` if the app has no quota left. Called before the git host is asked."""
+    if not quotas.is_limited(actor, app):
         return
     if _watches_of(app, url).exists():
         quotas.require_resync(actor, app)  # watching it again sends everything again
@@ -163,7 +164,7 @@ def store_watch(
     with transaction.atomic():  # lock the app before its watch, as the claim does
         locked = App.objects.select_for_update(no_key=True).filter(pk=app.pk, ended_at=None).first()
         if locked is None:
-            raise InvalidUrl("The app is being deleted.")  # check this after git, which may have taken seconds
+            raise InvalidUrl("The app is being deleted.")  # since the git check, which may have taken seconds
         if must_be_new:
             _require_new(app, parsed)  # again: another request may have watched it meanwhile
         repository = _find_or_create(app, parsed, is_private=is_private)
@@ -181,7 +182,7 @@ def store_watch(
         )
         revived = watch.ended_at is not None
         if created or revived:
-            quotas.require_room_for_watch(actor, locked, but=watch.pk)
+            quotas.require_room_for_watch(actor, locked, excluding=watch.pk)
         if revived:
             _revive(watch)
         if not created:
@@ -199,14 +200,10 @@ def store_watch(
         run = runs.open_run(watch, Reason.INITIAL, requested_by=actor.name, user_pk=actor.user_pk)
         run.save()
         runs.log_requested([run])
-        _record_watched(actor, run, {"github_url": parsed.spelled, **asdict(terms)})
+        changes = audit.Changes.initial(AppRepository, {"github_url": parsed.spelled, **asdict(terms)})
+        audit.record(actor, AuditAction.WATCHED, [run], "Started watching", changes)
         scheduling.enqueue(watch, "high")
     return Watched(watch, True)
-
-
-def _record_watched(actor: Actor, run: SyncRun, terms: dict[str, str]) -> None:
-    changes = audit.Changes.initial(AppRepository, terms)
-    audit.record(actor, AuditAction.WATCHED, [run], "Started watching", changes)
 
 
 def _require_new(app: App, url: RepositoryUrl) -> None:
@@ -222,11 +219,11 @@ def _watches_of(app: App, url: RepositoryUrl) -> AppRepositoryQuerySet:
 
 
 def _revive(watch: AppRepository) -> None:
-    """Watch again before the ended watch was removed. It starts like a new one, except for its id and its records.
+    """Revive an ended watch that has not been removed yet. It starts like a new one, but keeps its id and its records.
 
     The app may have dropped or kept its copy. Therefore no earlier record counts, even if a later re-sync is cancelled. The
-    records stay, so that files deleted in the meantime are deleted in the copy too. An interrupted import left only some of
-    them: then the new id tells the app to drop its copy.
+    records stay, so that files deleted in the meantime are deleted in the copy too. After an interrupted import, which stored
+    only some of the records, the watch gets a new id, which tells the app to drop its copy.
     """
     AppRepository.objects.filter(pk=watch.pk).update(
         ended_at=None,
@@ -279,7 +276,7 @@ def unwatch_repository(actor: Actor, watch: AppRepository) -> None:
 
 
 def _end(watch_pks: Sequence[int]) -> int:
-    """Mark these watches as ended, and return how many were not. The new generation fences their workers.
+    """End these watches, and return how many had not ended yet. The new generation fences their workers.
 
     All watches are locked before any run or operation, as everywhere else: a worker that ends a run holds its watch when
     it locks the operation.

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
 
 from django.core.exceptions import ValidationError
 
@@ -20,7 +19,7 @@ from repositories_app.models import GitHubApp
 MAX_LINES = 200
 CONCURRENT_CHECKS = 16
 TOTAL_SECONDS = 15.0  # for all git hosts, while the user waits for the page
-LEAST_SECONDS = 3.0  # a check is not begun with less time left
+LEAST_SECONDS = 3.0  # with less time left, no check is started
 
 
 class LineStatus(StrEnum):
@@ -33,7 +32,7 @@ class LineStatus(StrEnum):
 
 @dataclass(frozen=True)
 class LineResult:
-    """The result of one line. `watch` is the repository's, if the app watches it now. `message` says why it does not."""
+    """The result of one line. `watch` is set if the app watches the repository now. `message` may give details, such as the error."""
 
     line: str
     status: LineStatus
@@ -58,9 +57,9 @@ class _Candidate:
 def watch_many(actor: Actor, app: App, lines: Iterable[str], terms: Terms) -> list[LineResult]:
     """Watch the repository of each line on the same terms, and return the results in the order of the lines.
 
-    Empty lines are left out. The git hosts are asked several at a time; what they have not answered within `TOTAL_SECONDS`
-    is returned as unchecked. A repository that the app watches already is not changed. Raises `ValidationError` if the token
-    would be sent to several hosts.
+    Empty lines are left out. Several repositories are checked at once; those whose git host has not answered within
+    `TOTAL_SECONDS` are returned as unchecked. A repository that the app already watches is not changed. Raises
+    `ValidationError` if the token would be sent to several hosts.
     """
     actor.require(WATCH_PERMISSION)
     actor.require_app(app)
@@ -96,7 +95,7 @@ def watch_many(actor: Actor, app: App, lines: Iterable[str], terms: Terms) -> li
 
 
 def _watched(app: App, candidates: Mapping[str, _Candidate]) -> list[tuple[str, AppRepository]]:
-    """Return the watches of those that the app watches already, once each, by canonical URL."""
+    """Return the canonical URL and the watch of each candidate that the app already watches."""
     watches = AppRepository.objects.alive().filter(app=app, repository__canonical_url__in=list(candidates))
     found = watches.for_list().order_by("-pk")
     return list({watch.repository.canonical_url: watch for watch in found}.items())
@@ -109,15 +108,13 @@ def _already(line: str, watch: AppRepository) -> LineResult:
 def _check(
     actor: Actor, candidates: Iterable[_Candidate], terms: Terms
 ) -> Iterator[tuple[_Candidate, bool | GitError]]:
-    """Yield whether each repository is private, or why it cannot be read. Leave out those for which no time was left.
+    """Yield whether each repository is private, or why it cannot be read. Leave out those that no time was left for.
 
     The threads use no database.
     """
     deadline = time.monotonic() + TOTAL_SECONDS
     with ThreadPoolExecutor(CONCURRENT_CHECKS) as pool:
-        checks = {
-            pool.submit(partial(_check_one, actor, candidate, terms, deadline)): candidate for candidate in candidates
-        }
+        checks = {pool.submit(_check_one, actor, candidate, terms, deadline): candidate for candidate in candidates}
         wait(checks)  # each ends by the deadline, or just after
     for check, candidate in checks.items():
         answer = check.result()
