@@ -3,8 +3,8 @@
 `run` drives the import, `source` reads the other database and decrypts its secrets, `validate` decides what Docora can
 import, `write` stores it, and `report` collects the results.
 
-An import skips what is already here, so an interrupted one can be started again. What was imported before and has
-been removed since stays removed. A watch is created before its delivery records and is `arriving` until the last record
+An import skips rows that are already here, so an interrupted import can be started again. Rows that were imported before
+and have been removed since stay removed. A watch is created before its delivery records and is `arriving` until the last record
 is stored; until then it is neither checked nor synced.
 """
 

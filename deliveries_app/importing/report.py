@@ -1,4 +1,4 @@
-"""Collect what an import took over, what was already here, and what it left out and why."""
+"""Collect the result of an import: what was imported, what was already here, and what was left out and why."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple

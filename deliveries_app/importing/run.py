@@ -30,10 +30,9 @@ Advance = Callable[[int], None]
 
 
 def run_import(actor: Actor, source: Source, key: SourceKey, *, dry_run: bool, advance: Advance) -> Report:
-    """Import everything that is not here and was never imported before. A dry run reads, decrypts and validates, but writes
-    nothing.
+    """Import everything that is not here and was never imported before.
 
-    `advance` is called with the number of delivery records processed since its last call. Raises `WrongKey` before
+    A dry run reads, decrypts and validates, but writes nothing. `advance` is called with the number of delivery records processed since its last call. Raises `WrongKey` before
     writing anything.
     """
     actor.require("deliveries_app.onboard_app")
@@ -86,7 +85,7 @@ class _Import:
         self._names: dict[str, str] = {}  # of all apps and repositories of the source
         self._token_hashes: set[str] = set()
         self._repositories: dict[str, _Repository] = {}
-        self._canonical_urls: set[str] = set()  # canonical URLs imported so far
+        self._canonical_urls: set[str] = set()  # imported so far
         self._files_seen = 0
         self._continued: set[int] = set()  # incomplete watches that a dry run would complete
 
@@ -135,7 +134,7 @@ class _Import:
     def _is_known(self, token_hash: str) -> bool:
         """Return whether another app has this token.
 
-        The first use of a token here replaces its hash by a digest, so compare with the source's hashes as well.
+        The first use of a token here replaces its hash with a digest, so compare with the source's hashes as well.
         """
         return token_hash in self._token_hashes or AppToken.objects.filter(digest=token_hash).exists()
 

@@ -213,7 +213,7 @@ class Source:
         )
 
     def file_counts(self) -> dict[tuple[str, str], int]:
-        """Return (app, repository) → number of delivered files, with the ids as that table has them."""
+        """Return (app, repository) → number of delivered files, by the ids in the table of delivered files."""
         counts = "SELECT app_id::text, repository_id::text, count(*) FROM app_delivered_files GROUP BY 1, 2"
         return {(app, repository): count for app, repository, count in self._connection.execute(counts)}
 
@@ -223,7 +223,7 @@ class Source:
         return getattr(app, by_app), getattr(repository, by_repository)
 
     def files(self, key: tuple[str, str]) -> Iterator[SourceFile]:
-        """Yield the delivered files in byte order of their paths."""
+        """Yield the delivered files with these ids (see `file_key`), in byte order of their paths."""
         with self._connection.cursor(name="docora_files") as cursor:
             cursor.itersize = _PAGE
             cursor.execute(

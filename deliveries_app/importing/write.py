@@ -1,6 +1,6 @@
-"""Store imported apps, repositories, and watches, which are `arriving` until their delivery records are stored.
+"""Store imported apps, repositories and watches. A watch is `arriving` until all its delivery records are stored.
 
-Each app and watch is noted in `Imported`, so that it is never imported twice.
+Each app and watch is recorded in `Imported`, so that it is never imported twice.
 """
 
 from collections.abc import Iterable, Sequence
@@ -78,8 +78,8 @@ def begin_watch(app: App, repository: Repository, url: str, token: str) -> AppRe
 def complete_watch(actor: Actor, watch: AppRepository, source: SourceWatch, state: State, *, has_records: bool) -> bool:
     """End the watch's `arriving` state, so that it can be checked and synced.
 
-    Return False if another import has completed it or it was unwatched. Requests made during the import are kept.
-    Otherwise a watch that was synced is due for a check, which finds out whether anything changed; any other watch is due
+    Return False if another import has completed it or it was unwatched. A sync that was requested during the import stays due.
+    Otherwise, a watch that was synced is due for a check, which finds out whether anything has changed. Any other watch is due
     for a sync, which counts as its initial one if nothing was ever delivered.
     """
     with transaction.atomic():
