@@ -27,12 +27,12 @@ class WatchCounts:
     `failing`: the last attempt failed. `given_up` of these wait for the next rescan.
     `leased`: a worker owns them now.
     `due`: free, due now, and waiting only for a worker or for a slot of their app.
-    `held`: due as well, but held back by a pause, an incomplete import or a cooldown of the endpoint.
-    `waiting`: due or held, except those that wait for their import.
+    `held`: free and due now, but held back by a pause, an incomplete import or a cooldown of the endpoint.
+    `waiting`: due or held, except those that are not completely imported yet.
     `overdue`: due for more than `OVERDUE_SECONDS`, while their app has a free slot: another worker would help.
     `scheduled`: free, and due later.
     `importing`: not completely imported yet.
-    `due_since`: when the watch that has been due longest became due, of those whose app has a free slot.
+    `due_since`: when the longest waiting due watch whose app has a free slot became due.
     """
 
     watches: int

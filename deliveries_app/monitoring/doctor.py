@@ -22,7 +22,7 @@ from repositories_app.checks import check_git_fixes, check_git_host_answers, che
 FINE, WARNING, PROBLEM = LEVELS = ("fine", "warning", "problem")
 
 _COVERED = {"docora.E001", "docora.E002", "security.W009", "security.W018"}
-"""System checks that repeat another message: those of git's version, and Django's warnings about SECRET_KEY and DEBUG."""
+"""System checks that repeat other messages: on git's version, SECRET_KEY and DEBUG."""
 _CAUSED_BY_HTTP = {"security.W004", "security.W008", "security.W012", "security.W016"}
 """System checks that only repeat that PUBLIC_URL is http."""
 _PING_SECONDS = 70.0  # two attempts, each as long as the client allows
@@ -94,7 +94,7 @@ def check_settings() -> list[CheckMessage]:
 
 
 def run_checks(selected: Sequence[Check]) -> list[Result]:
-    """Run the checks one after the other. Skip a check if one that it needs has a problem: it would only time out too."""
+    """Run the checks one after the other. Skip a check if one that it needs has a problem, because it would only time out too."""
     results: list[Result] = []
     failed: set[str] = set()
     for check in selected:

@@ -73,7 +73,7 @@ class Readiness(Schema):
 
 
 class Version(Schema):
-    """The running version. The build sets all fields but the first through `DOCORA_BUILD_NUMBER`, `…_SHA` and `…_DATE`."""
+    """The running version. The build sets the other fields, through `DOCORA_BUILD_NUMBER`, `…_SHA` and `…_DATE`."""
 
     version: str = Field(examples=[__version__])
     buildNumber: str = Field(examples=["1024"])

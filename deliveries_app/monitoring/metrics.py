@@ -2,8 +2,8 @@
 
 Counters are kept in Redis (`docora.redis.counters`), because processes come and go. Gauges are read from Redis and the database
 at each scrape, in a constant number of queries. If one of the two is down, the metrics of the other are still returned. No label
-names an app, a repository or a path. The disk metrics are those of the machine that responds, and `process_…` and the build
-those of its web process.
+names an app, a repository or a path. The disk metrics describe the machine that responds, and `process_…` and the build describe
+its web process.
 """
 
 import ipaddress
@@ -52,7 +52,7 @@ _DATABASE_UP = "1 if the database responds. Otherwise the metrics that it stores
 def metrics(request: HttpRequest) -> HttpResponse:
     """Return the metrics to clients with `METRICS_TOKEN`, or, if none is set, to this machine.
 
-    A reverse proxy on this machine connects from here too, so what it has forwarded is refused.
+    Requests that a reverse proxy on this machine forwards also come from this machine, so they are refused.
     """
     if settings.METRICS_TOKEN:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
@@ -145,7 +145,7 @@ def _durations(counts: Mapping[str, int]) -> Metric:
     """Return one histogram for each method, route and class of status that has occurred."""
     family = HistogramMetricFamily(
         "docora_request_duration_seconds",
-        "Time in which web processes handled requests, without probes and scrapes.",
+        "Time that web processes took to handle requests, without probes and scrapes.",
         labels=["method", "route", "status"],
     )
     bounds = [*map(str, durations.BOUNDS), "+Inf"]
@@ -163,7 +163,7 @@ def _queues(state: QueueState) -> Iterator[Metric]:
         if job.since:
             ages[job.queue] = max(ages[job.queue], (now - job.since).total_seconds())
     yield _gauges("queue_jobs", "Jobs waiting in a queue.", "queue", state.lengths)
-    yield _gauges("queue_oldest_job_seconds", "Seconds for which the oldest job of a queue has waited.", "queue", ages)
+    yield _gauges("queue_oldest_job_seconds", "Seconds since the oldest job of a queue was enqueued.", "queue", ages)
 
 
 def _signs(signs: Signs) -> Iterator[Metric]:
@@ -185,7 +185,7 @@ def _database_metrics() -> Iterator[Metric]:
     yield _gauge("watches_due", "Watched repositories that are due and wait for a worker.", counts.due)
     yield _gauge(
         "watches_overdue_seconds",
-        "Seconds for which the watched repository that has waited longest has been due.",
+        "Seconds since the longest waiting watched repository became due.",
         overdue,
     )
     yield _gauge("leases", "Watched repositories that a worker is syncing.", counts.leased)

@@ -1,8 +1,8 @@
 """The alert channels: a webhook and email.
 
-The webhook is called by the same HTTP client as everything else: checked addresses, https, no redirects. It is not signed.
-Chat servers and pagers do not verify signatures; they recognise the sender by the secret in the URL. So neither the URL nor
-the mail server's password appears in a log.
+The webhook is called with the same HTTP client as everything else: checked addresses, https, no redirects. It is not signed,
+because chat servers and pagers don't verify signatures; they recognise the sender by the secret in the URL. So neither the URL
+nor the mail server's password appears in a log.
 """
 
 import smtplib
@@ -31,7 +31,7 @@ class Channel(ABC):
 
     @abstractmethod
     def send(self, message: Message) -> str:
-        """Send the message. Return an empty string, or if that fails one sentence without secrets that says why."""
+        """Send the message. Return an empty string, or on failure one sentence that says why, without secrets."""
 
 
 class Webhook(Channel):
@@ -64,9 +64,9 @@ class Email(Channel):
 
 
 def send_mail(subject: str, body: str, to: Sequence[str], refused: str = "the address was not accepted") -> str:
-    """Hand a message to the mail server. Return an empty string, or if that fails one sentence without secrets.
+    """Hand a message to the mail server. Return an empty string, or on failure one sentence that says why, without secrets.
 
-    `refused` says in it that no recipient was accepted.
+    `refused` is the reason to give if no recipient was accepted.
     """
     headers = {"Auto-Submitted": "auto-generated"}  # suppresses out-of-office replies
     try:

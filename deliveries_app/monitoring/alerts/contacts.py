@@ -1,9 +1,9 @@
-"""Mail to the contacts of apps that a base URL or a key was changed (`services.contact` stores what to say).
+"""Email the contacts of apps about changed settings. `services.contact` stores the rows to send.
 
-Each app gets one message with all that is due, and the next one five minutes later at the earliest: an app can rotate its keys
-in a loop, and its contact is not to be flooded. A row is claimed by a conditional UPDATE, so two processes never send the same
+Each contact gets one message with all due rows, and the next one after five minutes at the earliest, so that an app that rotates
+its keys in a loop does not flood its contact. A row is claimed by a conditional UPDATE, so two processes never send the same
 message; if a process is killed just after sending, the message is sent again. After a failure the rows wait, twice as long each
-time; after three days they are given up.
+time; after three days they are deleted.
 """
 
 import logging
@@ -26,14 +26,14 @@ SHOWN = 20  # changes in one message
 GATHER_SECONDS = 300.0
 GIVE_UP_SECONDS = 3 * 86400.0
 KEPT = timedelta(days=7)
-"""How long rows are kept once they are sent or given up."""
+"""How long rows are kept after they are created, sent or not."""
 _CLAIM_SECONDS = 180.0
 _BASE_DELAY_SECONDS = 30.0
-_MESSAGES = 20  # of one round: each may wait for a slow server
+_MESSAGES = 20  # in one round, because each may wait for a slow server
 
 
 def send_due() -> None:
-    """Send what is due, until the first failure: it is usually the mail server's. Raises `DatabaseError`."""
+    """Send the due messages. Stop at a failure, which usually is the mail server's. Raises `DatabaseError`."""
     if not is_on():
         return
     for _ in range(_MESSAGES):
@@ -43,7 +43,7 @@ def send_due() -> None:
 
 
 def _claim() -> list[ContactMail]:
-    """Claim all due rows of one app and address, oldest first. Return none if there are none or another process was faster."""
+    """Claim all due rows of one app and address, oldest first. Return an empty list if another process was faster."""
     is_due = Q(due_at=None) | Q(due_at__lte=Now())
     due = ContactMail.objects.filter(is_due, sent_at=None).order_by("created_at", "pk")
     while (first := due.first()) is not None:

@@ -43,8 +43,8 @@ PATIENCE_SECONDS = 60.0
 class Subjects:
     """The subjects of one kind of alert, and the expressions for the columns of their rows.
 
-    `wrong` are the rows that have the problem now, `not_recovered` those whose open alert stays open. A deleted row is in
-    neither, so its alert ends.
+    `wrong` are the subjects that have the problem now, `not_recovered` those whose open alert stays open. A deleted subject is
+    in neither, so its alert ends.
     """
 
     wrong: QuerySet[Any]
