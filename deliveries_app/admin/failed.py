@@ -146,7 +146,7 @@ class FailedSyncAdmin(BulkAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[FailedSync]:
         watches: Any = FailedSync.objects.failing().with_state().for_list()
-        return failures.in_order(watches)  # type: ignore[return-value]
+        return failures.with_cause_order(watches)  # type: ignore[return-value]
 
     def get_ordering(self, request: HttpRequest) -> list[str | Combinable]:
         return ["cause_order", "app__name", "repository__owner", "repository__name", "pk"]

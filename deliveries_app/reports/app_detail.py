@@ -138,7 +138,7 @@ def table(app: App, query: Mapping[str, str]) -> dict[str, Any]:
 
 
 def rows_of(watches: Sequence[AppRepository]) -> list[Row]:
-    """Return the rows of these watches, which were read `with_state`, with app and repository."""
+    """Return the rows of these watches, which must be read `with_state` and with their app and repository."""
     progress = progress_context.open_progress(watches)
     return [
         Row(
@@ -163,7 +163,7 @@ def failure(watch: AppRepository) -> str:
 
 
 def repository_names(app: App, search: str, most: int) -> list[str]:
-    """Return the names, `owner/name`, of the first watched repositories that the table finds with this search."""
+    """Return the names, `owner/name`, of the first repositories that the table finds with this search, at most `most`."""
     watches = TableQuery(search=search[:MAX_SEARCH]).apply(AppRepository.objects.alive().filter(app=app))
     names = watches.values_list("repository__owner", "repository__name")[:most]
     return [f"{owner}/{name}" for owner, name in names]
@@ -200,7 +200,7 @@ def describe_stats(found: Mapping[int, EndpointStats] | None, app: App) -> str:
 
 
 def live(user: AbstractBaseUser | AnonymousUser, app: App, query: QueryDict) -> dict[str, Any]:
-    """Return the refreshed part of the page, except operation progress."""
+    """Return the context of the part of the page that refreshes, except the progress of operations."""
     page = reverse("admin:deliveries_app_app_change", args=[app.pk])
     operations = progress_context.newest_open(user, progress_context.involving(app))
     context = {

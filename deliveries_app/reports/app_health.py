@@ -15,7 +15,10 @@ HEALTHY = 0.95
 
 @dataclass(frozen=True)
 class AppHealth:
-    """`stats` is None without recent requests, or if these are unknown without Redis. `hours` are the files delivered and the failed attempts in each hour, oldest first."""
+    """`stats` is None without recent requests. `is_known` is False if Redis, which counts them, cannot be reached.
+
+    `hours` has (delivered files, failed attempts) for each hour, oldest first.
+    """
 
     stats: EndpointStats | None
     is_known: bool

@@ -14,9 +14,10 @@ PAYLOADS_PERMISSION = "deliveries_app.view_payloads"
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt. `seconds` is how long its requests took, if that is known. Only a failed one has what was sent and answered.
+    """One attempt. Only a failed one has a message, headers, bodies and a run.
 
-    `event` is empty if the last success was an earlier notification than the one that the delivery is about.
+    `seconds` is how long its requests took, None if unknown. `event` is empty for a success whose delivery
+    record is now about a newer notification.
     """
 
     pk: int  # 0 for the success
@@ -40,7 +41,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Attempts:
-    """The last attempts, newest first. Without `shows_payloads`, the bodies were not read."""
+    """The last attempts, newest first. The bodies are empty unless `shows_payloads`."""
 
     listed: Sequence[Attempt]
     shows_payloads: bool
@@ -53,7 +54,7 @@ class Attempts:
 def of_path(
     user: AbstractBaseUser | AnonymousUser, watch: AppRepository, path: str | bytes, row: Delivery | None
 ) -> Attempts:
-    """Return the attempts at a path, whose delivery is `row`, as far as the user can view them. Two queries."""
+    """Return the attempts at a path, whose delivery is `row`, with their bodies if the user can view them. Two queries."""
     shows_payloads = user.has_perm(PAYLOADS_PERMISSION)  # type: ignore[union-attr]
     digest = path_digest(path.encode() if isinstance(path, str) else path)
     rows = DeliveryAttempt.objects.filter(watch=watch, path_digest=digest).order_by("-pk")[:ATTEMPTS_PER_PATH]
@@ -91,5 +92,5 @@ def _success(row: Delivery) -> Attempt | None:
 
 
 def acknowledged_at(row: Delivery) -> datetime | None:
-    """Return when the app last acknowledged the file, or when it was found that the app has it, such as after an import."""
+    """Return when the app last acknowledged the file, or when Docora found that the app already has it, as after an import."""
     return row.delivered_at or (row.updated_at if row.acknowledged else None)

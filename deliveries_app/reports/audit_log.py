@@ -1,4 +1,4 @@
-"""Read the audit log: search it, and find the list with the entries about a row."""
+"""Search the audit log, and link its entries to the rows that they are about."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -19,7 +19,7 @@ _IDS = {"app_": "app_id", "repo_": "repository_id", "run_": "run_id", "bulk_": "
 
 
 def search(term: str) -> Search:
-    """Search by the exact id of an app, repository, run or operation, by address, or by part of what was done or by whom."""
+    """Search by the exact id of an app, repository, run or operation, by address, or by part of the text or the actor."""
     term = term.strip()
     if not term:
         return Search(Q())
@@ -42,7 +42,7 @@ def action_named(text: str) -> str | None:
 
 
 def list_of(user: AbstractBaseUser | AnonymousUser, row: Model) -> str:
-    """Return the URL of the list with the entries about a row, empty if there is none or the user cannot view it."""
+    """Return the URL of the audit log filtered by a row; empty if there is no such filter or the user cannot view the log."""
     query: dict[str, Any] = {}
     match row:
         case App():
@@ -61,7 +61,7 @@ def list_of(user: AbstractBaseUser | AnonymousUser, row: Model) -> str:
 
 
 def links(user: AbstractBaseUser | AnonymousUser, entry: AuditEntry) -> dict[str, str]:
-    """Return the URLs of the pages about what the entry concerns, by column, as far as the rows still exist."""
+    """Return the URLs of the pages of the rows that the entry is about, by column, if the rows still exist."""
     watch = AppRepository.objects.filter(
         app__app_id=entry.app_id, repository__repository_id=entry.repository_id
     ).values_list("pk", flat=True)

@@ -10,7 +10,7 @@ _MIN_HEIGHT = 2.0  # keeps nonzero values visible
 
 @dataclass(frozen=True)
 class Bar:
-    """One slot of the chart. The bad part is stacked on the good one, at the same scale; `y` grows downwards."""
+    """One slot of the chart. The bad part is stacked on the good one, at the same scale. y coordinates grow downwards."""
 
     slot_x: float
     slot_width: float
@@ -31,7 +31,7 @@ def stacked(values: Sequence[tuple[int, int]]) -> list[Bar]:
     ]
 
 
-SPARK_WIDTH, SPARK_HEIGHT = 3, 20  # of one slot: a bar of two units, and a gap
+SPARK_WIDTH, SPARK_HEIGHT = 3, 20  # units of one slot: a bar of two, and a gap
 
 
 def sparkline(values: Sequence[tuple[int, int]]) -> tuple[str, str]:
@@ -53,7 +53,7 @@ def sparkline(values: Sequence[tuple[int, int]]) -> tuple[str, str]:
 
 
 def shares(values: Sequence[tuple[int, int]]) -> list[Bar]:
-    """Return one bar per (good, bad) value, each as high as the chart: their shares."""
+    """Return one bar per (good, bad) value that shows their shares, so each is as high as the chart."""
     slot = WIDTH / max(1, len(values))
     return [
         _bar(index * slot, slot, _height(good, good + bad), _height(bad, good + bad))
@@ -62,7 +62,7 @@ def shares(values: Sequence[tuple[int, int]]) -> list[Bar]:
 
 
 def steps(values: Sequence[float | None]) -> str:
-    """Return the path of a line with one step per value, and a gap where there is none. The greatest one is at the top."""
+    """Return the SVG path of a line with one step per value, and a gap for None. The greatest value is at the top."""
     most = max((value for value in values if value), default=0.0) or 1.0
     slot = WIDTH / max(1, len(values))
     parts, is_drawing = [], False

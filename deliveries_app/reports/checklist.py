@@ -1,4 +1,4 @@
-"""The four first steps with a new instance, shown on the overview until they are done or the instance is in use."""
+"""The first four steps with a new instance, shown on the overview until they are done or the instance is in use."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -19,8 +19,8 @@ _IN_USE_AFTER = timedelta(days=7)
 
 @dataclass(frozen=True)
 class Apps:
-    """Counts of apps. `first` and `registered_at` are the primary key and time of the first one, `pinged` counts those that
-    have accepted a test ping."""
+    """Counts of apps. `pinged` have accepted a test ping. `first` is the primary key of the first app, `registered_at` its time
+    of registration."""
 
     total: int
     paused: int
@@ -31,7 +31,7 @@ class Apps:
 
 @dataclass(frozen=True)
 class Step:
-    """One step. `can` is whether the user has the permission for it, `possible` whether the steps that it needs are done."""
+    """One step. `can`: the user has the permission for it. `possible`: the steps that it depends on are done."""
 
     name: str
     done: bool
@@ -59,14 +59,14 @@ class Checklist:
 
     @property
     def next(self) -> Step | None:
-        """The first step that the user can do now and that is not done."""
+        """The first open step that the user can do now."""
         return next((step for step in self.steps if step.can and step.possible and not step.done), None)
 
 
 def of_user(user: AbstractBaseUser | AnonymousUser, apps: Apps, watches: int) -> Checklist | None:
     """Return the checklist, or None if the user can do none of the steps, all are done, or the instance is in use.
 
-    An instance is in use with a second app, with more than ten watched repositories, or a week after its first app was
+    An instance is in use once it has a second app or more than ten watched repositories, or a week after its first app was
     registered. The list is for people who are new to Docora, so imported instances never show it. Deciding this costs no
     query; otherwise there is one.
     """

@@ -1,4 +1,4 @@
-"""What pages and commands say about checks for differences."""
+"""Summaries of checks for differences, for pages and commands."""
 
 from collections.abc import Iterable
 
@@ -19,7 +19,7 @@ STYLES = {
 
 
 def summary(check: DriftCheck) -> str:
-    """Return the result in one sentence, or what a queued check waits for if its watch was read `with_state`."""
+    """Summarize the result, or what a queued check is waiting for. The watch of a queued check must be read `with_state`."""
     if check.state == DriftState.DIFFERS:
         return f"{check.differences:,} of {counted(check.compared, 'file', 'files')} {_verb(check.differences)}"
     if check.state == DriftState.EQUAL:
@@ -36,7 +36,7 @@ def _verb(count: int) -> str:
 
 
 def with_watches(checks: Iterable[DriftCheck]) -> list[DriftCheck]:
-    """Return the checks with their watches, those of open checks `with_state`."""
+    """Return the checks. The watches of open checks are read `with_state`."""
     found = list(checks)
     read = AppRepository.objects.with_state().for_list().in_bulk([check.watch_id for check in found if check.is_open])
     for check in found:

@@ -1,4 +1,4 @@
-"""How an app's endpoint has answered, hour by hour, and what people did meanwhile: re-syncs, key rotations and pauses."""
+"""An app's endpoint hour by hour: accepted and rejected notifications, response times, and re-syncs, key rotations and pauses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ from deliveries_app.reports.traffic import last_hours
 PERIODS = {"day": ("24 hours", 24), "week": ("7 days", 168)}
 """Name in the query string → label and hours."""
 CELLS = 24
-"""The row of marks above the chart has so many cells, whatever the period."""
+"""Number of cells in the row of marks above the chart, for every period."""
 READ = 200
-"""Marks of each kind that are read: the newest ones."""
+"""Maximum number of re-syncs to read, and of audit log entries. The newest are read."""
 
 
 class MarkKind(StrEnum):
@@ -43,7 +43,7 @@ _KINDS = {**_OF_APP, **_OF_ALL}
 
 @dataclass(frozen=True)
 class Hour:
-    """One hour from `begin`: files that the app accepted, attempts that failed, and the time of all requests."""
+    """One hour from `begin`: files that the app accepted, failed attempts, and the total time of all requests."""
 
     begin: datetime
     files: int = 0
@@ -68,7 +68,7 @@ class Hour:
 
 @dataclass(frozen=True)
 class Mark:
-    """Something that may explain a change in the chart. `x` is its place there, `operation` the key of its operation."""
+    """An event that may explain a change in the chart. `x` is its position, `operation` the primary key of a re-sync."""
 
     at: datetime
     kind: MarkKind
@@ -83,7 +83,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class History:
-    """The hours, oldest first, and the marks, newest first. `cells` has the marks of each part of the chart."""
+    """The hours, oldest first, and the marks, newest first. `cells` has the marks to show above each part of the chart."""
 
     hours: Sequence[Hour]
     marks: Sequence[Mark]
@@ -160,7 +160,7 @@ def _one_of_each_kind(marks: Sequence[Mark]) -> list[Mark]:
 
 
 def _marks(app: App, since: datetime) -> list[Mark]:
-    """Return what was done since then: re-syncs that involve the app, and entries of the audit log."""
+    """Return the marks since then: re-syncs that involve the app, and entries of the audit log."""
     resyncs = progress_context.involving(app).filter(kind=OperationKind.RESYNC, created_at__gte=since)
     about = Q(app_id=app.app_id, action__in=list(_OF_APP)) | Q(action__in=list(_OF_ALL))
     entries = AuditEntry.objects.filter(about, created_at__gte=since)
@@ -170,8 +170,7 @@ def _marks(app: App, since: datetime) -> list[Mark]:
                 operation.created_at,
                 MarkKind.RESYNC,
                 f"{operation.title}, by {operation.requested_by}",
-                0.0,
-                operation.pk,
+                operation=operation.pk,
             )
             for operation in resyncs.order_by("-created_at", "-pk")[:READ]
         ),

@@ -16,7 +16,7 @@ READ_FILES = 2000
 SHOWN_GROUPS = 10
 LISTED_FILES = 50
 LISTED_FILES_OF_APP = 10
-"""Files of a group that are listed: the newest ones. The page of a watch lists more than that of its app."""
+"""Number of files listed in a group, newest first, on the page of a watch and on that of an app."""
 
 _COLUMNS = (
     "watch_id", "path", "cause", "status_code", "body", "attempts", "last_at", "watch__repository__owner",
@@ -37,7 +37,7 @@ class FileGroup:
 
     @property
     def key(self) -> str:
-        """Identify the failure among the others of a page, and on the page once it is refreshed."""
+        """An HTML id, unique on the page and the same after a refresh."""
         return f"failure-{self.status_code or 0}-{crc32(self.message.encode()):08x}"
 
     @property
@@ -53,7 +53,7 @@ class FileGroup:
 
 @dataclass(frozen=True)
 class FailingFiles:
-    """The largest groups. There are `more_groups` of `more_files` in addition; `is_more` if not all files were read."""
+    """The largest groups. A further `more_groups` have `more_files`. `is_more` if not all files were read."""
 
     groups: Sequence[FileGroup] = ()
     count: int = 0
@@ -67,7 +67,7 @@ def of_watch(watch: AppRepository | None) -> FailingFiles:
 
 
 def of_app(app: App) -> FailingFiles:
-    """Return the failing files of all its repositories. Watches that cannot have any are not searched."""
+    """Return the failing files of all the app's repositories. Watches that cannot have any are not searched."""
     may_have = Q(failing_since__isnull=False) | Q(files_failing__gt=0) | Q(status=Status.SCANNING)
     watches = AppRepository.objects.alive().filter(may_have, app=app).order_by()
     return _grouped(Q(watch__in=watches.values("pk")), LISTED_FILES_OF_APP)

@@ -12,8 +12,8 @@ from deliveries_app.models.root_causes import RootCause
 _CAUSES = list(RootCause)  # display order: endpoint, git, internal
 
 
-def in_order(watches: AppRepositoryQuerySet) -> AppRepositoryQuerySet:
-    """Annotate `cause_order`, by which the list is sorted."""
+def with_cause_order(watches: AppRepositoryQuerySet) -> AppRepositoryQuerySet:
+    """Annotate `cause_order`, the place of the root cause in the order of display."""
     causes = [When(root_cause=cause, then=Value(place)) for place, cause in enumerate(_CAUSES)]
     return watches.annotate(cause_order=Case(*causes, default=Value(len(_CAUSES))))
 
@@ -29,7 +29,7 @@ class Group:
 
 
 def groups(apps: Collection[int] | None = None) -> list[Group]:
-    """Return the groups of all apps or of those with these keys, in display order. One query."""
+    """Return the groups of all apps, or of those with these primary keys, in display order. One query."""
     watches = AppRepository.objects.failing()
     if apps is not None:
         watches = watches.filter(app__in=apps)

@@ -29,9 +29,9 @@ class Decision(NamedTuple):
 
 @dataclass(frozen=True)
 class Explanation:
-    """What was found in the repository, the delivery `row` and the listed `failure`, with the resulting `decision`.
+    """The result of the lookup, the delivery `row` and the `failure`, with the `decision` that follows from them.
 
-    `next_attempt` is None if nothing has to be sent. `made_from` is the source file if transforms create this path.
+    `next_attempt` is None if nothing has to be sent. `made_from` is the source file if a transform creates this path.
     """
 
     watch: AppRepository
@@ -53,7 +53,7 @@ class Explanation:
 
 
 def explain(actor: Actor, watch: AppRepository, path: str) -> Explanation:
-    """Explain one path. Read this machine's mirror at the commit that is being synced or was synced last; fetch nothing.
+    """Explain one path. Reads this machine's mirror at the commit that is being synced or was synced last, without fetching.
 
     Bytes that are not UTF-8 are written as the pages show them: `caf\\xe9`.
     """

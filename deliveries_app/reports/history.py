@@ -1,7 +1,7 @@
 """History queries that stay cheap with a million runs.
 
 Indexes cover the watch, the operation, open runs and the time. Other filters (outcome, part of a name) search only the
-newest `WINDOW` rows before the end of the period. Names are matched against watches first, a small table whose keys lead
+newest `WINDOW` rows of the period. Names are matched against watches first, a small table whose keys lead
 to runs by index.
 """
 
@@ -30,7 +30,7 @@ class Search:
 
 
 def window_start[M: Model](rows: QuerySet[M], until: datetime | None) -> datetime | None:
-    """Return when the window that ends at `until` (None: now) begins. Return None if the window holds every row."""
+    """Return the start of the window that ends at `until` (None: now), or None if the window holds every row."""
     before = rows.filter(created_at__lt=until) if until else rows
     first = before.order_by("-created_at", "-pk").values_list("created_at", flat=True)[WINDOW - 1 : WINDOW]
     return next(iter(first), None)
@@ -125,7 +125,7 @@ PARTS: dict[str, tuple[str, Q]] = {
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Counts of an operation's runs by `PARTS`, of its watches that were not released, and how much was sent in total."""
+    """Counts of an operation's runs by `PARTS` and of its unreleased watches, and totals of what was sent."""
 
     counts: Mapping[str, int]
     unreleased: int = 0
@@ -171,6 +171,6 @@ def outcomes(operations: Iterable[BulkOperation]) -> dict[int, Outcomes]:
 
 
 def _with_unreleased(operation: BulkOperation, outcomes: Outcomes) -> Outcomes:
-    """Add the watches of a gradual operation that have no run. All others have one each."""
+    """Add the number of a gradual operation's watches that have no run."""
     unreleased = max(0, operation.total - sum(outcomes.counts.values())) if operation.is_gradual else 0
     return replace(outcomes, unreleased=unreleased)

@@ -39,7 +39,7 @@ class _Affected:
 class Impact(_Affected):
     """What a re-sync sends: all `files` of the watches of `apps` apps.
 
-    `seconds` is estimated from the apps' recent pace, or None without one. `paused` counts those that are paused, or whose
+    `seconds` is estimated from the apps' recent pace, or None without one. `paused` counts watches that are paused, or whose
     app is. The watches in `sample` have `files` and `size`.
     """
 
@@ -54,7 +54,7 @@ class Impact(_Affected):
 class RetryImpact(_Affected):
     """What a retry sends: the `files` that were not accepted, of the failing watches of `apps` apps.
 
-    For `unknown` of the watches the number is not known, because their last attempt ended before it had tried every file.
+    For `unknown` watches the number of files is not known, because their last attempt ended before it had tried every file.
     """
 
     apps: int
@@ -76,7 +76,7 @@ class ResendPart:
 class ResendImpact:
     """What a resend sends: the files of the `deliveries` (primary keys) of `watches` watches of `apps` apps.
 
-    If it `is_too_large`, at most one delivery more than may be resent was read. `sample` has the watches with the most files.
+    If it `is_too_large`, only `limit` + 1 deliveries were read. `sample` has the watches with the most files.
     """
 
     deliveries: Sequence[int]
@@ -139,7 +139,7 @@ def removal_of(watches: AppRepositoryQuerySet) -> Removal:
 
 
 def _orphans(counted: Counter[int]) -> list[int]:
-    """Return the repositories that have no other watches than those `counted`."""
+    """Return the repositories that have no watches other than those `counted`."""
     watches = AppRepository.objects.alive().order_by()
     if len(counted) <= _MAX_REPOSITORIES_NAMED:
         watches = watches.filter(repository__in=counted)
@@ -180,7 +180,7 @@ def retry_impact_of(watches: AppRepositoryQuerySet) -> RetryImpact:
 
 
 def resend_impact_of(deliveries: QuerySet[Delivery]) -> ResendImpact:
-    """Read what a resend of these deliveries sends, in three queries and up to a limit."""
+    """Return what a resend of these deliveries sends, up to the limit, in three queries."""
     rows = list(deliveries.values_list("pk", "watch_id", "size")[: MAX_RESENT_AT_ONCE + 1])
     files, sizes = Counter(watch for _, watch, _ in rows), Counter[int]()
     for _, watch, size in rows:
@@ -202,7 +202,7 @@ def resend_impact_of(deliveries: QuerySet[Delivery]) -> ResendImpact:
 
 
 def _sample(watches: AppRepositoryQuerySet) -> list[AppRepository]:
-    """Return the first watches with their sizes. The keys are sorted without their rows, which takes half the time."""
+    """Return the first watches with their sizes. Sorting only the keys takes half as long as sorting whole rows."""
     first = AppRepository.objects.filter(pk__in=watches.values("pk")[:SAMPLE])
     return list(_with_sizes(first).with_state().for_list())
 

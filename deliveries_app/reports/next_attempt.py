@@ -10,7 +10,7 @@ from deliveries_app.models import AppRepository, StateDetail, WatchState
 
 @dataclass(frozen=True)
 class NextTry:
-    """A message to show before the time `at`, if there is one: "Next try" in 40 s."""
+    """A message, and the time `at` to show after it, if any: "Next try" and "in 40 s"."""
 
     message: str
     at: datetime | None = None
@@ -41,7 +41,7 @@ def due_at(watch: AppRepository, hold_until: datetime | None) -> datetime | None
 
 
 def next_try(watch: AppRepository, *, hold_until: datetime | None = None) -> NextTry:
-    """Return when the watch is tried next, or one of its files that is held until `hold_until`.
+    """Return when the watch is tried next, or, with `hold_until`, one of its files that is held until then.
 
     The watch must be loaded `with_state` and with its app and repository.
     """
@@ -55,5 +55,5 @@ def next_try(watch: AppRepository, *, hold_until: datetime | None = None) -> Nex
     at = due_at(watch, hold_until)
     if at is None:
         return NextTry("Next check", watch.next_check_at)
-    what = "Next try" if watch.is_failing or detail.state == WatchState.ON_HOLD else "Next sync"
-    return NextTry(what, at) if at > timezone.now() else NextTry(f"{what} when a worker is free")
+    message = "Next try" if watch.is_failing or detail.state == WatchState.ON_HOLD else "Next sync"
+    return NextTry(message, at) if at > timezone.now() else NextTry(f"{message} when a worker is free")

@@ -43,7 +43,7 @@ class Watches:
 
 @dataclass(frozen=True)
 class Jobs:
-    """Jobs in Redis (None if it is down), and the numbers of watches `scheduled` for later, and due but paused or on hold."""
+    """Numbers of jobs in Redis (None if it is down), of watches `scheduled` for later, and of due watches `held` back."""
 
     waiting: int | None
     active: int | None
@@ -53,7 +53,7 @@ class Jobs:
 
 @dataclass(frozen=True)
 class Running:
-    """The first few open operations and running syncs, and whether there are more."""
+    """The first few open operations and running syncs, whether there are more operations, and how many more syncs."""
 
     operations: tuple[tuple[BulkOperation, Progress], ...]
     more_operations: bool

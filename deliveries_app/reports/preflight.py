@@ -1,4 +1,4 @@
-"""The state of the endpoints that a bulk action sends to, for its confirmation page: the worst ones, and how many others."""
+"""The state of the endpoints that a bulk action sends to, for its confirmation page, worst first."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from deliveries_app.webhooks.endpoint_stats import EndpointStats
 
 SHOWN = 5
 LOW_SHARE = 0.9
-FEWEST_REQUESTS = 5  # below this, the share of accepted notifications says nothing
+FEWEST_REQUESTS = 5  # with fewer, the share of accepted notifications means nothing
 _FIELDS = (
     "app_id", "name", "paused", "paused_reason", "cooldown_until", "down_count", "max_in_flight", "pace_slots", "pace_gap",
     "ping_failed_at",
@@ -21,7 +21,7 @@ _FIELDS = (
 
 @dataclass(frozen=True)
 class Endpoint:
-    """An app, its badge, its latest requests in words, and why a sync will fail or wait; empty if there is no sign of it.
+    """An app, its badge, a summary of its latest requests, and warnings that say why a sync will fail or wait.
 
     `rank` sorts the worst first.
     """
@@ -36,7 +36,7 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Preflight:
-    """The worst endpoints, the number of the others, and how many of all have a warning."""
+    """The worst endpoints, the number of `more` endpoints, and how many of all endpoints have a warning."""
 
     shown: Sequence[Endpoint]
     more: int
@@ -48,7 +48,7 @@ class Preflight:
 
 
 def of_watches(watches: AppRepositoryQuerySet) -> Preflight:
-    """Look at the endpoints of these watches' apps, in one query and one round trip to Redis."""
+    """Return the endpoints of these watches' apps, with one query and one round trip to Redis."""
     apps = list(App.objects.filter(pk__in=watches.order_by().values("app")).only(*_FIELDS))
     stats = endpoint_stats.of_apps(apps)
     endpoints = sorted((_endpoint(app, stats) for app in apps), key=lambda endpoint: endpoint.rank)
@@ -75,7 +75,7 @@ def _endpoint(app: App, found: Mapping[int, EndpointStats] | None, *, ping_is_sh
     if app.down_count:
         style, label = "failed", "Endpoint down"
         warnings.append(
-            "The endpoint doesn't respond. One repository tries it at once, and the others wait for the result."
+            "The endpoint doesn't respond. One repository tries it immediately, and the others wait for the result."
         )
         severity = 5
     elif app.is_on_hold and app.cooldown_until:

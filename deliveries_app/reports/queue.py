@@ -31,7 +31,7 @@ SHOWN, SCHEDULED_SHOWN = 100, 50
 
 @dataclass(frozen=True)
 class Line:
-    """A running or waiting watch, with its open run. `message` says what holds it back, or what happened to its worker."""
+    """A running or waiting watch, with its open run. `message` says why it waits, or what happened to its worker."""
 
     watch: AppRepository
     run: SyncRun | None
@@ -41,7 +41,7 @@ class Line:
 
     @property
     def since(self) -> datetime | None:
-        """When its run started or was requested; without a run, when it became due."""
+        """When the run started or was requested, or without a run, when the watch became due."""
         return (self.run.started_at or self.run.created_at) if self.run else self.watch.next_sync_at
 
     @property
@@ -151,7 +151,7 @@ def _watches() -> Any:
 
 
 def _watch_of(job: Job) -> int | None:
-    """Return the watch a job is for; None for a clean-up."""
+    """Return the primary key of the watch that a job is for; None for a clean-up."""
     return parse_pk(job.argument) if job.function in {"sync_watch", "sync_watch_alone"} else None
 
 
@@ -168,7 +168,7 @@ def _why_waiting(watch: AppRepository) -> str:
 
 
 def _lease_message(watch: Any, alive: set[str]) -> str:
-    """Describe what happens if the worker has not extended its lease. Say nothing while the worker extends it."""
+    """Say what happens next if the worker has stopped extending its lease. Empty while the worker extends it."""
     left = watch.lease_left.total_seconds()
     silent = settings.LEASE_SECONDS - left
     if silent <= settings.LEASE_SECONDS / 4:  # workers extend it every sixth of its time

@@ -44,7 +44,7 @@ class Line:
 
 @dataclass(frozen=True)
 class StatusReport:
-    """`signs` is None if Redis does not respond. `lines` are the first watches that fail, sync or wait, in this order."""
+    """`signs` is None if Redis does not respond. `lines` lists failing, then syncing, then waiting watches."""
 
     pause: SyncPause | None
     signs: Signs | None

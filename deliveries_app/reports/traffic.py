@@ -85,7 +85,7 @@ def last_hours(count: int) -> list[datetime]:
 
 
 def of_last_day() -> Day:
-    """Read the day in three queries. Group by the app's key, because grouping by name would sort text."""
+    """Read the last 24 hours in three queries."""
     begins = last_hours(HOURS)
     rows = HourlyTraffic.objects.filter(hour__gte=begins[0], hour__lte=begins[-1]).order_by()
     sums = rows.values_list("hour").annotate(Sum("files"), Sum("failed"), Sum("bytes"))
@@ -95,7 +95,7 @@ def of_last_day() -> Day:
 
 
 def _busiest_and_slowest(rows: QuerySet[HourlyTraffic]) -> tuple[tuple[AppDay, ...], tuple[AppDay, ...]]:
-    """Return the busiest and the slowest apps."""
+    """Return the busiest and the slowest apps. Group by the app's key, because grouping by name would sort text."""
     alive = rows.exclude(app__in=App.objects.filter(ended_at__isnull=False))
     sums = alive.values_list("app").annotate(Sum("files"), Sum("bytes"), Sum("requests"), Sum("milliseconds"))
     found = [
