@@ -51,12 +51,12 @@ def sync_watch(watch_pk: int, *, alone: bool = False) -> None:
 
 
 def sync_watch_alone(watch_pk: int) -> None:
-    """Sync the watch in a separate process, because it may have killed the processes that it shared with others."""
+    """Sync the watch in a separate process, because its earlier syncs may have killed workers that others were using."""
     sync_watch(watch_pk, alone=True)
 
 
 def _client() -> HttpClient:
-    """Return the client of this thread, whose watches use its connections one after the other. A fork needs its own."""
+    """Return this thread's client, so that consecutive syncs reuse its connections. A forked process needs its own."""
     if getattr(_local, "pid", None) != os.getpid():
         _local.pid, _local.client = os.getpid(), remote.new_client(max_connections=settings.MAX_IN_FLIGHT_LIMIT)
     return _local.client  # type: ignore[no-any-return]

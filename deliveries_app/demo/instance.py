@@ -39,9 +39,9 @@ _BROKEN_ANSWER = Answer(
 
 @dataclass(frozen=True)
 class Client:
-    """One client app. It takes `seconds` for a file, from the lowest to the highest value.
+    """One client app. `seconds` is the range of the time that it takes for a file.
 
-    `size` and `milliseconds` are those of its made-up traffic (`traffic.py`).
+    `size` and `milliseconds` describe its made-up traffic (`traffic.py`).
     """
 
     name: str
@@ -102,7 +102,7 @@ class Demo:
         self.choices = self._read()
         self._git = GitServer(directory / "git", port=self.choices.git_port)
         self._keys: dict[str, str] = {}  # app id → key; the receiver reads it for each request
-        self._seconds: dict[str, tuple[float, float]] = {}  # app id → what a file takes
+        self._seconds: dict[str, tuple[float, float]] = {}  # app id → range of the time for a file
         self._receiver = _Clients(directory / "received", self._keys, self._seconds, port=self.choices.receiver_port)
 
     def start(self) -> None:
@@ -130,7 +130,7 @@ class Demo:
                     watch_repository(Actor.system(), app, url)
 
     def wait_for_first_syncs(self, seconds: float, stopped: threading.Event) -> None:
-        """Return when the first syncs have ended, well or not, or after `seconds`, or when `stopped` is set."""
+        """Return when the first syncs have succeeded or failed, or after `seconds`, or when `stopped` is set."""
         deadline = time.monotonic() + seconds
         ended = (Status.SYNCED, Status.FAILED)
         watches = AppRepository.objects.alive().filter(app__app_id__in=self._keys).exclude(status__in=ended)
@@ -189,7 +189,7 @@ def wait_for_database(seconds: float) -> bool:
 
 
 class _Clients(Receiver):
-    """The demo's clients on one port. `seconds`: app id → the least and the most that it takes for a file."""
+    """The demo's clients on one port. `seconds`: app id → range of the time that the app takes for a file."""
 
     def __init__(
         self, directory: Path, keys: Mapping[str, str], seconds: Mapping[str, tuple[float, float]], *, port: int
@@ -203,7 +203,7 @@ class _Clients(Receiver):
         return super().handle(path.removeprefix(BROKEN), headers, body)
 
     def _misbehave(self, notification: Notification) -> Answer | None:
-        """Be as slow as the app is, and reject what the broken endpoint does. Runs in the thread of `handle`."""
+        """Take as long as the app does, and reject what the broken endpoint rejects. Runs in the thread of `handle`."""
         time.sleep(random.uniform(*self._seconds[notification.app_id]))  # noqa: S311  no secret
         if self._request.is_broken and notification.path.startswith(BROKEN_FOLDER):
             return _BROKEN_ANSWER

@@ -106,7 +106,7 @@ def commit(
 
 
 def _tip(repository: Path, ref: str) -> str:
-    """Return the commit that a ref points to, or an empty text if there is no such ref."""
+    """Return the commit that a ref points to, or an empty string if there is no such ref."""
     if (loose := repository / ref).is_file():  # much faster than asking git
         return loose.read_text().strip()
     return git(repository, "for-each-ref", "--format=%(objectname)", ref).decode().strip()

@@ -14,8 +14,8 @@ def add_example_day(
 ) -> list[HourlyTraffic]:
     """Add traffic for the 23 hours before this one, and return it: busy by day, quiet by night.
 
-    `size` is the app's share, `milliseconds` about what it takes for a file. It rejected some files in the last
-    `failing_hours`.
+    `size` scales the number of files, `milliseconds` is the typical time for a file. In the last `failing_hours`, the app
+    rejected some files.
     """
     this_hour = timezone.now().replace(minute=0, second=0, microsecond=0)
     rows = []

@@ -1,4 +1,4 @@
-"""Convert the OpenAPI document to template data: calls by group, each with its parameters, an example and its answers."""
+"""Convert the OpenAPI document to template data: calls by group, with parameters, an example and the possible answers."""
 
 import json
 import shlex
@@ -25,7 +25,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Answer:
-    """One possible answer. `fields` and `example` are empty if there is no body, and for errors, which all look the same."""
+    """One possible answer. `fields` and `example` are empty without a body, and for errors, which all look the same."""
 
     status: int
     phrase: str
@@ -75,7 +75,7 @@ def context(document: Document) -> dict[str, Any]:
 
 
 def webhook_fields(document: Document) -> dict[str, list[Field]]:
-    """Return event → the fields of its body. Objects that are always there are left out: the names of their fields show them."""
+    """Return event → the fields of its body, without objects that are always present: their fields name them."""
     return {
         event: [
             field
@@ -170,7 +170,7 @@ def _curl(document: Document, path: str, method: str, operation: Document, body:
 
 
 def _resolve(document: Document, schema: Document) -> Document:
-    """Follow references and return the actual schema. If it is nullable, return the alternative that is not null."""
+    """Follow references and return the actual schema, for a nullable one the alternative that is not null."""
     while True:
         if "$ref" in schema:
             schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]] | {

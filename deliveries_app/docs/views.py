@@ -58,9 +58,9 @@ LIMITS = [
 
 
 _LONGEST_ESCAPE = 6
-"""JSON writes some bytes of a text as an escape of this length."""
+"""Characters of the longest escape that JSON uses for one byte of a text."""
 _OTHER_FIELDS = 16384
-"""More than all fields of a body except the content, in bytes."""
+"""Bytes: more than all fields of a body take except the content."""
 
 
 @dataclass
