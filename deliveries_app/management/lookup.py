@@ -1,4 +1,4 @@
-"""Find the rows that ids on the command line refer to, and convert errors of services to `CommandError`."""
+"""Find the rows that command-line arguments name, and convert errors of services to `CommandError`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +16,7 @@ from repositories_app.models import Repository
 
 
 def app_of(app_id: str) -> App:
+    """Return the app. Raises `CommandError` if there is none, as the functions below do."""
     return _get(App.objects.filter(ended_at=None), {"app_id": app_id}, f"There is no app {app_id}; see list_apps.")
 
 

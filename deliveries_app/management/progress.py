@@ -1,4 +1,4 @@
-"""The common part of `resync` and `retry`: report the request, and with `--wait` show progress until it ends."""
+"""The common part of `resync` and `retry`: print the request, and with `--wait` show progress until it ends."""
 
 import argparse
 import time
@@ -26,7 +26,10 @@ def add_options(parser: CommandParser) -> None:
         "--wait", action="store_true", help="show progress until it ends; exit 1 unless everything succeeded"
     )
     parser.add_argument(
-        "--timeout", type=seconds, metavar="SECONDS", help="with --wait: stop waiting after this; the sync continues"
+        "--timeout",
+        type=seconds,
+        metavar="SECONDS",
+        help="with --wait: stop waiting after this time; the sync continues",
     )
     add_json(parser, "kind, run_id or operation_id, total; with --wait also the final numbers")
 
@@ -94,7 +97,7 @@ def _how_to_continue(requested: Requested) -> str:
 
 
 def _blocking_reasons(requested: Requested) -> Iterator[str]:
-    """Yield the reasons why the workers cannot finish this now."""
+    """Yield the reasons why workers cannot finish the request now."""
     if current_pause():
         yield "All syncing is paused. This waits until it is resumed."
     condition = Q(runs=requested)
@@ -117,7 +120,7 @@ def _current_progress(requested: Requested) -> Progress:
 
 
 def _problem(requested: Requested, progress: Progress) -> str:
-    """Return the error message. Cancelled and superseded repositories count as not succeeded too."""
+    """Return the error message. Cancelled and superseded repositories have not succeeded either."""
     if isinstance(requested, BulkOperation):
         counts = {"failed": progress.failed, "cancelled": progress.cancelled, "superseded": progress.superseded}
         counts["not released"] = progress.unreleased or 0

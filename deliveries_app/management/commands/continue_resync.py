@@ -20,5 +20,5 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         continued = continue_operation(Actor.command(), operation_of(options["id"]))
         repositories = counted(continued, "repository", "repositories")
-        message = f"Continued with {repositories}." if continued else "It is not held."
+        message = f"Continued with {repositories}." if continued else "The operation is not held."
         write_result(self, options, {"continued": continued}, message)

@@ -11,7 +11,7 @@ from docora.cli.output import write_banner
 from docora.conf.installation import program
 
 FIRST_SYNCS_SECONDS = 60.0
-"""How long the demo waits for the first syncs, which fill the log, before it prints how to sign in. They take about 10 s."""
+"""How long to wait for the first syncs before printing how to sign in, because they fill the log. They take about 10 s."""
 
 
 class Command(BaseCommand):

@@ -24,7 +24,7 @@ class Command(BaseCommand):
         parser.add_argument("app_id", help="see list_apps")
         parser.add_argument("repository_id", nargs="?", help="see list_watches; all repositories of the app if omitted")
         parser.add_argument(
-            "--timeout", type=seconds, metavar="SECONDS", help="stop waiting after this; the checks continue"
+            "--timeout", type=seconds, metavar="SECONDS", help="stop waiting after this time; the checks continue"
         )
         add_json(parser, "app_id, repository_id, state, words, commit, compared, missing, different, extra, files")
 

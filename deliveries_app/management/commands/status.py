@@ -30,7 +30,7 @@ class Command(BaseCommand):
             write_json(self.stdout, report.as_dict())
         else:
             self.stdout.write(_summary(report))
-            write_table(self.stdout, ["App", "Repository", "Ids", "State", "What"], map(_row, report.lines))
+            write_table(self.stdout, ["App", "Repository", "Ids", "State", "Details"], map(_row, report.lines))
         if report.counts.failing:
             raise SystemExit(FAILED)
 
@@ -66,11 +66,11 @@ def _row(line: Line) -> list[str]:
     watch = line.watch
     done = f"{line.percent}% sent. " if line.percent is not None else ""
     after = f" ({line.next.message}{f' {format_time(line.next.at)}' if line.next.at else ''})"
-    what = done + " ".join(watch.last_error.split()) + after
+    details = done + " ".join(watch.last_error.split()) + after
     return [
         str(watch.app),
         str(watch.repository),
         f"{watch.app.app_id} {watch.repository.repository_id}",
         str(watch.state.label),
-        what,
+        details,
     ]
