@@ -1,4 +1,4 @@
-"""The admin JSON: the actions of the admin's buttons, for scripts that staff run while signed in (wire contract §3)."""
+"""The admin JSON: the admin's actions for scripts that signed-in staff run (wire contract §3)."""
 
 import json
 import logging
@@ -34,7 +34,7 @@ class BadRequest(ValueError):
 
 
 def json_view[**P](failure: str) -> Callable[[Function[P]], Callable[..., HttpResponse]]:
-    """Return a decorator that makes a view of a function: `{"data": …}`, or `{"error": …}` for any error.
+    """Return a decorator that turns a function into a view. The view responds with `{"data": …}`, or `{"error": …}` on errors.
 
     `failure` is the error message of a 500.
     """
@@ -185,7 +185,11 @@ def _body(request: HttpRequest) -> dict[str, Any]:
         body = json.loads(request.body or b"{}")
     except RequestDataTooBig:
         raise BadRequest(f"The body must have at most {settings.DATA_UPLOAD_MAX_MEMORY_SIZE:,} bytes") from None
-    except (ValueError, RecursionError, RawPostDataException):  # the last: a form, already read for its CSRF token
+    except (
+        ValueError,
+        RecursionError,
+        RawPostDataException,
+    ):  # RawPostDataException: a form, already read for its CSRF token
         raise BadRequest("The body must be JSON") from None
     if not isinstance(body, dict):
         raise BadRequest("The body must be a JSON object")

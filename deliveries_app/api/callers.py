@@ -1,4 +1,4 @@
-"""The app behind a request, and what belongs to it. Every query starts from here, so another app's id gives a 404."""
+"""The app that sent a request, and its watches. Every query starts from here, so another app's id gives a 404."""
 
 from typing import Annotated
 
@@ -46,7 +46,7 @@ def own_watches(request: HttpRequest) -> AppRepositoryQuerySet:
 
 
 def own_watch(request: HttpRequest, repository_id: str) -> AppRepository:
-    """Return the caller's watch of this repository. Raise `NotFound` for any other id."""
+    """Return the caller's watch of this repository. Raises `NotFound` for any other id."""
     watches = own_watches(request).filter(repository__repository_id=repository_id)
     watch = watches.with_state().first() if can_be_id(repository_id) else None
     if watch is None:

@@ -39,7 +39,7 @@ _OF_CAUSE = {
 
 @contextmanager
 def as_responses(*, unreadable: int = 404) -> Iterator[None]:
-    """Raise the `ApiError` for an error of a service. `unreadable` is the status if a repository cannot be read."""
+    """Convert errors of services to `ApiError`. `unreadable` is the status if a repository cannot be read."""
     try:
         yield
     except GitError as error:

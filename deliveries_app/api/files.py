@@ -1,4 +1,4 @@
-"""The calls about a repository's files: what was not accepted, what was sent, what the app holds, and sending it again."""
+"""The calls about a repository's files: failures, deliveries, the manifest, and sending files again."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -168,7 +168,7 @@ def get_manifest(
         Query(
             ge=1,
             le=MAX_MANIFEST_LIMIT,
-            description="The most lines to send. Without a limit, all are sent.",
+            description="The maximum number of lines. Without a limit, all are sent.",
             example=1000,
         ),
     ] = None,
@@ -185,7 +185,7 @@ def get_manifest(
 
 
 class _Stream:
-    """A stream that counts for its app until it has been read or is closed."""
+    """A stream that counts towards its app's limit until it has been read or is closed."""
 
     def __init__(self, app_pk: int, pages: Iterator[bytes]) -> None:
         STREAMS.take(app_pk)
@@ -205,7 +205,7 @@ class _Stream:
 def _manifest(watch_pk: int, after: str, limit: int | None) -> Iterator[bytes]:
     """Yield the manifest in pages, one query each, so that neither memory nor a transaction grows with the repository.
 
-    Each page uses the resend floor at the time it is read, so files that a re-sync has cleared meanwhile are not listed.
+    Each page uses the resend floor at the time it is read, so files that a re-sync clears in the meantime are not listed.
     The size is unknown for imported files that have not been compared yet (`Delivery.known_size`).
     """
     rows = Delivery.objects.filter(

@@ -32,9 +32,9 @@ TAGS = {
     "App": "The app itself: its settings, a test ping, its signing key.",
     "Repositories": "Which repositories the app watches, and how.",
     "Files": "What was sent, what was not accepted, and sending it again.",
-    "Runs": "What is being sent, and how far it is.",
-    "Push hooks": "For git hosts: announce a push.",
-    "Health": "For monitoring. They need no token.",
+    "Runs": "Each sync: why it started, its progress, and its outcome.",
+    "Push hooks": "For git hosts, to announce a push.",
+    "Health": "For monitoring. No token is needed.",
     "Webhooks": "What Docora sends to the app.",
 }
 

@@ -1,4 +1,4 @@
-"""Pages that continue after a row instead of counting rows: no gaps or repetitions while rows come and go."""
+"""Keyset pagination: a page continues after a row, so there are no gaps or repetitions while rows come and go."""
 
 import base64
 import json
@@ -23,9 +23,9 @@ NEXT = "Pass it as `after` to get the next page; null on the last page."
 
 
 class Order:
-    """A total order of rows: by `field`, then by primary key; newest first if asked. A page continues after any row.
+    """A total order of rows: by `field`, then by primary key. A page can continue after any row.
 
-    `read` turns the field's value in a cursor, which is JSON, back into a value to compare with. It raises ValueError.
+    `read` converts the field's JSON value in a cursor to a value to compare with. It raises ValueError if that is malformed.
     """
 
     def __init__(self, field: str, read: Callable[[Any], Any], *, newest_first: bool = False) -> None:

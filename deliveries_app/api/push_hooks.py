@@ -1,4 +1,4 @@
-"""Push hooks: a git host announces a push, and Docora checks the repository at once instead of at the next rescan."""
+"""Push hooks: a git host announces a push, and Docora checks the repository immediately instead of at the next rescan."""
 
 from typing import Any
 

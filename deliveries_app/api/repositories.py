@@ -1,4 +1,4 @@
-"""Calls to watch a repository, to change or re-sync a watch, and to stop watching."""
+"""The calls to watch a repository, to change or re-sync a watch, and to stop watching."""
 
 from typing import Annotated, Any
 

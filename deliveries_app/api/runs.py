@@ -1,4 +1,4 @@
-"""Calls about a repository's runs: why each was started, how far it has got, and how it ended."""
+"""The calls about a repository's runs: why each started, its progress, and its outcome."""
 
 from typing import Annotated, Any
 

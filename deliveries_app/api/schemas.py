@@ -32,7 +32,7 @@ GithubToken = Annotated[
         max_length=255,
         pattern=_PRINTABLE,
         description="A token that can read the repository: 1 to 255 printable ASCII characters without spaces. It is "
-        "stored encrypted and never shown. If the git host needs a certain user name beside the token, write `user:token`.",
+        "stored encrypted and never shown. If the git host also needs a certain user name, write `user:token`.",
         examples=["github_pat_11ABCDEFG"],
     ),
 ]
@@ -71,7 +71,7 @@ class Registration(BaseModel):
 
 
 class WantedRepository(Registration):
-    """What the app wants to be watched, and how. Fields that are left out keep their value."""
+    """A repository to watch, and how. Fields that are left out keep their value."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -171,7 +171,7 @@ class Message(Schema):
 
 
 class Announced(Schema):
-    """A message that says what the push has started."""
+    """A message that says what the push started."""
 
     message: str = Field(examples=["Check queued"])
 
@@ -198,7 +198,8 @@ class Failure(Schema):
     first_at: Moment = Field(description="When it first failed.")
     last_at: Moment = Field(description="When it last failed.")
     next_attempt_at: Moment | None = Field(
-        description="When it is sent again at the earliest; null if that is not known or not planned.", examples=[_WHEN]
+        description="The earliest time of the next attempt; null if none is planned or the time is not known.",
+        examples=[_WHEN],
     )
 
 
@@ -210,7 +211,7 @@ class FailurePage(Schema):
 
 
 class Run(Schema):
-    """One request to sync the repository, or one change that was found, with all its attempts."""
+    """One requested sync, or the sync of one detected change, with all its attempts."""
 
     run_id: str = Field(description="As in `X-Docora-Run-Id`.", examples=[RUN_ID])
     reason: Reason = Field(description="As in `X-Docora-Reason`.", examples=["change"])
@@ -219,7 +220,7 @@ class Run(Schema):
         "longer watched. `paused`: the app was paused.",
         examples=["succeeded"],
     )
-    created_at: Moment = Field(description="When it was requested or found.")
+    created_at: Moment = Field(description="When it was requested, or when the change was detected.")
     started_at: Moment | None = Field(description="When its first attempt began.")
     ended_at: Moment | None = Field(description="When it ended.")
     commit_sha: str | None = Field(description="The commit that it sends.", examples=[_COMMIT])
@@ -304,18 +305,18 @@ class Resent(Schema):
 
 
 class KeyRotation(Schema):
-    """A change of the signing key that is under way. Notifications carry a signature of each key."""
+    """A key rotation in progress. Notifications carry a signature of each key."""
 
-    started_at: Moment = Field(description="When the new key was made.")
+    started_at: Moment = Field(description="When the rotation started.")
     new_key_accepted_at: Moment | None = Field(
-        description="When the app first accepted the new key. Then the old one can be retired."
+        description="When the app first accepted the new key. From then on, the old key can be retired."
     )
 
 
 class Quota(Schema):
-    """What the app uses, and the most that the administrator allows."""
+    """What the app uses of one quota, and the quota."""
 
-    used: int = Field(description="Now.", ge=0, examples=[12])
+    used: int = Field(description="Current use.", ge=0, examples=[12])
     limit: int | None = Field(description="Null if there is no quota.", ge=1, examples=[100])
 
 
@@ -325,7 +326,9 @@ class Quotas(Schema):
     watches: Quota = Field(description="Watched repositories.")
     files: Quota = Field(description="Files in all watched repositories.")
     bytes: Quota = Field(description="Bytes in all watched repositories.")
-    resyncs_per_hour: Quota = Field(description="Re-syncs that the app itself requests. Used ones come back evenly.")
+    resyncs_per_hour: Quota = Field(
+        description="Re-syncs that the app itself requests. They become available again evenly over an hour."
+    )
 
 
 class Endpoint(Schema):
@@ -341,7 +344,7 @@ class Endpoint(Schema):
     )
     paused_reason: str | None = Field(description="Why, if Docora or the app paused it.", examples=[None])
     max_in_flight: int = Field(description="Concurrent requests to the app.", ge=1, examples=[8])
-    max_in_flight_limit: int = Field(description="The most that the administrator allows.", ge=1, examples=[8])
+    max_in_flight_limit: int = Field(description="The administrator's limit.", ge=1, examples=[8])
     send_sync_completed: bool = Field(description="Whether `/sync_completed` is sent after each complete sync.")
     answers_verify: bool = Field(
         description="Whether the app answers `/verify`, so its copies can be checked for differences."
@@ -350,7 +353,7 @@ class Endpoint(Schema):
         description="The endpoint is down or asked to wait. Nothing is sent before this time.", examples=[None]
     )
     key_rotation: KeyRotation | None = Field(description="Null if there is none.", examples=[None])
-    quotas: Quotas = Field(description="What the app uses of what an administrator allows it.")
+    quotas: Quotas = Field(description="The app's quotas, and what it uses of each.")
 
 
 def _administrators_only(value: object) -> None:
@@ -379,7 +382,7 @@ class EndpointSettings(BaseModel):
 class Ping(Schema):
     """The result of a ping."""
 
-    delivered: bool = Field(description="Whether the app answered 2xx.")
+    delivered: bool = Field(description="Whether the app responded with 2xx.")
     message: str = Field(examples=["The app accepted the ping (HTTP 200)."])
     hint: str = Field(description="What to do if it was not delivered.", examples=[""])
     status: int | None = Field(description="The HTTP status, if the app responded.", examples=[200])
@@ -392,13 +395,11 @@ class PingWith(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    new_key: bool = Field(
-        default=False, description="Sign it with nothing but the new key of a rotation.", examples=[False]
-    )
+    new_key: bool = Field(default=False, description="Sign it only with the new key of a rotation.", examples=[False])
 
 
 class KeyChoice(BaseModel):
-    """The key to change to."""
+    """The new signing key."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -412,13 +413,13 @@ class KeyChoice(BaseModel):
 
 
 class NewKey(Schema):
-    """The new signing key. It is shown this once."""
+    """The new signing key, which is shown only once."""
 
     key: str = Field(description="Store it now.", examples=["whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"])
 
 
 class PushSecret(Schema):
-    """The new push hook secret. It is shown this once, and the one before no longer works."""
+    """The new push hook secret, which is shown only once. The previous one no longer works."""
 
     secret: str = Field(
         description="Store it now.", examples=["5f8e3b7d9a1c2046b8d0e4f6a7c9b1d35f8e3b7d9a1c2046b8d0e4f6a7c9b1d3"]

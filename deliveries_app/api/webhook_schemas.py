@@ -200,9 +200,9 @@ EVENTS: dict[str, tuple[type[BaseModel], str, str]] = {
         "Respond with the same `tree_sha256` if your copy has this hash, otherwise with its files. Sent only if it is turned on "
         "and a check is requested.",
     ),
-    "ping": (PingBody, "A test of the endpoint", "Answer 2xx. Your app need not implement it."),
+    "ping": (PingBody, "A test of the endpoint", "Respond with 2xx. Your app doesn't have to implement it."),
 }
-"""Event → model of its body, summary, what the app does. An event is the last part of the URL."""
+"""Event → model of its body, summary, and what the app should do. An event is the last part of the URL."""
 
 HEADERS = {
     "X-Docora-App-Id": "Your app's id.",
@@ -219,12 +219,12 @@ HEADERS = {
     "webhook-signature": "The Standard Webhooks signature, over the id, the timestamp and the body. Two, separated by a space, while a "
     "key is being replaced.",
 }
-"""Header of every notification → what it holds."""
+"""Header of every notification → its description."""
 
 _ANSWERS = {
-    "2XX": "Accepted. Answer once the file is stored.",
-    "410": "No more notifications, please: your app is paused after three files, or one ping.",
-    "429": "Too many requests. The same request is sent again after `Retry-After`, or after a short wait.",
+    "2XX": "Accepted. Respond once the file is stored.",
+    "410": "Stop sending notifications. Docora pauses your app after this response to three files, or to one ping.",
+    "429": "Too many requests. Docora sends the same request again after `Retry-After`, or after a short wait.",
     "default": "Not accepted. It is sent again.",
 }
 
