@@ -180,7 +180,7 @@ class App(models.Model):
 
     @property
     def watch_limit(self) -> int | None:
-        """The most repositories that the app can watch. None without a quota, as for the others below."""
+        """The most repositories that the app can watch. Like the limits below, None if there is no quota."""
         return _limit(self.max_watches, settings.MAX_WATCHES_PER_APP)
 
     @property
@@ -280,7 +280,7 @@ def is_free() -> Q:
 
 
 def app_is_full() -> Q:
-    """Match watches whose app has no free slot, or is down and has its one probe."""
+    """Match watches whose app has no free slot, or is down and already being probed by one watch."""
     holders = AppRepository.objects.leased().order_by().values("app_id").annotate(taken=Sum("lease_slots"))
     allowed = Least(Coalesce("app__pace_slots", "app__max_in_flight"), "app__max_in_flight")
     full = holders.filter(Q(taken__gte=allowed) | Q(app__down_count__gt=0))
@@ -288,13 +288,15 @@ def app_is_full() -> Q:
 
 
 def is_unpaused() -> Q:
-    """Match watches that are not paused, nor their app, nor all syncing, and whose import is complete."""
+    """Match watches whose import is complete, unless the watch, its app or all syncing is paused."""
     return Q(~Exists(SyncPause.objects.all()), app__paused=False, paused_at=None, arriving=False)
 
 
 def can_sync() -> Q:
-    """Match watches whose sync nothing holds back: no pause, no incomplete import, no cooldown of the endpoint, and no
-    outage of the git host. With an open circuit there may be a `sync_failed` to send, for which no git host is asked."""
+    """Match watches whose sync nothing holds back: no pause, incomplete import, endpoint cooldown or git host outage.
+
+    With an open circuit, an outage doesn't count: there may be a `sync_failed` to send, which needs no git host.
+    """
     host_is_up = Q(~host_is_down("repository__canonical_url"))
     return is_unpaused() & has_no_cooldown() & (host_is_up | Q(repository__circuit_open_until__gt=Now()))
 
@@ -304,7 +306,7 @@ def has_no_cooldown() -> Q:
 
 
 SECRETS = ("github_token", "push_secret", "app__client_auth_key", "app__new_auth_key")
-"""The encrypted columns of a watch and its app. To decrypt those of the 50 rows of a page takes longer than the query."""
+"""The encrypted columns of a watch and its app. Decrypting them for the 50 rows of a page takes longer than the query."""
 
 
 class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
@@ -328,13 +330,14 @@ class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
         return self.alive().filter(can_sync(), next_sync_at__lte=Now())
 
     def with_free_slot(self) -> Self:
-        """Leave out watches whose app has no free slot, or is down and has its one probe."""
+        """Leave out watches whose app has no free slot, or is down and already being probed by one watch."""
         return self.exclude(app_is_full())
 
     def startable(self) -> Self:
         """Leave out an app's watches if it has no free slot and one of its watches has just asked for one.
 
-        The holders share their slots when asked, so it is enough that one watch of a busy app asks about every second.
+        Running watches share their slots when one is asked for, so it is enough if one watch of a busy app asks every
+        second.
         """
         asked = AppRepository.objects.filter(slots_requested_at__gt=from_now(-SLOT_REQUEST_SECONDS))
         return self.exclude(app_is_full(), app_id__in=asked.values("app_id"))

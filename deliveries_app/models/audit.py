@@ -194,7 +194,7 @@ class AppAction(models.Model):
 
 
 class ContactMail(models.Model):
-    """What an app's contact has to be told by e-mail, because its base URL or a key has changed: by whom, and one sentence.
+    """An email to an app's contact, because the app's base URL or a key has changed. `text` says by whom, and how.
 
     It is stored in the transaction of the change. `monitoring.alerts.contacts` sends it and sets `sent_at`. Nothing is sent
     before `due_at`, which is set while a process is sending, after a failure, and to collect further changes.

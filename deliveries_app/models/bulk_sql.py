@@ -40,10 +40,10 @@ _ANNOUNCE_ROW = (
     f"INSERT INTO {_TABLE} ({_COLUMNS}) VALUES ({', '.join(['%s'] * len([*_BATCH_COLUMNS, *_ROW_COLUMNS]))}) {_UPSERT}"  # noqa: S608
 )
 _ACKNOWLEDGED = (
-    "acknowledged = %s, acknowledged_sha = sha, attempts = 0, hold_until = NULL, updated_at = %s, delivered_at = %s"
+    "acknowledged = TRUE, acknowledged_sha = sha, attempts = 0, hold_until = NULL, updated_at = %s, delivered_at = %s"
 )
-# The answers are one JSON object, {path: [status, milliseconds]}. A join with arrays would be planned by what PostgreSQL believes
-# about the watch, and it knows nothing yet of a watch that is synced for the first time.
+# The answers are one JSON object, {path: [status, milliseconds]}. PostgreSQL would plan a join with arrays by its
+# statistics, which know nothing of a watch that is synced for the first time.
 _ACKNOWLEDGE_BATCH = (
     f"UPDATE {_TABLE} SET {_ACKNOWLEDGED}, delivered_status = (answers.by_path -> path ->> 0)::smallint,"  # noqa: S608
     " delivered_ms = (answers.by_path -> path ->> 1)::integer FROM (SELECT %s::jsonb AS by_path) AS answers"
@@ -116,11 +116,10 @@ def acknowledge(watch_pk: int, rows: Sequence[Acknowledged], now: datetime) -> N
         if connection.vendor == "postgresql":
             answers = orjson.dumps({row.path: row[1:] for row in rows}).decode()
             paths = _texts([row.path for row in rows])
-            cursor.execute(_ACKNOWLEDGE_BATCH, [True, moment, moment, answers, watch_pk, paths])
+            cursor.execute(_ACKNOWLEDGE_BATCH, [moment, moment, answers, watch_pk, paths])
         else:
-            cursor.executemany(
-                _ACKNOWLEDGE_ROW, [(True, moment, moment, row[1], row[2], watch_pk, row[0]) for row in rows]
-            )
+            values = [(moment, moment, status, milliseconds, watch_pk, path) for path, status, milliseconds in rows]
+            cursor.executemany(_ACKNOWLEDGE_ROW, values)
 
 
 def _numbers(values: Iterable[int]) -> str:
@@ -128,7 +127,7 @@ def _numbers(values: Iterable[int]) -> str:
 
 
 def _texts(values: Sequence[str | None]) -> str:
-    """Return a PostgreSQL array literal."""
+    """Return the values as a PostgreSQL array literal."""
     if all(values):
         joined = '","'.join(values)  # type: ignore[arg-type]
         if "\\" not in joined and joined.count('"') == 2 * (len(values) - 1):  # nothing to escape, the usual case

@@ -50,7 +50,7 @@ class DriftCheck(models.Model):
     """One check of one watch. It is open until it has `ended_at`, and a watch has one open check at most.
 
     - `fencing_token` is the claim that runs the check. Only that one may record its result.
-    - `attempts` counts how often the check was started and not given back: deaths of its worker.
+    - `attempts` counts the starts of the check that were not given back, because the worker died.
     - `compared` is the number of paths on either side. `missing`, `different` and `extra` count all differences; their
       `files` are listed up to a limit.
     """
@@ -116,7 +116,7 @@ class DriftCheck(models.Model):
 
 
 class DriftFile(models.Model):
-    """One difference. `sha` is what the app says it holds; `sequence` is the number of what it has acknowledged instead."""
+    """One difference. `sha` is what the app says it holds. `sequence` is that of the notification that it acknowledged."""
 
     check_of = models.ForeignKey(DriftCheck, on_delete=models.CASCADE, related_name="files", db_index=False)
     path = BytewiseTextField()

@@ -58,7 +58,7 @@ class ErrorCause(StrEnum):
 
     @classmethod
     def of(cls, value: str) -> "ErrorCause | None":
-        """Return the stored cause, `OTHER` if it is of another version, or None for none."""
+        """Return the stored cause, `OTHER` if this version doesn't know it, or None if it is empty."""
         return (cls(value) if value in cls else cls.OTHER) if value else None
 
 
