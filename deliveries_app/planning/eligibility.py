@@ -95,7 +95,7 @@ def reason_by_path(path: bytes) -> Skipped | None:
 
 
 def reason_after_transforms(source: bytes, path: str, size: int, max_file_bytes: int) -> Skipped | None:
-    """Return why the transformed file is not sent, as a reason about its source, or None if it is sent."""
+    """Return why a transformed file is not sent, with the path of its source, or None if it is sent."""
     result = path.encode("utf-8", "surrogatepass")
     reason = reason_by_path(result)
     if reason is None and size > max_file_bytes:

@@ -1,9 +1,9 @@
-"""Decide what patterns leave out: the app's own, the `.docoraignore` of the commit, and those of an administrator.
+"""Decide which files patterns leave out: the app's own, those in the commit's `.docoraignore`, and an administrator's.
 
-The file and the administrator's patterns form one list, so these can also re-include what the file excludes (`!x`). The app's
-include and exclude patterns are lists of their own: an app must not get what the owner of the repository excludes. In each
-list, as in git, the last matching pattern decides, for each directory from the top and then for the file. It cannot decide
-otherwise for a file in a directory that matches.
+The file and the administrator's patterns form one list, so an administrator can re-include what the file excludes (`!x`).
+The app's include and exclude patterns are separate lists: an app must not get files that the repository's owner excludes. In
+each list, as in git, the last matching pattern decides, for each directory from the top and then for the file. A file in a
+directory that matches always matches, too.
 """
 
 import contextlib
@@ -118,7 +118,7 @@ class IgnoreRules:
 
 @dataclass(frozen=True)
 class PatternRules:
-    """All patterns of a watch and a commit. `included` is None if the app has no include patterns: then every file is."""
+    """All patterns of a watch and a commit. `included` is None without include patterns, so that every file is included."""
 
     ignored: IgnoreRules
     included: IgnoreRules | None = None
@@ -126,7 +126,7 @@ class PatternRules:
 
     @property
     def check(self) -> PatternCheck | None:
-        """`cause`, or None if there are no patterns."""
+        """The method `cause`, or None if there are no patterns."""
         return self.cause if self.included or self.excluded or self.ignored.patterns else None
 
     def cause(self, entry: Entry) -> str:
@@ -153,7 +153,7 @@ def _union(regexes: Sequence[bytes]) -> re2._Regexp | None:
 def read_rules(reader: BlobReader, commit: str, delivery_rules: DeliveryRules) -> PatternRules:
     """Return all patterns that apply to a commit for a watch.
 
-    Raises `PlanRefused` if the file is not text or too large: without it, Docora would send what its owner excluded.
+    Raises `PlanRefused` if `.docoraignore` is too large or not text, because Docora would send files that it excludes.
     """
     ignored = _read_ignored(reader, commit, delivery_rules.patterns)
     return PatternRules(ignored, _rules_of(delivery_rules.include), _rules_of(delivery_rules.exclude))
@@ -194,12 +194,10 @@ def _remark(message: str) -> list[Skipped]:
 
 
 def read_ignore_file(mirror: Mirror, commit: str, *, timeout: float) -> bytes:
-    """Return the content of `.docoraignore`, or nothing if it is not a regular file. Raises `PlanRefused`."""
+    """Return the content of `.docoraignore`, or nothing if there is no regular file. Raises `PlanRefused` and `GitError`."""
     entry = mirror.entry(commit, FILE_NAME.encode(), timeout=timeout)
-    return _read_content(entry, mirror, timeout) if entry and entry.mode in REGULAR else b""
-
-
-def _read_content(entry: Entry, mirror: Mirror, timeout: float) -> bytes:
+    if entry is None or entry.mode not in REGULAR:
+        return b""
     _check_size(entry)
     return _checked(mirror.content(entry.blob, timeout=timeout))
 

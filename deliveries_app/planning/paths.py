@@ -24,7 +24,7 @@ _unsafe = re2.compile(b"|".join(_UNSAFE), _OPTIONS)
 
 
 def is_unsafe(path: bytes) -> bool:
-    """Return whether the path leads elsewhere or into `.git`, on any system: Windows and macOS read some names differently.
+    """Return whether the path leads out of the client's folder or into `.git` on any system, including Windows and macOS.
 
     Device names (`aux.c`) and streams (`file.txt:x`) are ordinary files everywhere but on Windows, so they are sent. Clients
     on Windows have to refuse them.
@@ -79,7 +79,7 @@ class PathSet:
 
 
 def _ancestors_of(path: str) -> Iterator[str]:
-    """`a/b/c` → `a`, `a/b`."""
+    """Yield the directories above a path: `a`, `a/b` for `a/b/c`."""
     position = path.find("/")
     while position != -1:
         yield path[:position]

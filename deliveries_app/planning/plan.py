@@ -85,9 +85,9 @@ class RetainedEntry(Entry):
 
 @dataclass(frozen=True)
 class DeliveryRules:
-    """What decides, besides the tree, what is sent: the run's generation, the watch's floor, and the rules for files.
+    """What decides, together with the tree, what is sent: the run's generation, the watch's floor, and the rules for files.
 
-    These rules are the size limit, the watch's ignore `patterns`, the app's own `include` and `exclude` patterns, and the
+    The rules are the size limit, the watch's ignore `patterns`, the app's own `include` and `exclude` patterns, and the
     `transforms`.
     """
 
@@ -101,7 +101,7 @@ class DeliveryRules:
 
     @property
     def has_patterns(self) -> bool:
-        """Whether this watch has patterns of its own, so that its files say little about those of others."""
+        """Whether this watch has patterns of its own, so that its totals say little about those of other watches."""
         return bool(self.patterns or self.include or self.exclude)
 
     def source_key(self, blob: str, source_path: str = "") -> str:

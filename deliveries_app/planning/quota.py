@@ -18,7 +18,7 @@ def has_file_quota(app: App) -> bool:
 
 
 def require_room(watch: AppRepository, plan: Plan) -> bool:
-    """Raise `PlanRefused` if the planned tree grows beyond the app's quota. Return whether the watch now has to reserve it.
+    """Raise `PlanRefused` if the planned tree grows beyond the app's quota. Return whether to record the new totals now.
 
     A tree that doesn't grow is always sent, so an app whose quota was lowered keeps an up-to-date copy of what it has. Call
     this in the transaction that records the new totals: the app's row is locked until then, so that two syncs can't use the

@@ -55,7 +55,7 @@ class Transforms:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the names and versions in order. Empty without transforms."""
+        """A hash of the transforms' names and versions, in order. Empty without transforms."""
         parts = [f"{name_of(step)}\0{version_of(step)}" for step in self.steps] or [self.problem]
         return hashlib.sha256("\1".join(parts).encode()).hexdigest() if self else ""
 
