@@ -62,10 +62,10 @@ def _remove_slices(watch_pk: int) -> None:
 
 
 def _remove_slice(watch_pk: int, rows: QuerySet[Any]) -> bool:
-    """Remove one slice of rows. Return False if there was none left.
+    """Remove one slice of rows. Return False if there were none left.
 
-    The lock on the watch prevents a revival at the same time. If the watch is revived later, it gets a new id: the rows no
-    longer show everything that the app may hold, so the app has to drop its copy (`engine.md` §9).
+    The lock keeps the watch from being revived at the same time. If it is revived later, it has a new id: the rows no longer
+    show everything that the app may hold, so the app has to drop its copy (`engine.md` §9).
     """
     with transaction.atomic():
         AppRepository.objects.select_for_update().filter(pk=watch_pk).first()
@@ -83,4 +83,4 @@ def _remove_orphan(repository: Repository) -> None:
         if locked is None or locked.watches.exists():
             return
         locked.delete()
-    repositories.mirror_of(repository).remove(lambda: None)
+    repositories.mirror_of(repository).remove()

@@ -1,8 +1,8 @@
 """Check whether HEAD, or the branch or tag that a watch follows, has moved: one small request per watch, hundreds at a time.
 
-This runs in the sweep process, never in the queue. Each check uses the watch's own token, or one of the GitHub App that
-its app was assigned, and compares with the watch's own base, so one app never profits from another app's access. Watches
-that are due anyway are not checked.
+This runs in the sweep process, never in the queue. Each check uses the watch's own token, or a token of the GitHub App that
+is assigned to its app, and compares with the watch's own base, so one app never profits from another app's access. Watches
+that are already due for a sync are not checked.
 
 While a git host is down, its watches are neither checked nor synced. One probe decides when that ends.
 """
@@ -42,13 +42,13 @@ TAKEN_SECONDS = 60.0
 
 
 def check_due(client: HttpClient, meanwhile: Callable[[], None] = lambda: None) -> int:
-    """Check every watch that is due for a check, and request a sync for those that moved or cannot be read.
+    """Check every watch that is due for a check, and request a sync if it has moved or cannot be read.
 
     Call `meanwhile` repeatedly while waiting for the git hosts. Return the number of watches that were due. Those that are
     due again before the others have been checked wait for the next call, so that the rest of the sweep gets its turn.
 
-    Hosts that only git can ask come last, so that they delay no other check. Those of their watches for which there was no
-    time are due again `TAKEN_SECONDS` later.
+    Hosts that only git can ask come last, so that they delay no other check. If there is no time for some of their watches,
+    these are due again `TAKEN_SECONDS` later.
     """
     probe_hosts(client, meanwhile)
     checked: set[AppRepository] = set()
@@ -65,9 +65,9 @@ def check_due(client: HttpClient, meanwhile: Callable[[], None] = lambda: None) 
 
 
 def probe_hosts(client: HttpClient, meanwhile: Callable[[], None]) -> None:
-    """Try one connection to each git host that is down, once its backoff is over. If it answers, its watches continue.
+    """Try one connection to each git host that is down, once its backoff is over. If the host answers, its watches continue.
 
-    While it does not, its repositories count a failure each rescan round, so a long outage opens their circuits and their
+    Otherwise its repositories count a failure each rescan round, so that a long outage opens their circuits and their
     watchers get `sync_failed`.
     """
     due = {outage: _any_url(outage) for outage in _due_outages()}
@@ -98,7 +98,7 @@ def _watched_on(outage: HostOutage) -> QuerySet[Repository]:
 
 
 def _any_url(outage: HostOutage) -> str:
-    """Return the URL of one of the host's watched repositories, each time another one; empty if there is none."""
+    """Return the URL of a random watched repository on the host, or an empty string if there is none."""
     watches = AppRepository.objects.alive().filter(repository__in=_watched_on(outage))
     return watches.order_by("?").values_list("github_url", flat=True).first() or ""
 
@@ -106,7 +106,7 @@ def _any_url(outage: HostOutage) -> str:
 def _check(
     client: HttpClient, watches: Sequence[AppRepository], meanwhile: Callable[[], None]
 ) -> dict[AppRepository, Question[AppRepository]]:
-    """Check these watches. Return the questions that only git can ask."""
+    """Check these watches. Return the questions that `ls_heads_by_git` has to ask."""
     undecryptable = {watch for watch in watches if _is_undecryptable(watch)}
     readable = [watch for watch in watches if watch not in undecryptable]
     tokens = _tokens(readable, meanwhile)
@@ -157,7 +157,7 @@ def _is_undecryptable(watch: AppRepository) -> bool:
 
 
 def _tokens(watches: Sequence[AppRepository], meanwhile: Callable[[], None]) -> dict[int, str]:
-    """Return the token with which each watch reads its repository, by the watch's primary key; empty for none."""
+    """Return primary key → the token with which the watch reads its repository, or an empty string."""
     through = {watch: github_app for watch in watches if (github_app := watch.github_app)}
     wanted = [(github_app, watch.github_url) for watch, github_app in through.items()]
     found = github.access_to(wanted, meanwhile)
@@ -167,7 +167,7 @@ def _tokens(watches: Sequence[AppRepository], meanwhile: Callable[[], None]) -> 
 
 def _needs_sync(watch: AppRepository, answer: Head | GitError) -> bool:
     if watch.next_sync_at is not None:  # it waits for its next attempt: only a commit that it has not seen is news
-        # If the last attempt failed before it asked git (for lack of a signing key, say), no commit is news.
+        # If the last attempt failed before it asked git, for example without a signing key, no commit is news.
         has_asked = bool(watch.seen_commit) or watch.root_cause in GIT_CAUSES
         return has_asked and isinstance(answer, Head) and answer.commit != watch.seen_commit
     if isinstance(answer, NoCommit):
@@ -193,7 +193,8 @@ def _take_slice() -> list[AppRepository]:
 @compiled
 def _due_for_check() -> QuerySet[AppRepository]:
     closed = Q(repository__circuit_open_until=None) | Q(repository__circuit_open_until__lte=Now())
-    # For its next attempt. One that was cancelled is not failing, and waits for the rescan whatever is pushed.
+    # A failing watch that waits for its next attempt. A cancelled one is not failing: it waits for the rescan, even if
+    # something is pushed.
     waiting = Q(next_sync_at__gt=Now(), failing_since__isnull=False) & has_no_cooldown()
     return (
         AppRepository.objects.alive()

@@ -22,12 +22,12 @@ from repositories_app.git import remote
 logger = logging.getLogger(__name__)
 
 _WAKE_SECONDS = 1.0  # how often due retries are enqueued between sweeps
-# It is down, read-only during a failover, or has no tables yet.
+# Errors while the database is down, read-only during a failover, or without tables.
 _WITHOUT_DATABASE = (OperationalError, InterfaceError, InternalError, ProgrammingError)
 
 
 class SweepFailed(Exception):
-    """Parts of the sweep failed unexpectedly. They were logged, and all other parts were done."""
+    """Some parts of the sweep failed unexpectedly. Their errors were logged, and all other parts ran."""
 
 
 def _run(*parts: Callable[[], Any]) -> Any:
@@ -60,7 +60,7 @@ def _enqueue_due() -> int:
 
 
 class _EnqueueDue:
-    """Call `_enqueue_due` at most once every `_WAKE_SECONDS`, and beat if it succeeds and `beats` is set."""
+    """Call `_enqueue_due` at most once every `_WAKE_SECONDS`. With `beats`, then record a heartbeat, until one fails."""
 
     def __init__(self, *, beats: bool) -> None:
         self._beats = beats
@@ -80,8 +80,8 @@ class _EnqueueDue:
 def sweep_once(client: HttpClient, *, last_failed: bool = False) -> int:
     """Check repositories, enqueue what is due, close finished operations and clean up. Return the number of enqueued jobs.
 
-    Raises `SweepFailed`. The heartbeat comes after a complete round. It comes earlier too, while git hosts are slow, but not
-    if the round before failed (`last_failed`).
+    Raises `SweepFailed`. Record a heartbeat after a complete round and, unless the previous round failed (`last_failed`),
+    also while waiting for slow git hosts.
     """
     enqueue_due = _EnqueueDue(beats=not last_failed)
     enqueued = _run(
@@ -96,8 +96,9 @@ def sweep_once(client: HttpClient, *, last_failed: bool = False) -> int:
 
 
 def sweep_forever() -> None:
-    """Sweep until the process is asked to stop. Keep trying while the database is down or a part fails, and send alerts in a
-    thread.
+    """Sweep until the process is asked to stop, and send alerts in a thread.
+
+    Keep trying while the database is down or a part fails.
     """
     next_sweep = 0.0
     last_failed = False

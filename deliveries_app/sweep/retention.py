@@ -1,9 +1,8 @@
 """Delete old history: runs, bulk operations, checks for differences, the audit log, traffic, failed attempts, ended alerts,
-sent mails, old sessions, and snapshots. Of these, only the newest one of each repository is ever read, so all others are
-removed, whatever their age.
+sent mails, expired sessions, and all snapshots but the newest one of each repository.
 
-It can run at any time and be killed at any point: each slice is one transaction, and the next run continues. Three kinds of
-runs are kept regardless of their age:
+Pruning can run at any time and be killed at any point: each slice is one transaction, and the next call continues. Three
+kinds of runs are kept regardless of their age:
 
 - open runs, and the newest run of each watch, which shows its current state;
 - the newest re-sync of each watch that has ended and was not cancelled: if a later re-sync is cancelled, the floor goes back to
@@ -126,7 +125,7 @@ def _older(rows: QuerySet[Any], field: str, days: int, now: datetime) -> QuerySe
 
 
 def _old_operations(now: datetime) -> QuerySet[BulkOperation]:
-    """Return operations that ended long ago. The earlier creation time is filtered too, because it has the index."""
+    """Return operations that ended long ago. Filter the creation time too, because that column has the index."""
     days = settings.BULK_OPERATION_RETENTION_DAYS
     return _older(_older(BulkOperation.objects.all(), "ended_at", days, now), "created_at", days, now)
 
@@ -150,7 +149,7 @@ def _old_runs(now: datetime, operations: QuerySet[BulkOperation]) -> QuerySet[Sy
 
 
 def _old_snapshots() -> QuerySet[Snapshot]:
-    """Return the snapshots of which their repository has a newer one, in the order that pages use."""
+    """Return the snapshots whose repository has a newer one, in the order that pages use."""
     created_at = OuterRef("created_at")
     newer = Q(created_at__gt=created_at) | Q(created_at=created_at, pk__gt=OuterRef("pk"))
     return Snapshot.objects.filter(Exists(Snapshot.objects.filter(newer, repository=OuterRef("repository"))))
