@@ -53,18 +53,18 @@ from repositories_app.mirror.mirror import BlobReader, Mirror
 logger = logging.getLogger(__name__)
 
 MANY_FILES = 100
-"""A run with more files takes its share of the app's slots before it sends. For a smaller one that does not pay off."""
+"""A run with more files takes its share of the app's slots before it sends. For a smaller run, that is not worth it."""
 SLICE_SECONDS = 4.0
 SLICE_FACTOR = 10
-"""A run makes way for a watch of another app after sending for this long, or for `SLICE_FACTOR` times as long as it took to
-prepare. It has to prepare again later, so that must cost little beside the sending."""
+"""A run makes way for another app's watch after sending for `SLICE_SECONDS` or `SLICE_FACTOR` times the time it took to
+prepare, whichever is longer. It has to prepare again later, which must cost little compared to sending."""
 _WAITING_SECONDS = 1.0  # a watch that has been due for this long is waiting for a worker
 BUSY_SECONDS = 2.0
-"""How long a run waits while another one fetches the same repository. Then it gives its claim back and is due again after the
-same time."""
+"""How long a run waits while another one fetches the same repository. Then it releases its watch, which is due again after
+the same time."""
 LAG_SECONDS = 5.0, 30.0
-"""A watch whose host named another commit than it served is due again after the first; after the second, if that commit was
-the same as before."""
+"""How soon a watch is due again if its host named one commit and served another: the first time if the served commit is
+new, the second if it is that of the last sync."""
 DRAIN_SECONDS = 35.0  # longer than any request may take
 HAND_OVER_SECONDS = 5.0
 
@@ -253,7 +253,7 @@ class Attempt:
                 )
             )
             logger.info("fetched", extra={"commit": commit})
-            # A tag may name anything. It is not damage, for which the mirror would be rebuilt under all its watches.
+            # A tag may name anything. That isn't damage, for which the mirror would be rebuilt.
             if is_tag(head.name) and commit != self.watch.base_commit and not reader.is_commit(commit):
                 raise git_errors.not_a_commit(head.name)
             target = self._target(commit)
@@ -271,8 +271,8 @@ class Attempt:
                 repository = self.watch.repository
                 if repository.consecutive_failures and repository.last_error_cause != Cause.CORRUPT:
                     self._close_circuit()
-                # An app that wants the notice gets it for each commit, even if no file differs. Without a base the last run
-                # did not come to its end, and the app still waits for its notice.
+                # An app that wants the notice gets it for each commit, even if no file differs. Without a base, the last run
+                # did not finish, so the app has not received its notice yet.
                 is_told = self.watch.base_commit and self.watch.last_commit == commit
                 owes_notice = self.watch.app.send_sync_completed and not is_told
                 if plan.files or self.sync_run or owes_notice:
@@ -284,12 +284,12 @@ class Attempt:
                 plan.close()
 
     def _check_for_differences(self, commit: str) -> None:
-        """Make the check that was requested. Nothing is in doubt, as there is nothing to send."""
+        """Run the requested check, if there is one. There is nothing to send, so nothing is in doubt."""
         if self.lease.had_check:
             run_check(self.client, self.lease, commit, self.run_id, self.keyring, self._alive)
 
     def _read_with_token[T](self, call: Callable[[str], T]) -> T:
-        """Return `call` of the token that reads the repository: the watch's own, or one of the app's GitHub App."""
+        """Return `call` with the token that reads the repository: the watch's own, or one of the app's GitHub App."""
         watch = self.watch
         return github.read(watch.github_app, watch.github_url, watch.github_token, call, self._alive)
 
@@ -306,7 +306,7 @@ class Attempt:
             is_reserved = quota.has_file_quota(self.watch.app) and quota.require_room(self.watch, plan)
             reserved = unequal if is_reserved else {}
             self.lease.extend(target=target, **reserved, **self._new_series(plan, target))
-            # Ask again: a retry may have replaced the run while git was read. Then this attempt is for the retry.
+            # Look again: a retry may have replaced the run while git was read. This attempt is then for the retry.
             self._work_for_newest_request()
             run = self.sync_run = self.sync_run or self._new_run()
             runs.set_totals(run, files=plan.files, size=plan.bytes, left_out=plan.left_out, commit=planned.head.commit)
@@ -330,11 +330,11 @@ class Attempt:
         self._finish(planned, recorder)
 
     def _new_series(self, plan: Plan, target: str) -> dict[str, Any]:
-        """Return the changes of the watch that begin a new series of attempts, if this one is the first at some files.
+        """Return the watch's columns that begin a new series of attempts, if the plan has files that were not tried before.
 
-        A file that always fails would use up the attempts of those that came later.
+        Otherwise a file that always fails would use up the attempts of newer files.
         """
-        # With the same target, a process that died may have tried them already.
+        # With the same target, a process that died may have tried these files already.
         if self.watch.target == target or not plan.has_untried:
             return {}
         self.watch.retry_count = 1
@@ -378,14 +378,14 @@ class Attempt:
         )
 
     def _lag_seconds(self, commit: str) -> float | None:
-        """Return when to look again if the host's answers disagree: the fetch brought another commit than it had named."""
+        """Return the seconds until the next sync if the host has named one commit and served another, otherwise None."""
         if commit == self.lease.seen_commit:
             return None
         logger.info("host_lags", extra={"commit": commit})
         return LAG_SECONDS[commit == self.watch.last_commit]
 
     def _failure(self, message: str) -> SyncFailure:
-        """Return the reason that the run's last failed file gives."""
+        """Return a failure with this message and the cause of the run's last failed file."""
         last = self.recorder.last_failure
         assert last is not None
         root = root_causes.of_delivery(last.cause, last.status)
@@ -400,7 +400,7 @@ class Attempt:
         return SyncFailure(message, str(cause), root_causes.of_delivery(cause, status), status)
 
     def _new_run(self) -> SyncRun:
-        """Return an unsaved run for the first commit or a change, or for files that failed earlier and are retried."""
+        """Return an unsaved run for the first commit, for a change, or for a retry of failed files."""
         found = Reason.CHANGE if self.watch.last_commit else Reason.INITIAL
         reason = Reason.RETRY if self.watch.retry_count > 1 else found
         run = runs.open_run(self.watch, reason, requested_by="sweep")
@@ -436,7 +436,7 @@ class Attempt:
         circuit.close_circuit(self.watch.repository, but=self.watch)
 
     def _slice_is_over(self) -> bool:
-        """Return whether this attempt has had its time and a watch of another app waits for a worker. Asks once a second."""
+        """Return whether this attempt has had its time and another app's watch waits for a worker. Check once a second."""
         now = time.monotonic()
         if now < self._next_slice_check:
             return False

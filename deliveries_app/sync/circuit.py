@@ -14,10 +14,10 @@ from repositories_app.models import Repository
 
 
 def record_git_failure(repository: Repository, error: GitError) -> float:
-    """Count a failure that concerns all watches. If it opens the circuit, a `sync_failed` notice is due to each of them.
+    """Count a failure that concerns all watches. If it opens the circuit, create a `sync_failed` notice for each watch.
 
-    Return the seconds until the circuit lets the next attempt through, 0 if it is closed. This is one transaction, because a
-    circuit that opened without its notices would never send them.
+    Return the seconds until the circuit lets the next attempt through, or 0 if it is closed. This is one transaction: if the
+    circuit opened without the notices, nothing would create them later.
     """
     with transaction.atomic():
         circuit = repositories.record_failure(repository, error)
@@ -52,9 +52,7 @@ def _announce_failure(repository: Repository, error: GitError) -> None:
 
 
 def close_circuit(repository: Repository, *, but: AppRepository | None = None) -> None:
-    """Close the circuit of a repository that can be read. The watches that it held back are due now, except `but`, which has
-    just read it.
-    """
+    """Close the circuit of a repository that can be read. Make its watches due now, except `but`, which has just read it."""
     if not repositories.has_failures(repository):
         return
     with transaction.atomic():

@@ -1,7 +1,7 @@
 """Turn planned changes into notifications: read and hash their contents, in blocks of bounded size.
 
-If transforms are in use, each content is transformed again here, after the plan, and a large one once more when it is sent.
-Only one transformed content is in memory at a time, and one on disk is kept only while it is sent.
+If transforms are in use, each content is transformed here, although planning may have done so before, and a large one again
+when it is sent. Only one large transformed content is in memory at a time, and it is on disk only while it is sent.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from deliveries_app.sync.recorder import Failure, Notification
 from deliveries_app.webhooks.payloads import Chunk, RepositoryInfo, chunk_count, cut_base64, file_body
 from repositories_app.mirror.mirror import BlobReader, Mirror
 
-BLOCK_BYTES = 8_000_000  # of small files' contents held at once
+BLOCK_BYTES = 8_000_000  # of small files' contents in one block
 
 
 def blocks(changes: Iterator[Change]) -> Iterator[list[Change]]:
@@ -103,7 +103,7 @@ def _read_transformed(
 
 
 def _transformed(change: Change, content: bytes, delivery_rules: DeliveryRules) -> bytes:
-    """Return what is sent under the planned path. Raises `TransformFailed`, even if only the path has changed."""
+    """Return the transformed content. Raises `TransformFailed`, also if the transforms return another path than planned."""
     made = delivery_rules.transforms.apply(SourceFile(change.source_path, content))
     if made is None or made.path != change.path:
         raise _not_deterministic(change)
@@ -117,7 +117,7 @@ def _not_deterministic(change: Change) -> TransformFailed:
 
 
 def _notification(change: Change, content: bytes, delivery_rules: DeliveryRules) -> Notification:
-    """Return the notification for a content in memory. It keeps the content unless that is large."""
+    """Return the notification for a content in memory, with the content unless it is large."""
     size = len(content)
     return Notification(
         change,
@@ -143,7 +143,7 @@ def _hash(reader: BlobReader, change: Change, tick: Callable[[], None]) -> tuple
 class ChunkedFile:
     """The chunks of one large file, read one after the other from a git process of its own.
 
-    What transforms made is read from a temporary file instead. Raises `TransformFailed`.
+    Transformed content is read from a temporary file instead. Raises `TransformFailed`.
     """
 
     def __init__(self, notification: Notification, mirror: Mirror, delivery_rules: DeliveryRules) -> None:

@@ -1,6 +1,6 @@
-"""The check for differences: ask the app what it holds, and compare it with what it has acknowledged (`engine.md` §13).
+"""The check for differences: ask the app what it holds, and compare that with what it has acknowledged (`engine.md` §13).
 
-The check has an attempt of its own, which found nothing to send. So nothing is in doubt, and no sync waits for the check.
+The check runs in an attempt that found nothing to send. So nothing is in doubt, and no sync waits for the check.
 """
 
 import logging
@@ -31,11 +31,11 @@ from repositories_app.git.exceptions import Interrupted
 logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3  # starts of a check whose worker then died
-MAX_WAITS = 5  # for an app that is too busy, of one page
-LONGEST_WAIT = 5.0
+MAX_WAITS = 5  # for each page, if the app is too busy
+LONGEST_WAIT = 5.0  # seconds
 MAX_SECONDS = 600.0  # for the app to list its files
-_SHORTER = 8  # pages have so many times fewer files after one that was too large
-_ASK_SECONDS = 1.0
+_SHORTER = 8  # after a page that was too large, the limit is divided by this
+_ASK_SECONDS = 1.0  # between two looks whether the check may continue
 
 
 class _Ended(Exception):
@@ -53,9 +53,9 @@ class _MadeWay(Exception):
 def run_check(
     client: HttpClient, lease: Lease, commit: str, run_id: str, keyring: Keyring, alive: Callable[[], None]
 ) -> None:
-    """Make the check that the watch waits for, if there is one.
+    """Run the watch's open check, if there is one.
 
-    It makes way for a sync that is requested meanwhile, and whatever ends this attempt ends it too. Then it stays queued.
+    The check makes way for a sync that is requested meanwhile, and ends with the attempt. In both cases it is queued again.
     """
     check = DriftCheck.objects.open().filter(watch=lease.watch).first()
     if check is None:
@@ -70,7 +70,7 @@ def run_check(
     except (Superseded, Paused, Interrupted, DatabaseError, InterfaceError):
         running.give_back()
         raise
-    except Exception:  # it must not fail the sync
+    except Exception:  # a check must not fail the sync
         logger.exception("drift_check_failed_unexpectedly")
         running.end(DriftState.NOT_CHECKED, "An internal error stopped the check. Check the worker's log.")
 
@@ -151,14 +151,14 @@ class _Check:
         return comparison
 
     def _ask(self, digest: str, after: str) -> Page:
-        """Ask for the page after this path. Ask for a smaller one if the answer is too large, and wait for a busy app."""
+        """Return the page after this path. Ask for a smaller page if the answer is too large, and wait for a busy app."""
         waits = 0
         while True:
             self._wait()
             outcome = self._post(digest, after)
             self._not_before = time.monotonic() + self._lease.gap
             if outcome.cause is not None and not outcome.reached and not self._lease.may_send:
-                continue  # it was not sent because of that
+                continue  # the request was not sent, because the lease was too old
             if outcome.ok and outcome.truncated and self._limit >= _SHORTER:
                 self._limit //= _SHORTER
                 continue
@@ -207,7 +207,7 @@ class _Check:
         self._alive()
 
     def _alive(self) -> None:
-        """Extend the lease when due. Once a second, ask whether the check may go on."""
+        """Extend the lease when due. Once a second, raise `_MadeWay` unless the check may continue."""
         self._attempt_alive()
         if boot_seconds() < self._asked_at + _ASK_SECONDS:
             return

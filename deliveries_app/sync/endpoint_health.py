@@ -1,7 +1,7 @@
-"""Whether an app's endpoint works, asked when notifications fail as they do if it does not (`engine.md` §7).
+"""Find out whether an app's endpoint works, if notifications fail as if it were down (`engine.md` §7).
 
-Failing paths prove nothing: a proxy may answer 502 for some files only, and a client may hang on one. So the app is asked
-something else before all its repositories have to wait.
+Failing files don't prove it: a proxy may answer 502 for some files only, and a client may hang on one. So Docora sends a
+ping before it makes all of the app's repositories wait.
 """
 
 import logging
@@ -24,9 +24,9 @@ from docora.redis.connection import RedisError, connection
 logger = logging.getLogger(__name__)
 
 GATEWAY_ERRORS = {502, 503, 504}
-"""A proxy answers these if the app behind it does not."""
+"""Status codes of a proxy whose app is down."""
 PING_SECONDS = 60
-"""At most one ping a minute to an app. Its answer holds as long for every run."""
+"""How long all runs use the result of a ping. Only a run that tries an endpoint that was down sends one regardless."""
 _PREFIX = "docora:endpoint:"
 _ENDPOINT_CAUSES = (RootCause.DNS, RootCause.TLS, RootCause.CONNECTION, RootCause.TIMEOUT, RootCause.ADDRESS)
 _POLL_SECONDS = 0.2
@@ -40,16 +40,16 @@ class Health(StrEnum):
 
 
 class EndpointHealth:
-    """Asks about one app's endpoint. `alive` is called while it waits. No request may be in flight on `client`."""
+    """Finds out about one app's endpoint. Calls `alive` while it waits. No request may be in flight on `client`."""
 
     def __init__(self, client: HttpClient, app: App, keyring: Keyring, alive: Callable[[], None]) -> None:
         self._client, self._app, self._keyring, self._alive = client, app, keyring, alive
         self._key = _PREFIX + app.app_id
         self.answer: Outcome | None = None
-        """The outcome of the last ping that was sent here."""
+        """The outcome of the last ping that this run has sent."""
 
     def ask(self, failing_since: datetime) -> Health:
-        """Answer from what the app has acknowledged since then, from any watch, or else from a ping."""
+        """Return `UP` if the app has acknowledged any file since `failing_since`, otherwise the result of a ping."""
         acknowledged_at = endpoint_stats.last_acknowledged(self._app)
         if acknowledged_at is not None and acknowledged_at >= failing_since:
             return Health.UP
@@ -57,7 +57,7 @@ class EndpointHealth:
         return self.ping() if known is None else known
 
     def ping(self) -> Health:
-        """Send a ping now. 2xx proves that the endpoint works; no response or a gateway error that it does not.
+        """Send a ping now. 2xx proves that the endpoint works. No response or a gateway error proves that it is down.
 
         Any other response proves nothing, because existing clients have no `/ping`. 410 does not pause the app here.
         """
@@ -72,9 +72,9 @@ class EndpointHealth:
         return health
 
     def _known(self) -> Health | None:
-        """Return what a ping of the last minute has shown, or None if this run is to send one.
+        """Return the result of a ping within the last `PING_SECONDS`, or None if this run has to send one.
 
-        If another run is just sending one, wait for its answer.
+        If another run is sending a ping, wait for its result.
         """
         ends_at = time.monotonic() + _LONGEST_PING
         try:
@@ -92,8 +92,7 @@ class EndpointHealth:
 
 
 def failing_watches(app: App, *, except_pk: int) -> int:
-    """Return how many other watches of the app ended their last attempt as if the endpoint did not work, since it last
-    acknowledged a file."""
+    """Return how many other watches of the app failed as if the endpoint were down since it last acknowledged a file."""
     gateway = Q(root_cause=RootCause.SERVER_ERROR, last_status_code__in=GATEWAY_ERRORS)
     watches = AppRepository.objects.failing().filter(Q(root_cause__in=_ENDPOINT_CAUSES) | gateway, app=app)
     acknowledged_at = endpoint_stats.last_acknowledged(app)

@@ -42,7 +42,7 @@ _BUSY_SECONDS = 10.0  # the wait if a busy app does not say how long it needs
 class NoticeRefused(Exception):
     """All files were acknowledged, but the `sync_completed` notice was not accepted.
 
-    `wait`: None, or for how many seconds to wait because the app is busy. That is not a failed attempt.
+    `wait`: how many seconds to wait because the app is busy, which is not a failed attempt; None if it is not busy.
     """
 
     def __init__(self, failure: SyncFailure, wait: float | None) -> None:
@@ -97,7 +97,7 @@ def send_due(client: HttpClient, lease: Lease, envelope: Envelope, keyring: Keyr
 def send_sync_completed(
     client: HttpClient, lease: Lease, to: Destination, files: int, alive: Callable[[], None]
 ) -> None:
-    """Send the app one hash over everything that it should hold now. Raises `NoticeRefused` unless it answers 2xx.
+    """Send the app one hash over everything that it should hold now. Raises `NoticeRefused` unless the app answers 2xx.
 
     The row is kept until the run has succeeded (`settle_completed`), so that a retry of the same notice keeps its number.
     """
@@ -144,7 +144,7 @@ def _send(
 ) -> Outcome:
     """Send the notice once. Its number is stored before the first byte is sent.
 
-    A pause of syncing does not interrupt it: a response that is thrown away would make the app get the same notice twice.
+    A pause does not interrupt this: if the response were thrown away, the app would get the same notice twice.
     """
 
     def settling() -> None:

@@ -12,14 +12,14 @@ class Paused(Exception):
 
 
 class SliceOver(Exception):
-    """Another app waits for a worker, and this attempt has had its share of the time. The run continues later."""
+    """Another app waits for a worker, and this attempt has had its time. The run continues later."""
 
 
 class EndpointDown(Exception):
     """The app's endpoint does not work, so every repository of the app has to wait.
 
     - `is_certain`: False if we only know that it accepts none of this watch's files. Then the attempt counts.
-    - `answer`: the response to the ping, if nothing else was sent.
+    - `answer`: the outcome of the last ping, if the run has sent one.
     """
 
     def __init__(self, *, is_certain: bool, answer: Outcome | None) -> None:
@@ -28,7 +28,7 @@ class EndpointDown(Exception):
 
 
 class RateLimited(Exception):
-    """The app asked to wait for longer than a run does."""
+    """The app asked Docora to wait for longer than a run may."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"The app asked Docora to wait {seconds:.0f} seconds.")

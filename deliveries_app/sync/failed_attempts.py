@@ -16,13 +16,13 @@ from deliveries_app.models.deliveries import ATTEMPTS_PER_PATH
 from docora.http.client import Request
 
 KEPT_BYTES = 1000
-"""Kept of the request's body, and as much of the response's."""
+"""How many bytes of each request body and each response body are kept."""
 _READ_BYTES = 1600  # so that a key is recognised even if only its first bytes are kept
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A request: its headers, the beginning of its body, and how many seconds it took, with all of a large file's chunks."""
+    """A request: its headers, the beginning of its body, and its duration, with that of a large file's earlier chunks."""
 
     headers: tuple[str, ...]
     body: bytes
@@ -47,7 +47,7 @@ def write(watch: AppRepository, attempts: Sequence[DeliveryAttempt]) -> None:
 
 
 def beginning(text: str) -> str:
-    """Return what is kept of a body."""
+    """Return the part of a body that is kept."""
     encoded = text.encode()
     return text if len(encoded) <= KEPT_BYTES else encoded[:KEPT_BYTES].decode("utf-8", "ignore") + "…"
 
@@ -63,8 +63,11 @@ def _trim_paths(watch: AppRepository, digests: Iterable[str]) -> None:
 
 
 def _trim_app(app_pk: int) -> None:
-    """Remove the app's oldest attempts. Workers that record for the app at the same time do not see each other's rows, so
-    there may be a batch more for each of them, until the next one is recorded."""
+    """Remove the app's oldest attempts.
+
+    Workers that record for the app at the same time do not see each other's rows. So there may be one batch too many for
+    each of them, until the next batch is recorded.
+    """
     rows = DeliveryAttempt.objects.filter(app_id=app_pk)
     most = settings.ATTEMPTS_PER_APP
     newest_surplus = rows.order_by("-pk").values_list("pk", flat=True)[most : most + 1].first()
@@ -73,6 +76,6 @@ def _trim_app(app_pk: int) -> None:
 
 
 def _remove(rows: QuerySet[DeliveryAttempt]) -> None:
-    """Remove these rows, except those that another worker is removing: waiting for each other, two could deadlock."""
+    """Remove these rows. Skip those that another worker is removing, because two workers that wait could deadlock."""
     pks = list(rows.order_by("pk").select_for_update(skip_locked=True).values_list("pk", flat=True))
     DeliveryAttempt.objects.filter(pk__in=pks)._raw_delete(using=rows.db)

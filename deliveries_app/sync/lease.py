@@ -53,18 +53,20 @@ logger = logging.getLogger(__name__)
 
 SEND_MARGIN_SECONDS = 5.0
 HOLD_AFTER_TIMEOUT = 30.0
-"""For so many seconds a request that got no answer may still be processed."""
-_WAITING_SECONDS = 5.0
+"""How many seconds the app may still be processing a request after its timeout."""
+_WAITING_SECONDS = 5.0  # a watch that has asked for a slot within this time waits for one
 _REBALANCE_SECONDS = 1.0, 0.25
-"""How often a run that has all of the app's slots looks at its share, and how often any other run does. The first time is a
-second after the claim, when a small repository has ended."""
+"""How often a run that has all of the app's slots checks its share, and how often any other run does. The first check is a
+second after the claim, when the sync of a small repository has ended."""
 _OVERDUE_SECONDS = 60.0
 
 
 @dataclass
 class Lease:
-    """A claim on one watch. `slots` is how many notifications may be under way; it changes while others come and go.
-    `written_slots` is the number in the watch's row, which is greater while the last requests beyond a smaller share settle.
+    """A claim on one watch.
+
+    `slots` is how many notifications may be in flight. It changes as other runs of the app start and end. `written_slots` is
+    the number in the watch's row. It is higher than a reduced `slots` until the requests beyond that have settled.
     """
 
     watch: AppRepository
@@ -162,8 +164,8 @@ class Lease:
     def finish(self, *, next_sync_in: float | None, **changes: Any) -> None:
         """Record the end and release the watch. Raises `Superseded`.
 
-        It is due again in `next_sync_in` seconds (None: nothing to do), or earlier for a notice that could not be sent. If a
-        sync was requested after the claim, it stays due.
+        The watch is due again in `next_sync_in` seconds (None: nothing to do), or earlier for a notice that could not be
+        sent. If a sync was requested after the claim, it stays due.
         """
         changes |= {
             "lease_until": None,
@@ -183,12 +185,12 @@ class Lease:
         waiting = Notice.objects.filter(watch=self.watch, kind=NoticeKind.SYNC_FAILED).aggregate(at=Min("due_at"))["at"]
         if waiting is None:
             return planned
-        # One that is overdue could not even be tried, where a key is lost, say: the watch would be claimed for ever.
+        # An overdue notice could not be sent, for example because a key is lost. The watch must not be claimed in a loop.
         wake: Any = Value(waiting) if waiting > self.clock.now() else from_now(_OVERDUE_SECONDS)
         return wake if seconds is None else Least(planned, wake)
 
     def asked_meanwhile(self) -> bool:
-        """Return whether a person has asked for a retry since the claim, which gave all attempts back.
+        """Return whether a person has requested a retry since the claim, which resets the number of attempts.
 
         Locks the watch. Call this inside the transaction that ends the attempt.
         """
@@ -206,7 +208,7 @@ class Lease:
         """Take the fair share of the app's slots: every `_REBALANCE_SECONDS` or `at_once`.
 
         A smaller share is written once no more than that is in flight, so that slots are free before another run takes them.
-        Until then nothing new is started. Raises `Paused` if the watch, its app or all syncing was paused meanwhile, or if
+        Until then, nothing new is sent. Raises `Paused` if the watch, its app or all syncing was paused meanwhile, or if
         another run has put the app on hold.
         """
         if not at_once and boot_seconds() < self.rebalance_at:
@@ -214,7 +216,7 @@ class Lease:
         if not self.slots == self.written_slots == self._share():
             with transaction.atomic():
                 App.objects.select_for_update(no_key=True).only("pk").get(pk=self.watch.app_id)
-                self.slots = self._share()  # with what others wrote before this one had the lock
+                self.slots = self._share()  # again: other runs may have changed theirs before this one had the lock
                 self.written_slots = max(self.slots, in_flight)
                 rows = AppRepository.objects.filter(pk=self.watch.pk, fencing_token=self.fencing_token)
                 rows.update(lease_slots=self.written_slots)
@@ -223,8 +225,8 @@ class Lease:
     def _share(self) -> int:
         """Return the run's share of the app's slots: one part for each run, and one for all watches that wait for a slot.
 
-        Those wait for one another, because slots kept for several would stay free until the last of them has begun. Slots
-        left over go to the watches with the lowest primary keys. Follows the app's pace. Raises `Paused`.
+        Waiting watches get their slots one after another: if slots were kept for several at once, some would stay unused.
+        Slots left over go to the watches with the lowest primary keys. Adopts the app's pace. Raises `Paused`.
         """
         app: Any
         [app] = _app_with_runs(self.watch.app_id, self.watch.pk)
@@ -233,15 +235,15 @@ class Lease:
         self._adopt(app)
         share, left_over = divmod(app.slots_allowed, 1 + app.others + app.waits)
         share += app.earlier < left_over
-        # No more than at the claim, because the run's client has only so many connections.
+        # No more than the limit at the claim: the run's client may have no more connections.
         return max(1, int(min(share, app.slots_allowed - app.taken, self.watch.app.max_in_flight)))
 
 
 def claim(watch_pk: int, *, alone: bool = True) -> Lease | None:
-    """Take the watch if it is due and free. Return None if it is not, or if the app has no slot left: then the other
-    watches of the app share their slots with it.
+    """Claim the watch if it is due and free. Return None if it is not, or if the app has no free slot.
 
-    `alone`: this process syncs no other watch meanwhile. Without it, a watch that needs its own process is not claimed.
+    In the latter case, ask for a slot: the app's running watches then share theirs. `alone`: this process syncs no other
+    watch meanwhile. Otherwise, a watch that needs its own process is not claimed.
     """
     started = boot_seconds()
     with transaction.atomic():
@@ -257,7 +259,7 @@ def claim(watch_pk: int, *, alone: bool = True) -> Lease | None:
         if free < 1:
             AppRepository.objects.filter(pk=watch_pk).update(slots_requested_at=Now())
             return None
-        # Take half of them, so that the next watch finds slots too. A small repository ends before slots are shared again.
+        # Take half of the free slots, so that the next watch finds some. A small sync ends before slots are shared again.
         return _take(watch, max(1, free // 2), started)
 
 
@@ -286,7 +288,7 @@ def _locked_app(watch_pk: int) -> QuerySet[App]:
 
 @compiled
 def _locked_if_due(watch_pk: int) -> QuerySet[AppRepository]:
-    """Return the watch if it is due and free, locked, with all that a claim reads with it."""
+    """Return the watch, locked, if it is due and free, with everything else that a claim reads."""
     own = {"watch_id": OuterRef("pk")}
     others = _other_leases(OuterRef("app_id"), OuterRef("pk"))
     taken = others.order_by().values("app_id").annotate(taken=Sum("lease_slots")).values("taken")
@@ -303,8 +305,8 @@ def _locked_if_due(watch_pk: int) -> QuerySet[AppRepository]:
 def _take(watch: Any, slots: int, started: float) -> Lease:
     """Write the claim into the row, which is locked, and into `watch`, which has the annotations of `_locked_if_due`.
 
-    An attempt whose process died counts only if it was alone in it. Beside others, any of them may be what killed it.
-    Only deaths let the count exceed the limit, also if the limit was lowered since the last attempt.
+    An attempt whose process died counts only if the process synced no other watch: any of them could have killed it. Only
+    deaths let the count exceed the limit, even if the limit was lowered since the last attempt.
     """
     died = watch.lease_until is not None
     died_beside_others = died and watch.crash_count < MAX_SHARED_CRASHES
@@ -345,9 +347,9 @@ def _take(watch: Any, slots: int, started: float) -> Lease:
 
 
 def _doubt_until(watch: Any) -> datetime | None:
-    """Return until when the app may still be processing requests of the process whose lease has expired, or None if there are none.
+    """Return until when the app may still be processing requests of the process that held the lease, or None.
 
-    A short lease ends before that. The process sent nothing after its next extension was due.
+    This may be later than the end of a short lease. The process sent nothing after its next extension was due.
     """
     known: datetime | None = watch.doubt_until
     if not _was_sending(watch):
@@ -358,7 +360,7 @@ def _doubt_until(watch: Any) -> datetime | None:
 
 
 def _was_sending(watch: AppRepository) -> bool:
-    """Return whether what the last process sent may have got no answer."""
+    """Return whether the last process may have sent something that the app has not answered."""
     return (
         Delivery.objects.filter(watch=watch, acknowledged=False).exists()
         or Notice.objects.filter(watch=watch, sequence__isnull=False).exists()
@@ -388,10 +390,10 @@ def end_dead_leases() -> int:
 
 @compiled
 def _app_with_runs(app_pk: int, watch_pk: int) -> QuerySet[App]:
-    """Return the app's pace, with what a run of the watch needs to know to take its share of the slots.
+    """Return the app's pace, with everything that a run of the watch needs to take its share of the slots.
 
-    `others` is the number of the app's other runs, which have `taken` so many slots. `earlier` of them are runs of watches
-    with a lower primary key.
+    `others` is the number of the app's other runs, and `taken` the number of their slots. `earlier` of these runs are of
+    watches with a lower primary key. `waits`: another watch waits for a slot.
     """
     others = _other_leases(OuterRef("pk"), watch_pk).order_by().values("app_id")
     asking = AppRepository.objects.alive().free().filter(app_id=OuterRef("pk")).exclude(pk=watch_pk)
@@ -423,5 +425,8 @@ def _other_leases(app_pk: int | OuterRef, watch_pk: int | OuterRef) -> QuerySet[
 
 
 def _microseconds(clock: DatabaseClock) -> int:
-    """Unix microseconds: the numbers stay below 2**53 until the year 2255, and grow across restores and re-watching."""
+    """Return the clock's time in Unix microseconds, which is the lower limit of new sequences.
+
+    They stay below 2**53 until the year 2255, and also grow when the database is restored or a repository is watched again.
+    """
     return int(clock.now().timestamp() * 1_000_000)

@@ -56,7 +56,7 @@ def succeeded(lease: Lease, fields: dict[str, Any], *, next_sync_in: float | Non
 
 
 def no_commit_yet(lease: Lease) -> None:
-    """Record that the repository can be read but has no commit, and that the app holds nothing of it. Checks go on."""
+    """Record that the repository can be read but has no commit, and that the app holds no file of it. Checks continue."""
     with transaction.atomic():
         lease.finish(
             next_sync_in=None,
@@ -82,8 +82,8 @@ def failed(
     """Record a failed attempt that counts: retry after a backoff, or give up until the next rescan.
 
     After giving up, the count stays one below the limit, so each rescan is a single attempt. If a person asked for a retry
-    during the attempt, it does not give up, because that retry has not been tried yet. HEAD is not asked for before
-    `check_in` seconds.
+    during the attempt, do not give up, because that retry has not been tried yet. `min_delay` and `check_in` are the minimum
+    seconds until the next attempt and until the next check of HEAD.
     """
     attempt = lease.watch.retry_count
     delay = backoff(attempt, base=settings.RETRY_BASE_DELAY_SECONDS, jitter=random.random())  # noqa: S311  no secret
@@ -148,10 +148,10 @@ def postponed(
 
 
 def start_cooldown(lease: Lease, seconds: float, failure: SyncFailure, fields: dict[str, Any] | None = None) -> None:
-    """Send nothing for any of the app's watches for a while, as it has asked. No worker is occupied meanwhile."""
+    """Send nothing for any of the app's watches for `seconds`, as the app has asked. Free the worker meanwhile."""
     seconds = min(seconds, MAX_WAIT_SECONDS)
     with transaction.atomic():  # the app's row before the watch's, as the claim locks them
-        _hold(lease, seconds)
+        _set_cooldown(lease, seconds)
         postponed(lease, seconds, failure, fields)
 
 
@@ -163,15 +163,15 @@ def endpoint_down(lease: Lease, failure: SyncFailure, *, counts: bool) -> None:
     delay = backoff(lease.watch.app.down_count + 1, base=ENDPOINT_BASE_DELAY_SECONDS, jitter=random.random())  # noqa: S311
     seconds = min(delay, MAX_WAIT_SECONDS)
     with transaction.atomic():
-        _hold(lease, seconds, down_count=F("down_count") + 1)
+        _set_cooldown(lease, seconds, down_count=F("down_count") + 1)
         if counts:
             failed(lease, failure, min_delay=seconds + _OTHERS_FIRST_SECONDS)
         else:
             postponed(lease, seconds, failure)
 
 
-def _hold(lease: Lease, seconds: float, **changes: Any) -> None:
-    """Set the app's cooldown. It never becomes shorter, because other runs may have set it meanwhile."""
+def _set_cooldown(lease: Lease, seconds: float, **changes: Any) -> None:
+    """Set the app's cooldown. Never shorten it, because another run may have set it meanwhile."""
     until = from_now(seconds)
     latest = Greatest(until, Coalesce(F("cooldown_until"), until))
     App.objects.filter(pk=lease.watch.app_id).update(cooldown_until=latest, **changes)
@@ -187,7 +187,7 @@ def endpoint_gone(lease: Lease) -> None:
 
 
 def pause_app(app: App, message: str) -> None:
-    """Pause the app, which answered 410, and record that Docora did so. If a person has paused it, that stays."""
+    """Pause the app, which answered 410, and record that Docora did so. Do nothing if it is already paused."""
     if App.objects.filter(pk=app.pk, paused=False).update(paused=True, paused_reason=message):
         audit.record(Actor.system(), AuditAction.APP_PAUSED, [app], f"Paused. {message}")
 

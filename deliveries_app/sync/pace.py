@@ -1,7 +1,8 @@
-"""How fast an app is sent to: slowed down when it answers 429 or 503, and raised again while it accepts (`engine.md` §7).
+"""The pace at which notifications are sent to an app: reduced if it answers 429 or 503, and raised again while it accepts
+(`engine.md` §7).
 
-The pace belongs to the app and holds for all its watches and workers. It is the number of notifications in flight, and once
-that is one, the gap between the starts of two.
+The pace is shared by all watches of the app and all workers. It is the number of notifications in flight and, if that is
+one, the gap between the starts of two.
 """
 
 from collections.abc import Callable
@@ -16,16 +17,16 @@ from docora.db.clock import from_now
 SUCCESSES_TO_SPEED_UP = 50
 _SHORTEST_GAP, _LONGEST_GAP = 0.02, 10.0  # seconds
 _SLOWER_AFTER = 1.0  # seconds; refusals within a moment have the same reason
-_FASTER_AFTER = 10.0  # seconds; each attempt to go too fast costs a pause of a second or more
+_FASTER_AFTER = 10.0  # seconds; sending too fast costs a pause of a second or more
 
 
 def slow_down(app_pk: int) -> App:
-    """Halve what may be in flight, or double the gap. At most once a second over all runs. Return the app."""
+    """Halve the notifications in flight, or double the gap, at most once a second across all runs. Return the app."""
     return _change(app_pk, _slower, _SLOWER_AFTER)
 
 
 def speed_up(app_pk: int) -> App:
-    """Shorten the gap, or allow one more in flight. At most once in ten seconds over all runs. Return the app."""
+    """Shorten the gap, or allow one more in flight, at most once in ten seconds across all runs. Return the app."""
     return _change(app_pk, _faster, _FASTER_AFTER)
 
 

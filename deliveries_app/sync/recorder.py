@@ -47,10 +47,10 @@ BLOCKED = "blocked"
 
 @dataclass
 class Notification:
-    """A change, and what is known once its content was read: the SHA-256 and size (bytes) of what is sent, and its number.
+    """A change whose content has been read, with the SHA-256 and size in bytes of what is sent, and its sequence.
 
     `content` is None for deletes and for files that are too large to be kept in memory. `remark` says what is special about
-    the content. `waits` counts how often it was sent again in this run.
+    the content. `waits` counts how often the notification was sent again in this run.
     """
 
     change: Change
@@ -75,12 +75,12 @@ class Failure:
 
     @property
     def counted_as(self) -> str:
-        """The root cause, or `BLOCKED` for a path that only waits for another one."""
+        """The label of this failure in the metrics: the root cause, or `BLOCKED` for a path that waits for another one."""
         return BLOCKED if self.cause == BLOCKED else root_causes.of_delivery(self.cause, self.status).value
 
 
 class _Failed(NamedTuple):
-    """What failed, why and when, and the request if there was one."""
+    """A notification or change that failed, with the request if one was sent."""
 
     what: Notification | Change
     failure: Failure
@@ -96,11 +96,11 @@ class _Failed(NamedTuple):
         return path_digest(self.change.path.encode())
 
 
-_READ_BYTES = 4096  # of a body, as many as the HTTP client keeps of a response
+_READ_BYTES = 4096  # of a body: as much as the HTTP client keeps of a response
 # A sixth of the lease would do, but with a slow client a bar that moves every second reads better, and less is in doubt
 # after a crash.
 _SHOW_SECONDS = 1.0
-TELL_SECONDS = 0.5
+PUBLISH_SECONDS = 0.5
 """Time between two updates of Redis and of the app's hourly row. A fast run records dozens of batches a second."""
 
 
@@ -121,9 +121,9 @@ class Recorder:
         self._failed: list[_Failed] = []
         self.failed_count = 0
         self._latest = endpoint_stats.Latest()
-        self._untold: Counter[str] = Counter()
-        self._untold_causes: Counter[str] = Counter()
-        self._told_at = time.monotonic()
+        self._unpublished: Counter[str] = Counter()
+        self._unpublished_causes: Counter[str] = Counter()
+        self._published_at = time.monotonic()
         self.longest_hold = 0.0  # the longest time in seconds that a path of this run has to wait
         self.last_failure: Failure | None = None
         self._committed_at = time.monotonic()
@@ -144,8 +144,8 @@ class Recorder:
         """Whether a request timed out and its hold is not written yet. The app may still be processing it."""
         return any(failed.failure.hold_seconds for failed in self._failed)
 
-    def timed(self, ok: bool, seconds: float) -> None:
-        """Count a request that ended after so many seconds."""
+    def count_request(self, ok: bool, seconds: float) -> None:
+        """Count a request that ended after so many seconds. `ok`: the app accepted it."""
         self._latest.add(ok, seconds)
 
     def acknowledge(self, notification: Notification, status: int, seconds: float) -> None:
@@ -163,9 +163,9 @@ class Recorder:
         self.longest_hold = max(self.longest_hold, failure.hold_seconds)
 
     def commit(self, announce: Sequence[Notification] = (), adopt: Sequence[Notification] = ()) -> None:
-        """Write everything collected and announce the next batch. Raises `Superseded`, and then writes nothing.
+        """Write everything collected and announce the next batch. If it raises `Superseded`, nothing was written.
 
-        `adopt`: notifications whose content turned out to be what the app holds already. Nothing is sent for them.
+        `adopt`: notifications whose content the app turned out to hold already. Nothing is sent for them.
         """
         fresh = [notification for notification in [*announce, *adopt] if notification.change.sequence is None]
         first = self._lease.reserve_sequences(len(fresh)) if fresh else 0
@@ -177,14 +177,14 @@ class Recorder:
             "bytes_done": sum(notification.change.size for notification in done),
             "files_failed": len(self._failed),
         }
-        self._untold.update(counts, files=len(self._acknowledged), adopted=sum(item.change.size for item in adopt))
-        self._untold_causes.update(failed.failure.counted_as for failed in self._failed)
+        self._unpublished.update(counts, files=len(self._acknowledged), adopted=sum(item.change.size for item in adopt))
+        self._unpublished_causes.update(failed.failure.counted_as for failed in self._failed)
         changes = self._on_first if announce else {}
         if done and self._lease.watch.crash_count:  # an attempt with progress does not count, even if its process dies
             changes = changes | {"crash_count": 0}
             self._lease.watch.crash_count = 0
         now = self._lease.clock.now()
-        tell = not announce or time.monotonic() - self._told_at >= TELL_SECONDS
+        publish = not announce or time.monotonic() - self._published_at >= PUBLISH_SECONDS
         with transaction.atomic():
             self._lease.extend(**changes)
             self._write_acknowledged(now)
@@ -193,7 +193,7 @@ class Recorder:
             self._write_announced(adopt, now, acknowledged=True)
             if any(counts.values()):
                 runs.count(self._run, **counts)
-            if tell:
+            if publish:
                 self._count_traffic(now)
         if announce:
             self._on_first = {}
@@ -201,37 +201,36 @@ class Recorder:
         self._committed_at = time.monotonic()
         if announce or any(counts.values()):
             logger.debug("batch_recorded", extra={**counts, "announced": len(announce)})
-        if tell:
-            self._tell()
+        if publish:
+            self._publish()
 
     @property
-    def _untold_bytes(self) -> int:
-        """Bytes that were sent. What was adopted was not."""
-        return self._untold["bytes_done"] - self._untold["adopted"]
+    def _unpublished_bytes(self) -> int:
+        """Bytes that were sent, which excludes adopted files."""
+        return self._unpublished["bytes_done"] - self._unpublished["adopted"]
 
     def _count_traffic(self, now: datetime) -> None:
-        app, told = self._lease.watch.app, self._untold
-        failed = told["files_failed"]
         endpoint_stats.record_hour(
-            app,
+            self._lease.watch.app,
             self._latest,
             now,
-            files=told["files"],
-            size=self._untold_bytes,
-            failed=failed,
+            files=self._unpublished["files"],
+            size=self._unpublished_bytes,
+            failed=self._unpublished["files_failed"],
             acknowledged_at=self._acknowledged_at,
         )
 
-    def _tell(self) -> None:
+    def _publish(self) -> None:
         """Update what progress bars, the app's page and the metrics show. Call this after the commit."""
-        failures = {counters.field(counters.DELIVERY_FAILURES, why): n for why, n in self._untold_causes.items()}
-        counts = {counters.FILES: self._untold["files"], counters.BYTES: self._untold_bytes, **failures}
+        failures = {counters.field(counters.DELIVERY_FAILURES, why): n for why, n in self._unpublished_causes.items()}
+        counts = {counters.FILES: self._unpublished["files"], counters.BYTES: self._unpublished_bytes, **failures}
         endpoint_stats.record_latest(self._lease.watch.app, self._latest, counts)
-        shown = {name: self._untold[name] for name in ("files_done", "bytes_done", "files_failed")}
-        if self._latest.requests or any(shown.values()):  # adopted files take no request, parts of a file do not count
+        shown = {name: self._unpublished[name] for name in ("files_done", "bytes_done", "files_failed")}
+        # Adopted files need no request, and parts of a file do not count as files.
+        if self._latest.requests or any(shown.values()):
             runs.show(self._run, **shown)
-        self._latest, self._untold, self._untold_causes = endpoint_stats.Latest(), Counter(), Counter()
-        self._told_at = time.monotonic()
+        self._latest, self._unpublished, self._unpublished_causes = endpoint_stats.Latest(), Counter(), Counter()
+        self._published_at = time.monotonic()
 
     def _write_acknowledged(self, now: datetime) -> None:
         if not self._acknowledged:
@@ -318,11 +317,11 @@ def _attempt_row(watch: AppRepository, failed: _Failed, sent: Sent, asked: str, 
 def settle_lists(
     watch: AppRepository, skipped: Sequence[Skipped], *, among: Sequence[bytes] | None, now: datetime
 ) -> None:
-    """Update the lists after an attempt that tried its whole plan: keep only its own failures, and the paths that its tree
-    skips. `among`: the paths that a fast plan covers (None: all paths).
+    """Update the lists after an attempt that tried its whole plan: keep its own failures and the paths that its tree skips.
 
-    Claims are compared, not times, because the database's clock may be set back. Call this in the transaction that sets the
-    base: until then, an earlier failure that is listed may be the only trace of a path.
+    `among`: the paths that a fast plan covers (None: all paths). Compare claims, not times, because the database's clock may
+    be set back. Call this in the transaction that sets the base: until then, an earlier failure may be the only trace of a
+    path.
     """
     known = Q(kind=FailureKind.SKIPPED)
     if among is not None:
@@ -336,7 +335,7 @@ def settle_lists(
     DeliveryFailure.objects.bulk_create(
         sorted(rows, key=lambda row: row.path_digest),
         batch_size=500,
-        ignore_conflicts=True,  # a delete of such a path that failed is what counts
+        ignore_conflicts=True,  # a failed delete of the path takes precedence
     )
 
 

@@ -34,14 +34,14 @@ BYTES_IN_FLIGHT = 32_000_000
 
 @dataclass
 class _Transfer:
-    """One notification under way."""
+    """One notification that is queued or in flight."""
 
     notification: Notification
     file: ChunkedFile | None
     size: int = 0
-    keys: Keys = ()  # what its request is signed with, once the keyring's choice has been refused
+    keys: Keys = ()  # sign with these, because the app has refused those that the keyring chose
     signed_with: Keys = ()
-    seconds: float = 0.0  # that the chunks before this one took
+    seconds: float = 0.0  # duration of the chunks before this one
     began: float = 0.0  # the current request, by the monotonic clock
 
 
@@ -49,8 +49,8 @@ class Sender:
     """Sends a plan. `alive` is called between requests and raises when the run has to stop.
 
     `slice_is_over` says whether the run should make way for other apps. Then no further file is started, large files are
-    sent to their end, since a part of one counts for nothing, and `SliceOver` is raised. If the endpoint does not answer,
-    the run continues until it is known whether the endpoint works. In slices it would never see enough failures.
+    finished, because part of a file counts for nothing, and `SliceOver` is raised. If the endpoint does not answer, the run
+    continues until it is known whether the endpoint works: a slice would be too short to see enough failures.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Sender:
         self._policy = ResponsePolicy()
 
     def send(self, plan: Plan) -> None:
-        """Send the whole plan, and return when every file was tried. Raises an exception of `exceptions` to end the run."""
+        """Send the whole plan. Return when every file was tried, or raise one of `sync.exceptions`."""
         for path in plan.retained:
             self._kept.add(path)
         if plan.files and self._lease.watch.app.down_count:
@@ -92,14 +92,15 @@ class Sender:
             self._send_phase(plan.phase(kind))
         self._recorder.commit()
         if self._failed_like_others():
-            self._question_endpoint()
+            self._check_endpoint()
             if self._policy.is_trying_one_by_one:  # no path is left to try
                 raise self._down(is_certain=False)
 
     def drain(self, seconds: float, *, record: bool = True, on_wait: Callable[[], None]) -> bool:
-        """Start nothing new and wait for the requests in flight. Drop those that are not settled in time; their paths wait.
+        """Start nothing new and wait for the requests in flight. Cancel those that are not settled within `seconds`.
 
-        Return True if everything settled without a timeout, so that the client can no longer be processing any path.
+        With `record`, pass the outcomes to the recorder, and put the paths of cancelled requests on hold. Return True if
+        everything settled without a timeout, so that the client can no longer be processing any path.
         """
         deadline = time.monotonic() + seconds
         clean = not self._recorder.has_unwritten_timeouts
@@ -132,8 +133,10 @@ class Sender:
         return clean
 
     def _settle_last(self, transfer: _Transfer, decision: Decision, request: Request, outcome: Outcome) -> None:
-        """Record an outcome during a drain. A large file of which chunks are missing stays in doubt, and so does a file that the
-        app is too busy for. That is no failure: it is sent again."""
+        """Record an outcome during a drain.
+
+        A large file that lacks chunks, and a file that the app was too busy for, stay in doubt and are sent again.
+        """
         seconds = transfer.seconds + outcome.elapsed
         if decision.failure is not None and not decision.refused:
             self._recorder.fail(transfer.notification, decision.failure, Sent.of(request, seconds))
@@ -145,7 +148,7 @@ class Sender:
         block = next(waiting, None)
         while block or self._ready or self._client.in_flight:
             if self._policy.is_in_doubt and not self._client.in_flight:
-                self._question_endpoint()
+                self._check_endpoint()
             self._start()
             if block and not self._ready and not self._is_ending and not self._policy.is_in_doubt:
                 self._announce(block)
@@ -259,11 +262,11 @@ class Sender:
         )
 
     def _may_send(self) -> bool:
-        """Return whether the lease still allows a request to start. This process may have been frozen since it was submitted."""
+        """Return whether the lease still allows a request to start. The process may have been frozen since submitting it."""
         return self._lease.may_send
 
     def _transfer_of(self, request: Request) -> _Transfer:
-        """Return what was under way with this request, which has landed or was taken back."""
+        """Return the transfer of a request that has ended or was taken back. It no longer counts as in flight."""
         transfer = request.context
         assert isinstance(transfer, _Transfer)
         self._bytes_in_flight -= transfer.size
@@ -292,10 +295,10 @@ class Sender:
 
     def _settle(self, transfer: _Transfer, request: Request, outcome: Outcome) -> None:
         item = transfer.notification
-        if not outcome.reached and not self._lease.may_send:  # it was not sent because of that
+        if not outcome.reached and not self._lease.may_send:  # not sent, because the lease was too old
             self._ready.appendleft(transfer)
             return
-        self._recorder.timed(outcome.ok, outcome.elapsed)
+        self._recorder.count_request(outcome.ok, outcome.elapsed)
         if self._tries_other_key(transfer, outcome):
             return
         pausing = time.monotonic() < self._pause_until
@@ -310,7 +313,7 @@ class Sender:
                 raise
             self._policy.settle(decision, self._lease.clock)
             transfer.seconds += outcome.elapsed
-            item.waits = 0  # each wait slows the app's pace down, so the file gets on
+            item.waits = 0  # each wait reduces the app's pace, so the file makes progress
             self._ready.appendleft(transfer)
             return
         if decision.delivered:
@@ -336,13 +339,16 @@ class Sender:
         self._policy.settle(decision, self._lease.clock)
 
     def _failed_like_others(self) -> bool:
-        """Return whether this run ends without an answer of the app, and so did others. Each may have too few paths to tell."""
+        """Return whether notifications have failed as if the endpoint were down, in this run and in enough others.
+
+        Each run alone may have too few paths to tell.
+        """
         if self._policy.failing_since is None:
             return False
         app = self._lease.watch.app
         return self._policy.is_in_doubt or failing_watches(app, except_pk=self._lease.watch.pk) + 1 >= DOUBT_AFTER
 
-    def _question_endpoint(self) -> None:
+    def _check_endpoint(self) -> None:
         """Find out whether the endpoint works. Raises `EndpointDown` if it does not."""
         if self._policy.is_trying_one_by_one:
             raise self._down(is_certain=False)

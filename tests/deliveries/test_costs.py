@@ -35,7 +35,7 @@ ONE_BATCH = 8  # statements
 @pytest.fixture(autouse=True)
 def batches_of_ten(settings, monkeypatch) -> None:
     settings.RECORD_BATCH = 10
-    monkeypatch.setattr(recorder, "TELL_SECONDS", 1000.0)
+    monkeypatch.setattr(recorder, "PUBLISH_SECONDS", 1000.0)
 
 
 @pytest.fixture(autouse=True)

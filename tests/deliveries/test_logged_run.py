@@ -185,7 +185,7 @@ def test_log_of_a_bulk_operation(world: World, monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_no_line_holds_a_secret(world: World, log: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder, "TELL_SECONDS", 0.0)
+    monkeypatch.setattr(recorder, "PUBLISH_SECONDS", 0.0)
     world.git.tokens["acme/secret"] = {TOKEN}
     repo = world.git.repo("acme/secret", FILES)
     made = onboard_app(ME, name="Search", base_url=world.receiver.url, email="a@b.example", client_auth_key=KEY)

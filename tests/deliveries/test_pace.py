@@ -175,9 +175,9 @@ def test_cooldown_is_never_shortened(world: World) -> None:
     older, newer = claim(first.pk), claim(second.pk)
     assert older is not None
     assert newer is not None
-    outcomes._hold(newer, 3600)
+    outcomes._set_cooldown(newer, 3600)
     until = app_of(world).cooldown_until
-    outcomes._hold(older, 10)  # its app was read before
+    outcomes._set_cooldown(older, 10)  # its app was read before
     assert app_of(world).cooldown_until == until
 
 

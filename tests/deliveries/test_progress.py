@@ -26,7 +26,7 @@ from tests.support.world import World
 @pytest.fixture(autouse=True)
 def _report_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Send every batch to Redis at once, as with a client so slow that updates are not combined."""
-    monkeypatch.setattr(recorder, "TELL_SECONDS", 0.0)
+    monkeypatch.setattr(recorder, "PUBLISH_SECONDS", 0.0)
 
 
 def files(count: int) -> dict[str, bytes]:
