@@ -34,9 +34,10 @@ def post_signed(
     may_send: Callable[[], bool] | None = None,
     max_body: int = 4096,
 ) -> Outcome:
-    """Post a signed body and wait. During a key rotation, retry a 401 or 403 with the other key.
+    """Post a signed body, wait, and return the outcome. During a key rotation, retry a 401 or 403 with the other key.
 
-    `may_send` is asked just before the first byte is sent. `max_body` bytes of the response are kept.
+    Call `alive` about every second while waiting. `may_send` is called just before the first byte is sent: if it returns
+    False, nothing is sent. `max_body` bytes of the response are kept.
     """
 
     def post(keys: Keys) -> Outcome:
@@ -56,7 +57,7 @@ def post_signed(
 
 
 def post_ping(client: HttpClient, app: App, keyring: Keyring, alive: Callable[[], None] | None = None) -> Outcome:
-    """Build, sign and send a ping like any other notification, and wait for the response."""
+    """Send a ping, signed like any other notification, and return the outcome."""
     envelope = Envelope(app.app_id, new_run_id(), PING_REASON)
     sequence = int(timezone.now().timestamp() * 1_000_000)
     url = endpoint(app.base_url, "ping")
@@ -64,7 +65,7 @@ def post_ping(client: HttpClient, app: App, keyring: Keyring, alive: Callable[[]
 
 
 def describe_outcome(outcome: Outcome) -> str:
-    """Return one sentence about a request to the app that failed."""
+    """Return one sentence that says how a request to the app failed."""
     return outcome.message if outcome.cause else f"The app returned HTTP {outcome.status}."
 
 

@@ -74,7 +74,7 @@ def record_hour(
 
 
 def last_acknowledged(app: App) -> datetime | None:
-    """Return when the app last acknowledged a file, of any of its watches, to a second or so."""
+    """Return when the app last acknowledged a file of any watch, accurate to about a second, or None if no record is kept."""
     found = HourlyTraffic.objects.filter(app_id=app.pk, acknowledged_at__isnull=False).order_by("-hour")
     return found.values_list("acknowledged_at", flat=True).first()
 
@@ -102,7 +102,7 @@ def record_latest(app: App, latest: Latest, counts: Mapping[str, int]) -> None:
 
 
 def forget(app: App) -> None:
-    """Forget the app's latest requests, because its endpoint is another one now."""
+    """Forget the app's latest requests, because its endpoint has changed."""
     try:
         connection().delete(_PREFIX + app.app_id)
     except RedisError as error:

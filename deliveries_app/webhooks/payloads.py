@@ -160,7 +160,7 @@ VERIFY_REASON = "verify"
 """The `X-Docora-Reason` of a check for differences. It belongs to no run."""
 PING: dict[str, Any] = {"event": "ping"}
 PING_REASON = "ping"
-"""A ping's `X-Docora-Reason`. It belongs to no run, so it has none of their reasons."""
+"""The `X-Docora-Reason` of a ping. It belongs to no run."""
 
 
 def chunk_count(size: int, chunk_size: int) -> int:
@@ -225,7 +225,7 @@ _SECRET_PARTS = re.compile(r"(?<=sha256=)[0-9a-f]+|(?<=v1,)\S+")
 
 
 def masked_headers(lines: Sequence[str]) -> dict[str, str]:
-    """Return the header lines of a notification by name, with masked signatures and without credentials."""
+    """Return name → value of a notification's header lines, with masked signatures and without credentials."""
     headers: dict[str, str] = {}
     for line in lines:
         name, _, value = line.partition(": ")

@@ -16,8 +16,8 @@ def _standard_key(key: str) -> bytes:
         encoded = key.removeprefix(STANDARD_PREFIX)
         try:
             return base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
-        except ValueError:  # not base64
-            pass  # a client that happens to have chosen such a key verifies with its bytes
+        except ValueError:
+            pass  # not base64, so a client that chose such a key verifies with its UTF-8 bytes
     return key.encode()
 
 

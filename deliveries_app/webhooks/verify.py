@@ -42,7 +42,7 @@ class Page:
 
 
 class Difference(NamedTuple):
-    """`sha` is what the app holds, `sequence` the number of what it has acknowledged."""
+    """One file that differs. `sha` is what the app holds, `sequence` that of the notification which it acknowledged."""
 
     path: str
     kind: DriftKind
