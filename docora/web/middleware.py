@@ -1,6 +1,5 @@
 """Middleware for probes, trusted proxies, response headers, invalid queries and missing encryption keys."""
 
-import ipaddress
 import logging
 import re
 from collections.abc import Iterable
@@ -13,6 +12,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import render
 from django.utils.deprecation import MiddlewareMixin
 
+from docora.http.addresses import is_address, is_in
 from docora.security.crypto import DecryptionError
 from docora.web.errors import json_error, wants_json
 
@@ -93,11 +93,7 @@ class TrustedProxyMiddleware(MiddlewareMixin):
 
     @staticmethod
     def _is_trusted(address: str) -> bool:
-        try:
-            parsed = ipaddress.ip_address(address)
-        except ValueError:
-            return False
-        return any(parsed in network for network in settings.TRUSTED_PROXIES)
+        return is_address(address) and is_in(settings.TRUSTED_PROXIES, address)
 
 
 class RejectInvalidQueryMiddleware(MiddlewareMixin):

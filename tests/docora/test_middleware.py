@@ -35,6 +35,7 @@ def seen_by_django(remote: str, forwarded_for: str = "", proto: str = "") -> tup
         (PROXY, "[2001:db8::1]:51234", "", ("2001:db8::1", "http")),
         (PROXY, f"{CLIENT}:1, {INNER}:2", "", (CLIENT, "http")),
         (PROXY, "", "", (PROXY, "http")),
+        (f"::ffff:{PROXY}", CLIENT, "https", (CLIENT, "https")),  # a socket that accepts both IPv4 and IPv6
     ],
 )
 def test_forwarded_headers_from_trusted_proxies(
