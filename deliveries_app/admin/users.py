@@ -3,6 +3,7 @@
 Changes of roles and passwords require a recent sign-in.
 """
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from allauth.account.models import EmailAddress
@@ -12,8 +13,10 @@ from django.conf import settings
 from django.contrib import admin
 from django.contrib.admin.utils import unquote
 from django.contrib.auth import admin as auth
+from django.contrib.auth import forms as auth_forms
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group
+from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.utils.html import format_html
@@ -43,8 +46,39 @@ def _require_recent_for_roles(request: HttpRequest, form: Any, change: bool) -> 
         require_recent(request)
 
 
+def _check_administrators(users: Iterable[Any]) -> str:
+    """Return why these users must keep their rights, or an empty string if there is another administrator."""
+    administrators = User._default_manager.filter(is_active=True, is_staff=True, is_superuser=True)
+    local = administrators.exclude(socialaccount__provider=oidc.PROVIDER_ID)  # others get their rights at the provider
+    concerned = local.filter(pk__in=[user.pk for user in users])
+    if not concerned or administrators.exclude(pk__in=[user.pk for user in users]).exists():
+        return ""
+    names = ", ".join(user.get_username() for user in concerned)
+    verb = "is the only administrator" if len(concerned) == 1 else "are the only administrators"
+    return f"{names} {verb}. Make another user a superuser first."
+
+
+class UserForm(auth_forms.UserChangeForm):  # type: ignore[type-arg]  # not generic at run time
+    """Django's form, which keeps the last administrator."""
+
+    def clean(self) -> dict[str, Any]:
+        given: dict[str, Any] = super().clean() or {}
+        keeps_rights = all(given.get(name, True) for name in ("is_active", "is_staff", "is_superuser"))
+        if not keeps_rights and (reason := _check_administrators([self.instance])):
+            raise ValidationError(reason)
+        return given
+
+
 @admin.register(User)
 class UserAdmin(PlainLists, DjangoUserAdmin):
+    form = UserForm
+
+    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
+        """Return what Django collects, and protect the last administrator."""
+        deleted, counts, permissions, protected = super().get_deleted_objects(objs, request)
+        reason = _check_administrators(objs)
+        return deleted, counts, permissions, [*protected, reason] if reason else protected
+
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
         """Return the user, marked so that changing the password is not recorded a second time by `services.sign_ins`."""
         user: Any = super().get_object(request, object_id, from_field)

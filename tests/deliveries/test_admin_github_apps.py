@@ -183,7 +183,7 @@ def test_watch_pages_say_how_the_repository_is_read(root: Client, github_app: Gi
 def test_assigned_github_app_cannot_be_deleted(root: Client, github_app: GitHubApp) -> None:
     App.objects.filter(pk=make_app("Portal").pk).update(github_app=github_app)
     answer = root.post(f"{LIST}{github_app.pk}/delete/", {"post": "yes"})
-    assert "would require deleting the following protected related objects" in answer.text
+    assert "can't be deleted because of:" in answer.text
     assert GitHubApp.objects.exists()
     App.objects.update(github_app=None)
     assert root.post(f"{LIST}{github_app.pk}/delete/", {"post": "yes"}).status_code == 302

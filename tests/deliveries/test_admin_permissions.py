@@ -103,3 +103,26 @@ def test_each_fragment_needs_its_own_permission(watches) -> None:
     assert reader.get("/admin/live/overview/").status_code == 200
     for path in ("/admin/live/queue/", f"/admin/live/?ids={watches[0].pk}", f"/admin/live/{watches[0].pk}/"):
         assert reader.get(path).status_code == 403, path
+
+
+def test_last_administrator_stays(db) -> None:
+    root, page = User.objects.create_superuser("root"), "/admin/auth/user/"
+    User.objects.create_superuser("gone", is_active=False)
+    User.objects.create_user("otto", is_staff=True)
+    client = Client()
+    client.force_login(root)
+    text = "root is the only administrator. Make another user a superuser first."
+    form = {"username": "root", "is_active": "on", "is_staff": "on"}
+    form |= {"date_joined_0": f"{root.date_joined:%Y-%m-%d}", "date_joined_1": f"{root.date_joined:%H:%M:%S}"}
+    selected = {"action": "delete_selected", "_selected_action": [root.pk], "post": "yes"}
+    posts = ((f"{page}{root.pk}/delete/", {"post": "yes"}), (page, selected), (f"{page}{root.pk}/change/", form))
+    for path, data in posts:
+        assert text in client.post(path, data).text, path
+    root.refresh_from_db()
+    assert root.is_superuser
+    assert "can't be deleted because of:" in client.get(posts[0][0]).text
+    other = User.objects.create_superuser("other")
+    for path, data in reversed(posts[1:]):
+        assert client.post(path, data).status_code == 302, path
+        User.objects.filter(pk=root.pk).update(is_superuser=True)
+    assert [user.pk for user in User.objects.filter(is_superuser=True, is_active=True)] == [other.pk]
