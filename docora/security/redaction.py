@@ -39,9 +39,9 @@ _SUBSTITUTIONS: list[tuple[re.Pattern[str], str]] = [
         rf"\1{MASK}",
     ),
     (re.compile(r"\b(bearer|basic)\s+[A-Za-z0-9._~+/-]{16,}=*", re.IGNORECASE), rf"\1 {MASK}"),
-    # `github_token=…`, `"client_auth_key": "…"`, `token='…'`
-    (re.compile(rf"""\b({_NAMES}\\?["']?\s*[:=]\s*\\?["'])[^"'\\]+""", re.IGNORECASE), rf"\1{MASK}"),
-    (re.compile(rf"""\b({_NAMES}=)[^\s"'&,;)\]]+""", re.IGNORECASE), rf"\1{MASK}"),
+    # `github_token=…`, `CLIENT_SECRET=…`, `"client_auth_key": "…"`, `token='…'`
+    (re.compile(rf"""(?<![A-Za-z0-9])({_NAMES}\\?["']?\s*[:=]\s*\\?["'])[^"'\\]+""", re.IGNORECASE), rf"\1{MASK}"),
+    (re.compile(rf"""(?<![A-Za-z0-9])({_NAMES}=)[^\s"'&,;)\]]+""", re.IGNORECASE), rf"\1{MASK}"),
     (re.compile(r"://[^/\s@\"'<>]+@"), f"://{MASK}@"),
 ]
 _SECRET_NAME = re.compile(rf"{_NAMES}|authorization|cookie|.*_(?:key|token|secret|password)", re.IGNORECASE)

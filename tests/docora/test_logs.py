@@ -53,6 +53,8 @@ def log(request) -> Iterator[io.StringIO]:
         ("https://user:pass@git.example/a/b", f"https://{MASK}@git.example/a/b"),
         ("redis://:pass@redis:6379/0", f"redis://{MASK}@redis:6379/0"),
         ("App(name='x', client_auth_key='my own key')", f"App(name='x', client_auth_key='{MASK}')"),
+        ("OIDC_CLIENT_SECRET=abc", f"OIDC_CLIENT_SECRET={MASK}"),
+        ("client_secret=abc&code=1", f"client_secret={MASK}&code=1"),
         ("/x?github_token=abc&page=2", f"/x?github_token={MASK}&page=2"),
         ('{"github_token": "any thing", "page": 2}', f'{{"github_token": "{MASK}", "page": 2}}'),
     ],
