@@ -6,9 +6,11 @@ ran or checked has failed. Wrong usage exits with 2.
 """
 
 import json
+import re
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import IO, Any, Self, cast
@@ -43,6 +45,17 @@ def add_json(parser: CommandParser, keys: str) -> None:
 
 def add_yes(parser: CommandParser) -> None:
     parser.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def number_between(minimum: int, maximum: int) -> Callable[[str], int]:
+    """Return the `type` of an argument that is a whole number."""
+
+    def number(text: str) -> int:
+        if re.fullmatch(r"[0-9]{1,18}", text) and minimum <= int(text) <= maximum:
+            return int(text)
+        raise ArgumentTypeError(f"must be a number from {minimum:,} to {maximum:,}")
+
+    return number
 
 
 def write_json(out: OutputWrapper, fields: Mapping[str, Any]) -> None:

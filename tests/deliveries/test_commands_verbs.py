@@ -206,7 +206,7 @@ def test_status_lists_failing_then_syncing_then_waiting(watches) -> None:
 
 @pytest.mark.parametrize("limit", ["-1", "99999999999999999999", "few"])
 def test_status_with_an_invalid_limit(db, limit: str) -> None:
-    with pytest.raises(CommandError, match="--limit"):
+    with pytest.raises(CommandError, match="--limit: must be a number from 0 to 1,000,000"):
         run("status", f"--limit={limit}")
 
 

@@ -241,7 +241,7 @@ def test_resync_with_a_canary_that_fails_is_held(world: World, watch: AppReposit
 
 @pytest.mark.parametrize("pace", ["0", "many", "100001"])
 def test_invalid_pace_is_refused(world: World, watch: AppRepository, pace: str) -> None:
-    with pytest.raises(CommandError, match="--pace"):
+    with pytest.raises(CommandError, match="--pace: must be a number from 1 to 100,000"):
         run("resync", world.app.app_id, "--pace", pace, "--yes")
 
 

@@ -1,4 +1,3 @@
-import argparse
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -8,7 +7,7 @@ from deliveries_app.management import progress
 from deliveries_app.management.lookup import app_of, watches_of
 from deliveries_app.reports.impact import impact_of
 from deliveries_app.services import MAX_PACE, NotFound, Rollout, resync_by_app, resync_single
-from docora.cli.output import add_yes, confirm, wrong_usage
+from docora.cli.output import add_yes, confirm, number_between, wrong_usage
 from docora.text import counted, format_bytes
 
 
@@ -21,7 +20,9 @@ class Command(BaseCommand):
         parser.add_argument(
             "--canary", action="store_true", help="send one repository first, and the others once it has succeeded"
         )
-        parser.add_argument("--pace", type=_pace, metavar="N", help="release at most N repositories per minute")
+        parser.add_argument(
+            "--pace", type=number_between(1, MAX_PACE), metavar="N", help="release at most N repositories per minute"
+        )
         progress.add_options(parser)
         add_yes(parser)
         parser.epilog = "For scripts: resync APP_ID --yes --wait --timeout 3600 --json"
@@ -48,10 +49,3 @@ class Command(BaseCommand):
                 progress.follow(self, resync_by_app(Actor.command(), watch.app, rollout=rollout), options)
         except NotFound as error:
             raise CommandError(f"{error}.") from None
-
-
-def _pace(text: str) -> int:
-    pace = int(text)
-    if not 1 <= pace <= MAX_PACE:
-        raise argparse.ArgumentTypeError(f"must be a number from 1 to {MAX_PACE:,}")
-    return pace

@@ -1,4 +1,3 @@
-import argparse
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
@@ -6,7 +5,7 @@ from django.core.management.base import BaseCommand, CommandParser
 from deliveries_app.management.lookup import app_of
 from deliveries_app.reports import status
 from deliveries_app.reports.status import Line, StatusReport
-from docora.cli.output import FAILED, add_json, format_time, write_json, write_table
+from docora.cli.output import FAILED, add_json, format_time, number_between, write_json, write_table
 from docora.conf.installation import program
 from docora.text import counted
 
@@ -18,7 +17,13 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("app_id", nargs="?", help="only this app")
-        parser.add_argument("--limit", type=_number, default=50, metavar="N", help="list at most N repositories (50)")
+        parser.add_argument(
+            "--limit",
+            type=number_between(0, _MAX_LIMIT),
+            default=50,
+            metavar="N",
+            help="list at most N repositories (50)",
+        )
         add_json(
             parser, "paused, workers, sweep_seconds, watches, failing, given_up, syncing, waiting, arriving, lines"
         )
@@ -33,13 +38,6 @@ class Command(BaseCommand):
             write_table(self.stdout, ["App", "Repository", "Ids", "State", "Details"], map(_row, report.lines))
         if report.counts.failing:
             raise SystemExit(FAILED)
-
-
-def _number(text: str) -> int:
-    number = int(text)
-    if not 0 <= number <= _MAX_LIMIT:
-        raise argparse.ArgumentTypeError(f"must be a number from 0 to {_MAX_LIMIT:,}")
-    return number
 
 
 def _summary(report: StatusReport) -> str:
