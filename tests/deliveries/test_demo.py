@@ -55,7 +55,7 @@ def test_failing_app_recovers_once_its_base_url_is_corrected(demo: Demo) -> None
     assert synced("Newsletter", "acme/website").status == Status.FAILED  # the cause is still there
 
     app = App.objects.get(name="Newsletter")
-    assert f"Remove {BROKEN} from its base URL" in app.description
+    assert f"Remove {BROKEN} from the base URL" in app.description
     app.base_url = app.base_url.removesuffix(BROKEN)
     change_app(Actor.command(), app, ["base_url"])
     retry_single(Actor.command(), watch)

@@ -1,9 +1,14 @@
 """The documentation's samples as real client apps that receive a whole repository."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pytest
 from django.utils import timezone
@@ -13,9 +18,10 @@ from docora.security.crypto import new_webhook_key
 from tests.docora.http_server import saying, servers
 from tests.support.world import KEY, World
 from tests.wire.bodies import CONTENTS
-from tests.wire.clients import Node, SampleServer, load
+from tests.wire.clients import SAMPLES, Node, SampleServer, load, node_command
 
 SERVERS = ["verify.mjs", "verify_raw.mjs", "verify.py"]
+RECEIVERS = ["receiver.mjs", "receiver.py"]
 NEW_KEY = new_webhook_key()
 FILES = {
     **{f"contents/{number:02}.txt": content for number, content in enumerate(CONTENTS.values())},
@@ -71,6 +77,32 @@ def test_sample_with_another_key_accepts_nothing(world: World, start: Starter, n
     world.sync(watch)
     assert {failure.status_code for failure in watch.failures.all()} == {401}
     assert not any(row.acknowledged for row in world.rows(watch).values())
+
+
+@pytest.mark.parametrize("name", [*SERVERS, *RECEIVERS])
+def test_sample_does_not_start_without_a_key(name: str) -> None:
+    program = node_command() if name.endswith(".mjs") else sys.executable
+    environment = os.environ | {"DOCORA_KEY": "", "PORT": "0"}
+    done = subprocess.run(
+        [program, str(SAMPLES / name)], env=environment, capture_output=True, text=True, timeout=10, check=False
+    )
+    assert (done.returncode, done.stderr) == (1, "Set DOCORA_KEY to the signing key of your app.\n")
+
+
+@pytest.mark.parametrize("name", RECEIVERS)
+def test_receiver_prints_what_it_answers(world: World, tmp_path: Path, name: str) -> None:
+    server = SampleServer(name, KEY, tmp_path / "log", COPIES=str(tmp_path / "copies"))
+    try:
+        send_to(world, server.url)
+        _, watch = world.watch({"docs/a b.md": b"a"})
+        world.sync(watch)
+        with pytest.raises(HTTPError, match="401"):
+            urlopen(Request(f"{server.url}/create", b"{}"), timeout=10)
+        kept, refused = server.output.splitlines()[1:]
+        assert kept == "create 'docs/a b.md': 200 kept"
+        assert refused.endswith("401 The signature is wrong, or the request is too old.")
+    finally:
+        server.close()
 
 
 @pytest.mark.parametrize("knows", ["the old key", "the new key"])

@@ -18,6 +18,7 @@ import fs from 'node:fs';
 import http from 'node:http';
 import path from 'node:path';
 import { pathToFileURL } from 'node:url';
+import { inspect } from 'node:util';
 
 const TOLERANCE_SECONDS = 300; // reject older requests, which may be replays
 const MAX_BODY_BYTES = 8 * 1024 * 1024; // larger files arrive in chunks
@@ -354,9 +355,8 @@ function clearUnfinished(copies) {
 }
 
 /** Return the status and the text to respond with. */
-function answerTo(event, headers, bytes, copies) {
+function answerTo(event, headers, notification, copies) {
   try {
-    const notification = JSON.parse(bytes.toString('utf8')); // verified, so it is JSON
     return [200, handle(event, notification, headers, copies)];
   } catch (error) {
     if (error instanceof Refused) return [error.status, error.message];
@@ -368,9 +368,11 @@ function answerTo(event, headers, bytes, copies) {
 function start(key, port, copies) {
   clearUnfinished(copies);
   const server = http.createServer(async (request, response) => {
-    const answer = (status, result) => {
+    const event = request.url.split('/').pop();
+    const answer = (status, result, file) => {
       const isText = typeof result === 'string';
-      console.log(request.url, status, isText ? result : `${result.files?.length ?? 0} files listed`);
+      const subject = file?.path ? `${event} ${inspect(file.path)}` : event;
+      console.log(`${subject}: ${status} ${isText ? result : `${result.files?.length ?? 0} files listed`}`);
       const type = isText ? 'text/plain; charset=utf-8' : 'application/json';
       response.writeHead(status, { 'Content-Type': type }).end(isText ? result : JSON.stringify(result));
     };
@@ -383,11 +385,16 @@ function start(key, port, copies) {
     }
     const bytes = Buffer.concat(pieces);
     if (!verify(request.headers, bytes, key)) return answer(401, 'The signature is wrong, or the request is too old.');
-    return answer(...answerTo(request.url.split('/').pop(), request.headers, bytes, copies));
+    const notification = JSON.parse(bytes.toString('utf8')); // verified, so it is JSON
+    return answer(...answerTo(event, request.headers, notification, copies), notification.file);
   });
   server.listen(port, '127.0.0.1', () => console.log(`http://127.0.0.1:${server.address().port}`));
 }
 
 if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) {
+  if (!process.env.DOCORA_KEY) {
+    console.error('Set DOCORA_KEY to the signing key of your app.');
+    process.exit(1);
+  }
   start(process.env.DOCORA_KEY, Number(process.env.PORT ?? 9000), process.env.COPIES ?? './copies');
 }

@@ -350,12 +350,14 @@ class Receiver(BaseHTTPRequestHandler):
             return self.answer(413, "The body is too large.")
         body = self.rfile.read(size)
         if not verify(self.headers, body, os.environ["DOCORA_KEY"]):
-            return self.answer(401, "The signature is wrong, or the request is too old.")
+            text = "The signature is wrong, or the request is too old."
+            logging.info("401 %s", text)
+            return self.answer(401, text)
         event, notification = self.path.rpartition("/")[2], json.loads(body)
         try:
             result = handle(event, notification, self.headers)
             if isinstance(result, dict):
-                logging.info("%s: %d files listed", event, len(result.get("files", [])))
+                logging.info("%s: 200 %d files listed", event, len(result.get("files", [])))
                 return self.answer(200, json.dumps(result), "application/json")
             status, text = 200, result
         except Refused as refused:
@@ -364,7 +366,8 @@ class Receiver(BaseHTTPRequestHandler):
             status, text = 500, f"The file can't be stored: {error.strerror}"
         except (KeyError, TypeError, ValueError) as error:
             status, text = 422, f"The notification is malformed: {error!r}"
-        logging.info("%s %r: %d %s", event, notification.get("file", {}).get("path", ""), status, text)
+        path = notification.get("file", {}).get("path")
+        logging.info("%s: %d %s", event if path is None else f"{event} {path!r}", status, text)
         return self.answer(status, text)
 
     def answer(self, status: int, text: str, kind: str = "text/plain; charset=utf-8") -> None:
@@ -380,7 +383,9 @@ class Receiver(BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO)
+    if not os.environ.get("DOCORA_KEY"):
+        raise SystemExit("Set DOCORA_KEY to the signing key of your app.")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     clear_unfinished(Path(os.environ.get("COPIES", "copies")))
     with ThreadingHTTPServer(("127.0.0.1", int(os.environ.get("PORT", "9000"))), Receiver) as server:
         logging.info("http://127.0.0.1:%d", server.server_port)

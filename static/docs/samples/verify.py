@@ -106,7 +106,9 @@ class Receiver(BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO)
+    if not os.environ.get("DOCORA_KEY"):
+        raise SystemExit("Set DOCORA_KEY to the signing key of your app.")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     with ThreadingHTTPServer(("127.0.0.1", int(os.environ.get("PORT", "9000"))), Receiver) as server:
         logging.info("http://127.0.0.1:%d", server.server_port)
         server.serve_forever()

@@ -98,5 +98,9 @@ function start(key, port) {
 }
 
 if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) {
+  if (!process.env.DOCORA_KEY) {
+    console.error('Set DOCORA_KEY to the signing key of your app.');
+    process.exit(1);
+  }
   start(process.env.DOCORA_KEY, Number(process.env.PORT ?? 9000));
 }
