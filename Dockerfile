@@ -42,7 +42,7 @@ COPY repositories_app/ repositories_app/
 COPY deliveries_app/ deliveries_app/
 RUN python -m compileall -q --invalidation-mode unchecked-hash docora repositories_app deliveries_app
 
-# What /version tells. Last, so that the layers above are those of the build before.
+# For /version. Last, so that the layers above stay cached.
 ARG DOCORA_BUILD_NUMBER=""
 ARG DOCORA_BUILD_SHA=""
 ARG DOCORA_BUILD_DATE=""
