@@ -50,8 +50,8 @@
     for (const secret of document.querySelectorAll(".secret code")) secret.textContent = "";
   });
 
-  // The keyboard starts in front of the buttons of a confirmation, or at the first invalid field, without scrolling past the text
-  // above. Screen readers read that text, which names the group of the buttons.
+  // Put the focus in front of the buttons of a confirmation, or on the first invalid field, without scrolling past the text above.
+  // Screen readers read that text, because it names the group of the buttons.
   const start = document.querySelector("[data-start]");
   (document.querySelector("[data-invalid] [aria-invalid=true]") ?? start)?.focus({ preventScroll: true });
 
@@ -80,21 +80,21 @@
   document.addEventListener("toggle", markScrolling, true);
   document.addEventListener("htmx:afterSwap", markScrolling);
 
-  // What has an id and is open stays open when a poll replaces what is around it.
+  // An open <details> with an id stays open when a poll replaces the content around it.
   document.addEventListener("htmx:oobBeforeSwap", (event) => {
     for (const details of event.detail.fragment.querySelectorAll("details[id]")) {
       details.open = document.getElementById(details.id)?.open ?? details.open;
     }
   });
 
-  // A part of a page that is refreshed every few seconds waits while the user has text in it selected.
+  // A [data-live-part] is not replaced while the user has text in it selected.
   document.addEventListener("htmx:oobBeforeSwap", (event) => {
     const part = event.detail.target;
     const selection = getSelection();
     if (part.matches("[data-live-part]") && selection.type === "Range" && part.contains(selection.anchorNode)) event.preventDefault();
   });
 
-  // A box with an id stays where the user scrolled it when its content is refreshed.
+  // A box with an id keeps its scroll position when its content is refreshed.
   const scrolledTo = new Map();
   document.addEventListener("htmx:beforeSwap", () => {
     for (const box of document.querySelectorAll(".table-scroll[id]")) scrolledTo.set(box.id, box.scrollLeft);
@@ -189,13 +189,12 @@
   for (const name of ["htmx:sendError", "htmx:timeout", "htmx:responseError"]) document.addEventListener(name, markLost);
 
   // Some of Django's own elements tell screen readers too little: the search field has only an icon as its label, help
-  // icons have a name but no role, and selects with a search lose their label. Django's scripts create the
-  // latter two.
+  // icons have a name but no role, and selects with a search lose their label. Django's scripts create the icons and selects.
   document.getElementById("searchbar")?.setAttribute("aria-label", "Search");
   addEventListener("load", () => {
     for (const icon of document.querySelectorAll(".help-tooltip[aria-label]")) icon.setAttribute("role", "img");
   });
-  // jQuery runs its own functions after the page has loaded, in their order.
+  // jQuery runs its callbacks in their order, so this one runs after those of Django.
   window.django?.jQuery?.(() => {
     for (const select of document.querySelectorAll("select.select2-hidden-accessible")) {
       const label = select.labels[0];

@@ -1,5 +1,5 @@
-// Connects the page's form[data-passkey] with allauth's scripts. Its value is the name of allauth's function for the form;
-// the button has the id `passkey-button`. `passkey-error` says when the browser gives up.
+// Connects the page's form[data-passkey] with allauth's scripts. The attribute names allauth's function for the form. The button
+// has the id `passkey-button`. Errors are shown in `passkey-error`.
 (() => {
   const form = document.querySelector("form[data-passkey]");
   const error = document.getElementById("passkey-error");
