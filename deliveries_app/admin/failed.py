@@ -63,12 +63,12 @@ def panel_context(request: HttpRequest, here: str) -> dict[str, Any]:
     }
 
 
-def _describe(request: HttpRequest, apps: Sequence[int] | None) -> dict[str, str] | None:
-    """Return the name of the app that the list is filtered by, or a name for several apps."""
+def _describe(request: HttpRequest, apps: Sequence[int] | None) -> str:
+    """Return the name of the app that the list is filtered by, or `apps named “Por…”`; empty without such a filter."""
     if apps is None:
-        return None
+        return ""
     app = App.objects.filter(pk__in=apps).only("name").first() if len(apps) == 1 else None
-    return {"name": app.name if app else f"apps named “{request.GET.get('app_name', '').strip()}…”"}
+    return app.name if app else f"apps named “{request.GET.get('app_name', '').strip()}…”"
 
 
 class RootCauseFilter(admin.SimpleListFilter):
@@ -85,7 +85,7 @@ class RootCauseFilter(admin.SimpleListFilter):
 
 
 class FailingStateFilter(StateFilter):
-    """Failing watches are never up to date."""
+    """A state filter without Up to date, because failing watches never are."""
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         states = super().lookups(request, model_admin)
@@ -117,9 +117,9 @@ def operation_of(request: HttpRequest) -> BulkOperation | None:
 
 
 class FailedChangeList(ChangeList):
-    """Provide the query string that the page polls with: its filters, the rows that it shows, and how many there are in all.
+    """Provide the query string that the page polls with: its filters, its rows, and the number of all matching rows.
 
-    A page that is searched or filtered also shows that number beside its search.
+    A page that is searched or filtered also shows this number beside the search.
     """
 
     @property
@@ -245,7 +245,7 @@ _SWAP = SafeString(' hx-swap-oob="true"')
 
 @dataclass(frozen=True)
 class Shown:
-    """What the cells show: the text of `responses`, and a button that resumes a paused app and leads `back` here."""
+    """What a user sees in the cells: the text of `responses`, and with `back`, a button that resumes a paused app."""
 
     responses: bool = False
     back: str | None = None
@@ -308,7 +308,7 @@ def _cell(name: str, pk: int, content: SafeString | str, *, refresh: bool) -> Sa
 
 
 def refreshed_cells(pks: Sequence[int], shown: Shown) -> tuple[list[SafeString], int]:
-    """Return the current cells of these rows, and how many of them no longer fail. Those show their status and no button."""
+    """Return the current cells of these rows, and how many no longer fail. Rows that don't fail show only their status."""
     rows = AppRepository.objects.alive().with_state().filter(pk__in=pks).select_related("app", "repository")
     watches = {watch.pk: watch for watch in rows}
     cells, recovered = [], 0

@@ -101,7 +101,7 @@ def test_no_button_without_the_apps_consent(operator: Client, watches: list[AppR
     AppRepository.objects.update(last_commit=COMMIT)
     page = operator.get(f"{WATCHES}{watches[0].pk}/change/")
     assert "/check/" not in page.text
-    assert "has to answer /verify" in text_of(page).replace("  ", " ")
+    assert "if the app answers /verify" in text_of(page).replace("  ", " ")
     assert "/check/" not in operator.get(f"{APPS}{watches[0].app_id}/change/").text
     answer = operator.post(f"{WATCHES}{watches[0].pk}/check/", follow=True)
     assert "Checks for differences are turned off for Portal." in answer.text

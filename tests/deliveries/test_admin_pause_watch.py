@@ -62,4 +62,7 @@ def test_viewer_has_no_buttons(watches) -> None:
 def test_confirmation_says_what_waits(operator: Client, watches) -> None:
     AppRepository.objects.filter(pk=watches[0].pk).update(paused_at=timezone.now())
     ids = ",".join(str(watch.pk) for watch in watches)
-    assert "1 repository is paused, or the app is." in operator.get(f"{LIST}force-resync/?ids={ids}").text
+    assert (
+        "1 repository is paused, or its app is. It is re-synced when resumed."
+        in operator.get(f"{LIST}force-resync/?ids={ids}").text
+    )
