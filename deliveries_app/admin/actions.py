@@ -33,7 +33,7 @@ _ORDER = ("app__name", "repository__owner", "repository__name", "pk")
 
 @dataclass(frozen=True)
 class Scope:
-    """What is selected. `app` is set if these are all of its watches. A `title` replaces the operation's default title."""
+    """What is selected. `app` is set if these are all watches of that app. A `title` replaces the operation's default title."""
 
     app: App | None = None
     title: str = ""
@@ -43,8 +43,8 @@ class Scope:
 class BulkAction:
     """An action on one or many watches.
 
-    `applicable` keeps the watches of a selection that the action applies to. `run` starts one bulk operation, even for a
-    single watch. It is given the valid form.
+    `applicable` keeps the watches of a selection that the action applies to. `run` gets the valid form and starts one bulk
+    operation, even for a single watch.
     """
 
     slug: str
@@ -52,11 +52,11 @@ class BulkAction:
     template: str
     verb: str
     title_all: str
-    """Title of the confirmation page for all watches of one app. Otherwise, the verb and what is selected."""
+    """Title of the confirmation page for all watches of one app. For other selections, it is the verb and the selection."""
     empty_message: str
     """Shown if no watch of the selection is applicable."""
     progress_message: str
-    """Shown once it has started, followed by the number of repositories."""
+    """Shown once the operation has started, followed by the number of repositories."""
     applicable: Callable[[AppRepositoryQuerySet], AppRepositoryQuerySet]
     impact: Callable[[AppRepositoryQuerySet], Impact | RetryImpact]
     form: type[ResyncForm] | type[RetryForm]

@@ -1,4 +1,4 @@
-"""The list of apps as a health board: how each endpoint does, what fails, and a button to re-sync."""
+"""The list of apps: the health of each endpoint, the failing repositories, and a button to re-sync."""
 
 from typing import Any
 from urllib.parse import urlencode
@@ -22,7 +22,7 @@ from docora.templatetags.docora import ago, badge, counted, icon, milliseconds, 
 
 
 class HealthChangeList(ChangeList):
-    """Read the health of all apps on the page at once. Sort apps without a success as if it was long ago."""
+    """Read the health of all apps on the page at once. Apps that never had a success sort before the oldest success."""
 
     def get_queryset(self, request: HttpRequest, exclude_parameters: list[str | None] | None = None) -> QuerySet[Any]:
         """Read no secrets, as in `AppRepositoryQuerySet.for_list`."""
@@ -105,7 +105,7 @@ class AppHealthAdmin(DocoraAdmin[App]):
 
     @admin.display(description="p95")
     def p95(self, app: App) -> str:
-        """Return how long 95% of the latest requests took at most."""
+        """Return the time within which 95% of the latest requests were answered."""
         stats = _health(app).stats
         return milliseconds(stats.p95) if stats else ""
 

@@ -40,7 +40,7 @@ _LINE_BADGES = {
     LineStatus.FAILED: ("failed", "Not watched"),
     LineStatus.UNCHECKED: ("queued", "Not checked yet"),
 }
-"""Maps the result of a line to the badge's style and label."""
+"""Status of a line → the badge's style and label."""
 CHANGE_PERMISSION = "deliveries_app.change_app"
 
 
@@ -75,7 +75,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
     search_fields = ("name", "^app_id", "base_url", "email")
     actions = ("resync_all_for_app", "delete_selected")
     removal_labels = RemovalLabels("Delete", "Deleted", "app", "apps")
-    preserve_filters = False  # the form of the settings leads back to the app, and each link would cost a lookup
+    preserve_filters = False  # the settings lead back to the app instead of the list, and each link would cost a lookup
     page_template = "admin/deliveries_app/app/operate.html"
     change_form_template = "admin/deliveries_app/app/change_form.html"
     watch_field = "app"
@@ -160,7 +160,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
     def change_view(
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """Render the page to operate the app. A POST is to the settings form, which has its own URL."""
+        """Render the page to operate the app. A POST goes to the settings form, which has its own URL."""
         if request.method == "POST":
             return self.settings_view(request, object_id)
         return super().change_view(request, object_id, form_url, extra_context)
@@ -200,7 +200,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
     def watch_many(self, request: HttpRequest, app: App) -> HttpResponse:
         """Watch many repositories. The page shows the result of each line, and keeps those that failed.
 
-        It is rendered in response to the POST: sending that again changes nothing, because these are watched by then.
+        The page is rendered in response to the POST. Posting again changes nothing, because the repositories are then watched.
         """
         form = WatchManyForm(post_data(request))
         results = form.save(Actor.of_request(request), app) if request.method == "POST" and form.is_valid() else None
@@ -248,7 +248,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
         return HttpResponseRedirect(f"{reverse(f'admin:{self.url_name("force_resync")}')}?{query}")
 
     def page_context(self, request: HttpRequest, app: App) -> dict[str, Any]:
-        """Return what is refreshed, the boxes of running operations, and the rest of the page."""
+        """Return the context of the page: the part that refreshes, the boxes of running operations, and the rest."""
         live = app_detail.live(request.user, app, request.GET)
         operations = live["operations_shown"]
         return {
@@ -275,7 +275,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
         }
 
     def endpoint(self, request: HttpRequest, app: App) -> HttpResponse:
-        """Show how the endpoint has answered, hour by hour."""
+        """Show the health of the endpoint, hour by hour."""
         period = request.GET.get("period", "")
         period = period if period in endpoint_history.PERIODS else "day"
         context = {

@@ -142,7 +142,7 @@ class AuditEntryAdmin(HistoryAdmin[AuditEntry]):
         return ago(entry.created_at)
 
     def page_context(self, request: HttpRequest, entry: AuditEntry) -> dict[str, Any]:
-        """Return the entry, and links to what it concerns."""
+        """Return the entry, and links to the pages of the rows that it is about."""
         return {"entry": entry, "links": audit_log.links(request.user, entry)}
 
     def csv_rows(self, page: list[AuditEntry]) -> list[Sequence[Cell]]:

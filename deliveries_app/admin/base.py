@@ -23,10 +23,10 @@ else:
 
 
 class PlainLists:
-    """Give lists a plain title, without counts beside the filters, and refuse (400) other query parameters than the filters'.
+    """Give lists a plain title, no counts beside the filters, and a 400 for query parameters that no filter uses.
 
     Django accepts any lookup on the model's own columns. Some values make the query itself fail (`created_at__year=99999999`,
-    `id__range=1`), and most lookups would scan the whole table. So would each count.
+    `id__range=1`). Most lookups, and the counts, would scan the whole table.
     """
 
     show_facets = ShowFacets.NEVER
@@ -59,7 +59,7 @@ class DocoraAdmin[M: Model](PlainLists, ModelAdmin[M]):
 
     page_template: str | None = None
     audited_by_services = True
-    """Whether the services that this admin calls write the audit log. `deliveries_app.audited_admin` does it otherwise."""
+    """Whether the services that this admin calls write the audit log. Otherwise `deliveries_app.audited_admin` writes it."""
     show_full_result_count = False
     list_per_page = 50
 
@@ -82,7 +82,7 @@ class DocoraAdmin[M: Model](PlainLists, ModelAdmin[M]):
 
     @admin.display(description=SafeString('<input type="checkbox" id="action-toggle">'))
     def action_checkbox(self, obj: M) -> SafeString:
-        """Return the checkbox of a row. Django's renders a template for each."""
+        """Return the checkbox of a row. Django would render a template for each."""
         html = '<input type="checkbox" name="{}" value="{}" class="action-select" aria-label="Select {}">'
         return format_html(html, helpers.ACTION_CHECKBOX_NAME, obj.pk, str(obj))
 
@@ -136,9 +136,7 @@ class DocoraAdmin[M: Model](PlainLists, ModelAdmin[M]):
         return self.render_page(request, template, title, **context)
 
     def admin_form(self, form: Any, collapsed: tuple[str, Collection[str]] | None = None) -> helpers.AdminForm:
-        """Wrap a plain form so that the admin's templates can render it. `collapsed` is a heading and the fields below it,
-        which are shown once a user opens it.
-        """
+        """Wrap a plain form so that the admin's templates can render it. `collapsed`: the heading and fields of a closed section."""
         heading, hidden = collapsed or ("", ())
         fieldsets: list[Any] = [(None, {"fields": [name for name in form.fields if name not in hidden]})]
         if collapsed:

@@ -1,4 +1,4 @@
-"""What a person enters on the confirmation page of a bulk action."""
+"""The forms on the confirmation pages of bulk actions."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from django.http import QueryDict
 from deliveries_app.services import MAX_PACE, Rollout
 
 MANY_APPS, MANY_REPOSITORIES = 10, 1000
-"""Above either, the number of repositories has to be typed."""
+"""Above either limit, the user has to type the number of repositories."""
 
 
 class RetryForm(forms.Form):
-    """A retry asks for nothing: it sends only what is not acknowledged."""
+    """A form without fields: a retry sends only unacknowledged files, so it needs no input."""
 
     def __init__(self, data: QueryDict | None, *, repositories: int, apps: int) -> None:
         super().__init__(data)
@@ -21,7 +21,7 @@ class RetryForm(forms.Form):
 class ResyncForm(forms.Form):
     """The canary, the pace and the reason of a re-sync, and for many repositories their number.
 
-    A canary is proposed for several apps. What is posted without these fields releases everything at once.
+    The canary is preselected for several apps. A POST without these fields releases all repositories at once.
     """
 
     canary = forms.BooleanField(required=False)

@@ -29,7 +29,7 @@ _PUBLIC_ID = re.compile("[A-Za-z0-9_-]{1,50}")
 
 
 class DeliveryAppFilter(AppFilter):
-    """The keys of the watches, not a join: the index of deliveries begins with the watch."""
+    """A filter by the primary keys of the app's watches instead of a join, because the index of deliveries begins with them."""
 
     parameters = ("watch__app", "app_name")
 
@@ -39,7 +39,7 @@ class DeliveryAppFilter(AppFilter):
 
 
 class WatchFilter(QueryFilter):
-    """Only links from the page of a watched repository set it."""
+    """A filter by one watch. Only links from the page of the watch set it."""
 
     title = "watched repository"
     parameters = ("watch",)
@@ -176,7 +176,7 @@ class DeliveryAdmin(ReadOnlyAdmin[Delivery]):
 
 
 def state_badge(delivery: Delivery) -> SafeString:
-    """Return the badge of a delivery, which was read with its watch."""
+    """Return the badge of a delivery, which must be read with its watch."""
     if not delivery.acknowledged:
         return badge("failed", "Not delivered") if delivery.attempts else badge("in_doubt", "Unconfirmed")
     if delivery.generation < delivery.watch.resend_floor:
@@ -207,7 +207,7 @@ def is_delivered(delivery: Delivery) -> bool:
 
 
 def _watches_of(public_id: str) -> list[int]:
-    """Return the keys of the watches of an app or a repository; none if the text is not a public id."""
+    """Return the primary keys of the watches of an app or a repository; empty if the text is not a public id."""
     if not _PUBLIC_ID.fullmatch(public_id):
         return []
     ids = Q(app__app_id=public_id) | Q(repository__repository_id=public_id)

@@ -35,7 +35,7 @@ PAGE = "admin:deliveries_app_driftcheck_change"
 
 
 class RequestCheckAdmin[M: Model](DocoraAdmin[M]):
-    """Adds the page `<id>/check/`, which requests checks by POST and redirects to them."""
+    """Add the page `<id>/check/`, which requests checks by POST and redirects to them."""
 
     def get_urls(self) -> list[URLPattern]:
         return [self.object_page("check", require_POST(self.request_check), PERMISSION), *super().get_urls()]
@@ -75,7 +75,7 @@ class CheckStateFilter(ChoiceFilter):
 
 
 class CheckList(ChangeList):
-    """Reads the watches of open checks with their state, and provides the ids of the rows that the page polls."""
+    """Read the watches of open checks `with_state`, and provide the ids of the rows that the page polls."""
 
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
@@ -191,7 +191,7 @@ def state_badge(check: DriftCheck) -> SafeString:
 
 
 def check_context(request: HttpRequest, check: DriftCheck) -> dict[str, Any]:
-    """Return the context of the result, which the page polls until the check has ended."""
+    """Return the context of the result. The page polls it until the check has ended."""
     (check,) = drift.with_watches([check])
     files = check.files.order_by("path")
     kind = request.GET.get("kind", "")

@@ -24,7 +24,7 @@ _BADGES = {
     "absent": ("absent", "No such file"),
     "unknown": ("unknown", "Unknown"),
 }
-"""Maps a state to the badge's style and label."""
+"""State → the badge's style and label."""
 
 
 class ExplainFileAdmin(DocoraAdmin[AppRepository]):

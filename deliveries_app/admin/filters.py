@@ -65,7 +65,7 @@ def apps_named(start: str) -> QuerySet[App]:
 
 
 def apps_given(query: Mapping[str, Any], parameters: tuple[str, str] = ("app", "app_name")) -> list[int] | None:
-    """Return the keys of the apps that these query parameters select (a key, a name's start), None if all are selected."""
+    """Return the primary keys of the apps that the query selects, by key or by the start of the name; None without a filter."""
     key, start = (str(query.get(name, "")).strip() for name in parameters)
     if key:
         return [] if (pk := parse_pk(key)) is None else [pk]
@@ -73,7 +73,7 @@ def apps_given(query: Mapping[str, Any], parameters: tuple[str, str] = ("app", "
 
 
 class AppFilter(QueryFilter):
-    """A filter by one app, set by a link, or by the start of an app name, typed here with suggestions.
+    """A filter by one app, which links set, or by the start of an app name, which users type with suggestions.
 
     `field` is the lookup from a row to its app.
     """

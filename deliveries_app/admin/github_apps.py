@@ -1,4 +1,4 @@
-"""GitHub Apps: their credentials, and a test of them. Client apps get one on their own page."""
+"""GitHub Apps: their credentials, and a test of them. They are assigned to client apps on the app's own page."""
 
 from typing import Any
 
@@ -86,7 +86,7 @@ class GitHubAppAdmin(DocoraAdmin[GitHubApp]):
         return counted(int(github_app.app_count), "app", "apps")  # type: ignore[attr-defined]
 
     def get_fields(self, request: HttpRequest, obj: GitHubApp | None = None) -> Any:
-        """Leave the key out for users who can only view: read-only fields are shown."""
+        """Leave the key out for users who can only view, because Django shows the values of read-only fields."""
         fields = super().get_fields(request, obj)
         may_edit = self.has_change_permission(request, obj) if obj else self.has_add_permission(request)
         return fields if may_edit else [name for name in fields if name != "key"]

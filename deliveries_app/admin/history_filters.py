@@ -142,7 +142,7 @@ class OperationFilter(LinkedFilter):
 
 
 class RunAppFilter(AppFilter, HistoryFilter):
-    """A filter for the runs of an app, or of those with a name."""
+    """A filter for the runs of one app, or of the apps whose name starts with a text."""
 
     parameters = ("watch__app", "app_name")
     field = "watch__app"
@@ -165,7 +165,7 @@ class RunAppFilter(AppFilter, HistoryFilter):
 
 
 class OperationAppFilter(AppFilter, HistoryFilter):
-    """A filter for operations on this app only or on several apps including this one."""
+    """A filter for operations on the app only, or on several apps including it."""
 
     def condition(self) -> Q:
         return history.operations_for(self.apps)

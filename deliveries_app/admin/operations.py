@@ -144,7 +144,7 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
 
 
 class _RunsThenPending:
-    """An operation's runs, and after them its watches that are not released yet. A slice is a list of each."""
+    """An operation's runs, followed by its unreleased watches. A slice returns a list of each."""
 
     def __init__(self, runs: QuerySet[SyncRun], pending: QuerySet[PendingRelease]) -> None:
         self._runs, self._pending = runs, pending
@@ -177,10 +177,11 @@ def page_fields(request: HttpRequest, operation: BulkOperation) -> dict[str, Any
 
 @dataclass(frozen=True)
 class Row:
-    """A repository of an operation: its run, and while that is open, its watch; or its watch while it is not released yet.
+    """A repository on an operation's page.
 
-    `key` is in the ids of its cells. It stays the same when the watch is released. Without a run and `waits_for`, it was never
-    released.
+    - `key` is part of the ids of its cells, and stays the same when the watch is released.
+    - `watch` is set while the run is open.
+    - Without a run, the repository is not released yet and `waits_for` says why, or it was never released.
     """
 
     key: str
@@ -195,7 +196,7 @@ class Row:
 
     @property
     def error(self) -> str:
-        """The error that the run ended with, or while its watch is failing, why it is retried."""
+        """The last error of the watch while the run is open and failing; otherwise the error that the run ended with."""
         if self.watch is not None and self.watch.is_failing:
             return self.watch.last_error
         return self.run.error if self.run else ""
@@ -223,7 +224,7 @@ def rows_of(
 
 
 def _waiting_rows(operation: BulkOperation, pending: Sequence[PendingRelease]) -> Iterator[Row]:
-    """Yield the rows of watches that are not released yet, and say what each waits for."""
+    """Yield the rows of unreleased watches, with what each is waiting for."""
     apps = {row.watch.app_id for row in pending}
     of_apps = operation.canaries.select_related("run").filter(app__in=apps) if operation.canary and apps else []
     canaries = {canary.app_id: canary for canary in of_apps}
@@ -278,7 +279,7 @@ def polled_rows(operation: BulkOperation, run_pks: Sequence[int], watch_pks: Seq
 
 
 def polled(rows: Iterable[Row]) -> str:
-    """Return the query of the next poll, for the rows that may change; empty if none does."""
+    """Return the query of the next poll, for the rows that can still change; empty if there are none."""
     open_rows = [row for row in rows if (not row.run.outcome if row.run else row.waits_for)]
     runs = [row.key for row in open_rows if not row.key.startswith("w")]
     watches = [row.key.removeprefix("w") for row in open_rows if row.key.startswith("w")]

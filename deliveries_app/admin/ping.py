@@ -22,7 +22,7 @@ _SESSION_KEY = "docora_last_ping"
 class PingAdmin(DocoraAdmin[App]):
     """POST sends a ping and redirects to the page that shows the result, so that a refresh sends nothing.
 
-    On a confirmation page, htmx posts, and the response replaces the app's line there.
+    On a confirmation page, htmx sends the POST, and the response replaces the app's line.
     """
 
     def get_urls(self) -> list[URLPattern]:

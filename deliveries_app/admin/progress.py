@@ -68,10 +68,10 @@ def operation_rows(request: HttpRequest, operation_id: str) -> HttpResponse:
 @require_GET
 @fragment(can_view_watches)
 def live_watches(request: HttpRequest) -> HttpResponse:
-    """Return the status cells of the watches `ids`, and with `files=1` also the cells that say how it goes.
+    """Return the status cells of the watches `ids`, and with `files=1` also their progress cells.
 
-    With `cells`, a row that settled, failed or recovered gets its other cells too; see `live_query`. Cells are swapped one by
-    one, so that checkboxes and focus are kept.
+    With `cells`, return the other cells too of rows that settled, failed or recovered; see `live_query`. Cells are swapped one
+    by one, so that checkboxes and focus are kept.
     """
     watches = list(_watches().filter(pk__in=row_ids(request)))
     failing, page = set(row_ids(request, "failing")), here(request)
@@ -103,8 +103,8 @@ def live_watches(request: HttpRequest) -> HttpResponse:
 def watch_progress(request: HttpRequest, pk: int) -> HttpResponse:
     """Return the progress of one watch, for its own page or that of its `run`.
 
-    When the watch ends, starts failing or recovers, its page gets everything that a sync changes. That of a run gets it when
-    the run ends.
+    When the watch settles, starts failing or recovers, the response for its page has everything that a sync changes. The
+    response for the page of a run has everything once the run has ended.
     """
     watch = get_object_or_404(_watches(), pk=pk)
     context = {**of_watch(watch), "polled": True, "here": here(request)}
@@ -119,7 +119,7 @@ def watch_progress(request: HttpRequest, pk: int) -> HttpResponse:
 
 
 def _run_progress(request: HttpRequest, watch: AppRepository, pk: str, context: dict[str, Any]) -> HttpResponse:
-    """Return the progress of a run's watch until the run has ended, and then what its page says about it."""
+    """Return the progress of the run's watch until the run has ended, and then the parts of its page that this changes."""
     model_admin = _admin_of(SyncRun)
     newest = context["run"]
     run = newest if newest and str(newest.pk) == pk else watch.runs.filter(pk__in=parse_pks(pk)).first()

@@ -1,4 +1,4 @@
-"""The queue page: running, waiting and scheduled syncs, the workers, and buttons to stop one sync or pause all.
+"""The queue page: running, waiting and scheduled syncs, the workers, and buttons to cancel one sync or pause all.
 
 `Queue` has no table, so only the change list of the model admin is used.
 """

@@ -37,7 +37,7 @@ class VisibilityFilter(admin.SimpleListFilter):
 
 @admin.register(Repository)
 class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
-    """The first watch of a repository adds it, and removing the last one removes it."""
+    """Rows cannot be edited: the first watch of a repository adds it, and removing the last watch removes it."""
 
     list_display = ("full_name", "canonical_url", "watchers", "visibility", "consecutive_failures", "circuit")
     list_filter = (VisibilityFilter, CircuitFilter)

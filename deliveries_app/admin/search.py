@@ -26,12 +26,12 @@ from repositories_app.git.url import as_https
 SHOWN = 10
 MAX_CHARS = 200
 MAX_COUNTED = BoundedPaginator.PAGES * 50
-"""No list counts further, because a path may begin like those of millions of files."""
+"""Lists stop counting here, because millions of paths may start with the same text."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """One row: the link's text and URL, and what else there is to say."""
+    """One result: the link's text and URL, its status, and further text."""
 
     title: str
     url: str
@@ -41,7 +41,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Group:
-    """What was found of one kind: the first rows, and the list with all of them."""
+    """The results of one kind: the first rows, and the URL of the list with all of them."""
 
     title: str
     rows: list[Found]
@@ -50,7 +50,7 @@ class Group:
 
     @property
     def is_cut(self) -> bool:
-        """Whether there are more than were counted."""
+        """Whether counting stopped, so there may be more rows."""
         return self.total >= MAX_COUNTED
 
     @property
@@ -88,13 +88,13 @@ def _file(delivery: Delivery) -> Found:
 
 
 def repository_term(text: str) -> str:
-    """Return what the lists of repositories find: for a URL in any spelling, the URL without its ending."""
+    """Return the search term for lists of repositories: for a URL in any spelling, the https URL without its ending."""
     url = as_https(text)
     return url.removesuffix("/").removesuffix(".git") if "://" in url else phrase(text)
 
 
 def phrase(text: str) -> str:
-    """Return what a list searches as one phrase. Its words alone would match in unrelated columns, such as ids."""
+    """Quote a text of several words, so that lists search it as a phrase. Single words also match unrelated columns, such as ids."""
     return f'"{text.replace("\\", "\\\\")}"' if len(text.split()) > 1 and '"' not in text else text
 
 
@@ -114,7 +114,7 @@ _BY_ID: tuple[tuple[str, type[Model], str], ...] = (
 
 @require_safe
 def search(request: HttpRequest) -> HttpResponse:
-    """Redirect to the page that an id names, or list what was found of each kind."""
+    """Redirect to the page of the row with this id, or list the results of each kind."""
     text = request.GET.get("q", "").strip()[:MAX_CHARS]
     page = _page_of_id(request, text)
     if page:

@@ -1,4 +1,4 @@
-"""Change a watch: its token, its branch or tag, the secret of its push hook, its patterns."""
+"""The pages that change a watch: its token, its branch or tag, its push hook secret, and its patterns."""
 
 from collections.abc import Callable
 from typing import Any

@@ -45,7 +45,7 @@ class WatchCircuitFilter(CircuitFilter):
 
 
 class LiveChangeList(ChangeList):
-    """Provide the query that the page polls its active rows with."""
+    """Provide the query string that the page polls its active rows with."""
 
     @property
     def live_query(self) -> str:
@@ -54,7 +54,9 @@ class LiveChangeList(ChangeList):
 
 @admin.register(AppRepository)
 class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, CheckWatchAdmin, RemovalAdmin[AppRepository]):
-    preserve_filters = False  # the page of a watch has no form to come back from, and each link would cost a lookup
+    preserve_filters = (
+        False  # the page of a watch has no form that leads back to the list, and each link would cost a lookup
+    )
     list_display = (
         "repository_name", "app_name", "status_badge", "problem", "synced", "files",
     )  # fmt: skip
@@ -249,7 +251,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, CheckWatchAdmin, 
 
 
 def live_query(watches: Iterable[AppRepository], cells: str) -> str:
-    """Return the query of the next poll of a list's active rows, and which of them it shows as failing; empty if none is active.
+    """Return the query of the next poll: the active rows, and which of them are shown as failing; empty if none is active.
 
     `cells` says which cells to refresh: "cells=list" those of the list of watched repositories, "cells=table" those of
     `docora/watch_table.html`, "files=1" those of an app's page, and "" only the status.
@@ -263,7 +265,7 @@ def live_query(watches: Iterable[AppRepository], cells: str) -> str:
 
 
 def has_changed(watch: AppRepository, failing: Collection[int]) -> bool:
-    """Return whether a poll replaces the whole row: it settled, failed or recovered since the list showed it as in `failing`."""
+    """Return whether a poll replaces the whole row: it settled, or it failed or recovered since the list showed it (`failing`)."""
     return not watch.is_active or watch.is_failing != (watch.pk in failing)
 
 

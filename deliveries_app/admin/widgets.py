@@ -1,4 +1,4 @@
-"""Parts shared by several admin pages: a paginator for large tables, a filter, and cells for a watch."""
+"""Parts shared by several admin pages: a paginator for large tables, buttons, and the contents of cells."""
 
 from typing import Any
 from urllib.parse import urlencode
@@ -42,7 +42,7 @@ def resync_link(watch: AppRepository, back: str) -> SafeString:
 
 
 def retry_button(watch: AppRepository, back: str) -> SafeString:
-    """Return a failing row's button, which retries at once.
+    """Return a failing row's button, which retries immediately.
 
     It submits the form of `docora/retry_form.html`, which the page includes outside the list's own form.
     """
