@@ -104,9 +104,9 @@ def _next_due() -> QuerySet[AppRepository]:
 def next_check(moved_at: Combinable | None = None) -> Combinable:
     """Return the expression for `next_check_at`: the longer the branch has not moved, the later the next check.
 
-    The interval is half the time since the last move, within the two RESCAN settings, plus or minus 10%. Pass `moved_at` if
-    the same UPDATE changes it. Otherwise, if a push hook has just arrived, it may have overtaken the git host's own replicas,
-    so the next check is `AFTER_PUSH_SECONDS` after it.
+    The interval is half the time since the last move, within the two RESCAN settings, plus or minus 10%. Pass `moved_at`
+    if the same UPDATE changes it. Otherwise, if a push hook has just arrived, it may have overtaken the git host's own
+    replicas, so the next check is `AFTER_PUSH_SECONDS` after it.
     """
     return _next_check(settings.RESCAN_MIN_INTERVAL_SECONDS, settings.RESCAN_INTERVAL_SECONDS, moved_at)
 

@@ -33,7 +33,7 @@ _ORDER = ("app__name", "repository__owner", "repository__name", "pk")
 
 @dataclass(frozen=True)
 class Scope:
-    """What is selected. `app` is set if these are all watches of that app. A `title` replaces the operation's default title."""
+    """What is selected. `app` is set if these are all of its watches. A `title` replaces the default title of the operation."""
 
     app: App | None = None
     title: str = ""

@@ -96,7 +96,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
         return request.user.has_perm("deliveries_app.onboard_app")
 
     def get_fields(self, request: HttpRequest, obj: App | None = None) -> Any:
-        """Offer GitHub Apps only to users who can change them, because the app reads whatever the chosen one can."""
+        """Offer GitHub Apps only to users who can change them: the app can read everything that its GitHub App can."""
         fields = super().get_fields(request, obj)
         may_assign = request.user.has_perm(github_apps.CHANGE_PERMISSION)
         return fields if may_assign else [name for name in fields if name != "github_app"]
@@ -184,7 +184,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
         return HttpResponseRedirect(self.page_of(obj))
 
     def pause(self, request: HttpRequest, app: App) -> HttpResponse:
-        """Pause at once. This needs no confirmation because nothing is lost: a resume continues where it stopped."""
+        """Pause without confirmation: nothing is lost, because resuming continues where it stopped."""
         return self._set_paused(request, app, paused=True)
 
     def resume(self, request: HttpRequest, app: App) -> HttpResponse:
@@ -200,7 +200,8 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
     def watch_many(self, request: HttpRequest, app: App) -> HttpResponse:
         """Watch many repositories. The page shows the result of each line, and keeps those that failed.
 
-        The page is rendered in response to the POST. Posting again changes nothing, because the repositories are then watched.
+        The page is rendered in response to the POST. Posting again changes nothing, because the repositories are then
+        watched.
         """
         form = WatchManyForm(post_data(request))
         results = form.save(Actor.of_request(request), app) if request.method == "POST" and form.is_valid() else None

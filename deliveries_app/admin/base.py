@@ -136,7 +136,10 @@ class DocoraAdmin[M: Model](PlainLists, ModelAdmin[M]):
         return self.render_page(request, template, title, **context)
 
     def admin_form(self, form: Any, collapsed: tuple[str, Collection[str]] | None = None) -> helpers.AdminForm:
-        """Wrap a plain form so that the admin's templates can render it. `collapsed`: the heading and fields of a closed section."""
+        """Wrap a plain form so that the admin's templates can render it.
+
+        `collapsed` is the heading and the fields of a section that is closed at first.
+        """
         heading, hidden = collapsed or ("", ())
         fieldsets: list[Any] = [(None, {"fields": [name for name in form.fields if name not in hidden]})]
         if collapsed:

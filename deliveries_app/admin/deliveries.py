@@ -29,7 +29,7 @@ _PUBLIC_ID = re.compile("[A-Za-z0-9_-]{1,50}")
 
 
 class DeliveryAppFilter(AppFilter):
-    """A filter by the primary keys of the app's watches instead of a join, because the index of deliveries begins with them."""
+    """A filter by the app's watches, by primary key and not by a join: the index of deliveries begins with the watch."""
 
     parameters = ("watch__app", "app_name")
 

@@ -65,7 +65,7 @@ def apps_named(start: str) -> QuerySet[App]:
 
 
 def apps_given(query: Mapping[str, Any], parameters: tuple[str, str] = ("app", "app_name")) -> list[int] | None:
-    """Return the primary keys of the apps that the query selects, by key or by the start of the name; None without a filter."""
+    """Return the primary keys of the apps that the query selects, by key or start of the name; None without a filter."""
     key, start = (str(query.get(name, "")).strip() for name in parameters)
     if key:
         return [] if (pk := parse_pk(key)) is None else [pk]

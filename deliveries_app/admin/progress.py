@@ -70,8 +70,8 @@ def operation_rows(request: HttpRequest, operation_id: str) -> HttpResponse:
 def live_watches(request: HttpRequest) -> HttpResponse:
     """Return the status cells of the watches `ids`, and with `files=1` also their progress cells.
 
-    With `cells`, return the other cells too of rows that settled, failed or recovered; see `live_query`. Cells are swapped one
-    by one, so that checkboxes and focus are kept.
+    With `cells`, return the other cells too of rows that settled, failed or recovered; see `live_query`. Cells are
+    swapped one by one, so that checkboxes and focus are kept.
     """
     watches = list(_watches().filter(pk__in=row_ids(request)))
     failing, page = set(row_ids(request, "failing")), here(request)

@@ -73,7 +73,7 @@ class QueueAdmin(ReadOnlyAdmin[Queue]):
         return self.redirect_with_message(request, next_url(request, self.list_url), message)
 
     def stop(self, request: HttpRequest, watch_pk: int) -> HttpResponse:
-        """Cancel a running or waiting sync. It needs no confirmation: a new sync can be requested at any time."""
+        """Cancel a running or waiting sync without confirmation: a new sync can be requested at any time."""
         actor = Actor.of_request(request)
         actor.require(CONTROL_PERMISSION)
         watch = AppRepository.objects.alive().select_related("app", "repository").filter(pk=watch_pk).first()

@@ -62,7 +62,7 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
 
     @admin.action(permissions=["retry"], description="Reset circuit", description_plural="Reset circuit")
     def reset_circuits(self, request: HttpRequest, queryset: QuerySet[Repository]) -> None:
-        """Reset at once. This needs no confirmation because it only makes Docora contact the git hosts again."""
+        """Reset without confirmation: this only makes Docora contact the git hosts again."""
         actor, selected = Actor.of_request(request), list(queryset.order_by("pk"))
         for repository in selected:
             reset_circuit(actor, repository)

@@ -94,7 +94,7 @@ def repository_term(text: str) -> str:
 
 
 def phrase(text: str) -> str:
-    """Quote a text of several words, so that lists search it as a phrase. Single words also match unrelated columns, such as ids."""
+    """Quote several words, so that lists search them as a phrase. Single words would match unrelated columns, such as ids."""
     return f'"{text.replace("\\", "\\\\")}"' if len(text.split()) > 1 and '"' not in text else text
 
 

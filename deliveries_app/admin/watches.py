@@ -99,7 +99,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, CheckWatchAdmin, 
 
     @admin.action(permissions=["pause"], description="Pause", description_plural="Pause selected repositories")
     def pause(self, request: HttpRequest, queryset: QuerySet[AppRepository]) -> None:
-        """Pause at once. This needs no confirmation because nothing is lost: a resume continues where it stopped."""
+        """Pause without confirmation: nothing is lost, because resuming continues where it stopped."""
         paused = services.pause_watches(Actor.of_request(request), self.watches_of(queryset))
         self.message_user(request, f"Paused {counted(len(paused), 'repository', 'repositories')}.")
 
@@ -120,7 +120,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, CheckWatchAdmin, 
         return self.redirect_with_message(request, next_url(request, self.page_of(watch)), message)
 
     def retry_one(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
-        """Retry one watch at once. This needs no confirmation: a retry sends only unacknowledged files."""
+        """Retry one watch without confirmation: a retry sends only unacknowledged files."""
         page = next_url(request, self.page_of(watch))
         try:
             services.retry_single(Actor.of_request(request), watch)
@@ -132,7 +132,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, CheckWatchAdmin, 
         return self.redirect_with_message(request, page, message)
 
     def resend_one(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
-        """Resend one file at once. Its path is in the query string, because a form would change line breaks in it."""
+        """Resend one file without confirmation. Its path is in the query string, because a form would change line breaks."""
         page, path = next_url(request, self.page_of(watch)), request.GET.get("path", "")
         try:
             files = services.resend_files(Actor.of_request(request), watch, [path]).files
@@ -265,7 +265,7 @@ def live_query(watches: Iterable[AppRepository], cells: str) -> str:
 
 
 def has_changed(watch: AppRepository, failing: Collection[int]) -> bool:
-    """Return whether a poll replaces the whole row: it settled, or it failed or recovered since the list showed it (`failing`)."""
+    """Return whether a poll replaces the whole row: the watch settled, or it started failing or recovered (`failing`)."""
     return not watch.is_active or watch.is_failing != (watch.pk in failing)
 
 

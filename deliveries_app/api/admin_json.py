@@ -34,7 +34,7 @@ class BadRequest(ValueError):
 
 
 def json_view[**P](failure: str) -> Callable[[Function[P]], Callable[..., HttpResponse]]:
-    """Return a decorator that turns a function into a view. The view responds with `{"data": …}`, or `{"error": …}` on errors.
+    """Return a decorator that turns a function into a view, which responds with `{"data": …}` or `{"error": …}`.
 
     `failure` is the error message of a 500.
     """

@@ -4,8 +4,8 @@
 import, `write` stores it, and `report` collects the results.
 
 An import skips rows that are already here, so an interrupted import can be started again. Rows that were imported before
-and have been removed since stay removed. A watch is created before its delivery records and is `arriving` until the last record
-is stored; until then it is neither checked nor synced.
+and have been removed since stay removed. A watch is created before its delivery records and is `arriving` until the last
+record is stored; until then it is neither checked nor synced.
 """
 
 from deliveries_app.importing.report import Report

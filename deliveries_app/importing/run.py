@@ -32,8 +32,8 @@ Advance = Callable[[int], None]
 def run_import(actor: Actor, source: Source, key: SourceKey, *, dry_run: bool, advance: Advance) -> Report:
     """Import everything that is not here and was never imported before.
 
-    A dry run reads, decrypts and validates, but writes nothing. `advance` is called with the number of delivery records processed since its last call. Raises `WrongKey` before
-    writing anything.
+    A dry run reads, decrypts and validates, but writes nothing. `advance` is called with the number of delivery records
+    processed since its last call. Raises `WrongKey` before writing anything.
     """
     actor.require("deliveries_app.onboard_app")
     actor.require("deliveries_app.add_apprepository")

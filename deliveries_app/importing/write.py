@@ -78,9 +78,9 @@ def begin_watch(app: App, repository: Repository, url: str, token: str) -> AppRe
 def complete_watch(actor: Actor, watch: AppRepository, source: SourceWatch, state: State, *, has_records: bool) -> bool:
     """End the watch's `arriving` state, so that it can be checked and synced.
 
-    Return False if another import has completed it or it was unwatched. A sync that was requested during the import stays due.
-    Otherwise, a watch that was synced is due for a check, which finds out whether anything has changed. Any other watch is due
-    for a sync, which counts as its initial one if nothing was ever delivered.
+    Return False if another import has completed it or it was unwatched. A sync that was requested during the import stays
+    due. Otherwise, a watch that was synced is due for a check, which finds out whether anything has changed. Any other
+    watch is due for a sync, which counts as its initial one if nothing was ever delivered.
     """
     with transaction.atomic():
         rows = AppRepository.objects.filter(pk=watch.pk, arriving=True, ended_at=None)

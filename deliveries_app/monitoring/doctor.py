@@ -94,7 +94,7 @@ def check_settings() -> list[CheckMessage]:
 
 
 def run_checks(selected: Sequence[Check]) -> list[Result]:
-    """Run the checks one after the other. Skip a check if one that it needs has a problem, because it would only time out too."""
+    """Run the checks in order. Skip a check if one that it needs has a problem, because it would only time out too."""
     results: list[Result] = []
     failed: set[str] = set()
     for check in selected:

@@ -1,9 +1,9 @@
 """`GET /metrics`: counters and gauges in the Prometheus text format.
 
-Counters are kept in Redis (`docora.redis.counters`), because processes come and go. Gauges are read from Redis and the database
-at each scrape, in a constant number of queries. If one of the two is down, the metrics of the other are still returned. No label
-names an app, a repository or a path. The disk metrics describe the machine that responds, and `process_…` and the build describe
-its web process.
+Counters are kept in Redis (`docora.redis.counters`), because processes come and go. Gauges are read from Redis and the
+database at each scrape, in a constant number of queries. If one of the two is down, the metrics of the other are still
+returned. No label names an app, a repository or a path. The disk metrics describe the machine that responds, and
+`process_…` and the build describe its web process.
 """
 
 import ipaddress

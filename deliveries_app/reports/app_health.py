@@ -1,4 +1,4 @@
-"""The health of many apps at once, for the list of apps: their latest requests, and what was sent in the last day."""
+"""The health of several apps, for the list of apps: their latest requests, and their traffic of the last day."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

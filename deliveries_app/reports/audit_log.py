@@ -42,7 +42,7 @@ def action_named(text: str) -> str | None:
 
 
 def list_of(user: AbstractBaseUser | AnonymousUser, row: Model) -> str:
-    """Return the URL of the audit log filtered by a row; empty if there is no such filter or the user cannot view the log."""
+    """Return the URL of the audit log filtered by a row; empty without such a filter or permission to view the log."""
     query: dict[str, Any] = {}
     match row:
         case App():

@@ -19,8 +19,8 @@ _IN_USE_AFTER = timedelta(days=7)
 
 @dataclass(frozen=True)
 class Apps:
-    """Counts of apps. `pinged` have accepted a test ping. `first` is the primary key of the first app, `registered_at` its time
-    of registration."""
+    """Counts of apps. `pinged` have accepted a test ping. `first` and `registered_at` are the primary key of the first app and
+    its time of registration."""
 
     total: int
     paused: int

@@ -1,4 +1,4 @@
-"""An app's endpoint hour by hour: accepted and rejected notifications, response times, and re-syncs, key rotations and pauses."""
+"""An app's endpoint hour by hour: accepted notifications, response times, and re-syncs, key rotations and pauses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -32,8 +32,8 @@ def change_own_settings(
 ) -> App:
     """Change the settings that are not None, audit what changed, and return the app's row.
 
-    An app can resume what it or Docora (after a 410) has paused. Raises `PausedByAdministrator`, `ValidationError` if
-    `max_in_flight` is above the administrator's limit, and `NotFound` if the app is being removed.
+    An app can end its own pause and that of Docora after a 410. Raises `PausedByAdministrator` for an administrator's pause,
+    `ValidationError` if `max_in_flight` is above the administrator's limit, and `NotFound` if the app is being removed.
     """
     actor.require("deliveries_app.change_app")
     actor.require_app(app)

@@ -1,4 +1,4 @@
-"""Cancel re-syncs and retries, and cancel whatever runs or waits for one watch."""
+"""Cancel re-syncs and retries, and every running or waiting sync of one watch."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -33,8 +33,8 @@ from docora.text import counted
 def cancel_operation(actor: Actor, operation: BulkOperation) -> int:
     """Cancel the operation's open runs, and release no more of its watches. Return the number of both: 0 if it had ended.
 
-    Unreleased watches stay as they are. They are locked too, before the runs are read: a concurrent release locks the watches
-    that it releases, so each watch is either still unreleased or already has its run.
+    Unreleased watches stay as they are. They are locked too, before the runs are read: a concurrent release locks the
+    watches that it releases, so each watch is either still unreleased or already has its run.
     """
     actor.require(PERMISSIONS[OperationKind(operation.kind)])
     actor.require_app(operation.app)

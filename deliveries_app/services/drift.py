@@ -75,7 +75,7 @@ def check_watch(actor: Actor, watch: AppRepository) -> DriftCheck:
 
 
 def check_app(actor: Actor, app: App) -> list[int]:
-    """Queue a check of each of the app's repositories. Return the primary keys of all its open checks. Raises `NotCheckable`."""
+    """Queue a check of each of the app's repositories, and return the keys of all its open checks. Raises `NotCheckable`."""
     actor.require(PERMISSION)
     actor.require_app(app)
     _require_opt_in(app)

@@ -12,7 +12,7 @@ from repositories_app.git.url import parse_url
 
 @dataclass(frozen=True)
 class Wanted:
-    """The settings of a watch, as in `watch_repository`. None keeps the current value, or uses the default for a new watch."""
+    """The settings of a watch, as in `watch_repository`. None keeps the current value, or the default of a new watch."""
 
     token: str | None = None
     ref: str | None = None

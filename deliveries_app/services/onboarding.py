@@ -134,11 +134,11 @@ def onboard_app(
 def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
     """Save only the fields named in `changed`, because workers update the others.
 
-    An app cannot do this with its own token, because a stolen token could then send the files elsewhere; `app_settings` has
-    the settings that an app can change. The GitHub App decides what the client app can read, so assigning one also requires
-    the permission to change GitHub Apps. Resuming clears the pause reason. Resuming or changing the base URL clears the
-    endpoint's cooldown. A new base URL also clears the old endpoint's latest requests and failed ping. `max_in_flight` sets the
-    administrator's limit: if the app has chosen fewer concurrent requests, its choice stays.
+    An app cannot do this with its own token, because a stolen token could then send the files elsewhere; `app_settings`
+    has the settings that an app can change. The GitHub App decides what the client app can read, so assigning one also
+    requires the permission to change GitHub Apps. Resuming clears the pause reason. Resuming or changing the base URL
+    clears the endpoint's cooldown. A new base URL also clears the old endpoint's latest requests and failed ping.
+    `max_in_flight` sets the administrator's limit: if the app has chosen fewer concurrent requests, its choice stays.
     """
     actor.require("deliveries_app.change_app")
     if actor.app is not None:

@@ -76,8 +76,8 @@ def is_limited(actor: Actor, app: App) -> bool:
 def require_room_for_watch(actor: Actor, app: App, *, excluding: int | None = None) -> None:
     """Raise `TooManyWatches` or `TooManyResyncs` unless the app can watch another repository.
 
-    `excluding` is the primary key of the watch if it has already been created. The repository counts as a re-sync only once the
-    app stops watching it (`count_unwatch`). To be exact, call this in a transaction that has locked the app.
+    `excluding` is the primary key of the watch if it has already been created. The repository counts as a re-sync only
+    once the app stops watching it (`count_unwatch`). To be exact, call this in a transaction that has locked the app.
     """
     if not is_limited(actor, app):
         return

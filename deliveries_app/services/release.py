@@ -283,7 +283,7 @@ def _release(operation: BulkOperation, now: datetime, watches: Collection[int]) 
 
 
 def _undo_end(operation: BulkOperation) -> None:
-    """Reopen an operation that a worker of an earlier version ended despite unreleased watches. Drop them if it was cancelled."""
+    """Reopen an operation that a worker of an earlier version ended too early. If it was cancelled, drop unreleased watches."""
     if operation.cancelled_at is not None:
         runs.drop_unreleased(operation.pending.all())
     else:

@@ -110,8 +110,8 @@ def start_bulk(
 ) -> BulkOperation:
     """Request a sync of all these watches as one operation, which has a progress bar and can be cancelled.
 
-    A single watch is enqueued ahead of bulk work. `reason` is the requester's own text. With a gradual `rollout`,
-    several watches are only stored: the caller releases them. Raises `NotFound` with `empty_message` if the request applies to
+    A single watch is enqueued ahead of bulk work. `reason` is the requester's own text. With a gradual `rollout`, several
+    watches are only stored: the caller releases them. Raises `NotFound` with `empty_message` if the request applies to
     none of the watches.
     """
     actor.require(PERMISSIONS[kind])

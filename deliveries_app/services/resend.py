@@ -124,8 +124,8 @@ def _make_unacknowledged(rows: QuerySet[Delivery]) -> dict[int, runs.Remaining]:
 def _make_due(watch_pks: Sequence[int]) -> None:
     """Make the watches due, under a new generation.
 
-    The generation fences a worker that is syncing. Otherwise the worker could mark one of the rows as acknowledged again, for a
-    request that it had already sent.
+    The generation fences a worker that is syncing. Otherwise the worker could mark one of the rows as acknowledged again,
+    for a request that it had already sent.
     """
     AppRepository.objects.filter(pk__in=watch_pks).update(
         generation=F("generation") + 1,

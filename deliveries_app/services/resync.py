@@ -64,8 +64,8 @@ def resync_many(
 ) -> BulkOperation:
     """Send every file of these watches again, as one operation.
 
-    Raises `NotFound` with `empty_message` if there are none. With a gradual `rollout`, the first watches are released now and
-    the sweep releases the others. For a single watch it makes no difference.
+    Raises `NotFound` with `empty_message` if there are none. With a gradual `rollout`, the first watches are released now
+    and the sweep releases the others. For a single watch it makes no difference.
     """
     operation = requests.start_bulk(
         actor,

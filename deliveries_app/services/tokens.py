@@ -99,8 +99,8 @@ def retire_old_tokens(actor: Actor, app: App) -> int:
 def lock_app(actor: Actor, app: App) -> App:
     """Check that the actor can change the app's secrets. Return the app's row, locked.
 
-    Without the lock, two concurrent rotations would leave two tokens without an expiry. `sync.lease` explains why the lock is
-    FOR NO KEY UPDATE. Raises `NotFound` if the app is being removed.
+    Without the lock, two concurrent rotations would leave two tokens without an expiry. `sync.lease` explains why the
+    lock is FOR NO KEY UPDATE. Raises `NotFound` if the app is being removed.
     """
     actor.require(PERMISSION)
     actor.require_app(app)

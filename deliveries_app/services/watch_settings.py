@@ -142,9 +142,9 @@ def set_ignore_patterns(actor: Actor, watch: AppRepository, text: str) -> bool:
 def set_app_patterns(actor: Actor, watch: AppRepository, include: str, exclude: str) -> bool:
     """Set the app's own choice of files: those that match `include` (empty: all) and don't match `exclude`.
 
-    `.docoraignore` and the ignore patterns still apply. Return whether the choice changed. If so, a sync is enqueued: it deletes
-    files at the client that are no longer chosen, and creates newly chosen ones. Raises
-    `ValidationError`, whose code names the list, and `NotFound` if the repository is no longer watched.
+    `.docoraignore` and the ignore patterns still apply. Return whether the choice changed. If so, a sync is enqueued: it
+    deletes files at the client that are no longer chosen, and creates newly chosen ones. Raises `ValidationError`, whose
+    code names the list, and `NotFound` if the repository is no longer watched.
     """
     actor.require(PERMISSION)
     actor.require_watch(watch)

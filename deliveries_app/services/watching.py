@@ -221,9 +221,9 @@ def _watches_of(app: App, url: RepositoryUrl) -> AppRepositoryQuerySet:
 def _revive(watch: AppRepository) -> None:
     """Revive an ended watch that has not been removed yet. It starts like a new one, but keeps its id and its records.
 
-    The app may have dropped or kept its copy. Therefore no earlier record counts, even if a later re-sync is cancelled. The
-    records stay, so that files deleted in the meantime are deleted in the copy too. After an interrupted import, which stored
-    only some of the records, the watch gets a new id, which tells the app to drop its copy.
+    The app may have dropped or kept its copy. Therefore no earlier record counts, even if a later re-sync is cancelled.
+    The records stay, so that files deleted in the meantime are deleted in the copy too. After an interrupted import,
+    which stored only some of the records, the watch gets a new id, which tells the app to drop its copy.
     """
     AppRepository.objects.filter(pk=watch.pk).update(
         ended_at=None,

@@ -32,7 +32,7 @@ class LineStatus(StrEnum):
 
 @dataclass(frozen=True)
 class LineResult:
-    """The result of one line. `watch` is set if the app watches the repository now. `message` may give details, such as the error."""
+    """The result of one line. `watch` is set if the app watches the repository now. `message` is the error or a remark."""
 
     line: str
     status: LineStatus

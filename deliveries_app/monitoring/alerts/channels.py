@@ -1,8 +1,8 @@
 """The alert channels: a webhook and email.
 
-The webhook is called with the same HTTP client as everything else: checked addresses, https, no redirects. It is not signed,
-because chat servers and pagers don't verify signatures; they recognise the sender by the secret in the URL. So neither the URL
-nor the mail server's password appears in a log.
+The webhook is called with the same HTTP client as everything else: checked addresses, https, no redirects. It is not
+signed, because chat servers and pagers don't verify signatures; they recognise the sender by the secret in the URL. So
+neither the URL nor the mail server's password appears in a log.
 """
 
 import smtplib

@@ -1,9 +1,9 @@
 """Email the contacts of apps about changed settings. `services.contact` stores the rows to send.
 
-Each contact gets one message with all due rows, and the next one after five minutes at the earliest, so that an app that rotates
-its keys in a loop does not flood its contact. A row is claimed by a conditional UPDATE, so two processes never send the same
-message; if a process is killed just after sending, the message is sent again. After a failure the rows wait, twice as long each
-time; after three days they are deleted.
+Each contact gets one message with all due rows, and the next one after five minutes at the earliest, so that an app that
+rotates its keys in a loop does not flood its contact. A row is claimed by a conditional UPDATE, so two processes never
+send the same message; if a process is killed just after sending, the message is sent again. After a failure the rows
+wait, twice as long each time; after three days they are deleted.
 """
 
 import logging
@@ -95,5 +95,5 @@ def _body(rows: list[ContactMail]) -> str:
     if len(rows) > SHOWN:
         more = counted(len(rows) - SHOWN, "more change", "more changes")
         lines.append(f"and {more}. The app's audit log lists all of them.")
-    lines += ["", f"If you did not expect this, tell an administrator of {settings.PUBLIC_URL} at once."]
+    lines += ["", f"If you did not expect this, tell an administrator of {settings.PUBLIC_URL} immediately."]
     return "\n".join(lines) + "\n"

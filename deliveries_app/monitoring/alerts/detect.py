@@ -43,8 +43,8 @@ PATIENCE_SECONDS = 60.0
 class Subjects:
     """The subjects of one kind of alert, and the expressions for the columns of their rows.
 
-    `wrong` are the subjects that have the problem now, `not_recovered` those whose open alert stays open. A deleted subject is
-    in neither, so its alert ends.
+    `wrong` are the subjects that have the problem now, `not_recovered` those whose open alert stays open. A deleted
+    subject is in neither, so its alert ends.
     """
 
     wrong: QuerySet[Any]
@@ -108,7 +108,7 @@ def _subjects(now: datetime) -> Mapping[AlertKind, Subjects]:
     return {
         AlertKind.FAILING: Subjects(
             wrong=long_failing,
-            # A new token clears the failure at once, but the alert ends only when a sync has succeeded.
+            # A new token clears the failure immediately, but the alert ends only when a sync has succeeded.
             not_recovered=watches.filter(unfinished),
             name=Concat("repository__owner", Value("/"), "repository__name", Value(" → "), "app__name"),
             cause=F("root_cause"),
