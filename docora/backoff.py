@@ -1,15 +1,15 @@
 """Exponential backoff."""
 
 MAX_WAIT_SECONDS = 3600.0
-"""The longest wait, whether the backoff (before its jitter) or a `Retry-After` header asks for it."""
+"""The longest wait, whether the backoff or a `Retry-After` header asks for it."""
 _MAX_DOUBLINGS = 64  # more than any wait needs to reach its limit; 1024 doublings would overflow a float
 
 
 def backoff(attempt: int, *, base: float, jitter: float) -> float:
     """Return the seconds to wait before the next attempt.
 
-    The delay starts at `base` and doubles with each attempt up to `MAX_WAIT_SECONDS`. `jitter`, a random number from 0 to
-    1, adds up to 50 %.
+    The delay starts at `base` and doubles with each attempt. `jitter`, a random number from 0 to 1, adds up to 50 %. With
+    it, the delay is at most `MAX_WAIT_SECONDS`.
     """
     doubled: float = base * 2.0 ** min(max(0, attempt - 1), _MAX_DOUBLINGS)
-    return min(doubled, MAX_WAIT_SECONDS) * (1 + jitter / 2)
+    return min(doubled, MAX_WAIT_SECONDS / 1.5) * (1 + jitter / 2)

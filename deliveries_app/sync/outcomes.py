@@ -160,8 +160,8 @@ def endpoint_down(lease: Lease, failure: SyncFailure, *, counts: bool) -> None:
 
     With `counts`, the attempt counts, because it may be only this watch's files that fail. Another watch then tries first.
     """
-    delay = backoff(lease.watch.app.down_count + 1, base=ENDPOINT_BASE_DELAY_SECONDS, jitter=random.random())  # noqa: S311
-    seconds = min(delay, MAX_WAIT_SECONDS)
+    failures = lease.watch.app.down_count + 1
+    seconds = backoff(failures, base=ENDPOINT_BASE_DELAY_SECONDS, jitter=random.random())  # noqa: S311  no secret
     with transaction.atomic():
         _set_cooldown(lease, seconds, down_count=F("down_count") + 1)
         if counts:
