@@ -36,7 +36,7 @@ from tests.support.staff import make_app
 load_all_checks()
 pytestmark = pytest.mark.django_db
 
-ROTATION_ENDS = {"POST /api/app/key/retire", "DELETE /api/app/key"}
+IN_ROTATION = {"POST /api/app/ping", "POST /api/app/key/retire", "DELETE /api/app/key"}
 GENERATION = {"max-examples": 12, "deterministic": True, "database": "none"}
 
 
@@ -133,7 +133,7 @@ def test_documented_calls_work_for_a_watched_repository(
         case.body.pop("max_in_flight", None)  # may be above the administrator's limit
     if label == "POST /api/app/key":
         case.body = {}  # a random key is rarely one that a library can use
-    if label in ROTATION_ENDS and not App.objects.get().is_rotating_key:
+    if label in IN_ROTATION and not App.objects.get().is_rotating_key:
         start_key_rotation(Actor.command(), watch.app)
         App.objects.update(new_key_accepted_at=Now())
     if label.startswith("POST /api/hooks/"):  # a random signature is never valid
