@@ -176,8 +176,8 @@ def get_manifest(
     """Lists every file that the app has acknowledged, one JSON object per line, in byte order of the paths. Compare it
     with your copy to find out whether you need a re-sync. Files that are being sent are not listed.
 
-    An app can read two manifests without a limit at once. To read it in pages, pass a `limit`, and the last path of each
-    page as `after`: a page with fewer lines is the last one."""
+    An app can read two manifests without a limit at once. To read a manifest in pages, pass a `limit`, and the last path
+    of each page as `after`. A page with fewer lines is the last one."""
     watch = callers.own_watch(request, repository_id)
     after = after.replace("\x00", "\ufffd")
     pages = _manifest(watch.pk, after, limit) if limit else _Stream(watch.app_id, _manifest(watch.pk, after, None))

@@ -108,7 +108,7 @@ def _readiness(model: type[Schema], subject: str) -> dict[str, Any]:
     **_readiness(WebReadiness, "The web process"),
 )
 def web_ready(request: HttpRequest) -> Status[dict[str, object]]:
-    """Checks what the admin and the API need. For load balancers: without workers, the admin is needed most."""
+    """Checks what the admin and the API need. For load balancers. It ignores workers: without them, the admin must stay reachable."""
     found = {"database": check_database(), "redis": ping_redis()}
     is_ready = all(message == OK for message in found.values())
     return Status(200 if is_ready else 503, {"ready": is_ready, "checks": found})
@@ -137,7 +137,7 @@ def ready(request: HttpRequest) -> Status[dict[str, object]]:
     **documented_responses(200, Version, "The running version.", METHODS),
 )
 def version(request: HttpRequest) -> dict[str, str]:
-    """The version and build that responds to this request."""
+    """The version and build of the process that responds."""
     return build()
 
 
