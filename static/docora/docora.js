@@ -80,6 +80,15 @@
   document.addEventListener("toggle", markScrolling, true);
   document.addEventListener("htmx:afterSwap", markScrolling);
 
+  // Without enough room beside the menu for a table, the menu is closed, unless the user has opened or closed it before.
+  const menu = document.getElementById("toggle-nav-sidebar");
+  const isOpen = "django.admin.navSidebarIsOpen";
+  const isCut = () => [...document.querySelectorAll(".table-scroll, .results")].some((box) => box.scrollWidth > box.clientWidth);
+  if (menu?.checkVisibility() && localStorage.getItem(isOpen) === null && isCut()) {
+    menu.click();
+    localStorage.removeItem(isOpen);  // it was not the user's choice
+  }
+
   // An open <details> with an id stays open when a poll replaces the content around it.
   document.addEventListener("htmx:oobBeforeSwap", (event) => {
     for (const details of event.detail.fragment.querySelectorAll("details[id]")) {

@@ -122,6 +122,27 @@ def scrolls_sideways(page: Page) -> bool:
     return bool(page.locator("#changelist .results").evaluate("box => box.scrollWidth > box.clientWidth"))
 
 
+def test_menu_makes_room_for_a_list_on_a_tablet(quiet_site: Site, browser: Browser, crowd: list[AppRepository]) -> None:
+    """It stays closed or open as the user wants, and on a page that needs no more room, it is open."""
+
+    def journey(page: Page) -> None:
+        sign_in(page, quiet_site)
+        look_as(page, Look("light", 1024))
+        menu, toggle = page.locator("#nav-sidebar"), page.locator("#toggle-nav-sidebar")
+        page.goto(quiet_site.url + list_of("failedsync"))
+        expect(menu).to_be_hidden()
+        assert beyond(page, (".field-cause", ".field-since", ".field-attempts")) == []
+        page.goto(f"{quiet_site.url}/admin/")
+        expect(menu).to_be_visible()
+        page.goto(quiet_site.url + list_of("failedsync"))
+        toggle.click()
+        expect(menu).to_be_visible()
+        page.reload()
+        expect(menu).to_be_visible()
+
+    browser.drive(journey)
+
+
 def test_important_columns_fit_a_desktop_near_the_top(
     quiet_site: Site, browser: Browser, crowd: list[AppRepository]
 ) -> None:
