@@ -81,6 +81,8 @@ class AppHealthAdmin(DocoraAdmin[App]):
             return badge("paused", "Paused")
         if app.down_count:
             return badge("failed", "Endpoint down")
+        if app.is_on_hold:
+            return badge("on_hold", "On hold")
         return badge("on_hold", "Slowed down") if app.is_slowed_down else badge("succeeded", "Active")
 
     @admin.display(ordering="watch_count")

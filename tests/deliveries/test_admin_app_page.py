@@ -93,6 +93,15 @@ def test_health_shows_recent_notifications_or_their_absence(admin: Client, app: 
         assert "99% accepted · median 38 ms · p95 210 ms (last 100)" in shown.text
 
 
+def test_status_says_when_it_is_tried_again(admin: Client, app: App) -> None:
+    App.objects.update(cooldown_until=timezone.now() + timedelta(seconds=150))
+    assert "On hold · the app asked Docora to wait, next try <time" in page(admin, app).text
+    App.objects.update(down_count=3)
+    assert "Endpoint down</span> · next try <time" in page(admin, app).text
+    App.objects.update(cooldown_until=timezone.now() - timedelta(hours=3))
+    assert "Endpoint down</span> · tried again with the next sync" in page(admin, app).text
+
+
 def test_works_without_redis(admin: Client, app: App, valkey_server) -> None:
     make_watch(app, "docs", status=Status.SCANNING)
     valkey_server.stop()

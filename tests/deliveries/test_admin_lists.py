@@ -398,13 +398,20 @@ def test_app_list_shows_the_status_of_the_app_page(viewer: Client) -> None:
     for name, fields in {
         "Active": {},
         "Endpoint down": {"down_count": 2},
+        "On hold": {"cooldown_until": timezone.now() + timedelta(minutes=5), "pace_slots": 1},
         "Paused": {"paused": True, "down_count": 2},
         "Slowed down": {"pace_slots": 1},
     }.items():
         App.objects.filter(pk=make_app(name).pk).update(**fields)
     page = viewer.get(f"{ADMIN}app/").text
     cells = re.findall(r'class="field-state">(.*?)</td>', page)
-    assert [re.sub("<[^>]+>", "", cell) for cell in cells] == ["Active", "Endpoint down", "Paused", "Slowed down"]
+    assert [re.sub("<[^>]+>", "", cell) for cell in cells] == [
+        "Active",
+        "Endpoint down",
+        "On hold",
+        "Paused",
+        "Slowed down",
+    ]
 
 
 def test_repositories_are_filtered_by_visibility(viewer: Client, watches) -> None:
