@@ -172,7 +172,16 @@ def page_fields(request: HttpRequest, operation: BulkOperation) -> dict[str, Any
             (UNRELEASED, "not released" if operation.ended_at else "not released yet", outcomes.unreleased),
         ],
         "can_view_app": request.user.has_perm("deliveries_app.view_app"),
+        "deleted_app": _deleted_app(operation),
     }
+
+
+def _deleted_app(operation: BulkOperation) -> str:
+    """Return the name of the operation's only app if that was deleted, from its runs; empty for several apps."""
+    if operation.app_id or operation.ended_at is None or operation.runs.exclude(watch=None).exists():
+        return ""
+    names = list(operation.runs.order_by().values_list("app_name", flat=True).distinct()[:2])
+    return f"{names[0]} (deleted)" if len(names) == 1 else ""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from django.utils import timezone
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, BulkOperation, DeliveryFailure, Outcome, Reason, SyncRun
 from deliveries_app.reports import history
-from deliveries_app.services import cancel_operation, resync_by_app
+from deliveries_app.services import cancel_operation, delete_app, resync_by_app
+from deliveries_app.sweep.cleanup import remove_ended
 from repositories_app.models import Repository
 from tests.support.staff import make_app, make_watch, staff
 
@@ -343,6 +344,14 @@ def test_cancelled_operation_shows_unsent_files(viewer: Client) -> None:
     assert sent(viewer.get(f"{url}?part=part").text) == {"acme/big": "Cancelled"}
     assert sent(viewer.get(f"{url}?part=untouched").text) == {"acme/rest": "Cancelled"}
     assert sent(viewer.get(f"{url}?part=nonsense").text) == everything
+
+
+def test_operation_of_a_deleted_app_keeps_its_name(viewer: Client, watches) -> None:
+    operation = resync_by_app(Actor.command(), watches[0].app)
+    delete_app(Actor.command(), watches[0].app)
+    remove_ended()
+    page = viewer.get(f"{OPERATIONS}{operation.pk}/change/").text
+    assert "<dt>App</dt><dd>Portal (deleted)</dd>" in page
 
 
 def test_operations_are_listed_with_final_counts(viewer: Client, watches) -> None:
