@@ -178,15 +178,17 @@ def test_explain_a_file(world: World) -> None:
 
 
 def test_status_with_failures_exits_with_1(watches) -> None:
-    assert "Watched repositories: 3; failing: 0" in run("status")
+    assert "Watched repositories: 3; failing: 0;" in run("status")
     fail(watches[0], RootCause.SERVER_ERROR, status=500, state=Status.FAILED)
     AppRepository.objects.filter(pk=watches[1].pk).update(
         status=Status.SCANNING, lease_until=timezone.now() + timedelta(seconds=20)
     )
-    out = io.StringIO()
-    with pytest.raises(SystemExit) as ended:
-        call_command("status", "--json", stdout=out)
-    assert ended.value.code == 1
+    text, out = io.StringIO(), io.StringIO()
+    for options, stdout in [((), text), (("--json",), out)]:
+        with pytest.raises(SystemExit) as ended:
+            call_command("status", *options, stdout=stdout)
+        assert ended.value.code == 1
+    assert "failing: 1 (1 out of attempts until the next check); syncing: 1" in text.getvalue()
     printed = json.loads(out.getvalue())
     numbers = {name: printed[name] for name in ("paused", "watches", "failing", "given_up", "syncing", "waiting")}
     assert numbers == {"paused": False, "watches": 3, "failing": 1, "given_up": 1, "syncing": 1, "waiting": 1}

@@ -42,8 +42,9 @@ class Command(BaseCommand):
 
 def _summary(report: StatusReport) -> str:
     counts = report.counts
+    given_up = f" ({counts.given_up:,} out of attempts until the next check)" if counts.given_up else ""
     lines = [
-        f"Watched repositories: {counts.watches:,}; failing: {counts.failing:,} ({counts.given_up:,} until the next check); "
+        f"Watched repositories: {counts.watches:,}; failing: {counts.failing:,}{given_up}; "
         f"syncing: {counts.syncing:,}; queued: {counts.waiting:,}."
     ]
     if report.pause:
