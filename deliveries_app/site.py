@@ -6,12 +6,15 @@ from allauth.account.decorators import secure_admin_login
 from django.apps import apps
 from django.conf import settings
 from django.contrib import admin
+from django.contrib.admin.views.autocomplete import AutocompleteJsonView
+from django.db.models import Model
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.template.response import TemplateResponse
 from django.urls import reverse
 
 from deliveries_app.audited_admin import AuditedAdmin
+from deliveries_app.models import App
 from deliveries_app.reports import overview
 from deliveries_app.services.control import current_pause
 from docora import __version__
@@ -40,6 +43,14 @@ SECTIONS: dict[str, list[str]] = {
 }
 
 
+class SuggestionsView(AutocompleteJsonView):
+    """Suggests rows while a user types. An app is suggested with its base URL, because several may have the same name."""
+
+    def serialize_result(self, obj: Model, to_field_name: str) -> dict[str, str]:
+        result: dict[str, str] = super().serialize_result(obj, to_field_name)
+        return result | {"text": f"{obj.name} · {obj.base_url}"} if isinstance(obj, App) else result
+
+
 class DocoraAdminSite(admin.AdminSite):
     site_header = "Docora"
     site_title = "Docora"
@@ -56,6 +67,9 @@ class DocoraAdminSite(admin.AdminSite):
             "local_sign_in": settings.LOCAL_SIGN_IN,
             "sync_pause": current_pause() if self.has_permission(request) else None,
         }
+
+    def autocomplete_view(self, request: HttpRequest) -> HttpResponse:
+        return SuggestionsView.as_view(admin_site=self)(request)
 
     def register(self, model_or_iterable: Any, admin_class: Any = None, **options: Any) -> None:
         """Register models as Django does, but record changes to them in Docora's audit log instead of Django's."""

@@ -230,7 +230,7 @@ def test_app_of_a_new_watch_is_searched_with_the_keyboard(
         expect(option).to_be_visible()
         found += violations(page)
         page.keyboard.press("Enter")
-        expect(select).to_have_text("Customer portal 299")
+        expect(select).to_have_text("Customer portal 299 · https://portal-299.example/hooks")
         expect(page.locator("#id_app")).to_have_value(str(app.pk))
         return found
 

@@ -171,6 +171,13 @@ def test_watch_form_suggests_apps_and_names_none_before(root: Client) -> None:
     assert stranger.get(f"{SUGGEST}portal").status_code == 403
 
 
+def test_suggested_apps_with_one_name_are_told_apart(root: Client) -> None:
+    first, second = make_app("Portal"), make_app("Portal")
+    App.objects.filter(pk=second.pk).update(base_url="https://staging.example")
+    texts = {row["id"]: row["text"] for row in root.get(f"{SUGGEST}portal").json()["results"]}
+    assert texts == {str(first.pk): "Portal · https://x.example", str(second.pk): "Portal · https://staging.example"}
+
+
 def test_removed_app_cannot_be_chosen(root: Client) -> None:
     gone = make_app("Gone")
     type(gone).objects.filter(pk=gone.pk).update(ended_at=timezone.now())
