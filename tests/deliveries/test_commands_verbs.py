@@ -179,6 +179,9 @@ def test_explain_a_file(world: World) -> None:
 
 def test_status_with_failures_exits_with_1(watches) -> None:
     assert "Watched repositories: 3; failing: 0;" in run("status")
+    AppRepository.objects.update(next_sync_at=timezone.now(), paused_at=timezone.now())
+    assert "syncing: 0; due: 3." in run("status"), "paused ones are not queued"
+    AppRepository.objects.update(next_sync_at=None, paused_at=None)
     fail(watches[0], RootCause.SERVER_ERROR, status=500, state=Status.FAILED)
     AppRepository.objects.filter(pk=watches[1].pk).update(
         status=Status.SCANNING, lease_until=timezone.now() + timedelta(seconds=20)

@@ -45,7 +45,7 @@ def _summary(report: StatusReport) -> str:
     given_up = f" ({counts.given_up:,} out of attempts until the next check)" if counts.given_up else ""
     lines = [
         f"Watched repositories: {counts.watches:,}; failing: {counts.failing:,}{given_up}; "
-        f"syncing: {counts.syncing:,}; queued: {counts.waiting:,}."
+        f"syncing: {counts.syncing:,}; due: {counts.waiting:,}."
     ]
     if report.pause:
         lines.append(
