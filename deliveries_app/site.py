@@ -69,7 +69,9 @@ class DocoraAdminSite(admin.AdminSite):
         }
 
     def autocomplete_view(self, request: HttpRequest) -> HttpResponse:
-        return SuggestionsView.as_view(admin_site=self)(request)
+        view: Any = SuggestionsView.as_view(admin_site=self)
+        response: HttpResponse = view(request)
+        return response
 
     def register(self, model_or_iterable: Any, admin_class: Any = None, **options: Any) -> None:
         """Register models as Django does, but record changes to them in Docora's audit log instead of Django's."""
