@@ -16,9 +16,8 @@ from pathlib import Path
 import pytest
 
 from docora.process import die_with_parent
-from docora.server.supervisor import port_is_taken
 from tests.support.deployment import PROJECT, UNITS
-from tests.support.instance import free_port
+from tests.support.instance import free_port, port_is_taken
 from tests.support.processes import Daemons, children, is_alive
 from tests.support.receiver import wait_for
 from tests.support.shared import copy

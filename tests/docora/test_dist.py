@@ -20,9 +20,8 @@ import pytest
 from deliveries_app.demo.git_server import GitServer
 from deliveries_app.demo.repositories import make_demo_repositories
 from docora import __version__
-from docora.server.supervisor import port_is_taken
 from tests.support.git import Repo
-from tests.support.instance import PROJECT, Instance, free_port
+from tests.support.instance import PROJECT, Instance, free_port, port_is_taken
 from tests.support.shared import copy
 
 WHEEL = f"docora-{__version__}-py3-none-any.whl"

@@ -18,6 +18,12 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def port_is_taken(host: str, port: int) -> bool:
+    """Return whether a server listens there."""
+    with socket.socket() as probe:
+        return probe.connect_ex((host, port)) == 0
+
+
 class Instance:
     """All its files are below `directory`. Commands run in `folder`, which is `directory` unless a test changes it."""
 
