@@ -330,6 +330,7 @@ MIDDLEWARE = [
     "docora.web.middleware.ProbesMiddleware",
     "docora.web.middleware.TrustedProxyMiddleware",
     "docora.web.access_log.AccessLogMiddleware",
+    "docora.web.middleware.RefusePlainHttpMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "docora.web.middleware.PageHeadersMiddleware",
     "django.middleware.csp.ContentSecurityPolicyMiddleware",

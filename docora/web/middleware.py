@@ -96,6 +96,16 @@ class TrustedProxyMiddleware(MiddlewareMixin):
         return is_address(address) and is_in(settings.TRUSTED_PROXIES, address)
 
 
+class RefusePlainHttpMiddleware(MiddlewareMixin):
+    """Refuse API calls over plain http that have a body. Many clients would repeat them as GET after a redirect."""
+
+    def process_request(self, request: HttpRequest) -> HttpResponse | None:
+        is_fine = request.method in {"GET", "HEAD"} or request.is_secure() or not settings.SECURE_SSL_REDIRECT
+        if is_fine or not request.path.startswith(("/api/", "/admin/api/")):
+            return None
+        return json_error(f"Use https: Docora's address is {settings.PUBLIC_URL}", 403)
+
+
 class RejectInvalidQueryMiddleware(MiddlewareMixin):
     """Below `/admin/`, reject queries that would make the database raise an error.
 
