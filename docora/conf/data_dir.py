@@ -73,6 +73,8 @@ class Keys:
         try:
             with os.fdopen(handle, "w") as file:
                 json.dump(keys, file)
+                file.flush()
+                os.fsync(file.fileno())  # so that a power failure cannot leave a file without keys
             with contextlib.suppress(FileExistsError):
                 os.link(temporary, self._path)
         finally:
