@@ -276,6 +276,13 @@ def test_stopping_a_waiting_resync_cancels_it(operator: Client, watches) -> None
     assert "Check for changes" in section(operator, "scheduled")
 
 
+def test_stopping_a_paused_sync_promises_no_sync(operator: Client, watches) -> None:
+    resync_single(ME, watches[0])
+    AppRepository.objects.update(paused_at=timezone.now())
+    page = operator.post(f"{PAGE}{watches[0].pk}/stop/", follow=True)
+    assert "Sync cancelled. acme/docs → Portal is paused." in flat(page.text)
+
+
 def test_stop_of_a_finished_sync_shows_a_warning(operator: Client, watches) -> None:
     page = operator.post(f"{PAGE}{watches[0].pk}/stop/", follow=True)
     assert "There is no sync of acme/docs → Portal to cancel." in page.text
