@@ -136,12 +136,26 @@ def test_import_works_without_redis(environment: dict[str, str], existing: Exist
     assert (AppRepository.objects.due().count(), SyncRun.objects.count()) == (1, 1)
 
 
-@pytest.mark.parametrize("own", ["postgres://docora:s3cret@127.0.0.1:{}/docora", "sqlite:////nowhere/at/all"])
-def test_docoras_database_is_down(environment: dict[str, str], own: str) -> None:
+@pytest.mark.parametrize(
+    ("own", "begins", "ends"),
+    [
+        (
+            "postgres://docora:s3cret@127.0.0.1:{}/docora",
+            "The database cannot be used: ",
+            "Check DATABASE_URL, and that the database is running.",
+        ),
+        (
+            "sqlite:////nowhere/at/all",
+            "The database /nowhere/at/all cannot be used: ",
+            "Check its disk, and run commands as Docora's user.",
+        ),
+    ],
+)
+def test_docoras_database_is_down(environment: dict[str, str], own: str, begins: str, ends: str) -> None:
     for code, out, err in call([], ["--json"], **environment | {"DATABASE_URL": own.format(free_port())}):
         assert (code, out) == (1, "")
-        assert err.startswith("The database cannot be used: ")
-        assert err.endswith("Check DATABASE_URL, and that the database is running.")
+        assert err.startswith(begins)
+        assert err.endswith(ends)
 
 
 def test_docoras_database_is_not_migrated(environment: dict[str, str], tmp_path: Path) -> None:

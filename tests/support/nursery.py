@@ -281,6 +281,9 @@ def _become(request: dict[str, Any], parent: int) -> None:
     stdin, stdout, stderr, _, *namespaces = request["files"]
     for number, file in enumerate((stdin, stdout, stderr)):
         os.dup2(file, number)
+    # The inherited objects take the streams for what these were in the nursery, such as files that can seek.
+    sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     for namespace in namespaces:
         os.setns(namespace)
     for file in request["files"]:
