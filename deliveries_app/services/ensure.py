@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository
 from deliveries_app.services import watch_settings
-from deliveries_app.services.host_checks import check_readable
 from deliveries_app.services.watching import AlreadyWatched, validate_ref, watch_repository
 from repositories_app.git.url import parse_url
 
@@ -41,11 +40,11 @@ def ensure_watched(actor: Actor, app: App, url: str, wanted: Wanted) -> Ensured:
     except AlreadyWatched as error:
         watch = error.watch
     if wanted.token is not None and wanted.token != watch.github_token:
-        if wanted.ref is not None and validate_ref(ref) != watch.ref:
-            # Check both together first, so that a missing branch or tag does not leave the token replaced.
-            github_app = None if token else app.github_app_for(watch.repository.canonical_url)
-            check_readable(actor, watch.github_url, token, validate_ref(ref), github_app)
-        watch_settings.replace_github_token(actor, watch, wanted.token)
+        # Checked together, so that a missing branch or tag does not leave the token replaced.
+        next_ref = validate_ref(ref)
+        watch_settings.replace_github_token(
+            actor, watch, wanted.token, next_ref=next_ref if next_ref != watch.ref else ""
+        )
     if wanted.ref is not None:
         watch_settings.set_ref(actor, watch, wanted.ref)
     if wanted.include is not None or wanted.exclude is not None:

@@ -21,18 +21,19 @@ from docora.security.crypto import require_readable
 PERMISSION = "deliveries_app.change_apprepository"
 
 
-def replace_github_token(actor: Actor, watch: AppRepository, token: str) -> None:
+def replace_github_token(actor: Actor, watch: AppRepository, token: str, *, next_ref: str = "") -> None:
     """Replace the token that reads the repository (empty for none), after checking with git that it works.
 
-    Clears errors and the circuit, keeps the delivery records, and enqueues a sync. Raises `ValidationError`, `GitError`
-    if the repository cannot be read with the token, and `NotFound` if it is no longer watched.
+    If the watch is about to follow another branch or tag, pass it as `next_ref`: it must exist, too. Clears errors and the
+    circuit, keeps the delivery records, and enqueues a sync. Raises `ValidationError`, `GitError` if the repository cannot
+    be read with the token, and `NotFound` if it is no longer watched.
     """
     actor.require(PERMISSION)
     actor.require_watch(watch)
     validate_token(token)
     github_app = None if token else watch.app.github_app_for(watch.repository.canonical_url)
-    # Without the ref, which may be missing at the moment.
-    check_readable(actor, watch.github_url, token, github_app=github_app)
+    # The current ref is not checked, because it may be missing at the moment.
+    check_readable(actor, watch.github_url, token, next_ref, github_app)
     with transaction.atomic():
         # Lock the repository's row before the watch's, as `record_git_failure` does.
         circuit.close_circuit(watch.repository)
