@@ -12,7 +12,8 @@ from django.views.csrf import csrf_failure as csrf_failure_page
 
 from docora.web.error_codes import BY_STATUS, ErrorCode
 
-_JSON_PREFIXES = ("/api/", "/admin/api/", "/health", "/version", "/metrics", "/openapi.json")
+API_PREFIXES = ("/api/", "/admin/api/")
+_JSON_PREFIXES = (*API_PREFIXES, "/health", "/version", "/metrics", "/openapi.json")
 NOT_FOUND = "Not found: check the URL against the API reference at /docs/"
 INTERNAL = "Internal error: see Docora's log"
 FORBIDDEN = "You don't have permission to do this"

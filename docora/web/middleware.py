@@ -14,7 +14,7 @@ from django.utils.deprecation import MiddlewareMixin
 
 from docora.http.addresses import is_address, is_in
 from docora.security.crypto import DecryptionError
-from docora.web.errors import json_error, wants_json
+from docora.web.errors import API_PREFIXES, json_error, wants_json
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class RefusePlainHttpMiddleware(MiddlewareMixin):
 
     def process_request(self, request: HttpRequest) -> HttpResponse | None:
         is_fine = request.method in {"GET", "HEAD"} or request.is_secure() or not settings.SECURE_SSL_REDIRECT
-        if is_fine or not request.path.startswith(("/api/", "/admin/api/")):
+        if is_fine or not request.path.startswith(API_PREFIXES):
             return None
         return json_error(f"Use https: Docora's address is {settings.PUBLIC_URL}", 403)
 
