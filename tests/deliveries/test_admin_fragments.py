@@ -179,6 +179,19 @@ def retrying(app: App, *paths: str) -> tuple[AppRepository, SyncRun]:
     return watch, run
 
 
+def syncing(app: App) -> AppRepository:
+    """Return a watch whose sync runs and that is not failing."""
+    watch, _ = retrying(app)
+    AppRepository.objects.update(failing_since=None, last_error="", root_cause="")
+    return watch
+
+
+def start_failing(error: str, root_cause: str) -> None:
+    AppRepository.objects.update(
+        failing_since=timezone.now(), last_error=error, root_cause=root_cause, status=Status.PENDING
+    )
+
+
 def succeed(watch: AppRepository, run: SyncRun) -> None:
     now = timezone.now()
     watch.failures.all().delete()
@@ -232,16 +245,10 @@ def test_last_poll_of_a_watch_shows_what_a_reload_shows(admin: Client, db) -> No
 
 
 def test_poll_refreshes_a_watch_s_page_once_it_fails(admin: Client, db) -> None:
-    watch, _ = retrying(make_app("Portal"))
-    AppRepository.objects.update(failing_since=None, last_error="", root_cause="")
+    watch = syncing(make_app("Portal"))
     page = f"{LIST}{watch.pk}/change/"
     url = poll_url(admin.get(page).text, watch)
-    AppRepository.objects.update(
-        failing_since=timezone.now(),
-        last_error="The app returned HTTP 500.",
-        root_cause="http_5xx",
-        status=Status.PENDING,
-    )
+    start_failing("The app returned HTTP 500.", "http_5xx")
     failed = poll(admin, url, page)
     assert "The app returned HTTP 500." in swapped(failed)["watch-problem"]
     assert "Retry</button>" in swapped(failed)[f"watch-actions-{watch.pk}"]
@@ -286,13 +293,10 @@ def test_row_that_settles_shows_what_a_reload_shows(admin: Client, db, table: st
 
 
 def test_row_that_starts_failing_shows_the_error(admin: Client, db) -> None:
-    watch, _ = retrying(make_app("Portal"))
-    AppRepository.objects.update(failing_since=None, last_error="", root_cause="")
+    watch = syncing(make_app("Portal"))
     query = f"/admin/live/?ids={watch.pk}&cells=list"
     assert "problem-" not in poll(admin, query, LIST)
-    AppRepository.objects.update(
-        failing_since=timezone.now(), last_error="It broke.", root_cause="other", status=Status.PENDING
-    )
+    start_failing("It broke.", "other")
     failed = poll(admin, query, LIST)
     assert "It broke." in failed
     assert "Retry</button>" in failed
