@@ -46,7 +46,7 @@ def _require_recent_for_roles(request: HttpRequest, form: Any, change: bool) -> 
         require_recent(request)
 
 
-def _check_administrators(users: Iterable[Any]) -> str:
+def _blocked_reason(users: Iterable[Any]) -> str:
     """Return why these users must keep their rights, or an empty string if there is another administrator."""
     administrators = User._default_manager.filter(is_active=True, is_staff=True, is_superuser=True)
     local = administrators.exclude(socialaccount__provider=oidc.PROVIDER_ID)  # others get their rights at the provider
@@ -64,7 +64,7 @@ class UserForm(auth_forms.UserChangeForm):  # type: ignore[type-arg]  # not gene
     def clean(self) -> dict[str, Any]:
         given: dict[str, Any] = super().clean() or {}
         keeps_rights = all(given.get(name, True) for name in ("is_active", "is_staff", "is_superuser"))
-        if not keeps_rights and (reason := _check_administrators([self.instance])):
+        if not keeps_rights and (reason := _blocked_reason([self.instance])):
             raise ValidationError(reason)
         return given
 
@@ -76,7 +76,7 @@ class UserAdmin(PlainLists, DjangoUserAdmin):
     def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
         """Return what Django collects, and protect the last administrator."""
         deleted, counts, permissions, protected = super().get_deleted_objects(objs, request)
-        reason = _check_administrators(objs)
+        reason = _blocked_reason(objs)
         return deleted, counts, permissions, [*protected, reason] if reason else protected
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:

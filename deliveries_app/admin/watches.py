@@ -54,9 +54,8 @@ class LiveChangeList(ChangeList):
 
 @admin.register(AppRepository)
 class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, CheckWatchAdmin, RemovalAdmin[AppRepository]):
-    preserve_filters = (
-        False  # the page of a watch has no form that leads back to the list, and each link would cost a lookup
-    )
+    # The page of a watch has no form that leads back to the list, and each link would cost a lookup.
+    preserve_filters = False
     list_display = (
         "repository_name", "app_name", "status_badge", "problem", "synced", "files",
     )  # fmt: skip

@@ -198,7 +198,7 @@ class App(models.Model):
 
     @property
     def is_on_hold(self) -> bool:
-        """Whether nothing is sent for now because the endpoint is down or asked to wait."""
+        """Whether the app is in a cooldown, because its endpoint is down or asked to wait."""
         return self.cooldown_until is not None and self.cooldown_until > timezone.now()
 
     @property
@@ -336,8 +336,7 @@ class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
     def startable(self) -> Self:
         """Leave out an app's watches if it has no free slot and one of its watches has just asked for one.
 
-        Running watches share their slots when one is asked for, so it is enough if one watch of a busy app asks every
-        second.
+        Running watches then share their slots, so one request per second and app is enough.
         """
         asked = AppRepository.objects.filter(slots_requested_at__gt=from_now(-SLOT_REQUEST_SECONDS))
         return self.exclude(app_is_full(), app_id__in=asked.values("app_id"))

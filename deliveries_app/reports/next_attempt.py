@@ -29,7 +29,7 @@ _MESSAGES = {
 def due_at(watch: AppRepository, hold_until: datetime | None) -> datetime | None:
     """Return when a worker can claim the watch: once it is due and nothing holds it back.
 
-    None if nothing is due, or if nobody knows when, because of a pause. The watch must be loaded as for `next_try`.
+    Return None if nothing is due, or during a pause, which has no planned end. The watch must be loaded as for `next_try`.
     """
     if watch.next_sync_at is None or watch.detail.state == WatchState.PAUSED:
         return None

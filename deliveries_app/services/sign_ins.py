@@ -55,7 +55,7 @@ def _failed(sender: Any, credentials: dict[str, Any], request: HttpRequest | Non
 
 
 def _code_refused(sender: Any, request: HttpRequest, user: Any, **_: Any) -> None:
-    """Record a wrong code, which shows that somebody knows the password."""
+    """Record a wrong code, including the user, because the password was right."""
     _record_failure(user, request, "Sign-in failed: wrong second-factor code")
 
 

@@ -1,6 +1,6 @@
 """The job queues. This is the only module that enqueues.
 
-The database records what is to be done; a job only wakes a worker early. So nothing here raises when Redis is down: the
+Pending work is recorded in the database; a job only wakes a worker early. So nothing here raises when Redis is down: the
 sweep enqueues due work once Redis is back. RQ's `unique` only prevents duplicate job IDs.
 """
 

@@ -30,7 +30,7 @@ from repositories_app.git.url import host_of, parse_url
 _MAX_ANSWER = 65536  # bytes
 CONCURRENCY = 200
 GIT_SECONDS = 30.0
-"""How long git may take for one repository. After the same time in total, it is asked for no further ones."""
+"""Seconds that git may take for one repository. After this time in total, no further repository is checked with git."""
 _GIT_HOSTS = 16  # that git asks at the same time
 _COMMIT = re.compile(rb"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 SHA1, SHA256 = "sha1", "sha256"

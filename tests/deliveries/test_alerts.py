@@ -142,7 +142,7 @@ def test_alert_ends_when_the_failing_watch_is_removed(out: AlertReceivers, watch
 
 
 def test_alert_ends_when_the_repository_has_no_commit_any_more(out: AlertReceivers, watch) -> None:
-    """Nothing is synced until somebody pushes, which may be never."""
+    """No sync succeeds until there is a first commit."""
     fail_since(watch, 16)
     next_round()
     lease = claim(watch.pk)
@@ -238,7 +238,7 @@ def test_alert_for_an_endpoint_that_is_down(out: AlertReceivers, watch) -> None:
 
 
 def test_alert_for_an_endpoint_ends_with_its_last_repository(out: AlertReceivers, watch) -> None:
-    """Nothing is sent to it any more, so it would stay down forever."""
+    """No request can show that the endpoint is up again."""
     App.objects.filter(pk=watch.app_id).update(down_count=3)
     fail_since(watch, 16)
     next_round()

@@ -171,7 +171,7 @@ def test_address_behind_a_trusted_proxy(anna, settings) -> None:
 
 
 def test_old_password_cannot_be_guessed_in_a_session(anna) -> None:
-    """Whoever finds an open session does not know the password."""
+    """An open session does not prove that its user knows the password."""
     client, change = signed_in(anna), "/admin/password_change/"
     new = {"new_password1": "another horse", "new_password2": "another horse"}
     pages = [client.post(change, {"old_password": WRONG, **new}) for _ in range(6)]

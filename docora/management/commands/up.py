@@ -167,7 +167,7 @@ def _wait_for_redis(valkey: Child | None) -> None:
                 folder = storage_of(settings.DATA_DIR)
                 raise CommandError(
                     f"The embedded Valkey ended. {folder / 'valkey.log'} says why. If its files are damaged, remove {folder}: "
-                    "nothing is lost, because the database records what is to be done."
+                    "no work is lost, because it is recorded in the database."
                 ) from None
             if time.monotonic() > deadline:
                 raise
