@@ -143,7 +143,7 @@ def access_to(
 
 def _ask(client: HttpClient, waiting: "deque[_Conversation]", tick: git.Tick) -> dict[tuple[int, str], Access]:
     found: dict[tuple[int, str], Access] = {}
-    limited: dict[int, Access] = {}  # by primary key of the GitHub App; GitHub bans apps that go on asking
+    limited: dict[int, Access] = {}  # by primary key of the GitHub App; GitHub bans apps that keep asking
     while waiting or client.in_flight:
         while waiting and client.in_flight < CONCURRENCY:
             next_one = waiting.popleft()

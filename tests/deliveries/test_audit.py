@@ -675,7 +675,7 @@ def test_only_retention_deletes_and_only_what_is_old(db) -> None:
     with pytest.raises(IntegrityError), append_only.deletes_before(connection, TABLE, border):
         recent.delete()
     recent.refresh_from_db()
-    with transaction.atomic():  # a caller that goes on after an error does not keep the permission
+    with transaction.atomic():  # a caller that catches the error does not keep the permission
         with pytest.raises(ZeroDivisionError), append_only.deletes_before(connection, TABLE, border):
             raise ZeroDivisionError
         with pytest.raises(IntegrityError), transaction.atomic():

@@ -1,4 +1,4 @@
-"""An app's contact is told by a real mail server when the base URL or a key is changed. Nothing waits for it."""
+"""An app's contact gets a mail, through a real mail server, when the base URL or a key changes. Nothing waits for the mail."""
 
 from collections.abc import Iterator
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""A git host that is down is one host: its repositories wait together, lose no attempts, and go on together."""
+"""A git host that is down is one host: its repositories wait together, lose no attempts, and continue together."""
 
 import socket
 from datetime import timedelta

@@ -166,7 +166,7 @@ def rage(universe: Universe, daemons: Daemons, rng: random.Random) -> int:
 
 
 def calm_down(universe: Universe) -> None:
-    """Nothing fails any more, and a person asks for what may wait for an hour: everything is delivered."""
+    """Once nothing fails and a person has requested what would wait for an hour, everything is delivered."""
     for place in range(len(PLACES)):
         universe.make_peace(place)
         universe.resync(place)

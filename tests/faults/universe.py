@@ -116,7 +116,7 @@ GOOD_PLACE = 1  # in front of a bad neighbour: the only watch of its app
 ATTEMPTS_OF_THE_GOOD = 8
 """Attempts within which a well-behaved app must get everything. It may have to wait for its own earlier failures."""
 PATIENCE = 7200.0
-"""Seconds within which everything is delivered once nothing fails any more: holds end after an hour at the latest."""
+"""Seconds within which everything is delivered once nothing fails: holds end after an hour at the latest."""
 
 
 def _rows(watch: AppRepository) -> AppRepositoryQuerySet:
