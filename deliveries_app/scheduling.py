@@ -65,14 +65,17 @@ def _job(watch: AppRepository) -> dict[str, Any]:
     }
 
 
-def enqueue_due() -> int:
+def enqueue_due(*, after_job: bool = False) -> int:
     """Fill the default queue with watches that can start now. Return how many were added.
 
     The apps take turns, each with its longest waiting watch, so that an app with many due watches delays no other. Does
-    nothing while the queue is at least half full, or while another process is filling it.
+    nothing while the queue is at least half full, or while another process is filling it. `after_job`: also do nothing
+    while many jobs wait in the high queue, which come first anyway. The sweep fills the default queue every second.
     """
     waiting = queues.job_ids("default")
     if waiting is None or len(waiting) > ENQUEUE_AHEAD // 2:
+        return 0
+    if after_job and len(queues.job_ids("high", at_most=ENQUEUE_AHEAD) or []) == ENQUEUE_AHEAD:
         return 0
     with queues.only_one("enqueue_due", seconds=5) as is_first:
         return _enqueue_due(waiting) if is_first else 0

@@ -11,7 +11,7 @@ from django.db.models.functions import Now
 
 from docora.backoff import backoff
 from docora.db.clock import from_now
-from docora.db.compiled import compiled
+from docora.db.compiled import compiled_and_prepared
 from repositories_app.git.exceptions import GitError
 from repositories_app.git.url import RepositoryUrl, host_of
 from repositories_app.mirror.mirror import Mirror
@@ -150,7 +150,7 @@ def close_circuit(repository: Repository) -> bool:
     return closed == 1 and repository.circuit_is_open
 
 
-@compiled
+@compiled_and_prepared
 def _failing(repository_pk: int) -> QuerySet[Repository]:
     failing = Repository.objects.filter(pk=repository_pk).exclude(consecutive_failures=0, circuit_open_until=None)
     return failing.only("pk")

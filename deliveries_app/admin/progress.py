@@ -18,7 +18,7 @@ from deliveries_app.admin.watches import has_changed, live_query, of_watch, refr
 from deliveries_app.models import AppRepository, AppRepositoryQuerySet, BulkOperation, Outcome, Reason, SyncRun
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import app_detail
-from docora.db.compiled import compiled
+from docora.db.compiled import compiled_and_prepared
 from docora.text import counted, parse_pks
 
 _CANCELLED = {
@@ -47,7 +47,7 @@ def operation_progress(request: HttpRequest, operation_id: str) -> HttpResponse:
     return render(request, "admin/deliveries_app/bulkoperation/change_form.html#polled", context)
 
 
-@compiled
+@compiled_and_prepared
 def _operation(operation_id: str) -> QuerySet[BulkOperation]:
     return BulkOperation.objects.filter(operation_id=operation_id).select_related("app")
 

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import orjson
 from django.db import connection
 
+from docora.db.prepared import forgetting_outdated, prepared
+
 _COUNT = (
     "UPDATE deliveries_app_syncrun SET files_done = files_done + %s, bytes_done = bytes_done + %s,"
     " files_failed = files_failed + %s WHERE id = %s"
@@ -79,8 +81,8 @@ class Acknowledged(NamedTuple):
 
 def count(run_pk: int, *, files_done: int, bytes_done: int, files_failed: int) -> None:
     """Add to the counters of a run."""
-    with connection.cursor() as cursor:
-        cursor.execute(_COUNT, [files_done, bytes_done, files_failed, run_pk])
+    with forgetting_outdated(), connection.cursor() as cursor:
+        cursor.execute(prepared("count", _COUNT), [files_done, bytes_done, files_failed, run_pk])
 
 
 def count_hour(
@@ -90,8 +92,8 @@ def count_hour(
     """Add to the app's traffic of an hour. Return False if that hour has no row yet."""
     moment = connection.ops.adapt_datetimefield_value
     values = [files, size, failed, requests, milliseconds, moment(acknowledged_at), app_pk, moment(hour)]
-    with connection.cursor() as cursor:
-        cursor.execute(_COUNT_HOUR, values)
+    with forgetting_outdated(), connection.cursor() as cursor:
+        cursor.execute(prepared("count_hour", _COUNT_HOUR), values)
         return bool(cursor.rowcount)
 
 
@@ -100,11 +102,11 @@ def announce(
 ) -> None:
     """Insert or replace the rows, which must be sorted by path. Pass `acknowledged` if nothing has to be sent."""
     batch_values = (watch_pk, generation, acknowledged, connection.ops.adapt_datetimefield_value(now))
-    with connection.cursor() as cursor:
+    with forgetting_outdated(), connection.cursor() as cursor:
         if connection.vendor == "postgresql":
             columns = zip(_ROW_COLUMNS.values(), zip(*rows, strict=True), strict=True)
             arrays = (_texts(values) if kind == "text" else _numbers(values) for kind, values in columns)
-            cursor.execute(_ANNOUNCE_ARRAYS, [*batch_values, *arrays])
+            cursor.execute(prepared("announce", _ANNOUNCE_ARRAYS), [*batch_values, *arrays])
         else:
             cursor.executemany(_ANNOUNCE_ROW, [(*batch_values, *row) for row in rows])
 
@@ -112,7 +114,7 @@ def announce(
 def acknowledge(watch_pk: int, rows: Sequence[Acknowledged], now: datetime) -> None:
     """Record that the app holds what was announced for these paths."""
     moment = connection.ops.adapt_datetimefield_value(now)
-    with connection.cursor() as cursor:
+    with forgetting_outdated(), connection.cursor() as cursor:
         if connection.vendor == "postgresql":
             answers = orjson.dumps({row.path: row[1:] for row in rows}).decode()
             paths = _texts([row.path for row in rows])

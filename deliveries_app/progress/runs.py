@@ -27,7 +27,7 @@ from deliveries_app.models import (
     bulk_sql,
 )
 from deliveries_app.progress import live
-from docora.db.compiled import compiled
+from docora.db.compiled import compiled_and_prepared
 from docora.redis import counters, live_counters
 
 logger = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ def log_requested(runs: Sequence[SyncRun]) -> None:
     transaction.on_commit(lambda: logger.info("sync_requested", extra=fields), robust=True)
 
 
-@compiled
+@compiled_and_prepared
 def open_runs(watch_pk: int, generation: int) -> QuerySet[SyncRun]:
     """Return open runs up to a generation, newest first."""
     query = SyncRun.objects.filter(watch_id=watch_pk, outcome="", generation__lte=generation)
@@ -298,22 +298,22 @@ def _close_if_done(operation: BulkOperation) -> None:
     transaction.on_commit(partial(live_counters.finish, operation.operation_id), robust=True)
 
 
-@compiled
+@compiled_and_prepared
 def _run(run_pk: int) -> QuerySet[SyncRun]:
     return SyncRun.objects.filter(pk=run_pk)
 
 
-@compiled
+@compiled_and_prepared
 def _an_open_run(operation_pk: int) -> QuerySet[SyncRun]:
     return SyncRun.objects.filter(operation_id=operation_pk, outcome="").order_by().only("pk")[:1]
 
 
-@compiled
+@compiled_and_prepared
 def _open_operation(operation_pk: int) -> QuerySet[BulkOperation]:
     return BulkOperation.objects.filter(pk=operation_pk, ended_at=None)
 
 
-@compiled
+@compiled_and_prepared
 def _locked_open_operation(operation_pk: int) -> QuerySet[BulkOperation]:
     return BulkOperation.objects.filter(pk=operation_pk, ended_at=None).select_for_update()
 

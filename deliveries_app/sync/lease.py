@@ -44,7 +44,7 @@ from deliveries_app.models.apps import MAX_SHARED_CRASHES, has_no_cooldown, is_f
 from deliveries_app.sync import pace
 from deliveries_app.sync.exceptions import Paused, Superseded
 from docora.db.clock import DatabaseClock, boot_seconds, from_now
-from docora.db.compiled import compiled
+from docora.db.compiled import compiled, compiled_and_prepared
 from docora.process import has_ended, process_name
 from docora.redis import queues
 from docora.server.worker import identity
@@ -263,30 +263,30 @@ def claim(watch_pk: int, *, alone: bool = True) -> Lease | None:
         return _take(watch, max(1, free // 2), started)
 
 
-@compiled
+@compiled_and_prepared
 def _watch(watch_pk: int) -> QuerySet[AppRepository]:
     return AppRepository.objects.filter(pk=watch_pk)
 
 
-@compiled
+@compiled_and_prepared
 def _own(watch_pk: int, fencing_token: int, generation: int) -> QuerySet[AppRepository]:
     """Return the watch if that claim still owns it."""
     return AppRepository.objects.filter(pk=watch_pk, fencing_token=fencing_token, generation=generation)
 
 
-@compiled
+@compiled_and_prepared
 def _own_unless_requested(watch_pk: int, fencing_token: int, generation: int) -> QuerySet[AppRepository]:
     """Return the watch if that claim still owns it and no sync was requested since."""
     rows = AppRepository.objects.filter(pk=watch_pk, fencing_token=fencing_token, generation=generation)
     return rows.filter(request_count=F("claimed_request_count"))
 
 
-@compiled
+@compiled_and_prepared
 def _locked_app(watch_pk: int) -> QuerySet[App]:
     return App.objects.select_for_update(of=("self",), no_key=True).filter(watches=watch_pk)
 
 
-@compiled
+@compiled_and_prepared
 def _locked_if_due(watch_pk: int) -> QuerySet[AppRepository]:
     """Return the watch, locked, if it is due and free, with everything else that a claim reads."""
     own = {"watch_id": OuterRef("pk")}

@@ -6,7 +6,8 @@ and reading its rows.
 
 import inspect
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
 from functools import cache, cached_property, update_wrapper
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Expression, QuerySet, prefetch_related_objects
 from django.db.models.sql import Query, UpdateQuery
 from django.db.models.sql.compiler import SQLCompiler
+
+from docora.db.prepared import forgetting_outdated, prepared
 
 _MAX_UPDATES = 100
 _queries: "WeakSet[Compiled[..., Any]]" = WeakSet()
@@ -96,10 +99,11 @@ def _unopened(using: str) -> BaseDatabaseWrapper:
 
 
 class Compiled[**P, Row]:
-    """A queryset whose SQL is built once. Create it with `compiled`."""
+    """A queryset whose SQL is built once. Create it with `compiled` or `compiled_and_prepared`."""
 
-    def __init__(self, build: Callable[P, QuerySet[Any, Row]]) -> None:
+    def __init__(self, build: Callable[P, QuerySet[Any, Row]], *, is_prepared: bool = False) -> None:
         self._build: Callable[..., QuerySet[Any, Row]] = build
+        self._is_prepared = is_prepared
         self._arguments = {name: _Argument(name) for name in inspect.signature(build).parameters}
         self._select: QuerySet[Any, Row] | None = None
         self._updates: dict[Any, tuple[_Statement, dict[str, Any]]] = {}
@@ -114,9 +118,10 @@ class Compiled[**P, Row]:
         # Django checks this when it compiles.
         if query.select_for_update and connection.features.has_select_for_update and connection.get_autocommit():
             raise transaction.TransactionManagementError(f"{self} locks rows, which needs a transaction.")
-        query.of_thread.statement = query.quoted.bind(self._values(arguments, named))
-        # What `list(select.all())` does, without its copy of the query.
-        rows: list[Any] = list(select._iterable_class(select))
+        with self._executed(query.quoted) as statement:
+            query.of_thread.statement = statement.bind(self._values(arguments, named))
+            # What `list(select.all())` does, without its copy of the query.
+            rows: list[Any] = list(select._iterable_class(select))
         prefetch_related_objects(rows, *select._prefetch_related_lookups)
         return rows
 
@@ -133,9 +138,26 @@ class Compiled[**P, Row]:
             known = self._updates[key] = self._compile_update(changes)
         statement, fields = known
         new = {f"new {name}": field.get_db_prep_save(changes[name], connection) for name, field in fields.items()}
-        with transaction.mark_for_rollback_on_error(), connection.cursor() as cursor:
+        with (
+            transaction.mark_for_rollback_on_error(),
+            self._executed(statement) as statement,
+            connection.cursor() as cursor,
+        ):
             cursor.execute(*statement.bind(self._values(arguments, {}) | new))
             return int(cursor.rowcount)
+
+    @contextmanager
+    def _executed(self, statement: _Statement) -> Iterator[_Statement]:
+        """Yield the statement to execute."""
+        if not self._is_prepared:
+            yield statement
+            return
+        with forgetting_outdated():
+            yield statement._replace(sql=prepared(self._name, statement.sql))
+
+    @cached_property
+    def _name(self) -> str:
+        return f"{self._build.__module__.rpartition('.')[2]}.{self._build.__qualname__}"
 
     def _values(self, arguments: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
         values: dict[str, Any] = {**dict(zip(self._arguments, arguments, strict=False)), **named}
@@ -188,6 +210,13 @@ def compiled[**P, Row](build: Callable[P, QuerySet[Any, Row]]) -> Compiled[P, Ro
     except settings.
     """
     return Compiled(build)
+
+
+def compiled_and_prepared[**P, Row](build: Callable[P, QuerySet[Any, Row]]) -> Compiled[P, Row]:
+    """Decorate a function as `compiled` does. PostgreSQL then plans the query only once for each connection, so use this only
+    for a query that finds its rows by their keys (`docora.db.prepared`).
+    """
+    return Compiled(build, is_prepared=True)
 
 
 def _is_expression(value: object) -> bool:

@@ -8,7 +8,7 @@ from django.contrib.auth.models import Permission
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
-from docora.db.compiled import compiled
+from docora.db.compiled import compiled_and_prepared
 
 MAX_USERNAME = 150  # of `auth.User`
 
@@ -41,12 +41,12 @@ class OneQueryBackend(ModelBackend):
         return permissions
 
 
-@compiled
+@compiled_and_prepared
 def _user(user_pk: int) -> QuerySet[Any]:
     return get_user_model()._default_manager.filter(pk=user_pk)
 
 
-@compiled
+@compiled_and_prepared
 def _permissions(user_pk: int) -> "QuerySet[Permission, tuple[str, str]]":
     """Return the app and the codename of each permission that the user or one of the user's groups has."""
     permissions = Permission.objects.order_by().values_list("content_type__app_label", "codename")

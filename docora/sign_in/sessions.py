@@ -7,7 +7,7 @@ from django.contrib.sessions.models import Session
 from django.db.models import QuerySet
 from django.utils import timezone
 
-from docora.db.compiled import compiled
+from docora.db.compiled import compiled_and_prepared
 
 
 class SessionStore(db.SessionStore):
@@ -22,6 +22,6 @@ class SessionStore(db.SessionStore):
         return session
 
 
-@compiled
+@compiled_and_prepared
 def _session(session_key: str) -> QuerySet[Session]:
     return Session.objects.filter(session_key=session_key)

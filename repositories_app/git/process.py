@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from django.conf import settings
@@ -160,7 +160,7 @@ def start(
 ) -> subprocess.Popen[bytes]:
     """Start git with a pipe for its output, in its own process group. git ends with this process and holds `fds` open.
 
-    stderr goes to a temporary file, so that much output never blocks the process; `stderr_of` reads it.
+    stderr goes to a temporary file, so that much output never blocks the process; `stderr_of` reads and closes it.
 
     - `max_memory`: limit in bytes for a local command that holds in memory what a foreign tree expands to.
     - `short`: a local command that ends soon even if this process dies, because it has little to do or nobody reads its
@@ -170,7 +170,8 @@ def start(
     limits = {"fsize": settings.MAX_FETCH_BYTES, "data": MAX_MEMORY} if remote else {}
     if max_memory is not None:
         limits["data"] = max_memory
-    errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process, see `stderr_of`
+    # A host may send any number of messages. git's own are few, and a file in memory costs less.
+    errors: Any = tempfile.TemporaryFile() if remote else os.fdopen(os.memfd_create("stderr"), "w+b")  # noqa: SIM115
     where = ["--git-dir", str(directory)] if directory else []
     command = [*(_LEADER if remote else ()), "git", *where, *args]
     if not short:

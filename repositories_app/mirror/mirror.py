@@ -5,7 +5,7 @@ repack). git processes inherit the locks' descriptors, so a lock is free only wh
 -9.
 
 Refs keep the objects that are needed: `refs/docora/<watch>/run` is the commit that a run reads, and
-`refs/docora/<watch>/base` is the commit that the watch's rows describe.
+`refs/docora/<watch>/base` is the commit that the watch's rows describe. There is no `run` if both are the same.
 """
 
 import contextlib
@@ -119,7 +119,8 @@ class Mirror:
             ref = f"refs/docora/{watch}/run"
             kept = self._kept(watch) if self._packs() else []
             if commit in kept:
-                self._write_ref(ref, commit)
+                if self._read_ref(f"refs/docora/{watch}/base") != commit:
+                    self._write_ref(ref, commit)
                 return commit
             if client and self._fetch_pack(client, url, token, commit, kept, timeout, tick):
                 self._write_ref(ref, commit)
@@ -234,7 +235,9 @@ class Mirror:
 
     def keep_base(self, watch: str, commit: str) -> None:
         """Point the watch's `base` ref to `commit`, which its rows describe, and remove its `run` ref."""
-        self._write_ref(f"refs/docora/{watch}/base", commit)
+        base = f"refs/docora/{watch}/base"
+        if self._read_ref(base) != commit:
+            self._write_ref(base, commit)
         (self.directory / f"refs/docora/{watch}/run").unlink(missing_ok=True)
 
     def tree(self, commit: str, paths: Sequence[bytes] | None = None) -> Iterator[Entry]:
@@ -409,15 +412,10 @@ class Mirror:
 
     def _clear(self) -> None:
         """Remove the files that a killed or failed writer has left. Call this while holding the `fetch` lock."""
-        for pattern in (
-            "*.lock",
-            "refs/**/*.lock",
-            "objects/pack/tmp_*",
-            "objects/pack/*.promisor",
-            "objects/**/tmp_obj_*",
-        ):
-            for stale in self.directory.glob(pattern):
-                stale.unlink(missing_ok=True)
+        for folder, _, names in os.walk(self.directory):
+            for name in names:
+                if name.startswith("tmp_") or name.endswith((".lock", ".promisor")):
+                    Path(folder, name).unlink(missing_ok=True)
 
     def _glance(self, args: Sequence[str], timeout: float = git.LOCAL_TIMEOUT) -> bytes:
         """Run a git command that ends at once, and return its output."""

@@ -10,6 +10,7 @@ import django_rq
 import pytest
 from django.db import transaction
 from django.db.models.functions import Now
+from pytest_django import DjangoAssertNumQueries
 from redis import Redis
 from rq.exceptions import NoSuchJobError
 from rq.job import Job
@@ -264,6 +265,24 @@ def test_watches_in_the_high_queue_are_left_there_without_a_round_trip_for_each(
         "cmdstat_del": 1,
     }
     assert ids("high") == [watch.job_id for watch in watches[:4]]
+
+
+@pytest.mark.usefixtures("queue_of_four")
+def test_job_leaves_the_default_queue_to_the_sweep_while_many_wait_in_the_high_queue(
+    world: World, redis_client: Redis, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    watches = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(5)]
+    redis_client.flushall()
+    for watch in watches[:4]:
+        resync_single(Actor.command(), watch)
+    with django_assert_num_queries(0):
+        assert enqueue_due(after_job=True) == 0
+    queues.drop([watches[0].job_id])
+    assert enqueue_due(after_job=True) == 2  # with fewer jobs in the high queue, a job does
+    queues.drop(ids("default"))
+    resync_single(Actor.command(), watches[0])
+    assert enqueue_due(after_job=True) == 0
+    assert enqueue_due() == 1  # the sweep always does
 
 
 def test_only_one_process_at_a_time_fills_the_queue(world: World, redis_client: Redis) -> None:

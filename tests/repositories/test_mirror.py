@@ -61,6 +61,20 @@ def is_locked(path: Path) -> bool:
     return False
 
 
+def test_resync_of_the_same_commit_writes_no_file_but_a_lock(world: World) -> None:
+    repo, watch = world.watch({"a.txt": b"1"})
+    world.sync(watch)
+    refs = directory_of(watch) / "refs" / "docora" / watch.watch_id
+    before = {path: path.stat().st_mtime_ns for path in directory_of(watch).rglob("*")}
+    resync(world, watch)
+    assert {path: path.stat().st_mtime_ns for path in directory_of(watch).rglob("*")} == before
+    assert [path.name for path in refs.iterdir()] == ["base"]
+    repo.commit({"a.txt": b"2"})
+    world.sync(watch)
+    assert [path.name for path in refs.iterdir()] == ["base"]
+    assert (refs / "base").read_text().strip() == repo.head
+
+
 def test_mirror_is_bare_shallow_and_shared_by_apps(world: World, settings) -> None:
     repo, watch = world.watch({"a.txt": b"1"})
     for number in range(4):

@@ -13,7 +13,7 @@ from functools import cache
 from django.db import connection, transaction
 from django.test import TransactionTestCase
 
-from docora.db import append_only
+from docora.db import append_only, prepared
 
 _TOMORROW = datetime(9999, 1, 1, tzinfo=UTC)  # later than what any test has recorded
 _MADE_BY_MIGRATIONS = {
@@ -52,4 +52,5 @@ def _must_reconnect(_case: object) -> bool:
         return True
     with connection.cursor() as cursor:
         cursor.execute("DISCARD ALL")
+    prepared.forget()
     return False
