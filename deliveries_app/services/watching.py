@@ -196,7 +196,8 @@ def store_watch(
             watch.refresh_from_db()
             resync_single(actor, watch, skip_permission_check=True)
             return Watched(watch, False)
-        watch.refresh_from_db()
+        if revived:
+            watch.refresh_from_db()
         run = runs.open_run(watch, Reason.INITIAL, requested_by=actor.name, user_pk=actor.user_pk)
         run.save()
         runs.log_requested([run])
