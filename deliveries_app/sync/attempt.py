@@ -310,7 +310,6 @@ class Attempt:
             self._work_for_newest_request()
             run = self.sync_run = self.sync_run or self._new_run()
             runs.set_totals(run, files=plan.files, size=plan.bytes, left_out=plan.left_out, commit=planned.head.commit)
-        runs.seed(run)
         recorder = Recorder(self.lease, run, had_failures=self.lease.had_listed, on_first=unequal)
         self.recorder = recorder
         destination = self._destination(planned.head, run)

@@ -124,6 +124,7 @@ class Recorder:
         self._unpublished: Counter[str] = Counter()
         self._unpublished_causes: Counter[str] = Counter()
         self._published_at = time.monotonic()
+        self._is_shown = False  # the live counters are those of this attempt
         self.longest_hold = 0.0  # the longest time in seconds that a path of this run has to wait
         self.last_failure: Failure | None = None
         self._committed_at = time.monotonic()
@@ -162,10 +163,13 @@ class Recorder:
             self.last_failure = failure  # a path that waits for another one says nothing about the cause
         self.longest_hold = max(self.longest_hold, failure.hold_seconds)
 
-    def commit(self, announce: Sequence[Notification] = (), adopt: Sequence[Notification] = ()) -> None:
+    def commit(
+        self, announce: Sequence[Notification] = (), adopt: Sequence[Notification] = (), *, is_last: bool = False
+    ) -> None:
         """Write everything collected and announce the next batch. If it raises `Superseded`, nothing was written.
 
-        `adopt`: notifications whose content the app turned out to hold already. Nothing is sent for them.
+        `adopt`: notifications whose content the app turned out to hold already. Nothing is sent for them. `is_last`: unless
+        something failed, the run ends next, which updates what progress bars show.
         """
         fresh = [notification for notification in [*announce, *adopt] if notification.change.sequence is None]
         first = self._lease.reserve_sequences(len(fresh)) if fresh else 0
@@ -202,7 +206,7 @@ class Recorder:
         if announce or any(counts.values()):
             logger.debug("batch_recorded", extra={**counts, "announced": len(announce)})
         if publish:
-            self._publish()
+            self._publish(ends=is_last and not self.failed_count)
 
     @property
     def _unpublished_bytes(self) -> int:
@@ -220,15 +224,21 @@ class Recorder:
             acknowledged_at=self._acknowledged_at,
         )
 
-    def _publish(self) -> None:
-        """Update what progress bars, the app's page and the metrics show. Call this after the commit."""
+    def _publish(self, *, ends: bool) -> None:
+        """Update what progress bars, the app's page and the metrics show. Call this after the commit.
+
+        A run that `ends` before it was shown needs no live counters: until its end, progress bars show its row.
+        """
         failures = {counters.field(counters.DELIVERY_FAILURES, why): n for why, n in self._unpublished_causes.items()}
         counts = {counters.FILES: self._unpublished["files"], counters.BYTES: self._unpublished_bytes, **failures}
         endpoint_stats.record_latest(self._lease.watch.app, self._latest, counts)
         shown = {name: self._unpublished[name] for name in ("files_done", "bytes_done", "files_failed")}
         # Adopted files need no request, and parts of a file do not count as files.
-        if self._latest.requests or any(shown.values()):
+        if self._is_shown and (self._latest.requests or any(shown.values())):
             runs.show(self._run, **shown)
+        elif not self._is_shown and not ends:
+            runs.seed(self._run)
+            self._is_shown = True
         self._latest, self._unpublished, self._unpublished_causes = endpoint_stats.Latest(), Counter(), Counter()
         self._published_at = time.monotonic()
 

@@ -90,7 +90,7 @@ class Sender:
             self._act_on(self._health.ping())
         for kind in PHASES:
             self._send_phase(plan.phase(kind))
-        self._recorder.commit()
+        self._recorder.commit(is_last=not self._lease.watch.app.send_sync_completed)
         if self._failed_like_others():
             self._check_endpoint()
             if self._policy.is_trying_one_by_one:  # no path is left to try

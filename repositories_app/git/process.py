@@ -48,6 +48,7 @@ _LEADER = (
 _ALWAYS = {
     "core.bigFileThreshold": "32m",  # larger contents are streamed and not held in memory
     "core.fsmonitor": "false",
+    "core.fsync": "none",  # a mirror that a power failure has damaged is rebuilt
     "core.hooksPath": "/dev/null",
     "credential.helper": "",
     "fetch.recurseSubmodules": "false",
@@ -56,6 +57,7 @@ _ALWAYS = {
     "http.followRedirects": "false",  # also keeps a host without smart HTTP from naming alternates elsewhere
     "http.proxy": "",
     "maintenance.auto": "false",
+    "pack.writeReverseIndex": "false",  # only needed to serve fetches
     "protocol.allow": "never",
     "protocol.version": "2",
     "safe.directory": "*",

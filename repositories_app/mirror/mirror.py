@@ -235,10 +235,13 @@ class Mirror:
 
     def keep_base(self, watch: str, commit: str) -> None:
         """Point the watch's `base` ref to `commit`, which its rows describe, and remove its `run` ref."""
-        base = f"refs/docora/{watch}/base"
-        if self._read_ref(base) != commit:
-            self._write_ref(base, commit)
-        (self.directory / f"refs/docora/{watch}/run").unlink(missing_ok=True)
+        base, run = f"refs/docora/{watch}/base", f"refs/docora/{watch}/run"
+        if self._read_ref(base) == commit:
+            (self.directory / run).unlink(missing_ok=True)
+            return
+        self._write_ref(run, commit)
+        with _writing_ref(base):
+            (self.directory / run).replace(self.directory / base)
 
     def tree(self, commit: str, paths: Sequence[bytes] | None = None) -> Iterator[Entry]:
         """Yield the files of a commit in byte order of their paths: all of them, or those in `paths`."""
@@ -433,10 +436,9 @@ class Mirror:
 
     def _write_ref(self, name: str, commit: str) -> None:
         """Write the file of a ref as git does, without starting a process. Only the lease holder writes a watch's refs."""
-        try:
-            self._write_file(name, f"{commit}\n")
-        except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
-            raise git_errors.explain(Cause.CORRUPT, f"the ref {name} cannot be written") from error
+        if self._read_ref(name) != commit:
+            with _writing_ref(name):
+                self._write_file(name, f"{commit}\n")
 
     def _write_file(self, name: str, text: str) -> None:
         """Write a small file as git does. A reader sees the old text or the new one."""
@@ -507,6 +509,14 @@ def _with_sizes(differences: dict[bytes, Difference], reader: BlobReader) -> dic
         return replace(entry, size=sizes[entry]) if entry in sizes else entry
 
     return {path: (with_size(before), with_size(after)) for path, (before, after) in differences.items()}
+
+
+@contextlib.contextmanager
+def _writing_ref(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+        raise git_errors.explain(Cause.CORRUPT, f"the ref {name} cannot be written") from error
 
 
 def _peeled(commit: str) -> str:
