@@ -24,7 +24,7 @@ from docora.process import die_with_parent
 from tests.bench.report import Row
 from tests.bench.repositories import make_large
 from tests.bench.sink import COMMIT
-from tests.bench.stage import PROJECT, Receiver, Stage, descendants, open_stage
+from tests.bench.stage import PROJECT, Receiver, Stage, open_stage
 
 if TYPE_CHECKING:
     from deliveries_app.models import App
@@ -218,7 +218,7 @@ def _watched_memory() -> Iterator[Callable[[], float]]:
 
     def watch() -> None:
         while not over.wait(0.25):
-            sizes.append(sum(_memory_of(pid) for pid in descendants(os.getpid()) if _is_worker(pid)))
+            sizes.append(sum(map(_memory_of, _workers())))
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -227,6 +227,14 @@ def _watched_memory() -> Iterator[Callable[[], float]]:
     finally:
         over.set()
         thread.join()
+
+
+def _workers() -> list[int]:
+    """Return the workers and their work-horses. A work-horse's own children share its memory until they become git."""
+    from tests.support.processes import children
+
+    workers = [pid for pid in children(os.getpid()) if _is_worker(pid)]
+    return [*workers, *(horse for worker in workers for horse in children(worker))]
 
 
 def _is_worker(pid: int) -> bool:
