@@ -23,7 +23,7 @@ from django.db.models.functions import Coalesce, Greatest, Least, Now, Random, R
 
 from deliveries_app.models import AppRepository, AppRepositoryQuerySet
 from deliveries_app.models.apps import app_is_full
-from docora.db.compiled import compiled
+from docora.db.compiled import compiled_and_prepared
 from docora.redis import queues
 
 _JITTER = 0.1  # share of the interval between checks, in either direction
@@ -94,7 +94,7 @@ def _enqueue_due(waiting: list[str]) -> int:
     )
 
 
-@compiled
+@compiled_and_prepared
 def _next_due() -> QuerySet[AppRepository]:
     turn = Window(RowNumber(), partition_by="app_id", order_by=["next_sync_at", "pk"])
     due = AppRepository.objects.due().free().startable().alias(turn=turn)

@@ -30,7 +30,7 @@ from deliveries_app.progress.runs import Remaining
 from deliveries_app.services import requests, resend
 from deliveries_app.services.requests import NotFound
 from docora.db.clock import from_now
-from docora.db.compiled import compiled
+from docora.db.compiled import compiled_and_prepared
 from docora.text import counted, format_seconds
 
 PERMISSION = RESYNC_PERMISSION
@@ -236,7 +236,7 @@ def look_after() -> None:
     scheduling.request_sync(idle)
 
 
-@compiled
+@compiled_and_prepared
 def _an_open_check() -> QuerySet[DriftCheck]:
     return DriftCheck.objects.open().order_by()[:1]
 

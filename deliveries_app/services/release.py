@@ -36,7 +36,7 @@ from deliveries_app.models import (
 )
 from deliveries_app.progress import runs
 from deliveries_app.services import requests
-from docora.db.compiled import compiled
+from docora.db.compiled import compiled_and_prepared
 from docora.text import counted
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def release_due() -> int:
     return sum(map(release, _gradual_operations()))
 
 
-@compiled
+@compiled_and_prepared
 def _gradual_operations() -> "QuerySet[PendingRelease, int]":
     return PendingRelease.objects.order_by().values_list("operation_id", flat=True).distinct()
 

@@ -22,7 +22,7 @@ from deliveries_app.planning.delivery_rows import delivery_rules_of
 from deliveries_app.scheduling import next_check
 from deliveries_app.sync import circuit
 from docora.db.clock import from_now
-from docora.db.compiled import compiled
+from docora.db.compiled import compiled, compiled_and_prepared
 from docora.http.client import HttpClient
 from docora.redis import counters
 from docora.security.crypto import Undecryptable
@@ -87,7 +87,7 @@ def probe_hosts(client: HttpClient, meanwhile: Callable[[], None]) -> None:
             circuit.close_circuit(repository)
 
 
-@compiled
+@compiled_and_prepared
 def _due_outages() -> QuerySet[HostOutage]:
     return HostOutage.objects.filter(retry_at__lte=Now())
 

@@ -412,7 +412,7 @@ def _app_with_runs(app_pk: int, watch_pk: int) -> QuerySet[App]:
     )
 
 
-@compiled
+@compiled_and_prepared
 def _held() -> QuerySet[AppRepository]:
     """Return the watches that have a lease or are shown as syncing. `is_over`: the lease has ended, or there is none."""
     held = AppRepository.objects.filter(Q(status=Status.SCANNING) | Q(lease_until__isnull=False))

@@ -60,7 +60,10 @@ def postgres_options(given: Mapping[str, Any], lease_seconds: float) -> dict[str
     PostgreSQL and libpq ignore the TCP options on a Unix socket.
     """
     timeout = round(lease_seconds * 1000)  # milliseconds
-    session = f"-c idle_in_transaction_session_timeout={timeout} -c tcp_user_timeout={timeout}"
+    session = (
+        f"-c idle_in_transaction_session_timeout={timeout} -c tcp_user_timeout={timeout}"
+        " -c plan_cache_mode=force_generic_plan"  # `docora.db.prepared`
+    )
     return {
         "connect_timeout": 10,
         "keepalives_idle": 10,

@@ -37,8 +37,8 @@ class _Session:
     def prepare(raw: Any, name: str, sql: str) -> str:
         """Prepare a statement, and return the SQL that executes it.
 
-        PostgreSQL keeps the plan until it analyses a table of the statement. Tables that are still small when it plans may
-        grow meanwhile, so the plan must not read whole tables.
+        PostgreSQL keeps the plan until it analyses a table of the statement (`plan_cache_mode`). Tables that are still small
+        when it plans may grow meanwhile, so the plan must not read whole tables.
         """
         numbers = itertools.count(1)
         text = _PLACEHOLDER.sub(lambda match: f"${next(numbers)}" if match[0] == "%s" else "%", sql)
@@ -57,7 +57,7 @@ _sessions: "WeakKeyDictionary[Any, _Session]" = WeakKeyDictionary()
 def prepared(name: str, sql: str) -> str:
     """Return the SQL to execute instead of `sql`, with the same `%s` placeholders.
 
-    Use this for statements that find rows by their keys, whatever the sizes of the tables. PostgreSQL must be able to infer
+    Use this for statements that find rows through indexes, whatever the sizes of the tables. PostgreSQL must be able to infer
     the types of the parameters. `name` is what logs and `pg_stat_activity` show.
     """
     if connection.vendor != "postgresql" or connection.needs_rollback:
