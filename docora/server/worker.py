@@ -11,7 +11,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -86,6 +86,15 @@ def _run_death_callbacks() -> None:
     os.waitpid(child, 0)
 
 
+@contextlib.contextmanager
+def _surviving_an_outage() -> Iterator[None]:
+    """Only log that Redis is down. RQ, which waits for Redis only while it waits for a job, would end the worker."""
+    try:
+        yield
+    except RedisError as error:
+        logger.warning("worker_without_redis", extra={"cause": str(error)})
+
+
 class DocoraWorker(Worker):
     """A worker with short heartbeats. With RQ's defaults, it takes 811 s to find the job of a killed worker."""
 
@@ -99,6 +108,14 @@ class DocoraWorker(Worker):
         kwargs |= {"job_class": DocoraJob, "serializer": "json"}
         kwargs |= {"worker_ttl": WORKER_TTL_SECONDS, "maintenance_interval": 10, "job_monitoring_interval": 3}
         super().__init__(queues, name, **kwargs)
+
+    def check_for_suspension(self, burst: bool) -> None:
+        with _surviving_an_outage():
+            super().check_for_suspension(burst)
+
+    def set_state(self, state: str, pipeline: Pipeline | None = None) -> None:
+        with _surviving_an_outage():
+            super().set_state(state, pipeline)
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Survive a Redis outage, in which RQ would end the worker and its job.
@@ -117,19 +134,20 @@ class DocoraWorker(Worker):
 
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
         """Register at every heartbeat. RQ registers only once, so a Redis that lost its data would never list the worker."""
-        super().heartbeat(timeout, pipeline)
-        worker_registration.register(self, pipeline)
-        if pipeline is None and not self.connection.hexists(self.key, "birth"):  # during a job, RQ checks this itself
-            self.connection.hset(self.key, mapping={**self.serialize(), "state": self.get_state()})
+        with _surviving_an_outage():
+            super().heartbeat(timeout, pipeline)
+            worker_registration.register(self, pipeline)
+            if pipeline is None and not self.connection.hexists(
+                self.key, "birth"
+            ):  # during a job, RQ checks this itself
+                self.connection.hset(self.key, mapping={**self.serialize(), "state": self.get_state()})
 
     def run_maintenance_tasks(self) -> None:
-        """Survive a Redis outage, in which RQ would end the worker. The tasks are tried again before the next job."""
-        try:
+        """Also call the callbacks. In a Redis outage, the tasks are tried again before the next job."""
+        with _surviving_an_outage():
             super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
             for callback in maintenance_callbacks:
                 callback()
-        except RedisError as error:
-            logger.warning("worker_without_redis", extra={"cause": str(error)})
 
     def perform_job(self, job: Job, queue: Queue, execution: Execution) -> bool:
         """Perform the job in the work-horse and, unless the job runs alone, also the jobs that wait behind it.

@@ -31,6 +31,7 @@ from docora.server.worker import DocoraWorker, stopping
 from docora.settings import JOBS
 from tests.support.processes import forked, reap
 from tests.support.receiver import wait_for
+from tests.support.valkey import ValkeyServer
 
 HERE = f"{__name__}."
 
@@ -330,6 +331,22 @@ def test_redis_outage_during_maintenance_does_not_end_the_worker(tmp_path: Path)
     put(file)
     assert reap(work("default", kind=WithoutRedis)) == 0
     assert len(pids(file)) == 1
+
+
+def test_redis_outage_between_jobs_does_not_end_the_worker(
+    valkey_server: ValkeyServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    redis = connection()
+    worker = DocoraWorker([django_rq.get_queue("default", connection=redis)], connection=redis)
+    worker.register_birth()
+    valkey_server.stop()
+    worker.check_for_suspension(burst=False)
+    worker.set_state("idle")
+    worker.heartbeat()
+    assert [record.message for record in caplog.records] == ["worker_without_redis"] * 3
+    valkey_server.start()
+    worker.heartbeat()
+    assert redis.hget(worker.key, "state") == b"idle"
 
 
 def test_later_job_of_a_killed_work_horse_leaves_nothing_behind(tmp_path: Path, redis_client: Redis) -> None:
