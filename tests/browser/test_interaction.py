@@ -380,7 +380,7 @@ def test_watch_page_is_final_and_keeps_what_is_in_use(quiet_site: Site, browser:
         assert page.evaluate("document.activeElement.id") == f"watch-actions-{watch.pk}"  # where Retry was
         assert violations(page) == []
         shown = content_of(page)
-        assert "500" not in shown
+        assert "HTTP 500" not in shown
         page.reload()
         assert shown == content_of(page)
 
@@ -413,7 +413,7 @@ def test_settled_row_is_final_and_keeps_focus(quiet_site: Site, browser: Browser
         expect(row.locator(".badge")).to_have_text("Up to date", timeout=30_000)
         expect(page.get_by_role("link", name="Re-sync acme/docs")).to_be_focused()
         shown = re.sub(r"just now|\d+ s ago", "…", row.inner_text())
-        assert "500" not in shown
+        assert "HTTP 500" not in shown
         assert "Retry" not in shown
         page.reload()
         assert shown == re.sub(r"just now|\d+ s ago", "…", row.inner_text())
