@@ -114,7 +114,7 @@ def announce(
 def acknowledge(watch_pk: int, rows: Sequence[Acknowledged], now: datetime) -> None:
     """Record that the app holds what was announced for these paths."""
     moment = connection.ops.adapt_datetimefield_value(now)
-    with forgetting_outdated(), connection.cursor() as cursor:
+    with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
             answers = orjson.dumps({row.path: row[1:] for row in rows}).decode()
             paths = _texts([row.path for row in rows])

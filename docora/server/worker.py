@@ -88,7 +88,7 @@ def _run_death_callbacks() -> None:
 
 @contextlib.contextmanager
 def _surviving_an_outage() -> Iterator[None]:
-    """Only log that Redis is down. RQ, which waits for Redis only while it waits for a job, would end the worker."""
+    """Only log that Redis is down. RQ waits for Redis while it waits for a job; at any other time, it ends the worker."""
     try:
         yield
     except RedisError as error:
@@ -137,9 +137,8 @@ class DocoraWorker(Worker):
         with _surviving_an_outage():
             super().heartbeat(timeout, pipeline)
             worker_registration.register(self, pipeline)
-            if pipeline is None and not self.connection.hexists(
-                self.key, "birth"
-            ):  # during a job, RQ checks this itself
+            # During a job, RQ checks this itself.
+            if pipeline is None and not self.connection.hexists(self.key, "birth"):
                 self.connection.hset(self.key, mapping={**self.serialize(), "state": self.get_state()})
 
     def run_maintenance_tasks(self) -> None:
