@@ -285,6 +285,18 @@ def test_unreachable_redis_is_one_alert_and_no_worker_alert(out: AlertReceivers,
     assert out.events == [("alert", "redis_down", 1)]
 
 
+def test_slow_statements_make_no_heartbeat_late(out: AlertReceivers, monkeypatch) -> None:
+    now = timezone.now
+
+    def slow(execute, *arguments):
+        monkeypatch.setattr(heartbeat.timezone, "now", lambda: now() + timedelta(seconds=60))
+        return execute(*arguments)
+
+    with connection.execute_wrapper(slow):
+        alerts.run_round()
+    assert not Alert.objects.exists()
+
+
 def test_worker_alerts_about_a_late_sweep(out: AlertReceivers) -> None:
     redis().set("docora:heartbeat:sweep", timezone.now().timestamp() - 600)
     alerts.enqueue_if_sweep_is_late()

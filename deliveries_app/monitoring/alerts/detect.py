@@ -56,7 +56,7 @@ class Subjects:
 
 def detect() -> None:
     """Run one round of detection, unless another process has just done so."""
-    signs = heartbeat.read()  # before the transaction, because Redis may be slow
+    docora_problems = _docora_problems(heartbeat.read())  # first, because Redis and the statements below may be slow
     with transaction.atomic():
         number = _begin_round()
         if number is None:
@@ -74,7 +74,7 @@ def detect() -> None:
                 )
                 changed += _close(recovered, number, now)
             changed += _open(kind, subjects, number, now)
-        for kind, is_wrong in _docora_problems(signs).items():
+        for kind, is_wrong in docora_problems.items():
             if is_wrong and kind not in open_kinds:
                 Alert.objects.create(kind=kind, since=now)
             elif is_wrong is False and kind in open_kinds:
@@ -133,7 +133,8 @@ def _docora_problems(signs: Signs | None) -> dict[AlertKind, bool | None]:
 
 def _update_causes() -> None:
     """Note what the watches fail with now, for reminders. One that has recovered keeps its last cause."""
-    current = AppRepository.objects.filter(pk=OuterRef("subject")).exclude(root_cause="").values("root_cause")[:1]
+    watch = AppRepository.objects.filter(pk=OuterRef("subject")).order_by()
+    current = watch.exclude(root_cause="").values("root_cause")[:1]
     alerts = Alert.objects.filter(kind=AlertKind.FAILING, ended_at=None).annotate(current=Subquery(current))
     alerts.filter(current__isnull=False).exclude(cause=F("current")).update(cause=F("current"))
 
