@@ -63,6 +63,8 @@ def postgres_options(given: Mapping[str, Any], lease_seconds: float) -> dict[str
     session = (
         f"-c idle_in_transaction_session_timeout={timeout} -c tcp_user_timeout={timeout}"
         " -c plan_cache_mode=force_generic_plan"  # `docora.db.prepared`
+        # Compiling takes seconds. Before version 18, every plan that reads a table in spite of `enable_seqscan=off` is compiled.
+        " -c jit=off"
     )
     return {
         "connect_timeout": 10,

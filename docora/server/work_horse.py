@@ -62,9 +62,9 @@ class WorkHorse:
 
     def run(self, first: Assignment) -> None:
         """Perform `first` and the jobs that wait. Return once no more jobs wait or may be taken, and all have ended."""
-        self._open_place(first)
         self._held[queues.tenant_of(first[0])] = 1
-        looked_at, used, ended = time.monotonic(), _cpu_seconds(), 0
+        self._open_place(first)
+        checked_at, used, ended = time.monotonic(), _cpu_seconds(), 0
         over_at = 0.0
         while not self._is_done():
             now, cpu = time.monotonic(), _cpu_seconds()
@@ -74,8 +74,8 @@ class WorkHorse:
             if over_at and now - over_at > HAND_OVER_AFTER + HANGS_AFTER:
                 logger.error("work_horse_hangs", extra={"jobs": self._open})
                 os._exit(1)
-            is_waiting = self._ended == ended and cpu - used < _BUSY * (now - looked_at)
-            looked_at, used, ended = now, cpu, self._ended
+            is_waiting = self._ended == ended and cpu - used < _BUSY * (now - checked_at)
+            checked_at, used, ended = now, cpu, self._ended
             for _ in range(min(self._open, self._places - self._open) if is_waiting else 0):  # at most double them
                 if following := self._next():
                     self._open_place(following)
@@ -107,10 +107,12 @@ class WorkHorse:
     def _work(self, assignment: Assignment | None) -> None:
         try:
             while assignment:
-                self._perform(*assignment)
+                try:
+                    self._perform(*assignment)
+                finally:
+                    with self._changed:
+                        self._held -= Counter([queues.tenant_of(assignment[0])])  # a tenant that holds none is left out
                 self._ended += 1
-                with self._changed:
-                    self._held -= Counter([queues.tenant_of(assignment[0])])  # a tenant that holds none is left out
                 close_broken_connections()
                 assignment = self._next()
         except RedisError as error:  # while RQ recorded the job's start or end; the worker waits for Redis

@@ -200,6 +200,17 @@ class DocoraWorker(Worker):
                 with contextlib.suppress(NoSuchJobError):
                     super().maintain_heartbeats(current.job, current)
 
+    def get_current_executions(self, refresh: bool = False) -> list[Execution]:
+        """Read the jobs of the executions as `DocoraJob`. `Execution.job` would unpickle what Redis holds."""
+        executions = []
+        for execution in super().get_current_executions(refresh):
+            with contextlib.suppress(NoSuchJobError):
+                execution._job = self.job_class.fetch(
+                    execution.job_id, connection=self.connection, serializer=self.serializer
+                )
+                executions.append(execution)
+        return executions
+
     def wait_for_horse(self) -> Any:
         pid, self._horse_status, usage = super().wait_for_horse()
         return pid, self._horse_status, usage

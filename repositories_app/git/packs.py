@@ -56,8 +56,8 @@ def fetch_pack(
     outcome = remote.wait_for(client, request, tick)
     if outcome.cause is not None:
         raise git_errors.unreachable(outcome.cause, outcome.message, token=token, reached=outcome.reached)
-    if refusal := remote.refusal(url, token, outcome):
-        raise refusal
+    if error := remote.error_of(url, token, outcome):
+        raise error
     return parse_answer(outcome, len(commit)) if outcome.ok and not outcome.truncated else None
 
 

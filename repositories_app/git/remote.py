@@ -166,22 +166,25 @@ def ls_heads[Key](
     """
     waiting = iter(questions)
     exhausted = False
-    while True:
-        while not exhausted and client.in_flight < CONCURRENCY:
-            question = next(waiting, None)
-            if question is None:
-                exhausted = True
-            else:
-                client.submit(question.request())
-        if exhausted and client.in_flight == 0:
-            return
-        tick()
-        for request, outcome in client.poll(1.0):
-            asked: Question[Key] = request.context  # type: ignore[assignment]
-            if asked.must_ask_again(outcome):
-                client.submit(asked.request())
-            else:
-                yield asked.key, _head_or_error(asked, outcome)
+    try:
+        while True:
+            while not exhausted and client.in_flight < CONCURRENCY:
+                question = next(waiting, None)
+                if question is None:
+                    exhausted = True
+                else:
+                    client.submit(question.request())
+            if exhausted and client.in_flight == 0:
+                return
+            tick()
+            for request, outcome in client.poll(1.0):
+                asked: Question[Key] = request.context  # type: ignore[assignment]
+                if asked.must_ask_again(outcome):
+                    client.submit(asked.request())
+                else:
+                    yield asked.key, _head_or_error(asked, outcome)
+    finally:
+        client.reset()  # after an exception of `tick`, the client's next user must not get these answers
 
 
 def ls_heads_by_git[Key](questions: Iterable[Question[Key]], tick: git.Tick) -> list[tuple[Key, Head | GitError]]:
@@ -257,7 +260,7 @@ def wait_for(client: HttpClient, request: Request, tick: git.Tick | None) -> Out
             if tick:
                 tick()
     except BaseException:
-        client.abort()
+        client.reset()
         raise
     return finished[0][1]
 
@@ -274,13 +277,13 @@ def _head(question: Question[Any], outcome: Outcome) -> Head | None:
     url, token = question.url, question.token
     if outcome.cause is not None:
         raise git_errors.unreachable(outcome.cause, outcome.message, token=token, reached=outcome.reached)
-    error = refusal(url, token, outcome)
+    error = error_of(url, token, outcome)
     if error is not None:
         raise error
     return parse_ls_refs(outcome.body, question.ref) if outcome.ok else None
 
 
-def refusal(url: str, token: str, outcome: Outcome) -> GitError | None:
+def error_of(url: str, token: str, outcome: Outcome) -> GitError | None:
     """Return the error that a response means. None: it is 2xx, or the host does not support protocol v2."""
     status = outcome.status or 0
     if is_rate_limit(outcome):

@@ -346,9 +346,9 @@ class Mirror:
         `watch_ids` is as in `remove_stale_refs`. If repacking fails, the mirror is damaged or the disk is full: remove it, and
         the next fetch rebuilds it.
         """
-        if len(self._packs()) <= MAX_PACKS:
-            return False
         try:
+            if len(self._packs()) <= MAX_PACKS:
+                return False
             with self._lock("use", wait=False), self._lock("fetch", wait=False):
                 try:
                     self._clear()
@@ -359,6 +359,9 @@ class Mirror:
                     logger.warning("mirror_not_repacked", extra={"cause": str(error)})
                     shutil.rmtree(self.directory, ignore_errors=True)
         except BlockingIOError:
+            return False
+        except OSError as error:  # the sync that calls this has succeeded
+            logger.warning("mirror_not_repacked", extra={"cause": str(error)})
             return False
         return True
 

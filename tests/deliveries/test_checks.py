@@ -6,7 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from django.db import connection
+from django.db import OperationalError, connection
 from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
@@ -36,6 +36,35 @@ def settled(world: World, count: int) -> list[AppRepository]:
     world.settle()
     world.git.server._log.clear()
     return watches
+
+
+def test_round_after_a_database_error_gets_no_answers_of_the_one_before(world: World) -> None:
+    """The sweep uses the same client again. Its probes once took watches for outages that had ended, and deleted them."""
+    watches = settled(world, 3)
+
+    def fails() -> None:
+        if client.in_flight:
+            raise OperationalError("the server closed the connection")
+
+    make_checks_due()
+    with remote.new_client() as client:
+        with pytest.raises(OperationalError):
+            check_due(client, fails)
+        assert not client.in_flight
+        make_checks_due()
+        assert check_due(client) == 3
+    assert set(AppRepository.objects.alive()) == set(watches)
+
+
+def test_checks_are_recorded_in_the_order_of_primary_keys(world: World) -> None:
+    """Like every other change of several watches. Otherwise, they could deadlock."""
+    settled(world, 3)
+    with CaptureQueriesContext(connection) as queries:
+        world.check()
+    written = next(number for number, query in enumerate(queries) if '"last_scanned_at" = ' in query["sql"])
+    before = queries.captured_queries[written - 1]["sql"]
+    assert "ORDER BY 1 ASC" in before
+    assert connection.vendor != "postgresql" or "FOR UPDATE" in before
 
 
 def make_checks_due() -> None:
@@ -161,7 +190,7 @@ def fail_while_checking(client: HttpClient, meanwhile: Callable[[], None]) -> No
         (release, "release_due", fail),
     ],
 )
-def test_sweep_goes_on_after_a_failure_in_one_part(
+def test_sweep_continues_after_a_failure_in_one_part(
     world: World,
     settings,
     redis_client: Redis,

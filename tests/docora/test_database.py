@@ -28,6 +28,8 @@ from django.db import connection
 for line in sys.stdin:
     request_started.send(None)
     with connection.cursor() as cursor:
+        cursor.execute("SHOW jit")
+        assert cursor.fetchone() == ("off",)
         cursor.execute("SHOW idle_in_transaction_session_timeout")
         print(cursor.fetchone()[0], connection.settings_dict["OPTIONS"]["pool"]["max_size"], flush=True)
     request_finished.send(None)

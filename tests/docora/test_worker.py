@@ -15,6 +15,7 @@ import pytest
 from django.utils.module_loading import import_string
 from redis import Redis
 from redis.exceptions import TimeoutError as RedisTimeoutError
+from rq.executions import Execution
 from rq.job import Job
 from rq.queue import Queue
 from rq.registry import StartedJobRegistry
@@ -25,6 +26,7 @@ from deliveries_app.sweep.cleanup import CLEAN_UP_JOB
 from deliveries_app.sweep.retention import PRUNE_JOB
 from docora.redis import queues
 from docora.redis.connection import connection
+from docora.redis.jobs import DocoraJob
 from docora.server import work_horse
 from docora.server import worker as worker_module
 from docora.server.worker import DocoraWorker, stopping
@@ -418,6 +420,42 @@ def test_worker_calls_only_docoras_own_jobs(tmp_path: Path, redis_client: Redis,
     output = (tmp_path / "log").read_text()
     assert "Traceback" not in output
     assert ("job_refused" in output) == (kind != "a callback")
+
+
+class Pickled:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.file),)
+
+
+def test_worker_does_not_unpickle_what_it_performs(tmp_path: Path, redis_client: Redis) -> None:
+    """The worker reads the jobs of its work-horse at each heartbeat. Their metadata could be a pickle."""
+    put(tmp_path / "harmless")
+    job_id, file = "harmless", tmp_path / "malicious"
+    redis_client.hset(f"rq:job:{job_id}", "meta", pickle.dumps(Pickled(file)))
+    worker = DocoraWorker(["default"], name="test", connection=redis_client)
+    redis_client.hset(f"rq:execution:{job_id}:1", mapping={"created_at": 1, "last_heartbeat": 1, "worker_name": "test"})
+    redis_client.sadd(worker.executions_key, f"{job_id}:1")
+    (execution,) = worker.get_current_executions(refresh=True)
+    assert type(execution.job) is DocoraJob
+    assert not file.exists()
+
+
+def test_place_is_free_again_after_a_job_without_redis(tmp_path: Path, redis_client: Redis) -> None:
+    put(tmp_path / "note")
+    queue = django_rq.get_queue("default")
+    job = DocoraJob.fetch("note", connection=redis_client, serializer=queue.serializer)
+
+    def perform(*_: object) -> bool:
+        raise RedisTimeoutError
+
+    horse = work_horse.WorkHorse(2, perform, lambda: None, lambda: False, lambda: None)
+    horse.run((job, queue, Execution("1", job.id, redis_client)))
+    assert horse.may_take(job)
 
 
 def test_every_job_that_is_enqueued_is_allowed() -> None:
