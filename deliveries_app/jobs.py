@@ -46,8 +46,8 @@ def sync_watch(watch_pk: int, *, alone: bool = False) -> None:
     for _ in range(_MAX_SYNCS):
         if stopping() or not sync(watch_pk, _client(), alone=alone):
             break
-    scheduling.enqueue_due(after_job=True)
-    cache.look_after()
+    scheduling.enqueue_due()
+    cache.maintain()
 
 
 def sync_watch_alone(watch_pk: int) -> None:

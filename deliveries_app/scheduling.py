@@ -1,7 +1,7 @@
 """Due times and enqueueing. A request is stored in the watch's row first; the job only wakes a worker (`engine.md` §6)."""
 
 from datetime import timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from django.conf import settings
@@ -10,9 +10,11 @@ from django.db.models import (
     Case,
     DateTimeField,
     DurationField,
+    Exists,
     ExpressionWrapper,
     F,
     Func,
+    OuterRef,
     QuerySet,
     Value,
     When,
@@ -21,7 +23,7 @@ from django.db.models import (
 from django.db.models.expressions import Combinable
 from django.db.models.functions import Coalesce, Greatest, Least, Now, Random, RowNumber
 
-from deliveries_app.models import AppRepository, AppRepositoryQuerySet
+from deliveries_app.models import AppRepository, AppRepositoryQuerySet, SyncRun
 from deliveries_app.models.apps import app_is_full
 from docora.db.compiled import compiled_and_prepared
 from docora.redis import queues
@@ -31,7 +33,7 @@ SYNC_JOB = "deliveries_app.jobs.sync_watch"
 SYNC_ALONE_JOB = "deliveries_app.jobs.sync_watch_alone"
 AFTER_PUSH_SECONDS = 5, 30
 ENQUEUE_AHEAD = 20  # due watches that are enqueued at a time; a change of another app waits behind them
-_HIGH_JOBS_READ = 200  # at the head of the queue
+HIGH_JOBS_PER_APP = 4
 
 
 def request_sync(watches: AppRepositoryQuerySet, **changes: Any) -> list[int]:
@@ -48,9 +50,19 @@ def request_sync(watches: AppRepositoryQuerySet, **changes: Any) -> list[int]:
     return pks
 
 
-def enqueue(watch: AppRepository, queue: str) -> None:
-    """Enqueue a job for a watch that is already marked as due. The job is sent after the current transaction commits."""
-    queues.enqueue_after_commit(queue, **_job(watch))
+def enqueue(watch: AppRepository) -> None:
+    """Enqueue a watch that is already marked as due in the high queue, after the current transaction commits.
+
+    If `HIGH_JOBS_PER_APP` jobs of its app wait there, leave it to `enqueue_due`. Otherwise an app that adds a thousand
+    repositories would delay all others.
+    """
+    transaction.on_commit(partial(_enqueue_high, **_job(watch)), robust=True)
+
+
+def _enqueue_high(*, job_id: str, tenant: str, **job: Any) -> None:
+    waiting = [waiting for waiting in queues.job_ids("high") or [] if waiting.startswith(f"{tenant}-")]
+    if len(waiting) < HIGH_JOBS_PER_APP:
+        queues.enqueue("high", job_id=job_id, tenant=tenant, **job)
 
 
 def _job(watch: AppRepository) -> dict[str, Any]:
@@ -65,17 +77,15 @@ def _job(watch: AppRepository) -> dict[str, Any]:
     }
 
 
-def enqueue_due(*, after_job: bool = False) -> int:
+def enqueue_due() -> int:
     """Fill the default queue with watches that can start now. Return how many were added.
 
-    The apps take turns, each with its longest waiting watch, so that an app with many due watches delays no other. Does
-    nothing while the queue is at least half full, or while another process is filling it. `after_job`: also do nothing
-    while many jobs wait in the high queue, which come first anyway. The sweep fills the default queue every second.
+    The apps take turns, each with its longest waiting watch, so that an app with many due watches delays no other. Those of
+    bulk operations come after the app's others. Does nothing while the queue is at least half full, or while another
+    process is filling it.
     """
     waiting = queues.job_ids("default")
     if waiting is None or len(waiting) > ENQUEUE_AHEAD // 2:
-        return 0
-    if after_job and len(queues.job_ids("high", at_most=ENQUEUE_AHEAD) or []) == ENQUEUE_AHEAD:
         return 0
     with queues.only_one("enqueue_due", seconds=5) as is_first:
         return _enqueue_due(waiting) if is_first else 0
@@ -86,7 +96,7 @@ def _enqueue_due(waiting: list[str]) -> int:
     if not rows:
         return 0
     # Enqueueing one that waits in the high queue changes nothing, but takes several round trips.
-    waiting = [*waiting, *(queues.job_ids("high", at_most=_HIGH_JOBS_READ) or [])]
+    waiting = [*waiting, *(queues.job_ids("high") or [])]
     return sum(
         queues.enqueue("default", owned=False, **_job(watch))
         for watch in rows
@@ -96,7 +106,9 @@ def _enqueue_due(waiting: list[str]) -> int:
 
 @compiled_and_prepared
 def _next_due() -> QuerySet[AppRepository]:
-    turn = Window(RowNumber(), partition_by="app_id", order_by=["next_sync_at", "pk"])
+    in_bulk = Exists(SyncRun.objects.filter(watch=OuterRef("pk"), outcome="", operation__isnull=False))
+    order: list[Any] = [Case(When(in_bulk, then=1), default=0), "next_sync_at", "pk"]
+    turn = Window(RowNumber(), partition_by="app_id", order_by=order)
     due = AppRepository.objects.due().free().startable().alias(turn=turn)
     # If an app has no free slot, one of its watches asks for one. The others would find none.
     rows = due.annotate(finds_none=Case(When(app_is_full(), turn__gt=1, then=True), default=False))

@@ -23,7 +23,7 @@ from deliveries_app.services.onboarding import (
     validate_website,
 )
 from deliveries_app.services.quotas import usage_of
-from deliveries_app.services.watching import validate_terms
+from deliveries_app.services.watching import validate_options
 from deliveries_app.services.watching_many import MAX_LINES, LineResult, watch_many
 from docora.templatetags.docora import number
 from docora.text import format_bytes
@@ -85,7 +85,7 @@ class _PatternsField(forms.CharField):
         return "\n".join(super().clean(value).splitlines())
 
 
-class _TermsFields(forms.Form):
+class _WatchOptionsFields(forms.Form):
     """How a repository is watched: its token, its branch or tag, and the patterns."""
 
     github_token = _token_field(
@@ -108,7 +108,7 @@ class _TermsFields(forms.Form):
         """Return the patterns as arguments of the services."""
         return {name: self.cleaned_data[f"{name}_patterns"] for name in ("ignore", "include", "exclude")}
 
-    def add_invalid_term(self, error: ValidationError) -> None:
+    def add_invalid_option(self, error: ValidationError) -> None:
         """Add the error to the field that its code names."""
         self.add_error(error.code if error.code in self.fields else "github_token", error)
 
@@ -117,7 +117,7 @@ PATTERN_FIELDS = ("ignore_patterns", "include_patterns", "exclude_patterns")
 """They are seldom needed, so the forms that have them show them collapsed."""
 
 
-class WatchForm(_TermsFields):
+class WatchForm(_WatchOptionsFields):
     """Let an app watch a repository."""
 
     app = forms.ModelChoiceField(
@@ -159,12 +159,12 @@ class WatchForm(_TermsFields):
             is_about_token = "token" in str(error) and data["github_token"]
             self.add_error("github_token" if is_about_token else "github_url", str(error))
         except ValidationError as error:
-            self.add_invalid_term(error)
+            self.add_invalid_option(error)
         return None
 
 
-class WatchManyForm(_TermsFields):
-    """Let an app watch many repositories, on the same terms."""
+class WatchManyForm(_WatchOptionsFields):
+    """Let an app watch many repositories, with the same settings."""
 
     urls = forms.CharField(
         label="Repositories",
@@ -192,14 +192,14 @@ class WatchManyForm(_TermsFields):
         """Check the repositories with git and watch them. Return None after adding an error to the form."""
         data = self.cleaned_data
         try:
-            terms = validate_terms(data["github_token"], data["ref"], **self.patterns())
-            return watch_many(actor, app, data["urls"], terms)
+            options = validate_options(data["github_token"], data["ref"], **self.patterns())
+            return watch_many(actor, app, data["urls"], options)
         except ValidationError as error:
-            self.add_invalid_term(error)
+            self.add_invalid_option(error)
         return None
 
     def again(self, results: list[LineResult]) -> "WatchManyForm":
-        """Return the form to submit next: the lines that are left, on the same terms, without the token."""
+        """Return the form to submit next: the lines that are left, with the same settings, without the token."""
         names = ("ref", *PATTERN_FIELDS)
         left = "\n".join(result.line for result in results if result.is_open)
         return WatchManyForm(initial={"urls": left} | {name: self.cleaned_data[name] for name in names})

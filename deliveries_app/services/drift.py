@@ -66,7 +66,7 @@ def check_watch(actor: Actor, watch: AppRepository) -> DriftCheck:
         requested = _request(actor, AppRepository.objects.filter(pk=watch.pk))
         if requested:
             audit.record(actor, AuditAction.CHECK, [watch], "Requested a check for differences")
-            scheduling.enqueue(watch, "high")
+            scheduling.enqueue(watch)
     open_check = DriftCheck.objects.open().filter(watch=watch).first()
     check = requested[0] if requested else open_check
     if check is None:
@@ -217,7 +217,7 @@ def _pages(check: DriftCheck, condition: Q) -> Iterator[list[DriftFile]]:
         last = page[-1].path
 
 
-def look_after() -> None:
+def maintain_checks() -> None:
     """Requeue checks whose worker died, and make the watches of queued checks due. The sweep calls this about every second.
 
     A check that has waited too long, or whose repository is no longer watched, ends.

@@ -102,5 +102,5 @@ def repository_pushed(actor: Actor, repository_id: str) -> int:
         due = scheduling.request_sync(watches, pushed_at=Now())
         first = AppRepository.objects.filter(pk__in=due[:ENQUEUED_AT_ONCE])
         for watch in first.select_related("app", "repository"):
-            scheduling.enqueue(watch, "high")
+            scheduling.enqueue(watch)
     return len(due)

@@ -92,7 +92,7 @@ def start_single(
             raise error
         watch.refresh_from_db()
         audit.record(actor, _ACTIONS[kind], opened[:1], f"{_ACTIONS[kind].label} of {watch}")
-        scheduling.enqueue(watch, "high")
+        scheduling.enqueue(watch)
     return Requested(opened[0], watch.job_id)
 
 
@@ -145,7 +145,7 @@ def start_bulk(
         operation.save(update_fields=["title", "total", "app"])
         record_opened(actor, operation, opened)
         if only:
-            scheduling.enqueue(only, "high")
+            scheduling.enqueue(only)
         else:
             transaction.on_commit(scheduling.enqueue_due, robust=True)
     return operation

@@ -109,7 +109,7 @@ def request_unacknowledged(
     if run is None:
         (run,) = requests.open_runs(actor, [watch.pk], Reason.RETRY, None, {watch.pk: remaining})
     audit.record(actor, action, [run], message)
-    scheduling.enqueue(watch, "high")
+    scheduling.enqueue(watch)
     return run
 
 

@@ -40,7 +40,7 @@ def replace_github_token(actor: Actor, watch: AppRepository, token: str, *, next
         before = _before(watch)
         _update(watch, github_token=token, **_start_afresh())
         _record(actor, watch, before, "Changed the repository's token", github_token=token)
-        scheduling.enqueue(watch, "high")
+        scheduling.enqueue(watch)
 
 
 def set_ref(actor: Actor, watch: AppRepository, ref: str) -> bool:
@@ -61,7 +61,7 @@ def set_ref(actor: Actor, watch: AppRepository, ref: str) -> bool:
         before = _before(watch)
         _update(watch, ref=ref, **_start_afresh())
         _record(actor, watch, before, f"Changed the branch or tag to {ref or 'the default branch'}", ref=ref)
-        scheduling.enqueue(watch, "high")
+        scheduling.enqueue(watch)
     return True
 
 
@@ -136,7 +136,7 @@ def set_ignore_patterns(actor: Actor, watch: AppRepository, text: str) -> bool:
         if changed:
             _update(watch, ignore_patterns=text, request_count=F("request_count") + 1, next_sync_at=Now())
             _record(actor, watch, before, f"Changed the ignore patterns ({count} now)", ignore_patterns=text)
-            scheduling.enqueue(watch, "high")
+            scheduling.enqueue(watch)
     return changed
 
 
@@ -157,5 +157,5 @@ def set_app_patterns(actor: Actor, watch: AppRepository, include: str, exclude: 
             patterns = {"include_patterns": include, "exclude_patterns": exclude}
             _update(watch, **patterns, request_count=F("request_count") + 1, next_sync_at=Now())
             _record(actor, watch, before, "Changed the app's include and exclude patterns", **patterns)
-            scheduling.enqueue(watch, "high")
+            scheduling.enqueue(watch)
     return changed

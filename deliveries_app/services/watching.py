@@ -107,13 +107,13 @@ def watch_repository(
     actor.require(WATCH_PERMISSION)
     actor.require_app(app)
     parsed = parse_url(url)
-    terms = validate_terms(token, ref, include=include, exclude=exclude, ignore=ignore)
+    options = validate_options(token, ref, include=include, exclude=exclude, ignore=ignore)
     if must_be_new:
         _require_new(app, parsed)
     require_quota(actor, app, parsed)
     github_app = None if token else app.github_app_for(parsed.canonical)
-    is_private = check_readable(actor, parsed.spelled, token, terms.ref, github_app)
-    return store_watch(actor, app, parsed, terms, is_private=is_private, must_be_new=must_be_new)
+    is_private = check_readable(actor, parsed.spelled, token, options.ref, github_app)
+    return store_watch(actor, app, parsed, options, is_private=is_private, must_be_new=must_be_new)
 
 
 def watch_unchecked(actor: Actor, app: App, url: str, token: str = "") -> Watched:
@@ -124,8 +124,8 @@ def watch_unchecked(actor: Actor, app: App, url: str, token: str = "") -> Watche
     actor.require(WATCH_PERMISSION)
     actor.require_app(app)
     parsed = parse_url(url)
-    terms = validate_terms(token, "")
-    return store_watch(actor, app, parsed, terms, is_private=None, must_be_new=False)
+    options = validate_options(token, "")
+    return store_watch(actor, app, parsed, options, is_private=None, must_be_new=False)
 
 
 def require_quota(actor: Actor, app: App, url: RepositoryUrl) -> None:
@@ -139,7 +139,7 @@ def require_quota(actor: Actor, app: App, url: RepositoryUrl) -> None:
 
 
 @dataclass(frozen=True)
-class Terms:
+class WatchOptions:
     """How a repository is watched: its token, its branch or tag, and the patterns."""
 
     github_token: str = field(repr=False)
@@ -149,16 +149,16 @@ class Terms:
     ignore_patterns: str
 
 
-def validate_terms(token: str, ref: str, *, include: str = "", exclude: str = "", ignore: str = "") -> Terms:
-    """Return the terms as stored. Raises `ValidationError`, whose code names the field."""
+def validate_options(token: str, ref: str, *, include: str = "", exclude: str = "", ignore: str = "") -> WatchOptions:
+    """Return the options as they are stored. Raises `ValidationError`, whose code names the field."""
     validate_token(token)
     ref = validate_ref(ref)
     include, exclude = validate_app_patterns(include, exclude)
-    return Terms(token, ref, include, exclude, validate_list("ignore", ignore))
+    return WatchOptions(token, ref, include, exclude, validate_list("ignore", ignore))
 
 
 def store_watch(
-    actor: Actor, app: App, parsed: RepositoryUrl, terms: Terms, *, is_private: bool | None, must_be_new: bool
+    actor: Actor, app: App, parsed: RepositoryUrl, options: WatchOptions, *, is_private: bool | None, must_be_new: bool
 ) -> Watched:
     """Watch a repository. See `watch_repository`, which asks git first. `is_private` is None if git was not asked."""
     with transaction.atomic():  # lock the app before its watch, as the claim does
@@ -175,7 +175,7 @@ def store_watch(
             repository=repository,
             defaults={
                 "github_url": parsed.spelled,
-                **asdict(terms),
+                **asdict(options),
                 "next_check_at": Now(),
                 "sequence_high": locked.sequence_high,
             },
@@ -186,8 +186,8 @@ def store_watch(
         if revived:
             _revive(watch)
         if not created:
-            given = {name: value for name, value in asdict(terms).items() if value}
-            given |= {"github_url": parsed.spelled, "github_token": terms.github_token}
+            given = {name: value for name, value in asdict(options).items() if value}
+            given |= {"github_url": parsed.spelled, "github_token": options.github_token}
             AppRepository.objects.filter(pk=watch.pk).update(**given)
         if not created and not revived:
             before = {name: getattr(watch, name) for name in given}
@@ -201,9 +201,9 @@ def store_watch(
         run = runs.open_run(watch, Reason.INITIAL, requested_by=actor.name, user_pk=actor.user_pk)
         run.save()
         runs.log_requested([run])
-        changes = audit.Changes.initial(AppRepository, {"github_url": parsed.spelled, **asdict(terms)})
+        changes = audit.Changes.initial(AppRepository, {"github_url": parsed.spelled, **asdict(options)})
         audit.record(actor, AuditAction.WATCHED, [run], "Started watching", changes)
-        scheduling.enqueue(watch, "high")
+        scheduling.enqueue(watch)
     return Watched(watch, True)
 
 

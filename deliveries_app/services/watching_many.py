@@ -11,7 +11,7 @@ from django.core.exceptions import ValidationError
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository
 from deliveries_app.services.host_checks import GIT_CHECK_SECONDS, check_readable
-from deliveries_app.services.watching import WATCH_PERMISSION, AlreadyWatched, Terms, store_watch
+from deliveries_app.services.watching import WATCH_PERMISSION, AlreadyWatched, WatchOptions, store_watch
 from repositories_app.git.exceptions import GitError, InvalidUrl
 from repositories_app.git.url import RepositoryUrl, as_https, host_of, parse_url
 from repositories_app.models import GitHubApp
@@ -54,8 +54,8 @@ class _Candidate:
     github_app: GitHubApp | None
 
 
-def watch_many(actor: Actor, app: App, lines: Iterable[str], terms: Terms) -> list[LineResult]:
-    """Watch the repository of each line on the same terms, and return the results in the order of the lines.
+def watch_many(actor: Actor, app: App, lines: Iterable[str], options: WatchOptions) -> list[LineResult]:
+    """Watch the repository of each line with the same options, and return the results in the order of the lines.
 
     Empty lines are left out. Several repositories are checked at once; those whose git host has not answered within
     `TOTAL_SECONDS` are returned as unchecked. A repository that the app already watches is not changed. Raises
@@ -77,19 +77,19 @@ def watch_many(actor: Actor, app: App, lines: Iterable[str], terms: Terms) -> li
         if url.canonical in candidates:
             results[line] = LineResult(line, LineStatus.REPEATED)
             continue
-        github_app = None if terms.github_token else app.github_app_for(url.canonical)
+        github_app = None if options.github_token else app.github_app_for(url.canonical)
         candidates[url.canonical] = _Candidate(line, url, github_app)
-    if terms.github_token and len(set(map(host_of, candidates))) > 1:
+    if options.github_token and len(set(map(host_of, candidates))) > 1:
         message = "The token would be sent to several hosts. Watch the repositories of each host separately."
         raise ValidationError(message, code="github_token")
     for canonical, watch in _watched(app, candidates):
         line = candidates.pop(canonical).line
         results[line] = _already(line, watch)
-    for candidate, answer in _check(actor, candidates.values(), terms):
+    for candidate, answer in _check(actor, candidates.values(), options):
         results[candidate.line] = (
             LineResult(candidate.line, LineStatus.FAILED, str(answer))
             if isinstance(answer, GitError)
-            else _store(actor, app, candidate, terms, is_private=answer)
+            else _store(actor, app, candidate, options, is_private=answer)
         )
     return list(results.values())
 
@@ -106,7 +106,7 @@ def _already(line: str, watch: AppRepository) -> LineResult:
 
 
 def _check(
-    actor: Actor, candidates: Iterable[_Candidate], terms: Terms
+    actor: Actor, candidates: Iterable[_Candidate], options: WatchOptions
 ) -> Iterator[tuple[_Candidate, bool | GitError]]:
     """Yield whether each repository is private, or why it cannot be read. Leave out those that no time was left for.
 
@@ -114,7 +114,7 @@ def _check(
     """
     deadline = time.monotonic() + TOTAL_SECONDS
     with ThreadPoolExecutor(CONCURRENT_CHECKS) as pool:
-        checks = {pool.submit(_check_one, actor, candidate, terms, deadline): candidate for candidate in candidates}
+        checks = {pool.submit(_check_one, actor, candidate, options, deadline): candidate for candidate in candidates}
         wait(checks)  # each ends by the deadline, or just after
     for check, candidate in checks.items():
         answer = check.result()
@@ -122,7 +122,7 @@ def _check(
             yield candidate, answer
 
 
-def _check_one(actor: Actor, candidate: _Candidate, terms: Terms, deadline: float) -> bool | GitError | None:
+def _check_one(actor: Actor, candidate: _Candidate, options: WatchOptions, deadline: float) -> bool | GitError | None:
     left = deadline - time.monotonic()
     if left < LEAST_SECONDS:
         return None
@@ -130,8 +130,8 @@ def _check_one(actor: Actor, candidate: _Candidate, terms: Terms, deadline: floa
         return check_readable(
             actor,
             candidate.url.spelled,
-            terms.github_token,
-            terms.ref,
+            options.github_token,
+            options.ref,
             candidate.github_app,
             within=min(left, GIT_CHECK_SECONDS),
         )
@@ -139,9 +139,9 @@ def _check_one(actor: Actor, candidate: _Candidate, terms: Terms, deadline: floa
         return error
 
 
-def _store(actor: Actor, app: App, candidate: _Candidate, terms: Terms, *, is_private: bool) -> LineResult:
+def _store(actor: Actor, app: App, candidate: _Candidate, options: WatchOptions, *, is_private: bool) -> LineResult:
     try:
-        watched = store_watch(actor, app, candidate.url, terms, is_private=is_private, must_be_new=True)
+        watched = store_watch(actor, app, candidate.url, options, is_private=is_private, must_be_new=True)
     except AlreadyWatched as error:  # meanwhile
         return _already(candidate.line, error.watch)
     except InvalidUrl as error:  # the app is being deleted

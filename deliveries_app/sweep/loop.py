@@ -56,7 +56,7 @@ def _enqueue_due() -> int:
 
     Return the number of enqueued jobs.
     """
-    return int(_run(lease.end_dead_leases, drift.look_after, release.release_due, scheduling.enqueue_due))
+    return int(_run(lease.end_dead_leases, drift.maintain_checks, release.release_due, scheduling.enqueue_due))
 
 
 class _EnqueueDue:

@@ -56,8 +56,10 @@ MANY_FILES = 100
 """A run with more files takes its share of the app's slots before it sends. For a smaller run, that is not worth it."""
 SLICE_SECONDS = 4.0
 SLICE_FACTOR = 10
+LONGEST_SLICE_SECONDS = 30.0
 """A run makes way for another app's watch after sending for `SLICE_SECONDS` or `SLICE_FACTOR` times the time it took to
-prepare, whichever is longer. It has to prepare again later, which must cost little compared to sending."""
+prepare, whichever is longer, but at most for `LONGEST_SLICE_SECONDS`. It has to prepare again later, which should cost little
+compared to sending. The fetch is not repeated."""
 _WAITING_SECONDS = 1.0  # a watch that has been due for this long is waiting for a worker
 BUSY_SECONDS = 2.0
 """How long a run waits while another one fetches the same repository. Then it releases its watch, which is due again after
@@ -102,6 +104,7 @@ class Attempt:
         self.sender: Sender | None = None
         self.made_way = False
         self._began_at = time.monotonic()
+        self._fetch_seconds = 0.0
         self._next_slice_check = 0.0
 
     def run(self) -> None:
@@ -218,7 +221,7 @@ class Attempt:
         except GitError as error:
             if error.cause is not Cause.CORRUPT:
                 raise
-            logger.warning("mirror_made_anew", extra={"cause": str(error)})
+            logger.warning("mirror_rebuilt", extra={"cause": str(error)})
             self._drain(DRAIN_SECONDS)
             self.mirror.remove(self._alive, patience=BUSY_SECONDS)
             self._sync_with_new_mirror(head)
@@ -239,6 +242,7 @@ class Attempt:
 
     def _sync_to(self, head: Head, client: HttpClient | None) -> None:
         with self.mirror.in_use(self._alive, patience=BUSY_SECONDS), self.mirror.blobs() as reader:
+            fetch_began = time.monotonic()
             commit = self._read_with_token(
                 lambda token: self.mirror.fetch(
                     self.watch.github_url,
@@ -252,6 +256,7 @@ class Attempt:
                     patience=BUSY_SECONDS,
                 )
             )
+            self._fetch_seconds = time.monotonic() - fetch_began
             logger.info("fetched", extra={"commit": commit})
             # A tag may name anything. That isn't damage, for which the mirror would be rebuilt.
             if is_tag(head.name) and commit != self.watch.base_commit and not reader.is_commit(commit):
@@ -317,8 +322,7 @@ class Attempt:
             self.client, self.mirror, reader, self.lease, recorder, destination, self.delivery_rules, self._alive,
             self._slice_is_over, EndpointHealth(self.client, self.watch.app, self.keyring, self._alive),
         )  # fmt: skip
-        prepared_in = time.monotonic() - self._began_at
-        self._next_slice_check = time.monotonic() + max(SLICE_SECONDS, SLICE_FACTOR * prepared_in)
+        self._next_slice_check = time.monotonic() + self._slice_seconds
         logger.info("sending", extra=runs.log_fields(run))
         if plan.files > MANY_FILES:
             self.lease.rebalance(0, at_once=True)
@@ -433,6 +437,12 @@ class Attempt:
 
     def _close_circuit(self) -> None:
         circuit.close_circuit(self.watch.repository, but=self.watch)
+
+    @property
+    def _slice_seconds(self) -> float:
+        """For how long this run may send before it makes way."""
+        prepared_in = time.monotonic() - self._began_at - self._fetch_seconds
+        return max(SLICE_SECONDS, min(SLICE_FACTOR * prepared_in, LONGEST_SLICE_SECONDS))
 
     def _slice_is_over(self) -> bool:
         """Return whether this attempt has had its time and another app's watch waits for a worker. Check once a second."""

@@ -316,15 +316,15 @@ class Sender:
             item.waits = 0  # each wait reduces the app's pace, so the file makes progress
             self._ready.appendleft(transfer)
             return
+        if decision.refused and not pausing:
+            self._policy.refused()
+            self._lease.slow_down()
+            self._accepted = 0
         if decision.delivered:
             self._recorder.acknowledge(item, outcome.status or 0, transfer.seconds + outcome.elapsed)
             self._lease.endpoint_answers()
         elif decision.wait is not None and item.waits < MAX_WAITS and decision.wait <= LONGEST_WAIT:
             item.waits += 1
-            if decision.refused and not pausing:
-                self._policy.refused()
-                self._lease.slow_down()
-                self._accepted = 0
             self._wait(decision.wait)
             if decision.restart:
                 self._close(transfer)

@@ -9,10 +9,8 @@ import logging
 import math
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
-from functools import partial
 
 import django_rq
-from django.db import transaction
 from redis.exceptions import RedisError
 from rq.exceptions import DuplicateJobError, NoSuchJobError
 from rq.job import Job, JobStatus
@@ -37,13 +35,6 @@ def _queue(name: str) -> Queue:
     """
     queue: Queue = django_rq.get_queue(name, connection=connection())
     return queue
-
-
-def enqueue_after_commit(
-    queue: str, function: str, argument: int | str, job_id: str, *, alone: bool = False, tenant: str = ""
-) -> None:
-    """Call `enqueue` after the current transaction commits, or at once outside a transaction."""
-    transaction.on_commit(partial(enqueue, queue, function, argument, job_id, alone=alone, tenant=tenant), robust=True)
 
 
 def enqueue(
@@ -146,13 +137,21 @@ def tenant_of(job: Job) -> str:
 
 def waiting_seconds(job: Job) -> float:
     """Return how long ago the job was enqueued; infinity if RQ does not know."""
-    return (datetime.now(UTC) - job.enqueued_at).total_seconds() if job.enqueued_at else math.inf
+    return _seconds_since(job.enqueued_at)
+
+
+def _seconds_since(moment: datetime | None) -> float:
+    return (datetime.now(UTC) - moment).total_seconds() if moment else math.inf
 
 
 def _is_left_over(job: Job) -> bool:
-    """Return whether a job that is in no queue has ended, or is too old to be between two queues right now."""
-    is_unfinished = job.get_status(refresh=False) in {JobStatus.QUEUED, JobStatus.STARTED, None}
-    return not is_unfinished or waiting_seconds(job) > _STALE_SECONDS
+    """Return whether a job that is in no queue has ended, lost its worker, or is too old to be between two queues now."""
+    match job.get_status(refresh=False):
+        case JobStatus.STARTED:  # workers send a heartbeat every three seconds
+            return _seconds_since(job.last_heartbeat) > _STALE_SECONDS
+        case JobStatus.QUEUED | None:
+            return waiting_seconds(job) > _STALE_SECONDS
+    return True
 
 
 def _discard_unreadable(queue: Queue, job_id: str) -> None:
@@ -216,9 +215,9 @@ def drop(job_ids: Iterable[str]) -> None:
         logger.warning("jobs_not_removed", extra={"cause": str(error)})
 
 
-def job_ids(queue: str, *, at_most: int = -1) -> list[str] | None:
-    """Return the ids of the next `at_most` jobs in a queue (-1: all), in order, or None when Redis is down."""
+def job_ids(queue: str) -> list[str] | None:
+    """Return the ids of the jobs in a queue, in order, or None when Redis is down."""
     try:
-        return list(_queue(queue).get_job_ids(length=at_most))
+        return list(_queue(queue).get_job_ids())
     except (RedisError, OSError):
         return None

@@ -52,7 +52,7 @@ class Cached:
     used_at: float
 
 
-def look_after() -> None:
+def maintain() -> None:
     """Remove mirrors that are not needed, and the least recently used ones if all of them are too large.
 
     Called at the end of each job. Does nothing if this was done within the last minute, or another process is doing it.
@@ -67,7 +67,7 @@ def look_after() -> None:
     except BlockingIOError:
         return
     except OSError as error:
-        logger.warning("mirrors_not_looked_after", extra={"cause": str(error)})
+        logger.warning("mirror_upkeep_failed", extra={"cause": str(error)})
 
 
 def measure() -> Size:

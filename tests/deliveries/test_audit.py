@@ -52,7 +52,7 @@ from deliveries_app.services import (
     watching_many,
 )
 from deliveries_app.services import cancel as cancelling
-from deliveries_app.services.watching import Terms
+from deliveries_app.services.watching import WatchOptions
 from deliveries_app.sweep.retention import prune
 from deliveries_app.sync.outcomes import pause_app
 from docora.db import append_only
@@ -73,7 +73,7 @@ A = AuditAction
 # --- Every use case ------------------------------------------------------------------------------------------------------
 
 _INNER = {
-    "lock_app", "tell_contact", "record_settings", "start_single", "start_bulk", "record_opened", "record_for_apps",
+    "lock_app", "notify_contact", "record_settings", "start_single", "start_bulk", "record_opened", "record_for_apps",
     "open_runs", "resync_watches", "request_unacknowledged", "store_watch", "check_readable", "require_quota",
     "is_limited", "require_room_for_watch", "require_resync", "count_resync", "count_unwatch",
 }  # fmt: skip
@@ -149,11 +149,11 @@ def nothing(stage: Stage) -> None:
 def steps() -> Iterable[Step]:
     """Yield the name of each use case, what to prepare, the call, and the actions that it records."""
     s = services
-    terms = Terms("", "", "", "", "")
+    options = WatchOptions("", "", "", "", "")
     yield (
         "watch_many",
         lambda stage: stage.world.git.repo("acme/third", {"a": b"1"}).url,
-        (lambda actor, stage, url: watching_many.watch_many(actor, stage.app, [url], terms)),
+        (lambda actor, stage, url: watching_many.watch_many(actor, stage.app, [url], options)),
         [A.WATCHED],
     )
     yield (

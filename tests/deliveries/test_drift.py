@@ -384,7 +384,7 @@ def test_failing_watch_is_checked_once_all_is_delivered(world: World, synced: tu
     requested = check_watch(ACTOR, watch)
     watch.refresh_from_db()
     assert watch.next_sync_at == due  # the retries keep their backoff
-    drift_service.look_after()
+    drift_service.maintain_checks()
     world.sync(watch)
     requested.refresh_from_db()
     assert (requested.state, world.requests("verify")) == (DriftState.QUEUED, [])
@@ -451,7 +451,7 @@ def test_whatever_happens_during_a_check(
     requested.refresh_from_db()
     assert requested.state == (DriftState.CANCELLED if what == "cancel" else DriftState.QUEUED)
     assert not requested.files.exists()
-    drift_service.look_after()
+    drift_service.maintain_checks()
     world.settle()
     requested.refresh_from_db()
     ends = {"resync": DriftState.DIFFERS, "send": DriftState.EQUAL}  # a re-sync leaves the extra files
@@ -469,7 +469,7 @@ def test_killed_worker_leaves_a_check_that_starts_again(world: World, synced: tu
     kill_worker(world, watch, lambda note: note.kind == "verify")
     requested.refresh_from_db()
     assert (requested.state, requested.attempts) == (DriftState.CHECKING, 1)
-    drift_service.look_after()
+    drift_service.maintain_checks()
     requested.refresh_from_db()
     assert requested.state == DriftState.QUEUED
     for _ in range(2):
@@ -488,12 +488,12 @@ def test_waiting_check_gives_up_and_says_what_it_waited_for(world: World, synced
     _, watch = synced
     App.objects.update(paused=True)
     requested = check_watch(ACTOR, watch)
-    drift_service.look_after()
+    drift_service.maintain_checks()
     requested.refresh_from_db()
     assert requested.state == DriftState.QUEUED
     assert drift_service.waits_for(AppRepository.objects.with_state().get()) == "The app is paused."
     DriftCheck.objects.update(created_at=timezone.now() - timedelta(seconds=drift_service.WAIT_SECONDS + 1))
-    drift_service.look_after()
+    drift_service.maintain_checks()
     requested.refresh_from_db()
     assert (requested.state, requested.message) == (
         DriftState.NOT_CHECKED, "The check could not begin within 1 h. The app is paused.",

@@ -87,6 +87,20 @@ def test_large_file_passes_a_rate_limit(world: World, settings, status: int) -> 
         assert not broken_off
 
 
+def test_large_file_passes_a_rate_limit_that_asks_for_long_waits(world: World) -> None:
+    """Such an answer ends the run, and the file starts over. So it must lower the pace, too, or the file never arrives."""
+    limit = RateLimit(10, 429, {"Retry-After": "10"})
+    repo, watch = world.watch({"large.bin": os.urandom(1 << 20)})
+    world.answer(limit)
+    for _ in range(10):
+        App.objects.update(paced_at=from_now(-10))
+        if world.sync(watch).status == Status.SYNCED:
+            break
+        assert watch.retry_count == 0, watch.last_error
+    world.answer(None)
+    assert_promise_kept(world, repo, watch)
+
+
 def test_refused_request_is_repeated_as_it_was(world: World) -> None:
     App.objects.update(max_in_flight=1)
     repo, watch = world.watch({"a": b"1", "b": b"2"})

@@ -10,7 +10,6 @@ import django_rq
 import pytest
 from django.db import transaction
 from django.db.models.functions import Now
-from pytest_django import DjangoAssertNumQueries
 from redis import Redis
 from rq.exceptions import NoSuchJobError
 from rq.job import Job
@@ -19,7 +18,7 @@ from rq.utils import utcformat
 from deliveries_app import scheduling
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, SyncRun
-from deliveries_app.services import cancel_request, enqueue_due, resync_single, unwatch_repository
+from deliveries_app.services import cancel_request, enqueue_due, resync_many, resync_single, unwatch_repository
 from deliveries_app.sync.lease import claim
 from docora.db.compiled import compiled
 from docora.redis import queues
@@ -82,6 +81,18 @@ def test_stranded_job_is_replaced_after_10_seconds() -> None:
     assert ids("default") == ["job-2"]
 
 
+def test_job_that_runs_for_long_is_not_started_again(redis_client: Redis) -> None:
+    strand(seconds_ago=600)
+    moment = utcformat(datetime.now(UTC) - timedelta(seconds=3))
+    redis_client.hset(Job.key_for("job-1"), mapping={"status": "started", "last_heartbeat": moment})
+    assert not put()
+    assert ids("default") == []
+    moment = utcformat(datetime.now(UTC) - timedelta(seconds=11))  # its worker has died
+    redis_client.hset(Job.key_for("job-1"), "last_heartbeat", moment)
+    assert put()
+    assert ids("default") == ["job-1"]
+
+
 def test_stranded_job_of_a_leased_watch_is_kept() -> None:
     strand(seconds_ago=1000)
     assert not put(owned=True)
@@ -126,15 +137,17 @@ def test_job_that_is_enqueued_concurrently_is_kept(redis_client: Redis, monkeypa
     assert redis_client.hget(Job.key_for("job-1"), "enqueued_at") not in (None, waiting_since)
 
 
-def test_jobs_are_enqueued_only_after_the_commit(transactional_db: None) -> None:
+def test_jobs_are_enqueued_only_after_the_commit(world: World, redis_client: Redis) -> None:
+    _, watch = world.watch()
+    redis_client.flushall()
     with transaction.atomic():
-        queues.enqueue_after_commit("high", FUNCTION, 1, "job-1")
-        assert ids("high") == []
-    assert ids("high") == ["job-1"]
-    with transaction.atomic():
-        queues.enqueue_after_commit("high", FUNCTION, 2, "job-2")
+        scheduling.enqueue(watch)
         transaction.set_rollback(True)
-    assert ids("high") == ["job-1"]
+    assert ids("high") == []
+    with transaction.atomic():
+        scheduling.enqueue(watch)
+        assert ids("high") == []
+    assert ids("high") == [watch.job_id]
 
 
 def test_services_work_without_redis(world: World, valkey_server: ValkeyServer) -> None:
@@ -267,22 +280,26 @@ def test_watches_in_the_high_queue_are_left_there_without_a_round_trip_for_each(
     assert ids("high") == [watch.job_id for watch in watches[:4]]
 
 
-@pytest.mark.usefixtures("queue_of_four")
-def test_job_leaves_the_default_queue_to_the_sweep_while_many_wait_in_the_high_queue(
-    world: World, redis_client: Redis, django_assert_num_queries: DjangoAssertNumQueries
-) -> None:
-    watches = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(5)]
+def test_many_single_requests_of_an_app_do_not_delay_another_app(world: World, redis_client: Redis) -> None:
+    """An app that adds many repositories has a few jobs in the high queue. The others take turns with the other apps'."""
+    other = world.watch(name="acme/gadgets", app=world.add_app("Other"))[1]
     redis_client.flushall()
-    for watch in watches[:4]:
-        resync_single(Actor.command(), watch)
-    with django_assert_num_queries(0):
-        assert enqueue_due(after_job=True) == 0
-    queues.drop([watches[0].job_id])
-    assert enqueue_due(after_job=True) == 2  # with fewer jobs in the high queue, a job does
-    queues.drop(ids("default"))
-    resync_single(Actor.command(), watches[0])
-    assert enqueue_due(after_job=True) == 0
-    assert enqueue_due() == 1  # the sweep always does
+    added = [world.watch(name=f"acme/widgets-{number}")[1].job_id for number in range(7)]
+    resync_single(Actor.command(), other)
+    assert ids("high") == [*added[:4], other.job_id]
+    enqueue_due()
+    assert ids("default") == added[4:]
+
+
+@pytest.mark.usefixtures("queue_of_four")
+def test_bulk_work_comes_after_the_other_watches_of_the_app(world: World, redis_client: Redis) -> None:
+    *bulk, retry = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(6)]
+    resync_many(Actor.command(), AppRepository.objects.filter(pk__in=[watch.pk for watch in bulk]))
+    AppRepository.objects.filter(pk=retry.pk).update(next_sync_at=Now() - timedelta(seconds=1))
+    AppRepository.objects.exclude(pk=retry.pk).update(next_sync_at=Now() - timedelta(hours=1))
+    redis_client.flushall()
+    enqueue_due()
+    assert ids("default") == [watch.job_id for watch in (retry, *bulk[:3])]
 
 
 def test_only_one_process_at_a_time_fills_the_queue(world: World, redis_client: Redis) -> None:

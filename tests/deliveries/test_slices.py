@@ -9,6 +9,7 @@ from deliveries_app.models import AppRepository, Status
 from deliveries_app.receiver import Answer, Notification
 from deliveries_app.sync import attempt
 from deliveries_app.sync.attempt import sync
+from deliveries_app.sync.lease import claim
 from docora.db.clock import from_now
 from tests.support.world import World
 
@@ -54,6 +55,20 @@ def test_run_continues_where_it_made_way(world: World, slow: AppRepository) -> N
     (run,) = world.runs(slow)
     assert (run.outcome, run.attempts, run.files_done, run.files_total) == ("succeeded", 1, 40, 40)
     assert world.copy(other) == {}  # this test syncs nothing else
+
+
+@pytest.mark.parametrize(("fetch", "prepare", "seconds"), [(0, 0.1, 4), (25, 0.1, 4), (0, 2, 20), (25, 60, 30)])
+def test_slice_is_as_long_as_repeating_the_preparation_justifies(
+    world: World, monkeypatch: pytest.MonkeyPatch, fetch: float, prepare: float, seconds: float
+) -> None:
+    """A slow host or a large tree must not let one app keep a worker for minutes. A fetch is not repeated."""
+    monkeypatch.undo()
+    lease = claim(world.watch(FILES)[1].pk)
+    assert lease is not None
+    run = attempt.Attempt(lease, None)
+    run._began_at -= fetch + prepare
+    run._fetch_seconds = fetch
+    assert run._slice_seconds == pytest.approx(seconds, rel=0.1)
 
 
 def test_watch_that_made_way_is_due_again(world: World, slow: AppRepository) -> None:

@@ -51,7 +51,7 @@ def metrics_in(expression: str) -> set[str]:
 def exported(db, redis_client, tmp_path: Path, settings) -> dict[str, set[str]]:
     """Name of each sample in /metrics → its labels."""
     settings.REPOS_DIR = tmp_path
-    cache.look_after()  # the mirror metrics exist only after this
+    cache.maintain()  # the mirror metrics exist only after this
     redis_client.set("docora:heartbeat:sweep", 1_700_000_000)
     Client().get("/docs/")  # counted as a request
     found: dict[str, set[str]] = {}

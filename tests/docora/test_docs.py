@@ -338,7 +338,7 @@ def test_commands_probes_and_log_events_in_the_handbook_exist() -> None:
 
 def test_handbook_lists_exactly_the_metrics(db, tmp_path: Path, settings) -> None:
     settings.REPOS_DIR = tmp_path
-    cache.look_after()  # the mirror metrics exist only after this
+    cache.maintain()  # the mirror metrics exist only after this
     exported = set(re.findall("(?m)^# HELP (\\w+) ", Client().get("/metrics").text)) | {"docora_sweep_age_seconds"}
     section = Client().get("/docs/operations/").text.partition('id="metrics"')[2].partition("<h2")[0]
     listed = set(re.findall(r"<code>((?:docora|process)_\w+)</code>", section))

@@ -76,7 +76,7 @@ from deliveries_app.services.control import (
     resume_syncing,
     resume_watches,
 )
-from deliveries_app.services.drift import look_after
+from deliveries_app.services.drift import maintain_checks
 from deliveries_app.services.keys import KeyRotationError, retire_old_key, start_key_rotation
 from deliveries_app.services.onboarding import change_app
 from deliveries_app.services.release import release_due
@@ -570,7 +570,7 @@ class Universe:
         before, settings.REPOS_MAX_BYTES = settings.REPOS_MAX_BYTES, 1
         with suppress(FileNotFoundError):
             (folder / "mirrors.json").unlink()
-        cache.look_after()
+        cache.maintain()
         settings.REPOS_MAX_BYTES = before
 
     def unwatch(self, place: int, drops: bool) -> None:
@@ -810,7 +810,7 @@ class Universe:
     def find(self, *, everything: bool = True) -> None:
         """Do what the sweep does in a round, and check `everything` for changes, as if a push hook said so."""
         end_dead_leases()
-        look_after()
+        maintain_checks()
         release_due()
         if everything:
             self.world.check()

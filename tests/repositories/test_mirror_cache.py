@@ -65,10 +65,10 @@ def exist(mirrors: list[Mirror]) -> list[bool]:
     return [mirror.directory.exists() for mirror in mirrors]
 
 
-def look_after(folder: Path) -> None:
+def maintain(folder: Path) -> None:
     """Run the eviction as if it were due."""
     (folder / "mirrors.json").unlink(missing_ok=True)
-    cache.look_after()
+    cache.maintain()
 
 
 # --- What is evicted -----------------------------------------------------------------------------------------------------
@@ -79,7 +79,7 @@ def test_least_recently_used_mirrors_are_evicted(mirrors, folder: Path, settings
     with made[0].in_use(lambda: None):
         pass  # the first one fetched is now the last one used
     settings.REPOS_MAX_BYTES = 2 * ROOM
-    look_after(folder)
+    maintain(folder)
     assert exist(made) == [True, False, False, True]
     assert not list(folder.glob(f"{made[1].directory.name}*")), "its locks were left behind"
     assert cache.measure().bytes <= settings.REPOS_MAX_BYTES
@@ -87,7 +87,7 @@ def test_least_recently_used_mirrors_are_evicted(mirrors, folder: Path, settings
 
 def test_nothing_is_evicted_without_a_limit(mirrors, folder: Path) -> None:
     made = mirrors(3)
-    look_after(folder)
+    maintain(folder)
     assert exist(made) == [True, True, True]
 
 
@@ -96,9 +96,9 @@ def test_mirror_in_use_is_kept_without_waiting(mirrors, folder: Path, settings) 
     settings.REPOS_MAX_BYTES = 1
     with Mirror(made[0].directory).in_use(lambda: None):
         used(made[0], minutes_ago=90)
-        look_after(folder)
+        maintain(folder)
         assert exist(made) == [True, False, False]
-    look_after(folder)
+    maintain(folder)
     assert exist(made) == [False, False, False]
 
 
@@ -109,9 +109,9 @@ def test_mirror_that_git_still_uses_is_kept(mirrors, folder: Path, settings) -> 
         reader = made.blobs()
         reader.ask_ahead(["1" * 40])  # starts the process, which inherits the lock
     with reader:
-        look_after(folder)
+        maintain(folder)
         assert made.directory.exists()
-    look_after(folder)
+    maintain(folder)
     assert not made.directory.exists()
 
 
@@ -122,7 +122,7 @@ def test_mirror_larger_than_the_limit_is_evicted_first(
     used(large, minutes_ago=0)
     settings.REPOS_MAX_BYTES = LARGE
     with caplog.at_level(logging.INFO, "repositories_app.mirror.cache"):
-        look_after(folder)
+        maintain(folder)
     assert exist([*small, large]) == [True, True, False]
     [said] = caplog.records
     assert (said.message, said.levelname, said.bound) == ("mirror_larger_than_bound", "WARNING", LARGE)  # type: ignore[attr-defined]
@@ -137,7 +137,7 @@ def test_orphaned_mirrors_are_removed_without_a_limit(mirrors, folder: Path) -> 
     foreign = [folder / name for name in names]
     for path in foreign:
         path.mkdir()
-    look_after(folder)
+    maintain(folder)
     left = {path.name for path in folder.iterdir()} - {path.name for path in foreign}
     ours = kept.directory.name
     assert left == {ours, f"{ours}.use.lock", f"{ours}.fetch.lock", "mirrors.json", "mirrors.lock"}
@@ -158,10 +158,10 @@ def test_mirrors_with_imported_ids_are_evicted_too(
     assert cache.measure().mirrors == 3
     settings.REPOS_MAX_BYTES = 2 * ROOM
     used(made[0], minutes_ago=10)
-    look_after(folder)
+    maintain(folder)
     assert exist(made) == [True, False, True]
     Repository.objects.filter(repository_id=public_id).delete()
-    look_after(folder)
+    maintain(folder)
     assert exist(made) == [True, False, False]
     assert not list(folder.glob(f"{public_id}.git*")), "its locks were left behind"
 
@@ -171,17 +171,17 @@ def test_mirrors_with_imported_ids_are_evicted_too(
 
 def test_eviction_runs_once_a_minute_in_one_process(mirrors, folder: Path, settings) -> None:
     made = mirrors(2)
-    cache.look_after()
+    cache.maintain()
     settings.REPOS_MAX_BYTES = 1
-    cache.look_after()
+    cache.maintain()
     assert exist(made) == [True, True], "evicted although the last eviction was a moment ago"
     moment = time.time() - cache.EVERY_SECONDS - 1
     os.utime(folder / "mirrors.json", (moment, moment))
     with (folder / "mirrors.lock").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        cache.look_after()
+        cache.maintain()
     assert exist(made) == [True, True], "evicted although another process was evicting"
-    cache.look_after()
+    cache.maintain()
     assert exist(made) == [False, False]
 
 
@@ -190,16 +190,16 @@ def test_stopping_worker_evicts_nothing_more(mirrors, folder: Path, settings, mo
     settings.REPOS_MAX_BYTES = 1
     monkeypatch.setattr(worker, "_stopping", threading.Event())
     worker.request_stop()
-    look_after(folder)
+    maintain(folder)
     assert exist(made) == [True, True]
 
 
 def test_eviction_on_a_full_disk_does_not_fail_the_job(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    cache.look_after()  # nothing was ever fetched
+    cache.maintain()  # nothing was ever fetched
     folder.mkdir()
     (folder / "mirrors.lock").mkdir()
-    cache.look_after()
-    assert [record.message for record in caplog.records] == ["mirrors_not_looked_after"]
+    cache.maintain()
+    assert [record.message for record in caplog.records] == ["mirror_upkeep_failed"]
 
 
 # --- Evicted mirrors -----------------------------------------------------------------------------------------------------
@@ -210,7 +210,7 @@ def test_evicted_mirror_is_rebuilt_at_the_next_fetch(
 ) -> None:
     [made] = mirrors(1, 1000)
     settings.REPOS_MAX_BYTES = 1
-    look_after(folder)
+    maintain(folder)
     repo = Repo("acme/widgets-0", server.directory / "acme/widgets-0.git", server.server)
     assert not made.has(repo.head)
     assert fetch(made, repo) == repo.head
@@ -273,7 +273,7 @@ def test_metrics_show_the_last_measured_size(mirrors, folder: Path, settings) ->
     settings.REPOS_MAX_BYTES = 5 * ROOM
     mirrors(2)
     assert metrics() == {}, "measured before any worker ran"
-    look_after(folder)
+    maintain(folder)
     size = cache.measure()
     assert size.bytes > 2 * LARGE
     assert metrics() == {
