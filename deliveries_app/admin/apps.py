@@ -98,8 +98,8 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
     def get_fields(self, request: HttpRequest, obj: App | None = None) -> Any:
         """Offer GitHub Apps only to users who can change them: the app can read everything that its GitHub App can."""
         fields = super().get_fields(request, obj)
-        may_assign = request.user.has_perm(github_apps.CHANGE_PERMISSION)
-        return fields if may_assign else [name for name in fields if name != "github_app"]
+        can_assign = request.user.has_perm(github_apps.CHANGE_PERMISSION)
+        return fields if can_assign else [name for name in fields if name != "github_app"]
 
     def get_fieldsets(self, request: HttpRequest, obj: App | None = None) -> Any:
         fields = self.get_fields(request, obj)

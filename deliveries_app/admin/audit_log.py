@@ -26,7 +26,7 @@ _SUGGESTED = 200  # names of users
 
 
 class AuditAppFilter(AppFilter, HistoryFilter):
-    """A filter by app. Entries of deleted apps are found by the app's id, or among the newest by its name."""
+    """A filter by app. To find all entries of a deleted app, enter its ID; its name finds only the newest."""
 
     @cached_property
     def public_ids(self) -> list[str]:
@@ -98,9 +98,7 @@ class AuditEntryAdmin(HistoryAdmin[AuditEntry]):
     list_filter = (AuditAppFilter, ActorFilter, ActionFilter, PeriodFilter)
     sortable_by = ("when",)
     search_fields = ("run_id",)  # only shows the search box: see reports.audit_log
-    search_help_text = (
-        "ID of an app, repository, run or operation, an IP address, or part of a name or of what was done"
-    )
+    search_help_text = "ID of an app, repository, run or operation, an IP address, or part of a name or action"
     empty_text = "Nothing has been recorded yet."
     page_template = "admin/deliveries_app/auditentry/change_form.html"
     csv_name = "audit-log"

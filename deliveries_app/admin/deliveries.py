@@ -58,7 +58,7 @@ class WatchFilter(QueryFilter):
 
 
 class DeliveryStateFilter(admin.SimpleListFilter):
-    """Filter deliveries that were not acknowledged. There is an index of these, as almost all are."""
+    """Filter unacknowledged deliveries. There is a partial index of them, because almost all are acknowledged."""
 
     title = "status"
     parameter_name = "state"
@@ -185,7 +185,7 @@ def state_badge(delivery: Delivery) -> SafeString:
 
 
 def of_delivery(request: HttpRequest, delivery: Delivery) -> dict[str, Any]:
-    """Return the context of the page's panel: the delivery, the last attempts, and when the next one is made."""
+    """Return the context of the page's panel: the delivery, the last attempts, and the time of the next one."""
     watch = AppRepository.objects.with_state().for_list().get(pk=delivery.watch_id)
     can_view_watch = request.user.has_perm("deliveries_app.view_apprepository")
     return {

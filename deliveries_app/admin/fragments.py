@@ -29,7 +29,7 @@ def fragment[**P](can_view: CanView) -> Callable[[View[P]], View[P]]:
         @wraps(view)
         def checked(request: HttpRequest, /, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
             if not (request.user.is_active and request.user.is_staff):
-                return render(request, "docora/notices.html#signed_out", {"here": here(request)}, status=401)
+                return render(request, "docora/notices.html#signed_out", {"here": polling_page(request)}, status=401)
             if not can_view(request.user):
                 return render(request, "docora/notices.html#forbidden", status=403)
             try:
@@ -42,8 +42,8 @@ def fragment[**P](can_view: CanView) -> Callable[[View[P]], View[P]]:
     return decorate
 
 
-def here(request: HttpRequest) -> str:
-    """Return the URL path of the page that is polling."""
+def polling_page(request: HttpRequest) -> str:
+    """Return the path and query string of the page that polls, or an empty string."""
     return HtmxDetails(request).current_url_abs_path or ""
 
 

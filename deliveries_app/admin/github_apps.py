@@ -88,8 +88,8 @@ class GitHubAppAdmin(DocoraAdmin[GitHubApp]):
     def get_fields(self, request: HttpRequest, obj: GitHubApp | None = None) -> Any:
         """Leave the key out for users who can only view, because Django shows the values of read-only fields."""
         fields = super().get_fields(request, obj)
-        may_edit = self.has_change_permission(request, obj) if obj else self.has_add_permission(request)
-        return fields if may_edit else [name for name in fields if name != "key"]
+        can_edit = self.has_change_permission(request, obj) if obj else self.has_add_permission(request)
+        return fields if can_edit else [name for name in fields if name != "key"]
 
     def change_view(
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None

@@ -11,7 +11,7 @@ from django.views.decorators.http import require_GET
 from deliveries_app.admin.deliveries import of_delivery
 from deliveries_app.admin.failed import Shown, panel_context, refreshed_cells
 from deliveries_app.admin.filters import apps_named
-from deliveries_app.admin.fragments import can_view_watches, fragment, here, row_ids
+from deliveries_app.admin.fragments import can_view_watches, fragment, polling_page, row_ids
 from deliveries_app.models import App, Delivery
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import app_detail, overview
@@ -51,11 +51,11 @@ def live_app(request: HttpRequest, pk: int) -> HttpResponse:
 @fragment(can_view_watches)
 def failed_syncs(request: HttpRequest) -> HttpResponse:
     """Render the groups, the cells of the rows that the page shows, and how many of its `count` rows still fail."""
-    cells, recovered = refreshed_cells(row_ids(request), Shown.to_user(request, here(request)))
+    cells, recovered = refreshed_cells(row_ids(request), Shown.to_user(request, polling_page(request)))
     count = parse_pk(request.GET.get("count", ""))
     rows = max(0, count - recovered) if count is not None and recovered else None
     filtered = request.GET.get("filtered") == "1"
-    context = {**panel_context(request, here(request)), "cells": cells, "rows": rows, "filtered": filtered}
+    context = {**panel_context(request, polling_page(request)), "cells": cells, "rows": rows, "filtered": filtered}
     return render(request, "docora/failed.html#refresh", context)
 
 
@@ -71,7 +71,7 @@ def live_overview(request: HttpRequest) -> HttpResponse:
 def live_queue(request: HttpRequest) -> HttpResponse:
     """Render the queue page's content and the pause banner, as syncing may have been paused or resumed."""
     view = queue_report.read_queue()
-    context = {"view": view, "sync_pause": view.pause, "here": here(request), "polled": True}
+    context = {"view": view, "sync_pause": view.pause, "here": polling_page(request), "polled": True}
     return render(request, "admin/deliveries_app/queue/now.html", context)
 
 

@@ -32,11 +32,12 @@ from deliveries_app.progress import live
 from deliveries_app.progress.live import Progress
 from deliveries_app.reports import history
 from docora.templatetags.docora import badge, number
+from docora.text import parse_pk
 from docora.web.csv_export import Cell
 
 RUNS_PER_PAGE = 100
 UNRELEASED = "unreleased"
-"""The part of an operation's repositories that have no run, in URLs."""
+"""Value of `part` in URLs: the repositories that have no run yet."""
 
 
 class OperationList(HistoryList):
@@ -72,7 +73,7 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
 
     def related_link(self, request: HttpRequest) -> tuple[str, str] | None:
         app = request.GET.get("app", "")
-        if not app.isdecimal() or not request.user.has_perm("deliveries_app.view_syncrun"):
+        if parse_pk(app) is None or not request.user.has_perm("deliveries_app.view_syncrun"):
             return None
         return "Sync runs", f"{reverse('admin:deliveries_app_syncrun_changelist')}?watch__app={app}"
 
@@ -123,7 +124,7 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
             "part": part if part in {*history.PARTS, UNRELEASED} else "",
             "page": page,
             "rows": rows,
-            "polled_rows": polled(rows),
+            "poll_query": poll_query(rows),
             "can_view_runs": request.user.has_perm("deliveries_app.view_syncrun"),
             "can_view_watches": request.user.has_perm("deliveries_app.view_apprepository"),
         }
@@ -244,15 +245,15 @@ def _waiting_rows(operation: BulkOperation, pending: Sequence[PendingRelease]) -
     all_paused = bool(pending) and SyncPause.objects.exists()
     for row in pending:
         app, canary = row.watch.app, canaries.get(row.watch.app_id)
-        detail = _what_stops(row.watch, all_paused=all_paused)
+        detail = _release_blocker(row.watch, all_paused=all_paused)
         state = detail.state if detail else WatchState.QUEUED
         waits_for = str(detail.label) if detail else _waits_for(canary, app, is_first=row.position in first)
         key, name = f"w{row.watch_id}", str(row.watch.repository)
         yield Row(key, name, app.name, row.watch_id, state=state, waits_for=waits_for)
 
 
-def _what_stops(watch: AppRepository, *, all_paused: bool) -> StateDetail | None:
-    """Return why the watch can't be released; None if nothing but its turn is missing."""
+def _release_blocker(watch: AppRepository, *, all_paused: bool) -> StateDetail | None:
+    """Return why the watch can't be released, or None if it only waits for its turn."""
     if all_paused:
         return StateDetail.ALL_PAUSED
     if watch.app.paused:
@@ -274,7 +275,7 @@ def _waits_for(canary: Canary | None, app: App, *, is_first: bool) -> str:
     return "waiting to be released"
 
 
-def polled_rows(operation: BulkOperation, run_pks: Sequence[int], watch_pks: Sequence[int]) -> list[Row]:
+def rows_to_poll(operation: BulkOperation, run_pks: Sequence[int], watch_pks: Sequence[int]) -> list[Row]:
     """Return the rows of these runs, and of these watches, which were not released when the page was rendered."""
     runs = list(operation.runs.filter(pk__in=run_pks))
     if not watch_pks:
@@ -287,7 +288,7 @@ def polled_rows(operation: BulkOperation, run_pks: Sequence[int], watch_pks: Seq
     return [*rows, *(Row(key, "", "", None) for key in sorted(dropped))]
 
 
-def polled(rows: Iterable[Row]) -> str:
+def poll_query(rows: Iterable[Row]) -> str:
     """Return the query of the next poll, for the rows that can still change; empty if there are none."""
     open_rows = [row for row in rows if (not row.run.outcome if row.run else row.waits_for)]
     runs = [row.key for row in open_rows if not row.key.startswith("w")]

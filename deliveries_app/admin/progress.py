@@ -12,8 +12,8 @@ from django.views.decorators.http import require_GET, require_POST
 from deliveries_app import actors, services
 from deliveries_app.actors import Actor
 from deliveries_app.admin.confirmation import next_url
-from deliveries_app.admin.fragments import can_view_watches, fragment, here, row_ids
-from deliveries_app.admin.operations import page_fields, polled, polled_rows
+from deliveries_app.admin.fragments import can_view_watches, fragment, polling_page, row_ids
+from deliveries_app.admin.operations import page_fields, poll_query, rows_to_poll
 from deliveries_app.admin.watches import has_changed, live_query, of_watch, refreshed_cells
 from deliveries_app.models import AppRepository, AppRepositoryQuerySet, BulkOperation, Outcome, Reason, SyncRun
 from deliveries_app.progress import context as progress_context
@@ -38,7 +38,7 @@ def operation_progress(request: HttpRequest, operation_id: str) -> HttpResponse:
     if not found:
         raise Http404
     [operation] = found
-    context = {**progress_context.of_operation(operation), "polled": True, "here": here(request)}
+    context = {**progress_context.of_operation(operation), "polled": True, "here": polling_page(request)}
     context["announces"] = request.GET.get("announced") != str(context["progress"].tens)
     context["turned"] = request.GET.get("held", "0") != str(int(operation.is_held))
     if request.GET.get("page") != "1":
@@ -60,8 +60,8 @@ def operation_rows(request: HttpRequest, operation_id: str) -> HttpResponse:
     The runs were open at the previous poll. The watches were not released when the page was rendered.
     """
     operation = get_object_or_404(BulkOperation, operation_id=operation_id)
-    rows = polled_rows(operation, row_ids(request), row_ids(request, "watches"))
-    context = {"operation": operation, "rows": rows, "polled_rows": polled(rows)}
+    rows = rows_to_poll(operation, row_ids(request), row_ids(request, "watches"))
+    context = {"operation": operation, "rows": rows, "poll_query": poll_query(rows)}
     return render(request, "docora/progress.html#run_rows", context)
 
 
@@ -74,7 +74,7 @@ def live_watches(request: HttpRequest) -> HttpResponse:
     swapped one by one, so that checkboxes and focus are kept.
     """
     watches = list(_watches().filter(pk__in=row_ids(request)))
-    failing, page = set(row_ids(request, "failing")), here(request)
+    failing, page = set(row_ids(request, "failing")), polling_page(request)
     cells = request.GET.get("cells", "")
     if cells not in {"list", "table"}:
         cells = ""
@@ -107,7 +107,7 @@ def watch_progress(request: HttpRequest, pk: int) -> HttpResponse:
     response for the page of a run has everything once the run has ended.
     """
     watch = get_object_or_404(_watches(), pk=pk)
-    context = {**of_watch(watch), "polled": True, "here": here(request)}
+    context = {**of_watch(watch), "polled": True, "here": polling_page(request)}
     progress = context["progress"]
     context["announces"] = progress is not None and request.GET.get("announced") != str(progress.tens)
     if page_run := request.GET.get("run"):
@@ -140,22 +140,20 @@ def _watches() -> AppRepositoryQuerySet:
 @require_POST
 def cancel_operation(request: HttpRequest, operation_id: str) -> HttpResponse:
     operation = get_object_or_404(BulkOperation, operation_id=operation_id)
-    cancelled = services.cancel_operation(Actor.of_request(request), operation)
-    message = "The operation had already ended."
-    if cancelled:
-        message = f"Cancelled the sync of {counted(cancelled, 'repository', 'repositories')}."
-    messages.success(request, message)
+    if cancelled := services.cancel_operation(Actor.of_request(request), operation):
+        messages.success(request, f"Cancelled the sync of {counted(cancelled, 'repository', 'repositories')}.")
+    else:
+        messages.warning(request, "The operation had already ended.")
     return _redirect_to_next(request, reverse("admin:deliveries_app_bulkoperation_change", args=[operation.pk]))
 
 
 @require_POST
 def continue_operation(request: HttpRequest, operation_id: str) -> HttpResponse:
     operation = get_object_or_404(BulkOperation, operation_id=operation_id)
-    number = services.continue_operation(Actor.of_request(request), operation)
-    message = (
-        f"Continuing with {counted(number, 'repository', 'repositories')}." if number else "The operation is not held."
-    )
-    messages.success(request, message)
+    if number := services.continue_operation(Actor.of_request(request), operation):
+        messages.success(request, f"Continuing with {counted(number, 'repository', 'repositories')}.")
+    else:
+        messages.warning(request, "The operation is not held.")
     return _redirect_to_next(request, reverse("admin:deliveries_app_bulkoperation_change", args=[operation.pk]))
 
 
@@ -164,7 +162,10 @@ def cancel_watch(request: HttpRequest, pk: int) -> HttpResponse:
     watch = get_object_or_404(AppRepository.objects.select_related("app", "repository"), pk=pk)
     cancelled = services.cancel_request(Actor.of_request(request), watch)
     run = watch.runs.filter(outcome=Outcome.CANCELLED).order_by("-ended_at", "-pk").first() if cancelled else None
-    messages.success(request, _CANCELLED[Reason(run.reason)] if run else "There is nothing to cancel.")
+    if run:
+        messages.success(request, _CANCELLED[Reason(run.reason)])
+    else:
+        messages.warning(request, "There is nothing to cancel.")
     return _redirect_to_next(request, reverse("admin:deliveries_app_apprepository_change", args=[watch.pk]))
 
 

@@ -13,7 +13,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.admin import confirmation
 from deliveries_app.admin.actions import BulkAdmin
 from deliveries_app.reports.impact import SAMPLE, Removal, removal_of
-from docora.text import counted
+from docora.text import counted, parse_pk
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,10 @@ class RemovalAdmin[M: Model](BulkAdmin[M]):
     def delete_view(
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """Remove one row. Ask again if the app has gained watches since the page was shown."""
-        if request.method == "POST" and self.has_delete_permission(request) and object_id.isdecimal():
-            rows = self.get_queryset(request).filter(pk=int(object_id[:18]))
+        """Remove one row. Ask again if the selection has changed since the page was shown."""
+        pk = parse_pk(object_id)
+        if request.method == "POST" and self.has_delete_permission(request) and pk is not None:
+            rows = self.get_queryset(request).filter(pk=pk)
             if response := self._confirm_again(request, rows):
                 return response
         return super().delete_view(request, object_id, extra_context)

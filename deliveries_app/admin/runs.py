@@ -17,6 +17,7 @@ from deliveries_app.progress import activity, live
 from deliveries_app.reports import failing_files, help_texts, history
 from deliveries_app.reports.next_attempt import next_try
 from docora.templatetags.docora import number, outcome_badge, trigger
+from docora.text import parse_pk
 from docora.web.csv_export import Cell
 
 
@@ -48,7 +49,7 @@ class SyncRunAdmin(HistoryAdmin[SyncRun]):
 
     def related_link(self, request: HttpRequest) -> tuple[str, str] | None:
         app = request.GET.get("watch__app", "")
-        if not app.isdecimal() or not actors.can_view_operations(request.user):
+        if parse_pk(app) is None or not actors.can_view_operations(request.user):
             return None
         return "Bulk operations", f"{reverse('admin:deliveries_app_bulkoperation_changelist')}?app={app}"
 

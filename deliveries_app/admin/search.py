@@ -30,7 +30,7 @@ MAX_COUNTED = BoundedPaginator.PAGES * 50
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """One result: the link's text and URL, its status, and further text."""
 
     title: str
@@ -44,7 +44,7 @@ class Group:
     """The results of one kind: the first rows, and the URL of the list with all of them."""
 
     title: str
-    rows: list[Found]
+    rows: list[SearchResult]
     total: int
     list_url: str
 
@@ -64,31 +64,31 @@ class _Kind:
 
     title: str
     model: type[Model]
-    show: Callable[[Any], Found]
+    show: Callable[[Any], SearchResult]
     term: Callable[[str], str] = str
 
 
-def _app(app: App) -> Found:
-    return Found(app.name, reverse("admin:deliveries_app_app_change", args=[app.pk]), text=app.app_id)
+def _app(app: App) -> SearchResult:
+    return SearchResult(app.name, reverse("admin:deliveries_app_app_change", args=[app.pk]), text=app.app_id)
 
 
-def _watch(watch: AppRepository) -> Found:
+def _watch(watch: AppRepository) -> SearchResult:
     page = reverse("admin:deliveries_app_apprepository_change", args=[watch.pk])
-    return Found(f"{watch.repository} → {watch.app}", page, status_with_detail(watch))
+    return SearchResult(f"{watch.repository} → {watch.app}", page, status_with_detail(watch))
 
 
-def _failed(watch: FailedSync) -> Found:
+def _failed(watch: FailedSync) -> SearchResult:
     page = reverse("admin:deliveries_app_apprepository_change", args=[watch.pk])
-    return Found(f"{watch.repository} → {watch.app}", page, status_with_detail(watch), watch.last_error)
+    return SearchResult(f"{watch.repository} → {watch.app}", page, status_with_detail(watch), watch.last_error)
 
 
-def _file(delivery: Delivery) -> Found:
+def _file(delivery: Delivery) -> SearchResult:
     page = reverse("admin:deliveries_app_delivery_change", args=[delivery.pk])
-    return Found(visible(delivery.path), page, text=str(delivery.watch))
+    return SearchResult(visible(delivery.path), page, text=str(delivery.watch))
 
 
 def repository_term(text: str) -> str:
-    """Return the search term for lists of repositories: for a URL in any spelling, the https URL without its ending."""
+    """Return the search term for lists of repositories. A URL becomes https, without a trailing slash or `.git`."""
     url = as_https(text)
     return url.removesuffix("/").removesuffix(".git") if "://" in url else phrase(text)
 

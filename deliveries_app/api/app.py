@@ -90,11 +90,14 @@ def ping(request: HttpRequest, how: schemas.PingWith) -> dict[str, Any]:
     summary="Start a key rotation",
     auth=WITH_BODY,
     **documented_responses(
-        201, schemas.NewKey, "The new key. Notifications now carry a signature of each key.", REFUSED | BODY | _STEP
+        201,
+        schemas.NewKey,
+        "The new key. Notifications now carry a signature made with each key.",
+        REFUSED | BODY | _STEP,
     ),
 )
 def rotate_key(request: HttpRequest, choice: schemas.KeyChoice) -> Status[dict[str, str]]:
-    """Returns the new key, which is not shown again. `webhook-signature` now holds a signature of each key.
+    """Returns the new key, which is not shown again. `webhook-signature` now holds a signature made with each key.
     `X-Docora-Signature` uses the old key until the app rejects it and accepts the new one, so the app can switch at any
     time. Then retire the old key."""
     with errors.as_responses():

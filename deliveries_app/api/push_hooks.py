@@ -19,7 +19,7 @@ _REFUSED = (
     "The signature or the secret is missing or wrong, or there is no such repository. The response does not say which."
 )
 
-_HINT = "Sign the body with the push hook secret of the watch: X-Hub-Signature-256, or the header of your git host"
+_HINT = "Sign the body with the push hook secret of the watch, in X-Hub-Signature-256 or your git host's own header"
 
 _documented = documented_responses(
     202,

@@ -139,8 +139,10 @@ class WatchedRepository(Registered):
     ref: str | None = Field(
         description="The branch or tag that the app chose; null for the default branch.", examples=[None]
     )
-    include_patterns: list[str] = Field(description="The app's choice of files; empty for all.", examples=[[]])
-    exclude_patterns: list[str] = Field(description="The files that the app does not want.", examples=[["*.png"]])
+    include_patterns: list[str] = Field(
+        description="The app's include patterns; empty to include every file.", examples=[[]]
+    )
+    exclude_patterns: list[str] = Field(description="The app's exclude patterns.", examples=[["*.png"]])
     files: int = Field(description="Number of files in that commit that are sent to the app.", ge=0, examples=[1280])
     bytes: int = Field(description="Their total size.", ge=0, examples=[9600000])
     files_failing: int = Field(description="Number of files that the app has not accepted.", ge=0, examples=[0])
@@ -305,7 +307,7 @@ class Resent(Schema):
 
 
 class KeyRotation(Schema):
-    """A key rotation in progress. Notifications carry a signature of each key."""
+    """A key rotation in progress. Notifications carry a signature made with each key."""
 
     started_at: Moment = Field(description="When the rotation started.")
     new_key_accepted_at: Moment | None = Field(
@@ -450,7 +452,7 @@ def moment(value: datetime | None) -> str | None:
 
 
 def _lines(patterns: str) -> list[str]:
-    """Return the stored patterns as the app sent them. Only a line feed separates them: `splitlines` knows others."""
+    """Return the stored patterns as the app sent them. Only line feeds separate them; `splitlines` would also split elsewhere."""
     return patterns.split("\n") if patterns else []
 
 

@@ -144,7 +144,7 @@ class SyncCompleted(_Body):
 
 
 class Verify(_Body):
-    """A question about your app's copy."""
+    """A request to compare your app's copy with what Docora has sent."""
 
     event: Literal["verify"] = Field(description="Always `verify`.")
     repository: NotifiedRepository
@@ -187,7 +187,7 @@ class PingBody(_Body):
 EVENTS: dict[str, tuple[type[BaseModel], str, str]] = {
     "create": (Create, "A file has this content", "Write it, whatever was there before."),
     "update": (Update, "A file has new content", "Write it, as after `create`."),
-    "delete": (Delete, "A file is gone", "Remove it. If it isn't there, respond with 2xx all the same."),
+    "delete": (Delete, "A file is gone", "Remove it. If it isn't there, still respond with 2xx."),
     "sync_failed": (SyncFailed, "The repository cannot be read", "Keep your copy. Docora retries automatically."),
     "sync_completed": (
         SyncCompleted,
@@ -214,14 +214,14 @@ HEADERS = {
     "X-Docora-Sequence": "A number that increases with every new notification about a path. Not signed: read it from the "
     "`webhook-id`.",
     "webhook-id": "Identifies the notification. It is the same for every retry and never reused. After `msg_` it holds the "
-    "watch and the sequence, for a chunk also the chunk's id and index.",
+    "watch and the sequence; for a chunk, also the chunk's id and index.",
     "webhook-timestamp": "The time of this attempt in Unix seconds.",
     "webhook-signature": "The Standard Webhooks signature, over the id, the timestamp and the body. Two, separated by a space, while a "
     "key is being replaced.",
 }
 """Header of every notification → its description."""
 
-_ANSWERS = {
+_RESPONSES = {
     "2XX": "Accepted. Respond once the file is stored.",
     "410": "Stop sending notifications. Docora pauses your app after this response to three files, or to one ping.",
     "429": "Too many requests. Docora sends the same request again after `Retry-After`, or after a short wait.",
@@ -252,7 +252,7 @@ def add_to(document: dict[str, Any]) -> None:
                     "required": True,
                     "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}},
                 },
-                "responses": {status: {"description": text} for status, text in _ANSWERS.items()},
+                "responses": {status: {"description": text} for status, text in _RESPONSES.items()},
             }
         }
         for event, (model, summary, description) in EVENTS.items()
@@ -260,9 +260,9 @@ def add_to(document: dict[str, Any]) -> None:
     choices = [{"$ref": f"#/components/schemas/{model.__name__}"} for model in (SameCopy, CopyPage)]
     document["webhooks"]["verify"]["post"]["responses"] = {
         "2XX": {
-            "description": "The result. Any other answer means that your app doesn't support checks.",
+            "description": "The result. Any other response means that your app doesn't support checks.",
             "content": {"application/json": {"schema": {"anyOf": choices}}},
         },
-        "429": {"description": _ANSWERS["429"]},
+        "429": {"description": _RESPONSES["429"]},
         "default": {"description": "Not supported, or not possible now. It is not sent again."},
     }

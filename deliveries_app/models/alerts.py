@@ -63,7 +63,7 @@ class AlertRound(models.Model):
 
     id = models.PositiveSmallIntegerField(primary_key=True, default=1)
     number = models.BigIntegerField(default=0)
-    looked_at = models.DateTimeField()
+    detected_at = models.DateTimeField()
 
     class Meta:
         default_permissions = ()
@@ -79,14 +79,14 @@ class ChannelName(models.TextChoices):
 
 
 class AlertChannel(models.Model):
-    """What a channel has sent: the last rounds whose beginnings (`told_begun`) and ends (`told_ended`) it reported.
+    """What a channel has sent: the last rounds whose beginnings (`reported_opened`) and ends (`reported_closed`) it reported.
 
     Nothing is sent before `due_at`, which is set while a process is sending, after a failure, and to collect further alerts.
     """
 
     name = models.CharField(max_length=7, choices=ChannelName, unique=True)
-    told_begun = models.BigIntegerField(default=0)
-    told_ended = models.BigIntegerField(default=0)
+    reported_opened = models.BigIntegerField(default=0)
+    reported_closed = models.BigIntegerField(default=0)
     reminded_at = models.DateTimeField(default=timezone.now)
     due_at = models.DateTimeField(null=True)
     attempts = models.PositiveIntegerField(default=0, help_text="Consecutive failed attempts.")

@@ -59,7 +59,7 @@ class _LastMatch:
             for includes, group in groupby(patterns, lambda pattern: pattern.includes)
         ][::-1]
 
-    def ignores(self, path: bytes, name: bytes) -> bool:
+    def matches(self, path: bytes, name: bytes) -> bool:
         if not self._all.matches(path, name):
             return False
         return next((not includes for includes, group in self._groups if group.matches(path, name)), False)
@@ -82,8 +82,8 @@ class IgnoreRules:
         self._for_directories = _LastMatch(self.patterns)
         self._for_files = _LastMatch([pattern for pattern in self.patterns if not pattern.directories_only])
 
-    def ignores(self, entry: Entry) -> bool:
-        """Return whether the entry, or a directory above it, is ignored."""
+    def matches(self, entry: Entry) -> bool:
+        """Return whether the patterns match the entry or a directory above it."""
         started = time.monotonic()
         self._checked += 1
         remaining = _ALLOWED_SECONDS + _ALLOWED_SECONDS_PER_PATH * self._checked - self._seconds
@@ -91,14 +91,14 @@ class IgnoreRules:
             raise _takes_too_long()
         parent, _, name = entry.path.rpartition(b"/")
         try:
-            if parent and self._is_directory_ignored(parent, started + remaining):
+            if parent and self._is_directory_matched(parent, started + remaining):
                 return True
             rules = self._for_directories if entry.mode == "160000" else self._for_files
-            return rules.ignores(entry.path, name)
+            return rules.matches(entry.path, name)
         finally:
             self._seconds += time.monotonic() - started
 
-    def _is_directory_ignored(self, path: bytes, until: float) -> bool:
+    def _is_directory_matched(self, path: bytes, until: float) -> bool:
         known = self._directories.get(path)
         if known is not None:
             return known
@@ -111,7 +111,7 @@ class IgnoreRules:
                 raise _takes_too_long()
             above = b"/".join(parts[:depth])
             known = self._directories.get(above)
-            ignored = known if known is not None else ignored or self._for_directories.ignores(above, name)
+            ignored = known if known is not None else ignored or self._for_directories.matches(above, name)
             self._directories[above] = ignored
         return ignored
 
@@ -126,22 +126,22 @@ class PatternRules:
 
     @property
     def check(self) -> PatternCheck | None:
-        """The method `cause`, or None if there are no patterns."""
+        """What the planner calls for each entry, or None if there are no patterns."""
         return self.cause if self.included or self.excluded or self.ignored.patterns else None
 
     def cause(self, entry: Entry) -> str:
         """Return the cause for which the entry is left out, or an empty string."""
-        if self.included and not self.included.ignores(entry):
+        if self.included and not self.included.matches(entry):
             return "not_included"
-        if self.excluded and self.excluded.ignores(entry):
+        if self.excluded and self.excluded.matches(entry):
             return "excluded"
-        return "ignored" if self.ignored.patterns and self.ignored.ignores(entry) else ""
+        return "ignored" if self.ignored.patterns and self.ignored.matches(entry) else ""
 
 
 def _takes_too_long() -> PlanRefused:
     return PlanRefused(
-        f"Matching the patterns takes too long. Use fewer or simpler patterns in {FILE_NAME} or in the watch's "
-        "patterns. Each * in a pattern costs time.",
+        f"Matching the patterns takes too long. Use fewer or simpler patterns in {FILE_NAME} or for this watched "
+        "repository. Each * in a pattern costs time.",
         "rules",
     )
 
@@ -214,13 +214,13 @@ def _checked(content: bytes) -> bytes:
 
 
 def _refused(message: str) -> PlanRefused:
-    return PlanRefused(f"{FILE_NAME} {message}. Nothing is sent until then.", "rules")
+    return PlanRefused(f"{FILE_NAME} {message}. Nothing is sent until it is fixed.", "rules")
 
 
 def is_included(patterns: str, entry: Entry) -> bool:
     """Return whether the app's include patterns, if it has any, match the entry."""
     rules = _rules_of(patterns)
-    return rules is None or rules.ignores(entry)
+    return rules is None or rules.matches(entry)
 
 
 @dataclass(frozen=True)

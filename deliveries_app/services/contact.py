@@ -21,7 +21,7 @@ def is_on() -> bool:
     return bool(settings.MAILERS and settings.DEFAULT_FROM_EMAIL)
 
 
-def tell_contact(actor: Actor, app: App, text: str) -> None:
+def notify_contact(actor: Actor, app: App, text: str) -> None:
     """Store a message for the contact of `app`, at the email address that `app` holds. Call in the change's transaction.
 
     The contact may belong to another organization, so administrators are not named.

@@ -10,7 +10,7 @@ from django.utils import timezone
 from deliveries_app import audit
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AuditAction
-from deliveries_app.services.contact import tell_contact
+from deliveries_app.services.contact import notify_contact
 from deliveries_app.services.tokens import lock_app
 from deliveries_app.webhooks.signing import STANDARD_PREFIX
 from docora.security.crypto import new_webhook_key
@@ -69,7 +69,7 @@ def start_key_rotation(actor: Actor, app: App, key: str = "") -> NewKey:
         _save(row)
         changes = audit.Changes(new={"new signing key": "added"})
         audit.record(actor, AuditAction.KEY_STARTED, [row], "Started rotating the signing key", changes)
-        tell_contact(
+        notify_contact(
             actor, row, "A rotation of the signing key was started. Notifications carry a signature of each key."
         )
     return NewKey(new_key)
@@ -87,7 +87,7 @@ def retire_old_key(actor: Actor, app: App) -> None:
         _end(row)
         changes = audit.Changes(new={"signing key": "changed"})
         audit.record(actor, AuditAction.KEY_RETIRED, [row], "Retired the old signing key", changes)
-        tell_contact(actor, row, "The old signing key was retired. Notifications are signed with the new key only.")
+        notify_contact(actor, row, "The old signing key was retired. Notifications are signed with the new key only.")
 
 
 def cancel_key_rotation(actor: Actor, app: App) -> None:
@@ -97,7 +97,7 @@ def cancel_key_rotation(actor: Actor, app: App) -> None:
         _end(row)
         changes = audit.Changes(new={"new signing key": "removed"})
         audit.record(actor, AuditAction.KEY_DISCARDED, [row], "Discarded the new signing key", changes)
-        tell_contact(actor, row, "The new signing key was discarded. Notifications are signed with the old key only.")
+        notify_contact(actor, row, "The new signing key was discarded. Notifications are signed with the old key only.")
 
 
 def _lock_rotating(actor: Actor, app: App) -> App:

@@ -16,7 +16,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppToken, AuditAction
 from deliveries_app.services import github_apps
 from deliveries_app.services.app_settings import record_settings
-from deliveries_app.services.contact import tell_contact
+from deliveries_app.services.contact import notify_contact
 from deliveries_app.services.keys import validate_key
 from deliveries_app.webhooks import endpoint_stats
 from docora.http.client import Request
@@ -179,9 +179,9 @@ def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
 def _tell_contact(actor: Actor, before: App, given: Mapping[str, object]) -> None:
     """Tell the contact, at the address before the change, about a new base URL or email address."""
     if (url := given.get("base_url", before.base_url)) != before.base_url:
-        tell_contact(actor, before, f"The base URL was changed from {before.base_url} to {url}.")
+        notify_contact(actor, before, f"The base URL was changed from {before.base_url} to {url}.")
     if given.get("email", before.email) != before.email:
-        tell_contact(actor, before, "The contact's email address was changed. Further messages go to the new one.")
+        notify_contact(actor, before, "The contact's email address was changed. Further messages go to the new one.")
 
 
 def unreachable_reason(base_url: str) -> str:

@@ -13,7 +13,7 @@ from django.utils import timezone
 from deliveries_app import audit
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppToken, AuditAction
-from deliveries_app.services.contact import tell_contact
+from deliveries_app.services.contact import notify_contact
 from deliveries_app.services.requests import NotFound
 from docora.db.clock import from_now
 from docora.security.crypto import hash_token, new_token
@@ -80,7 +80,7 @@ def rotate_app_token(actor: Actor, app: App, *, overlap: timedelta = OVERLAP) ->
         revoked = "" if overlap else " and revoked the old one"
         audit.record(actor, AuditAction.TOKEN_ROTATED, [row], f"Rotated the token{revoked}", _TOKEN_CHANGED)
         still = "The old one is accepted for a while." if overlap else "The old one was revoked."
-        tell_contact(actor, row, f"The API token was rotated. {still}")
+        notify_contact(actor, row, f"The API token was rotated. {still}")
     return NewToken(token, old.expires_at if old else None)
 
 
@@ -92,7 +92,7 @@ def retire_old_tokens(actor: Actor, app: App) -> int:
         app.tokens.filter(expires_at__isnull=False).delete()
         if accepted:
             audit.record(actor, AuditAction.TOKENS_RETIRED, [row], "Retired old tokens", _TOKEN_CHANGED)
-            tell_contact(actor, row, "The old API tokens were revoked. Only the newest one is accepted.")
+            notify_contact(actor, row, "The old API tokens were revoked. Only the newest one is accepted.")
     return accepted
 
 

@@ -2,8 +2,8 @@
 
 Hosts whose addresses are all in ALLOWED_PRIVATE_NETWORKS are reached directly. All others are reached through the proxy,
 with CONNECT and their name, so that the proxy can allow or refuse names. The proxy resolves the name itself, and may get
-other addresses than Docora does. So both have to enforce the rules for addresses: Docora refuses every host that it knows to
-lead to a blocked address, and the proxy has to refuse private networks as well.
+other addresses than Docora does. So both have to enforce the rules for addresses: Docora refuses each host for which it finds a
+blocked address, and the proxy has to refuse private networks as well.
 """
 
 import re

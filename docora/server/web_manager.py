@@ -40,7 +40,7 @@ def main(listener: str, threads: str, application: str) -> int:
                     draining.append(current)
                     current = new
                 else:
-                    text = f"Nothing is replaced: the old web process keeps running. {problem}"
+                    text = f"The new web process did not start, so the old one keeps running. {problem}"
                     print(text.strip(), file=sys.stderr, flush=True)  # noqa: T201
             case signal.SIGCHLD:
                 draining = [process for process in draining if process.poll() is None]

@@ -132,7 +132,7 @@ def test_same_files_are_sent_again_at_once(world: World) -> None:
 
 
 @pytest.mark.parametrize("what", ["commit", "resync", "patterns"])
-def test_anything_else_waits_until_old_requests_are_certainly_processed(world: World, what: str) -> None:
+def test_different_notification_waits_until_old_requests_are_processed(world: World, what: str) -> None:
     """A slow client could store the dead worker's content after the new one."""
     repo, watch = world.watch(FILES)
     killed_while_sending(world, watch)

@@ -96,7 +96,7 @@ def work_tree(tmp_path: Path) -> WorkTree:
 
 def ours(text: bytes, paths: Iterable[bytes]) -> set[bytes]:
     rules = IgnoreRules(compile_lines(text)[0])
-    return {path for path in paths if rules.ignores(Entry(path, "100644", "", 0))}
+    return {path for path in paths if rules.matches(Entry(path, "100644", "", 0))}
 
 
 def files_only(paths: Iterable[bytes]) -> list[bytes]:
@@ -208,8 +208,8 @@ def test_random_patterns_match_like_git(work_tree: WorkTree) -> None:
 
 def test_directory_pattern_matches_a_submodule(work_tree: WorkTree) -> None:
     rules = IgnoreRules(compile_lines(b"vendor/\n")[0])
-    assert rules.ignores(Entry(b"vendor", "160000", "", 0))
-    assert not rules.ignores(Entry(b"vendor", "100644", "", 0))
+    assert rules.matches(Entry(b"vendor", "160000", "", 0))
+    assert not rules.matches(Entry(b"vendor", "100644", "", 0))
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_hostile_patterns_do_not_hang(name: str) -> None:
     with contextlib.suppress(PlanRefused):
         for _ in range(20):
             for path in paths:
-                rules.ignores(Entry(path.strip(b"/").replace(b"//", b"/a/"), "100644", "", 0))
+                rules.matches(Entry(path.strip(b"/").replace(b"//", b"/a/"), "100644", "", 0))
 
 
 def test_slow_directory_matching_is_refused(monkeypatch) -> None:
@@ -259,13 +259,13 @@ def test_slow_directory_matching_is_refused(monkeypatch) -> None:
     monkeypatch.setattr("deliveries_app.planning.ignore_rules._ALLOWED_SECONDS_PER_PATH", 0.0)
     rules = IgnoreRules(compile_lines(b"*a*b\n")[0])
     with pytest.raises(PlanRefused, match="Use fewer or simpler patterns"):
-        rules.ignores(Entry(b"x/y/z", "100644", "", 0))
+        rules.matches(Entry(b"x/y/z", "100644", "", 0))
 
 
 def test_slow_matching_of_sibling_files_is_refused(monkeypatch) -> None:
     monkeypatch.setattr("deliveries_app.planning.ignore_rules._ALLOWED_SECONDS", 0.0)
     monkeypatch.setattr("deliveries_app.planning.ignore_rules._ALLOWED_SECONDS_PER_PATH", 0.0)
     rules = IgnoreRules(compile_lines(b"*a*b\n")[0])
-    assert not rules.ignores(Entry(b"x", "100644", "", 0))
+    assert not rules.matches(Entry(b"x", "100644", "", 0))
     with pytest.raises(PlanRefused, match="Use fewer or simpler patterns"):
-        rules.ignores(Entry(b"y", "100644", "", 0))
+        rules.matches(Entry(b"y", "100644", "", 0))

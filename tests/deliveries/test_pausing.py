@@ -395,7 +395,7 @@ def rows_of(watch: AppRepository) -> AppRepositoryQuerySet:
     return AppRepository.objects.filter(pk=watch.pk)
 
 
-def test_paused_watch_waits_while_its_app_goes_on(world: World, redis_client) -> None:
+def test_paused_watch_waits_while_others_of_its_app_are_synced(world: World, redis_client) -> None:
     repo, watch = world.watch(FILES)
     other_repo, other = world.watch(FILES, name="acme/other")
     world.settle()

@@ -192,7 +192,7 @@ def test_sighup_with_invalid_settings_keeps_the_process(service: WebService) -> 
     before = service.workers()
     service.settings.write_text("METRICS_TOKEN=short\n")
     service.process.send_signal(signal.SIGHUP)
-    wait_for(lambda: "Nothing is replaced" in service.log.read_text(), 60)
+    wait_for(lambda: "the old one keeps running" in service.log.read_text(), 60)
     assert "Docora cannot start: METRICS_TOKEN must be at least 16" in service.log.read_text()
     assert (service.workers(), ask(service.address)) == (before, 200)
     service.settings.write_text("DOCORA_BUILD_NUMBER=fixed\n")
@@ -224,7 +224,7 @@ def test_sighup_with_a_broken_application_keeps_the_process(migrated: Path, tmp_
             before = set(children(manager.pid))
             module.write_text("raise RuntimeError('broken')")
             manager.send_signal(signal.SIGHUP)
-            wait_for(lambda: "Nothing is replaced" in log.read_text(), 60)
+            wait_for(lambda: "the old one keeps running" in log.read_text(), 60)
             assert "RuntimeError: broken" in log.read_text()
             assert (set(children(manager.pid)), ask(listener.getsockname())) == (before, 200)
         finally:

@@ -75,9 +75,7 @@ def test_request_bodies_by_method(client, serve):
 
 def test_big_body_is_sent_without_100_continue(client, serve):
     server = serve()
-    started = time.monotonic()
     assert client.request(post(server.url, b"x" * 2_000_000)).ok
-    assert time.monotonic() - started < 0.9  # libcurl would wait for one second
     head, body = server.requests[0]
     assert b"expect" not in head.lower()
     assert len(body) == 2_000_000
@@ -140,10 +138,9 @@ def test_poll_returns_on_the_first_outcome_or_on_timeout(client, serve):
     client.submit(post(slow.url))
     started = time.monotonic()
     assert client.poll(0.2) == []
-    assert 0.15 < time.monotonic() - started < 1
+    assert time.monotonic() - started > 0.15
     client.submit(post(fast.url))
     assert client.poll(10)[0][1].ok
-    assert time.monotonic() - started < 2
     assert client.in_flight == 1
 
 

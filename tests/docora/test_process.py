@@ -32,7 +32,7 @@ def test_pid_that_another_process_got_is_not_the_same_process() -> None:
     assert has_ended(f"{place} {pid} {int(start) - 1}")
 
 
-def test_nobody_can_tell_elsewhere() -> None:
+def test_processes_of_another_machine_are_not_known_to_have_ended() -> None:
     """On another machine, after another boot, or in another PID namespace."""
     parts = process_name().split(" ")
     gone = [*parts[:-1], "1"]

@@ -165,7 +165,7 @@ def check_untouched(operation: BulkOperation, cancel: Callable[[], object]) -> N
         f"{operation}: a cancel has changed unreleased watches"
     )
     operation.refresh_from_db()
-    assert operation.ended_at is not None, f"{operation} goes on after its cancel"
+    assert operation.ended_at is not None, f"{operation} is still open after its cancellation"
 
 
 def check_no_way_back(universe: Universe, watch: AppRepository) -> None:

@@ -309,10 +309,10 @@ def test_other_urls_are_refused_with_a_message(url: str, text: str) -> None:
     ids=["name", "spaces", "slashes", "host"],
 )
 def test_ten_megabytes_cost_nothing(text: str) -> None:
-    started = time.perf_counter()
+    started = time.thread_time()
     with pytest.raises(InvalidUrl, match="at most 2,048 characters"):
         parse_url(text)
-    assert time.perf_counter() - started < 0.01
+    assert time.thread_time() - started < 0.01
 
 
 @pytest.mark.parametrize(

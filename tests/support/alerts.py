@@ -63,7 +63,7 @@ def time_passes(**delta: float) -> None:
     """Move the alert rows into the past by this time delta; by default, until the next round is due."""
     by = timedelta(**(delta or {"minutes": 10}))
     for model, *names in (
-        (AlertRound, "looked_at"),
+        (AlertRound, "detected_at"),
         (AlertChannel, "due_at", "reminded_at", "created_at"),
         (Alert, "since"),
     ):

@@ -47,7 +47,7 @@ def without_ignored(
     return {
         path: files[path]
         for path, entry in entries.items()
-        if included.ignores(entry) and not any(rule.ignores(entry) for rule in rules)
+        if included.matches(entry) and not any(rule.matches(entry) for rule in rules)
     }
 
 

@@ -87,10 +87,10 @@ def detect() -> None:
 
 def _begin_round() -> int | None:
     """Return this round's number and lock its row until the transaction ends. Return None if it is too early for a round."""
-    AlertRound.objects.get_or_create(defaults={"looked_at": timezone.now() - timedelta(days=1)})
+    AlertRound.objects.get_or_create(defaults={"detected_at": timezone.now() - timedelta(days=1)})
     # A time in the future was written by a wrong clock.
-    early = Q(looked_at__gt=from_now(-_MIN_INTERVAL_SECONDS), looked_at__lte=Now())
-    if not AlertRound.objects.exclude(early).update(looked_at=Now()):
+    early = Q(detected_at__gt=from_now(-_MIN_INTERVAL_SECONDS), detected_at__lte=Now())
+    if not AlertRound.objects.exclude(early).update(detected_at=Now()):
         return None
     return AlertRound.objects.get().number + 1
 

@@ -32,7 +32,7 @@ _BASE_DELAY_SECONDS = 30.0
 def notify(channel: Channel) -> None:
     """Send the alerts that the channel has not reported yet, if there are any and the channel is due."""
     row, _ = AlertChannel.objects.get_or_create(name=channel.name)
-    if min(row.told_begun, row.told_ended) >= _last_round() and not _lasting(row).exists():
+    if min(row.reported_opened, row.reported_closed) >= _last_round() and not _lasting(row).exists():
         return
     this_row = AlertChannel.objects.filter(pk=row.pk)
     if not this_row.filter(Q(due_at=None) | Q(due_at__lte=Now())).update(due_at=from_now(_CLAIM_SECONDS)):
@@ -41,8 +41,8 @@ def notify(channel: Channel) -> None:
     last = _last_round()
     # Each message, with the columns to set once it is accepted.
     steps: list[tuple[Message | None, dict[str, Any]]] = [
-        (messages.of("resolved", _ended(row, last)), {"told_ended": last}),
-        (messages.of("alert", _begun(row, last)), {"told_begun": last}),
+        (messages.of("resolved", _ended(row, last)), {"reported_closed": last}),
+        (messages.of("alert", _begun(row, last)), {"reported_opened": last}),
         (messages.of("alert", _lasting(row), reminder=True), {"reminded_at": timezone.now()}),
     ]
     due = [(message, fields) for message, fields in steps if message]
@@ -56,7 +56,7 @@ def notify(channel: Channel) -> None:
         this_row.update(**fields)
         logger.info("alert_sent", extra={"channel": channel.name, "alert": message.event, "count": message.total})
     pause = from_now(GATHER_SECONDS) if due else None
-    this_row.update(told_begun=last, told_ended=last, attempts=0, last_error="", due_at=pause)
+    this_row.update(reported_opened=last, reported_closed=last, attempts=0, last_error="", due_at=pause)
 
 
 def undelivered() -> list[AlertChannel]:
@@ -71,12 +71,12 @@ def _last_round() -> int:
 
 def _begun(row: AlertChannel, last: int) -> QuerySet[Alert]:
     """Return alerts that began and are still open. One that has ended since is only reported as resolved."""
-    return Alert.objects.filter(opened__gt=row.told_begun, opened__lte=last, ended_at=None)
+    return Alert.objects.filter(opened__gt=row.reported_opened, opened__lte=last, ended_at=None)
 
 
 def _ended(row: AlertChannel, last: int) -> QuerySet[Alert]:
     """Return alerts that ended. A new channel does not report those that ended before it existed."""
-    return Alert.objects.filter(closed__gt=row.told_ended, closed__lte=last, ended_at__gt=row.created_at)
+    return Alert.objects.filter(closed__gt=row.reported_closed, closed__lte=last, ended_at__gt=row.created_at)
 
 
 def _lasting(row: AlertChannel) -> QuerySet[Alert]:
@@ -84,4 +84,4 @@ def _lasting(row: AlertChannel) -> QuerySet[Alert]:
     long_ago = timezone.now() - timedelta(seconds=settings.ALERT_REPEAT_SECONDS)
     if not settings.ALERT_REPEAT_SECONDS or row.reminded_at > long_ago:
         return Alert.objects.none()
-    return Alert.objects.filter(opened__lte=row.told_begun, ended_at=None, since__lte=long_ago)
+    return Alert.objects.filter(opened__lte=row.reported_opened, ended_at=None, since__lte=long_ago)
