@@ -77,26 +77,27 @@ def _job(watch: AppRepository) -> dict[str, Any]:
     }
 
 
-def enqueue_due() -> int:
+def enqueue_due(*, after_job: bool = False) -> int:
     """Fill the default queue with watches that can start now. Return how many were added.
 
     The apps take turns, each with its longest waiting watch, so that an app with many due watches delays no other. Those of
     bulk operations come after the app's others. Does nothing while the queue is at least half full, or while another
-    process is filling it.
+    process is filling it. `after_job`: also do nothing while jobs wait in the high queue, which come first anyway. The sweep
+    fills the default queue every second.
     """
     waiting = queues.job_ids("default")
     if waiting is None or len(waiting) > ENQUEUE_AHEAD // 2:
         return 0
-    with queues.only_one("enqueue_due", seconds=5) as is_first:
-        return _enqueue_due(waiting) if is_first else 0
-
-
-def _enqueue_due(waiting: list[str]) -> int:
-    rows: list[Any] = _next_due()
-    if not rows:
+    high = queues.job_ids("high") or []
+    if after_job and len(high) >= HIGH_JOBS_PER_APP:
         return 0
-    # Enqueueing one that waits in the high queue changes nothing, but takes several round trips.
-    waiting = [*waiting, *(queues.job_ids("high") or [])]
+    with queues.only_one("enqueue_due", seconds=5) as is_first:
+        # Enqueueing one that waits in the high queue changes nothing, but takes several round trips.
+        return _enqueue_due({*waiting, *high}) if is_first else 0
+
+
+def _enqueue_due(waiting: set[str]) -> int:
+    rows: list[Any] = _next_due()
     return sum(
         queues.enqueue("default", owned=False, **_job(watch))
         for watch in rows

@@ -10,6 +10,7 @@ import django_rq
 import pytest
 from django.db import transaction
 from django.db.models.functions import Now
+from pytest_django import DjangoAssertNumQueries
 from redis import Redis
 from rq.exceptions import NoSuchJobError
 from rq.job import Job
@@ -289,6 +290,18 @@ def test_many_single_requests_of_an_app_do_not_delay_another_app(world: World, r
     assert ids("high") == [*added[:4], other.job_id]
     enqueue_due()
     assert ids("default") == added[4:]
+
+
+def test_job_leaves_the_default_queue_to_the_sweep_while_jobs_wait_in_the_high_queue(
+    world: World, redis_client: Redis, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    """Otherwise, each of many first syncs would read the due watches, of which it could enqueue none."""
+    watches = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(5)]
+    with django_assert_num_queries(0):
+        assert enqueue_due(after_job=True) == 0
+    assert enqueue_due() == 1
+    queues.drop(watch.job_id for watch in watches[1:])
+    assert enqueue_due(after_job=True) == 4
 
 
 @pytest.mark.usefixtures("queue_of_four")
