@@ -31,7 +31,7 @@ run: setup
 # Tests that depend on the database: lease, clock, hand-written SQL, scheduling, planner, fields, migrations, history, quotas
 # and limits, and whole journeys. `make test` runs them on SQLite too.
 DATABASE_TESTS := tests/docora/test_crypto.py tests/docora/test_groups.py tests/faults/test_clocks.py \
-	tests/faults/test_tenants.py tests/hostile/test_slow_peers.py tests/api/test_quotas.py $(patsubst %,tests/deliveries/test_%.py, alerts batch_sql checks circuit csv \
+	tests/faults/test_tenants.py tests/hostile/test_slow_peers.py tests/api/test_quotas.py $(patsubst %,tests/deliveries/test_%.py, alerts batch_sql checks circuit costs csv \
 	endpoint_health fast_plan first_sync history import lease meanwhile pace plan progress_end pruning queueing quotas \
 	random_histories requests rescans runs slices slots)
 

@@ -12,7 +12,7 @@ from deliveries_app.api.auth import AppToken
 from deliveries_app.api.callers import BODY, BUSY, NOT_WATCHED, REFUSED, WITH_BODY, RepositoryId
 from deliveries_app.api.paging import After, Order
 from deliveries_app.models import Status as WatchStatus
-from deliveries_app.services import Wanted, watch_settings
+from deliveries_app.services import RequestedOptions, watch_settings
 from deliveries_app.services.push_hooks import hook_url
 from docora.web.api import READ, documented_responses, prefers_async
 
@@ -98,7 +98,7 @@ def ensure_repository(request: HttpRequest, wanted: schemas.WantedRepository) ->
     others = {name: given[field] or "" for name, field in (("token", "github_token"), ("ref", "ref")) if field in given}
     with errors.as_responses():
         ensured = services.ensure_watched(
-            callers.actor(request), callers.caller(request), wanted.github_url, Wanted(**others, **patterns)
+            callers.actor(request), callers.caller(request), wanted.github_url, RequestedOptions(**others, **patterns)
         )
     return Status(201 if ensured.created else 200, schemas.watched_repository(ensured.watch))
 

@@ -51,7 +51,7 @@ class App(models.Model):
     email = models.EmailField(
         "email",
         max_length=255,
-        help_text="The app's contact. Told by email when the base URL, the signing key or the token is changed.",
+        help_text="The app's contact. Notified by email when the base URL, the signing key or the token is changed.",
     )
     website = models.CharField(max_length=2048, blank=True)
     description = models.CharField(max_length=500, blank=True)

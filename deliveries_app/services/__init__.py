@@ -22,7 +22,7 @@ from deliveries_app.services.drift import (
     check_watch,
     send_differences,
 )
-from deliveries_app.services.ensure import Ensured, Wanted, ensure_watched
+from deliveries_app.services.ensure import Ensured, RequestedOptions, ensure_watched
 from deliveries_app.services.onboarding import Onboarded, change_app, onboard_app
 from deliveries_app.services.release import continue_operation
 from deliveries_app.services.requests import MAX_PACE, NotFound, Rollout
@@ -54,7 +54,7 @@ __all__ = [
     "Resent",
     "Rollout",
     "SentDifferences",
-    "Wanted",
+    "RequestedOptions",
     "Watched",
     "cancel_check",
     "cancel_operation",

@@ -10,7 +10,7 @@ from repositories_app.git.url import parse_url
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RequestedOptions:
     """The settings of a watch, as in `watch_repository`. None keeps the current value, or the default of a new watch."""
 
     token: str | None = None
@@ -27,7 +27,7 @@ class Ensured:
     created: bool
 
 
-def ensure_watched(actor: Actor, app: App, url: str, wanted: Wanted) -> Ensured:
+def ensure_watched(actor: Actor, app: App, url: str, wanted: RequestedOptions) -> Ensured:
     """Watch the repository with the `wanted` settings. Do nothing if the app already does.
 
     A new repository, a new token and a new branch or tag are checked with git first. Nothing is sent again except what

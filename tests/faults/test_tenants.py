@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable
 
 from deliveries_app.models import App, AppRepository, Status
-from deliveries_app.receiver import Notification
+from deliveries_app.receiver import Answer, Notification
+from tests.deliveries.test_pace import RateLimit
 from tests.faults.conftest import MAX_IN_FLIGHT
 from tests.support.processes import Daemons
 from tests.support.receiver import wait_for
@@ -81,6 +82,34 @@ def test_watch_that_kills_its_worker_is_found_and_the_others_go_on(world: World,
         watch.refresh_from_db()
         assert (watch.status, watch.crash_count) == (Status.SYNCED, 0)
         assert world.copy(watch)
+
+
+def test_busy_app_and_poisoned_repository_hold_up_no_other(world: World, daemons: Daemons) -> None:
+    """One worker, an app that accepts five requests a second, and one that accepts no file of one of its repositories."""
+    busy, mixed, quick = world.app, world.add_app("Mixed"), world.add_app("Quick")
+    daemons.environment |= {"MAX_RETRY_ATTEMPTS": "2", "RETRY_BASE_DELAY_SECONDS": "0.1"}
+    limit = RateLimit(5, 429, {"Retry-After": "1"})
+
+    def answer(note: Notification) -> Answer | None:
+        if note.app_id == busy.app_id:
+            return limit(note)
+        return Answer(502) if note.repository == "acme/poisoned" else None
+
+    world.answer(answer)
+    _, large = world.watch({f"{number:03}.txt": b"%d" % number for number in range(500)}, name="acme/large")
+    _, poisoned = world.watch(
+        {f"{number}.txt": b"%d" % number for number in range(12)}, name="acme/poisoned", app=mixed
+    )
+    healthy = [world.watch(name=f"acme/healthy-{number}", app=mixed)[1] for number in range(3)]
+    daemons.sweep()
+    daemons.worker()
+    wait_for(lambda: limit.refused, 20)
+    _, change = world.watch(name="acme/change", app=quick)
+    assert seconds_until(lambda: world.copy(change), 20) < 10
+    wait_for(lambda: all(world.copy(watch) for watch in healthy), 30)
+    wait_for(lambda: AppRepository.objects.filter(pk=poisoned.pk, status=Status.FAILED).exists(), 90)
+    large.refresh_from_db()
+    assert (large.failing_since, limit.accepted < 500) == (None, True)
 
 
 def test_slow_app_makes_way_for_another(world: World, daemons: Daemons) -> None:

@@ -1,4 +1,4 @@
-from django.db import migrations
+from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
@@ -8,4 +8,13 @@ class Migration(migrations.Migration):
         migrations.RenameField("alertchannel", "told_begun", "reported_opened"),
         migrations.RenameField("alertchannel", "told_ended", "reported_closed"),
         migrations.RenameField("alertround", "looked_at", "detected_at"),
+        migrations.AlterField(
+            "app",
+            "email",
+            models.EmailField(
+                "email",
+                max_length=255,
+                help_text="The app's contact. Notified by email when the base URL, the signing key or the token is changed.",
+            ),
+        ),
     ]
