@@ -177,7 +177,11 @@ def steps() -> Iterable[Step]:
     yield (
         "ensure_watched",
         nothing,
-        (lambda actor, stage, _: s.ensure_watched(actor, stage.app, stage.watch.github_url, s.RequestedOptions(exclude="*.gif"))),
+        (
+            lambda actor, stage, _: s.ensure_watched(
+                actor, stage.app, stage.watch.github_url, s.RequestedOptions(exclude="*.gif")
+            )
+        ),
         [A.WATCH_CHANGED],
     )
     settings = watch_settings
