@@ -322,7 +322,7 @@ def alerts() -> Iterator[tuple[str, Row]]:
     }  # fmt: skip
     yield "deliveries_app_alertround", {"id": 1, "number": 2, "looked_at": _NOW}
     yield "deliveries_app_alertchannel", {
-        "id": 1, "name": "email", "reported_opened": 2, "reported_closed": 1, "reminded_at": _NOW, "due_at": _NOW, "attempts": 1,
+        "id": 1, "name": "email", "told_begun": 2, "told_ended": 1, "reminded_at": _NOW, "due_at": _NOW, "attempts": 1,
         "last_error": "No answer.", "created_at": _LONG_AGO,
     }  # fmt: skip
 
