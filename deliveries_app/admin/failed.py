@@ -77,6 +77,9 @@ class RootCauseFilter(admin.SimpleListFilter):
     title = "root cause"
     parameter_name = "cause"
 
+    def has_output(self) -> bool:
+        return bool(self.value())  # without choices, Django would ignore the parameter and list everything
+
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         return [(cause.value, cause.label) for cause in RootCause if cause.value == request.GET.get("cause")]
 
@@ -97,6 +100,9 @@ class OperationFilter(admin.SimpleListFilter):
 
     title = "operation"
     parameter_name = "operation"
+
+    def has_output(self) -> bool:
+        return bool(self.value())  # as above, for a deleted operation
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         operation = operation_of(request)
@@ -304,7 +310,9 @@ def action_cell(watch: AppRepository, button: SafeString) -> SafeString:
 
 def _cell(name: str, pk: int, content: SafeString | str, *, refresh: bool) -> SafeString:
     swap = _SWAP if refresh else ""
-    return format_html('<div id="failed-{}-{}" class="failed-{}"{}>{}</div>', name, pk, name, swap, content)
+    return format_html(
+        '<div id="failed-{}-{}" class="failed-{}" data-live-part{}>{}</div>', name, pk, name, swap, content
+    )
 
 
 def refreshed_cells(pks: Sequence[int], shown: Shown) -> tuple[list[SafeString], int]:

@@ -53,7 +53,7 @@ def failed_syncs(request: HttpRequest) -> HttpResponse:
     """Render the groups, the cells of the rows that the page shows, and how many of its `count` rows still fail."""
     cells, recovered = refreshed_cells(row_ids(request), Shown.to_user(request, polling_page(request)))
     count = parse_pk(request.GET.get("count", ""))
-    rows = max(0, count - recovered) if count is not None and recovered else None
+    rows = max(0, count - recovered) if count is not None else None
     filtered = request.GET.get("filtered") == "1"
     context = {**panel_context(request, polling_page(request)), "cells": cells, "rows": rows, "filtered": filtered}
     return render(request, "docora/failed.html#refresh", context)

@@ -167,7 +167,7 @@ def page_fields(request: HttpRequest, operation: BulkOperation) -> dict[str, Any
     return {
         "on_page": True,
         "took": history.seconds(operation),
-        "all_rows": operation.total - (outcomes.unreleased if operation.ended_at else 0),
+        "all_rows": sum(outcomes.counts.values()) + (0 if operation.ended_at else outcomes.unreleased),
         "parts": [
             *parts,
             (UNRELEASED, "not released" if operation.ended_at else "not released yet", outcomes.unreleased),

@@ -73,7 +73,8 @@ def live_watches(request: HttpRequest) -> HttpResponse:
     With `cells`, return the other cells too of rows that settled, failed or recovered; see `live_query`. Cells are
     swapped one by one, so that checkboxes and focus are kept.
     """
-    watches = list(_watches().filter(pk__in=row_ids(request)))
+    asked = row_ids(request)
+    watches = list(_watches().filter(pk__in=asked))
     failing, page = set(row_ids(request, "failing")), polling_page(request)
     cells = request.GET.get("cells", "")
     if cells not in {"list", "table"}:
@@ -91,6 +92,7 @@ def live_watches(request: HttpRequest) -> HttpResponse:
         "list_cells": [refreshed_cells(watch, page, **rights) for watch in changed] if cells == "list" else [],
         "table_cells": changed if cells == "table" else [],
         "settled": [watch for watch in watches if not watch.is_active],
+        "gone": set(asked).difference(watch.pk for watch in watches),
         "here": page,
         "can_resync": rights["can_resync"],
         "can_retry_sync": rights["can_retry"],
@@ -134,7 +136,7 @@ def _admin_of(model: type[Model]) -> Any:
 
 
 def _watches() -> AppRepositoryQuerySet:
-    return AppRepository.objects.with_state().for_list()
+    return AppRepository.objects.alive().with_state().for_list()
 
 
 @require_POST

@@ -597,6 +597,8 @@ class AppRepository(models.Model):
     @property
     def is_active(self) -> bool:
         """Whether the watch is syncing or waiting to, so that pages should poll it."""
+        if self.status == Status.SYNCED:  # a sync may have been requested since
+            return self.next_sync_at is not None and self.next_sync_at <= timezone.now()
         return self.status in {Status.PENDING, Status.SCANNING} and not self.waits_for_first_commit
 
     @property

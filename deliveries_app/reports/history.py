@@ -147,7 +147,7 @@ class Outcomes:
 
 
 def outcomes(operations: Iterable[BulkOperation]) -> dict[int, Outcomes]:
-    """Return the outcomes of each operation, by primary key, in one query."""
+    """Return the outcomes of each operation, by primary key, in one query, or two if a gradual operation is open."""
     operations = list(operations)
     sums = ("files_done", "files_total", "bytes_done", "bytes_total")
     found: Any = (
@@ -167,10 +167,18 @@ def outcomes(operations: Iterable[BulkOperation]) -> dict[int, Outcomes]:
         for row in found
     }
     nothing = Outcomes(dict.fromkeys(PARTS, 0))
-    return {operation.pk: _with_unreleased(operation, result.get(operation.pk, nothing)) for operation in operations}
+    pending = _pending(operations)
+
+    def with_unreleased(operation: BulkOperation) -> Outcomes:
+        of_runs = result.get(operation.pk, nothing)
+        not_released = max(0, operation.total - sum(of_runs.counts.values())) if operation.is_gradual else 0
+        return replace(of_runs, unreleased=pending.get(operation.pk, not_released if operation.ended_at else 0))
+
+    return {operation.pk: with_unreleased(operation) for operation in operations}
 
 
-def _with_unreleased(operation: BulkOperation, outcomes: Outcomes) -> Outcomes:
-    """Add the number of a gradual operation's watches that have no run."""
-    unreleased = max(0, operation.total - sum(outcomes.counts.values())) if operation.is_gradual else 0
-    return replace(outcomes, unreleased=unreleased)
+def _pending(operations: Sequence[BulkOperation]) -> dict[int, int]:
+    """Return the numbers of watches that open gradual operations still have to release. Some may have been removed since."""
+    pks = [operation.pk for operation in operations if operation.is_gradual and operation.ended_at is None]
+    rows: Any = PendingRelease.objects.filter(operation__in=pks).order_by().values("operation").annotate(n=Count("pk"))
+    return {row["operation"]: row["n"] for row in rows} if pks else {}

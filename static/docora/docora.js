@@ -112,6 +112,14 @@
     for (const box of document.querySelectorAll(".table-scroll[id]")) box.scrollLeft = scrolledTo.get(box.id) ?? 0;
   });
 
+  // A request may end at a whole page, such as the sign-in page. Go there instead of showing it inside of this one.
+  document.addEventListener("htmx:beforeSwap", (event) => {
+    const { shouldSwap, xhr } = event.detail;
+    if (!shouldSwap || !/^\s*<!doctype html/i.test(xhr.responseText)) return;
+    event.preventDefault();
+    location.assign(xhr.responseURL);
+  });
+
   // If a swap removes the focused element, move the focus to its nearest ancestor that still exists, not to the page's top.
   let focusedIds = [];
   document.addEventListener("htmx:beforeSwap", () => {
@@ -192,7 +200,7 @@
     text.className = "connection-lost bad";
     text.setAttribute("role", "status");
     text.textContent = "Connection lost, retrying";
-    fragment.querySelector(".progress-text").append(text);
+    (fragment.querySelector(".progress-text") ?? fragment).append(text);
     fragment.classList.add("is-lost");
   };
   for (const name of ["htmx:sendError", "htmx:timeout", "htmx:responseError"]) document.addEventListener(name, markLost);

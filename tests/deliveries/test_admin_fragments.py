@@ -12,11 +12,13 @@ from django.utils import timezone
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, BulkOperation, Delivery, Outcome, Status, SyncRun
+from deliveries_app.models.root_causes import RootCause
 from deliveries_app.progress import live, runs
 from deliveries_app.services import cancel_operation, resync_by_app, resync_many
+from deliveries_app.services.requests import Rollout
 from docora.redis import live_counters
 from repositories_app.models import Repository
-from tests.support.staff import make_app, make_watch
+from tests.support.staff import fail, make_app, make_watch
 
 LIST = "/admin/deliveries_app/apprepository/"
 
@@ -140,6 +142,43 @@ def test_list_polls_only_active_rows(admin: Client, db) -> None:
     ended = admin.get(f"/admin/live/?ids={busy.pk}").text
     assert "Up to date" in ended
     assert "hx-get" not in ended
+
+
+def test_due_watch_is_polled_though_it_was_synced_before(admin: Client, db) -> None:
+    """For example after its patterns were changed."""
+    watch = make_watch(make_app("Portal"), "docs")
+    AppRepository.objects.update(next_sync_at=timezone.now())
+    shown = admin.get(f"/admin/live/?ids={watch.pk}").text
+    assert "Queued" in shown
+    assert f"ids={watch.pk}" in shown
+    assert "hx-get" in admin.get(f"/admin/live/{watch.pk}/").text
+
+
+def test_row_of_a_removed_watch_says_so(admin: Client, db) -> None:
+    watch = make_watch(make_app("Portal"), "docs", status=Status.SCANNING)
+    AppRepository.objects.update(ended_at=timezone.now())
+    shown = admin.get(f"/admin/live/?ids={watch.pk}").text
+    assert f'id="live-{watch.pk}"' in shown
+    assert "No longer watched" in shown
+    assert "hx-get" not in shown
+    assert admin.get(f"/admin/live/{watch.pk}/", HTTP_HX_REQUEST="true").status_code == 404
+
+
+def test_removed_watches_are_not_counted_as_unreleased(admin: Client, user: User, db) -> None:
+    watches = [make_watch(make_app("Portal"), name) for name in ("docs", "site", "web")]
+    operation = resync_many(Actor.of_user(user), AppRepository.objects.all(), rollout=Rollout(pace=1))
+    operation.pending.filter(watch=watches[2]).delete()
+    released, unreleased = operation.runs.count(), operation.pending.count()
+    page = admin.get(f"/admin/deliveries_app/bulkoperation/{operation.pk}/change/").text
+    assert f"{unreleased} not released yet" in page
+    assert f"All {released + unreleased}" in " ".join(re.sub(r"<[^>]+>", " ", page).split())
+
+
+@pytest.mark.parametrize("query", ["operation=bulk_gone", "cause=nonsense"])
+def test_failed_syncs_of_nothing_are_none(admin: Client, db, query: str) -> None:
+    fail(make_watch(make_app("Portal"), "docs"), RootCause.TIMEOUT)
+    assert "acme/docs" in admin.get("/admin/deliveries_app/failedsync/").text
+    assert "acme/docs" not in admin.get(f"/admin/deliveries_app/failedsync/?{query}").text
 
 
 def test_polling_ends_with_a_deleted_operation(admin: Client, db) -> None:
