@@ -33,8 +33,9 @@ def hold(path: Path, *, shared: bool, wait: bool = True, tick: Callable[[], None
                 continue
             if _is_same_file(path, fd):
                 break
+            new = _open(path)
             os.close(fd)
-            fd = _open(path)
+            fd = new
         yield fd
     finally:
         os.close(fd)

@@ -189,7 +189,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
         return self._set_paused(request, app, paused=False)
 
     def _set_paused(self, request: HttpRequest, app: App, *, paused: bool) -> HttpResponse:
-        if app.paused != paused:
+        if app.paused != paused or app.paused_reason:
             app.paused = paused
             services.change_app(Actor.of_request(request), app, ["paused"])
         message = f"{app} is paused. Nothing is sent to it until it is resumed." if paused else f"{app} is resumed."

@@ -23,6 +23,7 @@ from deliveries_app.planning.transforms import Transforms
 from repositories_app.mirror.mirror import Entry
 
 MAX_SKIPPED_LISTED = 1000
+_MAX_LISTED_BYTES = 1 << 20  # of their paths, which may be of any length
 
 
 class Row(NamedTuple):
@@ -160,6 +161,7 @@ class Plan:
     left_out: Counter[str] = field(default_factory=Counter)
     skipped: list[Skipped] = field(default_factory=list)
     retained: list[str] = field(default_factory=list)
+    _listed_bytes: int = 0
     _spools: dict[tuple[str, bool], Spool] = field(
         default_factory=lambda: {(kind, tried): Spool() for kind in PHASES for tried in (False, True)}
     )
@@ -171,7 +173,10 @@ class Plan:
 
     def skip(self, skipped: Skipped) -> None:
         self.left_out[skipped.cause] += 1
-        if skipped.cause not in UNLISTED and len(self.skipped) < MAX_SKIPPED_LISTED:
+        if skipped.cause in UNLISTED or len(self.skipped) >= MAX_SKIPPED_LISTED:
+            return
+        self._listed_bytes += len(skipped.path)
+        if self._listed_bytes <= _MAX_LISTED_BYTES:
             self.skipped.append(skipped)
 
     def phase(self, kind: str) -> Iterator[Change]:

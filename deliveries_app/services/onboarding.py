@@ -148,8 +148,8 @@ def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
         actor.require(github_apps.CHANGE_PERMISSION)
     given = {name: getattr(app, name) for name in sorted(fields)}
     resumed = "paused" in fields and not app.paused
-    if resumed:
-        app.paused_reason = ""
+    if "paused" in fields:
+        app.paused_reason = ""  # an administrator's pause has none
         fields.add("paused_reason")
     if resumed or "base_url" in fields:
         app.cooldown_until, app.down_count = None, 0
@@ -157,17 +157,17 @@ def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
     if "base_url" in fields:
         app.ping_failed_at = None
         fields.add("ping_failed_at")
-    if "max_in_flight" in fields:
-        limit = app.max_in_flight
-        chosen = App.objects.filter(pk=app.pk).exclude(in_flight_limit=None).values_list("max_in_flight", flat=True)
-        app.max_in_flight = min([limit, *chosen])
-        app.in_flight_limit = limit if app.max_in_flight < limit else None
-        fields.add("in_flight_limit")
     with transaction.atomic():
         before = App.objects.select_for_update(no_key=True, of=("self",)).select_related("github_app").get(pk=app.pk)
-        if "max_in_flight" in given:
+        if "max_in_flight" in fields:
+            limit = app.max_in_flight
+            app.max_in_flight = limit if before.in_flight_limit is None else min(limit, before.max_in_flight)
+            app.in_flight_limit = limit if app.max_in_flight < limit else None
+            fields.add("in_flight_limit")
             before.max_in_flight = before.max_in_flight_limit  # what the form shows and sets
         record_settings(actor, before, given)
+        if before.paused and before.paused_reason and given.get("paused"):
+            audit.record(actor, AuditAction.APP_PAUSED, [app], f"Paused. Until then: {before.paused_reason}")
         _tell_contact(actor, before, given)
         app.save(update_fields={*fields, "updated_at"})
         if "cooldown_until" in fields:

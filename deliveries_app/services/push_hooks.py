@@ -15,6 +15,7 @@ from typing import Self
 
 from django.conf import settings
 from django.db import transaction
+from django.db.models import Q
 from django.db.models.functions import Now
 
 from deliveries_app import scheduling
@@ -95,12 +96,20 @@ def hook_url(watch: AppRepository) -> str:
 
 
 def repository_pushed(actor: Actor, repository_id: str) -> int:
-    """Make every watch of the repository due now. Return how many there are."""
+    """Make every watch of the repository due now. Return how many there are.
+
+    A watch that waits for its next attempt is only checked, and synced if there is a new commit. Otherwise, pushes to other
+    branches, or the hooks of another app, would use up its attempts.
+    """
     actor.require("deliveries_app.resync_apprepository")
     watches = AppRepository.objects.alive().filter(repository__repository_id=repository_id)
+    is_waiting = Q(next_sync_at__gt=Now())
     with transaction.atomic():
-        due = scheduling.request_sync(watches, pushed_at=Now())
+        due = scheduling.request_sync(watches.exclude(is_waiting), pushed_at=Now())
+        waiting = watches.filter(is_waiting).select_for_update(of=("self",)).order_by("pk")
+        checked = AppRepository.objects.filter(pk__in=list(waiting.values_list("pk", flat=True)))
+        number = len(due) + checked.update(next_check_at=Now(), pushed_at=Now())
         first = AppRepository.objects.filter(pk__in=due[:ENQUEUED_AT_ONCE])
         for watch in first.select_related("app", "repository"):
             scheduling.enqueue(watch)
-    return len(due)
+    return number

@@ -44,7 +44,7 @@ class Decision:
     @property
     def may_be_under_way(self) -> bool:
         """The app may still be working on the request."""
-        return self.failure is not None and self.failure.cause == Cause.TIMEOUT
+        return self.failure is not None and self.failure.hold_seconds > 0
 
 
 @dataclass
@@ -97,7 +97,9 @@ class ResponsePolicy:
             return Decision(delivered=True)
         if change.kind == Kind.DELETE and change.lenient and status in {404, 410}:
             return Decision(delivered=True)  # it may never have had the file
-        failure = Failure("http", describe_outcome(outcome), status, outcome.body)
+        # After a gateway's timeout, the app may still be processing the request, as after Docora's own.
+        hold = HOLD_AFTER_TIMEOUT if status == 504 else 0.0
+        failure = Failure("http", describe_outcome(outcome), status, outcome.body, hold)
         asked = asked_to_wait(outcome)
         # 503 without Retry-After is also what a proxy answers if the app behind it is down: it gets one pause.
         is_busy = status == 429 or (status == 503 and (self.endpoint_works or pausing or not self._refusals))

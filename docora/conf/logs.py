@@ -20,6 +20,12 @@ _SHARED: list[Any] = [
 _NOISY = ("rq.worker", "rq.queue", "rq.registry", "rq.scripts", "asyncio", "allauth", "waitress")
 
 
+def without_request(logger: Any, method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+    """Remove the request that Django adds to some records. Its text contains the query string, which may have a secret."""
+    event.pop("request", None)
+    return event
+
+
 def mask_secrets(logger: Any, method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
     """Mask everything that looks like a secret in the record. Runs after tracebacks have been converted to text."""
     return {name: redact_value(value, name) for name, value in event.items()}
@@ -60,6 +66,7 @@ def configure(config: dict[str, Any]) -> None:
     )
     processors: list[Any] = [
         structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+        without_request,
         # Convert tracebacks to plain text: the renderers' own tracebacks print local variables, which hold tokens.
         structlog.processors.format_exc_info,
         bounded(10 * MAX_FIELD),  # masking is slow; the second cut removes any half of a secret that this one leaves

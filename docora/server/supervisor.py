@@ -33,12 +33,16 @@ _BACKLOG = 1024  # connections that wait to be accepted
 
 @dataclass
 class Child:
-    """One process to keep running. It inherits `listener`, which stays open while it restarts."""
+    """One process to keep running. It inherits `listener`, which stays open while it restarts.
+
+    `ends_last`: the other children still use it while they stop.
+    """
 
     name: str
     command: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
     listener: socket.socket | None = None
+    ends_last: bool = False
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     restart_at: float = 0.0
@@ -73,9 +77,10 @@ class Supervisor:
         self._children.append(child)
 
     def watch(self) -> None:
-        """Keep the children running until SIGINT or SIGTERM."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._request_stop)
+        """Keep the children running until SIGINT, SIGTERM, or SIGHUP, which a closing terminal sends."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+                signal.signal(number, self._request_stop)
         while not self._stopping:
             for child in self._children:
                 if not child.running:
@@ -83,13 +88,12 @@ class Supervisor:
             time.sleep(0.2)
 
     def stop(self) -> None:
-        """Ask each child to end, and kill those that have not ended after `STOP_SECONDS`.
-
-        The first child, Valkey, ends last, because workers still use it while they stop.
-        """
-        first, others = self._children[:1], list(reversed(self._children[1:]))
-        self._end(others)
-        self._end(first)
+        """Ask each child to end, and kill those that have not ended after `STOP_SECONDS`. The last are those that `ends_last`."""
+        for child in self._children:
+            if child.listener:
+                child.listener.close()  # so that new clients are refused while the web process ends
+        self._end([child for child in reversed(self._children) if not child.ends_last])
+        self._end([child for child in self._children if child.ends_last])
         self._children = []
 
     def _end(self, children: Sequence[Child]) -> None:

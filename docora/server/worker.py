@@ -117,6 +117,11 @@ class DocoraWorker(Worker):
         with _surviving_an_outage():
             super().set_state(state, pipeline)
 
+    def set_shutdown_requested_date(self) -> None:
+        """Survive an outage: an exception in a signal handler would end the worker before its work-horse has handed over."""
+        with _surviving_an_outage():
+            super().set_shutdown_requested_date()  # type: ignore[no-untyped-call]
+
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Survive a Redis outage, in which RQ would end the worker and its job.
 
@@ -126,6 +131,7 @@ class DocoraWorker(Worker):
             super().execute_job(job, queue)
         except RedisError as error:
             logger.warning("worker_without_redis", extra={"cause": str(error)})
+            self.executions.clear()  # one that could not be stored must not become that of the next job
             while not self._stop_requested:
                 with contextlib.suppress(RedisError):
                     self.connection.ping()

@@ -1,15 +1,18 @@
 """Log every request with its id and duration, and count it for the metrics."""
 
+import contextlib
 import logging
 import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from django.conf import settings
 from django.core.signals import request_finished
 from django.dispatch import receiver
 from django.http import FileResponse, HttpRequest, HttpResponse, StreamingHttpResponse
+from django.urls import Resolver404, resolve
 from django.utils.encoding import escape_uri_path
 from structlog.contextvars import bind_contextvars, unbind_contextvars
 
@@ -97,8 +100,17 @@ def _route(request: HttpRequest) -> str:
 def _path(request: HttpRequest) -> str:
     """Return the path, percent-encoded so that it cannot add lines. Mask parts that the URLconf names like a secret."""
     path = escape_uri_path(request.path)
-    if request.resolver_match:
-        for name, value in request.resolver_match.kwargs.items():
-            if value and (name == "key" or is_secret_name(name)):
-                path = path.replace(escape_uri_path(str(value)), MASK)
+    for name, value in _arguments(request).items():
+        if value and (name == "key" or is_secret_name(name)):
+            path = path.replace(escape_uri_path(str(value)), MASK)
     return path
+
+
+def _arguments(request: HttpRequest) -> dict[str, Any]:
+    """Return the arguments in the path, also if the request was redirected to https or to the path with a final slash."""
+    if request.resolver_match:
+        return request.resolver_match.kwargs
+    for path in (request.path_info, f"{request.path_info}/"):
+        with contextlib.suppress(Resolver404):
+            return resolve(path).kwargs
+    return {}

@@ -238,6 +238,13 @@ def folder_too_large(size: int) -> GitError:
     return GitError(Cause.TOO_LARGE, message, permanent=True, for_every_watcher=True)
 
 
+def listing_too_large(size: int) -> GitError:
+    message = (
+        f"The repository's folders take {format_bytes(size)} to list. Use shorter names or fewer copies of folders."
+    )
+    return GitError(Cause.TOO_LARGE, message, permanent=True, for_every_watcher=True)
+
+
 def moved(address: str) -> RepositoryMoved:
     """Return the error for a redirect. `address` is its target if that may be watched, otherwise empty."""
     if address:

@@ -22,7 +22,8 @@ from repositories_app.mirror.tree import (
     wait_for_output,
 )
 
-_BATCH_OBJECTS = 400  # object names per write to `cat-file`; twice as many, of 74 bytes each, fit into the pipe
+_BATCH_OBJECTS = 400  # object names per write to `cat-file`
+_QUESTION_BYTES = 80  # at most, with the command and the name
 
 
 class BlobReader:
@@ -61,14 +62,13 @@ class BlobReader:
         on a full pipe, and so would we.
         """
         self._skip_ahead()
-        ahead = blobs[:_BATCH_OBJECTS]
+        ahead = blobs[: self._batch_size()]
         self._ask("contents", ahead)
         self._ahead.extend(ahead)
 
     def read(self, blobs: Sequence[str]) -> Iterator[bytes]:
         """Yield the whole contents, in order. Each is read into memory, so use this for small files."""
-        for start in range(0, len(blobs), _BATCH_OBJECTS):
-            part = blobs[start : start + _BATCH_OBJECTS]
+        for part in self._batches(blobs):
             asked = self._ahead
             missing = part[_in_order(part, asked) :]
             if missing:
@@ -97,8 +97,7 @@ class BlobReader:
         """Yield the objects' sizes in bytes, in order. Read all of them before the next call."""
         self._skip_ahead()
         with self._closed_on_error():
-            for start in range(0, len(blobs), _BATCH_OBJECTS):
-                part = blobs[start : start + _BATCH_OBJECTS]
+            for part in self._batches(blobs):
                 self._ask("info", part)
                 yield from (self._header(blob)[1] for blob in part)
 
@@ -109,8 +108,7 @@ class BlobReader:
         """
         self._skip_ahead()
         with self._closed_on_error():
-            for start in range(0, len(names), _BATCH_OBJECTS):
-                part = names[start : start + _BATCH_OBJECTS]
+            for part in self._batches(names):
                 self._ask("contents", part)
                 for name in part:
                     kind, size = self._header(name)
@@ -151,6 +149,21 @@ class BlobReader:
         if len(content) != size:
             raise _unreadable(name)
         return content
+
+    def _batches(self, names: Sequence[str]) -> Iterator[Sequence[str]]:
+        size = self._batch_size() if names else 1
+        for start in range(0, len(names), size):
+            yield names[start : start + size]
+
+    def _batch_size(self) -> int:
+        """Return how many questions to ask at once. Twice as many fit into git's input, so that asking never blocks.
+
+        Linux makes the pipes of a user smaller once it has many of them.
+        """
+        process = self._process or self._open()
+        assert process.stdin
+        capacity = fcntl.fcntl(process.stdin, fcntl.F_GETPIPE_SZ)
+        return max(1, min(_BATCH_OBJECTS, capacity // (2 * _QUESTION_BYTES)))
 
     def _ask(self, command: str, names: Sequence[str]) -> None:
         if not names:

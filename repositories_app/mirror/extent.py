@@ -1,6 +1,7 @@
-"""Check how many files a commit's tree expands to, before it is listed.
+"""Check what a commit's tree expands to, before it is listed.
 
-Ten tree objects that name each other ten times each take a few hundred bytes, but list ten billion files.
+Ten tree objects that name each other ten times each take a few hundred bytes, but list ten billion files. A tree may also
+name one with huge file names many times, and git keeps each copy in memory while it lists.
 """
 
 from collections import Counter
@@ -15,26 +16,31 @@ from repositories_app.mirror.blobs import BlobReader
 from repositories_app.mirror.tree import DIRECTORY, canonical_mode, root_of, stored_entries
 
 MAX_DEPTH = 2000  # folders; git itself lists no more than 2,048
+MAX_EXPANDED_BYTES = 1 << 30  # of tree objects; those of a million files take about 60 MB
 _FILE_MODES = {b"100644", b"100755", b"120000", b"160000"}
 
 
 @dataclass(frozen=True, slots=True)
 class _Folder:
-    """A tree object: the number of its own entries, and how often it names which other trees."""
+    """A tree object: the number of its own entries, its size in bytes, and how often it names which other trees."""
 
     entries: int
+    size: int
     folders: Counter[str]
 
 
 def check_extent(reader: BlobReader, commit: str, tick: Tick) -> None:
-    """Raise `GitError` if the commit has more than `MAX_FILES` files and folders, or nests them too deep.
+    """Raise `GitError` if the commit has more than `MAX_FILES` files and folders, nests them too deep, or lists too much.
 
     Reads each distinct tree object only once, so this takes no longer for a tree that expands to many files.
     """
     root = root_of(commit)
     trees = _read_trees(reader, root, len(commit) // 2, tick)
-    if _expanded(trees, root) > settings.MAX_FILES:
+    entries, size = _expanded(trees, root)
+    if entries > settings.MAX_FILES:
         raise git_errors.too_many_files()
+    if size > MAX_EXPANDED_BYTES:
+        raise git_errors.listing_too_large(size)
 
 
 def _read_trees(reader: BlobReader, root: str, id_bytes: int, tick: Tick) -> dict[str, _Folder]:
@@ -47,7 +53,7 @@ def _read_trees(reader: BlobReader, root: str, id_bytes: int, tick: Tick) -> dic
         with closing(reader.trees(level)) as contents:
             for name, raw in zip(level, contents, strict=True):
                 tick()
-                trees[name] = folder = _folder(stored_entries(raw, id_bytes))
+                trees[name] = folder = _folder(stored_entries(raw, id_bytes), len(raw))
                 count += folder.entries
                 if count > settings.MAX_FILES:
                     raise git_errors.too_many_files()
@@ -59,14 +65,15 @@ def _read_trees(reader: BlobReader, root: str, id_bytes: int, tick: Tick) -> dic
     return trees
 
 
-def _folder(entries: list[tuple[bytes, bytes, bytes]]) -> _Folder:
+def _folder(entries: list[tuple[bytes, bytes, bytes]], size: int) -> _Folder:
     others = [(mode, oid) for mode, _, oid in entries if mode not in _FILE_MODES]
-    return _Folder(len(entries), Counter(oid.hex() for mode, oid in others if canonical_mode(mode) == DIRECTORY))
+    return _Folder(len(entries), size, Counter(oid.hex() for mode, oid in others if canonical_mode(mode) == DIRECTORY))
 
 
-def _expanded(trees: dict[str, _Folder], root: str) -> int:
-    """Return how many entries a recursive list of `root` has, folders included."""
+def _expanded(trees: dict[str, _Folder], root: str) -> tuple[int, int]:
+    """Return how many entries a recursive list of `root` has, folders included, and how many bytes of trees git reads for it."""
     counts: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     depths: dict[str, int] = {}
     waiting = [root]
     while waiting:
@@ -78,7 +85,8 @@ def _expanded(trees: dict[str, _Folder], root: str) -> int:
             waiting += [name, *unknown]
             continue
         counts[name] = trees[name].entries + sum(times * counts[below] for below, times in folders.items())
+        sizes[name] = trees[name].size + sum(times * sizes[below] for below, times in folders.items())
         depths[name] = 1 + max((depths[below] for below in folders), default=0)
         if depths[name] > MAX_DEPTH:
             raise git_errors.too_deep(MAX_DEPTH)
-    return counts[root]
+    return counts[root], sizes[root]

@@ -9,7 +9,7 @@ from django.core.exceptions import PermissionDenied
 from django.test import Client
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import App
+from deliveries_app.models import App, AuditEntry
 from deliveries_app.services import change_app
 from deliveries_app.services.keys import start_key_rotation
 from tests.api.caller import Caller, code_of, error_of
@@ -71,6 +71,14 @@ def test_pause_and_resume(world: World, caller: Caller) -> None:
     assert len(world.requests("create")) == 1
     assert actions(caller.app) == ["Paused", "Resumed"]
     assert by_apps().latest("pk").address == "203.0.113.9"
+
+
+def test_administrator_takes_over_the_pause_of_an_app(portal: Caller) -> None:
+    assert patch(portal, paused=True).status_code == 200
+    app = App.objects.get(pk=portal.app.pk)
+    change_app(Actor.command(), app, ["paused"])
+    assert patch(portal, paused=False).status_code == 409
+    assert messages(AuditEntry.objects.order_by("pk"))[-1] == "Paused. Until then: Paused by the app."
 
 
 def test_app_cannot_resume_what_an_administrator_has_paused(portal: Caller) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import json
+from datetime import timedelta
 
 import pytest
 from django.contrib.auth.models import Permission, User
@@ -14,9 +15,11 @@ from django.utils import timezone
 from deliveries_app.actors import Actor
 from deliveries_app.api import push_hooks as push_hooks_api
 from deliveries_app.models import App, AppRepository
+from deliveries_app.models.root_causes import RootCause
 from deliveries_app.services import push_hooks, watch_settings
 from docora.redis import queues
 from tests.api.caller import error_of
+from tests.support.staff import fail
 
 BODY = json.dumps({"ref": "refs/heads/main"}).encode()
 
@@ -47,6 +50,17 @@ def test_signed_push_schedules_every_watch_of_the_repository(watches, secret: st
     assert request_counts(watches) == [2, 1, 2]
     watches[0].refresh_from_db()
     assert watches[0].next_sync_at <= timezone.now()
+
+
+def test_push_does_not_use_up_the_attempts_of_failing_watches(watches, secret: str) -> None:
+    """They are checked at once, and synced if there is a new commit."""
+    later = timezone.now() + timedelta(minutes=10)
+    fail(watches[2], RootCause.SERVER_ERROR)
+    AppRepository.objects.filter(pk=watches[2].pk).update(next_sync_at=later, next_check_at=later)
+    assert push(watches[0].repository.repository_id, signature(secret)).status_code == 202
+    assert request_counts(watches) == [2, 1, 1]
+    watches[2].refresh_from_db()
+    assert (watches[2].next_sync_at, watches[2].next_check_at <= timezone.now()) == (later, True)
 
 
 @pytest.mark.django_db(transaction=True)

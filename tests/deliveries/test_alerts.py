@@ -18,6 +18,7 @@ from deliveries_app.models import Alert, AlertChannel, AlertKind, App, AppReposi
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.monitoring import alerts
 from deliveries_app.services import resync_single, unwatch_repository
+from deliveries_app.services.app_settings import change_own_settings
 from deliveries_app.sweep import retention
 from deliveries_app.sync import outcomes
 from deliveries_app.sync.lease import claim
@@ -223,6 +224,9 @@ def test_alert_for_an_app_paused_by_410_only(out: AlertReceivers, watch) -> None
     App.objects.update(paused=False, paused_reason="")
     next_round()
     assert out.events[1:] == [("resolved", "app_paused", 1)]
+    change_own_settings(Actor.command(), watch.app, paused=True)
+    next_round()
+    assert len(out.events) == 2
 
 
 def test_alert_for_an_endpoint_that_is_down(out: AlertReceivers, watch) -> None:

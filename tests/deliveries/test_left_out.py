@@ -5,7 +5,7 @@ import pytest
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Delivery, Status
 from deliveries_app.planning import plan
-from deliveries_app.planning.eligibility import reason_to_skip
+from deliveries_app.planning.eligibility import Skipped, reason_to_skip
 from deliveries_app.planning.paths import is_unsafe
 from deliveries_app.services import resync_single
 from deliveries_app.services.watch_settings import set_ignore_patterns
@@ -260,6 +260,16 @@ def test_list_is_bounded_and_counts_are_not(world: World, monkeypatch) -> None:
     watch.refresh_from_db()
     assert watch.failures.count() == 3
     assert watch.left_out == {"symlink": 8}
+
+
+def test_listed_paths_are_bounded_in_bytes(monkeypatch) -> None:
+    """A tree of a few kilobytes may list gigabytes of paths."""
+    monkeypatch.setattr(plan, "_MAX_LISTED_BYTES", 5000)
+    made = plan.Plan()
+    for number in range(100):
+        made.skip(Skipped(b"%04d" % number + b"x" * 996, "path_too_long", ""))
+    assert (len(made.skipped), made.left_out["path_too_long"]) == (5, 100)
+    made.close()
 
 
 # --- Git LFS ----------------------------------------------------------------------------------------------------------

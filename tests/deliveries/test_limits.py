@@ -212,6 +212,21 @@ def test_timed_out_path_is_held_before_the_next_request(world: World, monkeypatc
     assert_promise_kept(world, repo, watch)
 
 
+def test_path_is_held_after_a_gateway_timeout(world: World) -> None:
+    """The app behind the gateway may still be processing the request, and could store it after the next one."""
+    repo, watch = world.watch({"slow.txt": b"1", "fine.txt": b"2"})
+    world.answer(lambda note: Answer(504) if note.path == "slow.txt" else None)
+    world.sync(watch)
+    world.answer(None)
+    repo.commit({"slow.txt": b"changed"})
+    sent = len(world.requests())
+    world.sync(watch)
+    assert world.requests()[sent:] == []
+    watch.deliveries.update(hold_until=timezone.now())  # 30 seconds later
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
+
+
 def test_short_hold_is_waited_for_in_the_run(world: World, monkeypatch) -> None:
     use_short_timeout(monkeypatch)
     for module in (sender, responses):

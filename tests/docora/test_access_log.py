@@ -94,6 +94,19 @@ def test_secrets_in_the_path_are_masked(log, address: str) -> None:
     assert log()[-1]["path"] == address.replace("plain-words", MASK)
 
 
+@pytest.mark.parametrize("address", ["/sign-in/plain-words", "/reset/plain-words?next=plain-words"])
+def test_secrets_are_masked_if_the_path_is_redirected(log, address: str) -> None:
+    assert Client().get(address).status_code == 301
+    assert "plain-words" not in json.dumps(log())
+
+
+def test_query_of_a_failed_request_is_not_logged(log) -> None:
+    Client().get("/nothing/?code=plain-words")
+    records = log()
+    assert "Not Found: /nothing/" in [record["event"] for record in records]
+    assert "plain-words" not in json.dumps(records)
+
+
 def test_path_cannot_add_lines(log) -> None:
     Client().get("/nothing%0Aevent%1B[2J/\u00fc")
     assert log()[0]["path"] == "/nothing%0Aevent%1B%5B2J/%C3%BC"

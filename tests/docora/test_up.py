@@ -18,6 +18,7 @@ from docora.server.supervisor import Child, Supervisor
 from docora.server.valkey import storage_of
 from tests.support.commands import manage
 from tests.support.instance import Instance, free_port
+from tests.support.receiver import wait_for
 
 
 @pytest.fixture
@@ -133,6 +134,25 @@ def test_child_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None:
         "web cannot be started: No such file or directory",
         "web ended with 1; starting it again in 0.2 s",
     ]
+
+
+def test_children_end_in_order_and_new_clients_are_refused_meanwhile(tmp_path: Path) -> None:
+    order = tmp_path / "order"
+    listener = socket.create_server(("127.0.0.1", 0))
+    address = listener.getsockname()
+
+    def shell(name: str) -> list[str]:
+        on_term = f"sleep 0.3; echo {name} >> {order}; exit"
+        return ["/bin/sh", "-c", f"trap '{on_term}' TERM; touch {order}.{name}; while :; do sleep 0.1; done"]
+
+    supervisor = Supervisor(lambda _: None)
+    supervisor.add(Child("web", shell("web"), listener=listener))
+    supervisor.add(Child("valkey", shell("valkey"), ends_last=True))
+    wait_for(lambda: all(order.with_name(f"order.{name}").exists() for name in ("web", "valkey")), 10)
+    supervisor.stop()
+    assert order.read_text().split() == ["web", "valkey"]
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address, 1)
 
 
 def test_damaged_files_of_valkey_are_a_clear_error(instance: Instance) -> None:

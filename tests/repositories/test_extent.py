@@ -117,6 +117,18 @@ def test_depth_counts_the_longest_way(repo: Repo, reader: BlobReader, fetched: C
     assert "nested more than 3 levels deep" in refusal(reader, fetched(repo))
 
 
+def test_huge_names_in_many_copies_of_a_folder_are_refused(
+    repo: Repo, reader: BlobReader, fetched: Callable[..., str], monkeypatch
+) -> None:
+    """git would keep each copy in memory while it lists."""
+    monkeypatch.setattr("repositories_app.mirror.extent.MAX_EXPANDED_BYTES", 100_000)
+    folder = tree(repo, (FILE, b"x" * 10_000, blob(repo)))
+    serve(repo, tree(repo, *((FOLDER, b"%d" % number, folder) for number in range(9))))
+    check_extent(reader, fetched(repo), lambda: None)
+    serve(repo, tree(repo, *((FOLDER, b"%02d" % number, folder) for number in range(10))))
+    assert "folders take 101 kB to list" in refusal(reader, fetched(repo))
+
+
 def test_folder_with_too_long_a_list_is_refused(
     repo: Repo, reader: BlobReader, fetched: Callable[..., str], monkeypatch
 ) -> None:

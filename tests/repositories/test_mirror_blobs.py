@@ -1,5 +1,6 @@
 """Reading blobs through one `git cat-file --batch` with prefetching: each is complete and the right one."""
 
+import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,6 +78,18 @@ def test_prefetched_blobs_that_nobody_reads_do_not_block_git(reader: BlobReader,
     for start in range(0, 6000, 200):  # more than the pipe holds, of contents and of questions
         reader.ask_ahead(blobs[start % 1000 :][:200])
     assert list(reader.read(blobs[-300:])) == CONTENTS[-300:]
+
+
+def test_small_pipes_do_not_block(reader: BlobReader, blobs: list[str]) -> None:
+    """Linux makes them small once a user has many. git then stops at its full output, and asking must not wait for it."""
+    process = reader._open()
+    assert process.stdin
+    assert process.stdout
+    for pipe in (process.stdin, process.stdout):
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 4096)
+    reader.ask_ahead(blobs)
+    assert list(reader.read(blobs)) == CONTENTS
+    assert list(reader.sizes(blobs)) == list(map(len, CONTENTS))
 
 
 def test_missing_blob_is_an_error(reader: BlobReader, blobs: list[str]) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -87,6 +89,35 @@ def test_sample_does_not_start_without_a_key(name: str) -> None:
         [program, str(SAMPLES / name)], env=environment, capture_output=True, text=True, timeout=10, check=False
     )
     assert (done.returncode, done.stderr) == (1, "Set DOCORA_KEY to the signing key of your app.\n")
+
+
+@pytest.mark.parametrize("name", [*SERVERS, *RECEIVERS])
+def test_sample_survives_a_request_that_is_cut_off(start: Starter, name: str) -> None:
+    server = start(name, KEY)
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.sendall(b"POST /create HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+    with pytest.raises(HTTPError, match=r"40[01]"):
+        urlopen(Request(f"{server.url}/create", b"{}"), timeout=10)
+    assert server.running
+
+
+@pytest.mark.parametrize("name", RECEIVERS)
+def test_receiver_copes_with_files_that_a_power_failure_has_emptied(world: World, tmp_path: Path, name: str) -> None:
+    server = SampleServer(name, KEY, tmp_path / "log", COPIES=str(tmp_path / "copies"))
+    try:
+        send_to(world, server.url)
+        repo, watch = world.watch({"a": b"1", "b": b"2"})
+        assert world.sync(watch).status == Status.SYNCED
+        [folder] = (tmp_path / "copies").iterdir()
+        for file in (folder / "epoch", *(folder / "sequences").iterdir()):
+            file.write_bytes(b"")
+        repo.commit({"a": b"changed"})
+        assert world.sync(watch).status == Status.SYNCED, watch.last_error
+        assert (folder / "files" / "a").read_bytes() == b"changed"
+    finally:
+        server.close()
 
 
 @pytest.mark.parametrize("name", RECEIVERS)

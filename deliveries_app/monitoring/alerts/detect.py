@@ -28,6 +28,7 @@ from django.db.models.functions import Concat, Now
 from django.utils import timezone
 
 from deliveries_app.models import Alert, AlertKind, AlertRound, App, AppRepository, Status
+from deliveries_app.services.app_settings import PAUSED_BY_APP
 from docora.db.clock import from_now
 from docora.redis import heartbeat
 from docora.redis.heartbeat import Signs
@@ -98,7 +99,8 @@ def _begin_round() -> int | None:
 def _subjects(now: datetime) -> Mapping[AlertKind, Subjects]:
     watches, apps = AppRepository.objects.alive(), App.objects.filter(ended_at=None)
     long_failing = watches.filter(failing_since__lte=now - timedelta(seconds=settings.ALERT_AFTER_SECONDS))
-    paused = apps.filter(paused=True).exclude(paused_reason="")  # only automatic pauses have a reason
+    # An administrator's pause has no reason. The others are those after HTTP 410.
+    paused = apps.filter(paused=True).exclude(paused_reason__in=["", PAUSED_BY_APP])
     # An app that watches nothing is sent nothing, so nothing would show that its endpoint is back up.
     down = apps.filter(Exists(watches.filter(app=OuterRef("pk"))), down_count__gt=0)
     waits_for_commit = Q(status=Status.PENDING, next_sync_at=None)  # which may never come

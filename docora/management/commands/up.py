@@ -69,8 +69,10 @@ class Command(BaseCommand):
         require_free_port()
         self._lock_data_directory()
         supervisor = Supervisor(self.stderr.write)
-        # A SIGTERM during the start must also stop the children that already run.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        # A signal during the start must also stop the children that already run.
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, lambda *_: sys.exit(0))
         try:
             self._start(supervisor, options)
             supervisor.watch()
@@ -83,7 +85,7 @@ class Command(BaseCommand):
         valkey = None
         if embedded_redis_url(settings.DATA_DIR) == settings.REDIS_URL:
             # Valkey saves its data on SIGTERM, and gets that signal even if this process is killed.
-            valkey = Child("valkey", valkey_command(settings.DATA_DIR))
+            valkey = Child("valkey", valkey_command(settings.DATA_DIR), ends_last=True)
             supervisor.add(valkey)
         _wait_for_redis(valkey)
         self._prepare_database(migrate=not options["no_migrate"])
@@ -192,7 +194,8 @@ def _default_workers() -> int:
 
     More than four need a higher `max_connections` than PostgreSQL's default, so they are the administrator's choice.
     """
-    return min(4, max(2, len(os.sched_getaffinity(0))))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(4, max(2, cores))
 
 
 def _wait_for_background(started: datetime, workers: int) -> None:

@@ -129,8 +129,7 @@ class Copy {
    * and finishes the deletion.
    */
   belongs(watch, sequence) {
-    const known = fs.existsSync(this.epoch);
-    let epoch = known ? JSON.parse(fs.readFileSync(this.epoch, 'utf8')) : { watch: '', highest: 0, drop: false };
+    let epoch = this.readEpoch();
     if (watch !== epoch.watch) {
       if (sequence <= epoch.highest) return false;
       epoch = { watch, highest: sequence, drop: epoch.watch !== '' };
@@ -148,7 +147,16 @@ class Copy {
 
   /** Return the highest sequence received for the repository. */
   highest() {
-    return JSON.parse(fs.readFileSync(this.epoch, 'utf8')).highest;
+    return this.readEpoch().highest;
+  }
+
+  /** Return the stored epoch. After a power failure the file may be empty, which is the same as none. */
+  readEpoch() {
+    try {
+      return JSON.parse(fs.readFileSync(this.epoch, 'utf8'));
+    } catch {
+      return { watch: '', highest: 0, drop: false };
+    }
   }
 
   /** Store the epoch. With `flush`, it is on disk when this returns and survives a power failure. */
@@ -378,10 +386,14 @@ function start(key, port, copies) {
     };
     const pieces = [];
     let size = 0;
-    for await (const piece of request) {
-      size += piece.length;
-      if (size > MAX_BODY_BYTES) return answer(413, 'The body is too large.');
-      pieces.push(piece);
+    try {
+      for await (const piece of request) {
+        size += piece.length;
+        if (size > MAX_BODY_BYTES) return answer(413, 'The body is too large.');
+        pieces.push(piece);
+      }
+    } catch {
+      return; // the client has gone
     }
     const bytes = Buffer.concat(pieces);
     if (!verify(request.headers, bytes, key)) return answer(401, 'The signature is wrong, or the request is too old.');

@@ -144,9 +144,7 @@ class Copy:
         `drop` is stored before anything is deleted. If the receiver is killed in between, the next notification finds `drop`
         and finishes the deletion.
         """
-        epoch = (
-            json.loads(self.epoch.read_text()) if self.epoch.exists() else {"watch": "", "highest": 0, "drop": False}
-        )
+        epoch = self.read_epoch()
         if watch != epoch["watch"]:
             if sequence <= epoch["highest"]:
                 return False
@@ -163,7 +161,14 @@ class Copy:
 
     def highest(self) -> int:
         """Return the highest sequence received for the repository."""
-        return json.loads(self.epoch.read_text())["highest"]
+        return self.read_epoch()["highest"]
+
+    def read_epoch(self) -> dict:
+        """Return the stored epoch. After a power failure the file may be empty, which is the same as none."""
+        try:
+            return json.loads(self.epoch.read_text())
+        except (OSError, ValueError):
+            return {"watch": "", "highest": 0, "drop": False}
 
     def write_epoch(self, epoch: dict, flush: bool = True) -> None:
         """Store the epoch. With `flush`, it is on disk when this returns and survives a power failure."""
@@ -240,8 +245,10 @@ class Copy:
 
     def is_stale(self, path: str, sequence: int) -> bool:
         """Return whether a later notification for this path has been processed. A retry has the same sequence."""
-        seen = self.sequences / name_of(path)
-        return seen.exists() and sequence < int(seen.read_text())
+        try:
+            return sequence < int((self.sequences / name_of(path)).read_text())
+        except (OSError, ValueError):  # there is none, or it was lost in a power failure
+            return False
 
     def remember(self, path: str, sequence: int) -> None:
         """Store the path's sequence. Keep it for deleted files too, so that a late `create` doesn't bring them back."""

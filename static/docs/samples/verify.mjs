@@ -80,10 +80,14 @@ function start(key, port) {
     const answer = (status) => response.writeHead(status).end();
     const pieces = [];
     let size = 0;
-    for await (const piece of request) {
-      size += piece.length;
-      if (size > MAX_BODY_BYTES) return answer(413);
-      pieces.push(piece);
+    try {
+      for await (const piece of request) {
+        size += piece.length;
+        if (size > MAX_BODY_BYTES) return answer(413);
+        pieces.push(piece);
+      }
+    } catch {
+      return; // the client has gone
     }
     let body;
     try {
