@@ -23,7 +23,7 @@ def enqueue_clean_up() -> None:
         AppRepository.objects.filter(ended_at__isnull=False).exists()
         or App.objects.filter(ended_at__isnull=False).exists()
     ):
-        queues.enqueue("low", CLEAN_UP_JOB, "ended", "clean-up", owned=False)
+        queues.enqueue("low", CLEAN_UP_JOB, "ended", "clean-up", owned=False, leased=False)
 
 
 def remove_ended() -> int:

@@ -69,7 +69,7 @@ class Pruned:
 def enqueue_prune() -> None:
     """Enqueue a prune job, at most once an hour across all processes."""
     if queues.first_within("prune", _EVERY_SECONDS):
-        queues.enqueue("low", PRUNE_JOB, "old", "prune", owned=False)
+        queues.enqueue("low", PRUNE_JOB, "old", "prune", owned=False, leased=False)
 
 
 def prune(

@@ -44,6 +44,7 @@ def enqueue(
     job_id: str,
     *,
     owned: bool = True,
+    leased: bool = True,
     alone: bool = False,
     tenant: str = "",
 ) -> bool:
@@ -51,7 +52,9 @@ def enqueue(
 
     - `function` is a dotted path.
     - `owned`: a worker may hold a lease on the job's subject. A running job is then enqueued again when it ends
-      (`enqueue_again`). Without it, a job hash left behind by a dead worker is replaced.
+      (`enqueue_again`). Without it, a job hash left behind by a dead or frozen worker is replaced.
+    - `leased`: a lease keeps two jobs from doing the same work. Without one, a running job whose worker sends heartbeats is
+      never replaced.
     - `alone`: the process that performs the job performs no other at the same time.
     - `tenant`: a process shares its threads fairly among the tenants of its jobs.
 
@@ -73,14 +76,22 @@ def enqueue(
             )
             return True
         except DuplicateJobError:
-            return _requeue(target, function, argument, job_id, owned=owned, alone=alone, tenant=tenant)
+            return _requeue(target, function, argument, job_id, owned=owned, leased=leased, alone=alone, tenant=tenant)
     except (RedisError, OSError) as error:
         logger.warning("job_not_enqueued", extra={"job_id": job_id, "cause": str(error)})
         return False
 
 
 def _requeue(
-    target: Queue, function: str, argument: int | str, job_id: str, *, owned: bool, alone: bool, tenant: str
+    target: Queue,
+    function: str,
+    argument: int | str,
+    job_id: str,
+    *,
+    owned: bool,
+    leased: bool,
+    alone: bool,
+    tenant: str,
 ) -> bool:
     for name in QUEUES:
         queue = _queue(name)
@@ -97,16 +108,16 @@ def _requeue(
         if target.connection.exists(Job.key_for(job_id)):
             return False
         # The job has just ended, perhaps before this key was set.
-        return enqueue(target.name, function, argument, job_id, owned=False, alone=alone, tenant=tenant)
+        return enqueue(target.name, function, argument, job_id, owned=False, leased=leased, alone=alone, tenant=tenant)
     try:
         found = Job.fetch(job_id, connection=target.connection, serializer=target.serializer)
     except NoSuchJobError:
         _discard_unreadable(target, job_id)
     else:
-        if not _is_left_over(found):
+        if not _is_left_over(found, leased=leased):
             return False
         found.delete()
-    return enqueue(target.name, function, argument, job_id, owned=True, alone=alone, tenant=tenant)
+    return enqueue(target.name, function, argument, job_id, owned=True, leased=leased, alone=alone, tenant=tenant)
 
 
 def enqueue_again(job: Job) -> None:
@@ -144,12 +155,12 @@ def _seconds_since(moment: datetime | None) -> float:
     return (datetime.now(UTC) - moment).total_seconds() if moment else math.inf
 
 
-def _is_left_over(job: Job) -> bool:
+def _is_left_over(job: Job, *, leased: bool) -> bool:
     """Return whether a job that is in no queue has ended, lost its worker, or is too old to be between two queues now."""
     match job.get_status(refresh=False):
-        case JobStatus.STARTED:  # workers send a heartbeat every three seconds
+        case JobStatus.STARTED if not leased:  # workers send a heartbeat every three seconds
             return _seconds_since(job.last_heartbeat) > _STALE_SECONDS
-        case JobStatus.QUEUED | None:
+        case JobStatus.STARTED | JobStatus.QUEUED | None:
             return waiting_seconds(job) > _STALE_SECONDS
     return True
 

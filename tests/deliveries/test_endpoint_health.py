@@ -76,6 +76,7 @@ def test_endpoint_that_answers_no_ping_either_is_down(world: World, status: int)
     assert (watch.retry_count, watch.status, state(world)) == (0, Status.PENDING, (1, True))
     assert "endpoint is down" in watch.last_error
     world.answer(None)
+    watch.deliveries.update(hold_until=Now())  # after a 504, in 30 seconds
     world.sync(watch)
     assert_promise_kept(world, repo, watch)
 

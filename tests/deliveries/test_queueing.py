@@ -33,8 +33,8 @@ def ids(queue: str) -> list[str]:
     return django_rq.get_queue(queue).get_job_ids()
 
 
-def put(queue: str = "default", job_id: str = "job-1", *, owned: bool = False) -> bool:
-    return queues.enqueue(queue, FUNCTION, 1, job_id, owned=owned)
+def put(queue: str = "default", job_id: str = "job-1", *, owned: bool = False, leased: bool = True) -> bool:
+    return queues.enqueue(queue, FUNCTION, 1, job_id, owned=owned, leased=leased)
 
 
 def strand(job_id: str = "job-1", *, seconds_ago: float) -> None:
@@ -86,11 +86,11 @@ def test_job_that_runs_for_long_is_not_started_again(redis_client: Redis) -> Non
     strand(seconds_ago=600)
     moment = utcformat(datetime.now(UTC) - timedelta(seconds=3))
     redis_client.hset(Job.key_for("job-1"), mapping={"status": "started", "last_heartbeat": moment})
-    assert not put()
+    assert not put(leased=False)
     assert ids("default") == []
     moment = utcformat(datetime.now(UTC) - timedelta(seconds=11))  # its worker has died
     redis_client.hset(Job.key_for("job-1"), "last_heartbeat", moment)
-    assert put()
+    assert put(leased=False)
     assert ids("default") == ["job-1"]
 
 

@@ -284,6 +284,6 @@ def test_unsigned_push_hook_is_401_and_reveals_nothing(app: App, signature: str 
     )
     assert (response.status_code, state()) == (401, before)
     message = (
-        "Sign the body with the push hook secret of the watch: X-Hub-Signature-256, or the header of your git host"
+        "Sign the body with the push hook secret of the watch, in X-Hub-Signature-256 or your git host's own header"
     )
     assert response.json()["error"] == message

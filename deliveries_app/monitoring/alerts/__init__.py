@@ -59,7 +59,7 @@ def enqueue_if_sweep_is_late() -> None:
     if configured() or mail_is_on():
         signs = heartbeat.read()
         if signs and signs.sweep_is_late:
-            queues.enqueue("high", JOB, "late", "alerts", owned=False)
+            queues.enqueue("high", JOB, "late", "alerts", owned=False, leased=False)
 
 
 @dataclass(frozen=True)
