@@ -136,8 +136,9 @@ def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
 
     An app cannot do this with its own token, because a stolen token could then send the files elsewhere; `app_settings`
     has the settings that an app can change. The GitHub App decides what the client app can read, so assigning one also
-    requires the permission to change GitHub Apps. Resuming clears the pause reason. Resuming or changing the base URL
-    clears the endpoint's cooldown. A new base URL also clears the old endpoint's latest requests and failed ping.
+    requires the permission to change GitHub Apps. Pausing takes over a pause of the app itself or of Docora. Resuming or
+    changing the base URL clears the endpoint's cooldown. A new base URL also clears the old endpoint's latest requests and
+    failed ping.
     `max_in_flight` sets the administrator's limit: if the app has chosen fewer concurrent requests, its choice stays.
     """
     actor.require("deliveries_app.change_app")
@@ -168,7 +169,7 @@ def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
         record_settings(actor, before, given)
         if before.paused and before.paused_reason and given.get("paused"):
             audit.record(actor, AuditAction.APP_PAUSED, [app], f"Paused. Until then: {before.paused_reason}")
-        _tell_contact(actor, before, given)
+        _notify_contact(actor, before, given)
         app.save(update_fields={*fields, "updated_at"})
         if "cooldown_until" in fields:
             transaction.on_commit(scheduling.enqueue_due, robust=True)
@@ -176,8 +177,8 @@ def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
             transaction.on_commit(partial(endpoint_stats.forget, app), robust=True)
 
 
-def _tell_contact(actor: Actor, before: App, given: Mapping[str, object]) -> None:
-    """Tell the contact, at the address before the change, about a new base URL or email address."""
+def _notify_contact(actor: Actor, before: App, given: Mapping[str, object]) -> None:
+    """Notify the contact, at the address before the change, of a new base URL or email address."""
     if (url := given.get("base_url", before.base_url)) != before.base_url:
         notify_contact(actor, before, f"The base URL was changed from {before.base_url} to {url}.")
     if given.get("email", before.email) != before.email:

@@ -103,13 +103,13 @@ def repository_pushed(actor: Actor, repository_id: str) -> int:
     """
     actor.require("deliveries_app.resync_apprepository")
     watches = AppRepository.objects.alive().filter(repository__repository_id=repository_id)
-    is_waiting = Q(next_sync_at__gt=Now())
     with transaction.atomic():
-        due = scheduling.request_sync(watches.exclude(is_waiting), pushed_at=Now())
-        waiting = watches.filter(is_waiting).select_for_update(of=("self",)).order_by("pk")
-        checked = AppRepository.objects.filter(pk__in=list(waiting.values_list("pk", flat=True)))
-        number = len(due) + checked.update(next_check_at=Now(), pushed_at=Now())
+        rows = watches.select_for_update(of=("self",)).order_by("pk")  # all at once, in the usual order
+        locked = AppRepository.objects.filter(pk__in=list(rows.values_list("pk", flat=True)))
+        is_waiting = Q(next_sync_at__gt=Now())
+        due = scheduling.request_sync(locked.exclude(is_waiting), pushed_at=Now())
+        checked = locked.filter(is_waiting).update(next_check_at=Now(), pushed_at=Now())
         first = AppRepository.objects.filter(pk__in=due[:ENQUEUED_AT_ONCE])
         for watch in first.select_related("app", "repository"):
             scheduling.enqueue(watch)
-    return number
+    return len(due) + checked
