@@ -175,9 +175,9 @@ class Plan:
         self.left_out[skipped.cause] += 1
         if skipped.cause in UNLISTED or len(self.skipped) >= MAX_SKIPPED_LISTED:
             return
-        self._listed_bytes += len(skipped.path)
-        if self._listed_bytes <= _MAX_LISTED_BYTES:
+        if self._listed_bytes < _MAX_LISTED_BYTES:
             self.skipped.append(skipped)
+        self._listed_bytes += len(skipped.path)
 
     def phase(self, kind: str) -> Iterator[Change]:
         yield from self._spools[kind, False]

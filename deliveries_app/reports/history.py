@@ -147,7 +147,7 @@ class Outcomes:
 
 
 def outcomes(operations: Iterable[BulkOperation]) -> dict[int, Outcomes]:
-    """Return the outcomes of each operation, by primary key, in one query, or two if a gradual operation is open."""
+    """Return the outcomes of each operation, by primary key, in two queries."""
     operations = list(operations)
     sums = ("files_done", "files_total", "bytes_done", "bytes_total")
     found: Any = (
@@ -178,7 +178,6 @@ def outcomes(operations: Iterable[BulkOperation]) -> dict[int, Outcomes]:
 
 
 def _pending(operations: Sequence[BulkOperation]) -> dict[int, int]:
-    """Return the numbers of watches that open gradual operations still have to release. Some may have been removed since."""
-    pks = [operation.pk for operation in operations if operation.is_gradual and operation.ended_at is None]
-    rows: Any = PendingRelease.objects.filter(operation__in=pks).order_by().values("operation").annotate(n=Count("pk"))
-    return {row["operation"]: row["n"] for row in rows} if pks else {}
+    """Return how many watches each open gradual operation still has to release. Some may have been removed since."""
+    rows: Any = PendingRelease.objects.filter(operation__in=[operation.pk for operation in operations])
+    return {row["operation"]: row["n"] for row in rows.order_by().values("operation").annotate(n=Count("pk"))}

@@ -252,7 +252,10 @@ def test_poll_replaces_groups_and_cells(operator: Client, failing) -> None:
     answer = live(operator, failing[0].pk)
     assert "3 failing repositories" in answer
     for name in ("state", "cause", "attempts", "since"):
-        assert f'<div id="failed-{name}-{failing[0].pk}" class="failed-{name}" hx-swap-oob="true">' in answer
+        assert (
+            f'<div id="failed-{name}-{failing[0].pk}" class="failed-{name}" data-live-part hx-swap-oob="true">'
+            in answer
+        )
     assert "Syncing" in answer
     assert "_selected_action" not in answer
     assert f"failed-action-{failing[0].pk}" not in answer  # its button is not replaced
@@ -268,7 +271,10 @@ def test_recovered_row_shows_status_and_no_button(operator: Client, failing) -> 
     assert "Up to date" in answer.split(f'id="failed-state-{failing[0].pk}"')[1].split("</div>")[0]
     assert "No longer watched" in answer.split(f'id="failed-state-{failing[1].pk}"')[1].split("</div>")[0]
     for watch in failing[:2]:
-        assert f'<div id="failed-action-{watch.pk}" class="failed-action" hx-swap-oob="true"></div>' in answer
+        assert (
+            f'<div id="failed-action-{watch.pk}" class="failed-action" data-live-part hx-swap-oob="true"></div>'
+            in answer
+        )
 
 
 def test_number_below_the_list_leaves_out_recovered_rows(operator: Client, failing) -> None:
