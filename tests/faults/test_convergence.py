@@ -16,7 +16,7 @@ from tests.faults.universe import Universe
 from tests.faults.workers import use_short_timeouts
 from tests.support import fast_flush
 
-SEEDS: Sequence[int] = [2, 12, 13, 14, 21, 22, 30, 31, 34, 35, 38, 40, 42, 59, 60, 69, 380, 485]
+SEEDS: Sequence[int] = [2, 12, 13, 14, 21, 22, 30, 31, 34, 35, 38, 40, 42, 59, 60, 69, 380, 485, 716]
 HAPPEN = {
     *(f"client: {kind.name}" for kind in KINDS),
     *(f"host {fault.name}" for fault in FAULTS),
