@@ -39,11 +39,10 @@ HIGH_JOBS_PER_APP = 4
 def request_sync(watches: AppRepositoryQuerySet, **changes: Any) -> list[int]:
     """Make these watches due now, including those that a worker is syncing, and return their primary keys.
 
-    `changes` are further fields to update. Rows are locked in primary key order first, as everywhere, because a single
-    UPDATE locks them in no defined order.
+    `changes` are further fields to update.
     """
     with transaction.atomic():
-        pks = list(watches.select_for_update(of=("self",)).order_by("pk").values_list("pk", flat=True))
+        pks = watches.lock()
         AppRepository.objects.filter(pk__in=pks).update(
             request_count=F("request_count") + 1, next_sync_at=Now(), **changes
         )
@@ -60,8 +59,8 @@ def enqueue(watch: AppRepository) -> None:
 
 
 def _enqueue_high(*, job_id: str, tenant: str, **job: Any) -> None:
-    waiting = [waiting for waiting in queues.job_ids("high") or [] if waiting.startswith(f"{tenant}-")]
-    if len(waiting) < HIGH_JOBS_PER_APP:
+    waiting = sum(other.startswith(f"{tenant}-") for other in queues.job_ids("high") or [])
+    if waiting < HIGH_JOBS_PER_APP:
         queues.enqueue("high", job_id=job_id, tenant=tenant, **job)
 
 
@@ -82,8 +81,8 @@ def enqueue_due(*, after_job: bool = False) -> int:
 
     The apps take turns, each with its longest waiting watch, so that an app with many due watches delays no other. Those of
     bulk operations come after the app's others. Does nothing while the queue is at least half full, or while another
-    process is filling it. `after_job`: also do nothing while jobs wait in the high queue, which come first anyway. The sweep
-    fills the default queue every second.
+    process is filling it. `after_job`: also do nothing while several jobs wait in the high queue, which come first anyway.
+    The sweep fills the default queue every second.
     """
     waiting = queues.job_ids("default")
     if waiting is None or len(waiting) > ENQUEUE_AHEAD // 2:

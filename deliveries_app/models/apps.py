@@ -383,6 +383,13 @@ class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
         """Return the watches `with_state` that are in this `WatchState`."""
         return self.filter(state_detail__in=details_of(state))
 
+    def lock(self) -> list[int]:
+        """Lock these watches until the transaction ends, and return their primary keys, in whose order all watches are locked.
+
+        A single UPDATE would lock them in no defined order, and could deadlock.
+        """
+        return list(self.select_for_update(of=("self",)).order_by("pk").values_list("pk", flat=True))
+
     def watch_ids(self) -> set[str]:
         return set(self.values_list("watch_id", flat=True))
 

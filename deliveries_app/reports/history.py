@@ -171,8 +171,10 @@ def outcomes(operations: Iterable[BulkOperation]) -> dict[int, Outcomes]:
 
     def with_unreleased(operation: BulkOperation) -> Outcomes:
         of_runs = result.get(operation.pk, nothing)
-        not_released = max(0, operation.total - sum(of_runs.counts.values())) if operation.is_gradual else 0
-        return replace(of_runs, unreleased=pending.get(operation.pk, not_released if operation.ended_at else 0))
+        unreleased = pending.get(operation.pk, 0)
+        if operation.ended_at and operation.is_gradual:
+            unreleased = max(0, operation.total - sum(of_runs.counts.values()))
+        return replace(of_runs, unreleased=unreleased)
 
     return {operation.pk: with_unreleased(operation) for operation in operations}
 

@@ -102,7 +102,7 @@ def _request(actor: Actor, watches: AppRepositoryQuerySet) -> list[DriftCheck]:
     A failing watch is left to its retries: their backoff would be skipped, and the check needs a sync that succeeds.
     """
     synced = watches.alive().exclude(last_commit="")
-    pks = list(synced.select_for_update(of=("self",)).order_by("pk").values_list("pk", flat=True))
+    pks = synced.lock()
     waiting = set(DriftCheck.objects.open().filter(watch__in=pks).values_list("watch_id", flat=True))
     fresh = [pk for pk in pks if pk not in waiting]
     checks = DriftCheck.objects.bulk_create(

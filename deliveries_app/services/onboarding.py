@@ -169,7 +169,7 @@ def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
         record_settings(actor, before, given)
         if before.paused and before.paused_reason and given.get("paused"):
             audit.record(actor, AuditAction.APP_PAUSED, [app], f"Paused. Until then: {before.paused_reason}")
-        _notify_contact(actor, before, given)
+        _notify_of_new_addresses(actor, before, given)
         app.save(update_fields={*fields, "updated_at"})
         if "cooldown_until" in fields:
             transaction.on_commit(scheduling.enqueue_due, robust=True)
@@ -177,7 +177,7 @@ def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
             transaction.on_commit(partial(endpoint_stats.forget, app), robust=True)
 
 
-def _notify_contact(actor: Actor, before: App, given: Mapping[str, object]) -> None:
+def _notify_of_new_addresses(actor: Actor, before: App, given: Mapping[str, object]) -> None:
     """Notify the contact, at the address before the change, of a new base URL or email address."""
     if (url := given.get("base_url", before.base_url)) != before.base_url:
         notify_contact(actor, before, f"The base URL was changed from {before.base_url} to {url}.")

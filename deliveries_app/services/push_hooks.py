@@ -104,8 +104,7 @@ def repository_pushed(actor: Actor, repository_id: str) -> int:
     actor.require("deliveries_app.resync_apprepository")
     watches = AppRepository.objects.alive().filter(repository__repository_id=repository_id)
     with transaction.atomic():
-        rows = watches.select_for_update(of=("self",)).order_by("pk")  # all at once, in the usual order
-        locked = AppRepository.objects.filter(pk__in=list(rows.values_list("pk", flat=True)))
+        locked = AppRepository.objects.filter(pk__in=watches.lock())
         is_waiting = Q(next_sync_at__gt=Now())
         due = scheduling.request_sync(locked.exclude(is_waiting), pushed_at=Now())
         checked = locked.filter(is_waiting).update(next_check_at=Now(), pushed_at=Now())

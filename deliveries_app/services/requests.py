@@ -183,8 +183,7 @@ def lock_watches(pks: Sequence[int], among: AppRepositoryQuerySet, *, by_person:
     """
     if by_person:
         _end_cooldowns(pks)
-    rows = among.filter(pk__in=pks).order_by("pk")
-    return list(rows.select_for_update(of=("self",)).values_list("pk", flat=True))
+    return among.filter(pk__in=pks).lock()
 
 
 def _end_cooldowns(pks: Sequence[int]) -> None:

@@ -80,7 +80,7 @@ def probe_hosts(client: HttpClient, meanwhile: Callable[[], None]) -> None:
         else:
             due[outage] = ""
     for outage in (outage for outage, url in due.items() if not url):
-        HostOutage.objects.filter(pk=outage.pk).delete()
+        outage.delete()
         for repository in _watched_on(outage).filter(
             circuit_open_until__isnull=False, last_error_cause__in=_OUTAGE_CAUSES
         ):
@@ -144,8 +144,7 @@ def _record(
             unchecked.update(watch.pk for watch, _ in failures)
     asked = {watch.pk for watch, _ in answers} | {watch.pk for watch in undecryptable}
     with transaction.atomic():
-        rows = AppRepository.objects.select_for_update(of=("self",)).filter(pk__in=asked).order_by("pk")
-        list(rows.values_list("pk", flat=True))  # locked in the same order as everywhere else
+        AppRepository.objects.filter(pk__in=asked).lock()
         AppRepository.objects.filter(pk__in=unchecked).update(next_check_at=Now())  # once the host can be reached
         checked = AppRepository.objects.filter(pk__in=asked - unchecked)
         checked.update(last_scanned_at=Now(), next_check_at=next_check())

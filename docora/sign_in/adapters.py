@@ -1,8 +1,8 @@
 """Docora's rules for django-allauth: who may sign in, how guessing is limited, and where secrets are stored.
 
 Wrong passwords are counted by name *and* address, so that strangers cannot lock anyone out: 5 failures for a name from one
-address, and 50 from one address, within 15 minutes (`ACCOUNT_RATE_LIMITS`). Wrong codes are counted by user, because whoever
-sends one knows the password. Attempts while locked do not extend the lock.
+address, and 50 from one address, within 15 minutes (`ACCOUNT_RATE_LIMITS`). Wrong codes are counted by user: only
+someone who knows the password can send them. Attempts while locked do not extend the lock.
 """
 
 import logging

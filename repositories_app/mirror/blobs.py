@@ -156,7 +156,7 @@ class BlobReader:
             yield names[start : start + size]
 
     def _batch_size(self) -> int:
-        """Return how many questions to ask at once. Twice as many fit into git's input, so that asking never blocks.
+        """Return how many questions to ask at once: at most half of what git's input pipe holds, so that asking never blocks.
 
         Linux makes the pipes of a user smaller once it has many of them.
         """
