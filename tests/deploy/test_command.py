@@ -88,7 +88,6 @@ def test_command_uses_the_settings_of_the_units() -> None:
     for name in SERVICES:
         settings = unit(name)
         assert all(f"    {variable} \\\n" in text for variable in settings["Environment"])
-        assert f"DOCORA_ENV_FILE={settings['EnvironmentFile'][0]} " in text
         assert settings["ExecStart"][0].startswith("/opt/docora/.venv/bin/python ")
         assert settings["WorkingDirectory"] == ["/opt/docora"]
         assert settings["User"] == ["docora"]

@@ -46,7 +46,9 @@ def test_services_are_unprivileged_and_sandboxed(name: str) -> None:
         assert settings[key] == [value], key
     assert "DATA_DIR=/var/lib/docora" in settings["Environment"]
     assert "DOCORA_PROGRAM=docora" in settings["Environment"]  # the program that messages name
-    assert settings["EnvironmentFile"] == ["/etc/docora/docora.env"]
+    # Docora reads it itself: one parser for services and commands, and extensions are found beside it.
+    assert "DOCORA_ENV_FILE=/etc/docora/docora.env" in settings["Environment"]
+    assert "EnvironmentFile" not in settings
 
 
 @pytest.mark.parametrize("name", PARTS)
