@@ -1,6 +1,6 @@
 """The Django admin. Views only translate between requests and `deliveries_app.services`."""
 
-from deliveries_app.admin import (  # noqa: F401  registers the model admins
+from deliveries_app.admin import (
     apps,
     audit_log,
     deliveries,

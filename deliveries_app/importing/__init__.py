@@ -11,5 +11,3 @@ record is stored; until then it is neither checked nor synced.
 from deliveries_app.importing.report import Report
 from deliveries_app.importing.run import run_import
 from deliveries_app.importing.source import Source, SourceError, SourceKey, WrongKey, open_source
-
-__all__ = ["Report", "Source", "SourceError", "SourceKey", "WrongKey", "open_source", "run_import"]

@@ -14,18 +14,3 @@ from .endpoint import Receiver, Record
 from .notification import KINDS, Chunk, Notification, Refused, parse, verify
 from .server import Answer
 from .storage import Copy, Outcome, tree_sha256
-
-__all__ = [
-    "KINDS",
-    "Answer",
-    "Chunk",
-    "Copy",
-    "Notification",
-    "Outcome",
-    "Receiver",
-    "Record",
-    "Refused",
-    "parse",
-    "tree_sha256",
-    "verify",
-]

@@ -30,8 +30,6 @@ from deliveries_app.monitoring.alerts.notify import notify, undelivered
 from deliveries_app.services.contact import is_on as mail_is_on
 from docora.redis import heartbeat, queues
 
-__all__ = ["enqueue_if_sweep_is_late", "run_in_background", "run_round", "send_test", "undelivered"]
-
 logger = logging.getLogger(__name__)
 
 JOB = "deliveries_app.jobs.send_alerts"
