@@ -129,9 +129,9 @@ def prolong_outage(outage: HostOutage, error: GitError) -> None:
     rows.update(failures=failures, retry_at=from_now(min(seconds, HOST_MAX_DELAY_SECONDS)), error=str(error))
 
 
-def has_failures(repository: Repository) -> bool:
-    """Return whether the repository's row counts failures or has an open circuit."""
-    return bool(_failing(repository.pk))
+def failing_row(repository: Repository) -> Repository | None:
+    """Return the repository as its row is now, if it counts failures or has an open circuit; otherwise None."""
+    return next(iter(_failing(repository.pk)), None)
 
 
 def close_circuit(repository: Repository) -> bool:
@@ -153,4 +153,4 @@ def close_circuit(repository: Repository) -> bool:
 @compiled_and_prepared
 def _failing(repository_pk: int) -> QuerySet[Repository]:
     failing = Repository.objects.filter(pk=repository_pk).exclude(consecutive_failures=0, circuit_open_until=None)
-    return failing.only("pk")
+    return failing.only("circuit_open_until", "last_failure_at")

@@ -105,6 +105,7 @@ class Attempt:
         self.made_way = False
         self._began_at = time.monotonic()
         self._fetch_seconds = 0.0
+        self._read_at = lease.clock.now()
         self._next_slice_check = 0.0
 
     def run(self) -> None:
@@ -296,7 +297,9 @@ class Attempt:
     def _read_with_token[T](self, call: Callable[[str], T]) -> T:
         """Return `call` with the token that reads the repository: the watch's own, or one of the app's GitHub App."""
         watch = self.watch
-        return github.read(watch.github_app, watch.github_url, watch.github_token, call, self._alive)
+        result = github.read(watch.github_app, watch.github_url, watch.github_token, call, self._alive)
+        self._read_at = self.lease.clock.now()
+        return result
 
     def _target(self, commit: str) -> str:
         """Return a hash of everything that decides what is sent. The same hash means the same notification for each path."""
@@ -436,7 +439,7 @@ class Attempt:
         return self.lease.circuit_seconds
 
     def _close_circuit(self) -> None:
-        circuit.close_circuit(self.watch.repository, but=self.watch)
+        circuit.close_circuit(self.watch.repository, but=self.watch, read_at=self._read_at)
 
     @property
     def _slice_seconds(self) -> float:

@@ -1,5 +1,7 @@
 """Open and close the circuit of a repository that git cannot read, and notify its watchers."""
 
+from datetime import datetime
+
 from django.conf import settings
 from django.db import transaction
 
@@ -51,12 +53,16 @@ def _announce_failure(repository: Repository, error: GitError) -> None:
     transaction.on_commit(scheduling.enqueue_due, robust=True)
 
 
-def close_circuit(repository: Repository, *, but: AppRepository | None = None) -> None:
-    """Close the circuit of a repository that can be read. Make its watches due now, except `but`, which has just read it."""
-    if not repositories.has_failures(repository):
+def close_circuit(repository: Repository, *, but: AppRepository | None = None, read_at: datetime | None = None) -> None:
+    """Close the circuit of a repository that can be read. Make its watches due now, except `but`, which has just read it.
+
+    Do nothing if the repository has failed since `read_at`: an earlier read proves nothing about it.
+    """
+    failing = repositories.failing_row(repository)
+    if failing is None or (read_at and failing.last_failure_at and failing.last_failure_at > read_at):
         return
     with transaction.atomic():
-        if repositories.close_circuit(repository):
+        if repositories.close_circuit(failing):
             watches = AppRepository.objects.alive().filter(repository=repository)
             scheduling.request_sync(watches.exclude(pk=but.pk) if but else watches)
             transaction.on_commit(scheduling.enqueue_due, robust=True)

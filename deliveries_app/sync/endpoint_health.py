@@ -11,9 +11,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from django.db.models import Q
+from django.db.models import Exists, OuterRef, Q
 
-from deliveries_app.models import App, AppRepository
+from deliveries_app.models import App, AppRepository, DeliveryFailure, FailureKind
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.webhooks import endpoint_stats
 from deliveries_app.webhooks.client import describe_outcome, post_ping
@@ -97,7 +97,8 @@ def failing_watches(app: App, *, except_pk: int) -> int:
     watches = AppRepository.objects.failing().filter(Q(root_cause__in=_ENDPOINT_CAUSES) | gateway, app=app)
     acknowledged_at = endpoint_stats.last_acknowledged(app)
     if acknowledged_at is not None:
-        watches = watches.filter(last_scanned_at__gt=acknowledged_at)
+        failures = DeliveryFailure.objects.filter(kind=FailureKind.FAILED, last_at__gt=acknowledged_at)
+        watches = watches.filter(Exists(failures.filter(watch=OuterRef("pk"))))
     return watches.exclude(pk=except_pk).count()
 
 

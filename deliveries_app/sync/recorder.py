@@ -240,6 +240,7 @@ class Recorder:
             runs.seed(self._run)
             self._is_shown = True
         self._latest, self._unpublished, self._unpublished_causes = endpoint_stats.Latest(), Counter(), Counter()
+        self._acknowledged_at = None
         self._published_at = time.monotonic()
 
     def _write_acknowledged(self, now: datetime) -> None:

@@ -10,6 +10,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Notice
 from deliveries_app.services import resync_single
 from deliveries_app.services.watch_settings import replace_github_token
+from docora.db.clock import from_now
 from repositories_app.models import Repository
 from tests.deliveries.test_left_out import commit_tree, write_tree
 from tests.support.git import Repo, git
@@ -138,3 +139,35 @@ def test_interrupted_notice_keeps_its_sequence(world: World, settings) -> None:
     assert len(attempts) == 2
     assert len({(record.webhook_id, record.sequence) for record in attempts}) == 1
     assert not Notice.objects.exists()
+
+
+def open_circuit() -> None:
+    Repository.objects.update(consecutive_failures=1, last_failure_at=Now(), circuit_open_until=from_now(1800))
+
+
+def test_run_that_read_before_the_failure_does_not_close_the_circuit(world: World) -> None:
+    """A long first sync ends after another watch's fetch has opened the circuit."""
+    _, watch = world.watch({"a": b"a"})
+    world.answer(lambda note: open_circuit() if note.kind == "create" else None)
+    world.sync(watch)
+    assert Repository.objects.get().circuit_is_open
+
+
+def test_circuit_that_opened_after_the_claim_releases_the_other_watches(world: World) -> None:
+    repo, watch = world.watch()
+    other = world.watch_url(repo, app=world.add_app("Other"))
+    world.settle()
+    repo.commit({"a": b"new"})
+    opened = []
+
+    def open_before_answering(method: str, target: str) -> None:
+        if not opened:
+            opened.append(target)
+            open_circuit()
+            AppRepository.objects.filter(pk=other.pk).update(next_sync_at=from_now(1800))
+
+    world.git.server.on_request = open_before_answering
+    world.sync(watch)
+    assert opened
+    assert not Repository.objects.get().circuit_is_open
+    assert due() == {other.pk}

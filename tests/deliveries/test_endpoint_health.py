@@ -193,7 +193,27 @@ def test_runs_at_the_same_time_share_one_ping(world: World) -> None:
         world.make_due(watch)
     in_threads(*[partial(sync, watch.pk) for watch in watches])
     assert kinds(world).count("p") == 1
-    assert state(world)[1]
+    assert state(world) == (1, True)  # one outage, although three runs found it
+
+
+def test_own_earlier_acknowledgement_does_not_hide_a_later_one(world: World) -> None:
+    """A run that acknowledged a file before its failures began must not move the app's time back to that."""
+    _, watch = world.watch({"a": b"a", **files(11, "poison")})
+
+    def hook(note: Notification) -> Answer | None:
+        if note.kind == "ping":
+            return Answer(404)
+        if note.path == "poison-05":  # another watch's file
+            HourlyTraffic.objects.update(acknowledged_at=Now())
+        if note.path == "poison-00":
+            time.sleep(1.1)  # so that the first acknowledgement has been recorded
+        return Answer(502) if note.path.startswith("poison") else None
+
+    HourlyTraffic.objects.all().delete()
+    world.answer(hook)
+    world.sync(watch)
+    assert kinds(world) == "c" * 12
+    assert state(world) == (0, False)
 
 
 def test_one_ping_asks_whether_an_endpoint_works_again(world: World) -> None:
@@ -234,6 +254,23 @@ def test_many_watches_with_one_failing_file_each_are_recognised(world: World, mo
         synced += 1
     over.set()
     assert (synced, state(world)) == (10, (1, True))
+
+
+def test_checks_do_not_make_old_failures_look_new(world: World, monkeypatch) -> None:
+    """Ten repositories have a file that always times out, and the app works. Only attempts since it last did so count."""
+    for module in (sender, webhooks):
+        monkeypatch.setattr(module, "Request", partial(Request, timeout=0.1))
+    watches = [world.watch({"slow": b"%d" % number}, name=f"acme/{number:02}")[1] for number in range(10)]
+    over = threading.Event()
+    world.answer(lambda note: over.wait(20) and None)
+    for watch in watches[1:]:
+        world.sync(watch)
+    assert state(world) == (0, False)
+    HourlyTraffic.objects.update(acknowledged_at=Now())
+    world.check()
+    world.sync(watches[0])
+    over.set()
+    assert state(world) == (0, False)
 
 
 def test_single_threaded_receiver_is_asked_after_what_is_in_flight(world: World, monkeypatch) -> None:
