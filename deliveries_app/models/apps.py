@@ -386,9 +386,10 @@ class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
     def lock(self) -> list[int]:
         """Lock these watches until the transaction ends, and return their primary keys, in whose order all watches are locked.
 
-        A single UPDATE would lock them in no defined order, and could deadlock.
+        A single UPDATE would lock them in no defined order, and could deadlock. Others may still insert rows that refer to
+        the watches: at its commit, PostgreSQL locks those watches' keys in the order of the rows.
         """
-        return list(self.select_for_update(of=("self",)).order_by("pk").values_list("pk", flat=True))
+        return list(self.select_for_update(of=("self",), no_key=True).order_by("pk").values_list("pk", flat=True))
 
     def watch_ids(self) -> set[str]:
         return set(self.values_list("watch_id", flat=True))

@@ -31,7 +31,7 @@ _ROW_COLUMNS = {
 }  # fmt: skip
 _KEY_COLUMNS = {"watch_id", "path"}
 _COLUMNS = ", ".join([*_BATCH_COLUMNS, *_ROW_COLUMNS])
-_UPSERT = "ON CONFLICT (watch_id, path) DO UPDATE SET hold_until = NULL, " + ", ".join(
+_UPSERT = "ON CONFLICT (watch_id, path) DO UPDATE SET " + ", ".join(
     f"{name} = excluded.{name}" for name in [*_BATCH_COLUMNS, *_ROW_COLUMNS] if name not in _KEY_COLUMNS
 )
 _ANNOUNCE_ARRAYS = (

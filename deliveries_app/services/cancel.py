@@ -129,7 +129,7 @@ def _cancel(open_runs: QuerySet[SyncRun], error: str = "", *, also_locked: Itera
     """
     pks = sorted({pk for pk in open_runs.values_list("watch_id", flat=True) if pk is not None}.union(also_locked))
     watches = AppRepository.objects.filter(pk__in=pks)
-    list(watches.select_for_update().order_by("pk").values_list("pk", flat=True))
+    watches.lock()
     chosen = list(open_runs.filter(outcome=""))
     runs.cancel_runs(chosen, error)
     resynced = {run.watch_id for run in chosen if run.watch_id and run.reason == Reason.RESYNC}

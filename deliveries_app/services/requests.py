@@ -119,6 +119,10 @@ def start_bulk(
     with transaction.atomic():
         pks = list(watches.order_by("pk").values_list("pk", flat=True))
         is_gradual = rollout.is_gradual and len(pks) > 1
+        if is_gradual:
+            pks = AppRepository.objects.alive().filter(pk__in=pks).lock()  # not one that is being unwatched
+            if not pks:
+                raise NotFound(empty_message)
         operation = BulkOperation(
             kind=kind,
             app=app,

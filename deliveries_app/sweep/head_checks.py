@@ -148,9 +148,9 @@ def _record(
         AppRepository.objects.filter(pk__in=unchecked).update(next_check_at=Now())  # once the host can be reached
         checked = AppRepository.objects.filter(pk__in=asked - unchecked)
         checked.update(last_scanned_at=Now(), next_check_at=next_check())
+        if to_sync:
+            scheduling.request_sync(AppRepository.objects.alive().filter(pk__in=to_sync))
     counters.add({counters.CHECKS: len(answers)})
-    if to_sync:
-        scheduling.request_sync(AppRepository.objects.alive().filter(pk__in=to_sync))
 
 
 def _is_undecryptable(watch: AppRepository) -> bool:

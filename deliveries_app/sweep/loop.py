@@ -13,6 +13,7 @@ from deliveries_app.monitoring import alerts
 from deliveries_app.progress import runs
 from deliveries_app.services import drift, release
 from deliveries_app.sweep import cleanup, head_checks, retention
+from deliveries_app.sweep.wrong_times import correct_wrong_times
 from deliveries_app.sync import lease
 from docora.http.client import HttpClient
 from docora.redis import heartbeat
@@ -85,6 +86,7 @@ def sweep_once(client: HttpClient, *, last_failed: bool = False) -> int:
     """
     enqueue_due = _EnqueueDue(beats=not last_failed)
     enqueued = _run(
+        correct_wrong_times,
         lambda: head_checks.check_due(client, enqueue_due),  # due syncs do not wait for slow git hosts
         runs.close_abandoned_operations,
         cleanup.enqueue_clean_up,

@@ -31,7 +31,7 @@ from deliveries_app.sync.endpoint_health import EndpointHealth
 from deliveries_app.sync.events import NoticeRefused, send_due, send_sync_completed, settle_completed
 from deliveries_app.sync.exceptions import EndpointDown, EndpointGone, Paused, RateLimited, SliceOver, Superseded
 from deliveries_app.sync.lease import Lease, claim
-from deliveries_app.sync.recorder import Recorder, settle_lists
+from deliveries_app.sync.recorder import Recorder, disown_failures, settle_lists
 from deliveries_app.sync.sender import Sender
 from deliveries_app.webhooks.client import Destination, describe_outcome, info_of
 from deliveries_app.webhooks.keyring import Keyring, response_texts
@@ -224,6 +224,7 @@ class Attempt:
                 raise
             logger.warning("mirror_rebuilt", extra={"cause": str(error)})
             self._drain(DRAIN_SECONDS)
+            disown_failures(self.lease)
             self.mirror.remove(self._alive, patience=BUSY_SECONDS)
             self._sync_with_new_mirror(head)
         self.mirror.repack_if_many(lambda: None, watch.repository.watches.watch_ids)
@@ -480,10 +481,8 @@ class Attempt:
             if self.lease.extension_is_due:
                 self.lease.keep_alive()
 
-        if self.sender is None or self.sender.drain(DRAIN_SECONDS, record=False, on_wait=keep_alive):
-            self.lease.release()
-        else:
-            self.lease.keep_alive()
+        is_clean = self.sender is None or self.sender.drain(DRAIN_SECONDS, record=False, on_wait=keep_alive)
+        self.lease.release(in_doubt=not is_clean)
 
 
 def _root_of(error: PlanRefused) -> RootCause:

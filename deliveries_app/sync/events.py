@@ -106,9 +106,11 @@ def send_sync_completed(
     waiting = Notice.objects.filter(watch=lease.watch, kind=NoticeKind.SYNC_COMPLETED)
     notice = waiting.filter(generation=lease.generation, fields=fresh.fields).first()
     if notice is None:
-        waiting.delete()
         notice = fresh
-        notice.save()
+        with transaction.atomic():
+            lease.extend()
+            waiting.delete()
+            notice.save()
     lease.had_notices = True
     outcome = _send(client, lease, notice, to.base_url, to.envelope, to.keyring, alive)
     if not outcome.ok:

@@ -155,10 +155,14 @@ class Lease:
         )
         self.extended_at = started
 
-    def release(self) -> None:
-        """Release the watch after being superseded. The new request is due at once."""
+    def release(self, *, in_doubt: bool) -> None:
+        """Release the watch after being superseded. The new request is due at once.
+
+        `in_doubt`: the app may still be processing a request, so nothing else may be sent for a while.
+        """
+        doubt = {"doubt_until": from_now(HOLD_AFTER_TIMEOUT)} if in_doubt else {}
         AppRepository.objects.filter(pk=self.watch.pk, fencing_token=self.fencing_token).update(
-            lease_until=None, lease_slots=0
+            lease_until=None, lease_slots=0, **doubt
         )
 
     def finish(self, *, next_sync_in: float | None, **changes: Any) -> None:

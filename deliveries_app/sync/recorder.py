@@ -325,6 +325,15 @@ def _attempt_row(watch: AppRepository, failed: _Failed, sent: Sent, asked: str, 
     )
 
 
+def disown_failures(lease: Lease) -> None:
+    """Treat the files that this claim has listed as failed as those of an earlier claim: it begins its plan anew."""
+    with transaction.atomic():
+        lease.extend()
+        listed = DeliveryFailure.objects.filter(watch=lease.watch, fencing_token=lease.fencing_token)
+        listed.update(fencing_token=lease.fencing_token - 1)
+    lease.had_listed = True
+
+
 def settle_lists(
     watch: AppRepository, skipped: Sequence[Skipped], *, among: Sequence[bytes] | None, now: datetime
 ) -> None:

@@ -241,8 +241,8 @@ def test_short_hold_is_waited_for_in_the_run(world: World, monkeypatch) -> None:
     assert second.received_at - first.received_at >= 0.4 + 1.9
 
 
-def test_superseded_run_whose_request_timed_out_lets_no_other_begin(world: World, monkeypatch) -> None:
-    """The client may still be processing the request, and the next run would send something else for the path."""
+def test_run_after_a_superseded_one_whose_request_timed_out_waits(world: World, monkeypatch) -> None:
+    """The client may still be processing the request, and the next run would send something else for the path. Nothing died."""
     use_short_timeout(monkeypatch)
     _, watch = world.watch({"hangs.txt": b"1"})
 
@@ -253,11 +253,11 @@ def test_superseded_run_whose_request_timed_out_lets_no_other_begin(world: World
     world.answer(at_notification(1, resync_and_hang))
     world.make_due(watch)
     assert sync(watch.pk)  # superseded
+    world.sync(watch)
     assert len(world.requests()) == 0  # the client has not finished with the first
-    assert claim(watch.pk) is None
-    watch.refresh_from_db()
-    assert watch.lease_until is not None
-    assert 25 < (watch.lease_until - timezone.now()).total_seconds() <= 30
+    assert (watch.lease_until, watch.crash_count, watch.status) == (None, 0, Status.PENDING)
+    assert watch.next_sync_at is not None
+    assert 20 < (watch.next_sync_at - timezone.now()).total_seconds() <= 30
 
 
 def test_hanging_endpoint_is_down_after_10_timeouts(world: World, monkeypatch) -> None:

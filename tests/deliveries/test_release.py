@@ -1,11 +1,13 @@
 """Gradual operations: a canary for each app, and a pace (`engine.md` §14)."""
 
+import threading
+import time
 from datetime import timedelta
 
 import pytest
 from django.contrib.auth.models import User
 from django.core.exceptions import PermissionDenied
-from django.db import connection
+from django.db import connection, transaction
 from django.db.models import F
 from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
@@ -42,6 +44,7 @@ from deliveries_app.services import (
 )
 from deliveries_app.services.release import CANARY_SECONDS, release_due
 from tests.support.audit import by_users
+from tests.support.processes import in_threads
 from tests.support.staff import fail, make_app, make_watch
 
 COMMAND = Actor.command()
@@ -445,3 +448,27 @@ def test_statements_are_independent_of_the_number_of_repositories(portal: App) -
         cancels.append(len(cancelling))
     assert releases[0] == releases[1]
     assert cancels[0] == cancels[1]
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="SQLite has one writer at a time")
+@pytest.mark.django_db(transaction=True)
+def test_watch_that_ends_during_the_request_is_not_released() -> None:
+    """A gradual request locks its watches, in the order in which everything else does."""
+    app = make_app("Portal")
+    watches = [make_watch(app, str(number)) for number in range(3)]
+    has_ended = threading.Event()
+
+    def unwatch() -> None:
+        with transaction.atomic():
+            unwatch_repository(COMMAND, watches[1])
+            has_ended.set()
+            time.sleep(0.5)
+
+    def request() -> BulkOperation:
+        assert has_ended.wait(10)
+        return resync_by_app(COMMAND, app, rollout=CANARY)
+
+    _, operation = in_threads(unwatch, request)
+    assert isinstance(operation, BulkOperation)
+    assert operation.total == 2
+    assert not PendingRelease.objects.filter(watch=watches[1]).exists()

@@ -9,13 +9,14 @@ import pytest
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from deliveries_app.models import AppRepository, DeliveryFailure, Status
+from deliveries_app.models import App, AppRepository, DeliveryFailure, HourlyTraffic, Status
 from deliveries_app.receiver import endpoint
 from deliveries_app.receiver.notification import verify
+from deliveries_app.sweep.wrong_times import correct_wrong_times
 from deliveries_app.sync.attempt import sync
 from deliveries_app.sync.lease import claim
 from deliveries_app.sync.sender import Sender
-from repositories_app.models import Repository
+from repositories_app.models import HostOutage, Repository
 from tests.support.clocks import set_clock
 from tests.support.histories import assert_promise_kept, refusing
 from tests.support.processes import forked, is_alive, reap
@@ -132,6 +133,26 @@ def test_open_circuit_uses_the_database_clock(world: World, ahead: float) -> Non
     assert len(world.git.server.requests) == asked
     assert watch.next_sync_at is not None
     assert abs((watch.next_sync_at - Repository.objects.get().circuit_open_until).total_seconds()) < TOLERANCE
+
+
+def test_times_written_while_the_database_clock_was_ahead_hold_nothing_back(world: World) -> None:
+    """Its clock was a year ahead for ten minutes. Everything that was written meanwhile waits no longer than usual."""
+    repo, watch = world.watch(FILES)
+    world.answer(refusing("03.txt"))
+    world.sync(watch)
+    world.answer(None)
+    ahead = Now() + timedelta(days=365)
+    AppRepository.objects.update(next_sync_at=ahead, next_check_at=ahead, doubt_until=ahead)
+    App.objects.update(cooldown_until=ahead, down_count=1)
+    Repository.objects.update(circuit_open_until=ahead, consecutive_failures=5)
+    HostOutage.objects.create(host="https://git.example/", since=Now(), retry_at=ahead)
+    HourlyTraffic.objects.update(acknowledged_at=ahead)
+    watch.deliveries.filter(acknowledged=False).update(hold_until=ahead)
+    assert correct_wrong_times() == 7
+    assert correct_wrong_times() == 0
+    assert AppRepository.objects.due().get() == watch
+    sync(watch.pk)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_database_clock_is_set_back_between_two_attempts(world: World) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.db import connections
@@ -18,6 +19,7 @@ from django.db import connections
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Status
 from deliveries_app.services import resync_single
+from deliveries_app.sync import sender
 from docora import file_locks
 from repositories_app import services as repositories
 from repositories_app.git import packs
@@ -27,7 +29,7 @@ from repositories_app.mirror import mirror as mirrors
 from repositories_app.mirror.mirror import Mirror
 from tests.deliveries.conftest import world
 from tests.support.git import git
-from tests.support.histories import assert_promise_kept
+from tests.support.histories import assert_promise_kept, refusing
 from tests.support.processes import children, forked, is_alive, reap
 from tests.support.receiver import wait_for
 from tests.support.world import World
@@ -232,6 +234,28 @@ def test_damaged_mirror_is_rebuilt_within_the_attempt(world: World, damage, move
         repo.commit({"c.txt": b"3"})
     resync(world, watch)
     assert watch.last_error == ""
+    assert_promise_kept(world, repo, watch)
+
+
+def test_file_delivered_after_the_rebuild_is_not_listed_as_failed(world: World, settings, monkeypatch) -> None:
+    """It failed before the damage was found, and the same attempt began its plan anew."""
+    settings.RECORD_BATCH = 3
+    repo, watch = world.watch({f"{number:02}.txt": b"%d" % number for number in range(9)})
+    world.answer(refusing("00.txt"))
+    read, blocks = sender.read_block, count()
+
+    def damaged_at_the_third_block(*arguments: Any) -> Any:
+        if next(blocks) == 2:
+            wait_for(lambda: any(record.path == "00.txt" for record in world.requests()))
+            world.answer(None)
+            raise GitError(Cause.CORRUPT, "The mirror is damaged.")
+        return read(*arguments)
+
+    monkeypatch.setattr(sender, "read_block", damaged_at_the_third_block)
+    world.sync(watch)
+    assert next(blocks) > 4
+    assert watch.status == Status.SYNCED
+    assert not watch.failures.exists()
     assert_promise_kept(world, repo, watch)
 
 
