@@ -8,7 +8,6 @@ encrypted, so that all processes share them; without Redis, each read asks for a
 app.
 """
 
-import base64
 import hashlib
 import json
 import logging
@@ -21,10 +20,9 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+import jwt
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
-from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from docora.backoff import MAX_WAIT_SECONDS
@@ -211,13 +209,7 @@ def json_web_token(github_app: GitHubApp) -> str:
     """
     now = int(time.time())
     claims = {"iat": now - _CLOCK_SKEW_SECONDS, "exp": now + _JWT_SECONDS, "iss": github_app.app_id}
-    signed = f"{_base64url(b'{"alg":"RS256","typ":"JWT"}')}.{_base64url(json.dumps(claims).encode())}"
-    signature = load_key(github_app.private_key).sign(signed.encode(), PKCS1v15(), SHA256())
-    return f"{signed}.{_base64url(signature)}"
-
-
-def _base64url(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
+    return jwt.encode(claims, load_key(github_app.private_key), algorithm="RS256")
 
 
 # --- Requests and answers -----------------------------------------------------------------------------------------------

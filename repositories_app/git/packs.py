@@ -4,8 +4,7 @@
 that do not support the protocol, is left to git, whose error messages say what is wrong.
 """
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from django.conf import settings
@@ -19,8 +18,6 @@ MAX_PACK = 8 << 20
 """Bytes of an answer, which is held in memory. `MAX_FETCH_BYTES` may allow less; git then refuses the repository."""
 MAX_HAVES = 64
 _MAX_SHALLOW = 1000
-_NAME = re.compile(rb"[0-9a-f]{40}(?:[0-9a-f]{24})?")  # of an object
-_LENGTH = re.compile(rb"[0-9a-fA-F]{4}")
 _DATA, _ERROR = 1, 3  # bands; 2 carries progress messages
 
 
@@ -48,7 +45,7 @@ def fetch_pack(
     Return None if git should fetch instead. `shallow` lists the mirror's commits whose parents it does not have. `client`
     must be idle, and `timeout` is in seconds. Raises `GitError` if the host cannot be reached or refuses.
     """
-    if not _NAME.fullmatch(commit.encode()) or len(shallow) > _MAX_SHALLOW:
+    if not remote.OBJECT_NAME.fullmatch(commit.encode()) or len(shallow) > _MAX_SHALLOW:
         return None
     body = _request(commit, haves[:MAX_HAVES], shallow)
     max_body = min(MAX_PACK, settings.MAX_FETCH_BYTES)
@@ -76,7 +73,7 @@ def parse_answer(outcome: Outcome, digits: int) -> Pack | None:
     content = bytearray()
     section = b""
     try:
-        for packet in _packets(memoryview(outcome.body)):
+        for packet in remote.packets(memoryview(outcome.body)):
             if packet is None:
                 section = b""
             elif not section:
@@ -98,29 +95,8 @@ def parse_answer(outcome: Outcome, digits: int) -> Pack | None:
     return Pack(content, shallow) if content.startswith(b"PACK") else None
 
 
-def _packets(answer: memoryview) -> Iterator[memoryview | None]:
-    """Yield the packets up to the flush packet, and None for a delimiter. Raise ValueError if the answer is malformed."""
-    position = 0
-    while True:
-        digits = bytes(answer[position : position + 4])
-        if not _LENGTH.fullmatch(digits):
-            raise ValueError("no length of a packet")
-        length = int(digits, 16)
-        if length == 0:
-            return
-        if length == 1:
-            yield None
-            position += 4
-            continue
-        packet = answer[position + 4 : position + length]
-        if not 4 < length == len(packet) + 4:
-            raise ValueError("a packet is cut off")
-        yield packet
-        position += length
-
-
 def _checked(name: bytes, digits: int) -> str:
     """Return an object's name, which is written into a file of the mirror. Raise ValueError if it is not one."""
-    if not _NAME.fullmatch(name) or len(name) != digits:
+    if not remote.OBJECT_NAME.fullmatch(name) or len(name) != digits:
         raise ValueError("not the name of an object")
     return name.decode("ascii")

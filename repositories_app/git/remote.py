@@ -32,7 +32,8 @@ CONCURRENCY = 200
 GIT_SECONDS = 30.0
 """Seconds that git may take for one repository. After this time in total, no further repository is checked with git."""
 _GIT_HOSTS = 16  # that git asks at the same time
-_COMMIT = re.compile(rb"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+OBJECT_NAME = re.compile(rb"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+_LENGTH = re.compile(rb"[0-9a-fA-F]{4}")
 SHA1, SHA256 = "sha1", "sha256"
 
 
@@ -343,23 +344,40 @@ def parse_ls_refs(answer: bytes, ref: str) -> Head | None:
     names = [name.encode() for name in full_names(ref)]
     found: dict[bytes, Head] = {}
     has_refs = False
-    position = 0
-    while position + 4 <= len(answer):
-        try:
-            length = int(answer[position : position + 4], 16)
-        except ValueError:
-            return None
-        if length == 0:
-            return _preferred(found, names, ref, has_refs=has_refs)
-        line = answer[position + 4 : position + length].rstrip(b"\n").split(b" ")
-        if length > 4 and len(line) >= 2 and _COMMIT.fullmatch(line[0]):
+    try:
+        for packet in packets(memoryview(answer)):
+            line = bytes(packet or b"").rstrip(b"\n").split(b" ")
+            if len(line) < 2 or not OBJECT_NAME.fullmatch(line[0]):
+                continue
             has_refs = True
             if line[1] in names:
                 found[line[1]] = _head_of(line)
             if names[0] in found:  # a host lists thousands of branches that begin with the same letters
                 return found[names[0]]
-        position += max(length, 4)
-    return None
+    except ValueError:
+        return None
+    return _preferred(found, names, ref, has_refs=has_refs)
+
+
+def packets(answer: memoryview) -> Iterator[memoryview | None]:
+    """Yield the packets of an answer (`gitprotocol-common`) up to the flush packet, and None for a delimiter. Raise ValueError if the answer is malformed."""
+    position = 0
+    while True:
+        digits = bytes(answer[position : position + 4])
+        if not _LENGTH.fullmatch(digits):
+            raise ValueError("no length of a packet")
+        length = int(digits, 16)
+        if length == 0:
+            return
+        if length == 1:
+            yield None
+            position += 4
+            continue
+        packet = answer[position + 4 : position + length]
+        if not 4 < length == len(packet) + 4:
+            raise ValueError("a packet is cut off")
+        yield packet
+        position += length
 
 
 def _preferred(found: Mapping[bytes, Head], names: Sequence[bytes], ref: str, *, has_refs: bool) -> Head:
@@ -378,7 +396,7 @@ def _head_of(line: Sequence[bytes]) -> Head:
     if name == HEAD:
         return Head(commit.decode("ascii"), _branch(attributes.get(b"symref-target", b"").decode("utf-8", "replace")))
     peeled = attributes.get(b"peeled", b"")
-    commit = peeled if _COMMIT.fullmatch(peeled) else commit
+    commit = peeled if OBJECT_NAME.fullmatch(peeled) else commit
     return Head(commit.decode("ascii"), _branch(name), name)
 
 
@@ -391,7 +409,7 @@ def _ls_remote(url: str, token: str, ref: str, tick: git.Tick | None) -> Head:
     names = full_names(ref)
     wanted = [HEAD, *names, *(f"{name}^{{}}" for name in names)] if ref else [HEAD]
     output = _run_ls_remote(url, token, ["--symref", "--", url, *wanted], tick)
-    commits = {name: commit for commit, name in re.findall(rf"(?m)^({_COMMIT.pattern.decode()})\t(\S+)$", output)}
+    commits = {name: commit for commit, name in re.findall(rf"(?m)^({OBJECT_NAME.pattern.decode()})\t(\S+)$", output)}
     if not ref and HEAD in commits:
         branch = re.search(r"^ref: (\S+)\tHEAD$", output, re.MULTILINE)
         return Head(commits[HEAD], _branch(branch[1] if branch else ""))

@@ -12,7 +12,6 @@ import contextlib
 import logging
 import math
 import os
-import re
 import shutil
 import subprocess
 import tempfile
@@ -30,7 +29,7 @@ from repositories_app.git import process as git
 from repositories_app.git.exceptions import Cause, GitError, MirrorBusy, RepositoryMoved
 from repositories_app.git.packs import fetch_pack
 from repositories_app.git.refs import HEAD
-from repositories_app.git.remote import SHA1, SHA256, object_format, where_to
+from repositories_app.git.remote import OBJECT_NAME, SHA1, SHA256, object_format, where_to
 from repositories_app.mirror.blobs import BlobReader
 from repositories_app.mirror.tree import (
     DIRECTORY,
@@ -49,7 +48,6 @@ __all__ = ["DIRECTORY", "MAX_DIFF_PATHS", "MAX_PACKS", "BlobReader", "Entry", "M
 
 logger = logging.getLogger(__name__)
 
-_COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _CONFIG = {
     SHA1: "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n",
     SHA256: "[core]\n\trepositoryformatversion = 1\n\tfilemode = true\n\tbare = true\n[extensions]\n\tobjectformat = sha256\n",
@@ -149,7 +147,7 @@ class Mirror:
         """Return the commits that refs keep, those of this watch first. The mirror has their whole trees."""
         files = sorted((self.directory / "refs" / "docora").glob("*/*"), key=lambda file: file.parent.name != watch)
         commits = [self._read_ref(f"refs/docora/{file.parent.name}/{file.name}") for file in files]
-        return [commit for commit in dict.fromkeys(commits) if _COMMIT.fullmatch(commit)]
+        return [commit for commit in dict.fromkeys(commits) if OBJECT_NAME.fullmatch(commit.encode())]
 
     def _fetch_pack(
         self,
