@@ -68,7 +68,9 @@ def test_handbook_names_the_oldest_supported_version() -> None:
 
 
 def test_handbook_names_enough_connections_for_the_example(settings) -> None:
-    replicas = {one["metadata"]["name"]: one["spec"]["replicas"] for one in rendered() if "replicas" in one["spec"]}
+    replicas = {
+        one["metadata"]["name"]: one["spec"]["replicas"] for one in rendered() if "replicas" in one.get("spec", {})
+    }
     web = replicas["docora-web"] + named("Deployment")["docora-web"]["spec"]["strategy"]["rollingUpdate"]["maxSurge"]
     workers = replicas["docora-worker"] + replicas["docora-upkeep"]
     reserved = 3  # PostgreSQL's superuser_reserved_connections
@@ -199,8 +201,10 @@ def rollout_restart() -> str:
 def test_commands_of_the_handbook_name_what_exists() -> None:
     commands = read("/docs/operations/").code["kubernetes-commands"]
     namespace, overlay = re.findall(r"--(?:filename|kustomize) (\S+)", commands)
-    assert [one["kind"] for one in yaml.safe_load_all((PROJECT / namespace).read_text())] == ["Namespace"]
-    assert PROJECT / overlay == UNITS / "kubernetes" / "overlays" / "example"
+    example = UNITS / "kubernetes" / "overlays" / "example"
+    assert PROJECT / overlay == example.with_name("production")  # the copy, which does not exist yet
+    assert (PROJECT / namespace).parent == PROJECT / overlay
+    assert [one["kind"] for one in yaml.safe_load_all((example / "namespace.yaml").read_text())] == ["Namespace"]
     for kind, name in re.findall(r"\b(job|deployment|statefulset)/(docora-\w+)", commands):
         assert name in named({"statefulset": "StatefulSet"}.get(kind, kind.capitalize())), name
     assert "--namespace docora" in commands
