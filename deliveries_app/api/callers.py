@@ -18,10 +18,11 @@ WITH_BODY = AppToken(max_body=MAX_BODY)
 
 # Documented error responses.
 REFUSED = {401: UNAUTHORIZED, 429: THROTTLED}
-BUSY = REFUSED | {
-    429: f"{THROTTLED} Also returned while two other calls of the app, or six of all apps, wait for a git host, and once the "
-    "app has used up its quota of re-syncs."
-}
+_HOST_BUSY = "while two other calls of the app, or six of all apps, wait for a git host"
+_RESYNCS_USED = "once the app has used up its quota of re-syncs"
+ASKS_HOST = {429: f"{THROTTLED} Also returned {_HOST_BUSY}."}
+RESYNCS = {429: f"{THROTTLED} Also returned {_RESYNCS_USED}."}
+WATCHES = REFUSED | {429: f"{THROTTLED} Also returned {_HOST_BUSY}, and {_RESYNCS_USED}."}
 NOT_WATCHED = REFUSED | {404: "The app does not watch this repository."}
 BODY = {413: f"The body is larger than {MAX_BODY:,} bytes.", 422: "The body is malformed."}
 

@@ -9,7 +9,7 @@ from ninja import Query, Router, Status
 from deliveries_app import services
 from deliveries_app.api import callers, errors, paging, schemas
 from deliveries_app.api.auth import AppToken
-from deliveries_app.api.callers import BODY, BUSY, NOT_WATCHED, REFUSED, WITH_BODY, RepositoryId
+from deliveries_app.api.callers import ASKS_HOST, BODY, NOT_WATCHED, REFUSED, RESYNCS, WATCHES, WITH_BODY, RepositoryId
 from deliveries_app.api.paging import After, Order
 from deliveries_app.models import Status as WatchStatus
 from deliveries_app.services import RequestedOptions, watch_settings
@@ -28,7 +28,7 @@ _registered = documented_responses(
     201,
     schemas.Registered,
     "The repository is watched, and the first sync is queued.",
-    BUSY | BODY | {404: _UNREADABLE, 409: _QUOTA, 422: _MALFORMED},
+    WATCHES | BODY | {404: _UNREADABLE, 409: _QUOTA, 422: _MALFORMED},
 )
 _registered["response"][202] = schemas.Registered
 _registered["openapi_extra"]["responses"][202] = {
@@ -75,7 +75,7 @@ _ensured = documented_responses(
     200,
     schemas.WatchedRepository,
     "The app already watches it, now with these settings.",
-    BUSY | BODY | {404: _UNREADABLE, 409: _QUOTA, 422: _MALFORMED},
+    WATCHES | BODY | {404: _UNREADABLE, 409: _QUOTA, 422: _MALFORMED},
 )
 _ensured["response"][201] = schemas.WatchedRepository
 _ensured["openapi_extra"]["responses"][201] = {"description": "It is watched now, and the first sync is queued."}
@@ -177,7 +177,7 @@ def unwatch_repository(request: HttpRequest, repository_id: RepositoryId) -> Sta
         schemas.Message,
         "The new token is used from now on.",
         NOT_WATCHED
-        | BUSY
+        | ASKS_HOST
         | BODY
         | {422: "The body or the token is malformed, or the repository cannot be read with it. `code` says which."},
     ),
@@ -195,7 +195,7 @@ def replace_token(request: HttpRequest, repository_id: RepositoryId, new: schema
     "/{repository_id}/resync",
     operation_id="resync_repository",
     summary="Re-sync a repository",
-    **documented_responses(202, schemas.Resync, "The re-sync is queued.", NOT_WATCHED | BUSY),
+    **documented_responses(202, schemas.Resync, "The re-sync is queued.", NOT_WATCHED | RESYNCS),
 )
 def resync_repository(request: HttpRequest, repository_id: RepositoryId) -> Status[dict[str, str]]:
     """Sends every file again as a `create`, including those that the app has acknowledged, and a `delete` for each file

@@ -1,5 +1,6 @@
 """The REST API's requests and responses, with the descriptions and examples that the documentation shows."""
 
+from collections.abc import Iterable
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
@@ -13,9 +14,12 @@ from deliveries_app.api.paging import NEXT
 from deliveries_app.models import AppRepository, FailureKind, Outcome, Reason, Status
 from deliveries_app.models.deliveries import Kind
 from deliveries_app.models.root_causes import ErrorCause
+from deliveries_app.planning.eligibility import REMARKS, UNLISTED
+from deliveries_app.reports.help_texts import LEFT_OUT
 from deliveries_app.services.resend import MAX_RESENT
 from deliveries_app.services.watching import Watched
 from deliveries_app.webhooks.payloads import timestamp
+from docora.http.messages import Cause as HttpCause
 
 REPOSITORY_ID = "repo_5f2b8c1d9e3a4f6072b1c8d4"
 _URL = "https://github.com/acme/handbook"
@@ -23,6 +27,8 @@ _COMMIT = "3f786850e387550fdab836ed7e6dc881de23001b"
 _WHEN = "2026-11-24T12:00:00.000Z"
 RUN_ID = "run_0c9d8e7f6a5b4c3d2e1f0a9b"
 _PRINTABLE = "^[!-~]+$"
+_COUNTED = [cause for cause in LEFT_OUT if cause != "ignore_pattern"]
+_LISTED = [cause for cause in LEFT_OUT if cause not in UNLISTED | REMARKS]
 
 Moment = Annotated[str, Field(examples=[_WHEN], json_schema_extra={"format": "date-time"})]
 GithubToken = Annotated[
@@ -36,6 +42,10 @@ GithubToken = Annotated[
         examples=["github_pat_11ABCDEFG"],
     ),
 ]
+
+
+def _codes(codes: Iterable[str]) -> str:
+    return ", ".join(f"`{code}`" for code in codes)
 
 
 def _one_line(pattern: str) -> str:
@@ -76,7 +86,9 @@ class WantedRepository(Registration):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     github_token: GithubToken | None = Field(
-        default=None, description="Required for a private repository. Null removes the token."
+        default=None,
+        description="Required for a private repository, unless the administrator has assigned the app a GitHub App that can "
+        "read it. Null removes the token.",
     )
     ref: str | None = Field(
         default=None,
@@ -147,7 +159,9 @@ class WatchedRepository(Registered):
     bytes: int = Field(description="Their total size.", ge=0, examples=[9600000])
     files_failing: int = Field(description="Number of files that the app has not accepted.", ge=0, examples=[0])
     left_out: dict[str, int] = Field(
-        description="Number of files that are not sent, or not sent unchanged, by cause.", examples=[{"symlink": 3}]
+        description=f"Number of files that are not sent, by cause: {_codes(_COUNTED)}. `lfs_pointer` counts "
+        "files that are sent, as pointers.",
+        examples=[{"symlink": 3}],
     )
     last_error: str | None = Field(description="Why the last attempt failed.", examples=[None])
     last_error_cause: ErrorCause | None = Field(description="The cause of `last_error`, for programs.", examples=[None])
@@ -192,7 +206,12 @@ class Failure(Schema):
         description="`failed`: the app has not accepted it. `skipped`: a rule leaves it out, such as the size limit.",
         examples=["failed"],
     )
-    cause: str = Field(description="`http` for a response of the app, otherwise a code.", examples=["http"])
+    cause: str = Field(
+        description=f"If it failed: `http` for a response of the app, {_codes(HttpCause)} for a request without a response, "
+        "`transform` if a transform failed, or `blocked` if the path waits for another one. If it is skipped: "
+        f"{_codes(_LISTED)}. `ignore_pattern` is no file: `message` names invalid lines of `.docoraignore`.",
+        examples=["http"],
+    )
     status: int | None = Field(description="The HTTP status of the app's last response.", examples=[500])
     message: str = Field(description="Says what happened. For people.", examples=["The app returned HTTP 500."])
     response: str = Field(description="The start of the app's last response.", examples=["out of disk space"])
@@ -262,7 +281,8 @@ class DeliveryRecord(Schema):
         examples=["acknowledged"],
     )
     sha: str = Field(
-        description="SHA-256 of the content, in hex. For a delete, of the content that the app was last sent.",
+        description="SHA-256 of the content, in hex. For a delete, of the content that the app last acknowledged or, if there is "
+        "none, was last sent.",
         examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"],
     )
     size: int | None = Field(description="Size in bytes; null if it is not known yet.", ge=0, examples=[1234])

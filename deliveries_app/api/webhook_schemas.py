@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema, models_json_schema
 
 from deliveries_app.models import Reason
+from deliveries_app.sync.drift import MAX_WAITS
 from deliveries_app.webhooks.payloads import PING_REASON, VERIFY_REASON
 from repositories_app.git.exceptions import Cause
 
@@ -72,7 +73,10 @@ class NotifiedFile(_Body):
 
 class DeletedFile(_Body):
     path: str = Field(description="The path from the root of the repository, separated by `/`. At most 1,024 bytes.")
-    sha: _Sha = Field(description="The hexadecimal SHA-256 of the content that your app was last sent.")
+    sha: _Sha = Field(
+        description="The hexadecimal SHA-256 of the content that your app last acknowledged or, if there is none, was "
+        "last sent. Delete the file whatever its content is."
+    )
 
 
 class Create(_Body):
@@ -224,7 +228,8 @@ HEADERS = {
 _RESPONSES = {
     "2XX": "Accepted. Respond once the file is stored.",
     "410": "Stop sending notifications. Docora pauses your app after this response to three files, or to one ping.",
-    "429": "Too many requests. Docora sends the same request again after `Retry-After`, or after a short wait.",
+    "429": "Too many requests. Docora sends the same request again after `Retry-After`, or after a short wait. After some "
+    "repetitions, it counts as not accepted.",
     "default": "Not accepted. It is sent again.",
 }
 
@@ -260,9 +265,16 @@ def add_to(document: dict[str, Any]) -> None:
     choices = [{"$ref": f"#/components/schemas/{model.__name__}"} for model in (SameCopy, CopyPage)]
     document["webhooks"]["verify"]["post"]["responses"] = {
         "2XX": {
-            "description": "The result. Any other response means that your app doesn't support checks.",
+            "description": "The result.",
             "content": {"application/json": {"schema": {"anyOf": choices}}},
         },
-        "429": {"description": _RESPONSES["429"]},
-        "default": {"description": "Not supported, or not possible now. It is not sent again."},
+        "429": {
+            "description": f"Too many requests. Docora asks again up to {MAX_WAITS} times, under a new `webhook-id`. Then the copy "
+            "counts as not checked."
+        },
+        "501": {"description": "Your app doesn't support checks."},
+        "5XX": {
+            "description": "503 with `Retry-After` is like 429. Otherwise, the copy counts as not checked, as without a response."
+        },
+        "default": {"description": "Your app doesn't support checks. It is not sent again."},
     }

@@ -22,11 +22,12 @@ from deliveries_app.docs import api_reference, examples, settings_reference
 from deliveries_app.models import DriftState, Result, WatchState
 from deliveries_app.models.deliveries import ATTEMPTS_PER_PATH
 from deliveries_app.models.root_causes import RootCause
+from deliveries_app.planning import ignore_rules
 from deliveries_app.reports.help_texts import LEFT_OUT
 from deliveries_app.services import host_checks, sign_ins
 from deliveries_app.services.drift import WAIT_SECONDS
 from deliveries_app.services.resend import MAX_RESENT, MAX_RESENT_AT_ONCE
-from deliveries_app.sync import responses
+from deliveries_app.sync import drift, responses, sender
 from deliveries_app.sync.failed_attempts import KEPT_BYTES
 from deliveries_app.webhooks.verify import MAX_LISTED
 from docora import __version__
@@ -120,8 +121,8 @@ def start(request: HttpRequest) -> HttpResponse:
     return _page(request, "docs", "Documentation", "docs/start.html", context)
 
 
-_SAID_IN_TEXT = {"not_included", "excluded", "ignored", "ignore_pattern", "other"}
-"""Causes of files that are not sent which the webhook reference explains outside its table."""
+_SAID_IN_TEXT = {"not_included", "excluded", "ignored", "ignore_pattern"}
+"""Causes that the webhook reference explains below its table; `ignore_pattern` counts no file."""
 
 
 @csrf_exempt
@@ -137,8 +138,10 @@ def webhooks(request: HttpRequest) -> HttpResponse:
         "signed": {name: value for name, value, _ in headers},
         "key": examples.KEY,
         "body": notifications["ping"].variants[0].body.decode(),
-        "left_out": [text for cause, text in LEFT_OUT.items() if cause not in _SAID_IN_TEXT],
-        "limits": {name: getattr(settings, name) for name in LIMITS} | vars(responses),
+        "left_out": [(cause, *text) for cause, text in LEFT_OUT.items() if cause not in _SAID_IN_TEXT],
+        "limits": {name: getattr(settings, name) for name in LIMITS}
+        | vars(responses)
+        | {"MAX_WAITS": sender.MAX_WAITS, "MAX_CHECK_WAITS": drift.MAX_WAITS},
         "largest_body": _LONGEST_ESCAPE * settings.CHUNK_THRESHOLD_BYTES + _OTHER_FIELDS,
     }
     return _page(request, "docs-webhooks", "Webhook reference", "docs/webhooks.html", context)
@@ -200,6 +203,7 @@ def operations(request: HttpRequest) -> HttpResponse:
         "states": WatchState,
         "results": Result,
         "causes": RootCause,
+        "ignore": vars(ignore_rules),
         "hook_body": push_hooks.MAX_BODY,
         "chunk": settings.CHUNK_SIZE_BYTES,
         "in_doubt": settings.RECORD_BATCH + settings.MAX_IN_FLIGHT,

@@ -210,6 +210,11 @@ def _check_size(entry: Entry) -> None:
 def _checked(content: bytes) -> bytes:
     if b"\0" in content:  # probably UTF-16: git ends each line at its first NUL byte
         raise _refused("is not UTF-8 text: it contains NUL bytes. Save it as UTF-8")
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:  # such a pattern would match no path that Docora sends
+        line = content.count(b"\n", 0, error.start) + 1
+        raise _refused(f"is not UTF-8 text (line {line:,}). Save it as UTF-8") from None
     return content
 
 

@@ -182,8 +182,9 @@ def test_invalid_lines_are_listed(world: World, plans: list[Planned]) -> None:
         (b"a\n" * 1001, "1,001 patterns, more than 1,000"),
         ("*.env\r\n".encode("utf-16"), "is not UTF-8 text: it contains NUL bytes. Save it as UTF-8. Nothing is sent"),
         (b"*.env\n\0\xff\xfe", "is not UTF-8 text"),
+        (b"*.env\nM\xfcller.txt\n", "is not UTF-8 text (line 2). Save it as UTF-8. Nothing is sent"),
     ],
-    ids=["too long", "too many", "UTF-16", "binary"],
+    ids=["too long", "too many", "UTF-16", "binary", "Latin-1"],
 )
 def test_unusable_ignore_file_fails_the_sync(world: World, content: bytes, message: str) -> None:
     """Otherwise files that should be hidden would be sent."""

@@ -11,7 +11,7 @@ from django.test import Client
 
 from tests.deploy.test_compose import SERVICES
 from tests.deploy.test_image import FINAL, values
-from tests.docora.test_docs import read
+from tests.docora.test_docs import read, text_of
 from tests.support.commands import manage
 from tests.support.deployment import ENV_FILE, PROJECT, UNITS
 
@@ -65,6 +65,21 @@ def test_schemas_of_kubernetes_accept_every_object(folder: str, version: str) ->
 
 def test_handbook_names_the_oldest_supported_version() -> None:
     assert f"Kubernetes {OLDEST} or newer" in Client().get("/docs/operations/").text
+
+
+def test_handbook_names_enough_connections_for_the_example(settings) -> None:
+    replicas = {
+        one["metadata"]["name"]: one["spec"]["replicas"] for one in rendered() if "replicas" in one.get("spec", {})
+    }
+    web = replicas["docora-web"] + named("Deployment")["docora-web"]["spec"]["strategy"]["rollingUpdate"]["maxSurge"]
+    workers = replicas["docora-worker"] + replicas["docora-upkeep"]
+    reserved = 3  # PostgreSQL's superuser_reserved_connections
+    needed = (
+        settings.WEB_CONNECTIONS * web + settings.SYNCS_PER_WORKER * workers + 2 * replicas["docora-sweep"] + reserved
+    )
+    stated = re.search(r"a max_connections of at least (\d+)", text_of("/docs/operations/"))
+    assert stated
+    assert needed <= int(stated[1]) < needed + 20
 
 
 def test_workloads_run_what_compose_runs() -> None:
@@ -186,8 +201,10 @@ def rollout_restart() -> str:
 def test_commands_of_the_handbook_name_what_exists() -> None:
     commands = read("/docs/operations/").code["kubernetes-commands"]
     namespace, overlay = re.findall(r"--(?:filename|kustomize) (\S+)", commands)
-    assert [one["kind"] for one in yaml.safe_load_all((PROJECT / namespace).read_text())] == ["Namespace"]
-    assert PROJECT / overlay == UNITS / "kubernetes" / "overlays" / "example"
+    example = UNITS / "kubernetes" / "overlays" / "example"
+    assert PROJECT / overlay == example.with_name("production")  # the copy, which does not exist yet
+    assert (PROJECT / namespace).parent == PROJECT / overlay
+    assert [one["kind"] for one in yaml.safe_load_all((example / "namespace.yaml").read_text())] == ["Namespace"]
     for kind, name in re.findall(r"\b(job|deployment|statefulset)/(docora-\w+)", commands):
         assert name in named({"statefulset": "StatefulSet"}.get(kind, kind.capitalize())), name
     assert "--namespace docora" in commands

@@ -162,7 +162,7 @@ def test_admin_links_to_the_documentation(db) -> None:
 def test_samples_are_shown_and_downloadable() -> None:
     page, start = read("/docs/webhooks/"), read("/docs/")
     files = list(SAMPLES.iterdir())
-    assert len(files) > 5
+    assert len(files) > 4
     for file in files:
         if file.is_file():
             assert page.code[file.name.replace(".", "-")] == file.read_text().strip("\n")

@@ -176,7 +176,7 @@ def test_captured_request_to_another_url(client: Client) -> None:
             assert client.held() == {"a": b"before %d" % number}, (captured, to)
 
 
-@pytest.mark.parametrize("name", ["verify.py", "verify.mjs", "verify_raw.mjs"])
+@pytest.mark.parametrize("name", ["verify.py", "verify.mjs"])
 def test_samples_refuse_captured_requests(name: str, tmp_path: Path) -> None:
     client = Client(name, tmp_path)
     client.servers.append(SampleServer(name, client.key, tmp_path / "log"))
@@ -187,6 +187,18 @@ def test_samples_refuse_captured_requests(name: str, tmp_path: Path) -> None:
                 assert client.post(to, body, 7)[0] == expected, (captured, to)
         ahead = int((time.time() + 90_000) * 1_000_000)
         assert client.post("create", BY_EVENT["create"], ahead)[0] == 422
+        assert client.post("verify", b"{}", 7) == (404, "This app does not answer verify.")
+    finally:
+        client.servers[-1].close()
+
+
+def test_sample_survives_an_error_of_its_handler(tmp_path: Path) -> None:
+    client = Client("verify.mjs", tmp_path)
+    client.servers.append(SampleServer("verify.mjs", client.key, tmp_path / "log"))
+    try:
+        assert client.post("create", b"null", 7)[0] == 500
+        assert "TypeError" in client.output
+        assert client.post("create", BY_EVENT["create"], 8)[0] == 200
     finally:
         client.servers[-1].close()
 

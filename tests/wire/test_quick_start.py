@@ -5,6 +5,7 @@ import os
 import shlex
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -121,11 +122,13 @@ def test_quick_start(world: World, reader: Reader, port: int, tmp_path: Path) ->
 def test_commands_for_one_machine(reader: Reader, tmp_path: Path) -> None:
     """The settings are valid, and they allow what the registration needs."""
     reader.run("allow-local")
-    lines = (tmp_path / "portal" / ".env").read_text().splitlines()
+    file = tmp_path / "portal" / ".env"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    lines = file.read_text().splitlines()
     assert lines == ["ALLOW_HTTP=yes", "ALLOWED_PRIVATE_NETWORKS=127.0.0.0/8"]
     registration = shlex.split(read("/docs/").code["register-locally"])
     environment = {"PATH": os.environ["PATH"], "DATA_DIR": str(tmp_path / "data"), "LOG_FORMAT": "console"}
-    environment["DOCORA_ENV_FILE"] = str(tmp_path / "portal" / ".env")
+    environment["DOCORA_ENV_FILE"] = str(file)
     for command in (["migrate", "--verbosity=0"], registration[registration.index("onboard_app") :]):
         done = subprocess.run(
             [sys.executable, "manage.py", *command], cwd=PROJECT, env=environment, capture_output=True, text=True

@@ -22,7 +22,7 @@ from tests.support.world import KEY, World
 from tests.wire.bodies import CONTENTS
 from tests.wire.clients import SAMPLES, Node, SampleServer, load, node_command
 
-SERVERS = ["verify.mjs", "verify_raw.mjs", "verify.py"]
+SERVERS = ["verify.mjs", "verify.py"]
 RECEIVERS = ["receiver.mjs", "receiver.py"]
 NEW_KEY = new_webhook_key()
 FILES = {
@@ -98,7 +98,7 @@ def test_sample_survives_a_request_that_is_cut_off(start: Starter, name: str) ->
         with socket.create_connection(("127.0.0.1", server.port)) as client:
             client.sendall(b"POST /create HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
-    with pytest.raises(HTTPError, match=r"40[01]"):
+    with pytest.raises(HTTPError, match="401"):
         urlopen(Request(f"{server.url}/create", b"{}"), timeout=10)
     assert server.running
 

@@ -6,7 +6,6 @@ import crypto from 'node:crypto';
 import readline from 'node:readline';
 import { isSafe } from '../../static/docs/samples/receiver.mjs';
 import { verify } from '../../static/docs/samples/verify.mjs';
-import { verify as verifyRaw } from '../../static/docs/samples/verify_raw.mjs';
 
 function contentDigest(file) {
   if (file?.content === undefined || file.chunk) return null;
@@ -30,7 +29,7 @@ for await (const line of readline.createInterface({ input: process.stdin })) {
   const answer = {
     stringified: Buffer.from(JSON.stringify(parsed) ?? '').toString('base64'),
     by_parsed_body: parsed !== undefined && verify(headers, parsed, key),
-    by_raw_body: verifyRaw(headers, bytes, key),
+    by_raw_body: verify(headers, bytes, key),
     file: contentDigest(parsed?.file),
   };
   process.stdout.write(`${JSON.stringify(answer)}\n`);

@@ -2,15 +2,16 @@
 //
 //   DOCORA_KEY='your signing key' PORT=9000 node verify.mjs
 //
-// Use this if your framework has already parsed the body, as `express.json()` does. It works because Docora writes every
-// body exactly as JSON.stringify() does. If you have the raw bytes, use verify_raw.mjs, which doesn't rely on that.
+// Verify the raw bytes of the body before you parse them. In Express, `express.raw({type: 'application/json', limit: '8mb'})`
+// puts them into `request.body`. If your framework has already parsed the body, as `express.json({limit: '8mb'})` does, pass
+// the parsed body to verify().
 
 import crypto from 'node:crypto';
 import http from 'node:http';
 import { pathToFileURL } from 'node:url';
 
 const TOLERANCE_SECONDS = 300; // reject older requests, which may be replays
-const MAX_BODY_BYTES = 8 * 1024 * 1024; // larger files arrive in chunks (Express: `express.json({limit: '8mb'})`)
+const MAX_BODY_BYTES = 8 * 1024 * 1024; // larger files arrive in chunks
 
 /** Respond with this status instead of 2xx. Docora sends the notification again and shows `text` with the failure. */
 class Refused extends Error {
@@ -24,10 +25,11 @@ class Refused extends Error {
  * Return whether the request was signed with `key` within the last five minutes. Docora signs every request twice.
  *
  * X-Docora-Signature covers the timestamp and the body. webhook-signature also covers webhook-id. During a key rotation,
- * webhook-signature holds one signature per key. Header names are lower-case; `body` is the parsed JSON.
+ * webhook-signature holds one signature per key. Header names are lower-case. `body` is a Buffer with the raw bytes, or the
+ * parsed JSON: Docora writes every body exactly as JSON.stringify() does.
  */
 export function verify(headers, body, key) {
-  const text = JSON.stringify(body); // exactly what Docora sent
+  const text = Buffer.isBuffer(body) ? body : JSON.stringify(body);
   const now = Date.now() / 1000;
   const timestamps = [headers['x-docora-timestamp'] ?? '', headers['webhook-timestamp'] ?? ''];
   const isFresh = (each) => /^[0-9]{1,12}$/.test(each) && Math.abs(now - Number(each)) <= TOLERANCE_SECONDS;
@@ -68,8 +70,13 @@ export function checkEvent(event, { event: named, file }) {
   if (!fits) throw new Refused(422, `This is not the body of a ${event} event.`);
 }
 
-/** Process a verified notification. `event` is create, update, delete, sync_failed, sync_completed or ping. */
+/**
+ * Process a verified notification. `event` is create, update, delete, sync_failed, sync_completed or ping.
+ *
+ * Docora sends verify only if your app has turned it on: see receiver.mjs for an answer.
+ */
 function handle(event, notification, headers) {
+  if (event === 'verify') throw new Refused(404, 'This app does not answer verify.');
   checkEvent(event, notification);
   const [watch, sequence] = event === 'ping' ? ['', 0] : watchAndSequence(headers); // receiver.mjs uses them
   console.log(event, JSON.stringify(notification.file?.path ?? ''), watch, sequence);
@@ -77,7 +84,7 @@ function handle(event, notification, headers) {
 
 function start(key, port) {
   const server = http.createServer(async (request, response) => {
-    const answer = (status) => response.writeHead(status).end();
+    const answer = (status, text = '') => response.writeHead(status).end(text);
     const pieces = [];
     let size = 0;
     try {
@@ -89,18 +96,14 @@ function start(key, port) {
     } catch {
       return; // the client has gone
     }
-    let body;
+    const bytes = Buffer.concat(pieces);
+    if (!verify(request.headers, bytes, key)) return answer(401); // 2xx would count as delivered
     try {
-      body = JSON.parse(Buffer.concat(pieces).toString('utf8'));
-    } catch {
-      return answer(400);
-    }
-    if (!verify(request.headers, body, key)) return answer(401); // 2xx would count as delivered
-    try {
-      handle(request.url.split('/').pop(), body, request.headers);
+      handle(request.url.split('/').pop(), JSON.parse(bytes.toString('utf8')), request.headers);
     } catch (error) {
-      if (!(error instanceof Refused)) throw error;
-      return answer(error.status);
+      if (error instanceof Refused) return answer(error.status, error.message);
+      console.error(error); // thrown from here, it would end the server
+      return answer(500);
     }
     return answer(200);
   });

@@ -76,7 +76,12 @@ def check_event(event: str, notification: dict) -> None:
 
 
 def handle(event: str, notification: dict, headers: Mapping[str, str]) -> None:
-    """Process a verified notification. `event` is create, update, delete, sync_failed, sync_completed or ping."""
+    """Process a verified notification. `event` is create, update, delete, sync_failed, sync_completed or ping.
+
+    Docora sends verify only if your app has turned it on: see receiver.py for an answer.
+    """
+    if event == "verify":
+        raise Refused(404, "This app does not answer verify.")
     check_event(event, notification)
     watch, sequence = ("", 0) if event == "ping" else watch_and_sequence(headers)  # receiver.py uses them
     logging.info("%s %r, watch %s, sequence %d", event, notification.get("file", {}).get("path", ""), watch, sequence)
@@ -96,13 +101,14 @@ class Receiver(BaseHTTPRequestHandler):
         try:
             handle(self.path.rpartition("/")[2], json.loads(body), self.headers)
         except Refused as refused:
-            return self.answer(refused.status)
+            return self.answer(refused.status, str(refused))
         return self.answer(200)
 
-    def answer(self, status: int) -> None:
+    def answer(self, status: int, text: str = "") -> None:
         self.send_response(status)
-        self.send_header("Content-Length", "0")
+        self.send_header("Content-Length", str(len(text.encode())))
         self.end_headers()
+        self.wfile.write(text.encode())
 
 
 if __name__ == "__main__":
