@@ -4,9 +4,23 @@ RQ imports and calls the function that a job in Redis names, and by default unpi
 Redis could run code in the workers. Docora's jobs are JSON, and only functions of `settings.JOBS` are called.
 """
 
+import contextlib
+
 from django.conf import settings
 from rq.exceptions import DeserializationError
+from rq.executions import Execution, ExecutionRegistry
 from rq.job import UNEVALUATED, Job
+
+
+class _Executions(ExecutionRegistry):
+    """The executions of a job that Redis still has. One expires if its worker is frozen, and RQ could not end the job then."""
+
+    def get_executions(self, start: int = 0, end: int = -1) -> list[Execution]:
+        executions = []
+        for execution_id in self.get_execution_ids(start, end):
+            with contextlib.suppress(ValueError):  # Redis no longer has it
+                executions.append(Execution.fetch(execution_id, self.job_id, self.connection))
+        return executions
 
 
 class DocoraJob(Job):
@@ -20,6 +34,10 @@ class DocoraJob(Job):
         if name not in settings.JOBS or self._instance is not None or not has_one_argument or self._kwargs:
             self._func_name = UNEVALUATED  # the next access refuses it, too
             raise DeserializationError(f"{name!r} is not one of Docora's jobs.")
+
+    @property
+    def execution_registry(self) -> ExecutionRegistry:
+        return _Executions(self.id, connection=self.connection)
 
     def restore(self, raw_data: object) -> None:
         super().restore(raw_data)

@@ -458,6 +458,15 @@ def test_place_is_free_again_after_a_job_without_redis(tmp_path: Path, redis_cli
     assert horse.may_take(job)
 
 
+def test_job_ends_although_its_execution_has_expired(tmp_path: Path, redis_client: Redis) -> None:
+    """Its worker was frozen for longer than Redis keeps an execution that sends no heartbeats."""
+    put(tmp_path / "note")
+    job = DocoraJob.fetch("note", connection=redis_client, serializer=django_rq.get_queue("default").serializer)
+    redis_client.zadd(job.execution_registry.key, {"expired": time.time() + 60})
+    job.delete()
+    assert not redis_client.exists(job.key)
+
+
 def test_every_job_that_is_enqueued_is_allowed() -> None:
     jobs = {scheduling.SYNC_JOB, scheduling.SYNC_ALONE_JOB, alerts.JOB, CLEAN_UP_JOB, PRUNE_JOB}
     assert jobs == set(JOBS)
