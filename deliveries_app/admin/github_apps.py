@@ -103,9 +103,11 @@ class GitHubAppAdmin(DocoraAdmin[GitHubApp]):
         github_apps.save_github_app(Actor.of_request(request), obj, form.cleaned_data["key"])
 
     def delete_model(self, request: HttpRequest, obj: GitHubApp) -> None:
+        require_recent(request)
         github_apps.delete_github_app(Actor.of_request(request), obj)
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[GitHubApp]) -> None:
+        require_recent(request)
         for github_app in queryset:
             github_apps.delete_github_app(Actor.of_request(request), github_app)
 

@@ -1,6 +1,6 @@
 """Django's pages for users and groups, whose lists can be filtered only by the filters they offer.
 
-Changes of roles and passwords require a recent sign-in.
+Changes of names, roles and passwords, and deletions, require a recent sign-in.
 """
 
 from collections.abc import Iterable
@@ -18,6 +18,7 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group
 from django.core.exceptions import ValidationError
 from django.db import transaction
+from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.utils.html import format_html
 
@@ -26,7 +27,9 @@ from docora.sign_in import oidc
 from docora.sign_in.recency import require_recent
 
 User = get_user_model()
-_ROLE_FIELDS = {"is_active", "is_staff", "is_superuser", "groups", "user_permissions", "permissions"}
+_SENSITIVE_FIELDS = {
+    "username", "is_active", "is_staff", "is_superuser", "groups", "user_permissions", "name", "permissions",
+}  # fmt: skip
 
 if TYPE_CHECKING:
     from django.contrib.auth.models import User as AuthUser
@@ -41,9 +44,24 @@ for model in (User, Group, EmailAddress, Authenticator, SocialAccount, SocialApp
         admin.site.unregister(model)
 
 
-def _require_recent_for_roles(request: HttpRequest, form: Any, change: bool) -> None:
-    if not change or _ROLE_FIELDS & set(form.changed_data):
+class RequireRecentSignIn:
+    """Require a recent sign-in before a user or a group is added, deleted, renamed or given other rights."""
+
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        if not change or _SENSITIVE_FIELDS & set(form.changed_data):
+            require_recent(request)
+        base: Any = super()
+        base.save_model(request, obj, form, change)
+
+    def delete_model(self, request: HttpRequest, obj: Any) -> None:
         require_recent(request)
+        base: Any = super()
+        base.delete_model(request, obj)
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+        require_recent(request)
+        base: Any = super()
+        base.delete_queryset(request, queryset)
 
 
 def _blocked_reason(users: Iterable[Any]) -> str:
@@ -70,7 +88,7 @@ class UserForm(auth_forms.UserChangeForm):  # type: ignore[type-arg]  # not gene
 
 
 @admin.register(User)
-class UserAdmin(PlainLists, DjangoUserAdmin):
+class UserAdmin(RequireRecentSignIn, PlainLists, DjangoUserAdmin):
     form = UserForm
 
     def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
@@ -99,10 +117,6 @@ class UserAdmin(PlainLists, DjangoUserAdmin):
             for title, options in fieldsets
         ]
 
-    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
-        _require_recent_for_roles(request, form, change)
-        super().save_model(request, obj, form, change)
-
     def user_change_password(self, request: HttpRequest, id: str, form_url: str = "") -> HttpResponse:
         """Change the password and record it in one transaction, which Django does not use here."""
         if request.method == "POST" and self.has_change_permission(request):
@@ -114,7 +128,5 @@ class UserAdmin(PlainLists, DjangoUserAdmin):
 
 
 @admin.register(Group)
-class GroupAdmin(PlainLists, auth.GroupAdmin):
-    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
-        _require_recent_for_roles(request, form, change)
-        super().save_model(request, obj, form, change)
+class GroupAdmin(RequireRecentSignIn, PlainLists, auth.GroupAdmin):
+    pass

@@ -1,4 +1,4 @@
-"""Email an app's contact when its base URL, signing key or tokens change.
+"""Email an app's contact when the app's base URL, signing key, tokens or contact change.
 
 The sentence is stored with the change and sent later (`monitoring.alerts.contacts`), so a slow or broken mail server neither
 delays nor fails the change. Without a mail server nothing is stored.

@@ -11,6 +11,7 @@ from allauth.mfa import signals as second_factors
 from allauth.mfa.models import Authenticator
 from django.contrib.auth import get_user_model
 from django.contrib.auth.signals import user_logged_in, user_logged_out, user_login_failed
+from django.db.models import QuerySet
 from django.db.models.signals import post_save
 from django.http import HttpRequest
 
@@ -19,10 +20,13 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import ActorKind, AuditAction, AuditEntry
 from docora.db.clock import from_now
 from docora.sign_in import links, oidc
+from docora.text import clean_text
 
 FAILURES_PER_ADDRESS, FAILURES_IN_ALL = 20, 500
 """Failed sign-ins recorded per hour. Anyone can cause them, so without limits they could fill the database."""
 _HOUR = 3600.0
+PROXY_CREDENTIAL = "remote_user"
+"""What Django's backend for users of a proxy calls the name."""
 UNKNOWN = "unknown user"
 
 
@@ -45,13 +49,25 @@ def _signed_in(sender: Any, request: HttpRequest | None, user: Any, **_: Any) ->
 
 
 def _signed_out(sender: Any, request: HttpRequest | None, user: Any, **_: Any) -> None:
-    if user is not None:  # the session may have ended before
+    if user is None:  # the session may have ended before
+        return
+    if getattr(request, "was_idle", False):
+        audit.record(_docora(request), AuditAction.SIGN_OUT, [user], "Session ended after inactivity")
+    else:
         audit.record(_user(user, request), AuditAction.SIGN_OUT, [user], "Signed out")
 
 
 def _failed(sender: Any, credentials: dict[str, Any], request: HttpRequest | None = None, **_: Any) -> None:
-    """Record the name only if an account has it: people sometimes type their password into this field."""
-    _record_failure(_user_named(credentials), request, "Sign-in failed")
+    """Record the name only if an account has it: people sometimes type their password into this field.
+
+    A proxy sends the name with every request, so it is recorded, but only once per hour.
+    """
+    if not isinstance(name := credentials.get(PROXY_CREDENTIAL), str):
+        _record_failure(_user_named(credentials), request, "Sign-in failed")
+        return
+    message = f"Sign-in failed: the proxy's user {clean_text(name, 150)} has no active account"
+    if not _recent_failures().filter(message=message).exists():
+        _record_failure(_user_named(credentials), request, message)
 
 
 def _code_refused(sender: Any, request: HttpRequest, user: Any, **_: Any) -> None:
@@ -61,7 +77,7 @@ def _code_refused(sender: Any, request: HttpRequest, user: Any, **_: Any) -> Non
 
 def _record_failure(user: Any, request: HttpRequest | None, message: str) -> None:
     address = _address(request)
-    recent = AuditEntry.objects.filter(action=AuditAction.SIGN_IN_FAILED, created_at__gt=from_now(-_HOUR)).order_by()
+    recent = _recent_failures()
     if (
         recent.filter(address=address)[:FAILURES_PER_ADDRESS].count() == FAILURES_PER_ADDRESS
         or recent[:FAILURES_IN_ALL].count() == FAILURES_IN_ALL
@@ -77,9 +93,13 @@ def _record_failure(user: Any, request: HttpRequest | None, message: str) -> Non
     entry.save(force_insert=True)
 
 
+def _recent_failures() -> QuerySet[AuditEntry]:
+    return AuditEntry.objects.filter(action=AuditAction.SIGN_IN_FAILED, created_at__gt=from_now(-_HOUR)).order_by()
+
+
 def _user_named(credentials: dict[str, Any]) -> Any:
     model = get_user_model()
-    given = [credentials.get(name) for name in (model.USERNAME_FIELD, "username", "login")]
+    given = [credentials.get(name) for name in (model.USERNAME_FIELD, "username", "login", PROXY_CREDENTIAL)]
     name = next((name for name in given if isinstance(name, str) and name and "\0" not in name), "")
     return model._default_manager.filter(**{model.USERNAME_FIELD: name[:151]}).first() if name else None
 

@@ -2,7 +2,7 @@
 
 import hmac
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
@@ -76,12 +76,17 @@ def rotate_app_token(actor: Actor, app: App, *, overlap: timedelta = OVERLAP) ->
         # Zero overlap deletes without comparing times: SQLite compares text, whose length differs within a millisecond.
         (app.tokens.filter(expires_at__lte=Now()) if overlap else app.tokens.all()).delete()
         AppToken.objects.create(app=app, digest=hash_token(token), ending=token[-4:])
-        old = app.tokens.filter(expires_at__isnull=False).order_by("-expires_at").first()
+        expiries = app.tokens.filter(expires_at__isnull=False).order_by("-expires_at")
+        accepted_until = expiries.values_list("expires_at", flat=True).first()
         revoked = "" if overlap else " and revoked the old one"
         audit.record(actor, AuditAction.TOKEN_ROTATED, [row], f"Rotated the token{revoked}", _TOKEN_CHANGED)
-        still = "The old one is accepted for a while." if overlap else "The old one was revoked."
-        notify_contact(actor, row, f"The API token was rotated. {still}")
-    return NewToken(token, old.expires_at if old else None)
+        text = "The API token was rotated."
+        if not overlap:
+            text += " The old one was revoked."
+        elif accepted_until:
+            text += f" Older ones are accepted until {accepted_until.astimezone(UTC):%Y-%m-%d %H:%M} UTC."
+        notify_contact(actor, row, text)
+    return NewToken(token, accepted_until)
 
 
 def retire_old_tokens(actor: Actor, app: App) -> int:

@@ -43,8 +43,9 @@ def blocked_behind_proxy(host: str, resolved: ResolvedHost) -> tuple[Cause, str]
     A name that Docora can't resolve is left to the proxy, unless such a name belongs to a private network.
     """
     name = host.rstrip(".")
-    if _NUMBER.fullmatch(name) and not is_address(name):
-        # Programs disagree about such numbers: 0177.0.0.1 is 127.0.0.1 for some and 177.0.0.1 for others.
+    if _NUMBER.fullmatch(name) and not is_address(host):
+        # Programs disagree about such numbers: 0177.0.0.1 is 127.0.0.1 for some and 177.0.0.1 for others. The resolver doesn't
+        # find `127.0.0.1.`, but libcurl removes the last dot.
         return Cause.REFUSED_ADDRESS, f"{host} is not a valid hostname, nor an IP address in its usual notation."
     if resolved.cause is Cause.REFUSED_ADDRESS:
         return resolved.cause, resolved.message

@@ -24,6 +24,7 @@ _TOKENS = r"""
       | eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}  # a signed JWT
       | -----BEGIN\ [A-Z\ ]*PRIVATE\ KEY-----[^-]*(?:-----END\ [A-Z\ ]*PRIVATE\ KEY-----)?
       | gAAAAA[A-Za-z0-9_-]{60,}={0,2}                        # an encrypted secret
+      | (?<=/accounts/link/)[^/\s"'<>]+                       # a sign-in link
     )
 """
 _NAMES = r"(?:github_token|client_auth_key|new_auth_key|push_secret|password|passwd|secret|token|api_?key|sessionid)"

@@ -2,7 +2,7 @@
 
 Wrong passwords are counted by name *and* address, so that strangers cannot lock anyone out: 5 failures for a name from one
 address, and 50 from one address, within 15 minutes (`ACCOUNT_RATE_LIMITS`). Wrong codes are counted by user: only
-someone who knows the password can send them. Attempts while locked do not extend the lock.
+someone who knows the password can send them. Refused attempts do not count.
 """
 
 import logging
@@ -13,6 +13,7 @@ from allauth.account.internal.flows.login import record_authentication
 from allauth.account.internal.flows.reauthentication import resume_request
 from allauth.core import context
 from allauth.core.exceptions import ImmediateHttpResponse
+from allauth.core.internal import ratelimit
 from allauth.mfa.adapter import DefaultMFAAdapter
 from allauth.socialaccount.adapter import DefaultSocialAccountAdapter
 from allauth.socialaccount.models import SocialLogin
@@ -76,9 +77,21 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]  # allauth ha
             raise PermissionDenied("Sign-in with a password is turned off.")
         try:
             super().pre_authenticate(request, **credentials)
+            self._count_for_address(request)
         except ValidationError:
             logger.warning("sign_in_locked", extra={"address": client_address(request)})
             raise
+
+    def _count_for_address(self, request: HttpRequest) -> None:
+        """Count the attempt for the address, too. allauth takes it back with the one for the name if the password is right.
+
+        It is an action of its own because allauth clears the whole history of `login_failed` after a correct code.
+        """
+        usage = ratelimit.consume(request, app="allauth.account", action="address_failed")
+        if usage is None:
+            self._rollback_login_failed_rl_usage()
+            raise self.validation_error("too_many_login_attempts")
+        self._login_failed_rl_usage.usage += usage.usage
 
     def pre_login(self, request: HttpRequest, user: Any, **hook: Any) -> HttpResponse | None:
         """Refuse a password or passkey of a user of the provider, where each sign-in decides whether there is still a role."""
@@ -101,13 +114,14 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]  # allauth ha
             method | {"description": _WAYS_TO_CONFIRM[method["id"]]}
             for method in super().get_reauthentication_methods(user)
         ]
-        if not settings.LOCAL_SIGN_IN:
+        is_of_provider = settings.OIDC_ISSUER and oidc.is_account_of(user)
+        if not settings.LOCAL_SIGN_IN or is_of_provider:
             methods = [method for method in methods if method["id"] != "reauthenticate"]
         if passkeys_blocked_reason(context.request):
             methods = [method for method in methods if method["id"] != "mfa_reauthenticate:webauthn"]
-        if settings.OIDC_ISSUER and oidc.is_account_of(user):
+        if is_of_provider:  # last, because it redirects without showing the other ways
             text = f"Sign in with {settings.OIDC_NAME}"
-            methods.insert(0, {"id": "oidc", "description": text, "url": reverse("oidc_reauthenticate")})
+            methods.append({"id": "oidc", "description": text, "url": reverse("oidc_reauthenticate")})
         return methods
 
 
@@ -149,6 +163,8 @@ class SocialAccountAdapter(DefaultSocialAccountAdapter):  # type: ignore[misc]
             name = oidc.username_of(sociallogin)
             if not name:
                 raise ImmediateHttpResponse(_refuse(request, "no_name"))
+            if not oidc.is_valid_name(name):  # allauth would silently make up another one
+                raise ImmediateHttpResponse(_refuse(request, "invalid_name", name=name))
             if oidc.is_name_taken(name):
                 raise ImmediateHttpResponse(_refuse(request, "name_taken", name=name))
             # Docora doesn't use email addresses here. If another user had the same one, allauth would show a sign-up form.
@@ -167,8 +183,15 @@ class SocialAccountAdapter(DefaultSocialAccountAdapter):  # type: ignore[misc]
     def on_authentication_error(
         self, request: HttpRequest, provider: Any, error: Any = None, exception: Any = None, extra_context: Any = None
     ) -> None:
-        cause = f"{exception}: {exception.__cause__}" if exception and exception.__cause__ else str(exception or error)
+        parts = [exception, exception.__cause__] if exception else [error]
+        cause = ": ".join(filter(None, map(_described, parts)))
         logger.warning("provider_sign_in_failed", extra={"address": client_address(request), "cause": cause})
+
+
+def _described(error: Any) -> str:
+    if isinstance(error, KeyError):
+        return f"The provider's response lacks {error}."
+    return str(error or "")
 
 
 def _refuse(request: HttpRequest, reason: str, **context: Any) -> HttpResponse:

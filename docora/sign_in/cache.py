@@ -1,7 +1,7 @@
 """The cache of rate limits and used codes: JSON in Redis, or in this process's memory while Redis is down.
 
 Django's own Redis cache pickles, so that anyone who can write to Redis could run code. Without Redis, each web process
-counts on its own: limits become weaker, but people can sign in.
+counts on its own: limits become weaker, and a code can be used once per process, but people can sign in.
 """
 
 import json

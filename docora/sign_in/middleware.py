@@ -1,8 +1,10 @@
 """End idle sessions, ask for a missing second factor, and ask for a recent sign-in if a view requires it."""
 
+import math
 import time
 from collections.abc import Callable
 
+from allauth.core.exceptions import ReauthenticationRequired
 from django.conf import settings
 from django.contrib.auth import SESSION_KEY, logout
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -13,9 +15,10 @@ from docora.sign_in import factors, recency
 from docora.web.errors import json_error, wants_json
 
 ACTIVE_AT = "active_at"
+PREFIXES = ("/admin/", "/accounts/")
+"""The pages that need a session."""
 _WRITE_SECONDS = 60
-"""How often the time of the last activity is written to the session."""
-_PREFIXES = ("/admin/", "/accounts/")
+"""How often the time of the last activity is written to the session, at most."""
 
 
 class SignInMiddleware:
@@ -25,7 +28,7 @@ class SignInMiddleware:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
-        if request.path.startswith(_PREFIXES) and SESSION_KEY in request.session:
+        if request.path.startswith(PREFIXES) and SESSION_KEY in request.session:
             self._check_activity(request)
             if refusal := self._check_factor(request):
                 return refusal
@@ -35,9 +38,11 @@ class SignInMiddleware:
     def _check_activity(request: HttpRequest) -> None:
         now = time.time()
         idle = now - request.session.get(ACTIVE_AT, now)
-        if idle > settings.SESSION_IDLE_SECONDS > 0:
+        limit = settings.SESSION_IDLE_SECONDS or math.inf
+        if idle > limit:
+            request.was_idle = True  # type: ignore[attr-defined]  # for the audit log
             logout(request)
-        elif (idle > _WRITE_SECONDS or ACTIVE_AT not in request.session) and not _is_poll(request):
+        elif (idle > min(_WRITE_SECONDS, limit / 10) or ACTIVE_AT not in request.session) and not _is_poll(request):
             request.session[ACTIVE_AT] = now
 
     @staticmethod
@@ -55,7 +60,9 @@ class SignInMiddleware:
         return HttpResponseRedirect(reverse("mfa_index"))
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
-        return recency.ask(request) if isinstance(exception, recency.SignInAgain) else None
+        """Ask for a recent sign-in. allauth, which requires one for changes of second factors, would keep forms in plain text."""
+        is_asked = isinstance(exception, recency.SignInAgain | ReauthenticationRequired)
+        return recency.ask(request) if is_asked and request.user.is_authenticated else None
 
 
 def _is_poll(request: HttpRequest) -> bool:

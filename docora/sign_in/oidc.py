@@ -11,6 +11,7 @@ from allauth.socialaccount.models import SocialAccount, SocialLogin
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group
+from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.dispatch import Signal
 
@@ -66,6 +67,17 @@ def is_account_of(user: Any) -> bool:
     """Return whether the user has signed in at the provider, which therefore decides about the user's roles."""
     found: bool = SocialAccount.objects.filter(user=user, provider=PROVIDER_ID).exists()
     return found
+
+
+def is_valid_name(name: str) -> bool:
+    """Return whether a user of Docora can have this name."""
+    users = get_user_model()
+    field: Any = users._meta.get_field(users.USERNAME_FIELD)
+    try:
+        field.run_validators(name)
+    except ValidationError:
+        return False
+    return True
 
 
 def is_name_taken(name: str) -> bool:

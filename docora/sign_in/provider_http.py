@@ -4,6 +4,7 @@ allauth makes these calls with `requests`. Here, `requests` only builds the requ
 itself goes through Docora's own client, whose rules for addresses therefore apply.
 """
 
+import threading
 from typing import Any
 
 import requests
@@ -19,6 +20,9 @@ __all__ = ["RequestException", "provider_session"]
 
 TIMEOUT_SECONDS = 10.0
 MAX_BYTES = 1024 * 1024
+# Strangers can cause calls, and each occupies one of the `WEB_THREADS` while the provider is slow.
+_CALLS = threading.BoundedSemaphore(4)
+_WAIT_SECONDS = 1.0
 
 
 class _Transport(BaseAdapter):
@@ -35,6 +39,14 @@ class _Transport(BaseAdapter):
         )
 
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
+        if not _CALLS.acquire(timeout=_WAIT_SECONDS):
+            raise requests.ConnectionError("Too many sign-ins are waiting for the provider.", request=request)
+        try:
+            return self._send(request)
+        finally:
+            _CALLS.release()
+
+    def _send(self, request: requests.PreparedRequest) -> requests.Response:
         body: Any = request.body or b""
         outcome = self._client.request(
             Request(

@@ -8,6 +8,8 @@ from django.contrib.auth.backends import RemoteUserBackend
 from django.contrib.auth.middleware import RemoteUserMiddleware
 from django.http import HttpRequest
 
+from docora.sign_in.middleware import PREFIXES
+
 
 class ProxyUserBackend(RemoteUserBackend):
     """Authenticates existing users only. Returns no permissions, because `OneQueryBackend` already reads them."""
@@ -19,8 +21,16 @@ class ProxyUserBackend(RemoteUserBackend):
 
 
 class ProxyUserMiddleware(RemoteUserMiddleware):
-    """Signs in the user that the proxy names. Ends the session if the proxy names no user, or a different one."""
+    """Signs in the user that the proxy names. Ends the session if the proxy names no user, or a different one.
+
+    Applies to pages that need a session.
+    """
+
+    def process_request(self, request: HttpRequest) -> None:
+        if request.path.startswith(PREFIXES):
+            super().process_request(request)
 
     def get_username(self, request: HttpRequest) -> str:
-        """Return the name. Raises KeyError if the proxy named no user."""
-        return request.META["REMOTE_USER"]  # type: ignore[no-any-return]
+        """Return the name, which proxies send in UTF-8. Raises KeyError if the proxy named no user."""
+        name: str = request.META["REMOTE_USER"]
+        return name.encode("latin-1").decode(errors="replace")  # WSGI decodes headers as Latin-1

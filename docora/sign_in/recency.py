@@ -45,19 +45,23 @@ def is_recent(request: HttpRequest) -> bool:
 
 
 def require_recent(request: HttpRequest) -> None:
-    """Raise `SignInAgain` unless the user has authenticated recently. Call it once the form is known to be valid."""
+    """Raise `SignInAgain` unless the user has authenticated recently.
+
+    Call it after validating the form, so that nobody confirms a change that is then refused.
+    """
     if not is_recent(request):
         raise SignInAgain
 
 
 def ask(request: HttpRequest) -> HttpResponse:
-    """Keep the refused request and redirect to the page where the user authenticates again."""
+    """Redirect to the page where the user authenticates again. Keep the refused request if it has a form."""
     methods = get_adapter().get_reauthentication_methods(request.user)
     if not methods:
         raise PermissionDenied("This change requires a recent sign-in. Sign out and sign in again.")
     path = request.get_full_path()
-    kept = {"path": path, "at": time.time(), "request": encrypt(serialize_request(request))}
-    request.session[STATE_SESSION_KEY] = {"callback": f"{__name__}.resume", "state": kept}
+    if request.method == "POST":
+        kept = {"path": path, "at": time.time(), "request": encrypt(serialize_request(request))}
+        request.session[STATE_SESSION_KEY] = {"callback": f"{__name__}.resume", "state": kept}
     return HttpResponseRedirect(f"{methods[0]['url']}?{urlencode({'next': path})}")
 
 

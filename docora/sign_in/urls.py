@@ -5,7 +5,6 @@ from allauth.mfa.base import views as mfa
 from allauth.mfa.recovery_codes import views as recovery_codes
 from allauth.mfa.totp import views as totp
 from allauth.mfa.webauthn import views as webauthn
-from allauth.socialaccount.providers.openid_connect import views as openid_connect
 from django.urls import path
 from django.views.decorators.http import require_POST
 from django.views.generic import RedirectView, TemplateView
@@ -28,11 +27,15 @@ urlpatterns = [
     path("security/passkeys/", RedirectView.as_view(pattern_name="mfa_index"), name="mfa_list_webauthn"),
     path("security/passkeys/add/", webauthn.add_webauthn, name="mfa_add_webauthn"),
     path("security/passkeys/sign-in/", views.passkey_login, name="mfa_login_webauthn"),
-    path("security/passkeys/reauthenticate/", webauthn.reauthenticate_webauthn, name="mfa_reauthenticate_webauthn"),
+    path(
+        "security/passkeys/reauthenticate/",
+        views.ReauthenticateWithPasskeyView.as_view(),
+        name="mfa_reauthenticate_webauthn",
+    ),
     path("security/passkeys/<int:pk>/remove/", webauthn.remove_webauthn, name="mfa_remove_webauthn"),
     path("oidc/login/", views.oidc_login, name="oidc_login"),
     path("oidc/reauthenticate/", views.oidc_reauthenticate, name="oidc_reauthenticate"),
-    path("<slug:provider_id>/login/callback/", openid_connect.callback, name="openid_connect_callback"),
+    path("<slug:provider_id>/login/callback/", views.oidc_callback, name="openid_connect_callback"),
     path(
         "cancelled/",
         TemplateView.as_view(template_name="socialaccount/login_cancelled.html"),

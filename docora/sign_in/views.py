@@ -1,14 +1,21 @@
-"""The views that allauth lacks: redirects to the provider, and sign-in with a one-time link."""
+"""The views that allauth lacks, and those of its own that need limits or better errors: provider, passkeys, one-time links."""
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 from allauth.account.internal.flows.login import record_authentication
 from allauth.account.utils import get_next_redirect_url
-from allauth.mfa.webauthn.views import login_webauthn
+from allauth.core.exceptions import ImmediateHttpResponse
+from allauth.core.internal import ratelimit
+from allauth.mfa.webauthn.views import ReauthenticateWebAuthnView, login_webauthn
 from allauth.socialaccount.adapter import get_adapter
 from allauth.socialaccount.helpers import render_authentication_error
-from allauth.socialaccount.providers.base import AuthProcess
+from allauth.socialaccount.providers.base import AuthProcess, ProviderException
+from allauth.socialaccount.providers.oauth2.views import OAuth2CallbackView
+from allauth.socialaccount.providers.openid_connect.views import OpenIDConnectOAuth2Adapter
 from django.conf import settings
+from django.contrib import messages
 from django.contrib.auth import login
 from django.contrib.auth.decorators import login_required
 from django.core.exceptions import PermissionDenied
@@ -21,7 +28,14 @@ from docora.sign_in import links, oidc
 from docora.sign_in.adapters import REAUTHENTICATION_BEGAN
 from docora.sign_in.provider_http import RequestException
 
+_NOT_OPENID = (KeyError, ValueError, TypeError, AttributeError)
+"""What allauth raises for a response that is not one of an OpenID provider."""
+_View = Callable[[HttpRequest], HttpResponse]
+# Each request stores a session, and some call the provider. allauth itself counts POST only.
+_limited: Callable[[_View], _View] = ratelimit.decorator(app="allauth.account", action="login", limit_get=True)
 
+
+@_limited
 def passkey_login(request: HttpRequest) -> HttpResponse:
     """Sign in with a passkey alone. Refuse if local sign-in is off, because a passkey is local, too."""
     if not settings.LOCAL_SIGN_IN:
@@ -30,8 +44,18 @@ def passkey_login(request: HttpRequest) -> HttpResponse:
     return response
 
 
+class ReauthenticateWithPasskeyView(ReauthenticateWebAuthnView):  # type: ignore[misc]  # allauth has no types
+    """allauth's view, except that after a refused passkey the user can try again. allauth redirects to the overview."""
+
+    def form_invalid(self, form: Any) -> HttpResponse:
+        for message in form.errors.get("credential", []):
+            messages.error(self.request, message)
+        return HttpResponseRedirect(self.passthrough_next_url(self.request.path))
+
+
 @never_cache
 @require_GET
+@_limited
 def oidc_login(request: HttpRequest) -> HttpResponse:
     """Redirect to the provider. Pages link here, because the content security policy doesn't let a form leave Docora."""
     return _to_provider(request, AuthProcess.LOGIN)
@@ -56,8 +80,38 @@ def _to_provider(request: HttpRequest, process: str, **more: object) -> HttpResp
     provider = get_adapter(request).get_provider(request, oidc.PROVIDER_ID)
     try:
         response: HttpResponse = provider.redirect(request, process, get_next_redirect_url(request), **more)
-    except (RequestException, KeyError, ValueError) as error:  # no response, or not from an OpenID provider
+    except (RequestException, *_NOT_OPENID) as error:
         response = render_authentication_error(request, provider, exception=error)
+    return response
+
+
+class _ProviderAdapter(OpenIDConnectOAuth2Adapter):  # type: ignore[misc]
+    """allauth's adapter, except that the sign-in fails if the discovery document can't be read or a response is malformed.
+
+    With allauth's, the response would be a server error.
+    """
+
+    def get_client(self, request: HttpRequest, app: Any) -> Any:
+        try:
+            return super().get_client(request, app)
+        except (RequestException, *_NOT_OPENID) as error:
+            raise ImmediateHttpResponse(
+                render_authentication_error(request, self.get_provider(), exception=error)
+            ) from error
+
+    def complete_login(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().complete_login(*args, **kwargs)
+        except _NOT_OPENID as error:
+            raise ProviderException from error
+
+
+@never_cache
+def oidc_callback(request: HttpRequest, provider_id: str) -> HttpResponse:
+    """Finish the sign-in that `_to_provider` has started."""
+    if not settings.OIDC_ISSUER or provider_id != oidc.PROVIDER_ID:
+        raise Http404
+    response: HttpResponse = OAuth2CallbackView.adapter_view(_ProviderAdapter(request, provider_id))(request)
     return response
 
 

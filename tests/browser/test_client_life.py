@@ -41,7 +41,7 @@ def register(page: Page, site: Site, world: World) -> tuple[str, str]:
     page.evaluate("dispatchEvent(new PageTransitionEvent('pagehide', {persisted: true}))")  # leave the page …
     expect(page.locator("code#token")).to_have_text("")
     page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}))")  # … and go back
-    expect(page.get_by_role("alert").filter(has_text="These credentials were already shown")).to_be_visible()
+    expect(page.get_by_role("alert").filter(has_text="credentials are shown only once")).to_be_visible()
     assert found[1] not in page.content()
     return found
 

@@ -187,7 +187,7 @@ def _confirm_with_the_passkey(visitor: Visitor) -> None:
     """Save a changed base URL when the last sign-in was long ago."""
     page = visitor.page
     page.get_by_role("button", name="Save", exact=True).click()
-    expect(page.get_by_text("This page requires a recent sign-in")).to_be_visible()
+    expect(page.get_by_text("This change needs a recent sign-in")).to_be_visible()
     visitor.look("confirm")
     page.get_by_role("link", name="Use a passkey or security key").click()
     visitor.look("confirm-with-passkey")

@@ -258,7 +258,7 @@ def test_new_app_shows_its_secrets_once(root: Client) -> None:
     assert page.headers["Cache-Control"].count("no-store") == 1
     again = root.get(answer.url, follow=True)
     assert app.client_auth_key not in again.text
-    assert "These credentials were already shown" in again.text
+    assert "credentials are shown only once" in again.text
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,7 @@ def test_post_without_csrf_token_is_refused(app: App) -> None:
 def test_secrets_are_shown_to_their_session_only(keeper: Client, app: App) -> None:
     answer = keeper.post(f"{APPS}{app.pk}/rotate-key/")
     other = staff("olga", "view_app", "rotate_secret_app")
-    assert "These credentials were already shown" in other.get(answer.url, follow=True).text
+    assert "credentials are shown only once" in other.get(answer.url, follow=True).text
     assert keeper.head(answer.url).status_code == 405  # a HEAD does not use up the secrets
     assert shown(keeper.get(answer.url), "signing-key")
 

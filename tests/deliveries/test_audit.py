@@ -59,7 +59,8 @@ from docora.db import append_only
 from repositories_app import github
 from repositories_app.models import GitHubApp
 from tests.api.caller import Caller
-from tests.docora.test_sign_in import set_up_totp
+from tests.docora.test_sign_in import make_old, set_up_totp
+from tests.docora.test_sign_in import proxy as proxy
 from tests.support.audit import by_users, messages
 from tests.support.github_api import pem
 from tests.support.processes import in_threads
@@ -568,6 +569,36 @@ def test_failed_sign_ins_do_not_fill_the_log(db, monkeypatch) -> None:
             sign_in("nobody", "x", address=f"203.0.113.{number}")
     addresses = [address for action, _, address in accounts() if action == A.SIGN_IN_FAILED]
     assert addresses == ["203.0.113.0"] * 3 + ["203.0.113.1"] * 2
+
+
+def test_end_of_an_idle_session(db, settings) -> None:
+    User.objects.create_user("anna", password="correct horse", is_staff=True)
+    client = sign_in("anna", "correct horse")
+    make_old(client, settings.SESSION_IDLE_SECONDS + 1, "active_at")
+    client.get("/admin/")
+    entry = AuditEntry.objects.latest("pk")
+    assert (entry.action, entry.message, entry.subject) == (A.SIGN_OUT, "Session ended after inactivity", "anna")
+    assert (entry.actor, entry.actor_kind, entry.address) == ("Docora", "system", "203.0.113.9")
+
+
+def test_user_of_a_proxy_without_an_account_is_recorded_once_an_hour(db, proxy: str, monkeypatch) -> None:
+    User.objects.create_user("otto", is_active=False)
+    before = len(accounts())
+    for name in ("mallory", "otto", "mallory", "otto"):
+        client = Client(REMOTE_ADDR=proxy, headers={"x-remote-user": name})
+        for page in ("/docs/", "/admin/", "/admin/", "/accounts/login/"):
+            client.get(page)
+    assert accounts()[before:] == [
+        (A.SIGN_IN_FAILED, "unknown user", proxy),
+        (A.SIGN_IN_FAILED, "otto", proxy),
+    ]
+    messages = list(AuditEntry.objects.filter(action=A.SIGN_IN_FAILED).order_by("pk").values_list("message", flat=True))
+    assert messages == [
+        f"Sign-in failed: the proxy's user {name} has no active account" for name in ("mallory", "otto")
+    ]
+    monkeypatch.setattr(sign_ins, "_HOUR", 0.0)
+    Client(REMOTE_ADDR=proxy, headers={"x-remote-user": "mallory"}).get("/admin/")
+    assert len(accounts()) == before + 3
 
 
 def test_accounts_and_roles(db, capsys) -> None:

@@ -56,7 +56,7 @@ def test_mail_arrives_for_every_kind_of_change(out: AlertReceivers, app: App) ->
     app.refresh_from_db()
     of_app = Actor.of_app(app, address="203.0.113.8")
     tokens.rotate_app_token(of_app, app, overlap=timedelta(0))
-    tokens.rotate_app_token(of_app, app)
+    until = tokens.rotate_app_token(of_app, app).old_accepted_until
     tokens.retire_old_tokens(of_app, app)
     keys.start_key_rotation(Actor.command(), app)
     keys.cancel_key_rotation(Actor.command(), app)
@@ -76,7 +76,7 @@ def test_mail_arrives_for_every_kind_of_change(out: AlertReceivers, app: App) ->
     told = [line.partition("UTC, ")[2] for line in second.text.splitlines() if line.startswith("- ")]
     assert told == [
         f"{by}: The API token was rotated. The old one was revoked.",
-        f"{by}: The API token was rotated. The old one is accepted for a while.",
+        f"{by}: The API token was rotated. Older ones are accepted until {until:%Y-%m-%d %H:%M} UTC.",
         f"{by}: The old API tokens were revoked. Only the newest one is accepted.",
         "by an administrator, on the command line: A rotation of the signing key was started. Notifications carry a "
         "signature of each key.",

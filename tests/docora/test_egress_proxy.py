@@ -99,6 +99,7 @@ def test_allowed_private_networks_are_called_directly(serve, dns) -> None:
         "10.0.0.1", "127.0.0.1", "169.254.169.254", "[::1]", "[fd00::1]", "[::ffff:127.0.0.1]", "2130706433", "0x7f000001",
         "0x7f.1", "0177.0.0.1", "127.1", "8.8.2056", "1.2.3.4.5", "localhost", "LOCALHOST.", "x.localhost",
         "metadata.google.internal", "printer.local", "router", "private.example", "mixed.example", "dotted.example.",
+        "127.0.0.1.", "169.254.169.254.",
     ],
 )  # fmt: skip
 def test_blocked_host_never_reaches_the_proxy(serve, dns, host: str) -> None:

@@ -13,6 +13,7 @@ from django.views.debug import get_exception_reporter_class
 
 from docora.conf.logs import MAX_FIELD, configure
 from docora.security.redaction import MASK, redact, redact_value
+from docora.sign_in import links
 
 APP_TOKEN = "docora_" + "5e" * 32
 SIGNING_KEY = "whsec_c2VjcmV0IHNpZ25pbmcga2V5IGZvciB0ZXN0cw=="
@@ -57,6 +58,7 @@ def log(request) -> Iterator[io.StringIO]:
         ("client_secret=abc&code=1", f"client_secret={MASK}&code=1"),
         ("/x?github_token=abc&page=2", f"/x?github_token={MASK}&page=2"),
         ('{"github_token": "any thing", "page": 2}', f'{{"github_token": "{MASK}", "page": 2}}'),
+        ("https://docora.example/accounts/link/WzEs:1w:x-_/", f"https://docora.example/accounts/link/{MASK}/"),
     ],
 )
 def test_secrets_are_masked_by_pattern(text: str, expected: str) -> None:
@@ -108,6 +110,18 @@ def test_records_of_all_loggers_are_masked(log: io.StringIO) -> None:
     assert "with context" in written
     for secret in (APP_TOKEN, GITHUB, "plain-words", BASIC.removeprefix("Basic ")):
         assert secret not in written
+
+
+def test_sign_in_link_is_masked_in_records_of_django(log: io.StringIO, admin_user) -> None:
+    token = links.make_token(admin_user)
+    client = Client(enforce_csrf_checks=True)
+    assert client.post(f"/accounts/link/{token}/").status_code == 403
+    assert Client().put(f"/accounts/link/{token}/").status_code == 405
+    written = log.getvalue()
+    assert f"Forbidden (CSRF cookie not set.): /accounts/link/{MASK}/" in written
+    assert f"Method Not Allowed (PUT): /accounts/link/{MASK}/" in written
+    assert token not in written
+    assert token.partition(":")[0] not in written
 
 
 def fail_with(secret: str) -> None:

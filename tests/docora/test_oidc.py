@@ -2,12 +2,16 @@
 
 import ipaddress
 import json
+import threading
 import time
+import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
 from allauth.socialaccount.models import SocialAccount
+from django.conf import settings
 from django.contrib.auth.models import Group, User
 from django.http import HttpResponse
 from django.test import Client
@@ -15,7 +19,8 @@ from django.urls import reverse
 
 from deliveries_app.models import AuditAction, AuditEntry
 from docora.sign_in import adapters, links, provider_http, recency
-from tests.docora.test_sign_in import app_form
+from tests.docora.http_server import saying, servers
+from tests.docora.test_sign_in import app_form, code_of, make_old, set_up_totp
 from tests.support.identity_provider import CLIENT_ID, CLIENT_SECRET, IdentityProvider, Person
 from tests.support.staff import make_app
 
@@ -42,6 +47,19 @@ def configured(provider: IdentityProvider, settings, db) -> None:
     app["settings"] = {"server_url": provider.issuer, "scope": ["openid", "profile", "email", "groups"]}
     app["settings"]["token_auth_method"] = settings.OIDC_CLIENT_AUTH
     settings.SOCIALACCOUNT_PROVIDERS = {"openid_connect": {"OAUTH_PKCE_ENABLED": True, "APPS": [app]}}
+
+
+def use_provider(url: str) -> None:
+    settings.SOCIALACCOUNT_PROVIDERS["openid_connect"]["APPS"][0]["settings"]["server_url"] = url
+
+
+@contextmanager
+def discovering(document: bytes) -> Iterator[None]:
+    """Serve a discovery document and use it instead of the provider's."""
+    with servers() as start:
+        server = start(saying("200 OK", document, "Content-Type: application/json"))
+        use_provider(f"http://127.0.0.1:{server.port}")
+        yield
 
 
 def sign_in(client: Client, person: Person, path: str = START, **changes: str | None) -> HttpResponse:
@@ -142,6 +160,27 @@ def test_name_of_a_local_account_is_refused(client: Client) -> None:
     assert User.objects.count() == 1
 
 
+def test_username_that_docora_cannot_have_is_refused(client: Client, settings) -> None:
+    settings.OIDC_USERNAME_CLAIM = "name"
+    answer = sign_in(client, Person("olga"))
+    assert answer.status_code == 403
+    assert "sent the username “Olga Example”" in answer.content.decode()
+    assert User.objects.count() == 0
+
+
+def test_second_factor_is_asked_for_after_the_provider(client: Client) -> None:
+    rita = Person("rita")
+    sign_in(client, rita)
+    page = client.get("/accounts/security/").content.decode()
+    assert "Docora asks for it after the sign-in with Canaille" in page
+    secret = set_up_totp(client)
+    other = Client()
+    assert sign_in(other, rita)["Location"] == "/accounts/security/authenticate/"
+    assert other.get("/admin/").status_code == 302
+    assert other.post("/accounts/security/authenticate/", {"code": code_of(secret)}).status_code == 302
+    assert other.get("/admin/").status_code == 200
+
+
 def test_provider_is_called_only_in_allowed_networks(
     client: Client, settings, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -155,6 +194,52 @@ def test_provider_is_called_only_in_allowed_networks(
 @pytest.mark.parametrize("query", ["", "state=forged&code=x", "error=access_denied", "state=x&error=server_error"])
 def test_forged_return_from_the_provider(client: Client, query: str) -> None:
     assert client.get(f"/accounts/oidc/login/callback/?{query}").status_code == 401
+
+
+@pytest.mark.parametrize("missing", ["userinfo_endpoint", "jwks_uri"])
+def test_incomplete_discovery_document_at_the_return(
+    client: Client, provider: IdentityProvider, caplog: pytest.LogCaptureFixture, missing: str
+) -> None:
+    with urllib.request.urlopen(f"{provider.issuer}/.well-known/openid-configuration", timeout=10) as answer:
+        document = json.load(answer)
+    del document[missing]
+    started = client.get(START)
+    with discovering(json.dumps(document).encode()):
+        answer = back(client, Person("norbert"), started["Location"])
+    assert answer.status_code == 401
+    assert "The sign-in with Canaille failed" in answer.content.decode()
+    causes = [record.cause for record in caplog.records if record.message == "provider_sign_in_failed"]
+    assert causes == [f"The provider's response lacks '{missing}'."]
+
+
+@pytest.mark.parametrize("document", [b"[]", b"{}", b"<html>"])
+def test_discovery_document_of_something_else(client: Client, document: bytes) -> None:
+    with discovering(document):
+        assert client.get(START).status_code == 401
+
+
+def test_provider_that_is_unreachable_at_the_return(client: Client) -> None:
+    state = parse_qs(urlsplit(client.get(START)["Location"]).query)["state"][0]
+    use_provider("http://127.0.0.1:1")
+    # The code is made up, because an unused one confuses the provider.
+    answer = client.get(f"/accounts/oidc/login/callback/?state={state}&code=x")
+    assert answer.status_code == 401
+    assert "The sign-in with Canaille failed" in answer.content.decode()
+
+
+def test_calls_to_the_provider_occupy_a_part_of_the_threads_only(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provider_http, "_CALLS", threading.BoundedSemaphore(1))
+    with provider_http._CALLS:
+        assert client.get(START).status_code == 401
+    assert client.get(START).status_code == 302
+
+
+def test_ways_to_the_provider_are_limited(client: Client, settings) -> None:
+    settings.ACCOUNT_RATE_LIMITS = settings.ACCOUNT_RATE_LIMITS | {"login": "3/m/ip"}
+    assert [client.get(START).status_code for _ in range(4)] == [302] * 3 + [429]
+    assert Client(REMOTE_ADDR="203.0.113.10").get(START).status_code == 302
 
 
 def test_unknown_provider(client: Client) -> None:
@@ -224,6 +309,28 @@ def test_kept_form_is_dropped_when_the_user_confirms_something_else(client: Clie
     assert sign_in(client, olga, other)["Location"] == "/accounts/security/app/add/"
     assert base_url() == "https://x.example"
     assert client.get("/accounts/security/app/add/").status_code == 200
+
+
+def test_second_factor_confirms_instead_of_the_provider(client: Client, olga: Person) -> None:
+    sign_in(client, olga)
+    secret = set_up_totp(client)
+    app = make_app("Portal")
+    make_old(client)
+    page = f"/admin/deliveries_app/app/{app.pk}/settings/"
+    confirm = client.post(page, app_form(app, base_url="https://new.example"))["Location"]
+    assert confirm.startswith("/accounts/security/reauthenticate/?next=")
+    assert "Sign in with Canaille" in client.get(confirm).content.decode()
+    client.post(confirm, {"code": code_of(secret), "next": page})
+    assert base_url() == "https://new.example"
+
+
+def test_password_of_a_user_of_the_provider_does_not_confirm(client: Client, olga: Person) -> None:
+    sign_in(client, olga)
+    user = User.objects.get()
+    user.set_password("correct horse")
+    user.save()
+    client.force_login(user)
+    refused_change(client)
 
 
 def test_silent_answer_of_the_provider_does_not_confirm(

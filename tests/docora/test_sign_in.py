@@ -20,11 +20,12 @@ from django.test import Client, RequestFactory
 from django.test.utils import CaptureQueriesContext
 from django.urls import NoReverseMatch, reverse
 
-from deliveries_app.models import App, AppRepository
+from deliveries_app.models import App, AppRepository, AuditAction, AuditEntry
 from docora.redis.connection import connection
 from docora.security.crypto import decrypt
 from docora.sign_in import links, recency
 from docora.sign_in.adapters import client_address
+from repositories_app.models import GitHubApp
 from tests.support.staff import make_app, make_watch
 
 PASSWORD, WRONG = "correct horse battery", "wr0ng-password-of-anna"
@@ -122,6 +123,35 @@ def test_failures_under_many_names_lock_the_address(anna) -> None:
     assert answers == [False] * 50 + [True]
     assert locked(try_to_sign_in(PASSWORD))
     assert try_to_sign_in(PASSWORD, address="203.0.113.10").status_code == 302
+
+
+def test_refused_attempts_do_not_count(anna, settings) -> None:
+    User.objects.create_user("otto", password=PASSWORD, is_staff=True)
+    settings.ACCOUNT_RATE_LIMITS = settings.ACCOUNT_RATE_LIMITS | {"address_failed": "8/15m/ip"}
+    assert [locked(try_to_sign_in()) for _ in range(10)] == [False] * 5 + [True] * 5
+    assert try_to_sign_in(PASSWORD, name="otto").status_code == 302
+    assert [locked(try_to_sign_in(name=f"guess-{number}")) for number in range(3)] == [False] * 3
+    assert [locked(try_to_sign_in(name="otto")) for _ in range(6)] == [True] * 6
+    settings.ACCOUNT_RATE_LIMITS = settings.ACCOUNT_RATE_LIMITS | {"address_failed": "50/15m/ip"}
+    assert [locked(try_to_sign_in(name="otto")) for _ in range(6)] == [False] * 5 + [True]
+
+
+def test_correct_code_does_not_clear_the_failures_of_the_address(anna) -> None:
+    secret = set_up_totp(signed_in(anna))
+    for number in range(49):
+        try_to_sign_in(name=f"guess-{number}")
+    client = Client(REMOTE_ADDR="203.0.113.9")
+    try_to_sign_in(PASSWORD, client=client)
+    assert client.post(f"{SECURITY}authenticate/", {"code": code_of(secret)})["Location"] == "/admin/"
+    assert [locked(try_to_sign_in(name=name)) for name in ("mia", "tom")] == [False, True]
+
+
+def test_sign_in_with_a_passkey_is_limited(db, settings) -> None:
+    """Each request stores a session."""
+    settings.ACCOUNT_RATE_LIMITS = settings.ACCOUNT_RATE_LIMITS | {"login": "3/m/ip"}
+    path, headers = "/accounts/security/passkeys/sign-in/", {"accept": "application/json"}
+    assert [Client().get(path, headers=headers).status_code for _ in range(4)] == [200] * 3 + [429]
+    assert Session.objects.count() == 3
 
 
 def test_name_that_is_too_long_is_not_hashed(anna, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -386,6 +416,21 @@ def test_header_that_does_not_count(anna, proxy: str, address: str, name: str) -
     assert User.objects.count() == 1
 
 
+def test_name_of_the_proxy_is_utf_8(db, proxy: str) -> None:
+    User.objects.create_superuser("josé")
+    client = Client(REMOTE_ADDR=proxy)
+    headers = {"x-remote-user": "josé".encode().decode("latin-1")}  # as WSGI servers pass headers
+    assert client.get("/admin/", headers=headers).status_code == 200
+    assert client.get("/admin/", headers={"x-remote-user": "jos\xe9"}).status_code == 302, "not UTF-8"
+
+
+def test_only_pages_with_a_session_use_the_name_of_the_proxy(anna, proxy: str) -> None:
+    client = Client(REMOTE_ADDR=proxy, headers={"x-remote-user": "anna"})
+    assert client.get("/docs/").status_code == 200
+    assert Session.objects.count() == 0
+    assert client.get("/accounts/security/").status_code == 200
+
+
 def test_user_of_the_proxy_is_not_asked_to_confirm(anna, proxy: str) -> None:
     app = make_app("Portal")
     client = Client(REMOTE_ADDR=proxy, headers={"x-remote-user": "anna"})
@@ -409,13 +454,25 @@ def test_idle_session_ends_and_polls_do_not_keep_it_alive(anna, settings) -> Non
     assert "_auth_user_id" not in client.session
 
 
-def test_activity_is_written_at_most_once_a_minute(anna) -> None:
+@pytest.mark.parametrize("limit", [28800, 0])
+def test_activity_is_written_at_most_once_a_minute(anna, settings, limit: int) -> None:
+    settings.SESSION_IDLE_SECONDS = limit
     client = signed_in(anna)
     for seconds, writes in ((30, 0), (90, 1)):
         make_old(client, seconds, "active_at")
         with CaptureQueriesContext(db_connection) as queries:
             client.get("/admin/password_change/")
         assert sum(query["sql"].startswith("UPDATE") for query in queries) == writes
+
+
+def test_session_with_a_short_limit_stays_open_while_it_is_used(
+    anna, settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.SESSION_IDLE_SECONDS = 60
+    client, now = signed_in(anna), time.time()
+    for seconds in (30, 59, 89):
+        monkeypatch.setattr(time, "time", lambda at=now + seconds: at)
+        assert client.get("/admin/password_change/").status_code == 200
 
 
 # --- Confirming that it's you -------------------------------------------------------------------------------------------
@@ -474,6 +531,8 @@ def test_every_sensitive_page_asks(anna) -> None:
     app = make_app("Portal")
     watch = make_watch(app, "docs")
     otto = User.objects.create_user("otto", password=PASSWORD, is_staff=True)
+    group = Group.objects.create(name="Reviewers")
+    github_app = GitHubApp.objects.create(name="Docora", host="github.com", app_id="1", private_key="x")
     client, admin = signed_in(anna), "/admin/deliveries_app"
     make_old(client)
     new = "a-long-enough-passphrase"
@@ -485,9 +544,21 @@ def test_every_sensitive_page_asks(anna) -> None:
         f"{admin}/apprepository/{watch.pk}/token/": {"github_token": "ghp_another"},
         f"{admin}/apprepository/{watch.pk}/push-secret/": {"post": "yes"},
         f"/admin/auth/user/{otto.pk}/change/": user_form | {"is_superuser": "on", "is_staff": "on"},
+        f"/admin/auth/user/{otto.pk}/change/?": user_form | {"username": "ottilie", "is_staff": "on"},
+        f"/admin/auth/user/{otto.pk}/delete/": {"post": "yes"},
+        "/admin/auth/user/": {"action": "delete_selected", "_selected_action": otto.pk, "post": "yes"},
         f"/admin/auth/user/{otto.pk}/password/": {"password1": new, "password2": new, "usable_password": "true"},
         "/admin/auth/user/add/": {"username": "mia", "password1": new, "password2": new, "usable_password": "true"},
         "/admin/auth/group/add/": {"name": "Everyone"},
+        f"/admin/auth/group/{group.pk}/change/": {"name": "Renamed"},
+        f"/admin/auth/group/{group.pk}/delete/": {"post": "yes"},
+        "/admin/auth/group/": {"action": "delete_selected", "_selected_action": group.pk, "post": "yes"},
+        f"/admin/repositories_app/githubapp/{github_app.pk}/delete/": {"post": "yes"},
+        "/admin/repositories_app/githubapp/": {
+            "action": "delete_selected",
+            "_selected_action": github_app.pk,
+            "post": "yes",
+        },
     }.items():
         answer = client.post(page, form)
         assert answer.status_code == 302, page
@@ -497,9 +568,25 @@ def test_every_sensitive_page_asks(anna) -> None:
     assert (otto.is_superuser, otto.check_password(PASSWORD), watch.github_token) == (False, True, "ghp_secret")
     assert app.tokens.count() == 1
     assert not Group.objects.filter(name="Everyone").exists()
+    assert Group.objects.filter(name="Reviewers").exists()
+    assert GitHubApp.objects.exists()
+    assert not AuditEntry.objects.filter(action__in=[AuditAction.USER_DELETED, AuditAction.GROUP_DELETED]).exists()
     assert client.post(f"/admin/auth/user/{otto.pk}/change/", user_form | {"is_staff": "on", "email": "o@x.example"})[
         "Location"
     ].startswith("/admin/auth/user/")
+
+
+@pytest.mark.parametrize("page", ["/admin/auth/group/{}/delete/", "/admin/auth/group/"])
+def test_groups_are_deleted_after_a_sign_in(anna, page: str) -> None:
+    group = Group.objects.create(name="Reviewers")
+    client, page = signed_in(anna), page.format(group.pk)
+    make_old(client)
+    form = {"post": "yes", "action": "delete_selected", "_selected_action": group.pk}
+    answer = client.post(page, form)
+    assert Group.objects.filter(pk=group.pk).exists()
+    answer = client.post(answer["Location"], {"password": PASSWORD, "next": page})
+    assert answer["Location"] == "/admin/auth/group/"
+    assert not Group.objects.filter(pk=group.pk).exists()
 
 
 def test_resync_never_asks(anna) -> None:
@@ -550,3 +637,53 @@ def test_own_factors_change_only_after_a_recent_sign_in(anna) -> None:
     client = signed_in(anna)
     make_old(client, timedelta(hours=1).total_seconds())
     assert client.get(f"{SECURITY}app/add/")["Location"].startswith(CONFIRM)
+
+
+def test_form_of_an_own_factor_is_kept_encrypted(anna) -> None:
+    client = signed_in(anna)
+    set_up_totp(client)
+    make_old(client)
+    answer = client.post(f"{SECURITY}app/remove/", {"note": "what-was-entered"})
+    assert answer["Location"] == f"{CONFIRM}?next=%2Faccounts%2Fsecurity%2Fapp%2Fremove%2F"
+    raw = Session.objects.get(pk=client.session.session_key).get_decoded()
+    assert "what-was-entered" not in json.dumps(raw)
+    assert "This change needs a recent sign-in. Docora keeps it" in client.get(answer["Location"]).content.decode()
+    answer = client.post(answer["Location"], {"password": PASSWORD, "next": f"{SECURITY}app/remove/"})
+    assert answer["Location"] == SECURITY
+    assert not Authenticator.objects.exists()
+
+
+def test_page_of_an_own_factor_is_shown_after_a_sign_in(anna) -> None:
+    client, page = signed_in(anna), f"{SECURITY}app/add/"
+    make_old(client)
+    confirm = client.get(page)["Location"]
+    text = client.get(confirm).content.decode()
+    assert "This page needs a recent sign-in." in text
+    assert "Docora keeps it" not in text
+    assert client.post(confirm, {"password": PASSWORD, "next": page})["Location"] == page
+
+
+def test_confirmation_lasts_as_long_as_the_setting_says(anna, settings) -> None:
+    settings.REAUTHENTICATE_AFTER_SECONDS = 60
+    client, page = signed_in(anna), f"{SECURITY}app/add/"
+    make_old(client)
+    client.post(CONFIRM, {"password": PASSWORD, "next": page})
+    assert client.get(page).status_code == 200
+    make_old(client, 61)
+    assert client.get(page)["Location"].startswith(CONFIRM)
+
+
+def test_refused_passkey_keeps_the_form(anna, settings) -> None:
+    settings.ALLOWED_HOSTS = ["localhost"]
+    app = make_app("Portal")
+    client = Client(headers={"host": "localhost"})
+    client.force_login(anna)
+    Authenticator.objects.create(user=anna, type="webauthn", data={"name": "Laptop", "credential": {}})
+    make_old(client)
+    page = f"/admin/deliveries_app/app/{app.pk}/settings/"
+    client.post(page, app_form(app, base_url="https://new.example"))
+    answer = client.post(f"{SECURITY}passkeys/reauthenticate/", {"credential": "{}", "next": page})
+    assert answer["Location"] == f"{SECURITY}passkeys/reauthenticate/?next={page.replace('/', '%2F')}"
+    assert client.post(CONFIRM, {"password": PASSWORD, "next": page}).status_code == 302
+    app.refresh_from_db()
+    assert app.base_url == "https://new.example"

@@ -87,7 +87,7 @@ def _body(rows: list[ContactMail]) -> str:
     first = rows[0]
     lines = [
         f"You are the contact of the app {_name(first)} ({first.app_id}) at {settings.PUBLIC_URL}.",
-        "Docora tells you whenever its base URL, its signing key or its API token is changed:",
+        "Docora tells you whenever its base URL, its signing key, its API token or this contact is changed:",
         "",
     ]
     for row in rows[:SHOWN]:
