@@ -52,7 +52,7 @@ def apply_instance_options(arguments: Sequence[str]) -> None:
     for name, value in {"HOST": known.host, "PORT": known.port, "DATA_DIR": known.data}.items():
         if value is not None:
             os.environ[name] = value
-    if known.demo or arguments[0] == "demo":
+    if known.demo:  # `demo` itself would only change its own process
         for name, value in DEMO_SETTINGS.items():
             os.environ.setdefault(name, value)
 
