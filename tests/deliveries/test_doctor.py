@@ -78,7 +78,8 @@ def test_problem_exits_with_1_and_shows_a_hint(healthy, redis_client: Redis) -> 
     marks = [line.split()[0] for line in output.splitlines()[:-1]]
     assert marks == sorted(marks, key=["fine", "WARNING", "PROBLEM"].index)
     assert output.splitlines()[-2] == (
-        "PROBLEM  sweep: The sweep has not run for a day. Start manage.py up, or manage.py sweep."
+        "PROBLEM  sweep: The sweep has not run for a day. Check the service that runs the sweep (systemd: docora-sweep; "
+        "containers: sweep), or start manage.py up or manage.py sweep."
     )
     assert output.splitlines()[-1].endswith(", 1 problem.")
 
