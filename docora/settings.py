@@ -16,11 +16,11 @@ from django.utils.csp import CSP
 
 from docora import __version__
 from docora.conf import data_dir, installation
-from docora.conf.env import count, date, flag, names, networks, pairs, seconds, text
+from docora.conf.env import count, date, flag, names, networks, pairs, seconds, text, time_zone
 from docora.conf.mail import mail_options
 from docora.db import connection as database
 from docora.http.egress import check_proxy_url
-from docora.http.messages import url_blocked_reason
+from docora.http.messages import name_of, url_blocked_reason
 
 BASE_DIR = installation.FILES
 env = environ.Env()
@@ -56,8 +56,14 @@ HOST = text("HOST", default="127.0.0.1")
 PORT = count("PORT", 8000, maximum=65_535)
 _loopback = "[::1]" if HOST in {"::1", "::"} else "127.0.0.1"
 PUBLIC_URL = text("PUBLIC_URL", default=f"http://{_loopback}:{PORT}").rstrip("/")
-_public = urlsplit(PUBLIC_URL)
-if _public.scheme not in {"http", "https"} or not _public.hostname or _public.path:
+try:
+    _public = urlsplit(PUBLIC_URL)
+    _is_address = bool(
+        _public.scheme in {"http", "https"} and _public.hostname and _public.port != 0 and not _public.path
+    )
+except ValueError:  # a bracket is not closed, or the port is not a number
+    _is_address = False
+if not _is_address:
     raise ImproperlyConfigured(f"PUBLIC_URL must look like https://docora.example, but is {PUBLIC_URL!r}.")
 HTTPS = _public.scheme == "https"
 _LOOPBACK = ["localhost", "127.0.0.1", "[::1]"]
@@ -170,6 +176,11 @@ ATTEMPTS_PER_APP = count("ATTEMPTS_PER_APP", 10_000, 0)  # 0 keeps none
 
 # --- Outbound requests -------------------------------------------------------------------------------------------------
 ALLOWED_GIT_HOSTS = names("ALLOWED_GIT_HOSTS", "github.com")
+for _host in ALLOWED_GIT_HOSTS:
+    if "/" in _host:
+        raise ImproperlyConfigured(
+            f"ALLOWED_GIT_HOSTS must be host names such as github.com, separated by commas, but contains {_host!r}."
+        )
 ALLOWED_PRIVATE_NETWORKS = networks("ALLOWED_PRIVATE_NETWORKS")
 ALLOW_HTTP = flag("ALLOW_HTTP")
 EGRESS_PROXY = text("EGRESS_PROXY")
@@ -246,7 +257,7 @@ REAUTHENTICATE_AFTER_SECONDS = seconds("REAUTHENTICATE_AFTER_SECONDS", 600, 60)
 if OIDC_ISSUER:
     if not (OIDC_CLIENT_ID and OIDC_CLIENT_SECRET and OIDC_ROLES):
         raise ImproperlyConfigured("OIDC_ISSUER also needs OIDC_CLIENT_ID, OIDC_CLIENT_SECRET and OIDC_ROLES.")
-    if _reason := url_blocked_reason(OIDC_ISSUER, urlsplit(OIDC_ISSUER).hostname in _LOOPBACK_NAMES):
+    if _reason := url_blocked_reason(OIDC_ISSUER, name_of(OIDC_ISSUER) in _LOOPBACK_NAMES):
         raise ImproperlyConfigured(f"OIDC_ISSUER cannot be called. {_reason}")
 if OIDC_CLIENT_AUTH not in {"client_secret_basic", "client_secret_post"}:
     raise ImproperlyConfigured("OIDC_CLIENT_AUTH must be client_secret_basic or client_secret_post.")
@@ -373,7 +384,7 @@ TEMPLATES = [
 LANGUAGE_CODE = "en"
 USE_I18N = False
 FORMAT_MODULE_PATH = "docora.conf.formats"
-TIME_ZONE = text("TIME_ZONE", default="UTC")
+TIME_ZONE = time_zone("TIME_ZONE", default="UTC")
 STATIC_URL = "static/"
 STATICFILES_DIRS = [BASE_DIR / "static"]
 WHITENOISE_USE_FINDERS = True  # no collectstatic: files are served from their source folders

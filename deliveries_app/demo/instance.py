@@ -83,13 +83,22 @@ CLIENTS = (
 )
 
 
+USERS: Mapping[str, Sequence[str]] = {"admin": [], "operator": ["Operators"], "viewer": ["Viewers"]}
+"""Name → groups. `admin` is a superuser."""
+
+
+class UserExists(Exception):
+    """The demo would take over accounts that it did not create."""
+
+
 @dataclass
 class Choices:
-    """The values chosen at the first start."""
+    """The values chosen at the first start. `has_users`: the demo has created its users."""
 
     password: str
     git_port: int = 0
     receiver_port: int = 0
+    has_users: bool = False
 
 
 class Demo:
@@ -106,7 +115,10 @@ class Demo:
         self._receiver = _Clients(directory / "received", self._keys, self._seconds, port=self.choices.receiver_port)
 
     def start(self) -> None:
-        """Start both servers. Raises OSError if a port from an earlier start is now taken."""
+        """Create the repositories and start both servers.
+
+        Raises OSError, for example if a port from an earlier start is now taken, and CalledProcessError if git fails.
+        """
         make_demo_repositories(self._directory / "git")
         self._git.start()
         self._receiver.start()
@@ -118,7 +130,7 @@ class Demo:
         self._receiver.stop()
 
     def fill(self) -> None:
-        """Create the users, apps and watches that are missing."""
+        """Create the users, apps and watches that are missing. Raises UserExists if others have the users' names."""
         self._make_users()
         for client in CLIENTS:
             app = self._find(client) or self._register(client)
@@ -155,8 +167,14 @@ class Demo:
         return app
 
     def _make_users(self) -> None:
-        """Create `admin`, a superuser, and `operator` and `viewer`, who are in the groups of the same name."""
-        for name, groups in {"admin": [], "operator": ["Operators"], "viewer": ["Viewers"]}.items():
+        users = get_user_model()._default_manager
+        if not self.choices.has_users:
+            taken = sorted(users.filter(username__in=USERS).values_list("username", flat=True))
+            if taken:
+                raise UserExists(f"The users {' and '.join(taken)} already exist")
+            self.choices.has_users = True
+            self._write()
+        for name, groups in USERS.items():
             user, _ = get_user_model().objects.get_or_create(username=name)
             user.is_staff, user.is_superuser = True, name == "admin"
             if not user.check_password(self.choices.password):
@@ -166,7 +184,7 @@ class Demo:
 
     def _read(self) -> Choices:
         if self._file.exists():
-            return Choices(**json.loads(self._file.read_text()))
+            return Choices(**{"has_users": True} | json.loads(self._file.read_text()))
         return Choices(password=secrets.token_urlsafe(9))
 
     def _write(self) -> None:

@@ -106,12 +106,13 @@ def validate_token_of(watch: SourceWatch, key: SourceKey, problem: Note) -> str:
     if not watch.token:
         return ""
     token = key.decrypt(watch.token)
+    if token is None:
+        problem("Its token cannot be decrypted and was left out. Enter it again.")
+        return ""
     try:
-        if token is None:
-            raise ValidationError("It cannot be decrypted.")
         return validate_token(token)
     except ValidationError as error:
-        problem(f"Its token was left out. Enter it again. {error.messages[0]}")
+        problem(f"Its token was left out. {error.messages[0]} Enter it again.")
         return ""
 
 

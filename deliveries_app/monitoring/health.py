@@ -211,8 +211,10 @@ def check_workers(signs: Signs | None) -> str:
         return _UNKNOWN
     if signs.workers:
         return OK
-    start = f"start {program()} up, or {program()} rqworker high default low"
-    return f"no worker is running, so nothing is synced: {start}"
+    return (
+        "no worker is running, so nothing is synced: check the service that runs the workers (systemd: docora-worker@1; "
+        f"containers: worker), or start {program()} up or {program()} rqworker high default low"
+    )
 
 
 def check_sweep(signs: Signs | None) -> str:
@@ -220,8 +222,7 @@ def check_sweep(signs: Signs | None) -> str:
         return _UNKNOWN
     if not signs.sweep_is_late:
         return OK
+    service = "check the service that runs the sweep (systemd: docora-sweep; containers: sweep)"
     if signs.sweep_age is None:
-        return f"the sweep has not run for a day: start {program()} up, or {program()} sweep"
-    ago = format_seconds(signs.sweep_age)
-    running = f"{program()} up, or {program()} sweep, is running"
-    return f"the sweep last ran {ago} ago: check that {running}, and look at its log"
+        return f"the sweep has not run for a day: {service}, or start {program()} up or {program()} sweep"
+    return f"the sweep last ran {format_seconds(signs.sweep_age)} ago: {service} and its log"

@@ -3,6 +3,8 @@
 Only `manage.py doctor` runs them.
 """
 
+import os
+import pwd
 import shutil
 import stat
 import tempfile
@@ -122,22 +124,36 @@ def check_roles() -> list[CheckMessage]:
 
 
 def check_files() -> list[CheckMessage]:
-    """Check that other users cannot read keys or enter the folders. Group access may be intended."""
+    """Check that other users cannot read keys or enter the folders. Group access may be intended.
+
+    A file of another user that this process reads through its group is fine: the handbook installs the settings so.
+    """
     data, repos = Path(settings.DATA_DIR), Path(settings.REPOS_DIR)
     messages: list[CheckMessage] = []
     for path in (data / "keys.json", env_file()):
-        mode = path.stat().st_mode if path.is_file() else 0
-        if mode & stat.S_IRWXO:
+        if not path.is_file():
+            continue
+        found, user = path.stat(), os.geteuid()
+        is_own = user in {0, found.st_uid}
+        advice = f"chmod 600 {path}" if is_own else f"chown {_name(user)} {path}, then chmod 600 {path}"
+        if found.st_mode & stat.S_IRWXO:
             text = f"Every user on this server can read {path}, which may contain keys."
-            messages.append(Error(text, hint=f"chmod 600 {path}"))
-        elif mode & stat.S_IRWXG:
+            messages.append(Error(text, hint=advice))
+        elif found.st_mode & stat.S_IRWXG and (is_own or found.st_gid not in {os.getegid(), *os.getgroups()}):
             text = f"The group of {path} can read it, and it may contain keys."
-            messages.append(Warning(text, hint=f"chmod 600 {path}, unless this is intended."))
+            messages.append(Warning(text, hint=f"{advice}, unless this is intended."))
     for path in (data, repos):
         if path.is_dir() and path.stat().st_mode & stat.S_IRWXO:
             text = f"Every user on this server can open {path}, which contains sessions or private repositories."
             messages.append(Warning(text, hint=f"chmod 700 {path}"))
-    return messages or [Info("Only their owner can access keys, the data directory and mirrors.")]
+    return messages or [Info("Other users cannot access keys, the data directory and mirrors.")]
+
+
+def _name(user: int) -> str:
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return str(user)
 
 
 def check_disk() -> list[CheckMessage]:
@@ -153,7 +169,9 @@ def _check_folder(name: str, folder: Path, wanted: int) -> CheckMessage:
     free = shutil.disk_usage(folder).free
     text = f"{name} ({folder}) is writable and has {format_bytes(free)} free."
     if free < _FULL_BYTES:
-        return Error(text, hint="Free up space, or move it to a separate disk. Without free space, nothing is fetched.")
+        lost = "fetched" if name == "REPOS_DIR" else "recorded"
+        hint = f"Free up space, or move it to a separate disk. Without free space, nothing can be {lost}."
+        return Error(text, hint=hint)
     if free < wanted:
         hint = f"A fetch may write up to {format_bytes(wanted)} (MAX_FETCH_BYTES). Free up space, or lower the limit."
         return Warning(text, hint=hint)
@@ -167,7 +185,11 @@ def check_mirrors() -> list[CheckMessage]:
         return [Info(f"{text}. There is no limit (REPOS_MAX_BYTES).")]
     text = f"{text}. The limit is {format_bytes(limit)} (REPOS_MAX_BYTES)."
     if limit > size.bytes + shutil.disk_usage(settings.REPOS_DIR).free:
-        return [Warning(text, hint="The disk fills up before the limit is reached. Lower the limit, or free up space.")]
+        return [
+            Warning(
+                text, hint="The disk would be full before this limit is reached. Lower the limit, or free up space."
+            )
+        ]
     if size.bytes > limit:
         return [Info(f"{text} A worker on this server removes the excess after its next sync.")]
     return [Info(text)]

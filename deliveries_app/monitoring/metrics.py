@@ -182,7 +182,9 @@ def _database_metrics() -> Iterator[Metric]:
     overdue = max(0.0, (timezone.now() - counts.due_since).total_seconds()) if counts.due_since else 0.0
     yield _gauge("database_up", _DATABASE_UP, 1)
     yield _gauges("watches", "Watched repositories, by status.", "status", counts.by_status)
+    yield _gauge("watches_failing", "Watched repositories whose last attempt to sync has failed.", counts.failing)
     yield _gauge("watches_due", "Watched repositories that are due and wait for a worker.", counts.due)
+    yield _gauge("watches_held", "Watched repositories that are due, but paused or on hold.", counts.held)
     yield _gauge(
         "watches_overdue_seconds",
         "Seconds since the longest waiting watched repository became due.",

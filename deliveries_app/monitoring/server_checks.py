@@ -197,7 +197,9 @@ def _check_eviction(info: dict[str, object]) -> CheckMessage:
     policy = info["maxmemory_policy"]
     if policy == "noeviction":
         return Info("Redis doesn't evict keys (maxmemory-policy noeviction).")
-    text = f"Redis' maxmemory-policy is {policy}. When memory runs out, queued jobs and counters are lost silently."
+    text = (
+        f"The maxmemory-policy of Redis is {policy}. When memory runs out, queued jobs and counters are lost silently."
+    )
     hint = "Set maxmemory-policy to noeviction, and use a separate Redis for other caches."
     if info["maxmemory"]:
         return Error(text, hint=hint)

@@ -28,7 +28,7 @@ from docora.redis import counters
 from docora.security.crypto import Undecryptable
 from repositories_app import github
 from repositories_app import services as repositories
-from repositories_app.git.exceptions import Cause, GitError, NoCommit
+from repositories_app.git.exceptions import Cause, GitError, Interrupted, NoCommit
 from repositories_app.git.remote import Head, Question, ls_heads, ls_heads_by_git
 from repositories_app.git.url import host_of
 from repositories_app.models import HostOutage, Repository
@@ -48,19 +48,29 @@ def check_due(client: HttpClient, meanwhile: Callable[[], None] = lambda: None) 
     due again before the others have been checked wait for the next call, so that the rest of the sweep gets its turn.
 
     Hosts that only git can ask come last, so that they delay no other check. If there is no time for some of their watches,
-    these are due again `TAKEN_SECONDS` later.
+    these are due again `TAKEN_SECONDS` later. If `meanwhile` raises `Interrupted`, those that have no answer are due at once.
     """
     probe_hosts(client, meanwhile)
     checked: set[AppRepository] = set()
+    unanswered: list[AppRepository] = []
     for_git: dict[AppRepository, Question[AppRepository]] = {}
-    while watches := _take_slice():
-        is_second_time = not checked.isdisjoint(watches)
-        checked.update(watches)
-        for_git |= _check(client, watches, meanwhile)
-        if is_second_time or len(watches) < SLICE:
-            break
-    if for_git:
-        _record(ls_heads_by_git(for_git.values(), meanwhile))
+    try:
+        while watches := _take_slice():
+            is_second_time = not checked.isdisjoint(watches)
+            checked.update(watches)
+            unanswered = [*for_git, *watches]
+            for_git |= _check(client, watches, meanwhile)
+            if is_second_time or len(watches) < SLICE:
+                break
+        if for_git:
+            unanswered = list(for_git)
+            _record(ls_heads_by_git(for_git.values(), meanwhile))
+    except Interrupted:
+        with transaction.atomic():
+            due = AppRepository.objects.filter(pk__in=[watch.pk for watch in unanswered])
+            due.lock()
+            due.update(next_check_at=Now())
+        raise
     return len(checked)
 
 

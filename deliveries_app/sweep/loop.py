@@ -19,6 +19,7 @@ from docora.http.client import HttpClient
 from docora.redis import heartbeat
 from docora.server.worker import stopping
 from repositories_app.git import remote
+from repositories_app.git.exceptions import Interrupted
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +35,13 @@ class SweepFailed(Exception):
 def _run(*parts: Callable[[], Any]) -> Any:
     """Call all parts, even if one of them fails, and return the result of the last one.
 
-    Raises `SweepFailed` after the last part, but errors in `_WITHOUT_DATABASE` at once.
+    Raises `SweepFailed` after the last part, but `Interrupted` and errors in `_WITHOUT_DATABASE` at once.
     """
     failed, result = False, None
     for part in parts:
         try:
             result = part()
-        except _WITHOUT_DATABASE:
+        except (*_WITHOUT_DATABASE, Interrupted):
             raise
         except SweepFailed:
             failed = True
@@ -61,13 +62,18 @@ def _enqueue_due() -> int:
 
 
 class _EnqueueDue:
-    """Call `_enqueue_due` at most once every `_WAKE_SECONDS`. With `beats`, then record a heartbeat, until one fails."""
+    """Call `_enqueue_due` at most once every `_WAKE_SECONDS`. With `beats`, then record a heartbeat, until one fails.
+
+    Raises `Interrupted` once the process was asked to stop, so that a git host that hangs does not delay its end.
+    """
 
     def __init__(self, *, beats: bool) -> None:
         self._beats = beats
         self._next = 0.0
 
     def __call__(self) -> None:
+        if stopping():
+            raise Interrupted
         if time.monotonic() >= self._next:
             try:
                 _enqueue_due()
@@ -100,7 +106,7 @@ def sweep_once(client: HttpClient, *, last_failed: bool = False) -> int:
 def sweep_forever() -> None:
     """Sweep until the process is asked to stop, and send alerts in a thread.
 
-    Keep trying while the database is down or a part fails.
+    Keep trying while the database is down or a part fails. Record heartbeats between two rounds, unless the last one failed.
     """
     next_sweep = 0.0
     last_failed = False
@@ -110,13 +116,17 @@ def sweep_forever() -> None:
             try:
                 if time.monotonic() >= next_sweep:
                     next_sweep = time.monotonic() + settings.SWEEP_INTERVAL_SECONDS
-                    sweep_once(client, last_failed=last_failed)
+                    failed_before, last_failed = last_failed, True  # until this round has succeeded
+                    sweep_once(client, last_failed=failed_before)
                     last_failed = False
                 else:
                     _enqueue_due()
+                    if not last_failed:
+                        heartbeat.beat(heartbeat.SWEEP)
+            except Interrupted:
+                break
             except SweepFailed:  # no heartbeat, so health checks and alerts report it
-                last_failed = True
+                pass
             except _WITHOUT_DATABASE as error:
-                last_failed = True
                 logger.warning("sweep_without_database", extra={"cause": str(error)})
             time.sleep(max(0.05, min(_WAKE_SECONDS, next_sweep - time.monotonic())))

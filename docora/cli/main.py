@@ -30,6 +30,7 @@ DEMO_SETTINGS = {
     "ALLOWED_GIT_HOSTS": "github.com,127.0.0.1:*",
     "MAX_RETRY_ATTEMPTS": "3",
 }
+_INSUFFICIENT_PRIVILEGE = "42501"  # SQLSTATE
 COMMANDS_THAT_CHECK_URLS = {"check", "doctor", "runserver", "testserver", "web"}
 
 
@@ -51,7 +52,7 @@ def apply_instance_options(arguments: Sequence[str]) -> None:
     for name, value in {"HOST": known.host, "PORT": known.port, "DATA_DIR": known.data}.items():
         if value is not None:
             os.environ[name] = value
-    if known.demo or arguments[0] == "demo":
+    if known.demo:  # `demo` itself would only change its own process
         for name, value in DEMO_SETTINGS.items():
             os.environ.setdefault(name, value)
 
@@ -60,13 +61,16 @@ def error_message(error: Exception) -> str:
     """Return the message to print instead of a traceback, or an empty string for an unexpected error."""
     from django.conf import settings
     from django.core.exceptions import ImproperlyConfigured
-    from django.db import DatabaseError, InterfaceError, OperationalError
+    from django.db import DatabaseError, InterfaceError, InternalError, NotSupportedError, OperationalError
+    from django.db.migrations.exceptions import MigrationSchemaMissing
 
     from docora.db.connection import first_line
     from docora.redis.connection import RedisError
     from docora.security.crypto import DecryptionError
     from docora.security.redaction import redact
 
+    if isinstance(error, MigrationSchemaMissing) and isinstance(error.__context__, DatabaseError):
+        error = error.__context__  # why the table of migrations cannot be created
     cause = redact(first_line(error)).rstrip(".")
     match error:
         case ImproperlyConfigured():
@@ -78,6 +82,11 @@ def error_message(error: Exception) -> str:
             return f"The database {file} cannot be used: {cause}. Check its disk, and run commands as Docora's user."
         case OperationalError() | InterfaceError():
             return f"The database cannot be used: {cause}. Check DATABASE_URL, and that the database is running."
+        case DatabaseError() if (
+            isinstance(error, NotSupportedError | InternalError)
+            or getattr(error.__cause__, "sqlstate", "") == _INSUFFICIENT_PRIVILEGE
+        ):
+            return f"The database refused: {cause}. Check the rights of the user in DATABASE_URL, and the server's version."
         case RedisError():
             return f"Redis does not respond: {cause}. Check REDIS_URL, and that Redis is running."
         case DecryptionError():

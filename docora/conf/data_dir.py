@@ -1,6 +1,7 @@
 """The data directory: generated keys and the socket of the embedded Redis. Does not depend on the settings."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -83,7 +84,20 @@ class Keys:
 
 def unusable(directory: Path, error: OSError) -> str:
     """Return the message for a data directory in which this process cannot read or write."""
-    return f"DATA_DIR {directory} cannot be used: {error.strerror}. Run commands as Docora's user."
+    return f"DATA_DIR {directory} cannot be used: {reason_and_advice(error)}"
+
+
+def reason_and_advice(error: OSError) -> str:
+    """Return why a file cannot be written, and what to do, as sentences."""
+    advice = ""
+    match error.errno:
+        case errno.EACCES | errno.EPERM:
+            advice = " Run commands as Docora's user."
+        case errno.ENOSPC | errno.EDQUOT:
+            advice = " Free up space."
+        case errno.EROFS:
+            advice = " Mount it writable."
+    return f"{error.strerror}.{advice}"
 
 
 def make_private(directory: Path) -> None:

@@ -4,6 +4,7 @@ import datetime
 import ipaddress
 import math
 import os
+import zoneinfo
 
 from django.core.exceptions import ImproperlyConfigured
 
@@ -62,6 +63,15 @@ def date(name: str) -> datetime.date | None:
         return datetime.date.fromisoformat(raw) if raw else None
     except ValueError:
         raise ImproperlyConfigured(f"{name} must be a date such as 2027-06-30, but is {raw!r}.") from None
+
+
+def time_zone(name: str, default: str) -> str:
+    value = text(name, default)
+    try:
+        zoneinfo.ZoneInfo(value)
+    except (KeyError, ValueError, OSError):  # unknown, an absolute path, or a folder of time zones
+        raise ImproperlyConfigured(f"{name} must be a time zone such as Europe/Berlin, but is {value!r}.") from None
+    return value
 
 
 def names(name: str, default: str = "") -> list[str]:

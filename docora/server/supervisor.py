@@ -25,7 +25,7 @@ from django.core.management.base import CommandError
 from docora.process import die_with_parent
 
 STOP_SECONDS = 12.0  # a worker stops within 8
-_MAX_RESTART_DELAY = 15.0
+_RESTART_DELAY, _MAX_RESTART_DELAY = 0.5, 15.0
 _STABLE_SECONDS = 30.0
 _SYSTEMD_SOCKET = 3  # the first descriptor after stdin, stdout and stderr, by sd_listen_fds(3)
 _BACKLOG = 1024  # connections that wait to be accepted
@@ -46,7 +46,7 @@ class Child:
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     restart_at: float = 0.0
-    restart_delay: float = 0.5
+    restart_delay: float = _RESTART_DELAY
 
     def start(self) -> None:
         self.started = time.monotonic()
@@ -115,10 +115,11 @@ class Supervisor:
         now = time.monotonic()
         if child.restart_at <= child.started:
             code = child.process.returncode if child.process else None
-            self._report(f"{child.name} ended with {code}; starting it again in {child.restart_delay:g} s")
-            child.restart_at = now + child.restart_delay
             stable = now - child.started > _STABLE_SECONDS
-            child.restart_delay = 0.5 if stable else min(_MAX_RESTART_DELAY, child.restart_delay * 2)
+            delay = _RESTART_DELAY if stable else child.restart_delay
+            self._report(f"{child.name} ended with {code}; starting it again in {delay:g} s")
+            child.restart_at = now + delay
+            child.restart_delay = min(_MAX_RESTART_DELAY, delay * 2)
         elif now >= child.restart_at:
             try:
                 child.start()

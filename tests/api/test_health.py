@@ -60,7 +60,10 @@ def checks_of(client: Client) -> dict[str, str]:
 def test_not_ready_without_a_worker(client: Client) -> None:
     heartbeat.beat(heartbeat.SWEEP)
     assert list(checks_of(client)) == ["workers"]
-    assert "no worker" in checks_of(client)["workers"]
+    assert checks_of(client)["workers"] == (
+        "no worker is running, so nothing is synced: check the service that runs the workers (systemd: docora-worker@1; "
+        "containers: worker), or start manage.py up or manage.py rqworker high default low"
+    )
 
 
 @pytest.mark.django_db
@@ -73,7 +76,10 @@ def test_not_ready_with_a_silent_worker(client: Client, worker) -> None:
 @pytest.mark.django_db
 def test_not_ready_without_a_sweep(client: Client, worker) -> None:
     worker.connection.delete("docora:heartbeat:sweep")
-    assert checks_of(client) == {"sweep": "the sweep has not run for a day: start manage.py up, or manage.py sweep"}
+    assert checks_of(client) == {
+        "sweep": "the sweep has not run for a day: check the service that runs the sweep (systemd: docora-sweep; "
+        "containers: sweep), or start manage.py up or manage.py sweep"
+    }
     assert client.get("/health/ready").json()["sweep_age"] is None
 
 

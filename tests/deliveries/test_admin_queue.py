@@ -90,7 +90,7 @@ def test_empty_queue(operator: Client) -> None:
     for expected in ("No sync is running.", "Nothing is waiting.", "Nothing is scheduled."):
         assert expected in page
     assert "No worker is running" in page
-    assert "Start one with manage.py up" in page
+    assert "or start manage.py up or manage.py rqworker high default low." in page
     assert "Docora is checking repositories" not in page
 
 

@@ -171,6 +171,53 @@ def test_slow_git_host_does_not_delay_due_watches(world: World) -> None:
     assert len(calls) >= 3
 
 
+@pytest.mark.parametrize("is_old", [False, True])
+def test_sweep_stops_at_once_while_a_git_host_hangs(world: World, monkeypatch, is_old: bool) -> None:
+    """The watches that it has taken are due again for the next one."""
+    watches, server = settled(world, 3), world.git.server
+    if is_old:
+        make_old(server, 30)
+    else:
+        server.on_request = lambda method, target: time.sleep(8)
+    make_checks_due()
+    monkeypatch.setattr(loop, "stopping", lambda: len(server.requests) >= 3)
+    started = time.monotonic()
+    loop.sweep_forever()
+    assert time.monotonic() - started < 7
+    assert AppRepository.objects.filter(next_check_at__lte=Now()).count() == len(watches)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_sweep_that_waits_for_its_next_round_is_alive(
+    world: World, settings, redis_client: Redis, monkeypatch, fails: bool
+) -> None:
+    """Unless the last round failed."""
+    settings.SWEEP_INTERVAL_SECONDS = 600
+    monkeypatch.setattr(loop, "_WAKE_SECONDS", 0)
+    if fails:
+        monkeypatch.setattr(head_checks, "check_due", fail)
+    sweep_once, enqueue_due, ended, calls = loop.sweep_once, loop._enqueue_due, False, 0
+
+    def one_round(client: HttpClient, *, last_failed: bool) -> int:
+        nonlocal ended
+        try:
+            return sweep_once(client, last_failed=last_failed)
+        finally:
+            ended = True
+            redis_client.delete("docora:heartbeat:sweep")
+
+    def counted() -> int:
+        nonlocal calls
+        calls += ended
+        return enqueue_due()
+
+    monkeypatch.setattr(loop, "sweep_once", one_round)
+    monkeypatch.setattr(loop, "_enqueue_due", counted)
+    monkeypatch.setattr(loop, "stopping", lambda: calls >= 2)
+    loop.sweep_forever()
+    assert bool(redis_client.exists("docora:heartbeat:sweep")) is not fails
+
+
 def fail(*_: object) -> None:
     raise ValueError("a bug")
 
@@ -203,16 +250,19 @@ def test_sweep_continues_after_a_failure_in_one_part(
     """It does the other parts, and counts as late until a whole round succeeds."""
     world.watch()
     redis_client.flushall()
-    rounds_left = 0
+    rounds_left, sweep_once = 0, loop.sweep_once
 
-    def stopping() -> bool:
+    def one_round(client: HttpClient, *, last_failed: bool) -> int:
         nonlocal rounds_left
-        rounds_left -= 1
-        if rounds_left == 2:  # in the first round, it beats while it waits for git hosts
+        if rounds_left == 3:  # in the first round, it beats while it waits for git hosts
             redis_client.delete("docora:heartbeat:sweep")
-        return rounds_left < 0
+        try:
+            return sweep_once(client, last_failed=last_failed)
+        finally:
+            rounds_left -= 1
 
-    monkeypatch.setattr(loop, "stopping", stopping)
+    monkeypatch.setattr(loop, "sweep_once", one_round)
+    monkeypatch.setattr(loop, "stopping", lambda: rounds_left == 0)
     monkeypatch.setattr(loop, "_WAKE_SECONDS", 0)
     settings.SWEEP_INTERVAL_SECONDS = 0
     with monkeypatch.context() as broken:

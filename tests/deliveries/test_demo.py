@@ -1,20 +1,26 @@
 """The demo's three apps: a healthy one, a slow one, and one that fails until its base URL is corrected."""
 
+import os
+import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from django.contrib.auth import get_user_model
 from django.db.models import Sum
 from django.db.models.functions import Now
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
-from deliveries_app.demo.instance import BROKEN, CLIENTS, Demo
+from deliveries_app.demo.instance import BROKEN, CLIENTS, Demo, UserExists
 from deliveries_app.models import App, AppRepository, HourlyTraffic, Status
 from deliveries_app.services import change_app, retry_single
 from deliveries_app.sync.attempt import sync
+from docora.cli.main import DEMO_SETTINGS
+from tests.support.commands import manage
 
 
 @pytest.fixture
@@ -97,6 +103,58 @@ def test_second_start_adds_nothing_even_after_the_correction(demo: Demo, tmp_pat
     again.stop()
     assert [model.objects.count() for model in (App, AppRepository, HourlyTraffic)] == before
     assert again.choices == demo.choices
+
+
+def test_accounts_of_others_are_left_alone(transactional_db: None, tmp_path: Path) -> None:
+    owner = get_user_model().objects.create_superuser("admin", password="the owner's")
+    guest = get_user_model().objects.create_user("viewer", password="the guest's")
+    for _ in range(2):  # a second start does not take them for its own
+        demo = Demo(tmp_path / "demo")
+        demo.start()
+        try:
+            with pytest.raises(UserExists, match="The users admin and viewer already exist"):
+                demo.fill()
+        finally:
+            demo.stop()
+    owner.refresh_from_db(), guest.refresh_from_db()
+    assert owner.check_password("the owner's")
+    assert not guest.is_staff
+    assert get_user_model().objects.count() == 2
+    assert not App.objects.exists()
+
+
+def run_demo(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return manage("demo", environment=environment | {"DOCORA_ENV_FILE": os.devnull})
+
+
+def test_demo_command_needs_its_settings_in_every_process(instance_environment: dict[str, str], tmp_path: Path) -> None:
+    given = {name: value for name, value in instance_environment.items() if name not in DEMO_SETTINGS}
+    given["DATA_DIR"] = str(tmp_path)
+    for environment in (given, given | DEMO_SETTINGS | {"ALLOWED_PRIVATE_NETWORKS": "10.0.0.0/8"}):
+        done = run_demo(environment)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("CommandError: The demo needs these settings in every process of the instance: ")
+
+
+def test_folder_that_the_demo_cannot_use(instance_environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "demo").write_text("")
+    done = run_demo(instance_environment | DEMO_SETTINGS | {"DATA_DIR": str(tmp_path)})
+    folder = tmp_path / "demo"
+    assert (done.returncode, done.stderr) == (1, f"CommandError: The demo cannot use {folder}: File exists.\n")
+
+
+def test_git_that_fails(instance_environment: dict[str, str], tmp_path: Path) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    version = f'[ "$1" = --version ] && exec {shutil.which("git")} --version'
+    (programs / "git").write_text(f"#!/bin/sh\n{version}\necho 'fatal: no space left' >&2; exit 128\n")
+    (programs / "git").chmod(0o755)
+    path = f"{programs}:{os.environ['PATH']}"
+    done = run_demo(instance_environment | DEMO_SETTINGS | {"DATA_DIR": str(tmp_path / "data"), "PATH": path})
+    assert (done.returncode, done.stderr) == (
+        1,
+        "CommandError: The demo's repositories cannot be created: fatal: no space left\n",
+    )
 
 
 def test_wait_for_first_syncs_ends_with_the_last_one_or_after_its_time(demo: Demo) -> None:

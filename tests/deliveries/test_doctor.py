@@ -78,7 +78,8 @@ def test_problem_exits_with_1_and_shows_a_hint(healthy, redis_client: Redis) -> 
     marks = [line.split()[0] for line in output.splitlines()[:-1]]
     assert marks == sorted(marks, key=["fine", "WARNING", "PROBLEM"].index)
     assert output.splitlines()[-2] == (
-        "PROBLEM  sweep: The sweep has not run for a day. Start manage.py up, or manage.py sweep."
+        "PROBLEM  sweep: The sweep has not run for a day. Check the service that runs the sweep (systemd: docora-sweep; "
+        "containers: sweep), or start manage.py up or manage.py sweep."
     )
     assert output.splitlines()[-1].endswith(", 1 problem.")
 
@@ -121,7 +122,7 @@ def test_doctor_ends_when_every_server_hangs(tmp_path: Path) -> None:
     assert "PROBLEM  database: The database is not responding. Check DATABASE_URL" in done.stdout
     assert "PROBLEM  redis: Redis is not responding. Check REDIS_URL" in done.stdout
     assert f"PROBLEM  git-host: Couldn't connect to {silent} within" in done.stdout
-    assert "WARNING  secrets: Skipped because database has a problem." in done.stdout
+    assert "WARNING  secrets: Not checked, because the check of database found a problem." in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     assert "password-of" not in done.stdout + done.stderr
 
@@ -153,7 +154,7 @@ def test_check_that_hangs_is_a_problem() -> None:
     found = [(result.check, result.level, result.message) for result in run_checks(checks)]
     assert found == [
         ("one", PROBLEM, "The check didn't finish within 0.05 s."),
-        ("two", WARNING, "Skipped because one has a problem."),
+        ("two", WARNING, "Not checked, because the check of one found a problem."),
     ]
 
 
@@ -235,7 +236,7 @@ def test_keys_and_folders_readable_by_others(tmp_path: Path, settings, monkeypat
     key_file.write_text("{}")
     key_file.chmod(0o600)
     monkeypatch.setenv("DOCORA_ENV_FILE", str(env_file))
-    assert "Only their owner can access keys" in infos(instance_checks.check_files())
+    assert "Other users cannot access keys" in infos(instance_checks.check_files())
     env_file.write_text("SECRET_KEY=x")
     env_file.chmod(0o640)
     key_file.chmod(0o604)
@@ -243,8 +244,26 @@ def test_keys_and_folders_readable_by_others(tmp_path: Path, settings, monkeypat
     text = problems(instance_checks.check_files())
     assert f"Every user on this server can read {key_file}, which may contain keys. chmod 600" in text
     text = warnings(instance_checks.check_files())
-    assert f"The group of {env_file} can read it" in text
+    assert f"The group of {env_file} can read it, and it may contain keys. chmod 600 {env_file}, unless" in text
     assert f"Every user on this server can open {settings.REPOS_DIR}" in text
+
+
+def test_settings_of_root_that_the_group_docora_reads(tmp_path: Path, settings, monkeypatch) -> None:
+    """As the handbook installs them: 0640 root:docora. With 0600, the process could not read them."""
+    settings.DATA_DIR = settings.REPOS_DIR = tmp_path / "data"
+    env_file = tmp_path / "docora.env"
+    env_file.write_text("SECRET_KEY=x")
+    env_file.chmod(0o640)
+    monkeypatch.setenv("DOCORA_ENV_FILE", str(env_file))
+    monkeypatch.setattr("os.geteuid", lambda: 54321)
+    monkeypatch.setattr("os.getegid", lambda: env_file.stat().st_gid)
+    assert warnings(instance_checks.check_files()) == ""
+    monkeypatch.setattr("os.getegid", lambda: 54321)
+    monkeypatch.setattr("os.getgroups", lambda: [54321])
+    advice = f"chown 54321 {env_file}, then chmod 600 {env_file}"
+    assert f"{advice}, unless this is intended." in warnings(instance_checks.check_files())
+    env_file.chmod(0o644)
+    assert advice in problems(instance_checks.check_files())
 
 
 def test_read_only_folder_and_small_disk(tmp_path: Path, settings, monkeypatch) -> None:
@@ -252,6 +271,8 @@ def test_read_only_folder_and_small_disk(tmp_path: Path, settings, monkeypatch) 
     assert "A fetch may write up to" in warnings(instance_checks.check_disk())
     monkeypatch.setattr(instance_checks, "_FULL_BYTES", 10**18)
     assert problems(instance_checks.check_disk()).count("Free up space, or move it to a separate disk.") == 2
+    assert "nothing can be recorded" in instance_checks.check_disk()[0].hint
+    assert "nothing can be fetched" in instance_checks.check_disk()[1].hint
     (tmp_path / "file").write_text("")
     settings.REPOS_DIR = tmp_path / "file"
     assert f"REPOS_DIR ({tmp_path / 'file'}) is not writable." in problems(instance_checks.check_disk())

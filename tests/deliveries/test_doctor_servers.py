@@ -37,7 +37,7 @@ def test_unreachable_database(
         connection.close()
     assert code == 1
     assert "PROBLEM  database: The database is not responding. Check DATABASE_URL and the database server." in said
-    assert "WARNING  secrets: Skipped because database has a problem." in said
+    assert "WARNING  secrets: Not checked, because the check of database found a problem." in said
     assert "fine     delivery: " in said
     assert "Traceback" not in said
 
@@ -160,10 +160,13 @@ def test_wrong_password_for_redis_is_named(configured: Redis) -> None:
 def test_redis_that_evicts_is_a_problem(configured: Redis) -> None:
     configured.config_set("maxmemory-policy", "allkeys-lru")
     said = warnings(server_checks.check_redis_server())
-    assert "maxmemory-policy is allkeys-lru. When memory runs out, queued jobs and counters are lost silently." in said
+    assert (
+        "The maxmemory-policy of Redis is allkeys-lru. When memory runs out, queued jobs and counters are lost silently."
+        in said
+    )
     assert "This has no effect until maxmemory is set. Set maxmemory-policy to noeviction" in said
     configured.config_set("maxmemory", 1_000_000_000)
-    assert "Redis' maxmemory-policy is allkeys-lru" in problems(server_checks.check_redis_server())
+    assert "The maxmemory-policy of Redis is allkeys-lru" in problems(server_checks.check_redis_server())
     configured.config_set("maxmemory-policy", "noeviction")
     assert problems(server_checks.check_redis_server()) == ""
 
@@ -198,7 +201,8 @@ def test_old_redis_is_a_problem() -> None:
 
 def test_without_workers_nothing_is_sent(redis_client: Redis) -> None:
     assert (
-        "No worker is running, so nothing is synced. Start manage.py up, or manage.py rqworker high default low."
+        "No worker is running, so nothing is synced. Check the service that runs the workers (systemd: docora-worker@1; "
+        "containers: worker), or start manage.py up or manage.py rqworker high default low."
         in problems(instance_checks.check_workers())
     )
     start_worker(redis_client, host="a.example")
@@ -209,8 +213,8 @@ def test_without_workers_nothing_is_sent(redis_client: Redis) -> None:
 def test_late_sweep_is_a_problem(redis_client: Redis) -> None:
     redis_client.set("docora:heartbeat:sweep", time.time() - 7200)
     assert (
-        "The sweep last ran 2 h ago. Check that manage.py up, or manage.py sweep, is running, and look at its log."
-        in problems(instance_checks.check_sweep())
+        "The sweep last ran 2 h ago. Check the service that runs the sweep (systemd: docora-sweep; containers: sweep) "
+        "and its log." in problems(instance_checks.check_sweep())
     )
 
 

@@ -31,7 +31,7 @@ def run(existing: ExistingService, monkeypatch: pytest.MonkeyPatch, *arguments: 
     try:
         call_command("import_docora", existing.url, *arguments, json=True, stdout=out, **options)
     except CommandError as error:
-        if not out.getvalue() or "imported, or only in part" not in str(error):
+        if not out.getvalue() or "imported only in part or not at all" not in str(error):
             raise
         return json.loads(out.getvalue()) | {"failed": True}
     return json.loads(out.getvalue()) | {"failed": False}
@@ -179,12 +179,12 @@ def test_text_report(existing: ExistingService, monkeypatch) -> None:
     existing.watch(app, existing.repository(f"{GIT}/docs"), FILES | {"a/../b\nProblems (0):\x9b2J": b"x"})
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{existing.key}\n"))
     out = io.StringIO()
-    with pytest.raises(CommandError, match="1 item was not imported, or only in part"):
+    with pytest.raises(CommandError, match="1 item was imported only in part or not at all"):
         call_command("import_docora", existing.url, encryption_key_stdin=True, stdout=out)
     text = out.getvalue()
     monkeypatch.setenv("SOURCE_ENCRYPTION_KEY", existing.key)
     existing.app(BASE, "Broken", client_auth_key_encrypted="00:11:22")
-    with pytest.raises(CommandError, match="1 item would not be imported, or only in part"):
+    with pytest.raises(CommandError, match="1 item would be imported only in part or not at all"):
         call_command("import_docora", existing.url, "--dry-run", json=True, stdout=io.StringIO())
     for line in (
         "3 imported, 0 already here, 1 left out",

@@ -219,7 +219,9 @@ def test_watch_with_an_unusable_token_is_imported_without_it(
     existing.watch(app, repository, FILES, github_token_encrypted=encrypted)
     report = run(existing, monkeypatch)
     assert progress_of(report)["watches"] == (1, 0, 0)
-    assert "Its token was left out. Enter it again." in reasons(report)
+    reason = "cannot be decrypted and was left out." if stored == "not encrypted" else "was left out. "
+    assert f"Its token {reason}" in reasons(report)
+    assert "Enter it again." in reasons(report)
     assert (AppRepository.objects.get().github_token, report["failed"]) == ("", True)
 
 
@@ -243,7 +245,9 @@ def test_many_invalid_records_do_not_hide_the_problem_of_a_watch(existing: Exist
     existing.deliver(app, first, [(f".git/{number:03}", "a" * 64) for number in range(300)])
     existing.watch(app, second, created_at=LONG_AGO + timedelta(days=1), github_token_encrypted="not encrypted")
     report = run(existing, monkeypatch)
-    assert f"watch {GIT}/site of Portal: Its token was left out." in reasons(report)
+    assert f"watch {GIT}/site of Portal: Its token cannot be decrypted and was left out. Enter it again." in reasons(
+        report
+    )
     assert (report["problem_count"], len(report["problems"])) == (301, 201)
 
 

@@ -148,7 +148,9 @@ def test_checks_are_counted(world: World) -> None:
 def test_watch_and_circuit_gauges(watches: list[AppRepository]) -> None:
     long_ago = timezone.now() - timedelta(minutes=10)
     rows = AppRepository.objects.filter(pk=watches[0].pk)
-    rows.update(next_sync_at=long_ago, status=Status.FAILED)
+    rows.update(next_sync_at=long_ago, status=Status.FAILED, failing_since=long_ago, root_cause="timeout")
+    paused = AppRepository.objects.filter(pk=watches[2].pk)
+    paused.update(next_sync_at=long_ago, failing_since=long_ago, root_cause="timeout", paused_at=long_ago)
     AppRepository.objects.filter(pk=watches[1].pk).update(next_sync_at=timezone.now())
     Repository.objects.filter(pk=watches[2].repository_id).update(
         circuit_open_until=timezone.now() + timedelta(hours=1)
@@ -158,7 +160,9 @@ def test_watch_and_circuit_gauges(watches: list[AppRepository]) -> None:
     found = scrape()
     assert found['docora_watches{status="synced"}'] == 2
     assert found['docora_watches{status="failed"}'] == 1
+    assert found["docora_watches_failing"] == 2
     assert found["docora_watches_due"] == 2
+    assert found["docora_watches_held"] == 1
     assert 600 <= found["docora_watches_overdue_seconds"] < 660
     assert found["docora_circuits_open"] == 1
     assert found["docora_leases"] == 0

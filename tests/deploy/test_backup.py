@@ -67,7 +67,12 @@ def test_every_app_holds_head_after_restoring_an_old_backup(
     with valkey_server.client() as client:
         client.flushall()
     restored = postgres_server.create_database(f"restored_{os.getpid()}")
-    run("restore-postgres", tmp_path, **tools, DATABASE_URL=restored)
+    for _ in range(2):  # into an empty database, and into that of a newer version
+        run("restore-postgres", tmp_path, **tools, DATABASE_URL=restored)
+        with psycopg.connect(restored) as database:
+            [(newer,)] = database.execute("SELECT to_regclass('newer')")
+            assert newer is None
+            database.execute("CREATE TABLE newer (watch bigint REFERENCES deliveries_app_apprepository)")
     data = tmp_path / "another-machine"
     data.mkdir()
     shutil.copy(settings.DATA_DIR / "keys.json", data)
@@ -163,6 +168,13 @@ def test_restore_stops_every_process_that_uses_the_database() -> None:
     services = compose(ENV_FILE)["services"]
     working = {name for name, service in services.items() if service["image"] == "docora"}
     assert set(shlex.split(shown["stop-containers"])[3:]) == working - {"migrate"}  # it has ended before they began
+
+
+def test_restore_empties_the_database_in_containers_too() -> None:
+    emptied = "DROP SCHEMA public CASCADE; CREATE SCHEMA public"
+    assert f'"{emptied}"' in read("/docs/operations/").code["restore-postgres"]
+    in_containers = f'docker compose exec -T db psql --username=docora --dbname=docora --command="{emptied}"'
+    assert in_containers in text_of("/docs/operations/")
 
 
 @pytest.mark.parametrize("tool", ["pg_dump", "pg_restore"])

@@ -23,8 +23,9 @@ class Machine:
     """A machine set up as in the handbook, below a folder. `user` types the commands."""
 
     def __init__(self, folder: Path, user: str) -> None:
-        self.data, self.home, self.bin = folder / "data", folder / "home", folder / "bin"
-        for directory in (self.data, self.home, self.bin):
+        self.data, self.home = folder / "data", folder / "home"
+        self.bin, self.sbin = folder / "bin", folder / "sbin"
+        for directory in (self.data, self.home, self.bin, self.sbin):
             directory.mkdir()
         (folder / "docora.env").write_text("ALLOWED_GIT_HOSTS=git.docora.example\n")
         text = (UNITS / "docora").read_text()
@@ -33,27 +34,28 @@ class Machine:
             "/etc/docora/docora.env": folder / "docora.env",
             "/opt/docora/.venv/bin/python": sys.executable,
             "/opt/docora/manage.py": PROJECT / "manage.py",
+            "/usr/sbin": self.sbin,
         }.items():
             assert there in text
             text = text.replace(there, str(here))
-        self._program("docora", text)
-        self._program("runuser", RUNUSER)
+        self._program(self.bin / "docora", text)
+        self._program(self.sbin / "runuser", RUNUSER)  # where Debian has it, and cron doesn't look
         number = 0 if user == "root" else 1000
-        self._program("id", f'#!/bin/sh\n[ "$1" = -u ] && echo {number} || echo {user}\n')
+        self._program(self.bin / "id", f'#!/bin/sh\n[ "$1" = -u ] && echo {number} || echo {user}\n')
 
-    def _program(self, name: str, text: str) -> None:
-        (self.bin / name).write_text(text)
-        (self.bin / name).chmod(0o755)
+    def _program(self, file: Path, text: str) -> None:
+        file.write_text(text)
+        file.chmod(0o755)
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        environment = {"PATH": f"{self.bin}:{os.environ['PATH']}", "HOME": str(self.home)}
+        environment = {"PATH": f"{self.bin}:/usr/bin:/bin", "HOME": str(self.home)}
         return subprocess.run(
             ["docora", *arguments], cwd=self.home, env=environment, capture_output=True, text=True, timeout=60
         )
 
     @property
     def became(self) -> str:
-        log = self.bin / "runuser.log"
+        log = self.sbin / "runuser.log"
         return log.read_text() if log.exists() else ""
 
 

@@ -4,9 +4,10 @@ import json
 import os
 from pathlib import Path
 
+import psycopg
 import pytest
 from django.core.exceptions import ImproperlyConfigured
-from django.db import DatabaseError
+from django.db import DatabaseError, InternalError, NotSupportedError
 
 from docora.cli import commands
 from docora.cli.main import error_message
@@ -100,6 +101,28 @@ def test_commands_without_tables_name_migrate(postgres_server: PostgresServer, t
             assert (code, out) == (1, ""), (line, err)
             assert err.startswith("The database does not match this version"), (line, err)
             assert err.endswith("Migrate it: manage.py migrate"), line
+
+
+def test_user_without_rights_in_the_database(
+    postgres_server: PostgresServer, instance_environment: dict[str, str]
+) -> None:
+    empty = postgres_server.create_database(f"refusing_{os.getpid()}")
+    with psycopg.connect(empty, autocommit=True) as connection:
+        connection.execute("CREATE ROLE guest LOGIN")
+    for command, database, cause in (
+        (["list_apps"], instance_environment["DATABASE_URL"], "permission denied for table deliveries_app_app"),
+        (["migrate", "--verbosity", "0"], empty, "permission denied for schema public"),
+    ):
+        [outcome] = outcomes([command], DATABASE_URL=database.replace("user=docora", "user=guest"))
+        advice = "Check the rights of the user in DATABASE_URL, and the server's version."
+        assert outcome == (1, "", f"The database refused: {cause}. {advice}")
+
+
+def test_database_that_is_too_old_or_read_only() -> None:
+    advice = "Check the rights of the user in DATABASE_URL, and the server's version."
+    for error in (NotSupportedError("PostgreSQL 15 or later is required (found 13)."), InternalError("read-only")):
+        cause = str(error).rstrip(".")
+        assert error_message(error) == f"The database refused: {cause}. {advice}"
 
 
 def test_unknown_id_says_where_to_find_ids(instance_environment: dict[str, str]) -> None:

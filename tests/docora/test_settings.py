@@ -1,5 +1,6 @@
 """Validation of settings, and generation of keys in the data directory."""
 
+import errno
 import json
 import os
 import stat
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from docora.conf.data_dir import Keys, embedded_redis_socket, make_private
+from docora.conf.data_dir import Keys, embedded_redis_socket, make_private, unusable
 from tests.support.commands import manage
 
 
@@ -39,6 +40,16 @@ def start_with(directory: Path, **settings: str) -> subprocess.CompletedProcess[
         ("ALLOWED_PRIVATE_NETWORKS", "10.0.0.1/8", "ALLOWED_PRIVATE_NETWORKS must be networks"),
         ("PUBLIC_URL", "http://docora.example", "must start with https://"),
         ("PUBLIC_URL", "docora.example", "PUBLIC_URL must look like"),
+        ("PUBLIC_URL", "https://[docora", "PUBLIC_URL must look like"),
+        ("PUBLIC_URL", "https://docora.example:abc", "PUBLIC_URL must look like"),
+        ("TIME_ZONE", "Europe/Berln", "TIME_ZONE must be a time zone such as Europe/Berlin, but is 'Europe/Berln'"),
+        ("TIME_ZONE", "Europe", "TIME_ZONE must be a time zone"),
+        ("TIME_ZONE", "/etc/localtime", "TIME_ZONE must be a time zone"),
+        (
+            "ALLOWED_GIT_HOSTS",
+            "gitlab.com,https://github.com",
+            "ALLOWED_GIT_HOSTS must be host names such as github.com, separated by commas, but contains 'https://github.com'",
+        ),
         ("ENCRYPTION_KEYS", "short", "at least 16 characters"),
         ("ENCRYPTION_KEYS", "one-key-of-enough-letters,one-key-of-enough-letters", "has the same key twice"),
         ("METRICS_TOKEN", "short", "METRICS_TOKEN must be at least 16 printable ASCII characters"),
@@ -123,6 +134,22 @@ def test_unusable_data_directory(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert f"Docora cannot start: DATA_DIR {tmp_path}/file/data cannot be used: " in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        (errno.EACCES, "Permission denied. Run commands as Docora's user."),
+        (errno.EPERM, "Operation not permitted. Run commands as Docora's user."),
+        (errno.ENOSPC, "No space left on device. Free up space."),
+        (errno.EDQUOT, "Disk quota exceeded. Free up space."),
+        (errno.EROFS, "Read-only file system. Mount it writable."),
+        (errno.ENOTDIR, "Not a directory."),
+    ],
+)
+def test_advice_for_an_unusable_data_directory(code: int, advice: str) -> None:
+    error = OSError(code, os.strerror(code))
+    assert unusable(Path("/srv/docora"), error) == f"DATA_DIR /srv/docora cannot be used: {advice}"
 
 
 def test_invalid_email_url_is_not_repeated(tmp_path: Path) -> None:

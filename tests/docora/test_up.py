@@ -12,13 +12,16 @@ from pathlib import Path
 
 import pytest
 from django.utils import timezone
+from redis.exceptions import AuthenticationError
 
 from docora.management.commands import up
+from docora.redis.connection import RedisError, connection
 from docora.server.supervisor import Child, Supervisor
 from docora.server.valkey import storage_of
 from tests.support.commands import manage
 from tests.support.instance import Instance, free_port
 from tests.support.receiver import wait_for
+from tests.support.valkey import ValkeyServer
 
 
 @pytest.fixture
@@ -26,6 +29,14 @@ def instance(tmp_path: Path) -> Iterator[Instance]:
     instance = Instance(tmp_path)
     yield instance
     instance.end()
+
+
+@pytest.fixture
+def clear_redis_connection() -> Iterator[None]:
+    """Read REDIS_URL again, before and after the test."""
+    connection.cache_clear()
+    yield
+    connection.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +147,41 @@ def test_child_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None:
     ]
 
 
+def test_delay_of_an_earlier_crash_loop_is_forgotten() -> None:
+    reports: list[str] = []
+    supervisor = Supervisor(reports.append)
+    child = Child("web", ["/bin/true"], restart_delay=15.0)
+    supervisor.add(child)
+    assert child.process
+    child.process.wait(10)
+    child.started -= 3600
+    supervisor._restart(child)
+    assert reports == ["web ended with 0; starting it again in 0.5 s"]
+
+
+def test_redis_that_is_down_is_reported_once(
+    settings, monkeypatch: pytest.MonkeyPatch, clear_redis_connection: None
+) -> None:
+    settings.REDIS_URL = f"redis://127.0.0.1:{free_port()}/0"
+    monkeypatch.setattr(up, "READY_SECONDS", 0.5)
+    reports: list[str] = []
+    with pytest.raises(RedisError):
+        up._wait_for_redis(None, reports.append)
+    [report] = reports
+    assert report.startswith("Waiting for Redis: Error 111 connecting to 127.0.0.1:")
+    assert report.endswith(". Check REDIS_URL.")
+
+
+def test_wrong_redis_password_ends_the_start_at_once(
+    settings, clear_redis_connection: None, valkey_server: ValkeyServer
+) -> None:
+    settings.REDIS_URL = valkey_server.url.replace("://", "://docora:wrong@")
+    reports: list[str] = []
+    with pytest.raises(AuthenticationError):
+        up._wait_for_redis(None, reports.append)
+    assert reports == []
+
+
 def test_children_end_in_order_and_new_clients_are_refused_meanwhile(tmp_path: Path) -> None:
     order = tmp_path / "order"
     listener = socket.create_server(("127.0.0.1", 0))
@@ -173,7 +219,7 @@ def test_unusable_data_directory_is_a_clear_error(tmp_path: Path) -> None:
     done = manage("up", environment={"PATH": os.environ["PATH"], "DOCORA_ENV_FILE": os.devnull} | keys | data)
     assert (done.returncode, done.stderr) == (
         1,
-        f"CommandError: DATA_DIR {tmp_path}/data cannot be used: File exists. Run commands as Docora's user.\n",
+        f"CommandError: DATA_DIR {tmp_path}/data cannot be used: File exists.\n",
     )
 
 
@@ -196,7 +242,9 @@ def test_doctor_finds_no_problem(running: Instance) -> None:
 def test_second_instance_on_a_data_directory_is_refused(running: Instance) -> None:
     result = running.run("up", "--port", str(free_port()))
     assert result.returncode == 1
-    assert "Docora is already running with the data directory" in result.stderr
+    folder = running.directory / "data"
+    advice = "Stop it, or choose another one with --data."
+    assert f"Docora is already running with the data directory {folder}. {advice}" in result.stderr
 
 
 def test_endless_request_bodies_do_not_block_others(running: Instance) -> None:

@@ -295,4 +295,4 @@ def test_doctor_reports_the_size_and_the_limit_of_the_mirrors(mirrors, folder: P
     settings.REPOS_MAX_BYTES = 1000
     assert "removes the excess after its next sync" in infos(check_mirrors())
     settings.REPOS_MAX_BYTES = 10**18
-    assert "The disk fills up before the limit is reached" in warnings(check_mirrors())
+    assert "The disk would be full before this limit is reached" in warnings(check_mirrors())

@@ -1,15 +1,21 @@
+import errno
 import signal
+import subprocess
 import threading
+from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from deliveries_app.demo.instance import Demo, wait_for_database
+from deliveries_app.demo.instance import Demo, UserExists, wait_for_database
 from docora.cli.main import DEMO_SETTINGS, add_instance_options
 from docora.cli.output import write_banner
+from docora.conf.data_dir import reason_and_advice
 from docora.conf.installation import program
 
+_LOOPBACK = ip_address("127.0.0.1")
 FIRST_SYNCS_SECONDS = 60.0
 """How long to wait for the first syncs before printing how to sign in, because they fill the log. They take about 10 s."""
 
@@ -21,7 +27,8 @@ class Command(BaseCommand):
         add_instance_options(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        if not settings.ALLOW_HTTP or "127.0.0.1:*" not in settings.ALLOWED_GIT_HOSTS:
+        is_reachable = any(_LOOPBACK in network for network in settings.ALLOWED_PRIVATE_NETWORKS)
+        if not (settings.ALLOW_HTTP and is_reachable and "127.0.0.1:*" in settings.ALLOWED_GIT_HOSTS):
             required = " ".join(f"{name}={value}" for name, value in DEMO_SETTINGS.items())
             raise CommandError(f"The demo needs these settings in every process of the instance: {required}")
         if not wait_for_database(30.0):
@@ -29,17 +36,15 @@ class Command(BaseCommand):
         stopped = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stopped.set())
-        demo = Demo(settings.DATA_DIR / "demo")
+        demo = _start(settings.DATA_DIR / "demo")
         try:
-            demo.start()
-        except OSError as error:
-            ports = f"{demo.choices.git_port} and {demo.choices.receiver_port}"
-            raise CommandError(
-                f"The demo's ports {ports} cannot be used ({error.strerror}). "
-                f"Free them, or remove {settings.DATA_DIR / 'demo'} to use other ports."
-            ) from None
-        try:
-            demo.fill()
+            try:
+                demo.fill()
+            except UserExists as error:
+                raise CommandError(
+                    f"{error}, and the demo didn't create them. Run it in an instance of its own: "
+                    f"{program()} up --demo --data DIR, without DATABASE_URL"
+                ) from None
             demo.wait_for_first_syncs(FIRST_SYNCS_SECONDS, stopped)
             if not stopped.is_set():
                 fields = {
@@ -53,3 +58,20 @@ class Command(BaseCommand):
             stopped.wait()
         finally:
             demo.stop()
+
+
+def _start(folder: Path) -> Demo:
+    try:
+        demo = Demo(folder)
+        demo.start()
+    except subprocess.CalledProcessError as error:
+        reason = error.stderr.decode(errors="replace").strip()
+        raise CommandError(f"The demo's repositories cannot be created: {reason}") from None
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise CommandError(f"The demo cannot use {folder}: {reason_and_advice(error)}") from None
+        ports = f"{demo.choices.git_port} and {demo.choices.receiver_port}"
+        raise CommandError(
+            f"The demo's ports {ports} cannot be used ({error.strerror}). Free them, or remove {folder} to use other ports."
+        ) from None
+    return demo

@@ -81,8 +81,8 @@ class Command(BaseCommand):
             self._print(report)
         if report.problem_count:
             count = report.problem_count
-            were_not = "would not be" if report.dry_run else "was not" if count == 1 else "were not"
-            raise CommandError(f"{counted(count, 'item', 'items')} {were_not} imported, or only in part.")
+            were = "would be" if report.dry_run else "was" if count == 1 else "were"
+            raise CommandError(f"{counted(count, 'item', 'items')} {were} imported only in part or not at all.")
 
     def _import(self, url: str, key: importing.SourceKey, *, dry_run: bool, quiet: bool) -> Report:
         with importing.open_source(url) as source, Bar(quiet=quiet) as bar:

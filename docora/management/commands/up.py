@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import IntegrityError, connections
 from django.utils import timezone
+from redis.exceptions import AuthenticationError, ResponseError
 
 from docora.cli.main import add_instance_options
 from docora.cli.output import write_banner
@@ -28,6 +30,7 @@ from docora.db.connection import CONNECTION_ERRORS
 from docora.http.client import HttpClient, Request
 from docora.redis import heartbeat
 from docora.redis.connection import RedisError, connection
+from docora.security.redaction import redact
 from docora.server.supervisor import (
     WEB_ENVIRONMENT,
     Child,
@@ -87,13 +90,13 @@ class Command(BaseCommand):
             # Valkey saves its data on SIGTERM, and gets that signal even if this process is killed.
             valkey = Child("valkey", valkey_command(settings.DATA_DIR), ends_last=True)
             supervisor.add(valkey)
-        _wait_for_redis(valkey)
+        _wait_for_redis(valkey, self.stderr.write)
         self._prepare_database(migrate=not options["no_migrate"])
         listener = listening_socket()
         started = timezone.now()
         supervisor.add(Child("web", web_command(listener), WEB_ENVIRONMENT, listener=listener))
         for number in range(options["workers"]):
-            # Every second worker prefers maintenance to bulk work, so that neither can starve the other.
+            # Every second worker prefers cleanup to bulk work, so that neither can starve the other.
             queues = ("high", "default", "low") if number % 2 == 0 else ("high", "low", "default")
             supervisor.add(Child(f"worker {number + 1}", manage("rqworker", *queues, "--verbosity", "0")))
         supervisor.add(Child("sweep", manage("sweep")))
@@ -129,7 +132,10 @@ class Command(BaseCommand):
             self._lock = os.open(Path(settings.DATA_DIR) / "up.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CommandError(f"Docora is already running with the data directory {settings.DATA_DIR}.") from None
+            raise CommandError(
+                f"Docora is already running with the data directory {settings.DATA_DIR}. "
+                "Stop it, or choose another one with --data."
+            ) from None
         except OSError as error:
             raise CommandError(data_dir.unusable(settings.DATA_DIR, error)) from None
 
@@ -157,14 +163,20 @@ def _has_no_administrator() -> bool:
         return False
 
 
-def _wait_for_redis(valkey: Child | None) -> None:
-    """Wait until Redis answers. `valkey` is the embedded server, if that is used."""
+def _wait_for_redis(valkey: Child | None, report: Callable[[str], object]) -> None:
+    """Wait until Redis answers. `valkey` is the embedded server, if that is used.
+
+    Call `report` once with a sentence that says what it waits for. Raises RedisError, at once if waiting is pointless.
+    """
+    reported = False
     deadline = time.monotonic() + READY_SECONDS
     while True:
         try:
             connection().ping()
             return
-        except RedisError:
+        except (AuthenticationError, ResponseError):
+            raise
+        except RedisError as error:
             if valkey and not valkey.running:
                 folder = storage_of(settings.DATA_DIR)
                 raise CommandError(
@@ -173,6 +185,9 @@ def _wait_for_redis(valkey: Child | None) -> None:
                 ) from None
             if time.monotonic() > deadline:
                 raise
+            if not (valkey or reported):
+                report(f"Waiting for Redis: {redact(str(error)).rstrip('.')}. Check REDIS_URL.")
+                reported = True
         time.sleep(0.05)
 
 
