@@ -147,7 +147,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
 
     def _warn_if_name_is_taken(self, request: HttpRequest, app: App) -> None:
         if App.objects.filter(name__iexact=app.name, ended_at=None).exclude(pk=app.pk).exists():
-            message = f"Another app is also named {app.name}. Rename one of them, so that lists tell them apart."
+            message = f"Another app is already named {app.name}. Rename one so you can tell them apart."
             self.message_user(request, message, messages.WARNING)
 
     def _warn_if_unreachable(self, request: HttpRequest, app: App) -> None:

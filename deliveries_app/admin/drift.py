@@ -163,7 +163,7 @@ class DriftCheckAdmin(ReadOnlyAdmin[DriftCheck]):
         parts += [f"deleting {counted(sent.deletes, 'extra file', 'extra files')}"] if sent.deletes else []
         message = f"{' and '.join(parts).capitalize()}."
         if sent.settled:
-            message += f" Left out because of changes since the check: {counted(sent.settled, 'file', 'files')}."
+            message += f" Skipped {counted(sent.settled, 'file', 'files')} that changed after the check."
         return self.redirect_with_message(request, page, message)
 
 

@@ -123,16 +123,19 @@ class App(models.Model):
         help_text="The app answers /verify, so its copies can be checked for differences.",
     )
     max_watches = models.PositiveIntegerField(
-        "watched repositories", null=True, blank=True, help_text="The most repositories that the app can watch."
+        "watched repositories", null=True, blank=True, help_text="Maximum number of repositories the app can watch."
     )
     max_files = models.PositiveBigIntegerField(
-        "files", null=True, blank=True, help_text="The most files in all of the app's watched repositories."
+        "files", null=True, blank=True, help_text="Maximum number of files in all of the app's watched repositories."
     )
     max_bytes = models.PositiveBigIntegerField(
-        "bytes", null=True, blank=True, help_text="The most bytes in all of the app's watched repositories."
+        "bytes", null=True, blank=True, help_text="Maximum number of bytes in all of the app's watched repositories."
     )
     max_resyncs_per_hour = models.PositiveIntegerField(
-        "re-syncs per hour", null=True, blank=True, help_text="The most re-syncs that the app itself can request."
+        "re-syncs per hour",
+        null=True,
+        blank=True,
+        help_text="Maximum number of re-syncs the app itself can request per hour.",
     )
     resyncs_used = models.FloatField(
         default=0.0, db_default=0.0, editable=False, help_text="Re-syncs of the quota in use at `resyncs_used_at`."

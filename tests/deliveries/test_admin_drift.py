@@ -136,7 +136,7 @@ def test_result_is_listed_filtered_and_sent(operator: Client, result: DriftCheck
     DriftFile.objects.create(check_of=result, path="gone", kind=DriftKind.DIFFERENT, sha="a" * 64, sequence=9)
     DriftCheck.objects.update(different=2, listed=4)
     answer = operator.post(f"{CHECKS}{result.pk}/send/", {"post": "yes"}, follow=True)
-    message = "Sending 2 files and deleting 1 extra file. Left out because of changes since the check: 1 file."
+    message = "Sending 2 files and deleting 1 extra file. Skipped 1 file that changed after the check."
     assert message in answer.text
     assert dict(Delivery.objects.filter(acknowledged=False).values_list("path", "kind")) == {
         "missing/<b>.md": "create", "different/<b>.md": "create", "extra/<b>.md": "delete",

@@ -383,7 +383,7 @@ def test_delivery_page_keeps_numbers_of_the_engine_in_diagnostics(viewer: Client
     delivery = Delivery.objects.earliest("pk")
     page = viewer.get(f"{ADMIN}delivery/{delivery.pk}/change/").text
     diagnostics = page.index("<details")
-    for label in ("Sequence", "Generation", "Made from"):
+    for label in ("Sequence", "Generation", "Source"):
         assert page.index(f"<dt>{label}</dt>") > diagnostics
     for label in ("App", "Repository", "Last acknowledged", "Last notification", "SHA-256"):
         assert page.index(f"<dt>{label}</dt>") < diagnostics

@@ -128,7 +128,7 @@ def test_paused_repositories_are_counted(viewer: Client) -> None:
     page = viewer.get(PAGE).text
     assert shown(page, "card-watches-paused") == "2 paused"
     assert viewer.get(link(page, "card-watches-paused")).context["cl"].result_count == 2
-    assert shown(page, "card-held") == "2 due, paused or on hold"
+    assert shown(page, "card-held") == "2 due, but paused or on hold"
     assert "None queued" not in page
     assert "Docora checks for changes automatically." in page
     SyncPause.objects.create(paused_by="anna")

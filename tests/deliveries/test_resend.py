@@ -98,7 +98,7 @@ def test_selection_is_confirmed_and_resent_as_one_operation(world: World) -> Non
     chosen = [world.rows(docs)["docs/a"].pk, world.rows(docs)["src/c"].pk, world.rows(site)["docs/a"].pk]
     answer = operator.post(LIST, {"action": "resend", "_selected_action": chosen}, follow=True)
     page = unescape(answer.text)
-    assert "This will resend 3 files of 2 repositories to 2 apps. Continue?" in page
+    assert "This will resend 3 files from 2 repositories to 2 apps. Continue?" in page
     assert "5 bytes" in page
     hidden = {name: answer.context[name] for name in ("selection_digest", "selection_files")}
     url = answer.redirect_chain[-1][0]
@@ -135,12 +135,12 @@ def test_everything_that_a_filter_matches(operator: Client, watches) -> None:
     for watch in watches:
         add_deliveries(watch, ["docs/a", "docs/b", "src/c"])
     url = f"{CONFIRM}?all=1&watch__app={docs.app_id}&q=docs/"
-    assert "This will resend 4 files of 2 repositories to Portal. Continue?" in operator.get(url).text
+    assert "This will resend 4 files from 2 repositories to Portal. Continue?" in operator.get(url).text
     operator.post(url, {"post": "yes"})
     sent = Delivery.objects.filter(acknowledged=False).values_list("watch", "path")
     assert sorted(sent) == sorted((watch.pk, path) for watch in (docs, site) for path in ("docs/a", "docs/b"))
     only = operator.get(f"{CONFIRM}?all=1&watch={other.pk}&q=src/").text
-    assert "This will resend 1 file of 1 repository to Search. Continue?" in only
+    assert "This will resend 1 file from 1 repository to Search. Continue?" in only
 
 
 def test_changed_selection_is_confirmed_again(operator: Client, watches) -> None:
