@@ -293,9 +293,9 @@ class AppForm(AppRules, forms.ModelForm):  # type: ignore[type-arg]  # not gener
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Compare with the value that the page showed, not with the row: a worker may have paused the app since.
-        if "paused" in self.fields:  # absent for users who can only view
-            self.fields["paused"].show_hidden_initial = not self.is_bound or "initial-paused" in self.data
+        # Compare with the values that the page showed, not with the row: the app or a worker may have changed it since.
+        for name, field in self.fields.items():
+            field.show_hidden_initial = not self.is_bound or self.add_initial_prefix(name) in self.data
         self.initial["max_in_flight"] = self.instance.max_in_flight_limit
         if QUOTA_FIELDS[0] in self.fields:
             self._explain_quotas()
