@@ -1,5 +1,6 @@
 """Client apps: the list, the page to operate one app, and the page with its settings."""
 
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlencode
 
@@ -296,5 +297,6 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
             require_recent(request)
         services.change_app(Actor.of_request(request), obj, form.changed_data)
 
-    def remove(self, actor: Actor, obj: App) -> None:
-        services.delete_app(actor, obj)
+    def remove(self, actor: Actor, rows: Sequence[App]) -> None:
+        for app in rows:
+            services.delete_app(actor, app)
