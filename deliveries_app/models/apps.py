@@ -1,7 +1,7 @@
 """Client apps and the repositories they watch."""
 
 import secrets
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Self
 
 from django.conf import settings
@@ -593,6 +593,21 @@ class AppRepository(models.Model):
     def waits_for_first_commit(self) -> bool:
         """Whether the repository had no commit when it was last read. Anything else that is pending has a due time."""
         return self.status == Status.PENDING and self.next_sync_at is None and self.ended_at is None
+
+    @property
+    def waits_until(self) -> datetime | None:
+        """When the hold of a watch that was read `with_state` ends, or when it is retried; None in any other state."""
+        match self.detail:
+            case StateDetail.COOLDOWN:
+                return self.app.cooldown_until
+            case StateDetail.CIRCUIT_OPEN:
+                return self.repository.circuit_open_until
+            case StateDetail.HOST_DOWN:
+                until: datetime | None = self.host_retry_at  # type: ignore[attr-defined]  # annotated
+                return until
+            case StateDetail.RETRYING:
+                return self.next_sync_at
+        return None
 
     @property
     def detail(self) -> StateDetail:

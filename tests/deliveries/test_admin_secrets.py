@@ -82,6 +82,9 @@ def test_old_tokens_are_retired_on_request(keeper: Client, app: App) -> None:
     assert "Old tokens retired." in page.text
     assert "Retire old tokens" not in page.text
     assert [token.ending for token in app.tokens.all()] == [newest[-4:]]
+    again = keeper.post(f"{APPS}{app.pk}/retire-tokens/", {"post": "yes"}, follow=True)
+    assert "There are no old tokens to retire." in again.text
+    assert "Old tokens retired." not in again.text
 
 
 def test_new_key_is_shown_once_and_starts_a_rotation(keeper: Client, app: App) -> None:

@@ -11,7 +11,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import App, AppRepository, BulkOperation, Delivery
+from deliveries_app.models import App, AppRepository, BulkOperation, Delivery, Outcome
 from deliveries_app.reports import impact
 from deliveries_app.services import MAX_RESENT_AT_ONCE, cancel_operation, resend_many, resync_single
 from tests.support.audit import by_users
@@ -204,3 +204,20 @@ def test_resend_of_an_app_s_own_files_only(watches) -> None:
         resend_many(Actor.of_app(watches[0].app), [row.pk])
     row.refresh_from_db()
     assert row.acknowledged
+
+
+def test_reason_is_cleaned(operator: Client, watches) -> None:
+    add_deliveries(watches[0], ["a"])
+    operator.post(f"{CONFIRM}?all=1", {"post": "yes", "reason": "Lost\0its disk" + "!" * 300})
+    reason = BulkOperation.objects.get().reason
+    assert reason.startswith("Lost\ufffdits disk!")
+    assert len(reason) == 200
+
+
+def test_user_who_resends_one_file_can_cancel_it(operator: Client, watches) -> None:
+    add_deliveries(watches[0], ["a"])
+    operator.post(resend_url(watches[0], "a"))
+    url = f"/admin/live/{watches[0].pk}/cancel/"
+    assert url in operator.get(f"/admin/deliveries_app/apprepository/{watches[0].pk}/change/").text
+    operator.post(url)
+    assert watches[0].runs.get().outcome == Outcome.CANCELLED
