@@ -166,10 +166,11 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
         )
 
     def confirm_change(self, request: HttpRequest, app: App, *, change: ConfirmedChange) -> HttpResponse:
+        if request.method == "POST":
+            require_recent(request)
         if change.blocked_reason and (reason := change.blocked_reason(app)):
             return self._warn(request, app, reason)
         if request.method == "POST":
-            require_recent(request)
             try:
                 change.run(Actor.of_request(request), app)
             except (keys.KeyRotationError, NotFound) as error:

@@ -126,8 +126,8 @@ def test_cancelled_rotation_can_be_started_again(keeper: Client, app: App) -> No
     assert "already in progress" in keeper.get(f"{APPS}{app.pk}/rotate-key/", follow=True).text
     assert "New key discarded" in keeper.post(f"{APPS}{app.pk}/cancel-key/", follow=True).text
     assert state(app)[:3] == ("k" * 20, "", None)
-    assert "There is no new key to discard" in keeper.get(f"{APPS}{app.pk}/cancel-key/", follow=True).text
-    assert "No key rotation is in progress" in keeper.post(f"{APPS}{app.pk}/cancel-key/", follow=True).text
+    for method in (keeper.get, keeper.post):
+        assert "There is no new key to discard" in method(f"{APPS}{app.pk}/cancel-key/", follow=True).text
     assert keeper.post(f"{APPS}{app.pk}/rotate-key/").status_code == 302
 
 
