@@ -6,10 +6,10 @@ import socket
 from dataclasses import dataclass
 from functools import cache
 
-from django.contrib.auth import get_user_model
+from django.contrib.auth import get_permission_codename, get_user_model
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser, User
 from django.core.exceptions import PermissionDenied
-from django.db.models import QuerySet
+from django.db.models import Model, QuerySet
 from django.http import HttpRequest
 
 from deliveries_app.models import ActorKind, App, AppRepository
@@ -103,6 +103,12 @@ def _user_and_host() -> str:
     except KeyError:
         name = str(os.getuid())
     return f"{name}@{socket.gethostname()}"[:150]
+
+
+def can_view(user: AbstractBaseUser | AnonymousUser, model: type[Model]) -> bool:
+    """Return whether the user can view a model's rows. As in Django's admin, the change permission includes it."""
+    names = (get_permission_codename(action, model._meta) for action in ("view", "change"))
+    return any(user.has_perm(f"{model._meta.app_label}.{name}") for name in names)  # type: ignore[union-attr]
 
 
 def can_view_operations(user: AbstractBaseUser | AnonymousUser) -> bool:

@@ -1,9 +1,11 @@
 """Find or create repositories, record their snapshots, and operate their circuit breakers."""
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from django.conf import settings
 from django.db.models import CharField, Exists, ExpressionWrapper, F, OuterRef, Q, QuerySet, Subquery
@@ -139,15 +141,23 @@ def close_circuit(repository: Repository) -> bool:
 
     Return whether this ended a cooldown that was still running.
     """
-    closed = _failing.update(
-        repository.pk,
-        consecutive_failures=0,
-        circuit_open_until=None,
-        last_failure_at=None,
-        last_error="",
-        last_error_cause="",
-    )
-    return closed == 1 and repository.circuit_is_open
+    return _failing.update(repository.pk, **_CLOSED) == 1 and repository.circuit_is_open
+
+
+def close_circuits(repositories: Iterable[Repository]) -> None:
+    """Close these circuits as `close_circuit` does. Call this inside a transaction: it locks the rows in their order."""
+    rows = Repository.objects.filter(pk__in=[repository.pk for repository in repositories])
+    locked = rows.select_for_update(no_key=True).order_by("pk").values_list("pk", flat=True)
+    Repository.objects.filter(pk__in=list(locked)).update(**_CLOSED)
+
+
+_CLOSED: dict[str, Any] = {
+    "consecutive_failures": 0,
+    "circuit_open_until": None,
+    "last_failure_at": None,
+    "last_error": "",
+    "last_error_cause": "",
+}
 
 
 @compiled_and_prepared

@@ -61,6 +61,8 @@ class BulkAction:
     impact: Callable[[AppRepositoryQuerySet], Impact | RetryImpact]
     form: type[ResyncForm] | type[RetryForm]
     run: Callable[[Actor, AppRepositoryQuerySet, Scope, Any], BulkOperation]
+    rows_vary: bool = False
+    """Whether other rows may match when the user confirms, as failures come and go, unless they are many more."""
 
 
 def _resync(actor: Actor, watches: AppRepositoryQuerySet, scope: Scope, form: Any) -> BulkOperation:
@@ -101,6 +103,7 @@ RETRY = BulkAction(
     impact=retry_impact_of,
     form=RetryForm,
     run=_retry,
+    rows_vary=True,
 )
 
 
@@ -183,7 +186,7 @@ class BulkAdmin[M: Model](DocoraAdmin[M]):
         is_confirmed = request.method == "POST" and request.POST.get("post") == "yes"
         form = action.form(request.POST if is_confirmed else None, repositories=impact.watches, apps=impact.apps)
         if is_confirmed:
-            if confirmation.selection_changed(request, pks, impact.files):
+            if confirmation.selection_changed(request, pks, impact.files, rows_vary=action.rows_vary):
                 return self.redirect_with_message(
                     request, request.get_full_path(), confirmation.CHANGED, messages.WARNING
                 )

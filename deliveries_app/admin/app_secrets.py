@@ -37,6 +37,10 @@ class ConfirmedChange:
     """Return why the change is not possible now, or an empty string if it is."""
 
 
+def _retire_tokens_blocked(app: App) -> str:
+    return "" if len(tokens.live_tokens(app)) > 1 else "There are no old tokens to retire."
+
+
 def _retire_key_blocked(app: App) -> str:
     if app.is_rotating_key and app.new_key_accepted_at is not None:
         return ""
@@ -58,6 +62,7 @@ CONFIRMED_CHANGES = (
         ),
         done_message="Old tokens retired.",
         run=tokens.retire_old_tokens,
+        blocked_reason=_retire_tokens_blocked,
     ),
     ConfirmedChange(
         slug="retire-key",
@@ -163,13 +168,14 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
     def confirm_change(self, request: HttpRequest, app: App, *, change: ConfirmedChange) -> HttpResponse:
         if request.method == "POST":
             require_recent(request)
+        if change.blocked_reason and (reason := change.blocked_reason(app)):
+            return self._warn(request, app, reason)
+        if request.method == "POST":
             try:
                 change.run(Actor.of_request(request), app)
             except (keys.KeyRotationError, NotFound) as error:
                 return self._warn(request, app, error)
             return self.redirect_with_message(request, self.settings_page_of(app), change.done_message)
-        if change.blocked_reason and (reason := change.blocked_reason(app)):
-            return self._warn(request, app, reason)
         return self.render_question(
             request, app, change.title, change.button, paragraphs=change.paragraphs, back=self.settings_page_of(app)
         )

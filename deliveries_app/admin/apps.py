@@ -1,5 +1,6 @@
 """Client apps: the list, the page to operate one app, and the page with its settings."""
 
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlencode
 
@@ -147,7 +148,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
 
     def _warn_if_name_is_taken(self, request: HttpRequest, app: App) -> None:
         if App.objects.filter(name__iexact=app.name, ended_at=None).exclude(pk=app.pk).exists():
-            message = f"Another app is also named {app.name}. Rename one of them, so that lists tell them apart."
+            message = f"Another app is already named {app.name}. Rename one so you can tell them apart."
             self.message_user(request, message, messages.WARNING)
 
     def _warn_if_unreachable(self, request: HttpRequest, app: App) -> None:
@@ -296,5 +297,6 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
             require_recent(request)
         services.change_app(Actor.of_request(request), obj, form.changed_data)
 
-    def remove(self, actor: Actor, obj: App) -> None:
-        services.delete_app(actor, obj)
+    def remove(self, actor: Actor, rows: Sequence[App]) -> None:
+        for app in rows:
+            services.delete_app(actor, app)

@@ -3,13 +3,13 @@
 A page rendered in response to the action's POST would be lost on refresh. So the action redirects to the confirmation
 page, with the ids of the rows or, for "select all N", with the list's filters. GET shows the impact, POST acts.
 
-The form carries a digest of the selected rows and the number of their files. The user is asked again if the selection
-has changed since the page was rendered, or if it now has over a tenth more files. A changed status does not matter.
+The form carries a digest of the selected rows, their number and that of their files. The user is asked again if the
+selection has changed since the page was rendered, or if it now has over a tenth more files. A changed status does not matter.
 """
 
 import copy
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from django.contrib.admin import ModelAdmin, helpers
@@ -66,21 +66,27 @@ def _filtering(change_list: type[ChangeList]) -> type[ChangeList]:
     return Filtering
 
 
-def selection_context(pks: Iterable[int], files: int) -> dict[str, Any]:
+def selection_context(pks: Collection[int], files: int) -> dict[str, Any]:
     """Return the context of `docora/selection.html`, the hidden fields that describe the selection."""
-    return {"selection_digest": _digest(pks), "selection_files": files}
+    return {"selection_digest": _digest(pks), "selection_rows": len(pks), "selection_files": files}
 
 
-def selection_changed(request: HttpRequest, pks: Iterable[int], files: int) -> bool:
+def selection_changed(request: HttpRequest, pks: Collection[int], files: int, *, rows_vary: bool = False) -> bool:
     """Return whether the rows differ from those the form was rendered for, or have over a tenth more files.
 
+    With `rows_vary`, other rows are fine unless they are over a tenth more.
     Forms without a digest were not rendered by the confirmation page. They act on the rows that the URL names.
     """
-    digest, files_before = request.POST.get("selection_digest", ""), request.POST.get("selection_files", "")
+    digest = request.POST.get("selection_digest", "")
     if not digest:
         return False
-    has_grown = not files_before.isdecimal() or files > int(files_before[:18]) * ALLOWED_GROWTH
-    return digest != _digest(pks) or has_grown
+    rows_differ = _has_grown(request, "selection_rows", len(pks)) if rows_vary else digest != _digest(pks)
+    return rows_differ or _has_grown(request, "selection_files", files)
+
+
+def _has_grown(request: HttpRequest, field: str, now: int) -> bool:
+    before = request.POST.get(field, "")
+    return not before.isdecimal() or now > int(before[:18]) * ALLOWED_GROWTH
 
 
 def _digest(pks: Iterable[int]) -> str:

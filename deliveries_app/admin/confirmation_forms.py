@@ -53,8 +53,8 @@ class ResyncForm(forms.Form):
         if repositories == 1:
             del self.fields["canary"], self.fields["pace"]
         else:
-            what = "one repository of each app" if apps > 1 else "one repository"
-            self.fields["canary"].label = f"Canary: send {what} first, and the others once it has succeeded"
+            what = "one repository per app" if apps > 1 else "one repository"
+            self.fields["canary"].label = f"Canary: sync {what} first, then the rest if it succeeds"
         if not self.is_large:
             del self.fields["number"]
 

@@ -150,7 +150,7 @@ class DriftCheckAdmin(ReadOnlyAdmin[DriftCheck]):
             return self.redirect_with_message(request, self.page_of(check), message, messages.WARNING)
         if request.method == "POST":
             return self._send(request, check)
-        title = "Send this file" if check.listed == 1 else f"Send these {check.listed:,} files"
+        title = send_label(check)
         return self.render_question(request, check, title, title, paragraphs=list(_consequences(check)))
 
     def _send(self, request: HttpRequest, check: DriftCheck) -> HttpResponse:
@@ -163,8 +163,15 @@ class DriftCheckAdmin(ReadOnlyAdmin[DriftCheck]):
         parts += [f"deleting {counted(sent.deletes, 'extra file', 'extra files')}"] if sent.deletes else []
         message = f"{' and '.join(parts).capitalize()}."
         if sent.settled:
-            message += f" Left out because of changes since the check: {counted(sent.settled, 'file', 'files')}."
+            message += f" Skipped {counted(sent.settled, 'file', 'files')} that changed after the check."
         return self.redirect_with_message(request, page, message)
+
+
+def send_label(check: DriftCheck) -> str:
+    """Return the label of the button that sends or deletes the listed files."""
+    if check.extra == check.differences:
+        return "Delete this extra file" if check.listed == 1 else f"Delete these {check.listed:,} extra files"
+    return "Fix this difference" if check.listed == 1 else f"Fix {check.listed:,} differences"
 
 
 def _consequences(check: DriftCheck) -> Iterator[str]:
@@ -205,6 +212,7 @@ def check_context(request: HttpRequest, check: DriftCheck) -> dict[str, Any]:
         "style": drift.STYLES[DriftState(check.state)],
         "badge": state_badge(check),
         "summary": drift.summary(check),
+        "send_label": send_label(check),
         "can_act": request.user.has_perm(PERMISSION),
         "can_view_app": request.user.has_perm("deliveries_app.view_app"),
         "run": run if request.user.has_perm("deliveries_app.view_syncrun") else None,

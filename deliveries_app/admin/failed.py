@@ -16,7 +16,7 @@ from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from deliveries_app.actors import RETRY_PERMISSION
+from deliveries_app.actors import RETRY_PERMISSION, can_view
 from deliveries_app.admin import widgets
 from deliveries_app.admin.actions import RETRY, BulkAdmin, Scope
 from deliveries_app.admin.base import ReadOnlyAdmin
@@ -41,7 +41,6 @@ from deliveries_app.reports.next_attempt import next_try
 from docora.templatetags.docora import ago, badge, status_badge, status_with_detail
 from docora.text import can_be_id, parse_pks, visible
 
-VIEW_PERMISSION = "deliveries_app.view_apprepository"
 CHANGE_APP_PERMISSION = "deliveries_app.change_app"
 
 
@@ -68,6 +67,8 @@ def _describe(request: HttpRequest, apps: Sequence[int] | None) -> str:
     if apps is None:
         return ""
     app = App.objects.filter(pk__in=apps).only("name").first() if len(apps) == 1 else None
+    if app is None and request.GET.get("app", "").strip():
+        return "a deleted app"
     return app.name if app else f"apps named “{request.GET.get('app_name', '').strip()}…”"
 
 
@@ -158,7 +159,7 @@ class FailedSyncAdmin(BulkAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
         return ["cause_order", "app__name", "repository__owner", "repository__name", "pk"]
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return request.user.has_perm(VIEW_PERMISSION)
+        return can_view(request.user, AppRepository)
 
     def selected(self, request: HttpRequest) -> QuerySet[Any]:
         """Include selected rows that no longer fail, so that their recovery does not require confirming again."""

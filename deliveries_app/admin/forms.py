@@ -1,5 +1,6 @@
 """Forms that collect the input of services. The services validate it, and the forms show their errors."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from django import forms
@@ -26,7 +27,7 @@ from deliveries_app.services.quotas import usage_of
 from deliveries_app.services.watching import validate_options
 from deliveries_app.services.watching_many import MAX_LINES, LineResult, watch_many
 from docora.templatetags.docora import number
-from docora.text import format_bytes
+from docora.text import format_bytes, parse_pk
 from repositories_app.git.exceptions import GitError, InvalidUrl, RefNotFound
 from repositories_app.git.url import as_https
 
@@ -117,13 +118,21 @@ PATTERN_FIELDS = ("ignore_patterns", "include_patterns", "exclude_patterns")
 """They are seldom needed, so the forms that have them show them collapsed."""
 
 
+class _AppSelect(AutocompleteSelect):
+    """Django's widget, which fails with a 500 if the value isn't a key."""
+
+    def optgroups(self, name: str, value: Sequence[str], attrs: dict[str, Any] | None = None) -> list[Any]:
+        options: list[Any] = super().optgroups(name, [key for key in value if parse_pk(key) is not None], attrs)
+        return options
+
+
 class WatchForm(_WatchOptionsFields):
     """Let an app watch a repository."""
 
     app = forms.ModelChoiceField(
         App.objects.filter(ended_at=None),
         # Searches with the app list's own view, which needs the permission to view apps.
-        widget=AutocompleteSelect(AppRepository._meta.get_field("app"), admin.site),
+        widget=_AppSelect(AppRepository._meta.get_field("app"), admin.site),
     )
     github_url = forms.CharField(
         label="URL",
@@ -293,9 +302,9 @@ class AppForm(AppRules, forms.ModelForm):  # type: ignore[type-arg]  # not gener
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Compare with the value that the page showed, not with the row: a worker may have paused the app since.
-        if "paused" in self.fields:  # absent for users who can only view
-            self.fields["paused"].show_hidden_initial = not self.is_bound or "initial-paused" in self.data
+        # Compare with the values that the page showed, not with the row: the app or a worker may have changed it since.
+        for name, field in self.fields.items():
+            field.show_hidden_initial = not self.is_bound or self.add_initial_prefix(name) in self.data
         self.initial["max_in_flight"] = self.instance.max_in_flight_limit
         if QUOTA_FIELDS[0] in self.fields:
             self._explain_quotas()

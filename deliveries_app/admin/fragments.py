@@ -9,6 +9,8 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import render
 from django_htmx.middleware import HtmxDetails
 
+from deliveries_app import actors
+from deliveries_app.models import AppRepository
 from deliveries_app.services import NotFound
 from docora.text import parse_pks
 
@@ -19,7 +21,7 @@ type View[**P] = Callable[Concatenate[HttpRequest, P], HttpResponse]
 
 
 def can_view_watches(user: AbstractBaseUser | AnonymousUser) -> bool:
-    return user.has_perm("deliveries_app.view_apprepository")  # type: ignore[union-attr]
+    return actors.can_view(user, AppRepository)
 
 
 def fragment[**P](can_view: CanView) -> Callable[[View[P]], View[P]]:

@@ -8,6 +8,7 @@ from django.shortcuts import get_object_or_404, render
 from django.utils.html import format_html_join
 from django.views.decorators.http import require_GET
 
+from deliveries_app.actors import can_view
 from deliveries_app.admin.deliveries import of_delivery
 from deliveries_app.admin.failed import Shown, panel_context, refreshed_cells
 from deliveries_app.admin.filters import apps_named
@@ -22,11 +23,11 @@ SUGGESTED_NAMES = 20
 
 
 def can_view_apps(user: AbstractBaseUser | AnonymousUser) -> bool:
-    return user.has_perm("deliveries_app.view_app")  # type: ignore[union-attr]
+    return can_view(user, App)
 
 
 def can_view_deliveries(user: AbstractBaseUser | AnonymousUser) -> bool:
-    return user.has_perm("deliveries_app.view_delivery")  # type: ignore[union-attr]
+    return can_view(user, Delivery)
 
 
 @require_GET

@@ -222,7 +222,7 @@ def rows_of(
     """Return the rows of an operation's page. `keys` replaces the keys of runs, by their primary keys."""
     progress_of = live.of_runs(runs)
     open_watches = [run.watch_id for run in runs if not run.outcome]
-    watches = AppRepository.objects.with_state().select_related("repository").in_bulk(open_watches)
+    watches = AppRepository.objects.with_state().for_list().in_bulk(open_watches)
     released = [
         Row(
             keys.get(run.pk, str(run.pk)), run.repository_name, run.app_name, run.watch_id,

@@ -1,5 +1,6 @@
 """Removal: Django's delete page with counts for one row, and a confirmation page with its own URL for several."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,8 +39,8 @@ class RemovalAdmin[M: Model](BulkAdmin[M]):
     removal_labels: RemovalLabels
     delete_confirmation_template = "docora/confirm_removal.html"
 
-    def remove(self, actor: Actor, obj: M) -> None:
-        """Remove one row through its service."""
+    def remove(self, actor: Actor, rows: Sequence[M]) -> None:
+        """Remove these rows through their service."""
         raise NotImplementedError
 
     def remove_selected(self, request: HttpRequest, queryset: QuerySet[M]) -> HttpResponse:
@@ -102,7 +103,7 @@ class RemovalAdmin[M: Model](BulkAdmin[M]):
         context |= {
             "title": f"{self.removal_labels.verb} {obj}",
             "original": obj,
-            "back": self.page_of(obj),
+            "back": confirmation.next_url(request, self.page_of(obj)),
             **self._removal_context(self.get_queryset(request).filter(pk=obj.pk)),
         }
         return super().render_delete_form(request, context)
@@ -121,9 +122,8 @@ class RemovalAdmin[M: Model](BulkAdmin[M]):
         }
 
     def _remove(self, request: HttpRequest, rows: QuerySet[M], next_url: str) -> HttpResponse:
-        actor, selected = Actor.of_request(request), list(rows)
-        for row in selected:
-            self.remove(actor, row)
+        selected = list(rows)
+        self.remove(Actor.of_request(request), selected)
         if selected:
             labels = self.removal_labels
             removed = counted(len(selected), labels.singular, labels.plural)
@@ -135,9 +135,9 @@ class RemovalAdmin[M: Model](BulkAdmin[M]):
         return [str(obj) for obj in objs], {}, set(), []
 
     def response_delete(self, request: HttpRequest, obj_display: str, obj_id: int) -> HttpResponse:
-        """Redirect to the list. Django does so only for users who can change rows, and always says "deleted"."""
+        """Redirect to `next` or the list. Django does so only for users who can change rows, and always says "deleted"."""
         message = f"{self.removal_labels.past} {obj_display}."
-        return self.redirect_with_message(request, self.list_url, message)
+        return self.redirect_with_message(request, confirmation.next_url(request, self.list_url), message)
 
     def delete_model(self, request: HttpRequest, obj: M) -> None:
-        self.remove(Actor.of_request(request), obj)
+        self.remove(Actor.of_request(request), [obj])

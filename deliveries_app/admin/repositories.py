@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.db.models import Count, OuterRef, QuerySet, Subquery
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse
@@ -19,9 +19,11 @@ from deliveries_app.admin.filters import CircuitFilter
 from deliveries_app.admin.watches import live_query
 from deliveries_app.models import AppRepository
 from deliveries_app.reports.help_texts import GIT_HINTS
-from deliveries_app.services.control import reset_circuit
+from deliveries_app.services.control import reset_circuit, reset_circuits
 from docora.text import counted
 from repositories_app.models import Repository
+
+LISTED_WATCHES = 200
 
 
 class VisibilityFilter(admin.SimpleListFilter):
@@ -63,16 +65,20 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
     @admin.action(permissions=["retry"], description="Reset circuit", description_plural="Reset circuit")
     def reset_circuits(self, request: HttpRequest, queryset: QuerySet[Repository]) -> None:
         """Reset without confirmation: this only makes Docora contact the git hosts again."""
-        actor, selected = Actor.of_request(request), list(queryset.order_by("pk"))
-        for repository in selected:
-            reset_circuit(actor, repository)
+        selected = list(queryset.exclude(consecutive_failures=0, circuit_open_until=None).order_by("pk"))
+        if not selected:
+            self.message_user(request, "The selection has no circuits to reset.", messages.WARNING)
+            return
+        reset_circuits(Actor.of_request(request), selected)
         circuits = f"{len(selected):,} circuits" if len(selected) > 1 else "Circuit"
         self.message_user(request, f"{circuits} reset. All affected repositories are being retried.")
 
     def reset_one(self, request: HttpRequest, repository: Repository) -> HttpResponse:
         """Reset one circuit, from the page of the repository or of one of its watches."""
-        woken = reset_circuit(Actor.of_request(request), repository)
         page = next_url(request, self.page_of(repository))
+        if not (repository.consecutive_failures or repository.circuit_open_until):
+            return self.redirect_with_message(request, page, "The circuit is already closed.", messages.WARNING)
+        woken = reset_circuit(Actor.of_request(request), repository)
         message = f"Circuit reset. The repository is being retried for {counted(woken, 'app', 'apps')}."
         return self.redirect_with_message(request, page, message)
 
@@ -98,11 +104,12 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
 
     def page_context(self, request: HttpRequest, repository: Repository) -> dict[str, Any]:
         """Return the details and the watches."""
-        watches = AppRepository.objects.alive().with_state().filter(repository=repository).for_list()[:200]
+        watches = AppRepository.objects.alive().with_state().filter(repository=repository).for_list()[:LISTED_WATCHES]
         return {
             "repository": repository,
             "snapshot": repository.snapshots.first(),
             "watches": watches,
+            "more_watches": max(0, self.watchers(repository) - LISTED_WATCHES),
             "live_query": live_query(watches, "cells=table"),
             "can_resync": self.has_resync_permission(request),
             "can_retry": self.has_retry_permission(request),

@@ -50,7 +50,8 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
 
     def replace_token(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         """Replace the token. The page shows neither the old token nor the new one."""
-        form = GithubTokenForm(post_data(request), has_token=bool(watch.github_token))
+        had_token = bool(watch.github_token)
+        form = GithubTokenForm(post_data(request), has_token=had_token)
         if request.method == "POST" and form.is_valid():
             require_recent(request)
             token = form.cleaned_data["github_token"]
@@ -61,7 +62,8 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
             except NotFound:
                 return self._not_watched(request, watch)
             else:
-                message = f"Token {'saved' if token else 'removed'}. A sync is queued."
+                done = "Token saved." if token else "Token removed." if had_token else "No token is stored."
+                message = f"{done} A sync is queued."
                 return self.redirect_with_message(request, self.page_of(watch), message)
         template = "admin/deliveries_app/apprepository/token.html"
         title = "Replace token" if watch.github_token else "Add token"

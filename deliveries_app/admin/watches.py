@@ -1,6 +1,6 @@
 """Watched repositories: the list, and the page of one watch."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 from django.contrib import admin, messages
@@ -14,7 +14,7 @@ from django.utils.safestring import SafeString
 from django.views.decorators.http import require_POST
 
 from deliveries_app import services
-from deliveries_app.actors import RESYNC_PERMISSION, RETRY_PERMISSION, Actor
+from deliveries_app.actors import RESYNC_PERMISSION, RETRY_PERMISSION, Actor, can_view
 from deliveries_app.admin import drift, widgets
 from deliveries_app.admin.actions import RESYNC, RETRY
 from deliveries_app.admin.confirmation import next_url
@@ -24,7 +24,7 @@ from deliveries_app.admin.filters import AppFilter, CircuitFilter, StateFilter
 from deliveries_app.admin.forms import PATTERN_FIELDS, WatchForm, post_data
 from deliveries_app.admin.removal import RemovalAdmin, RemovalLabels
 from deliveries_app.admin.watch_settings import WatchSettingsAdmin
-from deliveries_app.models import AppRepository, AppRepositoryQuerySet, BulkOperation, FailureKind
+from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, BulkOperation, FailureKind
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import failing_files, help_texts
@@ -234,6 +234,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, CheckWatchAdmin, 
             "more_skipped": max(0, skipped.count() - LISTED_SKIPPED),
             "notices": watch.notices.all()[:LISTED_SKIPPED],
             "can_change": self.can(request, CHANGE_PERMISSION),
+            "can_view_app": can_view(request.user, App),
             "can_view_repository": can_view_repository,
             "can_retry": can_view_repository and self.has_retry_permission(request),
             "can_retry_sync": self.has_retry_permission(request),
@@ -245,8 +246,8 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, CheckWatchAdmin, 
     def watches_of(self, queryset: QuerySet[AppRepository]) -> AppRepositoryQuerySet:
         return cast(AppRepositoryQuerySet, queryset)
 
-    def remove(self, actor: Actor, obj: AppRepository) -> None:
-        services.unwatch_repository(actor, obj)
+    def remove(self, actor: Actor, rows: Sequence[AppRepository]) -> None:
+        services.unwatch_many(actor, rows)
 
 
 def live_query(watches: Iterable[AppRepository], cells: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Concatenate
 from django.conf import settings
 from django.core.exceptions import PermissionDenied, RequestDataTooBig
 from django.core.paginator import Paginator
+from django.db.models import Model
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.request import RawPostDataException
 from django.views.decorators.csrf import csrf_exempt, csrf_protect
@@ -79,7 +80,7 @@ def resync(request: HttpRequest, actor: Actor) -> dict[str, Any]:
 @require_POST
 @json_view("Failed to start bulk re-sync")
 def resync_app(request: HttpRequest, actor: Actor, app_id: str) -> dict[str, Any]:
-    actor.require(services.RESYNC_PERMISSION)
+    _require(actor, App, services.RESYNC_PERMISSION)
     app = App.objects.filter(app_id=app_id, ended_at=None).first()
     if app is None:
         raise services.NotFound("App not found")
@@ -97,7 +98,7 @@ def retry(request: HttpRequest, actor: Actor) -> dict[str, Any]:
 @require_POST
 @json_view("Failed to start bulk retry")
 def retry_app(request: HttpRequest, actor: Actor, app_id: str) -> dict[str, Any]:
-    actor.require(services.RETRY_PERMISSION)
+    _require(actor, AppRepository, services.RETRY_PERMISSION)
     app = App.objects.filter(app_id=app_id, ended_at=None).first()
     if app is None:
         raise services.NotFound("No failed notifications for this app")
@@ -107,6 +108,7 @@ def retry_app(request: HttpRequest, actor: Actor, app_id: str) -> dict[str, Any]
 @require_POST
 @json_view("Failed to start bulk retry")
 def retry_all(request: HttpRequest, actor: Actor) -> dict[str, Any]:
+    _require(actor, AppRepository, services.RETRY_PERMISSION)
     return _retry_started(services.retry_all(actor))
 
 
@@ -118,7 +120,7 @@ def _retry_started(operation: BulkOperation) -> dict[str, Any]:
 @json_view("Failed to list repositories")
 def repositories(request: HttpRequest, actor: Actor) -> dict[str, Any]:
     """List the watches, filtered by `app_id`, `status` and `search`, in pages of 50."""
-    actor.require("deliveries_app.view_apprepository")
+    _require(actor, AppRepository)
     watches = AppRepository.objects.alive().select_related("app", "repository").order_by("app__name", "pk")
     if app_id := request.GET.get("app_id"):
         watches = watches.filter(app__app_id=app_id)
@@ -153,6 +155,14 @@ def cancel(request: HttpRequest, actor: Actor, operation_id: str) -> dict[str, A
     return {"message": "Cancellation requested"}
 
 
+def _require(actor: Actor, model: type[Model], *permissions: str) -> None:
+    """Require what the same button in the admin needs: its permission, and the one to view the page that has the button."""
+    if actor.user is None or not actors.can_view(actor.user, model):
+        raise PermissionDenied
+    if permissions:
+        actor.require(*permissions)
+
+
 def _operation(operation_id: str) -> BulkOperation:
     operation = BulkOperation.objects.filter(operation_id=operation_id).first()
     if operation is None:
@@ -166,7 +176,7 @@ def _watch(request: HttpRequest, actor: Actor, permission: str) -> AppRepository
     app_id, repository_id = body.get("app_id"), body.get("repository_id")
     if not (isinstance(app_id, str) and isinstance(repository_id, str) and app_id and repository_id):
         raise BadRequest("app_id and repository_id are required")
-    actor.require(permission)
+    _require(actor, AppRepository, permission)
     if not (can_be_id(app_id) and can_be_id(repository_id)):
         raise services.NotFound("App-repository link not found")
     watch = (

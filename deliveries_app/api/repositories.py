@@ -86,8 +86,8 @@ _ensured["openapi_extra"]["responses"][201] = {"description": "It is watched now
 )
 def ensure_repository(request: HttpRequest, wanted: schemas.WantedRepository) -> Status[dict[str, Any]]:
     """Idempotent: if the app already watches the repository with these settings, nothing changes and nothing is sent
-    again. A new repository, token, branch or tag is checked with git first. Another branch, or other patterns, send only
-    what differs. Unlike `POST`, this never sends every file again."""
+    again. A new repository, token, branch or tag is checked with git first. Changing the branch or the patterns sends
+    only the differences. Unlike `POST`, this never sends every file again."""
     # A field that was left out keeps its value; null resets it.
     given = wanted.model_dump(include=wanted.model_fields_set)
     patterns = {

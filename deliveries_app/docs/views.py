@@ -175,7 +175,7 @@ _DRIFT_STATES = {
     DriftState.QUEUED: "It waits until the repository is in sync, or for a worker.",
     DriftState.CHECKING: "Docora is asking the app for its files.",
     DriftState.EQUAL: "The copy is the same.",
-    DriftState.DIFFERS: "Some files differ. Send these, or find out first who changed them.",
+    DriftState.DIFFERS: "Some files differ. Fix the differences, or find out first who changed them.",
     DriftState.UNSUPPORTED: "The app's response doesn't follow the webhook reference. The page says what is wrong with it. "
     "Syncs are not affected.",
     DriftState.NOT_CHECKED: "The app did not respond, was too busy or failed, or the check could not begin. Check again later.",

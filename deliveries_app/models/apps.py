@@ -1,7 +1,7 @@
 """Client apps and the repositories they watch."""
 
 import secrets
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Self
 
 from django.conf import settings
@@ -123,16 +123,19 @@ class App(models.Model):
         help_text="The app answers /verify, so its copies can be checked for differences.",
     )
     max_watches = models.PositiveIntegerField(
-        "watched repositories", null=True, blank=True, help_text="The most repositories that the app can watch."
+        "watched repositories", null=True, blank=True, help_text="Maximum number of repositories the app can watch."
     )
     max_files = models.PositiveBigIntegerField(
-        "files", null=True, blank=True, help_text="The most files in all of the app's watched repositories."
+        "files", null=True, blank=True, help_text="Maximum number of files in all of the app's watched repositories."
     )
     max_bytes = models.PositiveBigIntegerField(
-        "bytes", null=True, blank=True, help_text="The most bytes in all of the app's watched repositories."
+        "bytes", null=True, blank=True, help_text="Maximum number of bytes in all of the app's watched repositories."
     )
     max_resyncs_per_hour = models.PositiveIntegerField(
-        "re-syncs per hour", null=True, blank=True, help_text="The most re-syncs that the app itself can request."
+        "re-syncs per hour",
+        null=True,
+        blank=True,
+        help_text="Maximum number of re-syncs the app itself can request per hour.",
     )
     resyncs_used = models.FloatField(
         default=0.0, db_default=0.0, editable=False, help_text="Re-syncs of the quota in use at `resyncs_used_at`."
@@ -591,6 +594,21 @@ class AppRepository(models.Model):
     def waits_for_first_commit(self) -> bool:
         """Whether the repository had no commit when it was last read. Anything else that is pending has a due time."""
         return self.status == Status.PENDING and self.next_sync_at is None and self.ended_at is None
+
+    @property
+    def waits_until(self) -> datetime | None:
+        """When the hold of a watch that was read `with_state` ends, or when it is retried; None in any other state."""
+        match self.detail:
+            case StateDetail.COOLDOWN:
+                return self.app.cooldown_until
+            case StateDetail.CIRCUIT_OPEN:
+                return self.repository.circuit_open_until
+            case StateDetail.HOST_DOWN:
+                until: datetime | None = self.host_retry_at  # type: ignore[attr-defined]  # annotated
+                return until
+            case StateDetail.RETRYING:
+                return self.next_sync_at
+        return None
 
     @property
     def detail(self) -> StateDetail:

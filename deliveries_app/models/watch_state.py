@@ -22,7 +22,7 @@ class StateDetail(models.TextChoices):
     UP_TO_DATE = "up_to_date", ""
     SYNCING = "syncing", ""
     WAITS_FOR_WORKER = "worker", "waiting for a worker"
-    WAITS_FOR_SLOT = "slot", "waiting for a slot of the app"
+    WAITS_FOR_SLOT = "slot", "waiting for a free slot in the app"
     SCHEDULED = "scheduled", "next sync scheduled"
     WAITS_FOR_COMMIT = "first_commit", "waiting for the first commit"
     IMPORTING = "importing", "its records are being imported"

@@ -94,10 +94,10 @@ def _releasing(operation: BulkOperation) -> Activity:
     if not watches.unpaused().exists():
         details = set(watches.with_state().order_by().values_list("state_detail", flat=True))
         return _waiting(next((detail for detail in _PAUSES if detail in details), StateDetail.IMPORTING))
-    queued, text = WatchState.QUEUED, "the next repository follows in a moment"
+    queued, text = WatchState.QUEUED, "releasing the next repository shortly"
     seconds = (operation.next_release_at - timezone.now()).total_seconds() if operation.next_release_at else 0.0
     if seconds > 1:
-        text = f"the next repository follows in {_exact(seconds)}"
+        text = f"next repository in {_exact(seconds)}"
     return Activity(queued.value, str(queued.label), text)
 
 

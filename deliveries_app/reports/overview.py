@@ -43,10 +43,10 @@ class Watches:
 
 @dataclass(frozen=True)
 class Jobs:
-    """Numbers of jobs in Redis (None if it is down), of watches `scheduled` for later, and of due watches `held` back."""
+    """Numbers of rows in the lists of the queue page. `held` counts those that are `waiting` but held back."""
 
-    waiting: int | None
-    active: int | None
+    waiting: int
+    running: int
     scheduled: int
     held: int
 
@@ -114,7 +114,7 @@ def of_user(user: AbstractBaseUser | AnonymousUser) -> Overview:
         apps=apps,
         watches=watches,
         circuits=count_open_circuits() if can(VIEW_REPOSITORIES) else None,
-        jobs=_jobs(signs, counts) if counts and can(VIEW_QUEUE) else None,
+        jobs=_jobs(counts) if counts and can(VIEW_QUEUE) else None,
         day=traffic.of_last_day() if can(VIEW_DELIVERIES) else None,
         running=_running(watches, operations=can_view_operations(user))
         if watches or can_view_operations(user)
@@ -136,8 +136,8 @@ def _oldest_due() -> AppRepository | None:
     return due.order_by("next_sync_at", "pk").first()
 
 
-def _jobs(signs: Signs | None, counts: WatchCounts) -> Jobs:
-    return Jobs(signs.waiting if signs else None, signs.active if signs else None, counts.scheduled, counts.held)
+def _jobs(counts: WatchCounts) -> Jobs:
+    return Jobs(counts.due + counts.held, counts.leased, counts.scheduled, counts.held)
 
 
 def _running(watches: Watches | None, *, operations: bool) -> Running:

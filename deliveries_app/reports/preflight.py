@@ -74,9 +74,7 @@ def _endpoint(app: App, found: Mapping[int, EndpointStats] | None, *, ping_is_sh
         severity = 3
     if app.down_count:
         style, label = "failed", "Endpoint down"
-        warnings.append(
-            "The endpoint doesn't respond. One repository tries it immediately, and the others wait for the result."
-        )
+        warnings.append("The endpoint doesn't respond. Docora tries one repository now; the rest wait for the result.")
         severity = 5
     elif app.is_on_hold and app.cooldown_until:
         style, label = "on_hold", "On hold"

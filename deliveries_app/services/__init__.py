@@ -33,6 +33,7 @@ from deliveries_app.services.watching import (
     AlreadyWatched,
     Watched,
     delete_app,
+    unwatch_many,
     unwatch_repository,
     watch_repository,
     watch_unchecked,

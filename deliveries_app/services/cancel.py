@@ -74,7 +74,8 @@ def cancel_request(actor: Actor, watch: AppRepository) -> int:
         if newest is None:
             actor.require(RESYNC_PERMISSION, RETRY_PERMISSION)
             return 0
-        actor.require(RETRY_PERMISSION if newest.reason == Reason.RETRY else RESYNC_PERMISSION)
+        # A resend of one file is a retry, too, and needs the re-sync permission.
+        actor.require(RESYNC_PERMISSION, *([RETRY_PERMISSION] if newest.reason == Reason.RETRY else []))
         cancelled = _cancel(SyncRun.objects.filter(pk=newest.pk))
         if newest.operation_id:
             runs.close_operations([newest.operation_id])

@@ -1,5 +1,8 @@
 """Pause and resume all syncing or single watches, and reset a repository's circuit breaker."""
 
+from collections.abc import Iterable
+from itertools import batched
+
 from django.db import transaction
 from django.db.models.functions import Now
 
@@ -10,24 +13,35 @@ from repositories_app import services as repositories
 from repositories_app.models import Repository
 
 PAUSE_PERMISSION = "deliveries_app.change_apprepository"
+RESET_AT_ONCE = 100
 
 
 def reset_circuit(actor: Actor, repository: Repository) -> int:
-    """Close the circuit and make all of the repository's watches due now. Return their number.
+    """Close the circuit and make all of the repository's watches due now. Return their number."""
+    return reset_circuits(actor, [repository])
 
-    The failure count starts over, so only a new series of failures opens the circuit again.
+
+def reset_circuits(actor: Actor, selected: Iterable[Repository]) -> int:
+    """Close the circuits of these repositories and make all of their watches due now. Return the number of watches.
+
+    The failure count starts over, so only a new series of failures opens a circuit again. `RESET_AT_ONCE` repositories are
+    reset in one transaction, which locks them before their watches.
     """
     actor.require(RETRY_PERMISSION)
-    actor.require_watches(AppRepository.objects.filter(repository=repository))
-    with transaction.atomic():
-        repositories.close_circuit(repository)
-        woken = scheduling.request_sync(AppRepository.objects.alive().filter(repository=repository))
-        rows = AppRepository.objects.filter(pk__in=woken)
-        rows.update(retry_count=0)  # a manual reset grants all attempts again
-        rows.filter(status=Status.FAILED).update(status=Status.PENDING)
-        audit.record(actor, AuditAction.CIRCUIT_RESET, [repository], "Reset the circuit")
-        transaction.on_commit(scheduling.enqueue_due, robust=True)
-    return len(woken)
+    number = 0
+    for some in batched(selected, RESET_AT_ONCE):
+        watches = AppRepository.objects.filter(repository__in=[repository.pk for repository in some])
+        actor.require_watches(watches)
+        with transaction.atomic():
+            repositories.close_circuits(some)
+            woken = scheduling.request_sync(watches.alive())
+            rows = AppRepository.objects.filter(pk__in=woken)
+            rows.update(retry_count=0)  # a manual reset grants all attempts again
+            rows.filter(status=Status.FAILED).update(status=Status.PENDING)
+            audit.record(actor, AuditAction.CIRCUIT_RESET, some, "Reset the circuit")
+            transaction.on_commit(scheduling.enqueue_due, robust=True)
+        number += len(woken)
+    return number
 
 
 def pause_syncing(actor: Actor) -> SyncPause:

@@ -20,7 +20,7 @@ from deliveries_app.models import (
     SyncRun,
 )
 from deliveries_app.progress import runs
-from docora.text import counted
+from docora.text import clean_text, counted
 
 PERMISSIONS = {
     OperationKind.RESYNC: RESYNC_PERMISSION,
@@ -128,7 +128,7 @@ def start_bulk(
             app=app,
             requested_by=actor.name,
             user_id=actor.user_pk,
-            reason=reason[:MAX_REASON_CHARS],
+            reason=clean_text(reason, MAX_REASON_CHARS),
             total=len(pks),
         )
         if is_gradual:

@@ -1,7 +1,8 @@
 """Watch and unwatch repositories, and delete apps (`engine.md` §9)."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import batched
 from typing import Any
 
 from django.core.exceptions import ValidationError
@@ -39,6 +40,7 @@ from repositories_app.git.url import RepositoryUrl, owner_and_name, parse_url
 from repositories_app.models import Repository
 
 WATCH_PERMISSION = "deliveries_app.add_apprepository"
+ENDED_AT_ONCE = 500
 
 
 class AlreadyWatched(ValueError):
@@ -228,6 +230,7 @@ def _revive(watch: AppRepository) -> None:
     """
     AppRepository.objects.filter(pk=watch.pk).update(
         ended_at=None,
+        created_at=Now(),
         watch_id=new_watch_id() if watch.arriving else watch.watch_id,
         arriving=False,
         paused_at=None,
@@ -268,16 +271,31 @@ def _find_or_create(app: App, url: RepositoryUrl, *, is_private: bool | None) ->
 
 def unwatch_repository(actor: Actor, watch: AppRepository) -> None:
     """Stop watching. Nothing more is sent; the rows are removed once no worker is using them."""
+    unwatch_many(actor, [watch])
+
+
+def unwatch_many(actor: Actor, watches: Iterable[AppRepository]) -> int:
+    """Stop watching these repositories, and return how many were still watched.
+
+    `ENDED_AT_ONCE` end in one transaction, so that thousands of watches do not stay locked until the last has ended.
+    """
     actor.require("deliveries_app.delete_apprepository")
-    actor.require_watch(watch)
-    with transaction.atomic():
-        quotas.count_unwatch(actor, watch)
-        if _end([watch.pk]):
-            audit.record(actor, AuditAction.UNWATCHED, [watch], "Stopped watching")
+    number = 0
+    for some in batched(watches, ENDED_AT_ONCE):
+        with transaction.atomic():
+            for watch in some:
+                actor.require_watch(watch)
+                quotas.count_unwatch(actor, watch)
+            ended = _end([watch.pk for watch in some])
+            audit.record(
+                actor, AuditAction.UNWATCHED, [watch for watch in some if watch.pk in ended], "Stopped watching"
+            )
+        number += len(ended)
+    return number
 
 
-def _end(watch_pks: Sequence[int]) -> int:
-    """End these watches, and return how many had not ended yet. The new generation fences their workers.
+def _end(watch_pks: Sequence[int]) -> Collection[int]:
+    """End these watches, and return the keys of those that had not ended yet. The new generation fences their workers.
 
     All watches are locked before any run or operation, as everywhere else: a worker that ends a run holds its watch when
     it locks the operation.
@@ -294,7 +312,7 @@ def _end(watch_pks: Sequence[int]) -> int:
         runs.drop_unreleased(unreleased)
     runs.end_all_runs(list(job_ids), Outcome.ENDED, also_close=operations)
     transaction.on_commit(lambda: queues.drop(list(job_ids.values())), robust=True)
-    return len(job_ids)
+    return job_ids.keys()
 
 
 def delete_app(actor: Actor, app: App) -> None:
@@ -305,5 +323,5 @@ def delete_app(actor: Actor, app: App) -> None:
         is_new = App.objects.filter(pk=app.pk, ended_at=None).update(ended_at=Now())
         ended = _end(list(app.watches.filter(ended_at=None).values_list("pk", flat=True)))
         if is_new:
-            count = counted(ended, "watched repository", "watched repositories")
+            count = counted(len(ended), "watched repository", "watched repositories")
             audit.record(actor, AuditAction.APP_DELETED, [app], f"Deleted, with {count}")

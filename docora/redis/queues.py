@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from itertools import product
 
 import django_rq
 from redis.exceptions import RedisError
@@ -217,11 +218,14 @@ def only_one(name: str, seconds: int) -> Iterator[bool]:
 
 def drop(job_ids: Iterable[str]) -> None:
     """Remove waiting jobs from their queues. Running jobs are not affected."""
+    places = list(product(job_ids, QUEUES))
     try:
-        for job_id in job_ids:
-            for name in QUEUES:
-                if connection().lrem(_queue(name).key, 0, job_id):
-                    connection().delete(Job.key_for(job_id))
+        pipeline = connection().pipeline(transaction=False)
+        for job_id, name in places:
+            pipeline.lrem(_queue(name).key, 0, job_id)
+        removed = pipeline.execute()
+        if keys := [Job.key_for(job_id) for (job_id, _), number in zip(places, removed, strict=True) if number]:
+            connection().delete(*keys)
     except (RedisError, OSError) as error:
         logger.warning("jobs_not_removed", extra={"cause": str(error)})
 

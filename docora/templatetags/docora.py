@@ -61,11 +61,22 @@ def status_badge(watch: Any) -> SafeString:
 
 @register.simple_tag
 def status_with_detail(watch: Any) -> SafeString:
-    """Render the state of a watch as a badge, followed by what it is waiting for."""
-    detail = watch.detail.label
-    if not detail:
+    """Render the state of a watch as a badge, followed by until when, if that is known, and what it is waiting for."""
+    parts = [part for part in (_until(watch), watch.detail.label) if part]
+    if not parts:
         return status_badge(watch)
-    return format_html('{} <span class="state-detail">{}</span>', status_badge(watch), detail)
+    details = format_html_join(" · ", "{}", ((part,) for part in parts))
+    return format_html('{} <span class="state-detail">{}</span>', status_badge(watch), details)
+
+
+def _until(watch: Any) -> SafeString | str:
+    """Return `until 14:05` for a watch on hold, `in 40 s` for one that is retrying, or an empty string."""
+    moment = watch.waits_until
+    if moment is None or moment <= timezone.now():
+        return ""
+    if watch.state.value == "on_hold":
+        return _time(moment, f"until {timezone.localtime(moment):%H:%M}")
+    return ago(moment)
 
 
 @register.simple_tag

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 _WITH_PORT = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?|([0-9.]+):[0-9]+")
 _MAX_SEARCH_WORDS = 100
+_MAX_SEARCH_CHARS = 5000  # longer than any path or URL; SQLite compares with at most 50,000 bytes
+_SEARCHED = {"q", "search", "term", "app_name", "repository"}
 _MAX_DIGITS = 18  # always fits into 64 bits
 
 # Docora's pages use none of these browser features.
@@ -109,8 +111,8 @@ class RefusePlainHttpMiddleware(MiddlewareMixin):
 class RejectInvalidQueryMiddleware(MiddlewareMixin):
     """Below `/admin/`, reject queries that would make the database raise an error.
 
-    These are NUL characters (PostgreSQL), numbers of more than 64 bits and hundreds of search words (SQLite), and
-    regular expressions: an invalid one is an error, and a valid one can keep the database busy for ever.
+    These are NUL characters (PostgreSQL), numbers of more than 64 bits, long searches and hundreds of search words (SQLite),
+    and regular expressions: an invalid one is an error, and a valid one can keep the database busy for ever.
     """
 
     def process_request(self, request: HttpRequest) -> HttpResponse | None:
@@ -137,6 +139,7 @@ def _is_valid_parameter(name: str, values: Iterable[str]) -> bool:
     return not name.endswith("regex") and not any(
         "\0" in value
         or (is_search and len(value.split()) > _MAX_SEARCH_WORDS)
+        or (name in _SEARCHED and len(value) > _MAX_SEARCH_CHARS)
         or (not is_text and any(part.isdecimal() and len(part) > _MAX_DIGITS for part in value.split(",")))
         for value in (name, *values)
     )

@@ -47,17 +47,17 @@ def test_check_from_the_button_to_the_repaired_copy(world: World, site: Site, br
         look_at(page, wrong)
         may_answer.set()
         expect(page.get_by_text("5 of 191 files differ", exact=True)).to_be_visible()  # without a reload
-        expect(page.get_by_role("link", name="Send these 5 files")).to_be_visible()
+        expect(page.get_by_role("link", name="Fix 5 differences")).to_be_visible()
         look_at(page, wrong)
 
     def send(page: Page) -> None:
         page.get_by_role("link", name="2 extra").click()
         expect(page.get_by_role("rowheader", name="docs/new.md")).to_be_visible()
         expect(page.get_by_role("rowheader", name="1.txt")).to_be_hidden()
-        page.get_by_role("link", name="Send these 5 files").click()
-        expect(page.get_by_role("heading", name="Send these 5 files")).to_be_visible()
+        page.get_by_role("link", name="Fix 5 differences").click()
+        expect(page.get_by_role("heading", name="Fix 5 differences")).to_be_visible()
         look_at(page, wrong)
-        page.get_by_role("button", name="Send these 5 files").click()
+        page.get_by_role("button", name="Fix 5 differences").click()
         expect(
             page.locator("#toasts-polite").get_by_text("Sending 3 files and deleting 2 extra files.")
         ).to_be_visible()

@@ -39,7 +39,7 @@ def tabs_to(page: Page, name: str | re.Pattern[str]) -> int:
 def hold(page: Page, canary: str, other: str) -> None:
     """Start a re-sync of both apps from the keyboard, and wait until Search's canary has failed."""
     expect(page.get_by_text("This will re-sync 5 repositories for 2 apps.")).to_be_visible()
-    expect(page.get_by_role("checkbox", name="Canary: send one repository of each app first")).to_be_checked()
+    expect(page.get_by_role("checkbox", name="Canary: sync one repository per app first")).to_be_checked()
     expect(page.get_by_role("spinbutton", name="Pace")).to_have_value("")
     assert tabs_to(page, "Re-sync 5 repositories") <= 3
     page.keyboard.press("Enter")
@@ -67,7 +67,7 @@ def test_confirmation_held_operation_and_pace(world: World, site: Site, browser:
     def ping(page: Page) -> None:
         sign_in(page, site)
         page.goto(f"{site.url}/admin/deliveries_app/app/force-resync/?ids={search.pk}")
-        expect(page.get_by_role("checkbox", name="Canary: send one repository first")).not_to_be_checked()
+        expect(page.get_by_role("checkbox", name="Canary: sync one repository first")).not_to_be_checked()
         page.goto(site.url + EVERYTHING)
         portal, broken = (page.get_by_role("listitem").filter(has_text=name) for name in ("Portal", "Search"))
         expect(portal).to_contain_text("100% accepted")

@@ -75,7 +75,7 @@ def test_from_a_failed_file_to_its_delivery(world: World, site: Site, browser: B
         page.get_by_label("Action:").select_option(label="Resend selected files")
         page.get_by_role("button", name="Run").click()
         expect(page.get_by_role("heading", name="Resend 2 files")).to_be_visible()
-        expect(page.locator(".confirmation-text")).to_contain_text("2 files of 1 repository to Portal")
+        expect(page.locator(".confirmation-text")).to_contain_text("2 files from 1 repository to Portal")
         assert_accessible(page)
         page.get_by_label("Reason (optional)").fill("Lost its disk")
         page.get_by_role("button", name="Resend 2 files").click()

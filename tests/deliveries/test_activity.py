@@ -73,7 +73,7 @@ def test_waiting_for_a_worker(operation: BulkOperation) -> None:
 
 def test_waiting_for_a_slot(operation: BulkOperation, app: App) -> None:
     occupy(app)
-    assert said(operation) == ("Queued", "waiting for a slot of the app")
+    assert said(operation) == ("Queued", "waiting for a free slot in the app")
 
 
 def test_paused(operation: BulkOperation, app: App) -> None:

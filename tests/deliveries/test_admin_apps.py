@@ -7,7 +7,10 @@ from django.contrib.auth.models import User
 from django.test import Client
 from django.utils import timezone
 
+from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository
+from deliveries_app.services.app_settings import change_own_settings
+from tests.support.audit import by_users
 from tests.support.staff import make_app, make_watch
 
 APPS = "/admin/deliveries_app/app/"
@@ -28,7 +31,7 @@ def settings_of(client: Client, app: App, **changes: str | None) -> dict[str, st
     for bound in form:
         posted[bound.html_name] = bound.value()
         if bound.field.show_hidden_initial:
-            posted[bound.html_initial_name] = str(bound.value())
+            posted[bound.html_initial_name] = "" if bound.value() is None else str(bound.value())
     posted |= changes
     return {name: "on" if value is True else str(value) for name, value in posted.items() if value not in {None, False}}
 
@@ -133,6 +136,18 @@ def test_saving_a_stale_page_does_not_resume_the_app(admin: Client) -> None:
     admin.post(f"{APPS}{app.pk}/change/", posted)
     app.refresh_from_db()
     assert (app.description, app.paused, app.paused_reason) == ("New words", True, "410 Gone")
+
+
+def test_saving_a_stale_page_keeps_what_the_app_has_changed(admin: Client) -> None:
+    app = make_app("Portal")
+    posted = settings_of(admin, app, description="New words")
+    own = {"answers_verify": True, "send_sync_completed": True, "max_in_flight": 4}
+    change_own_settings(Actor.of_app(app), app, **own)
+    App.objects.filter(pk=app.pk).update(max_files=70)
+    assert admin.post(f"{APPS}{app.pk}/settings/", posted).status_code == 302
+    found = App.objects.values("description", "max_files", *own).get(pk=app.pk)
+    assert found == {"description": "New words", "max_files": 70, **own}
+    assert [entry.message for entry in by_users()] == ["Description: nothing → New words"]
 
 
 def test_saving_writes_only_changed_settings(admin: Client, monkeypatch) -> None:

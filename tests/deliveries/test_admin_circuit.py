@@ -3,13 +3,16 @@
 from datetime import timedelta
 
 import pytest
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from deliveries_app.models import AppRepository
+from deliveries_app.admin import repositories
+from deliveries_app.models import AppRepository, Status
 from repositories_app.models import Repository
 from tests.support.audit import by_users
-from tests.support.staff import staff
+from tests.support.staff import make_watch, staff
 
 LIST = "/admin/repositories_app/repository/"
 WATCHES = "/admin/deliveries_app/apprepository/"
@@ -73,6 +76,39 @@ def test_action_resets_selected_or_all_circuits(mender: Client, broken) -> None:
     Repository.objects.update(circuit_open_until=timezone.now() + timedelta(minutes=5))
     assert "2 circuits reset." in mender.post(LIST, chosen | {"select_across": "1"}, follow=True).text
     assert open_circuits() == 0
+
+
+def test_resetting_many_takes_a_constant_number_of_queries(mender: Client, broken) -> None:
+    def queries(number: int) -> int:
+        for name in range(number):
+            make_watch(broken[0].app, f"many-{number}-{name}")
+        Repository.objects.update(consecutive_failures=5, circuit_open_until=timezone.now() + timedelta(minutes=5))
+        AppRepository.objects.update(status=Status.FAILED)
+        chosen = {"action": "reset_circuits", "_selected_action": [broken[0].repository_id], "select_across": "1"}
+        with CaptureQueriesContext(connection) as asked:
+            assert mender.post(LIST, chosen).status_code == 302
+        assert not Repository.objects.exclude(circuit_open_until=None, consecutive_failures=0).exists()
+        assert not AppRepository.objects.filter(status=Status.FAILED).exists()
+        return len(asked)
+
+    assert queries(0) == queries(20)
+
+
+def test_closed_circuit_is_not_reset(mender: Client, watches) -> None:
+    chosen = {"action": "reset_circuits", "_selected_action": [watch.repository_id for watch in watches]}
+    assert "The selection has no circuits to reset." in mender.post(LIST, chosen, follow=True).text
+    page = mender.post(f"{LIST}{watches[0].repository_id}/reset-circuit/", follow=True).text
+    assert "The circuit is already closed." in page
+    assert not by_users().exists()
+
+
+def test_page_says_how_many_watches_are_not_listed(mender: Client, watches, monkeypatch) -> None:
+    page = f"{LIST}{watches[0].repository_id}/change/"
+    assert "more</a>" not in mender.get(page).text
+    monkeypatch.setattr(repositories, "LISTED_WATCHES", 1)
+    all_of_it = f"{WATCHES}?q={watches[0].repository.repository_id}"
+    assert f'and <a href="{all_of_it}">1 more</a>' in mender.get(page).text
+    assert mender.get(all_of_it).context["cl"].result_count == 2
 
 
 def test_get_closes_nothing(mender: Client, broken) -> None:

@@ -131,12 +131,13 @@ def test_result_is_listed_filtered_and_sent(operator: Client, result: DriftCheck
     assert "3 of 402 files differ" in operator.get(f"{WATCHES}{result.watch_id}/change/").text
 
     question = operator.get(f"{CHECKS}{result.pk}/send/")
+    assert "Fix 3 differences" in question.text
     assert "2 files of acme/docs will be sent to Portal again." in question.text
     assert "told to delete 1 file that is not in the repository." in question.text
     DriftFile.objects.create(check_of=result, path="gone", kind=DriftKind.DIFFERENT, sha="a" * 64, sequence=9)
     DriftCheck.objects.update(different=2, listed=4)
     answer = operator.post(f"{CHECKS}{result.pk}/send/", {"post": "yes"}, follow=True)
-    message = "Sending 2 files and deleting 1 extra file. Left out because of changes since the check: 1 file."
+    message = "Sending 2 files and deleting 1 extra file. Skipped 1 file that changed after the check."
     assert message in answer.text
     assert dict(Delivery.objects.filter(acknowledged=False).values_list("path", "kind")) == {
         "missing/<b>.md": "create", "different/<b>.md": "create", "extra/<b>.md": "delete",
@@ -176,3 +177,15 @@ def test_command_prints_what_the_page_shows(world: World, monkeypatch: pytest.Mo
     assert (fields["state"], fields["words"], fields["compared"]) == ("differs", "5 of 11 files differ", 11)
     assert (fields["missing"], fields["different"], fields["extra"]) == (2, 1, 2)
     assert fields["files"][0] == {"path": "1.txt", "difference": "missing", "sha": None}
+
+
+def test_button_that_only_deletes_says_so(operator: Client, result: DriftCheck) -> None:
+    for missing, extra, listed, label in (
+        (0, 1, 1, "Delete this extra file"),
+        (0, 2, 2, "Delete these 2 extra files"),
+        (1, 0, 1, "Fix this difference"),
+        (1, 1, 2, "Fix 2 differences"),
+    ):
+        DriftCheck.objects.update(missing=missing, different=0, extra=extra, listed=listed)
+        for page in ("change", "send"):
+            assert label in operator.get(f"{CHECKS}{result.pk}/{page}/").text

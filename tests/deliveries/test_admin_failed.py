@@ -83,11 +83,11 @@ def test_rows_link_to_the_watch(viewer: Client, failing) -> None:
         (StateDetail.APP_PAUSED, "Paused the app is paused"),
         (StateDetail.WATCH_PAUSED, "Paused the repository is paused"),
         (StateDetail.ALL_PAUSED, "Paused all syncing is paused"),
-        (StateDetail.CIRCUIT_OPEN, "On hold open circuit"),
-        (StateDetail.HOST_DOWN, "On hold git host unreachable"),
-        (StateDetail.COOLDOWN, "On hold endpoint cooldown"),
+        (StateDetail.CIRCUIT_OPEN, "On hold until {} · open circuit"),
+        (StateDetail.HOST_DOWN, "On hold until {} · git host unreachable"),
+        (StateDetail.COOLDOWN, "On hold until {} · endpoint cooldown"),
         (StateDetail.FAILED, "Failed"),
-        (StateDetail.RETRYING, "Retrying"),
+        (StateDetail.RETRYING, "Retrying in 19 min"),
     ],
 )
 def test_state_badge_and_filter(viewer: Client, failing, detail: StateDetail, label: str) -> None:
@@ -112,11 +112,13 @@ def test_state_badge_and_filter(viewer: Client, failing, detail: StateDetail, la
             app.update(cooldown_until=later)
         case StateDetail.FAILED:
             row.update(status=Status.FAILED)
+        case StateDetail.RETRYING:
+            row.update(next_sync_at=later)
     page = viewer.get(f"{LIST}?state={detail.state.value}")
     assert str(watch) in [str(row) for row in page.context["cl"].result_list]
     assert {row.state for row in page.context["cl"].result_list} == {detail.state}
     cell = page.text.split(f'id="failed-state-{watch.pk}"')[1].split(">", 1)[1].split("</div>")[0]
-    assert re.sub("<[^>]*>", "", cell) == label
+    assert re.sub("<[^>]*>", "", cell) == label.format(f"{timezone.localtime(later):%H:%M}")
 
 
 def test_a_dead_worker_s_watch_is_not_syncing(viewer: Client, failing) -> None:
@@ -164,6 +166,8 @@ def test_operation_filter_shows_what_still_fails(viewer: Client, failing) -> Non
 
 def test_empty_list_says_that_nothing_fails(viewer: Client, watches) -> None:
     assert "No failures." in viewer.get(LIST).text
+    assert "No failures for a deleted app." in viewer.get(f"{LIST}?app=999999").text
+    assert "No failures for apps named “None…”." in viewer.get(f"{LIST}?app_name=None").text
 
 
 def test_ended_watches_are_not_listed(viewer: Client, failing) -> None:

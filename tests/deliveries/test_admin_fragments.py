@@ -18,7 +18,7 @@ from deliveries_app.services import cancel_operation, resync_by_app, resync_many
 from deliveries_app.services.requests import Rollout
 from docora.redis import live_counters
 from repositories_app.models import Repository
-from tests.support.staff import fail, make_app, make_watch
+from tests.support.staff import fail, make_app, make_watch, staff
 
 LIST = "/admin/deliveries_app/apprepository/"
 
@@ -414,3 +414,39 @@ def test_open_circuit_cell_is_escaped_text(admin: Client, db) -> None:
         page = admin.get(url).text
         assert "open, next try" in page
         assert "&lt;time" not in page
+
+
+def test_change_permission_includes_the_view_permission(watches) -> None:
+    """As on the pages that poll these fragments."""
+    client = staff("carl", "change_app", "change_apprepository", "change_delivery")
+    (watch, *_) = watches
+    fields = {"mode": "100644", "kind": "create", "source_key": "x", "sha": "0" * 64, "size": 1, "sequence": 1}
+    delivery = Delivery.objects.create(
+        watch=watch, path="a", generation=1, acknowledged=True, updated_at=timezone.now(), **fields
+    )
+    for url in (
+        f"{LIST}{watch.pk}/change/", f"/admin/live/{watch.pk}/", f"/admin/live/?ids={watch.pk}",
+        f"/admin/deliveries_app/app/{watch.app_id}/change/", f"/admin/live/app/{watch.app_id}/",
+        f"/admin/deliveries_app/delivery/{delivery.pk}/change/", f"/admin/live/delivery/{delivery.pk}/",
+        "/admin/deliveries_app/failedsync/", "/admin/live/failed/",
+    ):  # fmt: skip
+        assert client.get(url).status_code == 200, url
+
+
+def test_watch_page_links_only_to_an_app_that_the_user_can_view(watches) -> None:
+    page, link = f"{LIST}{watches[0].pk}/change/", f"/admin/deliveries_app/app/{watches[0].app_id}/change/"
+    assert link in staff("anna", "view_apprepository", "view_app").get(page).text
+    shown = staff("olga", "view_apprepository").get(page).text
+    assert "Portal" in shown
+    assert link not in shown
+
+
+@pytest.mark.parametrize("path", ["progress/bulk_{id}/cancel/", "progress/bulk_{id}/continue/", "live/{pk}/cancel/"])
+def test_anonymous_cancel_redirects_to_the_sign_in_page(admin: Client, operation: BulkOperation, path: str) -> None:
+    """It does not tell what exists."""
+    watch = AppRepository.objects.earliest("pk")
+    there = path.format(id=operation.operation_id.removeprefix("bulk_"), pk=watch.pk)
+    for url in (f"/admin/{there}", f"/admin/{path.format(id='none', pk=999_999)}"):
+        answer = Client().post(url)
+        assert (answer.status_code, answer.url) == (302, f"/admin/login/?next={url}")
+    assert operation.runs.filter(outcome="").count() == 3

@@ -7,9 +7,10 @@ from django.contrib.auth.models import User
 from django.test import Client
 
 from deliveries_app import services
-from deliveries_app.models import AppRepository, BulkOperation
+from deliveries_app.models import AppRepository, BulkOperation, SyncRun
+from deliveries_app.models.root_causes import RootCause
 from docora.web.errors import NOT_FOUND
-from tests.support.staff import VIEWS, make_app, staff
+from tests.support.staff import VIEWS, fail, make_app, staff
 
 
 def generations() -> list[int]:
@@ -129,3 +130,22 @@ def test_watches_are_listed_filtered_and_paged(operator: Client, watches) -> Non
     assert listed("status=failed") == set()
     assert operator.get("/admin/api/repositories?search=%00").status_code == 400
     assert "ghp_secret" not in operator.get("/admin/api/repositories").text
+
+
+@pytest.mark.parametrize(
+    ("path", "permission", "view"),
+    [
+        ("resync", "resync_apprepository", "view_apprepository"),
+        ("resync/app/{app}", "resync_apprepository", "view_app"),
+        ("retry", "retry_apprepository", "view_apprepository"),
+        ("retry/app/{app}", "retry_apprepository", "view_apprepository"),
+        ("retry/all", "retry_apprepository", "view_apprepository"),
+    ],
+)
+def test_calls_need_what_the_button_needs(watches, path: str, permission: str, view: str) -> None:
+    fail(watches[0], RootCause.DNS)
+    path = path.format(app=watches[0].app.app_id)
+    assert post(staff("bot", permission), path, ids_of(watches[0])).status_code == 403
+    assert not SyncRun.objects.exists()
+    assert post(staff("anna", permission, view), path, ids_of(watches[0])).status_code == 200
+    assert SyncRun.objects.exists()

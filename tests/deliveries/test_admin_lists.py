@@ -372,7 +372,11 @@ def test_long_lists_say_where_counting_stopped(viewer: Client, rows, monkeypatch
     fields = {"watch": watch, "mode": "100644", "kind": "create", "source_key": "x", "sha": "0" * 64, "size": 1}
     fields |= {"sequence": 1, "generation": 1, "acknowledged": True, "updated_at": timezone.now()}
     Delivery.objects.bulk_create(Delivery(path=f"b/{number}.md", **fields) for number in range(1_600))
-    assert "1,500 or more deliveries" in viewer.get(f"{ADMIN}delivery/").text
+    page = staff("robert", "view_delivery", "resync_apprepository").get(f"{ADMIN}delivery/").text
+    assert "1,500 or more deliveries" in page
+    assert "Select all matching deliveries" in page
+    assert "All matching deliveries selected" in page
+    assert "1500 deliveries" not in page
     monkeypatch.setattr(BoundedPaginator, "PAGES", 100)
     page = " ".join(viewer.get(f"{ADMIN}delivery/?q=b").text.split())
     assert "1,600 deliveries" in page
@@ -383,7 +387,7 @@ def test_delivery_page_keeps_numbers_of_the_engine_in_diagnostics(viewer: Client
     delivery = Delivery.objects.earliest("pk")
     page = viewer.get(f"{ADMIN}delivery/{delivery.pk}/change/").text
     diagnostics = page.index("<details")
-    for label in ("Sequence", "Generation", "Made from"):
+    for label in ("Sequence", "Generation", "Source"):
         assert page.index(f"<dt>{label}</dt>") > diagnostics
     for label in ("App", "Repository", "Last acknowledged", "Last notification", "SHA-256"):
         assert page.index(f"<dt>{label}</dt>") < diagnostics

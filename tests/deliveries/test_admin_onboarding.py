@@ -32,7 +32,7 @@ def test_unreachable_url_is_saved_with_a_warning(operator: Client) -> None:
 
 
 def test_name_of_another_app_is_saved_with_a_warning(operator: Client) -> None:
-    warning = "Another app is also named {}. Rename one of them"
+    warning = "Another app is already named {}. Rename one so"
     portal = make_app("Portal")
     page = register(operator, name="portal").text
     assert warning.format("portal") in page

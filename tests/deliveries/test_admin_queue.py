@@ -158,7 +158,7 @@ def test_held_syncs_name_the_reason(operator: Client, watches) -> None:
     assert (view.counts.due, view.counts.held, view.unqueued) == (0, 3, 0)
     App.objects.update(paused=False, cooldown_until=None)
     busy = occupy(watches[0].app)
-    assert section(operator, "waiting").count("Queued: waiting for a slot of the app") == 2
+    assert section(operator, "waiting").count("Queued: waiting for a free slot in the app") == 2
     busy.delete()
     SyncPause.objects.create(paused_by="anna")
     assert section(operator, "waiting").count("Paused: all syncing is paused") == 3

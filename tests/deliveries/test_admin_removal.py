@@ -1,15 +1,20 @@
 """Removing apps and watches: what the confirmation shows, and what is removed."""
 
 from datetime import timedelta
+from urllib.parse import quote
 
 import pytest
 from django.contrib.auth.models import User
+from django.db import connection
 from django.db.models.functions import Now
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
+from django.utils.html import escape
 
 from deliveries_app.models import App, AppRepository, Delivery
 from deliveries_app.reports import impact
+from deliveries_app.services import watching
 from tests.support.audit import by_users
 from tests.support.staff import make_app, make_watch, staff
 
@@ -95,6 +100,33 @@ def test_action_removes_after_confirmation(admin: Client, watches) -> None:
     assert done.redirect_chain[-1][0] == f"{WATCHES}?state=up_to_date"
     assert list(AppRepository.objects.alive()) == [watches[1]]
     assert by_users(action="repository.unwatched").count() == 2
+
+
+def test_removing_many_takes_a_constant_number_of_queries(admin: Client, monkeypatch) -> None:
+    monkeypatch.setattr(watching, "ENDED_AT_ONCE", 20)
+    portal = make_app("Portal")
+
+    def queries(number: int) -> int:
+        for name in range(number):
+            make_watch(portal, f"many-{name}")
+        with CaptureQueriesContext(connection) as asked:
+            admin.post(f"{WATCHES}remove/?all=1", {"post": "yes"})
+        assert not AppRepository.objects.alive().exists()
+        AppRepository.objects.all().delete()
+        return len(asked)
+
+    few, one_batch, two_batches = queries(2), queries(20), queries(40)
+    assert one_batch == few
+    assert two_batches - one_batch <= 15
+    assert by_users(action="repository.unwatched").count() == 62
+
+
+def test_page_linked_from_an_app_leads_back_to_it(admin: Client, watches) -> None:
+    app_page = f"{APPS}{watches[0].app_id}/change/?q=docs&p=1"
+    assert f"{watches[0].pk}/delete/?next={quote(app_page)}" in admin.get(app_page).text
+    url = f"{WATCHES}{watches[0].pk}/delete/?next={quote(app_page)}"
+    assert f'href="{escape(app_page)}">Cancel' in admin.get(url).text
+    assert admin.post(url, {"post": "yes"}, follow=True).redirect_chain == [(app_page, 302)]
 
 
 def test_action_with_select_across_keeps_the_filters(admin: Client, watches) -> None:

@@ -46,6 +46,7 @@ def form_of(client: Client, url: str) -> dict[str, str]:
     return {
         "post": "yes",
         "selection_digest": context["selection_digest"],
+        "selection_rows": str(context["selection_rows"]),
         "selection_files": str(context["selection_files"]),
     }
 
@@ -212,7 +213,16 @@ def test_single_watch_is_an_operation_of_one(operator: Client, failing) -> None:
 # --- Changed since the page was shown ---------------------------------------------------------------------------------
 
 
-def test_changed_selection_requires_confirming_again(operator: Client, failing) -> None:
+def test_failures_that_come_and_go_are_no_reason_to_confirm_again(operator: Client, failing) -> None:
+    url = f"{ASK}?all=1"
+    form = form_of(operator, url)
+    AppRepository.objects.filter(pk=failing[0].pk).update(failing_since=None, root_cause="", status=Status.SYNCED)
+    fail(make_watch(failing[0].app, "more"), RootCause.DNS)
+    operator.post(url, form)
+    assert retried() == ["acme/more → Portal", "acme/site → Portal", "acme/docs → Search"]
+
+
+def test_many_new_failures_require_confirming_again(operator: Client, failing) -> None:
     url = f"{ASK}?all=1"
     form = form_of(operator, url)
     fail(make_watch(failing[0].app, "more"), RootCause.DNS)

@@ -77,6 +77,8 @@ def test_public_repository_needs_no_token(world: World, keeper: Client) -> None:
     assert "Token removed" in keeper.post(f"{WATCHES}{watch.pk}/token/", {"github_token": ""}, follow=True).text
     watch.refresh_from_db()
     assert watch.github_token == ""
+    again = keeper.post(f"{WATCHES}{watch.pk}/token/", {"github_token": ""}, follow=True).text
+    assert "No token is stored. A sync is queued." in again
 
 
 def test_push_secret_is_shown_once_with_its_url(keeper: Client, watch: AppRepository, settings) -> None:

@@ -286,7 +286,7 @@ def test_admin_shows_and_edits_them(world: World) -> None:
     keeper = staff("karla", "view_apprepository", "change_apprepository")
     page, url = f"{WATCHES}{watch.pk}/change/", f"{WATCHES}{watch.pk}/app-patterns/"
     assert "Include patterns of the app" not in keeper.get(page).text
-    assert "deletes the files at the client that are no longer chosen" in keeper.get(url).text
+    assert "deletes files at the client that no longer match" in keeper.get(url).text
     form = {"include_patterns": "*.md\r\n  lead\r\n", "exclude_patterns": "draft/"}
     done = keeper.post(url, form, follow=True).text
     assert "Patterns saved. A sync is queued." in done

@@ -277,6 +277,12 @@ def steps() -> Iterable[Step]:
         (lambda actor, stage, _: s.control.reset_circuit(actor, stage.watch.repository)),
         [A.CIRCUIT_RESET],
     )
+    yield (
+        "reset_circuits",
+        nothing,
+        (lambda actor, stage, _: s.control.reset_circuits(actor, [stage.watch.repository, stage.other.repository])),
+        [A.CIRCUIT_RESET] * 2,
+    )
     yield "send_ping", nothing, lambda actor, stage, _: pinging.send_ping(actor, stage.app), [A.PING]
     yield (
         "rotate_app_token",
@@ -329,6 +335,7 @@ def steps() -> Iterable[Step]:
         [A.APP_PAUSED, A.APP_CHANGED],
     )
     yield "unwatch_repository", nothing, lambda actor, stage, _: s.unwatch_repository(actor, stage.watch), [A.UNWATCHED]
+    yield "unwatch_many", nothing, lambda actor, stage, _: s.unwatch_many(actor, [stage.other]), [A.UNWATCHED]
     yield "pause_syncing", nothing, lambda actor, stage, _: s.pause_syncing(actor), [A.ALL_PAUSED]
     yield "resume_syncing", nothing, lambda actor, stage, _: s.resume_syncing(actor), [A.ALL_RESUMED]
     new = GitHubApp(name="Reader", host="https://github.com", app_id="1")

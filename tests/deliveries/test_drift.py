@@ -1,4 +1,4 @@
-"""Checks for differences (`engine.md` §13): what is compared, when, what is recorded, and what "Send these" sends."""
+"""Checks for differences (`engine.md` §13): what is compared, when, what is recorded, and what "Fix N differences" sends."""
 
 import json
 import random

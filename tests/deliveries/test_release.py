@@ -407,7 +407,7 @@ def test_log_names_canary_pace_and_continue(portal: App, caplog: pytest.LogCaptu
     assert messages == [
         (
             "anna",
-            "Re-sync of 2 repositories, one repository of each app first, at most 90 per minute",
+            "Re-sync of 2 repositories, one repository per app first, at most 90 per minute",
             "New disk",
         ),
         ("anna", f"Re-sync, {operation.operation_id}", "New disk"),

@@ -11,7 +11,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import App, AppRepository, BulkOperation, Delivery
+from deliveries_app.models import App, AppRepository, BulkOperation, Delivery, Outcome
 from deliveries_app.reports import impact
 from deliveries_app.services import MAX_RESENT_AT_ONCE, cancel_operation, resend_many, resync_single
 from tests.support.audit import by_users
@@ -98,7 +98,7 @@ def test_selection_is_confirmed_and_resent_as_one_operation(world: World) -> Non
     chosen = [world.rows(docs)["docs/a"].pk, world.rows(docs)["src/c"].pk, world.rows(site)["docs/a"].pk]
     answer = operator.post(LIST, {"action": "resend", "_selected_action": chosen}, follow=True)
     page = unescape(answer.text)
-    assert "This will resend 3 files of 2 repositories to 2 apps. Continue?" in page
+    assert "This will resend 3 files from 2 repositories to 2 apps. Continue?" in page
     assert "5 bytes" in page
     hidden = {name: answer.context[name] for name in ("selection_digest", "selection_files")}
     url = answer.redirect_chain[-1][0]
@@ -135,12 +135,12 @@ def test_everything_that_a_filter_matches(operator: Client, watches) -> None:
     for watch in watches:
         add_deliveries(watch, ["docs/a", "docs/b", "src/c"])
     url = f"{CONFIRM}?all=1&watch__app={docs.app_id}&q=docs/"
-    assert "This will resend 4 files of 2 repositories to Portal. Continue?" in operator.get(url).text
+    assert "This will resend 4 files from 2 repositories to Portal. Continue?" in operator.get(url).text
     operator.post(url, {"post": "yes"})
     sent = Delivery.objects.filter(acknowledged=False).values_list("watch", "path")
     assert sorted(sent) == sorted((watch.pk, path) for watch in (docs, site) for path in ("docs/a", "docs/b"))
     only = operator.get(f"{CONFIRM}?all=1&watch={other.pk}&q=src/").text
-    assert "This will resend 1 file of 1 repository to Search. Continue?" in only
+    assert "This will resend 1 file from 1 repository to Search. Continue?" in only
 
 
 def test_changed_selection_is_confirmed_again(operator: Client, watches) -> None:
@@ -204,3 +204,20 @@ def test_resend_of_an_app_s_own_files_only(watches) -> None:
         resend_many(Actor.of_app(watches[0].app), [row.pk])
     row.refresh_from_db()
     assert row.acknowledged
+
+
+def test_reason_is_cleaned(operator: Client, watches) -> None:
+    add_deliveries(watches[0], ["a"])
+    operator.post(f"{CONFIRM}?all=1", {"post": "yes", "reason": "Lost\0its disk" + "!" * 300})
+    reason = BulkOperation.objects.get().reason
+    assert reason.startswith("Lost\ufffdits disk!")
+    assert len(reason) == 200
+
+
+def test_user_who_resends_one_file_can_cancel_it(operator: Client, watches) -> None:
+    add_deliveries(watches[0], ["a"])
+    operator.post(resend_url(watches[0], "a"))
+    url = f"/admin/live/{watches[0].pk}/cancel/"
+    assert url in operator.get(f"/admin/deliveries_app/apprepository/{watches[0].pk}/change/").text
+    operator.post(url)
+    assert watches[0].runs.get().outcome == Outcome.CANCELLED

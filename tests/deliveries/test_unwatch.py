@@ -164,8 +164,11 @@ def test_revived_watch_has_the_settings_of_a_new_one(world: World) -> None:
     watch_settings.renew_push_secret(COMMAND, watch)
     world.settle()
     unwatch_repository(COMMAND, watch)
+    ended_at = AppRepository.objects.get(pk=watch.pk).ended_at
+    assert ended_at is not None
     again = watch_repository(COMMAND, world.app, repo.url).watch
     assert (again.ignore_patterns, again.push_secret) == ("", "")
+    assert again.created_at >= ended_at
     world.settle()
     assert_promise_kept(world, repo, watch)
 

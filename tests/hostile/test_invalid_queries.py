@@ -112,3 +112,30 @@ def test_action_on_an_invalid_id(root: Client, watches, page: str, action: str, 
 def test_invalid_body_of_the_json_api(root: Client, watches, body: str, status: int, message: str) -> None:
     response = root.post("/admin/api/resync", body, content_type="application/json")
     assert (response.status_code, response.json()["error"]) == (status, message)
+
+
+@pytest.mark.parametrize("key", ["abc", "9" * 30, "-1", "1,2"])
+def test_invalid_app_of_a_new_watch(root: Client, watches, key: str) -> None:
+    page = f"{WATCHES}add/"
+    assert root.get(page, {"app": key}).status_code in {200, 400}
+    answer = root.post(page, {"app": key, "github_url": "https://github.com/acme/new"})
+    assert answer.status_code == 200
+    assert answer.context["form"].errors.keys() == {"app"}
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        f"{WATCHES}?q=", f"{APPS}?q=", f"{WATCHES}?app_name=", "/admin/deliveries_app/failedsync/?q=", "/admin/search/?q=",
+        "/admin/live/app-names/?app_name=", "/admin/api/repositories?search=",
+        "/admin/autocomplete/?app_label=deliveries_app&model_name=apprepository&field_name=app&term=",
+    ],
+)  # fmt: skip
+def test_search_for_a_long_text(root: Client, watches, page: str) -> None:
+    assert root.get(f"{page}{'a' * 60_000}").status_code == 400
+    assert root.get(f"{page}{'a' * 4_096}").status_code == 200
+
+
+def test_long_selections_and_pages_to_return_to_are_valid(root: Client, watches) -> None:
+    ids = ",".join(str(number) for number in range(10_000))
+    assert root.get(f"{WATCHES}force-resync/?ids={ids}&next={WATCHES}%3Fids%3D{ids}").status_code == 200
