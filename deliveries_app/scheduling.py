@@ -23,7 +23,7 @@ from django.db.models import (
 from django.db.models.expressions import Combinable
 from django.db.models.functions import Coalesce, Greatest, Least, Now, Random, RowNumber
 
-from deliveries_app.models import AppRepository, AppRepositoryQuerySet, SyncRun
+from deliveries_app.models import AppRepository, AppRepositoryQuerySet, Status, SyncRun
 from deliveries_app.models.apps import app_is_full
 from docora.db.compiled import compiled_and_prepared
 from docora.redis import queues
@@ -34,6 +34,10 @@ SYNC_ALONE_JOB = "deliveries_app.jobs.sync_watch_alone"
 AFTER_PUSH_SECONDS = 5, 30
 ENQUEUE_AHEAD = 20  # due watches that are enqueued at a time; a change of another app waits behind them
 HIGH_JOBS_PER_APP = 4
+DUE_NOW: dict[str, Any] = {"request_count": F("request_count") + 1, "next_sync_at": Now()}
+"""The columns of a watch whose sync is requested. An attempt that is under way sees from the count that it must not end it."""
+AFRESH = {"generation": F("generation") + 1, "status": Status.PENDING, "retry_count": 0, **DUE_NOW}
+"""The columns of a watch whose request also supersedes what a worker is doing (`engine.md` §3)."""
 
 
 def request_sync(watches: AppRepositoryQuerySet, **changes: Any) -> list[int]:
@@ -43,9 +47,7 @@ def request_sync(watches: AppRepositoryQuerySet, **changes: Any) -> list[int]:
     """
     with transaction.atomic():
         pks = watches.lock()
-        AppRepository.objects.filter(pk__in=pks).update(
-            request_count=F("request_count") + 1, next_sync_at=Now(), **changes
-        )
+        AppRepository.objects.filter(pk__in=pks).update(**DUE_NOW, **changes)
     return pks
 
 

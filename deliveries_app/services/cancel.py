@@ -145,8 +145,7 @@ def _cancel(open_runs: QuerySet[SyncRun], error: str = "", *, also_locked: Itera
     watches.filter(pk__in=resynced).update(
         generation=F("generation") + 1,
         resend_floor=Greatest(Coalesce(Subquery(newest_valid_resync), Value(1)), F("lowest_floor")),
-        request_count=F("request_count") + 1,
-        next_sync_at=Now(),
+        **scheduling.DUE_NOW,
     )
     others = {run.watch_id for run in chosen if run.watch_id} - resynced
     others -= set(SyncRun.objects.filter(watch__in=others, outcome="").values_list("watch_id", flat=True))

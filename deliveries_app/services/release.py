@@ -30,7 +30,6 @@ from deliveries_app.models import (
     Outcome,
     PendingRelease,
     Reason,
-    Status,
     SyncPause,
     SyncRun,
 )
@@ -66,14 +65,7 @@ def _resync_locked(
     operation: BulkOperation | None,
     remaining: Mapping[int, runs.Remaining],
 ) -> list[SyncRun]:
-    AppRepository.objects.filter(pk__in=locked).update(
-        generation=F("generation") + 1,
-        resend_floor=F("generation") + 1,
-        status=Status.PENDING,
-        retry_count=0,
-        request_count=F("request_count") + 1,
-        next_sync_at=Now(),
-    )
+    AppRepository.objects.filter(pk__in=locked).update(resend_floor=F("generation") + 1, **scheduling.AFRESH)
     return requests.open_runs(actor, locked, Reason.RESYNC, operation, remaining)
 
 

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.db import transaction
-from django.db.models import Count, F, QuerySet, Sum
-from django.db.models.functions import Now
+from django.db.models import Count, QuerySet, Sum
 
 from deliveries_app import audit, scheduling
 from deliveries_app.actors import RESYNC_PERMISSION, Actor
@@ -18,7 +17,6 @@ from deliveries_app.models import (
     Delivery,
     OperationKind,
     Reason,
-    Status,
     SyncRun,
 )
 from deliveries_app.progress import runs
@@ -127,13 +125,7 @@ def _make_due(watch_pks: Sequence[int]) -> None:
     The generation fences a worker that is syncing. Otherwise the worker could mark one of the rows as acknowledged again,
     for a request that it had already sent.
     """
-    AppRepository.objects.filter(pk__in=watch_pks).update(
-        generation=F("generation") + 1,
-        status=Status.PENDING,
-        retry_count=0,
-        request_count=F("request_count") + 1,
-        next_sync_at=Now(),
-    )
+    AppRepository.objects.filter(pk__in=watch_pks).update(**scheduling.AFRESH)
 
 
 def _together(*parts: Mapping[int, runs.Remaining]) -> dict[int, runs.Remaining]:

@@ -5,9 +5,7 @@ Delivery records stay as they are. To send everything again, use a re-sync.
 
 from collections.abc import Sequence
 
-from django.db.models import F
-from django.db.models.functions import Now
-
+from deliveries_app import scheduling
 from deliveries_app.actors import Actor
 from deliveries_app.models import (
     App,
@@ -70,6 +68,6 @@ def _request(actor: Actor, pks: Sequence[int], operation: BulkOperation | None) 
     locked = requests.lock_watches(pks, AppRepository.objects.failing())
     remaining = runs.supersede(locked)
     rows = AppRepository.objects.filter(pk__in=locked)
-    rows.update(retry_count=0, request_count=F("request_count") + 1, next_sync_at=Now())
+    rows.update(retry_count=0, **scheduling.DUE_NOW)
     rows.filter(status=Status.FAILED).update(status=Status.PENDING)
     return requests.open_runs(actor, locked, Reason.RETRY, operation, remaining)

@@ -5,7 +5,6 @@ from typing import Any
 
 from django.db import transaction
 from django.db.models import Case, F, Value, When
-from django.db.models.functions import Now
 
 from deliveries_app import audit, scheduling
 from deliveries_app.actors import Actor
@@ -80,8 +79,7 @@ def _start_afresh() -> dict[str, Any]:
     return {
         "retry_count": 0,
         "status": Case(When(status=Status.FAILED, then=Value(Status.PENDING)), default=F("status")),
-        "request_count": F("request_count") + 1,
-        "next_sync_at": Now(),
+        **scheduling.DUE_NOW,
         **CLEARED_FAILURE,
     }
 
@@ -134,7 +132,7 @@ def set_ignore_patterns(actor: Actor, watch: AppRepository, text: str) -> bool:
         before = _before(watch)
         changed = text != before.ignore_patterns
         if changed:
-            _update(watch, ignore_patterns=text, request_count=F("request_count") + 1, next_sync_at=Now())
+            _update(watch, ignore_patterns=text, **scheduling.DUE_NOW)
             _record(actor, watch, before, f"Changed the ignore patterns ({count} now)", ignore_patterns=text)
             scheduling.enqueue(watch)
     return changed
@@ -155,7 +153,7 @@ def set_app_patterns(actor: Actor, watch: AppRepository, include: str, exclude: 
         changed = (include, exclude) != (before.include_patterns, before.exclude_patterns)
         if changed:
             patterns = {"include_patterns": include, "exclude_patterns": exclude}
-            _update(watch, **patterns, request_count=F("request_count") + 1, next_sync_at=Now())
+            _update(watch, **patterns, **scheduling.DUE_NOW)
             _record(actor, watch, before, "Changed the app's include and exclude patterns", **patterns)
             scheduling.enqueue(watch)
     return changed
