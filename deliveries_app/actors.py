@@ -13,10 +13,8 @@ from django.db.models import Model, QuerySet
 from django.http import HttpRequest
 
 from deliveries_app.models import ActorKind, App, AppRepository
+from deliveries_app.permissions import Permission
 
-RESYNC_PERMISSION = "deliveries_app.resync_apprepository"
-RETRY_PERMISSION = "deliveries_app.retry_apprepository"
-CONTROL_PERMISSION = "deliveries_app.control_queue"
 _COMMAND, _SYSTEM = "command line", "Docora"
 
 
@@ -113,5 +111,5 @@ def can_view(user: AbstractBaseUser | AnonymousUser, model: type[Model]) -> bool
 
 def can_view_operations(user: AbstractBaseUser | AnonymousUser) -> bool:
     """Return whether the user can see bulk operations: with the view permission, or with one that starts operations."""
-    sufficient = ("deliveries_app.view_bulkoperation", RESYNC_PERMISSION, RETRY_PERMISSION)
+    sufficient = (Permission.VIEW_OPERATIONS, Permission.RESYNC, Permission.RETRY)
     return any(user.has_perm(permission) for permission in sufficient)  # type: ignore[union-attr]

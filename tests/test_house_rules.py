@@ -17,7 +17,7 @@ PACKAGES = ("docora", "repositories_app", "deliveries_app")
 
 LEVELS = (
     ("receiver",),
-    ("models",),
+    ("models", "permissions"),
     ("progress", "planning", "webhooks", "scheduling", "actors", "audit"),
     ("sync",),
     ("services",),

@@ -10,17 +10,17 @@ from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern, path, reverse
 
-from deliveries_app.actors import RESYNC_PERMISSION, RETRY_PERMISSION, Actor
+from deliveries_app.actors import Actor
 from deliveries_app.admin import confirmation
 from deliveries_app.admin.base import DocoraAdmin
 from deliveries_app.admin.confirmation_forms import ResyncForm, RetryForm
 from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, BulkOperation
+from deliveries_app.permissions import Permission
 from deliveries_app.reports import preflight
 from deliveries_app.reports.impact import Impact, RetryImpact, impact_of, retry_impact_of
 from deliveries_app.services import (
     NotFailed,
     NotFound,
-    pinging,
     resync_by_app,
     resync_many,
     retry_by_app,
@@ -74,7 +74,7 @@ def _resync(actor: Actor, watches: AppRepositoryQuerySet, scope: Scope, form: An
 
 RESYNC = BulkAction(
     slug="force-resync",
-    permission=RESYNC_PERMISSION,
+    permission=Permission.RESYNC,
     template="docora/confirm_resync.html",
     verb="Re-sync",
     title_all="Re-sync all repositories",
@@ -93,7 +93,7 @@ def _retry(actor: Actor, watches: AppRepositoryQuerySet, scope: Scope, form: Any
 
 RETRY = BulkAction(
     slug="retry-failed",
-    permission=RETRY_PERMISSION,
+    permission=Permission.RETRY,
     template="docora/confirm_retry.html",
     verb="Retry",
     title_all="Retry all failed",
@@ -130,10 +130,10 @@ class BulkAdmin[M: Model](DocoraAdmin[M]):
         return [*map(self.confirmation_url, self.bulk_actions), *super().get_urls()]
 
     def has_resync_permission(self, request: HttpRequest) -> bool:
-        return self.can(request, RESYNC_PERMISSION)
+        return self.can(request, Permission.RESYNC)
 
     def has_retry_permission(self, request: HttpRequest) -> bool:
-        return self.can(request, RETRY_PERMISSION)
+        return self.can(request, Permission.RETRY)
 
     @admin.action(
         permissions=["retry"],
@@ -196,7 +196,7 @@ class BulkAdmin[M: Model](DocoraAdmin[M]):
             "impact": impact,
             "form": form,
             "preflight": preflight.of_watches(watches),
-            "can_ping": request.user.has_perm(pinging.PERMISSION),
+            "can_ping": request.user.has_perm(Permission.CHANGE_APPS),
             "app": scope.app,
             "single": impact.sample[0] if impact.watches == 1 else None,
             "back": next_url,

@@ -14,6 +14,7 @@ from django.utils.safestring import SafeString
 from deliveries_app.admin import widgets
 from deliveries_app.admin.base import DocoraAdmin
 from deliveries_app.models import App
+from deliveries_app.permissions import Permission
 from deliveries_app.reports import app_health
 from deliveries_app.reports.app_health import AppHealth
 from deliveries_app.reports.chart import SPARK_HEIGHT, SPARK_WIDTH
@@ -55,7 +56,7 @@ class AppHealthAdmin(DocoraAdmin[App]):
     def get_list_display(self, request: HttpRequest) -> tuple[Any, ...]:
         """Link the numbers for users who can view the repositories, and add a button for those who can re-sync."""
         columns: tuple[Any, ...] = self.list_display
-        if request.user.has_perm("deliveries_app.view_apprepository"):
+        if request.user.has_perm(Permission.VIEW_WATCHES):
             columns = tuple(_LINKED.get(name, name) for name in columns)
         if not self.has_resync_permission(request):  # type: ignore[attr-defined]  # of `BulkAdmin`
             return columns

@@ -16,8 +16,8 @@ from deliveries_app.actors import Actor
 from deliveries_app.admin.forms import RotateKeyForm, RotateTokenForm, add_service_error, post_data
 from deliveries_app.admin.one_time_secrets import OneTimeSecretsAdmin
 from deliveries_app.models import App
-from deliveries_app.services import NotFound, keys, pinging, tokens
-from deliveries_app.services.tokens import PERMISSION
+from deliveries_app.permissions import Permission
+from deliveries_app.services import NotFound, keys, tokens
 from docora.sign_in.recency import require_recent
 
 ONBOARDED, NEW_TOKEN, NEW_KEY = "app", "app token", "app key"
@@ -103,20 +103,20 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
 
     def get_urls(self) -> list[URLPattern]:
         return [
-            self.object_page("rotate-token", self.rotate_token, PERMISSION),
-            self.object_page("rotate-key", self.rotate_key, PERMISSION),
+            self.object_page("rotate-token", self.rotate_token, Permission.REPLACE_SECRETS),
+            self.object_page("rotate-key", self.rotate_key, Permission.REPLACE_SECRETS),
             *(
-                self.object_page(change.slug, partial(self.confirm_change, change=change), PERMISSION)
+                self.object_page(change.slug, partial(self.confirm_change, change=change), Permission.REPLACE_SECRETS)
                 for change in CONFIRMED_CHANGES
             ),
             *super().get_urls(),
         ]
 
     def has_rotate_permission(self, request: HttpRequest) -> bool:
-        return self.can(request, PERMISSION)
+        return self.can(request, Permission.REPLACE_SECRETS)
 
     def secrets_context(self, request: HttpRequest, owner: App) -> dict[str, Any]:
-        can_ping = self.can(request, pinging.PERMISSION)
+        can_ping = self.can(request, Permission.CHANGE_APPS)
         return {"app": owner, "can_ping": can_ping, "public_url": settings.PUBLIC_URL}
 
     def settings_page_of(self, app: App) -> str:

@@ -25,11 +25,10 @@ from deliveries_app.admin.forms import PATTERN_FIELDS, QUOTA_FIELDS, AppForm, On
 from deliveries_app.admin.ping import PingAdmin
 from deliveries_app.admin.removal import RemovalAdmin, RemovalLabels
 from deliveries_app.models import App, AppRepository, HourlyTraffic
+from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import app_detail, endpoint_history
-from deliveries_app.services import github_apps
 from deliveries_app.services.onboarding import unreachable_reason
-from deliveries_app.services.watching import WATCH_PERMISSION
 from deliveries_app.services.watching_many import LineStatus
 from docora.sign_in.recency import require_recent
 
@@ -42,7 +41,6 @@ _LINE_BADGES = {
     LineStatus.UNCHECKED: ("queued", "Not checked yet"),
 }
 """Status of a line → the badge's style and label."""
-CHANGE_PERMISSION = "deliveries_app.change_app"
 
 
 def _count_of_watches(**condition: Any) -> Coalesce:
@@ -94,12 +92,12 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
         )
 
     def has_add_permission(self, request: HttpRequest) -> bool:
-        return request.user.has_perm("deliveries_app.onboard_app")
+        return request.user.has_perm(Permission.REGISTER_APPS)
 
     def get_fields(self, request: HttpRequest, obj: App | None = None) -> Any:
         """Offer GitHub Apps only to users who can change them: the app can read everything that its GitHub App can."""
         fields = super().get_fields(request, obj)
-        can_assign = request.user.has_perm(github_apps.CHANGE_PERMISSION)
+        can_assign = request.user.has_perm(Permission.CHANGE_GITHUB_APPS)
         return fields if can_assign else [name for name in fields if name != "github_app"]
 
     def get_fieldsets(self, request: HttpRequest, obj: App | None = None) -> Any:
@@ -211,7 +209,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
             "results": [(result, *_LINE_BADGES[result.status]) for result in results or ()],
             "token_is_gone": bool(results and form.cleaned_data["github_token"]),
             "left": sum(result.is_open for result in results or ()),
-            "can_view": request.user.has_perm("deliveries_app.view_apprepository"),
+            "can_view": request.user.has_perm(Permission.VIEW_WATCHES),
         }
         template = "admin/deliveries_app/app/watch_many.html"
         shown = form if results is None else form.again(results)
@@ -223,10 +221,10 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
         settings = self.admin_site.admin_view(self.settings_view)
         return [
             path("<int:object_id>/settings/", settings, name=self.url_name("settings")),
-            self.object_page("endpoint", require_GET(self.endpoint), "deliveries_app.view_app"),
-            self.object_page("watch-many", self.watch_many, WATCH_PERMISSION),
-            self.object_page("pause", require_POST(self.pause), CHANGE_PERMISSION),
-            self.object_page("resume", require_POST(self.resume), CHANGE_PERMISSION),
+            self.object_page("endpoint", require_GET(self.endpoint), Permission.VIEW_APPS),
+            self.object_page("watch-many", self.watch_many, Permission.WATCH),
+            self.object_page("pause", require_POST(self.pause), Permission.CHANGE_APPS),
+            self.object_page("resume", require_POST(self.resume), Permission.CHANGE_APPS),
             *super().get_urls(),
         ]
 
@@ -255,7 +253,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
             **live,
             "operations": [progress_context.of_operation(operation) for operation in operations],
             "only_name": app_detail.only_repository_name(app) if live["can_view"] else "",
-            "can_change": self.can(request, CHANGE_PERMISSION),
+            "can_change": self.can(request, Permission.CHANGE_APPS),
             "can_ping": self.has_ping_permission(request),
             "can_rotate": self.has_rotate_permission(request),
         }

@@ -17,6 +17,7 @@ from deliveries_app.admin.filters import AppFilter
 from deliveries_app.admin.history import HistoryAdmin
 from deliveries_app.admin.history_filters import HistoryFilter, PeriodFilter
 from deliveries_app.models import ActorKind, App, AuditAction, AuditEntry
+from deliveries_app.permissions import Permission
 from deliveries_app.reports import audit_log, history
 from docora.templatetags.docora import ago
 from docora.text import visible
@@ -112,7 +113,7 @@ class AuditEntryAdmin(HistoryAdmin[AuditEntry]):
         return audit_log.search(term)
 
     def has_export_permission(self, request: HttpRequest) -> bool:
-        return self.can(request, audit_log.EXPORT_PERMISSION)
+        return self.can(request, Permission.EXPORT_AUDIT_LOG)
 
     @admin.display(description="action")
     def what_was_done(self, entry: AuditEntry) -> SafeString:

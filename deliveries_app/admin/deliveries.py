@@ -12,11 +12,12 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern, path, reverse
 from django.utils.safestring import SafeString
 
-from deliveries_app.actors import RESYNC_PERMISSION, Actor
+from deliveries_app.actors import Actor
 from deliveries_app.admin import confirmation
 from deliveries_app.admin.base import ReadOnlyAdmin
 from deliveries_app.admin.filters import AppFilter, QueryFilter
 from deliveries_app.models import AppRepository, Delivery
+from deliveries_app.permissions import Permission
 from deliveries_app.reports import attempts
 from deliveries_app.reports.impact import resend_impact_of
 from deliveries_app.reports.next_attempt import next_try
@@ -113,7 +114,7 @@ class DeliveryAdmin(ReadOnlyAdmin[Delivery]):
         return [path("resend/", view, name=self.url_name("resend")), *super().get_urls()]
 
     def has_resend_permission(self, request: HttpRequest) -> bool:
-        return self.can(request, RESYNC_PERMISSION)
+        return self.can(request, Permission.RESYNC)
 
     @admin.action(permissions=["resend"], description="Resend this file", description_plural="Resend selected files")
     def resend(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> HttpResponse:
@@ -187,7 +188,7 @@ def state_badge(delivery: Delivery) -> SafeString:
 def of_delivery(request: HttpRequest, delivery: Delivery) -> dict[str, Any]:
     """Return the context of the page's panel: the delivery, the last attempts, and the time of the next one."""
     watch = AppRepository.objects.with_state().for_list().get(pk=delivery.watch_id)
-    can_view_watch = request.user.has_perm("deliveries_app.view_apprepository")
+    can_view_watch = request.user.has_perm(Permission.VIEW_WATCHES)
     return {
         "delivery": delivery,
         "watch": watch,
@@ -196,8 +197,8 @@ def of_delivery(request: HttpRequest, delivery: Delivery) -> dict[str, Any]:
         "next_attempt": None if is_delivered(delivery) else next_try(watch, hold_until=delivery.hold_until),
         "attempts": attempts.of_path(request.user, watch, delivery.path, delivery),
         "can_view_watch": can_view_watch,
-        "can_view_app": request.user.has_perm("deliveries_app.view_app"),
-        "can_resend": can_view_watch and request.user.has_perm(RESYNC_PERMISSION),
+        "can_view_app": request.user.has_perm(Permission.VIEW_APPS),
+        "can_resend": can_view_watch and request.user.has_perm(Permission.RESYNC),
         "page": reverse("admin:deliveries_app_delivery_change", args=[delivery.pk]),
     }
 

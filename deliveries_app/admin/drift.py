@@ -22,9 +22,9 @@ from deliveries_app.admin.filters import AppFilter
 from deliveries_app.admin.fragments import can_view_watches, fragment, row_ids
 from deliveries_app.admin.history_filters import ChoiceFilter, WatchFilter
 from deliveries_app.models import App, AppRepository, DriftCheck, DriftKind, DriftState, SyncRun
+from deliveries_app.permissions import Permission
 from deliveries_app.progress.context import joined
 from deliveries_app.reports import drift
-from deliveries_app.services.drift import PERMISSION
 from docora.templatetags.docora import ago, badge
 from docora.text import counted
 from docora.web.paginators import BoundedPaginator
@@ -38,7 +38,7 @@ class RequestCheckAdmin[M: Model](DocoraAdmin[M]):
     """Add the page `<id>/check/`, which requests checks by POST and redirects to them."""
 
     def get_urls(self) -> list[URLPattern]:
-        return [self.object_page("check", require_POST(self.request_check), PERMISSION), *super().get_urls()]
+        return [self.object_page("check", require_POST(self.request_check), Permission.RESYNC), *super().get_urls()]
 
     def request_check(self, request: HttpRequest, obj: M) -> HttpResponse:
         try:
@@ -106,8 +106,8 @@ class DriftCheckAdmin(ReadOnlyAdmin[DriftCheck]):
 
     def get_urls(self) -> list[URLPattern]:
         return [
-            self.object_page("send", self.send, PERMISSION),
-            self.object_page("cancel", require_POST(self.cancel), PERMISSION),
+            self.object_page("send", self.send, Permission.RESYNC),
+            self.object_page("cancel", require_POST(self.cancel), Permission.RESYNC),
             *super().get_urls(),
         ]
 
@@ -213,9 +213,9 @@ def check_context(request: HttpRequest, check: DriftCheck) -> dict[str, Any]:
         "badge": state_badge(check),
         "summary": drift.summary(check),
         "send_label": send_label(check),
-        "can_act": request.user.has_perm(PERMISSION),
-        "can_view_app": request.user.has_perm("deliveries_app.view_app"),
-        "run": run if request.user.has_perm("deliveries_app.view_syncrun") else None,
+        "can_act": request.user.has_perm(Permission.RESYNC),
+        "can_view_app": request.user.has_perm(Permission.VIEW_APPS),
+        "run": run if request.user.has_perm(Permission.VIEW_RUNS) else None,
         "kind": kind if kind in DriftKind.values else "",
         "kinds": [(name.value, name.label.lower(), count) for name, count in counts.items() if count],
         "page": Paginator(files, FILES_PER_PAGE).get_page(request.GET.get("p")),

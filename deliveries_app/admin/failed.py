@@ -16,7 +16,7 @@ from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from deliveries_app.actors import RETRY_PERMISSION, can_view
+from deliveries_app.actors import can_view
 from deliveries_app.admin import widgets
 from deliveries_app.admin.actions import RETRY, BulkAdmin, Scope
 from deliveries_app.admin.base import ReadOnlyAdmin
@@ -34,14 +34,12 @@ from deliveries_app.models import (
     WatchState,
 )
 from deliveries_app.models.root_causes import RootCause
+from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import failures, help_texts
-from deliveries_app.reports.attempts import PAYLOADS_PERMISSION
 from deliveries_app.reports.next_attempt import next_try
 from docora.templatetags.docora import ago, badge, status_badge, status_with_detail
 from docora.text import can_be_id, parse_pks, visible
-
-CHANGE_APP_PERMISSION = "deliveries_app.change_app"
 
 
 def panel_context(request: HttpRequest, here: str) -> dict[str, Any]:
@@ -58,7 +56,7 @@ def panel_context(request: HttpRequest, here: str) -> dict[str, Any]:
         "retry_all": urlencode(query),
         "of_app": urlencode(of_app),
         "shown_cause": request.GET.get("cause", ""),
-        "can_retry": request.user.has_perm(RETRY_PERMISSION),
+        "can_retry": request.user.has_perm(Permission.RETRY),
     }
 
 
@@ -259,8 +257,8 @@ class Shown:
 
     @classmethod
     def to_user(cls, request: HttpRequest, back: str) -> Self:
-        can_resume = request.user.has_perm(CHANGE_APP_PERMISSION)
-        return cls(request.user.has_perm(PAYLOADS_PERMISSION), back if can_resume else None)
+        can_resume = request.user.has_perm(Permission.CHANGE_APPS)
+        return cls(request.user.has_perm(Permission.VIEW_PAYLOADS), back if can_resume else None)
 
 
 def _cause(watch: AppRepository, shown: Shown) -> SafeString:

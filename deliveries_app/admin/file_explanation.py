@@ -8,11 +8,12 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern, reverse
 from django.views.decorators.http import require_GET
 
-from deliveries_app.actors import RESYNC_PERMISSION, Actor
+from deliveries_app.actors import Actor
 from deliveries_app.admin.base import DocoraAdmin
 from deliveries_app.models import App, AppRepository
+from deliveries_app.permissions import Permission
 from deliveries_app.reports import app_detail, attempts
-from deliveries_app.reports.file_explanation import PERMISSION, Explanation, explain
+from deliveries_app.reports.file_explanation import Explanation, explain
 
 _BADGES = {
     "delivered": ("delivered", "Delivered"),
@@ -31,7 +32,7 @@ class ExplainFileAdmin(DocoraAdmin[AppRepository]):
     """The page that explains one path of a watch."""
 
     def get_urls(self) -> list[URLPattern]:
-        return [self.object_page("why", require_GET(self.why), PERMISSION), *super().get_urls()]
+        return [self.object_page("why", require_GET(self.why), Permission.VIEW_WATCHES), *super().get_urls()]
 
     def why(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         """Explain `path`, or show the empty form. The path is not stripped: names may begin and end with spaces."""
@@ -47,7 +48,7 @@ class ExplainFileAdmin(DocoraAdmin[AppRepository]):
             "attempts": attempts.of_path(request.user, watch, _sent_path(explanation), explanation.row)
             if explanation
             else None,
-            "can_resend": self.can(request, RESYNC_PERMISSION),
+            "can_resend": self.can(request, Permission.RESYNC),
             "here": request.get_full_path(),
             "row_badge": _BADGES[explanation.row_state] if explanation and explanation.row else None,
         }
@@ -64,7 +65,7 @@ class FindWatchAdmin(DocoraAdmin[App]):
     """The form on the app page: find the watch that the user named, and redirect to its page."""
 
     def get_urls(self) -> list[URLPattern]:
-        return [self.object_page("why", require_GET(self.why), PERMISSION), *super().get_urls()]
+        return [self.object_page("why", require_GET(self.why), Permission.VIEW_WATCHES), *super().get_urls()]
 
     def why(self, request: HttpRequest, app: App) -> HttpResponse:
         name = request.GET.get("repository", "").strip()

@@ -11,6 +11,7 @@ from django.utils import timezone
 from django.utils.functional import cached_property
 
 from deliveries_app.models import App, WatchState
+from deliveries_app.permissions import Permission
 from docora.text import parse_pk
 
 
@@ -85,7 +86,7 @@ class AppFilter(QueryFilter):
 
     def __init__(self, request: HttpRequest, params: dict[str, Any], model: type[Model], model_admin: Any) -> None:
         super().__init__(request, params, model, model_admin)
-        self.can_suggest = request.user.has_perm("deliveries_app.view_app")
+        self.can_suggest = request.user.has_perm(Permission.VIEW_APPS)
 
     @cached_property
     def apps(self) -> list[int]:

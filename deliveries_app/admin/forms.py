@@ -15,6 +15,7 @@ from django.utils.safestring import SafeString
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository
+from deliveries_app.permissions import Permission
 from deliveries_app.services import AlreadyWatched, Onboarded, Watched, onboard_app, watch_repository
 from deliveries_app.services.keys import validate_key
 from deliveries_app.services.onboarding import (
@@ -216,7 +217,7 @@ class WatchManyForm(_WatchOptionsFields):
 
 def _already_watched(actor: Actor, error: AlreadyWatched) -> SafeString:
     """Return the message, with a link to the watch's page for users who can view it."""
-    if actor.user is None or not actor.user.has_perm("deliveries_app.view_apprepository"):
+    if actor.user is None or not actor.user.has_perm(Permission.VIEW_WATCHES):
         return format_html("{}", error)
     page = reverse("admin:deliveries_app_apprepository_change", args=[error.watch.pk])
     return format_html('{} <a href="{}">Open it</a> to re-sync or to change the token.', error, page)

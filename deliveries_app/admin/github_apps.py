@@ -11,6 +11,7 @@ from django.views.decorators.http import require_POST
 
 from deliveries_app.actors import Actor
 from deliveries_app.admin.base import DocoraAdmin
+from deliveries_app.permissions import Permission
 from deliveries_app.services import github_apps
 from docora.security.crypto import DecryptionError
 from docora.sign_in.recency import require_recent
@@ -112,7 +113,7 @@ class GitHubAppAdmin(DocoraAdmin[GitHubApp]):
             github_apps.delete_github_app(Actor.of_request(request), github_app)
 
     def get_urls(self) -> list[URLPattern]:
-        page = self.object_page("test", require_POST(self.test), github_apps.CHANGE_PERMISSION)
+        page = self.object_page("test", require_POST(self.test), Permission.CHANGE_GITHUB_APPS)
         return [page, *super().get_urls()]
 
     def test(self, request: HttpRequest, github_app: GitHubApp) -> HttpResponse:

@@ -27,6 +27,7 @@ from deliveries_app.models import (
     SyncRun,
     WatchState,
 )
+from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
 from deliveries_app.progress import live
 from deliveries_app.progress.live import Progress
@@ -73,7 +74,7 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
 
     def related_link(self, request: HttpRequest) -> tuple[str, str] | None:
         app = request.GET.get("app", "")
-        if parse_pk(app) is None or not request.user.has_perm("deliveries_app.view_syncrun"):
+        if parse_pk(app) is None or not request.user.has_perm(Permission.VIEW_RUNS):
             return None
         return "Sync runs", f"{reverse('admin:deliveries_app_syncrun_changelist')}?watch__app={app}"
 
@@ -125,8 +126,8 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
             "page": page,
             "rows": rows,
             "poll_query": poll_query(rows),
-            "can_view_runs": request.user.has_perm("deliveries_app.view_syncrun"),
-            "can_view_watches": request.user.has_perm("deliveries_app.view_apprepository"),
+            "can_view_runs": request.user.has_perm(Permission.VIEW_RUNS),
+            "can_view_watches": request.user.has_perm(Permission.VIEW_WATCHES),
         }
 
     def csv_rows(self, page: list[BulkOperation]) -> list[Sequence[Cell]]:
@@ -172,7 +173,7 @@ def page_fields(request: HttpRequest, operation: BulkOperation) -> dict[str, Any
             *parts,
             (UNRELEASED, "not released" if operation.ended_at else "not released yet", outcomes.unreleased),
         ],
-        "can_view_app": request.user.has_perm("deliveries_app.view_app"),
+        "can_view_app": request.user.has_perm(Permission.VIEW_APPS),
         "deleted_app": _deleted_app(operation),
     }
 

@@ -13,6 +13,7 @@ from django.utils.dateparse import parse_datetime
 from deliveries_app.actors import Actor
 from deliveries_app.admin.base import DocoraAdmin
 from deliveries_app.models import App
+from deliveries_app.permissions import Permission
 from deliveries_app.reports import preflight
 from deliveries_app.services import NotFound, pinging
 
@@ -26,10 +27,10 @@ class PingAdmin(DocoraAdmin[App]):
     """
 
     def get_urls(self) -> list[URLPattern]:
-        return [self.object_page("ping", self.ping, pinging.PERMISSION), *super().get_urls()]
+        return [self.object_page("ping", self.ping, Permission.CHANGE_APPS), *super().get_urls()]
 
     def has_ping_permission(self, request: HttpRequest) -> bool:
-        return self.can(request, pinging.PERMISSION)
+        return self.can(request, Permission.CHANGE_APPS)
 
     def ping(self, request: HttpRequest, app: App) -> HttpResponse:
         if request.method == "POST":

@@ -16,6 +16,7 @@ from deliveries_app.admin.fragments import can_view_watches, fragment, polling_p
 from deliveries_app.admin.operations import page_fields, poll_query, rows_to_poll
 from deliveries_app.admin.watches import has_changed, live_query, of_watch, refreshed_cells
 from deliveries_app.models import AppRepository, AppRepositoryQuerySet, BulkOperation, Outcome, Reason, SyncRun
+from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import app_detail
 from docora.db.compiled import compiled_and_prepared
@@ -81,8 +82,8 @@ def live_watches(request: HttpRequest) -> HttpResponse:
         cells = ""
     with_files = request.GET.get("files") == "1"
     rights = {
-        "can_retry": request.user.has_perm(actors.RETRY_PERMISSION),
-        "can_resync": request.user.has_perm(actors.RESYNC_PERMISSION),
+        "can_retry": request.user.has_perm(Permission.RETRY),
+        "can_resync": request.user.has_perm(Permission.RESYNC),
     }
     changed = [watch for watch in watches if has_changed(watch, failing)] if cells else []
     context = {

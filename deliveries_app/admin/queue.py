@@ -18,9 +18,9 @@ from deliveries_app.admin.base import ReadOnlyAdmin
 from deliveries_app.admin.confirmation import next_url
 from deliveries_app.models import AppRepository, Queue
 from deliveries_app.monitoring.counts import count_watches
+from deliveries_app.permissions import Permission
 from deliveries_app.reports import queue as queue_report
 from deliveries_app.reports.queue import can_view
-from deliveries_app.services import CONTROL_PERMISSION
 from docora.text import format_seconds
 
 PAUSE_PARAGRAPHS = (
@@ -54,7 +54,7 @@ class QueueAdmin(ReadOnlyAdmin[Queue]):
 
     def pause(self, request: HttpRequest) -> HttpResponse:
         """GET explains the effect; POST pauses."""
-        if not self.can(request, CONTROL_PERMISSION):
+        if not self.can(request, Permission.CONTROL_QUEUE):
             raise PermissionDenied
         if request.method == "POST":
             pause = services.pause_syncing(Actor.of_request(request))
@@ -75,7 +75,7 @@ class QueueAdmin(ReadOnlyAdmin[Queue]):
     def stop(self, request: HttpRequest, watch_pk: int) -> HttpResponse:
         """Cancel a running or waiting sync without confirmation: a new sync can be requested at any time."""
         actor = Actor.of_request(request)
-        actor.require(CONTROL_PERMISSION)
+        actor.require(Permission.CONTROL_QUEUE)
         watch = AppRepository.objects.alive().select_related("app", "repository").filter(pk=watch_pk).first()
         if watch is not None and services.cancel_sync(actor, watch):
             interval = format_seconds(settings.RESCAN_INTERVAL_SECONDS)

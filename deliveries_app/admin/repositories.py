@@ -10,7 +10,7 @@ from django.urls import URLPattern
 from django.utils.safestring import SafeString
 from django.views.decorators.http import require_POST
 
-from deliveries_app.actors import RETRY_PERMISSION, Actor
+from deliveries_app.actors import Actor
 from deliveries_app.admin import widgets
 from deliveries_app.admin.actions import RESYNC, BulkAdmin
 from deliveries_app.admin.base import ReadOnlyAdmin
@@ -18,6 +18,7 @@ from deliveries_app.admin.confirmation import next_url
 from deliveries_app.admin.filters import CircuitFilter
 from deliveries_app.admin.watches import live_query
 from deliveries_app.models import AppRepository
+from deliveries_app.permissions import Permission
 from deliveries_app.reports.help_texts import GIT_HINTS
 from deliveries_app.services.control import reset_circuit, reset_circuits
 from docora.text import counted
@@ -83,7 +84,7 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
         return self.redirect_with_message(request, page, message)
 
     def get_urls(self) -> list[URLPattern]:
-        page = self.object_page("reset-circuit", require_POST(self.reset_one), RETRY_PERMISSION)
+        page = self.object_page("reset-circuit", require_POST(self.reset_one), Permission.RETRY)
         return [page, *super().get_urls()]
 
     @admin.display(description="repository", ordering="owner")
@@ -113,6 +114,6 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
             "live_query": live_query(watches, "cells=table"),
             "can_resync": self.has_resync_permission(request),
             "can_retry": self.has_retry_permission(request),
-            "can_retry_sync": request.user.has_perms(["deliveries_app.view_apprepository", RETRY_PERMISSION]),
+            "can_retry_sync": request.user.has_perms([Permission.VIEW_WATCHES, Permission.RETRY]),
             "hint": GIT_HINTS.get(repository.last_error_cause, ""),
         }

@@ -13,6 +13,7 @@ from deliveries_app.admin import history_filters as filters
 from deliveries_app.admin import widgets
 from deliveries_app.admin.history import HistoryAdmin
 from deliveries_app.models import AppRepository, BulkOperation, SyncRun
+from deliveries_app.permissions import Permission
 from deliveries_app.progress import activity, live
 from deliveries_app.reports import failing_files, help_texts, history
 from deliveries_app.reports.next_attempt import next_try
@@ -74,7 +75,7 @@ class SyncRunAdmin(HistoryAdmin[SyncRun]):
         """Return the run's details, and the files of its watch that are not delivered now."""
         watches = AppRepository.objects.with_state().for_list()
         watch = watches.get(pk=run.watch_id) if run.watch_id else None
-        can_view_watch = watch is not None and request.user.has_perm("deliveries_app.view_apprepository")
+        can_view_watch = watch is not None and request.user.has_perm(Permission.VIEW_WATCHES)
         progress = live.of_run(run)
         newest = watch.runs.order_by("-generation", "-pk").first() if watch else None
         return {
@@ -88,7 +89,7 @@ class SyncRunAdmin(HistoryAdmin[SyncRun]):
             "took": history.seconds(run),
             "left_out": help_texts.left_out(run.left_out),
             "can_view_watch": can_view_watch,
-            "can_view_app": watch is not None and request.user.has_perm("deliveries_app.view_app"),
+            "can_view_app": watch is not None and request.user.has_perm(Permission.VIEW_APPS),
             "can_view_operations": actors.can_view_operations(request.user),
             "failing_files": failing_files.of_watch(watch if can_view_watch else None),
         }

@@ -20,9 +20,9 @@ from deliveries_app.admin.forms import (
 )
 from deliveries_app.admin.one_time_secrets import OneTimeSecretsAdmin
 from deliveries_app.models import AppRepository
+from deliveries_app.permissions import Permission
 from deliveries_app.services import NotFound, watch_settings
 from deliveries_app.services.push_hooks import hook_url
-from deliveries_app.services.watch_settings import PERMISSION
 from docora.sign_in.recency import require_recent
 from repositories_app.git.exceptions import GitError
 
@@ -37,11 +37,11 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
 
     def get_urls(self) -> list[URLPattern]:
         return [
-            self.object_page("token", self.replace_token, PERMISSION),
-            self.object_page("ref", self.change_ref, PERMISSION),
-            self.object_page("push-secret", self.renew_secret, PERMISSION),
-            self.object_page("patterns", self.edit_patterns, PERMISSION),
-            self.object_page("app-patterns", self.edit_app_patterns, PERMISSION),
+            self.object_page("token", self.replace_token, Permission.CHANGE_WATCHES),
+            self.object_page("ref", self.change_ref, Permission.CHANGE_WATCHES),
+            self.object_page("push-secret", self.renew_secret, Permission.CHANGE_WATCHES),
+            self.object_page("patterns", self.edit_patterns, Permission.CHANGE_WATCHES),
+            self.object_page("app-patterns", self.edit_app_patterns, Permission.CHANGE_WATCHES),
             *super().get_urls(),
         ]
 

@@ -14,7 +14,7 @@ from django.utils.safestring import SafeString
 from django.views.decorators.http import require_POST
 
 from deliveries_app import services
-from deliveries_app.actors import RESYNC_PERMISSION, RETRY_PERMISSION, Actor, can_view
+from deliveries_app.actors import Actor, can_view
 from deliveries_app.admin import drift, widgets
 from deliveries_app.admin.actions import RESYNC, RETRY
 from deliveries_app.admin.confirmation import next_url
@@ -26,12 +26,11 @@ from deliveries_app.admin.removal import RemovalAdmin, RemovalLabels
 from deliveries_app.admin.watch_settings import WatchSettingsAdmin
 from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, BulkOperation, FailureKind
 from deliveries_app.models.root_causes import RootCause
+from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import failing_files, help_texts
 from deliveries_app.reports.next_attempt import next_try
-from deliveries_app.services.control import PAUSE_PERMISSION
 from deliveries_app.services.push_hooks import hook_url
-from deliveries_app.services.watch_settings import PERMISSION as CHANGE_PERMISSION
 from docora.templatetags.docora import ago, elapsed, files_of, status_with_detail
 from docora.text import counted, visible
 
@@ -94,7 +93,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, CheckWatchAdmin, 
         return self.remove_selected(request, queryset)
 
     def has_pause_permission(self, request: HttpRequest) -> bool:
-        return self.can(request, PAUSE_PERMISSION)
+        return self.can(request, Permission.CHANGE_WATCHES)
 
     @admin.action(permissions=["pause"], description="Pause", description_plural="Pause selected repositories")
     def pause(self, request: HttpRequest, queryset: QuerySet[AppRepository]) -> None:
@@ -146,10 +145,10 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, CheckWatchAdmin, 
 
     def get_urls(self) -> list[URLPattern]:
         return [
-            self.object_page("retry", require_POST(self.retry_one), RETRY_PERMISSION),
-            self.object_page("pause", require_POST(self.pause_one), PAUSE_PERMISSION),
-            self.object_page("resume", require_POST(self.resume_one), PAUSE_PERMISSION),
-            self.object_page("resend", require_POST(self.resend_one), RESYNC_PERMISSION),
+            self.object_page("retry", require_POST(self.retry_one), Permission.RETRY),
+            self.object_page("pause", require_POST(self.pause_one), Permission.CHANGE_WATCHES),
+            self.object_page("resume", require_POST(self.resume_one), Permission.CHANGE_WATCHES),
+            self.object_page("resend", require_POST(self.resend_one), Permission.RESYNC),
             *super().get_urls(),
         ]
 
@@ -222,7 +221,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, CheckWatchAdmin, 
     def page_context(self, request: HttpRequest, watch: AppRepository) -> dict[str, Any]:
         """Return the watch's details, its progress, and what is not delivered."""
         skipped = watch.failures.filter(kind=FailureKind.SKIPPED)
-        can_view_repository = request.user.has_perm("repositories_app.view_repository")
+        can_view_repository = request.user.has_perm(Permission.VIEW_REPOSITORIES)
         return {
             **of_watch(watch),
             **drift.of_watch(watch),
@@ -233,7 +232,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, CheckWatchAdmin, 
             "skipped": skipped[:LISTED_SKIPPED],
             "more_skipped": max(0, skipped.count() - LISTED_SKIPPED),
             "notices": watch.notices.all()[:LISTED_SKIPPED],
-            "can_change": self.can(request, CHANGE_PERMISSION),
+            "can_change": self.can(request, Permission.CHANGE_WATCHES),
             "can_view_app": can_view(request.user, App),
             "can_view_repository": can_view_repository,
             "can_retry": can_view_repository and self.has_retry_permission(request),

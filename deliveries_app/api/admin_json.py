@@ -18,6 +18,7 @@ from django.views.decorators.http import require_GET, require_POST
 from deliveries_app import actors, services
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, BulkOperation
+from deliveries_app.permissions import Permission
 from deliveries_app.progress import live
 from deliveries_app.reports.status import watch_fields
 from docora.text import can_be_id
@@ -73,14 +74,14 @@ def json_view[**P](failure: str) -> Callable[[Function[P]], Callable[..., HttpRe
 @require_POST
 @json_view("Failed to queue re-sync")
 def resync(request: HttpRequest, actor: Actor) -> dict[str, Any]:
-    watch = _watch(request, actor, services.RESYNC_PERMISSION)
+    watch = _watch(request, actor, Permission.RESYNC)
     return {"message": "Re-sync queued", "job_id": services.resync_single(actor, watch).job_id}
 
 
 @require_POST
 @json_view("Failed to start bulk re-sync")
 def resync_app(request: HttpRequest, actor: Actor, app_id: str) -> dict[str, Any]:
-    _require(actor, App, services.RESYNC_PERMISSION)
+    _require(actor, App, Permission.RESYNC)
     app = App.objects.filter(app_id=app_id, ended_at=None).first()
     if app is None:
         raise services.NotFound("App not found")
@@ -91,14 +92,14 @@ def resync_app(request: HttpRequest, actor: Actor, app_id: str) -> dict[str, Any
 @require_POST
 @json_view("Failed to queue retry")
 def retry(request: HttpRequest, actor: Actor) -> dict[str, Any]:
-    watch = _watch(request, actor, services.RETRY_PERMISSION)
+    watch = _watch(request, actor, Permission.RETRY)
     return {"message": "Retry queued", "job_id": services.retry_single(actor, watch).job_id}
 
 
 @require_POST
 @json_view("Failed to start bulk retry")
 def retry_app(request: HttpRequest, actor: Actor, app_id: str) -> dict[str, Any]:
-    _require(actor, AppRepository, services.RETRY_PERMISSION)
+    _require(actor, AppRepository, Permission.RETRY)
     app = App.objects.filter(app_id=app_id, ended_at=None).first()
     if app is None:
         raise services.NotFound("No failed notifications for this app")
@@ -108,7 +109,7 @@ def retry_app(request: HttpRequest, actor: Actor, app_id: str) -> dict[str, Any]
 @require_POST
 @json_view("Failed to start bulk retry")
 def retry_all(request: HttpRequest, actor: Actor) -> dict[str, Any]:
-    _require(actor, AppRepository, services.RETRY_PERMISSION)
+    _require(actor, AppRepository, Permission.RETRY)
     return _retry_started(services.retry_all(actor))
 
 
@@ -150,7 +151,7 @@ def progress(request: HttpRequest, actor: Actor, operation_id: str) -> dict[str,
 @json_view("Failed to cancel")
 def cancel(request: HttpRequest, actor: Actor, operation_id: str) -> dict[str, Any]:
     # Check the permission before revealing whether the operation exists.
-    actor.require(services.RESYNC_PERMISSION, services.RETRY_PERMISSION)
+    actor.require(Permission.RESYNC, Permission.RETRY)
     services.cancel_operation(actor, _operation(operation_id))
     return {"message": "Cancellation requested"}
 

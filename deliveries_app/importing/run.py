@@ -19,6 +19,7 @@ from deliveries_app.importing.source import (
 )
 from deliveries_app.importing.validate import Refused
 from deliveries_app.models import App, AppRepository, AppToken, Imported
+from deliveries_app.permissions import Permission
 from docora.security.redaction import redact
 from docora.text import clean_text
 from repositories_app.git.url import RepositoryUrl
@@ -35,8 +36,8 @@ def run_import(actor: Actor, source: Source, key: SourceKey, *, dry_run: bool, a
     A dry run reads, decrypts and validates, but writes nothing. `advance` is called with the number of delivery records
     processed since its last call. Raises `WrongKey` before writing anything.
     """
-    actor.require("deliveries_app.onboard_app")
-    actor.require("deliveries_app.add_apprepository")
+    actor.require(Permission.REGISTER_APPS)
+    actor.require(Permission.WATCH)
     _check_key(source, key)
     report = Report(dry_run)
     run = _Import(actor, source, key, report, advance)

@@ -18,11 +18,11 @@ from deliveries_app.models import (
     WatchState,
 )
 from deliveries_app.monitoring.counts import count_watches
+from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
 from deliveries_app.progress.live import Progress
 from deliveries_app.reports import failing_files
 from deliveries_app.reports.next_attempt import NextTry, next_try
-from deliveries_app.services import RESYNC_PERMISSION, RETRY_PERMISSION
 from deliveries_app.webhooks import endpoint_stats
 from deliveries_app.webhooks.endpoint_stats import EndpointStats
 from docora.templatetags.docora import counted, milliseconds, percent
@@ -210,7 +210,7 @@ def live(user: AbstractBaseUser | AnonymousUser, app: App, query: QueryDict) -> 
         "operation_ids": progress_context.joined(operation.pk for operation in operations),
         "here": f"{page}?{query.urlencode()}" if query else page,
         "recent": recent_operations(user, app),
-        "can_view_runs": user.has_perm("deliveries_app.view_syncrun"),  # type: ignore[union-attr]
+        "can_view_runs": user.has_perm(Permission.VIEW_RUNS),  # type: ignore[union-attr]
         **rights(user),
     }
     if not context["can_view"]:
@@ -220,13 +220,13 @@ def live(user: AbstractBaseUser | AnonymousUser, app: App, query: QueryDict) -> 
 
 def rights(user: AbstractBaseUser | AnonymousUser) -> dict[str, bool]:
     """Return what the user can do with watched repositories; nothing without the view permission."""
-    can_view = user.has_perm("deliveries_app.view_apprepository")  # type: ignore[union-attr]
+    can_view = user.has_perm(Permission.VIEW_WATCHES)  # type: ignore[union-attr]
     return {"can_view": can_view} | {
         name: can_view and user.has_perm(permission)  # type: ignore[union-attr]
         for name, permission in {
-            "can_resync": RESYNC_PERMISSION,
-            "can_retry": RETRY_PERMISSION,
-            "can_unwatch": "deliveries_app.delete_apprepository",
-            "can_watch": "deliveries_app.add_apprepository",
+            "can_resync": Permission.RESYNC,
+            "can_retry": Permission.RETRY,
+            "can_unwatch": Permission.UNWATCH,
+            "can_watch": Permission.WATCH,
         }.items()
     }

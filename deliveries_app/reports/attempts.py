@@ -8,8 +8,7 @@ from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
 
 from deliveries_app.models import AppRepository, Delivery, DeliveryAttempt, SyncRun
 from deliveries_app.models.deliveries import ATTEMPTS_PER_PATH, path_digest
-
-PAYLOADS_PERMISSION = "deliveries_app.view_payloads"
+from deliveries_app.permissions import Permission
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def of_path(
     user: AbstractBaseUser | AnonymousUser, watch: AppRepository, path: str | bytes, row: Delivery | None
 ) -> Attempts:
     """Return the attempts at a path, whose delivery is `row`, with their bodies if the user can view them. Two queries."""
-    shows_payloads = user.has_perm(PAYLOADS_PERMISSION)  # type: ignore[union-attr]
+    shows_payloads = user.has_perm(Permission.VIEW_PAYLOADS)  # type: ignore[union-attr]
     digest = path_digest(path.encode() if isinstance(path, str) else path)
     rows = DeliveryAttempt.objects.filter(watch=watch, path_digest=digest).order_by("-pk")[:ATTEMPTS_PER_PATH]
     failed = list(rows if shows_payloads else rows.defer("request_body", "response_body"))

@@ -9,12 +9,11 @@ from django.db.models import Model, Q
 from django.urls import reverse
 
 from deliveries_app.models import App, AppRepository, AuditAction, AuditEntry, BulkOperation, SyncRun
+from deliveries_app.permissions import Permission
 from deliveries_app.reports.history import Search
 from docora.http.addresses import is_address
 from repositories_app.models import Repository
 
-VIEW_PERMISSION = "deliveries_app.view_auditentry"
-EXPORT_PERMISSION = "deliveries_app.export_auditentry"
 _IDS = {"app_": "app_id", "repo_": "repository_id", "run_": "run_id", "bulk_": "operation_id"}
 
 
@@ -55,7 +54,7 @@ def list_of(user: AbstractBaseUser | AnonymousUser, row: Model) -> str:
             query = {"q": row.operation_id}
         case SyncRun():
             query = {"q": row.run_id}
-    if not query or not user.has_perm(VIEW_PERMISSION):  # type: ignore[union-attr]
+    if not query or not user.has_perm(Permission.VIEW_AUDIT_LOG):  # type: ignore[union-attr]
         return ""
     return f"{reverse('admin:deliveries_app_auditentry_changelist')}?{urlencode(query)}"
 

@@ -6,12 +6,8 @@ from datetime import datetime, timedelta
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
 from django.utils import timezone
 
-from deliveries_app.actors import RESYNC_PERMISSION
 from deliveries_app.models import Reason, SyncRun
-from deliveries_app.services import pinging
-
-REGISTER_PERMISSION = "deliveries_app.onboard_app"
-WATCH_PERMISSION = "deliveries_app.add_apprepository"
+from deliveries_app.permissions import Permission
 
 _IN_USE_WATCHES = 10
 _IN_USE_AFTER = timedelta(days=7)
@@ -77,10 +73,10 @@ def of_user(user: AbstractBaseUser | AnonymousUser, apps: Apps, watches: int) ->
     can = user.has_perm  # type: ignore[union-attr]
     has_resynced = watches > 0 and SyncRun.objects.filter(reason=Reason.RESYNC).exists()
     found = Checklist(
-        register=Step("register", apps.total > 0, can(REGISTER_PERMISSION)),
-        watch=Step("watch", watches > 0, can(WATCH_PERMISSION), apps.total > 0),
-        ping=Step("ping", apps.pinged > 0, can(pinging.PERMISSION), apps.total > 0),
-        resync=Step("resync", has_resynced, can(RESYNC_PERMISSION), watches > 0),
+        register=Step("register", apps.total > 0, can(Permission.REGISTER_APPS)),
+        watch=Step("watch", watches > 0, can(Permission.WATCH), apps.total > 0),
+        ping=Step("ping", apps.pinged > 0, can(Permission.CHANGE_APPS), apps.total > 0),
+        resync=Step("resync", has_resynced, can(Permission.RESYNC), watches > 0),
         app=apps.first,
     )
     is_shown = found.done < len(found.steps) and any(step.can for step in found.steps)

@@ -8,13 +8,13 @@ from typing import NamedTuple
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Delivery, DeliveryFailure, FailureKind
 from deliveries_app.models.deliveries import Kind, path_digest
+from deliveries_app.permissions import Permission
 from deliveries_app.planning.delivery_rows import delivery_rules_of
 from deliveries_app.planning.eligibility import Skipped
 from deliveries_app.planning.file_lookup import TRANSFORM_FAILED, FileLookup, look_up
 from deliveries_app.planning.plan import DeliveryRules
 from deliveries_app.reports.next_attempt import NextTry, next_try
 
-PERMISSION = "deliveries_app.view_apprepository"
 _ROWS = 10  # transforms may have made several files from one
 _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
 
@@ -57,7 +57,7 @@ def explain(actor: Actor, watch: AppRepository, path: str) -> Explanation:
 
     Bytes that are not UTF-8 are written as the pages show them: `caf\\xe9`.
     """
-    actor.require(PERMISSION)
+    actor.require(Permission.VIEW_WATCHES)
     actor.require_watch(watch)
     paths = _possible_paths(path)
     delivery_rules = delivery_rules_of(watch)

@@ -10,6 +10,7 @@ from deliveries_app.actors import can_view_operations
 from deliveries_app.models import AlertChannel, App, AppRepository, BulkOperation, RootCause, WatchState
 from deliveries_app.monitoring import alerts
 from deliveries_app.monitoring.counts import WatchCounts, count_open_circuits, count_watches
+from deliveries_app.permissions import Permission
 from deliveries_app.progress import live
 from deliveries_app.progress.context import open_progress
 from deliveries_app.progress.live import Progress
@@ -20,12 +21,6 @@ from docora.redis import heartbeat
 from docora.redis.heartbeat import Signs
 
 OPERATIONS_SHOWN, WATCHES_SHOWN = 4, 6
-
-VIEW_APPS = "deliveries_app.view_app"
-VIEW_WATCHES = "deliveries_app.view_apprepository"
-VIEW_DELIVERIES = "deliveries_app.view_delivery"
-VIEW_QUEUE = "deliveries_app.view_queue"
-VIEW_REPOSITORIES = "repositories_app.view_repository"
 
 
 @dataclass(frozen=True)
@@ -98,7 +93,13 @@ class Overview:
 
 def can_view(user: AbstractBaseUser | AnonymousUser) -> bool:
     """Return whether the user can view any part."""
-    parts = (VIEW_APPS, VIEW_WATCHES, VIEW_DELIVERIES, VIEW_QUEUE, VIEW_REPOSITORIES)
+    parts = (
+        Permission.VIEW_APPS,
+        Permission.VIEW_WATCHES,
+        Permission.VIEW_DELIVERIES,
+        Permission.VIEW_QUEUE,
+        Permission.VIEW_REPOSITORIES,
+    )
     return can_view_operations(user) or any(user.has_perm(part) for part in parts)  # type: ignore[union-attr]
 
 
@@ -106,16 +107,16 @@ def of_user(user: AbstractBaseUser | AnonymousUser) -> Overview:
     """Build the overview in a constant number of queries."""
     signs = heartbeat.read()
     can = user.has_perm  # type: ignore[union-attr]
-    counts = count_watches() if can(VIEW_WATCHES) or can(VIEW_QUEUE) else None
-    watches = Watches(counts, _oldest_due()) if counts and can(VIEW_WATCHES) else None
-    apps = _apps() if can(VIEW_APPS) else None
+    counts = count_watches() if can(Permission.VIEW_WATCHES) or can(Permission.VIEW_QUEUE) else None
+    watches = Watches(counts, _oldest_due()) if counts and can(Permission.VIEW_WATCHES) else None
+    apps = _apps() if can(Permission.VIEW_APPS) else None
     return Overview(
         signs=signs,
         apps=apps,
         watches=watches,
-        circuits=count_open_circuits() if can(VIEW_REPOSITORIES) else None,
-        jobs=_jobs(counts) if counts and can(VIEW_QUEUE) else None,
-        day=traffic.of_last_day() if can(VIEW_DELIVERIES) else None,
+        circuits=count_open_circuits() if can(Permission.VIEW_REPOSITORIES) else None,
+        jobs=_jobs(counts) if counts and can(Permission.VIEW_QUEUE) else None,
+        day=traffic.of_last_day() if can(Permission.VIEW_DELIVERIES) else None,
         running=_running(watches, operations=can_view_operations(user))
         if watches or can_view_operations(user)
         else None,

@@ -13,9 +13,9 @@ from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
 from django.db.models import DurationField, ExpressionWrapper, F
 from django.db.models.functions import Now
 
-from deliveries_app.actors import CONTROL_PERMISSION
 from deliveries_app.models import AppRepository, StateDetail, SyncPause, SyncRun, WatchState
 from deliveries_app.monitoring.counts import WatchCounts, count_watches
+from deliveries_app.permissions import Permission
 from deliveries_app.progress import live
 from deliveries_app.progress.live import Progress
 from deliveries_app.progress.runs import newest_open_runs
@@ -25,7 +25,6 @@ from docora.redis.heartbeat import Signs
 from docora.redis.inspect import Job, QueueState, Worker
 from docora.text import format_seconds, parse_pk
 
-VIEW_PERMISSION = "deliveries_app.view_queue"
 SHOWN, SCHEDULED_SHOWN = 100, 50
 
 
@@ -105,7 +104,7 @@ class QueueView:
 
 
 def can_view(user: AbstractBaseUser | AnonymousUser) -> bool:
-    return user.has_perm(VIEW_PERMISSION) or user.has_perm(CONTROL_PERMISSION)  # type: ignore[union-attr]
+    return user.has_perm(Permission.VIEW_QUEUE) or user.has_perm(Permission.CONTROL_QUEUE)  # type: ignore[union-attr]
 
 
 def read_queue() -> QueueView:

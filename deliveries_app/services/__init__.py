@@ -3,7 +3,6 @@
 Each function takes an `Actor`, checks its permission, acts, audits, and returns a small frozen dataclass or a count.
 """
 
-from deliveries_app.actors import CONTROL_PERMISSION, RESYNC_PERMISSION, RETRY_PERMISSION
 from deliveries_app.scheduling import enqueue_due, request_sync
 from deliveries_app.services.cancel import cancel_operation, cancel_request, cancel_sync
 from deliveries_app.services.control import (

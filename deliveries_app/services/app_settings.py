@@ -8,6 +8,7 @@ from django.db import transaction
 from deliveries_app import audit, scheduling
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AuditAction
+from deliveries_app.permissions import Permission
 from deliveries_app.services.requests import NotFound
 
 PAUSED_BY_APP = "Paused by the app."
@@ -35,7 +36,7 @@ def change_own_settings(
     An app can end its own pause and that of Docora after a 410. Raises `PausedByAdministrator` for an administrator's pause,
     `ValidationError` if `max_in_flight` is above the administrator's limit, and `NotFound` if the app is being removed.
     """
-    actor.require("deliveries_app.change_app")
+    actor.require(Permission.CHANGE_APPS)
     actor.require_app(app)
     with transaction.atomic():
         row = App.objects.select_for_update(no_key=True).filter(pk=app.pk, ended_at=None).first()

@@ -11,7 +11,7 @@ from django.db.models.functions import Coalesce, Greatest, Now
 from django.utils import timezone
 
 from deliveries_app import audit, scheduling
-from deliveries_app.actors import CONTROL_PERMISSION, RESYNC_PERMISSION, RETRY_PERMISSION, Actor
+from deliveries_app.actors import Actor
 from deliveries_app.models import (
     App,
     AppRepository,
@@ -23,6 +23,7 @@ from deliveries_app.models import (
     Status,
     SyncRun,
 )
+from deliveries_app.permissions import Permission
 from deliveries_app.progress import runs
 from deliveries_app.services.requests import PERMISSIONS
 from docora.db.clock import from_now
@@ -72,10 +73,10 @@ def cancel_request(actor: Actor, watch: AppRepository) -> int:
     with transaction.atomic():
         newest = requested.order_by("-generation", "-pk").first()
         if newest is None:
-            actor.require(RESYNC_PERMISSION, RETRY_PERMISSION)
+            actor.require(Permission.RESYNC, Permission.RETRY)
             return 0
         # A resend of one file is a retry, too, and needs the re-sync permission.
-        actor.require(RESYNC_PERMISSION, *([RETRY_PERMISSION] if newest.reason == Reason.RETRY else []))
+        actor.require(Permission.RESYNC, *([Permission.RETRY] if newest.reason == Reason.RETRY else []))
         cancelled = _cancel(SyncRun.objects.filter(pk=newest.pk))
         if newest.operation_id:
             runs.close_operations([newest.operation_id])
@@ -89,7 +90,7 @@ def cancel_sync(actor: Actor, watch: AppRepository) -> bool:
 
     Its worker stops at the next batch, its open runs end as cancelled, and it stays idle until the next rescan.
     """
-    actor.require(CONTROL_PERMISSION)
+    actor.require(Permission.CONTROL_QUEUE)
     actor.require_watch(watch)
     with transaction.atomic():
         rows = AppRepository.objects.alive().filter(pk=watch.pk)

@@ -7,12 +7,12 @@ from django.db import transaction
 from django.db.models.functions import Now
 
 from deliveries_app import audit, scheduling
-from deliveries_app.actors import CONTROL_PERMISSION, RETRY_PERMISSION, Actor
+from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, AppRepositoryQuerySet, AuditAction, Status, SyncPause
+from deliveries_app.permissions import Permission
 from repositories_app import services as repositories
 from repositories_app.models import Repository
 
-PAUSE_PERMISSION = "deliveries_app.change_apprepository"
 RESET_AT_ONCE = 100
 
 
@@ -27,7 +27,7 @@ def reset_circuits(actor: Actor, selected: Iterable[Repository]) -> int:
     The failure count starts over, so only a new series of failures opens a circuit again. `RESET_AT_ONCE` repositories are
     reset in one transaction, which locks them before their watches.
     """
-    actor.require(RETRY_PERMISSION)
+    actor.require(Permission.RETRY)
     number = 0
     for some in batched(selected, RESET_AT_ONCE):
         watches = AppRepository.objects.filter(repository__in=[repository.pk for repository in some])
@@ -46,7 +46,7 @@ def reset_circuits(actor: Actor, selected: Iterable[Repository]) -> int:
 
 def pause_syncing(actor: Actor) -> SyncPause:
     """Pause all syncing. Workers stop within a second; requests and pushes are still recorded and wait."""
-    actor.require(CONTROL_PERMISSION)
+    actor.require(Permission.CONTROL_QUEUE)
     actor.require_app(None)
     with transaction.atomic():
         pause, is_new = SyncPause.objects.get_or_create(defaults={"paused_by": actor.name})
@@ -57,7 +57,7 @@ def pause_syncing(actor: Actor) -> SyncPause:
 
 def resume_syncing(actor: Actor) -> bool:
     """Resume syncing and enqueue everything that is due. Return False if syncing was not paused."""
-    actor.require(CONTROL_PERMISSION)
+    actor.require(Permission.CONTROL_QUEUE)
     actor.require_app(None)
     with transaction.atomic():
         pause = SyncPause.objects.select_for_update().first()
@@ -90,7 +90,7 @@ def resume_watches(actor: Actor, watches: AppRepositoryQuerySet) -> list[AppRepo
 def _set_paused(
     actor: Actor, watches: AppRepositoryQuerySet, action: AuditAction, message: str, fields: dict[str, object]
 ) -> list[AppRepository]:
-    actor.require(PAUSE_PERMISSION)
+    actor.require(Permission.CHANGE_WATCHES)
     actor.require_watches(watches)
     with transaction.atomic():
         rows = watches.alive().order_by("pk").for_list()

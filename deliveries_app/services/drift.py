@@ -9,7 +9,7 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from deliveries_app import audit, scheduling
-from deliveries_app.actors import RESYNC_PERMISSION, Actor
+from deliveries_app.actors import Actor
 from deliveries_app.models import (
     App,
     AppRepository,
@@ -25,6 +25,7 @@ from deliveries_app.models import (
 )
 from deliveries_app.models.deliveries import Kind
 from deliveries_app.models.drift import DriftCheckQuerySet
+from deliveries_app.permissions import Permission
 from deliveries_app.planning.paths import PathSet
 from deliveries_app.progress.runs import Remaining
 from deliveries_app.services import requests, resend
@@ -33,7 +34,6 @@ from docora.db.clock import from_now
 from docora.db.compiled import compiled_and_prepared
 from docora.text import counted, format_seconds
 
-PERMISSION = RESYNC_PERMISSION
 WAIT_SECONDS = 3600.0
 """A check that could not begin within this time ends as not checked."""
 _PAGE = 2000
@@ -59,7 +59,7 @@ class SentDifferences:
 
 def check_watch(actor: Actor, watch: AppRepository) -> DriftCheck:
     """Queue a check, or return the one that is already open. Raises `NotCheckable`."""
-    actor.require(PERMISSION)
+    actor.require(Permission.RESYNC)
     actor.require_watch(watch)
     _require_opt_in(watch.app)
     with transaction.atomic():
@@ -76,7 +76,7 @@ def check_watch(actor: Actor, watch: AppRepository) -> DriftCheck:
 
 def check_app(actor: Actor, app: App) -> list[int]:
     """Queue a check of each of the app's repositories, and return the keys of all its open checks. Raises `NotCheckable`."""
-    actor.require(PERMISSION)
+    actor.require(Permission.RESYNC)
     actor.require_app(app)
     _require_opt_in(app)
     with transaction.atomic():
@@ -114,7 +114,7 @@ def _request(actor: Actor, watches: AppRepositoryQuerySet) -> list[DriftCheck]:
 
 def cancel_check(actor: Actor, check: DriftCheck) -> bool:
     """Cancel an open check. Return False if it has ended."""
-    actor.require(PERMISSION)
+    actor.require(Permission.RESYNC)
     actor.require_watch(check.watch)
     with transaction.atomic():
         if not _end(DriftCheck.objects.filter(pk=check.pk), DriftState.CANCELLED, f"Cancelled by {actor.name}."):
@@ -133,7 +133,7 @@ def send_differences(actor: Actor, check: DriftCheck) -> SentDifferences:
     What was sent or deleted after the check is left as it is, so an old check does no harm. Raises `NothingToSend`, and
     `NotFound` if the repository is no longer watched.
     """
-    actor.require(PERMISSION)
+    actor.require(Permission.RESYNC)
     watch = check.watch
     actor.require_watch(watch)
     with transaction.atomic():

@@ -8,14 +8,12 @@ from django.db import transaction
 from deliveries_app import audit
 from deliveries_app.actors import Actor
 from deliveries_app.models import AuditAction
+from deliveries_app.permissions import Permission
 from repositories_app import github
 from repositories_app.git.exceptions import InvalidUrl
 from repositories_app.git.url import host_of, parse_url
 from repositories_app.models import GitHubApp
 
-ADD_PERMISSION = "repositories_app.add_githubapp"
-CHANGE_PERMISSION = "repositories_app.change_githubapp"
-DELETE_PERMISSION = "repositories_app.delete_githubapp"
 _FIELDS = ("name", "host", "app_id", "private_key")
 _APP_ID = re.compile("[A-Za-z0-9._-]{1,100}")
 
@@ -55,7 +53,7 @@ def validate_private_key(text: str) -> str:
 
 def save_github_app(actor: Actor, github_app: GitHubApp, private_key: str = "") -> None:
     """Save the credentials. An empty `private_key` keeps the stored one. Raises `ValidationError`."""
-    actor.require(CHANGE_PERMISSION if github_app.pk else ADD_PERMISSION)
+    actor.require(Permission.CHANGE_GITHUB_APPS if github_app.pk else Permission.ADD_GITHUB_APPS)
     github_app.host = validate_host(github_app.host)
     github_app.app_id = validate_app_id(github_app.app_id)
     if private_key or not github_app.pk:
@@ -75,7 +73,7 @@ def save_github_app(actor: Actor, github_app: GitHubApp, private_key: str = "") 
 
 def delete_github_app(actor: Actor, github_app: GitHubApp) -> None:
     """Delete the credentials. Raises `ProtectedError` while a client app uses them."""
-    actor.require(DELETE_PERMISSION)
+    actor.require(Permission.DELETE_GITHUB_APPS)
     with transaction.atomic():
         audit.record(actor, AuditAction.GITHUB_APP_DELETED, [github_app], "Deleted the GitHub App")
         github_app.delete()
@@ -86,7 +84,7 @@ def list_installations(actor: Actor, github_app: GitHubApp) -> list[str]:
 
     Raises `GitError`, and `DecryptionError` if the key cannot be decrypted.
     """
-    actor.require(CHANGE_PERMISSION)
+    actor.require(Permission.CHANGE_GITHUB_APPS)
     accounts = github.installations(github_app)
     audit.record(actor, AuditAction.GITHUB_APP_TESTED, [github_app], "Tested the key")
     return accounts

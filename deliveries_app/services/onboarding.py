@@ -14,7 +14,7 @@ from django.db import transaction
 from deliveries_app import audit, scheduling
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppToken, AuditAction
-from deliveries_app.services import github_apps
+from deliveries_app.permissions import Permission
 from deliveries_app.services.app_settings import record_settings
 from deliveries_app.services.contact import notify_contact
 from deliveries_app.services.keys import validate_key
@@ -102,7 +102,7 @@ def onboard_app(
 
     Raises `ValidationError` with a message for the user if a field is invalid.
     """
-    actor.require("deliveries_app.onboard_app")
+    actor.require(Permission.REGISTER_APPS)
     name = validate_name(name)
     validate_base_url(base_url)
     validate_website(website)
@@ -141,12 +141,12 @@ def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
     failed ping.
     `max_in_flight` sets the administrator's limit: if the app has chosen fewer concurrent requests, its choice stays.
     """
-    actor.require("deliveries_app.change_app")
+    actor.require(Permission.CHANGE_APPS)
     if actor.app is not None:
         raise PermissionDenied("An app's token can't change these settings.")
     fields = set(changed)
     if "github_app" in fields:
-        actor.require(github_apps.CHANGE_PERMISSION)
+        actor.require(Permission.CHANGE_GITHUB_APPS)
     given = {name: getattr(app, name) for name in sorted(fields)}
     resumed = "paused" in fields and not app.paused
     if "paused" in fields:

@@ -9,14 +9,13 @@ from django.db.models.functions import Now
 from deliveries_app import audit
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AuditAction
+from deliveries_app.permissions import Permission
 from deliveries_app.services.requests import NotFound
 from deliveries_app.sync.outcomes import pause_app
 from deliveries_app.webhooks.client import describe_outcome, post_ping
 from deliveries_app.webhooks.keyring import Keyring, response_texts
 from docora.http.client import Cause, Outcome
 from repositories_app.git.remote import new_client
-
-PERMISSION = "deliveries_app.change_app"
 
 _HINTS: dict[Cause | int, str] = {
     Cause.DNS: "The base URL's hostname doesn't resolve. Check the URL and this server's DNS.",
@@ -61,7 +60,7 @@ def send_ping(actor: Actor, app: App, *, new_key: bool = False) -> Ping:
     With `new_key`, only the new key of a rotation signs the ping. Once the app has accepted it, the old key can be retired.
     Raises `NotFound` if the app is being removed.
     """
-    actor.require(PERMISSION)
+    actor.require(Permission.CHANGE_APPS)
     actor.require_app(app)
     row = App.objects.filter(pk=app.pk, ended_at=None).first()
     if row is None:

@@ -21,6 +21,7 @@ from django.db.models.functions import Now
 from deliveries_app import scheduling
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository
+from deliveries_app.permissions import Permission
 from docora.security.crypto import Undecryptable
 from docora.text import can_be_id
 
@@ -101,7 +102,7 @@ def repository_pushed(actor: Actor, repository_id: str) -> int:
     A watch that waits for its next attempt is only checked, and synced if there is a new commit. Otherwise, pushes to other
     branches, or the hooks of another app, would use up its attempts.
     """
-    actor.require("deliveries_app.resync_apprepository")
+    actor.require(Permission.RESYNC)
     watches = AppRepository.objects.alive().filter(repository__repository_id=repository_id)
     with transaction.atomic():
         locked = AppRepository.objects.filter(pk__in=watches.lock())

@@ -19,7 +19,7 @@ from django.db.models import Count, F, Min, Q, QuerySet
 from django.db.models.functions import Coalesce, Now
 
 from deliveries_app import audit, scheduling
-from deliveries_app.actors import RESYNC_PERMISSION, Actor
+from deliveries_app.actors import Actor
 from deliveries_app.models import (
     App,
     AppRepository,
@@ -33,6 +33,7 @@ from deliveries_app.models import (
     SyncPause,
     SyncRun,
 )
+from deliveries_app.permissions import Permission
 from deliveries_app.progress import runs
 from deliveries_app.services import requests
 from docora.db.compiled import compiled_and_prepared
@@ -121,7 +122,7 @@ def release(operation_pk: int, *, by_person: bool = False) -> int:
 
 def continue_operation(actor: Actor, operation: BulkOperation) -> int:
     """Release the other repositories of the apps whose canary is held. Return their number: 0 if the operation is not held."""
-    actor.require(RESYNC_PERMISSION)
+    actor.require(Permission.RESYNC)
     actor.require_app(operation.app)
     with transaction.atomic():
         BulkOperation.objects.select_for_update(no_key=True).get(pk=operation.pk)

@@ -8,7 +8,7 @@ from django.db import transaction
 from django.db.models import Count
 
 from deliveries_app import audit, scheduling
-from deliveries_app.actors import RESYNC_PERMISSION, RETRY_PERMISSION, Actor
+from deliveries_app.actors import Actor
 from deliveries_app.models import (
     App,
     AppRepository,
@@ -19,13 +19,14 @@ from deliveries_app.models import (
     Reason,
     SyncRun,
 )
+from deliveries_app.permissions import Permission
 from deliveries_app.progress import runs
 from docora.text import clean_text, counted
 
 PERMISSIONS = {
-    OperationKind.RESYNC: RESYNC_PERMISSION,
-    OperationKind.RETRY: RETRY_PERMISSION,
-    OperationKind.RESEND: RESYNC_PERMISSION,  # sends a part of what a re-sync sends
+    OperationKind.RESYNC: Permission.RESYNC,
+    OperationKind.RETRY: Permission.RETRY,
+    OperationKind.RESEND: Permission.RESYNC,  # sends a part of what a re-sync sends
 }
 MAX_REASON_CHARS = 200
 _ACTIONS = {

@@ -8,7 +8,7 @@ from django.db import transaction
 from django.db.models import Count, QuerySet, Sum
 
 from deliveries_app import audit, scheduling
-from deliveries_app.actors import RESYNC_PERMISSION, Actor
+from deliveries_app.actors import Actor
 from deliveries_app.models import (
     App,
     AppRepository,
@@ -19,6 +19,7 @@ from deliveries_app.models import (
     Reason,
     SyncRun,
 )
+from deliveries_app.permissions import Permission
 from deliveries_app.progress import runs
 from deliveries_app.services import requests
 from deliveries_app.services.requests import NotFound
@@ -44,7 +45,7 @@ def resend_files(actor: Actor, watch: AppRepository, paths: Sequence[str]) -> Re
     Their rows become unacknowledged, and nothing else is sent again. A file that was deleted in the repository meanwhile is
     sent as a delete. `unknown` paths were never sent, or were deleted at the app.
     """
-    actor.require(RESYNC_PERMISSION)
+    actor.require(Permission.RESYNC)
     actor.require_watch(watch)
     with transaction.atomic():
         if not requests.lock_watches([watch.pk], AppRepository.objects.alive()):

@@ -13,12 +13,12 @@ from django.utils import timezone
 from deliveries_app import audit
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppToken, AuditAction
+from deliveries_app.permissions import Permission
 from deliveries_app.services.contact import notify_contact
 from deliveries_app.services.requests import NotFound
 from docora.db.clock import from_now
 from docora.security.crypto import hash_token, new_token
 
-PERMISSION = "deliveries_app.rotate_secret_app"
 OVERLAP = timedelta(hours=24)
 MAX_OVERLAP = timedelta(days=30)
 _LAST_USED_PRECISION = timedelta(minutes=1)
@@ -107,7 +107,7 @@ def lock_app(actor: Actor, app: App) -> App:
     Without the lock, two concurrent rotations would leave two tokens without an expiry. `sync.lease` explains why the
     lock is FOR NO KEY UPDATE. Raises `NotFound` if the app is being removed.
     """
-    actor.require(PERMISSION)
+    actor.require(Permission.REPLACE_SECRETS)
     actor.require_app(app)
     row = App.objects.select_for_update(no_key=True).filter(pk=app.pk, ended_at=None).first()
     if row is None:

@@ -10,14 +10,13 @@ from deliveries_app import audit, scheduling
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, AuditAction, Status
 from deliveries_app.models.root_causes import CLEARED_FAILURE
+from deliveries_app.permissions import Permission
 from deliveries_app.services.host_checks import check_readable
 from deliveries_app.services.patterns import validate_app_patterns, validate_patterns
 from deliveries_app.services.requests import NotFound
 from deliveries_app.services.watching import validate_ref, validate_token
 from deliveries_app.sync import circuit
 from docora.security.crypto import require_readable
-
-PERMISSION = "deliveries_app.change_apprepository"
 
 
 def replace_github_token(actor: Actor, watch: AppRepository, token: str, *, next_ref: str = "") -> None:
@@ -27,7 +26,7 @@ def replace_github_token(actor: Actor, watch: AppRepository, token: str, *, next
     circuit, keeps the delivery records, and enqueues a sync. Raises `ValidationError`, `GitError` if the repository cannot
     be read with the token, and `NotFound` if it is no longer watched.
     """
-    actor.require(PERMISSION)
+    actor.require(Permission.CHANGE_WATCHES)
     actor.require_watch(watch)
     validate_token(token)
     github_app = None if token else watch.app.github_app_for(watch.repository.canonical_url)
@@ -48,7 +47,7 @@ def set_ref(actor: Actor, watch: AppRepository, ref: str) -> bool:
     Clears errors and the circuit, and enqueues a sync, which sends only what differs from the files that the app has. Return
     whether the ref changed. Raises `ValidationError`, `GitError`, and `NotFound` if the repository is no longer watched.
     """
-    actor.require(PERMISSION)
+    actor.require(Permission.CHANGE_WATCHES)
     actor.require_watch(watch)
     ref = validate_ref(ref)
     if ref == watch.ref:
@@ -66,7 +65,7 @@ def set_ref(actor: Actor, watch: AppRepository, ref: str) -> bool:
 
 def set_spelling(actor: Actor, watch: AppRepository, url: str) -> None:
     """Store another spelling of the repository's URL. Notifications and API responses repeat it."""
-    actor.require(PERMISSION)
+    actor.require(Permission.CHANGE_WATCHES)
     actor.require_watch(watch)
     with transaction.atomic():
         before = _before(watch)
@@ -89,7 +88,7 @@ def renew_push_secret(actor: Actor, watch: AppRepository) -> str:
 
     Raises `NotFound` if the repository is no longer watched.
     """
-    actor.require(PERMISSION)
+    actor.require(Permission.CHANGE_WATCHES)
     actor.require_watch(watch)
     secret = secrets.token_hex(32)
     with transaction.atomic():
@@ -125,7 +124,7 @@ def set_ignore_patterns(actor: Actor, watch: AppRepository, text: str) -> bool:
     Return whether they changed. If so, a sync is enqueued: it deletes newly ignored files at the client, and creates those
     that are no longer ignored. Raises `ValidationError`, and `NotFound` if the repository is no longer watched.
     """
-    actor.require(PERMISSION)
+    actor.require(Permission.CHANGE_WATCHES)
     actor.require_watch(watch)
     text, count = validate_patterns(text)
     with transaction.atomic():
@@ -145,7 +144,7 @@ def set_app_patterns(actor: Actor, watch: AppRepository, include: str, exclude: 
     deletes files at the client that are no longer chosen, and creates newly chosen ones. Raises `ValidationError`, whose
     code names the list, and `NotFound` if the repository is no longer watched.
     """
-    actor.require(PERMISSION)
+    actor.require(Permission.CHANGE_WATCHES)
     actor.require_watch(watch)
     include, exclude = validate_app_patterns(include, exclude)
     with transaction.atomic():

@@ -25,6 +25,7 @@ from deliveries_app.models import (
 )
 from deliveries_app.models.apps import new_watch_id
 from deliveries_app.models.root_causes import CLEARED_FAILURE
+from deliveries_app.permissions import Permission
 from deliveries_app.progress import runs
 from deliveries_app.services import quotas
 from deliveries_app.services.host_checks import check_readable
@@ -39,7 +40,6 @@ from repositories_app.git.refs import InvalidRef, parse_ref
 from repositories_app.git.url import RepositoryUrl, owner_and_name, parse_url
 from repositories_app.models import Repository
 
-WATCH_PERMISSION = "deliveries_app.add_apprepository"
 ENDED_AT_ONCE = 500
 
 
@@ -106,7 +106,7 @@ def watch_repository(
     Raises `InvalidUrl`, `ValidationError`, `GitError`, and for an app `TooManyWatches` or `TooManyResyncs`, each with a
     message for the user.
     """
-    actor.require(WATCH_PERMISSION)
+    actor.require(Permission.WATCH)
     actor.require_app(app)
     parsed = parse_url(url)
     options = validate_options(token, ref, include=include, exclude=exclude, ignore=ignore)
@@ -123,7 +123,7 @@ def watch_unchecked(actor: Actor, app: App, url: str, token: str = "") -> Watche
 
     If the repository cannot be read, its first sync fails.
     """
-    actor.require(WATCH_PERMISSION)
+    actor.require(Permission.WATCH)
     actor.require_app(app)
     parsed = parse_url(url)
     options = validate_options(token, "")
@@ -275,7 +275,7 @@ def unwatch_many(actor: Actor, watches: Iterable[AppRepository]) -> int:
 
     `ENDED_AT_ONCE` end in one transaction, so that thousands of watches do not stay locked until the last has ended.
     """
-    actor.require("deliveries_app.delete_apprepository")
+    actor.require(Permission.UNWATCH)
     number = 0
     for some in batched(watches, ENDED_AT_ONCE):
         with transaction.atomic():
@@ -313,7 +313,7 @@ def _end(watch_pks: Sequence[int]) -> Collection[int]:
 
 def delete_app(actor: Actor, app: App) -> None:
     """Remove a client app. It and its watches end now; the rows are removed once no worker is using them."""
-    actor.require("deliveries_app.delete_app")
+    actor.require(Permission.DELETE_APPS)
     actor.require_app(app)
     with transaction.atomic():  # lock the app before its watches, as the claim does
         is_new = App.objects.filter(pk=app.pk, ended_at=None).update(ended_at=Now())

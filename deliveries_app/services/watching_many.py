@@ -10,8 +10,9 @@ from django.core.exceptions import ValidationError
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository
+from deliveries_app.permissions import Permission
 from deliveries_app.services.host_checks import GIT_CHECK_SECONDS, check_readable
-from deliveries_app.services.watching import WATCH_PERMISSION, AlreadyWatched, WatchOptions, store_watch
+from deliveries_app.services.watching import AlreadyWatched, WatchOptions, store_watch
 from repositories_app.git.exceptions import GitError, InvalidUrl
 from repositories_app.git.url import RepositoryUrl, as_https, host_of, parse_url
 from repositories_app.models import GitHubApp
@@ -61,7 +62,7 @@ def watch_many(actor: Actor, app: App, lines: Iterable[str], options: WatchOptio
     `TOTAL_SECONDS` are returned as unchecked. A repository that the app already watches is not changed. Raises
     `ValidationError` if the token would be sent to several hosts.
     """
-    actor.require(WATCH_PERMISSION)
+    actor.require(Permission.WATCH)
     actor.require_app(app)
     results: dict[str, LineResult] = {}  # by line: a dictionary keeps the order
     candidates: dict[str, _Candidate] = {}  # by canonical URL
