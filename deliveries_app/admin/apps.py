@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
-from django.db.models import Count, OuterRef, QuerySet, Subquery
+from django.db.models import Count, OuterRef, Q, QuerySet, Subquery
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern, path, reverse
@@ -21,6 +21,7 @@ from deliveries_app.admin.app_secrets import ONBOARDED, AppSecretsAdmin
 from deliveries_app.admin.confirmation import next_url
 from deliveries_app.admin.drift import CheckAppAdmin
 from deliveries_app.admin.file_explanation import FindWatchAdmin
+from deliveries_app.admin.filters import ConditionFilter
 from deliveries_app.admin.forms import PATTERN_FIELDS, QUOTA_FIELDS, AppForm, OnboardForm, WatchManyForm, post_data
 from deliveries_app.admin.ping import PingAdmin
 from deliveries_app.admin.removal import RemovalAdmin, RemovalLabels
@@ -56,15 +57,10 @@ def _last_success() -> Subquery:
     return Subquery(hours.order_by("-hour").values("acknowledged_at")[:1])
 
 
-class PausedFilter(admin.SimpleListFilter):
+class PausedFilter(ConditionFilter):
     title = "status"
     parameter_name = "paused__exact"
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [("0", "Active"), ("1", "Paused")]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[App]) -> QuerySet[App]:
-        return queryset.filter(paused=self.value() == "1") if self.value() in {"0", "1"} else queryset
+    options = {"0": ("Active", Q(paused=False)), "1": ("Paused", Q(paused=True))}
 
 
 @admin.register(App)

@@ -1,11 +1,10 @@
 """Delivery records: the last notification of each path to each app, with its attempts, and the action to resend files."""
 
 import re
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
 from django.contrib import admin, messages
-from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -15,7 +14,8 @@ from django.utils.safestring import SafeString
 from deliveries_app.actors import Actor
 from deliveries_app.admin import confirmation
 from deliveries_app.admin.base import ReadOnlyAdmin
-from deliveries_app.admin.filters import AppFilter, QueryFilter
+from deliveries_app.admin.filters import AppFilter, ConditionFilter
+from deliveries_app.admin.history_filters import WatchFilter
 from deliveries_app.models import AppRepository, Delivery
 from deliveries_app.permissions import Permission
 from deliveries_app.reports import attempts
@@ -23,7 +23,7 @@ from deliveries_app.reports.impact import resend_impact_of
 from deliveries_app.reports.next_attempt import next_try
 from deliveries_app.services import NotFound, resend_many
 from docora.templatetags.docora import ago, badge, size
-from docora.text import counted, parse_pk, visible
+from docora.text import counted, visible
 from docora.web.paginators import BoundedPaginator
 
 _PUBLIC_ID = re.compile("[A-Za-z0-9_-]{1,50}")
@@ -39,38 +39,15 @@ class DeliveryAppFilter(AppFilter):
         return Q(watch__in=list(watches.values_list("pk", flat=True)))
 
 
-class WatchFilter(QueryFilter):
-    """A filter by one watch. Only links from the page of the watch set it."""
-
-    title = "watched repository"
-    parameters = ("watch",)
-
-    def condition(self) -> Q:
-        return Q(watch=parse_pk(self.value) or 0)
-
-    def has_output(self) -> bool:
-        return bool(self.used_parameters)
-
-    def choices(self, changelist: ChangeList) -> Iterator[dict[str, Any]]:
-        yield self.all_choice(changelist)
-        watch = AppRepository.objects.filter(pk=parse_pk(self.value) or 0).select_related("app", "repository").first()
-        if watch:
-            yield self.choice(changelist, str(watch), True, watch=self.value)
-
-
-class DeliveryStateFilter(admin.SimpleListFilter):
+class DeliveryStateFilter(ConditionFilter):
     """Filter unacknowledged deliveries. There is a partial index of them, because almost all are acknowledged."""
 
     title = "status"
     parameter_name = "state"
-    _CONDITIONS: ClassVar = {"not_delivered": Q(attempts__gt=0), "unconfirmed": Q(attempts=0)}
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [("not_delivered", "Not delivered"), ("unconfirmed", "Unconfirmed")]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        condition = self._CONDITIONS.get(self.value() or "")
-        return queryset if condition is None else queryset.filter(condition, acknowledged=False)
+    options = {
+        "not_delivered": ("Not delivered", Q(acknowledged=False, attempts__gt=0)),
+        "unconfirmed": ("Unconfirmed", Q(acknowledged=False, attempts=0)),
+    }
 
 
 @admin.register(Delivery)

@@ -1,13 +1,13 @@
 """List filters that read several query parameters or have their own form: the base class, and the filter by app."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from django.contrib import admin
 from django.contrib.admin.views.main import ChangeList
 from django.db.models import Model, Q, QuerySet
+from django.db.models.functions import Now
 from django.http import HttpRequest
-from django.utils import timezone
 from django.utils.functional import cached_property
 
 from deliveries_app.models import App, WatchState
@@ -121,15 +121,20 @@ class StateFilter(admin.SimpleListFilter):
         return shown
 
 
-class CircuitFilter(admin.SimpleListFilter):
-    """Filter rows whose circuit is open. `field` is the lookup of the time until which it stays open."""
+class ConditionFilter(admin.SimpleListFilter):
+    """A filter with fixed `options`: the label and the condition of each value of the parameter."""
 
-    title = "circuit"
-    parameter_name = "circuit"
-    field = "circuit_open_until"
+    options: ClassVar[dict[str, tuple[str, Q]]]
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [("open", "Open")]
+        return [(value, label) for value, (label, _) in self.options.items()]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        return queryset.filter(**{f"{self.field}__gt": timezone.now()}) if self.value() == "open" else queryset
+        option = self.options.get(self.value() or "")
+        return queryset.filter(option[1]) if option else queryset
+
+
+class CircuitFilter(ConditionFilter):
+    title = "circuit"
+    parameter_name = "circuit"
+    options = {"open": ("Open", Q(circuit_open_until__gt=Now()))}

@@ -3,7 +3,7 @@
 from typing import Any
 
 from django.contrib import admin, messages
-from django.db.models import Count, OuterRef, QuerySet, Subquery
+from django.db.models import Count, OuterRef, Q, QuerySet, Subquery
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern
@@ -15,7 +15,7 @@ from deliveries_app.admin import widgets
 from deliveries_app.admin.actions import RESYNC, BulkAdmin
 from deliveries_app.admin.base import ReadOnlyAdmin
 from deliveries_app.admin.confirmation import next_url
-from deliveries_app.admin.filters import CircuitFilter
+from deliveries_app.admin.filters import CircuitFilter, ConditionFilter
 from deliveries_app.admin.watches import live_query
 from deliveries_app.models import AppRepository
 from deliveries_app.permissions import Permission
@@ -27,15 +27,10 @@ from repositories_app.models import Repository
 LISTED_WATCHES = 200
 
 
-class VisibilityFilter(admin.SimpleListFilter):
+class VisibilityFilter(ConditionFilter):
     title = "visibility"
     parameter_name = "visibility"
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [("public", "Public"), ("private", "Private")]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        return queryset.filter(is_private=self.value() == "private") if self.value() else queryset
+    options = {"public": ("Public", Q(is_private=False)), "private": ("Private", Q(is_private=True))}
 
 
 @admin.register(Repository)

@@ -6,7 +6,8 @@ from typing import Any, cast
 from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
+from django.db.models.functions import Now
 from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern
 from django.utils.html import format_html
@@ -40,7 +41,7 @@ LISTED_SKIPPED = 50
 
 
 class WatchCircuitFilter(CircuitFilter):
-    field = "repository__circuit_open_until"
+    options = {"open": ("Open", Q(repository__circuit_open_until__gt=Now()))}
 
 
 class LiveChangeList(ChangeList):
