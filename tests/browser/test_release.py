@@ -113,7 +113,7 @@ def test_confirmation_held_operation_and_pace(world: World, site: Site, browser:
         page.get_by_role("button", name="Re-sync 16 repositories").click()
         box = page.locator(".progress-box")
         expect(box).to_contain_text("15 not released yet")
-        expect(page.get_by_text("One repository of each app first, at most 1 per minute")).to_be_visible()
+        expect(page.get_by_text("One repository per app first, at most 1 per minute")).to_be_visible()
         page.get_by_role("link", name="15 not released yet").click()
         expect(page.locator(".operation-rows tbody tr")).to_have_count(15)
         is_accessible(page)
