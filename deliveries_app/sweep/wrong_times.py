@@ -10,7 +10,7 @@ from django.conf import settings
 from django.db.models import Model
 from django.db.models.functions import Now
 
-from deliveries_app.models import App, AppRepository, HourlyTraffic
+from deliveries_app.models import App, AppRepository
 from docora.backoff import MAX_WAIT_SECONDS
 from docora.db.clock import from_now
 from repositories_app.models import HostOutage, Repository
@@ -24,7 +24,6 @@ _TIMES: list[tuple[type[Model], str, Any]] = [
     (App, "cooldown_until", None),
     (Repository, "circuit_open_until", Now()),
     (HostOutage, "retry_at", Now()),
-    (HourlyTraffic, "acknowledged_at", None),
 ]
 """Columns, and what replaces a time that is too far ahead."""
 

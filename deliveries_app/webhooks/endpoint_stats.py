@@ -14,6 +14,7 @@ from datetime import datetime
 from functools import partial
 
 from deliveries_app.models import App, HourlyTraffic, bulk_sql
+from docora.db.clock import from_now
 from docora.redis import counters
 from docora.redis.connection import RedisError, connection
 
@@ -24,6 +25,7 @@ BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Upper bounds of the latency buckets, in seconds. The last is the request timeout, so timeouts fall into the overflow bucket."""
 _PREFIX = "docora:endpoint-stats:"
 _TTL_SECONDS = 30 * 24 * 3600
+_LARGEST_SKEW_SECONDS = 60.0  # between the clocks of a worker and of the database
 
 
 @dataclass
@@ -75,8 +77,9 @@ def record_hour(
 
 def last_acknowledged(app: App) -> datetime | None:
     """Return when the app last acknowledged a file of any watch, accurate to about a second, or None if no record is kept."""
-    found = HourlyTraffic.objects.filter(app_id=app.pk, acknowledged_at__isnull=False).order_by("-hour")
-    return found.values_list("acknowledged_at", flat=True).first()
+    # Not later: the database's clock may have been ahead.
+    found = HourlyTraffic.objects.filter(app_id=app.pk, acknowledged_at__lte=from_now(_LARGEST_SKEW_SECONDS))
+    return found.order_by("-hour").values_list("acknowledged_at", flat=True).first()
 
 
 def record_latest(app: App, latest: Latest, counts: Mapping[str, int]) -> None:
