@@ -155,7 +155,7 @@ class Lease:
         )
         self.extended_at = started
 
-    def release(self, *, in_doubt: bool) -> None:
+    def release(self, *, in_doubt: bool = False) -> None:
         """Release the watch after being superseded. The new request is due at once.
 
         `in_doubt`: the app may still be processing a request, so nothing else may be sent for a while.

@@ -23,7 +23,7 @@ ERROR = "12 files couldn't be delivered. The app returned HTTP 503."
 @pytest.fixture
 def crowd(world: World) -> AppRepository:
     """Apps in every state, and one failing repository, of Shop. Nothing is due."""
-    now, later = timezone.now(), timezone.now() + timedelta(days=30)
+    now, later = timezone.now(), timezone.now() + timedelta(hours=1)
     idle = {"next_check_at": later, "last_synced_at": now}
     shop, newsletter = make_app("Shop"), make_app("Newsletter")
     App.objects.filter(pk=newsletter.pk).update(paused=True)
