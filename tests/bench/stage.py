@@ -92,8 +92,8 @@ class Stage:
 
         from deliveries_app.models import AppRepository
 
-        tomorrow = timezone.now() + timedelta(days=1)
-        AppRepository.objects.update(next_sync_at=None, next_check_at=tomorrow, lease_until=None, lease_slots=0)
+        later = timezone.now() + timedelta(minutes=100)
+        AppRepository.objects.update(next_sync_at=None, next_check_at=later, lease_until=None, lease_slots=0)
 
     def receiver(self, delay_ms: float = 0) -> Receiver:
         made = Receiver(delay_ms)

@@ -47,7 +47,7 @@ def crowd(quiet_site: Site) -> list[AppRepository]:
 
     The apps are slowed down and have slow responses, which makes the columns of their list wide.
     """
-    now, later = timezone.now(), timezone.now() + timedelta(days=30)
+    now, later = timezone.now(), timezone.now() + timedelta(hours=1)
     apps = App.objects.bulk_create(
         App(name=f"Customer portal {number:03}", base_url=f"https://portal-{number}.example/hooks", email="a@b.example",
             client_auth_key="k" * 20, pace_gap=1)

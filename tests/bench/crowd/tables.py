@@ -18,7 +18,7 @@ from repositories_app.models import Repository, Snapshot
 from tests.bench.crowd.deliveries import WatchRow
 from tests.bench.crowd.layout import FAILING, Amounts, DrawnWatch, Role, Tree
 
-FAR_AHEAD = timedelta(days=365)
+FAR_AHEAD = timedelta(minutes=100)  # the sweep takes a later time for one that a wrong clock wrote
 """When the next checks and attempts are due. Until then, an instance on this database fetches and sends nothing."""
 
 _AGE = timedelta(days=400)
