@@ -120,7 +120,7 @@ def test_up_survives_a_database_outage_while_it_starts(
     with psycopg.connect(postgres_server.url_of("postgres"), autocommit=True) as server:
         server.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
         server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
-        wait_for(lambda: "Docora is running." in up.log.read_text(), 60)
+        wait_for(lambda: "Docora is running." in up.log.read_text(), 120)
         server.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
     assert wait_for(lambda: readiness(address).get("ready"), 60, 0.3), replicas.logs()
     assert "Traceback" not in replicas.logs()
