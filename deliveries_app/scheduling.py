@@ -35,7 +35,7 @@ AFTER_PUSH_SECONDS = 5, 30
 ENQUEUE_AHEAD = 20  # due watches that are enqueued at a time; a change of another app waits behind them
 HIGH_JOBS_PER_APP = 4
 DUE_NOW: dict[str, Any] = {"request_count": F("request_count") + 1, "next_sync_at": Now()}
-"""The columns of a watch whose sync is requested. An attempt that is under way sees from the count that it must not end it."""
+"""The columns of a watch whose sync is requested. If an attempt is running, it notices the higher count and leaves the watch due."""
 AFRESH = {"generation": F("generation") + 1, "status": Status.PENDING, "retry_count": 0, **DUE_NOW}
 """The columns of a watch whose request also supersedes what a worker is doing (`engine.md` §3)."""
 

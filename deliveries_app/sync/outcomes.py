@@ -163,9 +163,8 @@ def endpoint_down(lease: Lease, failure: SyncFailure, *, counts: bool) -> None:
     failures = lease.watch.app.down_count + 1
     seconds = backoff(failures, base=ENDPOINT_BASE_DELAY_SECONDS, jitter=random.random())  # noqa: S311  no secret
     with transaction.atomic():
-        _set_cooldown(
-            lease, seconds, down_count=Greatest(F("down_count"), failures)
-        )  # once, whoever else finds it down
+        # Several runs may find the same outage, which counts once.
+        _set_cooldown(lease, seconds, down_count=Greatest(F("down_count"), failures))
         if counts:
             failed(lease, failure, min_delay=seconds + _OTHERS_FIRST_SECONDS)
         else:

@@ -88,7 +88,7 @@ class Supervisor:
             time.sleep(0.2)
 
     def stop(self) -> None:
-        """Ask each child to end, and kill those that have not ended after `STOP_SECONDS`. Those that `ends_last` come after the others."""
+        """Ask the children to end, those with `ends_last` after the others. Kill those that take longer than `STOP_SECONDS`."""
         for child in self._children:
             if child.listener:
                 child.listener.close()  # so that new clients are refused while the web process ends

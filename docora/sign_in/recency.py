@@ -47,7 +47,7 @@ def is_recent(request: HttpRequest) -> bool:
 def require_recent(request: HttpRequest) -> None:
     """Raise `SignInAgain` unless the user has authenticated recently.
 
-    Call it after validating the form, so that nobody confirms a change that is then refused.
+    Validate the form first: nobody should have to confirm a change that is then rejected.
     """
     if not is_recent(request):
         raise SignInAgain

@@ -360,7 +360,10 @@ def parse_ls_refs(answer: bytes, ref: str) -> Head | None:
 
 
 def packets(answer: memoryview) -> Iterator[memoryview | None]:
-    """Yield the packets of an answer (`gitprotocol-common`) up to the flush packet, and None for a delimiter. Raise ValueError if the answer is malformed."""
+    """Yield the packets of an answer (`gitprotocol-common`) up to the flush packet, and None for a delimiter.
+
+    Raises ValueError if the answer is malformed.
+    """
     position = 0
     while True:
         digits = bytes(answer[position : position + 4])
