@@ -14,6 +14,7 @@ from django.db.models.functions import Now
 from docora.backoff import backoff
 from docora.db.clock import from_now
 from docora.db.compiled import compiled_and_prepared
+from docora.db.locks import lock_rows
 from repositories_app.git.exceptions import GitError
 from repositories_app.git.url import RepositoryUrl, host_of
 from repositories_app.mirror.mirror import Mirror
@@ -136,6 +137,15 @@ def failing_row(repository: Repository) -> Repository | None:
     return next(iter(_failing(repository.pk)), None)
 
 
+_CLOSED: dict[str, Any] = {
+    "consecutive_failures": 0,
+    "circuit_open_until": None,
+    "last_failure_at": None,
+    "last_error": "",
+    "last_error_cause": "",
+}
+
+
 def close_circuit(repository: Repository) -> bool:
     """Close the circuit and reset its failure count: the repository can be read again, or a user has reset the circuit.
 
@@ -147,17 +157,7 @@ def close_circuit(repository: Repository) -> bool:
 def close_circuits(repositories: Iterable[Repository]) -> None:
     """Close these circuits as `close_circuit` does. Call this inside a transaction: it locks the rows in their order."""
     rows = Repository.objects.filter(pk__in=[repository.pk for repository in repositories])
-    locked = rows.select_for_update(no_key=True).order_by("pk").values_list("pk", flat=True)
-    Repository.objects.filter(pk__in=list(locked)).update(**_CLOSED)
-
-
-_CLOSED: dict[str, Any] = {
-    "consecutive_failures": 0,
-    "circuit_open_until": None,
-    "last_failure_at": None,
-    "last_error": "",
-    "last_error_cause": "",
-}
+    Repository.objects.filter(pk__in=lock_rows(rows)).update(**_CLOSED)
 
 
 @compiled_and_prepared

@@ -13,6 +13,7 @@ from django.utils import timezone
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.models.watch_state import StateDetail, WatchState, details_of
 from docora.db.clock import from_now
+from docora.db.locks import lock_rows
 from docora.security.crypto import EncryptedTextField
 from docora.text import new_id
 from repositories_app.git.url import host_of
@@ -387,12 +388,8 @@ class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
         return self.filter(state_detail__in=details_of(state))
 
     def lock(self) -> list[int]:
-        """Lock these watches until the transaction ends, and return their primary keys, in whose order all watches are locked.
-
-        A single UPDATE would lock them in no defined order, and could deadlock. Others may still insert rows that refer to
-        the watches: at its commit, PostgreSQL locks those watches' keys in the order of the rows.
-        """
-        return list(self.select_for_update(of=("self",), no_key=True).order_by("pk").values_list("pk", flat=True))
+        """Lock these watches until the transaction ends, as `lock_rows` does, and return their primary keys."""
+        return lock_rows(self)
 
     def watch_ids(self) -> set[str]:
         return set(self.values_list("watch_id", flat=True))

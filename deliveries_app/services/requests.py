@@ -21,6 +21,7 @@ from deliveries_app.models import (
 )
 from deliveries_app.permissions import Permission
 from deliveries_app.progress import runs
+from docora.db.locks import lock_rows
 from docora.text import clean_text, counted
 
 PERMISSIONS = {
@@ -193,8 +194,7 @@ def lock_watches(pks: Sequence[int], among: AppRepositoryQuerySet, *, by_person:
 
 def _end_cooldowns(pks: Sequence[int]) -> None:
     down = App.objects.filter(watches__in=pks, down_count__gt=0).order_by("pk").distinct().values_list("pk", flat=True)
-    locked_apps = App.objects.filter(pk__in=list(down)).select_for_update(no_key=True).order_by("pk")
-    App.objects.filter(pk__in=[app.pk for app in locked_apps]).update(cooldown_until=None)
+    App.objects.filter(pk__in=lock_rows(App.objects.filter(pk__in=list(down)))).update(cooldown_until=None)
 
 
 def open_runs(
