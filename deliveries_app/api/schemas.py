@@ -216,8 +216,8 @@ class Failure(Schema):
     message: str = Field(description="Says what happened. For people.", examples=["The app returned HTTP 500."])
     response: str = Field(description="The start of the app's last response.", examples=["out of disk space"])
     attempts: int = Field(description="Number of attempts so far.", ge=0, examples=[3])
-    first_at: Moment = Field(description="When it first failed.")
-    last_at: Moment = Field(description="When it last failed.")
+    first_at: Moment = Field(description="When it first failed or was first left out.")
+    last_at: Moment = Field(description="When it last failed or was last left out.")
     next_attempt_at: Moment | None = Field(
         description="The earliest time of the next attempt; null if none is planned or the time is not known.",
         examples=[_WHEN],

@@ -230,7 +230,7 @@ class _Import:
         else:
             watch = watch or write.begin_watch(app, row, repository.url.spelled, token)
             taken = write.write_records(watch, files)
-            completed = write.complete_watch(self._actor, watch, source, state, has_records=count > 0)
+            completed = write.complete_watch(self._actor, watch, source, state, token, has_records=count > 0)
         if not completed:
             reason = "It was unwatched here during the import, or another import completed it."
             self._leave(self.report.watches, "watch", name, reason)

@@ -14,8 +14,10 @@ from deliveries_app.importing.source import SourceApp, SourceFile, SourceKey, So
 from deliveries_app.models import Status
 from deliveries_app.planning.eligibility import reason_by_path
 from deliveries_app.services.imported_tokens import HASH
+from deliveries_app.services.keys import validate_key
 from deliveries_app.services.onboarding import validate_base_url, validate_website
 from deliveries_app.services.watching import validate_token
+from deliveries_app.webhooks.signing import STANDARD_PREFIX
 from docora.security.redaction import redact
 from docora.text import clean_text
 from repositories_app.git.exceptions import InvalidUrl
@@ -58,6 +60,14 @@ def validate_app(app: SourceApp, key: SourceKey, remark: Note) -> AppFields:
     signing_key = key.decrypt(app.key)
     if not signing_key:
         raise Refused("Its signing key cannot be decrypted. Register the app again with a new key.")
+    if signing_key.startswith(STANDARD_PREFIX):
+        try:
+            validate_key(signing_key)
+        except ValidationError:
+            remark(
+                "Its signing key starts with whsec_ but does not continue with base64, as libraries for Standard Webhooks "
+                "expect. Clients can only verify X-Docora-Signature until you rotate the key."
+            )
     try:
         validate_base_url(app.base_url)
     except ValidationError as error:

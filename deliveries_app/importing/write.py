@@ -75,12 +75,15 @@ def begin_watch(app: App, repository: Repository, url: str, token: str) -> AppRe
         )
 
 
-def complete_watch(actor: Actor, watch: AppRepository, source: SourceWatch, state: State, *, has_records: bool) -> bool:
+def complete_watch(
+    actor: Actor, watch: AppRepository, source: SourceWatch, state: State, token: str, *, has_records: bool
+) -> bool:
     """End the watch's `arriving` state, so that it can be checked and synced.
 
     Return False if another import has completed it or it was unwatched. A sync that was requested during the import stays
     due. Otherwise, a watch that was synced is due for a check, which finds out whether anything has changed. Any other
-    watch is due for a sync, which counts as its initial one if nothing was ever delivered.
+    watch is due for a sync, which counts as its initial one if nothing was ever delivered. The token may have been replaced
+    in the existing service since an interrupted import stored it. Replacing it here requests a sync, so that one is kept.
     """
     with transaction.atomic():
         rows = AppRepository.objects.filter(pk=watch.pk, arriving=True, ended_at=None)
@@ -89,7 +92,7 @@ def complete_watch(actor: Actor, watch: AppRepository, source: SourceWatch, stat
             return False
         fields: dict[str, Any] = {"arriving": False, "next_check_at": Now(), "last_scanned_at": source.last_scanned_at}
         if row.next_sync_at is None:
-            fields |= _state_fields(state)
+            fields |= _state_fields(state) | {"github_token": token}
         rows.update(**fields)
         _restore_created_at(AppRepository, row.pk, source.created_at)
         if state.status == Status.PENDING and not has_records and row.next_sync_at is None:

@@ -134,7 +134,7 @@ def require_quota(actor: Actor, app: App, url: RepositoryUrl) -> None:
     """Raise `TooManyWatches` or `TooManyResyncs` if the app has no quota left. Called before the git host is asked."""
     if not quotas.is_limited(actor, app):
         return
-    if _watches_of(app, url).exists():
+    if _watches_of(app, url).alive().exists():
         quotas.require_resync(actor, app)  # watching it again sends everything again
     else:
         quotas.require_room_for_watch(actor, app)
@@ -211,14 +211,19 @@ def store_watch(
 
 def _require_new(app: App, url: RepositoryUrl) -> None:
     """Raise `AlreadyWatched` if the app watches the repository, under any spelling of the URL."""
-    watch = _watches_of(app, url).select_related("app", "repository").order_by("pk").first()
+    watch = _watches_of(app, url).alive().select_related("app", "repository").first()
     if watch is not None:
         raise AlreadyWatched(watch)
 
 
 def _watches_of(app: App, url: RepositoryUrl) -> AppRepositoryQuerySet:
-    """Return the app's watches of the repository: none or one, except after an import."""
-    return AppRepository.objects.alive().filter(app=app, repository__canonical_url=url.canonical)
+    """Return the app's watches of the repository, also ended ones.
+
+    An import may leave several, for different spellings of the URL: the one with this spelling comes first.
+    """
+    as_spelled = Case(When(github_url=url.spelled, then=0), default=1)
+    watches = AppRepository.objects.filter(app=app, repository__canonical_url=url.canonical)
+    return watches.order_by(as_spelled, "repository__twin")
 
 
 def _revive(watch: AppRepository) -> None:
@@ -254,9 +259,7 @@ def _revive(watch: AppRepository) -> None:
 
 def _find_or_create(app: App, url: RepositoryUrl, *, is_private: bool | None) -> Repository:
     """Return the locked repository for this URL. If the app already watches it, return the row whose id the app knows."""
-    watched = AppRepository.objects.filter(app=app, repository__canonical_url=url.canonical)
-    as_spelled = Case(When(github_url=url.spelled, then=0), default=1)
-    known = watched.order_by(as_spelled, "repository__twin").values_list("repository_id", flat=True).first()
+    known = _watches_of(app, url).values_list("repository_id", flat=True).first()
     repository = repositories.lock(known) if known else None
     if repository is None:
         return repositories.find_or_create(url, is_private=is_private)

@@ -407,9 +407,16 @@ class Attempt:
         return SyncFailure(message, str(cause), root_causes.of_delivery(cause, status), status)
 
     def _new_run(self) -> SyncRun:
-        """Return an unsaved run for the first commit, for a change, or for a retry of failed files."""
-        found = Reason.CHANGE if self.watch.last_commit else Reason.INITIAL
-        reason = Reason.RETRY if self.watch.retry_count > 1 else found
+        """Return an unsaved run for the first commit, for a change, or for a retry of failed files.
+
+        An imported watch has records but no commit yet. The app has its files, so this is no initial sync.
+        """
+        if self.watch.retry_count > 1:
+            reason = Reason.RETRY
+        elif self.watch.last_commit or self.watch.deliveries.exists():
+            reason = Reason.CHANGE
+        else:
+            reason = Reason.INITIAL
         run = runs.open_run(self.watch, reason, requested_by="sweep")
         run.run_id = self.run_id
         return run

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import batched
 from typing import Any, NamedTuple
 
 from django.conf import settings
@@ -343,15 +344,26 @@ def settle_lists(
     be set back. Call this in the transaction that sets the base: until then, an earlier failure may be the only trace of a
     path.
     """
+    listed = DeliveryFailure.objects.filter(watch=watch)
+    failed_before = Q(kind=FailureKind.FAILED) & ~Q(fencing_token=watch.fencing_token)
     known = Q(kind=FailureKind.SKIPPED)
     if among is not None:
         known &= Q(path_digest__in=[path_digest(path) for path in among])
-    failed_before = Q(kind=FailureKind.FAILED) & ~Q(fencing_token=watch.fencing_token)
-    DeliveryFailure.objects.filter(known | failed_before, watch=watch).delete()
     rows = [
         _failure_row(watch, item.path, Failure(item.cause, item.message), FailureKind.SKIPPED, now, 1)
         for item in skipped
     ]
+    if not rows:
+        listed.filter(known | failed_before).delete()
+        return
+    # What is still skipped for the same reason stays where it is in the list, which clients read in pages.
+    still = {(row.path_digest, row.cause, row.message) for row in rows}
+    before = listed.filter(known).values_list("pk", "path_digest", "cause", "message")
+    gone = [pk for pk, *reason in before if tuple(reason) not in still]
+    listed.filter(failed_before).delete()
+    for some in batched(gone, 500):
+        listed.filter(pk__in=some).delete()
+    listed.filter(known).update(last_at=now)
     DeliveryFailure.objects.bulk_create(
         sorted(rows, key=lambda row: row.path_digest),
         batch_size=500,

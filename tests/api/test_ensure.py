@@ -1,6 +1,7 @@
 """PUT: watch a repository as wanted, and change nothing if the app already does."""
 
 from deliveries_app.models import AppRepository, SyncRun
+from repositories_app.models import Repository
 from tests.api.caller import Caller, code_of, error_of
 from tests.support.audit import by_apps
 from tests.support.world import World
@@ -139,3 +140,17 @@ def test_patterns_are_returned_as_they_were_sent(world: World, caller: Caller) -
     watched = caller.put({"github_url": repo.url, "exclude_patterns": patterns}).json()
     assert watched["exclude_patterns"] == patterns
     assert watched["include_patterns"] == []
+
+
+def test_each_spelling_left_by_an_import_has_its_own_watch(world: World, caller: Caller) -> None:
+    repo = world.git.repo("acme/docs", {"a.md": b"1", "b.png": b"2"})
+    for twin, url in enumerate((repo.url, f"{repo.url}.git")):
+        row = Repository.objects.create(canonical_url=repo.url, twin=twin, owner="acme", name="docs")
+        AppRepository.objects.create(app=world.app, repository=row, github_url=url)
+    plain, dotted = AppRepository.objects.order_by("pk")
+    answer = caller.put({"github_url": dotted.github_url, "include_patterns": ["*.md"]})
+    assert answer.json()["repository_id"] == dotted.repository.repository_id
+    for watch, patterns in ((plain, ""), (dotted, "*.md")):
+        before = watch.github_url
+        watch.refresh_from_db()
+        assert (watch.github_url, watch.include_patterns.strip()) == (before, patterns)

@@ -16,6 +16,7 @@ from repositories_app.models import HostOutage
 from tests.api.caller import BASE, Caller, code_of, error_of
 from tests.api.test_manifest import deliver, lines_of
 from tests.support.audit import by_apps
+from tests.support.git import Entry
 from tests.support.receiver import Answer
 from tests.support.world import World
 
@@ -90,6 +91,24 @@ def test_failures_are_read_in_pages(world: World, caller: Caller) -> None:
     found = pages(caller, path_of(watch, "failures"), "failures", limit=3)
     assert [len(page) for page in found] == [3, 3, 1]
     assert sorted(row["path"] for page in found for row in page) == [f"{number}.txt" for number in range(7)]
+
+
+def test_skipped_files_keep_their_place_and_time_while_a_client_reads_them(world: World, caller: Caller) -> None:
+    links = {f"l{number}": Entry.symlink("a.txt") for number in range(6)}
+    repo, watch = world.watch({"a.txt": b"1", **links})
+    world.settle()
+    everything = caller.get(path_of(watch, "failures")).json()["failures"]
+    first = caller.get(path_of(watch, "failures"), limit=4).json()
+    repo.commit({"l5": b"a file now"})
+    resync_single(Actor.command(), watch)
+    world.settle()
+    rest = caller.get(path_of(watch, "failures"), after=first["next"]).json()["failures"]
+    assert [row["path"] for row in first["failures"] + rest] == [
+        row["path"] for row in everything if row["path"] != "l5"
+    ]
+    for earlier, row in zip(everything[4:], rest, strict=False):
+        assert row["first_at"] == earlier["first_at"]
+        assert row["last_at"] > earlier["last_at"]
 
 
 # --- Delivery records --------------------------------------------------------------------------------------------------

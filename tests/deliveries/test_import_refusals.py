@@ -142,13 +142,17 @@ def test_invalid_apps_are_imported_as_far_as_possible(existing: ExistingService,
     existing.app(BASE, "No key", client_auth_key_encrypted="")
     existing.app(BASE, "Odd id", app_id="../../etc")
     existing.app(BASE, "", app_id="app_without_name")
+    existing.app(BASE, "Odd key", key="whsec_my-portal-secret-2024")
+    existing.app(BASE, "Standard key", key="whsec_" + "YQ" * 12)
     report = run(existing, monkeypatch)
-    assert progress_of(report)["apps"] == (6, 0, 2)
+    assert progress_of(report)["apps"] == (8, 0, 2)
     problems, remarks = reasons(report), reasons(report, "remarks")
     assert "app No key (app_" in problems
     assert "Its signing key cannot be decrypted" in problems
     assert "Odd id (../../etc): Its id may contain only" in problems
     assert problems.count("Rotate its token") == 3
+    assert remarks.count("starts with whsec_ but") == 1
+    assert "app Odd key" in remarks
     assert "Wrong address" in remarks
     assert "The base URL must start with" in remarks
     assert "Its website is not a valid http(s) URL" in remarks

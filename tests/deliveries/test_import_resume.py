@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from deliveries_app.importing.source import SourceFile
 from deliveries_app.models import App, AppRepository, Delivery, StateDetail, Status
 from deliveries_app.reports.next_attempt import next_try
 from deliveries_app.services import delete_app, request_sync, resync_single, unwatch_repository
+from deliveries_app.services.watch_settings import replace_github_token
 from deliveries_app.sweep.cleanup import remove_ended
 from deliveries_app.sync.attempt import sync
 from docora.cli.output import Bar
@@ -108,6 +110,30 @@ def test_source_that_changed_since_the_import_was_killed(
             for path, content in FILES.items()
             if path < "2/" and path != deleted
         }
+
+
+def test_token_replaced_since_the_import_was_killed(
+    world: World, existing: ExistingService, repos: list[Repo], monkeypatch
+) -> None:
+    """The existing service was started again in between, and its client replaced the token."""
+    set_token = partial(existing.connection.execute, "UPDATE app_repositories SET github_token_encrypted = %s")
+    set_token([existing.encrypt("old")])
+    kill_import(existing, 5)
+    assert arriving().github_token == "old"
+    set_token([existing.encrypt("new")])
+    run(existing, monkeypatch)
+    assert {watch.github_token for watch in AppRepository.objects.all()} == {"new"}
+
+
+def test_token_replaced_here_during_an_interrupted_import_is_kept(
+    world: World, existing: ExistingService, repos: list[Repo], monkeypatch
+) -> None:
+    kill_import(existing, 5)
+    watch = arriving()
+    replace_github_token(Actor.command(), watch, "entered-here")
+    run(existing, monkeypatch)
+    watch.refresh_from_db()
+    assert watch.github_token == "entered-here"
 
 
 def test_incomplete_watch_that_the_source_no_longer_has_is_reported(

@@ -9,7 +9,7 @@ import pytest
 from django.core.management import call_command
 from django.db import connection
 
-from deliveries_app.models import AppRepository, Delivery, Status
+from deliveries_app.models import AppRepository, Delivery, Reason, Status
 from deliveries_app.receiver import Answer
 from tests.api.caller import Caller
 from tests.api.test_manifest import lines_of
@@ -67,6 +67,7 @@ def test_only_differences_are_sent(world: World, existing: ExistingService, monk
     assert sent(world) == [
         ("create", "new.txt"), ("delete", "1/1.txt"), ("update", "0/0.txt"), ("update", "2/2.txt"),
     ]  # fmt: skip
+    assert {record.reason for record in world.requests()} == {Reason.CHANGE}
     assert_promise_kept(world, repo, watch)
 
 
