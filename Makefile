@@ -60,7 +60,7 @@ screenshots: setup
 	@.ci/system-packages.sh
 	$(BIN)/python -m tests.browser.screenshots
 
-# Measure speed and memory, and compare them with the limit of the wire. Takes about twenty minutes, and 20 GB in /tmp
+# Measure speed and memory, and compare them with bare git and bare libcurl. Takes about twenty minutes, and 20 GB in /tmp
 # while it runs. A whole run rewrites tests/bench/RESULTS.md and its charts. BENCH_ARGS="--only first,check" runs only
 # these parts, "--most 100000" limits the size.
 BENCH_ARGS ?=

@@ -1,4 +1,4 @@
-"""End child processes with their parent, and give processes names by which other processes can tell whether they still run.
+"""End child processes with their parent, and name processes so that others can tell whether they are still running.
 
 A supervisor killed with SIGKILL cannot clean up, but the kernel can: with `PR_SET_PDEATHSIG` it signals the child when
 the parent's thread ends. This works on Linux only. Elsewhere these functions do nothing, and fencing in the database
@@ -26,14 +26,14 @@ def die_with_parent(sig: int = signal.SIGKILL) -> None:
 
 
 def die_with(parent_pid: int, sig: int = signal.SIGKILL) -> None:
-    """Call `die_with_parent`, and kill this process now if its parent, with this PID, has already ended."""
+    """Call `die_with_parent`, and send `sig` to this process now if the parent with this PID has already ended."""
     die_with_parent(sig)
     if os.getppid() != parent_pid:
         os.kill(os.getpid(), sig)
 
 
 def dying_with_parent(command: Sequence[str], sig: int) -> list[str]:
-    """Return the command line of a program that gets the signal `sig` when the thread that started it ends.
+    """Wrap a command line so that the program receives `sig` when the thread that started it ends.
 
     Unlike `die_with_parent`, this runs no Python in the child. So it is safe in a process with threads, and `subprocess`
     can use `vfork`, which is faster.
@@ -44,7 +44,7 @@ def dying_with_parent(command: Sequence[str], sig: int) -> list[str]:
 
 
 def limited(command: Sequence[str], limits: Mapping[str, int]) -> list[str]:
-    """Return the command line of a program that limits itself and its children.
+    """Wrap a command line so that the program and its children run with resource limits.
 
     `limits` maps `data` (memory) and `fsize` (size of a written file) to bytes. If this process has a lower limit, that one
     applies.
@@ -60,7 +60,7 @@ def limited(command: Sequence[str], limits: Mapping[str, int]) -> list[str]:
 
 
 def process_name(pid: int = 0) -> str:
-    """Return a name for the process with this PID, or for this one, that no other process has or will have.
+    """Return a name that no other process ever has, for the process with this PID (by default, this process).
 
     The name contains the host, the boot, the PID namespace, the PID and the start time. Return an empty string if there
     is no such process, or if the kernel does not provide these values.

@@ -24,7 +24,7 @@ from docora.text import counted, parse_pks
 
 _CANCELLED = {
     Reason.RESYNC: "Re-sync cancelled.",
-    Reason.RETRY: "Retry cancelled. The next try is at the next check.",
+    Reason.RETRY: "Retry cancelled. Docora tries again at the next check.",
 }
 
 
@@ -71,7 +71,7 @@ def operation_rows(request: HttpRequest, operation_id: str) -> HttpResponse:
 def live_watches(request: HttpRequest) -> HttpResponse:
     """Return the status cells of the watches `ids`, and with `files=1` also their progress cells.
 
-    With `cells`, return the other cells too of rows that settled, failed or recovered; see `live_query`. Cells are
+    With `cells`, also return the other cells of rows that settled, failed or recovered; see `live_query`. Cells are
     swapped one by one, so that checkboxes and focus are kept.
     """
     asked = row_ids(request)
@@ -106,8 +106,8 @@ def live_watches(request: HttpRequest) -> HttpResponse:
 def watch_progress(request: HttpRequest, pk: int) -> HttpResponse:
     """Return the progress of one watch, for its own page or that of its `run`.
 
-    When the watch settles, starts failing or recovers, the response for its page has everything that a sync changes. The
-    response for the page of a run has everything once the run has ended.
+    When the watch settles, starts failing or recovers, the response for its page contains every part that a sync changes.
+    The response for a run's page does so once the run has ended.
     """
     watch = get_object_or_404(_watches(), pk=pk)
     context = {**of_watch(watch), "polled": True, "here": polling_page(request)}
@@ -122,7 +122,7 @@ def watch_progress(request: HttpRequest, pk: int) -> HttpResponse:
 
 
 def _run_progress(request: HttpRequest, watch: AppRepository, pk: str, context: dict[str, Any]) -> HttpResponse:
-    """Return the progress of the run's watch until the run has ended, and then the parts of its page that this changes."""
+    """Return the progress of the run's watch, or once the run has ended, the parts of its page that then change."""
     model_admin = _admin_of(SyncRun)
     newest = context["run"]
     run = newest if newest and str(newest.pk) == pk else watch.runs.filter(pk__in=parse_pks(pk)).first()

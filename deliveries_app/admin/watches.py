@@ -206,7 +206,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, CheckWatchAdmin, 
     def add_view(
         self, request: HttpRequest, form_url: str = "", extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """Before saving, check with git that the repository can be read, as the REST call does."""
+        """Before saving, check with git that the repository can be read, as the API does."""
         if not self.has_add_permission(request):
             raise PermissionDenied
         form = WatchForm(post_data(request), initial={"app": request.GET.get("app")})
@@ -265,7 +265,10 @@ def live_query(watches: Iterable[AppRepository], cells: str) -> str:
 
 
 def has_changed(watch: AppRepository, failing: Collection[int]) -> bool:
-    """Return whether a poll replaces the whole row: the watch settled, or it started failing or recovered (`failing`)."""
+    """Return whether a poll replaces the whole row: the watch settled, or it failed or recovered since the last poll.
+
+    `failing` has the watches that the page shows as failing.
+    """
     return not watch.is_active or watch.is_failing != (watch.pk in failing)
 
 

@@ -1,4 +1,4 @@
-"""The calls about the app itself: its endpoint's settings, a test ping, and its signing key."""
+"""API operations on the app itself: its endpoint's settings, a test ping, and its signing key."""
 
 from dataclasses import asdict
 from typing import Any

@@ -18,7 +18,7 @@ WITH_BODY = AppToken(max_body=MAX_BODY)
 
 # Documented error responses.
 REFUSED = {401: UNAUTHORIZED, 429: THROTTLED}
-_HOST_BUSY = "while two other calls of the app, or six of all apps, wait for a git host"
+_HOST_BUSY = "while two other calls of the app, or six calls in total, are waiting for a git host"
 _RESYNCS_USED = "once the app has used up its quota of re-syncs"
 ASKS_HOST = {429: f"{THROTTLED} Also returned {_HOST_BUSY}."}
 RESYNCS = {429: f"{THROTTLED} Also returned {_RESYNCS_USED}."}

@@ -1,4 +1,4 @@
-"""The calls about a repository's files: failures, deliveries, the manifest, and sending files again."""
+"""API operations on a repository's files: failures, deliveries, the manifest, and resending."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -23,7 +23,7 @@ from docora.web.concurrency import ConcurrencyLimit
 
 router = Router(auth=AppToken(), tags=["Files"])
 
-MANIFEST_PAGE = 2000  # rows read, and lines sent, at once
+MANIFEST_PAGE = 2000  # rows read, and lines sent, at a time
 MAX_MANIFEST_LIMIT = 10_000
 _FAILURES = Order("pk", paging.number)
 _DELIVERIES = Order("path", paging.text)
@@ -176,8 +176,8 @@ def get_manifest(
     """Lists every file that the app has acknowledged, one JSON object per line, in byte order of the paths. Compare it
     with your copy to find out whether you need a re-sync. Files that are being sent are not listed.
 
-    An app can read two manifests without a limit at once. To read a manifest in pages, pass a `limit`, and the last path
-    of each page as `after`. A page with fewer lines is the last one."""
+    An app can read at most two manifests without a `limit` at the same time. To read a manifest in pages, pass a `limit`,
+    and the last path of each page as `after`. A page with fewer lines than `limit` is the last one."""
     watch = callers.own_watch(request, repository_id)
     after = after.replace("\x00", "\ufffd")
     pages = _manifest(watch.pk, after, limit) if limit else _Stream(watch.app_id, _manifest(watch.pk, after, None))

@@ -1,4 +1,4 @@
-"""The calls to watch a repository, to change or re-sync a watch, and to stop watching."""
+"""API operations to watch a repository, change or re-sync a watch, and stop watching."""
 
 from typing import Annotated, Any
 
@@ -19,7 +19,7 @@ from docora.web.api import READ, documented_responses, prefers_async
 router = Router(auth=AppToken(), tags=["Repositories"])
 
 _ORDER = Order("pk", paging.number)
-_UNREADABLE = "The repository cannot be reached, or not with this token. `code` says which."
+_UNREADABLE = "The repository cannot be reached, or this token cannot read it. `code` says which."
 _QUOTA = "The app watches as many repositories as its quota allows."
 _MALFORMED = "The body, the URL or the token is malformed, or the host is not allowed. `code` says which."
 
@@ -74,11 +74,13 @@ def watch_repository(
 _ensured = documented_responses(
     200,
     schemas.WatchedRepository,
-    "The app already watches it, now with these settings.",
+    "The app already watched the repository, which now has these settings.",
     WATCHES | BODY | {404: _UNREADABLE, 409: _QUOTA, 422: _MALFORMED},
 )
 _ensured["response"][201] = schemas.WatchedRepository
-_ensured["openapi_extra"]["responses"][201] = {"description": "It is watched now, and the first sync is queued."}
+_ensured["openapi_extra"]["responses"][201] = {
+    "description": "The repository is now watched, and its first sync is queued."
+}
 
 
 @router.put(

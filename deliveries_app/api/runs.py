@@ -1,4 +1,4 @@
-"""The calls about a repository's runs: why each started, its progress, and its outcome."""
+"""API operations on a repository's runs: why each one started, its progress, and its outcome."""
 
 from typing import Annotated, Any
 
@@ -39,8 +39,8 @@ _ORDER = Order("created_at", paging.moment, newest_first=True)
 def list_runs(
     request: HttpRequest,
     repository_id: RepositoryId,
-    reason: Annotated[Reason | None, Query(description="Only runs for this reason.")] = None,
-    outcome: Annotated[Outcome | None, Query(description="Only runs that ended like this.")] = None,
+    reason: Annotated[Reason | None, Query(description="Only runs with this reason.")] = None,
+    outcome: Annotated[Outcome | None, Query(description="Only runs with this outcome.")] = None,
     is_open: Annotated[
         bool | None,
         Query(alias="open", description="`true`: only runs that haven't ended. `false`: only those that have."),
@@ -78,7 +78,7 @@ def get_run(
     repository_id: RepositoryId,
     run_id: Annotated[str, Path(description="As in `X-Docora-Run-Id`.", example=schemas.RUN_ID)],
 ) -> dict[str, Any]:
-    """Returns the run with its current numbers. Poll it, for example every two seconds, until `outcome` is set."""
+    """Returns the run with its current progress. Poll it, for example every two seconds, until `outcome` is set."""
     runs = SyncRun.objects.filter(watch=callers.own_watch(request, repository_id))
     run = runs.filter(run_id=run_id).first() if can_be_id(run_id) else None
     if run is None:

@@ -1,4 +1,4 @@
-"""Made-up traffic of the last day, so that the charts of the demo and of the screenshots have something to show."""
+"""Made-up traffic for the last day, so that the charts of the demo and of the screenshots have something to show."""
 
 import math
 import random

@@ -1,4 +1,4 @@
-"""Convert the OpenAPI document to template data: calls by group, with parameters, an example and the possible answers."""
+"""Convert the OpenAPI document to template data: calls by group, with parameters, an example and the possible responses."""
 
 import json
 import shlex
@@ -25,7 +25,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Answer:
-    """One possible answer. `fields` and `example` are empty without a body, and for errors, which all look the same."""
+    """One possible response. `fields` and `example` are empty without a body, and for errors, which all look the same."""
 
     status: int
     phrase: str
@@ -35,7 +35,7 @@ class Answer:
 
     @property
     def is_common(self) -> bool:
-        """Whether most calls share this answer, so that the page explains it only once."""
+        """Whether most calls share this response, so that the page explains it only once."""
         return COMMON.get(self.status) == self.description
 
 
@@ -75,7 +75,7 @@ def context(document: Document) -> dict[str, Any]:
 
 
 def webhook_fields(document: Document) -> dict[str, list[Field]]:
-    """Return event → the fields of its body, without objects that are always present: their fields name them."""
+    """Return event → the fields of its body. Omit objects that are always present: their fields' dotted names show them."""
     return {
         event: [
             field
@@ -113,7 +113,7 @@ def _call(document: Document, path: str, method: str, operation: Document) -> Ca
 
 
 def _answers(document: Document, responses: Document) -> list[Answer]:
-    """Return the answers. If several successful ones have the same body, only the first shows it."""
+    """Return the responses. If several successful ones have the same body, only the first shows it."""
     first, *others = [_answer(document, int(status), responses[status]) for status in sorted(responses)]
     return [
         first,
@@ -170,7 +170,7 @@ def _curl(document: Document, path: str, method: str, operation: Document, body:
 
 
 def _resolve(document: Document, schema: Document) -> Document:
-    """Follow references and return the actual schema, for a nullable one the alternative that is not null."""
+    """Follow references and return the actual schema. For a nullable one, return the alternative that is not null."""
     while True:
         if "$ref" in schema:
             schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]] | {

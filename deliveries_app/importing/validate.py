@@ -1,7 +1,7 @@
 """Decide which rows of the source can be imported, and convert their values.
 
 Apart from reading settings, these functions are pure. They raise `Refused` for a row that cannot be imported, and call
-`remark` or `problem` with a sentence about one that can.
+`remark` or `problem` with a message about a row that can.
 """
 
 import re
@@ -80,7 +80,7 @@ def validate_app(app: SourceApp, key: SourceKey, remark: Note) -> AppFields:
         remark("Its website is not a valid http(s) URL and was left out.")
     name = clean_text(app.app_name, 100) or app.app_id
     if name != app.app_name:
-        remark(f"Its name was empty, too long or unprintable, and is {name!r} here.")
+        remark(f"Its name was empty, too long or not printable. In Docora, it is {name!r}.")
     return AppFields(
         name,
         clean_text(app.base_url, 2048),
@@ -134,7 +134,7 @@ def initial_state(watch: SourceWatch, remark: Note) -> State:
     if watch.status == "synced":
         return State(Status.SYNCED)
     if watch.status not in {"pending_snapshot", "scanning"}:
-        remark(f"Its status {clean_text(watch.status, 20)!r} is unknown, so it is synced.")
+        remark(f"Its status {clean_text(watch.status, 20)!r} is unknown. Docora will sync it.")
     return State(Status.PENDING)
 
 

@@ -134,7 +134,7 @@ _ROW = _INSERT.format(rows=f"VALUES (%s, %s, %s, %s, %s, {_DEFAULTS})")
 
 
 def write_records(watch: AppRepository, files: Iterable[SourceFile]) -> int:
-    """Store delivery records, which are in byte order of their paths, and return how many the watch has then.
+    """Store delivery records, given in byte order of their paths, and return how many the watch then has.
 
     They replace those that an interrupted import has stored, because the source may have changed since. Each batch replaces
     the paths up to its last one, so that two concurrent imports leave no gap. It checks that the watch is still arriving,

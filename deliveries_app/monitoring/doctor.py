@@ -99,9 +99,7 @@ def run_checks(selected: Sequence[Check]) -> list[Result]:
     failed: set[str] = set()
     for check in selected:
         missing = next((name for name in check.needs if name in failed), "")
-        messages = (
-            [Warning(f"Not checked, because the check of {missing} found a problem.")] if missing else _run(check)
-        )
+        messages = [Warning(f"Not checked, because the {missing} check found a problem.")] if missing else _run(check)
         if any(message.level >= checks.ERROR for message in messages):
             failed.add(check.name)
         results += [_result(check, message) for message in messages]

@@ -87,7 +87,8 @@ def check_secrets() -> list[CheckMessage]:
         text = f"{counted(older, 'stored secret uses', 'stored secrets use')} an older key in ENCRYPTION_KEYS."
         hint = f"Run {program()} rotate_encryption_keys before you remove that key."
         messages.append(Warning(text, hint=hint))
-    secrets = f"{'the first' if is_partial else 'all'} {counted(current, 'stored secret', 'stored secrets')}"
+    which = "the first " if is_partial else "all " if current != 1 else ""
+    secrets = f"{which}{counted(current, 'stored secret', 'stored secrets')}"
     return messages or [Info(f"The newest key in ENCRYPTION_KEYS decrypts {secrets}.")]
 
 

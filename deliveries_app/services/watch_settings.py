@@ -119,7 +119,7 @@ def _record(actor: Actor, watch: AppRepository, before: AppRepository, message: 
 
 
 def set_ignore_patterns(actor: Actor, watch: AppRepository, text: str) -> bool:
-    """Set the watch's own ignore patterns, which apply in addition to `.docoraignore`. An empty text removes them.
+    """Set the watch's own ignore patterns, which apply in addition to `.docoraignore`. An empty string removes them.
 
     Return whether they changed. If so, a sync is enqueued: it deletes newly ignored files at the client, and creates those
     that are no longer ignored. Raises `ValidationError`, and `NotFound` if the repository is no longer watched.

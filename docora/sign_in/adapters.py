@@ -38,7 +38,7 @@ _WAYS_TO_CONFIRM = {
     "mfa_reauthenticate:webauthn": "Use a passkey or security key",
 }
 REAUTHENTICATION_BEGAN = "again"
-"""Key in the state of a provider sign-in that only confirms who the user is. Its value is when it began, in Unix time."""
+"""Key in the state of a provider sign-in that only confirms who the user is. Its value is the Unix time when it began."""
 CLOCK_SECONDS = 60
 """How far the provider's clock may be behind Docora's."""
 
@@ -54,7 +54,7 @@ def passkeys_blocked_reason(request: HttpRequest) -> str:
     host = split_domain_port(request.get_host())[0].strip("[]")
     if not is_address(host):
         return ""
-    return "Passkeys need a host name: they don't work while you use Docora under an IP address."
+    return "Passkeys need a host name: they don't work if you open Docora by its IP address."
 
 
 class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]  # allauth has no types
@@ -83,9 +83,9 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]  # allauth ha
             raise
 
     def _count_for_address(self, request: HttpRequest) -> None:
-        """Count the attempt for the address, too. allauth takes it back with the one for the name if the password is right.
+        """Count the attempt for the address, too. If the password is right, allauth undoes both counts.
 
-        It is an action of its own because allauth clears the whole history of `login_failed` after a correct code.
+        This is a separate action because allauth clears the whole history of `login_failed` after a correct code.
         """
         usage = ratelimit.consume(request, app="allauth.account", action="address_failed")
         if usage is None:
@@ -94,7 +94,7 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]  # allauth ha
         self._login_failed_rl_usage.usage += usage.usage
 
     def pre_login(self, request: HttpRequest, user: Any, **hook: Any) -> HttpResponse | None:
-        """Refuse a password or passkey of a user of the provider, where each sign-in decides whether there is still a role."""
+        """Refuse the password or passkey of a provider's user: only sign-in with the provider checks their roles again."""
         response: HttpResponse | None = super().pre_login(request, user, **hook)
         is_local = "sociallogin" not in (hook["signal_kwargs"] or {})
         if response is None and is_local and settings.OIDC_ISSUER and oidc.is_account_of(user):
@@ -200,7 +200,7 @@ def _refuse(request: HttpRequest, reason: str, **context: Any) -> HttpResponse:
 
 
 def _finish_reauthentication(request: HttpRequest, login: SocialLogin, began: float) -> HttpResponse:
-    """Record that the user has signed in at the provider again, and resume the refused request.
+    """Record that the user has signed in with the provider again, and resume the refused request.
 
     Refuse if a different user signed in, or if the provider did not ask for credentials.
     """

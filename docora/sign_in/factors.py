@@ -26,7 +26,7 @@ def has_factor(user: Any) -> bool:
 def is_missing(request: HttpRequest, user: Any) -> bool:
     """Return whether the user's role requires a second factor that the user has not set up.
 
-    Users who signed in at the provider or through a proxy are exempt: it is up to the provider or proxy to ask for one.
+    Users who signed in with the provider or through a proxy are exempt: it is up to the provider or proxy to ask for one.
     """
     roles = set(settings.SECOND_FACTOR_ROLES)
     if not roles or is_proxy_session(request):

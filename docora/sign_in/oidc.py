@@ -64,7 +64,7 @@ def _stored_roles(user: Any) -> dict[str, Any]:
 
 
 def is_account_of(user: Any) -> bool:
-    """Return whether the user has signed in at the provider, which therefore decides about the user's roles."""
+    """Return whether the user has signed in with the provider, which therefore decides about the user's roles."""
     found: bool = SocialAccount.objects.filter(user=user, provider=PROVIDER_ID).exists()
     return found
 

@@ -1,6 +1,6 @@
 """Ask users to authenticate again before a sensitive change, unless they have done so recently.
 
-The session holds the time of the last authentication, at sign-in or since. Users who sign in at an OpenID Connect provider
+The session holds the time of the last authentication, at sign-in or since. Users who sign in with an OpenID Connect provider
 authenticate again there. The provider's own time counts, because a sign-in there may take only a click. Users whom a proxy
 has authenticated are never asked, because Docora cannot make the proxy ask.
 

@@ -42,12 +42,16 @@ class ErrorCode(StrEnum):
     TOKEN_REQUIRED = (
         "token_required", False, "The git host requires a token: the repository is private or doesn't exist."
     )  # fmt: skip
-    TOKEN_REJECTED = "token_rejected", False, "The git host rejected the token, or it can't read this repository."
+    TOKEN_REJECTED = (
+        "token_rejected",
+        False,
+        "The git host rejected the token, or the token can't read this repository.",
+    )
     REF_NOT_FOUND = "ref_not_found", False, "The repository has no such branch or tag."
     REPOSITORY_MOVED = (
         "repository_moved",
         False,
-        "The repository has another URL now. The message names it if it is known.",
+        "The repository has moved to another URL. The message names that URL if it is known.",
     )
     HOST_UNREACHABLE = "host_unreachable", True, "The git host can't be reached, is too slow or has failed."
     HOST_RATE_LIMITED = "host_rate_limited", True, "The git host limits the rate of requests."

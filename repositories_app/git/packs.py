@@ -1,4 +1,4 @@
-"""Fetch one small commit with a single request of protocol v2. git itself would start four processes.
+"""Fetch one small commit with a single protocol v2 request. git itself would start four processes.
 
 `man gitprotocol-v2` describes the request and the sections of the answer. Everything else, such as large packs and hosts
 that do not support the protocol, is left to git, whose error messages say what is wrong.

@@ -1,7 +1,7 @@
 """Ask git hosts for the commit of HEAD, or of the branch or tag that a watch follows, and interpret their answers.
 
-A check is one `ls-refs` request of protocol v2, without asking for capabilities first. Hundreds run at once on pooled
-connections. For a server that does not support v2, git asks instead.
+A check is a single protocol v2 `ls-refs` request, without a request for capabilities first. Hundreds run at once on
+pooled connections. Servers that do not support v2 are checked with `git ls-remote`.
 """
 
 import random
@@ -30,8 +30,8 @@ from repositories_app.git.url import host_of, parse_url
 _MAX_ANSWER = 65536  # bytes
 CONCURRENCY = 200
 GIT_SECONDS = 30.0
-"""Seconds that git may take for one repository. After this time in total, no further repository is checked with git."""
-_GIT_HOSTS = 16  # that git asks at the same time
+"""Seconds that git may take for one repository. Once this much time has passed in total, git checks no further ones."""
+_GIT_HOSTS = 16  # hosts that git asks at the same time
 OBJECT_NAME = re.compile(rb"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _LENGTH = re.compile(rb"[0-9a-fA-F]{4}")
 SHA1, SHA256 = "sha1", "sha256"
@@ -67,12 +67,12 @@ def _packet(line: str) -> bytes:
 
 
 def object_format(commit: str) -> str:
-    """Return the object format of a repository with this commit. Without a commit, return the usual one."""
+    """Return the object format of a repository with this commit. Without a commit, return the default, SHA-1."""
     return SHA256 if len(commit) == 64 else SHA1
 
 
 def command(name: str, arguments: Sequence[str], object_format: str) -> bytes:
-    """Return the body of a request of protocol v2."""
+    """Return the body of a protocol v2 request."""
     head = b"".join(map(_packet, [f"command={name}\n", "agent=docora\n", f"object-format={object_format}"]))
     return head + b"0001" + b"".join(_packet(f"{argument}\n") for argument in arguments) + b"0000"
 
@@ -87,7 +87,7 @@ def _authorization(url: str, token: str) -> list[str]:
 def upload_pack_request(
     url: str, token: str, body: bytes, *, max_body: int = _MAX_ANSWER, timeout: float = 30.0, context: object = None
 ) -> Request:
-    """Return a request of protocol v2. It changes nothing at the host, so it may be repeated."""
+    """Return a protocol v2 request. It changes nothing on the host, so it is safe to repeat."""
     headers = (
         "Content-Type: application/x-git-upload-pack-request",
         "Accept: application/x-git-upload-pack-result",
@@ -118,7 +118,7 @@ def _ls_refs(ref: str, object_format: str) -> bytes:
 class Question[Key]:
     """Asks for a repository's HEAD, or for the branch or tag `ref`.
 
-    `commit` is an earlier commit of the repository, if there is one: its length tells the object format.
+    `commit` is an earlier commit of the repository, if there is one: its length reveals the object format.
 
     Some answers require another request:
     - A host sends an empty answer to a request in the wrong object format. Ask again in the other format.
@@ -160,7 +160,7 @@ class Question[Key]:
 def ls_heads[Key](
     client: HttpClient, questions: Iterable[Question[Key]], tick: git.Tick
 ) -> Iterator[tuple[Key, Head | GitError | None]]:
-    """Yield the key and the HEAD or error of each question, in the order of the answers. Call `tick` about every second.
+    """Yield the key and the HEAD or error of each question, as the answers arrive. Call `tick` about every second.
 
     Yield None instead of a HEAD if the host does not support protocol v2: pass these questions to `ls_heads_by_git`
     afterwards. Do nothing slow between two answers, because requests in flight time out unless they are polled.
@@ -185,14 +185,14 @@ def ls_heads[Key](
                 else:
                     yield asked.key, _head_or_error(asked, outcome)
     finally:
-        client.reset()  # after an exception of `tick`, the client's next user must not get these answers
+        client.reset()  # after an exception in `tick`, the client's next user must not get these answers
 
 
 def ls_heads_by_git[Key](questions: Iterable[Question[Key]], tick: git.Tick) -> list[tuple[Key, Head | GitError]]:
     """Return the key and the HEAD or error of each question, using `git ls-remote`. Call `tick` about every second.
 
-    Each host is asked one question at a time, so a slow host delays only its own. Questions that git could not begin within
-    `GIT_SECONDS` have no answer.
+    Each host is asked one question at a time, so a slow host delays only its own. Questions that could not be started
+    within `GIT_SECONDS` get no answer.
     """
     by_host: dict[str, list[Question[Key]]] = defaultdict(list)
     for question in questions:
@@ -212,7 +212,7 @@ def ls_heads_by_git[Key](questions: Iterable[Question[Key]], tick: git.Tick) -> 
 def _ask_by_git[Key](
     questions: list[Question[Key]], until: float, stopped: threading.Event
 ) -> list[tuple[Key, Head | GitError]]:
-    """Ask one host until all questions are answered or `until` (monotonic time) is over."""
+    """Ask one host until all questions are answered or the monotonic time `until` has passed."""
     random.shuffle(questions)  # so that the same ones are not left out each time
     answers: list[tuple[Key, Head | GitError]] = []
     for question in questions:
@@ -285,7 +285,7 @@ def _head(question: Question[Any], outcome: Outcome) -> Head | None:
 
 
 def error_of(url: str, token: str, outcome: Outcome) -> GitError | None:
-    """Return the error that a response means. None: it is 2xx, or the host does not support protocol v2."""
+    """Return the error that a response stands for, or None if it is 2xx or the host does not support protocol v2."""
     status = outcome.status or 0
     if is_rate_limit(outcome):
         return git_errors.rate_limited(outcome.retry_after(time.time()), token=token)
@@ -352,7 +352,7 @@ def parse_ls_refs(answer: bytes, ref: str) -> Head | None:
             has_refs = True
             if line[1] in names:
                 found[line[1]] = _head_of(line)
-            if names[0] in found:  # a host lists thousands of branches that begin with the same letters
+            if names[0] in found:  # a host may also list thousands of branches whose names only begin with this one
                 return found[names[0]]
     except ValueError:
         return None
@@ -368,7 +368,7 @@ def packets(answer: memoryview) -> Iterator[memoryview | None]:
     while True:
         digits = bytes(answer[position : position + 4])
         if not _LENGTH.fullmatch(digits):
-            raise ValueError("no length of a packet")
+            raise ValueError("a packet has no length")
         length = int(digits, 16)
         if length == 0:
             return
@@ -378,7 +378,7 @@ def packets(answer: memoryview) -> Iterator[memoryview | None]:
             continue
         packet = answer[position + 4 : position + length]
         if not 4 < length == len(packet) + 4:
-            raise ValueError("a packet is cut off")
+            raise ValueError("a packet is truncated")
         yield packet
         position += length
 
@@ -392,7 +392,7 @@ def _preferred(found: Mapping[bytes, Head], names: Sequence[bytes], ref: str, *,
 
 
 def _head_of(line: Sequence[bytes]) -> Head:
-    """Return the ref that a line describes with the object's id, the ref's name, and attributes."""
+    """Return the ref described by a line, which has the object's id, the ref's name and attributes."""
     attributes = dict(part.split(b":", 1) for part in line[2:] if b":" in part)
     commit = line[0]
     name = line[1].decode("utf-8", "replace")

@@ -26,7 +26,7 @@ BODY = json.dumps({"ref": "refs/heads/main"}).encode()
 
 @pytest.fixture
 def secret(watches: list[AppRepository]) -> str:
-    """The secret of Portal's watch of acme/docs. Search's watch of it has none."""
+    """The secret of Portal's watch of acme/docs. Search's watch of the same repository has none."""
     return watch_settings.renew_push_secret(Actor.command(), watches[0])
 
 

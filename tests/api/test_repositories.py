@@ -147,7 +147,7 @@ def test_list_is_paged(portal: Caller) -> None:
     assert portal.get(page=1_000_000).json()["repositories"] == []
 
 
-def test_next_leads_on_from_any_page(portal: Caller) -> None:
+def test_next_continues_from_any_page(portal: Caller) -> None:
     make_watch(portal.app, "wiki")
     second = portal.get(page=2, per_page=1).json()
     last = portal.get(after=second["next"], per_page=1).json()

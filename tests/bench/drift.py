@@ -1,4 +1,4 @@
-"""Measure a check for differences of a large copy without any."""
+"""Measure a check for differences of a large copy that has none."""
 
 from collections.abc import Iterator
 

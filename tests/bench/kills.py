@@ -1,4 +1,4 @@
-"""Measure how soon a repository continues after the worker that was sending it was killed (-9)."""
+"""Measure how soon a sync resumes after its worker was killed with SIGKILL."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ _TIMEOUT = 60.0
 
 
 def worker_killed(stage: Stage) -> Iterator[Row]:
-    """Kill the worker 20 times during one first sync. Another one is started each time, as `up` does."""
+    """Kill the worker 20 times during one first sync. Start a new worker each time, as `up` does."""
     from deliveries_app.models import AppRepository, Outcome, SyncRun
     from tests.support.receiver import wait_for
 
@@ -28,7 +28,7 @@ def worker_killed(stage: Stage) -> Iterator[Row]:
     with running(stage, workers=2) as start_worker:
         for number in range(KILLS):
             sent += wait_for(lambda: receiver.counts()["posts"], _TIMEOUT)
-            time.sleep(0.5 + number / KILLS)  # not always at the same time of the sweep's second
+            time.sleep(0.5 + number / KILLS)  # vary the moment within the sweep's one-second cycle
             owner, process = AppRepository.objects.values_list("lease_owner", "lease_process").get(pk=watch.pk)
             os.kill(int(owner.split(":")[1]), signal.SIGKILL)
             killed_at = time.perf_counter()

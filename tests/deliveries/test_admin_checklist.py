@@ -38,7 +38,7 @@ def steps(client: Client) -> dict[str, str]:
 
 
 def link(client: Client, step: str) -> str:
-    """Return the URL that the step links to, or an empty text."""
+    """Return the URL that the step links to, or an empty string."""
     found = re.search(rf'<a id="step-{step}"[^>]* href="([^"]*)"', client.get(FRAGMENT).text)
     return found[1].replace("&amp;", "&") if found else ""
 

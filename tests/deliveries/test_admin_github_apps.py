@@ -1,4 +1,4 @@
-"""GitHub Apps in the admin: the key goes in and never out, it can be tested, and only some may assign it."""
+"""GitHub Apps in the admin: the key is never shown, it can be tested, and assigning the app needs a permission."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -145,7 +145,7 @@ def settings_of(app: App, **changed: object) -> dict[str, object]:
     return {name: getattr(app, name) for name in names} | changed
 
 
-def test_assigning_takes_the_permission_to_change_github_apps(root: Client, github_app: GitHubApp) -> None:
+def test_assigning_needs_the_permission_to_change_github_apps(root: Client, github_app: GitHubApp) -> None:
     app = make_app("Portal")
     page = f"/admin/deliveries_app/app/{app.pk}/settings/"
     operator = staff("olga", "view_app", "change_app", "view_githubapp")

@@ -338,7 +338,7 @@ def test_single_retry_is_cancelled_on_the_watch_page(operator: Client, failing) 
     assert f"/admin/live/{failing[0].pk}/cancel/" in page
     assert "progress-retry" in page
     answer = operator.post(f"/admin/live/{failing[0].pk}/cancel/", follow=True)
-    assert "Retry cancelled. The next try is at the next check." in answer.text
+    assert "Retry cancelled. Docora tries again at the next check." in answer.text
     watch = AppRepository.objects.get(pk=failing[0].pk)
     assert (watch.status, watch.is_failing) == (Status.FAILED, True)
     answer = operator.post(f"/admin/live/{failing[0].pk}/cancel/", follow=True)

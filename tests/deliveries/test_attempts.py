@@ -1,4 +1,4 @@
-"""What is kept of each attempt at a file, and who may see it."""
+"""What Docora keeps of each attempt to send a file, and who can see it."""
 
 from datetime import timedelta
 from html import unescape

@@ -38,8 +38,10 @@ def settled(world: World, count: int) -> list[AppRepository]:
     return watches
 
 
-def test_round_after_a_database_error_gets_no_answers_of_the_one_before(world: World) -> None:
-    """The sweep uses the same client again. Its probes once took watches for outages that had ended, and deleted them."""
+def test_round_after_a_database_error_gets_no_earlier_answers(world: World) -> None:
+    """The sweep reuses one HTTP client. Answers left over from a failed round once reached the next round's outage probes,
+    which mistook watches for ended outages and deleted them.
+    """
     watches = settled(world, 3)
 
     def fails() -> None:
@@ -173,7 +175,7 @@ def test_slow_git_host_does_not_delay_due_watches(world: World) -> None:
 
 @pytest.mark.parametrize("is_old", [False, True])
 def test_sweep_stops_at_once_while_a_git_host_hangs(world: World, monkeypatch, is_old: bool) -> None:
-    """The watches that it has taken are due again for the next one."""
+    """The watches that it had taken are due again for the next sweep."""
     watches, server = settled(world, 3), world.git.server
     if is_old:
         make_old(server, 30)
@@ -254,7 +256,7 @@ def test_sweep_continues_after_a_failure_in_one_part(
 
     def one_round(client: HttpClient, *, last_failed: bool) -> int:
         nonlocal rounds_left
-        if rounds_left == 3:  # in the first round, it beats while it waits for git hosts
+        if rounds_left == 3:  # in the first round, it sends heartbeats while it waits for git hosts
             redis_client.delete("docora:heartbeat:sweep")
         try:
             return sweep_once(client, last_failed=last_failed)
@@ -281,7 +283,7 @@ def test_sweep_continues_after_a_failure_in_one_part(
 CHANGES: dict[str, Callable[[World, AppRepository], object]] = {
     "a new commit": lambda world, watch: _repo(world).commit({"new.txt": b"x"}),
     "a force-push": lambda world, watch: _repo(world).force_push({"other.txt": b"x"}),
-    "another branch behind HEAD": lambda world, watch: _repo(world).rename_branch("trunk"),
+    "HEAD on another branch": lambda world, watch: _repo(world).rename_branch("trunk"),
 }
 
 
@@ -350,7 +352,7 @@ def test_each_watch_is_checked_with_its_own_token(world: World) -> None:
 
 
 def make_old(server: GitServer, seconds: float = 0.0) -> None:
-    """Make the server forget protocol v2, and take so long to answer git."""
+    """Make the server ignore protocol v2, and take this long to answer git."""
 
     def old(method: str, target: str) -> None:
         for request in server.requests:
@@ -407,7 +409,7 @@ def test_old_host_without_time_left_is_checked_a_minute_later(world: World, monk
 
 
 def a_round_later() -> None:
-    """Pass the rescan interval since the last failure."""
+    """Move the last failure further back than the rescan interval."""
     Repository.objects.update(last_failure_at=Now() - timedelta(seconds=1000))
 
 
@@ -498,7 +500,7 @@ def test_cancelled_probe_waits_for_the_circuit(world: World) -> None:
     assert watch.next_sync_at is not None
 
 
-def test_refused_token_does_not_count_for_the_circuit(world: World) -> None:
+def test_refused_token_does_not_count_towards_the_circuit(world: World) -> None:
     repo = world.git.repo("acme/private", {"secret.txt": b"1"}, token="good")
     watch = world.watch_url(repo, token="good")
     world.git.tokens["acme/private"] = {"other"}

@@ -1,4 +1,4 @@
-"""JSON output of commands: the documented keys, in one object, alone on stdout."""
+"""JSON output of commands: one object with the documented keys, and nothing else on stdout."""
 
 import contextlib
 import io
@@ -69,7 +69,7 @@ def test_prune_counts_what_it_removes(db, capsys, monkeypatch) -> None:
         "snapshots",
     }
     assert (counted["dry_run"], counted["runs"]) == (True, 5)
-    assert "Removed: 5 sync runs, 1 check for differences, 1 entry of the audit log." in run("prune")
+    assert "Removed: 5 sync runs, 1 check for differences, 1 audit log entry." in run("prune")
     assert capsys.readouterr().err.splitlines()[:3] == ["Removed: 2", "Removed: 4", "Removed: 5"]
     assert run_json("prune") == dict.fromkeys(counted, 0) | {"dry_run": False}
 

@@ -139,7 +139,7 @@ def test_rotate_key_cancel_discards_the_new_key(watches) -> None:
         run("rotate_key", app.app_id, "--cancel")
 
 
-def test_ping_app_that_is_not_accepted_exits_with_1_and_a_hint(world: World) -> None:
+def test_rejected_ping_exits_with_1_and_a_hint(world: World) -> None:
     assert "accepted the ping (HTTP 200)" in run("ping_app", world.app.app_id)
     world.answer(lambda _: Answer(500))
     with pytest.raises(CommandError, match=r"The app returned HTTP 500\. The app failed to handle the ping"):

@@ -40,7 +40,7 @@ def batches_of_ten(settings, monkeypatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_rebalancing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a busy machine, a run may take so long that it looks at its share of the app's slots."""
+    """Otherwise a run that is slow on a busy machine would recompute its share of the app's slots, in extra statements."""
     monkeypatch.setattr(lease, "_REBALANCE_SECONDS", (60.0, 60.0))
 
 
@@ -130,7 +130,7 @@ def test_cost_of_a_change_is_independent_of_repository_size(world: World) -> Non
     assert large.requests_to_host == 2
     assert (
         large.statements.total() <= small.statements.total() + ONE_BATCH
-    )  # which a slow moment may make out of another
+    )  # on a slow machine, one batch may be recorded as two
 
 
 def test_requests_of_a_change_share_a_connection(world: World) -> None:
@@ -194,7 +194,7 @@ def test_cost_of_a_small_resync(world: World) -> None:
     assert statements <= 20, spent.statements
 
 
-def test_statements_are_not_compiled_anew_for_each_sync(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statements_are_not_recompiled_for_each_sync(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Building the SQL of a claim takes ten times as long as executing it."""
     repo, watch, _ = first_sync(world, 8)
     _, other, _ = first_sync(world, 9)

@@ -43,7 +43,7 @@ def git_server(tmp_path: Path, settings) -> Iterator[GitFixture]:
 def healthy(
     transactional_db, redis_client: Redis, git_server: GitFixture, tmp_path: Path, settings, monkeypatch
 ) -> None:
-    """A complete instance. A busy machine is not reported."""
+    """A complete instance. Responses that are slow on a busy machine are not reported."""
     monkeypatch.setattr(server_checks, "_SLOW_SECONDS", 60.0)
     settings.REPOS_DIR = tmp_path / "repos"
     User.objects.create_superuser("root", password="x")
@@ -122,7 +122,7 @@ def test_doctor_ends_when_every_server_hangs(tmp_path: Path) -> None:
     assert "PROBLEM  database: The database is not responding. Check DATABASE_URL" in done.stdout
     assert "PROBLEM  redis: Redis is not responding. Check REDIS_URL" in done.stdout
     assert f"PROBLEM  git-host: Couldn't connect to {silent} within" in done.stdout
-    assert "WARNING  secrets: Not checked, because the check of database found a problem." in done.stdout
+    assert "WARNING  secrets: Not checked, because the database check found a problem." in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     assert "password-of" not in done.stdout + done.stderr
 
@@ -154,7 +154,7 @@ def test_check_that_hangs_is_a_problem() -> None:
     found = [(result.check, result.level, result.message) for result in run_checks(checks)]
     assert found == [
         ("one", PROBLEM, "The check didn't finish within 0.05 s."),
-        ("two", WARNING, "Not checked, because the check of one found a problem."),
+        ("two", WARNING, "Not checked, because the one check found a problem."),
     ]
 
 
@@ -200,7 +200,7 @@ def test_silenced_check_is_left_out(db, settings) -> None:
 
 def test_secret_that_no_key_decrypts(db, settings) -> None:
     app = make_app("Portal")
-    assert "The newest key in ENCRYPTION_KEYS decrypts all 1 stored secret." in infos(instance_checks.check_secrets())
+    assert "The newest key in ENCRYPTION_KEYS decrypts 1 stored secret." in infos(instance_checks.check_secrets())
     settings.ENCRYPTION_KEYS = ["another-key-of-enough-letters"]
     text = problems(instance_checks.check_secrets())
     assert f"1 stored secret can't be decrypted with any key in ENCRYPTION_KEYS: {app._meta.label}" in text
@@ -248,8 +248,8 @@ def test_keys_and_folders_readable_by_others(tmp_path: Path, settings, monkeypat
     assert f"Every user on this server can open {settings.REPOS_DIR}" in text
 
 
-def test_settings_of_root_that_the_group_docora_reads(tmp_path: Path, settings, monkeypatch) -> None:
-    """As the handbook installs them: 0640 root:docora. With 0600, the process could not read them."""
+def test_env_file_of_root_that_docoras_group_can_read(tmp_path: Path, settings, monkeypatch) -> None:
+    """The handbook installs the file with mode 0640 and owner root:docora. With 0600, the process could not read it."""
     settings.DATA_DIR = settings.REPOS_DIR = tmp_path / "data"
     env_file = tmp_path / "docora.env"
     env_file.write_text("SECRET_KEY=x")
@@ -310,5 +310,5 @@ def test_unknown_app_and_lost_key_are_problems(world: World, settings) -> None:
     assert "There is no app app_x." in problems(instance_checks.check_app("app_x"))
     settings.ENCRYPTION_KEYS = ["another-key-of-enough-letters"]
     assert str(crypto.DecryptionError()) in problems(instance_checks.check_app(world.app.app_id))
-    with pytest.raises(CommandError, match="exclude each other"):
+    with pytest.raises(CommandError, match="cannot be used together"):
         doctor("--offline", "--app", world.app.app_id)

@@ -37,7 +37,7 @@ def test_unreachable_database(
         connection.close()
     assert code == 1
     assert "PROBLEM  database: The database is not responding. Check DATABASE_URL and the database server." in said
-    assert "WARNING  secrets: Not checked, because the check of database found a problem." in said
+    assert "WARNING  secrets: Not checked, because the database check found a problem." in said
     assert "fine     delivery: " in said
     assert "Traceback" not in said
 
@@ -61,7 +61,7 @@ def test_old_database_server_is_a_problem(postgres_server: PostgresServer, monke
     assert "Upgrade the database server." in said
 
 
-def test_synchronous_clocks_are_fine(db, postgres_server) -> None:
+def test_synchronised_clocks_are_fine(db, postgres_server) -> None:
     assert "0.0" in infos(server_checks.check_clock())
 
 
@@ -118,7 +118,7 @@ def test_connections_suffice_for_all_workers(db, postgres_server, redis_client: 
     assert "Raise PostgreSQL's max_connections, or lower SYNCS_PER_WORKER." in said
 
 
-def test_sqlite_has_no_limit_of_connections(sqlite) -> None:
+def test_sqlite_has_no_connection_limit(sqlite) -> None:
     assert list(server_checks.check_connections()) == []
 
 

@@ -134,7 +134,7 @@ def test_differences_are_found_page_by_page(
     assert {record.status for record in world.requests("verify")} == {200}
 
 
-def test_send_these_repairs_the_copy_and_sends_nothing_else(world: World, synced: tuple[Repo, AppRepository]) -> None:
+def test_fixing_differences_sends_nothing_else(world: World, synced: tuple[Repo, AppRepository]) -> None:
     repo, watch = synced
     damage(world, watch)
     result = check(world, watch)
@@ -161,7 +161,7 @@ def test_old_check_harms_nothing_that_was_sent_since(world: World, synced: tuple
     result = check(world, watch)
     repo.commit({"extra": b"of the repository", "1.txt": b"new", "3.txt": None, "docs/new.md": b"pushed"})
     world.settle()
-    repo.commit({"docs/new.md": None})  # the app holds it no longer, and the repeated delete does no harm
+    repo.commit({"docs/new.md": None})  # the app no longer holds it, and the repeated delete does no harm
     world.settle()
     before = len(world.requests())
     sent = send_differences(ACTOR, result)
@@ -185,7 +185,7 @@ def test_pushed_between_send_and_sync_becomes_a_create(world: World, synced: tup
 
 
 def test_files_beside_a_deleted_twin_are_sent_again(world: World) -> None:
-    """A client may delete readme.md together with README.md, which it holds too much."""
+    """A client that ignores case may delete readme.md together with the extra file README.md."""
     _, watch = world.watch({"readme.md": b"1", "a/b": b"2", "other": b"3"})
     world.settle()
     held = [{"path": path, "sha": sha(body)} for path, body in (("README.md", b"0"), ("a/b", b"2"), ("a/b/c", b"0"), ("other", b"3"), ("readme.md", b"1"))]  # fmt: skip
@@ -233,7 +233,7 @@ ANSWERS: dict[str, tuple[Answer, DriftState, str]] = {
 }  # fmt: skip
 
 
-def test_unusable_answers_are_no_failure(world: World, synced: tuple[Repo, AppRepository]) -> None:
+def test_unusable_answers_are_not_failures(world: World, synced: tuple[Repo, AppRepository]) -> None:
     repo, watch = synced
     for name, (answer, state, message) in ANSWERS.items():
         world.answer(lambda note, answer=answer: answer if note.kind == "verify" else None)  # type: ignore[misc]
@@ -320,7 +320,7 @@ def test_random_copies_are_compared_as_sets() -> None:
         assert comparison.compared == len(held.keys() | copy.keys())
 
 
-def test_too_large_page_is_asked_for_again_in_smaller_ones(
+def test_page_that_is_too_large_is_requested_again_in_smaller_ones(
     world: World, synced: tuple[Repo, AppRepository], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(drift, "MAX_ANSWER_BYTES", 700)
@@ -431,10 +431,10 @@ def test_lease_is_kept_while_missing_files_are_counted(
 
 
 @pytest.mark.parametrize("what", ["cancel", "resync", "unwatch", "send"])
-def test_whatever_happens_during_a_check(
+def test_actions_during_a_check(
     world: World, synced: tuple[Repo, AppRepository], monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    """A check that was overtaken records nothing. It starts anew, unless it was cancelled."""
+    """A superseded check records nothing. It starts over, unless it was cancelled."""
     monkeypatch.setattr(drift, "MAX_ENTRIES", 2)
     _, watch = synced
     damage(world, watch)

@@ -74,7 +74,7 @@ def test_only_differences_are_sent(world: World, existing: ExistingService, monk
 def test_files_that_docora_never_sends_are_deleted(
     world: World, existing: ExistingService, monkeypatch, settings
 ) -> None:
-    """The existing service had delivered them. The handbook says so."""
+    """The existing service had delivered them. The handbook mentions this."""
     settings.MAX_FILE_BYTES = 100
     held = {"link": b"a.txt", "large.bin": b"x" * 101, "ignored.log": b"x"}
     repo, _ = imported(world, existing, monkeypatch, FILES | held)
@@ -116,7 +116,7 @@ def test_chunked_files_are_adopted(world: World, existing: ExistingService, monk
 
 
 def test_record_is_adopted_in_a_fast_plan(world: World, existing: ExistingService, monkeypatch) -> None:
-    """The refused delete of `docs` blocks the files below it, which stay uncompared in a run that sets the base."""
+    """The refused delete of `docs` blocks the files below it, so they are not compared in the run that sets the base."""
     repo, watch = imported(world, existing, monkeypatch, FILES)
     below = {"docs/a.txt": b"a", "docs/b.txt": b"b"}
     fields = {"mode": "100644", "kind": "create", "size": 0, "sequence": 0, "generation": 1, "acknowledged": True}
@@ -206,7 +206,7 @@ def daemons(world: World, instance_environment, tmp_path: Path, settings):
 
 
 @pytest.mark.timeout(300)
-def test_three_apps_with_fifty_repositories(
+def test_three_apps_with_many_repositories(
     world: World, existing: ExistingService, monkeypatch, daemons: Daemons
 ) -> None:
     """With a sweep and two workers, each in its own process."""

@@ -1,4 +1,4 @@
-"""The reference client: whose word may drop a copy, and what a captured request can do."""
+"""The reference client: which requests make it drop a copy, and what a captured request can do."""
 
 import json
 import signal
@@ -219,7 +219,7 @@ BODIES = {
 @pytest.mark.parametrize("to", BODIES)
 @pytest.mark.parametrize("captured", BODIES)
 def test_captured_request_to_another_url(receiver, sender, captured, to):
-    """An update is also a valid create: both say what the path holds."""
+    """An update is also a valid create: both state the content of the path."""
     status = sender.post(to, BODIES[captured], sequence=7)
     assert status == (200 if captured == to or (captured, to) == ("update", "create") else 422)
 
@@ -233,7 +233,7 @@ def test_sequence_header_is_not_used(receiver, sender):
 
 
 @pytest.mark.parametrize("hours", [25, 24 * 365])
-def test_sequence_of_the_future_is_refused(receiver, sender, hours):
+def test_sequence_from_the_future_is_refused(receiver, sender, hours):
     ahead = int((time.time() + hours * 3600) * 1_000_000)
     assert sender.send("a", "x", sequence=ahead) == 422
     assert sender.send("a", "x", sequence=2**53) == 422

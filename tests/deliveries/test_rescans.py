@@ -20,7 +20,7 @@ def between_half_a_minute_and_an_hour(settings) -> None:
 
 
 def intervals(changed: timedelta | None, *, watched: timedelta = timedelta(days=400), many: int = 1) -> list[float]:
-    """Return the seconds until the next check of watches whose repository changed so long ago."""
+    """Return the seconds until the next check of watches whose repository changed that long ago."""
     app = make_app("Portal")
     for number in range(many):
         make_watch(app, f"repository-{number}")
@@ -95,7 +95,7 @@ def test_active_repositories_are_checked_more_often(world: World) -> None:
     assert watch.moved_at == changed - timedelta(hours=1)
 
 
-def test_resync_is_no_change_of_the_repository(world: World) -> None:
+def test_resync_does_not_count_as_a_change(world: World) -> None:
     _, watch = world.watch()
     world.settle()
     world.make_due(watch)

@@ -322,7 +322,7 @@ def test_two_concurrent_cancels(world: World, settings) -> None:
 
 
 def test_second_cancel_while_the_worker_is_still_leaving(world: World, settings) -> None:
-    """With a slow client: the worker holds its lease until the pending response arrives."""
+    """With a slow client, the worker holds its lease until the pending response arrives."""
     received, answered = threading.Event(), threading.Event()
     _repo, watch = world.watch(FILES)
 
@@ -342,7 +342,7 @@ def test_second_cancel_while_the_worker_is_still_leaving(world: World, settings)
     assert_idle(watch, Status.PENDING, settings)
 
 
-def test_cancel_an_unwatched_watch_or_another_apps(world: World) -> None:
+def test_cancel_an_unwatched_watch_or_one_of_another_app(world: World) -> None:
     _repo, watch = world.watch(FILES)
     other = world.add_app("Search")
     with pytest.raises(PermissionDenied):

@@ -1,4 +1,4 @@
-"""The rules for Prometheus and the dashboard for Grafana: promtool accepts them, and every metric in them exists."""
+"""The Prometheus rules and the Grafana dashboard: promtool accepts them, and every metric in them exists."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Counters of all processes in Redis outlive the processes."""
+"""Counters in Redis add up over all processes, and outlive them."""
 
 import os
 

@@ -318,7 +318,7 @@ def test_role_without_that_requirement(anna, settings) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:8000", "[::1]:8000"])
-def test_passkeys_are_hidden_under_an_ip_address(anna, settings, host: str) -> None:
+def test_passkeys_are_hidden_at_an_ip_address(anna, settings, host: str) -> None:
     settings.ALLOWED_HOSTS = ["*"]
     reason = "Passkeys need a host name"
     page = Client().get(LOGIN, headers={"host": host}).content.decode()

@@ -1,4 +1,4 @@
-"""The web process over real sockets: slow clients, large answers, shutdown, and HTTP."""
+"""The web process over real sockets: slow clients, large responses, shutdown, and HTTP."""
 
 import contextlib
 import http.client
@@ -50,7 +50,7 @@ def median_answer(web: WebProcess, count: int = 9) -> float:
 
 
 def read_answer(connection: socket.socket) -> tuple[http.client.HTTPResponse, bytes]:
-    """Read one answer with its body, and nothing after it."""
+    """Read one response with its body, and nothing after it."""
     answer = http.client.HTTPResponse(connection)
     answer.begin()
     return answer, answer.read()
@@ -101,8 +101,8 @@ def test_slow_view_has_no_deadline(start: Start) -> None:
 
 
 @pytest.mark.parametrize(("size", "patience"), [(12 * MB, 6.0), (60 * MB, 12.0)], ids=["12 MB", "60 MB"])
-def test_20_clients_that_do_not_read_their_answer(start: Start, size: int, patience: float) -> None:
-    """There are more clients than threads. Their answers wait in files until the clients are closed."""
+def test_20_clients_that_do_not_read_their_response(start: Start, size: int, patience: float) -> None:
+    """There are more clients than threads. Their responses wait in files until the clients are closed."""
     web = start(unread_seconds=patience)
     with contextlib.ExitStack() as stack:
         asked = request(f"/bytes?n={size}")
@@ -194,7 +194,7 @@ def test_threads_of_probes_serve_nothing_else(start: Start, first: str) -> None:
         assert web.seconds_of(first) < 1
 
 
-def test_probes_are_those_of_the_settings() -> None:
+def test_probes_match_the_settings() -> None:
     assert {path.removeprefix("/") for path in LIVENESS | READINESS} == {*configured.PROBES, "metrics"}
     assert configured.WEB_THREADS + READINESS_THREADS == configured.WEB_CONNECTIONS
 
@@ -208,7 +208,7 @@ def test_shutdown_without_connections(start: Start) -> None:
     assert web.process.wait(10) == 0
 
 
-def test_shutdown_finishes_requests_and_answers(start: Start) -> None:
+def test_shutdown_finishes_requests_and_responses(start: Start) -> None:
     web = start()
     size = 12 * MB
     with (
@@ -291,7 +291,7 @@ def test_keep_alive_and_pipelining(web: WebProcess) -> None:
 
 @pytest.mark.parametrize(("path", "answers"), [("/health", 2), ("/bytes?n=100000", 1)])
 def test_head_has_no_body(web: WebProcess, path: str, answers: int) -> None:
-    """An answer without a length ends its connection."""
+    """A response without a length ends its connection."""
     with web.connect(request(path, "HEAD") + request(path, "HEAD", close=True)) as connection:
         parts = everything(connection).split(b"HTTP/1.1 200 OK")[1:]
     assert len(parts) == answers
@@ -326,7 +326,7 @@ def test_expect_100_continue(web: WebProcess) -> None:
     ],
     ids=["request line", "length", "large body", "large head", "encoding"],
 )
-def test_errors_are_those_of_the_api(web: WebProcess, sent: bytes, status: int, code: str) -> None:
+def test_errors_have_the_format_of_the_api(web: WebProcess, sent: bytes, status: int, code: str) -> None:
     with web.connect(sent) as connection:
         answer, body = read_answer(connection)
     assert (answer.status, answer.getheader("Content-Type")) == (status, "application/json")

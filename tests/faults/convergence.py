@@ -45,7 +45,7 @@ WORDS = [b"one", b"two", b"three", b"four" * 100, b"\xff\x00binary", b"poison"]
 
 @dataclass(frozen=True)
 class History:
-    """The kinds of the two apps' clients, the steps, and whether real workers do what is due at a rest."""
+    """The kinds of the two apps' clients, the steps, and whether settling uses real workers."""
 
     seed: int
     kinds: tuple[int, int]

@@ -118,14 +118,14 @@ def report(sums: Summary) -> str:
         ("divergences", diverged),
         ("notifications received", f"{sums.notifications:,}"),
         ("files sent twice per kill, median and maximum", again),
-        ("duration", f"{sums.seconds / 60:.0f} minutes of all processes together, on {machine()}"),
+        ("duration", f"{sums.seconds / 60:.0f} minutes, summed over all processes, on {machine()}"),
     ]
     events = [(name, f"{count:,}") for name, count in sums.events.most_common()]
     return (
         "# Random histories\n\n"
         f"Written by `make soak` on {datetime.now(UTC):%Y-%m-%d}. `convergence.py` generates the histories, and "
         "`universe.py` is where\nthey happen. `invariants.py` and `journal.py` check what must hold at any time, and once "
-        "nothing is due. `storm.py` kills\nreal workers. `RESULTS.json` has the same sums, and each history that diverged.\n\n"
+        "nothing is due. `storm.py` kills\nreal workers. `RESULTS.json` has the same totals, and every diverged history.\n\n"
         f"{_table('', 'result', rows)}\n## Events\n\n{_table('event', 'count', events)}"
     )
 

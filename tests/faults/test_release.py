@@ -1,4 +1,4 @@
-"""Gradual operations with real processes: kills at every statement, two at once, and workers and a sweep."""
+"""Gradual operations with real processes: kills at every statement, concurrent actions, and workers with a sweep."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ assert MAX_IN_FLIGHT  # the fixtures of this package are used
 
 
 def start(canary: Outcome) -> BulkOperation:
-    """Start an operation of four repositories whose canary has ended like this. Nothing else is released yet."""
+    """Start an operation of four repositories whose canary has ended with this outcome. Nothing else is released yet."""
     app = make_app(f"App {BulkOperation.objects.count()}")
     watches = [make_watch(app, f"{app.name}-{number}") for number in range(4)]
     operation = resync_many(COMMAND, AppRepository.objects.filter(app=app), rollout=CANARY)
@@ -35,7 +35,7 @@ def start(canary: Outcome) -> BulkOperation:
 
 
 def check(operation: BulkOperation) -> None:
-    """Each repository has a run and the generation of it, or is untouched and not released."""
+    """Assert that each repository either has a run and its generation, or is untouched and not released."""
     released = set(operation.runs.values_list("watch", flat=True))
     unreleased = set(operation.pending.values_list("watch", flat=True))
     assert not released & unreleased
@@ -48,7 +48,7 @@ def check(operation: BulkOperation) -> None:
 
 
 def killed_at(statement: int, act: Callable[[], object]) -> bool:
-    """Do this in a process that dies at a statement. Return False if it has fewer statements."""
+    """Call `act` in a process that dies at this SQL statement. Return False if it executes fewer statements."""
     left = iter(range(statement))
 
     def count(execute: Callable[..., object], *arguments: object) -> object:
@@ -86,7 +86,7 @@ def test_sweep_killed_at_any_statement_of_a_release(transactional_db: None) -> N
 
 
 @pytest.mark.parametrize("act", [cancel_operation, continue_operation])
-def test_person_killed_at_any_statement_of_a_decision(
+def test_process_killed_at_any_statement_of_a_cancel_or_continue(
     transactional_db: None, act: Callable[[Actor, BulkOperation], int]
 ) -> None:
     statement = 0
@@ -107,7 +107,7 @@ def test_person_killed_at_any_statement_of_a_decision(
 
 
 @pytest.mark.parametrize("other", ["cancel", "unwatch", "sweep"])
-def test_something_happens_while_a_sweep_releases(transactional_db: None, other: str) -> None:
+def test_concurrent_action_while_a_sweep_releases(transactional_db: None, other: str) -> None:
     if connection.vendor != "postgresql":
         pytest.skip("SQLite lets only one transaction write")
     operation = start(Outcome.SUCCEEDED)

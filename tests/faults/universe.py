@@ -1,8 +1,8 @@
 """Everything that can happen to Docora, one method each.
 
 Two apps, two repositories, three places for a watch: acme/one for both apps, acme/two for the first. The components are real:
-git and its server, the database, Redis, sockets, and worker processes that are really killed. Only the waiting times are
-short: request timeouts, holds and backoffs. Longer times pass in no time (`passing_time`).
+git and its server, the database, Redis, sockets, and worker processes that are really killed. Only waits are
+shorter: request timeouts, holds and backoffs. Longer waits are skipped (`passing_time`).
 
 `invariants` has what must hold at any time, and what must hold once nothing is due.
 """
@@ -110,11 +110,11 @@ from tests.support.world import KEY, World
 SLOW = (0.05, 0.5)  # seconds; the second exceeds the timeout
 ACTOR = Actor.command()
 PLACES = ((0, 0), (1, 0), (0, 1))  # app and repository
-REFS = ("refs/heads/dev", "refs/tags/v1")  # of each repository, beside its default branch
+REFS = ("refs/heads/dev", "refs/tags/v1")  # of each repository, besides its default branch
 TRANSFORMS: list[tuple[str, ...]] = [(), ("Shout",), ("DropDrafts",), ("Flatten",), ("Picky",), ("Shout", "Flatten")]
-GOOD_PLACE = 1  # in front of a bad neighbour: the only watch of its app
+GOOD_PLACE = 1  # the well-behaved side of `bad_neighbour`: the only watch of its app
 ATTEMPTS_OF_THE_GOOD = 8
-"""Attempts within which a well-behaved app must get everything. It may have to wait for its own earlier failures."""
+"""Attempts within which a well-behaved app must get everything. It may have to wait out its own backoff first."""
 PATIENCE = 7200.0
 """Seconds within which everything is delivered once nothing fails: holds end after an hour at the latest."""
 
@@ -139,7 +139,7 @@ class _World(World):
 class Universe:
     """The apps, repositories and watches of a history. `events` counts what happened. Call `close` at the end.
 
-    `kinds` are the numbers of the client kinds. With `real_workers`, real workers do what is due at a rest.
+    `kinds` are the numbers of the client kinds. With `real_workers`, `settle` also uses real workers.
     """
 
     def __init__(
@@ -160,15 +160,15 @@ class Universe:
         self.clients.keys = self.keys
         self.tainted: dict[tuple[str, ClientKind], set[str]] = {}
         self.heads: dict[str, list[str]] = {}
-        self.refs: dict[tuple[str, str], list[str]] = {}  # repository and full name → the commits that it has named
-        self.reached: dict[int, int] = {}  # watch → number of the head that it had reached
-        self.followed: dict[int, str] = {}  # watch → the ref for which that is
+        self.refs: dict[tuple[str, str], list[str]] = {}  # repository and full name → the commits it pointed to
+        self.reached: dict[int, int] = {}  # watch → index of the newest head that it has reached
+        self.followed: dict[int, str] = {}  # watch → the ref that `reached` refers to
         self.host_lagged = False
         self.slowness = 0.0  # seconds that the clients take for each notification
         self.dropped_at: dict[tuple[str, str], int] = {}
         self.damaged: set[tuple[str, str]] = set()  # app's id and repository: somebody has edited the copy
         self.ever_damaged: set[tuple[str, str]] = set()
-        self.uncounted = 0  # up to this operation, Redis or a process that counts has failed
+        self.uncounted = 0  # up to this operation, live counts may have been lost with Redis or a process
         self.counted: set[int] = set()  # operations that have ended and were checked
         self._files: dict[str, dict[str, bytes]] = {}
         self._expected: dict[tuple[str, ...], dict[str, str]] = {}
@@ -225,7 +225,7 @@ class Universe:
         return next(repo for repo in self.repos if repo.name == str(watch.repository))
 
     def head_of(self, watch: AppRepository) -> str:
-        """Return the commit that the watch follows now, or an empty text if its branch or tag is gone."""
+        """Return the commit that the watch follows now, or an empty string if its branch or tag is gone."""
         return self.tip(self.repo_of(watch), watch.ref)
 
     def heads_of(self, watch: AppRepository) -> list[str]:
@@ -240,7 +240,7 @@ class Universe:
         named = (
             git(repo.path, "for-each-ref", "--format=%(objectname) %(*objectname)", _full_name(ref)).decode().split()
         )
-        return named[-1] if named else ""  # of an annotated tag, what it points to
+        return named[-1] if named else ""  # for an annotated tag, the commit that it points to
 
     def files_of(self, repo: Repo, commit: str) -> dict[str, bytes]:
         if commit not in self._files:
@@ -317,7 +317,7 @@ class Universe:
             self.repos[repo].rename_branch(name)
 
     def push_dev(self, repo: int, tree: Changes) -> None:
-        """Give the other branch a new history, or the default branch's with an empty `tree`."""
+        """Give the branch dev a new history. With an empty `tree`, move it to the head of the default branch."""
         self._note("other branch pushed" if tree else "other branch merged")
         self._update_replica(repo)
         if tree:
@@ -340,7 +340,7 @@ class Universe:
         self.repos[repo].delete_ref(REFS[number])
 
     def restore_refs(self, repo: int) -> None:
-        """Bring back what was deleted: a watch of it cannot be up to date."""
+        """Restore deleted branches and tags: a watch that follows one could never be up to date."""
         for ref in REFS:
             if not self.tip(self.repos[repo], ref):
                 self._update_replica(repo)
@@ -377,7 +377,7 @@ class Universe:
         self._unless_gone(lambda: resync_many(ACTOR, AppRepository.objects.all(), rollout=rollout))
 
     def hold_resync(self, seed: int) -> None:
-        """Re-sync everything with a canary, at clients that refuse everything, until it is held."""
+        """Re-sync everything with a canary while the clients refuse everything, until the operation is held."""
         self.resync_gradually(canary=True, pace=None)
         operation = BulkOperation.objects.filter(app=None, ended_at=None).last()
         self.mood(seed, 1.0, is_busy=False)
@@ -390,7 +390,7 @@ class Universe:
         self.mood(0, 0.0)
 
     def cancel_gradual(self) -> None:
-        """Cancel a gradual re-sync in whatever state it is. What it has not released must be as before."""
+        """Cancel a gradual re-sync, whatever its state. Watches that it has not released must be unchanged."""
         operation = BulkOperation.objects.filter(app=None, ended_at=None).last()
         if operation:
             self._note("cancel of a held operation" if operation.held_at else "cancel of a gradual operation")
@@ -403,12 +403,12 @@ class Universe:
             continue_operation(ACTOR, operation)
 
     def release_and_die(self, statement: int) -> None:
-        """Let canaries end, and kill the sweep that releases what is due then, at this statement."""
+        """Let canaries end, then kill the sweep at this SQL statement of the release that follows."""
         self.work(range(len(PLACES)), [None] * len(PLACES))
         self._die_in(release_due, "sweep killed at a release", statement)
 
     def cancel_and_die(self, statement: int) -> None:
-        """Kill a process at this statement of the cancel of a gradual re-sync."""
+        """Kill a process at this SQL statement while it cancels a gradual re-sync."""
         operation = BulkOperation.objects.filter(app=None, ended_at=None).last()
         if operation:
             self._die_in(lambda: cancel_operation(ACTOR, operation), "killed at a cancel", statement)
@@ -454,7 +454,7 @@ class Universe:
 
     @staticmethod
     def _chosen_files(seed: int, watches: Sequence[AppRepository], column: str) -> list[Any]:
-        """Return about half of what is recorded of these watches."""
+        """Return this column of about half of the delivery records of these watches."""
         rng = random.Random(seed)
         rows = Delivery.objects.filter(watch__in=watches).order_by("watch", "path").values_list(column, flat=True)
         return [value for value in rows if rng.random() < 0.5]
@@ -559,12 +559,12 @@ class Universe:
             pass  # the client has not accepted the new key yet
 
     def transform(self, number: int) -> None:
-        """Start all processes again with other transforms."""
+        """Switch to other transforms, as if all processes were restarted."""
         self._note("transforms switched")
         transforms.use_transforms(settings, *TRANSFORMS[number])
 
     def evict_mirrors(self) -> None:
-        """Remove all mirrors that nobody uses, as a machine with little room does."""
+        """Remove all unused mirrors, as a machine that is low on disk space does."""
         self._note("mirrors evicted")
         folder = Path(settings.REPOS_DIR)
         before, settings.REPOS_MAX_BYTES = settings.REPOS_MAX_BYTES, 1
@@ -574,7 +574,7 @@ class Universe:
         settings.REPOS_MAX_BYTES = before
 
     def unwatch(self, place: int, drops: bool) -> None:
-        """End a watch. The client drops its copy, or keeps it. What it keeps must not depend on what Docora removes."""
+        """End a watch. The client drops its copy or keeps it, independently of which records Docora removes."""
         if (watch := self.watch_in(place)) is not None:
             self._note("unwatched, copy dropped" if drops else "unwatched, copy kept")
             unwatch_repository(ACTOR, watch)
@@ -584,10 +584,10 @@ class Universe:
                 self.dropped_at[watch.app.app_id, str(watch.repository)] = watch.sequence_high
 
     def watch(self, place: int) -> None:
-        """Watch again. A client that cannot find out by the epoch begins with an empty copy if the watch gets a new id.
+        """Watch again. If the watch gets a new id, a client that cannot tell by the epoch begins with an empty copy.
 
         Docora may then lack records of the old copy: they were removed, or an import of them was interrupted. With real
-        workers it always begins with an empty copy, because the sweep may remove the old watch at any moment.
+        workers, such a client always begins with an empty copy, because the sweep may remove the old watch at any moment.
         """
         app, repo = PLACES[place]
         if self.watch_in(place) is None:
@@ -615,9 +615,9 @@ class Universe:
                 self.watch(place)
 
     def import_app(self, app: int, kind: int, seed: int, is_complete: bool) -> None:
-        """Delete an app and import another from the service before Docora, with the files that this has delivered.
+        """Delete an app and import another from the existing service, with the files that the service has delivered.
 
-        Unless `is_complete`, the import is interrupted, and continues at the next rest.
+        Unless `is_complete`, the import is interrupted, and continues once everything settles.
         """
         self._note("app imported")
         delete_app(ACTOR, self.apps[app])
@@ -688,7 +688,7 @@ class Universe:
             self._database.restart()
 
     def cut_connections(self) -> None:
-        """End all connections to the database but this one's."""
+        """End all connections to the database except this one."""
         if connection.vendor == "postgresql":
             self._note("connections cut")
             self._workers.may_fail = True
@@ -723,9 +723,9 @@ class Universe:
                 os.truncate(path, path.stat().st_size // 2)
 
     def mood(self, seed: int, share: float, *, is_busy: bool = True) -> None:
-        """Let the clients misbehave for this share of their notifications from now on. 0 makes them good clients.
+        """From now on, let the clients misbehave for this share of their notifications. 0 makes them good clients.
 
-        Unless it `is_busy`, they never ask for a slower pace.
+        Unless `is_busy`, they never ask Docora to slow down.
         """
         self._note("mood" if share else "good clients")
         rng = random.Random(seed)
@@ -738,7 +738,7 @@ class Universe:
         self._mood = lambda: rng.choice(fates) if rng.random() < share else None
 
     def host_behaves(self, number: int, seed: int) -> None:
-        """Let the git host have a fault from now on, or none."""
+        """Give the git host this fault from now on, or none."""
         fault = (GOOD, *FAULTS)[number]
         self._note(f"host {fault.name}")
         self.host_lagged = self.host_lagged or fault.lags
@@ -754,14 +754,14 @@ class Universe:
             self._work(list(zip(due, fates, strict=False)))
 
     def work_at_much(self, place: int, fates: Sequence[Fate | None], tree: Changes) -> None:
-        """Work with files to send, so that the fates take effect."""
+        """Run workers that have files to send, so that the fates take effect."""
         self.force_push(PLACES[place][1], tree)
         self.watch(place)
         self.resync(place)
         self.work([place, *range(len(PLACES))][:2], fates)
 
     def work_at_check(self, place: int, seed: int, fates: Sequence[Fate | None]) -> None:
-        """Work at a check of a damaged copy once nothing else is to be done, and at sending what it found, each with a fate.
+        """Run a worker for a check of a damaged copy once nothing else is due, and one for what it found, each with a fate.
 
         Without a fate, the check is cancelled before a worker begins it.
         """
@@ -808,7 +808,7 @@ class Universe:
         self.mood(0, 0.0)
 
     def find(self, *, everything: bool = True) -> None:
-        """Do what the sweep does in a round, and check `everything` for changes, as if a push hook said so."""
+        """Do one round of the sweep. With `everything`, also check watches that are not due, as push hooks would."""
         end_dead_leases()
         maintain_checks()
         release_due()
@@ -885,7 +885,7 @@ class Universe:
                 break
             seconds = seconds_to_next_event()
             if seconds is None and (self._due() or HostOutage.objects.filter(retry_at__lte=Now()).exists()):
-                continue  # since a moment ago
+                continue  # it became due a moment ago
             if seconds is None or seconds > patience:
                 raise AssertionError(f"not done within {PATIENCE} seconds, next in {seconds}: {self._describe()}")
             patience -= seconds
@@ -894,7 +894,7 @@ class Universe:
             raise AssertionError(f"something is still due: {self._describe()}")
 
     def make_peace(self, place: int) -> None:
-        """End all that people and the git host hold a watch back with."""
+        """Undo everything by which people or the git host hold a watch back."""
         self.host_behaves(0, 0)
         self.resume_everything()
         self.finish_imports()
@@ -1053,13 +1053,13 @@ class Universe:
 
     @staticmethod
     def _twins_in(files: Iterable[str], kind: ClientKind) -> set[str]:
-        """Return the keys that several files of a tree, or of the flattened tree, have at such a client."""
+        """Return the keys that several files of the tree, or of its flattened form, share at a client of this kind."""
         names = {*files, *(f"flat/{path.rpartition('/')[2]}" for path in files)}
         counts = Counter(map(kind.fold, names))
         return {key for key, count in counts.items() if count > 1}
 
     def _update_replica(self, repo: int) -> None:
-        """Before a push. While the host lags, its replica is stuck."""
+        """Update the host's replica before a push. While the host lags, leave the replica as it is."""
         if not self.host.fault.lags:
             self.world.git.update_replica(self.repos[repo])
 

@@ -60,7 +60,7 @@ def test_token_with_invalid_characters_is_rejected_everywhere(app: App, api: Api
 NAMES: dict[str, str] = {
     "a line break": "Por\r\ntal",
     "NUL": "Por\0tal",
-    "an escape of the terminal": "Por\x1b[2Jtal",
+    "a terminal escape": "Por\x1b[2Jtal",
     "a right-to-left override": "Por\u202etal",
     "a line separator": "Por\u2028tal",
     "zero-width letters": "Por\u200btal",
@@ -129,7 +129,7 @@ BODIES: dict[str, bytes] = {
     "markup": b"<script>alert(1)</script><img src=x onerror=alert(1)>",
     "NUL": b"a\0b",
     "not UTF-8": b"\xff\xfe\x00",
-    "an escape of the terminal": b"\x1b[2J\x1b]0;pwned\x07",
+    "a terminal escape": b"\x1b[2J\x1b]0;pwned\x07",
     "a lone surrogate": b"\xed\xa0\x80",
     "a megabyte": b"x" * 1_000_000,
 }

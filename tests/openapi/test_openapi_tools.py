@@ -1,4 +1,4 @@
-"""The OpenAPI document under the tools of Node's world: two linters, and a generated client in TypeScript.
+"""The OpenAPI document, checked with Node.js tools: two linters and a generated TypeScript client.
 
 `make openapi` installs the tools and runs this. The suite leaves it out, because it needs the npm registry.
 """
@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run(folder: Path, tool: str, *arguments: str) -> str:
-    """Run a tool and return its output. Fails with the output if it does."""
+    """Run a tool and return its output. If the tool fails, so does the test, showing that output."""
     program = folder / "node_modules" / ".bin" / tool
     environment = os.environ | {"REDOCLY_TELEMETRY": "off", "REDOCLY_SUPPRESS_UPDATE_NOTICE": "true"}
     done = subprocess.run(
@@ -42,7 +42,7 @@ def run(folder: Path, tool: str, *arguments: str) -> str:
 
 
 def test_redocly_accepts_the_document(folder: Path) -> None:
-    """Its recommended rules, except that Docora has no licence to name yet."""
+    """With its recommended rules, except the one that requires a licence, which Docora does not have yet."""
     rules = {"extends": ["recommended"], "rules": {"info-license": "off"}}
     (folder / "redocly.yaml").write_text(json.dumps(rules))
     assert "You have" not in run(folder, "redocly", "lint", "openapi.json")  # a number of warnings

@@ -1,6 +1,6 @@
 """All processes of a git network command end together.
 
-git starts a helper for HTTP and does not end it when git itself is killed. The helper could listen to an endless response
+git starts a helper for HTTP and does not end it when git itself is killed. The helper could read an endless response
 forever and hold the mirror's lock.
 """
 

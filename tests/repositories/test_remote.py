@@ -158,7 +158,7 @@ def test_owner_with_several_segments(server: GitFixture, tmp_path, name: str) ->
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 429, 500])
-def test_token_is_in_no_message(repo: Repo, fetched: Callable[..., str], status: int) -> None:
+def test_no_message_contains_the_token(repo: Repo, fetched: Callable[..., str], status: int) -> None:
     basic = base64.b64encode(f"x-access-token:{TOKEN}".encode()).decode()
     echo = f"{TOKEN} {basic} https://x:{TOKEN}@h/"
     said = answer(f"{status} {echo}", f"X-Echo: {echo}", "Content-Type: text/plain", body=echo.encode())
@@ -178,7 +178,7 @@ def test_token_is_in_no_message(repo: Repo, fetched: Callable[..., str], status:
     ],
     ids=range(13),
 )  # fmt: skip
-def test_malformed_response_is_a_clear_error(repo: Repo, body: bytes) -> None:
+def test_malformed_response_gives_a_clear_error(repo: Repo, body: bytes) -> None:
     repo.server.on_request = lambda *_: answer("200 OK", body=body)
     assert str(ask(repo)).endswith((".", "push."))
 
@@ -251,7 +251,7 @@ def test_only_git_can_ask_hosts_without_protocol_v2(repo: Repo, old_hosts: OldHo
 
 
 def test_slow_old_hosts_share_the_time_for_one(repo: Repo, old_hosts: OldHosts, monkeypatch) -> None:
-    """Each host has an answer, and its second repository was left out."""
+    """The first repository of each host times out, and the second one is skipped."""
     monkeypatch.setattr(remote, "GIT_SECONDS", 1.0)
     started = time.monotonic()
     answers = ls_heads_by_git([*old_hosts.questions, Question("other", repo.url)], lambda: None)
@@ -261,7 +261,7 @@ def test_slow_old_hosts_share_the_time_for_one(repo: Repo, old_hosts: OldHosts, 
     assert [error.cause for error in slow if isinstance(error, GitError)] == [Cause.TIMEOUT] * 3
 
 
-def test_git_ends_with_the_tick(old_hosts: OldHosts) -> None:
+def test_exception_in_the_tick_ends_git(old_hosts: OldHosts) -> None:
     def tick() -> None:
         if old_hosts.came.is_set():
             raise Interrupted

@@ -38,12 +38,12 @@ class Instruction:
 
     @property
     def words(self) -> list[str]:
-        """Return the arguments, written as JSON or separated by blanks."""
+        """Return the arguments, which are either a JSON list or separated by spaces."""
         return json.loads(self.value) if self.value.startswith("[") else self.value.split()
 
 
 def dockerfile() -> list[list[Instruction]]:
-    """Return the instructions of each stage, starting with its FROM, with the defaults of the arguments before them."""
+    """Return the instructions of each stage, starting with its FROM. Build arguments in FROM have their defaults."""
     stages: list[list[Instruction]] = []
     arguments: dict[str, str] = {}
     lines = [line for line in (PROJECT / "Dockerfile").read_text().splitlines() if not line.lstrip().startswith("#")]
@@ -71,7 +71,7 @@ def copied(stage: list[Instruction]) -> Iterator[tuple[str, str]]:
 
 
 def unpack_image(folder: Path) -> None:
-    """Copy into the new `folder` what the image has in its working directory, and compile it as the image does."""
+    """Create `folder` with the contents of the image's working directory, compiled as in the image."""
     folder.mkdir()
     for source, target in copied(dockerfile()[-1]):
         path = PROJECT / source
@@ -123,7 +123,7 @@ def _interpolated(value: Any, variables: Mapping[str, str]) -> Any:
 
 
 def unit(name: str) -> dict[str, list[str]]:
-    """Return the values of each key of a unit, over all sections."""
+    """Return the values of each key of a unit, across all sections."""
     found: dict[str, list[str]] = {}
     for line in (UNITS / name).read_text().splitlines():
         if line and line[0] not in "#[":

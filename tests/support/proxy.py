@@ -1,4 +1,4 @@
-"""An HTTP proxy that resolves names itself: CONNECT, and plain requests with a whole URL, as git sends them."""
+"""An HTTP proxy that resolves names itself: CONNECT, and plain requests with an absolute URL, as git sends them."""
 
 import contextlib
 import select
@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 
 
 class Proxy:
-    """Listens on 127.0.0.1. `names` maps host names to ports of this machine; all others are refused with 403.
+    """Listens on 127.0.0.1. `names` maps host names to ports on this machine; all others are refused with 403.
 
-    `heads` are the heads of the requests that it got from its client.
+    `heads` has the request line and headers of each request that it received.
     """
 
     def __init__(self, names: Mapping[str, int], *, status: str = "200 Connection established") -> None:

@@ -29,13 +29,13 @@ class SharedFolder:
 
     @contextlib.contextmanager
     def exclusive(self, name: str) -> Iterator[None]:
-        """Hold the lock `name`, which no other process holds meanwhile."""
+        """Hold the lock `name` exclusively."""
         with self._locked(f"{name}.queue", fcntl.LOCK_EX), self._locked(name, fcntl.LOCK_EX):
             yield
 
     @contextlib.contextmanager
     def shared(self, name: str) -> Iterator[None]:
-        """Hold the lock `name` beside others that share it. Wait behind a process that already waits for it exclusively."""
+        """Hold the lock `name` together with others that share it. First let in a process that waits for it exclusively."""
         with contextlib.ExitStack() as held:
             with self._locked(f"{name}.queue", fcntl.LOCK_SH):
                 held.enter_context(self._locked(name, fcntl.LOCK_SH))

@@ -1,4 +1,4 @@
-"""The documentation's receivers: whose word may drop a copy, and what a captured request can do."""
+"""The documentation's sample receivers: which requests make them drop a copy, and what a captured request can do."""
 
 import signal
 import time
@@ -36,8 +36,8 @@ BY_EVENT = {
 # --- Epochs -----------------------------------------------------------------------------------------------------------
 
 
-def test_copy_follows_a_repository_that_is_watched_anew(world: World, client: Client) -> None:
-    """A file deleted upstream while nobody watched must not stay at the client, which has kept its copy."""
+def test_copy_follows_a_repository_that_is_watched_again(world: World, client: Client) -> None:
+    """A file deleted upstream while the app was not watching must not remain in the copy that the client kept."""
     App.objects.filter(pk=world.app.pk).update(base_url=client.url, send_sync_completed=True)
     world.app.refresh_from_db()
     repo, watch = world.watch({"stays": b"1", "goes": b"2", "large": LARGE * 3})
@@ -68,7 +68,7 @@ def test_revived_watch_keeps_the_epoch(world: World, client: Client) -> None:
     assert client.held(watch.repository.repository_id).keys() == {"stays", "kept"}
 
 
-def test_new_watch_is_believed_only_with_a_higher_sequence(client: Client) -> None:
+def test_new_watch_is_accepted_only_with_a_higher_sequence(client: Client) -> None:
     client.create("a", b"a", 10)
     client.create("b", b"b", 30)
     for sequence in (1, 20, 30):
@@ -92,7 +92,7 @@ def test_late_and_repeated_requests_of_an_earlier_watch_are_ignored(client: Clie
             assert client.post("sync_completed", COMPLETED, sequence) == (200, "stale")
         assert client.held() == {"b": b"b"}
         client.restart()
-    assert client.create("c", b"c", 19, watch=ANEW) == (200, "kept")  # of the new watch, sent before the first one
+    assert client.create("c", b"c", 19, watch=ANEW) == (200, "kept")  # from the new watch, but delivered out of order
 
 
 def test_no_header_alone_drops_a_copy(client: Client) -> None:
@@ -165,7 +165,7 @@ def test_receiver_killed_between_storing_the_epoch_and_dropping(client: Client, 
 
 
 def test_captured_request_to_another_url(client: Client) -> None:
-    """`create` and `update` both say what the path holds: one for the other changes nothing."""
+    """`create` and `update` both state the content of the path, so sending one to the other's URL does no harm."""
     pairs = [(captured, to) for captured in BY_EVENT for to in BY_EVENT]
     for number, (captured, to) in enumerate(pairs):
         assert client.create("a", b"before %d" % number, 10 * number + 1) == (200, "kept")
@@ -192,7 +192,7 @@ def test_samples_refuse_captured_requests(name: str, tmp_path: Path) -> None:
         client.servers[-1].close()
 
 
-def test_sample_survives_an_error_of_its_handler(tmp_path: Path) -> None:
+def test_sample_survives_an_error_in_its_handler(tmp_path: Path) -> None:
     client = Client("verify.mjs", tmp_path)
     client.servers.append(SampleServer("verify.mjs", client.key, tmp_path / "log"))
     try:
@@ -210,7 +210,7 @@ def test_sequence_header_is_not_used(client: Client) -> None:
     assert client.held() == {"a": b"z"}
 
 
-def test_sequence_of_the_future_is_refused(client: Client) -> None:
+def test_sequence_from_the_future_is_refused(client: Client) -> None:
     def ahead(hours: float) -> int:
         return int((time.time() + hours * 3600) * 1_000_000)
 
@@ -283,7 +283,7 @@ def test_is_safe(node: Node, windows: bool) -> None:
 
 
 def is_accepted(name: str, windows: bool) -> bool:
-    """Return what the reference client says."""
+    """Return whether the reference client accepts the name."""
     try:
         return safe_path(name, windows=windows) == name
     except Refused:

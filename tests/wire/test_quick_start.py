@@ -34,7 +34,7 @@ class Reader:
         self._started: list[subprocess.Popen[bytes]] = []
 
     def script(self, step: str) -> list[str]:
-        """Return the command that runs the code, after what earlier code has exported."""
+        """Return the command that runs the step's code with the variables that earlier steps have exported."""
         code = self._code[step]
         for placeholder, value in self.placeholders.items():
             code = code.replace(placeholder, value)

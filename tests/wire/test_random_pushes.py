@@ -1,6 +1,6 @@
 """The sample receivers keep byte-exact copies through random pushes with every kind of entry.
 
-PUSHES=1000 plays that many; the suite plays a few.
+The suite plays a few pushes; set PUSHES=1000 to play that many.
 """
 
 import os

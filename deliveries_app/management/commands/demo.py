@@ -17,7 +17,7 @@ from docora.conf.installation import program
 
 _LOOPBACK = ip_address("127.0.0.1")
 FIRST_SYNCS_SECONDS = 60.0
-"""How long to wait for the first syncs before printing how to sign in, because they fill the log. They take about 10 s."""
+"""How long to wait for the first syncs, which fill the log, before printing how to sign in. They take about 10 s."""
 
 
 class Command(BaseCommand):

@@ -19,13 +19,13 @@ class Command(BaseCommand):
         parser.add_argument(
             "--offline",
             action="store_true",
-            help="contact nothing outside this machine: skip the check of the git host",
+            help="contact nothing outside this machine: skip the git host check",
         )
         parser.add_argument("--app", metavar="APP_ID", default="", help="also send the test ping to this app")
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["offline"] and options["app"]:
-            raise wrong_usage("--app sends a ping to the app, so --app and --offline exclude each other.")
+            raise wrong_usage("--app sends a ping to the app, so --app and --offline cannot be used together.")
         results = run_checks(all_checks(offline=options["offline"], app_id=options["app"]))
         if options["json"]:
             self.stdout.write(json.dumps([_as_json(result) for result in results]))

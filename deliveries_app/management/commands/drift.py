@@ -18,7 +18,7 @@ _POLL_SECONDS = 0.3
 
 
 class Command(BaseCommand):
-    help = "Checks an app's copies for differences and prints them; exit 1 unless all are equal."
+    help = "Checks an app's copies for differences and prints the differences; exit 1 unless all copies are equal."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("app_id", help="see list_apps")
@@ -86,7 +86,7 @@ def _checks(pks: Iterable[int]) -> QuerySet[DriftCheck]:
 
 
 def _wait(pks: list[int], timeout: float | None, *, quiet: bool) -> bool:
-    """Wait until all checks have ended. Return False if the timeout expires before."""
+    """Wait until all checks have ended. Return False if the timeout expires first."""
     deadline = time.monotonic() + timeout if timeout is not None else None
     with Bar(quiet=quiet) as bar:
         while True:

@@ -9,7 +9,7 @@ from docora.cli.output import add_json, format_time, printable, write_json
 
 
 class Command(BaseCommand):
-    help = "Explains why a file of a watched repository was or was not sent, and when it is tried next."
+    help = "Explains why a file of a watched repository was or was not sent, and when Docora tries it next."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("app_id", help="see list_apps")

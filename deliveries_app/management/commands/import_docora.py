@@ -25,8 +25,8 @@ class Command(BaseCommand):
     help = (
         "Imports apps, watches, secrets and delivery records from the existing service's database, which is only read. "
         f"Set {URL_VARIABLE} to its URL and {KEY_VARIABLE} to its ENCRYPTION_KEY. You can stop and repeat the import at "
-        "any time: what is already here stays unchanged, and what was removed here stays removed. Exit 1 if something could "
-        "not be imported."
+        "any time: what Docora already has stays unchanged, and what was removed from Docora stays removed. Exit 1 if "
+        "something could not be imported."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:

@@ -11,12 +11,12 @@ _LABELS = {
     "runs": ("sync run", "sync runs"),
     "operations": ("bulk operation", "bulk operations"),
     "checks": ("check for differences", "checks for differences"),
-    "audit_entries": ("entry of the audit log", "entries of the audit log"),
+    "audit_entries": ("audit log entry", "audit log entries"),
     "traffic": ("hour of traffic", "hours of traffic"),
     "alerts": ("alert", "alerts"),
     "sessions": ("session", "sessions"),
     "delivery_attempts": ("failed attempt", "failed attempts"),
-    "mails": ("sent mail", "sent mails"),
+    "mails": ("sent e-mail", "sent e-mails"),
     "snapshots": ("snapshot", "snapshots"),
 }
 

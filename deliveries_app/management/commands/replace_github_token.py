@@ -10,7 +10,10 @@ from docora.cli.output import add_json, write_result
 
 
 class Command(BaseCommand):
-    help = "Replaces the token that reads a watched repository, after checking it. Reads the token from stdin; empty for none."
+    help = (
+        "Replaces the token with which Docora reads a watched repository, after checking it. Reads the new token from "
+        "stdin; an empty line removes the token."
+    )
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("app_id", help="see list_apps")

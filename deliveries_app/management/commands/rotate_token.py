@@ -12,7 +12,7 @@ _HOUR = timedelta(hours=1)
 
 
 class Command(BaseCommand):
-    help = "Makes a new token for an app and prints it once. The old token stays valid for the overlap."
+    help = "Creates a new token for an app and prints it once. The old token stays valid for --overlap-hours."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("app_id", help="see list_apps")

@@ -49,9 +49,7 @@ def _summary(report: StatusReport) -> str:
         f"syncing: {counts.syncing:,}; due: {counts.waiting:,}."
     ]
     if report.pause:
-        lines.append(
-            f"All syncing has been paused by {report.pause.paused_by} since {format_time(report.pause.since)}."
-        )
+        lines.append(f"All syncing was paused by {report.pause.paused_by} at {format_time(report.pause.since)}.")
     if counts.importing:
         number = counted(counts.importing, "of them waits", "of them wait")
         lines.append(f"{number} for the rest of the import: run {program()} import_docora again.")
