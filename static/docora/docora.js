@@ -47,7 +47,7 @@
 
   // Browsers may keep a page in memory for the Back button, even one that must not be cached. Do not keep its secrets.
   window.addEventListener("pagehide", () => {
-    for (const secret of document.querySelectorAll(".secret code")) secret.textContent = "";
+    for (const secret of document.querySelectorAll(".secret :is(code, pre)")) secret.textContent = "";
   });
 
   // Put the focus in front of the buttons of a confirmation, or on the first invalid field, without scrolling past the text above.
