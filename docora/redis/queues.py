@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 QUEUES = ("high", "default", "low")
 WORKER_TTL_SECONDS = 25
+"""A worker whose last heartbeat is older is gone. An idle one sends a heartbeat every ten seconds."""
 _STALE_SECONDS = 10
 _AGAIN_KEY = "docora:again:{}"
 _AGAIN_SECONDS = 60
