@@ -204,17 +204,17 @@ def only_one(name: str, seconds: int) -> Iterator[bool]:
 
     If the first one dies, another may follow after `seconds`. Yield False when Redis is down.
     """
-    key = f"docora:only:{name}"
+    lock = connection().lock(f"docora:only:{name}", timeout=seconds, blocking=False)
     try:
-        is_first = bool(connection().set(key, "1", nx=True, ex=seconds))
+        is_first = lock.acquire()
     except (RedisError, OSError):
         is_first = False
     try:
         yield is_first
     finally:
         if is_first:
-            with contextlib.suppress(RedisError, OSError):
-                connection().delete(key)
+            with contextlib.suppress(RedisError, OSError):  # `LockError` is one: its time is over
+                lock.release()
 
 
 def drop(job_ids: Iterable[str]) -> None:
