@@ -78,13 +78,7 @@ class AppHealthAdmin(DocoraAdmin[App]):
 
     @admin.display(description="status", ordering="paused")
     def state(self, app: App) -> SafeString:
-        if app.paused:
-            return badge("paused", "Paused")
-        if app.down_count:
-            return badge("failed", "Endpoint down")
-        if app.is_on_hold:
-            return badge("on_hold", "On hold")
-        return badge("on_hold", "Slowed down") if app.is_slowed_down else badge("succeeded", "Active")
+        return badge(*app_health.condition(app))
 
     @admin.display(ordering="watch_count")
     def repositories(self, app: App) -> str:
@@ -102,9 +96,7 @@ class AppHealthAdmin(DocoraAdmin[App]):
             text = "No recent requests" if _health(app).is_known else "Unknown"
             return format_html('<span class="quiet">{}</span>', text)
         share = format_html('{} <span class="quiet">of {}</span>', percent(stats.accepted), stats.requests)
-        return (
-            format_html('<span class="bad">{}{}</span>', icon("warning"), share) if _health(app).is_unhealthy else share
-        )
+        return format_html('<span class="bad">{}{}</span>', icon("warning"), share) if stats.is_unhealthy else share
 
     @admin.display(description="p95")
     def p95(self, app: App) -> str:
