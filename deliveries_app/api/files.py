@@ -13,9 +13,9 @@ from deliveries_app.api import callers, paging, schemas
 from deliveries_app.api.auth import AppToken
 from deliveries_app.api.callers import BODY, NOT_WATCHED, WITH_BODY, RepositoryId
 from deliveries_app.api.paging import DEFAULT_LIMIT, After, Limit, Order
-from deliveries_app.api.schemas import DeliveryState, moment
+from deliveries_app.api.schemas import moment
 from deliveries_app.models import AppRepository, Delivery, DeliveryFailure, FailureKind
-from deliveries_app.models.deliveries import Kind
+from deliveries_app.models.deliveries import DeliveryState, Kind
 from deliveries_app.reports.next_attempt import due_at
 from deliveries_app.webhooks.payloads import timestamp
 from docora.web.api import READ, documented_responses
@@ -112,14 +112,10 @@ def list_deliveries(
 
 
 def _delivery(row: Delivery, watch: AppRepository) -> dict[str, Any]:
-    if not row.acknowledged:
-        state = DeliveryState.UNCONFIRMED
-    else:
-        state = DeliveryState.ACKNOWLEDGED if row.generation >= watch.resend_floor else DeliveryState.CLEARED
     return {
         "path": row.path,
         "event": Kind(row.kind),
-        "state": state,
+        "state": row.state(watch.resend_floor),
         "sha": row.sha,
         "size": row.known_size,
         "sequence": row.sequence,
