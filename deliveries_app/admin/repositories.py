@@ -19,7 +19,7 @@ from deliveries_app.admin.watches import live_query
 from deliveries_app.models import AppRepository
 from deliveries_app.permissions import Permission
 from deliveries_app.reports.help_texts import GIT_HINTS
-from deliveries_app.services.control import reset_circuit, reset_circuits
+from deliveries_app.services.control import reset_circuits
 from docora.text import counted
 from repositories_app.models import Repository
 
@@ -72,7 +72,7 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
         page = next_url(request, self.page_of(repository))
         if not (repository.consecutive_failures or repository.circuit_open_until):
             return self.redirect_with_message(request, page, "The circuit is already closed.", messages.WARNING)
-        woken = reset_circuit(Actor.of_request(request), repository)
+        woken = reset_circuits(Actor.of_request(request), [repository])
         message = f"Circuit reset. The repository is being retried for {counted(woken, 'app', 'apps')}."
         return self.redirect_with_message(request, page, message)
 
