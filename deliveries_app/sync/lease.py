@@ -91,7 +91,10 @@ class Lease:
     def doubt_seconds(self) -> float:
         """Seconds for which the app may still be processing requests of a process that died."""
         until = self.watch.doubt_until
-        return max(0.0, (until - self.clock.now()).total_seconds()) if until else 0.0
+        seconds = (until - self.clock.now()).total_seconds() if until else 0.0
+        if seconds > 2 * HOLD_AFTER_TIMEOUT:  # written while the database's clock was ahead
+            return 0.0
+        return max(0.0, seconds)
 
     @property
     def circuit_seconds(self) -> float:

@@ -10,7 +10,8 @@ from django.db.models.functions import Now
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository
-from deliveries_app.services import resync_single
+from deliveries_app.services import resync_single, unwatch_repository
+from deliveries_app.sweep.cleanup import remove_ended
 from deliveries_app.sync.attempt import sync
 from deliveries_app.sync.lease import claim, end_dead_leases
 from tests.support.histories import assert_promise_kept, refusing
@@ -223,3 +224,20 @@ def test_run_that_waits_keeps_its_failures_and_attempts(world: World, settings) 
     for _ in range(3):
         watch = world.sync(watch)
     assert (watch.status, watch.retry_count, watch.files_failing) == ("pending_snapshot", 1, 1)
+
+
+def test_unwatched_while_the_app_may_still_be_processing_a_request(world: World) -> None:
+    """A new watch would know nothing of what the dead process sent. The watch that is revived waits."""
+    repo, watch = world.watch({"a.txt": b"v1"})
+    killed_while_sending(world, watch)
+    unwatch_repository(Actor.command(), watch)
+    assert remove_ended() == 0
+    repo.commit({"a.txt": b"v2"})
+    again = world.watch_url(repo)
+    assert again.pk == watch.pk
+    sent = len(world.requests())
+    world.sync(again)
+    assert len(world.requests()) == sent
+    unwatch_repository(Actor.command(), watch)
+    AppRepository.objects.update(doubt_until=Now(), lease_until=None)
+    assert remove_ended() == 1

@@ -879,7 +879,10 @@ class Universe:
             if self._do_what_is_due():
                 continue
             is_idle = not (
-                HostOutage.objects.exists() or DriftCheck.objects.open().exists() or PendingRelease.objects.exists()
+                HostOutage.objects.exists()
+                or DriftCheck.objects.open().exists()
+                or PendingRelease.objects.exists()
+                or AppRepository.objects.filter(ended_at__isnull=False).exists()
             )
             if is_idle and all(invariants.is_at_rest(watch) for watch in self.alive()):
                 break
