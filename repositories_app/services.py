@@ -80,20 +80,28 @@ class Circuit:
     open_for: float
 
 
+def _counts_again() -> Q:
+    """Match repositories whose last failure was in another rescan round."""
+    half_a_round_ago = Now() - timedelta(seconds=settings.RESCAN_INTERVAL_SECONDS / 2)
+    return Q(last_failure_at=None) | Q(last_failure_at__lte=half_a_round_ago)
+
+
+def next_failure_counts() -> Q:
+    """Match repositories for which another failure counts or prolongs an open circuit."""
+    return _counts_again() | Q(circuit_open_until__lte=Now())
+
+
 def record_failure(repository: Repository, error: GitError) -> Circuit:
     """Count a failure that affects all watches, and open the circuit at the threshold.
 
     At most one failure is counted per rescan round, even if many watches fail. If an attempt after the cooldown fails too,
     the circuit stays open for another cooldown, and `opened` is False.
     """
-    half_a_round_ago = Now() - timedelta(seconds=settings.RESCAN_INTERVAL_SECONDS / 2)
     cooldown = settings.CIRCUIT_BREAKER_COOLDOWN_SECONDS
     until = Now() + timedelta(seconds=cooldown)
     rows = Repository.objects.filter(pk=repository.pk)
     rows.update(last_error=str(error), last_error_cause=error.cause.value)
-    rows.filter(Q(last_failure_at=None) | Q(last_failure_at__lte=half_a_round_ago)).update(
-        consecutive_failures=F("consecutive_failures") + 1, last_failure_at=Now()
-    )
+    rows.filter(_counts_again()).update(consecutive_failures=F("consecutive_failures") + 1, last_failure_at=Now())
     failing = rows.filter(consecutive_failures__gte=settings.CIRCUIT_BREAKER_THRESHOLD)
     opened = failing.filter(circuit_open_until=None).update(circuit_open_until=until) == 1
     if not opened:

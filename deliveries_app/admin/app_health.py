@@ -46,18 +46,31 @@ class HealthChangeList(ChangeList):
 class AppHealthAdmin(DocoraAdmin[App]):
     """The columns of the list. The rows are annotated with `watch_count`, `failed_count` and `last_success`."""
 
-    list_display: tuple[Any, ...] = (
-        "name", "state", "repositories", "failing", "accepted", "p95", "last_success", "last_day",
-    )  # fmt: skip
+    list_display = ("name", "state")  # and those that get_list_display adds
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return HealthChangeList
 
     def get_list_display(self, request: HttpRequest) -> tuple[Any, ...]:
         """Link the numbers for users who can view the repositories, and add a button for those who can re-sync."""
-        columns: tuple[Any, ...] = self.list_display
-        if request.user.has_perm(Permission.VIEW_WATCHES):
-            columns = tuple(_LINKED.get(name, name) for name in columns)
+        can_link = request.user.has_perm(Permission.VIEW_WATCHES)
+
+        @admin.display(ordering="watch_count")
+        def repositories(app: App) -> SafeString | str:
+            count = _watch_count(app)
+            label = f"{counted(count, 'repository,repositories')} of {app.name}"
+            return _link("apprepository", app, number(count), label) if can_link and count else number(count)
+
+        @admin.display(ordering="failed_count")
+        def failing(app: App) -> SafeString | str:
+            count = int(app.failed_count)  # type: ignore[attr-defined]
+            if not count:
+                return "0"
+            shown = format_html('<span class="bad">{}{}</span>', icon("cross"), number(count))
+            label = f"{counted(count, 'failing repository,failing repositories')} of {app.name}"
+            return _link("failedsync", app, shown, label) if can_link else shown
+
+        columns = (*self.list_display, repositories, failing, "accepted", "p95", "last_success", "last_day")
         if not self.has_resync_permission(request):  # type: ignore[attr-defined]  # of `BulkAdmin`
             return columns
         url, back = reverse(f"admin:{self.url_name('force_resync')}"), request.get_full_path()
@@ -78,21 +91,7 @@ class AppHealthAdmin(DocoraAdmin[App]):
 
     @admin.display(description="status", ordering="paused")
     def state(self, app: App) -> SafeString:
-        if app.paused:
-            return badge("paused", "Paused")
-        if app.down_count:
-            return badge("failed", "Endpoint down")
-        if app.is_on_hold:
-            return badge("on_hold", "On hold")
-        return badge("on_hold", "Slowed down") if app.is_slowed_down else badge("succeeded", "Active")
-
-    @admin.display(ordering="watch_count")
-    def repositories(self, app: App) -> str:
-        return number(_watch_count(app))
-
-    @admin.display(ordering="failed_count")
-    def failing(self, app: App) -> SafeString | str:
-        return _failing(app)
+        return badge(*app_health.condition(app))
 
     @admin.display(description="accepted")
     def accepted(self, app: App) -> SafeString | str:
@@ -102,9 +101,7 @@ class AppHealthAdmin(DocoraAdmin[App]):
             text = "No recent requests" if _health(app).is_known else "Unknown"
             return format_html('<span class="quiet">{}</span>', text)
         share = format_html('{} <span class="quiet">of {}</span>', percent(stats.accepted), stats.requests)
-        return (
-            format_html('<span class="bad">{}{}</span>', icon("warning"), share) if _health(app).is_unhealthy else share
-        )
+        return format_html('<span class="bad">{}{}</span>', icon("warning"), share) if stats.is_unhealthy else share
 
     @admin.display(description="p95")
     def p95(self, app: App) -> str:
@@ -154,28 +151,6 @@ def _watch_count(app: App) -> int:
     return int(app.watch_count)  # type: ignore[attr-defined]
 
 
-def _failing(app: App) -> SafeString | str:
-    count = int(app.failed_count)  # type: ignore[attr-defined]
-    return format_html('<span class="bad">{}{}</span>', icon("cross"), number(count)) if count else "0"
-
-
 def _link(model: str, app: App, content: SafeString | str, label: str) -> SafeString:
     url = reverse(f"admin:deliveries_app_{model}_changelist")
     return format_html('<a href="{}?app={}" aria-label="{}">{}</a>', url, app.pk, label, content)
-
-
-@admin.display(description="failing", ordering="failed_count")
-def failing(app: App) -> SafeString | str:
-    count = int(app.failed_count)  # type: ignore[attr-defined]
-    label = f"{counted(count, 'failing repository,failing repositories')} of {app.name}"
-    return _link("failedsync", app, _failing(app), label) if count else "0"
-
-
-@admin.display(description="repositories", ordering="watch_count")
-def repositories(app: App) -> SafeString | str:
-    count = _watch_count(app)
-    label = f"{counted(count, 'repository,repositories')} of {app.name}"
-    return _link("apprepository", app, number(count), label) if count else "0"
-
-
-_LINKED = {"failing": failing, "repositories": repositories}

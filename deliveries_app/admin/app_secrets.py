@@ -33,7 +33,7 @@ class ConfirmedChange:
     paragraphs: tuple[str, ...]
     done_message: str
     run: Callable[[Actor, App], object]
-    blocked_reason: Callable[[App], str] | None = None
+    blocked_reason: Callable[[App], str]
     """Return why the change is not possible now, or an empty string if it is."""
 
 
@@ -168,7 +168,7 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
     def confirm_change(self, request: HttpRequest, app: App, *, change: ConfirmedChange) -> HttpResponse:
         if request.method == "POST":
             require_recent(request)
-        if change.blocked_reason and (reason := change.blocked_reason(app)):
+        if reason := change.blocked_reason(app):
             return self._warn(request, app, reason)
         if request.method == "POST":
             try:

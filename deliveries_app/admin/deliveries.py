@@ -17,6 +17,7 @@ from deliveries_app.admin.base import ReadOnlyAdmin
 from deliveries_app.admin.filters import AppFilter, ConditionFilter
 from deliveries_app.admin.history_filters import WatchFilter
 from deliveries_app.models import AppRepository, Delivery
+from deliveries_app.models.deliveries import DeliveryState
 from deliveries_app.permissions import Permission
 from deliveries_app.reports import attempts
 from deliveries_app.reports.impact import resend_impact_of
@@ -143,7 +144,7 @@ class DeliveryAdmin(ReadOnlyAdmin[Delivery]):
 
     @admin.display(description="status")
     def state(self, delivery: Delivery) -> SafeString:
-        return state_badge(delivery)
+        return state_badge(delivery, delivery.watch)
 
     @admin.display(description="size")
     def bytes(self, delivery: Delivery) -> str:
@@ -154,12 +155,12 @@ class DeliveryAdmin(ReadOnlyAdmin[Delivery]):
         return ago(delivery.updated_at)
 
 
-def state_badge(delivery: Delivery) -> SafeString:
-    """Return the badge of a delivery, which must be read with its watch."""
-    if not delivery.acknowledged:
-        return badge("failed", "Not delivered") if delivery.attempts else badge("in_doubt", "Unconfirmed")
-    if delivery.generation < delivery.watch.resend_floor:
-        return badge("cleared", "Cleared")
+def state_badge(delivery: Delivery, watch: AppRepository) -> SafeString:
+    match delivery.state(watch.resend_floor):
+        case DeliveryState.UNCONFIRMED:
+            return badge("failed", "Not delivered") if delivery.attempts else badge("in_doubt", "Unconfirmed")
+        case DeliveryState.CLEARED:
+            return badge("cleared", "Cleared")
     return badge("delivered", "Delivered")
 
 
@@ -167,22 +168,19 @@ def of_delivery(request: HttpRequest, delivery: Delivery) -> dict[str, Any]:
     """Return the context of the page's panel: the delivery, the last attempts, and the time of the next one."""
     watch = AppRepository.objects.with_state().for_list().get(pk=delivery.watch_id)
     can_view_watch = request.user.has_perm(Permission.VIEW_WATCHES)
+    is_delivered = delivery.state(watch.resend_floor) == DeliveryState.ACKNOWLEDGED
     return {
         "delivery": delivery,
         "watch": watch,
-        "state": state_badge(delivery),
+        "state": state_badge(delivery, watch),
         "acknowledged_at": attempts.acknowledged_at(delivery),
-        "next_attempt": None if is_delivered(delivery) else next_try(watch, hold_until=delivery.hold_until),
+        "next_attempt": None if is_delivered else next_try(watch, hold_until=delivery.hold_until),
         "attempts": attempts.of_path(request.user, watch, delivery.path, delivery),
         "can_view_watch": can_view_watch,
         "can_view_app": request.user.has_perm(Permission.VIEW_APPS),
         "can_resend": can_view_watch and request.user.has_perm(Permission.RESYNC),
         "page": reverse("admin:deliveries_app_delivery_change", args=[delivery.pk]),
     }
-
-
-def is_delivered(delivery: Delivery) -> bool:
-    return delivery.acknowledged and delivery.generation >= delivery.watch.resend_floor
 
 
 def _watches_of(public_id: str) -> list[int]:

@@ -139,7 +139,7 @@ class FailedChangeList(ChangeList):
 
 @admin.register(FailedSync)
 class FailedSyncAdmin(BulkAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
-    list_display = ("repository_name", "app_name", "state_badge", "cause", "since", "attempts")
+    list_display = ("repository_name", "app_name", "state_badge")  # and those that get_list_display adds
     list_display_links = None
     list_filter = (AppFilter, RootCauseFilter, FailingStateFilter, OperationFilter)
     search_fields = ("repository__owner", "repository__name", "app__name", "app__app_id", "github_url", "last_error")
@@ -206,8 +206,7 @@ class FailedSyncAdmin(BulkAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
         def attempts(watch: FailedSync) -> SafeString:
             return cell("attempts", watch, shown)
 
-        own: dict[str, Any] = {"cause": cause, "attempts": attempts}
-        columns = tuple(own.get(name, name) for name in self.list_display)
+        columns = (*self.list_display, cause, "since", attempts)
         if not self.has_retry_permission(request):
             return columns
 
@@ -225,14 +224,6 @@ class FailedSyncAdmin(BulkAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
     @admin.display(description="app", ordering="app__name")
     def app_name(self, watch: FailedSync) -> str:
         return watch.app.name
-
-    @admin.display(description="cause", ordering="cause_order")
-    def cause(self, watch: FailedSync) -> SafeString:
-        return cell("cause", watch)
-
-    @admin.display(description="attempts", ordering="next_sync_at")
-    def attempts(self, watch: FailedSync) -> SafeString:
-        return cell("attempts", watch)
 
     @admin.display(description="failing since", ordering="failing_since")
     def since(self, watch: FailedSync) -> SafeString:

@@ -10,6 +10,7 @@ from django.views.decorators.http import require_GET
 
 from deliveries_app.actors import Actor
 from deliveries_app.admin.base import DocoraAdmin
+from deliveries_app.admin.deliveries import state_badge
 from deliveries_app.models import App, AppRepository
 from deliveries_app.permissions import Permission
 from deliveries_app.reports import app_detail, attempts
@@ -50,7 +51,7 @@ class ExplainFileAdmin(DocoraAdmin[AppRepository]):
             else None,
             "can_resend": self.can(request, Permission.RESYNC),
             "here": request.get_full_path(),
-            "row_badge": _BADGES[explanation.row_state] if explanation and explanation.row else None,
+            "row_badge": state_badge(explanation.row, watch) if explanation and explanation.row else None,
         }
         template = "admin/deliveries_app/apprepository/why.html"
         return self.render_page(request, template, "Why was this file (not) sent?", **context)

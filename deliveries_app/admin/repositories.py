@@ -3,8 +3,7 @@
 from typing import Any
 
 from django.contrib import admin, messages
-from django.db.models import Count, OuterRef, Q, QuerySet, Subquery
-from django.db.models.functions import Coalesce
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern
 from django.utils.safestring import SafeString
@@ -20,7 +19,7 @@ from deliveries_app.admin.watches import live_query
 from deliveries_app.models import AppRepository
 from deliveries_app.permissions import Permission
 from deliveries_app.reports.help_texts import GIT_HINTS
-from deliveries_app.services.control import reset_circuit, reset_circuits
+from deliveries_app.services.control import reset_circuits
 from docora.text import counted
 from repositories_app.models import Repository
 
@@ -45,10 +44,9 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
     watch_field = "repository"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Repository]:
-        """Count the watches in a subquery. Unlike a join, it costs nothing in queries that do not need the count."""
-        watches = AppRepository.objects.alive().filter(repository=OuterRef("pk")).order_by()
-        counted = watches.values("repository").annotate(count=Count("pk")).values("count")
-        return super().get_queryset(request).annotate(watcher_count=Coalesce(Subquery(counted), 0))
+        return (
+            super().get_queryset(request).annotate(watcher_count=AppRepository.objects.alive().count_by("repository"))
+        )
 
     @admin.action(
         permissions=["resync"],
@@ -74,7 +72,7 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
         page = next_url(request, self.page_of(repository))
         if not (repository.consecutive_failures or repository.circuit_open_until):
             return self.redirect_with_message(request, page, "The circuit is already closed.", messages.WARNING)
-        woken = reset_circuit(Actor.of_request(request), repository)
+        woken = reset_circuits(Actor.of_request(request), [repository])
         queued = f" Retry queued for {counted(woken, 'app', 'apps')}." if woken else ""
         return self.redirect_with_message(request, page, f"Circuit reset.{queued}")
 

@@ -52,37 +52,24 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
         """Replace the token. The page shows neither the old token nor the new one."""
         had_token = bool(watch.github_token)
         form = GithubTokenForm(post_data(request), has_token=had_token)
-        if request.method == "POST" and form.is_valid():
+
+        def save(actor: Actor) -> str:
             require_recent(request)
             token = form.cleaned_data["github_token"]
-            try:
-                watch_settings.replace_github_token(Actor.of_request(request), watch, token)
-            except (ValidationError, GitError) as error:
-                add_service_error(form, error)
-            except NotFound:
-                return self._not_watched(request, watch)
-            else:
-                done = "Token saved." if token else "Token removed." if had_token else "No token is stored."
-                message = f"{done} A sync is queued."
-                return self.redirect_with_message(request, self.page_of(watch), message)
-        template = "admin/deliveries_app/apprepository/token.html"
-        title = "Replace token" if watch.github_token else "Add token"
-        return self.render_question(request, watch, title, title, template, form=form)
+            watch_settings.replace_github_token(actor, watch, token)
+            done = "Token saved." if token else "Token removed." if had_token else "No token is stored."
+            return f"{done} A sync is queued."
+
+        title = "Replace token" if had_token else "Add token"
+        return self._edit(request, watch, form, save, title, "token.html", title)
 
     def change_ref(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         form = RefForm(post_data(request), initial={"ref": watch.ref})
-        if request.method == "POST" and form.is_valid():
-            try:
-                has_changed = watch_settings.set_ref(Actor.of_request(request), watch, form.cleaned_data["ref"])
-            except (ValidationError, GitError) as error:
-                add_service_error(form, error)
-            except NotFound:
-                return self._not_watched(request, watch)
-            else:
-                message = "Branch or tag saved. A sync is queued." if has_changed else "No changes to save."
-                return self.redirect_with_message(request, self.page_of(watch), message)
-        template = "admin/deliveries_app/apprepository/ref.html"
-        return self.render_question(request, watch, "Change branch or tag", "Save", template, form=form)
+
+        def save(actor: Actor) -> str:
+            return _saved("Branch or tag", watch_settings.set_ref(actor, watch, form.cleaned_data["ref"]))
+
+        return self._edit(request, watch, form, save, "Change branch or tag", "ref.html")
 
     def renew_secret(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         if request.method == "POST":
@@ -99,45 +86,49 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
     def edit_patterns(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         form = PatternsForm(post_data(request), initial={"patterns": watch.ignore_patterns})
 
-        def save(actor: Actor) -> bool:
-            return watch_settings.set_ignore_patterns(actor, watch, form.cleaned_data["patterns"])
+        def save(actor: Actor) -> str:
+            return _saved("Patterns", watch_settings.set_ignore_patterns(actor, watch, form.cleaned_data["patterns"]))
 
-        return self._edit_patterns(request, watch, form, save, "Edit ignore patterns", "patterns.html")
+        return self._edit(request, watch, form, save, "Edit ignore patterns", "patterns.html")
 
     def edit_app_patterns(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         """Edit the include and exclude patterns, which the app can also set itself."""
         initial = {"include_patterns": watch.include_patterns, "exclude_patterns": watch.exclude_patterns}
         form = AppPatternsForm(post_data(request), initial=initial)
 
-        def save(actor: Actor) -> bool:
+        def save(actor: Actor) -> str:
             include, exclude = form.cleaned_data["include_patterns"], form.cleaned_data["exclude_patterns"]
-            return watch_settings.set_app_patterns(actor, watch, include, exclude)
+            return _saved("Patterns", watch_settings.set_app_patterns(actor, watch, include, exclude))
 
-        return self._edit_patterns(request, watch, form, save, "Edit app patterns", "app_patterns.html")
+        return self._edit(request, watch, form, save, "Edit app patterns", "app_patterns.html")
 
-    def _edit_patterns(
+    def _edit(
         self,
         request: HttpRequest,
         watch: AppRepository,
         form: forms.Form,
-        save: Callable[[Actor], bool],
+        save: Callable[[Actor], str],
         title: str,
         template: str,
+        button: str = "Save",
     ) -> HttpResponse:
-        """Show the form, or `save` it. `save` returns whether the patterns changed."""
+        """Show the form, or `save` it and show the message that `save` returns."""
         if request.method == "POST" and form.is_valid():
             try:
-                changed = save(Actor.of_request(request))
-            except ValidationError as error:
+                message = save(Actor.of_request(request))
+            except (ValidationError, GitError) as error:
                 add_service_error(form, error)
             except NotFound:
                 return self._not_watched(request, watch)
             else:
-                message = "Patterns saved. A sync is queued." if changed else "No changes to save."
                 return self.redirect_with_message(request, self.page_of(watch), message)
         template = f"admin/deliveries_app/apprepository/{template}"
-        return self.render_question(request, watch, title, "Save", template, form=form)
+        return self.render_question(request, watch, title, button, template, form=form)
 
     def _not_watched(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         message = f"{watch.app} no longer watches {watch.repository}."
         return self.redirect_with_message(request, self.list_url, message, messages.WARNING)
+
+
+def _saved(name: str, has_changed: bool) -> str:
+    return f"{name} saved. A sync is queued." if has_changed else "No changes to save."

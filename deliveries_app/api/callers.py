@@ -24,6 +24,7 @@ ASKS_HOST = {429: f"{THROTTLED} Also returned {_HOST_BUSY}."}
 RESYNCS = {429: f"{THROTTLED} Also returned {_RESYNCS_USED}."}
 WATCHES = REFUSED | {429: f"{THROTTLED} Also returned {_HOST_BUSY}, and {_RESYNCS_USED}."}
 NOT_WATCHED = REFUSED | {404: "The app does not watch this repository."}
+QUERY = REFUSED | {422: "A query parameter is malformed or out of range."}
 BODY = {413: f"The body is larger than {MAX_BODY:,} bytes.", 422: "The body is malformed."}
 
 RepositoryId = Annotated[

@@ -11,11 +11,11 @@ from ninja import Query, Router, Status
 from deliveries_app import services
 from deliveries_app.api import callers, paging, schemas
 from deliveries_app.api.auth import AppToken
-from deliveries_app.api.callers import BODY, NOT_WATCHED, WITH_BODY, RepositoryId
+from deliveries_app.api.callers import BODY, NOT_WATCHED, QUERY, WITH_BODY, RepositoryId
 from deliveries_app.api.paging import DEFAULT_LIMIT, After, Limit, Order
-from deliveries_app.api.schemas import DeliveryState, moment
+from deliveries_app.api.schemas import moment
 from deliveries_app.models import AppRepository, Delivery, DeliveryFailure, FailureKind
-from deliveries_app.models.deliveries import Kind
+from deliveries_app.models.deliveries import DeliveryState, Kind
 from deliveries_app.reports.next_attempt import due_at
 from deliveries_app.webhooks.payloads import timestamp
 from docora.web.api import READ, documented_responses
@@ -27,7 +27,7 @@ MANIFEST_PAGE = 2000  # rows read, and lines sent, at a time
 MAX_MANIFEST_LIMIT = 10_000
 _FAILURES = Order("pk", paging.number)
 _DELIVERIES = Order("path", paging.text)
-_PAGED = NOT_WATCHED | {422: "A query parameter is malformed or out of range."}
+_PAGED = NOT_WATCHED | QUERY
 STREAMS = ConcurrencyLimit("manifests without a limit", per_caller=2, total=4, retry_after=5)
 
 Path = Annotated[str, Query(max_length=1024, description="Only this file.", example="src/index.ts")]
@@ -112,14 +112,10 @@ def list_deliveries(
 
 
 def _delivery(row: Delivery, watch: AppRepository) -> dict[str, Any]:
-    if not row.acknowledged:
-        state = DeliveryState.UNCONFIRMED
-    else:
-        state = DeliveryState.ACKNOWLEDGED if row.generation >= watch.resend_floor else DeliveryState.CLEARED
     return {
         "path": row.path,
         "event": Kind(row.kind),
-        "state": state,
+        "state": row.state(watch.resend_floor),
         "sha": row.sha,
         "size": row.known_size,
         "sequence": row.sequence,

@@ -9,7 +9,7 @@ from ninja import Query, Router, Status
 from deliveries_app import services
 from deliveries_app.api import callers, errors, paging, schemas
 from deliveries_app.api.auth import AppToken
-from deliveries_app.api.callers import ASKS_HOST, BODY, NOT_WATCHED, REFUSED, RESYNCS, WATCHES, WITH_BODY, RepositoryId
+from deliveries_app.api.callers import ASKS_HOST, BODY, NOT_WATCHED, QUERY, RESYNCS, WATCHES, WITH_BODY, RepositoryId
 from deliveries_app.api.paging import After, Order
 from deliveries_app.models import Status as WatchStatus
 from deliveries_app.services import RequestedOptions, watch_settings
@@ -110,12 +110,7 @@ def ensure_repository(request: HttpRequest, wanted: schemas.WantedRepository) ->
     "",
     operation_id="list_repositories",
     summary="List watched repositories",
-    **documented_responses(
-        200,
-        schemas.RepositoryPage,
-        "One page of the list.",
-        REFUSED | {422: "A query parameter is malformed or out of range."},
-    ),
+    **documented_responses(200, schemas.RepositoryPage, "One page of the list.", QUERY),
 )
 def list_repositories(
     request: HttpRequest,

@@ -7,7 +7,7 @@ from ninja import Path, Query, Router
 
 from deliveries_app.api import callers, paging, schemas
 from deliveries_app.api.auth import AppToken
-from deliveries_app.api.callers import NOT_WATCHED, RepositoryId
+from deliveries_app.api.callers import NOT_WATCHED, QUERY, RepositoryId
 from deliveries_app.api.paging import DEFAULT_LIMIT, After, Limit, Order
 from deliveries_app.api.schemas import moment
 from deliveries_app.models import Outcome, Reason, SyncRun
@@ -29,12 +29,7 @@ _ORDER = Order("created_at", paging.moment, newest_first=True)
     "/{repository_id}/runs",
     operation_id="list_runs",
     summary="List runs",
-    **documented_responses(
-        200,
-        schemas.RunPage,
-        "One page of the list.",
-        NOT_WATCHED | {422: "A query parameter is malformed or out of range."},
-    ),
+    **documented_responses(200, schemas.RunPage, "One page of the list.", NOT_WATCHED | QUERY),
 )
 def list_runs(
     request: HttpRequest,

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from datetime import datetime
-from enum import StrEnum
 from typing import Annotated, Any
 
 from ninja import Schema
@@ -12,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from deliveries_app.api.paging import NEXT
 from deliveries_app.models import AppRepository, FailureKind, Outcome, Reason, Status
-from deliveries_app.models.deliveries import Kind
+from deliveries_app.models.deliveries import DeliveryState, Kind
 from deliveries_app.models.root_causes import ErrorCause
 from deliveries_app.planning.eligibility import REMARKS, UNLISTED
 from deliveries_app.reports.help_texts import LEFT_OUT
@@ -262,12 +261,6 @@ class RunPage(Schema):
 
     runs: list[Run]
     next: str | None = Field(description=NEXT, examples=[None])
-
-
-class DeliveryState(StrEnum):
-    ACKNOWLEDGED = "acknowledged"
-    UNCONFIRMED = "unconfirmed"
-    CLEARED = "cleared"
 
 
 class DeliveryRecord(Schema):

@@ -1,19 +1,25 @@
 """The common base of `pause_syncing` and `resume_syncing`: for all apps, one app, or one of its repositories."""
 
-from abc import ABC, abstractmethod
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.actors import Actor
 from deliveries_app.management.lookup import app_of, watch_of
-from deliveries_app.models import App, AppRepository
-from deliveries_app.services import change_app
+from deliveries_app.models import AppRepository
+from deliveries_app.services import (
+    change_app,
+    current_pause,
+    pause_syncing,
+    pause_watches,
+    resume_syncing,
+    resume_watches,
+)
 from docora.cli.output import add_json, write_result
 
 
-class PausingCommand(BaseCommand, ABC):
-    """Subclasses set `paused`, pause or resume all apps or one watch, and provide the message for one app."""
+class PausingCommand(BaseCommand):
+    """Subclasses set `paused`."""
 
     paused: bool
 
@@ -23,28 +29,26 @@ class PausingCommand(BaseCommand, ABC):
         add_json(parser, "app_id (null for all), repository_id (if given), paused")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        fields = {"app_id": options["app_id"]}
+        actor, fields = Actor.command(), {"app_id": options["app_id"]}
+        done = "is paused." if self.paused else "is no longer paused."
         if options["repository_id"]:
             watch = watch_of(options["app_id"], options["repository_id"])
-            message = self.change_watch(watch)
+            change_watches = pause_watches if self.paused else resume_watches
+            change_watches(actor, AppRepository.objects.filter(pk=watch.pk))
             fields["repository_id"] = options["repository_id"]
+            message = f"{watch} {done}"
+            if not self.paused and watch.app.paused:
+                message += " Its app is still paused: use resume_syncing with only the app's id."
         elif options["app_id"]:
             app = app_of(options["app_id"])
             app.paused = self.paused
-            change_app(Actor.command(), app, ["paused"])
-            message = self.message_for(app)
+            change_app(actor, app, ["paused"])
+            message = f"{app} {done}"
+            if not self.paused and current_pause():
+                message += " All syncing is still paused: use resume_syncing without an app id."
+        elif self.paused:
+            pause_syncing(actor)
+            message = "All syncing is paused."
         else:
-            message = self.change_all()
+            message = "Syncing is resumed." if resume_syncing(actor) else "Syncing was not paused."
         write_result(self, options, {**fields, "paused": self.paused}, message)
-
-    @abstractmethod
-    def change_all(self) -> str:
-        """Pause or resume all syncing and return a message."""
-
-    @abstractmethod
-    def change_watch(self, watch: AppRepository) -> str:
-        """Pause or resume one watch and return a message."""
-
-    @abstractmethod
-    def message_for(self, app: App) -> str:
-        """Return the message for an app that has just been paused or resumed."""

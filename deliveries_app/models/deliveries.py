@@ -21,6 +21,12 @@ PHASES = (Kind.DELETE, Kind.CREATE, Kind.UPDATE)
 """Every delete is settled before the first create, every create before the first update."""
 
 
+class DeliveryState(StrEnum):
+    ACKNOWLEDGED = "acknowledged"
+    UNCONFIRMED = "unconfirmed"
+    CLEARED = "cleared"
+
+
 class Delivery(models.Model):
     """The last notification about one path of one watch, and what the client last acknowledged (`engine.md` §1).
 
@@ -88,6 +94,12 @@ class Delivery(models.Model):
     def known_size(self) -> int | None:
         """The size in bytes; None after an import, until the first sync has compared the contents."""
         return None if self.acknowledged and self.source_key is None else self.size
+
+    def state(self, resend_floor: int) -> DeliveryState:
+        """Return the state. `resend_floor` is the watch's: a re-sync clears all deliveries of earlier generations."""
+        if not self.acknowledged:
+            return DeliveryState.UNCONFIRMED
+        return DeliveryState.ACKNOWLEDGED if self.generation >= resend_floor else DeliveryState.CLEARED
 
 
 ATTEMPTS_PER_PATH = 10

@@ -6,9 +6,9 @@ returned. No label names an app, a repository or a path. The disk metrics descri
 `process_…` and the build describe its web process.
 """
 
-import ipaddress
 import platform
 from collections.abc import Iterator, Mapping
+from ipaddress import IPv4Network, IPv6Network
 from itertools import accumulate
 
 from django.conf import settings
@@ -34,6 +34,7 @@ from deliveries_app.monitoring.counts import count_open_circuits, count_watches
 from deliveries_app.monitoring.health import build
 from deliveries_app.sync.recorder import BLOCKED
 from deliveries_app.webhooks.endpoint_stats import BOUNDS
+from docora.http.addresses import is_address, is_in
 from docora.redis import counters, heartbeat, inspect
 from docora.redis.heartbeat import Signs
 from docora.redis.inspect import QueueState
@@ -45,6 +46,8 @@ from repositories_app.mirror import cache
 
 _REDIS_UP = "1 if Redis responds. Otherwise the metrics that it stores are omitted."
 _DATABASE_UP = "1 if the database responds. Otherwise the metrics that it stores are omitted."
+
+_LOOPBACK = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
 
 
 @csrf_exempt  # other methods get a 405
@@ -67,12 +70,7 @@ def metrics(request: HttpRequest) -> HttpResponse:
 
 
 def _is_loopback(address: str) -> bool:
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return False
-    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
-    return (mapped or parsed).is_loopback
+    return is_address(address) and is_in(_LOOPBACK, address)
 
 
 class _Docora(Collector):

@@ -17,6 +17,7 @@ import re2
 
 from deliveries_app.planning.eligibility import REGULAR, PatternCheck, Skipped
 from deliveries_app.planning.gitignore import InvalidPattern, Pattern, compile_pattern, lines_of
+from deliveries_app.planning.paths import RE2_OPTIONS
 from deliveries_app.planning.plan import DeliveryRules, PlanRefused
 from docora.text import clean_text
 from repositories_app.mirror.mirror import BlobReader, Entry, Mirror
@@ -30,11 +31,6 @@ _LISTED = b"/" + FILE_NAME.encode()
 _ALLOWED_SECONDS = 10.0  # for matching a whole tree, plus a share for each path
 _ALLOWED_SECONDS_PER_PATH = 0.0005  # 100 times what fifty ordinary patterns take
 _CACHED_DIRECTORIES = 10_000
-_OPTIONS = re2.Options()
-_OPTIONS.encoding = re2.Options.Encoding.LATIN1  # one byte is one character, as in git
-_OPTIONS.dot_nl = True
-_OPTIONS.never_capture = True
-_OPTIONS.log_errors = False
 
 
 class _AnyPattern:
@@ -147,7 +143,7 @@ def _takes_too_long() -> PlanRefused:
 
 
 def _union(regexes: Sequence[bytes]) -> re2._Regexp | None:
-    return re2.compile(b"|".join(regexes), _OPTIONS) if regexes else None
+    return re2.compile(b"|".join(regexes), RE2_OPTIONS) if regexes else None
 
 
 def read_rules(reader: BlobReader, commit: str, delivery_rules: DeliveryRules) -> PatternRules:

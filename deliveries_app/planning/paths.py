@@ -16,11 +16,12 @@ _UNSAFE = (
     rb"^(?:\\|[A-Za-z]:.)",  # the root of a drive, or a path on another drive: "C:/x", "C:x"
     rb"\x00",
 )
-_OPTIONS = re2.Options()
-_OPTIONS.encoding = re2.Options.Encoding.LATIN1
-_OPTIONS.never_capture = True
-_OPTIONS.dot_nl = True
-_unsafe = re2.compile(b"|".join(_UNSAFE), _OPTIONS)
+RE2_OPTIONS = re2.Options()
+RE2_OPTIONS.encoding = re2.Options.Encoding.LATIN1  # one byte is one character, as in git
+RE2_OPTIONS.never_capture = True
+RE2_OPTIONS.dot_nl = True
+RE2_OPTIONS.log_errors = False
+_unsafe = re2.compile(b"|".join(_UNSAFE), RE2_OPTIONS)
 
 
 def is_unsafe(path: bytes) -> bool:

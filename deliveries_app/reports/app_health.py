@@ -9,9 +9,6 @@ from deliveries_app.reports.traffic import HOURS, last_hours
 from deliveries_app.webhooks import endpoint_stats
 from deliveries_app.webhooks.endpoint_stats import EndpointStats
 
-HEALTHY = 0.95
-"""An app that accepts a smaller share of its latest requests needs attention."""
-
 
 @dataclass(frozen=True)
 class AppHealth:
@@ -25,10 +22,6 @@ class AppHealth:
     hours: tuple[tuple[int, int], ...]
 
     @property
-    def is_unhealthy(self) -> bool:
-        return self.stats is not None and self.stats.accepted < HEALTHY
-
-    @property
     def delivered(self) -> int:
         return sum(files for files, _ in self.hours)
 
@@ -40,6 +33,17 @@ class AppHealth:
     def paths(self) -> tuple[str, str]:
         """The SVG paths of the sparkline's delivered and failed parts."""
         return sparkline(self.hours)
+
+
+def condition(app: App) -> tuple[str, str]:
+    """Return the style and the label of the badge for the app and its endpoint."""
+    if app.paused:
+        return "paused", "Paused"
+    if app.down_count:
+        return "failed", "Endpoint down"
+    if app.is_on_hold:
+        return "on_hold", "On hold"
+    return ("on_hold", "Slowed down") if app.is_slowed_down else ("succeeded", "Active")
 
 
 def of_apps(apps: Sequence[App]) -> dict[int, AppHealth]:

@@ -12,7 +12,7 @@ from deliveries_app.models import ActorKind, App, AuditAction, AuditEntry, Hourl
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import chart
 from deliveries_app.reports.chart import Bar
-from deliveries_app.reports.traffic import last_hours
+from deliveries_app.reports.traffic import Hour, Hours, last_hours, percent
 
 PERIODS = {"day": ("24 hours", 24), "week": ("7 days", 168)}
 """Name in the query string → label and hours."""
@@ -42,31 +42,6 @@ _KINDS = {**_OF_APP, **_OF_ALL}
 
 
 @dataclass(frozen=True)
-class Hour:
-    """One hour from `begin`: files that the app accepted, failed attempts, and the total time of all requests."""
-
-    begin: datetime
-    files: int = 0
-    failed: int = 0
-    requests: int = 0
-    milliseconds: int = 0
-
-    @property
-    def end(self) -> datetime:
-        return self.begin + timedelta(hours=1)
-
-    @property
-    def share(self) -> float | None:
-        """The share of attempts that were accepted, in percent."""
-        return _percent(self.files, self.failed)
-
-    @property
-    def seconds(self) -> float | None:
-        """The average time of a request."""
-        return self.milliseconds / 1000 / self.requests if self.requests else None
-
-
-@dataclass(frozen=True)
 class Mark:
     """An event that may explain a change in the chart. `x` is its position, `operation` the primary key of a re-sync."""
 
@@ -82,20 +57,11 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class History:
-    """The hours, oldest first, and the marks, newest first. `cells` has the marks to show above each part of the chart."""
+class History(Hours):
+    """The hours, and the marks, newest first. `cells` has the marks to show above each part of the chart."""
 
-    hours: Sequence[Hour]
     marks: Sequence[Mark]
     cells: Sequence[Sequence[Mark]]
-
-    @property
-    def files(self) -> int:
-        return sum(hour.files for hour in self.hours)
-
-    @property
-    def failed(self) -> int:
-        return sum(hour.failed for hour in self.hours)
 
     @property
     def requests(self) -> int:
@@ -103,7 +69,7 @@ class History:
 
     @property
     def share(self) -> float | None:
-        return _percent(self.files, self.failed)
+        return percent(self.files, self.failed)
 
     @property
     def seconds(self) -> float | None:
@@ -138,7 +104,7 @@ def of_app(app: App, hours: int) -> History:
     """Read the last hours of an app in four queries."""
     begins = last_hours(hours)
     rows = HourlyTraffic.objects.filter(app=app, hour__gte=begins[0], hour__lte=begins[-1]).order_by()
-    columns = rows.values_list("hour", "files", "failed", "requests", "milliseconds")
+    columns = rows.values_list("hour", "files", "failed", "bytes", "requests", "milliseconds")
     sent = {row[0]: Hour(*row) for row in columns}
     begin, end = begins[0], begins[-1] + timedelta(hours=1)
     marks = [
@@ -183,8 +149,3 @@ def _marks(app: App, since: datetime) -> list[Mark]:
 
 def _by(entry: AuditEntry) -> str:
     return "the app" if entry.actor_kind == ActorKind.APP else entry.actor
-
-
-def _percent(good: int, bad: int) -> float | None:
-    """Round down to one decimal, so that the share is below 100 while anything was rejected."""
-    return 1000 * good // (good + bad) / 10 if good + bad else None

@@ -43,14 +43,6 @@ class Explanation:
     next_attempt: NextTry | None
     made_from: str = ""
 
-    @property
-    def row_state(self) -> str:
-        """State of the delivery row: `delivered`, `cleared` or `in doubt`."""
-        assert self.row
-        if not self.row.acknowledged:
-            return "in doubt"
-        return "cleared" if self.row.generation < self.watch.resend_floor else "delivered"
-
 
 def explain(actor: Actor, watch: AppRepository, path: str) -> Explanation:
     """Explain one path. Reads this machine's mirror at the commit that is being synced or was synced last, without fetching.

@@ -7,12 +7,11 @@ from django.utils import timezone
 
 from deliveries_app.models import App, AppRepositoryQuerySet
 from deliveries_app.reports.app_detail import describe_stats
+from deliveries_app.reports.app_health import condition
 from deliveries_app.webhooks import endpoint_stats
 from deliveries_app.webhooks.endpoint_stats import EndpointStats
 
 SHOWN = 5
-LOW_SHARE = 0.9
-FEWEST_REQUESTS = 5  # with fewer, the share of accepted notifications means nothing
 _FIELDS = (
     "app_id", "name", "paused", "paused_reason", "cooldown_until", "down_count", "max_in_flight", "pace_slots", "pace_gap",
     "ping_failed_at",
@@ -64,8 +63,7 @@ def after_ping(app: App) -> Endpoint:
 def _endpoint(app: App, found: Mapping[int, EndpointStats] | None, *, ping_is_shown: bool = False) -> Endpoint:
     stats = found.get(app.pk) if found else None
     warnings, severity = [], 0
-    style, label = ("on_hold", "Slowed down") if app.is_slowed_down else ("succeeded", "Active")
-    if stats and stats.requests >= FEWEST_REQUESTS and stats.accepted < LOW_SHARE:
+    if stats and stats.is_unhealthy:
         share = f"only {100 * stats.accepted:.0f}%" if stats.accepted else "none"
         warnings.append(f"It accepted {share} of the last {stats.requests} notifications.")
         severity = 2
@@ -73,18 +71,14 @@ def _endpoint(app: App, found: Mapping[int, EndpointStats] | None, *, ping_is_sh
         warnings.append("The last test ping failed.")
         severity = 3
     if app.down_count:
-        style, label = "failed", "Endpoint down"
         warnings.append("The endpoint doesn't respond. Docora tries one repository now; the rest wait for the result.")
         severity = 5
     elif app.is_on_hold and app.cooldown_until:
-        style, label = "on_hold", "On hold"
         until = timezone.localtime(app.cooldown_until)
         warnings.append(f"The endpoint asked Docora to wait. Nothing is sent before {until:%H:%M}.")
         severity = 4
     if app.paused:
-        style, label = "paused", "Paused"
         warnings.append(app.paused_reason or "Nothing is sent until the app is resumed.")
         severity = 6
-    return Endpoint(
-        app, style, label, describe_stats(found, app), warnings, (-severity, stats.accepted if stats else 1.0, app.name)
-    )
+    rank = -severity, stats.accepted if stats else 1.0, app.name
+    return Endpoint(app, *condition(app), describe_stats(found, app), warnings, rank)

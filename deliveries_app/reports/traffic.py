@@ -1,5 +1,6 @@
-"""Traffic of the last 24 hours: hourly totals, and the busiest and slowest apps."""
+"""Traffic by the hour, and the last 24 hours: their totals, and the busiest and slowest apps."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from heapq import nlargest
@@ -16,12 +17,14 @@ NAMED = 3
 
 @dataclass(frozen=True)
 class Hour:
-    """One hour from `begin`. `files` were acknowledged; `failed` counts every failed attempt."""
+    """One hour from `begin`: acknowledged `files`, every `failed` attempt, and the total time of all requests."""
 
     begin: datetime
     files: int = 0
     failed: int = 0
     bytes: int = 0
+    requests: int = 0
+    milliseconds: int = 0
 
     @property
     def attempts(self) -> int:
@@ -30,6 +33,31 @@ class Hour:
     @property
     def end(self) -> datetime:
         return self.begin + timedelta(hours=1)
+
+    @property
+    def share(self) -> float | None:
+        """The share of attempts that were accepted, in percent."""
+        return percent(self.files, self.failed)
+
+    @property
+    def seconds(self) -> float | None:
+        """The average time of a request."""
+        return self.milliseconds / 1000 / self.requests if self.requests else None
+
+
+@dataclass(frozen=True)
+class Hours:
+    """Hours, oldest first."""
+
+    hours: Sequence[Hour]
+
+    @property
+    def files(self) -> int:
+        return sum(hour.files for hour in self.hours)
+
+    @property
+    def failed(self) -> int:
+        return sum(hour.failed for hour in self.hours)
 
 
 @dataclass(frozen=True)
@@ -45,20 +73,11 @@ class AppDay:
 
 
 @dataclass(frozen=True)
-class Day:
-    """The last 24 hours, oldest first, with the busiest and slowest apps."""
+class Day(Hours):
+    """The last 24 hours, with the busiest and slowest apps."""
 
-    hours: tuple[Hour, ...]
     busiest: tuple[AppDay, ...]
     slowest: tuple[AppDay, ...]
-
-    @property
-    def files(self) -> int:
-        return sum(hour.files for hour in self.hours)
-
-    @property
-    def failed(self) -> int:
-        return sum(hour.failed for hour in self.hours)
 
     @property
     def bytes(self) -> int:
@@ -76,6 +95,11 @@ class Day:
     @property
     def hours_with_failures(self) -> int:
         return sum(hour.failed > 0 for hour in self.hours)
+
+
+def percent(good: int, bad: int) -> float | None:
+    """Return the share of `good`, rounded down to one decimal, so that it is below 100 while anything was rejected."""
+    return 1000 * good // (good + bad) / 10 if good + bad else None
 
 
 def last_hours(count: int) -> list[datetime]:

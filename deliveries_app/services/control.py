@@ -16,11 +16,6 @@ from repositories_app.models import Repository
 RESET_AT_ONCE = 100
 
 
-def reset_circuit(actor: Actor, repository: Repository) -> int:
-    """Close the circuit and make all of the repository's watches due now. Return their number."""
-    return reset_circuits(actor, [repository])
-
-
 def reset_circuits(actor: Actor, selected: Iterable[Repository]) -> int:
     """Close the circuits of these repositories and make all of their watches due now. Return the number of watches.
 

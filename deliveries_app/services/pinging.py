@@ -73,10 +73,10 @@ def send_ping(actor: Actor, app: App, *, new_key: bool = False) -> Ping:
     result: dict[str, Any] = {"pinged_at": Now(), "ping_failed_at": None} if outcome.ok else {"ping_failed_at": Now()}
     message = _message(outcome)
     with transaction.atomic():
-        same_endpoint = App.objects.filter(pk=app.pk, base_url=app.base_url).update(**result)
+        App.objects.filter(pk=app.pk, base_url=app.base_url).update(**result)
         sent = f"Sent a test ping{' with the new key' if new_key else ''}: {message}"
         audit.record(actor, AuditAction.PING, [app], sent)
-        if outcome.status == 410 and same_endpoint:
+        if outcome.status == 410:
             pause_app(app, _HINTS[410])
     return Ping(
         delivered=outcome.ok,

@@ -3,11 +3,21 @@
 from typing import Any
 
 from django.db import transaction
-from django.db.models import F, QuerySet
-from django.db.models.functions import Greatest
+from django.db.models import F, Q, QuerySet
+from django.db.models.functions import Greatest, Now
 
-from deliveries_app.models import App, AppRepository, Delivery, DeliveryAttempt, DeliveryFailure, DriftFile
+from deliveries_app.models import (
+    App,
+    AppRepository,
+    AppRepositoryQuerySet,
+    Delivery,
+    DeliveryAttempt,
+    DeliveryFailure,
+    DriftFile,
+)
 from deliveries_app.models.apps import new_watch_id
+from deliveries_app.sync.lease import HOLD_AFTER_TIMEOUT
+from docora.db.clock import from_now
 from docora.redis import queues
 from repositories_app import services as repositories
 from repositories_app.models import Repository
@@ -32,23 +42,30 @@ def remove_ended() -> int:
     Return the number of removed watches.
     """
     removed = 0
-    for watch in (
-        AppRepository.objects.filter(ended_at__isnull=False).free().select_related("repository")[:_WATCHES_AT_ONCE]
-    ):
+    for watch in _removable().select_related("repository")[:_WATCHES_AT_ONCE]:
         _remove_slices(watch.pk)
         repository = watch.repository
         with transaction.atomic():  # lock the app before its watch, as the claim does
             used = Greatest(F("sequence_high"), watch.sequence_high)  # new watches of the app continue above it
             App.objects.filter(pk=watch.app_id).update(sequence_high=used)
             # The row stays if the app has started to watch the repository again.
-            ended = AppRepository.objects.filter(pk=watch.pk, ended_at__isnull=False).free()
-            deleted = [row.delete() for row in ended.select_for_update()]
+            deleted = [row.delete() for row in _removable().filter(pk=watch.pk).select_for_update()]
         if deleted:
             removed += 1
             _remove_orphan(repository)
         repositories.mirror_of(repository).remove_stale_refs(repository.watches.watch_ids)
     App.objects.filter(ended_at__isnull=False, watches=None).delete()
     return removed
+
+
+def _removable() -> AppRepositoryQuerySet:
+    """Return the ended watches that no worker owns, without those whose app may still be processing a dead process's requests.
+
+    Only the row says that a new request for the same repository has to wait for those.
+    """
+    just_expired = Q(lease_until__range=(from_now(-HOLD_AFTER_TIMEOUT), Now()))
+    ended = AppRepository.objects.filter(ended_at__isnull=False).free()
+    return ended.exclude(just_expired | Q(doubt_until__gt=Now()))
 
 
 def _remove_slices(watch_pk: int) -> None:

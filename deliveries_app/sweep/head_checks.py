@@ -78,23 +78,25 @@ def probe_hosts(client: HttpClient, meanwhile: Callable[[], None]) -> None:
     """Try one connection to each git host that is down, once its backoff is over. If the host answers, its watches continue.
 
     Otherwise its repositories count a failure each rescan round, so that a long outage opens their circuits and their
-    watchers get `sync_failed`.
+    watchers get `sync_failed`. Call `meanwhile` before each repository, because a host may have thousands.
     """
     due = {outage: _any_url(outage) for outage in _due_outages()}
     questions = (Question(outage, url) for outage, url in due.items() if url)
     for outage, answer in list(ls_heads(client, questions, meanwhile)):  # no statement delays the other answers
         if isinstance(answer, GitError) and answer.no_answer:
             repositories.prolong_outage(outage, answer)
-            for repository in _watched_on(outage):
+            for repository in _watched_on(outage).filter(repositories.next_failure_counts()):
+                meanwhile()
                 circuit.record_git_failure(repository, answer)
         else:
             due[outage] = ""
     for outage in (outage for outage, url in due.items() if not url):
-        outage.delete()
         for repository in _watched_on(outage).filter(
             circuit_open_until__isnull=False, last_error_cause__in=_OUTAGE_CAUSES
         ):
+            meanwhile()
             circuit.close_circuit(repository)
+        outage.delete()  # last: if `meanwhile` has raised `Interrupted`, the next sweep closes the other circuits
 
 
 @compiled_and_prepared

@@ -4,14 +4,17 @@ Nothing would be checked, sent or retried before them, even years after the cloc
 """
 
 import logging
+from functools import reduce
+from operator import or_
 from typing import Any
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Model
+from django.db.models import Model, Q
 from django.db.models.functions import Now
 
-from deliveries_app.models import App, AppRepository
+from deliveries_app.models import AlertChannel, App, AppRepository, ContactMail, Notice
+from deliveries_app.sync.lease import HOLD_AFTER_TIMEOUT
 from docora.backoff import MAX_WAIT_SECONDS
 from docora.db.clock import from_now
 from docora.db.locks import lock_rows
@@ -19,27 +22,42 @@ from repositories_app.models import HostOutage, Repository
 
 logger = logging.getLogger(__name__)
 
-_TIMES: list[tuple[type[Model], str, Any]] = [
-    (AppRepository, "next_check_at", Now()),
-    (AppRepository, "next_sync_at", Now()),
-    (AppRepository, "doubt_until", None),
-    (App, "cooldown_until", None),
-    (Repository, "circuit_open_until", Now()),
-    (HostOutage, "retry_at", Now()),
-]
-"""Columns, and what replaces a time that is too far ahead."""
+_DUE: dict[type[Model], dict[str, Any]] = {
+    AppRepository: {"next_check_at": Now(), "next_sync_at": Now()},
+    App: {"cooldown_until": None},
+    Repository: {"circuit_open_until": Now()},
+    HostOutage: {"retry_at": Now()},
+    Notice: {"due_at": Now()},
+    AlertChannel: {"due_at": None},
+    ContactMail: {"due_at": None},
+}
+"""Columns of times until which something waits, and what replaces one that is too far ahead."""
+_PAST: dict[type[Model], dict[str, Any]] = {
+    AppRepository: {"doubt_until": None, "pushed_at": None, "slots_requested_at": None},
+    App: {"paced_at": None, "resyncs_used_at": Now()},
+    Repository: {"last_failure_at": Now()},
+    AlertChannel: {"reminded_at": Now()},
+    ContactMail: {"sent_at": Now()},
+}
+"""The same for times of what has happened. `doubt_until` is never later than `HOLD_AFTER_TIMEOUT` after that."""
 
 
 def correct_wrong_times() -> int:
     """Correct the times that are further ahead than Docora ever waits, and return how many there were."""
     longest = max(MAX_WAIT_SECONDS, settings.RESCAN_INTERVAL_SECONDS, settings.CIRCUIT_BREAKER_COOLDOWN_SECONDS)
-    too_far = from_now(2 * longest)  # the longest wait varies by a fraction
     corrected = 0
-    for model, column, replacement in _TIMES:
-        rows = model._default_manager
+    for model, due in _DUE.items():
+        past = _PAST.get(model, {})
+        # The longest wait varies by a fraction.
+        wrong = {column: Q(**{f"{column}__gt": from_now(2 * longest)}) for column in due}
+        wrong |= {column: Q(**{f"{column}__gt": from_now(2 * HOLD_AFTER_TIMEOUT)}) for column in past}
+        rows = model._default_manager.filter(reduce(or_, wrong.values()))
+        if not rows.exists():
+            continue
         with transaction.atomic():
-            if wrong := lock_rows(rows.filter(**{f"{column}__gt": too_far})):
-                corrected += rows.filter(pk__in=wrong).update(**{column: replacement})
+            locked = model._default_manager.filter(pk__in=lock_rows(rows))
+            for column, replacement in (due | past).items():
+                corrected += locked.filter(wrong[column]).update(**{column: replacement})
     if corrected:
         logger.warning("wrong_times_corrected", extra={"times": corrected})
     return corrected

@@ -116,6 +116,12 @@ class Attempt:
             except Superseded:
                 self._leave_to_the_new_claim()
                 raise
+            finally:
+                if self.sender is not None:
+                    self.sender.close()
+                    self.sender = (
+                        None  # it refers to this attempt, so both would keep the client open until they are collected
+                    )
 
     @contextlib.contextmanager
     def _open_client(self) -> Iterator[HttpClient]:

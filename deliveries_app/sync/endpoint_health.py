@@ -44,7 +44,7 @@ class EndpointHealth:
 
     def __init__(self, client: HttpClient, app: App, keyring: Keyring, alive: Callable[[], None]) -> None:
         self._client, self._app, self._keyring, self._alive = client, app, keyring, alive
-        self._key = _PREFIX + app.app_id
+        self._key = f"{_PREFIX}{app.app_id}:{app.base_url}"
         self.answer: Outcome | None = None
         """The outcome of the last ping that this run has sent."""
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import orjson
 from django.db import transaction
 from django.db.models import F
+from django.db.models.functions import Now
 from django.utils import timezone
 
 from deliveries_app.models import AppRepository, Notice, NoticeKind, root_causes
@@ -132,7 +133,9 @@ def settle_completed(lease: Lease) -> None:
 
 
 def new_notice(watch: AppRepository, kind: NoticeKind, fields: Mapping[str, Any]) -> Notice:
-    return Notice(watch=watch, kind=kind, fields=orjson.dumps(fields).decode(), generation=watch.generation)
+    """Return an unsaved notice that is due now, by the database's clock."""
+    body = orjson.dumps(fields).decode()
+    return Notice(watch=watch, kind=kind, fields=body, generation=watch.generation, due_at=Now())
 
 
 def _send(

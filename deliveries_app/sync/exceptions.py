@@ -8,7 +8,11 @@ class Superseded(Exception):
 
 
 class Paused(Exception):
-    """Someone paused the repository, its app or all syncing during the run, or another run has put the app on hold."""
+    """The run may not go on as it began, and continues later.
+
+    Someone has paused the repository, its app or all syncing, or changed the app's base URL or its limit of concurrent
+    notifications, or another run has put the app on hold.
+    """
 
 
 class SliceOver(Exception):

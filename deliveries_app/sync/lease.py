@@ -91,7 +91,10 @@ class Lease:
     def doubt_seconds(self) -> float:
         """Seconds for which the app may still be processing requests of a process that died."""
         until = self.watch.doubt_until
-        return max(0.0, (until - self.clock.now()).total_seconds()) if until else 0.0
+        seconds = (until - self.clock.now()).total_seconds() if until else 0.0
+        if seconds > 2 * HOLD_AFTER_TIMEOUT:  # written while the database's clock was ahead
+            return 0.0
+        return max(0.0, seconds)
 
     @property
     def circuit_seconds(self) -> float:
@@ -212,8 +215,8 @@ class Lease:
         """Take the fair share of the app's slots: every `_REBALANCE_SECONDS` or `at_once`.
 
         A smaller share is written once no more than that is in flight, so that slots are free before another run takes them.
-        Until then, nothing new is sent. Raises `Paused` if the watch, its app or all syncing was paused meanwhile, or if
-        another run has put the app on hold.
+        Until then, nothing new is sent. Raises `Paused` if the watch, its app or all syncing was paused meanwhile, if another
+        run has put the app on hold, if its base URL has changed, or if it now allows fewer notifications than it has runs.
         """
         if not at_once and boot_seconds() < self.rebalance_at:
             return
@@ -234,7 +237,8 @@ class Lease:
         """
         app: Any
         [app] = _app_with_runs(self.watch.app_id, self.watch.pk)
-        if not app.may_continue:
+        is_moved = app.base_url != self.watch.app.base_url
+        if not app.may_continue or is_moved or app.earlier >= app.max_in_flight:
             raise Paused  # again at every call, because some callers ignore it
         self._adopt(app)
         share, left_over = divmod(app.slots_allowed, 1 + app.others + app.waits)
@@ -405,7 +409,7 @@ def _app_with_runs(app_pk: int, watch_pk: int) -> QuerySet[App]:
     number = Count("pk")
     return (
         App.objects.filter(pk=app_pk)
-        .only("pace_slots", "pace_gap", "max_in_flight")
+        .only("base_url", "pace_slots", "pace_gap", "max_in_flight")
         .annotate(
             may_continue=Exists(own),
             others=Coalesce(Subquery(others.annotate(n=number).values("n")), 0),

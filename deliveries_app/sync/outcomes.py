@@ -151,8 +151,8 @@ def start_cooldown(lease: Lease, seconds: float, failure: SyncFailure, fields: d
     """Send nothing for any of the app's watches for `seconds`, as the app has asked. Free the worker meanwhile."""
     seconds = min(seconds, MAX_WAIT_SECONDS)
     with transaction.atomic():  # the app's row before the watch's, as the claim locks them
-        _set_cooldown(lease, seconds)
-        postponed(lease, seconds, failure, fields)
+        if _set_cooldown(lease, seconds):
+            postponed(lease, seconds, failure, fields)
 
 
 def endpoint_down(lease: Lease, failure: SyncFailure, *, counts: bool) -> None:
@@ -164,33 +164,50 @@ def endpoint_down(lease: Lease, failure: SyncFailure, *, counts: bool) -> None:
     seconds = backoff(failures, base=ENDPOINT_BASE_DELAY_SECONDS, jitter=random.random())  # noqa: S311  no secret
     with transaction.atomic():
         # Several runs may find the same outage, which counts once.
-        _set_cooldown(lease, seconds, down_count=Greatest(F("down_count"), failures))
+        if not _set_cooldown(lease, seconds, down_count=Greatest(F("down_count"), failures)):
+            return
         if counts:
             failed(lease, failure, min_delay=seconds + _OTHERS_FIRST_SECONDS)
         else:
             postponed(lease, seconds, failure)
 
 
-def _set_cooldown(lease: Lease, seconds: float, **changes: Any) -> None:
-    """Set the app's cooldown. Never shorten it, because another run may have set it meanwhile."""
+def _set_cooldown(lease: Lease, seconds: float, **changes: Any) -> bool:
+    """Set the app's cooldown. Never shorten it, because another run may have set it meanwhile.
+
+    If the app's base URL has changed, the attempt says nothing about the new endpoint: make the watch due at once, and
+    return False.
+    """
     until = from_now(seconds)
     latest = Greatest(until, Coalesce(F("cooldown_until"), until))
-    App.objects.filter(pk=lease.watch.app_id).update(cooldown_until=latest, **changes)
+    app = lease.watch.app
+    if App.objects.filter(pk=app.pk, base_url=app.base_url).update(cooldown_until=latest, **changes):
+        return True
+    postponed(lease, 0.0)
+    return False
 
 
 def endpoint_gone(lease: Lease) -> None:
     """The app wants no more notifications: pause it until an administrator resumes it."""
     message = "The app returned HTTP 410 and was paused. Resume it once its endpoint accepts notifications again."
     with transaction.atomic():
-        pause_app(lease.watch.app, message)
+        if not pause_app(lease.watch.app, message):
+            postponed(lease, 0.0)
+            return
         postponed(lease, 0.0, SyncFailure(message, "http", RootCause.CLIENT_ERROR, 410))
         runs.end_runs(lease.watch.pk, lease.generation, Outcome.PAUSED, message)
 
 
-def pause_app(app: App, message: str) -> None:
-    """Pause the app, which answered 410, and record that Docora did so. Do nothing if it is already paused."""
-    if App.objects.filter(pk=app.pk, paused=False).update(paused=True, paused_reason=message):
+def pause_app(app: App, message: str) -> bool:
+    """Pause the app, which answered 410, and record that Docora did so. Return whether it is paused now.
+
+    Do nothing if it is already paused, and return False if its base URL is another one now, which may work.
+    """
+    same_endpoint = App.objects.filter(pk=app.pk, base_url=app.base_url)
+    if same_endpoint.filter(paused=False).update(paused=True, paused_reason=message):
         audit.record(Actor.system(), AuditAction.APP_PAUSED, [app], f"Paused. {message}")
+        return True
+    return same_endpoint.exists()
 
 
 def _log_failed(failure: SyncFailure, attempt: int, wait: float) -> None:

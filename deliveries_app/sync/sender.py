@@ -70,12 +70,13 @@ class Sender:
         self._lease, self._recorder, self._to, self._delivery_rules = lease, recorder, destination, delivery_rules
         self._alive, self._slice_is_over, self._health = alive, slice_is_over, health
         self._is_ending = False  # the slice is over
-        self._large_files = 0  # under way
+        self._large_files: set[ChunkedFile] = set()  # under way
         self._ready: deque[_Transfer] = deque()
         self._landed: deque[tuple[Request, Outcome]] = deque()  # not settled yet
         self._bytes_in_flight = 0
         self._paths_in_flight: set[str] = set()  # folded
         self._unsettled = PathSet()
+        self._doubtful = PathSet()  # deletes that a process which died may have sent, too
         self._kept = PathSet()
         self._pause_until = 0.0
         self._next_start = 0.0
@@ -132,6 +133,11 @@ class Sender:
             self._close(transfer)
         return clean
 
+    def close(self) -> None:
+        """Close all files. Their git processes hold the mirror, which could not be rebuilt or removed meanwhile."""
+        while self._large_files:
+            self._large_files.pop().close()
+
     def _settle_last(self, transfer: _Transfer, decision: Decision, request: Request, outcome: Outcome) -> None:
         """Record an outcome during a drain.
 
@@ -166,6 +172,10 @@ class Sender:
         adopted = [item for item in notifications if item.change.compare and item.sha == item.change.sha]
         announced = [item for item in notifications if not (item.change.compare and item.sha == item.change.sha)]
         self._recorder.commit(announced, adopted)
+        if self._lease.doubt_seconds:
+            for item in announced:
+                if item.change.kind == Kind.DELETE and item.change.sequence is not None:
+                    self._doubtful.add(item.change.path)
         self._ready.extend(_Transfer(item, None) for item in announced)
 
     def _is_blocked(self, change: Change) -> bool:
@@ -175,13 +185,21 @@ class Sender:
         hold = change.hold_until - self._lease.clock.now().timestamp() if change.hold_until else 0.0
         if hold > 2 * HOLD_AFTER_TIMEOUT:  # written while the database's clock was ahead
             hold = 0.0
-        if hold > LONGEST_WAIT:
+        doubt = self._lease.doubt_seconds
+        if doubt > hold and change.kind != Kind.DELETE and self._doubtful.touches(change.path):
+            hold = doubt
+            if hold > LONGEST_WAIT:
+                message = (
+                    "Waiting until the app can no longer be processing an earlier delete at, above or below this path."
+                )
+                failure = Failure(BLOCKED, message, hold_seconds=hold)
+        elif hold > LONGEST_WAIT:
             failure = Failure(
                 "timeout",
                 "The last request timed out. Docora waits before it sends this file again.",
                 hold_seconds=hold,
             )
-        elif hold > 0:
+        if 0 < hold <= LONGEST_WAIT:
             self._wait(hold)
         if failure is None:
             return False
@@ -233,7 +251,7 @@ class Sender:
             except TransformFailed as error:
                 self._recorder.fail(item, Failure("transform", str(error)))
                 return
-            self._large_files += 1
+            self._large_files.add(transfer.file)
         now = datetime.now(UTC)
         if change.kind == Kind.DELETE:
             body = delete_body(self._to.repository, change.path, item.sha, self._to.commit, now)
@@ -409,4 +427,4 @@ class Sender:
     def _close(self, transfer: _Transfer) -> None:
         if transfer.file:
             transfer.file.close()
-            self._large_files -= 1
+            self._large_files.discard(transfer.file)

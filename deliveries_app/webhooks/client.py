@@ -13,7 +13,6 @@ from deliveries_app.webhooks.keyring import REFUSALS, Keyring, Keys
 from deliveries_app.webhooks.payloads import PING, PING_REASON, Envelope, RepositoryInfo, endpoint, notice_body
 from docora.http.client import HttpClient, Outcome, Request
 from docora.text import new_id
-from repositories_app.git.remote import wait_for
 from repositories_app.git.url import owner_and_name
 
 
@@ -45,7 +44,7 @@ def post_signed(
         body = notice_body(fields, now)
         headers = envelope.headers(body, message_id, sequence, int(now.timestamp()), keys)
         request = Request("POST", url, headers, body, max_body=max_body, repeatable=True, may_send=may_send)
-        outcome = wait_for(client, request, alive)
+        outcome = client.request(request, alive)
         if outcome.ok:
             keyring.accepted(keys)
         return outcome

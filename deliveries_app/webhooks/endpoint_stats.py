@@ -21,6 +21,9 @@ from docora.redis.connection import RedisError, connection
 logger = logging.getLogger(__name__)
 
 KEPT = 100
+HEALTHY = 0.95
+"""An app that accepts a smaller share of its latest requests needs attention."""
+FEWEST_REQUESTS = 5  # with fewer, the share means nothing
 BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Upper bounds of the latency buckets, in seconds. The last is the request timeout, so timeouts fall into the overflow bucket."""
 _PREFIX = "docora:endpoint-stats:"
@@ -57,6 +60,10 @@ class EndpointStats:
     accepted: float
     median: float
     p95: float
+
+    @property
+    def is_unhealthy(self) -> bool:
+        return self.requests >= FEWEST_REQUESTS and self.accepted < HEALTHY
 
 
 def record_hour(

@@ -17,7 +17,7 @@ costs 50 % more). Not thread-safe: use one client per thread.
 import os
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 from weakref import WeakSet
@@ -109,14 +109,18 @@ class HttpClient:
         finished, self._finished = self._finished, []
         return finished
 
-    def request(self, request: Request) -> Outcome:
-        """Send one request and wait for its outcome. Raises RuntimeError if other requests are in flight."""
+    def request(self, request: Request, tick: Callable[[], None] | None = None) -> Outcome:
+        """Send one request and return its outcome. Call `tick` about every second meanwhile.
+
+        Raises RuntimeError if other requests are in flight.
+        """
         if self.in_flight:
             raise RuntimeError("Other requests are in flight: use submit and poll.")
         self.submit(request)
         try:
             while not (finished := self.poll(1.0)):
-                pass
+                if tick:
+                    tick()
         finally:  # after an exception, drop the request
             self.reset()
         return finished[0][1]

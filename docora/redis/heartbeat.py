@@ -17,13 +17,12 @@ from rq.registry import StartedJobRegistry
 from rq.utils import utcparse
 
 from docora.redis.connection import RedisError, connection
-from docora.redis.queues import QUEUES
+from docora.redis.queues import QUEUES, WORKER_TTL_SECONDS
 
 SWEEP = "sweep"
 _PREFIX = "docora:heartbeat:"
 _TTL_SECONDS = 24 * 3600
 _LATE_SECONDS = 30.0
-_WORKER_SEEN = timedelta(seconds=30)  # an idle worker sends a heartbeat every ten seconds
 
 
 def beat(name: str) -> None:
@@ -78,7 +77,9 @@ def read() -> Signs | None:
                 # Count unexpired entries only: jobs of killed workers stay in the registry until RQ cleans it up.
                 pipeline.zcount(StartedJobRegistry.key_template.format(name), now.timestamp(), "+inf")
             jobs = pipeline.execute()
-        return Signs(sum(jobs[::2]), sum(jobs[1::2]), _workers(redis, now - _WORKER_SEEN), last(SWEEP))
+        return Signs(
+            sum(jobs[::2]), sum(jobs[1::2]), _workers(redis, now - timedelta(seconds=WORKER_TTL_SECONDS)), last(SWEEP)
+        )
     except (RedisError, OSError):
         return None
 

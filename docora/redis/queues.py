@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 QUEUES = ("high", "default", "low")
 WORKER_TTL_SECONDS = 25
+"""A worker whose last heartbeat is older is gone. An idle one sends a heartbeat every ten seconds."""
 _STALE_SECONDS = 10
 _AGAIN_KEY = "docora:again:{}"
 _AGAIN_SECONDS = 60
@@ -203,17 +204,17 @@ def only_one(name: str, seconds: int) -> Iterator[bool]:
 
     If the first one dies, another may follow after `seconds`. Yield False when Redis is down.
     """
-    key = f"docora:only:{name}"
+    lock = connection().lock(f"docora:only:{name}", timeout=seconds, blocking=False)
     try:
-        is_first = bool(connection().set(key, "1", nx=True, ex=seconds))
+        is_first = lock.acquire()
     except (RedisError, OSError):
         is_first = False
     try:
         yield is_first
     finally:
         if is_first:
-            with contextlib.suppress(RedisError, OSError):
-                connection().delete(key)
+            with contextlib.suppress(RedisError, OSError):  # `LockError` is one: its time is over
+                lock.release()
 
 
 def drop(job_ids: Iterable[str]) -> None:

@@ -50,7 +50,7 @@ def fetch_pack(
     body = _request(commit, haves[:MAX_HAVES], shallow)
     max_body = min(MAX_PACK, settings.MAX_FETCH_BYTES)
     request = remote.upload_pack_request(url, token, body, max_body=max_body, timeout=timeout)
-    outcome = remote.wait_for(client, request, tick)
+    outcome = client.request(request, tick)
     if outcome.cause is not None:
         raise git_errors.unreachable(outcome.cause, outcome.message, token=token, reached=outcome.reached)
     if error := remote.error_of(url, token, outcome):

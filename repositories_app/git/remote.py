@@ -247,23 +247,10 @@ def ls_head(
     Raises `GitError`: `NoCommit` if the repository is empty, `RefNotFound` if it has no such branch or tag.
     """
     question = Question(None, url, token, commit, ref)
-    outcome = wait_for(client, question.request(), tick)
+    outcome = client.request(question.request(), tick)
     while question.must_ask_again(outcome):
-        outcome = wait_for(client, question.request(), tick)
+        outcome = client.request(question.request(), tick)
     return _head(question, outcome) or _ls_remote(url, token, ref, tick)
-
-
-def wait_for(client: HttpClient, request: Request, tick: git.Tick | None) -> Outcome:
-    """Send one request on an idle client and return its outcome. Call `tick` about every second meanwhile."""
-    client.submit(request)
-    try:
-        while not (finished := client.poll(1.0)):
-            if tick:
-                tick()
-    except BaseException:
-        client.reset()
-        raise
-    return finished[0][1]
 
 
 def _head_or_error(question: Question[Any], outcome: Outcome) -> Head | GitError | None:
@@ -331,7 +318,7 @@ def where_to(url: str, token: str, tick: git.Tick | None) -> RepositoryMoved:
     """Return the error to raise after git was redirected. Ask the host again, because git does not report the target."""
     request = Request("GET", f"{url}/info/refs?service=git-upload-pack", tuple(_authorization(url, token)))
     with new_client(max_connections=1) as client:
-        outcome = wait_for(client, request, tick)
+        outcome = client.request(request, tick)
     return _moved(url, token, outcome) if outcome.status and 300 <= outcome.status < 400 else git_errors.moved("")
 
 

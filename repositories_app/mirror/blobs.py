@@ -23,6 +23,7 @@ from repositories_app.mirror.tree import (
 )
 
 _BATCH_OBJECTS = 400  # object names per write to `cat-file`
+_EXIT_SECONDS = 0.5  # how long git may take to end once it prints nothing more
 _QUESTION_BYTES = 80  # at most, with the command and the name
 
 
@@ -88,7 +89,7 @@ class BlobReader:
             while left:
                 block = self._out.read(min(self.BLOCK, left))
                 if not block:
-                    raise _unreadable(blob)
+                    raise self._unreadable(blob)
                 left -= len(block)
                 yield block
             self._out.read(1)
@@ -147,7 +148,7 @@ class BlobReader:
     def _body(self, name: str, size: int) -> bytes:
         content = self._out.read(size + 1)[:-1]
         if len(content) != size:
-            raise _unreadable(name)
+            raise self._unreadable(name)
         return content
 
     def _batches(self, names: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -174,8 +175,9 @@ class BlobReader:
             process.stdin.write("".join(f"{command} {name}\n" for name in names).encode("ascii"))
             process.stdin.flush()
         except BrokenPipeError:
+            error = self._unreadable(names[0])
             self.close()
-            raise _unreadable(names[0]) from None
+            raise error from None
 
     def _open(self) -> subprocess.Popen[bytes]:
         self._process = process = self._start()
@@ -195,8 +197,18 @@ class BlobReader:
         """Read the line that an answer begins with: the object's type and its size."""
         header = self._out.readline().split()
         if len(header) != 3:
-            raise _unreadable(name)
+            raise self._unreadable(name)
         return header[1], int(header[2])
+
+    def _unreadable(self, name: str) -> GitError:
+        """Return the error for an object that git has not printed: the mirror is damaged, unless git was killed."""
+        process = self._process
+        assert process
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_EXIT_SECONDS)  # git may be about to end; it lives on after an object that is missing
+        if process.returncode is not None and process.returncode < 0:
+            return git_errors.classify(b"", ended=process.returncode, local=True)
+        return git_errors.explain(Cause.CORRUPT, f"object {name[:12]} cannot be read")
 
     @contextlib.contextmanager
     def _closed_on_error(self) -> Iterator[None]:
@@ -220,10 +232,6 @@ class _Pipe(io.RawIOBase):
     def readinto(self, buffer: Buffer) -> int:
         wait_for_output(self._fd, git.LOCAL_TIMEOUT)
         return os.readv(self._fd, [buffer])
-
-
-def _unreadable(name: str) -> GitError:
-    return git_errors.explain(Cause.CORRUPT, f"object {name[:12]} cannot be read")
 
 
 def _in_order(wanted: Sequence[str], asked: Iterable[str]) -> int:

@@ -13,9 +13,9 @@ from django.utils.html import escape
 
 from deliveries_app.actors import Actor
 from deliveries_app.api import openapi, schemas
-from deliveries_app.api.schemas import DeliveryState
 from deliveries_app.docs import api_reference
 from deliveries_app.models import AppRepository, FailureKind, Outcome
+from deliveries_app.models.deliveries import DeliveryState
 from deliveries_app.services import watch_settings
 from docora.templatetags.docora import prose
 from tests.api.caller import Caller

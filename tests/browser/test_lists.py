@@ -322,7 +322,7 @@ def test_recovered_row_is_a_card_without_empty_lines(quiet_site: Site, browser: 
     def recovers(page: Page) -> None:
         expect(page.locator("#result_list .badge")).to_have_text("Up to date", timeout=30_000)
         expect(page.locator("#result_list .field-cause")).to_be_hidden()
-        expect(page.locator("#failed-count")).to_have_text("0 failed syncs")
+        expect(page.locator("#result-count")).to_have_text("0 failed syncs")
         expect(page.locator("#changelist-search .quiet")).to_have_count(0)  # nothing is searched or filtered
         assert violations(page) == []
 

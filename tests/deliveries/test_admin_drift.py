@@ -174,7 +174,7 @@ def test_command_prints_what_the_page_shows(world: World, monkeypatch: pytest.Mo
         "  missing    1.txt", "  different  3.txt", "  extra      docs/new.md", "  missing    docs/é.md", "  extra      extra",
     ]  # fmt: skip
     fields = json.loads(printed[3])
-    assert (fields["state"], fields["words"], fields["compared"]) == ("differs", "5 of 11 files differ", 11)
+    assert (fields["state"], fields["message"], fields["compared"]) == ("differs", "5 of 11 files differ", 11)
     assert (fields["missing"], fields["different"], fields["extra"]) == (2, 1, 2)
     assert fields["files"][0] == {"path": "1.txt", "difference": "missing", "sha": None}
 

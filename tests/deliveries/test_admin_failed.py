@@ -285,9 +285,9 @@ def test_recovered_row_shows_status_and_no_button(operator: Client, failing) -> 
 
 def test_number_below_the_list_leaves_out_recovered_rows(operator: Client, failing) -> None:
     page = operator.get(LIST).text
-    assert '<span id="failed-count">3 failed syncs</span>' in page
+    assert '<span id="result-count">3 failed syncs</span>' in page
     [url] = re.findall(rf'hx-get="({LIVE}[^"]*)"', page)
-    number = '<span id="failed-count" hx-swap-oob="innerHTML">{}</span>'
+    number = '<span id="result-count" hx-swap-oob="innerHTML">{}</span>'
     AppRepository.objects.filter(pk=failing[0].pk).update(failing_since=None, root_cause="", status=Status.SYNCED)
     assert number.format("2 failed syncs") in operator.get(unescape(url), HTTP_HX_REQUEST="true").text
     AppRepository.objects.update(failing_since=None, root_cause="", status=Status.SYNCED)

@@ -79,6 +79,18 @@ def test_worst_endpoint_is_first_and_says_why(operator: Client, db) -> None:
     ]
 
 
+@pytest.mark.parametrize(("accepted", "refused", "warns"), [(92, 8, True), (95, 5, False), (0, 4, False)])
+def test_list_of_apps_and_confirmation_warn_alike(
+    operator: Client, db, accepted: int, refused: int, warns: bool
+) -> None:
+    app = make_app("Portal")
+    make_watch(app, "docs")
+    answer(app, accepted=accepted, refused=refused)
+    cell = operator.get("/admin/deliveries_app/app/").text.partition("field-accepted")[2].partition("</td>")[0]
+    assert ('class="bad"' in cell) is warns
+    assert ("preflight-warning" in operator.get(ALL).text) is warns
+
+
 def test_new_base_url_starts_without_a_record(operator: Client, django_capture_on_commit_callbacks) -> None:
     app = make_app("Portal")
     make_watch(app, "docs")

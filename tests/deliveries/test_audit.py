@@ -272,12 +272,6 @@ def steps() -> Iterable[Step]:
     yield "retry_many", Stage.failing, lambda actor, stage, _: s.retry_many(actor, stage.both), [A.RETRY] * 2
     yield "retry_all", Stage.failing, lambda actor, stage, _: s.retry_all(actor), [A.RETRY] * 2
     yield (
-        "reset_circuit",
-        nothing,
-        (lambda actor, stage, _: s.control.reset_circuit(actor, stage.watch.repository)),
-        [A.CIRCUIT_RESET],
-    )
-    yield (
         "reset_circuits",
         nothing,
         (lambda actor, stage, _: s.control.reset_circuits(actor, [stage.watch.repository, stage.other.repository])),

@@ -2,25 +2,30 @@
 
 import base64
 import functools
+import gc
 import itertools
 import os
 import random
 import select
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
+from django.db import OperationalError
 
 from deliveries_app.models import App, Status
 from deliveries_app.receiver import Answer, Notification, Record
 from deliveries_app.receiver.server import HTTPHandler
 from deliveries_app.sync import responses, sender
+from deliveries_app.sync.attempt import Attempt
+from deliveries_app.sync.lease import Lease
 from docora.http.client import Request
 from repositories_app import services as repositories
 from repositories_app.mirror.blobs import BlobReader
 from tests.support.histories import assert_promise_kept, kill_worker, sha
-from tests.support.processes import syncing
+from tests.support.processes import children, syncing
 from tests.support.world import World
 
 LARGE = bytes(range(256)) * 2  # 684 characters of base64: 7 chunks
@@ -298,3 +303,33 @@ def test_client_closes_its_connections_without_saying_so(world: World, monkeypat
     assert world.sync(watch).files_failing == 1
     world.sync(watch)
     assert_promise_kept(world, repo, watch)
+
+
+def test_lost_database_leaves_no_git_process_and_no_attempt(
+    world: World, client: CountingClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would hold the mirror and the client's connections until Python's next collection."""
+    _, watch = world.watch({f"{number}": b"%d" % number * 5000 for number in range(6)})
+    extend = Lease.extend
+
+    def fails(lease: Lease, **changes: object) -> None:
+        if len(world.requests()) > 40:
+            raise OperationalError("the server closed the connection")
+        extend(lease, **changes)
+
+    monkeypatch.setattr(Lease, "extend", fails)
+    monkeypatch.setattr(Lease, "extension_is_due", True)
+    processes, attempts = set(children(os.getpid())), weakref.WeakSet(attempts_alive())
+    gc.disable()
+    try:
+        with pytest.raises(OperationalError):
+            world.sync(watch)
+        assert set(children(os.getpid())) <= processes
+        assert set(attempts_alive()) <= set(attempts)
+    finally:
+        gc.enable()
+    assert repositories.mirror_of(watch.repository).remove(wait=False)
+
+
+def attempts_alive() -> list[Attempt]:
+    return [thing for thing in gc.get_objects() if isinstance(thing, Attempt)]

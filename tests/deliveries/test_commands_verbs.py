@@ -173,7 +173,7 @@ def test_explain_a_file(world: World) -> None:
     world.sync(watch)
     printed = run_json("explain", *ids_of(watch), "a.txt")
     assert (printed["path"], printed["state"], printed["next"]) == ("a.txt", "delivered", None)
-    assert printed["words"] in run("explain", *ids_of(watch), "a.txt")
+    assert printed["message"] in run("explain", *ids_of(watch), "a.txt")
     assert run_json("explain", *ids_of(watch), "none.txt")["state"] == "absent"
 
 

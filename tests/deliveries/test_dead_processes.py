@@ -10,7 +10,8 @@ from django.db.models.functions import Now
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository
-from deliveries_app.services import resync_single
+from deliveries_app.services import resync_single, unwatch_repository
+from deliveries_app.sweep.cleanup import remove_ended
 from deliveries_app.sync.attempt import sync
 from deliveries_app.sync.lease import claim, end_dead_leases
 from tests.support.histories import assert_promise_kept, refusing
@@ -131,6 +132,26 @@ def test_same_files_are_sent_again_at_once(world: World) -> None:
     assert all(record.sequence == sequences[record.path] for record in world.requests())
 
 
+def test_delete_that_may_still_be_processed_holds_back_the_files_that_it_touches(world: World) -> None:
+    """Where names ignore case, the late delete of README.md would remove the new readme.md for good."""
+    repo, watch = world.watch({"README.md": b"read me", **FILES})
+    world.settle()
+    repo.commit({"README.md": None, "readme.md": b"read me", "other.txt": b"new"})
+    world.check()
+    sent = len(world.requests())
+    killed_while_sending(world, watch)
+    world.sync(watch)
+    assert [(record.kind, record.path) for record in world.requests()[sent:]] == [
+        ("delete", "README.md"), ("delete", "README.md"), ("create", "other.txt"),
+    ]  # fmt: skip
+    assert (watch.status, watch.files_failing) == ("pending_snapshot", 1)
+    assert 20 < seconds_until_next_sync(watch) <= 30
+    AppRepository.objects.update(doubt_until=Now())
+    world.sync(watch)
+    assert (world.requests()[-1].kind, world.requests()[-1].path) == ("create", "readme.md")
+    assert_promise_kept(world, repo, watch)
+
+
 @pytest.mark.parametrize("what", ["commit", "resync", "patterns"])
 def test_different_notification_waits_until_old_requests_are_processed(world: World, what: str) -> None:
     """A slow client could store the dead worker's content after the new one."""
@@ -203,3 +224,20 @@ def test_run_that_waits_keeps_its_failures_and_attempts(world: World, settings) 
     for _ in range(3):
         watch = world.sync(watch)
     assert (watch.status, watch.retry_count, watch.files_failing) == ("pending_snapshot", 1, 1)
+
+
+def test_unwatched_while_the_app_may_still_be_processing_a_request(world: World) -> None:
+    """A new watch would know nothing of what the dead process sent. The watch that is revived waits."""
+    repo, watch = world.watch({"a.txt": b"v1"})
+    killed_while_sending(world, watch)
+    unwatch_repository(Actor.command(), watch)
+    assert remove_ended() == 0
+    repo.commit({"a.txt": b"v2"})
+    again = world.watch_url(repo)
+    assert again.pk == watch.pk
+    sent = len(world.requests())
+    world.sync(again)
+    assert len(world.requests()) == sent
+    unwatch_repository(Actor.command(), watch)
+    AppRepository.objects.update(doubt_until=Now(), lease_until=None)
+    assert remove_ended() == 1

@@ -88,7 +88,7 @@ def test_json_has_the_same_results(healthy) -> None:
     code, output = doctor("--json")
     found = json.loads(output)
     assert code == 0
-    assert {tuple(result) for result in found} == {("check", "level", "words", "advice")}
+    assert {tuple(result) for result in found} == {("check", "level", "message", "advice")}
     assert {result["level"] for result in found} == {"fine", "warning"}
     checks = {check.name for check in monitoring.all_checks()}
     checks.remove("connections" if connection.vendor == "sqlite" else "sqlite")

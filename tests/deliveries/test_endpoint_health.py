@@ -176,7 +176,7 @@ def test_app_is_pinged_once_a_minute(world: World, health: str) -> None:
         world.sync(watch)
         assert state(world) == ((0, False) if health == "up" else (1, True))
     assert kinds(world).count("p") == 1
-    assert 0 < connection().ttl(f"docora:endpoint:{world.app.app_id}") <= PING_SECONDS
+    assert 0 < connection().ttl(f"docora:endpoint:{world.app.app_id}:{world.app.base_url}") <= PING_SECONDS
 
 
 def test_runs_at_the_same_time_share_one_ping(world: World) -> None:

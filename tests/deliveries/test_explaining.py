@@ -35,7 +35,11 @@ def test_delivered_file(world: World) -> None:
     assert why.found.entry
     assert (why.found.entry.mode, why.found.entry.size) == ("100644", 5)
     assert why.row
-    assert (why.row.sha, why.row.acknowledged_sha, why.row_state) == (sha(b"hello"), sha(b"hello"), "delivered")
+    assert (why.row.sha, why.row.acknowledged_sha, why.row.state(watch.resend_floor)) == (
+        sha(b"hello"),
+        sha(b"hello"),
+        "acknowledged",
+    )
     assert (why.failure, why.next_attempt) == (None, None)
 
 
@@ -114,7 +118,8 @@ def test_refused_file(world: World) -> None:
     assert why.decision == ("failed", "Not delivered: the app returned HTTP 500.")
     assert why.failure
     assert (why.failure.status_code, why.failure.attempts) == (500, 2)
-    assert why.row_state == "in doubt"
+    assert why.row
+    assert why.row.state(watch.resend_floor) == "unconfirmed"
     assert why.next_attempt
     assert why.next_attempt.message.startswith("Next try")
     assert explain_path(watch, "a.md").decision.state == "delivered"
@@ -174,7 +179,7 @@ def test_cleared_record(world: World) -> None:
     why = explain_path(watch, "a.md")
     assert why.decision.state == "cleared"
     assert why.row
-    assert (why.row_state, why.row.acknowledged_sha) == ("cleared", sha(b"1"))
+    assert (why.row.state(watch.resend_floor), why.row.acknowledged_sha) == ("cleared", sha(b"1"))
     assert why.row.generation < watch.resend_floor
     assert why.next_attempt
     assert why.next_attempt.message == "Next sync when a worker is free"

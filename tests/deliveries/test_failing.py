@@ -10,7 +10,7 @@ from deliveries_app.models import App, AppRepository, Status, root_causes
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.receiver import Answer
 from deliveries_app.services import cancel_request, resync_single, retry_single, unwatch_repository, watch_repository
-from deliveries_app.services.control import reset_circuit
+from deliveries_app.services.control import reset_circuits
 from deliveries_app.services.watch_settings import replace_github_token
 from docora.db.clock import from_now
 from repositories_app.git.exceptions import Cause as GitCause
@@ -99,7 +99,7 @@ def test_new_repository_token_clears_failing_since(world: World, failing: AppRep
 def test_manual_retry_keeps_failing_since(world: World, failing, verb: str) -> None:
     before = failure(failing)
     if verb == "reset circuit":
-        reset_circuit(COMMAND, failing.repository)
+        reset_circuits(COMMAND, [failing.repository])
     else:
         retry_single(COMMAND, failing)
     if verb == "cancelled retry":

@@ -155,6 +155,35 @@ def test_host_that_is_down_for_weeks_is_still_probed(world: World, three: Watche
     assert 200 < wait(outage) <= 300
 
 
+def test_probes_of_a_host_with_many_repositories(world: World, django_assert_max_num_queries) -> None:
+    """A failure counts once per rescan round. In between, a probe costs the same however many repositories there are."""
+    repositories = Repository.objects.bulk_create(
+        Repository(canonical_url=f"{world.git.url}/acme/{number}", owner="acme", name=f"{number}")
+        for number in range(30)
+    )
+    AppRepository.objects.bulk_create(
+        AppRepository(app=world.app, repository=repository, github_url=repository.canonical_url, next_sync_at=None)
+        for repository in repositories
+    )
+    go_down(world)
+    HostOutage.objects.create(host=f"{world.git.url}/", since=timezone.now(), retry_at=timezone.now(), error="refused")
+    ticks = []
+    with remote.new_client() as client:
+        probe_hosts(client, lambda: ticks.append(1))
+        assert len(ticks) >= 30
+        assert {repository.consecutive_failures for repository in Repository.objects.all()} == {1}
+        let_the_backoff_end()
+        with django_assert_max_num_queries(5):
+            probe_hosts(client, lambda: None)
+        Repository.objects.update(consecutive_failures=1, circuit_open_until=timezone.now(), last_error_cause="network")
+        come_back(world)
+        let_the_backoff_end()
+        ticks.clear()
+        probe_hosts(client, lambda: ticks.append(1))
+    assert len(ticks) >= 30
+    assert {repository.circuit_open_until for repository in Repository.objects.all()} == {None}
+
+
 def test_other_hosts_go_on(world: World, three: Watched, tmp_path) -> None:
     with GitFixture(tmp_path / "other") as other:
         repo = other.repo("acme/elsewhere", {"b.txt": b"b"})

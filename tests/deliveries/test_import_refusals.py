@@ -156,7 +156,7 @@ def test_invalid_apps_are_imported_as_far_as_possible(existing: ExistingService,
     assert "Wrong address" in remarks
     assert "The base URL must start with" in remarks
     assert "Its website is not a valid http(s) URL" in remarks
-    assert "is 'app_without_name' here" in remarks
+    assert "In Docora, it is 'app_without_name'." in remarks
     assert App.objects.get(name="Unsafe website").website == ""
     assert App.objects.get(name="Wrong address").base_url == "ftp://portal.example"
     assert not App.objects.get(name="Too costly").tokens.exists()

@@ -1,5 +1,6 @@
 """RQ wakes workers early; the database decides (`engine.md` §6)."""
 
+import contextlib
 import os
 import signal
 import time
@@ -276,6 +277,8 @@ def test_watches_in_the_high_queue_are_left_there_without_a_round_trip_for_each(
     assert {name: row["calls"] for name, row in commands.items() if name != "cmdstat_config|resetstat"} == {
         "cmdstat_lrange": 2,
         "cmdstat_set": 1,
+        "cmdstat_evalsha": 1,  # releases the lock, with these two
+        "cmdstat_get": 1,
         "cmdstat_del": 1,
     }
     assert ids("high") == [watch.job_id for watch in watches[:4]]
@@ -323,3 +326,14 @@ def test_only_one_process_at_a_time_fills_the_queue(world: World, redis_client: 
         assert is_first
         assert enqueue_due() == 0
     assert enqueue_due() == 3
+
+
+def test_process_that_takes_too_long_does_not_let_a_third_in(redis_client: Redis) -> None:
+    with contextlib.ExitStack() as slow:
+        assert slow.enter_context(queues.only_one("work", seconds=60))
+        redis_client.flushall()  # its time is over
+        with queues.only_one("work", seconds=60) as is_second_let_in:
+            assert is_second_let_in
+            slow.close()
+            with queues.only_one("work", seconds=60) as is_third_let_in:
+                assert not is_third_let_in

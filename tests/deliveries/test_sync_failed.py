@@ -12,7 +12,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, Notice, Status
 from deliveries_app.receiver import Answer
 from deliveries_app.services import resync_single, unwatch_repository
-from deliveries_app.services.control import reset_circuit
+from deliveries_app.services.control import reset_circuits
 from repositories_app.models import Repository
 from tests.deliveries.test_lost_key import lose_the_key_of
 from tests.support.git import Repo
@@ -47,7 +47,7 @@ def apps_notified(world: World) -> list[str]:
 
 def recover(world: World, repo: Repo, watch: AppRepository) -> None:
     world.git.server.on_request = None
-    reset_circuit(Actor.command(), watch.repository)
+    reset_circuits(Actor.command(), [watch.repository])
     world.settle()
     assert_promise_kept(world, repo, watch)
 
@@ -100,7 +100,7 @@ def test_refused_notice_is_retried_under_its_sequence(world: World, open_at_seco
     assert watch.next_sync_at is not None
     assert watch.next_sync_at <= notice.due_at  # long before the cooldown ends
     world.git.server.on_request = None
-    reset_circuit(Actor.command(), watch.repository)
+    reset_circuits(Actor.command(), [watch.repository])
     repo.commit({"new": b"new"})
     world.sync(watch)
     assert_promise_kept(world, repo, watch)
@@ -191,7 +191,7 @@ def test_reset_closes_the_circuit_and_schedules_every_watch(world: World, open_a
     open_the_circuit(world, watch)
     repository = Repository.objects.get(pk=watch.repository_id)
     assert (repository.last_error_cause, "503" in repository.last_error) == ("network", True)
-    assert reset_circuit(Actor.command(), repository) == 1
+    assert reset_circuits(Actor.command(), [repository]) == 1
     repository.refresh_from_db()
     assert (repository.consecutive_failures, repository.circuit_open_until, repository.last_error) == (0, None, "")
     recover(world, repo, watch)
@@ -201,4 +201,4 @@ def test_reset_needs_the_retry_permission(world: World) -> None:
     _, watch = world.watch()
     staff("rita", "view_repository", "resync_apprepository")
     with pytest.raises(PermissionDenied):
-        reset_circuit(Actor.of_user(User.objects.get(username="rita")), watch.repository)
+        reset_circuits(Actor.of_user(User.objects.get(username="rita")), [watch.repository])

@@ -39,7 +39,7 @@ from deliveries_app.services import (
 from deliveries_app.sweep import cleanup
 from deliveries_app.sweep.cleanup import enqueue_clean_up, remove_ended
 from deliveries_app.sync import lease
-from deliveries_app.sync.lease import claim
+from deliveries_app.sync.lease import HOLD_AFTER_TIMEOUT, claim
 from repositories_app import services as repositories
 from repositories_app.git.exceptions import GitError
 from repositories_app.git.url import parse_url
@@ -85,7 +85,9 @@ def test_rows_are_removed_after_the_lease_and_history_stays(world: World, settin
     unwatch_repository(COMMAND, watch)
     assert remove_ended() == 0
     assert Delivery.objects.count() == 2
-    AppRepository.objects.update(lease_until=Now() - timedelta(seconds=1))
+    AppRepository.objects.update(lease_until=Now() - timedelta(seconds=HOLD_AFTER_TIMEOUT - 1))
+    assert remove_ended() == 0  # the app may still be processing what the worker sent
+    AppRepository.objects.update(lease_until=Now() - timedelta(seconds=HOLD_AFTER_TIMEOUT + 1))
     assert remove_ended() == 1
     for model in (AppRepository, Delivery, DeliveryFailure, Repository):
         assert not model.objects.exists()

@@ -8,7 +8,7 @@ from redis import Redis
 from rq import Worker
 from rq.utils import utcformat
 
-from docora.redis import heartbeat, queues
+from docora.redis import heartbeat, inspect, queues
 from docora.redis.connection import connection
 from tests.support.valkey import ValkeyServer
 
@@ -65,9 +65,10 @@ def test_sweep_age_is_not_negative_with_clock_skew() -> None:
 def test_killed_worker_is_not_counted(redis_client: Redis) -> None:
     start_worker(redis_client, "alive", hours_ago=5)
     start_worker(redis_client, "fresh", hours_ago=1)
-    start_worker(redis_client, "killed", hours_ago=9, silent_for=40)
+    start_worker(redis_client, "killed", hours_ago=9, silent_for=queues.WORKER_TTL_SECONDS + 2)
     found = signs()
     assert len(found.workers) == 2
+    assert [worker.name for worker in inspect.read_workers() if worker.is_gone] == ["killed"]
     assert found.workers_since is not None
     assert timedelta(minutes=59) < timezone.now() - found.workers_since < timedelta(minutes=61)
 

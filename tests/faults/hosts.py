@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from deliveries_app.demo import git_server
 from deliveries_app.receiver.server import ThreadedServer
-from tests.support.git import GitFixture, GitServer, Repo, Takeover
+from tests.support.git import GitFixture, GitServer, Handler, Repo, Takeover
 from tests.support.receiver import KeepsPort
 
 
@@ -96,15 +95,15 @@ class Host(KeepsPort, GitServer):
         return fault.answer() if fault.share and self._rng.random() < fault.share else None
 
 
-class _Handler(git_server._Handler):
-    def _handle(self, body: IO[bytes] | None) -> None:
+class _Handler(Handler):
+    def handle_git(self, body: IO[bytes] | None) -> None:
         head = os.pread(body.fileno(), 256, 0) if body else b""
         host = self.server.git
         assert isinstance(host, Host)
         # A fetch by git itself asks for the refs again.
         is_by_git = self.headers.get("User-Agent", "").startswith("git/")
         host.choose_replica(for_refs=b"command=ls-refs" in head and not is_by_git)
-        super()._handle(body)
+        super().handle_git(body)
 
 
 class FaultyGit(GitFixture):

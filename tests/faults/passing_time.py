@@ -57,7 +57,7 @@ def draw_sequences_by_this_clock(patch: pytest.MonkeyPatch) -> None:
 
 
 def seconds_to_next_event() -> float | None:
-    """Return the seconds until the next time at which a watch may be synced or released, or None if there is no such time."""
+    """Return the seconds until the next time at which a watch may be synced, released or removed, or None if there is no such time."""
     waiting = AppRepository.objects.alive().filter(next_sync_at__isnull=False)
     later: list[datetime | None] = [
         waiting.filter(next_sync_at__gt=Now()).aggregate(at=Min("next_sync_at"))["at"],
@@ -74,6 +74,8 @@ def seconds_to_next_event() -> float | None:
     times += [at for (at,) in gradual.values_list("next_release_at").distinct() if at is not None and at > now]
     if not times and gradual.exists():
         return 1.0  # the next round of the sweep releases something
+    if not times and AppRepository.objects.filter(ended_at__isnull=False).exists():
+        return 2 * lease.HOLD_AFTER_TIMEOUT  # its app may still be processing a request
     if not times:
         return None
     return max(0.0, (min(times) - now).total_seconds()) + 0.01

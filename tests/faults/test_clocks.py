@@ -9,14 +9,30 @@ import pytest
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from deliveries_app.models import App, AppRepository, DeliveryFailure, HourlyTraffic, Status
+from deliveries_app.models import (
+    AlertChannel,
+    App,
+    AppRepository,
+    ContactMail,
+    DeliveryFailure,
+    HourlyTraffic,
+    Notice,
+    NoticeKind,
+    Status,
+)
+from deliveries_app.models.alerts import ChannelName
 from deliveries_app.receiver import endpoint
 from deliveries_app.receiver.notification import verify
 from deliveries_app.sweep.wrong_times import correct_wrong_times
+from deliveries_app.sync import pace
 from deliveries_app.sync.attempt import sync
+from deliveries_app.sync.circuit import close_circuit, record_git_failure
+from deliveries_app.sync.events import new_notice
 from deliveries_app.sync.lease import claim
 from deliveries_app.sync.sender import Sender
 from deliveries_app.webhooks.endpoint_stats import last_acknowledged
+from repositories_app.git import errors as git_errors
+from repositories_app.git.exceptions import Cause
 from repositories_app.models import HostOutage, Repository
 from tests.support.clocks import set_clock
 from tests.support.histories import assert_promise_kept, refusing
@@ -28,6 +44,7 @@ HOUR = 3600.0
 FILES = {f"{number:02}.txt": b"content %d" % number for number in range(24)}
 CLOCK_OFFSETS = dict.fromkeys(range(6, 10), HOUR) | dict.fromkeys(range(12, 16), -HOUR)  # by number of the request
 TOLERANCE = 60.0
+YEAR_AHEAD = Now() + timedelta(days=365)
 
 
 def sync_with_clock_changes(watch: AppRepository) -> None:
@@ -52,6 +69,14 @@ def claims_during(child: int, watch: AppRepository) -> int:
         time.sleep(0.1)
     assert reap(child) == 0
     return taken
+
+
+def sync_what_is_due(watch: AppRepository) -> bool:
+    """Sync the watch if it is due, and return whether it was."""
+    is_due = AppRepository.objects.due().filter(pk=watch.pk).exists()
+    if is_due:
+        sync(watch.pk)
+    return is_due
 
 
 def test_clock_change_during_a_run(world: World, settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,18 +167,122 @@ def test_times_written_while_the_database_clock_was_ahead_hold_nothing_back(worl
     world.answer(refusing("03.txt"))
     world.sync(watch)
     world.answer(None)
-    ahead = Now() + timedelta(days=365)
+    ahead = YEAR_AHEAD
     AppRepository.objects.update(next_sync_at=ahead, next_check_at=ahead, doubt_until=ahead)
     App.objects.update(cooldown_until=ahead, down_count=1)
     Repository.objects.update(circuit_open_until=ahead, consecutive_failures=5)
+    AlertChannel.objects.create(name=ChannelName.EMAIL, due_at=ahead, reminded_at=ahead)
+    ContactMail.objects.create(due_at=ahead)
+    ContactMail.objects.create(sent_at=ahead)
     HostOutage.objects.create(host="https://git.example/", since=Now(), retry_at=ahead)
     HourlyTraffic.objects.update(acknowledged_at=ahead)
     assert last_acknowledged(world.app) is None
     watch.deliveries.filter(acknowledged=False).update(hold_until=ahead)
-    assert correct_wrong_times() == 6
+    assert correct_wrong_times() == 10
     assert correct_wrong_times() == 0
     assert AppRepository.objects.due().get() == watch
     sync(watch.pk)
+    assert_promise_kept(world, repo, watch)
+
+
+def test_correct_times_are_left_alone(world: World, django_assert_num_queries) -> None:
+    world.watch()
+    hour, minute = Now() + timedelta(hours=1), Now() + timedelta(seconds=30)
+    AppRepository.objects.update(next_sync_at=hour, next_check_at=hour, doubt_until=minute, pushed_at=Now())
+    App.objects.update(cooldown_until=hour, paced_at=Now(), resyncs_used_at=Now())
+    Repository.objects.update(circuit_open_until=hour, last_failure_at=Now())
+    with django_assert_num_queries(7):  # one for each table
+        assert correct_wrong_times() == 0
+
+
+def test_notice_that_was_refused_while_the_database_clock_was_ahead_is_sent(world: World, settings) -> None:
+    settings.CIRCUIT_BREAKER_THRESHOLD = 1
+    _, watch = world.watch()
+    world.settle()
+    record_git_failure(watch.repository, git_errors.temporary(Cause.NETWORK, "The git host is down."))
+    close_circuit(watch.repository)
+    Notice.objects.update(due_at=YEAR_AHEAD, attempts=1)
+    world.sync(watch)
+    assert correct_wrong_times() == 2  # the notice, and the watch that waits for it
+    assert sync_what_is_due(watch)
+    assert [record.kind for record in world.requests()].count("sync_failed") == 1
+    assert not Notice.objects.exists()
+    assert not sync_what_is_due(watch)
+
+
+def test_notice_is_due_at_once_by_the_database_clock(world: World) -> None:
+    """A worker whose clock is ahead opens the circuit."""
+    _, watch = world.watch()
+
+    def work() -> None:
+        set_clock(HOUR)
+        new_notice(watch, NoticeKind.SYNC_FAILED, {"event": "sync_failed"}).save()
+
+    assert reap(forked(work)) == 0
+    assert Notice.objects.filter(due_at__lte=Now()).exists()
+
+
+@pytest.mark.parametrize("ahead", [timedelta(hours=1), timedelta(days=365)])
+def test_push_hook_while_the_database_clock_was_ahead(world: World, ahead: timedelta) -> None:
+    world.watch()
+    world.settle()
+    AppRepository.objects.update(pushed_at=Now() + ahead)
+    assert correct_wrong_times() == 1
+    world.check()
+    next_check = AppRepository.objects.get().next_check_at
+    assert next_check < timezone.now() + timedelta(seconds=1.2 * HOUR)
+    assert correct_wrong_times() == 0
+
+
+@pytest.mark.parametrize("ahead", [timedelta(hours=1), timedelta(days=365)])
+def test_circuit_after_a_failure_while_the_database_clock_was_ahead(world: World, settings, ahead: timedelta) -> None:
+    settings.RESCAN_INTERVAL_SECONDS = 0.001
+    settings.CIRCUIT_BREAKER_THRESHOLD = 2
+    _, watch = world.watch()
+    world.settle()
+    Repository.objects.update(consecutive_failures=1, last_failure_at=Now() + ahead)
+    assert correct_wrong_times() == 1
+    world.git.server.on_request = lambda method, target: 503
+    world.sync(watch)
+    assert Repository.objects.get().circuit_is_open
+    Repository.objects.update(last_failure_at=Now() + ahead, circuit_open_until=Now())
+    assert correct_wrong_times() == 1
+    world.git.server.on_request = None
+    world.sync(watch)
+    assert Repository.objects.get().consecutive_failures == 0
+
+
+def test_pace_and_quota_after_the_database_clock_was_ahead(world: World) -> None:
+    limits = {"max_resyncs_per_hour": 3600, "resyncs_used": 1.0}
+    App.objects.update(pace_slots=1, pace_gap=10.0, paced_at=YEAR_AHEAD, resyncs_used_at=YEAR_AHEAD, **limits)
+    assert correct_wrong_times() == 2
+    assert pace.speed_up(world.app.pk).pace_gap < 10
+    used = App.objects.get().resyncs_used_at
+    assert used is not None
+    assert used < timezone.now() + timedelta(seconds=TOLERANCE)
+
+
+def test_slot_requested_while_the_database_clock_was_ahead(world: World) -> None:
+    """The watch that asked was paused. The slots that would be kept for it are used by others."""
+    _, watch = world.watch(name="acme/one")
+    _, paused = world.watch(name="acme/two")
+    AppRepository.objects.filter(pk=paused.pk).update(paused_at=Now(), slots_requested_at=YEAR_AHEAD)
+    assert correct_wrong_times() == 1
+    lease = claim(watch.pk)
+    assert lease is not None
+    lease.rebalance(0, at_once=True)
+    assert lease.slots == world.app.max_in_flight
+
+
+@pytest.mark.parametrize("is_corrected", [True, False])
+def test_doubt_from_a_clock_that_was_an_hour_ahead(world: World, *, is_corrected: bool) -> None:
+    repo, watch = world.watch(FILES)
+    world.settle()
+    AppRepository.objects.update(doubt_until=Now() + timedelta(hours=1))
+    repo.commit({"new": b"1"})
+    if is_corrected:
+        assert correct_wrong_times() == 1
+    world.sync(watch)
     assert_promise_kept(world, repo, watch)
 
 

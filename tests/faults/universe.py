@@ -72,7 +72,7 @@ from deliveries_app.services.control import (
     current_pause,
     pause_syncing,
     pause_watches,
-    reset_circuit,
+    reset_circuits,
     resume_syncing,
     resume_watches,
 )
@@ -535,7 +535,7 @@ class Universe:
     def reset_circuit(self, repo: int) -> None:
         self._note("circuit reset")
         for repository in Repository.objects.filter(name=self.repos[repo].name.partition("/")[2]):
-            reset_circuit(ACTOR, repository)
+            reset_circuits(ACTOR, [repository])
 
     def rotate_token(self, app: int) -> None:
         self._note("app token rotated")
@@ -879,7 +879,10 @@ class Universe:
             if self._do_what_is_due():
                 continue
             is_idle = not (
-                HostOutage.objects.exists() or DriftCheck.objects.open().exists() or PendingRelease.objects.exists()
+                HostOutage.objects.exists()
+                or DriftCheck.objects.open().exists()
+                or PendingRelease.objects.exists()
+                or AppRepository.objects.filter(ended_at__isnull=False).exists()
             )
             if is_idle and all(invariants.is_at_rest(watch) for watch in self.alive()):
                 break

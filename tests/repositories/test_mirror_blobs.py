@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from repositories_app.git.exceptions import GitError
+from repositories_app.git.exceptions import Cause, GitError
 from repositories_app.mirror.blobs import BlobReader
 from repositories_app.mirror.mirror import Mirror
 from tests.support.git import git
@@ -98,3 +98,22 @@ def test_missing_blob_is_an_error(reader: BlobReader, blobs: list[str]) -> None:
     assert next(read) == CONTENTS[0]
     with pytest.raises(GitError, match="ffffffffffff cannot be read"):
         next(read)
+
+
+@pytest.mark.parametrize("when", ["asked", "read", "streamed"])
+def test_git_that_is_killed_does_not_mean_a_damaged_mirror(
+    mirror: Mirror, reader: BlobReader, blobs: list[str], when: str
+) -> None:
+    """For example by the kernel, for lack of memory. The mirror would be removed and fetched again."""
+    large = git(mirror.directory, "hash-object", "-w", "--stdin", stdin=[b"x" * 3_000_000]).decode().strip()
+    process = reader._open()
+    if when == "asked":
+        reader.ask_ahead(blobs[:6])
+    stream = reader.stream(large)
+    if when == "streamed":
+        next(stream)
+    process.kill()
+    with pytest.raises(GitError, match="killed by signal 9") as caught:
+        list(stream if when == "streamed" else reader.read(blobs))
+    assert caught.value.cause is Cause.OTHER
+    assert list(reader.read(blobs)) == CONTENTS

@@ -1,20 +1,122 @@
 """Real git repositories on a real git server. One line creates or changes a repository."""
 
+import base64
+import socket
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import IO
 
-from deliveries_app.demo.git_server import GitServer, Request, Takeover
+from deliveries_app.demo import git_server
 from deliveries_app.demo.repositories import Changes, Entry, commit, git, git_environment, init
+from deliveries_app.receiver.server import ThreadedServer
 
 __all__ = ["Changes", "Entry", "GitFixture", "GitServer", "Repo", "Request", "Takeover", "git", "git_environment"]
 
+Takeover = Callable[[socket.socket], None]
+"""Write a complete HTTP response to the connection, which is then closed."""
+
 # git would start another process to turn the pack of a small commit into loose objects.
 _CONFIG = "[fastimport]\n\tunpackLimit = 0\n"
+
+
+@dataclass(slots=True)
+class Request:
+    """The log entry for one request. `status` is 0 until it is answered, and after a takeover."""
+
+    method: str
+    target: str
+    git_protocol: str
+    token: str
+    status: int = 0
+    user: str = ""
+
+
+class GitServer(git_server.GitServer):
+    """The demo's git server, with private repositories, a log, and a hook.
+
+    - `tokens` makes repositories private: `owner/name` → the tokens that give access, sent as the password of HTTP
+      Basic with any user name. The mapping is read for each request.
+    - `on_request(method, target)` is called first, in the thread of the connection. It may block. It returns an error
+      status, a `Takeover`, or None to continue as usual.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        tokens: Mapping[str, AbstractSet[str]] | None = None,
+    ) -> None:
+        super().__init__(directory, host=host, port=port)
+        self.tokens: Mapping[str, AbstractSet[str]] = {} if tokens is None else tokens
+        self.on_request: Callable[[str, str], int | Takeover | None] | None = None
+        self._log: deque[Request] = deque(maxlen=10_000)
+
+    @property
+    def requests(self) -> list[Request]:
+        """The last 10,000 requests, oldest first."""
+        return list(self._log)
+
+    def make_server(self, address: tuple[str, int]) -> ThreadedServer:
+        server = super().make_server(address)
+        server.RequestHandlerClass = Handler
+        return server
+
+    def decide(self, request: Request) -> int | Takeover | None:
+        """Log a request and return how to answer it. With None, git answers."""
+        self._log.append(request)
+        reply = self.on_request(request.method, request.target) if self.on_request else None
+        target = git_server.TARGET.fullmatch(request.target)
+        if reply is not None or target is None:
+            return reply
+        tokens = self.tokens.get(git_server.name_of(target))
+        return None if tokens is None or request.token in tokens else 401
+
+
+class Handler(git_server.Handler):
+    _request: Request | None = None
+
+    def handle_git(self, body: IO[bytes] | None) -> None:
+        user, token = self._credentials()
+        request = Request(self.command, self.path, self.headers.get("Git-Protocol", ""), token, user=user)
+        self._request = request
+        decision = self.server.git.decide(request)  # type: ignore[attr-defined]
+        if callable(decision):
+            self.close_connection = True
+            decision(self.connection)
+        elif decision is not None:
+            self.answer(decision)
+        else:
+            del self.headers["Git-Protocol"]
+            self.headers["Git-Protocol"] = request.git_protocol  # `on_request` may have changed it
+            super().handle_git(body)
+
+    def _credentials(self) -> tuple[str, str]:
+        """Return the user name and the token of HTTP Basic, or two empty strings."""
+        scheme, _, encoded = self.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "basic":
+            return "", ""
+        try:
+            user, _, token = base64.b64decode(encoded, validate=True).decode().partition(":")
+        except ValueError:
+            return "", ""
+        return user, token
+
+    def send_response(self, code: int, message: str | None = None) -> None:
+        request, self._request = self._request, None
+        if request:
+            request.status = code
+        super().send_response(code, message)
+        if code == 401:
+            self.send_header("WWW-Authenticate", 'Basic realm="git"')
 
 
 @cache

@@ -21,10 +21,9 @@ from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from deliveries_app.demo import git_server
 from deliveries_app.receiver.server import ThreadedServer
 from repositories_app.models import GitHubApp
-from tests.support.git import GitFixture, GitServer
+from tests.support.git import GitFixture, GitServer, Handler
 
 APP_ID = "123456"
 Reply = tuple[int, dict[str, str], Any]
@@ -143,7 +142,7 @@ class GitHubServer(GitServer):
         return server
 
 
-class _Handler(git_server._Handler):
+class _Handler(Handler):
     def do_GET(self) -> None:
         self._answer_api() or super().do_GET()
 

@@ -15,7 +15,9 @@ class Command(BaseCommand):
     requires_system_checks = []  # the results include them
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--json", action="store_true", help="for scripts: a list of {check, level, words, advice}")
+        parser.add_argument(
+            "--json", action="store_true", help="for scripts: a list of {check, level, message, advice}"
+        )
         parser.add_argument(
             "--offline",
             action="store_true",
@@ -48,4 +50,4 @@ class Command(BaseCommand):
 
 def _as_json(result: Result) -> dict[str, str]:
     """Return the keys that scripts rely on."""
-    return {"check": result.check, "level": result.level, "words": result.message, "advice": result.hint}
+    return {"check": result.check, "level": result.level, "message": result.message, "advice": result.hint}

@@ -26,7 +26,7 @@ class Command(BaseCommand):
         parser.add_argument(
             "--timeout", type=seconds, metavar="SECONDS", help="stop waiting after this time; the checks continue"
         )
-        add_json(parser, "app_id, repository_id, state, words, commit, compared, missing, different, extra, files")
+        add_json(parser, "app_id, repository_id, state, message, commit, compared, missing, different, extra, files")
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
@@ -55,7 +55,7 @@ class Command(BaseCommand):
                 "app_id": check.watch.app.app_id,
                 "repository_id": check.watch.repository.repository_id,
                 "state": check.state,
-                "words": drift.summary(check),
+                "message": drift.summary(check),
                 "commit": check.commit_sha,
                 "compared": check.compared,
                 "missing": check.missing,

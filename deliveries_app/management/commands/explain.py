@@ -15,7 +15,7 @@ class Command(BaseCommand):
         parser.add_argument("app_id", help="see list_apps")
         parser.add_argument("repository_id", help="see list_watches")
         parser.add_argument("path", help="path in the repository, such as docs/index.md")
-        add_json(parser, "path, state, words, next, next_at")
+        add_json(parser, "path, state, message, next, next_at")
 
     def handle(self, *args: Any, **options: Any) -> None:
         watch = watch_of(options["app_id"], options["repository_id"])
@@ -24,7 +24,7 @@ class Command(BaseCommand):
         fields = {
             "path": options["path"],
             "state": explanation.decision.state,
-            "words": explanation.decision.message,
+            "message": explanation.decision.message,
             "next": next_try.message if next_try else None,
             "next_at": next_try.at if next_try else None,
         }

@@ -15,7 +15,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("app_id", help="see list_apps")
         parser.add_argument("--new-key", action="store_true", help="sign only with the new key from rotate_key")
-        add_json(parser, "app_id, delivered, words, hint, status, seconds, body, new_key")
+        add_json(parser, "app_id, delivered, message, hint, status, seconds, body, new_key")
 
     def handle(self, *args: Any, **options: Any) -> None:
         app = app_of(options["app_id"])
@@ -24,8 +24,7 @@ class Command(BaseCommand):
         with command_errors():
             ping = send_ping(Actor.command(), app, new_key=options["new_key"])
         if options["json"]:
-            fields = asdict(ping)
-            write_json(self.stdout, {"app_id": app.app_id, "words": fields.pop("message"), **fields})
+            write_json(self.stdout, {"app_id": app.app_id, **asdict(ping)})
         elif ping.delivered:
             self.stdout.write(ping.message)
         if not ping.delivered:

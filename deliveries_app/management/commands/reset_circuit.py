@@ -4,7 +4,7 @@ from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.actors import Actor
 from deliveries_app.management.lookup import repository_of
-from deliveries_app.services.control import reset_circuit
+from deliveries_app.services.control import reset_circuits
 from docora.cli.output import add_json, write_result
 from docora.text import counted
 
@@ -18,6 +18,6 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         repository = repository_of(options["repository_id"])
-        woken = reset_circuit(Actor.command(), repository)
+        woken = reset_circuits(Actor.command(), [repository])
         message = f"Reset the circuit of {repository}. It is now due for {counted(woken, 'app', 'apps')}."
         write_result(self, options, {"repository_id": repository.repository_id, "woken": woken}, message)

@@ -1,0 +1,115 @@
+"""The app's base URL or its limit changes during a run: what was begun says nothing about the new endpoint."""
+
+import time
+
+from deliveries_app.actors import Actor
+from deliveries_app.models import App, AppRepository, SyncRun
+from deliveries_app.receiver import Answer, Notification
+from deliveries_app.services import change_app
+from deliveries_app.services.app_settings import change_own_settings
+from deliveries_app.sync.attempt import sync
+from tests.support.histories import at_notification
+from tests.support.processes import in_threads
+from tests.support.world import World
+
+FILES = {f"{number:02}.txt": b"content %d" % number for number in range(20)}
+
+
+def one_by_one(world: World, **fields: object) -> AppRepository:
+    """Return a watch with files, whose app gets one request at a time."""
+    App.objects.filter(pk=world.app.pk).update(max_in_flight=1, **fields)
+    world.app.refresh_from_db()
+    return world.watch(FILES)[1]
+
+
+def move_endpoint(world: World) -> None:
+    """Change the base URL to another name of the same receiver."""
+    app = App.objects.get(pk=world.app.pk)
+    app.base_url = world.app.base_url.replace("127.0.0.1", "localhost")
+    assert app.base_url != world.app.base_url
+    change_app(Actor.command(), app, ["base_url"])
+
+
+def test_410_of_the_old_endpoint_does_not_pause_the_app(world: World) -> None:
+    watch = one_by_one(world)
+    move = at_notification(3, lambda: move_endpoint(world))
+    seen: list[str] = []
+
+    def answer(note: Notification) -> Answer | None:
+        move(note)
+        seen.append(note.path)
+        return Answer(410) if 3 < len(seen) < 7 else None
+
+    world.answer(answer)
+    world.sync(watch)
+    app = App.objects.get()
+    assert (app.paused, app.paused_reason) == (False, "")
+    world.answer(None)
+    world.settle()
+    watch.refresh_from_db()
+    assert watch.status == "synced"
+    assert SyncRun.objects.get().outcome == "succeeded"
+
+
+def test_failed_ping_of_the_old_endpoint_does_not_hold_the_new_one(world: World) -> None:
+    watch = one_by_one(world, down_count=9)
+    move = at_notification(1, lambda: move_endpoint(world))
+
+    def answer(note: Notification) -> Answer:
+        move(note)
+        return Answer(502)
+
+    world.answer(answer)
+    world.sync(watch)
+    app = App.objects.get()
+    assert (app.down_count, app.cooldown_until) == (0, None)
+    world.answer(None)
+    world.settle()
+    watch.refresh_from_db()
+    assert watch.status == "synced"
+
+
+def test_run_goes_on_at_the_new_endpoint(world: World) -> None:
+    watch = one_by_one(world)
+    move = at_notification(3, lambda: move_endpoint(world))
+
+    def answer(note: Notification) -> None:
+        move(note)
+        time.sleep(0.1)
+
+    world.answer(answer)
+    assert world.sync(watch).status == "pending_snapshot"
+    assert 3 <= len(world.requests("create")) < len(FILES)
+    world.settle()
+    watch.refresh_from_db()
+    assert watch.status == "synced"
+    assert SyncRun.objects.get().outcome == "succeeded"
+
+
+def test_lower_limit_holds_for_runs_under_way(world: World) -> None:
+    App.objects.update(max_in_flight=4)
+    world.app.refresh_from_db()
+    watches = [world.watch(FILES, name=f"acme/widgets-{number}")[1] for number in range(4)]
+    in_flight: list[tuple[float, int]] = []
+
+    def answer(note: Notification) -> None:
+        in_flight.append((time.monotonic(), sum(world.receiver._in_flight.values())))
+        time.sleep(0.15)
+
+    world.answer(answer)
+    lowered_at: list[float] = []
+
+    def lower() -> None:
+        time.sleep(1.0)
+        change_own_settings(Actor.command(), world.app, max_in_flight=1)
+        lowered_at.append(time.monotonic())
+
+    for watch in watches:
+        world.make_due(watch)
+    in_threads(lower, *(lambda pk=watch.pk: sync(pk) for watch in watches))
+    later = [count for at, count in in_flight if at > lowered_at[0] + 1.5]
+    assert later
+    assert max(later) == 1
+    world.answer(None)
+    world.settle()
+    assert {watch.status for watch in AppRepository.objects.all()} == {"synced"}
