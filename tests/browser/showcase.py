@@ -16,12 +16,12 @@ from django.utils import timezone
 
 from deliveries_app.actors import Actor
 from deliveries_app.demo import contents
-from deliveries_app.demo.git_server import GitServer
 from deliveries_app.demo.repositories import commit, init
 from deliveries_app.demo.traffic import add_example_day
 from deliveries_app.models import App, AppRepository
 from deliveries_app.receiver import Answer, Notification, Receiver
 from deliveries_app.services import onboard_app, watch_repository
+from tests.support.git import GitServer
 from tests.support.receiver import wait_for
 
 PASSWORD = "a password for pictures"
