@@ -28,7 +28,7 @@ from rq.timeouts import TimerDeathPenalty
 from rq.utils import as_text
 
 from docora.db.compiled import compile_all
-from docora.process import die_with
+from docora.process import die_with_parent_pid
 from docora.redis import queues
 from docora.redis.jobs import DocoraJob
 from docora.redis.queues import WORKER_TTL_SECONDS
@@ -74,7 +74,7 @@ def _run_death_callbacks() -> None:
     child = os.fork()
     if child == 0:
         try:
-            die_with(parent)
+            die_with_parent_pid(parent)
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.alarm(_DEATH_CALLBACKS_SECONDS)
             for callback in death_callbacks:
@@ -263,7 +263,7 @@ class DocoraWorker(Worker):
     def setup_work_horse_signals(self) -> None:
         global _worker_name
         _worker_name = self.name
-        die_with(self._parent_pid, signal.SIGKILL)
+        die_with_parent_pid(self._parent_pid, signal.SIGKILL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, request_stop)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)

@@ -9,7 +9,7 @@ from django.db import IntegrityError
 
 from deliveries_app import importing
 from deliveries_app.actors import Actor
-from deliveries_app.importing.report import LOSSY, Counts, Item, Report
+from deliveries_app.importing.report import LOSSY_COPIES_NOTE, Counts, Item, Report
 from deliveries_app.importing.source import message_of
 from deliveries_app.services import imported_tokens
 from docora.cli.output import INTERRUPTED, Bar, add_json, printable, secret_from_stdin, write_json, wrong_usage
@@ -104,7 +104,7 @@ class Command(BaseCommand):
             )
         self._list("Remarks", report.remarks, report.remark_count)
         self._list("Problems", report.problems, report.problem_count)
-        self.stdout.write(f"\n{LOSSY}")
+        self.stdout.write(f"\n{LOSSY_COPIES_NOTE}")
 
     def _list(self, title: str, items: list[Item], count: int) -> None:
         if not count:
