@@ -15,7 +15,9 @@ class Command(BaseCommand):
     requires_system_checks = []  # the results include them
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--json", action="store_true", help="for scripts: a list of {check, level, message, advice}")
+        parser.add_argument(
+            "--json", action="store_true", help="for scripts: a list of {check, level, message, advice}"
+        )
         parser.add_argument(
             "--offline",
             action="store_true",
