@@ -55,7 +55,7 @@ SOAK_ARGS ?=
 soak: setup
 	$(BIN)/python -m tests.faults.soak $(SOAK_ARGS)
 
-# Take screenshots of a running instance for the documentation, in static/docs/. Look at them before you commit them.
+# Take screenshots of a running instance for README.md, in static/docs/. Look at them before you commit them.
 screenshots: setup
 	@.ci/system-packages.sh
 	$(BIN)/python -m tests.browser.screenshots

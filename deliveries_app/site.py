@@ -68,6 +68,10 @@ class DocoraAdminSite(admin.AdminSite):
             "sync_pause": current_pause() if self.has_permission(request) else None,
         }
 
+    def password_change(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> TemplateResponse:
+        """Name the page as the link to it."""
+        return super().password_change(request, {"title": "Change password", **(extra_context or {})})
+
     def autocomplete_view(self, request: HttpRequest) -> HttpResponse:
         view: Any = SuggestionsView.as_view(admin_site=self)
         response: HttpResponse = view(request)

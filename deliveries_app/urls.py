@@ -49,6 +49,7 @@ _admin = [
     path("live/checks/<int:pk>/", drift.live_check, name="live_check"),
     path("live/queue/", live.live_queue, name="live_queue"),
     path("live/app-names/", live.app_names, name="app_names"),
+    path("live/watch/<int:pk>/", progress.live_watch, name="live_watch"),
     path("live/delivery/<int:pk>/", live.live_delivery, name="live_delivery"),
     path("live/app/<int:pk>/", live.live_app, name="live_app"),
     path("live/app/<int:pk>/repository-names/", live.repository_names, name="repository_names"),

@@ -55,8 +55,6 @@ class BulkAction:
     """Title of the confirmation page for all watches of one app. For other selections, it is the verb and the selection."""
     empty_message: str
     """Shown if no watch of the selection is applicable."""
-    progress_message: str
-    """Shown once the operation has started, followed by the number of repositories."""
     applicable: Callable[[AppRepositoryQuerySet], AppRepositoryQuerySet]
     impact: Callable[[AppRepositoryQuerySet], Impact | RetryImpact]
     form: type[ResyncForm] | type[RetryForm]
@@ -79,7 +77,6 @@ RESYNC = BulkAction(
     verb="Re-sync",
     title_all="Re-sync all repositories",
     empty_message="The selection has no repositories to re-sync.",
-    progress_message="Re-syncing",
     applicable=lambda watches: watches,
     impact=impact_of,
     form=ResyncForm,
@@ -98,7 +95,6 @@ RETRY = BulkAction(
     verb="Retry",
     title_all="Retry all failed",
     empty_message="The selection has no failing repositories to retry.",
-    progress_message="Retrying",
     applicable=lambda watches: watches.failing(),
     impact=retry_impact_of,
     form=RetryForm,
@@ -220,4 +216,4 @@ class BulkAdmin[M: Model](DocoraAdmin[M]):
             return self.redirect_with_message(request, next_url, f"{error}.", messages.WARNING)
         page = reverse("admin:deliveries_app_bulkoperation_change", args=[operation.pk])
         repositories = counted(operation.total, "repository", "repositories")
-        return self.redirect_with_message(request, page, f"{action.progress_message} {repositories}…")
+        return self.redirect_with_message(request, page, f"{action.verb} of {repositories} requested.")

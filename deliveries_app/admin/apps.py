@@ -52,7 +52,7 @@ def _last_success() -> Subquery:
 class PausedFilter(ConditionFilter):
     title = "status"
     parameter_name = "paused__exact"
-    options = {"0": ("Active", Q(paused=False)), "1": ("Paused", Q(paused=True))}
+    options = {"0": ("Not paused", Q(paused=False)), "1": ("Paused", Q(paused=True))}
 
 
 @admin.register(App)
@@ -202,8 +202,8 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
         template = "admin/deliveries_app/app/watch_many.html"
         shown = form if results is None else form.again(results)
         collapsed = "Patterns", PATTERN_FIELDS
-        title = f"Watch repositories for {app}"
-        return self.simple_form(request, shown, title, "Watch repositories", template, collapsed, **context)
+        title = f"Watch several repositories for {app}"
+        return self.simple_form(request, shown, title, "Watch several repositories", template, collapsed, **context)
 
     def get_urls(self) -> list[URLPattern]:
         settings = self.admin_site.admin_view(self.settings_view)
@@ -241,7 +241,6 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
             **live,
             "operations": [progress_context.of_operation(operation) for operation in operations],
             "only_name": app_detail.only_repository_name(app) if live["can_view"] else "",
-            "can_change": self.can(request, Permission.CHANGE_APPS),
             "can_ping": self.has_ping_permission(request),
             "can_rotate": self.has_rotate_permission(request),
         }

@@ -124,7 +124,8 @@ class DeliveryAdmin(ReadOnlyAdmin[Delivery]):
         except NotFound as error:
             return self.redirect_with_message(request, back, f"{error}.", messages.WARNING)
         page = reverse("admin:deliveries_app_bulkoperation_change", args=[operation.pk])
-        return self.redirect_with_message(request, page, f"Resending {counted(len(deliveries), 'file', 'files')}…")
+        files = counted(len(deliveries), "file", "files")
+        return self.redirect_with_message(request, page, f"Resend of {files} requested.")
 
     def page_context(self, request: HttpRequest, delivery: Delivery) -> dict[str, Any]:
         return of_delivery(request, delivery)

@@ -60,7 +60,9 @@ class CheckAppAdmin(RequestCheckAdmin[App]):
     def redirect_to_checks(self, request: HttpRequest, obj: App) -> HttpResponse:
         count = len(services.check_app(Actor.of_request(request), obj))
         page = f"{reverse(LIST)}?{urlencode({'watch__app': obj.pk})}"
-        return self.redirect_with_message(request, page, f"Checking {counted(count, 'repository', 'repositories')}…")
+        return self.redirect_with_message(
+            request, page, f"Check of {counted(count, 'repository', 'repositories')} requested."
+        )
 
 
 class CheckAppFilter(AppFilter):

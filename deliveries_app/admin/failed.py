@@ -209,11 +209,10 @@ class FailedSyncAdmin(BulkAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
         columns = (*self.list_display, cause, "since", attempts)
         if not self.has_retry_permission(request):
             return columns
-        back = request.get_full_path()
 
         @admin.display(description="")
         def retry_button(watch: FailedSync) -> SafeString:
-            return action_cell(watch, widgets.retry_button(watch, back))
+            return cell("action", watch, shown)
 
         return (*columns, retry_button)
 
@@ -241,15 +240,20 @@ _SWAP = SafeString(' hx-swap-oob="true"')
 
 @dataclass(frozen=True)
 class Shown:
-    """What a user sees in the cells: the text of `responses`, and with `back`, a button that resumes a paused app."""
+    """What a user sees in the cells: the text of `responses`, and with `back`, a button that resumes a paused app.
+
+    With `retry`, the rows have a cell with a button that retries them. `back` and `retry` are the page to come back to.
+    """
 
     responses: bool = False
     back: str | None = None
+    retry: str | None = None
 
     @classmethod
     def to_user(cls, request: HttpRequest, back: str) -> Self:
-        can_resume = request.user.has_perm(Permission.CHANGE_APPS)
-        return cls(request.user.has_perm(Permission.VIEW_PAYLOADS), back if can_resume else None)
+        can_resume, can_retry = map(request.user.has_perm, (Permission.CHANGE_APPS, Permission.RETRY))
+        responses = request.user.has_perm(Permission.VIEW_PAYLOADS)
+        return cls(responses, back if can_resume else None, back if can_retry else None)
 
 
 def _cause(watch: AppRepository, shown: Shown) -> SafeString:
@@ -285,17 +289,13 @@ _CELLS: dict[str, Callable[[AppRepository, Shown], SafeString | str]] = {
     "cause": _cause,
     "attempts": _attempts,
     "since": lambda watch, _: ago(watch.failing_since),
+    "action": lambda watch, shown: widgets.retry_button(watch, shown.retry) if shown.retry is not None else "",
 }
 
 
 def cell(name: str, watch: AppRepository, shown: Shown | None = None, *, refresh: bool = False) -> SafeString:
     """Return one cell of a row. With `refresh`, htmx replaces the cell on the page."""
     return _cell(name, watch.pk, _CELLS[name](watch, shown or Shown()), refresh=refresh)
-
-
-def action_cell(watch: AppRepository, button: SafeString) -> SafeString:
-    """Return the cell with a row's button. Polls replace it only once the row stops failing."""
-    return _cell("action", watch.pk, button, refresh=False)
 
 
 def _cell(name: str, pk: int, content: SafeString | str, *, refresh: bool) -> SafeString:
@@ -309,14 +309,15 @@ def refreshed_cells(pks: Sequence[int], shown: Shown) -> tuple[list[SafeString],
     """Return the current cells of these rows, and how many no longer fail. Rows that don't fail show only their status."""
     rows = AppRepository.objects.alive().with_state().filter(pk__in=pks).select_related("app", "repository")
     watches = {watch.pk: watch for watch in rows}
+    names = [name for name in _CELLS if name != "action" or shown.retry is not None]
     cells, recovered = [], 0
     for pk in pks:
         watch = watches.get(pk)
         if watch is not None and watch.is_failing:
-            cells += [cell(name, watch, shown, refresh=True) for name in _CELLS]
+            cells += [cell(name, watch, shown, refresh=True) for name in names]
             continue
         recovered += 1
         status = status_badge(watch) if watch else badge("cancelled", "No longer watched")
-        contents = dict.fromkeys([*_CELLS, "action"], "") | {"state": status}
+        contents = dict.fromkeys(names, "") | {"state": status}
         cells += [_cell(name, pk, content, refresh=True) for name, content in contents.items()]
     return cells, recovered

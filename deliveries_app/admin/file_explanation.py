@@ -74,7 +74,7 @@ class FindWatchAdmin(DocoraAdmin[App]):
         if len(found) == 1:
             page = reverse("admin:deliveries_app_apprepository_why", args=[found[0].pk])
             return HttpResponseRedirect(f"{page}?{urlencode({'path': request.GET.get('path', '')})}")
-        message = f"{app.name} doesn't watch a repository named {name!r}."
+        message = f"{app.name} doesn't watch a repository named “{name}”."
         if found:
             message = f"{app.name} watches several repositories named {name}. Enter the URL of one of them."
         return self.redirect_with_message(request, self.page_of(app), message, messages.WARNING)

@@ -17,6 +17,7 @@ from deliveries_app.models import App, Delivery
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import app_detail, overview
 from deliveries_app.reports import queue as queue_report
+from deliveries_app.services.control import current_pause
 from docora.text import parse_pk
 
 SUGGESTED_NAMES = 20
@@ -42,7 +43,7 @@ def live_app(request: HttpRequest, pk: int) -> HttpResponse:
     query = request.GET.copy()
     shown = query.pop("operations", [""])[-1]
     request.GET = query  # type: ignore[assignment]  # links in the fragment repeat the page's own query
-    context = app_detail.live(request.user, app, query)
+    context = app_detail.live(request.user, app, query) | {"sync_pause": current_pause()}
     if shown != context["operation_ids"]:
         context["operations"] = [progress_context.of_operation(operation) for operation in context["operations_shown"]]
     return render(request, "admin/deliveries_app/app/live.html#refreshed", context)
@@ -57,6 +58,7 @@ def failed_syncs(request: HttpRequest) -> HttpResponse:
     rows = max(0, count - recovered) if count is not None else None
     filtered = request.GET.get("filtered") == "1"
     context = {**panel_context(request, polling_page(request)), "cells": cells, "rows": rows, "filtered": filtered}
+    context |= {"sync_pause": current_pause(), "here": polling_page(request)}
     return render(request, "docora/failed.html#refresh", context)
 
 
@@ -64,7 +66,8 @@ def failed_syncs(request: HttpRequest) -> HttpResponse:
 @fragment(overview.can_view)
 def live_overview(request: HttpRequest) -> HttpResponse:
     """Render the panel, and the health indicators beside the page's title."""
-    return render(request, "docora/overview.html#polled", {"overview": overview.of_user(request.user)})
+    context = {"overview": overview.of_user(request.user), "sync_pause": current_pause(), "here": polling_page(request)}
+    return render(request, "docora/overview.html#polled", context)
 
 
 @require_GET
@@ -80,7 +83,8 @@ def live_queue(request: HttpRequest) -> HttpResponse:
 @fragment(can_view_deliveries)
 def live_delivery(request: HttpRequest, pk: int) -> HttpResponse:
     delivery = get_object_or_404(Delivery.objects.select_related("watch"), pk=pk, watch__ended_at=None)
-    return render(request, "admin/deliveries_app/delivery/change_form.html#panel", of_delivery(request, delivery))
+    context = of_delivery(request, delivery) | {"sync_pause": current_pause(), "here": polling_page(request)}
+    return render(request, "admin/deliveries_app/delivery/change_form.html#refreshed", context)
 
 
 @require_GET

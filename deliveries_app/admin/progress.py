@@ -19,6 +19,7 @@ from deliveries_app.models import AppRepository, AppRepositoryQuerySet, BulkOper
 from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import app_detail
+from deliveries_app.services.control import current_pause
 from docora.db.compiled import compiled_and_prepared
 from docora.text import counted, parse_pks
 
@@ -119,6 +120,17 @@ def watch_progress(request: HttpRequest, pk: int) -> HttpResponse:
         return render(request, "docora/progress.html#watch_progress", context)
     page = _admin_of(AppRepository).page_context(request, watch)
     return render(request, "admin/deliveries_app/apprepository/change_form.html#settled", page | context)
+
+
+@require_GET
+@fragment(can_view_watches)
+def live_watch(request: HttpRequest, pk: int) -> HttpResponse:
+    """Return every part of a watch's page that changes. `active=1` says that the page shows the watch as active."""
+    watch = get_object_or_404(_watches(), pk=pk)
+    context = _admin_of(AppRepository).page_context(request, watch)
+    context |= {"refreshed": True, "polled": request.GET.get("active") == "1"}
+    context |= {"sync_pause": current_pause(), "here": polling_page(request)}
+    return render(request, "admin/deliveries_app/apprepository/change_form.html#live", context)
 
 
 def _run_progress(request: HttpRequest, watch: AppRepository, pk: str, context: dict[str, Any]) -> HttpResponse:

@@ -65,7 +65,7 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
             return
         reset_circuits(Actor.of_request(request), selected)
         circuits = f"{len(selected):,} circuits" if len(selected) > 1 else "Circuit"
-        self.message_user(request, f"{circuits} reset. All affected repositories are being retried.")
+        self.message_user(request, f"{circuits} reset. Retry queued for all affected repositories.")
 
     def reset_one(self, request: HttpRequest, repository: Repository) -> HttpResponse:
         """Reset one circuit, from the page of the repository or of one of its watches."""
@@ -73,8 +73,8 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
         if not (repository.consecutive_failures or repository.circuit_open_until):
             return self.redirect_with_message(request, page, "The circuit is already closed.", messages.WARNING)
         woken = reset_circuits(Actor.of_request(request), [repository])
-        message = f"Circuit reset. The repository is being retried for {counted(woken, 'app', 'apps')}."
-        return self.redirect_with_message(request, page, message)
+        queued = f" Retry queued for {counted(woken, 'app', 'apps')}." if woken else ""
+        return self.redirect_with_message(request, page, f"Circuit reset.{queued}")
 
     def get_urls(self) -> list[URLPattern]:
         page = self.object_page("reset-circuit", require_POST(self.reset_one), Permission.RETRY)

@@ -211,6 +211,7 @@ def live(user: AbstractBaseUser | AnonymousUser, app: App, query: QueryDict) -> 
         "here": f"{page}?{query.urlencode()}" if query else page,
         "recent": recent_operations(user, app),
         "can_view_runs": user.has_perm(Permission.VIEW_RUNS),  # type: ignore[union-attr]
+        "can_change": user.has_perm(Permission.CHANGE_APPS),  # type: ignore[union-attr]
         **rights(user),
     }
     if not context["can_view"]:

@@ -11,7 +11,8 @@ from deliveries_app.models import AlertChannel, App, AppRepository, BulkOperatio
 from deliveries_app.monitoring import alerts
 from deliveries_app.monitoring.counts import WatchCounts, count_open_circuits, count_watches
 from deliveries_app.permissions import Permission
-from deliveries_app.progress import live
+from deliveries_app.progress import activity, live
+from deliveries_app.progress.activity import Activity
 from deliveries_app.progress.context import open_progress
 from deliveries_app.progress.live import Progress
 from deliveries_app.reports import checklist, traffic
@@ -50,7 +51,7 @@ class Jobs:
 class Running:
     """The first few open operations and running syncs, whether there are more operations, and how many more syncs."""
 
-    operations: tuple[tuple[BulkOperation, Progress], ...]
+    operations: tuple[tuple[BulkOperation, Progress, Activity | None], ...]
     more_operations: bool
     watches: tuple[tuple[AppRepository, Progress | None], ...]
     more_watches: int
@@ -146,11 +147,16 @@ def _running(watches: Watches | None, *, operations: bool) -> Running:
     syncing = _syncing() if watches and watches.counts.syncing else []
     progress = open_progress(syncing)
     return Running(
-        operations=tuple((operation, live.of_operation(operation)) for operation in open_operations[:OPERATIONS_SHOWN]),
+        operations=tuple(_with_progress(operation) for operation in open_operations[:OPERATIONS_SHOWN]),
         more_operations=len(open_operations) > OPERATIONS_SHOWN,
         watches=tuple((watch, progress.get(watch.pk)) for watch in syncing),
         more_watches=max(0, watches.counts.syncing - len(syncing)) if watches else 0,
     )
+
+
+def _with_progress(operation: BulkOperation) -> tuple[BulkOperation, Progress, Activity | None]:
+    progress = live.of_operation(operation)
+    return operation, progress, activity.of_operation(operation, progress)
 
 
 def _syncing() -> list[AppRepository]:

@@ -115,7 +115,8 @@ def read_queue() -> QueueView:
     queued = {pk: job.queue for job in jobs if (pk := _watch_of(job))}
     lease_left = ExpressionWrapper(F("lease_until") - Now(), output_field=DurationField())  # by the database's clock
     running = list(_watches().leased().annotate(lease_left=lease_left).order_by("next_sync_at", "pk")[:SHOWN])
-    overdue = _watches().free().filter(next_sync_at__lte=Now())
+    # The lease of a running watch may end between the queries.
+    overdue = _watches().free().filter(next_sync_at__lte=Now()).exclude(pk__in=[watch.pk for watch in running])
     position = {pk: number for number, pk in enumerate(queued)}
     with_job = sorted(overdue.filter(pk__in=queued), key=lambda watch: position[watch.pk])
     without_job = list(overdue.exclude(pk__in=queued).order_by("next_sync_at", "pk")[: max(0, SHOWN - len(with_job))])

@@ -98,7 +98,8 @@ class Day(Hours):
 
 
 def percent(good: int, bad: int) -> float | None:
-    return 100 * good / (good + bad) if good + bad else None
+    """Round down to one decimal, so that the share is below 100 while anything was rejected."""
+    return 1000 * good // (good + bad) / 10 if good + bad else None
 
 
 def last_hours(count: int) -> list[datetime]:

@@ -47,7 +47,7 @@
 
   // Browsers may keep a page in memory for the Back button, even one that must not be cached. Do not keep its secrets.
   window.addEventListener("pagehide", () => {
-    for (const secret of document.querySelectorAll(".secret code")) secret.textContent = "";
+    for (const secret of document.querySelectorAll(".secret :is(code, pre)")) secret.textContent = "";
   });
 
   // Put the focus in front of the buttons of a confirmation, or on the first invalid field, without scrolling past the text above.
@@ -203,7 +203,25 @@
     (fragment.querySelector(".progress-text") ?? fragment).append(text);
     fragment.classList.add("is-lost");
   };
-  for (const name of ["htmx:sendError", "htmx:timeout", "htmx:responseError"]) document.addEventListener(name, markLost);
+
+  // A form whose request got no answer says so in its list item, which the next answer replaces.
+  const markUnanswered = (event) => {
+    const form = event.detail.elt;
+    const message = form.dataset?.unanswered;
+    const item = form.closest("li");
+    if (!message || !item) return;
+    item.querySelector(".unanswered")?.remove();
+    const text = document.createElement("p");
+    text.className = "unanswered bad";
+    text.textContent = message;
+    item.append(text);
+    const spoken = document.getElementById("spoken");
+    if (spoken) spoken.textContent = message;
+  };
+  for (const name of ["htmx:sendError", "htmx:timeout", "htmx:responseError"]) {
+    document.addEventListener(name, markLost);
+    document.addEventListener(name, markUnanswered);
+  }
 
   // Some of Django's own elements tell screen readers too little: the search field has only an icon as its label, help
   // icons have a name but no role, and selects with a search lose their label. Django's scripts create the icons and selects.

@@ -1,4 +1,4 @@
-"""`make screenshots`: take screenshots of the admin for the documentation, as small WebP files in static/docs/.
+"""`make screenshots`: take the screenshots of the admin that README.md shows, as small WebP files in static/docs/.
 
 They show a real instance (tests/browser/showcase.py), which is started and stopped for them.
 """
@@ -31,8 +31,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 TARGET = PROJECT / "static" / "docs"
 LARGEST = 60_000  # bytes
 QUALITIES = (85, 75, 65, 50)  # the first one that is small enough is used
-LIGHT = (Look("light", 1280), Look("light", 390))
-DARK = (Look("dark", 1280), Look("dark", 390))
+LOOK = Look("light", 1280)
 HALFWAY = 40  # percent
 
 
@@ -41,16 +40,14 @@ class Camera:
         self.page, self.url = page, url
         self._devtools = page.context.new_cdp_session(page)
 
-    def shoot(self, name: str, path: str, looks: tuple[Look, ...] = LIGHT) -> None:
-        """Save the page at `path` as `static/docs/NAME-WIDTH.webp`, with `dark` in the name of a dark one."""
-        for look in looks:
-            look_as(self.page, look)
-            self.open(path)
-            self.page.wait_for_timeout(400)  # the first poll adds bars and badges
-            file = TARGET / f"{name}-{look.width}{'-dark' if look.scheme == 'dark' else ''}.webp"
-            file.write_bytes(self._picture(file.name))
-            print(f"{file.relative_to(PROJECT)}: {file.stat().st_size / 1000:.0f} kB")
-        look_as(self.page, LIGHT[0])
+    def shoot(self, name: str, path: str) -> None:
+        """Save the page at `path` as `static/docs/NAME-WIDTH.webp`."""
+        look_as(self.page, LOOK)
+        self.open(path)
+        self.page.wait_for_timeout(400)  # the first poll adds bars and badges
+        file = TARGET / f"{name}-{LOOK.width}.webp"
+        file.write_bytes(self._picture(file.name))
+        print(f"{file.relative_to(PROJECT)}: {file.stat().st_size / 1000:.0f} kB")
 
     def open(self, path: str) -> None:
         response = self.page.goto(self.url + path)
@@ -73,49 +70,44 @@ def main() -> None:
         django.setup()
         from tests.browser.showcase import Showcase  # models need configured settings
 
-        failed, queue = page_of("failedsync_changelist"), page_of("queue_changelist")  # before anything is started
+        confirmation = page_of("app_force_resync")  # before anything is started
         instance = subprocess.Popen([sys.executable, "manage.py", "up"], cwd=PROJECT, stdout=subprocess.DEVNULL)
         showcase = Showcase(Path(folder))
         try:
             wait_until_it_answers(f"{url}/health", instance)
             showcase.fill()
             with chromium.page(reduced_motion="reduce") as page:
-                take_pictures(Camera(page, url), showcase, failed=failed, queue=queue)
+                take_pictures(Camera(page, url), showcase, confirmation)
         finally:
             instance.send_signal(signal.SIGTERM)
             instance.wait(60)
             showcase.close()
 
 
-def page_of(name: str, *arguments: int) -> str:
+def page_of(name: str) -> str:
     try:
-        return reverse(f"admin:deliveries_app_{name}", args=arguments)
+        return reverse(f"admin:deliveries_app_{name}")
     except NoReverseMatch:
         raise SystemExit(f"There is no page {name} of deliveries_app to take a picture of.") from None
 
 
-def take_pictures(camera: Camera, showcase: "Showcase", *, failed: str, queue: str) -> None:
-    page, portal = camera.page, showcase.portal
+def take_pictures(camera: Camera, showcase: "Showcase", confirmation: str) -> None:
+    page = camera.page
     camera.open("/admin/")
     page.get_by_label("Username:").fill("anna")
     page.get_by_label("Password:").fill(showcase.password)
     page.get_by_role("button", name="Sign in").click()
     expect(page.get_by_role("heading", name="Overview")).to_be_visible()
-    camera.shoot("failed-syncs", failed)
-    confirmation = f"{page_of('app_force_resync')}?ids={portal}"
-    camera.shoot("confirmation", confirmation)
     showcase.pace = 0.15
-    camera.open(confirmation)
+    camera.open(f"{confirmation}?ids={showcase.portal}")
     page.get_by_role("button", name=re.compile("^Re-sync")).click()
     bar = page.locator(".progress-box progress").first
     while int(bar.get_attribute("value") or 0) < HALFWAY:
         page.wait_for_timeout(200)
     operation = page.url.removeprefix(camera.url)
-    camera.shoot("operation", operation, LIGHT + DARK)
-    showcase.pace = 2.0  # still running in every screenshot
-    camera.shoot("app", page_of("app_change", portal))
-    camera.shoot("overview", "/admin/", LIGHT + DARK)
-    camera.shoot("queue", queue)
+    camera.shoot("operation", operation)
+    showcase.pace = 2.0  # still running in the next screenshot
+    camera.shoot("overview", "/admin/")
 
 
 def configure(folder: Path) -> str:

@@ -84,7 +84,7 @@ def watch_repository(page: Page, url: str) -> None:
     page.get_by_role("link", name="Operate").click()
     page.get_by_role("link", name="Watch a repository").click()
     page.get_by_label("URL:").fill(url)
-    page.get_by_role("button", name="Watch repository").click()
+    page.get_by_role("button", name="Watch a repository").click()
     expect(page.get_by_role("heading", name="acme/docs → Newsletter")).to_be_visible()
     expect(page.locator(".progress-text .badge").first).to_have_text("Up to date", timeout=30_000)
 

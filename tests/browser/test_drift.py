@@ -66,7 +66,7 @@ def test_check_from_the_button_to_the_repaired_copy(world: World, site: Site, br
     def check_app(page: Page) -> None:
         page.goto(f"{site.url}/admin/deliveries_app/app/{watch.app_id}/change/")
         page.get_by_role("button", name="Check for differences").click()
-        expect(page.locator("#toasts-polite").get_by_text("Checking 1 repository…")).to_be_visible()
+        expect(page.locator("#toasts-polite").get_by_text("Check of 1 repository requested.")).to_be_visible()
         newest = page.locator("#result_list tbody tr").first
         expect(newest).to_contain_text("No differences")  # without a reload
         expect(newest).to_contain_text("189 files compared")

@@ -109,7 +109,7 @@ def test_resync_with_the_keyboard_alone(site: Site, browser: Browser, watched: A
         tab_to(page, page.get_by_role("button", name="Re-sync"))
         page.keyboard.press("Enter")
         expect(page.get_by_role("heading", name="Re-sync · acme/docs → Portal")).to_be_visible()
-        toast = page.get_by_role("status").filter(has_text="Re-syncing 1 repository")
+        toast = page.get_by_role("status").filter(has_text="Re-sync of 1 repository requested.")
         expect(toast).to_be_visible()
         tab_to(page, toast.get_by_role("button", name="Dismiss this message"))
         page.keyboard.press("Enter")
@@ -179,7 +179,7 @@ def test_second_press_of_a_button_sends_nothing(site: Site, browser: Browser, wa
         page.wait_for_timeout(1000)  # a second request would be held as well
         assert len(held) == 1
         held[0].continue_()
-        expect(page.get_by_role("status").filter(has_text="Re-syncing 2 repositories…")).to_be_visible()
+        expect(page.get_by_role("status").filter(has_text="Re-sync of 2 repositories requested.")).to_be_visible()
         assert page.evaluate("sessionStorage.busy") == "true"
 
     browser.drive(journey)

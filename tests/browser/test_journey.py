@@ -66,7 +66,7 @@ def test_resync_of_two_rows_until_the_bar_is_full(
         expect(page.get_by_text("This will re-sync 2 repositories for 1 app.")).to_be_visible()
         expect(page.get_by_role("row").filter(has_text="Total")).to_contain_text("300")
         page.get_by_role("button", name="Re-sync 2 repositories").click()
-        expect(page.get_by_role("status").filter(has_text="Re-syncing 2 repositories…")).to_be_visible()
+        expect(page.get_by_role("status").filter(has_text="Re-sync of 2 repositories requested.")).to_be_visible()
 
     browser.drive(start)
     assert BulkOperation.objects.get().requested_by == "anna"
@@ -137,7 +137,7 @@ def test_list_shows_the_resync_of_one_row_live(
         page.get_by_role("link", name="Re-sync acme/wiki → Portal").click()
         expect(page.get_by_text("This will re-sync acme/wiki and re-send ALL files to Portal.")).to_be_visible()
         page.get_by_role("button", name="Re-sync").click()
-        expect(page.get_by_role("status").filter(has_text="Re-syncing 1 repository…")).to_be_visible()
+        expect(page.get_by_role("status").filter(has_text="Re-sync of 1 repository requested.")).to_be_visible()
         page.goto(site.url + LIST)
         row = page.get_by_role("row").filter(has_text="acme/wiki")
         tick = page.get_by_role("row").filter(has_text="acme/docs").get_by_role("checkbox")

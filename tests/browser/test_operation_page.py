@@ -202,7 +202,7 @@ def test_what_a_screen_reader_hears_of_a_resync(world: World, site: Site, browse
         main.get_by_role("button", name="Re-sync", exact=True).click()
 
         expect(main.get_by_role("heading", level=1)).to_have_text("Re-sync · acme/docs → Portal")
-        expect(page.get_by_role("status").filter(has_text="Re-syncing 1 repository")).to_be_visible()
+        expect(page.get_by_role("status").filter(has_text="Re-sync of 1 repository requested.")).to_be_visible()
         box = main.get_by_role("region", name="Re-sync")
         expect(box.get_by_role("progressbar", name="Progress of Re-sync · acme/docs → Portal").first).to_be_visible()
         expect(box.get_by_role("button", name="Cancel")).to_be_visible()

@@ -43,7 +43,7 @@ def test_apps_are_filtered_by_status(admin: Client) -> None:
     page = admin.get(APPS).text
     assert "By status" in page
     assert "By paused" not in page
-    assert ">Active</a>" in page
+    assert ">Not paused</a>" in page
     shown = admin.get(f"{APPS}?paused__exact=1")
     assert [app.name for app in shown.context["cl"].result_list] == ["Search"]
     shown = admin.get(f"{APPS}?paused__exact=0")

@@ -58,7 +58,7 @@ def test_reset_button_closes_the_circuit_and_schedules_every_watch(mender: Clien
     back = f"{WATCHES}{watch.pk}/change/"
     page = mender.post(f"{LIST}{watch.repository_id}/reset-circuit/?next={back}", follow=True)
     assert page.redirect_chain == [(back, 302)]
-    assert "Circuit reset. The repository is being retried for 2 apps." in page.text
+    assert "Circuit reset. Retry queued for 2 apps." in page.text
     assert "Reset circuit" not in page.text
     watch.repository.refresh_from_db()
     assert (watch.repository.consecutive_failures, watch.repository.circuit_open_until) == (0, None)
@@ -69,9 +69,15 @@ def test_reset_button_closes_the_circuit_and_schedules_every_watch(mender: Clien
     assert "Reset the circuit" in mender.get(f"{LIST}{watch.repository_id}/history/").text
 
 
+def test_reset_of_a_circuit_without_waiting_watches(mender: Client, broken) -> None:
+    AppRepository.objects.update(ended_at=timezone.now())
+    page = mender.post(f"{LIST}{broken[0].repository_id}/reset-circuit/", follow=True)
+    assert "Circuit reset.</li>" in page.text
+
+
 def test_action_resets_selected_or_all_circuits(mender: Client, broken) -> None:
     chosen = {"action": "reset_circuits", "_selected_action": [broken[0].repository_id]}
-    assert "Circuit reset. All affected repositories are being retried." in mender.post(LIST, chosen, follow=True).text
+    assert "Circuit reset. Retry queued for all affected repositories." in mender.post(LIST, chosen, follow=True).text
     assert open_circuits() == 1
     Repository.objects.update(circuit_open_until=timezone.now() + timedelta(minutes=5))
     assert "2 circuits reset." in mender.post(LIST, chosen | {"select_across": "1"}, follow=True).text

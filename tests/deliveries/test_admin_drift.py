@@ -91,7 +91,7 @@ def test_check_of_an_app_covers_its_repositories(operator: Client, opted_in: lis
     AppRepository.objects.filter(pk=opted_in[1].pk).update(last_commit="")  # never synced
     assert f'action="{APPS}{portal.pk}/check/"' in operator.get(f"{APPS}{portal.pk}/change/").text
     answer = operator.post(f"{APPS}{portal.pk}/check/", follow=True)
-    assert "Checking 1 repository…" in answer.text
+    assert "Check of 1 repository requested." in answer.text
     assert [check.watch for check in DriftCheck.objects.all()] == [opted_in[0]]
     assert "acme/docs" in answer.text
     assert "hx-get" in operator.get(f"/admin/live/checks/?ids={DriftCheck.objects.get().pk}").text

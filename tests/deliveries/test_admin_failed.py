@@ -255,14 +255,16 @@ def test_poll_replaces_groups_and_cells(operator: Client, failing) -> None:
     AppRepository.objects.filter(pk=failing[0].pk).update(status=Status.SCANNING, lease_until=soon)
     answer = live(operator, failing[0].pk)
     assert "3 failing repositories" in answer
-    for name in ("state", "cause", "attempts", "since"):
+    for name in ("state", "cause", "attempts", "since", "action"):
         assert (
             f'<div id="failed-{name}-{failing[0].pk}" class="failed-{name}" data-live-part hx-swap-oob="true">'
             in answer
         )
     assert "Syncing" in answer
     assert "_selected_action" not in answer
-    assert f"failed-action-{failing[0].pk}" not in answer  # its button is not replaced
+    assert f'id="retry-{failing[0].pk}"' in answer  # a row that had recovered gets its button again
+    viewer = staff("vera", "view_apprepository")
+    assert "failed-action" not in live(viewer, failing[0].pk)
 
 
 def test_recovered_row_shows_status_and_no_button(operator: Client, failing) -> None:

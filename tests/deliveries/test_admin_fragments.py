@@ -450,3 +450,40 @@ def test_anonymous_cancel_redirects_to_the_sign_in_page(admin: Client, operation
         answer = Client().post(url)
         assert (answer.status_code, answer.url) == (302, f"/admin/login/?next={url}")
     assert operation.runs.filter(outcome="").count() == 3
+
+
+def test_settled_watch_page_refreshes_itself(admin: Client, db) -> None:
+    watch = make_watch(make_app("Portal"), "docs")
+    fail(watch, RootCause.SERVER_ERROR, status=500, state=Status.FAILED)
+    page, url = f"{LIST}{watch.pk}/change/", f"/admin/live/watch/{watch.pk}/"
+    assert f'hx-get="{url}"' in admin.get(page).text
+    App.objects.update(paused=True)
+    answer = poll(admin, f"{url}?active=0", page)
+    assert "The app is paused." in swapped(answer)["watch-problem"]
+    assert f'id="watch-progress-{watch.pk}"' in answer
+    assert 'id="spoken"' not in answer
+    parts = swapped(answer.split('<div id="sync-pause"')[0])
+    reloaded = without_tokens(admin.get(page).text)
+    for name, content in parts.items():
+        assert without_tokens(content) in reloaded, name
+    assert "acme/docs: Paused." in poll(admin, f"{url}?active=1", page)
+
+
+def test_app_page_s_poll_agrees_with_itself(admin: Client, db) -> None:
+    app = make_app("Portal")
+    page, url = f"/admin/deliveries_app/app/{app.pk}/change/", f"/admin/live/app/{app.pk}/"
+    assert "Pause app" in admin.get(page).text
+    App.objects.update(paused=True, paused_reason="By a colleague.")
+    answer = poll(admin, url, page)
+    assert '<dd id="app-status" hx-swap-oob="innerHTML"><span class="bad">Paused</span> By a colleague.</dd>' in answer
+    assert "Resume app</button>" in answer
+    assert "Pause app" not in answer
+
+
+def test_only_a_resync_of_the_whole_app_hides_its_button(admin: Client, operation: BulkOperation) -> None:
+    page = f"/admin/deliveries_app/app/{operation.app_id}/change/"
+    assert admin.get(page).text.count("resyncs-app") == 1
+    BulkOperation.objects.update(kind="retry")
+    assert "resyncs-app" not in admin.get(page).text
+    BulkOperation.objects.update(kind="resync", app=None)
+    assert "resyncs-app" not in admin.get(page).text

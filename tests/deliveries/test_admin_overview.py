@@ -199,6 +199,19 @@ def test_running_syncs_have_bars(viewer: Client) -> None:
     assert "Reading the repository" in text_of(page)
 
 
+def test_waiting_operation_says_so(viewer: Client) -> None:
+    app = make_app("Portal")
+    watch = make_watch(app, "docs", status=Status.PENDING, next_sync_at=timezone.now())
+    operation = BulkOperation.objects.create(title="Re-sync all · Portal", app=app, requested_by="anna", total=1)
+    SyncRun.objects.create(
+        watch=watch, app_name="Portal", repository_name="acme/docs", operation=operation, reason="resync",
+        requested_by="anna", generation=1,
+    )  # fmt: skip
+    assert "Re-sync all · Portal Queued 0%" in text_of(viewer.get(PAGE).text)
+    App.objects.update(paused=True)
+    assert "Re-sync all · Portal Paused 0%" in text_of(viewer.get(PAGE).text)
+
+
 def test_overflow_is_a_link(viewer: Client) -> None:
     app = make_app("Portal")
     for number in range(overview.WATCHES_SHOWN + 2):

@@ -9,7 +9,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from deliveries_app.models import AppRepository, SyncPause, SyncRun
+from deliveries_app.models import AppRepository, Delivery, SyncPause, SyncRun
 from tests.support.audit import by_users, messages
 from tests.support.staff import staff
 
@@ -116,6 +116,25 @@ def test_queue_page_polls_the_pause(operator: Client, db) -> None:
     assert BANNER in after
     assert f'action="{PAGE}resume/?next={PAGE}"' in after
     assert "Pause all syncing" not in after
+
+
+def test_live_pages_poll_the_pause(operator: Client, watches, paused: SyncPause) -> None:
+    delivery = Delivery.objects.create(
+        watch=watches[0], path="a.md", size=1, sequence=1, generation=1, acknowledged=True
+    )
+    operator = staff("otto", *SEES, "view_delivery", "control_queue")
+    live = {
+        "/admin/": "overview/",
+        "/admin/deliveries_app/failedsync/": "failed/",
+        f"/admin/deliveries_app/app/{watches[0].app_id}/change/": f"app/{watches[0].app_id}/",
+        f"/admin/deliveries_app/delivery/{delivery.pk}/change/": f"delivery/{delivery.pk}/",
+        f"{WATCHES}{watches[0].pk}/change/": f"watch/{watches[0].pk}/",
+    }
+    for page, fragment in live.items():
+        answer = operator.get(f"/admin/live/{fragment}", headers={"HX-Current-URL": f"http://testserver{page}"}).text
+        assert answer.count('<div id="sync-pause" hx-swap-oob="true">') == 1, page
+        assert BANNER in answer, page
+        assert f'action="{PAGE}resume/?next={page}"' in answer, page
 
 
 def test_resync_during_a_pause_is_recorded_and_waits(operator: Client, watches, paused: SyncPause) -> None:

@@ -13,7 +13,7 @@ from redis import Redis
 from rq.utils import utcformat
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import App, AppRepository, Outcome, Status, SyncPause, SyncRun
+from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, Outcome, Status, SyncPause, SyncRun
 from deliveries_app.progress import runs
 from deliveries_app.reports import queue as queue_report
 from deliveries_app.services import request_sync, resync_many, resync_single
@@ -92,6 +92,13 @@ def test_empty_queue(operator: Client) -> None:
     assert "No worker is running" in page
     assert "or start manage.py up or manage.py rqworker high default low." in page
     assert "Docora is checking repositories" not in page
+
+
+def test_watch_whose_lease_ends_meanwhile_is_listed_once(operator: Client, settings, monkeypatch) -> None:
+    watch = make_watch(make_app("Portal"), "docs")
+    lease(watch, settings)
+    monkeypatch.setattr(AppRepositoryQuerySet, "free", lambda watches: watches)  # as the second query sees it
+    assert operator.get(PAGE).text.count(f'action="{PAGE}{watch.pk}/stop/"') == 1
 
 
 def test_queue_is_in_the_list_of_models(operator: Client) -> None:

@@ -48,7 +48,7 @@ def test_confirming_one_row_redirects_to_its_operation(
     operation = BulkOperation.objects.get()
     assert answer.redirect_chain == [(f"/admin/deliveries_app/bulkoperation/{operation.pk}/change/", 302)]
     assert (operation.title, operation.app, operation.total) == ("Re-sync · acme/docs → Portal", watches[0].app, 1)
-    assert "Re-syncing 1 repository" in answer.text
+    assert "Re-sync of 1 repository requested." in answer.text
     assert "lost its disk" in answer.text
     assert generations() == [2, 1, 1]
     run = SyncRun.objects.get()
@@ -69,7 +69,7 @@ def test_confirming_several_rows_redirects_to_the_operation(operator: Client, wa
     answer = operator.post(url, {"post": "yes"}, follow=True)
     operation = BulkOperation.objects.get()
     assert answer.redirect_chain == [(f"/admin/deliveries_app/bulkoperation/{operation.pk}/change/", 302)]
-    assert "Re-syncing 3 repositories…" in answer.text
+    assert "Re-sync of 3 repositories requested." in answer.text
     assert generations() == [2, 2, 2]
     assert by_users().count() == 3
 

@@ -158,7 +158,7 @@ def test_confirmed_retry_is_one_operation(operator: Client, failing) -> None:
     answer = operator.post(url, form_of(operator, url), follow=True)
     operation = BulkOperation.objects.get()
     assert answer.redirect_chain == [(f"/admin/deliveries_app/bulkoperation/{operation.pk}/change/", 302)]
-    assert "Retrying 3 repositories…" in answer.text
+    assert "Retry of 3 repositories requested." in answer.text
     assert (operation.kind, operation.total, operation.title) == ("retry", 3, "Retry · 3 repositories")
     assert "progress-box-retry" in answer.text
     assert "Cancel" in answer.text
@@ -207,7 +207,7 @@ def test_single_watch_is_an_operation_of_one(operator: Client, failing) -> None:
     answer = operator.post(url, form_of(operator, url), follow=True)
     operation = BulkOperation.objects.get()
     assert answer.redirect_chain == [(f"/admin/deliveries_app/bulkoperation/{operation.pk}/change/", 302)]
-    assert "Retrying 1 repository" in answer.text
+    assert "Retry of 1 repository requested." in answer.text
 
 
 # --- Changed since the page was shown ---------------------------------------------------------------------------------

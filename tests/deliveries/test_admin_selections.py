@@ -45,7 +45,7 @@ def test_only_repository_of_an_app_is_confirmed_as_one(operator: Client, db) -> 
     make_watch(app, "docs")
     url = f"/admin/deliveries_app/app/force-resync/?ids={app.pk}"
     assert "This will re-sync acme/docs and re-send ALL files to Solo." in operator.get(url).text
-    assert "Re-syncing 1 repository" in operator.post(url, {"post": "yes"}, follow=True).text
+    assert "Re-sync of 1 repository requested." in operator.post(url, {"post": "yes"}, follow=True).text
 
 
 def test_ended_watch_is_neither_listed_nor_selected(operator: Client, watches) -> None:

@@ -128,7 +128,7 @@ def test_app_form_redirects_to_the_watch(admin: Client) -> None:
     for name in ("acme/site", "docs", ""):
         answer = ask(name)
         assert answer.redirect_chain[-1][0] == f"{ADMIN}/app/{app.pk}/change/"
-        assert "watch a repository named" in answer.text
+        assert f"watch a repository named “{name}”." in answer.text
     twin.repository.owner = "acme"
     twin.repository.save()
     assert "several repositories named acme/docs" in ask("acme/docs").text

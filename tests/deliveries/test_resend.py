@@ -103,7 +103,7 @@ def test_selection_is_confirmed_and_resent_as_one_operation(world: World) -> Non
     hidden = {name: answer.context[name] for name in ("selection_digest", "selection_files")}
     url = answer.redirect_chain[-1][0]
     done = operator.post(url, {"post": "yes", "reason": "Lost its disk", **hidden}, follow=True)
-    assert "Resending 3 files…" in unescape(done.text)
+    assert "Resend of 3 files requested." in unescape(done.text)
     operation = BulkOperation.objects.get()
     assert (operation.kind, operation.title, operation.total) == ("resend", "Resend · 3 files", 2)
     assert (operation.reason, operation.requested_by) == ("Lost its disk", "anna")

@@ -1,4 +1,4 @@
-"""*Watch repositories*: many lines at once, each with its own result."""
+"""*Watch several repositories*: many lines at once, each with its own result."""
 
 import time
 from typing import Any

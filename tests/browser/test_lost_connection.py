@@ -1,0 +1,71 @@
+"""What a page says when the server does not answer."""
+
+import re
+from datetime import timedelta
+
+import pytest
+from django.utils import timezone
+from playwright.sync_api import Page, expect
+
+from deliveries_app.models import Status
+from tests.browser.conftest import Browser, Site
+from tests.browser.test_journey import LIST, sign_in
+from tests.support.staff import make_app, make_watch
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+
+OWN_COMPLAINTS = re.compile(
+    r"Failed to load resource|^htmx:(sendError|responseError|afterRequest)|Response Status Error"
+)
+
+
+def unexpected(browser: Browser) -> list[str]:
+    return [complaint for complaint in browser.complaints if not OWN_COMPLAINTS.search(complaint)]
+
+
+def test_ping_without_an_answer(quiet_site: Site, browser: Browser) -> None:
+    app = make_app("Portal")
+    make_watch(app, "docs")
+
+    def journey(page: Page) -> None:
+        sign_in(page, quiet_site)
+        page.goto(f"{quiet_site.url}/admin/deliveries_app/app/force-resync/?ids={app.pk}")
+        line = page.get_by_role("listitem").filter(has_text="Portal")
+        ping = page.get_by_role("button", name="Ping Portal")
+        # htmx gives up after the 15 seconds of all other requests, unless the form says otherwise.
+        assert page.evaluate(
+            "form => htmx.config.timeout < JSON.parse(form.getAttribute('hx-request')).timeout",
+            line.locator("form").element_handle(),
+        )
+        said = "The ping got no answer from Docora. Try again."
+        page.context.set_offline(True)
+        ping.press("Enter")
+        expect(line.get_by_text(said)).to_be_visible()
+        page.context.set_offline(False)
+        page.route("**/ping/", lambda route: route.fulfill(status=502, body="Bad gateway"))
+        ping.press("Enter")
+        expect(line.get_by_text(said)).to_have_count(1)
+        expect(page.locator("#spoken")).to_have_text(said)
+        expect(ping).to_be_focused()
+
+    browser.drive(journey)
+    assert unexpected(browser) == []
+
+
+def test_list_reports_a_lost_connection(quiet_site: Site, browser: Browser) -> None:
+    make_watch(make_app("Portal"), "docs", status=Status.PENDING, next_sync_at=timezone.now() + timedelta(hours=1))
+
+    def journey(page: Page) -> None:
+        sign_in(page, quiet_site)
+        page.goto(quiet_site.url + LIST)
+        lost = page.get_by_text("Connection lost, retrying")
+        page.context.set_offline(True)
+        expect(lost).to_be_visible()
+        assert lost.evaluate("lost => lost.getBoundingClientRect().bottom") <= page.locator("#result_list").evaluate(
+            "table => table.getBoundingClientRect().top"
+        )
+        page.context.set_offline(False)
+        expect(lost).to_have_count(0)
+
+    browser.drive(journey)
+    assert unexpected(browser) == []
