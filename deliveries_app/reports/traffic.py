@@ -98,7 +98,7 @@ class Day(Hours):
 
 
 def percent(good: int, bad: int) -> float | None:
-    """Round down to one decimal, so that the share is below 100 while anything was rejected."""
+    """Return the share of `good`, rounded down to one decimal, so that it is below 100 while anything was rejected."""
     return 1000 * good // (good + bad) / 10 if good + bad else None
 
 
