@@ -43,7 +43,7 @@ class Panel:
         self.body = page.locator("[data-live] [hx-get]")
         self.age = page.locator("[data-live-age]")
         self.refresh = page.get_by_role("button", name="Refresh")
-        self.pause = page.get_by_role("button", name="Pause")
+        self.pause = page.get_by_role("button", name="Pause updates")
         self.address = self.body.get_attribute("hx-get") or ""
         self.asked = 0
         self.under_way: set[Request] = set()

@@ -120,7 +120,14 @@ def test_queue_page_polls_the_pause(operator: Client, db) -> None:
 
 def test_live_pages_poll_the_pause(operator: Client, watches, paused: SyncPause) -> None:
     delivery = Delivery.objects.create(
-        watch=watches[0], path="a.md", size=1, sequence=1, generation=1, acknowledged=True, updated_at=timezone.now()
+        watch=watches[0],
+        path="a.md",
+        kind="create",
+        size=1,
+        sequence=1,
+        generation=1,
+        acknowledged=True,
+        updated_at=timezone.now(),
     )
     operator = staff("otto", *SEES, "view_delivery", "control_queue")
     live = {
