@@ -110,22 +110,25 @@ MOVED = [
 ]
 
 
-@pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"])
-@pytest.mark.parametrize(("location", "address"), MOVED, ids=lambda value: repr(value)[:40])
-def test_redirect_of_a_renamed_repository_is_not_followed(
-    repo: Repo, status: str, location: str, address: str | None
-) -> None:
+STATUSES = ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"]
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_redirect_of_a_renamed_repository_is_not_followed(repo: Repo, subtests: pytest.Subtests, status: str) -> None:
     url = repo.server.url
-    repo.server.on_request = lambda *_: answer(status, "Location: " + location.replace("{url}", url))
-    error = ask(repo, TOKEN)
-    assert (error.cause, error.permanent, error.for_every_watcher) == (Cause.NOT_FOUND, True, True)
-    if address:
-        assert f"moved to {address.replace('{url}', url)}. Watch that URL instead." in str(error)
-    else:
-        assert "The git host redirects this URL" in str(error)
-    assert "secret" not in str(error)
-    assert TOKEN not in str(error)
-    assert len(repo.server.requests) == 1
+    for location, address in MOVED:
+        with subtests.test(location[:60]):
+            before = len(repo.server.requests)
+            repo.server.on_request = lambda *_, to=location: answer(status, "Location: " + to.replace("{url}", url))
+            error = ask(repo, TOKEN)
+            assert (error.cause, error.permanent, error.for_every_watcher) == (Cause.NOT_FOUND, True, True)
+            if address:
+                assert f"moved to {address.replace('{url}', url)}. Watch that URL instead." in str(error)
+            else:
+                assert "The git host redirects this URL" in str(error)
+            assert "secret" not in str(error)
+            assert TOKEN not in str(error)
+            assert len(repo.server.requests) == before + 1
 
 
 @pytest.mark.parametrize("status", ["301 Moved", "302 Found", "307 Temporary", "308 Permanent"])
