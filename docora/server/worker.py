@@ -125,7 +125,7 @@ class DocoraWorker(Worker):
     def dequeue_job_and_maintain_ttl(self, *arguments: Any, **options: Any) -> Any:
         """End the worker with a sentence if Redis refuses commands, such as when its disk is full. RQ would log a traceback."""
         try:
-            return super().dequeue_job_and_maintain_ttl(*arguments, **options)  # type: ignore[no-untyped-call]
+            return super().dequeue_job_and_maintain_ttl(*arguments, **options)
         except ResponseError as error:
             raise SystemExit(connection.problem(error)) from None
 
