@@ -7,6 +7,7 @@ Everything is stored in `DATA_DIR/demo`, including the ports and the password ch
 starts use the same ones.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -91,6 +92,13 @@ class UserExists(Exception):
     """The demo would take over accounts that it did not create."""
 
 
+class NotEmpty(Exception):
+    """The instance has apps or users that the demo did not create."""
+
+
+_CHOICES = "choices.json"
+
+
 @dataclass
 class Choices:
     """The values chosen at the first start. `has_users`: the demo has created its users."""
@@ -106,9 +114,9 @@ class Demo:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._file = directory / "choices.json"
+        self._file = directory / _CHOICES
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.choices = self._read()
+        self.choices = _read_choices(directory)
         self._git = GitServer(directory / "git", port=self.choices.git_port)
         self._keys: dict[str, str] = {}  # app id → key; the receiver reads it for each request
         self._seconds: dict[str, tuple[float, float]] = {}  # app id → range of the time for a file
@@ -171,7 +179,8 @@ class Demo:
         if not self.choices.has_users:
             taken = sorted(users.filter(username__in=USERS).values_list("username", flat=True))
             if taken:
-                raise UserExists(f"The users {' and '.join(taken)} already exist")
+                users_exist = "user {} already exists" if len(taken) == 1 else "users {} already exist"
+                raise UserExists(f"The {users_exist.format(' and '.join(taken))}")
             self.choices.has_users = True
             self._write()
         for name, groups in USERS.items():
@@ -182,16 +191,30 @@ class Demo:
             user.save()
             user.groups.set(Group.objects.filter(name__in=groups))
 
-    def _read(self) -> Choices:
-        if self._file.exists():
-            return Choices(**{"has_users": True} | json.loads(self._file.read_text()))
-        return Choices(password=secrets.token_urlsafe(9))
-
     def _write(self) -> None:
         temporary = self._file.with_suffix(".new")
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             json.dump(asdict(self.choices), file)
         temporary.replace(self._file)
+
+
+def _read_choices(directory: Path) -> Choices:
+    file = directory / _CHOICES
+    if file.exists():
+        return Choices(**{"has_users": True} | json.loads(file.read_text()))
+    return Choices(password=secrets.token_urlsafe(9))
+
+
+def require_own_instance(directory: Path) -> None:
+    """Raise NotEmpty if the instance has apps or users, and the demo in this directory has not created its own yet.
+
+    A database that has no tables yet, or doesn't respond, passes.
+    """
+    if _read_choices(directory).has_users:
+        return
+    with contextlib.suppress(OperationalError, ProgrammingError):
+        if App.objects.exists() or get_user_model()._default_manager.exists():
+            raise NotEmpty("This instance already has apps or users, which the demo would be mixed with")
 
 
 def wait_for_database(seconds: float) -> bool:

@@ -65,7 +65,7 @@ def error_message(error: Exception) -> str:
     from django.db.migrations.exceptions import MigrationSchemaMissing
 
     from docora.db.connection import first_line
-    from docora.redis.connection import RedisError
+    from docora.redis.connection import RedisError, problem
     from docora.security.crypto import DecryptionError
     from docora.security.redaction import redact
 
@@ -88,7 +88,7 @@ def error_message(error: Exception) -> str:
         ):
             return f"The database refused: {cause}. Check the rights of the user in DATABASE_URL, and the server's version."
         case RedisError():
-            return f"Redis does not respond: {cause}. Check REDIS_URL, and that Redis is running."
+            return problem(error)
         case DecryptionError():
             return str(error)
         case OSError(errno=errno.ENOSPC):

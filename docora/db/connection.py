@@ -87,6 +87,23 @@ def close_broken_connections() -> None:
             connection.close()
 
 
-def first_line(error: Exception) -> str:
+_SQLITE_ERROR = 1  # a faulty statement
+
+
+def is_outage(error: BaseException | None) -> bool:
+    """Return whether the database cannot be reached, in contrast to one that refuses a statement.
+
+    PostgreSQL's driver has no SQLSTATE for a failed connection; 08, 57P and 53300 are a lost connection, a server that
+    starts or stops, and too many connections. SQLite's file may be locked, full or missing.
+    """
+    if not isinstance(error, OperationalError | InterfaceError):
+        return False
+    if (code := getattr(error.__cause__, "sqlite_errorcode", None)) is not None:
+        return bool(code & 0xFF != _SQLITE_ERROR)
+    state = getattr(error.__cause__, "sqlstate", None)
+    return state is None or state.startswith(("08", "57P", "53300"))
+
+
+def first_line(error: BaseException) -> str:
     """Return the first line of an error from the database or its driver, which names the cause."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -165,7 +165,18 @@ def test_replace_github_token_checks_the_new_token(world: World, typed) -> None:
         run("replace_github_token", *ids_of(watch))
     typed("sesame\n")
     assert run_json("replace_github_token", *ids_of(watch))["app_id"] == world.app.app_id
-    assert "wrong" not in AppRepository.objects.get().github_token
+    assert AppRepository.objects.get().github_token == "sesame"
+
+
+def test_replace_github_token_removes_the_token_only_if_told_so(world: World, typed) -> None:
+    repo = world.git.repo("acme/public", {"a": b"a"})
+    watch = world.watch_url(repo, token="sesame")
+    typed("\n")
+    with pytest.raises(CommandError, match=r"There is no token on stdin\."):
+        run("replace_github_token", *ids_of(watch))
+    assert AppRepository.objects.get().github_token == "sesame"
+    assert "Removed the token of acme/public" in run("replace_github_token", *ids_of(watch), "--remove")
+    assert AppRepository.objects.get().github_token == ""
 
 
 def test_explain_a_file(world: World) -> None:

@@ -15,12 +15,13 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
-from deliveries_app.demo.instance import BROKEN, CLIENTS, Demo, UserExists
+from deliveries_app.demo.instance import BROKEN, CLIENTS, Demo, NotEmpty, UserExists, require_own_instance
 from deliveries_app.models import App, AppRepository, HourlyTraffic, Status
 from deliveries_app.services import change_app, retry_single
 from deliveries_app.sync.attempt import sync
 from docora.cli.main import DEMO_SETTINGS
 from tests.support.commands import manage
+from tests.support.staff import make_app
 
 
 @pytest.fixture
@@ -121,6 +122,28 @@ def test_accounts_of_others_are_left_alone(transactional_db: None, tmp_path: Pat
     assert not guest.is_staff
     assert get_user_model().objects.count() == 2
     assert not App.objects.exists()
+
+
+def test_one_account_of_others(transactional_db: None, tmp_path: Path) -> None:
+    get_user_model().objects.create_superuser("admin", password="the owner's")
+    demo = Demo(tmp_path / "demo")
+    with pytest.raises(UserExists, match="The user admin already exists"):
+        demo._make_users()
+
+
+def test_instance_of_others_is_left_alone(transactional_db: None, tmp_path: Path) -> None:
+    require_own_instance(tmp_path / "demo")
+    app = make_app("Search")
+    with pytest.raises(NotEmpty, match="already has apps or users"):
+        require_own_instance(tmp_path / "demo")
+    app.delete()
+    get_user_model().objects.create_superuser("root", password="the owner's")
+    with pytest.raises(NotEmpty, match="already has apps or users"):
+        require_own_instance(tmp_path / "demo")
+
+
+def test_instance_of_the_demo_is_its_own(demo: Demo, tmp_path: Path) -> None:
+    require_own_instance(tmp_path / "demo")
 
 
 def run_demo(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from deliveries_app.demo.instance import Demo, UserExists, wait_for_database
+from deliveries_app.demo.instance import Demo, NotEmpty, UserExists, require_own_instance, wait_for_database
 from docora.cli.main import DEMO_SETTINGS, add_instance_options
 from docora.cli.output import write_banner
 from docora.conf.data_dir import reason_and_advice
@@ -25,12 +25,20 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         add_instance_options(parser)
+        parser.add_argument(
+            "--check",
+            action="store_true",
+            help="only check that the instance is empty, or that the demo is already in it",
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         is_reachable = any(_LOOPBACK in network for network in settings.ALLOWED_PRIVATE_NETWORKS)
         if not (settings.ALLOW_HTTP and is_reachable and "127.0.0.1:*" in settings.ALLOWED_GIT_HOSTS):
             required = " ".join(f"{name}={value}" for name, value in DEMO_SETTINGS.items())
             raise CommandError(f"The demo needs these settings in every process of the instance: {required}")
+        if options["check"]:
+            _check()
+            return
         if not wait_for_database(30.0):
             raise CommandError(f"The database has no tables yet. Start the instance first: {program()} up --demo")
         stopped = threading.Event()
@@ -41,10 +49,7 @@ class Command(BaseCommand):
             try:
                 demo.fill()
             except UserExists as error:
-                raise CommandError(
-                    f"{error}, and the demo didn't create them. Run it in an instance of its own: "
-                    f"{program()} up --demo --data DIR, without DATABASE_URL"
-                ) from None
+                raise CommandError(f"{error}. {_own_instance()}") from None
             demo.wait_for_first_syncs(FIRST_SYNCS_SECONDS, stopped)
             if not stopped.is_set():
                 fields = {
@@ -58,6 +63,17 @@ class Command(BaseCommand):
             stopped.wait()
         finally:
             demo.stop()
+
+
+def _check() -> None:
+    try:
+        require_own_instance(settings.DATA_DIR / "demo")
+    except NotEmpty as error:
+        raise CommandError(f"{error}. {_own_instance()}") from None
+
+
+def _own_instance() -> str:
+    return f"Run it in an instance of its own: {program()} up --demo --data DIR, without DATABASE_URL"
 
 
 def _start(folder: Path) -> Demo:
