@@ -15,7 +15,7 @@ import secrets
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from django.contrib.auth import get_user_model
@@ -88,12 +88,8 @@ USERS: Mapping[str, Sequence[str]] = {"admin": [], "operator": ["Operators"], "v
 """Name → groups. `admin` is a superuser."""
 
 
-class UserExists(Exception):
-    """The demo would take over accounts that it did not create."""
-
-
 class NotEmpty(Exception):
-    """The instance has apps or users that the demo did not create."""
+    """The instance has apps that the demo did not create."""
 
 
 _CHOICES = "choices.json"
@@ -101,12 +97,16 @@ _CHOICES = "choices.json"
 
 @dataclass
 class Choices:
-    """The values chosen at the first start. `has_users`: the demo has created its users."""
+    """The values chosen at the first start.
+
+    `has_users`: the demo has created its users. `kept_users` had existed before, and keep their passwords and roles.
+    """
 
     password: str
     git_port: int = 0
     receiver_port: int = 0
     has_users: bool = False
+    kept_users: list[str] = field(default_factory=list)
 
 
 class Demo:
@@ -138,7 +138,7 @@ class Demo:
         self._receiver.stop()
 
     def fill(self) -> None:
-        """Create the users, apps and watches that are missing. Raises UserExists if others have the users' names."""
+        """Create the users, apps and watches that are missing."""
         self._make_users()
         for client in CLIENTS:
             app = self._find(client) or self._register(client)
@@ -177,13 +177,12 @@ class Demo:
     def _make_users(self) -> None:
         users = get_user_model()._default_manager
         if not self.choices.has_users:
-            taken = sorted(users.filter(username__in=USERS).values_list("username", flat=True))
-            if taken:
-                users_exist = "user {} already exists" if len(taken) == 1 else "users {} already exist"
-                raise UserExists(f"The {users_exist.format(' and '.join(taken))}")
+            self.choices.kept_users = sorted(users.filter(username__in=USERS).values_list("username", flat=True))
             self.choices.has_users = True
             self._write()
         for name, groups in USERS.items():
+            if name in self.choices.kept_users:
+                continue
             user, _ = get_user_model().objects.get_or_create(username=name)
             user.is_staff, user.is_superuser = True, name == "admin"
             if not user.check_password(self.choices.password):
@@ -206,15 +205,15 @@ def _read_choices(directory: Path) -> Choices:
 
 
 def require_own_instance(directory: Path) -> None:
-    """Raise NotEmpty if the instance has apps or users, and the demo in this directory has not created its own yet.
+    """Raise NotEmpty if the instance has apps, and the demo in this directory has not created its own yet.
 
     A database that has no tables yet, or doesn't respond, passes.
     """
     if _read_choices(directory).has_users:
         return
     with contextlib.suppress(OperationalError, ProgrammingError):
-        if App.objects.exists() or get_user_model()._default_manager.exists():
-            raise NotEmpty("This instance already has apps or users, which the demo would be mixed with")
+        if App.objects.exists():
+            raise NotEmpty("This instance already has apps, which the demo would be mixed with")
 
 
 def wait_for_database(seconds: float) -> bool:
