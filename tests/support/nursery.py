@@ -115,6 +115,7 @@ class Nursery:
         stdout: BinaryIO,
         stderr: BinaryIO,
         script: Path = PROJECT / "manage.py",
+        folder: Path | None = None,
         namespaces: Sequence[int] = (),
     ) -> Child:
         """Start the script in its own session and in these Linux namespaces. It ends with this process."""
@@ -122,7 +123,7 @@ class Nursery:
         request = {
             "arguments": [str(script), *arguments],
             "environment": dict(environment),
-            "folder": str(Path.cwd()),
+            "folder": str(folder or Path.cwd()),
             "can_be_prepared": script == PROJECT / "manage.py" and _can_be_prepared(environment),
         }
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
