@@ -100,7 +100,8 @@ WEB_CONNECTIONS = WEB_THREADS + 2
 # --- Database and Redis ------------------------------------------------------------------------------------------------
 DATABASES: dict[str, dict[str, Any]] = {
     "default": database.parse_url(
-        lambda: env.db_url("DATABASE_URL", default=f"sqlite:///{DATA_DIR / 'docora.sqlite3'}")
+        text("DATABASE_URL"),
+        lambda: env.db_url("DATABASE_URL", default=f"sqlite:///{DATA_DIR / 'docora.sqlite3'}"),
     )
 }
 _database = DATABASES["default"]

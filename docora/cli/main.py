@@ -110,9 +110,11 @@ class CommandLine(ManagementUtility):
         if subcommand not in COMMANDS_THAT_CHECK_URLS:
             skip_url_checks()
         try:
-            return super().fetch_command(subcommand)
+            command = super().fetch_command(subcommand)
         except SystemExit:  # Django has already printed the error
             raise SystemExit(USAGE) from None
+        command.requires_migrations_checks = False  # its hint names Django's program; `error_message` names ours
+        return command
 
 
 def main() -> None:

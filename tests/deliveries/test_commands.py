@@ -28,6 +28,14 @@ def test_onboard_app_reads_the_key_from_stdin(world: World, monkeypatch) -> None
     assert App.objects.get(name="Search").client_auth_key == "a-key-from-elsewhere"
 
 
+def test_onboard_app_warns_of_a_name_that_is_taken(world: World) -> None:
+    err = io.StringIO()
+    name = world.app.name.upper()
+    printed = json.loads(run("onboard_app", name, "https://x.example/hooks", "ops@x.example", "--json", stderr=err))
+    assert App.objects.get(app_id=printed["app_id"]).name == name
+    assert err.getvalue() == f"Another app is already named {name}. Rename one so you can tell them apart.\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

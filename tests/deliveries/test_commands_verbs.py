@@ -80,6 +80,18 @@ def test_irreversible_commands_ask_for_confirmation(watches, name: str, count: i
     assert AppRepository.objects.alive().count() == 3
 
 
+def test_delete_app_names_repositories_that_no_other_app_watches(watches) -> None:
+    """Portal watches acme/docs, which Search watches too, and another repository."""
+    portal, search = watches[0].app.app_id, watches[2].app.app_id
+    with pytest.raises(CommandError, match=r"It watches 2 repositories; no other app watches 1 of them\. "):
+        run("delete_app", portal)
+    with pytest.raises(CommandError, match=r"It watches 1 repository, which other apps watch too\. "):
+        run("delete_app", search)
+    run("delete_app", search, "--yes")
+    with pytest.raises(CommandError, match=r"It watches 2 repositories; no other app watches them\. "):
+        run("delete_app", portal)
+
+
 def test_unwatch_repository_ends_one_watch(watches) -> None:
     printed = run_json("unwatch_repository", *ids_of(watches[0]), "--yes")
     assert printed == dict(zip(("app_id", "repository_id"), ids_of(watches[0]), strict=True))

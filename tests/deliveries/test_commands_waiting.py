@@ -44,10 +44,14 @@ def refuse_b(world: World, settings) -> None:
 
 
 def test_resync_without_a_terminal_or_yes_does_nothing(world: World, watch: AppRepository) -> None:
-    with pytest.raises(CommandError, match=r"send ALL 2 files .*no terminal to ask on\. Add --yes") as refused:
+    question = r"This will re-sync acme/widgets for Portal and send ALL 2 files .*no terminal to ask on\. Add --yes"
+    with pytest.raises(CommandError, match=question) as refused:
         run("resync", world.app.app_id)
     assert refused.value.returncode == 2
     assert SyncRun.objects.count() == 1
+    make_watch(world.app, "acme/gadgets")
+    with pytest.raises(CommandError, match="This will re-sync all 2 repositories for Portal and send ALL 102 files"):
+        run("resync", world.app.app_id)
 
 
 def test_resync_prints_the_request(world: World, watch: AppRepository) -> None:
