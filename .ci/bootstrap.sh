@@ -228,6 +228,7 @@ build_venv() {
         find "$VENV" -mindepth 1 -maxdepth 1 ! -name .tools ! -name .setup -exec rm -rf {} +
     fi
     if [ -z "$uv$pip_python" ] && install_venv_package; then find_python; fi
+    if [ -z "$uv" ] && [ -n "$pip_python" ]; then printf 'Fetching uv, which installs the packages ...\n'; fi
     if [ -z "$uv" ] && ! fetch_uv && [ "$python_pip" = no ]; then
         fail "Python $python_version ($python) cannot create a virtual environment, and there is no uv either." \
             "Install one of them (Debian: apt-get install python3-venv)."

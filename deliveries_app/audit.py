@@ -39,7 +39,7 @@ class Changes:
             if isinstance(column, EncryptedTextField):
                 new[label] = "changed" if before[name] and after[name] else "added" if after[name] else "removed"
             else:
-                old[label], new[label] = shown(before[name]), shown(after[name])
+                old[label], new[label] = storable_value(before[name]), storable_value(after[name])
         return cls(old, new)
 
     @classmethod
@@ -71,7 +71,7 @@ def _text_of(value: Any) -> str:
     return ("yes" if value else "no") if isinstance(value, bool) else "nothing" if value in (None, "") else str(value)
 
 
-def shown(value: Any) -> Any:
+def storable_value(value: Any) -> Any:
     """Return the value as the log stores it: None, numbers and booleans as they are, everything else as text."""
     return value if value is None or isinstance(value, bool | int | float) else clean_text(str(value), MAX_VALUE)
 

@@ -153,8 +153,8 @@ def _changes_of(form: Any, names: Sequence[str], with_values: Collection[str], *
 
 def _shown(value: Any) -> Any:
     if isinstance(value, QuerySet | list | tuple):
-        return audit.shown(", ".join(sorted(map(_name_of, value))))
-    return audit.shown(value)
+        return audit.storable_value(", ".join(sorted(map(_name_of, value))))
+    return audit.storable_value(value)
 
 
 def _name_of(value: Any) -> str:

@@ -25,14 +25,14 @@ def die_with_parent(sig: int = signal.SIGKILL) -> None:
         _libc.prctl(_PR_SET_PDEATHSIG, sig, 0, 0, 0)
 
 
-def die_with(parent_pid: int, sig: int = signal.SIGKILL) -> None:
+def die_with_parent_pid(parent_pid: int, sig: int = signal.SIGKILL) -> None:
     """Call `die_with_parent`, and send `sig` to this process now if the parent with this PID has already ended."""
     die_with_parent(sig)
     if os.getppid() != parent_pid:
         os.kill(os.getpid(), sig)
 
 
-def dying_with_parent(command: Sequence[str], sig: int) -> list[str]:
+def with_parent_death_signal(command: Sequence[str], sig: int) -> list[str]:
     """Wrap a command line so that the program receives `sig` when the thread that started it ends.
 
     Unlike `die_with_parent`, this runs no Python in the child. So it is safe in a process with threads, and `subprocess`
@@ -43,7 +43,7 @@ def dying_with_parent(command: Sequence[str], sig: int) -> list[str]:
     return ["setpriv", "--pdeathsig", signal.Signals(sig).name.removeprefix("SIG"), "--", *command]
 
 
-def limited(command: Sequence[str], limits: Mapping[str, int]) -> list[str]:
+def with_limits(command: Sequence[str], limits: Mapping[str, int]) -> list[str]:
     """Wrap a command line so that the program and its children run with resource limits.
 
     `limits` maps `data` (memory) and `fsize` (size of a written file) to bytes. If this process has a lower limit, that one
@@ -67,7 +67,7 @@ def process_name(pid: int = 0) -> str:
     """
     pid = pid or os.getpid()
     try:
-        return f"{_place()} {pid} {_state_and_start(pid)[1]}"
+        return f"{_pid_scope()} {pid} {_state_and_start(pid)[1]}"
     except OSError:
         return ""
 
@@ -80,7 +80,7 @@ def has_ended(name: str) -> bool:
     """
     place, *process = name.rsplit(" ", 2)
     try:
-        if not process or place != _place():
+        if not process or place != _pid_scope():
             return False
         pid, start = process
         os.kill(int(pid), 0)
@@ -93,7 +93,7 @@ def has_ended(name: str) -> bool:
 
 
 @functools.cache
-def _place() -> str:
+def _pid_scope() -> str:
     """Return the scope in which a PID is unique: the host, its boot and the PID namespace."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{socket.gethostname()} {boot} {Path('/proc/self/ns/pid').readlink()}"

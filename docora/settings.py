@@ -100,7 +100,8 @@ WEB_CONNECTIONS = WEB_THREADS + 2
 # --- Database and Redis ------------------------------------------------------------------------------------------------
 DATABASES: dict[str, dict[str, Any]] = {
     "default": database.parse_url(
-        lambda: env.db_url("DATABASE_URL", default=f"sqlite:///{DATA_DIR / 'docora.sqlite3'}")
+        text("DATABASE_URL"),
+        lambda: env.db_url("DATABASE_URL", default=f"sqlite:///{DATA_DIR / 'docora.sqlite3'}"),
     )
 }
 _database = DATABASES["default"]
@@ -116,9 +117,10 @@ if _database["ENGINE"] == "django.db.backends.sqlite3":
 elif os.environ.get("DOCORA_PROCESS") == "web":
     # Only the web process has a pool: workers fork for each job and would not reuse connections. Health checks replace
     # connections that broke when the server restarted. There is one connection per thread, so the timeout only matters
-    # while the database is down. It is shorter than that of typical probes.
+    # while the database is down. It is shorter than that of typical probes. The pool doubles the delay between attempts to
+    # connect until `reconnect_timeout`; then the next request starts anew.
     _database.setdefault("CONN_HEALTH_CHECKS", True)
-    _options["pool"] = {"min_size": 1, "max_size": WEB_CONNECTIONS, "timeout": 4}
+    _options["pool"] = {"min_size": 1, "max_size": WEB_CONNECTIONS, "timeout": 4, "reconnect_timeout": 5}
 REDIS_URL = text("REDIS_URL") or data_dir.embedded_redis_url(DATA_DIR)
 if not data_dir.is_redis_url(REDIS_URL):  # not repeated in the message, because it may hold a password
     raise ImproperlyConfigured("REDIS_URL must look like redis://host:6379/0, rediss://… or unix:///path.")

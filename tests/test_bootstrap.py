@@ -194,7 +194,8 @@ def test_root_on_debian_gets_python3_venv_and_pip_replaces_uv(debian: Machine) -
     status, output, errors = debian.run()
     assert (status, errors) == (0, "")
     assert output.splitlines()[0] == "Installing python3-venv ..."
-    assert output.splitlines()[1].endswith("and pip ...")
+    assert output.splitlines()[1].startswith("Fetching uv")
+    assert output.splitlines()[2].endswith("and pip ...")
     assert os.access(debian.checkout / ".venv" / "bin" / "pip", os.X_OK)
     assert [call.partition("=300 ")[2] for call in debian.calls()] == [
         "update",

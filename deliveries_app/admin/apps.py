@@ -28,7 +28,7 @@ from deliveries_app.models import App, AppRepository, HourlyTraffic
 from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import app_detail, endpoint_history
-from deliveries_app.services.onboarding import unreachable_reason
+from deliveries_app.services.onboarding import taken_name_warning, unreachable_reason
 from deliveries_app.services.watching_many import LineStatus
 from docora.sign_in.recency import require_recent
 
@@ -133,8 +133,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
         return self.simple_form(request, form, "Register app", "Register app")
 
     def _warn_if_name_is_taken(self, request: HttpRequest, app: App) -> None:
-        if App.objects.filter(name__iexact=app.name, ended_at=None).exclude(pk=app.pk).exists():
-            message = f"Another app is already named {app.name}. Rename one so you can tell them apart."
+        if message := taken_name_warning(app):
             self.message_user(request, message, messages.WARNING)
 
     def _warn_if_unreachable(self, request: HttpRequest, app: App) -> None:

@@ -21,8 +21,9 @@ from deliveries_app.models import App, AppRepository, BulkOperation
 from deliveries_app.permissions import Permission
 from deliveries_app.progress import live
 from deliveries_app.reports.status import watch_fields
+from docora.db.connection import is_outage
 from docora.text import can_be_id
-from docora.web.errors import FORBIDDEN, json_error
+from docora.web.errors import FORBIDDEN, database_down, json_error
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,9 @@ def json_view[**P](failure: str) -> Callable[[Function[P]], Callable[..., HttpRe
                 return json_error(str(error), 409)
             except PermissionDenied:
                 return json_error(FORBIDDEN, 403)
-            except Exception:
+            except Exception as error:
+                if is_outage(error):
+                    return database_down(request, error)
                 logger.exception("admin_call_failed", extra={"path": request.path})
                 return json_error(failure, 500)
 

@@ -22,7 +22,7 @@ from docora.web.errors import ApiError
 
 router = Router(auth=AppToken(), tags=["App"])
 
-_STEP = {409: "The state of the key rotation does not allow this step. The error says why."}
+_KEY_ROTATION_CONFLICT = {409: "The state of the key rotation does not allow this step. The error says why."}
 PINGS = ConcurrencyLimit("pings", per_caller=1, total=2, retry_after=5)  # each waits up to 30 s for the app
 
 
@@ -64,7 +64,10 @@ def change_app(request: HttpRequest, settings: schemas.EndpointSettings) -> dict
     summary="Send a test ping",
     auth=WITH_BODY,
     **documented_responses(
-        200, schemas.Ping, "The result. `delivered` says whether the app accepted it.", REFUSED | BODY | _STEP
+        200,
+        schemas.Ping,
+        "The result. `delivered` says whether the app accepted it.",
+        REFUSED | BODY | _KEY_ROTATION_CONFLICT,
     ),
 )
 def ping(request: HttpRequest, how: schemas.PingWith) -> dict[str, Any]:
@@ -93,7 +96,7 @@ def ping(request: HttpRequest, how: schemas.PingWith) -> dict[str, Any]:
         201,
         schemas.NewKey,
         "The new key. Notifications now carry a signature made with each key.",
-        REFUSED | BODY | _STEP,
+        REFUSED | BODY | _KEY_ROTATION_CONFLICT,
     ),
 )
 def rotate_key(request: HttpRequest, choice: schemas.KeyChoice) -> Status[dict[str, str]]:
@@ -109,7 +112,7 @@ def rotate_key(request: HttpRequest, choice: schemas.KeyChoice) -> Status[dict[s
     "/key/retire",
     operation_id="retire_old_key",
     summary="Retire the old signing key",
-    **documented_responses(204, None, "Only the new key is used.", REFUSED | _STEP),
+    **documented_responses(204, None, "Only the new key is used.", REFUSED | _KEY_ROTATION_CONFLICT),
 )
 def retire_old_key(request: HttpRequest) -> Status[None]:
     """Ends the rotation and keeps the new key. This needs proof that the app uses it: a notification that the app accepted
@@ -123,7 +126,7 @@ def retire_old_key(request: HttpRequest) -> Status[None]:
     "/key",
     operation_id="discard_new_key",
     summary="Discard the new signing key",
-    **documented_responses(204, None, "Only the old key is used.", REFUSED | _STEP),
+    **documented_responses(204, None, "Only the old key is used.", REFUSED | _KEY_ROTATION_CONFLICT),
 )
 def discard_new_key(request: HttpRequest) -> Status[None]:
     """Ends the rotation and keeps the old key, for example because the new one was lost."""

@@ -195,7 +195,7 @@ class _Stream:
     def close(self) -> None:
         app_pk, self._app_pk = self._app_pk, None
         if app_pk is not None:
-            STREAMS.give_back(app_pk)
+            STREAMS.release(app_pk)
 
 
 def _manifest(watch_pk: int, after: str, limit: int | None) -> Iterator[bytes]:

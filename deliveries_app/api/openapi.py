@@ -17,10 +17,11 @@ from deliveries_app.api import app, files, push_hooks, repositories, runs, webho
 from deliveries_app.monitoring import health
 from deliveries_app.services import NotFound
 from docora import __version__
+from docora.db.connection import is_outage
 from docora.security.crypto import DecryptionError
 from docora.web.api import validation_message
 from docora.web.error_codes import ErrorCode
-from docora.web.errors import INTERNAL, NOT_FOUND, ApiError, json_error
+from docora.web.errors import INTERNAL, NOT_FOUND, ApiError, database_down, json_error
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +100,8 @@ def _unknown(request: HttpRequest, error: Http404) -> HttpResponse:
 def _unexpected(request: HttpRequest, error: Exception) -> HttpResponse:
     if isinstance(error, DecryptionError):
         raise error  # DecryptionErrorMiddleware responds, as it does for pages
+    if is_outage(error):
+        return database_down(request, error)
     logger.error("api_call_failed", extra={"path": request.path}, exc_info=error)
     return json_error(INTERNAL, 500)
 

@@ -7,6 +7,7 @@ Everything is stored in `DATA_DIR/demo`, including the ports and the password ch
 starts use the same ones.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -14,7 +15,7 @@ import secrets
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from django.contrib.auth import get_user_model
@@ -87,18 +88,25 @@ USERS: Mapping[str, Sequence[str]] = {"admin": [], "operator": ["Operators"], "v
 """Name → groups. `admin` is a superuser."""
 
 
-class UserExists(Exception):
-    """The demo would take over accounts that it did not create."""
+class NotEmpty(Exception):
+    """The instance has apps that the demo did not create."""
+
+
+_CHOICES = "choices.json"
 
 
 @dataclass
 class Choices:
-    """The values chosen at the first start. `has_users`: the demo has created its users."""
+    """The values chosen at the first start.
+
+    `has_users`: the demo has created its users. `kept_users` had existed before, and keep their passwords and roles.
+    """
 
     password: str
     git_port: int = 0
     receiver_port: int = 0
     has_users: bool = False
+    kept_users: list[str] = field(default_factory=list)
 
 
 class Demo:
@@ -106,9 +114,9 @@ class Demo:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._file = directory / "choices.json"
+        self._file = directory / _CHOICES
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.choices = self._read()
+        self.choices = _read_choices(directory)
         self._git = GitServer(directory / "git", port=self.choices.git_port)
         self._keys: dict[str, str] = {}  # app id → key; the receiver reads it for each request
         self._seconds: dict[str, tuple[float, float]] = {}  # app id → range of the time for a file
@@ -130,7 +138,7 @@ class Demo:
         self._receiver.stop()
 
     def fill(self) -> None:
-        """Create the users, apps and watches that are missing. Raises UserExists if others have the users' names."""
+        """Create the users, apps and watches that are missing."""
         self._make_users()
         for client in CLIENTS:
             app = self._find(client) or self._register(client)
@@ -169,12 +177,12 @@ class Demo:
     def _make_users(self) -> None:
         users = get_user_model()._default_manager
         if not self.choices.has_users:
-            taken = sorted(users.filter(username__in=USERS).values_list("username", flat=True))
-            if taken:
-                raise UserExists(f"The users {' and '.join(taken)} already exist")
+            self.choices.kept_users = sorted(users.filter(username__in=USERS).values_list("username", flat=True))
             self.choices.has_users = True
             self._write()
         for name, groups in USERS.items():
+            if name in self.choices.kept_users:
+                continue
             user, _ = get_user_model().objects.get_or_create(username=name)
             user.is_staff, user.is_superuser = True, name == "admin"
             if not user.check_password(self.choices.password):
@@ -182,16 +190,30 @@ class Demo:
             user.save()
             user.groups.set(Group.objects.filter(name__in=groups))
 
-    def _read(self) -> Choices:
-        if self._file.exists():
-            return Choices(**{"has_users": True} | json.loads(self._file.read_text()))
-        return Choices(password=secrets.token_urlsafe(9))
-
     def _write(self) -> None:
         temporary = self._file.with_suffix(".new")
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             json.dump(asdict(self.choices), file)
         temporary.replace(self._file)
+
+
+def _read_choices(directory: Path) -> Choices:
+    file = directory / _CHOICES
+    if file.exists():
+        return Choices(**{"has_users": True} | json.loads(file.read_text()))
+    return Choices(password=secrets.token_urlsafe(9))
+
+
+def require_own_instance(directory: Path) -> None:
+    """Raise NotEmpty if the instance has apps, and the demo in this directory has not created its own yet.
+
+    A database that has no tables yet, or doesn't respond, passes.
+    """
+    if _read_choices(directory).has_users:
+        return
+    with contextlib.suppress(OperationalError, ProgrammingError):
+        if App.objects.exists():
+            raise NotEmpty("This instance already has apps, which the demo would be mixed with")
 
 
 def wait_for_database(seconds: float) -> bool:

@@ -7,7 +7,7 @@ from docora.conf.installation import program
 
 MAX_LISTED = 200  # files among the problems; more are only counted. There are few apps, repositories and watches.
 
-LOSSY = (
+LOSSY_COPIES_NOTE = (
     "The existing service delivered files that are neither UTF-8 nor on its list of binary types in a lossy form, and "
     "recorded them like all others, so Docora does not send them again. If an app needs them intact, send everything "
     f"again with `{program()} resync APP_ID [REPOSITORY_ID]`."
@@ -66,4 +66,4 @@ class Report:
         data = asdict(self)
         for name in ("problems", "remarks"):
             data[name] = [item._asdict() for item in getattr(self, name)]
-        return data | {"lossy": LOSSY}
+        return data | {"lossy": LOSSY_COPIES_NOTE}

@@ -94,7 +94,8 @@ def open_source(url: str) -> Iterator["Source"]:
         yield Source(connection)
 
 
-def _connect(url: str) -> psycopg.Connection[Any]:
+def address_of(url: str) -> str:
+    """Return libpq's form of the URL. Raises `SourceError` if it cannot be that of a PostgreSQL database."""
     if not url.startswith(("postgres://", "postgresql://")):
         raise SourceError(
             "The existing service's database must be PostgreSQL, with a URL that begins with postgres://."
@@ -108,8 +109,12 @@ def _connect(url: str) -> psycopg.Connection[Any]:
     before_host = url.partition("://")[2].rpartition("@")[0]
     if {"@", "/"} & set(before_host) or not re.fullmatch("[0-9,]*", str(options.get("port", ""))):
         raise _malformed()
+    return address
+
+
+def _connect(url: str) -> psycopg.Connection[Any]:
     try:
-        return psycopg.connect(address, client_encoding="UTF8")
+        return psycopg.connect(address_of(url), client_encoding="UTF8")
     except psycopg.Error as error:
         raise SourceError(f"The existing service's database cannot be reached: {message_of(error)}") from None
 

@@ -8,7 +8,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db.models import Q
 
-from deliveries_app.models import App, AppRepository, BulkOperation, Outcome, SyncRun
+from deliveries_app.models import App, AppRepository, BulkOperation, Outcome, Result, SyncRun
 from deliveries_app.progress import live
 from deliveries_app.progress.live import Progress
 from deliveries_app.services import current_pause
@@ -125,8 +125,22 @@ def _problem(requested: Requested, progress: Progress) -> str:
         counts = {"failed": progress.failed, "cancelled": progress.cancelled, "superseded": progress.superseded}
         counts["not released"] = progress.unreleased or 0
         details = ", ".join(f"{count:,} {label}" for label, count in counts.items() if count)
-        return f"{progress.total - progress.succeeded:,} of {progress.total:,} repositories did not succeed: {details}."
+        left, total = progress.total - progress.succeeded, counted(progress.total, "repository", "repositories")
+        return f"{left:,} of {total} did not succeed: {details}. {_cause(requested, progress.failed)}".strip()
     return f"It did not succeed: {Outcome(requested.outcome).label}. {requested.error}".strip()
+
+
+def _cause(operation: BulkOperation, failed: int) -> str:
+    """Return why the only repository failed, or where to read why several did."""
+    if failed == 1:
+        run = (
+            operation.runs.filter(outcome__in=Outcome.with_result(Result.FAILED))
+            .select_related("watch__repository")
+            .first()
+        )
+        return f"{run.watch.repository}: {run.error}" if run and run.watch else ""
+    which = f" {operation.app.app_id}" if operation.app else ""
+    return f"To see why: {program()} status{which}" if failed else ""
 
 
 def _json_fields(requested: Requested) -> dict[str, Any]:

@@ -148,7 +148,7 @@ class AuditEntry(models.Model):
         return [(name, self.old.get(name), self.new.get(name)) for name in names]
 
     @property
-    def unsaid_changes(self) -> list[tuple[str, object, object]]:
+    def changes_not_in_message(self) -> list[tuple[str, object, object]]:
         """The changes, unless the message says all there is to know."""
         says_all = " → " in self.message or all(value in _OF_SECRETS for value in self.new.values())
         return [] if says_all else self.changes

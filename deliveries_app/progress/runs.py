@@ -159,7 +159,7 @@ def set_totals(run: SyncRun, *, files: int, size: int, left_out: Mapping[str, in
 
 
 def give_attempt_back(run: SyncRun) -> None:
-    """Uncount the attempt that ends now: the run has only made way for others."""
+    """Uncount the attempt: it has only made way for others, or begins anew and is counted again."""
     SyncRun.objects.filter(pk=run.pk).update(attempts=F("attempts") - 1)
 
 

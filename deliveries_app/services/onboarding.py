@@ -185,6 +185,13 @@ def _notify_of_new_addresses(actor: Actor, before: App, given: Mapping[str, obje
         notify_contact(actor, before, "The contact's email address was changed. Further messages go to the new one.")
 
 
+def taken_name_warning(app: App) -> str:
+    """Return a warning if another app has the same name, or an empty string."""
+    if App.objects.filter(name__iexact=app.name, ended_at=None).exclude(pk=app.pk).exists():
+        return f"Another app is already named {app.name}. Rename one so you can tell them apart."
+    return ""
+
+
 def unreachable_reason(base_url: str) -> str:
     """Return one sentence that says why notifications cannot reach this URL now, or an empty string if anything answers.
 

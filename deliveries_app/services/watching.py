@@ -17,6 +17,7 @@ from deliveries_app.models import (
     AppRepository,
     AppRepositoryQuerySet,
     AuditAction,
+    DeliveryFailure,
     Notice,
     Outcome,
     PendingRelease,
@@ -242,6 +243,8 @@ def _revive(watch: AppRepository) -> None:
         paused_by="",
         tree_files=0,
         tree_bytes=0,
+        files_failing=0,
+        left_out={},
         resend_floor=F("generation") + 1,
         lowest_floor=F("generation") + 1,
         base_commit="",
@@ -255,6 +258,7 @@ def _revive(watch: AppRepository) -> None:
         **scheduling.AFRESH,
         **CLEARED_FAILURE,
     )
+    DeliveryFailure.objects.filter(watch=watch).delete()
 
 
 def _find_or_create(app: App, url: RepositoryUrl, *, is_private: bool | None) -> Repository:

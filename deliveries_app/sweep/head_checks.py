@@ -29,7 +29,7 @@ from docora.security.crypto import Undecryptable
 from repositories_app import github
 from repositories_app import services as repositories
 from repositories_app.git.exceptions import Cause, GitError, Interrupted, NoCommit
-from repositories_app.git.remote import Head, Question, ls_heads, ls_heads_by_git
+from repositories_app.git.remote import Head, HeadQuery, ls_heads, ls_heads_by_git
 from repositories_app.git.url import host_of
 from repositories_app.models import HostOutage, Repository
 
@@ -53,7 +53,7 @@ def check_due(client: HttpClient, meanwhile: Callable[[], None] = lambda: None) 
     probe_hosts(client, meanwhile)
     checked: set[AppRepository] = set()
     unanswered: list[AppRepository] = []
-    for_git: dict[AppRepository, Question[AppRepository]] = {}
+    for_git: dict[AppRepository, HeadQuery[AppRepository]] = {}
     try:
         while watches := _take_slice():
             is_second_time = not checked.isdisjoint(watches)
@@ -81,7 +81,7 @@ def probe_hosts(client: HttpClient, meanwhile: Callable[[], None]) -> None:
     watchers get `sync_failed`. Call `meanwhile` before each repository, because a host may have thousands.
     """
     due = {outage: _any_url(outage) for outage in _due_outages()}
-    questions = (Question(outage, url) for outage, url in due.items() if url)
+    questions = (HeadQuery(outage, url) for outage, url in due.items() if url)
     for outage, answer in list(ls_heads(client, questions, meanwhile)):  # no statement delays the other answers
         if isinstance(answer, GitError) and answer.no_answer:
             repositories.prolong_outage(outage, answer)
@@ -117,13 +117,13 @@ def _any_url(outage: HostOutage) -> str:
 
 def _check(
     client: HttpClient, watches: Sequence[AppRepository], meanwhile: Callable[[], None]
-) -> dict[AppRepository, Question[AppRepository]]:
+) -> dict[AppRepository, HeadQuery[AppRepository]]:
     """Check these watches. Return the questions that `ls_heads_by_git` has to ask."""
     undecryptable = {watch for watch in watches if _is_undecryptable(watch)}
     readable = [watch for watch in watches if watch not in undecryptable]
     tokens = _tokens(readable, meanwhile)
     questions = {
-        watch: Question(watch, watch.github_url, tokens[watch.pk], watch.last_commit, watch.ref) for watch in readable
+        watch: HeadQuery(watch, watch.github_url, tokens[watch.pk], watch.last_commit, watch.ref) for watch in readable
     }
     found = list(ls_heads(client, questions.values(), meanwhile))
     _record([(watch, answer) for watch, answer in found if answer is not None], undecryptable)

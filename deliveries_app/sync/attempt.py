@@ -321,6 +321,8 @@ class Attempt:
             is_reserved = quota.has_file_quota(self.watch.app) and quota.require_room(self.watch, plan)
             reserved = unequal if is_reserved else {}
             self.lease.extend(target=target, **reserved, **self._new_series(plan, target))
+            if self.sender and self.sync_run:  # before the mirror was rebuilt, this attempt has already been counted
+                runs.give_attempt_back(self.sync_run)
             # Look again: a retry may have replaced the run while git was read. This attempt is then for the retry.
             self._work_for_newest_request()
             run = self.sync_run = self.sync_run or self._new_run()

@@ -65,7 +65,7 @@ def error_message(error: Exception) -> str:
     from django.db.migrations.exceptions import MigrationSchemaMissing
 
     from docora.db.connection import first_line
-    from docora.redis.connection import RedisError
+    from docora.redis.connection import RedisError, problem
     from docora.security.crypto import DecryptionError
     from docora.security.redaction import redact
 
@@ -88,7 +88,7 @@ def error_message(error: Exception) -> str:
         ):
             return f"The database refused: {cause}. Check the rights of the user in DATABASE_URL, and the server's version."
         case RedisError():
-            return f"Redis does not respond: {cause}. Check REDIS_URL, and that Redis is running."
+            return problem(error)
         case DecryptionError():
             return str(error)
         case OSError(errno=errno.ENOSPC):
@@ -110,9 +110,11 @@ class CommandLine(ManagementUtility):
         if subcommand not in COMMANDS_THAT_CHECK_URLS:
             skip_url_checks()
         try:
-            return super().fetch_command(subcommand)
+            command = super().fetch_command(subcommand)
         except SystemExit:  # Django has already printed the error
             raise SystemExit(USAGE) from None
+        command.requires_migrations_checks = False  # its hint names Django's program; `error_message` names ours
+        return command
 
 
 def main() -> None:

@@ -23,8 +23,8 @@ CONNECTION_ERRORS = (OperationalError, InterfaceError, InternalError)
 """Errors of any statement if the database is gone or has ended the session. A faulty statement raises other errors."""
 
 
-def parse_url(parse: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return the settings that `parse` reads from DATABASE_URL.
+def parse_url(url: str, parse: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return the settings that `parse` reads from DATABASE_URL, which is `url`.
 
     Raises ImproperlyConfigured if the URL is invalid. The message does not repeat it, because it may hold a password.
     """
@@ -33,12 +33,23 @@ def parse_url(parse: Callable[[], dict[str, Any]]) -> dict[str, Any]:
             database = parse()
     except (ValueError, ImproperlyConfigured):
         database = {}
-    if database.get("ENGINE") not in {"django.db.backends.postgresql", "django.db.backends.sqlite3"}:
+    engine = database.get("ENGINE")
+    is_postgres = engine == "django.db.backends.postgresql"
+    if not (is_postgres or engine == "django.db.backends.sqlite3") or (is_postgres and _is_unescaped(url)):
         raise ImproperlyConfigured(
             "DATABASE_URL must look like postgres://user:password@host:5432/name, or sqlite:////path/of/file. "
             "Percent-encode special characters in user name and password, such as @ as %40."
         )
     return database
+
+
+def _is_unescaped(url: str) -> bool:
+    """Return whether user name or password contain /, ? or #, so that a part of the password is taken for the host."""
+    location = url.partition("://")[2]
+    before_query, _, query = location.partition("?")
+    if "=" in query.partition("@")[0]:  # the @ is in a parameter
+        location = before_query
+    return bool({"/", "?", "#"} & set(location.rpartition("@")[0]))
 
 
 class PrivateSqlite(sqlite3.Connection):
@@ -87,6 +98,23 @@ def close_broken_connections() -> None:
             connection.close()
 
 
-def first_line(error: Exception) -> str:
+_SQLITE_ERROR = 1  # a faulty statement
+
+
+def is_outage(error: BaseException | None) -> bool:
+    """Return whether the database cannot be reached, in contrast to one that refuses a statement.
+
+    PostgreSQL's driver has no SQLSTATE for a failed connection; 08, 57P and 53300 are a lost connection, a server that
+    starts or stops, and too many connections. SQLite's file may be locked, full or missing.
+    """
+    if not isinstance(error, OperationalError | InterfaceError):
+        return False
+    if (code := getattr(error.__cause__, "sqlite_errorcode", None)) is not None:
+        return bool(code & 0xFF != _SQLITE_ERROR)
+    state = getattr(error.__cause__, "sqlstate", None)
+    return state is None or state.startswith(("08", "57P", "53300"))
+
+
+def first_line(error: BaseException) -> str:
     """Return the first line of an error from the database or its driver, which names the cause."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,15 +1,37 @@
 """The connection to Redis. Timeouts are short: Redis only wakes workers and counts, so nothing should wait for it."""
 
+import re
 from functools import lru_cache
 
 from django.conf import settings
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
-__all__ = ["RedisError", "connection"]
+from docora.conf.data_dir import embedded_redis_url
+from docora.security.redaction import redact
+
+__all__ = ["RedisError", "connection", "problem"]
 
 
 @lru_cache(maxsize=1)
 def connection() -> Redis:
     """Return the process's pooled client. redis-py opens new sockets after a fork."""
     return Redis.from_url(settings.REDIS_URL, socket_timeout=2.0, socket_connect_timeout=1.0)
+
+
+def problem(error: RedisError) -> str:
+    """Return what is wrong with Redis and what to do, for a person."""
+    cause = redact((str(error).strip() or type(error).__name__).splitlines()[0]).rstrip(".")
+    is_embedded = embedded_redis_url(settings.DATA_DIR) == settings.REDIS_URL
+    if "MISCONF" in cause or "No space left on device" in cause:  # Redis refuses every write until it can store it
+        reason = cause.rpartition("MISCONF ")[2]
+        state = "is full" if "No space left on device" in cause else "cannot be written"
+        disk = f"The disk of the data directory {settings.DATA_DIR}" if is_embedded else "The disk of the Redis server"
+        return (
+            f"{disk} {state}, so that Redis refuses every write: {reason}. Free up space there; then syncing continues."
+        )
+    if isinstance(error, AuthenticationError | ResponseError) and re.search("NOAUTH|HELLO must be called", cause):
+        return "Redis requires a password. Put it into REDIS_URL: redis://:password@host:6379/0"
+    if is_embedded:
+        return f"The embedded Valkey does not respond: {cause}. Check that `up` is running with this data directory."
+    return f"Redis does not respond: {cause}. Check REDIS_URL, and that Redis is running."

@@ -18,7 +18,7 @@ from typing import Any
 from django.conf import settings
 from django.utils.module_loading import import_string
 from redis.client import Pipeline
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from rq import Worker, worker_registration
 from rq.exceptions import DeserializationError, InvalidJobOperation, NoSuchJobError
 from rq.executions import Execution
@@ -28,8 +28,8 @@ from rq.timeouts import TimerDeathPenalty
 from rq.utils import as_text
 
 from docora.db.compiled import compile_all
-from docora.process import die_with
-from docora.redis import queues
+from docora.process import die_with_parent_pid
+from docora.redis import connection, queues
 from docora.redis.jobs import DocoraJob
 from docora.redis.queues import WORKER_TTL_SECONDS
 from docora.security import crypto
@@ -74,7 +74,7 @@ def _run_death_callbacks() -> None:
     child = os.fork()
     if child == 0:
         try:
-            die_with(parent)
+            die_with_parent_pid(parent)
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.alarm(_DEATH_CALLBACKS_SECONDS)
             for callback in death_callbacks:
@@ -121,6 +121,18 @@ class DocoraWorker(Worker):
         """Survive an outage: an exception in a signal handler would end the worker before its work-horse has handed over."""
         with _surviving_an_outage():
             super().set_shutdown_requested_date()  # type: ignore[no-untyped-call]
+
+    def dequeue_job_and_maintain_ttl(self, *arguments: Any, **options: Any) -> Any:
+        """End the worker with a sentence if Redis refuses commands, such as when its disk is full. RQ would log a traceback."""
+        try:
+            return super().dequeue_job_and_maintain_ttl(*arguments, **options)
+        except ResponseError as error:
+            raise SystemExit(connection.problem(error)) from None
+
+    def register_death(self) -> None:
+        """Leave the registration to expire if Redis is down: an error would replace the one that ends the worker."""
+        with _surviving_an_outage():
+            super().register_death()  # type: ignore[no-untyped-call]
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Survive a Redis outage, in which RQ would end the worker and its job.
@@ -263,7 +275,7 @@ class DocoraWorker(Worker):
     def setup_work_horse_signals(self) -> None:
         global _worker_name
         _worker_name = self.name
-        die_with(self._parent_pid, signal.SIGKILL)
+        die_with_parent_pid(self._parent_pid, signal.SIGKILL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, request_stop)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)

@@ -20,7 +20,8 @@ THROTTLED = (
     "the first time. `Retry-After` is the number of seconds to wait."
 )
 INTERNAL = "Something went wrong in Docora. Its log has the details."
-COMMON = {401: UNAUTHORIZED, 429: THROTTLED, 500: INTERNAL}
+UNAVAILABLE = "The database isn't responding. Try again later."
+COMMON = {401: UNAUTHORIZED, 429: THROTTLED, 500: INTERNAL, 503: UNAVAILABLE}
 
 
 class Error(Schema):
@@ -44,7 +45,8 @@ def documented_responses(
 
     If the body is not JSON, pass its `media_type`, and the schema of one line as `model`.
     """
-    descriptions = dict(sorted({status: description, **errors, 500: INTERNAL}.items()))
+    failures = {500: INTERNAL} | ({503: UNAVAILABLE} if 401 in errors else {})  # only probes need no database
+    descriptions = dict(sorted({status: description, **errors, **failures}.items()))
     extra: dict[int, dict[str, Any]] = {code: {"description": text} for code, text in descriptions.items()}
     if 401 in descriptions:
         extra[401]["headers"] = {"WWW-Authenticate": _header("How to authenticate.", {"type": "string"})}

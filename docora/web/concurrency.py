@@ -24,7 +24,7 @@ class ConcurrencyLimit:
         self._lock = threading.Lock()
 
     def take(self, caller: Hashable) -> None:
-        """Count one more request. Raises `ApiError` (429) if there are too many. Call `give_back` when it ends."""
+        """Count one more request. Raises `ApiError` (429) if there are too many. Call `release` when it ends."""
         with self._lock:
             if self._running[caller] >= self.per_caller:
                 message = f"Too many {self._what} at once: wait until another one has ended"
@@ -35,7 +35,7 @@ class ConcurrencyLimit:
                 return
         raise ApiError(message, 429, {"Retry-After": str(self._retry_after)})
 
-    def give_back(self, caller: Hashable) -> None:
+    def release(self, caller: Hashable) -> None:
         with self._lock:
             self._running[caller] -= 1
             if self._running[caller] <= 0:
@@ -48,4 +48,4 @@ class ConcurrencyLimit:
         try:
             yield
         finally:
-            self.give_back(caller)
+            self.release(caller)

@@ -1,21 +1,28 @@
 """Error responses. The API, the probes and `/admin/api/` always answer JSON, never a page or a redirect."""
 
+import logging
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import render
+from django.template.loader import render_to_string
 from django.utils.deprecation import MiddlewareMixin
 from django.views import defaults
 from django.views.csrf import csrf_failure as csrf_failure_page
 
+from docora.db.connection import first_line, is_outage
 from docora.web.error_codes import BY_STATUS, ErrorCode
+
+logger = logging.getLogger(__name__)
 
 API_PREFIXES = ("/api/", "/admin/api/")
 _JSON_PREFIXES = (*API_PREFIXES, "/health", "/version", "/metrics", "/openapi.json")
 NOT_FOUND = "Not found: check the URL against the API reference at /docs/"
 INTERNAL = "Internal error: see Docora's log"
+DATABASE_DOWN = "The database isn't responding: try again in a minute"
 FORBIDDEN = "You don't have permission to do this"
 
 
@@ -91,4 +98,20 @@ def too_many_requests(request: HttpRequest) -> HttpResponse:
 
 
 def server_error(request: HttpRequest, *args: Any) -> HttpResponse:
+    """Answer a request that ended with an exception, which Django is handling now."""
+    error = sys.exception()
+    if error is not None and is_outage(error):
+        return database_down(request, error)
     return json_error(INTERNAL, 500) if wants_json(request) else defaults.server_error(request)
+
+
+def database_down(request: HttpRequest, error: BaseException) -> HttpResponse:
+    """Answer 503, and log the cause in one line. Django would log a traceback for each request during the outage."""
+    logger.warning("request_without_database", extra={"cause": first_line(error)})
+    response: HttpResponse
+    if wants_json(request):
+        response = json_error(DATABASE_DOWN, 503)
+    else:
+        response = HttpResponse(render_to_string("503.html"), status=503)
+    response._has_been_logged = True  # type: ignore[attr-defined]  # `django.utils.log.log_response` looks at it
+    return response

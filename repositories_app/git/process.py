@@ -23,7 +23,7 @@ from django.conf import settings
 from docora.http.addresses import is_address
 from docora.http.egress import blocked_behind_proxy, is_direct
 from docora.http.resolver import resolve
-from docora.process import dying_with_parent, limited
+from docora.process import with_limits, with_parent_death_signal
 from repositories_app.git import errors as git_errors
 from repositories_app.git.exceptions import Cause, GitError
 
@@ -177,9 +177,9 @@ def start(
     where = ["--git-dir", str(directory)] if directory else []
     command = [*(_LEADER if remote else ()), "git", *where, *args]
     if not short:
-        command = dying_with_parent(command, signal.SIGTERM if remote else signal.SIGKILL)
+        command = with_parent_death_signal(command, signal.SIGTERM if remote else signal.SIGKILL)
     process = subprocess.Popen(
-        limited(command, limits),
+        with_limits(command, limits),
         stdin=subprocess.DEVNULL if stdin is None else stdin,
         stdout=subprocess.PIPE,
         stderr=errors,

@@ -115,7 +115,7 @@ def _ls_refs(ref: str, object_format: str) -> bytes:
 
 
 @dataclass(slots=True)
-class Question[Key]:
+class HeadQuery[Key]:
     """Asks for a repository's HEAD, or for the branch or tag `ref`.
 
     `commit` is an earlier commit of the repository, if there is one: its length reveals the object format.
@@ -158,7 +158,7 @@ class Question[Key]:
 
 
 def ls_heads[Key](
-    client: HttpClient, questions: Iterable[Question[Key]], tick: git.Tick
+    client: HttpClient, questions: Iterable[HeadQuery[Key]], tick: git.Tick
 ) -> Iterator[tuple[Key, Head | GitError | None]]:
     """Yield the key and the HEAD or error of each question, as the answers arrive. Call `tick` about every second.
 
@@ -179,7 +179,7 @@ def ls_heads[Key](
                 return
             tick()
             for request, outcome in client.poll(1.0):
-                asked: Question[Key] = request.context  # type: ignore[assignment]
+                asked: HeadQuery[Key] = request.context  # type: ignore[assignment]
                 if asked.must_ask_again(outcome):
                     client.submit(asked.request())
                 else:
@@ -188,13 +188,13 @@ def ls_heads[Key](
         client.reset()  # after an exception in `tick`, the client's next user must not get these answers
 
 
-def ls_heads_by_git[Key](questions: Iterable[Question[Key]], tick: git.Tick) -> list[tuple[Key, Head | GitError]]:
+def ls_heads_by_git[Key](questions: Iterable[HeadQuery[Key]], tick: git.Tick) -> list[tuple[Key, Head | GitError]]:
     """Return the key and the HEAD or error of each question, using `git ls-remote`. Call `tick` about every second.
 
     Each host is asked one question at a time, so a slow host delays only its own. Questions that could not be started
     within `GIT_SECONDS` get no answer.
     """
-    by_host: dict[str, list[Question[Key]]] = defaultdict(list)
+    by_host: dict[str, list[HeadQuery[Key]]] = defaultdict(list)
     for question in questions:
         by_host[host_of(question.url)].append(question)
     until = time.monotonic() + GIT_SECONDS
@@ -210,7 +210,7 @@ def ls_heads_by_git[Key](questions: Iterable[Question[Key]], tick: git.Tick) -> 
 
 
 def _ask_by_git[Key](
-    questions: list[Question[Key]], until: float, stopped: threading.Event
+    questions: list[HeadQuery[Key]], until: float, stopped: threading.Event
 ) -> list[tuple[Key, Head | GitError]]:
     """Ask one host until all questions are answered or the monotonic time `until` has passed."""
     random.shuffle(questions)  # so that the same ones are not left out each time
@@ -246,21 +246,21 @@ def ls_head(
 
     Raises `GitError`: `NoCommit` if the repository is empty, `RefNotFound` if it has no such branch or tag.
     """
-    question = Question(None, url, token, commit, ref)
+    question = HeadQuery(None, url, token, commit, ref)
     outcome = client.request(question.request(), tick)
     while question.must_ask_again(outcome):
         outcome = client.request(question.request(), tick)
     return _head(question, outcome) or _ls_remote(url, token, ref, tick)
 
 
-def _head_or_error(question: Question[Any], outcome: Outcome) -> Head | GitError | None:
+def _head_or_error(question: HeadQuery[Any], outcome: Outcome) -> Head | GitError | None:
     try:
         return _head(question, outcome)
     except GitError as error:
         return error
 
 
-def _head(question: Question[Any], outcome: Outcome) -> Head | None:
+def _head(question: HeadQuery[Any], outcome: Outcome) -> Head | None:
     """Return the HEAD in a host's answer, or None if the host does not support protocol v2. Raises `GitError`."""
     url, token = question.url, question.token
     if outcome.cause is not None:
@@ -314,7 +314,7 @@ def _moved(url: str, token: str, outcome: Outcome) -> RepositoryMoved:
     return git_errors.moved(address if address != url and git_errors.scrub(address, token) == address else "")
 
 
-def where_to(url: str, token: str, tick: git.Tick | None) -> RepositoryMoved:
+def redirect_error(url: str, token: str, tick: git.Tick | None) -> RepositoryMoved:
     """Return the error to raise after git was redirected. Ask the host again, because git does not report the target."""
     request = Request("GET", f"{url}/info/refs?service=git-upload-pack", tuple(_authorization(url, token)))
     with new_client(max_connections=1) as client:
@@ -425,7 +425,7 @@ def _run_ls_remote(url: str, token: str, arguments: Sequence[str], tick: git.Tic
     try:
         output = git.run(["ls-remote", *arguments], remote=git.Remote(url, token), timeout=60.0, tick=tick)
     except RepositoryMoved:
-        raise where_to(url, token, tick) from None
+        raise redirect_error(url, token, tick) from None
     except GitError as error:
         error.no_connection = False  # the host has just answered
         raise

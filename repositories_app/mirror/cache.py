@@ -55,7 +55,8 @@ class Cached:
 def maintain() -> None:
     """Remove mirrors that are not needed, and the least recently used ones if all of them are too large.
 
-    Called at the end of each job. Does nothing if this was done within the last minute, or another process is doing it.
+    Called at the end of each job. Does nothing if this was done or tried within the last minute, or another process is
+    doing it.
     """
     folder = Path(settings.REPOS_DIR)
     if not _is_due(folder):
@@ -68,6 +69,8 @@ def maintain() -> None:
         return
     except OSError as error:
         logger.warning("mirror_upkeep_failed", extra={"cause": str(error)})
+        with contextlib.suppress(OSError):  # a full disk still takes a time
+            _state(folder).touch()
 
 
 def measure() -> Size:

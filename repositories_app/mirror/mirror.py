@@ -29,7 +29,7 @@ from repositories_app.git import process as git
 from repositories_app.git.exceptions import Cause, GitError, MirrorBusy, RepositoryMoved
 from repositories_app.git.packs import fetch_pack
 from repositories_app.git.refs import HEAD
-from repositories_app.git.remote import OBJECT_NAME, SHA1, SHA256, object_format, where_to
+from repositories_app.git.remote import OBJECT_NAME, SHA1, SHA256, object_format, redirect_error
 from repositories_app.mirror.blobs import BlobReader
 from repositories_app.mirror.tree import (
     DIRECTORY,
@@ -128,7 +128,7 @@ class Mirror:
             try:
                 by_name = self._fetch(remote, ref, commit, name, timeout, tick)
             except RepositoryMoved:
-                raise where_to(url, token, tick) from None
+                raise redirect_error(url, token, tick) from None
             except BaseException as error:
                 self._clear()  # half a pack may be large
                 if isinstance(error, GitError) and error.cause is Cause.OTHER:

@@ -5,11 +5,15 @@ import logging
 from io import BytesIO
 
 import pytest
+from django.db import DatabaseError, connection, transaction
 from django.test import Client, RequestFactory
 
 from deliveries_app import services
+from docora.db.connection import is_outage
 from docora.web.api import BodyTooLarge, body_chunks
 from tests.api.caller import Caller, error_of
+from tests.support.postgres import PostgresServer
+from tests.support.staff import staff
 
 URL = "/api/repositories"
 
@@ -115,3 +119,32 @@ def test_unexpected_error_is_logged_and_hidden(portal: Caller, monkeypatch, capl
         message = error_of(portal.post("", {"github_url": "https://127.0.0.1/a/b"}), 500)
     assert message == "Internal error: see Docora's log"
     assert "the secret cause" in caplog.text
+
+
+@pytest.mark.django_db(transaction=True)
+def test_database_outage(portal: Caller, postgres_server: PostgresServer, caplog) -> None:
+    admin = staff("anna", "view_app")
+    admin.raise_request_exception = False
+    connection.close()
+    postgres_server.stop()
+    try:
+        with caplog.at_level(logging.WARNING):
+            page, answer = admin.get("/admin/"), portal.get()
+            json_answer = admin.get("/admin/api/retry/progress/bulk_0")
+    finally:
+        postgres_server.start()  # other tests need it
+        connection.close()
+    assert (page.status_code, page["Content-Type"]) == (503, "text/html; charset=utf-8")
+    assert "The database isn't responding" in page.text
+    assert error_of(answer, 503) == error_of(json_answer, 503) == "The database isn't responding: try again in a minute"
+    assert (answer.json()["code"], answer.json()["retryable"]) == ("unavailable", True)
+    assert [record.getMessage() for record in caplog.records] == ["request_without_database"] * 3
+    assert all("connection" in record.cause for record in caplog.records)
+    assert "Traceback" not in caplog.text
+
+
+def test_faulty_statement_is_no_outage(db) -> None:
+    for statement in ("SELECT none", "SELECT 1/0"):
+        with pytest.raises(DatabaseError) as caught, transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute(statement)
+        assert not is_outage(caught.value)

@@ -6,23 +6,21 @@ are as documented. Every case is rolled back, so that each starts with the same 
 
 import hmac
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
-import schemathesis
 from django.core.signals import request_finished, request_started
 from django.core.wsgi import get_wsgi_application
 from django.db import close_old_connections, transaction
 from django.db.models.functions import Now
 from redis import Redis
 from rq import Worker
-from schemathesis.checks import load_all_checks
-from schemathesis.config import SchemathesisConfig
-from schemathesis.core import NOT_SET
-from schemathesis.specs.openapi.schemas import OpenApiSchema
 
 from deliveries_app.actors import Actor
+from deliveries_app.api import openapi
 from deliveries_app.models import App, AppRepository
 from deliveries_app.services import watch_repository
 from deliveries_app.services.keys import start_key_rotation
@@ -33,18 +31,33 @@ from tests.api.caller import token_of
 from tests.support.git import GitFixture, Repo
 from tests.support.staff import make_app
 
-load_all_checks()
 pytestmark = pytest.mark.django_db
 
+OPERATIONS = [f"{method.upper()} {path}" for path, methods in openapi.document()["paths"].items() for method in methods]
 IN_ROTATION = {"POST /api/app/ping", "POST /api/app/key/retire", "DELETE /api/app/key"}
 GENERATION = {"max-examples": 12, "deterministic": True, "database": "none"}
+PHASES = ("examples", "coverage", "fuzzing")
+by_operation = pytest.mark.parametrize("operation", OPERATIONS)
 
 
-def walk(mode: str, **checks: bool) -> OpenApiSchema:
-    """Return the schema for data of this `mode`: all, or positive for valid input only."""
+@cache
+def schema_for(mode: str, *phases: str, **checks: bool) -> Any:
+    """Return the schema for data of this `mode`: all, or positive for valid input only.
+
+    Its cases come from these phases: the document's examples, coverage (every boundary of every field, and for all data what
+    is missing, of another type, too long and so on) and fuzzing.
+
+    Schemathesis is imported here, because every process of a run collects this module, and few of them run it.
+    """
+    import schemathesis
+    from schemathesis.checks import load_all_checks
+    from schemathesis.config import SchemathesisConfig
+
+    load_all_checks()
     config = {
         "seed": 1,
         "suppress-health-check": ["all"],
+        "phases": {name: {"enabled": name in phases} for name in (*PHASES, "stateful")},
         "generation": GENERATION | {"mode": mode},
         "checks": {name: {"enabled": enabled} for name, enabled in checks.items()}
         | {"negative_data_rejection": {"expected-statuses": [400, 401, 404, 405, 409, 413, 422, 429]}},
@@ -54,9 +67,29 @@ def walk(mode: str, **checks: bool) -> OpenApiSchema:
     return schemathesis.openapi.from_wsgi("/openapi.json", application, config=SchemathesisConfig.from_dict(config))
 
 
-# A valid URL may not lead to a repository, and a valid id may not be the caller's.
-anything = walk("all", positive_data_acceptance=False)
-sensible = walk("positive")
+def walk(schema: Any, operation: str, test: Callable[[Any], None]) -> None:
+    """Call the test with every case that Schemathesis generates for this operation."""
+    from schemathesis.generation.feedback import FeedbackSources
+    from schemathesis.generation.hypothesis.builder import MissingPathParameters
+    from schemathesis.pytest._test_builder import build_operation_test
+
+    calls = 0
+
+    def counted(case: Any) -> None:
+        nonlocal calls
+        calls += 1
+        test(case)
+
+    built = build_operation_test(
+        config=schema.config,
+        operation=schema.find_operation_by_label(operation),
+        test_func=counted,
+        given_kwargs={},
+        feedback=FeedbackSources(),
+    )
+    built()
+    assert calls > 0
+    assert not MissingPathParameters.is_set(built)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +124,7 @@ def _one_connection() -> Iterator[None]:
         signal.connect(close_old_connections)
 
 
-def call(case: schemathesis.Case, redis: Redis, **kwargs) -> schemathesis.Response:
+def call(case: Any, redis: Redis, **kwargs: Any) -> Any:
     """Run one case without the throttle state of earlier ones."""
     redis.flushall()
     heartbeat.beat(heartbeat.SWEEP)
@@ -102,42 +135,54 @@ def call(case: schemathesis.Case, redis: Redis, **kwargs) -> schemathesis.Respon
     return response
 
 
-@anything.parametrize()
-def test_any_request_with_a_token(case: schemathesis.Case, headers: dict[str, str], redis_client: Redis) -> None:
-    call(case, redis_client, headers=headers)
+@by_operation
+def test_any_request_with_a_token(operation: str, headers: dict[str, str], redis_client: Redis) -> None:
+    # A valid URL may not lead to a repository, and a valid id may not be the caller's.
+    schema = schema_for("all", *PHASES, positive_data_acceptance=False)
+    walk(schema, operation, lambda case: call(case, redis_client, headers=headers))
 
 
-@anything.parametrize()
-def test_any_request_without_a_token(case: schemathesis.Case, db, redis_client: Redis) -> None:
-    response = call(case, redis_client)
-    if case.path.startswith("/api/"):
-        assert response.status_code >= 400
+@by_operation
+def test_any_request_without_a_token(operation: str, db, redis_client: Redis) -> None:
+    def is_refused(case: Any) -> None:
+        response = call(case, redis_client)
+        if case.path.startswith("/api/"):
+            assert response.status_code >= 400
+
+    # Before the input of these, the token is checked.
+    needs_token = operation.partition(" ")[2].startswith(("/api/repositories", "/api/app"))
+    phases = [phase for phase in PHASES if phase != "coverage" or not needs_token]
+    walk(schema_for("all", *phases, positive_data_acceptance=False), operation, is_refused)
 
 
-@sensible.parametrize()
+@by_operation
 def test_documented_calls_work_for_a_watched_repository(
-    case: schemathesis.Case, watch: AppRepository, repo: Repo, headers: dict[str, str], redis_client: Redis
+    operation: str, watch: AppRepository, repo: Repo, headers: dict[str, str], redis_client: Redis
 ) -> None:
-    if "repository_id" in case.path_parameters:
-        case.path_parameters["repository_id"] = watch.repository.repository_id
-    label = case.operation.label
-    if "manifest" not in label:
-        case.query.pop("after", None)  # only the `next` of a page is valid
-    if "run_id" in case.path_parameters:
-        case.path_parameters["run_id"] = watch.runs.get().run_id
-    if label in {"POST /api/repositories", "PUT /api/repositories"}:
-        case.body["github_url"] = repo.url
-    if label == "PUT /api/repositories":
-        case.body = {"github_url": repo.url}  # random refs and patterns are rarely valid
-    if label == "PATCH /api/app":
-        case.body.pop("max_in_flight", None)  # may be above the administrator's limit
-    if label == "POST /api/app/key":
-        case.body = {}  # a random key is rarely one that a library can use
-    if label in IN_ROTATION and not App.objects.get().is_rotating_key:
-        start_key_rotation(Actor.command(), watch.app)
-        App.objects.update(new_key_accepted_at=Now())
-    if label.startswith("POST /api/hooks/"):  # a random signature is never valid
-        secret = renew_push_secret(Actor.command(), watch)
-        body = json.dumps(case.body).encode() if case.body is not NOT_SET else b""
-        case.headers["X-Hub-Signature-256"] = "sha256=" + hmac.digest(secret.encode(), body, "sha256").hex()
-    assert call(case, redis_client, headers=headers).status_code < 300
+    from schemathesis.core import NOT_SET
+
+    def works(case: Any) -> None:
+        if "repository_id" in case.path_parameters:
+            case.path_parameters["repository_id"] = watch.repository.repository_id
+        if "manifest" not in operation:
+            case.query.pop("after", None)  # only the `next` of a page is valid
+        if "run_id" in case.path_parameters:
+            case.path_parameters["run_id"] = watch.runs.get().run_id
+        if operation in {"POST /api/repositories", "PUT /api/repositories"}:
+            case.body["github_url"] = repo.url
+        if operation == "PUT /api/repositories":
+            case.body = {"github_url": repo.url}  # random refs and patterns are rarely valid
+        if operation == "PATCH /api/app":
+            case.body.pop("max_in_flight", None)  # may be above the administrator's limit
+        if operation == "POST /api/app/key":
+            case.body = {}  # a random key is rarely one that a library can use
+        if operation in IN_ROTATION and not App.objects.get().is_rotating_key:
+            start_key_rotation(Actor.command(), watch.app)
+            App.objects.update(new_key_accepted_at=Now())
+        if operation.startswith("POST /api/hooks/"):  # a random signature is never valid
+            secret = renew_push_secret(Actor.command(), watch)
+            body = json.dumps(case.body).encode() if case.body is not NOT_SET else b""
+            case.headers["X-Hub-Signature-256"] = "sha256=" + hmac.digest(secret.encode(), body, "sha256").hex()
+        assert call(case, redis_client, headers=headers).status_code < 300
+
+    walk(schema_for("positive", *PHASES), operation, works)

@@ -45,6 +45,20 @@ _SMALL = """() => {
     return [...found];
 }"""
 
+_REMOVE_REPETITIONS = """() => {
+    const kind = element => {
+        const counts = {};
+        for (const child of [...element.children]) {
+            const name = kind(child);
+            counts[name] = (counts[name] ?? 0) + 1;
+            if (counts[name] > 2 && !child.matches("dt, dd")) child.remove(); // these come in pairs
+        }
+        const names = element.getAttributeNames().sort().join();
+        return `${element.localName}.${element.className}[${names}](${Object.keys(counts).sort().join()})`;
+    };
+    kind(document.body);
+}"""
+
 
 @dataclass(frozen=True)
 class Look:
@@ -70,8 +84,21 @@ def violations(page: Page) -> list[str]:
     if not page.evaluate("'axe' in window"):  # the document is a new one
         page.evaluate(AXE_SCRIPT)
     found: list[str] = page.evaluate(_RUN, EXTRA_RULES) + page.evaluate(_SMALL)
+    return found + overflow(page)
+
+
+def overflow(page: Page) -> list[str]:
+    """Return a line if the page is wider than the window."""
     beyond = page.evaluate("document.documentElement.scrollWidth - innerWidth")
-    return [*found, *([f"the page is {beyond} pixels wider than the window"] if beyond > 0 else [])]
+    return [f"the page is {beyond} pixels wider than the window"] if beyond > 0 else []
+
+
+def remove_repetitions(page: Page) -> None:
+    """Keep two siblings of each kind: axe-core takes seconds for a long text, and finds the same in all others of a kind.
+
+    A kind is an element's tag, classes and attributes, and the kinds of its children.
+    """
+    page.evaluate(_REMOVE_REPETITIONS)
 
 
 def violations_in_two_looks(page: Page) -> list[str]:

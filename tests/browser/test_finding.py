@@ -55,11 +55,11 @@ def problems(page: Page) -> list[str]:
     return found
 
 
-def test_board_tabs_and_search(site: Site, browser: Browser, crowd: AppRepository) -> None:
+def test_board_tabs_and_search(quiet_site: Site, browser: Browser, crowd: AppRepository) -> None:
     def journey(page: Page) -> list[str]:
-        sign_in(page, site)
+        sign_in(page, quiet_site)
         page.set_viewport_size({"width": 1440, "height": 900})  # on narrower desktops, the list has no charts
-        page.goto(f"{site.url}{ADMIN}app/")
+        page.goto(f"{quiet_site.url}{ADMIN}app/")
         row = page.get_by_role("row").filter(has_text="Shop")
         expect(row).to_contain_text("66% of 100")
         expect(row.get_by_role("img")).to_have_accessible_name(
@@ -75,7 +75,7 @@ def test_board_tabs_and_search(site: Site, browser: Browser, crowd: AppRepositor
         row.get_by_role("link", name="1 failing repository of Shop").click()
         expect(page.get_by_text("1 failing repository for Shop")).to_be_visible()
 
-        page.goto(f"{site.url}{ADMIN}app/{crowd.app_id}/change/")
+        page.goto(f"{quiet_site.url}{ADMIN}app/{crowd.app_id}/change/")
         tabs = page.get_by_role("navigation", name="Shop")
         expect(tabs.get_by_role("link", name="Operate")).to_have_attribute("aria-current", "page")
         wrong += problems(page)
@@ -104,7 +104,7 @@ def test_board_tabs_and_search(site: Site, browser: Browser, crowd: AppRepositor
         expect(page.get_by_role("heading", name="Watched repositories")).to_have_count(0)
         box.fill(crowd.app.app_id)
         box.press("Enter")
-        expect(page).to_have_url(f"{site.url}{ADMIN}app/{crowd.app_id}/change/")
+        expect(page).to_have_url(f"{quiet_site.url}{ADMIN}app/{crowd.app_id}/change/")
         return wrong
 
     assert browser.drive(journey) == []

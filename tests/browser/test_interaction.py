@@ -65,6 +65,14 @@ def watched(world: World, gate: Event, site: Site) -> AppRepository:
     return watch
 
 
+@pytest.fixture
+def idle(quiet_site: Site) -> AppRepository:
+    """acme/docs, up to date like acme/site. Nothing is synced."""
+    portal = make_app("Portal")
+    make_watch(portal, "site")
+    return make_watch(portal, "docs")
+
+
 def tab_to(page: Page, target: Locator) -> None:
     """Press Tab until the target has visible focus."""
     for _ in range(150):
@@ -83,9 +91,9 @@ def after_polls(page: Page, count: int, address: str) -> None:
     page.wait_for_timeout(100)
 
 
-def test_resync_with_the_keyboard_alone(site: Site, browser: Browser, watched: AppRepository) -> None:
+def test_resync_with_the_keyboard_alone(quiet_site: Site, browser: Browser, idle: AppRepository) -> None:
     def journey(page: Page) -> None:
-        page.goto(f"{site.url}/accounts/login/")
+        page.goto(f"{quiet_site.url}/accounts/login/")
         page.keyboard.type("anna")  # the field has focus
         page.keyboard.press("Tab")
         page.keyboard.type(PASSWORD)
@@ -96,7 +104,7 @@ def test_resync_with_the_keyboard_alone(site: Site, browser: Browser, watched: A
         page.keyboard.press("Enter")
         tab_to(page, page.get_by_role("main").get_by_role("link", name="2 up to date"))
         page.keyboard.press("Enter")
-        expect(page).to_have_url(f"{site.url}{LIST}?state=up_to_date")
+        expect(page).to_have_url(f"{quiet_site.url}{LIST}?state=up_to_date")
         tab_to(page, page.get_by_role("row").filter(has_text="acme/docs").get_by_role("checkbox"))
         page.keyboard.press("Space")
         tab_to(page, page.get_by_label("Action:"))
@@ -117,7 +125,7 @@ def test_resync_with_the_keyboard_alone(site: Site, browser: Browser, watched: A
         expect(page.get_by_role("main")).to_be_focused()
 
     browser.drive(journey)
-    assert SyncRun.objects.filter(reason="resync", watch=watched).count() == 1
+    assert SyncRun.objects.filter(reason="resync", watch=idle).count() == 1
     assert browser.complaints == []
 
 
@@ -166,12 +174,12 @@ def test_polls_keep_focus_checkboxes_and_open_details(
     assert browser.complaints == []
 
 
-def test_second_press_of_a_button_sends_nothing(site: Site, browser: Browser, watched: AppRepository) -> None:
+def test_second_press_of_a_button_sends_nothing(quiet_site: Site, browser: Browser, idle: AppRepository) -> None:
     def journey(page: Page) -> None:
         held: list[Route] = []
         page.route("**/force-resync/**", lambda route: hold(route, held))
-        sign_in(page, site)
-        force_resync(page, site, "acme/docs", "acme/site")
+        sign_in(page, quiet_site)
+        force_resync(page, quiet_site, "acme/docs", "acme/site")
         page.evaluate(NOTE_THE_BUTTON)
         page.get_by_role("button", name="Re-sync 2 repositories").dblclick(no_wait_after=True)
         while not held:

@@ -162,21 +162,6 @@ def test_operation_page_is_true_until_the_end(world: World, site: Site, browser:
     assert browser.complaints == []
 
 
-def test_resync_of_one_repository_has_a_page(world: World, site: Site, browser: Browser, client_app: Client) -> None:
-    client_app.pace = 0
-
-    def journey(page: Page) -> None:
-        sign_in(page, site)
-        page.goto(site.url + LIST)
-        page.get_by_role("link", name="Re-sync acme/docs → Portal").click()
-        page.get_by_role("button", name="Re-sync", exact=True).click()
-        expect(page.get_by_role("heading", name="Re-sync · acme/docs → Portal")).to_be_visible()
-        expect(page.locator(".progress-box .badge")).to_have_text("Succeeded", timeout=60_000)
-
-    browser.drive(journey)
-    assert browser.complaints == []
-
-
 def test_what_a_screen_reader_hears_of_a_resync(world: World, site: Site, browser: Browser, client_app: Client) -> None:
     """By roles and names alone: the row, the confirmation, the bar, its announcements every tenth, and the result.
 

@@ -11,7 +11,7 @@ from django.core.exceptions import PermissionDenied
 from django.test import Client
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import AppRepository, AuditEntry, BulkOperation, SyncRun
+from deliveries_app.models import AppRepository, AuditEntry, BulkOperation, Outcome, SyncRun
 from deliveries_app.progress import runs
 from deliveries_app.services import (
     cancel_operation,
@@ -72,7 +72,16 @@ def test_user_without_permission_changes_nothing(watch: AppRepository, operation
 
 @pytest.mark.parametrize("service", ["re-sync", "re-sync several", "re-sync by app", "cancel", "cancel one"])
 def test_operator_needs_no_change_permission(watch: AppRepository, operation: BulkOperation, service: str) -> None:
-    SERVICES[service](staff(*OPERATOR), watch, operation)
+    operator = staff(*OPERATOR)
+    before = watch.runs.count()
+    SERVICES[service](operator, watch, operation)
+    if service.startswith("cancel"):
+        assert operation.runs.get().outcome == Outcome.CANCELLED
+        assert watch.runs.count() == before
+    else:
+        assert watch.runs.latest("pk").requested_by == operator.name
+        assert watch.runs.count() == before + 1
+    assert by_users().get().actor == operator.name
 
 
 @pytest.mark.parametrize("service", [service for service in SERVICES if service != "onboard"])

@@ -32,9 +32,16 @@ def queries(client: Client, url: str) -> list[str] | None:
 def addresses(client: Client) -> dict[str, str]:
     """Return the URL of every page by its kind, without the names of rows, which differ with their number.
 
-    A list in descending order counts as the same one in ascending order."""
+    A list in descending order counts as the same one in ascending order. Of a filter, one choice is enough: the choices
+    differ in which rows they find."""
     urls = (url for url in [*pages(), *variants(client)] if not re.search(r"\?o=\d", url))
-    return {re.sub(r"ids=[\d%C,]+", "ids=…", url): url for url in urls}
+    kinds: dict[str, str] = {}
+    for url in urls:
+        kind = re.sub(r"ids=[\d%C,]+", "ids=…", url)
+        if re.search(r"/\?[a-z_]+=", kind) and not re.search(r"\?(?:o|p|q|all|ids)=", kind):
+            kind = kind.partition("=")[0]
+        kinds.setdefault(kind, url)
+    return kinds
 
 
 def counts_without_bound(sql: str) -> bool:

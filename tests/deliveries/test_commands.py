@@ -28,6 +28,14 @@ def test_onboard_app_reads_the_key_from_stdin(world: World, monkeypatch) -> None
     assert App.objects.get(name="Search").client_auth_key == "a-key-from-elsewhere"
 
 
+def test_onboard_app_warns_of_a_name_that_is_taken(world: World) -> None:
+    err = io.StringIO()
+    name = world.app.name.upper()
+    printed = json.loads(run("onboard_app", name, "https://x.example/hooks", "ops@x.example", "--json", stderr=err))
+    assert App.objects.get(app_id=printed["app_id"]).name == name
+    assert err.getvalue() == f"Another app is already named {name}. Rename one so you can tell them apart.\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -84,10 +92,36 @@ def test_watch_repository_reads_the_token_from_stdin(world: World, monkeypatch) 
     assert world.sync(AppRepository.objects.get()).status == "synced"
 
 
-def test_watching_again_resyncs_the_same_row(world: World) -> None:
+def test_watching_again_asks_before_it_sends_everything(world: World) -> None:
     repo, watch = world.watch({"a.txt": b"a"})
     world.sync(watch)
-    run("watch_repository", world.app.app_id, repo.url + ".git")
+    with pytest.raises(
+        CommandError, match=r"already watches acme/\S+\. This will send ALL 1 file \(1 byte\) again\. .*--yes"
+    ) as caught:
+        run("watch_repository", world.app.app_id, repo.url + ".git", "--json")
+    assert caught.value.returncode == 2
+    watch.refresh_from_db()
+    assert watch.status == "synced"
+    assert AppRepository.objects.get(pk=watch.pk).github_url == watch.github_url
+
+
+def test_watching_again_names_the_token_that_it_replaces(world: World, monkeypatch) -> None:
+    repo, watch = world.watch({"a.txt": b"a"})
+    AppRepository.objects.filter(pk=watch.pk).update(github_token="sesame")
+    with pytest.raises(CommandError, match="This will remove its token and send ALL"):
+        run("watch_repository", world.app.app_id, repo.url)
+    monkeypatch.setattr("sys.stdin", io.StringIO("another\n"))
+    with pytest.raises(CommandError, match="This will replace its token and send ALL"):
+        run("watch_repository", world.app.app_id, repo.url, "--github-token-stdin")
+    watch.refresh_from_db()
+    assert watch.github_token == "sesame"
+
+
+def test_watching_again_with_yes_resyncs_the_same_row(world: World) -> None:
+    repo, watch = world.watch({"a.txt": b"a"})
+    world.sync(watch)
+    printed = json.loads(run("watch_repository", world.app.app_id, repo.url + ".git", "--yes", "--json"))
+    assert printed["repository_id"] == watch.repository.repository_id
     world.sync(watch)
     assert AppRepository.objects.count() == 1
     assert [record.path for record in world.requests("create")] == ["a.txt", "a.txt"]

@@ -80,6 +80,18 @@ def test_irreversible_commands_ask_for_confirmation(watches, name: str, count: i
     assert AppRepository.objects.alive().count() == 3
 
 
+def test_delete_app_names_repositories_that_no_other_app_watches(watches) -> None:
+    """Portal watches acme/docs, which Search watches too, and another repository."""
+    portal, search = watches[0].app.app_id, watches[2].app.app_id
+    with pytest.raises(CommandError, match=r"It watches 2 repositories; no other app watches 1 of them\. "):
+        run("delete_app", portal)
+    with pytest.raises(CommandError, match=r"It watches 1 repository, which other apps watch too\. "):
+        run("delete_app", search)
+    run("delete_app", search, "--yes")
+    with pytest.raises(CommandError, match=r"It watches 2 repositories; no other app watches them\. "):
+        run("delete_app", portal)
+
+
 def test_unwatch_repository_ends_one_watch(watches) -> None:
     printed = run_json("unwatch_repository", *ids_of(watches[0]), "--yes")
     assert printed == dict(zip(("app_id", "repository_id"), ids_of(watches[0]), strict=True))
@@ -165,7 +177,18 @@ def test_replace_github_token_checks_the_new_token(world: World, typed) -> None:
         run("replace_github_token", *ids_of(watch))
     typed("sesame\n")
     assert run_json("replace_github_token", *ids_of(watch))["app_id"] == world.app.app_id
-    assert "wrong" not in AppRepository.objects.get().github_token
+    assert AppRepository.objects.get().github_token == "sesame"
+
+
+def test_replace_github_token_removes_the_token_only_if_told_so(world: World, typed) -> None:
+    repo = world.git.repo("acme/public", {"a": b"a"})
+    watch = world.watch_url(repo, token="sesame")
+    typed("\n")
+    with pytest.raises(CommandError, match=r"There is no token on stdin\."):
+        run("replace_github_token", *ids_of(watch))
+    assert AppRepository.objects.get().github_token == "sesame"
+    assert "Removed the token of acme/public" in run("replace_github_token", *ids_of(watch), "--remove")
+    assert AppRepository.objects.get().github_token == ""
 
 
 def test_explain_a_file(world: World) -> None:

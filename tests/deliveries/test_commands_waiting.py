@@ -44,10 +44,14 @@ def refuse_b(world: World, settings) -> None:
 
 
 def test_resync_without_a_terminal_or_yes_does_nothing(world: World, watch: AppRepository) -> None:
-    with pytest.raises(CommandError, match=r"send ALL 2 files .*no terminal to ask on\. Add --yes") as refused:
+    question = r"This will re-sync acme/widgets for Portal and send ALL 2 files .*no terminal to ask on\. Add --yes"
+    with pytest.raises(CommandError, match=question) as refused:
         run("resync", world.app.app_id)
     assert refused.value.returncode == 2
     assert SyncRun.objects.count() == 1
+    make_watch(world.app, "acme/gadgets")
+    with pytest.raises(CommandError, match="This will re-sync all 2 repositories for Portal and send ALL 102 files"):
+        run("resync", world.app.app_id)
 
 
 def test_resync_prints_the_request(world: World, watch: AppRepository) -> None:
@@ -77,11 +81,21 @@ def test_wait_exits_with_1_if_something_failed(
     while_waiting(monkeypatch, lambda: sync(watch.pk))
     ids = [world.app.app_id] if many else [world.app.app_id, watch.repository.repository_id]
     out = io.StringIO()
-    with pytest.raises(CommandError, match="1 of 1 repositories did not" if many else "HTTP 500") as failed:
+    with pytest.raises(
+        CommandError, match=f"{'1 of 1 repository did not succeed: 1 failed. acme/widgets: .*' if many else ''}HTTP 500"
+    ) as failed:
         call_command("resync", *ids, "--wait", "--yes", "--json", stdout=out)
     assert failed.value.returncode == 1
     printed = json.loads(out.getvalue())
     assert (printed["failed"], printed["files_failed"], printed["finished"]) == (1, 1, True)
+
+
+def test_wait_names_status_if_several_failed(world: World, watch: AppRepository, monkeypatch, settings) -> None:
+    _, other = world.watch({"b.txt": b"b"}, name="acme/gadgets")
+    refuse_b(world, settings)
+    while_waiting(monkeypatch, lambda: (sync(watch.pk), sync(other.pk)))
+    with pytest.raises(CommandError, match=f"2 failed. To see why: manage.py status {world.app.app_id}"):
+        run("resync", world.app.app_id, "--wait", "--yes")
 
 
 @pytest.mark.parametrize("outcome", ["cancelled", "superseded by a later request"])
@@ -102,7 +116,7 @@ def test_wait_for_a_run_that_is_cancelled_or_superseded(
 
 def test_wait_for_an_operation_that_is_cancelled(world: World, watch: AppRepository, monkeypatch) -> None:
     while_waiting(monkeypatch, lambda: cancel_operation(Actor.system(), BulkOperation.objects.get()))
-    with pytest.raises(CommandError, match="1 of 1 repositories did not succeed: 1 cancelled"):
+    with pytest.raises(CommandError, match="1 of 1 repository did not succeed: 1 cancelled"):
         run("resync", world.app.app_id, "--wait", "--yes")
 
 

@@ -15,12 +15,13 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
-from deliveries_app.demo.instance import BROKEN, CLIENTS, Demo, UserExists
+from deliveries_app.demo.instance import BROKEN, CLIENTS, Demo, NotEmpty, require_own_instance
 from deliveries_app.models import App, AppRepository, HourlyTraffic, Status
 from deliveries_app.services import change_app, retry_single
 from deliveries_app.sync.attempt import sync
 from docora.cli.main import DEMO_SETTINGS
 from tests.support.commands import manage
+from tests.support.staff import make_app
 
 
 @pytest.fixture
@@ -106,21 +107,35 @@ def test_second_start_adds_nothing_even_after_the_correction(demo: Demo, tmp_pat
 
 
 def test_accounts_of_others_are_left_alone(transactional_db: None, tmp_path: Path) -> None:
+    """For example, the administrator whom `up` creates from ADMIN_USERNAME and ADMIN_PASSWORD."""
     owner = get_user_model().objects.create_superuser("admin", password="the owner's")
     guest = get_user_model().objects.create_user("viewer", password="the guest's")
     for _ in range(2):  # a second start does not take them for its own
         demo = Demo(tmp_path / "demo")
         demo.start()
         try:
-            with pytest.raises(UserExists, match="The users admin and viewer already exist"):
-                demo.fill()
+            demo.fill()
         finally:
             demo.stop()
     owner.refresh_from_db(), guest.refresh_from_db()
     assert owner.check_password("the owner's")
     assert not guest.is_staff
-    assert get_user_model().objects.count() == 2
-    assert not App.objects.exists()
+    assert get_user_model().objects.get(username="operator").check_password(demo.choices.password)
+    assert App.objects.count() == len(CLIENTS)
+
+
+def test_instance_of_others_is_left_alone(transactional_db: None, tmp_path: Path) -> None:
+    require_own_instance(tmp_path / "demo")
+    app = make_app("Search")
+    with pytest.raises(NotEmpty, match="already has apps"):
+        require_own_instance(tmp_path / "demo")
+    app.delete()
+    get_user_model().objects.create_superuser("root", password="the owner's")
+    require_own_instance(tmp_path / "demo")
+
+
+def test_instance_of_the_demo_is_its_own(demo: Demo, tmp_path: Path) -> None:
+    require_own_instance(tmp_path / "demo")
 
 
 def run_demo(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:

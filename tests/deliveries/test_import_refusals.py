@@ -45,6 +45,11 @@ def test_wrong_key_is_detected_before_writing(
     assert not Repository.objects.exists()
 
 
+def test_wrong_url_is_detected_before_the_key(db, monkeypatch) -> None:
+    monkeypatch.delenv("SOURCE_ENCRYPTION_KEY", raising=False)
+    assert "must be PostgreSQL" in refusal("nope")
+
+
 def test_key_in_capital_letters(existing: ExistingService, monkeypatch) -> None:
     existing.app(BASE)
     existing.key = existing.key.upper()

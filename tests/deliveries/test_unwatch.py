@@ -44,7 +44,8 @@ from repositories_app import services as repositories
 from repositories_app.git.exceptions import GitError
 from repositories_app.git.url import parse_url
 from repositories_app.models import Repository
-from tests.support.histories import assert_promise_kept, at_notification, refusing
+from tests.support.git import Entry
+from tests.support.histories import assert_promise_kept, at_notification, refusing, shas
 from tests.support.processes import syncing
 from tests.support.receiver import wait_for
 from tests.support.world import World
@@ -173,6 +174,21 @@ def test_revived_watch_has_the_settings_of_a_new_one(world: World) -> None:
     assert again.created_at >= ended_at
     world.settle()
     assert_promise_kept(world, repo, watch)
+
+
+def test_revived_watch_lists_no_failures(world: World) -> None:
+    repo, watch = world.watch({"a.txt": b"1", "b.txt": b"2", "link": Entry.symlink("a.txt")})
+    world.answer(refusing("a.txt", "b.txt"))
+    assert world.sync(watch).files_failing == 2
+    assert watch.left_out
+    unwatch_repository(COMMAND, watch)
+    again = watch_repository(COMMAND, world.app, repo.url).watch
+    assert (again.pk, again.files_failing, again.left_out, again.failures.count()) == (watch.pk, 0, {}, 0)
+    world.answer(None)
+    world.settle()
+    watch.refresh_from_db()
+    assert world.copy(watch) == shas({"a.txt": b"1", "b.txt": b"2"})
+    assert watch.files_failing == 0
 
 
 def test_watch_that_is_revived_without_all_its_records_has_a_new_id(world: World, monkeypatch) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from tests.support.deployment import PROJECT, copied, dockerfile
 from tests.support.processes import Daemons
 from tests.support.receiver import wait_for
+from tests.support.shared import copy
 
 BUILD, FINAL = dockerfile()
 
@@ -107,9 +108,13 @@ def healthy(environment: dict[str, str]) -> bool:
     )
 
 
-def test_health_check_of_a_single_container(image: Daemons) -> None:
+def test_health_check_of_a_single_container(image: Daemons, migrated_sqlite: Path) -> None:
     [command] = [instruction.words for instruction in FINAL if instruction.name == "CMD"]
     assert command == ["python", "manage.py", "up"]
+    del image.environment["DATABASE_URL"]
+    data = Path(image.environment["DATA_DIR"])
+    data.mkdir()
+    copy(migrated_sqlite, data / "docora.sqlite3")
     assert not healthy(image.environment)
     up = image.start(*command[2:], "--workers", "1")
     wait_for(lambda: healthy(image.environment) or not up.running, 60, 0.3)

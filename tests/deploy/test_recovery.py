@@ -27,6 +27,7 @@ from tests.support.histories import shas
 from tests.support.postgres import PostgresServer
 from tests.support.processes import Daemons
 from tests.support.receiver import wait_for
+from tests.support.shared import copy
 from tests.support.valkey import ValkeyServer
 
 TOKEN = "a-token-of-a-private-repository"
@@ -120,7 +121,10 @@ def test_backup_loss_recovery_and_key_rotation(
         databases = [server.create_database(f"recovery_{os.getpid()}_{number}") for number in range(2)]
         tools["PATH"] = f"{server._binary('pg_dump').parent}:{os.environ['PATH']}"
     first = Machine(tmp_path / "first", databases[0], valkey_server)
-    first.command("migrate", "--verbosity", "0")
+    if kind == "sqlite":
+        copy(request.getfixturevalue("migrated_sqlite"), first.data / "docora.sqlite3")
+    else:
+        first.command("migrate", "--verbosity", "0")
     repo = git.repo("acme/handbook", {"kept": b"kept", "changed": b"1", "removed": b"x"}, token=TOKEN)
     portal = ["Portal", receiver.url, "ops@portal.example"]
     app = json.loads(first.command("onboard_app", *portal, "--client-auth-key-stdin", "--json", stdin=KEY))["app_id"]

@@ -29,6 +29,7 @@ os.dup2(int(sys.argv[1]), 3)
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
 os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 """
+SETTINGS = "DOCORA_BUILD_NUMBER=one\nDOCORA_BUILD_DATE=day\nDOCORA_BUILD_SHA=ignored\n"  # the environment has its own
 CADDY = Path(sys.executable).with_name("caddy")  # from PyPI: Debian's is older than the one in compose.yaml
 
 
@@ -40,17 +41,18 @@ class WebService:
         self.address = self.listener.getsockname()
         self.log = directory / "web.log"
         self.settings = directory / "settings"
-        self.settings.write_text("")
+        self.settings.write_text(SETTINGS)
         self.environment = {
             "PATH": os.environ["PATH"],
             "DATA_DIR": str(directory),
+            "DOCORA_BUILD_SHA": "given",
             "DOCORA_ENV_FILE": str(self.settings),
         }
         self.process = self.start()
 
     def prepare(self) -> None:
         """Start it if it has ended, with an empty log. What it read from its settings stays until the next SIGHUP."""
-        self.settings.write_text("")
+        self.settings.write_text(SETTINGS)
         self.log.write_text("")
         if self.process.poll() is not None:
             self.start()
@@ -95,7 +97,7 @@ def shared_service(migrated: Path) -> Iterator[WebService]:
 
 @pytest.fixture
 def service(shared_service: WebService) -> WebService:
-    """The service, running and with nothing in its settings. A test may leave it in any state."""
+    """The service, running. A test may leave it in any state."""
     shared_service.prepare()
     assert ask(shared_service.address) == 200
     return shared_service
@@ -155,50 +157,32 @@ class Clients:
 
 def test_restart_by_socket_activation_loses_no_request(service: WebService) -> None:
     with Clients(service.address) as clients:
-        for _ in range(2):
-            clients.wait_for_more()
-            assert service.end() == 0
-            service.start()
+        clients.wait_for_more()
+        assert service.end() == 0
+        service.start()
         clients.wait_for_more()
     assert set(clients.statuses) == {200}
     assert "Traceback" not in service.log.read_text()
 
 
-def test_sighup_loses_no_request(service: WebService) -> None:
+def test_sighup_reads_the_env_file_again_and_loses_no_request(service: WebService) -> None:
+    """With settings that are invalid, it replaces nothing."""
     before = service.workers()
+    assert build(service) == ("one", "given", "day")
     with Clients(service.address) as clients:
         clients.wait_for_more()
+        service.settings.write_text("DOCORA_BUILD_NUMBER=invalid\nMETRICS_TOKEN=short\n")
+        assert build(service) == ("one", "given", "day")
+        service.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: "the old one keeps running" in service.log.read_text(), 60)
+        assert "Docora cannot start: METRICS_TOKEN must be at least 16" in service.log.read_text()
+        assert (service.workers(), build(service)) == (before, ("one", "given", "day"))
+        service.settings.write_text("DOCORA_BUILD_NUMBER=two\nDOCORA_BUILD_SHA=ignored\n")
         service.process.send_signal(signal.SIGHUP)
         wait_for(lambda: service.workers() and not service.workers() & before, 60)
         clients.wait_for_more()
     assert set(clients.statuses) == {200}
-
-
-def test_sighup_reads_the_env_file_again(service: WebService, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert service.end() == 0
-    monkeypatch.setitem(service.environment, "DOCORA_BUILD_SHA", "given")
-    service.settings.write_text("DOCORA_BUILD_NUMBER=one\nDOCORA_BUILD_DATE=day\nDOCORA_BUILD_SHA=ignored\n")
-    service.start()
-    assert build(service) == ("one", "given", "day")
-    service.settings.write_text("DOCORA_BUILD_NUMBER=two\nDOCORA_BUILD_SHA=ignored\n")
-    assert build(service) == ("one", "given", "day")
-    before = service.workers()
-    service.process.send_signal(signal.SIGHUP)
-    wait_for(lambda: service.workers() and not service.workers() & before, 60)
     assert build(service) == ("two", "given", "")
-
-
-def test_sighup_with_invalid_settings_keeps_the_process(service: WebService) -> None:
-    before = service.workers()
-    service.settings.write_text("METRICS_TOKEN=short\n")
-    service.process.send_signal(signal.SIGHUP)
-    wait_for(lambda: "the old one keeps running" in service.log.read_text(), 60)
-    assert "Docora cannot start: METRICS_TOKEN must be at least 16" in service.log.read_text()
-    assert (service.workers(), ask(service.address)) == (before, 200)
-    service.settings.write_text("DOCORA_BUILD_NUMBER=fixed\n")
-    service.process.send_signal(signal.SIGHUP)
-    wait_for(lambda: service.workers() and not service.workers() & before, 60)
-    assert build(service)[0] == "fixed"
 
 
 def test_sighup_with_a_broken_application_keeps_the_process(migrated: Path, tmp_path: Path) -> None:
@@ -232,27 +216,23 @@ def test_sighup_with_a_broken_application_keeps_the_process(migrated: Path, tmp_
             assert manager.wait(20) == 0
 
 
-def test_request_in_progress_is_answered_before_shutdown(service: WebService) -> None:
+def test_open_connections_are_answered_before_shutdown(service: WebService) -> None:
     body = b"{}"
     head = f"POST /api/hooks/push/repo_1 HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
-    with socket.create_connection(service.address, timeout=30) as connection:
-        connection.sendall(f"{head}X-Hub-Signature-256: sha256={'0' * 64}\r\n\r\n".encode())
-        time.sleep(1)  # a thread of the server waits for the body
-        service.process.send_signal(signal.SIGTERM)
-        time.sleep(1)
-        assert service.process.poll() is None
-        connection.sendall(body)
-        assert connection.makefile("rb").readline().split()[1] in {b"401", b"403", b"404"}
-    assert service.process.wait(15) == 0
-
-
-def test_open_connection_is_answered_before_shutdown(service: WebService) -> None:
-    with socket.create_connection(service.address, timeout=30) as connection:
-        time.sleep(0.5)  # it is accepted
+    with (
+        socket.create_connection(service.address, timeout=30) as in_progress,
+        socket.create_connection(service.address, timeout=30) as silent,
+    ):
+        in_progress.sendall(f"{head}X-Hub-Signature-256: sha256={'0' * 64}\r\n\r\n".encode())
+        time.sleep(1)  # a thread of the server waits for the body, and the other connection is accepted
         service.process.send_signal(signal.SIGTERM)
         time.sleep(0.5)
-        connection.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
-        assert connection.makefile("rb").readline().split()[1] == b"200"
+        silent.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        assert silent.makefile("rb").readline().split()[1] == b"200"
+        time.sleep(0.5)
+        assert service.process.poll() is None
+        in_progress.sendall(body)
+        assert in_progress.makefile("rb").readline().split()[1] in {b"401", b"403", b"404"}
     assert service.process.wait(15) == 0
 
 

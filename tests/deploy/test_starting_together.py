@@ -14,6 +14,7 @@ from deliveries_app.monitoring import health
 from docora.db import schema
 from docora.management.commands.migrate import _LOCK
 from tests.deploy.test_compose import readiness
+from tests.support.environment import TEST_DATABASE
 from tests.support.instance import free_port
 from tests.support.postgres import PostgresServer
 from tests.support.processes import Daemon, Daemons, children
@@ -66,7 +67,8 @@ def test_three_concurrent_migrate_on_sqlite(tmp_path: Path, instance_environment
     assert applied == different > 20
 
 
-def test_migrate_waits_for_another_migrate(replicas: Daemons) -> None:
+def test_migrate_waits_for_another_migrate(replicas: Daemons, instance_environment: dict[str, str]) -> None:
+    replicas.environment["DATABASE_URL"] = instance_environment["DATABASE_URL"]  # with nothing left to migrate
     with psycopg.connect(replicas.environment["DATABASE_URL"], autocommit=True) as other:
         other.execute("SELECT pg_advisory_lock(%s)", [_LOCK])
         waiting = replicas.start("migrate", "--no-input")
@@ -92,8 +94,8 @@ def test_migrate_waits_for_the_database(
     tmp_path: Path, instance_environment: dict[str, str], migrated_postgres: Path
 ) -> None:
     late = PostgresServer()
-    late.template = migrated_postgres  # saves it an initdb; the database that is migrated here has no tables
-    daemons = Daemons(tmp_path, instance_environment | {"DATABASE_URL": late.url})
+    late.template = migrated_postgres
+    daemons = Daemons(tmp_path, instance_environment | {"DATABASE_URL": late.url_of(TEST_DATABASE)})
     try:
         impatient = daemons.start("migrate", "--no-input")
         patient = daemons.start("migrate", "--no-input", "--wait", "60")

@@ -14,6 +14,7 @@ from docora.cli.main import error_message
 from tests.support.commands import PROJECT, manage, run_script
 from tests.support.instance import free_port
 from tests.support.postgres import PostgresServer
+from tests.support.valkey import ValkeyServer
 
 COMMANDS = {
     "onboard_app": ["Portal", "https://portal.example/hooks", "ops@portal.example"],
@@ -154,6 +155,8 @@ def test_commands_without_redis_print_no_traceback(
         ("DATABASE_URL", "hunter2"),
         ("DATABASE_URL", "mysql://docora:hunter2@127.0.0.1/docora"),
         ("DATABASE_URL", "postgres://docora:hunter2@127.0.0.1:port/docora"),
+        ("DATABASE_URL", "postgres://docora:p@hunter2/word@127.0.0.1/docora"),
+        ("DATABASE_URL", "postgres://docora:p@hunter2#word@127.0.0.1/docora"),
         ("REDIS_URL", "hunter2"),
         ("REDIS_URL", "redis://:hunter2@127.0.0.1:port/0"),
     ],
@@ -166,6 +169,29 @@ def test_invalid_setting_is_named_by_every_command(name: str, value: str) -> Non
         assert err.startswith(f"Docora cannot start: {name} must "), (line, err)
         assert "\n" not in err
         assert "hunter2" not in err
+
+
+def test_redis_that_requires_a_password(valkey_server: ValkeyServer, instance_environment: dict[str, str]) -> None:
+    with valkey_server.client() as client:
+        client.config_set("requirepass", "sesame")
+        try:
+            environment = instance_environment | {"REDIS_URL": valkey_server.url}
+            [(code, out, err)] = outcomes([["rqworker", "high", "--burst"]], **environment)
+        finally:
+            client.config_set("requirepass", "")
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1] == "Redis requires a password. Put it into REDIS_URL: redis://:password@host:6379/0"
+    assert "Traceback" not in err
+
+
+def test_createsuperuser_before_the_migration_names_this_program(tmp_path: Path) -> None:
+    [(code, _, err)] = outcomes(
+        [["createsuperuser", "--noinput", "--username", "anna", "--email", ""]],
+        DATABASE_URL=f"sqlite:///{tmp_path / 'empty.sqlite3'}",
+        DJANGO_SUPERUSER_PASSWORD="correct horse battery",
+    )
+    assert code == 1
+    assert err.endswith("Migrate it: manage.py migrate")
 
 
 def test_help_names_an_invalid_setting() -> None:

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
@@ -23,15 +23,18 @@ PROJECT = Path(__file__).resolve().parents[2]
 QUERY_PER_LINE = """
 import sys
 from django.core.signals import request_finished, request_started
-from django.db import connection
+from django.db import OperationalError, connection
 
 for line in sys.stdin:
     request_started.send(None)
-    with connection.cursor() as cursor:
-        cursor.execute("SHOW jit")
-        assert cursor.fetchone() == ("off",)
-        cursor.execute("SHOW idle_in_transaction_session_timeout")
-        print(cursor.fetchone()[0], connection.settings_dict["OPTIONS"]["pool"]["max_size"], flush=True)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SHOW jit")
+            assert cursor.fetchone() == ("off",)
+            cursor.execute("SHOW idle_in_transaction_session_timeout")
+            print(cursor.fetchone()[0], connection.settings_dict["OPTIONS"]["pool"]["max_size"], flush=True)
+    except OperationalError:
+        print("unavailable", flush=True)
     request_finished.send(None)
 """
 
@@ -97,10 +100,12 @@ def test_connect_timeout(monkeypatch) -> None:
         assert time.monotonic() - started < 10
 
 
-def test_web_process_reconnects_after_a_database_restart(
-    postgres_server: PostgresServer, instance_environment: dict[str, str]
-) -> None:
-    """The pool's connections are dead then."""
+type Ask = Callable[[], list[str]]
+
+
+@pytest.fixture
+def ask_web_process(postgres_server: PostgresServer, instance_environment: dict[str, str]) -> Iterator[Ask]:
+    """Return a function that sends one request to a web process and returns the words of its response."""
     process = subprocess.Popen(
         [sys.executable, str(PROJECT / "manage.py"), "shell", "--no-imports", "-c", QUERY_PER_LINE],
         env=instance_environment | {"DOCORA_PROCESS": "web", "LEASE_SECONDS": "7"},
@@ -111,13 +116,37 @@ def test_web_process_reconnects_after_a_database_restart(
     )
     assert process.stdin
     assert process.stdout
+    asked, answers = process.stdin, process.stdout
+
+    def ask() -> list[str]:
+        asked.write("\n")
+        return answers.readline().split()
+
     try:
-        process.stdin.write("\n")
-        assert process.stdout.readline().split() == ["7s", str(settings.WEB_CONNECTIONS)]
+        assert ask() == ["7s", str(settings.WEB_CONNECTIONS)]
         connection.close()
-        postgres_server.restart()
-        process.stdin.write("\n")
-        assert process.stdout.readline().split() == ["7s", str(settings.WEB_CONNECTIONS)]
+        yield ask
     finally:
         process.kill()
         process.wait(10)
+
+
+def test_web_process_reconnects_after_a_database_restart(postgres_server: PostgresServer, ask_web_process: Ask) -> None:
+    """The pool's connections are dead then."""
+    postgres_server.restart()
+    assert ask_web_process() == ["7s", str(settings.WEB_CONNECTIONS)]
+
+
+def test_web_process_reconnects_soon_after_an_outage(postgres_server: PostgresServer, ask_web_process: Ask) -> None:
+    """The delay between attempts to connect doesn't grow with the length of the outage."""
+    postgres_server.stop()
+    try:
+        gone_at = time.monotonic()
+        while time.monotonic() < gone_at + 9:
+            assert ask_web_process() == ["unavailable"]
+    finally:
+        postgres_server.start()  # other tests need it
+    back_at = time.monotonic()
+    while ask_web_process() == ["unavailable"]:
+        assert time.monotonic() < back_at + 30
+    assert time.monotonic() < back_at + 4

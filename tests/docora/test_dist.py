@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tarfile
@@ -120,6 +121,7 @@ class Installed(Instance):
         self.bin = environment.bin
         self.folder = directory / "folder"
         self.folder.mkdir()
+        self.data = self.folder / "var"
         self._opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
 
     @property
@@ -128,6 +130,17 @@ class Installed(Instance):
 
     def command(self, *arguments: str) -> list[str]:
         return [str(self.bin / "docora"), *arguments]
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*arguments),
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
 
     def done(self, *arguments: str) -> str:
         """Run a command that must succeed, and return its output."""
@@ -220,7 +233,7 @@ def test_usage_always_names_docora(installed: Installed) -> None:
 
 
 def test_wheel_runs_from_an_empty_folder_without_settings(installed: Installed) -> None:
-    installed.start()
+    installed.start("--workers", "1")
     assert json.loads(installed.get("/health"))["uptime"] > 0
     assert json.loads(installed.get("/version"))["version"] == __version__
     login = installed.get("/admin/login/").decode()
@@ -247,53 +260,30 @@ def test_wheel_runs_from_an_empty_folder_without_settings(installed: Installed) 
     assert made & {"valkey", "valkey-server", "redis-server"}
 
 
-def test_settings_and_transforms_of_the_current_folder_apply(installed: Installed) -> None:
-    make_demo_repositories(installed.directory / "git")
-    (installed.folder / "portal_files.py").write_text(TRANSFORMS)
-    installed.settings(
-        ADMIN_USERNAME="root",
-        ADMIN_PASSWORD=f"'{PASSWORD}'",
-        ALLOW_HTTP="yes",
-        ALLOWED_PRIVATE_NETWORKS="127.0.0.0/8",
-        ALLOWED_GIT_HOSTS="127.0.0.1:*",
-        FILE_TRANSFORMS="portal_files.IntoAFolder",
-    )
-    installed.start("--workers", "1")
-    assert f"Docora {__version__}" in installed.sign_in("root", PASSWORD)
-
-    key = "a key of at least sixteen characters"
-    with GitServer(installed.directory / "git") as server, installed.receiver("--key", key) as url:
-        facts = ["Portal", url, "ops@portal.example", "--client-auth-key", key]
-        app = json.loads(installed.done("onboard_app", *facts, "--json"))["app_id"]
-        watch = json.loads(installed.done("watch_repository", app, f"{server.url}/acme/handbook", "--json"))
-        repository = Repo("acme/handbook", server.directory / "acme" / "handbook.git", server)
-        expected = {f"portal/{path}": content for path, content in repository.files().items()}
-        copies = installed.folder / "var" / "receiver" / app / watch["repository_id"]
-        installed.wait_until(lambda: contents(copies) == expected, 40)
-        installed.done("resync", app, "--wait", "--yes")
-    assert installed.end() == 0
-    assert installed.family() == {}
-    assert "Traceback" not in installed.log.read_text()
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Return path → content of every file below the folder."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def test_wheel_contains_the_demo(installed: Installed) -> None:
+def test_demo_prints_how_to_sign_in_after_its_first_syncs_and_ends_with_its_parent(
+    installed: Installed, migrated_sqlite: Path
+) -> None:
+    installed.use_database(migrated_sqlite)
     installed.start("--demo", "--workers", "1")
     installed.wait_until(lambda: "The demo is ready." in installed.log.read_text(), 120)
-    password = re.search(r"Password +(\S+)", installed.log.read_text())
-    assert password
-    assert "Overview" in installed.sign_in("admin", password[1])
-    received = installed.folder / "var" / "demo" / "received"
+    log, _, banner = installed.log.read_text().partition("The demo is ready.")
+    password = json.loads((installed.data / "demo" / "choices.json").read_text())["password"]
+    lines = [line.strip() for line in banner.split("\n\n")[1].splitlines()]
+    assert lines == [f"Open      http://127.0.0.1:{installed.port}/admin/", "User      admin", f"Password  {password}"]
+    assert log.count('"reason": "initial", "requested_by"') == log.count('"event": "run_ended"') == 8
+    assert banner.endswith("Ctrl-C stops it.\n")
+    assert "Overview" in installed.sign_in("admin", password)
+    received = installed.data / "demo" / "received"
     installed.wait_until(lambda: any(path.is_file() for path in received.rglob("*.md")), 30)
-    assert installed.end() == 0
-    assert installed.family() == {}
+    assert installed.process
+    installed.process.kill()
+    installed.process.wait()
+    installed.wait_until(lambda: not installed.family(), 20)
 
 
-def test_upgrade_to_a_newer_wheel(dist: Path, source: Path, environment: Environment, directory: Path) -> None:
+def test_upgrade_to_a_newer_wheel_with_settings_and_transforms_of_the_current_folder(
+    dist: Path, source: Path, environment: Environment, directory: Path, migrated_sqlite: Path
+) -> None:
     newer = shutil.copytree(source, directory / "newer")
     (newer / "docora" / "__init__.py").write_text('__version__ = "99.0.0"\n')
     migrations = newer / "deliveries_app" / "migrations"
@@ -302,19 +292,53 @@ def test_upgrade_to_a_newer_wheel(dist: Path, source: Path, environment: Environ
     environment = Environment(directory / "venv", environment)
     environment.install(dist / WHEEL)
     installed = Installed(directory, environment)
-    installed.settings(DJANGO_SUPERUSER_PASSWORD=f"'{PASSWORD}'")
+    installed.use_database(migrated_sqlite)
+    (installed.folder / "portal_files.py").write_text(TRANSFORMS)
+    installed.settings(
+        DJANGO_SUPERUSER_PASSWORD=f"'{PASSWORD}'",
+        ALLOW_HTTP="yes",
+        ALLOWED_PRIVATE_NETWORKS="127.0.0.0/8",
+        ALLOWED_GIT_HOSTS="127.0.0.1:*",
+        FILE_TRANSFORMS="portal_files.IntoAFolder",
+    )
     assert installed.done("--version") == f"{__version__}\n"
-    installed.done("migrate", "--verbosity", "0")
     installed.done("createsuperuser", "--noinput", "--username", "root", "--email", "root@docora.example")
-    keys = (installed.folder / "var" / "keys.json").read_text()
+    keys = (installed.data / "keys.json").read_text()
+
+    def later_migrations() -> list[tuple[str]]:
+        with contextlib.closing(sqlite3.connect(installed.data / "docora.sqlite3")) as database:
+            return database.execute("SELECT name FROM django_migrations WHERE name LIKE '9999%'").fetchall()
 
     environment.install(build(newer, directory / "dist"))
     assert installed.done("--version") == "99.0.0\n"
     assert "[ ]  deliveries_app.9999_later" in installed.done("showmigrations", "--plan")
     try:
         installed.start("--workers", "1")
-        assert "[ ]" not in installed.done("showmigrations", "--plan")
-        assert "Overview" in installed.sign_in("root", PASSWORD)
+        assert later_migrations() == [("9999_later",)]
+        assert "Docora 99.0.0" in installed.sign_in("root", PASSWORD)
+        assert_transformed_files_arrive(installed)
     finally:
-        installed.end()
-    assert (installed.folder / "var" / "keys.json").read_text() == keys
+        status = installed.end()
+    assert status == 0
+    assert installed.family() == {}
+    assert "Traceback" not in installed.log.read_text()
+    assert (installed.data / "keys.json").read_text() == keys
+
+
+def assert_transformed_files_arrive(installed: Installed) -> None:
+    make_demo_repositories(installed.directory / "git")
+    key = "a key of at least sixteen characters"
+    with GitServer(installed.directory / "git") as server, installed.receiver("--key", key) as url:
+        facts = ["Portal", url, "ops@portal.example", "--client-auth-key", key]
+        app = json.loads(installed.done("onboard_app", *facts, "--json"))["app_id"]
+        watch = json.loads(installed.done("watch_repository", app, f"{server.url}/acme/handbook", "--json"))
+        repository = Repo("acme/handbook", server.directory / "acme" / "handbook.git", server)
+        expected = {f"portal/{path}": content for path, content in repository.files().items()}
+        copies = installed.data / "receiver" / app / watch["repository_id"]
+        installed.wait_until(lambda: contents(copies) == expected, 40)
+        installed.done("resync", app, "--wait", "--yes")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return path → content of every file below the folder."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -1,7 +1,7 @@
 """`manage.py up`: everything starts, everything ends, and errors are clear."""
 
 import contextlib
-import json
+import io
 import os
 import signal
 import socket
@@ -21,6 +21,7 @@ from docora.server.valkey import storage_of
 from tests.support.commands import manage
 from tests.support.instance import Instance, free_port
 from tests.support.receiver import wait_for
+from tests.support.shared import copy
 from tests.support.valkey import ValkeyServer
 
 
@@ -40,15 +41,23 @@ def clear_redis_connection() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
-    """An instance with one worker, for tests that leave it running. Those that kill a part of it come last."""
+def shared_instance(tmp_path_factory: pytest.TempPathFactory, migrated_sqlite: Path) -> Iterator[Instance]:
     instance = Instance(tmp_path_factory.mktemp("running"))
-    instance.start("--workers", "1")
+    instance.use_database(migrated_sqlite)
     yield instance
     instance.end()
 
 
-def test_easy_password_of_the_first_administrator_is_refused(tmp_path: Path) -> None:
+@pytest.fixture
+def running(shared_instance: Instance) -> Instance:
+    """An instance with one worker, for tests that leave it running. Those that kill it or a part of it come last."""
+    if not shared_instance.process or shared_instance.process.poll() is not None:
+        shared_instance.start("--workers", "1")
+    return shared_instance
+
+
+def test_easy_password_of_the_first_administrator_is_refused(tmp_path: Path, migrated_sqlite: Path) -> None:
+    copy(migrated_sqlite, tmp_path / "docora.sqlite3")
     environment = {"PATH": os.environ["PATH"], "DATA_DIR": str(tmp_path), "DOCORA_ENV_FILE": os.devnull}
     administrator = {"ADMIN_USERNAME": "anna", "ADMIN_PASSWORD": "password", "PORT": str(free_port())}
     done = manage("up", "--workers", "1", environment=environment | administrator)
@@ -57,46 +66,30 @@ def test_easy_password_of_the_first_administrator_is_refused(tmp_path: Path) -> 
     assert "Traceback" not in done.stderr
 
 
-def test_first_start_names_the_new_administrator_once_and_ctrl_c_ends_everything(
-    instance: Instance, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    secret = "a password that is long enough"
-    monkeypatch.setattr(
-        Instance,
-        "environment",
-        Instance.environment.fget(instance) | {"ADMIN_USERNAME": "anna", "ADMIN_PASSWORD": secret},
-    )
-    instance.start("--workers", "1")
-    first = instance.log.read_text()
+def test_new_administrator_is_named_at_the_first_start_only(db, settings) -> None:
+    settings.ADMIN_USERNAME, settings.ADMIN_PASSWORD = "anna", "a password that is long enough"
+    banners = []
+    for _ in range(2):
+        command = up.Command(stdout=io.StringIO())
+        command._prepare_database(migrate=True)
+        command._print_sign_in()
+        banners.append(command.stdout.getvalue())
+    first, second = banners
     assert "User      anna\n  Password  the value of ADMIN_PASSWORD\n" in first
-    assert secret not in first
-    with urllib.request.urlopen(f"http://127.0.0.1:{instance.port}/health", timeout=5) as answer:
-        assert answer.status == 200
-    assert len(instance.family()) >= 5  # up, valkey, web, worker, sweep
-    assert instance.process
-    instance.process.send_signal(signal.SIGINT)
-    assert instance.process.wait(30) == 0
-    assert not instance.family()
-    assert "Traceback" not in instance.log.read_text()
-
-    instance.start("--workers", "1")
-    assert "/admin/" in instance.log.read_text()
-    assert "anna" not in instance.log.read_text()
+    assert settings.ADMIN_PASSWORD not in first
+    assert "/admin/" in second
+    assert "anna" not in second
+    assert "createsuperuser" not in first + second
 
 
-def test_demo_prints_how_to_sign_in_after_its_first_syncs_and_ends_with_its_parent(instance: Instance) -> None:
-    instance.start("--demo", "--workers", "1")
-    instance.wait_until(lambda: "The demo is ready." in instance.log.read_text(), 120)
-    log, _, banner = instance.log.read_text().partition("The demo is ready.")
-    password = json.loads((instance.directory / "data" / "demo" / "choices.json").read_text())["password"]
-    lines = [line.strip() for line in banner.split("\n\n")[1].splitlines()]
-    assert lines == [f"Open      http://127.0.0.1:{instance.port}/admin/", "User      admin", f"Password  {password}"]
-    assert log.count('"reason": "initial", "requested_by"') == log.count('"event": "run_ended"') == 8
-    assert banner.endswith("Ctrl-C stops it.\n")
-    assert instance.process
-    instance.process.kill()
-    instance.process.wait()
-    instance.wait_until(lambda: not instance.family(), 20)
+def test_demo_is_not_added_to_an_instance_with_data_of_its_own(instance: Instance) -> None:
+    instance.run("migrate", "--verbosity", "0")
+    assert instance.run("onboard_app", "Search", "https://search.example", "ops@search.example").returncode == 0
+    done = instance.run("up", "--demo", "--port", str(instance.port), "--workers", "1")
+    assert done.returncode == 1
+    assert "This instance already has apps, which the demo would be mixed with. Run it in" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (instance.directory / "data" / "demo").exists()
 
 
 def test_address_is_printed_even_if_no_worker_starts(redis_client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,3 +269,12 @@ def test_dead_child_is_restarted(running: Instance) -> None:
     os.kill(running.pids("rqworker")[0], signal.SIGKILL)
     running.wait_until(lambda: "worker 1 ended with -9" in running.log.read_text(), 10)
     running.wait_until(lambda: len(running.pids("rqworker")) == 1, 10)
+
+
+def test_ctrl_c_ends_everything(running: Instance) -> None:
+    assert running.process
+    assert len(running.family()) >= 5  # up, valkey, web, worker, sweep
+    running.process.send_signal(signal.SIGINT)
+    assert running.process.wait(30) == 0
+    assert not running.family()
+    assert "Traceback" not in running.log.read_text()

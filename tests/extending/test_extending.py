@@ -94,7 +94,7 @@ def sentry() -> Iterator[Sentry]:
 
 
 @pytest.fixture(scope="module")
-def instance(sentry: Sentry) -> Iterator[Extended]:
+def instance(sentry: Sentry, migrated_sqlite: Path) -> Iterator[Extended]:
     with tempfile.TemporaryDirectory(prefix="docora-") as name:  # short, because it contains a socket
         instance = Extended(
             Path(name),
@@ -104,12 +104,19 @@ def instance(sentry: Sentry) -> Iterator[Extended]:
             ADMIN_USERNAME="root",
             ADMIN_PASSWORD=f"'{PASSWORD}'",
         )
+        instance.use_database(migrated_sqlite)
         try:
-            instance.start()
+            instance.start("--workers", "1")
             yield instance
         finally:
             instance.end()
         assert instance.family() == {}
+
+
+def test_first_start_names_the_new_administrator(instance: Extended) -> None:
+    log = instance.log.read_text()
+    assert "User      root\n  Password  the value of ADMIN_PASSWORD\n" in log
+    assert PASSWORD not in log
 
 
 def test_app_is_migrated_and_in_the_navigation(instance: Extended) -> None:

@@ -1,20 +1,29 @@
 """A full disk for mirrors or temporary files: the sync fails with a clear message, leaves no partial files, and succeeds
 once there is room."""
 
+import contextlib
 import json
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
+from redis import Redis
+from redis.exceptions import RedisError, ResponseError
 
 from deliveries_app.models import AppRepository, Status
 from deliveries_app.sync.attempt import sync
+from docora.conf.data_dir import embedded_redis_url
+from docora.server.valkey import valkey_command
 from repositories_app import services as repositories
+from tests.support.commands import PROJECT
 from tests.support.histories import assert_promise_kept
 from tests.support.processes import forked, reap
+from tests.support.receiver import wait_for
 from tests.support.small_disk import mount_small_disk, resize
 from tests.support.world import World
 
@@ -102,3 +111,63 @@ def test_full_temporary_disk_fails_with_a_message(
     assert "TMPDIR" in full.error
     assert roomy.status == Status.SYNCED
     assert_promise_kept(world, repo, watch)
+
+
+def fill_disk_of_valkey(data: Path, client: Redis) -> None:
+    """Write until Valkey refuses to, because it cannot store what it was sent."""
+    with (data / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+        while True:
+            filler.write(bytes(4096))
+    for number in range(100_000):
+        try:
+            client.set(f"key-{number}", "x" * 1000)
+        except ResponseError:
+            return
+    raise AssertionError("Valkey has not noticed that its disk is full")
+
+
+def test_full_data_directory_of_the_embedded_valkey(instance_environment: dict[str, str], tmp_path: Path) -> None:
+    """A running worker ends, and a new one doesn't start. Both name the disk, not REDIS_URL."""
+    data = tmp_path / "data"
+    report = tmp_path / "report"
+    environment = {name: value for name, value in instance_environment.items() if name != "REDIS_URL"}
+    environment |= {"DATA_DIR": str(data)}
+    command = [sys.executable, str(PROJECT / "manage.py"), "rqworker", "high", "default", "low"]
+
+    def responds(client: Redis) -> bool:
+        try:
+            return bool(client.ping())
+        except RedisError:
+            return False
+
+    def work() -> None:
+        try:
+            mount_small_disk(data, "size=2m")
+        except OSError:
+            os._exit(NOT_PERMITTED)
+        valkey = subprocess.Popen(valkey_command(data))
+        try:
+            client = Redis.from_url(embedded_redis_url(data))
+            wait_for(lambda: responds(client), 30)
+            running = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+            wait_for(lambda: client.scard("rq:workers"), 60)
+            fill_disk_of_valkey(data, client)
+            new = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+            _, log = running.communicate(timeout=90)
+            report.write_text(json.dumps([[running.returncode, log], [new.returncode, new.stderr]]))
+        finally:
+            valkey.kill()
+            valkey.wait()
+
+    ended = os.waitstatus_to_exitcode(reap(forked(work), 200))
+    if ended == NOT_PERMITTED:
+        pytest.skip("this process may not mount a small disk, as root or in a user namespace")
+    assert ended == 0
+    for code, log in json.loads(report.read_text()):
+        assert code == 1, log
+        assert log.splitlines()[-1].startswith(
+            f"The disk of the data directory {data} is full, so that Redis refuses every write: Errors writing"
+        ), log
+        assert "Free up space" in log.splitlines()[-1]
+        assert "Traceback" not in log
+        assert "REDIS_URL" not in log

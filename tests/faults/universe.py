@@ -655,7 +655,7 @@ class Universe:
                 state = State(Status.PENDING)  # as `initial_state` does
             write.write_records(row, files)
             source = SourceWatch(None, None, "", "", None, state.status, None, None, None)
-            write.complete_watch(ACTOR, row, source, state, has_records=bool(files))
+            write.complete_watch(ACTOR, row, source, state, "", has_records=bool(files))
 
     def damage(self, place: int, seed: int) -> None:
         """Let somebody edit the client's copy. Only a check for differences finds that."""

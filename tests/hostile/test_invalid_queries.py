@@ -11,6 +11,9 @@ from tests.hostile.conftest import visitor
 BIG, MANY_WORDS = "9" * 30, "+".join(["a"] * 1500)
 APPS, WATCHES = "/admin/deliveries_app/app/", "/admin/deliveries_app/apprepository/"
 INVALID = [
+    f"{WATCHES}?q=%00",
+    f"{WATCHES}?o=%00",
+    f"{WATCHES}?p={BIG}",
     f"{WATCHES}?state=%00&state=failed",  # all values are checked, not just the last
     f"{WATCHES}force-resync/?all=1&state=%00",
     f"{WATCHES}remove/?all=1&state=%00",

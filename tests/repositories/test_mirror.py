@@ -255,6 +255,7 @@ def test_file_delivered_after_the_rebuild_is_not_listed_as_failed(world: World, 
     world.sync(watch)
     assert next(blocks) > 4
     assert watch.status == Status.SYNCED
+    assert world.runs(watch)[0].attempts == 1
     assert not watch.failures.exists()
     assert_promise_kept(world, repo, watch)
 

@@ -202,6 +202,20 @@ def test_eviction_on_a_full_disk_does_not_fail_the_job(folder: Path, caplog: pyt
     assert [record.message for record in caplog.records] == ["mirror_upkeep_failed"]
 
 
+@pytest.mark.parametrize("was_measured", [True, False])
+def test_eviction_on_a_full_disk_waits_a_minute_too(mirrors, folder: Path, settings, *, was_measured: bool) -> None:
+    made = mirrors(2)
+    (folder / "mirrors.new").mkdir()  # the new measurement cannot be written
+    if was_measured:
+        (folder / "mirrors.json").touch()
+        os.utime(folder / "mirrors.json", (0, 0))
+    cache.maintain()
+    settings.REPOS_MAX_BYTES = 1
+    cache.maintain()
+    assert exist(made) == [True, True], "the job that ended a moment later evicted"
+    assert cache.last_measured() is None
+
+
 # --- Evicted mirrors -----------------------------------------------------------------------------------------------------
 
 

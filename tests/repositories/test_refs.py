@@ -7,7 +7,7 @@ import pytest
 
 from repositories_app.git.exceptions import Cause, GitError, NoCommit, RefNotFound
 from repositories_app.git.refs import InvalidRef, parse_ref
-from repositories_app.git.remote import Head, Question, ls_head, ls_heads, new_client, parse_ls_refs
+from repositories_app.git.remote import Head, HeadQuery, ls_head, ls_heads, new_client, parse_ls_refs
 from repositories_app.mirror.mirror import Mirror
 from tests.support.git import GitFixture, GitServer, Repo, git, git_environment
 
@@ -135,7 +135,7 @@ def test_ref_is_one_request(repo: Repo) -> None:
 def test_many_refs_are_asked_for_together(repo: Repo) -> None:
     refs = ["", "dev", "v2", "gone"]
     with new_client() as client:
-        questions = [Question(ref, repo.url, ref=ref) for ref in refs]
+        questions = [HeadQuery(ref, repo.url, ref=ref) for ref in refs]
         answers = dict(ls_heads(client, questions, lambda: None))
     assert isinstance(answers.pop("gone"), RefNotFound)
     assert {ref: head.commit for ref, head in answers.items() if isinstance(head, Head)} == {

@@ -12,7 +12,7 @@ import pytest
 
 from repositories_app.git import remote
 from repositories_app.git.exceptions import Cause, GitError, Interrupted
-from repositories_app.git.remote import Head, Question, ls_head, ls_heads, ls_heads_by_git, new_client
+from repositories_app.git.remote import Head, HeadQuery, ls_head, ls_heads, ls_heads_by_git, new_client
 from repositories_app.git.url import parse_url
 from repositories_app.mirror.mirror import Mirror
 from tests.support.git import GitFixture, Repo, Takeover
@@ -110,22 +110,25 @@ MOVED = [
 ]
 
 
-@pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"])
-@pytest.mark.parametrize(("location", "address"), MOVED, ids=lambda value: repr(value)[:40])
-def test_redirect_of_a_renamed_repository_is_not_followed(
-    repo: Repo, status: str, location: str, address: str | None
-) -> None:
+STATUSES = ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"]
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_redirect_of_a_renamed_repository_is_not_followed(repo: Repo, subtests: pytest.Subtests, status: str) -> None:
     url = repo.server.url
-    repo.server.on_request = lambda *_: answer(status, "Location: " + location.replace("{url}", url))
-    error = ask(repo, TOKEN)
-    assert (error.cause, error.permanent, error.for_every_watcher) == (Cause.NOT_FOUND, True, True)
-    if address:
-        assert f"moved to {address.replace('{url}', url)}. Watch that URL instead." in str(error)
-    else:
-        assert "The git host redirects this URL" in str(error)
-    assert "secret" not in str(error)
-    assert TOKEN not in str(error)
-    assert len(repo.server.requests) == 1
+    for location, address in MOVED:
+        with subtests.test(location[:60]):
+            before = len(repo.server.requests)
+            repo.server.on_request = lambda *_, to=location: answer(status, "Location: " + to.replace("{url}", url))
+            error = ask(repo, TOKEN)
+            assert (error.cause, error.permanent, error.for_every_watcher) == (Cause.NOT_FOUND, True, True)
+            if address:
+                assert f"moved to {address.replace('{url}', url)}. Watch that URL instead." in str(error)
+            else:
+                assert "The git host redirects this URL" in str(error)
+            assert "secret" not in str(error)
+            assert TOKEN not in str(error)
+            assert len(repo.server.requests) == before + 1
 
 
 @pytest.mark.parametrize("status", ["301 Moved", "302 Found", "307 Temporary", "308 Permanent"])
@@ -219,7 +222,7 @@ class OldHosts:
         self._ended = threading.Event()
         self._hosts = [GitFixture(directory / f"old-{number}") for number in range(count)]
         repos = [host.repo(f"acme/{name}", {"a.txt": b"1"}) for host in self._hosts for name in ("one", "two")]
-        self.questions = [Question(repo.url, repo.url) for repo in repos]
+        self.questions = [HeadQuery(repo.url, repo.url) for repo in repos]
         for host in self._hosts:
             host.server.on_request = self._hang
 
@@ -245,7 +248,7 @@ def old_hosts(tmp_path: Path) -> Iterator[OldHosts]:
 
 def test_only_git_can_ask_hosts_without_protocol_v2(repo: Repo, old_hosts: OldHosts) -> None:
     with new_client() as client:
-        answers = dict(ls_heads(client, [*old_hosts.questions, Question("new", repo.url)], lambda: None))
+        answers = dict(ls_heads(client, [*old_hosts.questions, HeadQuery("new", repo.url)], lambda: None))
     assert answers.pop("new") == Head(repo.head, "main")
     assert list(answers.values()) == [None] * 6
 
@@ -254,7 +257,7 @@ def test_slow_old_hosts_share_the_time_for_one(repo: Repo, old_hosts: OldHosts, 
     """The first repository of each host times out, and the second one is skipped."""
     monkeypatch.setattr(remote, "GIT_SECONDS", 1.0)
     started = time.monotonic()
-    answers = ls_heads_by_git([*old_hosts.questions, Question("other", repo.url)], lambda: None)
+    answers = ls_heads_by_git([*old_hosts.questions, HeadQuery("other", repo.url)], lambda: None)
     assert time.monotonic() - started < 10
     assert ("other", Head(repo.head, "main")) in answers
     slow = [error for key, error in answers if key != "other"]

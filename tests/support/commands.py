@@ -42,18 +42,19 @@ def run_script(
     environment: Mapping[str, str] = os.environ,
     stdin: str = "",
     timeout: float = 60,
+    folder: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a Python script of the project in a process of its own."""
+    """Run a Python script of the project in a process of its own, in the current folder or another one."""
     with TemporaryFile() as given, TemporaryFile() as out, TemporaryFile() as err:
         given.write(stdin.encode())
         given.seek(0)
         files = {"stdin": given, "stdout": out, "stderr": err}
         process: subprocess.Popen[bytes] | Child
         if nursery.can_start(environment):
-            process = nursery.start(arguments, environment, script=script, **files)
+            process = nursery.start(arguments, environment, script=script, folder=folder, **files)
         else:
             variables = {**environment, "PYTHONPATH": str(PROJECT)}
-            process = subprocess.Popen([sys.executable, str(script), *arguments], env=variables, **files)
+            process = subprocess.Popen([sys.executable, str(script), *arguments], env=variables, cwd=folder, **files)
         try:
             status = process.wait(timeout)
         except subprocess.TimeoutExpired:

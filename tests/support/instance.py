@@ -9,6 +9,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.support.commands import run_script
+from tests.support.shared import copy
+
 PROJECT = Path(__file__).resolve().parents[2]
 
 
@@ -29,6 +32,7 @@ class Instance:
 
     def __init__(self, directory: Path) -> None:
         self.directory = self.folder = directory
+        self.data = directory / "data"
         self.port = free_port()
         self.log = directory / "up.log"
         self.process: subprocess.Popen[bytes] | None = None
@@ -36,10 +40,15 @@ class Instance:
     @property
     def environment(self) -> dict[str, str]:
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
-        return kept | {"DATA_DIR": str(self.directory / "data"), "DOCORA_ENV_FILE": os.devnull}
+        return kept | {"DATA_DIR": str(self.data), "DOCORA_ENV_FILE": os.devnull}
 
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, str(PROJECT / "manage.py"), *arguments]
+
+    def use_database(self, migrated: Path) -> None:
+        """Begin with a copy of this database: a migration takes most of the first start."""
+        self.data.mkdir(mode=0o700)
+        copy(migrated, self.data / "docora.sqlite3")
 
     def start(self, *options: str) -> None:
         with self.log.open("wb") as log:
@@ -53,15 +62,7 @@ class Instance:
         self.wait_until(lambda: b"Ctrl-C" in self.log.read_bytes(), 90)
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*arguments),
-            cwd=self.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        return run_script(PROJECT / "manage.py", *arguments, environment=self.environment, folder=self.folder)
 
     def wait_until(self, condition: Callable[[], object], seconds: float) -> None:
         deadline = time.monotonic() + seconds

@@ -115,6 +115,7 @@ class Nursery:
         stdout: BinaryIO,
         stderr: BinaryIO,
         script: Path = PROJECT / "manage.py",
+        folder: Path | None = None,
         namespaces: Sequence[int] = (),
     ) -> Child:
         """Start the script in its own session and in these Linux namespaces. It ends with this process."""
@@ -122,7 +123,7 @@ class Nursery:
         request = {
             "arguments": [str(script), *arguments],
             "environment": dict(environment),
-            "folder": str(Path.cwd()),
+            "folder": str(folder or Path.cwd()),
             "can_be_prepared": script == PROJECT / "manage.py" and _can_be_prepared(environment),
         }
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -274,10 +275,10 @@ def _enter(request: dict[str, Any]) -> None:
 
 def _become(request: dict[str, Any], parent: int) -> None:
     """Turn this fork into the requested process: session, streams, namespaces, environment, folder and arguments."""
-    from docora.process import die_with
+    from docora.process import die_with_parent_pid
 
     os.setsid()
-    die_with(parent, signal.SIGKILL)
+    die_with_parent_pid(parent, signal.SIGKILL)
     stdin, stdout, stderr, _, *namespaces = request["files"]
     for number, file in enumerate((stdin, stdout, stderr)):
         os.dup2(file, number)
@@ -317,9 +318,9 @@ def _set_up_docora() -> None:
 
 def _serve_prepared(request: dict[str, Any], parent: int) -> dict[str, Any] | None:
     """Set Docora up, and fork the children of this environment. Return the request in a child."""
-    from docora.process import die_with
+    from docora.process import die_with_parent_pid
 
-    die_with(parent, signal.SIGKILL)
+    die_with_parent_pid(parent, signal.SIGKILL)
     for file in request["files"]:
         os.close(file)
     control: socket.socket = request["control"]
@@ -337,9 +338,9 @@ def _serve_prepared(request: dict[str, Any], parent: int) -> dict[str, Any] | No
 if __name__ == "__main__":
     import importlib
 
-    from docora.process import die_with
+    from docora.process import die_with_parent_pid
 
-    die_with(int(sys.argv[2]), signal.SIGKILL)
+    die_with_parent_pid(int(sys.argv[2]), signal.SIGKILL)
     for library in LIBRARIES:
         importlib.import_module(library)
     gc.collect()

@@ -13,7 +13,7 @@ from pathlib import Path
 from django.db import connections
 
 from deliveries_app.sync.attempt import sync
-from docora.process import die_with, die_with_parent
+from docora.process import die_with_parent, die_with_parent_pid
 from tests.support.nursery import Child, nursery
 from tests.support.receiver import wait_for
 from tests.support.time_limit import kill_after_test
@@ -166,7 +166,7 @@ def forked(work: Callable[[], object]) -> int:
     if child == 0:
         status = 1
         try:
-            die_with(parent)
+            die_with_parent_pid(parent)
             work()
             status = 0
         except BaseException:

@@ -21,11 +21,11 @@ KEY = KEYS["a readable key"]
 BODY = file_notification("x \u2028 😀\n".encode())
 
 
-@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
-def test_body_verifies_parsed_and_raw(node: Node, body: bytes) -> None:
-    verdict = node.check(signed(body, KEY), body, KEY)
-    assert verdict.stringified == body
-    assert (verdict.by_parsed_body, verdict.by_raw_body) == (True, True)
+def test_every_body_verifies_parsed_and_raw(node: Node) -> None:
+    for name, body in BODIES.items():
+        verdict = node.check(signed(body, KEY), body, KEY)
+        assert verdict.stringified == body, name
+        assert (verdict.by_parsed_body, verdict.by_raw_body) == (True, True), name
 
 
 @pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)

@@ -4,7 +4,7 @@ from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.actors import Actor
 from deliveries_app.management.lookup import app_of, watches_of
-from deliveries_app.reports.impact import removal_of
+from deliveries_app.reports.impact import Removal, removal_of
 from deliveries_app.services import delete_app
 from docora.cli.output import add_json, add_yes, confirm, write_result
 from docora.text import counted
@@ -24,9 +24,18 @@ class Command(BaseCommand):
         about = "" if removal.records_are_exact else "about "
         question = (
             f"{app} will be removed and its token revoked now. It watches "
-            f"{counted(removal.watches, 'repository', 'repositories')}; no other app watches {removal.orphans:,} of them. "
+            f"{counted(removal.watches, 'repository', 'repositories')}{_orphans(removal)}. "
             f"This deletes {about}{counted(removal.records, 'delivery record', 'delivery records')}."
         )
         confirm(question, yes=options["yes"])
         delete_app(Actor.command(), app)
         write_result(self, options, {"app_id": app.app_id, "watches": removal.watches}, f"Removed {app}.")
+
+
+def _orphans(removal: Removal) -> str:
+    """Say how many of the repositories no other app watches; their mirrors are removed."""
+    if removal.watches == 1:
+        return ", which no other app watches" if removal.orphans else ", which other apps watch too"
+    if removal.orphans == removal.watches:
+        return "; no other app watches them" if removal.watches else ""
+    return f"; no other app watches {removal.orphans:,} of them" if removal.orphans else "; other apps watch them too"

@@ -9,7 +9,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from deliveries_app.demo.instance import Demo, UserExists, wait_for_database
+from deliveries_app.demo.instance import USERS, Choices, Demo, NotEmpty, require_own_instance, wait_for_database
 from docora.cli.main import DEMO_SETTINGS, add_instance_options
 from docora.cli.output import write_banner
 from docora.conf.data_dir import reason_and_advice
@@ -25,12 +25,20 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         add_instance_options(parser)
+        parser.add_argument(
+            "--check",
+            action="store_true",
+            help="only check that the instance has no apps, or that the demo is already in it",
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         is_reachable = any(_LOOPBACK in network for network in settings.ALLOWED_PRIVATE_NETWORKS)
         if not (settings.ALLOW_HTTP and is_reachable and "127.0.0.1:*" in settings.ALLOWED_GIT_HOSTS):
             required = " ".join(f"{name}={value}" for name, value in DEMO_SETTINGS.items())
             raise CommandError(f"The demo needs these settings in every process of the instance: {required}")
+        if options["check"]:
+            _check()
+            return
         if not wait_for_database(30.0):
             raise CommandError(f"The database has no tables yet. Start the instance first: {program()} up --demo")
         stopped = threading.Event()
@@ -38,26 +46,33 @@ class Command(BaseCommand):
             signal.signal(number, lambda *_: stopped.set())
         demo = _start(settings.DATA_DIR / "demo")
         try:
-            try:
-                demo.fill()
-            except UserExists as error:
-                raise CommandError(
-                    f"{error}, and the demo didn't create them. Run it in an instance of its own: "
-                    f"{program()} up --demo --data DIR, without DATABASE_URL"
-                ) from None
+            demo.fill()
             demo.wait_for_first_syncs(FIRST_SYNCS_SECONDS, stopped)
             if not stopped.is_set():
-                fields = {
-                    "Open": f"{settings.PUBLIC_URL}/admin/",
-                    "User": "admin",
-                    "Password": demo.choices.password,
-                }
-                others = "The users operator and viewer have the same password and fewer permissions."
-                failing = "Newsletter fails on purpose. The description on its page says how to fix it."
-                write_banner(self.stdout, "The demo is ready.", fields, others, failing, "Ctrl-C stops it.")
+                self._print_sign_in(demo.choices)
             stopped.wait()
         finally:
             demo.stop()
+
+    def _print_sign_in(self, choices: Choices) -> None:
+        admin, *others = USERS
+        fields = {"Open": f"{settings.PUBLIC_URL}/admin/", "User": admin, "Password": choices.password}
+        permissions = f"The users {' and '.join(others)} have the same password and fewer permissions."
+        if choices.kept_users:
+            made = [name for name in USERS if name not in choices.kept_users]
+            fields["User"] = " or ".join(made)
+            permissions = f"Users from before the demo keep their passwords: {', '.join(choices.kept_users)}."
+        failing = "Newsletter fails on purpose. The description on its page says how to fix it."
+        write_banner(self.stdout, "The demo is ready.", fields, permissions, failing, "Ctrl-C stops it.")
+
+
+def _check() -> None:
+    try:
+        require_own_instance(settings.DATA_DIR / "demo")
+    except NotEmpty as error:
+        raise CommandError(
+            f"{error}. Run it in an instance of its own: {program()} up --demo --data DIR, without DATABASE_URL"
+        ) from None
 
 
 def _start(folder: Path) -> Demo:

@@ -9,8 +9,8 @@ from django.db import IntegrityError
 
 from deliveries_app import importing
 from deliveries_app.actors import Actor
-from deliveries_app.importing.report import LOSSY, Counts, Item, Report
-from deliveries_app.importing.source import message_of
+from deliveries_app.importing.report import LOSSY_COPIES_NOTE, Counts, Item, Report
+from deliveries_app.importing.source import address_of, message_of
 from deliveries_app.services import imported_tokens
 from docora.cli.output import INTERRUPTED, Bar, add_json, printable, secret_from_stdin, write_json, wrong_usage
 from docora.db import schema
@@ -49,6 +49,10 @@ class Command(BaseCommand):
             raise wrong_usage(
                 f"Set {URL_VARIABLE} to the URL of the existing service's database: postgres://user:password@host:5432/name"
             )
+        try:
+            address_of(url)
+        except importing.SourceError as error:
+            raise CommandError(str(error)) from None
         stdin = options["encryption_key_stdin"]
         given = secret_from_stdin("key") if stdin else os.environ.get(KEY_VARIABLE, "").strip()
         if not given:
@@ -104,7 +108,7 @@ class Command(BaseCommand):
             )
         self._list("Remarks", report.remarks, report.remark_count)
         self._list("Problems", report.problems, report.problem_count)
-        self.stdout.write(f"\n{LOSSY}")
+        self.stdout.write(f"\n{LOSSY_COPIES_NOTE}")
 
     def _list(self, title: str, items: list[Item], count: int) -> None:
         if not count:

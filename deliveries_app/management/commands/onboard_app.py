@@ -5,6 +5,7 @@ from django.core.management.base import BaseCommand, CommandParser
 from deliveries_app.actors import Actor
 from deliveries_app.management.lookup import command_errors
 from deliveries_app.services import onboard_app
+from deliveries_app.services.onboarding import taken_name_warning
 from deliveries_app.webhooks.payloads import timestamp
 from docora.cli.output import add_json, secret_from_stdin, write_result
 
@@ -33,6 +34,8 @@ class Command(BaseCommand):
         given = {name: options[name] for name in ("name", "base_url", "email")}
         with command_errors():
             onboarded = onboard_app(Actor.command(), client_auth_key=key, **given)
+        if warning := taken_name_warning(onboarded.app):
+            self.stderr.write(warning, self.style.WARNING)
         fields = {
             "app_id": onboarded.app.app_id,
             "token": onboarded.token,

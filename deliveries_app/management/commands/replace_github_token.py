@@ -6,27 +6,31 @@ from django.core.management.base import BaseCommand, CommandParser
 from deliveries_app.actors import Actor
 from deliveries_app.management.lookup import command_errors, watch_of
 from deliveries_app.services.watch_settings import replace_github_token
-from docora.cli.output import add_json, write_result
+from docora.cli.output import add_json, secret_from_stdin, write_result
 
 
 class Command(BaseCommand):
-    help = (
-        "Replaces the token with which Docora reads a watched repository, after checking it. Reads the new token from "
-        "stdin; an empty line removes the token."
-    )
+    help = "Replaces the token with which Docora reads a watched repository, after checking it. Reads the new token from stdin."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("app_id", help="see list_apps")
         parser.add_argument("repository_id", help="see list_watches")
+        parser.add_argument(
+            "--remove", action="store_true", help="read the repository without a token of its own from now on"
+        )
         add_json(parser, "app_id, repository_id")
         parser.epilog = "Example: replace_github_token APP_ID REPOSITORY_ID < token.txt"
 
     def handle(self, *args: Any, **options: Any) -> None:
         watch = watch_of(options["app_id"], options["repository_id"])
-        if sys.stdin.isatty():
-            self.stderr.write("Type the token and press Enter:", self.style.NOTICE)
+        if options["remove"]:
+            token = ""
+        else:
+            if sys.stdin.isatty():
+                self.stderr.write("Type the token and press Enter:", self.style.NOTICE)
+            token = secret_from_stdin("token")
         with command_errors():
-            replace_github_token(Actor.command(), watch, sys.stdin.readline().strip())
+            replace_github_token(Actor.command(), watch, token)
         ids = {"app_id": watch.app.app_id, "repository_id": watch.repository.repository_id}
-        message = f"Replaced the token of {watch.repository} for {watch.app}. A sync is queued."
-        write_result(self, options, ids, message)
+        done = "Replaced" if token else "Removed"
+        write_result(self, options, ids, f"{done} the token of {watch.repository} for {watch.app}. A sync is queued.")

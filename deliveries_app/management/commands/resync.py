@@ -37,8 +37,12 @@ class Command(BaseCommand):
         if watch is None:
             raise CommandError("No repository is watched under these ids; see list_watches.")
         impact = impact_of(watches)
+        if options["repository_id"] or impact.watches == 1:
+            what = str(watch.repository)
+        else:
+            what = f"all {counted(impact.watches, 'repository', 'repositories')}"
         question = (
-            f"This will re-sync {impact.watches:,} of the app's repositories and send ALL {counted(impact.files, 'file', 'files')} "
+            f"This will re-sync {what} for {watch.app} and send ALL {counted(impact.files, 'file', 'files')} "
             f"({format_bytes(impact.size)}) again."
         )
         confirm(question, yes=options["yes"])

@@ -3,14 +3,20 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.lookup import app_of, command_errors
-from deliveries_app.services import watch_repository
-from docora.cli.output import add_json, secret_from_stdin, write_result
+from deliveries_app.management.lookup import app_of, command_errors, watches_of
+from deliveries_app.models import AppRepository
+from deliveries_app.reports.impact import impact_of
+from deliveries_app.services import AlreadyWatched, watch_repository
+from docora.cli.output import add_json, add_yes, confirm, secret_from_stdin, write_result
+from docora.text import counted, format_bytes
 from repositories_app.git.url import as_https
 
 
 class Command(BaseCommand):
-    help = "Watches a repository for an app, after checking with git that it can be read."
+    help = (
+        "Watches a repository for an app, after checking with git that it can be read. If the app already watches it, "
+        "replaces its token and sends ALL its files again."
+    )
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("app_id", help="see list_apps")
@@ -22,15 +28,33 @@ class Command(BaseCommand):
             "--ref", default="", help="branch or tag, such as main or v1.2 (default: the default branch)"
         )
         add_json(parser, "repository_id, github_url, owner, name, is_private, created_at")
+        add_yes(parser)
         parser.epilog = "Private repository: watch_repository APP_ID URL --github-token-stdin < token.txt"
 
     def handle(self, *args: Any, **options: Any) -> None:
         app = app_of(options["app_id"])
         token = secret_from_stdin("token") if options["github_token_stdin"] else ""
         with command_errors():
-            watched = watch_repository(Actor.command(), app, as_https(options["url"]), token, options["ref"])
+            url = as_https(options["url"])
+            try:
+                watched = watch_repository(
+                    Actor.command(), app, url, token, options["ref"], must_be_new=not options["yes"]
+                )
+            except AlreadyWatched as error:
+                confirm(_question(error.watch, token), yes=False)
+                watched = watch_repository(Actor.command(), app, url, token, options["ref"])
         repository = f"{watched.watch.repository} ({watched.watch.repository.repository_id})"
         message = f"{app.name} already watched {repository}. Every file is sent again."
         if watched.created:
             message = f"{app.name} now watches {repository}."
         write_result(self, options, watched.as_dict(), message)
+
+
+def _question(watch: AppRepository, token: str) -> str:
+    """Ask before an existing watch is replaced: its token becomes the given one, or none."""
+    impact = impact_of(watches_of(watch.app).filter(pk=watch.pk))
+    token_change = "replace its token and " if token else "remove its token and " if watch.github_token else ""
+    return (
+        f"{watch.app} already watches {watch.repository}. This will {token_change}send ALL "
+        f"{counted(impact.files, 'file', 'files')} ({format_bytes(impact.size)}) again."
+    )

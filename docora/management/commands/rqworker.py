@@ -4,6 +4,7 @@ from django_rq.management.commands import rqworker
 
 from docora.cli.output import wrong_usage
 from docora.db import schema
+from docora.redis.connection import connection
 from docora.redis.queues import QUEUES
 
 
@@ -14,4 +15,5 @@ class Command(rqworker.Command):  # type: ignore[misc]  # it has no types
         if unknown := [name for name in args if name not in QUEUES]:
             raise wrong_usage(f"There is no queue {unknown[0]!r}. The queues are {', '.join(QUEUES)}.")
         schema.wait_until_migrated(self.stderr.write)
+        connection().ping()  # django-rq would print the error as it is
         super().handle(*args, **options)

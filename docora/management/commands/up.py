@@ -71,6 +71,8 @@ class Command(BaseCommand):
             raise CommandError("--workers must be at least 1.")
         require_free_port()
         self._lock_data_directory()
+        if options["demo"]:
+            call_command("demo", check=True)
         supervisor = Supervisor(self.stderr.write)
         # A signal during the start must also stop the children that already run.
         for number in (signal.SIGTERM, signal.SIGHUP):
