@@ -14,6 +14,7 @@ from deliveries_app.models import AppRepository, BulkOperation, Result, StateDet
 from deliveries_app.models.apps import is_syncing
 from deliveries_app.progress.live import Progress
 from docora.db.compiled import compiled
+from docora.redis.connection import RedisError, connection
 from docora.text import format_estimate
 
 STALLED_SECONDS = 20.0
@@ -111,8 +112,19 @@ def of_run(run: SyncRun, watch: AppRepository, progress: Progress) -> Activity |
 
 
 def _waiting(detail: StateDetail) -> Activity:
-    text = "waiting for the next attempt" if detail == StateDetail.RETRYING else str(detail.label)
+    text = str(detail.label)
+    if detail == StateDetail.RETRYING:
+        text = "waiting for the next attempt"
+    elif detail == StateDetail.WAITS_FOR_WORKER and not _redis_responds():  # workers get their jobs from it
+        text = "waiting for Redis, which isn't responding"
     return Activity(detail.state.value, str(detail.state.label), text)
+
+
+def _redis_responds() -> bool:
+    try:
+        return bool(connection().ping())
+    except RedisError:
+        return False
 
 
 def _syncing(progress: Progress) -> Activity:

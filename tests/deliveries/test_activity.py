@@ -16,6 +16,7 @@ from deliveries_app.services import cancel_operation, resync_by_app
 from docora.redis import live_counters
 from docora.redis.live_counters import Movement, _movement
 from tests.support.staff import make_app, make_watch, occupy, staff
+from tests.support.valkey import ValkeyServer
 
 
 @pytest.fixture
@@ -69,6 +70,15 @@ def set_samples(redis: Redis, operation: BulkOperation, *samples: tuple[int, int
 
 def test_waiting_for_a_worker(operation: BulkOperation) -> None:
     assert said(operation) == ("Queued", "waiting for a worker")
+
+
+def test_waiting_while_redis_is_down(operation: BulkOperation, valkey_server: ValkeyServer) -> None:
+    assert said(operation) == ("Queued", "waiting for a worker")
+    valkey_server.stop()
+    try:
+        assert said(operation) == ("Queued", "waiting for Redis, which isn't responding")
+    finally:
+        valkey_server.start()  # other tests need it
 
 
 def test_waiting_for_a_slot(operation: BulkOperation, app: App) -> None:
