@@ -94,7 +94,8 @@ def after_polls(page: Page, count: int, address: str) -> None:
 def test_resync_with_the_keyboard_alone(quiet_site: Site, browser: Browser, idle: AppRepository) -> None:
     def journey(page: Page) -> None:
         page.goto(f"{quiet_site.url}/accounts/login/")
-        page.keyboard.type("anna")  # the field has focus
+        expect(page.locator("[autofocus]")).to_be_focused()
+        page.keyboard.type("anna")
         page.keyboard.press("Tab")
         page.keyboard.type(PASSWORD)
         page.keyboard.press("Enter")
