@@ -125,10 +125,13 @@ def watch_progress(request: HttpRequest, pk: int) -> HttpResponse:
 @require_GET
 @fragment(can_view_watches)
 def live_watch(request: HttpRequest, pk: int) -> HttpResponse:
-    """Return every part of a watch's page that changes. `active=1` says that the page shows the watch as active."""
+    """Return every part of a watch's page that changes.
+
+    `active=1` says that the page shows the watch as active. Then the progress polls for itself, more often.
+    """
     watch = get_object_or_404(_watches(), pk=pk)
     context = _admin_of(AppRepository).page_context(request, watch)
-    context |= {"refreshed": True, "polled": request.GET.get("active") == "1"}
+    context |= {"refreshed": True, "polls_progress": request.GET.get("active") == "1"}
     context |= {"sync_pause": current_pause(), "here": polling_page(request)}
     return render(request, "admin/deliveries_app/apprepository/change_form.html#live", context)
 

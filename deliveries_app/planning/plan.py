@@ -187,6 +187,12 @@ class Plan:
         return self._spools[kind, False].count + self._spools[kind, True].count
 
     @property
+    def repeats_deletes(self) -> bool:
+        """Whether deletes that were sent before come before other files."""
+        deletes = self.count(Kind.DELETE)
+        return self.files > deletes > 0 and any(change.sequence is not None for change in self.phase(Kind.DELETE))
+
+    @property
     def has_untried(self) -> bool:
         """Whether there are changes that have not failed before."""
         return any(spool.count for (_, tried), spool in self._spools.items() if not tried)

@@ -1,6 +1,7 @@
 """Correct times that the database wrote while its clock was ahead.
 
-Nothing would be checked, sent or retried before them, even years after the clock was set right (`engine.md` §4).
+Nothing would be checked, sent or retried before them, and counts and paces would not change, even years after the clock was set
+right (`engine.md` §4).
 """
 
 import logging

@@ -76,7 +76,6 @@ class Sender:
         self._bytes_in_flight = 0
         self._paths_in_flight: set[str] = set()  # folded
         self._unsettled = PathSet()
-        self._doubtful = PathSet()  # deletes that a process which died may have sent, too
         self._kept = PathSet()
         self._pause_until = 0.0
         self._next_start = 0.0
@@ -134,7 +133,7 @@ class Sender:
         return clean
 
     def close(self) -> None:
-        """Close all files. Their git processes hold the mirror, which could not be rebuilt or removed meanwhile."""
+        """Close all files. While their git processes run, the mirror can't be rebuilt or removed."""
         while self._large_files:
             self._large_files.pop().close()
 
@@ -172,10 +171,6 @@ class Sender:
         adopted = [item for item in notifications if item.change.compare and item.sha == item.change.sha]
         announced = [item for item in notifications if not (item.change.compare and item.sha == item.change.sha)]
         self._recorder.commit(announced, adopted)
-        if self._lease.doubt_seconds:
-            for item in announced:
-                if item.change.kind == Kind.DELETE and item.change.sequence is not None:
-                    self._doubtful.add(item.change.path)
         self._ready.extend(_Transfer(item, None) for item in announced)
 
     def _is_blocked(self, change: Change) -> bool:
@@ -185,21 +180,13 @@ class Sender:
         hold = change.hold_until - self._lease.clock.now().timestamp() if change.hold_until else 0.0
         if hold > 2 * HOLD_AFTER_TIMEOUT:  # written while the database's clock was ahead
             hold = 0.0
-        doubt = self._lease.doubt_seconds
-        if doubt > hold and change.kind != Kind.DELETE and self._doubtful.touches(change.path):
-            hold = doubt
-            if hold > LONGEST_WAIT:
-                message = (
-                    "Waiting until the app can no longer be processing an earlier delete at, above or below this path."
-                )
-                failure = Failure(BLOCKED, message, hold_seconds=hold)
-        elif hold > LONGEST_WAIT:
+        if hold > LONGEST_WAIT:
             failure = Failure(
                 "timeout",
                 "The last request timed out. Docora waits before it sends this file again.",
                 hold_seconds=hold,
             )
-        if 0 < hold <= LONGEST_WAIT:
+        elif hold > 0:
             self._wait(hold)
         if failure is None:
             return False

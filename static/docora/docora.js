@@ -96,11 +96,12 @@
     }
   });
 
-  // A [data-live-part] is not replaced while the user has text in it selected.
+  // A part is not replaced while the user presses a button in it, and a [data-live-part] not while text in it is selected.
   document.addEventListener("htmx:oobBeforeSwap", (event) => {
     const part = event.detail.target;
     const selection = getSelection();
-    if (part.matches("[data-live-part]") && selection.type === "Range" && part.contains(selection.anchorNode)) event.preventDefault();
+    const isSelected = part.matches("[data-live-part]") && selection.type === "Range" && part.contains(selection.anchorNode);
+    if (isSelected || part.querySelector(":active")) event.preventDefault();
   });
 
   // A box with an id keeps its scroll position when its content is refreshed.
@@ -154,8 +155,9 @@
     panel.querySelector(".live-bar").hidden = false;
 
     const paused = () => pause.getAttribute("aria-pressed") === "true";
-    // Do not replace anything that the user is typing in, has opened or has selected.
+    // Do not replace anything that the user is typing in, has opened or has selected, or a form that is being sent.
     const busy = () =>
+      document.querySelector("form[aria-busy=true]") !== null ||
       body.querySelector("input:focus, select:focus, textarea:focus, details[open], [aria-busy=true]") !== null ||
       (getSelection().type === "Range" && body.contains(getSelection().anchorNode));
     const showAge = () => {
@@ -198,7 +200,7 @@
     if (!fragment.matches?.("[data-polls]") || fragment.querySelector(".connection-lost")) return;
     const text = document.createElement("span");
     text.className = "connection-lost bad";
-    text.setAttribute("role", "status");
+    if (!document.querySelector(".connection-lost")) text.setAttribute("role", "status"); // say it once
     text.textContent = "Connection lost, retrying";
     (fragment.querySelector(".progress-text") ?? fragment).append(text);
     fragment.classList.add("is-lost");

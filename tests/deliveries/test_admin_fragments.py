@@ -466,7 +466,8 @@ def test_settled_watch_page_refreshes_itself(admin: Client, db) -> None:
     reloaded = without_tokens(admin.get(page).text)
     for name, content in parts.items():
         assert without_tokens(content) in reloaded, name
-    assert "acme/docs: Paused." in poll(admin, f"{url}?active=1", page)
+    # While the page shows the watch as active, the progress polls for itself.
+    assert f'id="watch-progress-{watch.pk}"' not in poll(admin, f"{url}?active=1", page)
 
 
 def test_app_page_s_poll_agrees_with_itself(admin: Client, db) -> None:
@@ -483,7 +484,9 @@ def test_app_page_s_poll_agrees_with_itself(admin: Client, db) -> None:
 def test_only_a_resync_of_the_whole_app_hides_its_button(admin: Client, operation: BulkOperation) -> None:
     page = f"/admin/deliveries_app/app/{operation.app_id}/change/"
     assert admin.get(page).text.count("resyncs-app") == 1
-    BulkOperation.objects.update(kind="retry")
+    BulkOperation.objects.update(total=1)  # as if only one of its repositories were re-synced
+    assert "resyncs-app" not in admin.get(page).text
+    BulkOperation.objects.update(total=2, kind="retry")
     assert "resyncs-app" not in admin.get(page).text
     BulkOperation.objects.update(kind="resync", app=None)
     assert "resyncs-app" not in admin.get(page).text

@@ -142,11 +142,11 @@ def test_web_process_reconnects_soon_after_an_outage(postgres_server: PostgresSe
     postgres_server.stop()
     try:
         gone_at = time.monotonic()
-        while time.monotonic() < gone_at + 9:
+        while time.monotonic() < gone_at + 16:
             assert ask_web_process() == ["unavailable"]
     finally:
         postgres_server.start()  # other tests need it
     back_at = time.monotonic()
     while ask_web_process() == ["unavailable"]:
         assert time.monotonic() < back_at + 30
-    assert time.monotonic() < back_at + 4
+    assert time.monotonic() < back_at + 10  # without the limit, it would be up to twice as long as the outage

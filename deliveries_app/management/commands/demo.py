@@ -41,6 +41,7 @@ class Command(BaseCommand):
             return
         if not wait_for_database(30.0):
             raise CommandError(f"The database has no tables yet. Start the instance first: {program()} up --demo")
+        _check()
         stopped = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stopped.set())
@@ -60,7 +61,7 @@ class Command(BaseCommand):
         permissions = f"The users {' and '.join(others)} have the same password and fewer permissions."
         if choices.kept_users:
             made = [name for name in USERS if name not in choices.kept_users]
-            fields["User"] = " or ".join(made)
+            fields["User"] = " or ".join(made) or "one from before the demo"
             permissions = f"Users from before the demo keep their passwords: {', '.join(choices.kept_users)}."
         failing = "Newsletter fails on purpose. The description on its page says how to fix it."
         write_banner(self.stdout, "The demo is ready.", fields, permissions, failing, "Ctrl-C stops it.")
