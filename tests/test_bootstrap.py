@@ -88,7 +88,7 @@ class Machine:
     def run(self, **environment: str) -> tuple[int, str, str]:
         """Return the exit status, the output and the error output of one run."""
         process = self.start(**environment)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=150)
         return process.returncode, output, errors
 
     def refusal(self, **environment: str) -> str:
@@ -271,7 +271,7 @@ def test_moved_environment_is_built_again(machine: Machine, tmp_path: Path) -> N
 )
 def test_second_of_two_concurrent_runs_waits_and_does_nothing(machine: Machine) -> None:
     processes = [machine.start(UV_SECONDS="1"), machine.start(UV_SECONDS="1")]
-    outputs = sorted(process.communicate(timeout=60)[0] for process in processes)
+    outputs = sorted(process.communicate(timeout=150)[0] for process in processes)
     assert [process.returncode for process in processes] == [0, 0]
     assert outputs[0].startswith("Setting up .venv")
     assert outputs[1].splitlines() == ["Waiting for another setup of this folder ...", ".venv is up to date."]
