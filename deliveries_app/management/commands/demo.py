@@ -41,7 +41,6 @@ class Command(BaseCommand):
             return
         if not wait_for_database(30.0):
             raise CommandError(f"The database has no tables yet. Start the instance first: {program()} up --demo")
-        _check()
         stopped = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stopped.set())
