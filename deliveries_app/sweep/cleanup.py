@@ -64,8 +64,9 @@ def _removable() -> AppRepositoryQuerySet:
     Only the row says that a new request for the same repository has to wait for those.
     """
     just_expired = Q(lease_until__range=(from_now(-HOLD_AFTER_TIMEOUT), Now()))
-    ended = AppRepository.objects.filter(ended_at__isnull=False).free()
-    return ended.exclude(just_expired | Q(doubt_until__gt=Now()))
+    # A later time was written while the database's clock was ahead.
+    in_doubt = Q(doubt_until__gt=Now(), doubt_until__lt=from_now(2 * HOLD_AFTER_TIMEOUT))
+    return AppRepository.objects.filter(ended_at__isnull=False).free().exclude(just_expired | in_doubt)
 
 
 def _remove_slices(watch_pk: int) -> None:

@@ -176,6 +176,15 @@ def test_revived_watch_has_the_settings_of_a_new_one(world: World) -> None:
     assert_promise_kept(world, repo, watch)
 
 
+@pytest.mark.parametrize(("seconds", "removed"), [(HOLD_AFTER_TIMEOUT, 0), (3600, 1)])
+def test_removal_waits_for_requests_of_a_dead_process(world: World, seconds: float, removed: int) -> None:
+    """But not for a time that was written while the database's clock was ahead."""
+    _, watch = world.watch()
+    unwatch_repository(COMMAND, watch)
+    AppRepository.objects.update(doubt_until=Now() + timedelta(seconds=seconds))
+    assert remove_ended() == removed
+
+
 def test_revived_watch_lists_no_failures(world: World) -> None:
     repo, watch = world.watch({"a.txt": b"1", "b.txt": b"2", "link": Entry.symlink("a.txt")})
     world.answer(refusing("a.txt", "b.txt"))
