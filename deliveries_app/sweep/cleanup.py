@@ -16,7 +16,7 @@ from deliveries_app.models import (
     DriftFile,
 )
 from deliveries_app.models.apps import new_watch_id
-from deliveries_app.sync.lease import HOLD_AFTER_TIMEOUT
+from deliveries_app.sync.lease import HOLD_AFTER_TIMEOUT, TOO_FAR_AHEAD
 from docora.db.clock import from_now
 from docora.redis import queues
 from repositories_app import services as repositories
@@ -64,8 +64,7 @@ def _removable() -> AppRepositoryQuerySet:
     Only the row says that a new request for the same repository has to wait for those.
     """
     just_expired = Q(lease_until__range=(from_now(-HOLD_AFTER_TIMEOUT), Now()))
-    # A later time was written while the database's clock was ahead.
-    in_doubt = Q(doubt_until__gt=Now(), doubt_until__lt=from_now(2 * HOLD_AFTER_TIMEOUT))
+    in_doubt = Q(doubt_until__gt=Now(), doubt_until__lte=from_now(TOO_FAR_AHEAD))
     return AppRepository.objects.filter(ended_at__isnull=False).free().exclude(just_expired | in_doubt)
 
 

@@ -15,7 +15,7 @@ from django.db.models import Model, Q
 from django.db.models.functions import Now
 
 from deliveries_app.models import AlertChannel, App, AppRepository, ContactMail, Notice
-from deliveries_app.sync.lease import HOLD_AFTER_TIMEOUT
+from deliveries_app.sync.lease import TOO_FAR_AHEAD
 from docora.backoff import MAX_WAIT_SECONDS
 from docora.db.clock import from_now
 from docora.db.locks import lock_rows
@@ -51,7 +51,7 @@ def correct_wrong_times() -> int:
         past = _PAST.get(model, {})
         # The longest wait varies by a fraction.
         wrong = {column: Q(**{f"{column}__gt": from_now(2 * longest)}) for column in due}
-        wrong |= {column: Q(**{f"{column}__gt": from_now(2 * HOLD_AFTER_TIMEOUT)}) for column in past}
+        wrong |= {column: Q(**{f"{column}__gt": from_now(TOO_FAR_AHEAD)}) for column in past}
         rows = model._default_manager.filter(reduce(or_, wrong.values()))
         if not rows.exists():
             continue

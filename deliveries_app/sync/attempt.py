@@ -119,9 +119,8 @@ class Attempt:
             finally:
                 if self.sender is not None:
                     self.sender.close()
-                    self.sender = (
-                        None  # it refers to this attempt, so both would keep the client open until they are collected
-                    )
+                    # It refers to this attempt. Until Python collected them, both would keep the client open.
+                    self.sender = None
 
     @contextlib.contextmanager
     def _open_client(self) -> Iterator[HttpClient]:

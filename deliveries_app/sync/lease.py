@@ -54,6 +54,8 @@ logger = logging.getLogger(__name__)
 SEND_MARGIN_SECONDS = 5.0
 HOLD_AFTER_TIMEOUT = 30.0
 """How many seconds the app may still be processing a request after its timeout."""
+TOO_FAR_AHEAD = 2 * HOLD_AFTER_TIMEOUT
+"""A hold or a doubt that ends in more seconds than this was written while the database's clock was ahead."""
 _WAITING_SECONDS = 5.0  # a watch that has asked for a slot within this time waits for one
 _REBALANCE_SECONDS = 1.0, 0.25
 """How often a run that has all of the app's slots checks its share, and how often any other run does. The first check is a
@@ -92,9 +94,7 @@ class Lease:
         """Seconds for which the app may still be processing requests of a process that died."""
         until = self.watch.doubt_until
         seconds = (until - self.clock.now()).total_seconds() if until else 0.0
-        if seconds > 2 * HOLD_AFTER_TIMEOUT:  # written while the database's clock was ahead
-            return 0.0
-        return max(0.0, seconds)
+        return max(0.0, seconds) if seconds <= TOO_FAR_AHEAD else 0.0
 
     @property
     def circuit_seconds(self) -> float:

@@ -18,7 +18,7 @@ from deliveries_app.sync.content import ChunkedFile, ask_ahead, blocks, read_blo
 from deliveries_app.sync.endpoint_health import EndpointHealth, Health, failing_watches
 from deliveries_app.sync.exceptions import EndpointDown, SliceOver
 from deliveries_app.sync.failed_attempts import Sent
-from deliveries_app.sync.lease import HOLD_AFTER_TIMEOUT, Lease
+from deliveries_app.sync.lease import HOLD_AFTER_TIMEOUT, TOO_FAR_AHEAD, Lease
 from deliveries_app.sync.pace import SUCCESSES_TO_SPEED_UP
 from deliveries_app.sync.recorder import BLOCKED, Failure, Notification, Recorder
 from deliveries_app.sync.responses import DOUBT_AFTER, LONGEST_WAIT, Decision, ResponsePolicy
@@ -178,7 +178,7 @@ class Sender:
         if failure is None and change.kind != Kind.DELETE:
             failure = self._waits_for_others(change.path)
         hold = change.hold_until - self._lease.clock.now().timestamp() if change.hold_until else 0.0
-        if hold > 2 * HOLD_AFTER_TIMEOUT:  # written while the database's clock was ahead
+        if hold > TOO_FAR_AHEAD:
             hold = 0.0
         if hold > LONGEST_WAIT:
             failure = Failure(

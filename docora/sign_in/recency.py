@@ -47,7 +47,7 @@ def is_recent(request: HttpRequest) -> bool:
 def require_recent(request: HttpRequest) -> None:
     """Raise `SignInAgain` unless the user has authenticated recently.
 
-    Validate the form first: nobody should have to confirm a change that is then rejected.
+    Validate the form first, so that users don't authenticate again for a change that is then rejected.
     """
     if not is_recent(request):
         raise SignInAgain
