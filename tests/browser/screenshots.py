@@ -7,7 +7,6 @@ import base64
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from playwright.sync_api import Page, expect
 from docora.cli.main import DEMO_SETTINGS
 from tests.browser import chromium
 from tests.browser.accessibility import Look, look_as
+from tests.support.instance import free_port
 
 if TYPE_CHECKING:
     from tests.browser.showcase import Showcase
@@ -112,9 +112,7 @@ def take_pictures(camera: Camera, showcase: "Showcase", confirmation: str) -> No
 
 def configure(folder: Path) -> str:
     """Configure the instance, and this process to use its database. Return the instance's URL."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     for name in ("DATABASE_URL", "REDIS_URL", "PUBLIC_URL", "HOST", "REPOS_DIR"):
         os.environ.pop(name, None)
     os.environ |= DEMO_SETTINGS | {
