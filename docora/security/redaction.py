@@ -12,6 +12,7 @@ from urllib.parse import quote, quote_plus
 
 MASK = "[redacted]"
 
+# No alternative may start anywhere in a run that another part of it can match: a path of `eyJeyJeyJ…` took seconds.
 _TOKENS = r"""
     (?:
         docora_[0-9a-f]{16,}                                 # an app's token
@@ -21,7 +22,7 @@ _TOKENS = r"""
       | AT(?:ATT3x|CTT3x|BB)[A-Za-z0-9_=-]{8,}                # Bitbucket
       | eC1hY2Nlc3MtdG9rZW46[A-Za-z0-9+/=_-]*                 # base64 of `x-access-token:…`
       | (?:b2F1dGgy|eC10b2tlbi1hdXRo)O[g-v][A-Za-z0-9+/=_-]*  # base64 of `oauth2:…` and `x-token-auth:…`
-      | eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}  # a signed JWT
+      | (?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}  # a signed JWT
       | -----BEGIN\ [A-Z\ ]*PRIVATE\ KEY-----[^-]*(?:-----END\ [A-Z\ ]*PRIVATE\ KEY-----)?
       | gAAAAA[A-Za-z0-9_-]{60,}={0,2}                        # an encrypted secret
       | (?<=/accounts/link/)[^/\s"'<>]+                       # a sign-in link
