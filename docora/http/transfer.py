@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import pycurl
 
-from docora.http.addresses import blocked_reason
+from docora.http.addresses import blocked_reason, is_in
 from docora.http.egress import blocked_behind_proxy, is_direct
 from docora.http.messages import Cause, Outcome, Request, ResponseHeaders, host_of, name_of
 from docora.http.resolver import Resolver, is_loopback_name
@@ -176,9 +176,12 @@ class Transfer:
     def _blocked_reason(self, address: str) -> tuple[Cause, str] | None:
         """Return None if this address and every other address of the host are allowed."""
         name = name_of(self.request.url)
-        reason = None if is_loopback_name(name) else blocked_reason(address, self._resolver.allowed_networks)
-        if reason is not None:
-            return Cause.REFUSED_ADDRESS, reason
+        if not is_loopback_name(name):
+            reason = blocked_reason(address, self._resolver.allowed_networks)
+            if reason is not None:
+                return Cause.REFUSED_ADDRESS, reason
+            if self._proxy and not is_in(self._resolver.allowed_networks, address):  # `_is_direct` saw another one
+                return Cause.CONNECT, f"The address of {name} is changing. Only private ones are called directly."
         resolved = self._resolver.resolve(name)
         return None if resolved.cause is None else (resolved.cause, resolved.message)
 

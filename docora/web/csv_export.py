@@ -11,8 +11,9 @@ from django.utils import timezone
 
 type Cell = str | int | float | datetime | None
 
-# Some locales also separate cells by `;` or tab, and Japanese ones accept full-width signs.
-_FORMULA = re.compile(r"(^|[;\t\r\n])(?=\s*[=+\-@＝＋－＠])")
+# Some locales also separate cells by `;` or tab, after which a quote may precede the formula, and Japanese ones accept
+# full-width signs.
+_FORMULA = re.compile(r"(^|[;\t\r\n])(?=[\s\"]*[=+\-@＝＋－＠])")
 
 
 def cell(value: Cell) -> str:

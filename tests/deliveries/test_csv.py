@@ -190,6 +190,7 @@ def test_memory_and_queries_are_bounded(viewer: Client, watch: AppRepository, mo
         ("\r\n=1", "'\r'\n'=1"),
         ("＝1", "'＝1"),
         ("a;=1", "a;'=1"),
+        ('a";"=1', 'a";\'"=1'),
         ('a";\n=cmd', "a\";'\n'=cmd"),
         ("acme/docs", "acme/docs"),
         ("a=b", "a=b"),

@@ -5,6 +5,7 @@ from ipaddress import ip_network
 
 import pytest
 
+from docora.http import transfer
 from docora.http.client import Cause, HttpClient
 from docora.http.egress import check_proxy_url
 from repositories_app.git import process as git
@@ -91,6 +92,16 @@ def test_allowed_private_networks_are_called_directly(serve, dns) -> None:
             assert client.request(post(f"http://{host}:{server.port}/")).ok
     assert proxy.heads == []
     assert server.connections == 2
+
+
+def test_address_that_became_public_is_not_called_directly(serve, dns, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libcurl, which resolves the name after Docora, gets 127.0.0.1. Here that counts as a public address."""
+    monkeypatch.setattr(transfer, "blocked_reason", lambda *_: None)
+    dns["rebound.localhost"] = ["10.1.2.3"]
+    server = serve()
+    with Proxy({}) as proxy, HttpClient([ip_network("10.0.0.0/8")], allow_http=True, proxy=proxy.url) as client:
+        outcome = client.request(post(f"http://rebound.localhost:{server.port}/"))
+    assert (outcome.cause, outcome.reached, server.connections) == (Cause.CONNECT, False, 0)
 
 
 @pytest.mark.parametrize(
