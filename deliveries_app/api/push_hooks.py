@@ -65,12 +65,12 @@ def push_hook(request: HttpRequest, repository_id: RepositoryId) -> Status[dict[
     their secrets works."""
     proof = push_hooks.Proof.of(request.headers)
     try:
-        is_authentic = push_hooks.is_authentic(repository_id, proof, body_chunks(request, MAX_BODY))
+        proven = push_hooks.proven_watches(repository_id, proof, body_chunks(request, MAX_BODY))
     except BodyTooLarge as error:
         raise ApiError(str(error), 413) from None
     except OSError:  # the client disconnected
-        is_authentic = False
-    if not is_authentic:
+        proven = []
+    if not proven:
         raise authentication_error(request, "push", _HINT, challenge='Basic realm="push hook"')
-    push_hooks.repository_pushed(Actor.system(), repository_id)
+    push_hooks.repository_pushed(Actor.system(), repository_id, proven)
     return Status(202, {"message": "Check queued"})

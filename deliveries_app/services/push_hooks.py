@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -22,6 +22,7 @@ from deliveries_app import scheduling
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository
 from deliveries_app.permissions import Permission
+from docora.db.clock import from_now
 from docora.security.crypto import Undecryptable
 from docora.text import can_be_id
 
@@ -34,6 +35,8 @@ SIGNATURE_HEADERS = {
 """Header with the hex HMAC-SHA256 of the body → the prefix before the digits."""
 _HEX = re.compile("[0-9a-f]{64}")
 ENQUEUED_AT_ONCE = 20  # watches of one repository; the sweep enqueues the others
+OTHERS_SECONDS = 5.0
+"""For so long after a push, hooks with the secret of another watch don't make a watch due again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,27 +66,33 @@ def _password(authorization: str) -> str:
         return ""
 
 
-def is_authentic(repository_id: str, proof: Proof, body: Iterable[bytes]) -> bool:
-    """Return whether the proof is made with the secret of one of the repository's watches.
+def proven_watches(repository_id: str, proof: Proof, body: Iterable[bytes]) -> list[int]:
+    """Return the primary keys of the repository's watches with whose secret the proof is made.
 
     The body is read only if there is a well-formed signature, once for all secrets, and never held in memory. If the
     repository or its secret does not exist, a random secret is used, so that the response time does not reveal this.
     """
     if not (proof.signatures or proof.secrets) or not can_be_id(repository_id):
-        return False
+        return []
     watches = AppRepository.objects.alive().filter(repository__repository_id=repository_id)
-    known = watches.values_list("push_secret", flat=True)
-    readable = [secret.encode() for secret in known if secret and not isinstance(secret, Undecryptable)]
-    keys = readable or [secrets.token_bytes(32)]
+    known = watches.values_list("pk", "push_secret")
+    keys = {pk: secret.encode() for pk, secret in known if secret and not isinstance(secret, Undecryptable)}
+    keys = keys or {0: secrets.token_bytes(32)}
     # All are compared, so that the time does not reveal which one matched.
-    matches = [hmac.compare_digest(_digest(key), _digest(given.encode())) for key in keys for given in proof.secrets]
+    matches = [
+        (hmac.compare_digest(_digest(key), _digest(given.encode())), pk)
+        for pk, key in keys.items()
+        for given in proof.secrets
+    ]
     if proof.signatures:
-        macs = [hmac.new(key, digestmod=hashlib.sha256) for key in keys]
+        macs = {pk: hmac.new(key, digestmod=hashlib.sha256) for pk, key in keys.items()}
         for piece in body:
-            for mac in macs:
+            for mac in macs.values():
                 mac.update(piece)
-        matches += [hmac.compare_digest(mac.hexdigest(), given) for mac in macs for given in proof.signatures]
-    return any(matches)
+        matches += [
+            (hmac.compare_digest(mac.hexdigest(), given), pk) for pk, mac in macs.items() for given in proof.signatures
+        ]
+    return [pk for is_equal, pk in matches if is_equal]
 
 
 def _digest(secret: bytes) -> bytes:
@@ -96,19 +105,22 @@ def hook_url(watch: AppRepository) -> str:
     return f"{settings.PUBLIC_URL}/api/hooks/push/{watch.repository.repository_id}"
 
 
-def repository_pushed(actor: Actor, repository_id: str) -> int:
-    """Make every watch of the repository due now. Return how many there are.
+def repository_pushed(actor: Actor, repository_id: str, proven: Collection[int]) -> int:
+    """Make every watch of the repository due now. Return how many there are. `proven`: those whose secret the host knows.
 
     A watch that waits for its next attempt is only checked, and synced if there is a new commit. Otherwise, pushes to other
-    branches, or the hooks of another app, would use up its attempts.
+    branches, or the hooks of another app, would use up its attempts. So is one that was pushed to a moment ago, unless the
+    hook has its own secret: an app that keeps announcing pushes must not use up the rate limits of other apps' tokens.
     """
     actor.require(Permission.RESYNC)
     watches = AppRepository.objects.alive().filter(repository__repository_id=repository_id)
     with transaction.atomic():
         locked = AppRepository.objects.filter(pk__in=watches.lock())
-        is_waiting = Q(next_sync_at__gt=Now())
-        due = scheduling.request_sync(locked.exclude(is_waiting), pushed_at=Now())
-        checked = locked.filter(is_waiting).update(next_check_at=Now(), pushed_at=Now())
+        was_pushed = Q(pushed_at__gt=from_now(-OTHERS_SECONDS)) & ~Q(pk__in=proven)
+        is_only_checked = Q(next_sync_at__gt=Now()) | was_pushed
+        to_check = list(locked.filter(is_only_checked).values_list("pk", flat=True))
+        due = scheduling.request_sync(locked.exclude(pk__in=to_check), pushed_at=Now())
+        checked = locked.filter(pk__in=to_check).update(next_check_at=Now(), pushed_at=Now())
         first = AppRepository.objects.filter(pk__in=due[:ENQUEUED_AT_ONCE])
         for watch in first.select_related("app", "repository"):
             scheduling.enqueue(watch)

@@ -25,7 +25,7 @@ from docora.backoff import MAX_WAIT_SECONDS, backoff
 from docora.db.clock import from_now
 from docora.redis import counters
 from repositories_app import services as repositories
-from repositories_app.git.exceptions import Cause, GitError
+from repositories_app.git.exceptions import GitError
 
 logger = logging.getLogger(__name__)
 
@@ -115,20 +115,20 @@ def git_failed(lease: Lease, error: GitError) -> None:
         repositories.record_host_failure(lease.watch.repository, error)
         postponed(lease, lease.circuit_seconds, failure)
         return
-    counts = error.for_every_watcher and not _concerns_one_ref(lease, error)
+    counts = error.for_every_watcher and not _others_can_read(lease.watch)
     open_for = record_git_failure(lease.watch.repository, error) if counts else 0.0
     failed(lease, failure, permanent=error.permanent, min_delay=max(open_for, error.cooldown), check_in=error.cooldown)
 
 
-def _concerns_one_ref(lease: Lease, error: GitError) -> bool:
-    """Return whether the failure is about the commit of this watch's branch or tag, and other watches follow another one.
+def _others_can_read(watch: AppRepository) -> bool:
+    """Return whether the last check of another watch of the repository, in the last rounds, succeeded.
 
-    An app may choose any branch. One that cannot be read must not hold back the apps that follow the default branch.
+    An app may choose any branch, spell the URL differently, or have no token. A failure that this causes must not hold back
+    the apps that can read the repository.
     """
-    if not lease.seen_commit or error.cause not in {Cause.TOO_LARGE, Cause.CORRUPT, Cause.TIMEOUT}:
-        return False
-    watches = AppRepository.objects.alive().filter(repository=lease.watch.repository_id)
-    return watches.exclude(ref=lease.watch.ref).exists()
+    others = AppRepository.objects.alive().filter(repository=watch.repository_id).exclude(pk=watch.pk)
+    lately = from_now(-2 * settings.RESCAN_INTERVAL_SECONDS)
+    return others.filter(next_sync_at=None, failing_since=None, last_scanned_at__gt=lately).exists()
 
 
 def postponed(

@@ -63,6 +63,19 @@ def test_push_does_not_use_up_the_attempts_of_failing_watches(watches, secret: s
     assert (watches[2].next_sync_at, watches[2].next_check_at <= timezone.now()) == (later, True)
 
 
+def test_repeated_push_only_checks_the_watches_of_other_apps(watches, secret: str) -> None:
+    """They would use up the rate limit of their own tokens."""
+    repository_id = watches[0].repository.repository_id
+    for _ in range(3):
+        assert push(repository_id, signature(secret)).status_code == 202
+    assert request_counts(watches) == [4, 1, 2]
+    watches[2].refresh_from_db()
+    assert watches[2].next_check_at <= timezone.now()
+    AppRepository.objects.update(pushed_at=timezone.now() - timedelta(seconds=push_hooks.OTHERS_SECONDS))
+    push(repository_id, signature(secret))
+    assert request_counts(watches) == [5, 1, 3]
+
+
 @pytest.mark.django_db(transaction=True)
 def test_push_queues_jobs(watches, secret: str) -> None:
     push(watches[0].repository.repository_id, signature(secret))
@@ -132,7 +145,7 @@ def test_body_size_limit(watches, secret: str, monkeypatch) -> None:
 
 def test_sweep_schedules_watches_beyond_the_limit(watches, secret: str, monkeypatch) -> None:
     monkeypatch.setattr(push_hooks, "ENQUEUED_AT_ONCE", 1)
-    assert push_hooks.repository_pushed(Actor.system(), watches[0].repository.repository_id) == 2
+    assert push_hooks.repository_pushed(Actor.system(), watches[0].repository.repository_id, []) == 2
     assert request_counts(watches) == [2, 1, 2]
 
 

@@ -74,7 +74,7 @@ def _seconds_of_push(receiver: Receiver, repo: "Repo", watch: "AppRepository", n
     receiver.counts()
     repo.commit({"folder-0000/file-000000.txt": b"push %d\n" % number})
     began = time.perf_counter()
-    repository_pushed(Actor.command(), watch.repository.repository_id)
+    repository_pushed(Actor.command(), watch.repository.repository_id, [watch.pk])
     while not receiver.counts()["posts"]:
         if time.perf_counter() - began > _TIMEOUT:
             raise TimeoutError("the push did not arrive")

@@ -46,7 +46,7 @@ def two_watches_behind_an_open_circuit(world: World, settings) -> tuple[Repo, Ap
     other = world.watch_url(repo, app=world.add_app("Other"))
     world.settle()
     world.git.server.on_request = failing
-    for each in (watch, watch, other):
+    for each in (watch, other, watch, other):  # the first one's failure does not count: `other` could still read it
         world.sync(each)
     assert Repository.objects.get().circuit_is_open
     assert due() == set()
@@ -83,6 +83,22 @@ def test_broken_repository_opens_its_circuit(world: World, settings, serve, reas
     assert_promise_kept(world, repo, watch)
     repository.refresh_from_db()
     assert (repository.consecutive_failures, repository.circuit_open_until, repository.last_error) == (0, None, "")
+
+
+def test_failure_of_one_watch_does_not_count_while_another_can_read(world: World, settings) -> None:
+    """The host redirects requests without a token to its sign-in page."""
+    settings.CIRCUIT_BREAKER_THRESHOLD = 1
+    repo, without_token = world.watch()
+    other = world.watch_url(repo, app=world.add_app("Other"), token="valid")
+    world.settle()
+    world.git.server.on_request = lambda *_: None if world.git.server.requests[-1].token else 302
+    for _ in range(2):
+        world.sync(without_token)
+        assert (without_token.last_error_cause, Repository.objects.get().consecutive_failures) == ("not_found", 0)
+    rounds_ago = from_now(-2 * settings.RESCAN_INTERVAL_SECONDS)
+    AppRepository.objects.filter(pk=other.pk).update(last_scanned_at=rounds_ago)
+    world.sync(without_token)
+    assert Repository.objects.get().circuit_is_open
 
 
 def test_invalid_rules_do_not_count_for_the_circuit(world: World, settings) -> None:

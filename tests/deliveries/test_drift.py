@@ -404,7 +404,7 @@ def test_check_makes_way_for_a_push(
 
     def push() -> None:
         repo.commit({"new": b"new"})
-        repository_pushed(ACTOR, watch.repository.repository_id)
+        repository_pushed(ACTOR, watch.repository.repository_id, [watch.pk])
 
     requested = check_watch(ACTOR, watch)
     world.answer(at_notification(2, push))

@@ -43,7 +43,7 @@ class Lagging:
 
 def pushed(watch: AppRepository) -> None:
     """A signed push hook arrives, and its job is performed."""
-    push_hooks.repository_pushed(Actor.system(), watch.repository.repository_id)
+    push_hooks.repository_pushed(Actor.system(), watch.repository.repository_id, [watch.pk])
     sync(watch.pk)
     watch.refresh_from_db()
 

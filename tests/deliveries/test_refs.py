@@ -102,7 +102,7 @@ def test_server_without_protocol_v2(world: World, repo: Repo) -> None:
 def test_push_hook_finds_a_change_of_the_branch(world: World, repo: Repo) -> None:
     watch = settled(world, world.watch_url(repo, ref="dev"))
     repo.commit({"x.txt": b"x"}, branch="dev")
-    assert push_hooks.repository_pushed(Actor.system(), watch.repository.repository_id) == 1
+    assert push_hooks.repository_pushed(Actor.system(), watch.repository.repository_id, [watch.pk]) == 1
     world.sync(watch)
     assert_promise_kept(world, repo, watch, revision="dev")
 
