@@ -64,8 +64,8 @@ def _client() -> HttpClient:
 
 @_log_lost_database()
 def clean_up(_argument: str) -> None:
-    """Remove ended watches, deleted apps, and repositories that no app watches."""
-    cleanup.remove_ended()
+    """Remove ended watches, deleted apps, and repositories that no app watches. If the worker has to stop, the next job goes on."""
+    cleanup.remove_ended(stop=stopping)
 
 
 @_log_lost_database()

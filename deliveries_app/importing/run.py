@@ -229,10 +229,12 @@ class _Import:
                 self._continued.add(watch.pk)
         else:
             watch = watch or write.begin_watch(app, row, repository.url.spelled, token)
-            taken = write.write_records(watch, files)
-            completed = write.complete_watch(self._actor, watch, source, state, token, has_records=count > 0)
+            taken = write.write_records(watch, files) if watch else 0
+            completed = watch is not None and write.complete_watch(
+                self._actor, watch, source, state, token, has_records=count > 0
+            )
         if not completed:
-            reason = "It was unwatched here during the import, or another import completed it."
+            reason = "It was unwatched here during the import, its app was deleted, or another import completed it."
             self._leave(self.report.watches, "watch", name, reason)
             self.report.files.left = left_before + count
             self._advance(seen_before + count - self._files_seen)

@@ -60,9 +60,14 @@ def next_twin(url: RepositoryUrl) -> int:
     return 0 if last is None else last + 1
 
 
-def begin_watch(app: App, repository: Repository, url: str, token: str) -> AppRepository:
-    """Create the watch without its records. It is `arriving`, so it is neither checked nor synced yet."""
+def begin_watch(app: App, repository: Repository, url: str, token: str) -> AppRepository | None:
+    """Create the watch without its records. It is `arriving`, so it is neither checked nor synced yet.
+
+    Return None if the app was deleted during the import.
+    """
     with transaction.atomic():
+        if not App.objects.select_for_update(no_key=True).filter(pk=app.pk, ended_at=None).exists():
+            return None
         Imported.objects.create(app_id=app.app_id, repository_id=repository.repository_id)
         return AppRepository.objects.create(
             app=app,

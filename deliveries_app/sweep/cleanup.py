@@ -1,5 +1,6 @@
 """Remove ended watches, deleted apps, and repositories that no app watches (`engine.md` §9)."""
 
+from collections.abc import Callable
 from typing import Any
 
 from django.db import transaction
@@ -36,26 +37,44 @@ def enqueue_clean_up() -> None:
         queues.enqueue("low", CLEAN_UP_JOB, "ended", "clean-up", owned=False, leased=False)
 
 
-def remove_ended() -> int:
+def remove_ended(stop: Callable[[], bool] = lambda: False) -> int:
     """Remove ended watches that no worker owns, repositories left without a watch, and deleted apps.
 
-    Return the number of removed watches.
+    Return the number of removed watches. Once `stop` returns True, leave the rest to the next job.
     """
     removed = 0
     for watch in _removable().select_related("repository")[:_WATCHES_AT_ONCE]:
-        _remove_slices(watch.pk)
-        repository = watch.repository
-        with transaction.atomic():  # lock the app before its watch, as the claim does
-            used = Greatest(F("sequence_high"), watch.sequence_high)  # new watches of the app continue above it
-            App.objects.filter(pk=watch.app_id).update(sequence_high=used)
-            # The row stays if the app has started to watch the repository again.
-            deleted = [row.delete() for row in _removable().filter(pk=watch.pk).select_for_update()]
-        if deleted:
-            removed += 1
-            _remove_orphan(repository)
-        repositories.mirror_of(repository).remove_stale_refs(repository.watches.watch_ids)
+        _remove_slices(watch.pk, stop)
+        if stop():
+            return removed
+        removed += _remove(watch)
+        mirror = repositories.mirror_of(watch.repository)
+        if Repository.objects.filter(pk=watch.repository_id).exists():
+            mirror.remove_stale_refs(watch.repository.watches.watch_ids)
+        else:
+            mirror.remove()
     App.objects.filter(ended_at__isnull=False, watches=None).delete()
     return removed
+
+
+def _remove(watch: AppRepository) -> bool:
+    """Remove the watch, and its repository if no other app watches it. Return False if its app watches it again.
+
+    This is one transaction: nothing else removes a repository that nobody watches.
+    """
+    with transaction.atomic():
+        apps = App.objects.filter(pk=watch.app_id)
+        apps.select_for_update(no_key=True).first()
+        repository = repositories.lock(watch.repository_id)
+        ended = _removable().select_for_update().filter(pk=watch.pk).first()
+        if ended is None:
+            return False
+        # New watches of the app continue above it.
+        apps.update(sequence_high=Greatest(F("sequence_high"), ended.sequence_high))
+        ended.delete()
+        if repository and not repository.watches.exists():
+            repository.delete()
+    return True
 
 
 def _removable() -> AppRepositoryQuerySet:
@@ -68,13 +87,13 @@ def _removable() -> AppRepositoryQuerySet:
     return AppRepository.objects.filter(ended_at__isnull=False).free().exclude(just_expired | in_doubt)
 
 
-def _remove_slices(watch_pk: int) -> None:
+def _remove_slices(watch_pk: int, stop: Callable[[], bool]) -> None:
     for model in (Delivery, DeliveryFailure, DeliveryAttempt):
         rows = model._default_manager.filter(watch_id=watch_pk, watch__ended_at__isnull=False)
-        while _remove_slice(watch_pk, rows):
+        while not stop() and _remove_slice(watch_pk, rows):
             pass
     files = DriftFile.objects.filter(check_of__watch=watch_pk, check_of__watch__ended_at__isnull=False)
-    while pks := list(files.values_list("pk", flat=True)[:_SLICE]):
+    while not stop() and (pks := list(files.values_list("pk", flat=True)[:_SLICE])):
         DriftFile.objects.filter(pk__in=pks)._raw_delete(using=files.db)
 
 
@@ -91,13 +110,3 @@ def _remove_slice(watch_pk: int, rows: QuerySet[Any]) -> bool:
             rows.model._default_manager.filter(pk__in=pks)._raw_delete(using=rows.db)
             AppRepository.objects.filter(pk=watch_pk).update(watch_id=new_watch_id())
         return bool(pks)
-
-
-def _remove_orphan(repository: Repository) -> None:
-    """Remove a repository that no app watches: first its row, so that no query finds it, then its mirror."""
-    with transaction.atomic():
-        locked = repositories.lock(repository.pk)
-        if locked is None or locked.watches.exists():
-            return
-        locked.delete()
-    repositories.mirror_of(repository).remove()

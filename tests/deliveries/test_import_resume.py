@@ -222,6 +222,26 @@ def test_watch_that_is_unwatched_during_the_import(
     assert world.requests() == []
 
 
+def test_app_that_is_deleted_during_the_import_gets_no_more_watches(
+    world: World, existing: ExistingService, repos: list[Repo], monkeypatch
+) -> None:
+    """Nothing would ever remove them: they would not have ended."""
+    original = validate.validate_file
+
+    def meanwhile(file: SourceFile) -> SourceFile:
+        moved = App.objects.get(name="Moved")
+        if moved.ended_at is None:
+            delete_app(Actor.command(), moved)
+        return original(file)
+
+    monkeypatch.setattr(validate, "validate_file", meanwhile)
+    report = run(existing, monkeypatch)
+    assert progress_of(report)["watches"] == (0, 0, 3)
+    assert "its app was deleted" in reasons(report)
+    assert remove_ended() == 1
+    assert not App.objects.filter(name="Moved").exists()
+
+
 def test_other_watches_sync_while_one_is_arriving(world: World, existing: ExistingService, repos: list[Repo]) -> None:
     other, watch = world.watch(FILES)
     kill_import(existing, 5)

@@ -14,7 +14,6 @@ from deliveries_app.models import App, AppRepository, BulkOperation, HourlyTraff
 from deliveries_app.progress import runs
 from deliveries_app.services import delete_app, resync_by_app, retry_by_app, unwatch_repository, watch_repository
 from deliveries_app.sweep import cleanup
-from deliveries_app.sweep.cleanup import remove_ended
 from repositories_app.models import Repository
 from tests.support.processes import in_threads
 from tests.support.receiver import wait_for
@@ -88,24 +87,22 @@ def test_retry_all_while_a_worker_records_the_first_batch_of_an_hour(world: Worl
     assert BulkOperation.objects.get().total == 1
 
 
-def test_watching_while_the_orphaned_repository_is_removed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watching_while_the_orphaned_repository_is_removed(world: World) -> None:
     repo, watch = world.watch()
     world.settle()
     unwatch_repository(COMMAND, watch)
-    remove_orphan = cleanup._remove_orphan
-    monkeypatch.setattr(cleanup, "_remove_orphan", lambda repository: None)
-    assert remove_ended() == 1
+    other = world.add_app("Other")
     is_removed = threading.Event()
 
     def remove() -> None:
         with transaction.atomic():
-            remove_orphan(watch.repository)
+            assert cleanup._remove(watch)
             is_removed.set()
             wait_for(waits_for_a_lock)  # by the request below, which has found a row that is gone once this commits
 
     def watch_again() -> int:
         assert is_removed.wait(10)
-        return watch_repository(COMMAND, world.app, repo.url).watch.pk
+        return watch_repository(COMMAND, other, repo.url).watch.pk
 
     _, watched = in_threads(remove, watch_again)
     assert AppRepository.objects.get().pk == watched

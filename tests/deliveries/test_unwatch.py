@@ -5,11 +5,12 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from unittest.mock import Mock
 
 import django_rq
 import pytest
 from django.core.exceptions import ValidationError
-from django.db import transaction
+from django.db import OperationalError, transaction
 from django.db.models.functions import Now
 
 from deliveries_app import jobs
@@ -222,8 +223,8 @@ def test_watch_that_is_revived_during_its_removal(world: World, monkeypatch) -> 
     unwatch_repository(COMMAND, watch)
     original = cleanup._remove_slices
 
-    def remove_and_revive(watch_pk: int) -> None:
-        original(watch_pk)
+    def remove_and_revive(watch_pk: int, stop: Callable[[], bool]) -> None:
+        original(watch_pk, stop)
         watch_repository(COMMAND, world.app, repo.url)
 
     monkeypatch.setattr(cleanup, "_remove_slices", remove_and_revive)
@@ -234,6 +235,33 @@ def test_watch_that_is_revived_during_its_removal(world: World, monkeypatch) -> 
     watch.refresh_from_db()
     assert_promise_kept(world, repo, watch)
     assert with_refs(watch) == {watch.watch_id}
+
+
+def test_repository_goes_with_its_last_watch_or_not_at_all(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing else would remove it: the worker dies, or loses the database, between the two."""
+    _, watch = world.watch()
+    world.settle()
+    unwatch_repository(COMMAND, watch)
+    mirror = repositories.mirror_of(watch.repository)
+    with monkeypatch.context() as patch:
+        patch.setattr(Repository, "delete", Mock(side_effect=OperationalError))
+        with pytest.raises(OperationalError):
+            remove_ended()
+    assert AppRepository.objects.filter(pk=watch.pk).exists()
+    assert remove_ended() == 1
+    assert not Repository.objects.exists()
+    assert not mirror.directory.exists()
+
+
+def test_clean_up_stops_between_two_slices(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cleanup, "_SLICE", 1)
+    _, watch = world.watch({"a.txt": b"1", "b.txt": b"2", "c.txt": b"3"})
+    world.settle()
+    unwatch_repository(COMMAND, watch)
+    answers = [False]
+    assert remove_ended(stop=lambda: answers.pop() if answers else True) == 0
+    assert watch.deliveries.count() == 2
+    assert remove_ended() == 1
 
 
 def test_clean_up_leaves_the_refs_while_another_process_fetches(world: World) -> None:
