@@ -20,9 +20,10 @@ from django.template.response import TemplateResponse
 
 from deliveries_app import audit
 from deliveries_app.actors import Actor
-from deliveries_app.models import AuditAction, AuditEntry
+from deliveries_app.models import App, AppRepository, AuditAction, AuditEntry, BulkOperation
 from deliveries_app.reports import audit_log
 from docora.web.paginators import BoundedPaginator
+from repositories_app.models import Repository
 
 PER_PAGE = 50
 _OF_USERS = {"added": AuditAction.USER_ADDED, "changed": AuditAction.USER_CHANGED, "deleted": AuditAction.USER_DELETED}
@@ -110,14 +111,19 @@ class AuditedAdmin:
     def history_view(
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """Show the entries about a row, newest first."""
+        """Show the entries about a row, newest first, except those about rows that the user cannot view."""
         this: Any = self
         obj = this.get_object(request, unquote(object_id))
         if obj is None:
             return this._get_obj_does_not_exist_redirect(request, self.model._meta, object_id)  # type: ignore[no-any-return]
         if not this.has_view_or_change_permission(request, obj):
             raise PermissionDenied
-        entries = AuditEntry.objects.filter(AuditEntry.about(obj))
+        hidden = [
+            model._meta.label_lower
+            for model in (App, AppRepository, Repository, BulkOperation)
+            if not this.admin_site.get_model_admin(model).has_view_or_change_permission(request)
+        ]
+        entries = AuditEntry.objects.filter(AuditEntry.about(obj)).exclude(subject_type__in=hidden)
         page = BoundedPaginator(entries, PER_PAGE).get_page(request.GET.get("p"))
         context = {
             **this.admin_site.each_context(request),

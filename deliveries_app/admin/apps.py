@@ -262,15 +262,16 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
         """Show the health of the endpoint, hour by hour."""
         period = request.GET.get("period", "")
         period = period if period in endpoint_history.PERIODS else "day"
+        hours, views_operations = endpoint_history.PERIODS[period][1], can_view_operations(request.user)
         context = {
             "original": app,
             "app": app,
             "back": self.page_of(app),
             "health": app_detail.health(app),
-            "history": endpoint_history.of_app(app, endpoint_history.PERIODS[period][1]),
+            "history": endpoint_history.of_app(app, hours, names_operations=views_operations),
             "period": period,
             "periods": [(name, label) for name, (label, _) in endpoint_history.PERIODS.items()],
-            "can_view_operations": can_view_operations(request.user),
+            "can_view_operations": views_operations,
         }
         return self.render_page(
             request, "admin/deliveries_app/app/endpoint.html", f"Endpoint health of {app}", **context

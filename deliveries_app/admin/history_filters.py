@@ -101,9 +101,17 @@ class StateFilter(ChoiceFilter):
 
 
 class LinkedFilter(HistoryFilter):
-    """A filter by one row of another model, set by a link from that row's page. It offers no other rows."""
+    """A filter by one row of another model, set by a link from that row's page. It offers no other rows.
+
+    It names the row only to users who can view it.
+    """
 
     linked_model: type[Model]
+
+    def __init__(self, request: HttpRequest, params: dict[str, Any], model: type[Model], model_admin: Any) -> None:
+        super().__init__(request, params, model, model_admin)
+        linked = model_admin.admin_site.get_model_admin(self.linked_model)
+        self.can_view = linked.has_view_or_change_permission(request)
 
     @property
     def is_narrow(self) -> bool:
@@ -119,7 +127,7 @@ class LinkedFilter(HistoryFilter):
     def choices(self, changelist: ChangeList) -> Iterator[dict[str, Any]]:
         yield self.all_choice(changelist)
         rows: QuerySet[Model] = self.linked_model._default_manager.all()
-        row = rows.filter(pk=parse_pk(self.value)).first()
+        row = rows.filter(pk=parse_pk(self.value)).first() if self.can_view else self.value
         yield self.choice(changelist, str(row or "No longer exists"), True, **{self.parameters[0]: self.value})
 
 

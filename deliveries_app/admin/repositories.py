@@ -9,7 +9,7 @@ from django.urls import URLPattern
 from django.utils.safestring import SafeString
 from django.views.decorators.http import require_POST
 
-from deliveries_app.actors import Actor
+from deliveries_app.actors import Actor, can_view
 from deliveries_app.admin import widgets
 from deliveries_app.admin.actions import RESYNC, BulkAdmin
 from deliveries_app.admin.base import ReadOnlyAdmin
@@ -97,11 +97,14 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
         return widgets.circuit_text(repository)
 
     def page_context(self, request: HttpRequest, repository: Repository) -> dict[str, Any]:
-        """Return the details and the watches."""
-        watches = AppRepository.objects.alive().with_state().filter(repository=repository).for_list()[:LISTED_WATCHES]
+        """Return the details, and the watches if the user can view those."""
+        can_view_watches = can_view(request.user, AppRepository)
+        rows = AppRepository.objects.alive().with_state().filter(repository=repository).for_list()
+        watches = rows[:LISTED_WATCHES] if can_view_watches else rows.none()
         return {
             "repository": repository,
             "snapshot": repository.snapshots.first(),
+            "can_view_watches": can_view_watches,
             "watches": watches,
             "more_watches": max(0, self.watchers(repository) - LISTED_WATCHES),
             "live_query": live_query(watches, "cells=table"),

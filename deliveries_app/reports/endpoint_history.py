@@ -100,8 +100,11 @@ class History(Hours):
         return [self.hours[index * len(self.hours) // 4].begin for index in range(4)]
 
 
-def of_app(app: App, hours: int) -> History:
-    """Read the last hours of an app in four queries."""
+def of_app(app: App, hours: int, *, names_operations: bool = True) -> History:
+    """Read the last hours of an app in four queries.
+
+    Without `names_operations`, for users who can't view bulk operations, don't say what a re-sync was of, and by whom.
+    """
     begins = last_hours(hours)
     rows = HourlyTraffic.objects.filter(app=app, hour__gte=begins[0], hour__lte=begins[-1]).order_by()
     columns = rows.values_list("hour", "files", "failed", "bytes", "requests", "milliseconds")
@@ -109,7 +112,7 @@ def of_app(app: App, hours: int) -> History:
     begin, end = begins[0], begins[-1] + timedelta(hours=1)
     marks = [
         Mark(mark.at, mark.kind, mark.text, round(chart.WIDTH * ((mark.at - begin) / (end - begin)), 2), mark.operation)
-        for mark in sorted(_marks(app, begin), key=lambda mark: mark.at)
+        for mark in sorted(_marks(app, begin, names_operations=names_operations), key=lambda mark: mark.at)
     ]
     by_cell = {cell: list(found) for cell, found in groupby(marks, key=_cell)}
     cells = [_one_of_each_kind(by_cell.get(cell, [])) for cell in range(CELLS)]
@@ -125,7 +128,7 @@ def _one_of_each_kind(marks: Sequence[Mark]) -> list[Mark]:
     return list({mark.kind: mark for mark in marks}.values())
 
 
-def _marks(app: App, since: datetime) -> list[Mark]:
+def _marks(app: App, since: datetime, *, names_operations: bool) -> list[Mark]:
     """Return the marks since then: re-syncs that involve the app, and entries of the audit log."""
     resyncs = progress_context.involving(app).filter(kind=OperationKind.RESYNC, created_at__gte=since)
     about = Q(app_id=app.app_id, action__in=list(_OF_APP)) | Q(action__in=list(_OF_ALL))
@@ -135,7 +138,7 @@ def _marks(app: App, since: datetime) -> list[Mark]:
             Mark(
                 operation.created_at,
                 MarkKind.RESYNC,
-                f"{operation.title}, by {operation.requested_by}",
+                f"{operation.title}, by {operation.requested_by}" if names_operations else "Re-sync",
                 operation=operation.pk,
             )
             for operation in resyncs.order_by("-created_at", "-pk")[:READ]

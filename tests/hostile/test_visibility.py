@@ -1,0 +1,64 @@
+"""What staff see with permission to view only some models: nothing about the rows of the others."""
+
+import pytest
+
+from deliveries_app.actors import Actor
+from deliveries_app.models import AppRepository, BulkOperation
+from deliveries_app.services import resync_by_app, resync_single
+from deliveries_app.services.app_settings import change_own_settings
+from tests.hostile.conftest import visitor
+
+ADMIN = "/admin/deliveries_app/"
+
+
+@pytest.fixture
+def operation(watches: list[AppRepository]) -> BulkOperation:
+    """A re-sync of Portal's repositories, which anna has requested. The audit log has its address."""
+    return resync_by_app(Actor.command(), watches[0].app)
+
+
+def test_repository_page_does_not_name_its_watchers(watches: list[AppRepository]) -> None:
+    repository, url = watches[0].repository, f"/admin/repositories_app/repository/{watches[0].repository_id}/change/"
+    page = visitor("victor", "view_repository").get(url).text
+    assert str(repository) in page
+    assert "You don't have permission to view watched repositories." in page.replace("&#x27;", "'")
+    assert watches[0].app.name not in page
+    assert watches[0].app.name in visitor("walter", "view_repository", "view_apprepository").get(url).text
+
+
+def test_audit_log_of_an_app_leaves_out_its_repositories(watches: list[AppRepository]) -> None:
+    app, repository = watches[0].app, str(watches[0].repository)
+    resync_single(Actor.of_app(app, address="203.0.113.8"), watches[0])
+    change_own_settings(Actor.of_app(app, address="203.0.113.8"), app, paused=True)
+    url = f"{ADMIN}app/{app.pk}/history/"
+    page = visitor("victor", "view_app").get(url).text
+    assert ("Paused" in page, repository in page, "203.0.113.8" in page) == (True, False, False)
+    page = visitor("walter", "view_app", "view_apprepository", "view_auditentry").get(url).text
+    assert ("Paused" in page, repository in page, "203.0.113.8" in page) == (True, True, True)
+
+
+@pytest.mark.parametrize("parameter", ["watch", "watch__repository", "operation", "watch__app"])
+def test_filter_does_not_name_rows(watches: list[AppRepository], operation: BulkOperation, parameter: str) -> None:
+    watch = watches[0]
+    row, permission = {
+        "watch": (watch, "view_apprepository"),
+        "watch__repository": (watch.repository, "view_repository"),
+        "operation": (operation, "view_bulkoperation"),
+        "watch__app": (watch.app, "view_app"),
+    }[parameter]
+    operation.runs.all().delete()  # the list names what its runs are about
+    query = {parameter: row.pk}
+    assert str(row) not in visitor("victor", "view_syncrun").get(f"{ADMIN}syncrun/", query).text
+    assert str(row) in visitor("walter", "view_syncrun", permission).get(f"{ADMIN}syncrun/", query).text
+
+
+def test_failing_list_does_not_name_the_app(watches: list[AppRepository]) -> None:
+    name, query = watches[0].app.name, {"app": watches[0].app_id}
+    assert name not in visitor("victor", "view_apprepository").get(f"{ADMIN}failedsync/", query).text
+    assert name in visitor("walter", "view_apprepository", "view_app").get(f"{ADMIN}failedsync/", query).text
+
+
+def test_endpoint_history_does_not_name_operations(operation: BulkOperation) -> None:
+    url = f"{ADMIN}app/{operation.app_id}/endpoint/"
+    assert operation.title not in visitor("victor", "view_app").get(url).text
+    assert operation.title in visitor("walter", "view_app", "view_bulkoperation").get(url).text
