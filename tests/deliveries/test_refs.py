@@ -224,8 +224,9 @@ def test_branch_that_cannot_be_read_holds_back_no_other(world: World, repo: Repo
     assert_promise_kept(world, repo, world.sync(portal))
     # Once both follow it, it is the repository's failure.
     AppRepository.objects.update(ref="dev")
-    resync_single(Actor.command(), search)
-    world.sync(search)
+    for watch in both:
+        resync_single(Actor.command(), watch)
+        world.sync(watch)
     assert Repository.objects.get().consecutive_failures == 1
 
 
