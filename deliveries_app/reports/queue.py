@@ -19,7 +19,7 @@ from deliveries_app.permissions import Permission
 from deliveries_app.progress import live
 from deliveries_app.progress.live import Progress
 from deliveries_app.progress.runs import newest_open_runs
-from deliveries_app.services.control import current_pause
+from deliveries_app.services import current_pause
 from docora.redis import heartbeat, inspect
 from docora.redis.heartbeat import Signs
 from docora.redis.inspect import Job, QueueState, Worker

@@ -16,7 +16,8 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, Outcome, Status, SyncPause, SyncRun
 from deliveries_app.progress import runs
 from deliveries_app.reports import queue as queue_report
-from deliveries_app.services import request_sync, resync_many, resync_single
+from deliveries_app.scheduling import request_sync
+from deliveries_app.services import resync_many, resync_single
 from deliveries_app.sweep.cleanup import CLEAN_UP_JOB
 from docora.db.clock import from_now
 from docora.redis import heartbeat, queues
