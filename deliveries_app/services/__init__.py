@@ -4,6 +4,7 @@ A function that changes something takes an `Actor`, checks its permission, acts 
 a row, a count, whether it changed anything, or a small frozen dataclass.
 """
 
+from deliveries_app.services.app_settings import change_app
 from deliveries_app.services.cancel import cancel_operation, cancel_request, cancel_sync
 from deliveries_app.services.control import (
     current_pause,
@@ -21,7 +22,7 @@ from deliveries_app.services.drift import (
     send_differences,
 )
 from deliveries_app.services.ensure import RequestedOptions, ensure_watched
-from deliveries_app.services.onboarding import Onboarded, change_app, onboard_app
+from deliveries_app.services.onboarding import Onboarded, onboard_app
 from deliveries_app.services.release import continue_operation
 from deliveries_app.services.requests import MAX_PACE, NotFound, Rollout
 from deliveries_app.services.resend import MAX_RESENT_AT_ONCE, resend_files, resend_many
