@@ -44,7 +44,7 @@ class Line:
         return (self.run.started_at or self.run.created_at) if self.run else self.watch.next_sync_at
 
     @property
-    def is_stopping(self) -> bool:
+    def is_cancelling(self) -> bool:
         """Whether the sync was cancelled or superseded, so that its worker only waits for the requests in flight."""
         return self.watch.state != WatchState.SYNCING
 
