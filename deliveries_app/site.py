@@ -16,7 +16,7 @@ from django.urls import reverse
 from deliveries_app.audited_admin import AuditedAdmin
 from deliveries_app.models import App
 from deliveries_app.reports import overview
-from deliveries_app.services.control import current_pause
+from deliveries_app.services import current_pause
 from docora import __version__
 from docora.sign_in.forms import PasswordChangeForm
 

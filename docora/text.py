@@ -59,6 +59,11 @@ def format_estimate(seconds: float) -> str:
     return f"about {round(seconds / 3600)} h"
 
 
+def format_share(share: float) -> str:
+    """Format a share as a percentage with at most one decimal: `99.2%`, `100%`."""
+    return f"{f'{100 * share:.1f}'.removesuffix('.0')}%"
+
+
 def counted(count: int, singular: str, plural: str) -> str:
     """Format a number with its noun: `1 repository`, `3,000 repositories`."""
     return f"{count:,} {singular if count == 1 else plural}"

@@ -19,7 +19,8 @@ from deliveries_app.reports import app_health
 from deliveries_app.reports.app_health import AppHealth
 from deliveries_app.reports.chart import SPARK_HEIGHT, SPARK_WIDTH
 from deliveries_app.reports.traffic import HOURS
-from docora.templatetags.docora import ago, badge, counted, icon, milliseconds, number, percent
+from docora.templatetags.docora import ago, badge, icon, milliseconds, number
+from docora.text import counted, format_share
 
 
 class HealthChangeList(ChangeList):
@@ -58,7 +59,7 @@ class AppHealthAdmin(DocoraAdmin[App]):
         @admin.display(ordering="watch_count")
         def repositories(app: App) -> SafeString | str:
             count = _watch_count(app)
-            label = f"{counted(count, 'repository,repositories')} of {app.name}"
+            label = f"{counted(count, 'repository', 'repositories')} of {app.name}"
             return _link("apprepository", app, number(count), label) if can_link and count else number(count)
 
         @admin.display(ordering="failed_count")
@@ -67,7 +68,7 @@ class AppHealthAdmin(DocoraAdmin[App]):
             if not count:
                 return "0"
             shown = format_html('<span class="bad">{}{}</span>', icon("cross"), number(count))
-            label = f"{counted(count, 'failing repository,failing repositories')} of {app.name}"
+            label = f"{counted(count, 'failing repository', 'failing repositories')} of {app.name}"
             return _link("failedsync", app, shown, label) if can_link else shown
 
         columns = (*self.list_display, repositories, failing, "accepted", "p95", "last_success", "last_day")
@@ -100,7 +101,7 @@ class AppHealthAdmin(DocoraAdmin[App]):
         if stats is None:
             text = "No recent requests" if _health(app).is_known else "Unknown"
             return format_html('<span class="quiet">{}</span>', text)
-        share = format_html('{} <span class="quiet">of {}</span>', percent(stats.accepted), stats.requests)
+        share = format_html('{} <span class="quiet">of {}</span>', format_share(stats.accepted), stats.requests)
         return format_html('<span class="bad">{}{}</span>', icon("warning"), share) if stats.is_unhealthy else share
 
     @admin.display(description="p95")
@@ -121,8 +122,8 @@ class AppHealthAdmin(DocoraAdmin[App]):
 
 def sparkline(health: AppHealth) -> SafeString:
     """Return the bars of the last hours as SVG, with the totals as text."""
-    text = f"{counted(health.delivered, 'file,files')} delivered" if health.delivered else "Nothing delivered"
-    text += f", {counted(health.failed, 'failed attempt,failed attempts')}" if health.failed else ""
+    text = f"{counted(health.delivered, 'file', 'files')} delivered" if health.delivered else "Nothing delivered"
+    text += f", {counted(health.failed, 'failed attempt', 'failed attempts')}" if health.failed else ""
     width = HOURS * SPARK_WIDTH
     good, bad = health.paths
     return format_html(

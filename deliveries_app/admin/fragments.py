@@ -7,7 +7,6 @@ from typing import Concatenate
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import render
-from django_htmx.middleware import HtmxDetails
 
 from deliveries_app import actors
 from deliveries_app.models import AppRepository
@@ -46,7 +45,7 @@ def fragment[**P](can_view: CanView) -> Callable[[View[P]], View[P]]:
 
 def polling_page(request: HttpRequest) -> str:
     """Return the path and query string of the page that polls, or an empty string."""
-    return HtmxDetails(request).current_url_abs_path or ""
+    return request.htmx.current_url_abs_path or ""  # type: ignore[attr-defined]  # of `HtmxMiddleware`
 
 
 def row_ids(request: HttpRequest, name: str = "ids") -> list[int]:

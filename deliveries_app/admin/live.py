@@ -17,7 +17,7 @@ from deliveries_app.models import App, Delivery
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import app_detail, overview
 from deliveries_app.reports import queue as queue_report
-from deliveries_app.services.control import current_pause
+from deliveries_app.services import current_pause
 from docora.text import parse_pk
 
 SUGGESTED_NAMES = 20

@@ -37,7 +37,7 @@ class PingAdmin(DocoraAdmin[App]):
             new_key = request.POST.get("key") == "new" and app.is_rotating_key
             try:
                 ping = pinging.send_ping(Actor.of_request(request), app, new_key=new_key)
-                if request.headers.get("HX-Request"):
+                if request.htmx:  # type: ignore[attr-defined]  # of `HtmxMiddleware`
                     app.refresh_from_db()
                     context = {"endpoint": preflight.after_ping(app), "ping": ping, "can_ping": True}
                     return render(request, "docora/preflight.html#pinged", context)

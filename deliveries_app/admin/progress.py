@@ -19,7 +19,6 @@ from deliveries_app.models import AppRepository, AppRepositoryQuerySet, BulkOper
 from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import app_detail
-from deliveries_app.services.control import current_pause
 from docora.db.compiled import compiled_and_prepared
 from docora.text import counted, parse_pks
 
@@ -132,7 +131,7 @@ def live_watch(request: HttpRequest, pk: int) -> HttpResponse:
     watch = get_object_or_404(_watches(), pk=pk)
     context = _admin_of(AppRepository).page_context(request, watch)
     context |= {"refreshed": True, "polls_progress": request.GET.get("active") == "1"}
-    context |= {"sync_pause": current_pause(), "here": polling_page(request)}
+    context |= {"sync_pause": services.current_pause(), "here": polling_page(request)}
     return render(request, "admin/deliveries_app/apprepository/change_form.html#live", context)
 
 

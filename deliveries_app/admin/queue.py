@@ -41,7 +41,7 @@ class QueueAdmin(ReadOnlyAdmin[Queue]):
             ("", self.changelist_view, "changelist"),
             ("pause/", self.pause, "pause"),
             ("resume/", require_POST(self.resume), "resume"),
-            ("<int:watch_pk>/stop/", require_POST(self.stop), "stop"),
+            ("<int:watch_pk>/cancel/", require_POST(self.cancel), "cancel"),
         )
         wrap = self.admin_site.admin_view
         return [path(address, wrap(view), name=self.url_name(name)) for address, view, name in pages]
@@ -72,7 +72,7 @@ class QueueAdmin(ReadOnlyAdmin[Queue]):
         message = "Syncing was resumed." if resumed else "Syncing was not paused."
         return self.redirect_with_message(request, next_url(request, self.list_url), message)
 
-    def stop(self, request: HttpRequest, watch_pk: int) -> HttpResponse:
+    def cancel(self, request: HttpRequest, watch_pk: int) -> HttpResponse:
         """Cancel a running or waiting sync without confirmation: a new sync can be requested at any time."""
         actor = Actor.of_request(request)
         actor.require(Permission.CONTROL_QUEUE)

@@ -34,6 +34,7 @@ from deliveries_app.reports.next_attempt import next_try
 from deliveries_app.services.push_hooks import hook_url
 from docora.templatetags.docora import ago, elapsed, files_of, status_with_detail
 from docora.text import counted, visible
+from docora.web.paginators import KeysFirstPaginator
 
 SWAP = SafeString(' hx-swap-oob="true"')
 LISTED_RUNS = 10
@@ -70,7 +71,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, CheckWatchAdmin, 
     change_list_template = "admin/deliveries_app/apprepository/change_list.html"
     page_template = "admin/deliveries_app/apprepository/change_form.html"
     watch_field = "pk"
-    paginator = widgets.KeysFirstPaginator
+    paginator = KeysFirstPaginator
     bulk_actions = (RESYNC, RETRY)
 
     def get_queryset(self, request: HttpRequest) -> AppRepositoryQuerySet:

@@ -1,9 +1,7 @@
-"""Parts shared by several admin pages: a paginator for large tables, buttons, and the contents of cells."""
+"""Parts of rows that several admin pages share: buttons, and the contents of cells."""
 
-from typing import Any
 from urllib.parse import urlencode
 
-from django.core.paginator import Paginator
 from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
@@ -15,16 +13,6 @@ from repositories_app.models import Repository
 
 ACTIONS = SafeString('<span class="visually-hidden">Actions</span>')
 """Heading of a column of buttons."""
-
-
-class KeysFirstPaginator(Paginator):  # type: ignore[type-arg]  # not generic at run time
-    """A paginator that sorts keys alone and then reads the rows of one page. Sorting whole rows takes twice as long."""
-
-    def page(self, number: int | str) -> Any:
-        page: Any = super().page(number)
-        rows: Any = self.object_list
-        page.object_list = rows.filter(pk__in=page.object_list.values("pk"))
-        return page
 
 
 def resync_link(watch: AppRepository, back: str) -> SafeString:

@@ -65,7 +65,6 @@ class AuditAction(models.TextChoices):
     ADDED = "other.added", "Added"
     CHANGED = "other.changed", "Changed"
     DELETED = "other.deleted", "Deleted"
-    OTHER = "other", "Other"
 
 
 class ActorKind(models.TextChoices):

@@ -28,11 +28,6 @@ UNLISTED = {"not_included", "excluded", "ignored", "transform"}
 REMARKS = {"lfs_pointer"}
 """Counted alongside the causes, although these files are sent."""
 
-BY_PATTERN = {
-    "not_included": "None of the app's include patterns matches it.",
-    "excluded": "The app's exclude patterns leave it out.",
-    "ignored": "Ignored.",
-}
 type PatternCheck = Callable[[Entry], str]
 """Returns the cause for which patterns leave out an entry, or an empty string."""
 
@@ -42,11 +37,11 @@ LFS_POINTER_BYTES = 1024  # a pointer is shorter
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A path that is not sent, and why."""
+    """A path that is not sent, and why. `message` can be empty if the cause is only counted."""
 
     path: bytes
     cause: str
-    message: str
+    message: str = ""
 
 
 def eligible(
@@ -67,7 +62,7 @@ def eligible(
 def reason_to_skip(entry: Entry, max_file_bytes: int, patterns: PatternCheck | None = None) -> Skipped | None:
     """Return why a tree entry is not sent, or None if it is sent."""
     if patterns and len(entry.path) <= MAX_PATH_BYTES and (cause := patterns(entry)):
-        return Skipped(entry.path, cause, BY_PATTERN[cause])
+        return Skipped(entry.path, cause)
     if entry.mode == "120000":
         return Skipped(entry.path, "symlink", "Symbolic links are not sent.")
     if entry.mode == "160000":

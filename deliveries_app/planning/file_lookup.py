@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 from deliveries_app.models import AppRepository
 from deliveries_app.planning.eligibility import (
-    BY_PATTERN,
     LFS_POINTER_BYTES,
     Skipped,
     reason_after_transforms,
@@ -102,7 +101,7 @@ def _left_out_by_pattern(entry: Entry, delivery_rules: DeliveryRules, ignore_fil
     if len(entry.path) > MAX_PATH_BYTES:
         return None
     if not is_included(delivery_rules.include, entry):
-        return Skipped(entry.path, "not_included", BY_PATTERN["not_included"])
+        return Skipped(entry.path, "not_included", "None of the app's include patterns matches it.")
     if line := ignored_by(b"", delivery_rules.exclude, entry):
         message = _describe(line, entry.path, "the app's exclude patterns", "excludes")
         return Skipped(entry.path, "excluded", message)

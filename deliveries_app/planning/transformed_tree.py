@@ -72,7 +72,7 @@ class TransformedTree:
                 self._fail(entry, rows, str(error))
                 continue
             if result is None:
-                self._plan.skip(Skipped(entry.path, "transform", "Dropped by a transform."))
+                self._plan.skip(Skipped(entry.path, "transform"))
             else:
                 self._accept(entry, result)
 

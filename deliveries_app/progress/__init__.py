@@ -1,5 +1,5 @@
 """Sync runs and their live counters.
 
-`runs.py` writes the rows, `live.py` reads the numbers behind a progress bar, `context.py` prepares them for
-templates.
+`runs.py` writes the rows. `live.py` keeps and reads the numbers behind progress bars, `activity.py` says what an unfinished
+sync is doing or waiting for, and `context.py` prepares both for templates.
 """

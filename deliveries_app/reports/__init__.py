@@ -1,1 +1,1 @@
-"""Read-only queries behind pages, commands and metrics."""
+"""Read-only queries behind pages, commands and the API."""

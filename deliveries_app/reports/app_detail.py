@@ -25,7 +25,8 @@ from deliveries_app.reports import failing_files
 from deliveries_app.reports.next_attempt import NextTry, next_try
 from deliveries_app.webhooks import endpoint_stats
 from deliveries_app.webhooks.endpoint_stats import EndpointStats
-from docora.templatetags.docora import counted, milliseconds, percent
+from docora.templatetags.docora import milliseconds
+from docora.text import counted, format_share
 
 PER_PAGE = 50
 RECENT_OPERATIONS = 5
@@ -158,7 +159,7 @@ def failure(watch: AppRepository) -> str:
     if watch.last_status_code is None:
         return watch.last_error
     # Without a base commit the plan was not completed, and the file count is from an earlier run.
-    files = f" on {counted(watch.files_failing, 'file,files')}" if watch.files_failing and watch.base_commit else ""
+    files = f" on {counted(watch.files_failing, 'file', 'files')}" if watch.files_failing and watch.base_commit else ""
     return f"HTTP {watch.last_status_code}{files}"
 
 
@@ -196,7 +197,7 @@ def describe_stats(found: Mapping[int, EndpointStats] | None, app: App) -> str:
     if stats is None:
         return "No recent notifications"
     times = f"median {milliseconds(stats.median)} · p95 {milliseconds(stats.p95)}"
-    return f"{percent(stats.accepted)} accepted · {times} (last {stats.requests})"
+    return f"{format_share(stats.accepted)} accepted · {times} (last {stats.requests})"
 
 
 def live(user: AbstractBaseUser | AnonymousUser, app: App, query: QueryDict) -> dict[str, Any]:

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from deliveries_app.models.root_causes import RootCause
+from deliveries_app.planning.eligibility import REMARKS
 
-SENT_ANYWAY = {"lfs_pointer", "ignore_pattern"}
-"""Causes that are listed although the file is sent."""
+_NO_FILES = REMARKS | {"ignore_pattern"}
+"""Counted like the causes, although no file is left out: remarks on files that are sent, and invalid lines."""
 
 LEFT_OUT: dict[str, tuple[str, str]] = {
     "symlink": (
@@ -116,4 +117,4 @@ def left_out(counts: Mapping[str, int]) -> list[LeftOut]:
 
 def number_left_out(counts: Mapping[str, int]) -> int:
     """Return the number of files that are not sent."""
-    return sum(count for cause, count in counts.items() if cause not in SENT_ANYWAY)
+    return sum(count for cause, count in counts.items() if cause not in _NO_FILES)

@@ -19,7 +19,7 @@ from deliveries_app.permissions import Permission
 from deliveries_app.progress import live
 from deliveries_app.progress.live import Progress
 from deliveries_app.progress.runs import newest_open_runs
-from deliveries_app.services.control import current_pause
+from deliveries_app.services import current_pause
 from docora.redis import heartbeat, inspect
 from docora.redis.heartbeat import Signs
 from docora.redis.inspect import Job, QueueState, Worker
@@ -44,7 +44,7 @@ class Line:
         return (self.run.started_at or self.run.created_at) if self.run else self.watch.next_sync_at
 
     @property
-    def is_stopping(self) -> bool:
+    def is_cancelling(self) -> bool:
         """Whether the sync was cancelled or superseded, so that its worker only waits for the requests in flight."""
         return self.watch.state != WatchState.SYNCING
 

@@ -1,9 +1,10 @@
 """Use cases, one function each. The admin, the APIs, jobs and commands all call these.
 
-Each function takes an `Actor`, checks its permission, acts, audits, and returns a small frozen dataclass or a count.
+A function that changes something takes an `Actor`, checks its permission, acts and audits. It returns what its callers show:
+a row, a count, whether it changed anything, or a small frozen dataclass.
 """
 
-from deliveries_app.scheduling import enqueue_due, request_sync
+from deliveries_app.services.app_settings import change_app
 from deliveries_app.services.cancel import cancel_operation, cancel_request, cancel_sync
 from deliveries_app.services.control import (
     current_pause,
@@ -15,17 +16,16 @@ from deliveries_app.services.control import (
 from deliveries_app.services.drift import (
     NotCheckable,
     NothingToSend,
-    SentDifferences,
     cancel_check,
     check_app,
     check_watch,
     send_differences,
 )
-from deliveries_app.services.ensure import Ensured, RequestedOptions, ensure_watched
-from deliveries_app.services.onboarding import Onboarded, change_app, onboard_app
+from deliveries_app.services.ensure import RequestedOptions, ensure_watched
+from deliveries_app.services.onboarding import Onboarded, onboard_app
 from deliveries_app.services.release import continue_operation
 from deliveries_app.services.requests import MAX_PACE, NotFound, Rollout
-from deliveries_app.services.resend import MAX_RESENT_AT_ONCE, Resent, resend_files, resend_many
+from deliveries_app.services.resend import MAX_RESENT_AT_ONCE, resend_files, resend_many
 from deliveries_app.services.resync import resync_by_app, resync_many, resync_single
 from deliveries_app.services.retry import NotFailed, retry_all, retry_by_app, retry_many, retry_single
 from deliveries_app.services.watching import (

@@ -1,15 +1,21 @@
-"""The settings that a client app can change itself: paused, concurrent requests, `sync_completed` and `verify`."""
+"""Change a client app's settings. Administrators can change all of them.
 
-from collections.abc import Mapping
+An app can change some itself: paused, concurrent requests, `sync_completed` and `verify`.
+"""
 
-from django.core.exceptions import ValidationError
+from collections.abc import Iterable, Mapping
+from functools import partial
+
+from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import transaction
 
 from deliveries_app import audit, scheduling
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AuditAction
 from deliveries_app.permissions import Permission
+from deliveries_app.services.contact import notify_contact
 from deliveries_app.services.requests import NotFound
+from deliveries_app.webhooks import endpoint_stats
 
 PAUSED_BY_APP = "Paused by the app."
 _SETTINGS = ("paused", "max_in_flight", "send_sync_completed", "answers_verify")
@@ -20,6 +26,51 @@ class PausedByAdministrator(ValueError):
 
     def __init__(self) -> None:
         super().__init__("An administrator has paused the app. Ask an administrator to resume it.")
+
+
+def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
+    """Save only the fields named in `changed`, because workers update the others.
+
+    An app cannot do this with its own token, because a stolen token could then send the files elsewhere: see
+    `change_own_settings`. The GitHub App decides what the client app can read, so assigning one also requires the permission
+    to change GitHub Apps. Pausing takes over a pause of the app itself or of Docora. Resuming or changing the base URL clears
+    the endpoint's cooldown. A new base URL also clears the old endpoint's latest requests and failed ping.
+    `max_in_flight` sets the administrator's limit: if the app has chosen fewer concurrent requests, its choice stays.
+    """
+    actor.require(Permission.CHANGE_APPS)
+    if actor.app is not None:
+        raise PermissionDenied("An app's token can't change these settings.")
+    fields = set(changed)
+    if "github_app" in fields:
+        actor.require(Permission.CHANGE_GITHUB_APPS)
+    given = {name: getattr(app, name) for name in sorted(fields)}
+    resumed = "paused" in fields and not app.paused
+    if "paused" in fields:
+        app.paused_reason = ""  # an administrator's pause has none
+        fields.add("paused_reason")
+    if resumed or "base_url" in fields:
+        app.cooldown_until, app.down_count = None, 0
+        fields |= {"cooldown_until", "down_count"}
+    if "base_url" in fields:
+        app.ping_failed_at = None
+        fields.add("ping_failed_at")
+    with transaction.atomic():
+        before = App.objects.select_for_update(no_key=True, of=("self",)).select_related("github_app").get(pk=app.pk)
+        if "max_in_flight" in fields:
+            limit = app.max_in_flight
+            app.max_in_flight = limit if before.in_flight_limit is None else min(limit, before.max_in_flight)
+            app.in_flight_limit = limit if app.max_in_flight < limit else None
+            fields.add("in_flight_limit")
+            before.max_in_flight = before.max_in_flight_limit  # what the form shows and sets
+        record_settings(actor, before, given)
+        if before.paused and before.paused_reason and given.get("paused"):
+            audit.record(actor, AuditAction.APP_PAUSED, [app], f"Paused. Until then: {before.paused_reason}")
+        _notify_of_new_addresses(actor, before, given)
+        app.save(update_fields={*fields, "updated_at"})
+        if "cooldown_until" in fields:
+            transaction.on_commit(scheduling.enqueue_due, robust=True)
+        if "base_url" in fields:
+            transaction.on_commit(partial(endpoint_stats.forget, app), robust=True)
 
 
 def change_own_settings(
@@ -77,3 +128,11 @@ def record_settings(actor: Actor, before: App, after: Mapping[str, object]) -> N
     changes = audit.Changes.of(App, {name: getattr(before, name) for name in given}, given)
     if changes:
         audit.record(actor, AuditAction.APP_CHANGED, [before], changes.summary, changes)
+
+
+def _notify_of_new_addresses(actor: Actor, before: App, given: Mapping[str, object]) -> None:
+    """Notify the contact, at the address before the change, of a new base URL or email address."""
+    if (url := given.get("base_url", before.base_url)) != before.base_url:
+        notify_contact(actor, before, f"The base URL was changed from {before.base_url} to {url}.")
+    if given.get("email", before.email) != before.email:
+        notify_contact(actor, before, "The contact's email address was changed. Further messages go to the new one.")

@@ -1,24 +1,19 @@
-"""Register client apps and change their settings."""
+"""Register client apps, and check their names and addresses."""
 
 import re
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from urllib.parse import urlsplit
 
 from django.conf import settings
-from django.core.exceptions import PermissionDenied, ValidationError
+from django.core.exceptions import ValidationError
 from django.core.validators import validate_email
 from django.db import transaction
 
-from deliveries_app import audit, scheduling
+from deliveries_app import audit
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppToken, AuditAction
 from deliveries_app.permissions import Permission
-from deliveries_app.services.app_settings import record_settings
-from deliveries_app.services.contact import notify_contact
 from deliveries_app.services.keys import validate_key
-from deliveries_app.webhooks import endpoint_stats
 from docora.http.client import Request
 from docora.http.messages import url_blocked_reason
 from docora.security.crypto import hash_token, new_token, new_webhook_key
@@ -129,60 +124,6 @@ def onboard_app(
         AppToken.objects.create(app=app, digest=hash_token(token), ending=token[-4:])
         audit.record(actor, AuditAction.APP_REGISTERED, [app], "Registered", audit.Changes.initial(App, fields))
     return Onboarded(app, token, key)
-
-
-def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
-    """Save only the fields named in `changed`, because workers update the others.
-
-    An app cannot do this with its own token, because a stolen token could then send the files elsewhere; `app_settings`
-    has the settings that an app can change. The GitHub App decides what the client app can read, so assigning one also
-    requires the permission to change GitHub Apps. Pausing takes over a pause of the app itself or of Docora. Resuming or
-    changing the base URL clears the endpoint's cooldown. A new base URL also clears the old endpoint's latest requests and
-    failed ping.
-    `max_in_flight` sets the administrator's limit: if the app has chosen fewer concurrent requests, its choice stays.
-    """
-    actor.require(Permission.CHANGE_APPS)
-    if actor.app is not None:
-        raise PermissionDenied("An app's token can't change these settings.")
-    fields = set(changed)
-    if "github_app" in fields:
-        actor.require(Permission.CHANGE_GITHUB_APPS)
-    given = {name: getattr(app, name) for name in sorted(fields)}
-    resumed = "paused" in fields and not app.paused
-    if "paused" in fields:
-        app.paused_reason = ""  # an administrator's pause has none
-        fields.add("paused_reason")
-    if resumed or "base_url" in fields:
-        app.cooldown_until, app.down_count = None, 0
-        fields |= {"cooldown_until", "down_count"}
-    if "base_url" in fields:
-        app.ping_failed_at = None
-        fields.add("ping_failed_at")
-    with transaction.atomic():
-        before = App.objects.select_for_update(no_key=True, of=("self",)).select_related("github_app").get(pk=app.pk)
-        if "max_in_flight" in fields:
-            limit = app.max_in_flight
-            app.max_in_flight = limit if before.in_flight_limit is None else min(limit, before.max_in_flight)
-            app.in_flight_limit = limit if app.max_in_flight < limit else None
-            fields.add("in_flight_limit")
-            before.max_in_flight = before.max_in_flight_limit  # what the form shows and sets
-        record_settings(actor, before, given)
-        if before.paused and before.paused_reason and given.get("paused"):
-            audit.record(actor, AuditAction.APP_PAUSED, [app], f"Paused. Until then: {before.paused_reason}")
-        _notify_of_new_addresses(actor, before, given)
-        app.save(update_fields={*fields, "updated_at"})
-        if "cooldown_until" in fields:
-            transaction.on_commit(scheduling.enqueue_due, robust=True)
-        if "base_url" in fields:
-            transaction.on_commit(partial(endpoint_stats.forget, app), robust=True)
-
-
-def _notify_of_new_addresses(actor: Actor, before: App, given: Mapping[str, object]) -> None:
-    """Notify the contact, at the address before the change, of a new base URL or email address."""
-    if (url := given.get("base_url", before.base_url)) != before.base_url:
-        notify_contact(actor, before, f"The base URL was changed from {before.base_url} to {url}.")
-    if given.get("email", before.email) != before.email:
-        notify_contact(actor, before, "The contact's email address was changed. Further messages go to the new one.")
 
 
 def taken_name_warning(app: App) -> str:

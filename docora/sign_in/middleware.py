@@ -66,4 +66,4 @@ class SignInMiddleware:
 
 
 def _is_poll(request: HttpRequest) -> bool:
-    return request.method == "GET" and "HX-Request" in request.headers
+    return request.method == "GET" and bool(request.htmx)  # type: ignore[attr-defined]  # of `HtmxMiddleware`

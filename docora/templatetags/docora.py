@@ -17,6 +17,7 @@ from docora.text import format_bytes, format_estimate, format_seconds
 from docora.text import visible as escape_invisible
 
 register = template.Library()
+register.filter("estimate", format_estimate)
 
 _STYLES = {
     "up_to_date": ("good", "check"),
@@ -211,22 +212,11 @@ def duration(seconds: float | None) -> str:
 
 
 @register.filter
-def estimate(seconds: float) -> str:
-    """Format an estimated duration: `less than a minute`, `about 3 min`."""
-    return format_estimate(seconds)
-
-
-@register.filter
 def milliseconds(seconds: float | None) -> str:
     """Format the duration of a request: `38 ms`, `1.2 s`."""
     if seconds is None:
         return "—"
     return f"{seconds * 1000:.0f} ms" if seconds < 0.9995 else f"{seconds:.1f} s"
-
-
-def percent(share: float) -> str:
-    """Format a share with at most one decimal: `99.2%`, `100%`."""
-    return f"{f'{100 * share:.1f}'.removesuffix('.0')}%"
 
 
 @register.filter

@@ -5,13 +5,19 @@ from collections import Counter
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 
-from docora.web.errors import ApiError
+
+class TooManyAtOnce(Exception):
+    """Too many requests of this kind are running. Another one may be possible in `seconds`."""
+
+    def __init__(self, message: str, seconds: int) -> None:
+        super().__init__(message)
+        self.seconds = seconds
 
 
 class ConcurrencyLimit:
     """At most `per_caller` requests of each caller at once, and `total` of all callers together.
 
-    Further requests get 429, because waiting would occupy a thread too. `what` names these requests in the message (plural).
+    Further requests are refused, because waiting would occupy a thread too. `what` names these requests in the message (plural).
     Each process counts only its own requests, because it protects its own threads.
     """
 
@@ -24,7 +30,7 @@ class ConcurrencyLimit:
         self._lock = threading.Lock()
 
     def take(self, caller: Hashable) -> None:
-        """Count one more request. Raises `ApiError` (429) if there are too many. Call `release` when it ends."""
+        """Count one more request. Raises `TooManyAtOnce` if there are too many. Call `release` when it ends."""
         with self._lock:
             if self._running[caller] >= self.per_caller:
                 message = f"Too many {self._what} at once: wait until another one has ended"
@@ -33,7 +39,7 @@ class ConcurrencyLimit:
             else:
                 self._running[caller] += 1
                 return
-        raise ApiError(message, 429, {"Retry-After": str(self._retry_after)})
+        raise TooManyAtOnce(message, self._retry_after)
 
     def release(self, caller: Hashable) -> None:
         with self._lock:

@@ -15,7 +15,8 @@ from deliveries_app.actors import Actor
 from deliveries_app.management.commands import drift as drift_command
 from deliveries_app.models import App, AppRepository, Delivery, DriftCheck, DriftFile, DriftKind, DriftState
 from deliveries_app.models.deliveries import Kind
-from deliveries_app.services import cancel_sync, request_sync
+from deliveries_app.scheduling import request_sync
+from deliveries_app.services import cancel_sync
 from tests.deliveries.test_drift import FILES, damage
 from tests.support.commands import run
 from tests.support.staff import staff

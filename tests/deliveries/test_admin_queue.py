@@ -16,7 +16,8 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, Outcome, Status, SyncPause, SyncRun
 from deliveries_app.progress import runs
 from deliveries_app.reports import queue as queue_report
-from deliveries_app.services import request_sync, resync_many, resync_single
+from deliveries_app.scheduling import request_sync
+from deliveries_app.services import resync_many, resync_single
 from deliveries_app.sweep.cleanup import CLEAN_UP_JOB
 from docora.db.clock import from_now
 from docora.redis import heartbeat, queues
@@ -98,7 +99,7 @@ def test_watch_whose_lease_ends_meanwhile_is_listed_once(operator: Client, setti
     watch = make_watch(make_app("Portal"), "docs")
     lease(watch, settings)
     monkeypatch.setattr(AppRepositoryQuerySet, "free", lambda watches: watches)  # as the second query sees it
-    assert operator.get(PAGE).text.count(f'action="{PAGE}{watch.pk}/stop/"') == 1
+    assert operator.get(PAGE).text.count(f'action="{PAGE}{watch.pk}/cancel/"') == 1
 
 
 def test_queue_is_in_the_list_of_models(operator: Client) -> None:
@@ -124,11 +125,11 @@ def test_running_sync_shows_request_bar_and_worker(operator: Client, watches, re
     assert "Busy" in workers
 
 
-def test_reading_and_stopping_syncs(operator: Client, watches, settings) -> None:
+def test_reading_and_cancelling_syncs(operator: Client, watches, settings) -> None:
     lease(watches[0], settings)
     assert "Reading the repository" in section(operator, "running")
     assert "Cancel" in section(operator, "running")
-    operator.post(f"{PAGE}{watches[0].pk}/stop/")
+    operator.post(f"{PAGE}{watches[0].pk}/cancel/")
     shown = section(operator, "running")
     assert "waiting for in-flight requests" in shown
     assert "<button" not in shown
@@ -265,16 +266,16 @@ def test_redis_outage_is_shown(operator: Client, watches, settings, valkey_serve
     assert "unknown" in section(operator, "waiting")
     assert "Search" in section(operator, "scheduled")
     assert "Unknown while Redis is down." in section(operator, "workers")
-    operator.post(f"{PAGE}{watches[1].pk}/stop/")
+    operator.post(f"{PAGE}{watches[1].pk}/cancel/")
     assert "Nothing is waiting." in section(operator, "waiting")
 
 
-# --- Stop ----------------------------------------------------------------------------------------------------------------
+# --- Cancel --------------------------------------------------------------------------------------------------------------
 
 
-def test_stopping_a_waiting_resync_cancels_it(operator: Client, watches) -> None:
+def test_cancelling_a_waiting_sync_cancels_its_resync(operator: Client, watches) -> None:
     run = resync_single(ME, watches[0]).run
-    page = operator.post(f"{PAGE}{watches[0].pk}/stop/", follow=True)
+    page = operator.post(f"{PAGE}{watches[0].pk}/cancel/", follow=True)
     assert page.redirect_chain == [(PAGE, 302)]
     assert "Sync cancelled. acme/docs → Portal syncs again in 5 min" in flat(page.text)
     run.refresh_from_db()
@@ -283,19 +284,19 @@ def test_stopping_a_waiting_resync_cancels_it(operator: Client, watches) -> None
     assert "Check for changes" in section(operator, "scheduled")
 
 
-def test_stopping_a_paused_sync_promises_no_sync(operator: Client, watches) -> None:
+def test_cancelling_a_paused_sync_promises_no_sync(operator: Client, watches) -> None:
     resync_single(ME, watches[0])
     AppRepository.objects.update(paused_at=timezone.now())
-    page = operator.post(f"{PAGE}{watches[0].pk}/stop/", follow=True)
+    page = operator.post(f"{PAGE}{watches[0].pk}/cancel/", follow=True)
     assert "Sync cancelled. acme/docs → Portal is paused." in flat(page.text)
 
 
-def test_stop_of_a_finished_sync_shows_a_warning(operator: Client, watches) -> None:
-    page = operator.post(f"{PAGE}{watches[0].pk}/stop/", follow=True)
+def test_cancelling_a_finished_sync_shows_a_warning(operator: Client, watches) -> None:
+    page = operator.post(f"{PAGE}{watches[0].pk}/cancel/", follow=True)
     assert "There is no sync of acme/docs → Portal to cancel." in page.text
     AppRepository.objects.update(ended_at=timezone.now())
-    assert "no longer watched" in operator.post(f"{PAGE}{watches[0].pk}/stop/", follow=True).text
-    assert "no longer watched" in operator.post(f"{PAGE}999999/stop/", follow=True).text
+    assert "no longer watched" in operator.post(f"{PAGE}{watches[0].pk}/cancel/", follow=True).text
+    assert "no longer watched" in operator.post(f"{PAGE}999999/cancel/", follow=True).text
 
 
 # --- Who may -------------------------------------------------------------------------------------------------------------
@@ -307,7 +308,7 @@ def test_viewer_sees_no_buttons_and_forged_post_is_refused(viewer: Client, watch
     main = page.split('id="queue-now"')[1]
     assert "<button" not in main
     assert "Pause all" not in main
-    for url in (f"{PAGE}{watches[0].pk}/stop/", f"{PAGE}pause/", f"{PAGE}resume/"):
+    for url in (f"{PAGE}{watches[0].pk}/cancel/", f"{PAGE}pause/", f"{PAGE}resume/"):
         assert viewer.post(url).status_code == 403
     assert viewer.get(f"{PAGE}pause/").status_code == 403
     assert not SyncPause.objects.exists()
@@ -320,12 +321,12 @@ def test_control_permission_is_enough_to_view(watches) -> None:
     page = client.get(PAGE).text
     assert "acme/docs" in page
     assert "/admin/deliveries_app/apprepository/" not in page.split('id="queue-now"')[1]
-    assert "Sync cancelled." in client.post(f"{PAGE}{watches[0].pk}/stop/", follow=True).text
+    assert "Sync cancelled." in client.post(f"{PAGE}{watches[0].pk}/cancel/", follow=True).text
 
 
 def test_others_are_refused(client: Client, watches) -> None:
     stranger = staff("norbert")
-    for url in (PAGE, f"{PAGE}pause/", f"{PAGE}resume/", f"{PAGE}{watches[0].pk}/stop/"):
+    for url in (PAGE, f"{PAGE}pause/", f"{PAGE}resume/", f"{PAGE}{watches[0].pk}/cancel/"):
         assert client.post(url).status_code == 302
         assert stranger.post(url).status_code == 403
     assert stranger.get(PAGE).status_code == 403
@@ -337,11 +338,11 @@ def test_others_are_refused(client: Client, watches) -> None:
 
 def test_get_and_post_without_csrf_token_change_nothing(operator: Client, watches) -> None:
     resync_single(ME, watches[0])
-    assert operator.get(f"{PAGE}{watches[0].pk}/stop/").status_code == 405
+    assert operator.get(f"{PAGE}{watches[0].pk}/cancel/").status_code == 405
     assert operator.get(f"{PAGE}resume/").status_code == 405
     strict = Client(enforce_csrf_checks=True)
     strict.force_login(User.objects.get(username="olga"))
-    for url in (f"{PAGE}{watches[0].pk}/stop/", f"{PAGE}pause/", f"{PAGE}resume/"):
+    for url in (f"{PAGE}{watches[0].pk}/cancel/", f"{PAGE}pause/", f"{PAGE}resume/"):
         assert strict.post(url).status_code == 403
     assert SyncRun.objects.get().outcome == ""
 

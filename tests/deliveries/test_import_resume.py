@@ -15,7 +15,8 @@ from deliveries_app.importing import open_source, validate, write
 from deliveries_app.importing.source import SourceFile
 from deliveries_app.models import App, AppRepository, Delivery, StateDetail, Status
 from deliveries_app.reports.next_attempt import next_try
-from deliveries_app.services import delete_app, request_sync, resync_single, unwatch_repository
+from deliveries_app.scheduling import request_sync
+from deliveries_app.services import delete_app, resync_single, unwatch_repository
 from deliveries_app.services.watch_settings import replace_github_token
 from deliveries_app.sweep.cleanup import remove_ended
 from deliveries_app.sync.attempt import sync

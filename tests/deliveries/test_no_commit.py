@@ -8,7 +8,8 @@ from django.test import Client
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, Outcome, Reason, Status
-from deliveries_app.services import request_sync, resync_single
+from deliveries_app.scheduling import request_sync
+from deliveries_app.services import resync_single
 from tests.api.caller import Caller
 from tests.support.commands import run, run_json
 from tests.support.git import Repo, git

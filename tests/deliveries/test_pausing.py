@@ -22,13 +22,12 @@ from deliveries_app.models import (
     SyncPause,
 )
 from deliveries_app.receiver import Answer, Notification
+from deliveries_app.scheduling import enqueue_due, request_sync
 from deliveries_app.services import (
     cancel_request,
     current_pause,
-    enqueue_due,
     pause_syncing,
     pause_watches,
-    request_sync,
     resume_syncing,
     resume_watches,
     resync_single,

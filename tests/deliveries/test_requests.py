@@ -5,7 +5,8 @@ from django.db.models.functions import Now
 from deliveries_app import jobs
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Status
-from deliveries_app.services import request_sync, resync_single
+from deliveries_app.scheduling import request_sync
+from deliveries_app.services import resync_single
 from deliveries_app.sync import attempt
 from tests.support.git import Repo
 from tests.support.histories import assert_promise_kept, at_notification

@@ -10,7 +10,8 @@ import pytest
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Outcome, Status
 from deliveries_app.reports import queue as queue_report
-from deliveries_app.services import cancel_sync, pause_syncing, request_sync, resume_syncing
+from deliveries_app.scheduling import request_sync
+from deliveries_app.services import cancel_sync, pause_syncing, resume_syncing
 from docora.redis import inspect, queues
 from tests.faults.conftest import MAX_IN_FLIGHT, RECORD_BATCH
 from tests.faults.test_kill import FILES, duplicates, wait_until_synced, watch_slow_client

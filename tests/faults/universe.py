@@ -67,6 +67,7 @@ from deliveries_app.services import (
     unwatch_repository,
     watch_repository,
 )
+from deliveries_app.services.app_settings import change_app
 from deliveries_app.services.cancel import cancel_sync
 from deliveries_app.services.control import (
     current_pause,
@@ -78,7 +79,6 @@ from deliveries_app.services.control import (
 )
 from deliveries_app.services.drift import maintain_checks
 from deliveries_app.services.keys import KeyRotationError, retire_old_key, start_key_rotation
-from deliveries_app.services.onboarding import change_app
 from deliveries_app.services.release import release_due
 from deliveries_app.services.tokens import rotate_app_token
 from deliveries_app.services.watch_settings import replace_github_token, set_app_patterns, set_ignore_patterns, set_ref
