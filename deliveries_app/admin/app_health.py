@@ -12,7 +12,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from deliveries_app.admin import widgets
-from deliveries_app.admin.base import DocoraAdmin
+from deliveries_app.admin.actions import BulkAdmin
 from deliveries_app.models import App
 from deliveries_app.permissions import Permission
 from deliveries_app.reports import app_health
@@ -43,7 +43,7 @@ class HealthChangeList(ChangeList):
             app.health = health[app.pk]
 
 
-class AppHealthAdmin(DocoraAdmin[App]):
+class AppHealthAdmin(BulkAdmin[App]):
     """The columns of the list. The rows are annotated with `watch_count`, `failed_count` and `last_success`."""
 
     list_display = ("name", "state")  # and those that get_list_display adds
@@ -71,7 +71,7 @@ class AppHealthAdmin(DocoraAdmin[App]):
             return _link("failedsync", app, shown, label) if can_link else shown
 
         columns = (*self.list_display, repositories, failing, "accepted", "p95", "last_success", "last_day")
-        if not self.has_resync_permission(request):  # type: ignore[attr-defined]  # of `BulkAdmin`
+        if not self.has_resync_permission(request):
             return columns
         url, back = reverse(f"admin:{self.url_name('force_resync')}"), request.get_full_path()
 
