@@ -23,17 +23,11 @@ from docora.templatetags.docora import ago, badge, counted, icon, milliseconds, 
 
 
 class HealthChangeList(ChangeList):
-    """Read the health of all apps on the page at once. Apps that never had a success sort before the oldest success."""
+    """Read the health of all apps on the page at once."""
 
     def get_queryset(self, request: HttpRequest, exclude_parameters: list[str | None] | None = None) -> QuerySet[Any]:
         """Read no secrets, as in `AppRepositoryQuerySet.for_list`."""
         return super().get_queryset(request, exclude_parameters).defer("client_auth_key", "new_auth_key")
-
-    def get_ordering(self, request: HttpRequest, queryset: QuerySet[Any]) -> Any:
-        success = F("last_success")
-        orders = {"last_success": success.asc(nulls_first=True), "-last_success": success.desc(nulls_last=True)}
-        found = super().get_ordering(request, queryset)
-        return [orders.get(order, order) if isinstance(order, str) else order for order in found]
 
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
@@ -109,8 +103,9 @@ class AppHealthAdmin(BulkAdmin[App]):
         stats = _health(app).stats
         return milliseconds(stats.p95) if stats else ""
 
-    @admin.display(description="last success", ordering="last_success")
+    @admin.display(description="last success", ordering=F("last_success").asc(nulls_first=True))
     def last_success(self, app: App) -> str:
+        """Return the time of the last success. Apps that never had one sort before the oldest."""
         moment = app.last_success  # type: ignore[attr-defined]
         return ago(moment) if moment else ""
 
