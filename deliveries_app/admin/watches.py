@@ -217,7 +217,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, CheckWatchAdmin, 
                 message = f"{watch.app} now watches {watch.repository}."
                 return self.redirect_with_message(request, self.page_of(watch), message)
         collapsed = "Patterns", PATTERN_FIELDS
-        return self.simple_form(request, form, "Watch a repository", "Watch a repository", collapsed=collapsed)
+        return self.simple_form(request, form, "Watch a repository", collapsed=collapsed)
 
     def page_context(self, request: HttpRequest, watch: AppRepository) -> dict[str, Any]:
         """Return the watch's details, its progress, and what is not delivered."""
