@@ -196,7 +196,6 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
             "results": [(result, *_LINE_BADGES[result.status]) for result in results or ()],
             "token_is_gone": bool(results and form.cleaned_data["github_token"]),
             "left": sum(result.is_open for result in results or ()),
-            "can_view": request.user.has_perm(Permission.VIEW_WATCHES),
         }
         template = "admin/deliveries_app/app/watch_many.html"
         shown = form if results is None else form.again(results)

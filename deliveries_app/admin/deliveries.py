@@ -167,7 +167,6 @@ def state_badge(delivery: Delivery, watch: AppRepository) -> SafeString:
 def of_delivery(request: HttpRequest, delivery: Delivery) -> dict[str, Any]:
     """Return the context of the page's panel: the delivery, the last attempts, and the time of the next one."""
     watch = AppRepository.objects.with_state().for_list().get(pk=delivery.watch_id)
-    can_view_watch = request.user.has_perm(Permission.VIEW_WATCHES)
     is_delivered = delivery.state(watch.resend_floor) == DeliveryState.ACKNOWLEDGED
     return {
         "delivery": delivery,
@@ -176,9 +175,7 @@ def of_delivery(request: HttpRequest, delivery: Delivery) -> dict[str, Any]:
         "acknowledged_at": attempts.acknowledged_at(delivery),
         "next_attempt": None if is_delivered else next_try(watch, hold_until=delivery.hold_until),
         "attempts": attempts.of_path(request.user, watch, delivery.path, delivery),
-        "can_view_watch": can_view_watch,
-        "can_view_app": request.user.has_perm(Permission.VIEW_APPS),
-        "can_resend": can_view_watch and request.user.has_perm(Permission.RESYNC),
+        "can_resend": request.user.has_perms([Permission.VIEW_WATCHES, Permission.RESYNC]),
         "page": reverse("admin:deliveries_app_delivery_change", args=[delivery.pk]),
     }
 

@@ -214,8 +214,6 @@ def check_context(request: HttpRequest, check: DriftCheck) -> dict[str, Any]:
         "badge": state_badge(check),
         "summary": drift.summary(check),
         "send_label": send_label(check),
-        "can_act": request.user.has_perm(Permission.RESYNC),
-        "can_view_app": request.user.has_perm(Permission.VIEW_APPS),
         "run": run if request.user.has_perm(Permission.VIEW_RUNS) else None,
         "kind": kind if kind in DriftKind.values else "",
         "kinds": [(name.value, name.label.lower(), count) for name, count in counts.items() if count],

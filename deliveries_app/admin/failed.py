@@ -56,7 +56,6 @@ def panel_context(request: HttpRequest, here: str) -> dict[str, Any]:
         "retry_all": urlencode(query),
         "of_app": urlencode(of_app),
         "shown_cause": request.GET.get("cause", ""),
-        "can_retry": request.user.has_perm(Permission.RETRY),
     }
 
 

@@ -126,8 +126,6 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
             "page": page,
             "rows": rows,
             "poll_query": poll_query(rows),
-            "can_view_runs": request.user.has_perm(Permission.VIEW_RUNS),
-            "can_view_watches": request.user.has_perm(Permission.VIEW_WATCHES),
         }
 
     def csv_rows(self, page: list[BulkOperation]) -> list[Sequence[Cell]]:
@@ -173,7 +171,6 @@ def page_fields(request: HttpRequest, operation: BulkOperation) -> dict[str, Any
             *parts,
             (UNRELEASED, "not released" if operation.ended_at else "not released yet", outcomes.unreleased),
         ],
-        "can_view_app": request.user.has_perm(Permission.VIEW_APPS),
         "deleted_app": _deleted_app(operation),
     }
 

@@ -106,7 +106,7 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
             "more_watches": max(0, self.watchers(repository) - LISTED_WATCHES),
             "live_query": live_query(watches, "cells=table"),
             "can_resync": self.has_resync_permission(request),
-            "can_retry": self.has_retry_permission(request),
-            "can_retry_sync": request.user.has_perms([Permission.VIEW_WATCHES, Permission.RETRY]),
+            "can_reset_circuit": self.has_retry_permission(request),
+            "can_retry": request.user.has_perms([Permission.VIEW_WATCHES, Permission.RETRY]),
             "hint": GIT_HINTS.get(repository.last_error_cause, ""),
         }
