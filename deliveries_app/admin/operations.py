@@ -57,7 +57,7 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
     list_display = (
         "title", "state", "outcome_summary", "requested", "took", "requester", "repositories", "files",
     )  # fmt: skip
-    list_filter = (filters.OperationAppFilter, filters.StateFilter, filters.KindFilter, filters.PeriodFilter)
+    list_filter = (filters.OperationAppFilter, filters.ProgressFilter, filters.KindFilter, filters.PeriodFilter)
     search_fields = ("operation_id",)  # only shows the search box: see history.search_operations
     search_help_text = "Operation ID, or part of its title or requester"
     empty_text = "No bulk operations yet. Re-syncs, retries and resends are listed here."
