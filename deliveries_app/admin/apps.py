@@ -109,7 +109,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
         description_plural="Re-sync all for app",
     )
     def resync_all_for_app(self, request: HttpRequest, queryset: QuerySet[App]) -> HttpResponse:
-        return self.redirect_to_confirmation(request, RESYNC)
+        return self.redirect_to_confirmation(request, RESYNC.slug)
 
     @admin.action(permissions=["delete"], description="Delete", description_plural="Delete selected apps")
     def delete_selected(self, request: HttpRequest, queryset: QuerySet[App]) -> HttpResponse:

@@ -54,7 +54,7 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
         description_plural="Force re-sync for every app",
     )
     def force_resync(self, request: HttpRequest, queryset: QuerySet[Repository]) -> HttpResponse:
-        return self.redirect_to_confirmation(request, RESYNC)
+        return self.redirect_to_confirmation(request, RESYNC.slug)
 
     @admin.action(permissions=["retry"], description="Reset circuit", description_plural="Reset circuit")
     def reset_circuits(self, request: HttpRequest, queryset: QuerySet[Repository]) -> None:

@@ -83,7 +83,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, CheckWatchAdmin, 
         description_plural="Force re-sync of the selected repositories",
     )
     def force_resync(self, request: HttpRequest, queryset: QuerySet[AppRepository]) -> HttpResponse:
-        return self.redirect_to_confirmation(request, RESYNC)
+        return self.redirect_to_confirmation(request, RESYNC.slug)
 
     @admin.action(
         permissions=["delete"],
