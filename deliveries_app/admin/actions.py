@@ -2,30 +2,23 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.db.models import Model, QuerySet
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.urls import URLPattern, path, reverse
+from django.http import HttpRequest, HttpResponse
+from django.urls import URLPattern
 
 from deliveries_app.actors import Actor
-from deliveries_app.admin import confirmation
-from deliveries_app.admin.base import DocoraAdmin
-from deliveries_app.admin.confirmation_forms import ResyncForm, RetryForm
+from deliveries_app.admin.confirmation import ConfirmingAdmin, is_confirmed, next_url, selection_context
+from deliveries_app.admin.confirmation_forms import ConfirmationForm, ResyncForm
 from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, BulkOperation
 from deliveries_app.permissions import Permission
 from deliveries_app.reports import preflight
-from deliveries_app.reports.impact import Impact, RetryImpact, impact_of, retry_impact_of
-from deliveries_app.services import (
-    NotFailed,
-    NotFound,
-    resync_by_app,
-    resync_many,
-    retry_by_app,
-    retry_many,
-)
+from deliveries_app.reports.impact import BulkImpact, impact_of, retry_impact_of
+from deliveries_app.services import resync_by_app, resync_many, retry_by_app, retry_many
 from docora.text import counted
 
 _ORDER = ("app__name", "repository__owner", "repository__name", "pk")
@@ -56,8 +49,8 @@ class BulkAction:
     empty_message: str
     """Shown if no watch of the selection is applicable."""
     applicable: Callable[[AppRepositoryQuerySet], AppRepositoryQuerySet]
-    impact: Callable[[AppRepositoryQuerySet], Impact | RetryImpact]
-    form: type[ResyncForm] | type[RetryForm]
+    impact: Callable[[AppRepositoryQuerySet], BulkImpact]
+    form: type[ConfirmationForm]
     run: Callable[[Actor, AppRepositoryQuerySet, Scope, Any], BulkOperation]
     rows_vary: bool = False
     """Whether other rows may match when the user confirms, as failures come and go, unless they are many more."""
@@ -97,13 +90,13 @@ RETRY = BulkAction(
     empty_message="The selection has no failing repositories to retry.",
     applicable=lambda watches: watches.failing(),
     impact=retry_impact_of,
-    form=RetryForm,
+    form=ConfirmationForm,
     run=_retry,
     rows_vary=True,
 )
 
 
-def _title(action: BulkAction, impact: Impact | RetryImpact, scope: Scope) -> str:
+def _title(action: BulkAction, impact: BulkImpact, scope: Scope) -> str:
     """Return the title of the confirmation page, which is also the button for several watches."""
     if impact.watches == 1:
         return f"{action.verb} {impact.sample[0].repository}"
@@ -112,7 +105,7 @@ def _title(action: BulkAction, impact: Impact | RetryImpact, scope: Scope) -> st
     return f"{action.verb} {counted(impact.watches, 'repository', 'repositories')}"
 
 
-class BulkAdmin[M: Model](DocoraAdmin[M]):
+class BulkAdmin[M: Model](ConfirmingAdmin[M]):
     """A model admin whose rows represent watches. `watch_field` is the field of `AppRepository` that refers to a row.
 
     To run an action, a user needs the view permission on the model and the action's own permission.
@@ -123,7 +116,11 @@ class BulkAdmin[M: Model](DocoraAdmin[M]):
     """The actions that have a confirmation page. Subclasses list them in `actions` too, each with its own label."""
 
     def get_urls(self) -> list[URLPattern]:
-        return [*map(self.confirmation_url, self.bulk_actions), *super().get_urls()]
+        pages = [
+            self.confirmation_url(action.slug, partial(self.confirm_bulk, action=action))
+            for action in self.bulk_actions
+        ]
+        return [*pages, *super().get_urls()]
 
     def has_resync_permission(self, request: HttpRequest) -> bool:
         return self.can(request, Permission.RESYNC)
@@ -137,7 +134,7 @@ class BulkAdmin[M: Model](DocoraAdmin[M]):
         description_plural="Retry selected repositories",
     )
     def retry(self, request: HttpRequest, queryset: QuerySet[M]) -> HttpResponse:
-        return self.redirect_to_confirmation(request, RETRY)
+        return self.redirect_to_confirmation(request, RETRY.slug)
 
     def watches_of(self, queryset: QuerySet[M]) -> AppRepositoryQuerySet:
         """Return the watches of these rows."""
@@ -150,22 +147,6 @@ class BulkAdmin[M: Model](DocoraAdmin[M]):
     def scope_of(self, request: HttpRequest, queryset: QuerySet[M]) -> Scope:
         return Scope(self.app_of(queryset))
 
-    def selected(self, request: HttpRequest) -> QuerySet[M]:
-        """Return the rows that the confirmation page's URL selects."""
-        return confirmation.selected(self, request)
-
-    def confirmation_url(self, action: BulkAction) -> URLPattern:
-        """Return the URL pattern of the action's confirmation page."""
-
-        def page(request: HttpRequest) -> HttpResponse:
-            return self.confirm_bulk(request, action)
-
-        return path(f"{action.slug}/", self.admin_site.admin_view(page), name=self.url_name(action.slug))
-
-    def redirect_to_confirmation(self, request: HttpRequest, action: BulkAction) -> HttpResponse:
-        page = reverse(f"admin:{self.url_name(action.slug)}")
-        return HttpResponseRedirect(f"{page}?{confirmation.query_of_selection(request)}")
-
     def confirm_bulk(self, request: HttpRequest, action: BulkAction) -> HttpResponse:
         """GET shows the impact; POST with `post=yes` runs the action, or shows the errors of the form."""
         if not self.can(request, action.permission):
@@ -173,21 +154,24 @@ class BulkAdmin[M: Model](DocoraAdmin[M]):
         rows = self.selected(request)
         chosen = self.watches_of(rows).alive()
         watches = action.applicable(chosen).order_by(*_ORDER)
-        next_url = confirmation.next_url(request, self.list_url)
+        back = next_url(request, self.list_url)
         impact = action.impact(watches)
         if impact.watches == 0:
-            return self.redirect_with_message(request, next_url, action.empty_message, messages.WARNING)
+            return self.redirect_with_message(request, back, action.empty_message, messages.WARNING)
         scope = self.scope_of(request, rows) if impact.watches > 1 else Scope()
         pks = list(chosen.values_list("pk", flat=True))
-        is_confirmed = request.method == "POST" and request.POST.get("post") == "yes"
-        form = action.form(request.POST if is_confirmed else None, repositories=impact.watches, apps=impact.apps)
-        if is_confirmed:
-            if confirmation.selection_changed(request, pks, impact.files, rows_vary=action.rows_vary):
-                return self.redirect_with_message(
-                    request, request.get_full_path(), confirmation.CHANGED, messages.WARNING
-                )
+        data = request.POST if is_confirmed(request) else None
+        form = action.form(data, repositories=impact.watches, apps=impact.apps)
+        if form.is_bound:
+            if response := self.confirm_again(request, pks, impact.files, rows_vary=action.rows_vary):
+                return response
             if form.is_valid():
-                return self._run(request, action, watches, scope, form, next_url)
+                return self.start_operation(
+                    request,
+                    lambda actor: action.run(actor, watches, scope, form),
+                    lambda operation: f"{action.verb} of {counted(operation.total, 'repository', 'repositories')}",
+                    back,
+                )
         context: dict[str, Any] = {
             "impact": impact,
             "form": form,
@@ -195,25 +179,7 @@ class BulkAdmin[M: Model](DocoraAdmin[M]):
             "can_ping": request.user.has_perm(Permission.CHANGE_APPS),
             "app": scope.app,
             "single": impact.sample[0] if impact.watches == 1 else None,
-            "back": next_url,
-            **confirmation.selection_context(pks, impact.files),
+            "back": back,
+            **selection_context(pks, impact.files),
         }
         return self.render_page(request, action.template, _title(action, impact, scope), **context)
-
-    def _run(
-        self,
-        request: HttpRequest,
-        action: BulkAction,
-        watches: AppRepositoryQuerySet,
-        scope: Scope,
-        form: ResyncForm | RetryForm,
-        next_url: str,
-    ) -> HttpResponse:
-        """Start the operation and redirect to its page, or back to `next_url` if there is nothing left to do."""
-        try:
-            operation = action.run(Actor.of_request(request), watches, scope, form)
-        except (NotFound, NotFailed) as error:
-            return self.redirect_with_message(request, next_url, f"{error}.", messages.WARNING)
-        page = reverse("admin:deliveries_app_bulkoperation_change", args=[operation.pk])
-        repositories = counted(operation.total, "repository", "repositories")
-        return self.redirect_with_message(request, page, f"{action.verb} of {repositories} requested.")

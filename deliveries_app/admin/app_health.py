@@ -12,7 +12,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from deliveries_app.admin import widgets
-from deliveries_app.admin.base import DocoraAdmin
+from deliveries_app.admin.actions import BulkAdmin
 from deliveries_app.models import App
 from deliveries_app.permissions import Permission
 from deliveries_app.reports import app_health
@@ -24,17 +24,11 @@ from docora.text import counted, format_share
 
 
 class HealthChangeList(ChangeList):
-    """Read the health of all apps on the page at once. Apps that never had a success sort before the oldest success."""
+    """Read the health of all apps on the page at once."""
 
     def get_queryset(self, request: HttpRequest, exclude_parameters: list[str | None] | None = None) -> QuerySet[Any]:
         """Read no secrets, as in `AppRepositoryQuerySet.for_list`."""
         return super().get_queryset(request, exclude_parameters).defer("client_auth_key", "new_auth_key")
-
-    def get_ordering(self, request: HttpRequest, queryset: QuerySet[Any]) -> Any:
-        success = F("last_success")
-        orders = {"last_success": success.asc(nulls_first=True), "-last_success": success.desc(nulls_last=True)}
-        found = super().get_ordering(request, queryset)
-        return [orders.get(order, order) if isinstance(order, str) else order for order in found]
 
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
@@ -44,7 +38,7 @@ class HealthChangeList(ChangeList):
             app.health = health[app.pk]
 
 
-class AppHealthAdmin(DocoraAdmin[App]):
+class AppHealthAdmin(BulkAdmin[App]):
     """The columns of the list. The rows are annotated with `watch_count`, `failed_count` and `last_success`."""
 
     list_display = ("name", "state")  # and those that get_list_display adds
@@ -72,7 +66,7 @@ class AppHealthAdmin(DocoraAdmin[App]):
             return _link("failedsync", app, shown, label) if can_link else shown
 
         columns = (*self.list_display, repositories, failing, "accepted", "p95", "last_success", "last_day")
-        if not self.has_resync_permission(request):  # type: ignore[attr-defined]  # of `BulkAdmin`
+        if not self.has_resync_permission(request):
             return columns
         url, back = reverse(f"admin:{self.url_name('force_resync')}"), request.get_full_path()
 
@@ -110,8 +104,9 @@ class AppHealthAdmin(DocoraAdmin[App]):
         stats = _health(app).stats
         return milliseconds(stats.p95) if stats else ""
 
-    @admin.display(description="last success", ordering="last_success")
+    @admin.display(description="last success", ordering=F("last_success").asc(nulls_first=True))
     def last_success(self, app: App) -> str:
+        """Return the time of the last success. Apps that never had one sort before the oldest."""
         moment = app.last_success  # type: ignore[attr-defined]
         return ago(moment) if moment else ""
 

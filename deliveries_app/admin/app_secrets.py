@@ -29,7 +29,6 @@ class ConfirmedChange:
 
     slug: str
     title: str
-    button: str
     paragraphs: tuple[str, ...]
     done_message: str
     run: Callable[[Actor, App], object]
@@ -55,7 +54,6 @@ CONFIRMED_CHANGES = (
     ConfirmedChange(
         slug="retire-tokens",
         title="Retire old tokens",
-        button="Retire old tokens",
         paragraphs=(
             "Only the newest token will be accepted. Requests with an older token will fail with HTTP 401.",
             "Before you continue, check in the app's settings that the app has used the newest token.",
@@ -67,7 +65,6 @@ CONFIRMED_CHANGES = (
     ConfirmedChange(
         slug="retire-key",
         title="Retire old key",
-        button="Retire old key",
         paragraphs=(
             "Docora will sign notifications with the new key only. The app has already accepted it.",
             "Any part of the app that still uses the old key will reject notifications. The old key can't be restored.",
@@ -79,7 +76,6 @@ CONFIRMED_CHANGES = (
     ConfirmedChange(
         slug="cancel-key",
         title="Discard new key",
-        button="Discard new key",
         paragraphs=(
             "Docora will sign notifications with the old key only, as before the rotation.",
             "If the app already uses the new key, switch it back to the old one first.",
@@ -133,16 +129,8 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
                 return self._warn(request, app, error)
             return self.redirect_to_secrets(request, NEW_TOKEN, app, token=new.token)
         template, live = "admin/deliveries_app/app/rotate_token.html", tokens.live_tokens(app)
-        return self.render_question(
-            request,
-            app,
-            "Rotate token",
-            "Rotate token",
-            template,
-            form=form,
-            tokens=live,
-            back=self.settings_page_of(app),
-        )
+        back = self.settings_page_of(app)
+        return self.render_question(request, app, "Rotate token", template, form=form, tokens=live, back=back)
 
     def rotate_key(self, request: HttpRequest, app: App) -> HttpResponse:
         form = RotateKeyForm(post_data(request))
@@ -157,13 +145,9 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
             else:
                 return self.redirect_to_secrets(request, NEW_KEY, app, client_auth_key=new.key)
         if app.is_rotating_key:
-            return self._warn(
-                request, app, "A key rotation is already in progress. Retire the old key or discard the new one first."
-            )
-        template = "admin/deliveries_app/app/rotate_key.html"
-        return self.render_question(
-            request, app, "Rotate key", "Rotate key", template, form=form, back=self.settings_page_of(app)
-        )
+            return self._warn(request, app, keys.ALREADY_ROTATING)
+        template, back = "admin/deliveries_app/app/rotate_key.html", self.settings_page_of(app)
+        return self.render_question(request, app, "Rotate key", template, form=form, back=back)
 
     def confirm_change(self, request: HttpRequest, app: App, *, change: ConfirmedChange) -> HttpResponse:
         if request.method == "POST":
@@ -176,9 +160,8 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
             except (keys.KeyRotationError, NotFound) as error:
                 return self._warn(request, app, error)
             return self.redirect_with_message(request, self.settings_page_of(app), change.done_message)
-        return self.render_question(
-            request, app, change.title, change.button, paragraphs=change.paragraphs, back=self.settings_page_of(app)
-        )
+        back = self.settings_page_of(app)
+        return self.render_question(request, app, change.title, paragraphs=change.paragraphs, back=back)
 
     def _warn(self, request: HttpRequest, app: App, message: object) -> HttpResponse:
         return self.redirect_with_message(request, self.settings_page_of(app), message, messages.WARNING)

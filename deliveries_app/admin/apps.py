@@ -109,7 +109,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
         description_plural="Re-sync all for app",
     )
     def resync_all_for_app(self, request: HttpRequest, queryset: QuerySet[App]) -> HttpResponse:
-        return self.redirect_to_confirmation(request, RESYNC)
+        return self.redirect_to_confirmation(request, RESYNC.slug)
 
     @admin.action(permissions=["delete"], description="Delete", description_plural="Delete selected apps")
     def delete_selected(self, request: HttpRequest, queryset: QuerySet[App]) -> HttpResponse:
@@ -130,7 +130,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
                 return self.redirect_to_secrets(
                     request, ONBOARDED, new.app, token=new.token, client_auth_key=new.client_auth_key
                 )
-        return self.simple_form(request, form, "Register app", "Register app")
+        return self.simple_form(request, form, "Register app")
 
     def _warn_if_name_is_taken(self, request: HttpRequest, app: App) -> None:
         if message := taken_name_warning(app):
@@ -196,13 +196,12 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
             "results": [(result, *_LINE_BADGES[result.status]) for result in results or ()],
             "token_is_gone": bool(results and form.cleaned_data["github_token"]),
             "left": sum(result.is_open for result in results or ()),
-            "can_view": request.user.has_perm(Permission.VIEW_WATCHES),
         }
         template = "admin/deliveries_app/app/watch_many.html"
         shown = form if results is None else form.again(results)
         collapsed = "Patterns", PATTERN_FIELDS
-        title = f"Watch several repositories for {app}"
-        return self.simple_form(request, shown, title, "Watch several repositories", template, collapsed, **context)
+        title, button = f"Watch several repositories for {app}", "Watch several repositories"
+        return self.simple_form(request, shown, title, template, button=button, collapsed=collapsed, **context)
 
     def get_urls(self) -> list[URLPattern]:
         settings = self.admin_site.admin_view(self.settings_view)

@@ -127,12 +127,22 @@ class DocoraAdmin[M: Model](PlainLists, ModelAdmin[M]):
         return TemplateResponse(request, template, frame | context)
 
     def render_question(
-        self, request: HttpRequest, obj: M, title: str, button: str, template: str = "docora/question.html", **more: Any
+        self,
+        request: HttpRequest,
+        obj: M,
+        title: str,
+        template: str = "docora/question.html",
+        *,
+        button: str = "",
+        **more: Any,
     ) -> TemplateResponse:
-        """Render a page that says what its button will do, with the fields of `form` if one is given."""
-        form = more.get("form")
-        adminform = self.admin_form(form) if form is not None else None
-        context = {"original": obj, "button": button, "adminform": adminform, "back": self.page_of(obj), **more}
+        """Render a page that says what its button will do, with the fields of `form` if one is given.
+
+        The button's label is the title, unless `button` is given.
+        """
+        context = {"original": obj, "button": button or title, "back": self.page_of(obj), **more}
+        if "form" in more:
+            context["adminform"] = self.admin_form(more["form"])
         return self.render_page(request, template, title, **context)
 
     def admin_form(self, form: Any, collapsed: tuple[str, Collection[str]] | None = None) -> helpers.AdminForm:
@@ -151,13 +161,17 @@ class DocoraAdmin[M: Model](PlainLists, ModelAdmin[M]):
         request: HttpRequest,
         form: Any,
         title: str,
-        button: str,
         template: str = "docora/simple_form.html",
+        *,
+        button: str = "",
         collapsed: tuple[str, Collection[str]] | None = None,
         **more: Any,
     ) -> TemplateResponse:
-        """Render a page that contains only a form, or a template that extends this page."""
-        context = {"adminform": self.admin_form(form, collapsed), "form": form, "button": button, **more}
+        """Render a page that contains only a form, or a template that extends this page.
+
+        The button's label is the title, unless `button` is given.
+        """
+        context = {"adminform": self.admin_form(form, collapsed), "form": form, "button": button or title, **more}
         return self.render_page(request, template, title, **context)
 
 

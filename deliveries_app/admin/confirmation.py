@@ -9,16 +9,22 @@ selection has changed since the page was rendered, or if it now has over a tenth
 
 import copy
 import hashlib
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-from django.contrib.admin import ModelAdmin, helpers
+from django.contrib import messages
+from django.contrib.admin import helpers
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.views.main import PAGE_VAR, ChangeList
 from django.db.models import Model, QuerySet
-from django.http import HttpRequest, QueryDict
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
+from django.urls import URLPattern, path, reverse
 from django.utils.http import url_has_allowed_host_and_scheme
 
+from deliveries_app.actors import Actor
+from deliveries_app.admin.base import DocoraAdmin
+from deliveries_app.models import BulkOperation
+from deliveries_app.services import NotFailed, NotFound
 from docora.text import parse_pks
 
 CHANGED = "The selection has changed. Check the numbers and confirm again."
@@ -26,7 +32,67 @@ ALLOWED_GROWTH = 1.1
 _NOT_FILTERS = ("all", "ids", "next", PAGE_VAR)  # "all" covers every page of the list
 
 
-def query_of_selection(request: HttpRequest) -> str:
+class ConfirmingAdmin[M: Model](DocoraAdmin[M]):
+    """A model admin with confirmation pages. The slug of each is also a part of its URL's name."""
+
+    def confirmation_url(self, slug: str, view: Callable[[HttpRequest], HttpResponse]) -> URLPattern:
+        """Return the URL pattern of a confirmation page."""
+        return path(f"{slug}/", self.admin_site.admin_view(view), name=self.url_name(slug))
+
+    def redirect_to_confirmation(self, request: HttpRequest, slug: str) -> HttpResponse:
+        """Redirect from an action to its confirmation page."""
+        return HttpResponseRedirect(f"{reverse(f'admin:{self.url_name(slug)}')}?{_query_of_selection(request)}")
+
+    def selected(self, request: HttpRequest) -> QuerySet[M]:
+        """Return the rows that the confirmation page's URL selects, out of those that the list shows to this user."""
+        if request.GET.get("all") != "1":
+            return self.get_queryset(request).filter(pk__in=parse_pks(request.GET.get("ids", "")))
+        filters = request.GET.copy()
+        for name in _NOT_FILTERS:
+            filters.pop(name, None)
+        list_request = copy.copy(request)
+        list_request.GET = filters  # type: ignore[assignment]
+        reader: Any = copy.copy(self)
+        reader.get_changelist = lambda request: _filtering(self.get_changelist(request))
+        try:
+            rows: QuerySet[M] = reader.get_changelist_instance(list_request).get_queryset(list_request)
+        except IncorrectLookupParameters:  # an invalid filter selects nothing
+            return self.get_queryset(request).none()
+        return rows
+
+    def confirm_again(
+        self, request: HttpRequest, pks: Collection[int], files: int, *, rows_vary: bool = False
+    ) -> HttpResponse | None:
+        """Redirect back to the confirmation page if the selection has changed since it was shown."""
+        if not _selection_changed(request, pks, files, rows_vary=rows_vary):
+            return None
+        return self.redirect_with_message(request, request.get_full_path(), CHANGED, messages.WARNING)
+
+    def start_operation(
+        self,
+        request: HttpRequest,
+        run: Callable[[Actor], BulkOperation],
+        describe: Callable[[BulkOperation], str],
+        back: str,
+    ) -> HttpResponse:
+        """Start the operation and redirect to its page, or `back` if there is nothing left to do.
+
+        `describe` returns what was requested, for the message: `Retry of 3 repositories`.
+        """
+        try:
+            operation = run(Actor.of_request(request))
+        except (NotFound, NotFailed) as error:
+            return self.redirect_with_message(request, back, f"{error}.", messages.WARNING)
+        page = reverse("admin:deliveries_app_bulkoperation_change", args=[operation.pk])
+        return self.redirect_with_message(request, page, f"{describe(operation)} requested.")
+
+
+def is_confirmed(request: HttpRequest) -> bool:
+    """Return whether the form of a confirmation page was submitted."""
+    return request.method == "POST" and request.POST.get("post") == "yes"
+
+
+def _query_of_selection(request: HttpRequest) -> str:
     """Return the confirmation page's query string for the rows selected in a change list's POST."""
     query = QueryDict(mutable=True)
     if request.POST.get("select_across") == "1":
@@ -36,24 +102,6 @@ def query_of_selection(request: HttpRequest) -> str:
         query["ids"] = ",".join(request.POST.getlist(helpers.ACTION_CHECKBOX_NAME))
     query["next"] = request.get_full_path()
     return query.urlencode()
-
-
-def selected[M: Model](model_admin: "ModelAdmin[M]", request: HttpRequest) -> QuerySet[M]:
-    """Return the rows that the page's URL selects, out of those that the model admin shows to this user."""
-    if request.GET.get("all") != "1":
-        return model_admin.get_queryset(request).filter(pk__in=parse_pks(request.GET.get("ids", "")))
-    filters = request.GET.copy()
-    for name in _NOT_FILTERS:
-        filters.pop(name, None)
-    list_request = copy.copy(request)
-    list_request.GET = filters  # type: ignore[assignment]
-    reader: Any = copy.copy(model_admin)
-    reader.get_changelist = lambda request: _filtering(model_admin.get_changelist(request))
-    try:
-        rows: QuerySet[M] = reader.get_changelist_instance(list_request).get_queryset(list_request)
-    except IncorrectLookupParameters:  # an invalid filter selects nothing
-        return model_admin.get_queryset(request).none()
-    return rows
 
 
 def _filtering(change_list: type[ChangeList]) -> type[ChangeList]:
@@ -71,7 +119,7 @@ def selection_context(pks: Collection[int], files: int) -> dict[str, Any]:
     return {"selection_digest": _digest(pks), "selection_rows": len(pks), "selection_files": files}
 
 
-def selection_changed(request: HttpRequest, pks: Collection[int], files: int, *, rows_vary: bool = False) -> bool:
+def _selection_changed(request: HttpRequest, pks: Collection[int], files: int, *, rows_vary: bool = False) -> bool:
     """Return whether the rows differ from those the form was rendered for, or have over a tenth more files.
 
     With `rows_vary`, other rows are fine unless they are over a tenth more.

@@ -1,19 +1,18 @@
 """Delivery records: the last notification of each path to each app, with its attempts, and the action to resend files."""
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.db.models import Q, QuerySet
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.urls import URLPattern, path, reverse
+from django.http import HttpRequest, HttpResponse
+from django.urls import URLPattern, reverse
 from django.utils.safestring import SafeString
 
-from deliveries_app.actors import Actor
-from deliveries_app.admin import confirmation
 from deliveries_app.admin.base import ReadOnlyAdmin
+from deliveries_app.admin.confirmation import ConfirmingAdmin, is_confirmed, next_url, selection_context
+from deliveries_app.admin.confirmation_forms import ReasonForm
 from deliveries_app.admin.filters import AppFilter, ConditionFilter
 from deliveries_app.admin.history_filters import WatchFilter
 from deliveries_app.models import AppRepository, Delivery
@@ -22,7 +21,7 @@ from deliveries_app.permissions import Permission
 from deliveries_app.reports import attempts
 from deliveries_app.reports.impact import resend_impact_of
 from deliveries_app.reports.next_attempt import next_try
-from deliveries_app.services import NotFound, resend_many
+from deliveries_app.services import resend_many
 from docora.templatetags.docora import ago, badge, size
 from docora.text import counted, visible
 from docora.web.paginators import BoundedPaginator
@@ -52,7 +51,7 @@ class DeliveryStateFilter(ConditionFilter):
 
 
 @admin.register(Delivery)
-class DeliveryAdmin(ReadOnlyAdmin[Delivery]):
+class DeliveryAdmin(ConfirmingAdmin[Delivery], ReadOnlyAdmin[Delivery]):
     list_display = ("shown_path", "state", "repository", "app", "updated", "kind", "bytes")
     list_select_related = ("watch__app", "watch__repository")
     list_filter = (DeliveryStateFilter, DeliveryAppFilter, WatchFilter)
@@ -88,44 +87,39 @@ class DeliveryAdmin(ReadOnlyAdmin[Delivery]):
         return found if is_filtered else found.order_by("path", "pk"), False
 
     def get_urls(self) -> list[URLPattern]:
-        view = self.admin_site.admin_view(self.confirm_resend)
-        return [path("resend/", view, name=self.url_name("resend")), *super().get_urls()]
+        return [self.confirmation_url("resend", self.confirm_resend), *super().get_urls()]
 
     def has_resend_permission(self, request: HttpRequest) -> bool:
         return self.can(request, Permission.RESYNC)
 
     @admin.action(permissions=["resend"], description="Resend this file", description_plural="Resend selected files")
     def resend(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> HttpResponse:
-        page = reverse(f"admin:{self.url_name('resend')}")
-        return HttpResponseRedirect(f"{page}?{confirmation.query_of_selection(request)}")
+        return self.redirect_to_confirmation(request, "resend")
 
     def confirm_resend(self, request: HttpRequest) -> HttpResponse:
-        """GET shows what is resent; POST with `post=yes` resends it."""
+        """GET shows what is resent; POST with `post=yes` resends it, or shows the errors of the form."""
         if not self.has_resend_permission(request):
             raise PermissionDenied
-        impact = resend_impact_of(confirmation.selected(self, request))
-        back = confirmation.next_url(request, self.list_url)
+        impact = resend_impact_of(self.selected(request))
+        back = next_url(request, self.list_url)
         if not impact.files:
             return self.redirect_with_message(request, back, "The selection has no files to resend.", messages.WARNING)
-        if request.method == "POST" and request.POST.get("post") == "yes" and not impact.is_too_large:
-            if confirmation.selection_changed(request, impact.deliveries, impact.files):
-                here = request.get_full_path()
-                return self.redirect_with_message(request, here, confirmation.CHANGED, messages.WARNING)
-            return self._resend(request, impact.deliveries, back)
-        context = {"impact": impact, "back": back, **confirmation.selection_context(impact.deliveries, impact.files)}
-        title = "Resend files" if impact.is_too_large else f"Resend {counted(impact.files, 'file', 'files')}"
+        deliveries, files = impact.deliveries, counted(impact.files, "file", "files")
+        data = request.POST if is_confirmed(request) and not impact.is_too_large else None
+        form = ReasonForm(data, repositories=impact.watches, apps=impact.apps)
+        if form.is_bound:
+            if response := self.confirm_again(request, deliveries, impact.files):
+                return response
+            if form.is_valid():
+                return self.start_operation(
+                    request,
+                    lambda actor: resend_many(actor, deliveries, reason=form.cleaned_data["reason"]),
+                    lambda _: f"Resend of {files}",
+                    back,
+                )
+        context = {"impact": impact, "form": form, "back": back, **selection_context(deliveries, impact.files)}
+        title = "Resend files" if impact.is_too_large else f"Resend {files}"
         return self.render_page(request, "docora/confirm_resend.html", title, **context)
-
-    def _resend(self, request: HttpRequest, deliveries: Sequence[int], back: str) -> HttpResponse:
-        """Start the operation and redirect to its page, or back if there is nothing left to resend."""
-        reason = request.POST.get("reason", "").strip()
-        try:
-            operation = resend_many(Actor.of_request(request), deliveries, reason=reason)
-        except NotFound as error:
-            return self.redirect_with_message(request, back, f"{error}.", messages.WARNING)
-        page = reverse("admin:deliveries_app_bulkoperation_change", args=[operation.pk])
-        files = counted(len(deliveries), "file", "files")
-        return self.redirect_with_message(request, page, f"Resend of {files} requested.")
 
     def page_context(self, request: HttpRequest, delivery: Delivery) -> dict[str, Any]:
         return of_delivery(request, delivery)
@@ -167,7 +161,6 @@ def state_badge(delivery: Delivery, watch: AppRepository) -> SafeString:
 def of_delivery(request: HttpRequest, delivery: Delivery) -> dict[str, Any]:
     """Return the context of the page's panel: the delivery, the last attempts, and the time of the next one."""
     watch = AppRepository.objects.with_state().for_list().get(pk=delivery.watch_id)
-    can_view_watch = request.user.has_perm(Permission.VIEW_WATCHES)
     is_delivered = delivery.state(watch.resend_floor) == DeliveryState.ACKNOWLEDGED
     return {
         "delivery": delivery,
@@ -176,9 +169,7 @@ def of_delivery(request: HttpRequest, delivery: Delivery) -> dict[str, Any]:
         "acknowledged_at": attempts.acknowledged_at(delivery),
         "next_attempt": None if is_delivered else next_try(watch, hold_until=delivery.hold_until),
         "attempts": attempts.of_path(request.user, watch, delivery.path, delivery),
-        "can_view_watch": can_view_watch,
-        "can_view_app": request.user.has_perm(Permission.VIEW_APPS),
-        "can_resend": can_view_watch and request.user.has_perm(Permission.RESYNC),
+        "can_resend": request.user.has_perms([Permission.VIEW_WATCHES, Permission.RESYNC]),
         "page": reverse("admin:deliveries_app_delivery_change", args=[delivery.pk]),
     }
 

@@ -152,8 +152,7 @@ class DriftCheckAdmin(ReadOnlyAdmin[DriftCheck]):
             return self.redirect_with_message(request, self.page_of(check), message, messages.WARNING)
         if request.method == "POST":
             return self._send(request, check)
-        title = send_label(check)
-        return self.render_question(request, check, title, title, paragraphs=list(_consequences(check)))
+        return self.render_question(request, check, send_label(check), paragraphs=list(_consequences(check)))
 
     def _send(self, request: HttpRequest, check: DriftCheck) -> HttpResponse:
         page = self.page_of(check)
@@ -215,8 +214,6 @@ def check_context(request: HttpRequest, check: DriftCheck) -> dict[str, Any]:
         "badge": state_badge(check),
         "summary": drift.summary(check),
         "send_label": send_label(check),
-        "can_act": request.user.has_perm(Permission.RESYNC),
-        "can_view_app": request.user.has_perm(Permission.VIEW_APPS),
         "run": run if request.user.has_perm(Permission.VIEW_RUNS) else None,
         "kind": kind if kind in DriftKind.values else "",
         "kinds": [(name.value, name.label.lower(), count) for name, count in counts.items() if count],

@@ -9,7 +9,7 @@ from django.conf import settings
 from django.contrib import admin
 from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.db.models.expressions import Combinable
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
@@ -21,6 +21,7 @@ from deliveries_app.admin import widgets
 from deliveries_app.admin.actions import RETRY, BulkAdmin, Scope
 from deliveries_app.admin.base import ReadOnlyAdmin
 from deliveries_app.admin.filters import AppFilter, StateFilter, apps_given
+from deliveries_app.admin.history_filters import OperationFilter
 from deliveries_app.models import (
     App,
     AppRepository,
@@ -39,7 +40,7 @@ from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import failures, help_texts
 from deliveries_app.reports.next_attempt import next_try
 from docora.templatetags.docora import ago, badge, status_badge, status_with_detail
-from docora.text import can_be_id, parse_pks, visible
+from docora.text import parse_pks, visible
 
 
 def panel_context(request: HttpRequest, here: str) -> dict[str, Any]:
@@ -56,7 +57,6 @@ def panel_context(request: HttpRequest, here: str) -> dict[str, Any]:
         "retry_all": urlencode(query),
         "of_app": urlencode(of_app),
         "shown_cause": request.GET.get("cause", ""),
-        "can_retry": request.user.has_perm(Permission.RETRY),
     }
 
 
@@ -96,31 +96,12 @@ class FailingStateFilter(StateFilter):
         return [choice for choice in states if choice[0] != WatchState.UP_TO_DATE]
 
 
-class OperationFilter(admin.SimpleListFilter):
-    """Filter the watches that an operation left failing. Only links from the operation's page set it."""
+class LeftFailingFilter(OperationFilter):
+    """Filter the watches that an operation left failing."""
 
-    title = "operation"
-    parameter_name = "operation"
-
-    def has_output(self) -> bool:
-        return bool(self.value())  # as above, for a deleted operation
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        operation = operation_of(request)
-        return [(operation.operation_id, operation.title)] if operation else []
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        if not self.value():
-            return queryset
-        runs = SyncRun.objects.filter(
-            operation__operation_id=self.value(), outcome__in=Outcome.with_result(Result.FAILED)
-        )
-        return queryset.filter(pk__in=runs.values("watch"))
-
-
-def operation_of(request: HttpRequest) -> BulkOperation | None:
-    public_id = request.GET.get("operation", "")
-    return BulkOperation.objects.filter(operation_id=public_id).first() if public_id and can_be_id(public_id) else None
+    def condition(self) -> Q:
+        runs = SyncRun.objects.filter(super().condition(), outcome__in=Outcome.with_result(Result.FAILED))
+        return Q(pk__in=runs.values("watch"))
 
 
 class FailedChangeList(ChangeList):
@@ -143,7 +124,7 @@ class FailedChangeList(ChangeList):
 class FailedSyncAdmin(BulkAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
     list_display = ("repository_name", "app_name", "state_badge")  # and those that get_list_display adds
     list_display_links = None
-    list_filter = (AppFilter, RootCauseFilter, FailingStateFilter, OperationFilter)
+    list_filter = (AppFilter, RootCauseFilter, FailingStateFilter, LeftFailingFilter)
     search_fields = ("repository__owner", "repository__name", "app__name", "app__app_id", "github_url", "last_error")
     search_help_text = "Owner, name, URL, app, or part of the error"
     actions = ("retry",)

@@ -110,10 +110,6 @@ class _WatchOptionsFields(forms.Form):
         """Return the patterns as arguments of the services."""
         return {name: self.cleaned_data[f"{name}_patterns"] for name in ("ignore", "include", "exclude")}
 
-    def add_invalid_option(self, error: ValidationError) -> None:
-        """Add the error to the field that its code names."""
-        self.add_error(error.code if error.code in self.fields else "github_token", error)
-
 
 PATTERN_FIELDS = ("ignore_patterns", "include_patterns", "exclude_patterns")
 """They are seldom needed, so the forms that have them show them collapsed."""
@@ -169,7 +165,7 @@ class WatchForm(_WatchOptionsFields):
             is_about_token = "token" in str(error) and data["github_token"]
             self.add_error("github_token" if is_about_token else "github_url", str(error))
         except ValidationError as error:
-            self.add_invalid_option(error)
+            add_service_error(self, error)
         return None
 
 
@@ -205,7 +201,7 @@ class WatchManyForm(_WatchOptionsFields):
             options = validate_options(data["github_token"], data["ref"], **self.patterns())
             return watch_many(actor, app, data["urls"], options)
         except ValidationError as error:
-            self.add_invalid_option(error)
+            add_service_error(self, error)
         return None
 
     def again(self, results: list[LineResult]) -> "WatchManyForm":

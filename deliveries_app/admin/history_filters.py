@@ -88,7 +88,7 @@ class KindFilter(ChoiceFilter):
     options = list(OperationKind.choices)
 
 
-class StateFilter(ChoiceFilter):
+class ProgressFilter(ChoiceFilter):
     title = "progress"
     parameters = ("state",)
     options = [("running", "In progress"), ("held", "Held"), ("finished", "Finished"), ("cancelled", "Cancelled")]

@@ -57,7 +57,7 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
     list_display = (
         "title", "state", "outcome_summary", "requested", "took", "requester", "repositories", "files",
     )  # fmt: skip
-    list_filter = (filters.OperationAppFilter, filters.StateFilter, filters.KindFilter, filters.PeriodFilter)
+    list_filter = (filters.OperationAppFilter, filters.ProgressFilter, filters.KindFilter, filters.PeriodFilter)
     search_fields = ("operation_id",)  # only shows the search box: see history.search_operations
     search_help_text = "Operation ID, or part of its title or requester"
     empty_text = "No bulk operations yet. Re-syncs, retries and resends are listed here."
@@ -126,8 +126,6 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
             "page": page,
             "rows": rows,
             "poll_query": poll_query(rows),
-            "can_view_runs": request.user.has_perm(Permission.VIEW_RUNS),
-            "can_view_watches": request.user.has_perm(Permission.VIEW_WATCHES),
         }
 
     def csv_rows(self, page: list[BulkOperation]) -> list[Sequence[Cell]]:
@@ -173,7 +171,6 @@ def page_fields(request: HttpRequest, operation: BulkOperation) -> dict[str, Any
             *parts,
             (UNRELEASED, "not released" if operation.ended_at else "not released yet", outcomes.unreleased),
         ],
-        "can_view_app": request.user.has_perm(Permission.VIEW_APPS),
         "deleted_app": _deleted_app(operation),
     }
 

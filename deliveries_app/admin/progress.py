@@ -95,8 +95,7 @@ def live_watches(request: HttpRequest) -> HttpResponse:
         "settled": [watch for watch in watches if not watch.is_active],
         "gone": set(asked).difference(watch.pk for watch in watches),
         "here": page,
-        "can_resync": rights["can_resync"],
-        "can_retry_sync": rights["can_retry"],
+        **rights,
     }
     return render(request, "docora/progress.html#live_cells", context)
 

@@ -8,11 +8,11 @@ from django.contrib import messages
 from django.core.exceptions import PermissionDenied
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.urls import URLPattern, path, reverse
+from django.urls import URLPattern
 
 from deliveries_app.actors import Actor
-from deliveries_app.admin import confirmation
 from deliveries_app.admin.actions import BulkAdmin
+from deliveries_app.admin.confirmation import is_confirmed, next_url, selection_context
 from deliveries_app.reports.impact import SAMPLE, Removal, removal_of
 from docora.text import counted, parse_pk
 
@@ -49,31 +49,29 @@ class RemovalAdmin[M: Model](BulkAdmin[M]):
         Subclasses define the action, each with its own label. Like Django's, it acts if `post` is set; otherwise it
         redirects to the confirmation page.
         """
-        if request.POST.get("post") == "yes":
+        if is_confirmed(request):
             return self._remove(request, queryset, request.get_full_path())
-        page = reverse(f"admin:{self.url_name('remove')}")
-        return HttpResponseRedirect(f"{page}?{confirmation.query_of_selection(request)}")
+        return self.redirect_to_confirmation(request, "remove")
 
     def get_urls(self) -> list[URLPattern]:
-        page = path("remove/", self.admin_site.admin_view(self.confirm_removal), name=self.url_name("remove"))
-        return [page, *super().get_urls()]
+        return [self.confirmation_url("remove", self.confirm_removal), *super().get_urls()]
 
     def confirm_removal(self, request: HttpRequest) -> HttpResponse:
         """GET shows what would be removed; POST with `post=yes` removes it."""
         if not self.has_delete_permission(request):
             raise PermissionDenied
-        rows = confirmation.selected(self, request)
-        next_url = confirmation.next_url(request, self.list_url)
-        if request.method == "POST" and request.POST.get("post") == "yes":
-            return self._confirm_again(request, rows) or self._remove(request, rows, next_url)
+        rows = self.selected(request)
+        back = next_url(request, self.list_url)
+        if is_confirmed(request):
+            return self._confirm_again(request, rows) or self._remove(request, rows, back)
         removal = self._removal_context(rows)
         count = removal["row_count"]
         if count == 0:
             message = f"There are no {self.removal_labels.plural} in this selection."
-            return self.redirect_with_message(request, next_url, message, messages.WARNING)
+            return self.redirect_with_message(request, back, message, messages.WARNING)
         labels = self.removal_labels
         title = f"{labels.verb} {counted(count, labels.singular, labels.plural)}"
-        return self.render_page(request, self.delete_confirmation_template, title, back=next_url, **removal)
+        return self.render_page(request, self.delete_confirmation_template, title, back=back, **removal)
 
     def delete_view(
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
@@ -87,11 +85,8 @@ class RemovalAdmin[M: Model](BulkAdmin[M]):
         return super().delete_view(request, object_id, extra_context)
 
     def _confirm_again(self, request: HttpRequest, rows: QuerySet[M]) -> HttpResponse | None:
-        """Redirect back to the confirmation page if the selection has changed since it was shown."""
         removal = removal_of(self.watches_of(rows))
-        if not confirmation.selection_changed(request, self._selected_keys(rows, removal), removal.files):
-            return None
-        return self.redirect_with_message(request, request.get_full_path(), confirmation.CHANGED, messages.WARNING)
+        return self.confirm_again(request, self._selected_keys(rows, removal), removal.files)
 
     def _selected_keys(self, rows: QuerySet[M], removal: Removal) -> list[int]:
         """Return the primary keys of the rows, and the negated ones of their watches."""
@@ -103,7 +98,7 @@ class RemovalAdmin[M: Model](BulkAdmin[M]):
         context |= {
             "title": f"{self.removal_labels.verb} {obj}",
             "original": obj,
-            "back": confirmation.next_url(request, self.page_of(obj)),
+            "back": next_url(request, self.page_of(obj)),
             **self._removal_context(self.get_queryset(request).filter(pk=obj.pk)),
         }
         return super().render_delete_form(request, context)
@@ -114,21 +109,21 @@ class RemovalAdmin[M: Model](BulkAdmin[M]):
         pks = self._selected_keys(rows, removal)
         count = sum(pk > 0 for pk in pks)
         return {
-            **confirmation.selection_context(pks, removal.files),
+            **selection_context(pks, removal.files),
             "removal": removal,
             "verb": self.removal_labels.verb,
             "row_count": count,
             "names": _sentence_of(names, count - len(names), self.removal_labels),
         }
 
-    def _remove(self, request: HttpRequest, rows: QuerySet[M], next_url: str) -> HttpResponse:
+    def _remove(self, request: HttpRequest, rows: QuerySet[M], back: str) -> HttpResponse:
         selected = list(rows)
         self.remove(Actor.of_request(request), selected)
         if selected:
             labels = self.removal_labels
             removed = counted(len(selected), labels.singular, labels.plural)
             self.message_user(request, f"{labels.past} {removed}.", messages.SUCCESS)
-        return HttpResponseRedirect(next_url)
+        return HttpResponseRedirect(back)
 
     def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
         """Collect no related objects: the page shows counts instead of a list of up to a million deliveries."""
@@ -137,7 +132,7 @@ class RemovalAdmin[M: Model](BulkAdmin[M]):
     def response_delete(self, request: HttpRequest, obj_display: str, obj_id: int) -> HttpResponse:
         """Redirect to `next` or the list. Django does so only for users who can change rows, and always says "deleted"."""
         message = f"{self.removal_labels.past} {obj_display}."
-        return self.redirect_with_message(request, confirmation.next_url(request, self.list_url), message)
+        return self.redirect_with_message(request, next_url(request, self.list_url), message)
 
     def delete_model(self, request: HttpRequest, obj: M) -> None:
         self.remove(Actor.of_request(request), [obj])

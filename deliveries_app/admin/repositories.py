@@ -54,7 +54,7 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
         description_plural="Force re-sync for every app",
     )
     def force_resync(self, request: HttpRequest, queryset: QuerySet[Repository]) -> HttpResponse:
-        return self.redirect_to_confirmation(request, RESYNC)
+        return self.redirect_to_confirmation(request, RESYNC.slug)
 
     @admin.action(permissions=["retry"], description="Reset circuit", description_plural="Reset circuit")
     def reset_circuits(self, request: HttpRequest, queryset: QuerySet[Repository]) -> None:
@@ -109,7 +109,7 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
             "more_watches": max(0, self.watchers(repository) - LISTED_WATCHES),
             "live_query": live_query(watches, "cells=table"),
             "can_resync": self.has_resync_permission(request),
-            "can_retry": self.has_retry_permission(request),
-            "can_retry_sync": request.user.has_perms([Permission.VIEW_WATCHES, Permission.RETRY]),
+            "can_reset_circuit": self.has_retry_permission(request),
+            "can_retry": request.user.has_perms([Permission.VIEW_WATCHES, Permission.RETRY]),
             "hint": GIT_HINTS.get(repository.last_error_cause, ""),
         }

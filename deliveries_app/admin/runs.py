@@ -89,7 +89,6 @@ class SyncRunAdmin(HistoryAdmin[SyncRun]):
             "took": history.seconds(run),
             "left_out": help_texts.left_out(run.left_out),
             "can_view_watch": can_view_watch,
-            "can_view_app": watch is not None and request.user.has_perm(Permission.VIEW_APPS),
             "can_view_operations": actors.can_view_operations(request.user),
             "failing_files": failing_files.of_watch(watch if can_view_watch else None),
         }

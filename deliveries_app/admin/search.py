@@ -119,10 +119,10 @@ def search(request: HttpRequest) -> HttpResponse:
     page = _page_of_id(request, text)
     if page:
         return HttpResponseRedirect(page)
-    kinds = [kind for kind in _KINDS if admin.site._registry[kind.model].has_view_permission(request)]
+    kinds = [kind for kind in _KINDS if admin.site.get_model_admin(kind.model).has_view_permission(request)]
     groups = [_search(request, kind, text) for kind in kinds] if text else []
     searched = [kind.title for kind in kinds]
-    if any(admin.site._registry[model].has_view_permission(request) for _, model, _ in _BY_ID):
+    if any(admin.site.get_model_admin(model).has_view_permission(request) for _, model, _ in _BY_ID):
         searched.append("exact IDs")
     context = {
         **admin.site.each_context(request),
@@ -137,7 +137,7 @@ def search(request: HttpRequest) -> HttpResponse:
 def _page_of_id(request: HttpRequest, text: str) -> str | None:
     """Return the page of the row with this id, if there is one and the user can view it."""
     for prefix, model, field in _BY_ID:
-        model_admin: Any = admin.site._registry[model]
+        model_admin: Any = admin.site.get_model_admin(model)
         if text.startswith(prefix) and can_be_id(text) and model_admin.has_view_permission(request):
             row = model_admin.get_queryset(request).filter(**{field: text}).only("pk").first()
             return str(model_admin.page_of(row)) if row else None
@@ -146,7 +146,7 @@ def _page_of_id(request: HttpRequest, text: str) -> str | None:
 
 def _search(request: HttpRequest, kind: _Kind, text: str) -> Group:
     """Search once, for primary keys in the order of the list, and then read the first rows."""
-    model_admin: Any = admin.site._registry[kind.model]
+    model_admin: Any = admin.site.get_model_admin(kind.model)
     term = kind.term(text)
     rows: QuerySet[Any] = model_admin.get_queryset(request)
     ordering = model_admin.get_ordering(request)

@@ -15,7 +15,7 @@ from django.utils.safestring import SafeString
 from django.views.decorators.http import require_POST
 
 from deliveries_app import services
-from deliveries_app.actors import Actor, can_view
+from deliveries_app.actors import Actor
 from deliveries_app.admin import drift, widgets
 from deliveries_app.admin.actions import RESYNC, RETRY
 from deliveries_app.admin.confirmation import next_url
@@ -25,7 +25,7 @@ from deliveries_app.admin.filters import AppFilter, CircuitFilter, StateFilter
 from deliveries_app.admin.forms import PATTERN_FIELDS, WatchForm, post_data
 from deliveries_app.admin.removal import RemovalAdmin, RemovalLabels
 from deliveries_app.admin.watch_settings import WatchSettingsAdmin
-from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, BulkOperation, FailureKind
+from deliveries_app.models import AppRepository, AppRepositoryQuerySet, BulkOperation, FailureKind
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
@@ -84,7 +84,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, CheckWatchAdmin, 
         description_plural="Force re-sync of the selected repositories",
     )
     def force_resync(self, request: HttpRequest, queryset: QuerySet[AppRepository]) -> HttpResponse:
-        return self.redirect_to_confirmation(request, RESYNC)
+        return self.redirect_to_confirmation(request, RESYNC.slug)
 
     @admin.action(
         permissions=["delete"],
@@ -218,12 +218,12 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, CheckWatchAdmin, 
                 message = f"{watch.app} now watches {watch.repository}."
                 return self.redirect_with_message(request, self.page_of(watch), message)
         collapsed = "Patterns", PATTERN_FIELDS
-        return self.simple_form(request, form, "Watch a repository", "Watch a repository", collapsed=collapsed)
+        return self.simple_form(request, form, "Watch a repository", collapsed=collapsed)
 
     def page_context(self, request: HttpRequest, watch: AppRepository) -> dict[str, Any]:
         """Return the watch's details, its progress, and what is not delivered."""
         skipped = watch.failures.filter(kind=FailureKind.SKIPPED)
-        can_view_repository = request.user.has_perm(Permission.VIEW_REPOSITORIES)
+        can_retry = self.has_retry_permission(request)
         return {
             **of_watch(watch),
             **drift.of_watch(watch),
@@ -235,10 +235,8 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, CheckWatchAdmin, 
             "more_skipped": max(0, skipped.count() - LISTED_SKIPPED),
             "notices": watch.notices.all()[:LISTED_SKIPPED],
             "can_change": self.can(request, Permission.CHANGE_WATCHES),
-            "can_view_app": can_view(request.user, App),
-            "can_view_repository": can_view_repository,
-            "can_retry": can_view_repository and self.has_retry_permission(request),
-            "can_retry_sync": self.has_retry_permission(request),
+            "can_retry": can_retry,
+            "can_reset_circuit": can_retry and request.user.has_perm(Permission.VIEW_REPOSITORIES),
             "hook_url": hook_url(watch),
             "hint": help_texts.ROOT_HINTS[RootCause(watch.root_cause)] if watch.is_failing else "",
             "runs": [(run, help_texts.number_left_out(run.left_out)) for run in watch.runs.all()[:LISTED_RUNS]],

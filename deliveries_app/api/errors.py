@@ -49,7 +49,7 @@ def as_responses(*, unreadable: int = 404) -> Iterator[None]:
         code = ErrorCode.HOST_NOT_ALLOWED if isinstance(error, HostNotAllowed) else ErrorCode.INVALID_URL
         raise ApiError(str(error), 422, code=code) from None
     except ValidationError as error:
-        is_token = getattr(error, "code", "") == "token"
+        is_token = getattr(error, "code", "") == "github_token"
         raise ApiError(" ".join(error.messages), 422, code=ErrorCode.INVALID_TOKEN if is_token else None) from None
     except KeyRotationError as error:
         raise ApiError(str(error), 409, code=ErrorCode.KEY_ROTATION) from None

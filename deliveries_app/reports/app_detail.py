@@ -211,8 +211,6 @@ def live(user: AbstractBaseUser | AnonymousUser, app: App, query: QueryDict) -> 
         "operation_ids": progress_context.joined(operation.pk for operation in operations),
         "here": f"{page}?{query.urlencode()}" if query else page,
         "recent": recent_operations(user, app),
-        "can_view_runs": user.has_perm(Permission.VIEW_RUNS),  # type: ignore[union-attr]
-        "can_change": user.has_perm(Permission.CHANGE_APPS),  # type: ignore[union-attr]
         **rights(user),
     }
     if not context["can_view"]:

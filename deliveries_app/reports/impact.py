@@ -36,31 +36,33 @@ class _Affected:
 
 
 @dataclass(frozen=True)
-class Impact(_Affected):
-    """What a re-sync sends: all `files` of the watches of `apps` apps.
-
-    `seconds` is estimated from the apps' recent pace, or None without one. `paused` counts watches that are paused, or whose
-    app is. The watches in `sample` have `files` and `size`.
-    """
+class BulkImpact(_Affected):
+    """What an operation sends: `files` of the watches of `apps` apps. `paused` watches are paused, or their app is."""
 
     apps: int
     files: int
-    size: int
     paused: int
+
+
+@dataclass(frozen=True)
+class Impact(BulkImpact):
+    """What a re-sync sends: all files.
+
+    `seconds` is estimated from the apps' recent pace, or None without one. The watches in `sample` have `files` and `size`.
+    """
+
+    size: int
     seconds: float | None
 
 
 @dataclass(frozen=True)
-class RetryImpact(_Affected):
-    """What a retry sends: the `files` that were not accepted, of the failing watches of `apps` apps.
+class RetryImpact(BulkImpact):
+    """What a retry sends: the files that were not accepted, of failing watches.
 
     For `unknown` watches the number of files is not known, because their last attempt ended before it had tried every file.
     """
 
-    apps: int
-    files: int
     unknown: int
-    paused: int
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import batched
 
 from django.db import transaction
 from django.db.models import Count, Q, QuerySet, Sum
@@ -189,8 +190,8 @@ def _unacknowledge_beside(watch: AppRepository, deleted: PathSet) -> None:
     """
     rows = Delivery.objects.filter(watch=watch, acknowledged=True).order_by("path").values_list("pk", "path")
     beside = [pk for pk, path in rows.iterator(chunk_size=_PAGE) if deleted.touches(path)]
-    for start in range(0, len(beside), _PAGE):
-        Delivery.objects.filter(pk__in=beside[start : start + _PAGE]).update(acknowledged=False, attempts=0)
+    for some in batched(beside, _PAGE):
+        Delivery.objects.filter(pk__in=some).update(acknowledged=False, attempts=0)
 
 
 def _unacknowledge(check: DriftCheck, watch: AppRepository) -> int:

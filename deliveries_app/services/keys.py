@@ -15,6 +15,8 @@ from deliveries_app.services.tokens import lock_app
 from deliveries_app.webhooks.signing import STANDARD_PREFIX
 from docora.security.crypto import new_webhook_key
 
+ALREADY_ROTATING = "A key rotation is already in progress. Retire the old key or discard the new one first."
+
 
 class KeyRotationError(ValueError):
     """The state of the rotation does not allow this step. The message says what to do."""
@@ -59,9 +61,7 @@ def start_key_rotation(actor: Actor, app: App, key: str = "") -> NewKey:
     with transaction.atomic():
         row = lock_app(actor, app)
         if row.is_rotating_key:
-            raise KeyRotationError(
-                "A key rotation is already in progress. Retire the old key or discard the new one first."
-            )
+            raise KeyRotationError(ALREADY_ROTATING)
         if new_key == row.client_auth_key:
             raise ValidationError("This key is already in use. Enter a different one.", code="client_auth_key")
         row.new_auth_key, row.key_rotation_started_at = new_key, timezone.now()

@@ -75,7 +75,8 @@ class Watched:
 def validate_token(token: str) -> str:
     """Return the token. Raises `ValidationError` unless it is empty or 1 to 255 printable ASCII characters, no spaces."""
     if token and not (len(token) <= 255 and token.isascii() and token.isprintable() and " " not in token):
-        raise ValidationError("The token must be 1 to 255 printable ASCII characters without spaces.", code="token")
+        message = "The token must be 1 to 255 printable ASCII characters without spaces."
+        raise ValidationError(message, code="github_token")
     return token
 
 

@@ -106,6 +106,7 @@ def test_sorts_by_what_the_database_knows(operator: Client, app: App) -> None:
     for name in ("failing", "last_success", "repositories"):
         number = columns.index(name) + 1
         assert next(iter(cells(operator, f"?o=-{number}"))) == "Portal", name
+        assert next(iter(cells(operator, f"?o={number}"))) == "Archive", name
 
 
 def test_query_count_does_not_depend_on_the_number_of_apps(operator: Client, app: App) -> None:

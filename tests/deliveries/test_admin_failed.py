@@ -159,7 +159,7 @@ def test_operation_filter_shows_what_still_fails(viewer: Client, failing) -> Non
     operation = retry_all(Actor.system())
     SyncRun.objects.exclude(watch=failing[2]).update(outcome=Outcome.FAILED, ended_at=timezone.now())
     AppRepository.objects.filter(pk=failing[1].pk).update(failing_since=None, root_cause="")
-    page = viewer.get(f"{LIST}?operation={operation.operation_id}")
+    page = viewer.get(f"{LIST}?operation={operation.pk}")
     assert [row.pk for row in page.context["cl"].result_list] == [failing[0].pk]
     assert "Retry all failed" in page.text
 

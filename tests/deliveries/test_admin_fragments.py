@@ -174,7 +174,7 @@ def test_removed_watches_are_not_counted_as_unreleased(admin: Client, user: User
     assert f"All {released + unreleased}" in " ".join(re.sub(r"<[^>]+>", " ", page).split())
 
 
-@pytest.mark.parametrize("query", ["operation=bulk_gone", "cause=nonsense"])
+@pytest.mark.parametrize("query", ["operation=999999", "cause=nonsense"])
 def test_failed_syncs_of_nothing_are_none(admin: Client, db, query: str) -> None:
     fail(make_watch(make_app("Portal"), "docs"), RootCause.TIMEOUT)
     assert "acme/docs" in admin.get("/admin/deliveries_app/failedsync/").text

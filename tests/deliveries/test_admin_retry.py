@@ -324,8 +324,8 @@ def test_operation_links_to_its_failures_and_their_retry(operator: Client, faili
     SyncRun.objects.exclude(watch=failing[0]).update(outcome=Outcome.FAILED, ended_at=now, started_at=now)
     BulkOperation.objects.update(ended_at=now)
     page = operator.get(f"/admin/deliveries_app/bulkoperation/{operation.pk}/change/").text
-    assert f'{LIST}?operation={operation.operation_id}">See what is still failing' in page
-    url = f"{ASK}?all=1&operation={operation.operation_id}"
+    assert f'{LIST}?operation={operation.pk}">See what is still failing' in page
+    url = f"{ASK}?all=1&operation={operation.pk}"
     assert url.replace("&", "&amp;") in page or url in page
     assert "This will retry 2 failing repositories for 2 apps." in operator.get(url).text
     operator.post(url, form_of(operator, url))

@@ -206,12 +206,19 @@ def test_resend_of_an_app_s_own_files_only(watches) -> None:
     assert row.acknowledged
 
 
-def test_reason_is_cleaned(operator: Client, watches) -> None:
+def test_reason_is_cleaned(watches) -> None:
+    (row,) = add_deliveries(watches[0], ["a"])
+    operation = resend_many(Actor.system(), [row.pk], reason="Lost\0its disk" + "!" * 300)
+    operation.refresh_from_db()
+    assert operation.reason.startswith("Lost\ufffdits disk!")
+    assert len(operation.reason) == 200
+
+
+def test_reason_that_is_too_long(operator: Client, watches) -> None:
     add_deliveries(watches[0], ["a"])
-    operator.post(f"{CONFIRM}?all=1", {"post": "yes", "reason": "Lost\0its disk" + "!" * 300})
-    reason = BulkOperation.objects.get().reason
-    assert reason.startswith("Lost\ufffdits disk!")
-    assert len(reason) == 200
+    answer = operator.post(f"{CONFIRM}?all=1", {"post": "yes", "reason": "!" * 201})
+    assert "at most 200 characters" in answer.text
+    assert not BulkOperation.objects.exists()
 
 
 def test_user_who_resends_one_file_can_cancel_it(operator: Client, watches) -> None:
