@@ -1,6 +1,6 @@
 """Forms that collect the input of services. The services validate it, and the forms show their errors."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from django import forms
@@ -40,6 +40,15 @@ _SECRET = {**_WIDE, "autocomplete": "new-password"}
 def post_data(request: HttpRequest) -> QueryDict | None:
     """Return the data to bind a form with: the POST data, even if it is empty, or None for other methods."""
     return request.POST if request.method == "POST" else None
+
+
+def compare_with_page(form: forms.BaseForm, names: Iterable[str]) -> None:
+    """Let `changed_data` compare these fields with the values that the page showed, not with the row.
+
+    The app, a worker or another administrator may have changed the row since.
+    """
+    for name in names:
+        form.fields[name].show_hidden_initial = not form.is_bound or form.add_initial_prefix(name) in form.data
 
 
 def add_service_error(form: forms.Form, error: Exception) -> None:
@@ -83,8 +92,8 @@ class _PatternsField(forms.CharField):
         widget = forms.Textarea(attrs=attributes)
         super().__init__(label=label, required=False, strip=False, max_length=65536, widget=widget, help_text=help_text)
 
-    def clean(self, value: Any) -> str:
-        return "\n".join(super().clean(value).splitlines())
+    def to_python(self, value: Any) -> str:
+        return "\n".join((super().to_python(value) or "").splitlines())
 
 
 class _WatchOptionsFields(forms.Form):
@@ -299,9 +308,7 @@ class AppForm(AppRules, forms.ModelForm):  # type: ignore[type-arg]  # not gener
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Compare with the values that the page showed, not with the row: the app or a worker may have changed it since.
-        for name, field in self.fields.items():
-            field.show_hidden_initial = not self.is_bound or self.add_initial_prefix(name) in self.data
+        compare_with_page(self, self.fields)
         self.initial["max_in_flight"] = self.instance.max_in_flight_limit
         if QUOTA_FIELDS[0] in self.fields:
             self._explain_quotas()
@@ -387,3 +394,7 @@ class AppPatternsForm(forms.Form):
     exclude_patterns = _PatternsField(
         "Exclude patterns", "Files that match are not sent, even if they are included.", 8
     )
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        compare_with_page(self, self.fields)

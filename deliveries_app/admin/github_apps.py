@@ -11,6 +11,7 @@ from django.views.decorators.http import require_POST
 
 from deliveries_app.actors import Actor
 from deliveries_app.admin.base import DocoraAdmin
+from deliveries_app.admin.forms import compare_with_page
 from deliveries_app.permissions import Permission
 from deliveries_app.services import github_apps
 from docora.security.crypto import DecryptionError
@@ -50,6 +51,7 @@ class GitHubAppForm(forms.ModelForm):  # type: ignore[type-arg]  # not generic a
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        compare_with_page(self, [name for name in self.fields if name != "key"])
         if "key" in self.fields:  # absent for users who can only view
             stored = "Leave blank to keep the stored key. " if self.instance.pk else ""
             help_text = f"{stored}Paste the .pem file that GitHub generated. Stored encrypted and never shown again."
@@ -101,7 +103,8 @@ class GitHubAppAdmin(DocoraAdmin[GitHubApp]):
 
     def save_model(self, request: HttpRequest, obj: GitHubApp, form: Any, change: bool) -> None:
         require_recent(request)
-        github_apps.save_github_app(Actor.of_request(request), obj, form.cleaned_data["key"])
+        changed = [name for name in form.changed_data if name != "key"]
+        github_apps.save_github_app(Actor.of_request(request), obj, form.cleaned_data["key"], changed)
 
     def delete_model(self, request: HttpRequest, obj: GitHubApp) -> None:
         require_recent(request)

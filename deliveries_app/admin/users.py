@@ -97,6 +97,14 @@ class UserAdmin(RequireRecentSignIn, PlainLists, DjangoUserAdmin):
         reason = _blocked_reason(objs)
         return deleted, counts, permissions, [*protected, reason] if reason else protected
 
+    def delete_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """Delete without Django's transaction around the view, because `detach_history` commits before the deletion."""
+        view: Any = super()
+        response: HttpResponse = view._delete_view(request, object_id, extra_context)
+        return response
+
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
         """Return the user, marked so that changing the password is not recorded a second time by `services.sign_ins`."""
         user: Any = super().get_object(request, object_id, from_field)

@@ -97,7 +97,7 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
         form = AppPatternsForm(post_data(request), initial=initial)
 
         def save(actor: Actor) -> str:
-            include, exclude = form.cleaned_data["include_patterns"], form.cleaned_data["exclude_patterns"]
+            include, exclude = (form.cleaned_data[name] if name in form.changed_data else None for name in initial)
             return _saved("Patterns", watch_settings.set_app_patterns(actor, watch, include, exclude))
 
         return self._edit(request, watch, form, save, "Edit app patterns", "app_patterns.html")

@@ -48,9 +48,7 @@ def ensure_watched(actor: Actor, app: App, url: str, wanted: RequestedOptions) -
     if wanted.ref is not None:
         watch_settings.set_ref(actor, watch, wanted.ref)
     if wanted.include is not None or wanted.exclude is not None:
-        include = watch.include_patterns if wanted.include is None else wanted.include
-        exclude = watch.exclude_patterns if wanted.exclude is None else wanted.exclude
-        watch_settings.set_app_patterns(actor, watch, include, exclude)
+        watch_settings.set_app_patterns(actor, watch, wanted.include, wanted.exclude)
     spelled = parse_url(url).spelled
     if spelled != watch.github_url:
         watch_settings.set_spelling(actor, watch, spelled)

@@ -1,6 +1,7 @@
 """Store the credentials of GitHub Apps, test them, and assign them to client apps."""
 
 import re
+from collections.abc import Collection
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
@@ -51,17 +52,23 @@ def validate_private_key(text: str) -> str:
     return text
 
 
-def save_github_app(actor: Actor, github_app: GitHubApp, private_key: str = "") -> None:
-    """Save the credentials. An empty `private_key` keeps the stored one. Raises `ValidationError`."""
+def save_github_app(
+    actor: Actor, github_app: GitHubApp, private_key: str = "", changed: Collection[str] = ("name", "host", "app_id")
+) -> None:
+    """Save the credentials. Raises `ValidationError`.
+
+    Of stored ones, save only the fields named in `changed`, and the `private_key` unless it is empty.
+    """
     actor.require(Permission.CHANGE_GITHUB_APPS if github_app.pk else Permission.ADD_GITHUB_APPS)
     github_app.host = validate_host(github_app.host)
     github_app.app_id = validate_app_id(github_app.app_id)
     if private_key or not github_app.pk:
         github_app.private_key = validate_private_key(private_key)
-    given = {name: getattr(github_app, name) for name in _FIELDS}
     with transaction.atomic():
         before = GitHubApp.objects.select_for_update().filter(pk=github_app.pk).first() if github_app.pk else None
-        github_app.save()
+        names = _FIELDS if before is None else [*changed, *(["private_key"] if private_key else [])]
+        given = {name: getattr(github_app, name) for name in names}
+        github_app.save(update_fields=None if before is None else {*names, "updated_at"})
         if before is None:
             changes = audit.Changes.initial(GitHubApp, given)
             audit.record(actor, AuditAction.GITHUB_APP_ADDED, [github_app], "Added the GitHub App", changes)

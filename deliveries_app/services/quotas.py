@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from django.db.models import Count, Sum
 from django.db.models.functions import Now
-from django.utils import timezone
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository
@@ -128,7 +127,8 @@ def _resyncs_used(app: App) -> float:
     """Return how many re-syncs of its quota the app has used. One becomes available again every `3600 / quota` seconds."""
     if app.resync_limit is None or app.resyncs_used_at is None:
         return 0.0
-    seconds = max(0.0, (timezone.now() - app.resyncs_used_at).total_seconds())
+    now = App.objects.annotate(now=Now()).values_list("now", flat=True).get(pk=app.pk)  # the clock of `resyncs_used_at`
+    seconds = max(0.0, (now - app.resyncs_used_at).total_seconds())
     return max(0.0, app.resyncs_used - seconds * app.resync_limit / _HOUR)
 
 

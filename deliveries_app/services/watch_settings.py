@@ -12,7 +12,7 @@ from deliveries_app.models import AppRepository, AuditAction, Status
 from deliveries_app.models.root_causes import CLEARED_FAILURE
 from deliveries_app.permissions import Permission
 from deliveries_app.services.host_checks import check_readable
-from deliveries_app.services.patterns import validate_app_patterns, validate_patterns
+from deliveries_app.services.patterns import validate_list, validate_patterns
 from deliveries_app.services.requests import NotFound
 from deliveries_app.services.watching import validate_ref, validate_token
 from deliveries_app.sync import circuit
@@ -137,8 +137,8 @@ def set_ignore_patterns(actor: Actor, watch: AppRepository, text: str) -> bool:
     return changed
 
 
-def set_app_patterns(actor: Actor, watch: AppRepository, include: str, exclude: str) -> bool:
-    """Set the app's own choice of files: those that match `include` (empty: all) and don't match `exclude`.
+def set_app_patterns(actor: Actor, watch: AppRepository, include: str | None, exclude: str | None) -> bool:
+    """Set the app's own choice of files: those that match `include` (empty: all) and don't match `exclude`. None keeps a list.
 
     `.docoraignore` and the ignore patterns still apply. Return whether the choice changed. If so, a sync is enqueued: it
     deletes files at the client that are no longer chosen, and creates newly chosen ones. Raises `ValidationError`, whose
@@ -146,12 +146,12 @@ def set_app_patterns(actor: Actor, watch: AppRepository, include: str, exclude: 
     """
     actor.require(Permission.CHANGE_WATCHES)
     actor.require_watch(watch)
-    include, exclude = validate_app_patterns(include, exclude)
+    given = {"include": include, "exclude": exclude}
+    patterns = {f"{name}_patterns": validate_list(name, text) for name, text in given.items() if text is not None}
     with transaction.atomic():
         before = _before(watch)
-        changed = (include, exclude) != (before.include_patterns, before.exclude_patterns)
+        changed = any(text != getattr(before, name) for name, text in patterns.items())
         if changed:
-            patterns = {"include_patterns": include, "exclude_patterns": exclude}
             _update(watch, **patterns, **scheduling.DUE_NOW)
             _record(actor, watch, before, "Changed the app's include and exclude patterns", **patterns)
             scheduling.enqueue(watch)

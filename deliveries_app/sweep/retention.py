@@ -26,6 +26,7 @@ from deliveries_app.models import (
     Alert,
     AuditEntry,
     BulkOperation,
+    Canary,
     ContactMail,
     DeliveryAttempt,
     DriftCheck,
@@ -105,6 +106,9 @@ def prune(
     if dry_run:
         return Pruned(runs.count(), **{name: rows.count() for name, (rows, _) in others.items()})
     removed = Counter[str]()
+    # A worker of a version before gradual operations leaves the canaries of those it ends.
+    for _ in _remove(Canary.objects.filter(operation__in=operations.values("pk")), "pk", stop):
+        pass
     for name, (rows, field) in {"runs": (runs, "created_at"), **others}.items():
         if name == "operations":
             _detach(SyncRun.objects.filter(operation__in=operations.values("pk")), stop)

@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 from django.db.models import F
 from django.test import Client
+from django.utils import timezone
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository
@@ -85,6 +86,17 @@ def test_resyncs_come_back_evenly(portal: Caller, watches) -> None:
     assert [portal.post(path).status_code for _ in range(2)] == [202, 429]
     App.objects.filter(pk=app.pk).update(resyncs_used_at=F("resyncs_used_at") - timedelta(days=1))
     assert [portal.post(path).status_code for _ in range(3)] == [202, 202, 429]
+
+
+@pytest.mark.parametrize("minutes", [10, -10])
+def test_clock_of_the_web_server_does_not_count(portal: Caller, watches, monkeypatch, minutes: int) -> None:
+    limit(watches[0].app, max_resyncs_per_hour=2)
+    path, real_now = f"/{watches[0].repository.repository_id}/resync", timezone.now
+    monkeypatch.setattr(timezone, "now", lambda: real_now() + timedelta(minutes=minutes))
+    assert [portal.post(path).status_code for _ in range(3)] == [202, 202, 429]
+    assert portal.client.get("/api/app").json()["quotas"]["resyncs_per_hour"]["used"] == 2
+    App.objects.update(resyncs_used_at=F("resyncs_used_at") - timedelta(minutes=31))
+    assert [portal.post(path).status_code for _ in range(2)] == [202, 429]
 
 
 def test_a_refused_resync_changes_nothing(portal: Caller, watches) -> None:

@@ -10,6 +10,7 @@ from django.utils import timezone
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository
 from deliveries_app.services.app_settings import change_own_settings
+from tests.support.admin_pages import posted_form
 from tests.support.audit import by_users
 from tests.support.staff import make_app, make_watch
 
@@ -26,14 +27,7 @@ def admin(db) -> Client:
 
 def settings_of(client: Client, app: App, **changes: str | None) -> dict[str, str]:
     """Return what a browser would post from the app's page; None leaves a checkbox unticked."""
-    form = client.get(f"{APPS}{app.pk}/settings/").context["adminform"].form
-    posted = {}
-    for bound in form:
-        posted[bound.html_name] = bound.value()
-        if bound.field.show_hidden_initial:
-            posted[bound.html_initial_name] = "" if bound.value() is None else str(bound.value())
-    posted |= changes
-    return {name: "on" if value is True else str(value) for name, value in posted.items() if value not in {None, False}}
+    return posted_form(client, f"{APPS}{app.pk}/settings/", **changes)
 
 
 def test_apps_are_filtered_by_status(admin: Client) -> None:

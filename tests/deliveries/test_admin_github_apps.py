@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from django.core.exceptions import PermissionDenied
 from django.test import Client
 
@@ -12,7 +12,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository
 from deliveries_app.services import change_app, github_apps
 from repositories_app.models import GitHubApp, Repository
-from tests.support.admin_pages import superuser
+from tests.support.admin_pages import posted_form, superuser
 from tests.support.audit import by_users
 from tests.support.github_api import GitHubFixture, pem
 from tests.support.staff import make_app, make_watch, staff
@@ -67,6 +67,19 @@ def test_blank_key_keeps_the_stored_one(root: Client, github_app: GitHubApp) -> 
     assert answer.status_code == 302, answer.text
     changed = GitHubApp.objects.get()
     assert (changed.name, changed.private_key) == ("Renamed", KEY)
+
+
+def test_saving_a_stale_page_keeps_what_another_administrator_has_changed(root: Client, github_app: GitHubApp) -> None:
+    key = pem(rsa.generate_private_key(65537, 2048))
+    page = change_page(github_app)
+    stale = posted_form(root, page, name="Renamed")
+    assert "initial-key" not in stale
+    github_app.app_id = "another"
+    github_apps.save_github_app(Actor.command(), github_app, key)
+    assert root.post(page, stale).status_code == 302
+    changed = GitHubApp.objects.get()
+    assert (changed.name, changed.app_id, changed.private_key) == ("Renamed", "another", key)
+    assert by_users(message="Name: Reader → Renamed").count() == 1
 
 
 @pytest.mark.parametrize(

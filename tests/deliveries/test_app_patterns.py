@@ -10,11 +10,18 @@ from deliveries_app.models import AppRepository
 from deliveries_app.planning.delivery_rows import delivery_rules_of
 from deliveries_app.planning.plan import DeliveryRules
 from deliveries_app.reports.file_explanation import explain
-from deliveries_app.services import resync_single, unwatch_repository, watch_repository
+from deliveries_app.services import (
+    RequestedOptions,
+    ensure_watched,
+    resync_single,
+    unwatch_repository,
+    watch_repository,
+)
 from deliveries_app.services.requests import NotFound
 from deliveries_app.services.watch_settings import set_app_patterns, set_ignore_patterns
 from repositories_app.models import Snapshot
 from tests.support import transforms
+from tests.support.admin_pages import posted_form
 from tests.support.audit import by_users, messages
 from tests.support.git import Entry, Repo
 from tests.support.histories import assert_promise_kept, at_notification, compare_plans, kill_worker, sha
@@ -304,3 +311,28 @@ def test_admin_shows_and_edits_them(world: World) -> None:
     reader: Client = staff("rita", "view_apprepository")
     assert "Include patterns of the app" in reader.get(page).text
     assert url not in reader.get(page).text
+
+
+def test_saving_a_stale_page_keeps_what_the_app_has_changed(world: World) -> None:
+    repo, watch = world.watch(FILES)
+    choose(watch, "*.md", "*.txt")
+    world.settle()
+    keeper = staff("karla", "view_apprepository", "change_apprepository")
+    url = f"{WATCHES}{watch.pk}/app-patterns/"
+    stale = posted_form(keeper, url)
+    invalid = keeper.post(url, stale | {"include_patterns": "[a"})
+    ensure_watched(Actor.of_app(world.app), world.app, repo.url, RequestedOptions(exclude="*.txt\ndraft/\n"))
+    assert "No changes to save." in keeper.post(url, stale, follow=True).text
+    # Browsers post line ends as CRLF. The page of a refused form still compares with what the first page showed.
+    hidden = invalid.context["form"]["exclude_patterns"].as_hidden(only_initial=True)
+    assert 'name="initial-exclude_patterns" value="*.txt"' in hidden
+    answer = keeper.post(url, stale | {"include_patterns": "*.md\r\n*.py\r\n"}, follow=True)
+    assert "Patterns saved. A sync is queued." in answer.text
+    watch.refresh_from_db()
+    assert (watch.include_patterns, watch.exclude_patterns) == ("*.md\n*.py", "*.txt\ndraft/")
+    browser = posted_form(keeper, url)
+    browser = {name: value.replace("\n", "\r\n") for name, value in browser.items()} | {"include_patterns": ""}
+    choose(watch, "*.md", "other/")
+    keeper.post(url, browser)
+    watch.refresh_from_db()
+    assert (watch.include_patterns, watch.exclude_patterns) == ("", "other/")

@@ -6,15 +6,26 @@ A worker locks its watch, then runs, then operations. A foreign key's check shar
 import threading
 
 import pytest
+from django.contrib.auth.models import User
 from django.db import connection, transaction
 from django.db.models.functions import Now
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import App, AppRepository, BulkOperation, HourlyTraffic, Outcome, SyncRun
+from deliveries_app.models import (
+    App,
+    AppRepository,
+    AuditAction,
+    AuditEntry,
+    BulkOperation,
+    HourlyTraffic,
+    Outcome,
+    SyncRun,
+)
 from deliveries_app.progress import runs
 from deliveries_app.services import delete_app, resync_by_app, retry_by_app, unwatch_repository, watch_repository
 from deliveries_app.sweep import cleanup
 from repositories_app.models import Repository
+from tests.support.admin_pages import superuser
 from tests.support.processes import in_threads
 from tests.support.receiver import wait_for
 from tests.support.world import World
@@ -61,6 +72,37 @@ def test_app_is_deleted_while_a_worker_ends_its_bulk_resync(world: World) -> Non
         Outcome.SUCCEEDED,
     ]
     assert not AppRepository.objects.alive().exists()
+
+
+@pytest.mark.parametrize("page", ["/admin/auth/user/{}/delete/", "/admin/auth/user/"])
+def test_user_is_deleted_while_a_worker_ends_the_last_run_of_a_bulk_resync(world: World, page: str) -> None:
+    watches = [world.watch(name=f"acme/{number}")[1] for number in range(3)]
+    anna = User.objects.create_superuser("anna")
+    operation = resync_by_app(Actor.of_user(anna), world.app)
+    assert set(SyncRun.objects.filter(operation=operation).values_list("user", flat=True)) == {anna.pk}
+    root = superuser()
+    last_is_locked = threading.Event()
+
+    def end_the_last_run() -> None:
+        last = watches[-1]
+        with transaction.atomic():
+            AppRepository.objects.filter(pk=last.pk).update(status="synced")
+            list(SyncRun.objects.filter(watch=last).select_for_update(no_key=True))
+            last_is_locked.set()
+            wait_for(waits_for_a_lock)
+            list(SyncRun.objects.select_for_update(no_key=True, nowait=True))  # the deletion keeps none of them locked
+            runs.end_runs(last.pk, 2, Outcome.SUCCEEDED)
+
+    def delete() -> None:
+        assert last_is_locked.wait(10)
+        form = {"action": "delete_selected", "_selected_action": anna.pk, "post": "yes"}
+        assert root.post(page.format(anna.pk), form).status_code == 302
+
+    in_threads(end_the_last_run, delete)
+    assert not User.objects.filter(pk=anna.pk).exists()
+    assert AuditEntry.objects.filter(action=AuditAction.USER_DELETED, subject="anna").count() == 1
+    for rows in (SyncRun.objects.filter(operation=operation), BulkOperation.objects.all()):
+        assert set(rows.values_list("requested_by", "user")) == {("anna", None)}
 
 
 def test_retry_all_while_a_worker_records_the_first_batch_of_an_hour(world: World) -> None:

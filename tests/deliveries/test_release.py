@@ -43,6 +43,7 @@ from deliveries_app.services import (
     unwatch_repository,
 )
 from deliveries_app.services.release import CANARY_SECONDS, release_due
+from deliveries_app.sweep.retention import prune
 from tests.support.audit import by_users
 from tests.support.processes import in_threads
 from tests.support.staff import fail, make_app, make_watch
@@ -391,6 +392,24 @@ def test_operation_that_an_older_worker_has_ended_continues(portal: App) -> None
     BulkOperation.objects.update(ended_at=Now())
     release_due()
     assert (release_due(), state(operation)) == (1, Result.RUNNING)
+
+
+@pytest.mark.parametrize("is_cancelled", [True, False])
+def test_operation_that_an_older_worker_has_ended_is_pruned(portal: App, is_cancelled: bool) -> None:
+    """That worker leaves the canaries."""
+    fill(portal, 2)
+    start()
+    if not is_cancelled:
+        end("Portal-0", Outcome.SUCCEEDED)
+        release_due()
+    long_ago = Now() - timedelta(days=1000)
+    SyncRun.objects.update(watch=None, outcome=Outcome.CANCELLED, created_at=long_ago, ended_at=long_ago)
+    cancelled_at = long_ago if is_cancelled else None
+    BulkOperation.objects.update(cancelled_at=cancelled_at, created_at=long_ago, ended_at=long_ago)
+    release_due()
+    prune()
+    connection.check_constraints()
+    assert not any(model.objects.exists() for model in (BulkOperation, Canary, PendingRelease, SyncRun))
 
 
 def test_log_names_canary_pace_and_continue(portal: App, caplog: pytest.LogCaptureFixture) -> None:

@@ -138,3 +138,15 @@ def superuser(name: str = "root") -> Client:
     session[ACTIVE_AT] = time.time() + 3600
     session.save()
     return client
+
+
+def posted_form(client: Client, url: str, **changes: str | None) -> dict[str, str]:
+    """Return what a browser would post from the form on a page. In `changes`, None leaves a checkbox unticked."""
+    form = client.get(url).context["adminform"].form
+    posted: dict[str, Any] = {}
+    for bound in form:
+        posted[bound.html_name] = bound.value()
+        if bound.field.show_hidden_initial:
+            posted[bound.html_initial_name] = "" if bound.value() is None else str(bound.value())
+    posted |= changes
+    return {name: "on" if value is True else str(value) for name, value in posted.items() if value not in {None, False}}
