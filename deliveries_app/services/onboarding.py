@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from urllib.parse import urlsplit
 
 from django.conf import settings
@@ -18,7 +17,6 @@ from deliveries_app.permissions import Permission
 from deliveries_app.services.app_settings import record_settings
 from deliveries_app.services.contact import notify_contact
 from deliveries_app.services.keys import validate_key
-from deliveries_app.webhooks import endpoint_stats
 from docora.http.client import Request
 from docora.http.messages import url_blocked_reason
 from docora.security.crypto import hash_token, new_token, new_webhook_key
@@ -137,8 +135,7 @@ def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
     An app cannot do this with its own token, because a stolen token could then send the files elsewhere; `app_settings`
     has the settings that an app can change. The GitHub App decides what the client app can read, so assigning one also
     requires the permission to change GitHub Apps. Pausing takes over a pause of the app itself or of Docora. Resuming or
-    changing the base URL clears the endpoint's cooldown. A new base URL also clears the old endpoint's latest requests and
-    failed ping.
+    changing the base URL clears the endpoint's cooldown. A new base URL also clears the old endpoint's failed ping.
     `max_in_flight` sets the administrator's limit: if the app has chosen fewer concurrent requests, its choice stays.
     """
     actor.require(Permission.CHANGE_APPS)
@@ -173,8 +170,6 @@ def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
         app.save(update_fields={*fields, "updated_at"})
         if "cooldown_until" in fields:
             transaction.on_commit(scheduling.enqueue_due, robust=True)
-        if "base_url" in fields:
-            transaction.on_commit(partial(endpoint_stats.forget, app), robust=True)
 
 
 def _notify_of_new_addresses(actor: Actor, before: App, given: Mapping[str, object]) -> None:
