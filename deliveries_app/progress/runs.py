@@ -171,11 +171,12 @@ def set_left_out(run: SyncRun, left_out: Mapping[str, int]) -> None:
     SyncRun.objects.filter(pk=run.pk).update(left_out=run.left_out)
 
 
-def seed(run: SyncRun) -> None:
-    """Set the live counters from the rows. Call after the commit."""
-    live.seed_run(run)
+def seed(run: SyncRun) -> bool:
+    """Set the live counters from the rows. Call after the commit. Return False if the run's must be seeded again."""
+    is_shown = live.seed_run(run)
     if run.operation:
         live.show_in_operation(run, run.operation)
+    return is_shown
 
 
 def count(run: SyncRun, *, files_done: int, bytes_done: int, files_failed: int) -> None:
@@ -186,13 +187,12 @@ def count(run: SyncRun, *, files_done: int, bytes_done: int, files_failed: int) 
     run.files_failed += files_failed
 
 
-def show(run: SyncRun, *, files_done: int, bytes_done: int, files_failed: int) -> None:
-    """Advance the live counters. Call after the batch's commit."""
-    deltas = {"files_done": files_done, "bytes_done": bytes_done, "files_failed": files_failed}
-    if not live_counters.advance(run.run_id, **deltas):
-        live.seed_run(run)
+def show(run: SyncRun, *, files_done: int) -> bool:
+    """Advance the live counters. Call after the batch's commit. Return False if the run's must be seeded again."""
+    is_shown = live_counters.advance(run.run_id, files_done=files_done)
     if run.operation:
         live.show_in_operation(run, run.operation)
+    return is_shown
 
 
 def end_runs(watch_pk: int, generation: int, outcome: Outcome, error: str = "") -> None:

@@ -13,8 +13,8 @@ from deliveries_app.webhooks.endpoint_stats import EndpointStats
 
 SHOWN = 5
 _FIELDS = (
-    "app_id", "name", "paused", "paused_reason", "cooldown_until", "down_count", "max_in_flight", "pace_slots", "pace_gap",
-    "ping_failed_at",
+    "app_id", "name", "base_url", "paused", "paused_reason", "cooldown_until", "down_count", "max_in_flight", "pace_slots",
+    "pace_gap", "ping_failed_at",
 )  # fmt: skip
 
 

@@ -4,7 +4,6 @@ An app can change some itself: paused, concurrent requests, `sync_completed` and
 """
 
 from collections.abc import Iterable, Mapping
-from functools import partial
 
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import transaction

@@ -125,7 +125,7 @@ class Recorder:
         self._unpublished: Counter[str] = Counter()
         self._unpublished_causes: Counter[str] = Counter()
         self._published_at = time.monotonic()
-        self._is_shown = False  # the live counters are those of this attempt
+        self._is_shown = False  # the live counters are those of this attempt, and nothing is missing in them
         self.longest_hold = 0.0  # the longest time in seconds that a path of this run has to wait
         self.last_failure: Failure | None = None
         self._committed_at = time.monotonic()
@@ -233,13 +233,11 @@ class Recorder:
         failures = {counters.field(counters.DELIVERY_FAILURES, why): n for why, n in self._unpublished_causes.items()}
         counts = {counters.FILES: self._unpublished["files"], counters.BYTES: self._unpublished_bytes, **failures}
         endpoint_stats.record_latest(self._lease.watch.app, self._latest, counts)
-        shown = {name: self._unpublished[name] for name in ("files_done", "bytes_done", "files_failed")}
         # Adopted files need no request, and parts of a file do not count as files.
-        if self._is_shown and (self._latest.requests or any(shown.values())):
-            runs.show(self._run, **shown)
+        if self._is_shown and (self._latest.requests or any(self._unpublished.values())):
+            self._is_shown = runs.show(self._run, files_done=self._unpublished["files_done"])
         elif not self._is_shown and not ends:
-            runs.seed(self._run)
-            self._is_shown = True
+            self._is_shown = runs.seed(self._run)
         self._latest, self._unpublished, self._unpublished_causes = endpoint_stats.Latest(), Counter(), Counter()
         self._acknowledged_at = None
         self._published_at = time.monotonic()

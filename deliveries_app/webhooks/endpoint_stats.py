@@ -98,7 +98,7 @@ def record_latest(app: App, latest: Latest, counts: Mapping[str, int]) -> None:
     if not any(counts.values()):
         return
     values = [f"{int(ok)}:{seconds * 1000:.0f}" for ok, seconds in latest.newest]
-    key = _PREFIX + app.app_id
+    key = _key(app)
     try:
         with connection().pipeline(transaction=True) as pipeline:
             counters.add_to_pipeline(pipeline, counts)
@@ -111,12 +111,9 @@ def record_latest(app: App, latest: Latest, counts: Mapping[str, int]) -> None:
         logger.warning("endpoint_stats_not_saved", extra={"app": app.app_id, "cause": str(error)})
 
 
-def forget(app: App) -> None:
-    """Forget the app's latest requests, because its endpoint has changed."""
-    try:
-        connection().delete(_PREFIX + app.app_id)
-    except RedisError as error:
-        logger.warning("endpoint_stats_not_deleted", extra={"app": app.app_id, "cause": str(error)})
+def _key(app: App) -> str:
+    """Return the key of the endpoint: when the base URL changes, a run still records what the old one returned."""
+    return f"{_PREFIX}{app.app_id}:{app.base_url}"
 
 
 def of_apps(apps: Sequence[App]) -> dict[int, EndpointStats] | None:
@@ -124,7 +121,7 @@ def of_apps(apps: Sequence[App]) -> dict[int, EndpointStats] | None:
     try:
         with connection().pipeline(transaction=False) as pipeline:
             for app in apps:
-                pipeline.lrange(_PREFIX + app.app_id, 0, -1)
+                pipeline.lrange(_key(app), 0, -1)
             found: list[list[bytes]] = pipeline.execute()
     except RedisError:
         return None

@@ -17,6 +17,8 @@ from docora.redis.connection import RedisError, connection
 logger = logging.getLogger(__name__)
 
 TTL_SECONDS = 24 * 3600
+SUM_SECONDS = 300
+"""How long a sum lives from when it is seeded. It may lack parts that were not put, because Redis was down or the writer died."""
 _PREFIX = "docora:progress:"
 _LOG_INTERVAL_SECONDS = 60.0
 _logged_at: float | None = None
@@ -69,7 +71,6 @@ for index = 1, 2 do
   for name, value in pairs(cjson.decode(ARGV[index])) do redis.call('HSET', KEYS[index], name, value) end
   redis.call('EXPIRE', KEYS[index], ARGV[3])
 end
-redis.call('DEL', KEYS[3])
 sample(KEYS[1], KEYS[3])
 """
 )
@@ -112,24 +113,26 @@ class Movement:
     unacknowledged: float
 
 
-def start(key: str, counts: Mapping[str, int]) -> None:
-    """Set the counters of `key`, replacing existing ones."""
+def start(key: str, counts: Mapping[str, int]) -> bool:
+    """Set the counters of `key`, replacing existing ones. Return False if Redis is down: then start them again later."""
     try:
         values = json.dumps({name: str(value) for name, value in counts.items()})
         connection().eval(_START, 2, _PREFIX + key, _samples_of(key), values, TTL_SECONDS)
+        return True
     except RedisError as error:
         _log_failure(key, error)
+        return False
 
 
 def seed(key: str, counts: Mapping[str, int], parts: Mapping[str, Mapping[str, int]]) -> None:
-    """Set the counters of `key`, which are the sum of `parts`, unless they exist."""
+    """Set the counters of `key`, which are the sum of `parts`, for `SUM_SECONDS`, unless they exist."""
     hashes = (
         {name: str(value) for name, value in counts.items()},
         {name: json.dumps(part) for name, part in parts.items()},
     )
     try:
         keys = (_PREFIX + key, _parts_of(key), _samples_of(key))
-        connection().eval(_SEED, len(keys), *keys, *map(json.dumps, hashes), TTL_SECONDS)
+        connection().eval(_SEED, len(keys), *keys, *map(json.dumps, hashes), SUM_SECONDS)
     except RedisError as error:
         _log_failure(key, error)
 

@@ -8,6 +8,7 @@ from deliveries_app.receiver import Answer, Notification
 from deliveries_app.services import change_app
 from deliveries_app.services.app_settings import change_own_settings
 from deliveries_app.sync.attempt import sync
+from deliveries_app.webhooks import endpoint_stats
 from tests.support.histories import at_notification
 from tests.support.processes import in_threads
 from tests.support.world import World
@@ -67,6 +68,27 @@ def test_failed_ping_of_the_old_endpoint_does_not_hold_the_new_one(world: World)
     world.settle()
     watch.refresh_from_db()
     assert watch.status == "synced"
+
+
+def test_failures_of_the_old_endpoint_are_not_those_of_the_new_one(world: World) -> None:
+    """The run records them after the change, when its requests in flight have ended."""
+    watch = one_by_one(world)
+    move = at_notification(8, lambda: move_endpoint(world))
+
+    def answer(note: Notification) -> Answer:
+        move(note)
+        return Answer(500)
+
+    world.answer(answer)
+    world.sync(watch)
+    app = App.objects.get()
+    assert app.base_url != world.app.base_url
+    assert endpoint_stats.of_apps([app]) == {}
+    world.answer(None)
+    world.settle()
+    found = endpoint_stats.of_apps([app])
+    assert found
+    assert (found[app.pk].requests, found[app.pk].accepted) == (len(FILES), 1.0)
 
 
 def test_run_goes_on_at_the_new_endpoint(world: World) -> None:

@@ -1,5 +1,6 @@
 """The progress bar is right: live, after a flush, and at the end (`engine.md` §10)."""
 
+import contextlib
 import threading
 from collections.abc import Callable
 
@@ -149,6 +150,36 @@ def test_progress_without_redis_is_read_from_the_rows(world: World, settings, va
     assert_truthful(seen)
     assert seen[-1].files_done >= 15
     assert progress_of(watch).percent == 100
+
+
+def test_bar_grows_while_redis_refuses_writes(world: World, settings, valkey_server: ValkeyServer) -> None:
+    """Redis still has the counters from before then, and works again before the run ends."""
+    settings.RECORD_BATCH = 5
+    _, watch = world.watch(files(60))
+    seen: list[Progress] = []
+    counted: list[int] = []
+    refusal = contextlib.ExitStack()
+
+    def progress() -> Progress:
+        [counts] = live_counters.read([SyncRun.objects.get().run_id])
+        counted.append(counts["files_done"] if counts else 0)
+        return progress_of(watch)
+
+    look = recording(progress, seen)
+
+    def hook(note: Notification) -> None:
+        if note.path == "015.txt":
+            refusal.enter_context(valkey_server.refusing_writes())
+        elif note.path == "040.txt":
+            refusal.close()
+        look(note)
+
+    world.answer(hook)
+    with refusal:
+        world.sync(watch)
+    assert_truthful(seen)
+    assert len({progress.files_done for progress in seen}) >= 10
+    assert counted[-1] >= seen[-1].files_done - 10, "the rate is measured by these"
 
 
 def test_bar_does_not_go_back_after_a_failed_attempt(world: World, settings) -> None:

@@ -15,6 +15,7 @@ from deliveries_app.services import resync_many
 from docora.redis import live_counters
 from tests.support.processes import in_threads
 from tests.support.staff import make_app, make_watch
+from tests.support.valkey import ValkeyServer
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -39,7 +40,7 @@ def start_run(run: SyncRun) -> SyncRun:
 
 def record(run: SyncRun, files: int) -> None:
     runs.count(run, files_done=files, bytes_done=files * 50, files_failed=0)
-    runs.show(run, files_done=files, bytes_done=files * 50, files_failed=0)
+    runs.show(run, files_done=files)
 
 
 def end_run(run: SyncRun) -> None:
@@ -143,6 +144,36 @@ def test_lost_counters_come_back_with_the_next_batch(
     assert counters is not None
     assert (counters["files_done"], counters["completed"]) == (150, 1)
     assert "150 / 200 files" in poll(operator, operation)
+
+
+def test_part_that_redis_refused_comes_back_from_the_rows(
+    operator: Client, operation: BulkOperation, valkey_server: ValkeyServer, redis_client: Redis
+) -> None:
+    """A run ends meanwhile. Another one is open for days, because its repository is paused."""
+    operation = resync_many(Actor.system(), AppRepository.objects.all())
+    first, last = operation.runs.order_by("pk")
+    last = start_run(last)
+    with valkey_server.refusing_writes():
+        finish_run(first)
+    samples = f"docora:progress:{operation.operation_id}:samples"
+    before = redis_client.time()[0] - 30
+    redis_client.zadd(samples, {f"{before}:0": before})
+    let_sums_expire(redis_client)
+    assert "100 / 200 files" in poll(operator, operation)
+    assert "1 of 2 repositories" in poll(operator, operation)
+    record(last, 10)
+    counters = counters_of(operation)
+    assert counters is not None
+    assert (counters["files_done"], counters["completed"]) == (110, 1)
+    assert redis_client.zrange(samples, 0, 0) == [b"%d:0" % before], "the rate starts again"
+    assert "110 / 200 files" in poll(operator, operation)
+
+
+def let_sums_expire(redis: Redis) -> None:
+    """Let the time pass after which the counters of operations are set from the rows again."""
+    for key in redis.scan_iter("docora:progress:*"):
+        left = redis.ttl(key) - live_counters.SUM_SECONDS
+        redis.expire(key, max(0, left))
 
 
 def test_counters_seeded_while_a_poll_counts_the_rows(

@@ -44,6 +44,16 @@ class ValkeyServer(Server):
             finally:
                 client.config_set("port", 0)
 
+    @contextlib.contextmanager
+    def refusing_writes(self) -> Iterator[None]:
+        """Refuse every write, as on a full disk. Reads still work, and nothing is lost."""
+        with self.client() as client:
+            client.config_set("min-replicas-to-write", 1)
+            try:
+                yield
+            finally:
+                client.config_set("min-replicas-to-write", 0)
+
     def command(self) -> list[str]:
         options = {
             "port": "0",
