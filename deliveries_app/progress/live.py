@@ -1,8 +1,4 @@
-"""The numbers behind progress bars.
-
-Those of a run are in its row, those of an open operation in live counters, or in the rows if Redis has no counters. Redis
-also knows how fast both move.
-"""
+"""The numbers behind progress bars: live counters in Redis, or the rows if Redis lost the counters."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -82,24 +78,27 @@ def run_counts(run: SyncRun) -> dict[str, int]:
 
 
 def seed_run(run: SyncRun) -> bool:
-    """Set what the run's movement is measured by from its row. Return False if Redis is down."""
-    return live_counters.start(run.run_id, {"files_done": run.files_done})
+    """Set a run's counters from its row. Return False if Redis is down."""
+    return live_counters.start(run.run_id, run_counts(run))
 
 
 def of_run(run: SyncRun) -> Progress:
     """Return the progress of a run, with its movement."""
-    movement = None if run.ended_at else live_counters.read_moving(run.run_id)[1]
-    return _run_progress(run, movement)
+    counts, movement = (None, None) if run.ended_at else live_counters.read_moving(run.run_id)
+    return _run_progress(run, counts, movement)
 
 
 def of_runs(runs: Iterable[SyncRun]) -> dict[int, Progress]:
     """Return the progress of each run, by primary key, without movement."""
-    return {run.pk: _run_progress(run) for run in runs}
+    runs = list(runs)
+    live = dict(zip(runs, live_counters.read([run.run_id for run in runs]), strict=True))
+    return {run.pk: _run_progress(run, live[run]) for run in runs}
 
 
-def _run_progress(run: SyncRun, movement: Movement | None = None) -> Progress:
+def _run_progress(run: SyncRun, live: dict[str, int] | None, movement: Movement | None = None) -> Progress:
+    counts = run_counts(run) if run.ended_at or not live else {**run_counts(run), **live}
     return Progress(
-        **_clamped(run_counts(run)),
+        **_clamped({name: counts[name] for name in _COUNTS}),
         started_at=run.started_at,
         ended_at=run.ended_at,
         completed=int(bool(run.ended_at)),

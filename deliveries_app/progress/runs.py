@@ -187,9 +187,10 @@ def count(run: SyncRun, *, files_done: int, bytes_done: int, files_failed: int) 
     run.files_failed += files_failed
 
 
-def show(run: SyncRun, *, files_done: int) -> bool:
+def show(run: SyncRun, *, files_done: int, bytes_done: int, files_failed: int) -> bool:
     """Advance the live counters. Call after the batch's commit. Return False if the run's must be seeded again."""
-    is_shown = live_counters.advance(run.run_id, files_done=files_done)
+    deltas = {"files_done": files_done, "bytes_done": bytes_done, "files_failed": files_failed}
+    is_shown = live_counters.advance(run.run_id, **deltas)
     if run.operation:
         live.show_in_operation(run, run.operation)
     return is_shown

@@ -14,7 +14,6 @@ from deliveries_app.models import App, AuditAction
 from deliveries_app.permissions import Permission
 from deliveries_app.services.contact import notify_contact
 from deliveries_app.services.requests import NotFound
-from deliveries_app.webhooks import endpoint_stats
 
 PAUSED_BY_APP = "Paused by the app."
 _SETTINGS = ("paused", "max_in_flight", "send_sync_completed", "answers_verify")
@@ -33,7 +32,7 @@ def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
     An app cannot do this with its own token, because a stolen token could then send the files elsewhere: see
     `change_own_settings`. The GitHub App decides what the client app can read, so assigning one also requires the permission
     to change GitHub Apps. Pausing takes over a pause of the app itself or of Docora. Resuming or changing the base URL clears
-    the endpoint's cooldown. A new base URL also clears the old endpoint's latest requests and failed ping.
+    the endpoint's cooldown. A new base URL also clears the old endpoint's failed ping.
     `max_in_flight` sets the administrator's limit: if the app has chosen fewer concurrent requests, its choice stays.
     """
     actor.require(Permission.CHANGE_APPS)
@@ -68,8 +67,6 @@ def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
         app.save(update_fields={*fields, "updated_at"})
         if "cooldown_until" in fields:
             transaction.on_commit(scheduling.enqueue_due, robust=True)
-        if "base_url" in fields:
-            transaction.on_commit(partial(endpoint_stats.forget, app), robust=True)
 
 
 def change_own_settings(

@@ -233,9 +233,10 @@ class Recorder:
         failures = {counters.field(counters.DELIVERY_FAILURES, why): n for why, n in self._unpublished_causes.items()}
         counts = {counters.FILES: self._unpublished["files"], counters.BYTES: self._unpublished_bytes, **failures}
         endpoint_stats.record_latest(self._lease.watch.app, self._latest, counts)
+        shown = {name: self._unpublished[name] for name in ("files_done", "bytes_done", "files_failed")}
         # Adopted files need no request, and parts of a file do not count as files.
-        if self._is_shown and (self._latest.requests or any(self._unpublished.values())):
-            self._is_shown = runs.show(self._run, files_done=self._unpublished["files_done"])
+        if self._is_shown and (self._latest.requests or any(shown.values())):
+            self._is_shown = runs.show(self._run, **shown)
         elif not self._is_shown and not ends:
             self._is_shown = runs.seed(self._run)
         self._latest, self._unpublished, self._unpublished_causes = endpoint_stats.Latest(), Counter(), Counter()

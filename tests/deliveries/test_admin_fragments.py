@@ -51,7 +51,7 @@ def begin(run: SyncRun, files_done: int) -> None:
     run.refresh_from_db()
     runs.set_totals(run, files=100, size=5_000, left_out={}, commit="a" * 40)
     runs.count(run, files_done=files_done, bytes_done=files_done * 50, files_failed=0)
-    runs.show(run, files_done=files_done)
+    runs.show(run, files_done=files_done, bytes_done=files_done * 50, files_failed=0)
 
 
 def end(run: SyncRun, outcome: Outcome) -> None:

@@ -40,7 +40,7 @@ def start_run(run: SyncRun) -> SyncRun:
 
 def record(run: SyncRun, files: int) -> None:
     runs.count(run, files_done=files, bytes_done=files * 50, files_failed=0)
-    runs.show(run, files_done=files)
+    runs.show(run, files_done=files, bytes_done=files * 50, files_failed=0)
 
 
 def end_run(run: SyncRun) -> None:
