@@ -7,7 +7,7 @@ The rate and the estimated time left are shown only while files are being acknow
 from dataclasses import dataclass, replace
 from typing import Any
 
-from django.db.models import Count, QuerySet
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from deliveries_app.models import AppRepository, BulkOperation, Result, StateDetail, SyncRun, WatchState
@@ -61,17 +61,24 @@ class Activity:
 
 
 def of_operation(operation: BulkOperation, progress: Progress) -> Activity | None:
-    """Return what an operation is doing, or None once it has ended. One query while it moves, two or three while it waits."""
+    """Return what an operation is doing, or None once it has ended. One query while it moves, a few while it waits."""
     if progress.finished:
         return None
-    if _a_syncing_watch(operation.pk):
+    moves = progress.movement is not None and progress.movement.idle < STALLED_SECONDS
+    # `_details` says too whether a watch is syncing, but takes longer.
+    details = {StateDetail.SYNCING} if moves and _a_syncing_watch(operation.pk) else _details(operation)
+    if StateDetail.SYNCING in details:
         doing = _syncing(progress)
         return replace(doing, seconds_left=_with_unreleased(doing.seconds_left, operation, progress))
-    watches: Any = AppRepository.objects.filter(runs__operation=operation, runs__outcome="")
-    details = dict(watches.with_state().order_by().values_list("state_detail").annotate(number=Count("pk")))
     if not details and progress.unreleased:
         return _releasing(operation)
     return _waiting(next((detail for detail in _ORDER if detail in details), StateDetail.WAITS_FOR_WORKER))
+
+
+def _details(operation: BulkOperation) -> set[StateDetail]:
+    """Return the details of all watches with an open run."""
+    watches: Any = AppRepository.objects.filter(runs__operation=operation, runs__outcome="")
+    return set(watches.with_state().order_by().values_list("state_detail", flat=True).distinct())
 
 
 @compiled
