@@ -65,8 +65,6 @@ def _describe(request: HttpRequest, apps: Sequence[int] | None) -> str:
     if apps is None:
         return ""
     app = App.objects.filter(pk__in=apps).only("name").first() if len(apps) == 1 else None
-    if app and not can_view(request.user, App):
-        return "this app"
     if app is None and request.GET.get("app", "").strip():
         return "a deleted app"
     return app.name if app else f"apps named “{request.GET.get('app_name', '').strip()}…”"

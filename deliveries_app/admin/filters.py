@@ -97,7 +97,7 @@ class AppFilter(QueryFilter):
 
     def choices(self, changelist: ChangeList) -> Iterator[dict[str, Any]]:
         """Yield the context of the filter's form."""
-        chosen = App.objects.filter(pk__in=self.apps).only("name").first() if self.value and self.can_suggest else None
+        chosen = App.objects.filter(pk__in=self.apps).only("name").first() if self.value else None
         yield {
             **self.all_choice(changelist),
             "others": self.other_parameters(changelist),

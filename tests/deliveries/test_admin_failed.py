@@ -155,7 +155,8 @@ def test_invalid_filters_are_harmless(viewer: Client, failing, query: str) -> No
     assert viewer.get(f"{LIST}{query}", follow=True).status_code in {200, 400}
 
 
-def test_operation_filter_shows_what_still_fails(viewer: Client, failing) -> None:
+def test_operation_filter_shows_what_still_fails(failing) -> None:
+    viewer = staff("vera", "view_apprepository", "view_bulkoperation")
     operation = retry_all(Actor.system())
     SyncRun.objects.exclude(watch=failing[2]).update(outcome=Outcome.FAILED, ended_at=timezone.now())
     AppRepository.objects.filter(pk=failing[1].pk).update(failing_since=None, root_cause="")

@@ -87,9 +87,13 @@ def test_run_makes_way_only_for_another_app_that_waits(world: World, slow: AppRe
         AppRepository.objects.filter(pk=watch.pk).update(next_sync_at=from_now(-5))
     if waiting == "a watch that has just become due":
         watch = another_app_waits(world)
-        AppRepository.objects.filter(pk=watch.pk).update(next_sync_at=from_now(0))
-        attempt_ends = time.monotonic() + attempt._WAITING_SECONDS
-        world.answer(lambda note: time.sleep(0.03) if time.monotonic() < attempt_ends - 0.5 else None)
+
+        def just_due(_note: object = None) -> None:
+            AppRepository.objects.filter(pk=watch.pk).update(next_sync_at=from_now(0))
+            time.sleep(0.03)
+
+        just_due()
+        world.answer(just_due)
     sync(slow.pk)
     assert world.copy(slow).keys() == FILES.keys()
 
