@@ -101,7 +101,7 @@ class AuditedAdmin:
 
     def _prepare_deletion(self, request: HttpRequest, rows: Iterable[Model]) -> None:
         if self.model is get_user_model():
-            require_recent(request)  # otherwise they are not deleted
+            require_recent(request)  # the deletion requires it too, but only after this
             detach_history(rows)
 
     def _record(self, request: HttpRequest, rows: Iterable[Model], verb: str, message: Any) -> None:

@@ -64,7 +64,10 @@ def _client() -> HttpClient:
 
 @_log_lost_database()
 def clean_up(_argument: str) -> None:
-    """Remove ended watches, deleted apps, and repositories that no app watches. If the worker has to stop, the next job goes on."""
+    """Remove ended watches, deleted apps, and repositories that no app watches.
+
+    If the worker has to stop, the next job continues.
+    """
     cleanup.remove_ended(stop=stopping)
 
 

@@ -36,7 +36,7 @@ SIGNATURE_HEADERS = {
 _HEX = re.compile("[0-9a-f]{64}")
 ENQUEUED_AT_ONCE = 20  # watches of one repository; the sweep enqueues the others
 OTHERS_SECONDS = 5.0
-"""For so long after a push, hooks with the secret of another watch don't make a watch due again."""
+"""How long after a push a hook with the secret of another watch only has a watch checked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +109,9 @@ def repository_pushed(actor: Actor, repository_id: str, proven: Collection[int])
     """Make every watch of the repository due now. Return how many there are. `proven`: those whose secret the host knows.
 
     A watch that waits for its next attempt is only checked, and synced if there is a new commit. Otherwise, pushes to other
-    branches, or the hooks of another app, would use up its attempts. So is one that was pushed to a moment ago, unless the
-    hook has its own secret: an app that keeps announcing pushes must not use up the rate limits of other apps' tokens.
+    branches, or the hooks of another app, would use up its attempts. The same applies to a watch whose last push was
+    less than `OTHERS_SECONDS` ago, unless it is in `proven`: an app that keeps announcing pushes must not use up the rate
+    limits of other apps' tokens.
     """
     actor.require(Permission.RESYNC)
     watches = AppRepository.objects.alive().filter(repository__repository_id=repository_id)

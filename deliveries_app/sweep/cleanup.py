@@ -60,7 +60,7 @@ def remove_ended(stop: Callable[[], bool] = lambda: False) -> int:
 def _remove(watch: AppRepository) -> bool:
     """Remove the watch, and its repository if no other app watches it. Return False if its app watches it again.
 
-    This is one transaction: nothing else removes a repository that nobody watches.
+    Both are removed in one transaction, because no other code removes a repository without watches.
     """
     with transaction.atomic():
         apps = App.objects.filter(pk=watch.app_id)

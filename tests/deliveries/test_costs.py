@@ -102,7 +102,7 @@ def test_statements_for_each_batch_of_a_first_sync(world: World) -> None:
     assert many.requests_to_host == few.requests_to_host
     batches = (300 - 100) / 10
     more = many.statements - few.statements
-    assert more.total() <= ONE_BATCH * batches + 3, more  # on a slow machine, the lease is extended once more
+    assert more.total() <= ONE_BATCH * batches + 3, more  # a slow machine also extends the lease
 
 
 def test_redis_updates_of_batches_are_combined(world: World, redis_client: Redis) -> None:

@@ -31,6 +31,17 @@ def move_endpoint(world: World) -> None:
     change_app(Actor.command(), app, ["base_url"])
 
 
+def refuse_and_move(world: World, *, status: int, at: int) -> None:
+    """Answer every notification with this status, and move the endpoint at the given one."""
+    move = at_notification(at, lambda: move_endpoint(world))
+
+    def answer(note: Notification) -> Answer:
+        move(note)
+        return Answer(status)
+
+    world.answer(answer)
+
+
 def test_410_of_the_old_endpoint_does_not_pause_the_app(world: World) -> None:
     watch = one_by_one(world)
     move = at_notification(3, lambda: move_endpoint(world))
@@ -54,13 +65,7 @@ def test_410_of_the_old_endpoint_does_not_pause_the_app(world: World) -> None:
 
 def test_failed_ping_of_the_old_endpoint_does_not_hold_the_new_one(world: World) -> None:
     watch = one_by_one(world, down_count=9)
-    move = at_notification(1, lambda: move_endpoint(world))
-
-    def answer(note: Notification) -> Answer:
-        move(note)
-        return Answer(502)
-
-    world.answer(answer)
+    refuse_and_move(world, status=502, at=1)
     world.sync(watch)
     app = App.objects.get()
     assert (app.down_count, app.cooldown_until) == (0, None)
@@ -73,13 +78,7 @@ def test_failed_ping_of_the_old_endpoint_does_not_hold_the_new_one(world: World)
 def test_failures_of_the_old_endpoint_are_not_those_of_the_new_one(world: World) -> None:
     """The run records them after the change, when its requests in flight have ended."""
     watch = one_by_one(world)
-    move = at_notification(8, lambda: move_endpoint(world))
-
-    def answer(note: Notification) -> Answer:
-        move(note)
-        return Answer(500)
-
-    world.answer(answer)
+    refuse_and_move(world, status=500, at=8)
     world.sync(watch)
     app = App.objects.get()
     assert app.base_url != world.app.base_url
