@@ -1,5 +1,6 @@
 """A work-horse: the child process in which a worker performs many jobs, several at a time."""
 
+import contextlib
 import logging
 import os
 import random
@@ -7,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 from django.db import connections
 from redis.exceptions import RedisError
@@ -38,8 +40,9 @@ class WorkHorse:
     """Performs a job, then those that wait behind it.
 
     Each place is a thread that performs one job after another. There is one place at first. Others are opened for jobs
-    that wait while no job ends and this process hardly uses the CPU: its jobs then wait for servers, and must not keep
-    others from the worker. With a busy CPU, further places would gain nothing. Tenants share the places.
+    that wait while no job ends and this process hardly needs the CPU: its jobs then wait for servers, and must not keep
+    others from the worker. With a busy CPU, further places would gain nothing, also if other processes leave this one
+    little of it. Tenants share the places.
     """
 
     def __init__(
@@ -64,18 +67,18 @@ class WorkHorse:
         """Perform `first` and the jobs that wait. Return once no more jobs wait or may be taken, and all have ended."""
         self._held[queues.tenant_of(first[0])] = 1
         self._open_place(first)
-        checked_at, used, ended = time.monotonic(), _cpu_seconds(), 0
+        checked_at, used, ended = time.monotonic(), _busy_seconds(), 0
         over_at = 0.0
         while not self._is_done():
-            now, cpu = time.monotonic(), _cpu_seconds()
+            now, busy = time.monotonic(), _busy_seconds()
             over_at = over_at or (now if self._is_over else 0.0)
             if over_at and now - over_at > HAND_OVER_AFTER:
                 self._stop()
             if over_at and now - over_at > HAND_OVER_AFTER + HANGS_AFTER:
                 logger.error("work_horse_hangs", extra={"jobs": self._open})
                 os._exit(1)
-            is_waiting = self._ended == ended and cpu - used < _BUSY * (now - checked_at)
-            checked_at, used, ended = now, cpu, self._ended
+            is_waiting = self._ended == ended and busy - used < _BUSY * (now - checked_at)
+            checked_at, used, ended = now, busy, self._ended
             for _ in range(min(self._open, self._places - self._open) if is_waiting else 0):  # at most double them
                 if following := self._next():
                     self._open_place(following)
@@ -142,6 +145,13 @@ class WorkHorse:
         return following
 
 
-def _cpu_seconds() -> float:
-    """Return the CPU time of this process and of the children that have ended, git most of all."""
-    return sum(os.times()[:4])
+def _busy_seconds() -> float:
+    """Return how long this process has used a CPU or waited for one, with what its ended children (mostly git) have used.
+
+    Only Linux tells how long the threads that still run have waited for a CPU. Elsewhere, that is left out.
+    """
+    waited = 0
+    for thread in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError):  # the thread has ended
+            waited += int(thread.read_text().split()[1])
+    return sum(os.times()[:4]) + waited / 1e9
