@@ -106,11 +106,13 @@ def check_connections() -> list[CheckMessage]:
             "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
         )
         available = cursor.fetchone()[0]
-    workers = len(live_workers())
-    needed = settings.WEB_CONNECTIONS + workers * settings.SYNCS_PER_WORKER + _SWEEP_CONNECTIONS
-    text = f"PostgreSQL allows {available} connections. Docora needs up to {needed}"
-    running = counted(workers, "worker", "workers")
-    text += f": {settings.WEB_CONNECTIONS} for the web process, and {settings.SYNCS_PER_WORKER} per worker ({running})."
+    workers = live_workers()
+    syncs = sum(worker.jobs_at_once for worker in workers)
+    needed = settings.WEB_CONNECTIONS + syncs + _SWEEP_CONNECTIONS
+    text = (
+        f"PostgreSQL allows {available} connections. Docora needs up to {needed}: {settings.WEB_CONNECTIONS} for the web "
+        f"process, {syncs} for {counted(len(workers), 'worker', 'workers')}, and {_SWEEP_CONNECTIONS} for the sweep."
+    )
     if needed <= available:
         return [Info(text)]
     return [Warning(text, hint="Raise PostgreSQL's max_connections, or lower SYNCS_PER_WORKER.")]

@@ -38,12 +38,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Worker:
-    """A registered worker and its current job. Its leases have its name as `lease_owner`."""
+    """A registered worker and its current job. Its leases have its name as `lease_owner`.
+
+    It performs at most `jobs_at_once`, and has a database connection for each.
+    """
 
     name: str
     host: str
     pid: int
     queues: str
+    jobs_at_once: int
     state: str
     born_at: datetime | None
     seen_at: datetime | None
@@ -125,8 +129,9 @@ def _worker(key: str, fields: dict[str, str], job: Job | None) -> Worker:
     return Worker(
         name=key.removeprefix(_WORKER_PREFIX),
         host=fields.get("hostname", ""),
-        pid=int(fields["pid"]) if fields.get("pid", "").isdecimal() else 0,
+        pid=_parse_number(fields.get("pid")),
         queues=fields.get("queues", "").replace(",", ", "),
+        jobs_at_once=_parse_number(fields.get("jobs_at_once")),
         state=fields.get("state", ""),
         born_at=_parse_time(fields.get("birth")),
         seen_at=_parse_time(fields.get("last_heartbeat")),
@@ -136,6 +141,10 @@ def _worker(key: str, fields: dict[str, str], job: Job | None) -> Worker:
 
 def _decoded(fields: dict[bytes, bytes]) -> dict[str, str]:
     return {name.decode(): value.decode("utf-8", "replace") for name, value in fields.items()}
+
+
+def _parse_number(value: str | None) -> int:
+    return int(value) if value and value.isdecimal() else 0
 
 
 def _parse_time(value: str | bytes | None) -> datetime | None:

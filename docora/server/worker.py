@@ -109,6 +109,10 @@ class DocoraWorker(Worker):
         kwargs |= {"worker_ttl": WORKER_TTL_SECONDS, "maintenance_interval": 10, "job_monitoring_interval": 3}
         super().__init__(queues, name, **kwargs)
 
+    def serialize(self) -> dict[Any, Any]:
+        """Also publish how many jobs this worker performs at once, for `docora.redis.inspect`."""
+        return {**super().serialize(), "jobs_at_once": settings.SYNCS_PER_WORKER}
+
     def check_for_suspension(self, burst: bool) -> None:
         with _surviving_an_outage():
             super().check_for_suspension(burst)

@@ -113,8 +113,9 @@ def test_connections_suffice_for_all_workers(db, postgres_server, redis_client: 
         start_worker(redis_client, f"worker-{number}")
     assert "PostgreSQL allows 97 connections. Docora needs up to 50" in infos(server_checks.check_connections())
     settings.SYNCS_PER_WORKER = 60
+    start_worker(redis_client, "worker-2")
     said = warnings(server_checks.check_connections())
-    assert "Docora needs up to 138: 16 for the web process, and 60 per worker (2 workers)." in said
+    assert "Docora needs up to 110: 16 for the web process, 92 for 3 workers, and 2 for the sweep." in said
     assert "Raise PostgreSQL's max_connections, or lower SYNCS_PER_WORKER." in said
 
 

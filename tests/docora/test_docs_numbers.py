@@ -23,6 +23,7 @@ from deliveries_app.services import release, watching_many
 from deliveries_app.sync import attempt, events, lease, responses
 from deliveries_app.webhooks import endpoint_stats
 from docora import backoff
+from docora.management.commands import up
 from docora.redis import heartbeat
 from docora.server import web, worker
 from docora.web import access_log, durations
@@ -138,9 +139,8 @@ def test_figures_from_settings() -> None:
     assert f"with the default of {settings.LEASE_SECONDS:.0f}" in text
     assert "within 45 seconds" in text
     assert settings.LEASE_SECONDS + 15 == 45  # the lease, the sweep's interval and the next worker's start
-    # The default max_connections of 100 is enough for four workers, one web process and a sweep, but not for six workers.
-    needed = [settings.WEB_CONNECTIONS + settings.SYNCS_PER_WORKER * workers + 2 for workers in (4, 6)]
-    assert needed[0] < 100 < needed[1]
+    assert f"more than two workers of one up share {up._SYNCS}." in text
+    assert f"takes no more than {settings.WEB_CONNECTIONS + up._SYNCS + 2} by itself" in text
 
 
 def test_every_number_has_a_source() -> None:
@@ -148,6 +148,7 @@ def test_every_number_has_a_source() -> None:
     of_settings = [
         r"SYNCS_PER_WORKER at once \(\d+\)", r"a pool of at most \d+", r"\d+ × web processes \+ \d+ × workers \+ 2 × sweeps",
         r"within 45 seconds with the default of 30", r"the default of 100 is enough", r"default limit of 10,000",
+        r"of one up share \d+", r"with at most 20 workers takes no more than \d+ by itself",
         r"REPOS_MAX_BYTES=0",
     ]  # fmt: skip
     sources = [*(fragment for fragment, _, _ in BENCH), *MEASURED, *PREMISES, *of_settings]

@@ -92,6 +92,16 @@ def test_demo_is_not_added_to_an_instance_with_data_of_its_own(instance: Instanc
     assert not (instance.directory / "data" / "demo").exists()
 
 
+def test_workers_take_at_most_60_connections_with_the_rest(settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SYNCS_PER_WORKER", raising=False)
+    for workers in range(1, 21):
+        places = int(up._worker_environment(workers)["SYNCS_PER_WORKER"])
+        assert 2 <= places <= settings.SYNCS_PER_WORKER
+        assert settings.WEB_CONNECTIONS + workers * places + 2 <= 60
+    monkeypatch.setenv("SYNCS_PER_WORKER", "30")
+    assert up._worker_environment(1) == {}
+
+
 def test_address_is_printed_even_if_no_worker_starts(redis_client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(up, "_BACKGROUND_SECONDS", 0.3)
     begun = time.monotonic()

@@ -9,7 +9,8 @@ from django.core import checks
 from django.core.checks import CheckMessage
 from django.core.management import call_command
 from redis import Redis
-from rq import Worker
+
+from docora.server.worker import DocoraWorker
 
 
 def doctor(*options: str) -> tuple[int, str]:
@@ -41,7 +42,7 @@ def problems(messages: Iterable[CheckMessage]) -> str:
 
 def start_worker(redis: Redis, name: str = "", *, host: str = "") -> None:
     """Register a worker in Redis, as one that has just started does."""
-    worker = Worker(["high"], name=name or None, connection=redis)
+    worker = DocoraWorker(["high"], name=name or None, connection=redis)
     worker.register_birth()
     if host:
         redis.hset(worker.key, "hostname", host)

@@ -44,6 +44,9 @@ from docora.server.valkey import storage_of, valkey_command
 
 READY_SECONDS = 60.0
 _BACKGROUND_SECONDS = 15.0
+_SYNCS = 40
+"""How many repositories all workers of one `up` sync at once, unless SYNCS_PER_WORKER is set. Each takes a database connection.
+With those of the web process and the sweep, that makes 60, of the 100 that PostgreSQL allows by default."""
 
 
 class Command(BaseCommand):
@@ -100,7 +103,8 @@ class Command(BaseCommand):
         for number in range(options["workers"]):
             # Every second worker prefers cleanup to bulk work, so that neither can starve the other.
             queues = ("high", "default", "low") if number % 2 == 0 else ("high", "low", "default")
-            supervisor.add(Child(f"worker {number + 1}", manage("rqworker", *queues, "--verbosity", "0")))
+            command = manage("rqworker", *queues, "--verbosity", "0")
+            supervisor.add(Child(f"worker {number + 1}", command, _worker_environment(options["workers"])))
         supervisor.add(Child("sweep", manage("sweep")))
         _wait_for_web()
         if options["demo"]:
@@ -209,10 +213,17 @@ def _wait_for_web() -> None:
 def _default_workers() -> int:
     """Return one worker per core. Even on one core, two are faster: while one waits for git, the other works.
 
-    More than four need a higher `max_connections` than PostgreSQL's default, so they are the administrator's choice.
+    More than four are the administrator's choice, because each takes about 110 MB of memory.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(4, max(2, cores))
+
+
+def _worker_environment(workers: int) -> dict[str, str]:
+    """Return the environment of each of so many workers. With one place only, it could not keep one for an idle app."""
+    if os.environ.get("SYNCS_PER_WORKER"):
+        return {}
+    return {"SYNCS_PER_WORKER": str(max(2, min(settings.SYNCS_PER_WORKER, _SYNCS // workers)))}
 
 
 def _wait_for_background(started: datetime, workers: int) -> None:
