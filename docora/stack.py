@@ -11,7 +11,7 @@ _WORDS = 1 << 16
 """Words of 8 bytes: half a megabyte for the frame, which is never touched, and as much for the calls below it."""
 
 
-def roomy[**P, T](function: Callable[P, T]) -> Callable[P, T]:
+def with_large_stack[**P, T](function: Callable[P, T]) -> Callable[P, T]:
     """Return a function that calls this one in a large chunk of its own."""
 
     def call(*args: P.args, **kwargs: P.kwargs) -> T:

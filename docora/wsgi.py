@@ -3,10 +3,10 @@
 from django.core.wsgi import get_wsgi_application
 
 from docora.conf.installation import choose_settings
-from docora.stack import roomy
+from docora.stack import with_large_stack
 from docora.web import durations
 
 choose_settings()
 
-application = roomy(get_wsgi_application())
+application = with_large_stack(get_wsgi_application())
 durations.flush_in_background()

@@ -19,7 +19,7 @@ from django.conf import settings
 from django.db import connection
 from redis import Redis
 
-from docora.stack import roomy
+from docora.stack import with_large_stack
 from tests.support import fast_flush
 from tests.support.environment import TestEnvironment, migrate_postgres, migrate_sqlite
 from tests.support.memory import use_memory_for_temporary_files
@@ -33,7 +33,7 @@ use_memory_for_temporary_files()
 environment = TestEnvironment()
 environment.install()
 fast_flush.install()
-pytest.Function.runtest = roomy(pytest.Function.runtest)  # type: ignore[method-assign]
+pytest.Function.runtest = with_large_stack(pytest.Function.runtest)  # type: ignore[method-assign]
 settings.WHITENOISE_AUTOREFRESH = True  # otherwise each test client looks for all static files first
 settings.PASSWORD_HASHERS = ["tests.support.passwords.QuickHasher"]  # the real one takes a quarter of a second
 

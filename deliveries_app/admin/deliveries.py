@@ -20,7 +20,7 @@ from deliveries_app.models.deliveries import DeliveryState
 from deliveries_app.permissions import Permission
 from deliveries_app.reports import attempts
 from deliveries_app.reports.impact import resend_impact_of
-from deliveries_app.reports.next_attempt import next_try
+from deliveries_app.reports.next_attempt import next_attempt_of
 from deliveries_app.services import resend_many
 from docora.templatetags.docora import ago, badge, size
 from docora.text import counted, visible
@@ -167,7 +167,7 @@ def of_delivery(request: HttpRequest, delivery: Delivery) -> dict[str, Any]:
         "watch": watch,
         "state": state_badge(delivery, watch),
         "acknowledged_at": attempts.acknowledged_at(delivery),
-        "next_attempt": None if is_delivered else next_try(watch, hold_until=delivery.hold_until),
+        "next_attempt": None if is_delivered else next_attempt_of(watch, hold_until=delivery.hold_until),
         "attempts": attempts.of_path(request.user, watch, delivery.path, delivery),
         "can_resend": request.user.has_perms([Permission.VIEW_WATCHES, Permission.RESYNC]),
         "page": reverse("admin:deliveries_app_delivery_change", args=[delivery.pk]),

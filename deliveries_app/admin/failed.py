@@ -38,7 +38,7 @@ from deliveries_app.models.root_causes import RootCause
 from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import failures, help_texts
-from deliveries_app.reports.next_attempt import next_try
+from deliveries_app.reports.next_attempt import next_attempt_of
 from docora.templatetags.docora import ago, badge, status_badge, status_with_detail
 from docora.text import parse_pks, visible
 
@@ -257,7 +257,7 @@ def _response(watch: AppRepository, shows_text: bool) -> SafeString | str:
 def _attempts(watch: AppRepository, shown: Shown) -> SafeString:
     most = settings.MAX_RETRY_ATTEMPTS
     used = f"{most if watch.status == Status.FAILED else min(watch.retry_count, most)} of {most}"
-    following = next_try(watch)
+    following = next_attempt_of(watch)
     time = format_html(" {}", ago(following.at)) if following.at else ""
     button: SafeString | str = ""
     if shown.back is not None and watch.detail == StateDetail.APP_PAUSED:

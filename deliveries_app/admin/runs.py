@@ -16,7 +16,7 @@ from deliveries_app.models import AppRepository, BulkOperation, SyncRun
 from deliveries_app.permissions import Permission
 from deliveries_app.progress import activity, live
 from deliveries_app.reports import failing_files, help_texts, history
-from deliveries_app.reports.next_attempt import next_try
+from deliveries_app.reports.next_attempt import next_attempt_of
 from docora.templatetags.docora import number, outcome_badge, trigger
 from docora.text import parse_pk
 from docora.web.csv_export import Cell
@@ -83,7 +83,7 @@ class SyncRunAdmin(HistoryAdmin[SyncRun]):
             "watch": watch,
             "page_run": run.pk,
             "is_live": can_view_watch and not run.outcome and run == newest,
-            "next_attempt": next_try(watch) if watch and not run.outcome else None,
+            "next_attempt": next_attempt_of(watch) if watch and not run.outcome else None,
             "activity": activity.of_run(run, watch, progress) if watch else None,
             "progress": progress,
             "took": history.seconds(run),

@@ -30,7 +30,7 @@ from deliveries_app.models.root_causes import RootCause
 from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import failing_files, help_texts
-from deliveries_app.reports.next_attempt import next_try
+from deliveries_app.reports.next_attempt import next_attempt_of
 from deliveries_app.services.push_hooks import hook_url
 from docora.templatetags.docora import ago, elapsed, files_of, status_with_detail
 from docora.text import counted, visible
@@ -305,4 +305,4 @@ def refreshed_cells(watch: AppRepository, back: str, *, can_retry: bool, can_res
 
 def of_watch(watch: AppRepository) -> dict[str, Any]:
     """Return the context of `docora/progress.html#watch_progress`."""
-    return {**progress_context.of_watch(watch), "next_attempt": next_try(watch)}
+    return {**progress_context.of_watch(watch), "next_attempt": next_attempt_of(watch)}

@@ -87,9 +87,10 @@ def check_secrets() -> list[CheckMessage]:
         text = f"{counted(older, 'stored secret uses', 'stored secrets use')} an older key in ENCRYPTION_KEYS."
         hint = f"Run {program()} rotate_encryption_keys before you remove that key."
         messages.append(Warning(text, hint=hint))
-    which = "the first " if is_partial else "all " if current != 1 else ""
-    secrets = f"{which}{counted(current, 'stored secret', 'stored secrets')}"
-    return messages or [Info(f"The newest key in ENCRYPTION_KEYS decrypts {secrets}.")]
+    text = f"The newest key in ENCRYPTION_KEYS decrypts {counted(current, 'stored secret', 'stored secrets')}."
+    if is_partial:
+        text += f" Of each column, the first {_SECRETS_READ:,} were checked."
+    return messages or [Info(text)]
 
 
 def check_audit_log() -> list[CheckMessage]:

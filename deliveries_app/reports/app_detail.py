@@ -22,7 +22,7 @@ from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
 from deliveries_app.progress.live import Progress
 from deliveries_app.reports import failing_files
-from deliveries_app.reports.next_attempt import NextTry, next_try
+from deliveries_app.reports.next_attempt import NextAttempt, next_attempt_of
 from deliveries_app.webhooks import endpoint_stats
 from deliveries_app.webhooks.endpoint_stats import EndpointStats
 from docora.templatetags.docora import milliseconds
@@ -113,7 +113,7 @@ class Row:
     watch: AppRepository
     progress: Progress | None
     failure: str
-    next_attempt: NextTry | None
+    next_attempt: NextAttempt | None
 
 
 def watches_of(app: App) -> AppRepositoryQuerySet:
@@ -146,7 +146,7 @@ def rows_of(watches: Sequence[AppRepository]) -> list[Row]:
             watch,
             progress.get(watch.pk),
             failure(watch),
-            next_try(watch) if watch.state != WatchState.UP_TO_DATE else None,
+            next_attempt_of(watch) if watch.state != WatchState.UP_TO_DATE else None,
         )
         for watch in watches
     ]

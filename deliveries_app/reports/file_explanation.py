@@ -13,7 +13,7 @@ from deliveries_app.planning.delivery_rows import delivery_rules_of
 from deliveries_app.planning.eligibility import Skipped
 from deliveries_app.planning.file_lookup import TRANSFORM_FAILED, FileLookup, look_up
 from deliveries_app.planning.plan import DeliveryRules
-from deliveries_app.reports.next_attempt import NextTry, next_try
+from deliveries_app.reports.next_attempt import NextAttempt, next_attempt_of
 
 _ROWS = 10  # transforms may have made several files from one
 _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
@@ -40,7 +40,7 @@ class Explanation:
     found: FileLookup
     row: Delivery | None
     failure: DeliveryFailure | None
-    next_attempt: NextTry | None
+    next_attempt: NextAttempt | None
     made_from: str = ""
 
 
@@ -61,7 +61,7 @@ def explain(actor: Actor, watch: AppRepository, path: str) -> Explanation:
     next_attempt = None
     if decision.state in {"waiting", "in doubt", "cleared", "failed"}:
         current = AppRepository.objects.with_state().select_related("app", "repository").get(pk=watch.pk)
-        next_attempt = next_try(current, hold_until=row.hold_until if row else None)
+        next_attempt = next_attempt_of(current, hold_until=row.hold_until if row else None)
     return Explanation(watch, path, decision, found, row, failure, next_attempt, made_from)
 
 

@@ -9,7 +9,7 @@ from deliveries_app.models import AppRepository, StateDetail, WatchState
 
 
 @dataclass(frozen=True)
-class NextTry:
+class NextAttempt:
     """A message, and the time `at` to show after it, if any: "Next try" and "in 40 s"."""
 
     message: str
@@ -29,7 +29,7 @@ _MESSAGES = {
 def due_at(watch: AppRepository, hold_until: datetime | None) -> datetime | None:
     """Return when a worker can claim the watch: once it is due and nothing holds it back.
 
-    Return None if nothing is due, or during a pause, which has no planned end. The watch must be loaded as for `next_try`.
+    Return None if nothing is due, or during a pause, which has no planned end. The watch must be loaded as for `next_attempt_of`.
     """
     if watch.next_sync_at is None or watch.detail.state == WatchState.PAUSED:
         return None
@@ -40,20 +40,20 @@ def due_at(watch: AppRepository, hold_until: datetime | None) -> datetime | None
     return max(moment for moment in moments if moment is not None)
 
 
-def next_try(watch: AppRepository, *, hold_until: datetime | None = None) -> NextTry:
+def next_attempt_of(watch: AppRepository, *, hold_until: datetime | None = None) -> NextAttempt:
     """Return when the watch is tried next, or, with `hold_until`, one of its files that is held until then.
 
     The watch must be loaded `with_state` and with its app and repository.
     """
     detail = watch.detail
     if detail in _MESSAGES:
-        return NextTry(_MESSAGES[detail])
+        return NextAttempt(_MESSAGES[detail])
     if detail == StateDetail.HOST_DOWN:
-        return NextTry("Next try", watch.host_retry_at)  # type: ignore[attr-defined]
+        return NextAttempt("Next try", watch.host_retry_at)  # type: ignore[attr-defined]
     if detail == StateDetail.WAITS_FOR_COMMIT:
-        return NextTry("Next check", watch.next_check_at)
+        return NextAttempt("Next check", watch.next_check_at)
     at = due_at(watch, hold_until)
     if at is None:
-        return NextTry("Next check", watch.next_check_at)
+        return NextAttempt("Next check", watch.next_check_at)
     message = "Next try" if watch.is_failing or detail.state == WatchState.ON_HOLD else "Next sync"
-    return NextTry(message, at) if at > timezone.now() else NextTry(f"{message} when a worker is free")
+    return NextAttempt(message, at) if at > timezone.now() else NextAttempt(f"{message} when a worker is free")

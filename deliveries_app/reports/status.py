@@ -9,7 +9,7 @@ from django.db.models.functions import Now
 from deliveries_app.models import App, AppRepository, Status, SyncPause
 from deliveries_app.monitoring.counts import WatchCounts, count_watches
 from deliveries_app.progress.context import open_progress
-from deliveries_app.reports.next_attempt import NextTry, next_try
+from deliveries_app.reports.next_attempt import NextAttempt, next_attempt_of
 from deliveries_app.services import current_pause
 from docora.redis import heartbeat
 from docora.redis.heartbeat import Signs
@@ -27,7 +27,7 @@ class Line:
 
     watch: AppRepository
     percent: int | None
-    next: NextTry
+    next: NextAttempt
 
     def as_dict(self) -> dict[str, Any]:
         fields = {
@@ -78,7 +78,7 @@ def read_status(app: App | None, at_most: int) -> StatusReport:
     rows: list[Any] = list(listed.order_by(failing_first, then_syncing, "next_sync_at", "pk")[:at_most])
     progress = open_progress(watch for watch in rows if watch.is_syncing)
     percents = {pk: of_run.percent for pk, of_run in progress.items()}
-    lines = [Line(watch, percents.get(watch.pk), next_try(watch)) for watch in rows]
+    lines = [Line(watch, percents.get(watch.pk), next_attempt_of(watch)) for watch in rows]
     return StatusReport(pause, heartbeat.read(), counts, lines)
 
 

@@ -26,7 +26,7 @@ from deliveries_app.services import watch_repository
 from deliveries_app.services.keys import start_key_rotation
 from deliveries_app.services.watch_settings import renew_push_secret
 from docora.redis import heartbeat
-from docora.stack import roomy
+from docora.stack import with_large_stack
 from tests.api.caller import token_of
 from tests.support.git import GitFixture, Repo
 from tests.support.staff import make_app
@@ -63,7 +63,7 @@ def schema_for(mode: str, *phases: str, **checks: bool) -> Any:
         | {"negative_data_rejection": {"expected-statuses": [400, 401, 404, 405, 409, 413, 422, 429]}},
     }
     # As in `docora.wsgi`, but without its thread, which would add to the counters of other tests.
-    application = roomy(get_wsgi_application())
+    application = with_large_stack(get_wsgi_application())
     return schemathesis.openapi.from_wsgi("/openapi.json", application, config=SchemathesisConfig.from_dict(config))
 
 

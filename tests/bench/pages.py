@@ -20,7 +20,7 @@ import django
 from rich.console import Console
 from rich.table import Table
 
-from docora.stack import roomy
+from docora.stack import with_large_stack
 from tests.support.postgres import PostgresServer
 from tests.support.valkey import ValkeyServer
 
@@ -102,7 +102,7 @@ def measure(page: str, get: Callable[[], object]) -> Measured | None:
     from django.db import connection
     from django.test.utils import CaptureQueriesContext
 
-    get = roomy(get)  # as the web process does
+    get = with_large_stack(get)  # as the web process does
     with CaptureQueriesContext(connection) as queries:
         answer = get()
     query_count = len(queries)  # the next request resets it

@@ -8,7 +8,7 @@ from django.utils import timezone
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, StateDetail, Status, WatchState
-from deliveries_app.reports.next_attempt import NextTry, next_try
+from deliveries_app.reports.next_attempt import NextAttempt, next_attempt_of
 from deliveries_app.reports.queue import read_queue
 from deliveries_app.services import resync_single
 from deliveries_app.sweep.head_checks import check_due, probe_hosts
@@ -259,7 +259,7 @@ def test_pages_say_what_the_watch_waits_for(world: World, three: Watched) -> Non
     world.sync(three[0][1])
     watch = AppRepository.objects.with_state().select_related("app", "repository").get(pk=three[0][1].pk)
     assert (watch.state, watch.detail) == (WatchState.ON_HOLD, StateDetail.HOST_DOWN)
-    assert next_try(watch) == NextTry("Next try", HostOutage.objects.get().retry_at)
+    assert next_attempt_of(watch) == NextAttempt("Next try", HostOutage.objects.get().retry_at)
     assert {line.message for line in read_queue().waiting} == {"On hold: git host unreachable"}
     assert read_queue().counts.held == 1
     assert "Check the URL and this server's network. Docora retries automatically." in watch.last_error

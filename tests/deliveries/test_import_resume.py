@@ -14,7 +14,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.importing import open_source, validate, write
 from deliveries_app.importing.source import SourceFile
 from deliveries_app.models import App, AppRepository, Delivery, StateDetail, Status
-from deliveries_app.reports.next_attempt import next_try
+from deliveries_app.reports.next_attempt import next_attempt_of
 from deliveries_app.scheduling import request_sync
 from deliveries_app.services import delete_app, resync_single, unwatch_repository
 from deliveries_app.services.watch_settings import replace_github_token
@@ -177,7 +177,7 @@ def test_arriving_watch_is_neither_checked_nor_synced(
     assert not sync(watch.pk)
     assert world.requests() == []
     current = AppRepository.objects.with_state().select_related("app", "repository").get(pk=watch.pk)
-    assert (current.detail, next_try(current).message) == (
+    assert (current.detail, next_attempt_of(current).message) == (
         StateDetail.IMPORTING,
         "Starts when its records are imported",
     )

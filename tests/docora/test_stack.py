@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from docora.stack import roomy
+from docora.stack import with_large_stack
 
 CALLS, DEEPEST = 200, 300
 
@@ -46,10 +46,10 @@ def worst(run: Callable[[int], None]) -> int:
 )
 def test_room_saves_mapping_memory_for_each_call() -> None:
     assert worst(calls) >= CALLS  # without room, some depth is at the end of a piece
-    assert worst(roomy(calls)) < CALLS / 4
+    assert worst(with_large_stack(calls)) < CALLS / 4
 
 
 def test_function_is_called_as_before() -> None:
-    assert roomy(max)(1, 2, key=lambda number: -number) == 1
+    assert with_large_stack(max)(1, 2, key=lambda number: -number) == 1
     with pytest.raises(ZeroDivisionError):
-        roomy(divmod)(1, 0)
+        with_large_stack(divmod)(1, 0)

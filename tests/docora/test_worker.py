@@ -209,7 +209,7 @@ def test_busy_work_horse_performs_one_job_after_another(tmp_path: Path) -> None:
     put(other)
     os.sched_setaffinity(0, {min(cpus)})
     try:
-        others = [forked(compute_for_ever) for _ in range(3)]
+        others = [forked(compute_for_ever) for _ in range(2)]
         worker = work("default")
     finally:
         os.sched_setaffinity(0, cpus)

@@ -20,18 +20,18 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         watch = watch_of(options["app_id"], options["repository_id"])
         explanation = explain(Actor.command(), watch, options["path"])
-        next_try = explanation.next_attempt
+        following = explanation.next_attempt
         fields = {
             "path": options["path"],
             "state": explanation.decision.state,
             "message": explanation.decision.message,
-            "next": next_try.message if next_try else None,
-            "next_at": next_try.at if next_try else None,
+            "next": following.message if following else None,
+            "next_at": following.at if following else None,
         }
         if options["json"]:
             write_json(self.stdout, fields)
             return
         self.stdout.write(printable(explanation.decision.message))
-        if next_try:
-            at = f" at {format_time(next_try.at)}" if next_try.at else ""
-            self.stdout.write(f"{next_try.message.capitalize()}{at}.")
+        if following:
+            at = f" at {format_time(following.at)}" if following.at else ""
+            self.stdout.write(f"{following.message.capitalize()}{at}.")
