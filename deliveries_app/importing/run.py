@@ -234,7 +234,7 @@ class _Import:
                 self._actor, watch, source, state, token, has_records=count > 0
             )
         if not completed:
-            reason = "It was unwatched here during the import, its app was deleted, or another import completed it."
+            reason = "It was unwatched here during the import, its app or repository was removed, or another import completed it."
             self._leave(self.report.watches, "watch", name, reason)
             self.report.files.left = left_before + count
             self._advance(seen_before + count - self._files_seen)

@@ -22,6 +22,7 @@ from deliveries_app.importing.validate import AppFields, State
 from deliveries_app.models import App, AppRepository, AppToken, AuditAction, Delivery, Imported, Reason, Status
 from deliveries_app.models.root_causes import internal
 from deliveries_app.progress import runs
+from repositories_app import services as repositories
 from repositories_app.git.url import RepositoryUrl
 from repositories_app.models import Repository
 
@@ -63,10 +64,11 @@ def next_twin(url: RepositoryUrl) -> int:
 def begin_watch(app: App, repository: Repository, url: str, token: str) -> AppRepository | None:
     """Create the watch without its records. It is `arriving`, so it is neither checked nor synced yet.
 
-    Return None if the app was deleted during the import.
+    Return None if the app or the repository was removed during the import.
     """
     with transaction.atomic():
-        if not App.objects.select_for_update(no_key=True).filter(pk=app.pk, ended_at=None).exists():
+        locked = App.objects.select_for_update(no_key=True).filter(pk=app.pk, ended_at=None).first()
+        if locked is None or repositories.lock(repository.pk) is None:
             return None
         Imported.objects.create(app_id=app.app_id, repository_id=repository.repository_id)
         return AppRepository.objects.create(
@@ -76,7 +78,7 @@ def begin_watch(app: App, repository: Repository, url: str, token: str) -> AppRe
             github_token=token,
             next_sync_at=None,
             arriving=True,
-            sequence_high=app.sequence_high,
+            sequence_high=locked.sequence_high,
         )
 
 

@@ -115,20 +115,19 @@ def git_failed(lease: Lease, error: GitError) -> None:
         repositories.record_host_failure(lease.watch.repository, error)
         postponed(lease, lease.circuit_seconds, failure)
         return
-    counts = error.for_every_watcher and not _others_can_read(lease.watch)
+    counts = error.for_every_watcher and _others_fail_too(lease.watch)
     open_for = record_git_failure(lease.watch.repository, error) if counts else 0.0
     failed(lease, failure, permanent=error.permanent, min_delay=max(open_for, error.cooldown), check_in=error.cooldown)
 
 
-def _others_can_read(watch: AppRepository) -> bool:
-    """Return whether the last check of another watch of the repository, in the last rounds, succeeded.
+def _others_fail_too(watch: AppRepository) -> bool:
+    """Return whether git also failed at the last attempt of each other watch of the repository that is not paused.
 
     An app may choose any branch, spell the URL differently, or have no token. A failure that this causes must not hold back
-    the apps that can read the repository.
+    the apps that can read the repository. If nobody can read it, the next round of checks shows that for all.
     """
-    others = AppRepository.objects.alive().filter(repository=watch.repository_id).exclude(pk=watch.pk)
-    lately = from_now(-2 * settings.RESCAN_INTERVAL_SECONDS)
-    return others.filter(next_sync_at=None, failing_since=None, last_scanned_at__gt=lately).exists()
+    others = AppRepository.objects.alive().unpaused().filter(repository=watch.repository_id).exclude(pk=watch.pk)
+    return not others.exclude(root_cause__in=root_causes.GIT_CAUSES).exists()
 
 
 def postponed(

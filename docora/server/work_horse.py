@@ -8,7 +8,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from django.db import connections
 from redis.exceptions import RedisError
@@ -32,6 +34,9 @@ HANGS_AFTER = 3900.0  # repacking a mirror, which cannot stop, may take an hour
 continue."""
 _LOOK_SECONDS = 0.25  # between two checks; longer than a job takes that does not wait for a server
 _BUSY = 0.5  # of a core
+_MOST_WAITED = 9
+"""Threads that only wait for servers also wake now and then. With little CPU, for example because of a container's limit, each
+wait for it is long. So waiting counts at most as this many times the CPU that was used."""
 
 type Assignment = tuple[Job, Queue, Execution]
 
@@ -67,18 +72,18 @@ class WorkHorse:
         """Perform `first` and the jobs that wait. Return once no more jobs wait or may be taken, and all have ended."""
         self._held[queues.tenant_of(first[0])] = 1
         self._open_place(first)
-        checked_at, used, ended = time.monotonic(), _busy_seconds(), 0
+        checked_at, cpu, ended = time.monotonic(), _CpuTime.now(), 0
         over_at = 0.0
         while not self._is_done():
-            now, busy = time.monotonic(), _busy_seconds()
+            now, cpu_now = time.monotonic(), _CpuTime.now()
             over_at = over_at or (now if self._is_over else 0.0)
             if over_at and now - over_at > HAND_OVER_AFTER:
                 self._stop()
             if over_at and now - over_at > HAND_OVER_AFTER + HANGS_AFTER:
                 logger.error("work_horse_hangs", extra={"jobs": self._open})
                 os._exit(1)
-            is_waiting = self._ended == ended and busy - used < _BUSY * (now - checked_at)
-            checked_at, used, ended = now, busy, self._ended
+            is_waiting = self._ended == ended and cpu_now.needed_since(cpu) < _BUSY * (now - checked_at)
+            checked_at, cpu, ended = now, cpu_now, self._ended
             for _ in range(min(self._open, self._places - self._open) if is_waiting else 0):  # at most double them
                 if following := self._next():
                     self._open_place(following)
@@ -145,13 +150,26 @@ class WorkHorse:
         return following
 
 
-def _busy_seconds() -> float:
-    """Return how long this process has used a CPU or waited for one, with what its ended children (mostly git) have used.
+@dataclass(frozen=True)
+class _CpuTime:
+    """How many seconds of CPU this process and its ended children (mostly git) have used, and for how many its threads have
+    waited for a CPU."""
 
-    Only Linux tells how long the threads that still run have waited for a CPU. Elsewhere, that is left out.
-    """
-    waited = 0
-    for thread in Path("/proc/self/task").glob("*/schedstat"):
-        with contextlib.suppress(OSError):  # the thread has ended
-            waited += int(thread.read_text().split()[1])
-    return sum(os.times()[:4]) + waited / 1e9
+    used: float
+    waited: float
+
+    @classmethod
+    def now(cls) -> Self:
+        """Only Linux tells how long threads have waited. Elsewhere, that is 0."""
+        waited = 0
+        for thread in Path("/proc/self/task").glob("*/schedstat"):
+            with contextlib.suppress(OSError):  # the thread has ended
+                waited += int(thread.read_text().split()[1])
+        times = os.times()
+        return cls(time.process_time() + times.children_user + times.children_system, waited / 1e9)
+
+    def needed_since(self, before: Self) -> float:
+        """Return how many seconds of CPU this process would have used since then if it had not had to wait for one."""
+        used = self.used - before.used
+        waited = max(0.0, self.waited - before.waited)  # a thread that has ended took its time with it
+        return used + min(waited, _MOST_WAITED * used)

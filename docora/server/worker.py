@@ -24,6 +24,7 @@ from rq.exceptions import DeserializationError, InvalidJobOperation, NoSuchJobEr
 from rq.executions import Execution
 from rq.job import Job
 from rq.queue import Queue
+from rq.registry import StartedJobRegistry
 from rq.timeouts import TimerDeathPenalty
 from rq.utils import as_text
 
@@ -247,6 +248,21 @@ class DocoraWorker(Worker):
                 reason = "The work-horse ended unexpectedly."
                 self.handle_job_failure(left.job, queue, exc_string=reason, execution=left)
 
+    def handle_job_failure(
+        self,
+        job: Job,
+        queue: Queue,
+        started_job_registry: StartedJobRegistry | None = None,
+        exc_string: str = "",
+        execution: Execution | None = None,
+    ) -> None:
+        """Leave a job alone if its execution has ended.
+
+        When a work-horse is killed, RQ takes its first job for failed. That may have ended long ago, and wait or run again.
+        """
+        if self.is_horse or execution is None or self.connection.exists(execution.key):
+            super().handle_job_failure(job, queue, started_job_registry, exc_string, execution)
+
     def handle_exception(self, job: Job, *exc_info: Any) -> None:
         """Only log errors about jobs that Redis no longer has, and about jobs that are not Docora's.
 
@@ -308,4 +324,5 @@ class DocoraWorker(Worker):
     def _kill_late_horse(self, pid: int) -> None:
         time.sleep(HAND_OVER_SECONDS)
         if self.horse_pid == pid:
-            self.kill_horse(signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)  # `kill_horse` would kill this worker if the work-horse ended just now

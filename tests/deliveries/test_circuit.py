@@ -8,6 +8,7 @@ from django.utils import timezone
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Notice
+from deliveries_app.models.root_causes import RootCause
 from deliveries_app.services import resync_single
 from deliveries_app.services.watch_settings import replace_github_token
 from docora.db.clock import from_now
@@ -86,7 +87,7 @@ def test_broken_repository_opens_its_circuit(world: World, settings, serve, reas
 
 
 def test_failure_of_one_watch_does_not_count_while_another_can_read(world: World, settings) -> None:
-    """The host redirects requests without a token to its sign-in page."""
+    """The host redirects requests without a token to its sign-in page. The other app is not always asked meanwhile."""
     settings.CIRCUIT_BREAKER_THRESHOLD = 1
     repo, without_token = world.watch()
     other = world.watch_url(repo, app=world.add_app("Other"), token="valid")
@@ -95,8 +96,11 @@ def test_failure_of_one_watch_does_not_count_while_another_can_read(world: World
     for _ in range(2):
         world.sync(without_token)
         assert (without_token.last_error_cause, Repository.objects.get().consecutive_failures) == ("not_found", 0)
-    rounds_ago = from_now(-2 * settings.RESCAN_INTERVAL_SECONDS)
-    AppRepository.objects.filter(pk=other.pk).update(last_scanned_at=rounds_ago)
+    unasked = {"last_scanned_at": from_now(-86_400), "root_cause": RootCause.TIMEOUT, "failing_since": Now()}
+    AppRepository.objects.filter(pk=other.pk).update(**unasked)  # its endpoint has been down for a day
+    world.sync(without_token)
+    assert not Repository.objects.get().circuit_is_open
+    AppRepository.objects.filter(pk=other.pk).update(paused_at=Now())  # for how long nobody knows
     world.sync(without_token)
     assert Repository.objects.get().circuit_is_open
 

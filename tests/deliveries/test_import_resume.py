@@ -21,6 +21,7 @@ from deliveries_app.services.watch_settings import replace_github_token
 from deliveries_app.sweep.cleanup import remove_ended
 from deliveries_app.sync.attempt import sync
 from docora.cli.output import Bar
+from repositories_app.models import Repository
 from tests.deliveries.test_import import progress_of, reasons, run
 from tests.support.existing import ExistingService
 from tests.support.git import Repo
@@ -238,9 +239,25 @@ def test_app_that_is_deleted_during_the_import_gets_no_more_watches(
     monkeypatch.setattr(validate, "validate_file", meanwhile)
     report = run(existing, monkeypatch)
     assert progress_of(report)["watches"] == (0, 0, 3)
-    assert "its app was deleted" in reasons(report)
+    assert "its app or repository was removed" in reasons(report)
     assert remove_ended() == 1
     assert not App.objects.filter(name="Moved").exists()
+
+
+def test_repository_that_is_removed_during_the_import_gets_no_watch(
+    world: World, existing: ExistingService, repos: list[Repo], monkeypatch
+) -> None:
+    """Its last watch here ended meanwhile."""
+    original = write.begin_watch
+
+    def begin(app: App, repository: Repository, *details: str) -> AppRepository | None:
+        Repository.objects.filter(pk=repository.pk).delete()
+        return original(app, repository, *details)
+
+    monkeypatch.setattr(write, "begin_watch", begin)
+    report = run(existing, monkeypatch)
+    assert progress_of(report)["watches"] == (0, 0, 3)
+    assert "its app or repository was removed" in reasons(report)
 
 
 def test_other_watches_sync_while_one_is_arriving(world: World, existing: ExistingService, repos: list[Repo]) -> None:

@@ -174,6 +174,24 @@ def test_bar_is_right_again_after_redis_has_refused_writes(world: World, setting
     assert seen[-1].files_done >= 45
 
 
+def test_bar_of_a_failed_attempt_shows_what_redis_did_not_store(
+    world: World, settings, valkey_server: ValkeyServer
+) -> None:
+    settings.RECORD_BATCH = 5
+    _, watch = world.watch(files(60))
+    refusal = contextlib.ExitStack()
+
+    def hook(note: Notification) -> Answer | None:
+        if note.path == "015.txt":
+            refusal.enter_context(valkey_server.refusing_writes())
+        return Answer(500) if note.path == "050.txt" else None
+
+    world.answer(hook)
+    with refusal:
+        world.sync(watch)
+    assert progress_of(watch).files_done == 59
+
+
 def test_bar_does_not_go_back_after_a_failed_attempt(world: World, settings) -> None:
     settings.RECORD_BATCH = 5
     watches = watched(world, 20, 10)

@@ -10,6 +10,7 @@ from django.utils import timezone
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, Notice, Status
+from deliveries_app.models.root_causes import RootCause
 from deliveries_app.receiver import Answer
 from deliveries_app.services import resync_single, unwatch_repository
 from deliveries_app.services.control import reset_circuits
@@ -35,7 +36,8 @@ def fail_once(world: World, watch: AppRepository) -> None:
 
 
 def open_the_circuit(world: World, watch: AppRepository) -> None:
-    AppRepository.objects.update(last_scanned_at=Now() - timedelta(hours=1))  # no other watch could read it lately
+    unreadable = {"root_cause": RootCause.GIT_HOST, "failing_since": Now()}
+    AppRepository.objects.exclude(pk=watch.pk).update(**unreadable)  # for the other watches, too
     fail_once(world, watch)
     assert not Notice.objects.exists()
     fail_once(world, watch)

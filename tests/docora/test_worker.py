@@ -201,8 +201,9 @@ def test_tenants_share_the_places(tmp_path: Path, settings) -> None:
     assert all(map(has_ended, files))
 
 
-def test_busy_work_horse_performs_one_job_after_another(tmp_path: Path) -> None:
+def test_busy_work_horse_performs_one_job_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also if other processes leave it little of the CPU. With more places, its jobs would only take it from each other."""
+    monkeypatch.setattr(work_horse, "_LOOK_SECONDS", 1.0)  # for a moment, other tests may leave it nothing at all
     cpus = os.sched_getaffinity(0)
     busy, other = tmp_path / "computes", tmp_path / "other"
     put(busy)
@@ -377,6 +378,22 @@ def test_later_job_of_a_killed_work_horse_leaves_nothing_behind(tmp_path: Path, 
     put(killed)
     work_until_empty("default")
     assert len(pids(killed)) == 2
+
+
+def test_killed_work_horse_leaves_its_first_job_alone_if_that_has_ended(tmp_path: Path, redis_client: Redis) -> None:
+    """By then, the job may wait again, or another worker may perform it."""
+    first, waiting = tmp_path / "first", tmp_path / "waits"
+    put(first)
+    put(waiting)
+    worker = work("default")
+    wait_for(lambda: pids(waiting), 20)
+    put(first, "low")
+    os.kill(pids(waiting)[0], signal.SIGKILL)
+    os.waitpid(worker, 0)
+    assert redis_client.ttl("rq:job:first") == -1
+    assert redis_client.hget("rq:job:first", "status") == b"queued"
+    work_until_empty("low")
+    assert len(pids(first)) == 2
 
 
 def test_long_later_job_stays_alive(tmp_path: Path, redis_client: Redis) -> None:
