@@ -123,7 +123,7 @@ def next_check(moved_at: Combinable | None = None) -> Combinable:
 
     The interval is half the time since the last move, within the two RESCAN settings, plus or minus 10%. Pass `moved_at`
     if the same UPDATE changes it. Otherwise, if a push hook has just arrived, it may have overtaken the git host's own
-    replicas, so the next check is `AFTER_PUSH_SECONDS` after it.
+    replicas, so the next check is `AFTER_PUSH_SECONDS` after it. A check that a push hook has asked for meanwhile keeps its time.
     """
     return _next_check(settings.RESCAN_MIN_INTERVAL_SECONDS, settings.RESCAN_INTERVAL_SECONDS, moved_at)
 
@@ -134,10 +134,12 @@ def _next_check(shortest: float, longest: float, moved_at: Combinable | None) ->
     interval = Least(Greatest(half, _seconds(shortest)), _seconds(longest))
     jitter = Value(1 - _JITTER) + Value(2 * _JITTER) * Random()
     regular = ExpressionWrapper(Now() + _Duration(interval * jitter), output_field=DateTimeField())
+    asked = When(pushed_at=F("next_check_at"), then=F("next_check_at"))  # see `push_hooks.repository_pushed`
     if moved_at is not None:
-        return regular
+        return Case(asked, default=regular)
     after_push = [timedelta(seconds=seconds) for seconds in AFTER_PUSH_SECONDS]
-    return Case(*(When(pushed_at__gt=Now() - wait, then=F("pushed_at") + wait) for wait in after_push), default=regular)
+    again = (When(pushed_at__gt=Now() - wait, then=F("pushed_at") + wait) for wait in after_push)
+    return Case(asked, *again, default=regular)
 
 
 class _Duration(Func):

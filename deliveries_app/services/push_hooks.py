@@ -121,6 +121,7 @@ def repository_pushed(actor: Actor, repository_id: str, proven: Collection[int])
         is_only_checked = Q(next_sync_at__gt=Now()) | was_pushed
         to_check = list(locked.filter(is_only_checked).values_list("pk", flat=True))
         due = scheduling.request_sync(locked.exclude(pk__in=to_check), pushed_at=Now())
+        # Equal times mean that the check has not been made: a sync that is running does not postpone it.
         checked = locked.filter(pk__in=to_check).update(next_check_at=Now(), pushed_at=Now())
         first = AppRepository.objects.filter(pk__in=due[:ENQUEUED_AT_ONCE])
         for watch in first.select_related("app", "repository"):

@@ -9,6 +9,7 @@ import pytest
 from django.contrib.auth.models import Permission, User
 from django.core.exceptions import PermissionDenied
 from django.db import connection
+from django.db.models.functions import Now
 from django.test import Client
 from django.utils import timezone
 
@@ -16,7 +17,9 @@ from deliveries_app.actors import Actor
 from deliveries_app.api import push_hooks as push_hooks_api
 from deliveries_app.models import App, AppRepository
 from deliveries_app.models.root_causes import RootCause
+from deliveries_app.scheduling import next_check
 from deliveries_app.services import push_hooks, watch_settings
+from docora.db.clock import from_now
 from docora.redis import queues
 from tests.api.caller import error_of
 from tests.support.staff import fail
@@ -74,6 +77,18 @@ def test_repeated_push_only_checks_the_watches_of_other_apps(watches, secret: st
     AppRepository.objects.update(pushed_at=timezone.now() - timedelta(seconds=push_hooks.OTHERS_SECONDS))
     push(repository_id, signature(secret))
     assert request_counts(watches) == [5, 1, 3]
+
+
+def test_check_that_a_push_asked_for_during_a_sync_stays_due(watches, secret: str) -> None:
+    for _ in range(2):
+        push(watches[0].repository.repository_id, signature(secret))
+    rows = AppRepository.objects.filter(pk=watches[2].pk)
+    for moved_at in (None, Now()):
+        rows.update(next_check_at=next_check(moved_at))  # the sync ends
+        assert rows.get().next_check_at <= timezone.now()
+    rows.update(next_check_at=from_now(60))  # the sweep takes it to check it
+    rows.update(next_check_at=next_check(Now()))
+    assert rows.get().next_check_at > timezone.now()
 
 
 @pytest.mark.django_db(transaction=True)
