@@ -66,7 +66,7 @@ def of_operation(operation: BulkOperation, progress: Progress) -> Activity | Non
         return None
     moves = progress.movement is not None and progress.movement.idle < STALLED_SECONDS
     # `_details` says too whether a watch is syncing, but takes longer.
-    details = {StateDetail.SYNCING} if moves and _a_syncing_watch(operation.pk) else _details(operation)
+    details = {StateDetail.SYNCING} if moves and _a_syncing_watch(operation.pk) else set(_details(operation.pk))
     if StateDetail.SYNCING in details:
         doing = _syncing(progress)
         return replace(doing, seconds_left=_with_unreleased(doing.seconds_left, operation, progress))
@@ -75,10 +75,11 @@ def of_operation(operation: BulkOperation, progress: Progress) -> Activity | Non
     return _waiting(next((detail for detail in _ORDER if detail in details), StateDetail.WAITS_FOR_WORKER))
 
 
-def _details(operation: BulkOperation) -> set[StateDetail]:
-    """Return the details of all watches with an open run."""
-    watches: Any = AppRepository.objects.filter(runs__operation=operation, runs__outcome="")
-    return set(watches.with_state().order_by().values_list("state_detail", flat=True).distinct())
+@compiled
+def _details(operation_pk: int) -> QuerySet[AppRepository, StateDetail]:
+    """Return the different details of the watches with an open run."""
+    watches: Any = AppRepository.objects.filter(runs__operation=operation_pk, runs__outcome="")
+    return watches.with_state().order_by().values_list("state_detail", flat=True).distinct()  # type: ignore[no-any-return]
 
 
 @compiled
