@@ -2,9 +2,11 @@
 
 import json
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.db.models.sql.compiler import SQLCompiler
 from django.test import Client
 from django.utils import timezone
 
@@ -84,6 +86,22 @@ def test_poll_takes_few_statements(
     ):
         with django_assert_max_num_queries(statements):
             assert operator.get(path).status_code == 200, path
+
+
+def test_poll_builds_no_sql(operator: Client, operation: BulkOperation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That would take longer than all the rest of the poll. The first one may build what later ones execute."""
+    live.seed_operation(operation)
+    fragment(operator, operation)
+    built: list[str] = []
+
+    def as_sql(compiler: SQLCompiler, *options: Any, **named: Any) -> Any:
+        built.append(str(compiler.query.model))
+        return original(compiler, *options, **named)
+
+    original = SQLCompiler.as_sql
+    monkeypatch.setattr(SQLCompiler, "as_sql", as_sql)
+    fragment(operator, operation)
+    assert built == []
 
 
 def test_poll_is_refused_at_once_after_losing_access(operator: Client, operation: BulkOperation) -> None:
