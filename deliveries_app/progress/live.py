@@ -99,11 +99,8 @@ def _run_progress(run: SyncRun, live: dict[str, int] | None, movement: Movement 
     counts = run_counts(run)
     if live and not run.ended_at:
         # The row is newer if Redis was down when the last attempt ended.
-        counts = {
-            **counts,
-            **live,
-            **{name: max(counts[name], live.get(name, 0)) for name in ("files_done", "bytes_done")},
-        }
+        done = {name: max(counts[name], live.get(name, 0)) for name in ("files_done", "bytes_done")}
+        counts |= live | done
     return Progress(
         **_clamped({name: counts[name] for name in _COUNTS}),
         started_at=run.started_at,

@@ -124,7 +124,7 @@ def _others_fail_too(watch: AppRepository) -> bool:
     """Return whether git also failed at the last attempt of each other watch of the repository that is not paused.
 
     An app may choose any branch, spell the URL differently, or have no token. A failure that this causes must not hold back
-    the apps that can read the repository. If nobody can read it, the next round of checks shows that for all.
+    the apps that can read the repository. If no app can, each watch fails at its next check.
     """
     others = AppRepository.objects.alive().unpaused().filter(repository=watch.repository_id).exclude(pk=watch.pk)
     return not others.exclude(root_cause__in=root_causes.GIT_CAUSES).exists()

@@ -46,8 +46,8 @@ class WorkHorse:
 
     Each place is a thread that performs one job after another. There is one place at first. Others are opened for jobs
     that wait while no job ends and this process hardly needs the CPU: its jobs then wait for servers, and must not keep
-    others from the worker. With a busy CPU, further places would gain nothing, also if other processes leave this one
-    little of it. Tenants share the places.
+    others from the worker. With a busy CPU, further places would gain nothing, even if it is other processes that keep
+    it busy. Tenants share the places.
     """
 
     def __init__(
@@ -171,5 +171,5 @@ class _CpuTime:
     def needed_since(self, before: Self) -> float:
         """Return how many seconds of CPU this process would have used since then if it had not had to wait for one."""
         used = self.used - before.used
-        waited = max(0.0, self.waited - before.waited)  # a thread that has ended took its time with it
+        waited = max(0.0, self.waited - before.waited)  # the time of threads that have ended is missing
         return used + min(waited, _MOST_WAITED * used)

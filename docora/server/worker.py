@@ -258,7 +258,7 @@ class DocoraWorker(Worker):
     ) -> None:
         """Leave a job alone if its execution has ended.
 
-        When a work-horse is killed, RQ takes its first job for failed. That may have ended long ago, and wait or run again.
+        When a work-horse is killed, RQ marks its first job as failed. That job may have ended long ago, and wait or run again.
         """
         if self.is_horse or execution is None or self.connection.exists(execution.key):
             super().handle_job_failure(job, queue, started_job_registry, exc_string, execution)

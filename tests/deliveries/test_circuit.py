@@ -100,7 +100,7 @@ def test_failure_of_one_watch_does_not_count_while_another_can_read(world: World
     AppRepository.objects.filter(pk=other.pk).update(**unasked)  # its endpoint has been down for a day
     world.sync(without_token)
     assert not Repository.objects.get().circuit_is_open
-    AppRepository.objects.filter(pk=other.pk).update(paused_at=Now())  # for how long nobody knows
+    AppRepository.objects.filter(pk=other.pk).update(paused_at=Now())  # so it no longer asks the host
     world.sync(without_token)
     assert Repository.objects.get().circuit_is_open
 

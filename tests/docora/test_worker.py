@@ -221,7 +221,7 @@ def test_busy_work_horse_performs_one_job_after_another(tmp_path: Path, monkeypa
     finally:
         for pid in others:
             os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            reap(pid)
 
 
 def test_job_that_runs_alone_has_a_work_horse_of_its_own(tmp_path: Path) -> None:

@@ -220,7 +220,10 @@ def _default_workers() -> int:
 
 
 def _worker_environment(workers: int) -> dict[str, str]:
-    """Return the environment of each of so many workers. With one place only, it could not keep one for an idle app."""
+    """Return the environment of one of `workers` workers.
+
+    Each syncs at least two repositories at once, because it keeps one place for apps that have none.
+    """
     if os.environ.get("SYNCS_PER_WORKER"):
         return {}
     return {"SYNCS_PER_WORKER": str(max(2, min(settings.SYNCS_PER_WORKER, _SYNCS // workers)))}
