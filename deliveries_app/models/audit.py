@@ -148,7 +148,7 @@ class AuditEntry(models.Model):
 
     @property
     def changes_not_in_message(self) -> list[tuple[str, object, object]]:
-        """The changes, unless the message says all there is to know."""
+        """The changes, unless the message already contains them."""
         says_all = " → " in self.message or all(value in _OF_SECRETS for value in self.new.values())
         return [] if says_all else self.changes
 
@@ -193,7 +193,8 @@ class AppAction(models.Model):
 
 
 class ContactMail(models.Model):
-    """An email to an app's contact, because the app's base URL or a key has changed. `text` says by whom, and how.
+    """An email to an app's contact about a change of its base URL, key, token or contact. `text` says what was changed,
+    by whom and how.
 
     It is stored in the transaction of the change. `monitoring.alerts.contacts` sends it and sets `sent_at`. Nothing is sent
     before `due_at`, which is set while a process is sending, after a failure, and to collect further changes.

@@ -47,8 +47,9 @@ def check_due(client: HttpClient, meanwhile: Callable[[], None] = lambda: None) 
     Call `meanwhile` repeatedly while waiting for the git hosts. Return the number of watches that were due. Those that are
     due again before the others have been checked wait for the next call, so that the rest of the sweep gets its turn.
 
-    Hosts that only git can ask come last, so that they delay no other check. If there is no time for some of their watches,
-    these are due again `TAKEN_SECONDS` later. If `meanwhile` raises `Interrupted`, those that have no answer are due at once.
+    Hosts without protocol v2 come last, because git checks them more slowly. If there is no time for some of their
+    watches, these are due again `TAKEN_SECONDS` later. If `meanwhile` raises `Interrupted`, those that have no answer
+    are due at once.
     """
     probe_hosts(client, meanwhile)
     checked: set[AppRepository] = set()
@@ -77,8 +78,8 @@ def check_due(client: HttpClient, meanwhile: Callable[[], None] = lambda: None) 
 def probe_hosts(client: HttpClient, meanwhile: Callable[[], None]) -> None:
     """Try one connection to each git host that is down, once its backoff is over. If the host answers, its watches continue.
 
-    Otherwise its repositories count a failure each rescan round, so that a long outage opens their circuits and their
-    watchers get `sync_failed`. Call `meanwhile` before each repository, because a host may have thousands.
+    Otherwise each of its repositories counts one failure per rescan round, so that a long outage opens their circuits
+    and their watchers get `sync_failed`. Call `meanwhile` before each repository, because a host may have thousands.
     """
     due = {outage: _any_url(outage) for outage in _due_outages()}
     questions = (HeadQuery(outage, url) for outage, url in due.items() if url)
@@ -118,7 +119,7 @@ def _any_url(outage: HostOutage) -> str:
 def _check(
     client: HttpClient, watches: Sequence[AppRepository], meanwhile: Callable[[], None]
 ) -> dict[AppRepository, HeadQuery[AppRepository]]:
-    """Check these watches. Return the questions that `ls_heads_by_git` has to ask."""
+    """Check these watches. Return the queries that `ls_heads_by_git` has to make."""
     undecryptable = {watch for watch in watches if _is_undecryptable(watch)}
     readable = [watch for watch in watches if watch not in undecryptable]
     tokens = _tokens(readable, meanwhile)
@@ -181,8 +182,8 @@ def _tokens(watches: Sequence[AppRepository], meanwhile: Callable[[], None]) -> 
 
 
 def _needs_sync(watch: AppRepository, answer: Head | GitError) -> bool:
-    if watch.next_sync_at is not None:  # it waits for its next attempt: only a commit that it has not seen is news
-        # If the last attempt failed before it asked git, for example without a signing key, no commit is news.
+    if watch.next_sync_at is not None:  # it waits for its next attempt: only a new commit makes it due
+        # If the last attempt failed before it asked git, for example without a signing key, no commit makes it due.
         has_asked = bool(watch.seen_commit) or watch.root_cause in GIT_CAUSES
         return has_asked and isinstance(answer, Head) and answer.commit != watch.seen_commit
     if isinstance(answer, NoCommit):

@@ -119,7 +119,7 @@ class Attempt:
             finally:
                 if self.sender is not None:
                     self.sender.close()
-                    # It refers to this attempt. Until Python collected them, both would keep the client open.
+                    # The sender refers to this attempt. Until Python collects both, they would keep the client open.
                     self.sender = None
 
     @contextlib.contextmanager
@@ -285,8 +285,8 @@ class Attempt:
                 repository = self.watch.repository
                 if repository.consecutive_failures and repository.last_error_cause != Cause.CORRUPT:
                     self._close_circuit()
-                # An app that wants the notice gets it for each commit, even if no file differs. Without a base, the last run
-                # did not finish, so the app has not received its notice yet.
+                # An app that turned on `sync_completed` gets it for each commit, even if no file differs. Without a
+                # base, the last run did not finish, so the app has not received its notice yet.
                 is_told = self.watch.base_commit and self.watch.last_commit == commit
                 owes_notice = self.watch.app.send_sync_completed and not is_told
                 if plan.files or self.sync_run or owes_notice:
@@ -471,7 +471,7 @@ class Attempt:
         return max(SLICE_SECONDS, min(SLICE_FACTOR * prepared_in, LONGEST_SLICE_SECONDS))
 
     def _slice_is_over(self) -> bool:
-        """Return whether this attempt has had its time and another app's watch waits for a worker. Check once a second."""
+        """Return whether this attempt's slice is over and a watch of another app waits. Check once a second."""
         now = time.monotonic()
         if now < self._next_slice_check:
             return False
@@ -497,7 +497,7 @@ class Attempt:
             self.lease.extend()
 
     def _leave_to_the_new_claim(self) -> None:
-        """Record nothing more, and release the lease once the client can no longer be processing a request."""
+        """Record nothing more. Release the lease once the client can no longer be processing a request."""
 
         def keep_alive() -> None:
             if self.lease.extension_is_due:

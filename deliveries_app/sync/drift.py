@@ -35,7 +35,7 @@ MAX_WAITS = 5  # for each page, if the app is too busy
 LONGEST_WAIT = 5.0  # seconds
 MAX_SECONDS = 600.0  # for the app to list its files
 _SHORTER = 8  # after a page that was too large, the limit is divided by this
-_ASK_SECONDS = 1.0  # between two looks whether the check may continue
+_ASK_SECONDS = 1.0  # between two tests of whether the check may continue
 
 
 class _Ended(Exception):

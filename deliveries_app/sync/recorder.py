@@ -98,8 +98,7 @@ class _Failed(NamedTuple):
 
 
 _READ_BYTES = 4096  # of a body: as much as the HTTP client keeps of a response
-# A sixth of the lease would do, but with a slow client a bar that moves every second reads better, and less is in doubt
-# after a crash.
+# A sixth of the lease would do, but with a slow client, a second keeps the bar moving and leaves less in doubt.
 _SHOW_SECONDS = 1.0
 PUBLISH_SECONDS = 0.5
 """Time between two updates of Redis and of the app's hourly row. A fast run records dozens of batches a second."""
@@ -169,7 +168,7 @@ class Recorder:
     ) -> None:
         """Write everything collected and announce the next batch. If it raises `Superseded`, nothing was written.
 
-        `adopt`: notifications whose content the app turned out to hold already. Nothing is sent for them. `is_last`: unless
+        `adopt`: notifications whose content the app already holds. Nothing is sent for them. `is_last`: unless
         something failed, the run ends next, which updates what progress bars show.
         """
         fresh = [notification for notification in [*announce, *adopt] if notification.change.sequence is None]
@@ -326,7 +325,7 @@ def _attempt_row(watch: AppRepository, failed: _Failed, sent: Sent, asked: str, 
 
 
 def disown_failures(lease: Lease) -> None:
-    """Treat the files that this claim has listed as failed as those of an earlier claim: it begins its plan anew."""
+    """Treat the files that this claim has listed as failed as those of an earlier claim, because it plans again."""
     with transaction.atomic():
         lease.extend()
         listed = DeliveryFailure.objects.filter(watch=lease.watch, fencing_token=lease.fencing_token)
@@ -355,7 +354,7 @@ def settle_lists(
     if not rows:
         listed.filter(known | failed_before).delete()
         return
-    # What is still skipped for the same reason stays where it is in the list, which clients read in pages.
+    # A path that is still skipped for the same reason keeps its place in the list, which clients read in pages.
     still = {(row.path_digest, row.cause, row.message) for row in rows}
     before = listed.filter(known).values_list("pk", "path_digest", "cause", "message")
     gone = [pk for pk, *reason in before if tuple(reason) not in still]

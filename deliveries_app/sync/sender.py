@@ -48,9 +48,10 @@ class _Transfer:
 class Sender:
     """Sends a plan. `alive` is called between requests and raises when the run has to stop.
 
-    `slice_is_over` says whether the run should make way for other apps. Then no further file is started, large files are
-    finished, because part of a file counts for nothing, and `SliceOver` is raised. If the endpoint does not answer, the run
-    continues until it is known whether the endpoint works: a slice would be too short to see enough failures.
+    `slice_is_over` returns whether the run should make way for other apps. Then no further file is started, large files
+    are finished, because a partly sent file would start over, and `SliceOver` is raised. If the endpoint does not
+    answer, the run continues until it is known whether the endpoint works: a slice would be too short to see enough
+    failures.
     """
 
     def __init__(
@@ -259,7 +260,7 @@ class Sender:
         self._bytes_in_flight += transfer.size
         self._paths_in_flight.add(folded(change.path))
         whole = transfer.file is None  # a chunk that was sent twice would be counted twice
-        # The app may close its connections without saying so. Only a new one surely takes a chunk.
+        # The app may close its connections without announcing it. Only a new one is certainly open.
         fresh = not whole and change.attempts > 0
         url = endpoint(self._to.base_url, change.kind)
         self._client.submit(
@@ -273,7 +274,7 @@ class Sender:
         return self._lease.may_send
 
     def _transfer_of(self, request: Request) -> _Transfer:
-        """Return the transfer of a request that has ended or was taken back. It no longer counts as in flight."""
+        """Return the transfer of a request that has ended or was withdrawn. It no longer counts as in flight."""
         transfer = request.context
         assert isinstance(transfer, _Transfer)
         self._bytes_in_flight -= transfer.size
@@ -281,7 +282,7 @@ class Sender:
         return transfer
 
     def _take_back(self) -> None:
-        """Take back the requests that the client has not begun to send."""
+        """Withdraw the requests that the client has not begun to send."""
         self._ready.extendleft(self._transfer_of(request) for request in reversed(self._client.withdraw()))
 
     def _collect(self) -> None:
@@ -376,7 +377,7 @@ class Sender:
         return EndpointDown(is_certain=is_certain, answer=self._health.answer)
 
     def _speed_up(self) -> None:
-        """Raise the pace after a series of successes. Not during a large file: a 503 makes it start over."""
+        """Raise the pace after a series of successes, but not during a large file: a 503 makes it start over."""
         self._accepted += 1
         if self._accepted >= SUCCESSES_TO_SPEED_UP and not self._large_files:
             self._accepted = 0
