@@ -94,7 +94,7 @@ def check_secrets() -> list[CheckMessage]:
 
 
 def check_audit_log() -> list[CheckMessage]:
-    """Check that nobody has dropped the triggers that keep the audit log as it is."""
+    """Check that the triggers that protect the audit log still exist."""
     if append_only.is_protected(connection, AuditEntry._meta.db_table):
         return [Info("The database refuses changes to the audit log.")]
     text = "The triggers that protect the audit log are gone, so its entries could have been changed or removed."
@@ -214,7 +214,7 @@ def check_sweep() -> list[CheckMessage]:
 
 
 def check_backlog() -> list[CheckMessage]:
-    """Check for repositories that have been due for too long: no worker takes them, or the workers do not keep up."""
+    """Check for repositories that have been due for too long: no worker takes them, or the workers can't keep up."""
     counts = count_watches()
     if not counts.overdue or counts.due_since is None:
         return [Info(f"No repository has been due for more than {format_seconds(OVERDUE_SECONDS)}.")]
@@ -232,7 +232,7 @@ def check_backlog() -> list[CheckMessage]:
 
 
 def _workers_stay_idle() -> bool:
-    """Return whether, in two readings, workers are idle although jobs wait or repositories are due without a job."""
+    """Return whether in two readings, workers are idle although jobs wait or repositories are due without a job."""
     if not _has_idle_workers():
         return False
     time.sleep(_IDLE_SECONDS)

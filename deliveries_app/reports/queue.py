@@ -156,7 +156,7 @@ def _watch_of(job: Job) -> int | None:
 
 
 def _is_held_back(watch: AppRepository) -> bool:
-    """Whether more than a free worker or slot is needed before the watch can start."""
+    """Whether the watch has to wait for something other than a worker or a slot."""
     return watch.state in {WatchState.PAUSED, WatchState.ON_HOLD} or watch.detail == StateDetail.IMPORTING
 
 

@@ -32,7 +32,7 @@ from docora.text import counted
 
 
 def cancel_operation(actor: Actor, operation: BulkOperation) -> int:
-    """Cancel the operation's open runs, and release no more of its watches. Return the number of both: 0 if it had ended.
+    """Cancel the operation's open runs and its unreleased watches. Return the number of both: 0 if it had ended.
 
     Unreleased watches stay as they are. They are locked too, before the runs are read: a concurrent release locks the
     watches that it releases, so each watch is either still unreleased or already has its run.

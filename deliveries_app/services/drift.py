@@ -36,7 +36,7 @@ from docora.db.compiled import compiled_and_prepared
 from docora.text import counted, format_seconds
 
 WAIT_SECONDS = 3600.0
-"""A check that could not begin within this time ends as not checked."""
+"""A check that could not start within this time ends as not checked."""
 _PAGE = 2000
 
 
@@ -45,7 +45,7 @@ class NotCheckable(ValueError):
 
 
 class NothingToSend(ValueError):
-    """The differences have been sent, or none of them is left."""
+    """The differences have already been sent or no longer exist."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _require_opt_in(app: App) -> None:
 def _request(actor: Actor, watches: AppRepositoryQuerySet) -> list[DriftCheck]:
     """Open a check for each watch that has been synced and has none, and make these watches due.
 
-    A failing watch is left to its retries: their backoff would be skipped, and the check needs a sync that succeeds.
+    A failing watch is not made due, because that would skip its backoff. The check follows the retry that succeeds.
     """
     synced = watches.alive().exclude(last_commit="")
     pks = synced.lock()

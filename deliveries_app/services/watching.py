@@ -168,7 +168,7 @@ def store_watch(
     with transaction.atomic():  # lock the app before its watch, as the claim does
         locked = App.objects.select_for_update(no_key=True).filter(pk=app.pk, ended_at=None).first()
         if locked is None:
-            raise InvalidUrl("The app is being deleted.")  # since the git check, which may have taken seconds
+            raise InvalidUrl("The app is being deleted.")  # during the git check, which may have taken seconds
         if must_be_new:
             _require_new(app, parsed)  # again: another request may have watched it meanwhile
         repository = _find_or_create(app, parsed, is_private=is_private)
@@ -219,7 +219,7 @@ def _require_new(app: App, url: RepositoryUrl) -> None:
 
 
 def _watches_of(app: App, url: RepositoryUrl) -> AppRepositoryQuerySet:
-    """Return the app's watches of the repository, also ended ones.
+    """Return the app's watches of the repository, including ended ones.
 
     An import may leave several, for different spellings of the URL: the one with this spelling comes first.
     """
