@@ -136,7 +136,7 @@ class DocoraAdmin[M: Model](PlainLists, ModelAdmin[M]):
         button: str = "",
         **more: Any,
     ) -> TemplateResponse:
-        """Render a page that says what its button will do, with the fields of `form` if one is given.
+        """Render a confirmation page, with the fields of `form` if one is given.
 
         The button's label is the title, unless `button` is given.
         """

@@ -77,7 +77,7 @@ class RootCauseFilter(admin.SimpleListFilter):
     parameter_name = "cause"
 
     def has_output(self) -> bool:
-        return bool(self.value())  # without choices, Django would ignore the parameter and list everything
+        return bool(self.value())  # if there were no choices, Django would ignore the parameter and list everything
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         return [(cause.value, cause.label) for cause in RootCause if cause.value == request.GET.get("cause")]
@@ -221,7 +221,7 @@ _SWAP = SafeString(' hx-swap-oob="true"')
 
 @dataclass(frozen=True)
 class Shown:
-    """What a user sees in the cells: the text of `responses`, and with `back`, a button that resumes a paused app.
+    """What a user can see in the cells: the text of `responses`, and with `back`, a button that resumes a paused app.
 
     With `retry`, the rows have a cell with a button that retries them. `back` and `retry` are the page to come back to.
     """

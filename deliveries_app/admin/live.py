@@ -36,8 +36,8 @@ def can_view_deliveries(user: AbstractBaseUser | AnonymousUser) -> bool:
 def live_app(request: HttpRequest, pk: int) -> HttpResponse:
     """Render the table in place and everything else out of band.
 
-    `operations` lists the operations whose boxes the page shows. Each box polls for its own progress, so the boxes are
-    sent again only if the list has changed.
+    `operations` lists the operations whose boxes the page shows. Each box polls its own progress, so the boxes are sent
+    again only if the list has changed.
     """
     app = get_object_or_404(App, pk=pk, ended_at=None)
     query = request.GET.copy()
