@@ -1,4 +1,4 @@
-"""Ask git hosts for the commit of HEAD, or of the branch or tag that a watch follows, and interpret their answers.
+"""Query git hosts for the commit of HEAD, or of the branch or tag that a watch follows, and interpret their answers.
 
 A check is a single protocol v2 `ls-refs` request, without a request for capabilities first. Hundreds run at once on
 pooled connections. Servers that do not support v2 are checked with `git ls-remote`.
@@ -30,7 +30,7 @@ from repositories_app.git.url import host_of, parse_url
 _MAX_ANSWER = 65536  # bytes
 CONCURRENCY = 200
 GIT_SECONDS = 30.0
-"""Seconds that git may take for one repository. Once this much time has passed in total, git checks no further ones."""
+"""Seconds that git may take for one repository. After this time in total, git starts no further checks."""
 _GIT_HOSTS = 16  # hosts that git asks at the same time
 OBJECT_NAME = re.compile(rb"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _LENGTH = re.compile(rb"[0-9a-fA-F]{4}")
@@ -121,7 +121,7 @@ class HeadQuery[Key]:
     `commit` is an earlier commit of the repository, if there is one: its length reveals the object format.
 
     Some answers require another request:
-    - A host sends an empty answer to a request in the wrong object format. Ask again in the other format.
+    - A host sends an empty answer to a request in the wrong object format. Repeat it in the other format.
     - If neither the ref nor HEAD exists, the repository is empty or has only other refs. Ask for all refs.
     """
 
@@ -213,7 +213,7 @@ def _ask_by_git[Key](
     questions: list[HeadQuery[Key]], until: float, stopped: threading.Event
 ) -> list[tuple[Key, Head | GitError]]:
     """Ask one host until all questions are answered or the monotonic time `until` has passed."""
-    random.shuffle(questions)  # so that the same ones are not left out each time
+    random.shuffle(questions)  # so that it is not always the same ones that are left out
     answers: list[tuple[Key, Head | GitError]] = []
     for question in questions:
         if time.monotonic() > until:
@@ -427,6 +427,6 @@ def _run_ls_remote(url: str, token: str, arguments: Sequence[str], tick: git.Tic
     except RepositoryMoved:
         raise redirect_error(url, token, tick) from None
     except GitError as error:
-        error.no_connection = False  # the host has just answered
+        error.no_connection = False  # the host has just answered, so it is not down
         raise
     return output.decode("utf-8", "replace")

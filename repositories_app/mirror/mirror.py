@@ -80,7 +80,7 @@ class Mirror:
 
     @contextlib.contextmanager
     def glance(self) -> Iterator[None]:
-        """Hold the shared lock for a page, without waiting. Raises `GitError` if the mirror cannot be read now."""
+        """Hold the shared lock for a page view, without waiting. Raises `GitError` if the mirror can't be read now."""
         if not (self.directory / "HEAD").exists():
             raise GitError(Cause.NOT_FOUND, "This server has no mirror of the repository.")
         with contextlib.ExitStack() as held:
@@ -123,14 +123,14 @@ class Mirror:
             if client and self._fetch_pack(client, url, token, commit, kept, timeout, tick):
                 self._write_ref(ref, commit)
                 return commit
-            # git checks the first fetch completely. Later ones add little to what is here.
+            # git checks the first fetch completely. Later ones add little to the mirror.
             remote = git.Remote(url, token, trusted=bool(self._packs()))
             try:
                 by_name = self._fetch(remote, ref, commit, name, timeout, tick)
             except RepositoryMoved:
                 raise redirect_error(url, token, tick) from None
             except BaseException as error:
-                self._clear()  # half a pack may be large
+                self._clear()  # an incomplete pack may be large
                 if isinstance(error, GitError) and error.cause is Cause.OTHER:
                     self._examine(tick)
                 raise
@@ -165,7 +165,7 @@ class Mirror:
         if pack is None:
             return False
         self._write_file("shallow", "".join(f"{name}\n" for name in sorted({*shallow, *pack.shallow})))
-        # The first pack must contain the whole commit. Later ones add little to what is here.
+        # The first pack must contain the whole commit. Later ones add little to the mirror.
         command = ["index-pack", "--stdin", "--fix-thin", *([] if kept else ["--check-self-contained-and-connected"])]
         try:
             with tempfile.TemporaryFile() as file:
@@ -265,7 +265,7 @@ class Mirror:
         return _named(path, listed)
 
     def _walk(self, commit: str, path: bytes, until: float) -> Entry | None:
-        """Look up the path name by name, because git would take it for another path. `until` is monotonic time."""
+        """Look up the path name by name, because git would misread it as another path. `until` is monotonic time."""
         found, tree = None, _peeled(commit)
         for name in path.split(b"/"):
             if found and found.mode != DIRECTORY:
@@ -372,7 +372,7 @@ class Mirror:
         tick = _patient(tick, patience)
         try:
             with self._lock("use", tick, wait=wait), self._lock("fetch", tick, wait=wait):
-                with contextlib.suppress(OSError):  # first, so that the rest is no mirror if this process is killed
+                with contextlib.suppress(OSError):  # first: without it, the rest is no mirror
                     (self.directory / "HEAD").unlink()
                 shutil.rmtree(self.directory, ignore_errors=True)
                 for name in ("fetch", "use"):
@@ -521,7 +521,7 @@ def _writing_ref(name: str) -> Iterator[None]:
 
 
 def _peeled(commit: str) -> str:
-    """Return a name that git accepts only for a commit. A host may call anything HEAD."""
+    """Return a name that git accepts only for a commit. A host's HEAD may be any object."""
     return f"{commit}^{{commit}}"
 
 

@@ -64,7 +64,7 @@ def _file(path: bytes, mode: bytes, blob: bytes) -> Entry | None:
 
 
 def root_of(commit: str) -> str:
-    """Return git's name for the tree of a commit. git refuses it for anything else that a host may call HEAD."""
+    """Return git's name for the tree of a commit. git refuses it for any other object, which a host's HEAD may be."""
     return f"{commit}^{{commit}}^{{tree}}"
 
 
@@ -92,8 +92,7 @@ def disorder(path: bytes) -> GitError:
 
 
 def is_strange(path: bytes) -> bool:
-    """Return whether git would refuse this path as a pathspec or take it for another one. Only hand-made trees have such
-    paths."""
+    """Return whether git would refuse this path as a pathspec or misread it. Only hand-made trees have such paths."""
     return len(path) > _ARGUMENT_BYTES or not {b"", b".", b".."}.isdisjoint(path.split(b"/"))
 
 
