@@ -126,7 +126,7 @@ class DocoraAdmin[M: Model](PlainLists, ModelAdmin[M]):
         frame = {**self.admin_site.each_context(request), "title": title, "opts": self.opts}
         return TemplateResponse(request, template, frame | context)
 
-    def render_question(
+    def render_confirmation(
         self,
         request: HttpRequest,
         obj: M,

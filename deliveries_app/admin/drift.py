@@ -152,7 +152,7 @@ class DriftCheckAdmin(ReadOnlyAdmin[DriftCheck]):
             return self.redirect_with_message(request, self.page_of(check), message, messages.WARNING)
         if request.method == "POST":
             return self._send(request, check)
-        return self.render_question(request, check, send_label(check), paragraphs=list(_consequences(check)))
+        return self.render_confirmation(request, check, send_label(check), paragraphs=list(_consequences(check)))
 
     def _send(self, request: HttpRequest, check: DriftCheck) -> HttpResponse:
         page = self.page_of(check)

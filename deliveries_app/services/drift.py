@@ -179,11 +179,11 @@ def _add_deletes(check: DriftCheck, watch: AppRepository) -> int:
         for row in rows:
             paths.add(row.path)
     if added:
-        _unacknowledge_beside(watch, paths)
+        _unacknowledge_conflicting(watch, paths)
     return added
 
 
-def _unacknowledge_beside(watch: AppRepository, deleted: PathSet) -> None:
+def _unacknowledge_conflicting(watch: AppRepository, deleted: PathSet) -> None:
     """Resend files whose path equals a deleted path in another case, or is above or below it.
 
     On the client's file system, both may be the same file, so the delete would remove a file that should stay.

@@ -82,8 +82,8 @@ def probe_hosts(client: HttpClient, meanwhile: Callable[[], None]) -> None:
     and their watchers get `sync_failed`. Call `meanwhile` before each repository, because a host may have thousands.
     """
     due = {outage: _any_url(outage) for outage in _due_outages()}
-    questions = (HeadQuery(outage, url) for outage, url in due.items() if url)
-    for outage, answer in list(ls_heads(client, questions, meanwhile)):  # no statement delays the other answers
+    queries = (HeadQuery(outage, url) for outage, url in due.items() if url)
+    for outage, answer in list(ls_heads(client, queries, meanwhile)):  # no statement delays the other answers
         if isinstance(answer, GitError) and answer.no_answer:
             repositories.prolong_outage(outage, answer)
             for repository in _watched_on(outage).filter(repositories.next_failure_counts()):
@@ -123,12 +123,12 @@ def _check(
     undecryptable = {watch for watch in watches if _is_undecryptable(watch)}
     readable = [watch for watch in watches if watch not in undecryptable]
     tokens = _tokens(readable, meanwhile)
-    questions = {
+    queries = {
         watch: HeadQuery(watch, watch.github_url, tokens[watch.pk], watch.last_commit, watch.ref) for watch in readable
     }
-    found = list(ls_heads(client, questions.values(), meanwhile))
+    found = list(ls_heads(client, queries.values(), meanwhile))
     _record([(watch, answer) for watch, answer in found if answer is not None], undecryptable)
-    return {watch: questions[watch] for watch, answer in found if answer is None}
+    return {watch: queries[watch] for watch, answer in found if answer is None}
 
 
 def _record(

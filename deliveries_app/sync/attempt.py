@@ -114,7 +114,7 @@ class Attempt:
             try:
                 self._run_and_end()
             except Superseded:
-                self._leave_to_the_new_claim()
+                self._stop_superseded()
                 raise
             finally:
                 if self.sender is not None:
@@ -191,7 +191,7 @@ class Attempt:
             )
 
     def _run(self) -> None:
-        self._work_for_newest_request()
+        self._adopt_newest_run()
         asked = runs.log_fields(self.sync_run) if self.sync_run else {}
         logger.info("claimed", extra={"attempt": self.watch.retry_count, **asked})
         if self.watch.retry_count > settings.MAX_RETRY_ATTEMPTS:
@@ -230,7 +230,7 @@ class Attempt:
             logger.warning("mirror_rebuilt", extra={"cause": str(error)})
             self._drain(DRAIN_SECONDS)
             disown_failures(self.lease)
-            self.mirror.remove(self._alive, patience=BUSY_SECONDS)
+            self.mirror.remove(self._alive, max_wait=BUSY_SECONDS)
             self._sync_with_new_mirror(head)
         self.mirror.repack_if_many(lambda: None, watch.repository.watches.watch_ids)
 
@@ -248,7 +248,7 @@ class Attempt:
         send_due(self.client, self.lease, envelope, self.keyring, self._alive)
 
     def _sync_to(self, head: Head, client: HttpClient | None) -> None:
-        with self.mirror.in_use(self._alive, patience=BUSY_SECONDS), self.mirror.blobs() as reader:
+        with self.mirror.in_use(self._alive, max_wait=BUSY_SECONDS), self.mirror.blobs() as reader:
             fetch_began = time.monotonic()
             commit = self._read_with_token(
                 lambda token: self.mirror.fetch(
@@ -260,7 +260,7 @@ class Attempt:
                     tick=self._alive,
                     name=head.name,
                     client=client,
-                    patience=BUSY_SECONDS,
+                    max_wait=BUSY_SECONDS,
                 )
             )
             self._fetch_seconds = time.monotonic() - fetch_began
@@ -331,7 +331,7 @@ class Attempt:
             if self.sender and self.sync_run:  # before the mirror was rebuilt, this attempt has already been counted
                 runs.give_attempt_back(self.sync_run)
             # Look again: a retry may have replaced the run while git was read. This attempt is then for the retry.
-            self._work_for_newest_request()
+            self._adopt_newest_run()
             run = self.sync_run = self.sync_run or self._new_run()
             runs.set_totals(run, files=plan.files, size=plan.bytes, left_out=plan.left_out, commit=planned.head.commit)
         recorder = Recorder(self.lease, run, had_failures=self.lease.had_listed, on_first=unequal)
@@ -436,7 +436,7 @@ class Attempt:
         run.run_id = self.run_id
         return run
 
-    def _work_for_newest_request(self) -> None:
+    def _adopt_newest_run(self) -> None:
         """Adopt the newest requested run, if there is one, and log its id from now on."""
         open_runs = runs.open_runs(self.watch.pk, self.lease.generation)
         self.sync_run = open_runs[0] if open_runs else None
@@ -496,7 +496,7 @@ class Attempt:
         if self.lease.extension_is_due:
             self.lease.extend()
 
-    def _leave_to_the_new_claim(self) -> None:
+    def _stop_superseded(self) -> None:
         """Record nothing more. Release the lease once the client can no longer be processing a request."""
 
         def keep_alive() -> None:

@@ -28,12 +28,12 @@ def blocks(changes: Iterator[Change]) -> Iterator[list[Change]]:
     block: list[Change] = []
     size = 0
     for change in changes:
-        weight = 0 if is_large(change.size) else change.size
-        if block and (len(block) >= settings.RECORD_BATCH or size + weight > BLOCK_BYTES):
+        size_in_memory = 0 if is_large(change.size) else change.size
+        if block and (len(block) >= settings.RECORD_BATCH or size + size_in_memory > BLOCK_BYTES):
             yield block
             block, size = [], 0
         block.append(change)
-        size += weight
+        size += size_in_memory
     if block:
         yield block
 
@@ -71,10 +71,10 @@ def read_block(
     return notifications
 
 
-def ask_ahead(changes: Sequence[Change], reader: BlobReader, delivery_rules: DeliveryRules) -> None:
+def prefetch(changes: Sequence[Change], reader: BlobReader, delivery_rules: DeliveryRules) -> None:
     """Request what `read_block` reads next, so that git unpacks it while the previous block is sent."""
     if not delivery_rules.transforms:
-        reader.ask_ahead(_small_blobs(changes))
+        reader.prefetch(_small_blobs(changes))
 
 
 def _small_blobs(changes: Sequence[Change]) -> list[str]:

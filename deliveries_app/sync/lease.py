@@ -196,7 +196,7 @@ class Lease:
         wake: Any = Value(waiting) if waiting > self.clock.now() else from_now(_OVERDUE_SECONDS)
         return wake if seconds is None else Least(planned, wake)
 
-    def asked_meanwhile(self) -> bool:
+    def retry_was_requested(self) -> bool:
         """Return whether a person has requested a retry since the claim, which resets the number of attempts.
 
         Locks the watch. Call this inside the transaction that ends the attempt.

@@ -88,7 +88,7 @@ def failed(
     attempt = lease.watch.retry_count
     delay = backoff(attempt, base=settings.RETRY_BASE_DELAY_SECONDS, jitter=random.random())  # noqa: S311  no secret
     with transaction.atomic():
-        exhausted = (permanent or attempt >= settings.MAX_RETRY_ATTEMPTS) and not lease.asked_meanwhile()
+        exhausted = (permanent or attempt >= settings.MAX_RETRY_ATTEMPTS) and not lease.retry_was_requested()
         wait = max(settings.RESCAN_INTERVAL_SECONDS if exhausted else delay, min_delay)
         lease.finish(
             next_sync_in=wait,

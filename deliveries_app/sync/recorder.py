@@ -270,13 +270,13 @@ class Recorder:
         watch, listed, attempts = self._lease.watch, [], []
         bodies = [(failed.failure.body, failed.sent.body if failed.sent else b"") for failed in self._failed]
         texts = response_texts(watch.app, [body for pair in bodies for body in pair], most=_READ_BYTES)
-        for failed, said, asked in zip(self._failed, texts[::2], texts[1::2], strict=True):
+        for failed, response_body, request_body in zip(self._failed, texts[::2], texts[1::2], strict=True):
             change, failure = failed.change, failed.failure
-            body = clean_text(said, SHOWN_CHARS)
+            body = clean_text(response_body, SHOWN_CHARS)
             path, tries = change.path.encode(), change.attempts + 1
             listed.append(_failure_row(watch, path, failure, FailureKind.FAILED, now, tries, body))
             if failed.sent:
-                attempts.append(_attempt_row(watch, failed, failed.sent, asked, said))
+                attempts.append(_attempt_row(watch, failed, failed.sent, request_body, response_body))
         failed_attempts.write(watch, attempts)
         DeliveryFailure.objects.bulk_create(
             sorted(listed, key=lambda row: row.path_digest),  # one order for every writer: no deadlock
@@ -307,7 +307,9 @@ class Recorder:
         bulk_sql.announce(self._lease.watch.pk, self._lease.generation, rows, now, acknowledged=acknowledged)
 
 
-def _attempt_row(watch: AppRepository, failed: _Failed, sent: Sent, asked: str, said: str) -> DeliveryAttempt:
+def _attempt_row(
+    watch: AppRepository, failed: _Failed, sent: Sent, request_body: str, response_body: str
+) -> DeliveryAttempt:
     return DeliveryAttempt(
         app_id=watch.app_id,
         watch=watch,
@@ -319,8 +321,8 @@ def _attempt_row(watch: AppRepository, failed: _Failed, sent: Sent, asked: str, 
         message=failed.failure.message[:500],
         milliseconds=sent.milliseconds,
         headers=masked_headers(sent.headers),
-        request_body=failed_attempts.beginning(asked),
-        response_body=failed_attempts.beginning(said),
+        request_body=failed_attempts.beginning(request_body),
+        response_body=failed_attempts.beginning(response_body),
     )
 
 

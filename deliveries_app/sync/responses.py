@@ -80,7 +80,7 @@ class ResponsePolicy:
         """Start a new count of failures, with a lower limit: a ping did not show whether the endpoint works."""
         self._failed_in_a_row, self._limit = 0, CONTROL_PATHS
 
-    def of(self, change: Change, outcome: Outcome, *, chunked: bool, pausing: bool = False) -> Decision:
+    def decide(self, change: Change, outcome: Outcome, *, chunked: bool, pausing: bool = False) -> Decision:
         """Decide what the outcome of one request means.
 
         `chunked`: it was one chunk of a file. A chunk that certainly was not processed may be sent again as it is. Any other

@@ -14,7 +14,7 @@ from deliveries_app.models.deliveries import PHASES, Kind
 from deliveries_app.planning.paths import PathSet, folded
 from deliveries_app.planning.plan import Change, DeliveryRules, Plan
 from deliveries_app.planning.transforms import TransformFailed
-from deliveries_app.sync.content import ChunkedFile, ask_ahead, blocks, read_block
+from deliveries_app.sync.content import ChunkedFile, blocks, prefetch, read_block
 from deliveries_app.sync.endpoint_health import EndpointHealth, Health, failing_watches
 from deliveries_app.sync.exceptions import EndpointDown, SliceOver
 from deliveries_app.sync.failed_attempts import Sent
@@ -105,14 +105,14 @@ class Sender:
         """
         deadline = time.monotonic() + seconds
         clean = not self._recorder.has_unwritten_timeouts
-        self._take_back()
+        self._withdraw_unsent()
         for transfer in self._ready:
             self._close(transfer)
         self._ready.clear()
         while (self._landed or self._client.in_flight) and time.monotonic() < deadline:
             for request, outcome in self._outcomes(0.2):
                 transfer = self._transfer_of(request)
-                decision = self._policy.of(transfer.notification.change, outcome, chunked=transfer.file is not None)
+                decision = self._policy.decide(transfer.notification.change, outcome, chunked=transfer.file is not None)
                 clean = clean and not decision.may_be_under_way
                 if record:
                     self._settle_last(transfer, decision, request, outcome)
@@ -160,7 +160,7 @@ class Sender:
                 self._announce(block)
                 block = next(waiting, None)
                 if block:
-                    ask_ahead(block, self._reader, self._delivery_rules)
+                    prefetch(block, self._reader, self._delivery_rules)
             else:
                 self._collect()
             self._keep_going()
@@ -281,7 +281,7 @@ class Sender:
         self._paths_in_flight.discard(folded(transfer.notification.change.path))
         return transfer
 
-    def _take_back(self) -> None:
+    def _withdraw_unsent(self) -> None:
         """Withdraw the requests that the client has not begun to send."""
         self._ready.extendleft(self._transfer_of(request) for request in reversed(self._client.withdraw()))
 
@@ -310,7 +310,7 @@ class Sender:
         if self._tries_other_key(transfer, outcome):
             return
         pausing = time.monotonic() < self._pause_until
-        decision = self._policy.of(item.change, outcome, chunked=transfer.file is not None, pausing=pausing)
+        decision = self._policy.decide(item.change, outcome, chunked=transfer.file is not None, pausing=pausing)
         if decision.delivered:
             self._speed_up()
         if decision.delivered and transfer.file and not transfer.file.is_last:

@@ -30,7 +30,8 @@ _QUESTION_BYTES = 80  # at most, with the command and the name
 class BlobReader:
     """Reads contents and sizes through one `git cat-file --batch-command`, which the first call starts.
 
-    Use it as a context manager. git unpacks what `ask_ahead` has asked for in the background, as much as fits into the pipe.
+    Use it as a context manager. git unpacks in the background what `prefetch` has requested, as much as fits into the
+    pipe.
     """
 
     BLOCK = 1 << 18
@@ -56,8 +57,8 @@ class BlobReader:
             git.stop(process)
             git.stderr_of(process)
 
-    def ask_ahead(self, blobs: Sequence[str]) -> None:
-        """Ask for the small contents that will be read next, in this order.
+    def prefetch(self, blobs: Sequence[str]) -> None:
+        """Request the small contents that will be read next, in this order.
 
         `read` skips those that it does not need. Any other call discards those that were not read. Otherwise both git
         and this process would block on a full pipe.

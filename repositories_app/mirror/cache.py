@@ -123,10 +123,10 @@ def _found(folder: Path) -> list[Cached]:
     """Return the mirrors in the folder. Files that are not recognised as mirrors are never touched."""
     names = {match[1] or match[2] for path in folder.glob("*.git*") if (match := _OURS.fullmatch(path.name))}
     mirrors = [(name, Mirror(folder / f"{name}.git")) for name in sorted(names)]
-    return [Cached(name, mirror, _room(mirror.directory), mirror.used_at()) for name, mirror in mirrors]
+    return [Cached(name, mirror, _disk_size(mirror.directory), mirror.used_at()) for name, mirror in mirrors]
 
 
-def _room(directory: Path) -> int:
+def _disk_size(directory: Path) -> int:
     """Return the size of a mirror's packs plus a constant for the rest, which is small. Reads one folder only."""
     if not directory.exists():
         return 0
