@@ -659,7 +659,7 @@ def test_page_of_an_own_factor_is_shown_after_a_sign_in(anna) -> None:
     confirm = client.get(page)["Location"]
     text = client.get(confirm).content.decode()
     assert "This page needs a recent sign-in." in text
-    assert "Docora keeps it" not in text
+    assert "Docora keeps your input" not in text
     assert client.post(confirm, {"password": PASSWORD, "next": page})["Location"] == page
 
 
