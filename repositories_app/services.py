@@ -81,8 +81,8 @@ class Circuit:
 
 def _counts_again() -> Q:
     """Match repositories whose last failure was in another rescan round."""
-    half_a_round_ago = Now() - timedelta(seconds=settings.RESCAN_INTERVAL_SECONDS / 2)
-    return Q(last_failure_at=None) | Q(last_failure_at__lte=half_a_round_ago)
+    half_interval_ago = Now() - timedelta(seconds=settings.RESCAN_INTERVAL_SECONDS / 2)
+    return Q(last_failure_at=None) | Q(last_failure_at__lte=half_interval_ago)
 
 
 def next_failure_counts() -> Q:

@@ -250,8 +250,8 @@ def _response(watch: AppRepository, shows_text: bool) -> SafeString | str:
     if not shows_text:
         return format_html("<code>{}</code>", watch.last_status_code)
     start = watch.last_response[:MAX_RESPONSE_CHARS] + ("…" if len(watch.last_response) > MAX_RESPONSE_CHARS else "")
-    whole = visible(watch.last_response)
-    return format_html('<code title="{}">{} {}</code>', whole, watch.last_status_code, visible(start))
+    full_text = visible(watch.last_response)
+    return format_html('<code title="{}">{} {}</code>', full_text, watch.last_status_code, visible(start))
 
 
 def _attempts(watch: AppRepository, shown: CellOptions) -> SafeString:

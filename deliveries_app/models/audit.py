@@ -149,8 +149,8 @@ class AuditEntry(models.Model):
     @property
     def changes_not_in_message(self) -> list[tuple[str, object, object]]:
         """The changes, unless the message already contains them."""
-        says_all = " → " in self.message or all(value in _OF_SECRETS for value in self.new.values())
-        return [] if says_all else self.changes
+        message_is_complete = " → " in self.message or all(value in _OF_SECRETS for value in self.new.values())
+        return [] if message_is_complete else self.changes
 
     @classmethod
     def about(cls, row: models.Model) -> Q:

@@ -189,9 +189,9 @@ def _unacknowledge_conflicting(watch: AppRepository, deleted: PathSet) -> None:
     On the client's file system, both may be the same file, so the delete would remove a file that should stay.
     """
     rows = Delivery.objects.filter(watch=watch, acknowledged=True).order_by("path").values_list("pk", "path")
-    beside = [pk for pk, path in rows.iterator(chunk_size=_PAGE) if deleted.touches(path)]
-    for some in batched(beside, _PAGE):
-        Delivery.objects.filter(pk__in=some).update(acknowledged=False, attempts=0)
+    conflicting = [pk for pk, path in rows.iterator(chunk_size=_PAGE) if deleted.touches(path)]
+    for batch in batched(conflicting, _PAGE):
+        Delivery.objects.filter(pk__in=batch).update(acknowledged=False, attempts=0)
 
 
 def _unacknowledge(check: DriftCheck, watch: AppRepository) -> int:

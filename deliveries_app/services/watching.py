@@ -285,14 +285,14 @@ def unwatch_many(actor: Actor, watches: Iterable[AppRepository]) -> int:
     """
     actor.require(Permission.UNWATCH)
     number = 0
-    for some in batched(watches, ENDED_AT_ONCE):
+    for batch in batched(watches, ENDED_AT_ONCE):
         with transaction.atomic():
-            for watch in some:
+            for watch in batch:
                 actor.require_watch(watch)
                 quotas.count_unwatch(actor, watch)
-            ended = _end([watch.pk for watch in some])
+            ended = _end([watch.pk for watch in batch])
             audit.record(
-                actor, AuditAction.UNWATCHED, [watch for watch in some if watch.pk in ended], "Stopped watching"
+                actor, AuditAction.UNWATCHED, [watch for watch in batch if watch.pk in ended], "Stopped watching"
             )
         number += len(ended)
     return number

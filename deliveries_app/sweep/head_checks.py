@@ -136,7 +136,7 @@ def _record(
 ) -> None:
     """Record what the hosts answered, and request a sync for the watches that need one."""
     to_sync = [watch.pk for watch in undecryptable if watch.next_sync_at is None]
-    hosts_that_answered = set()
+    answering_hosts = set()
     unconnected: dict[str, list[tuple[AppRepository, GitError]]] = {}  # by host
     for watch, answer in answers:
         host = host_of(watch.repository.canonical_url)
@@ -145,12 +145,12 @@ def _record(
         if isinstance(answer, GitError) and answer.no_connection:
             unconnected.setdefault(host, []).append((watch, answer))
             continue
-        hosts_that_answered.add(host)
+        answering_hosts.add(host)
         if _needs_sync(watch, answer):
             to_sync.append(watch.pk)  # the sync itself reports, counts and retries an error
     unchecked: set[int] = set()
     for host, failures in unconnected.items():
-        if host in hosts_that_answered:
+        if host in answering_hosts:
             to_sync += [watch.pk for watch, error in failures if _needs_sync(watch, error)]
         else:
             repositories.record_host_failure(failures[0][0].repository, failures[0][1])
@@ -184,8 +184,8 @@ def _tokens(watches: Sequence[AppRepository], meanwhile: Callable[[], None]) -> 
 def _needs_sync(watch: AppRepository, answer: Head | GitError) -> bool:
     if watch.next_sync_at is not None:  # it waits for its next attempt: only a new commit makes it due
         # If the last attempt failed before it asked git, for example without a signing key, no commit makes it due.
-        has_asked = bool(watch.seen_commit) or watch.root_cause in GIT_CAUSES
-        return has_asked and isinstance(answer, Head) and answer.commit != watch.seen_commit
+        last_attempt_asked_git = bool(watch.seen_commit) or watch.root_cause in GIT_CAUSES
+        return last_attempt_asked_git and isinstance(answer, Head) and answer.commit != watch.seen_commit
     if isinstance(answer, NoCommit):
         return not watch.waits_for_first_commit
     if isinstance(answer, GitError):

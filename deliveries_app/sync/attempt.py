@@ -287,8 +287,8 @@ class Attempt:
                     self._close_circuit()
                 # An app that turned on `sync_completed` gets it for each commit, even if no file differs. Without a
                 # base, the last run did not finish, so the app has not received its notice yet.
-                is_told = self.watch.base_commit and self.watch.last_commit == commit
-                owes_notice = self.watch.app.send_sync_completed and not is_told
+                is_notified = self.watch.base_commit and self.watch.last_commit == commit
+                owes_notice = self.watch.app.send_sync_completed and not is_notified
                 if plan.files or self.sync_run or owes_notice:
                     self._deliver(planned, target, reader)
                 else:

@@ -317,14 +317,14 @@ def _take(watch: Any, slots: int, started: float) -> Lease:
     deaths let the count exceed the limit, even if the limit was lowered since the last attempt.
     """
     died = watch.lease_until is not None
-    died_beside_others = died and watch.crash_count < MAX_SHARED_CRASHES
+    died_in_shared_process = died and watch.crash_count < MAX_SHARED_CRASHES
     had_failed = watch.status == Status.FAILED
     attempts = watch.retry_count if died else min(watch.retry_count, settings.MAX_RETRY_ATTEMPTS - 1)
     changes = {
         "fencing_token": watch.fencing_token + 1,
         "claimed_request_count": watch.request_count,
-        "retry_count": attempts + (0 if died_beside_others else 1),
-        "crash_count": watch.crash_count + (1 if died_beside_others else 0),
+        "retry_count": attempts + (0 if died_in_shared_process else 1),
+        "crash_count": watch.crash_count + (1 if died_in_shared_process else 0),
         "status": Status.SCANNING,
         "lease_slots": slots,
         "lease_owner": identity()[:100],

@@ -99,5 +99,5 @@ class _Formatter(structlog.stdlib.ProcessorFormatter):
         try:
             return super().format(record)
         except Exception as error:
-            where = f"{record.pathname}:{record.lineno}"
-            return redact(f"a log record of {record.name} at {where} could not be formatted: {type(error).__name__}")
+            location = f"{record.pathname}:{record.lineno}"
+            return redact(f"a log record of {record.name} at {location} could not be formatted: {type(error).__name__}")

@@ -95,4 +95,4 @@ def _workers(redis: Redis, limit: datetime) -> tuple[datetime, ...]:
             pipeline.hmget(key, "birth", "last_heartbeat")
         answers = [answer for answer in pipeline.execute() if all(answer)]
     seen = [[utcparse(moment.decode()).replace(tzinfo=UTC) for moment in answer] for answer in answers]
-    return tuple(birth for birth, heartbeat in seen if heartbeat > limit)
+    return tuple(started_at for started_at, heartbeat in seen if heartbeat > limit)

@@ -48,7 +48,7 @@ class ConcurrencyLimit:
                 del self._running[caller]
 
     @contextmanager
-    def one_more(self, caller: Hashable) -> Iterator[None]:
+    def slot(self, caller: Hashable) -> Iterator[None]:
         """Count a request for the duration of a block."""
         self.take(caller)
         try:

@@ -174,8 +174,8 @@ def start(
         limits["data"] = max_memory
     # A host may send any number of messages. git's own are few, and a file in memory costs less.
     errors: Any = tempfile.TemporaryFile() if remote else os.fdopen(os.memfd_create("stderr"), "w+b")  # noqa: SIM115
-    where = ["--git-dir", str(directory)] if directory else []
-    command = [*(_LEADER if remote else ()), "git", *where, *args]
+    git_dir = ["--git-dir", str(directory)] if directory else []
+    command = [*(_LEADER if remote else ()), "git", *git_dir, *args]
     if not short:
         command = with_parent_death_signal(command, signal.SIGTERM if remote else signal.SIGKILL)
     process = subprocess.Popen(

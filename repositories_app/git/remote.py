@@ -296,8 +296,8 @@ def error_of(url: str, token: str, outcome: Outcome) -> GitError | None:
 
 def is_rate_limit(outcome: Outcome) -> bool:
     """Return whether the host refuses because of a rate limit. GitHub also does so with a 403."""
-    says_so = "retry-after" in outcome.headers or outcome.headers.get("x-ratelimit-remaining") == "0"
-    return outcome.status == 429 or (outcome.status == 403 and says_so)
+    is_limited = "retry-after" in outcome.headers or outcome.headers.get("x-ratelimit-remaining") == "0"
+    return outcome.status == 429 or (outcome.status == 403 and is_limited)
 
 
 def _moved(url: str, token: str, outcome: Outcome) -> RepositoryMoved:

@@ -647,7 +647,9 @@ def test_form_of_an_own_factor_is_kept_encrypted(anna) -> None:
     assert answer["Location"] == f"{CONFIRM}?next=%2Faccounts%2Fsecurity%2Fapp%2Fremove%2F"
     raw = Session.objects.get(pk=client.session.session_key).get_decoded()
     assert "what-was-entered" not in json.dumps(raw)
-    assert "This change needs a recent sign-in. Docora keeps your input" in client.get(answer["Location"]).content.decode()
+    assert (
+        "This change needs a recent sign-in. Docora keeps your input" in client.get(answer["Location"]).content.decode()
+    )
     answer = client.post(answer["Location"], {"password": PASSWORD, "next": f"{SECURITY}app/remove/"})
     assert answer["Location"] == SECURITY
     assert not Authenticator.objects.exists()
