@@ -151,7 +151,7 @@ def _watches() -> Any:
 
 
 def _watch_of(job: Job) -> int | None:
-    """Return the primary key of the watch that a job is for; None for a clean-up."""
+    """Return the primary key of the watch that a job is for; None for a cleanup."""
     return parse_pk(job.argument) if job.function in {"sync_watch", "sync_watch_alone"} else None
 
 

@@ -29,7 +29,7 @@ _WATCHES_AT_ONCE = 100
 
 
 def enqueue_clean_up() -> None:
-    """Enqueue a clean-up job if there is something to remove."""
+    """Enqueue a cleanup job if there is something to remove."""
     if (
         AppRepository.objects.filter(ended_at__isnull=False).exists()
         or App.objects.filter(ended_at__isnull=False).exists()
