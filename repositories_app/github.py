@@ -387,7 +387,7 @@ def _access_from(kept: dict[str, Any], github_app: GitHubApp, url: str) -> Acces
 
 
 def _hold(github_app: GitHubApp, seconds: float) -> None:
-    """Keep every process from sending requests for this app, whose rate limit is exceeded, for so many seconds."""
+    """Keep every process from sending requests for this app, whose rate limit is exceeded, for `seconds`."""
     try:
         connection().set(f"{_LIMITED}{github_app.pk}", 1, px=int(seconds * 1000))
     except (RedisError, OSError) as error:

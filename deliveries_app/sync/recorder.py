@@ -146,7 +146,7 @@ class Recorder:
         return any(failed.failure.hold_seconds for failed in self._failed)
 
     def count_request(self, ok: bool, seconds: float) -> None:
-        """Count a request that ended after so many seconds. `ok`: the app accepted it."""
+        """Count a request that took `seconds`. `ok`: the app accepted it."""
         self._latest.add(ok, seconds)
 
     def acknowledge(self, notification: Notification, status: int, seconds: float) -> None:

@@ -493,7 +493,7 @@ class Mirror:
 
 
 def _raising_busy(tick: git.Tick, seconds: float) -> git.Tick:
-    """Return a tick that calls `tick` and raises `MirrorBusy` once so many seconds are over."""
+    """Return a tick that calls `tick` and raises `MirrorBusy` after `seconds`."""
     until = time.monotonic() + seconds
 
     def raise_if_late() -> None:

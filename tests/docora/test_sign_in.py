@@ -375,7 +375,7 @@ def test_link_expires_and_ends_with_another_sign_in(anna, monkeypatch: pytest.Mo
     assert Client().post(path).status_code == 410
 
 
-def test_link_for_nobody(anna) -> None:
+def test_link_for_an_unknown_user(anna) -> None:
     path = links_path(anna)
     User.objects.update(is_active=False)
     assert Client().post(path).status_code == 410
