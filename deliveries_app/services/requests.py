@@ -182,9 +182,9 @@ def _title(kind: OperationKind, what: object) -> str:
 
 
 def lock_watches(pks: Sequence[int], among: AppRepositoryQuerySet, *, by_person: bool = True) -> list[int]:
-    """Lock the given watches that are also in `among`, end their apps' cooldowns, and return the watches' primary keys.
+    """Lock the given watches that are also in `among`, and return their primary keys.
 
-    A person's request suggests that an endpoint may be back up, so one watch probes it now instead of after the backoff.
+    A person's request suggests that an endpoint that was down is back up, so end its cooldown: one watch probes it now.
     Lock apps before watches, as the claim does.
     """
     if by_person:
