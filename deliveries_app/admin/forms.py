@@ -314,7 +314,7 @@ class AppForm(AppRules, forms.ModelForm):  # type: ignore[type-arg]  # not gener
             self._explain_quotas()
 
     def _explain_quotas(self) -> None:
-        """Add to each quota what is used now and which default applies."""
+        """Add to each quota its current usage and default."""
         usage = usage_of(self.instance)
         quotas = (
             ("max_watches", usage.watches, settings.MAX_WATCHES_PER_APP, number),

@@ -140,7 +140,7 @@ def newest_open_runs(watches: Iterable[AppRepository]) -> dict[int, SyncRun]:
 
 
 def set_totals(run: SyncRun, *, files: int, size: int, left_out: Mapping[str, int], commit: str) -> None:
-    """Set the totals after planning: what is recorded plus what is planned now. Saves the run, which may be new.
+    """Set the totals after planning: the recorded files plus the planned ones. Saves the run, which may be new.
 
     Call inside the plan's transaction.
     """

@@ -200,7 +200,7 @@ def _scheduled() -> list[tuple[AppRepository, str]]:
 
 
 def _scheduled_message(watch: AppRepository) -> str:
-    """Say which attempt comes next, or what the watch is waiting for."""
+    """Return which attempt comes next, or the reason for waiting."""
     if watch.detail == StateDetail.RETRYING:
         limit = settings.MAX_RETRY_ATTEMPTS  # which may have been lowered since the last attempt
         return f"Attempt {min(watch.retry_count + 1, limit):,} of {limit:,}"

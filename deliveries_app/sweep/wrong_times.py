@@ -32,7 +32,7 @@ _DUE: dict[type[Model], dict[str, Any]] = {
     AlertChannel: {"due_at": None},
     ContactMail: {"due_at": None},
 }
-"""Columns of times until which something waits, and what replaces one that is too far ahead."""
+"""Columns of times until which something waits, and the replacement for a time that is too far ahead."""
 _PAST: dict[type[Model], dict[str, Any]] = {
     AppRepository: {"doubt_until": None, "pushed_at": None, "slots_requested_at": None},
     App: {"paced_at": None, "resyncs_used_at": Now()},

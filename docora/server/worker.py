@@ -311,7 +311,7 @@ class DocoraWorker(Worker):
         self._stop_horse()
 
     def _stop_horse(self) -> None:
-        """Pass SIGTERM on to the work-horse, which records what was acknowledged and frees its lease.
+        """Pass SIGTERM on to the work-horse, which records acknowledged files and frees its leases.
 
         RQ would wait for the whole job. If the work-horse takes too long, kill it. Its requests in flight are then in
         doubt, not lost.
