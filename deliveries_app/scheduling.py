@@ -32,7 +32,7 @@ _JITTER = 0.1  # share of the interval between checks, in either direction
 SYNC_JOB = "deliveries_app.jobs.sync_watch"
 SYNC_ALONE_JOB = "deliveries_app.jobs.sync_watch_alone"
 AFTER_PUSH_SECONDS = 5, 30
-ENQUEUE_AHEAD = 20  # due watches that are enqueued at a time; a change of another app waits behind them
+ENQUEUE_AHEAD = 20  # due watches that are enqueued at a time; another app's change has to wait for them
 HIGH_JOBS_PER_APP = 4
 DUE_NOW: dict[str, Any] = {"request_count": F("request_count") + 1, "next_sync_at": Now()}
 """The columns of a watch whose sync is requested. If an attempt is running, it notices the higher count and leaves the watch due."""
@@ -81,7 +81,7 @@ def _job(watch: AppRepository) -> dict[str, Any]:
 def enqueue_due(*, after_job: bool = False) -> int:
     """Fill the default queue with watches that can start now. Return how many were added.
 
-    The apps take turns, each with its longest waiting watch, so that an app with many due watches delays no other. Those of
+    The apps take turns, each with its longest-waiting watch, so an app with many due watches delays no other. Those of
     bulk operations come after the app's others. Does nothing while the queue is at least half full, or while another
     process is filling it. `after_job`: also do nothing while several jobs wait in the high queue, which come first anyway.
     The sweep fills the default queue every second.
@@ -121,9 +121,10 @@ def _next_due() -> QuerySet[AppRepository]:
 def next_check(moved_at: Combinable | None = None) -> Combinable:
     """Return the expression for `next_check_at`: the longer the branch has not moved, the later the next check.
 
-    The interval is half the time since the last move, within the two RESCAN settings, plus or minus 10%. Pass `moved_at`
-    if the same UPDATE changes it. Otherwise, if a push hook has just arrived, it may have overtaken the git host's own
-    replicas, so the next check is `AFTER_PUSH_SECONDS` after it. A check that a push hook has asked for meanwhile keeps its time.
+    The interval is half the time since the last move, within the two RESCAN settings, plus or minus 10%. Pass
+    `moved_at` if the same UPDATE changes it. Otherwise, if a push hook has just arrived, it may have overtaken the git
+    host's own replicas, so the next check is `AFTER_PUSH_SECONDS` after it. A check that a push hook requested
+    meanwhile keeps its time.
     """
     return _next_check(settings.RESCAN_MIN_INTERVAL_SECONDS, settings.RESCAN_INTERVAL_SECONDS, moved_at)
 

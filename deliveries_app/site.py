@@ -69,7 +69,7 @@ class DocoraAdminSite(admin.AdminSite):
         }
 
     def password_change(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> TemplateResponse:
-        """Name the page as the link to it."""
+        """Give the page the same title as the link to it."""
         return super().password_change(request, {"title": "Change password", **(extra_context or {})})
 
     def autocomplete_view(self, request: HttpRequest) -> HttpResponse:

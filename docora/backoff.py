@@ -2,7 +2,7 @@
 
 MAX_WAIT_SECONDS = 3600.0
 """The longest wait, whether the backoff or a `Retry-After` header asks for it."""
-_MAX_DOUBLINGS = 64  # more than any wait needs to reach its limit; 1024 doublings would overflow a float
+_MAX_DOUBLINGS = 64  # enough doublings for any base to reach the limit; 1024 would overflow a float
 
 
 def backoff(attempt: int, *, base: float, jitter: float) -> float:

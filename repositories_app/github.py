@@ -52,9 +52,9 @@ MAX_KEY = 16_384  # characters
 MIN_KEY_BITS = 2048
 _CLOCK_SKEW_SECONDS = 60  # GitHub refuses a JWT from the future
 _JWT_SECONDS = 540  # GitHub accepts at most ten minutes
-_RENEW_SECONDS = 300.0  # before a token expires, so that it lasts for a fetch
-_KEPT_SECONDS = 86_400  # how long the number of an installation is kept
-_ABSENT_SECONDS = 300  # how long it is kept that a repository has no installation
+_RENEW_SECONDS = 300.0  # a token is replaced this long before it expires, so that it lasts for a fetch
+_KEPT_SECONDS = 86_400  # how long the number of an installation is cached
+_ABSENT_SECONDS = 300  # how long the absence of an installation is cached
 _TIMEOUT_SECONDS = 20.0
 _MAX_ANSWER = 1 << 20  # bytes
 _LIMITED = "docora:github_limit:"
@@ -69,7 +69,7 @@ class Access:
     """The token that reads a repository.
 
     Without a token, the repository is read as a public one. If that fails, `problem` says why there is no token.
-    `is_cached`: GitHub was not asked now, so a new request may have another result.
+    `is_cached`: this is from the cache, so a new request may have another result.
     """
 
     token: str = field(default="", repr=False)
@@ -303,7 +303,7 @@ def _malformed(github_app: GitHubApp) -> GitError:
 def _problem_of(github_app: GitHubApp, outcome: Outcome) -> GitError:
     """Return the error for a refusal, or for no response. It concerns only the watches that use the GitHub App."""
     if outcome.cause is not None:
-        # `reached`, because this is a failure of the API's host, which says nothing about the git host.
+        # `reached`, because the API's host has failed, which proves nothing about the git host.
         error = git_errors.unreachable(outcome.cause, outcome.message, reached=True)
         error.for_every_watcher = False
         return error
@@ -387,7 +387,7 @@ def _access_from(kept: dict[str, Any], github_app: GitHubApp, url: str) -> Acces
 
 
 def _hold(github_app: GitHubApp, seconds: float) -> None:
-    """Keep every process from sending requests for this app, whose rate limit is exceeded, for so many seconds."""
+    """Keep every process from sending requests for this app, whose rate limit is exceeded, for `seconds`."""
     try:
         connection().set(f"{_LIMITED}{github_app.pk}", 1, px=int(seconds * 1000))
     except (RedisError, OSError) as error:

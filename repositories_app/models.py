@@ -62,7 +62,7 @@ class Repository(models.Model):
 class HostOutage(models.Model):
     """A git host to which no connection could be made. The first success removes the row.
 
-    Until then nothing is asked of the host, except by the sweep, which tries one connection at `retry_at`.
+    Until then, Docora sends the host no requests, except that the sweep tries one connection at `retry_at`.
     """
 
     host = models.CharField(
@@ -103,7 +103,7 @@ class Snapshot(models.Model):
 
 
 class GitHubApp(models.Model):
-    """The credentials of a GitHub App, which mint tokens for the repositories that it is installed on.
+    """The credentials of a GitHub App, which create tokens for the repositories that it is installed on.
 
     A client app reads through it only if an administrator has assigned it to that app.
     """

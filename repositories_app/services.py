@@ -27,7 +27,7 @@ HOST_MAX_DELAY_SECONDS = 300.0
 def find_or_create(url: RepositoryUrl, *, is_private: bool | None) -> Repository:
     """Return the repository's row for any spelling of its URL. Create the row if there is none.
 
-    `is_private` is None if git was not asked. A new row is then private until a later check knows better.
+    `is_private` is None if git was not asked. A new row then counts as private until a later check.
 
     Call this inside a transaction: the row is locked until its end, so it cannot be removed before a watch refers to it.
     """
@@ -60,8 +60,7 @@ def mirror_of(repository: Repository) -> Mirror:
 def record_snapshot(repository: Repository, commit: str, branch: str, files: int, size: int, *, for_all: bool) -> None:
     """Record the size of a commit's tree, in one row per commit. It becomes the repository's newest snapshot.
 
-    Pass `for_all=False` if a watch's own rules have changed the numbers. These are better than none, but do not replace
-    existing numbers.
+    Pass `for_all=False` if a watch's own rules have changed the numbers: they are stored only if there are none yet.
     """
     snapshot = Snapshot(repository=repository, commit_sha=commit, branch=branch, file_count=files, total_bytes=size)
     Snapshot.objects.bulk_create(
@@ -82,8 +81,8 @@ class Circuit:
 
 def _counts_again() -> Q:
     """Match repositories whose last failure was in another rescan round."""
-    half_a_round_ago = Now() - timedelta(seconds=settings.RESCAN_INTERVAL_SECONDS / 2)
-    return Q(last_failure_at=None) | Q(last_failure_at__lte=half_a_round_ago)
+    half_interval_ago = Now() - timedelta(seconds=settings.RESCAN_INTERVAL_SECONDS / 2)
+    return Q(last_failure_at=None) | Q(last_failure_at__lte=half_interval_ago)
 
 
 def next_failure_counts() -> Q:
@@ -126,7 +125,7 @@ def _outages_of(canonical_url: str) -> QuerySet[HostOutage]:
 
 
 def record_host_failure(repository: Repository, error: GitError) -> None:
-    """Record that the repository's git host is down. Do nothing if that is known: the sweep's next probe then decides."""
+    """Record that the repository's git host is down. If that is known, do nothing: the sweep's next probe decides."""
     until = from_now(backoff(1, base=HOST_BASE_DELAY_SECONDS, jitter=random.random()))  # noqa: S311  no secret
     fields = {"since": Now(), "retry_at": until, "error": str(error)}
     HostOutage.objects.get_or_create(host=host_of(repository.canonical_url), defaults=fields)
@@ -163,7 +162,7 @@ def close_circuit(repository: Repository) -> bool:
 
 
 def close_circuits(repositories: Iterable[Repository]) -> None:
-    """Close these circuits as `close_circuit` does. Call this inside a transaction: it locks the rows in their order."""
+    """Close these circuits as `close_circuit` does. Call this inside a transaction: it locks the rows in key order."""
     rows = Repository.objects.filter(pk__in=[repository.pk for repository in repositories])
     Repository.objects.filter(pk__in=lock_rows(rows)).update(**_CLOSED)
 

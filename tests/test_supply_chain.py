@@ -49,7 +49,7 @@ def test_no_known_vulnerability(tmp_path: Path) -> None:
     assert done.stderr == "1 of 2 packages are not in the vulnerability database.\n"
 
 
-def test_database_that_knows_nothing_is_not_called_safe(tmp_path: Path) -> None:
+def test_missing_vulnerability_data_is_not_reported_as_safe(tmp_path: Path) -> None:
     report = {"dependencies": [{"name": "right", "skip_reason": "Dependency not found"}]}
     done = audit(tmp_path, json.dumps(report), "No known vulnerabilities found", 0)
     assert done.returncode == 0

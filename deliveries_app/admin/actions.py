@@ -53,7 +53,7 @@ class BulkAction:
     form: type[ConfirmationForm]
     run: Callable[[Actor, AppRepositoryQuerySet, Scope, Any], BulkOperation]
     rows_vary: bool = False
-    """Whether other rows may match when the user confirms, as failures come and go, unless they are many more."""
+    """Whether the rows may differ when the user confirms, because failures come and go. Many more are not accepted."""
 
 
 def _resync(actor: Actor, watches: AppRepositoryQuerySet, scope: Scope, form: Any) -> BulkOperation:

@@ -130,7 +130,7 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
             return self.redirect_to_secrets(request, NEW_TOKEN, app, token=new.token)
         template, live = "admin/deliveries_app/app/rotate_token.html", tokens.live_tokens(app)
         back = self.settings_page_of(app)
-        return self.render_question(request, app, "Rotate token", template, form=form, tokens=live, back=back)
+        return self.render_confirmation(request, app, "Rotate token", template, form=form, tokens=live, back=back)
 
     def rotate_key(self, request: HttpRequest, app: App) -> HttpResponse:
         form = RotateKeyForm(post_data(request))
@@ -147,7 +147,7 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
         if app.is_rotating_key:
             return self._warn(request, app, keys.ALREADY_ROTATING)
         template, back = "admin/deliveries_app/app/rotate_key.html", self.settings_page_of(app)
-        return self.render_question(request, app, "Rotate key", template, form=form, back=back)
+        return self.render_confirmation(request, app, "Rotate key", template, form=form, back=back)
 
     def confirm_change(self, request: HttpRequest, app: App, *, change: ConfirmedChange) -> HttpResponse:
         if request.method == "POST":
@@ -161,7 +161,7 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
                 return self._warn(request, app, error)
             return self.redirect_with_message(request, self.settings_page_of(app), change.done_message)
         back = self.settings_page_of(app)
-        return self.render_question(request, app, change.title, paragraphs=change.paragraphs, back=back)
+        return self.render_confirmation(request, app, change.title, paragraphs=change.paragraphs, back=back)
 
     def _warn(self, request: HttpRequest, app: App, message: object) -> HttpResponse:
         return self.redirect_with_message(request, self.settings_page_of(app), message, messages.WARNING)

@@ -126,7 +126,7 @@ class DocoraAdmin[M: Model](PlainLists, ModelAdmin[M]):
         frame = {**self.admin_site.each_context(request), "title": title, "opts": self.opts}
         return TemplateResponse(request, template, frame | context)
 
-    def render_question(
+    def render_confirmation(
         self,
         request: HttpRequest,
         obj: M,
@@ -136,7 +136,7 @@ class DocoraAdmin[M: Model](PlainLists, ModelAdmin[M]):
         button: str = "",
         **more: Any,
     ) -> TemplateResponse:
-        """Render a page that says what its button will do, with the fields of `form` if one is given.
+        """Render a confirmation page, with the fields of `form` if one is given.
 
         The button's label is the title, unless `button` is given.
         """

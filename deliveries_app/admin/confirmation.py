@@ -3,8 +3,9 @@
 A page rendered in response to the action's POST would be lost on refresh. So the action redirects to the confirmation
 page, with the ids of the rows or, for "select all N", with the list's filters. GET shows the impact, POST acts.
 
-The form carries a digest of the selected rows, their number and that of their files. The user is asked again if the
-selection has changed since the page was rendered, or if it now has over a tenth more files. A changed status does not matter.
+The form contains a digest of the selected rows, their number and the number of their files. The user has to confirm
+again if the selection has changed since the page was rendered, or if it now has over a tenth more files. A changed
+status does not matter.
 """
 
 import copy
@@ -123,7 +124,7 @@ def _selection_changed(request: HttpRequest, pks: Collection[int], files: int, *
     """Return whether the rows differ from those the form was rendered for, or have over a tenth more files.
 
     With `rows_vary`, other rows are fine unless they are over a tenth more.
-    Forms without a digest were not rendered by the confirmation page. They act on the rows that the URL names.
+    A form without a digest was not rendered by the confirmation page. It acts on the rows that the URL names.
     """
     digest = request.POST.get("selection_digest", "")
     if not digest:

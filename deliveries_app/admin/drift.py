@@ -152,7 +152,7 @@ class DriftCheckAdmin(ReadOnlyAdmin[DriftCheck]):
             return self.redirect_with_message(request, self.page_of(check), message, messages.WARNING)
         if request.method == "POST":
             return self._send(request, check)
-        return self.render_question(request, check, send_label(check), paragraphs=list(_consequences(check)))
+        return self.render_confirmation(request, check, send_label(check), paragraphs=list(_consequences(check)))
 
     def _send(self, request: HttpRequest, check: DriftCheck) -> HttpResponse:
         page = self.page_of(check)
@@ -183,8 +183,8 @@ def _consequences(check: DriftCheck) -> Iterator[str]:
     if files:
         yield f"{counted(files, 'file', 'files')} of {check.watch.repository} will be sent to {app} again."
     if extra := kinds[DriftKind.EXTRA]:
-        told = counted(extra, "file that is", "files that are")
-        yield f"{app} will be told to delete {told} not in the repository."
+        surplus = counted(extra, "file that is", "files that are")
+        yield f"{app} will get a delete for {surplus} not in the repository."
     yield "Nothing else is sent again. Files that have been sent since the check are left as they are."
     if check.differences > check.listed:
         yield (

@@ -77,7 +77,7 @@ class RootCauseFilter(admin.SimpleListFilter):
     parameter_name = "cause"
 
     def has_output(self) -> bool:
-        return bool(self.value())  # without choices, Django would ignore the parameter and list everything
+        return bool(self.value())  # if there were no choices, Django would ignore the parameter and list everything
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         return [(cause.value, cause.label) for cause in RootCause if cause.value == request.GET.get("cause")]
@@ -177,7 +177,7 @@ class FailedSyncAdmin(BulkAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
         return FailedChangeList
 
     def get_list_display(self, request: HttpRequest) -> tuple[Any, ...]:
-        shown = Shown.to_user(request, request.get_full_path())
+        shown = CellOptions.to_user(request, request.get_full_path())
 
         @admin.display(description="cause and response" if shown.responses else "cause", ordering="cause_order")
         def cause(watch: FailedSync) -> SafeString:
@@ -220,8 +220,8 @@ _SWAP = SafeString(' hx-swap-oob="true"')
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What a user sees in the cells: the text of `responses`, and with `back`, a button that resumes a paused app.
+class CellOptions:
+    """What a user can see in the cells: the text of `responses`, and with `back`, a button that resumes a paused app.
 
     With `retry`, the rows have a cell with a button that retries them. `back` and `retry` are the page to come back to.
     """
@@ -237,7 +237,7 @@ class Shown:
         return cls(responses, back if can_resume else None, back if can_retry else None)
 
 
-def _cause(watch: AppRepository, shown: Shown) -> SafeString:
+def _cause(watch: AppRepository, shown: CellOptions) -> SafeString:
     label = RootCause(watch.root_cause).label
     response = _response(watch, shown.responses)
     return format_html("<strong>{}</strong><span>{}</span>{}", label, visible(watch.last_error), response)
@@ -250,11 +250,11 @@ def _response(watch: AppRepository, shows_text: bool) -> SafeString | str:
     if not shows_text:
         return format_html("<code>{}</code>", watch.last_status_code)
     start = watch.last_response[:MAX_RESPONSE_CHARS] + ("…" if len(watch.last_response) > MAX_RESPONSE_CHARS else "")
-    whole = visible(watch.last_response)
-    return format_html('<code title="{}">{} {}</code>', whole, watch.last_status_code, visible(start))
+    full_text = visible(watch.last_response)
+    return format_html('<code title="{}">{} {}</code>', full_text, watch.last_status_code, visible(start))
 
 
-def _attempts(watch: AppRepository, shown: Shown) -> SafeString:
+def _attempts(watch: AppRepository, shown: CellOptions) -> SafeString:
     most = settings.MAX_RETRY_ATTEMPTS
     used = f"{most if watch.status == Status.FAILED else min(watch.retry_count, most)} of {most}"
     following = next_attempt_of(watch)
@@ -265,7 +265,7 @@ def _attempts(watch: AppRepository, shown: Shown) -> SafeString:
     return format_html('<span>{}</span><span class="quiet">{}{}</span>{}', used, following.message, time, button)
 
 
-_CELLS: dict[str, Callable[[AppRepository, Shown], SafeString | str]] = {
+_CELLS: dict[str, Callable[[AppRepository, CellOptions], SafeString | str]] = {
     "state": lambda watch, _: status_with_detail(watch),
     "cause": _cause,
     "attempts": _attempts,
@@ -274,9 +274,9 @@ _CELLS: dict[str, Callable[[AppRepository, Shown], SafeString | str]] = {
 }
 
 
-def cell(name: str, watch: AppRepository, shown: Shown | None = None, *, refresh: bool = False) -> SafeString:
+def cell(name: str, watch: AppRepository, shown: CellOptions | None = None, *, refresh: bool = False) -> SafeString:
     """Return one cell of a row. With `refresh`, htmx replaces the cell on the page."""
-    return _cell(name, watch.pk, _CELLS[name](watch, shown or Shown()), refresh=refresh)
+    return _cell(name, watch.pk, _CELLS[name](watch, shown or CellOptions()), refresh=refresh)
 
 
 def _cell(name: str, pk: int, content: SafeString | str, *, refresh: bool) -> SafeString:
@@ -286,7 +286,7 @@ def _cell(name: str, pk: int, content: SafeString | str, *, refresh: bool) -> Sa
     )
 
 
-def refreshed_cells(pks: Sequence[int], shown: Shown) -> tuple[list[SafeString], int]:
+def refreshed_cells(pks: Sequence[int], shown: CellOptions) -> tuple[list[SafeString], int]:
     """Return the current cells of these rows, and how many no longer fail. Rows that don't fail show only their status."""
     rows = AppRepository.objects.alive().with_state().filter(pk__in=pks).select_related("app", "repository")
     watches = {watch.pk: watch for watch in rows}

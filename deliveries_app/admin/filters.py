@@ -74,7 +74,7 @@ def apps_given(query: Mapping[str, Any], parameters: tuple[str, str] = ("app", "
 
 
 class AppFilter(QueryFilter):
-    """A filter by one app, which links set, or by the start of an app name, which users type with suggestions.
+    """A filter by one app, set by links, or by the start of an app name, typed with suggestions.
 
     `field` is the lookup from a row to its app.
     """

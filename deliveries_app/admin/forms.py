@@ -121,7 +121,7 @@ class _WatchOptionsFields(forms.Form):
 
 
 PATTERN_FIELDS = ("ignore_patterns", "include_patterns", "exclude_patterns")
-"""They are seldom needed, so the forms that have them show them collapsed."""
+"""Fields that are seldom needed. Forms show them collapsed."""
 
 
 class _AppSelect(AutocompleteSelect):
@@ -151,7 +151,7 @@ class WatchForm(_WatchOptionsFields):
     def save(self, actor: Actor) -> Watched | None:
         """Check the repository with git and watch it. Return None after adding the error to the form.
 
-        A repository that the app watches already is an error: it would be re-synced without a confirmation.
+        A repository that the app already watches is an error, because it would be re-synced without a confirmation.
         """
         data = self.cleaned_data
         try:
@@ -214,7 +214,7 @@ class WatchManyForm(_WatchOptionsFields):
         return None
 
     def again(self, results: list[LineResult]) -> "WatchManyForm":
-        """Return the form to submit next: the lines that are left, with the same settings, without the token."""
+        """Return the form to submit next: the remaining lines with the same settings, without the token."""
         names = ("ref", *PATTERN_FIELDS)
         left = "\n".join(result.line for result in results if result.is_open)
         return WatchManyForm(initial={"urls": left} | {name: self.cleaned_data[name] for name in names})
@@ -314,7 +314,7 @@ class AppForm(AppRules, forms.ModelForm):  # type: ignore[type-arg]  # not gener
             self._explain_quotas()
 
     def _explain_quotas(self) -> None:
-        """Add to each quota what is used now and which default applies."""
+        """Add to each quota its current usage and default."""
         usage = usage_of(self.instance)
         quotas = (
             ("max_watches", usage.watches, settings.MAX_WATCHES_PER_APP, number),

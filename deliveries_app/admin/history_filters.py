@@ -223,5 +223,5 @@ class PeriodFilter(HistoryFilter):
 def _midnight(day: date) -> datetime:
     try:
         return timezone.make_aware(datetime.combine(day, time.min))
-    except (ValueError, OverflowError) as error:  # 1 January of year 1, east of Greenwich
+    except (ValueError, OverflowError) as error:  # 1 January of year 1 in a time zone east of Greenwich
         raise IncorrectLookupParameters from error

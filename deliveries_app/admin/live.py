@@ -10,7 +10,7 @@ from django.views.decorators.http import require_GET
 
 from deliveries_app.actors import can_view
 from deliveries_app.admin.deliveries import of_delivery
-from deliveries_app.admin.failed import Shown, panel_context, refreshed_cells
+from deliveries_app.admin.failed import CellOptions, panel_context, refreshed_cells
 from deliveries_app.admin.filters import apps_named
 from deliveries_app.admin.fragments import can_view_watches, fragment, polling_page, row_ids
 from deliveries_app.models import App, Delivery
@@ -36,8 +36,8 @@ def can_view_deliveries(user: AbstractBaseUser | AnonymousUser) -> bool:
 def live_app(request: HttpRequest, pk: int) -> HttpResponse:
     """Render the table in place and everything else out of band.
 
-    `operations` lists the operations whose boxes the page shows. Each box polls for its own progress, so the boxes are
-    sent again only if the list has changed.
+    `operations` lists the operations whose boxes the page shows. Each box polls its own progress, so the boxes are sent
+    again only if the list has changed.
     """
     app = get_object_or_404(App, pk=pk, ended_at=None)
     query = request.GET.copy()
@@ -53,7 +53,7 @@ def live_app(request: HttpRequest, pk: int) -> HttpResponse:
 @fragment(can_view_watches)
 def failed_syncs(request: HttpRequest) -> HttpResponse:
     """Render the groups, the cells of the rows that the page shows, and how many of its `count` rows still fail."""
-    cells, recovered = refreshed_cells(row_ids(request), Shown.to_user(request, polling_page(request)))
+    cells, recovered = refreshed_cells(row_ids(request), CellOptions.to_user(request, polling_page(request)))
     count = parse_pk(request.GET.get("count", ""))
     rows = max(0, count - recovered) if count is not None else None
     filtered = request.GET.get("filtered") == "1"

@@ -35,7 +35,7 @@ class OneTimeSecretsAdmin[M: Model](DocoraAdmin[M]):
         return {}
 
     def redirect_to_secrets(self, request: HttpRequest, kind: str, owner: M, **secrets: str) -> HttpResponse:
-        """Store the secrets and redirect to the page that shows them. Earlier ones that were never shown are dropped."""
+        """Store the secrets and redirect to the page that shows them. This drops earlier ones that were never shown."""
         encrypted = {name: encrypt(value) for name, value in secrets.items()}
         request.session[_SESSION_KEY] = {"kind": kind, "pk": owner.pk, "secrets": encrypted}
         return HttpResponseRedirect(reverse(f"admin:{self.url_name('secrets')}"))

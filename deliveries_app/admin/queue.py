@@ -80,7 +80,7 @@ class QueueAdmin(ReadOnlyAdmin[Queue]):
         if watch is not None and services.cancel_sync(actor, watch):
             interval = format_seconds(settings.RESCAN_INTERVAL_SECONDS)
             is_paused = not AppRepository.objects.unpaused().filter(pk=watch.pk).exists()
-            outlook = "is paused" if is_paused else f"syncs again in {interval}, or sooner if requested"
-            return self.redirect_with_message(request, self.list_url, f"Sync cancelled. {watch} {outlook}.")
+            next_step = "is paused" if is_paused else f"syncs again in {interval}, or sooner if requested"
+            return self.redirect_with_message(request, self.list_url, f"Sync cancelled. {watch} {next_step}.")
         message = f"There is no sync of {watch} to cancel." if watch else "This repository is no longer watched."
         return self.redirect_with_message(request, self.list_url, message, messages.WARNING)

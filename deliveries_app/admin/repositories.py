@@ -72,8 +72,8 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
         page = next_url(request, self.page_of(repository))
         if not (repository.consecutive_failures or repository.circuit_open_until):
             return self.redirect_with_message(request, page, "The circuit is already closed.", messages.WARNING)
-        woken = reset_circuits(Actor.of_request(request), [repository])
-        queued = f" Retry queued for {counted(woken, 'app', 'apps')}." if woken else ""
+        number = reset_circuits(Actor.of_request(request), [repository])
+        queued = f" Retry queued for {counted(number, 'app', 'apps')}." if number else ""
         return self.redirect_with_message(request, page, f"Circuit reset.{queued}")
 
     def get_urls(self) -> list[URLPattern]:

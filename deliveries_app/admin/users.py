@@ -65,9 +65,9 @@ class RequireRecentSignIn:
 
 
 def _blocked_reason(users: Iterable[Any]) -> str:
-    """Return why these users must keep their rights, or an empty string if there is another administrator."""
+    """Return why these users must keep their permissions, or an empty string if there is another administrator."""
     administrators = User._default_manager.filter(is_active=True, is_staff=True, is_superuser=True)
-    local = administrators.exclude(socialaccount__provider=oidc.PROVIDER_ID)  # others get their rights at the provider
+    local = administrators.exclude(socialaccount__provider=oidc.PROVIDER_ID)  # the provider sets the roles of others
     concerned = local.filter(pk__in=[user.pk for user in users])
     if not concerned or administrators.exclude(pk__in=[user.pk for user in users]).exists():
         return ""
@@ -92,7 +92,7 @@ class UserAdmin(RequireRecentSignIn, PlainLists, DjangoUserAdmin):
     form = UserForm
 
     def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
-        """Return what Django collects, and protect the last administrator."""
+        """Return what Django collects, with the last administrator as protected."""
         deleted, counts, permissions, protected = super().get_deleted_objects(objs, request)
         reason = _blocked_reason(objs)
         return deleted, counts, permissions, [*protected, reason] if reason else protected

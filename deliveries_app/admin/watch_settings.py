@@ -81,7 +81,7 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
             return self.redirect_to_secrets(request, _KIND, watch, secret=secret)
         template = "admin/deliveries_app/apprepository/push_secret.html"
         title = "Rotate push hook secret" if watch.push_secret else "Create push hook secret"
-        return self.render_question(request, watch, title, template, hook_url=hook_url(watch))
+        return self.render_confirmation(request, watch, title, template, hook_url=hook_url(watch))
 
     def edit_patterns(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         form = PatternsForm(post_data(request), initial={"patterns": watch.ignore_patterns})
@@ -123,7 +123,7 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
             else:
                 return self.redirect_with_message(request, self.page_of(watch), message)
         template = f"admin/deliveries_app/apprepository/{template}"
-        return self.render_question(request, watch, title, template, button=button, form=form)
+        return self.render_confirmation(request, watch, title, template, button=button, form=form)
 
     def _not_watched(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         message = f"{watch.app} no longer watches {watch.repository}."

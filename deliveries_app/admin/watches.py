@@ -55,7 +55,7 @@ class LiveChangeList(ChangeList):
 
 @admin.register(AppRepository)
 class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, CheckWatchAdmin, RemovalAdmin[AppRepository]):
-    # The page of a watch has no form that leads back to the list, and each link would cost a lookup.
+    # The page of a watch does not lead back to the filtered list, so skip the lookup that each link would cost.
     preserve_filters = False
     list_display = (
         "repository_name", "app_name", "status_badge", "problem", "synced", "files",
@@ -132,7 +132,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, CheckWatchAdmin, 
         return self.redirect_with_message(request, page, message)
 
     def resend_one(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
-        """Resend one file without confirmation. Its path is in the query string, because a form would change line breaks."""
+        """Resend one file without confirmation. Its path is in the query string, because forms change line breaks."""
         page, path = next_url(request, self.page_of(watch)), request.GET.get("path", "")
         try:
             files = services.resend_files(Actor.of_request(request), watch, [path]).files

@@ -75,7 +75,7 @@ def ping(request: HttpRequest, how: schemas.PingWith) -> dict[str, Any]:
     app = callers.caller(request)
     if how.new_key and not app.is_rotating_key:
         raise ApiError("No key rotation is in progress, so there is no new key", 409, code=ErrorCode.KEY_ROTATION)
-    with PINGS.one_more(app.pk):
+    with PINGS.slot(app.pk):
         result = send_ping(callers.actor(request), app, new_key=how.new_key)
     return {
         "delivered": result.delivered,

@@ -170,8 +170,8 @@ class Demo:
             email=f"{client.name.lower()}@demo.example",
             description=client.description,
         ).app
-        dice = random.Random(client.name)  # noqa: S311 - reproducible on purpose
-        add_example_day(app, dice, size=client.size, milliseconds=client.milliseconds)
+        rng = random.Random(client.name)  # noqa: S311 - reproducible on purpose
+        add_example_day(app, rng, size=client.size, milliseconds=client.milliseconds)
         return app
 
     def _make_users(self) -> None:

@@ -92,10 +92,10 @@ def commit(
     branch = branch or git(repository, "symbolic-ref", "--short", "HEAD").decode().strip()
     ref = f"refs/heads/{branch}"
     parent = "" if replace else _tip(repository, ref)
-    stamp = f"{int(time.time()) if when is None else when} +0000"
+    timestamp = f"{int(time.time()) if when is None else when} +0000"
     lines = [
         b"commit %b\nmark :1\n" % os.fsencode(ref),
-        f"committer {_AUTHOR} {stamp}\n".encode(),
+        f"committer {_AUTHOR} {timestamp}\n".encode(),
         _data(message.encode()),
     ]
     if parent:

@@ -113,7 +113,7 @@ def _call(document: Document, path: str, method: str, operation: Document) -> Ca
 
 
 def _answers(document: Document, responses: Document) -> list[Answer]:
-    """Return the responses. If several successful ones have the same body, only the first shows it."""
+    """Return the responses. If several successful ones have the same body, only the first one shows it."""
     first, *others = [_answer(document, int(status), responses[status]) for status in sorted(responses)]
     return [
         first,

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from docora.conf.installation import program
 
-MAX_LISTED = 200  # files among the problems; more are only counted. There are few apps, repositories and watches.
+MAX_LISTED = 200  # files among the problems; more are only counted. Apps, repositories and watches are few.
 
 LOSSY_COPIES_NOTE = (
     "The existing service delivered files that are neither UTF-8 nor on its list of binary types in a lossy form, and "

@@ -191,7 +191,7 @@ class _Import:
         self._report_incomplete()
 
     def _report_incomplete(self) -> None:
-        """Report the watches that an interrupted import left without all of their records, and this one did not find."""
+        """Report watches that an interrupted import left incomplete and this import did not find in the source."""
         incomplete = AppRepository.objects.filter(arriving=True, ended_at=None).select_related("app")
         for watch in incomplete.exclude(pk__in=self._continued).order_by("pk"):
             reason = (

@@ -87,10 +87,11 @@ def complete_watch(
 ) -> bool:
     """End the watch's `arriving` state, so that it can be checked and synced.
 
-    Return False if another import has completed it or it was unwatched. A sync that was requested during the import stays
-    due. Otherwise, a watch that was synced is due for a check, which finds out whether anything has changed. Any other
-    watch is due for a sync, which counts as its initial one if nothing was ever delivered. The token may have been replaced
-    in the existing service since an interrupted import stored it. Replacing it here requests a sync, so that one is kept.
+    Return False if another import has completed it or it was unwatched. A sync that was requested during the import
+    stays due. Otherwise, a watch that was synced is due for a check, which finds out whether anything has changed. Any
+    other watch is due for a sync, which counts as its initial one if nothing was ever delivered. In that case, the
+    source's token replaces the one that an interrupted import stored. A token that was replaced here is kept, because
+    that requested a sync.
     """
     with transaction.atomic():
         rows = AppRepository.objects.filter(pk=watch.pk, arriving=True, ended_at=None)

@@ -139,8 +139,8 @@ def _cause(operation: BulkOperation, failed: int) -> str:
             .first()
         )
         return f"{run.watch.repository}: {run.error}" if run and run.watch else ""
-    which = f" {operation.app.app_id}" if operation.app else ""
-    return f"To see why: {program()} status{which}" if failed else ""
+    argument = f" {operation.app.app_id}" if operation.app else ""
+    return f"To see why: {program()} status{argument}" if failed else ""
 
 
 def _json_fields(requested: Requested) -> dict[str, Any]:

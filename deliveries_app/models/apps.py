@@ -297,7 +297,7 @@ def is_unpaused() -> Q:
 
 
 def can_sync() -> Q:
-    """Match watches whose sync nothing holds back: no pause, incomplete import, endpoint cooldown or git host outage.
+    """Match watches that can sync now: no pause, incomplete import, endpoint cooldown or git host outage.
 
     With an open circuit, an outage doesn't count: there may be a `sync_failed` to send, which needs no git host.
     """
@@ -330,7 +330,7 @@ class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
         return self.filter(is_unpaused())
 
     def due(self) -> Self:
-        """Return watches that are due now and that nothing holds back."""
+        """Return watches that are due and can sync now."""
         return self.alive().filter(can_sync(), next_sync_at__lte=Now())
 
     def with_free_slot(self) -> Self:

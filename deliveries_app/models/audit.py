@@ -148,9 +148,9 @@ class AuditEntry(models.Model):
 
     @property
     def changes_not_in_message(self) -> list[tuple[str, object, object]]:
-        """The changes, unless the message says all there is to know."""
-        says_all = " → " in self.message or all(value in _OF_SECRETS for value in self.new.values())
-        return [] if says_all else self.changes
+        """The changes, unless the message already contains them."""
+        message_is_complete = " → " in self.message or all(value in _OF_SECRETS for value in self.new.values())
+        return [] if message_is_complete else self.changes
 
     @classmethod
     def about(cls, row: models.Model) -> Q:
@@ -193,7 +193,8 @@ class AppAction(models.Model):
 
 
 class ContactMail(models.Model):
-    """An email to an app's contact, because the app's base URL or a key has changed. `text` says by whom, and how.
+    """An email to an app's contact about a change of its base URL, key, token or contact. `text` says what was changed,
+    by whom and how.
 
     It is stored in the transaction of the change. `monitoring.alerts.contacts` sends it and sets `sent_at`. Nothing is sent
     before `due_at`, which is set while a process is sending, after a failure, and to collect further changes.

@@ -72,7 +72,7 @@ class Announced(NamedTuple):
 
 
 class Acknowledged(NamedTuple):
-    """A notification that the app has accepted: with which status, after how many milliseconds."""
+    """A notification that the app has accepted, with the status and the duration in milliseconds."""
 
     path: str
     status: int

@@ -107,7 +107,7 @@ ATTEMPTS_PER_PATH = 10
 
 
 class DeliveryAttempt(models.Model):
-    """A notification that was sent and not acknowledged: what was sent, and what came back.
+    """A notification that was sent and not acknowledged, with its request and response.
 
     Only failures have a row. The last success is in the columns of the `Delivery`, so that recording it costs no row.
     `headers` are those of the request, with masked signatures. Of both bodies, the beginning is kept, without the app's keys.

@@ -50,7 +50,7 @@ class DriftCheck(models.Model):
     """One check of one watch. It is open until it has `ended_at`, and a watch has one open check at most.
 
     - `fencing_token` is the claim that runs the check. Only that one may record its result.
-    - `attempts` counts the starts of the check that were not given back, because the worker died.
+    - `attempts` counts the current start of the check and those after which the worker died.
     - `compared` is the number of paths on either side. `missing`, `different` and `extra` count all differences; their
       `files` are listed up to a limit.
     """

@@ -99,7 +99,7 @@ class BulkOperation(models.Model):
         return ", ".join(parts)
 
     def result_of(self, *, succeeded: int, failed: int, superseded: int) -> Result:
-        """Return how the operation ended, from the numbers of its runs by outcome. Runs of removed watches count in none."""
+        """Return how the operation ended, from its runs by outcome. Runs of removed watches don't count."""
         if self.ended_at is None:
             return Result.HELD if self.held_at else Result.RUNNING
         if self.cancelled_at is not None:
@@ -258,7 +258,7 @@ class CanaryState(models.TextChoices):
 
 
 class Canary(models.Model):
-    """How the first repository of one app fares in an open operation. `run` is its run, once it is released."""
+    """The state of the first repository of one app in an open operation. `run` is its run, once it is released."""
 
     operation = models.ForeignKey(BulkOperation, on_delete=models.CASCADE, related_name="canaries")
     app = models.ForeignKey(App, on_delete=models.CASCADE, related_name="+")

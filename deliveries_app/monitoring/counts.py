@@ -29,7 +29,7 @@ class WatchCounts:
     `due`: free, due now, and waiting only for a worker or for a slot of their app.
     `held`: free and due now, but held back by a pause, an incomplete import or a cooldown of the endpoint.
     `waiting`: due or held, except those that are not completely imported yet.
-    `overdue`: due for more than `OVERDUE_SECONDS`, while their app has a free slot: another worker would help.
+    `overdue`: due for more than `OVERDUE_SECONDS` although their app has a free slot, so another worker would help.
     `scheduled`: free, and due later.
     `importing`: not completely imported yet.
     `due_since`: when the longest waiting due watch whose app has a free slot became due.

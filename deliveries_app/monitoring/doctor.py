@@ -107,7 +107,8 @@ def run_checks(selected: Sequence[Check]) -> list[Result]:
 
 
 def _run(check: Check) -> Sequence[CheckMessage]:
-    """Run the check in a thread, because a driver that waits for a silent host, or a hanging disk, ignores our time limit.
+    """Run the check in a thread, because a driver that waits for a silent host or a hanging disk ignores the time
+    limit.
 
     A thread that exceeds the limit is abandoned and ends with the process.
     """

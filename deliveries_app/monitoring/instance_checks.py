@@ -51,7 +51,7 @@ _IDLE_SECONDS = 1.0  # between two readings: every worker is idle for a moment b
 _LISTED = 5
 
 
-def _some(names: Iterable[object]) -> str:
+def _join_first(names: Iterable[object]) -> str:
     """Return the first names as one text. Say so if there are more."""
     texts = [str(name) for name in names]
     return ", ".join(texts[:_LISTED]) + (" and more" if len(texts) > _LISTED else "")
@@ -79,7 +79,7 @@ def check_secrets() -> list[CheckMessage]:
     messages: list[CheckMessage] = []
     if unreadable:
         secrets = counted(sum(map(len, unreadable.values())), "stored secret", "stored secrets")
-        rows_text = "; ".join(f"{name}, pk {_some(pks)}" for name, pks in unreadable.items())
+        rows_text = "; ".join(f"{name}, pk {_join_first(pks)}" for name, pks in unreadable.items())
         text = f"{secrets} can't be decrypted with any key in ENCRYPTION_KEYS: {rows_text}."
         hint = "Add the key that encrypted them to the end of the list, or replace these secrets."
         messages.append(Error(text, hint=hint))
@@ -94,7 +94,7 @@ def check_secrets() -> list[CheckMessage]:
 
 
 def check_audit_log() -> list[CheckMessage]:
-    """Check that nobody has dropped the triggers that keep the audit log as it is."""
+    """Check that the triggers that protect the audit log still exist."""
     if append_only.is_protected(connection, AuditEntry._meta.db_table):
         return [Info("The database refuses changes to the audit log.")]
     text = "The triggers that protect the audit log are gone, so its entries could have been changed or removed."
@@ -120,7 +120,7 @@ def check_roles() -> list[CheckMessage]:
     named = {role for _, role in settings.OIDC_ROLES} | set(settings.SECOND_FACTOR_ROLES)
     missing = named - {SUPERUSER, *Group.objects.filter(name__in=named).values_list("name", flat=True)}
     if missing:
-        text = f"OIDC_ROLES or SECOND_FACTOR_ROLES name groups that don't exist: {_some(sorted(missing))}."
+        text = f"OIDC_ROLES or SECOND_FACTOR_ROLES name groups that don't exist: {_join_first(sorted(missing))}."
         return [Error(text, hint="Create them in the admin, or correct the setting.")]
     return [Info("Every role that the settings name exists.")]
 
@@ -202,7 +202,7 @@ def check_workers() -> list[CheckMessage]:
     if problem != health.OK:
         return [from_health(problem)]
     hosts = [worker.host for worker in live_workers()]
-    return [Info(f"{counted(len(hosts), 'worker is', 'workers are')} running on {_some(sorted(set(hosts)))}.")]
+    return [Info(f"{counted(len(hosts), 'worker is', 'workers are')} running on {_join_first(sorted(set(hosts)))}.")]
 
 
 def check_sweep() -> list[CheckMessage]:
@@ -214,7 +214,7 @@ def check_sweep() -> list[CheckMessage]:
 
 
 def check_backlog() -> list[CheckMessage]:
-    """Check for repositories that have been due for too long: no worker takes them, or the workers do not keep up."""
+    """Check for repositories that have been due for too long: no worker takes them, or the workers can't keep up."""
     counts = count_watches()
     if not counts.overdue or counts.due_since is None:
         return [Info(f"No repository has been due for more than {format_seconds(OVERDUE_SECONDS)}.")]
@@ -232,7 +232,7 @@ def check_backlog() -> list[CheckMessage]:
 
 
 def _workers_stay_idle() -> bool:
-    """Return whether, in two readings, workers are idle although jobs wait or repositories are due without a job."""
+    """Return whether in two readings, workers are idle although jobs wait or repositories are due without a job."""
     if not _has_idle_workers():
         return False
     time.sleep(_IDLE_SECONDS)
@@ -252,7 +252,7 @@ def check_pauses() -> list[CheckMessage]:
         messages.append(Warning(text, hint="Resume syncing on the Queue page."))
     paused = App.objects.filter(ended_at=None, paused=True).order_by("name").values_list("name", flat=True)
     if names := list(paused[: _LISTED + 1]):
-        text = f"Nothing is sent to paused apps: {_some(names)}."
+        text = f"Nothing is sent to paused apps: {_join_first(names)}."
         messages.append(Warning(text, hint="Resume an app on its page when it is ready."))
     if paused_watches := AppRepository.objects.alive().exclude(paused_at=None).count():
         text = f"{counted(paused_watches, 'watched repository is', 'watched repositories are')} paused."

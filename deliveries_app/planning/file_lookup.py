@@ -64,7 +64,7 @@ def look_up(watch: AppRepository, delivery_rules: DeliveryRules, commit: str, pa
         return replace(nothing, unknown="The repository hasn't been synced yet.")
     mirror = repositories.mirror_of(watch.repository)
     try:
-        with mirror.glance():
+        with mirror.in_use_nowait():
             if not mirror.has(commit, timeout=SECONDS):
                 return replace(nothing, unknown="The mirror on this server doesn't contain this commit.")
             entries = (mirror.entry(commit, path, timeout=SECONDS) for path in paths)

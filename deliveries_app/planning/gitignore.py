@@ -3,8 +3,8 @@
 The expressions are for RE2, which matches in linear time, so no pattern can hang a worker. The translation follows
 git's `dir.c` and `wildmatch.c`; the tests compare it with `git check-ignore`.
 
-Docora does not use `pathspec`. For a quarter of 150 random pattern lists its results differ from git's, because it weighs
-directory patterns against file patterns instead of deciding directory by directory from the top. It also counts
+Docora does not use `pathspec`. For a quarter of 150 random pattern lists, its results differ from git's, because it
+ranks directory patterns against file patterns instead of deciding directory by directory from the top. It also counts
 characters where git counts bytes, does not support `[[:alpha:]]`, and needs 70 ms per path for 1,000 patterns.
 """
 

@@ -34,7 +34,7 @@ def is_unsafe(path: bytes) -> bool:
 
 
 def _may_be_unsafe(path: bytes) -> bool:
-    """Rule out almost every path, much faster than the expression. Every path of every tree is checked."""
+    """Return False for almost every safe path, much faster than the expression. Every path of every tree is checked."""
     return (
         b"/." in path
         or b"\\" in path

@@ -258,7 +258,7 @@ def decide(path: str, entry: Entry | None, row: Row | None, delivery_rules: Deli
         return _write(Kind.CREATE, path, entry, None, None)
     key = delivery_rules.source_key(entry.blob, _source_path(entry)) if delivery_rules.transforms else entry.blob
     if not row.acknowledged:
-        # Repeat the notification if this generation announced it. Otherwise we do not know what the client has.
+        # Repeat the notification if this generation announced it. Otherwise it is unknown what the client has.
         same = row.generation == delivery_rules.generation and row.source_key == key and row.kind != Kind.DELETE
         return _write(row.kind if same else Kind.CREATE, path, entry, row, row.sequence if same else None)
     if row.generation < delivery_rules.floor:

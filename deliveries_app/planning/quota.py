@@ -1,4 +1,4 @@
-"""The quota of an app's files: how many, and how many bytes, all of its watched repositories may have together."""
+"""The quotas of an app's files: how many files and bytes all of its watched repositories may have together."""
 
 from django.db.models import Sum
 
@@ -20,9 +20,9 @@ def has_file_quota(app: App) -> bool:
 def require_room(watch: AppRepository, plan: Plan) -> bool:
     """Raise `PlanRefused` if the planned tree grows beyond the app's quota. Return whether to record the new totals now.
 
-    A tree that doesn't grow is always sent, so an app whose quota was lowered keeps an up-to-date copy of what it has. Call
-    this in the transaction that records the new totals: the app's row is locked until then, so that two syncs can't use the
-    same room.
+    A tree that doesn't grow is always sent, so lowering a quota never leaves an app with an old copy. Call this in the
+    transaction that records the new totals: the app's row is locked until its end, so two syncs can't use the same free
+    space.
     """
     if not (plan.tree_files > watch.tree_files or plan.tree_bytes > watch.tree_bytes):
         return False

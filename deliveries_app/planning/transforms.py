@@ -66,7 +66,7 @@ class Transforms:
             try:
                 with _one_at_a_time:
                     result = step(file)
-            except (Exception, SystemExit) as error:  # a library that calls sys.exit() must not end the sync
+            except (Exception, SystemExit) as error:  # sys.exit() in a library must not end the sync
                 logger.exception("transform_failed", extra={"transform": name_of(step), "path": source})
                 raise TransformFailed(f"Transform {name_of(step)} failed: {type(error).__name__}") from error
             if result is None:

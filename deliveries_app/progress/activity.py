@@ -65,7 +65,7 @@ def of_operation(operation: BulkOperation, progress: Progress) -> Activity | Non
     if progress.finished:
         return None
     moves = progress.movement is not None and progress.movement.idle < STALLED_SECONDS
-    # `_details` says too whether a watch is syncing, but takes longer.
+    # `_details` also shows whether a watch is syncing, but takes longer.
     details = {StateDetail.SYNCING} if moves and _a_syncing_watch(operation.pk) else set(_details(operation.pk))
     if StateDetail.SYNCING in details:
         doing = _syncing(progress)

@@ -46,7 +46,7 @@ class Progress:
     unreleased: int | None = None
     """Watches of a gradual operation that are not released yet, or never were; None for all others."""
     movement: Movement | None = None
-    """Recent movement. None if it has ended, if Redis does not know it, and from `of_runs`, which does not read it."""
+    """Recent movement. None after the end, without counters in Redis, and from `of_runs`, which does not read it."""
 
     @property
     def finished(self) -> bool:
@@ -134,8 +134,8 @@ def of_operation(operation: BulkOperation) -> Progress:
     if operation.is_gradual:
         counts = _counted_with_unreleased(operation)
     elif counts is None:
-        # Another process may have set the counters since, from slightly older rows. The next poll shows those counters, so
-        # the bar would move back if this poll showed the newer rows.
+        # Another process may have set the counters since, from slightly older rows. If this poll showed the newer rows,
+        # the next one, which shows those counters, would move the bar back.
         rows = _counted(operation)
         counts = live_counters.read([operation.operation_id])[0] or rows
     return _progress(operation, counts, movement)

@@ -105,7 +105,7 @@ def add_unreleased(operation: BulkOperation, watch_pks: Sequence[int]) -> None:
 
 
 def drop_unreleased(rows: QuerySet[PendingRelease]) -> int:
-    """Do not release these watches, which stay as they are. Return their number. The caller closes the operations."""
+    """Remove these unreleased watches from their operations. Return their number. The caller closes the operations."""
     number, _ = rows.delete()
     return number
 
@@ -140,7 +140,7 @@ def newest_open_runs(watches: Iterable[AppRepository]) -> dict[int, SyncRun]:
 
 
 def set_totals(run: SyncRun, *, files: int, size: int, left_out: Mapping[str, int], commit: str) -> None:
-    """Set the totals after planning: what is recorded plus what is planned now. Saves the run, which may be new.
+    """Set the totals after planning: the recorded files plus the planned ones. Saves the run, which may be new.
 
     Call inside the plan's transaction.
     """
@@ -159,7 +159,7 @@ def set_totals(run: SyncRun, *, files: int, size: int, left_out: Mapping[str, in
 
 
 def give_attempt_back(run: SyncRun) -> None:
-    """Uncount the attempt: it has only made way for others, or begins anew and is counted again."""
+    """Uncount the attempt: it has only made way for others, or starts over and is counted again."""
     SyncRun.objects.filter(pk=run.pk).update(attempts=F("attempts") - 1)
 
 
@@ -253,7 +253,7 @@ def _end_fields(runs: Sequence[SyncRun], outcome: Outcome, error: str) -> dict[s
     fields: dict[str, Any] = {"outcome": outcome, "ended_at": timezone.now(), "error": error}
     for run in runs:
         run.outcome, run.ended_at, run.error = outcome, fields["ended_at"], error
-    if outcome == Outcome.SUCCEEDED:  # a run that has not started was estimated, and another run sent its files
+    if outcome == Outcome.SUCCEEDED:  # an unstarted run has estimates, and another run sent its files
         for run in runs:
             if run.started_at is None:
                 run.files_total, run.bytes_total = run.files_done, run.bytes_done

@@ -23,9 +23,9 @@ Page = Mapping[str, object]
 Outcome = Literal["kept", "removed", "absent", "stale", "partial", "repeated", "matches", "differs"]
 """The result of a notification. Every one is a success to the sender.
 
-`absent`: there was nothing to delete · `stale`: ignored, because a later notification about this path, or one of a later
-watch, has already arrived · `partial`: a chunk, and more are to come · `repeated`: a chunk that has already been received
-· `matches`, `differs`: what `sync_completed` says of the copy.
+`absent`: there was nothing to delete · `stale`: ignored, because a later notification about this path, or one of a
+later watch, has already arrived · `partial`: a chunk, with more to come · `repeated`: a chunk that has already been
+received · `matches`, `differs`: the result of `sync_completed`.
 """
 
 _numbers = itertools.count(1)
@@ -37,10 +37,10 @@ _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|co
 class Epoch:
     """Which watch of the repository a copy was made from, stored beside the copy.
 
-    When an app stops watching a repository and watches it anew, Docora no longer knows what the copy holds, and deletes
-    nothing in it. So the copy is dropped, and everything is sent again. It is dropped only for a verified notification of
-    another watch with a sequence above `highest`, the highest one so far. Late and replayed requests of an earlier watch have
-    lower sequences and are ignored.
+    When an app stops watching a repository and watches it again, Docora no longer knows what the copy holds, and
+    deletes nothing in it. So the copy is dropped, and everything is sent again. It is dropped only for a verified
+    notification of another watch with a sequence above `highest`, the highest one so far. Late and replayed requests of
+    an earlier watch have lower sequences and are ignored.
 
     The new epoch is stored as `dropping` before anything is deleted, and without it afterwards. If the receiver is killed in
     between, it finishes the deletion before it stores anything else.
@@ -197,7 +197,7 @@ class Copy:
         if notification.watch_id != epoch.watch_id:
             if notification.sequence <= epoch.highest:
                 return False
-            # What a copy from elsewhere holds is not known to be of another watch.
+            # A copy from elsewhere has no epoch, so nothing shows that it is of another watch.
             epoch = Epoch(notification.watch_id, notification.sequence, dropping=epoch.watch_id != "")
             self._remember_epoch(epoch)
         elif notification.sequence > epoch.highest:

@@ -91,5 +91,5 @@ def _success(row: Delivery) -> Attempt | None:
 
 
 def acknowledged_at(row: Delivery) -> datetime | None:
-    """Return when the app last acknowledged the file, or when Docora found that it already has it, as after an import."""
+    """Return when the app last acknowledged the file, or after an import, when Docora found that it already had it."""
     return row.delivered_at or (row.updated_at if row.acknowledged else None)

@@ -62,9 +62,9 @@ class Checklist:
 def of_user(user: AbstractBaseUser | AnonymousUser, apps: Apps, watches: int) -> Checklist | None:
     """Return the checklist, or None if the user can do none of the steps, all are done, or the instance is in use.
 
-    An instance is in use once it has a second app or more than ten watched repositories, or a week after its first app was
-    registered. The list is for people who are new to Docora, so imported instances never show it. Deciding this costs no
-    query; otherwise there is one.
+    An instance is in use once it has a second app or more than ten watched repositories, or a week after its first app
+    was registered. The list is for people who are new to Docora, so imported instances never show it. Deciding this
+    needs no query; a shown list needs one.
     """
     if apps.total > 1 or watches > _IN_USE_WATCHES:
         return None

@@ -103,7 +103,7 @@ class History(Hours):
 def of_app(app: App, hours: int, *, names_operations: bool = True) -> History:
     """Read the last hours of an app in four queries.
 
-    Without `names_operations`, for users who can't view bulk operations, don't say what a re-sync was of, and by whom.
+    Without `names_operations`, for users who can't view bulk operations, omit the title and the requester of re-syncs.
     """
     begins = last_hours(hours)
     rows = HourlyTraffic.objects.filter(app=app, hour__gte=begins[0], hour__lte=begins[-1]).order_by()
@@ -124,7 +124,7 @@ def _cell(mark: Mark) -> int:
 
 
 def _one_of_each_kind(marks: Sequence[Mark]) -> list[Mark]:
-    """Return the last mark of each kind: there is no room for more."""
+    """Return the last mark of each kind, because there is no space for more."""
     return list({mark.kind: mark for mark in marks}.values())
 
 

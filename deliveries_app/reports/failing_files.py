@@ -47,7 +47,7 @@ class FileGroup:
 
     @property
     def explanation(self) -> str:
-        """What the message says beyond the title; nothing if it only repeats the status."""
+        """The message, unless it only repeats the title."""
         return "" if not self.status_code or self.listed[0].cause == "http" else self.message
 
 

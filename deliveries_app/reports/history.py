@@ -79,7 +79,7 @@ def search_operations(term: str) -> Search:
 def operations_for(apps: Sequence[int]) -> Q:
     """Match operations for these apps, or for several apps including them.
 
-    The inner query runs here, once, because lists use the condition twice.
+    The inner query runs once, here, because lists use the condition twice.
     """
     runs = SyncRun.objects.filter(watch__app__in=apps, operation__isnull=False)
     unreleased = PendingRelease.objects.filter(watch__app__in=apps)

@@ -59,7 +59,8 @@ class Impact(BulkImpact):
 class RetryImpact(BulkImpact):
     """What a retry sends: the files that were not accepted, of failing watches.
 
-    For `unknown` watches the number of files is not known, because their last attempt ended before it had tried every file.
+    For `unknown` watches, the number of files is unknown, because their last attempt ended before it had tried every
+    file.
     """
 
     unknown: int
@@ -229,7 +230,7 @@ def _recent_pace(watches: AppRepositoryQuerySet, apps: int) -> float | None:
     """Return files per second over the apps' latest runs; for many apps, over all latest runs."""
     sending = SyncRun.objects.filter(files_done__gt=0, started_at__isnull=False, ended_at__isnull=False)
     recent = sending.filter(created_at__gt=timezone.now() - timedelta(days=7)).order_by("-created_at")
-    if apps <= _MAX_APPS_NAMED:  # literal keys give a good query plan even before ANALYZE
+    if apps <= _MAX_APPS_NAMED:  # literal keys lead to a good query plan even before ANALYZE
         recent = recent.filter(watch__app__in=list(watches.order_by().values_list("app", flat=True).distinct()))
     files, seconds = 0, 0.0
     for done, started, ended in recent.values_list("files_done", "started_at", "ended_at")[:_RECENT_RUNS]:

@@ -151,12 +151,12 @@ def _watches() -> Any:
 
 
 def _watch_of(job: Job) -> int | None:
-    """Return the primary key of the watch that a job is for; None for a clean-up."""
+    """Return the primary key of the watch that a job is for; None for a cleanup."""
     return parse_pk(job.argument) if job.function in {"sync_watch", "sync_watch_alone"} else None
 
 
 def _is_held_back(watch: AppRepository) -> bool:
-    """Whether more than a free worker or slot is needed before the watch can start."""
+    """Whether the watch has to wait for something other than a worker or a slot."""
     return watch.state in {WatchState.PAUSED, WatchState.ON_HOLD} or watch.detail == StateDetail.IMPORTING
 
 
@@ -200,7 +200,7 @@ def _scheduled() -> list[tuple[AppRepository, str]]:
 
 
 def _scheduled_message(watch: AppRepository) -> str:
-    """Say which attempt comes next, or what the watch is waiting for."""
+    """Return which attempt comes next, or the reason for waiting."""
     if watch.detail == StateDetail.RETRYING:
         limit = settings.MAX_RETRY_ATTEMPTS  # which may have been lowered since the last attempt
         return f"Attempt {min(watch.retry_count + 1, limit):,} of {limit:,}"

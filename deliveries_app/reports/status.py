@@ -74,8 +74,8 @@ def read_status(app: App | None, at_most: int) -> StatusReport:
         watches = watches.filter(app=app)
     listed = watches.with_state().for_list()
     failing_first = F("failing_since").asc(nulls_last=True)
-    then_syncing = Case(When(_IS_SYNCING, then=0), default=1)
-    rows: list[Any] = list(listed.order_by(failing_first, then_syncing, "next_sync_at", "pk")[:at_most])
+    syncing_first = Case(When(_IS_SYNCING, then=0), default=1)
+    rows: list[Any] = list(listed.order_by(failing_first, syncing_first, "next_sync_at", "pk")[:at_most])
     progress = open_progress(watch for watch in rows if watch.is_syncing)
     percents = {pk: of_run.percent for pk, of_run in progress.items()}
     lines = [Line(watch, percents.get(watch.pk), next_attempt_of(watch)) for watch in rows]

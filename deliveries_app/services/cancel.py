@@ -32,7 +32,7 @@ from docora.text import counted
 
 
 def cancel_operation(actor: Actor, operation: BulkOperation) -> int:
-    """Cancel the operation's open runs, and release no more of its watches. Return the number of both: 0 if it had ended.
+    """Cancel the operation's open runs and its unreleased watches. Return the number of both: 0 if it had ended.
 
     Unreleased watches stay as they are. They are locked too, before the runs are read: a concurrent release locks the
     watches that it releases, so each watch is either still unreleased or already has its run.
@@ -158,9 +158,9 @@ def _cancel(open_runs: QuerySet[SyncRun], error: str = "", *, also_locked: Itera
 def _idle_fields() -> dict[str, object]:
     """Return the fields that leave a watch idle until the next rescan, with the status that follows from its other fields."""
     # Unless a sync was requested or is due: HEAD may have moved.
-    still_synced = Q(status=Status.SYNCED, request_count=F("claimed_request_count"), files_failing=0)
-    still_synced &= Q(next_sync_at=None) | Q(next_sync_at__gt=Now())
-    still_synced &= Q(seen_commit__in=["", F("last_commit")])  # otherwise the host served an older commit than its HEAD
+    is_synced = Q(status=Status.SYNCED, request_count=F("claimed_request_count"), files_failing=0)
+    is_synced &= Q(next_sync_at=None) | Q(next_sync_at__gt=Now())
+    is_synced &= Q(seen_commit__in=["", F("last_commit")])  # otherwise the host served an older commit than its HEAD
     return {
         "next_sync_at": from_now(settings.RESCAN_INTERVAL_SECONDS),
         "slots_requested_at": None,
@@ -169,7 +169,7 @@ def _idle_fields() -> dict[str, object]:
         ),
         "status": Case(
             When(failing_since__isnull=False, then=Value(Status.FAILED)),
-            When(still_synced, then=Value(Status.SYNCED)),
+            When(is_synced, then=Value(Status.SYNCED)),
             default=Value(Status.PENDING),
         ),
     }

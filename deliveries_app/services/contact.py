@@ -1,7 +1,7 @@
 """Email an app's contact when the app's base URL, signing key, tokens or contact change.
 
-The sentence is stored with the change and sent later (`monitoring.alerts.contacts`), so a slow or broken mail server neither
-delays nor fails the change. Without a mail server nothing is stored.
+The message is stored with the change and sent later (`monitoring.alerts.contacts`), so a slow or broken mail server
+can't affect the change. Without a mail server, nothing is stored.
 """
 
 from django.conf import settings

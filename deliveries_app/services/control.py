@@ -29,13 +29,13 @@ def reset_circuits(actor: Actor, selected: Iterable[Repository]) -> int:
         actor.require_watches(watches)
         with transaction.atomic():
             repositories.close_circuits(some)
-            woken = scheduling.request_sync(watches.alive())
-            rows = AppRepository.objects.filter(pk__in=woken)
+            pks = scheduling.request_sync(watches.alive())
+            rows = AppRepository.objects.filter(pk__in=pks)
             rows.update(retry_count=0)  # a manual reset grants all attempts again
             rows.filter(status=Status.FAILED).update(status=Status.PENDING)
             audit.record(actor, AuditAction.CIRCUIT_RESET, some, "Reset the circuit")
             transaction.on_commit(scheduling.enqueue_due, robust=True)
-        number += len(woken)
+        number += len(pks)
     return number
 
 

@@ -36,7 +36,7 @@ from docora.db.compiled import compiled_and_prepared
 from docora.text import counted, format_seconds
 
 WAIT_SECONDS = 3600.0
-"""A check that could not begin within this time ends as not checked."""
+"""A check that could not start within this time ends as not checked."""
 _PAGE = 2000
 
 
@@ -45,7 +45,7 @@ class NotCheckable(ValueError):
 
 
 class NothingToSend(ValueError):
-    """The differences have been sent, or none of them is left."""
+    """The differences have already been sent or no longer exist."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _require_opt_in(app: App) -> None:
 def _request(actor: Actor, watches: AppRepositoryQuerySet) -> list[DriftCheck]:
     """Open a check for each watch that has been synced and has none, and make these watches due.
 
-    A failing watch is left to its retries: their backoff would be skipped, and the check needs a sync that succeeds.
+    A failing watch is not made due, because that would skip its backoff. The check follows the retry that succeeds.
     """
     synced = watches.alive().exclude(last_commit="")
     pks = synced.lock()
@@ -179,19 +179,19 @@ def _add_deletes(check: DriftCheck, watch: AppRepository) -> int:
         for row in rows:
             paths.add(row.path)
     if added:
-        _unacknowledge_beside(watch, paths)
+        _unacknowledge_conflicting(watch, paths)
     return added
 
 
-def _unacknowledge_beside(watch: AppRepository, deleted: PathSet) -> None:
+def _unacknowledge_conflicting(watch: AppRepository, deleted: PathSet) -> None:
     """Resend files whose path equals a deleted path in another case, or is above or below it.
 
     On the client's file system, both may be the same file, so the delete would remove a file that should stay.
     """
     rows = Delivery.objects.filter(watch=watch, acknowledged=True).order_by("path").values_list("pk", "path")
-    beside = [pk for pk, path in rows.iterator(chunk_size=_PAGE) if deleted.touches(path)]
-    for some in batched(beside, _PAGE):
-        Delivery.objects.filter(pk__in=some).update(acknowledged=False, attempts=0)
+    conflicting = [pk for pk, path in rows.iterator(chunk_size=_PAGE) if deleted.touches(path)]
+    for batch in batched(conflicting, _PAGE):
+        Delivery.objects.filter(pk__in=batch).update(acknowledged=False, attempts=0)
 
 
 def _unacknowledge(check: DriftCheck, watch: AppRepository) -> int:

@@ -30,8 +30,8 @@ class Ensured:
 def ensure_watched(actor: Actor, app: App, url: str, wanted: RequestedOptions) -> Ensured:
     """Watch the repository with the `wanted` settings. Do nothing if the app already does.
 
-    A new repository, a new token and a new branch or tag are checked with git first. Nothing is sent again except what
-    another branch or other patterns change. Raises the errors of `watch_repository`.
+    A new repository, a new token and a new branch or tag are checked with git first. Only the differences that another
+    branch or other patterns make are sent. Raises the errors of `watch_repository`.
     """
     token, ref, include, exclude = (value or "" for value in (wanted.token, wanted.ref, wanted.include, wanted.exclude))
     try:

@@ -87,7 +87,7 @@ def delete_github_app(actor: Actor, github_app: GitHubApp) -> None:
 
 
 def list_installations(actor: Actor, github_app: GitHubApp) -> list[str]:
-    """Return the accounts on which the GitHub App is installed, at most 100, which tests its key.
+    """Return the accounts on which the GitHub App is installed, at most 100. This also tests its key.
 
     Raises `GitError`, and `DecryptionError` if the key cannot be decrypted.
     """

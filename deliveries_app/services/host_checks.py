@@ -34,7 +34,7 @@ def check_readable(
     longer than `within` seconds, by default `GIT_CHECK_SECONDS`. The message does not promise a retry, because nothing is
     stored yet. Raises `TooManyAtOnce` if too many calls of apps are asking git hosts.
     """
-    place = LIMIT.one_more(actor.app.pk) if actor.app else nullcontext()
+    slot = LIMIT.slot(actor.app.pk) if actor.app else nullcontext()
     within = GIT_CHECK_SECONDS if within is None else within
     deadline = time.monotonic() + within
 
@@ -43,7 +43,7 @@ def check_readable(
             raise GitError(Cause.TIMEOUT, f"The git host didn't respond within {within:.0f} seconds. Try again later.")
 
     used = ""
-    with place, remote.new_client(max_connections=1) as client:
+    with slot, remote.new_client(max_connections=1) as client:
 
         def read(token: str) -> None:
             nonlocal used

@@ -1,7 +1,7 @@
 """Recognise imported tokens, which are stored as bcrypt hashes, and replace each hash with a SHA-256 digest on first use.
 
-bcrypt is slow by design, and a token does not show which app it belongs to, so it has to be checked against one hash
-after another, about 0.25 s each. These limits bound the total cost:
+bcrypt is slow by design, and a token does not say which app it belongs to, so it has to be checked against one hash
+after another, at about 0.25 s each. These limits bound the total cost:
 
 - Only strings that look like a token are checked, and only while bcrypt hashes remain.
 - One search runs at a time in a process. A few requests wait for it; others raise `Busy`.
@@ -78,7 +78,7 @@ def recognise(token: str, address: str = "") -> App | None:
     if wait is not None:
         raise Busy("Too many unknown tokens were tried from this address", wait)
     with _exclusive_search():
-        found = tokens.authenticate(token)  # a request of the same app may have just finished its search
+        found = tokens.authenticate(token)  # another request with this token may have just finished its search
         if found is not None:
             return found
         hashes = _hashes()

@@ -36,7 +36,7 @@ SIGNATURE_HEADERS = {
 _HEX = re.compile("[0-9a-f]{64}")
 ENQUEUED_AT_ONCE = 20  # watches of one repository; the sweep enqueues the others
 OTHERS_SECONDS = 5.0
-"""How long after a push a hook with the secret of another watch only has a watch checked."""
+"""For how long after a push a hook with the secret of another watch only triggers a check of a watch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def _password(authorization: str) -> str:
 
 
 def proven_watches(repository_id: str, proof: Proof, body: Iterable[bytes]) -> list[int]:
-    """Return the primary keys of the repository's watches with whose secret the proof is made.
+    """Return the primary keys of the repository's watches whose secret matches the proof.
 
     The body is read only if there is a well-formed signature, once for all secrets, and never held in memory. If the
     repository or its secret does not exist, a random secret is used, so that the response time does not reveal this.
@@ -121,7 +121,7 @@ def repository_pushed(actor: Actor, repository_id: str, proven: Collection[int])
         is_only_checked = Q(next_sync_at__gt=Now()) | was_pushed
         to_check = list(locked.filter(is_only_checked).values_list("pk", flat=True))
         due = scheduling.request_sync(locked.exclude(pk__in=to_check), pushed_at=Now())
-        # Equal times mean that the check has not been made: a sync that is running does not postpone it.
+        # Equal times mean that the check is still to be made: a running sync does not postpone it.
         checked = locked.filter(pk__in=to_check).update(next_check_at=Now(), pushed_at=Now())
         first = AppRepository.objects.filter(pk__in=due[:ENQUEUED_AT_ONCE])
         for watch in first.select_related("app", "repository"):

@@ -1,11 +1,11 @@
 """Release the repositories of a bulk re-sync: all at once, or gradually with a canary and a pace (`engine.md` §14).
 
-A gradual operation begins with a `PendingRelease` row for each of its watches and nothing else. Releasing a watch deletes
-that row and requests its re-sync, in one transaction. So a kill at any moment leaves each watch either untouched or
-requested. The sweep calls `release_due` every second.
+A gradual operation begins with a `PendingRelease` row for each of its watches and nothing else. Releasing a watch
+deletes that row and requests its re-sync, in one transaction. So even if the process is killed, each watch is either
+untouched or requested. The sweep calls `release_due` every second.
 
-Lock order as everywhere: apps, watches, runs, operations. Canaries are changed, and pending rows removed, under the lock of
-the operation's row, or of the watch if it is unwatched. So what `_plan` reads under both locks stays true.
+Lock order as everywhere: apps, watches, runs, operations. Canaries are changed, and pending rows removed, under the
+lock of the operation's row, or of the watch if it is unwatched. So what `_plan` reads under both locks can't change.
 """
 
 import logging
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 CANARY_SECONDS = 1800.0
 """How long a canary may take. The time starts over while it, its app, or all syncing is paused."""
 _MINUTE = 60.0
-_CATCH_UP_SECONDS = 5.0  # a sweep that is late releases at most what these seconds allow
+_CATCH_UP_SECONDS = 5.0  # a late sweep makes up for at most this time
 _PAUSE_SEEN_SECONDS = 60.0  # how often the time of a paused canary starts over
 _OPEN = (CanaryState.PASSED, CanaryState.CONTINUED)
 _REASONS = 3  # held canaries listed in the reason
@@ -90,7 +90,8 @@ class _Plan:
 
 
 def release_due() -> int:
-    """Release what is due of every gradual operation, and hold those whose canary failed. Return the number of watches."""
+    """Release the due watches of all gradual operations, and hold those whose canary failed. Return how many
+    watches."""
     return sum(map(release, _gradual_operations()))
 
 
@@ -100,7 +101,7 @@ def _gradual_operations() -> "QuerySet[PendingRelease, int]":
 
 
 def release(operation_pk: int, *, by_person: bool = False) -> int:
-    """Release what is due of one operation. Return the number of released watches.
+    """Release the due watches of one operation. Return the number of released watches.
 
     Pass `by_person` for a person's request, which also tries endpoints that are down.
     """

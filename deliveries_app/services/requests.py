@@ -27,7 +27,7 @@ from docora.text import clean_text, counted
 PERMISSIONS = {
     OperationKind.RESYNC: Permission.RESYNC,
     OperationKind.RETRY: Permission.RETRY,
-    OperationKind.RESEND: Permission.RESYNC,  # sends a part of what a re-sync sends
+    OperationKind.RESEND: Permission.RESYNC,  # a resend sends some of the files that a re-sync sends
 }
 MAX_REASON_CHARS = 200
 _ACTIONS = {
@@ -168,7 +168,7 @@ def record_opened(actor: Actor, operation: BulkOperation, opened: Sequence[SyncR
 
 
 def record_for_apps(actor: Actor, operation: BulkOperation, numbers: Mapping[App, int], how: str = "") -> None:
-    """Record the request in the audit log, with the number of repositories of each app."""
+    """Record the request in the audit log: one entry for each app, with its number of repositories."""
     action = _ACTIONS[OperationKind(operation.kind)]
     messages = {
         app: f"{action.label} of {counted(number, 'repository', 'repositories')}{how}"
@@ -182,9 +182,9 @@ def _title(kind: OperationKind, what: object) -> str:
 
 
 def lock_watches(pks: Sequence[int], among: AppRepositoryQuerySet, *, by_person: bool = True) -> list[int]:
-    """Lock the given watches that are also in `among`, end their apps' cooldowns, and return the watches' primary keys.
+    """Lock the given watches that are also in `among`, and return their primary keys.
 
-    A person's request suggests that an endpoint may be back up, so one watch probes it now instead of after the backoff.
+    A person's request suggests that an endpoint that was down is back up, so end its cooldown: one watch probes it now.
     Lock apps before watches, as the claim does.
     """
     if by_person:

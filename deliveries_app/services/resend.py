@@ -71,7 +71,7 @@ def resend_many(actor: Actor, deliveries: Sequence[int], *, reason: str = "") ->
         """Resend the files of these watches, and return one open run for each, which replaces the watch's open runs."""
         locked = requests.lock_watches(pks, AppRepository.objects.alive())
         chosen = rows.filter(watch__in=locked)
-        remaining = _together(runs.supersede(locked), _make_unacknowledged(chosen))
+        remaining = _added_up(runs.supersede(locked), _make_unacknowledged(chosen))
         _make_due(locked)
         return requests.open_runs(actor, locked, Reason.RETRY, operation, remaining)
 
@@ -129,9 +129,9 @@ def _make_due(watch_pks: Sequence[int]) -> None:
     AppRepository.objects.filter(pk__in=watch_pks).update(**scheduling.AFRESH)
 
 
-def _together(*parts: Mapping[int, runs.Remaining]) -> dict[int, runs.Remaining]:
-    together: dict[int, runs.Remaining] = {}
+def _added_up(*parts: Mapping[int, runs.Remaining]) -> dict[int, runs.Remaining]:
+    totals: dict[int, runs.Remaining] = {}
     for watch, more in (pair for part in parts for pair in part.items()):
-        files, size = together.get(watch, runs.Remaining(0, 0))
-        together[watch] = runs.Remaining(files + more.files, size + more.size)
-    return together
+        files, size = totals.get(watch, runs.Remaining(0, 0))
+        totals[watch] = runs.Remaining(files + more.files, size + more.size)
+    return totals

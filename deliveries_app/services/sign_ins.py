@@ -26,7 +26,7 @@ FAILURES_PER_ADDRESS, FAILURES_IN_ALL = 20, 500
 """Failed sign-ins recorded per hour. Anyone can cause them, so without limits they could fill the database."""
 _HOUR = 3600.0
 PROXY_CREDENTIAL = "remote_user"
-"""What Django's backend for users of a proxy calls the name."""
+"""The credential in which Django's backend for proxy users passes the name."""
 UNKNOWN = "unknown user"
 
 

@@ -168,7 +168,7 @@ def store_watch(
     with transaction.atomic():  # lock the app before its watch, as the claim does
         locked = App.objects.select_for_update(no_key=True).filter(pk=app.pk, ended_at=None).first()
         if locked is None:
-            raise InvalidUrl("The app is being deleted.")  # since the git check, which may have taken seconds
+            raise InvalidUrl("The app is being deleted.")  # during the git check, which may have taken seconds
         if must_be_new:
             _require_new(app, parsed)  # again: another request may have watched it meanwhile
         repository = _find_or_create(app, parsed, is_private=is_private)
@@ -219,7 +219,7 @@ def _require_new(app: App, url: RepositoryUrl) -> None:
 
 
 def _watches_of(app: App, url: RepositoryUrl) -> AppRepositoryQuerySet:
-    """Return the app's watches of the repository, also ended ones.
+    """Return the app's watches of the repository, including ended ones.
 
     An import may leave several, for different spellings of the URL: the one with this spelling comes first.
     """
@@ -285,14 +285,14 @@ def unwatch_many(actor: Actor, watches: Iterable[AppRepository]) -> int:
     """
     actor.require(Permission.UNWATCH)
     number = 0
-    for some in batched(watches, ENDED_AT_ONCE):
+    for batch in batched(watches, ENDED_AT_ONCE):
         with transaction.atomic():
-            for watch in some:
+            for watch in batch:
                 actor.require_watch(watch)
                 quotas.count_unwatch(actor, watch)
-            ended = _end([watch.pk for watch in some])
+            ended = _end([watch.pk for watch in batch])
             audit.record(
-                actor, AuditAction.UNWATCHED, [watch for watch in some if watch.pk in ended], "Stopped watching"
+                actor, AuditAction.UNWATCHED, [watch for watch in batch if watch.pk in ended], "Stopped watching"
             )
         number += len(ended)
     return number

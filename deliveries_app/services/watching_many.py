@@ -109,7 +109,7 @@ def _already(line: str, watch: AppRepository) -> LineResult:
 def _check(
     actor: Actor, candidates: Iterable[_Candidate], options: WatchOptions
 ) -> Iterator[tuple[_Candidate, bool | GitError]]:
-    """Yield whether each repository is private, or why it cannot be read. Leave out those that no time was left for.
+    """Yield whether each repository is private, or why it cannot be read. Omit those that could not be checked in time.
 
     The threads use no database.
     """

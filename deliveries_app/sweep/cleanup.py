@@ -29,7 +29,7 @@ _WATCHES_AT_ONCE = 100
 
 
 def enqueue_clean_up() -> None:
-    """Enqueue a clean-up job if there is something to remove."""
+    """Enqueue a cleanup job if there is something to remove."""
     if (
         AppRepository.objects.filter(ended_at__isnull=False).exists()
         or App.objects.filter(ended_at__isnull=False).exists()
@@ -80,7 +80,7 @@ def _remove(watch: AppRepository) -> bool:
 def _removable() -> AppRepositoryQuerySet:
     """Return the ended watches that no worker owns, without those whose app may still be processing a dead process's requests.
 
-    Only the row says that a new request for the same repository has to wait for those.
+    Only the row makes a new watch of the same repository wait for those requests.
     """
     just_expired = Q(lease_until__range=(from_now(-HOLD_AFTER_TIMEOUT), Now()))
     in_doubt = Q(doubt_until__gt=Now(), doubt_until__lte=from_now(TOO_FAR_AHEAD))

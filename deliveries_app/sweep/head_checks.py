@@ -47,8 +47,9 @@ def check_due(client: HttpClient, meanwhile: Callable[[], None] = lambda: None) 
     Call `meanwhile` repeatedly while waiting for the git hosts. Return the number of watches that were due. Those that are
     due again before the others have been checked wait for the next call, so that the rest of the sweep gets its turn.
 
-    Hosts that only git can ask come last, so that they delay no other check. If there is no time for some of their watches,
-    these are due again `TAKEN_SECONDS` later. If `meanwhile` raises `Interrupted`, those that have no answer are due at once.
+    Hosts without protocol v2 come last, because git checks them more slowly. If there is no time for some of their
+    watches, these are due again `TAKEN_SECONDS` later. If `meanwhile` raises `Interrupted`, those that have no answer
+    are due at once.
     """
     probe_hosts(client, meanwhile)
     checked: set[AppRepository] = set()
@@ -77,12 +78,12 @@ def check_due(client: HttpClient, meanwhile: Callable[[], None] = lambda: None) 
 def probe_hosts(client: HttpClient, meanwhile: Callable[[], None]) -> None:
     """Try one connection to each git host that is down, once its backoff is over. If the host answers, its watches continue.
 
-    Otherwise its repositories count a failure each rescan round, so that a long outage opens their circuits and their
-    watchers get `sync_failed`. Call `meanwhile` before each repository, because a host may have thousands.
+    Otherwise each of its repositories counts one failure per rescan round, so that a long outage opens their circuits
+    and their watchers get `sync_failed`. Call `meanwhile` before each repository, because a host may have thousands.
     """
     due = {outage: _any_url(outage) for outage in _due_outages()}
-    questions = (HeadQuery(outage, url) for outage, url in due.items() if url)
-    for outage, answer in list(ls_heads(client, questions, meanwhile)):  # no statement delays the other answers
+    queries = (HeadQuery(outage, url) for outage, url in due.items() if url)
+    for outage, answer in list(ls_heads(client, queries, meanwhile)):  # no statement delays the other answers
         if isinstance(answer, GitError) and answer.no_answer:
             repositories.prolong_outage(outage, answer)
             for repository in _watched_on(outage).filter(repositories.next_failure_counts()):
@@ -118,16 +119,16 @@ def _any_url(outage: HostOutage) -> str:
 def _check(
     client: HttpClient, watches: Sequence[AppRepository], meanwhile: Callable[[], None]
 ) -> dict[AppRepository, HeadQuery[AppRepository]]:
-    """Check these watches. Return the questions that `ls_heads_by_git` has to ask."""
+    """Check these watches. Return the queries that `ls_heads_by_git` has to make."""
     undecryptable = {watch for watch in watches if _is_undecryptable(watch)}
     readable = [watch for watch in watches if watch not in undecryptable]
     tokens = _tokens(readable, meanwhile)
-    questions = {
+    queries = {
         watch: HeadQuery(watch, watch.github_url, tokens[watch.pk], watch.last_commit, watch.ref) for watch in readable
     }
-    found = list(ls_heads(client, questions.values(), meanwhile))
+    found = list(ls_heads(client, queries.values(), meanwhile))
     _record([(watch, answer) for watch, answer in found if answer is not None], undecryptable)
-    return {watch: questions[watch] for watch, answer in found if answer is None}
+    return {watch: queries[watch] for watch, answer in found if answer is None}
 
 
 def _record(
@@ -135,7 +136,7 @@ def _record(
 ) -> None:
     """Record what the hosts answered, and request a sync for the watches that need one."""
     to_sync = [watch.pk for watch in undecryptable if watch.next_sync_at is None]
-    hosts_that_answered = set()
+    answering_hosts = set()
     unconnected: dict[str, list[tuple[AppRepository, GitError]]] = {}  # by host
     for watch, answer in answers:
         host = host_of(watch.repository.canonical_url)
@@ -144,12 +145,12 @@ def _record(
         if isinstance(answer, GitError) and answer.no_connection:
             unconnected.setdefault(host, []).append((watch, answer))
             continue
-        hosts_that_answered.add(host)
+        answering_hosts.add(host)
         if _needs_sync(watch, answer):
             to_sync.append(watch.pk)  # the sync itself reports, counts and retries an error
     unchecked: set[int] = set()
     for host, failures in unconnected.items():
-        if host in hosts_that_answered:
+        if host in answering_hosts:
             to_sync += [watch.pk for watch, error in failures if _needs_sync(watch, error)]
         else:
             repositories.record_host_failure(failures[0][0].repository, failures[0][1])
@@ -181,10 +182,10 @@ def _tokens(watches: Sequence[AppRepository], meanwhile: Callable[[], None]) -> 
 
 
 def _needs_sync(watch: AppRepository, answer: Head | GitError) -> bool:
-    if watch.next_sync_at is not None:  # it waits for its next attempt: only a commit that it has not seen is news
-        # If the last attempt failed before it asked git, for example without a signing key, no commit is news.
-        has_asked = bool(watch.seen_commit) or watch.root_cause in GIT_CAUSES
-        return has_asked and isinstance(answer, Head) and answer.commit != watch.seen_commit
+    if watch.next_sync_at is not None:  # it waits for its next attempt: only a new commit makes it due
+        # If the last attempt failed before it asked git, for example without a signing key, no commit makes it due.
+        last_attempt_asked_git = bool(watch.seen_commit) or watch.root_cause in GIT_CAUSES
+        return last_attempt_asked_git and isinstance(answer, Head) and answer.commit != watch.seen_commit
     if isinstance(answer, NoCommit):
         return not watch.waits_for_first_commit
     if isinstance(answer, GitError):

@@ -1,7 +1,7 @@
 """Correct times that the database wrote while its clock was ahead.
 
-Nothing would be checked, sent or retried before them, and counts and paces would not change, even years after the clock was set
-right (`engine.md` §4).
+Otherwise nothing would be checked, sent or retried before those times, and counts and paces would not change, even
+years after the clock was corrected (`engine.md` §4).
 """
 
 import logging
@@ -32,7 +32,7 @@ _DUE: dict[type[Model], dict[str, Any]] = {
     AlertChannel: {"due_at": None},
     ContactMail: {"due_at": None},
 }
-"""Columns of times until which something waits, and what replaces one that is too far ahead."""
+"""Columns of times until which something waits, and the replacement for a time that is too far ahead."""
 _PAST: dict[type[Model], dict[str, Any]] = {
     AppRepository: {"doubt_until": None, "pushed_at": None, "slots_requested_at": None},
     App: {"paced_at": None, "resyncs_used_at": Now()},
@@ -40,11 +40,11 @@ _PAST: dict[type[Model], dict[str, Any]] = {
     AlertChannel: {"reminded_at": Now()},
     ContactMail: {"sent_at": Now()},
 }
-"""The same for times of what has happened. `doubt_until` is never later than `HOLD_AFTER_TIMEOUT` after that."""
+"""The same for times of past events. `doubt_until` is never more than `HOLD_AFTER_TIMEOUT` after such an event."""
 
 
 def correct_wrong_times() -> int:
-    """Correct the times that are further ahead than Docora ever waits, and return how many there were."""
+    """Correct times that are further ahead than Docora ever waits. Return how many there were."""
     longest = max(MAX_WAIT_SECONDS, settings.RESCAN_INTERVAL_SECONDS, settings.CIRCUIT_BREAKER_COOLDOWN_SECONDS)
     corrected = 0
     for model, due in _DUE.items():

@@ -114,12 +114,12 @@ class Attempt:
             try:
                 self._run_and_end()
             except Superseded:
-                self._leave_to_the_new_claim()
+                self._stop_superseded()
                 raise
             finally:
                 if self.sender is not None:
                     self.sender.close()
-                    # It refers to this attempt. Until Python collected them, both would keep the client open.
+                    # The sender refers to this attempt. Until Python collects both, they would keep the client open.
                     self.sender = None
 
     @contextlib.contextmanager
@@ -191,7 +191,7 @@ class Attempt:
             )
 
     def _run(self) -> None:
-        self._work_for_newest_request()
+        self._adopt_newest_run()
         asked = runs.log_fields(self.sync_run) if self.sync_run else {}
         logger.info("claimed", extra={"attempt": self.watch.retry_count, **asked})
         if self.watch.retry_count > settings.MAX_RETRY_ATTEMPTS:
@@ -230,7 +230,7 @@ class Attempt:
             logger.warning("mirror_rebuilt", extra={"cause": str(error)})
             self._drain(DRAIN_SECONDS)
             disown_failures(self.lease)
-            self.mirror.remove(self._alive, patience=BUSY_SECONDS)
+            self.mirror.remove(self._alive, max_wait=BUSY_SECONDS)
             self._sync_with_new_mirror(head)
         self.mirror.repack_if_many(lambda: None, watch.repository.watches.watch_ids)
 
@@ -248,7 +248,7 @@ class Attempt:
         send_due(self.client, self.lease, envelope, self.keyring, self._alive)
 
     def _sync_to(self, head: Head, client: HttpClient | None) -> None:
-        with self.mirror.in_use(self._alive, patience=BUSY_SECONDS), self.mirror.blobs() as reader:
+        with self.mirror.in_use(self._alive, max_wait=BUSY_SECONDS), self.mirror.blobs() as reader:
             fetch_began = time.monotonic()
             commit = self._read_with_token(
                 lambda token: self.mirror.fetch(
@@ -260,7 +260,7 @@ class Attempt:
                     tick=self._alive,
                     name=head.name,
                     client=client,
-                    patience=BUSY_SECONDS,
+                    max_wait=BUSY_SECONDS,
                 )
             )
             self._fetch_seconds = time.monotonic() - fetch_began
@@ -285,10 +285,10 @@ class Attempt:
                 repository = self.watch.repository
                 if repository.consecutive_failures and repository.last_error_cause != Cause.CORRUPT:
                     self._close_circuit()
-                # An app that wants the notice gets it for each commit, even if no file differs. Without a base, the last run
-                # did not finish, so the app has not received its notice yet.
-                is_told = self.watch.base_commit and self.watch.last_commit == commit
-                owes_notice = self.watch.app.send_sync_completed and not is_told
+                # An app that turned on `sync_completed` gets it for each commit, even if no file differs. Without a
+                # base, the last run did not finish, so the app has not received its notice yet.
+                is_notified = self.watch.base_commit and self.watch.last_commit == commit
+                owes_notice = self.watch.app.send_sync_completed and not is_notified
                 if plan.files or self.sync_run or owes_notice:
                     self._deliver(planned, target, reader)
                 else:
@@ -331,7 +331,7 @@ class Attempt:
             if self.sender and self.sync_run:  # before the mirror was rebuilt, this attempt has already been counted
                 runs.give_attempt_back(self.sync_run)
             # Look again: a retry may have replaced the run while git was read. This attempt is then for the retry.
-            self._work_for_newest_request()
+            self._adopt_newest_run()
             run = self.sync_run = self.sync_run or self._new_run()
             runs.set_totals(run, files=plan.files, size=plan.bytes, left_out=plan.left_out, commit=planned.head.commit)
         recorder = Recorder(self.lease, run, had_failures=self.lease.had_listed, on_first=unequal)
@@ -436,7 +436,7 @@ class Attempt:
         run.run_id = self.run_id
         return run
 
-    def _work_for_newest_request(self) -> None:
+    def _adopt_newest_run(self) -> None:
         """Adopt the newest requested run, if there is one, and log its id from now on."""
         open_runs = runs.open_runs(self.watch.pk, self.lease.generation)
         self.sync_run = open_runs[0] if open_runs else None
@@ -471,7 +471,7 @@ class Attempt:
         return max(SLICE_SECONDS, min(SLICE_FACTOR * prepared_in, LONGEST_SLICE_SECONDS))
 
     def _slice_is_over(self) -> bool:
-        """Return whether this attempt has had its time and another app's watch waits for a worker. Check once a second."""
+        """Return whether this attempt's slice is over and a watch of another app waits. Check once a second."""
         now = time.monotonic()
         if now < self._next_slice_check:
             return False
@@ -496,8 +496,8 @@ class Attempt:
         if self.lease.extension_is_due:
             self.lease.extend()
 
-    def _leave_to_the_new_claim(self) -> None:
-        """Record nothing more, and release the lease once the client can no longer be processing a request."""
+    def _stop_superseded(self) -> None:
+        """Record nothing more. Release the lease once the client can no longer be processing a request."""
 
         def keep_alive() -> None:
             if self.lease.extension_is_due:

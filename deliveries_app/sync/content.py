@@ -1,7 +1,7 @@
 """Turn planned changes into notifications: read and hash their contents, in blocks of bounded size.
 
-If transforms are in use, each content is transformed here, although planning may have done so before, and a large one again
-when it is sent. Only one large transformed content is in memory at a time, and it is on disk only while it is sent.
+With transforms, each file is transformed here, although planning may already have done so, and a large file once more
+when it is sent. Only one large transformed file is in memory at a time, and on disk only while it is sent.
 """
 
 import hashlib
@@ -28,12 +28,12 @@ def blocks(changes: Iterator[Change]) -> Iterator[list[Change]]:
     block: list[Change] = []
     size = 0
     for change in changes:
-        weight = 0 if is_large(change.size) else change.size
-        if block and (len(block) >= settings.RECORD_BATCH or size + weight > BLOCK_BYTES):
+        size_in_memory = 0 if is_large(change.size) else change.size
+        if block and (len(block) >= settings.RECORD_BATCH or size + size_in_memory > BLOCK_BYTES):
             yield block
             block, size = [], 0
         block.append(change)
-        size += weight
+        size += size_in_memory
     if block:
         yield block
 
@@ -71,10 +71,10 @@ def read_block(
     return notifications
 
 
-def ask_ahead(changes: Sequence[Change], reader: BlobReader, delivery_rules: DeliveryRules) -> None:
-    """Have git unpack what `read_block` will ask for next, while the block before it is sent."""
+def prefetch(changes: Sequence[Change], reader: BlobReader, delivery_rules: DeliveryRules) -> None:
+    """Request what `read_block` reads next, so that git unpacks it while the previous block is sent."""
     if not delivery_rules.transforms:
-        reader.ask_ahead(_small_blobs(changes))
+        reader.prefetch(_small_blobs(changes))
 
 
 def _small_blobs(changes: Sequence[Change]) -> list[str]:

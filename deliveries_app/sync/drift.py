@@ -35,7 +35,7 @@ MAX_WAITS = 5  # for each page, if the app is too busy
 LONGEST_WAIT = 5.0  # seconds
 MAX_SECONDS = 600.0  # for the app to list its files
 _SHORTER = 8  # after a page that was too large, the limit is divided by this
-_ASK_SECONDS = 1.0  # between two looks whether the check may continue
+_ASK_SECONDS = 1.0  # between two tests of whether the check may continue
 
 
 class _Ended(Exception):
@@ -106,9 +106,9 @@ class _Check:
 
     def give_back(self) -> None:
         """Queue the check again, unless it has ended or another claim runs it now."""
-        self._ours().update(state=DriftState.QUEUED, attempts=F("attempts") - 1)
+        self._own_check().update(state=DriftState.QUEUED, attempts=F("attempts") - 1)
 
-    def _ours(self) -> DriftCheckQuerySet:
+    def _own_check(self) -> DriftCheckQuerySet:
         open_checks = DriftCheck.objects.open()
         return open_checks.filter(pk=self._check.pk, state=DriftState.CHECKING, fencing_token=self._lease.fencing_token)
 
@@ -215,7 +215,7 @@ class _Check:
         watches = AppRepository.objects.filter(
             pk=self._lease.watch.pk, request_count=F("claimed_request_count"), generation=self._lease.generation
         )
-        if not self._ours().filter(watch__in=watches.values("pk")).exists():
+        if not self._own_check().filter(watch__in=watches.values("pk")).exists():
             raise _MadeWay
 
     def end(self, state: DriftState, message: str, comparison: Comparison | None = None) -> None:
@@ -229,7 +229,7 @@ class _Check:
         } if comparison else {}  # fmt: skip
         with transaction.atomic():
             self._lease.extend()
-            if not self._ours().update(state=state, message=message[:500], ended_at=Now(), **counts):
+            if not self._own_check().update(state=state, message=message[:500], ended_at=Now(), **counts):
                 return  # cancelled
             if comparison:
                 DriftFile.objects.bulk_create(

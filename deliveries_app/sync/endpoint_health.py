@@ -1,7 +1,7 @@
-"""Find out whether an app's endpoint works, if notifications fail as if it were down (`engine.md` §7).
+"""Find out whether an app's endpoint is down, when notifications fail as if it were (`engine.md` §7).
 
-Failing files don't prove it: a proxy may answer 502 for some files only, and a client may hang on one. So Docora sends a
-ping before it makes all of the app's repositories wait.
+Failing files alone don't prove it: a proxy may answer 502 for some files only, and a client may hang on one. So Docora
+sends a ping before it puts all of the app's repositories on hold.
 """
 
 import logging
@@ -40,7 +40,7 @@ class Health(StrEnum):
 
 
 class EndpointHealth:
-    """Finds out about one app's endpoint. Calls `alive` while it waits. No request may be in flight on `client`."""
+    """Finds out whether one app's endpoint works. Calls `alive` while it waits. `client` must be idle."""
 
     def __init__(self, client: HttpClient, app: App, keyring: Keyring, alive: Callable[[], None]) -> None:
         self._client, self._app, self._keyring, self._alive = client, app, keyring, alive

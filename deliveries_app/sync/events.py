@@ -70,7 +70,7 @@ def held_tree(watch_pk: int, tick: Callable[[], None]) -> HeldTree:
 def send_due(client: HttpClient, lease: Lease, envelope: Envelope, keyring: Keyring, alive: Callable[[], None]) -> None:
     """Send the watch's `sync_failed` notices that are due.
 
-    A refused notice is retried with a backoff and given up after a day. Files never wait for it.
+    A refused notice is retried with a backoff and abandoned after a day. Files never wait for it.
     """
     if not lease.had_notices:
         return

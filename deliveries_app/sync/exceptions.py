@@ -8,7 +8,7 @@ class Superseded(Exception):
 
 
 class Paused(Exception):
-    """The run may not go on as it began, and continues later.
+    """The run has to stop now and continues later.
 
     Someone has paused the repository, its app or all syncing, or changed the app's base URL or its limit of concurrent
     notifications, or another run has put the app on hold.
@@ -16,7 +16,7 @@ class Paused(Exception):
 
 
 class SliceOver(Exception):
-    """Another app waits for a worker, and this attempt has had its time. The run continues later."""
+    """Another app waits for a worker, and this attempt's slice is over. The run continues later."""
 
 
 class EndpointDown(Exception):

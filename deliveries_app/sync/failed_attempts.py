@@ -1,4 +1,4 @@
-"""Keep what was sent and what came back when a notification was not acknowledged (`engine.md` §7).
+"""Keep the requests and responses of notifications that were not acknowledged (`engine.md` §7).
 
 Only failures are kept: the newest ones of each path and of each app, so that no app can fill the database.
 """

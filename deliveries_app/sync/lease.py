@@ -55,7 +55,7 @@ SEND_MARGIN_SECONDS = 5.0
 HOLD_AFTER_TIMEOUT = 30.0
 """How many seconds the app may still be processing a request after its timeout."""
 TOO_FAR_AHEAD = 2 * HOLD_AFTER_TIMEOUT
-"""A hold or a doubt that ends in more seconds than this was written while the database's clock was ahead."""
+"""A `hold_until` or `doubt_until` further ahead than this was written while the database's clock was ahead."""
 _WAITING_SECONDS = 5.0  # a watch that has asked for a slot within this time waits for one
 _REBALANCE_SECONDS = 1.0, 0.25
 """How often a run that has all of the app's slots checks its share, and how often any other run does. The first check is a
@@ -196,7 +196,7 @@ class Lease:
         wake: Any = Value(waiting) if waiting > self.clock.now() else from_now(_OVERDUE_SECONDS)
         return wake if seconds is None else Least(planned, wake)
 
-    def asked_meanwhile(self) -> bool:
+    def retry_was_requested(self) -> bool:
         """Return whether a person has requested a retry since the claim, which resets the number of attempts.
 
         Locks the watch. Call this inside the transaction that ends the attempt.
@@ -206,7 +206,7 @@ class Lease:
         return attempts is not None and attempts < self.watch.retry_count
 
     def endpoint_answers(self) -> None:
-        """Record that the endpoint works, so that all repositories of an app that was down may continue."""
+        """Record that the endpoint works, so that all repositories of an app that was down continue."""
         if self.watch.app.down_count:
             App.objects.filter(pk=self.watch.app_id, down_count__gt=0).update(down_count=0, cooldown_until=None)
             self.watch.app.down_count = 0
@@ -317,14 +317,14 @@ def _take(watch: Any, slots: int, started: float) -> Lease:
     deaths let the count exceed the limit, even if the limit was lowered since the last attempt.
     """
     died = watch.lease_until is not None
-    died_beside_others = died and watch.crash_count < MAX_SHARED_CRASHES
+    died_in_shared_process = died and watch.crash_count < MAX_SHARED_CRASHES
     had_failed = watch.status == Status.FAILED
     attempts = watch.retry_count if died else min(watch.retry_count, settings.MAX_RETRY_ATTEMPTS - 1)
     changes = {
         "fencing_token": watch.fencing_token + 1,
         "claimed_request_count": watch.request_count,
-        "retry_count": attempts + (0 if died_beside_others else 1),
-        "crash_count": watch.crash_count + (1 if died_beside_others else 0),
+        "retry_count": attempts + (0 if died_in_shared_process else 1),
+        "crash_count": watch.crash_count + (1 if died_in_shared_process else 0),
         "status": Status.SCANNING,
         "lease_slots": slots,
         "lease_owner": identity()[:100],
@@ -422,7 +422,7 @@ def _app_with_runs(app_pk: int, watch_pk: int) -> QuerySet[App]:
 
 @compiled_and_prepared
 def _held() -> QuerySet[AppRepository]:
-    """Return the watches that have a lease or are shown as syncing. `is_over`: the lease has ended, or there is none."""
+    """Return the watches that have a lease or are shown as syncing. `is_over`: they have no live lease."""
     held = AppRepository.objects.filter(Q(status=Status.SCANNING) | Q(lease_until__isnull=False))
     is_over = ExpressionWrapper(is_free(), output_field=BooleanField())
     return held.select_related("app", "repository").annotate(is_over=is_over)

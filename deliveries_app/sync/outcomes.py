@@ -88,7 +88,7 @@ def failed(
     attempt = lease.watch.retry_count
     delay = backoff(attempt, base=settings.RETRY_BASE_DELAY_SECONDS, jitter=random.random())  # noqa: S311  no secret
     with transaction.atomic():
-        exhausted = (permanent or attempt >= settings.MAX_RETRY_ATTEMPTS) and not lease.asked_meanwhile()
+        exhausted = (permanent or attempt >= settings.MAX_RETRY_ATTEMPTS) and not lease.retry_was_requested()
         wait = max(settings.RESCAN_INTERVAL_SECONDS if exhausted else delay, min_delay)
         lease.finish(
             next_sync_in=wait,
@@ -155,9 +155,9 @@ def start_cooldown(lease: Lease, seconds: float, failure: SyncFailure, fields: d
 
 
 def endpoint_down(lease: Lease, failure: SyncFailure, *, counts: bool) -> None:
-    """The endpoint does not work: send nothing for any of the app's watches until a backoff is over.
+    """Put the app, whose endpoint is down, on hold for a backoff: nothing is sent for any of its watches.
 
-    With `counts`, the attempt counts, because it may be only this watch's files that fail. Another watch then tries first.
+    With `counts`, the attempt counts, because perhaps only this watch's files fail. Another watch then tries first.
     """
     failures = lease.watch.app.down_count + 1
     seconds = backoff(failures, base=ENDPOINT_BASE_DELAY_SECONDS, jitter=random.random())  # noqa: S311  no secret
@@ -187,7 +187,7 @@ def _set_cooldown(lease: Lease, seconds: float, **changes: Any) -> bool:
 
 
 def endpoint_gone(lease: Lease) -> None:
-    """The app wants no more notifications: pause it until an administrator resumes it."""
+    """Pause the app, which answered 410, until it is resumed."""
     message = "The app returned HTTP 410 and was paused. Resume it once its endpoint accepts notifications again."
     with transaction.atomic():
         if not pause_app(lease.watch.app, message):
@@ -198,9 +198,9 @@ def endpoint_gone(lease: Lease) -> None:
 
 
 def pause_app(app: App, message: str) -> bool:
-    """Pause the app, which answered 410, and record that Docora did so. Return whether it is paused now.
+    """Pause the app, which answered 410, and record that Docora did so. Return whether the app is paused now.
 
-    Do nothing if it is already paused, and return False if its base URL is another one now, which may work.
+    Do nothing if it is already paused. Return False if its base URL has changed: the new endpoint may work.
     """
     same_endpoint = App.objects.filter(pk=app.pk, base_url=app.base_url)
     if same_endpoint.filter(paused=False).update(paused=True, paused_reason=message):

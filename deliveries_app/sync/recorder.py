@@ -98,8 +98,7 @@ class _Failed(NamedTuple):
 
 
 _READ_BYTES = 4096  # of a body: as much as the HTTP client keeps of a response
-# A sixth of the lease would do, but with a slow client a bar that moves every second reads better, and less is in doubt
-# after a crash.
+# A sixth of the lease would do, but with a slow client, a second keeps the bar moving and leaves less in doubt.
 _SHOW_SECONDS = 1.0
 PUBLISH_SECONDS = 0.5
 """Time between two updates of Redis and of the app's hourly row. A fast run records dozens of batches a second."""
@@ -147,7 +146,7 @@ class Recorder:
         return any(failed.failure.hold_seconds for failed in self._failed)
 
     def count_request(self, ok: bool, seconds: float) -> None:
-        """Count a request that ended after so many seconds. `ok`: the app accepted it."""
+        """Count a request that took `seconds`. `ok`: the app accepted it."""
         self._latest.add(ok, seconds)
 
     def acknowledge(self, notification: Notification, status: int, seconds: float) -> None:
@@ -169,7 +168,7 @@ class Recorder:
     ) -> None:
         """Write everything collected and announce the next batch. If it raises `Superseded`, nothing was written.
 
-        `adopt`: notifications whose content the app turned out to hold already. Nothing is sent for them. `is_last`: unless
+        `adopt`: notifications whose content the app already holds. Nothing is sent for them. `is_last`: unless
         something failed, the run ends next, which updates what progress bars show.
         """
         fresh = [notification for notification in [*announce, *adopt] if notification.change.sequence is None]
@@ -271,13 +270,13 @@ class Recorder:
         watch, listed, attempts = self._lease.watch, [], []
         bodies = [(failed.failure.body, failed.sent.body if failed.sent else b"") for failed in self._failed]
         texts = response_texts(watch.app, [body for pair in bodies for body in pair], most=_READ_BYTES)
-        for failed, said, asked in zip(self._failed, texts[::2], texts[1::2], strict=True):
+        for failed, response_body, request_body in zip(self._failed, texts[::2], texts[1::2], strict=True):
             change, failure = failed.change, failed.failure
-            body = clean_text(said, SHOWN_CHARS)
+            body = clean_text(response_body, SHOWN_CHARS)
             path, tries = change.path.encode(), change.attempts + 1
             listed.append(_failure_row(watch, path, failure, FailureKind.FAILED, now, tries, body))
             if failed.sent:
-                attempts.append(_attempt_row(watch, failed, failed.sent, asked, said))
+                attempts.append(_attempt_row(watch, failed, failed.sent, request_body, response_body))
         failed_attempts.write(watch, attempts)
         DeliveryFailure.objects.bulk_create(
             sorted(listed, key=lambda row: row.path_digest),  # one order for every writer: no deadlock
@@ -308,7 +307,9 @@ class Recorder:
         bulk_sql.announce(self._lease.watch.pk, self._lease.generation, rows, now, acknowledged=acknowledged)
 
 
-def _attempt_row(watch: AppRepository, failed: _Failed, sent: Sent, asked: str, said: str) -> DeliveryAttempt:
+def _attempt_row(
+    watch: AppRepository, failed: _Failed, sent: Sent, request_body: str, response_body: str
+) -> DeliveryAttempt:
     return DeliveryAttempt(
         app_id=watch.app_id,
         watch=watch,
@@ -320,13 +321,13 @@ def _attempt_row(watch: AppRepository, failed: _Failed, sent: Sent, asked: str, 
         message=failed.failure.message[:500],
         milliseconds=sent.milliseconds,
         headers=masked_headers(sent.headers),
-        request_body=failed_attempts.beginning(asked),
-        response_body=failed_attempts.beginning(said),
+        request_body=failed_attempts.beginning(request_body),
+        response_body=failed_attempts.beginning(response_body),
     )
 
 
 def disown_failures(lease: Lease) -> None:
-    """Treat the files that this claim has listed as failed as those of an earlier claim: it begins its plan anew."""
+    """Treat the files that this claim has listed as failed as those of an earlier claim, because it plans again."""
     with transaction.atomic():
         lease.extend()
         listed = DeliveryFailure.objects.filter(watch=lease.watch, fencing_token=lease.fencing_token)
@@ -355,7 +356,7 @@ def settle_lists(
     if not rows:
         listed.filter(known | failed_before).delete()
         return
-    # What is still skipped for the same reason stays where it is in the list, which clients read in pages.
+    # A path that is still skipped for the same reason keeps its place in the list, which clients read in pages.
     still = {(row.path_digest, row.cause, row.message) for row in rows}
     before = listed.filter(known).values_list("pk", "path_digest", "cause", "message")
     gone = [pk for pk, *reason in before if tuple(reason) not in still]

@@ -24,9 +24,9 @@ LONGEST_WAIT = 5.0  # seconds that a run waits before it ends instead
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Either `delivered`, or `wait` so many seconds and send the same again, or a `failure`.
+    """Either `delivered`, or `wait` this many seconds and send the same request again, or a `failure`.
 
-    With both `wait` and `failure`, the failure counts once the run may not wait any longer.
+    With both `wait` and `failure`, the failure counts once the run can't wait any longer.
     """
 
     delivered: bool = False
@@ -35,7 +35,7 @@ class Decision:
     endpoint_failed: bool = False
     gone: bool = False
     cooldown: float | None = None
-    """The app asked for a wait that is longer than a run waits, so the run ends."""
+    """The app asked for a longer wait than a run makes, so the run ends."""
     refused: bool = False
     """The app is too busy: 429 or 503."""
     restart: bool = False
@@ -80,7 +80,7 @@ class ResponsePolicy:
         """Start a new count of failures, with a lower limit: a ping did not show whether the endpoint works."""
         self._failed_in_a_row, self._limit = 0, CONTROL_PATHS
 
-    def of(self, change: Change, outcome: Outcome, *, chunked: bool, pausing: bool = False) -> Decision:
+    def decide(self, change: Change, outcome: Outcome, *, chunked: bool, pausing: bool = False) -> Decision:
         """Decide what the outcome of one request means.
 
         `chunked`: it was one chunk of a file. A chunk that certainly was not processed may be sent again as it is. Any other

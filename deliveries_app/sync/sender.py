@@ -14,7 +14,7 @@ from deliveries_app.models.deliveries import PHASES, Kind
 from deliveries_app.planning.paths import PathSet, folded
 from deliveries_app.planning.plan import Change, DeliveryRules, Plan
 from deliveries_app.planning.transforms import TransformFailed
-from deliveries_app.sync.content import ChunkedFile, ask_ahead, blocks, read_block
+from deliveries_app.sync.content import ChunkedFile, blocks, prefetch, read_block
 from deliveries_app.sync.endpoint_health import EndpointHealth, Health, failing_watches
 from deliveries_app.sync.exceptions import EndpointDown, SliceOver
 from deliveries_app.sync.failed_attempts import Sent
@@ -48,9 +48,10 @@ class _Transfer:
 class Sender:
     """Sends a plan. `alive` is called between requests and raises when the run has to stop.
 
-    `slice_is_over` says whether the run should make way for other apps. Then no further file is started, large files are
-    finished, because part of a file counts for nothing, and `SliceOver` is raised. If the endpoint does not answer, the run
-    continues until it is known whether the endpoint works: a slice would be too short to see enough failures.
+    `slice_is_over` returns whether the run should make way for other apps. Then no further file is started, large files
+    are finished, because a partly sent file would start over, and `SliceOver` is raised. If the endpoint does not
+    answer, the run continues until it is known whether the endpoint works: a slice would be too short to see enough
+    failures.
     """
 
     def __init__(
@@ -104,14 +105,14 @@ class Sender:
         """
         deadline = time.monotonic() + seconds
         clean = not self._recorder.has_unwritten_timeouts
-        self._take_back()
+        self._withdraw_unsent()
         for transfer in self._ready:
             self._close(transfer)
         self._ready.clear()
         while (self._landed or self._client.in_flight) and time.monotonic() < deadline:
             for request, outcome in self._outcomes(0.2):
                 transfer = self._transfer_of(request)
-                decision = self._policy.of(transfer.notification.change, outcome, chunked=transfer.file is not None)
+                decision = self._policy.decide(transfer.notification.change, outcome, chunked=transfer.file is not None)
                 clean = clean and not decision.may_be_under_way
                 if record:
                     self._settle_last(transfer, decision, request, outcome)
@@ -159,7 +160,7 @@ class Sender:
                 self._announce(block)
                 block = next(waiting, None)
                 if block:
-                    ask_ahead(block, self._reader, self._delivery_rules)
+                    prefetch(block, self._reader, self._delivery_rules)
             else:
                 self._collect()
             self._keep_going()
@@ -259,7 +260,7 @@ class Sender:
         self._bytes_in_flight += transfer.size
         self._paths_in_flight.add(folded(change.path))
         whole = transfer.file is None  # a chunk that was sent twice would be counted twice
-        # The app may close its connections without saying so. Only a new one surely takes a chunk.
+        # The app may close its connections without announcing it. Only a new one is certainly open.
         fresh = not whole and change.attempts > 0
         url = endpoint(self._to.base_url, change.kind)
         self._client.submit(
@@ -273,15 +274,15 @@ class Sender:
         return self._lease.may_send
 
     def _transfer_of(self, request: Request) -> _Transfer:
-        """Return the transfer of a request that has ended or was taken back. It no longer counts as in flight."""
+        """Return the transfer of a request that has ended or was withdrawn. It no longer counts as in flight."""
         transfer = request.context
         assert isinstance(transfer, _Transfer)
         self._bytes_in_flight -= transfer.size
         self._paths_in_flight.discard(folded(transfer.notification.change.path))
         return transfer
 
-    def _take_back(self) -> None:
-        """Take back the requests that the client has not begun to send."""
+    def _withdraw_unsent(self) -> None:
+        """Withdraw the requests that the client has not begun to send."""
         self._ready.extendleft(self._transfer_of(request) for request in reversed(self._client.withdraw()))
 
     def _collect(self) -> None:
@@ -309,7 +310,7 @@ class Sender:
         if self._tries_other_key(transfer, outcome):
             return
         pausing = time.monotonic() < self._pause_until
-        decision = self._policy.of(item.change, outcome, chunked=transfer.file is not None, pausing=pausing)
+        decision = self._policy.decide(item.change, outcome, chunked=transfer.file is not None, pausing=pausing)
         if decision.delivered:
             self._speed_up()
         if decision.delivered and transfer.file and not transfer.file.is_last:
@@ -376,7 +377,7 @@ class Sender:
         return EndpointDown(is_certain=is_certain, answer=self._health.answer)
 
     def _speed_up(self) -> None:
-        """Raise the pace after a series of successes. Not during a large file: a 503 makes it start over."""
+        """Raise the pace after a series of successes, but not during a large file: a 503 makes it start over."""
         self._accepted += 1
         if self._accepted >= SUCCESSES_TO_SPEED_UP and not self._large_files:
             self._accepted = 0

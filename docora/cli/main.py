@@ -113,7 +113,7 @@ class CommandLine(ManagementUtility):
             command = super().fetch_command(subcommand)
         except SystemExit:  # Django has already printed the error
             raise SystemExit(USAGE) from None
-        command.requires_migrations_checks = False  # its hint names Django's program; `error_message` names ours
+        command.requires_migrations_checks = False  # its hint names Django's command; `error_message` names Docora's
         return command
 
 
@@ -125,7 +125,7 @@ def main() -> None:
     if os.environ.get("NO_COLOR"):
         os.environ.setdefault("DJANGO_COLORS", "nocolor")
     apply_instance_options(sys.argv[1:])
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name may have characters that the terminal's encoding lacks
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names may contain characters that the terminal's encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")
 
     try:

@@ -22,7 +22,7 @@ _SECRET_KEY_BITS = 100
 
 
 def is_weak_secret_key(key: str) -> bool:
-    """Return whether a SECRET_KEY can be guessed: a person typed it, or it is Django's placeholder."""
+    """Return whether a SECRET_KEY can be guessed: it looks typed by a person, or is Django's placeholder."""
     return key.startswith("django-insecure-") or max_entropy_bits(key) < _SECRET_KEY_BITS
 
 

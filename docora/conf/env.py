@@ -9,7 +9,7 @@ import zoneinfo
 from django.core.exceptions import ImproperlyConfigured
 
 _TEN_YEARS = 10 * 365 * 86_400
-_MAX_COUNT = 2**53  # larger floats are not exact
+_MAX_COUNT = 2**53  # larger integers are not exact as floats
 
 
 def text(name: str, default: str = "") -> str:

@@ -79,8 +79,8 @@ def configure(config: dict[str, Any]) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(config["level"])
-    for noisy in _NOISY:
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.WARNING)
     structlog.configure(
         processors=[*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
@@ -99,5 +99,5 @@ class _Formatter(structlog.stdlib.ProcessorFormatter):
         try:
             return super().format(record)
         except Exception as error:
-            where = f"{record.pathname}:{record.lineno}"
-            return redact(f"a log record of {record.name} at {where} could not be formatted: {type(error).__name__}")
+            location = f"{record.pathname}:{record.lineno}"
+            return redact(f"a log record of {record.name} at {location} could not be formatted: {type(error).__name__}")

@@ -115,7 +115,7 @@ class Compiled[**P, Row]:
         """Return the rows."""
         select: Any = self.compile()
         query = select.query
-        # Django checks this when it compiles.
+        # Django checks this when it compiles the query.
         if query.select_for_update and connection.features.has_select_for_update and connection.get_autocommit():
             raise transaction.TransactionManagementError(f"{self} locks rows, which needs a transaction.")
         with self._executed(query.quoted) as statement:

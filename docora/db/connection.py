@@ -1,4 +1,4 @@
-"""PostgreSQL connection options that keep both sides from waiting for a peer that will never answer.
+"""PostgreSQL connection options that keep each side from waiting for a peer that will never answer.
 
 A worker that freezes inside a transaction (a sleeping laptop, a live migration, a debugger) or loses power keeps its
 row locks for as long as PostgreSQL considers the connection alive, possibly for hours, and blocks the admin and all

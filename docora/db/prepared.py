@@ -1,7 +1,7 @@
-"""Statements that PostgreSQL parses and plans once for each connection. Otherwise it does so at each execution, which for a
+"""Statements that PostgreSQL parses and plans once per connection. Otherwise it does so at each execution, which for a
 lookup by key takes several times as long as the lookup.
 
-SQLite needs no help: Python's `sqlite3` caches statements.
+SQLite doesn't need this: Python's `sqlite3` caches statements.
 """
 
 import contextlib
@@ -37,8 +37,8 @@ class _Session:
     def prepare(raw: Any, name: str, sql: str) -> str:
         """Prepare a statement, and return the SQL that executes it.
 
-        PostgreSQL keeps the plan until it analyses a table of the statement (`plan_cache_mode`). Tables that are still small
-        when it plans may grow meanwhile, so the plan must not read whole tables.
+        PostgreSQL keeps the plan until it analyses a table of the statement (`plan_cache_mode`). Tables that are small
+        when it plans may grow later, so the plan must not read whole tables.
         """
         numbers = itertools.count(1)
         text = _PLACEHOLDER.sub(lambda match: f"${next(numbers)}" if match[0] == "%s" else "%", sql)

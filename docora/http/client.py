@@ -11,7 +11,7 @@ Guarantees, for webhooks and git hosts alike:
 
 The client is fast because it does little per request: it reuses handles with their options, collects headers with
 `list.append`, does not copy bodies and lets libcurl do the waiting (a Python event loop on libcurl's socket callbacks
-costs 50 % more). Not thread-safe: use one client per thread.
+costs 50 % more). It is not thread-safe: use one client per thread.
 """
 
 import os
@@ -226,7 +226,7 @@ class HttpClient:
             seconds = min(seconds, timer / 1000)
         began = time.monotonic()
         if self._multi.select(min(seconds, _MAX_WAIT)) <= 0:
-            time.sleep(0.001)  # select() returns at once if there is no socket to wait for: do not spin
+            time.sleep(0.001)  # select() returns at once if there is no socket to wait for
         self._waited = time.monotonic() - began > _LONG_WAIT
 
 

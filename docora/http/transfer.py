@@ -180,7 +180,7 @@ class Transfer:
             reason = blocked_reason(address, self._resolver.allowed_networks)
             if reason is not None:
                 return Cause.REFUSED_ADDRESS, reason
-            if self._proxy and not is_in(self._resolver.allowed_networks, address):  # `_is_direct` saw another one
+            if self._proxy and not is_in(self._resolver.allowed_networks, address):  # `_is_direct` saw another address
                 return Cause.CONNECT, f"{name} now has an address that must be reached through the egress proxy."
         resolved = self._resolver.resolve(name)
         return None if resolved.cause is None else (resolved.cause, resolved.message)

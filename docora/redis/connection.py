@@ -20,7 +20,7 @@ def connection() -> Redis:
 
 
 def problem(error: RedisError) -> str:
-    """Return what is wrong with Redis and what to do, for a person."""
+    """Return a message for people that says what is wrong with Redis and what to do."""
     cause = redact((str(error).strip() or type(error).__name__).splitlines()[0]).rstrip(".")
     is_embedded = embedded_redis_url(settings.DATA_DIR) == settings.REDIS_URL
     if "MISCONF" in cause or "No space left on device" in cause:  # Redis refuses every write until it can store it

@@ -1,8 +1,8 @@
 """Totals over all processes in one Redis hash, exported by `deliveries_app.monitoring.metrics`.
 
-Each job runs in its own process and several web processes answer scrapes, so no process can hold the totals. Callers count
-in memory and add their counts here from time to time. If Redis is down or flushed, counts are lost but work is not:
-functions here never raise, and Prometheus treats a lower total as a counter reset.
+Jobs run in several processes, and several web processes answer scrapes, so no process can hold the totals. Callers
+count in memory and add their counts here from time to time. If Redis is down or flushed, counts are lost but work is
+not: functions here never raise, and Prometheus treats a lower total as a counter reset.
 """
 
 import logging

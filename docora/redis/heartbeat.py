@@ -1,7 +1,7 @@
 """Liveness of the background processes, read from Redis: the sweep, the workers and their jobs.
 
 The sweep records a heartbeat on each round; RQ workers record their own every few seconds. A killed process leaves its
-last heartbeat behind, so an old one counts as none.
+last heartbeat behind, so an old heartbeat counts as none.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ def last(name: str) -> datetime | None:
 
 @dataclass(frozen=True)
 class Signs:
-    """Signs of life: numbers of waiting and running jobs, start times of the live workers, last round of the sweep."""
+    """Numbers of waiting and running jobs, start times of the live workers, and the last round of the sweep."""
 
     waiting: int
     active: int
@@ -68,7 +68,7 @@ class Signs:
 
 
 def read() -> Signs | None:
-    """Return the current signs of life, or None when Redis is down."""
+    """Return the current signs, or None when Redis is down."""
     redis, now = connection(), datetime.now(UTC)
     try:
         with redis.pipeline(transaction=False) as pipeline:
@@ -95,4 +95,4 @@ def _workers(redis: Redis, limit: datetime) -> tuple[datetime, ...]:
             pipeline.hmget(key, "birth", "last_heartbeat")
         answers = [answer for answer in pipeline.execute() if all(answer)]
     seen = [[utcparse(moment.decode()).replace(tzinfo=UTC) for moment in answer] for answer in answers]
-    return tuple(birth for birth, heartbeat in seen if heartbeat > limit)
+    return tuple(started_at for started_at, heartbeat in seen if heartbeat > limit)

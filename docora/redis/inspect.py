@@ -49,7 +49,7 @@ class Worker:
     queues: str
     jobs_at_once: int
     state: str
-    born_at: datetime | None
+    started_at: datetime | None
     seen_at: datetime | None
     job: Job | None
 
@@ -108,7 +108,7 @@ def read_workers() -> list[Worker]:
     }
     jobs = {job.job_id: job for job in _jobs(redis, [(job_id, "") for job_id in current.values()])}
     workers = [_worker(key, fields, jobs.get(current.get(key, ""))) for key, fields, _ in found]
-    return sorted(workers, key=lambda worker: (worker.born_at or datetime.min.replace(tzinfo=UTC), worker.name))
+    return sorted(workers, key=lambda worker: (worker.started_at or datetime.min.replace(tzinfo=UTC), worker.name))
 
 
 def _jobs(redis: Redis, waiting: Sequence[tuple[str, str]]) -> list[Job]:
@@ -133,7 +133,7 @@ def _worker(key: str, fields: dict[str, str], job: Job | None) -> Worker:
         queues=fields.get("queues", "").replace(",", ", "),
         jobs_at_once=_parse_number(fields.get("jobs_at_once")),
         state=fields.get("state", ""),
-        born_at=_parse_time(fields.get("birth")),
+        started_at=_parse_time(fields.get("birth")),
         seen_at=_parse_time(fields.get("last_heartbeat")),
         job=job,
     )

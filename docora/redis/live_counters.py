@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 TTL_SECONDS = 24 * 3600
 SUM_SECONDS = 300
-"""How long a sum lives after it is seeded. Parts may be missing in it: Redis was down, or their writer died."""
+"""How long a sum is kept after it is seeded. It may lack parts, because Redis was down or a writer died."""
 _PREFIX = "docora:progress:"
 _LOG_INTERVAL_SECONDS = 60.0
 _logged_at: float | None = None

@@ -200,7 +200,7 @@ def first_within(name: str, seconds: int) -> bool:
 
 @contextlib.contextmanager
 def only_one(name: str, seconds: int) -> Iterator[bool]:
-    """Yield True for one process or thread at a time, and False for the others, which need not do the same work.
+    """Yield True for one process or thread at a time, and False for the others, which can skip the work.
 
     If the first one dies, another may follow after `seconds`. Yield False when Redis is down.
     """
@@ -213,7 +213,7 @@ def only_one(name: str, seconds: int) -> Iterator[bool]:
         yield is_first
     finally:
         if is_first:
-            with contextlib.suppress(RedisError, OSError):  # `LockError` is one: its time is over
+            with contextlib.suppress(RedisError, OSError):  # includes `LockError`: the lock has expired
                 lock.release()
 
 

@@ -1,6 +1,6 @@
 """Keep secrets out of Django's error pages and reports, even with DEBUG on.
 
-A client app's key can be any text, so no pattern matches it, and it is in the local variables of every frame between
+A client app's key can be any text, so no pattern recognises it, and it is in the local variables of every frame between
 database and socket. Reports therefore show the traceback with its source code, but no local variables.
 """
 

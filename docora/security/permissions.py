@@ -16,13 +16,13 @@ MAX_USERNAME = 150  # of `auth.User`
 class OneQueryBackend(ModelBackend):
     """Django's backend, except that a user's own permissions and those of the user's groups take one query, not two.
 
-    Every poll of every open page asks for them.
+    Every poll of every open page needs them.
     """
 
     def authenticate(
         self, request: HttpRequest | None, username: str | None = None, password: str | None = None, **kwargs: Any
     ) -> Any:
-        """Return the user, or None. A name that is too long is refused at once: Django would hash the password for it."""
+        """Return the user, or None. Refuse an overlong name at once: Django would hash the password for it."""
         if username and len(username) > MAX_USERNAME:
             return None
         return super().authenticate(request, username=username, password=password, **kwargs)

@@ -123,7 +123,7 @@ class Supervisor:
         elif now >= child.restart_at:
             try:
                 child.start()
-            except OSError as error:  # it is tried again later; the other children run
+            except OSError as error:  # start it again later; the other children keep running
                 self._report(f"{child.name} cannot be started: {error.strerror}")
 
     def _request_stop(self, signum: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""The web process: waitress on an inherited listening socket, with time limits and a shutdown that waitress does not have.
+"""The web process: waitress on an inherited listening socket, with time limits and a graceful shutdown.
 
 waitress reads a whole request before it gives it to a thread, and buffers the response in memory or in a temporary file, so
 a slow client occupies no thread. This module adds a deadline for a whole request, closes clients that stop reading, gives
@@ -89,7 +89,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._request_began: float | None = time.monotonic()
-        self._unread = (-1.0, 0.0)  # when bytes were last sent, and when we first saw this value
+        self._unread = (-1.0, 0.0)  # when bytes were last sent, and when this value was first seen
         super().__init__(*args, **kwargs)
 
     def received(self, data: bytes) -> Any:

@@ -32,7 +32,7 @@ would block the worker for minutes."""
 HANGS_AFTER = 3900.0  # repacking a mirror, which cannot stop, may take an hour
 """A job that still runs this many seconds after it was asked to stop is hung. This process then exits, so that its worker can
 continue."""
-_LOOK_SECONDS = 0.25  # between two checks; longer than a job takes that does not wait for a server
+_LOOK_SECONDS = 0.25  # between two checks; longer than a job that waits for no server takes
 _BUSY = 0.5  # of a core
 _MOST_WAITED = 9
 """Threads that only wait for servers also wake now and then. With little CPU, for example because of a container's limit, each
@@ -44,10 +44,10 @@ type Assignment = tuple[Job, Queue, Execution]
 class WorkHorse:
     """Performs a job, then those that wait behind it.
 
-    Each place is a thread that performs one job after another. There is one place at first. Others are opened for jobs
-    that wait while no job ends and this process hardly needs the CPU: its jobs then wait for servers, and must not keep
-    others from the worker. With a busy CPU, further places would gain nothing, even if it is other processes that keep
-    it busy. Tenants share the places.
+    Each place is a thread that performs one job after another. There is one place at first. More are opened while jobs
+    wait, none ends and this process hardly needs the CPU: its jobs are then waiting for servers and must not block
+    others. With a busy CPU, even one that other processes keep busy, more places would gain nothing. Tenants share the
+    places.
     """
 
     def __init__(
@@ -95,8 +95,8 @@ class WorkHorse:
     def may_take(self, job: Job) -> bool:
         """Return whether the job's tenant may hold one more place.
 
-        While several tenants have jobs here, none holds more than its share. The last place is kept for a tenant that holds
-        none.
+        While several tenants have jobs here, none holds more than its share. The last place is kept for a tenant
+        without one.
         """
         with self._changed:
             held = self._held[queues.tenant_of(job)]
@@ -119,11 +119,11 @@ class WorkHorse:
                     self._perform(*assignment)
                 finally:
                     with self._changed:
-                        self._held -= Counter([queues.tenant_of(assignment[0])])  # a tenant that holds none is left out
+                        self._held -= Counter([queues.tenant_of(assignment[0])])  # drops tenants without places
                 self._ended += 1
                 close_broken_connections()
                 assignment = self._next()
-        except RedisError as error:  # while RQ recorded the job's start or end; the worker waits for Redis
+        except RedisError as error:  # RQ could not record the job's start or end; the worker waits for Redis
             logger.warning("work_horse_without_redis", extra={"cause": str(error)})
         finally:
             connections.close_all()
@@ -160,7 +160,7 @@ class _CpuTime:
 
     @classmethod
     def now(cls) -> Self:
-        """Only Linux tells how long threads have waited. Elsewhere, that is 0."""
+        """Read the current values. Only Linux reports how long threads have waited; elsewhere, `waited` is 0."""
         waited = 0
         for thread in Path("/proc/self/task").glob("*/schedstat"):
             with contextlib.suppress(OSError):  # the thread has ended

@@ -135,7 +135,7 @@ class DocoraWorker(Worker):
             raise SystemExit(connection.problem(error)) from None
 
     def register_death(self) -> None:
-        """Leave the registration to expire if Redis is down: an error would replace the one that ends the worker."""
+        """If Redis is down, let the registration expire: an error here would hide the one that ends the worker."""
         with _surviving_an_outage():
             super().register_death()  # type: ignore[no-untyped-call]
 
@@ -148,7 +148,7 @@ class DocoraWorker(Worker):
             super().execute_job(job, queue)
         except RedisError as error:
             logger.warning("worker_without_redis", extra={"cause": str(error)})
-            self.executions.clear()  # one that could not be stored must not become that of the next job
+            self.executions.clear()  # a status that could not be stored must not become that of the next job
             while not self._stop_requested:
                 with contextlib.suppress(RedisError):
                     self.connection.ping()
@@ -311,7 +311,7 @@ class DocoraWorker(Worker):
         self._stop_horse()
 
     def _stop_horse(self) -> None:
-        """Pass SIGTERM on to the work-horse, which records what was acknowledged and frees its lease.
+        """Pass SIGTERM on to the work-horse, which records acknowledged files and frees its leases.
 
         RQ would wait for the whole job. If the work-horse takes too long, kill it. Its requests in flight are then in
         doubt, not lost.

@@ -1,8 +1,8 @@
 """Docora's rules for django-allauth: who may sign in, how guessing is limited, and where secrets are stored.
 
-Wrong passwords are counted by name *and* address, so that strangers cannot lock anyone out: 5 failures for a name from one
-address, and 50 from one address, within 15 minutes (`ACCOUNT_RATE_LIMITS`). Wrong codes are counted by user: only
-someone who knows the password can send them. Refused attempts do not count.
+Wrong passwords are counted by name *and* address, so that strangers cannot lock anyone out: 5 failures for a name from
+one address, and 50 from one address, within 15 minutes (`ACCOUNT_RATE_LIMITS`). Wrong codes are counted by user,
+because only someone who knows the password can send them. Refused attempts do not count.
 """
 
 import logging
@@ -163,7 +163,7 @@ class SocialAccountAdapter(DefaultSocialAccountAdapter):  # type: ignore[misc]
             name = oidc.username_of(sociallogin)
             if not name:
                 raise ImmediateHttpResponse(_refuse(request, "no_name"))
-            if not oidc.is_valid_name(name):  # allauth would silently make up another one
+            if not oidc.is_valid_name(name):  # allauth would silently choose another name
                 raise ImmediateHttpResponse(_refuse(request, "invalid_name", name=name))
             if oidc.is_name_taken(name):
                 raise ImmediateHttpResponse(_refuse(request, "name_taken", name=name))

@@ -61,8 +61,8 @@ class SignInMiddleware:
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
         """Ask for a recent sign-in. allauth, which requires one for changes of second factors, would keep forms in plain text."""
-        is_asked = isinstance(exception, recency.SignInAgain | ReauthenticationRequired)
-        return recency.ask(request) if is_asked and request.user.is_authenticated else None
+        needs_sign_in = isinstance(exception, recency.SignInAgain | ReauthenticationRequired)
+        return recency.ask(request) if needs_sign_in and request.user.is_authenticated else None
 
 
 def _is_poll(request: HttpRequest) -> bool:

@@ -31,6 +31,6 @@ class ProxyUserMiddleware(RemoteUserMiddleware):
             super().process_request(request)
 
     def get_username(self, request: HttpRequest) -> str:
-        """Return the name, which proxies send in UTF-8. Raises KeyError if the proxy named no user."""
+        """Return the name, which proxies send in UTF-8. Raises KeyError if the proxy sent none."""
         name: str = request.META["REMOTE_USER"]
         return name.encode("latin-1").decode(errors="replace")  # WSGI decodes headers as Latin-1

@@ -1,8 +1,8 @@
 """Ask users to authenticate again before a sensitive change, unless they have done so recently.
 
-The session holds the time of the last authentication, at sign-in or since. Users who sign in with an OpenID Connect provider
-authenticate again there. The provider's own time counts, because a sign-in there may take only a click. Users whom a proxy
-has authenticated are never asked, because Docora cannot make the proxy ask.
+The session holds the time of the last authentication, at sign-in or since. Users who sign in with an OpenID Connect
+provider authenticate again there. The time that the provider reports counts, because a sign-in there may take only a
+click. Users whom a proxy has authenticated are never asked, because Docora cannot make the proxy ask.
 
 The refused form is kept in the session, encrypted, and submitted once the user has authenticated.
 """
@@ -39,7 +39,7 @@ def is_proxy_session(request: HttpRequest) -> bool:
 
 
 def is_recent(request: HttpRequest) -> bool:
-    """Return whether the user has authenticated within `REAUTHENTICATE_AFTER_SECONDS`."""
+    """Return whether the user has authenticated within the last `REAUTHENTICATE_AFTER_SECONDS`."""
     at: float = request.session.get(AUTHENTICATED_AT, 0)
     return time.time() - at < settings.REAUTHENTICATE_AFTER_SECONDS or is_proxy_session(request)
 

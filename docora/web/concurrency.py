@@ -17,8 +17,8 @@ class TooManyAtOnce(Exception):
 class ConcurrencyLimit:
     """At most `per_caller` requests of each caller at once, and `total` of all callers together.
 
-    Further requests are refused, because waiting would occupy a thread too. `what` names these requests in the message (plural).
-    Each process counts only its own requests, because it protects its own threads.
+    Further requests are refused, because waiting would occupy a thread too. `what` names the requests in messages
+    (plural). Each process counts only its own requests, because it protects its own threads.
     """
 
     def __init__(self, what: str, *, per_caller: int, total: int, retry_after: int) -> None:
@@ -48,7 +48,7 @@ class ConcurrencyLimit:
                 del self._running[caller]
 
     @contextmanager
-    def one_more(self, caller: Hashable) -> Iterator[None]:
+    def slot(self, caller: Hashable) -> Iterator[None]:
         """Count a request for the duration of a block."""
         self.take(caller)
         try:

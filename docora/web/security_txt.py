@@ -1,4 +1,4 @@
-"""`/.well-known/security.txt` (RFC 9116): whom to tell about a vulnerability in this installation."""
+"""`/.well-known/security.txt` (RFC 9116): where to report a vulnerability of this installation."""
 
 from django.conf import settings
 from django.http import Http404, HttpRequest, HttpResponse

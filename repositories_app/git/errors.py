@@ -169,7 +169,7 @@ def explain(cause: Cause, detail: str = "", *, token: str = "") -> GitError:
 
 
 def temporary(cause: Cause, text: str) -> GitError:
-    """Return an error that concerns all watches and that a retry may fix."""
+    """Return an error that concerns all watches and may be gone at the next attempt."""
     return GitError(cause, text, for_every_watcher=True, next_step="Docora retries automatically.")
 
 

@@ -25,7 +25,7 @@ class GitError(Exception):
     - `cooldown`: seconds that the host asked to wait, or 0.
     - `no_connection`: no connection to the host could be made, so its other repositories cannot be read either.
     - `no_answer`: the host did not answer, or only a proxy in front of it did (502 to 504).
-    - `next_step`: the last sentence of the message, which depends on what the repository was read for.
+    - `next_step`: the last sentence of the message, which depends on the purpose of the read.
     """
 
     no_connection = False
@@ -108,4 +108,4 @@ class MirrorBusy(Exception):
 
 
 class Interrupted(Exception):
-    """The work has to stop: the process is shutting down, or another one owns the work now."""
+    """The work has to stop, because the process is shutting down or another one has taken over."""

@@ -1,7 +1,7 @@
 """Fetch one small commit with a single protocol v2 request. git itself would start four processes.
 
-`man gitprotocol-v2` describes the request and the sections of the answer. Everything else, such as large packs and hosts
-that do not support the protocol, is left to git, whose error messages say what is wrong.
+`man gitprotocol-v2` describes the request and the sections of the answer. Everything else, such as large packs and
+hosts without the protocol, is left to git, whose error messages say what is wrong.
 """
 
 from collections.abc import Sequence

@@ -39,8 +39,8 @@ _MAX_PINNED = 16  # addresses
 _TICK_SECONDS = 1.0
 _TRUSTED = "host"
 # A network command consists of several processes. When git is killed, its helpers keep running: they wait for the host,
-# however long it takes, and hold our locks. This shell leads their process group. It kills the group when we die (the kernel
-# then sends SIGTERM to the shell), and ends the rest of the group when git ends.
+# however long that takes, and hold our locks. This shell leads their process group. It kills the group when this
+# process dies (the kernel then sends SIGTERM to the shell), and ends the rest of the group when git ends.
 _LEADER = (
     "sh", "-c",
     'trap "" XFSZ; trap "kill -KILL 0" TERM; "$@" & wait "$!" 2>/dev/null; ended=$?; trap "" TERM; kill -TERM 0; exit "$ended"', "sh",
@@ -52,7 +52,7 @@ _ALWAYS = {
     "core.hooksPath": "/dev/null",
     "credential.helper": "",
     "fetch.recurseSubmodules": "false",
-    "fetch.unpackLimit": "1",  # packs are counted and repacked, loose objects would pile up
+    "fetch.unpackLimit": "1",  # keep even small packs: packs are repacked, loose objects would pile up
     "gc.auto": "0",
     "http.followRedirects": "false",  # also keeps a host without smart HTTP from naming alternates elsewhere
     "http.proxy": "",
@@ -165,8 +165,8 @@ def start(
     stderr goes to a temporary file, so that much output never blocks the process; `stderr_of` reads and closes it.
 
     - `max_memory`: limit in bytes for a local command that holds in memory what a foreign tree expands to.
-    - `short`: a local command that ends soon even if this process dies, because it has little to do or nobody reads its
-      output.
+    - `short`: a local command that ends soon even if this process dies, because it has little to do or its output pipe
+      breaks.
     """
     env = environment(remote)
     limits = {"fsize": settings.MAX_FETCH_BYTES, "data": MAX_MEMORY} if remote else {}
@@ -174,8 +174,8 @@ def start(
         limits["data"] = max_memory
     # A host may send any number of messages. git's own are few, and a file in memory costs less.
     errors: Any = tempfile.TemporaryFile() if remote else os.fdopen(os.memfd_create("stderr"), "w+b")  # noqa: SIM115
-    where = ["--git-dir", str(directory)] if directory else []
-    command = [*(_LEADER if remote else ()), "git", *where, *args]
+    git_dir = ["--git-dir", str(directory)] if directory else []
+    command = [*(_LEADER if remote else ()), "git", *git_dir, *args]
     if not short:
         command = with_parent_death_signal(command, signal.SIGTERM if remote else signal.SIGKILL)
     process = subprocess.Popen(

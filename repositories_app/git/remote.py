@@ -1,4 +1,4 @@
-"""Ask git hosts for the commit of HEAD, or of the branch or tag that a watch follows, and interpret their answers.
+"""Query git hosts for the commit of HEAD, or of the branch or tag that a watch follows, and interpret their answers.
 
 A check is a single protocol v2 `ls-refs` request, without a request for capabilities first. Hundreds run at once on
 pooled connections. Servers that do not support v2 are checked with `git ls-remote`.
@@ -30,7 +30,7 @@ from repositories_app.git.url import host_of, parse_url
 _MAX_ANSWER = 65536  # bytes
 CONCURRENCY = 200
 GIT_SECONDS = 30.0
-"""Seconds that git may take for one repository. Once this much time has passed in total, git checks no further ones."""
+"""Seconds that git may take for one repository. After this time in total, git starts no further checks."""
 _GIT_HOSTS = 16  # hosts that git asks at the same time
 OBJECT_NAME = re.compile(rb"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _LENGTH = re.compile(rb"[0-9a-fA-F]{4}")
@@ -121,7 +121,7 @@ class HeadQuery[Key]:
     `commit` is an earlier commit of the repository, if there is one: its length reveals the object format.
 
     Some answers require another request:
-    - A host sends an empty answer to a request in the wrong object format. Ask again in the other format.
+    - A host sends an empty answer to a request in the wrong object format. Repeat it in the other format.
     - If neither the ref nor HEAD exists, the repository is empty or has only other refs. Ask for all refs.
     """
 
@@ -145,7 +145,7 @@ class HeadQuery[Key]:
             body = _ls_refs(self.ref, self._format)
         return upload_pack_request(self.url, self.token, body, context=self)
 
-    def must_ask_again(self, outcome: Outcome) -> bool:
+    def needs_another_request(self, outcome: Outcome) -> bool:
         """Return whether another request is needed after this answer, and prepare it."""
         is_first, self._is_first = self._is_first, False
         if is_first and outcome.ok and not outcome.body:
@@ -158,29 +158,29 @@ class HeadQuery[Key]:
 
 
 def ls_heads[Key](
-    client: HttpClient, questions: Iterable[HeadQuery[Key]], tick: git.Tick
+    client: HttpClient, queries: Iterable[HeadQuery[Key]], tick: git.Tick
 ) -> Iterator[tuple[Key, Head | GitError | None]]:
-    """Yield the key and the HEAD or error of each question, as the answers arrive. Call `tick` about every second.
+    """Yield the key and the HEAD or error of each query, as the answers arrive. Call `tick` about every second.
 
-    Yield None instead of a HEAD if the host does not support protocol v2: pass these questions to `ls_heads_by_git`
+    Yield None instead of a HEAD if the host does not support protocol v2: pass these queries to `ls_heads_by_git`
     afterwards. Do nothing slow between two answers, because requests in flight time out unless they are polled.
     """
-    waiting = iter(questions)
+    waiting = iter(queries)
     exhausted = False
     try:
         while True:
             while not exhausted and client.in_flight < CONCURRENCY:
-                question = next(waiting, None)
-                if question is None:
+                query = next(waiting, None)
+                if query is None:
                     exhausted = True
                 else:
-                    client.submit(question.request())
+                    client.submit(query.request())
             if exhausted and client.in_flight == 0:
                 return
             tick()
             for request, outcome in client.poll(1.0):
                 asked: HeadQuery[Key] = request.context  # type: ignore[assignment]
-                if asked.must_ask_again(outcome):
+                if asked.needs_another_request(outcome):
                     client.submit(asked.request())
                 else:
                     yield asked.key, _head_or_error(asked, outcome)
@@ -188,15 +188,15 @@ def ls_heads[Key](
         client.reset()  # after an exception in `tick`, the client's next user must not get these answers
 
 
-def ls_heads_by_git[Key](questions: Iterable[HeadQuery[Key]], tick: git.Tick) -> list[tuple[Key, Head | GitError]]:
-    """Return the key and the HEAD or error of each question, using `git ls-remote`. Call `tick` about every second.
+def ls_heads_by_git[Key](queries: Iterable[HeadQuery[Key]], tick: git.Tick) -> list[tuple[Key, Head | GitError]]:
+    """Return the key and the HEAD or error of each query, using `git ls-remote`. Call `tick` about every second.
 
-    Each host is asked one question at a time, so a slow host delays only its own. Questions that could not be started
+    Each host is asked one query at a time, so a slow host delays only its own. Queries that could not be started
     within `GIT_SECONDS` get no answer.
     """
     by_host: dict[str, list[HeadQuery[Key]]] = defaultdict(list)
-    for question in questions:
-        by_host[host_of(question.url)].append(question)
+    for query in queries:
+        by_host[host_of(query.url)].append(query)
     until = time.monotonic() + GIT_SECONDS
     stopped = threading.Event()
     with ThreadPoolExecutor(_GIT_HOSTS, "ls-remote") as pool:
@@ -210,19 +210,19 @@ def ls_heads_by_git[Key](questions: Iterable[HeadQuery[Key]], tick: git.Tick) ->
 
 
 def _ask_by_git[Key](
-    questions: list[HeadQuery[Key]], until: float, stopped: threading.Event
+    queries: list[HeadQuery[Key]], until: float, stopped: threading.Event
 ) -> list[tuple[Key, Head | GitError]]:
-    """Ask one host until all questions are answered or the monotonic time `until` has passed."""
-    random.shuffle(questions)  # so that the same ones are not left out each time
+    """Ask one host until all queries are answered or the monotonic time `until` has passed."""
+    random.shuffle(queries)  # so that it is not always the same ones that are left out
     answers: list[tuple[Key, Head | GitError]] = []
-    for question in questions:
+    for query in queries:
         if time.monotonic() > until:
             break
         try:
-            answer: Head | GitError = _ls_remote(question.url, question.token, question.ref, _deadline(stopped))
+            answer: Head | GitError = _ls_remote(query.url, query.token, query.ref, _deadline(stopped))
         except GitError as error:
             answer = error
-        answers.append((question.key, answer))
+        answers.append((query.key, answer))
     return answers
 
 
@@ -246,29 +246,29 @@ def ls_head(
 
     Raises `GitError`: `NoCommit` if the repository is empty, `RefNotFound` if it has no such branch or tag.
     """
-    question = HeadQuery(None, url, token, commit, ref)
-    outcome = client.request(question.request(), tick)
-    while question.must_ask_again(outcome):
-        outcome = client.request(question.request(), tick)
-    return _head(question, outcome) or _ls_remote(url, token, ref, tick)
+    query = HeadQuery(None, url, token, commit, ref)
+    outcome = client.request(query.request(), tick)
+    while query.needs_another_request(outcome):
+        outcome = client.request(query.request(), tick)
+    return _head(query, outcome) or _ls_remote(url, token, ref, tick)
 
 
-def _head_or_error(question: HeadQuery[Any], outcome: Outcome) -> Head | GitError | None:
+def _head_or_error(query: HeadQuery[Any], outcome: Outcome) -> Head | GitError | None:
     try:
-        return _head(question, outcome)
+        return _head(query, outcome)
     except GitError as error:
         return error
 
 
-def _head(question: HeadQuery[Any], outcome: Outcome) -> Head | None:
+def _head(query: HeadQuery[Any], outcome: Outcome) -> Head | None:
     """Return the HEAD in a host's answer, or None if the host does not support protocol v2. Raises `GitError`."""
-    url, token = question.url, question.token
+    url, token = query.url, query.token
     if outcome.cause is not None:
         raise git_errors.unreachable(outcome.cause, outcome.message, token=token, reached=outcome.reached)
     error = error_of(url, token, outcome)
     if error is not None:
         raise error
-    return parse_ls_refs(outcome.body, question.ref) if outcome.ok else None
+    return parse_ls_refs(outcome.body, query.ref) if outcome.ok else None
 
 
 def error_of(url: str, token: str, outcome: Outcome) -> GitError | None:
@@ -296,8 +296,8 @@ def error_of(url: str, token: str, outcome: Outcome) -> GitError | None:
 
 def is_rate_limit(outcome: Outcome) -> bool:
     """Return whether the host refuses because of a rate limit. GitHub also does so with a 403."""
-    says_so = "retry-after" in outcome.headers or outcome.headers.get("x-ratelimit-remaining") == "0"
-    return outcome.status == 429 or (outcome.status == 403 and says_so)
+    is_limited = "retry-after" in outcome.headers or outcome.headers.get("x-ratelimit-remaining") == "0"
+    return outcome.status == 429 or (outcome.status == 403 and is_limited)
 
 
 def _moved(url: str, token: str, outcome: Outcome) -> RepositoryMoved:
@@ -427,6 +427,6 @@ def _run_ls_remote(url: str, token: str, arguments: Sequence[str], tick: git.Tic
     except RepositoryMoved:
         raise redirect_error(url, token, tick) from None
     except GitError as error:
-        error.no_connection = False  # the host has just answered
+        error.no_connection = False  # the host has just answered, so it is not down
         raise
     return output.decode("utf-8", "replace")

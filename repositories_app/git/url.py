@@ -1,4 +1,4 @@
-"""Decide which URLs may be watched, and which of them name the same repository. Pure, and cheap for text of any length.
+"""Validate repository URLs, and tell which of them name the same repository. Pure, and cheap for text of any length.
 
 Only one narrow form is accepted, so that git, libcurl and Python cannot read a URL differently: no user info, no backslashes,
 and none of git's options and transports (`ext::`, `--upload-pack`). Escapes are accepted only in the URLs of Azure DevOps, whose
@@ -80,10 +80,9 @@ _NO_SCHEME = re.compile(r"((?:[A-Za-z0-9-]+\.)+[A-Za-z0-9-]+(?::[0-9]+)?/)(\S+)"
 
 
 def as_https(text: str) -> str:
-    """Return the https URL of a repository that a person has entered as `git@host:owner/name`, `ssh://git@host/owner/name`
-    or `host/owner/name`. Other text is returned as it is, for `parse_url` to judge.
-
-    Only people's input is read like this. The API accepts URLs as its contract says.
+    """Return the https URL of a repository that a person has entered as `git@host:owner/name`,
+    `ssh://git@host/owner/name` or `host/owner/name`. Other text is returned as it is, for `parse_url` to check. Only
+    people's input is read like this. The API accepts URLs as its contract says.
     """
     text = text.strip()
     if match := _SCP_FORM.fullmatch(text) or _SSH_FORM.fullmatch(text):

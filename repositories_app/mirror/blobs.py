@@ -30,7 +30,8 @@ _QUESTION_BYTES = 80  # at most, with the command and the name
 class BlobReader:
     """Reads contents and sizes through one `git cat-file --batch-command`, which the first call starts.
 
-    Use it as a context manager. git unpacks what `ask_ahead` has asked for in the background, as much as fits into the pipe.
+    Use it as a context manager. git unpacks in the background what `prefetch` has requested, as much as fits into the
+    pipe.
     """
 
     BLOCK = 1 << 18
@@ -56,11 +57,11 @@ class BlobReader:
             git.stop(process)
             git.stderr_of(process)
 
-    def ask_ahead(self, blobs: Sequence[str]) -> None:
-        """Ask for the small contents that will be read next, in this order.
+    def prefetch(self, blobs: Sequence[str]) -> None:
+        """Request the small contents that will be read next, in this order.
 
-        `read` skips those that it does not need. Any other call discards those that were not read: otherwise git would block
-        on a full pipe, and so would we.
+        `read` skips those that it does not need. Any other call discards those that were not read. Otherwise both git
+        and this process would block on a full pipe.
         """
         self._skip_ahead()
         ahead = blobs[: self._batch_size()]
@@ -157,7 +158,7 @@ class BlobReader:
             yield names[start : start + size]
 
     def _batch_size(self) -> int:
-        """Return how many questions to ask at once: at most half of what git's input pipe holds, so that asking never blocks.
+        """Return how many queries to write at once: at most half of git's input pipe, so that writing never blocks.
 
         Linux makes the pipes of a user smaller once it has many of them.
         """
@@ -205,14 +206,14 @@ class BlobReader:
         process = self._process
         assert process
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_EXIT_SECONDS)  # git may be about to end; it lives on after an object that is missing
+            process.wait(_EXIT_SECONDS)  # git may be about to end; after a missing object, it keeps running
         if process.returncode is not None and process.returncode < 0:
             return git_errors.classify(b"", ended=process.returncode, local=True)
         return git_errors.explain(Cause.CORRUPT, f"object {name[:12]} cannot be read")
 
     @contextlib.contextmanager
     def _closed_on_error(self) -> Iterator[None]:
-        """End git after an error. It is unknown which answer would come next."""
+        """End git after an error, because it is unknown which answer would come next."""
         try:
             yield
         except BaseException:

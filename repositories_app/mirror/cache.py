@@ -1,8 +1,8 @@
 """Keep this machine's mirrors within REPOS_MAX_BYTES: measure them, and remove those not needed or least recently used.
 
-Workers do this after a job, one process at a time and at most once a minute. A mirror that is in use is left for the next
-time. A removed mirror is fetched again when it is needed. The sync then compares the whole tree, but does not send files
-again that its rows record as delivered.
+Workers do this after a job, one process at a time and at most once a minute. A mirror that is in use is left for the
+next time. A removed mirror is fetched again when it is needed. The sync then compares the whole tree with the rows, so
+no delivered file is sent again.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ class Cached:
 
 
 def maintain() -> None:
-    """Remove mirrors that are not needed, and the least recently used ones if all of them are too large.
+    """Remove mirrors that are not needed, and the least recently used ones if all together are too large.
 
     Called at the end of each job. Does nothing if this was done or tried within the last minute, or another process is
     doing it.
@@ -69,7 +69,7 @@ def maintain() -> None:
         return
     except OSError as error:
         logger.warning("mirror_upkeep_failed", extra={"cause": str(error)})
-        with contextlib.suppress(OSError):  # a full disk still takes a time
+        with contextlib.suppress(OSError):  # works even on a full disk
             _state(folder).touch()
 
 
@@ -123,10 +123,10 @@ def _found(folder: Path) -> list[Cached]:
     """Return the mirrors in the folder. Files that are not recognised as mirrors are never touched."""
     names = {match[1] or match[2] for path in folder.glob("*.git*") if (match := _OURS.fullmatch(path.name))}
     mirrors = [(name, Mirror(folder / f"{name}.git")) for name in sorted(names)]
-    return [Cached(name, mirror, _room(mirror.directory), mirror.used_at()) for name, mirror in mirrors]
+    return [Cached(name, mirror, _disk_size(mirror.directory), mirror.used_at()) for name, mirror in mirrors]
 
 
-def _room(directory: Path) -> int:
+def _disk_size(directory: Path) -> int:
     """Return the size of a mirror's packs plus a constant for the rest, which is small. Reads one folder only."""
     if not directory.exists():
         return 0

@@ -1,7 +1,7 @@
 """Check what a commit's tree expands to, before it is listed.
 
-Ten tree objects that name each other ten times each take a few hundred bytes, but list ten billion files. A tree may also
-name one with huge file names many times, and git keeps each copy in memory while it lists.
+Ten tree objects that name each other ten times each take a few hundred bytes, but list ten billion files. A tree may
+also name another one with huge file names many times, and git keeps each copy in memory while it lists.
 """
 
 from collections import Counter
@@ -15,7 +15,7 @@ from repositories_app.git.process import Tick
 from repositories_app.mirror.blobs import BlobReader
 from repositories_app.mirror.tree import DIRECTORY, canonical_mode, root_of, stored_entries
 
-MAX_DEPTH = 2000  # folders; git itself lists no more than 2,048
+MAX_DEPTH = 2000  # nested folders; git itself lists at most 2,048
 MAX_EXPANDED_BYTES = 1 << 30  # of tree objects; those of a million files take about 60 MB
 _FILE_MODES = {b"100644", b"100755", b"120000", b"160000"}
 

@@ -37,11 +37,11 @@ from repositories_app.mirror.tree import (
     Difference,
     Entry,
     difference_of,
-    disorder,
     entry_of,
-    is_strange,
+    is_invalid_pathspec,
     records,
     slices,
+    unsorted_tree,
 )
 
 __all__ = ["DIRECTORY", "MAX_DIFF_PATHS", "MAX_PACKS", "BlobReader", "Entry", "Mirror"]
@@ -69,18 +69,18 @@ class Mirror:
         self._fds: list[int] = []
 
     @contextlib.contextmanager
-    def in_use(self, tick: git.Tick, *, patience: float = math.inf) -> Iterator[None]:
+    def in_use(self, tick: git.Tick, *, max_wait: float = math.inf) -> Iterator[None]:
         """Hold the shared lock, which keeps other processes from removing or repacking the mirror.
 
-        Raises `MirrorBusy` if another process has been doing that for `patience` seconds.
+        Raises `MirrorBusy` if another process has been doing that for `max_wait` seconds.
         """
-        with self._lock("use", _patient(tick, patience), shared=True) as fd:
+        with self._lock("use", _raising_busy(tick, max_wait), shared=True) as fd:
             os.utime(fd)
             yield
 
     @contextlib.contextmanager
-    def glance(self) -> Iterator[None]:
-        """Hold the shared lock for a page, without waiting. Raises `GitError` if the mirror cannot be read now."""
+    def in_use_nowait(self) -> Iterator[None]:
+        """Hold the shared lock for a page view, without waiting. Raises `GitError` if the mirror can't be read now."""
         if not (self.directory / "HEAD").exists():
             raise GitError(Cause.NOT_FOUND, "This server has no mirror of the repository.")
         with contextlib.ExitStack() as held:
@@ -104,15 +104,15 @@ class Mirror:
         tick: git.Tick,
         name: str = HEAD,
         client: HttpClient | None = None,
-        patience: float = math.inf,
+        max_wait: float = math.inf,
     ) -> str:
         """Fetch `commit` unless it is here, point the watch's `run` ref to it, and return it. Call this inside `in_use`.
 
         If the host does not serve commits by name, fetch and return the current commit of `name` (HEAD, or the full name of
         a branch or tag). With an idle `client`, a small fetch takes one request and one process. Raises `GitError`, and
-        `MirrorBusy` if another process has been fetching for `patience` seconds.
+        `MirrorBusy` if another process has been fetching for `max_wait` seconds.
         """
-        with self._lock("fetch", _patient(tick, patience)):
+        with self._lock("fetch", _raising_busy(tick, max_wait)):
             self._prepare(object_format(commit))
             ref = f"refs/docora/{watch}/run"
             kept = self._kept(watch) if self._packs() else []
@@ -123,14 +123,14 @@ class Mirror:
             if client and self._fetch_pack(client, url, token, commit, kept, timeout, tick):
                 self._write_ref(ref, commit)
                 return commit
-            # git checks the first fetch completely. Later ones add little to what is here.
+            # git checks the first fetch completely. Later ones add little to the mirror.
             remote = git.Remote(url, token, trusted=bool(self._packs()))
             try:
                 by_name = self._fetch(remote, ref, commit, name, timeout, tick)
             except RepositoryMoved:
                 raise redirect_error(url, token, tick) from None
             except BaseException as error:
-                self._clear()  # half a pack may be large
+                self._clear()  # an incomplete pack may be large
                 if isinstance(error, GitError) and error.cause is Cause.OTHER:
                     self._examine(tick)
                 raise
@@ -139,7 +139,7 @@ class Mirror:
             if by_name:
                 return commit
             # The commit that a tag points to.
-            found = self._glance(["rev-parse", "--verify", f"{ref}^{{}}"]).decode("ascii").strip()
+            found = self._run_short(["rev-parse", "--verify", f"{ref}^{{}}"]).decode("ascii").strip()
             self._write_ref(ref, found)
             return found
 
@@ -165,7 +165,7 @@ class Mirror:
         if pack is None:
             return False
         self._write_file("shallow", "".join(f"{name}\n" for name in sorted({*shallow, *pack.shallow})))
-        # The first pack must contain the whole commit. Later ones add little to what is here.
+        # The first pack must contain the whole commit. Later ones add little to the mirror.
         command = ["index-pack", "--stdin", "--fix-thin", *([] if kept else ["--check-self-contained-and-connected"])]
         try:
             with tempfile.TemporaryFile() as file:
@@ -226,7 +226,7 @@ class Mirror:
         if not commit or not self.directory.exists():
             return False
         try:
-            self._glance(["cat-file", "-e", f"{commit}^{{tree}}"], timeout)
+            self._run_short(["cat-file", "-e", f"{commit}^{{tree}}"], timeout)
         except GitError:
             return False
         return True
@@ -246,7 +246,7 @@ class Mirror:
         arguments = ["ls-tree", "-r", "-l", "-z", "--full-tree", _peeled(commit)]
         if paths is None:
             yield from self._ls_tree(arguments)
-        elif any(map(is_strange, paths)):
+        elif any(map(is_invalid_pathspec, paths)):
             wanted = set(paths)
             yield from (entry for entry in self._ls_tree(arguments) if entry.path in wanted)
         else:
@@ -259,18 +259,20 @@ class Mirror:
         """Return the commit's entry at exactly this path, which may be a directory, or None."""
         if b"\0" in path:
             return None
-        if is_strange(path):
+        if is_invalid_pathspec(path):
             return self._walk(commit, path, time.monotonic() + timeout)
-        listed = self._glance(["ls-tree", "-l", "-z", "--full-tree", _peeled(commit), "--", os.fsdecode(path)], timeout)
+        listed = self._run_short(
+            ["ls-tree", "-l", "-z", "--full-tree", _peeled(commit), "--", os.fsdecode(path)], timeout
+        )
         return _named(path, listed)
 
     def _walk(self, commit: str, path: bytes, until: float) -> Entry | None:
-        """Look up the path name by name, because git would take it for another path. `until` is monotonic time."""
+        """Look up the path name by name, because git would misread it as another path. `until` is monotonic time."""
         found, tree = None, _peeled(commit)
         for name in path.split(b"/"):
             if found and found.mode != DIRECTORY:
                 return None
-            found = _named(name, self._glance(["ls-tree", "-l", "-z", tree], until - time.monotonic()))
+            found = _named(name, self._run_short(["ls-tree", "-l", "-z", tree], until - time.monotonic()))
             if found is None:
                 return None
             tree = found.blob
@@ -279,7 +281,7 @@ class Mirror:
     def content(self, blob: str, *, timeout: float = git.LOCAL_TIMEOUT) -> bytes:
         """Return the content of a file of at most 16 MiB."""
         try:
-            return self._glance(["cat-file", "blob", blob], timeout)
+            return self._run_short(["cat-file", "blob", blob], timeout)
         except GitError as error:
             if error.cause in {Cause.TIMEOUT, Cause.TOO_LARGE}:
                 raise
@@ -363,16 +365,16 @@ class Mirror:
             return False
         return True
 
-    def remove(self, tick: git.Tick = lambda: None, *, wait: bool = True, patience: float = math.inf) -> bool:
+    def remove(self, tick: git.Tick = lambda: None, *, wait: bool = True, max_wait: float = math.inf) -> bool:
         """Delete the mirror and its locks once it is not in use. Without `wait`, do nothing if it is.
 
-        Return whether it is gone. Raises `MirrorBusy` if it has been in use for `patience` seconds. Do not call this inside
-        `in_use`.
+        Return whether it is gone. Raises `MirrorBusy` if it has been in use for `max_wait` seconds. Do not call this
+        inside `in_use`.
         """
-        tick = _patient(tick, patience)
+        tick = _raising_busy(tick, max_wait)
         try:
             with self._lock("use", tick, wait=wait), self._lock("fetch", tick, wait=wait):
-                with contextlib.suppress(OSError):  # first, so that the rest is no mirror if this process is killed
+                with contextlib.suppress(OSError):  # first: without it, the rest is no mirror
                     (self.directory / "HEAD").unlink()
                 shutil.rmtree(self.directory, ignore_errors=True)
                 for name in ("fetch", "use"):
@@ -421,7 +423,7 @@ class Mirror:
                 if name.startswith("tmp_") or name.endswith((".lock", ".promisor")):
                     Path(folder, name).unlink(missing_ok=True)
 
-    def _glance(self, args: Sequence[str], timeout: float = git.LOCAL_TIMEOUT) -> bytes:
+    def _run_short(self, args: Sequence[str], timeout: float = git.LOCAL_TIMEOUT) -> bytes:
         """Run a git command that ends at once, and return its output."""
         return git.run(args, directory=self.directory, fds=self._fds, timeout=max(0.0, timeout), short=True)
 
@@ -464,7 +466,7 @@ class Mirror:
         for record in self._records(arguments):
             entry = entry_of(record)
             if before is not None and entry.path <= before:
-                raise disorder(entry.path)
+                raise unsorted_tree(entry.path)
             before = entry.path
             yield entry
 
@@ -490,16 +492,16 @@ class Mirror:
         return Path(f"{self.directory}.{name}.lock")
 
 
-def _patient(tick: git.Tick, seconds: float) -> git.Tick:
-    """Return a tick that calls `tick` and raises `MirrorBusy` once so many seconds are over."""
+def _raising_busy(tick: git.Tick, seconds: float) -> git.Tick:
+    """Return a tick that calls `tick` and raises `MirrorBusy` after `seconds`."""
     until = time.monotonic() + seconds
 
-    def patient() -> None:
+    def raise_if_late() -> None:
         tick()
         if time.monotonic() > until:
             raise MirrorBusy
 
-    return patient
+    return raise_if_late
 
 
 def _with_sizes(differences: dict[bytes, Difference], reader: BlobReader) -> dict[bytes, Difference]:
@@ -521,7 +523,7 @@ def _writing_ref(name: str) -> Iterator[None]:
 
 
 def _peeled(commit: str) -> str:
-    """Return a name that git accepts only for a commit. A host may call anything HEAD."""
+    """Return a name that git accepts only for a commit. A host's HEAD may be any object."""
     return f"{commit}^{{commit}}"
 
 

@@ -64,7 +64,7 @@ def _file(path: bytes, mode: bytes, blob: bytes) -> Entry | None:
 
 
 def root_of(commit: str) -> str:
-    """Return git's name for the tree of a commit. git refuses it for anything else that a host may call HEAD."""
+    """Return git's name for the tree of a commit. git refuses it for any other object, which a host's HEAD may be."""
     return f"{commit}^{{commit}}^{{tree}}"
 
 
@@ -84,16 +84,15 @@ def canonical_mode(mode: bytes) -> str:
     return DIRECTORY if stat.S_ISDIR(number) else SYMLINK if stat.S_ISLNK(number) else SUBMODULE
 
 
-def disorder(path: bytes) -> GitError:
+def unsorted_tree(path: bytes) -> GitError:
     """Return the error for a tree that is not sorted. git sorts trees, so this one was made by hand and has no defined
     meaning."""
     message = f"its tree is malformed ({git_errors.quoted(path, '', 100)!r} is out of order or duplicated)"
     return git_errors.explain(Cause.OTHER, message)
 
 
-def is_strange(path: bytes) -> bool:
-    """Return whether git would refuse this path as a pathspec or take it for another one. Only hand-made trees have such
-    paths."""
+def is_invalid_pathspec(path: bytes) -> bool:
+    """Return whether git would refuse this path as a pathspec or misread it. Only hand-made trees have such paths."""
     return len(path) > _ARGUMENT_BYTES or not {b"", b".", b".."}.isdisjoint(path.split(b"/"))
 
 
@@ -114,17 +113,17 @@ def slices(paths: Sequence[bytes]) -> Iterator[list[bytes]]:
 _BLOCK = 65536
 
 
-def records(process: subprocess.Popen[bytes], max_bytes: int, patience: float = git.LOCAL_TIMEOUT) -> Generator[bytes]:
+def records(process: subprocess.Popen[bytes], max_bytes: int, max_wait: float = git.LOCAL_TIMEOUT) -> Generator[bytes]:
     """Yield NUL-separated records of the process's output, and end the process when the iteration ends.
 
-    Raises `GitError` if it fails, prints more than `max_bytes`, or prints nothing for `patience` seconds, for example because
-    the disk does not answer.
+    Raises `GitError` if it fails, prints more than `max_bytes`, or prints nothing for `max_wait` seconds, for example
+    because the disk does not answer.
     """
     assert process.stdout
     try:
         parts: list[bytes] = []  # of a record that is not complete; a name may be megabytes long
         size = 0
-        while block := _read(process.stdout, patience):
+        while block := _read(process.stdout, max_wait):
             size += len(block)
             if size > max_bytes:
                 raise git_errors.explain(Cause.TOO_LARGE, f"its list of files exceeds {format_bytes(size)}")
@@ -141,15 +140,15 @@ def records(process: subprocess.Popen[bytes], max_bytes: int, patience: float = 
         raise git_errors.classify(errors, ended=process.returncode, local=True)
 
 
-def _read(pipe: IO[bytes], patience: float) -> bytes:
+def _read(pipe: IO[bytes], max_wait: float) -> bytes:
     """Return the next block; empty at the end."""
-    wait_for_output(pipe.fileno(), patience)
+    wait_for_output(pipe.fileno(), max_wait)
     return os.read(pipe.fileno(), _BLOCK)
 
 
-def wait_for_output(fd: int, patience: float) -> None:
-    """Wait until there is something to read, or the end. Raises `GitError` after `patience` seconds."""
+def wait_for_output(fd: int, max_wait: float) -> None:
+    """Wait until there is something to read, or the end. Raises `GitError` after `max_wait` seconds."""
     waiting = select.poll()
     waiting.register(fd, select.POLLIN)
-    if not waiting.poll(patience * 1000):
-        raise git_errors.explain(Cause.TIMEOUT, f"git printed nothing for {patience:.0f} seconds")
+    if not waiting.poll(max_wait * 1000):
+        raise git_errors.explain(Cause.TIMEOUT, f"git printed nothing for {max_wait:.0f} seconds")

@@ -13,7 +13,7 @@ from tests.support.world import World
 pytestmark = pytest.mark.browser
 
 
-def test_checklist_ticks_itself_and_goes_away(world: World, site: Site, browser: Browser) -> None:
+def test_checklist_completes_and_disappears(world: World, site: Site, browser: Browser) -> None:
     def overview(page: Page) -> None:
         cookie = {"name": settings.SESSION_COOKIE_NAME, "value": site.session, "url": site.url}
         page.context.add_cookies([cookie])

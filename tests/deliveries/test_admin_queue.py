@@ -141,7 +141,7 @@ def test_waiting_syncs_are_in_queue_order(operator: Client, watches) -> None:
         queues.enqueue(queue, "deliveries_app.jobs.sync_watch", watch.pk, watch.job_id)
     queues.enqueue("low", CLEAN_UP_JOB, "ended", "clean-up")
     shown = section(operator, "waiting")
-    names = ["acme/site", "acme/docs", "not queued yet", "Clean-up"]
+    names = ["acme/site", "acme/docs", "not queued yet", "Cleanup"]
     assert sorted(names, key=shown.index) == names
     assert "Cancel" in shown
     view = queue_report.read_queue()

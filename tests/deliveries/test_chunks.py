@@ -265,7 +265,7 @@ def test_client_that_counts_chunks_never_completes_early(world: World, client: C
 
 
 @pytest.mark.parametrize("damage", ["lost", "truncated"])
-def test_mirror_damaged_while_large_files_are_sent_is_made_anew(world: World, settings, damage: str) -> None:
+def test_mirror_damaged_while_large_files_are_sent_is_rebuilt(world: World, settings, damage: str) -> None:
     """No git process that reads them may be left: the mirror would stay in use, and the run would wait for itself."""
     settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES = 100_000, 100_000
     repo, watch = world.watch({"a": b"small", **{f"large-{number}": os.urandom(3 << 20) for number in range(4)}})
@@ -291,7 +291,7 @@ def test_mirror_damaged_while_large_files_are_sent_is_made_anew(world: World, se
     assert_promise_kept(world, repo, watch)
 
 
-def test_client_closes_its_connections_without_saying_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_client_closes_its_connections_without_announcing_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A chunk that goes out on the dead connection may have been counted. The next attempt uses new connections."""
 
     def handle_one_request(handler: HTTPHandler) -> None:

@@ -180,7 +180,7 @@ def test_replace_github_token_checks_the_new_token(world: World, typed) -> None:
     assert AppRepository.objects.get().github_token == "sesame"
 
 
-def test_replace_github_token_removes_the_token_only_if_told_so(world: World, typed) -> None:
+def test_replace_github_token_removes_the_token_only_with_remove(world: World, typed) -> None:
     repo = world.git.repo("acme/public", {"a": b"a"})
     watch = world.watch_url(repo, token="sesame")
     typed("\n")

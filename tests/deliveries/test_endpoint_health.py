@@ -55,7 +55,7 @@ def state(world: World) -> tuple[int, bool]:
     return app.down_count, app.cooldown_until is not None
 
 
-def test_poisoned_repository_fails_while_the_others_go_on(world: World) -> None:
+def test_poisoned_repository_fails_while_the_others_continue(world: World) -> None:
     _, poisoned = world.watch(files(12, "poison"), name="acme/poisoned")
     healthy_repo, healthy = world.watch(name="acme/healthy")
     world.answer(failing("poison"))

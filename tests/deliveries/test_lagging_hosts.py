@@ -79,7 +79,7 @@ def synced(world: World, settings) -> tuple[Repo, AppRepository]:
     return repo, watch
 
 
-def test_push_hook_that_overtakes_the_replica_is_asked_about_again(
+def test_head_is_read_again_after_a_push_hook_that_arrived_early(
     world: World, synced: tuple[Repo, AppRepository]
 ) -> None:
     repo, watch = synced
@@ -224,7 +224,7 @@ def test_repository_that_can_be_read_again_is_found_while_its_watch_waits(
     assert watch.next_sync_at < timezone.now()
 
 
-def test_host_that_asked_for_a_rest_is_not_checked(world: World, synced: tuple[Repo, AppRepository]) -> None:
+def test_host_that_asked_to_wait_is_not_checked(world: World, synced: tuple[Repo, AppRepository]) -> None:
     _, watch = synced
 
     def limited(connection) -> None:

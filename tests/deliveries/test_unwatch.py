@@ -145,7 +145,9 @@ def drop_copy(world: World, watch: AppRepository) -> None:
 
 
 @pytest.mark.parametrize("cancel", [cancel_request, cancel_sync])
-def test_no_cancel_goes_back_behind_an_unwatch(world: World, cancel: Callable[[Actor, AppRepository], object]) -> None:
+def test_cancel_never_lowers_the_floor_below_an_unwatch(
+    world: World, cancel: Callable[[Actor, AppRepository], object]
+) -> None:
     """The client may have dropped its copy after the unwatch, so what it acknowledged before never counts again."""
     repo, watch = world.watch({"a.txt": b"1", "b.txt": b"2"})
     world.settle()
@@ -237,7 +239,7 @@ def test_watch_that_is_revived_during_its_removal(world: World, monkeypatch) -> 
     assert with_refs(watch) == {watch.watch_id}
 
 
-def test_repository_goes_with_its_last_watch_or_not_at_all(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repository_is_removed_only_with_its_last_watch(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing else would remove it: the worker dies, or loses the database, between the two."""
     _, watch = world.watch()
     world.settle()
@@ -290,7 +292,7 @@ def test_watching_again_after_the_removal_creates_a_new_watch(world: World) -> N
     assert_promise_kept(world, repo, again.watch)
 
 
-def test_client_that_kept_its_copy_gets_rid_of_files_deleted_meanwhile(world: World) -> None:
+def test_client_that_kept_its_copy_deletes_files_removed_meanwhile(world: World) -> None:
     """Once no row is left, no delete can be sent for them. The client sees that the watch is another one."""
     repo, watch = world.watch({"stays.txt": b"1", "goes.txt": b"2"})
     world.watch_url(repo, app=world.add_app("Other"))  # keeps the repository's id

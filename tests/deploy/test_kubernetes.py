@@ -175,7 +175,7 @@ def test_every_pod_requests_what_the_handbook_measured() -> None:
         assert "cpu" not in resources["limits"]  # it would only slow syncs down
 
 
-def test_nobody_reaches_a_pod_but_what_the_policies_name() -> None:
+def test_network_policies_allow_only_named_connections() -> None:
     policies = named("NetworkPolicy")
     every = policies["docora"]["spec"]
     assert every["podSelector"] == {"matchLabels": {"app.kubernetes.io/name": "docora"}}

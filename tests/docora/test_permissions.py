@@ -35,7 +35,7 @@ def test_own_permissions_and_those_of_groups_in_one_query(user: User, django_ass
 
 
 @pytest.mark.parametrize("change", [{"is_active": False}, {"is_superuser": True}])
-def test_inactive_users_and_superusers_are_djangos_business(user: User, change: dict[str, bool]) -> None:
+def test_inactive_users_and_superusers_as_in_django(user: User, change: dict[str, bool]) -> None:
     User.objects.filter(pk=user.pk).update(**change)
     found = OneQueryBackend().get_all_permissions(fresh(user))
     assert found == ModelBackend().get_all_permissions(fresh(user))

@@ -375,7 +375,7 @@ def test_link_expires_and_ends_with_another_sign_in(anna, monkeypatch: pytest.Mo
     assert Client().post(path).status_code == 410
 
 
-def test_link_for_nobody(anna) -> None:
+def test_link_for_an_unknown_user(anna) -> None:
     path = links_path(anna)
     User.objects.update(is_active=False)
     assert Client().post(path).status_code == 410
@@ -647,7 +647,9 @@ def test_form_of_an_own_factor_is_kept_encrypted(anna) -> None:
     assert answer["Location"] == f"{CONFIRM}?next=%2Faccounts%2Fsecurity%2Fapp%2Fremove%2F"
     raw = Session.objects.get(pk=client.session.session_key).get_decoded()
     assert "what-was-entered" not in json.dumps(raw)
-    assert "This change needs a recent sign-in. Docora keeps it" in client.get(answer["Location"]).content.decode()
+    assert (
+        "This change needs a recent sign-in. Docora keeps your input" in client.get(answer["Location"]).content.decode()
+    )
     answer = client.post(answer["Location"], {"password": PASSWORD, "next": f"{SECURITY}app/remove/"})
     assert answer["Location"] == SECURITY
     assert not Authenticator.objects.exists()
@@ -659,7 +661,7 @@ def test_page_of_an_own_factor_is_shown_after_a_sign_in(anna) -> None:
     confirm = client.get(page)["Location"]
     text = client.get(confirm).content.decode()
     assert "This page needs a recent sign-in." in text
-    assert "Docora keeps it" not in text
+    assert "Docora keeps your input" not in text
     assert client.post(confirm, {"password": PASSWORD, "next": page})["Location"] == page
 
 

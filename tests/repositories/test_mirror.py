@@ -123,7 +123,7 @@ def test_base_commits_survive_a_repack(world: World, monkeypatch) -> None:
 
 
 def test_repack_drops_what_removed_watches_had(world: World, monkeypatch) -> None:
-    """The clean-up removes refs on its own machine only."""
+    """The cleanup removes refs on its own machine only."""
     repo, watch = world.watch({"a.txt": b"1", "old.txt": b"only the other watch had it"})
     other = world.watch_url(repo, app=world.add_app("Other"))
     world.settle()

@@ -41,7 +41,7 @@ def test_blobs_arrive_in_the_requested_order(reader: BlobReader, blobs: list[str
 
 
 def test_prefetched_blob_is_returned_once(reader: BlobReader, blobs: list[str]) -> None:
-    reader.ask_ahead(blobs[:50])
+    reader.prefetch(blobs[:50])
     assert list(reader.read(blobs[:50])) == CONTENTS[:50]
     assert list(reader.read(blobs[50:60])) == CONTENTS[50:60]
 
@@ -52,31 +52,31 @@ def test_prefetched_blob_is_returned_once(reader: BlobReader, blobs: list[str]) 
     ids=lambda numbers: ",".join(map(str, numbers)),
 )
 def test_any_order_returns_the_right_prefetched_blob(reader: BlobReader, blobs: list[str], wanted: list[int]) -> None:
-    reader.ask_ahead(blobs[:6])
+    reader.prefetch(blobs[:6])
     assert list(reader.read([blobs[number] for number in wanted])) == [CONTENTS[number] for number in wanted]
     assert list(reader.read(blobs[5:9])) == CONTENTS[5:9]
 
 
 def test_same_blob_may_be_prefetched_twice(reader: BlobReader, blobs: list[str]) -> None:
-    reader.ask_ahead([blobs[1], blobs[1], blobs[2]])
-    reader.ask_ahead([blobs[2], blobs[1]])
+    reader.prefetch([blobs[1], blobs[1], blobs[2]])
+    reader.prefetch([blobs[2], blobs[1]])
     assert list(reader.read([blobs[1], blobs[2], blobs[1]])) == [CONTENTS[1], CONTENTS[2], CONTENTS[1]]
 
 
 def test_prefetch_beyond_the_pipe_buffer(reader: BlobReader, blobs: list[str]) -> None:
-    reader.ask_ahead(blobs)
+    reader.prefetch(blobs)
     assert list(reader.read(blobs)) == CONTENTS
 
 
 def test_large_blob_is_streamed_past_the_prefetched_ones(reader: BlobReader, blobs: list[str]) -> None:
-    reader.ask_ahead(blobs[:6])
+    reader.prefetch(blobs[:6])
     assert b"".join(reader.stream(blobs[999])) == CONTENTS[999]
     assert list(reader.read(blobs[:6])) == CONTENTS[:6]
 
 
 def test_prefetched_blobs_that_nobody_reads_do_not_block_git(reader: BlobReader, blobs: list[str]) -> None:
     for start in range(0, 6000, 200):  # more than the pipe holds, of contents and of questions
-        reader.ask_ahead(blobs[start % 1000 :][:200])
+        reader.prefetch(blobs[start % 1000 :][:200])
     assert list(reader.read(blobs[-300:])) == CONTENTS[-300:]
 
 
@@ -87,13 +87,13 @@ def test_small_pipes_do_not_block(reader: BlobReader, blobs: list[str]) -> None:
     assert process.stdout
     for pipe in (process.stdin, process.stdout):
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 4096)
-    reader.ask_ahead(blobs)
+    reader.prefetch(blobs)
     assert list(reader.read(blobs)) == CONTENTS
     assert list(reader.sizes(blobs)) == list(map(len, CONTENTS))
 
 
 def test_missing_blob_is_an_error(reader: BlobReader, blobs: list[str]) -> None:
-    reader.ask_ahead([blobs[0], "f" * 40])
+    reader.prefetch([blobs[0], "f" * 40])
     read = reader.read([blobs[0], "f" * 40])
     assert next(read) == CONTENTS[0]
     with pytest.raises(GitError, match="ffffffffffff cannot be read"):
@@ -108,7 +108,7 @@ def test_git_that_is_killed_does_not_mean_a_damaged_mirror(
     large = git(mirror.directory, "hash-object", "-w", "--stdin", stdin=[b"x" * 3_000_000]).decode().strip()
     process = reader._open()
     if when == "asked":
-        reader.ask_ahead(blobs[:6])
+        reader.prefetch(blobs[:6])
     stream = reader.stream(large)
     if when == "streamed":
         next(stream)

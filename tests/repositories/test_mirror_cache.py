@@ -107,7 +107,7 @@ def test_mirror_that_git_still_uses_is_kept(mirrors, folder: Path, settings) -> 
     settings.REPOS_MAX_BYTES = 1
     with made.in_use(lambda: None):
         reader = made.blobs()
-        reader.ask_ahead(["1" * 40])  # starts the process, which inherits the lock
+        reader.prefetch(["1" * 40])  # starts the process, which inherits the lock
     with reader:
         maintain(folder)
         assert made.directory.exists()

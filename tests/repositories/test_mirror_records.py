@@ -24,7 +24,7 @@ def test_records_split_across_reads_are_joined() -> None:
 
 def test_silent_program_is_killed() -> None:
     program = process(r"printf 'one\0'; sleep 60")
-    read = records(program, 1000, patience=0.5)
+    read = records(program, 1000, max_wait=0.5)
     assert next(read) == b"one"
     with pytest.raises(GitError, match="printed nothing") as caught:
         next(read)

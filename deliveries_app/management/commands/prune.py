@@ -16,7 +16,7 @@ _LABELS = {
     "alerts": ("alert", "alerts"),
     "sessions": ("session", "sessions"),
     "delivery_attempts": ("failed attempt", "failed attempts"),
-    "mails": ("sent e-mail", "sent e-mails"),
+    "mails": ("sent email", "sent emails"),
     "snapshots": ("snapshot", "snapshots"),
 }
 

@@ -15,7 +15,7 @@ from docora.security.crypto import new_webhook_key
 
 
 class Command(BaseCommand):
-    help = "Receives notifications like a client app: verifies them, keeps a copy on disk, and prints what arrived."
+    help = "Receives notifications as a client app does: verifies them, keeps a copy on disk, and prints what arrives."
     requires_system_checks = []  # a client has no access to Docora's database and Redis
 
     def add_arguments(self, parser: CommandParser) -> None:

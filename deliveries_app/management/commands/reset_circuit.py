@@ -10,7 +10,7 @@ from docora.text import counted
 
 
 class Command(BaseCommand):
-    help = "Closes the circuit breaker that opened after a repository failed repeatedly, and tries it now."
+    help = "Closes the circuit breaker that opened after a repository failed repeatedly, and tries the repository now."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("repository_id", help="see list_watches")

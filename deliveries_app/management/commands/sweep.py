@@ -12,7 +12,7 @@ from repositories_app.git import remote
 
 
 class Command(BaseCommand):
-    help = "Checks the watched repositories and enqueues what is due, every SWEEP_INTERVAL_SECONDS."
+    help = "Checks watched repositories every SWEEP_INTERVAL_SECONDS, and enqueues due syncs every second."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--once", action="store_true", help="run one round and exit")

@@ -101,7 +101,7 @@ def _subjects(now: datetime) -> Mapping[AlertKind, Subjects]:
     long_failing = watches.filter(failing_since__lte=now - timedelta(seconds=settings.ALERT_AFTER_SECONDS))
     # An administrator's pause has no reason. The others are those after HTTP 410.
     paused = apps.filter(paused=True).exclude(paused_reason__in=["", PAUSED_BY_APP])
-    # An app that watches nothing is sent nothing, so nothing would show that its endpoint is back up.
+    # Nothing is sent to an app without watches, so nothing would show that its endpoint is back up.
     down = apps.filter(Exists(watches.filter(app=OuterRef("pk"))), down_count__gt=0)
     waits_for_commit = Q(status=Status.PENDING, next_sync_at=None)  # which may never come
     unfinished = Q(failing_since__isnull=False) | ~Q(status=Status.SYNCED) & ~waits_for_commit
@@ -134,7 +134,7 @@ def _docora_problems(signs: Signs | None) -> dict[AlertKind, bool | None]:
 
 
 def _update_causes() -> None:
-    """Note what the watches fail with now, for reminders. One that has recovered keeps its last cause."""
+    """Store the current causes of failing watches, for reminders. A watch that has recovered keeps its last cause."""
     watch = AppRepository.objects.filter(pk=OuterRef("subject")).order_by()
     current = watch.exclude(root_cause="").values("root_cause")[:1]
     alerts = Alert.objects.filter(kind=AlertKind.FAILING, ended_at=None).annotate(current=Subquery(current))

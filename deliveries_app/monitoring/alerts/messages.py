@@ -22,7 +22,7 @@ from docora.text import clean_text
 SHOWN = 10  # items listed by name
 SEVERAL, TEST = "several", "test"
 
-# Texts for the beginning (one, several) and for the end (one, several), which may also be that the subject was removed.
+# Texts for the beginning (one, several) and for the end (one, several). An alert also ends when its subject is removed.
 # Messages list the kinds in this order.
 _TEXTS: dict[AlertKind, tuple[str, str, str, str]] = {
     AlertKind.REDIS_DOWN: ("Redis is down, so syncs start late",) * 2 + ("Redis is back up",) * 2,

@@ -1,9 +1,10 @@
 """Send each channel the alerts that it has not reported yet, and retry later if that fails.
 
-A process claims a channel by a conditional UPDATE, so two processes never send the same message. Progress is stored after each
-accepted message; if a process is killed in between, the message is sent again. After a failure the channel waits, twice as long
-each time and at most an hour. It never gives up: nothing is queued, because the rows show what was not reported yet. After a
-message, alerts are collected for a while, so a spreading outage takes a few messages instead of one per round.
+A process claims a channel by a conditional UPDATE, so two processes never send the same message. Progress is stored
+after each accepted message; if a process is killed in between, the message is sent again. After a failure the channel
+waits, twice as long each time and at most an hour. It never stops trying. Nothing is queued, because the rows show what
+was not reported yet. After a message, alerts are collected for a while, so a spreading outage takes a few messages
+instead of one per round.
 """
 
 import logging

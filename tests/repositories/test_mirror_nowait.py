@@ -64,7 +64,7 @@ def test_lookup_from_a_process_with_threads(
             super().__init__(*args, preexec_fn=preexec_fn, **options)
 
     monkeypatch.setattr(subprocess, "Popen", Popen)
-    with mirror.glance():
+    with mirror.in_use_nowait():
         assert mirror.has(commit)
         for path in (b"readme.md", b"./readme.md"):
             mirror.entry(commit, path)
@@ -74,7 +74,7 @@ def test_lookup_from_a_process_with_threads(
 
 
 def test_missing_mirror_is_reported_and_not_created(mirror: Mirror) -> None:
-    with pytest.raises(GitError, match="no mirror"), mirror.glance():
+    with pytest.raises(GitError, match="no mirror"), mirror.in_use_nowait():
         pass
     assert not mirror.directory.parent.exists()
 
@@ -83,9 +83,9 @@ def test_lookup_does_not_wait_for_a_rebuild(repo: Repo, mirror: Mirror, fetched:
     commit = fetched(repo)
     with open(f"{mirror.directory}.use.lock", "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(GitError, match="rebuilt"), mirror.glance():
+        with pytest.raises(GitError, match="rebuilt"), mirror.in_use_nowait():
             pass
-    with mirror.glance():
+    with mirror.in_use_nowait():
         assert mirror.entry(commit, b"readme.md")
 
 
