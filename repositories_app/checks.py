@@ -7,7 +7,6 @@
 import re
 import shutil
 import subprocess
-import sys
 from typing import Any
 
 from django.conf import settings
@@ -69,7 +68,7 @@ def check_git(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
 @register
 def check_git_confinement(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
     """Check for the programs that limit git and end it with its worker. Debian and Red Hat always have them."""
-    missing = [name for name in ("setpriv", "prlimit") if sys.platform == "linux" and not shutil.which(name)]
+    missing = [name for name in ("setpriv", "prlimit") if not shutil.which(name)]
     if not missing:
         return []
     text = f"Docora needs {' and '.join(missing)} to run git."
