@@ -25,6 +25,7 @@ from deliveries_app.webhooks.payloads import (
     webhook_id,
 )
 from deliveries_app.webhooks.verify import MAX_ENTRIES
+from docora.http import user_agent
 
 NOON = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 KEY = "whsec_" + base64.b64encode(b"a signing key for everyone to try").decode()
@@ -129,16 +130,14 @@ def examples() -> dict[str, Example]:
     }
 
 
-def header_lines(body: bytes, user_agent: str) -> list[str]:
-    """Return the header lines of a notification with this body, signed with `KEY` at `NOON`."""
+def headers() -> list[tuple[str, str, str]]:
+    """Return (name, example, description) of each header of the ping, signed with `KEY` at `NOON`.
+
+    Raises KeyError for a header without a description.
+    """
     envelope = Envelope("app_7d0b3f6a2c9e4815b6f0a3d2", "run_9c41e7a05b2d4f6893ce1a70", "change")
-    lines = envelope.headers(body, webhook_id("c0ffee0123456789", SEQUENCE), SEQUENCE, int(NOON.timestamp()), [KEY])
-    return [*lines, f"User-Agent: {user_agent}"]
-
-
-def headers(user_agent: str) -> list[tuple[str, str, str]]:
-    """Return (name, example, description) of each header. Raises KeyError for a header without a description."""
+    body, ping_id = examples()["ping"].variants[0].body, webhook_id("c0ffee0123456789", SEQUENCE)
+    lines = envelope.headers(body, ping_id, SEQUENCE, int(NOON.timestamp()), [KEY])
     descriptions = webhook_schemas.HEADERS | _OTHER_HEADERS
-    body = examples()["ping"].variants[0].body
-    split = (line.split(": ", 1) for line in header_lines(body, user_agent))
+    split = (line.split(": ", 1) for line in [*lines, f"User-Agent: {user_agent()}"])
     return [(name, value, descriptions[name]) for name, value in split]

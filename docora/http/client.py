@@ -57,7 +57,6 @@ class HttpClient:
         allowed_networks: Sequence[Network] = (),
         *,
         allow_http: bool = False,
-        user_agent: str = "Docora",
         max_connections: int = 64,
         ca_file: str | None = None,
         proxy: str = "",
@@ -65,7 +64,7 @@ class HttpClient:
         self._pid = os.getpid()
         self._allow_http = allow_http
         self._max_connections = max_connections
-        self._handle_options = (Resolver(allowed_networks), user_agent, ca_file, proxy)
+        self._handle_options = (Resolver(allowed_networks), ca_file, proxy)
         self._multi = pycurl.CurlMulti()
         self._multi.setopt(pycurl.M_MAXCONNECTS, max_connections)
         self._idle: dict[str, list[Transfer]] = {}  # by method

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import pycurl
 
+from docora.http import user_agent
 from docora.http.addresses import blocked_reason, is_in
 from docora.http.egress import blocked_behind_proxy, is_direct
 from docora.http.messages import Cause, Outcome, Request, ResponseHeaders, host_of, name_of
@@ -54,7 +55,7 @@ class Transfer:
     _blocked: tuple[Cause, str] | None  # why the connection is not allowed
     _errno: int  # why no socket could be opened
 
-    def __init__(self, method: str, resolver: Resolver, user_agent: str, ca_file: str | None, proxy: str = "") -> None:
+    def __init__(self, method: str, resolver: Resolver, ca_file: str | None, proxy: str) -> None:
         self._resolver = resolver
         self._proxy = proxy
         self._via = ""  # the proxy, if the current request goes through it
@@ -76,7 +77,7 @@ class Transfer:
             (pycurl.HTTPPROXYTUNNEL, 1),
             (pycurl.NOSIGNAL, 1),
             (pycurl.TCP_NODELAY, 1),
-            (pycurl.USERAGENT, user_agent),
+            (pycurl.USERAGENT, user_agent()),
             (pycurl.OPENSOCKETFUNCTION, self._open_socket),
             (pycurl.PREREQFUNCTION, self._before_send),
             (pycurl.HEADERFUNCTION, self._header_lines.append),
