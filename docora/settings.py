@@ -36,9 +36,8 @@ REPOS_DIR = Path(text("REPOS_DIR", default=str(DATA_DIR / "repos"))).absolute()
 REPOS_MAX_BYTES = count("REPOS_MAX_BYTES", 0, 0)
 
 # --- Secrets: from the environment, or generated once into the data directory ------------------------------------------
-_keys = data_dir.Keys(DATA_DIR)
-SECRET_KEY = text("SECRET_KEY") or _keys.secret_key
-ENCRYPTION_KEYS = names("ENCRYPTION_KEYS") or _keys.encryption_keys
+SECRET_KEY = text("SECRET_KEY") or data_dir.generated_key(DATA_DIR, "secret_key")
+ENCRYPTION_KEYS = names("ENCRYPTION_KEYS") or data_dir.generated_key(DATA_DIR, "encryption_keys").split(",")
 if any(len(key) < 16 for key in ENCRYPTION_KEYS):
     raise ImproperlyConfigured("Each of the ENCRYPTION_KEYS must have at least 16 characters.")
 if len(set(ENCRYPTION_KEYS)) < len(ENCRYPTION_KEYS):

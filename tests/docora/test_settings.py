@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from docora.conf.data_dir import Keys, embedded_redis_socket, make_private, unusable
+from docora.conf.data_dir import embedded_redis_socket, generated_key, make_private, unusable
 from tests.support.commands import manage
 
 
@@ -203,7 +203,7 @@ def test_sqlite_file_is_private(tmp_path: Path) -> None:
 
 def test_concurrent_starts_read_the_same_keys(tmp_path: Path) -> None:
     with ThreadPoolExecutor(16) as pool:
-        keys = set(pool.map(lambda _: Keys(tmp_path).secret_key, range(64)))
+        keys = set(pool.map(lambda _: generated_key(tmp_path, "secret_key"), range(64)))
     assert len(keys) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["keys.json"]
 
