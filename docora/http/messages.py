@@ -108,11 +108,11 @@ class Outcome:
     status: int | None
     cause: Cause | None
     message: str  # one sentence, without headers and without any part of the URL but its host
-    headers: Mapping[str, str]  # of the response, by lower-case name, bounded
-    body: bytes  # the first `max_body` bytes of the response body
-    truncated: bool  # the response body was longer
-    elapsed: float  # seconds
-    reached: bool  # False only if the server certainly received no byte of the request
+    headers: Mapping[str, str] = field(default_factory=dict)  # of the response, by lower-case name, bounded
+    body: bytes = b""  # the first `max_body` bytes of the response body
+    truncated: bool = False  # the response body was longer
+    elapsed: float = 0.0  # seconds
+    reached: bool = False  # False only if the server certainly received no byte of the request
 
     @property
     def ok(self) -> bool:
