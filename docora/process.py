@@ -1,15 +1,18 @@
-"""End child processes with their parent, and name processes so that others can tell whether they are still running.
+"""End child processes, also with their parent, and name processes so that others can tell whether they are still running.
 
 A supervisor killed with SIGKILL cannot clean up, but the kernel can: with `PR_SET_PDEATHSIG` it signals the child when
 the parent's thread ends. If that fails, fencing in the database (engine.md §4) still keeps an orphan from doing harm.
 """
 
+import contextlib
 import ctypes
 import functools
 import os
 import resource
 import signal
 import socket
+import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -52,6 +55,25 @@ def with_limits(command: Sequence[str], limits: Mapping[str, int]) -> list[str]:
         allowed = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
         options.append(f"--{name}={allowed}:{allowed}")
     return ["prlimit", *options, "--", *command]
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill the process group that a child leads, unless the child has ended and its ID may have been reused."""
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def end(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
+    """Ask children that lead process groups to end, and wait. Kill the groups of those that take longer than `seconds`."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + seconds
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.1, deadline - time.monotonic()))
+        kill_group(process)
+        process.wait()
 
 
 def process_name(pid: int = 0) -> str:

@@ -4,13 +4,13 @@ import contextlib
 import functools
 import io
 import os
-import signal
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, cast
 
 from deliveries_app.demo.repositories import git_environment
+from docora.process import kill_group
 
 # GitHub allows these too. The repositories may belong to a different user than the server process.
 _CONFIG = {"safe.directory": "*", "uploadpack.allowFilter": "true", "uploadpack.allowAnySHA1InWant": "true"}
@@ -52,12 +52,12 @@ class HttpBackend:
                 yield output
         finally:
             self._children.discard(child)
-            _kill(child)
+            kill_group(child)
             child.wait()
 
     def kill_all(self) -> None:
         for child in list(self._children):
-            _kill(child)
+            kill_group(child)
 
 
 @functools.cache
@@ -65,10 +65,3 @@ def _program() -> str:
     """Return the program's path. Raises CalledProcessError or FileNotFoundError without git."""
     folder = subprocess.run(["git", "--exec-path"], capture_output=True, check=True, text=True).stdout.strip()
     return f"{folder}/git-http-backend"
-
-
-def _kill(child: subprocess.Popen[bytes]) -> None:
-    """Kill a process group, unless the process has ended and its id may have been reused."""
-    if child.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)

@@ -22,7 +22,7 @@ from types import FrameType
 from django.conf import settings
 from django.core.management.base import CommandError
 
-from docora.process import die_with_parent
+from docora.process import die_with_parent, end
 
 STOP_SECONDS = 12.0  # a worker stops within 8
 _RESTART_DELAY, _MAX_RESTART_DELAY = 0.5, 15.0
@@ -65,7 +65,7 @@ class Child:
 
 
 class Supervisor:
-    """Start children, restart them, and stop them in reverse order."""
+    """Start children, restart them, and stop them."""
 
     def __init__(self, report: Callable[[str], None]) -> None:
         self._report = report
@@ -92,24 +92,9 @@ class Supervisor:
         for child in self._children:
             if child.listener:
                 child.listener.close()  # so that new clients are refused while the web process ends
-        self._end([child for child in reversed(self._children) if not child.ends_last])
-        self._end([child for child in self._children if child.ends_last])
+        for last in (False, True):
+            end([child.process for child in self._children if child.process and child.ends_last is last], STOP_SECONDS)
         self._children = []
-
-    def _end(self, children: Sequence[Child]) -> None:
-        for child in children:
-            if child.process is not None and child.running:
-                child.process.terminate()
-        deadline = time.monotonic() + STOP_SECONDS
-        for child in children:
-            if child.process is None:
-                continue
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.process.wait(max(0.1, deadline - time.monotonic()))
-            if child.running:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(child.process.pid, signal.SIGKILL)
-                child.process.wait()
 
     def _restart(self, child: Child) -> None:
         now = time.monotonic()

@@ -198,7 +198,7 @@ def main(listener: str, ready: str, threads: str, application: str) -> None:
     server = WebServer(getattr(import_module(module), name), socket.socket(fileno=int(listener)), int(threads))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: server.stop())
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closing terminal sends it to the whole process group
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the manager acts on it
     os.write(int(ready), b"!")
     os.close(int(ready))
     server.run()

@@ -23,7 +23,7 @@ from django.conf import settings
 from docora.http.addresses import is_address
 from docora.http.egress import blocked_behind_proxy, is_direct
 from docora.http.resolver import resolve
-from docora.process import with_limits, with_parent_death_signal
+from docora.process import kill_group, with_limits, with_parent_death_signal
 from repositories_app.git import errors as git_errors
 from repositories_app.git.exceptions import Cause, GitError
 
@@ -204,11 +204,7 @@ def stderr_of(process: subprocess.Popen[bytes]) -> bytes:
 
 def stop(process: subprocess.Popen[bytes]) -> None:
     """End the process and everything that it started."""
-    if process.poll() is None:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            process.kill()
+    kill_group(process)
     process.wait()
     for pipe in (process.stdin, process.stdout):
         if pipe:
