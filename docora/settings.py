@@ -176,12 +176,7 @@ ATTEMPT_RETENTION_DAYS = count("ATTEMPT_RETENTION_DAYS", 30, 0)
 ATTEMPTS_PER_APP = count("ATTEMPTS_PER_APP", 10_000, 0)  # 0 keeps none
 
 # --- Outbound requests -------------------------------------------------------------------------------------------------
-ALLOWED_GIT_HOSTS = names("ALLOWED_GIT_HOSTS", "github.com")
-for _host in ALLOWED_GIT_HOSTS:
-    if "/" in _host:
-        raise ImproperlyConfigured(
-            f"ALLOWED_GIT_HOSTS must be host names such as github.com, separated by commas, but contains {_host!r}."
-        )
+ALLOWED_GIT_HOSTS = names("ALLOWED_GIT_HOSTS", "github.com", pattern="[^/]+", what="host names such as github.com")
 ALLOWED_PRIVATE_NETWORKS = networks("ALLOWED_PRIVATE_NETWORKS")
 ALLOW_HTTP = flag("ALLOW_HTTP")
 EGRESS_PROXY = text("EGRESS_PROXY")
@@ -200,28 +195,22 @@ if METRICS_TOKEN and not re.fullmatch("[!-~]{16,}", METRICS_TOKEN):
 MAILERS: dict[str, Any] = {"default": {"OPTIONS": mail_options(text("EMAIL_URL"))}} if text("EMAIL_URL") else {}
 SILENCED_SYSTEM_CHECKS = ["mail.W001"]  # a mail server is optional
 DEFAULT_FROM_EMAIL = text("DEFAULT_FROM_EMAIL")
-ALERT_EMAILS = names("ALERT_EMAILS")
+ALERT_EMAILS = names("ALERT_EMAILS", pattern=r"[^\s@<>]+@[^\s@<>]+", what="addresses such as ops@example.org")
 ALERT_WEBHOOK_URL = text("ALERT_WEBHOOK_URL")
 ALERT_AFTER_SECONDS = seconds("ALERT_AFTER_SECONDS", 900)
 ALERT_REPEAT_SECONDS = seconds("ALERT_REPEAT_SECONDS", 86400)
-for _address in ALERT_EMAILS:
-    if not re.fullmatch(r"[^\s@<>]+@[^\s@<>]+", _address):
-        raise ImproperlyConfigured(
-            f"ALERT_EMAILS must be addresses such as ops@example.org, separated by commas, but contains {_address!r}."
-        )
 if ALERT_EMAILS and not (MAILERS and DEFAULT_FROM_EMAIL):
     raise ImproperlyConfigured("ALERT_EMAILS needs EMAIL_URL (the mail server) and DEFAULT_FROM_EMAIL (the sender).")
 if ALERT_WEBHOOK_URL and (_reason := url_blocked_reason(ALERT_WEBHOOK_URL, ALLOW_HTTP)):
     raise ImproperlyConfigured(f"ALERT_WEBHOOK_URL cannot be called. {_reason}")
 
 # --- security.txt ------------------------------------------------------------------------------------------------------
-SECURITY_CONTACTS = names("SECURITY_CONTACTS")
+SECURITY_CONTACTS = names(
+    "SECURITY_CONTACTS",
+    pattern=r"mailto:[^\s@]+@[^\s@]+|https://\S+|tel:[+0-9-]+",
+    what="addresses such as mailto:security@example.org or https://…",
+)
 SECURITY_CONTACTS_EXPIRE_ON = date("SECURITY_CONTACTS_EXPIRE_ON")
-for _contact in SECURITY_CONTACTS:
-    if not re.fullmatch(r"(mailto:[^\s@]+@[^\s@]+|https://\S+|tel:[+0-9-]+)", _contact):
-        raise ImproperlyConfigured(
-            f"SECURITY_CONTACTS must be addresses such as mailto:security@example.org or https://…, but contains {_contact!r}."
-        )
 if SECURITY_CONTACTS and SECURITY_CONTACTS_EXPIRE_ON is None:
     raise ImproperlyConfigured("SECURITY_CONTACTS needs SECURITY_CONTACTS_EXPIRE_ON, a date such as 2027-06-30.")
 

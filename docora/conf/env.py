@@ -4,6 +4,7 @@ import datetime
 import ipaddress
 import math
 import os
+import re
 import zoneinfo
 
 from django.core.exceptions import ImproperlyConfigured
@@ -74,8 +75,13 @@ def time_zone(name: str, default: str) -> str:
     return value
 
 
-def names(name: str, default: str = "") -> list[str]:
-    return [part.strip() for part in text(name, default=default).split(",") if part.strip()]
+def names(name: str, default: str = "", *, pattern: str = "", what: str = "") -> list[str]:
+    """Return the parts of a list, each of which must match `pattern` if there is one. `what` describes them in the error message."""
+    found = [part.strip() for part in text(name, default=default).split(",") if part.strip()]
+    for part in found:
+        if pattern and not re.fullmatch(pattern, part):
+            raise ImproperlyConfigured(f"{name} must be {what}, separated by commas, but contains {part!r}.")
+    return found
 
 
 def pairs(name: str) -> list[tuple[str, str]]:
