@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .notification import KINDS, Chunk, Notification, Refused, parse, verify
-from .server import Answer, BackgroundServer, Server
+from .server import Answer, BackgroundServer, PostHandler
 from .storage import Copy, Page
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -61,6 +61,8 @@ class Receiver(BackgroundServer):
     `stop` and `start` simulate an outage: the port and the copies stay the same.
     """
 
+    handler = PostHandler
+
     def __init__(
         self,
         directory: Path,
@@ -97,12 +99,6 @@ class Receiver(BackgroundServer):
     def copy(self, app_id: str, repository_id: str) -> dict[str, str]:
         """Return path → SHA-256 for the app's copy of the repository."""
         return self._copy(app_id, repository_id).files()
-
-    def make_server(self, address: tuple[str, int]) -> Server:
-        server = Server(address, self.handle)
-        if not self._copies:
-            shutil.rmtree(self._incoming, ignore_errors=True)  # incomplete files of an earlier process
-        return server
 
     def handle(self, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
         """Process one POST and return the answer. `headers` has lower-case names."""
@@ -196,6 +192,8 @@ class Receiver(BackgroundServer):
             raise Refused(422, "repository_id cannot be the name of a directory.")
         key = (app_id, repository_id)
         with self._lock:
+            if not self._copies:
+                shutil.rmtree(self._incoming, ignore_errors=True)  # incomplete files of an earlier process
             if key not in self._copies:
                 epoch = self._epochs / app_id / repository_id
                 self._copies[key] = Copy(self.directory / app_id / repository_id, self._incoming, epoch)
