@@ -83,7 +83,6 @@ class Receiver(BackgroundServer):
         self._copies: dict[tuple[str, str], Copy] = {}
         self._log: deque[Record] = deque(maxlen=log_size)
         self._in_flight: Counter[str] = Counter()
-        self._max_in_flight: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     @property
@@ -91,10 +90,6 @@ class Receiver(BackgroundServer):
         """All requests so far, in the order of the answers."""
         with self._lock:
             return list(self._log)
-
-    def max_in_flight(self, app_id: str) -> int:
-        """Return the highest number of concurrent requests for this app so far."""
-        return self._max_in_flight[app_id]
 
     def copy(self, app_id: str, repository_id: str) -> dict[str, str]:
         """Return path → SHA-256 for the app's copy of the repository."""
@@ -143,7 +138,6 @@ class Receiver(BackgroundServer):
     def _begin(self, app_id: str) -> int:
         with self._lock:
             self._in_flight[app_id] += 1
-            self._max_in_flight[app_id] = max(self._in_flight[app_id], self._max_in_flight[app_id])
             return self._in_flight[app_id]
 
     def _end(self, app_id: str) -> None:
