@@ -75,8 +75,9 @@ def _chunk_body() -> bytes:
     return file_body(REPOSITORY, "film.mp4", _sha(_LARGE), len(_LARGE), chunk, COMMIT, NOON)
 
 
-def _sync_failed() -> bytes:
-    fields = sync_failed_fields(
+_TREE_SHA = _sha(f"{_sha(_TEXT)}  readme.md\n".encode())
+_NOTICES = {
+    "sync_failed": sync_failed_fields(
         REPOSITORY,
         reason="network",
         message="git could not read the repository: Failed to connect to github.com. Docora retries automatically.",
@@ -84,25 +85,16 @@ def _sync_failed() -> bytes:
         threshold=5,
         cooldown_until=NOON.replace(minute=30),
         retry_count=1,
-    )
-    return notice_body(fields, NOON)
-
-
-def _tree_sha() -> str:
-    return _sha(f"{_sha(_TEXT)}  readme.md\n".encode())
-
-
-def _sync_completed() -> bytes:
-    return notice_body(sync_completed_fields(REPOSITORY, COMMIT, 1, _tree_sha()), NOON)
-
-
-def _verify() -> bytes:
-    return notice_body(verify_fields(REPOSITORY, COMMIT, _tree_sha(), "", MAX_ENTRIES), NOON)
+    ),
+    "sync_completed": sync_completed_fields(REPOSITORY, COMMIT, 1, _TREE_SHA),
+    "verify": verify_fields(REPOSITORY, COMMIT, _TREE_SHA, "", MAX_ENTRIES),
+    "ping": PING,
+}
 
 
 def verify_answers() -> list[tuple[str, str]]:
     """Return (title, JSON) of the answers to the example of `verify`."""
-    same = {"tree_sha256": _tree_sha()}
+    same = {"tree_sha256": _TREE_SHA}
     files = [{"path": "draft.md", "sha": _sha(b"# Draft\n")}, {"path": "readme.md", "sha": _sha(_EARLIER)}]
     pages = {"If the copy has this hash": same, "If it differs": {"files": files, "next": None}}
     return [(title, json.dumps(page, indent=2)) for title, page in pages.items()]
@@ -118,10 +110,7 @@ def examples() -> dict[str, Example]:
         },
         "update": {"A text file": _file_body("readme.md", _TEXT, _sha(_EARLIER))},
         "delete": {"": delete_body(REPOSITORY, "readme.md", _sha(_TEXT), COMMIT, NOON)},
-        "sync_failed": {"": _sync_failed()},
-        "sync_completed": {"": _sync_completed()},
-        "verify": {"": _verify()},
-        "ping": {"": notice_body(PING, NOON)},
+        **{event: {"": notice_body(fields, NOON)} for event, fields in _NOTICES.items()},
     }
     fields = api_reference.webhook_fields(document())
     return {
