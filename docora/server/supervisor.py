@@ -5,7 +5,6 @@ order. A child that exits is restarted, after a longer delay each time. If this 
 every child (`docora.process`).
 """
 
-import contextlib
 import errno
 import os
 import signal
@@ -135,37 +134,29 @@ def web_command(listener: socket.socket, application: str = "docora.wsgi:applica
     return [*manager, str(listener.fileno()), str(settings.WEB_THREADS), application]
 
 
-def systemd_passed_socket() -> bool:
-    """Return whether systemd has passed a listening socket to this process."""
-    return os.environ.get("LISTEN_PID") == str(os.getpid())
-
-
 def listening_socket() -> socket.socket:
     """Return the socket that systemd has passed, or else a new one on HOST and PORT.
 
-    Raises CommandError if this process cannot listen there.
+    Raises CommandError if this process cannot listen there, for example because another one does.
     """
-    if systemd_passed_socket():
+    if _has_socket_of_systemd():
         return socket.socket(fileno=_SYSTEMD_SOCKET)
-    family = socket.AF_INET6 if ":" in settings.HOST else socket.AF_INET
+    host, port = settings.HOST, settings.PORT
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((settings.HOST, settings.PORT), family=family, backlog=_BACKLOG)
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
-        raise _cannot_listen(error) from None
+        if error.errno == errno.EADDRINUSE:
+            raise CommandError(f"Port {port} on {host} is taken. Choose another one: --port {port + 1}.") from None
+        reason = str(error.strerror).partition(" (while attempting")[0]  # `create_server` adds the address
+        raise CommandError(f"Docora cannot listen on {host}, port {port}: {reason}. Check HOST and PORT.") from None
 
 
 def require_free_port() -> None:
-    """Raise CommandError if this process cannot listen on HOST and PORT, for example because another one does."""
-    with contextlib.closing(socket.socket(socket.AF_INET6 if ":" in settings.HOST else socket.AF_INET)) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.HOST, settings.PORT))
-        except OSError as error:
-            raise _cannot_listen(error) from None
+    """Raise CommandError if `listening_socket` would. Call this before work that would be in vain then."""
+    if not _has_socket_of_systemd():
+        listening_socket().close()
 
 
-def _cannot_listen(error: OSError) -> CommandError:
-    host, port = settings.HOST, settings.PORT
-    if error.errno == errno.EADDRINUSE:
-        return CommandError(f"Port {port} on {host} is taken. Choose another one: --port {port + 1}.")
-    return CommandError(f"Docora cannot listen on {host}, port {port}: {error.strerror}. Check HOST and PORT.")
+def _has_socket_of_systemd() -> bool:
+    return os.environ.get("LISTEN_PID") == str(os.getpid())
