@@ -72,11 +72,8 @@ def check_git_confinement(app_configs: Any = None, **kwargs: Any) -> list[CheckM
     if not missing:
         return []
     text = f"Docora needs {' and '.join(missing)} to run git."
-    return [
-        Error(
-            text, hint="Install util-linux where the workers and the sweep can find it on their PATH.", id="docora.E011"
-        )
-    ]
+    hint = "Install util-linux where the workers and the sweep can find it on their PATH."
+    return [Error(text, hint=hint, id="docora.E011")]
 
 
 @register(deploy=True)

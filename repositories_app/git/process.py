@@ -6,6 +6,7 @@ network takes a `Remote`: Docora resolves its host first, and git connects only 
 proxy (`docora.http.egress`).
 """
 
+import contextlib
 import os
 import selectors
 import signal
@@ -206,12 +207,9 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     """End the process and everything that it started."""
     kill_group(process)
     process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe:
-            try:
-                pipe.close()
-            except BrokenPipeError:
-                continue
+    for pipe in filter(None, (process.stdin, process.stdout)):
+        with contextlib.suppress(BrokenPipeError):
+            pipe.close()
 
 
 def run(
