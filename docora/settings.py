@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import environ
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.csp import CSP
+from redis.connection import parse_url as parse_redis_url
 
 from docora import __version__
 from docora.conf import data_dir, installation
@@ -121,8 +122,10 @@ elif os.environ.get("DOCORA_PROCESS") == "web":
     _database.setdefault("CONN_HEALTH_CHECKS", True)
     _options["pool"] = {"min_size": 1, "max_size": WEB_CONNECTIONS, "timeout": 4, "reconnect_timeout": 5}
 REDIS_URL = text("REDIS_URL") or data_dir.embedded_redis_url(DATA_DIR)
-if not data_dir.is_redis_url(REDIS_URL):  # not repeated in the message, because it may hold a password
-    raise ImproperlyConfigured("REDIS_URL must look like redis://host:6379/0, rediss://… or unix:///path.")
+try:
+    parse_redis_url(REDIS_URL)  # type: ignore[no-untyped-call]
+except ValueError:  # the message doesn't repeat the URL, which may hold a password
+    raise ImproperlyConfigured("REDIS_URL must look like redis://host:6379/0, rediss://… or unix:///path.") from None
 
 # --- Jobs --------------------------------------------------------------------------------------------------------------
 RQ_QUEUES = {

@@ -9,7 +9,7 @@ import os
 import secrets
 import tempfile
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from django.core.exceptions import ImproperlyConfigured
 
@@ -108,11 +108,3 @@ def embedded_redis_socket(directory: Path) -> Path:
 
 def embedded_redis_url(directory: Path) -> str:
     return f"unix://{quote(str(embedded_redis_socket(directory)))}?db=0"
-
-
-def is_redis_url(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in {"redis", "rediss", "unix"} and parts.port != 0
-    except ValueError:  # the port is not a number
-        return False

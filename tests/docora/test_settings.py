@@ -52,6 +52,8 @@ def start_with(directory: Path, **settings: str) -> subprocess.CompletedProcess[
         ),
         ("ENCRYPTION_KEYS", "short", "at least 16 characters"),
         ("ENCRYPTION_KEYS", "one-key-of-enough-letters,one-key-of-enough-letters", "has the same key twice"),
+        ("REDIS_URL", "http://127.0.0.1:6379/0", "REDIS_URL must look like redis://host:6379/0"),
+        ("REDIS_URL", "redis://127.0.0.1:6379?db=first", "REDIS_URL must look like redis://host:6379/0"),
         ("METRICS_TOKEN", "short", "METRICS_TOKEN must be at least 16 printable ASCII characters"),
         ("METRICS_TOKEN", "text with spaces in it", "METRICS_TOKEN must be at least 16 printable ASCII characters"),
         ("MAX_WATCHES_PER_APP", "-1", "MAX_WATCHES_PER_APP must be at least 0"),
