@@ -3,10 +3,10 @@
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from functools import lru_cache
+
+from django.utils.http import parse_http_date_safe
 
 # Strict on purpose, so that no two parsers can disagree about the host: no userinfo, percent-encoding or zone ID in the
 # authority, and printable ASCII only. Internationalized names must be in their xn-- form.
@@ -124,13 +124,8 @@ class Outcome:
         value = self.headers.get("retry-after", "").strip()
         if _SECONDS.fullmatch(value):
             return float(value)
-        try:
-            moment = parsedate_to_datetime(value)
-        except (ValueError, TypeError, IndexError, OverflowError):
-            return None
-        if moment.tzinfo is None:  # the zone "-0000", not valid in HTTP dates, means UTC
-            moment = moment.replace(tzinfo=UTC)
-        return max(0.0, moment.timestamp() - now)
+        moment = parse_http_date_safe(value)
+        return None if moment is None else max(0.0, moment - now)
 
 
 @lru_cache(maxsize=1024)
