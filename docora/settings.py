@@ -17,8 +17,7 @@ from redis.connection import parse_url as parse_redis_url
 
 from docora import __version__
 from docora.conf import data_dir, installation
-from docora.conf.env import count, date, flag, names, networks, pairs, seconds, text, time_zone
-from docora.conf.mail import mail_options
+from docora.conf.env import count, date, flag, mailers, names, networks, pairs, seconds, text, time_zone
 from docora.db import connection as database
 from docora.http.egress import check_proxy_url
 from docora.http.messages import name_of, url_blocked_reason
@@ -195,7 +194,7 @@ if METRICS_TOKEN and not re.fullmatch("[!-~]{16,}", METRICS_TOKEN):
     raise ImproperlyConfigured("METRICS_TOKEN must be at least 16 printable ASCII characters without spaces.")
 
 # --- Alerts: off until ALERT_EMAILS or ALERT_WEBHOOK_URL is set --------------------------------------------------------
-MAILERS: dict[str, Any] = {"default": {"OPTIONS": mail_options(text("EMAIL_URL"))}} if text("EMAIL_URL") else {}
+MAILERS = mailers("EMAIL_URL")
 SILENCED_SYSTEM_CHECKS = ["mail.W001"]  # a mail server is optional
 DEFAULT_FROM_EMAIL = text("DEFAULT_FROM_EMAIL")
 ALERT_EMAILS = names("ALERT_EMAILS", pattern=r"[^\s@<>]+@[^\s@<>]+", what="addresses such as ops@example.org")
