@@ -151,8 +151,6 @@ def _texts(counts: Mapping[str, int]) -> str:
 
 def read(keys: Sequence[str]) -> list[dict[str, int] | None]:
     """Return the counters of several keys in one round trip, with None for each missing one."""
-    if not keys:
-        return []
     try:
         with connection().pipeline(transaction=False) as pipeline:
             for key in keys:
