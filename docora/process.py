@@ -1,28 +1,28 @@
-"""End child processes with their parent, and name processes so that others can tell whether they are still running.
+"""End child processes, also with their parent, and name processes so that others can tell whether they are still running.
 
 A supervisor killed with SIGKILL cannot clean up, but the kernel can: with `PR_SET_PDEATHSIG` it signals the child when
-the parent's thread ends. This works on Linux only. Elsewhere these functions do nothing, and fencing in the database
-(engine.md §4) still keeps an orphan from doing harm.
+the parent's thread ends. If that fails, fencing in the database (engine.md §4) still keeps an orphan from doing harm.
 """
 
+import contextlib
 import ctypes
 import functools
 import os
 import resource
 import signal
 import socket
-import sys
+import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+_libc = ctypes.CDLL(None)
 
 
 def die_with_parent(sig: int = signal.SIGKILL) -> None:
     """Ask the kernel to send `sig` to this process when its parent ends. For use as `Popen(preexec_fn=…)`."""
-    if _libc is not None:
-        _libc.prctl(_PR_SET_PDEATHSIG, sig, 0, 0, 0)
+    _libc.prctl(_PR_SET_PDEATHSIG, sig, 0, 0, 0)
 
 
 def die_with_parent_pid(parent_pid: int, sig: int = signal.SIGKILL) -> None:
@@ -38,8 +38,6 @@ def with_parent_death_signal(command: Sequence[str], sig: int) -> list[str]:
     Unlike `die_with_parent`, this runs no Python in the child. So it is safe in a process with threads, and `subprocess`
     can use `vfork`, which is faster.
     """
-    if sys.platform != "linux":
-        return list(command)
     return ["setpriv", "--pdeathsig", signal.Signals(sig).name.removeprefix("SIG"), "--", *command]
 
 
@@ -49,7 +47,7 @@ def with_limits(command: Sequence[str], limits: Mapping[str, int]) -> list[str]:
     `limits` maps `data` (memory) and `fsize` (size of a written file) to bytes. If this process has a lower limit, that one
     applies.
     """
-    if not limits or sys.platform != "linux":
+    if not limits:
         return list(command)
     options = []
     for name, limit in limits.items():
@@ -57,6 +55,25 @@ def with_limits(command: Sequence[str], limits: Mapping[str, int]) -> list[str]:
         allowed = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
         options.append(f"--{name}={allowed}:{allowed}")
     return ["prlimit", *options, "--", *command]
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill the process group that a child leads, unless the child has ended and its ID may have been reused."""
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def end(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
+    """Ask children that lead process groups to end, and wait. Kill the groups of those that take longer than `seconds`."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + seconds
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.1, deadline - time.monotonic()))
+        kill_group(process)
+        process.wait()
 
 
 def process_name(pid: int = 0) -> str:

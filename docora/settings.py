@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 import environ
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.csp import CSP
+from redis.connection import parse_url as parse_redis_url
 
 from docora import __version__
 from docora.conf import data_dir, installation
-from docora.conf.env import count, date, flag, names, networks, pairs, seconds, text, time_zone
-from docora.conf.mail import mail_options
+from docora.conf.env import count, date, flag, mailers, names, networks, pairs, seconds, text, time_zone
 from docora.db import connection as database
 from docora.http.egress import check_proxy_url
 from docora.http.messages import name_of, url_blocked_reason
@@ -36,9 +36,8 @@ REPOS_DIR = Path(text("REPOS_DIR", default=str(DATA_DIR / "repos"))).absolute()
 REPOS_MAX_BYTES = count("REPOS_MAX_BYTES", 0, 0)
 
 # --- Secrets: from the environment, or generated once into the data directory ------------------------------------------
-_keys = data_dir.Keys(DATA_DIR)
-SECRET_KEY = text("SECRET_KEY") or _keys.secret_key
-ENCRYPTION_KEYS = names("ENCRYPTION_KEYS") or _keys.encryption_keys
+SECRET_KEY = text("SECRET_KEY") or data_dir.generated_key(DATA_DIR, "secret_key")
+ENCRYPTION_KEYS = names("ENCRYPTION_KEYS") or data_dir.generated_key(DATA_DIR, "encryption_keys").split(",")
 if any(len(key) < 16 for key in ENCRYPTION_KEYS):
     raise ImproperlyConfigured("Each of the ENCRYPTION_KEYS must have at least 16 characters.")
 if len(set(ENCRYPTION_KEYS)) < len(ENCRYPTION_KEYS):
@@ -122,8 +121,10 @@ elif os.environ.get("DOCORA_PROCESS") == "web":
     _database.setdefault("CONN_HEALTH_CHECKS", True)
     _options["pool"] = {"min_size": 1, "max_size": WEB_CONNECTIONS, "timeout": 4, "reconnect_timeout": 5}
 REDIS_URL = text("REDIS_URL") or data_dir.embedded_redis_url(DATA_DIR)
-if not data_dir.is_redis_url(REDIS_URL):  # not repeated in the message, because it may hold a password
-    raise ImproperlyConfigured("REDIS_URL must look like redis://host:6379/0, rediss://… or unix:///path.")
+try:
+    parse_redis_url(REDIS_URL)  # type: ignore[no-untyped-call]
+except ValueError:  # the message doesn't repeat the URL, which may hold a password
+    raise ImproperlyConfigured("REDIS_URL must look like redis://host:6379/0, rediss://… or unix:///path.") from None
 
 # --- Jobs --------------------------------------------------------------------------------------------------------------
 RQ_QUEUES = {
@@ -177,12 +178,7 @@ ATTEMPT_RETENTION_DAYS = count("ATTEMPT_RETENTION_DAYS", 30, 0)
 ATTEMPTS_PER_APP = count("ATTEMPTS_PER_APP", 10_000, 0)  # 0 keeps none
 
 # --- Outbound requests -------------------------------------------------------------------------------------------------
-ALLOWED_GIT_HOSTS = names("ALLOWED_GIT_HOSTS", "github.com")
-for _host in ALLOWED_GIT_HOSTS:
-    if "/" in _host:
-        raise ImproperlyConfigured(
-            f"ALLOWED_GIT_HOSTS must be host names such as github.com, separated by commas, but contains {_host!r}."
-        )
+ALLOWED_GIT_HOSTS = names("ALLOWED_GIT_HOSTS", "github.com", pattern="[^/]+", what="host names such as github.com")
 ALLOWED_PRIVATE_NETWORKS = networks("ALLOWED_PRIVATE_NETWORKS")
 ALLOW_HTTP = flag("ALLOW_HTTP")
 EGRESS_PROXY = text("EGRESS_PROXY")
@@ -198,31 +194,25 @@ if METRICS_TOKEN and not re.fullmatch("[!-~]{16,}", METRICS_TOKEN):
     raise ImproperlyConfigured("METRICS_TOKEN must be at least 16 printable ASCII characters without spaces.")
 
 # --- Alerts: off until ALERT_EMAILS or ALERT_WEBHOOK_URL is set --------------------------------------------------------
-MAILERS: dict[str, Any] = {"default": {"OPTIONS": mail_options(text("EMAIL_URL"))}} if text("EMAIL_URL") else {}
+MAILERS = mailers("EMAIL_URL")
 SILENCED_SYSTEM_CHECKS = ["mail.W001"]  # a mail server is optional
 DEFAULT_FROM_EMAIL = text("DEFAULT_FROM_EMAIL")
-ALERT_EMAILS = names("ALERT_EMAILS")
+ALERT_EMAILS = names("ALERT_EMAILS", pattern=r"[^\s@<>]+@[^\s@<>]+", what="addresses such as ops@example.org")
 ALERT_WEBHOOK_URL = text("ALERT_WEBHOOK_URL")
 ALERT_AFTER_SECONDS = seconds("ALERT_AFTER_SECONDS", 900)
 ALERT_REPEAT_SECONDS = seconds("ALERT_REPEAT_SECONDS", 86400)
-for _address in ALERT_EMAILS:
-    if not re.fullmatch(r"[^\s@<>]+@[^\s@<>]+", _address):
-        raise ImproperlyConfigured(
-            f"ALERT_EMAILS must be addresses such as ops@example.org, separated by commas, but contains {_address!r}."
-        )
 if ALERT_EMAILS and not (MAILERS and DEFAULT_FROM_EMAIL):
     raise ImproperlyConfigured("ALERT_EMAILS needs EMAIL_URL (the mail server) and DEFAULT_FROM_EMAIL (the sender).")
 if ALERT_WEBHOOK_URL and (_reason := url_blocked_reason(ALERT_WEBHOOK_URL, ALLOW_HTTP)):
     raise ImproperlyConfigured(f"ALERT_WEBHOOK_URL cannot be called. {_reason}")
 
 # --- security.txt ------------------------------------------------------------------------------------------------------
-SECURITY_CONTACTS = names("SECURITY_CONTACTS")
+SECURITY_CONTACTS = names(
+    "SECURITY_CONTACTS",
+    pattern=r"mailto:[^\s@]+@[^\s@]+|https://\S+|tel:[+0-9-]+",
+    what="addresses such as mailto:security@example.org or https://…",
+)
 SECURITY_CONTACTS_EXPIRE_ON = date("SECURITY_CONTACTS_EXPIRE_ON")
-for _contact in SECURITY_CONTACTS:
-    if not re.fullmatch(r"(mailto:[^\s@]+@[^\s@]+|https://\S+|tel:[+0-9-]+)", _contact):
-        raise ImproperlyConfigured(
-            f"SECURITY_CONTACTS must be addresses such as mailto:security@example.org or https://…, but contains {_contact!r}."
-        )
 if SECURITY_CONTACTS and SECURITY_CONTACTS_EXPIRE_ON is None:
     raise ImproperlyConfigured("SECURITY_CONTACTS needs SECURITY_CONTACTS_EXPIRE_ON, a date such as 2027-06-30.")
 

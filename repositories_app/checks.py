@@ -7,7 +7,6 @@
 import re
 import shutil
 import subprocess
-import sys
 from typing import Any
 
 from django.conf import settings
@@ -69,15 +68,12 @@ def check_git(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
 @register
 def check_git_confinement(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
     """Check for the programs that limit git and end it with its worker. Debian and Red Hat always have them."""
-    missing = [name for name in ("setpriv", "prlimit") if sys.platform == "linux" and not shutil.which(name)]
+    missing = [name for name in ("setpriv", "prlimit") if not shutil.which(name)]
     if not missing:
         return []
     text = f"Docora needs {' and '.join(missing)} to run git."
-    return [
-        Error(
-            text, hint="Install util-linux where the workers and the sweep can find it on their PATH.", id="docora.E011"
-        )
-    ]
+    hint = "Install util-linux where the workers and the sweep can find it on their PATH."
+    return [Error(text, hint=hint, id="docora.E011")]
 
 
 @register(deploy=True)

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -116,22 +117,16 @@ def access_to(
     pairs = {(github_app.pk, url): (github_app, url) for github_app, url in wanted}
     found: dict[tuple[int, str], Access] = {}
     waiting: deque[_Conversation] = deque()
-    signed: dict[int, str] = {}
-    limited: dict[int, float] = {}
+    limited_for, signed = cache(_limited_for), cache(json_web_token)  # once for each GitHub App
     for (key, (github_app, url)), kept in zip(pairs.items(), _kept(pairs.values()), strict=True):
         access = None if fresh else _access_from(kept, github_app, url)
         if access is not None:
             found[key] = access
-            continue
-        if github_app.pk not in limited:
-            limited[github_app.pk] = _limited_for(github_app)
-        if limited[github_app.pk]:
-            found[key] = Access(problem=_rate_limited(github_app, limited[github_app.pk]))
-            continue
-        if github_app.pk not in signed:
-            signed[github_app.pk] = json_web_token(github_app)
-        installation = 0 if fresh else int(kept.get("installation", 0))
-        waiting.append(_Conversation(github_app, url, signed[github_app.pk], installation))
+        elif seconds := limited_for(github_app):
+            found[key] = Access(problem=_rate_limited(github_app, seconds))
+        else:
+            installation = 0 if fresh else int(kept.get("installation", 0))
+            waiting.append(_Conversation(github_app, url, signed(github_app), installation))
     if waiting:
         # A client of its own, because the caller's may have requests in flight.
         with remote.new_client(CONCURRENCY) as client:

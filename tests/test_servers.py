@@ -70,7 +70,6 @@ def test_valkey_restart_keeps_the_address_only() -> None:
     assert not folder.exists()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a process when its parent ends")
 @pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_killed_test_process_leaves_nothing_behind(sig: signal.Signals, migrated_postgres: Path) -> None:
     owner = subprocess.Popen(

@@ -23,7 +23,7 @@ from docora.web.errors import ApiError
 router = Router(auth=AppToken(), tags=["App"])
 
 _KEY_ROTATION_CONFLICT = {409: "The state of the key rotation does not allow this step. The error says why."}
-PINGS = ConcurrencyLimit("pings", per_caller=1, total=2, retry_after=5)  # each waits up to 30 s for the app
+PINGS = ConcurrencyLimit("pings", per_caller=1, total=2)  # each waits up to 30 s for the app
 
 
 @router.api_operation(

@@ -28,7 +28,7 @@ MAX_MANIFEST_LIMIT = 10_000
 _FAILURES = Order("pk", paging.number)
 _DELIVERIES = Order("path", paging.text)
 _PAGED = NOT_WATCHED | QUERY
-STREAMS = ConcurrencyLimit("manifests without a limit", per_caller=2, total=4, retry_after=5)
+STREAMS = ConcurrencyLimit("manifests without a limit", per_caller=2, total=4)
 
 Path = Annotated[str, Query(max_length=1024, description="Only this file.", example="src/index.ts")]
 

@@ -20,7 +20,6 @@ from docora import __version__
 from docora.db.connection import is_outage
 from docora.security.crypto import DecryptionError
 from docora.web.api import validation_message
-from docora.web.concurrency import TooManyAtOnce
 from docora.web.error_codes import ErrorCode
 from docora.web.errors import INTERNAL, NOT_FOUND, ApiError, database_down, json_error
 
@@ -90,11 +89,6 @@ def _http_error(request: HttpRequest, error: HttpError) -> HttpResponse:
 @api.exception_handler(NotFound)
 def _not_found(request: HttpRequest, error: NotFound) -> HttpResponse:
     return json_error(str(error), 404, code=ErrorCode.NOT_WATCHED)
-
-
-@api.exception_handler(TooManyAtOnce)
-def _too_many_at_once(request: HttpRequest, error: TooManyAtOnce) -> HttpResponse:
-    return json_error(str(error), 429, {"Retry-After": str(error.seconds)})
 
 
 @api.exception_handler(Http404)

@@ -5,40 +5,31 @@ have several segments, as on GitLab and Azure DevOps. Like GitHub, it supports p
 It has no TLS and no limits, so do not expose it.
 """
 
+import contextlib
+import functools
 import io
+import os
 import re
+import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 from urllib.parse import unquote
 
-from deliveries_app.demo.http_backend import HttpBackend
-from deliveries_app.receiver.server import BackgroundServer, HTTPHandler, ThreadedServer
+from deliveries_app.demo.repositories import git_environment
+from deliveries_app.receiver.server import BackgroundServer, HTTPHandler
+from docora.process import kill_group
 
 TARGET = re.compile(
     r"/(?P<owner>[\w.~%-]+(?:/[\w.~%-]+)*)/(?P<name>[\w.%-]+?)(?:\.git)?"
     r"(?P<path_info>/info/refs|/git-upload-pack)(?:\?(?P<query>.*))?",
     re.ASCII,
 )
+# GitHub allows these too. The repositories may belong to a different user than the server process.
+_CONFIG = {"safe.directory": "*", "uploadpack.allowFilter": "true", "uploadpack.allowAnySHA1InWant": "true"}
 _BLOCK_BYTES = 64 * 1024
-
-
-class GitServer(BackgroundServer):
-    """Serve the bare repositories in `directory`."""
-
-    def __init__(self, directory: Path, *, host: str = "127.0.0.1", port: int = 0) -> None:
-        super().__init__(host, port)
-        self.directory = directory.absolute()
-
-    def make_server(self, address: tuple[str, int]) -> ThreadedServer:
-        return _Server(address, self)
-
-    def find(self, name: str) -> Path | None:
-        """Return the path of the repository `owner/name`, or None if there is none."""
-        path = self.directory / f"{name}.git"
-        return path if not {"", ".", ".."} & set(name.split("/")) and path.is_dir() else None
 
 
 def name_of(target: re.Match[str]) -> str:
@@ -46,21 +37,8 @@ def name_of(target: re.Match[str]) -> str:
     return unquote(f"{target['owner']}/{target['name']}")
 
 
-class _Server(ThreadedServer):
-    def __init__(self, address: tuple[str, int], git: GitServer) -> None:
-        self.git = git
-        self.backend = HttpBackend()
-        super().__init__(address, Handler)
-
-    def hang_up(self) -> None:
-        super().hang_up()
-        self.backend.kill_all()
-
-
 class Handler(HTTPHandler):
-    """Translate between HTTP and CGI."""
-
-    server: _Server
+    """Translate between HTTP and CGI for a `GitServer`."""
 
     def do_GET(self) -> None:
         self.handle_git(None)
@@ -93,7 +71,7 @@ class Handler(HTTPHandler):
 
     def handle_git(self, body: IO[bytes] | None) -> None:
         target = TARGET.fullmatch(self.path)
-        repository = self.server.git.find(name_of(target)) if target else None
+        repository = self.server.owner.find(name_of(target)) if target else None
         if target and repository:
             self._run_git(repository, target, body)
         else:
@@ -115,7 +93,7 @@ class Handler(HTTPHandler):
             "GIT_PROTOCOL": self.headers.get("Git-Protocol", ""),
             "REMOTE_ADDR": self.client_address[0],
         }
-        with self.server.backend.run(repository, variables, body) as output:
+        with self.server.owner.run_backend(repository, variables, body) as output:
             headers = {}
             while line := output.readline().strip():
                 name, _, value = line.decode("latin-1").partition(":")
@@ -140,3 +118,66 @@ class Handler(HTTPHandler):
             self.wfile.flush()
         if chunked:
             self.wfile.write(b"0\r\n\r\n")
+
+
+class GitServer(BackgroundServer):
+    """Serve the bare repositories in `directory`. Each request starts `git http-backend`, git's CGI program.
+
+    Each program runs in its own process group, which is killed as a whole. A parent-death signal would not work here,
+    because the kernel sends it when the thread of the connection ends. If the server itself is killed, the programs end
+    when they write to the closed pipe.
+    """
+
+    handler = Handler
+
+    def __init__(self, directory: Path, *, host: str = "127.0.0.1", port: int = 0) -> None:
+        super().__init__(host, port)
+        self.directory = directory.absolute()
+        self._programs: set[subprocess.Popen[bytes]] = set()
+
+    def stop(self) -> None:
+        super().stop()
+        for program in list(self._programs):
+            kill_group(program)
+
+    def find(self, name: str) -> Path | None:
+        """Return the path of the repository `owner/name`, or None if there is none."""
+        path = self.directory / f"{name}.git"
+        return path if not {"", ".", ".."} & set(name.split("/")) and path.is_dir() else None
+
+    @contextlib.contextmanager
+    def run_backend(
+        self, repository: Path, request: Mapping[str, str], body: IO[bytes] | None
+    ) -> Iterator[io.BufferedReader]:
+        """Yield the program's output stream: header lines, an empty line, the body. Leaving the context kills it.
+
+        `request` has the CGI variables (RFC 3875). `PATH_INFO` is the part of the path after the repository, starting
+        with a slash.
+        """
+        environment = git_environment(_CONFIG) | dict(request)
+        environment |= {"GIT_HTTP_EXPORT_ALL": "1", "PATH_TRANSLATED": f"{repository}{request['PATH_INFO']}"}
+        if body is not None:
+            environment["CONTENT_LENGTH"] = str(os.fstat(body.fileno()).st_size)
+        program = subprocess.Popen(
+            [_backend()],
+            env=environment,
+            stdin=subprocess.DEVNULL if body is None else body,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self._programs.add(program)
+        try:
+            with cast(io.BufferedReader, program.stdout) as output:
+                yield output
+        finally:
+            self._programs.discard(program)
+            kill_group(program)
+            program.wait()
+
+
+@functools.cache
+def _backend() -> str:
+    """Return the program's path. Raises CalledProcessError or FileNotFoundError without git."""
+    folder = subprocess.run(["git", "--exec-path"], capture_output=True, check=True, text=True).stdout.strip()
+    return f"{folder}/git-http-backend"

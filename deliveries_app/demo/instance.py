@@ -216,18 +216,6 @@ def require_own_instance(directory: Path) -> None:
             raise NotEmpty("This instance already has apps, which the demo would be mixed with")
 
 
-def wait_for_database(seconds: float) -> bool:
-    """Wait up to `seconds` for the tables of an instance that may be starting. Return whether they exist."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            App.objects.exists()
-            return True
-        except (OperationalError, ProgrammingError):
-            time.sleep(0.2)
-    return False
-
-
 class _Clients(Receiver):
     """The demo's clients on one port. `seconds`: app id → range of the time that the app takes for a file."""
 

@@ -25,6 +25,7 @@ from deliveries_app.webhooks.payloads import (
     webhook_id,
 )
 from deliveries_app.webhooks.verify import MAX_ENTRIES
+from docora.http import user_agent
 
 NOON = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 KEY = "whsec_" + base64.b64encode(b"a signing key for everyone to try").decode()
@@ -74,8 +75,9 @@ def _chunk_body() -> bytes:
     return file_body(REPOSITORY, "film.mp4", _sha(_LARGE), len(_LARGE), chunk, COMMIT, NOON)
 
 
-def _sync_failed() -> bytes:
-    fields = sync_failed_fields(
+_TREE_SHA = _sha(f"{_sha(_TEXT)}  readme.md\n".encode())
+_NOTICES = {
+    "sync_failed": sync_failed_fields(
         REPOSITORY,
         reason="network",
         message="git could not read the repository: Failed to connect to github.com. Docora retries automatically.",
@@ -83,25 +85,16 @@ def _sync_failed() -> bytes:
         threshold=5,
         cooldown_until=NOON.replace(minute=30),
         retry_count=1,
-    )
-    return notice_body(fields, NOON)
-
-
-def _tree_sha() -> str:
-    return _sha(f"{_sha(_TEXT)}  readme.md\n".encode())
-
-
-def _sync_completed() -> bytes:
-    return notice_body(sync_completed_fields(REPOSITORY, COMMIT, 1, _tree_sha()), NOON)
-
-
-def _verify() -> bytes:
-    return notice_body(verify_fields(REPOSITORY, COMMIT, _tree_sha(), "", MAX_ENTRIES), NOON)
+    ),
+    "sync_completed": sync_completed_fields(REPOSITORY, COMMIT, 1, _TREE_SHA),
+    "verify": verify_fields(REPOSITORY, COMMIT, _TREE_SHA, "", MAX_ENTRIES),
+    "ping": PING,
+}
 
 
 def verify_answers() -> list[tuple[str, str]]:
     """Return (title, JSON) of the answers to the example of `verify`."""
-    same = {"tree_sha256": _tree_sha()}
+    same = {"tree_sha256": _TREE_SHA}
     files = [{"path": "draft.md", "sha": _sha(b"# Draft\n")}, {"path": "readme.md", "sha": _sha(_EARLIER)}]
     pages = {"If the copy has this hash": same, "If it differs": {"files": files, "next": None}}
     return [(title, json.dumps(page, indent=2)) for title, page in pages.items()]
@@ -117,10 +110,7 @@ def examples() -> dict[str, Example]:
         },
         "update": {"A text file": _file_body("readme.md", _TEXT, _sha(_EARLIER))},
         "delete": {"": delete_body(REPOSITORY, "readme.md", _sha(_TEXT), COMMIT, NOON)},
-        "sync_failed": {"": _sync_failed()},
-        "sync_completed": {"": _sync_completed()},
-        "verify": {"": _verify()},
-        "ping": {"": notice_body(PING, NOON)},
+        **{event: {"": notice_body(fields, NOON)} for event, fields in _NOTICES.items()},
     }
     fields = api_reference.webhook_fields(document())
     return {
@@ -129,16 +119,14 @@ def examples() -> dict[str, Example]:
     }
 
 
-def header_lines(body: bytes, user_agent: str) -> list[str]:
-    """Return the header lines of a notification with this body, signed with `KEY` at `NOON`."""
+def headers() -> list[tuple[str, str, str]]:
+    """Return (name, example, description) of each header of the ping, signed with `KEY` at `NOON`.
+
+    Raises KeyError for a header without a description.
+    """
     envelope = Envelope("app_7d0b3f6a2c9e4815b6f0a3d2", "run_9c41e7a05b2d4f6893ce1a70", "change")
-    lines = envelope.headers(body, webhook_id("c0ffee0123456789", SEQUENCE), SEQUENCE, int(NOON.timestamp()), [KEY])
-    return [*lines, f"User-Agent: {user_agent}"]
-
-
-def headers(user_agent: str) -> list[tuple[str, str, str]]:
-    """Return (name, example, description) of each header. Raises KeyError for a header without a description."""
+    body, ping_id = examples()["ping"].variants[0].body, webhook_id("c0ffee0123456789", SEQUENCE)
+    lines = envelope.headers(body, ping_id, SEQUENCE, int(NOON.timestamp()), [KEY])
     descriptions = webhook_schemas.HEADERS | _OTHER_HEADERS
-    body = examples()["ping"].variants[0].body
-    split = (line.split(": ", 1) for line in header_lines(body, user_agent))
+    split = (line.split(": ", 1) for line in [*lines, f"User-Agent: {user_agent()}"])
     return [(name, value, descriptions[name]) for name, value in split]

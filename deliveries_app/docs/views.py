@@ -32,7 +32,6 @@ from deliveries_app.sync.failed_attempts import KEPT_BYTES
 from deliveries_app.webhooks.verify import MAX_LISTED
 from docora import __version__
 from docora.cli import commands
-from docora.http import user_agent
 from docora.security import throttle
 
 PAGES = [
@@ -130,7 +129,7 @@ _SAID_IN_TEXT = {"not_included", "excluded", "ignored", "ignore_pattern"}
 def webhooks(request: HttpRequest) -> HttpResponse:
     """Explain what an app receives and how to process it."""
     notifications = examples.examples()
-    headers = examples.headers(user_agent())
+    headers = examples.headers()
     context = {
         "examples": notifications,
         "verify_answers": examples.verify_answers(),

@@ -33,7 +33,6 @@ from deliveries_app.services.pinging import send_ping
 from deliveries_app.services.requests import NotFound
 from deliveries_app.webhooks.client import post_ping
 from deliveries_app.webhooks.keyring import Keyring
-from docora import http
 from docora.conf.installation import env_file, program
 from docora.db import append_only
 from docora.http.client import HttpClient, Outcome
@@ -292,7 +291,7 @@ def _ping(url: str, key: str) -> Outcome:
     """Ping with this key. Only this client can call loopback addresses, and the app is never saved."""
     app = App(name="doctor", base_url=url, new_auth_key=key)
     loopback = [ip_network("127.0.0.0/8")]
-    with HttpClient(loopback, allow_http=True, user_agent=http.user_agent(), max_connections=1) as client:
+    with HttpClient(loopback, allow_http=True, max_connections=1) as client:
         return post_ping(client, app, Keyring.of_new_key(app))
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .notification import KINDS, Chunk, Notification, Refused, parse, verify
-from .server import Answer, BackgroundServer, Server
+from .server import Answer, BackgroundServer, PostHandler
 from .storage import Copy, Page
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -61,6 +61,8 @@ class Receiver(BackgroundServer):
     `stop` and `start` simulate an outage: the port and the copies stay the same.
     """
 
+    handler = PostHandler
+
     def __init__(
         self,
         directory: Path,
@@ -81,7 +83,6 @@ class Receiver(BackgroundServer):
         self._copies: dict[tuple[str, str], Copy] = {}
         self._log: deque[Record] = deque(maxlen=log_size)
         self._in_flight: Counter[str] = Counter()
-        self._max_in_flight: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     @property
@@ -90,19 +91,9 @@ class Receiver(BackgroundServer):
         with self._lock:
             return list(self._log)
 
-    def max_in_flight(self, app_id: str) -> int:
-        """Return the highest number of concurrent requests for this app so far."""
-        return self._max_in_flight[app_id]
-
     def copy(self, app_id: str, repository_id: str) -> dict[str, str]:
         """Return path → SHA-256 for the app's copy of the repository."""
         return self._copy(app_id, repository_id).files()
-
-    def make_server(self, address: tuple[str, int]) -> Server:
-        server = Server(address, self.handle)
-        if not self._copies:
-            shutil.rmtree(self._incoming, ignore_errors=True)  # incomplete files of an earlier process
-        return server
 
     def handle(self, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
         """Process one POST and return the answer. `headers` has lower-case names."""
@@ -147,7 +138,6 @@ class Receiver(BackgroundServer):
     def _begin(self, app_id: str) -> int:
         with self._lock:
             self._in_flight[app_id] += 1
-            self._max_in_flight[app_id] = max(self._in_flight[app_id], self._max_in_flight[app_id])
             return self._in_flight[app_id]
 
     def _end(self, app_id: str) -> None:
@@ -196,6 +186,8 @@ class Receiver(BackgroundServer):
             raise Refused(422, "repository_id cannot be the name of a directory.")
         key = (app_id, repository_id)
         with self._lock:
+            if not self._copies:
+                shutil.rmtree(self._incoming, ignore_errors=True)  # incomplete files of an earlier process
             if key not in self._copies:
                 epoch = self._epochs / app_id / repository_id
                 self._copies[key] = Copy(self.directory / app_id / repository_id, self._incoming, epoch)

@@ -7,10 +7,10 @@ import socket
 import socketserver
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
-from typing import Self
+from typing import Any, Self
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 IDLE_SECONDS = 300  # how long a persistent connection may be silent
@@ -32,15 +32,16 @@ class Answer:
 
 
 class ThreadedServer(socketserver.ThreadingTCPServer):
-    """Serve each connection in its own thread. `hang_up` closes all connections, including idle ones."""
+    """Serve each connection of `owner` in its own thread. `hang_up` closes all connections, including idle ones."""
 
     allow_reuse_address = True
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+    def __init__(self, owner: "BackgroundServer") -> None:
+        self.owner: Any = owner
         self._connections: set[socket.socket] = set()
-        super().__init__(address, handler)
+        super().__init__((owner.host, owner.port), owner.handler)
 
     def process_request(self, request: socket.socket, client_address: tuple[str, int]) -> None:  # type: ignore[override]
         self._connections.add(request)
@@ -64,8 +65,11 @@ class ThreadedServer(socketserver.ThreadingTCPServer):
 class BackgroundServer:
     """Serve HTTP at `url` in a background thread, from `start` to `stop` or as a context manager.
 
-    Port 0 picks a free port. The server keeps it when it is stopped and started again.
+    Port 0 picks a free port. The server keeps it when it is stopped and started again. Each request has a `handler`, which
+    finds this object as `server.owner`.
     """
+
+    handler: type["HTTPHandler"]
 
     def __init__(self, host: str, port: int) -> None:
         self.host = host
@@ -80,7 +84,7 @@ class BackgroundServer:
     def start(self) -> None:
         """Start listening. Raises OSError if the port is taken."""
         if self._server is None:
-            self._server = self.make_server((self.host, self.port))
+            self._server = ThreadedServer(self)
             self.port = self._server.server_address[1]
             name = type(self).__name__
             threading.Thread(target=self._server.serve_forever, args=(0.05,), name=name, daemon=True).start()
@@ -92,10 +96,6 @@ class BackgroundServer:
             server.shutdown()
             server.server_close()
             server.hang_up()
-
-    def make_server(self, address: tuple[str, int]) -> ThreadedServer:
-        """Return a server that is bound to `address`."""
-        raise NotImplementedError
 
     def __enter__(self) -> Self:
         self.start()
@@ -115,21 +115,14 @@ class HTTPHandler(BaseHTTPRequestHandler):
     wbufsize = -1
     disable_nagle_algorithm = True
     timeout = IDLE_SECONDS
+    server: ThreadedServer
 
     def log_message(self, format: str, *args: object) -> None:
         """Print nothing. The server keeps its own log."""
 
 
-class Server(ThreadedServer):
-    """Call `handle(path, headers with lower-case names, body)` for each POST, in the thread of its connection."""
-
-    def __init__(self, address: tuple[str, int], handle: Callable[[str, Mapping[str, str], bytes], Answer]) -> None:
-        self.handle = handle
-        super().__init__(address, _PostHandler)
-
-
-class _PostHandler(HTTPHandler):
-    server: Server
+class PostHandler(HTTPHandler):
+    """Call the owner's `handle(path, headers with lower-case names, body)` for each POST, in the thread of its connection."""
 
     def do_POST(self) -> None:
         length = self.headers.get("Content-Length", "")
@@ -142,7 +135,9 @@ class _PostHandler(HTTPHandler):
         if len(body) < int(length):
             self.close_connection = True
             return
-        answer = self.server.handle(self.path, {name.lower(): value for name, value in self.headers.items()}, body)
+        answer: Answer = self.server.owner.handle(
+            self.path, {name.lower(): value for name, value in self.headers.items()}, body
+        )
         if answer.close:
             self.close_connection = True
         else:

@@ -7,7 +7,6 @@ import heapq
 import itertools
 import json
 import os
-import re
 import shutil
 import threading
 from collections.abc import Mapping
@@ -29,8 +28,6 @@ received · `matches`, `differs`: the result of `sync_completed`.
 """
 
 _numbers = itertools.count(1)
-_SPECIAL_ON_WINDOWS = re.compile(r'[\x01-\x1f\\:*?"<>|]|[. ]$')
-_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$) *(\..*)?", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +65,7 @@ class Epoch:
                 file.flush()
                 os.fsync(file.fileno())
         temporary.replace(path)
-        if flush and os.name != "nt":  # Windows cannot open directories
+        if flush:
             directory = os.open(path.parent, os.O_RDONLY)
             try:
                 os.fsync(directory)
@@ -306,17 +303,11 @@ class _Upload:
             raise Refused(422, "sha is not the SHA-256 of the content.")
 
 
-def safe_path(path: str, *, windows: bool = os.name == "nt") -> str:
-    """Return the path if it is that of a file inside the directory it is joined to. Raises Refused (422) otherwise.
-
-    On Windows, a colon leads to another drive or into a stream, `\\` is a `/`, `aux.c` is a device, and a dot or space at the
-    end is dropped. Elsewhere these are ordinary names, so Docora sends them.
-    """
+def safe_path(path: str) -> str:
+    """Return the path if it is that of a file inside the directory it is joined to. Raises Refused (422) otherwise."""
     parts = path.split("/")
     if "\0" in path or any(part in ("", ".", "..") for part in parts):
         raise Refused(422, "path is not a plain relative path.")
-    if windows and any(_SPECIAL_ON_WINDOWS.search(part) or _DEVICE.fullmatch(part) for part in parts):
-        raise Refused(422, "path is not a file name on Windows.")
     try:
         path.encode()
     except UnicodeEncodeError:

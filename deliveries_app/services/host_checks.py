@@ -15,7 +15,7 @@ from repositories_app.git.exceptions import Cause, GitError, NoCommit, RefNotFou
 from repositories_app.models import GitHubApp
 
 GIT_CHECK_SECONDS = 12.0  # for all requests to the git host
-LIMIT = ConcurrencyLimit("checks of repositories", per_caller=2, total=6, retry_after=5)
+LIMIT = ConcurrencyLimit("checks of repositories", per_caller=2, total=6)
 
 
 def check_readable(
@@ -32,7 +32,7 @@ def check_readable(
     The token is `token`, or one from `github_app`. A repository without commits is readable, too.
     Raises `GitError` if the repository cannot be read, if it has commits but not this branch or tag, or if its host takes
     longer than `within` seconds, by default `GIT_CHECK_SECONDS`. The message does not promise a retry, because nothing is
-    stored yet. Raises `TooManyAtOnce` if too many calls of apps are asking git hosts.
+    stored yet. Raises `ApiError` if too many calls of apps are asking git hosts.
     """
     slot = LIMIT.slot(actor.app.pk) if actor.app else nullcontext()
     within = GIT_CHECK_SECONDS if within is None else within

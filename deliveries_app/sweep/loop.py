@@ -80,7 +80,7 @@ class _EnqueueDue:
             except SweepFailed:
                 self._beats = False
             if self._beats:
-                heartbeat.beat(heartbeat.SWEEP)  # a sweep that waits for slow git hosts is still alive
+                heartbeat.beat()  # a sweep that waits for slow git hosts is still alive
             self._next = time.monotonic() + _WAKE_SECONDS
 
 
@@ -99,7 +99,7 @@ def sweep_once(client: HttpClient, *, last_failed: bool = False) -> int:
         retention.enqueue_prune,
         _enqueue_due,
     )
-    heartbeat.beat(heartbeat.SWEEP)
+    heartbeat.beat()
     return int(enqueued)
 
 
@@ -122,7 +122,7 @@ def sweep_forever() -> None:
                 else:
                     _enqueue_due()
                     if not last_failed:
-                        heartbeat.beat(heartbeat.SWEEP)
+                        heartbeat.beat()
             except Interrupted:
                 break
             except SweepFailed:  # no heartbeat, so health checks and alerts report it

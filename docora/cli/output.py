@@ -12,7 +12,6 @@ import time
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from types import TracebackType
 from typing import IO, Any, Self, cast
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser, OutputWrapper
@@ -151,7 +150,7 @@ class Bar:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self._latest:
             self._draw()
         if self._task is not None:

@@ -9,8 +9,7 @@ import os
 import secrets
 import tempfile
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from django.core.exceptions import ImproperlyConfigured
 
@@ -34,52 +33,38 @@ def max_entropy_bits(key: str) -> float:
     return len(key) * math.log2(max(1, len(set(key))))
 
 
-class Keys:
-    """The keys of a data directory (`keys.json`, mode 0600), generated on first use.
+def generated_key(directory: Path, name: str) -> str:
+    """Return `secret_key` or `encryption_keys` of a data directory (`keys.json`, mode 0600), generated on first use.
 
     Several processes may start in an empty directory at once, so the file is written to a temporary name and then
-    linked: the first process wins, and all of them read its keys. No file is created if the environment sets both keys.
+    linked: the first process wins, and all of them read its keys.
     """
+    path = directory / "keys.json"
+    try:
+        if not path.exists():
+            _generate(path)
+        return str(json.loads(path.read_text())[name])
+    except OSError as error:
+        raise ImproperlyConfigured(unusable(directory, error)) from None
+    except (ValueError, KeyError, TypeError):
+        raise ImproperlyConfigured(
+            f"{path} is damaged. Restore it from your backup: without its keys, stored secrets cannot be read."
+        ) from None
 
-    def __init__(self, directory: Path) -> None:
-        self._path = directory / "keys.json"
-        self._loaded: Any = None
 
-    @property
-    def secret_key(self) -> str:
-        return self._read("secret_key")
-
-    @property
-    def encryption_keys(self) -> list[str]:
-        return self._read("encryption_keys").split(",")
-
-    def _read(self, name: str) -> str:
-        try:
-            if self._loaded is None:
-                if not self._path.exists():
-                    self._generate()
-                self._loaded = json.loads(self._path.read_text())
-            return str(self._loaded[name])
-        except OSError as error:
-            raise ImproperlyConfigured(unusable(self._path.parent, error)) from None
-        except (ValueError, KeyError, TypeError):
-            raise ImproperlyConfigured(
-                f"{self._path} is damaged. Restore it from your backup: without its keys, stored secrets cannot be read."
-            ) from None
-
-    def _generate(self) -> None:
-        make_private(self._path.parent)
-        keys = {"secret_key": secrets.token_urlsafe(50), "encryption_keys": secrets.token_urlsafe(32)}
-        handle, temporary = tempfile.mkstemp(dir=self._path.parent, prefix=".keys-")  # creates it with mode 0600
-        try:
-            with os.fdopen(handle, "w") as file:
-                json.dump(keys, file)
-                file.flush()
-                os.fsync(file.fileno())  # so that a power failure cannot leave a file without keys
-            with contextlib.suppress(FileExistsError):
-                os.link(temporary, self._path)
-        finally:
-            Path(temporary).unlink()
+def _generate(path: Path) -> None:
+    make_private(path.parent)
+    keys = {"secret_key": secrets.token_urlsafe(50), "encryption_keys": secrets.token_urlsafe(32)}
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".keys-")  # creates it with mode 0600
+    try:
+        with os.fdopen(handle, "w") as file:
+            json.dump(keys, file)
+            file.flush()
+            os.fsync(file.fileno())  # so that a power failure cannot leave a file without keys
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)
+    finally:
+        Path(temporary).unlink()
 
 
 def unusable(directory: Path, error: OSError) -> str:
@@ -123,11 +108,3 @@ def embedded_redis_socket(directory: Path) -> Path:
 
 def embedded_redis_url(directory: Path) -> str:
     return f"unix://{quote(str(embedded_redis_socket(directory)))}?db=0"
-
-
-def is_redis_url(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in {"redis", "rediss", "unix"} and parts.port != 0
-    except ValueError:  # the port is not a number
-        return False

@@ -4,9 +4,12 @@ import datetime
 import ipaddress
 import math
 import os
+import re
 import zoneinfo
+from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
+from environ import Env
 
 _TEN_YEARS = 10 * 365 * 86_400
 _MAX_COUNT = 2**53  # larger integers are not exact as floats
@@ -74,8 +77,13 @@ def time_zone(name: str, default: str) -> str:
     return value
 
 
-def names(name: str, default: str = "") -> list[str]:
-    return [part.strip() for part in text(name, default=default).split(",") if part.strip()]
+def names(name: str, default: str = "", *, pattern: str = "", what: str = "") -> list[str]:
+    """Return the parts of a list, each of which must match `pattern` if there is one. `what` describes them in the error message."""
+    found = [part.strip() for part in text(name, default=default).split(",") if part.strip()]
+    for part in found:
+        if pattern and not re.fullmatch(pattern, part):
+            raise ImproperlyConfigured(f"{name} must be {what}, separated by commas, but contains {part!r}.")
+    return found
 
 
 def pairs(name: str) -> list[tuple[str, str]]:
@@ -87,6 +95,31 @@ def pairs(name: str) -> list[tuple[str, str]]:
             raise ImproperlyConfigured(f"{name} must be pairs such as group=role, separated by commas, not {part!r}.")
         found.append((left, right))
     return found
+
+
+def mailers(name: str) -> dict[str, Any]:
+    """Return Django's MAILERS for the URL of a mail server. Empty if there is none."""
+    if not text(name):
+        return {}
+    try:
+        url = Env.email_url_config(text(name))
+    except (ImproperlyConfigured, ValueError):
+        url = {}
+    if url.get("EMAIL_BACKEND") != Env.EMAIL_SCHEMES["smtp"] or not url["EMAIL_HOST"]:
+        raise ImproperlyConfigured(  # without the URL, because it holds a password
+            f"{name} must look like smtp+tls://user:password@mail.example:587. Use smtp+ssl for implicit TLS and "
+            "smtp for none. Percent-encode special characters in user name and password, such as @ as %40."
+        )
+    options = {
+        "host": url["EMAIL_HOST"],
+        "port": url["EMAIL_PORT"],
+        "username": url["EMAIL_HOST_USER"],
+        "password": url["EMAIL_HOST_PASSWORD"],
+        "use_tls": url.get("EMAIL_USE_TLS", False),
+        "use_ssl": url.get("EMAIL_USE_SSL", False),
+        "timeout": 10,  # seconds for each network operation
+    }
+    return {"default": {"OPTIONS": options}}
 
 
 def networks(name: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:

@@ -10,7 +10,7 @@ from django.db.models.functions import Now
 
 def boot_seconds() -> float:
     """Return the seconds since boot, including suspended time: when a laptop wakes up, its leases must have expired."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 @lru_cache(1000)

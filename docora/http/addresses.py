@@ -5,18 +5,18 @@ or Docora itself. Connections are allowed only to public unicast addresses and t
 runs on the exact address that is about to be connected (`docora.http.transfer`), so DNS rebinding cannot bypass it, and
 on every other address of the same name (`docora.http.resolver`).
 
-The tables hold IANA's special-purpose registries (RFC 6890 and updates) plus ranges that the registries omit.
+The table holds IANA's special-purpose registries (RFC 6890 and updates) plus ranges that the registries omit.
 `ipaddress.is_global` is not sufficient: it varies between Python patch releases, and it accepts multicast and most IPv6
 forms that embed an IPv4 address and so could reach a private one.
 """
 
 from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 Network = IPv4Network | IPv6Network
 
-_NOT_PUBLIC_V4 = [
-    (IPv4Network(network), kind)
+_NOT_PUBLIC = [
+    (ip_network(network), kind)
     for network, kind in (
         ("0.0.0.0/8", "an address of this host"),
         ("10.0.0.0/8", "a private address"),
@@ -34,11 +34,6 @@ _NOT_PUBLIC_V4 = [
         ("203.0.113.0/24", "reserved for documentation"),
         ("224.0.0.0/4", "a multicast address"),
         ("240.0.0.0/4", "reserved"),
-    )
-]
-_NOT_PUBLIC_V6 = [
-    (IPv6Network(network), kind)
-    for network, kind in (
         ("::/128", "an address of this host"),
         ("::1/128", "a loopback address"),
         ("::/96", "an IPv4-compatible address"),
@@ -85,7 +80,7 @@ def blocked_reason(address: str, allowed_networks: Sequence[Network]) -> str | N
         return f"{address!r} is not a numeric IP address."
     if isinstance(ip, IPv6Address) and ip.scope_id is not None:
         return f"{ip} refers to a network interface of this server."
-    kind = _kind_v4(ip) if isinstance(ip, IPv4Address) else _kind_v6(ip)
+    kind = _kind(ip)
     if kind is None or is_in(allowed_networks, address):
         return None
     return f"{ip} is {kind}. Only public addresses and ALLOWED_PRIVATE_NETWORKS are allowed."
@@ -98,15 +93,10 @@ def is_in(networks: Sequence[Network], address: str) -> bool:
     return any(ip in network or (mapped is not None and mapped in network) for network in networks)
 
 
-def _kind_v4(ip: IPv4Address) -> str | None:
+def _kind(ip: IPv4Address | IPv6Address) -> str | None:
     """Return why the address is not public unicast, or None if it is."""
-    kind = next((kind for network, kind in _NOT_PUBLIC_V4 if ip in network), None)
-    return kind or (None if ip.is_global else "not a public address")
-
-
-def _kind_v6(ip: IPv6Address) -> str | None:
-    """Return why the address is not public unicast, or None if it is."""
-    kind = next((kind for network, kind in _NOT_PUBLIC_V6 if ip in network), None)
-    if kind is None and (int(ip) >> 32) & 0xFFFF_FFFF in _ISATAP:
+    kind = next((kind for network, kind in _NOT_PUBLIC if ip in network), None)
+    if kind is None and ip.version == 6 and (int(ip) >> 32) & 0xFFFF_FFFF in _ISATAP:
         kind = "an ISATAP address"
-    return kind or (None if ip in _GLOBAL_UNICAST_V6 and ip.is_global else "not a public address")
+    is_unicast = ip.version == 4 or ip in _GLOBAL_UNICAST_V6
+    return kind or (None if is_unicast and ip.is_global else "not a public address")

@@ -17,8 +17,7 @@ costs 50 % more). It is not thread-safe: use one client per thread.
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from types import TracebackType
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Self
 from weakref import WeakSet
 
@@ -57,7 +56,6 @@ class HttpClient:
         allowed_networks: Sequence[Network] = (),
         *,
         allow_http: bool = False,
-        user_agent: str = "Docora",
         max_connections: int = 64,
         ca_file: str | None = None,
         proxy: str = "",
@@ -65,7 +63,7 @@ class HttpClient:
         self._pid = os.getpid()
         self._allow_http = allow_http
         self._max_connections = max_connections
-        self._handle_options = (Resolver(allowed_networks), user_agent, ca_file, proxy)
+        self._handle_options = (Resolver(allowed_networks), ca_file, proxy)
         self._multi = pycurl.CurlMulti()
         self._multi.setopt(pycurl.M_MAXCONNECTS, max_connections)
         self._idle: dict[str, list[Transfer]] = {}  # by method
@@ -88,7 +86,7 @@ class HttpClient:
         self._check_usable()
         reason = url_blocked_reason(request.url, self._allow_http)
         if reason is not None:
-            self._finished.append((request, _blocked(reason)))
+            self._finished.append((request, Outcome(None, Cause.REFUSED_ADDRESS, reason)))
         elif len(self._running) < self._max_connections:
             self._start(request)
         else:
@@ -127,23 +125,11 @@ class HttpClient:
 
     def withdraw(self) -> list[Request]:
         """Cancel the requests that have not been started, and return them in order. No server has seen any of them."""
-        self._check_usable()
-        withdrawn = [transfer.request for transfer in self._unstarted] + list(self._waiting)
-        for transfer in self._unstarted:
-            self._drop(transfer.curl)
-        self._unstarted.clear()
-        self._waiting.clear()
-        return withdrawn
+        return self._cancel(self._unstarted)
 
     def abort(self) -> list[Request]:
         """Cancel every unfinished request, and return them. Any of them may have reached its server."""
-        self._check_usable()
-        aborted = [transfer.request for transfer in self._running.values()] + list(self._waiting)
-        for curl in list(self._running):
-            self._drop(curl)
-        self._unstarted.clear()
-        self._waiting.clear()
-        return aborted
+        return self._cancel(self._running.values())
 
     def reset(self) -> None:
         """Cancel all requests and forget their outcomes. Idle connections stay open."""
@@ -165,9 +151,7 @@ class HttpClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _check_usable(self) -> None:
@@ -186,10 +170,18 @@ class HttpClient:
         if self._waited:
             self._perform()
 
-    def _drop(self, curl: Any) -> None:
-        del self._running[curl]
-        self._multi.remove_handle(curl)
-        curl.close()
+    def _cancel(self, transfers: Iterable[Transfer]) -> list[Request]:
+        """Cancel these transfers and all waiting requests, and return their requests."""
+        self._check_usable()
+        cancelled = list(transfers)
+        for transfer in cancelled:
+            del self._running[transfer.curl]
+            self._multi.remove_handle(transfer.curl)
+            transfer.curl.close()
+        requests = [transfer.request for transfer in cancelled] + list(self._waiting)
+        self._unstarted.clear()
+        self._waiting.clear()
+        return requests
 
     def _perform(self) -> None:
         self._unstarted.clear()
@@ -228,17 +220,3 @@ class HttpClient:
         if self._multi.select(min(seconds, _MAX_WAIT)) <= 0:
             time.sleep(0.001)  # select() returns at once if there is no socket to wait for
         self._waited = time.monotonic() - began > _LONG_WAIT
-
-
-def _blocked(reason: str) -> Outcome:
-    """Return the outcome of a request whose URL is not allowed."""
-    return Outcome(
-        status=None,
-        cause=Cause.REFUSED_ADDRESS,
-        message=reason,
-        headers={},
-        body=b"",
-        truncated=False,
-        elapsed=0.0,
-        reached=False,
-    )

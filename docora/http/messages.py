@@ -3,10 +3,10 @@
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from functools import lru_cache
+
+from django.utils.http import parse_http_date_safe
 
 # Strict on purpose, so that no two parsers can disagree about the host: no userinfo, percent-encoding or zone ID in the
 # authority, and printable ASCII only. Internationalized names must be in their xn-- form.
@@ -108,11 +108,11 @@ class Outcome:
     status: int | None
     cause: Cause | None
     message: str  # one sentence, without headers and without any part of the URL but its host
-    headers: Mapping[str, str]  # of the response, by lower-case name, bounded
-    body: bytes  # the first `max_body` bytes of the response body
-    truncated: bool  # the response body was longer
-    elapsed: float  # seconds
-    reached: bool  # False only if the server certainly received no byte of the request
+    headers: Mapping[str, str] = field(default_factory=dict)  # of the response, by lower-case name, bounded
+    body: bytes = b""  # the first `max_body` bytes of the response body
+    truncated: bool = False  # the response body was longer
+    elapsed: float = 0.0  # seconds
+    reached: bool = False  # False only if the server certainly received no byte of the request
 
     @property
     def ok(self) -> bool:
@@ -124,13 +124,8 @@ class Outcome:
         value = self.headers.get("retry-after", "").strip()
         if _SECONDS.fullmatch(value):
             return float(value)
-        try:
-            moment = parsedate_to_datetime(value)
-        except (ValueError, TypeError, IndexError, OverflowError):
-            return None
-        if moment.tzinfo is None:  # the zone "-0000", not valid in HTTP dates, means UTC
-            moment = moment.replace(tzinfo=UTC)
-        return max(0.0, moment.timestamp() - now)
+        moment = parse_http_date_safe(value)
+        return None if moment is None else max(0.0, moment - now)
 
 
 @lru_cache(maxsize=1024)

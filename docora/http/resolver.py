@@ -9,8 +9,9 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from ipaddress import ip_address
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from docora.http.addresses import Network, blocked_reason
 from docora.http.messages import Cause
@@ -60,26 +61,22 @@ def _addresses_of(host: str, seconds: float) -> list[str]:
 
     The lookup runs in a thread because getaddrinfo() has no timeout.
     """
-    found: list[str] = []
-    errors: list[OSError] = []
+    if not host.isascii():
+        raise OSError(0, "not a valid hostname")
+    found: Future[list[Any]] = Future()
 
     def look_up() -> None:
         try:
             # Bytes, because a str would go through Python's IDNA codec, which neither libcurl nor git uses.
-            answers = socket.getaddrinfo(host.encode("ascii"), None, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as error:
-            errors.append(error if isinstance(error, OSError) else OSError(0, "not a valid hostname"))
-        else:
-            found.extend(dict.fromkeys(str(answer[4][0]) for answer in answers))
+            found.set_result(socket.getaddrinfo(host.encode(), None, type=socket.SOCK_STREAM))
+        except Exception as error:
+            found.set_exception(error)
 
-    thread = threading.Thread(target=look_up, name="name-lookup", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if not found:
-        raise OSError(0, f"no answer within {seconds:g} s")
-    return list(found)
+    threading.Thread(target=look_up, name="name-lookup", daemon=True).start()
+    try:
+        return list(dict.fromkeys(str(answer[4][0]) for answer in found.result(seconds)))
+    except TimeoutError:
+        raise OSError(0, f"no answer within {seconds:g} s") from None
 
 
 class Resolver:

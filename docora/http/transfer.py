@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import pycurl
 
+from docora.http import user_agent
 from docora.http.addresses import blocked_reason, is_in
 from docora.http.egress import blocked_behind_proxy, is_direct
 from docora.http.messages import Cause, Outcome, Request, ResponseHeaders, host_of, name_of
@@ -54,7 +55,7 @@ class Transfer:
     _blocked: tuple[Cause, str] | None  # why the connection is not allowed
     _errno: int  # why no socket could be opened
 
-    def __init__(self, method: str, resolver: Resolver, user_agent: str, ca_file: str | None, proxy: str = "") -> None:
+    def __init__(self, method: str, resolver: Resolver, ca_file: str | None, proxy: str) -> None:
         self._resolver = resolver
         self._proxy = proxy
         self._via = ""  # the proxy, if the current request goes through it
@@ -76,7 +77,7 @@ class Transfer:
             (pycurl.HTTPPROXYTUNNEL, 1),
             (pycurl.NOSIGNAL, 1),
             (pycurl.TCP_NODELAY, 1),
-            (pycurl.USERAGENT, user_agent),
+            (pycurl.USERAGENT, user_agent()),
             (pycurl.OPENSOCKETFUNCTION, self._open_socket),
             (pycurl.PREREQFUNCTION, self._before_send),
             (pycurl.HEADERFUNCTION, self._header_lines.append),
@@ -106,7 +107,8 @@ class Transfer:
             curl.setopt(pycurl.URL, request.url)
             self._url = request.url
         if self._proxy:
-            via = "" if self._is_direct(name_of(request.url)) else self._proxy
+            resolved = self._resolver.resolve(name_of(request.url))
+            via = "" if is_direct(resolved, self._resolver.allowed_networks) else self._proxy
             if via != self._via:
                 curl.setopt(pycurl.PROXY, via)
                 self._via = via
@@ -156,11 +158,12 @@ class Transfer:
             if self._via:  # `address` is the proxy's, which an administrator has chosen
                 name = name_of(self.request.url)
                 self._blocked = self._blocked or blocked_behind_proxy(name, self._resolver.resolve(name))
-                is_skipped = False
             else:
                 self._blocked = self._blocked or self._blocked_reason(address.addr[0])
-                is_skipped = self._is_skipped(address.addr[0])
-            if self._blocked is not None or is_skipped:
+                # Of the two addresses of `localhost`, one may be blocked alone.
+                if blocked_reason(address.addr[0], self._resolver.allowed_networks) is not None:
+                    return _SOCKET_BAD
+            if self._blocked is not None:
                 return _SOCKET_BAD
             # Detach it: pycurl would duplicate a socket object, and child processes would inherit the duplicate.
             return socket.socket(address.family, address.socktype, address.protocol).detach()
@@ -170,9 +173,6 @@ class Transfer:
             self.raised = error
         return _SOCKET_BAD
 
-    def _is_direct(self, name: str) -> bool:
-        return is_direct(self._resolver.resolve(name), self._resolver.allowed_networks)
-
     def _blocked_reason(self, address: str) -> tuple[Cause, str] | None:
         """Return None if this address and every other address of the host are allowed."""
         name = name_of(self.request.url)
@@ -180,14 +180,10 @@ class Transfer:
             reason = blocked_reason(address, self._resolver.allowed_networks)
             if reason is not None:
                 return Cause.REFUSED_ADDRESS, reason
-            if self._proxy and not is_in(self._resolver.allowed_networks, address):  # `_is_direct` saw another address
+            if self._proxy and not is_in(self._resolver.allowed_networks, address):  # `begin` saw another one
                 return Cause.CONNECT, f"{name} now has an address that must be reached through the egress proxy."
         resolved = self._resolver.resolve(name)
         return None if resolved.cause is None else (resolved.cause, resolved.message)
-
-    def _is_skipped(self, address: str) -> bool:
-        """Return whether to skip this address: a loopback address of `localhost` that is not allowed, unlike the other one."""
-        return blocked_reason(address, self._resolver.allowed_networks) is not None
 
     def _before_send(self, *_connection: object) -> int:
         """Allow the first send. libcurl asks again when it resends the request over another connection."""

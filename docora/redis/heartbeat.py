@@ -19,22 +19,15 @@ from rq.utils import utcparse
 from docora.redis.connection import RedisError, connection
 from docora.redis.queues import QUEUES, WORKER_TTL_SECONDS
 
-SWEEP = "sweep"
-_PREFIX = "docora:heartbeat:"
+_KEY = "docora:heartbeat:sweep"
 _TTL_SECONDS = 24 * 3600
 _LATE_SECONDS = 30.0
 
 
-def beat(name: str) -> None:
-    """Record that `name` is running. Does nothing while Redis is down."""
+def beat() -> None:
+    """Record that the sweep is running. Does nothing while Redis is down."""
     with contextlib.suppress(RedisError):
-        connection().set(_PREFIX + name, time.time(), ex=_TTL_SECONDS)
-
-
-def last(name: str) -> datetime | None:
-    """Return the last heartbeat of `name`, or None if it is more than a day old. Raises `RedisError`."""
-    found = connection().get(_PREFIX + name)
-    return datetime.fromtimestamp(float(found), UTC) if found else None
+        connection().set(_KEY, time.time(), ex=_TTL_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -76,10 +69,11 @@ def read() -> Signs | None:
                 pipeline.llen(f"{Queue.redis_queue_namespace_prefix}{name}")
                 # Count unexpired entries only: jobs of killed workers stay in the registry until RQ cleans it up.
                 pipeline.zcount(StartedJobRegistry.key_template.format(name), now.timestamp(), "+inf")
-            jobs = pipeline.execute()
-        return Signs(
-            sum(jobs[::2]), sum(jobs[1::2]), _workers(redis, now - timedelta(seconds=WORKER_TTL_SECONDS)), last(SWEEP)
-        )
+            pipeline.get(_KEY)
+            *jobs, beat_at = pipeline.execute()
+        workers = _workers(redis, now - timedelta(seconds=WORKER_TTL_SECONDS))
+        sweep = datetime.fromtimestamp(float(beat_at), UTC) if beat_at else None
+        return Signs(sum(jobs[::2]), sum(jobs[1::2]), workers, sweep)
     except (RedisError, OSError):
         return None
 

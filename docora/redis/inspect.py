@@ -89,25 +89,22 @@ def read_workers() -> list[Worker]:
     """Return the registered workers, oldest first. Raises `RedisError`."""
     redis = connection()
     keys = sorted(map(as_text, redis.smembers(BaseWorker.redis_workers_keys)))[:WORKERS_READ]
-    if not keys:
-        return []
     with redis.pipeline(transaction=False) as pipeline:
         for key in keys:
             pipeline.hgetall(key)
             pipeline.smembers(WORKER_EXECUTIONS_KEY_TEMPLATE.format(key.removeprefix(_WORKER_PREFIX)))
         answers = pipeline.execute()
     found = [
-        (key, _decoded(fields), executions)
+        (
+            key,
+            _decoded(fields),
+            min((parse_composite_key(execution.decode())[0] for execution in executions), default=""),
+        )
         for key, fields, executions in zip(keys, answers[::2], answers[1::2], strict=True)
         if fields
     ]
-    current = {
-        key: min(parse_composite_key(execution.decode())[0] for execution in executions)
-        for key, _, executions in found
-        if executions
-    }
-    jobs = {job.job_id: job for job in _jobs(redis, [(job_id, "") for job_id in current.values()])}
-    workers = [_worker(key, fields, jobs.get(current.get(key, ""))) for key, fields, _ in found]
+    jobs = {job.job_id: job for job in _jobs(redis, [(job_id, "") for _, _, job_id in found if job_id])}
+    workers = [_worker(key, fields, jobs.get(job_id)) for key, fields, job_id in found]
     return sorted(workers, key=lambda worker: (worker.started_at or datetime.min.replace(tzinfo=UTC), worker.name))
 
 
@@ -116,7 +113,7 @@ def _jobs(redis: Redis, waiting: Sequence[tuple[str, str]]) -> list[Job]:
     with redis.pipeline(transaction=False) as pipeline:
         for job_id, _ in waiting:
             pipeline.hmget(RqJob.key_for(job_id), "description", "enqueued_at")
-        answers = pipeline.execute() if waiting else []
+        answers = pipeline.execute()
     jobs = []
     for (job_id, queue), (description, enqueued_at) in zip(waiting, answers, strict=True):
         match = _DESCRIPTION.fullmatch(description.decode()) if description else None

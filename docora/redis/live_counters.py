@@ -28,9 +28,10 @@ FIRST_RATE_SECONDS = 5
 """A rate is measured over a window, and not before the counters are this old."""
 _KEPT_SECONDS = 3 * WINDOW_SECONDS
 
-# At most one sample per second: the second, and the files acknowledged until then.
-_SAMPLE = f"""
-local function sample(counters, samples)
+# Each script begins with this. At most one sample per second: the second, and the files acknowledged until then.
+_BEGIN = f"""
+local counters, parts, samples = KEYS[1], KEYS[2], KEYS[3]
+local function sample()
   local second = tonumber(redis.call('TIME')[1])
   local files = redis.call('HGET', counters, 'files_done') or '0'
   redis.call('ZREMRANGEBYSCORE', samples, second, second)
@@ -40,61 +41,50 @@ local function sample(counters, samples)
 end
 """
 
-_START = (
-    _SAMPLE
-    + """
-redis.call('DEL', KEYS[1], KEYS[2])
-for name, value in pairs(cjson.decode(ARGV[1])) do redis.call('HSET', KEYS[1], name, value) end
-redis.call('EXPIRE', KEYS[1], ARGV[2])
-sample(KEYS[1], KEYS[2])
-"""
-)
-
-# Advance only a counter that exists: after a flush, HINCRBY would create one that starts at zero.
-_ADVANCE = (
-    _SAMPLE
-    + """
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-for i = 1, #ARGV, 2 do redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1]) end
-sample(KEYS[1], KEYS[2])
+_START = """
+redis.call('DEL', counters, samples)
+for name, value in pairs(cjson.decode(ARGV[1])) do redis.call('HSET', counters, name, value) end
+redis.call('EXPIRE', counters, ARGV[2])
+sample()
 return 1
 """
-)
+
+# Advance only a counter that exists: after a flush, HINCRBY would create one that starts at zero.
+_ADVANCE = """
+if redis.call('EXISTS', counters) == 0 then return 0 end
+for i = 1, #ARGV, 2 do redis.call('HINCRBY', counters, ARGV[i], ARGV[i + 1]) end
+sample()
+return 1
+"""
 
 # Keep existing counters: they may be newer than the rows that the caller has read.
-_SEED = (
-    _SAMPLE
-    + """
-if redis.call('EXISTS', KEYS[1], KEYS[2]) == 2 then return end
+_SEED = """
+if redis.call('EXISTS', counters, parts) == 2 then return end
 for index = 1, 2 do
   redis.call('DEL', KEYS[index])
   for name, value in pairs(cjson.decode(ARGV[index])) do redis.call('HSET', KEYS[index], name, value) end
   redis.call('EXPIRE', KEYS[index], ARGV[3])
 end
-sample(KEYS[1], KEYS[3])
+sample()
 """
-)
 
 # Several writers share one sum. Each replaces its own part, so writing the same part twice counts once.
-_PUT = (
-    _SAMPLE
-    + """
-if redis.call('EXISTS', KEYS[1], KEYS[2]) < 2 then return 0 end
-local before, part = cjson.decode(redis.call('HGET', KEYS[2], ARGV[1]) or '{}'), cjson.decode(ARGV[2])
+_PUT = """
+if redis.call('EXISTS', counters, parts) < 2 then return 0 end
+local before, part = cjson.decode(redis.call('HGET', parts, ARGV[1]) or '{}'), cjson.decode(ARGV[2])
 if before.completed == 1 and part.completed ~= 1 then return 1 end
 for name, value in pairs(part) do
   if name == 'started' then
-    local first = tonumber(redis.call('HGET', KEYS[1], name) or '0')
-    if value > 0 and (first == 0 or value < first) then redis.call('HSET', KEYS[1], name, ARGV[3]) end
+    local first = tonumber(redis.call('HGET', counters, name) or '0')
+    if value > 0 and (first == 0 or value < first) then redis.call('HSET', counters, name, ARGV[3]) end
   elseif value ~= (before[name] or 0) then
-    redis.call('HINCRBY', KEYS[1], name, string.format('%.0f', value - (before[name] or 0)))
+    redis.call('HINCRBY', counters, name, string.format('%.0f', value - (before[name] or 0)))
   end
 end
-redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
-sample(KEYS[1], KEYS[3])
+redis.call('HSET', parts, ARGV[1], ARGV[2])
+sample()
 return 1
 """
-)
 
 
 @dataclass(frozen=True)
@@ -115,26 +105,13 @@ class Movement:
 
 def start(key: str, counts: Mapping[str, int]) -> bool:
     """Set the counters of `key`, replacing existing ones. Return False if Redis is down: then start them again later."""
-    try:
-        values = json.dumps({name: str(value) for name, value in counts.items()})
-        connection().eval(_START, 2, _PREFIX + key, _samples_of(key), values, TTL_SECONDS)
-        return True
-    except RedisError as error:
-        _log_failure(key, error)
-        return False
+    return _run(_START, key, _texts(counts), TTL_SECONDS)
 
 
 def seed(key: str, counts: Mapping[str, int], parts: Mapping[str, Mapping[str, int]]) -> None:
     """Set the counters of `key`, which are the sum of `parts`, for `SUM_SECONDS`, unless they exist."""
-    hashes = (
-        {name: str(value) for name, value in counts.items()},
-        {name: json.dumps(part) for name, part in parts.items()},
-    )
-    try:
-        keys = (_PREFIX + key, _parts_of(key), _samples_of(key))
-        connection().eval(_SEED, len(keys), *keys, *map(json.dumps, hashes), SUM_SECONDS)
-    except RedisError as error:
-        _log_failure(key, error)
+    of_parts = json.dumps({name: json.dumps(part) for name, part in parts.items()})
+    _run(_SEED, key, _texts(counts), of_parts, SUM_SECONDS)
 
 
 def advance(key: str, **deltas: int) -> bool:
@@ -142,12 +119,7 @@ def advance(key: str, **deltas: int) -> bool:
 
     Without deltas, only record that the run is not idle, because it has sent parts of a large file.
     """
-    arguments = [part for name, delta in deltas.items() if delta for part in (name, delta)]
-    try:
-        return bool(connection().eval(_ADVANCE, 2, _PREFIX + key, _samples_of(key), *arguments))
-    except RedisError as error:
-        _log_failure(key, error)
-        return False
+    return _run(_ADVANCE, key, *(part for name, delta in deltas.items() if delta for part in (name, delta)))
 
 
 def put(key: str, name: str, part: Mapping[str, int]) -> bool:
@@ -159,19 +131,26 @@ def put(key: str, name: str, part: Mapping[str, int]) -> bool:
     Return False if the counters are missing: then `seed` them from the rows and put the part again. Return True if Redis
     is down, because there is nothing to seed.
     """
+    return _run(_PUT, key, name, json.dumps(part), part.get("started", 0), without_redis=True)
+
+
+def _run(script: str, key: str, *arguments: str | int, without_redis: bool = False) -> bool:
+    """Run a script on the keys in Redis of `key`, and return its result, or `without_redis` if Redis is down."""
+    names = _names_of(key)
     try:
-        arguments = (name, json.dumps(part), part.get("started", 0))
-        keys = (_PREFIX + key, _parts_of(key), _samples_of(key))
-        return bool(connection().eval(_PUT, len(keys), *keys, *arguments))
+        return bool(connection().eval(_BEGIN + script, len(names), *names, *arguments))
     except RedisError as error:
         _log_failure(key, error)
-        return True
+        return without_redis
+
+
+def _texts(counts: Mapping[str, int]) -> str:
+    """Return the counters as JSON for a script. They are texts, because Lua would write large numbers with an exponent."""
+    return json.dumps({name: str(value) for name, value in counts.items()})
 
 
 def read(keys: Sequence[str]) -> list[dict[str, int] | None]:
     """Return the counters of several keys in one round trip, with None for each missing one."""
-    if not keys:
-        return []
     try:
         with connection().pipeline(transaction=False) as pipeline:
             for key in keys:
@@ -195,7 +174,7 @@ def read_moving(key: str) -> tuple[dict[str, int] | None, Movement | None]:
         with connection().pipeline(transaction=False) as pipeline:
             pipeline.hgetall(_PREFIX + key)
             pipeline.time()
-            pipeline.zrange(_samples_of(key), 0, -1)
+            pipeline.zrange(_names_of(key)[2], 0, -1)
             answer, (second, _), members = pipeline.execute()
     except RedisError:
         return None, None
@@ -220,7 +199,7 @@ def finish(*keys: str) -> None:
     if not keys:
         return
     try:
-        connection().delete(*(name for key in keys for name in (_PREFIX + key, _parts_of(key), _samples_of(key))))
+        connection().delete(*(name for key in keys for name in _names_of(key)))
     except RedisError:
         logger.warning("progress_not_deleted", extra={"key": keys[0], "keys": len(keys)})
 
@@ -234,9 +213,6 @@ def _log_failure(key: str, error: RedisError) -> None:
         logger.warning("progress_not_updated", extra={"key": key, "cause": str(error)})
 
 
-def _parts_of(key: str) -> str:
-    return f"{_PREFIX}{key}:parts"
-
-
-def _samples_of(key: str) -> str:
-    return f"{_PREFIX}{key}:samples"
+def _names_of(key: str) -> tuple[str, str, str]:
+    """Return the names in Redis of the counters, of the parts of a sum, and of the samples."""
+    return _PREFIX + key, f"{_PREFIX}{key}:parts", f"{_PREFIX}{key}:samples"

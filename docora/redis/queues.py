@@ -7,8 +7,9 @@ sweep enqueues due work once Redis is back. RQ's `unique` only prevents duplicat
 import contextlib
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from itertools import product
 
 import django_rq
@@ -78,23 +79,15 @@ def enqueue(
             )
             return True
         except DuplicateJobError:
-            return _requeue(target, function, argument, job_id, owned=owned, leased=leased, alone=alone, tenant=tenant)
+            again = partial(enqueue, queue, function, argument, job_id, leased=leased, alone=alone, tenant=tenant)
+            return _requeue(target, job_id, again, owned=owned, leased=leased)
     except (RedisError, OSError) as error:
         logger.warning("job_not_enqueued", extra={"job_id": job_id, "cause": str(error)})
         return False
 
 
-def _requeue(
-    target: Queue,
-    function: str,
-    argument: int | str,
-    job_id: str,
-    *,
-    owned: bool,
-    leased: bool,
-    alone: bool,
-    tenant: str,
-) -> bool:
+def _requeue(target: Queue, job_id: str, again: Callable[..., bool], *, owned: bool, leased: bool) -> bool:
+    """Do what `enqueue` says about a job ID that Redis already has. `again` repeats the call of `enqueue`."""
     for name in QUEUES:
         queue = _queue(name)
         if queue.get_job_position(job_id) is None:
@@ -110,16 +103,18 @@ def _requeue(
         if target.connection.exists(Job.key_for(job_id)):
             return False
         # The job has just ended, perhaps before this key was set.
-        return enqueue(target.name, function, argument, job_id, owned=False, leased=leased, alone=alone, tenant=tenant)
+        return again(owned=False)
     try:
         found = Job.fetch(job_id, connection=target.connection, serializer=target.serializer)
     except NoSuchJobError:
-        _discard_unreadable(target, job_id)
+        # RQ cannot read its hash. If the job has just been enqueued, a worker may already run it.
+        if not target.connection.hexists(Job.key_for(job_id), "enqueued_at"):
+            target.connection.delete(Job.key_for(job_id))
     else:
         if not _is_left_over(found, leased=leased):
             return False
         found.delete()
-    return enqueue(target.name, function, argument, job_id, owned=True, leased=leased, alone=alone, tenant=tenant)
+    return again(owned=True)
 
 
 def enqueue_again(job: Job) -> None:
@@ -165,13 +160,6 @@ def _is_left_over(job: Job, *, leased: bool) -> bool:
         case JobStatus.STARTED | JobStatus.QUEUED | None:
             return waiting_seconds(job) > _STALE_SECONDS
     return True
-
-
-def _discard_unreadable(queue: Queue, job_id: str) -> None:
-    """Delete a job hash that RQ cannot read, unless the job has just been enqueued: a worker may already run it."""
-    key = Job.key_for(job_id)
-    if not queue.connection.hexists(key, "enqueued_at"):
-        queue.connection.delete(key)
 
 
 def forget(job_id: str, worker_name: str) -> None:

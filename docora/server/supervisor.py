@@ -5,7 +5,6 @@ order. A child that exits is restarted, after a longer delay each time. If this 
 every child (`docora.process`).
 """
 
-import contextlib
 import errno
 import os
 import signal
@@ -22,7 +21,7 @@ from types import FrameType
 from django.conf import settings
 from django.core.management.base import CommandError
 
-from docora.process import die_with_parent
+from docora.process import die_with_parent, end
 
 STOP_SECONDS = 12.0  # a worker stops within 8
 _RESTART_DELAY, _MAX_RESTART_DELAY = 0.5, 15.0
@@ -65,7 +64,7 @@ class Child:
 
 
 class Supervisor:
-    """Start children, restart them, and stop them in reverse order."""
+    """Start children, restart them, and stop them."""
 
     def __init__(self, report: Callable[[str], None]) -> None:
         self._report = report
@@ -92,24 +91,9 @@ class Supervisor:
         for child in self._children:
             if child.listener:
                 child.listener.close()  # so that new clients are refused while the web process ends
-        self._end([child for child in reversed(self._children) if not child.ends_last])
-        self._end([child for child in self._children if child.ends_last])
+        for last in (False, True):
+            end([child.process for child in self._children if child.process and child.ends_last is last], STOP_SECONDS)
         self._children = []
-
-    def _end(self, children: Sequence[Child]) -> None:
-        for child in children:
-            if child.process is not None and child.running:
-                child.process.terminate()
-        deadline = time.monotonic() + STOP_SECONDS
-        for child in children:
-            if child.process is None:
-                continue
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.process.wait(max(0.1, deadline - time.monotonic()))
-            if child.running:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(child.process.pid, signal.SIGKILL)
-                child.process.wait()
 
     def _restart(self, child: Child) -> None:
         now = time.monotonic()
@@ -150,37 +134,29 @@ def web_command(listener: socket.socket, application: str = "docora.wsgi:applica
     return [*manager, str(listener.fileno()), str(settings.WEB_THREADS), application]
 
 
-def systemd_passed_socket() -> bool:
-    """Return whether systemd has passed a listening socket to this process."""
-    return os.environ.get("LISTEN_PID") == str(os.getpid())
-
-
 def listening_socket() -> socket.socket:
     """Return the socket that systemd has passed, or else a new one on HOST and PORT.
 
-    Raises CommandError if this process cannot listen there.
+    Raises CommandError if this process cannot listen there, for example because another one does.
     """
-    if systemd_passed_socket():
+    if _has_socket_of_systemd():
         return socket.socket(fileno=_SYSTEMD_SOCKET)
-    family = socket.AF_INET6 if ":" in settings.HOST else socket.AF_INET
+    host, port = settings.HOST, settings.PORT
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((settings.HOST, settings.PORT), family=family, backlog=_BACKLOG)
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
-        raise _cannot_listen(error) from None
+        if error.errno == errno.EADDRINUSE:
+            raise CommandError(f"Port {port} on {host} is taken. Choose another one: --port {port + 1}.") from None
+        reason = str(error.strerror).partition(" (while attempting")[0]  # `create_server` adds the address
+        raise CommandError(f"Docora cannot listen on {host}, port {port}: {reason}. Check HOST and PORT.") from None
 
 
 def require_free_port() -> None:
-    """Raise CommandError if this process cannot listen on HOST and PORT, for example because another one does."""
-    with contextlib.closing(socket.socket(socket.AF_INET6 if ":" in settings.HOST else socket.AF_INET)) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.HOST, settings.PORT))
-        except OSError as error:
-            raise _cannot_listen(error) from None
+    """Raise CommandError if `listening_socket` would. Call this before work that would be in vain then."""
+    if not _has_socket_of_systemd():
+        listening_socket().close()
 
 
-def _cannot_listen(error: OSError) -> CommandError:
-    host, port = settings.HOST, settings.PORT
-    if error.errno == errno.EADDRINUSE:
-        return CommandError(f"Port {port} on {host} is taken. Choose another one: --port {port + 1}.")
-    return CommandError(f"Docora cannot listen on {host}, port {port}: {error.strerror}. Check HOST and PORT.")
+def _has_socket_of_systemd() -> bool:
+    return os.environ.get("LISTEN_PID") == str(os.getpid())

@@ -124,19 +124,15 @@ class Dispatcher:
 
     def __init__(self, requests: ThreadedTaskDispatcher) -> None:
         self._requests = requests
-        self._liveness = ThreadedTaskDispatcher()
-        self._liveness.set_thread_count(LIVENESS_THREADS)
-        self._readiness = ThreadedTaskDispatcher()
-        self._readiness.set_thread_count(READINESS_THREADS)
+        self._probes: dict[str, ThreadedTaskDispatcher] = {}
+        for paths, threads in ((LIVENESS, LIVENESS_THREADS), (READINESS, READINESS_THREADS)):
+            own = ThreadedTaskDispatcher()
+            own.set_thread_count(threads)
+            self._probes |= dict.fromkeys(paths, own)
 
     def add_task(self, channel: HTTPChannel) -> None:
         path = getattr(channel.requests[0], "path", "")  # absent if the request is malformed
-        if path in LIVENESS:
-            self._liveness.add_task(channel)
-        elif path in READINESS:
-            self._readiness.add_task(channel)
-        else:
-            self._requests.add_task(channel)
+        self._probes.get(path, self._requests).add_task(channel)
 
 
 class WebServer:
@@ -202,7 +198,7 @@ def main(listener: str, ready: str, threads: str, application: str) -> None:
     server = WebServer(getattr(import_module(module), name), socket.socket(fileno=int(listener)), int(threads))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: server.stop())
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closing terminal sends it to the whole process group
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the manager acts on it
     os.write(int(ready), b"!")
     os.close(int(ready))
     server.run()

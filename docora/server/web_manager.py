@@ -8,16 +8,13 @@ supervisor restarts both.
     python -m docora.server.web_manager LISTENER THREADS APPLICATION
 """
 
-import contextlib
 import os
 import select
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
 
-from docora.process import die_with_parent
+from docora.process import die_with_parent, end
 
 _SIGNALS = {signal.SIGCHLD, signal.SIGHUP, signal.SIGINT, signal.SIGTERM}
 _START_SECONDS = 60.0
@@ -49,7 +46,7 @@ def main(listener: str, threads: str, application: str) -> int:
             case _:
                 # If no other process has the socket, new clients are now refused instead of reset later.
                 os.close(int(listener))
-                _end([*draining, current])
+                end([*draining, current], _STOP_SECONDS)
                 return 0
     return 1
 
@@ -60,6 +57,7 @@ def _start(listener: str, *arguments: str) -> subprocess.Popen[bytes] | None:
     process = subprocess.Popen(
         [sys.executable, "-m", "docora.server.web", listener, str(write_end), *arguments],
         pass_fds=[int(listener), write_end],
+        start_new_session=True,
         preexec_fn=_prepare_child,
     )
     os.close(write_end)
@@ -83,18 +81,6 @@ def _startup_problem() -> str:
     except subprocess.TimeoutExpired:
         return "manage.py check did not end within a minute."
     return (check.stderr.strip() or "manage.py check failed.") if check.returncode else ""
-
-
-def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    deadline = time.monotonic() + _STOP_SECONDS
-    for process in processes:
-        process.terminate()
-    for process in processes:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(max(0.1, deadline - time.monotonic()))
-        if process.poll() is None:
-            process.kill()
-            process.wait()
 
 
 if __name__ == "__main__":

@@ -160,7 +160,6 @@ class _CpuTime:
 
     @classmethod
     def now(cls) -> Self:
-        """Read the current values. Only Linux reports how long threads have waited; elsewhere, `waited` is 0."""
         waited = 0
         for thread in Path("/proc/self/task").glob("*/schedstat"):
             with contextlib.suppress(OSError):  # the thread has ended

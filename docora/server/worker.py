@@ -114,18 +114,12 @@ class DocoraWorker(Worker):
         """Also publish how many jobs this worker performs at once, for `docora.redis.inspect`."""
         return {**super().serialize(), "jobs_at_once": settings.SYNCS_PER_WORKER}
 
-    def check_for_suspension(self, burst: bool) -> None:
-        with _surviving_an_outage():
-            super().check_for_suspension(burst)
-
-    def set_state(self, state: str, pipeline: Pipeline | None = None) -> None:
-        with _surviving_an_outage():
-            super().set_state(state, pipeline)
-
-    def set_shutdown_requested_date(self) -> None:
-        """Survive an outage: an exception in a signal handler would end the worker before its work-horse has handed over."""
-        with _surviving_an_outage():
-            super().set_shutdown_requested_date()  # type: ignore[no-untyped-call]
+    check_for_suspension = _surviving_an_outage()(Worker.check_for_suspension)
+    set_state = _surviving_an_outage()(Worker.set_state)
+    # An exception in a signal handler would end the worker before its work-horse has handed over.
+    set_shutdown_requested_date = _surviving_an_outage()(Worker.set_shutdown_requested_date)
+    # The registration then expires. An error would replace the one that ends the worker.
+    register_death = _surviving_an_outage()(Worker.register_death)
 
     def dequeue_job_and_maintain_ttl(self, *arguments: Any, **options: Any) -> Any:
         """End the worker with a sentence if Redis refuses commands, such as when its disk is full. RQ would log a traceback."""
@@ -133,11 +127,6 @@ class DocoraWorker(Worker):
             return super().dequeue_job_and_maintain_ttl(*arguments, **options)
         except ResponseError as error:
             raise SystemExit(connection.problem(error)) from None
-
-    def register_death(self) -> None:
-        """If Redis is down, let the registration expire: an error here would hide the one that ends the worker."""
-        with _surviving_an_outage():
-            super().register_death()  # type: ignore[no-untyped-call]
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Survive a Redis outage, in which RQ would end the worker and its job.
@@ -155,21 +144,21 @@ class DocoraWorker(Worker):
                     return
                 time.sleep(0.5)
 
+    @_surviving_an_outage()
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
         """Register at every heartbeat. RQ registers only once, so a Redis that lost its data would never list the worker."""
-        with _surviving_an_outage():
-            super().heartbeat(timeout, pipeline)
-            worker_registration.register(self, pipeline)
-            # During a job, RQ checks this itself.
-            if pipeline is None and not self.connection.hexists(self.key, "birth"):
-                self.connection.hset(self.key, mapping={**self.serialize(), "state": self.get_state()})
+        super().heartbeat(timeout, pipeline)
+        worker_registration.register(self, pipeline)
+        # During a job, RQ checks this itself.
+        if pipeline is None and not self.connection.hexists(self.key, "birth"):
+            self.connection.hset(self.key, mapping={**self.serialize(), "state": self.get_state()})
 
+    @_surviving_an_outage()
     def run_maintenance_tasks(self) -> None:
         """Also call the callbacks. In a Redis outage, the tasks are tried again before the next job."""
-        with _surviving_an_outage():
-            super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
-            for callback in maintenance_callbacks:
-                callback()
+        super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
+        for callback in maintenance_callbacks:
+            callback()
 
     def perform_job(self, job: Job, queue: Queue, execution: Execution) -> bool:
         """Perform the job in the work-horse and, unless the job runs alone, also the jobs that wait behind it.
@@ -304,11 +293,8 @@ class DocoraWorker(Worker):
     def request_stop(self, signum: Any, frame: Any) -> None:
         """Handle SIGTERM. Set the flag first, because an alarm of `monitor_work_horse` may interrupt this."""
         self._stop_requested = True
-        super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
-
-    def handle_warm_shutdown_request(self) -> None:
-        super().handle_warm_shutdown_request()  # type: ignore[no-untyped-call]
         self._stop_horse()
+        super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
 
     def _stop_horse(self) -> None:
         """Pass SIGTERM on to the work-horse, which records acknowledged files and frees its leases.

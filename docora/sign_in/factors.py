@@ -19,10 +19,6 @@ COLUMN = "mfa.Authenticator.data"
 _SECRETS = ("secret", "seed")  # of an authenticator app, and of recovery codes
 
 
-def has_factor(user: Any) -> bool:
-    return bool(is_mfa_enabled(user, _FACTORS))
-
-
 def is_missing(request: HttpRequest, user: Any) -> bool:
     """Return whether the user's role requires a second factor that the user has not set up.
 
@@ -35,7 +31,7 @@ def is_missing(request: HttpRequest, user: Any) -> bool:
     if any(record["method"] == "socialaccount" for record in records):
         return False
     is_required = (user.is_superuser and SUPERUSER in roles) or user.groups.filter(name__in=roles).exists()
-    return is_required and not has_factor(user)
+    return is_required and not is_mfa_enabled(user, _FACTORS)
 
 
 def stored_secrets() -> Iterator[tuple[int, str, str]]:

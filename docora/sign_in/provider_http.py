@@ -33,7 +33,6 @@ class _Transport(BaseAdapter):
         self._client = HttpClient(
             settings.OIDC_ALLOWED_NETWORKS,
             allow_http=settings.OIDC_ISSUER.startswith("http://"),
-            user_agent=http.user_agent(),
             max_connections=1,
             proxy=settings.EGRESS_PROXY,
         )

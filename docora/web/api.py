@@ -65,22 +65,16 @@ def _header(description: str, schema: dict[str, str]) -> dict[str, Any]:
 _CHUNK_SIZE = 65536  # bytes
 
 
-class BodyTooLarge(ValueError):
-    """The request body exceeds the limit, which the message names."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__(f"The body is too large: send at most {limit:,} bytes")
-
-
 def body_chunks(request: HttpRequest, limit: int) -> Iterator[bytes]:
     """Yield the body in chunks, using constant memory.
 
-    Raises `BodyTooLarge` above `limit` bytes, before the first chunk if Content-Length already exceeds it.
+    Raises `ApiError` above `limit` bytes, before the first chunk if Content-Length already exceeds it.
     """
+    too_large = ApiError(f"The body is too large: send at most {limit:,} bytes", 413)
     content_length = request.META.get("CONTENT_LENGTH") or ""
     if content_length.isdecimal():
         if int(content_length) > limit:
-            raise BodyTooLarge(limit)
+            raise too_large
         read: Callable[[int], bytes] = request.read
     elif request.META.get("wsgi.input_terminated"):
         read = request.META["wsgi.input"].read
@@ -90,7 +84,7 @@ def body_chunks(request: HttpRequest, limit: int) -> Iterator[bytes]:
     while chunk := read(_CHUNK_SIZE):
         size += len(chunk)
         if size > limit:
-            raise BodyTooLarge(limit)
+            raise too_large
         yield chunk
 
 
@@ -98,8 +92,6 @@ def read_body(request: HttpRequest, limit: int) -> None:
     """Read the whole body, chunked or not, into `request.body`. Raises `ApiError` above `limit` bytes."""
     try:
         request._body = b"".join(body_chunks(request, limit))
-    except BodyTooLarge as error:
-        raise ApiError(str(error), 413) from None
     except OSError:
         raise ApiError("The body ended before it was complete: send it again", 422) from None
 

@@ -5,13 +5,9 @@ from collections import Counter
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 
+from docora.web.errors import ApiError
 
-class TooManyAtOnce(Exception):
-    """Too many requests of this kind are running. Another one may be possible in `seconds`."""
-
-    def __init__(self, message: str, seconds: int) -> None:
-        super().__init__(message)
-        self.seconds = seconds
+_RETRY_AFTER_SECONDS = 5
 
 
 class ConcurrencyLimit:
@@ -21,25 +17,24 @@ class ConcurrencyLimit:
     (plural). Each process counts only its own requests, because it protects its own threads.
     """
 
-    def __init__(self, what: str, *, per_caller: int, total: int, retry_after: int) -> None:
+    def __init__(self, what: str, *, per_caller: int, total: int) -> None:
         self.per_caller = per_caller
         self.total = total
         self._what = what
-        self._retry_after = retry_after
         self._running: Counter[Hashable] = Counter()
         self._lock = threading.Lock()
 
     def take(self, caller: Hashable) -> None:
-        """Count one more request. Raises `TooManyAtOnce` if there are too many. Call `release` when it ends."""
+        """Count one more request. Raises `ApiError` if there are too many. Call `release` when it ends."""
         with self._lock:
             if self._running[caller] >= self.per_caller:
                 message = f"Too many {self._what} at once: wait until another one has ended"
             elif self._running.total() >= self.total:
-                message = f"Docora is busy with {self._what} of other apps: try again in {self._retry_after} seconds"
+                message = f"Docora is busy with {self._what} of other apps: try again in {_RETRY_AFTER_SECONDS} seconds"
             else:
                 self._running[caller] += 1
                 return
-        raise TooManyAtOnce(message, self._retry_after)
+        raise ApiError(message, 429, {"Retry-After": str(_RETRY_AFTER_SECONDS)})
 
     def release(self, caller: Hashable) -> None:
         with self._lock:

@@ -25,27 +25,10 @@ _SEARCHED = {"q", "search", "term", "app_name", "repository"}
 _MAX_DIGITS = 18  # always fits into 64 bits
 
 # Docora's pages use none of these browser features.
-PERMISSIONS_POLICY = ", ".join(
-    f"{feature}=()"
-    for feature in (
-        "accelerometer",
-        "autoplay",
-        "browsing-topics",
-        "camera",
-        "display-capture",
-        "encrypted-media",
-        "fullscreen",
-        "geolocation",
-        "gyroscope",
-        "magnetometer",
-        "microphone",
-        "midi",
-        "payment",
-        "picture-in-picture",
-        "screen-wake-lock",
-        "usb",
-        "xr-spatial-tracking",
-    )
+PERMISSIONS_POLICY = (
+    "accelerometer=(), autoplay=(), browsing-topics=(), camera=(), display-capture=(), encrypted-media=(), fullscreen=(), "
+    "geolocation=(), gyroscope=(), magnetometer=(), microphone=(), midi=(), payment=(), picture-in-picture=(), "
+    "screen-wake-lock=(), usb=(), xr-spatial-tracking=()"
 )
 
 

@@ -82,7 +82,11 @@ def parse_answer(outcome: Outcome, digits: int) -> Pack | None:
                 kind, _, name = bytes(packet).rstrip(b"\n").partition(b" ")
                 if kind != b"shallow":  # `unshallow`: the host has sent a commit's parents
                     return None
-                shallow.append(_checked(name, digits))
+                if (
+                    not remote.OBJECT_NAME.fullmatch(name) or len(name) != digits
+                ):  # it is written into a file of the mirror
+                    return None
+                shallow.append(name.decode("ascii"))
             elif section == b"packfile":
                 if packet[0] == _ERROR:
                     return None
@@ -93,10 +97,3 @@ def parse_answer(outcome: Outcome, digits: int) -> Pack | None:
     except ValueError:
         return None
     return Pack(content, shallow) if content.startswith(b"PACK") else None
-
-
-def _checked(name: bytes, digits: int) -> str:
-    """Return an object's name, which is written into a file of the mirror. Raise ValueError if it is not one."""
-    if not remote.OBJECT_NAME.fullmatch(name) or len(name) != digits:
-        raise ValueError("not the name of an object")
-    return name.decode("ascii")

@@ -6,6 +6,7 @@ network takes a `Remote`: Docora resolves its host first, and git connects only 
 proxy (`docora.http.egress`).
 """
 
+import contextlib
 import os
 import selectors
 import signal
@@ -23,7 +24,7 @@ from django.conf import settings
 from docora.http.addresses import is_address
 from docora.http.egress import blocked_behind_proxy, is_direct
 from docora.http.resolver import resolve
-from docora.process import with_limits, with_parent_death_signal
+from docora.process import kill_group, with_limits, with_parent_death_signal
 from repositories_app.git import errors as git_errors
 from repositories_app.git.exceptions import Cause, GitError
 
@@ -204,18 +205,11 @@ def stderr_of(process: subprocess.Popen[bytes]) -> bytes:
 
 def stop(process: subprocess.Popen[bytes]) -> None:
     """End the process and everything that it started."""
-    if process.poll() is None:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            process.kill()
+    kill_group(process)
     process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe:
-            try:
-                pipe.close()
-            except BrokenPipeError:
-                continue
+    for pipe in filter(None, (process.stdin, process.stdout)):
+        with contextlib.suppress(BrokenPipeError):
+            pipe.close()
 
 
 def run(

@@ -17,7 +17,6 @@ from urllib.parse import urljoin
 
 from django.conf import settings
 
-from docora import http
 from docora.backoff import MAX_WAIT_SECONDS
 from docora.http.client import HttpClient, Outcome, Request
 from docora.text import clean_text
@@ -55,7 +54,6 @@ def new_client(max_connections: int = CONCURRENCY) -> HttpClient:
     return HttpClient(
         allowed_networks=settings.ALLOWED_PRIVATE_NETWORKS,
         allow_http=settings.ALLOW_HTTP,
-        user_agent=http.user_agent(),
         max_connections=max_connections,
         proxy=settings.EGRESS_PROXY,
     )

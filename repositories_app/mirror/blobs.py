@@ -231,7 +231,7 @@ class _Pipe(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Buffer) -> int:
-        wait_for_output(self._fd, git.LOCAL_TIMEOUT)
+        wait_for_output(self._fd)
         return os.readv(self._fd, [buffer])
 
 

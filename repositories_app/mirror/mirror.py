@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import replace
 from itertools import batched, pairwise
 from pathlib import Path
+from typing import Any
 
 from docora import file_locks
 from docora.conf.data_dir import make_private
@@ -171,15 +172,7 @@ class Mirror:
             with tempfile.TemporaryFile() as file:
                 file.write(pack.content)
                 file.seek(0)
-                git.run(
-                    command,
-                    directory=self.directory,
-                    fds=self._fds,
-                    stdin=file.fileno(),
-                    max_memory=git.MAX_MEMORY,
-                    timeout=timeout,
-                    tick=tick,
-                )
+                self._git(command, stdin=file.fileno(), max_memory=git.MAX_MEMORY, timeout=timeout, tick=tick)
         except BaseException as error:
             self._clear()
             if isinstance(error, GitError):
@@ -295,17 +288,8 @@ class Mirror:
         files: list[tuple[bytes, Difference]] = []
         folders = size = 0
         # `-t` lists folders too: a few trees that name each other may expand to any number of empty ones.
-        arguments = [
-            "diff-tree",
-            "-r",
-            "-t",
-            "-z",
-            "--raw",
-            "--no-abbrev",
-            "--no-renames",
-            _peeled(base),
-            _peeled(commit),
-        ]
+        options = ["-r", "-t", "-z", "--raw", "--no-abbrev", "--no-renames"]
+        arguments = ["diff-tree", *options, _peeled(base), _peeled(commit)]
         try:
             with contextlib.closing(self._records(arguments, _MAX_DIFF_MEMORY)) as records:
                 for line, path in batched(records, 2):
@@ -425,7 +409,7 @@ class Mirror:
 
     def _run_short(self, args: Sequence[str], timeout: float = git.LOCAL_TIMEOUT) -> bytes:
         """Run a git command that ends at once, and return its output."""
-        return git.run(args, directory=self.directory, fds=self._fds, timeout=max(0.0, timeout), short=True)
+        return self._git(args, timeout=max(0.0, timeout), short=True)
 
     def _read_ref(self, name: str) -> str:
         """Return the commit in the file of a ref; empty if there is none."""
@@ -451,15 +435,9 @@ class Mirror:
         new.write_text(text, encoding="ascii")
         new.replace(file)
 
-    def _git(
-        self,
-        args: Sequence[str],
-        *,
-        remote: git.Remote | None = None,
-        timeout: float = git.LOCAL_TIMEOUT,
-        tick: git.Tick | None = None,
-    ) -> bytes:
-        return git.run(args, directory=self.directory, remote=remote, fds=self._fds, timeout=timeout, tick=tick)
+    def _git(self, args: Sequence[str], **options: Any) -> bytes:
+        """Run a git command with these options of `git.run`, and return its output."""
+        return git.run(args, directory=self.directory, fds=self._fds, **options)
 
     def _ls_tree(self, arguments: Sequence[str]) -> Iterator[Entry]:
         before = None

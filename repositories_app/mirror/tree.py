@@ -7,7 +7,6 @@ import stat
 import subprocess
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO
 
 from docora.text import format_bytes
 from repositories_app.git import errors as git_errors
@@ -113,17 +112,17 @@ def slices(paths: Sequence[bytes]) -> Iterator[list[bytes]]:
 _BLOCK = 65536
 
 
-def records(process: subprocess.Popen[bytes], max_bytes: int, max_wait: float = git.LOCAL_TIMEOUT) -> Generator[bytes]:
+def records(process: subprocess.Popen[bytes], max_bytes: int) -> Generator[bytes]:
     """Yield NUL-separated records of the process's output, and end the process when the iteration ends.
 
-    Raises `GitError` if it fails, prints more than `max_bytes`, or prints nothing for `max_wait` seconds, for example
+    Raises `GitError` if it fails, prints more than `max_bytes`, or prints nothing for `LOCAL_TIMEOUT` seconds, for example
     because the disk does not answer.
     """
     assert process.stdout
     try:
         parts: list[bytes] = []  # of a record that is not complete; a name may be megabytes long
         size = 0
-        while block := _read(process.stdout, max_wait):
+        while block := _read(process.stdout.fileno()):
             size += len(block)
             if size > max_bytes:
                 raise git_errors.explain(Cause.TOO_LARGE, f"its list of files exceeds {format_bytes(size)}")
@@ -140,15 +139,15 @@ def records(process: subprocess.Popen[bytes], max_bytes: int, max_wait: float = 
         raise git_errors.classify(errors, ended=process.returncode, local=True)
 
 
-def _read(pipe: IO[bytes], max_wait: float) -> bytes:
+def _read(fd: int) -> bytes:
     """Return the next block; empty at the end."""
-    wait_for_output(pipe.fileno(), max_wait)
-    return os.read(pipe.fileno(), _BLOCK)
+    wait_for_output(fd)
+    return os.read(fd, _BLOCK)
 
 
-def wait_for_output(fd: int, max_wait: float) -> None:
-    """Wait until there is something to read, or the end. Raises `GitError` after `max_wait` seconds."""
+def wait_for_output(fd: int) -> None:
+    """Wait until there is something to read, or the end. Raises `GitError` after `LOCAL_TIMEOUT` seconds."""
     waiting = select.poll()
     waiting.register(fd, select.POLLIN)
-    if not waiting.poll(max_wait * 1000):
-        raise git_errors.explain(Cause.TIMEOUT, f"git printed nothing for {max_wait:.0f} seconds")
+    if not waiting.poll(git.LOCAL_TIMEOUT * 1000):
+        raise git_errors.explain(Cause.TIMEOUT, f"git printed nothing for {git.LOCAL_TIMEOUT:.0f} seconds")

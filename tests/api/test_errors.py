@@ -10,7 +10,8 @@ from django.test import Client, RequestFactory
 
 from deliveries_app import services
 from docora.db.connection import is_outage
-from docora.web.api import BodyTooLarge, body_chunks
+from docora.web.api import body_chunks
+from docora.web.errors import ApiError
 from tests.api.caller import Caller, error_of
 from tests.support.postgres import PostgresServer
 from tests.support.staff import staff
@@ -106,7 +107,7 @@ def chunked(content: bytes):
 
 def test_chunked_body_is_bounded() -> None:
     assert b"".join(body_chunks(chunked(b"x" * 200_000), 200_000)) == b"x" * 200_000
-    with pytest.raises(BodyTooLarge, match="at most 199,999 bytes"):
+    with pytest.raises(ApiError, match="at most 199,999 bytes"):
         list(body_chunks(chunked(b"x" * 200_000), 199_999))
 
 

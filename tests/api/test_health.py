@@ -18,7 +18,7 @@ CHECKS = ("database", "redis", "git", "disk", "workers", "sweep")
 @pytest.fixture
 def worker(redis_client):
     """A worker and a sweep with fresh heartbeats."""
-    heartbeat.beat(heartbeat.SWEEP)
+    heartbeat.beat()
     worker = Worker(["high"], connection=redis_client)
     worker.register_birth()
     return worker
@@ -58,7 +58,7 @@ def checks_of(client: Client) -> dict[str, str]:
 
 @pytest.mark.django_db
 def test_not_ready_without_a_worker(client: Client) -> None:
-    heartbeat.beat(heartbeat.SWEEP)
+    heartbeat.beat()
     assert list(checks_of(client)) == ["workers"]
     assert checks_of(client)["workers"] == (
         "no worker is running, so nothing is synced: check the service that runs the workers (systemd: docora-worker@1; "

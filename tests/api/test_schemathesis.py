@@ -127,7 +127,7 @@ def _one_connection() -> Iterator[None]:
 def call(case: Any, redis: Redis, **kwargs: Any) -> Any:
     """Run one case without the throttle state of earlier ones."""
     redis.flushall()
-    heartbeat.beat(heartbeat.SWEEP)
+    heartbeat.beat()
     Worker(["high"], connection=redis).register_birth()
     with transaction.atomic():
         response = case.call_and_validate(**kwargs)

@@ -44,7 +44,7 @@ def admin(db) -> Client:
 def alive(redis_client) -> None:
     """A worker and the sweep are alive."""
     Worker(["high"], connection=redis_client).register_birth()
-    heartbeat.beat(heartbeat.SWEEP)
+    heartbeat.beat()
 
 
 def fail(app: App, name: str, cause: RootCause = RootCause.SERVER_ERROR, **fields) -> AppRepository:

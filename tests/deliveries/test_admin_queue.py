@@ -245,7 +245,7 @@ def test_silent_worker_is_gone_and_its_leases_are_shown(
     page = operator.get(PAGE).text
     assert "The sweep is not running, so Docora doesn't check for changes" in page
     assert "Docora is checking repositories" not in page
-    heartbeat.beat(heartbeat.SWEEP)
+    heartbeat.beat()
     page = operator.get(PAGE).text
     assert "is not running" not in page
     assert "No worker is running" not in page

@@ -43,7 +43,7 @@ def out(db, settings, redis_client) -> Iterator[AlertReceivers]:
 def beat() -> None:
     """Record heartbeats of the sweep and the workers, on a separate connection because RQ changes the timeouts of the
     connection that it is given."""
-    heartbeat.beat(heartbeat.SWEEP)
+    heartbeat.beat()
     with Redis.from_url(conf.settings.REDIS_URL) as client:
         for worker in Worker.all(connection=client):
             worker.heartbeat()
@@ -266,7 +266,7 @@ def test_open_circuit_is_one_alert_until_it_closes(out: AlertReceivers, watch) -
 
 def test_alert_after_a_minute_without_workers(out: AlertReceivers, redis_client) -> None:
     redis_client.flushall()
-    heartbeat.beat(heartbeat.SWEEP)
+    heartbeat.beat()
     alerts.run_round()
     time_passes(seconds=30)
     alerts.run_round()
@@ -276,7 +276,7 @@ def test_alert_after_a_minute_without_workers(out: AlertReceivers, redis_client)
     assert out.events == []
     assert not Alert.objects.exists()
     redis_client.flushall()
-    heartbeat.beat(heartbeat.SWEEP)
+    heartbeat.beat()
     next_round()
     next_round()
     assert out.events == [("alert", "no_worker", 1)]
@@ -310,7 +310,7 @@ def test_worker_alerts_about_a_late_sweep(out: AlertReceivers) -> None:
         time_passes()
         jobs.send_alerts("late")
     assert out.events == [("alert", "sweep_late", 1)]
-    heartbeat.beat(heartbeat.SWEEP)
+    heartbeat.beat()
     alerts.enqueue_if_sweep_is_late()
     assert redis().llen("rq:queue:high") == 1
     next_round()

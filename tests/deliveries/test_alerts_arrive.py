@@ -38,7 +38,7 @@ from tests.support.staff import VIEWS, make_app, make_watch, staff
 def out(db, settings, redis_client: Redis) -> Iterator[AlertReceivers]:
     """Alerts are on, and a worker and the sweep are alive."""
     Worker(["high"], name="first", connection=redis_client).register_birth()
-    heartbeat.beat(heartbeat.SWEEP)
+    heartbeat.beat()
     with alert_receivers(settings) as found:
         yield found
 

@@ -48,7 +48,7 @@ def healthy(
     settings.REPOS_DIR = tmp_path / "repos"
     User.objects.create_superuser("root", password="x")
     start_worker(redis_client)
-    heartbeat.beat(heartbeat.SWEEP)
+    heartbeat.beat()
 
 
 # --- The command --------------------------------------------------------------------------------------------------------

@@ -181,7 +181,7 @@ def test_queue_worker_and_sweep_gauges(db, redis_client: Redis) -> None:
     since = utcformat(datetime.now(UTC) - timedelta(minutes=2))
     redis_client.hset(Job.key_for("job-1"), "enqueued_at", since)
     Worker(["high"], connection=redis_client).register_birth()
-    heartbeat.beat(heartbeat.SWEEP)
+    heartbeat.beat()
     found = scrape()
     assert found['docora_queue_jobs{queue="high"}'] == 3
     assert 120 <= found['docora_queue_oldest_job_seconds{queue="high"}'] < 180

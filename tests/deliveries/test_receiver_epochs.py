@@ -144,6 +144,8 @@ from pathlib import Path
 from deliveries_app.receiver import Receiver
 delete = shutil.rmtree
 def killed(path, *arguments, **options):
+    if Path(path).name == ".incoming":
+        return delete(path, *arguments, **options)
     if sys.argv[3] == "midway":
         os.remove(min(file for file in Path(path).rglob("*") if file.is_file()))
     os.kill(os.getpid(), signal.SIGKILL)

@@ -38,12 +38,12 @@ def test_empty_redis() -> None:
 
 def test_without_redis(valkey_server: ValkeyServer) -> None:
     valkey_server.stop()
-    heartbeat.beat(heartbeat.SWEEP)
+    heartbeat.beat()
     assert heartbeat.read() is None
 
 
 def test_sweep_heartbeat(redis_client: Redis) -> None:
-    heartbeat.beat(heartbeat.SWEEP)
+    heartbeat.beat()
     found = signs()
     assert found.sweep is not None
     assert abs(timezone.now() - found.sweep) < timedelta(seconds=60)

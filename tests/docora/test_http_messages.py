@@ -40,10 +40,7 @@ def test_invalid_method_or_body_is_rejected(method, body):
 )
 def test_retry_after(value, seconds):
     headers = {} if value is None else {"retry-after": value}
-    outcome = Outcome(
-        status=503, cause=None, message="", headers=headers, body=b"", truncated=False, elapsed=0.1, reached=True
-    )
-    assert outcome.retry_after(now=784111740.0) == seconds  # 08:49:00 of that day
+    assert Outcome(503, None, "", headers).retry_after(now=784111740.0) == seconds  # 08:49:00 of that day
 
 
 def test_response_headers_are_bounded():

@@ -20,7 +20,7 @@ from tests.docora.http_server import LOOPBACK, post, servers
 
 @pytest.fixture
 def client():
-    with HttpClient(LOOPBACK, allow_http=True, user_agent="Docora/test") as client:
+    with HttpClient(LOOPBACK, allow_http=True) as client:
         yield client
 
 

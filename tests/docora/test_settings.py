@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from docora.conf.data_dir import Keys, embedded_redis_socket, make_private, unusable
+from docora.conf.data_dir import embedded_redis_socket, generated_key, make_private, unusable
 from tests.support.commands import manage
 
 
@@ -52,6 +52,8 @@ def start_with(directory: Path, **settings: str) -> subprocess.CompletedProcess[
         ),
         ("ENCRYPTION_KEYS", "short", "at least 16 characters"),
         ("ENCRYPTION_KEYS", "one-key-of-enough-letters,one-key-of-enough-letters", "has the same key twice"),
+        ("REDIS_URL", "http://127.0.0.1:6379/0", "REDIS_URL must look like redis://host:6379/0"),
+        ("REDIS_URL", "redis://127.0.0.1:6379?db=first", "REDIS_URL must look like redis://host:6379/0"),
         ("METRICS_TOKEN", "short", "METRICS_TOKEN must be at least 16 printable ASCII characters"),
         ("METRICS_TOKEN", "text with spaces in it", "METRICS_TOKEN must be at least 16 printable ASCII characters"),
         ("MAX_WATCHES_PER_APP", "-1", "MAX_WATCHES_PER_APP must be at least 0"),
@@ -203,7 +205,7 @@ def test_sqlite_file_is_private(tmp_path: Path) -> None:
 
 def test_concurrent_starts_read_the_same_keys(tmp_path: Path) -> None:
     with ThreadPoolExecutor(16) as pool:
-        keys = set(pool.map(lambda _: Keys(tmp_path).secret_key, range(64)))
+        keys = set(pool.map(lambda _: generated_key(tmp_path, "secret_key"), range(64)))
     assert len(keys) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["keys.json"]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from deliveries_app.models import AppRepository
 from deliveries_app.receiver import Answer, Notification, Receiver, Refused, tree_sha256
-from deliveries_app.receiver.server import Server, _PostHandler
+from deliveries_app.receiver.server import PostHandler
 from deliveries_app.receiver.storage import Page
 from tests.support.receiver import KeepsPort
 
@@ -227,8 +227,17 @@ class MemoryCopy:
         self._newest[note.path] = max(note.sequence, self._newest.get(note.path, 0))
 
 
+class _Handler(PostHandler):
+    def do_POST(self) -> None:
+        super().do_POST()
+        if self.server.owner.kind_of(self.headers.get("X-Docora-App-Id", "")).hangs_up:
+            self.close_connection = True
+
+
 class Clients(KeepsPort, Receiver):
     """The servers of all client apps. `kinds` maps an app's id to its kind, and may be changed at any time."""
+
+    handler = _Handler
 
     def __init__(self, *arguments: object, **options: object) -> None:
         self.kinds: dict[str, ClientKind] = {}
@@ -285,12 +294,6 @@ class Clients(KeepsPort, Receiver):
                 self._accepted_at[note.app_id] = now
         return None
 
-    def make_server(self, address: tuple[str, int]) -> Server:
-        server = super().make_server(address)
-        server.hangs_up_on = lambda app_id: self.kind_of(app_id).hangs_up  # type: ignore[attr-defined]
-        server.RequestHandlerClass = _Handler
-        return server
-
     def _page(self, notification: Notification) -> Page:
         kind = self.kind_of(notification.app_id)
         if not kind.verifies:
@@ -313,10 +316,3 @@ class Clients(KeepsPort, Receiver):
         with self._lock:
             self._processed[app_id].add(notification.webhook_id)
         return outcome
-
-
-class _Handler(_PostHandler):
-    def do_POST(self) -> None:
-        super().do_POST()
-        if self.server.hangs_up_on(self.headers.get("X-Docora-App-Id", "")):  # type: ignore[attr-defined]
-            self.close_connection = True

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from deliveries_app.receiver.server import ThreadedServer
 from tests.support.git import GitFixture, GitServer, Handler, Repo, Takeover
 from tests.support.receiver import KeepsPort
 
@@ -53,8 +52,19 @@ FAULTS = [
 ]
 
 
+class _Handler(Handler):
+    def handle_git(self, body: IO[bytes] | None) -> None:
+        head = os.pread(body.fileno(), 256, 0) if body else b""
+        # A fetch by git itself asks for the refs again.
+        is_by_git = self.headers.get("User-Agent", "").startswith("git/")
+        self.server.owner.choose_replica(for_refs=b"command=ls-refs" in head and not is_by_git)
+        super().handle_git(body)
+
+
 class Host(KeepsPort, GitServer):
     """Serves `directory`, or for a share of the requests `replica`. Each connection is answered from one of them."""
+
+    handler = _Handler
 
     def __init__(self, directory: Path, replica: Path, *, host: str, tokens: Mapping[str, AbstractSet[str]]) -> None:
         self._chosen = threading.local()
@@ -85,25 +95,9 @@ class Host(KeepsPort, GitServer):
         share = self.fault.lagging_refs if for_refs else self.fault.lagging_fetches
         self._chosen.directory = self.replica if share and self._rng.random() < share else self._origin
 
-    def make_server(self, address: tuple[str, int]) -> ThreadedServer:
-        server = super().make_server(address)
-        server.RequestHandlerClass = _Handler
-        return server
-
     def _bad_answer(self) -> int | Takeover | None:
         fault = self.fault
         return fault.answer() if fault.share and self._rng.random() < fault.share else None
-
-
-class _Handler(Handler):
-    def handle_git(self, body: IO[bytes] | None) -> None:
-        head = os.pread(body.fileno(), 256, 0) if body else b""
-        host = self.server.git
-        assert isinstance(host, Host)
-        # A fetch by git itself asks for the refs again.
-        is_by_git = self.headers.get("User-Agent", "").startswith("git/")
-        host.choose_replica(for_refs=b"command=ls-refs" in head and not is_by_git)
-        super().handle_git(body)
 
 
 class FaultyGit(GitFixture):

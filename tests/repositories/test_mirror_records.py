@@ -5,6 +5,7 @@ import tempfile
 
 import pytest
 
+from repositories_app.git import process as git
 from repositories_app.git.exceptions import Cause, GitError
 from repositories_app.mirror.tree import records
 
@@ -22,9 +23,10 @@ def test_records_split_across_reads_are_joined() -> None:
     assert program.returncode == 0
 
 
-def test_silent_program_is_killed() -> None:
+def test_silent_program_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(git, "LOCAL_TIMEOUT", 0.5)
     program = process(r"printf 'one\0'; sleep 60")
-    read = records(program, 1000, max_wait=0.5)
+    read = records(program, 1000)
     assert next(read) == b"one"
     with pytest.raises(GitError, match="printed nothing") as caught:
         next(read)

@@ -15,7 +15,6 @@ from typing import IO
 
 from deliveries_app.demo import git_server
 from deliveries_app.demo.repositories import Changes, Entry, commit, git, git_environment, init
-from deliveries_app.receiver.server import ThreadedServer
 
 __all__ = ["Changes", "Entry", "GitFixture", "GitServer", "Repo", "Request", "Takeover", "git", "git_environment"]
 
@@ -38,49 +37,6 @@ class Request:
     user: str = ""
 
 
-class GitServer(git_server.GitServer):
-    """The demo's git server, with private repositories, a log, and a hook.
-
-    - `tokens` makes repositories private: `owner/name` → the tokens that give access, sent as the password of HTTP
-      Basic with any user name. The mapping is read for each request.
-    - `on_request(method, target)` is called first, in the thread of the connection. It may block. It returns an error
-      status, a `Takeover`, or None to continue as usual.
-    """
-
-    def __init__(
-        self,
-        directory: Path,
-        *,
-        host: str = "127.0.0.1",
-        port: int = 0,
-        tokens: Mapping[str, AbstractSet[str]] | None = None,
-    ) -> None:
-        super().__init__(directory, host=host, port=port)
-        self.tokens: Mapping[str, AbstractSet[str]] = {} if tokens is None else tokens
-        self.on_request: Callable[[str, str], int | Takeover | None] | None = None
-        self._log: deque[Request] = deque(maxlen=10_000)
-
-    @property
-    def requests(self) -> list[Request]:
-        """The last 10,000 requests, oldest first."""
-        return list(self._log)
-
-    def make_server(self, address: tuple[str, int]) -> ThreadedServer:
-        server = super().make_server(address)
-        server.RequestHandlerClass = Handler
-        return server
-
-    def decide(self, request: Request) -> int | Takeover | None:
-        """Log a request and return how to answer it. With None, git answers."""
-        self._log.append(request)
-        reply = self.on_request(request.method, request.target) if self.on_request else None
-        target = git_server.TARGET.fullmatch(request.target)
-        if reply is not None or target is None:
-            return reply
-        tokens = self.tokens.get(git_server.name_of(target))
-        return None if tokens is None or request.token in tokens else 401
-
-
 class Handler(git_server.Handler):
     _request: Request | None = None
 
@@ -88,7 +44,7 @@ class Handler(git_server.Handler):
         user, token = self._credentials()
         request = Request(self.command, self.path, self.headers.get("Git-Protocol", ""), token, user=user)
         self._request = request
-        decision = self.server.git.decide(request)  # type: ignore[attr-defined]
+        decision = self.server.owner.decide(request)
         if callable(decision):
             self.close_connection = True
             decision(self.connection)
@@ -117,6 +73,46 @@ class Handler(git_server.Handler):
         super().send_response(code, message)
         if code == 401:
             self.send_header("WWW-Authenticate", 'Basic realm="git"')
+
+
+class GitServer(git_server.GitServer):
+    """The demo's git server, with private repositories, a log, and a hook.
+
+    - `tokens` makes repositories private: `owner/name` → the tokens that give access, sent as the password of HTTP
+      Basic with any user name. The mapping is read for each request.
+    - `on_request(method, target)` is called first, in the thread of the connection. It may block. It returns an error
+      status, a `Takeover`, or None to continue as usual.
+    """
+
+    handler: type[git_server.Handler] = Handler
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        tokens: Mapping[str, AbstractSet[str]] | None = None,
+    ) -> None:
+        super().__init__(directory, host=host, port=port)
+        self.tokens: Mapping[str, AbstractSet[str]] = {} if tokens is None else tokens
+        self.on_request: Callable[[str, str], int | Takeover | None] | None = None
+        self._log: deque[Request] = deque(maxlen=10_000)
+
+    @property
+    def requests(self) -> list[Request]:
+        """The last 10,000 requests, oldest first."""
+        return list(self._log)
+
+    def decide(self, request: Request) -> int | Takeover | None:
+        """Log a request and return how to answer it. With None, git answers."""
+        self._log.append(request)
+        reply = self.on_request(request.method, request.target) if self.on_request else None
+        target = git_server.TARGET.fullmatch(request.target)
+        if reply is not None or target is None:
+            return reply
+        tokens = self.tokens.get(git_server.name_of(target))
+        return None if tokens is None or request.token in tokens else 401
 
 
 @cache

@@ -21,7 +21,6 @@ from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from deliveries_app.receiver.server import ThreadedServer
 from repositories_app.models import GitHubApp
 from tests.support.git import GitFixture, GitServer, Handler
 
@@ -131,17 +130,6 @@ def _decoded(text: str) -> bytes:
     return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
 
 
-class GitHubServer(GitServer):
-    """The git server of the demo, which answers `/api/v3` from `github`."""
-
-    github: GitHub
-
-    def make_server(self, address: tuple[str, int]) -> ThreadedServer:
-        server = super().make_server(address)
-        server.RequestHandlerClass = _Handler
-        return server
-
-
 class _Handler(Handler):
     def do_GET(self) -> None:
         self._answer_api() or super().do_GET()
@@ -153,7 +141,7 @@ class _Handler(Handler):
         if not self.path.startswith("/api/v3/"):
             return False
         body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
-        github = self.server.git.github  # type: ignore[attr-defined]
+        github = self.server.owner.github
         path = self.path.removeprefix("/api/v3")
         status, headers, answer = github.handle(self.command, path, self.headers.get("Authorization", ""), body)
         data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
@@ -163,6 +151,13 @@ class _Handler(Handler):
         self.end_headers()
         self.wfile.write(data)
         return True
+
+
+class GitHubServer(GitServer):
+    """The git server of the demo, which answers `/api/v3` from `github`."""
+
+    handler = _Handler
+    github: GitHub
 
 
 class GitHubFixture(GitFixture):

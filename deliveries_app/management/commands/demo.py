@@ -9,11 +9,12 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from deliveries_app.demo.instance import USERS, Choices, Demo, NotEmpty, require_own_instance, wait_for_database
+from deliveries_app.demo.instance import USERS, Choices, Demo, NotEmpty, require_own_instance
 from docora.cli.main import DEMO_SETTINGS, add_instance_options
 from docora.cli.output import write_banner
 from docora.conf.data_dir import reason_and_advice
 from docora.conf.installation import program
+from docora.db import schema
 
 _LOOPBACK = ip_address("127.0.0.1")
 FIRST_SYNCS_SECONDS = 60.0
@@ -39,8 +40,7 @@ class Command(BaseCommand):
         if options["check"]:
             _check()
             return
-        if not wait_for_database(30.0):
-            raise CommandError(f"The database has no tables yet. Start the instance first: {program()} up --demo")
+        schema.wait_until_migrated(self.stderr.write)
         stopped = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stopped.set())

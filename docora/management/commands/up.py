@@ -215,8 +215,7 @@ def _default_workers() -> int:
 
     More than four are the administrator's choice, because each takes about 110 MB of memory.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(4, max(2, cores))
+    return min(4, max(2, len(os.sched_getaffinity(0))))
 
 
 def _worker_environment(workers: int) -> dict[str, str]:

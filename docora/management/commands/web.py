@@ -6,14 +6,7 @@ from django.core.management.base import BaseCommand, CommandParser
 from docora.cli.main import add_instance_options
 from docora.conf import installation
 from docora.db import schema
-from docora.server.supervisor import (
-    WEB_ENVIRONMENT,
-    listening_socket,
-    python_path,
-    require_free_port,
-    systemd_passed_socket,
-    web_command,
-)
+from docora.server.supervisor import WEB_ENVIRONMENT, listening_socket, python_path, require_free_port, web_command
 
 
 class Command(BaseCommand):
@@ -24,8 +17,7 @@ class Command(BaseCommand):
         add_instance_options(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        if not systemd_passed_socket():
-            require_free_port()
+        require_free_port()
         # Start even if the database is down: the documentation and the probes work without it.
         schema.wait_until_migrated(self.stderr.write, wait_for_database=False)
         listener = listening_socket()
