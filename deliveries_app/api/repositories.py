@@ -12,7 +12,7 @@ from deliveries_app.api.auth import AppToken
 from deliveries_app.api.callers import ASKS_HOST, BODY, NOT_WATCHED, QUERY, RESYNCS, WATCHES, WITH_BODY, RepositoryId
 from deliveries_app.api.paging import After, Order
 from deliveries_app.models import Status as WatchStatus
-from deliveries_app.services import RequestedOptions, watch_settings
+from deliveries_app.services import watch_settings
 from deliveries_app.services.push_hooks import hook_url
 from docora.web.api import READ, documented_responses, prefers_async
 
@@ -91,18 +91,13 @@ def ensure_repository(request: HttpRequest, wanted: schemas.WantedRepository) ->
     again. A new repository, token, branch or tag is checked with git first. Changing the branch or the patterns sends
     only the differences. Unlike `POST`, this never sends every file again."""
     # A field that was left out keeps its value; null resets it.
-    given = wanted.model_dump(include=wanted.model_fields_set)
-    patterns = {
-        name: "\n".join(given[f"{name}_patterns"] or [])
-        for name in ("include", "exclude")
-        if f"{name}_patterns" in given
-    }
-    others = {name: given[field] or "" for name, field in (("token", "github_token"), ("ref", "ref")) if field in given}
+    given = wanted.model_dump(include=wanted.model_fields_set, exclude={"github_url"})
+    settings = {name: "\n".join(value) if isinstance(value, list) else value or "" for name, value in given.items()}
     with errors.as_responses():
-        ensured = services.ensure_watched(
-            callers.actor(request), callers.caller(request), wanted.github_url, RequestedOptions(**others, **patterns)
+        watched = services.ensure_watched(
+            callers.actor(request), callers.caller(request), wanted.github_url, **settings
         )
-    return Status(201 if ensured.created else 200, schemas.watched_repository(ensured.watch))
+    return Status(201 if watched.created else 200, schemas.watched_repository(watched.watch))
 
 
 @router.api_operation(
@@ -184,7 +179,7 @@ def replace_token(request: HttpRequest, repository_id: RepositoryId, new: schema
     acknowledged are not sent again."""
     watch = callers.own_watch(request, repository_id)
     with errors.as_responses(unreadable=422):
-        watch_settings.replace_github_token(callers.actor(request), watch, new.github_token)
+        services.change_watch(callers.actor(request), watch, github_token=new.github_token)
     return {"message": "Token updated successfully"}
 
 

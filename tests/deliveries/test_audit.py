@@ -178,43 +178,32 @@ def steps() -> Iterable[Step]:
     yield (
         "ensure_watched",
         nothing,
-        (
-            lambda actor, stage, _: s.ensure_watched(
-                actor, stage.app, stage.watch.github_url, s.RequestedOptions(exclude="*.gif")
-            )
-        ),
+        (lambda actor, stage, _: s.ensure_watched(actor, stage.app, stage.watch.github_url, exclude_patterns="*.gif")),
         [A.WATCH_CHANGED],
     )
-    settings = watch_settings
+    changes: list[dict[str, str]] = [
+        {"github_token": "ghp_of_the_test"},
+        {"ref": "main"},
+        {"ignore_patterns": "*.log"},
+        {"include_patterns": "*.txt", "exclude_patterns": ""},
+    ]
+    for change in changes:
+        yield (
+            "change_watch",
+            nothing,
+            (lambda actor, stage, _, change=change: s.change_watch(actor, stage.watch, **change)),
+            [A.WATCH_CHANGED],
+        )
     yield (
-        "replace_github_token",
+        "change_watch",
         nothing,
-        lambda actor, stage, _: settings.replace_github_token(actor, stage.watch, "ghp_of_the_test"),
+        lambda actor, stage, _: s.change_watch(actor, stage.watch, github_url=f"{stage.watch.github_url}/"),
         [A.WATCH_CHANGED],
     )
-    yield "set_ref", nothing, lambda actor, stage, _: settings.set_ref(actor, stage.watch, "main"), [A.WATCH_CHANGED]
     yield (
         "renew_push_secret",
         nothing,
-        lambda actor, stage, _: settings.renew_push_secret(actor, stage.watch),
-        [A.WATCH_CHANGED],
-    )
-    yield (
-        "set_ignore_patterns",
-        nothing,
-        lambda actor, stage, _: settings.set_ignore_patterns(actor, stage.watch, "*.log"),
-        [A.WATCH_CHANGED],
-    )
-    yield (
-        "set_app_patterns",
-        nothing,
-        lambda actor, stage, _: settings.set_app_patterns(actor, stage.watch, "*.txt", ""),
-        [A.WATCH_CHANGED],
-    )
-    yield (
-        "set_spelling",
-        nothing,
-        lambda actor, stage, _: settings.set_spelling(actor, stage.watch, f"{stage.watch.github_url}/"),
+        lambda actor, stage, _: watch_settings.renew_push_secret(actor, stage.watch),
         [A.WATCH_CHANGED],
     )
     yield "pause_watches", nothing, lambda actor, stage, _: s.pause_watches(actor, stage.both), [A.WATCH_PAUSED] * 2

@@ -81,7 +81,7 @@ from deliveries_app.services.drift import maintain_checks
 from deliveries_app.services.keys import KeyRotationError, retire_old_key, start_key_rotation
 from deliveries_app.services.release import release_due
 from deliveries_app.services.tokens import rotate_app_token
-from deliveries_app.services.watch_settings import replace_github_token, set_app_patterns, set_ignore_patterns, set_ref
+from deliveries_app.services.watch_settings import change_watch
 from deliveries_app.sweep.cleanup import remove_ended
 from deliveries_app.sweep.head_checks import check_due
 from deliveries_app.sync.attempt import sync
@@ -490,16 +490,20 @@ class Universe:
         self._change_app(app, "checks wanted" if wanted else "checks not wanted", answers_verify=wanted)
 
     def ignore(self, place: int, patterns: str) -> None:
-        self._with(place, "ignore rules", lambda watch: set_ignore_patterns(ACTOR, watch, patterns))
+        self._with(place, "ignore rules", lambda watch: change_watch(ACTOR, watch, ignore_patterns=patterns))
 
     def choose(self, place: int, include: str, exclude: str) -> None:
-        self._with(place, "app's patterns", lambda watch: set_app_patterns(ACTOR, watch, include, exclude))
+        self._with(
+            place,
+            "app's patterns",
+            lambda watch: change_watch(ACTOR, watch, include_patterns=include, exclude_patterns=exclude),
+        )
 
     def follow(self, place: int, ref: str) -> None:
-        self._with(place, "other ref followed", lambda watch: set_ref(ACTOR, watch, ref))
+        self._with(place, "other ref followed", lambda watch: change_watch(ACTOR, watch, ref=ref))
 
     def replace_token(self, place: int, token: str) -> None:
-        self._with(place, "repository token replaced", lambda watch: replace_github_token(ACTOR, watch, token))
+        self._with(place, "repository token replaced", lambda watch: change_watch(ACTOR, watch, github_token=token))
 
     def pause(self, app: int) -> None:
         self._change_app(app, "app paused", paused=True)
