@@ -78,7 +78,8 @@ def json_view[**P](failure: str) -> Callable[[Function[P]], Callable[..., HttpRe
 @json_view("Failed to queue re-sync")
 def resync(request: HttpRequest, actor: Actor) -> dict[str, Any]:
     watch = _watch(request, actor, Permission.RESYNC)
-    return {"message": "Re-sync queued", "job_id": services.resync_single(actor, watch).job_id}
+    services.resync_single(actor, watch)
+    return {"message": "Re-sync queued", "job_id": watch.job_id}
 
 
 @require_POST
@@ -96,7 +97,8 @@ def resync_app(request: HttpRequest, actor: Actor, app_id: str) -> dict[str, Any
 @json_view("Failed to queue retry")
 def retry(request: HttpRequest, actor: Actor) -> dict[str, Any]:
     watch = _watch(request, actor, Permission.RETRY)
-    return {"message": "Retry queued", "job_id": services.retry_single(actor, watch).job_id}
+    services.retry_single(actor, watch)
+    return {"message": "Retry queued", "job_id": watch.job_id}
 
 
 @require_POST

@@ -194,8 +194,8 @@ def resync_repository(request: HttpRequest, repository_id: RepositoryId) -> Stat
     removed since. It replaces a sync that is already running."""
     watch = callers.own_watch(request, repository_id)
     with errors.as_responses():
-        requested = services.resync_single(callers.actor(request), watch)
-    return Status(202, {"run_id": requested.run.run_id})
+        run = services.resync_single(callers.actor(request), watch)
+    return Status(202, {"run_id": run.run_id})
 
 
 @router.post(

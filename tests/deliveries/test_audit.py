@@ -779,7 +779,7 @@ def test_list_filters_and_searches(auditor: Client, watches) -> None:
     olga = Actor.of_user(User.objects.create_superuser("olga"), address="203.0.113.7")
     services.pause_watches(olga, AppRepository.objects.filter(pk=watches[0].pk))
     tokens.rotate_app_token(Actor.of_app(search, address="2001:db8::1"), search)
-    run = services.resync_single(Actor.command(), watches[2]).run
+    run = services.resync_single(Actor.command(), watches[2])
     operation = services.resync_many(olga, AppRepository.objects.filter(pk=watches[1].pk), reason="Broken disk")
     add(datetime(2024, 5, 6, tzinfo=UTC), message="Long ago", actor="paul", app_id=f"app_{'0' * 24}", app_name="Gone")
     resync, long_ago = f"Re-sync of {watches[2]}", ["Long ago"]
