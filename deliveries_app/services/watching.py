@@ -32,13 +32,14 @@ from deliveries_app.services import quotas
 from deliveries_app.services.host_checks import check_readable
 from deliveries_app.services.patterns import validate_app_patterns, validate_list
 from deliveries_app.services.resync import resync_single
+from deliveries_app.webhooks.client import info_of
 from deliveries_app.webhooks.payloads import timestamp
 from docora.redis import queues
 from docora.text import counted
 from repositories_app import services as repositories
 from repositories_app.git.exceptions import InvalidUrl
 from repositories_app.git.refs import InvalidRef, parse_ref
-from repositories_app.git.url import RepositoryUrl, owner_and_name, parse_url
+from repositories_app.git.url import RepositoryUrl, parse_url
 from repositories_app.models import Repository
 
 ENDED_AT_ONCE = 500
@@ -61,15 +62,8 @@ class Watched:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the response of the REST API and of the command."""
-        owner, name = owner_and_name(self.watch.github_url)
-        return {
-            "repository_id": self.watch.repository.repository_id,
-            "github_url": self.watch.github_url,
-            "owner": owner,
-            "name": name,
-            "is_private": self.watch.repository.is_private,
-            "created_at": timestamp(self.watch.created_at),
-        }
+        more = {"is_private": self.watch.repository.is_private, "created_at": timestamp(self.watch.created_at)}
+        return asdict(info_of(self.watch)) | more
 
 
 def validate_token(token: str) -> str:
