@@ -104,8 +104,8 @@ def rotate_key(request: HttpRequest, choice: schemas.KeyChoice) -> Status[dict[s
     `X-Docora-Signature` uses the old key until the app rejects it and accepts the new one, so the app can switch at any
     time. Then retire the old key."""
     with errors.as_responses():
-        new = keys.start_key_rotation(callers.actor(request), callers.caller(request), choice.key or "")
-    return Status(201, {"key": new.key})
+        new_key = keys.start_key_rotation(callers.actor(request), callers.caller(request), choice.key or "")
+    return Status(201, {"key": new_key})
 
 
 @router.post(

@@ -1,7 +1,6 @@
 """Rotate an app's signing key without interrupting deliveries (wire contract §1). `keyring` decides which key signs."""
 
 import base64
-from dataclasses import dataclass, field
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
@@ -20,13 +19,6 @@ ALREADY_ROTATING = "A key rotation is already in progress. Retire the old key or
 
 class KeyRotationError(ValueError):
     """The state of the rotation does not allow this step. The message says what to do."""
-
-
-@dataclass(frozen=True)
-class NewKey:
-    """The new signing key, which cannot be shown again."""
-
-    key: str = field(repr=False)
 
 
 def validate_key(key: str) -> str:
@@ -51,8 +43,8 @@ def _is_standard(encoded: str) -> bool:
         return False
 
 
-def start_key_rotation(actor: Actor, app: App, key: str = "") -> NewKey:
-    """Start signing notifications with both keys. The new key is generated unless `key` is given.
+def start_key_rotation(actor: Actor, app: App, key: str = "") -> str:
+    """Start signing notifications with both keys, and return the new one, which is generated unless `key` is given.
 
     Raises `KeyRotationError` if a rotation is already running, and `NotFound` if the app is being removed. The two
     functions that end a rotation raise the same errors.
@@ -72,7 +64,7 @@ def start_key_rotation(actor: Actor, app: App, key: str = "") -> NewKey:
         notify_contact(
             actor, row, "A rotation of the signing key was started. Notifications carry a signature of each key."
         )
-    return NewKey(new_key)
+    return new_key
 
 
 def retire_old_key(actor: Actor, app: App) -> None:
