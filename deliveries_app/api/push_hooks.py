@@ -9,8 +9,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.api.callers import RepositoryId
 from deliveries_app.api.schemas import Announced
 from deliveries_app.services import push_hooks
-from docora.web.api import SHELL, THROTTLED, BodyTooLarge, authentication_error, body_chunks, documented_responses
-from docora.web.errors import ApiError
+from docora.web.api import SHELL, THROTTLED, authentication_error, body_chunks, documented_responses
 
 router = Router(tags=["Push hooks"])
 
@@ -66,8 +65,6 @@ def push_hook(request: HttpRequest, repository_id: RepositoryId) -> Status[dict[
     proof = push_hooks.Proof.of(request.headers)
     try:
         proven = push_hooks.proven_watches(repository_id, proof, body_chunks(request, MAX_BODY))
-    except BodyTooLarge as error:
-        raise ApiError(str(error), 413) from None
     except OSError:  # the client disconnected
         proven = []
     if not proven:

@@ -15,6 +15,7 @@ from deliveries_app.models import Status as WatchStatus
 from deliveries_app.services import watch_settings
 from deliveries_app.services.push_hooks import hook_url
 from docora.web.api import READ, documented_responses, prefers_async
+from repositories_app.git.exceptions import GitError
 
 router = Router(auth=AppToken(), tags=["Repositories"])
 
@@ -64,11 +65,10 @@ def watch_repository(
     repository without a commit is synced after its first push."""
     caller = callers.actor(request), callers.caller(request)
     wanted = registration.github_url, registration.github_token or ""
-    with errors.as_responses():
-        if prefers_async(request):
-            response.headers["Preference-Applied"] = "respond-async"
-            return Status(202, services.watch_unchecked(*caller, *wanted).as_dict())
-        return Status(201, services.watch_repository(*caller, *wanted).as_dict())
+    if prefers_async(request):
+        response.headers["Preference-Applied"] = "respond-async"
+        return Status(202, services.watch_unchecked(*caller, *wanted).as_dict())
+    return Status(201, services.watch_repository(*caller, *wanted).as_dict())
 
 
 _ensured = documented_responses(
@@ -93,10 +93,7 @@ def ensure_repository(request: HttpRequest, wanted: schemas.WantedRepository) ->
     # A field that was left out keeps its value; null resets it.
     given = wanted.model_dump(include=wanted.model_fields_set, exclude={"github_url"})
     settings = {name: "\n".join(value) if isinstance(value, list) else value or "" for name, value in given.items()}
-    with errors.as_responses():
-        watched = services.ensure_watched(
-            callers.actor(request), callers.caller(request), wanted.github_url, **settings
-        )
+    watched = services.ensure_watched(callers.actor(request), callers.caller(request), wanted.github_url, **settings)
     return Status(201 if watched.created else 200, schemas.watched_repository(watched.watch))
 
 
@@ -178,8 +175,10 @@ def replace_token(request: HttpRequest, repository_id: RepositoryId, new: schema
     """Checks with git that the new token works, clears the error state and starts a sync. Files that the app has
     acknowledged are not sent again."""
     watch = callers.own_watch(request, repository_id)
-    with errors.as_responses(unreadable=422):
+    try:
         services.change_watch(callers.actor(request), watch, github_token=new.github_token)
+    except GitError as error:
+        raise errors.unreadable(error, 422) from None
     return {"message": "Token updated successfully"}
 
 
@@ -193,8 +192,7 @@ def resync_repository(request: HttpRequest, repository_id: RepositoryId) -> Stat
     """Sends every file again as a `create`, including those that the app has acknowledged, and a `delete` for each file
     removed since. It replaces a sync that is already running."""
     watch = callers.own_watch(request, repository_id)
-    with errors.as_responses():
-        run = services.resync_single(callers.actor(request), watch)
+    run = services.resync_single(callers.actor(request), watch)
     return Status(202, {"run_id": run.run_id})
 
 

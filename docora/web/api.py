@@ -95,11 +95,9 @@ def body_chunks(request: HttpRequest, limit: int) -> Iterator[bytes]:
 
 
 def read_body(request: HttpRequest, limit: int) -> None:
-    """Read the whole body, chunked or not, into `request.body`. Raises `ApiError` above `limit` bytes."""
+    """Read the whole body, chunked or not, into `request.body`. Raises `BodyTooLarge`, and `ApiError` if it breaks off."""
     try:
         request._body = b"".join(body_chunks(request, limit))
-    except BodyTooLarge as error:
-        raise ApiError(str(error), 413) from None
     except OSError:
         raise ApiError("The body ended before it was complete: send it again", 422) from None
 
