@@ -132,7 +132,6 @@ def discard_new_key(request: HttpRequest) -> Status[None]:
 
 
 def _endpoint(app: App) -> dict[str, Any]:
-    usage = usage_of(app)
     rotation = None
     if app.key_rotation_started_at is not None:
         rotation = {
@@ -151,10 +150,5 @@ def _endpoint(app: App) -> dict[str, Any]:
         "answers_verify": app.answers_verify,
         "on_hold_until": moment(app.cooldown_until) if app.is_on_hold else None,
         "key_rotation": rotation,
-        "quotas": {
-            "watches": asdict(usage.watches),
-            "files": asdict(usage.files),
-            "bytes": asdict(usage.bytes),
-            "resyncs_per_hour": asdict(usage.resyncs),
-        },
+        "quotas": asdict(usage_of(app)),
     }
