@@ -113,15 +113,15 @@ class _Import:
 
     def _import_app(self, source: SourceApp, name: str) -> App | None:
         try:
-            fields = validate.validate_app(source, self._key, partial(self.report.remark, "app", name))
+            app = validate.validate_app(source, self._key, partial(self.report.remark, "app", name))
         except Refused as error:
             self._leave(self.report.apps, "app", name, error)
             return None
         token_hash = self._token_hash(source, name)
         self.report.apps.taken += 1
-        if self._dry:
-            return App(app_id=source.app_id, name=fields.name)
-        return write.write_app(self._actor, source, fields, token_hash)
+        if not self._dry:
+            write.write_app(self._actor, app, source.created_at, token_hash)
+        return app
 
     def _token_hash(self, source: SourceApp, name: str) -> str:
         """Return the hash of the app's token. If Docora could not recognise the token by it, report why and return nothing."""

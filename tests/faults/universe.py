@@ -27,7 +27,7 @@ from django.db.models.functions import Now
 from deliveries_app.actors import Actor
 from deliveries_app.importing import write
 from deliveries_app.importing.source import SourceFile, SourceWatch
-from deliveries_app.importing.validate import State
+from deliveries_app.importing.validate import initial_state
 from deliveries_app.models import (
     App,
     AppRepository,
@@ -179,7 +179,7 @@ class Universe:
             repo.tag("v1", "dev")
             self.world.git.update_replica(repo)
         self._trees: list[tuple[int, Changes]] = []
-        self._unfinished: list[tuple[AppRepository, list[SourceFile], State]] = []  # imports
+        self._unfinished: list[tuple[AppRepository, list[SourceFile], Status]] = []  # imports
         for number in range(len(self.repos)):
             self._learn(number)
         for place in range(len(PLACES)):
@@ -648,17 +648,16 @@ class Universe:
         self.clients.memory(self.apps[app].app_id, self.repos[repo].name).hold(held)
         files = [SourceFile(path, sha, None) for path, sha in sorted(held.items())]
         write.write_records(row, files if is_complete else files[::2])
-        self._unfinished.append((row, files, State(status, "It failed." if status == Status.FAILED else "")))
+        self._unfinished.append((row, files, status))
         if is_complete:
             self.finish_imports()
 
     def finish_imports(self) -> None:
         unfinished, self._unfinished = self._unfinished, []
-        for row, files, state in unfinished:
-            if state.status == Status.SCANNING:
-                state = State(Status.PENDING)  # as `initial_state` does
+        for row, files, status in unfinished:
             write.write_records(row, files)
-            source = SourceWatch(None, None, "", "", None, state.status, None, None, None)
+            source = SourceWatch(None, None, "", "", "", status, "It failed.", None, None)
+            state = initial_state(source, lambda _: None)
             write.complete_watch(ACTOR, row, source, state, "", has_records=bool(files))
 
     def damage(self, place: int, seed: int) -> None:
