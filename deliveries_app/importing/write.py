@@ -17,7 +17,7 @@ from deliveries_app import audit
 from deliveries_app.actors import Actor
 from deliveries_app.importing.source import SourceFile, SourceRepository, SourceWatch
 from deliveries_app.models import App, AppRepository, AppToken, AuditAction, Delivery, Imported, Reason, Status
-from deliveries_app.progress import runs
+from deliveries_app.services import requests
 from repositories_app import services as repositories
 from repositories_app.git.url import RepositoryUrl
 from repositories_app.models import Repository
@@ -99,9 +99,7 @@ def complete_watch(
         rows.update(**fields)
         _restore_created_at(AppRepository, row.pk, source.created_at)
         if state["status"] == Status.PENDING and not has_records and row.next_sync_at is None:
-            run = runs.open_run(row, Reason.INITIAL, requested_by=actor.name, user_pk=actor.user_pk)
-            run.save()
-            runs.log_requested([run])
+            requests.open_runs(actor, [row.pk], Reason.INITIAL, None, {})
         audit.record(actor, AuditAction.WATCH_IMPORTED, [row], "Imported")
     return True
 

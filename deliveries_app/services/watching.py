@@ -28,7 +28,7 @@ from deliveries_app.models.apps import new_watch_id
 from deliveries_app.models.root_causes import CLEARED_FAILURE
 from deliveries_app.permissions import Permission
 from deliveries_app.progress import runs
-from deliveries_app.services import quotas
+from deliveries_app.services import quotas, requests
 from deliveries_app.services.host_checks import check_readable
 from deliveries_app.services.patterns import validate_app_patterns, validate_list
 from deliveries_app.services.resync import resync_single
@@ -196,11 +196,9 @@ def store_watch(
             return Watched(watch, False)
         if revived:
             watch.refresh_from_db()
-        run = runs.open_run(watch, Reason.INITIAL, requested_by=actor.name, user_pk=actor.user_pk)
-        run.save()
-        runs.log_requested([run])
+        opened = requests.open_runs(actor, [watch.pk], Reason.INITIAL, None, {})
         changes = audit.Changes.initial(AppRepository, {"github_url": parsed.spelled, **asdict(options)})
-        audit.record(actor, AuditAction.WATCHED, [run], "Started watching", changes)
+        audit.record(actor, AuditAction.WATCHED, opened, "Started watching", changes)
         scheduling.enqueue(watch)
     return Watched(watch, True)
 
