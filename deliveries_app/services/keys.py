@@ -1,6 +1,7 @@
 """Rotate an app's signing key without interrupting deliveries (wire contract §1). `keyring` decides which key signs."""
 
 import base64
+from datetime import datetime
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
@@ -56,9 +57,7 @@ def start_key_rotation(actor: Actor, app: App, key: str = "") -> str:
             raise KeyRotationError(ALREADY_ROTATING)
         if new_key == row.client_auth_key:
             raise ValidationError("This key is already in use. Enter a different one.", code="client_auth_key")
-        row.new_auth_key, row.key_rotation_started_at = new_key, timezone.now()
-        row.new_key_signs, row.new_key_accepted_at = False, None
-        _save(row)
+        _save(row, new_key, timezone.now())
         changes = audit.Changes(new={"new signing key": "added"})
         audit.record(actor, AuditAction.KEY_STARTED, [row], "Started rotating the signing key", changes)
         notify_contact(
@@ -76,7 +75,7 @@ def retire_old_key(actor: Actor, app: App) -> None:
                 "The app hasn't accepted the new key yet. Give it the key, then send a ping signed with it."
             )
         row.client_auth_key = row.new_auth_key
-        _end(row)
+        _save(row, "", None)
         changes = audit.Changes(new={"signing key": "changed"})
         audit.record(actor, AuditAction.KEY_RETIRED, [row], "Retired the old signing key", changes)
         notify_contact(actor, row, "The old signing key was retired. Notifications are signed with the new key only.")
@@ -86,7 +85,7 @@ def cancel_key_rotation(actor: Actor, app: App) -> None:
     """End the rotation, keep the old key and discard the new one."""
     with transaction.atomic():
         row = _lock_rotating(actor, app)
-        _end(row)
+        _save(row, "", None)
         changes = audit.Changes(new={"new signing key": "removed"})
         audit.record(actor, AuditAction.KEY_DISCARDED, [row], "Discarded the new signing key", changes)
         notify_contact(actor, row, "The new signing key was discarded. Notifications are signed with the old key only.")
@@ -99,13 +98,9 @@ def _lock_rotating(actor: Actor, app: App) -> App:
     return row
 
 
-def _end(row: App) -> None:
-    row.new_auth_key, row.key_rotation_started_at = "", None
+def _save(row: App, new_key: str, started_at: datetime | None) -> None:
+    row.new_auth_key, row.key_rotation_started_at = new_key, started_at
     row.new_key_signs, row.new_key_accepted_at = False, None
-    _save(row)
-
-
-def _save(row: App) -> None:
     row.save(
         update_fields=[
             "client_auth_key", "new_auth_key", "key_rotation_started_at", "new_key_signs", "new_key_accepted_at",
