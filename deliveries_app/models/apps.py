@@ -173,9 +173,8 @@ class App(models.Model):
 
     def github_app_for(self, canonical_url: str) -> GitHubApp | None:
         """Return the assigned GitHub App if it is one of the repository's host."""
-        if self.github_app_id is None or self.github_app is None:
-            return None
-        return self.github_app if host_of(canonical_url) == f"{self.github_app.host}/" else None
+        github_app = self.github_app
+        return github_app if github_app and host_of(canonical_url) == f"{github_app.host}/" else None
 
     @property
     def max_in_flight_limit(self) -> int:
