@@ -115,7 +115,7 @@ class _WatchOptionsFields(forms.Form):
         "Exclude patterns", "Files that match are not sent, even if they are included. The app can change these.", 4
     )
 
-    def patterns(self) -> dict[str, str]:
+    def patterns(self) -> dict[str, Any]:
         """Return the patterns as arguments of the services."""
         return {name: self.cleaned_data[f"{name}_patterns"] for name in ("ignore", "include", "exclude")}
 

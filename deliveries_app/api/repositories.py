@@ -63,12 +63,12 @@ def watch_repository(
     """Checks with git that the repository can be read, then starts the first sync. If the app already watches the
     repository, its token is replaced and every file is sent again, which counts as a re-sync. To avoid that, use `PUT`. A
     repository without a commit is synced after its first push."""
-    caller = callers.actor(request), callers.caller(request)
-    wanted = registration.github_url, registration.github_token or ""
-    if prefers_async(request):
+    app, is_async = callers.caller(request), prefers_async(request)
+    url, token = registration.github_url, registration.github_token or ""
+    watched = services.watch_repository(callers.actor(request), app, url, token, ask_host=not is_async)
+    if is_async:
         response.headers["Preference-Applied"] = "respond-async"
-        return Status(202, services.watch_unchecked(*caller, *wanted).as_dict())
-    return Status(201, services.watch_repository(*caller, *wanted).as_dict())
+    return Status(202 if is_async else 201, watched.as_dict())
 
 
 _ensured = documented_responses(

@@ -35,5 +35,4 @@ from deliveries_app.services.watching import (
     unwatch_many,
     unwatch_repository,
     watch_repository,
-    watch_unchecked,
 )

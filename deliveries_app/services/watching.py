@@ -93,8 +93,11 @@ def watch_repository(
     exclude: str = "",
     ignore: str = "",
     must_be_new: bool = False,
+    ask_host: bool = True,
 ) -> Watched:
     """Watch a repository for the app, after checking with git that it can be read.
+
+    Without `ask_host`, git is not asked: if the repository cannot be read, its first sync fails.
 
     `ref` is the branch or tag to follow, or empty for the default branch; `include` and `exclude` are the app's patterns,
     `ignore` those of an administrator. If the app is already watching the repository, replace its token and every other
@@ -109,21 +112,11 @@ def watch_repository(
     if must_be_new:
         _require_new(app, parsed)
     require_quota(actor, app, parsed)
-    github_app = None if token else app.github_app_for(parsed.canonical)
-    is_private = check_readable(actor, parsed.spelled, token, options.ref, github_app)
+    is_private = None
+    if ask_host:
+        github_app = None if token else app.github_app_for(parsed.canonical)
+        is_private = check_readable(actor, parsed.spelled, token, options.ref, github_app)
     return store_watch(actor, app, parsed, options, is_private=is_private, must_be_new=must_be_new)
-
-
-def watch_unchecked(actor: Actor, app: App, url: str, token: str = "") -> Watched:
-    """Watch a repository as `watch_repository` does, but without asking its git host.
-
-    If the repository cannot be read, its first sync fails.
-    """
-    actor.require(Permission.WATCH)
-    actor.require_app(app)
-    parsed = parse_url(url)
-    options = validate_options(token, "")
-    return store_watch(actor, app, parsed, options, is_private=None, must_be_new=False)
 
 
 def require_quota(actor: Actor, app: App, url: RepositoryUrl) -> None:

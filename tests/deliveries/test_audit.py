@@ -48,7 +48,6 @@ from deliveries_app.services import (
     sign_ins,
     tokens,
     watch_settings,
-    watching,
     watching_many,
 )
 from deliveries_app.services import cancel as cancelling
@@ -164,9 +163,9 @@ def steps() -> Iterable[Step]:
         [A.WATCHED],
     )
     yield (
-        "watch_unchecked",
+        "watch_repository",
         lambda stage: stage.world.git.repo("acme/fifth", {"a": b"1"}).url,
-        (lambda actor, stage, url: watching.watch_unchecked(actor, stage.app, url)),
+        (lambda actor, stage, url: s.watch_repository(actor, stage.app, url, ask_host=False)),
         [A.WATCHED],
     )
     yield (
