@@ -182,13 +182,10 @@ def lock_watches(pks: Sequence[int], among: AppRepositoryQuerySet, *, by_person:
     Lock apps before watches, as the claim does.
     """
     if by_person:
-        _end_cooldowns(pks)
+        apps = AppRepository.objects.filter(pk__in=pks).order_by().values("app")
+        down = lock_rows(App.objects.filter(pk__in=apps, down_count__gt=0))
+        App.objects.filter(pk__in=down).update(cooldown_until=None)
     return among.filter(pk__in=pks).lock()
-
-
-def _end_cooldowns(pks: Sequence[int]) -> None:
-    down = App.objects.filter(watches__in=pks, down_count__gt=0).order_by("pk").distinct().values_list("pk", flat=True)
-    App.objects.filter(pk__in=lock_rows(App.objects.filter(pk__in=list(down)))).update(cooldown_until=None)
 
 
 def open_runs(
