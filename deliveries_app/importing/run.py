@@ -127,17 +127,12 @@ class _Import:
         """Return the hash of the app's token. If Docora could not recognise the token by it, report why and return nothing."""
         problem = partial(self.report.problem, "app", name)
         token_hash = validate.validate_token_hash(source, problem)
-        if token_hash and self._is_known(token_hash):
+        # The first use of a token here replaces its hash with a digest, so compare with the source's hashes as well.
+        is_known = token_hash in self._token_hashes or AppToken.objects.filter(digest=token_hash).exists()
+        if token_hash and is_known:
             problem("Another app has the same token and keeps it. Rotate this app's token.")
             return ""
         return token_hash
-
-    def _is_known(self, token_hash: str) -> bool:
-        """Return whether another app has this token.
-
-        The first use of a token here replaces its hash with a digest, so compare with the source's hashes as well.
-        """
-        return token_hash in self._token_hashes or AppToken.objects.filter(digest=token_hash).exists()
 
     def import_repositories(self) -> None:
         for source in self._source.repositories():
