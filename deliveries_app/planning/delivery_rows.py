@@ -3,7 +3,7 @@
 Rows are read in keyset pages, so memory use stays constant.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import batched
 from typing import Any, NamedTuple
 
@@ -76,19 +76,15 @@ def rows_by_source(watch_pk: int) -> Iterator[SourceRow]:
         last = page[-1]
 
 
-def count_remarks(watch_pk: int) -> dict[str, int]:
-    """Return remark → number of files with it."""
-    return dict(_counts_by_remark(watch_pk))
-
-
 @compiled
-def _counts_by_remark(watch_pk: int) -> "QuerySet[Delivery, tuple[str, int]]":
+def count_remarks(watch_pk: int) -> "QuerySet[Delivery, tuple[str, int]]":
+    """Return each remark and the number of files with it."""
     remarked = Delivery.objects.filter(watch_id=watch_pk).exclude(remark="").order_by()
     return remarked.values_list("remark").annotate(Count("pk"))
 
 
-def tree_fields(plan: Plan, remarks: Mapping[str, int]) -> dict[str, Any]:
-    """Return the columns of the watch that describe the planned tree. `remarks`: remark → number of files with it."""
+def tree_fields(plan: Plan, remarks: Iterable[tuple[str, int]]) -> dict[str, Any]:
+    """Return the columns of the watch that describe the planned tree. `remarks` as in `count_remarks`."""
     left_out = dict(plan.left_out) | dict(remarks)
     return {"tree_files": plan.tree_files, "tree_bytes": plan.tree_bytes, "left_out": left_out}
 
