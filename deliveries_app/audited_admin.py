@@ -28,13 +28,6 @@ from docora.web.paginators import BoundedPaginator
 from repositories_app.models import Repository
 
 PER_PAGE = 50
-_OF_USERS = {"added": AuditAction.USER_ADDED, "changed": AuditAction.USER_CHANGED, "deleted": AuditAction.USER_DELETED}
-_OF_GROUPS = {
-    "added": AuditAction.GROUP_ADDED,
-    "changed": AuditAction.GROUP_CHANGED,
-    "deleted": AuditAction.GROUP_DELETED,
-}
-_OF_OTHERS = {"added": AuditAction.ADDED, "changed": AuditAction.CHANGED, "deleted": AuditAction.DELETED}
 _SHOWN = {
     "username", "first_name", "last_name", "email", "is_active", "is_staff", "is_superuser", "groups",
     "user_permissions", "last_login", "date_joined", "name", "permissions",
@@ -107,8 +100,8 @@ class AuditedAdmin:
     def _record(self, request: HttpRequest, rows: Iterable[Model], verb: str, message: Any) -> None:
         if getattr(self, "audited_by_services", False):
             return
-        actions = (_OF_GROUPS if self.model is Group else _OF_USERS) if self._is_account else _OF_OTHERS
-        action = actions[verb]
+        kind = "other" if not self._is_account else "group" if self.model is Group else "user"
+        action = AuditAction(f"{kind}.{verb}")
         changes = audit.NOTHING
         if isinstance(message, FormChanges):
             changes = message.changes

@@ -1,7 +1,7 @@
 """Due times and enqueueing. A request is stored in the watch's row first; the job only wakes a worker (`engine.md` §6)."""
 
 from datetime import timedelta
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 from django.conf import settings
@@ -57,13 +57,14 @@ def enqueue(watch: AppRepository) -> None:
     If `HIGH_JOBS_PER_APP` jobs of its app wait there, leave it to `enqueue_due`. Otherwise an app that adds a thousand
     repositories would delay all others.
     """
-    transaction.on_commit(partial(_enqueue_high, **_job(watch)), robust=True)
+    job = _job(watch)
 
+    def enqueue_high() -> None:
+        waiting = sum(other.startswith(f"{job['tenant']}-") for other in queues.job_ids("high") or [])
+        if waiting < HIGH_JOBS_PER_APP:
+            queues.enqueue("high", **job)
 
-def _enqueue_high(*, job_id: str, tenant: str, **job: Any) -> None:
-    waiting = sum(other.startswith(f"{tenant}-") for other in queues.job_ids("high") or [])
-    if waiting < HIGH_JOBS_PER_APP:
-        queues.enqueue("high", job_id=job_id, tenant=tenant, **job)
+    transaction.on_commit(enqueue_high, robust=True)
 
 
 def _job(watch: AppRepository) -> dict[str, Any]:
@@ -92,18 +93,12 @@ def enqueue_due(*, after_job: bool = False) -> int:
     high = queues.job_ids("high") or []
     if after_job and len(high) >= HIGH_JOBS_PER_APP:
         return 0
+    # Enqueueing one that waits in the high queue changes nothing, but takes several round trips.
+    enqueued = {*waiting, *high}
     with queues.only_one("enqueue_due", seconds=5) as is_first:
-        # Enqueueing one that waits in the high queue changes nothing, but takes several round trips.
-        return _enqueue_due({*waiting, *high}) if is_first else 0
-
-
-def _enqueue_due(waiting: set[str]) -> int:
-    rows: list[Any] = _next_due()
-    return sum(
-        queues.enqueue("default", owned=False, **_job(watch))
-        for watch in rows
-        if not watch.finds_none and watch.job_id not in waiting
-    )
+        rows: list[Any] = _next_due() if is_first else []
+        startable = (watch for watch in rows if not watch.finds_none and watch.job_id not in enqueued)
+        return sum(queues.enqueue("default", owned=False, **_job(watch)) for watch in startable)
 
 
 @compiled_and_prepared

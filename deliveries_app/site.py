@@ -92,32 +92,13 @@ class DocoraAdminSite(admin.AdminSite):
         for name, labels in SECTIONS.items():
             models = [known.pop(model) for label in labels if (model := apps.get_model(label)) in known]
             if models:
-                sections.append(
-                    {
-                        "name": name,
-                        "app_label": name.lower(),
-                        "app_url": models[0]["admin_url"],
-                        "has_module_perms": True,
-                        "models": models,
-                    }
-                )
-        return sections + self._sections_of_extra_apps(known)
-
-    def _sections_of_extra_apps(self, others: dict[Any, Any]) -> list[Any]:
-        """Return one section for each app that DOCORA_SETTINGS adds, if any of its models is among the `others`."""
-        sections = []
-        for app in apps.get_app_configs():
-            models = [others[model] for model in app.get_models() if model in others]
+                sections.append(_section(name, name.lower(), models[0]["admin_url"], models))
+        for app in apps.get_app_configs():  # those that DOCORA_SETTINGS adds
+            models = [known[model] for model in app.get_models() if model in known]
             if models and not {app.name, f"{type(app).__module__}.{type(app).__name__}"} & set(settings.OWN_APPS):
-                sections.append(
-                    {
-                        "name": app.verbose_name,
-                        "app_label": app.label,
-                        "app_url": reverse("admin:app_list", kwargs={"app_label": app.label}, current_app=self.name),
-                        "has_module_perms": True,
-                        "models": sorted(models, key=lambda model: str(model["name"]).lower()),
-                    }
-                )
+                url = reverse("admin:app_list", kwargs={"app_label": app.label}, current_app=self.name)
+                by_name = sorted(models, key=lambda model: str(model["name"]).lower())
+                sections.append(_section(app.verbose_name, app.label, url, by_name))
         return sections
 
     def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> TemplateResponse:
@@ -131,3 +112,7 @@ class DocoraAdminSite(admin.AdminSite):
             return render(request, "account/no_access.html", self.each_context(request), status=403)
         response: HttpResponse = secure_admin_login(super().login)(request, extra_context)
         return response
+
+
+def _section(name: object, label: str, url: str, models: list[Any]) -> dict[str, Any]:
+    return {"name": name, "app_label": label, "app_url": url, "has_module_perms": True, "models": models}

@@ -137,13 +137,13 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
         if request.method == "POST" and form.is_valid():
             require_recent(request)
             try:
-                new = keys.start_key_rotation(Actor.of_request(request), app, form.cleaned_data["client_auth_key"])
+                new_key = keys.start_key_rotation(Actor.of_request(request), app, form.cleaned_data["client_auth_key"])
             except ValidationError as error:
                 add_service_error(form, error)
             except (keys.KeyRotationError, NotFound) as error:
                 return self._warn(request, app, error)
             else:
-                return self.redirect_to_secrets(request, NEW_KEY, app, client_auth_key=new.key)
+                return self.redirect_to_secrets(request, NEW_KEY, app, client_auth_key=new_key)
         if app.is_rotating_key:
             return self._warn(request, app, keys.ALREADY_ROTATING)
         template, back = "admin/deliveries_app/app/rotate_key.html", self.settings_page_of(app)

@@ -115,7 +115,7 @@ class _WatchOptionsFields(forms.Form):
         "Exclude patterns", "Files that match are not sent, even if they are included. The app can change these.", 4
     )
 
-    def patterns(self) -> dict[str, str]:
+    def patterns(self) -> dict[str, Any]:
         """Return the patterns as arguments of the services."""
         return {name: self.cleaned_data[f"{name}_patterns"] for name in ("ignore", "include", "exclude")}
 
@@ -320,13 +320,13 @@ class AppForm(AppRules, forms.ModelForm):  # type: ignore[type-arg]  # not gener
             ("max_watches", usage.watches, settings.MAX_WATCHES_PER_APP, number),
             ("max_files", usage.files, settings.MAX_FILES_PER_APP, number),
             ("max_bytes", usage.bytes, settings.MAX_BYTES_PER_APP, format_bytes),
-            ("max_resyncs_per_hour", usage.resyncs, settings.MAX_RESYNCS_PER_HOUR, number),
+            ("max_resyncs_per_hour", usage.resyncs_per_hour, settings.MAX_RESYNCS_PER_HOUR, number),
         )
         for name, one, default, shown in quotas:
             field = self.fields[name]
             used = f"{shown(one.used)} of {shown(one.limit)}" if one.limit is not None else shown(one.used)
             otherwise = shown(default) if default else "none"
-            if one.limit is not None or one is not usage.resyncs:
+            if one.limit is not None or one is not usage.resyncs_per_hour:
                 field.help_text += f" Now used: {used}."
             field.help_text += f" Leave blank for the default ({otherwise}); 0 means no quota."
 

@@ -21,8 +21,9 @@ from deliveries_app.admin.forms import (
 from deliveries_app.admin.one_time_secrets import OneTimeSecretsAdmin
 from deliveries_app.models import AppRepository
 from deliveries_app.permissions import Permission
-from deliveries_app.services import NotFound, watch_settings
+from deliveries_app.services import NotFound, change_watch
 from deliveries_app.services.push_hooks import hook_url
+from deliveries_app.services.watch_settings import renew_push_secret
 from docora.sign_in.recency import require_recent
 from repositories_app.git.exceptions import GitError
 
@@ -56,7 +57,7 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
         def save(actor: Actor) -> str:
             require_recent(request)
             token = form.cleaned_data["github_token"]
-            watch_settings.replace_github_token(actor, watch, token)
+            change_watch(actor, watch, github_token=token)
             done = "Token saved." if token else "Token removed." if had_token else "No token is stored."
             return f"{done} A sync is queued."
 
@@ -67,7 +68,7 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
         form = RefForm(post_data(request), initial={"ref": watch.ref})
 
         def save(actor: Actor) -> str:
-            return _saved("Branch or tag", watch_settings.set_ref(actor, watch, form.cleaned_data["ref"]))
+            return _saved("Branch or tag", change_watch(actor, watch, ref=form.cleaned_data["ref"]))
 
         return self._edit(request, watch, form, save, "Change branch or tag", "ref.html")
 
@@ -75,7 +76,7 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
         if request.method == "POST":
             require_recent(request)
             try:
-                secret = watch_settings.renew_push_secret(Actor.of_request(request), watch)
+                secret = renew_push_secret(Actor.of_request(request), watch)
             except NotFound:
                 return self._not_watched(request, watch)
             return self.redirect_to_secrets(request, _KIND, watch, secret=secret)
@@ -87,7 +88,7 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
         form = PatternsForm(post_data(request), initial={"patterns": watch.ignore_patterns})
 
         def save(actor: Actor) -> str:
-            return _saved("Patterns", watch_settings.set_ignore_patterns(actor, watch, form.cleaned_data["patterns"]))
+            return _saved("Patterns", change_watch(actor, watch, ignore_patterns=form.cleaned_data["patterns"]))
 
         return self._edit(request, watch, form, save, "Edit ignore patterns", "patterns.html")
 
@@ -97,8 +98,8 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
         form = AppPatternsForm(post_data(request), initial=initial)
 
         def save(actor: Actor) -> str:
-            include, exclude = (form.cleaned_data[name] if name in form.changed_data else None for name in initial)
-            return _saved("Patterns", watch_settings.set_app_patterns(actor, watch, include, exclude))
+            changed = {name: form.cleaned_data[name] for name in form.changed_data}
+            return _saved("Patterns", change_watch(actor, watch, **changed))
 
         return self._edit(request, watch, form, save, "Edit app patterns", "app_patterns.html")
 

@@ -78,7 +78,8 @@ def json_view[**P](failure: str) -> Callable[[Function[P]], Callable[..., HttpRe
 @json_view("Failed to queue re-sync")
 def resync(request: HttpRequest, actor: Actor) -> dict[str, Any]:
     watch = _watch(request, actor, Permission.RESYNC)
-    return {"message": "Re-sync queued", "job_id": services.resync_single(actor, watch).job_id}
+    services.resync_single(actor, watch)
+    return {"message": "Re-sync queued", "job_id": watch.job_id}
 
 
 @require_POST
@@ -88,15 +89,15 @@ def resync_app(request: HttpRequest, actor: Actor, app_id: str) -> dict[str, Any
     app = App.objects.filter(app_id=app_id, ended_at=None).first()
     if app is None:
         raise services.NotFound("App not found")
-    operation = services.resync_by_app(actor, app)
-    return {"message": "Bulk re-sync started", "operation_id": operation.operation_id, "total": operation.total}
+    return _started("Bulk re-sync started", services.resync_by_app(actor, app))
 
 
 @require_POST
 @json_view("Failed to queue retry")
 def retry(request: HttpRequest, actor: Actor) -> dict[str, Any]:
     watch = _watch(request, actor, Permission.RETRY)
-    return {"message": "Retry queued", "job_id": services.retry_single(actor, watch).job_id}
+    services.retry_single(actor, watch)
+    return {"message": "Retry queued", "job_id": watch.job_id}
 
 
 @require_POST
@@ -106,18 +107,18 @@ def retry_app(request: HttpRequest, actor: Actor, app_id: str) -> dict[str, Any]
     app = App.objects.filter(app_id=app_id, ended_at=None).first()
     if app is None:
         raise services.NotFound("No failed notifications for this app")
-    return _retry_started(services.retry_by_app(actor, app))
+    return _started("Bulk retry started", services.retry_by_app(actor, app))
 
 
 @require_POST
 @json_view("Failed to start bulk retry")
 def retry_all(request: HttpRequest, actor: Actor) -> dict[str, Any]:
     _require(actor, AppRepository, Permission.RETRY)
-    return _retry_started(services.retry_all(actor))
+    return _started("Bulk retry started", services.retry_all(actor))
 
 
-def _retry_started(operation: BulkOperation) -> dict[str, Any]:
-    return {"message": "Bulk retry started", "operation_id": operation.operation_id, "total": operation.total}
+def _started(message: str, operation: BulkOperation) -> dict[str, Any]:
+    return {"message": message, "operation_id": operation.operation_id, "total": operation.total}
 
 
 @require_GET
@@ -199,11 +200,7 @@ def _body(request: HttpRequest) -> dict[str, Any]:
         body = json.loads(request.body or b"{}")
     except RequestDataTooBig:
         raise BadRequest(f"The body must have at most {settings.DATA_UPLOAD_MAX_MEMORY_SIZE:,} bytes") from None
-    except (
-        ValueError,
-        RecursionError,
-        RawPostDataException,
-    ):  # RawPostDataException: a form, already read for its CSRF token
+    except (ValueError, RecursionError, RawPostDataException):  # the last one: a form, read for its CSRF token
         raise BadRequest("The body must be JSON") from None
     if not isinstance(body, dict):
         raise BadRequest("The body must be a JSON object")

@@ -6,7 +6,7 @@ from typing import Any
 from django.http import HttpRequest
 from ninja import Router, Status
 
-from deliveries_app.api import callers, errors, schemas
+from deliveries_app.api import callers, schemas
 from deliveries_app.api.auth import AppToken
 from deliveries_app.api.callers import BODY, REFUSED, WITH_BODY
 from deliveries_app.api.schemas import moment
@@ -53,8 +53,7 @@ def get_app(request: HttpRequest) -> dict[str, Any]:
 def change_app(request: HttpRequest, settings: schemas.EndpointSettings) -> dict[str, Any]:
     """Pauses or resumes all notifications, sets how many are sent at once, and turns `/sync_completed` and `/verify` on or
     off."""
-    with errors.as_responses():
-        app = change_own_settings(callers.actor(request), callers.caller(request), **settings.model_dump())
+    app = change_own_settings(callers.actor(request), callers.caller(request), **settings.model_dump())
     return _endpoint(app)
 
 
@@ -103,9 +102,8 @@ def rotate_key(request: HttpRequest, choice: schemas.KeyChoice) -> Status[dict[s
     """Returns the new key, which is not shown again. `webhook-signature` now holds a signature made with each key.
     `X-Docora-Signature` uses the old key until the app rejects it and accepts the new one, so the app can switch at any
     time. Then retire the old key."""
-    with errors.as_responses():
-        new = keys.start_key_rotation(callers.actor(request), callers.caller(request), choice.key or "")
-    return Status(201, {"key": new.key})
+    new_key = keys.start_key_rotation(callers.actor(request), callers.caller(request), choice.key or "")
+    return Status(201, {"key": new_key})
 
 
 @router.post(
@@ -117,8 +115,7 @@ def rotate_key(request: HttpRequest, choice: schemas.KeyChoice) -> Status[dict[s
 def retire_old_key(request: HttpRequest) -> Status[None]:
     """Ends the rotation and keeps the new key. This needs proof that the app uses it: a notification that the app accepted
     with the new key, such as a ping with `new_key`."""
-    with errors.as_responses():
-        keys.retire_old_key(callers.actor(request), callers.caller(request))
+    keys.retire_old_key(callers.actor(request), callers.caller(request))
     return Status(204, None)
 
 
@@ -130,13 +127,11 @@ def retire_old_key(request: HttpRequest) -> Status[None]:
 )
 def discard_new_key(request: HttpRequest) -> Status[None]:
     """Ends the rotation and keeps the old key, for example because the new one was lost."""
-    with errors.as_responses():
-        keys.cancel_key_rotation(callers.actor(request), callers.caller(request))
+    keys.cancel_key_rotation(callers.actor(request), callers.caller(request))
     return Status(204, None)
 
 
 def _endpoint(app: App) -> dict[str, Any]:
-    usage = usage_of(app)
     rotation = None
     if app.key_rotation_started_at is not None:
         rotation = {
@@ -155,10 +150,5 @@ def _endpoint(app: App) -> dict[str, Any]:
         "answers_verify": app.answers_verify,
         "on_hold_until": moment(app.cooldown_until) if app.is_on_hold else None,
         "key_rotation": rotation,
-        "quotas": {
-            "watches": asdict(usage.watches),
-            "files": asdict(usage.files),
-            "bytes": asdict(usage.bytes),
-            "resyncs_per_hour": asdict(usage.resyncs),
-        },
+        "quotas": asdict(usage_of(app)),
     }

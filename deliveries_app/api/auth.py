@@ -46,8 +46,6 @@ class AppToken(HttpBearer):
         token = token.strip()
         try:
             return tokens.authenticate(token) or imported_tokens.recognise(token, request.META.get("REMOTE_ADDR", ""))
-        except imported_tokens.Busy as error:
-            raise ApiError(str(error), 429, {"Retry-After": str(error.seconds)}) from None
         except imported_tokens.BcryptMissing as error:
             logger.error("bcrypt_missing", extra={"cause": str(error)})
             raise ApiError(INTERNAL, 500) from None

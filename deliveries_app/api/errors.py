@@ -1,13 +1,11 @@
-"""Turn the errors of services into responses, each with its code."""
+"""The statuses and codes of errors of services. `openapi.py` turns them into responses."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-from django.core.exceptions import ValidationError
-
+from deliveries_app.services import NotFound
 from deliveries_app.services.app_settings import PausedByAdministrator
+from deliveries_app.services.imported_tokens import Busy
 from deliveries_app.services.keys import KeyRotationError
 from deliveries_app.services.quotas import TooManyResyncs, TooManyWatches
+from docora.web.api import BodyTooLarge
 from docora.web.error_codes import ErrorCode
 from docora.web.errors import ApiError
 from repositories_app.git.exceptions import (
@@ -22,6 +20,18 @@ from repositories_app.git.exceptions import (
     TokenRequired,
 )
 
+STATUSES: dict[type[Exception], tuple[int, ErrorCode | None]] = {
+    NotFound: (404, ErrorCode.NOT_WATCHED),
+    KeyRotationError: (409, ErrorCode.KEY_ROTATION),
+    PausedByAdministrator: (409, ErrorCode.PAUSED_BY_ADMINISTRATOR),
+    TooManyWatches: (409, ErrorCode.QUOTA_EXCEEDED),
+    BodyTooLarge: (413, None),
+    InvalidUrl: (422, ErrorCode.INVALID_URL),
+    HostNotAllowed: (422, ErrorCode.HOST_NOT_ALLOWED),
+    Busy: (429, None),
+    TooManyResyncs: (429, None),
+}
+"""Error → status and code of its response. Those with the status 429 say after how many `seconds` to try again."""
 _OF_CLASS = {
     TokenRequired: ErrorCode.TOKEN_REQUIRED,
     RepositoryMoved: ErrorCode.REPOSITORY_MOVED,
@@ -37,25 +47,7 @@ _OF_CAUSE = {
 }
 
 
-@contextmanager
-def as_responses(*, unreadable: int = 404) -> Iterator[None]:
-    """Convert errors of services to `ApiError`. `unreadable` is the status if a repository cannot be read."""
-    try:
-        yield
-    except GitError as error:
-        code = _OF_CLASS.get(type(error)) or _OF_CAUSE.get(error.cause, ErrorCode.REPOSITORY_UNREADABLE)
-        raise ApiError(str(error), unreadable, code=code) from None
-    except InvalidUrl as error:
-        code = ErrorCode.HOST_NOT_ALLOWED if isinstance(error, HostNotAllowed) else ErrorCode.INVALID_URL
-        raise ApiError(str(error), 422, code=code) from None
-    except ValidationError as error:
-        is_token = getattr(error, "code", "") == "github_token"
-        raise ApiError(" ".join(error.messages), 422, code=ErrorCode.INVALID_TOKEN if is_token else None) from None
-    except KeyRotationError as error:
-        raise ApiError(str(error), 409, code=ErrorCode.KEY_ROTATION) from None
-    except TooManyWatches as error:
-        raise ApiError(str(error), 409, code=ErrorCode.QUOTA_EXCEEDED) from None
-    except TooManyResyncs as error:
-        raise ApiError(str(error), 429, {"Retry-After": str(error.seconds)}) from None
-    except PausedByAdministrator as error:
-        raise ApiError(str(error), 409, code=ErrorCode.PAUSED_BY_ADMINISTRATOR) from None
+def unreadable(error: GitError, status: int = 404) -> ApiError:
+    """Return the response's error for a repository that cannot be read."""
+    code = _OF_CLASS.get(type(error)) or _OF_CAUSE.get(error.cause, ErrorCode.REPOSITORY_UNREADABLE)
+    return ApiError(str(error), status, code=code)

@@ -1,5 +1,6 @@
 """API operations on a repository's files: failures, deliveries, the manifest, and resending."""
 
+import sys
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -176,8 +177,9 @@ def get_manifest(
     and the last path of each page as `after`. A page with fewer lines than `limit` is the last one."""
     watch = callers.own_watch(request, repository_id)
     after = after.replace("\x00", "\ufffd")
-    pages = _manifest(watch.pk, after, limit) if limit else _Stream(watch.app_id, _manifest(watch.pk, after, None))
-    return StreamingHttpResponse(pages, content_type="application/x-ndjson")
+    pages = _manifest(watch.pk, after, limit or sys.maxsize)
+    content = pages if limit else _Stream(watch.app_id, pages)
+    return StreamingHttpResponse(content, content_type="application/x-ndjson")
 
 
 class _Stream:
@@ -198,7 +200,7 @@ class _Stream:
             STREAMS.release(app_pk)
 
 
-def _manifest(watch_pk: int, after: str, limit: int | None) -> Iterator[bytes]:
+def _manifest(watch_pk: int, after: str, limit: int) -> Iterator[bytes]:
     """Yield the manifest in pages, one query each, so that neither memory nor a transaction grows with the repository.
 
     Each page uses the resend floor at the time it is read, so files that a re-sync clears in the meantime are not listed.
@@ -208,14 +210,10 @@ def _manifest(watch_pk: int, after: str, limit: int | None) -> Iterator[bytes]:
         watch_id=watch_pk, watch__ended_at=None, acknowledged=True, generation__gte=F("watch__resend_floor")
     ).order_by("path")
     columns = rows.values_list("path", "sha", Case(When(source_key__isnull=False, then=F("size"))))
-    left = limit
-    while page := list(columns.filter(path__gt=after)[: MANIFEST_PAGE if left is None else min(left, MANIFEST_PAGE)]):
+    while limit and (page := list(columns.filter(path__gt=after)[: min(limit, MANIFEST_PAGE)])):
         yield b"".join(map(_manifest_line, page))
         after = page[-1][0]
-        if left is not None:
-            left -= len(page)
-            if not left:
-                return
+        limit -= len(page)
 
 
 def _manifest_line(row: tuple[str, str, int | None]) -> bytes:

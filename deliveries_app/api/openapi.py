@@ -2,10 +2,11 @@
 
 import json
 import logging
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from django.conf import settings
+from django.core import exceptions
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_safe
@@ -13,15 +14,15 @@ from ninja import NinjaAPI
 from ninja.errors import HttpError, ValidationError
 from ninja.parser import Parser
 
-from deliveries_app.api import app, files, push_hooks, repositories, runs, webhook_schemas
+from deliveries_app.api import app, errors, files, push_hooks, repositories, runs, webhook_schemas
 from deliveries_app.monitoring import health
-from deliveries_app.services import NotFound
 from docora import __version__
 from docora.db.connection import is_outage
 from docora.security.crypto import DecryptionError
 from docora.web.api import validation_message
 from docora.web.error_codes import ErrorCode
 from docora.web.errors import INTERNAL, NOT_FOUND, ApiError, database_down, json_error
+from repositories_app.git.exceptions import GitError
 
 logger = logging.getLogger(__name__)
 
@@ -86,9 +87,22 @@ def _http_error(request: HttpRequest, error: HttpError) -> HttpResponse:
     return cause.response() if isinstance(cause, ApiError) else json_error(str(error), error.status_code)
 
 
-@api.exception_handler(NotFound)
-def _not_found(request: HttpRequest, error: NotFound) -> HttpResponse:
-    return json_error(str(error), 404, code=ErrorCode.NOT_WATCHED)
+def _refused(request: HttpRequest, error: Any, *, status: int, code: ErrorCode | None) -> HttpResponse:
+    return json_error(str(error), status, {"Retry-After": str(error.seconds)} if status == 429 else None, code=code)
+
+
+for _kind, (_status, _code) in errors.STATUSES.items():
+    api.add_exception_handler(_kind, partial(_refused, status=_status, code=_code))
+
+
+@api.exception_handler(GitError)
+def _unreadable(request: HttpRequest, error: GitError) -> HttpResponse:
+    return errors.unreadable(error).response()
+
+
+@api.exception_handler(exceptions.ValidationError)
+def _invalid_value(request: HttpRequest, error: exceptions.ValidationError) -> HttpResponse:
+    return json_error(" ".join(error.messages), 422)
 
 
 @api.exception_handler(Http404)

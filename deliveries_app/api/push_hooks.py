@@ -62,9 +62,8 @@ def push_hook(request: HttpRequest, repository_id: RepositoryId) -> Status[dict[
     authentication, with any user name. The secret belongs to one watch and is shown once, when it is created by the app
     (`POST /api/repositories/{repository_id}/push-secret`) or in the admin. If several apps watch the repository, any of
     their secrets works."""
-    proof = push_hooks.Proof.of(request.headers)
     try:
-        proven = push_hooks.proven_watches(repository_id, proof, body_chunks(request, MAX_BODY))
+        proven = push_hooks.proven_watches(repository_id, request.headers, body_chunks(request, MAX_BODY))
     except OSError:  # the client disconnected
         proven = []
     if not proven:

@@ -12,9 +12,10 @@ from deliveries_app.api.auth import AppToken
 from deliveries_app.api.callers import ASKS_HOST, BODY, NOT_WATCHED, QUERY, RESYNCS, WATCHES, WITH_BODY, RepositoryId
 from deliveries_app.api.paging import After, Order
 from deliveries_app.models import Status as WatchStatus
-from deliveries_app.services import RequestedOptions, watch_settings
+from deliveries_app.services import watch_settings
 from deliveries_app.services.push_hooks import hook_url
 from docora.web.api import READ, documented_responses, prefers_async
+from repositories_app.git.exceptions import GitError
 
 router = Router(auth=AppToken(), tags=["Repositories"])
 
@@ -62,13 +63,12 @@ def watch_repository(
     """Checks with git that the repository can be read, then starts the first sync. If the app already watches the
     repository, its token is replaced and every file is sent again, which counts as a re-sync. To avoid that, use `PUT`. A
     repository without a commit is synced after its first push."""
-    caller = callers.actor(request), callers.caller(request)
-    wanted = registration.github_url, registration.github_token or ""
-    with errors.as_responses():
-        if prefers_async(request):
-            response.headers["Preference-Applied"] = "respond-async"
-            return Status(202, services.watch_unchecked(*caller, *wanted).as_dict())
-        return Status(201, services.watch_repository(*caller, *wanted).as_dict())
+    app, is_async = callers.caller(request), prefers_async(request)
+    url, token = registration.github_url, registration.github_token or ""
+    watched = services.watch_repository(callers.actor(request), app, url, token, ask_host=not is_async)
+    if is_async:
+        response.headers["Preference-Applied"] = "respond-async"
+    return Status(202 if is_async else 201, watched.as_dict())
 
 
 _ensured = documented_responses(
@@ -91,18 +91,10 @@ def ensure_repository(request: HttpRequest, wanted: schemas.WantedRepository) ->
     again. A new repository, token, branch or tag is checked with git first. Changing the branch or the patterns sends
     only the differences. Unlike `POST`, this never sends every file again."""
     # A field that was left out keeps its value; null resets it.
-    given = wanted.model_dump(include=wanted.model_fields_set)
-    patterns = {
-        name: "\n".join(given[f"{name}_patterns"] or [])
-        for name in ("include", "exclude")
-        if f"{name}_patterns" in given
-    }
-    others = {name: given[field] or "" for name, field in (("token", "github_token"), ("ref", "ref")) if field in given}
-    with errors.as_responses():
-        ensured = services.ensure_watched(
-            callers.actor(request), callers.caller(request), wanted.github_url, RequestedOptions(**others, **patterns)
-        )
-    return Status(201 if ensured.created else 200, schemas.watched_repository(ensured.watch))
+    given = wanted.model_dump(include=wanted.model_fields_set, exclude={"github_url"})
+    settings = {name: "\n".join(value) if isinstance(value, list) else value or "" for name, value in given.items()}
+    watched = services.ensure_watched(callers.actor(request), callers.caller(request), wanted.github_url, **settings)
+    return Status(201 if watched.created else 200, schemas.watched_repository(watched.watch))
 
 
 @router.api_operation(
@@ -183,8 +175,10 @@ def replace_token(request: HttpRequest, repository_id: RepositoryId, new: schema
     """Checks with git that the new token works, clears the error state and starts a sync. Files that the app has
     acknowledged are not sent again."""
     watch = callers.own_watch(request, repository_id)
-    with errors.as_responses(unreadable=422):
-        watch_settings.replace_github_token(callers.actor(request), watch, new.github_token)
+    try:
+        services.change_watch(callers.actor(request), watch, github_token=new.github_token)
+    except GitError as error:
+        raise errors.unreadable(error, 422) from None
     return {"message": "Token updated successfully"}
 
 
@@ -198,9 +192,8 @@ def resync_repository(request: HttpRequest, repository_id: RepositoryId) -> Stat
     """Sends every file again as a `create`, including those that the app has acknowledged, and a `delete` for each file
     removed since. It replaces a sync that is already running."""
     watch = callers.own_watch(request, repository_id)
-    with errors.as_responses():
-        requested = services.resync_single(callers.actor(request), watch)
-    return Status(202, {"run_id": requested.run.run_id})
+    run = services.resync_single(callers.actor(request), watch)
+    return Status(202, {"run_id": run.run_id})
 
 
 @router.post(

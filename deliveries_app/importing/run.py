@@ -113,31 +113,26 @@ class _Import:
 
     def _import_app(self, source: SourceApp, name: str) -> App | None:
         try:
-            fields = validate.validate_app(source, self._key, partial(self.report.remark, "app", name))
+            app = validate.validate_app(source, self._key, partial(self.report.remark, "app", name))
         except Refused as error:
             self._leave(self.report.apps, "app", name, error)
             return None
         token_hash = self._token_hash(source, name)
         self.report.apps.taken += 1
-        if self._dry:
-            return App(app_id=source.app_id, name=fields.name)
-        return write.write_app(self._actor, source, fields, token_hash)
+        if not self._dry:
+            write.write_app(self._actor, app, source.created_at, token_hash)
+        return app
 
     def _token_hash(self, source: SourceApp, name: str) -> str:
         """Return the hash of the app's token. If Docora could not recognise the token by it, report why and return nothing."""
         problem = partial(self.report.problem, "app", name)
         token_hash = validate.validate_token_hash(source, problem)
-        if token_hash and self._is_known(token_hash):
+        # The first use of a token here replaces its hash with a digest, so compare with the source's hashes as well.
+        is_known = token_hash in self._token_hashes or AppToken.objects.filter(digest=token_hash).exists()
+        if token_hash and is_known:
             problem("Another app has the same token and keeps it. Rotate this app's token.")
             return ""
         return token_hash
-
-    def _is_known(self, token_hash: str) -> bool:
-        """Return whether another app has this token.
-
-        The first use of a token here replaces its hash with a digest, so compare with the source's hashes as well.
-        """
-        return token_hash in self._token_hashes or AppToken.objects.filter(digest=token_hash).exists()
 
     def import_repositories(self) -> None:
         for source in self._source.repositories():

@@ -6,12 +6,15 @@ Apart from reading settings, these functions are pure. They raise `Refused` for 
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from typing import Any
 
+from django.conf import settings
 from django.core.exceptions import ValidationError
+from django.db.models.functions import Now
 
 from deliveries_app.importing.source import SourceApp, SourceFile, SourceKey, SourceRepository, SourceWatch
-from deliveries_app.models import Status
+from deliveries_app.models import App, Status
+from deliveries_app.models.root_causes import internal
 from deliveries_app.planning.eligibility import reason_by_path
 from deliveries_app.services.imported_tokens import HASH
 from deliveries_app.services.keys import validate_key
@@ -33,26 +36,8 @@ class Refused(Exception):
     """The row cannot be imported. The message is for the user."""
 
 
-@dataclass(frozen=True)
-class AppFields:
-    name: str
-    base_url: str
-    email: str
-    website: str
-    description: str
-    client_auth_key: str = field(repr=False)
-
-
-@dataclass(frozen=True)
-class State:
-    """A watch's initial state. `error` is the existing service's last error, if the watch had failed."""
-
-    status: Status
-    error: str = ""
-
-
-def validate_app(app: SourceApp, key: SourceKey, remark: Note) -> AppFields:
-    """Return the fields of the app to create.
+def validate_app(app: SourceApp, key: SourceKey, remark: Note) -> App:
+    """Return the app to create, unsaved.
 
     Raises `Refused` for an invalid id or an unreadable signing key. Everything else can be corrected after the import.
     """
@@ -81,13 +66,14 @@ def validate_app(app: SourceApp, key: SourceKey, remark: Note) -> AppFields:
     name = clean_text(app.app_name, 100) or app.app_id
     if name != app.app_name:
         remark(f"Its name was empty, too long or not printable. In Docora, it is {name!r}.")
-    return AppFields(
-        name,
-        clean_text(app.base_url, 2048),
-        clean_text(app.email, 255),
-        website,
-        clean_text(app.description, 500),
-        signing_key,
+    return App(
+        app_id=app.app_id,
+        name=name,
+        base_url=clean_text(app.base_url, 2048),
+        email=clean_text(app.email, 255),
+        website=website,
+        description=clean_text(app.description, 500),
+        client_auth_key=signing_key,
     )
 
 
@@ -126,16 +112,18 @@ def validate_token_of(watch: SourceWatch, key: SourceKey, problem: Note) -> str:
         return ""
 
 
-def initial_state(watch: SourceWatch, remark: Note) -> State:
-    """Return the watch's initial state. Syncs that were in progress start again."""
-    if watch.status == "failed":
-        error = redact(clean_text(watch.last_error, 400)) or "unknown error"
-        return State(Status.FAILED, f"Failed in the service that it was imported from: {error}")
+def initial_state(watch: SourceWatch, remark: Note) -> dict[str, Any]:
+    """Return the columns of the watch's initial state. Syncs that were in progress start again."""
     if watch.status == "synced":
-        return State(Status.SYNCED)
+        return {"status": Status.SYNCED}
+    if watch.status == "failed":  # one attempt, as at every rescan of a failed watch
+        error = redact(clean_text(watch.last_error, 400)) or "unknown error"
+        failure = internal(f"Failed in the service that it was imported from: {error}")
+        attempts = {"status": Status.FAILED, "next_sync_at": Now(), "retry_count": settings.MAX_RETRY_ATTEMPTS - 1}
+        return attempts | failure.columns()
     if watch.status not in {"pending_snapshot", "scanning"}:
         remark(f"Its status {clean_text(watch.status, 20)!r} is unknown. Docora will sync it.")
-    return State(Status.PENDING)
+    return {"status": Status.PENDING, "next_sync_at": Now()}
 
 
 def validate_file(file: SourceFile) -> SourceFile:

@@ -4,12 +4,10 @@ Each app and watch is recorded in `Imported`, so that it is never imported twice
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from datetime import datetime
 from itertools import batched, chain
 from typing import Any
 
-from django.conf import settings
 from django.db import connection, transaction
 from django.db.models import Max
 from django.db.models.functions import Now
@@ -17,27 +15,25 @@ from django.utils import timezone
 
 from deliveries_app import audit
 from deliveries_app.actors import Actor
-from deliveries_app.importing.source import SourceApp, SourceFile, SourceRepository, SourceWatch
-from deliveries_app.importing.validate import AppFields, State
+from deliveries_app.importing.source import SourceFile, SourceRepository, SourceWatch
 from deliveries_app.models import App, AppRepository, AppToken, AuditAction, Delivery, Imported, Reason, Status
-from deliveries_app.models.root_causes import internal
-from deliveries_app.progress import runs
+from deliveries_app.services import requests
 from repositories_app import services as repositories
 from repositories_app.git.url import RepositoryUrl
 from repositories_app.models import Repository
 
 
-def write_app(actor: Actor, source: SourceApp, fields: AppFields, token_hash: str) -> App:
-    """Create the app. `token_hash` is empty if Docora cannot recognise its token."""
-    columns = asdict(fields)
+def write_app(actor: Actor, app: App, created_at: datetime | None, token_hash: str) -> None:
+    """Save the app. `token_hash` is empty if Docora cannot recognise its token."""
+    names = ("name", "base_url", "email", "website", "description", "client_auth_key")
+    changes = audit.Changes.initial(App, {name: getattr(app, name) for name in names})
     with transaction.atomic():
-        app = App.objects.create(app_id=source.app_id, **columns)
+        app.save(force_insert=True)
         Imported.objects.create(app_id=app.app_id)
         if token_hash:
             AppToken.objects.create(app=app, digest=token_hash, ending="")
-        _restore_created_at(App, app.pk, source.created_at)
-        audit.record(actor, AuditAction.APP_IMPORTED, [app], "Imported", audit.Changes.initial(App, columns))
-    return app
+        _restore_created_at(App, app.pk, created_at)
+        audit.record(actor, AuditAction.APP_IMPORTED, [app], "Imported", changes)
 
 
 def write_repository(source: SourceRepository, url: RepositoryUrl) -> Repository:
@@ -83,9 +79,9 @@ def begin_watch(app: App, repository: Repository, url: str, token: str) -> AppRe
 
 
 def complete_watch(
-    actor: Actor, watch: AppRepository, source: SourceWatch, state: State, token: str, *, has_records: bool
+    actor: Actor, watch: AppRepository, source: SourceWatch, state: dict[str, Any], token: str, *, has_records: bool
 ) -> bool:
-    """End the watch's `arriving` state, so that it can be checked and synced.
+    """End the watch's `arriving` state, so that it can be checked and synced. `state` are its initial columns.
 
     Return False if another import has completed it or it was unwatched. A sync that was requested during the import
     stays due. Otherwise, a watch that was synced is due for a check, which finds out whether anything has changed. Any
@@ -100,24 +96,13 @@ def complete_watch(
             return False
         fields: dict[str, Any] = {"arriving": False, "next_check_at": Now(), "last_scanned_at": source.last_scanned_at}
         if row.next_sync_at is None:
-            fields |= _state_fields(state) | {"github_token": token}
+            fields |= state | {"github_token": token}
         rows.update(**fields)
         _restore_created_at(AppRepository, row.pk, source.created_at)
-        if state.status == Status.PENDING and not has_records and row.next_sync_at is None:
-            run = runs.open_run(row, Reason.INITIAL, requested_by=actor.name, user_pk=actor.user_pk)
-            run.save()
-            runs.log_requested([run])
+        if state["status"] == Status.PENDING and not has_records and row.next_sync_at is None:
+            requests.open_runs(actor, [row.pk], Reason.INITIAL, None, {})
         audit.record(actor, AuditAction.WATCH_IMPORTED, [row], "Imported")
     return True
-
-
-def _state_fields(state: State) -> dict[str, Any]:
-    if state.status == Status.SYNCED:
-        return {"status": Status.SYNCED}
-    due = {"status": state.status, "next_sync_at": Now()}
-    if state.status == Status.FAILED:  # one attempt, as at every rescan of a failed watch
-        return due | {"retry_count": settings.MAX_RETRY_ATTEMPTS - 1} | internal(state.error).columns()
-    return due
 
 
 def _restore_created_at(model: type[App | Repository | AppRepository], pk: int, moment: datetime | None) -> None:

@@ -64,7 +64,9 @@ def _follow(command: BaseCommand, requested: Requested, options: dict[str, Any])
         held = {"held": reason} if (reason := _held_reason(requested)) else {}
         write_json(command.stdout, fields | outcome | progress.as_dict() | held)
     if reason := _held_reason(requested):
-        raise CommandError(f"Held. {reason} {_how_to_continue(requested)}")
+        name, key = program(), requested.operation_id
+        anyway = f"To send the other repositories anyway: {name} continue_resync {key}."
+        raise CommandError(f"Held. {reason} {anyway} To leave them as they are: {name} cancel {key}")
     if not progress.finished:
         raise CommandError(f"Not finished after {options['timeout']:g} seconds. {_continues(requested)}")
     if progress.succeeded < progress.total:
@@ -78,7 +80,8 @@ def _wait(command: BaseCommand, requested: Requested, timeout: float | None, *, 
         command.stderr.write(reason)
     with Bar(quiet=quiet) as bar:
         while True:
-            progress = _current_progress(requested)
+            requested.refresh_from_db()
+            progress = live.of_operation(requested) if isinstance(requested, BulkOperation) else live.of_run(requested)
             many = f"{progress.completed:,} of {progress.total:,} repositories, files"
             bar.show(many if progress.total > 1 else "Files", progress.files_done, progress.files_total or None)
             if progress.finished or _held_reason(requested) or (deadline is not None and time.monotonic() >= deadline):
@@ -89,11 +92,6 @@ def _wait(command: BaseCommand, requested: Requested, timeout: float | None, *, 
 def _held_reason(requested: Requested) -> str:
     """Return the reason if the operation is held, else an empty string."""
     return requested.held_reason if isinstance(requested, BulkOperation) and requested.is_held else ""
-
-
-def _how_to_continue(requested: Requested) -> str:
-    name, key = program(), requested.operation_id
-    return f"To send the other repositories anyway: {name} continue_resync {key}. To leave them as they are: {name} cancel {key}"
 
 
 def _blocking_reasons(requested: Requested) -> Iterator[str]:
@@ -112,11 +110,6 @@ def _blocking_reasons(requested: Requested) -> Iterator[str]:
     arriving = watches.filter(arriving=True).count()
     if arriving:
         yield f"{counted(arriving, 'repository waits', 'repositories wait')} for an unfinished import. Run {program()} import_docora again."
-
-
-def _current_progress(requested: Requested) -> Progress:
-    requested.refresh_from_db()
-    return live.of_operation(requested) if isinstance(requested, BulkOperation) else live.of_run(requested)
 
 
 def _problem(requested: Requested, progress: Progress) -> str:

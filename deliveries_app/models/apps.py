@@ -11,7 +11,7 @@ from django.db.models.functions import Coalesce, Least, Now
 from django.utils import timezone
 
 from deliveries_app.models.root_causes import RootCause
-from deliveries_app.models.watch_state import StateDetail, WatchState, details_of
+from deliveries_app.models.watch_state import StateDetail, WatchState
 from docora.db.clock import from_now
 from docora.db.locks import lock_rows
 from docora.security.crypto import EncryptedTextField
@@ -173,9 +173,8 @@ class App(models.Model):
 
     def github_app_for(self, canonical_url: str) -> GitHubApp | None:
         """Return the assigned GitHub App if it is one of the repository's host."""
-        if self.github_app_id is None or self.github_app is None:
-            return None
-        return self.github_app if host_of(canonical_url) == f"{self.github_app.host}/" else None
+        github_app = self.github_app
+        return github_app if github_app and host_of(canonical_url) == f"{github_app.host}/" else None
 
     @property
     def max_in_flight_limit(self) -> int:
@@ -392,8 +391,8 @@ class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
         return self.select_related("app", "repository").defer(*SECRETS)
 
     def in_state(self, state: str) -> Self:
-        """Return the watches `with_state` that are in this `WatchState`."""
-        return self.filter(state_detail__in=details_of(state))
+        """Return the watches `with_state` that are in this `WatchState`; none if there is no such state."""
+        return self.filter(state_detail__in=[detail for detail in StateDetail if detail.state == state])
 
     def lock(self) -> list[int]:
         """Lock these watches until the transaction ends, as `lock_rows` does, and return their primary keys."""

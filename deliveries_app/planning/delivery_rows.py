@@ -3,7 +3,8 @@
 Rows are read in keyset pages, so memory use stays constant.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import batched
 from typing import Any, NamedTuple
 
 from django.conf import settings
@@ -16,12 +17,6 @@ from docora.db.compiled import compiled
 from repositories_app.mirror.mirror import MAX_DIFF_PATHS
 
 PAGE = 2000
-_COLUMNS = (
-    "path", "kind", "source_key", "sha", "sequence", "generation", "acknowledged", "acknowledged_sha", "attempts", "hold_until",
-    "source_path",
-)  # fmt: skip
-
-_HOLD_UNTIL = _COLUMNS.index("hold_until")
 
 
 class SourceRow(NamedTuple):
@@ -59,7 +54,7 @@ def all_rows(watch_pk: int) -> Iterator[Row]:
 
 @compiled
 def _page_after(watch_pk: int, path: str) -> "QuerySet[Delivery, tuple[Any, ...]]":
-    return Delivery.objects.filter(watch_id=watch_pk, path__gt=path).order_by("path").values_list(*_COLUMNS)[:PAGE]
+    return Delivery.objects.filter(watch_id=watch_pk, path__gt=path).order_by("path").values_list(*Row._fields)[:PAGE]
 
 
 def rows_by_source(watch_pk: int) -> Iterator[SourceRow]:
@@ -81,30 +76,24 @@ def rows_by_source(watch_pk: int) -> Iterator[SourceRow]:
         last = page[-1]
 
 
-def count_remarks(watch_pk: int) -> dict[str, int]:
-    """Return remark → number of files with it."""
-    return dict(_counts_by_remark(watch_pk))
-
-
 @compiled
-def _counts_by_remark(watch_pk: int) -> "QuerySet[Delivery, tuple[str, int]]":
+def count_remarks(watch_pk: int) -> "QuerySet[Delivery, tuple[str, int]]":
+    """Return each remark and the number of files with it."""
     remarked = Delivery.objects.filter(watch_id=watch_pk).exclude(remark="").order_by()
     return remarked.values_list("remark").annotate(Count("pk"))
 
 
-def tree_fields(plan: Plan, remarks: Mapping[str, int]) -> dict[str, Any]:
-    """Return the columns of the watch that describe the planned tree. `remarks`: remark → number of files with it."""
+def tree_fields(plan: Plan, remarks: Iterable[tuple[str, int]]) -> dict[str, Any]:
+    """Return the columns of the watch that describe the planned tree. `remarks` as in `count_remarks`."""
     left_out = dict(plan.left_out) | dict(remarks)
     return {"tree_files": plan.tree_files, "tree_bytes": plan.tree_bytes, "left_out": left_out}
 
 
 def rows_at(watch_pk: int, paths: Sequence[str]) -> Iterator[Row]:
     """Yield the rows of `paths`. Both are in byte order."""
-    for start in range(0, len(paths), PAGE):
-        part = paths[start : start + PAGE]
-        yield from map(
-            _row, Delivery.objects.filter(watch_id=watch_pk, path__in=part).order_by("path").values_list(*_COLUMNS)
-        )
+    for some in batched(paths, PAGE):
+        rows = Delivery.objects.filter(watch_id=watch_pk, path__in=some).order_by("path")
+        yield from map(_row, rows.values_list(*Row._fields))
 
 
 def unsettled_paths(watch_pk: int, limit: int) -> list[str] | None:
@@ -152,4 +141,5 @@ def acknowledged_files(watch_pk: int, tick: Callable[[], None]) -> Iterator[Held
 
 def _row(values: tuple[Any, ...]) -> Row:
     row = Row._make(values)
-    return row._replace(hold_until=values[_HOLD_UNTIL].timestamp()) if values[_HOLD_UNTIL] else row
+    hold_until: Any = row.hold_until  # a datetime
+    return row._replace(hold_until=hold_until.timestamp()) if hold_until else row

@@ -8,7 +8,7 @@ directory that matches always matches, too.
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
@@ -262,11 +262,8 @@ class _Line:
     pattern: Pattern
 
     @cached_property
-    def _any(self) -> _AnyPattern:
-        return _AnyPattern([self.pattern])
-
-    def matches(self, path: bytes, name: bytes) -> bool:
-        return self._any.matches(path, name)
+    def matches(self) -> Callable[[bytes, bytes], bool]:
+        return _AnyPattern([self.pattern]).matches
 
 
 def _numbered(text: bytes, *, in_file: bool) -> Iterator[_Line]:

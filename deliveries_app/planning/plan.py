@@ -56,16 +56,16 @@ class Change(NamedTuple):
 
     kind: str
     path: str
-    mode: str
-    blob: str
-    size: int
-    sha: str
-    previous_sha: str | None
-    sequence: int | None
-    lenient: bool
-    compare: bool
-    attempts: int
-    hold_until: float | None
+    mode: str = ""
+    blob: str = ""
+    size: int = 0
+    sha: str = ""
+    previous_sha: str | None = None
+    sequence: int | None = None
+    lenient: bool = False
+    compare: bool = False
+    attempts: int = 0
+    hold_until: float | None = None
     source_path: str = ""
     failure: str = ""
 
@@ -297,19 +297,9 @@ def _delete(row: Row, delivery_rules: DeliveryRules) -> Change:
     lenient = not row.acknowledged or row.generation < delivery_rules.floor
     attempts, hold = (row.attempts, row.hold_until) if not row.acknowledged else (0, None)
     return Change(
-        Kind.DELETE.value,
-        row.path,
-        "",
-        "",
-        0,
-        row.acknowledged_sha or row.sha,
-        None,
-        row.sequence if same else None,
-        lenient,
-        False,
-        attempts,
-        hold,
-    )
+        Kind.DELETE.value, row.path, sha=row.acknowledged_sha or row.sha, sequence=row.sequence if same else None,
+        lenient=lenient, attempts=attempts, hold_until=hold,
+    )  # fmt: skip
 
 
 class PlanRefused(Exception):

@@ -109,12 +109,8 @@ class TransformedTree:
         source = entry.path.decode()
         self._plan.tree_files += 1
         self._plan.tree_bytes += entry.size
-        self._plan.add(
-            Change(
-                Kind.CREATE.value, source, entry.mode, entry.blob, entry.size, "", None, None, False, False, 0, None,
-                source, message,
-            )
-        )  # fmt: skip
+        kind = Kind.CREATE.value
+        self._plan.add(Change(kind, source, entry.mode, entry.blob, entry.size, source_path=source, failure=message))
         for path in {source, *(row.path for row in rows)}:
             self._table.execute(
                 "INSERT OR IGNORE INTO file VALUES (?, ?, ?, ?, 0, 1)", [path, source, entry.mode, entry.blob]

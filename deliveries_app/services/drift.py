@@ -22,7 +22,6 @@ from deliveries_app.models import (
     DriftKind,
     DriftState,
     StateDetail,
-    SyncRun,
 )
 from deliveries_app.models.deliveries import Kind
 from deliveries_app.models.drift import DriftCheckQuerySet
@@ -50,9 +49,8 @@ class NothingToSend(ValueError):
 
 @dataclass(frozen=True)
 class SentDifferences:
-    """The run that sends the differences. It sends `files` and deletes `deletes`; `settled` were sent in the meantime."""
+    """How many files are sent and deleted. The `settled` ones were sent or deleted in the meantime."""
 
-    run: SyncRun
     files: int
     deletes: int
     settled: int
@@ -154,7 +152,7 @@ def send_differences(actor: Actor, check: DriftCheck) -> SentDifferences:
         remaining = Remaining(total["files"], total["size"])
         run = resend.request_unacknowledged(actor, watch, remaining, AuditAction.DIFFERENCES, message)
         DriftCheck.objects.filter(pk=check.pk).update(sent_run=run.run_id)
-    return SentDifferences(run, files, deletes, max(0, check.listed - files - deletes))
+    return SentDifferences(files, deletes, max(0, check.listed - files - deletes))
 
 
 def _add_deletes(check: DriftCheck, watch: AppRepository) -> int:

@@ -5,7 +5,7 @@ occupying all threads. Administrators and commands are not limited.
 """
 
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 from deliveries_app.actors import Actor
 from docora.web.concurrency import ConcurrencyLimit
@@ -25,35 +25,33 @@ def check_readable(
     ref: str = "",
     github_app: GitHubApp | None = None,
     *,
-    within: float | None = None,
+    within: float = GIT_CHECK_SECONDS,
 ) -> bool:
     """Return whether the repository is private: readable with a token, but not without.
 
     The token is `token`, or one from `github_app`. A repository without commits is readable, too.
     Raises `GitError` if the repository cannot be read, if it has commits but not this branch or tag, or if its host takes
-    longer than `within` seconds, by default `GIT_CHECK_SECONDS`. The message does not promise a retry, because nothing is
-    stored yet. Raises `ApiError` if too many calls of apps are asking git hosts.
+    longer than `within` seconds. The message does not promise a retry, because nothing is stored yet. Raises `ApiError` if
+    too many calls of apps are asking git hosts.
     """
     slot = LIMIT.slot(actor.app.pk) if actor.app else nullcontext()
-    within = GIT_CHECK_SECONDS if within is None else within
+    within = min(within, GIT_CHECK_SECONDS)
     deadline = time.monotonic() + within
 
     def check_deadline() -> None:
         if time.monotonic() > deadline:
             raise GitError(Cause.TIMEOUT, f"The git host didn't respond within {within:.0f} seconds. Try again later.")
 
-    used = ""
     with slot, remote.new_client(max_connections=1) as client:
 
-        def read(token: str) -> None:
-            nonlocal used
-            used = token
-            remote.ls_head(client, url, token, check_deadline, ref=ref)
+        def read(token: str) -> str:
+            """Return the token if the repository can be read with it, also without commits."""
+            with suppress(NoCommit):
+                remote.ls_head(client, url, token, check_deadline, ref=ref)
+            return token
 
         try:
-            github.read(github_app, url, token, read, check_deadline, fresh=True)
-        except NoCommit:
-            pass
+            used = github.read(github_app, url, token, read, check_deadline, fresh=True)
         except RefNotFound as error:
             error.next_step = ""
             raise
@@ -61,12 +59,9 @@ def check_readable(
             if error.next_step:
                 error.next_step = "Try again later."
             raise
-        if not used:
-            return False
         try:
-            read("")
-        except NoCommit:
-            return False
+            if used:
+                read("")
         except GitError:
             return True
     return False

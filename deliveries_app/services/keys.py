@@ -1,7 +1,7 @@
 """Rotate an app's signing key without interrupting deliveries (wire contract §1). `keyring` decides which key signs."""
 
 import base64
-from dataclasses import dataclass, field
+from datetime import datetime
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
@@ -20,13 +20,6 @@ ALREADY_ROTATING = "A key rotation is already in progress. Retire the old key or
 
 class KeyRotationError(ValueError):
     """The state of the rotation does not allow this step. The message says what to do."""
-
-
-@dataclass(frozen=True)
-class NewKey:
-    """The new signing key, which cannot be shown again."""
-
-    key: str = field(repr=False)
 
 
 def validate_key(key: str) -> str:
@@ -51,8 +44,8 @@ def _is_standard(encoded: str) -> bool:
         return False
 
 
-def start_key_rotation(actor: Actor, app: App, key: str = "") -> NewKey:
-    """Start signing notifications with both keys. The new key is generated unless `key` is given.
+def start_key_rotation(actor: Actor, app: App, key: str = "") -> str:
+    """Start signing notifications with both keys, and return the new one, which is generated unless `key` is given.
 
     Raises `KeyRotationError` if a rotation is already running, and `NotFound` if the app is being removed. The two
     functions that end a rotation raise the same errors.
@@ -64,15 +57,13 @@ def start_key_rotation(actor: Actor, app: App, key: str = "") -> NewKey:
             raise KeyRotationError(ALREADY_ROTATING)
         if new_key == row.client_auth_key:
             raise ValidationError("This key is already in use. Enter a different one.", code="client_auth_key")
-        row.new_auth_key, row.key_rotation_started_at = new_key, timezone.now()
-        row.new_key_signs, row.new_key_accepted_at = False, None
-        _save(row)
+        _save(row, new_key, timezone.now())
         changes = audit.Changes(new={"new signing key": "added"})
         audit.record(actor, AuditAction.KEY_STARTED, [row], "Started rotating the signing key", changes)
         notify_contact(
             actor, row, "A rotation of the signing key was started. Notifications carry a signature of each key."
         )
-    return NewKey(new_key)
+    return new_key
 
 
 def retire_old_key(actor: Actor, app: App) -> None:
@@ -84,7 +75,7 @@ def retire_old_key(actor: Actor, app: App) -> None:
                 "The app hasn't accepted the new key yet. Give it the key, then send a ping signed with it."
             )
         row.client_auth_key = row.new_auth_key
-        _end(row)
+        _save(row, "", None)
         changes = audit.Changes(new={"signing key": "changed"})
         audit.record(actor, AuditAction.KEY_RETIRED, [row], "Retired the old signing key", changes)
         notify_contact(actor, row, "The old signing key was retired. Notifications are signed with the new key only.")
@@ -94,7 +85,7 @@ def cancel_key_rotation(actor: Actor, app: App) -> None:
     """End the rotation, keep the old key and discard the new one."""
     with transaction.atomic():
         row = _lock_rotating(actor, app)
-        _end(row)
+        _save(row, "", None)
         changes = audit.Changes(new={"new signing key": "removed"})
         audit.record(actor, AuditAction.KEY_DISCARDED, [row], "Discarded the new signing key", changes)
         notify_contact(actor, row, "The new signing key was discarded. Notifications are signed with the old key only.")
@@ -107,13 +98,9 @@ def _lock_rotating(actor: Actor, app: App) -> App:
     return row
 
 
-def _end(row: App) -> None:
-    row.new_auth_key, row.key_rotation_started_at = "", None
+def _save(row: App, new_key: str, started_at: datetime | None) -> None:
+    row.new_auth_key, row.key_rotation_started_at = new_key, started_at
     row.new_key_signs, row.new_key_accepted_at = False, None
-    _save(row)
-
-
-def _save(row: App) -> None:
     row.save(
         update_fields=[
             "client_auth_key", "new_auth_key", "key_rotation_started_at", "new_key_signs", "new_key_accepted_at",

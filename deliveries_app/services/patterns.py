@@ -28,13 +28,11 @@ def validate_patterns(text: str) -> tuple[str, int]:
     return text, len(patterns)
 
 
-def validate_app_patterns(include: str, exclude: str) -> tuple[str, str]:
-    """Return the app's include and exclude patterns as stored. Raises `ValidationError`, whose code names the list."""
-    return validate_list("include", include), validate_list("exclude", exclude)
-
-
 def validate_list(name: str, text: str) -> str:
-    """Return one of the lists as stored. Raises `ValidationError`, whose message and code name the list."""
+    """Return the `include`, `exclude` or `ignore` patterns as stored.
+
+    Raises `ValidationError`, whose message and code name the list.
+    """
     try:
         return validate_patterns(text)[0]
     except ValidationError as error:

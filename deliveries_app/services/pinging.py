@@ -71,7 +71,8 @@ def send_ping(actor: Actor, app: App, *, new_key: bool = False) -> Ping:
     with new_client(max_connections=1) as client:
         outcome = post_ping(client, app, ring)
     result: dict[str, Any] = {"pinged_at": Now(), "ping_failed_at": None} if outcome.ok else {"ping_failed_at": Now()}
-    message = _message(outcome)
+    accepted = f"The app accepted the ping (HTTP {outcome.status})."
+    message = accepted if outcome.ok else describe_outcome(outcome)
     with transaction.atomic():
         App.objects.filter(pk=app.pk, base_url=app.base_url).update(**result)
         sent = f"Sent a test ping{' with the new key' if new_key else ''}: {message}"
@@ -87,12 +88,6 @@ def send_ping(actor: Actor, app: App, *, new_key: bool = False) -> Ping:
         body=response_texts(app, [outcome.body])[0],
         new_key=new_key,
     )
-
-
-def _message(outcome: Outcome) -> str:
-    if outcome.ok:
-        return f"The app accepted the ping (HTTP {outcome.status})."
-    return describe_outcome(outcome)
 
 
 def _hint(outcome: Outcome) -> str:

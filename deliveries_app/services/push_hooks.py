@@ -10,8 +10,6 @@ import hmac
 import re
 import secrets
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Self
 
 from django.conf import settings
 from django.db import transaction
@@ -39,20 +37,38 @@ OTHERS_SECONDS = 5.0
 """For how long after a push a hook with the secret of another watch only triggers a check of a watch."""
 
 
-@dataclass(frozen=True, slots=True)
-class Proof:
-    """The proof in a request: hex HMAC-SHA256s of its body, or the secret itself."""
+def proven_watches(repository_id: str, headers: Mapping[str, str], body: Iterable[bytes]) -> list[int]:
+    """Return the primary keys of the repository's watches whose secret a request's headers prove to know.
 
-    signatures: list[str] = field(repr=False)
-    secrets: list[str] = field(repr=False)
-
-    @classmethod
-    def of(cls, headers: Mapping[str, str]) -> Self:
-        """Return the well-formed proofs in a request's headers."""
-        values = [(headers.get(name, ""), prefix) for name, prefix in SIGNATURE_HEADERS.items()]
-        given = [value.removeprefix(prefix) for value, prefix in values if value.startswith(prefix)]
-        plain = [headers.get("X-Gitlab-Token", ""), _password(headers.get("Authorization", ""))]
-        return cls([text for text in given if _HEX.fullmatch(text)], [secret for secret in plain if secret])
+    The body is read only if there is a well-formed signature, once for all secrets, and never held in memory. If the
+    repository or its secret does not exist, a random secret is used, so that the response time does not reveal this.
+    """
+    values = [(headers.get(name, ""), prefix) for name, prefix in SIGNATURE_HEADERS.items()]
+    given = [value.removeprefix(prefix) for value, prefix in values if value.startswith(prefix)]
+    signatures = list(filter(_HEX.fullmatch, given))
+    plain = [headers.get("X-Gitlab-Token", ""), _password(headers.get("Authorization", ""))]
+    plain = list(filter(None, plain))
+    if not (signatures or plain) or not can_be_id(repository_id):
+        return []
+    watches = AppRepository.objects.alive().filter(repository__repository_id=repository_id)
+    known = watches.values_list("pk", "push_secret")
+    keys = {pk: secret.encode() for pk, secret in known if secret and not isinstance(secret, Undecryptable)}
+    keys = keys or {0: secrets.token_bytes(32)}
+    # All are compared, so that the time does not reveal which one matched.
+    matches = [
+        (hmac.compare_digest(_digest(key), _digest(secret.encode())), pk)
+        for pk, key in keys.items()
+        for secret in plain
+    ]
+    if signatures:
+        macs = {pk: hmac.new(key, digestmod=hashlib.sha256) for pk, key in keys.items()}
+        for piece in body:
+            for mac in macs.values():
+                mac.update(piece)
+        matches += [
+            (hmac.compare_digest(mac.hexdigest(), given), pk) for pk, mac in macs.items() for given in signatures
+        ]
+    return [pk for is_equal, pk in matches if is_equal]
 
 
 def _password(authorization: str) -> str:
@@ -64,35 +80,6 @@ def _password(authorization: str) -> str:
         return base64.b64decode(encoded, validate=True).decode().partition(":")[2]
     except ValueError:
         return ""
-
-
-def proven_watches(repository_id: str, proof: Proof, body: Iterable[bytes]) -> list[int]:
-    """Return the primary keys of the repository's watches whose secret matches the proof.
-
-    The body is read only if there is a well-formed signature, once for all secrets, and never held in memory. If the
-    repository or its secret does not exist, a random secret is used, so that the response time does not reveal this.
-    """
-    if not (proof.signatures or proof.secrets) or not can_be_id(repository_id):
-        return []
-    watches = AppRepository.objects.alive().filter(repository__repository_id=repository_id)
-    known = watches.values_list("pk", "push_secret")
-    keys = {pk: secret.encode() for pk, secret in known if secret and not isinstance(secret, Undecryptable)}
-    keys = keys or {0: secrets.token_bytes(32)}
-    # All are compared, so that the time does not reveal which one matched.
-    matches = [
-        (hmac.compare_digest(_digest(key), _digest(given.encode())), pk)
-        for pk, key in keys.items()
-        for given in proof.secrets
-    ]
-    if proof.signatures:
-        macs = {pk: hmac.new(key, digestmod=hashlib.sha256) for pk, key in keys.items()}
-        for piece in body:
-            for mac in macs.values():
-                mac.update(piece)
-        matches += [
-            (hmac.compare_digest(mac.hexdigest(), given), pk) for pk, mac in macs.items() for given in proof.signatures
-        ]
-    return [pk for is_equal, pk in matches if is_equal]
 
 
 def _digest(secret: bytes) -> bytes:

@@ -48,12 +48,12 @@ class Usage:
 
 @dataclass(frozen=True)
 class AppUsage:
-    """What the app uses of each quota. `resyncs` counts re-syncs per hour."""
+    """What the app uses of each quota, as the API names them."""
 
     watches: Usage
     files: Usage
     bytes: Usage
-    resyncs: Usage
+    resyncs_per_hour: Usage
 
 
 def usage_of(app: App) -> AppUsage:
@@ -63,7 +63,7 @@ def usage_of(app: App) -> AppUsage:
         watches=Usage(sums["watches"], app.watch_limit),
         files=Usage(sums["files"], app.file_limit),
         bytes=Usage(sums["size"], app.byte_limit),
-        resyncs=Usage(math.ceil(_resyncs_used(app)), app.resync_limit),
+        resyncs_per_hour=Usage(math.ceil(_resyncs_used(app)), app.resync_limit),
     )
 
 

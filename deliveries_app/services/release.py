@@ -163,7 +163,8 @@ def _plan(operation: BulkOperation, now: datetime) -> _Plan:
     for canary in canaries:
         if canary.state != CanaryState.RUNNING:
             continue
-        if canary.run and not canary.run.outcome and (all_paused or canary.app.paused or _is_paused(canary.run.watch)):
+        watch = canary.run.watch if canary.run and not canary.run.outcome else None
+        if watch and (all_paused or canary.app.paused or watch.is_paused):
             if canary.since is None or now - canary.since > timedelta(seconds=_PAUSE_SEEN_SECONDS):
                 restarted.append(canary.pk)
             continue
@@ -177,10 +178,6 @@ def _plan(operation: BulkOperation, now: datetime) -> _Plan:
     allowed = _allowance(operation, now)
     due = _due(operation, canaries)[:allowed] if allowed != 0 else []
     return _Plan(list(due), states, restarted, held)
-
-
-def _is_paused(watch: AppRepository | None) -> bool:
-    return watch is not None and watch.paused_at is not None
 
 
 def _state_of(canary: Canary, now: datetime) -> tuple[CanaryState, str]:

@@ -42,14 +42,6 @@ class NotFound(LookupError):
 
 
 @dataclass(frozen=True)
-class Requested:
-    """A queued sync: its run, and the id of the job that will perform it."""
-
-    run: SyncRun
-    job_id: str
-
-
-@dataclass(frozen=True)
 class Rollout:
     """How the watches of a bulk re-sync are released (`engine.md` §14).
 
@@ -80,8 +72,10 @@ def start_single(
     *,
     error: Exception,
     skip_permission_check: bool = False,
-) -> Requested:
-    """Request a sync of one watch and enqueue it ahead of bulk work. Raises `error` if the request does not apply.
+) -> SyncRun:
+    """Request a sync of one watch, enqueue it ahead of bulk work, and return its run.
+
+    Raises `error` if the request does not apply.
 
     Pass `skip_permission_check` if the caller has checked another permission.
     """
@@ -95,7 +89,7 @@ def start_single(
         watch.refresh_from_db()
         audit.record(actor, _ACTIONS[kind], opened[:1], f"{_ACTIONS[kind].label} of {watch}")
         scheduling.enqueue(watch)
-    return Requested(opened[0], watch.job_id)
+    return opened[0]
 
 
 def start_bulk(
@@ -188,13 +182,10 @@ def lock_watches(pks: Sequence[int], among: AppRepositoryQuerySet, *, by_person:
     Lock apps before watches, as the claim does.
     """
     if by_person:
-        _end_cooldowns(pks)
+        apps = AppRepository.objects.filter(pk__in=pks).order_by().values("app")
+        down = lock_rows(App.objects.filter(pk__in=apps, down_count__gt=0))
+        App.objects.filter(pk__in=down).update(cooldown_until=None)
     return among.filter(pk__in=pks).lock()
-
-
-def _end_cooldowns(pks: Sequence[int]) -> None:
-    down = App.objects.filter(watches__in=pks, down_count__gt=0).order_by("pk").distinct().values_list("pk", flat=True)
-    App.objects.filter(pk__in=lock_rows(App.objects.filter(pk__in=list(down)))).update(cooldown_until=None)
 
 
 def open_runs(

@@ -52,7 +52,11 @@ def resend_files(actor: Actor, watch: AppRepository, paths: Sequence[str]) -> Re
             raise NotFound("Repository not found")
         rows = Delivery.objects.filter(watch_id=watch.pk, path__in={path for path in paths if "\x00" not in path})
         known = list(rows.values_list("path", flat=True))
-        run = _request_single(actor, watch, rows.order_by()) if known else None
+        run = None
+        if known:
+            [remaining] = _make_unacknowledged(rows.order_by()).values()
+            message = f"Resent {counted(remaining.files, 'file', 'files')}"
+            run = request_unacknowledged(actor, watch, remaining, AuditAction.RESEND, message)
     return Resent(run, len(known), [path for path in dict.fromkeys(paths) if path not in known])
 
 
@@ -85,13 +89,6 @@ def resend_many(actor: Actor, deliveries: Sequence[int], *, reason: str = "") ->
         empty_message="None of these files has a delivery record",
         reason=reason,
     )
-
-
-def _request_single(actor: Actor, watch: AppRepository, rows: QuerySet[Delivery]) -> SyncRun:
-    """Request a sync of the watch and return the run that will send these rows."""
-    [remaining] = _make_unacknowledged(rows).values()
-    message = f"Resent {counted(remaining.files, 'file', 'files')}"
-    return request_unacknowledged(actor, watch, remaining, AuditAction.RESEND, message)
 
 
 def request_unacknowledged(

@@ -19,10 +19,10 @@ from deliveries_app.models import (
 )
 from deliveries_app.services import quotas, requests
 from deliveries_app.services.release import release, resync_watches
-from deliveries_app.services.requests import AT_ONCE, NotFound, Requested, Rollout
+from deliveries_app.services.requests import AT_ONCE, NotFound, Rollout
 
 
-def resync_single(actor: Actor, watch: AppRepository, *, skip_permission_check: bool = False) -> Requested:
+def resync_single(actor: Actor, watch: AppRepository, *, skip_permission_check: bool = False) -> SyncRun:
     """Send every file of one watch again, in any state.
 
     Raises `NotFound` if the watch is being removed, and `TooManyResyncs` if an app requests this and has used up its quota.

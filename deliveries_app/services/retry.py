@@ -19,14 +19,13 @@ from deliveries_app.models import (
 )
 from deliveries_app.progress import runs
 from deliveries_app.services import requests
-from deliveries_app.services.requests import Requested
 
 
 class NotFailed(ValueError):
     """There is nothing to retry. The wire contract defines the message."""
 
 
-def retry_single(actor: Actor, watch: AppRepository) -> Requested:
+def retry_single(actor: Actor, watch: AppRepository) -> SyncRun:
     """Retry one failing watch now. Raises `NotFailed` if it is not failing or not watched."""
     error = NotFailed("Only failed entries can be retried")
     return requests.start_single(actor, OperationKind.RETRY, watch, _request, error=error)

@@ -1,6 +1,5 @@
 """Bearer tokens of apps: authenticate by digest, and rotate with an overlap during which both tokens are accepted."""
 
-import hmac
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -47,12 +46,11 @@ def authenticate(token: str) -> App | None:
     """Return the app that this token belongs to, or None if the token is unknown or expired or the app has ended.
 
     The lookup finds the digest in a unique index. Its timing could only reveal parts of digests, and no attacker can
-    choose the prefix of a digest. The final comparison takes constant time anyway.
+    choose the prefix of a digest.
     """
-    digest = hash_token(token)
     live = AppToken.objects.filter(not_expired(), app__ended_at=None)
-    found = live.filter(digest=digest).select_related("app").first()
-    if found is None or not hmac.compare_digest(found.digest, digest):
+    found = live.filter(digest=hash_token(token)).select_related("app").first()
+    if found is None:
         return None
     used = found.last_used_at
     if used is None or abs(timezone.now() - used) > _LAST_USED_PRECISION:

@@ -28,17 +28,18 @@ from deliveries_app.models.apps import new_watch_id
 from deliveries_app.models.root_causes import CLEARED_FAILURE
 from deliveries_app.permissions import Permission
 from deliveries_app.progress import runs
-from deliveries_app.services import quotas
+from deliveries_app.services import quotas, requests
 from deliveries_app.services.host_checks import check_readable
-from deliveries_app.services.patterns import validate_app_patterns, validate_list
+from deliveries_app.services.patterns import validate_list
 from deliveries_app.services.resync import resync_single
+from deliveries_app.webhooks.client import info_of
 from deliveries_app.webhooks.payloads import timestamp
 from docora.redis import queues
 from docora.text import counted
 from repositories_app import services as repositories
 from repositories_app.git.exceptions import InvalidUrl
 from repositories_app.git.refs import InvalidRef, parse_ref
-from repositories_app.git.url import RepositoryUrl, owner_and_name, parse_url
+from repositories_app.git.url import RepositoryUrl, parse_url
 from repositories_app.models import Repository
 
 ENDED_AT_ONCE = 500
@@ -61,15 +62,8 @@ class Watched:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the response of the REST API and of the command."""
-        owner, name = owner_and_name(self.watch.github_url)
-        return {
-            "repository_id": self.watch.repository.repository_id,
-            "github_url": self.watch.github_url,
-            "owner": owner,
-            "name": name,
-            "is_private": self.watch.repository.is_private,
-            "created_at": timestamp(self.watch.created_at),
-        }
+        more = {"is_private": self.watch.repository.is_private, "created_at": timestamp(self.watch.created_at)}
+        return asdict(info_of(self.watch)) | more
 
 
 def validate_token(token: str) -> str:
@@ -99,8 +93,11 @@ def watch_repository(
     exclude: str = "",
     ignore: str = "",
     must_be_new: bool = False,
+    ask_host: bool = True,
 ) -> Watched:
     """Watch a repository for the app, after checking with git that it can be read.
+
+    Without `ask_host`, git is not asked: if the repository cannot be read, its first sync fails.
 
     `ref` is the branch or tag to follow, or empty for the default branch; `include` and `exclude` are the app's patterns,
     `ignore` those of an administrator. If the app is already watching the repository, replace its token and every other
@@ -115,21 +112,11 @@ def watch_repository(
     if must_be_new:
         _require_new(app, parsed)
     require_quota(actor, app, parsed)
-    github_app = None if token else app.github_app_for(parsed.canonical)
-    is_private = check_readable(actor, parsed.spelled, token, options.ref, github_app)
+    is_private = None
+    if ask_host:
+        github_app = None if token else app.github_app_for(parsed.canonical)
+        is_private = check_readable(actor, parsed.spelled, token, options.ref, github_app)
     return store_watch(actor, app, parsed, options, is_private=is_private, must_be_new=must_be_new)
-
-
-def watch_unchecked(actor: Actor, app: App, url: str, token: str = "") -> Watched:
-    """Watch a repository as `watch_repository` does, but without asking its git host.
-
-    If the repository cannot be read, its first sync fails.
-    """
-    actor.require(Permission.WATCH)
-    actor.require_app(app)
-    parsed = parse_url(url)
-    options = validate_options(token, "")
-    return store_watch(actor, app, parsed, options, is_private=None, must_be_new=False)
 
 
 def require_quota(actor: Actor, app: App, url: RepositoryUrl) -> None:
@@ -155,10 +142,13 @@ class WatchOptions:
 
 def validate_options(token: str, ref: str, *, include: str = "", exclude: str = "", ignore: str = "") -> WatchOptions:
     """Return the options as they are stored. Raises `ValidationError`, whose code names the field."""
-    validate_token(token)
-    ref = validate_ref(ref)
-    include, exclude = validate_app_patterns(include, exclude)
-    return WatchOptions(token, ref, include, exclude, validate_list("ignore", ignore))
+    return WatchOptions(
+        validate_token(token),
+        validate_ref(ref),
+        validate_list("include", include),
+        validate_list("exclude", exclude),
+        validate_list("ignore", ignore),
+    )
 
 
 def store_watch(
@@ -202,11 +192,9 @@ def store_watch(
             return Watched(watch, False)
         if revived:
             watch.refresh_from_db()
-        run = runs.open_run(watch, Reason.INITIAL, requested_by=actor.name, user_pk=actor.user_pk)
-        run.save()
-        runs.log_requested([run])
+        opened = requests.open_runs(actor, [watch.pk], Reason.INITIAL, None, {})
         changes = audit.Changes.initial(AppRepository, {"github_url": parsed.spelled, **asdict(options)})
-        audit.record(actor, AuditAction.WATCHED, [run], "Started watching", changes)
+        audit.record(actor, AuditAction.WATCHED, opened, "Started watching", changes)
         scheduling.enqueue(watch)
     return Watched(watch, True)
 

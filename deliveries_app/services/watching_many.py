@@ -11,7 +11,7 @@ from django.core.exceptions import ValidationError
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository
 from deliveries_app.permissions import Permission
-from deliveries_app.services.host_checks import GIT_CHECK_SECONDS, check_readable
+from deliveries_app.services.host_checks import check_readable
 from deliveries_app.services.watching import AlreadyWatched, WatchOptions, store_watch
 from repositories_app.git.exceptions import GitError, InvalidUrl
 from repositories_app.git.url import RepositoryUrl, as_https, host_of, parse_url
@@ -128,14 +128,8 @@ def _check_one(actor: Actor, candidate: _Candidate, options: WatchOptions, deadl
     if left < LEAST_SECONDS:
         return None
     try:
-        return check_readable(
-            actor,
-            candidate.url.spelled,
-            options.github_token,
-            options.ref,
-            candidate.github_app,
-            within=min(left, GIT_CHECK_SECONDS),
-        )
+        url, token = candidate.url.spelled, options.github_token
+        return check_readable(actor, url, token, options.ref, candidate.github_app, within=left)
     except GitError as error:
         return error
 

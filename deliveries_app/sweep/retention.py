@@ -85,36 +85,26 @@ def prune(
     """
     now = timezone.now()
     operations = _old_operations(now)
-    runs = _old_runs(now, operations)
-    checks = _older(
-        DriftCheck.objects.filter(ended_at__isnull=False), "created_at", settings.SYNC_RUN_RETENTION_DAYS, now
-    )
-    others: dict[str, tuple[QuerySet[Any], str]] = {
+    run_days, audit_days = settings.SYNC_RUN_RETENTION_DAYS, settings.AUDIT_RETENTION_DAYS
+    ended_checks = DriftCheck.objects.filter(ended_at__isnull=False)
+    kinds: dict[str, tuple[QuerySet[Any], str]] = {
+        "runs": (_old_runs(now, operations), "created_at"),
         "operations": (operations, "created_at"),
-        "checks": (checks, "created_at"),
-        "audit_entries": (
-            _older(AuditEntry.objects.all(), "created_at", settings.AUDIT_RETENTION_DAYS, now),
-            "created_at",
-        ),
+        "checks": (_older(ended_checks, "created_at", run_days, now), "created_at"),
+        "audit_entries": (_older(AuditEntry.objects.all(), "created_at", audit_days, now), "created_at"),
         "traffic": (_older(HourlyTraffic.objects.all(), "hour", settings.TRAFFIC_RETENTION_DAYS, now), "hour"),
         "delivery_attempts": (_older(DeliveryAttempt.objects.all(), "at", settings.ATTEMPT_RETENTION_DAYS, now), "at"),
-        "alerts": (_older(Alert.objects.all(), "ended_at", settings.SYNC_RUN_RETENTION_DAYS, now), "ended_at"),
+        "alerts": (_older(Alert.objects.all(), "ended_at", run_days, now), "ended_at"),
         "sessions": (Session.objects.filter(expire_date__lt=now), "expire_date"),
         "mails": (ContactMail.objects.filter(created_at__lt=now - contacts.KEPT), "created_at"),
         "snapshots": (_old_snapshots(), "pk"),
     }
     if dry_run:
-        return Pruned(runs.count(), **{name: rows.count() for name, (rows, _) in others.items()})
+        return Pruned(**{name: rows.count() for name, (rows, _) in kinds.items()})
     removed = Counter[str]()
     # A worker of a version before gradual operations leaves the canaries of those it ends.
-    for _ in _remove(Canary.objects.filter(operation__in=operations.values("pk")), "pk", stop):
-        pass
-    for name, (rows, field) in {"runs": (runs, "created_at"), **others}.items():
-        if name == "operations":
-            _detach(SyncRun.objects.filter(operation__in=operations.values("pk")), stop)
-        if name == "checks":
-            for _ in _remove(DriftFile.objects.filter(check_of__in=checks.values("pk")), "pk", stop):
-                pass
+    sum(_remove(Canary.objects.filter(operation__in=operations.values("pk")), "pk", stop))
+    for name, (rows, field) in kinds.items():
         for count in _remove(rows, field, stop):
             removed[name] += count
             on_progress(removed.total())
@@ -159,17 +149,14 @@ def _old_snapshots() -> QuerySet[Snapshot]:
     return Snapshot.objects.filter(Exists(Snapshot.objects.filter(newer, repository=OuterRef("repository"))))
 
 
-def _detach(runs: QuerySet[SyncRun], stop: Callable[[], bool]) -> None:
-    """Clear the operation of runs that are kept longer than it."""
-    for _ in _by_slices(runs.order_by("pk"), "pk", stop, lambda rows: rows.update(operation=None)):
-        pass
-
-
 def _remove(rows: QuerySet[Any], field: str, stop: Callable[[], bool]) -> Iterator[int]:
-    """Remove the rows and yield the size of each slice. Skips Django's cascade, because no other row refers to them by now."""
+    """Remove the rows and yield the size of each slice. Skips Django's cascade: what refers to them is removed or detached first."""
     if rows.model is BulkOperation:
+        kept_runs = SyncRun.objects.filter(operation__in=rows.values("pk")).order_by("pk")
+        sum(_by_slices(kept_runs, "pk", stop, lambda part: part.update(operation=None)))
         rows = rows.filter(~Exists(SyncRun.objects.filter(operation=OuterRef("pk"))))
     if rows.model is DriftCheck:
+        sum(_remove(DriftFile.objects.filter(check_of__in=rows.values("pk")), "pk", stop))
         rows = rows.filter(~Exists(DriftFile.objects.filter(check_of=OuterRef("pk"))))
     return _by_slices(rows.order_by(field, "pk"), field, stop, _delete)
 

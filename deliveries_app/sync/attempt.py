@@ -322,7 +322,7 @@ class Attempt:
 
     def _deliver(self, planned: Planned, target: str, reader: BlobReader) -> None:
         plan = planned.plan
-        remarks = {cause: count for cause, count in self.watch.left_out.items() if cause in REMARKS}
+        remarks = [(cause, count) for cause, count in self.watch.left_out.items() if cause in REMARKS]
         unequal = {"base_commit": "", "base_rules": "", **delivery_rows.tree_fields(plan, remarks)}
         with transaction.atomic():
             is_reserved = quota.has_file_quota(self.watch.app) and quota.require_room(self.watch, plan)

@@ -21,14 +21,6 @@ SHOWN_CHARS = 500
 """Characters of a response that are shown where a failure is listed."""
 
 
-def keys_of(app: App) -> Keys:
-    """Return the app's live keys according to its row."""
-    if not app.is_rotating_key:
-        return (app.client_auth_key,)
-    both = (app.client_auth_key, app.new_auth_key)
-    return both[::-1] if app.new_key_signs else both
-
-
 def response_texts(app: App, bodies: Iterable[bytes], most: int = SHOWN_CHARS) -> list[str]:
     """Return the first characters of each body as text, with the app's keys redacted.
 
@@ -54,7 +46,8 @@ class Keyring:
 
     def _read(self, app: App) -> None:
         self._app = app
-        self.keys = keys_of(app)
+        keys = (app.client_auth_key, app.new_auth_key) if app.is_rotating_key else (app.client_auth_key,)
+        self.keys: Keys = keys[::-1] if app.new_key_signs else keys
 
     def other(self, refused: Keys) -> Keys | None:
         """Return the keys to retry with after a 401 or 403, or None without another key.
@@ -68,21 +61,16 @@ class Keyring:
         return next((keys for keys in (self.keys, self.keys[::-1]) if keys[0] != refused[0]), None)
 
     def accepted(self, keys: Keys) -> None:
-        """Record that the app accepted a request signed with `keys`. Write only if this is new."""
+        """Record that the app accepted a request signed with `keys`. Write only if this is new and the rotation goes on."""
         app = self._app
-        by_new_key = app.is_rotating_key and keys[0] == app.new_auth_key
+        by_new_key = keys[0] == app.new_auth_key
         is_known = by_new_key == app.new_key_signs and (not by_new_key or app.new_key_accepted_at)
         if not app.is_rotating_key or is_known:
             return
-        record_accepted_key(app, by_new_key=by_new_key)
+        app.new_key_signs = by_new_key
+        if by_new_key and app.new_key_accepted_at is None:
+            app.new_key_accepted_at = timezone.now()
+        App.objects.filter(pk=app.pk, key_rotation_started_at=app.key_rotation_started_at).update(
+            new_key_signs=app.new_key_signs, new_key_accepted_at=app.new_key_accepted_at
+        )
         self._read(app)
-
-
-def record_accepted_key(app: App, *, by_new_key: bool) -> None:
-    """Record which key the app accepted last. Do nothing if that rotation has ended."""
-    app.new_key_signs = by_new_key
-    if by_new_key and app.new_key_accepted_at is None:
-        app.new_key_accepted_at = timezone.now()
-    App.objects.filter(pk=app.pk, key_rotation_started_at=app.key_rotation_started_at).update(
-        new_key_signs=app.new_key_signs, new_key_accepted_at=app.new_key_accepted_at
-    )

@@ -19,20 +19,12 @@ from docora.security.redaction import MASK
 
 @dataclass(frozen=True, slots=True)
 class RepositoryInfo:
-    """The `repository` object of every body. `github_url` is exactly as the app supplied it."""
+    """The `repository` object of every body, which orjson writes. `github_url` is exactly as the app supplied it."""
 
     repository_id: str
     github_url: str
     owner: str
     name: str
-
-    def as_dict(self) -> dict[str, str]:
-        return {
-            "repository_id": self.repository_id,
-            "github_url": self.github_url,
-            "owner": self.owner,
-            "name": self.name,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +75,7 @@ def file_body(
         }
     else:
         file |= encode_content(content)
-    body: dict[str, Any] = {"repository": repository.as_dict(), "file": file}
+    body: dict[str, Any] = {"repository": repository, "file": file}
     if previous_sha is not None:
         body["previous_sha"] = previous_sha
     return orjson.dumps(body | {"commit_sha": commit_sha, "timestamp": timestamp(moment)})
@@ -93,7 +85,7 @@ def delete_body(repository: RepositoryInfo, path: str, sha: str, commit_sha: str
     """Return the body of `delete`: the path and the last sha sent to the app."""
     return orjson.dumps(
         {
-            "repository": repository.as_dict(),
+            "repository": repository,
             "file": {"path": path, "sha": sha},
             "commit_sha": commit_sha,
             "timestamp": timestamp(moment),
@@ -110,7 +102,7 @@ def sync_completed_fields(repository: RepositoryInfo, commit_sha: str, files: in
     """Return the fields of `sync_completed`. `tree_sha256` hashes the lines `{sha}  {path}\\n` in byte order of the paths."""
     return {
         "event": "sync_completed",
-        "repository": repository.as_dict(),
+        "repository": repository,
         "commit_sha": commit_sha,
         "files": files,
         "tree_sha256": tree_sha256,
@@ -130,7 +122,7 @@ def sync_failed_fields(
     """Return the fields of `sync_failed`, sent when the circuit opens. `reason` is a git failure cause."""
     return {
         "event": "sync_failed",
-        "repository": repository.as_dict(),
+        "repository": repository,
         "error": {"type": "git_failure", "message": message, "reason": reason},
         "circuit_breaker": {
             "status": "open",
@@ -148,7 +140,7 @@ def verify_fields(
     """Return the fields of `verify`, which asks for the app's files after the path `after`, at most `limit` of them."""
     return {
         "event": "verify",
-        "repository": repository.as_dict(),
+        "repository": repository,
         "commit_sha": commit_sha,
         "tree_sha256": tree_sha256,
         "after": after,

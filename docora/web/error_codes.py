@@ -35,7 +35,6 @@ class ErrorCode(StrEnum):
     RUN_NOT_FOUND = "run_not_found", False, "The repository has no run with this id. Old runs are removed."
     INVALID_URL = "invalid_url", False, "The repository's URL is malformed."
     HOST_NOT_ALLOWED = "host_not_allowed", False, "The administrator hasn't allowed repositories on this host."
-    INVALID_TOKEN = "invalid_token", False, "The repository's token is malformed."
     REPOSITORY_NOT_FOUND = (
         "repository_not_found", False, "The git host doesn't know the repository, or hides it from this token."
     )  # fmt: skip

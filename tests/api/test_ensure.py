@@ -1,6 +1,9 @@
 """PUT: watch a repository as wanted, and change nothing if the app already does."""
 
-from deliveries_app.models import AppRepository, SyncRun
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+
+from deliveries_app.models import AppRepository, AuditAction, SyncRun
 from repositories_app.models import Repository
 from tests.api.caller import Caller, code_of, error_of
 from tests.support.audit import by_apps
@@ -154,3 +157,18 @@ def test_each_spelling_left_by_an_import_has_its_own_watch(world: World, caller:
         before = watch.github_url
         watch.refresh_from_db()
         assert (watch.github_url, watch.include_patterns.strip()) == (before, patterns)
+
+
+def test_all_changes_of_one_put_are_stored_together(world: World, caller: Caller) -> None:
+    repo = world.git.repo("acme/docs", {"a.md": b"1", "b.png": b"2"})
+    repo.commit({"b.png": b"2", "c.md": b"3"}, branch="next")
+    caller.put({"github_url": repo.url})
+    world.settle()
+    wanted = {"github_url": f"{repo.url}.git", "github_token": "any", "ref": "next", "exclude_patterns": ["*.png"]}
+    with CaptureQueriesContext(connection) as captured:
+        assert caller.put(wanted).status_code == 200
+    written = [query["sql"] for query in captured if query["sql"].startswith('UPDATE "deliveries_app_apprepository"')]
+    assert len(written) == 1
+    assert by_apps(action=AuditAction.WATCH_CHANGED).count() == 4
+    world.settle()
+    assert set(world.copy(AppRepository.objects.get())) == {"c.md"}

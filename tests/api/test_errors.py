@@ -112,7 +112,7 @@ def test_chunked_body_is_bounded() -> None:
 
 
 def test_unexpected_error_is_logged_and_hidden(portal: Caller, monkeypatch, caplog) -> None:
-    def fail(*args: object) -> None:
+    def fail(*args: object, **options: object) -> None:
         raise RuntimeError("the secret cause")
 
     monkeypatch.setattr(services, "watch_repository", fail)

@@ -232,7 +232,7 @@ def test_resent_file_that_was_deleted_upstream_is_deleted(world: World, caller: 
 def test_resend_during_a_resync_joins_it(world: World, caller: Caller) -> None:
     _, watch = world.watch({"a": b"1", "b": b"2"})
     world.settle()
-    run = resync_single(Actor.command(), watch).run
+    run = resync_single(Actor.command(), watch)
     assert caller.post(path_of(watch, "resend"), {"paths": ["a"]}).json()["run_id"] == run.run_id
     world.settle()
     assert len(world.requests("create")) == 4

@@ -85,7 +85,7 @@ def test_running_worker_continues(caller: Caller, watch) -> None:
 def test_ended_watch_is_not_revived(watch) -> None:
     AppRepository.objects.update(ended_at=timezone.now())
     with pytest.raises(NotFound):
-        watch_settings.replace_github_token(Actor.command(), watch, "new")
+        watch_settings.change_watch(Actor.command(), watch, github_token="new")
     watch.refresh_from_db()
     assert watch.github_token == "old"
 
@@ -105,7 +105,7 @@ def test_repository_is_locked_before_the_watch(watch) -> None:
 
     def replace() -> None:
         assert repository_is_locked.wait(10)
-        watch_settings.replace_github_token(Actor.command(), watch, "new")
+        watch_settings.change_watch(Actor.command(), watch, github_token="new")
 
     in_threads(count_a_failure, replace)
     watch.refresh_from_db()
@@ -115,4 +115,4 @@ def test_repository_is_locked_before_the_watch(watch) -> None:
 def test_users_need_the_permission(watch) -> None:
     user = User.objects.create_user("anna", is_staff=True)
     with pytest.raises(PermissionDenied):
-        watch_settings.replace_github_token(Actor.of_user(user), watch, "new")
+        watch_settings.change_watch(Actor.of_user(user), watch, github_token="new")

@@ -98,7 +98,7 @@ def test_app_cannot_act_on_another_app(
 
 def test_app_can_resync_and_unwatch_its_own_repositories(world: World, watch: AppRepository) -> None:
     actor = Actor.of_app(world.app)
-    assert resync_single(actor, watch).run.requested_by == "app Portal"
+    assert resync_single(actor, watch).requested_by == "app Portal"
     unwatch_repository(actor, watch)
 
 
@@ -134,12 +134,12 @@ def test_actor_carries_the_address_of_the_request(world: World, watch: AppReposi
 
 def test_runs_and_operations_record_the_actor(world: World, watch: AppRepository) -> None:
     actor = staff(*OPERATOR)
-    run = resync_single(actor, watch).run
+    run = resync_single(actor, watch)
     assert (run.requested_by, run.user) == (actor.name, actor.user)
     operation = resync_many(actor, AppRepository.objects.all())
     assert (operation.requested_by, operation.user) == (actor.name, actor.user)
     assert SyncRun.objects.filter(operation=operation).get().requested_by == actor.name
-    assert resync_single(Actor.command(), watch).run.requested_by == "command line"
+    assert resync_single(Actor.command(), watch).requested_by == "command line"
     cancel_operation(actor, resync_many(Actor.system(), AppRepository.objects.all()))
     last = BulkOperation.objects.latest("pk")
     assert (last.requested_by, last.cancelled_by) == ("Docora", actor.name)

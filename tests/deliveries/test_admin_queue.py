@@ -274,7 +274,7 @@ def test_redis_outage_is_shown(operator: Client, watches, settings, valkey_serve
 
 
 def test_cancelling_a_waiting_sync_cancels_its_resync(operator: Client, watches) -> None:
-    run = resync_single(ME, watches[0]).run
+    run = resync_single(ME, watches[0])
     page = operator.post(f"{PAGE}{watches[0].pk}/cancel/", follow=True)
     assert page.redirect_chain == [(PAGE, 302)]
     assert "Sync cancelled. acme/docs → Portal syncs again in 5 min" in flat(page.text)

@@ -29,7 +29,7 @@ def keeper(db) -> Client:
 
 def rotating(app: App, *, accepted: bool = False) -> str:
     """Start a key rotation and return the new key."""
-    key = start_key_rotation(Actor.system(), app).key
+    key = start_key_rotation(Actor.system(), app)
     if accepted:
         App.objects.update(new_key_accepted_at=timezone.now(), new_key_signs=True)
     app.refresh_from_db()

@@ -11,14 +11,13 @@ from deliveries_app.planning.delivery_rows import delivery_rules_of
 from deliveries_app.planning.plan import DeliveryRules
 from deliveries_app.reports.file_explanation import explain
 from deliveries_app.services import (
-    RequestedOptions,
     ensure_watched,
     resync_single,
     unwatch_repository,
     watch_repository,
 )
 from deliveries_app.services.requests import NotFound
-from deliveries_app.services.watch_settings import set_app_patterns, set_ignore_patterns
+from deliveries_app.services.watch_settings import change_watch
 from repositories_app.models import Snapshot
 from tests.support import transforms
 from tests.support.admin_pages import posted_form
@@ -46,7 +45,7 @@ def plans():
 
 
 def choose(watch: AppRepository, include: str = "", exclude: str = "") -> bool:
-    return set_app_patterns(Actor.command(), watch, include, exclude)
+    return change_watch(Actor.command(), watch, include_patterns=include, exclude_patterns=exclude)
 
 
 def only(repo: Repo, *paths: str) -> dict[str, bytes]:
@@ -111,7 +110,7 @@ def test_plans_stay_fast_under_patterns(world: World, plans) -> None:
 def test_app_gets_nothing_that_others_leave_out(world: World, plans) -> None:
     """Neither an included path nor a `!` brings back what the owner or the administrator leaves out, and vice versa."""
     repo, watch = world.watch({**FILES, ".docoraignore": b"*.env\n!docs/draft/\n"})
-    set_ignore_patterns(Actor.command(), watch, "src/\n!readme.md")
+    change_watch(Actor.command(), watch, ignore_patterns="src/\n!readme.md")
     choose(watch, "*.env\nsrc/\n*.md", "!*.env\n!src/\nreadme.md\ndraft")
     world.settle()
     assert_promise_kept(world, repo, watch, only(repo, "docs/a.md"))
@@ -200,19 +199,19 @@ def test_service_stores_audits_and_requests_a_sync(world: World) -> None:
     world.settle()
     user = User.objects.create_user("paul", is_staff=True)
     with pytest.raises(PermissionDenied):
-        set_app_patterns(Actor.of_user(user), watch, "a", "")
+        change_watch(Actor.of_user(user), watch, include_patterns="a", exclude_patterns="")
     user.user_permissions.add(Permission.objects.get(codename="change_apprepository"))
     actor = Actor.of_user(User.objects.get())
-    assert set_app_patterns(actor, watch, "a\r\nb\n\n", "# no\n")
+    assert change_watch(actor, watch, include_patterns="a\r\nb\n\n", exclude_patterns="# no\n")
     assert (watch.include_patterns, watch.exclude_patterns) == ("a\nb", "# no")
     assert AppRepository.objects.due().get() == watch
     world.settle()
-    assert not set_app_patterns(actor, watch, "a\nb", "# no")
+    assert not change_watch(actor, watch, include_patterns="a\nb", exclude_patterns="# no")
     assert not AppRepository.objects.due().exists()
     assert messages(by_users()) == ["Changed the app's include and exclude patterns"]
     with pytest.raises(PermissionDenied):
-        set_app_patterns(Actor.of_app(world.add_app("Other")), watch, "", "")
-    assert set_app_patterns(Actor.of_app(world.app), watch, "", "# no")
+        change_watch(Actor.of_app(world.add_app("Other")), watch, include_patterns="", exclude_patterns="")
+    assert change_watch(Actor.of_app(world.app), watch, include_patterns="", exclude_patterns="# no")
     unwatch_repository(Actor.command(), watch)
     with pytest.raises(NotFound):
         choose(watch)
@@ -321,7 +320,7 @@ def test_saving_a_stale_page_keeps_what_the_app_has_changed(world: World) -> Non
     url = f"{WATCHES}{watch.pk}/app-patterns/"
     stale = posted_form(keeper, url)
     invalid = keeper.post(url, stale | {"include_patterns": "[a"})
-    ensure_watched(Actor.of_app(world.app), world.app, repo.url, RequestedOptions(exclude="*.txt\ndraft/\n"))
+    ensure_watched(Actor.of_app(world.app), world.app, repo.url, exclude_patterns="*.txt\ndraft/\n")
     assert "No changes to save." in keeper.post(url, stale, follow=True).text
     # Browsers post line ends as CRLF. The page of a refused form still compares with what the first page showed.
     hidden = invalid.context["form"]["exclude_patterns"].as_hidden(only_initial=True)

@@ -48,7 +48,6 @@ from deliveries_app.services import (
     sign_ins,
     tokens,
     watch_settings,
-    watching,
     watching_many,
 )
 from deliveries_app.services import cancel as cancelling
@@ -164,9 +163,9 @@ def steps() -> Iterable[Step]:
         [A.WATCHED],
     )
     yield (
-        "watch_unchecked",
+        "watch_repository",
         lambda stage: stage.world.git.repo("acme/fifth", {"a": b"1"}).url,
-        (lambda actor, stage, url: watching.watch_unchecked(actor, stage.app, url)),
+        (lambda actor, stage, url: s.watch_repository(actor, stage.app, url, ask_host=False)),
         [A.WATCHED],
     )
     yield (
@@ -178,43 +177,32 @@ def steps() -> Iterable[Step]:
     yield (
         "ensure_watched",
         nothing,
-        (
-            lambda actor, stage, _: s.ensure_watched(
-                actor, stage.app, stage.watch.github_url, s.RequestedOptions(exclude="*.gif")
-            )
-        ),
+        (lambda actor, stage, _: s.ensure_watched(actor, stage.app, stage.watch.github_url, exclude_patterns="*.gif")),
         [A.WATCH_CHANGED],
     )
-    settings = watch_settings
+    changes: list[dict[str, str]] = [
+        {"github_token": "ghp_of_the_test"},
+        {"ref": "main"},
+        {"ignore_patterns": "*.log"},
+        {"include_patterns": "*.txt", "exclude_patterns": ""},
+    ]
+    for change in changes:
+        yield (
+            "change_watch",
+            nothing,
+            (lambda actor, stage, _, change=change: s.change_watch(actor, stage.watch, **change)),
+            [A.WATCH_CHANGED],
+        )
     yield (
-        "replace_github_token",
+        "change_watch",
         nothing,
-        lambda actor, stage, _: settings.replace_github_token(actor, stage.watch, "ghp_of_the_test"),
+        lambda actor, stage, _: s.change_watch(actor, stage.watch, github_url=f"{stage.watch.github_url}/"),
         [A.WATCH_CHANGED],
     )
-    yield "set_ref", nothing, lambda actor, stage, _: settings.set_ref(actor, stage.watch, "main"), [A.WATCH_CHANGED]
     yield (
         "renew_push_secret",
         nothing,
-        lambda actor, stage, _: settings.renew_push_secret(actor, stage.watch),
-        [A.WATCH_CHANGED],
-    )
-    yield (
-        "set_ignore_patterns",
-        nothing,
-        lambda actor, stage, _: settings.set_ignore_patterns(actor, stage.watch, "*.log"),
-        [A.WATCH_CHANGED],
-    )
-    yield (
-        "set_app_patterns",
-        nothing,
-        lambda actor, stage, _: settings.set_app_patterns(actor, stage.watch, "*.txt", ""),
-        [A.WATCH_CHANGED],
-    )
-    yield (
-        "set_spelling",
-        nothing,
-        lambda actor, stage, _: settings.set_spelling(actor, stage.watch, f"{stage.watch.github_url}/"),
+        lambda actor, stage, _: watch_settings.renew_push_secret(actor, stage.watch),
         [A.WATCH_CHANGED],
     )
     yield "pause_watches", nothing, lambda actor, stage, _: s.pause_watches(actor, stage.both), [A.WATCH_PAUSED] * 2
@@ -790,7 +778,7 @@ def test_list_filters_and_searches(auditor: Client, watches) -> None:
     olga = Actor.of_user(User.objects.create_superuser("olga"), address="203.0.113.7")
     services.pause_watches(olga, AppRepository.objects.filter(pk=watches[0].pk))
     tokens.rotate_app_token(Actor.of_app(search, address="2001:db8::1"), search)
-    run = services.resync_single(Actor.command(), watches[2]).run
+    run = services.resync_single(Actor.command(), watches[2])
     operation = services.resync_many(olga, AppRepository.objects.filter(pk=watches[1].pk), reason="Broken disk")
     add(datetime(2024, 5, 6, tzinfo=UTC), message="Long ago", actor="paul", app_id=f"app_{'0' * 24}", app_name="Gone")
     resync, long_ago = f"Re-sync of {watches[2]}", ["Long ago"]

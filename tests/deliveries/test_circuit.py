@@ -10,7 +10,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Notice
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.services import resync_single
-from deliveries_app.services.watch_settings import replace_github_token
+from deliveries_app.services.watch_settings import change_watch
 from docora.db.clock import from_now
 from repositories_app.models import Repository
 from tests.deliveries.test_left_out import commit_tree, write_tree
@@ -142,7 +142,7 @@ def test_successful_probe_releases_the_other_watches(world: World, settings) -> 
 def test_new_token_that_works_closes_the_circuit(world: World, settings) -> None:
     _, watch, other = two_watches_behind_an_open_circuit(world, settings)
     world.git.server.on_request = None
-    replace_github_token(Actor.command(), watch, "")
+    change_watch(Actor.command(), watch, github_token="")
     assert due() == {watch.pk, other.pk}
 
 

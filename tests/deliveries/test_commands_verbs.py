@@ -37,7 +37,7 @@ def test_cancel_an_operation_or_a_request(watches) -> None:
     operation = resync_by_app(Actor.command(), watches[0].app)
     assert run_json("cancel", operation.operation_id) == {"cancelled": 2}
     assert run("cancel", operation.operation_id) == "There was nothing to cancel.\n"
-    run_of = resync_single(Actor.command(), watches[2]).run
+    run_of = resync_single(Actor.command(), watches[2])
     assert run_json("cancel", *ids_of(watches[2])) == {"cancelled": 1}
     run_of.refresh_from_db()
     assert run_of.outcome == "cancelled"

@@ -10,7 +10,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Delivery, SyncPause
 from deliveries_app.reports.file_explanation import Explanation, explain
 from deliveries_app.services import resync_single
-from deliveries_app.services.watch_settings import set_ignore_patterns
+from deliveries_app.services.watch_settings import change_watch
 from repositories_app import services as repositories
 from tests.support.git import Entry
 from tests.support.histories import kill_worker, refusing, sha
@@ -61,7 +61,7 @@ def test_ignored_file(world: World, path: str, text: str) -> None:
 def test_ignored_file_that_the_client_still_has(world: World) -> None:
     _, watch = world.watch({"a.md": b"1", "b.md": b"2"})
     world.settle()
-    set_ignore_patterns(Actor.command(), watch, "# not for them\nb.*")
+    change_watch(Actor.command(), watch, ignore_patterns="# not for them\nb.*")
     why = explain_path(watch, "b.md")
     assert why.decision.state == "waiting"
     assert why.decision.message.startswith(

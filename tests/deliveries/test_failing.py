@@ -11,7 +11,7 @@ from deliveries_app.models.root_causes import RootCause
 from deliveries_app.receiver import Answer
 from deliveries_app.services import cancel_request, resync_single, retry_single, unwatch_repository, watch_repository
 from deliveries_app.services.control import reset_circuits
-from deliveries_app.services.watch_settings import replace_github_token
+from deliveries_app.services.watch_settings import change_watch
 from docora.db.clock import from_now
 from repositories_app.git.exceptions import Cause as GitCause
 from repositories_app.models import Repository
@@ -91,7 +91,7 @@ def test_resync_keeps_failing_since_until_it_succeeds(world: World, failing: App
 
 
 def test_new_repository_token_clears_failing_since(world: World, failing: AppRepository) -> None:
-    replace_github_token(COMMAND, failing, "ghp_other")
+    change_watch(COMMAND, failing, github_token="ghp_other")
     assert failure(failing) == NOTHING
 
 

@@ -110,7 +110,7 @@ def test_branch_is_read_with_the_same_token(world: World, api: GitHub, watch, re
     """A missing branch is no refused token, for which another one would be requested."""
     repo.commit({"dev.txt": b"dev"}, branch="dev")
     world.settle()
-    assert watch_settings.set_ref(Actor.command(), watch, "dev")
+    assert watch_settings.change_watch(Actor.command(), watch, ref="dev")
     world.settle()
     assert set(world.copy(watch)) == {"dev.txt"}
     minted = len(api.minted)
@@ -158,7 +158,7 @@ def test_token_of_the_watch_comes_first(world: World, api: GitHub, git: GitHubFi
 def test_removing_the_token_of_a_watch_leaves_it_to_the_github_app(world: World, git, github_app, repo: Repo) -> None:
     git.tokens[repo.name] = {"ghp_personal"}
     watch = world.watch_url(repo, token="ghp_personal")
-    watch_settings.replace_github_token(Actor.command(), watch, "")
+    watch_settings.change_watch(Actor.command(), watch, github_token="")
     world.settle()
     assert set(world.copy(watch)) == {"readme.md"}
 

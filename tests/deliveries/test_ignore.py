@@ -10,7 +10,7 @@ from deliveries_app.planning.planner import Planned
 from deliveries_app.services import resync_single, unwatch_repository
 from deliveries_app.services.patterns import MAX_CHARACTERS, MAX_PATTERNS
 from deliveries_app.services.requests import NotFound
-from deliveries_app.services.watch_settings import set_ignore_patterns
+from deliveries_app.services.watch_settings import change_watch
 from tests.support.audit import by_users, messages
 from tests.support.git import Entry, Repo
 from tests.support.histories import assert_promise_kept, compare_plans, kill_worker, refusing
@@ -39,7 +39,7 @@ def sent_since(world: World, count: int) -> list[tuple[str, str]]:
 
 
 def set_patterns(watch: AppRepository, text: str) -> None:
-    set_ignore_patterns(Actor.command(), watch, text)
+    change_watch(Actor.command(), watch, ignore_patterns=text)
 
 
 def test_ignored_files_are_counted_and_not_sent(world: World, plans: list[Planned]) -> None:
@@ -214,7 +214,7 @@ def test_unusable_ignore_file_fails_the_sync(world: World, content: bytes, messa
 )
 def test_invalid_patterns_are_rejected(watches, text: str, message: str) -> None:
     with pytest.raises(ValidationError) as refused:
-        set_ignore_patterns(Actor.command(), watches[0], text)
+        change_watch(Actor.command(), watches[0], ignore_patterns=text)
     assert refused.value.messages == [message]
     watches[0].refresh_from_db()
     assert watches[0].ignore_patterns == ""
@@ -225,12 +225,12 @@ def test_setting_patterns_requests_a_sync_and_is_audited(watches) -> None:
     watch = watches[0]
     anna = User.objects.create_user("anna", password="x", is_staff=True)
     with pytest.raises(PermissionDenied):
-        set_ignore_patterns(Actor.of_user(anna), watch, "a")
+        change_watch(Actor.of_user(anna), watch, ignore_patterns="a")
     anna.user_permissions.add(Permission.objects.get(codename="change_apprepository"))
     actor = Actor.of_user(User.objects.get(pk=anna.pk))
     requests = watch.request_count
     for expected in (True, False):
-        assert set_ignore_patterns(actor, watch, "# comment\r\na\t\n!b\n\n") is expected
+        assert change_watch(actor, watch, ignore_patterns="# comment\r\na\t\n!b\n\n") is expected
         assert watch.ignore_patterns == "# comment\na\t\n!b"
     assert (watch.request_count, watch.next_sync_at is not None) == (requests + 1, True)
     assert messages(by_users()) == ["Changed the ignore patterns (2 now)"]
@@ -239,7 +239,7 @@ def test_setting_patterns_requests_a_sync_and_is_audited(watches) -> None:
 def test_patterns_of_a_foreign_or_ended_watch(watches) -> None:
     portal, _, search = watches
     with pytest.raises(PermissionDenied):
-        set_ignore_patterns(Actor.of_app(search.app), portal, "a")
+        change_watch(Actor.of_app(search.app), portal, ignore_patterns="a")
     unwatch_repository(Actor.command(), portal)
     with pytest.raises(NotFound):
-        set_ignore_patterns(Actor.command(), portal, "a")
+        change_watch(Actor.command(), portal, ignore_patterns="a")

@@ -17,7 +17,7 @@ from deliveries_app.models import App, AppRepository, Delivery, StateDetail, Sta
 from deliveries_app.reports.next_attempt import next_attempt_of
 from deliveries_app.scheduling import request_sync
 from deliveries_app.services import delete_app, resync_single, unwatch_repository
-from deliveries_app.services.watch_settings import replace_github_token
+from deliveries_app.services.watch_settings import change_watch
 from deliveries_app.sweep.cleanup import remove_ended
 from deliveries_app.sync.attempt import sync
 from docora.cli.output import Bar
@@ -132,7 +132,7 @@ def test_token_replaced_here_during_an_interrupted_import_is_kept(
 ) -> None:
     kill_import(existing, 5)
     watch = arriving()
-    replace_github_token(Actor.command(), watch, "entered-here")
+    change_watch(Actor.command(), watch, github_token="entered-here")
     run(existing, monkeypatch)
     watch.refresh_from_db()
     assert watch.github_token == "entered-here"

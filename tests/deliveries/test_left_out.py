@@ -8,7 +8,7 @@ from deliveries_app.planning import plan
 from deliveries_app.planning.eligibility import Skipped, reason_to_skip
 from deliveries_app.planning.paths import is_unsafe
 from deliveries_app.services import resync_single
-from deliveries_app.services.watch_settings import set_ignore_patterns
+from deliveries_app.services.watch_settings import change_watch
 from repositories_app.mirror.mirror import Entry as TreeEntry
 from tests.support.git import Entry, Repo, git
 from tests.support.histories import assert_promise_kept, compare_plans, kill_worker, refusing
@@ -194,7 +194,7 @@ def test_upgrade_deletes_nothing_that_is_only_special_on_windows(world: World) -
 def test_snapshot_totals_prefer_a_watch_without_patterns(world: World) -> None:
     repo, watch = world.watch({"a": b"a", "b.env": b"bb", "c.env": b"cc"})
     world.settle()
-    set_ignore_patterns(Actor.command(), watch, "*.env")
+    change_watch(Actor.command(), watch, ignore_patterns="*.env")
     world.settle()
     snapshot = watch.repository.snapshots.get()
     assert (snapshot.file_count, snapshot.total_bytes) == (3, 5)
@@ -213,7 +213,7 @@ def test_snapshot_totals_prefer_a_watch_without_patterns(world: World) -> None:
 def test_snapshot_of_a_restored_commit_is_the_newest(world: World, patterns: str) -> None:
     repo, watch = world.watch({"a": b"a"})
     world.settle()
-    set_ignore_patterns(Actor.command(), watch, patterns)
+    change_watch(Actor.command(), watch, ignore_patterns=patterns)
     first = repo.head
     repo.commit({"b": b"b"})
     world.settle()

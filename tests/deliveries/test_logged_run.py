@@ -72,7 +72,7 @@ START = ["claimed", "fetched", "planned", "sending", "batch_recorded"]
 
 def test_log_of_a_resync(world: World, watched: tuple[Repo, AppRepository], log: Lines) -> None:
     repo, watch = watched
-    run = resync_single(ME, watch).run
+    run = resync_single(ME, watch)
     world.sync(watch)
     lines = log(run_id=run.run_id)
     assert events(lines) == ["sync_requested", *START, "sent", "run_ended"]
@@ -96,7 +96,7 @@ def test_log_of_a_failure_and_its_retry(
     settings.MAX_RETRY_ATTEMPTS = 2
     _, watch = watched
     world.answer(refusing("3.txt"))
-    run = resync_single(ME, watch).run
+    run = resync_single(ME, watch)
     world.sync(watch)
     world.sync(watch)
     attempt = [*START, "sent", "attempt_failed"]
@@ -107,7 +107,7 @@ def test_log_of_a_failure_and_its_retry(
     assert failed[0]["next_try_in"] < failed[1]["next_try_in"] == settings.RESCAN_INTERVAL_SECONDS
     assert lines[-1]["outcome"] == "failed"
     world.answer(None)
-    retry = retry_single(ME, watch).run
+    retry = retry_single(ME, watch)
     world.sync(watch)
     lines = log(run_id=retry.run_id)
     assert events(lines) == ["sync_requested", *START, "sent", "run_ended"]
@@ -124,7 +124,7 @@ def test_detected_change_logs_one_run_id(world: World, watched: tuple[Repo, AppR
 
 def test_log_of_a_superseded_run(world: World, watched: tuple[Repo, AppRepository], log: Lines) -> None:
     _, watch = watched
-    first = resync_single(ME, watch).run
+    first = resync_single(ME, watch)
     world.answer(at_notification(15, lambda: resync_single(ME, watch)))
     world.sync(watch)
     assert events(log(run_id=first.run_id)) == ["sync_requested", *START, "superseded"]
@@ -155,7 +155,7 @@ def test_log_of_a_retry_during_the_git_fetch(world: World, monkeypatch: pytest.M
 
 def test_stopping_worker_hands_over(world: World, watched: tuple[Repo, AppRepository], log: Lines) -> None:
     _, watch = watched
-    run = resync_single(ME, watch).run
+    run = resync_single(ME, watch)
     world.answer(at_notification(15, worker.request_stop))
     try:
         world.sync(watch)

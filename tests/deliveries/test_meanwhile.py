@@ -55,7 +55,7 @@ def test_replacing_a_token_while_the_circuit_opens(watches, monkeypatch, setting
     settings.CIRCUIT_BREAKER_THRESHOLD = 1
     Repository.objects.update(consecutive_failures=1)
     written, outcomes = threading.Event(), []
-    original_update, original_close = watch_settings._update, watch_settings.circuit.close_circuit
+    original_lock, original_close = watch_settings._lock, watch_settings.circuit.close_circuit
 
     def pause() -> None:
         """After the first of the two rows is locked, let the other thread proceed until it blocks."""
@@ -64,7 +64,7 @@ def test_replacing_a_token_while_the_circuit_opens(watches, monkeypatch, setting
             opening.join(1.0)
 
     monkeypatch.setattr(watch_settings, "check_readable", lambda *asked, **options: False)
-    monkeypatch.setattr(watch_settings, "_update", lambda *a, **k: (original_update(*a, **k), pause()))
+    monkeypatch.setattr(watch_settings, "_lock", lambda watch: (original_lock(watch), pause())[0])
     monkeypatch.setattr(watch_settings.circuit, "close_circuit", lambda row: (original_close(row), pause()))
 
     def open_circuit() -> None:
@@ -79,7 +79,7 @@ def test_replacing_a_token_while_the_circuit_opens(watches, monkeypatch, setting
 
     opening = threading.Thread(target=open_circuit)
     opening.start()
-    watch_settings.replace_github_token(SYSTEM, AppRepository.objects.get(pk=watches[0].pk), "a-token")
+    watch_settings.change_watch(SYSTEM, AppRepository.objects.get(pk=watches[0].pk), github_token="a-token")
     opening.join()
     assert outcomes == [settings.CIRCUIT_BREAKER_COOLDOWN_SECONDS]
     assert Notice.objects.count() == 2, "one for each watcher"

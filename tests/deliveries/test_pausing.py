@@ -117,8 +117,8 @@ def test_requests_during_a_pause_run_after_the_resume(world: World) -> None:
     world.answer(None)
     pause()
     before = len(world.requests())
-    again = resync_single(ME, watches[0]).run
-    retried = retry_single(ME, watches[1]).run
+    again = resync_single(ME, watches[0])
+    retried = retry_single(ME, watches[1])
     repos[2].commit({"pushed.txt": b"new"})
     request_sync(AppRepository.objects.filter(pk=watches[2].pk))
     for watch in watches:
@@ -188,7 +188,7 @@ def test_resync_and_retry_continue_after_the_resume(world: World) -> None:
             resync_single(ME, watch)
             world.sync(watch)
         before = len(world.requests())
-        run = request(ME, watch).run
+        run = request(ME, watch)
         world.answer(at_notification(3, pause))
         world.sync(watch)
         assert len(world.requests()) - before == 3
@@ -401,7 +401,7 @@ def test_paused_watch_waits_while_others_of_its_app_are_synced(world: World, red
     pause_watches(ME, rows_of(watch))
     for each in (repo, other_repo):
         each.commit({"new.txt": b"new"})
-    run = resync_single(ME, watch).run
+    run = resync_single(ME, watch)
     before, git_requests = len(world.requests()), len(world.git.server.requests)
     redis_client.flushall()
     sweep()

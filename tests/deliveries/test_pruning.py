@@ -58,7 +58,7 @@ def left() -> set[int]:
 
 
 def resync(watch: AppRepository) -> SyncRun:
-    return resync_single(Actor.command(), watch).run
+    return resync_single(Actor.command(), watch)
 
 
 def numbers(watch: AppRepository) -> tuple[int, int]:

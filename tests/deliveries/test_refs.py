@@ -16,7 +16,7 @@ from deliveries_app.models import App, AppRepository, Status
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.services import push_hooks, resync_single, unwatch_repository, watch_repository
 from deliveries_app.services.requests import NotFound
-from deliveries_app.services.watch_settings import replace_github_token, set_ref
+from deliveries_app.services.watch_settings import change_watch
 from repositories_app.git.exceptions import GitError, RefNotFound
 from repositories_app.mirror import mirror as mirrors
 from repositories_app.models import Repository
@@ -255,7 +255,7 @@ def test_tag_of_something_else_than_a_commit(world: World, repo: Repo, both) -> 
 
 
 def change(watch: AppRepository, ref: str) -> bool:
-    return set_ref(Actor.command(), watch, ref)
+    return change_watch(Actor.command(), watch, ref=ref)
 
 
 def test_change_sends_only_the_differences(world: World, repo: Repo) -> None:
@@ -320,7 +320,7 @@ def test_change_mends_a_failing_watch(world: World, repo: Repo) -> None:
 def test_token_can_be_replaced_while_the_branch_is_gone(world: World, repo: Repo) -> None:
     watch = settled(world, world.watch_url(repo, ref="dev"))
     repo.delete_ref("refs/heads/dev")
-    replace_github_token(Actor.command(), watch, "new")
+    change_watch(Actor.command(), watch, github_token="new")
     assert world.sync(watch).last_error.startswith("The repository has no branch or tag")
 
 
@@ -328,11 +328,11 @@ def test_only_those_who_may_change_a_watch_change_its_ref(world: World, repo: Re
     watch = world.watch_url(repo)
     user = User.objects.create_user("paul", is_staff=True)
     with pytest.raises(PermissionDenied):
-        set_ref(Actor.of_user(user), watch, "dev")
+        change_watch(Actor.of_user(user), watch, ref="dev")
     with pytest.raises(PermissionDenied):
-        set_ref(Actor.of_app(world.add_app("Other")), watch, "dev")
+        change_watch(Actor.of_app(world.add_app("Other")), watch, ref="dev")
     user.user_permissions.add(Permission.objects.get(codename="change_apprepository"))
-    assert set_ref(Actor.of_user(User.objects.get()), watch, "dev")
+    assert change_watch(Actor.of_user(User.objects.get()), watch, ref="dev")
     assert messages(by_users()) == ["Changed the branch or tag to dev"]
     unwatch_repository(Actor.command(), watch)
     with pytest.raises(NotFound):
@@ -359,7 +359,7 @@ def test_private_repository_with_a_ref(world: World) -> None:
     watch = world.watch_url(repo, token="sesame", ref="dev")
     assert watch.repository.is_private
     with pytest.raises(GitError, match="rejected the token"):
-        set_ref(Actor.command(), _with_token(watch, "wrong"), "main")
+        change_watch(Actor.command(), _with_token(watch, "wrong"), ref="main")
 
 
 def _with_token(watch: AppRepository, token: str) -> AppRepository:
@@ -459,4 +459,4 @@ def test_command_watches_a_tag(world: World, repo: Repo) -> None:
 def test_ref_is_given_by_the_app_itself(world: World, repo: Repo) -> None:
     actor = Actor.of_app(App.objects.get())
     watch = watch_repository(actor, world.app, repo.url, "", "dev").watch
-    assert set_ref(actor, watch, "")
+    assert change_watch(actor, watch, ref="")

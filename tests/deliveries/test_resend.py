@@ -186,7 +186,7 @@ def test_resend_takes_over_a_running_resync(world: World) -> None:
     """And its cancel leaves the re-sync's files to be sent."""
     _, watch = world.watch({"a": b"1", "b": b"2"})
     world.settle()
-    run, before = resync_single(Actor.command(), watch).run, len(world.requests())
+    run, before = resync_single(Actor.command(), watch), len(world.requests())
     operation = resend_many(Actor.command(), [world.rows(watch)["a"].pk])
     run.refresh_from_db()
     assert run.outcome == "superseded"

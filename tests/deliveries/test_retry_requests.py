@@ -44,7 +44,7 @@ def world(world: World, settings) -> World:
 
 
 def retry(watch: AppRepository) -> SyncRun:
-    return retry_single(COMMAND, watch).run
+    return retry_single(COMMAND, watch)
 
 
 def sent_in(world: World, run: SyncRun) -> Counter[str]:
@@ -69,7 +69,8 @@ def test_retry_sends_only_what_is_not_acknowledged(world: World) -> None:
     repo, watch = world.watch(FILES)
     given_up(world, watch)
     run = retry(watch)
-    assert (run.files_total, watch.job_id) == (2, retry_single(COMMAND, watch).job_id)
+    assert run.files_total == 2
+    retry(watch)
     watch.refresh_from_db()
     assert (watch.status, watch.retry_count) == (Status.PENDING, 0)
     assert due_in(watch) <= 0
@@ -395,7 +396,7 @@ def test_cancelling_a_retry_keeps_a_later_resync(world: World) -> None:
     repo, watch = world.watch(FILES)
     given_up(world, watch)
     operation = retry_all(COMMAND)
-    run = resync_single(COMMAND, watch).run
+    run = resync_single(COMMAND, watch)
     cancel_operation(COMMAND, operation)
     assert AppRepository.objects.due().get() == watch
     world.sync(watch)

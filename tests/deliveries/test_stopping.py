@@ -92,7 +92,7 @@ def test_job_ends_when_its_watch_is_cancelled(world: World, settings) -> None:
 def test_cancel_during_a_resync_keeps_what_was_sent(world: World, settings) -> None:
     repo, watch = world.watch(FILES)
     world.sync(watch)
-    run = resync_single(ME, watch).run
+    run = resync_single(ME, watch)
     world.answer(at_notification(4, lambda: cancel(watch)))
     world.sync(watch)
     assert_idle(watch, Status.PENDING, settings)

@@ -166,7 +166,7 @@ def test_cancel_never_lowers_the_floor_below_an_unwatch(
 
 def test_revived_watch_has_the_settings_of_a_new_one(world: World) -> None:
     repo, watch = world.watch({"a.txt": b"1", "b.md": b"2"})
-    watch_settings.set_ignore_patterns(COMMAND, watch, "*.md")
+    watch_settings.change_watch(COMMAND, watch, ignore_patterns="*.md")
     watch_settings.renew_push_secret(COMMAND, watch)
     world.settle()
     unwatch_repository(COMMAND, watch)

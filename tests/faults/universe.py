@@ -27,7 +27,7 @@ from django.db.models.functions import Now
 from deliveries_app.actors import Actor
 from deliveries_app.importing import write
 from deliveries_app.importing.source import SourceFile, SourceWatch
-from deliveries_app.importing.validate import State
+from deliveries_app.importing.validate import initial_state
 from deliveries_app.models import (
     App,
     AppRepository,
@@ -81,7 +81,7 @@ from deliveries_app.services.drift import maintain_checks
 from deliveries_app.services.keys import KeyRotationError, retire_old_key, start_key_rotation
 from deliveries_app.services.release import release_due
 from deliveries_app.services.tokens import rotate_app_token
-from deliveries_app.services.watch_settings import replace_github_token, set_app_patterns, set_ignore_patterns, set_ref
+from deliveries_app.services.watch_settings import change_watch
 from deliveries_app.sweep.cleanup import remove_ended
 from deliveries_app.sweep.head_checks import check_due
 from deliveries_app.sync.attempt import sync
@@ -179,7 +179,7 @@ class Universe:
             repo.tag("v1", "dev")
             self.world.git.update_replica(repo)
         self._trees: list[tuple[int, Changes]] = []
-        self._unfinished: list[tuple[AppRepository, list[SourceFile], State]] = []  # imports
+        self._unfinished: list[tuple[AppRepository, list[SourceFile], Status]] = []  # imports
         for number in range(len(self.repos)):
             self._learn(number)
         for place in range(len(PLACES)):
@@ -490,16 +490,20 @@ class Universe:
         self._change_app(app, "checks wanted" if wanted else "checks not wanted", answers_verify=wanted)
 
     def ignore(self, place: int, patterns: str) -> None:
-        self._with(place, "ignore rules", lambda watch: set_ignore_patterns(ACTOR, watch, patterns))
+        self._with(place, "ignore rules", lambda watch: change_watch(ACTOR, watch, ignore_patterns=patterns))
 
     def choose(self, place: int, include: str, exclude: str) -> None:
-        self._with(place, "app's patterns", lambda watch: set_app_patterns(ACTOR, watch, include, exclude))
+        self._with(
+            place,
+            "app's patterns",
+            lambda watch: change_watch(ACTOR, watch, include_patterns=include, exclude_patterns=exclude),
+        )
 
     def follow(self, place: int, ref: str) -> None:
-        self._with(place, "other ref followed", lambda watch: set_ref(ACTOR, watch, ref))
+        self._with(place, "other ref followed", lambda watch: change_watch(ACTOR, watch, ref=ref))
 
     def replace_token(self, place: int, token: str) -> None:
-        self._with(place, "repository token replaced", lambda watch: replace_github_token(ACTOR, watch, token))
+        self._with(place, "repository token replaced", lambda watch: change_watch(ACTOR, watch, github_token=token))
 
     def pause(self, app: int) -> None:
         self._change_app(app, "app paused", paused=True)
@@ -644,17 +648,16 @@ class Universe:
         self.clients.memory(self.apps[app].app_id, self.repos[repo].name).hold(held)
         files = [SourceFile(path, sha, None) for path, sha in sorted(held.items())]
         write.write_records(row, files if is_complete else files[::2])
-        self._unfinished.append((row, files, State(status, "It failed." if status == Status.FAILED else "")))
+        self._unfinished.append((row, files, status))
         if is_complete:
             self.finish_imports()
 
     def finish_imports(self) -> None:
         unfinished, self._unfinished = self._unfinished, []
-        for row, files, state in unfinished:
-            if state.status == Status.SCANNING:
-                state = State(Status.PENDING)  # as `initial_state` does
+        for row, files, status in unfinished:
             write.write_records(row, files)
-            source = SourceWatch(None, None, "", "", None, state.status, None, None, None)
+            source = SourceWatch(None, None, "", "", "", status, "It failed.", None, None)
+            state = initial_state(source, lambda _: None)
             write.complete_watch(ACTOR, row, source, state, "", has_records=bool(files))
 
     def damage(self, place: int, seed: int) -> None:

@@ -1,5 +1,4 @@
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import Iterator
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
@@ -7,8 +6,6 @@ from django.db.models import Count, Q
 
 from deliveries_app.models import App
 from docora.cli.output import add_json, write_json, write_table
-
-_CHUNK_SIZE = 500
 
 
 class Command(BaseCommand):
@@ -19,12 +16,11 @@ class Command(BaseCommand):
         parser.epilog = "Only the ids: list_apps | cut -f1"
 
     def handle(self, *args: Any, **options: Any) -> None:
-        with closing(_apps()) as apps:
-            if options["json"]:
-                for app in apps:
-                    write_json(self.stdout, app)
-            else:
-                write_table(self.stdout, ["Id", "Name", "Base URL", "Watches", "Failing", ""], map(_row, apps))
+        if options["json"]:
+            for app in _apps():
+                write_json(self.stdout, app)
+        else:
+            write_table(self.stdout, ["Id", "Name", "Base URL", "Watches", "Failing", ""], map(_row, _apps()))
 
 
 def _row(app: dict[str, Any]) -> list[str]:
@@ -32,11 +28,11 @@ def _row(app: dict[str, Any]) -> list[str]:
     return [app["app_id"], app["name"], app["base_url"], *numbers, "paused" if app["paused"] else ""]
 
 
-def _apps() -> Generator[dict[str, Any]]:
+def _apps() -> Iterator[dict[str, Any]]:
     alive = Q(watches__isnull=False, watches__ended_at=None)
     apps = App.objects.filter(ended_at=None).annotate(
         watched=Count("watches", alive), failing=Count("watches", alive & Q(watches__failing_since__isnull=False))
     )
     names = ("app_id", "name", "base_url", "email", "paused", "watched", "failing", "created_at")
-    for row in apps.values(*names).iterator(chunk_size=_CHUNK_SIZE):
+    for row in apps.values(*names):
         yield {"watches" if name == "watched" else name: row[name] for name in names}

@@ -38,10 +38,6 @@ def _iterate(watches: AppRepositoryQuerySet) -> Generator[AppRepository]:
 
 
 def _row(watch: AppRepository) -> list[str]:
-    ids = [watch.app.app_id, watch.repository.repository_id, watch.github_url, _state(watch)]
+    state = f"{watch.state.label} ({watch.detail.label})" if watch.detail.label else str(watch.state.label)
+    ids = [watch.app.app_id, watch.repository.repository_id, watch.github_url, state]
     return [*ids, f"{watch.tree_files:,}", format_time(watch.last_synced_at) if watch.last_synced_at else "never"]
-
-
-def _state(watch: AppRepository) -> str:
-    detail = watch.detail.label
-    return f"{watch.state.label} ({detail})" if detail else str(watch.state.label)

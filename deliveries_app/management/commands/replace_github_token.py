@@ -5,7 +5,7 @@ from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.actors import Actor
 from deliveries_app.management.lookup import command_errors, watch_of
-from deliveries_app.services.watch_settings import replace_github_token
+from deliveries_app.services import change_watch
 from docora.cli.output import add_json, secret_from_stdin, write_result
 
 
@@ -30,7 +30,7 @@ class Command(BaseCommand):
                 self.stderr.write("Type the token and press Enter:", self.style.NOTICE)
             token = secret_from_stdin("token")
         with command_errors():
-            replace_github_token(Actor.command(), watch, token)
+            change_watch(Actor.command(), watch, github_token=token)
         ids = {"app_id": watch.app.app_id, "repository_id": watch.repository.repository_id}
         done = "Replaced" if token else "Removed"
         write_result(self, options, ids, f"{done} the token of {watch.repository} for {watch.app}. A sync is queued.")

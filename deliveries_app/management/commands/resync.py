@@ -48,7 +48,7 @@ class Command(BaseCommand):
         confirm(question, yes=options["yes"])
         try:
             if options["repository_id"]:
-                progress.follow(self, resync_single(Actor.command(), watch).run, options)
+                progress.follow(self, resync_single(Actor.command(), watch), options)
             else:
                 progress.follow(self, resync_by_app(Actor.command(), watch.app, rollout=rollout), options)
         except NotFound as error:

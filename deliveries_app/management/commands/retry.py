@@ -37,4 +37,4 @@ def _request(app_id: str | None, repository_id: str | None) -> SyncRun | BulkOpe
         return retry_all(Actor.command())
     if repository_id is None:
         return retry_by_app(Actor.command(), app_of(app_id))
-    return retry_single(Actor.command(), watch_of(app_id, repository_id)).run
+    return retry_single(Actor.command(), watch_of(app_id, repository_id))

@@ -38,6 +38,6 @@ def _take_step(app: App, options: dict[str, Any]) -> tuple[dict[str, str], str]:
         cancel_key_rotation(Actor.command(), app)
         return {"step": "cancelled"}, f"{app} keeps its old key. The new one was discarded."
     given = secret_from_stdin("key") if options["client_auth_key_stdin"] else ""
-    new = start_key_rotation(Actor.command(), app, given)
-    message = f"The new signing key of {app}. Save it; it is not shown again:\n  {new.key}"
-    return {"step": "started", "client_auth_key": new.key}, message
+    new_key = start_key_rotation(Actor.command(), app, given)
+    message = f"The new signing key of {app}. Save it; it is not shown again:\n  {new_key}"
+    return {"step": "started", "client_auth_key": new_key}, message
