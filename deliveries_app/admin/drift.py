@@ -13,7 +13,7 @@ from django.shortcuts import get_object_or_404, render
 from django.urls import URLPattern, reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
-from django.views.decorators.http import require_GET, require_POST
+from django.views.decorators.http import require_POST
 
 from deliveries_app import services
 from deliveries_app.actors import Actor
@@ -221,7 +221,6 @@ def check_context(request: HttpRequest, check: DriftCheck) -> dict[str, Any]:
     }
 
 
-@require_GET
 @fragment(can_view_watches)
 def live_check(request: HttpRequest, pk: int) -> HttpResponse:
     """Return the result of a check. Its page polls this until the check, and the run that sends its files, have ended."""
@@ -231,7 +230,6 @@ def live_check(request: HttpRequest, pk: int) -> HttpResponse:
     return render(request, "admin/deliveries_app/driftcheck/change_form.html#refreshed", context)
 
 
-@require_GET
 @fragment(can_view_watches)
 def live_checks(request: HttpRequest) -> HttpResponse:
     """Return the cells of the checks `ids` in the list. They were open at the previous poll."""
@@ -243,7 +241,6 @@ def live_checks(request: HttpRequest) -> HttpResponse:
     return render(request, "admin/deliveries_app/driftcheck/change_list.html#cells", context)
 
 
-@require_GET
 @fragment(can_view_watches)
 def live_newest_check(request: HttpRequest, pk: int) -> HttpResponse:
     """Return the newest check of a watch, whose page polls this while the check is open."""

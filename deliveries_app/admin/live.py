@@ -1,12 +1,11 @@
 """Fragments that pages load: panels polled every five seconds, and the suggestions of text fields."""
 
 from collections.abc import Iterable
+from functools import partial
 
-from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, render
 from django.utils.html import format_html_join
-from django.views.decorators.http import require_GET
 
 from deliveries_app.actors import can_view
 from deliveries_app.admin.deliveries import of_delivery
@@ -21,17 +20,9 @@ from deliveries_app.services import current_pause
 from docora.text import parse_pk
 
 SUGGESTED_NAMES = 20
+can_view_apps = partial(can_view, model=App)
 
 
-def can_view_apps(user: AbstractBaseUser | AnonymousUser) -> bool:
-    return can_view(user, App)
-
-
-def can_view_deliveries(user: AbstractBaseUser | AnonymousUser) -> bool:
-    return can_view(user, Delivery)
-
-
-@require_GET
 @fragment(can_view_apps)
 def live_app(request: HttpRequest, pk: int) -> HttpResponse:
     """Render the table in place and everything else out of band.
@@ -49,7 +40,6 @@ def live_app(request: HttpRequest, pk: int) -> HttpResponse:
     return render(request, "admin/deliveries_app/app/live.html#refreshed", context)
 
 
-@require_GET
 @fragment(can_view_watches)
 def failed_syncs(request: HttpRequest) -> HttpResponse:
     """Render the groups, the cells of the rows that the page shows, and how many of its `count` rows still fail."""
@@ -62,7 +52,6 @@ def failed_syncs(request: HttpRequest) -> HttpResponse:
     return render(request, "docora/failed.html#refresh", context)
 
 
-@require_GET
 @fragment(overview.can_view)
 def live_overview(request: HttpRequest) -> HttpResponse:
     """Render the panel, and the health indicators beside the page's title."""
@@ -70,7 +59,6 @@ def live_overview(request: HttpRequest) -> HttpResponse:
     return render(request, "docora/overview.html#polled", context)
 
 
-@require_GET
 @fragment(queue_report.can_view)
 def live_queue(request: HttpRequest) -> HttpResponse:
     """Render the queue page's content and the pause banner, as syncing may have been paused or resumed."""
@@ -79,15 +67,13 @@ def live_queue(request: HttpRequest) -> HttpResponse:
     return render(request, "admin/deliveries_app/queue/now.html", context)
 
 
-@require_GET
-@fragment(can_view_deliveries)
+@fragment(partial(can_view, model=Delivery))
 def live_delivery(request: HttpRequest, pk: int) -> HttpResponse:
     delivery = get_object_or_404(Delivery.objects.select_related("watch"), pk=pk, watch__ended_at=None)
     context = of_delivery(request, delivery) | {"sync_pause": current_pause(), "here": polling_page(request)}
     return render(request, "admin/deliveries_app/delivery/change_form.html#refreshed", context)
 
 
-@require_GET
 @fragment(can_view_apps)
 def app_names(request: HttpRequest) -> HttpResponse:
     """Return options for a `<datalist>`: the first app names that start with the typed text."""
@@ -95,7 +81,6 @@ def app_names(request: HttpRequest) -> HttpResponse:
     return _options(apps.order_by("name").values_list("name", flat=True).distinct()[:SUGGESTED_NAMES])
 
 
-@require_GET
 @fragment(can_view_watches)
 def repository_names(request: HttpRequest, pk: int) -> HttpResponse:
     """Return options for a `<datalist>`: the app's first repositories that the typed text finds."""

@@ -7,7 +7,7 @@ from django.db.models import Model, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404, render
 from django.urls import reverse
-from django.views.decorators.http import require_GET, require_POST
+from django.views.decorators.http import require_POST
 
 from deliveries_app import actors, services
 from deliveries_app.actors import Actor
@@ -28,7 +28,6 @@ _CANCELLED = {
 }
 
 
-@require_GET
 @fragment(actors.can_view_operations)
 def operation_progress(request: HttpRequest, operation_id: str) -> HttpResponse:
     """Return the progress of a bulk operation. Its box polls this until the operation has ended.
@@ -53,7 +52,6 @@ def _operation(operation_id: str) -> QuerySet[BulkOperation]:
     return BulkOperation.objects.filter(operation_id=operation_id).select_related("app")
 
 
-@require_GET
 @fragment(actors.can_view_operations)
 def operation_rows(request: HttpRequest, operation_id: str) -> HttpResponse:
     """Return the rows of the runs `ids` and of the `watches` on an operation's page.
@@ -66,7 +64,6 @@ def operation_rows(request: HttpRequest, operation_id: str) -> HttpResponse:
     return render(request, "docora/progress.html#run_rows", context)
 
 
-@require_GET
 @fragment(can_view_watches)
 def live_watches(request: HttpRequest) -> HttpResponse:
     """Return the status cells of the watches `ids`, and with `files=1` also their progress cells.
@@ -100,7 +97,6 @@ def live_watches(request: HttpRequest) -> HttpResponse:
     return render(request, "docora/progress.html#live_cells", context)
 
 
-@require_GET
 @fragment(can_view_watches)
 def watch_progress(request: HttpRequest, pk: int) -> HttpResponse:
     """Return the progress of one watch, for its own page or that of its `run`.
@@ -120,7 +116,6 @@ def watch_progress(request: HttpRequest, pk: int) -> HttpResponse:
     return render(request, "admin/deliveries_app/apprepository/change_form.html#settled", page | context)
 
 
-@require_GET
 @fragment(can_view_watches)
 def live_watch(request: HttpRequest, pk: int) -> HttpResponse:
     """Return every part of a watch's page that changes.
