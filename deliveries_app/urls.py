@@ -31,16 +31,6 @@ _admin = [
     path("search/", admin.site.admin_view(search.search), name="search"),
     path("progress/<slug:operation_id>/", progress.operation_progress, name="operation_progress"),
     path("progress/<slug:operation_id>/rows/", progress.operation_rows, name="operation_rows"),
-    path(
-        "progress/<slug:operation_id>/cancel/",
-        admin.site.admin_view(progress.cancel_operation),
-        name="cancel_operation",
-    ),
-    path(
-        "progress/<slug:operation_id>/continue/",
-        admin.site.admin_view(progress.continue_operation),
-        name="continue_operation",
-    ),
     path("live/", progress.live_watches, name="live_watches"),
     path("live/overview/", live.live_overview, name="live_overview"),
     path("live/failed/", live.failed_syncs, name="failed_syncs"),
@@ -54,7 +44,6 @@ _admin = [
     path("live/app/<int:pk>/", live.live_app, name="live_app"),
     path("live/app/<int:pk>/repository-names/", live.repository_names, name="repository_names"),
     path("live/<int:pk>/", progress.watch_progress, name="watch_progress"),
-    path("live/<int:pk>/cancel/", admin.site.admin_view(progress.cancel_watch), name="cancel_watch"),
 ]
 
 urlpatterns = [

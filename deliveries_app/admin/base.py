@@ -90,11 +90,16 @@ class DocoraAdmin[M: Model](PlainLists, ModelAdmin[M]):
         """Return whether the user has the permission. Acting on a row also requires permission to view it."""
         return self.has_view_permission(request) and request.user.has_perm(permission)
 
-    def object_page(self, slug: str, view: Callable[[HttpRequest, M], HttpResponse], permission: str) -> URLPattern:
-        """Return the URL pattern `<id>/<slug>/`. Its view checks the permission, then calls `view` with the row."""
+    def object_page(
+        self, slug: str, view: Callable[[HttpRequest, M], HttpResponse], permission: str | None = None
+    ) -> URLPattern:
+        """Return the URL pattern `<id>/<slug>/`. Its view checks the permission, then calls `view` with the row.
+
+        Without `permission`, it only checks that the user can view the row, and leaves the rest to the service.
+        """
 
         def checked(request: HttpRequest, object_id: int) -> HttpResponse:
-            if not self.can(request, permission):
+            if not (self.can(request, permission) if permission else self.has_view_permission(request)):
                 raise PermissionDenied
             obj = self.get_object(request, str(object_id))
             if obj is None:

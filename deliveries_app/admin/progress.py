@@ -1,31 +1,22 @@
-"""Progress of operations and of single watches, and the buttons to cancel them."""
+"""Fragments that show the progress of operations and of single watches."""
 
 from typing import Any
 
-from django.contrib import admin, messages
+from django.contrib import admin
 from django.db.models import Model, QuerySet
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, render
-from django.urls import reverse
-from django.views.decorators.http import require_POST
 
 from deliveries_app import actors, services
-from deliveries_app.actors import Actor
-from deliveries_app.admin.confirmation import next_url
 from deliveries_app.admin.fragments import can_view_watches, fragment, polling_page, row_ids
 from deliveries_app.admin.operations import page_fields, poll_query, rows_to_poll
 from deliveries_app.admin.watches import has_changed, live_query, of_watch, refreshed_cells
-from deliveries_app.models import AppRepository, AppRepositoryQuerySet, BulkOperation, Outcome, Reason, SyncRun
+from deliveries_app.models import AppRepository, AppRepositoryQuerySet, BulkOperation, SyncRun
 from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import app_detail
 from docora.db.compiled import compiled_and_prepared
-from docora.text import counted, parse_pks
-
-_CANCELLED = {
-    Reason.RESYNC: "Re-sync cancelled.",
-    Reason.RETRY: "Retry cancelled. Docora tries again at the next check.",
-}
+from docora.text import parse_pks
 
 
 @fragment(actors.can_view_operations)
@@ -146,39 +137,3 @@ def _admin_of(model: type[Model]) -> Any:
 
 def _watches() -> AppRepositoryQuerySet:
     return AppRepository.objects.alive().with_state().for_list()
-
-
-@require_POST
-def cancel_operation(request: HttpRequest, operation_id: str) -> HttpResponse:
-    operation = get_object_or_404(BulkOperation, operation_id=operation_id)
-    if cancelled := services.cancel_operation(Actor.of_request(request), operation):
-        messages.success(request, f"Cancelled the sync of {counted(cancelled, 'repository', 'repositories')}.")
-    else:
-        messages.warning(request, "The operation had already ended.")
-    return _redirect_to_next(request, reverse("admin:deliveries_app_bulkoperation_change", args=[operation.pk]))
-
-
-@require_POST
-def continue_operation(request: HttpRequest, operation_id: str) -> HttpResponse:
-    operation = get_object_or_404(BulkOperation, operation_id=operation_id)
-    if number := services.continue_operation(Actor.of_request(request), operation):
-        messages.success(request, f"Continuing with {counted(number, 'repository', 'repositories')}.")
-    else:
-        messages.warning(request, "The operation is not held.")
-    return _redirect_to_next(request, reverse("admin:deliveries_app_bulkoperation_change", args=[operation.pk]))
-
-
-@require_POST
-def cancel_watch(request: HttpRequest, pk: int) -> HttpResponse:
-    watch = get_object_or_404(AppRepository.objects.select_related("app", "repository"), pk=pk)
-    cancelled = services.cancel_request(Actor.of_request(request), watch)
-    run = watch.runs.filter(outcome=Outcome.CANCELLED).order_by("-ended_at", "-pk").first() if cancelled else None
-    if run:
-        messages.success(request, _CANCELLED[Reason(run.reason)])
-    else:
-        messages.warning(request, "There is nothing to cancel.")
-    return _redirect_to_next(request, reverse("admin:deliveries_app_apprepository_change", args=[watch.pk]))
-
-
-def _redirect_to_next(request: HttpRequest, default: str) -> HttpResponseRedirect:
-    return HttpResponseRedirect(next_url(request, default))

@@ -25,7 +25,7 @@ from deliveries_app.admin.filters import AppFilter, CircuitFilter, StateFilter
 from deliveries_app.admin.forms import PATTERN_FIELDS, WatchForm, post_data
 from deliveries_app.admin.removal import RemovalAdmin, RemovalLabels
 from deliveries_app.admin.watch_settings import WatchSettingsAdmin
-from deliveries_app.models import AppRepository, AppRepositoryQuerySet, BulkOperation, FailureKind
+from deliveries_app.models import AppRepository, AppRepositoryQuerySet, BulkOperation, FailureKind, Outcome, Reason
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
@@ -39,6 +39,10 @@ from docora.web.paginators import KeysFirstPaginator
 SWAP = SafeString(' hx-swap-oob="true"')
 LISTED_RUNS = 10
 LISTED_SKIPPED = 50
+_CANCELLED = {
+    Reason.RESYNC: "Re-sync cancelled.",
+    Reason.RETRY: "Retry cancelled. Docora tries again at the next check.",
+}
 
 
 class WatchCircuitFilter(CircuitFilter):
@@ -131,6 +135,13 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, CheckWatchAdmin, 
         message = f"Retry queued for {watch}. Only unacknowledged files are sent.{paused}"
         return self.redirect_with_message(request, page, message)
 
+    def cancel_one(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
+        page = next_url(request, self.page_of(watch))
+        if not services.cancel_request(Actor.of_request(request), watch):
+            return self.redirect_with_message(request, page, "There is nothing to cancel.", messages.WARNING)
+        run = watch.runs.filter(outcome=Outcome.CANCELLED).latest("ended_at", "pk")
+        return self.redirect_with_message(request, page, _CANCELLED[Reason(run.reason)])
+
     def resend_one(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         """Resend one file without confirmation. Its path is in the query string, because a form would change line breaks."""
         page, path = next_url(request, self.page_of(watch)), request.GET.get("path", "")
@@ -148,6 +159,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, CheckWatchAdmin, 
     def get_urls(self) -> list[URLPattern]:
         return [
             self.object_page("retry", require_POST(self.retry_one), Permission.RETRY),
+            self.object_page("cancel", require_POST(self.cancel_one)),
             self.object_page("pause", require_POST(self.pause_one), Permission.CHANGE_WATCHES),
             self.object_page("resume", require_POST(self.resume_one), Permission.CHANGE_WATCHES),
             self.object_page("resend", require_POST(self.resend_one), Permission.RESYNC),

@@ -193,7 +193,7 @@ def test_watch_page_shows_run_failures_and_cancel(admin: Client, operation: Bulk
     page = admin.get(f"{LIST}{run.watch_id}/change/").text
     assert "50 / 100 files" in page
     assert "Cancel" in page
-    admin.post(f"/admin/live/{run.watch_id}/cancel/")
+    admin.post(f"/admin/deliveries_app/apprepository/{run.watch_id}/cancel/")
     run.refresh_from_db()
     assert run.outcome == Outcome.CANCELLED
 
@@ -441,12 +441,12 @@ def test_watch_page_links_only_to_an_app_that_the_user_can_view(watches) -> None
     assert link not in shown
 
 
-@pytest.mark.parametrize("path", ["progress/bulk_{id}/cancel/", "progress/bulk_{id}/continue/", "live/{pk}/cancel/"])
+@pytest.mark.parametrize("path", ["bulkoperation/{}/cancel/", "bulkoperation/{}/continue/", "apprepository/{}/cancel/"])
 def test_anonymous_cancel_redirects_to_the_sign_in_page(admin: Client, operation: BulkOperation, path: str) -> None:
     """It does not tell what exists."""
-    watch = AppRepository.objects.earliest("pk")
-    there = path.format(id=operation.operation_id.removeprefix("bulk_"), pk=watch.pk)
-    for url in (f"/admin/{there}", f"/admin/{path.format(id='none', pk=999_999)}"):
+    existing = operation if path.startswith("bulkoperation") else AppRepository.objects.earliest("pk")
+    for pk in (existing.pk, 999_999):
+        url = f"/admin/deliveries_app/{path.format(pk)}"
         answer = Client().post(url)
         assert (answer.status_code, answer.url) == (302, f"/admin/login/?next={url}")
     assert operation.runs.filter(outcome="").count() == 3

@@ -167,7 +167,7 @@ def test_cancelled_operation_shows_what_was_sent(operator: Client, operation: Bu
     first, second, _ = operation.runs.order_by("pk")
     SyncRun.objects.filter(pk=first.pk).update(outcome="succeeded", ended_at=timezone.now(), files_done=100)
     SyncRun.objects.filter(pk=second.pk).update(started_at=timezone.now(), files_done=44)
-    answer = operator.post(f"/admin/progress/{operation.operation_id}/cancel/", follow=True)
+    answer = operator.post(f"/admin/deliveries_app/bulkoperation/{operation.pk}/cancel/", follow=True)
     assert "Cancelled the sync of 2 repositories." in answer.text
     assert (
         "Cancelled by anna. 1 repository had been sent in full; acme/site → Portal stopped after 44 of 100 files; "
@@ -180,10 +180,10 @@ def test_cancelled_operation_shows_what_was_sent(operator: Client, operation: Bu
 
 def test_viewer_can_look_but_not_cancel(viewer: Client, operation: BulkOperation) -> None:
     assert "0 of 3 repositories" in fragment(viewer, operation)
-    assert viewer.post(f"/admin/progress/{operation.operation_id}/cancel/").status_code == 403
+    assert viewer.post(f"/admin/deliveries_app/bulkoperation/{operation.pk}/cancel/").status_code == 403
     watch = AppRepository.objects.first()
-    assert viewer.post(f"/admin/live/{watch.pk}/cancel/").status_code == 403  # type: ignore[union-attr]
-    assert viewer.get(f"/admin/progress/{operation.operation_id}/cancel/").status_code == 405
+    assert viewer.post(f"/admin/deliveries_app/apprepository/{watch.pk}/cancel/").status_code == 403  # type: ignore[union-attr]
+    assert viewer.get(f"/admin/deliveries_app/bulkoperation/{operation.pk}/cancel/").status_code == 405
     assert SyncRun.objects.filter(outcome="").count() == 3
 
 
