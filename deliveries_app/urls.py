@@ -35,7 +35,6 @@ _admin = [
     path("live/overview/", live.live_overview, name="live_overview"),
     path("live/failed/", live.failed_syncs, name="failed_syncs"),
     path("live/checks/", drift.live_checks, name="live_checks"),
-    path("live/checks/of/<int:pk>/", drift.live_newest_check, name="live_newest_check"),
     path("live/checks/<int:pk>/", drift.live_check, name="live_check"),
     path("live/queue/", live.live_queue, name="live_queue"),
     path("live/app-names/", live.app_names, name="app_names"),

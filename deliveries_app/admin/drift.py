@@ -8,7 +8,7 @@ from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
 from django.core.paginator import Paginator
 from django.db.models import Model, QuerySet
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404, render
 from django.urls import URLPattern, reverse
 from django.utils.html import format_html
@@ -239,15 +239,6 @@ def live_checks(request: HttpRequest) -> HttpResponse:
         "live_ids": joined(check.pk for check in checks if check.is_open),
     }
     return render(request, "admin/deliveries_app/driftcheck/change_list.html#cells", context)
-
-
-@fragment(can_view_watches)
-def live_newest_check(request: HttpRequest, pk: int) -> HttpResponse:
-    """Return the newest check of a watch, whose page polls this while the check is open."""
-    context = of_watch(get_object_or_404(AppRepository.objects.with_state().for_list(), pk=pk))
-    if not context:
-        raise Http404
-    return render(request, "admin/deliveries_app/driftcheck/of_watch.html#newest", context)
 
 
 def of_watch(watch: AppRepository) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from django.contrib import admin
 from django.db.models import Model, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, render
+from django_htmx.http import trigger_client_event
 
 from deliveries_app import actors, services
 from deliveries_app.admin.fragments import can_view_watches, fragment, polling_page, row_ids
@@ -92,8 +93,8 @@ def live_watches(request: HttpRequest) -> HttpResponse:
 def watch_progress(request: HttpRequest, pk: int) -> HttpResponse:
     """Return the progress of one watch, for its own page or that of its `run`.
 
-    When the watch settles, starts failing or recovers, the response for its page contains every part that a sync changes.
-    The response for a run's page does so once the run has ended.
+    When the watch settles, its page refreshes the other parts too. The response for a run's page contains them once the run
+    has ended.
     """
     watch = get_object_or_404(_watches(), pk=pk)
     context = {**of_watch(watch), "polled": True, "here": polling_page(request)}
@@ -101,22 +102,20 @@ def watch_progress(request: HttpRequest, pk: int) -> HttpResponse:
     context["announces"] = progress is not None and request.GET.get("announced") != str(progress.tens)
     if page_run := request.GET.get("run"):
         return _run_progress(request, watch, page_run, context)
-    if watch.is_active and request.GET.get("failing", "0") == str(int(watch.is_failing)):
-        return render(request, "docora/progress.html#watch_progress", context)
-    page = _admin_of(AppRepository).page_context(request, watch)
-    return render(request, "admin/deliveries_app/apprepository/change_form.html#settled", page | context)
+    response = render(request, "docora/progress.html#watch_progress", context)
+    return response if watch.is_active else trigger_client_event(response, "docora:refresh", {"target": "#watch-live"})
 
 
 @fragment(can_view_watches)
 def live_watch(request: HttpRequest, pk: int) -> HttpResponse:
-    """Return every part of a watch's page that changes.
+    """Return the content of a watch's page.
 
     `active=1` says that the page shows the watch as active. Then the progress polls for itself, more often.
     """
     watch = get_object_or_404(_watches(), pk=pk)
     context = _admin_of(AppRepository).page_context(request, watch)
-    context |= {"refreshed": True, "polls_progress": request.GET.get("active") == "1"}
     context |= {"sync_pause": services.current_pause(), "here": polling_page(request)}
+    context["polls_progress"] = request.GET.get("active") == "1"
     return render(request, "admin/deliveries_app/apprepository/change_form.html#live", context)
 
 

@@ -1,6 +1,7 @@
 """Progress fragments: live numbers, the end of polling, and final summaries."""
 
 import hashlib
+import json
 import re
 from datetime import timedelta
 from html import unescape
@@ -255,6 +256,17 @@ def without_tokens(html: str) -> str:
     return re.sub('name="csrfmiddlewaretoken" value="[^"]*"', "", html)
 
 
+def content_of(live: str) -> str:
+    """Return the content of a page that is refreshed as a whole, without the pause banner that follows it."""
+    return without_tokens(live.split('<div id="sync-pause"')[0].strip())
+
+
+def selected(page: str) -> list[str]:
+    """Return the ids of the elements that the page takes from its own content when it polls."""
+    [names] = re.findall('hx-select-oob="([^"]*)"', page)
+    return [name.removeprefix("#") for name in names.split(",")]
+
+
 def poll_url(page: str, watch: AppRepository) -> str:
     [url] = re.findall(f'hx-get="(/admin/live/{watch.pk}/[^"]*)"', page)
     return unescape(url)
@@ -264,34 +276,27 @@ def test_last_poll_of_a_watch_shows_what_a_reload_shows(admin: Client, db) -> No
     watch, run = retrying(make_app("Portal"), "a.md", "b.md")
     page = f"{LIST}{watch.pk}/change/"
     url = poll_url(admin.get(page).text, watch)
-    assert swapped(poll(admin, url, page)) == {}
+    assert "HX-Trigger" not in admin.get(url).headers
     succeed(watch, run)
-    last = poll(admin, url, page)
-    assert "hx-get" not in last
-    parts = swapped(last.split('<span id="spoken"')[0] + last.split("Up to date.</span>")[1])
-    assert set(parts) == {
-        f"watch-actions-{watch.pk}", "watch-problem", "watch-fields", "watch-undelivered", "watch-excluded", "watch-pending",
-        "watch-runs",
-    }  # fmt: skip
-    reloaded = without_tokens(admin.get(page).text)
-    for name, content in parts.items():
-        assert f'id="{name}"' in reloaded
-        assert without_tokens(content) in reloaded, name
-    assert "HTTP 500" not in last
-    assert "Retry</button>" not in last
-    assert "rejected" not in last
-    assert "In progress" not in last
+    last = admin.get(url)
+    assert "hx-get" not in last.text
+    assert json.loads(last.headers["HX-Trigger"]) == {"docora:refresh": {"target": "#watch-live"}}
+    reloaded = admin.get(page).text
+    assert last.text.split('<span id="spoken"')[0].strip() in reloaded
+    assert content_of(poll(admin, f"/admin/live/watch/{watch.pk}/?active=0", page)) in without_tokens(reloaded)
+    for text in ("HTTP 500", "Retry</button>", "rejected", "In progress"):
+        assert text not in reloaded
 
 
-def test_poll_refreshes_a_watch_s_page_once_it_fails(admin: Client, db) -> None:
+def test_watch_s_page_refreshes_once_it_fails(admin: Client, db) -> None:
     watch = syncing(make_app("Portal"))
     page = f"{LIST}{watch.pk}/change/"
-    url = poll_url(admin.get(page).text, watch)
+    for name in selected(admin.get(page).text):
+        assert admin.get(page).text.count(f'id="{name}"') == 1, name
     start_failing("The app returned HTTP 500.", "http_5xx")
-    failed = poll(admin, url, page)
-    assert "The app returned HTTP 500." in swapped(failed)["watch-problem"]
-    assert "Retry</button>" in swapped(failed)[f"watch-actions-{watch.pk}"]
-    assert swapped(poll(admin, poll_url(failed, watch), page)) == {}
+    failed = poll(admin, f"/admin/live/watch/{watch.pk}/?active=1", page)
+    assert '<p class="errornote">The app returned HTTP 500.</p>' in failed
+    assert "Retry</button>" in failed
 
 
 def test_last_poll_of_a_run_shows_what_a_reload_shows(admin: Client, db) -> None:
@@ -459,13 +464,10 @@ def test_settled_watch_page_refreshes_itself(admin: Client, db) -> None:
     assert f'hx-get="{url}"' in admin.get(page).text
     App.objects.update(paused=True)
     answer = poll(admin, f"{url}?active=0", page)
-    assert "The app is paused." in swapped(answer)["watch-problem"]
+    assert "The app is paused." in answer
     assert f'id="watch-progress-{watch.pk}"' in answer
     assert 'id="spoken"' not in answer
-    parts = swapped(answer.split('<div id="sync-pause"')[0])
-    reloaded = without_tokens(admin.get(page).text)
-    for name, content in parts.items():
-        assert without_tokens(content) in reloaded, name
+    assert content_of(answer) in without_tokens(admin.get(page).text)
     # While the page shows the watch as active, the progress polls for itself.
     assert f'id="watch-progress-{watch.pk}"' not in poll(admin, f"{url}?active=1", page)
 
