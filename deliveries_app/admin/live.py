@@ -25,7 +25,7 @@ can_view_apps = partial(can_view, model=App)
 
 @fragment(can_view_apps)
 def live_app(request: HttpRequest, pk: int) -> HttpResponse:
-    """Render the table in place and everything else out of band.
+    """Render the content of the app's page.
 
     `operations` lists the operations whose boxes the page shows. Each box polls for its own progress, so the boxes are
     sent again only if the list has changed.
@@ -37,7 +37,7 @@ def live_app(request: HttpRequest, pk: int) -> HttpResponse:
     context = app_detail.live(request.user, app, query) | {"sync_pause": current_pause()}
     if shown != context["operation_ids"]:
         context["operations"] = [progress_context.of_operation(operation) for operation in context["operations_shown"]]
-    return render(request, "admin/deliveries_app/app/live.html#refreshed", context)
+    return render(request, "admin/deliveries_app/app/operate.html#live", context)
 
 
 @fragment(can_view_watches)

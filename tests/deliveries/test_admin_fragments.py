@@ -475,10 +475,13 @@ def test_settled_watch_page_refreshes_itself(admin: Client, db) -> None:
 def test_app_page_s_poll_agrees_with_itself(admin: Client, db) -> None:
     app = make_app("Portal")
     page, url = f"/admin/deliveries_app/app/{app.pk}/change/", f"/admin/live/app/{app.pk}/"
-    assert "Pause app" in admin.get(page).text
+    before = admin.get(page).text
+    for name in selected(before):
+        assert before.count(f'id="{name}"') == 1, name
+    assert "Pause app" in before
     App.objects.update(paused=True, paused_reason="By a colleague.")
     answer = poll(admin, url, page)
-    assert '<dd id="app-status" hx-swap-oob="innerHTML"><span class="bad">Paused</span> By a colleague.</dd>' in answer
+    assert '<dd id="app-status" data-live-part><span class="bad">Paused</span> By a colleague.</dd>' in answer
     assert "Resume app</button>" in answer
     assert "Pause app" not in answer
 
