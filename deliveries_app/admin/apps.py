@@ -18,7 +18,6 @@ from deliveries_app.admin.actions import RESYNC
 from deliveries_app.admin.app_health import AppHealthAdmin
 from deliveries_app.admin.app_secrets import ONBOARDED, AppSecretsAdmin
 from deliveries_app.admin.confirmation import next_url
-from deliveries_app.admin.drift import CheckAppAdmin
 from deliveries_app.admin.file_explanation import FindWatchAdmin
 from deliveries_app.admin.filters import ConditionFilter
 from deliveries_app.admin.forms import PATTERN_FIELDS, QUOTA_FIELDS, AppForm, OnboardForm, WatchManyForm, post_data
@@ -31,6 +30,7 @@ from deliveries_app.reports import app_detail, endpoint_history
 from deliveries_app.services.onboarding import taken_name_warning, unreachable_reason
 from deliveries_app.services.watching_many import LineStatus
 from docora.sign_in.recency import require_recent
+from docora.text import counted
 
 TOKENS_SHOWN = 20
 _LINE_BADGES = {
@@ -56,7 +56,7 @@ class PausedFilter(ConditionFilter):
 
 
 @admin.register(App)
-class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, CheckAppAdmin, RemovalAdmin[App]):
+class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, RemovalAdmin[App]):
     form = AppForm
     list_filter = (PausedFilter,)
     search_fields = ("name", "^app_id", "base_url", "email")
@@ -203,12 +203,23 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
         title, button = f"Watch several repositories for {app}", "Watch several repositories"
         return self.simple_form(request, shown, title, template, button=button, collapsed=collapsed, **context)
 
+    def request_check(self, request: HttpRequest, app: App) -> HttpResponse:
+        """Request checks for differences of all the app's repositories, and redirect to them."""
+        try:
+            count = len(services.check_app(Actor.of_request(request), app))
+        except services.NotCheckable as error:
+            return self.redirect_with_message(request, self.page_of(app), error, messages.WARNING)
+        checks = f"{reverse('admin:deliveries_app_driftcheck_changelist')}?watch__app={app.pk}"
+        message = f"Check of {counted(count, 'repository', 'repositories')} requested."
+        return self.redirect_with_message(request, checks, message)
+
     def get_urls(self) -> list[URLPattern]:
         settings = self.admin_site.admin_view(self.settings_view)
         return [
             path("<int:object_id>/settings/", settings, name=self.url_name("settings")),
             self.object_page("endpoint", require_GET(self.endpoint), Permission.VIEW_APPS),
             self.object_page("watch-many", self.watch_many, Permission.WATCH),
+            self.object_page("check", require_POST(self.request_check), Permission.RESYNC),
             self.object_page("pause", require_POST(self.pause), Permission.CHANGE_APPS),
             self.object_page("resume", require_POST(self.resume), Permission.CHANGE_APPS),
             *super().get_urls(),

@@ -1,27 +1,26 @@
-"""Checks for differences: the buttons that request them, the list, and the page of one check."""
+"""Checks for differences: the list, and the page of one check."""
 
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlencode
 
 from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
 from django.core.paginator import Paginator
-from django.db.models import Model, QuerySet
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, render
-from django.urls import URLPattern, reverse
+from django.urls import URLPattern
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.views.decorators.http import require_POST
 
 from deliveries_app import services
 from deliveries_app.actors import Actor
-from deliveries_app.admin.base import DocoraAdmin, ReadOnlyAdmin
+from deliveries_app.admin.base import ReadOnlyAdmin
 from deliveries_app.admin.filters import AppFilter
 from deliveries_app.admin.fragments import can_view_watches, fragment, row_ids
 from deliveries_app.admin.history_filters import ChoiceFilter, WatchFilter
-from deliveries_app.models import App, AppRepository, DriftCheck, DriftKind, DriftState, SyncRun
+from deliveries_app.models import AppRepository, DriftCheck, DriftKind, DriftState, SyncRun
 from deliveries_app.permissions import Permission
 from deliveries_app.progress.context import joined
 from deliveries_app.reports import drift
@@ -30,39 +29,6 @@ from docora.text import counted
 from docora.web.paginators import BoundedPaginator
 
 FILES_PER_PAGE = 100
-LIST = "admin:deliveries_app_driftcheck_changelist"
-PAGE = "admin:deliveries_app_driftcheck_change"
-
-
-class RequestCheckAdmin[M: Model](DocoraAdmin[M]):
-    """Add the page `<id>/check/`, which requests checks by POST and redirects to them."""
-
-    def get_urls(self) -> list[URLPattern]:
-        return [self.object_page("check", require_POST(self.request_check), Permission.RESYNC), *super().get_urls()]
-
-    def request_check(self, request: HttpRequest, obj: M) -> HttpResponse:
-        try:
-            return self.redirect_to_checks(request, obj)
-        except services.NotCheckable as error:
-            return self.redirect_with_message(request, self.page_of(obj), error, messages.WARNING)
-
-    def redirect_to_checks(self, request: HttpRequest, obj: M) -> HttpResponse:
-        raise NotImplementedError
-
-
-class CheckWatchAdmin(RequestCheckAdmin[AppRepository]):
-    def redirect_to_checks(self, request: HttpRequest, obj: AppRepository) -> HttpResponse:
-        check = services.check_watch(Actor.of_request(request), obj)
-        return HttpResponseRedirect(reverse(PAGE, args=[check.pk]))
-
-
-class CheckAppAdmin(RequestCheckAdmin[App]):
-    def redirect_to_checks(self, request: HttpRequest, obj: App) -> HttpResponse:
-        count = len(services.check_app(Actor.of_request(request), obj))
-        page = f"{reverse(LIST)}?{urlencode({'watch__app': obj.pk})}"
-        return self.redirect_with_message(
-            request, page, f"Check of {counted(count, 'repository', 'repositories')} requested."
-        )
 
 
 class CheckAppFilter(AppFilter):

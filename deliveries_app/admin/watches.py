@@ -8,8 +8,8 @@ from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
 from django.db.models import Q, QuerySet
 from django.db.models.functions import Now
-from django.http import HttpRequest, HttpResponse
-from django.urls import URLPattern
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import URLPattern, reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.views.decorators.http import require_POST
@@ -19,7 +19,6 @@ from deliveries_app.actors import Actor
 from deliveries_app.admin import drift, widgets
 from deliveries_app.admin.actions import RESYNC, RETRY
 from deliveries_app.admin.confirmation import next_url
-from deliveries_app.admin.drift import CheckWatchAdmin
 from deliveries_app.admin.file_explanation import ExplainFileAdmin
 from deliveries_app.admin.filters import AppFilter, CircuitFilter, StateFilter
 from deliveries_app.admin.forms import PATTERN_FIELDS, WatchForm, post_data
@@ -58,7 +57,7 @@ class LiveChangeList(ChangeList):
 
 
 @admin.register(AppRepository)
-class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, CheckWatchAdmin, RemovalAdmin[AppRepository]):
+class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RemovalAdmin[AppRepository]):
     # The page of a watch has no form that leads back to the list, and each link would cost a lookup.
     preserve_filters = False
     list_display = (
@@ -142,6 +141,14 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, CheckWatchAdmin, 
         run = watch.runs.filter(outcome=Outcome.CANCELLED).latest("ended_at", "pk")
         return self.redirect_with_message(request, page, _CANCELLED[Reason(run.reason)])
 
+    def request_check(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
+        """Request a check for differences, and redirect to it."""
+        try:
+            check = services.check_watch(Actor.of_request(request), watch)
+        except services.NotCheckable as error:
+            return self.redirect_with_message(request, self.page_of(watch), error, messages.WARNING)
+        return HttpResponseRedirect(reverse("admin:deliveries_app_driftcheck_change", args=[check.pk]))
+
     def resend_one(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         """Resend one file without confirmation. Its path is in the query string, because a form would change line breaks."""
         page, path = next_url(request, self.page_of(watch)), request.GET.get("path", "")
@@ -162,6 +169,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, CheckWatchAdmin, 
             self.object_page("cancel", require_POST(self.cancel_one)),
             self.object_page("pause", require_POST(self.pause_one), Permission.CHANGE_WATCHES),
             self.object_page("resume", require_POST(self.resume_one), Permission.CHANGE_WATCHES),
+            self.object_page("check", require_POST(self.request_check), Permission.RESYNC),
             self.object_page("resend", require_POST(self.resend_one), Permission.RESYNC),
             *super().get_urls(),
         ]
