@@ -19,7 +19,7 @@ from deliveries_app.admin.app_health import AppHealthAdmin
 from deliveries_app.admin.app_secrets import ONBOARDED, AppSecretsAdmin
 from deliveries_app.admin.confirmation import next_url
 from deliveries_app.admin.file_explanation import FindWatchAdmin
-from deliveries_app.admin.filters import ConditionFilter
+from deliveries_app.admin.filters import ChoiceFilter
 from deliveries_app.admin.forms import PATTERN_FIELDS, QUOTA_FIELDS, AppForm, OnboardForm, WatchManyForm, post_data
 from deliveries_app.admin.ping import PingAdmin
 from deliveries_app.admin.removal import RemovalAdmin, RemovalLabels
@@ -49,9 +49,9 @@ def _last_success() -> Subquery:
     return Subquery(hours.order_by("-hour").values("acknowledged_at")[:1])
 
 
-class PausedFilter(ConditionFilter):
+class PausedFilter(ChoiceFilter):
     title = "status"
-    parameter_name = "paused__exact"
+    parameters = ("paused__exact",)
     options = {"0": ("Not paused", Q(paused=False)), "1": ("Paused", Q(paused=True))}
 
 

@@ -13,7 +13,7 @@ from django.utils.safestring import SafeString
 from deliveries_app.admin.base import ReadOnlyAdmin
 from deliveries_app.admin.confirmation import ConfirmingAdmin, is_confirmed, next_url, selection_context
 from deliveries_app.admin.confirmation_forms import ReasonForm
-from deliveries_app.admin.filters import AppFilter, ConditionFilter
+from deliveries_app.admin.filters import AppFilter, ChoiceFilter
 from deliveries_app.admin.history_filters import WatchFilter
 from deliveries_app.models import AppRepository, Delivery
 from deliveries_app.models.deliveries import DeliveryState
@@ -39,11 +39,11 @@ class DeliveryAppFilter(AppFilter):
         return Q(watch__in=list(watches.values_list("pk", flat=True)))
 
 
-class DeliveryStateFilter(ConditionFilter):
+class DeliveryStateFilter(ChoiceFilter):
     """Filter unacknowledged deliveries. There is a partial index of them, because almost all are acknowledged."""
 
     title = "status"
-    parameter_name = "state"
+    parameters = ("state",)
     options = {
         "not_delivered": ("Not delivered", Q(acknowledged=False, attempts__gt=0)),
         "unconfirmed": ("Unconfirmed", Q(acknowledged=False, attempts=0)),
@@ -74,7 +74,7 @@ class DeliveryAdmin(ConfirmingAdmin[Delivery], ReadOnlyAdmin[Delivery]):
         index in use, even if the list is filtered by app or status: newest first would scan millions of rows for a handful
         of matches.
         """
-        filters = (DeliveryStateFilter.parameter_name, *DeliveryAppFilter.parameters, *WatchFilter.parameters)
+        filters = (*DeliveryStateFilter.parameters, *DeliveryAppFilter.parameters, *WatchFilter.parameters)
         is_filtered = any(request.GET.get(name, "").strip() for name in filters)
         if is_filtered:
             queryset = queryset.order_by("watch_id", "path")

@@ -6,7 +6,7 @@ from typing import Any
 from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
 from django.core.paginator import Paginator
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, render
 from django.urls import URLPattern
@@ -17,9 +17,9 @@ from django.views.decorators.http import require_POST
 from deliveries_app import services
 from deliveries_app.actors import Actor
 from deliveries_app.admin.base import ReadOnlyAdmin
-from deliveries_app.admin.filters import AppFilter
+from deliveries_app.admin.filters import AppFilter, ChoiceFilter
 from deliveries_app.admin.fragments import can_view_watches, fragment, row_ids
-from deliveries_app.admin.history_filters import ChoiceFilter, WatchFilter
+from deliveries_app.admin.history_filters import WatchFilter
 from deliveries_app.models import AppRepository, DriftCheck, DriftKind, DriftState, SyncRun
 from deliveries_app.permissions import Permission
 from deliveries_app.progress.context import joined
@@ -33,13 +33,12 @@ FILES_PER_PAGE = 100
 
 class CheckAppFilter(AppFilter):
     parameters = ("watch__app", "app_name")
-    field = "watch__app"
 
 
 class CheckStateFilter(ChoiceFilter):
     title = "result"
     parameters = ("state",)
-    options = list(DriftState.choices)
+    options = {state.value: (str(state.label), Q(state=state)) for state in DriftState}
 
 
 class CheckList(ChangeList):

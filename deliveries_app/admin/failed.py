@@ -89,9 +89,7 @@ class RootCauseFilter(admin.SimpleListFilter):
 class FailingStateFilter(StateFilter):
     """A state filter without Up to date, because failing watches never are."""
 
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        states = super().lookups(request, model_admin)
-        return [choice for choice in states if choice[0] != WatchState.UP_TO_DATE]
+    options = {state: option for state, option in StateFilter.options.items() if state != WatchState.UP_TO_DATE}
 
 
 class LeftFailingFilter(OperationFilter):

@@ -14,7 +14,7 @@ from deliveries_app.admin import widgets
 from deliveries_app.admin.actions import RESYNC, BulkAdmin
 from deliveries_app.admin.base import ReadOnlyAdmin
 from deliveries_app.admin.confirmation import next_url
-from deliveries_app.admin.filters import CircuitFilter, ConditionFilter
+from deliveries_app.admin.filters import ChoiceFilter, CircuitFilter
 from deliveries_app.admin.watches import live_query
 from deliveries_app.models import AppRepository
 from deliveries_app.permissions import Permission
@@ -26,9 +26,9 @@ from repositories_app.models import Repository
 LISTED_WATCHES = 200
 
 
-class VisibilityFilter(ConditionFilter):
+class VisibilityFilter(ChoiceFilter):
     title = "visibility"
-    parameter_name = "visibility"
+    parameters = ("visibility",)
     options = {"public": ("Public", Q(is_private=False)), "private": ("Private", Q(is_private=True))}
 
 
