@@ -123,7 +123,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Remov
             raise PermissionDenied
         form = OnboardForm(post_data(request))
         if request.method == "POST" and form.is_valid():
-            new = form.save(Actor.of_request(request))
+            new = form.register(Actor.of_request(request))
             if new is not None:
                 self._warn_if_name_is_taken(request, new.app)
                 self._warn_if_unreachable(request, new.app)
