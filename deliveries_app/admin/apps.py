@@ -20,7 +20,7 @@ from deliveries_app.admin.app_secrets import ONBOARDED, AppSecretsAdmin
 from deliveries_app.admin.confirmation import next_url
 from deliveries_app.admin.file_explanation import FindWatchAdmin
 from deliveries_app.admin.filters import ChoiceFilter
-from deliveries_app.admin.forms import PATTERN_FIELDS, QUOTA_FIELDS, AppForm, OnboardForm, WatchManyForm, post_data
+from deliveries_app.admin.forms import QUOTA_FIELDS, AppForm, OnboardForm, WatchManyForm, post_data
 from deliveries_app.admin.ping import PingAdmin
 from deliveries_app.admin.removal import RemovalAdmin, RemovalLabels
 from deliveries_app.models import App, AppRepository, HourlyTraffic
@@ -130,7 +130,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Remov
                 return self.redirect_to_secrets(
                     request, ONBOARDED, new.app, token=new.token, client_auth_key=new.client_auth_key
                 )
-        return self.simple_form(request, form, "Register app")
+        return self.render_question(request, None, "Register app", "docora/simple_form.html", form=form)
 
     def _warn_if_name_is_taken(self, request: HttpRequest, app: App) -> None:
         if message := taken_name_warning(app):
@@ -190,18 +190,15 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Remov
         form = WatchManyForm(post_data(request))
         results = form.save(Actor.of_request(request), app) if request.method == "POST" and form.is_valid() else None
         context = {
-            "original": app,
             "app": app,
-            "back": self.page_of(app),
             "results": [(result, *_LINE_BADGES[result.status]) for result in results or ()],
             "token_is_gone": bool(results and form.cleaned_data["github_token"]),
             "left": sum(result.is_open for result in results or ()),
         }
         template = "admin/deliveries_app/app/watch_many.html"
         shown = form if results is None else form.again(results)
-        collapsed = "Patterns", PATTERN_FIELDS
         title, button = f"Watch several repositories for {app}", "Watch several repositories"
-        return self.simple_form(request, shown, title, template, button=button, collapsed=collapsed, **context)
+        return self.render_question(request, app, title, template, form=shown, button=button, **context)
 
     def request_check(self, request: HttpRequest, app: App) -> HttpResponse:
         """Request checks for differences of all the app's repositories, and redirect to them."""

@@ -121,7 +121,11 @@ class _WatchOptionsFields(forms.Form):
 
 
 PATTERN_FIELDS = ("ignore_patterns", "include_patterns", "exclude_patterns")
-"""They are seldom needed, so the forms that have them show them collapsed."""
+
+
+def _fieldsets(*fields: str) -> list[Any]:
+    """Return these fields, and those for the patterns collapsed, because they are seldom needed."""
+    return [(None, {"fields": fields}), ("Patterns", {"fields": PATTERN_FIELDS, "classes": ("collapse",)})]
 
 
 class _AppSelect(AutocompleteSelect):
@@ -147,6 +151,7 @@ class WatchForm(_WatchOptionsFields):
         help_text="git@host:owner/name and host/owner/name are read as https URLs.",
     )
     field_order = ("app", "github_url")
+    fieldsets = _fieldsets("app", "github_url", "github_token", "ref")
 
     def save(self, actor: Actor) -> Watched | None:
         """Check the repository with git and watch it. Return None after adding the error to the form.
@@ -196,6 +201,7 @@ class WatchManyForm(_WatchOptionsFields):
         help_text=f"One per line, at most {MAX_LINES}. git@host:owner/name and host/owner/name are read as https URLs.",
     )
     field_order = ("urls",)
+    fieldsets = _fieldsets("urls", "github_token", "ref")
 
     def clean_urls(self) -> list[str]:
         lines = [line.strip() for line in self.cleaned_data["urls"].splitlines() if line.strip()]

@@ -21,7 +21,7 @@ from deliveries_app.admin.actions import RESYNC, RETRY
 from deliveries_app.admin.confirmation import next_url
 from deliveries_app.admin.file_explanation import ExplainFileAdmin
 from deliveries_app.admin.filters import AppFilter, CircuitFilter, StateFilter
-from deliveries_app.admin.forms import PATTERN_FIELDS, WatchForm, post_data
+from deliveries_app.admin.forms import WatchForm, post_data
 from deliveries_app.admin.removal import RemovalAdmin, RemovalLabels
 from deliveries_app.admin.watch_settings import WatchSettingsAdmin
 from deliveries_app.models import AppRepository, AppRepositoryQuerySet, BulkOperation, FailureKind, Outcome, Reason
@@ -237,8 +237,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RemovalAdmin[AppR
                 watch = watched.watch
                 message = f"{watch.app} now watches {watch.repository}."
                 return self.redirect_with_message(request, self.page_of(watch), message)
-        collapsed = "Patterns", PATTERN_FIELDS
-        return self.simple_form(request, form, "Watch a repository", collapsed=collapsed)
+        return self.render_question(request, None, "Watch a repository", "docora/simple_form.html", form=form)
 
     def page_context(self, request: HttpRequest, watch: AppRepository) -> dict[str, Any]:
         """Return the watch's details, its progress, and what is not delivered."""
