@@ -14,7 +14,7 @@ from django.views.decorators.http import require_GET, require_POST
 
 from deliveries_app import services
 from deliveries_app.actors import Actor, can_view_operations
-from deliveries_app.admin.actions import RESYNC
+from deliveries_app.admin.actions import RESYNC, Scope
 from deliveries_app.admin.app_health import AppHealthAdmin
 from deliveries_app.admin.app_secrets import ONBOARDED, AppSecretsAdmin
 from deliveries_app.admin.confirmation import next_url
@@ -99,9 +99,9 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Remov
             return self.formfield_for_foreignkey(db_field, request, empty_label="None", **kwargs)
         return super().formfield_for_dbfield(db_field, request, **kwargs)
 
-    def app_of(self, queryset: QuerySet[App]) -> App | None:
+    def scope_of(self, request: HttpRequest, queryset: QuerySet[App]) -> Scope:
         apps = list(queryset[:2])
-        return apps[0] if len(apps) == 1 else None
+        return Scope(apps[0]) if len(apps) == 1 else Scope()
 
     @admin.action(
         permissions=["resync"],

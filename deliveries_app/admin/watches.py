@@ -73,7 +73,6 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RemovalAdmin[AppR
     removal_labels = RemovalLabels("Stop watching", "Stopped watching", "repository", "repositories")
     change_list_template = "admin/deliveries_app/apprepository/change_list.html"
     page_template = "admin/deliveries_app/apprepository/change_form.html"
-    watch_field = "pk"
     paginator = KeysFirstPaginator
     bulk_actions = (RESYNC, RETRY)
 
