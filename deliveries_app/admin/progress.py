@@ -58,33 +58,27 @@ def operation_rows(request: HttpRequest, operation_id: str) -> HttpResponse:
 
 @fragment(can_view_watches)
 def live_watches(request: HttpRequest) -> HttpResponse:
-    """Return the status cells of the watches `ids`, and with `files=1` also their progress cells.
+    """Return the status cells of the watches `ids`, and the other cells of rows that settled, failed or recovered.
 
-    With `cells`, also return the other cells of rows that settled, failed or recovered; see `live_query`. Cells are
-    swapped one by one, so that checkboxes and focus are kept.
+    An app's page, which refreshes all rows itself, wants the progress cells instead (`files=1`). Cells are swapped one by
+    one, so that checkboxes and focus are kept.
     """
     asked = row_ids(request)
     watches = list(_watches().filter(pk__in=asked))
     failing, page = set(row_ids(request, "failing")), polling_page(request)
-    cells = request.GET.get("cells", "")
-    if cells not in {"list", "table"}:
-        cells = ""
     with_files = request.GET.get("files") == "1"
     rights = {
         "can_retry": request.user.has_perm(Permission.RETRY),
         "can_resync": request.user.has_perm(Permission.RESYNC),
     }
-    changed = [watch for watch in watches if has_changed(watch, failing)] if cells else []
+    changed = [] if with_files else [watch for watch in watches if has_changed(watch, failing)]
     context = {
         "rows": app_detail.rows_of(watches),
-        "live_query": live_query(watches, "files=1" if with_files else f"cells={cells}" if cells else ""),
+        "live_query": live_query(watches, with_files=with_files),
         "with_files": with_files,
-        "list_cells": [refreshed_cells(watch, page, **rights) for watch in changed] if cells == "list" else [],
-        "table_cells": changed if cells == "table" else [],
+        "cells": [cell for watch in changed for cell in refreshed_cells(watch, page, **rights)],
         "settled": [watch for watch in watches if not watch.is_active],
         "gone": set(asked).difference(watch.pk for watch in watches),
-        "here": page,
-        **rights,
     }
     return render(request, "docora/progress.html#live_cells", context)
 

@@ -15,7 +15,7 @@ from deliveries_app.admin.actions import RESYNC, BulkAdmin
 from deliveries_app.admin.base import ReadOnlyAdmin
 from deliveries_app.admin.confirmation import next_url
 from deliveries_app.admin.filters import ChoiceFilter, CircuitFilter
-from deliveries_app.admin.watches import live_query
+from deliveries_app.admin.watches import cells_of, live_query
 from deliveries_app.models import AppRepository
 from deliveries_app.permissions import Permission
 from deliveries_app.reports.help_texts import GIT_HINTS
@@ -101,15 +101,16 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
         can_view_watches = can_view(request.user, AppRepository)
         rows = AppRepository.objects.alive().with_state().filter(repository=repository).for_list()
         watches = rows[:LISTED_WATCHES] if can_view_watches else rows.none()
+        can_retry = request.user.has_perms([Permission.VIEW_WATCHES, Permission.RETRY])
+        rights = {"can_resync": self.has_resync_permission(request), "can_retry": can_retry}
         return {
             "repository": repository,
             "snapshot": repository.snapshots.first(),
             "can_view_watches": can_view_watches,
-            "watches": watches,
+            "rows": [cells_of(watch, request.get_full_path(), **rights) for watch in watches],
             "more_watches": max(0, self.watchers(repository) - LISTED_WATCHES),
-            "live_query": live_query(watches, "cells=table"),
-            "can_resync": self.has_resync_permission(request),
+            "live_query": live_query(watches),
+            **rights,
             "can_reset_circuit": self.has_retry_permission(request),
-            "can_retry": request.user.has_perms([Permission.VIEW_WATCHES, Permission.RETRY]),
             "hint": GIT_HINTS.get(repository.last_error_cause, ""),
         }

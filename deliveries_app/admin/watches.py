@@ -53,7 +53,7 @@ class LiveChangeList(ChangeList):
 
     @property
     def live_query(self) -> str:
-        return live_query(list(self.result_list), "cells=list")
+        return live_query(list(self.result_list))
 
 
 @admin.register(AppRepository)
@@ -208,7 +208,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RemovalAdmin[AppR
 
         @admin.display(description=widgets.ACTIONS)
         def resync_button(watch: AppRepository) -> SafeString:
-            return _buttons(watch, back, can_retry=can_retry, can_resync=can_resync)
+            return buttons(watch, back, can_retry=can_retry, can_resync=can_resync)
 
         return (*self.list_display, resync_button)
 
@@ -267,17 +267,14 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RemovalAdmin[AppR
         services.unwatch_many(actor, rows)
 
 
-def live_query(watches: Iterable[AppRepository], cells: str) -> str:
-    """Return the query of the next poll: the active rows, and which of them are shown as failing; empty if none is active.
-
-    `cells` says which cells to refresh: "cells=list" those of the list of watched repositories, "cells=table" those of
-    `docora/watch_table.html`, "files=1" those of an app's page, and "" only the status.
-    """
+def live_query(watches: Iterable[AppRepository], *, with_files: bool = False) -> str:
+    """Return the query of the next poll: the active rows, and which of them are shown as failing; empty if none is active."""
     active = [watch for watch in watches if watch.is_active]
     if not active:
         return ""
     failing = progress_context.joined(watch.pk for watch in active if watch.is_failing)
-    parts = [f"ids={progress_context.live_ids(active)}", cells, f"failing={failing}" if failing else ""]
+    files = "files=1" if with_files else ""
+    parts = [f"ids={progress_context.live_ids(active)}", files, f"failing={failing}" if failing else ""]
     return "&".join(filter(None, parts))
 
 
@@ -305,20 +302,27 @@ def cell(name: str, watch: AppRepository, swap: str = "") -> SafeString:
     """Return one cell of a row. With `SWAP`, htmx replaces the cell on the page. Phones hide an empty one."""
     content = _CELLS[name](watch)
     empty = "" if content else SafeString(" data-empty")
-    return format_html('<div id="{}-{}"{}{}>{}</div>', name, watch.pk, empty, swap, content or "—")
+    return format_html('<span id="{}-{}"{}{}>{}</span>', name, watch.pk, empty, swap, content or "—")
 
 
-def _buttons(watch: AppRepository, back: str, *, can_retry: bool, can_resync: bool, swap: str = "") -> SafeString:
+def buttons(watch: AppRepository, back: str, *, can_retry: bool, can_resync: bool, swap: str = "") -> SafeString:
+    """Return the buttons of a row, for users who can use them. They lead `back`."""
     retry = widgets.retry_button(watch, back) if can_retry and watch.is_failing else ""
     resync = widgets.resync_link(watch, back) if can_resync else ""
     return format_html('<div id="buttons-{}" class="row-buttons"{}>{}{}</div>', watch.pk, swap, retry, resync)
 
 
+def cells_of(watch: AppRepository, back: str, *, can_retry: bool, can_resync: bool) -> dict[str, Any]:
+    """Return the watch and its cells, for a table of watched repositories outside of the list."""
+    shown = buttons(watch, back, can_retry=can_retry, can_resync=can_resync)
+    return {"watch": watch, "buttons": shown, **{name: cell(name, watch) for name in _CELLS}}
+
+
 def refreshed_cells(watch: AppRepository, back: str, *, can_retry: bool, can_resync: bool) -> Iterator[SafeString]:
-    """Yield the cells of a row of the list that a sync changes, besides its status."""
+    """Yield the cells of a row that a sync changes, besides its status."""
     yield from (cell(name, watch, SWAP) for name in _CELLS)
     if can_retry or can_resync:
-        yield _buttons(watch, back, can_retry=can_retry, can_resync=can_resync, swap=SWAP)
+        yield buttons(watch, back, can_retry=can_retry, can_resync=can_resync, swap=SWAP)
 
 
 def of_watch(watch: AppRepository) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def test_list_polls_only_active_rows(admin: Client, db) -> None:
     app = make_app("Portal")
     quiet, busy = make_watch(app, "docs"), make_watch(app, "site", status=Status.SCANNING)
     page = admin.get(LIST).text
-    assert f'hx-get="/admin/live/?ids={busy.pk}&amp;cells=list"' in page
+    assert f'hx-get="/admin/live/?ids={busy.pk}"' in page
     shown = admin.get(f"/admin/live/?ids={busy.pk}").text
     assert f'id="live-{busy.pk}"' in shown
     assert f'id="live-{quiet.pk}"' not in shown
@@ -326,7 +326,7 @@ def test_row_that_settles_shows_what_a_reload_shows(admin: Client, db, table: st
     succeed(watch, run)
     last = poll(admin, unescape(url), page)
     assert "hx-get" not in last
-    cells = re.findall(r'<(div|span) id="(?!live)(\w+)-\d+"([^>]*) hx-swap-oob="true">(.*?)</\1>', last, re.DOTALL)
+    cells = re.findall(r'<(div|span) id="(?!live)(\w+)-\d+"([^>]*) hx-swap-oob="true">(.*?)</\1>', last)
     assert {name for _, name, *_ in cells} == {"synced", "files", "problem", "buttons"}
     reloaded = admin.get(page).text
     for tag, name, attributes, content in cells:
@@ -338,7 +338,7 @@ def test_row_that_settles_shows_what_a_reload_shows(admin: Client, db, table: st
 
 def test_row_that_starts_failing_shows_the_error(admin: Client, db) -> None:
     watch = syncing(make_app("Portal"))
-    query = f"/admin/live/?ids={watch.pk}&cells=list"
+    query = f"/admin/live/?ids={watch.pk}"
     assert "problem-" not in poll(admin, query, LIST)
     start_failing("It broke.", "other")
     failed = poll(admin, query, LIST)
