@@ -7,7 +7,7 @@ from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse
-from django.urls import URLPattern, reverse
+from django.urls import URLPattern
 from django.utils.safestring import SafeString
 
 from deliveries_app.admin.base import ReadOnlyAdmin
@@ -122,7 +122,19 @@ class DeliveryAdmin(ConfirmingAdmin[Delivery], ReadOnlyAdmin[Delivery]):
         return self.render_page(request, "docora/confirm_resend.html", title, **context)
 
     def page_context(self, request: HttpRequest, delivery: Delivery) -> dict[str, Any]:
-        return of_delivery(request, delivery)
+        """Return the context of the page's panel: the delivery, the last attempts, and the time of the next one."""
+        watch = AppRepository.objects.with_state().for_list().get(pk=delivery.watch_id)
+        is_delivered = delivery.state(watch.resend_floor) == DeliveryState.ACKNOWLEDGED
+        return {
+            "delivery": delivery,
+            "watch": watch,
+            "state": state_badge(delivery, watch),
+            "acknowledged_at": attempts.acknowledged_at(delivery),
+            "next_attempt": None if is_delivered else next_attempt_of(watch, hold_until=delivery.hold_until),
+            "attempts": attempts.of_path(request.user, watch, delivery.path, delivery),
+            "can_resend": request.user.has_perms([Permission.VIEW_WATCHES, Permission.RESYNC]),
+            "page": self.page_of(delivery),
+        }
 
     @admin.display(description="path")
     def shown_path(self, delivery: Delivery) -> str:
@@ -156,22 +168,6 @@ def state_badge(delivery: Delivery, watch: AppRepository) -> SafeString:
         case DeliveryState.CLEARED:
             return badge("cleared", "Cleared")
     return badge("delivered", "Delivered")
-
-
-def of_delivery(request: HttpRequest, delivery: Delivery) -> dict[str, Any]:
-    """Return the context of the page's panel: the delivery, the last attempts, and the time of the next one."""
-    watch = AppRepository.objects.with_state().for_list().get(pk=delivery.watch_id)
-    is_delivered = delivery.state(watch.resend_floor) == DeliveryState.ACKNOWLEDGED
-    return {
-        "delivery": delivery,
-        "watch": watch,
-        "state": state_badge(delivery, watch),
-        "acknowledged_at": attempts.acknowledged_at(delivery),
-        "next_attempt": None if is_delivered else next_attempt_of(watch, hold_until=delivery.hold_until),
-        "attempts": attempts.of_path(request.user, watch, delivery.path, delivery),
-        "can_resend": request.user.has_perms([Permission.VIEW_WATCHES, Permission.RESYNC]),
-        "page": reverse("admin:deliveries_app_delivery_change", args=[delivery.pk]),
-    }
 
 
 def _watches_of(public_id: str) -> list[int]:

@@ -18,7 +18,7 @@ from deliveries_app import services
 from deliveries_app.actors import Actor
 from deliveries_app.admin.base import ReadOnlyAdmin
 from deliveries_app.admin.filters import AppFilter, ChoiceFilter
-from deliveries_app.admin.fragments import can_view_watches, fragment, row_ids
+from deliveries_app.admin.fragments import can_view_watches, fragment, page_context_of, row_ids
 from deliveries_app.admin.history_filters import WatchFilter
 from deliveries_app.models import AppRepository, DriftCheck, DriftKind, DriftState, SyncRun
 from deliveries_app.permissions import Permission
@@ -103,7 +103,26 @@ class DriftCheckAdmin(ReadOnlyAdmin[DriftCheck]):
         return check.requested_by
 
     def page_context(self, request: HttpRequest, check: DriftCheck) -> dict[str, Any]:
-        return check_context(request, check)
+        """Return the context of the result. The page polls it until the check has ended."""
+        (check,) = drift.with_watches([check])
+        files = check.files.order_by("path")
+        kind = request.GET.get("kind", "")
+        if kind in DriftKind.values:
+            files = files.filter(kind=kind)
+        counts = {DriftKind.MISSING: check.missing, DriftKind.DIFFERENT: check.different, DriftKind.EXTRA: check.extra}
+        run = SyncRun.objects.filter(run_id=check.sent_run).first() if check.sent_run else None
+        return {
+            "check": check,
+            "watch": check.watch,
+            "style": drift.STYLES[DriftState(check.state)],
+            "badge": state_badge(check),
+            "summary": drift.summary(check),
+            "send_label": send_label(check),
+            "run": run if request.user.has_perm(Permission.VIEW_RUNS) else None,
+            "kind": kind if kind in DriftKind.values else "",
+            "kinds": [(name.value, name.label.lower(), count) for name, count in counts.items() if count],
+            "page": Paginator(files, FILES_PER_PAGE).get_page(request.GET.get("p")),
+        }
 
     def cancel(self, request: HttpRequest, check: DriftCheck) -> HttpResponse:
         cancelled = services.cancel_check(Actor.of_request(request), check)
@@ -163,34 +182,11 @@ def state_badge(check: DriftCheck) -> SafeString:
     return badge(drift.STYLES[state], str(state.label))
 
 
-def check_context(request: HttpRequest, check: DriftCheck) -> dict[str, Any]:
-    """Return the context of the result. The page polls it until the check has ended."""
-    (check,) = drift.with_watches([check])
-    files = check.files.order_by("path")
-    kind = request.GET.get("kind", "")
-    if kind in DriftKind.values:
-        files = files.filter(kind=kind)
-    counts = {DriftKind.MISSING: check.missing, DriftKind.DIFFERENT: check.different, DriftKind.EXTRA: check.extra}
-    run = SyncRun.objects.filter(run_id=check.sent_run).first() if check.sent_run else None
-    return {
-        "check": check,
-        "watch": check.watch,
-        "style": drift.STYLES[DriftState(check.state)],
-        "badge": state_badge(check),
-        "summary": drift.summary(check),
-        "send_label": send_label(check),
-        "run": run if request.user.has_perm(Permission.VIEW_RUNS) else None,
-        "kind": kind if kind in DriftKind.values else "",
-        "kinds": [(name.value, name.label.lower(), count) for name, count in counts.items() if count],
-        "page": Paginator(files, FILES_PER_PAGE).get_page(request.GET.get("p")),
-    }
-
-
 @fragment(can_view_watches)
 def live_check(request: HttpRequest, pk: int) -> HttpResponse:
     """Return the result of a check. Its page polls this until the check, and the run that sends its files, have ended."""
     check = get_object_or_404(DriftCheck.objects.for_list(), pk=pk)
-    context = check_context(request, check)
+    context = page_context_of(request, check)
     context["ends"] = not check.is_open and context["run"] is None
     return render(request, "admin/deliveries_app/driftcheck/change_form.html#refreshed", context)
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from functools import partial, wraps
-from typing import Concatenate
+from typing import Any, Concatenate
 
+from django.contrib import admin
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+from django.db.models import Model
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.views.decorators.http import require_GET
@@ -46,6 +48,13 @@ def fragment[**P](can_view: CanView) -> Callable[[View[P]], View[P]]:
 def polling_page(request: HttpRequest) -> str:
     """Return the path and query string of the page that polls, or an empty string."""
     return request.htmx.current_url_abs_path or ""  # type: ignore[attr-defined]  # of `HtmxMiddleware`
+
+
+def page_context_of(request: HttpRequest, row: Model) -> dict[str, Any]:
+    """Return what the page of a row shows, for a fragment of that page."""
+    model_admin: Any = admin.site.get_model_admin(type(row))
+    context: dict[str, Any] = model_admin.page_context(request, row)
+    return context
 
 
 def row_ids(request: HttpRequest, name: str = "ids") -> list[int]:

@@ -8,10 +8,9 @@ from django.shortcuts import get_object_or_404, render
 from django.utils.html import format_html_join
 
 from deliveries_app.actors import can_view
-from deliveries_app.admin.deliveries import of_delivery
 from deliveries_app.admin.failed import Shown, panel_context, refreshed_cells
 from deliveries_app.admin.filters import apps_named
-from deliveries_app.admin.fragments import can_view_watches, fragment, polling_page, row_ids
+from deliveries_app.admin.fragments import can_view_watches, fragment, page_context_of, polling_page, row_ids
 from deliveries_app.models import App, Delivery
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import app_detail, overview
@@ -70,7 +69,7 @@ def live_queue(request: HttpRequest) -> HttpResponse:
 @fragment(partial(can_view, model=Delivery))
 def live_delivery(request: HttpRequest, pk: int) -> HttpResponse:
     delivery = get_object_or_404(Delivery.objects.select_related("watch"), pk=pk, watch__ended_at=None)
-    context = of_delivery(request, delivery) | {"sync_pause": current_pause(), "here": polling_page(request)}
+    context = page_context_of(request, delivery) | {"sync_pause": current_pause(), "here": polling_page(request)}
     return render(request, "admin/deliveries_app/delivery/change_form.html#refreshed", context)
 
 

@@ -2,14 +2,13 @@
 
 from typing import Any
 
-from django.contrib import admin
-from django.db.models import Model, QuerySet
+from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, render
 from django_htmx.http import trigger_client_event
 
 from deliveries_app import actors, services
-from deliveries_app.admin.fragments import can_view_watches, fragment, polling_page, row_ids
+from deliveries_app.admin.fragments import can_view_watches, fragment, page_context_of, polling_page, row_ids
 from deliveries_app.admin.operations import page_fields, poll_query, rows_to_poll
 from deliveries_app.admin.watches import has_changed, live_query, of_watch, refreshed_cells
 from deliveries_app.models import AppRepository, AppRepositoryQuerySet, BulkOperation, SyncRun
@@ -107,7 +106,7 @@ def live_watch(request: HttpRequest, pk: int) -> HttpResponse:
     `active=1` says that the page shows the watch as active. Then the progress polls for itself, more often.
     """
     watch = get_object_or_404(_watches(), pk=pk)
-    context = _admin_of(AppRepository).page_context(request, watch)
+    context = page_context_of(request, watch)
     context |= {"sync_pause": services.current_pause(), "here": polling_page(request)}
     context["polls_progress"] = request.GET.get("active") == "1"
     return render(request, "admin/deliveries_app/apprepository/change_form.html#live", context)
@@ -115,17 +114,12 @@ def live_watch(request: HttpRequest, pk: int) -> HttpResponse:
 
 def _run_progress(request: HttpRequest, watch: AppRepository, pk: str, context: dict[str, Any]) -> HttpResponse:
     """Return the progress of the run's watch, or once the run has ended, the parts of its page that then change."""
-    model_admin = _admin_of(SyncRun)
     newest = context["run"]
     run = newest if newest and str(newest.pk) == pk else watch.runs.filter(pk__in=parse_pks(pk)).first()
-    if run is None or not run.outcome or not model_admin.has_view_permission(request):
+    if run is None or not run.outcome or not actors.can_view(request.user, SyncRun):
         return render(request, "docora/progress.html#watch_progress", {**context, "page_run": run and run.pk})
-    page = model_admin.page_context(request, run)
+    page = page_context_of(request, run)
     return render(request, "admin/deliveries_app/syncrun/change_form.html#ended", context | page)
-
-
-def _admin_of(model: type[Model]) -> Any:
-    return admin.site.get_model_admin(model)
 
 
 def _watches() -> AppRepositoryQuerySet:
