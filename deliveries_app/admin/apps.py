@@ -269,16 +269,15 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Remov
         """Show the health of the endpoint, hour by hour."""
         period = request.GET.get("period", "")
         period = period if period in endpoint_history.PERIODS else "day"
-        hours, views_operations = endpoint_history.PERIODS[period][1], can_view_operations(request.user)
+        hours, names_operations = endpoint_history.PERIODS[period][1], can_view_operations(request.user)
         context = {
             "original": app,
             "app": app,
             "back": self.page_of(app),
             "health": app_detail.health(app),
-            "history": endpoint_history.of_app(app, hours, names_operations=views_operations),
+            "history": endpoint_history.of_app(app, hours, names_operations=names_operations),
             "period": period,
             "periods": [(name, label) for name, (label, _) in endpoint_history.PERIODS.items()],
-            "can_view_operations": views_operations,
         }
         return self.render_page(
             request, "admin/deliveries_app/app/endpoint.html", f"Endpoint health of {app}", **context
