@@ -86,8 +86,8 @@ def live_watches(request: HttpRequest) -> HttpResponse:
 def watch_progress(request: HttpRequest, pk: int) -> HttpResponse:
     """Return the progress of one watch, for its own page or that of its `run`.
 
-    When the watch settles, its page refreshes the other parts too. The response for a run's page contains them once the run
-    has ended.
+    When the watch settles, its page refreshes the other parts too. The response for a run's page is its whole content once
+    the run has ended.
     """
     watch = get_object_or_404(_watches(), pk=pk)
     context = {**of_watch(watch), "polled": True, "here": polling_page(request)}
@@ -113,7 +113,7 @@ def live_watch(request: HttpRequest, pk: int) -> HttpResponse:
 
 
 def _run_progress(request: HttpRequest, watch: AppRepository, pk: str, context: dict[str, Any]) -> HttpResponse:
-    """Return the progress of the run's watch, or once the run has ended, the parts of its page that then change."""
+    """Return the progress of the run's watch, or once the run has ended, the content of its page."""
     newest = context["run"]
     run = newest if newest and str(newest.pk) == pk else watch.runs.filter(pk__in=parse_pks(pk)).first()
     if run is None or not run.outcome or not actors.can_view(request.user, SyncRun):
