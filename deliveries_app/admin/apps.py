@@ -58,6 +58,7 @@ class PausedFilter(ChoiceFilter):
 @admin.register(App)
 class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, RemovalAdmin[App]):
     form = AppForm
+    add_label = "Register app"
     list_filter = (PausedFilter,)
     search_fields = ("name", "^app_id", "base_url", "email")
     actions = ("resync_all_for_app", "delete_selected")
@@ -130,7 +131,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Remov
                 return self.redirect_to_secrets(
                     request, ONBOARDED, new.app, token=new.token, client_auth_key=new.client_auth_key
                 )
-        return self.render_question(request, None, "Register app", "docora/simple_form.html", form=form)
+        return self.render_question(request, None, self.add_label, "docora/simple_form.html", form=form)
 
     def _warn_if_name_is_taken(self, request: HttpRequest, app: App) -> None:
         if message := taken_name_warning(app):

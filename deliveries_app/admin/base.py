@@ -58,6 +58,8 @@ class DocoraAdmin[M: Model](PlainLists, ModelAdmin[M]):
     """
 
     page_template: str | None = None
+    add_label = ""
+    """The label of the button that adds a row, if it is not "Add" and the name of the model."""
     audited_by_services = True
     """Whether the services that this admin calls write the audit log. Otherwise `deliveries_app.audited_admin` writes it."""
     show_full_result_count = False

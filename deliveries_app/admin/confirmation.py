@@ -115,7 +115,7 @@ def _filtering(change_list: type[ChangeList]) -> type[ChangeList]:
 
 
 def selection_context(pks: Collection[int], files: int) -> dict[str, Any]:
-    """Return the context of `docora/selection.html`, the hidden fields that describe the selection."""
+    """Return the values of the hidden fields that describe the selection, in `docora/confirm.html`."""
     return {"selection_digest": _digest(pks), "selection_rows": len(pks), "selection_files": files}
 
 

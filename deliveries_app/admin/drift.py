@@ -203,6 +203,6 @@ def live_checks(request: HttpRequest) -> HttpResponse:
 
 
 def of_watch(watch: AppRepository) -> dict[str, Any]:
-    """Return the context of `driftcheck/of_watch.html`: the newest check."""
+    """Return the context of a watch's page about its newest check."""
     check = drift.newest(watch)
     return {"drift": check, "drift_badge": state_badge(check), "drift_summary": drift.summary(check)} if check else {}

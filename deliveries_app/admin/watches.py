@@ -60,6 +60,7 @@ class LiveChangeList(ChangeList):
 class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RemovalAdmin[AppRepository]):
     # The page of a watch has no form that leads back to the list, and each link would cost a lookup.
     preserve_filters = False
+    add_label = "Watch a repository"
     list_display = (
         "repository_name", "app_name", "status_badge", "problem", "synced", "files",
     )  # fmt: skip
@@ -236,7 +237,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RemovalAdmin[AppR
                 watch = watched.watch
                 message = f"{watch.app} now watches {watch.repository}."
                 return self.redirect_with_message(request, self.page_of(watch), message)
-        return self.render_question(request, None, "Watch a repository", "docora/simple_form.html", form=form)
+        return self.render_question(request, None, self.add_label, "docora/simple_form.html", form=form)
 
     def page_context(self, request: HttpRequest, watch: AppRepository) -> dict[str, Any]:
         """Return the watch's details, its progress, and what is not delivered."""
