@@ -61,19 +61,17 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
         "title", "state", "outcome_summary", "requested", "took", "requester", "repositories", "files",
     )  # fmt: skip
     list_filter = (filters.OperationAppFilter, filters.ProgressFilter, filters.KindFilter, filters.PeriodFilter)
-    search_fields = ("operation_id",)  # only shows the search box: see history.search_operations
+    search_fields = ("operation_id",)  # only shows the search box: see `search`
     search_help_text = "Operation ID, or part of its title or requester"
     empty_text = "No bulk operations yet. Re-syncs, retries and resends are listed here."
     page_template = "admin/deliveries_app/bulkoperation/change_form.html"
+    search = staticmethod(history.search_operations)
     csv_name = "bulk-operations"
     csv_header = (
         "bulk_operation_id", "kind", "title", "app", "requested_by", "requested_at", "ended_at", "seconds", "state",
         "cancelled_at", "cancelled_by", "repositories", *history.PARTS, "files_total", "files_done", "bytes_total",
         "bytes_done", "unreleased",
     )  # fmt: skip
-
-    def search(self, term: str) -> history.Search:
-        return history.search_operations(term)
 
     def related_link(self, request: HttpRequest) -> tuple[str, str] | None:
         app = request.GET.get("app", "")
