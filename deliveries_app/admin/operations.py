@@ -145,7 +145,7 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
         rows = rows_of(operation, *page.object_list)
         return {
             **progress_context.of_operation(operation),
-            **page_fields(request, operation),
+            **page_fields(operation),
             "part": part if part in {*history.PARTS, UNRELEASED} else "",
             "page": page,
             "rows": rows,
@@ -183,7 +183,7 @@ class _RunsThenPending:
         return runs, list(self._pending[first:last].select_related("watch__app", "watch__repository"))
 
 
-def page_fields(request: HttpRequest, operation: BulkOperation) -> dict[str, Any]:
+def page_fields(operation: BulkOperation) -> dict[str, Any]:
     """Return what a poll of the operation's page refreshes besides its progress."""
     outcomes = history.outcomes([operation])[operation.pk]
     parts = [(name, label, outcomes.counts[name]) for name, (label, _) in history.PARTS.items()]

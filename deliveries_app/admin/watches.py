@@ -24,7 +24,7 @@ from deliveries_app.admin.filters import AppFilter, CircuitFilter, StateFilter
 from deliveries_app.admin.forms import WatchForm, post_data
 from deliveries_app.admin.removal import RemovalAdmin, RemovalLabels
 from deliveries_app.admin.watch_settings import WatchSettingsAdmin
-from deliveries_app.models import AppRepository, AppRepositoryQuerySet, BulkOperation, FailureKind, Outcome, Reason
+from deliveries_app.models import AppRepository, AppRepositoryQuerySet, FailureKind, Outcome, Reason
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
@@ -214,7 +214,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RemovalAdmin[AppR
         return (*self.list_display, resync_button)
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        operations = progress_context.open_operations(request, BulkOperation.objects.all())
+        operations = progress_context.open_operations(request.user)
         context = {"operations": operations, "here": request.get_full_path(), **(extra_context or {})}
         return super().changelist_view(request, context)
 
