@@ -43,7 +43,7 @@ def operation_progress(request: HttpRequest, operation_id: str) -> HttpResponse:
     context["turned"] = request.GET.get("held", "0") != str(int(operation.is_held))
     if request.GET.get("page") != "1":
         return render(request, "docora/progress.html#bulk_progress", context)
-    context |= operations.page_fields(operation)
+    context |= {**operations.page_fields(operation), "part": request.GET.get("part", "")}
     return render(request, "admin/deliveries_app/bulkoperation/change_form.html#polled", context)
 
 

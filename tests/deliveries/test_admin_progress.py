@@ -1,7 +1,9 @@
 """Progress in the admin: live from Redis, from rows without it, and polling that ends."""
 
 import json
+import re
 from datetime import timedelta
+from html import unescape
 from typing import Any
 
 import pytest
@@ -46,6 +48,14 @@ def test_only_running_operations_poll(operator: Client, operation: BulkOperation
     assert "3 repositories: 3 succeeded" in finished
     assert "Succeeded</span>" in finished
     assert "Cancel</button>" not in finished
+
+
+def test_poll_keeps_the_chosen_part_of_an_operation_s_page(operator: Client, operation: BulkOperation) -> None:
+    page = operator.get(f"/admin/deliveries_app/bulkoperation/{operation.pk}/change/?part=open").text
+    [url] = re.findall(f'hx-get="(/admin/progress/{operation.operation_id}/[?][^"]*)"', page)
+    for shown in (page, operator.get(unescape(url)).text):
+        assert 'id="part-open" href="?part=open" aria-current="true"' in shown
+        assert 'id="part-all" href="?">' in shown
 
 
 def test_result_has_one_duration(operator: Client, operation: BulkOperation) -> None:
