@@ -22,8 +22,6 @@ from deliveries_app import audit
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, AuditAction, AuditEntry, BulkOperation
 from deliveries_app.reports import audit_log
-from deliveries_app.services.users import detach_history
-from docora.sign_in.recency import require_recent
 from docora.web.paginators import BoundedPaginator
 from repositories_app.models import Repository
 
@@ -80,22 +78,15 @@ class AuditedAdmin:
 
     def delete_model(self, request: HttpRequest, obj: Model) -> None:
         base: Any = super()
-        self._prepare_deletion(request, [obj])
         with transaction.atomic():
             self._record(request, [obj], "deleted", "Deleted")
             base.delete_model(request, obj)
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
         base: Any = super()
-        self._prepare_deletion(request, queryset)
         with transaction.atomic():
             self._record(request, list(queryset), "deleted", "Deleted")
             base.delete_queryset(request, queryset)
-
-    def _prepare_deletion(self, request: HttpRequest, rows: Iterable[Model]) -> None:
-        if self.model is get_user_model():
-            require_recent(request)  # the deletion requires it too, but only after this
-            detach_history(rows)
 
     def _record(self, request: HttpRequest, rows: Iterable[Model], verb: str, message: Any) -> None:
         if getattr(self, "audited_by_services", False):

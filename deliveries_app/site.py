@@ -80,8 +80,9 @@ class DocoraAdminSite(admin.AdminSite):
     def register(self, model_or_iterable: Any, admin_class: Any = None, **options: Any) -> None:
         """Register models as Django does, but record changes to them in Docora's audit log instead of Django's."""
         base = admin_class or admin.ModelAdmin
-        audited = type(base.__name__, (AuditedAdmin, base), {"__module__": base.__module__, "__doc__": base.__doc__})
-        super().register(model_or_iterable, audited, **options)
+        if not issubclass(base, AuditedAdmin):
+            base = type(base.__name__, (AuditedAdmin, base), {"__module__": base.__module__, "__doc__": base.__doc__})
+        super().register(model_or_iterable, base, **options)
 
     def get_app_list(self, request: HttpRequest, app_label: str | None = None) -> list[Any]:
         """Group the models by task instead of by package."""

@@ -6,7 +6,7 @@ from django.urls import include, path, re_path
 from django.views.decorators.csrf import csrf_exempt
 from django.views.generic import RedirectView
 
-from deliveries_app.admin import drift, live, progress, search
+from deliveries_app.admin import drift, live, search
 from deliveries_app.api import admin_json, openapi
 from deliveries_app.docs import views as docs
 from deliveries_app.monitoring import metrics
@@ -29,32 +29,20 @@ _admin = [
     path("api/retry/progress/<slug:operation_id>", admin_json.progress),
     path("api/retry/cancel/<slug:operation_id>", admin_json.cancel),
     path("search/", admin.site.admin_view(search.search), name="search"),
-    path("progress/<slug:operation_id>/", progress.operation_progress, name="operation_progress"),
-    path("progress/<slug:operation_id>/rows/", progress.operation_rows, name="operation_rows"),
-    path(
-        "progress/<slug:operation_id>/cancel/",
-        admin.site.admin_view(progress.cancel_operation),
-        name="cancel_operation",
-    ),
-    path(
-        "progress/<slug:operation_id>/continue/",
-        admin.site.admin_view(progress.continue_operation),
-        name="continue_operation",
-    ),
-    path("live/", progress.live_watches, name="live_watches"),
+    path("progress/<slug:operation_id>/", live.operation_progress, name="operation_progress"),
+    path("progress/<slug:operation_id>/rows/", live.operation_rows, name="operation_rows"),
+    path("live/", live.live_watches, name="live_watches"),
     path("live/overview/", live.live_overview, name="live_overview"),
     path("live/failed/", live.failed_syncs, name="failed_syncs"),
     path("live/checks/", drift.live_checks, name="live_checks"),
-    path("live/checks/of/<int:pk>/", drift.live_newest_check, name="live_newest_check"),
     path("live/checks/<int:pk>/", drift.live_check, name="live_check"),
     path("live/queue/", live.live_queue, name="live_queue"),
     path("live/app-names/", live.app_names, name="app_names"),
-    path("live/watch/<int:pk>/", progress.live_watch, name="live_watch"),
+    path("live/watch/<int:pk>/", live.live_watch, name="live_watch"),
     path("live/delivery/<int:pk>/", live.live_delivery, name="live_delivery"),
     path("live/app/<int:pk>/", live.live_app, name="live_app"),
     path("live/app/<int:pk>/repository-names/", live.repository_names, name="repository_names"),
-    path("live/<int:pk>/", progress.watch_progress, name="watch_progress"),
-    path("live/<int:pk>/cancel/", admin.site.admin_view(progress.cancel_watch), name="cancel_watch"),
+    path("live/<int:pk>/", live.watch_progress, name="watch_progress"),
 ]
 
 urlpatterns = [

@@ -140,12 +140,8 @@ class BulkAdmin[M: Model](ConfirmingAdmin[M]):
         """Return the watches of these rows."""
         return AppRepository.objects.filter(**{f"{self.watch_field}__in": queryset.order_by().values("pk")})
 
-    def app_of(self, queryset: QuerySet[M]) -> App | None:
-        """Return the app if the rows cover all watches of one app."""
-        return None
-
     def scope_of(self, request: HttpRequest, queryset: QuerySet[M]) -> Scope:
-        return Scope(self.app_of(queryset))
+        return Scope()
 
     def confirm_bulk(self, request: HttpRequest, action: BulkAction) -> HttpResponse:
         """GET shows the impact; POST with `post=yes` runs the action, or shows the errors of the form."""

@@ -14,14 +14,13 @@ from django.views.decorators.http import require_GET, require_POST
 
 from deliveries_app import services
 from deliveries_app.actors import Actor, can_view_operations
-from deliveries_app.admin.actions import RESYNC
+from deliveries_app.admin.actions import RESYNC, Scope
 from deliveries_app.admin.app_health import AppHealthAdmin
 from deliveries_app.admin.app_secrets import ONBOARDED, AppSecretsAdmin
 from deliveries_app.admin.confirmation import next_url
-from deliveries_app.admin.drift import CheckAppAdmin
 from deliveries_app.admin.file_explanation import FindWatchAdmin
-from deliveries_app.admin.filters import ConditionFilter
-from deliveries_app.admin.forms import PATTERN_FIELDS, QUOTA_FIELDS, AppForm, OnboardForm, WatchManyForm, post_data
+from deliveries_app.admin.filters import ChoiceFilter
+from deliveries_app.admin.forms import QUOTA_FIELDS, AppForm, OnboardForm, WatchManyForm, post_data
 from deliveries_app.admin.ping import PingAdmin
 from deliveries_app.admin.removal import RemovalAdmin, RemovalLabels
 from deliveries_app.models import App, AppRepository, HourlyTraffic
@@ -31,6 +30,7 @@ from deliveries_app.reports import app_detail, endpoint_history
 from deliveries_app.services.onboarding import taken_name_warning, unreachable_reason
 from deliveries_app.services.watching_many import LineStatus
 from docora.sign_in.recency import require_recent
+from docora.text import counted
 
 TOKENS_SHOWN = 20
 _LINE_BADGES = {
@@ -49,15 +49,16 @@ def _last_success() -> Subquery:
     return Subquery(hours.order_by("-hour").values("acknowledged_at")[:1])
 
 
-class PausedFilter(ConditionFilter):
+class PausedFilter(ChoiceFilter):
     title = "status"
-    parameter_name = "paused__exact"
+    parameters = ("paused__exact",)
     options = {"0": ("Not paused", Q(paused=False)), "1": ("Paused", Q(paused=True))}
 
 
 @admin.register(App)
-class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, CheckAppAdmin, RemovalAdmin[App]):
+class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, RemovalAdmin[App]):
     form = AppForm
+    add_label = "Register app"
     list_filter = (PausedFilter,)
     search_fields = ("name", "^app_id", "base_url", "email")
     actions = ("resync_all_for_app", "delete_selected")
@@ -99,9 +100,9 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
             return self.formfield_for_foreignkey(db_field, request, empty_label="None", **kwargs)
         return super().formfield_for_dbfield(db_field, request, **kwargs)
 
-    def app_of(self, queryset: QuerySet[App]) -> App | None:
+    def scope_of(self, request: HttpRequest, queryset: QuerySet[App]) -> Scope:
         apps = list(queryset[:2])
-        return apps[0] if len(apps) == 1 else None
+        return Scope(apps[0]) if len(apps) == 1 else Scope()
 
     @admin.action(
         permissions=["resync"],
@@ -123,14 +124,14 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
             raise PermissionDenied
         form = OnboardForm(post_data(request))
         if request.method == "POST" and form.is_valid():
-            new = form.save(Actor.of_request(request))
+            new = form.register(Actor.of_request(request))
             if new is not None:
                 self._warn_if_name_is_taken(request, new.app)
                 self._warn_if_unreachable(request, new.app)
                 return self.redirect_to_secrets(
                     request, ONBOARDED, new.app, token=new.token, client_auth_key=new.client_auth_key
                 )
-        return self.simple_form(request, form, "Register app")
+        return self.render_confirmation(request, None, self.add_label, "docora/simple_form.html", form=form)
 
     def _warn_if_name_is_taken(self, request: HttpRequest, app: App) -> None:
         if message := taken_name_warning(app):
@@ -190,18 +191,25 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
         form = WatchManyForm(post_data(request))
         results = form.save(Actor.of_request(request), app) if request.method == "POST" and form.is_valid() else None
         context = {
-            "original": app,
             "app": app,
-            "back": self.page_of(app),
             "results": [(result, *_LINE_BADGES[result.status]) for result in results or ()],
             "token_is_gone": bool(results and form.cleaned_data["github_token"]),
             "left": sum(result.is_open for result in results or ()),
         }
         template = "admin/deliveries_app/app/watch_many.html"
         shown = form if results is None else form.again(results)
-        collapsed = "Patterns", PATTERN_FIELDS
         title, button = f"Watch several repositories for {app}", "Watch several repositories"
-        return self.simple_form(request, shown, title, template, button=button, collapsed=collapsed, **context)
+        return self.render_confirmation(request, app, title, template, form=shown, button=button, **context)
+
+    def request_check(self, request: HttpRequest, app: App) -> HttpResponse:
+        """Request checks for differences of all the app's repositories, and redirect to them."""
+        try:
+            count = len(services.check_app(Actor.of_request(request), app))
+        except services.NotCheckable as error:
+            return self.redirect_with_message(request, self.page_of(app), error, messages.WARNING)
+        checks = f"{reverse('admin:deliveries_app_driftcheck_changelist')}?watch__app={app.pk}"
+        message = f"Check of {counted(count, 'repository', 'repositories')} requested."
+        return self.redirect_with_message(request, checks, message)
 
     def get_urls(self) -> list[URLPattern]:
         settings = self.admin_site.admin_view(self.settings_view)
@@ -209,6 +217,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
             path("<int:object_id>/settings/", settings, name=self.url_name("settings")),
             self.object_page("endpoint", require_GET(self.endpoint), Permission.VIEW_APPS),
             self.object_page("watch-many", self.watch_many, Permission.WATCH),
+            self.object_page("check", require_POST(self.request_check), Permission.RESYNC),
             self.object_page("pause", require_POST(self.pause), Permission.CHANGE_APPS),
             self.object_page("resume", require_POST(self.resume), Permission.CHANGE_APPS),
             *super().get_urls(),
@@ -261,16 +270,15 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Check
         """Show the health of the endpoint, hour by hour."""
         period = request.GET.get("period", "")
         period = period if period in endpoint_history.PERIODS else "day"
-        hours, views_operations = endpoint_history.PERIODS[period][1], can_view_operations(request.user)
+        hours, names_operations = endpoint_history.PERIODS[period][1], can_view_operations(request.user)
         context = {
             "original": app,
             "app": app,
             "back": self.page_of(app),
             "health": app_detail.health(app),
-            "history": endpoint_history.of_app(app, hours, names_operations=views_operations),
+            "history": endpoint_history.of_app(app, hours, names_operations=names_operations),
             "period": period,
             "periods": [(name, label) for name, (label, _) in endpoint_history.PERIODS.items()],
-            "can_view_operations": views_operations,
         }
         return self.render_page(
             request, "admin/deliveries_app/app/endpoint.html", f"Endpoint health of {app}", **context

@@ -58,6 +58,8 @@ class DocoraAdmin[M: Model](PlainLists, ModelAdmin[M]):
     """
 
     page_template: str | None = None
+    add_label = ""
+    """The label of the button that adds a row, if it is not "Add" and the name of the model."""
     audited_by_services = True
     """Whether the services that this admin calls write the audit log. Otherwise `deliveries_app.audited_admin` writes it."""
     show_full_result_count = False
@@ -90,11 +92,16 @@ class DocoraAdmin[M: Model](PlainLists, ModelAdmin[M]):
         """Return whether the user has the permission. Acting on a row also requires permission to view it."""
         return self.has_view_permission(request) and request.user.has_perm(permission)
 
-    def object_page(self, slug: str, view: Callable[[HttpRequest, M], HttpResponse], permission: str) -> URLPattern:
-        """Return the URL pattern `<id>/<slug>/`. Its view checks the permission, then calls `view` with the row."""
+    def object_page(
+        self, slug: str, view: Callable[[HttpRequest, M], HttpResponse], permission: str | None = None
+    ) -> URLPattern:
+        """Return the URL pattern `<id>/<slug>/`. Its view checks the permission, then calls `view` with the row.
+
+        Without `permission`, it only checks that the user can view the row, and leaves the rest to the service.
+        """
 
         def checked(request: HttpRequest, object_id: int) -> HttpResponse:
-            if not self.can(request, permission):
+            if not (self.can(request, permission) if permission else self.has_view_permission(request)):
                 raise PermissionDenied
             obj = self.get_object(request, str(object_id))
             if obj is None:
@@ -129,50 +136,25 @@ class DocoraAdmin[M: Model](PlainLists, ModelAdmin[M]):
     def render_confirmation(
         self,
         request: HttpRequest,
-        obj: M,
+        obj: M | None,
         title: str,
         template: str = "docora/question.html",
         *,
+        form: Any = None,
         button: str = "",
         **more: Any,
     ) -> TemplateResponse:
-        """Render a confirmation page, with the fields of `form` if one is given.
+        """Render a confirmation page, with the fields of `form`, in its `fieldsets` if it has some.
 
         The button's label is the title, unless `button` is given.
         """
-        context = {"original": obj, "button": button or title, "back": self.page_of(obj), **more}
-        if "form" in more:
-            context["adminform"] = self.admin_form(more["form"])
-        return self.render_page(request, template, title, **context)
-
-    def admin_form(self, form: Any, collapsed: tuple[str, Collection[str]] | None = None) -> helpers.AdminForm:
-        """Wrap a plain form so that the admin's templates can render it.
-
-        `collapsed` is the heading and the fields of a section that is closed at first.
-        """
-        heading, hidden = collapsed or ("", ())
-        fieldsets: list[Any] = [(None, {"fields": [name for name in form.fields if name not in hidden]})]
-        if collapsed:
-            fieldsets.append((heading, {"fields": list(hidden), "classes": ("collapse",)}))
-        return helpers.AdminForm(form, fieldsets, {}, (), model_admin=self)
-
-    def simple_form(
-        self,
-        request: HttpRequest,
-        form: Any,
-        title: str,
-        template: str = "docora/simple_form.html",
-        *,
-        button: str = "",
-        collapsed: tuple[str, Collection[str]] | None = None,
-        **more: Any,
-    ) -> TemplateResponse:
-        """Render a page that contains only a form, or a template that extends this page.
-
-        The button's label is the title, unless `button` is given.
-        """
-        context = {"adminform": self.admin_form(form, collapsed), "form": form, "button": button or title, **more}
-        return self.render_page(request, template, title, **context)
+        context: dict[str, Any] = {"form": form, "button": button or title}
+        if obj is not None:
+            context |= {"original": obj, "back": self.page_of(obj)}
+        if form is not None:
+            fieldsets = getattr(form, "fieldsets", [(None, {"fields": list(form.fields)})])
+            context["adminform"] = helpers.AdminForm(form, fieldsets, {}, (), model_admin=self)
+        return self.render_page(request, template, title, **context | more)
 
 
 class ReadOnlyAdmin[M: Model](DocoraAdmin[M]):

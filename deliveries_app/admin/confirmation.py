@@ -64,8 +64,14 @@ class ConfirmingAdmin[M: Model](DocoraAdmin[M]):
     def confirm_again(
         self, request: HttpRequest, pks: Collection[int], files: int, *, rows_vary: bool = False
     ) -> HttpResponse | None:
-        """Redirect back to the confirmation page if the selection has changed since it was shown."""
-        if not _selection_changed(request, pks, files, rows_vary=rows_vary):
+        """Redirect back to the confirmation page if it was shown for other rows, or if there are over a tenth more files.
+
+        With `rows_vary`, other rows are fine unless they are over a tenth more. Forms without a digest were not rendered by
+        the confirmation page. They act on the rows that the URL names.
+        """
+        digest = request.POST.get("selection_digest", "")
+        rows_differ = _has_grown(request, "selection_rows", len(pks)) if rows_vary else digest != _digest(pks)
+        if not digest or not (rows_differ or _has_grown(request, "selection_files", files)):
             return None
         return self.redirect_with_message(request, request.get_full_path(), CHANGED, messages.WARNING)
 
@@ -116,21 +122,8 @@ def _filtering(change_list: type[ChangeList]) -> type[ChangeList]:
 
 
 def selection_context(pks: Collection[int], files: int) -> dict[str, Any]:
-    """Return the context of `docora/selection.html`, the hidden fields that describe the selection."""
+    """Return the values of the hidden fields that describe the selection, in `docora/confirm.html`."""
     return {"selection_digest": _digest(pks), "selection_rows": len(pks), "selection_files": files}
-
-
-def _selection_changed(request: HttpRequest, pks: Collection[int], files: int, *, rows_vary: bool = False) -> bool:
-    """Return whether the rows differ from those the form was rendered for, or have over a tenth more files.
-
-    With `rows_vary`, other rows are fine unless they are over a tenth more.
-    A form without a digest was not rendered by the confirmation page. It acts on the rows that the URL names.
-    """
-    digest = request.POST.get("selection_digest", "")
-    if not digest:
-        return False
-    rows_differ = _has_grown(request, "selection_rows", len(pks)) if rows_vary else digest != _digest(pks)
-    return rows_differ or _has_grown(request, "selection_files", files)
 
 
 def _has_grown(request: HttpRequest, field: str, now: int) -> bool:

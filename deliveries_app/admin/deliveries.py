@@ -7,13 +7,13 @@ from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse
-from django.urls import URLPattern, reverse
+from django.urls import URLPattern
 from django.utils.safestring import SafeString
 
 from deliveries_app.admin.base import ReadOnlyAdmin
 from deliveries_app.admin.confirmation import ConfirmingAdmin, is_confirmed, next_url, selection_context
 from deliveries_app.admin.confirmation_forms import ReasonForm
-from deliveries_app.admin.filters import AppFilter, ConditionFilter
+from deliveries_app.admin.filters import AppFilter, ChoiceFilter
 from deliveries_app.admin.history_filters import WatchFilter
 from deliveries_app.models import AppRepository, Delivery
 from deliveries_app.models.deliveries import DeliveryState
@@ -39,11 +39,11 @@ class DeliveryAppFilter(AppFilter):
         return Q(watch__in=list(watches.values_list("pk", flat=True)))
 
 
-class DeliveryStateFilter(ConditionFilter):
+class DeliveryStateFilter(ChoiceFilter):
     """Filter unacknowledged deliveries. There is a partial index of them, because almost all are acknowledged."""
 
     title = "status"
-    parameter_name = "state"
+    parameters = ("state",)
     options = {
         "not_delivered": ("Not delivered", Q(acknowledged=False, attempts__gt=0)),
         "unconfirmed": ("Unconfirmed", Q(acknowledged=False, attempts=0)),
@@ -74,7 +74,7 @@ class DeliveryAdmin(ConfirmingAdmin[Delivery], ReadOnlyAdmin[Delivery]):
         index in use, even if the list is filtered by app or status: newest first would scan millions of rows for a handful
         of matches.
         """
-        filters = (DeliveryStateFilter.parameter_name, *DeliveryAppFilter.parameters, *WatchFilter.parameters)
+        filters = (*DeliveryStateFilter.parameters, *DeliveryAppFilter.parameters, *WatchFilter.parameters)
         is_filtered = any(request.GET.get(name, "").strip() for name in filters)
         if is_filtered:
             queryset = queryset.order_by("watch_id", "path")
@@ -122,7 +122,19 @@ class DeliveryAdmin(ConfirmingAdmin[Delivery], ReadOnlyAdmin[Delivery]):
         return self.render_page(request, "docora/confirm_resend.html", title, **context)
 
     def page_context(self, request: HttpRequest, delivery: Delivery) -> dict[str, Any]:
-        return of_delivery(request, delivery)
+        """Return the context of the page's panel: the delivery, the last attempts, and the time of the next one."""
+        watch = AppRepository.objects.with_state().for_list().get(pk=delivery.watch_id)
+        is_delivered = delivery.state(watch.resend_floor) == DeliveryState.ACKNOWLEDGED
+        return {
+            "delivery": delivery,
+            "watch": watch,
+            "state": state_badge(delivery, watch),
+            "acknowledged_at": attempts.acknowledged_at(delivery),
+            "next_attempt": None if is_delivered else next_attempt_of(watch, hold_until=delivery.hold_until),
+            "attempts": attempts.of_path(request.user, watch, delivery.path, delivery),
+            "can_resend": request.user.has_perms([Permission.VIEW_WATCHES, Permission.RESYNC]),
+            "page": self.page_of(delivery),
+        }
 
     @admin.display(description="path")
     def shown_path(self, delivery: Delivery) -> str:
@@ -156,22 +168,6 @@ def state_badge(delivery: Delivery, watch: AppRepository) -> SafeString:
         case DeliveryState.CLEARED:
             return badge("cleared", "Cleared")
     return badge("delivered", "Delivered")
-
-
-def of_delivery(request: HttpRequest, delivery: Delivery) -> dict[str, Any]:
-    """Return the context of the page's panel: the delivery, the last attempts, and the time of the next one."""
-    watch = AppRepository.objects.with_state().for_list().get(pk=delivery.watch_id)
-    is_delivered = delivery.state(watch.resend_floor) == DeliveryState.ACKNOWLEDGED
-    return {
-        "delivery": delivery,
-        "watch": watch,
-        "state": state_badge(delivery, watch),
-        "acknowledged_at": attempts.acknowledged_at(delivery),
-        "next_attempt": None if is_delivered else next_attempt_of(watch, hold_until=delivery.hold_until),
-        "attempts": attempts.of_path(request.user, watch, delivery.path, delivery),
-        "can_resend": request.user.has_perms([Permission.VIEW_WATCHES, Permission.RESYNC]),
-        "page": reverse("admin:deliveries_app_delivery_change", args=[delivery.pk]),
-    }
 
 
 def _watches_of(public_id: str) -> list[int]:

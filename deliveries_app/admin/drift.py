@@ -1,27 +1,26 @@
-"""Checks for differences: the buttons that request them, the list, and the page of one check."""
+"""Checks for differences: the list, and the page of one check."""
 
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlencode
 
 from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
 from django.core.paginator import Paginator
-from django.db.models import Model, QuerySet
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.db.models import Q, QuerySet
+from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, render
-from django.urls import URLPattern, reverse
+from django.urls import URLPattern
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
-from django.views.decorators.http import require_GET, require_POST
+from django.views.decorators.http import require_POST
 
 from deliveries_app import services
 from deliveries_app.actors import Actor
-from deliveries_app.admin.base import DocoraAdmin, ReadOnlyAdmin
-from deliveries_app.admin.filters import AppFilter
-from deliveries_app.admin.fragments import can_view_watches, fragment, row_ids
-from deliveries_app.admin.history_filters import ChoiceFilter, WatchFilter
-from deliveries_app.models import App, AppRepository, DriftCheck, DriftKind, DriftState, SyncRun
+from deliveries_app.admin.base import ReadOnlyAdmin
+from deliveries_app.admin.filters import AppFilter, ChoiceFilter
+from deliveries_app.admin.fragments import can_view_watches, fragment, page_context_of, row_ids
+from deliveries_app.admin.history_filters import WatchFilter
+from deliveries_app.models import AppRepository, DriftCheck, DriftKind, DriftState, SyncRun
 from deliveries_app.permissions import Permission
 from deliveries_app.progress.context import joined
 from deliveries_app.reports import drift
@@ -30,50 +29,16 @@ from docora.text import counted
 from docora.web.paginators import BoundedPaginator
 
 FILES_PER_PAGE = 100
-LIST = "admin:deliveries_app_driftcheck_changelist"
-PAGE = "admin:deliveries_app_driftcheck_change"
-
-
-class RequestCheckAdmin[M: Model](DocoraAdmin[M]):
-    """Add the page `<id>/check/`, which requests checks by POST and redirects to them."""
-
-    def get_urls(self) -> list[URLPattern]:
-        return [self.object_page("check", require_POST(self.request_check), Permission.RESYNC), *super().get_urls()]
-
-    def request_check(self, request: HttpRequest, obj: M) -> HttpResponse:
-        try:
-            return self.redirect_to_checks(request, obj)
-        except services.NotCheckable as error:
-            return self.redirect_with_message(request, self.page_of(obj), error, messages.WARNING)
-
-    def redirect_to_checks(self, request: HttpRequest, obj: M) -> HttpResponse:
-        raise NotImplementedError
-
-
-class CheckWatchAdmin(RequestCheckAdmin[AppRepository]):
-    def redirect_to_checks(self, request: HttpRequest, obj: AppRepository) -> HttpResponse:
-        check = services.check_watch(Actor.of_request(request), obj)
-        return HttpResponseRedirect(reverse(PAGE, args=[check.pk]))
-
-
-class CheckAppAdmin(RequestCheckAdmin[App]):
-    def redirect_to_checks(self, request: HttpRequest, obj: App) -> HttpResponse:
-        count = len(services.check_app(Actor.of_request(request), obj))
-        page = f"{reverse(LIST)}?{urlencode({'watch__app': obj.pk})}"
-        return self.redirect_with_message(
-            request, page, f"Check of {counted(count, 'repository', 'repositories')} requested."
-        )
 
 
 class CheckAppFilter(AppFilter):
     parameters = ("watch__app", "app_name")
-    field = "watch__app"
 
 
 class CheckStateFilter(ChoiceFilter):
     title = "result"
     parameters = ("state",)
-    options = list(DriftState.choices)
+    options = {state.value: (str(state.label), Q(state=state)) for state in DriftState}
 
 
 class CheckList(ChangeList):
@@ -138,7 +103,26 @@ class DriftCheckAdmin(ReadOnlyAdmin[DriftCheck]):
         return check.requested_by
 
     def page_context(self, request: HttpRequest, check: DriftCheck) -> dict[str, Any]:
-        return check_context(request, check)
+        """Return the context of the result. The page polls it until the check has ended."""
+        (check,) = drift.with_watches([check])
+        files = check.files.order_by("path")
+        kind = request.GET.get("kind", "")
+        if kind in DriftKind.values:
+            files = files.filter(kind=kind)
+        counts = {DriftKind.MISSING: check.missing, DriftKind.DIFFERENT: check.different, DriftKind.EXTRA: check.extra}
+        run = SyncRun.objects.filter(run_id=check.sent_run).first() if check.sent_run else None
+        return {
+            "check": check,
+            "watch": check.watch,
+            "style": drift.STYLES[DriftState(check.state)],
+            "badge": state_badge(check),
+            "summary": drift.summary(check),
+            "send_label": send_label(check),
+            "run": run if request.user.has_perm(Permission.VIEW_RUNS) else None,
+            "kind": kind if kind in DriftKind.values else "",
+            "kinds": [(name.value, name.label.lower(), count) for name, count in counts.items() if count],
+            "page": Paginator(files, FILES_PER_PAGE).get_page(request.GET.get("p")),
+        }
 
     def cancel(self, request: HttpRequest, check: DriftCheck) -> HttpResponse:
         cancelled = services.cancel_check(Actor.of_request(request), check)
@@ -198,40 +182,15 @@ def state_badge(check: DriftCheck) -> SafeString:
     return badge(drift.STYLES[state], str(state.label))
 
 
-def check_context(request: HttpRequest, check: DriftCheck) -> dict[str, Any]:
-    """Return the context of the result. The page polls it until the check has ended."""
-    (check,) = drift.with_watches([check])
-    files = check.files.order_by("path")
-    kind = request.GET.get("kind", "")
-    if kind in DriftKind.values:
-        files = files.filter(kind=kind)
-    counts = {DriftKind.MISSING: check.missing, DriftKind.DIFFERENT: check.different, DriftKind.EXTRA: check.extra}
-    run = SyncRun.objects.filter(run_id=check.sent_run).first() if check.sent_run else None
-    return {
-        "check": check,
-        "watch": check.watch,
-        "style": drift.STYLES[DriftState(check.state)],
-        "badge": state_badge(check),
-        "summary": drift.summary(check),
-        "send_label": send_label(check),
-        "run": run if request.user.has_perm(Permission.VIEW_RUNS) else None,
-        "kind": kind if kind in DriftKind.values else "",
-        "kinds": [(name.value, name.label.lower(), count) for name, count in counts.items() if count],
-        "page": Paginator(files, FILES_PER_PAGE).get_page(request.GET.get("p")),
-    }
-
-
-@require_GET
 @fragment(can_view_watches)
 def live_check(request: HttpRequest, pk: int) -> HttpResponse:
     """Return the result of a check. Its page polls this until the check, and the run that sends its files, have ended."""
     check = get_object_or_404(DriftCheck.objects.for_list(), pk=pk)
-    context = check_context(request, check)
+    context = page_context_of(request, check)
     context["ends"] = not check.is_open and context["run"] is None
     return render(request, "admin/deliveries_app/driftcheck/change_form.html#refreshed", context)
 
 
-@require_GET
 @fragment(can_view_watches)
 def live_checks(request: HttpRequest) -> HttpResponse:
     """Return the cells of the checks `ids` in the list. They were open at the previous poll."""
@@ -243,17 +202,7 @@ def live_checks(request: HttpRequest) -> HttpResponse:
     return render(request, "admin/deliveries_app/driftcheck/change_list.html#cells", context)
 
 
-@require_GET
-@fragment(can_view_watches)
-def live_newest_check(request: HttpRequest, pk: int) -> HttpResponse:
-    """Return the newest check of a watch, whose page polls this while the check is open."""
-    context = of_watch(get_object_or_404(AppRepository.objects.with_state().for_list(), pk=pk))
-    if not context:
-        raise Http404
-    return render(request, "admin/deliveries_app/driftcheck/of_watch.html#newest", context)
-
-
 def of_watch(watch: AppRepository) -> dict[str, Any]:
-    """Return the context of `driftcheck/of_watch.html`: the newest check."""
+    """Return the context of a watch's page about its newest check."""
     check = drift.newest(watch)
     return {"drift": check, "drift_badge": state_badge(check), "drift_summary": drift.summary(check)} if check else {}

@@ -25,7 +25,6 @@ from deliveries_app.admin.history_filters import OperationFilter
 from deliveries_app.models import (
     App,
     AppRepository,
-    BulkOperation,
     FailedSync,
     Outcome,
     Result,
@@ -89,9 +88,7 @@ class RootCauseFilter(admin.SimpleListFilter):
 class FailingStateFilter(StateFilter):
     """A state filter without Up to date, because failing watches never are."""
 
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        states = super().lookups(request, model_admin)
-        return [choice for choice in states if choice[0] != WatchState.UP_TO_DATE]
+    options = {state: option for state, option in StateFilter.options.items() if state != WatchState.UP_TO_DATE}
 
 
 class LeftFailingFilter(OperationFilter):
@@ -169,7 +166,7 @@ class FailedSyncAdmin(BulkAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         here = request.get_full_path()
-        operations = progress_context.open_operations(request, BulkOperation.objects.all())
+        operations = progress_context.open_operations(request.user)
         context = {"operations": operations, "here": here, **panel_context(request, here), **(extra_context or {})}
         return super().changelist_view(request, context)
 

@@ -1,4 +1,4 @@
-"""List filters that read several query parameters or have their own form: the base class, and the filter by app."""
+"""List filters: the base class, the filter by app, and filters with fixed choices."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
@@ -9,8 +9,10 @@ from django.db.models import Model, Q, QuerySet
 from django.db.models.functions import Now
 from django.http import HttpRequest
 from django.utils.functional import cached_property
+from django.utils.text import capfirst
 
 from deliveries_app.models import App, WatchState
+from deliveries_app.models.watch_state import details_of
 from deliveries_app.permissions import Permission
 from docora.text import parse_pk
 
@@ -76,13 +78,12 @@ def apps_given(query: Mapping[str, Any], parameters: tuple[str, str] = ("app", "
 class AppFilter(QueryFilter):
     """A filter by one app, set by links, or by the start of an app name, typed with suggestions.
 
-    `field` is the lookup from a row to its app.
+    The first parameter is the lookup from a row to its app.
     """
 
     title = "app"
     template = "admin/deliveries_app/app_filter.html"
     parameters: tuple[str, str] = ("app", "app_name")
-    field = "app"
 
     def __init__(self, request: HttpRequest, params: dict[str, Any], model: type[Model], model_admin: Any) -> None:
         super().__init__(request, params, model, model_admin)
@@ -93,7 +94,7 @@ class AppFilter(QueryFilter):
         return apps_given(self.used_parameters, self.parameters) or []
 
     def condition(self) -> Q:
-        return Q(**{f"{self.field}__in": self.apps})
+        return Q(**{f"{self.parameters[0]}__in": self.apps})
 
     def choices(self, changelist: ChangeList) -> Iterator[dict[str, Any]]:
         """Yield the context of the filter's form."""
@@ -106,35 +107,29 @@ class AppFilter(QueryFilter):
         }
 
 
-class StateFilter(admin.SimpleListFilter):
-    """Filter watches, which the list reads `with_state`, by their state."""
-
-    title = "status"
-    parameter_name = "state"
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [(value, str(label)) for value, label in WatchState.choices]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        watches: Any = queryset
-        shown: QuerySet[Any] = watches.in_state(self.value()) if self.value() else watches
-        return shown
-
-
-class ConditionFilter(admin.SimpleListFilter):
-    """A filter with fixed `options`: the label and the condition of each value of the parameter."""
+class ChoiceFilter(QueryFilter):
+    """A filter with fixed `options`: the label and the condition of each value. Any other value finds nothing."""
 
     options: ClassVar[dict[str, tuple[str, Q]]]
 
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [(value, label) for value, (label, _) in self.options.items()]
+    def condition(self) -> Q:
+        return self.options[self.value][1] if self.value in self.options else Q(pk__in=[])
 
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        option = self.options.get(self.value() or "")
-        return queryset.filter(option[1]) if option else queryset
+    def choices(self, changelist: ChangeList) -> Iterator[dict[str, Any]]:
+        yield self.all_choice(changelist)
+        for value, (label, _) in self.options.items():
+            yield self.choice(changelist, capfirst(label), self.value == value, **{self.parameters[0]: value})
 
 
-class CircuitFilter(ConditionFilter):
+class StateFilter(ChoiceFilter):
+    """Filter watches, which the list reads `with_state`, by their state."""
+
+    title = "status"
+    parameters = ("state",)
+    options = {state.value: (str(state.label), Q(state_detail__in=details_of(state))) for state in WatchState}
+
+
+class CircuitFilter(ChoiceFilter):
     title = "circuit"
-    parameter_name = "circuit"
+    parameters = ("circuit",)
     options = {"open": ("Open", Q(circuit_open_until__gt=Now()))}

@@ -51,7 +51,7 @@ def compare_with_page(form: forms.BaseForm, names: Iterable[str]) -> None:
         form.fields[name].show_hidden_initial = not form.is_bound or form.add_initial_prefix(name) in form.data
 
 
-def add_service_error(form: forms.Form, error: Exception) -> None:
+def add_service_error(form: forms.BaseForm, error: Exception) -> None:
     """Add a service's error to the field named by the error's code, or else to the first field."""
     code = getattr(error, "code", None)
     field = code if code in form.fields else next(iter(form.fields))
@@ -121,7 +121,11 @@ class _WatchOptionsFields(forms.Form):
 
 
 PATTERN_FIELDS = ("ignore_patterns", "include_patterns", "exclude_patterns")
-"""Fields that are seldom needed. Forms show them collapsed."""
+
+
+def _fieldsets(*fields: str) -> list[Any]:
+    """Return these fields, and those for the patterns collapsed, because they are seldom needed."""
+    return [(None, {"fields": fields}), ("Patterns", {"fields": PATTERN_FIELDS, "classes": ("collapse",)})]
 
 
 class _AppSelect(AutocompleteSelect):
@@ -147,6 +151,7 @@ class WatchForm(_WatchOptionsFields):
         help_text="git@host:owner/name and host/owner/name are read as https URLs.",
     )
     field_order = ("app", "github_url")
+    fieldsets = _fieldsets("app", "github_url", "github_token", "ref")
 
     def save(self, actor: Actor) -> Watched | None:
         """Check the repository with git and watch it. Return None after adding the error to the form.
@@ -196,6 +201,7 @@ class WatchManyForm(_WatchOptionsFields):
         help_text=f"One per line, at most {MAX_LINES}. git@host:owner/name and host/owner/name are read as https URLs.",
     )
     field_order = ("urls",)
+    fieldsets = _fieldsets("urls", "github_token", "ref")
 
     def clean_urls(self) -> list[str]:
         lines = [line.strip() for line in self.cleaned_data["urls"].splitlines() if line.strip()]
@@ -243,32 +249,22 @@ class AppRules:
         return validate_website(self.cleaned_data["website"])
 
 
-class OnboardForm(AppRules, forms.Form):
+class OnboardForm(AppRules, forms.ModelForm):  # type: ignore[type-arg]  # not generic at run time
     """Register a client app."""
 
     name = forms.CharField(min_length=3, max_length=100, widget=forms.TextInput(attrs=_WIDE))
-    base_url = forms.CharField(
-        label="Base URL",
-        max_length=2048,
-        widget=forms.TextInput(attrs=_WIDE),
-        help_text=App._meta.get_field("base_url").help_text,
-    )
-    email = forms.EmailField(
-        label="Email",
-        max_length=255,
-        widget=forms.EmailInput(attrs=_WIDE),
-        help_text=App._meta.get_field("email").help_text,
-    )
-    website = forms.CharField(
-        required=False,
-        max_length=2048,
-        widget=forms.TextInput(attrs=_WIDE),
-        help_text="Optional. A page about the app.",
-    )
-    description = forms.CharField(
-        required=False, max_length=500, widget=forms.Textarea(attrs={"rows": 3, "class": "vLargeTextField"})
-    )
     client_auth_key = _key_field("Signing key")
+
+    class Meta:
+        model = App
+        fields = ("name", "base_url", "email", "website", "description")
+        widgets = {
+            "base_url": forms.TextInput(attrs=_WIDE),
+            "email": forms.EmailInput(attrs=_WIDE),
+            "website": forms.TextInput(attrs=_WIDE),
+            "description": forms.Textarea(attrs={"rows": 3, "class": "vLargeTextField"}),
+        }
+        help_texts = {"website": "Optional. A page about the app."}
 
     def clean_client_auth_key(self) -> str:
         key: str = self.cleaned_data["client_auth_key"]
@@ -279,7 +275,7 @@ class OnboardForm(AppRules, forms.Form):
         if self.errors and self.cleaned_data.get("client_auth_key"):
             self.add_error("client_auth_key", "Enter the key again. It isn't shown after an error.")
 
-    def save(self, actor: Actor) -> Onboarded | None:
+    def register(self, actor: Actor) -> Onboarded | None:
         """Register the app. Return None after adding the error to the form."""
         try:
             return onboard_app(actor, **self.cleaned_data)

@@ -1,7 +1,7 @@
 """Base classes of the history lists: cheap filters, a bounded search, CSV export."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -9,7 +9,7 @@ from django.contrib import admin
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.views.main import ERROR_FLAG, ChangeList
 from django.core.exceptions import PermissionDenied
-from django.db.models import Model, QuerySet
+from django.db.models import Model, Q, QuerySet
 from django.http import HttpRequest, HttpResponseBase, HttpResponseRedirect
 from django.urls import URLPattern, path, reverse
 from django.views.decorators.http import require_safe
@@ -34,7 +34,8 @@ class HistoryList(ChangeList):
 
     def get_queryset(self, request: HttpRequest, exclude_parameters: list[str | None] | None = None) -> QuerySet[Any]:
         model_admin: Any = self.model_admin
-        search = model_admin.search(self.query)
+        term = self.query.strip()
+        search = model_admin.search(term) if term else history.Search(Q())
         rows = super().get_queryset(request, exclude_parameters).filter(search.condition)
         specs = [spec for spec in self.filter_specs if isinstance(spec, HistoryFilter)]
         is_narrow = any(spec.is_narrow for spec in specs)
@@ -65,12 +66,10 @@ class HistoryAdmin[M: Model](ReadOnlyAdmin[M]):
     paginator = BoundedPaginator
     sortable_by = ("requested",)  # only the time has an index
     empty_text: str
+    search: Callable[[str], history.Search]
+    """A static method that returns the search for the text in the search box."""
     csv_name: str
     csv_header: Sequence[str]
-
-    @abstractmethod
-    def search(self, term: str) -> history.Search:
-        """Return the search for the text in the search box."""
 
     @abstractmethod
     def csv_rows(self, page: list[M]) -> list[Sequence[Cell]]:

@@ -10,9 +10,8 @@ from django.db.models import Model, Q, QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.functional import cached_property
-from django.utils.text import capfirst
 
-from deliveries_app.admin.filters import AppFilter, QueryFilter
+from deliveries_app.admin.filters import AppFilter, ChoiceFilter, QueryFilter
 from deliveries_app.models import AppRepository, BulkOperation, OperationKind, Outcome, Reason, Result
 from deliveries_app.reports import history
 from docora.text import parse_pk
@@ -33,10 +32,7 @@ class HistoryFilter(QueryFilter):
         return False
 
 
-class ChoiceFilter(HistoryFilter):
-    """A filter with a fixed list of choices."""
-
-    options: list[tuple[str, str]]
+class HistoryChoiceFilter(ChoiceFilter, HistoryFilter):
     indexed: tuple[str, ...] = ()
     """The options that an index supports."""
 
@@ -44,60 +40,52 @@ class ChoiceFilter(HistoryFilter):
     def in_window(self) -> bool:
         return self.value not in {"", *self.indexed}
 
-    def condition(self) -> Q:
-        return self.condition_of(self.value) if self.value in dict(self.options) else Q(pk__in=[])
 
-    def condition_of(self, value: str) -> Q:
-        return Q(**{self.parameters[0]: value})
+def _runs_with(result: Result) -> Q:
+    is_partial = Q(files_done__gt=0, files_failed__gt=0)
+    match result:
+        case Result.RUNNING:
+            return Q(outcome="")
+        case Result.PARTLY_FAILED:
+            return Q(outcome__in=Outcome.with_result(Result.FAILED)) & is_partial
+        case Result.FAILED:
+            return Q(outcome__in=Outcome.with_result(Result.FAILED)) & ~is_partial
+    return Q(outcome__in=Outcome.with_result(result))
 
-    def choices(self, changelist: ChangeList) -> Iterator[dict[str, Any]]:
-        yield self.all_choice(changelist)
-        for value, display in self.options:
-            yield self.choice(changelist, capfirst(display), self.value == value, **{self.parameters[0]: value})
 
-
-class OutcomeFilter(ChoiceFilter):
+class OutcomeFilter(HistoryChoiceFilter):
     title = "result"
     parameters = ("outcome",)
-    options = [
-        ("open" if result == Result.RUNNING else result.value, str(result.label))
+    options = {
+        "open" if result == Result.RUNNING else result.value: (str(result.label), _runs_with(result))
         for result in Result
         if result != Result.HELD
-    ]
+    }
     indexed = ("open",)
 
-    def condition_of(self, value: str) -> Q:
-        if value == "open":
-            return Q(outcome="")
-        is_partial = Q(files_done__gt=0, files_failed__gt=0)
-        if value == Result.PARTLY_FAILED:
-            return Q(outcome__in=Outcome.with_result(Result.FAILED)) & is_partial
-        ended = Q(outcome__in=Outcome.with_result(Result(value)))
-        return ended & ~is_partial if value == Result.FAILED else ended
 
-
-class ReasonFilter(ChoiceFilter):
+class ReasonFilter(HistoryChoiceFilter):
     title = "trigger"
     parameters = ("reason",)
-    options = list(Reason.choices)
+    options = {reason.value: (str(reason.label), Q(reason=reason)) for reason in Reason}
 
 
-class KindFilter(ChoiceFilter):
+class KindFilter(HistoryChoiceFilter):
     title = "kind"
     parameters = ("kind",)
-    options = list(OperationKind.choices)
+    options = {kind.value: (str(kind.label), Q(kind=kind)) for kind in OperationKind}
 
 
-class ProgressFilter(ChoiceFilter):
+class ProgressFilter(HistoryChoiceFilter):
     title = "progress"
     parameters = ("state",)
-    options = [("running", "In progress"), ("held", "Held"), ("finished", "Finished"), ("cancelled", "Cancelled")]
+    options = {
+        "running": ("In progress", Q(ended_at=None, held_at=None)),
+        "held": ("Held", Q(ended_at=None, held_at__isnull=False)),
+        "finished": ("Finished", Q(ended_at__isnull=False, cancelled_at=None)),
+        "cancelled": ("Cancelled", Q(ended_at__isnull=False, cancelled_at__isnull=False)),
+    }
     indexed = ("running", "held")
-
-    def condition_of(self, value: str) -> Q:
-        if value in {"running", "held"}:
-            return Q(ended_at=None, held_at__isnull=value == "running")
-        return Q(ended_at__isnull=False, cancelled_at__isnull=value == "finished")
 
 
 class LinkedFilter(HistoryFilter):
@@ -153,7 +141,6 @@ class RunAppFilter(AppFilter, HistoryFilter):
     """A filter for the runs of one app, or of the apps whose name starts with a text."""
 
     parameters = ("watch__app", "app_name")
-    field = "watch__app"
 
     @property
     def in_window(self) -> bool:

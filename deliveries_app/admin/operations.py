@@ -4,16 +4,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
 from django.core.paginator import Page, Paginator
 from django.db.models import Min, QuerySet
-from django.http import HttpRequest
-from django.urls import reverse
+from django.http import HttpRequest, HttpResponse
+from django.urls import URLPattern, reverse
 from django.utils.safestring import SafeString
+from django.views.decorators.http import require_POST
 
-from deliveries_app import actors
+from deliveries_app import actors, services
+from deliveries_app.actors import Actor
 from deliveries_app.admin import history_filters as filters
+from deliveries_app.admin.confirmation import next_url
 from deliveries_app.admin.history import HistoryAdmin, HistoryList
 from deliveries_app.models import (
     App,
@@ -33,7 +36,7 @@ from deliveries_app.progress import live
 from deliveries_app.progress.live import Progress
 from deliveries_app.reports import history
 from docora.templatetags.docora import badge, number
-from docora.text import parse_pk
+from docora.text import counted, parse_pk
 from docora.web.csv_export import Cell
 
 RUNS_PER_PAGE = 100
@@ -58,19 +61,17 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
         "title", "state", "outcome_summary", "requested", "took", "requester", "repositories", "files",
     )  # fmt: skip
     list_filter = (filters.OperationAppFilter, filters.ProgressFilter, filters.KindFilter, filters.PeriodFilter)
-    search_fields = ("operation_id",)  # only shows the search box: see history.search_operations
+    search_fields = ("operation_id",)  # only shows the search box: see `search`
     search_help_text = "Operation ID, or part of its title or requester"
     empty_text = "No bulk operations yet. Re-syncs, retries and resends are listed here."
     page_template = "admin/deliveries_app/bulkoperation/change_form.html"
+    search = staticmethod(history.search_operations)
     csv_name = "bulk-operations"
     csv_header = (
         "bulk_operation_id", "kind", "title", "app", "requested_by", "requested_at", "ended_at", "seconds", "state",
         "cancelled_at", "cancelled_by", "repositories", *history.PARTS, "files_total", "files_done", "bytes_total",
         "bytes_done", "unreleased",
     )  # fmt: skip
-
-    def search(self, term: str) -> history.Search:
-        return history.search_operations(term)
 
     def related_link(self, request: HttpRequest) -> tuple[str, str] | None:
         app = request.GET.get("app", "")
@@ -84,6 +85,29 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return actors.can_view_operations(request.user)
+
+    def get_urls(self) -> list[URLPattern]:
+        return [
+            self.object_page("cancel", require_POST(self.cancel)),
+            self.object_page("continue", require_POST(self.continue_held)),
+            *super().get_urls(),
+        ]
+
+    def cancel(self, request: HttpRequest, operation: BulkOperation) -> HttpResponse:
+        page = next_url(request, self.page_of(operation))
+        cancelled = services.cancel_operation(Actor.of_request(request), operation)
+        if not cancelled:
+            return self.redirect_with_message(request, page, "The operation had already ended.", messages.WARNING)
+        message = f"Cancelled the sync of {counted(cancelled, 'repository', 'repositories')}."
+        return self.redirect_with_message(request, page, message)
+
+    def continue_held(self, request: HttpRequest, operation: BulkOperation) -> HttpResponse:
+        page = next_url(request, self.page_of(operation))
+        continued = services.continue_operation(Actor.of_request(request), operation)
+        if not continued:
+            return self.redirect_with_message(request, page, "The operation is not held.", messages.WARNING)
+        message = f"Continuing with {counted(continued, 'repository', 'repositories')}."
+        return self.redirect_with_message(request, page, message)
 
     @admin.display(description="by")
     def requester(self, operation: BulkOperation) -> str:
@@ -121,7 +145,7 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
         rows = rows_of(operation, *page.object_list)
         return {
             **progress_context.of_operation(operation),
-            **page_fields(request, operation),
+            **page_fields(operation),
             "part": part if part in {*history.PARTS, UNRELEASED} else "",
             "page": page,
             "rows": rows,
@@ -159,7 +183,7 @@ class _RunsThenPending:
         return runs, list(self._pending[first:last].select_related("watch__app", "watch__repository"))
 
 
-def page_fields(request: HttpRequest, operation: BulkOperation) -> dict[str, Any]:
+def page_fields(operation: BulkOperation) -> dict[str, Any]:
     """Return what a poll of the operation's page refreshes besides its progress."""
     outcomes = history.outcomes([operation])[operation.pk]
     parts = [(name, label, outcomes.counts[name]) for name, (label, _) in history.PARTS.items()]

@@ -64,8 +64,7 @@ class QueueAdmin(ReadOnlyAdmin[Queue]):
         if running:
             syncs = "1 running sync stops" if running == 1 else f"{running:,} running syncs stop"
             paragraphs.insert(1, f"{syncs} within seconds. In-flight requests finish; no new ones are sent.")
-        context = {"paragraphs": paragraphs, "button": "Pause all syncing", "back": self.list_url}
-        return self.render_page(request, "docora/question.html", "Pause all syncing", **context)
+        return self.render_confirmation(request, None, "Pause all syncing", paragraphs=paragraphs, back=self.list_url)
 
     def resume(self, request: HttpRequest) -> HttpResponse:
         resumed = services.resume_syncing(Actor.of_request(request))

@@ -1,4 +1,4 @@
-"""Removal: Django's delete page with counts for one row, and a confirmation page with its own URL for several."""
+"""Removal of one row or several: a confirmation page that says what is removed with them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from django.urls import URLPattern
 from deliveries_app.actors import Actor
 from deliveries_app.admin.actions import BulkAdmin
 from deliveries_app.admin.confirmation import is_confirmed, next_url, selection_context
-from deliveries_app.reports.impact import SAMPLE, Removal, removal_of
-from docora.text import counted, parse_pk
+from deliveries_app.reports.impact import SAMPLE, removal_of
+from docora.text import counted
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,6 @@ class RemovalAdmin[M: Model](BulkAdmin[M]):
     """A model admin whose rows are removed together with their watches."""
 
     removal_labels: RemovalLabels
-    delete_confirmation_template = "docora/confirm_removal.html"
 
     def remove(self, actor: Actor, rows: Sequence[M]) -> None:
         """Remove these rows through their service."""
@@ -60,79 +59,47 @@ class RemovalAdmin[M: Model](BulkAdmin[M]):
         """GET shows what would be removed; POST with `post=yes` removes it."""
         if not self.has_delete_permission(request):
             raise PermissionDenied
-        rows = self.selected(request)
-        back = next_url(request, self.list_url)
-        if is_confirmed(request):
-            return self._confirm_again(request, rows) or self._remove(request, rows, back)
-        removal = self._removal_context(rows)
-        count = removal["row_count"]
-        if count == 0:
-            message = f"There are no {self.removal_labels.plural} in this selection."
-            return self.redirect_with_message(request, back, message, messages.WARNING)
-        labels = self.removal_labels
-        title = f"{labels.verb} {counted(count, labels.singular, labels.plural)}"
-        return self.render_page(request, self.delete_confirmation_template, title, back=back, **removal)
+        return self._confirm(request, self.selected(request))
 
     def delete_view(
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """Remove one row. Ask again if the selection has changed since the page was shown."""
-        pk = parse_pk(object_id)
-        if request.method == "POST" and self.has_delete_permission(request) and pk is not None:
-            rows = self.get_queryset(request).filter(pk=pk)
-            if response := self._confirm_again(request, rows):
-                return response
-        return super().delete_view(request, object_id, extra_context)
+        """Confirm and remove one row in the same way. Cancel leads back to its page."""
+        if not self.has_delete_permission(request):
+            raise PermissionDenied
+        obj = self.get_object(request, object_id)
+        if obj is None:
+            return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined,no-any-return]
+        return self._confirm(request, self.get_queryset(request).filter(pk=obj.pk), obj)
 
-    def _confirm_again(self, request: HttpRequest, rows: QuerySet[M]) -> HttpResponse | None:
-        removal = removal_of(self.watches_of(rows))
-        return self.confirm_again(request, self._selected_keys(rows, removal), removal.files)
-
-    def _selected_keys(self, rows: QuerySet[M], removal: Removal) -> list[int]:
-        """Return the primary keys of the rows, and the negated ones of their watches."""
-        return [*rows.order_by().values_list("pk", flat=True), *(-pk for pk in removal.pks)]
-
-    def render_delete_form(self, request: HttpRequest, context: dict[str, Any]) -> HttpResponse:
-        """Render Django's page for one row, with counts."""
-        obj = context["object"]
-        context |= {
-            "title": f"{self.removal_labels.verb} {obj}",
-            "original": obj,
-            "back": next_url(request, self.page_of(obj)),
-            **self._removal_context(self.get_queryset(request).filter(pk=obj.pk)),
-        }
-        return super().render_delete_form(request, context)
-
-    def _removal_context(self, rows: QuerySet[M]) -> dict[str, Any]:
+    def _confirm(self, request: HttpRequest, rows: QuerySet[M], only: M | None = None) -> HttpResponse:
+        labels, removal = self.removal_labels, removal_of(self.watches_of(rows))
+        pks = list(rows.order_by().values_list("pk", flat=True))
+        selected = [*pks, *(-pk for pk in removal.pks)]
+        back = next_url(request, self.list_url)
+        if is_confirmed(request):
+            again = self.confirm_again(request, selected, removal.files)
+            return again or self._remove(request, rows, back, only)
+        if not pks:
+            message = f"There are no {labels.plural} in this selection."
+            return self.redirect_with_message(request, back, message, messages.WARNING)
         names = [str(row) for row in rows.order_by(*(self.opts.ordering or ()))[:SAMPLE]]
-        removal = removal_of(self.watches_of(rows))
-        pks = self._selected_keys(rows, removal)
-        count = sum(pk > 0 for pk in pks)
-        return {
-            **selection_context(pks, removal.files),
+        context = {
+            **selection_context(selected, removal.files),
+            "original": only,
+            "back": next_url(request, self.page_of(only)) if only else back,
             "removal": removal,
-            "verb": self.removal_labels.verb,
-            "row_count": count,
-            "names": _sentence_of(names, count - len(names), self.removal_labels),
+            "verb": labels.verb,
+            "row_count": len(pks),
+            "names": _sentence_of(names, len(pks) - len(names), labels),
         }
+        title = f"{labels.verb} {only or counted(len(pks), labels.singular, labels.plural)}"
+        return self.render_page(request, "docora/confirm_removal.html", title, **context)
 
-    def _remove(self, request: HttpRequest, rows: QuerySet[M], back: str) -> HttpResponse:
-        selected = list(rows)
+    def _remove(self, request: HttpRequest, rows: QuerySet[M], back: str, only: M | None = None) -> HttpResponse:
+        selected, labels = list(rows), self.removal_labels
         self.remove(Actor.of_request(request), selected)
         if selected:
-            labels = self.removal_labels
-            removed = counted(len(selected), labels.singular, labels.plural)
+            removed = only or counted(len(selected), labels.singular, labels.plural)
             self.message_user(request, f"{labels.past} {removed}.", messages.SUCCESS)
         return HttpResponseRedirect(back)
-
-    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
-        """Collect no related objects: the page shows counts instead of a list of up to a million deliveries."""
-        return [str(obj) for obj in objs], {}, set(), []
-
-    def response_delete(self, request: HttpRequest, obj_display: str, obj_id: int) -> HttpResponse:
-        """Redirect to `next` or the list. Django does so only for users who can change rows, and always says "deleted"."""
-        message = f"{self.removal_labels.past} {obj_display}."
-        return self.redirect_with_message(request, next_url(request, self.list_url), message)
-
-    def delete_model(self, request: HttpRequest, obj: M) -> None:
-        self.remove(Actor.of_request(request), [obj])

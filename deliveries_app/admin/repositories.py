@@ -14,8 +14,8 @@ from deliveries_app.admin import widgets
 from deliveries_app.admin.actions import RESYNC, BulkAdmin
 from deliveries_app.admin.base import ReadOnlyAdmin
 from deliveries_app.admin.confirmation import next_url
-from deliveries_app.admin.filters import CircuitFilter, ConditionFilter
-from deliveries_app.admin.watches import live_query
+from deliveries_app.admin.filters import ChoiceFilter, CircuitFilter
+from deliveries_app.admin.watches import cells_of, live_query
 from deliveries_app.models import AppRepository
 from deliveries_app.permissions import Permission
 from deliveries_app.reports.help_texts import GIT_HINTS
@@ -26,9 +26,9 @@ from repositories_app.models import Repository
 LISTED_WATCHES = 200
 
 
-class VisibilityFilter(ConditionFilter):
+class VisibilityFilter(ChoiceFilter):
     title = "visibility"
-    parameter_name = "visibility"
+    parameters = ("visibility",)
     options = {"public": ("Public", Q(is_private=False)), "private": ("Private", Q(is_private=True))}
 
 
@@ -101,15 +101,16 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
         can_view_watches = can_view(request.user, AppRepository)
         rows = AppRepository.objects.alive().with_state().filter(repository=repository).for_list()
         watches = rows[:LISTED_WATCHES] if can_view_watches else rows.none()
+        can_retry = request.user.has_perms([Permission.VIEW_WATCHES, Permission.RETRY])
+        rights = {"can_resync": self.has_resync_permission(request), "can_retry": can_retry}
         return {
             "repository": repository,
             "snapshot": repository.snapshots.first(),
             "can_view_watches": can_view_watches,
-            "watches": watches,
+            "rows": [cells_of(watch, request.get_full_path(), **rights) for watch in watches],
             "more_watches": max(0, self.watchers(repository) - LISTED_WATCHES),
-            "live_query": live_query(watches, "cells=table"),
-            "can_resync": self.has_resync_permission(request),
+            "live_query": live_query(watches),
+            **rights,
             "can_reset_circuit": self.has_retry_permission(request),
-            "can_retry": request.user.has_perms([Permission.VIEW_WATCHES, Permission.RETRY]),
             "hint": GIT_HINTS.get(repository.last_error_cause, ""),
         }

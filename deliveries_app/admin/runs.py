@@ -31,22 +31,20 @@ class SyncRunAdmin(HistoryAdmin[SyncRun]):
         filters.RunAppFilter, filters.RepositoryFilter, filters.WatchFilter, filters.OperationFilter,
         filters.OutcomeFilter, filters.ReasonFilter, filters.PeriodFilter,
     )  # fmt: skip
-    search_fields = ("run_id",)  # only shows the search box: see history.search_runs
+    search_fields = ("run_id",)  # only shows the search box: see `search`
     search_help_text = (
         "Run ID, operation ID, or part of an app or repository name. "
         f"For repositories that are no longer watched, only the newest {history.WINDOW:,} runs are searched."
     )
     empty_text = "No sync runs yet. Watch a repository, and its first sync will appear here."
     page_template = "admin/deliveries_app/syncrun/change_form.html"
+    search = staticmethod(history.search_runs)
     csv_name = "sync-runs"
     csv_header = (
         "run_id", "requested_at", "started_at", "ended_at", "seconds", "app", "repository", "trigger", "requested_by",
         "outcome", "attempts", "commit", "files_total", "files_done", "files_failed", "files_left_out", "bytes_total",
         "bytes_done", "bulk_operation_id", "error",
     )  # fmt: skip
-
-    def search(self, term: str) -> history.Search:
-        return history.search_runs(term)
 
     def related_link(self, request: HttpRequest) -> tuple[str, str] | None:
         app = request.GET.get("watch__app", "")

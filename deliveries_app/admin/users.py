@@ -23,6 +23,8 @@ from django.http import HttpRequest, HttpResponse
 from django.utils.html import format_html
 
 from deliveries_app.admin.base import PlainLists
+from deliveries_app.audited_admin import AuditedAdmin
+from deliveries_app.services.users import detach_history
 from docora.sign_in import oidc
 from docora.sign_in.recency import require_recent
 
@@ -44,24 +46,25 @@ for model in (User, Group, EmailAddress, Authenticator, SocialAccount, SocialApp
         admin.site.unregister(model)
 
 
-class RequireRecentSignIn:
+class RequireRecentSignIn(AuditedAdmin):
     """Require a recent sign-in before a user or a group is added, deleted, renamed or given other rights."""
 
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
         if not change or _SENSITIVE_FIELDS & set(form.changed_data):
             require_recent(request)
-        base: Any = super()
-        base.save_model(request, obj, form, change)
+        super().save_model(request, obj, form, change)
 
     def delete_model(self, request: HttpRequest, obj: Any) -> None:
-        require_recent(request)
-        base: Any = super()
-        base.delete_model(request, obj)
+        self.prepare_deletion(request, [obj])
+        super().delete_model(request, obj)
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+        self.prepare_deletion(request, queryset)
+        super().delete_queryset(request, queryset)
+
+    def prepare_deletion(self, request: HttpRequest, rows: Iterable[Any]) -> None:
+        """Do this before the transaction of the deletion."""
         require_recent(request)
-        base: Any = super()
-        base.delete_queryset(request, queryset)
 
 
 def _blocked_reason(users: Iterable[Any]) -> str:
@@ -88,7 +91,7 @@ class UserForm(auth_forms.UserChangeForm):  # type: ignore[type-arg]  # not gene
 
 
 @admin.register(User)
-class UserAdmin(RequireRecentSignIn, PlainLists, DjangoUserAdmin):
+class UserAdmin(RequireRecentSignIn, PlainLists, DjangoUserAdmin):  # type: ignore[misc]  # logs without `LogEntry`
     form = UserForm
 
     def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
@@ -96,6 +99,10 @@ class UserAdmin(RequireRecentSignIn, PlainLists, DjangoUserAdmin):
         deleted, counts, permissions, protected = super().get_deleted_objects(objs, request)
         reason = _blocked_reason(objs)
         return deleted, counts, permissions, [*protected, reason] if reason else protected
+
+    def prepare_deletion(self, request: HttpRequest, rows: Iterable[Any]) -> None:
+        super().prepare_deletion(request, rows)
+        detach_history(rows)
 
     def delete_view(
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
@@ -136,5 +143,5 @@ class UserAdmin(RequireRecentSignIn, PlainLists, DjangoUserAdmin):
 
 
 @admin.register(Group)
-class GroupAdmin(RequireRecentSignIn, PlainLists, auth.GroupAdmin):
+class GroupAdmin(RequireRecentSignIn, PlainLists, auth.GroupAdmin):  # type: ignore[misc]  # logs without `LogEntry`
     pass

@@ -8,8 +8,8 @@ from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
 from django.db.models import Q, QuerySet
 from django.db.models.functions import Now
-from django.http import HttpRequest, HttpResponse
-from django.urls import URLPattern
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import URLPattern, reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.views.decorators.http import require_POST
@@ -19,13 +19,12 @@ from deliveries_app.actors import Actor
 from deliveries_app.admin import drift, widgets
 from deliveries_app.admin.actions import RESYNC, RETRY
 from deliveries_app.admin.confirmation import next_url
-from deliveries_app.admin.drift import CheckWatchAdmin
 from deliveries_app.admin.file_explanation import ExplainFileAdmin
 from deliveries_app.admin.filters import AppFilter, CircuitFilter, StateFilter
-from deliveries_app.admin.forms import PATTERN_FIELDS, WatchForm, post_data
+from deliveries_app.admin.forms import WatchForm, post_data
 from deliveries_app.admin.removal import RemovalAdmin, RemovalLabels
 from deliveries_app.admin.watch_settings import WatchSettingsAdmin
-from deliveries_app.models import AppRepository, AppRepositoryQuerySet, BulkOperation, FailureKind
+from deliveries_app.models import AppRepository, AppRepositoryQuerySet, FailureKind, Outcome, Reason
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
@@ -39,6 +38,10 @@ from docora.web.paginators import KeysFirstPaginator
 SWAP = SafeString(' hx-swap-oob="true"')
 LISTED_RUNS = 10
 LISTED_SKIPPED = 50
+_CANCELLED = {
+    Reason.RESYNC: "Re-sync cancelled.",
+    Reason.RETRY: "Retry cancelled. Docora tries again at the next check.",
+}
 
 
 class WatchCircuitFilter(CircuitFilter):
@@ -50,13 +53,14 @@ class LiveChangeList(ChangeList):
 
     @property
     def live_query(self) -> str:
-        return live_query(list(self.result_list), "cells=list")
+        return live_query(list(self.result_list))
 
 
 @admin.register(AppRepository)
-class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, CheckWatchAdmin, RemovalAdmin[AppRepository]):
+class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RemovalAdmin[AppRepository]):
     # The page of a watch does not lead back to the filtered list, so skip the lookup that each link would cost.
     preserve_filters = False
+    add_label = "Watch a repository"
     list_display = (
         "repository_name", "app_name", "status_badge", "problem", "synced", "files",
     )  # fmt: skip
@@ -70,7 +74,6 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, CheckWatchAdmin, 
     removal_labels = RemovalLabels("Stop watching", "Stopped watching", "repository", "repositories")
     change_list_template = "admin/deliveries_app/apprepository/change_list.html"
     page_template = "admin/deliveries_app/apprepository/change_form.html"
-    watch_field = "pk"
     paginator = KeysFirstPaginator
     bulk_actions = (RESYNC, RETRY)
 
@@ -131,6 +134,21 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, CheckWatchAdmin, 
         message = f"Retry queued for {watch}. Only unacknowledged files are sent.{paused}"
         return self.redirect_with_message(request, page, message)
 
+    def cancel_one(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
+        page = next_url(request, self.page_of(watch))
+        if not services.cancel_request(Actor.of_request(request), watch):
+            return self.redirect_with_message(request, page, "There is nothing to cancel.", messages.WARNING)
+        run = watch.runs.filter(outcome=Outcome.CANCELLED).latest("ended_at", "pk")
+        return self.redirect_with_message(request, page, _CANCELLED[Reason(run.reason)])
+
+    def request_check(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
+        """Request a check for differences, and redirect to it."""
+        try:
+            check = services.check_watch(Actor.of_request(request), watch)
+        except services.NotCheckable as error:
+            return self.redirect_with_message(request, self.page_of(watch), error, messages.WARNING)
+        return HttpResponseRedirect(reverse("admin:deliveries_app_driftcheck_change", args=[check.pk]))
+
     def resend_one(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         """Resend one file without confirmation. Its path is in the query string, because forms change line breaks."""
         page, path = next_url(request, self.page_of(watch)), request.GET.get("path", "")
@@ -148,8 +166,10 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, CheckWatchAdmin, 
     def get_urls(self) -> list[URLPattern]:
         return [
             self.object_page("retry", require_POST(self.retry_one), Permission.RETRY),
+            self.object_page("cancel", require_POST(self.cancel_one)),
             self.object_page("pause", require_POST(self.pause_one), Permission.CHANGE_WATCHES),
             self.object_page("resume", require_POST(self.resume_one), Permission.CHANGE_WATCHES),
+            self.object_page("check", require_POST(self.request_check), Permission.RESYNC),
             self.object_page("resend", require_POST(self.resend_one), Permission.RESYNC),
             *super().get_urls(),
         ]
@@ -189,12 +209,12 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, CheckWatchAdmin, 
 
         @admin.display(description=widgets.ACTIONS)
         def resync_button(watch: AppRepository) -> SafeString:
-            return _buttons(watch, back, can_retry=can_retry, can_resync=can_resync)
+            return buttons(watch, back, can_retry=can_retry, can_resync=can_resync)
 
         return (*self.list_display, resync_button)
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        operations = progress_context.open_operations(request, BulkOperation.objects.all())
+        operations = progress_context.open_operations(request.user)
         context = {"operations": operations, "here": request.get_full_path(), **(extra_context or {})}
         return super().changelist_view(request, context)
 
@@ -217,8 +237,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, CheckWatchAdmin, 
                 watch = watched.watch
                 message = f"{watch.app} now watches {watch.repository}."
                 return self.redirect_with_message(request, self.page_of(watch), message)
-        collapsed = "Patterns", PATTERN_FIELDS
-        return self.simple_form(request, form, "Watch a repository", collapsed=collapsed)
+        return self.render_confirmation(request, None, self.add_label, "docora/simple_form.html", form=form)
 
     def page_context(self, request: HttpRequest, watch: AppRepository) -> dict[str, Any]:
         """Return the watch's details, its progress, and what is not delivered."""
@@ -249,17 +268,14 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, CheckWatchAdmin, 
         services.unwatch_many(actor, rows)
 
 
-def live_query(watches: Iterable[AppRepository], cells: str) -> str:
-    """Return the query of the next poll: the active rows, and which of them are shown as failing; empty if none is active.
-
-    `cells` says which cells to refresh: "cells=list" those of the list of watched repositories, "cells=table" those of
-    `docora/watch_table.html`, "files=1" those of an app's page, and "" only the status.
-    """
+def live_query(watches: Iterable[AppRepository], *, with_files: bool = False) -> str:
+    """Return the query of the next poll: the active rows, and which of them are shown as failing; empty if none is active."""
     active = [watch for watch in watches if watch.is_active]
     if not active:
         return ""
     failing = progress_context.joined(watch.pk for watch in active if watch.is_failing)
-    parts = [f"ids={progress_context.live_ids(active)}", cells, f"failing={failing}" if failing else ""]
+    files = "files=1" if with_files else ""
+    parts = [f"ids={progress_context.live_ids(active)}", files, f"failing={failing}" if failing else ""]
     return "&".join(filter(None, parts))
 
 
@@ -287,20 +303,27 @@ def cell(name: str, watch: AppRepository, swap: str = "") -> SafeString:
     """Return one cell of a row. With `SWAP`, htmx replaces the cell on the page. Phones hide an empty one."""
     content = _CELLS[name](watch)
     empty = "" if content else SafeString(" data-empty")
-    return format_html('<div id="{}-{}"{}{}>{}</div>', name, watch.pk, empty, swap, content or "—")
+    return format_html('<span id="{}-{}"{}{}>{}</span>', name, watch.pk, empty, swap, content or "—")
 
 
-def _buttons(watch: AppRepository, back: str, *, can_retry: bool, can_resync: bool, swap: str = "") -> SafeString:
+def buttons(watch: AppRepository, back: str, *, can_retry: bool, can_resync: bool, swap: str = "") -> SafeString:
+    """Return the buttons of a row, for users who can use them. They lead `back`."""
     retry = widgets.retry_button(watch, back) if can_retry and watch.is_failing else ""
     resync = widgets.resync_link(watch, back) if can_resync else ""
     return format_html('<div id="buttons-{}" class="row-buttons"{}>{}{}</div>', watch.pk, swap, retry, resync)
 
 
+def cells_of(watch: AppRepository, back: str, *, can_retry: bool, can_resync: bool) -> dict[str, Any]:
+    """Return the watch and its cells, for a table of watched repositories outside of the list."""
+    shown = buttons(watch, back, can_retry=can_retry, can_resync=can_resync)
+    return {"watch": watch, "buttons": shown, **{name: cell(name, watch) for name in _CELLS}}
+
+
 def refreshed_cells(watch: AppRepository, back: str, *, can_retry: bool, can_resync: bool) -> Iterator[SafeString]:
-    """Yield the cells of a row of the list that a sync changes, besides its status."""
+    """Yield the cells of a row that a sync changes, besides its status."""
     yield from (cell(name, watch, SWAP) for name in _CELLS)
     if can_retry or can_resync:
-        yield _buttons(watch, back, can_retry=can_retry, can_resync=can_resync, swap=SWAP)
+        yield buttons(watch, back, can_retry=can_retry, can_resync=can_resync, swap=SWAP)
 
 
 def of_watch(watch: AppRepository) -> dict[str, Any]:

@@ -69,4 +69,4 @@ def problem(error: str, failing_for: SafeString | str = "", circuit: SafeString 
         format_html('<span class="quiet">Failing for {}</span>', failing_for) if failing_for else "",
         format_html('<span class="quiet">Circuit {}</span>', circuit) if circuit else "",
     ]
-    return format_html('<div class="problem">{}{}{}</div>', *parts) if any(parts) else ""
+    return format_html('<span class="problem">{}{}{}</span>', *parts) if any(parts) else ""

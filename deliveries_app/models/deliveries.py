@@ -143,6 +143,15 @@ class DeliveryAttempt(models.Model):
     def run_id(self) -> str:
         return str(self.headers.get("X-Docora-Run-Id", ""))
 
+    @property
+    def seconds(self) -> float:
+        return self.milliseconds / 1000
+
+    @property
+    def result(self) -> str:
+        """The status, or the error without its full stop."""
+        return f"HTTP {self.status_code}" if self.status_code else self.message.removesuffix(".")
+
 
 class FailureKind(models.TextChoices):
     FAILED = "failed", "failed"

@@ -6,7 +6,8 @@ Every page, command and metric takes these numbers from here, so they agree.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 from django.db.models import Count, Min, Q
 from django.db.models.functions import Now
@@ -55,23 +56,6 @@ class WatchCounts:
         return self.by_state[WatchState.SYNCING]
 
 
-class _Group(NamedTuple):
-    """Watches for which all these conditions are the same. A condition on an empty column is None."""
-
-    status: str
-    state_detail: str
-    importing: bool
-    failing: bool
-    leased: bool | None
-    ready: bool | None
-    overdue: bool | None
-    scheduled: bool | None
-    can_sync: bool
-    has_slot: bool
-    number: int
-    ready_since: datetime | None
-
-
 def count_watches(app: App | None = None) -> WatchCounts:
     """Count the watches of all apps, or of one, in one statement that reads each row once."""
     watches = AppRepository.objects.alive()
@@ -87,13 +71,13 @@ def count_watches(app: App | None = None) -> WatchCounts:
         "has_slot": ~app_is_full(),
     }
     rows: Any = watches.order_by().with_state().annotate(**conditions)
-    rows = rows.values_list("status", "state_detail", "arriving", *conditions)
-    groups = [_Group(*row) for row in rows.annotate(number=Count("pk"), ready_since=Min("next_sync_at"))]
-    free = [group for group in groups if not group.leased]
-    due = [group for group in free if group.ready and group.can_sync]
-    held = [group for group in free if group.ready and not group.can_sync]
+    rows = rows.values("status", "state_detail", "arriving", *conditions)  # a condition on an empty column is None
+    groups = [SimpleNamespace(**row) for row in rows.annotate(number=Count("pk"), ready_since=Min("next_sync_at"))]
+    free = [group for group in groups if not group.is_leased]
+    due = [group for group in free if group.is_ready and group.can_sync]
+    held = [group for group in free if group.is_ready and not group.can_sync]
 
-    def total(found: Iterable[_Group]) -> int:
+    def total(found: Iterable[SimpleNamespace]) -> int:
         return sum(group.number for group in found)
 
     return WatchCounts(
@@ -103,15 +87,15 @@ def count_watches(app: App | None = None) -> WatchCounts:
             state: total(group for group in groups if StateDetail(group.state_detail).state == state)
             for state in WatchState
         },
-        failing=total(group for group in groups if group.failing),
-        given_up=total(group for group in groups if group.failing and group.status == Status.FAILED),
-        leased=total(group for group in groups if group.leased),
+        failing=total(group for group in groups if group.is_failing),
+        given_up=total(group for group in groups if group.is_failing and group.status == Status.FAILED),
+        leased=total(group for group in groups if group.is_leased),
         due=total(due),
         held=total(held),
-        waiting=total(group for group in (*due, *held) if not group.importing),
-        overdue=total(group for group in due if group.overdue and group.has_slot),
-        scheduled=total(group for group in free if group.scheduled),
-        importing=total(group for group in groups if group.importing),
+        waiting=total(group for group in (*due, *held) if not group.arriving),
+        overdue=total(group for group in due if group.is_overdue and group.has_slot),
+        scheduled=total(group for group in free if group.is_scheduled),
+        importing=total(group for group in groups if group.arriving),
         due_since=min((group.ready_since for group in due if group.ready_since and group.has_slot), default=None),
     )
 

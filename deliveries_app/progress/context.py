@@ -5,7 +5,6 @@ from typing import Any
 
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
 from django.db.models import Exists, OuterRef, Q, QuerySet
-from django.http import HttpRequest
 
 from deliveries_app.actors import can_view_operations
 from deliveries_app.models import (
@@ -63,9 +62,9 @@ def of_watch(watch: AppRepository) -> dict[str, Any]:
     return {"watch": watch, "run": run, "progress": progress, "activity": doing}
 
 
-def open_operations(request: HttpRequest, queryset: QuerySet[BulkOperation]) -> list[dict[str, Any]]:
+def open_operations(user: AbstractBaseUser | AnonymousUser) -> list[dict[str, Any]]:
     """Return a context for each of the newest open operations, if the user can view operations."""
-    return [of_operation(operation) for operation in newest_open(request.user, queryset)]
+    return [of_operation(operation) for operation in newest_open(user, BulkOperation.objects.all())]
 
 
 def newest_open(user: AbstractBaseUser | AnonymousUser, queryset: QuerySet[BulkOperation]) -> list[BulkOperation]:

@@ -44,16 +44,6 @@ _SORTS: dict[str, tuple[str, tuple[F, ...]]] = {
 
 
 @dataclass(frozen=True)
-class Column:
-    """A sortable heading: `next` is the order it links to, `sorted` the current `aria-sort`."""
-
-    name: str
-    label: str
-    next: str
-    sorted: str = ""
-
-
-@dataclass(frozen=True)
 class TableQuery:
     """Filter and order from the query string, reduced to values the table supports."""
 
@@ -83,15 +73,14 @@ class TableQuery:
         return f"-{self.sort}" if self.descending else self.sort
 
     @property
-    def columns(self) -> list[Column]:
-        return [self._column(name, label) for name, (label, _) in _SORTS.items()]
-
-    def _column(self, name: str, label: str) -> Column:
-        if name != self.sort:
-            return Column(name, label, name)
-        return Column(
-            name, label, name if self.descending else f"-{name}", "descending" if self.descending else "ascending"
-        )
+    def columns(self) -> list[tuple[str, str, str, str]]:
+        """The name and the label of each column, the order that its heading links to, and its `aria-sort`."""
+        current = "descending" if self.descending else "ascending"
+        reverse_order = self.sort if self.descending else f"-{self.sort}"
+        return [
+            (name, label, reverse_order, current) if name == self.sort else (name, label, name, "")
+            for name, (label, _) in _SORTS.items()
+        ]
 
     def apply(self, watches: AppRepositoryQuerySet) -> AppRepositoryQuerySet:
         if self.search:

@@ -1,7 +1,7 @@
 """The last attempts at one file: the failed ones that are kept, and the last success."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
@@ -12,42 +12,23 @@ from deliveries_app.permissions import Permission
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """One attempt. Only a failed one has a message, headers, bodies and a run.
+class Success:
+    """The last success. `event` is empty if the delivery record is now about a newer notification."""
 
-    `seconds` is how long its requests took, None if unknown. `event` is empty for a success whose delivery
-    record is now about a newer notification.
-    """
-
-    pk: int  # 0 for the success
     at: datetime
     event: str
-    status: int | None
+    status_code: int | None
     seconds: float | None
-    is_success: bool = False
-    message: str = ""
-    headers: Mapping[str, str] = field(default_factory=dict)
-    request_body: str = ""
-    response_body: str = ""
-    run_id: str = ""
-    run_pk: int | None = None
-
-    @property
-    def result(self) -> str:
-        """The status, or the error without its full stop."""
-        return f"HTTP {self.status}" if self.status else self.message.removesuffix(".")
+    is_success = True
 
 
 @dataclass(frozen=True)
 class Attempts:
-    """The last attempts, newest first. The bodies are empty unless `shows_payloads`."""
+    """The last attempts, newest first. A failed one has the key of its run as `run_pk`, and bodies if `shows_payloads`."""
 
-    listed: Sequence[Attempt]
+    listed: Sequence[DeliveryAttempt | Success]
+    has_failures: bool
     shows_payloads: bool
-
-    @property
-    def has_failures(self) -> bool:
-        return any(not attempt.is_success for attempt in self.listed)
 
 
 def of_path(
@@ -60,34 +41,15 @@ def of_path(
     failed = list(rows if shows_payloads else rows.defer("request_body", "response_body"))
     run_ids = {attempt.run_id for attempt in failed if attempt.run_id}
     run_pks = dict(SyncRun.objects.filter(run_id__in=run_ids).order_by().values_list("run_id", "pk"))
-    listed = [
-        Attempt(
-            attempt.pk,
-            attempt.at,
-            attempt.event,
-            attempt.status_code,
-            attempt.milliseconds / 1000,
-            message=attempt.message,
-            headers=attempt.headers,
-            request_body=attempt.request_body if shows_payloads else "",
-            response_body=attempt.response_body if shows_payloads else "",
-            run_id=attempt.run_id,
-            run_pk=run_pks.get(attempt.run_id),
-        )
-        for attempt in failed
-    ]
-    success = _success(row) if row else None
-    if success:
-        listed = sorted([success, *listed], key=lambda attempt: attempt.at, reverse=True)[:ATTEMPTS_PER_PATH]
-    return Attempts(listed, shows_payloads)
-
-
-def _success(row: Delivery) -> Attempt | None:
-    if row.delivered_at is None:
-        return None
-    seconds = row.delivered_ms / 1000 if row.delivered_ms is not None else None
-    event = row.kind if row.acknowledged else ""
-    return Attempt(0, row.delivered_at, event, row.delivered_status, seconds, is_success=True)
+    for attempt in failed:
+        attempt.run_pk = run_pks.get(attempt.run_id)  # type: ignore[attr-defined]
+    listed: list[DeliveryAttempt | Success] = [*failed]
+    if row and row.delivered_at:
+        seconds = row.delivered_ms / 1000 if row.delivered_ms is not None else None
+        event = row.kind if row.acknowledged else ""
+        listed.insert(0, Success(row.delivered_at, event, row.delivered_status, seconds))
+        listed = sorted(listed, key=lambda attempt: attempt.at, reverse=True)[:ATTEMPTS_PER_PATH]
+    return Attempts(listed, bool(failed), shows_payloads)
 
 
 def acknowledged_at(row: Delivery) -> datetime | None:

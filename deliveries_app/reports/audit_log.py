@@ -19,9 +19,6 @@ _IDS = {"app_": "app_id", "repo_": "repository_id", "run_": "run_id", "bulk_": "
 
 def search(term: str) -> Search:
     """Search by the exact id of an app, repository, run or operation, by address, or by part of the text or the actor."""
-    term = term.strip()
-    if not term:
-        return Search(Q())
     for prefix, column in _IDS.items():
         if term.startswith(prefix):
             return Search(Q(**{column: term}))

@@ -1,9 +1,8 @@
 """An app's endpoint hour by hour: accepted notifications, response times, and re-syncs, key rotations and pauses."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from enum import StrEnum
 from itertools import groupby
 
 from django.db.models import Q
@@ -22,38 +21,28 @@ READ = 200
 """Maximum number of re-syncs to read, and of audit log entries. The newest are read."""
 
 
-class MarkKind(StrEnum):
-    RESYNC = "resync"
-    ROTATION = "rotation"
-    PAUSE = "pause"
-
-
-_ICONS = {MarkKind.RESYNC: "resync", MarkKind.ROTATION: "key", MarkKind.PAUSE: "pause"}
-_OF_APP: dict[str, MarkKind] = {
-    AuditAction.KEY_STARTED: MarkKind.ROTATION,
-    AuditAction.KEY_RETIRED: MarkKind.ROTATION,
-    AuditAction.KEY_DISCARDED: MarkKind.ROTATION,
-    AuditAction.APP_PAUSED: MarkKind.PAUSE,
-    AuditAction.APP_RESUMED: MarkKind.PAUSE,
+_OF_APP: dict[str, str] = {
+    AuditAction.KEY_STARTED: "key",
+    AuditAction.KEY_RETIRED: "key",
+    AuditAction.KEY_DISCARDED: "key",
+    AuditAction.APP_PAUSED: "pause",
+    AuditAction.APP_RESUMED: "pause",
 }
-_OF_ALL: dict[str, MarkKind] = {AuditAction.ALL_PAUSED: MarkKind.PAUSE, AuditAction.ALL_RESUMED: MarkKind.PAUSE}
-_KINDS = {**_OF_APP, **_OF_ALL}
-"""Actions of the audit log."""
+_OF_ALL: dict[str, str] = {AuditAction.ALL_PAUSED: "pause", AuditAction.ALL_RESUMED: "pause"}
+_ICONS = {**_OF_APP, **_OF_ALL}
+"""Action of the audit log → icon."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """An event that may explain a change in the chart. `x` is its position, `operation` the primary key of a re-sync."""
+    """An event that may explain a change in the chart. `operation` is the primary key of a re-sync that the user can view, and
+    `x` the position in the chart."""
 
     at: datetime
-    kind: MarkKind
+    icon: str
     text: str
-    x: float = 0.0
     operation: int | None = None
-
-    @property
-    def icon(self) -> str:
-        return _ICONS[self.kind]
+    x: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -111,7 +100,7 @@ def of_app(app: App, hours: int, *, names_operations: bool = True) -> History:
     sent = {row[0]: Hour(*row) for row in columns}
     begin, end = begins[0], begins[-1] + timedelta(hours=1)
     marks = [
-        Mark(mark.at, mark.kind, mark.text, round(chart.WIDTH * ((mark.at - begin) / (end - begin)), 2), mark.operation)
+        replace(mark, x=round(chart.WIDTH * ((mark.at - begin) / (end - begin)), 2))
         for mark in sorted(_marks(app, begin, names_operations=names_operations), key=lambda mark: mark.at)
     ]
     by_cell = {cell: list(found) for cell, found in groupby(marks, key=_cell)}
@@ -125,7 +114,7 @@ def _cell(mark: Mark) -> int:
 
 def _one_of_each_kind(marks: Sequence[Mark]) -> list[Mark]:
     """Return the last mark of each kind, because there is no space for more."""
-    return list({mark.kind: mark for mark in marks}.values())
+    return list({mark.icon: mark for mark in marks}.values())
 
 
 def _marks(app: App, since: datetime, *, names_operations: bool) -> list[Mark]:
@@ -137,14 +126,14 @@ def _marks(app: App, since: datetime, *, names_operations: bool) -> list[Mark]:
         *(
             Mark(
                 operation.created_at,
-                MarkKind.RESYNC,
+                "resync",
                 f"{operation.title}, by {operation.requested_by}" if names_operations else "Re-sync",
-                operation=operation.pk,
+                operation.pk if names_operations else None,
             )
             for operation in resyncs.order_by("-created_at", "-pk")[:READ]
         ),
         *(
-            Mark(entry.created_at, _KINDS[entry.action], f"{entry.message.removesuffix('.')}, by {_by(entry)}")
+            Mark(entry.created_at, _ICONS[entry.action], f"{entry.message.removesuffix('.')}, by {_by(entry)}")
             for entry in entries[:READ]
         ),
     ]

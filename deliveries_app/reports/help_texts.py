@@ -1,7 +1,6 @@
 """Labels and hints for the engine's short cause codes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.planning.eligibility import REMARKS
@@ -96,20 +95,11 @@ ROOT_HINTS: dict[RootCause, str] = {
 """Root cause → suggested action."""
 
 
-@dataclass(frozen=True)
-class LeftOut:
-    """Number of files left out for one cause."""
-
-    name: str
-    meaning: str
-    count: int
-
-
-def left_out(counts: Mapping[str, int]) -> list[LeftOut]:
-    """Return a tree's `left_out` counts in display order."""
+def left_out(counts: Mapping[str, int]) -> list[tuple[str, str, int]]:
+    """Return the label, the explanation and the number of files of each cause in a tree's `left_out`, in display order."""
     known = [*LEFT_OUT, *(cause for cause in counts if cause not in LEFT_OUT)]
     return [
-        LeftOut(*LEFT_OUT.get(cause, (cause.replace("_", " ").capitalize(), "")), counts[cause])
+        (*LEFT_OUT.get(cause, (cause.replace("_", " ").capitalize(), "")), counts[cause])
         for cause in known
         if counts.get(cause)
     ]

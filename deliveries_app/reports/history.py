@@ -38,9 +38,6 @@ def window_start[M: Model](rows: QuerySet[M], until: datetime | None) -> datetim
 
 def search_runs(term: str) -> Search:
     """Search by run id, operation id, or part of an app or repository name."""
-    term = term.strip()
-    if not term:
-        return Search(Q())
     if term.startswith("run_"):
         return Search(Q(run_id=term))
     if term.startswith("bulk_"):
@@ -68,9 +65,6 @@ def _watches_named(term: str) -> QuerySet[AppRepository]:
 
 def search_operations(term: str) -> Search:
     """Search by operation id, or part of its title or requester."""
-    term = term.strip()
-    if not term:
-        return Search(Q())
     if term.startswith("bulk_"):
         return Search(Q(operation_id=term))
     return Search(Q(title__icontains=term) | Q(requested_by__icontains=term), in_window=True)

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from django.db.models import BooleanField, Case, Count, ExpressionWrapper, F, OuterRef, Q, QuerySet, Subquery, Sum, When
 from django.db.models.functions import Coalesce
@@ -18,16 +19,19 @@ SAMPLE = 10
 COUNTED_RECORDS = 1000
 _RECENT_RUNS = 50
 _MAX_APPS_NAMED = 100
-_IS_PAUSED = Q(app__paused=True) | Q(paused_at__isnull=False)
+_COUNTS = {
+    "watches": Count("pk"),
+    "apps": Count("app", distinct=True),
+    "paused": Count("pk", filter=Q(app__paused=True) | Q(paused_at__isnull=False)),
+}
 _MAX_REPOSITORIES_NAMED = 1000  # above this, count all watches: a query that names thousands is slower
 
 
 @dataclass(frozen=True)
 class _Affected:
-    """The number of watches, how many of them a worker is syncing now, and a `sample`: the first ones."""
+    """The number of watches, and a `sample` of them: the first ones."""
 
     watches: int
-    syncing: int
     sample: Sequence[AppRepository]
 
     @property
@@ -46,13 +50,14 @@ class BulkImpact(_Affected):
 
 @dataclass(frozen=True)
 class Impact(BulkImpact):
-    """What a re-sync sends: all files.
+    """What a re-sync sends: all files. A worker is syncing `syncing` of the watches now.
 
     `seconds` is estimated from the apps' recent pace, or None without one. The watches in `sample` have `files` and `size`.
     """
 
     size: int
     seconds: float | None
+    syncing: int
 
 
 @dataclass(frozen=True)
@@ -67,47 +72,31 @@ class RetryImpact(BulkImpact):
 
 
 @dataclass(frozen=True)
-class ResendPart:
-    """What is resent of one watch."""
+class ResendImpact(BulkImpact):
+    """What a resend sends: the files of the `deliveries` (primary keys).
 
-    watch: AppRepository
-    files: int
-    size: int
-
-
-@dataclass(frozen=True)
-class ResendImpact:
-    """What a resend sends: the files of the `deliveries` (primary keys) of `watches` watches of `apps` apps.
-
-    If it `is_too_large`, only `limit` + 1 deliveries were read. `sample` has the watches with the most files.
+    If it `is_too_large`, only `limit` + 1 deliveries were read. `sample` has the watches with the most files, with the
+    `files` and the `size` that are resent.
     """
 
     deliveries: Sequence[int]
-    files: int
     size: int
-    watches: int
-    apps: int
-    paused: int
     is_too_large: bool
-    sample: Sequence[ResendPart]
     limit: int = MAX_RESENT_AT_ONCE
-
-    @property
-    def more(self) -> int:
-        return self.watches - len(self.sample)
 
 
 @dataclass(frozen=True)
 class Removal(_Affected):
     """What is removed together with watches.
 
-    - `pks` and `files`: the watches, and the number of files in their newest trees.
+    - `pks` and `files`: the watches, and the number of files in their newest trees. A worker is syncing `syncing` of them now.
     - `records`: their delivery records, exact up to `COUNTED_RECORDS`, otherwise estimated from the number of files.
     - `orphans`: repositories that no other app watches. Their mirrors are removed too.
     """
 
     pks: Sequence[int]
     files: int
+    syncing: int
     records: int
     records_are_exact: bool
     orphans: int
@@ -154,12 +143,10 @@ def impact_of(watches: AppRepositoryQuerySet) -> Impact:
     """Estimate a re-sync in a constant number of queries."""
     counted = _with_sizes(watches.alive())
     found = counted.aggregate(
-        watches=Count("pk"),
-        apps=Count("app", distinct=True),
+        **_COUNTS,
         total_files=Coalesce(Sum("files"), 0),
         total_size=Coalesce(Sum("size"), 0),
         syncing=Count("pk", filter=is_syncing()),
-        paused=Count("pk", filter=_IS_PAUSED),
     )
     sample = _sample(counted)
     files = found.pop("total_files")
@@ -172,12 +159,9 @@ def impact_of(watches: AppRepositoryQuerySet) -> Impact:
 def retry_impact_of(watches: AppRepositoryQuerySet) -> RetryImpact:
     """Estimate a retry of failing `watches`."""
     found = watches.aggregate(
-        watches=Count("pk"),
-        apps=Count("app", distinct=True),
+        **_COUNTS,
         files=Coalesce(Sum("files_failing", filter=~Q(base_commit="")), 0),
         unknown=Count("pk", filter=Q(base_commit="")),
-        syncing=Count("pk", filter=is_syncing()),
-        paused=Count("pk", filter=_IS_PAUSED),
     )
     return RetryImpact(sample=_sample(watches), **found)
 
@@ -186,12 +170,14 @@ def resend_impact_of(deliveries: QuerySet[Delivery]) -> ResendImpact:
     """Return what a resend of these deliveries sends, up to the limit, in three queries."""
     rows = list(deliveries.values_list("pk", "watch_id", "size")[: MAX_RESENT_AT_ONCE + 1])
     files, sizes = Counter(watch for _, watch, _ in rows), Counter[int]()
-    for _, watch, size in rows:
-        sizes[watch] += size
+    for _, watch_pk, size in rows:
+        sizes[watch_pk] += size
     largest = [watch for watch, _ in files.most_common(SAMPLE)]
     watches = AppRepository.objects.order_by()
     apps = watches.filter(pk__in=list(files)).values_list("app_id", "app__paused", "paused_at")
-    known = watches.for_list().in_bulk(largest)
+    known: dict[int, Any] = watches.for_list().in_bulk(largest)
+    for pk, watch in known.items():
+        watch.files, watch.size = files[pk], sizes[pk]
     return ResendImpact(
         deliveries=[pk for pk, _, _ in rows],
         files=len(rows),
@@ -200,7 +186,7 @@ def resend_impact_of(deliveries: QuerySet[Delivery]) -> ResendImpact:
         apps=len({app for app, *_ in apps}),
         paused=sum(is_paused or paused_at is not None for _, is_paused, paused_at in apps),
         is_too_large=len(rows) > MAX_RESENT_AT_ONCE,
-        sample=[ResendPart(known[pk], files[pk], sizes[pk]) for pk in largest if pk in known],
+        sample=[known[pk] for pk in largest if pk in known],
     )
 
 

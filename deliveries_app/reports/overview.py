@@ -1,6 +1,7 @@
 """Data for the admin's overview page. Parts the user cannot view are None and are not queried."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
 from django.db.models import Count, Min, Q, Window
@@ -11,9 +12,7 @@ from deliveries_app.models import AlertChannel, App, AppRepository, BulkOperatio
 from deliveries_app.monitoring import alerts
 from deliveries_app.monitoring.counts import WatchCounts, count_open_circuits, count_watches
 from deliveries_app.permissions import Permission
-from deliveries_app.progress import activity, live
-from deliveries_app.progress.activity import Activity
-from deliveries_app.progress.context import open_progress
+from deliveries_app.progress import context as progress_context
 from deliveries_app.progress.live import Progress
 from deliveries_app.reports import checklist, traffic
 from deliveries_app.reports.checklist import Apps, Checklist
@@ -38,22 +37,12 @@ class Watches:
 
 
 @dataclass(frozen=True)
-class Jobs:
-    """Numbers of rows in the lists of the queue page. `held` counts those that are `waiting` but held back."""
-
-    waiting: int
-    running: int
-    scheduled: int
-    held: int
-
-
-@dataclass(frozen=True)
 class Running:
     """The first few open operations and running syncs, whether there are more operations, and how many more syncs."""
 
-    operations: tuple[tuple[BulkOperation, Progress, Activity | None], ...]
+    operations: list[dict[str, Any]]
     more_operations: bool
-    watches: tuple[tuple[AppRepository, Progress | None], ...]
+    watches: list[tuple[AppRepository, Progress | None]]
     more_watches: int
 
 
@@ -77,7 +66,7 @@ class Overview:
     apps: Apps | None
     watches: Watches | None
     circuits: int | None
-    jobs: Jobs | None
+    queue: WatchCounts | None
     day: Day | None
     running: Running | None
     failing: tuple[Failing, ...] | None
@@ -116,7 +105,7 @@ def of_user(user: AbstractBaseUser | AnonymousUser) -> Overview:
         apps=apps,
         watches=watches,
         circuits=count_open_circuits() if can(Permission.VIEW_REPOSITORIES) else None,
-        jobs=_jobs(counts) if counts and can(Permission.VIEW_QUEUE) else None,
+        queue=counts if can(Permission.VIEW_QUEUE) else None,
         day=traffic.of_last_day() if can(Permission.VIEW_DELIVERIES) else None,
         running=_running(watches, operations=can_view_operations(user))
         if watches or can_view_operations(user)
@@ -138,25 +127,16 @@ def _oldest_due() -> AppRepository | None:
     return due.order_by("next_sync_at", "pk").first()
 
 
-def _jobs(counts: WatchCounts) -> Jobs:
-    return Jobs(counts.due + counts.held, counts.leased, counts.scheduled, counts.held)
-
-
 def _running(watches: Watches | None, *, operations: bool) -> Running:
     open_operations = list(BulkOperation.objects.filter(ended_at=None)[: OPERATIONS_SHOWN + 1]) if operations else []
     syncing = _syncing() if watches and watches.counts.syncing else []
-    progress = open_progress(syncing)
+    progress = progress_context.open_progress(syncing)
     return Running(
-        operations=tuple(_with_progress(operation) for operation in open_operations[:OPERATIONS_SHOWN]),
+        operations=[progress_context.of_operation(operation) for operation in open_operations[:OPERATIONS_SHOWN]],
         more_operations=len(open_operations) > OPERATIONS_SHOWN,
-        watches=tuple((watch, progress.get(watch.pk)) for watch in syncing),
+        watches=[(watch, progress.get(watch.pk)) for watch in syncing],
         more_watches=max(0, watches.counts.syncing - len(syncing)) if watches else 0,
     )
-
-
-def _with_progress(operation: BulkOperation) -> tuple[BulkOperation, Progress, Activity | None]:
-    progress = live.of_operation(operation)
-    return operation, progress, activity.of_operation(operation, progress)
 
 
 def _syncing() -> list[AppRepository]:

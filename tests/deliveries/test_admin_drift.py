@@ -78,8 +78,7 @@ def test_check_of_a_watch_is_requested_and_cancelled(operator: Client, opted_in:
     request_sync(AppRepository.objects.filter(pk=watch.pk))
     watch.refresh_from_db()
     assert watch.next_sync_at is not None
-    assert f'hx-get="/admin/live/checks/of/{watch.pk}/"' in operator.get(f"{WATCHES}{watch.pk}/change/").text
-    assert "hx-get" in operator.get(f"/admin/live/checks/of/{watch.pk}/").text
+    assert 'id="drift-link"' in operator.get(f"/admin/live/watch/{watch.pk}/").text
     assert "Check cancelled." in operator.post(f"{CHECKS}{check.pk}/cancel/", follow=True).text
     fragment = operator.get(f"/admin/live/checks/{check.pk}/")
     assert "Cancelled by anna." in fragment.text

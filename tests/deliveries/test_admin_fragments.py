@@ -1,6 +1,7 @@
 """Progress fragments: live numbers, the end of polling, and final summaries."""
 
 import hashlib
+import json
 import re
 from datetime import timedelta
 from html import unescape
@@ -134,7 +135,7 @@ def test_list_polls_only_active_rows(admin: Client, db) -> None:
     app = make_app("Portal")
     quiet, busy = make_watch(app, "docs"), make_watch(app, "site", status=Status.SCANNING)
     page = admin.get(LIST).text
-    assert f'hx-get="/admin/live/?ids={busy.pk}&amp;cells=list"' in page
+    assert f'hx-get="/admin/live/?ids={busy.pk}"' in page
     shown = admin.get(f"/admin/live/?ids={busy.pk}").text
     assert f'id="live-{busy.pk}"' in shown
     assert f'id="live-{quiet.pk}"' not in shown
@@ -193,7 +194,7 @@ def test_watch_page_shows_run_failures_and_cancel(admin: Client, operation: Bulk
     page = admin.get(f"{LIST}{run.watch_id}/change/").text
     assert "50 / 100 files" in page
     assert "Cancel" in page
-    admin.post(f"/admin/live/{run.watch_id}/cancel/")
+    admin.post(f"/admin/deliveries_app/apprepository/{run.watch_id}/cancel/")
     run.refresh_from_db()
     assert run.outcome == Outcome.CANCELLED
 
@@ -245,14 +246,19 @@ def poll(client: Client, url: str, page: str) -> str:
     return client.get(url, HTTP_HX_REQUEST="true", HTTP_HX_CURRENT_URL=f"http://testserver{page}").text
 
 
-def swapped(fragment: str) -> dict[str, str]:
-    """Return the id and the content of each element that the fragment swaps into the page out of band."""
-    parts = re.split(r'<(?:div|dl|section) id="([\w-]+)" hx-swap-oob="innerHTML">', fragment)
-    return {name: part.rpartition("</")[0] for name, part in zip(parts[1::2], parts[2::2], strict=True)}
-
-
 def without_tokens(html: str) -> str:
     return re.sub('name="csrfmiddlewaretoken" value="[^"]*"', "", html)
+
+
+def content_of(live: str) -> str:
+    """Return the content of a page that is refreshed as a whole, without the pause banner that follows it."""
+    return without_tokens(live.split('<div id="sync-pause"')[0].strip())
+
+
+def selected(page: str) -> list[str]:
+    """Return the ids of the elements that the page takes from its own content when it polls."""
+    [names] = re.findall('hx-select-oob="([^"]*)"', page)
+    return [name.removeprefix("#") for name in names.split(",")]
 
 
 def poll_url(page: str, watch: AppRepository) -> str:
@@ -264,50 +270,41 @@ def test_last_poll_of_a_watch_shows_what_a_reload_shows(admin: Client, db) -> No
     watch, run = retrying(make_app("Portal"), "a.md", "b.md")
     page = f"{LIST}{watch.pk}/change/"
     url = poll_url(admin.get(page).text, watch)
-    assert swapped(poll(admin, url, page)) == {}
+    assert "HX-Trigger" not in admin.get(url).headers
     succeed(watch, run)
-    last = poll(admin, url, page)
-    assert "hx-get" not in last
-    parts = swapped(last.split('<span id="spoken"')[0] + last.split("Up to date.</span>")[1])
-    assert set(parts) == {
-        f"watch-actions-{watch.pk}", "watch-problem", "watch-fields", "watch-undelivered", "watch-excluded", "watch-pending",
-        "watch-runs",
-    }  # fmt: skip
-    reloaded = without_tokens(admin.get(page).text)
-    for name, content in parts.items():
-        assert f'id="{name}"' in reloaded
-        assert without_tokens(content) in reloaded, name
-    assert "HTTP 500" not in last
-    assert "Retry</button>" not in last
-    assert "rejected" not in last
-    assert "In progress" not in last
+    last = admin.get(url)
+    assert "hx-get" not in last.text
+    assert json.loads(last.headers["HX-Trigger"]) == {"docora:refresh": {"target": "#watch-live"}}
+    reloaded = admin.get(page).text
+    assert last.text.split('<span id="spoken"')[0].strip() in reloaded
+    assert content_of(poll(admin, f"/admin/live/watch/{watch.pk}/?active=0", page)) in without_tokens(reloaded)
+    for text in ("HTTP 500", "Retry</button>", "rejected", "In progress"):
+        assert text not in reloaded
 
 
-def test_poll_refreshes_a_watch_s_page_once_it_fails(admin: Client, db) -> None:
+def test_watch_s_page_refreshes_once_it_fails(admin: Client, db) -> None:
     watch = syncing(make_app("Portal"))
     page = f"{LIST}{watch.pk}/change/"
-    url = poll_url(admin.get(page).text, watch)
+    for name in selected(admin.get(page).text):
+        assert admin.get(page).text.count(f'id="{name}"') == 1, name
     start_failing("The app returned HTTP 500.", "http_5xx")
-    failed = poll(admin, url, page)
-    assert "The app returned HTTP 500." in swapped(failed)["watch-problem"]
-    assert "Retry</button>" in swapped(failed)[f"watch-actions-{watch.pk}"]
-    assert swapped(poll(admin, poll_url(failed, watch), page)) == {}
+    failed = poll(admin, f"/admin/live/watch/{watch.pk}/?active=1", page)
+    assert '<p class="errornote">The app returned HTTP 500.</p>' in failed
+    assert "Retry</button>" in failed
 
 
 def test_last_poll_of_a_run_shows_what_a_reload_shows(admin: Client, db) -> None:
     watch, run = retrying(make_app("Portal"), "a.md")
     page = f"/admin/deliveries_app/syncrun/{run.pk}/change/"
     url = poll_url(admin.get(page).text, watch)
-    assert swapped(poll(admin, url, page)) == {}
+    assert "run-fields" not in poll(admin, url, page)
     succeed(watch, run)
     last = poll(admin, url, page)
     assert "hx-get" not in last
-    parts = swapped(last.split('<span id="spoken"')[0])
-    assert set(parts) == {"run-error", "run-fields", "run-excluded", "run-undelivered"}
-    reloaded = without_tokens(admin.get(page).text)
-    for name, content in parts.items():
-        assert without_tokens(content) in reloaded, name
-    assert "<dt>Ended</dt>" in parts["run-fields"]
+    assert without_tokens(last.split('<span id="spoken"')[0].strip()) in without_tokens(admin.get(page).text)
+    for name in selected(last):
+        assert last.count(f'id="{name}"') == 1, name
+    assert "<dt>Ended</dt>" in last
     assert "HTTP 500" not in last
 
 
@@ -321,7 +318,7 @@ def test_row_that_settles_shows_what_a_reload_shows(admin: Client, db, table: st
     succeed(watch, run)
     last = poll(admin, unescape(url), page)
     assert "hx-get" not in last
-    cells = re.findall(r'<(div|span) id="(?!live)(\w+)-\d+"([^>]*) hx-swap-oob="true">(.*?)</\1>', last, re.DOTALL)
+    cells = re.findall(r'<(div|span) id="(?!live)(\w+)-\d+"([^>]*) hx-swap-oob="true">(.*?)</\1>', last)
     assert {name for _, name, *_ in cells} == {"synced", "files", "problem", "buttons"}
     reloaded = admin.get(page).text
     for tag, name, attributes, content in cells:
@@ -333,7 +330,7 @@ def test_row_that_settles_shows_what_a_reload_shows(admin: Client, db, table: st
 
 def test_row_that_starts_failing_shows_the_error(admin: Client, db) -> None:
     watch = syncing(make_app("Portal"))
-    query = f"/admin/live/?ids={watch.pk}&cells=list"
+    query = f"/admin/live/?ids={watch.pk}"
     assert "problem-" not in poll(admin, query, LIST)
     start_failing("It broke.", "other")
     failed = poll(admin, query, LIST)
@@ -441,12 +438,12 @@ def test_watch_page_links_only_to_an_app_that_the_user_can_view(watches) -> None
     assert link not in shown
 
 
-@pytest.mark.parametrize("path", ["progress/bulk_{id}/cancel/", "progress/bulk_{id}/continue/", "live/{pk}/cancel/"])
+@pytest.mark.parametrize("path", ["bulkoperation/{}/cancel/", "bulkoperation/{}/continue/", "apprepository/{}/cancel/"])
 def test_anonymous_cancel_redirects_to_the_sign_in_page(admin: Client, operation: BulkOperation, path: str) -> None:
     """It does not tell what exists."""
-    watch = AppRepository.objects.earliest("pk")
-    there = path.format(id=operation.operation_id.removeprefix("bulk_"), pk=watch.pk)
-    for url in (f"/admin/{there}", f"/admin/{path.format(id='none', pk=999_999)}"):
+    existing = operation if path.startswith("bulkoperation") else AppRepository.objects.earliest("pk")
+    for pk in (existing.pk, 999_999):
+        url = f"/admin/deliveries_app/{path.format(pk)}"
         answer = Client().post(url)
         assert (answer.status_code, answer.url) == (302, f"/admin/login/?next={url}")
     assert operation.runs.filter(outcome="").count() == 3
@@ -459,13 +456,10 @@ def test_settled_watch_page_refreshes_itself(admin: Client, db) -> None:
     assert f'hx-get="{url}"' in admin.get(page).text
     App.objects.update(paused=True)
     answer = poll(admin, f"{url}?active=0", page)
-    assert "The app is paused." in swapped(answer)["watch-problem"]
+    assert "The app is paused." in answer
     assert f'id="watch-progress-{watch.pk}"' in answer
     assert 'id="spoken"' not in answer
-    parts = swapped(answer.split('<div id="sync-pause"')[0])
-    reloaded = without_tokens(admin.get(page).text)
-    for name, content in parts.items():
-        assert without_tokens(content) in reloaded, name
+    assert content_of(answer) in without_tokens(admin.get(page).text)
     # While the page shows the watch as active, the progress polls for itself.
     assert f'id="watch-progress-{watch.pk}"' not in poll(admin, f"{url}?active=1", page)
 
@@ -473,10 +467,13 @@ def test_settled_watch_page_refreshes_itself(admin: Client, db) -> None:
 def test_app_page_s_poll_agrees_with_itself(admin: Client, db) -> None:
     app = make_app("Portal")
     page, url = f"/admin/deliveries_app/app/{app.pk}/change/", f"/admin/live/app/{app.pk}/"
-    assert "Pause app" in admin.get(page).text
+    before = admin.get(page).text
+    for name in selected(before):
+        assert before.count(f'id="{name}"') == 1, name
+    assert "Pause app" in before
     App.objects.update(paused=True, paused_reason="By a colleague.")
     answer = poll(admin, url, page)
-    assert '<dd id="app-status" hx-swap-oob="innerHTML"><span class="bad">Paused</span> By a colleague.</dd>' in answer
+    assert '<dd id="app-status" data-live-part><span class="bad">Paused</span> By a colleague.</dd>' in answer
     assert "Resume app</button>" in answer
     assert "Pause app" not in answer
 

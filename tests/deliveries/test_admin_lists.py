@@ -290,7 +290,7 @@ def test_watch_row_shows_error_failing_since_and_circuit(viewer: Client, watches
 def test_cells_name_their_column_for_phones(root: Client, watches) -> None:
     page = root.get(f"{ADMIN}apprepository/").text
     assert '<td role="cell" data-label="App" class="field-app_name">Portal</td>' in page
-    empty = f'<div id="problem-{watches[0].pk}" data-empty>—</div>'
+    empty = f'<span id="problem-{watches[0].pk}" data-empty>—</span>'
     assert f'<td role="cell" data-label="Error" class="field-problem">{empty}</td>' in page
     assert 'data-empty class="field-last_success">—</td>' in root.get(f"{ADMIN}app/").text
     assert re.search('<th role="rowheader" data-label="Repository" class="field-repository_name"><a ', page)

@@ -57,7 +57,7 @@ def test_operator_can_follow_own_operation(operator: Client, watches) -> None:
     assert "Cancel" in answer.text
     assert operator.get(f"/admin/progress/{operation.operation_id}/").status_code == 200
     assert operator.get(f"/admin/api/retry/progress/{operation.operation_id}").status_code == 200
-    operator.post(f"/admin/progress/{operation.operation_id}/cancel/")
+    operator.post(f"/admin/deliveries_app/bulkoperation/{operation.pk}/cancel/")
     operation.refresh_from_db()
     assert operation.cancelled_by == "olga"
 
@@ -76,7 +76,7 @@ def test_viewer_cannot_cancel(operator: Client, watches) -> None:
     viewer = staff("victor", "view_apprepository", "view_bulkoperation")
     page = f"/admin/deliveries_app/bulkoperation/{operation.pk}/change/"
     assert "Cancel" not in viewer.get(page).text
-    assert viewer.post(f"/admin/progress/{operation.operation_id}/cancel/").status_code == 403
+    assert viewer.post(f"/admin/deliveries_app/bulkoperation/{operation.pk}/cancel/").status_code == 403
 
 
 @pytest.mark.parametrize("path", ["live/?ids=1", "live/1/", "progress/bulk_x/", "progress/bulk_x/rows/"])

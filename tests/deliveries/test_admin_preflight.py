@@ -234,20 +234,20 @@ def test_poll_shows_a_turn_and_a_released_repository(
     key = f"w{watches[1].pk}"
     assert "held, because acme/docs" in operator.get(f"{url}rows/?ids=&watches={watches[1].pk}").text
     with django_capture_on_commit_callbacks(execute=True):
-        answer = operator.post(f"{url}continue/", follow=True)
+        answer = operator.post(f"{OPERATIONS}{held.pk}/continue/", follow=True)
     assert "Continuing with 1 repository." in answer.text
     released = operator.get(f"{url}rows/?ids=&watches={watches[1].pk}").text
     assert f'<span id="run-status-{key}"' in released
     assert "waiting for a worker" in released
     assert f"watches={watches[1].pk}" in released
-    assert "The operation is not held." in operator.post(f"{url}continue/", follow=True).text
+    assert "The operation is not held." in operator.post(f"{OPERATIONS}{held.pk}/continue/", follow=True).text
 
 
 def test_cancelled_operation_says_what_was_not_released(
     operator: Client, held: BulkOperation, watches: list[AppRepository], django_capture_on_commit_callbacks
 ) -> None:
     with django_capture_on_commit_callbacks(execute=True):
-        page = operator.post(f"/admin/progress/{held.operation_id}/cancel/", follow=True)
+        page = operator.post(f"/admin/deliveries_app/bulkoperation/{held.pk}/cancel/", follow=True)
     assert "Cancelled the sync of 1 repository." in page.text
     assert "1 had not been released and stayed as they were" in page.text
     assert "<li>1 not released</li>" in page.text
@@ -257,7 +257,7 @@ def test_cancelled_operation_says_what_was_not_released(
 
 
 def test_continue_is_refused_without_permission_or_post(viewer: Client, operator: Client, held: BulkOperation) -> None:
-    url = f"/admin/progress/{held.operation_id}/continue/"
+    url = f"/admin/deliveries_app/bulkoperation/{held.pk}/continue/"
     assert (viewer.post(url).status_code, operator.get(url).status_code) == (403, 405)
     assert f'id="continue-{held.operation_id}"' not in viewer.get(f"{OPERATIONS}{held.pk}/change/").text
     held.refresh_from_db()

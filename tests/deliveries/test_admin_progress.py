@@ -1,7 +1,9 @@
 """Progress in the admin: live from Redis, from rows without it, and polling that ends."""
 
 import json
+import re
 from datetime import timedelta
+from html import unescape
 from typing import Any
 
 import pytest
@@ -46,6 +48,14 @@ def test_only_running_operations_poll(operator: Client, operation: BulkOperation
     assert "3 repositories: 3 succeeded" in finished
     assert "Succeeded</span>" in finished
     assert "Cancel</button>" not in finished
+
+
+def test_poll_keeps_the_chosen_part_of_an_operation_s_page(operator: Client, operation: BulkOperation) -> None:
+    page = operator.get(f"/admin/deliveries_app/bulkoperation/{operation.pk}/change/?part=open").text
+    [url] = re.findall(f'hx-get="(/admin/progress/{operation.operation_id}/[?][^"]*)"', page)
+    for shown in (page, operator.get(unescape(url)).text):
+        assert 'id="part-open" href="?part=open" aria-current="true"' in shown
+        assert 'id="part-all" href="?">' in shown
 
 
 def test_result_has_one_duration(operator: Client, operation: BulkOperation) -> None:
@@ -167,7 +177,7 @@ def test_cancelled_operation_shows_what_was_sent(operator: Client, operation: Bu
     first, second, _ = operation.runs.order_by("pk")
     SyncRun.objects.filter(pk=first.pk).update(outcome="succeeded", ended_at=timezone.now(), files_done=100)
     SyncRun.objects.filter(pk=second.pk).update(started_at=timezone.now(), files_done=44)
-    answer = operator.post(f"/admin/progress/{operation.operation_id}/cancel/", follow=True)
+    answer = operator.post(f"/admin/deliveries_app/bulkoperation/{operation.pk}/cancel/", follow=True)
     assert "Cancelled the sync of 2 repositories." in answer.text
     assert (
         "Cancelled by anna. 1 repository had been sent in full; acme/site → Portal stopped after 44 of 100 files; "
@@ -180,10 +190,10 @@ def test_cancelled_operation_shows_what_was_sent(operator: Client, operation: Bu
 
 def test_viewer_can_look_but_not_cancel(viewer: Client, operation: BulkOperation) -> None:
     assert "0 of 3 repositories" in fragment(viewer, operation)
-    assert viewer.post(f"/admin/progress/{operation.operation_id}/cancel/").status_code == 403
+    assert viewer.post(f"/admin/deliveries_app/bulkoperation/{operation.pk}/cancel/").status_code == 403
     watch = AppRepository.objects.first()
-    assert viewer.post(f"/admin/live/{watch.pk}/cancel/").status_code == 403  # type: ignore[union-attr]
-    assert viewer.get(f"/admin/progress/{operation.operation_id}/cancel/").status_code == 405
+    assert viewer.post(f"/admin/deliveries_app/apprepository/{watch.pk}/cancel/").status_code == 403  # type: ignore[union-attr]
+    assert viewer.get(f"/admin/deliveries_app/bulkoperation/{operation.pk}/cancel/").status_code == 405
     assert SyncRun.objects.filter(outcome="").count() == 3
 
 
@@ -199,7 +209,7 @@ def test_cells_of_active_rows_are_swapped_in_place(operator: Client, operation: 
     pks = list(AppRepository.objects.values_list("pk", flat=True))
     AppRepository.objects.filter(pk=pks[0]).update(status="synced", next_sync_at=None)
     page = operator.get(f"/admin/live/?ids={','.join(map(str, pks))}").text
-    assert page.count('hx-swap-oob="true"') == 3
+    assert page.count('hx-swap-oob="true"') == 3 + 4  # each status, and the other cells of the one that has settled
     assert f"?ids={pks[1]},{pks[2]}" in page
     AppRepository.objects.update(status="synced", next_sync_at=None)
     assert "hx-get" not in operator.get(f"/admin/live/?ids={pks[0]}").text

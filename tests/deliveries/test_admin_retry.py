@@ -289,9 +289,8 @@ def test_query_count_is_constant(operator: Client, failing, django_assert_max_nu
 def test_retry_permission_covers_the_operation(failing) -> None:
     client = staff("rita", "view_apprepository", "retry_apprepository")
     operation = retry_all(Actor.system())
-    base = f"/admin/progress/{operation.operation_id}/"
-    assert "0 of 3 repositories" in client.get(base).text
-    assert client.post(f"{base}cancel/").status_code == 302
+    assert "0 of 3 repositories" in client.get(f"/admin/progress/{operation.operation_id}/").text
+    assert client.post(f"/admin/deliveries_app/bulkoperation/{operation.pk}/cancel/").status_code == 302
     operation.refresh_from_db()
     assert operation.cancelled_by == "rita"
 
@@ -299,7 +298,7 @@ def test_retry_permission_covers_the_operation(failing) -> None:
 def test_resync_permission_does_not_cancel_a_retry(failing) -> None:
     client = staff("robert", "view_apprepository", "view_bulkoperation", "resync_apprepository")
     operation = retry_all(Actor.system())
-    assert client.post(f"/admin/progress/{operation.operation_id}/cancel/").status_code == 403
+    assert client.post(f"/admin/deliveries_app/bulkoperation/{operation.pk}/cancel/").status_code == 403
     assert "Cancel" not in client.get(f"/admin/deliveries_app/bulkoperation/{operation.pk}/change/").text
     assert len(retried()) == 3
 
@@ -310,7 +309,7 @@ def test_cancelled_retry_shows_what_still_fails(operator: Client, failing) -> No
     now = timezone.now()
     SyncRun.objects.filter(pk=first.pk).update(outcome=Outcome.SUCCEEDED, ended_at=now, started_at=now, files_done=3)
     SyncRun.objects.filter(pk=second.pk).update(started_at=now, files_done=4, files_total=9)
-    answer = operator.post(f"/admin/progress/{operation.operation_id}/cancel/", follow=True)
+    answer = operator.post(f"/admin/deliveries_app/bulkoperation/{operation.pk}/cancel/", follow=True)
     assert (
         "Cancelled by olga. 1 repository succeeded before that; acme/site → Portal stopped after 4 of 9 files; "
         "1 had not started. Repositories whose retry was cancelled are checked again later."
@@ -335,11 +334,11 @@ def test_operation_links_to_its_failures_and_their_retry(operator: Client, faili
 def test_single_retry_is_cancelled_on_the_watch_page(operator: Client, failing) -> None:
     operator.post(f"{WATCHES}{failing[0].pk}/retry/")
     page = operator.get(f"{WATCHES}{failing[0].pk}/change/").text
-    assert f"/admin/live/{failing[0].pk}/cancel/" in page
+    assert f"/admin/deliveries_app/apprepository/{failing[0].pk}/cancel/" in page
     assert "progress-retry" in page
-    answer = operator.post(f"/admin/live/{failing[0].pk}/cancel/", follow=True)
+    answer = operator.post(f"/admin/deliveries_app/apprepository/{failing[0].pk}/cancel/", follow=True)
     assert "Retry cancelled. Docora tries again at the next check." in answer.text
     watch = AppRepository.objects.get(pk=failing[0].pk)
     assert (watch.status, watch.is_failing) == (Status.FAILED, True)
-    answer = operator.post(f"/admin/live/{failing[0].pk}/cancel/", follow=True)
+    answer = operator.post(f"/admin/deliveries_app/apprepository/{failing[0].pk}/cancel/", follow=True)
     assert "There is nothing to cancel." in answer.text

@@ -78,14 +78,14 @@ def test_marks_come_from_operations_and_the_audit_log(viewer: Client, root: Clie
     assert root.post(settings, fields).status_code == 302  # resumes it
     pause_syncing(anna)
     marks = endpoint_history.of_app(app, 24).marks
-    assert [(mark.kind.value, mark.text) for mark in marks] == [
+    assert [(mark.icon, mark.text) for mark in marks] == [
         ("pause", "Paused all syncing, by root"),
         ("pause", "Resumed, by root"),
         ("pause", "Paused, by the app"),
         ("resync", f"{operation.title}, by root"),
     ]
     assert all(0 <= mark.x <= WIDTH for mark in marks)
-    assert "rotation" in {mark.kind.value for mark in endpoint_history.of_app(app, 168).marks}
+    assert "key" in {mark.icon for mark in endpoint_history.of_app(app, 168).marks}
     page = page_of(root, app)
     assert f"/bulkoperation/{operation.pk}/change/" in page
     assert f"{operation.title}, by root" in page_of(viewer, app)

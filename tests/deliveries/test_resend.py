@@ -224,7 +224,7 @@ def test_reason_that_is_too_long(operator: Client, watches) -> None:
 def test_user_who_resends_one_file_can_cancel_it(operator: Client, watches) -> None:
     add_deliveries(watches[0], ["a"])
     operator.post(resend_url(watches[0], "a"))
-    url = f"/admin/live/{watches[0].pk}/cancel/"
+    url = f"/admin/deliveries_app/apprepository/{watches[0].pk}/cancel/"
     assert url in operator.get(f"/admin/deliveries_app/apprepository/{watches[0].pk}/change/").text
     operator.post(url)
     assert watches[0].runs.get().outcome == Outcome.CANCELLED

@@ -19,11 +19,10 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from django.db import DatabaseError, close_old_connections, connections
 
-from deliveries_app.monitoring.alerts import contacts, messages
+from deliveries_app.monitoring.alerts import contacts
 from deliveries_app.monitoring.alerts.channels import configured
 from deliveries_app.monitoring.alerts.detect import EVERY_SECONDS, detect
 from deliveries_app.monitoring.alerts.notify import notify, undelivered
@@ -58,19 +57,6 @@ def enqueue_if_sweep_is_late() -> None:
         signs = heartbeat.read()
         if signs and signs.sweep_is_late:
             queues.enqueue("high", JOB, "late", "alerts", owned=False, leased=False)
-
-
-@dataclass(frozen=True)
-class Tested:
-    """Result of a test message: `problem` is empty if `target` accepted it."""
-
-    target: str
-    problem: str
-
-
-def send_test() -> list[Tested]:
-    """Send a test message through every channel. Return an empty list if alerts are off."""
-    return [Tested(channel.target(), channel.send(messages.test())) for channel in configured()]
 
 
 @contextmanager

@@ -6,8 +6,8 @@ neither the URL nor the mail server's password appears in a log.
 """
 
 import smtplib
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from django.conf import settings
 from django.core.mail import EmailMessage
@@ -22,45 +22,40 @@ from repositories_app.git.remote import new_client
 _SECONDS = 10.0
 
 
-class Channel(ABC):
+@dataclass(frozen=True)
+class Channel:
+    """`target` describes the recipient, and `send` returns an empty string or one sentence that says why it failed. Neither
+    contains secrets."""
+
     name: ChannelName
-
-    @abstractmethod
-    def target(self) -> str:
-        """Return a description of the recipient without secrets."""
-
-    @abstractmethod
-    def send(self, message: Message) -> str:
-        """Send the message. Return an empty string, or on failure one sentence that says why, without secrets."""
+    target: str
+    send: Callable[[Message], str]
 
 
-class Webhook(Channel):
-    name = ChannelName.WEBHOOK
-
-    def target(self) -> str:
-        return "the webhook"
-
-    def send(self, message: Message) -> str:
-        headers = ("Content-Type: application/json",)
-        request = Request("POST", settings.ALERT_WEBHOOK_URL, headers, message.json, timeout=_SECONDS)
-        with new_client(max_connections=1) as client:
-            outcome = client.request(request)
-        if outcome.ok:
-            return ""
-        return outcome.message if outcome.cause else f"ALERT_WEBHOOK_URL returned HTTP {outcome.status}."
+def configured() -> list[Channel]:
+    """Return the configured channels; an empty list means that alerts are off."""
+    channels = []
+    if settings.ALERT_WEBHOOK_URL:
+        channels.append(Channel(ChannelName.WEBHOOK, "the webhook", _post))
+    if settings.ALERT_EMAILS:
+        target = f"the mail server, for {', '.join(settings.ALERT_EMAILS)}"
+        channels.append(Channel(ChannelName.EMAIL, target, _mail))
+    return channels
 
 
-class Email(Channel):
-    name = ChannelName.EMAIL
+def _post(message: Message) -> str:
+    headers = ("Content-Type: application/json",)
+    request = Request("POST", settings.ALERT_WEBHOOK_URL, headers, message.json, timeout=_SECONDS)
+    with new_client(max_connections=1) as client:
+        outcome = client.request(request)
+    if outcome.ok:
+        return ""
+    return outcome.message if outcome.cause else f"ALERT_WEBHOOK_URL returned HTTP {outcome.status}."
 
-    def target(self) -> str:
-        return f"the mail server, for {', '.join(settings.ALERT_EMAILS)}"
 
-    def send(self, message: Message) -> str:
-        """Hand the message to the mail server. Later delivery failures are not visible here."""
-        return send_mail(
-            message.subject, message.body, settings.ALERT_EMAILS, "no address in ALERT_EMAILS was accepted"
-        )
+def _mail(message: Message) -> str:
+    """Hand the message to the mail server. Later delivery failures are not visible here."""
+    return send_mail(message.subject, message.body, settings.ALERT_EMAILS, "no address in ALERT_EMAILS was accepted")
 
 
 def send_mail(subject: str, body: str, to: Sequence[str], refused: str = "the address was not accepted") -> str:
@@ -78,16 +73,6 @@ def send_mail(subject: str, body: str, to: Sequence[str], refused: str = "the ad
         text = f"The mail server {options['host']} didn't accept the message: {reason}."
         return remove_secrets(text, password, f"\0{options['username']}\0{password}" if password else "")
     return ""
-
-
-def configured() -> list[Channel]:
-    """Return the configured channels; an empty list means that alerts are off."""
-    channels: list[Channel] = []
-    if settings.ALERT_WEBHOOK_URL:
-        channels.append(Webhook())
-    if settings.ALERT_EMAILS:
-        channels.append(Email())
-    return channels
 
 
 def _reason(error: Exception) -> str:
