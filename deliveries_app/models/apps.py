@@ -11,7 +11,7 @@ from django.db.models.functions import Coalesce, Least, Now
 from django.utils import timezone
 
 from deliveries_app.models.root_causes import RootCause
-from deliveries_app.models.watch_state import StateDetail, WatchState
+from deliveries_app.models.watch_state import StateDetail, WatchState, details_of
 from docora.db.clock import from_now
 from docora.db.locks import lock_rows
 from docora.security.crypto import EncryptedTextField
@@ -391,8 +391,8 @@ class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
         return self.select_related("app", "repository").defer(*SECRETS)
 
     def in_state(self, state: str) -> Self:
-        """Return the watches `with_state` that are in this `WatchState`; none if there is no such state."""
-        return self.filter(state_detail__in=[detail for detail in StateDetail if detail.state == state])
+        """Return the watches `with_state` that are in this `WatchState`."""
+        return self.filter(state_detail__in=details_of(state))
 
     def lock(self) -> list[int]:
         """Lock these watches until the transaction ends, as `lock_rows` does, and return their primary keys."""

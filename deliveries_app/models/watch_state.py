@@ -57,3 +57,8 @@ _STATES = {
     StateDetail.CIRCUIT_OPEN: WatchState.ON_HOLD,
     StateDetail.HOST_DOWN: WatchState.ON_HOLD,
 }
+
+
+def details_of(state: str) -> list[StateDetail]:
+    """Return the details that belong to a state; none if there is no such state."""
+    return [detail for detail, its_state in _STATES.items() if its_state == state]
