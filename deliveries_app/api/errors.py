@@ -5,7 +5,6 @@ from deliveries_app.services.app_settings import PausedByAdministrator
 from deliveries_app.services.imported_tokens import Busy
 from deliveries_app.services.keys import KeyRotationError
 from deliveries_app.services.quotas import TooManyResyncs, TooManyWatches
-from docora.web.api import BodyTooLarge
 from docora.web.error_codes import ErrorCode
 from docora.web.errors import ApiError
 from repositories_app.git.exceptions import (
@@ -25,7 +24,6 @@ STATUSES: dict[type[Exception], tuple[int, ErrorCode | None]] = {
     KeyRotationError: (409, ErrorCode.KEY_ROTATION),
     PausedByAdministrator: (409, ErrorCode.PAUSED_BY_ADMINISTRATOR),
     TooManyWatches: (409, ErrorCode.QUOTA_EXCEEDED),
-    BodyTooLarge: (413, None),
     InvalidUrl: (422, ErrorCode.INVALID_URL),
     HostNotAllowed: (422, ErrorCode.HOST_NOT_ALLOWED),
     Busy: (429, None),

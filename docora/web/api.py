@@ -89,7 +89,7 @@ def body_chunks(request: HttpRequest, limit: int) -> Iterator[bytes]:
 
 
 def read_body(request: HttpRequest, limit: int) -> None:
-    """Read the whole body, chunked or not, into `request.body`. Raises `BodyTooLarge`, and `ApiError` if it breaks off."""
+    """Read the whole body, chunked or not, into `request.body`. Raises `ApiError` above `limit` bytes, and if it breaks off."""
     try:
         request._body = b"".join(body_chunks(request, limit))
     except OSError:
