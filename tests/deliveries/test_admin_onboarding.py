@@ -68,7 +68,7 @@ def test_unreachable_reasons(url: str, expected: str) -> None:
 def test_secrets_page_shows_next_steps(operator: Client, settings) -> None:
     settings.PUBLIC_URL = "https://docora.example"
     page = register(operator).text
-    assert "curl -X POST https://docora.example/api/repositories" in page
+    assert "curl -X PUT https://docora.example/api/repositories" in page
     assert "Bearer $DOCORA_TOKEN" in page
     assert page.count("docora_") == 1
     assert "Send test ping" in page
