@@ -164,6 +164,18 @@ def test_pace_is_halved_once_a_second_and_raised_by_successes(world: World) -> N
     assert app_of(world).pace_slots is None
 
 
+def test_pace_recovers_although_no_run_has_many_files(world: World) -> None:
+    repo, watch = world.watch({"a": b"1"})
+    App.objects.update(pace_slots=1, pace_gap=0.02, paced_at=from_now(-20))
+    world.sync(watch)
+    assert (app_of(world).slots_allowed, app_of(world).pace_gap) == (1, 0.02)
+    for number, slots in enumerate([1, 2]):
+        App.objects.update(paced_at=from_now(-31))
+        repo.commit({"a": b"%d more" % number})
+        world.sync(watch)
+        assert (app_of(world).slots_allowed, app_of(world).pace_gap) == (slots, 0.0)
+
+
 def test_slots_are_shared_out_of_the_pace(world: World) -> None:
     watches = [world.watch(name=f"acme/{number}")[1] for number in range(3)]
     App.objects.update(pace_slots=2)
