@@ -40,7 +40,7 @@ from docora.db.clock import from_now
 from docora.http.client import HttpClient
 from docora.security.crypto import DecryptionError, require_readable
 from docora.server.worker import stopping
-from docora.text import counted
+from docora.text import counted, format_seconds
 from repositories_app import github
 from repositories_app import services as repositories
 from repositories_app.git import errors as git_errors
@@ -167,7 +167,8 @@ class Attempt:
                 outcomes.start_cooldown(self.lease, error.wait, error.failure, fields={"files_failing": 0})
         except RateLimited as error:
             self._drain(DRAIN_SECONDS)
-            outcomes.start_cooldown(self.lease, error.seconds, self._failure(str(error)))
+            message = f"{self.recorder.last_message} Docora sends nothing for {format_seconds(error.seconds)}."
+            outcomes.start_cooldown(self.lease, error.seconds, self._failure(message))
         except EndpointDown as error:
             self._drain(DRAIN_SECONDS)
             outcomes.endpoint_down(self.lease, self._endpoint_failure(error), counts=not error.is_certain)
