@@ -392,7 +392,8 @@ class Attempt:
             outcomes.succeeded(self.lease, fields, next_sync_in=0.0 if waits else again)
             return
         count = recorder.failed_count
-        message = f"{counted(count, 'file', 'files')} couldn't be delivered. {recorder.last_message}"
+        latest = "The latest error: " if recorder.failures_differ else ""
+        message = f"{counted(count, 'file', 'files')} couldn't be delivered. {latest}{recorder.last_message}"
         outcomes.failed(
             self.lease,
             self._failure(message),
