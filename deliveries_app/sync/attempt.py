@@ -428,7 +428,7 @@ class Attempt:
 
         An imported watch has records but no commit yet. The app has its files, so this is no initial sync.
         """
-        if self.watch.retry_count > 1:
+        if self.watch.retry_count > 1 or self.watch.is_failing:
             reason = Reason.RETRY
         elif self.watch.last_commit or self.watch.deliveries.exists():
             reason = Reason.CHANGE

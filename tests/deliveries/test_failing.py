@@ -54,6 +54,19 @@ def test_error_of_different_failures_names_the_latest(world: World) -> None:
     assert watch.last_error == "2 files couldn't be delivered. The latest error: The app returned HTTP 400."
 
 
+def test_sync_after_a_pause_by_410_is_a_retry(world: World) -> None:
+    _, watch = world.watch({"a.txt": b"1", "b.txt": b"2", "c.txt": b"3"})
+    world.answer(lambda note: Answer(410))
+    world.sync(watch)
+    App.objects.update(paused=False, paused_reason="")
+    world.answer(None)
+    world.sync(watch)
+    assert list(watch.runs.order_by("pk").values_list("reason", "outcome")) == [
+        ("initial", "paused"),
+        ("retry", "succeeded"),
+    ]
+
+
 # --- Since when ----------------------------------------------------------------------------------------------------------
 
 
