@@ -84,14 +84,14 @@ class ConfirmingAdmin[M: Model](DocoraAdmin[M]):
     ) -> HttpResponse:
         """Start the operation and redirect to its page, or `back` if there is nothing left to do.
 
-        `describe` returns what was requested, for the message: `Retry of 3 repositories`.
+        `describe` returns the message: `Retry of 3 repositories requested.`
         """
         try:
             operation = run(Actor.of_request(request))
         except (NotFound, NotFailed) as error:
             return self.redirect_with_message(request, back, f"{error}.", messages.WARNING)
         page = reverse("admin:deliveries_app_bulkoperation_change", args=[operation.pk])
-        return self.redirect_with_message(request, page, f"{describe(operation)} requested.")
+        return self.redirect_with_message(request, page, describe(operation))
 
 
 def is_confirmed(request: HttpRequest) -> bool:

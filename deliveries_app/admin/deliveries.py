@@ -114,7 +114,7 @@ class DeliveryAdmin(ConfirmingAdmin[Delivery], ReadOnlyAdmin[Delivery]):
                 return self.start_operation(
                     request,
                     lambda actor: resend_many(actor, deliveries, reason=form.cleaned_data["reason"]),
-                    lambda _: f"Resend of {files}",
+                    lambda _: f"Resend of {files} requested.",
                     back,
                 )
         context = {"impact": impact, "form": form, "back": back, **selection_context(deliveries, impact.files)}

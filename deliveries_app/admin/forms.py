@@ -16,7 +16,7 @@ from django.utils.safestring import SafeString
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository
 from deliveries_app.permissions import Permission
-from deliveries_app.services import AlreadyWatched, Onboarded, Watched, onboard_app, watch_repository
+from deliveries_app.services import AlreadyWatched, Onboarded, Watched, contact, onboard_app, watch_repository
 from deliveries_app.services.keys import validate_key
 from deliveries_app.services.onboarding import (
     validate_base_url,
@@ -237,7 +237,13 @@ def _already_watched(actor: Actor, error: AlreadyWatched) -> SafeString:
 class AppRules:
     """Validate an app's fields. All errors are shown at once, each beside its field."""
 
+    fields: dict[str, Any]
     cleaned_data: dict[str, Any]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if "email" in self.fields and not contact.is_on():
+            self.fields["email"].help_text = "The app's contact. Without EMAIL_URL, Docora sends it no email."
 
     def clean_name(self) -> str:
         return validate_name(self.cleaned_data["name"])

@@ -10,6 +10,7 @@ from django.db.models import Q, QuerySet
 from django.db.models.functions import Now
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern, reverse
+from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.views.decorators.http import require_POST
@@ -129,9 +130,12 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RemovalAdmin[AppR
             services.retry_single(Actor.of_request(request), watch)
         except services.NotFailed:
             return self.redirect_with_message(request, page, f"{watch} is no longer failing.", messages.WARNING)
-        paused = " The retry starts when the app is resumed." if watch.app.paused else ""
-        paused = " The retry starts when the repository is resumed." if watch.is_paused else paused
-        message = f"Retry queued for {watch}. Only unacknowledged files are sent.{paused}"
+        waits = ""
+        if watch.app.is_on_hold and not watch.app.down_count:
+            waits = f" The retry starts at {timezone.localtime(watch.app.cooldown_until):%H:%M}, because the app is too busy."
+        waits = " The retry starts when the app is resumed." if watch.app.paused else waits
+        waits = " The retry starts when the repository is resumed." if watch.is_paused else waits
+        message = f"Retry queued for {watch}. Only unacknowledged files are sent.{waits}"
         return self.redirect_with_message(request, page, message)
 
     def cancel_one(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:

@@ -143,7 +143,8 @@ class WatchedRepository(Registered):
     last_synced_at: Moment | None = Field(description="When the last complete sync ended.")
     last_scanned_at: Moment | None = Field(description="When git was last checked for changes.")
     last_commit: str | None = Field(
-        description="The commit of the last complete sync: 40 hexadecimal digits, or 64 in a repository that uses SHA-256.",
+        description="The commit that was last sent: 40 hexadecimal digits, or 64 in a repository that uses SHA-256. The app has "
+        "acknowledged all of it, except `files_failing` files.",
         examples=[_COMMIT],
     )
     branch: str | None = Field(description="The branch or tag that is followed.", examples=["main"])
@@ -342,7 +343,8 @@ class Quotas(Schema):
     files: Quota = Field(description="Files in all watched repositories.")
     bytes: Quota = Field(description="Bytes in all watched repositories.")
     resyncs_per_hour: Quota = Field(
-        description="Re-syncs that the app itself requests. They become available again evenly over an hour."
+        description="Re-syncs that the app itself requests. They become available again evenly over an hour. Without a "
+        "quota, they are not counted."
     )
 
 

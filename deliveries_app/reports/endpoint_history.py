@@ -29,7 +29,7 @@ _OF_APP: dict[str, str] = {
     AuditAction.APP_RESUMED: "pause",
 }
 _OF_ALL: dict[str, str] = {AuditAction.ALL_PAUSED: "pause", AuditAction.ALL_RESUMED: "pause"}
-_ICONS = {**_OF_APP, **_OF_ALL}
+_ICONS = {**_OF_APP, **_OF_ALL, AuditAction.RESYNC: "resync"}
 """Action of the audit log → icon."""
 
 
@@ -120,7 +120,8 @@ def _one_of_each_kind(marks: Sequence[Mark]) -> list[Mark]:
 def _marks(app: App, since: datetime, *, names_operations: bool) -> list[Mark]:
     """Return the marks since then: re-syncs that involve the app, and entries of the audit log."""
     resyncs = progress_context.involving(app).filter(kind=OperationKind.RESYNC, created_at__gte=since)
-    about = Q(app_id=app.app_id, action__in=list(_OF_APP)) | Q(action__in=list(_OF_ALL))
+    single = Q(app_id=app.app_id, action=AuditAction.RESYNC, operation_id="")  # of one repository, such as by the app
+    about = Q(app_id=app.app_id, action__in=list(_OF_APP)) | Q(action__in=list(_OF_ALL)) | single
     entries = AuditEntry.objects.filter(about, created_at__gte=since)
     return [
         *(
@@ -133,7 +134,13 @@ def _marks(app: App, since: datetime, *, names_operations: bool) -> list[Mark]:
             for operation in resyncs.order_by("-created_at", "-pk")[:READ]
         ),
         *(
-            Mark(entry.created_at, _ICONS[entry.action], f"{entry.message.removesuffix('.')}, by {_by(entry)}")
+            Mark(
+                entry.created_at,
+                _ICONS[entry.action],
+                f"{entry.message.removesuffix('.')}, by {_by(entry)}"
+                if names_operations or entry.action != AuditAction.RESYNC
+                else "Re-sync",
+            )
             for entry in entries[:READ]
         ),
     ]

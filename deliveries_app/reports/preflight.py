@@ -75,7 +75,7 @@ def _endpoint(app: App, found: Mapping[int, EndpointStats] | None, *, ping_is_sh
         severity = 5
     elif app.is_on_hold and app.cooldown_until:
         until = timezone.localtime(app.cooldown_until)
-        warnings.append(f"The endpoint asked Docora to wait. Nothing is sent before {until:%H:%M}.")
+        warnings.append(f"The endpoint is too busy (HTTP 429 or 503). Nothing is sent before {until:%H:%M}.")
         severity = 4
     if app.paused:
         warnings.append(app.paused_reason or "Nothing is sent until the app is resumed.")

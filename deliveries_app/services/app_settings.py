@@ -4,16 +4,19 @@ An app can change some itself: paused, concurrent requests, `sync_completed` and
 """
 
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import transaction
+from django.db.models.functions import Now
 
 from deliveries_app import audit, scheduling
 from deliveries_app.actors import Actor
-from deliveries_app.models import App, AuditAction
+from deliveries_app.models import App, AppRepository, AuditAction
 from deliveries_app.permissions import Permission
 from deliveries_app.services.contact import notify_contact
 from deliveries_app.services.requests import NotFound
+from deliveries_app.sync.outcomes import OTHERS_FIRST_SECONDS
 
 PAUSED_BY_APP = "Paused by the app."
 _SETTINGS = ("paused", "max_in_flight", "send_sync_completed", "answers_verify")
@@ -31,8 +34,8 @@ def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
 
     An app cannot do this with its own token, because a stolen token could then send the files elsewhere: see
     `change_own_settings`. The GitHub App decides what the client app can read, so assigning one also requires the permission
-    to change GitHub Apps. Pausing takes over a pause of the app itself or of Docora. Resuming or changing the base URL clears
-    the endpoint's cooldown. A new base URL also clears the old endpoint's failed ping.
+    to change GitHub Apps. Pausing takes over a pause of the app itself or of Docora. Resuming or changing the base URL ends
+    the endpoint's cooldown. A new base URL also clears the old endpoint's pace and failed ping.
     `max_in_flight` sets the administrator's limit: if the app has chosen fewer concurrent requests, its choice stays.
     """
     actor.require(Permission.CHANGE_APPS)
@@ -50,8 +53,8 @@ def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
         app.cooldown_until, app.down_count = None, 0
         fields |= {"cooldown_until", "down_count"}
     if "base_url" in fields:
-        app.ping_failed_at = None
-        fields.add("ping_failed_at")
+        app.ping_failed_at, app.pace_slots, app.pace_gap = None, None, 0.0
+        fields |= {"ping_failed_at", "pace_slots", "pace_gap"}
     with transaction.atomic():
         before = App.objects.select_for_update(no_key=True, of=("self",)).select_related("github_app").get(pk=app.pk)
         if "max_in_flight" in fields:
@@ -66,7 +69,15 @@ def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
         _notify_of_new_addresses(actor, before, given)
         app.save(update_fields={*fields, "updated_at"})
         if "cooldown_until" in fields:
-            transaction.on_commit(scheduling.enqueue_due, robust=True)
+            _continue(before)
+
+
+def _continue(app: App) -> None:
+    """Enqueue what the app's cooldown, which was ended, has held back. An attempt that began it waits for its end."""
+    if app.cooldown_until is not None:
+        end = app.cooldown_until + timedelta(seconds=2 * OTHERS_FIRST_SECONDS)
+        scheduling.request_sync(AppRepository.objects.filter(app=app, next_sync_at__gt=Now(), next_sync_at__lte=end))
+    transaction.on_commit(scheduling.enqueue_due, robust=True)
 
 
 def change_own_settings(
@@ -95,8 +106,8 @@ def change_own_settings(
                 raise PausedByAdministrator
             changes |= {"paused": paused, "paused_reason": PAUSED_BY_APP if paused else ""}
             if not paused:
+                _continue(row)
                 changes |= {"cooldown_until": None, "down_count": 0}
-                transaction.on_commit(scheduling.enqueue_due, robust=True)
         if max_in_flight is not None and max_in_flight != row.max_in_flight:
             limit = row.max_in_flight_limit
             if not 1 <= max_in_flight <= limit:

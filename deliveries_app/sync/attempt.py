@@ -40,7 +40,7 @@ from docora.db.clock import from_now
 from docora.http.client import HttpClient
 from docora.security.crypto import DecryptionError, require_readable
 from docora.server.worker import stopping
-from docora.text import counted
+from docora.text import counted, format_seconds
 from repositories_app import github
 from repositories_app import services as repositories
 from repositories_app.git import errors as git_errors
@@ -167,7 +167,8 @@ class Attempt:
                 outcomes.start_cooldown(self.lease, error.wait, error.failure, fields={"files_failing": 0})
         except RateLimited as error:
             self._drain(DRAIN_SECONDS)
-            outcomes.start_cooldown(self.lease, error.seconds, self._failure(str(error)))
+            message = f"{self.recorder.last_message} Docora sends nothing for {format_seconds(error.seconds)}."
+            outcomes.start_cooldown(self.lease, error.seconds, self._failure(message))
         except EndpointDown as error:
             self._drain(DRAIN_SECONDS)
             outcomes.endpoint_down(self.lease, self._endpoint_failure(error), counts=not error.is_certain)
@@ -391,7 +392,8 @@ class Attempt:
             outcomes.succeeded(self.lease, fields, next_sync_in=0.0 if waits else again)
             return
         count = recorder.failed_count
-        message = f"{counted(count, 'file', 'files')} couldn't be delivered. {recorder.last_message}"
+        latest = "The latest error: " if recorder.failures_differ else ""
+        message = f"{counted(count, 'file', 'files')} couldn't be delivered. {latest}{recorder.last_message}"
         outcomes.failed(
             self.lease,
             self._failure(message),
@@ -426,7 +428,7 @@ class Attempt:
 
         An imported watch has records but no commit yet. The app has its files, so this is no initial sync.
         """
-        if self.watch.retry_count > 1:
+        if self.watch.retry_count > 1 or self.watch.is_failing:
             reason = Reason.RETRY
         elif self.watch.last_commit or self.watch.deliveries.exists():
             reason = Reason.CHANGE

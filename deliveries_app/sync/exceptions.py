@@ -32,10 +32,10 @@ class EndpointDown(Exception):
 
 
 class RateLimited(Exception):
-    """The app asked Docora to wait for longer than a run may."""
+    """The app is too busy, and Docora has to wait `seconds`, which is longer than a run may."""
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(f"The app asked Docora to wait {seconds:.0f} seconds.")
+        super().__init__(seconds)
         self.seconds = seconds
 
 

@@ -110,9 +110,9 @@ class Lease:
     def slow_down(self) -> None:
         self._adopt(pace.slow_down(self.watch.app_id))
 
-    def speed_up(self) -> None:
+    def speed_up(self, after: float = pace.FASTER_AFTER) -> None:
         if self.watch.app.is_slowed_down:
-            self._adopt(pace.speed_up(self.watch.app_id))
+            self._adopt(pace.speed_up(self.watch.app_id, after))
 
     def _adopt(self, app: App) -> None:
         """Follow the app's pace. If more slots are allowed, the next `rebalance` takes its share of them."""

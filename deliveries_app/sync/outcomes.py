@@ -30,7 +30,7 @@ from repositories_app.git.exceptions import GitError
 logger = logging.getLogger(__name__)
 
 ENDPOINT_BASE_DELAY_SECONDS = 5.0
-_OTHERS_FIRST_SECONDS = 5.0
+OTHERS_FIRST_SECONDS = 5.0
 
 
 def succeeded(lease: Lease, fields: dict[str, Any], *, next_sync_in: float | None) -> None:
@@ -166,7 +166,7 @@ def endpoint_down(lease: Lease, failure: SyncFailure, *, counts: bool) -> None:
         if not _set_cooldown(lease, seconds, down_count=Greatest(F("down_count"), failures)):
             return
         if counts:
-            failed(lease, failure, min_delay=seconds + _OTHERS_FIRST_SECONDS)
+            failed(lease, failure, min_delay=seconds + OTHERS_FIRST_SECONDS)
         else:
             postponed(lease, seconds, failure)
 

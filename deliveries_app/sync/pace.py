@@ -17,7 +17,9 @@ from docora.db.clock import from_now
 SUCCESSES_TO_SPEED_UP = 50
 _SHORTEST_GAP, _LONGEST_GAP = 0.02, 10.0  # seconds
 _SLOWER_AFTER = 1.0  # seconds; refusals within a moment have the same reason
-_FASTER_AFTER = 10.0  # seconds; sending too fast costs a pause of a second or more
+FASTER_AFTER = 10.0  # seconds; sending too fast costs a pause of a second or more
+RECOVERS_AFTER = 30.0
+"""Seconds without a change of the pace after which fewer successes are enough: a run may have only a few files."""
 
 
 def slow_down(app_pk: int) -> App:
@@ -25,9 +27,9 @@ def slow_down(app_pk: int) -> App:
     return _change(app_pk, _slower, _SLOWER_AFTER)
 
 
-def speed_up(app_pk: int) -> App:
-    """Shorten the gap, or allow one more in flight, at most once in ten seconds across all runs. Return the app."""
-    return _change(app_pk, _faster, _FASTER_AFTER)
+def speed_up(app_pk: int, after: float = FASTER_AFTER) -> App:
+    """Shorten the gap, or allow one more in flight, at most once in `after` seconds across all runs. Return the app."""
+    return _change(app_pk, _faster, after)
 
 
 def _change(app_pk: int, change: Callable[[App], tuple[int | None, float]], after: float) -> App:

@@ -127,6 +127,7 @@ class Recorder:
         self._is_shown = False  # the live counters are those of this attempt, and nothing is missing in them
         self.longest_hold = 0.0  # the longest time in seconds that a path of this run has to wait
         self.last_failure: Failure | None = None
+        self.failures_differ = False  # whether some have other messages than the last one
         self._committed_at = time.monotonic()
 
     @property
@@ -160,7 +161,9 @@ class Recorder:
         self._failed.append(_Failed(what, failure, self._lease.clock.now(), sent))
         self.failed_count += 1
         if failure.cause != BLOCKED or self.last_failure is None:
-            self.last_failure = failure  # a path that waits for another one says nothing about the cause
+            # A path that waits for another one says nothing about the cause.
+            self.failures_differ |= self.last_message not in {"", failure.message}
+            self.last_failure = failure
         self.longest_hold = max(self.longest_hold, failure.hold_seconds)
 
     def commit(

@@ -19,7 +19,7 @@ from deliveries_app.sync.endpoint_health import EndpointHealth, Health, failing_
 from deliveries_app.sync.exceptions import EndpointDown, SliceOver
 from deliveries_app.sync.failed_attempts import Sent
 from deliveries_app.sync.lease import HOLD_AFTER_TIMEOUT, TOO_FAR_AHEAD, Lease
-from deliveries_app.sync.pace import SUCCESSES_TO_SPEED_UP
+from deliveries_app.sync.pace import RECOVERS_AFTER, SUCCESSES_TO_SPEED_UP
 from deliveries_app.sync.recorder import BLOCKED, Failure, Notification, Recorder
 from deliveries_app.sync.responses import DOUBT_AFTER, LONGEST_WAIT, Decision, ResponsePolicy
 from deliveries_app.webhooks.client import Destination
@@ -81,6 +81,7 @@ class Sender:
         self._pause_until = 0.0
         self._next_start = 0.0
         self._accepted = 0  # since the pace last changed
+        self._recovers_at = 0.0  # monotonic; when a success next raises the pace without a series
         self._policy = ResponsePolicy()
 
     def send(self, plan: Plan) -> None:
@@ -377,11 +378,19 @@ class Sender:
         return EndpointDown(is_certain=is_certain, answer=self._health.answer)
 
     def _speed_up(self) -> None:
-        """Raise the pace after a series of successes, but not during a large file: a 503 makes it start over."""
+        """Raise the pace after a series of successes, or if the app has refused nothing for a while.
+
+        Not during a large file: a 503 makes it start over.
+        """
         self._accepted += 1
-        if self._accepted >= SUCCESSES_TO_SPEED_UP and not self._large_files:
+        if self._large_files:
+            return
+        if self._accepted >= SUCCESSES_TO_SPEED_UP:
             self._accepted = 0
             self._lease.speed_up()
+        elif time.monotonic() >= self._recovers_at:
+            self._recovers_at = time.monotonic() + RECOVERS_AFTER
+            self._lease.speed_up(RECOVERS_AFTER)
 
     def _tries_other_key(self, transfer: _Transfer, outcome: Outcome) -> bool:
         """Queue the same request again with the other key if the app refused this one. Remember a key that was accepted."""

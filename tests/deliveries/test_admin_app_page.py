@@ -95,7 +95,7 @@ def test_health_shows_recent_notifications_or_their_absence(admin: Client, app: 
 
 def test_status_says_when_it_is_tried_again(admin: Client, app: App) -> None:
     App.objects.update(cooldown_until=timezone.now() + timedelta(seconds=150))
-    assert "On hold · the app asked Docora to wait, next try <time" in page(admin, app).text
+    assert "On hold · the app returned HTTP 429 or 503, next try <time" in page(admin, app).text
     App.objects.update(down_count=3)
     assert "Endpoint down</span> · next try <time" in page(admin, app).text
     App.objects.update(cooldown_until=timezone.now() - timedelta(hours=3))

@@ -24,6 +24,15 @@ def register(client: Client, **changes: str):
     return client.post(f"{APPS}add/", fields, follow=True)
 
 
+def test_form_says_whether_the_contact_gets_mail(operator: Client, settings) -> None:
+    app = make_app("Portal")
+    for address in (f"{APPS}add/", f"{APPS}{app.pk}/settings/"):
+        settings.MAILERS = {}
+        assert "Without EMAIL_URL, Docora sends it no email." in operator.get(address).text
+        settings.MAILERS, settings.DEFAULT_FROM_EMAIL = {"default": {"OPTIONS": {}}}, "docora@docora.example"
+        assert "Notified by email when" in operator.get(address).text
+
+
 def test_unreachable_url_is_saved_with_a_warning(operator: Client) -> None:
     page = register(operator)
     assert App.objects.get().base_url == NOBODY
@@ -68,7 +77,7 @@ def test_unreachable_reasons(url: str, expected: str) -> None:
 def test_secrets_page_shows_next_steps(operator: Client, settings) -> None:
     settings.PUBLIC_URL = "https://docora.example"
     page = register(operator).text
-    assert "curl -X POST https://docora.example/api/repositories" in page
+    assert "curl -X PUT https://docora.example/api/repositories" in page
     assert "Bearer $DOCORA_TOKEN" in page
     assert page.count("docora_") == 1
     assert "Send test ping" in page

@@ -72,7 +72,7 @@ def test_worst_endpoint_is_first_and_says_why(operator: Client, db) -> None:
         f"Paused Paused 100% {health.format(60)} The app returned HTTP 410.",
         f"Down Endpoint down 100% {health.format(60)} The endpoint doesn&#x27;t respond."
         " Docora tries one repository now; the rest wait for the result.",
-        f"Waiting On hold 100% {health.format(60)} The endpoint asked Docora to wait. Nothing is sent before {until}.",
+        f"Waiting On hold 100% {health.format(60)} The endpoint is too busy (HTTP 429 or 503). Nothing is sent before {until}.",
         f"Unpinged Active 100% {health.format(60)} The last test ping failed.",
         f"Refusing Active 60% {health.format(100)} It accepted only 60% of the last 100 notifications.",
         "and 2 more apps without warnings",

@@ -1,5 +1,7 @@
 """Retry: one watch at once, several after a confirmation, and clearly distinct from a re-sync."""
 
+from datetime import timedelta
+
 import pytest
 from django.contrib.auth.models import User
 from django.test import Client
@@ -76,6 +78,13 @@ def test_retry_of_a_paused_app_waits(operator: Client, failing) -> None:
     AppRepository.objects.update(paused_at=timezone.now())
     answer = operator.post(f"{WATCHES}{failing[0].pk}/retry/", follow=True)
     assert "The retry starts when the repository is resumed." in answer.text
+
+
+def test_retry_of_a_busy_app_says_when_it_starts(operator: Client, failing) -> None:
+    until = timezone.now() + timedelta(minutes=40)
+    App.objects.update(cooldown_until=until)
+    answer = operator.post(f"{WATCHES}{failing[0].pk}/retry/", follow=True)
+    assert f"The retry starts at {timezone.localtime(until):%H:%M}, because the app is too busy." in answer.text
 
 
 def test_recovered_watch_is_not_retried(operator: Client, failing) -> None:

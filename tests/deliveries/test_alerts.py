@@ -17,6 +17,8 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import Alert, AlertChannel, AlertKind, App, AppRepository, Status
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.monitoring import alerts
+from deliveries_app.monitoring.alerts.detect import _docora_problems, _subjects
+from deliveries_app.monitoring.alerts.messages import _TEXTS
 from deliveries_app.services import resync_single, unwatch_repository
 from deliveries_app.services.app_settings import change_own_settings
 from deliveries_app.sweep import retention
@@ -56,6 +58,11 @@ def watch(db) -> AppRepository:
 
 def succeed(watch: AppRepository) -> None:
     AppRepository.objects.filter(pk=watch.pk).update(failing_since=None, root_cause="", status=Status.SYNCED)
+
+
+def test_every_kind_of_alert_is_detected_and_has_texts() -> None:
+    assert {*_subjects(timezone.now()), *_docora_problems(None)} == set(AlertKind)
+    assert set(_TEXTS) == set(AlertKind)
 
 
 # --- Failing watches ---------------------------------------------------------------------------------------------------

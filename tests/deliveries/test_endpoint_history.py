@@ -15,7 +15,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import App, AuditAction, HourlyTraffic
 from deliveries_app.reports import endpoint_history
 from deliveries_app.reports.chart import WIDTH, shares, steps
-from deliveries_app.services import pause_syncing, resync_by_app
+from deliveries_app.services import pause_syncing, resync_by_app, resync_single
 from deliveries_app.services.app_settings import change_own_settings
 from tests.support.audit import by_users
 from tests.support.staff import make_app
@@ -67,6 +67,7 @@ def test_hours_of_an_app(viewer: Client, watches) -> None:
 def test_marks_come_from_operations_and_the_audit_log(viewer: Client, root: Client, watches) -> None:
     app, anna = watches[0].app, Actor.of_user(User.objects.get(username="root"))
     operation = resync_by_app(anna, app)
+    resync_single(Actor.of_app(app), watches[0])
     rotated = audit.entry(anna, AuditAction.KEY_STARTED, app, "Started rotating the signing key")
     rotated.created_at = timezone.now() - timedelta(hours=30)
     rotated.save()
@@ -82,6 +83,7 @@ def test_marks_come_from_operations_and_the_audit_log(viewer: Client, root: Clie
         ("pause", "Paused all syncing, by root"),
         ("pause", "Resumed, by root"),
         ("pause", "Paused, by the app"),
+        ("resync", f"Re-sync of {watches[0]}, by the app"),
         ("resync", f"{operation.title}, by root"),
     ]
     assert all(0 <= mark.x <= WIDTH for mark in marks)
@@ -89,6 +91,8 @@ def test_marks_come_from_operations_and_the_audit_log(viewer: Client, root: Clie
     page = page_of(root, app)
     assert f"/bulkoperation/{operation.pk}/change/" in page
     assert f"{operation.title}, by root" in page_of(viewer, app)
+    unnamed = endpoint_history.of_app(app, 24, names_operations=False).marks
+    assert [mark.text for mark in unnamed if mark.kind == "resync"] == ["Re-sync", "Re-sync"]
     other = endpoint_history.of_app(watches[2].app, 24).marks
     assert [mark.text for mark in other] == ["Paused all syncing, by root"]
     said = by_users(subject_type="deliveries_app.app", app_id=app.app_id).values_list("message", flat=True)

@@ -46,6 +46,27 @@ def failing(world: World) -> AppRepository:
     return watch
 
 
+def test_error_of_different_failures_names_the_latest(world: World) -> None:
+    App.objects.update(max_in_flight=1)
+    _, watch = world.watch({"a.txt": b"1", "b.txt": b"2"})
+    world.answer(lambda note: Answer(500 if note.path == "a.txt" else 400))
+    world.sync(watch)
+    assert watch.last_error == "2 files couldn't be delivered. The latest error: The app returned HTTP 400."
+
+
+def test_sync_after_a_pause_by_410_is_a_retry(world: World) -> None:
+    _, watch = world.watch({"a.txt": b"1", "b.txt": b"2", "c.txt": b"3"})
+    world.answer(lambda note: Answer(410))
+    world.sync(watch)
+    App.objects.update(paused=False, paused_reason="")
+    world.answer(None)
+    world.sync(watch)
+    assert list(watch.runs.order_by("pk").values_list("reason", "outcome")) == [
+        ("initial", "paused"),
+        ("retry", "succeeded"),
+    ]
+
+
 # --- Since when ----------------------------------------------------------------------------------------------------------
 
 

@@ -75,6 +75,27 @@ def test_failed_ping_of_the_old_endpoint_does_not_hold_the_new_one(world: World)
     assert watch.status == "synced"
 
 
+def test_new_endpoint_does_not_wait_as_the_old_one_asked(world: World) -> None:
+    watch = one_by_one(world)
+    world.answer(lambda note: Answer(429, headers={"Retry-After": "3600"}))
+    world.sync(watch)
+    world.answer(None)
+    move_endpoint(world)
+    app = App.objects.get()
+    assert (app.cooldown_until, app.is_slowed_down) == (None, False)
+    assert watch in AppRepository.objects.due()
+
+
+def test_resumed_app_does_not_wait_for_the_end_of_its_cooldown(world: World) -> None:
+    watch = one_by_one(world)
+    world.answer(lambda note: Answer(429, headers={"Retry-After": "3600"}))
+    world.sync(watch)
+    for paused in (True, False):
+        change_own_settings(Actor.command(), world.app, paused=paused)
+    assert App.objects.get().cooldown_until is None
+    assert watch in AppRepository.objects.due()
+
+
 def test_failures_of_the_old_endpoint_are_not_those_of_the_new_one(world: World) -> None:
     """The run records them after the change, when its requests in flight have ended."""
     watch = one_by_one(world)

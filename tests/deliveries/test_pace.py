@@ -121,6 +121,7 @@ def test_lasting_refusals_hold_the_app_without_an_attempt(world: World) -> None:
     assert 7 <= time.monotonic() - began < 12  # 1, 2 and 4 seconds
     assert len(world.requests()) == 4
     assert (watch.retry_count, watch.status) == (0, Status.PENDING)
+    assert watch.last_error == "The app returned HTTP 429. Docora sends nothing for 8 s."
     cooldown = app_of(world).cooldown_until
     assert cooldown is not None
     assert watch.next_sync_at is not None
@@ -162,6 +163,18 @@ def test_pace_is_halved_once_a_second_and_raised_by_successes(world: World) -> N
         next_moment()
     assert now_allowed() == (8, 0.0)
     assert app_of(world).pace_slots is None
+
+
+def test_pace_recovers_although_no_run_has_many_files(world: World) -> None:
+    repo, watch = world.watch({"a": b"1"})
+    App.objects.update(pace_slots=1, pace_gap=0.02, paced_at=from_now(-20))
+    world.sync(watch)
+    assert (app_of(world).slots_allowed, app_of(world).pace_gap) == (1, 0.02)
+    for number, slots in enumerate([1, 2]):
+        App.objects.update(paced_at=from_now(-31))
+        repo.commit({"a": b"%d more" % number})
+        world.sync(watch)
+        assert (app_of(world).slots_allowed, app_of(world).pace_gap) == (slots, 0.0)
 
 
 def test_slots_are_shared_out_of_the_pace(world: World) -> None:

@@ -20,7 +20,7 @@ from django.test import Client
 from django.urls import Resolver404, resolve
 
 from deliveries_app.docs import examples, settings_reference, views
-from deliveries_app.models import Reason, Result, Status, WatchState
+from deliveries_app.models import AlertKind, Reason, Result, Status, WatchState
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.webhooks.payloads import PING_REASON, VERIFY_REASON, RepositoryInfo, file_body
 from docora import __version__
@@ -352,3 +352,9 @@ def test_handbook_lists_the_alerts_of_the_rules() -> None:
     rules = yaml.safe_load((PROJECT / "docora" / "deploy" / "monitoring" / "prometheus-rules.yaml").read_text())
     section = Client().get("/docs/operations/").text.partition('id="alert-rules"')[2].partition("<h2")[0]
     assert re.findall(r"<code>(Docora\w+)</code>", section) == [rule["alert"] for rule in rules["groups"][0]["rules"]]
+
+
+def test_handbook_lists_exactly_the_kinds_of_alerts() -> None:
+    section = Client().get("/docs/operations/").text.partition('id="alerts"')[2].partition("<h2")[0]
+    terms = " ".join(re.findall("<dt>(.*?)</dt>", section))
+    assert sorted(re.findall("<code>(.*?)</code>", terms)) == sorted(AlertKind.values)
