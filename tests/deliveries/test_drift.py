@@ -8,14 +8,17 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from django.db.models.functions import Now
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import (
     App,
     AppRepository,
+    Delivery,
     DriftCheck,
     DriftFile,
+    DriftKind,
     DriftState,
     StateDetail,
     Status,
@@ -42,6 +45,7 @@ from deliveries_app.sweep.cleanup import remove_ended
 from deliveries_app.sync import drift
 from deliveries_app.sync.lease import end_dead_leases
 from deliveries_app.webhooks import verify
+from tests.deliveries.test_resend import add_deliveries
 from tests.support.git import Repo
 from tests.support.histories import assert_promise_kept, at_notification, kill_worker, refusing, sha
 from tests.support.world import World
@@ -199,6 +203,18 @@ def test_files_beside_a_deleted_twin_are_sent_again(world: World) -> None:
     assert sorted((record.kind, record.path) for record in world.requests()[before:]) == [
         ("create", "a/b"), ("create", "readme.md"), ("delete", "README.md"), ("delete", "a/b/c"),
     ]  # fmt: skip
+
+
+def test_sending_differences_leaves_another_app_alone(watches: list[AppRepository]) -> None:
+    paths = ["lost", "readme.md"]
+    rows = [add_deliveries(watch, paths) for watch in (watches[0], watches[2])]
+    result = DriftCheck.objects.create(watch=watches[0], requested_by="a", state=DriftState.DIFFERS, ended_at=Now())
+    for path, kind in (("lost", DriftKind.MISSING), ("README.md", DriftKind.EXTRA)):
+        DriftFile.objects.create(check_of=result, path=path, kind=kind, sequence=0)
+    sent = send_differences(ACTOR, result)
+    assert (sent.files, sent.deletes) == (1, 1)
+    acknowledged = [[Delivery.objects.get(pk=row.pk).acknowledged for row in of_watch] for of_watch in rows]
+    assert acknowledged == [[False, False], [True, True]]
 
 
 def test_more_differences_than_are_listed(

@@ -6,7 +6,7 @@ import pytest
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import Status
+from deliveries_app.models import Notice, Status
 from deliveries_app.receiver import Answer, Notification
 from deliveries_app.services import resync_single
 from deliveries_app.sync.events import held_tree
@@ -148,6 +148,18 @@ def test_no_file_is_failing_after_a_refused_sync_completed(
     watch = world.sync(watch)
     assert "/sync_completed failed" in watch.last_error
     assert (watch.files_failing, watch.files_delivered) == (0, len(FILES))
+
+
+def test_notice_of_another_app_stays(world: World, notices: list[Notification]) -> None:
+    repo, watch = world.watch()
+    other = world.watch_url(repo, app=world.add_app("Other", send_sync_completed=True))
+    world.answer(lambda note: Answer(500) if note.kind == "sync_completed" else None)
+    world.sync(other)
+    world.sync(watch)
+    assert Notice.objects.count() == 2
+    world.answer(None)
+    world.sync(watch)
+    assert [notice.watch for notice in Notice.objects.all()] == [other]
 
 
 def test_changed_tree_replaces_a_refused_sync_completed(world: World, notices: list[Notification]) -> None:
