@@ -8,17 +8,21 @@ from functools import partial
 import pytest
 from django.db.models.functions import Now
 
-from deliveries_app.models import App, HourlyTraffic, Status
+from deliveries_app.models import App, AppRepository, HourlyTraffic, Status
+from deliveries_app.models.root_causes import RootCause, SyncFailure
 from deliveries_app.receiver import Answer, Notification
-from deliveries_app.sync import sender
+from deliveries_app.sync import outcomes, sender
 from deliveries_app.sync.attempt import sync
-from deliveries_app.sync.endpoint_health import PING_SECONDS
+from deliveries_app.sync.endpoint_health import PING_SECONDS, failing_watches
+from deliveries_app.sync.lease import claim
 from deliveries_app.webhooks import client as webhooks
+from deliveries_app.webhooks.endpoint_stats import last_acknowledged
 from docora.db.clock import from_now
 from docora.http.client import Request
 from docora.redis.connection import connection
 from tests.support.histories import assert_promise_kept
 from tests.support.processes import in_threads
+from tests.support.staff import fail, make_watch
 from tests.support.world import World
 
 Hook = Callable[[Notification], Answer | None]
@@ -89,6 +93,15 @@ def test_endpoint_that_is_down_for_months(world: World) -> None:
     assert (watch.lease_until, state(world)) == (None, (5001, True))
 
 
+def test_outage_that_two_runs_find_counts_once(world: World) -> None:
+    App.objects.update(max_in_flight=4)
+    leases = [claim(world.watch(name=f"acme/{number}")[1].pk) for number in range(2)]
+    for lease in leases:
+        assert lease is not None
+        outcomes.endpoint_down(lease, SyncFailure("It is down.", "connect", RootCause.CONNECTION), counts=False)
+    assert state(world) == (1, True)
+
+
 def test_acknowledgement_of_another_watch_proves_that_the_endpoint_works(world: World) -> None:
     _, poisoned = world.watch(files(12), name="acme/poisoned")
 
@@ -102,6 +115,16 @@ def test_acknowledgement_of_another_watch_proves_that_the_endpoint_works(world: 
     world.sync(poisoned)
     assert kinds(world) == "c" * 12
     assert (poisoned.retry_count, state(world)) == (1, (0, False))
+
+
+def test_other_apps_and_the_run_itself_do_not_count(world: World) -> None:
+    other = world.add_app("Other")
+    own, *_ = (make_watch(app, name) for app, name in ((world.app, "a"), (world.app, "b"), (other, "c")))
+    for watch in AppRepository.objects.all():
+        fail(watch, RootCause.CONNECTION)
+    assert failing_watches(world.app, except_pk=own.pk) == 1
+    HourlyTraffic.objects.create(app=other, hour="2026-01-01 00:00Z", acknowledged_at=Now())
+    assert last_acknowledged(world.app) is None
 
 
 def test_acknowledgement_before_the_first_failure_proves_nothing(world: World) -> None:
