@@ -13,7 +13,7 @@ from django.utils import timezone
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, BulkOperation, Delivery, Outcome
 from deliveries_app.reports import impact
-from deliveries_app.services import MAX_RESENT_AT_ONCE, cancel_operation, resend_files, resend_many, resync_single
+from deliveries_app.services import MAX_RESENT_AT_ONCE, cancel_operation, resend_many, resync_single
 from tests.support.audit import by_users
 from tests.support.staff import VIEWS, make_app, make_watch, staff
 from tests.support.world import World
@@ -204,14 +204,6 @@ def test_resend_of_an_app_s_own_files_only(watches) -> None:
         resend_many(Actor.of_app(watches[0].app), [row.pk])
     row.refresh_from_db()
     assert row.acknowledged
-
-
-def test_resend_leaves_the_same_path_of_another_app_alone(watches) -> None:
-    (row,), (other,) = (add_deliveries(watch, ["a"]) for watch in (watches[0], watches[2]))
-    assert resend_files(Actor.system(), watches[0], ["a"]).files == 1
-    for each, acknowledged in ((row, False), (other, True)):
-        each.refresh_from_db()
-        assert each.acknowledged is acknowledged
 
 
 def test_reason_is_cleaned(watches) -> None:
