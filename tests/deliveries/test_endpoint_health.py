@@ -202,6 +202,18 @@ def test_app_is_pinged_once_a_minute(world: World, health: str) -> None:
     assert 0 < connection().ttl(f"docora:endpoint:{world.app.app_id}:{world.app.base_url}") <= PING_SECONDS
 
 
+def test_ping_of_an_earlier_base_url_proves_nothing(world: World) -> None:
+    _, watch = world.watch(files(12))
+    world.answer(failing("file", ping=502))
+    world.sync(watch)
+    assert state(world) == (1, True)
+    moved = world.app.base_url.replace("127.0.0.1", "localhost")
+    App.objects.update(base_url=moved, down_count=0, cooldown_until=None)
+    world.answer(failing("file"))
+    world.sync(watch)
+    assert state(world) == (0, False)
+
+
 def test_runs_at_the_same_time_share_one_ping(world: World) -> None:
     App.objects.update(max_in_flight=8)
     watches = [world.watch(files(10), name=f"acme/{number}")[1] for number in range(3)]
