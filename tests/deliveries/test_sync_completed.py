@@ -177,16 +177,22 @@ def test_changed_tree_replaces_a_refused_sync_completed(world: World, notices: l
     assert_promise_kept(world, repo, watch)
 
 
-def test_refused_sync_completed_is_sent_at_the_rescan(world: World, notices: list[Notification], settings) -> None:
+@pytest.mark.parametrize("is_resync", [False, True])
+def test_refused_sync_completed_is_sent_at_the_rescan(
+    world: World, notices: list[Notification], settings, is_resync: bool
+) -> None:
     """By then there are no files to send, but the app has not received the notice yet."""
     settings.MAX_RETRY_ATTEMPTS = 2
     repo, watch = world.watch(FILES)
+    if is_resync:
+        world.settle()
+        resync_single(Actor.command(), watch)
     refusing_notices(world)
     world.sync(watch)
     assert world.sync(watch).status == Status.FAILED
     world.answer(None)
     world.sync(watch)
-    assert [record.status for record in world.requests("sync_completed")] == [503, 503, 200]
+    assert [record.status for record in world.requests("sync_completed")][is_resync:] == [503, 503, 200]
     assert_promise_kept(world, repo, watch)
 
 
