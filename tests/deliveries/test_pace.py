@@ -13,12 +13,15 @@ from django.utils import timezone
 
 from deliveries_app.models import App, AppRepository, Status
 from deliveries_app.models.root_causes import RootCause, SyncFailure
+from deliveries_app.planning.plan import Change
 from deliveries_app.receiver import Answer, Notification
 from deliveries_app.sync import outcomes, pace
 from deliveries_app.sync.attempt import sync
 from deliveries_app.sync.lease import claim
+from deliveries_app.sync.responses import SHORTEST_WAIT, Decision, ResponsePolicy
 from docora.backoff import MAX_WAIT_SECONDS
-from docora.db.clock import from_now
+from docora.db.clock import DatabaseClock, from_now
+from docora.http.client import Outcome
 from tests.support.histories import assert_promise_kept, at_notification, in_doubt
 from tests.support.processes import syncing
 from tests.support.receiver import wait_for
@@ -197,6 +200,25 @@ def test_cooldown_is_never_shortened(world: World) -> None:
     until = app_of(world).cooldown_until
     outcomes._set_cooldown(older, 10)  # its app was read before
     assert app_of(world).cooldown_until == until
+
+
+def test_series_of_refusals_ends_with_a_success() -> None:
+    change = Change("create", "a", "100644", "", 1, "", None, None, False, False, 0, None)
+    clock, policy = DatabaseClock(timezone.now()), ResponsePolicy()
+
+    def wait(status: int, **headers: str) -> float | None:
+        answer = Outcome(status, None, "", headers, b"", False, 0.0, True)
+        return policy.of(change, answer, chunked=False).wait
+
+    assert wait(429, **{"retry-after": "0"}) == SHORTEST_WAIT
+    assert [wait(429), wait(503)] == [1, 1]
+    policy.refused()
+    policy.refused()
+    assert [wait(429), wait(503)] == [4, None]
+    policy.try_one_by_one()
+    policy.settle(Decision(delivered=True), clock)
+    assert [wait(429), wait(503)] == [1, 1]
+    assert not policy.is_trying_one_by_one
 
 
 def test_cooldown_lasts_an_hour_at_most(world: World) -> None:
