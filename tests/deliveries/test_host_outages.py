@@ -119,6 +119,7 @@ def test_outage_found_by_checks_fails_nothing(world: World, ten: Watched, asked:
     go_down(world)
     world.check()
     assert HostOutage.objects.count() == 1
+    assert not AppRepository.objects.filter(next_check_at__gt=timezone.now()).exists()
     asked.clear()
     assert world.check() == 0
     assert asked == []

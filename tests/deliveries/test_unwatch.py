@@ -382,6 +382,7 @@ def test_watching_again_replaces_the_token_and_resyncs(world: World) -> None:
     assert len(world.requests()) == 4
     run = world.runs(watch)[0]
     assert (run.reason, run.outcome, run.files_done) == (Reason.RESYNC, Outcome.SUCCEEDED, 2)
+    assert Repository.objects.get().is_private  # it was read with a token
 
 
 def test_failed_registration_promises_no_retry(world: World) -> None:

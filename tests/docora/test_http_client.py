@@ -156,6 +156,9 @@ def test_abort_returns_the_requests_it_cancelled(client, serve):
     request = post(server.url)
     client.submit(request)
     assert (client.abort(), client.withdraw()) == ([request], [])  # it was not begun
+    client.submit(post("ftp://127.0.0.1/"))  # blocked at once
+    client.reset()
+    assert (client.in_flight, client.poll(0)) == (0, [])
     client.submit(request)
     client.poll(0.1)
     assert client.abort() == [request]
