@@ -312,6 +312,8 @@ def test_retry_during_a_run_sends_nothing_twice(world: World) -> None:
     )
     assert_promise_kept(world, repo, watch)
     assert outcomes(world, watch)[-1] == ("retry", "succeeded")
+    run = world.runs(watch)[0]
+    assert run.files_total == run.files_done
 
 
 def test_retry_during_the_last_attempt(world: World) -> None:
