@@ -114,6 +114,7 @@ def test_watch_that_has_ended_does_not_keep_the_circuit_closed(world: World, set
     world.git.server.on_request = failing
     world.sync(watch)
     assert Repository.objects.get().circuit_is_open
+    assert [notice.watch for notice in Notice.objects.all()] == [watch]
 
 
 def test_invalid_rules_do_not_count_for_the_circuit(world: World, settings) -> None:

@@ -47,6 +47,7 @@ def test_sync_completed_comes_last_with_the_manifest_hash(world: World, notices:
     lines = "".join(f"{sha(FILES[path])}  {path}\n" for path in sorted(FILES, key=str.encode))
     assert said["tree_sha256"] == hashlib.sha256(lines.encode()).hexdigest() == held_tree(watch.pk, lambda: None).sha256
     assert (said["commit_sha"], said["files"], said["event"]) == (repo.head, len(FILES), "sync_completed")
+    assert not Notice.objects.exists()
     assert_promise_kept(world, repo, watch)
 
 

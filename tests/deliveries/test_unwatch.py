@@ -383,6 +383,8 @@ def test_watching_again_replaces_the_token_and_resyncs(world: World) -> None:
     run = world.runs(watch)[0]
     assert (run.reason, run.outcome, run.files_done) == (Reason.RESYNC, Outcome.SUCCEEDED, 2)
     assert Repository.objects.get().is_private  # it was read with a token
+    world.git.tokens.clear()
+    assert watch_repository(COMMAND, world.app, repo.url).watch.github_token == ""
 
 
 def test_failed_registration_promises_no_retry(world: World) -> None:
