@@ -282,7 +282,7 @@ def test_transformed_file_over_the_limit_is_listed(world: World, use, settings, 
     _, watch = world.watch({"grows": b"abcdef", "fits": b"abc"})
     if was_sent:
         world.settle()
-    settings.MAX_FILE_BYTES = 500
+    settings.MAX_FILE_BYTES = 300
     world.settle()
     assert set(world.copy(watch)) == {"fits"}
     listed = watch.failures.get()
