@@ -10,12 +10,11 @@ import pytest
 from django.db.models.functions import Now
 
 from deliveries_app.models import App, AppRepository, HourlyTraffic, Status
-from deliveries_app.models.root_causes import RootCause, SyncFailure
+from deliveries_app.models.root_causes import RootCause
 from deliveries_app.receiver import Answer, Notification
-from deliveries_app.sync import outcomes, sender
+from deliveries_app.sync import sender
 from deliveries_app.sync.attempt import sync
 from deliveries_app.sync.endpoint_health import PING_SECONDS, failing_watches
-from deliveries_app.sync.lease import claim
 from deliveries_app.webhooks import client as webhooks
 from deliveries_app.webhooks.endpoint_stats import last_acknowledged
 from docora.db.clock import from_now
@@ -92,15 +91,6 @@ def test_endpoint_that_is_down_for_months(world: World) -> None:
     world.answer(failing("file", ping=502))
     world.sync(watch)
     assert (watch.lease_until, state(world)) == (None, (5001, True))
-
-
-def test_outage_that_two_runs_find_counts_once(world: World) -> None:
-    App.objects.update(max_in_flight=4)
-    leases = [claim(world.watch(name=f"acme/{number}")[1].pk) for number in range(2)]
-    for lease in leases:
-        assert lease is not None
-        outcomes.endpoint_down(lease, SyncFailure("It is down.", "connect", RootCause.CONNECTION), counts=False)
-    assert state(world) == (1, True)
 
 
 def test_acknowledgement_of_another_watch_proves_that_the_endpoint_works(world: World) -> None:
