@@ -197,15 +197,13 @@ def show(run: SyncRun, *, files_done: int, bytes_done: int, files_failed: int) -
 
 
 def end_runs(watch_pk: int, generation: int, outcome: Outcome, error: str = "") -> None:
-    """End every open run of the watch up to `generation`, and close operations that have no open runs left."""
+    """End every open run of the watch up to `generation`, and close operations that have no open runs left.
+
+    Only the newest ends with `outcome`. It is a re-sync if there are others: every other request takes over the open ones.
+    """
     runs = open_runs(watch_pk, generation)
-    resyncs = SyncRun.objects.filter(watch_id=watch_pk, reason=Reason.RESYNC).exclude(outcome=Outcome.CANCELLED)
-    newest_resync = resyncs.order_by("-generation", "-pk").first() if len(runs) > 1 else None
-    superseded = [run for run in runs[1:] if newest_resync and newest_resync.generation > run.generation]
-    _end(superseded, Outcome.SUPERSEDED, error)
-    open_runs.update(
-        watch_pk, generation, **_end_fields([run for run in runs if run not in superseded], outcome, error)
-    )
+    _end(runs[1:], Outcome.SUPERSEDED, error)
+    open_runs.update(watch_pk, generation, **_end_fields(runs[:1], outcome, error))
     close_operations({run.operation_id for run in runs if run.operation_id})
     transaction.on_commit(partial(_log_and_show_ended, runs), robust=True)
 

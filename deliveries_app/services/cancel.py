@@ -157,9 +157,8 @@ def _cancel(open_runs: QuerySet[SyncRun], error: str = "", *, also_locked: Itera
 
 def _idle_fields() -> dict[str, object]:
     """Return the fields that leave a watch idle until the next rescan, with the status that follows from its other fields."""
-    # Unless a sync was requested or is due: HEAD may have moved.
-    is_synced = Q(status=Status.SYNCED, request_count=F("claimed_request_count"), files_failing=0)
-    is_synced &= Q(next_sync_at=None) | Q(next_sync_at__gt=Now())
+    # Unless a sync was requested: HEAD may have moved.
+    is_synced = Q(status=Status.SYNCED, request_count=F("claimed_request_count"))
     is_synced &= Q(seen_commit__in=["", F("last_commit")])  # otherwise the host served an older commit than its HEAD
     return {
         "next_sync_at": from_now(settings.RESCAN_INTERVAL_SECONDS),

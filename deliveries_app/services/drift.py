@@ -189,7 +189,7 @@ def _unacknowledge_conflicting(watch: AppRepository, deleted: PathSet) -> None:
     rows = Delivery.objects.filter(watch=watch, acknowledged=True).order_by("path").values_list("pk", "path")
     conflicting = [pk for pk, path in rows.iterator(chunk_size=_PAGE) if deleted.touches(path)]
     for batch in batched(conflicting, _PAGE):
-        Delivery.objects.filter(pk__in=batch).update(acknowledged=False, attempts=0)
+        Delivery.objects.filter(pk__in=batch).update(acknowledged=False)
 
 
 def _unacknowledge(check: DriftCheck, watch: AppRepository) -> int:
@@ -199,7 +199,7 @@ def _unacknowledge(check: DriftCheck, watch: AppRepository) -> int:
         compared = {file.path: file.sequence for file in files}
         rows = _rows_of(watch, files).values_list("pk", "path", "sequence")
         same = [pk for pk, path, sequence in rows if sequence == compared[path]]
-        Delivery.objects.filter(pk__in=same, acknowledged=True).update(acknowledged=False, attempts=0)
+        Delivery.objects.filter(pk__in=same, acknowledged=True).update(acknowledged=False)
         count += len(same)
     return count
 

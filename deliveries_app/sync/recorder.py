@@ -263,7 +263,6 @@ class Recorder:
     def _write_failed(self, now: datetime) -> None:
         if not self._failed:
             return
-        self._had_failures = True
         rows = Delivery.objects.filter(watch=self._lease.watch)
         announced = [failed for failed in self._failed if isinstance(failed.what, Notification)]
         for seconds in {failed.failure.hold_seconds for failed in announced}:

@@ -64,8 +64,7 @@ class Keyring:
         """Record that the app accepted a request signed with `keys`. Write only if this is new and the rotation goes on."""
         app = self._app
         by_new_key = keys[0] == app.new_auth_key
-        is_known = by_new_key == app.new_key_signs and (not by_new_key or app.new_key_accepted_at)
-        if not app.is_rotating_key or is_known:
+        if not app.is_rotating_key or by_new_key == app.new_key_signs:
             return
         app.new_key_signs = by_new_key
         if by_new_key and app.new_key_accepted_at is None:

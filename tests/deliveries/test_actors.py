@@ -8,21 +8,61 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import AnonymousUser, Permission, User
 from django.core.exceptions import PermissionDenied
+from django.db.models.functions import Now
 from django.test import Client
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import AppRepository, AuditEntry, BulkOperation, Outcome, SyncRun
+from deliveries_app.models import (
+    App,
+    AppRepository,
+    AuditEntry,
+    BulkOperation,
+    Delivery,
+    DriftCheck,
+    OperationKind,
+    Outcome,
+    SyncRun,
+)
 from deliveries_app.progress import runs
 from deliveries_app.services import (
+    cancel_check,
     cancel_operation,
     cancel_request,
+    cancel_sync,
+    change_app,
+    check_app,
+    check_watch,
+    continue_operation,
     delete_app,
     onboard_app,
+    pause_syncing,
+    pause_watches,
+    resend_files,
+    resend_many,
+    resume_syncing,
+    resume_watches,
     resync_by_app,
     resync_many,
     resync_single,
+    retry_all,
+    retry_by_app,
+    retry_single,
+    send_differences,
     unwatch_repository,
     watch_repository,
+)
+from deliveries_app.services.app_settings import change_own_settings
+from deliveries_app.services.control import reset_circuits
+from deliveries_app.services.keys import cancel_key_rotation, retire_old_key, start_key_rotation
+from deliveries_app.services.pinging import send_ping
+from deliveries_app.services.tokens import retire_old_tokens, rotate_app_token
+from deliveries_app.services.watch_settings import (
+    renew_push_secret,
+    replace_github_token,
+    set_app_patterns,
+    set_ignore_patterns,
+    set_ref,
+    set_spelling,
 )
 from tests.api.caller import Caller
 from tests.support.audit import by_apps, by_users, messages
@@ -94,6 +134,58 @@ def test_app_cannot_act_on_another_app(
     assert AppRepository.objects.values().get() == before
     operation.refresh_from_db()
     assert operation.cancelled_at is None
+
+
+OTHER_SERVICES: dict[str, Callable[[Actor, AppRepository], object]] = {
+    "cancel sync": lambda actor, watch: cancel_sync(actor, watch),
+    "retry": lambda actor, watch: retry_single(actor, watch),
+    "retry by app": lambda actor, watch: retry_by_app(actor, watch.app),
+    "retry all": lambda actor, watch: retry_all(actor),
+    "resend": lambda actor, watch: resend_files(actor, watch, ["a.txt"]),
+    "resend several": lambda actor, watch: resend_many(actor, [watch.deliveries.get().pk]),
+    "check": lambda actor, watch: check_watch(actor, watch),
+    "check by app": lambda actor, watch: check_app(actor, watch.app),
+    "cancel check": lambda actor, watch: cancel_check(actor, watch.drift_checks.get()),
+    "send differences": lambda actor, watch: send_differences(actor, watch.drift_checks.get()),
+    "continue": lambda actor, watch: continue_operation(actor, BulkOperation.objects.get()),
+    "pause": lambda actor, watch: pause_watches(actor, AppRepository.objects.all()),
+    "resume": lambda actor, watch: resume_watches(actor, AppRepository.objects.all()),
+    "pause all": lambda actor, watch: pause_syncing(actor),
+    "resume all": lambda actor, watch: resume_syncing(actor),
+    "reset circuit": lambda actor, watch: reset_circuits(actor, [watch.repository]),
+    "token": lambda actor, watch: replace_github_token(actor, watch, "other"),
+    "ref": lambda actor, watch: set_ref(actor, watch, "other"),
+    "spelling": lambda actor, watch: set_spelling(actor, watch, watch.github_url),
+    "push secret": lambda actor, watch: renew_push_secret(actor, watch),
+    "ignore patterns": lambda actor, watch: set_ignore_patterns(actor, watch, "*.md"),
+    "app patterns": lambda actor, watch: set_app_patterns(actor, watch, "*.md", None),
+    "change app": lambda actor, watch: change_app(actor, watch.app, ["base_url"]),
+    "own settings": lambda actor, watch: change_own_settings(actor, watch.app, paused=True),
+    "rotate token": lambda actor, watch: rotate_app_token(actor, watch.app),
+    "retire tokens": lambda actor, watch: retire_old_tokens(actor, watch.app),
+    "rotate key": lambda actor, watch: start_key_rotation(actor, watch.app),
+    "retire key": lambda actor, watch: retire_old_key(actor, watch.app),
+    "discard key": lambda actor, watch: cancel_key_rotation(actor, watch.app),
+    "ping": lambda actor, watch: send_ping(actor, watch.app),
+}
+
+
+@pytest.mark.parametrize("who", ["another app", "a user without permissions"])
+def test_every_other_service_refuses(watches: list[AppRepository], who: str, subtests: pytest.Subtests) -> None:
+    watch = watches[0]
+    Delivery.objects.create(
+        watch=watch, path="a.txt", mode="100644", kind="create", source_key="x", sha="0" * 64, size=1, sequence=1,
+        generation=1, acknowledged=True, updated_at=Now(),
+    )  # fmt: skip
+    DriftCheck.objects.create(watch=watch, requested_by="anna")
+    BulkOperation.objects.create(kind=OperationKind.RESYNC, title="All", app=watch.app, requested_by="anna", total=1)
+    AppRepository.objects.filter(pk=watches[1].pk).update(paused_at=Now(), failing_since=Now(), root_cause="timeout")
+    actor = Actor.of_app(watches[2].app) if who == "another app" else staff()
+    before = list(AppRepository.objects.values()), list(App.objects.values())
+    for name, act in OTHER_SERVICES.items():
+        with subtests.test(name), pytest.raises(PermissionDenied):
+            act(actor, watch)
+    assert (list(AppRepository.objects.values()), list(App.objects.values())) == before
 
 
 def test_app_can_resync_and_unwatch_its_own_repositories(world: World, watch: AppRepository) -> None:

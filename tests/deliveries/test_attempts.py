@@ -1,5 +1,6 @@
 """What Docora keeps of each attempt to send a file, and who can see it."""
 
+from copy import copy
 from datetime import timedelta
 from html import unescape
 
@@ -117,6 +118,16 @@ def test_limit_of_an_app(world: World, settings) -> None:
     settings.ATTEMPTS_PER_APP = 0
     world.sync(watch)
     assert DeliveryAttempt.objects.filter(app=watch.app).count() == 3
+
+
+def test_limit_of_a_path_leaves_other_repositories_alone(watches: list[AppRepository]) -> None:
+    for watch, number in ((watches[2], 10), (watches[0], 3)):
+        attempt = DeliveryAttempt(
+            app=watch.app, watch=watch, path_digest=path_digest(b"a.txt"), at=timezone.now(), event="create", cause="http",
+            message="", milliseconds=1, headers={}, request_body="", response_body="",
+        )  # fmt: skip
+        failed_attempts.write(watch, [copy(attempt) for _ in range(number)])
+    assert [len(failing(watch)) for watch in watches] == [3, 0, 10]
 
 
 def test_nothing_is_kept_of_a_file_that_was_not_sent(world: World) -> None:

@@ -9,7 +9,7 @@ from django.utils import timezone
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Notice
 from deliveries_app.models.root_causes import RootCause
-from deliveries_app.services import resync_single
+from deliveries_app.services import resync_single, unwatch_repository
 from deliveries_app.services.watch_settings import change_watch
 from docora.db.clock import from_now
 from repositories_app.models import Repository
@@ -103,6 +103,18 @@ def test_failure_of_one_watch_does_not_count_while_another_can_read(world: World
     AppRepository.objects.filter(pk=other.pk).update(paused_at=Now())  # so it no longer asks the host
     world.sync(without_token)
     assert Repository.objects.get().circuit_is_open
+
+
+def test_watch_that_has_ended_does_not_keep_the_circuit_closed(world: World, settings) -> None:
+    settings.CIRCUIT_BREAKER_THRESHOLD = 1
+    repo, watch = world.watch()
+    other = world.watch_url(repo, app=world.add_app("Other"))
+    world.settle()
+    unwatch_repository(Actor.command(), other)
+    world.git.server.on_request = failing
+    world.sync(watch)
+    assert Repository.objects.get().circuit_is_open
+    assert [notice.watch for notice in Notice.objects.all()] == [watch]
 
 
 def test_invalid_rules_do_not_count_for_the_circuit(world: World, settings) -> None:

@@ -15,9 +15,10 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
-from deliveries_app.models import App, AppRepository, Status, SyncPause, WatchState
+from deliveries_app.models import App, AppRepository, StateDetail, Status, SyncPause, WatchState
 from deliveries_app.monitoring.counts import WatchCounts, count_open_circuits, count_watches
 from deliveries_app.monitoring.instance_checks import check_backlog
+from repositories_app.models import HostOutage, Repository
 from tests.support.doctor import warnings
 from tests.support.staff import make_app, make_watch
 
@@ -83,6 +84,47 @@ def test_each_watch_is_counted_by_its_state(portal: App) -> None:
     )
     assert count_watches().syncing == 1  # "lost" has no live lease
     assert count_open_circuits() == 1
+
+
+EARLIER, LATER = timedelta(minutes=-1), timedelta(hours=1)  # from now
+LEASED = {"lease_until": timedelta(seconds=20)}
+FAILING = {"failing_since": EARLIER, "root_cause": "timeout"}
+STATES: list[tuple[StateDetail, dict, dict, dict]] = [  # with the columns of the watch, its app and its repository
+    (StateDetail.UP_TO_DATE, {"next_sync_at": LATER}, {}, {}),
+    (StateDetail.UP_TO_DATE, {}, {"cooldown_until": LATER}, {"circuit_open_until": LATER}),
+    (StateDetail.WAITS_FOR_WORKER, {"next_sync_at": EARLIER}, {}, {}),
+    (StateDetail.SYNCING, {"status": "scanning", "paused_at": EARLIER} | LEASED, {"paused": True}, {}),
+    (StateDetail.SCHEDULED, {"status": "pending_snapshot", "next_sync_at": LATER} | LEASED, {}, {}),
+    (StateDetail.APP_PAUSED, {"status": "failed", "paused_at": EARLIER} | FAILING, {"paused": True}, {}),
+    (StateDetail.WATCH_PAUSED, {"paused_at": EARLIER, "arriving": True}, {}, {}),
+    (StateDetail.IMPORTING, {"arriving": True}, {}, {}),
+    (StateDetail.CIRCUIT_OPEN, {"status": "failed", "retry_count": 1} | FAILING, {}, {"circuit_open_until": LATER}),
+    (StateDetail.WAITS_FOR_WORKER, {"next_sync_at": EARLIER}, {}, {"circuit_open_until": LATER}),  # the probe
+    (StateDetail.HOST_DOWN, {"next_sync_at": EARLIER}, {"cooldown_until": LATER}, {"canonical_url": "https://down/a"}),
+    (StateDetail.COOLDOWN, {"status": "failed"} | FAILING, {"cooldown_until": LATER}, {}),
+    (StateDetail.FAILED, {"status": "failed", "next_sync_at": LATER} | FAILING, {}, {}),
+    (StateDetail.RETRYING, {"status": "pending_snapshot", "next_sync_at": LATER} | FAILING, {}, {}),
+    (StateDetail.WAITS_FOR_COMMIT, {"status": "pending_snapshot"}, {}, {}),
+]
+
+
+def test_state_of_a_watch(db) -> None:
+    """The first condition that applies decides."""
+    now = timezone.now()
+
+    def columns(fields: dict) -> dict:
+        return {name: now + value if isinstance(value, timedelta) else value for name, value in fields.items()}
+
+    HostOutage.objects.create(host="https://down/", since=now, retry_at=now, error="It is down.")
+    for number, (_, fields, of_app, of_repository) in enumerate(STATES):
+        watch = make_watch(make_app(f"App {number}"), f"repository-{number}", **columns(fields))
+        App.objects.filter(pk=watch.app_id).update(**columns({"paused": False} | of_app))
+        Repository.objects.filter(pk=watch.repository_id).update(**columns({"twin": 0} | of_repository))
+    watches = AppRepository.objects.with_state().order_by("pk")
+    expected = [detail for detail, *_ in STATES]
+    assert [watch.detail for watch in watches] == expected
+    SyncPause.objects.create(paused_by="anna")
+    assert {watch.detail for watch in watches.all()} == {StateDetail.SYNCING, StateDetail.ALL_PAUSED}
 
 
 def test_one_app_is_counted_alone(portal: App) -> None:

@@ -12,6 +12,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository
 from deliveries_app.services import resync_single, unwatch_repository
 from deliveries_app.sweep.cleanup import remove_ended
+from deliveries_app.sync import lease
 from deliveries_app.sync.attempt import sync
 from deliveries_app.sync.lease import claim, end_dead_leases
 from tests.support.histories import assert_promise_kept, refusing
@@ -83,6 +84,21 @@ def test_living_and_unknown_processes_keep_their_leases(world: World) -> None:
     assert claim(held.pk) is not None
     assert end_dead_leases() == 0
     assert AppRepository.objects.leased().count() == 2
+
+
+def test_claim_made_while_the_dead_are_looked_for_is_kept(world: World, monkeypatch) -> None:
+    _, watch = world.watch()
+    claimed_by_the_dead(watch)
+
+    def claim_meanwhile(_process: str) -> bool:
+        AppRepository.objects.update(lease_until=Now())
+        assert claim(watch.pk) is not None
+        return True
+
+    monkeypatch.setattr(lease, "has_ended", claim_meanwhile)
+    assert end_dead_leases() == 0
+    watch.refresh_from_db()
+    assert (watch.status, AppRepository.objects.leased().count()) == ("scanning", 1)
 
 
 def test_watch_whose_lease_expired_is_not_shown_as_syncing(world: World) -> None:

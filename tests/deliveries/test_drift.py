@@ -8,14 +8,17 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from django.db.models.functions import Now
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import (
     App,
     AppRepository,
+    Delivery,
     DriftCheck,
     DriftFile,
+    DriftKind,
     DriftState,
     StateDetail,
     Status,
@@ -40,8 +43,9 @@ from deliveries_app.services.push_hooks import repository_pushed
 from deliveries_app.sweep import retention
 from deliveries_app.sweep.cleanup import remove_ended
 from deliveries_app.sync import drift
-from deliveries_app.sync.lease import end_dead_leases
+from deliveries_app.sync.lease import claim, end_dead_leases
 from deliveries_app.webhooks import verify
+from tests.deliveries.test_resend import add_deliveries
 from tests.support.git import Repo
 from tests.support.histories import assert_promise_kept, at_notification, kill_worker, refusing, sha
 from tests.support.world import World
@@ -199,6 +203,18 @@ def test_files_beside_a_deleted_twin_are_sent_again(world: World) -> None:
     assert sorted((record.kind, record.path) for record in world.requests()[before:]) == [
         ("create", "a/b"), ("create", "readme.md"), ("delete", "README.md"), ("delete", "a/b/c"),
     ]  # fmt: skip
+
+
+def test_sending_differences_leaves_another_app_alone(watches: list[AppRepository]) -> None:
+    paths = ["lost", "readme.md"]
+    rows = [add_deliveries(watch, paths) for watch in (watches[0], watches[2])]
+    result = DriftCheck.objects.create(watch=watches[0], requested_by="a", state=DriftState.DIFFERS, ended_at=Now())
+    for path, kind in (("lost", DriftKind.MISSING), ("README.md", DriftKind.EXTRA)):
+        DriftFile.objects.create(check_of=result, path=path, kind=kind, sequence=0)
+    sent = send_differences(ACTOR, result)
+    assert (sent.files, sent.deletes) == (1, 1)
+    acknowledged = [[Delivery.objects.get(pk=row.pk).acknowledged for row in of_watch] for of_watch in rows]
+    assert acknowledged == [[False, False], [True, True]]
 
 
 def test_more_differences_than_are_listed(
@@ -482,6 +498,39 @@ def test_killed_worker_leaves_a_check_that_starts_again(world: World, synced: tu
         DriftState.NOT_CHECKED, "The worker died 3 times during the check. Check its memory and its log.",
     )  # fmt: skip
     assert (watch.status, watch.is_failing, watch.retry_count) == (Status.SYNCED, False, 0)
+
+
+def test_check_that_another_claim_runs_is_not_given_back(world: World, synced: tuple[Repo, AppRepository]) -> None:
+    _, watch = synced
+    check = check_watch(ACTOR, watch)
+
+    def begun() -> drift._Check:
+        AppRepository.objects.update(lease_until=None)
+        lease = claim(watch.pk)
+        assert lease is not None
+        run = drift._Check(None, lease, watch.last_commit, None, None, lambda: None, check)  # type: ignore[arg-type]
+        run._begin()
+        return run
+
+    frozen, other = begun(), begun()
+    frozen.give_back()
+    check.refresh_from_db()
+    assert (check.state, check.fencing_token) == (DriftState.CHECKING, other._lease.fencing_token)
+
+
+def test_queued_check_leaves_a_failing_watch_to_its_retries(watches: list[AppRepository]) -> None:
+    failing, idle, _ = watches
+    later = timezone.now() + timedelta(hours=1)
+    AppRepository.objects.update(last_commit="c" * 40)
+    AppRepository.objects.filter(pk=failing.pk).update(
+        next_sync_at=later, failing_since=Now(), root_cause="timeout", status=Status.PENDING
+    )
+    for watch in (failing, idle):
+        DriftCheck.objects.create(watch=watch, requested_by="anna")
+    drift_service.maintain_checks()
+    failing.refresh_from_db()
+    assert failing.next_sync_at == later
+    assert AppRepository.objects.due().get() == idle
 
 
 def test_waiting_check_gives_up_and_says_what_it_waited_for(world: World, synced: tuple[Repo, AppRepository]) -> None:

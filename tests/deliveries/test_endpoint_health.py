@@ -3,22 +3,26 @@
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 
 import pytest
 from django.db.models.functions import Now
 
-from deliveries_app.models import App, HourlyTraffic, Status
+from deliveries_app.models import App, AppRepository, HourlyTraffic, Status
+from deliveries_app.models.root_causes import RootCause
 from deliveries_app.receiver import Answer, Notification
 from deliveries_app.sync import sender
 from deliveries_app.sync.attempt import sync
-from deliveries_app.sync.endpoint_health import PING_SECONDS
+from deliveries_app.sync.endpoint_health import PING_SECONDS, failing_watches
 from deliveries_app.webhooks import client as webhooks
+from deliveries_app.webhooks.endpoint_stats import last_acknowledged
 from docora.db.clock import from_now
 from docora.http.client import Request
 from docora.redis.connection import connection
 from tests.support.histories import assert_promise_kept
 from tests.support.processes import in_threads
+from tests.support.staff import fail, make_watch
 from tests.support.world import World
 
 Hook = Callable[[Notification], Answer | None]
@@ -104,6 +108,16 @@ def test_acknowledgement_of_another_watch_proves_that_the_endpoint_works(world: 
     assert (poisoned.retry_count, state(world)) == (1, (0, False))
 
 
+def test_other_apps_and_the_run_itself_do_not_count(world: World) -> None:
+    other = world.add_app("Other")
+    own, *_ = (make_watch(app, name) for app, name in ((world.app, "a"), (world.app, "b"), (other, "c")))
+    for watch in AppRepository.objects.all():
+        fail(watch, RootCause.CONNECTION)
+    assert failing_watches(world.app, except_pk=own.pk) == 1
+    HourlyTraffic.objects.create(app=other, hour="2026-01-01 00:00Z", acknowledged_at=Now())
+    assert last_acknowledged(world.app) is None
+
+
 def test_acknowledgement_before_the_first_failure_proves_nothing(world: World) -> None:
     world.sync(world.watch(name="acme/before")[1])
     assert HourlyTraffic.objects.get().acknowledged_at is not None
@@ -161,7 +175,7 @@ def test_watch_without_another_path_holds_the_app_and_counts(world: World) -> No
     app = App.objects.get()
     assert app.cooldown_until is not None
     assert watch.next_sync_at is not None
-    assert watch.next_sync_at > app.cooldown_until  # another watch goes first
+    assert watch.next_sync_at > app.cooldown_until + timedelta(seconds=4)  # another watch goes first
     world.sync(other)
     assert (other.status, state(world)) == (Status.SYNCED, (0, False))
     assert world.sync(watch).status == Status.FAILED
@@ -177,6 +191,18 @@ def test_app_is_pinged_once_a_minute(world: World, health: str) -> None:
         assert state(world) == ((0, False) if health == "up" else (1, True))
     assert kinds(world).count("p") == 1
     assert 0 < connection().ttl(f"docora:endpoint:{world.app.app_id}:{world.app.base_url}") <= PING_SECONDS
+
+
+def test_ping_of_an_earlier_base_url_proves_nothing(world: World) -> None:
+    _, watch = world.watch(files(12))
+    world.answer(failing("file", ping=502))
+    world.sync(watch)
+    assert state(world) == (1, True)
+    moved = world.app.base_url.replace("127.0.0.1", "localhost")
+    App.objects.update(base_url=moved, down_count=0, cooldown_until=None)
+    world.answer(failing("file"))
+    world.sync(watch)
+    assert state(world) == (0, False)
 
 
 def test_runs_at_the_same_time_share_one_ping(world: World) -> None:

@@ -13,6 +13,7 @@ from deliveries_app.reports.queue import read_queue
 from deliveries_app.services import resync_single
 from deliveries_app.sweep.head_checks import check_due, probe_hosts
 from deliveries_app.sync.attempt import sync
+from docora.db.clock import from_now
 from repositories_app.git import remote
 from repositories_app.models import HostOutage, Repository
 from tests.support.git import GitFixture, GitServer, Repo
@@ -118,6 +119,7 @@ def test_outage_found_by_checks_fails_nothing(world: World, ten: Watched, asked:
     go_down(world)
     world.check()
     assert HostOutage.objects.count() == 1
+    assert not AppRepository.objects.filter(next_check_at__gt=timezone.now()).exists()
     asked.clear()
     assert world.check() == 0
     assert asked == []
@@ -235,6 +237,16 @@ def test_every_answer_but_502_to_504_ends_the_outage(world: World, status: str, 
     with remote.new_client() as client:
         probe_hosts(client, lambda: None)
     assert [outage.failures for outage in HostOutage.objects.all()] == ([2] if is_down else [])
+
+
+def test_end_of_an_outage_closes_no_circuit_of_another_failure(world: World) -> None:
+    world.watch()
+    Repository.objects.update(circuit_open_until=from_now(1800), consecutive_failures=3, last_error_cause="corrupt")
+    HostOutage.objects.create(host=f"{world.git.url}/", since=timezone.now(), retry_at=timezone.now(), error="refused")
+    with remote.new_client() as client:
+        probe_hosts(client, lambda: None)
+    assert not HostOutage.objects.exists()
+    assert Repository.objects.get().circuit_is_open
 
 
 def test_outage_of_a_host_that_nobody_watches_ends(world: World, three: Watched) -> None:

@@ -9,7 +9,7 @@ import pytest
 from django.core.management import call_command
 from django.db import connection
 
-from deliveries_app.models import AppRepository, Delivery, Reason, Status
+from deliveries_app.models import AppRepository, Delivery, HourlyTraffic, Reason, Status
 from deliveries_app.receiver import Answer
 from tests.api.caller import Caller
 from tests.api.test_manifest import lines_of
@@ -68,6 +68,10 @@ def test_only_differences_are_sent(world: World, existing: ExistingService, monk
         ("create", "new.txt"), ("delete", "1/1.txt"), ("update", "0/0.txt"), ("update", "2/2.txt"),
     ]  # fmt: skip
     assert {record.reason for record in world.requests()} == {Reason.CHANGE}
+    written = ("0/0.txt", "2/2.txt", "new.txt")  # the traffic has no bytes of those that the app held already
+    assert sum(HourlyTraffic.objects.values_list("bytes", flat=True)) == sum(
+        len(repo.files()[path]) for path in written
+    )
     assert_promise_kept(world, repo, watch)
 
 

@@ -15,6 +15,7 @@ from deliveries_app.services.keys import (
     start_key_rotation,
 )
 from deliveries_app.services.pinging import send_ping
+from deliveries_app.webhooks.keyring import record_accepted_key
 from tests.support.histories import assert_promise_kept
 from tests.support.staff import staff
 from tests.support.world import KEY, World
@@ -162,6 +163,17 @@ def test_cancelled_rotation_keeps_the_old_key(world: World) -> None:
     assert (app.client_auth_key, app.new_auth_key, app.is_rotating_key) == (KEY, "", False)
     with pytest.raises(KeyRotationError):
         cancel_key_rotation(ME, world.app)
+
+
+def test_acceptance_during_an_earlier_rotation_does_not_count(world: World) -> None:
+    """A worker records it late. Otherwise the old key could be retired, although the app does not know the new one."""
+    start_key_rotation(ME, world.app, NEW)
+    earlier = fresh(world.app)
+    cancel_key_rotation(ME, world.app)
+    start_key_rotation(ME, world.app, f"{NEW}-but-one")
+    record_accepted_key(earlier, by_new_key=True)
+    app = fresh(world.app)
+    assert (app.new_key_signs, app.new_key_accepted_at) == (False, None)
 
 
 def test_invalid_keys_and_a_second_rotation_are_refused(world: World) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from datetime import timedelta
 
@@ -10,9 +11,11 @@ from django.db import connections
 from django.db.models import F
 from django.db.models.functions import Now
 
+from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Delivery, DeliveryFailure, Outcome, Status
 from deliveries_app.models.apps import MAX_SHARED_CRASHES
 from deliveries_app.receiver import Answer, Notification
+from deliveries_app.services import resync_single
 from deliveries_app.sync import attempt as engine
 from deliveries_app.sync import lease as leases
 from deliveries_app.sync.attempt import sync
@@ -25,6 +28,7 @@ from tests.support.histories import (
     kill_worker_before_first_byte,
     let_lease_run_out,
     maybe_kill_worker,
+    refusing,
 )
 from tests.support.processes import forked, in_threads, reap
 from tests.support.receiver import wait_for
@@ -154,6 +158,20 @@ def test_worker_that_lost_its_lease_records_no_outcome(world: World, monkeypatch
     assert watch.base_commit == ""
     assert world.runs(watch)[0].outcome == ""
     assert DeliveryFailure.objects.filter(watch=watch, path="other").exists()
+
+
+def test_worker_that_lost_its_lease_leaves_the_new_one_alone(world: World) -> None:
+    """It keeps its lease while its requests settle, shares its slots and then frees it: all of that is over."""
+    _, watch = world.watch()
+    lost = claim(watch.pk)
+    assert lost is not None
+    steal(watch)
+    lease = AppRepository.objects.values("lease_until", "lease_slots", "doubt_until")
+    before = lease.get()
+    lost.keep_alive()
+    lost.rebalance(0, at_once=True)
+    lost.release(in_doubt=True)
+    assert lease.get() == before
 
 
 def test_attempt_count_of_claim_success_and_handover(world: World, monkeypatch) -> None:
@@ -323,3 +341,32 @@ def test_attempt_that_had_files_acknowledged_does_not_count(world: World, settin
         assert (watch.retry_count, watch.status) == (1, Status.SCANNING)
     world.sync(watch)
     assert_promise_kept(world, repo, watch)
+
+
+def test_deaths_before_an_attempt_that_ended_do_not_count(world: World) -> None:
+    """Otherwise the watch would need a process of its own for ever."""
+    _, watch = world.watch()
+    world.settle()
+    rows = AppRepository.objects.filter(pk=watch.pk)
+    rows.update(crash_count=MAX_SHARED_CRASHES)
+    assert world.sync(watch).crash_count == 0  # nothing to send
+    resync_single(Actor.command(), watch)
+    rows.update(crash_count=MAX_SHARED_CRASHES)
+    world.answer(refusing("readme.md"))
+    assert world.sync(watch).crash_count == 0
+    assert watch.is_failing
+
+
+def test_hanging_client_does_not_keep_a_stopping_worker(world: World, monkeypatch) -> None:
+    """The file may still arrive at the client, so it is not sent again at once."""
+    monkeypatch.setattr(engine, "HAND_OVER_SECONDS", 0.1)
+    _, watch = world.watch()
+    ended = threading.Event()
+    world.answer(lambda note: ended.wait(20) and None)
+    monkeypatch.setattr(engine, "stopping", lambda: bool(world.receiver._in_flight.total()))
+    began = time.monotonic()
+    world.sync(watch)
+    ended.set()
+    assert time.monotonic() - began < 10
+    assert (watch.status, watch.lease_until) == (Status.PENDING, None)
+    assert Delivery.objects.get().hold_until is not None

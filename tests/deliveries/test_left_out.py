@@ -262,6 +262,18 @@ def test_list_is_bounded_and_counts_are_not(world: World, monkeypatch) -> None:
     assert watch.left_out == {"symlink": 8}
 
 
+def test_file_that_is_still_left_out_keeps_its_place_and_has_a_new_time(world: World) -> None:
+    _, watch = world.watch({"link": Entry.symlink("a"), "a": b"a"})
+    world.settle()
+    listed = watch.failures.get()
+    watch.failures.update(first_at=watch.created_at, last_at=watch.created_at)
+    resync_single(Actor.command(), watch)
+    world.settle()
+    again = watch.failures.get()
+    assert (again.pk, again.first_at) == (listed.pk, watch.created_at)
+    assert again.last_at > listed.last_at
+
+
 def test_listed_paths_are_bounded_in_bytes(monkeypatch) -> None:
     """A tree of a few kilobytes may list gigabytes of paths."""
     monkeypatch.setattr(plan, "_MAX_LISTED_BYTES", 5000)

@@ -180,6 +180,16 @@ def test_three_410_responses_pause_the_app(world: World) -> None:
     assert len(world.requests()) == 4 + 3 + 5
 
 
+def test_410_responses_to_deletes_do_not_pause_the_app(world: World) -> None:
+    repo, watch = world.watch(names(5))
+    world.settle()
+    repo.commit(dict.fromkeys(list(names(4))))
+    world.answer(lambda note: Answer(410))
+    world.sync(watch)
+    assert len(world.requests("delete")) == 4
+    assert not App.objects.get().paused
+
+
 def test_two_410_responses_fail_only_those_files(world: World) -> None:
     _, watch = world.watch(names(9))
     world.answer(refusing("file-03.txt", "file-04.txt", status=410))
@@ -331,3 +341,12 @@ def test_pausing_an_app_stops_its_run_until_resume(
     world.settle()
     assert_promise_kept(world, repo, watch)
     assert [run.outcome for run in world.runs(watch)] == [Outcome.SUCCEEDED]
+
+
+def test_bytes_in_flight_are_bounded(world: World, monkeypatch) -> None:
+    monkeypatch.setattr(sender, "BYTES_IN_FLIGHT", 10_000)
+    repo, watch = world.watch({f"{number}.txt": b"%d" % number * 4000 for number in range(8)})
+    world.answer(lambda note: time.sleep(0.03))
+    world.sync(watch)
+    assert world.receiver.max_in_flight(world.app.app_id) == 2
+    assert_promise_kept(world, repo, watch)

@@ -90,11 +90,12 @@ def test_sync_that_needs_the_secret_fails_alone(world: World, settings, column) 
     assert world.rows(watch) == {}, "something was announced that cannot be sent"
 
 
-def test_check_does_not_repeat_a_sync_that_needs_the_secret(world: World, settings) -> None:
+@pytest.mark.parametrize("column", ["github_token", "client_auth_key"])
+def test_check_does_not_repeat_a_sync_that_needs_the_secret(world: World, settings, column) -> None:
     repo, watch = world.watch()
     world.settle()
     repo.commit({"new.txt": b"new"})
-    lose_the_key_of(watch.app, "client_auth_key", settings)
+    lose_the_key_of(watch if column == "github_token" else watch.app, column, settings)
     watch = world.sync(watch)
     assert (watch.status, watch.seen_commit) == ("failed", "")
     world.check()

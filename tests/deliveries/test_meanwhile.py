@@ -8,13 +8,14 @@ from django.utils import timezone
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, Notice
-from deliveries_app.services import NotFound, delete_app, watch_repository, watch_settings
+from deliveries_app.services import AlreadyWatched, NotFound, delete_app, watch_repository, watch_settings, watching
 from deliveries_app.services.keys import cancel_key_rotation, retire_old_key, start_key_rotation
 from deliveries_app.services.pinging import send_ping
 from deliveries_app.services.tokens import retire_old_tokens, rotate_app_token
 from deliveries_app.sweep.cleanup import remove_ended
 from deliveries_app.sync.circuit import record_git_failure
 from repositories_app.git.exceptions import Cause, GitError, InvalidUrl
+from repositories_app.git.url import parse_url
 from repositories_app.models import Repository
 from tests.support.staff import make_app
 from tests.support.world import World
@@ -31,6 +32,16 @@ def test_app_that_is_removed_during_the_git_check(world: World) -> None:
     remove_ended()
     assert not App.objects.exists()
     assert not Repository.objects.exists()
+
+
+def test_repository_that_is_watched_during_the_git_check(watches, settings) -> None:
+    """The look before that found no watch of it."""
+    settings.ALLOWED_GIT_HOSTS = ["github.com"]
+    watch, options = watches[0], watching.validate_options("", "")
+    url = parse_url(watch.github_url)
+    with pytest.raises(AlreadyWatched):
+        watching.store_watch(SYSTEM, watch.app, url, options, is_private=False, must_be_new=True)
+    assert not watch.runs.exists()
 
 
 @pytest.mark.parametrize(

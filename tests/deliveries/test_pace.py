@@ -4,17 +4,24 @@ import os
 import threading
 import time
 from collections import defaultdict
+from datetime import timedelta
 from itertools import pairwise
 
 import pytest
 from django.db.models.functions import Now
+from django.utils import timezone
 
 from deliveries_app.models import App, AppRepository, Status
+from deliveries_app.models.root_causes import RootCause, SyncFailure
+from deliveries_app.planning.plan import Change
 from deliveries_app.receiver import Answer, Notification
 from deliveries_app.sync import outcomes, pace
 from deliveries_app.sync.attempt import sync
 from deliveries_app.sync.lease import claim
-from docora.db.clock import from_now
+from deliveries_app.sync.responses import SHORTEST_WAIT, Decision, ResponsePolicy
+from docora.backoff import MAX_WAIT_SECONDS
+from docora.db.clock import DatabaseClock, from_now
+from docora.http.client import Outcome
 from tests.support.histories import assert_promise_kept, at_notification, in_doubt
 from tests.support.processes import syncing
 from tests.support.receiver import wait_for
@@ -206,6 +213,44 @@ def test_cooldown_is_never_shortened(world: World) -> None:
     until = app_of(world).cooldown_until
     outcomes._set_cooldown(older, 10)  # its app was read before
     assert app_of(world).cooldown_until == until
+
+
+def test_series_of_refusals_ends_with_a_success() -> None:
+    change = Change("create", "a", "100644", "", 1, "", None, None, False, False, 0, None)
+    clock, policy = DatabaseClock(timezone.now()), ResponsePolicy()
+
+    def wait(status: int, **headers: str) -> float | None:
+        answer = Outcome(status, None, "", headers, b"", False, 0.0, True)
+        return policy.of(change, answer, chunked=False).wait
+
+    assert wait(429, **{"retry-after": "0"}) == SHORTEST_WAIT
+    assert [wait(429), wait(503)] == [1, 1]
+    policy.refused()
+    policy.refused()
+    assert [wait(429), wait(503)] == [4, None]
+    policy.try_one_by_one()
+    policy.settle(Decision(delivered=True), clock)
+    assert [wait(429), wait(503)] == [1, 1]
+    assert not policy.is_trying_one_by_one
+
+
+def test_cooldown_lasts_an_hour_at_most(world: World) -> None:
+    lease = claim(world.watch()[1].pk)
+    assert lease is not None
+    outcomes.start_cooldown(lease, 86_400, SyncFailure("It is busy.", "http", RootCause.SERVER_ERROR, 503))
+    until = app_of(world).cooldown_until
+    assert until is not None
+    assert until - timezone.now() < timedelta(seconds=MAX_WAIT_SECONDS + 60)
+
+
+def test_answer_ends_the_cooldown_of_an_endpoint_that_was_down(world: World) -> None:
+    App.objects.update(down_count=1)
+    lease = claim(world.watch()[1].pk)
+    assert lease is not None
+    App.objects.update(cooldown_until=from_now(30))
+    lease.endpoint_answers()
+    app = app_of(world)
+    assert (app.down_count, app.cooldown_until) == (0, None)
 
 
 def test_running_attempt_stops_within_a_second_of_a_cooldown(world: World) -> None:

@@ -236,6 +236,24 @@ def test_complete_run_lists_exactly_the_failed_files(world: World) -> None:
     assert watch.files_failing == 1
 
 
+def test_run_leaves_the_records_of_another_app_alone(world: World) -> None:
+    """Both watch the same repository, and both have the same two paths to deliver."""
+    repo, watch = world.watch({"a": A, "b": A})
+    other = world.watch_url(repo, app=world.add_app("Other"))
+    world.settle()
+    repo.commit({"a": None, "b": B})
+    world.answer(lambda note: Answer(500))
+    world.sync(other)
+    rows, failures = other.deliveries.order_by("path").values(), other.failures.order_by("path").values()
+    before = list(rows), list(failures)
+    assert list(map(len, before)) == [2, 2]
+    world.sync(watch)
+    world.answer(None)
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
+    assert (list(rows.all()), list(failures.all())) == before
+
+
 def test_vanished_blocked_path_is_no_longer_listed(world: World) -> None:
     repo, watch = world.watch({"a": A, "z": A})
     world.sync(watch)

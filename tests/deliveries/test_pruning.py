@@ -89,6 +89,13 @@ def test_newest_run_of_each_watch_is_kept(watch: AppRepository) -> None:
     assert watch.runs.count() == other.runs.count() == 1
 
 
+def test_run_of_the_newest_generation_is_kept(watch: AppRepository) -> None:
+    """A run for a change can begin after the re-sync that supersedes it was requested."""
+    kept = {run_of(watch, generation=2).pk, run_of(watch, generation=1).pk}
+    assert prune().runs == 0
+    assert left() == kept
+
+
 def test_open_runs_are_kept(watch: AppRepository) -> None:
     waiting = [run_of(watch, days=400, outcome="", generation=generation) for generation in (1, 2)]
     newest = run_of(watch, days=1, generation=3)

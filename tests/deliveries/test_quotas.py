@@ -10,6 +10,7 @@ from deliveries_app.models import App, AppRepository, Outcome, RootCause, Status
 from deliveries_app.planning import quota
 from deliveries_app.planning.plan import Plan, PlanRefused
 from deliveries_app.services import resync_single, unwatch_repository
+from deliveries_app.sync.sender import Sender
 from tests.support.world import World
 
 
@@ -109,6 +110,29 @@ def test_change_of_a_file_is_planned_from_the_change(world: World) -> None:
     watch.refresh_from_db()
     assert watch.base_commit == repo.head != before
     assert (watch.tree_files, watch.tree_bytes) == (2, 2)
+
+
+def test_size_that_does_not_grow_is_not_compared(watches) -> None:
+    """The app has more than a quota that was lowered. An empty file is added."""
+    watch = watches[0]
+    App.objects.filter(pk=watch.app_id).update(max_bytes=1)
+    assert quota.require_room(watch, Plan(tree_files=watch.tree_files + 1, tree_bytes=watch.tree_bytes))
+
+
+def test_room_is_taken_before_anything_is_announced(world: World, monkeypatch) -> None:
+    """Another sync of the app may look at any moment after this one has compared."""
+    limit(world, max_files=2)
+    _, watch = world.watch({"a": b"1", "b": b"2"})
+    seen = []
+    send = Sender.send
+
+    def look_and_send(sender: Sender, plan: Plan) -> None:
+        seen.append((AppRepository.objects.get().tree_files, watch.deliveries.count()))
+        send(sender, plan)
+
+    monkeypatch.setattr(Sender, "send", look_and_send)
+    world.sync(watch)
+    assert (seen, watch.status) == ([(2, 0)], Status.SYNCED)
 
 
 @pytest.mark.django_db(transaction=True)

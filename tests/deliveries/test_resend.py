@@ -13,7 +13,8 @@ from django.utils import timezone
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, BulkOperation, Delivery, Outcome
 from deliveries_app.reports import impact
-from deliveries_app.services import MAX_RESENT_AT_ONCE, cancel_operation, resend_many, resync_single
+from deliveries_app.services import MAX_RESENT_AT_ONCE, cancel_operation, resend_files, resend_many, resync_single
+from deliveries_app.services.requests import NotFound
 from tests.support.audit import by_users
 from tests.support.staff import VIEWS, make_app, make_watch, staff
 from tests.support.world import World
@@ -202,6 +203,15 @@ def test_resend_of_an_app_s_own_files_only(watches) -> None:
     (row,) = add_deliveries(watches[2], ["a"])  # of Search
     with pytest.raises(PermissionDenied):
         resend_many(Actor.of_app(watches[0].app), [row.pk])
+    row.refresh_from_db()
+    assert row.acknowledged
+
+
+def test_file_of_an_unwatched_repository_is_not_resent(watches) -> None:
+    (row,) = add_deliveries(watches[0], ["a"])
+    AppRepository.objects.update(ended_at=timezone.now())
+    with pytest.raises(NotFound):
+        resend_files(Actor.system(), watches[0], ["a"])
     row.refresh_from_db()
     assert row.acknowledged
 

@@ -1,11 +1,15 @@
 """Failed attempts are retried with exponential backoff, then at every rescan (`engine.md` §6)."""
 
+import time
+from itertools import count
+
 import pytest
 from django.utils import timezone
 
 from deliveries_app.models import AppRepository, Outcome, Status
-from deliveries_app.sync import outcomes
+from deliveries_app.sync import outcomes, sender
 from docora.backoff import backoff
+from repositories_app.git.exceptions import Cause, GitError
 from tests.support.histories import assert_promise_kept, refusing
 from tests.support.world import World
 
@@ -82,6 +86,27 @@ def test_limit_that_is_lowered_while_a_watch_fails(world: World, settings, attem
     world.answer(None)
     world.sync(watch)
     assert_promise_kept(world, repo, watch)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("a bug"), OSError(28, "No space left on device"), GitError(Cause.OTHER, "git failed.")],
+    ids=lambda error: type(error).__name__,
+)
+def test_answers_under_way_at_an_error_count(world: World, settings, monkeypatch, error: Exception) -> None:
+    settings.RECORD_BATCH = 6
+    _, watch = world.watch({f"{n}": b"%d" % n for n in range(7)})
+    world.answer(lambda note: time.sleep(0.02 if note.path in "01" else 0.3))
+    read, blocks = sender.read_block, count()
+
+    def fail_at_the_second_block(*arguments):
+        if next(blocks):  # 0 and 1 have been answered, and at least 2 and 3 are under way
+            raise error
+        return read(*arguments)
+
+    monkeypatch.setattr(sender, "read_block", fail_at_the_second_block)
+    assert world.sync(watch).is_failing
+    assert set("0123") <= set(watch.deliveries.filter(acknowledged=True).values_list("path", flat=True))
 
 
 def test_reverted_change_clears_its_failure(world: World) -> None:

@@ -191,6 +191,12 @@ def test_retry_probes_an_endpoint_that_was_down(world: World) -> None:
     assert_promise_kept(world, repo, watch)
 
 
+def test_request_tries_no_endpoint_of_another_app(watches) -> None:
+    App.objects.update(down_count=1, cooldown_until=from_now(1800))
+    resync_single(COMMAND, watches[0])
+    assert App.objects.get(cooldown_until=None) == watches[0].app
+
+
 def test_retry_respects_retry_after(world: World) -> None:
     _, watch = world.watch(FILES)
     world.answer(lambda note: Answer(429, headers={"Retry-After": "600"}))
@@ -277,6 +283,23 @@ def test_retry_during_the_git_fetch_takes_over_the_attempt(world: World, monkeyp
     assert outcomes(world, watch)[-2:] == [("retry", "superseded"), ("retry", "succeeded")]
 
 
+def test_retry_during_the_fetch_of_new_files_is_not_given_up(world: World, settings, monkeypatch) -> None:
+    settings.MAX_RETRY_ATTEMPTS = 1
+    repo, watch = world.watch(FILES)
+    world.answer(lambda note: Answer(500))
+    assert world.sync(watch).status == Status.FAILED
+    repo.commit({"new.txt": b"new"})
+    fetch = Mirror.fetch
+
+    def retry_and_fetch(mirror, *arguments, **named):
+        retry(watch)
+        return fetch(mirror, *arguments, **named)
+
+    monkeypatch.setattr(Mirror, "fetch", retry_and_fetch)
+    watch = world.sync(watch)
+    assert (watch.status, watch.retry_count) == (Status.PENDING, 0)
+
+
 def test_retry_during_a_run_sends_nothing_twice(world: World) -> None:
     repo, watch = world.watch(FILES)
     world.answer(refusing("0.txt"))
@@ -290,6 +313,8 @@ def test_retry_during_a_run_sends_nothing_twice(world: World) -> None:
     )
     assert_promise_kept(world, repo, watch)
     assert outcomes(world, watch)[-1] == ("retry", "succeeded")
+    run = world.runs(watch)[0]
+    assert run.files_total == run.files_done
 
 
 def test_retry_during_the_last_attempt(world: World) -> None:

@@ -6,7 +6,7 @@ import pytest
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import Status
+from deliveries_app.models import Notice, Status
 from deliveries_app.receiver import Answer, Notification
 from deliveries_app.services import resync_single
 from deliveries_app.sync.events import held_tree
@@ -47,6 +47,7 @@ def test_sync_completed_comes_last_with_the_manifest_hash(world: World, notices:
     lines = "".join(f"{sha(FILES[path])}  {path}\n" for path in sorted(FILES, key=str.encode))
     assert said["tree_sha256"] == hashlib.sha256(lines.encode()).hexdigest() == held_tree(watch.pk, lambda: None).sha256
     assert (said["commit_sha"], said["files"], said["event"]) == (repo.head, len(FILES), "sync_completed")
+    assert not Notice.objects.exists()
     assert_promise_kept(world, repo, watch)
 
 
@@ -150,6 +151,18 @@ def test_no_file_is_failing_after_a_refused_sync_completed(
     assert (watch.files_failing, watch.files_delivered) == (0, len(FILES))
 
 
+def test_notice_of_another_app_stays(world: World, notices: list[Notification]) -> None:
+    repo, watch = world.watch()
+    other = world.watch_url(repo, app=world.add_app("Other", send_sync_completed=True))
+    world.answer(lambda note: Answer(500) if note.kind == "sync_completed" else None)
+    world.sync(other)
+    world.sync(watch)
+    assert Notice.objects.count() == 2
+    world.answer(None)
+    world.sync(watch)
+    assert [notice.watch for notice in Notice.objects.all()] == [other]
+
+
 def test_changed_tree_replaces_a_refused_sync_completed(world: World, notices: list[Notification]) -> None:
     repo, watch = world.watch(FILES)
     refusing_notices(world)
@@ -165,16 +178,22 @@ def test_changed_tree_replaces_a_refused_sync_completed(world: World, notices: l
     assert_promise_kept(world, repo, watch)
 
 
-def test_refused_sync_completed_is_sent_at_the_rescan(world: World, notices: list[Notification], settings) -> None:
+@pytest.mark.parametrize("is_resync", [False, True])
+def test_refused_sync_completed_is_sent_at_the_rescan(
+    world: World, notices: list[Notification], settings, is_resync: bool
+) -> None:
     """By then there are no files to send, but the app has not received the notice yet."""
     settings.MAX_RETRY_ATTEMPTS = 2
     repo, watch = world.watch(FILES)
+    if is_resync:
+        world.settle()
+        resync_single(Actor.command(), watch)
     refusing_notices(world)
     world.sync(watch)
     assert world.sync(watch).status == Status.FAILED
     world.answer(None)
     world.sync(watch)
-    assert [record.status for record in world.requests("sync_completed")] == [503, 503, 200]
+    assert [record.status for record in world.requests("sync_completed")][is_resync:] == [503, 503, 200]
     assert_promise_kept(world, repo, watch)
 
 

@@ -194,7 +194,10 @@ def test_reset_closes_the_circuit_and_schedules_every_watch(world: World, open_a
     open_the_circuit(world, watch)
     repository = Repository.objects.get(pk=watch.repository_id)
     assert (repository.last_error_cause, "503" in repository.last_error) == ("network", True)
+    AppRepository.objects.update(status=Status.FAILED, retry_count=4)
     assert reset_circuits(Actor.command(), [repository]) == 1
+    watch.refresh_from_db()
+    assert (watch.status, watch.retry_count) == (Status.PENDING, 0)
     repository.refresh_from_db()
     assert (repository.consecutive_failures, repository.circuit_open_until, repository.last_error) == (0, None, "")
     recover(world, repo, watch)

@@ -276,10 +276,13 @@ def test_transformed_size_decides_about_chunks(world: World, use, settings) -> N
     assert len([record for record in world.requests() if record.path == "large"]) == 1
 
 
-def test_transformed_file_over_the_limit_is_listed(world: World, use, settings) -> None:
-    settings.MAX_FILE_BYTES = 500
+@pytest.mark.parametrize("was_sent", [False, True])
+def test_transformed_file_over_the_limit_is_listed(world: World, use, settings, was_sent: bool) -> None:
     use("Expand")
     _, watch = world.watch({"grows": b"abcdef", "fits": b"abc"})
+    if was_sent:
+        world.settle()
+    settings.MAX_FILE_BYTES = 300
     world.settle()
     assert set(world.copy(watch)) == {"fits"}
     listed = watch.failures.get()

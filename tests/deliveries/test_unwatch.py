@@ -22,6 +22,10 @@ from deliveries_app.models import (
     BulkOperation,
     Delivery,
     DeliveryFailure,
+    DriftCheck,
+    DriftFile,
+    DriftKind,
+    DriftState,
     Outcome,
     Reason,
     Status,
@@ -166,7 +170,9 @@ def test_cancel_never_lowers_the_floor_below_an_unwatch(
 
 def test_revived_watch_has_the_settings_of_a_new_one(world: World) -> None:
     repo, watch = world.watch({"a.txt": b"1", "b.md": b"2"})
-    watch_settings.change_watch(COMMAND, watch, ignore_patterns="*.md")
+    watch_settings.change_watch(
+        COMMAND, watch, ignore_patterns="*.md", include_patterns="*.txt", exclude_patterns="*.md"
+    )
     watch_settings.renew_push_secret(COMMAND, watch)
     world.settle()
     unwatch_repository(COMMAND, watch)
@@ -174,6 +180,7 @@ def test_revived_watch_has_the_settings_of_a_new_one(world: World) -> None:
     assert ended_at is not None
     again = watch_repository(COMMAND, world.app, repo.url).watch
     assert (again.ignore_patterns, again.push_secret) == ("", "")
+    assert (again.include_patterns, again.exclude_patterns) == ("", "")
     assert again.created_at >= ended_at
     world.settle()
     assert_promise_kept(world, repo, watch)
@@ -196,6 +203,7 @@ def test_revived_watch_lists_no_failures(world: World) -> None:
     unwatch_repository(COMMAND, watch)
     again = watch_repository(COMMAND, world.app, repo.url).watch
     assert (again.pk, again.files_failing, again.left_out, again.failures.count()) == (watch.pk, 0, {}, 0)
+    assert (again.is_failing, again.last_error) == (False, "")
     world.answer(None)
     world.settle()
     watch.refresh_from_db()
@@ -237,6 +245,32 @@ def test_watch_that_is_revived_during_its_removal(world: World, monkeypatch) -> 
     watch.refresh_from_db()
     assert_promise_kept(world, repo, watch)
     assert with_refs(watch) == {watch.watch_id}
+
+
+def test_watch_that_is_revived_before_its_removal_keeps_its_records(world: World) -> None:
+    repo, watch = world.watch()
+    world.settle()
+    check = DriftCheck.objects.create(watch=watch, requested_by="anna", state=DriftState.DIFFERS, ended_at=Now())
+    DriftFile.objects.create(check_of=check, path="readme.md", kind=DriftKind.MISSING, sha="a" * 64, sequence=1)
+    unwatch_repository(COMMAND, watch)
+    again = []
+
+    def revive() -> bool:
+        if not again:
+            again.append(watch_repository(COMMAND, world.app, repo.url).watch)
+        return False
+
+    assert remove_ended(stop=revive) == 0
+    assert (again[0].pk, again[0].watch_id) == (watch.pk, watch.watch_id)
+    assert (watch.deliveries.count(), check.files.count()) == (1, 1)
+
+
+def test_app_keeps_the_highest_number_of_its_removed_watches(watches, tmp_path: Path, settings) -> None:
+    settings.REPOS_DIR = tmp_path
+    for watch, high in zip(watches, (2000, 1000, 3000), strict=True):
+        AppRepository.objects.filter(pk=watch.pk).update(ended_at=Now(), sequence_high=high)
+    assert remove_ended() == 3
+    assert list(App.objects.order_by("name").values_list("sequence_high", flat=True)) == [2000, 3000]
 
 
 def test_repository_is_removed_only_with_its_last_watch(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,6 +385,9 @@ def test_watching_again_replaces_the_token_and_resyncs(world: World) -> None:
     assert len(world.requests()) == 4
     run = world.runs(watch)[0]
     assert (run.reason, run.outcome, run.files_done) == (Reason.RESYNC, Outcome.SUCCEEDED, 2)
+    assert Repository.objects.get().is_private  # it was read with a token
+    world.git.tokens.clear()
+    assert watch_repository(COMMAND, world.app, repo.url).watch.github_token == ""
 
 
 def test_failed_registration_promises_no_retry(world: World) -> None:

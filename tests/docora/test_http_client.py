@@ -98,6 +98,13 @@ def test_connections_are_reused(client, serve):
     assert (server.connections, len(server.requests)) == (1, 20)
 
 
+def test_fresh_request_alone_gets_a_new_connection(client, serve):
+    server = serve()
+    for fresh in (False, True, False, False):
+        assert client.request(post(server.url, fresh=fresh)).ok
+    assert (server.connections, len(server.requests)) == (2, 4)
+
+
 def test_concurrency_is_bounded_by_max_connections(serve):
     lock, now, most = threading.Lock(), [0], [0]
 
@@ -147,6 +154,11 @@ def test_poll_returns_on_the_first_outcome_or_on_timeout(client, serve):
 def test_abort_returns_the_requests_it_cancelled(client, serve):
     server = serve(lambda *_: time.sleep(3) or False)
     request = post(server.url)
+    client.submit(request)
+    assert (client.abort(), client.withdraw()) == ([request], [])  # it was not begun
+    client.submit(post("ftp://127.0.0.1/"))  # blocked at once
+    client.reset()
+    assert (client.in_flight, client.poll(0)) == (0, [])
     client.submit(request)
     client.poll(0.1)
     assert client.abort() == [request]

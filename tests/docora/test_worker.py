@@ -479,6 +479,24 @@ def test_worker_does_not_unpickle_what_it_performs(tmp_path: Path, redis_client:
     assert not file.exists()
 
 
+def test_jobs_go_on_although_redis_has_no_further_ones(tmp_path: Path) -> None:
+    put(tmp_path / "job")
+    queue = django_rq.get_queue("default")
+    ended: list[float] = []
+
+    def perform(*_: object) -> bool:
+        time.sleep(1.0)  # several looks for further jobs
+        ended.append(time.monotonic())
+        return True
+
+    def take() -> None:
+        raise RedisTimeoutError
+
+    horse = work_horse.WorkHorse(2, perform, take, lambda: False, lambda: None)
+    horse.run((queue.fetch_job("job"), queue, None))
+    assert ended
+
+
 def test_place_is_free_again_after_a_job_without_redis(tmp_path: Path, redis_client: Redis) -> None:
     put(tmp_path / "note")
     queue = django_rq.get_queue("default")

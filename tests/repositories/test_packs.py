@@ -144,6 +144,15 @@ def test_base_of_the_watch_is_named_first(repo: Repo, mirror: Mirror, fetch, mon
         )
 
 
+def test_commit_of_a_run_that_failed_is_not_kept(repo: Repo, mirror: Mirror, fetch) -> None:
+    base = fetch(repo)
+    mirror.keep_base("watch", base)
+    repo.commit({"new.txt": b"new"})
+    assert mirror._kept("watch") != [fetch(repo)]
+    mirror.keep_base("watch", base)  # the host is back at it
+    assert mirror._kept("watch") == [base]
+
+
 def test_hundreds_of_changes_are_repacked(repo: Repo, mirror: Mirror, fetch, monkeypatch) -> None:
     monkeypatch.setattr(mirrors, "MAX_PACKS", 5)
     for number in range(20):
