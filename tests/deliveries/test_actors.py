@@ -56,14 +56,7 @@ from deliveries_app.services.control import reset_circuits
 from deliveries_app.services.keys import cancel_key_rotation, retire_old_key, start_key_rotation
 from deliveries_app.services.pinging import send_ping
 from deliveries_app.services.tokens import retire_old_tokens, rotate_app_token
-from deliveries_app.services.watch_settings import (
-    renew_push_secret,
-    replace_github_token,
-    set_app_patterns,
-    set_ignore_patterns,
-    set_ref,
-    set_spelling,
-)
+from deliveries_app.services.watch_settings import change_watch, renew_push_secret
 from tests.api.caller import Caller
 from tests.support.audit import by_apps, by_users, messages
 from tests.support.world import World
@@ -153,12 +146,8 @@ OTHER_SERVICES: dict[str, Callable[[Actor, AppRepository], object]] = {
     "pause all": lambda actor, watch: pause_syncing(actor),
     "resume all": lambda actor, watch: resume_syncing(actor),
     "reset circuit": lambda actor, watch: reset_circuits(actor, [watch.repository]),
-    "token": lambda actor, watch: replace_github_token(actor, watch, "other"),
-    "ref": lambda actor, watch: set_ref(actor, watch, "other"),
-    "spelling": lambda actor, watch: set_spelling(actor, watch, watch.github_url),
+    "change watch": lambda actor, watch: change_watch(actor, watch, ref="other"),
     "push secret": lambda actor, watch: renew_push_secret(actor, watch),
-    "ignore patterns": lambda actor, watch: set_ignore_patterns(actor, watch, "*.md"),
-    "app patterns": lambda actor, watch: set_app_patterns(actor, watch, "*.md", None),
     "change app": lambda actor, watch: change_app(actor, watch.app, ["base_url"]),
     "own settings": lambda actor, watch: change_own_settings(actor, watch.app, paused=True),
     "rotate token": lambda actor, watch: rotate_app_token(actor, watch.app),

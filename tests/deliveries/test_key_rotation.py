@@ -15,7 +15,7 @@ from deliveries_app.services.keys import (
     start_key_rotation,
 )
 from deliveries_app.services.pinging import send_ping
-from deliveries_app.webhooks.keyring import record_accepted_key
+from deliveries_app.webhooks.keyring import Keyring
 from tests.support.histories import assert_promise_kept
 from tests.support.staff import staff
 from tests.support.world import KEY, World
@@ -168,10 +168,10 @@ def test_cancelled_rotation_keeps_the_old_key(world: World) -> None:
 def test_acceptance_during_an_earlier_rotation_does_not_count(world: World) -> None:
     """A worker records it late. Otherwise the old key could be retired, although the app does not know the new one."""
     start_key_rotation(ME, world.app, NEW)
-    earlier = fresh(world.app)
+    earlier = Keyring(fresh(world.app))
     cancel_key_rotation(ME, world.app)
     start_key_rotation(ME, world.app, f"{NEW}-but-one")
-    record_accepted_key(earlier, by_new_key=True)
+    earlier.accepted((NEW, KEY))
     app = fresh(world.app)
     assert (app.new_key_signs, app.new_key_accepted_at) == (False, None)
 

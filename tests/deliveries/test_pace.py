@@ -221,7 +221,7 @@ def test_series_of_refusals_ends_with_a_success() -> None:
 
     def wait(status: int, **headers: str) -> float | None:
         answer = Outcome(status, None, "", headers, b"", False, 0.0, True)
-        return policy.of(change, answer, chunked=False).wait
+        return policy.decide(change, answer, chunked=False).wait
 
     assert wait(429, **{"retry-after": "0"}) == SHORTEST_WAIT
     assert [wait(429), wait(503)] == [1, 1]
