@@ -92,7 +92,7 @@ def test_marks_come_from_operations_and_the_audit_log(viewer: Client, root: Clie
     assert f"/bulkoperation/{operation.pk}/change/" in page
     assert f"{operation.title}, by root" in page_of(viewer, app)
     unnamed = endpoint_history.of_app(app, 24, names_operations=False).marks
-    assert [mark.text for mark in unnamed if mark.kind == "resync"] == ["Re-sync", "Re-sync"]
+    assert [mark.text for mark in unnamed if mark.icon == "resync"] == ["Re-sync", "Re-sync"]
     other = endpoint_history.of_app(watches[2].app, 24).marks
     assert [mark.text for mark in other] == ["Paused all syncing, by root"]
     said = by_users(subject_type="deliveries_app.app", app_id=app.app_id).values_list("message", flat=True)
