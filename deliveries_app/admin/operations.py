@@ -94,19 +94,23 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
         ]
 
     def cancel(self, request: HttpRequest, operation: BulkOperation) -> HttpResponse:
-        page = next_url(request, self.page_of(operation))
         cancelled = services.cancel_operation(Actor.of_request(request), operation)
-        if not cancelled:
-            return self.redirect_with_message(request, page, "The operation had already ended.", messages.WARNING)
-        message = f"Cancelled the sync of {counted(cancelled, 'repository', 'repositories')}."
-        return self.redirect_with_message(request, page, message)
+        return self._redirect(
+            request, operation, "Cancelled the sync of", cancelled, "The operation had already ended."
+        )
 
     def continue_held(self, request: HttpRequest, operation: BulkOperation) -> HttpResponse:
-        page = next_url(request, self.page_of(operation))
         continued = services.continue_operation(Actor.of_request(request), operation)
-        if not continued:
-            return self.redirect_with_message(request, page, "The operation is not held.", messages.WARNING)
-        message = f"Continuing with {counted(continued, 'repository', 'repositories')}."
+        return self._redirect(request, operation, "Continuing with", continued, "The operation is not held.")
+
+    def _redirect(
+        self, request: HttpRequest, operation: BulkOperation, done: str, number: int, nothing: str
+    ) -> HttpResponse:
+        """Redirect with a message: what was `done` with this `number` of repositories, or why `nothing` was."""
+        page = next_url(request, self.page_of(operation))
+        if not number:
+            return self.redirect_with_message(request, page, nothing, messages.WARNING)
+        message = f"{done} {counted(number, 'repository', 'repositories')}."
         return self.redirect_with_message(request, page, message)
 
     @admin.display(description="by")
