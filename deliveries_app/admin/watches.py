@@ -130,11 +130,13 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RemovalAdmin[AppR
             services.retry_single(Actor.of_request(request), watch)
         except services.NotFailed:
             return self.redirect_with_message(request, page, f"{watch} is no longer failing.", messages.WARNING)
-        waits = ""
-        if watch.app.is_on_hold and not watch.app.down_count:
-            waits = f" The retry starts at {timezone.localtime(watch.app.cooldown_until):%H:%M}, because the app is too busy."
-        waits = " The retry starts when the app is resumed." if watch.app.paused else waits
-        waits = " The retry starts when the repository is resumed." if watch.is_paused else waits
+        app, waits = watch.app, ""
+        if watch.is_paused:
+            waits = " The retry starts when the repository is resumed."
+        elif app.paused:
+            waits = " The retry starts when the app is resumed."
+        elif app.is_on_hold and not app.down_count:
+            waits = f" The retry starts at {timezone.localtime(app.cooldown_until):%H:%M}, because the app is too busy."
         message = f"Retry queued for {watch}. Only unacknowledged files are sent.{waits}"
         return self.redirect_with_message(request, page, message)
 
