@@ -134,17 +134,14 @@ def _marks(app: App, since: datetime, *, names_operations: bool) -> list[Mark]:
             for operation in resyncs.order_by("-created_at", "-pk")[:READ]
         ),
         *(
-            Mark(
-                entry.created_at,
-                _ICONS[entry.action],
-                f"{entry.message.removesuffix('.')}, by {_by(entry)}"
-                if names_operations or entry.action != AuditAction.RESYNC
-                else "Re-sync",
-            )
+            Mark(entry.created_at, _ICONS[entry.action], _text(entry, names_resync=names_operations))
             for entry in entries[:READ]
         ),
     ]
 
 
-def _by(entry: AuditEntry) -> str:
-    return "the app" if entry.actor_kind == ActorKind.APP else entry.actor
+def _text(entry: AuditEntry, *, names_resync: bool) -> str:
+    if entry.action == AuditAction.RESYNC and not names_resync:
+        return "Re-sync"
+    actor = "the app" if entry.actor_kind == ActorKind.APP else entry.actor
+    return f"{entry.message.removesuffix('.')}, by {actor}"
