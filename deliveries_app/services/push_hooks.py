@@ -38,7 +38,7 @@ OTHERS_SECONDS = 5.0
 
 
 def proven_watches(repository_id: str, headers: Mapping[str, str], body: Iterable[bytes]) -> list[int]:
-    """Return the primary keys of the repository's watches whose secret a request's headers prove to know.
+    """Return the primary keys of the repository's watches whose secret, or a signature made with it, is in the headers.
 
     The body is read only if there is a well-formed signature, once for all secrets, and never held in memory. If the
     repository or its secret does not exist, a random secret is used, so that the response time does not reveal this.
@@ -46,8 +46,7 @@ def proven_watches(repository_id: str, headers: Mapping[str, str], body: Iterabl
     values = [(headers.get(name, ""), prefix) for name, prefix in SIGNATURE_HEADERS.items()]
     given = [value.removeprefix(prefix) for value, prefix in values if value.startswith(prefix)]
     signatures = list(filter(_HEX.fullmatch, given))
-    plain = [headers.get("X-Gitlab-Token", ""), _password(headers.get("Authorization", ""))]
-    plain = list(filter(None, plain))
+    plain = [text for text in (headers.get("X-Gitlab-Token"), _password(headers.get("Authorization", ""))) if text]
     if not (signatures or plain) or not can_be_id(repository_id):
         return []
     watches = AppRepository.objects.alive().filter(repository__repository_id=repository_id)
