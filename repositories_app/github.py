@@ -1,4 +1,4 @@
-"""GitHub Apps: read private repositories without anybody's personal token.
+"""GitHub Apps: read private repositories without a personal token.
 
 An organisation installs a GitHub App on its repositories. With the app's private key, Docora asks GitHub which installation
 has a repository, then for a token that reads only this repository and expires after an hour. Tokens are kept in Redis,

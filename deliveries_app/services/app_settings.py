@@ -73,8 +73,9 @@ def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
 
 
 def _continue(app: App) -> None:
-    """Enqueue what the app's cooldown, which was ended, has held back. An attempt that began it waits for its end."""
+    """Enqueue what waits for the end of a cooldown that is over now. `app` is the app before the change."""
     if app.cooldown_until is not None:
+        # The attempts that began the cooldown are due at its end, or a little later so that others go first.
         end = app.cooldown_until + timedelta(seconds=2 * OTHERS_FIRST_SECONDS)
         scheduling.request_sync(AppRepository.objects.filter(app=app, next_sync_at__gt=Now(), next_sync_at__lte=end))
     transaction.on_commit(scheduling.enqueue_due, robust=True)

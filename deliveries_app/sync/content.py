@@ -1,7 +1,7 @@
 """Turn planned changes into notifications: read and hash their contents, in blocks of bounded size.
 
-With transforms, each file is transformed here, although planning may already have done so, and a large file once more
-when it is sent. Only one large transformed file is in memory at a time, and on disk only while it is sent.
+With transforms, each file is transformed here, although planning may already have done so. A large file is transformed
+again when it is sent. Only one large transformed file is in memory at a time, and on disk only while it is sent.
 """
 
 import hashlib

@@ -61,7 +61,7 @@ class Keyring:
         return next((keys for keys in (self.keys, self.keys[::-1]) if keys[0] != refused[0]), None)
 
     def accepted(self, keys: Keys) -> None:
-        """Record that the app accepted a request signed with `keys`. Write only if this is new and the rotation goes on."""
+        """Record that the app accepted a request signed with `keys`. Write only if this is new and during a rotation."""
         app = self._app
         by_new_key = keys[0] == app.new_auth_key
         if not app.is_rotating_key or by_new_key == app.new_key_signs:

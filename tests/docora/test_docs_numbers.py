@@ -33,7 +33,7 @@ from tests.docora.test_docs import text_of
 
 PROJECT = Path(__file__).resolve().parents[2]
 TOLERANCE = 0.2
-"""The share by which a figure in the handbook may differ from the last run of the benchmark, which varies by itself."""
+"""The share by which a figure in the handbook may differ from the last run of the benchmark, which differs from run to run."""
 
 BENCH = [
     # (fragment of the handbook, work in RESULTS.md, figures in its row, in the order of those in the fragment)
