@@ -6,6 +6,7 @@ every child (`docora.process`).
 """
 
 import errno
+import math
 import os
 import signal
 import socket
@@ -44,7 +45,7 @@ class Child:
     ends_last: bool = False
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
-    restart_at: float = 0.0
+    restart_at: float = -math.inf  # a restart is planned if this is later than `started`
     restart_delay: float = _RESTART_DELAY
 
     def start(self) -> None:
