@@ -139,6 +139,7 @@ def idle_instance(stage: Stage) -> Iterator[Row]:
     for number, pk in enumerate(AppRepository.objects.filter(next_check_at__lt=now).values_list("pk", flat=True)):
         at = now + timedelta(seconds=300 * number / IDLE)
         AppRepository.objects.filter(pk=pk).update(next_check_at=at)
+    stage.vacuum()
     without = _used_in_30_seconds(host)
     with running(stage, workers=2):
         time.sleep(10)

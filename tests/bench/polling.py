@@ -28,11 +28,9 @@ ROUNDS = 8
 
 
 def open_bars(stage: Stage) -> Iterator[Row]:
-    from django.db import connection
-
     cookies = _sign_in()
-    connection.cursor().execute("VACUUM")  # so that autovacuum after earlier measurements does not disturb this one
     bars = _start_operations(stage)
+    stage.vacuum()
     with _web("tests.bench.polling:constant") as (url, pid):
         floor = _cpu_share(url, pid, bars, cookies)
     with _web() as (url, pid):

@@ -95,6 +95,12 @@ class Stage:
         later = timezone.now() + timedelta(minutes=100)
         AppRepository.objects.update(next_sync_at=None, next_check_at=later, lease_until=None, lease_slots=0)
 
+    def vacuum(self) -> None:
+        """Do what autovacuum would do now, so that it does not disturb the measurement."""
+        from django.db import connection
+
+        connection.cursor().execute("VACUUM ANALYZE")
+
     def receiver(self, delay_ms: float = 0) -> Receiver:
         made = Receiver(delay_ms)
         self._stack.callback(made.close)
