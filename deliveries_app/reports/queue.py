@@ -4,7 +4,7 @@ The rows are the source of truth. A leased watch is running; a due one is waitin
 the job's queue and the workers. Without Redis the page shows the rows.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -12,6 +12,7 @@ from django.conf import settings
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
 from django.db.models import DurationField, ExpressionWrapper, F
 from django.db.models.functions import Now
+from django.utils import timezone
 
 from deliveries_app.models import AppRepository, StateDetail, SyncPause, SyncRun, WatchState
 from deliveries_app.monitoring.counts import WatchCounts, count_watches
@@ -19,6 +20,7 @@ from deliveries_app.permissions import Permission
 from deliveries_app.progress import live
 from deliveries_app.progress.live import Progress
 from deliveries_app.progress.runs import newest_open_runs
+from deliveries_app.reports.next_attempt import due_at
 from deliveries_app.services import current_pause
 from docora.redis import heartbeat, inspect
 from docora.redis.heartbeat import Signs
@@ -66,7 +68,8 @@ class WorkerLine:
 class QueueView:
     """The queue page. `queue` is None while Redis is down.
 
-    `unqueued` is the number of due watches without a job, `idle_jobs` that of jobs without a due watch.
+    `counts` agree with the lists. `unqueued` is the number of due watches without a job, `idle_jobs` that of jobs without a
+    due watch. `scheduled` has the time of the next attempt, None during a pause, and which it is or what it is waiting for.
     """
 
     pause: SyncPause | None
@@ -77,7 +80,7 @@ class QueueView:
     unqueued: int
     idle_jobs: int
     clean_ups: list[Job]
-    scheduled: list[tuple[AppRepository, str]]
+    scheduled: list[tuple[AppRepository, datetime | None, str]]
     workers: list[WorkerLine]
     signs: Signs | None
 
@@ -113,15 +116,20 @@ def read_queue() -> QueueView:
     counts = count_watches()
     jobs = queue.jobs if queue else []
     queued = {pk: job.queue for job in jobs if (pk := _watch_of(job))}
-    lease_left = ExpressionWrapper(F("lease_until") - Now(), output_field=DurationField())  # by the database's clock
-    running = list(_watches().leased().annotate(lease_left=lease_left).order_by("next_sync_at", "pk")[:SHOWN])
-    # The lease of a running watch may end between the queries.
-    overdue = _watches().free().filter(next_sync_at__lte=Now()).exclude(pk__in=[watch.pk for watch in running])
+    # Read before the running ones: a watch that starts between the queries is then listed as running.
+    overdue = _watches().free().filter(next_sync_at__lte=Now())
     position = {pk: number for number, pk in enumerate(queued)}
     with_job = sorted(overdue.filter(pk__in=queued), key=lambda watch: position[watch.pk])
     without_job = list(overdue.exclude(pk__in=queued).order_by("next_sync_at", "pk")[: max(0, SHOWN - len(with_job))])
-    ready = sum(not _is_held_back(watch) for watch in with_job)
-    waiting = [*with_job[:SHOWN], *without_job]
+    lease_left = ExpressionWrapper(F("lease_until") - Now(), output_field=DurationField())  # by the database's clock
+    running = list(_watches().leased().annotate(lease_left=lease_left).order_by("next_sync_at", "pk")[:SHOWN])
+    started = {watch.pk for watch in running}
+    waiting = [watch for watch in (*with_job, *without_job) if watch.pk not in started]
+    scheduled = _scheduled()
+    are_all_listed = len(with_job) + len(without_job) < SHOWN
+    counts = _agreeing(counts, running, waiting if are_all_listed else None, scheduled)
+    ready = sum(watch.pk in queued and not _is_held_back(watch) for watch in waiting)
+    waiting = waiting[:SHOWN]
     newest = newest_open_runs([*running, *waiting])
     progress = live.of_runs(newest[watch.pk] for watch in running if watch.pk in newest)
 
@@ -140,10 +148,28 @@ def read_queue() -> QueueView:
         unqueued=max(0, counts.due - ready - (sum(queue.lengths.values()) - len(jobs) if queue else 0)),
         idle_jobs=len(queued) - len(with_job),
         clean_ups=[job for job in jobs if _watch_of(job) is None],
-        scheduled=_scheduled(),
+        scheduled=scheduled,
         workers=workers,
         signs=heartbeat.read() if queue else None,
     )
+
+
+def _agreeing(
+    counts: WatchCounts, running: list[Any], waiting: list[AppRepository] | None, scheduled: list[Any]
+) -> WatchCounts:
+    """Return the counts with those of the complete lists: a sync may have started or ended between the queries.
+
+    `waiting` is None if not all of them were read.
+    """
+    listed: dict[str, Any] = {}
+    if len(running) < SHOWN:
+        listed["leased"] = len(running)
+    if waiting is not None:
+        listed["held"] = sum(map(_is_held_back, waiting))
+        listed["due"] = len(waiting) - listed["held"]
+    if len(scheduled) < SCHEDULED_SHOWN:
+        listed["scheduled"] = len(scheduled)
+    return replace(counts, **listed)
 
 
 def _watches() -> Any:
@@ -162,9 +188,10 @@ def _is_held_back(watch: AppRepository) -> bool:
 
 def _why_waiting(watch: AppRepository) -> str:
     """Return what a due watch is waiting for; empty if only for its turn."""
-    if _is_held_back(watch) or watch.detail == StateDetail.WAITS_FOR_SLOT:
-        return f"{watch.state.label!s}: {watch.detail.label}"
-    return ""
+    if not _is_held_back(watch) and watch.detail != StateDetail.WAITS_FOR_SLOT:
+        return ""
+    until = f" until {timezone.localtime(watch.waits_until):%H:%M}" if watch.waits_until else ""
+    return f"{watch.state.label!s}{until}: {watch.detail.label}"
 
 
 def _lease_message(watch: Any, alive: set[str]) -> str:
@@ -193,10 +220,10 @@ def _workers(workers: list[Worker], running: list[Any]) -> list[WorkerLine]:
     return lines
 
 
-def _scheduled() -> list[tuple[AppRepository, str]]:
-    """Return scheduled watches, soonest first, with what each is waiting for."""
+def _scheduled() -> list[tuple[AppRepository, datetime | None, str]]:
+    """Return scheduled watches, soonest first, with the time of the next attempt, and which it is or what it waits for."""
     rows = _watches().scheduled().order_by("next_sync_at", "pk")[:SCHEDULED_SHOWN]
-    return [(watch, _scheduled_message(watch)) for watch in rows]
+    return [(watch, due_at(watch, None), _scheduled_message(watch)) for watch in rows]
 
 
 def _scheduled_message(watch: AppRepository) -> str:

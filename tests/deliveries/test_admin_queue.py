@@ -14,6 +14,7 @@ from rq.utils import utcformat
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, Outcome, Status, SyncPause, SyncRun
+from deliveries_app.monitoring.counts import WatchCounts
 from deliveries_app.progress import runs
 from deliveries_app.reports import queue as queue_report
 from deliveries_app.scheduling import request_sync
@@ -102,6 +103,36 @@ def test_watch_whose_lease_ends_meanwhile_is_listed_once(operator: Client, setti
     assert operator.get(PAGE).text.count(f'action="{PAGE}{watch.pk}/cancel/"') == 1
 
 
+def test_sync_that_starts_after_the_count_is_counted_as_running(
+    operator: Client, watches, settings, monkeypatch
+) -> None:
+    request_sync(AppRepository.objects.all())
+    real = queue_report.count_watches
+
+    def count_then_start() -> WatchCounts:
+        counts = real()
+        lease(watches[0], settings)
+        return counts
+
+    monkeypatch.setattr(queue_report, "count_watches", count_then_start)
+    view = queue_report.read_queue()
+    assert (view.counts.leased, len(view.running), view.more_running) == (1, 1, 0)
+    assert (view.counts.due, len(view.waiting), view.more_waiting, view.unqueued) == (2, 2, 0, 2)
+
+
+def test_sync_that_starts_between_the_lists_is_listed_as_running(watches, settings, monkeypatch) -> None:
+    request_sync(AppRepository.objects.filter(pk=watches[0].pk))
+    real = AppRepositoryQuerySet.free
+
+    def start_then_free(self: AppRepositoryQuerySet) -> AppRepositoryQuerySet:
+        lease(watches[0], settings)
+        return real(self)
+
+    monkeypatch.setattr(AppRepositoryQuerySet, "free", start_then_free)
+    view = queue_report.read_queue()
+    assert ([line.watch.pk for line in view.running], view.waiting) == ([watches[0].pk], [])
+
+
 def test_queue_is_in_the_list_of_models(operator: Client) -> None:
     assert f'href="{PAGE}"' in operator.get("/admin/").text
     assert ">Queue</a>" in operator.get("/admin/").text
@@ -161,7 +192,8 @@ def test_held_syncs_name_the_reason(operator: Client, watches) -> None:
     App.objects.filter(pk=watches[2].app_id).update(cooldown_until=timezone.now() + timedelta(seconds=90))
     shown = section(operator, "waiting")
     assert "Paused: the app is paused" in shown
-    assert "On hold: endpoint cooldown" in shown
+    held_until = AppRepository.objects.get(pk=watches[2].pk).app.cooldown_until
+    assert f"On hold until {held_until:%H:%M}: endpoint cooldown" in shown
     view = queue_report.read_queue()
     assert (view.counts.due, view.counts.held, view.unqueued) == (0, 3, 0)
     App.objects.update(paused=False, cooldown_until=None)
@@ -198,6 +230,19 @@ def test_scheduled_syncs_show_time_and_cause_soonest_first(operator: Client, wat
     assert shown.count("Endpoint: 5xx") == 2
     assert f'/admin/deliveries_app/apprepository/{watches[1].pk}/change/"' in shown
     assert queue_report.read_queue().counts.scheduled == 3
+
+
+def test_scheduled_syncs_wait_for_the_end_of_a_pause_or_cooldown(operator: Client, watches) -> None:
+    rows = AppRepository.objects.filter(pk=watches[0].pk)
+    rows.update(status="failed", failing_since=Now(), root_cause="http_5xx", next_sync_at=from_now(40))
+    App.objects.update(cooldown_until=from_now(400))
+    shown = section(operator, "scheduled")
+    assert "in 6 min" in shown
+    assert "Endpoint cooldown" in shown
+    SyncPause.objects.create(paused_by="anna")
+    shown = section(operator, "scheduled")
+    assert "All syncing is paused" in shown
+    assert "<time" not in shown
 
 
 def test_lists_are_bounded_and_count_the_rest(operator: Client, db, monkeypatch, settings) -> None:
