@@ -7,7 +7,7 @@ from typing import Any
 from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
 from django.core.paginator import Page, Paginator
-from django.db.models import Min, QuerySet
+from django.db.models import Min, Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern, reverse
 from django.utils.safestring import SafeString
@@ -34,6 +34,7 @@ from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
 from deliveries_app.progress import live
 from deliveries_app.progress.live import Progress
+from deliveries_app.progress.runs import superseded
 from deliveries_app.reports import history
 from docora.templatetags.docora import badge, number
 from docora.text import counted, parse_pk
@@ -137,7 +138,7 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
 
     def page_context(self, request: HttpRequest, operation: BulkOperation) -> dict[str, Any]:
         """Return the operation's progress, its fields, and its repositories, all or those with one outcome."""
-        runs = operation.runs.order_by("app_name", "repository_name", "pk")
+        runs = _runs_of(operation).order_by("app_name", "repository_name", "pk")
         pending = operation.pending.order_by("position") if operation.is_gradual else PendingRelease.objects.none()
         part = request.GET.get("part", "")
         if part == UNRELEASED:
@@ -203,6 +204,10 @@ def page_fields(operation: BulkOperation) -> dict[str, Any]:
     }
 
 
+def _runs_of(operation: BulkOperation) -> QuerySet[SyncRun]:
+    return operation.runs.annotate(is_superseded=Q(superseded(), outcome=""))
+
+
 def _deleted_app(operation: BulkOperation) -> str:
     """Return the name of the operation's only app if that was deleted, from its runs; empty for several apps."""
     if operation.app_id or operation.ended_at is None or operation.runs.exclude(watch=None).exists():
@@ -216,7 +221,7 @@ class Row:
     """A repository on an operation's page.
 
     - `key` is part of the ids of its cells, and stays the same when the watch is released.
-    - `watch` is set while the run is open.
+    - `watch` is set while the run is open, and `is_superseded` while a later request is in progress in its place.
     - Without a run, the repository is not released yet and `waits_for` says why, or it was never released.
     """
 
@@ -227,6 +232,7 @@ class Row:
     run: SyncRun | None = None
     progress: Progress | None = None
     watch: AppRepository | None = None
+    is_superseded: bool = False
     state: WatchState = WatchState.QUEUED
     waits_for: str = ""
 
@@ -253,6 +259,7 @@ def rows_of(
         Row(
             keys.get(run.pk, str(run.pk)), run.repository_name, run.app_name, run.watch_id,
             run=run, progress=progress_of[run.pk], watch=watches.get(run.watch_id or 0),
+            is_superseded=run.is_superseded,  # type: ignore[attr-defined]  # annotated by `_runs_of`
         )
         for run in runs
     ]  # fmt: skip
@@ -303,10 +310,10 @@ def _waits_for(canary: Canary | None, app: App, *, is_first: bool) -> str:
 
 def rows_to_poll(operation: BulkOperation, run_pks: Sequence[int], watch_pks: Sequence[int]) -> list[Row]:
     """Return the rows of these runs, and of these watches, which were not released when the page was rendered."""
-    runs = list(operation.runs.filter(pk__in=run_pks))
+    runs = list(_runs_of(operation).filter(pk__in=run_pks))
     if not watch_pks:
         return rows_of(operation, runs, [])
-    released = list(operation.runs.filter(watch__in=watch_pks))
+    released = list(_runs_of(operation).filter(watch__in=watch_pks))
     pending = list(operation.pending.filter(watch__in=watch_pks).select_related("watch__app", "watch__repository"))
     keys = {run.pk: f"w{run.watch_id}" for run in released}
     rows = rows_of(operation, [*runs, *released], pending, keys=keys)

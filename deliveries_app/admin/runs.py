@@ -15,6 +15,7 @@ from deliveries_app.admin.history import HistoryAdmin
 from deliveries_app.models import AppRepository, BulkOperation, SyncRun
 from deliveries_app.permissions import Permission
 from deliveries_app.progress import activity, live
+from deliveries_app.progress.runs import current_run
 from deliveries_app.reports import failing_files, help_texts, history
 from deliveries_app.reports.next_attempt import next_attempt_of
 from docora.templatetags.docora import number, outcome_badge, trigger
@@ -75,12 +76,13 @@ class SyncRunAdmin(HistoryAdmin[SyncRun]):
         watch = watches.get(pk=run.watch_id) if run.watch_id else None
         can_view_watch = watch is not None and request.user.has_perm(Permission.VIEW_WATCHES)
         progress = live.of_run(run)
-        newest = watch.runs.order_by("-generation", "-pk").first() if watch else None
+        current = current_run(watch) if watch else None
         return {
             "run": run,
             "watch": watch,
             "page_run": run.pk,
-            "is_live": can_view_watch and not run.outcome and run == newest,
+            "is_live": can_view_watch and not run.outcome and run == current,
+            "is_superseded": not run.outcome and current is not None and current.generation > run.generation,
             "next_attempt": next_attempt_of(watch) if watch and not run.outcome else None,
             "activity": activity.of_run(run, watch, progress) if watch else None,
             "progress": progress,

@@ -13,6 +13,7 @@ from django.utils import timezone
 from deliveries_app.models import AppRepository, BulkOperation, Result, StateDetail, SyncRun, WatchState
 from deliveries_app.models.apps import is_syncing
 from deliveries_app.progress.live import Progress
+from deliveries_app.progress.runs import superseded
 from docora.db.compiled import compiled
 from docora.redis.connection import RedisError, connection
 from docora.text import format_estimate
@@ -72,20 +73,26 @@ def of_operation(operation: BulkOperation, progress: Progress) -> Activity | Non
         return replace(doing, seconds_left=_with_unreleased(doing.seconds_left, operation, progress))
     if not details and progress.unreleased:
         return _releasing(operation)
+    if not details and operation.runs.filter(outcome="").exists():
+        return Activity(Result.SUPERSEDED.value, str(Result.SUPERSEDED.label), "a later request is in progress")
     return _waiting(next((detail for detail in _ORDER if detail in details), StateDetail.WAITS_FOR_WORKER))
 
 
 @compiled
 def _details(operation_pk: int) -> QuerySet[AppRepository, StateDetail]:
-    """Return the different details of the watches with an open run."""
-    watches: Any = AppRepository.objects.filter(runs__operation=operation_pk, runs__outcome="")
+    """Return the different details of the watches with an open run, unless a later request superseded it."""
+    watches: Any = AppRepository.objects.filter(pk__in=_open_runs(operation_pk).values("watch"))
     return watches.with_state().order_by().values_list("state_detail", flat=True).distinct()  # type: ignore[no-any-return]
 
 
 @compiled
 def _a_syncing_watch(operation_pk: int) -> QuerySet[AppRepository]:
-    syncing = AppRepository.objects.filter(is_syncing(), runs__operation=operation_pk, runs__outcome="")
+    syncing = AppRepository.objects.filter(is_syncing(), pk__in=_open_runs(operation_pk).values("watch"))
     return syncing.order_by().only("pk")[:1]
+
+
+def _open_runs(operation_pk: int) -> QuerySet[SyncRun]:
+    return SyncRun.objects.filter(~superseded(), operation=operation_pk, outcome="").order_by()
 
 
 def _with_unreleased(seconds: float | None, operation: BulkOperation, progress: Progress) -> float | None:

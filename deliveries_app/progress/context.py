@@ -19,7 +19,7 @@ from deliveries_app.models import (
 )
 from deliveries_app.progress import activity, live
 from deliveries_app.progress.live import Progress
-from deliveries_app.progress.runs import newest_open_runs
+from deliveries_app.progress.runs import current_run, newest_open_runs
 from docora.text import counted, format_bytes, format_seconds
 
 MAX_OPERATIONS = 5
@@ -52,11 +52,11 @@ def result_of(operation: BulkOperation, progress: Progress) -> Result:
 
 
 def of_watch(watch: AppRepository) -> dict[str, Any]:
-    """Return the context for `docora/progress.html#watch_progress`: the watch's newest run, open or ended.
+    """Return the context for `docora/progress.html#watch_progress`: the watch's current run, open or ended.
 
     The watch must be read `with_state`.
     """
-    run = watch.runs.order_by("-generation", "-pk").first()
+    run = current_run(watch)
     progress = live.of_run(run) if run else None
     doing = activity.of_run(run, watch, progress) if run and progress else None
     return {"watch": watch, "run": run, "progress": progress, "activity": doing}

@@ -12,7 +12,7 @@ from itertools import batched
 from typing import Any, NamedTuple
 
 from django.db import transaction
-from django.db.models import Case, F, Q, QuerySet, When, Window
+from django.db.models import Case, Exists, F, OuterRef, Q, QuerySet, When, Window
 from django.db.models.functions import Now, RowNumber
 from django.utils import timezone
 
@@ -137,6 +137,17 @@ def newest_open_runs(watches: Iterable[AppRepository]) -> dict[int, SyncRun]:
     """Return each watch's newest open run, by watch primary key."""
     runs = SyncRun.objects.filter(watch__in=[watch.pk for watch in watches], outcome="").order_by("generation", "pk")
     return {run.watch_id: run for run in runs if run.watch_id}
+
+
+def current_run(watch: AppRepository) -> SyncRun | None:
+    """Return the run that a watch's progress is about: its newest open one, or else the one that ended last."""
+    return watch.runs.order_by(F("ended_at").desc(nulls_first=True), "-generation", "-pk").first()
+
+
+def superseded() -> Exists:
+    """Match open runs in whose place a later request is in progress. They are open again if that one is cancelled."""
+    later = SyncRun.objects.filter(watch=OuterRef("watch"), outcome="", generation__gt=OuterRef("generation"))
+    return Exists(later)
 
 
 def set_totals(run: SyncRun, *, files: int, size: int, left_out: Mapping[str, int], commit: str) -> None:

@@ -236,6 +236,44 @@ def test_second_resync_supersedes_the_older_operation(world: World, operator: Cl
     assert Delivery.objects.get(watch=watch).acknowledged
 
 
+def test_operation_says_that_a_later_request_is_in_progress(operator: Client, operation: BulkOperation) -> None:
+    """A worker syncs the later one, so the older operation is neither syncing nor stalled."""
+    later = resync_many(Actor.system(), AppRepository.objects.filter(repository__name="docs"))
+    AppRepository.objects.filter(repository__name="docs").update(
+        status="scanning", lease_until=timezone.now() + timedelta(seconds=20)
+    )
+    page = operator.get(f"/admin/deliveries_app/bulkoperation/{operation.pk}/change/").text
+    rows = re.findall(r"<tr>.*?</tr>", page.partition("<tbody>")[2], re.DOTALL)
+    [row] = [row for row in rows if "acme/docs" in row]
+    assert "Superseded" in row
+    assert page.count("a later request is in progress") == 1
+    SyncRun.objects.filter(operation=operation).exclude(repository_name="acme/docs").update(
+        outcome="succeeded", ended_at=timezone.now()
+    )
+    shown = fragment(operator, operation)
+    assert "Superseded</span>" in shown
+    assert "A later request is in progress" in shown
+    assert "Syncing</span>" in fragment(operator, later)
+    older = operation.runs.get(repository_name="acme/docs")
+    assert "a later request is in progress" in operator.get(f"/admin/deliveries_app/syncrun/{older.pk}/change/").text
+    cancel_operation(Actor.system(), later)
+    assert "Syncing</span>" in fragment(operator, operation)
+
+
+def test_watch_shows_the_earlier_resync_after_the_later_was_cancelled(
+    operator: Client, operation: BulkOperation
+) -> None:
+    watch = AppRepository.objects.get(repository__name="docs")
+    later = resync_many(Actor.system(), AppRepository.objects.filter(pk=watch.pk))
+    cancel_operation(Actor.system(), later)
+    run = operation.runs.get(watch=watch)
+    for page in (f"apprepository/{watch.pk}", f"syncrun/{run.pk}"):
+        shown = operator.get(f"/admin/deliveries_app/{page}/change/").text
+        assert f'hx-get="/admin/live/{watch.pk}/?announced=0' in shown
+        assert "cancelled just now" not in " ".join(shown.split())
+    assert 'id="cancel-watch"' in operator.get(f"/admin/live/watch/{watch.pk}/").text
+
+
 def test_cancelling_twice_is_harmless(operation: BulkOperation) -> None:
     assert cancel_operation(Actor.system(), operation) == 3
     assert cancel_operation(Actor.system(), operation) == 0
