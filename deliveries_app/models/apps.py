@@ -590,6 +590,11 @@ class AppRepository(models.Model):
         return self.crash_count + (self.lease_until is not None) >= MAX_SHARED_CRASHES
 
     @property
+    def is_counted(self) -> bool:
+        """Whether the files of a commit were counted. Before that, `tree_files` is 0 although the number is unknown."""
+        return self.tree_files > 0 or self.last_commit != ""
+
+    @property
     def files_delivered(self) -> int:
         """Number of files in the tree that the app holds, as of the last complete plan."""
         return max(0, self.tree_files - self.files_failing)

@@ -187,7 +187,12 @@ def number(value: float | None) -> str:
 
 @register.filter
 def files_of(watch: Any) -> str:
-    """Format the number of the watch's acknowledged files, followed by the total if it differs: `362 / 402`."""
+    """Format the number of the watch's acknowledged files, followed by the total if it differs: `362 / 402`.
+
+    Empty if the files have not been counted yet.
+    """
+    if not watch.is_counted:
+        return ""
     acknowledged, files = watch.files_delivered, watch.tree_files
     return number(files) if acknowledged == files else f"{number(acknowledged)} / {number(files)}"
 

@@ -264,7 +264,7 @@ def test_poll_refreshes_failing_files_and_recent_operations(admin: Client, app: 
     AppRepository.objects.update(files_failing=1)
     cancel_operation(Actor.command(), operation)
     after = live(admin, app, operations=str(operation.pk)).text
-    assert "Undelivered files (1)" in part(after, "app-failing-files", "</section>")
+    assert "Failing files (1)" in part(after, "app-failing-files", "</section>")
     assert "Cancelled by" in part(after, "app-recent", "</section>")
     assert f"progress-{operation.operation_id}" not in after
     assert f"&next={APPS}{app.pk}/change/" in unescape(part(after, "app-failing-files", "</section>"))
@@ -382,7 +382,7 @@ def test_failing_files_of_all_repositories_are_grouped(admin: Client, app: App, 
     assert f"apprepository/{site.pk}/why/?path=site%20%26%20co%2F0.md" in text
     assert "<b>boom" not in page(admin, app).text
     monkeypatch.setattr(failing_files, "READ_FILES", 20)
-    assert "Undelivered files (more than 20)" in page(admin, app).text
+    assert "Failing files (more than 20)" in page(admin, app).text
 
 
 def test_operating_and_settings_are_on_tabs_of_their_own(admin: Client, app: App) -> None:

@@ -202,7 +202,7 @@ def test_equal_failures_of_a_watch_are_one_line(viewer: Client, watches) -> None
         ("HTTP 500", "The app rejects odd files.", 1),
     ]
     page = viewer.get(f"{ADMIN}apprepository/{watches[0].pk}/change/").text
-    assert "Undelivered files (52)" in page
+    assert "Failing files (52)" in page
     assert page.count('class="failure-group">') == 3
     assert '<strong class="bad">HTTP 500</strong> · 50 files' in page
     assert "?path=a%20%26%20b%2F00.md" in page
@@ -244,7 +244,7 @@ def test_run_page_groups_the_failures_of_its_watch(viewer: Client, watches) -> N
         generation=41,
     )
     page = viewer.get(f"{ADMIN}syncrun/{run.pk}/change/").text
-    assert "Currently undelivered files (1)" in page
+    assert "Currently failing files (1)" in page
     assert "</strong> · 1 file" in page
     assert "<dd>Change, detected by Docora</dd>" in page
     diagnostics = page[page.index("<summary>Diagnostics</summary>") :]
@@ -271,6 +271,18 @@ def test_lists_show_all_files_beside_the_acknowledged_ones(root: Client, watches
         text = root.get(f"{ADMIN}{page}".replace("deliveries_app/../", "")).text
         assert text.count("1,362 / 1,402") == 1, page
         assert "100 / 100" not in text
+
+
+def test_files_are_unknown_until_a_commit_was_counted(root: Client, watches) -> None:
+    AppRepository.objects.update(tree_files=0, tree_bytes=0)
+    docs, empty = watches[0], watches[1]
+    AppRepository.objects.filter(pk=empty.pk).update(last_commit="a" * 40)
+    listed = root.get(f"{ADMIN}apprepository/").text
+    assert f'<span id="files-{docs.pk}" data-empty>—</span>' in listed
+    assert f'<span id="files-{empty.pk}">0</span>' in listed
+    assert "Unknown until the first sync</dd>" in root.get(f"{ADMIN}apprepository/{docs.pk}/change/").text
+    assert "<dd>0, 0 bytes</dd>" in root.get(f"{ADMIN}apprepository/{empty.pk}/change/").text
+    assert '<td role="cell" class="numeric none">—' in root.get(f"{ADMIN}app/{docs.app_id}/change/").text
 
 
 def test_watch_row_shows_error_failing_since_and_circuit(viewer: Client, watches) -> None:

@@ -258,7 +258,7 @@ def test_run_page_shows_all_details(viewer: Client, watches) -> None:
     for expected in (
         run.run_id, "2025-03-04 05:06:07 UTC", "2025-03-04 05:09:27 UTC", "3 min 20 s, 5 attempts", "c0ffee" + "0" * 34,
         "9 of 10 acknowledged", "1.9 kB of 2.0 kB", "1 file was not accepted.", "Re-sync, requested by anna", "Submodules",
-        "bad/&lt;b&gt;.txt", "HTTP 500</strong> · 1 file", "Currently undelivered files (1)",
+        "bad/&lt;b&gt;.txt", "HTTP 500</strong> · 1 file", "Currently failing files (1)",
         f'href="/admin/deliveries_app/app/{watches[0].app_id}/change/"',
         f'href="/admin/deliveries_app/apprepository/{watches[0].pk}/change/"',
         f'href="{OPERATIONS}{operation.pk}/change/"', f'href="{RUNS}?watch={watches[0].pk}"',
