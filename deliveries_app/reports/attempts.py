@@ -30,6 +30,11 @@ class Attempts:
     has_failures: bool
     shows_payloads: bool
 
+    @property
+    def may_be_more(self) -> bool:
+        """Whether there may have been older attempts, which are not kept."""
+        return len(self.listed) == ATTEMPTS_PER_PATH
+
 
 def of_path(
     user: AbstractBaseUser | AnonymousUser, watch: AppRepository, path: str | bytes, row: Delivery | None

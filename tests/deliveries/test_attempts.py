@@ -104,6 +104,11 @@ def test_newest_ten_of_a_path_are_kept(world: World, settings) -> None:
         assert {attempt.headers["webhook-id"] for attempt in kept} <= set(sent)
     newest = max(attempt.pk for attempt in DeliveryAttempt.objects.all())
     assert newest >= 24  # the first ones are gone
+    client, note = staff("victor", *(f"view_{model}" for model in VIEWS)), "Only the last 10 attempts are kept."
+    assert note in page_of(client, watch)
+    DeliveryAttempt.objects.filter(pk=newest).delete()
+    pages = [page_of(client, watch, path) for path in ("a.txt", "b.txt")]
+    assert sum(note in page for page in pages) == 1
 
 
 def test_limit_of_an_app(world: World, settings) -> None:
