@@ -116,7 +116,7 @@ def _after_cancel(operation: BulkOperation, progress: Progress) -> str:
     untouched = cancelled.filter(started_at=None).count()
     is_resync = operation.kind == OperationKind.RESYNC
     done = "had been sent in full" if is_resync else "succeeded before that"
-    parts = [f"{_repositories(progress.succeeded)} {done}"]
+    parts = [f"{_repositories(progress.succeeded) if progress.succeeded else 'No repository'} {done}"]
     parts += [
         f"{_name_of(operation, run)} stopped after {run.files_done:,} of {run.files_total:,} files"
         for run in started[:_NAMED]

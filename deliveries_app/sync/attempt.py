@@ -167,7 +167,7 @@ class Attempt:
                 outcomes.start_cooldown(self.lease, error.wait, error.failure, fields={"files_failing": 0})
         except RateLimited as error:
             self._drain(DRAIN_SECONDS)
-            message = f"{self.recorder.last_message} Docora sends nothing for {format_seconds(error.seconds)}."
+            message = f"{self.recorder.last_message} Sending was put on hold for {format_seconds(error.seconds)}."
             outcomes.start_cooldown(self.lease, error.seconds, self._failure(message))
         except EndpointDown as error:
             self._drain(DRAIN_SECONDS)

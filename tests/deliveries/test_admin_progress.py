@@ -188,6 +188,12 @@ def test_cancelled_operation_shows_what_was_sent(operator: Client, operation: Bu
     assert operation.operation_id not in operator.get("/admin/deliveries_app/apprepository/").text
 
 
+def test_cancelled_operation_says_that_none_was_sent(operator: Client, operation: BulkOperation) -> None:
+    cancel_operation(Actor.system(), operation)
+    operation.refresh_from_db()
+    assert "No repository had been sent in full; 3 had not started." in fragment(operator, operation)
+
+
 def test_viewer_can_look_but_not_cancel(viewer: Client, operation: BulkOperation) -> None:
     assert "0 of 3 repositories" in fragment(viewer, operation)
     assert viewer.post(f"/admin/deliveries_app/bulkoperation/{operation.pk}/cancel/").status_code == 403

@@ -128,7 +128,7 @@ def test_lasting_refusals_hold_the_app_without_an_attempt(world: World) -> None:
     assert 7 <= time.monotonic() - began < 12  # 1, 2 and 4 seconds
     assert len(world.requests()) == 4
     assert (watch.retry_count, watch.status) == (0, Status.PENDING)
-    assert watch.last_error == "The app returned HTTP 429. Docora sends nothing for 8 s."
+    assert watch.last_error == "The app returned HTTP 429. Sending was put on hold for 8 s."
     cooldown = app_of(world).cooldown_until
     assert cooldown is not None
     assert watch.next_sync_at is not None
