@@ -69,6 +69,7 @@ class Look:
 
 
 TWO_LOOKS = (Look("light", 1280), Look("dark", 390))
+OTHER_WIDTHS = (320, 768)  # a phone with magnified text, and a tablet: nothing may be wider than the window
 FOUR_LOOKS = (*TWO_LOOKS, Look("dark", 1280), Look("light", 390))
 
 

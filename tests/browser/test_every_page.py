@@ -18,8 +18,11 @@ from deliveries_app.services import resync_by_app
 from repositories_app.models import GitHubApp
 from tests.browser.accessibility import (
     FOUR_LOOKS,
+    OTHER_WIDTHS,
     TWO_LOOKS,
+    Look,
     look_as,
+    overflow,
     remove_repetitions,
     violations,
     violations_in_two_looks,
@@ -90,6 +93,9 @@ def walk(page: Page, site: Site, complaints: list[str]) -> Walk:
             for look in FOUR_LOOKS if kind_of(path) in IMPORTANT else TWO_LOOKS:
                 look_as(page, look)
                 walk.wrong += [f"{address} ({look.scheme}, {look.width}): {problem}" for problem in violations(page)]
+            for width in OTHER_WIDTHS:
+                look_as(page, Look("light", width))
+                walk.wrong += [f"{address} ({width}): {problem}" for problem in overflow(page)]
         walk.wrong += [f"{address}: {complaint}" for complaint in complaints]
         complaints.clear()
         new = [link for link in links(page) if link not in seen]
