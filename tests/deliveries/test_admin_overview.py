@@ -173,6 +173,16 @@ def test_failures_are_grouped_by_cause_most_frequent_first(viewer: Client) -> No
     assert listed.result_count == 2
 
 
+def test_failing_repositories_are_counted_by_what_happens_next(viewer: Client) -> None:
+    app = make_app("Portal")
+    fail(app, "docs")
+    for name in ("site", "blog"):
+        fail(app, name, status=Status.PENDING, retry_count=1, next_sync_at=timezone.now() + timedelta(minutes=5))
+    page = viewer.get(PAGE).text
+    assert ">2 retrying</a>, " in page
+    assert ">1 failed, waiting for the next check</a>" in page
+
+
 def test_retry_buttons_need_permission(viewer: Client) -> None:
     fail(make_app("Portal"), "web")
     assert "button-retry" not in viewer.get(PAGE).text
