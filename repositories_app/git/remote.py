@@ -333,7 +333,7 @@ def parse_ls_refs(answer: bytes, ref: str) -> Head | None:
         for packet in packets(memoryview(answer)):
             line = bytes(packet or b"").rstrip(b"\n").split(b" ")
             if len(line) < 2 or not OBJECT_NAME.fullmatch(line[0]):
-                continue
+                return None  # an `ERR` packet, for example: not an empty repository
             has_refs = True
             if line[1] in names:
                 found[line[1]] = _head_of(line)

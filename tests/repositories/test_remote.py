@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pytest
 
 from repositories_app.git import remote
-from repositories_app.git.exceptions import Cause, GitError, Interrupted
+from repositories_app.git.exceptions import Cause, GitError, Interrupted, NoCommit, RefNotFound
 from repositories_app.git.remote import Head, HeadQuery, ls_head, ls_heads, ls_heads_by_git, new_client
 from repositories_app.git.url import parse_url
 from repositories_app.mirror.mirror import Mirror
@@ -177,13 +177,26 @@ def test_no_message_contains_the_token(repo: Repo, fetched: Callable[..., str], 
     "body",
     [
         b"", b"0000", b"garbage", b"zzzz", b"-001", b"0001", b"+fff", b"ffff", b"0004" * 1000, b"\0" * 60_000,
-        b"0032" + b"g" * 40 + b" HEAD\n0000", b"003d" + b"1" * 50 + b" HEAD\n0000", b"001fERR access denied\n0000",
+        b"0032" + b"g" * 40 + b" HEAD\n0000", b"003d" + b"1" * 50 + b" HEAD\n0000", b"0016ERR access denied\n0000",
     ],
     ids=range(13),
 )  # fmt: skip
 def test_malformed_response_gives_a_clear_error(repo: Repo, body: bytes) -> None:
     repo.server.on_request = lambda *_: answer("200 OK", body=body)
     assert str(ask(repo)).endswith((".", "push."))
+
+
+@pytest.mark.parametrize("ref", ["", "main"])
+@pytest.mark.parametrize("end", [b"", b"0000"], ids=["no flush", "flush"])
+def test_error_packet_is_not_an_empty_repository(repo: Repo, ref: str, end: bytes) -> None:
+    """GitLab sends one, with status 200, while it is overloaded."""
+    body = b"0031ERR GitLab is currently unable to handle this" + end
+    refused = answer("200 OK", "Content-Type: application/x-git-upload-pack-result", body=body)
+    repo.server.on_request = lambda method, _: refused if method == "POST" else None
+    with new_client(max_connections=1) as client, pytest.raises(GitError, match="GitLab is currently unable") as caught:
+        ls_head(client, repo.url, TOKEN, ref=ref)
+    assert not isinstance(caught.value, NoCommit | RefNotFound)
+    assert not caught.value.permanent
 
 
 def test_branch_name_is_made_safe_to_store(repo: Repo) -> None:
