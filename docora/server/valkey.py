@@ -10,7 +10,7 @@ from pathlib import Path
 
 from django.core.management.base import CommandError
 
-from docora.conf.data_dir import embedded_redis_socket
+from docora.conf.data_dir import embedded_redis_socket, make_private
 
 
 def server_on_path() -> Path | None:
@@ -41,8 +41,8 @@ def valkey_command(data_dir: Path) -> list[str]:
     """
     socket = embedded_redis_socket(data_dir)
     storage = storage_of(data_dir)
-    storage.mkdir(parents=True, exist_ok=True)
-    socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(storage)
+    make_private(socket.parent)
     if socket.parent != data_dir and socket.parent.stat().st_uid != storage.stat().st_uid:
         raise CommandError(f"{socket.parent} belongs to another user; remove it or set REDIS_URL.")
     options = {

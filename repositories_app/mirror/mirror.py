@@ -391,7 +391,7 @@ class Mirror:
         """
         if not (self.directory / "HEAD").exists():
             shutil.rmtree(self.directory, ignore_errors=True)
-            make_private(self.directory.parent)
+            make_private(self.directory)
             for folder in ("objects/pack", "refs/heads"):
                 (self.directory / folder).mkdir(parents=True)
             self._write_file("config", _CONFIG[format_name])

@@ -39,6 +39,7 @@ def test_choice_of_server(
     try:
         assert ping(embedded_redis_url(data))
         assert (data / folder / "appendonlydir").is_dir()
+        assert (data / folder).stat().st_mode & 0o077 == 0
     finally:
         server.terminate()
         server.wait(10)

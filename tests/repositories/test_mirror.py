@@ -99,6 +99,15 @@ def test_mirrors_are_readable_by_their_owner_only(world: World, settings, tmp_pa
     assert settings.REPOS_DIR.stat().st_mode & 0o077 == 0
 
 
+def test_mirrors_are_private_even_in_a_folder_that_others_can_open(world: World, settings, tmp_path: Path) -> None:
+    """`REPOS_DIR` may be the root of a disk of its own."""
+    settings.REPOS_DIR = tmp_path / "disk"
+    settings.REPOS_DIR.mkdir(mode=0o755)
+    _, watch = world.watch()
+    world.sync(watch)
+    assert directory_of(watch).stat().st_mode & 0o077 == 0
+
+
 def test_base_commits_survive_a_repack(world: World, monkeypatch) -> None:
     repo, watch = world.watch({"a.txt": b"1", "b.txt": b"1"})
     world.settle()
