@@ -26,6 +26,18 @@ def without_request(logger: Any, method: str, event: structlog.types.EventDict) 
     return event
 
 
+def without_traceback_of_refusal(
+    logger: Any, method: str, event: structlog.types.EventDict
+) -> structlog.types.EventDict:
+    """Remove the traceback of a request that Django refuses, for example because it is for another host.
+
+    Anyone can send such requests, and the message says everything.
+    """
+    if event.get("logger", "").startswith("django.security."):
+        event.pop("exc_info", None)
+    return event
+
+
 def mask_secrets(logger: Any, method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
     """Mask everything that looks like a secret in the record. Runs after tracebacks have been converted to text."""
     return {name: redact_value(value, name) for name, value in event.items()}
@@ -67,6 +79,7 @@ def configure(config: dict[str, Any]) -> None:
     processors: list[Any] = [
         structlog.stdlib.ProcessorFormatter.remove_processors_meta,
         without_request,
+        without_traceback_of_refusal,
         # Convert tracebacks to plain text: the renderers' own tracebacks print local variables, which hold tokens.
         structlog.processors.format_exc_info,
         bounded(10 * MAX_FIELD),  # masking is slow; the second cut removes any half of a secret that this one leaves

@@ -150,6 +150,13 @@ def test_tracebacks_are_masked_and_show_no_local_variables(log: io.StringIO) -> 
     assert LOCAL not in written
 
 
+def test_request_for_another_host_is_logged_without_a_traceback(log: io.StringIO) -> None:
+    """Anyone can send such requests: each of 60 bytes wrote 2 kB."""
+    assert Client().get("/docs/", headers={"Host": "other.example"}).status_code == 400
+    assert "other.example" in log.getvalue()
+    assert "Traceback" not in log.getvalue()
+
+
 def test_unformattable_record_is_logged_without_its_arguments(log: io.StringIO, capsys) -> None:
     record = logging.LogRecord("foreign", logging.WARNING, __file__, 1, "%d files", (GITHUB,), None)
     logging.getLogger().handlers[0].handle(record)
