@@ -19,7 +19,7 @@ from deliveries_app.api import app as app_calls
 from deliveries_app.api import callers, files, paging, push_hooks
 from deliveries_app.api.openapi import document
 from deliveries_app.docs import api_reference, examples, settings_reference
-from deliveries_app.models import DriftState, Result, WatchState
+from deliveries_app.models import DriftState, Outcome, Result, WatchState
 from deliveries_app.models.deliveries import ATTEMPTS_PER_PATH
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.planning import ignore_rules
@@ -201,6 +201,7 @@ def operations(request: HttpRequest) -> HttpResponse:
         "commands": commands.reference(),
         "states": WatchState,
         "results": Result,
+        "outcomes": Outcome,
         "causes": RootCause,
         "ignore": vars(ignore_rules),
         "hook_body": push_hooks.MAX_BODY,

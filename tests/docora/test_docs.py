@@ -20,7 +20,7 @@ from django.test import Client
 from django.urls import Resolver404, resolve
 
 from deliveries_app.docs import examples, settings_reference, views
-from deliveries_app.models import AlertKind, Reason, Result, Status, WatchState
+from deliveries_app.models import AlertKind, Outcome, Reason, Result, Status, WatchState
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.webhooks.payloads import PING_REASON, VERIFY_REASON, RepositoryInfo, file_body
 from docora import __version__
@@ -346,6 +346,10 @@ def test_handbook_lists_exactly_the_metrics(db, tmp_path: Path, settings) -> Non
     section = Client().get("/docs/operations/").text.partition('id="metrics"')[2].partition("<h2")[0]
     listed = set(re.findall(r"<code>((?:docora|process)_\w+)</code>", section))
     assert listed == exported | {"docora_request_duration_seconds"}  # appears with the first request
+
+
+def test_handbook_lists_the_outcomes_that_label_a_metric() -> None:
+    assert f"Finished sync runs, by outcome: {', '.join(Outcome.values)}." in text_of("/docs/operations/")
 
 
 def test_handbook_lists_the_alerts_of_the_rules() -> None:
