@@ -53,7 +53,7 @@ def test_every_app_holds_head_after_restoring_an_old_backup(
     watch = world.watch_url(repo, token=TOKEN)
     world.settle()
     connections.close_all()
-    run("backup-postgres", tmp_path, **tools, DATABASE_URL=instance_environment["DATABASE_URL"])
+    run("backup-postgres", tmp_path, **tools, POSTGRES_URL=instance_environment["DATABASE_URL"])
 
     repo.commit({"changed": b"2", "new": b"new", "removed": None, "ghost": b"ghost", "there-and-back": b"B"})
     world.settle()
@@ -68,7 +68,7 @@ def test_every_app_holds_head_after_restoring_an_old_backup(
         client.flushall()
     restored = postgres_server.create_database(f"restored_{os.getpid()}")
     for _ in range(2):  # into an empty database, and into that of a newer version
-        run("restore-postgres", tmp_path, **tools, DATABASE_URL=restored)
+        run("restore-postgres", tmp_path, **tools, POSTGRES_URL=restored)
         with psycopg.connect(restored) as database:
             [(newer,)] = database.execute("SELECT to_regclass('newer')")
             assert newer is None

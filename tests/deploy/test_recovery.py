@@ -139,7 +139,7 @@ def test_backup_loss_recovery_and_key_rotation(
     with first.running():
         arrives(repo)
         if kind == "postgresql":
-            first.shell("backup-postgres", **tools)
+            first.shell("backup-postgres", **tools, POSTGRES_URL=databases[0])
             first.shell("cp /var/lib/docora/keys.json .")
         else:
             first.shell("backup-sqlite")
@@ -155,7 +155,7 @@ def test_backup_loss_recovery_and_key_rotation(
         if (first.folder / name).exists():
             (second.folder / name).write_bytes((first.folder / name).read_bytes())
     second.shell("install -m 0600 keys.json /var/lib/docora/keys.json")
-    second.shell("restore-postgres" if kind == "postgresql" else "restore-sqlite", **tools)
+    second.shell("restore-postgres" if kind == "postgresql" else "restore-sqlite", **tools, POSTGRES_URL=databases[1])
     assert second.secrets() == ["fine"]
     sent = len(receiver.log)
     with second.running():

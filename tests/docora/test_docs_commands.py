@@ -166,9 +166,9 @@ def test_every_option_in_the_handbook_belongs_to_a_command() -> None:
 
 NOT_SETTINGS = {
     "DOCORA_ENV_FILE", "DOCORA_NETWORK", "POSTGRES_PASSWORD", "DOCORA_BUILD_SHA", "DOCORA_BUILD_NUMBER",
-    "DOCORA_BUILD_DATE", "NO_COLOR", "VALKEY_PASSWORD",
+    "DOCORA_BUILD_DATE", "NO_COLOR", "VALKEY_PASSWORD", "POSTGRES_URL",
 }  # fmt: skip
-"""Variables that docora/conf/installation.py, compose.yaml, the Dockerfile and the terminal read."""
+"""Variables that docora/conf/installation.py, compose.yaml, the Dockerfile, the terminal and the backup's commands read."""
 
 
 def test_every_setting_in_the_handbook_exists() -> None:
