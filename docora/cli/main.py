@@ -77,6 +77,8 @@ def error_message(error: Exception) -> str:
             return f"Docora cannot start: {error}"
         case DatabaseError() if re.search("no such (table|column)|(relation|column) .* does not exist", cause):
             return f"The database does not match this version ({cause}). Migrate it: {program()} migrate"
+        case DatabaseError() if cause.startswith("invalid connection option"):
+            return f"The database cannot be used: {cause}. Remove it from DATABASE_URL."
         case OperationalError() | InterfaceError() if settings.DATABASES["default"]["ENGINE"].endswith("sqlite3"):
             file = settings.DATABASES["default"]["NAME"]
             return f"The database {file} cannot be used: {cause}. Check its disk, and run commands as Docora's user."

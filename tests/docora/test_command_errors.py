@@ -104,6 +104,14 @@ def test_commands_without_tables_name_migrate(postgres_server: PostgresServer, t
             assert err.endswith("Migrate it: manage.py migrate"), line
 
 
+def test_parameter_of_another_driver_in_the_database_url() -> None:
+    """Prisma's URLs end in `?schema=public`."""
+    url = f"postgres://docora:hunter2@127.0.0.1:{free_port()}/docora?schema=public"
+    for outcome in outcomes([["list_apps"], ["migrate"], ["sweep", "--once"]], DATABASE_URL=url):
+        cause = 'invalid connection option "schema"'
+        assert outcome == (1, "", f"The database cannot be used: {cause}. Remove it from DATABASE_URL.")
+
+
 def test_user_without_rights_in_the_database(
     postgres_server: PostgresServer, instance_environment: dict[str, str]
 ) -> None:
