@@ -103,6 +103,16 @@ def test_sample_survives_a_request_that_is_cut_off(start: Starter, name: str) ->
     assert server.running
 
 
+@pytest.mark.parametrize("name", [*SERVERS, *RECEIVERS])
+@pytest.mark.parametrize("length", ["-1", "1e3"])
+def test_sample_refuses_an_invalid_length_without_reading(start: Starter, name: str, length: str) -> None:
+    """With -1, it would read for as long as a stranger sends."""
+    server = start(name, KEY)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(f"POST /create HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{{".encode())
+        assert connection.recv(12) in {b"HTTP/1.1 400", b"HTTP/1.1 413"}
+
+
 @pytest.mark.parametrize("name", RECEIVERS)
 def test_receiver_copes_with_files_that_a_power_failure_has_emptied(world: World, tmp_path: Path, name: str) -> None:
     server = SampleServer(name, KEY, tmp_path / "log", COPIES=str(tmp_path / "copies"))

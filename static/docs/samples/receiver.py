@@ -351,11 +351,11 @@ class Receiver(BaseHTTPRequestHandler):
     wbufsize = -1  # send headers and body in one packet
 
     def do_POST(self) -> None:
-        size = int(self.headers.get("Content-Length", 0))
-        if size > MAX_BODY_BYTES:
+        size = self.headers.get("Content-Length", "0")
+        if not re.fullmatch("[0-9]{1,12}", size) or int(size) > MAX_BODY_BYTES:  # read(-1) would never end
             self.close_connection = True  # the body has not been read
             return self.answer(413, "The body is too large.")
-        body = self.rfile.read(size)
+        body = self.rfile.read(int(size))
         if not verify(self.headers, body, os.environ["DOCORA_KEY"]):
             text = "The signature is wrong, or the request is too old."
             logging.info("401 %s", text)

@@ -91,11 +91,11 @@ class Receiver(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"  # Docora reuses connections
 
     def do_POST(self) -> None:
-        size = int(self.headers.get("Content-Length", 0))
-        if size > MAX_BODY_BYTES:
+        size = self.headers.get("Content-Length", "0")
+        if not re.fullmatch("[0-9]{1,12}", size) or int(size) > MAX_BODY_BYTES:  # read(-1) would never end
             self.close_connection = True  # the body has not been read
             return self.answer(413)
-        body = self.rfile.read(size)
+        body = self.rfile.read(int(size))
         if not verify(self.headers, body, os.environ["DOCORA_KEY"]):
             return self.answer(401)  # 2xx would count as delivered
         try:
