@@ -37,14 +37,15 @@ def storage_of(data_dir: Path) -> Path:
 def valkey_command(data_dir: Path) -> list[str]:
     """Return the command line of the server for `data_dir`, and create the directories that it needs.
 
-    Raises CommandError if the socket's directory belongs to another user.
+    Raises CommandError if the socket's directory is a link or belongs to another user.
     """
     socket = embedded_redis_socket(data_dir)
     storage = storage_of(data_dir)
     make_private(storage)
     make_private(socket.parent)
-    if socket.parent != data_dir and socket.parent.stat().st_uid != storage.stat().st_uid:
-        raise CommandError(f"{socket.parent} belongs to another user; remove it or set REDIS_URL.")
+    folder = socket.parent
+    if folder != data_dir and (folder.is_symlink() or folder.stat().st_uid != storage.stat().st_uid):
+        raise CommandError(f"{folder} is a link or belongs to another user; remove it or set REDIS_URL.")
     options = {
         "port": "0",
         "unixsocket": str(socket),

@@ -6,10 +6,11 @@ import time
 from pathlib import Path
 
 import pytest
+from django.core.management.base import CommandError
 from redis import Redis
 from redis.exceptions import RedisError
 
-from docora.conf.data_dir import embedded_redis_url
+from docora.conf.data_dir import embedded_redis_socket, embedded_redis_url
 from docora.server.valkey import bundled_server, valkey_command
 from tests.support.valkey import ValkeyServer
 
@@ -43,6 +44,16 @@ def test_choice_of_server(
     finally:
         server.terminate()
         server.wait(10)
+
+
+def test_folder_of_the_socket_must_not_be_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its owner, another user of the temporary folder, could let it point to a server of theirs later."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    data, mine = tmp_path / ("d" * 100), tmp_path / "mine"
+    mine.mkdir(mode=0o700)
+    embedded_redis_socket(data).parent.symlink_to(mine)
+    with pytest.raises(CommandError, match="is a link or belongs to another user"):
+        valkey_command(data)
 
 
 def ping(url: str) -> bool:
