@@ -137,6 +137,11 @@ class EncryptedTextField(TextField):
         except DecryptionError:
             return Undecryptable(value)
 
+    def value_to_string(self, obj: models.Model) -> NoReturn:
+        """Refuse to be serialized. The file would hold the plain text, and `loaddata` must not accept ciphertext: with that of
+        another app, an app could use the other one's token."""
+        raise TypeError(f"{self} is a secret, which would be written in plain text. Back up the database instead")
+
     def get_lookup(self, lookup_name: str) -> Any:
         if lookup_name == "isnull":
             return super().get_lookup(lookup_name)

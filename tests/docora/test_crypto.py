@@ -1,6 +1,7 @@
 """Secrets at rest."""
 
 import pytest
+from django.core.management import CommandError, call_command
 
 from deliveries_app.models import App
 from docora.security.crypto import DecryptionError, decrypt, encrypt, hash_token, new_token, new_webhook_key
@@ -42,6 +43,13 @@ def test_secret_is_encrypted_in_the_database_only(db) -> None:
         stored = cursor.fetchone()[0]
     assert stored.startswith("gAAAA")
     assert "s3cret" not in stored
+
+
+def test_dumpdata_writes_no_secret(db, capsys) -> None:
+    make_app()
+    with pytest.raises(CommandError, match="client_auth_key is a secret"):
+        call_command("dumpdata", "deliveries_app.app")
+    assert "s3cret" not in capsys.readouterr().out
 
 
 def test_encrypted_column_cannot_be_searched(db) -> None:
