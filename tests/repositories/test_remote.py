@@ -189,11 +189,14 @@ def test_malformed_response_gives_a_clear_error(repo: Repo, body: bytes) -> None
 @pytest.mark.parametrize("ref", ["", "main"])
 @pytest.mark.parametrize("end", [b"", b"0000"], ids=["no flush", "flush"])
 def test_error_packet_is_not_an_empty_repository(repo: Repo, ref: str, end: bytes) -> None:
-    """GitLab sends one, with status 200, while it is overloaded."""
-    body = b"0031ERR GitLab is currently unable to handle this" + end
+    """git's protocol allows one instead of any answer, with status 200."""
+    body = b"0031ERR the host is currently unable to help you." + end
     refused = answer("200 OK", "Content-Type: application/x-git-upload-pack-result", body=body)
     repo.server.on_request = lambda method, _: refused if method == "POST" else None
-    with new_client(max_connections=1) as client, pytest.raises(GitError, match="GitLab is currently unable") as caught:
+    with (
+        new_client(max_connections=1) as client,
+        pytest.raises(GitError, match="the host is currently unable") as caught,
+    ):
         ls_head(client, repo.url, TOKEN, ref=ref)
     assert not isinstance(caught.value, NoCommit | RefNotFound)
     assert not caught.value.permanent
