@@ -94,7 +94,7 @@ def upload_pack_request(
     )
     return Request(
         "POST",
-        f"{url}/git-upload-pack",
+        f"{url.removesuffix('/')}/git-upload-pack",
         headers,
         body,
         timeout=timeout,
@@ -300,6 +300,7 @@ def is_rate_limit(outcome: Outcome) -> bool:
 
 def _moved(url: str, token: str, outcome: Outcome) -> RepositoryMoved:
     """Return the error for a redirect, which is not followed. It names the target if that may be watched."""
+    url = url.removesuffix("/")
     try:
         target = urljoin(f"{url}/", outcome.headers.get("location", "")).partition("?")[0].partition("#")[0]
         repository = re.sub(r"/(info/refs|git-upload-pack)$", "", target)
@@ -308,13 +309,14 @@ def _moved(url: str, token: str, outcome: Outcome) -> RepositoryMoved:
         return git_errors.moved("")
     if repository == target and "/" in parsed.owner:  # probably a page such as /users/sign_in/now
         return git_errors.moved("")
-    address = parsed.spelled
+    address = parsed.spelled.removesuffix("/")
     return git_errors.moved(address if address != url and git_errors.scrub(address, token) == address else "")
 
 
 def redirect_error(url: str, token: str, tick: git.Tick | None) -> RepositoryMoved:
     """Return the error to raise after git was redirected. Ask the host again, because git does not report the target."""
-    request = Request("GET", f"{url}/info/refs?service=git-upload-pack", tuple(_authorization(url, token)))
+    address = f"{url.removesuffix('/')}/info/refs?service=git-upload-pack"
+    request = Request("GET", address, tuple(_authorization(url, token)))
     with new_client(max_connections=1) as client:
         outcome = client.request(request, tick)
     return _moved(url, token, outcome) if outcome.status and 300 <= outcome.status < 400 else git_errors.moved("")

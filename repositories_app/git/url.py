@@ -71,7 +71,7 @@ def parse_url(url: str) -> RepositoryUrl:
     owner, name, path = _parse_path(host, parts.path)
     if host in CASE_INSENSITIVE_HOSTS:
         path = path.lower()
-    return RepositoryUrl(url.removesuffix("/"), f"{parts.scheme}://{place}/{path}", owner, name)
+    return RepositoryUrl(url, f"{parts.scheme}://{place}/{path}", owner, name)
 
 
 _SCP_FORM = re.compile(r"[A-Za-z0-9._-]+@([A-Za-z0-9.-]+):(?!/)(\S+)")

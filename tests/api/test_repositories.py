@@ -47,6 +47,18 @@ def test_each_app_sees_its_own_spelling_of_the_url(world: World, caller: Caller,
     assert {record.repository for record in world.requests("create")} == set(callers)
 
 
+def test_trailing_slash_belongs_to_the_spelling(world: World, caller: Caller) -> None:
+    repo = world.git.repo("acme/widgets", {"readme.md": b"hello"})
+    sent: list[str] = []
+    world.answer(lambda note: sent.append(note.payload["repository"]["github_url"]))  # type: ignore[func-returns-value]
+    for spelled in (f"{repo.url}/", repo.url, f"{repo.url}.git/"):
+        assert caller.put({"github_url": spelled}).json()["github_url"] == spelled
+        repo.commit({"readme.md": spelled.encode()})
+        world.settle()
+        assert sent[-1] == spelled
+    assert AppRepository.objects.count() == 1
+
+
 def test_registering_again_replaces_the_token(world: World, caller: Caller) -> None:
     repo = world.git.repo("acme/private", {"a": b"1"}, token="first")
     first = caller.post("", {"github_url": repo.url, "github_token": "first"}).json()

@@ -160,6 +160,18 @@ def test_owner_with_several_segments(server: GitFixture, tmp_path, name: str) ->
     assert {request.user for request in server.server.requests if request.status == 200} == {"anna"}
 
 
+def test_url_may_end_in_a_slash(repo: Repo, tmp_path) -> None:
+    url = f"{repo.url}/"
+    head = Head(repo.head, "main")
+    with new_client(max_connections=1) as client:
+        assert ls_head(client, url) == head
+        for way in (client, None):  # one request, or `git fetch`
+            mirror = Mirror(tmp_path / f"{way is None}.git")
+            assert mirror.fetch(url, "", repo.head, "watch", timeout=30, tick=lambda: None, client=way) == repo.head
+    assert ls_heads_by_git([HeadQuery("watch", url)], lambda: None) == [("watch", head)]
+    assert not any("//" in request.target for request in repo.server.requests)
+
+
 @pytest.mark.parametrize("status", [401, 403, 404, 429, 500])
 def test_no_message_contains_the_token(repo: Repo, fetched: Callable[..., str], status: int) -> None:
     basic = base64.b64encode(f"x-access-token:{TOKEN}".encode()).decode()

@@ -26,7 +26,8 @@ def _production_rules(settings) -> None:
     ],
 )
 def test_every_spelling_is_one_repository(url: str) -> None:
-    assert parse_url(url).canonical == "https://github.com/acme/widgets"
+    parsed = parse_url(url)
+    assert (parsed.canonical, parsed.spelled) == ("https://github.com/acme/widgets", url)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_urls_of_other_hosts(settings, url: str, owner: str, name: str, canonica
     parsed = parse_url(f"https://{url}")
     assert (parsed.owner, parsed.name) == owner_and_name(parsed.spelled) == (owner, name)
     assert parsed.canonical == f"https://{canonical or url}"
-    assert parsed.spelled == f"https://{url}".removesuffix("/")
+    assert parsed.spelled == f"https://{url}"
     assert parse_url(parsed.canonical).canonical == parsed.canonical
 
 
