@@ -161,10 +161,11 @@ class Attempt:
             self._close_circuit()  # the repository can be read
             outcomes.failed(self.lease, SyncFailure(str(error), error.cause, _root_of(error)), permanent=True)
         except NoticeRefused as error:
+            fields = {"files_failing": 0, "base_commit": "", "base_rules": ""}  # the notice is still due
             if error.wait is None:
-                outcomes.failed(self.lease, error.failure, fields={"files_failing": 0})
+                outcomes.failed(self.lease, error.failure, fields=fields)
             else:
-                outcomes.start_cooldown(self.lease, error.wait, error.failure, fields={"files_failing": 0})
+                outcomes.start_cooldown(self.lease, error.wait, error.failure, fields=fields)
         except RateLimited as error:
             self._drain(DRAIN_SECONDS)
             message = f"{self.recorder.last_message} Sending was put on hold for {format_seconds(error.seconds)}."
@@ -287,8 +288,9 @@ class Attempt:
                 if repository.consecutive_failures and repository.last_error_cause != Cause.CORRUPT:
                     self._close_circuit()
                 # An app that turned on `sync_completed` gets it for each commit, even if no file differs. Without a
-                # base, the last run did not finish, so the app has not received its notice yet.
-                is_notified = self.watch.base_commit and self.watch.last_commit == commit
+                # base, or if files failed, the last run did not send its notice.
+                is_complete = self.watch.base_commit and not self.watch.files_failing
+                is_notified = is_complete and self.watch.last_commit == commit
                 owes_notice = self.watch.app.send_sync_completed and not is_notified
                 if plan.files or self.sync_run or owes_notice:
                     self._deliver(planned, target, reader)

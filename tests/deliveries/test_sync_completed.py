@@ -8,9 +8,10 @@ from django.utils import timezone
 from deliveries_app.actors import Actor
 from deliveries_app.models import Notice, Status
 from deliveries_app.receiver import Answer, Notification
-from deliveries_app.services import resync_single
+from deliveries_app.services import change_watch, resync_single
 from deliveries_app.sync.events import held_tree
 from tests.support.histories import assert_promise_kept, at_notification, refusing, sha
+from tests.support.transforms import use_transforms
 from tests.support.world import World
 
 FILES = {"b": b"b", "a/c": b"c", "a": None, "a.b": b"", "é": b"accent", "\U0001f600": b"smile", "\uffff": b"last"}
@@ -207,3 +208,25 @@ def test_commit_that_changes_no_file_is_reported(world: World, notices: list[Not
     assert_promise_kept(world, repo, watch)
     world.check()
     assert len(notices) == 2
+
+
+@pytest.mark.parametrize("is_refused_first", [False, True])
+def test_sync_completed_is_still_due_when_the_failing_file_is_left_out(
+    world: World, notices: list[Notification], settings, is_refused_first: bool
+) -> None:
+    """The attempt that leaves it out has nothing to send, and is at the commit of the last run, which failed."""
+    settings.MAX_RETRY_ATTEMPTS = 1
+    use_transforms(settings, "Picky")
+    _, watch = world.watch({"good": b"good", "bad": b"poison"})
+    assert world.sync(watch).status == Status.FAILED
+    change_watch(Actor.command(), watch, ignore_patterns="bad")
+    if is_refused_first:
+        hook = world.receiver.on_request
+        refusing_notices(world)
+        assert world.sync(watch).status == Status.FAILED
+        world.answer(hook)
+    assert not notices
+    assert world.sync(watch).status == Status.SYNCED
+    assert [notice.payload["files"] for notice in notices] == [1]
+    world.sync(watch)
+    assert len(notices) == 1
