@@ -323,7 +323,8 @@ def _take(watch: Any, slots: int, started: float) -> Lease:
     changes = {
         "fencing_token": watch.fencing_token + 1,
         "claimed_request_count": watch.request_count,
-        "retry_count": attempts + (0 if died_in_shared_process else 1),
+        # At least 1, because a person may have set it to 0 before the process died.
+        "retry_count": max(1, attempts + (0 if died_in_shared_process else 1)),
         "crash_count": watch.crash_count + (1 if died_in_shared_process else 0),
         "status": Status.SCANNING,
         "lease_slots": slots,

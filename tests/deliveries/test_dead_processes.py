@@ -9,13 +9,15 @@ from django.db.models import F
 from django.db.models.functions import Now
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import AppRepository
-from deliveries_app.services import resync_single, unwatch_repository
+from deliveries_app.models import AppRepository, root_causes
+from deliveries_app.services import resync_single, retry_single, unwatch_repository
 from deliveries_app.sweep.cleanup import remove_ended
-from deliveries_app.sync import lease
+from deliveries_app.sync import lease, outcomes
 from deliveries_app.sync.attempt import sync
 from deliveries_app.sync.lease import claim, end_dead_leases
-from tests.support.histories import assert_promise_kept, refusing
+from docora.db.clock import from_now
+from repositories_app.models import Repository
+from tests.support.histories import assert_promise_kept, given_up, refusing
 from tests.support.processes import forked, reap
 from tests.support.receiver import wait_for
 from tests.support.world import World
@@ -257,3 +259,33 @@ def test_unwatched_while_the_app_may_still_be_processing_a_request(world: World)
     unwatch_repository(Actor.command(), watch)
     AppRepository.objects.update(doubt_until=Now(), lease_until=None)
     assert remove_ended() == 1
+
+
+def test_resync_before_a_death_is_still_the_circuits_probe(world: World) -> None:
+    repo, watch = world.watch()
+    world.settle()
+    world.make_due(watch)
+    claimed_by_the_dead(watch)
+    resync_single(Actor.command(), watch)
+    assert end_dead_leases() == 1
+    Repository.objects.update(circuit_open_until=from_now(600), consecutive_failures=9, last_failure_at=Now())
+    sent = len(world.requests())
+    world.sync(watch)
+    assert len(world.requests()) == sent + 1
+    assert_promise_kept(world, repo, watch)
+
+
+def test_retry_before_a_death_does_not_hide_the_next_retry(world: World, settings) -> None:
+    """The attempt after the death fails for good, but the retry that was requested during it has not been tried."""
+    settings.MAX_RETRY_ATTEMPTS = 2
+    _, watch = world.watch(FILES)
+    given_up(world, watch)
+    world.make_due(watch)
+    claimed_by_the_dead(watch)
+    retry_single(Actor.command(), watch)
+    assert end_dead_leases() == 1
+    taken = claim(watch.pk)
+    assert taken is not None
+    retry_single(Actor.command(), watch)
+    outcomes.failed(taken, root_causes.internal("No retry helps."), permanent=True)
+    assert world.runs(watch)[0].outcome == ""
