@@ -229,8 +229,10 @@ class Attempt:
         except GitError as error:
             if error.cause is not Cause.CORRUPT:
                 raise
-            logger.warning("mirror_rebuilt", extra={"cause": str(error)})
             self._drain(DRAIN_SECONDS)
+            if self.mirror.is_better_kept(watch.watch_id, head.commit, self._alive):
+                raise git_errors.still_damaged(error) from None
+            logger.warning("mirror_rebuilt", extra={"cause": str(error)})
             disown_failures(self.lease)
             self.mirror.remove(self._alive, max_wait=BUSY_SECONDS)
             self._sync_with_new_mirror(head)
@@ -242,6 +244,7 @@ class Attempt:
         except GitError as error:
             if error.cause is not Cause.CORRUPT:
                 raise
+            self.mirror.note_unreadable(head.commit)
             raise git_errors.still_damaged(error) from None
 
     def _send_notices(self) -> None:

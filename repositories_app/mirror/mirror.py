@@ -58,6 +58,8 @@ MAX_DIFF_PATHS = 2000
 MAX_DIFF_FOLDERS = 10_000
 MAX_DIFF_BYTES = 1 << 20  # of those paths together
 _MAX_DIFF_MEMORY = 512 << 20  # bytes; git holds the whole difference before it prints any of it
+UNREADABLE_SECONDS = 3600.0
+"""How long a commit that could not be read from a new mirror is no reason to rebuild the mirror again."""
 MAX_LISTING_BYTES = 4 << 30
 """Limit for the list of a tree. A few nested trees that name each other many times make an endless list."""
 
@@ -146,9 +148,12 @@ class Mirror:
 
     def _kept(self, watch: str) -> list[str]:
         """Return the commits that refs keep, those of this watch first. The mirror has their whole trees."""
-        files = sorted((self.directory / "refs" / "docora").glob("*/*"), key=lambda file: file.parent.name != watch)
+        files = sorted(self._refs(), key=lambda file: file.parent.name != watch)
         commits = [self._read_ref(f"refs/docora/{file.parent.name}/{file.name}") for file in files]
         return [commit for commit in dict.fromkeys(commits) if OBJECT_NAME.fullmatch(commit.encode())]
+
+    def _refs(self) -> Iterator[Path]:
+        return (self.directory / "refs" / "docora").glob("*/*")
 
     def _fetch_pack(
         self,
@@ -208,7 +213,7 @@ class Mirror:
         return True
 
     def _examine(self, tick: git.Tick) -> None:
-        """Raise `GitError` if the mirror itself cannot be read.
+        """Raise `GitError` if an object that a ref keeps cannot be found.
 
         Called after a failed fetch: git has too many messages about a damaged mirror to recognise them all.
         """
@@ -233,6 +238,33 @@ class Mirror:
         self._write_ref(run, commit)
         with _writing_ref(base):
             (self.directory / run).replace(self.directory / base)
+
+    def note_unreadable(self, commit: str) -> None:
+        """Note that the commit cannot be read although the mirror was just rebuilt."""
+        with contextlib.suppress(OSError):  # the mirror has been removed, or the disk is full
+            self._note(commit).touch()
+
+    def is_better_kept(self, watch: str, commit: str, tick: git.Tick) -> bool:
+        """Return whether not to rebuild the mirror although this watch's commit cannot be read.
+
+        That is so if a new mirror did not help within the last `UNREADABLE_SECONDS`, and what other watches need can be
+        read. The watch's `run` ref is removed, so that the commit is fetched again all the same.
+        """
+        try:
+            is_known = 0 <= time.time() - self._note(commit).stat().st_mtime < UNREADABLE_SECONDS
+            (self.directory / f"refs/docora/{watch}/run").unlink(missing_ok=True)
+        except OSError:
+            return False
+        if not is_known or all(file.parent.name == watch for file in self._refs()):
+            return False
+        try:
+            self._examine(tick)
+        except GitError:
+            return False
+        return True
+
+    def _note(self, commit: str) -> Path:
+        return self.directory / f"docora-unreadable-{commit}"
 
     def tree(self, commit: str, paths: Sequence[bytes] | None = None) -> Iterator[Entry]:
         """Yield the files of a commit in byte order of their paths: all of them, or those in `paths`."""

@@ -27,9 +27,9 @@ def serve_unsorted_tree(repo: Repo) -> None:
     commit_tree(repo, write_tree(repo, b"100644 b\0%b100644 a\0%b" % (blob(repo), blob(repo))))
 
 
-def serve_folder_as_file(repo: Repo) -> None:
+def serve_folder_as_file(repo: Repo, branch: str = "main") -> None:
     folder = write_tree(repo, b"100644 a\0%b" % blob(repo))
-    commit_tree(repo, write_tree(repo, b"100644 file\0%b" % bytes.fromhex(folder)))
+    commit_tree(repo, write_tree(repo, b"100644 file\0%b" % bytes.fromhex(folder)), branch)
 
 
 def failing(method: str, target: str) -> int:

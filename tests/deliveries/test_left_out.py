@@ -144,11 +144,11 @@ def serve_tree(repo: Repo, names: list[bytes]) -> None:
     commit_tree(repo, write_tree(repo, entries + b"40000 sub\0" + bytes.fromhex(sub)))
 
 
-def commit_tree(repo: Repo, tree: str) -> None:
+def commit_tree(repo: Repo, tree: str, branch: str = "main") -> None:
     """Commit a tree that git itself may refuse to commit."""
     lines = [f"tree {tree}\n".encode(), b"author a <a@b> 1 +0000\n", b"committer a <a@b> 1 +0000\n", b"\nHostile\n"]
     commit = git(repo.path, "hash-object", "-t", "commit", "-w", "--stdin", stdin=lines).decode().strip()
-    git(repo.path, "update-ref", "refs/heads/main", commit)
+    git(repo.path, "update-ref", f"refs/heads/{branch}", commit)
 
 
 def write_tree(repo: Repo, entries: bytes) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from repositories_app.git.exceptions import GitError, RefNotFound
 from repositories_app.mirror import mirror as mirrors
 from repositories_app.models import Repository
 from repositories_app.services import mirror_of
+from tests.deliveries.test_circuit import serve_folder_as_file
 from tests.support.audit import by_users, messages
 from tests.support.commands import run_json
 from tests.support.git import Repo, git
@@ -249,6 +251,35 @@ def test_tag_of_something_else_than_a_commit(world: World, repo: Repo, both) -> 
             world.sync(watch)
         check_both(world, repo, both)
     assert all(plan.paths is not None for plan in plans)
+
+
+def test_damaged_branch_costs_the_others_the_mirror_only_once(world: World, repo: Repo, both) -> None:
+    portal, search = both
+    directory = mirror_of(portal.repository).directory
+    serve_folder_as_file(repo, "dev")
+
+    def is_kept() -> bool:
+        """Return whether the mirror survives an attempt of the damaged branch, then sync the other one."""
+        (directory / "is-kept").touch()
+        assert world.sync(search).last_error_cause == "corrupt"
+        assert "is still unreadable after its mirror was rebuilt" in search.last_error
+        kept = (directory / "is-kept").exists()
+        repo.commit({"a.txt": os.urandom(8)}, branch="main")
+        world.sync(portal)
+        return kept
+
+    assert [is_kept() for _ in range(4)] == [False, True, True, True]
+    _break(directory, "truncate")
+    assert [is_kept() for _ in range(2)] == [False, True]
+    # The branch may be readable again although it has not moved: the disk was faulty.
+    [note] = directory.glob("docora-unreadable-*")
+    old = time.time() - mirrors.UNREADABLE_SECONDS
+    os.utime(note, (old, old))
+    assert not is_kept()
+    repo.force_push({"d/c.txt": b"mended"}, branch="dev")
+    for watch in both:
+        world.sync(watch)
+    check_both(world, repo, both)
 
 
 # --- Changing the ref ------------------------------------------------------------------------------------------------
