@@ -137,7 +137,8 @@ class WatchedRepository(Registered):
         examples=["synced"],
     )
     paused: bool = Field(
-        description="Whether an administrator has paused the repository. Then nothing is checked or sent.",
+        description="Whether an administrator has paused the repository. Then nothing is checked or sent. The pause ends "
+        "when the app stops watching the repository.",
         examples=[False],
     )
     last_synced_at: Moment | None = Field(description="When the last complete sync ended.")
