@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from docora.backoff import MAX_WAIT_SECONDS
+from docora.http.client import Cause as HttpCause
 from docora.http.client import HttpClient, Outcome, Request
 from docora.redis.connection import RedisError, connection
 from docora.security.crypto import DecryptionError, decrypt, encrypt
@@ -136,12 +137,13 @@ def access_to(
 
 def _ask(client: HttpClient, waiting: "deque[_Conversation]", tick: git.Tick) -> dict[tuple[int, str], Access]:
     found: dict[tuple[int, str], Access] = {}
-    limited: dict[int, Access] = {}  # by primary key of the GitHub App; GitHub bans apps that keep asking
+    # By primary key of the GitHub App. GitHub bans apps that keep asking, and an API that hangs would delay the caller again.
+    given_up: dict[int, Access] = {}
     while waiting or client.in_flight:
         while waiting and client.in_flight < CONCURRENCY:
             next_one = waiting.popleft()
-            if next_one.github_app.pk in limited:
-                found[next_one.github_app.pk, next_one.url] = limited[next_one.github_app.pk]
+            if next_one.github_app.pk in given_up:
+                found[next_one.github_app.pk, next_one.url] = given_up[next_one.github_app.pk]
             else:
                 client.submit(next_one.request())
         tick()
@@ -152,8 +154,8 @@ def _ask(client: HttpClient, waiting: "deque[_Conversation]", tick: git.Tick) ->
                 client.submit(conversation.request())
             else:
                 found[conversation.github_app.pk, conversation.url] = access
-                if remote.is_rate_limit(outcome):
-                    limited[conversation.github_app.pk] = access
+                if remote.is_rate_limit(outcome) or outcome.cause is HttpCause.TIMEOUT:
+                    given_up[conversation.github_app.pk] = access
     return found
 
 

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from repositories_app.git.exceptions import Cause, GitError
 from repositories_app.models import GitHubApp
 from tests.api.caller import Caller, error_of
 from tests.support.git import Repo
-from tests.support.github_api import GitHub, GitHubFixture, Installation, pem
+from tests.support.github_api import GitHub, GitHubFixture, Installation, Reply, pem
 from tests.support.world import World
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -355,6 +356,29 @@ def test_nothing_is_asked_while_the_rate_limit_is_exceeded(api: GitHub, git: Git
     redis().delete(f"docora:github_limit:{github_app.pk}")  # as its TTL does
     api.install("acme", "acme/r0")
     assert access(github_app, urls[0]).token
+
+
+def test_hanging_api_is_not_asked_for_those_that_wait_for_their_turn(
+    api: GitHub, git: GitHubFixture, github_app, monkeypatch
+) -> None:
+    """Otherwise the checks of all other repositories would wait for the API's timeout, again and again."""
+    monkeypatch.setattr(github, "_TIMEOUT_SECONDS", 0.5)
+    asked: list[str] = []
+    is_over = threading.Event()
+
+    def hang(method: str, path: str, *request) -> Reply:
+        asked.append(path)
+        is_over.wait(30)
+        return 404, {}, {}
+
+    monkeypatch.setattr(api, "handle", hang)
+    urls = [f"{git.url}/acme/r{number}" for number in range(3 * github.CONCURRENCY)]
+    try:
+        found = github.access_to([(github_app, url) for url in urls], nothing)
+    finally:
+        is_over.set()
+    assert {one.problem.cause for one in found.values() if one.problem} == {Cause.TIMEOUT}
+    assert (len(found), len(asked)) == (len(urls), github.CONCURRENCY)
 
 
 @pytest.mark.parametrize(
