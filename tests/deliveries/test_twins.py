@@ -44,10 +44,11 @@ def test_watching_a_twin_again_keeps_its_id(world: World, repo: Repo, twins) -> 
     assert AppRepository.objects.count() == 1
 
 
-def test_watcher_of_both_gets_the_one_with_the_same_spelling(world: World, repo: Repo, twins) -> None:
+@pytest.mark.parametrize("ending", [".git", "/"])
+def test_watcher_of_both_gets_the_one_with_the_same_spelling(world: World, repo: Repo, twins, ending: str) -> None:
     watching(world.app, twins[0], repo.url)
-    watching(world.app, twins[1], f"{repo.url}.git")
-    for url, expected in ((repo.url, twins[0]), (f"{repo.url}.git", twins[1])):
+    watching(world.app, twins[1], f"{repo.url}{ending}")
+    for url, expected in ((repo.url, twins[0]), (f"{repo.url}{ending}", twins[1])):
         assert watch_repository(Actor.command(), world.app, url).watch.repository == expected
     assert AppRepository.objects.count() == 2
 
