@@ -94,8 +94,8 @@ def hook_url(watch: AppRepository) -> str:
 def repository_pushed(actor: Actor, repository_id: str, proven: Collection[int]) -> int:
     """Make every watch of the repository due now. Return how many there are. `proven`: those whose secret the host knows.
 
-    A watch that waits for its next attempt is only checked, and synced if there is a new commit. Otherwise, pushes to other
-    branches, or the hooks of another app, would use up its attempts. The same applies to a watch whose last push was
+    A failing watch is only checked, after the attempt if there is one, and synced if there is a new commit. Otherwise, pushes
+    to other branches, or the hooks of another app, would use up its attempts. The same applies to a watch whose last push was
     less than `OTHERS_SECONDS` ago, unless it is in `proven`: an app that keeps announcing pushes must not use up the rate
     limits of other apps' tokens.
     """
@@ -104,7 +104,7 @@ def repository_pushed(actor: Actor, repository_id: str, proven: Collection[int])
     with transaction.atomic():
         locked = AppRepository.objects.filter(pk__in=watches.lock())
         was_pushed = Q(pushed_at__gt=from_now(-OTHERS_SECONDS)) & ~Q(pk__in=proven)
-        is_only_checked = Q(next_sync_at__gt=Now()) | was_pushed
+        is_only_checked = Q(next_sync_at__gt=Now()) | Q(failing_since__isnull=False) | was_pushed
         to_check = list(locked.filter(is_only_checked).values_list("pk", flat=True))
         due = scheduling.request_sync(locked.exclude(pk__in=to_check), pushed_at=Now())
         # Equal times mean that the check is still to be made: a running sync does not postpone it.

@@ -6,8 +6,14 @@ import pytest
 from django.db.models import F
 from django.db.models.functions import Now
 
+from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository
+from deliveries_app.receiver import Answer, Notification
 from deliveries_app.scheduling import next_check
+from deliveries_app.services import push_hooks
+from deliveries_app.sweep.head_checks import check_due
+from repositories_app.git import remote
+from tests.support.histories import assert_promise_kept, refusing
 from tests.support.staff import make_app, make_watch
 from tests.support.world import World
 
@@ -102,3 +108,25 @@ def test_resync_does_not_count_as_a_change(world: World) -> None:
     world.settle()
     watch.refresh_from_db()
     assert watch.moved_at is None
+
+
+def test_push_during_a_failing_attempt_keeps_the_backoff(world: World) -> None:
+    """Pushes to another branch, each during an attempt, would use up all attempts within seconds."""
+    repo, watch = world.watch({"a": b"a"})
+    world.answer(refusing("a"))
+    world.sync(watch)
+
+    def push_and_refuse(note: Notification) -> Answer:
+        push_hooks.repository_pushed(Actor.system(), watch.repository.repository_id, [watch.pk])
+        return Answer(500)
+
+    world.answer(push_and_refuse)
+    world.sync(watch)
+    assert (watch.retry_count, AppRepository.objects.due().exists()) == (2, False)
+    repo.commit({"b": b"b"})
+    with remote.new_client() as client:
+        assert check_due(client) == 1  # the check that the push asked for
+    assert AppRepository.objects.due().exists()
+    world.answer(None)
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
