@@ -59,10 +59,12 @@ def close_circuit(repository: Repository, *, but: AppRepository | None = None, r
 
     Do nothing if the repository has failed since `read_at`: an earlier read proves nothing about it.
     """
-    failing = repositories.failing_row(repository)
-    if failing is None or (read_at and failing.last_failure_at and failing.last_failure_at > read_at):
+    if repositories.failing_row(repository) is None:
         return
     with transaction.atomic():
+        failing = repositories.lock(repository.pk)  # again: it may have failed meanwhile
+        if failing is None or (read_at and failing.last_failure_at and failing.last_failure_at > read_at):
+            return
         if repositories.close_circuit(failing):
             watches = AppRepository.objects.alive().filter(repository=repository)
             scheduling.request_sync(watches.exclude(pk=but.pk) if but else watches)

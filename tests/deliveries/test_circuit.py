@@ -11,7 +11,11 @@ from deliveries_app.models import AppRepository, Notice
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.services import resync_single, unwatch_repository
 from deliveries_app.services.watch_settings import change_watch
+from deliveries_app.sync import circuit
 from docora.db.clock import from_now
+from repositories_app import services as repositories
+from repositories_app.git import errors as git_errors
+from repositories_app.git.exceptions import Cause
 from repositories_app.models import Repository
 from tests.deliveries.test_left_out import commit_tree, write_tree
 from tests.support.git import Repo, git
@@ -203,3 +207,22 @@ def test_circuit_that_opened_after_the_claim_releases_the_other_watches(world: W
     assert opened
     assert not Repository.objects.get().circuit_is_open
     assert due() == {other.pk}
+
+
+def test_circuit_that_opens_while_another_run_closes_it_stays_open(world: World, settings, monkeypatch) -> None:
+    """That run read the repository before this failure."""
+    settings.CIRCUIT_BREAKER_THRESHOLD = 2
+    _, watch = world.watch()
+    failure = git_errors.temporary(Cause.NETWORK, "The git host returned HTTP 500.")
+    circuit.record_git_failure(watch.repository, failure)
+    Repository.objects.update(last_failure_at=Now() - timedelta(hours=1))
+    read = repositories.failing_row
+
+    def read_and_fail(repository: Repository) -> Repository | None:
+        row = read(repository)
+        circuit.record_git_failure(Repository.objects.get(), failure)
+        return row
+
+    monkeypatch.setattr(repositories, "failing_row", read_and_fail)
+    circuit.close_circuit(watch.repository, read_at=timezone.now() - timedelta(minutes=1))
+    assert Repository.objects.get().circuit_is_open
