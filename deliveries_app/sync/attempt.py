@@ -230,7 +230,8 @@ class Attempt:
             if error.cause is not Cause.CORRUPT:
                 raise
             self._drain(DRAIN_SECONDS)
-            if self.mirror.is_better_kept(watch.watch_id, head.commit, self._alive):
+            self.mirror.drop_run(watch.watch_id)
+            if self.mirror.serves_others(watch.watch_id, head.commit, self._alive):
                 raise git_errors.still_damaged(error) from None
             logger.warning("mirror_rebuilt", extra={"cause": str(error)})
             disown_failures(self.lease)

@@ -244,15 +244,19 @@ class Mirror:
         with contextlib.suppress(OSError):  # the mirror has been removed, or the disk is full
             self._note(commit).touch()
 
-    def is_better_kept(self, watch: str, commit: str, tick: git.Tick) -> bool:
-        """Return whether not to rebuild the mirror although this watch's commit cannot be read.
+    def drop_run(self, watch: str) -> None:
+        """Remove the watch's `run` ref, so that its commit is fetched again."""
+        with contextlib.suppress(OSError):  # the mirror has been removed
+            (self.directory / f"refs/docora/{watch}/run").unlink()
+
+    def serves_others(self, watch: str, commit: str, tick: git.Tick) -> bool:
+        """Return whether to keep the mirror although this watch's commit cannot be read.
 
         That is so if a new mirror did not help within the last `UNREADABLE_SECONDS`, and what other watches need can be
-        read. The watch's `run` ref is removed, so that the commit is fetched again all the same.
+        read. First call `drop_run`.
         """
         try:
             is_known = 0 <= time.time() - self._note(commit).stat().st_mtime < UNREADABLE_SECONDS
-            (self.directory / f"refs/docora/{watch}/run").unlink(missing_ok=True)
         except OSError:
             return False
         if not is_known or all(file.parent.name == watch for file in self._refs()):
