@@ -2,6 +2,7 @@
 
 from typing import Annotated
 
+from django.db.models import QuerySet
 from django.http import HttpRequest
 from ninja import Path
 
@@ -10,6 +11,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.api import schemas
 from deliveries_app.api.auth import AppToken
 from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet
+from docora.db.compiled import compiled_and_prepared
 from docora.text import can_be_id
 from docora.web.api import THROTTLED, UNAUTHORIZED
 
@@ -49,8 +51,13 @@ def own_watches(request: HttpRequest) -> AppRepositoryQuerySet:
 
 def own_watch(request: HttpRequest, repository_id: str) -> AppRepository:
     """Return the caller's watch of this repository. Raises `NotFound` for any other id."""
-    watches = own_watches(request).filter(repository__repository_id=repository_id)
-    watch = watches.with_state().first() if can_be_id(repository_id) else None
-    if watch is None:
+    watches = _watched(caller(request).pk, repository_id) if can_be_id(repository_id) else []
+    if not watches:
         raise services.NotFound("Repository not found: GET /api/repositories lists what this app watches")
-    return watch
+    return watches[0]
+
+
+@compiled_and_prepared
+def _watched(app_pk: int, repository_id: str) -> QuerySet[AppRepository]:
+    watches = AppRepository.objects.alive().filter(app=app_pk, repository__repository_id=repository_id)
+    return watches.select_related("app", "repository").with_state()
