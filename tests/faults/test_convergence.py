@@ -16,7 +16,8 @@ from tests.faults.universe import Universe
 from tests.faults.workers import Fate, use_short_timeouts
 from tests.support import fast_flush
 
-SEEDS: Sequence[int] = [2, 12, 13, 14, 21, 22, 30, 31, 34, 35, 38, 40, 42, 59, 60, 69, 380, 485]
+SEEDS: Sequence[int] = [12, 14, 21, 30, 40, 42, 59, 60, 380, 485]
+"""Seeds whose histories together show everything in `HAPPEN`. `make soak` plays hundreds of others."""
 EACH_FATE = History(
     seed=0,
     kinds=(0, 0),
