@@ -4,6 +4,7 @@ axe-playwright-python ships axe-core. The script is evaluated over the browser's
 security policy does not block it.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,14 +13,17 @@ from playwright.sync_api import Page
 
 # Rules that axe-core 4.12 disables by default. Version 4.14 enables the second one.
 EXTRA_RULES = ("target-size", "label-content-name-mismatch")
+# What these find depends on the colour scheme. What the others find may only depend on the width.
+COLOUR_RULES = ("color-contrast", "link-in-text-block")
 # Rules that can only find what is minor or moderate are not run, as their results would be dropped.
-_RUN = """async extra => {
+_RUN = """async ([extra, only]) => {
     const counts = impact => impact === "serious" || impact === "critical";
     const rules = Object.fromEntries(
         axe._audit.rules.filter(({impact}) => impact && !counts(impact)).map(({id}) => [id, {enabled: false}])
     );
     for (const id of extra) rules[id] = {enabled: true};
-    const {violations} = await axe.run(document, {resultTypes: ["violations"], rules});
+    const options = only.length ? {runOnly: {type: "rule", values: only}} : {rules};
+    const {violations} = await axe.run(document, {resultTypes: ["violations"], ...options});
     return violations.filter(({impact}) => counts(impact))
         .flatMap(({id, nodes}) => nodes.map(node => `${id}: ${node.target.join(" ")}: ${node.failureSummary}`));
 }"""
@@ -79,12 +83,15 @@ def look_as(page: Page, look: Look) -> None:
     page.evaluate("new Promise(requestAnimationFrame)")  # by then the page's own code has seen the new size
 
 
-def violations(page: Page) -> list[str]:
-    """Return serious and critical violations, small text and targets, and horizontal overflow, one line per element."""
-    page.emulate_media(reduced_motion="reduce")  # otherwise colours are measured during transitions
+def violations(page: Page, *, only: tuple[str, ...] = ()) -> list[str]:
+    """Return serious and critical violations, small text and targets, and horizontal overflow, one line per element.
+
+    With `only`, run no other rules of axe-core. The page must ask for reduced motion, as a `Browser` does: otherwise colours are
+    measured during transitions.
+    """
     if not page.evaluate("'axe' in window"):  # the document is a new one
         page.evaluate(AXE_SCRIPT)
-    found: list[str] = page.evaluate(_RUN, EXTRA_RULES) + page.evaluate(_SMALL)
+    found: list[str] = page.evaluate(_RUN, [EXTRA_RULES, only]) + page.evaluate(_SMALL)
     return found + overflow(page)
 
 
@@ -102,10 +109,15 @@ def remove_repetitions(page: Page) -> None:
     page.evaluate(_REMOVE_REPETITIONS)
 
 
-def violations_in_two_looks(page: Page) -> list[str]:
-    """Check the loaded page in two looks, without reloading. It stays in the second one."""
-    found = []
-    for look in TWO_LOOKS:
+def violations_in(looks: Iterable[Look], page: Page) -> list[str]:
+    """Check the loaded page in these looks, without reloading. It stays in the last one.
+
+    At a width that was checked in the other colour scheme, only the rules about colours are run again.
+    """
+    found, widths = [], set[int]()
+    for look in looks:
         look_as(page, look)
-        found += [f"{page.url} ({look.scheme}, {look.width}): {violation}" for violation in violations(page)]
+        only = COLOUR_RULES if look.width in widths else ()
+        found += [f"{page.url} ({look.scheme}, {look.width}): {problem}" for problem in violations(page, only=only)]
+        widths.add(look.width)
     return found

@@ -4,7 +4,7 @@ import pytest
 from axe_playwright_python.base import AXE_SCRIPT
 from playwright.sync_api import Page
 
-from tests.browser.accessibility import violations
+from tests.browser.accessibility import FOUR_LOOKS, violations, violations_in
 from tests.browser.conftest import Browser
 
 pytestmark = pytest.mark.browser
@@ -40,3 +40,19 @@ def test_every_kind_of_violation_is_found(browser: Browser) -> None:
     found = {fault: browser.drive(lambda page, html=html: find(page, html)) for fault, html in FAULTS.items()}
     missed = [fault for fault, messages in found.items() if not any(message.startswith(fault) for message in messages)]
     assert missed == []
+
+
+def test_violations_of_any_look_are_found(browser: Browser) -> None:
+    """Also those of the third and fourth, in which fewer rules are run."""
+    only = "@media (prefers-color-scheme: {0.scheme}) and (width: {0.width}px) {{ #of-{0.scheme}-{0.width} {{ color: #888; background: #999 }} }}"
+    texts = "".join(f'<p id="of-{look.scheme}-{look.width}">grey on grey</p>' for look in FOUR_LOOKS)
+    html = PAGE.format(f"<style>{''.join(map(only.format, FOUR_LOOKS))}</style>{texts}")
+
+    def find(page: Page) -> list[str]:
+        page.set_content(html)
+        return violations_in(FOUR_LOOKS, page)
+
+    found = browser.drive(find)
+    assert len(found) == len(FOUR_LOOKS)
+    for look, problem in zip(FOUR_LOOKS, found, strict=True):
+        assert f"({look.scheme}, {look.width}): color-contrast: #of-{look.scheme}-{look.width}:" in problem

@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from deliveries_app.models import App, AppRepository, DriftCheck, DriftState
-from tests.browser.accessibility import FOUR_LOOKS, look_as, violations
+from tests.browser.accessibility import FOUR_LOOKS, look_as, violations_in
 from tests.browser.conftest import Browser, Site
 from tests.browser.test_every_page import sign_in
 from tests.deliveries.test_drift import FILES, damage
@@ -19,9 +19,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
 
 def look_at(page: Page, wrong: list[str]) -> None:
     """Check the loaded page in all looks, and leave it in the first one."""
-    for look in FOUR_LOOKS:
-        look_as(page, look)
-        wrong += [f"{page.url} ({look.scheme}, {look.width}): {problem}" for problem in violations(page)]
+    wrong += violations_in(FOUR_LOOKS, page)
     look_as(page, FOUR_LOOKS[0])
 
 

@@ -24,8 +24,7 @@ from tests.browser.accessibility import (
     look_as,
     overflow,
     remove_repetitions,
-    violations,
-    violations_in_two_looks,
+    violations_in,
 )
 from tests.browser.conftest import PASSWORD, Browser, Site
 from tests.support.github_api import pem
@@ -70,7 +69,7 @@ def sign_in(page: Page, site: Site, password: str = PASSWORD) -> None:
 
 def links(page: Page) -> list[str]:
     """Return the paths below /admin/ that the page links to, with their queries."""
-    found = page.eval_on_selector_all("a[href]", "links => links.map(link => link.href)")
+    found = page.evaluate("[...document.links].map(link => link.href)")
     parts = [urlsplit(address) for address in found]
     here = urlsplit(page.url).netloc
     return [f"{part.path}?{part.query}" for part in parts if part.netloc == here and part.path.startswith("/admin/")]
@@ -79,6 +78,8 @@ def links(page: Page) -> list[str]:
 def walk(page: Page, site: Site, complaints: list[str]) -> Walk:
     waiting, seen, kinds = ["/admin/?"], {"/admin/?"}, dict[str, int]()
     walk = Walk()
+    now, other = TWO_LOOKS  # each page loads in the look that the page before had at the end
+    look_as(page, now)
     while waiting:
         address = waiting.pop(0)
         path, _, query = address.partition("?")
@@ -86,16 +87,15 @@ def walk(page: Page, site: Site, complaints: list[str]) -> Walk:
         kinds[kind] = kinds.get(kind, 0) + 1
         if kinds[kind] > KINDS or "logout" in path:
             continue
-        look_as(page, TWO_LOOKS[0])
         walk.statuses[kind] = status_of(page, site.url + address)
         if kind_of(path) not in walk.looked_at:
             walk.looked_at.add(kind_of(path))
-            for look in FOUR_LOOKS if kind_of(path) in IMPORTANT else TWO_LOOKS:
-                look_as(page, look)
-                walk.wrong += [f"{address} ({look.scheme}, {look.width}): {problem}" for problem in violations(page)]
             for width in OTHER_WIDTHS:
                 look_as(page, Look("light", width))
                 walk.wrong += [f"{address} ({width}): {problem}" for problem in overflow(page)]
+            between = FOUR_LOOKS[2:] if kind_of(path) in IMPORTANT else ()
+            walk.wrong += violations_in([now, *between, other], page)
+            now, other = other, now
         walk.wrong += [f"{address}: {complaint}" for complaint in complaints]
         complaints.clear()
         new = [link for link in links(page) if link not in seen]
@@ -147,7 +147,7 @@ def test_every_linked_page_renders_accessibly_within_the_csp(
         page.goto(f"{site.url}/admin/deliveries_app/queue/pause/")
         page.get_by_role("button", name="Pause all syncing").click()
         expect(page.get_by_role("region", name="All syncing is paused")).to_be_visible()  # as on every later page
-        walked.wrong += violations_in_two_looks(page)
+        walked.wrong += violations_in(TWO_LOOKS, page)
         return walked
 
     found = browser.drive(journey)
@@ -205,13 +205,13 @@ def test_pages_outside_the_walk(quiet_site: Site, browser: Browser) -> None:
             assert response
             assert response.status == 404
             expect(page.get_by_role("heading", name="Page not found")).to_be_visible()
-            assert violations_in_two_looks(page) == []
+            assert violations_in(TWO_LOOKS, page) == []
         for address in ("/docs/", "/docs/webhooks/", "/docs/api/", "/docs/changes/", "/docs/operations/"):
             response = page.goto(quiet_site.url + address)
             assert response
             assert response.status == 200
             remove_repetitions(page)  # test_docs.py looks at their width
-            assert violations_in_two_looks(page) == []
+            assert violations_in(TWO_LOOKS, page) == []
 
     browser.drive(journey)
     own = "Failed to load resource: the server responded with a status of 404 (Not Found)"
@@ -223,11 +223,11 @@ def test_sign_out_page_and_locked_sign_in(quiet_site: Site, browser: Browser) ->
         sign_in(page, quiet_site)
         page.get_by_role("button", name="Sign out").click()
         expect(page.get_by_role("heading", name="Signed out")).to_be_visible()
-        assert violations_in_two_looks(page) == []
+        assert violations_in(TWO_LOOKS, page) == []
         for _ in range(6):
             sign_in(page, quiet_site, "wrong")
         expect(page.get_by_text("Too many failed attempts. Try again in 15 minutes.")).to_be_visible()
-        assert violations_in_two_looks(page) == []
+        assert violations_in(TWO_LOOKS, page) == []
 
     browser.drive(journey)
     assert browser.complaints == []

@@ -8,7 +8,7 @@ from playwright.sync_api import Page, expect
 
 from deliveries_app.models import App, AppRepository, HourlyTraffic, RootCause, Status
 from deliveries_app.webhooks import endpoint_stats
-from tests.browser.accessibility import FOUR_LOOKS, look_as, violations
+from tests.browser.accessibility import FOUR_LOOKS, look_as, violations_in
 from tests.browser.conftest import Browser, Site
 from tests.browser.test_journey import sign_in
 from tests.support.staff import make_app, make_watch
@@ -46,11 +46,8 @@ def crowd(world: World) -> AppRepository:
 
 
 def problems(page: Page) -> list[str]:
-    """Return what is wrong with the page in all four looks. It stays in the last one."""
-    found = []
-    for look in FOUR_LOOKS:
-        look_as(page, look)
-        found += [f"{page.url} ({look.scheme}, {look.width}): {violation}" for violation in violations(page)]
+    """Return what is wrong with the page in all four looks. It stays in the first one."""
+    found = violations_in(FOUR_LOOKS, page)
     look_as(page, FOUR_LOOKS[0])
     return found
 

@@ -11,7 +11,7 @@ from playwright.sync_api import Locator, Page, Request, expect
 from redis import Redis
 
 from deliveries_app.models import Status
-from tests.browser.accessibility import TWO_LOOKS, Look, look_as, violations
+from tests.browser.accessibility import TWO_LOOKS, Look, look_as, violations, violations_in
 from tests.browser.conftest import Browser, Site, running_clock, stop_clock
 from tests.browser.test_journey import sign_in
 from tests.deliveries.test_admin_queue import WORKER, lease, register
@@ -231,9 +231,7 @@ def test_jobs_of_a_worker_are_large_enough_to_be_touched(
         sign_in(page, quiet_site)
         page.goto(f"{quiet_site.url}/admin/deliveries_app/queue/")
         expect(page.locator("#workers-table a")).to_have_count(3)
-        for look in TWO_LOOKS:
-            look_as(page, look)
-            assert violations(page) == [], look
+        assert violations_in(TWO_LOOKS, page) == []
 
     browser.drive(journey)
     assert browser.complaints == []

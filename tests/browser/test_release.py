@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from deliveries_app.models import App, AppRepository, Status
-from tests.browser.accessibility import FOUR_LOOKS, TWO_LOOKS, Look, look_as, violations
+from tests.browser.accessibility import FOUR_LOOKS, TWO_LOOKS, Look, look_as, violations_in
 from tests.browser.conftest import Browser, Site
 from tests.browser.test_journey import sign_in
 from tests.support.receiver import Answer, Notification, wait_for
@@ -20,9 +20,7 @@ EVERYTHING = "/admin/deliveries_app/apprepository/force-resync/?all=1"
 
 
 def is_accessible(page: Page, looks: tuple[Look, ...] = TWO_LOOKS) -> None:
-    for look in looks:
-        look_as(page, look)
-        assert violations(page) == [], look
+    assert violations_in(looks, page) == []
     look_as(page, FOUR_LOOKS[0])
 
 

@@ -7,7 +7,7 @@ from playwright.sync_api import Page, expect
 
 from deliveries_app.models import AppRepository, Delivery, DeliveryAttempt
 from deliveries_app.receiver import Answer, Notification
-from tests.browser.accessibility import FOUR_LOOKS, look_as, violations
+from tests.browser.accessibility import FOUR_LOOKS, look_as, violations_in
 from tests.browser.conftest import Browser, Site
 from tests.browser.test_journey import sign_in
 from tests.support.receiver import wait_for
@@ -19,9 +19,7 @@ DELIVERIES = "/admin/deliveries_app/delivery/"
 
 
 def assert_accessible(page: Page) -> None:
-    for look in FOUR_LOOKS:
-        look_as(page, look)
-        assert violations(page) == [], look
+    assert violations_in(FOUR_LOOKS, page) == []
     look_as(page, FOUR_LOOKS[0])
 
 
