@@ -87,7 +87,10 @@ def walk(page: Page, site: Site, complaints: list[str]) -> Walk:
         kinds[kind] = kinds.get(kind, 0) + 1
         if kinds[kind] > KINDS or "logout" in path:
             continue
+        before = page.url
         walk.statuses[kind] = status_of(page, site.url + address)
+        if page.url == before:  # a download: the page has been looked at
+            continue
         if kind_of(path) not in walk.looked_at:
             walk.looked_at.add(kind_of(path))
             for width in OTHER_WIDTHS:
