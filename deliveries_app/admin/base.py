@@ -74,7 +74,10 @@ class DocoraAdmin[M: Model](PlainLists, ModelAdmin[M]):
         return {}
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> M | None:
-        """Return the row as Django does, but build its SQL once: it takes longer than the query, and each poll reads a row."""
+        """Return the row as Django does, but build its SQL only once, which takes longer than the query itself.
+
+        So no `get_queryset` may depend on the request.
+        """
         pk = parse_pk(object_id)
         if pk is None or from_field:
             return super().get_object(request, object_id, from_field)
