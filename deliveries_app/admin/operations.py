@@ -7,7 +7,7 @@ from typing import Any
 from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
 from django.core.paginator import Page, Paginator
-from django.db.models import Min, Q, QuerySet
+from django.db.models import Min, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern, reverse
 from django.utils.safestring import SafeString
@@ -34,7 +34,7 @@ from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
 from deliveries_app.progress import live
 from deliveries_app.progress.live import Progress
-from deliveries_app.progress.runs import superseded
+from deliveries_app.progress.runs import is_superseded
 from deliveries_app.reports import history
 from docora.templatetags.docora import badge, number
 from docora.text import counted, parse_pk
@@ -205,7 +205,7 @@ def page_fields(operation: BulkOperation) -> dict[str, Any]:
 
 
 def _runs_of(operation: BulkOperation) -> QuerySet[SyncRun]:
-    return operation.runs.annotate(is_superseded=Q(superseded(), outcome=""))
+    return operation.runs.annotate(is_superseded=is_superseded())
 
 
 def _deleted_app(operation: BulkOperation) -> str:

@@ -46,18 +46,21 @@ def actor(request: HttpRequest) -> Actor:
 
 
 def own_watches(request: HttpRequest) -> AppRepositoryQuerySet:
-    return AppRepository.objects.alive().filter(app=caller(request)).select_related("app", "repository")
+    return _watches_of(caller(request).pk)
 
 
 def own_watch(request: HttpRequest, repository_id: str) -> AppRepository:
     """Return the caller's watch of this repository. Raises `NotFound` for any other id."""
-    watches = _watched(caller(request).pk, repository_id) if can_be_id(repository_id) else []
+    watches = _watch_of(caller(request).pk, repository_id) if can_be_id(repository_id) else []
     if not watches:
         raise services.NotFound("Repository not found: GET /api/repositories lists what this app watches")
     return watches[0]
 
 
 @compiled_and_prepared
-def _watched(app_pk: int, repository_id: str) -> QuerySet[AppRepository]:
-    watches = AppRepository.objects.alive().filter(app=app_pk, repository__repository_id=repository_id)
-    return watches.select_related("app", "repository").with_state()
+def _watch_of(app_pk: int, repository_id: str) -> QuerySet[AppRepository]:
+    return _watches_of(app_pk).filter(repository__repository_id=repository_id).with_state()
+
+
+def _watches_of(app_pk: int) -> AppRepositoryQuerySet:
+    return AppRepository.objects.alive().filter(app=app_pk).select_related("app", "repository")

@@ -13,7 +13,7 @@ from django.utils import timezone
 from deliveries_app.models import AppRepository, BulkOperation, Result, StateDetail, SyncRun, WatchState
 from deliveries_app.models.apps import is_syncing
 from deliveries_app.progress.live import Progress
-from deliveries_app.progress.runs import superseded
+from deliveries_app.progress.runs import is_superseded
 from docora.db.compiled import compiled
 from docora.redis.connection import RedisError, connection
 from docora.text import format_estimate
@@ -92,7 +92,7 @@ def _a_syncing_watch(operation_pk: int) -> QuerySet[AppRepository]:
 
 
 def _open_runs(operation_pk: int) -> QuerySet[SyncRun]:
-    return SyncRun.objects.filter(~superseded(), operation=operation_pk, outcome="").order_by()
+    return SyncRun.objects.filter(~is_superseded(), operation=operation_pk, outcome="").order_by()
 
 
 def _with_unreleased(seconds: float | None, operation: BulkOperation, progress: Progress) -> float | None:

@@ -144,10 +144,10 @@ def current_run(watch: AppRepository) -> SyncRun | None:
     return watch.runs.order_by(F("ended_at").desc(nulls_first=True), "-generation", "-pk").first()
 
 
-def superseded() -> Exists:
-    """Match open runs in whose place a later request is in progress. They are open again if that one is cancelled."""
+def is_superseded() -> Q:
+    """Match open runs in whose place a later request is in progress. They continue if that one is cancelled."""
     later = SyncRun.objects.filter(watch=OuterRef("watch"), outcome="", generation__gt=OuterRef("generation"))
-    return Exists(later)
+    return Q(Exists(later), outcome="")
 
 
 def set_totals(run: SyncRun, *, files: int, size: int, left_out: Mapping[str, int], commit: str) -> None:

@@ -69,7 +69,7 @@ class QueueView:
     """The queue page. `queue` is None while Redis is down.
 
     `counts` agree with the lists. `unqueued` is the number of due watches without a job, `idle_jobs` that of jobs without a
-    due watch. `scheduled` has the time of the next attempt, None during a pause, and which it is or what it is waiting for.
+    due watch. `scheduled` holds each watch with the time of its next attempt, None during a pause, and its next step.
     """
 
     pause: SyncPause | None
@@ -221,7 +221,7 @@ def _workers(workers: list[Worker], running: list[Any]) -> list[WorkerLine]:
 
 
 def _scheduled() -> list[tuple[AppRepository, datetime | None, str]]:
-    """Return scheduled watches, soonest first, with the time of the next attempt, and which it is or what it waits for."""
+    """Return scheduled watches, soonest first, each with the time of its next attempt, None during a pause, and its next step."""
     rows = _watches().scheduled().order_by("next_sync_at", "pk")[:SCHEDULED_SHOWN]
     return [(watch, due_at(watch, None), _scheduled_message(watch)) for watch in rows]
 

@@ -276,7 +276,7 @@ def test_damaged_branch_costs_the_others_the_mirror_only_once(world: World, repo
     old = time.time() - mirrors.UNREADABLE_SECONDS
     os.utime(note, (old, old))
     assert not is_kept()
-    repo.force_push({"d/c.txt": b"mended"}, branch="dev")
+    repo.force_push({"d/c.txt": b"repaired"}, branch="dev")
     for watch in both:
         world.sync(watch)
     check_both(world, repo, both)
