@@ -1,5 +1,5 @@
 from django.apps import AppConfig
-from django.contrib.admin.apps import AdminConfig
+from django.contrib.admin.apps import SimpleAdminConfig
 
 
 class DocoraConfig(AppConfig):
@@ -13,7 +13,10 @@ class DocoraConfig(AppConfig):
         from docora.sign_in import receivers  # noqa: F401  connects the signal handlers
 
 
-class DocoraAdminConfig(AdminConfig):
-    """Django's admin with Docora's site, so that Users and Groups are registered there too."""
+class DocoraAdminConfig(SimpleAdminConfig):
+    """Django's admin with Docora's site, so that Users and Groups are registered there too.
+
+    `docora.urls` imports the admin modules: workers and most commands have no pages and start faster without them.
+    """
 
     default_site = "deliveries_app.site.DocoraAdminSite"

@@ -11,8 +11,10 @@ import re
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
+from django.conf import settings
 from django.core.checks import Tags
 from django.core.checks.registry import registry
 from django.core.management import ManagementUtility
@@ -31,7 +33,7 @@ DEMO_SETTINGS = {
     "MAX_RETRY_ATTEMPTS": "3",
 }
 _INSUFFICIENT_PRIVILEGE = "42501"  # SQLSTATE
-COMMANDS_THAT_CHECK_URLS = {"check", "doctor", "runserver", "testserver", "web"}
+COMMANDS_WITH_PAGES = {"check", "doctor", "runserver", "testserver", "web"}
 
 
 def add_instance_options(parser: ArgumentParser) -> None:
@@ -59,7 +61,6 @@ def apply_instance_options(arguments: Sequence[str]) -> None:
 
 def error_message(error: Exception) -> str:
     """Return the message to print instead of a traceback, or an empty string for an unexpected error."""
-    from django.conf import settings
     from django.core.exceptions import ImproperlyConfigured
     from django.db import DatabaseError, InterfaceError, InternalError, NotSupportedError, OperationalError
     from django.db.migrations.exceptions import MigrationSchemaMissing
@@ -109,7 +110,9 @@ class CommandLine(ManagementUtility):
     not check the URLs."""
 
     def fetch_command(self, subcommand: str) -> BaseCommand:
-        if subcommand not in COMMANDS_THAT_CHECK_URLS:
+        if subcommand in COMMANDS_WITH_PAGES:
+            import_module(settings.ROOT_URLCONF)  # or the checks of the admin could precede its registrations
+        else:
             skip_url_checks()
         try:
             command = super().fetch_command(subcommand)
