@@ -20,7 +20,7 @@ from django.db import connection
 from redis import Redis
 
 from docora.stack import with_large_stack
-from tests.support import fast_flush
+from tests.support import fast_flush, forget_compiled
 from tests.support.environment import TestEnvironment, migrate_postgres, migrate_sqlite
 from tests.support.memory import use_memory_for_temporary_files
 from tests.support.nursery import nursery
@@ -33,6 +33,7 @@ use_memory_for_temporary_files()
 environment = TestEnvironment()
 environment.install()
 fast_flush.install()
+forget_compiled.install()
 pytest.Function.runtest = with_large_stack(pytest.Function.runtest)  # type: ignore[method-assign]
 settings.WHITENOISE_AUTOREFRESH = True  # otherwise each test client looks for all static files first
 settings.PASSWORD_HASHERS = ["tests.support.passwords.QuickHasher"]  # the real one takes a quarter of a second

@@ -13,7 +13,6 @@ from functools import cache, cached_property, update_wrapper
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
-from django.core.signals import setting_changed
 from django.db import connection, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Expression, QuerySet, prefetch_related_objects
@@ -109,7 +108,6 @@ class Compiled[**P, Row]:
         self._updates: dict[Any, tuple[_Statement, dict[str, Any]]] = {}
         update_wrapper(self, build)
         _queries.add(self)
-        setting_changed.connect(self.forget)  # the SQL may contain settings, which tests change
 
     def __call__(self, *arguments: P.args, **named: P.kwargs) -> list[Row]:
         """Return the rows."""
@@ -191,11 +189,6 @@ class Compiled[**P, Row]:
     def __repr__(self) -> str:
         return f"{self._build.__module__}.{self._build.__qualname__}"
 
-    def forget(self, **_: object) -> None:
-        """Forget the SQL. The next call builds it again."""
-        self._select = None
-        self._updates = {}
-
 
 def compile_all() -> None:
     """Compile the queries of all imported modules, so that forked processes don't have to."""
@@ -206,8 +199,8 @@ def compile_all() -> None:
 def compiled[**P, Row](build: Callable[P, QuerySet[Any, Row]]) -> Compiled[P, Row]:
     """Decorate a function that returns a queryset. A call then returns the rows, and only the first one compiles the query.
 
-    The arguments must be integers or strings that the query compares with columns. Nothing else may differ between calls,
-    except settings.
+    The arguments must be integers or strings that the query compares with columns. Nothing else may differ between calls;
+    settings are read once.
     """
     return Compiled(build)
 

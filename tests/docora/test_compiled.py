@@ -15,6 +15,7 @@ from django.db.models.functions import Concat
 from django.test.utils import CaptureQueriesContext
 
 from docora.db.compiled import Compiled, compiled
+from tests.support.environment import setting_names
 from tests.support.processes import in_threads
 
 AWKWARD = ["ann", "100%s", "%", "'; DROP TABLE auth_user; --", "größe", ""]
@@ -205,20 +206,25 @@ def test_changed_setting_is_used(users: list[User], settings: Any) -> None:
 
 
 def test_all_queries_are_compiled_without_a_database() -> None:
-    """A worker does this before it forks, and must not need the database for it."""
+    """A worker does this before it forks, and must not need the database for it.
+
+    `LEASE_SECONDS` is the only setting in their SQL, as `tests.support.forget_compiled` assumes.
+    """
     script = """
 import django
 django.setup()
-from django.conf import settings
+from django.conf import LazySettings, settings
 from django.db import connection
 from django.utils.module_loading import import_string
 from docora.db import compiled
 import docora.urls
 for path in settings.JOBS:
     import_string(path)
+read, attribute = set(), LazySettings.__getattribute__
+LazySettings.__getattribute__ = lambda settings, name: read.add(name) or attribute(settings, name)
 compiled.compile_all()
 compiled.compile_all()
-print(len(compiled._queries), {query._select is None for query in compiled._queries}, connection.connection)
+print(len(compiled._queries), {query._select is None for query in compiled._queries}, connection.connection, *read)
 """
     engine = (
         "postgres://docora:secret@127.0.0.1:1/docora"
@@ -230,6 +236,7 @@ print(len(compiled._queries), {query._select is None for query in compiled._quer
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
-    count, rest = done.stdout.strip().split(" ", 1)
+    count, states, opened, *read = done.stdout.split()
     assert int(count) > 10
-    assert rest == "{False} None"
+    assert (states, opened) == ("{False}", "None")
+    assert {*read} & {*setting_names()} == {"LEASE_SECONDS"}
