@@ -1,7 +1,7 @@
 """Requests and outcomes of the HTTP client as plain values, independent of libcurl."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
@@ -13,6 +13,8 @@ from django.utils.http import parse_http_date_safe
 _URL = re.compile(r"(?P<scheme>https?)://(?P<host>[A-Za-z0-9._:\[\]-]+)(?:[/?][!\"$-~]*)?", re.IGNORECASE)
 _METHOD = re.compile(r"[A-Z]+")
 _SECONDS = re.compile(r"[0-9]{1,9}")
+MAX_HEADERS = 64  # of a response
+MAX_HEADER_VALUE = 4096  # characters; libcurl's own limit is 300 KB for all headers together
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,47 +51,6 @@ class Request:
                 raise ValueError("A header must look like 'Name: value'.")
 
 
-class ResponseHeaders(Mapping[str, str]):
-    """The headers of a response, by lower-case name. If a header is repeated, the last value counts.
-
-    libcurl's raw lines are parsed on first use, because the headers of most responses are never read. Headers of
-    interim 1xx responses are ignored.
-    """
-
-    MAX_COUNT = 64
-    MAX_VALUE = 4096  # characters; libcurl's own limit is 300 KB for all headers together
-
-    __slots__ = ("_lines", "_parsed")
-
-    def __init__(self, lines: Iterable[bytes] = ()) -> None:
-        self._lines = tuple(lines)
-        self._parsed: dict[str, str] | None = None
-
-    def _headers(self) -> dict[str, str]:
-        if self._parsed is None:
-            headers: dict[str, str] = {}
-            for line in self._lines:
-                name, colon, value = line.decode("latin-1").partition(":")
-                if colon and len(headers) < self.MAX_COUNT:
-                    headers[name.lower()] = value.strip()[: self.MAX_VALUE]
-                elif name.startswith("HTTP/"):
-                    headers.clear()
-            self._parsed, self._lines = headers, ()
-        return self._parsed
-
-    def __getitem__(self, name: str) -> str:
-        return self._headers()[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._headers())
-
-    def __len__(self) -> int:
-        return len(self._headers())
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._headers()!r})"
-
-
 class Cause(StrEnum):
     """Why a request got no response."""
 
@@ -108,7 +69,7 @@ class Outcome:
     status: int | None
     cause: Cause | None
     message: str  # one sentence, without headers and without any part of the URL but its host
-    headers: Mapping[str, str] = field(default_factory=dict)  # of the response, by lower-case name, bounded
+    header_lines: Sequence[bytes] = ()  # of the response and of interim 1xx responses
     body: bytes = b""  # the first `max_body` bytes of the response body
     truncated: bool = False  # the response body was longer
     elapsed: float = 0.0  # seconds
@@ -118,6 +79,21 @@ class Outcome:
     def ok(self) -> bool:
         """Whether the server responded with 2xx."""
         return self.status is not None and 200 <= self.status < 300
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of the response by lower-case name, parsed at each use, because most are never read.
+
+        If a header is repeated, the last value counts.
+        """
+        headers: dict[str, str] = {}
+        for line in self.header_lines:
+            name, colon, value = line.decode("latin-1").partition(":")
+            if colon and len(headers) < MAX_HEADERS:
+                headers[name.lower()] = value.strip()[:MAX_HEADER_VALUE]
+            elif name.startswith("HTTP/"):
+                headers.clear()
+        return headers
 
     def retry_after(self, now: float) -> float | None:
         """Return the seconds that Retry-After asks to wait, from `now` (Unix time); None without a valid header."""

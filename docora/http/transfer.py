@@ -10,7 +10,7 @@ import pycurl
 from docora.http import user_agent
 from docora.http.addresses import blocked_reason, is_in
 from docora.http.egress import blocked_behind_proxy, is_direct
-from docora.http.messages import Cause, Outcome, Request, ResponseHeaders, host_of, name_of
+from docora.http.messages import Cause, Outcome, Request, host_of, name_of
 from docora.http.resolver import Resolver, is_loopback_name
 from docora.text import clean_text
 
@@ -138,7 +138,7 @@ class Transfer:
             status=status,
             cause=cause,
             message=message,
-            headers=ResponseHeaders(self._header_lines),
+            header_lines=tuple(self._header_lines),
             body=bytes(self._body),
             truncated=self._received > len(self._body),
             elapsed=self.curl.getinfo(pycurl.TOTAL_TIME),

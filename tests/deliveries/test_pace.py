@@ -219,11 +219,11 @@ def test_series_of_refusals_ends_with_a_success() -> None:
     change = Change("create", "a", "100644", "", 1, "", None, None, False, False, 0, None)
     clock, policy = DatabaseClock(timezone.now()), ResponsePolicy()
 
-    def wait(status: int, **headers: str) -> float | None:
-        answer = Outcome(status, None, "", headers, b"", False, 0.0, True)
+    def wait(status: int, *header_lines: bytes) -> float | None:
+        answer = Outcome(status, None, "", header_lines, b"", False, 0.0, True)
         return policy.decide(change, answer, chunked=False).wait
 
-    assert wait(429, **{"retry-after": "0"}) == SHORTEST_WAIT
+    assert wait(429, b"Retry-After: 0\r\n") == SHORTEST_WAIT
     assert [wait(429), wait(503)] == [1, 1]
     policy.refused()
     policy.refused()
