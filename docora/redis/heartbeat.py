@@ -7,17 +7,16 @@ last heartbeat behind, so an old heartbeat counts as none.
 import contextlib
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from django.conf import settings
 from django.utils import timezone
-from redis import Redis
-from rq import Queue, Worker
+from rq import Queue
 from rq.registry import StartedJobRegistry
-from rq.utils import utcparse
 
+from docora.redis import inspect
 from docora.redis.connection import RedisError, connection
-from docora.redis.queues import QUEUES, WORKER_TTL_SECONDS
+from docora.redis.queues import QUEUES
 
 _KEY = "docora:heartbeat:sweep"
 _TTL_SECONDS = 24 * 3600
@@ -62,31 +61,17 @@ class Signs:
 
 def read() -> Signs | None:
     """Return the current signs, or None when Redis is down."""
-    redis, now = connection(), datetime.now(UTC)
     try:
-        with redis.pipeline(transaction=False) as pipeline:
+        with connection().pipeline(transaction=False) as pipeline:
             for name in QUEUES:
                 pipeline.llen(f"{Queue.redis_queue_namespace_prefix}{name}")
                 # Count unexpired entries only: jobs of killed workers stay in the registry until RQ cleans it up.
-                pipeline.zcount(StartedJobRegistry.key_template.format(name), now.timestamp(), "+inf")
+                pipeline.zcount(StartedJobRegistry.key_template.format(name), time.time(), "+inf")
             pipeline.get(_KEY)
             *jobs, beat_at = pipeline.execute()
-        workers = _workers(redis, now - timedelta(seconds=WORKER_TTL_SECONDS))
-        sweep = datetime.fromtimestamp(float(beat_at), UTC) if beat_at else None
-        return Signs(sum(jobs[::2]), sum(jobs[1::2]), workers, sweep)
+        known = inspect.read_workers()
     except (RedisError, OSError):
         return None
-
-
-def _workers(redis: Redis, limit: datetime) -> tuple[datetime, ...]:
-    """Return the start times of the workers with a heartbeat after `limit`.
-
-    Do not use `Worker.all`: it sets the connection's timeout to several minutes, so every page would wait that long for
-    a Redis that hangs.
-    """
-    with redis.pipeline(transaction=False) as pipeline:
-        for key in redis.smembers(Worker.redis_workers_keys):
-            pipeline.hmget(key, "birth", "last_heartbeat")
-        answers = [answer for answer in pipeline.execute() if all(answer)]
-    seen = [[utcparse(moment.decode()).replace(tzinfo=UTC) for moment in answer] for answer in answers]
-    return tuple(started_at for started_at, heartbeat in seen if heartbeat > limit)
+    workers = tuple(worker.started_at for worker in known if worker.started_at and not worker.is_gone)
+    sweep = datetime.fromtimestamp(float(beat_at), UTC) if beat_at else None
+    return Signs(sum(jobs[::2]), sum(jobs[1::2]), workers, sweep)

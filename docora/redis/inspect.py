@@ -20,7 +20,7 @@ from rq.worker import BaseWorker
 from docora.redis.connection import RedisError, connection
 from docora.redis.queues import QUEUES, WORKER_TTL_SECONDS
 
-JOBS_READ, WORKERS_READ = 200, 100
+JOBS_READ = 200
 _WORKER_PREFIX = BaseWorker.redis_worker_namespace_prefix
 _DESCRIPTION = re.compile(r"(\w+)\((.*)\)")  # as written by `docora.redis.queues.enqueue`
 
@@ -88,7 +88,7 @@ def read() -> QueueState | None:
 def read_workers() -> list[Worker]:
     """Return the registered workers, oldest first. Raises `RedisError`."""
     redis = connection()
-    keys = sorted(map(as_text, redis.smembers(BaseWorker.redis_workers_keys)))[:WORKERS_READ]
+    keys = sorted(map(as_text, redis.smembers(BaseWorker.redis_workers_keys)))
     with redis.pipeline(transaction=False) as pipeline:
         for key in keys:
             pipeline.hgetall(key)

@@ -22,34 +22,28 @@ def count_failure(kind: str, address: str) -> int | None:
 
     Return the seconds to wait after more than `FAILURES` failures within `SECONDS`, otherwise None.
     """
-    key = _key(kind, address)
-    try:
-        with connection().pipeline(transaction=True) as pipeline:
-            pipeline.incr(key)
-            pipeline.expire(key, SECONDS, nx=True)
-            pipeline.ttl(key)
-            count, _, left = pipeline.execute()
-    except (RedisError, OSError) as error:
-        logger.warning("failures_not_counted", extra={"cause": str(error)})
-        return None
-    return max(1, int(left)) if count > FAILURES else None
+    return _seconds_left(kind, address, FAILURES + 1, failed=True)
 
 
 def seconds_to_wait(kind: str, address: str) -> int | None:
     """Return the seconds to wait after `FAILURES` failures of `kind` from `address`, or None if there is no need to wait."""
-    key = _key(kind, address)
+    return _seconds_left(kind, address, FAILURES, failed=False)
+
+
+def _seconds_left(kind: str, address: str, limit: int, *, failed: bool) -> int | None:
+    key = f"docora:failures:{kind}:{source_of(address) or 'unknown'}"
     try:
         with connection().pipeline(transaction=True) as pipeline:
+            if failed:
+                pipeline.incr(key)
+                pipeline.expire(key, SECONDS, nx=True)
             pipeline.get(key)
             pipeline.ttl(key)
-            count, left = pipeline.execute()
-    except (RedisError, OSError):
+            *_, count, left = pipeline.execute()
+    except (RedisError, OSError) as error:
+        logger.warning("failures_not_counted", extra={"cause": str(error)})
         return None
-    return max(1, int(left)) if count is not None and int(count) >= FAILURES else None
-
-
-def _key(kind: str, address: str) -> str:
-    return f"docora:failures:{kind}:{source_of(address) or 'unknown'}"
+    return max(1, int(left)) if int(count or 0) >= limit else None
 
 
 def source_of(address: str) -> str | None:
