@@ -1,7 +1,8 @@
 """`manage.py rotate_encryption_keys`: re-encrypt every stored secret with the newest key."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -23,6 +24,19 @@ class Result:
     current: int = 0
     unreadable: list[Any] = field(default_factory=list)
 
+    def add(self, pk: Any, stored: str, replace: "Callable[[str], None] | None") -> None:
+        """Re-encrypt one secret and count it. `replace` stores the new ciphertext."""
+        try:
+            renewed = reencrypt(stored)
+            if renewed == stored:
+                self.current += 1
+                return
+            if replace:
+                replace(renewed)
+            self.renewed += 1
+        except DecryptionError:
+            self.unreadable.append(pk)
+
 
 class Command(BaseCommand):
     help = (
@@ -37,8 +51,13 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         dry_run, as_json = options["dry_run"], options["json"]
-        results = {str(column): _rotate(column, dry_run=dry_run, quiet=as_json) for column in encrypted_fields()}
-        results[factors.COLUMN] = _rotate_factors(dry_run=dry_run)
+        results: dict[str, Result] = {}
+        with Bar(quiet=as_json) as bar:
+            for name, secrets in _columns():
+                results[name] = result = Result()
+                for number, (pk, stored, replace) in enumerate(secrets, 1):
+                    bar.show(name, number)
+                    result.add(pk, stored, None if dry_run else replace)
         if as_json:
             columns = {name: asdict(result) for name, result in results.items()}
             write_json(self.stdout, {"dry_run": dry_run, "columns": columns})
@@ -63,41 +82,12 @@ class Command(BaseCommand):
             self.stderr.write(f"{name}: {len(result.unreadable) - _MAX_LISTED:,} more cannot be decrypted")
 
 
-def _rotate(column: EncryptedTextField, *, dry_run: bool, quiet: bool) -> Result:
-    """Re-encrypt one column. The UPDATE changes only this column, so `updated_at` stays as it is."""
-    result = Result()
-    total = stored_values(column).count()
-    with Bar(quiet=quiet) as bar:
-        for number, (pk, stored) in enumerate(_stored(column), 1):
-            bar.show(str(column), number, total)
-            try:
-                if (renewed := reencrypt(stored)) == stored:
-                    result.current += 1
-                else:
-                    if not dry_run:
-                        _replace(column, pk, stored, renewed)
-                    result.renewed += 1
-            except DecryptionError:
-                result.unreadable.append(pk)
-    return result
-
-
-def _rotate_factors(*, dry_run: bool) -> Result:
-    """Re-encrypt the secrets of second factors, which are inside JSON."""
-    result = Result()
-    for pk, name, stored in factors.stored_secrets():
-        try:
-            renewed = reencrypt(stored)
-        except DecryptionError:
-            result.unreadable.append(pk)
-            continue
-        if renewed == stored:
-            result.current += 1
-            continue
-        result.renewed += 1
-        if not dry_run:
-            factors.replace_secret(pk, name, stored, renewed)
-    return result
+def _columns() -> Iterator[tuple[str, Iterable[tuple[Any, str, Callable[[str], None]]]]]:
+    """Yield each column with its secrets: the row's primary key, the ciphertext, and a function that replaces it."""
+    for column in encrypted_fields():
+        yield str(column), ((pk, stored, partial(_replace, column, pk, stored)) for pk, stored in _stored(column))
+    of_factors = factors.stored_secrets()
+    yield factors.COLUMN, ((pk, old, partial(factors.replace_secret, pk, name, old)) for pk, name, old in of_factors)
 
 
 def _stored(column: EncryptedTextField) -> Iterator[tuple[Any, str]]:
@@ -110,7 +100,7 @@ def _stored(column: EncryptedTextField) -> Iterator[tuple[Any, str]]:
 
 
 def _replace(column: EncryptedTextField, pk: Any, stored: str | None, renewed: str) -> None:
-    """Replace a ciphertext. If the secret is changed at the same time, start over with the new ciphertext."""
+    """Replace a ciphertext, and no other column. If it has changed meanwhile, start over with the new ciphertext."""
     row = stored_values(column).filter(pk=pk)
     while not row.filter(stored=stored).update(**{column.name: Value(renewed, output_field=TextField())}):
         stored = row.values_list("stored", flat=True).first()
