@@ -146,11 +146,8 @@ def explain(cause: Cause, detail: str = "", *, token: str = "") -> GitError:
     detail = quoted(detail, token)
     if cause is Cause.AUTH and token:
         reason = detail or "it is invalid, expired or revoked"
-        return GitError(
-            cause,
-            f"The git host rejected the token: {reason}. Use a token that can read the repository.",
-            permanent=True,
-        )
+        text = f"The git host rejected the token: {reason}. Use a token that can read the repository."
+        return GitError(cause, text, permanent=True)
     if cause in {Cause.AUTH, Cause.NOT_FOUND}:
         return _not_found(token, asks_for_token=cause is Cause.AUTH)
     if cause is Cause.CORRUPT:
@@ -159,12 +156,11 @@ def explain(cause: Cause, detail: str = "", *, token: str = "") -> GitError:
         # A full disk is this machine's problem: clients are not notified, and a retry may succeed.
         here = _FULL_DISK.search(detail) is not None
         return GitError(cause, _too_large(detail), permanent=not here, for_every_watcher=not here)
+    text = f"git couldn't read the repository: {detail}. If this continues, check that you can clone it."
     if cause is Cause.TIMEOUT:
         text = f"The git host timed out: {detail}."
     elif cause is Cause.NETWORK:
         text = f"Couldn't fetch from the git host: {detail}. {_CHECK_NETWORK}"
-    else:
-        text = f"git couldn't read the repository: {detail}. If this continues, check that you can clone it."
     return temporary(cause, text)
 
 
@@ -217,31 +213,7 @@ def _too_large(detail: str) -> str:
     return f"The repository is too large: {detail}. Shrink or split it."
 
 
-def too_many_files() -> GitError:
-    message = (
-        f"The repository has more than MAX_FILES ({settings.MAX_FILES:,}) files and folders. "
-        "Split it, or ask an administrator to raise the limit."
-    )
-    return GitError(Cause.TOO_LARGE, message, permanent=True, for_every_watcher=True)
-
-
-def too_deep(limit: int) -> GitError:
-    message = f"The repository has folders nested more than {limit:,} levels deep. Flatten them."
-    return GitError(Cause.TOO_LARGE, message, permanent=True, for_every_watcher=True)
-
-
-def folder_too_large(size: int) -> GitError:
-    """Return the error for a folder whose tree object has `size` bytes."""
-    message = (
-        f"The repository has a folder with too many files: its listing takes {format_bytes(size)}. Split the folder."
-    )
-    return GitError(Cause.TOO_LARGE, message, permanent=True, for_every_watcher=True)
-
-
-def listing_too_large(size: int) -> GitError:
-    message = (
-        f"The repository's folders take {format_bytes(size)} to list. Use shorter names or fewer copies of folders."
-    )
+def too_large(message: str) -> GitError:
     return GitError(Cause.TOO_LARGE, message, permanent=True, for_every_watcher=True)
 
 

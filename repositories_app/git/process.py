@@ -165,6 +165,7 @@ def start(
 
     stderr goes to a temporary file, so that much output never blocks the process; `stderr_of` reads and closes it.
 
+    - `stdin`: a descriptor.
     - `max_memory`: limit in bytes for a local command that holds in memory what a foreign tree expands to.
     - `short`: a local command that ends soon even if this process dies, because it has little to do or its output pipe
       breaks.
@@ -215,20 +216,16 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 def run(
     args: Sequence[str],
     *,
-    directory: Path | None = None,
     remote: Remote | None = None,
-    fds: Sequence[int] = (),
     timeout: float = LOCAL_TIMEOUT,
     tick: Tick | None = None,
-    short: bool = False,
-    stdin: int | None = None,
-    max_memory: int | None = None,
+    **options: Any,
 ) -> bytes:
-    """Return the stdout of a git command that prints little.
+    """Return the stdout of a git command that prints little, started with these options of `start`.
 
-    `stdin` is a descriptor. Raises `GitError` if the command fails or takes more than `timeout` seconds.
+    Raises `GitError` if the command fails or takes more than `timeout` seconds.
     """
-    process = start(args, directory=directory, remote=remote, fds=fds, short=short, stdin=stdin, max_memory=max_memory)
+    process = start(args, remote=remote, **options)
     try:
         output = _output_of(process, time.monotonic() + timeout, tick)
     except subprocess.TimeoutExpired:

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 from urllib.parse import urljoin
 
@@ -164,16 +165,11 @@ def ls_heads[Key](
     afterwards. Do nothing slow between two answers, because requests in flight time out unless they are polled.
     """
     waiting = iter(queries)
-    exhausted = False
     try:
         while True:
-            while not exhausted and client.in_flight < CONCURRENCY:
-                query = next(waiting, None)
-                if query is None:
-                    exhausted = True
-                else:
-                    client.submit(query.request())
-            if exhausted and client.in_flight == 0:
+            for query in islice(waiting, CONCURRENCY - client.in_flight):
+                client.submit(query.request())
+            if not client.in_flight:
                 return
             tick()
             for request, outcome in client.poll(1.0):
@@ -294,8 +290,10 @@ def error_of(url: str, token: str, outcome: Outcome) -> GitError | None:
 
 def is_rate_limit(outcome: Outcome) -> bool:
     """Return whether the host refuses because of a rate limit. GitHub also does so with a 403."""
-    is_limited = "retry-after" in outcome.headers or outcome.headers.get("x-ratelimit-remaining") == "0"
-    return outcome.status == 429 or (outcome.status == 403 and is_limited)
+    if outcome.status != 403:
+        return outcome.status == 429
+    headers = outcome.headers
+    return "retry-after" in headers or headers.get("x-ratelimit-remaining") == "0"
 
 
 def _moved(url: str, token: str, outcome: Outcome) -> RepositoryMoved:

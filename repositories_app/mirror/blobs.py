@@ -7,7 +7,9 @@ import os
 import subprocess
 from collections import deque
 from collections.abc import Buffer, Callable, Generator, Iterable, Iterator, Sequence
+from typing import Self
 
+from docora.text import format_bytes
 from repositories_app.git import errors as git_errors
 from repositories_app.git import process as git
 from repositories_app.git.exceptions import Cause, GitError
@@ -43,7 +45,7 @@ class BlobReader:
         self._out: io.BufferedReader  # set with the process
         self._ahead: deque[str] = deque()
 
-    def __enter__(self) -> "BlobReader":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -117,7 +119,8 @@ class BlobReader:
                     if kind != b"tree":
                         raise git_errors.explain(Cause.CORRUPT, f"object {name[:12]} is not a folder")
                     if size > MAX_TREE_BYTES:
-                        raise git_errors.folder_too_large(size)
+                        listing = f"its listing takes {format_bytes(size)}. Split the folder."
+                        raise git_errors.too_large(f"The repository has a folder with too many files: {listing}")
                     yield self._body(name, size)
 
     def is_commit(self, name: str) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from django.conf import settings
 
+from docora.text import format_bytes
 from repositories_app.git import errors as git_errors
 from repositories_app.git.process import Tick
 from repositories_app.mirror.blobs import BlobReader
@@ -37,10 +38,26 @@ def check_extent(reader: BlobReader, commit: str, tick: Tick) -> None:
     root = root_of(commit)
     trees = _read_trees(reader, root, len(commit) // 2, tick)
     entries, size = _expanded(trees, root)
-    if entries > settings.MAX_FILES:
-        raise git_errors.too_many_files()
+    _check_count(entries)
     if size > MAX_EXPANDED_BYTES:
-        raise git_errors.listing_too_large(size)
+        text = (
+            f"The repository's folders take {format_bytes(size)} to list. Use shorter names or fewer copies of folders."
+        )
+        raise git_errors.too_large(text)
+
+
+def _check_count(entries: int) -> None:
+    if entries > settings.MAX_FILES:
+        raise git_errors.too_large(
+            f"The repository has more than MAX_FILES ({settings.MAX_FILES:,}) files and folders. "
+            "Split it, or ask an administrator to raise the limit."
+        )
+
+
+def _check_depth(depth: int) -> None:
+    if depth > MAX_DEPTH:
+        text = f"The repository has folders nested more than {MAX_DEPTH:,} levels deep. Flatten them."
+        raise git_errors.too_large(text)
 
 
 def _read_trees(reader: BlobReader, root: str, id_bytes: int, tick: Tick) -> dict[str, _Folder]:
@@ -55,13 +72,11 @@ def _read_trees(reader: BlobReader, root: str, id_bytes: int, tick: Tick) -> dic
                 tick()
                 trees[name] = folder = _folder(stored_entries(raw, id_bytes), len(raw))
                 count += folder.entries
-                if count > settings.MAX_FILES:
-                    raise git_errors.too_many_files()
+                _check_count(count)
                 below.update(dict.fromkeys(folder.folders))
         level = [name for name in below if name not in trees]
         depth += 1
-        if depth > MAX_DEPTH:
-            raise git_errors.too_deep(MAX_DEPTH)
+        _check_depth(depth)
     return trees
 
 
@@ -87,6 +102,5 @@ def _expanded(trees: dict[str, _Folder], root: str) -> tuple[int, int]:
         counts[name] = trees[name].entries + sum(times * counts[below] for below, times in folders.items())
         sizes[name] = trees[name].size + sum(times * sizes[below] for below, times in folders.items())
         depths[name] = 1 + max((depths[below] for below in folders), default=0)
-        if depths[name] > MAX_DEPTH:
-            raise git_errors.too_deep(MAX_DEPTH)
+        _check_depth(depths[name])
     return counts[root], sizes[root]

@@ -120,7 +120,7 @@ class Mirror:
             ref = f"refs/docora/{watch}/run"
             kept = self._kept(watch) if self._packs() else []
             if commit in kept:
-                if self._read_ref(f"refs/docora/{watch}/base") != commit:
+                if self._read_file(f"refs/docora/{watch}/base") != commit:
                     self._write_ref(ref, commit)
                 return commit
             if client and self._fetch_pack(client, url, token, commit, kept, timeout, tick):
@@ -149,7 +149,7 @@ class Mirror:
     def _kept(self, watch: str) -> list[str]:
         """Return the commits that refs keep, those of this watch first. The mirror has their whole trees."""
         files = sorted(self._refs(), key=lambda file: file.parent.name != watch)
-        commits = [self._read_ref(f"refs/docora/{file.parent.name}/{file.name}") for file in files]
+        commits = [self._read_file(f"refs/docora/{file.parent.name}/{file.name}") for file in files]
         return [commit for commit in dict.fromkeys(commits) if OBJECT_NAME.fullmatch(commit.encode())]
 
     def _refs(self) -> Iterator[Path]:
@@ -166,7 +166,7 @@ class Mirror:
         tick: git.Tick,
     ) -> bool:
         """Fetch with one request. Return False if git should fetch instead."""
-        shallow = self._read_shallow()
+        shallow = self._read_file("shallow").split()  # the commits whose parents are not here
         pack = fetch_pack(client, url, token, commit, haves=kept, shallow=shallow, timeout=timeout, tick=tick)
         if pack is None:
             return False
@@ -185,13 +185,6 @@ class Mirror:
                 return False
             raise
         return True
-
-    def _read_shallow(self) -> list[str]:
-        """Return the commits whose parents are not here."""
-        try:
-            return (self.directory / "shallow").read_text(encoding="ascii").split()
-        except (FileNotFoundError, UnicodeDecodeError):
-            return []
 
     def _fetch(self, remote: git.Remote, ref: str, commit: str, name: str, timeout: float, tick: git.Tick) -> bool:
         """Fetch the commit, or `name` if the host does not serve commits by name. Return whether it fetched the commit."""
@@ -232,7 +225,7 @@ class Mirror:
     def keep_base(self, watch: str, commit: str) -> None:
         """Point the watch's `base` ref to `commit`, which its rows describe, and remove its `run` ref."""
         base, run = f"refs/docora/{watch}/base", f"refs/docora/{watch}/run"
-        if self._read_ref(base) == commit:
+        if self._read_file(base) == commit:
             (self.directory / run).unlink(missing_ok=True)
             return
         self._write_ref(run, commit)
@@ -432,7 +425,7 @@ class Mirror:
                 (self.directory / folder).mkdir(parents=True)
             self._write_file("config", _CONFIG[format_name])
             self._write_file("HEAD", "ref: refs/heads/main\n")  # last, because it makes the folder a repository
-        elif self._read_file("config") == _CONFIG[SHA1 if format_name == SHA256 else SHA256]:
+        elif self._read_file("config") == _CONFIG[SHA1 if format_name == SHA256 else SHA256].strip():
             raise git_errors.explain(Cause.CORRUPT, f"the repository's object format changed to {format_name}")
         self._clear()
 
@@ -447,19 +440,16 @@ class Mirror:
         """Run a git command that ends at once, and return its output."""
         return self._git(args, timeout=max(0.0, timeout), short=True)
 
-    def _read_ref(self, name: str) -> str:
-        """Return the commit in the file of a ref; empty if there is none."""
-        return self._read_file(name).strip()
-
     def _read_file(self, name: str) -> str:
+        """Return the text of a small file, such as a ref; empty if there is none."""
         try:
-            return (self.directory / name).read_text(encoding="ascii")
+            return (self.directory / name).read_text(encoding="ascii").strip()
         except (OSError, UnicodeDecodeError):
             return ""
 
     def _write_ref(self, name: str, commit: str) -> None:
         """Write the file of a ref as git does, without starting a process. Only the lease holder writes a watch's refs."""
-        if self._read_ref(name) != commit:
+        if self._read_file(name) != commit:
             with _writing_ref(name):
                 self._write_file(name, f"{commit}\n")
 

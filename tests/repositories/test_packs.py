@@ -139,7 +139,7 @@ def test_base_of_the_watch_is_named_first(repo: Repo, mirror: Mirror, fetch, mon
         fetch(repo, watch=f"watch-{number}")
     mirror.keep_base("watch-4", repo.head)
     for watch in range(5):
-        assert mirror._kept(f"watch-{watch}")[0] == mirror._read_ref(
+        assert mirror._kept(f"watch-{watch}")[0] == mirror._read_file(
             f"refs/docora/watch-{watch}/{'base' if watch == 4 else 'run'}"
         )
 
