@@ -1,8 +1,7 @@
 """Find problems and when they began, with a constant number of statements.
 
-Each kind of alert has one open row per subject with the problem. One INSERT … SELECT adds the missing rows, and one UPDATE
-closes the rows of subjects that have recovered. A round locks the row of `AlertRound`, so rounds run one after another and their
-numbers become visible in order.
+Each kind of alert has one open row per subject with the problem. A round locks the row of `AlertRound`, so rounds run one after
+another and their numbers become visible in order.
 """
 
 from collections.abc import Mapping
@@ -11,20 +10,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.conf import settings
-from django.db import connection, transaction
-from django.db.models import (
-    BigIntegerField,
-    CharField,
-    DateTimeField,
-    Exists,
-    F,
-    OuterRef,
-    Q,
-    QuerySet,
-    Subquery,
-    Value,
-)
-from django.db.models.functions import Concat, Now
+from django.db import transaction
+from django.db.models import Exists, F, OuterRef, Q, QuerySet, Subquery
+from django.db.models.functions import Now
 from django.utils import timezone
 
 from deliveries_app.models import Alert, AlertKind, AlertRound, App, AppRepository, Status
@@ -42,17 +30,13 @@ PATIENCE_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Subjects:
-    """The subjects of one kind of alert, and the expressions for the columns of their rows.
+    """The subjects of one kind of alert: those that have the problem now, and those whose open alert stays open.
 
-    `wrong` are the subjects that have the problem now, `not_recovered` those whose open alert stays open. A deleted
-    subject is in neither, so its alert ends.
+    A deleted subject is in neither, so its alert ends.
     """
 
     wrong: QuerySet[Any]
     not_recovered: QuerySet[Any]
-    name: Any
-    cause: Any = None
-    since: Any = None
 
 
 def detect() -> None:
@@ -88,16 +72,15 @@ def detect() -> None:
 
 def _begin_round() -> int | None:
     """Return this round's number and lock its row until the transaction ends. Return None if it is too early for a round."""
-    AlertRound.objects.get_or_create(defaults={"detected_at": timezone.now() - timedelta(days=1)})
+    long_ago = timezone.now() - timedelta(days=1)
+    last, _ = AlertRound.objects.select_for_update().get_or_create(defaults={"detected_at": long_ago})
     # A time in the future was written by a wrong clock.
     early = Q(detected_at__gt=from_now(-_MIN_INTERVAL_SECONDS), detected_at__lte=Now())
-    if not AlertRound.objects.exclude(early).update(detected_at=Now()):
-        return None
-    return AlertRound.objects.get().number + 1
+    return last.number + 1 if AlertRound.objects.exclude(early).update(detected_at=Now()) else None
 
 
 def _subjects(now: datetime) -> Mapping[AlertKind, Subjects]:
-    watches, apps = AppRepository.objects.alive(), App.objects.filter(ended_at=None)
+    watches, apps = AppRepository.objects.alive(), App.objects.filter(ended_at=None).only("name")
     long_failing = watches.filter(failing_since__lte=now - timedelta(seconds=settings.ALERT_AFTER_SECONDS))
     # An administrator's pause has no reason. The others are those after HTTP 410.
     paused = apps.filter(paused=True).exclude(paused_reason__in=["", PAUSED_BY_APP])
@@ -107,20 +90,15 @@ def _subjects(now: datetime) -> Mapping[AlertKind, Subjects]:
     unfinished = Q(failing_since__isnull=False) | ~Q(status=Status.SYNCED) & ~waits_for_commit
     watched = Repository.objects.filter(Exists(watches.filter(repository=OuterRef("pk"))))
     circuits = watched.filter(circuit_open_until__isnull=False)  # also while waiting for the next attempt
+    named = long_failing.select_related("app", "repository").only(
+        "failing_since", "root_cause", "app__name", "repository__owner", "repository__name"
+    )
     return {
-        AlertKind.FAILING: Subjects(
-            wrong=long_failing,
-            # A new token clears the failure immediately, but the alert ends only when a sync has succeeded.
-            not_recovered=watches.filter(unfinished),
-            name=Concat("repository__owner", Value("/"), "repository__name", Value(" → "), "app__name"),
-            cause=F("root_cause"),
-            since=F("failing_since"),
-        ),
-        AlertKind.APP_PAUSED: Subjects(paused, paused, F("name")),
-        AlertKind.ENDPOINT_DOWN: Subjects(
-            down.filter(Exists(long_failing.filter(app=OuterRef("pk")))), down, F("name")
-        ),
-        AlertKind.CIRCUIT_OPEN: Subjects(circuits, circuits, Concat("owner", Value("/"), "name")),
+        # A new token clears the failure immediately, but the alert ends only when a sync has succeeded.
+        AlertKind.FAILING: Subjects(named, watches.filter(unfinished)),
+        AlertKind.APP_PAUSED: Subjects(paused, paused),
+        AlertKind.ENDPOINT_DOWN: Subjects(down.filter(Exists(long_failing.filter(app=OuterRef("pk")))), down),
+        AlertKind.CIRCUIT_OPEN: Subjects(circuits, circuits),
     }
 
 
@@ -142,25 +120,20 @@ def _update_causes() -> None:
 
 
 def _open(kind: AlertKind, subjects: Subjects, number: int, now: datetime) -> int:
-    """Add a row for each wrong subject that has none. Return the number of new rows.
-
-    The unique index skips the others. A condition in the SELECT would be slow when this statement adds many rows: PostgreSQL
-    would plan it for the few rows that existed before.
-    """
-    values = {
-        "kind": Value(kind.value, CharField()),
-        "subject": F("pk"),
-        "name": subjects.name,
-        "cause": subjects.cause or Value(""),
-        "since": subjects.since or Value(now, DateTimeField()),
-        "opened": Value(number, BigIntegerField()),
-    }
-    rows = subjects.wrong.order_by().annotate(**{f"new_{name}": value for name, value in values.items()})
-    select, parameters = rows.values_list(*(f"new_{name}" for name in values)).query.sql_with_params()
-    with connection.cursor() as cursor:
-        into = f"INSERT INTO {Alert._meta.db_table} ({', '.join(values)})"
-        cursor.execute(f"{into} {select} ON CONFLICT DO NOTHING", parameters)
-        return int(cursor.rowcount)
+    """Add a row for each wrong subject that has none. Return the number of new rows."""
+    known = Alert.objects.filter(kind=kind, ended_at=None).values("subject")
+    new = [
+        Alert(
+            kind=kind,
+            subject=row.pk,
+            name=str(row),
+            cause=getattr(row, "root_cause", ""),
+            since=getattr(row, "failing_since", now),
+            opened=number,
+        )
+        for row in subjects.wrong.exclude(pk__in=known).order_by()
+    ]
+    return len(Alert.objects.bulk_create(new))
 
 
 def _close(alerts: QuerySet[Alert], number: int, now: datetime) -> int:
