@@ -33,7 +33,6 @@ from rich.text import Text
 FAILED, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 """Exit codes. The last two are what a shell reports after SIGINT and SIGPIPE."""
 
-_BAR_SECONDS = 0.1
 _LINE_SECONDS = 10.0
 
 
@@ -140,8 +139,8 @@ class Bar:
     def __init__(self, *, quiet: bool = False) -> None:
         console = Console(stderr=True)
         self._is_live = console.is_terminal and not console.is_dumb_terminal
-        self._is_silent = quiet and not self._is_live
-        self._latest: tuple[str, int, int | None] | None = None
+        self._is_silent = quiet
+        self._line = ""  # the latest, unless it was written
         self._next = 0.0
         columns = [TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()]
         self._progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
@@ -151,26 +150,19 @@ class Bar:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._latest:
-            self._draw()
         if self._task is not None:
             self._progress.stop()
+        sys.stderr.write(self._line)
 
     def show(self, text: str, done: int, total: int | None = None) -> None:
-        self._latest = (text, done, total)
-        if time.monotonic() >= self._next:
-            self._draw()
-
-    def _draw(self) -> None:
-        assert self._latest
-        text, done, total = self._latest
         if self._is_live:
             if self._task is None:
                 self._task = self._progress.add_task(text, total=total)
                 self._progress.start()
             self._progress.update(self._task, description=text, completed=done, total=total)
-            self._next = time.monotonic() + _BAR_SECONDS
         elif not self._is_silent:
-            sys.stderr.write(f"{text}: {done:,}{f' of {total:,}' if total is not None else ''}\n")
-            self._next = time.monotonic() + _LINE_SECONDS
-        self._latest = None
+            self._line = f"{text}: {done:,}{f' of {total:,}' if total is not None else ''}\n"
+            if time.monotonic() >= self._next:
+                sys.stderr.write(self._line)
+                self._line = ""
+                self._next = time.monotonic() + _LINE_SECONDS
