@@ -47,17 +47,16 @@ def own_options(parser: ArgumentParser) -> Iterator[Action]:
 def _describe(name: str) -> CommandReference:
     command = load(name)
     parser = command.create_parser("", name)
-    arguments = [_argument(action) for action in parser._actions if not action.option_strings]
+    synopsis = name
+    for action in parser._actions:
+        if not action.option_strings:
+            synopsis += f" {_value(action)}" if action.nargs is None else f" [{_value(action)}]"
     options = [
-        (" ".join([action.option_strings[0], *_value(action)]), action.help or "") for action in own_options(parser)
+        (action.option_strings[0] + ("" if action.nargs == 0 else f" {_value(action)}"), action.help or "")
+        for action in own_options(parser)
     ]
-    return CommandReference(" ".join([name, *arguments]), command.help, options)
+    return CommandReference(synopsis, command.help, options)
 
 
-def _argument(action: Action) -> str:
-    name = str(action.metavar or action.dest.upper())
-    return name if action.nargs is None else f"[{name}]"
-
-
-def _value(action: Action) -> list[str]:
-    return [] if action.nargs == 0 else [str(action.metavar or action.dest.upper())]
+def _value(action: Action) -> str:
+    return str(action.metavar or action.dest.upper())
