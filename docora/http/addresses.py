@@ -87,8 +87,11 @@ def blocked_reason(address: str, allowed_networks: Sequence[Network]) -> str | N
 
 
 def is_in(networks: Sequence[Network], address: str) -> bool:
-    """Return whether a numeric address is in one of the networks."""
-    ip = ip_address(address)
+    """Return whether the text is an address in one of the networks. `::ffff:a.b.c.d` is a.b.c.d to the operating system."""
+    try:
+        ip = ip_address(address)
+    except ValueError:
+        return False
     mapped = ip.ipv4_mapped if isinstance(ip, IPv6Address) else None
     return any(ip in network or (mapped is not None and mapped in network) for network in networks)
 

@@ -42,7 +42,9 @@ class SignInMiddleware:
         if idle > limit:
             request.was_idle = True  # type: ignore[attr-defined]  # for the audit log
             logout(request)
-        elif (idle > min(_WRITE_SECONDS, limit / 10) or ACTIVE_AT not in request.session) and not _is_poll(request):
+        elif request.method == "GET" and request.htmx:  # type: ignore[attr-defined]  # a poll is no activity
+            return
+        elif idle > min(_WRITE_SECONDS, limit / 10) or ACTIVE_AT not in request.session:
             request.session[ACTIVE_AT] = now
 
     @staticmethod
@@ -63,7 +65,3 @@ class SignInMiddleware:
         """Ask for a recent sign-in. allauth, which requires one for changes of second factors, would keep forms in plain text."""
         needs_sign_in = isinstance(exception, recency.SignInAgain | ReauthenticationRequired)
         return recency.ask(request) if needs_sign_in and request.user.is_authenticated else None
-
-
-def _is_poll(request: HttpRequest) -> bool:
-    return request.method == "GET" and bool(request.htmx)  # type: ignore[attr-defined]  # of `HtmxMiddleware`

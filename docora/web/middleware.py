@@ -12,7 +12,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import render
 from django.utils.deprecation import MiddlewareMixin
 
-from docora.http.addresses import is_address, is_in
+from docora.http.addresses import is_in
 from docora.security.crypto import DecryptionError
 from docora.web.errors import API_PREFIXES, json_error, wants_json
 
@@ -63,7 +63,7 @@ class TrustedProxyMiddleware(MiddlewareMixin):
         request_id = request.META.pop("HTTP_X_REQUEST_ID", "")
         user_header = "HTTP_" + settings.REMOTE_USER_HEADER.upper().replace("-", "_")
         remote_user = request.META.pop(user_header, "") if settings.REMOTE_USER_HEADER else ""
-        if settings.TRUSTED_PROXIES and self._is_trusted(request.META.get("REMOTE_ADDR", "")):
+        if is_in(settings.TRUSTED_PROXIES, request.META.get("REMOTE_ADDR", "")):
             request.META["HTTP_X_REQUEST_ID"] = request_id
             if remote_user:
                 request.META["REMOTE_USER"] = remote_user
@@ -71,14 +71,10 @@ class TrustedProxyMiddleware(MiddlewareMixin):
                 with_port = _WITH_PORT.fullmatch(part)
                 address = (with_port[1] or with_port[2]) if with_port else part
                 request.META["REMOTE_ADDR"] = address
-                if not self._is_trusted(address):
+                if not is_in(settings.TRUSTED_PROXIES, address):
                     break
             if forwarded_proto.strip().lower() == "https":
                 request.META["wsgi.url_scheme"] = "https"  # a WSGIRequest's META is its environ
-
-    @staticmethod
-    def _is_trusted(address: str) -> bool:
-        return is_address(address) and is_in(settings.TRUSTED_PROXIES, address)
 
 
 class RefusePlainHttpMiddleware(MiddlewareMixin):
@@ -99,19 +95,16 @@ class RejectInvalidQueryMiddleware(MiddlewareMixin):
     """
 
     def process_request(self, request: HttpRequest) -> HttpResponse | None:
-        if not request.path.startswith("/admin/") or self._is_valid(request):
+        if not request.path.startswith("/admin/"):
             return None
+        is_valid = all(_is_valid_parameter(name, values) for name, values in request.GET.lists())
         if wants_json(request):
-            return json_error("Invalid query: fix its parameters", 400)
-        raise BadRequest("Invalid query.")
-
-    @staticmethod
-    def _is_valid(request: HttpRequest) -> bool:
-        if not all(_is_valid_parameter(name, values) for name, values in request.GET.lists()):
-            return False
-        if request.method != "POST" or wants_json(request):
-            return True
-        return all(part.isdecimal() for part in request.POST.getlist(ACTION_CHECKBOX_NAME))
+            return None if is_valid else json_error("Invalid query: fix its parameters", 400)
+        if is_valid and request.method == "POST":
+            is_valid = all(part.isdecimal() for part in request.POST.getlist(ACTION_CHECKBOX_NAME))
+        if not is_valid:
+            raise BadRequest("Invalid query.")
+        return None
 
 
 def _is_valid_parameter(name: str, values: Iterable[str]) -> bool:
