@@ -123,10 +123,8 @@ def ready(request: HttpRequest) -> Status[dict[str, object]]:
     found = read_checks(signs)
     is_ready = all(message == OK for message in found.values())
     age = signs.sweep_age if signs else None
-    return Status(
-        200 if is_ready else 503,
-        {"ready": is_ready, "checks": found, "sweep_age": None if age is None else round(age, 1)},
-    )
+    body = {"ready": is_ready, "checks": found, "sweep_age": None if age is None else round(age, 1)}
+    return Status(200 if is_ready else 503, body)
 
 
 @router.api_operation(
@@ -154,8 +152,8 @@ def read_checks(signs: Signs | None) -> dict[str, str]:
     """Check everything that syncing needs. Each value is `OK` or describes the problem. Pass the result of `heartbeat.read`."""
     return {
         "database": check_database(),
-        "redis": check_redis(signs),
-        "git": check_git(),
+        "redis": OK if signs else REDIS_DOWN,
+        "git": OK if shutil.which("git") else "git is not installed",
         "disk": check_disk(),
         "workers": check_workers(signs),
         "sweep": check_sweep(signs),
@@ -167,10 +165,6 @@ def check_database() -> str:
         return OK if schema.is_migrated() else schema.not_migrated()
     except (DatabaseError, InterfaceError):
         return DATABASE_DOWN
-
-
-def check_git() -> str:
-    return OK if shutil.which("git") else "git is not installed"
 
 
 def check_disk() -> str:
@@ -192,10 +186,6 @@ def is_writable(directory: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def check_redis(signs: Signs | None) -> str:
-    return OK if signs else REDIS_DOWN
 
 
 def ping_redis() -> str:

@@ -46,7 +46,7 @@ from repositories_app.mirror import cache
 
 _SECRETS_READ = 5000  # per column; decrypting them takes about a second
 _FULL_BYTES = 1_000_000_000  # logs, the database or one repository fill this quickly
-_IDLE_SECONDS = 1.0  # between two readings: every worker is idle for a moment between jobs
+_IDLE_SECONDS = 1.0  # between two readings
 _LISTED = 5
 
 
@@ -186,11 +186,8 @@ def check_mirrors() -> list[CheckMessage]:
         return [Info(f"{text}. There is no limit (REPOS_MAX_BYTES).")]
     text = f"{text}. The limit is {format_bytes(limit)} (REPOS_MAX_BYTES)."
     if limit > size.bytes + shutil.disk_usage(settings.REPOS_DIR).free:
-        return [
-            Warning(
-                text, hint="The disk would be full before this limit is reached. Lower the limit, or free up space."
-            )
-        ]
+        hint = "The disk would be full before this limit is reached. Lower the limit, or free up space."
+        return [Warning(text, hint=hint)]
     if size.bytes > limit:
         return [Info(f"{text} A worker on this server removes the excess after its next sync.")]
     return [Info(text)]
@@ -220,7 +217,11 @@ def check_backlog() -> list[CheckMessage]:
     waited = format_seconds((timezone.now() - counts.due_since).total_seconds())
     number = counted(counts.overdue, "repository has", "repositories have")
     text = f"{number} been due for more than {format_seconds(OVERDUE_SECONDS)}, the longest for {waited}"
-    if _workers_stay_idle():
+    is_idle = _has_idle_workers()
+    if is_idle:  # every worker is idle for a moment between jobs
+        time.sleep(_IDLE_SECONDS)
+        is_idle = _has_idle_workers()
+    if is_idle:
         hint = (
             "Check that the sweep is running, that all processes use the same REDIS_URL, and that workers listen to the queues "
             "high, default and low. See the logs of the sweep and the workers."
@@ -230,15 +231,8 @@ def check_backlog() -> list[CheckMessage]:
     return [Warning(f"{text}: the workers can't keep up, or none is running.", hint=hint)]
 
 
-def _workers_stay_idle() -> bool:
-    """Return whether in two readings, workers are idle although jobs wait or repositories are due without a job."""
-    if not _has_idle_workers():
-        return False
-    time.sleep(_IDLE_SECONDS)
-    return _has_idle_workers()
-
-
 def _has_idle_workers() -> bool:
+    """Return whether workers are idle although jobs wait or repositories are due without a job."""
     signs = heartbeat.read()
     return signs is not None and len(signs.workers) > signs.active and (signs.active == 0 or signs.waiting == 0)
 

@@ -7,7 +7,7 @@ returned. No label names an app, a repository or a path. The disk metrics descri
 """
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network
 from itertools import accumulate
 
@@ -34,9 +34,8 @@ from deliveries_app.monitoring.counts import count_open_circuits, count_watches
 from deliveries_app.monitoring.health import build
 from deliveries_app.sync.recorder import BLOCKED
 from deliveries_app.webhooks.endpoint_stats import BOUNDS
-from docora.http.addresses import is_address, is_in
+from docora.http.addresses import is_in
 from docora.redis import counters, heartbeat, inspect
-from docora.redis.heartbeat import Signs
 from docora.redis.inspect import QueueState
 from docora.redis.queues import QUEUES
 from docora.web import durations
@@ -61,16 +60,12 @@ def metrics(request: HttpRequest) -> HttpResponse:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not constant_time_compare(token.strip(), settings.METRICS_TOKEN):
             return authentication_error(request, "metrics", "Send METRICS_TOKEN: Authorization: Bearer …").response()
-    elif request.is_forwarded or not _is_loopback(request.META.get("REMOTE_ADDR", "")):  # type: ignore[attr-defined]
+    elif request.is_forwarded or not is_in(_LOOPBACK, request.META.get("REMOTE_ADDR", "")):  # type: ignore[attr-defined]
         return json_error(
             "Metrics are only served to this machine: set METRICS_TOKEN to read them from another one", 403
         )
     durations.flush()
     return HttpResponse(generate_latest(_registry), content_type=CONTENT_TYPE_PLAIN_0_0_4)
-
-
-def _is_loopback(address: str) -> bool:
-    return is_address(address) and is_in(_LOOPBACK, address)
 
 
 class _Docora(Collector):
@@ -101,23 +96,23 @@ def _redis_metrics() -> Iterator[Metric]:
     yield _gauge("redis_up", _REDIS_UP, 1)
     yield from _counted(counts)
     yield from _queues(queues)
-    yield from _signs(signs)
+    yield _gauge("workers", "Workers that are alive.", len(signs.workers))
+    if signs.sweep_age is not None:
+        text = "Seconds since the sweep last ran; omitted if it has not run for a day."
+        yield _gauge("sweep_age_seconds", text, signs.sweep_age)
 
 
 def _counted(counts: Mapping[str, int]) -> Iterator[Metric]:
     causes = RootCause.values
-    yield _counters(
-        counts, counters.SYNCS, "syncs", "Sync runs that have ended, by outcome.", "outcome", Outcome.values
-    )
-    yield _counters(
-        counts, counters.SYNC_FAILURES, "sync_failures",
-        "Failed attempts to sync, by root cause. Most are retried.", "cause", causes,
-    )  # fmt: skip
-    yield _counters(
-        counts, counters.DELIVERY_FAILURES, "delivery_failures",
-        "Failed attempts to deliver a file, by root cause. Blocked files wait for another path.",
-        "cause", [*causes, BLOCKED],
-    )  # fmt: skip
+    failures = "Failed attempts to deliver a file, by root cause. Blocked files wait for another path."
+    for key, text, label, values in (
+        (counters.SYNCS, "Sync runs that have ended, by outcome.", "outcome", Outcome.values),
+        (counters.SYNC_FAILURES, "Failed attempts to sync, by root cause. Most are retried.", "cause", causes),
+        (counters.DELIVERY_FAILURES, failures, "cause", [*causes, BLOCKED]),
+    ):
+        # 0 if nothing was counted yet: a rate needs a value to start from.
+        found = {value: counts[counters.field(key, value)] for value in values}
+        yield _labelled(CounterMetricFamily(f"docora_{key}", text, labels=[label]), found)
     for name, key, text in (
         ("delivered_files", counters.FILES, "Creates, updates and deletes that clients have acknowledged."),
         ("delivered_bytes", counters.BYTES, "Bytes of the files that clients have acknowledged."),
@@ -130,13 +125,9 @@ def _counted(counts: Mapping[str, int]) -> Iterator[Metric]:
 
 def _latency(counts: Mapping[str, int]) -> Metric:
     buckets = [counts[counters.field(counters.REQUESTS, number)] for number in range(len(BOUNDS) + 1)]
-    bounds = [*map(str, BOUNDS), "+Inf"]
-    return HistogramMetricFamily(
-        "docora_request_seconds",
-        "Time until clients responded to requests that carry files, or until the request failed.",
-        list(zip(bounds, accumulate(buckets), strict=True)),
-        counts[counters.REQUEST_MICROSECONDS] / 1_000_000,
-    )
+    text = "Time until clients responded to requests that carry files, or until the request failed."
+    seconds = counts[counters.REQUEST_MICROSECONDS] / 1_000_000
+    return HistogramMetricFamily("docora_request_seconds", text, _cumulative(BOUNDS, buckets), seconds)
 
 
 def _durations(counts: Mapping[str, int]) -> Metric:
@@ -146,11 +137,13 @@ def _durations(counts: Mapping[str, int]) -> Metric:
         "Time that web processes took to handle requests, without probes and scrapes.",
         labels=["method", "route", "status"],
     )
-    bounds = [*map(str, durations.BOUNDS), "+Inf"]
     for labels, one in durations.read(counts):
-        buckets = list(zip(bounds, accumulate(one.buckets), strict=True))
-        family.add_metric(labels, buckets, one.microseconds / 1_000_000)
+        family.add_metric(labels, _cumulative(durations.BOUNDS, one.buckets), one.microseconds / 1_000_000)
     return family
+
+
+def _cumulative(bounds: Iterable[float], buckets: Iterable[int]) -> list[tuple[str, int]]:
+    return list(zip([*map(str, bounds), "+Inf"], accumulate(buckets), strict=True))
 
 
 def _queues(state: QueueState) -> Iterator[Metric]:
@@ -162,13 +155,6 @@ def _queues(state: QueueState) -> Iterator[Metric]:
             ages[job.queue] = max(ages[job.queue], (now - job.since).total_seconds())
     yield _gauges("queue_jobs", "Jobs waiting in a queue.", "queue", state.lengths)
     yield _gauges("queue_oldest_job_seconds", "Seconds since the oldest job of a queue was enqueued.", "queue", ages)
-
-
-def _signs(signs: Signs) -> Iterator[Metric]:
-    yield _gauge("workers", "Workers that are alive.", len(signs.workers))
-    if signs.sweep_age is not None:
-        text = "Seconds since the sweep last ran; omitted if it has not run for a day."
-        yield _gauge("sweep_age_seconds", text, signs.sweep_age)
 
 
 def _database_metrics() -> Iterator[Metric]:
@@ -183,11 +169,7 @@ def _database_metrics() -> Iterator[Metric]:
     yield _gauge("watches_failing", "Watched repositories whose last attempt to sync has failed.", counts.failing)
     yield _gauge("watches_due", "Watched repositories that are due and wait for a worker.", counts.due)
     yield _gauge("watches_held", "Watched repositories that are due, but paused or on hold.", counts.held)
-    yield _gauge(
-        "watches_overdue_seconds",
-        "Seconds since the longest waiting watched repository became due.",
-        overdue,
-    )
+    yield _gauge("watches_overdue_seconds", "Seconds since the longest waiting watched repository became due.", overdue)
     yield _gauge("leases", "Watched repositories that a worker is syncing.", counts.leased)
     yield _gauge("circuits_open", "Git repositories whose circuit is open.", circuits)
 
@@ -198,11 +180,8 @@ def _machine_metrics() -> Iterator[Metric]:
         text = "Bytes that mirrors use on this machine, as last measured by its workers."
         yield _gauge("mirrors_bytes", text, size.bytes)
         yield _gauge("mirrors", "Mirrors on this machine.", size.mirrors)
-        yield _gauge(
-            "mirrors_max_bytes",
-            "Limit of docora_mirrors_bytes (REPOS_MAX_BYTES); 0 without a limit.",
-            settings.REPOS_MAX_BYTES,
-        )
+        text = "Limit of docora_mirrors_bytes (REPOS_MAX_BYTES); 0 without a limit."
+        yield _gauge("mirrors_max_bytes", text, settings.REPOS_MAX_BYTES)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:
@@ -210,15 +189,10 @@ def _gauge(name: str, text: str, value: float) -> Metric:
 
 
 def _gauges(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
-    family = GaugeMetricFamily(f"docora_{name}", text, labels=[label])
-    for label_value, value in values.items():
-        family.add_metric([label_value], value)
-    return family
+    return _labelled(GaugeMetricFamily(f"docora_{name}", text, labels=[label]), values)
 
 
-def _counters(counts: Mapping[str, int], key: str, name: str, text: str, label: str, labels: list[str]) -> Metric:
-    """Return a counter for each label, 0 if nothing was counted yet: a rate needs a value to start from."""
-    family = CounterMetricFamily(f"docora_{name}", text, labels=[label])
-    for label_value in labels:
-        family.add_metric([label_value], counts[counters.field(key, label_value)])
+def _labelled(family: CounterMetricFamily | GaugeMetricFamily, values: Mapping[str, float]) -> Metric:
+    for label, value in values.items():
+        family.add_metric([label], value)
     return family

@@ -153,12 +153,11 @@ def check_sqlite() -> list[CheckMessage]:
 
 def check_redis() -> list[CheckMessage]:
     """Check by writing: a replica, a Redis without memory and one with a full disk all answer a ping."""
-    problem = health.check_redis(heartbeat.read())
-    if problem != health.OK:
+    if heartbeat.read() is None:
         if embedded_redis_url(settings.DATA_DIR) == settings.REDIS_URL:
             hint = f"Start {program()} up, which runs it, or set REDIS_URL."
             return [Error("The embedded Valkey is not responding.", hint=hint)]
-        return [_wrong_password() or from_health(problem)]
+        return [_wrong_password() or from_health(health.REDIS_DOWN)]
     try:
         redis_connection().set(_WRITE_KEY, "1", ex=10)
     except RedisError as error:
