@@ -151,16 +151,13 @@ def check_git_host_answers() -> list[CheckMessage]:
         Cause.REFUSED_ADDRESS: "If your git host is in a private network, add that network to ALLOWED_PRIVATE_NETWORKS.",
         Cause.TLS: "Check the host's certificate and this server's certificate authorities (ca-certificates).",
     }
-    hint = hints.get(outcomes[-1].cause or Cause.NETWORK, _check_network())
+    network = "Check the firewall. If this server needs a proxy, set EGRESS_PROXY."
+    if settings.EGRESS_PROXY:
+        network = "Check that EGRESS_PROXY is right, and that the proxy allows CONNECT to this host and port."
+    hint = hints.get(outcomes[-1].cause or Cause.NETWORK, network)
     blocked = outcomes[-1].cause is Cause.REFUSED_ADDRESS
     text = f"Docora may not connect to the git host {host}. " if blocked else ""
     return [Error(text + outcomes[0].message, hint=hint)]
-
-
-def _check_network() -> str:
-    if settings.EGRESS_PROXY:
-        return "Check that EGRESS_PROXY is right, and that the proxy allows CONNECT to this host and port."
-    return "Check the firewall. If this server needs a proxy, set EGRESS_PROXY."
 
 
 def _authority(entry: str) -> str:

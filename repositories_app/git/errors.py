@@ -149,7 +149,11 @@ def explain(cause: Cause, detail: str = "", *, token: str = "") -> GitError:
         text = f"The git host rejected the token: {reason}. Use a token that can read the repository."
         return GitError(cause, text, permanent=True)
     if cause in {Cause.AUTH, Cause.NOT_FOUND}:
-        return _not_found(token, asks_for_token=cause is Cause.AUTH)
+        if token:
+            text = "Repository not found. Check the URL, and check that the token can read the repository."
+            return GitError(Cause.NOT_FOUND, text, permanent=True)
+        text = "Repository not found. Check the URL. If the repository is private, add a token."
+        return (TokenRequired if cause is Cause.AUTH else GitError)(Cause.NOT_FOUND, text, permanent=True)
     if cause is Cause.CORRUPT:
         return GitError(cause, f"{_DAMAGED}: {detail}.")
     if cause is Cause.TOO_LARGE:
@@ -181,14 +185,6 @@ def still_damaged(error: GitError) -> GitError:
         "can, check the disk that holds REPOS_DIR.",
         for_every_watcher=True,
     )
-
-
-def _not_found(token: str, *, asks_for_token: bool) -> GitError:
-    if token:
-        message = "Repository not found. Check the URL, and check that the token can read the repository."
-        return GitError(Cause.NOT_FOUND, message, permanent=True)
-    message = "Repository not found. Check the URL. If the repository is private, add a token."
-    return (TokenRequired if asks_for_token else GitError)(Cause.NOT_FOUND, message, permanent=True)
 
 
 def ref_not_served(name: str) -> GitError:

@@ -258,15 +258,11 @@ def _output_of(process: subprocess.Popen[bytes], deadline: float, tick: Tick | N
                 raise subprocess.TimeoutExpired("git", 0)
             if now >= next_tick:
                 next_tick = now + _TICK_SECONDS
-                _check_stderr(process)
+                if os.fstat(process.errors.fileno()).st_size > _MAX_STDERR:  # type: ignore[attr-defined]
+                    raise GitError(Cause.OTHER, "The git host sends too many messages.", for_every_watcher=True)
                 if tick:
                     tick()
             if len(output) > MAX_OUTPUT:
                 raise git_errors.explain(Cause.TOO_LARGE, "its listing exceeds the limit")
     process.wait(max(1.0, deadline - time.monotonic()))
     return bytes(output)
-
-
-def _check_stderr(process: subprocess.Popen[bytes]) -> None:
-    if os.fstat(process.errors.fileno()).st_size > _MAX_STDERR:  # type: ignore[attr-defined]
-        raise GitError(Cause.OTHER, "The git host sends too many messages.", for_every_watcher=True)

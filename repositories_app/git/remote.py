@@ -176,8 +176,12 @@ def ls_heads[Key](
                 asked: HeadQuery[Key] = request.context  # type: ignore[assignment]
                 if asked.needs_another_request(outcome):
                     client.submit(asked.request())
-                else:
-                    yield asked.key, _head_or_error(asked, outcome)
+                    continue
+                try:
+                    found: Head | GitError | None = _head(asked, outcome)
+                except GitError as error:
+                    found = error
+                yield asked.key, found
     finally:
         client.reset()  # after an exception in `tick`, the client's next user must not get these answers
 
@@ -245,13 +249,6 @@ def ls_head(
     while query.needs_another_request(outcome):
         outcome = client.request(query.request(), tick)
     return _head(query, outcome) or _ls_remote(url, token, ref, tick)
-
-
-def _head_or_error(query: HeadQuery[Any], outcome: Outcome) -> Head | GitError | None:
-    try:
-        return _head(query, outcome)
-    except GitError as error:
-        return error
 
 
 def _head(query: HeadQuery[Any], outcome: Outcome) -> Head | None:
