@@ -123,19 +123,12 @@ def entry(
         new=changes.new,
         reason=clean_text(reason, 200),
         run_id=run.run_id if run else "",
-        **_fields_of_actor(actor),
+        actor_kind=actor.kind,
+        actor=clean_text(actor.name, 150),
+        actor_id=actor.app.app_id if actor.app else str(actor.user.pk) if actor.user else "",
+        address=clean_text(actor.address, 150),
         **_fields_of(subject, app, operation),
     )
-
-
-def _fields_of_actor(actor: Actor) -> dict[str, Any]:
-    key = actor.app.app_id if actor.app else str(actor.user.pk) if actor.user else ""
-    return {
-        "actor_kind": actor.kind,
-        "actor": clean_text(actor.name, 150),
-        "actor_id": key,
-        "address": clean_text(actor.address, 150),
-    }
 
 
 def _fields_of(subject: Model | None, app: App | None, operation: BulkOperation | None) -> dict[str, str]:

@@ -20,7 +20,7 @@ from docora.conf.data_dir import make_private
 from docora.conf.installation import program
 from docora.db import schema
 from docora.redis import heartbeat
-from docora.redis.connection import RedisError, connection
+from docora.redis.connection import responds as redis_responds
 from docora.redis.heartbeat import Signs
 from docora.text import format_bytes, format_seconds
 from docora.web.api import READ, documented_responses
@@ -109,7 +109,7 @@ def _readiness(model: type[Schema], subject: str) -> dict[str, Any]:
 )
 def web_ready(request: HttpRequest) -> Status[dict[str, object]]:
     """Checks what the admin and the API need. For load balancers. It ignores workers: without them, the admin must stay reachable."""
-    found = {"database": check_database(), "redis": ping_redis()}
+    found = {"database": check_database(), "redis": OK if redis_responds() else REDIS_DOWN}
     is_ready = all(message == OK for message in found.values())
     return Status(200 if is_ready else 503, {"ready": is_ready, "checks": found})
 
@@ -186,14 +186,6 @@ def is_writable(directory: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def ping_redis() -> str:
-    try:
-        connection().ping()
-    except (RedisError, OSError):
-        return REDIS_DOWN
-    return OK
 
 
 def check_workers(signs: Signs | None) -> str:

@@ -15,7 +15,7 @@ from deliveries_app.models.apps import is_syncing
 from deliveries_app.progress.live import Progress
 from deliveries_app.progress.runs import is_superseded
 from docora.db.compiled import compiled
-from docora.redis.connection import RedisError, connection
+from docora.redis.connection import responds as redis_responds
 from docora.text import format_estimate
 
 STALLED_SECONDS = 20.0
@@ -130,16 +130,9 @@ def _waiting(detail: StateDetail) -> Activity:
     text = str(detail.label)
     if detail == StateDetail.RETRYING:
         text = "waiting for the next attempt"
-    elif detail == StateDetail.WAITS_FOR_WORKER and not _redis_responds():  # workers get their jobs from it
+    elif detail == StateDetail.WAITS_FOR_WORKER and not redis_responds():  # workers get their jobs from it
         text = "waiting for Redis, which isn't responding"
     return Activity(detail.state.value, str(detail.state.label), text)
-
-
-def _redis_responds() -> bool:
-    try:
-        return bool(connection().ping())
-    except RedisError:
-        return False
 
 
 def _syncing(progress: Progress) -> Activity:

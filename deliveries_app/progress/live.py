@@ -77,11 +77,6 @@ def run_counts(run: SyncRun) -> dict[str, int]:
     return {name: getattr(run, name) for name in _COUNTS}
 
 
-def seed_run(run: SyncRun) -> bool:
-    """Set a run's counters from its row. Return False if Redis is down."""
-    return live_counters.start(run.run_id, run_counts(run))
-
-
 def of_run(run: SyncRun) -> Progress:
     """Return the progress of a run, with its movement."""
     counts, movement = (None, None) if run.ended_at else live_counters.read_moving(run.run_id)

@@ -184,7 +184,7 @@ def set_left_out(run: SyncRun, left_out: Mapping[str, int]) -> None:
 
 def seed(run: SyncRun) -> bool:
     """Set the live counters from the rows. Call after the commit. Return False if the run's must be seeded again."""
-    is_shown = live.seed_run(run)
+    is_shown = live_counters.start(run.run_id, live.run_counts(run))
     if run.operation:
         live.show_in_operation(run, run.operation)
     return is_shown
@@ -243,11 +243,11 @@ def supersede(watch_pks: Sequence[int]) -> dict[int, Remaining]:
     Call inside the new request's transaction, before it opens its own runs.
     """
     ended = end_all_runs(watch_pks, Outcome.SUPERSEDED)
-    return {run.watch_id: _remaining_of(run) for run in ended if run.watch_id}
-
-
-def _remaining_of(run: SyncRun) -> Remaining:
-    return Remaining(max(0, run.files_total - run.files_done), max(0, run.bytes_total - run.bytes_done))
+    return {
+        run.watch_id: Remaining(max(0, run.files_total - run.files_done), max(0, run.bytes_total - run.bytes_done))
+        for run in ended
+        if run.watch_id
+    }
 
 
 def _end(runs: Sequence[SyncRun], outcome: Outcome, error: str = "") -> None:

@@ -10,13 +10,20 @@ from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from docora.conf.data_dir import embedded_redis_url
 from docora.security.redaction import redact
 
-__all__ = ["RedisError", "connection", "problem"]
+__all__ = ["RedisError", "connection", "problem", "responds"]
 
 
 @lru_cache(maxsize=1)
 def connection() -> Redis:
     """Return the process's pooled client. redis-py opens new sockets after a fork."""
     return Redis.from_url(settings.REDIS_URL, socket_timeout=2.0, socket_connect_timeout=1.0)
+
+
+def responds() -> bool:
+    try:
+        return bool(connection().ping())
+    except (RedisError, OSError):
+        return False
 
 
 def problem(error: RedisError) -> str:

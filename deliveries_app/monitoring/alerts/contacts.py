@@ -61,7 +61,8 @@ def _claim() -> list[ContactMail]:
 def _send(rows: list[ContactMail]) -> bool:
     """Send one message about these rows and record the result. Return whether the mail server accepted it."""
     first, these = rows[0], ContactMail.objects.filter(pk__in=[row.pk for row in rows])
-    problem = send_mail(_subject(rows), _body(rows), [first.email])
+    what = "a security setting was changed" if len(rows) == 1 else f"{len(rows):,} changes of security settings"
+    problem = send_mail(clean_text(f"[Docora] {_name(first)}: {what}", 150), _body(rows), [first.email])
     fields = {"app": first.app_id, "count": len(rows)}
     if not problem:
         these.update(sent_at=Now())
@@ -76,11 +77,6 @@ def _send(rows: list[ContactMail]) -> bool:
 
 def _name(row: ContactMail) -> str:
     return " ".join(clean_text(row.app_name, 100).split())
-
-
-def _subject(rows: list[ContactMail]) -> str:
-    what = "a security setting was changed" if len(rows) == 1 else f"{len(rows):,} changes of security settings"
-    return clean_text(f"[Docora] {_name(rows[0])}: {what}", 150)
 
 
 def _body(rows: list[ContactMail]) -> str:
