@@ -70,7 +70,11 @@ def of_operation(operation: BulkOperation, progress: Progress) -> Activity | Non
     details = {StateDetail.SYNCING} if moves and _a_syncing_watch(operation.pk) else set(_details(operation.pk))
     if StateDetail.SYNCING in details:
         doing = _syncing(progress)
-        return replace(doing, seconds_left=_with_unreleased(doing.seconds_left, operation, progress))
+        if doing.seconds_left is None or not progress.unreleased:
+            return doing
+        if not operation.pace:  # unreleased watches wait only for a canary
+            return replace(doing, seconds_left=None)
+        return replace(doing, seconds_left=max(doing.seconds_left, progress.unreleased * 60 / operation.pace))
     if not details and progress.unreleased:
         return _releasing(operation)
     if not details and operation.runs.filter(outcome="").exists():
@@ -93,13 +97,6 @@ def _a_syncing_watch(operation_pk: int) -> QuerySet[AppRepository]:
 
 def _open_runs(operation_pk: int) -> QuerySet[SyncRun]:
     return SyncRun.objects.filter(~is_superseded(), operation=operation_pk, outcome="").order_by()
-
-
-def _with_unreleased(seconds: float | None, operation: BulkOperation, progress: Progress) -> float | None:
-    """Return the time left, which is at least what the pace needs; None if unreleased watches wait only for a canary."""
-    if seconds is None or not progress.unreleased:
-        return seconds
-    return max(seconds, progress.unreleased * 60 / operation.pace) if operation.pace else None
 
 
 def _releasing(operation: BulkOperation) -> Activity:

@@ -296,16 +296,12 @@ def close_operations(operation_pks: Iterable[int]) -> None:
     for operation_pk in sorted(operation_pks):
         with transaction.atomic(savepoint=False):
             for operation in _locked_open_operation(operation_pk):
-                _close_if_done(operation)
-
-
-def _close_if_done(operation: BulkOperation) -> None:
-    if _an_open_run(operation.pk) or (operation.is_gradual and operation.pending.exists()):
-        return
-    if operation.canary:
-        operation.canaries.all().delete()
-    _open_operation.update(operation.pk, ended_at=Now())
-    transaction.on_commit(partial(live_counters.finish, operation.operation_id), robust=True)
+                if _an_open_run(operation.pk) or (operation.is_gradual and operation.pending.exists()):
+                    continue
+                if operation.canary:
+                    operation.canaries.all().delete()
+                _open_operation.update(operation.pk, ended_at=Now())
+                transaction.on_commit(partial(live_counters.finish, operation.operation_id), robust=True)
 
 
 @compiled_and_prepared

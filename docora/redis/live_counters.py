@@ -136,11 +136,15 @@ def put(key: str, name: str, part: Mapping[str, int]) -> bool:
 
 def _run(script: str, key: str, *arguments: str | int, without_redis: bool = False) -> bool:
     """Run a script on the keys in Redis of `key`, and return its result, or `without_redis` if Redis is down."""
+    global _logged_at
     names = _names_of(key)
     try:
         return bool(connection().eval(_BEGIN + script, len(names), *names, *arguments))
     except RedisError as error:
-        _log_failure(key, error)
+        now = time.monotonic()
+        if _logged_at is None or now - _logged_at >= _LOG_INTERVAL_SECONDS:  # a sync does this several times a second
+            _logged_at = now
+            logger.warning("progress_not_updated", extra={"key": key, "cause": str(error)})
         return without_redis
 
 
@@ -202,15 +206,6 @@ def finish(*keys: str) -> None:
         connection().delete(*(name for key in keys for name in _names_of(key)))
     except RedisError:
         logger.warning("progress_not_deleted", extra={"key": keys[0], "keys": len(keys)})
-
-
-def _log_failure(key: str, error: RedisError) -> None:
-    """Log at most once a minute: a running sync updates its counters several times a second."""
-    global _logged_at
-    now = time.monotonic()
-    if _logged_at is None or now - _logged_at >= _LOG_INTERVAL_SECONDS:
-        _logged_at = now
-        logger.warning("progress_not_updated", extra={"key": key, "cause": str(error)})
 
 
 def _names_of(key: str) -> tuple[str, str, str]:

@@ -84,7 +84,8 @@ class Message:
         if not self.counts:
             return f"This is a test alert from Docora at {settings.PUBLIC_URL}."
         introduction = "resolved" if self.event == "resolved" else "still" if self.reminder else "alert"
-        return f"Docora, {introduction}: {'; '.join(map(self._clause, self._kinds()))}."
+        found = {kind for kind, _, _ in self.counts}
+        return f"Docora, {introduction}: {'; '.join(self._clause(kind) for kind in _TEXTS if kind in found)}."
 
     @property
     def url(self) -> str:
@@ -100,7 +101,8 @@ class Message:
         """The body of the email."""
         lines = [self.sentence, self.url, ""]
         for alert in self.items:
-            lines += [f"- {name_of(alert)}{_cause_of(alert)}, {_period(alert)}", f"  {_page_of(alert)}"]
+            cause = f", {_label(alert.cause)}" if alert.cause else ""
+            lines += [f"- {name_of(alert)}{cause}, {_period(alert)}", f"  {_page_of(alert)}"]
         if self.total > len(self.items):
             lines.append(f"and {self.total - len(self.items):,} more.")
         return "\n".join(lines).rstrip() + "\n"
@@ -131,10 +133,6 @@ class Message:
                 "at": timestamp(self.at),
             }
         )
-
-    def _kinds(self) -> list[AlertKind]:
-        found = {kind for kind, _, _ in self.counts}
-        return [kind for kind in _TEXTS if kind in found]
 
     def _clause(self, kind: AlertKind) -> str:
         of_kind = [(cause, count) for found, cause, count in self.counts if found == kind]
@@ -169,10 +167,6 @@ def name_of(alert: Alert) -> str:
 
 def _label(cause: str) -> str:
     return str(RootCause(cause).label) if cause in RootCause.values else cause
-
-
-def _cause_of(alert: Alert) -> str:
-    return f", {_label(alert.cause)}" if alert.cause else ""
 
 
 def _period(alert: Alert) -> str:

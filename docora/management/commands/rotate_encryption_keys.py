@@ -24,7 +24,7 @@ class Result:
     current: int = 0
     unreadable: list[Any] = field(default_factory=list)
 
-    def add(self, pk: Any, stored: str, replace: "Callable[[str], None] | None") -> None:
+    def add(self, pk: Any, stored: str, replace: Callable[[str], None] | None) -> None:
         """Re-encrypt one secret and count it. `replace` stores the new ciphertext."""
         try:
             renewed = reencrypt(stored)
