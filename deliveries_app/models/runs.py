@@ -130,21 +130,11 @@ class Outcome(models.TextChoices):
 
     @property
     def result(self) -> Result:
-        return _RESULTS[self]
+        return {Outcome.ENDED: Result.CANCELLED, Outcome.PAUSED: Result.FAILED}.get(self) or Result(self.value)
 
     @classmethod
     def with_result(cls, result: Result) -> list["Outcome"]:
         return [outcome for outcome in cls if outcome.result == result]
-
-
-_RESULTS = {
-    Outcome.SUCCEEDED: Result.SUCCEEDED,
-    Outcome.FAILED: Result.FAILED,
-    Outcome.CANCELLED: Result.CANCELLED,
-    Outcome.SUPERSEDED: Result.SUPERSEDED,
-    Outcome.ENDED: Result.CANCELLED,
-    Outcome.PAUSED: Result.FAILED,
-}
 
 
 SWEEP = "sweep"

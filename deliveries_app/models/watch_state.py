@@ -37,19 +37,15 @@ class StateDetail(models.TextChoices):
 
     @property
     def state(self) -> WatchState:
-        return _STATES[self]
+        return _STATES.get(self) or WatchState(self.value)
 
 
-_STATES = {
-    StateDetail.UP_TO_DATE: WatchState.UP_TO_DATE,
-    StateDetail.SYNCING: WatchState.SYNCING,
+_STATES = {  # of the details that do not have the value of their state
     StateDetail.WAITS_FOR_WORKER: WatchState.QUEUED,
     StateDetail.WAITS_FOR_SLOT: WatchState.QUEUED,
     StateDetail.SCHEDULED: WatchState.QUEUED,
     StateDetail.WAITS_FOR_COMMIT: WatchState.QUEUED,
     StateDetail.IMPORTING: WatchState.QUEUED,
-    StateDetail.RETRYING: WatchState.RETRYING,
-    StateDetail.FAILED: WatchState.FAILED,
     StateDetail.ALL_PAUSED: WatchState.PAUSED,
     StateDetail.APP_PAUSED: WatchState.PAUSED,
     StateDetail.WATCH_PAUSED: WatchState.PAUSED,
@@ -61,4 +57,4 @@ _STATES = {
 
 def details_of(state: str) -> list[StateDetail]:
     """Return the details that belong to a state; none if there is no such state."""
-    return [detail for detail, its_state in _STATES.items() if its_state == state]
+    return [detail for detail in StateDetail if detail.state == state]

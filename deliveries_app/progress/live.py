@@ -15,13 +15,8 @@ from docora.redis.live_counters import Movement
 
 _COUNTS = ("files_total", "files_done", "files_failed", "bytes_total", "bytes_done")
 _COUNTED_AS = {
-    name: Outcome.with_result(result)
-    for name, result in (
-        ("succeeded", Result.SUCCEEDED),
-        ("failed", Result.FAILED),
-        ("cancelled", Result.CANCELLED),
-        ("superseded", Result.SUPERSEDED),
-    )
+    result.value: Outcome.with_result(result)
+    for result in (Result.SUCCEEDED, Result.FAILED, Result.CANCELLED, Result.SUPERSEDED)
 }
 _ENDINGS = ("completed", *_COUNTED_AS)
 
@@ -235,11 +230,7 @@ def _without_none(found: dict[str, Any]) -> dict[str, int]:
 
 def _clamped(counts: dict[str, int]) -> dict[str, int]:
     """Clamp counts to their totals: counters that Redis lost during the run may be wrong."""
-    total_files, total_bytes = max(0, counts["files_total"]), max(0, counts["bytes_total"])
-    return {
-        "files_total": total_files,
-        "files_done": max(0, min(counts["files_done"], total_files)),
-        "files_failed": max(0, counts["files_failed"]),
-        "bytes_total": total_bytes,
-        "bytes_done": max(0, min(counts["bytes_done"], total_bytes)),
+    counts = {name: max(0, count) for name, count in counts.items()}
+    return counts | {
+        f"{what}_done": min(counts[f"{what}_done"], counts[f"{what}_total"]) for what in ("files", "bytes")
     }

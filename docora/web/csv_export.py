@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import chain
 
 from django.http import StreamingHttpResponse
 from django.utils import timezone
@@ -29,15 +30,10 @@ def cell(value: Cell) -> str:
 
 def lines(header: Sequence[str], pages: Iterable[Iterable[Sequence[Cell]]]) -> Iterator[bytes]:
     """Yield the header and each page of rows as bytes. Every cell is quoted, so none can start inside another."""
-    yield _encoded([header])
-    for page in pages:
-        yield _encoded(page)
-
-
-def _encoded(rows: Iterable[Sequence[Cell]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, quoting=csv.QUOTE_ALL).writerows([[cell(value) for value in row] for row in rows])
-    return text.getvalue().encode("utf-8", "replace")
+    for rows in chain([[header]], pages):
+        text = io.StringIO()
+        csv.writer(text, quoting=csv.QUOTE_ALL).writerows([[cell(value) for value in row] for row in rows])
+        yield text.getvalue().encode("utf-8", "replace")
 
 
 def attachment(name: str, header: Sequence[str], pages: Iterable[Iterable[Sequence[Cell]]]) -> StreamingHttpResponse:
