@@ -216,16 +216,20 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 def run(
     args: Sequence[str],
     *,
+    directory: Path | None = None,
     remote: Remote | None = None,
+    fds: Sequence[int] = (),
     timeout: float = LOCAL_TIMEOUT,
     tick: Tick | None = None,
-    **options: Any,
+    short: bool = False,
+    stdin: int | None = None,
+    max_memory: int | None = None,
 ) -> bytes:
-    """Return the stdout of a git command that prints little, started with these options of `start`.
+    """Return the stdout of a git command that prints little. The other parameters are those of `start`.
 
     Raises `GitError` if the command fails or takes more than `timeout` seconds.
     """
-    process = start(args, remote=remote, **options)
+    process = start(args, directory=directory, remote=remote, fds=fds, short=short, stdin=stdin, max_memory=max_memory)
     try:
         output = _output_of(process, time.monotonic() + timeout, tick)
     except subprocess.TimeoutExpired:
