@@ -16,13 +16,13 @@ from django.utils import timezone
 
 from deliveries_app.actors import Actor
 from deliveries_app.demo import contents
-from deliveries_app.demo.repositories import commit, init
 from deliveries_app.demo.traffic import add_example_day
 from deliveries_app.models import App, AppRepository
 from deliveries_app.receiver import Answer, Notification, Receiver
 from deliveries_app.services import onboard_app, watch_repository
 from tests.support.git import GitServer
 from tests.support.receiver import wait_for
+from tests.support.repositories import commit, init
 
 PASSWORD = "a password for pictures"
 

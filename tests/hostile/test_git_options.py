@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from deliveries_app.demo.repositories import commit, init
 from repositories_app.git import process as git
 from repositories_app.git.exceptions import GitError
+from tests.support.repositories import commit, init
 
 REMOTES: dict[str, str] = {
     "an option": "--upload-pack=touch {folder}/pwned",

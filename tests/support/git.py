@@ -14,7 +14,8 @@ from tempfile import TemporaryDirectory
 from typing import IO
 
 from deliveries_app.demo import git_server
-from deliveries_app.demo.repositories import Changes, Entry, commit, git, git_environment, init
+from deliveries_app.demo.repositories import git, git_environment
+from tests.support.repositories import Changes, Entry, commit, init
 
 __all__ = ["Changes", "Entry", "GitFixture", "GitServer", "Repo", "Request", "Takeover", "git", "git_environment"]
 
