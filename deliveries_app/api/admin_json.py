@@ -9,7 +9,7 @@ from typing import Any, Concatenate
 from django.conf import settings
 from django.core.exceptions import PermissionDenied, RequestDataTooBig
 from django.core.paginator import Paginator
-from django.db.models import Model
+from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.request import RawPostDataException
 from django.views.decorators.csrf import csrf_exempt, csrf_protect
@@ -23,17 +23,13 @@ from deliveries_app.progress import live
 from deliveries_app.reports.status import watch_fields
 from docora.db.connection import is_outage
 from docora.text import can_be_id
-from docora.web.errors import FORBIDDEN, database_down, json_error
+from docora.web.errors import FORBIDDEN, ApiError, database_down, json_error
 
 logger = logging.getLogger(__name__)
 
 PER_PAGE = 50
 
 type Function[**P] = Callable[Concatenate[HttpRequest, Actor, P], dict[str, Any]]
-
-
-class BadRequest(ValueError):
-    """The call is malformed. The message is the response's error."""
 
 
 def json_view[**P](failure: str) -> Callable[[Function[P]], Callable[..., HttpResponse]]:
@@ -48,8 +44,8 @@ def json_view[**P](failure: str) -> Callable[[Function[P]], Callable[..., HttpRe
         def csrf_checked(request: HttpRequest, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
             try:
                 return JsonResponse({"data": function(request, Actor.of_request(request), *args, **kwargs)})
-            except BadRequest as error:
-                return json_error(str(error), 400)
+            except ApiError as error:
+                return error.response()
             except services.NotFound as error:
                 return json_error(str(error), 404)
             except services.NotFailed as error:
@@ -86,9 +82,7 @@ def resync(request: HttpRequest, actor: Actor) -> dict[str, Any]:
 @json_view("Failed to start bulk re-sync")
 def resync_app(request: HttpRequest, actor: Actor, app_id: str) -> dict[str, Any]:
     _require(actor, App, Permission.RESYNC)
-    app = App.objects.filter(app_id=app_id, ended_at=None).first()
-    if app is None:
-        raise services.NotFound("App not found")
+    app = _first(App.objects.filter(app_id=app_id, ended_at=None), "App not found")
     return _started("Bulk re-sync started", services.resync_by_app(actor, app))
 
 
@@ -104,9 +98,7 @@ def retry(request: HttpRequest, actor: Actor) -> dict[str, Any]:
 @json_view("Failed to start bulk retry")
 def retry_app(request: HttpRequest, actor: Actor, app_id: str) -> dict[str, Any]:
     _require(actor, AppRepository, Permission.RETRY)
-    app = App.objects.filter(app_id=app_id, ended_at=None).first()
-    if app is None:
-        raise services.NotFound("No failed notifications for this app")
+    app = _first(App.objects.filter(app_id=app_id, ended_at=None), "No failed notifications for this app")
     return _started("Bulk retry started", services.retry_by_app(actor, app))
 
 
@@ -169,10 +161,14 @@ def _require(actor: Actor, model: type[Model], *permissions: str) -> None:
 
 
 def _operation(operation_id: str) -> BulkOperation:
-    operation = BulkOperation.objects.filter(operation_id=operation_id).first()
-    if operation is None:
-        raise services.NotFound("Operation not found or expired")
-    return operation
+    return _first(BulkOperation.objects.filter(operation_id=operation_id), "Operation not found or expired")
+
+
+def _first[M: Model](rows: QuerySet[M], missing: str) -> M:
+    row = rows.first()
+    if row is None:
+        raise services.NotFound(missing)
+    return row
 
 
 def _watch(request: HttpRequest, actor: Actor, permission: str) -> AppRepository:
@@ -180,28 +176,21 @@ def _watch(request: HttpRequest, actor: Actor, permission: str) -> AppRepository
     body = _body(request)
     app_id, repository_id = body.get("app_id"), body.get("repository_id")
     if not (isinstance(app_id, str) and isinstance(repository_id, str) and app_id and repository_id):
-        raise BadRequest("app_id and repository_id are required")
+        raise ApiError("app_id and repository_id are required", 400)
     _require(actor, AppRepository, permission)
+    watches = AppRepository.objects.alive().filter(app__app_id=app_id, repository__repository_id=repository_id)
     if not (can_be_id(app_id) and can_be_id(repository_id)):
-        raise services.NotFound("App-repository link not found")
-    watch = (
-        AppRepository.objects.alive()
-        .filter(app__app_id=app_id, repository__repository_id=repository_id)
-        .select_related("app", "repository")
-        .first()
-    )
-    if watch is None:
-        raise services.NotFound("App-repository link not found")
-    return watch
+        watches = watches.none()
+    return _first(watches.select_related("app", "repository"), "App-repository link not found")
 
 
 def _body(request: HttpRequest) -> dict[str, Any]:
     try:
         body = json.loads(request.body or b"{}")
     except RequestDataTooBig:
-        raise BadRequest(f"The body must have at most {settings.DATA_UPLOAD_MAX_MEMORY_SIZE:,} bytes") from None
+        raise ApiError(f"The body must have at most {settings.DATA_UPLOAD_MAX_MEMORY_SIZE:,} bytes", 400) from None
     except (ValueError, RecursionError, RawPostDataException):  # the last one: a form, read for its CSRF token
-        raise BadRequest("The body must be JSON") from None
+        raise ApiError("The body must be JSON", 400) from None
     if not isinstance(body, dict):
-        raise BadRequest("The body must be a JSON object")
+        raise ApiError("The body must be a JSON object", 400)
     return body

@@ -7,8 +7,7 @@ from django.http import HttpRequest
 from ninja import Router, Status
 
 from deliveries_app.api import callers, schemas
-from deliveries_app.api.auth import AppToken
-from deliveries_app.api.callers import BODY, REFUSED, WITH_BODY
+from deliveries_app.api.callers import BODY, REFUSED, WITH_BODY, AppToken
 from deliveries_app.api.schemas import moment
 from deliveries_app.models import App
 from deliveries_app.services import keys

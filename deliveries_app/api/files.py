@@ -11,8 +11,7 @@ from ninja import Query, Router, Status
 
 from deliveries_app import services
 from deliveries_app.api import callers, paging, schemas
-from deliveries_app.api.auth import AppToken
-from deliveries_app.api.callers import BODY, NOT_WATCHED, QUERY, WITH_BODY, RepositoryId
+from deliveries_app.api.callers import BODY, NOT_WATCHED, QUERY, WITH_BODY, AppToken, RepositoryId
 from deliveries_app.api.paging import DEFAULT_LIMIT, After, Limit, Order
 from deliveries_app.api.schemas import moment
 from deliveries_app.models import AppRepository, Delivery, DeliveryFailure, FailureKind
@@ -26,8 +25,8 @@ router = Router(auth=AppToken(), tags=["Files"])
 
 MANIFEST_PAGE = 2000  # rows read, and lines sent, at a time
 MAX_MANIFEST_LIMIT = 10_000
-_FAILURES = Order("pk", paging.number)
-_DELIVERIES = Order("path", paging.text)
+_FAILURES = Order("pk", paging.Number)
+_DELIVERIES = Order("path", paging.Text)
 _PAGED = NOT_WATCHED | QUERY
 STREAMS = ConcurrencyLimit("manifests without a limit", per_caller=2, total=4)
 

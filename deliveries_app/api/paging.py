@@ -2,12 +2,12 @@
 
 import base64
 import json
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from django.db.models import Model, Q, QuerySet
 from ninja import Query
+from pydantic import AfterValidator, AwareDatetime, Field, StringConstraints, TypeAdapter
 
 from docora.web.errors import ApiError
 
@@ -21,16 +21,21 @@ After = Annotated[
 Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Rows per page.")]
 NEXT = "Pass it as `after` to get the next page; null on the last page."
 
+# Values of a cursor that a query accepts.
+Number = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
+Moment = Annotated[AwareDatetime, AfterValidator(lambda moment: moment.astimezone(UTC))]
+
 
 class Order:
     """A total order of rows: by `field`, then by primary key. A page can continue after any row.
 
-    `read` converts the field's JSON value in a cursor to a value to compare with. It raises ValueError if that is malformed.
+    `kind` is the type of the field's value in a cursor.
     """
 
-    def __init__(self, field: str, read: Callable[[Any], Any], *, newest_first: bool = False) -> None:
+    def __init__(self, field: str, kind: Any, *, newest_first: bool = False) -> None:
         self._field = field
-        self._read = read
+        self._values: TypeAdapter[tuple[Any, int]] = TypeAdapter(tuple[kind, Number])
         self._newest_first = newest_first
 
     def page[M: Model](self, rows: QuerySet[M], after: str, limit: int, *, skip: int = 0) -> tuple[list[M], str | None]:
@@ -55,27 +60,6 @@ class Order:
     def _parse(self, cursor: str) -> tuple[Any, int]:
         try:
             text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-            value, pk = json.loads(text)
-            return self._read(value), number(pk)
-        except (ValueError, TypeError, RecursionError):
+            return self._values.validate_json(text)
+        except (ValueError, OverflowError):
             raise ApiError("The query parameter after must be the next of an earlier page", 422) from None
-
-
-def number(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < 2**63:
-        raise ValueError
-    return value
-
-
-def moment(value: Any) -> datetime:
-    try:
-        return datetime.fromisoformat(value).astimezone(UTC)
-    except OverflowError:
-        raise ValueError from None
-
-
-def text(value: Any) -> str:
-    if type(value) is not str or "\x00" in value:
-        raise ValueError
-    value.encode()  # no lone surrogates
-    return value

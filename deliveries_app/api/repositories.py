@@ -8,8 +8,17 @@ from ninja import Query, Router, Status
 
 from deliveries_app import services
 from deliveries_app.api import callers, errors, paging, schemas
-from deliveries_app.api.auth import AppToken
-from deliveries_app.api.callers import ASKS_HOST, BODY, NOT_WATCHED, QUERY, RESYNCS, WATCHES, WITH_BODY, RepositoryId
+from deliveries_app.api.callers import (
+    ASKS_HOST,
+    BODY,
+    NOT_WATCHED,
+    QUERY,
+    RESYNCS,
+    WATCHES,
+    WITH_BODY,
+    AppToken,
+    RepositoryId,
+)
 from deliveries_app.api.paging import After, Order
 from deliveries_app.models import Status as WatchStatus
 from deliveries_app.services import watch_settings
@@ -19,7 +28,7 @@ from repositories_app.git.exceptions import GitError
 
 router = Router(auth=AppToken(), tags=["Repositories"])
 
-_ORDER = Order("pk", paging.number)
+_ORDER = Order("pk", paging.Number)
 _UNREADABLE = "The repository cannot be reached, or this token cannot read it. `code` says which."
 _QUOTA = "The app watches as many repositories as its quota allows."
 _MALFORMED = "The body, the URL or the token is malformed, or the host is not allowed. `code` says which."

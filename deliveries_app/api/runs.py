@@ -6,8 +6,7 @@ from django.http import HttpRequest
 from ninja import Path, Query, Router
 
 from deliveries_app.api import callers, paging, schemas
-from deliveries_app.api.auth import AppToken
-from deliveries_app.api.callers import NOT_WATCHED, QUERY, RepositoryId
+from deliveries_app.api.callers import NOT_WATCHED, QUERY, AppToken, RepositoryId
 from deliveries_app.api.paging import DEFAULT_LIMIT, After, Limit, Order
 from deliveries_app.api.schemas import moment
 from deliveries_app.models import Outcome, Reason, SyncRun
@@ -21,7 +20,7 @@ from docora.web.errors import ApiError
 
 router = Router(auth=AppToken(), tags=["Runs"])
 
-_ORDER = Order("created_at", paging.moment, newest_first=True)
+_ORDER = Order("created_at", paging.Moment, newest_first=True)
 
 
 @router.api_operation(

@@ -3,14 +3,16 @@
 They do not use the database, so they remain available when it is down.
 """
 
+import re
 from dataclasses import dataclass, field
-from html.parser import HTMLParser
+from html import unescape
 from typing import Any
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.template.loader import render_to_string
+from django.utils.html import strip_tags
 from django.utils.safestring import SafeString
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_safe
@@ -61,6 +63,7 @@ _LONGEST_ESCAPE = 6
 """Characters of the longest escape that JSON uses for one byte of a text."""
 _OTHER_FIELDS = 16384
 """Bytes: more than all fields of a body take except the content."""
+_HEADING = re.compile(r'<h([23])[^>]* id="([^"]+)"(?: data-method="([A-Z]+)")?>(.*?)</h[23]>', re.DOTALL)
 
 
 @dataclass
@@ -68,35 +71,18 @@ class Entry:
     """A heading in the table of contents, with its subheadings. `method` is the HTTP method of an API call."""
 
     anchor: str
-    title: str = ""
-    method: str = ""
+    title: str
+    method: str
     below: list["Entry"] = field(default_factory=list)
 
 
-class TableOfContents(HTMLParser):
-    """Collect the `h2` and `h3` headings of a page that have an id."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.entries: list[Entry] = []
-        self._open: Entry | None = None
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        attributes = dict(attrs)
-        if tag in {"h2", "h3"} and (anchor := attributes.get("id")):
-            self._open = Entry(anchor, method=attributes.get("data-method") or "")
-            siblings = self.entries if tag == "h2" else self.entries[-1].below
-            siblings.append(self._open)
-
-    def handle_data(self, data: str) -> None:
-        if self._open:
-            self._open.title += data
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in {"h2", "h3"}:
-            self._open = None
+def table_of_contents(html: str) -> list[Entry]:
+    """Return the `h2` headings that have an id, each with the `h3` headings below it."""
+    entries: list[Entry] = []
+    for level, anchor, method, title in _HEADING.findall(html):
+        siblings = entries if level == "2" else entries[-1].below
+        siblings.append(Entry(anchor, unescape(strip_tags(title)), method))
+    return entries
 
 
 def _page(request: HttpRequest, name: str, title: str, template: str, context: dict[str, Any]) -> HttpResponse:
@@ -106,7 +92,7 @@ def _page(request: HttpRequest, name: str, title: str, template: str, context: d
         "here": name,
         "title": title,
         "content": content,
-        "contents": TableOfContents(content).entries,
+        "contents": table_of_contents(content),
         "pages": PAGES,
     }
     return render(request, "docs/page.html", frame)

@@ -141,7 +141,7 @@ def test_copy_buttons(address: str) -> None:
 
 def test_table_of_contents() -> None:
     page = '<h1>T</h1><h2 id="a">A &amp; <code>b</code></h2><h3>no</h3><h3 id="c" data-method="GET">C</h3><h2 id="d">D</h2>'
-    first, second = views.TableOfContents(page).entries
+    first, second = views.table_of_contents(page)
     assert (first.anchor, first.title, second.title, second.below) == ("a", "A & b", "D", [])
     assert [(entry.anchor, entry.title, entry.method) for entry in first.below] == [("c", "C", "GET")]
 
