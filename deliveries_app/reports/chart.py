@@ -22,13 +22,29 @@ class Bar:
     bad_height: float
 
 
-def stacked(values: Sequence[tuple[int, int]]) -> list[Bar]:
-    """Return one bar per (good, bad) value."""
-    most = max((good + bad for good, bad in values), default=0) or 1
+def stacked(values: Sequence[tuple[int, int]], *, shares: bool = False) -> list[Bar]:
+    """Return one bar per (good, bad) value, all at the same scale. With `shares`, each is as high as the chart."""
+    most = max((good + bad for good, bad in values), default=0)
     slot = WIDTH / max(1, len(values))
     return [
-        _bar(index * slot, slot, _height(good, most), _height(bad, most)) for index, (good, bad) in enumerate(values)
+        _bar(index * slot, slot, good, bad, good + bad if shares else most) for index, (good, bad) in enumerate(values)
     ]
+
+
+def _bar(left: float, slot: float, good: int, bad: int, most: int) -> Bar:
+    upper, lower = (max(_MIN_HEIGHT, HEIGHT * value / most) if value else 0.0 for value in (bad, good))
+    if upper + lower > HEIGHT:  # the smaller part was raised to the visible minimum
+        upper, lower = (upper, HEIGHT - upper) if lower > upper else (HEIGHT - lower, lower)
+    return Bar(
+        slot_x=round(left, 2),
+        slot_width=round(slot, 2),
+        x=round(left + slot * _GAP / 2, 2),
+        width=round(slot * (1 - _GAP), 2),
+        good_y=round(HEIGHT - lower, 2),
+        good_height=round(lower, 2),
+        bad_y=round(HEIGHT - lower - upper, 2),
+        bad_height=round(upper, 2),
+    )
 
 
 SPARK_WIDTH, SPARK_HEIGHT = 3, 20  # units of one slot: a bar of two, and a gap
@@ -52,15 +68,6 @@ def sparkline(values: Sequence[tuple[int, int]]) -> tuple[str, str]:
     return "".join(paths[0]), "".join(paths[1])
 
 
-def shares(values: Sequence[tuple[int, int]]) -> list[Bar]:
-    """Return one bar per (good, bad) value that shows their shares, so each is as high as the chart."""
-    slot = WIDTH / max(1, len(values))
-    return [
-        _bar(index * slot, slot, _height(good, good + bad), _height(bad, good + bad))
-        for index, (good, bad) in enumerate(values)
-    ]
-
-
 def steps(values: Sequence[float | None]) -> str:
     """Return the SVG path of a line with one step per value, and a gap for None. The greatest value is at the top."""
     most = max((value for value in values if value), default=0.0) or 1.0
@@ -72,23 +79,3 @@ def steps(values: Sequence[float | None]) -> str:
             parts.append(f"{f'V{y:g}' if is_drawing else f'M{index * slot:g} {y:g}'}H{(index + 1) * slot:g}")
         is_drawing = value is not None
     return "".join(parts)
-
-
-def _height(value: int, most: int) -> float:
-    return max(_MIN_HEIGHT, HEIGHT * value / most) if value else 0.0
-
-
-def _bar(left: float, slot: float, good: float, bad: float) -> Bar:
-    if good + bad > HEIGHT:  # the smaller part was raised to the visible minimum
-        good, bad = (HEIGHT - bad, bad) if good > bad else (good, HEIGHT - good)
-    top = HEIGHT - good
-    return Bar(
-        slot_x=round(left, 2),
-        slot_width=round(slot, 2),
-        x=round(left + slot * _GAP / 2, 2),
-        width=round(slot * (1 - _GAP), 2),
-        good_y=round(top, 2),
-        good_height=round(good, 2),
-        bad_y=round(top - bad, 2),
-        bad_height=round(bad, 2),
-    )

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from itertools import groupby
 
 from django.db.models import Q
 
@@ -76,7 +75,9 @@ class History(Hours):
 
     @property
     def bars(self) -> list[tuple[Hour, Bar]]:
-        return list(zip(self.hours, chart.shares([(hour.files, hour.failed) for hour in self.hours]), strict=True))
+        return list(
+            zip(self.hours, chart.stacked([(hour.files, hour.failed) for hour in self.hours], shares=True), strict=True)
+        )
 
     @property
     def latency(self) -> str:
@@ -103,18 +104,13 @@ def of_app(app: App, hours: int, *, names_operations: bool = True) -> History:
         replace(mark, x=round(chart.WIDTH * ((mark.at - begin) / (end - begin)), 2))
         for mark in sorted(_marks(app, begin, names_operations=names_operations), key=lambda mark: mark.at)
     ]
-    by_cell = {cell: list(found) for cell, found in groupby(marks, key=_cell)}
-    cells = [_one_of_each_kind(by_cell.get(cell, [])) for cell in range(CELLS)]
-    return History([sent.get(begin, Hour(begin)) for begin in begins], marks[::-1], cells)
-
-
-def _cell(mark: Mark) -> int:
-    return max(0, min(CELLS - 1, int(mark.x * CELLS / chart.WIDTH)))
-
-
-def _one_of_each_kind(marks: Sequence[Mark]) -> list[Mark]:
-    """Return the last mark of each kind, because there is no space for more."""
-    return list({mark.icon: mark for mark in marks}.values())
+    cells: list[dict[str, Mark]] = [{} for _ in range(CELLS)]
+    for mark in marks:
+        cell = max(0, min(CELLS - 1, int(mark.x * CELLS / chart.WIDTH)))
+        cells[cell][mark.icon] = mark  # the last mark of each kind, because there is no space for more
+    return History(
+        [sent.get(begin, Hour(begin)) for begin in begins], marks[::-1], [list(cell.values()) for cell in cells]
+    )
 
 
 def _marks(app: App, since: datetime, *, names_operations: bool) -> list[Mark]:

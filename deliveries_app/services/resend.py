@@ -1,6 +1,6 @@
 """Resend: send chosen files again, whether or not they were acknowledged (`engine.md` §3)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +75,10 @@ def resend_many(actor: Actor, deliveries: Sequence[int], *, reason: str = "") ->
         """Resend the files of these watches, and return one open run for each, which replaces the watch's open runs."""
         locked = requests.lock_watches(pks, AppRepository.objects.alive())
         chosen = rows.filter(watch__in=locked)
-        remaining = _added_up(runs.supersede(locked), _make_unacknowledged(chosen))
+        remaining = runs.supersede(locked)
+        for watch, more in _make_unacknowledged(chosen).items():
+            files, size = remaining.get(watch, (0, 0))
+            remaining[watch] = runs.Remaining(files + more.files, size + more.size)
         _make_due(locked)
         return requests.open_runs(actor, locked, Reason.RETRY, operation, remaining)
 
@@ -124,11 +127,3 @@ def _make_due(watch_pks: Sequence[int]) -> None:
     for a request that it had already sent.
     """
     AppRepository.objects.filter(pk__in=watch_pks).update(**scheduling.AFRESH)
-
-
-def _added_up(*parts: Mapping[int, runs.Remaining]) -> dict[int, runs.Remaining]:
-    totals: dict[int, runs.Remaining] = {}
-    for watch, more in (pair for part in parts for pair in part.items()):
-        files, size = totals.get(watch, runs.Remaining(0, 0))
-        totals[watch] = runs.Remaining(files + more.files, size + more.size)
-    return totals

@@ -12,9 +12,16 @@ from deliveries_app.models import App, AppRepository, AuditAction, Status
 from deliveries_app.models.root_causes import CLEARED_FAILURE
 from deliveries_app.permissions import Permission
 from deliveries_app.services.host_checks import check_readable
-from deliveries_app.services.patterns import validate_list, validate_patterns
 from deliveries_app.services.requests import NotFound
-from deliveries_app.services.watching import AlreadyWatched, Watched, validate_ref, validate_token, watch_repository
+from deliveries_app.services.watching import (
+    AlreadyWatched,
+    Watched,
+    validate_list,
+    validate_patterns,
+    validate_ref,
+    validate_token,
+    watch_repository,
+)
 from deliveries_app.sync import circuit
 from docora.security.crypto import require_readable
 from repositories_app.git.url import parse_url

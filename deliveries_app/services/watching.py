@@ -1,5 +1,6 @@
 """Watch and unwatch repositories, and delete apps (`engine.md` §9)."""
 
+import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import batched
@@ -27,10 +28,10 @@ from deliveries_app.models import (
 from deliveries_app.models.apps import new_watch_id
 from deliveries_app.models.root_causes import CLEARED_FAILURE
 from deliveries_app.permissions import Permission
+from deliveries_app.planning.ignore_rules import compile_lines, describe_problems
 from deliveries_app.progress import runs
 from deliveries_app.services import quotas, requests
 from deliveries_app.services.host_checks import check_readable
-from deliveries_app.services.patterns import validate_list
 from deliveries_app.services.resync import resync_single
 from deliveries_app.webhooks.client import info_of
 from deliveries_app.webhooks.payloads import timestamp
@@ -43,6 +44,8 @@ from repositories_app.git.url import RepositoryUrl, parse_url
 from repositories_app.models import Repository
 
 ENDED_AT_ONCE = 500
+MAX_CHARACTERS = 10_000  # of the patterns in one list
+MAX_PATTERNS = 500
 
 
 class AlreadyWatched(ValueError):
@@ -80,6 +83,36 @@ def validate_ref(ref: str) -> str:
         return parse_ref(ref)
     except InvalidRef as error:
         raise ValidationError(str(error), code="ref") from None
+
+
+def validate_patterns(text: str) -> tuple[str, int]:
+    """Return the text as stored and its number of patterns. Raises `ValidationError`."""
+    text = text.replace("\r\n", "\n").rstrip("\n")
+    if len(text) > MAX_CHARACTERS:
+        raise ValidationError(
+            f"The patterns have {len(text):,} characters. The limit is {MAX_CHARACTERS:,}.", code="too_long"
+        )
+    for number, line in enumerate(text.split("\n"), start=1):
+        if any(unicodedata.category(character) in {"Cc", "Cs"} and character != "\t" for character in line):
+            raise ValidationError(f"Line {number} contains a control character. Remove it.", code="control_character")
+    patterns, problems = compile_lines(text.encode())
+    if problems:
+        raise ValidationError(f"{describe_problems(problems)} Fix or remove it.", code="pattern")
+    if len(patterns) > MAX_PATTERNS:
+        raise ValidationError(f"There are {len(patterns):,} patterns. The limit is {MAX_PATTERNS:,}.", code="too_many")
+    return text, len(patterns)
+
+
+def validate_list(name: str, text: str) -> str:
+    """Return the `include`, `exclude` or `ignore` patterns as stored.
+
+    Raises `ValidationError`, whose message and code name the list.
+    """
+    try:
+        return validate_patterns(text)[0]
+    except ValidationError as error:
+        message = f"{name.capitalize()} patterns: {' '.join(error.messages)}"
+        raise ValidationError(message, code=f"{name}_patterns") from None
 
 
 def watch_repository(

@@ -15,7 +15,7 @@ from redis import Redis
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Status, SyncRun
 from deliveries_app.progress import runs
-from deliveries_app.services import cancel_request, release, resync_single
+from deliveries_app.services import cancel_request, resync, resync_single
 from deliveries_app.sweep import head_checks, loop
 from deliveries_app.sweep.head_checks import check_due
 from deliveries_app.sync import lease
@@ -236,7 +236,7 @@ def fail_while_checking(client: HttpClient, meanwhile: Callable[[], None]) -> No
         (head_checks, "check_due", fail_while_checking),
         (runs, "close_abandoned_operations", fail),
         (lease, "end_dead_leases", fail),
-        (release, "release_due", fail),
+        (resync, "release_due", fail),
     ],
 )
 def test_sweep_continues_after_a_failure_in_one_part(

@@ -14,7 +14,7 @@ from deliveries_app import audit
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AuditAction, HourlyTraffic
 from deliveries_app.reports import endpoint_history
-from deliveries_app.reports.chart import WIDTH, shares, steps
+from deliveries_app.reports.chart import WIDTH, stacked, steps
 from deliveries_app.services import pause_syncing, resync_by_app, resync_single
 from deliveries_app.services.app_settings import change_own_settings
 from tests.support.audit import by_users
@@ -121,7 +121,7 @@ def test_page_without_traffic() -> None:
 
 
 def test_shares_fill_the_chart_and_steps_have_gaps() -> None:
-    full, half, none = shares([(3, 0), (2, 2), (0, 0)])
+    full, half, none = stacked([(3, 0), (2, 2), (0, 0)], shares=True)
     assert (full.good_height, full.bad_height) == (100, 0)
     assert (half.good_height, half.bad_height, half.bad_y) == (50, 50, 0)
     assert (none.good_height, none.bad_height) == (0, 0)

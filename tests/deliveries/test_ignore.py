@@ -8,9 +8,9 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Status
 from deliveries_app.planning.planner import Planned
 from deliveries_app.services import resync_single, unwatch_repository
-from deliveries_app.services.patterns import MAX_CHARACTERS, MAX_PATTERNS
 from deliveries_app.services.requests import NotFound
 from deliveries_app.services.watch_settings import change_watch
+from deliveries_app.services.watching import MAX_CHARACTERS, MAX_PATTERNS
 from tests.support.audit import by_users, messages
 from tests.support.git import Entry, Repo
 from tests.support.histories import assert_promise_kept, compare_plans, kill_worker, refusing
