@@ -1,7 +1,6 @@
 """The list of apps: the health of each endpoint, the failing repositories, and a button to re-sync."""
 
 from typing import Any
-from urllib.parse import urlencode
 
 from django.contrib import admin
 from django.contrib.admin.views.main import ChangeList
@@ -68,19 +67,13 @@ class AppHealthAdmin(BulkAdmin[App]):
         columns = (*self.list_display, repositories, failing, "accepted", "p95", "last_success", "last_day")
         if not self.has_resync_permission(request):
             return columns
-        url, back = reverse(f"admin:{self.url_name('force_resync')}"), request.get_full_path()
+        back = request.get_full_path()
 
         @admin.display(description=widgets.ACTIONS)
         def resync_button(app: App) -> SafeString:
-            query = urlencode({"ids": app.pk, "next": back})
-            button = format_html(
-                '<a class="button button-resync" href="{}?{}" aria-label="Re-sync all repositories of {}">{}Re-sync all</a>',
-                url,
-                query,
-                app.name,
-                icon("resync"),
-            )
-            return format_html('<div class="row-buttons">{}</div>', button if _watch_count(app) else "")
+            what = f"all repositories of {app.name}"
+            button = widgets.resync_link(app, back, what, "Re-sync all") if _watch_count(app) else ""
+            return format_html('<div class="row-buttons">{}</div>', button)
 
         return (*columns, resync_button)
 

@@ -1,6 +1,7 @@
-"""Client apps: the list, the page to operate one app, and the page with its settings."""
+"""Client apps: the list, the page to operate one app, test pings, and the page with its settings."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 from urllib.parse import urlencode
 
@@ -8,8 +9,10 @@ from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.db.models import OuterRef, Q, QuerySet, Subquery
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.shortcuts import render
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
+from django.utils.dateparse import parse_datetime
 from django.views.decorators.http import require_GET, require_POST
 
 from deliveries_app import services
@@ -18,21 +21,21 @@ from deliveries_app.admin.actions import RESYNC, Scope
 from deliveries_app.admin.app_health import AppHealthAdmin
 from deliveries_app.admin.app_secrets import ONBOARDED, AppSecretsAdmin
 from deliveries_app.admin.confirmation import next_url
-from deliveries_app.admin.file_explanation import FindWatchAdmin
 from deliveries_app.admin.filters import ChoiceFilter
 from deliveries_app.admin.forms import QUOTA_FIELDS, AppForm, OnboardForm, WatchManyForm, post_data
-from deliveries_app.admin.ping import PingAdmin
 from deliveries_app.admin.removal import RemovalAdmin, RemovalLabels
 from deliveries_app.models import App, AppRepository, HourlyTraffic
 from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
-from deliveries_app.reports import app_detail, endpoint_history
+from deliveries_app.reports import app_detail, endpoint_history, preflight
+from deliveries_app.services import NotFound, pinging
 from deliveries_app.services.onboarding import taken_name_warning, unreachable_reason
 from deliveries_app.services.watching_many import LineStatus
 from docora.sign_in.recency import require_recent
 from docora.text import counted
 
 TOKENS_SHOWN = 20
+_LAST_PING = "docora_last_ping"  # in the session
 _LINE_BADGES = {
     LineStatus.WATCHED: ("succeeded", "Watching now"),
     LineStatus.ALREADY_WATCHED: ("up_to_date", "Already watched"),
@@ -56,7 +59,7 @@ class PausedFilter(ChoiceFilter):
 
 
 @admin.register(App)
-class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, RemovalAdmin[App]):
+class AppAdmin(AppHealthAdmin, AppSecretsAdmin, RemovalAdmin[App]):
     form = AppForm
     add_label = "Register app"
     list_filter = (PausedFilter,)
@@ -211,11 +214,48 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Remov
         message = f"Check of {counted(count, 'repository', 'repositories')} requested."
         return self.redirect_with_message(request, checks, message)
 
+    def ping(self, request: HttpRequest, app: App) -> HttpResponse:
+        """POST sends a test ping and redirects to the page that shows the result, so that a refresh sends nothing.
+
+        On a confirmation page, htmx sends the POST, and the response replaces the app's line.
+        """
+        if request.method == "POST":
+            new_key = request.POST.get("key") == "new" and app.is_rotating_key
+            try:
+                ping = pinging.send_ping(Actor.of_request(request), app, new_key=new_key)
+                if request.htmx:  # type: ignore[attr-defined]  # of `HtmxMiddleware`
+                    app.refresh_from_db()
+                    context = {"endpoint": preflight.after_ping(app), "ping": ping, "can_ping": True}
+                    return render(request, "docora/preflight.html#pinged", context)
+            except NotFound:
+                message = f"{app} is being deleted."
+                return self.redirect_with_message(request, self.list_url, message, messages.WARNING)
+            request.session[_LAST_PING] = {"app": app.pk, "at": timezone.now().isoformat(), **asdict(ping)}
+            return HttpResponseRedirect(reverse(f"admin:{self.url_name('ping')}", args=[app.pk]))
+        last: dict[str, Any] = request.session.get(_LAST_PING) or {}
+        shown = last | {"at": parse_datetime(last["at"])} if last.get("app") == app.pk else None
+        context = {"original": app, "app": app, "ping": shown, "back": self.page_of(app)}
+        return self.render_page(request, "admin/deliveries_app/app/ping.html", "Send test ping", **context)
+
+    def why(self, request: HttpRequest, app: App) -> HttpResponse:
+        """Find the watch that the user named, and redirect to its page "Why was this file (not) sent?"."""
+        name = request.GET.get("repository", "").strip()
+        found = _find_watches(app, name)
+        if len(found) == 1:
+            page = reverse("admin:deliveries_app_apprepository_why", args=[found[0].pk])
+            return HttpResponseRedirect(f"{page}?{urlencode({'path': request.GET.get('path', '')})}")
+        message = f"{app.name} doesn't watch a repository named “{name}”."
+        if found:
+            message = f"{app.name} watches several repositories named {name}. Enter the URL of one of them."
+        return self.redirect_with_message(request, self.page_of(app), message, messages.WARNING)
+
     def get_urls(self) -> list[URLPattern]:
         settings = self.admin_site.admin_view(self.settings_view)
         return [
             path("<int:object_id>/settings/", settings, name=self.url_name("settings")),
             self.object_page("endpoint", require_GET(self.endpoint), Permission.VIEW_APPS),
+            self.object_page("ping", self.ping, Permission.CHANGE_APPS),
+            self.object_page("why", require_GET(self.why), Permission.VIEW_WATCHES),
             self.object_page("watch-many", self.watch_many, Permission.WATCH),
             self.object_page("check", require_POST(self.request_check), Permission.RESYNC),
             self.object_page("pause", require_POST(self.pause), Permission.CHANGE_APPS),
@@ -248,7 +288,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Remov
             **live,
             "operations": [progress_context.of_operation(operation) for operation in operations],
             "only_name": app_detail.only_repository_name(app) if live["can_view"] else "",
-            "can_ping": self.has_ping_permission(request),
+            "can_ping": self.can(request, Permission.CHANGE_APPS),
             "can_rotate": self.has_rotate_permission(request),
         }
 
@@ -263,7 +303,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Remov
             "tokens": tokens,
             "old_tokens": sum(token.expires_at is not None and token.expires_at > now for token in tokens),
             "can_rotate": self.has_rotate_permission(request),
-            "can_ping": self.has_ping_permission(request),
+            "can_ping": self.can(request, Permission.CHANGE_APPS),
         }
 
     def endpoint(self, request: HttpRequest, app: App) -> HttpResponse:
@@ -292,3 +332,12 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Remov
     def remove(self, actor: Actor, rows: Sequence[App]) -> None:
         for app in rows:
             services.delete_app(actor, app)
+
+
+def _find_watches(app: App, name: str) -> list[AppRepository]:
+    """Return up to two watches with this URL as the app spelled it, else with this `owner/name` or canonical URL."""
+    watches = app_detail.watches_of(app).order_by("pk")
+    owner, _, last = name.rpartition("/")
+    by_name = Q(repository__owner__iexact=owner, repository__name__iexact=last)
+    by_url = Q(repository__canonical_url__iexact=name)
+    return list(watches.filter(github_url=name)[:2]) or list(watches.filter(by_name | by_url)[:2])

@@ -13,14 +13,14 @@ from django.urls import URLPattern, reverse
 from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
-from django.views.decorators.http import require_POST
+from django.views.decorators.http import require_GET, require_POST
 
 from deliveries_app import services
 from deliveries_app.actors import Actor
 from deliveries_app.admin import drift, widgets
 from deliveries_app.admin.actions import RESYNC, RETRY
 from deliveries_app.admin.confirmation import next_url
-from deliveries_app.admin.file_explanation import ExplainFileAdmin
+from deliveries_app.admin.deliveries import state_badge
 from deliveries_app.admin.filters import AppFilter, CircuitFilter, StateFilter
 from deliveries_app.admin.forms import WatchForm, post_data
 from deliveries_app.admin.removal import RemovalAdmin, RemovalLabels
@@ -29,7 +29,8 @@ from deliveries_app.models import AppRepository, AppRepositoryQuerySet, FailureK
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
-from deliveries_app.reports import failing_files, help_texts
+from deliveries_app.reports import attempts, failing_files, help_texts
+from deliveries_app.reports.file_explanation import explain
 from deliveries_app.reports.next_attempt import next_attempt_of
 from deliveries_app.services.push_hooks import hook_url
 from docora.templatetags.docora import ago, elapsed, files_of, status_with_detail
@@ -43,6 +44,18 @@ _CANCELLED = {
     Reason.RESYNC: "Re-sync cancelled.",
     Reason.RETRY: "Retry cancelled. Docora tries again at the next check.",
 }
+
+_FILE_BADGES = {
+    "delivered": ("delivered", "Delivered"),
+    "failed": ("failed", "Not delivered"),
+    "waiting": ("in_doubt", "Not sent yet"),
+    "in doubt": ("in_doubt", "Unconfirmed"),
+    "cleared": ("cleared", "Cleared"),
+    "left out": ("left out", "Excluded"),
+    "absent": ("absent", "No such file"),
+    "unknown": ("unknown", "Unknown"),
+}
+"""State of an explained file → the badge's style and label."""
 
 
 class WatchCircuitFilter(CircuitFilter):
@@ -58,7 +71,7 @@ class LiveChangeList(ChangeList):
 
 
 @admin.register(AppRepository)
-class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RemovalAdmin[AppRepository]):
+class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
     # The page of a watch does not lead back to the filtered list, so skip the lookup that each link would cost.
     preserve_filters = False
     add_label = "Watch a repository"
@@ -169,8 +182,30 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RemovalAdmin[AppR
         paused = " It is sent when the repository is resumed." if watch.is_paused else paused
         return self.redirect_with_message(request, page, f"Resend queued for {visible(path)}.{paused}")
 
+    def why(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
+        """Explain `path`, or show the empty form. The path is not stripped: names may begin and end with spaces."""
+        path = request.GET.get("path", "")
+        explanation = explain(Actor.of_request(request), watch, path) if path else None
+        context = {
+            "original": watch,
+            "watch": watch,
+            "back": self.page_of(watch),
+            "path": path,
+            "explanation": explanation,
+            "badge": _FILE_BADGES[explanation.decision.state] if explanation else None,
+            "attempts": attempts.of_path(request.user, watch, explanation.sent_path, explanation.row)
+            if explanation
+            else None,
+            "can_resend": self.can(request, Permission.RESYNC),
+            "here": request.get_full_path(),
+            "row_badge": state_badge(explanation.row, watch) if explanation and explanation.row else None,
+        }
+        template = "admin/deliveries_app/apprepository/why.html"
+        return self.render_page(request, template, "Why was this file (not) sent?", **context)
+
     def get_urls(self) -> list[URLPattern]:
         return [
+            self.object_page("why", require_GET(self.why), Permission.VIEW_WATCHES),
             self.object_page("retry", require_POST(self.retry_one), Permission.RETRY),
             self.object_page("cancel", require_POST(self.cancel_one)),
             self.object_page("pause", require_POST(self.pause_one), Permission.CHANGE_WATCHES),
@@ -315,7 +350,7 @@ def cell(name: str, watch: AppRepository, swap: str = "") -> SafeString:
 def buttons(watch: AppRepository, back: str, *, can_retry: bool, can_resync: bool, swap: str = "") -> SafeString:
     """Return the buttons of a row, for users who can use them. They lead `back`."""
     retry = widgets.retry_button(watch, back) if can_retry and watch.is_failing else ""
-    resync = widgets.resync_link(watch, back) if can_resync else ""
+    resync = widgets.resync_link(watch, back, str(watch), "Re-sync") if can_resync else ""
     return format_html('<div id="buttons-{}" class="row-buttons"{}>{}{}</div>', watch.pk, swap, retry, resync)
 
 

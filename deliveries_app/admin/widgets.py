@@ -15,17 +15,17 @@ ACTIONS = SafeString('<span class="visually-hidden">Actions</span>')
 """Heading of a column of buttons."""
 
 
-def resync_link(watch: AppRepository, back: str) -> SafeString:
-    """Return a row's button, which links to the confirmation page."""
-    url = reverse("admin:deliveries_app_apprepository_force_resync")
-    query = urlencode({"ids": watch.pk, "next": back})
+def resync_link(row: AppRepository | App, back: str, what: str, label: str) -> SafeString:
+    """Return a row's button, which links to the page that confirms the re-sync of `what`."""
+    url = reverse(f"admin:{row._meta.app_label}_{row._meta.model_name}_force_resync")
     return format_html(
-        '<a id="resync-{}" class="button button-resync" href="{}?{}" aria-label="Re-sync {}">{}Re-sync</a>',
-        watch.pk,
+        '<a id="resync-{}" class="button button-resync" href="{}?{}" aria-label="Re-sync {}">{}{}</a>',
+        row.pk,
         url,
-        query,
-        str(watch),
+        urlencode({"ids": row.pk, "next": back}),
+        what,
         icon("resync"),
+        label,
     )
 
 

@@ -43,6 +43,11 @@ class Explanation:
     next_attempt: NextAttempt | None
     made_from: str = ""
 
+    @property
+    def sent_path(self) -> str:
+        """The file's path at the client."""
+        return self.row.path if self.row else self.found.sent_as or self.path
+
 
 def explain(actor: Actor, watch: AppRepository, path: str) -> Explanation:
     """Explain one path. Reads this machine's mirror at the commit that is being synced or was synced last, without fetching.
