@@ -17,7 +17,7 @@ from deliveries_app.admin.confirmation_forms import ConfirmationForm, ResyncForm
 from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, BulkOperation
 from deliveries_app.permissions import Permission
 from deliveries_app.reports import preflight
-from deliveries_app.reports.impact import BulkImpact, impact_of, retry_impact_of
+from deliveries_app.reports.impact import Impact, impact_of, retry_impact_of
 from deliveries_app.services import resync_by_app, resync_many, retry_by_app, retry_many
 from docora.text import counted
 
@@ -49,7 +49,7 @@ class BulkAction:
     empty_message: str
     """Shown if no watch of the selection is applicable."""
     applicable: Callable[[AppRepositoryQuerySet], AppRepositoryQuerySet]
-    impact: Callable[[AppRepositoryQuerySet], BulkImpact]
+    impact: Callable[[AppRepositoryQuerySet], Impact]
     form: type[ConfirmationForm]
     run: Callable[[Actor, AppRepositoryQuerySet, Scope, Any], BulkOperation]
     rows_vary: bool = False
@@ -96,7 +96,7 @@ RETRY = BulkAction(
 )
 
 
-def _title(action: BulkAction, impact: BulkImpact, scope: Scope) -> str:
+def _title(action: BulkAction, impact: Impact, scope: Scope) -> str:
     """Return the title of the confirmation page, which is also the button for several watches."""
     if impact.watches == 1:
         return f"{action.verb} {impact.sample[0].repository}"

@@ -58,30 +58,25 @@ def add_service_error(form: forms.BaseForm, error: Exception) -> None:
     form.add_error(field, error if isinstance(error, ValidationError) else str(error))
 
 
+def _secret_field(label: str, help_text: str, max_length: int, min_length: int | None = None) -> forms.CharField:
+    """Return an optional field that is never rendered with its value."""
+    secret = forms.PasswordInput(attrs=_SECRET)
+    return forms.CharField(
+        label=label, required=False, min_length=min_length, max_length=max_length, widget=secret, help_text=help_text
+    )
+
+
 def _key_field(label: str) -> forms.CharField:
-    """Return the field for a signing key, which is never rendered with its value."""
-    secret = forms.PasswordInput(attrs=_SECRET)
-    help_text = "16 to 500 characters. Leave blank to generate one."
-    return forms.CharField(
-        label=label, required=False, min_length=16, max_length=500, widget=secret, help_text=help_text
-    )
+    return _secret_field(label, "16 to 500 characters. Leave blank to generate one.", 500, 16)
 
 
-def _token_field(label: str, help_text: str) -> forms.CharField:
-    """Return the field for a repository's token, which is never rendered with its value."""
-    secret = forms.PasswordInput(attrs=_SECRET)
-    return forms.CharField(label=label, required=False, max_length=255, widget=secret, help_text=help_text)
-
-
-def _ref_field() -> forms.CharField:
-    """Return the field for the branch or tag to follow."""
-    return forms.CharField(
-        label="Branch or tag",
-        required=False,
-        max_length=255,
-        widget=forms.TextInput(attrs={**_WIDE, "spellcheck": "false", "autocapitalize": "none"}),
-        help_text="Such as main or v1.2. Leave blank for the default branch.",
-    )
+_REF = forms.CharField(
+    label="Branch or tag",
+    required=False,
+    max_length=255,
+    widget=forms.TextInput(attrs={**_WIDE, "spellcheck": "false", "autocapitalize": "none"}),
+    help_text="Such as main or v1.2. Leave blank for the default branch.",
+)
 
 
 class _PatternsField(forms.CharField):
@@ -99,12 +94,13 @@ class _PatternsField(forms.CharField):
 class _WatchOptionsFields(forms.Form):
     """How a repository is watched: its token, its branch or tag, and the patterns."""
 
-    github_token = _token_field(
+    github_token = _secret_field(
         "Token",
         "Required for private repositories. Stored encrypted and never shown again. If the host needs a user name, such as for "
         "Bitbucket API tokens, enter user:token.",
+        255,
     )
-    ref = _ref_field()
+    ref = _REF
     ignore_patterns = _PatternsField(
         "Ignore patterns", "Files that match are not sent. One pattern per line, as in .gitignore.", 4
     )
@@ -360,9 +356,8 @@ class RotateKeyForm(forms.Form):
 class GithubTokenForm(forms.Form):
     """Replace the token that reads a repository."""
 
-    github_token = _token_field(
-        "New token",
-        "If the host needs a user name, enter user:token. Leave blank for a public repository.",
+    github_token = _secret_field(
+        "New token", "If the host needs a user name, enter user:token. Leave blank for a public repository.", 255
     )
 
     def __init__(self, data: QueryDict | None, *, has_token: bool) -> None:
@@ -374,7 +369,7 @@ class GithubTokenForm(forms.Form):
 class RefForm(forms.Form):
     """Choose the branch or tag that is followed."""
 
-    ref = _ref_field()
+    ref = _REF
 
 
 class PatternsForm(forms.Form):

@@ -39,47 +39,14 @@ class SearchResult:
     text: str = ""
 
 
-@dataclass(frozen=True)
-class Group:
-    """The results of one kind: the first rows, and the URL of the list with all of them."""
-
-    title: str
-    rows: list[SearchResult]
-    total: int
-    list_url: str
-
-    @property
-    def is_cut(self) -> bool:
-        """Whether counting stopped, so there may be more rows."""
-        return self.total >= MAX_COUNTED
-
-    @property
-    def has_more(self) -> bool:
-        return self.total > len(self.rows)
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """A model whose rows are searched. `term` turns the text into the search term of its list."""
-
-    title: str
-    model: type[Model]
-    show: Callable[[Any], SearchResult]
-    term: Callable[[str], str] = str
-
-
 def _app(app: App) -> SearchResult:
     return SearchResult(app.name, reverse("admin:deliveries_app_app_change", args=[app.pk]), text=app.app_id)
 
 
 def _watch(watch: AppRepository) -> SearchResult:
     page = reverse("admin:deliveries_app_apprepository_change", args=[watch.pk])
-    return SearchResult(f"{watch.repository} → {watch.app}", page, status_with_detail(watch))
-
-
-def _failed(watch: FailedSync) -> SearchResult:
-    page = reverse("admin:deliveries_app_apprepository_change", args=[watch.pk])
-    return SearchResult(f"{watch.repository} → {watch.app}", page, status_with_detail(watch), watch.last_error)
+    error = watch.last_error if isinstance(watch, FailedSync) else ""
+    return SearchResult(str(watch), page, status_with_detail(watch), error)
 
 
 def _file(delivery: Delivery) -> SearchResult:
@@ -98,12 +65,13 @@ def phrase(text: str) -> str:
     return f'"{text.replace("\\", "\\\\")}"' if len(text.split()) > 1 and '"' not in text else text
 
 
-_KINDS = (
-    _Kind("Apps", App, _app, phrase),
-    _Kind("Watched repositories", AppRepository, _watch, repository_term),
-    _Kind("Failed syncs", FailedSync, _failed, repository_term),
-    _Kind("Files whose path starts with this", Delivery, _file),
+_KINDS: tuple[tuple[str, type[Model], Callable[[Any], SearchResult], Callable[[str], str]], ...] = (
+    ("Apps", App, _app, phrase),
+    ("Watched repositories", AppRepository, _watch, repository_term),
+    ("Failed syncs", FailedSync, _watch, repository_term),
+    ("Files whose path starts with this", Delivery, _file, str),
 )
+"""Title, model, the function that shows a row, and the one that turns the text into the search term of the model's list."""
 _BY_ID: tuple[tuple[str, type[Model], str], ...] = (
     ("run_", SyncRun, "run_id"),
     ("bulk_", BulkOperation, "operation_id"),
@@ -119,16 +87,16 @@ def search(request: HttpRequest) -> HttpResponse:
     page = _page_of_id(request, text)
     if page:
         return HttpResponseRedirect(page)
-    kinds = [kind for kind in _KINDS if admin.site.get_model_admin(kind.model).has_view_permission(request)]
-    groups = [_search(request, kind, text) for kind in kinds] if text else []
-    searched = [kind.title for kind in kinds]
+    kinds = [kind for kind in _KINDS if admin.site.get_model_admin(kind[1]).has_view_permission(request)]
+    groups = [_search(request, *kind, text) for kind in kinds] if text else []
+    searched = [title for title, *_ in kinds]
     if any(admin.site.get_model_admin(model).has_view_permission(request) for _, model, _ in _BY_ID):
         searched.append("exact IDs")
     context = {
         **admin.site.each_context(request),
         "title": f"Search results for “{visible(text)}”" if text else "Search",
         "search_text": text,
-        "groups": [group for group in groups if group.rows],
+        "groups": [group for group in groups if group["rows"]],
         "searched": searched,
     }
     return TemplateResponse(request, "docora/search.html", context)
@@ -144,10 +112,17 @@ def _page_of_id(request: HttpRequest, text: str) -> str | None:
     return None
 
 
-def _search(request: HttpRequest, kind: _Kind, text: str) -> Group:
+def _search(
+    request: HttpRequest,
+    title: str,
+    model: type[Model],
+    show: Callable[[Any], SearchResult],
+    term_of: Callable[[str], str],
+    text: str,
+) -> dict[str, Any]:
     """Search once, for primary keys in the order of the list, and then read the first rows."""
-    model_admin: Any = admin.site.get_model_admin(kind.model)
-    term = kind.term(text)
+    model_admin: Any = admin.site.get_model_admin(model)
+    term = term_of(text)
     rows: QuerySet[Any] = model_admin.get_queryset(request)
     ordering = model_admin.get_ordering(request)
     ordered = rows.order_by(*ordering) if ordering else rows
@@ -156,9 +131,10 @@ def _search(request: HttpRequest, kind: _Kind, text: str) -> Group:
     if model_admin.list_select_related:
         rows = rows.select_related(*model_admin.list_select_related)
     first = rows.in_bulk(pks[:SHOWN])
-    return Group(
-        title=kind.title,
-        rows=[kind.show(first[pk]) for pk in pks[:SHOWN] if pk in first],
-        total=len(pks),
-        list_url=f"{model_admin.list_url}?{urlencode({'q': term})}",
-    )
+    return {
+        "title": title,
+        "rows": [show(first[pk]) for pk in pks[:SHOWN] if pk in first],
+        "total": len(pks),
+        "is_cut": len(pks) == MAX_COUNTED,
+        "list_url": f"{model_admin.list_url}?{urlencode({'q': term})}",
+    }

@@ -28,11 +28,30 @@ _MAX_REPOSITORIES_NAMED = 1000  # above this, count all watches: a query that na
 
 
 @dataclass(frozen=True)
-class _Affected:
-    """The number of watches, and a `sample` of them: the first ones."""
+class Impact:
+    """What an operation sends: `files` of `watches` of `apps` apps. `paused` watches are paused, or their app is.
+
+    - `sample`: the first watches, of a resend those with the most files. They have `files` and `size`.
+    - `size`: bytes, unknown for a retry.
+    - Re-sync: `seconds` is estimated from the apps' recent pace, or None without one. A worker is syncing `syncing` of the
+      watches now.
+    - Retry: for `unknown` watches, the number of files is unknown, because their last attempt ended before it had tried
+      every file.
+    - Resend: `deliveries` are the primary keys, one more than the `limit` if it `is_too_large`.
+    """
 
     watches: int
     sample: Sequence[AppRepository]
+    apps: int
+    files: int
+    paused: int
+    size: int = 0
+    seconds: float | None = None
+    syncing: int = 0
+    unknown: int = 0
+    deliveries: Sequence[int] = ()
+    is_too_large: bool = False
+    limit: int = MAX_RESENT_AT_ONCE
 
     @property
     def more(self) -> int:
@@ -40,60 +59,16 @@ class _Affected:
 
 
 @dataclass(frozen=True)
-class BulkImpact(_Affected):
-    """What an operation sends: `files` of the watches of `apps` apps. `paused` watches are paused, or their app is."""
-
-    apps: int
-    files: int
-    paused: int
-
-
-@dataclass(frozen=True)
-class Impact(BulkImpact):
-    """What a re-sync sends: all files. A worker is syncing `syncing` of the watches now.
-
-    `seconds` is estimated from the apps' recent pace, or None without one. The watches in `sample` have `files` and `size`.
-    """
-
-    size: int
-    seconds: float | None
-    syncing: int
-
-
-@dataclass(frozen=True)
-class RetryImpact(BulkImpact):
-    """What a retry sends: the files that were not accepted, of failing watches.
-
-    For `unknown` watches, the number of files is unknown, because their last attempt ended before it had tried every
-    file.
-    """
-
-    unknown: int
-
-
-@dataclass(frozen=True)
-class ResendImpact(BulkImpact):
-    """What a resend sends: the files of the `deliveries` (primary keys).
-
-    If it `is_too_large`, only `limit` + 1 deliveries were read. `sample` has the watches with the most files, with the
-    `files` and the `size` that are resent.
-    """
-
-    deliveries: Sequence[int]
-    size: int
-    is_too_large: bool
-    limit: int = MAX_RESENT_AT_ONCE
-
-
-@dataclass(frozen=True)
-class Removal(_Affected):
-    """What is removed together with watches.
+class Removal:
+    """What is removed together with `watches` watches. `sample` has the first of them.
 
     - `pks` and `files`: the watches, and the number of files in their newest trees. A worker is syncing `syncing` of them now.
     - `records`: their delivery records, exact up to `COUNTED_RECORDS`, otherwise estimated from the number of files.
     - `orphans`: repositories that no other app watches. Their mirrors are removed too.
     """
 
+    watches: int
+    sample: Sequence[AppRepository]
     pks: Sequence[int]
     files: int
     syncing: int
@@ -101,6 +76,10 @@ class Removal(_Affected):
     records_are_exact: bool
     orphans: int
     orphan_names: Sequence[str]
+
+    @property
+    def more(self) -> int:
+        return self.watches - len(self.sample)
 
     @property
     def more_orphans(self) -> int:
@@ -156,17 +135,17 @@ def impact_of(watches: AppRepositoryQuerySet) -> Impact:
     )
 
 
-def retry_impact_of(watches: AppRepositoryQuerySet) -> RetryImpact:
+def retry_impact_of(watches: AppRepositoryQuerySet) -> Impact:
     """Estimate a retry of failing `watches`."""
     found = watches.aggregate(
         **_COUNTS,
         files=Coalesce(Sum("files_failing", filter=~Q(base_commit="")), 0),
         unknown=Count("pk", filter=Q(base_commit="")),
     )
-    return RetryImpact(sample=_sample(watches), **found)
+    return Impact(sample=_sample(watches), **found)
 
 
-def resend_impact_of(deliveries: QuerySet[Delivery]) -> ResendImpact:
+def resend_impact_of(deliveries: QuerySet[Delivery]) -> Impact:
     """Return what a resend of these deliveries sends, up to the limit, in three queries."""
     rows = list(deliveries.values_list("pk", "watch_id", "size")[: MAX_RESENT_AT_ONCE + 1])
     files, sizes = Counter(watch for _, watch, _ in rows), Counter[int]()
@@ -178,7 +157,7 @@ def resend_impact_of(deliveries: QuerySet[Delivery]) -> ResendImpact:
     known: dict[int, Any] = watches.for_list().in_bulk(largest)
     for pk, watch in known.items():
         watch.files, watch.size = files[pk], sizes[pk]
-    return ResendImpact(
+    return Impact(
         deliveries=[pk for pk, _, _ in rows],
         files=len(rows),
         size=sizes.total(),
