@@ -1,5 +1,6 @@
 """The list of apps: the health of each endpoint, the failing repositories, and a button to re-sync."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from django.contrib import admin
@@ -14,7 +15,7 @@ from deliveries_app.admin import widgets
 from deliveries_app.admin.actions import BulkAdmin
 from deliveries_app.models import App
 from deliveries_app.permissions import Permission
-from deliveries_app.reports import app_health
+from deliveries_app.reports import app_health, chart
 from deliveries_app.reports.app_health import AppHealth
 from deliveries_app.reports.chart import SPARK_HEIGHT, SPARK_WIDTH
 from deliveries_app.reports.traffic import HOURS
@@ -105,15 +106,16 @@ class AppHealthAdmin(BulkAdmin[App]):
 
     @admin.display(description="last 24 hours")
     def last_day(self, app: App) -> SafeString:
-        return sparkline(_health(app))
+        return sparkline(_health(app).hours)
 
 
-def sparkline(health: AppHealth) -> SafeString:
-    """Return the bars of the last hours as SVG, with the totals as text."""
-    text = f"{counted(health.delivered, 'file', 'files')} delivered" if health.delivered else "Nothing delivered"
-    text += f", {counted(health.failed, 'failed attempt', 'failed attempts')}" if health.failed else ""
+def sparkline(hours: Sequence[tuple[int, int]]) -> SafeString:
+    """Return the bars of the last hours (delivered files, failed attempts) as SVG, with the totals as text."""
+    delivered, failed = (sum(part) for part in zip(*hours, strict=True))
+    text = f"{counted(delivered, 'file', 'files')} delivered" if delivered else "Nothing delivered"
+    text += f", {counted(failed, 'failed attempt', 'failed attempts')}" if failed else ""
     width = HOURS * SPARK_WIDTH
-    good, bad = health.paths
+    good, bad = chart.sparkline(hours)
     return format_html(
         '<svg class="spark" role="img" aria-label="{0} in the last {1} hours" preserveAspectRatio="xMinYMid" viewBox="0 0 {2} {3}">'
         '<title>{0} in the last {1} hours</title><path class="chart-grid" d="M0 {4}h{2}"></path>{5}{6}</svg>',

@@ -36,18 +36,10 @@ class ConfirmedChange:
     """Return why the change is not possible now, or an empty string if it is."""
 
 
-def _retire_tokens_blocked(app: App) -> str:
-    return "" if len(tokens.live_tokens(app)) > 1 else "There are no old tokens to retire."
-
-
 def _retire_key_blocked(app: App) -> str:
     if app.is_rotating_key and app.new_key_accepted_at is not None:
         return ""
     return "The app hasn't accepted a new key yet, so the old key can't be retired."
-
-
-def _cancel_key_blocked(app: App) -> str:
-    return "" if app.is_rotating_key else "There is no new key to discard."
 
 
 CONFIRMED_CHANGES = (
@@ -60,7 +52,7 @@ CONFIRMED_CHANGES = (
         ),
         done_message="Old tokens retired.",
         run=tokens.retire_old_tokens,
-        blocked_reason=_retire_tokens_blocked,
+        blocked_reason=lambda app: "" if len(tokens.live_tokens(app)) > 1 else "There are no old tokens to retire.",
     ),
     ConfirmedChange(
         slug="retire-key",
@@ -82,7 +74,7 @@ CONFIRMED_CHANGES = (
         ),
         done_message="New key discarded. Notifications are signed with the old key only.",
         run=keys.cancel_key_rotation,
-        blocked_reason=_cancel_key_blocked,
+        blocked_reason=lambda app: "" if app.is_rotating_key else "There is no new key to discard.",
     ),
 )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
@@ -171,14 +172,8 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, RemovalAdmin[App]):
         """Redirect to the app's page after "Save"."""
         return HttpResponseRedirect(self.page_of(obj))
 
-    def pause(self, request: HttpRequest, app: App) -> HttpResponse:
+    def set_paused(self, request: HttpRequest, app: App, *, paused: bool) -> HttpResponse:
         """Pause without confirmation: nothing is lost, because resuming continues where it stopped."""
-        return self._set_paused(request, app, paused=True)
-
-    def resume(self, request: HttpRequest, app: App) -> HttpResponse:
-        return self._set_paused(request, app, paused=False)
-
-    def _set_paused(self, request: HttpRequest, app: App, *, paused: bool) -> HttpResponse:
         if app.paused != paused or app.paused_reason:
             app.paused = paused
             services.change_app(Actor.of_request(request), app, ["paused"])
@@ -258,8 +253,8 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, RemovalAdmin[App]):
             self.object_page("why", require_GET(self.why), Permission.VIEW_WATCHES),
             self.object_page("watch-many", self.watch_many, Permission.WATCH),
             self.object_page("check", require_POST(self.request_check), Permission.RESYNC),
-            self.object_page("pause", require_POST(self.pause), Permission.CHANGE_APPS),
-            self.object_page("resume", require_POST(self.resume), Permission.CHANGE_APPS),
+            self.object_page("pause", require_POST(partial(self.set_paused, paused=True)), Permission.CHANGE_APPS),
+            self.object_page("resume", require_POST(partial(self.set_paused, paused=False)), Permission.CHANGE_APPS),
             *super().get_urls(),
         ]
 

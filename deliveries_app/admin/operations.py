@@ -26,7 +26,6 @@ from deliveries_app.models import (
     CanaryState,
     PendingRelease,
     StateDetail,
-    SyncPause,
     SyncRun,
     WatchState,
 )
@@ -185,7 +184,7 @@ class _RunsThenPending:
     def __getitem__(self, part: slice) -> tuple[list[SyncRun], list[PendingRelease]]:
         runs = list(self._runs[part.start : part.stop])
         first, last = (max(0, number - self._first) for number in (part.start, part.stop))
-        return runs, list(self._pending[first:last].select_related("watch__app", "watch__repository"))
+        return runs, list(self._pending[first:last])
 
 
 def page_fields(operation: BulkOperation) -> dict[str, Any]:
@@ -253,8 +252,8 @@ def rows_of(
 ) -> list[Row]:
     """Return the rows of an operation's page. `keys` replaces the keys of runs, by their primary keys."""
     progress_of = live.of_runs(runs)
-    open_watches = [run.watch_id for run in runs if not run.outcome]
-    watches = AppRepository.objects.with_state().for_list().in_bulk(open_watches)
+    shown = [*(run.watch_id for run in runs if not run.outcome), *(row.watch_id for row in pending)]
+    watches = AppRepository.objects.with_state().for_list().in_bulk(shown)
     released = [
         Row(
             keys.get(run.pk, str(run.pk)), run.repository_name, run.app_name, run.watch_id,
@@ -263,37 +262,27 @@ def rows_of(
         )
         for run in runs
     ]  # fmt: skip
-    return [*released, *_waiting_rows(operation, pending)]
+    return [
+        *released,
+        *_waiting_rows(operation, {row: watches[row.watch_id] for row in pending if row.watch_id in watches}),
+    ]
 
 
-def _waiting_rows(operation: BulkOperation, pending: Sequence[PendingRelease]) -> Iterator[Row]:
-    """Yield the rows of unreleased watches, with what each is waiting for."""
-    apps = {row.watch.app_id for row in pending}
+def _waiting_rows(operation: BulkOperation, pending: Mapping[PendingRelease, AppRepository]) -> Iterator[Row]:
+    """Yield the rows of unreleased watches, with what each is waiting for: for the end of a pause, or for its turn."""
+    apps = {watch.app_id for watch in pending.values()}
     of_apps = operation.canaries.select_related("run").filter(app__in=apps) if operation.canary and apps else []
     canaries = {canary.app_id: canary for canary in of_apps}
     in_order = operation.pending.filter(
         watch__app__in=[pk for pk in canaries if canaries[pk].state == CanaryState.WAITING]
     )
     first = set(in_order.order_by().values("watch__app").annotate(at=Min("position")).values_list("at", flat=True))
-    all_paused = bool(pending) and SyncPause.objects.exists()
-    for row in pending:
-        app, canary = row.watch.app, canaries.get(row.watch.app_id)
-        detail = _release_blocker(row.watch, all_paused=all_paused)
-        state = detail.state if detail else WatchState.QUEUED
-        waits_for = str(detail.label) if detail else _waits_for(canary, app, is_first=row.position in first)
-        key, name = f"w{row.watch_id}", str(row.watch.repository)
-        yield Row(key, name, app.name, row.watch_id, state=state, waits_for=waits_for)
-
-
-def _release_blocker(watch: AppRepository, *, all_paused: bool) -> StateDetail | None:
-    """Return why the watch can't be released, or None if it only waits for its turn."""
-    if all_paused:
-        return StateDetail.ALL_PAUSED
-    if watch.app.paused:
-        return StateDetail.APP_PAUSED
-    if watch.is_paused:
-        return StateDetail.WATCH_PAUSED
-    return StateDetail.IMPORTING if watch.arriving else None
+    for row, watch in pending.items():
+        is_blocked = watch.state == WatchState.PAUSED or watch.detail == StateDetail.IMPORTING
+        state = watch.state if is_blocked else WatchState.QUEUED
+        waits_for = _waits_for(canaries.get(watch.app_id), watch.app, is_first=row.position in first)
+        waits_for = str(watch.detail.label) if is_blocked else waits_for
+        yield Row(f"w{watch.pk}", str(watch.repository), watch.app.name, watch.pk, state=state, waits_for=waits_for)
 
 
 def _waits_for(canary: Canary | None, app: App, *, is_first: bool) -> str:
@@ -314,7 +303,7 @@ def rows_to_poll(operation: BulkOperation, run_pks: Sequence[int], watch_pks: Se
     if not watch_pks:
         return rows_of(operation, runs, [])
     released = list(_runs_of(operation).filter(watch__in=watch_pks))
-    pending = list(operation.pending.filter(watch__in=watch_pks).select_related("watch__app", "watch__repository"))
+    pending = list(operation.pending.filter(watch__in=watch_pks))
     keys = {run.pk: f"w{run.watch_id}" for run in released}
     rows = rows_of(operation, [*runs, *released], pending, keys=keys)
     dropped = {f"w{pk}" for pk in watch_pks}.difference(row.key for row in rows)

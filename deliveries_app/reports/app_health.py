@@ -1,17 +1,15 @@
 """The health of several apps, for the list of apps: their latest requests, and their traffic of the last day."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from deliveries_app.models import App, HourlyTraffic
-from deliveries_app.reports.chart import sparkline
 from deliveries_app.reports.traffic import HOURS, last_hours
 from deliveries_app.webhooks import endpoint_stats
 from deliveries_app.webhooks.endpoint_stats import EndpointStats
 
 
-@dataclass(frozen=True)
-class AppHealth:
+class AppHealth(NamedTuple):
     """`stats` is None without recent requests. `is_known` is False if Redis, which counts them, cannot be reached.
 
     `hours` has (delivered files, failed attempts) for each hour, oldest first.
@@ -20,19 +18,6 @@ class AppHealth:
     stats: EndpointStats | None
     is_known: bool
     hours: tuple[tuple[int, int], ...]
-
-    @property
-    def delivered(self) -> int:
-        return sum(files for files, _ in self.hours)
-
-    @property
-    def failed(self) -> int:
-        return sum(failed for _, failed in self.hours)
-
-    @property
-    def paths(self) -> tuple[str, str]:
-        """The SVG paths of the sparkline's delivered and failed parts."""
-        return sparkline(self.hours)
 
 
 def condition(app: App) -> tuple[str, str]:

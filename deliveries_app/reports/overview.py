@@ -24,19 +24,6 @@ OPERATIONS_SHOWN, WATCHES_SHOWN = 4, 6
 
 
 @dataclass(frozen=True)
-class Watches:
-    """Counts of watches. `oldest_due` is the watch that has been due longest."""
-
-    counts: WatchCounts
-    oldest_due: AppRepository | None
-
-    @property
-    def are_paused(self) -> bool:
-        """Whether every watch is paused: itself, its app, or all syncing."""
-        return self.counts.by_state[WatchState.PAUSED] == self.counts.watches
-
-
-@dataclass(frozen=True)
 class Running:
     """The first few open operations and running syncs, whether there are more operations, and how many more syncs."""
 
@@ -59,12 +46,14 @@ class Failing:
 class Overview:
     """The parts of the page. `signs` is None if Redis is down; any other part is None if the user cannot view it.
 
-    `undelivered` lists the channels that fail to send alerts, for every user. `checklist` is None once the instance is in use.
+    `oldest_due` is the watch that has been due longest. `undelivered` lists the channels that fail to send alerts, for every
+    user. `checklist` is None once the instance is in use.
     """
 
     signs: Signs | None
     apps: Apps | None
-    watches: Watches | None
+    watches: WatchCounts | None
+    oldest_due: AppRepository | None
     circuits: int | None
     queue: WatchCounts | None
     day: Day | None
@@ -77,7 +66,7 @@ class Overview:
     def is_fresh(self) -> bool:
         """Whether there is nothing to sync yet: no app, or no watched repository."""
         return (self.apps is not None and not self.apps.total) or (
-            self.watches is not None and not self.watches.counts.watches
+            self.watches is not None and not self.watches.watches
         )
 
 
@@ -98,12 +87,13 @@ def of_user(user: AbstractBaseUser | AnonymousUser) -> Overview:
     signs = heartbeat.read()
     can = user.has_perm  # type: ignore[union-attr]
     counts = count_watches() if can(Permission.VIEW_WATCHES) or can(Permission.VIEW_QUEUE) else None
-    watches = Watches(counts, _oldest_due()) if counts and can(Permission.VIEW_WATCHES) else None
+    watches = counts if can(Permission.VIEW_WATCHES) else None
     apps = _apps() if can(Permission.VIEW_APPS) else None
     return Overview(
         signs=signs,
         apps=apps,
         watches=watches,
+        oldest_due=_oldest_due() if watches else None,
         circuits=count_open_circuits() if can(Permission.VIEW_REPOSITORIES) else None,
         queue=counts if can(Permission.VIEW_QUEUE) else None,
         day=traffic.of_last_day() if can(Permission.VIEW_DELIVERIES) else None,
@@ -112,7 +102,7 @@ def of_user(user: AbstractBaseUser | AnonymousUser) -> Overview:
         else None,
         failing=_failing() if watches else None,
         undelivered=alerts.undelivered(),
-        checklist=checklist.of_user(user, apps, watches.counts.watches) if apps and watches else None,
+        checklist=checklist.of_user(user, apps, watches.watches) if apps and watches else None,
     )
 
 
@@ -127,15 +117,15 @@ def _oldest_due() -> AppRepository | None:
     return due.order_by("next_sync_at", "pk").first()
 
 
-def _running(watches: Watches | None, *, operations: bool) -> Running:
+def _running(watches: WatchCounts | None, *, operations: bool) -> Running:
     open_operations = list(BulkOperation.objects.filter(ended_at=None)[: OPERATIONS_SHOWN + 1]) if operations else []
-    syncing = _syncing() if watches and watches.counts.syncing else []
+    syncing = _syncing() if watches and watches.syncing else []
     progress = progress_context.open_progress(syncing)
     return Running(
         operations=[progress_context.of_operation(operation) for operation in open_operations[:OPERATIONS_SHOWN]],
         more_operations=len(open_operations) > OPERATIONS_SHOWN,
         watches=[(watch, progress.get(watch.pk)) for watch in syncing],
-        more_watches=max(0, watches.counts.syncing - len(syncing)) if watches else 0,
+        more_watches=max(0, watches.syncing - len(syncing)) if watches else 0,
     )
 
 
