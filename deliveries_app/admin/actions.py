@@ -77,10 +77,6 @@ RESYNC = BulkAction(
 )
 
 
-def _retry(actor: Actor, watches: AppRepositoryQuerySet, scope: Scope, form: Any) -> BulkOperation:
-    return retry_by_app(actor, scope.app) if scope.app else retry_many(actor, watches, scope.title)
-
-
 RETRY = BulkAction(
     slug="retry-failed",
     permission=Permission.RETRY,
@@ -91,7 +87,9 @@ RETRY = BulkAction(
     applicable=lambda watches: watches.failing(),
     impact=retry_impact_of,
     form=ConfirmationForm,
-    run=_retry,
+    run=lambda actor, watches, scope, _: (
+        retry_by_app(actor, scope.app) if scope.app else retry_many(actor, watches, scope.title)
+    ),
     rows_vary=True,
 )
 

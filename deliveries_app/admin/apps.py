@@ -47,12 +47,6 @@ _LINE_BADGES = {
 """Status of a line → the badge's style and label."""
 
 
-def _last_success() -> Subquery:
-    """Return when the app last acknowledged a file, from the index of its hourly traffic."""
-    hours = HourlyTraffic.objects.filter(app=OuterRef("pk"), acknowledged_at__isnull=False)
-    return Subquery(hours.order_by("-hour").values("acknowledged_at")[:1])
-
-
 class PausedFilter(ChoiceFilter):
     title = "status"
     parameters = ("paused__exact",)
@@ -73,15 +67,12 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, RemovalAdmin[App]):
     watch_field = "app"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[App]:
-        return (
-            super()
-            .get_queryset(request)
-            .filter(ended_at=None)
-            .annotate(
-                watch_count=AppRepository.objects.alive().count_by("app"),
-                failed_count=AppRepository.objects.failing().count_by("app"),
-                last_success=_last_success(),
-            )
+        apps = super().get_queryset(request).filter(ended_at=None)
+        successful = HourlyTraffic.objects.filter(app=OuterRef("pk"), acknowledged_at__isnull=False).order_by("-hour")
+        return apps.annotate(
+            watch_count=AppRepository.objects.alive().count_by("app"),
+            failed_count=AppRepository.objects.failing().count_by("app"),
+            last_success=Subquery(successful.values("acknowledged_at")[:1]),
         )
 
     def has_add_permission(self, request: HttpRequest) -> bool:

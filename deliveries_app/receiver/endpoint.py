@@ -100,7 +100,9 @@ class Receiver(BackgroundServer):
         received_at = time.time()
         app_id = headers.get("x-docora-app-id", "")
         notification = _UNVERIFIED
-        in_flight = self._begin(app_id)
+        with self._lock:
+            self._in_flight[app_id] += 1
+            in_flight = self._in_flight[app_id]
         try:
             notification = self._authenticate(path.removeprefix("/"), app_id, headers, body)
             answer, outcome = self._answer(notification)
@@ -109,7 +111,8 @@ class Receiver(BackgroundServer):
         except OSError as error:
             answer, outcome = Answer(500, {"error": "The file cannot be stored."}), f"Disk error: {error.strerror}"
         finally:
-            self._end(app_id)  # before answering: the sender may use the free slot immediately
+            with self._lock:  # before answering: the sender may use the free slot immediately
+                self._in_flight[app_id] -= 1
         record = Record(
             app_id=app_id,
             kind=path.removeprefix("/"),
@@ -134,15 +137,6 @@ class Receiver(BackgroundServer):
         if self.on_record:
             self.on_record(record)
         return answer
-
-    def _begin(self, app_id: str) -> int:
-        with self._lock:
-            self._in_flight[app_id] += 1
-            return self._in_flight[app_id]
-
-    def _end(self, app_id: str) -> None:
-        with self._lock:
-            self._in_flight[app_id] -= 1
 
     def _authenticate(self, kind: str, app_id: str, headers: Mapping[str, str], body: bytes) -> Notification:
         if kind not in KINDS:

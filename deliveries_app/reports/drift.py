@@ -21,7 +21,7 @@ STYLES = {
 def summary(check: DriftCheck) -> str:
     """Summarize the result, or what a queued check is waiting for. The watch of a queued check must be read `with_state`."""
     if check.state == DriftState.DIFFERS:
-        return f"{check.differences:,} of {counted(check.compared, 'file', 'files')} {_verb(check.differences)}"
+        return f"{check.differences:,} of {counted(check.compared, 'file', 'files')} {'differs' if check.differences == 1 else 'differ'}"
     if check.state == DriftState.EQUAL:
         return f"{counted(check.compared, 'file', 'files')} compared"
     if check.state == DriftState.CHECKING:
@@ -29,10 +29,6 @@ def summary(check: DriftCheck) -> str:
     if check.state == DriftState.QUEUED:
         return waits_for(check.watch)
     return check.message
-
-
-def _verb(count: int) -> str:
-    return "differs" if count == 1 else "differ"
 
 
 def with_watches(checks: Iterable[DriftCheck]) -> list[DriftCheck]:

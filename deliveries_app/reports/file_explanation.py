@@ -62,7 +62,9 @@ def explain(actor: Actor, watch: AppRepository, path: str) -> Explanation:
     row = _row(watch, found, paths)
     failure = _failure(watch, found, row, paths)
     made_from = row.source_path if row and found.entry is None and row.source_path not in {"", row.path} else ""
-    decision = _made_from(made_from) if made_from else decide(found, row, failure, delivery_rules)
+    decision = decide(found, row, failure, delivery_rules)
+    if made_from:
+        decision = Decision("absent", f"The repository has no such file. A transform creates it from {made_from}.")
     next_attempt = None
     if decision.state in {"waiting", "in doubt", "cleared", "failed"}:
         current = AppRepository.objects.with_state().select_related("app", "repository").get(pk=watch.pk)
@@ -188,10 +190,6 @@ def _acknowledged(found: FileLookup, row: Delivery, delivery_rules: DeliveryRule
 
 def _not_delivered(failure: DeliveryFailure) -> Decision:
     return Decision("failed", f"Not delivered: {_lower_first(failure.message)}")
-
-
-def _made_from(source: str) -> Decision:
-    return Decision("absent", f"The repository has no such file. A transform creates it from {source}.")
 
 
 def _lower_first(message: str) -> str:

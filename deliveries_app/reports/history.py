@@ -161,7 +161,9 @@ def outcomes(operations: Iterable[BulkOperation]) -> dict[int, Outcomes]:
         for row in found
     }
     nothing = Outcomes(dict.fromkeys(PARTS, 0))
-    pending = _pending(operations)
+    # Those of open gradual operations. Some may have been removed since.
+    unreleased = PendingRelease.objects.filter(operation__in=[operation.pk for operation in operations]).order_by()
+    pending = dict(unreleased.values_list("operation").annotate(Count("pk")))
 
     def with_unreleased(operation: BulkOperation) -> Outcomes:
         of_runs = result.get(operation.pk, nothing)
@@ -171,9 +173,3 @@ def outcomes(operations: Iterable[BulkOperation]) -> dict[int, Outcomes]:
         return replace(of_runs, unreleased=unreleased)
 
     return {operation.pk: with_unreleased(operation) for operation in operations}
-
-
-def _pending(operations: Sequence[BulkOperation]) -> dict[int, int]:
-    """Return how many watches each open gradual operation still has to release. Some may have been removed since."""
-    rows: Any = PendingRelease.objects.filter(operation__in=[operation.pk for operation in operations])
-    return {row["operation"]: row["n"] for row in rows.order_by().values("operation").annotate(n=Count("pk"))}

@@ -88,12 +88,13 @@ def of_user(user: AbstractBaseUser | AnonymousUser) -> Overview:
     can = user.has_perm  # type: ignore[union-attr]
     counts = count_watches() if can(Permission.VIEW_WATCHES) or can(Permission.VIEW_QUEUE) else None
     watches = counts if can(Permission.VIEW_WATCHES) else None
+    due = AppRepository.objects.due().free().for_list()
     apps = _apps() if can(Permission.VIEW_APPS) else None
     return Overview(
         signs=signs,
         apps=apps,
         watches=watches,
-        oldest_due=_oldest_due() if watches else None,
+        oldest_due=due.order_by("next_sync_at", "pk").first() if watches else None,
         circuits=count_open_circuits() if can(Permission.VIEW_REPOSITORIES) else None,
         queue=counts if can(Permission.VIEW_QUEUE) else None,
         day=traffic.of_last_day() if can(Permission.VIEW_DELIVERIES) else None,
@@ -112,14 +113,11 @@ def _apps() -> Apps:
     return Apps(**alive.aggregate(**counts, first=Min("pk"), registered_at=Min("created_at")))
 
 
-def _oldest_due() -> AppRepository | None:
-    due = AppRepository.objects.due().free().for_list()
-    return due.order_by("next_sync_at", "pk").first()
-
-
 def _running(watches: WatchCounts | None, *, operations: bool) -> Running:
     open_operations = list(BulkOperation.objects.filter(ended_at=None)[: OPERATIONS_SHOWN + 1]) if operations else []
-    syncing = _syncing() if watches and watches.syncing else []
+    rows = AppRepository.objects.alive().with_state().in_state(WatchState.SYNCING).for_list()
+    rows = rows.order_by("app__name", "repository__owner", "repository__name", "pk")
+    syncing = list(rows[:WATCHES_SHOWN]) if watches and watches.syncing else []
     progress = progress_context.open_progress(syncing)
     return Running(
         operations=[progress_context.of_operation(operation) for operation in open_operations[:OPERATIONS_SHOWN]],
@@ -127,11 +125,6 @@ def _running(watches: WatchCounts | None, *, operations: bool) -> Running:
         watches=[(watch, progress.get(watch.pk)) for watch in syncing],
         more_watches=max(0, watches.syncing - len(syncing)) if watches else 0,
     )
-
-
-def _syncing() -> list[AppRepository]:
-    rows = AppRepository.objects.alive().with_state().in_state(WatchState.SYNCING).for_list()
-    return list(rows.order_by("app__name", "repository__owner", "repository__name", "pk")[:WATCHES_SHOWN])
 
 
 def _failing() -> tuple[Failing, ...]:

@@ -125,7 +125,8 @@ def read_queue() -> QueueView:
     running = list(_watches().leased().annotate(lease_left=lease_left).order_by("next_sync_at", "pk")[:SHOWN])
     started = {watch.pk for watch in running}
     waiting = [watch for watch in (*with_job, *without_job) if watch.pk not in started]
-    scheduled = _scheduled()
+    rows = _watches().scheduled().order_by("next_sync_at", "pk")[:SCHEDULED_SHOWN]
+    scheduled = [(watch, due_at(watch, None), _next_step(watch)) for watch in rows]
     are_all_listed = len(with_job) + len(without_job) < SHOWN
     counts = _agreeing(counts, running, waiting if are_all_listed else None, scheduled)
     ready = sum(watch.pk in queued and not _is_held_back(watch) for watch in waiting)
@@ -220,13 +221,7 @@ def _workers(workers: list[Worker], running: list[Any]) -> list[WorkerLine]:
     return lines
 
 
-def _scheduled() -> list[tuple[AppRepository, datetime | None, str]]:
-    """Return scheduled watches, soonest first, each with the time of its next attempt, None during a pause, and its next step."""
-    rows = _watches().scheduled().order_by("next_sync_at", "pk")[:SCHEDULED_SHOWN]
-    return [(watch, due_at(watch, None), _scheduled_message(watch)) for watch in rows]
-
-
-def _scheduled_message(watch: AppRepository) -> str:
+def _next_step(watch: AppRepository) -> str:
     """Return which attempt comes next, or the reason for waiting."""
     if watch.detail == StateDetail.RETRYING:
         limit = settings.MAX_RETRY_ATTEMPTS  # which may have been lowered since the last attempt

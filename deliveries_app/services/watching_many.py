@@ -1,7 +1,7 @@
 """Watch many repositories of one app at once, each with its own result."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from enum import StrEnum
@@ -83,7 +83,9 @@ def watch_many(actor: Actor, app: App, lines: Iterable[str], options: WatchOptio
     if options.github_token and len(set(map(host_of, candidates))) > 1:
         message = "The token would be sent to several hosts. Watch the repositories of each host separately."
         raise ValidationError(message, code="github_token")
-    for canonical, watch in _watched(app, candidates):
+    watches = AppRepository.objects.alive().filter(app=app, repository__canonical_url__in=list(candidates))
+    watched = {watch.repository.canonical_url: watch for watch in watches.for_list().order_by("-pk")}
+    for canonical, watch in watched.items():
         line = candidates.pop(canonical).line
         results[line] = _already(line, watch)
     for candidate, answer in _check(actor, candidates.values(), options):
@@ -93,13 +95,6 @@ def watch_many(actor: Actor, app: App, lines: Iterable[str], options: WatchOptio
             else _store(actor, app, candidate, options, is_private=answer)
         )
     return list(results.values())
-
-
-def _watched(app: App, candidates: Mapping[str, _Candidate]) -> list[tuple[str, AppRepository]]:
-    """Return the canonical URL and the watch of each candidate that the app already watches."""
-    watches = AppRepository.objects.alive().filter(app=app, repository__canonical_url__in=list(candidates))
-    found = watches.for_list().order_by("-pk")
-    return list({watch.repository.canonical_url: watch for watch in found}.items())
 
 
 def _already(line: str, watch: AppRepository) -> LineResult:

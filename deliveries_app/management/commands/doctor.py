@@ -30,7 +30,8 @@ class Command(BaseCommand):
             raise wrong_usage("--app sends a ping to the app, so --app and --offline cannot be used together.")
         results = run_checks(all_checks(offline=options["offline"], app_id=options["app"]))
         if options["json"]:
-            self.stdout.write(json.dumps([_as_json(result) for result in results]))
+            fields = [{"check": r.check, "level": r.level, "message": r.message, "advice": r.hint} for r in results]
+            self.stdout.write(json.dumps(fields))
         else:
             self._print(results)
         if any(result.level == PROBLEM for result in results):
@@ -46,8 +47,3 @@ class Command(BaseCommand):
         count = Counter(result.level for result in results)
         warnings, problems = (counted(count[level], level, f"{level}s") for level in (WARNING, PROBLEM))
         self.stdout.write(f"{count[FINE]} fine, {warnings}, {problems}.")
-
-
-def _as_json(result: Result) -> dict[str, str]:
-    """Return the keys that scripts rely on."""
-    return {"check": result.check, "level": result.level, "message": result.message, "advice": result.hint}

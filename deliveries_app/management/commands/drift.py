@@ -1,9 +1,7 @@
 import time
-from collections.abc import Iterable
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db.models import QuerySet
 
 from deliveries_app.actors import Actor
 from deliveries_app.management.lookup import app_of, watch_of
@@ -38,7 +36,8 @@ class Command(BaseCommand):
         except KeyboardInterrupt:
             self.stderr.write("The checks continue.")
             raise SystemExit(INTERRUPTED) from None
-        checks = drift.with_watches(_checks(pks))
+        found = DriftCheck.objects.for_list().filter(pk__in=pks)
+        checks = drift.with_watches(found.order_by("watch__repository__owner", "watch__repository__name", "pk"))
         for check in checks:
             self._print(check, as_json=options["json"])
         if not ended:
@@ -78,11 +77,6 @@ def _request(app_id: str, repository_id: str | None) -> list[int]:
     if repository_id is not None:
         return [check_watch(Actor.command(), watch_of(app_id, repository_id)).pk]
     return check_app(Actor.command(), app_of(app_id))
-
-
-def _checks(pks: Iterable[int]) -> QuerySet[DriftCheck]:
-    checks = DriftCheck.objects.for_list().filter(pk__in=pks)
-    return checks.order_by("watch__repository__owner", "watch__repository__name", "pk")
 
 
 def _wait(pks: list[int], timeout: float | None, *, quiet: bool) -> bool:
