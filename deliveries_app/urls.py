@@ -6,7 +6,7 @@ from django.urls import include, path, re_path
 from django.views.decorators.csrf import csrf_exempt
 from django.views.generic import RedirectView
 
-from deliveries_app.admin import drift, live, search
+from deliveries_app.admin import live, search
 from deliveries_app.api import admin_json, openapi
 from deliveries_app.docs import views as docs
 from deliveries_app.monitoring import metrics
@@ -34,8 +34,8 @@ _admin = [
     path("live/", live.live_watches, name="live_watches"),
     path("live/overview/", live.live_overview, name="live_overview"),
     path("live/failed/", live.failed_syncs, name="failed_syncs"),
-    path("live/checks/", drift.live_checks, name="live_checks"),
-    path("live/checks/<int:pk>/", drift.live_check, name="live_check"),
+    path("live/checks/", live.live_checks, name="live_checks"),
+    path("live/checks/<int:pk>/", live.live_check, name="live_check"),
     path("live/queue/", live.live_queue, name="live_queue"),
     path("live/app-names/", live.app_names, name="app_names"),
     path("live/watch/<int:pk>/", live.live_watch, name="live_watch"),

@@ -12,8 +12,14 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern
 
 from deliveries_app.actors import Actor
-from deliveries_app.admin.confirmation import ConfirmingAdmin, is_confirmed, next_url, selection_context
-from deliveries_app.admin.confirmation_forms import ConfirmationForm, ResyncForm
+from deliveries_app.admin.confirmation import (
+    ConfirmationForm,
+    ConfirmingAdmin,
+    ResyncForm,
+    is_confirmed,
+    next_url,
+    selection_context,
+)
 from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, BulkOperation
 from deliveries_app.permissions import Permission
 from deliveries_app.reports import preflight

@@ -13,9 +13,8 @@ from django.utils.functional import cached_property
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from deliveries_app.admin.filters import AppFilter
+from deliveries_app.admin.filters import AppFilter, HistoryFilter, PeriodFilter
 from deliveries_app.admin.history import HistoryAdmin
-from deliveries_app.admin.history_filters import HistoryFilter, PeriodFilter
 from deliveries_app.models import ActorKind, App, AuditAction, AuditEntry
 from deliveries_app.permissions import Permission
 from deliveries_app.reports import audit_log

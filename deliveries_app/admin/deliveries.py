@@ -11,10 +11,8 @@ from django.urls import URLPattern
 from django.utils.safestring import SafeString
 
 from deliveries_app.admin.base import ReadOnlyAdmin
-from deliveries_app.admin.confirmation import ConfirmingAdmin, is_confirmed, next_url, selection_context
-from deliveries_app.admin.confirmation_forms import ReasonForm
-from deliveries_app.admin.filters import AppFilter, ChoiceFilter
-from deliveries_app.admin.history_filters import WatchFilter
+from deliveries_app.admin.confirmation import ConfirmingAdmin, ReasonForm, is_confirmed, next_url, selection_context
+from deliveries_app.admin.filters import AppFilter, ChoiceFilter, WatchFilter
 from deliveries_app.models import AppRepository, Delivery
 from deliveries_app.models.deliveries import DeliveryState
 from deliveries_app.permissions import Permission

@@ -8,18 +8,15 @@ from django.contrib.admin.views.main import ChangeList
 from django.core.paginator import Paginator
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import get_object_or_404, render
 from django.urls import URLPattern
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.views.decorators.http import require_POST
 
 from deliveries_app import services
-from deliveries_app.actors import Actor
+from deliveries_app.actors import Actor, can_view
 from deliveries_app.admin.base import ReadOnlyAdmin
-from deliveries_app.admin.filters import AppFilter, ChoiceFilter
-from deliveries_app.admin.fragments import can_view_watches, fragment, page_context_of, row_ids
-from deliveries_app.admin.history_filters import WatchFilter
+from deliveries_app.admin.filters import AppFilter, ChoiceFilter, WatchFilter
 from deliveries_app.models import AppRepository, DriftCheck, DriftKind, DriftState, SyncRun
 from deliveries_app.permissions import Permission
 from deliveries_app.progress.context import joined
@@ -69,7 +66,7 @@ class DriftCheckAdmin(ReadOnlyAdmin[DriftCheck]):
         return CheckList
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return can_view_watches(request.user)
+        return can_view(request.user, AppRepository)
 
     def get_urls(self) -> list[URLPattern]:
         return [
@@ -180,26 +177,6 @@ def _consequences(check: DriftCheck) -> Iterator[str]:
 def state_badge(check: DriftCheck) -> SafeString:
     state = DriftState(check.state)
     return badge(drift.STYLES[state], str(state.label))
-
-
-@fragment(can_view_watches)
-def live_check(request: HttpRequest, pk: int) -> HttpResponse:
-    """Return the result of a check. Its page polls this until the check, and the run that sends its files, have ended."""
-    check = get_object_or_404(DriftCheck.objects.for_list(), pk=pk)
-    context = page_context_of(request, check)
-    context["ends"] = not check.is_open and context["run"] is None
-    return render(request, "admin/deliveries_app/driftcheck/change_form.html#refreshed", context)
-
-
-@fragment(can_view_watches)
-def live_checks(request: HttpRequest) -> HttpResponse:
-    """Return the cells of the checks `ids` in the list. They were open at the previous poll."""
-    checks = drift.with_watches(DriftCheck.objects.for_list().filter(pk__in=row_ids(request)))
-    context = {
-        "rows": [(check, state_badge(check), drift.summary(check)) for check in checks],
-        "live_ids": joined(check.pk for check in checks if check.is_open),
-    }
-    return render(request, "admin/deliveries_app/driftcheck/change_list.html#cells", context)
 
 
 def of_watch(watch: AppRepository) -> dict[str, Any]:

@@ -20,8 +20,7 @@ from deliveries_app.actors import can_view
 from deliveries_app.admin import widgets
 from deliveries_app.admin.actions import RETRY, BulkAdmin, Scope
 from deliveries_app.admin.base import ReadOnlyAdmin
-from deliveries_app.admin.filters import AppFilter, StateFilter, apps_given
-from deliveries_app.admin.history_filters import OperationFilter
+from deliveries_app.admin.filters import AppFilter, OperationFilter, StateFilter, apps_given
 from deliveries_app.models import (
     App,
     AppRepository,

@@ -15,7 +15,7 @@ from django.urls import URLPattern, path, reverse
 from django.views.decorators.http import require_safe
 
 from deliveries_app.admin.base import ReadOnlyAdmin
-from deliveries_app.admin.history_filters import HistoryFilter, PeriodFilter
+from deliveries_app.admin.filters import HistoryFilter, PeriodFilter
 from deliveries_app.reports import history
 from docora.templatetags.docora import ago, duration
 from docora.web.csv_export import Cell, attachment

@@ -1,31 +1,89 @@
-"""Fragments that pages load: progress, panels polled every five seconds, and the suggestions of text fields."""
+"""Fragments that pages load: progress, panels polled every five seconds, and the suggestions of text fields.
 
-from collections.abc import Iterable
-from functools import partial
-from typing import Any
+Each shows a notice if the user cannot view it or its object is gone.
+"""
 
-from django.db.models import QuerySet
+from collections.abc import Callable, Iterable
+from functools import partial, wraps
+from typing import Any, Concatenate
+
+from django.contrib import admin
+from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+from django.db.models import Model, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, render
 from django.utils.html import format_html_join
+from django.views.decorators.http import require_GET
 from django_htmx.http import trigger_client_event
 
 from deliveries_app.actors import can_view, can_view_operations
-from deliveries_app.admin import failed, operations, watches
+from deliveries_app.admin import drift, failed, operations, watches
 from deliveries_app.admin.failed import CellOptions
 from deliveries_app.admin.filters import apps_named
-from deliveries_app.admin.fragments import can_view_watches, fragment, page_context_of, polling_page, row_ids
-from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, BulkOperation, Delivery, SyncRun
+from deliveries_app.models import (
+    App,
+    AppRepository,
+    AppRepositoryQuerySet,
+    BulkOperation,
+    Delivery,
+    DriftCheck,
+    SyncRun,
+)
 from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import app_detail, overview
+from deliveries_app.reports import drift as drift_report
 from deliveries_app.reports import queue as queue_report
-from deliveries_app.services import current_pause
+from deliveries_app.services import NotFound, current_pause
 from docora.db.compiled import compiled_and_prepared
 from docora.text import parse_pk, parse_pks
 
 SUGGESTED_NAMES = 20
+MAX_LIVE_ROWS = 200
+
+type CanView = Callable[[AbstractBaseUser | AnonymousUser], bool]
+type View[**P] = Callable[Concatenate[HttpRequest, P], HttpResponse]
+
 can_view_apps = partial(can_view, model=App)
+can_view_watches = partial(can_view, model=AppRepository)
+
+
+def fragment[**P](can_view: CanView) -> Callable[[View[P]], View[P]]:
+    """Decorate the view of a fragment. It allows only GET, and shows a notice if the user cannot view it or its object is gone."""
+
+    def decorate(view: View[P]) -> View[P]:
+        @require_GET
+        @wraps(view)
+        def checked(request: HttpRequest, /, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
+            if not (request.user.is_active and request.user.is_staff):
+                return render(request, "docora/notices.html#signed_out", {"here": polling_page(request)}, status=401)
+            if not can_view(request.user):
+                return render(request, "docora/notices.html#forbidden", status=403)
+            try:
+                return view(request, *args, **kwargs)
+            except (Http404, NotFound):
+                return render(request, "docora/notices.html#gone", status=404)
+
+        return checked
+
+    return decorate
+
+
+def polling_page(request: HttpRequest) -> str:
+    """Return the path and query string of the page that polls, or an empty string."""
+    return request.htmx.current_url_abs_path or ""  # type: ignore[attr-defined]  # of `HtmxMiddleware`
+
+
+def page_context_of(request: HttpRequest, row: Model) -> dict[str, Any]:
+    """Return what the page of a row shows, for a fragment of that page."""
+    model_admin: Any = admin.site.get_model_admin(type(row))
+    context: dict[str, Any] = model_admin.page_context(request, row)
+    return context
+
+
+def row_ids(request: HttpRequest, name: str = "ids") -> list[int]:
+    """Return the primary keys of the rows that a poll asks for."""
+    return parse_pks(request.GET.get(name, ""))[:MAX_LIVE_ROWS]
 
 
 @fragment(can_view_operations)
@@ -189,6 +247,26 @@ def live_delivery(request: HttpRequest, pk: int) -> HttpResponse:
     delivery = get_object_or_404(Delivery.objects.select_related("watch"), pk=pk, watch__ended_at=None)
     context = page_context_of(request, delivery) | {"sync_pause": current_pause(), "here": polling_page(request)}
     return render(request, "admin/deliveries_app/delivery/change_form.html#refreshed", context)
+
+
+@fragment(can_view_watches)
+def live_check(request: HttpRequest, pk: int) -> HttpResponse:
+    """Return the result of a check. Its page polls this until the check, and the run that sends its files, have ended."""
+    check = get_object_or_404(DriftCheck.objects.for_list(), pk=pk)
+    context = page_context_of(request, check)
+    context["ends"] = not check.is_open and context["run"] is None
+    return render(request, "admin/deliveries_app/driftcheck/change_form.html#refreshed", context)
+
+
+@fragment(can_view_watches)
+def live_checks(request: HttpRequest) -> HttpResponse:
+    """Return the cells of the checks `ids` in the list. They were open at the previous poll."""
+    checks = drift_report.with_watches(DriftCheck.objects.for_list().filter(pk__in=row_ids(request)))
+    context = {
+        "rows": [(check, drift.state_badge(check), drift_report.summary(check)) for check in checks],
+        "live_ids": progress_context.joined(check.pk for check in checks if check.is_open),
+    }
+    return render(request, "admin/deliveries_app/driftcheck/change_list.html#cells", context)
 
 
 @fragment(can_view_apps)

@@ -15,7 +15,7 @@ from django.views.decorators.http import require_POST
 
 from deliveries_app import actors, services
 from deliveries_app.actors import Actor
-from deliveries_app.admin import history_filters as filters
+from deliveries_app.admin import filters
 from deliveries_app.admin.confirmation import next_url
 from deliveries_app.admin.history import HistoryAdmin, HistoryList
 from deliveries_app.models import (

@@ -9,8 +9,7 @@ from django.urls import reverse
 from django.utils.safestring import SafeString
 
 from deliveries_app import actors
-from deliveries_app.admin import history_filters as filters
-from deliveries_app.admin import widgets
+from deliveries_app.admin import filters, widgets
 from deliveries_app.admin.history import HistoryAdmin
 from deliveries_app.models import AppRepository, BulkOperation, SyncRun
 from deliveries_app.permissions import Permission

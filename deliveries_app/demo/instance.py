@@ -9,6 +9,7 @@ starts use the same ones.
 
 import contextlib
 import json
+import math
 import os
 import random
 import secrets
@@ -16,17 +17,18 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group
 from django.db import OperationalError, ProgrammingError
+from django.utils import timezone
 
 from deliveries_app.actors import Actor
 from deliveries_app.demo.git_server import GitServer
 from deliveries_app.demo.repositories import make_demo_repositories
-from deliveries_app.demo.traffic import add_example_day
-from deliveries_app.models import App, AppRepository, Status
+from deliveries_app.models import App, AppRepository, HourlyTraffic, Status
 from deliveries_app.receiver import Answer, Notification, Receiver
 from deliveries_app.services import onboard_app, watch_repository
 
@@ -42,7 +44,7 @@ _BROKEN_ANSWER = Answer(
 class Client:
     """One client app. `seconds` is the range of the time that it takes for a file.
 
-    `size` and `milliseconds` describe its made-up traffic (`traffic.py`).
+    `size` and `milliseconds` describe its made-up traffic.
     """
 
     name: str
@@ -236,3 +238,31 @@ class _Clients(Receiver):
         if self._request.is_broken and notification.path.startswith(BROKEN_FOLDER):
             return _BROKEN_ANSWER
         return None
+
+
+def add_example_day(
+    app: App, rng: random.Random, *, size: int, milliseconds: int, failing_hours: int = 0
+) -> list[HourlyTraffic]:
+    """Add traffic for the 23 hours before this one, and return it: busy by day, quiet by night.
+
+    `size` scales the number of files, `milliseconds` is the typical time for a file. In the last `failing_hours`, the app
+    rejected some files.
+    """
+    this_hour = timezone.now().replace(minute=0, second=0, microsecond=0)
+    rows = []
+    for ago in range(1, 24):
+        day = 1 + math.cos((ago - 5) / 24 * 2 * math.pi)
+        files = int((40 + 150 * day) * size * rng.uniform(0.6, 1.2))
+        failed = rng.randrange(60, 220) if ago <= failing_hours else 0
+        rows.append(
+            HourlyTraffic(
+                app=app,
+                hour=this_hour - timedelta(hours=ago),
+                files=files,
+                bytes=files * rng.randrange(4_000, 12_000),
+                failed=failed,
+                requests=files + failed,
+                milliseconds=int((files + failed) * milliseconds * rng.uniform(0.6, 1.5)),
+            )
+        )
+    return HourlyTraffic.objects.bulk_create(rows)

@@ -4,7 +4,6 @@ That file lists all settings with their defaults. A test compares it with `setti
 """
 
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from django.conf import settings
@@ -13,42 +12,30 @@ _SECTION = re.compile(r"# --- (.+?) -+")
 _SETTING = re.compile(r"# ([A-Z][A-Z_]+)=(.*)")
 
 
-@dataclass
-class Group:
-    """Settings that share one comment: name → default, which may be empty."""
-
-    description: str
-    settings: dict[str, str] = field(default_factory=dict)
+type Group = tuple[str, dict[str, str]]
+"""A comment, and the settings below it: name → default, which may be empty."""
 
 
-@dataclass
-class Section:
-    """A titled section of the file."""
-
-    title: str
-    groups: list[Group] = field(default_factory=list)
-
-
-def sections() -> list[Section]:
-    """Return the sections of `.env.example`. Empty if the file was not deployed."""
+def sections() -> list[tuple[str, list[Group]]]:
+    """Return the title and the groups of each section of `.env.example`. Empty if the file was not deployed."""
     path = Path(settings.BASE_DIR) / ".env.example"
     return parse(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
-def parse(text: str) -> list[Section]:
-    """Parse the file. A comment describes the settings below it, up to the next comment."""
-    found: list[Section] = []
+def parse(text: str) -> list[tuple[str, list[Group]]]:
+    found: list[tuple[str, list[Group]]] = []
     description: list[str] = []
     for line in text.splitlines():
         if section := _SECTION.fullmatch(line):
-            found.append(Section(section[1]))
+            found.append((section[1], []))
             description = []
         elif not found:
             continue  # the text above the first section describes the file
         elif setting := _SETTING.fullmatch(line):
-            if description or not found[-1].groups:
-                found[-1].groups.append(Group(" ".join(description)))
-            found[-1].groups[-1].settings[setting[1]] = setting[2]
+            groups = found[-1][1]
+            if description or not groups:
+                groups.append((" ".join(description), {}))
+            groups[-1][1][setting[1]] = setting[2]
             description = []
         elif comment := line.removeprefix("#").strip():
             description.append(comment)

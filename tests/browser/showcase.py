@@ -16,7 +16,7 @@ from django.utils import timezone
 
 from deliveries_app.actors import Actor
 from deliveries_app.demo import contents
-from deliveries_app.demo.traffic import add_example_day
+from deliveries_app.demo.instance import add_example_day
 from deliveries_app.models import App, AppRepository
 from deliveries_app.receiver import Answer, Notification, Receiver
 from deliveries_app.services import onboard_app, watch_repository

@@ -11,8 +11,8 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
-from deliveries_app.admin import confirmation_forms
-from deliveries_app.admin.confirmation_forms import ResyncForm
+from deliveries_app.admin import confirmation
+from deliveries_app.admin.confirmation import ResyncForm
 from deliveries_app.models import App, AppRepository, BulkOperation, Outcome, SyncRun
 from deliveries_app.progress import runs
 from deliveries_app.services import change_app
@@ -134,7 +134,7 @@ def test_large_selection_needs_its_number(operator: Client, db, typed: str) -> N
 
 
 def test_many_repositories_of_one_app_need_their_number(operator: Client, watches, monkeypatch) -> None:
-    monkeypatch.setattr(confirmation_forms, "MANY_REPOSITORIES", 2)
+    monkeypatch.setattr(confirmation, "MANY_REPOSITORIES", 2)
     assert "Type 3 to confirm" in operator.get(ALL).text
     assert "Type the number" in operator.post(ALL, {"post": "yes"}).text
     operator.post(ALL, {"post": "yes", "number": "3"})

@@ -12,7 +12,7 @@ import pytest
 from django.conf import settings
 
 from deliveries_app import scheduling
-from deliveries_app.admin import confirmation_forms
+from deliveries_app.admin import confirmation
 from deliveries_app.monitoring.alerts import channels, messages
 from deliveries_app.monitoring.alerts.detect import EVERY_SECONDS, PATIENCE_SECONDS
 from deliveries_app.monitoring.alerts.notify import _BASE_DELAY_SECONDS, GATHER_SECONDS
@@ -195,7 +195,7 @@ OF_THE_CODE: list[tuple[str, object, object]] = [
     (
         "For more than 10 apps or 1,000 repositories, you confirm by typing",
         (10, 1000),
-        (confirmation_forms.MANY_APPS, confirmation_forms.MANY_REPOSITORIES),
+        (confirmation.MANY_APPS, confirmation.MANY_REPOSITORIES),
     ),
     ("a clock that is more than five minutes off", 5 * 60, notification.TOLERANCE_SECONDS),
     ("The interval varies by a tenth", 0.1, scheduling._JITTER),
