@@ -13,6 +13,7 @@ from django.utils.safestring import SafeString
 
 from deliveries_app.admin import widgets
 from deliveries_app.admin.actions import BulkAdmin
+from deliveries_app.admin.base import column
 from deliveries_app.models import App
 from deliveries_app.permissions import Permission
 from deliveries_app.reports import app_health, chart
@@ -78,9 +79,7 @@ class AppHealthAdmin(BulkAdmin[App]):
 
         return (*columns, resync_button)
 
-    @admin.display(description="status", ordering="paused")
-    def state(self, app: App) -> SafeString:
-        return badge(*app_health.condition(app))
+    state = column("status", lambda app: badge(*app_health.condition(app)), ordering="paused")
 
     @admin.display(description="accepted")
     def accepted(self, app: App) -> SafeString | str:
@@ -104,9 +103,7 @@ class AppHealthAdmin(BulkAdmin[App]):
         moment = app.last_success  # type: ignore[attr-defined]
         return ago(moment) if moment else ""
 
-    @admin.display(description="last 24 hours")
-    def last_day(self, app: App) -> SafeString:
-        return sparkline(_health(app).hours)
+    last_day = column("last 24 hours", lambda app: sparkline(_health(app).hours))
 
 
 def sparkline(hours: Sequence[tuple[int, int]]) -> SafeString:

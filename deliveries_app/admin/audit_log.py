@@ -13,6 +13,7 @@ from django.utils.functional import cached_property
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
+from deliveries_app.admin.base import column
 from deliveries_app.admin.filters import AppFilter, HistoryFilter, PeriodFilter
 from deliveries_app.admin.history import HistoryAdmin
 from deliveries_app.models import ActorKind, App, AuditAction, AuditEntry
@@ -119,13 +120,11 @@ class AuditEntryAdmin(HistoryAdmin[AuditEntry]):
         quiet = format_html('<div><span class="quiet audit-note">{}</span></div>', visible(details)) if details else ""
         return format_html('<div class="problem"><span>{}</span>{}</div>', visible(entry.message), quiet)
 
-    @admin.display(description="what")
-    def about(self, entry: AuditEntry) -> str:
-        return visible(entry.repository_name or (entry.subject if entry.subject != entry.app_name else ""))
-
-    @admin.display(description="app")
-    def app(self, entry: AuditEntry) -> str:
-        return visible(entry.app_name)
+    about = column(
+        "what",
+        lambda entry: visible(entry.repository_name or (entry.subject if entry.subject != entry.app_name else "")),
+    )
+    app = column("app", lambda entry: visible(entry.app_name))
 
     @admin.display(description="by")
     def by(self, entry: AuditEntry) -> SafeString | str:
@@ -133,9 +132,7 @@ class AuditEntryAdmin(HistoryAdmin[AuditEntry]):
             return format_html('{} <span class="quiet">(not signed in)</span>', visible(entry.actor))
         return visible(entry.actor)
 
-    @admin.display(description="time", ordering="created_at")
-    def when(self, entry: AuditEntry) -> str:
-        return ago(entry.created_at)
+    when = column("time", lambda entry: ago(entry.created_at), ordering="created_at")
 
     def page_context(self, request: HttpRequest, entry: AuditEntry) -> dict[str, Any]:
         """Return the entry, and links to the pages of the rows that it is about."""

@@ -26,6 +26,11 @@ else:
         """Django's class, made generic at run time to match its type stubs."""
 
 
+def column(description: str, show: Callable[[Any], Any], *, ordering: Any = None) -> "staticmethod[[Any], Any]":
+    """Return an attribute of a model admin for `list_display`: the column's heading, and what it shows of a row."""
+    return staticmethod(admin.display(show, description=description, ordering=ordering))
+
+
 class PlainLists:
     """Give lists a plain title, no counts beside the filters, and a 400 for query parameters that no filter uses.
 

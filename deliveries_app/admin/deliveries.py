@@ -10,7 +10,7 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern
 from django.utils.safestring import SafeString
 
-from deliveries_app.admin.base import ReadOnlyAdmin
+from deliveries_app.admin.base import ReadOnlyAdmin, column
 from deliveries_app.admin.confirmation import ConfirmingAdmin, ReasonForm, is_confirmed, next_url, selection_context
 from deliveries_app.admin.filters import AppFilter, ChoiceFilter, WatchFilter
 from deliveries_app.models import AppRepository, Delivery
@@ -134,29 +134,12 @@ class DeliveryAdmin(ConfirmingAdmin[Delivery], ReadOnlyAdmin[Delivery]):
             "page": self.page_of(delivery),
         }
 
-    @admin.display(description="path")
-    def shown_path(self, delivery: Delivery) -> str:
-        return visible(delivery.path)
-
-    @admin.display(description="repository")
-    def repository(self, delivery: Delivery) -> str:
-        return str(delivery.watch.repository)
-
-    @admin.display(description="app")
-    def app(self, delivery: Delivery) -> str:
-        return delivery.watch.app.name
-
-    @admin.display(description="status")
-    def state(self, delivery: Delivery) -> SafeString:
-        return state_badge(delivery, delivery.watch)
-
-    @admin.display(description="size")
-    def bytes(self, delivery: Delivery) -> str:
-        return size(delivery.known_size)
-
-    @admin.display(description="last sent")
-    def updated(self, delivery: Delivery) -> str:
-        return ago(delivery.updated_at)
+    shown_path = column("path", lambda delivery: visible(delivery.path))
+    repository = column("repository", lambda delivery: str(delivery.watch.repository))
+    app = column("app", lambda delivery: delivery.watch.app.name)
+    state = column("status", lambda delivery: state_badge(delivery, delivery.watch))
+    bytes = column("size", lambda delivery: size(delivery.known_size))
+    updated = column("last sent", lambda delivery: ago(delivery.updated_at))
 
 
 def state_badge(delivery: Delivery, watch: AppRepository) -> SafeString:

@@ -15,7 +15,7 @@ from django.views.decorators.http import require_POST
 
 from deliveries_app import services
 from deliveries_app.actors import Actor, can_view
-from deliveries_app.admin.base import ReadOnlyAdmin
+from deliveries_app.admin.base import ReadOnlyAdmin, column
 from deliveries_app.admin.filters import AppFilter, ChoiceFilter, WatchFilter
 from deliveries_app.models import AppRepository, DriftCheck, DriftKind, DriftState, SyncRun
 from deliveries_app.permissions import Permission
@@ -75,29 +75,17 @@ class DriftCheckAdmin(ReadOnlyAdmin[DriftCheck]):
             *super().get_urls(),
         ]
 
-    @admin.display(description="repository")
-    def repository_name(self, check: DriftCheck) -> str:
-        return str(check.watch.repository)
-
-    @admin.display(description="app")
-    def app_name(self, check: DriftCheck) -> str:
-        return check.watch.app.name
-
-    @admin.display(description="result")
-    def result(self, check: DriftCheck) -> SafeString:
-        return format_html('<span id="drift-state-{}">{}</span>', check.pk, state_badge(check))
-
-    @admin.display(description="differences")
-    def differences(self, check: DriftCheck) -> SafeString:
-        return format_html('<span id="drift-summary-{}">{}</span>', check.pk, drift.summary(check))
-
-    @admin.display(description="requested")
-    def requested(self, check: DriftCheck) -> str:
-        return ago(check.created_at)
-
-    @admin.display(description="by")
-    def requester(self, check: DriftCheck) -> str:
-        return check.requested_by
+    repository_name = column("repository", lambda check: str(check.watch.repository))
+    app_name = column("app", lambda check: check.watch.app.name)
+    result = column(
+        "result", lambda check: format_html('<span id="drift-state-{}">{}</span>', check.pk, state_badge(check))
+    )
+    differences = column(
+        "differences",
+        lambda check: format_html('<span id="drift-summary-{}">{}</span>', check.pk, drift.summary(check)),
+    )
+    requested = column("requested", lambda check: ago(check.created_at))
+    requester = column("by", lambda check: check.requested_by)
 
     def page_context(self, request: HttpRequest, check: DriftCheck) -> dict[str, Any]:
         """Return the context of the result. The page polls it until the check has ended."""

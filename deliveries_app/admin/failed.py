@@ -19,7 +19,7 @@ from django.utils.safestring import SafeString
 from deliveries_app.actors import can_view
 from deliveries_app.admin import widgets
 from deliveries_app.admin.actions import RETRY, BulkAdmin, Scope
-from deliveries_app.admin.base import ReadOnlyAdmin
+from deliveries_app.admin.base import ReadOnlyAdmin, column
 from deliveries_app.admin.filters import AppFilter, OperationFilter, StateFilter, apps_given
 from deliveries_app.models import (
     App,
@@ -198,17 +198,9 @@ class FailedSyncAdmin(BulkAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
         page = reverse("admin:deliveries_app_apprepository_change", args=[watch.pk])
         return format_html('<a href="{}">{}</a>', page, watch.repository)
 
-    @admin.display(description="app", ordering="app__name")
-    def app_name(self, watch: FailedSync) -> str:
-        return watch.app.name
-
-    @admin.display(description="failing since", ordering="failing_since")
-    def since(self, watch: FailedSync) -> SafeString:
-        return cell("since", watch)
-
-    @admin.display(description="status", ordering="state_detail")
-    def state_badge(self, watch: FailedSync) -> SafeString:
-        return cell("state", watch)
+    app_name = column("app", lambda watch: watch.app.name, ordering="app__name")
+    since = column("failing since", lambda watch: cell("since", watch), ordering="failing_since")
+    state_badge = column("status", lambda watch: cell("state", watch), ordering="state_detail")
 
 
 MAX_RESPONSE_CHARS = 80

@@ -10,7 +10,7 @@ from django.urls import URLPattern
 from django.views.decorators.http import require_POST
 
 from deliveries_app.actors import Actor
-from deliveries_app.admin.base import DocoraAdmin
+from deliveries_app.admin.base import DocoraAdmin, column
 from deliveries_app.admin.forms import compare_with_page
 from deliveries_app.permissions import Permission
 from deliveries_app.services import github_apps
@@ -84,9 +84,9 @@ class GitHubAppAdmin(DocoraAdmin[GitHubApp]):
     def get_queryset(self, request: HttpRequest) -> QuerySet[GitHubApp]:
         return super().get_queryset(request).annotate(app_count=Count("apps", filter=Q(apps__ended_at=None)))
 
-    @admin.display(description="assigned to", ordering="app_count")
-    def used_by(self, github_app: GitHubApp) -> str:
-        return counted(int(github_app.app_count), "app", "apps")  # type: ignore[attr-defined]
+    used_by = column(
+        "assigned to", lambda github_app: counted(int(github_app.app_count), "app", "apps"), ordering="app_count"
+    )
 
     def get_fields(self, request: HttpRequest, obj: GitHubApp | None = None) -> Any:
         """Leave the key out for users who can only view, because Django shows the values of read-only fields."""

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
-from django.contrib import admin
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.views.main import ERROR_FLAG, ChangeList
 from django.core.exceptions import PermissionDenied
@@ -14,7 +13,7 @@ from django.http import HttpRequest, HttpResponseBase, HttpResponseRedirect
 from django.urls import URLPattern, path, reverse
 from django.views.decorators.http import require_safe
 
-from deliveries_app.admin.base import ReadOnlyAdmin
+from deliveries_app.admin.base import ReadOnlyAdmin, column
 from deliveries_app.admin.filters import HistoryFilter, PeriodFilter
 from deliveries_app.reports import history
 from docora.templatetags.docora import ago, duration
@@ -99,13 +98,8 @@ class HistoryAdmin[M: Model](ReadOnlyAdmin[M]):
         view = self.admin_site.admin_view(require_safe(self.export))
         return [path("export/", view, name=self.url_name("export")), *super().get_urls()]
 
-    @admin.display(description="requested", ordering="created_at")
-    def requested(self, row: Any) -> str:
-        return ago(row.created_at)
-
-    @admin.display(description="duration")
-    def took(self, row: Any) -> str:
-        return duration(history.seconds(row))
+    requested = column("requested", lambda row: ago(row.created_at), ordering="created_at")
+    took = column("duration", lambda row: duration(history.seconds(row)))
 
     def has_export_permission(self, request: HttpRequest) -> bool:
         return self.has_view_permission(request)

@@ -16,6 +16,7 @@ from django.views.decorators.http import require_POST
 from deliveries_app import actors, services
 from deliveries_app.actors import Actor
 from deliveries_app.admin import filters
+from deliveries_app.admin.base import column
 from deliveries_app.admin.confirmation import next_url
 from deliveries_app.admin.history import HistoryAdmin, HistoryList
 from deliveries_app.models import (
@@ -113,17 +114,9 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
         message = f"{done} {counted(number, 'repository', 'repositories')}."
         return self.redirect_with_message(request, page, message)
 
-    @admin.display(description="by")
-    def requester(self, operation: BulkOperation) -> str:
-        return operation.requested_by
-
-    @admin.display(description="repositories")
-    def repositories(self, operation: BulkOperation) -> str:
-        return number(operation.total)
-
-    @admin.display(description="repositories by result")
-    def outcome_summary(self, operation: BulkOperation) -> str:
-        return _outcomes(operation).summary
+    requester = column("by", lambda operation: operation.requested_by)
+    repositories = column("repositories", lambda operation: number(operation.total))
+    outcome_summary = column("repositories by result", lambda operation: _outcomes(operation).summary)
 
     @admin.display(description="files")
     def files(self, operation: BulkOperation) -> str:

@@ -6,13 +6,12 @@ from django.contrib import admin, messages
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern
-from django.utils.safestring import SafeString
 from django.views.decorators.http import require_POST
 
 from deliveries_app.actors import Actor, can_view
 from deliveries_app.admin import widgets
 from deliveries_app.admin.actions import RESYNC, BulkAdmin
-from deliveries_app.admin.base import ReadOnlyAdmin
+from deliveries_app.admin.base import ReadOnlyAdmin, column
 from deliveries_app.admin.confirmation import next_url
 from deliveries_app.admin.filters import ChoiceFilter, CircuitFilter
 from deliveries_app.admin.watches import cells_of, live_query
@@ -80,21 +79,12 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
         page = self.object_page("reset-circuit", require_POST(self.reset_one), Permission.RETRY)
         return [page, *super().get_urls()]
 
-    @admin.display(description="repository", ordering="owner")
-    def full_name(self, repository: Repository) -> str:
-        return str(repository)
-
-    @admin.display(description="watched by", ordering="watcher_count")
-    def watchers(self, repository: Repository) -> int:
-        return int(repository.watcher_count)  # type: ignore[attr-defined]
-
-    @admin.display(description="visibility", ordering="is_private")
-    def visibility(self, repository: Repository) -> str:
-        return "Private" if repository.is_private else "Public"
-
-    @admin.display(description="circuit")
-    def circuit(self, repository: Repository) -> SafeString | str:
-        return widgets.circuit_text(repository)
+    full_name = column("repository", lambda repository: str(repository), ordering="owner")
+    watchers = column("watched by", lambda repository: int(repository.watcher_count), ordering="watcher_count")
+    visibility = column(
+        "visibility", lambda repository: "Private" if repository.is_private else "Public", ordering="is_private"
+    )
+    circuit = column("circuit", lambda repository: widgets.circuit_text(repository))
 
     def page_context(self, request: HttpRequest, repository: Repository) -> dict[str, Any]:
         """Return the details, and the watches if the user can view those."""

@@ -6,10 +6,10 @@ from typing import Any
 from django.contrib import admin
 from django.http import HttpRequest
 from django.urls import reverse
-from django.utils.safestring import SafeString
 
 from deliveries_app import actors
 from deliveries_app.admin import filters, widgets
+from deliveries_app.admin.base import column
 from deliveries_app.admin.history import HistoryAdmin
 from deliveries_app.models import AppRepository, BulkOperation, SyncRun
 from deliveries_app.permissions import Permission
@@ -52,22 +52,15 @@ class SyncRunAdmin(HistoryAdmin[SyncRun]):
             return None
         return "Bulk operations", f"{reverse('admin:deliveries_app_bulkoperation_changelist')}?app={app}"
 
-    @admin.display(description="trigger")
-    def trigger(self, run: SyncRun) -> str:
-        return trigger(run)
-
-    @admin.display(description="result")
-    def result(self, run: SyncRun) -> SafeString:
-        return outcome_badge(run)
+    trigger = column("trigger", lambda run: trigger(run))
+    result = column("result", lambda run: outcome_badge(run))
 
     @admin.display(description="files")
     def files(self, run: SyncRun) -> str:
         done, total = number(run.files_done), number(run.files_total)
         return done if done == total else f"{done} of {total}"
 
-    @admin.display(description="error")
-    def problem(self, run: SyncRun) -> SafeString | str:
-        return widgets.problem(run.error)
+    problem = column("error", lambda run: widgets.problem(run.error))
 
     def page_context(self, request: HttpRequest, run: SyncRun) -> dict[str, Any]:
         """Return the run's details, and the files of its watch that are not delivered now."""

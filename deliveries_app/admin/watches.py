@@ -19,6 +19,7 @@ from deliveries_app import services
 from deliveries_app.actors import Actor
 from deliveries_app.admin import drift, widgets
 from deliveries_app.admin.actions import RESYNC, RETRY
+from deliveries_app.admin.base import column
 from deliveries_app.admin.confirmation import next_url
 from deliveries_app.admin.deliveries import state_badge
 from deliveries_app.admin.filters import AppFilter, CircuitFilter, StateFilter
@@ -215,31 +216,18 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
             *super().get_urls(),
         ]
 
-    @admin.display(description="repository", ordering="repository__name")
-    def repository_name(self, watch: AppRepository) -> str:
-        return str(watch.repository)
-
-    @admin.display(description="app", ordering="app__name")
-    def app_name(self, watch: AppRepository) -> str:
-        return watch.app.name
-
-    @admin.display(description="status", ordering="state_detail")
-    def status_badge(self, watch: AppRepository) -> SafeString:
-        """Return the cell that the list's poller replaces by id while the watch is active."""
-        return format_html('<span id="live-{}" class="live">{}</span>', watch.pk, status_with_detail(watch))
-
-    @admin.display(description="last sync", ordering="last_synced_at")
-    def synced(self, watch: AppRepository) -> SafeString:
-        return cell("synced", watch)
-
-    @admin.display(description="files", ordering="tree_files")
-    def files(self, watch: AppRepository) -> SafeString:
-        return cell("files", watch)
-
-    @admin.display(description="error", ordering="failing_since")
-    def problem(self, watch: AppRepository) -> SafeString:
-        """Return the last error, for how long the watch has been failing, and until when its circuit is open."""
-        return cell("problem", watch)
+    repository_name = column("repository", lambda watch: str(watch.repository), ordering="repository__name")
+    app_name = column("app", lambda watch: watch.app.name, ordering="app__name")
+    status_badge = column(
+        "status",
+        lambda watch: format_html('<span id="live-{}" class="live">{}</span>', watch.pk, status_with_detail(watch)),
+        ordering="state_detail",
+    )
+    """Return the cell that the list's poller replaces by id while the watch is active."""
+    synced = column("last sync", lambda watch: cell("synced", watch), ordering="last_synced_at")
+    files = column("files", lambda watch: cell("files", watch), ordering="tree_files")
+    problem = column("error", lambda watch: cell("problem", watch), ordering="failing_since")
+    """Return the last error, for how long the watch has been failing, and until when its circuit is open."""
 
     def get_list_display(self, request: HttpRequest) -> tuple[Any, ...]:
         """Add each row's buttons for users who can use them. They redirect back to this list."""
