@@ -100,9 +100,6 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
             *super().get_urls(),
         ]
 
-    def has_rotate_permission(self, request: HttpRequest) -> bool:
-        return self.can(request, Permission.REPLACE_SECRETS)
-
     def secrets_context(self, request: HttpRequest, owner: App) -> dict[str, Any]:
         can_ping = self.can(request, Permission.CHANGE_APPS)
         return {"app": owner, "can_ping": can_ping, "public_url": settings.PUBLIC_URL}

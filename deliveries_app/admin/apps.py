@@ -275,7 +275,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, RemovalAdmin[App]):
             "operations": [progress_context.of_operation(operation) for operation in operations],
             "only_name": app_detail.only_repository_name(app) if live["can_view"] else "",
             "can_ping": self.can(request, Permission.CHANGE_APPS),
-            "can_rotate": self.has_rotate_permission(request),
+            "can_rotate": self.can(request, Permission.REPLACE_SECRETS),
         }
 
     def _settings_context(self, request: HttpRequest, app: App) -> dict[str, Any]:
@@ -288,7 +288,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, RemovalAdmin[App]):
             "now": now,
             "tokens": tokens,
             "old_tokens": sum(token.expires_at is not None and token.expires_at > now for token in tokens),
-            "can_rotate": self.has_rotate_permission(request),
+            "can_rotate": self.can(request, Permission.REPLACE_SECRETS),
             "can_ping": self.can(request, Permission.CHANGE_APPS),
         }
 

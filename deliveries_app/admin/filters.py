@@ -164,15 +164,14 @@ class HistoryChoiceFilter(ChoiceFilter, HistoryFilter):
 
 
 def _runs_with(result: Result) -> Q:
+    if result == Result.RUNNING:
+        return Q(outcome="")
+    if result not in {Result.FAILED, Result.PARTLY_FAILED}:
+        return Q(outcome__in=Outcome.with_result(result))
     is_partial = Q(files_done__gt=0, files_failed__gt=0)
-    match result:
-        case Result.RUNNING:
-            return Q(outcome="")
-        case Result.PARTLY_FAILED:
-            return Q(outcome__in=Outcome.with_result(Result.FAILED)) & is_partial
-        case Result.FAILED:
-            return Q(outcome__in=Outcome.with_result(Result.FAILED)) & ~is_partial
-    return Q(outcome__in=Outcome.with_result(result))
+    return Q(outcome__in=Outcome.with_result(Result.FAILED)) & (
+        is_partial if result == Result.PARTLY_FAILED else ~is_partial
+    )
 
 
 class OutcomeFilter(HistoryChoiceFilter):

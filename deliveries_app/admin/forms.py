@@ -313,18 +313,18 @@ class AppForm(AppRules, forms.ModelForm):  # type: ignore[type-arg]  # not gener
 
     def _explain_quotas(self) -> None:
         """Add to each quota its current usage and default."""
-        usage = usage_of(self.instance)
-        quotas = (
-            ("max_watches", usage.watches, settings.MAX_WATCHES_PER_APP, number),
-            ("max_files", usage.files, settings.MAX_FILES_PER_APP, number),
-            ("max_bytes", usage.bytes, settings.MAX_BYTES_PER_APP, format_bytes),
-            ("max_resyncs_per_hour", usage.resyncs_per_hour, settings.MAX_RESYNCS_PER_HOUR, number),
-        )
-        for name, one, default, shown in quotas:
-            field = self.fields[name]
+        defaults = {
+            "watches": settings.MAX_WATCHES_PER_APP,
+            "files": settings.MAX_FILES_PER_APP,
+            "bytes": settings.MAX_BYTES_PER_APP,
+            "resyncs_per_hour": settings.MAX_RESYNCS_PER_HOUR,
+        }
+        for name, one in usage_of(self.instance).items():
+            field, default = self.fields[f"max_{name}"], defaults[name]
+            shown = format_bytes if name == "bytes" else number
             used = f"{shown(one.used)} of {shown(one.limit)}" if one.limit is not None else shown(one.used)
             otherwise = shown(default) if default else "none"
-            if one.limit is not None or one is not usage.resyncs_per_hour:
+            if one.limit is not None or name != "resyncs_per_hour":
                 field.help_text += f" Now used: {used}."
             field.help_text += f" Leave blank for the default ({otherwise}); 0 means no quota."
 

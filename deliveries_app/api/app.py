@@ -1,6 +1,5 @@
 """API operations on the app itself: its endpoint's settings, a test ping, and its signing key."""
 
-from dataclasses import asdict
 from typing import Any
 
 from django.http import HttpRequest
@@ -149,5 +148,5 @@ def _endpoint(app: App) -> dict[str, Any]:
         "answers_verify": app.answers_verify,
         "on_hold_until": moment(app.cooldown_until) if app.is_on_hold else None,
         "key_rotation": rotation,
-        "quotas": asdict(usage_of(app)),
+        "quotas": {name: usage._asdict() for name, usage in usage_of(app).items()},
     }

@@ -1,8 +1,5 @@
 """Import the rows of the existing Node service, so that no client has to change anything and no file is sent again.
 
-`run` drives the import, `source` reads the other database and decrypts its secrets, `validate` decides what Docora can
-import, `write` stores it, and `report` collects the results.
-
 An import skips rows that are already here, so an interrupted import can be started again. Rows that were imported before
 and have been removed since stay removed. A watch is created before its delivery records and is `arriving` until the last
 record is stored; until then it is neither checked nor synced.

@@ -166,10 +166,7 @@ def _query(text: str, *names: str) -> sql.Composed:
 
 
 class Source:
-    """The rows of the existing service.
-
-    Apps, repositories and watches number a few thousand at most and are read at once. Delivered files are read in pages.
-    """
+    """The rows of the existing service. All but delivered files, which may be millions, are read at once."""
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         self._connection = connection

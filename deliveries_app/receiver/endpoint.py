@@ -57,8 +57,6 @@ class Receiver(BackgroundServer):
       block. It returns an `Answer`, or None to continue as usual.
     - `on_record` is called after each request.
     - `log_size` limits the number of log entries.
-
-    `stop` and `start` simulate an outage: the port and the copies stay the same.
     """
 
     handler = PostHandler

@@ -20,10 +20,7 @@ _FIELDS = (
 
 @dataclass(frozen=True)
 class Endpoint:
-    """An app, its badge, a summary of its latest requests, and warnings that say why a sync will fail or wait.
-
-    `rank` sorts the worst first.
-    """
+    """An app, its badge, a summary of its latest requests, and warnings that say why a sync will fail or wait."""
 
     app: App
     style: str

@@ -20,10 +20,7 @@ _IS_LISTED = Q(failing_since__isnull=False) | Q(next_sync_at__lte=Now()) | Q(arr
 
 @dataclass(frozen=True)
 class Line:
-    """A watch that is failing, syncing or waiting.
-
-    `percent` is the progress of a running sync, otherwise None.
-    """
+    """A watch that is failing, syncing or waiting. `percent` is the progress of a running sync."""
 
     watch: AppRepository
     percent: int | None

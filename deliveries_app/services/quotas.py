@@ -5,7 +5,7 @@ Administrators set the quotas. Those of watched repositories and re-syncs apply 
 """
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from django.db.models import Count, Sum
 from django.db.models.functions import Now
@@ -38,33 +38,23 @@ class TooManyResyncs(ValueError):
         self.seconds = seconds
 
 
-@dataclass(frozen=True)
-class Usage:
+class Usage(NamedTuple):
     """What the app uses of one quota. `limit` is None without a quota."""
 
     used: int
     limit: int | None
 
 
-@dataclass(frozen=True)
-class AppUsage:
-    """What the app uses of each quota, as the API names them."""
-
-    watches: Usage
-    files: Usage
-    bytes: Usage
-    resyncs_per_hour: Usage
-
-
-def usage_of(app: App) -> AppUsage:
+def usage_of(app: App) -> dict[str, Usage]:
+    """Return what the app uses of each quota, by the name of the quota in the API."""
     watches = AppRepository.objects.filter(app=app, ended_at=None)
     sums = watches.aggregate(watches=Count("pk"), files=Sum("tree_files", default=0), size=Sum("tree_bytes", default=0))
-    return AppUsage(
-        watches=Usage(sums["watches"], app.watch_limit),
-        files=Usage(sums["files"], app.file_limit),
-        bytes=Usage(sums["size"], app.byte_limit),
-        resyncs_per_hour=Usage(math.ceil(_resyncs_used(app)), app.resync_limit),
-    )
+    return {
+        "watches": Usage(sums["watches"], app.watch_limit),
+        "files": Usage(sums["files"], app.file_limit),
+        "bytes": Usage(sums["size"], app.byte_limit),
+        "resyncs_per_hour": Usage(math.ceil(_resyncs_used(app)), app.resync_limit),
+    }
 
 
 def is_limited(actor: Actor, app: App) -> bool:

@@ -75,9 +75,7 @@ def start_single(
 ) -> SyncRun:
     """Request a sync of one watch, enqueue it ahead of bulk work, and return its run.
 
-    Raises `error` if the request does not apply.
-
-    Pass `skip_permission_check` if the caller has checked another permission.
+    Raises `error` if the request does not apply. Pass `skip_permission_check` if the caller has checked another permission.
     """
     if not skip_permission_check:
         actor.require(PERMISSIONS[kind])

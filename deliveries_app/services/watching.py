@@ -131,7 +131,6 @@ def watch_repository(
     """Watch a repository for the app, after checking with git that it can be read.
 
     Without `ask_host`, git is not asked: if the repository cannot be read, its first sync fails.
-
     `ref` is the branch or tag to follow, or empty for the default branch; `include` and `exclude` are the app's patterns,
     `ignore` those of an administrator. If the app is already watching the repository, replace its token and every other
     setting that is given, and send every file again; with `must_be_new`, raise `AlreadyWatched` instead.

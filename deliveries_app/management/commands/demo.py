@@ -38,7 +38,11 @@ class Command(BaseCommand):
             required = " ".join(f"{name}={value}" for name, value in DEMO_SETTINGS.items())
             raise CommandError(f"The demo needs these settings in every process of the instance: {required}")
         if options["check"]:
-            _check()
+            try:
+                require_own_instance(settings.DATA_DIR / "demo")
+            except NotEmpty as error:
+                advice = f"Run it in an instance of its own: {program()} up --demo --data DIR, without DATABASE_URL"
+                raise CommandError(f"{error}. {advice}") from None
             return
         schema.wait_until_migrated(self.stderr.write)
         stopped = threading.Event()
@@ -64,15 +68,6 @@ class Command(BaseCommand):
             permissions = f"Users from before the demo keep their passwords: {', '.join(choices.kept_users)}."
         failing = "Newsletter fails on purpose. The description on its page says how to fix it."
         write_banner(self.stdout, "The demo is ready.", fields, permissions, failing, "Ctrl-C stops it.")
-
-
-def _check() -> None:
-    try:
-        require_own_instance(settings.DATA_DIR / "demo")
-    except NotEmpty as error:
-        raise CommandError(
-            f"{error}. Run it in an instance of its own: {program()} up --demo --data DIR, without DATABASE_URL"
-        ) from None
 
 
 def _start(folder: Path) -> Demo:
