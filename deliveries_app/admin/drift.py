@@ -119,11 +119,8 @@ class DriftCheckAdmin(ReadOnlyAdmin[DriftCheck]):
         if not check.can_send:
             message = "These differences have already been sent." if check.sent_at else "There is nothing to send."
             return self.redirect_with_message(request, self.page_of(check), message, messages.WARNING)
-        if request.method == "POST":
-            return self._send(request, check)
-        return self.render_confirmation(request, check, send_label(check), paragraphs=list(_consequences(check)))
-
-    def _send(self, request: HttpRequest, check: DriftCheck) -> HttpResponse:
+        if request.method != "POST":
+            return self.render_confirmation(request, check, send_label(check), paragraphs=list(_consequences(check)))
         page = self.page_of(check)
         try:
             sent = services.send_differences(Actor.of_request(request), check)

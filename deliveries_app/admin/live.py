@@ -173,10 +173,8 @@ def live_watch(request: HttpRequest, pk: int) -> HttpResponse:
     `active=1` says that the page shows the watch as active. Then the progress polls for itself, more often.
     """
     watch = get_object_or_404(_watches(), pk=pk)
-    context = page_context_of(request, watch)
-    context |= {"sync_pause": current_pause(), "here": polling_page(request)}
-    context["polls_progress"] = request.GET.get("active") == "1"
-    return render(request, "admin/deliveries_app/apprepository/change_form.html#live", context)
+    context = {**page_context_of(request, watch), "polls_progress": request.GET.get("active") == "1"}
+    return _render(request, "admin/deliveries_app/apprepository/change_form.html#live", context)
 
 
 def _run_progress(request: HttpRequest, watch: AppRepository, pk: str, context: dict[str, Any]) -> HttpResponse:
@@ -187,6 +185,11 @@ def _run_progress(request: HttpRequest, watch: AppRepository, pk: str, context: 
         return render(request, "docora/progress.html#watch_progress", {**context, "page_run": run and run.pk})
     page = page_context_of(request, run)
     return render(request, "admin/deliveries_app/syncrun/change_form.html#ended", context | page)
+
+
+def _render(request: HttpRequest, template: str, context: dict[str, Any]) -> HttpResponse:
+    """Render a fragment of a page with the pause banner, which links back to the page."""
+    return render(request, template, {"here": polling_page(request), "sync_pause": current_pause(), **context})
 
 
 def _watches() -> AppRepositoryQuerySet:
@@ -204,10 +207,10 @@ def live_app(request: HttpRequest, pk: int) -> HttpResponse:
     query = request.GET.copy()
     shown = query.pop("operations", [""])[-1]
     request.GET = query  # type: ignore[assignment]  # links in the fragment repeat the page's own query
-    context = app_detail.live(request.user, app, query) | {"sync_pause": current_pause()}
+    context = app_detail.live(request.user, app, query)
     if shown != context["operation_ids"]:
         context["operations"] = [progress_context.of_operation(operation) for operation in context["operations_shown"]]
-    return render(request, "admin/deliveries_app/app/operate.html#live", context)
+    return _render(request, "admin/deliveries_app/app/operate.html#live", context)
 
 
 @fragment(can_view_watches)
@@ -215,23 +218,19 @@ def failed_syncs(request: HttpRequest) -> HttpResponse:
     """Render the groups, the cells of the rows that the page shows, and how many of its `count` rows still fail."""
     cells, recovered = failed.refreshed_cells(row_ids(request), CellOptions.to_user(request, polling_page(request)))
     count = parse_pk(request.GET.get("count", ""))
-    rows = max(0, count - recovered) if count is not None else None
-    filtered = request.GET.get("filtered") == "1"
     context = {
         **failed.panel_context(request, polling_page(request)),
         "cells": cells,
-        "rows": rows,
-        "filtered": filtered,
+        "rows": max(0, count - recovered) if count is not None else None,
+        "filtered": request.GET.get("filtered") == "1",
     }
-    context |= {"sync_pause": current_pause(), "here": polling_page(request)}
-    return render(request, "docora/failed.html#refresh", context)
+    return _render(request, "docora/failed.html#refresh", context)
 
 
 @fragment(overview.can_view)
 def live_overview(request: HttpRequest) -> HttpResponse:
     """Render the panel, and the health indicators beside the page's title."""
-    context = {"overview": overview.of_user(request.user), "sync_pause": current_pause(), "here": polling_page(request)}
-    return render(request, "docora/overview.html#polled", context)
+    return _render(request, "docora/overview.html#polled", {"overview": overview.of_user(request.user)})
 
 
 @fragment(queue_report.can_view)
@@ -245,8 +244,9 @@ def live_queue(request: HttpRequest) -> HttpResponse:
 @fragment(partial(can_view, model=Delivery))
 def live_delivery(request: HttpRequest, pk: int) -> HttpResponse:
     delivery = get_object_or_404(Delivery.objects.select_related("watch"), pk=pk, watch__ended_at=None)
-    context = page_context_of(request, delivery) | {"sync_pause": current_pause(), "here": polling_page(request)}
-    return render(request, "admin/deliveries_app/delivery/change_form.html#refreshed", context)
+    return _render(
+        request, "admin/deliveries_app/delivery/change_form.html#refreshed", page_context_of(request, delivery)
+    )
 
 
 @fragment(can_view_watches)

@@ -1,8 +1,7 @@
 """Keyset pagination: a page continues after a row, so there are no gaps or repetitions while rows come and go."""
 
 import base64
-import json
-from datetime import UTC, datetime
+from datetime import UTC
 from typing import Annotated, Any
 
 from django.db.models import Model, Q, QuerySet
@@ -50,12 +49,10 @@ class Order:
                 Q(**{f"{self._field}__{comparison}": value}) | Q(**{self._field: value, f"pk__{comparison}": pk})
             )
         found = list(rows.order_by(f"{sign}{self._field}", f"{sign}pk")[skip : skip + limit + 1])
-        return found[:limit], self._cursor(found[limit - 1]) if len(found) > limit else None
-
-    def _cursor(self, row: Model) -> str:
-        value = getattr(row, self._field)
-        fields = [value.isoformat() if isinstance(value, datetime) else value, row.pk]
-        return base64.urlsafe_b64encode(json.dumps(fields, ensure_ascii=False).encode()).decode("ascii").rstrip("=")
+        if len(found) <= limit:
+            return found, None
+        last = self._values.dump_json((getattr(found[limit - 1], self._field), found[limit - 1].pk))
+        return found[:limit], base64.urlsafe_b64encode(last).decode("ascii").rstrip("=")
 
     def _parse(self, cursor: str) -> tuple[Any, int]:
         try:

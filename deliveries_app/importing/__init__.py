@@ -5,6 +5,5 @@ and have been removed since stay removed. A watch is created before its delivery
 record is stored; until then it is neither checked nor synced.
 """
 
-from deliveries_app.importing.report import Report
-from deliveries_app.importing.run import run_import
+from deliveries_app.importing.run import Report, run_import
 from deliveries_app.importing.source import Source, SourceError, SourceKey, WrongKey, open_source

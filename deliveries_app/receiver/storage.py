@@ -182,7 +182,8 @@ class Copy:
 
     def _finish(self, path: str, notification: Notification, upload: "_Upload") -> Outcome:
         upload.check(notification.sha, notification.size)
-        self._place(upload.temporary, path)
+        self._make_room(path)
+        upload.temporary.replace(self.directory / path)
         self._drop_upload(path)  # this upload, or an older one that will never be completed
         self._shas[path] = notification.sha
         self._remember(notification)
@@ -227,15 +228,6 @@ class Copy:
     def _drop_upload(self, path: str) -> None:
         if upload := self._uploads.pop(path, None):
             upload.discard()
-
-    def _place(self, temporary: Path, path: str) -> None:
-        """Move a finished file into place. Create or remove directories only if that fails, which is rare."""
-        target = self.directory / path
-        try:
-            temporary.replace(target)
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            self._make_room(path)
-            temporary.replace(target)
 
     def _make_room(self, path: str) -> None:
         """Create the parent directories. Remove files that are in place of directories, and vice versa."""

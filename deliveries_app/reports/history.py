@@ -43,7 +43,12 @@ def search_runs(term: str) -> Search:
     if term.startswith("bulk_"):
         return Search(Q(operation__operation_id=term))
     named = Q(app_name__icontains=term) | Q(repository_name__icontains=term)
-    watches = list(_watches_named(term).order_by().values_list("pk", flat=True)[: MAX_WATCHES + 1])
+    owner, slash, name = term.rpartition("/")  # an owner may contain slashes
+    repository = Q(repository__owner__icontains=term) | Q(repository__name__icontains=term)
+    if slash:
+        repository |= Q(repository__owner__iendswith=owner, repository__name__istartswith=name)
+    with_name = AppRepository.objects.filter(Q(app__name__icontains=term) | repository).order_by()
+    watches = list(with_name.values_list("pk", flat=True)[: MAX_WATCHES + 1])
     if len(watches) > MAX_WATCHES:
         return Search(named, in_window=True)
     # Runs of removed watches keep only the names. Pass primary keys instead of the condition: the database combines
@@ -53,14 +58,6 @@ def search_runs(term: str) -> Search:
         unlinked = unlinked.filter(created_at__gte=since)
     found = list(unlinked.order_by("-created_at", "-pk").values_list("pk", flat=True)[:_MAX_UNLINKED])
     return Search(Q(watch__in=watches) | Q(pk__in=found))
-
-
-def _watches_named(term: str) -> QuerySet[AppRepository]:
-    owner, slash, name = term.rpartition("/")  # an owner may contain slashes
-    repository = Q(repository__owner__icontains=term) | Q(repository__name__icontains=term)
-    if slash:
-        repository |= Q(repository__owner__iendswith=owner, repository__name__istartswith=name)
-    return AppRepository.objects.filter(Q(app__name__icontains=term) | repository)
 
 
 def search_operations(term: str) -> Search:

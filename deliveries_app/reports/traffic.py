@@ -1,9 +1,10 @@
 """Traffic by the hour, and the last 24 hours: their totals, and the busiest and slowest apps."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from heapq import nlargest
+from typing import NamedTuple
 
 from django.db.models import QuerySet, Sum
 from django.utils import timezone
@@ -60,8 +61,7 @@ class Hours:
         return sum(hour.failed for hour in self.hours)
 
 
-@dataclass(frozen=True)
-class AppDay:
+class AppDay(NamedTuple):
     """One app's day. `seconds` is its average response time."""
 
     pk: int
@@ -129,7 +129,5 @@ def _busiest_and_slowest(rows: QuerySet[HourlyTraffic]) -> tuple[tuple[AppDay, .
     busiest = nlargest(NAMED, (app for app in found if app.files), key=lambda app: app.files)
     slowest = nlargest(NAMED, (app for app in found if app.requests), key=lambda app: app.seconds)
     names = dict(App.objects.filter(pk__in=[app.pk for app in (*busiest, *slowest)]).values_list("pk", "name"))
-    return (
-        tuple(replace(app, name=names[app.pk]) for app in busiest),
-        tuple(replace(app, name=names[app.pk]) for app in slowest),
-    )
+    named = [[app._replace(name=names[app.pk]) for app in apps] for apps in (busiest, slowest)]
+    return tuple(named[0]), tuple(named[1])

@@ -5,6 +5,7 @@ An app can change some itself: paused, concurrent requests, `sync_completed` and
 
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
+from typing import Any
 
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import transaction
@@ -19,7 +20,7 @@ from deliveries_app.services.requests import NotFound
 from deliveries_app.sync.outcomes import OTHERS_FIRST_SECONDS
 
 PAUSED_BY_APP = "Paused by the app."
-_SETTINGS = ("paused", "max_in_flight", "send_sync_completed", "answers_verify")
+_OWN_SETTINGS = ("paused", "max_in_flight", "send_sync_completed", "answers_verify")
 
 
 class PausedByAdministrator(ValueError):
@@ -81,16 +82,8 @@ def _continue(app: App) -> None:
     transaction.on_commit(scheduling.enqueue_due, robust=True)
 
 
-def change_own_settings(
-    actor: Actor,
-    app: App,
-    *,
-    paused: bool | None = None,
-    max_in_flight: int | None = None,
-    send_sync_completed: bool | None = None,
-    answers_verify: bool | None = None,
-) -> App:
-    """Change the settings that are not None, audit what changed, and return the app's row.
+def change_own_settings(actor: Actor, app: App, **settings: bool | int | None) -> App:
+    """Change the `_OWN_SETTINGS` that are not None, audit what changed, and return the app's row.
 
     An app can end its own pause and that of Docora after a 410. Raises `PausedByAdministrator` for an administrator's pause,
     `ValidationError` if `max_in_flight` is above the administrator's limit, and `NotFound` if the app is being removed.
@@ -101,25 +94,23 @@ def change_own_settings(
         row = App.objects.select_for_update(no_key=True).filter(pk=app.pk, ended_at=None).first()
         if row is None:
             raise NotFound("App not found")
-        changes: dict[str, object] = {}
-        if paused is not None and paused != row.paused:
-            if not paused and not row.paused_reason:
+        wanted = {name: settings.get(name) for name in _OWN_SETTINGS}
+        given = {name: value for name, value in wanted.items() if value is not None and value != getattr(row, name)}
+        changes: dict[str, Any] = dict(given)
+        if "paused" in given:
+            if not given["paused"] and not row.paused_reason:
                 raise PausedByAdministrator
-            changes |= {"paused": paused, "paused_reason": PAUSED_BY_APP if paused else ""}
-            if not paused:
+            changes["paused_reason"] = PAUSED_BY_APP if given["paused"] else ""
+            if not given["paused"]:
                 _continue(row)
                 changes |= {"cooldown_until": None, "down_count": 0}
-        if max_in_flight is not None and max_in_flight != row.max_in_flight:
+        if "max_in_flight" in given:
             limit = row.max_in_flight_limit
-            if not 1 <= max_in_flight <= limit:
+            if not 1 <= given["max_in_flight"] <= limit:
                 raise ValidationError(f"max_in_flight must be between 1 and {limit}, the administrator's limit.")
-            changes |= {"max_in_flight": max_in_flight, "in_flight_limit": None if max_in_flight == limit else limit}
-        if send_sync_completed is not None and send_sync_completed != row.send_sync_completed:
-            changes["send_sync_completed"] = send_sync_completed
-        if answers_verify is not None and answers_verify != row.answers_verify:
-            changes["answers_verify"] = answers_verify
+            changes["in_flight_limit"] = None if given["max_in_flight"] == limit else limit
         if changes:
-            record_settings(actor, row, {name: changes[name] for name in _SETTINGS if name in changes})
+            record_settings(actor, row, given)
             for name, value in changes.items():
                 setattr(row, name, value)
             row.save(update_fields=[*changes, "updated_at"])

@@ -9,7 +9,7 @@ from django.db import IntegrityError
 
 from deliveries_app import importing
 from deliveries_app.actors import Actor
-from deliveries_app.importing.report import LOSSY_COPIES_NOTE, Counts, Item, Report
+from deliveries_app.importing.run import LOSSY_COPIES_NOTE, Counts, Item, Report
 from deliveries_app.importing.source import address_of, message_of
 from deliveries_app.services import imported_tokens
 from docora.cli.output import INTERRUPTED, Bar, add_json, printable, secret_from_stdin, write_json, wrong_usage
