@@ -113,7 +113,7 @@ class _WatchOptionsFields(forms.Form):
 
     def patterns(self) -> dict[str, Any]:
         """Return the patterns as arguments of the services."""
-        return {name: self.cleaned_data[f"{name}_patterns"] for name in ("ignore", "include", "exclude")}
+        return {name: self.cleaned_data[name] for name in PATTERN_FIELDS}
 
 
 PATTERN_FIELDS = ("ignore_patterns", "include_patterns", "exclude_patterns")

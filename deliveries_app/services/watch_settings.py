@@ -27,43 +27,22 @@ from docora.security.crypto import require_readable
 from repositories_app.git.url import parse_url
 
 
-def ensure_watched(
-    actor: Actor,
-    app: App,
-    url: str,
-    *,
-    github_token: str | None = None,
-    ref: str | None = None,
-    include_patterns: str | None = None,
-    exclude_patterns: str | None = None,
-) -> Watched:
-    """Watch the repository with these settings. None keeps a setting, or its default. Do nothing if the app already does.
+def ensure_watched(actor: Actor, app: App, url: str, **settings: str) -> Watched:
+    """Watch the repository with these `WatchOptions`; others keep their value. Do nothing if the app already does.
 
     A new repository, a new token and a new branch or tag are checked with git first. Only the differences that another
     branch or other patterns make are sent. Raises the errors of `watch_repository`.
     """
     try:
+        given: dict[str, Any] = dict(settings)
         return watch_repository(
-            actor,
-            app,
-            url,
-            github_token or "",
-            ref or "",
-            include=include_patterns or "",
-            exclude=exclude_patterns or "",
-            must_be_new=True,
+            actor, app, url, given.pop("github_token", ""), given.pop("ref", ""), must_be_new=True, **given
         )
     except AlreadyWatched as error:
         watch = error.watch
-    change_watch(
-        actor,
-        watch,
-        github_token=None if github_token == watch.github_token else github_token,
-        ref=ref,
-        include_patterns=include_patterns,
-        exclude_patterns=exclude_patterns,
-        github_url=parse_url(url).spelled,
-    )
+    if settings.get("github_token") == watch.github_token:
+        del settings["github_token"]
+    change_watch(actor, watch, github_url=parse_url(url).spelled, **settings)
     return Watched(watch, created=False)
 
 
@@ -101,9 +80,10 @@ def change_watch(
     if ignore_patterns is not None:
         text, count = validate_patterns(ignore_patterns)
         changes[f"Changed the ignore patterns ({count} now)"] = {"ignore_patterns": text}
-    choice = {"include": include_patterns, "exclude": exclude_patterns}
-    patterns = {f"{name}_patterns": validate_list(name, text) for name, text in choice.items() if text is not None}
-    changes["Changed the app's include and exclude patterns"] = patterns
+    choice = {"include_patterns": include_patterns, "exclude_patterns": exclude_patterns}
+    changes["Changed the app's include and exclude patterns"] = {
+        name: validate_list(name, text) for name, text in choice.items() if text is not None
+    }
     if github_url is not None:
         changes["Changed the spelling of the URL"] = {"github_url": github_url}
     changes = {

@@ -104,15 +104,12 @@ def validate_patterns(text: str) -> tuple[str, int]:
 
 
 def validate_list(name: str, text: str) -> str:
-    """Return the `include`, `exclude` or `ignore` patterns as stored.
-
-    Raises `ValidationError`, whose message and code name the list.
-    """
+    """Return the patterns of the field `name` as stored. Raises `ValidationError`, whose message and code name the field."""
     try:
         return validate_patterns(text)[0]
     except ValidationError as error:
-        message = f"{name.capitalize()} patterns: {' '.join(error.messages)}"
-        raise ValidationError(message, code=f"{name}_patterns") from None
+        message = f"{name.replace('_', ' ').capitalize()}: {' '.join(error.messages)}"
+        raise ValidationError(message, code=name) from None
 
 
 def watch_repository(
@@ -122,17 +119,14 @@ def watch_repository(
     token: str = "",
     ref: str = "",
     *,
-    include: str = "",
-    exclude: str = "",
-    ignore: str = "",
     must_be_new: bool = False,
     ask_host: bool = True,
+    **patterns: str,
 ) -> Watched:
     """Watch a repository for the app, after checking with git that it can be read.
 
     Without `ask_host`, git is not asked: if the repository cannot be read, its first sync fails.
-    `ref` is the branch or tag to follow, or empty for the default branch; `include` and `exclude` are the app's patterns,
-    `ignore` those of an administrator. If the app is already watching the repository, replace its token and every other
+    `ref` is the branch or tag to follow, or empty for the default branch; `patterns` are those of `WatchOptions`. If the app is already watching the repository, replace its token and every other
     setting that is given, and send every file again; with `must_be_new`, raise `AlreadyWatched` instead.
     Raises `InvalidUrl`, `ValidationError`, `GitError`, and for an app `TooManyWatches` or `TooManyResyncs`, each with a
     message for the user.
@@ -140,7 +134,7 @@ def watch_repository(
     actor.require(Permission.WATCH)
     actor.require_app(app)
     parsed = parse_url(url)
-    options = validate_options(token, ref, include=include, exclude=exclude, ignore=ignore)
+    options = validate_options(token, ref, **patterns)
     if must_be_new:
         _require_new(app, parsed)
     require_quota(actor, app, parsed)
@@ -163,24 +157,19 @@ def require_quota(actor: Actor, app: App, url: RepositoryUrl) -> None:
 
 @dataclass(frozen=True)
 class WatchOptions:
-    """How a repository is watched: its token, its branch or tag, and the patterns."""
+    """How a repository is watched: its token, its branch or tag, the app's own patterns, and those of an administrator."""
 
     github_token: str = field(repr=False)
     ref: str
-    include_patterns: str
-    exclude_patterns: str
-    ignore_patterns: str
+    include_patterns: str = ""
+    exclude_patterns: str = ""
+    ignore_patterns: str = ""
 
 
-def validate_options(token: str, ref: str, *, include: str = "", exclude: str = "", ignore: str = "") -> WatchOptions:
+def validate_options(token: str, ref: str, **patterns: str) -> WatchOptions:
     """Return the options as they are stored. Raises `ValidationError`, whose code names the field."""
-    return WatchOptions(
-        validate_token(token),
-        validate_ref(ref),
-        validate_list("include", include),
-        validate_list("exclude", exclude),
-        validate_list("ignore", ignore),
-    )
+    valid = {name: validate_list(name, text) for name, text in patterns.items()}
+    return WatchOptions(validate_token(token), validate_ref(ref), **valid)
 
 
 def store_watch(

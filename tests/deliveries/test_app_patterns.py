@@ -232,7 +232,9 @@ def test_invalid_patterns_are_refused(world: World, include: str, exclude: str, 
     repo, watch = world.watch(FILES)
     for act in (
         lambda: choose(watch, include, exclude),
-        lambda: watch_repository(Actor.command(), world.app, repo.url, include=include, exclude=exclude),
+        lambda: watch_repository(
+            Actor.command(), world.app, repo.url, include_patterns=include, exclude_patterns=exclude
+        ),
     ):
         with pytest.raises(ValidationError) as caught:
             act()
@@ -244,14 +246,16 @@ def test_invalid_patterns_are_refused(world: World, include: str, exclude: str, 
 
 def test_watching_with_patterns(world: World) -> None:
     repo = world.git.repo("acme/widgets", FILES)
-    watch = watch_repository(Actor.command(), world.app, repo.url, include="*.md", exclude="draft").watch
+    watch = watch_repository(
+        Actor.command(), world.app, repo.url, include_patterns="*.md", exclude_patterns="draft"
+    ).watch
     world.settle()
     assert_promise_kept(world, repo, watch, only(repo, "readme.md", "docs/a.md"))
     assert len(world.requests()) == 2
     watch_repository(Actor.command(), world.app, repo.url)  # again: what is not given stays
     world.settle()
     assert_promise_kept(world, repo, watch, only(repo, "readme.md", "docs/a.md"))
-    watch_repository(Actor.command(), world.app, repo.url, include="*.py")
+    watch_repository(Actor.command(), world.app, repo.url, include_patterns="*.py")
     world.settle()
     assert_promise_kept(world, repo, watch, only(repo, "src/main.py"))
     unwatch_repository(Actor.command(), watch)

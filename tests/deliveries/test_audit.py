@@ -171,7 +171,11 @@ def steps() -> Iterable[Step]:
     yield (
         "watch_repository",
         nothing,
-        (lambda actor, stage, _: s.watch_repository(actor, stage.app, stage.watch.github_url, exclude="*.png")),
+        (
+            lambda actor, stage, _: s.watch_repository(
+                actor, stage.app, stage.watch.github_url, exclude_patterns="*.png"
+            )
+        ),
         [A.WATCH_CHANGED, A.RESYNC],
     )
     yield (
