@@ -60,8 +60,7 @@ def context(document: Document) -> dict[str, Any]:
     groups: dict[str, list[Call]] = {}
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            tag = operation.get("tags", ["Other"])[0]
-            groups.setdefault(tag, []).append(_call(document, path, method, operation))
+            groups.setdefault(operation["tags"][0], []).append(_call(document, path, method, operation))
     scheme = next(iter(document["components"]["securitySchemes"].values()))
     return {
         "info": document["info"],
@@ -171,18 +170,12 @@ def _curl(document: Document, path: str, method: str, operation: Document, body:
 
 def _resolve(document: Document, schema: Document) -> Document:
     """Follow references and return the actual schema. For a nullable one, return the alternative that is not null."""
-    while True:
-        if "$ref" in schema:
-            schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]] | {
-                key: value for key, value in schema.items() if key != "$ref"
-            }
-        elif "allOf" in schema and len(schema["allOf"]) == 1:
-            schema = dict(schema["allOf"][0]) | {key: value for key, value in schema.items() if key != "allOf"}
-        elif "anyOf" in schema:
-            chosen = next(option for option in schema["anyOf"] if option.get("type") != "null")
-            schema = dict(chosen) | {key: value for key, value in schema.items() if key != "anyOf"}
-        else:
-            return schema
+    own = dict(schema)
+    if reference := own.pop("$ref", None):
+        return _resolve(document, document["components"]["schemas"][reference.rpartition("/")[2]] | own)
+    if options := own.pop("anyOf", None):
+        return _resolve(document, next(option for option in options if option.get("type") != "null") | own)
+    return schema
 
 
 def _type(document: Document, schema: Document) -> str:
