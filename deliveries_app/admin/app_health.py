@@ -17,7 +17,6 @@ from deliveries_app.admin.base import column
 from deliveries_app.models import App
 from deliveries_app.permissions import Permission
 from deliveries_app.reports import app_health, chart
-from deliveries_app.reports.app_health import AppHealth
 from deliveries_app.reports.chart import SPARK_HEIGHT, SPARK_WIDTH
 from deliveries_app.reports.traffic import HOURS
 from docora.templatetags.docora import ago, badge, icon, milliseconds, number
@@ -40,7 +39,7 @@ class HealthChangeList(ChangeList):
 
 
 class AppHealthAdmin(BulkAdmin[App]):
-    """The columns of the list. The rows are annotated with `watch_count`, `failed_count` and `last_success`."""
+    """The columns of the list. The rows have `watch_count`, `failed_count`, `last_success` and `health`."""
 
     list_display = ("name", "state")  # and those that get_list_display adds
 
@@ -52,14 +51,14 @@ class AppHealthAdmin(BulkAdmin[App]):
         can_link = request.user.has_perm(Permission.VIEW_WATCHES)
 
         @admin.display(ordering="watch_count")
-        def repositories(app: App) -> SafeString | str:
-            count = _watch_count(app)
+        def repositories(app: Any) -> SafeString | str:
+            count = app.watch_count
             label = f"{counted(count, 'repository', 'repositories')} of {app.name}"
             return _link("apprepository", app, number(count), label) if can_link and count else number(count)
 
         @admin.display(ordering="failed_count")
-        def failing(app: App) -> SafeString | str:
-            count = int(app.failed_count)  # type: ignore[attr-defined]
+        def failing(app: Any) -> SafeString | str:
+            count = app.failed_count
             if not count:
                 return "0"
             shown = format_html('<span class="bad">{}{}</span>', icon("cross"), number(count))
@@ -72,9 +71,9 @@ class AppHealthAdmin(BulkAdmin[App]):
         back = request.get_full_path()
 
         @admin.display(description=widgets.ACTIONS)
-        def resync_button(app: App) -> SafeString:
+        def resync_button(app: Any) -> SafeString:
             what = f"all repositories of {app.name}"
-            button = widgets.resync_link(app, back, what, "Re-sync all") if _watch_count(app) else ""
+            button = widgets.resync_link(app, back, what, "Re-sync all") if app.watch_count else ""
             return format_html('<div class="row-buttons">{}</div>', button)
 
         return (*columns, resync_button)
@@ -82,28 +81,27 @@ class AppHealthAdmin(BulkAdmin[App]):
     state = column("status", lambda app: badge(*app_health.condition(app)), ordering="paused")
 
     @admin.display(description="accepted")
-    def accepted(self, app: App) -> SafeString | str:
+    def accepted(self, app: Any) -> SafeString | str:
         """Return the share of the latest requests that the app accepted."""
-        stats = _health(app).stats
+        stats = app.health.stats
         if stats is None:
-            text = "No recent requests" if _health(app).is_known else "Unknown"
+            text = "No recent requests" if app.health.is_known else "Unknown"
             return format_html('<span class="quiet">{}</span>', text)
         share = format_html('{} <span class="quiet">of {}</span>', format_share(stats.accepted), stats.requests)
         return format_html('<span class="bad">{}{}</span>', icon("warning"), share) if stats.is_unhealthy else share
 
     @admin.display(description="p95")
-    def p95(self, app: App) -> str:
+    def p95(self, app: Any) -> str:
         """Return the time within which 95% of the latest requests were answered."""
-        stats = _health(app).stats
+        stats = app.health.stats
         return milliseconds(stats.p95) if stats else ""
 
     @admin.display(description="last success", ordering=F("last_success").asc(nulls_first=True))
-    def last_success(self, app: App) -> str:
+    def last_success(self, app: Any) -> str:
         """Return the time of the last success. Apps that never had one sort before the oldest."""
-        moment = app.last_success  # type: ignore[attr-defined]
-        return ago(moment) if moment else ""
+        return ago(app.last_success) if app.last_success else ""
 
-    last_day = column("last 24 hours", lambda app: sparkline(_health(app).hours))
+    last_day = column("last 24 hours", lambda app: sparkline(app.health.hours))
 
 
 def sparkline(hours: Sequence[tuple[int, int]]) -> SafeString:
@@ -128,15 +126,6 @@ def sparkline(hours: Sequence[tuple[int, int]]) -> SafeString:
 
 def _path(name: str, path: str) -> SafeString | str:
     return format_html('<path class="{}" d="{}"></path>', name, path) if path else ""
-
-
-def _health(app: App) -> AppHealth:
-    health: AppHealth = app.health  # type: ignore[attr-defined]  # attached by `HealthChangeList`
-    return health
-
-
-def _watch_count(app: App) -> int:
-    return int(app.watch_count)  # type: ignore[attr-defined]
 
 
 def _link(model: str, app: App, content: SafeString | str, label: str) -> SafeString:

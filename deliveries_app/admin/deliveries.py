@@ -12,7 +12,7 @@ from django.utils.safestring import SafeString
 
 from deliveries_app.admin.base import ReadOnlyAdmin, column
 from deliveries_app.admin.confirmation import ConfirmingAdmin, ReasonForm, is_confirmed, next_url, selection_context
-from deliveries_app.admin.filters import AppFilter, ChoiceFilter, WatchFilter
+from deliveries_app.admin.filters import ChoiceFilter, WatchAppFilter, WatchFilter
 from deliveries_app.models import AppRepository, Delivery
 from deliveries_app.models.deliveries import DeliveryState
 from deliveries_app.permissions import Permission
@@ -27,10 +27,8 @@ from docora.web.paginators import BoundedPaginator
 _PUBLIC_ID = re.compile("[A-Za-z0-9_-]{1,50}")
 
 
-class DeliveryAppFilter(AppFilter):
+class DeliveryAppFilter(WatchAppFilter):
     """A filter by the app's watches, by primary key and not by a join: the index of deliveries begins with the watch."""
-
-    parameters = ("watch__app", "app_name")
 
     def condition(self) -> Q:
         watches = AppRepository.objects.filter(app__in=self.apps).order_by()

@@ -16,7 +16,7 @@ from django.views.decorators.http import require_POST
 from deliveries_app import services
 from deliveries_app.actors import Actor, can_view
 from deliveries_app.admin.base import ReadOnlyAdmin, column
-from deliveries_app.admin.filters import AppFilter, ChoiceFilter, WatchFilter
+from deliveries_app.admin.filters import ChoiceFilter, WatchAppFilter, WatchFilter
 from deliveries_app.models import AppRepository, DriftCheck, DriftKind, DriftState, SyncRun
 from deliveries_app.permissions import Permission
 from deliveries_app.progress.context import joined
@@ -26,10 +26,6 @@ from docora.text import counted
 from docora.web.paginators import BoundedPaginator
 
 FILES_PER_PAGE = 100
-
-
-class CheckAppFilter(AppFilter):
-    parameters = ("watch__app", "app_name")
 
 
 class CheckStateFilter(ChoiceFilter):
@@ -53,7 +49,7 @@ class CheckList(ChangeList):
 @admin.register(DriftCheck)
 class DriftCheckAdmin(ReadOnlyAdmin[DriftCheck]):
     list_display = ("repository_name", "app_name", "result", "differences", "requested", "requester")
-    list_filter = (CheckAppFilter, WatchFilter, CheckStateFilter)
+    list_filter = (WatchAppFilter, WatchFilter, CheckStateFilter)
     sortable_by = ()
     paginator = BoundedPaginator
     change_list_template = "admin/deliveries_app/driftcheck/change_list.html"

@@ -258,11 +258,13 @@ class OperationFilter(LinkedFilter):
     linked_model = BulkOperation
 
 
-class RunAppFilter(AppFilter, HistoryFilter):
-    """A filter for the runs of one app, or of the apps whose name starts with a text."""
+class WatchAppFilter(AppFilter):
+    """A filter of rows that refer to a watch, by the watch's app."""
 
     parameters = ("watch__app", "app_name")
 
+
+class RunAppFilter(WatchAppFilter, HistoryFilter):
     @property
     def in_window(self) -> bool:
         return bool(self.given("app_name")) and not self.is_narrow

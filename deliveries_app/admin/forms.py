@@ -230,6 +230,14 @@ def _already_watched(actor: Actor, error: AlreadyWatched) -> SafeString:
     return format_html('{} <a href="{}">Open it</a> to re-sync or to change the token.', error, page)
 
 
+_APP_WIDGETS = {
+    "base_url": forms.TextInput(attrs=_WIDE),
+    "email": forms.EmailInput(attrs=_WIDE),
+    "website": forms.TextInput(attrs=_WIDE),
+    "description": forms.Textarea(attrs={"rows": 3, "class": "vLargeTextField"}),
+}
+
+
 class AppRules:
     """Validate an app's fields. All errors are shown at once, each beside its field."""
 
@@ -260,12 +268,7 @@ class OnboardForm(AppRules, forms.ModelForm):  # type: ignore[type-arg]  # not g
     class Meta:
         model = App
         fields = ("name", "base_url", "email", "website", "description")
-        widgets = {
-            "base_url": forms.TextInput(attrs=_WIDE),
-            "email": forms.EmailInput(attrs=_WIDE),
-            "website": forms.TextInput(attrs=_WIDE),
-            "description": forms.Textarea(attrs={"rows": 3, "class": "vLargeTextField"}),
-        }
+        widgets = _APP_WIDGETS
         help_texts = {"website": "Optional. A page about the app."}
 
     def clean_client_auth_key(self) -> str:
@@ -298,11 +301,7 @@ class AppForm(AppRules, forms.ModelForm):  # type: ignore[type-arg]  # not gener
             "name", "base_url", "email", "website", "description", "paused", "max_in_flight", "send_sync_completed",
             "answers_verify", "github_app", *QUOTA_FIELDS,
         )  # fmt: skip
-        widgets = {
-            "base_url": forms.TextInput(attrs=_WIDE),
-            "website": forms.TextInput(attrs=_WIDE),
-            "description": forms.Textarea(attrs={"rows": 2, "class": "vLargeTextField"}),
-        }
+        widgets = _APP_WIDGETS | {"description": forms.Textarea(attrs={"rows": 2, "class": "vLargeTextField"})}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

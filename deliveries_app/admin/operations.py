@@ -116,16 +116,15 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
 
     requester = column("by", lambda operation: operation.requested_by)
     repositories = column("repositories", lambda operation: number(operation.total))
-    outcome_summary = column("repositories by result", lambda operation: _outcomes(operation).summary)
+    outcome_summary = column("repositories by result", lambda operation: operation.outcomes.summary)
 
     @admin.display(description="files")
-    def files(self, operation: BulkOperation) -> str:
-        outcomes = _outcomes(operation)
-        return f"{number(outcomes.files_done)} of {number(outcomes.files_total)}"
+    def files(self, operation: Any) -> str:
+        return f"{number(operation.outcomes.files_done)} of {number(operation.outcomes.files_total)}"
 
     @admin.display(description="result")
-    def state(self, operation: BulkOperation) -> SafeString:
-        result = _outcomes(operation).result_of(operation)
+    def state(self, operation: Any) -> SafeString:
+        result = operation.outcomes.result_of(operation)
         return badge(result.value, result.label)
 
     def page_context(self, request: HttpRequest, operation: BulkOperation) -> dict[str, Any]:
@@ -309,9 +308,3 @@ def poll_query(rows: Iterable[Row]) -> str:
     runs = [row.key for row in open_rows if not row.key.startswith("w")]
     watches = [row.key.removeprefix("w") for row in open_rows if row.key.startswith("w")]
     return f"ids={','.join(runs)}&watches={','.join(watches)}" if open_rows else ""
-
-
-def _outcomes(operation: BulkOperation) -> history.Outcomes:
-    """Return the outcomes that `OperationList` has attached."""
-    outcomes: history.Outcomes = operation.outcomes  # type: ignore[attr-defined]
-    return outcomes

@@ -201,22 +201,18 @@ class Copy:
         elif notification.sequence > epoch.highest:
             self._remember_epoch(replace(epoch, highest=notification.sequence), flush=False)
         if self._epoch.dropping:
-            self._drop()
+            for path in list(self._uploads):
+                self._drop_upload(path)
+            self._highest.clear()
+            self._shas.clear()
+            if self.directory.exists():
+                shutil.rmtree(self.directory)
             self._remember_epoch(replace(self._epoch, dropping=False))
         return True
 
     def _remember_epoch(self, epoch: Epoch, *, flush: bool = True) -> None:
         epoch.store(self._epoch_file, flush=flush)
         self._epoch = epoch
-
-    def _drop(self) -> None:
-        """Forget the whole copy and delete its files."""
-        for path in list(self._uploads):
-            self._drop_upload(path)
-        self._highest.clear()
-        self._shas.clear()
-        if self.directory.exists():
-            shutil.rmtree(self.directory)
 
     def _is_stale(self, notification: Notification) -> bool:
         # Strictly lower: a retry of the same notification has the same number.

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
 from django.utils import timezone
@@ -25,8 +26,7 @@ class Apps:
     registered_at: datetime | None
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One step. `can`: the user has the permission for it. `possible`: the steps that it depends on are done."""
 
     name: str
@@ -35,8 +35,7 @@ class Step:
     possible: bool = True
 
 
-@dataclass(frozen=True)
-class Checklist:
+class Checklist(NamedTuple):
     """The steps. `app` is the primary key of the app to do them with, if there is one."""
 
     register: Step
@@ -47,7 +46,7 @@ class Checklist:
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        return (self.register, self.watch, self.ping, self.resync)
+        return self[:4]
 
     @property
     def done(self) -> int:

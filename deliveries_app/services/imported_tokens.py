@@ -101,17 +101,14 @@ def _hashes() -> dict[int, str]:
 @contextlib.contextmanager
 def _exclusive_search() -> Iterator[None]:
     busy = Busy("Other tokens are being recognised for the first time", round(_WAIT_SECONDS))
-    if not _slots.acquire(blocking=False):
-        raise busy
-    try:
+    with contextlib.ExitStack() as acquired:
+        if not _slots.acquire(blocking=False):
+            raise busy
+        acquired.callback(_slots.release)
         if not _search.acquire(timeout=_WAIT_SECONDS):
             raise busy
-        try:
-            yield
-        finally:
-            _search.release()
-    finally:
-        _slots.release()
+        acquired.callback(_search.release)
+        yield
 
 
 def _key(token: str, hashes: dict[int, str]) -> str:

@@ -33,9 +33,6 @@ _HINTS: dict[Cause | int, str] = {
     410: "The app asked to stop receiving notifications and was paused.",
     429: "The app limits its request rate. Lower its concurrent requests.",
 }
-_REDIRECT = "Docora doesn't follow redirects. Set the base URL to the redirect's target."
-_SERVER_ERROR = "The app failed to handle the ping. Check its log."
-_OTHER = "Only 2xx responses count as accepted. Check the app's log."
 
 
 @dataclass(frozen=True)
@@ -95,5 +92,7 @@ def _hint(outcome: Outcome) -> str:
         return _HINTS[outcome.cause]
     status = outcome.status or 0
     if 300 <= status < 400:
-        return _REDIRECT
-    return _HINTS.get(status) or (_SERVER_ERROR if status >= 500 else _OTHER)
+        return "Docora doesn't follow redirects. Set the base URL to the redirect's target."
+    if status >= 500:
+        return "The app failed to handle the ping. Check its log."
+    return _HINTS.get(status, "Only 2xx responses count as accepted. Check the app's log.")
