@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -71,16 +72,6 @@ api.add_router("/api/hooks", push_hooks.router)
 api.add_router("", health.router)
 
 
-@api.exception_handler(ApiError)
-def _api_error(request: HttpRequest, error: ApiError) -> HttpResponse:
-    return error.response()
-
-
-@api.exception_handler(ValidationError)
-def _invalid(request: HttpRequest, error: ValidationError) -> HttpResponse:
-    return json_error(validation_message(error.errors), 422)
-
-
 @api.exception_handler(HttpError)
 def _http_error(request: HttpRequest, error: HttpError) -> HttpResponse:
     cause = error.__cause__
@@ -91,23 +82,16 @@ def _refused(request: HttpRequest, error: Any, *, status: int, code: ErrorCode |
     return json_error(str(error), status, {"Retry-After": str(error.seconds)} if status == 429 else None, code=code)
 
 
-for _kind, (_status, _code) in errors.STATUSES.items():
-    api.add_exception_handler(_kind, partial(_refused, status=_status, code=_code))
-
-
-@api.exception_handler(GitError)
-def _unreadable(request: HttpRequest, error: GitError) -> HttpResponse:
-    return errors.unreadable(error).response()
-
-
-@api.exception_handler(exceptions.ValidationError)
-def _invalid_value(request: HttpRequest, error: exceptions.ValidationError) -> HttpResponse:
-    return json_error(" ".join(error.messages), 422)
-
-
-@api.exception_handler(Http404)
-def _unknown(request: HttpRequest, error: Http404) -> HttpResponse:
-    return json_error(NOT_FOUND, 404)
+_responses: dict[type[Exception], Callable[[HttpRequest, Any], HttpResponse]] = {
+    ApiError: lambda _, error: error.response(),
+    GitError: lambda _, error: errors.unreadable(error).response(),
+    Http404: lambda _, __: json_error(NOT_FOUND, 404),
+    ValidationError: lambda _, error: json_error(validation_message(error.errors), 422),
+    exceptions.ValidationError: lambda _, error: json_error(" ".join(error.messages), 422),
+    **{kind: partial(_refused, status=status, code=code) for kind, (status, code) in errors.STATUSES.items()},
+}
+for _kind, _response in _responses.items():
+    api.add_exception_handler(_kind, _response)
 
 
 @api.exception_handler(Exception)

@@ -3,8 +3,8 @@
 import base64
 import hashlib
 import json
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from deliveries_app.api import webhook_schemas
 from deliveries_app.api.openapi import document
@@ -39,8 +39,7 @@ _PIECE = 28  # characters of base64
 _OTHER_HEADERS = {"Content-Type": "The body is JSON in UTF-8.", "User-Agent": "The version of Docora."}
 
 
-@dataclass(frozen=True)
-class Variant:
+class Variant(NamedTuple):
     """One possible body of a notification."""
 
     title: str
@@ -52,8 +51,7 @@ class Variant:
         return json.dumps(json.loads(self.body), indent=2, ensure_ascii=False)
 
 
-@dataclass(frozen=True)
-class Example:
+class Example(NamedTuple):
     """The variants of one notification, and its fields. `event` is the last part of its URL."""
 
     event: str
