@@ -270,10 +270,11 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, RemovalAdmin[App]):
         """Return the context of the page: the part that refreshes, the boxes of running operations, and the rest."""
         live = app_detail.live(request.user, app, request.GET)
         operations = live["operations_shown"]
+        names = app_detail.repository_names(app, "", most=2) if live["can_view"] else []
         return {
             **live,
             "operations": [progress_context.of_operation(operation) for operation in operations],
-            "only_name": app_detail.only_repository_name(app) if live["can_view"] else "",
+            "only_name": names[0] if len(names) == 1 else "",
             "can_ping": self.can(request, Permission.CHANGE_APPS),
             "can_rotate": self.can(request, Permission.REPLACE_SECRETS),
         }

@@ -137,7 +137,9 @@ def live_watches(request: HttpRequest) -> HttpResponse:
         "can_retry": request.user.has_perm(Permission.RETRY),
         "can_resync": request.user.has_perm(Permission.RESYNC),
     }
-    changed = [] if with_files else [watch for watch in listed if watches.has_changed(watch, failing)]
+    changed = [watch for watch in listed if not watch.is_active or watch.is_failing != (watch.pk in failing)]
+    if with_files:
+        changed = []
     context = {
         "rows": app_detail.rows_of(listed),
         "live_query": watches.live_query(listed, with_files=with_files),

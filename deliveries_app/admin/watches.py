@@ -1,6 +1,6 @@
 """Watched repositories: the list, and the page of one watch."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 from django.contrib import admin, messages
@@ -306,14 +306,6 @@ def live_query(watches: Iterable[AppRepository], *, with_files: bool = False) ->
     files = "files=1" if with_files else ""
     parts = [f"ids={progress_context.live_ids(active)}", files, f"failing={failing}" if failing else ""]
     return "&".join(filter(None, parts))
-
-
-def has_changed(watch: AppRepository, failing: Collection[int]) -> bool:
-    """Return whether a poll replaces the whole row: the watch settled, or it failed or recovered since the last poll.
-
-    `failing` has the watches that the page shows as failing.
-    """
-    return not watch.is_active or watch.is_failing != (watch.pk in failing)
 
 
 def _problem(watch: AppRepository) -> SafeString | str:
