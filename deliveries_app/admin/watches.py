@@ -223,11 +223,11 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
         lambda watch: format_html('<span id="live-{}" class="live">{}</span>', watch.pk, status_with_detail(watch)),
         ordering="state_detail",
     )
-    """Return the cell that the list's poller replaces by id while the watch is active."""
+    """The cell that the list's poller replaces by id while the watch is active."""
     synced = column("last sync", lambda watch: cell("synced", watch), ordering="last_synced_at")
     files = column("files", lambda watch: cell("files", watch), ordering="tree_files")
     problem = column("error", lambda watch: cell("problem", watch), ordering="failing_since")
-    """Return the last error, for how long the watch has been failing, and until when its circuit is open."""
+    """The last error, for how long the watch has been failing, and until when its circuit is open."""
 
     def get_list_display(self, request: HttpRequest) -> tuple[Any, ...]:
         """Add each row's buttons for users who can use them. They redirect back to this list."""
