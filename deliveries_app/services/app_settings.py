@@ -5,7 +5,7 @@ An app can change some itself: paused, concurrent requests, `sync_completed` and
 
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import transaction
@@ -20,7 +20,15 @@ from deliveries_app.services.requests import NotFound
 from deliveries_app.sync.outcomes import OTHERS_FIRST_SECONDS
 
 PAUSED_BY_APP = "Paused by the app."
-_OWN_SETTINGS = ("paused", "max_in_flight", "send_sync_completed", "answers_verify")
+
+
+class OwnSettings(TypedDict, total=False):
+    """The settings that an app can change itself. None keeps a setting."""
+
+    paused: bool | None
+    max_in_flight: int | None
+    send_sync_completed: bool | None
+    answers_verify: bool | None
 
 
 class PausedByAdministrator(ValueError):
@@ -82,8 +90,8 @@ def _continue(app: App) -> None:
     transaction.on_commit(scheduling.enqueue_due, robust=True)
 
 
-def change_own_settings(actor: Actor, app: App, **settings: bool | int | None) -> App:
-    """Change the `_OWN_SETTINGS` that are not None, audit what changed, and return the app's row.
+def change_own_settings(actor: Actor, app: App, **settings: Unpack[OwnSettings]) -> App:
+    """Change these settings, audit what changed, and return the app's row.
 
     An app can end its own pause and that of Docora after a 410. Raises `PausedByAdministrator` for an administrator's pause,
     `ValidationError` if `max_in_flight` is above the administrator's limit, and `NotFound` if the app is being removed.
@@ -94,9 +102,10 @@ def change_own_settings(actor: Actor, app: App, **settings: bool | int | None) -
         row = App.objects.select_for_update(no_key=True).filter(pk=app.pk, ended_at=None).first()
         if row is None:
             raise NotFound("App not found")
-        wanted = {name: settings.get(name) for name in _OWN_SETTINGS}
-        given = {name: value for name, value in wanted.items() if value is not None and value != getattr(row, name)}
-        changes: dict[str, Any] = dict(given)
+        given: dict[str, Any] = {
+            name: value for name, value in settings.items() if value is not None and value != getattr(row, name)
+        }
+        changes = dict(given)
         if "paused" in given:
             if not given["paused"] and not row.paused_reason:
                 raise PausedByAdministrator

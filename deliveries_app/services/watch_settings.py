@@ -1,7 +1,7 @@
 """Change a watch's settings: its repository token, its branch or tag, its patterns and its push hook secret."""
 
 import secrets
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from django.db import transaction
 from django.db.models import Case, F, Value, When
@@ -27,8 +27,17 @@ from docora.security.crypto import require_readable
 from repositories_app.git.url import parse_url
 
 
-def ensure_watched(actor: Actor, app: App, url: str, **settings: str) -> Watched:
-    """Watch the repository with these `WatchOptions`; others keep their value. Do nothing if the app already does.
+class AppsChoice(TypedDict, total=False):
+    """The settings of a watch that its app chooses. Those that are left out keep their value."""
+
+    github_token: str
+    ref: str
+    include_patterns: str
+    exclude_patterns: str
+
+
+def ensure_watched(actor: Actor, app: App, url: str, **settings: Unpack[AppsChoice]) -> Watched:
+    """Watch the repository with these settings. Do nothing if the app already does.
 
     A new repository, a new token and a new branch or tag are checked with git first. Only the differences that another
     branch or other patterns make are sent. Raises the errors of `watch_repository`.

@@ -4,7 +4,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import batched
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
@@ -85,6 +85,14 @@ def validate_ref(ref: str) -> str:
         raise ValidationError(str(error), code="ref") from None
 
 
+class Patterns(TypedDict, total=False):
+    """The lists of patterns of a watch, each as one text: the app's own choice, and what an administrator leaves out."""
+
+    include_patterns: str
+    exclude_patterns: str
+    ignore_patterns: str
+
+
 def validate_patterns(text: str) -> tuple[str, int]:
     """Return the text as stored and its number of patterns. Raises `ValidationError`."""
     text = text.replace("\r\n", "\n").rstrip("\n")
@@ -121,13 +129,14 @@ def watch_repository(
     *,
     must_be_new: bool = False,
     ask_host: bool = True,
-    **patterns: str,
+    **patterns: Unpack[Patterns],
 ) -> Watched:
     """Watch a repository for the app, after checking with git that it can be read.
 
     Without `ask_host`, git is not asked: if the repository cannot be read, its first sync fails.
-    `ref` is the branch or tag to follow, or empty for the default branch; `patterns` are those of `WatchOptions`. If the app is already watching the repository, replace its token and every other
-    setting that is given, and send every file again; with `must_be_new`, raise `AlreadyWatched` instead.
+    `ref` is the branch or tag to follow, or empty for the default branch. If the app is already watching the repository,
+    replace its token and every other setting that is given, and send every file again; with `must_be_new`, raise
+    `AlreadyWatched` instead.
     Raises `InvalidUrl`, `ValidationError`, `GitError`, and for an app `TooManyWatches` or `TooManyResyncs`, each with a
     message for the user.
     """
@@ -157,7 +166,7 @@ def require_quota(actor: Actor, app: App, url: RepositoryUrl) -> None:
 
 @dataclass(frozen=True)
 class WatchOptions:
-    """How a repository is watched: its token, its branch or tag, the app's own patterns, and those of an administrator."""
+    """How a repository is watched: its token, its branch or tag, and its `Patterns`."""
 
     github_token: str = field(repr=False)
     ref: str
@@ -166,9 +175,9 @@ class WatchOptions:
     ignore_patterns: str = ""
 
 
-def validate_options(token: str, ref: str, **patterns: str) -> WatchOptions:
+def validate_options(token: str, ref: str, **patterns: Unpack[Patterns]) -> WatchOptions:
     """Return the options as they are stored. Raises `ValidationError`, whose code names the field."""
-    valid = {name: validate_list(name, text) for name, text in patterns.items()}
+    valid: Any = {name: validate_list(name, str(text)) for name, text in patterns.items()}
     return WatchOptions(validate_token(token), validate_ref(ref), **valid)
 
 
