@@ -296,12 +296,20 @@ def close_operations(operation_pks: Iterable[int]) -> None:
     for operation_pk in sorted(operation_pks):
         with transaction.atomic(savepoint=False):
             for operation in _locked_open_operation(operation_pk):
-                if _an_open_run(operation.pk) or (operation.is_gradual and operation.pending.exists()):
-                    continue
-                if operation.canary:
-                    operation.canaries.all().delete()
-                _open_operation.update(operation.pk, ended_at=Now())
-                transaction.on_commit(partial(live_counters.finish, operation.operation_id), robust=True)
+                _close_if_done(operation)
+
+
+def _close_if_done(operation: BulkOperation) -> None:
+    if operation.is_gradual and operation.pending.exists():
+        return
+    if _an_open_run(operation.pk):
+        if operation.is_held:  # what it was held for is no longer watched, and the sweep has nothing to release
+            _open_operation.update(operation.pk, held_at=None)
+        return
+    if operation.canary:
+        operation.canaries.all().delete()
+    _open_operation.update(operation.pk, ended_at=Now())
+    transaction.on_commit(partial(live_counters.finish, operation.operation_id), robust=True)
 
 
 @compiled_and_prepared

@@ -362,6 +362,20 @@ def test_operation_ends_when_the_last_unreleased_repository_is_unwatched(portal:
     assert state(operation) == Result.FAILED
 
 
+def test_operation_is_not_held_for_repositories_that_are_no_longer_watched(portal: App, search: App) -> None:
+    """Search still runs, so the operation stays open. Nothing is left that a person could release."""
+    fill(portal, 2)
+    fill(search, 1)
+    operation = start()
+    end("Portal-0", Outcome.FAILED, "HTTP 500.")
+    release_due()
+    assert state(operation) == Result.HELD
+    delete_app(COMMAND, portal)
+    assert state(operation) == Result.RUNNING
+    end("Search-0", Outcome.SUCCEEDED)
+    assert state(operation) == Result.PARTLY_FAILED
+
+
 def test_resync_by_hand_does_not_release(portal: App) -> None:
     _, second = fill(portal, 2)
     operation = start()
