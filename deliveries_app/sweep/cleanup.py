@@ -52,7 +52,7 @@ def remove_ended(stop: Callable[[], bool] = lambda: False) -> int:
         if Repository.objects.filter(pk=watch.repository_id).exists():
             mirror.remove_stale_refs(watch.repository.watches.watch_ids)
         else:
-            mirror.remove()
+            mirror.remove(wait=False)  # workers remove what is in use now after a later job
     App.objects.filter(ended_at__isnull=False, watches=None).delete()
     return removed
 

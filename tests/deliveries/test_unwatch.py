@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from unittest.mock import Mock
@@ -10,7 +11,7 @@ from unittest.mock import Mock
 import django_rq
 import pytest
 from django.core.exceptions import ValidationError
-from django.db import OperationalError, transaction
+from django.db import OperationalError, connections, transaction
 from django.db.models.functions import Now
 
 from deliveries_app import jobs
@@ -37,6 +38,7 @@ from deliveries_app.services import (
     delete_app,
     resync_many,
     resync_single,
+    unwatch_many,
     unwatch_repository,
     watch_repository,
     watch_settings,
@@ -48,6 +50,7 @@ from deliveries_app.sync.lease import HOLD_AFTER_TIMEOUT, claim
 from repositories_app import services as repositories
 from repositories_app.git.exceptions import GitError
 from repositories_app.git.url import parse_url
+from repositories_app.mirror import cache
 from repositories_app.models import Repository
 from tests.support.git import Entry
 from tests.support.histories import assert_promise_kept, at_notification, refusing, shas
@@ -311,6 +314,28 @@ def test_clean_up_leaves_the_refs_while_another_process_fetches(world: World) ->
     assert with_refs(other) == {watch.watch_id, other.watch_id}
     mirror.remove_stale_refs(other.repository.watches.watch_ids)
     assert with_refs(other) == {other.watch_id}
+
+
+def test_clean_up_does_not_wait_for_a_frozen_process(world: World) -> None:
+    """A frozen worker holds its lock on the mirror for as long as it is frozen. All other removals would wait for it."""
+    _, watch = world.watch(name="acme/first")
+    _, other = world.watch(name="acme/second")
+    world.settle()
+    unwatch_many(COMMAND, [watch, other])
+    mirror = repositories.mirror_of(watch.repository)
+
+    def clean_up() -> int:
+        try:
+            return remove_ended()
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(1) as pool, mirror.in_use_nowait():
+        assert pool.submit(clean_up).result(20) == 2
+    assert not Repository.objects.exists()
+    assert mirror.directory.exists()
+    cache.maintain()  # as after each job
+    assert not mirror.directory.exists()
 
 
 def test_watching_again_after_the_removal_creates_a_new_watch(world: World) -> None:
