@@ -10,7 +10,7 @@ from typing import Any
 from django.db.models import QuerySet
 from django.utils import timezone
 
-from deliveries_app.models import AppRepository, BulkOperation, Result, StateDetail, SyncRun, WatchState
+from deliveries_app.models import AppRepository, BulkOperation, CanaryState, Result, StateDetail, SyncRun, WatchState
 from deliveries_app.models.apps import is_syncing
 from deliveries_app.progress.live import Progress
 from deliveries_app.progress.runs import is_superseded
@@ -28,6 +28,7 @@ _ORDER = [
     StateDetail.COOLDOWN,
     StateDetail.CIRCUIT_OPEN,
     StateDetail.HOST_DOWN,
+    StateDetail.IMPORTING,
     *_PAUSES,
 ]
 """An operation shows the first of these that one of its repositories is in: the one closest to making progress."""
@@ -75,7 +76,7 @@ def of_operation(operation: BulkOperation, progress: Progress) -> Activity | Non
         if not operation.pace:  # unreleased watches wait only for a canary
             return replace(doing, seconds_left=None)
         return replace(doing, seconds_left=max(doing.seconds_left, progress.unreleased * 60 / operation.pace))
-    if not details and progress.unreleased:
+    if not details and progress.unreleased and not operation.canaries.filter(state=CanaryState.RUNNING).exists():
         return _releasing(operation)
     if not details and operation.runs.filter(outcome="").exists():
         return Activity(Result.SUPERSEDED.value, str(Result.SUPERSEDED.label), "a later request is in progress")

@@ -12,7 +12,8 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, BulkOperation, Outcome, Result, Status, SyncPause, SyncRun
 from deliveries_app.progress import activity, live, runs
 from deliveries_app.progress.activity import Activity
-from deliveries_app.services import cancel_operation, resync_by_app
+from deliveries_app.services import Rollout, cancel_operation, resync_by_app, resync_single
+from deliveries_app.services.release import release_due
 from docora.redis import live_counters
 from docora.redis.live_counters import Movement, _movement
 from tests.support.staff import make_app, make_watch, occupy, staff
@@ -91,6 +92,22 @@ def test_paused(operation: BulkOperation, app: App) -> None:
     assert said(operation) == ("Paused", "the app is paused")
     SyncPause.objects.create(paused_by="anna")
     assert said(operation) == ("Paused", "all syncing is paused")
+
+
+def test_importing(operation: BulkOperation) -> None:
+    """No worker starts before the import is complete, and an interrupted one waits for a person."""
+    AppRepository.objects.update(arriving=True)
+    assert said(operation) == ("Queued", "its records are being imported")
+
+
+def test_superseded_canary(app: App) -> None:
+    """The other repositories wait for the later re-sync of the canary."""
+    operation = resync_by_app(Actor.system(), app, rollout=Rollout(canary=True))
+    release_due()
+    [run] = operation.runs.select_related("watch")
+    assert said(operation) == ("Queued", "waiting for a worker")
+    resync_single(Actor.system(), run.watch)
+    assert said(operation) == ("Superseded", "a later request is in progress")
 
 
 def test_on_hold(operation: BulkOperation) -> None:
