@@ -31,16 +31,20 @@ _ROW_COLUMNS = {
 }  # fmt: skip
 _KEY_COLUMNS = {"watch_id", "path"}
 _COLUMNS = ", ".join([*_BATCH_COLUMNS, *_ROW_COLUMNS])
-_UPSERT = "ON CONFLICT (watch_id, path) DO UPDATE SET " + ", ".join(
-    f"{name} = excluded.{name}" for name in [*_BATCH_COLUMNS, *_ROW_COLUMNS] if name not in _KEY_COLUMNS
-)
-_ANNOUNCE_ARRAYS = (
+_SOURCE_COLUMNS = ("mode", "source_key", "size", "source_path", "remark")
+
+
+def _upsert(columns: Iterable[str]) -> str:
+    changes = (f"{name} = excluded.{name}" for name in columns if name not in _KEY_COLUMNS)
+    return f"ON CONFLICT (watch_id, path) DO UPDATE SET {', '.join(changes)}"
+
+
+_INSERT_ARRAYS = (
     f"INSERT INTO {_TABLE} ({_COLUMNS}) SELECT {', '.join(f'%s::{kind}' for kind in _BATCH_COLUMNS.values())}, new.*"  # noqa: S608
-    f" FROM unnest({', '.join(f'%s::{kind}[]' for kind in _ROW_COLUMNS.values())}) AS new {_UPSERT}"
+    f" FROM unnest({', '.join(f'%s::{kind}[]' for kind in _ROW_COLUMNS.values())}) AS new"
 )
-_ANNOUNCE_ROW = (
-    f"INSERT INTO {_TABLE} ({_COLUMNS}) VALUES ({', '.join(['%s'] * len([*_BATCH_COLUMNS, *_ROW_COLUMNS]))}) {_UPSERT}"  # noqa: S608
-)
+_INSERT_ROW = f"INSERT INTO {_TABLE} ({_COLUMNS}) VALUES ({', '.join(['%s'] * len([*_BATCH_COLUMNS, *_ROW_COLUMNS]))})"  # noqa: S608
+_ON_CONFLICT = {"announce": _upsert([*_BATCH_COLUMNS, *_ROW_COLUMNS]), "adopt": _upsert(_SOURCE_COLUMNS)}
 _ACKNOWLEDGED = (
     "acknowledged = TRUE, acknowledged_sha = sha, attempts = 0, hold_until = NULL, updated_at = %s, delivered_at = %s"
 )
@@ -97,18 +101,31 @@ def count_hour(
         return bool(cursor.rowcount)
 
 
-def announce(
-    watch_pk: int, generation: int, rows: Sequence[Announced], now: datetime, *, acknowledged: bool = False
+def announce(watch_pk: int, generation: int, rows: Sequence[Announced], now: datetime) -> None:
+    """Insert or replace the rows, which must be sorted by path."""
+    _write("announce", watch_pk, generation, rows, now, acknowledged=False)
+
+
+def adopt(watch_pk: int, generation: int, rows: Sequence[Announced], now: datetime) -> None:
+    """Record another source of contents that the app holds already. The rows must be sorted by path.
+
+    Nothing is sent, so the last notifications stay as they are.
+    """
+    _write("adopt", watch_pk, generation, rows, now, acknowledged=True)
+
+
+def _write(
+    how: str, watch_pk: int, generation: int, rows: Sequence[Announced], now: datetime, *, acknowledged: bool
 ) -> None:
-    """Insert or replace the rows, which must be sorted by path. Pass `acknowledged` if nothing has to be sent."""
     batch_values = (watch_pk, generation, acknowledged, connection.ops.adapt_datetimefield_value(now))
     with forgetting_outdated(), connection.cursor() as cursor:
         if connection.vendor == "postgresql":
             columns = zip(_ROW_COLUMNS.values(), zip(*rows, strict=True), strict=True)
             arrays = (_texts(values) if kind == "text" else _numbers(values) for kind, values in columns)
-            cursor.execute(prepared("announce", _ANNOUNCE_ARRAYS), [*batch_values, *arrays])
+            statement = prepared(how, f"{_INSERT_ARRAYS} {_ON_CONFLICT[how]}")
+            cursor.execute(statement, [*batch_values, *arrays])
         else:
-            cursor.executemany(_ANNOUNCE_ROW, [(*batch_values, *row) for row in rows])
+            cursor.executemany(f"{_INSERT_ROW} {_ON_CONFLICT[how]}", [(*batch_values, *row) for row in rows])
 
 
 def acknowledge(watch_pk: int, rows: Sequence[Acknowledged], now: datetime) -> None:

@@ -58,5 +58,5 @@ def of_path(
 
 
 def acknowledged_at(row: Delivery) -> datetime | None:
-    """Return when the app last acknowledged the file, or after an import, when Docora found that it already had it."""
+    """Return when the app last acknowledged the file, to the previous service if Docora hasn't sent it since an import."""
     return row.delivered_at or (row.updated_at if row.acknowledged else None)

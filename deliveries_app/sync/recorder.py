@@ -7,7 +7,7 @@ batch. If the worker is killed afterwards, the rows show which paths are in doub
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import batched
@@ -174,7 +174,7 @@ class Recorder:
         `adopt`: notifications whose content the app already holds. Nothing is sent for them. `is_last`: unless
         something failed, the run ends next, which updates what progress bars show.
         """
-        fresh = [notification for notification in [*announce, *adopt] if notification.change.sequence is None]
+        fresh = [notification for notification in announce if notification.change.sequence is None]
         first = self._lease.reserve_sequences(len(fresh)) if fresh else 0
         for number, notification in enumerate(fresh, first):
             notification.sequence = number
@@ -196,8 +196,8 @@ class Recorder:
             self._lease.extend(**changes)
             self._write_acknowledged(now)
             self._write_failed(now)
-            self._write_announced(announce, now, acknowledged=False)
-            self._write_announced(adopt, now, acknowledged=True)
+            self._write_rows(bulk_sql.announce, announce, now)
+            self._write_rows(bulk_sql.adopt, adopt, now)
             if any(counts.values()):
                 runs.count(self._run, **counts)
             if publish:
@@ -288,7 +288,7 @@ class Recorder:
             update_fields=["kind", "cause", "status_code", "message", "body", "attempts", "fencing_token", "last_at"],
         )
 
-    def _write_announced(self, notifications: Sequence[Notification], now: datetime, *, acknowledged: bool) -> None:
+    def _write_rows(self, write: Callable[..., None], notifications: Sequence[Notification], now: datetime) -> None:
         if not notifications:
             return
         rows = [
@@ -306,7 +306,7 @@ class Recorder:
             )
             for item in sorted(notifications, key=lambda item: item.change.path)
         ]
-        bulk_sql.announce(self._lease.watch.pk, self._lease.generation, rows, now, acknowledged=acknowledged)
+        write(self._lease.watch.pk, self._lease.generation, rows, now)
 
 
 def _attempt_row(

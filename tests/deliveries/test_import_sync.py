@@ -109,6 +109,22 @@ def test_adopted_records_allow_a_fast_plan(world: World, existing: ExistingServi
     assert_promise_kept(world, repo, watch)
 
 
+def test_adopted_record_keeps_its_last_notification(world: World, existing: ExistingService, monkeypatch) -> None:
+    """Nothing is sent for it, so nothing else may be shown as last sent."""
+    repo, watch = imported(world, existing, monkeypatch, FILES)
+    sent_before = last_notifications(watch)
+    assert {(kind, sequence) for kind, sequence, _ in sent_before.values()} == {("create", 0)}
+    repo.commit({"0/0.txt": b"changed"})
+    world.settle()
+    sent_since = {path: last for path, last in last_notifications(watch).items() if last != sent_before[path]}
+    assert sent_since.keys() == {"0/0.txt"}
+
+
+def last_notifications(watch: AppRepository) -> dict[str, tuple[object, ...]]:
+    rows = Delivery.objects.filter(watch=watch)
+    return {path: tuple(last) for path, *last in rows.values_list("path", "kind", "sequence", "updated_at")}
+
+
 def test_chunked_files_are_adopted(world: World, existing: ExistingService, monkeypatch, settings) -> None:
     settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES = 100, 100
     large = {"large.bin": bytes(range(256)) * 3, "large.txt": b"a line of text\n" * 40, "other.bin": b"\xff" * 700}

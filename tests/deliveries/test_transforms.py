@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from deliveries_app.models import AppRepository, Status
+from deliveries_app.models import AppRepository, Delivery, Status
 from deliveries_app.planning import delivery_rows, planner, transforms
 from deliveries_app.planning.transforms import SourceFile
 from repositories_app import services as repositories
@@ -85,6 +85,8 @@ def test_adding_and_removing_transforms_sends_only_differences(world: World, use
     repo, watch = world.watch({"same": b"CAPITALS", "other": b"small", "x/drafts": b"X"})
     world.settle()
     sent = len(world.requests())
+    last_sent = Delivery.objects.filter(watch=watch, path="same").values_list("kind", "sequence", "updated_at")
+    before = last_sent.get()
     use("Shout", "DropDrafts")
     world.settle()  # the check notices it although HEAD has not moved
     assert sent_since(world, sent) == [("update", "other")]
@@ -93,6 +95,7 @@ def test_adding_and_removing_transforms_sends_only_differences(world: World, use
     use()
     world.settle()
     assert sent_since(world, sent) == [("update", "other"), ("update", "other")]
+    assert last_sent.get() == before
     assert_promise_kept(world, repo, watch)
     assert {row.source_path for row in world.rows(watch).values()} == {""}
 
