@@ -16,7 +16,7 @@ from docora.db.prepared import forgetting_outdated, prepared
 
 _COUNT = (
     "UPDATE deliveries_app_syncrun SET files_done = files_done + %s, bytes_done = bytes_done + %s,"
-    " files_failed = files_failed + %s WHERE id = %s"
+    " files_failed = files_failed + %s WHERE id = %s AND outcome = ''"
 )
 _COUNT_HOUR = (
     "UPDATE deliveries_app_hourlytraffic SET files = files + %s, bytes = bytes + %s, failed = failed + %s,"
@@ -83,10 +83,11 @@ class Acknowledged(NamedTuple):
     milliseconds: int
 
 
-def count(run_pk: int, *, files_done: int, bytes_done: int, files_failed: int) -> None:
-    """Add to the counters of a run."""
+def count(run_pk: int, *, files_done: int, bytes_done: int, files_failed: int) -> bool:
+    """Add to the counters of a run. Return False if it has ended."""
     with forgetting_outdated(), connection.cursor() as cursor:
         cursor.execute(prepared("count", _COUNT), [files_done, bytes_done, files_failed, run_pk])
+        return bool(cursor.rowcount)
 
 
 def count_hour(

@@ -190,12 +190,24 @@ def seed(run: SyncRun) -> bool:
     return is_shown
 
 
-def count(run: SyncRun, *, files_done: int, bytes_done: int, files_failed: int) -> None:
-    """Add a recorded batch to the row. Call inside the batch's transaction."""
-    bulk_sql.count(run.pk, files_done=files_done, bytes_done=bytes_done, files_failed=files_failed)
+def count(run: SyncRun, *, files_done: int, bytes_done: int, files_failed: int) -> SyncRun:
+    """Add a recorded batch to the row, and return the run that counts it.
+
+    A retry may have ended the run. Then the retry's run counts what the attempt sends from now on. Call inside the batch's
+    transaction, which keeps others from changing the watch.
+    """
+    added = {"files_done": files_done, "bytes_done": bytes_done, "files_failed": files_failed}
+    if not bulk_sql.count(run.pk, **added):
+        open_now = SyncRun.objects.filter(watch=run.watch_id, outcome="").select_related("operation")
+        for newest in open_now.order_by("-generation", "-pk")[:1]:
+            files, size = _remaining_of(run)
+            set_totals(newest, files=files, size=size, left_out=run.left_out, commit=run.commit_sha)
+            bulk_sql.count(newest.pk, **added)
+            run = newest
     run.files_done += files_done
     run.bytes_done += bytes_done
     run.files_failed += files_failed
+    return run
 
 
 def show(run: SyncRun, *, files_done: int, bytes_done: int, files_failed: int) -> bool:

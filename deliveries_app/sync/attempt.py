@@ -353,7 +353,8 @@ class Attempt:
         if plan.files > MANY_FILES:
             self.lease.rebalance(0, at_once=True)
         self.sender.send(plan)
-        logger.info("sent", extra={"acknowledged": run.files_done, "failed": recorder.failed_count})
+        self.sync_run = recorder.run
+        logger.info("sent", extra={"acknowledged": self.sync_run.files_done, "failed": recorder.failed_count})
         if self.watch.app.send_sync_completed and not recorder.failed_count:
             send_sync_completed(self.client, self.lease, destination, plan.tree_files, self._alive)
         self._finish(planned, recorder)
@@ -499,6 +500,7 @@ class Attempt:
             return
         self.sender.drain(seconds, on_wait=self._extend_if_due)
         self.recorder.commit()
+        self.sync_run = self.recorder.run
 
     def _extend_if_due(self) -> None:
         if self.lease.extension_is_due:

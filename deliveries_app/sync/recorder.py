@@ -113,7 +113,8 @@ class Recorder:
 
     def __init__(self, lease: Lease, run: SyncRun, *, had_failures: bool, on_first: Mapping[str, Any]) -> None:
         self._lease = lease
-        self._run = run
+        self.run = run
+        """The run that is counted. A retry may replace it."""
         self._had_failures = had_failures
         self._on_first = dict(on_first)
         self._acknowledged: list[tuple[Notification, Acknowledged]] = []
@@ -199,7 +200,9 @@ class Recorder:
             self._write_rows(bulk_sql.announce, announce, now)
             self._write_rows(bulk_sql.adopt, adopt, now)
             if any(counts.values()):
-                runs.count(self._run, **counts)
+                counted = runs.count(self.run, **counts)
+                self._is_shown = self._is_shown and counted is self.run
+                self.run = counted
             if publish:
                 self._count_traffic(now)
         if announce:
@@ -238,9 +241,9 @@ class Recorder:
         shown = {name: self._unpublished[name] for name in ("files_done", "bytes_done", "files_failed")}
         # Adopted files need no request, and parts of a file do not count as files.
         if self._is_shown and (self._latest.requests or any(shown.values())):
-            self._is_shown = runs.show(self._run, **shown)
+            self._is_shown = runs.show(self.run, **shown)
         elif not self._is_shown and not ends:
-            self._is_shown = runs.seed(self._run)
+            self._is_shown = runs.seed(self.run)
         self._latest, self._unpublished, self._unpublished_causes = endpoint_stats.Latest(), Counter(), Counter()
         self._acknowledged_at = None
         self._published_at = time.monotonic()

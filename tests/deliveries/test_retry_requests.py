@@ -317,6 +317,30 @@ def test_retry_during_a_run_sends_nothing_twice(world: World) -> None:
     assert run.files_total == run.files_done
 
 
+def test_retry_during_a_run_counts_what_is_sent_from_then_on(world: World, settings) -> None:
+    """The run that it replaces has ended, so its numbers and those of its operation no longer change."""
+    settings.RECORD_BATCH = 1
+    _, watch = world.watch(FILES)
+    given_up(world, watch)
+    resync_many(COMMAND, AppRepository.objects.filter(pk=watch.pk))
+    ended: list[dict[str, object]] = []
+
+    def retry_once() -> None:
+        run = SyncRun.objects.get(watch=watch, outcome="")
+        retry(watch)
+        ended.append(SyncRun.objects.values().get(pk=run.pk))
+
+    world.answer(at_notification(4, retry_once))
+    watch = world.sync(watch)
+    replaced, run = SyncRun.objects.get(pk=ended[0]["id"]), world.runs(watch)[0]
+    assert SyncRun.objects.values().get(pk=replaced.pk) == ended[0]
+    assert (replaced.outcome, run.reason, run.outcome, run.attempts) == ("superseded", "retry", "succeeded", 1)
+    assert 0 < replaced.files_done < len(FILES)
+    assert replaced.files_done + run.files_done == replaced.files_total == len(FILES)
+    assert (run.files_done, run.bytes_done) == (run.files_total, run.bytes_total)
+    assert run.commit_sha == replaced.commit_sha
+
+
 def test_retry_during_the_last_attempt(world: World) -> None:
     repo, watch = world.watch(FILES)
     world.answer(refusing("3.txt", "5.txt"))
