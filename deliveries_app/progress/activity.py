@@ -76,7 +76,8 @@ def of_operation(operation: BulkOperation, progress: Progress) -> Activity | Non
         if not operation.pace:  # unreleased watches wait only for a canary
             return replace(doing, seconds_left=None)
         return replace(doing, seconds_left=max(doing.seconds_left, progress.unreleased * 60 / operation.pace))
-    if not details and progress.unreleased and not operation.canaries.filter(state=CanaryState.RUNNING).exists():
+    open_canaries = operation.canaries.filter(state=CanaryState.RUNNING, run__outcome="")
+    if not details and progress.unreleased and not open_canaries.exists():
         return _releasing(operation)
     if not details and operation.runs.filter(outcome="").exists():
         return Activity(Result.SUPERSEDED.value, str(Result.SUPERSEDED.label), "a later request is in progress")

@@ -12,7 +12,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, BulkOperation, Outcome, Result, Status, SyncPause, SyncRun
 from deliveries_app.progress import activity, live, runs
 from deliveries_app.progress.activity import Activity
-from deliveries_app.services import Rollout, cancel_operation, resync_by_app, resync_single
+from deliveries_app.services import Rollout, cancel_operation, resync_by_app, resync_single, unwatch_repository
 from deliveries_app.services.release import release_due
 from docora.redis import live_counters
 from docora.redis.live_counters import Movement, _movement
@@ -108,6 +108,8 @@ def test_superseded_canary(app: App) -> None:
     assert said(operation) == ("Queued", "waiting for a worker")
     resync_single(Actor.system(), run.watch)
     assert said(operation) == ("Superseded", "a later request is in progress")
+    unwatch_repository(Actor.system(), run.watch)
+    assert said(operation) == ("Queued", "releasing the next repository shortly")
 
 
 def test_on_hold(operation: BulkOperation) -> None:
