@@ -7,7 +7,7 @@ batch. If the worker is killed afterwards, the rows show which paths are in doub
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import batched
@@ -197,8 +197,8 @@ class Recorder:
             self._lease.extend(**changes)
             self._write_acknowledged(now)
             self._write_failed(now)
-            self._write_rows(bulk_sql.announce, announce, now)
-            self._write_rows(bulk_sql.adopt, adopt, now)
+            self._write_announced(announce, now)
+            self._write_adopted(adopt, now)
             if any(counts.values()):
                 counted = runs.count(self.run, **counts)
                 self._is_shown = self._is_shown and counted is self.run
@@ -291,25 +291,31 @@ class Recorder:
             update_fields=["kind", "cause", "status_code", "message", "body", "attempts", "fencing_token", "last_at"],
         )
 
-    def _write_rows(self, write: Callable[..., None], notifications: Sequence[Notification], now: datetime) -> None:
-        if not notifications:
-            return
-        rows = [
-            Announced(
-                item.change.path,
-                item.change.mode,
-                item.change.kind,
-                item.source_key or None,
-                item.sha,
-                item.size,
-                item.sequence,
-                item.change.attempts if item.change.sequence is not None else 0,
-                item.change.source_path,
-                item.remark,
-            )
-            for item in sorted(notifications, key=lambda item: item.change.path)
-        ]
-        write(self._lease.watch.pk, self._lease.generation, rows, now)
+    def _write_announced(self, notifications: Sequence[Notification], now: datetime) -> None:
+        if notifications:
+            bulk_sql.announce(self._lease.watch.pk, self._lease.generation, _rows_of(notifications), now)
+
+    def _write_adopted(self, notifications: Sequence[Notification], now: datetime) -> None:
+        if notifications:
+            bulk_sql.adopt(self._lease.watch.pk, self._lease.generation, _rows_of(notifications), now)
+
+
+def _rows_of(notifications: Sequence[Notification]) -> list[Announced]:
+    return [
+        Announced(
+            item.change.path,
+            item.change.mode,
+            item.change.kind,
+            item.source_key or None,
+            item.sha,
+            item.size,
+            item.sequence,
+            item.change.attempts if item.change.sequence is not None else 0,
+            item.change.source_path,
+            item.remark,
+        )
+        for item in sorted(notifications, key=lambda item: item.change.path)
+    ]
 
 
 def _attempt_row(
