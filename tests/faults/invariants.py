@@ -40,6 +40,8 @@ def check_always(universe: Universe) -> None:
     check_attempts()
     check_drift_checks()
     check_announced_trees(universe)
+    check_ended_runs(universe)
+    check_rows_were_sent(universe)
     for watch in universe.alive():
         check_shown_as_synced(universe, watch)
         check_no_way_back(universe, watch)
@@ -88,6 +90,22 @@ def check_attempts() -> None:
     most = settings.ATTEMPTS_PER_APP + settings.RECORD_BATCH + settings.MAX_IN_FLIGHT
     of_apps = rows.values_list("app").annotate(count=Count("pk")).filter(count__gt=most)
     assert not of_apps, f"too many attempts of one app: {list(of_apps)}"
+
+
+def check_ended_runs(universe: Universe) -> None:
+    """The numbers of a run that has ended no longer change."""
+    numbers = ("files_done", "files_total", "files_failed", "bytes_done", "bytes_total")
+    for pk, *counts in SyncRun.objects.exclude(outcome="").values_list("pk", *numbers):
+        final = universe.ended_runs.setdefault(pk, counts)
+        assert counts == final, f"run {pk} has ended with {final}, and has {counts} now"
+
+
+def check_rows_were_sent(universe: Universe) -> None:
+    """An acknowledged row shows a notification that the client got. Those of an import have no sequence."""
+    got = {(record.sequence, record.path, record.kind) for record in universe.clients.log}
+    rows = Delivery.objects.filter(acknowledged=True, sequence__gt=0, watch__ended_at=None)
+    invented = set(rows.values_list("sequence", "path", "kind")) - got
+    assert not invented, f"these notifications were never sent: {invented}"
 
 
 def check_drift_checks() -> None:

@@ -170,6 +170,7 @@ class Universe:
         self.ever_damaged: set[tuple[str, str]] = set()
         self.uncounted = 0  # up to this operation, live counts may have been lost with Redis or a process
         self.counted: set[int] = set()  # operations that have ended and were checked
+        self.ended_runs: dict[int, list[object]] = {}  # primary key → its final numbers
         self._files: dict[str, dict[str, bytes]] = {}
         self._expected: dict[tuple[str, ...], dict[str, str]] = {}
         self.apps = [self._onboard(KINDS[kind]) for kind in kinds]
