@@ -8,14 +8,14 @@ While a git host is down, its watches are neither checked nor synced. One probe 
 """
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from django.db import transaction
 from django.db.models import Q, QuerySet
 from django.db.models.functions import Now
 
 from deliveries_app import scheduling
-from deliveries_app.models import AppRepository
+from deliveries_app.models import AppRepository, AppRepositoryQuerySet
 from deliveries_app.models.apps import has_no_cooldown
 from deliveries_app.models.root_causes import GIT_CAUSES
 from deliveries_app.planning.delivery_rows import delivery_rules_of
@@ -162,8 +162,21 @@ def _record(
         checked = AppRepository.objects.filter(pk__in=asked - unchecked)
         checked.update(last_scanned_at=Now(), next_check_at=next_check())
         if to_sync:
-            scheduling.request_sync(AppRepository.objects.alive().filter(pk__in=to_sync))
+            scheduling.request_sync(_still_to_sync(to_sync, dict(answers)))
     counters.add({counters.CHECKS: len(answers)})
+
+
+def _still_to_sync(pks: Sequence[int], answers: Mapping[AppRepository, Head | GitError]) -> AppRepositoryQuerySet:
+    """Return those of these watches that still need a sync. One that began during the check has read HEAD itself."""
+    rows = AppRepository.objects.alive().filter(pk__in=pks)
+    # Those that wait without a failure were cancelled, or their host lags.
+    now = rows.exclude(next_sync_at__gt=Now(), failing_since=None)
+    needed = (
+        watch.pk
+        for watch in now
+        if (_needs_sync(watch, answers[watch]) if watch in answers else watch.next_sync_at is None)
+    )
+    return rows.filter(pk__in=list(needed))
 
 
 def _is_undecryptable(watch: AppRepository) -> bool:

@@ -12,10 +12,11 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from redis import Redis
 
+from deliveries_app import scheduling
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Status, SyncRun
 from deliveries_app.progress import runs
-from deliveries_app.services import cancel_request, resync, resync_single
+from deliveries_app.services import cancel_request, cancel_sync, resync, resync_single
 from deliveries_app.sweep import head_checks, loop
 from deliveries_app.sweep.head_checks import check_due
 from deliveries_app.sync import lease
@@ -25,7 +26,7 @@ from repositories_app.git import process as git
 from repositories_app.git import remote
 from repositories_app.models import Repository
 from tests.support.git import GitFixture, GitServer, Repo
-from tests.support.histories import assert_promise_kept
+from tests.support.histories import assert_promise_kept, refusing
 from tests.support.processes import in_threads
 from tests.support.world import World
 
@@ -328,6 +329,33 @@ def test_watch_that_waits_without_a_failure_is_not_checked(world: World) -> None
     AppRepository.objects.update(next_sync_at=Now() + timedelta(seconds=50))
     assert world.check() == 0
     assert world.git.server.requests == []
+
+
+@pytest.mark.parametrize("meanwhile", ["failed", "cancelled"])
+def test_late_answer_does_not_make_a_waiting_watch_due(world: World, settings, meanwhile: str) -> None:
+    """A sync began during the check, and read HEAD itself."""
+    settings.RETRY_BASE_DELAY_SECONDS = 60
+    repo, watch = world.watch()
+    world.settle()
+    repo.commit({"readme.md": b"changed"})
+    world.answer(refusing("readme.md"))
+    requests: list[str] = []
+
+    def act_first(method: str, target: str) -> None:
+        requests.append(target)
+        if len(requests) > 1:
+            return
+        if meanwhile == "failed":
+            world.sync(watch)
+        else:
+            scheduling.request_sync(AppRepository.objects.filter(pk=watch.pk))
+            cancel_sync(Actor.command(), watch)
+        connection.close()
+
+    world.git.server.on_request = act_first
+    assert world.check() == 1
+    assert not AppRepository.objects.due().exists()
+    assert AppRepository.objects.scheduled().exists()
 
 
 def test_each_watch_is_checked_with_its_own_token(world: World) -> None:
