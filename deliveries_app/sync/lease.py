@@ -108,11 +108,11 @@ class Lease:
         return self.watch.app.pace_gap
 
     def slow_down(self) -> None:
-        self._adopt(pace.slow_down(self.watch.app_id))
+        self._adopt(pace.slow_down(self.watch.app))
 
     def speed_up(self, after: float = pace.FASTER_AFTER) -> None:
         if self.watch.app.is_slowed_down:
-            self._adopt(pace.speed_up(self.watch.app_id, after))
+            self._adopt(pace.speed_up(self.watch.app, after))
 
     def _adopt(self, app: App) -> None:
         """Follow the app's pace. If more slots are allowed, the next `rebalance` takes its share of them."""

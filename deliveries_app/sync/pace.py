@@ -8,7 +8,6 @@ one, the gap between the starts of two.
 from collections.abc import Callable
 
 from django.db import transaction
-from django.db.models import Q
 from django.db.models.functions import Now
 
 from deliveries_app.models import App
@@ -22,25 +21,25 @@ RECOVERS_AFTER = 30.0
 """Seconds without a change of the pace after which fewer successes are enough: a run may have only a few files."""
 
 
-def slow_down(app_pk: int) -> App:
-    """Halve the notifications in flight, or double the gap, at most once a second across all runs. Return the app."""
-    return _change(app_pk, _slower, _SLOWER_AFTER)
+def slow_down(app: App) -> App:
+    """Halve the notifications in flight, or double the gap, at most once a second across all runs. Return the app's row."""
+    return _change(app, _slower, _SLOWER_AFTER)
 
 
-def speed_up(app_pk: int, after: float = FASTER_AFTER) -> App:
-    """Shorten the gap, or allow one more in flight, at most once in `after` seconds across all runs. Return the app."""
-    return _change(app_pk, _faster, after)
+def speed_up(app: App, after: float = FASTER_AFTER) -> App:
+    """Shorten the gap, or allow one more in flight, at most once in `after` seconds across all runs. Return the app's row."""
+    return _change(app, _faster, after)
 
 
-def _change(app_pk: int, change: Callable[[App], tuple[int | None, float]], after: float) -> App:
-    """Change the pace unless it has changed within the last `after` seconds."""
+def _change(app: App, change: Callable[[App], tuple[int | None, float]], after: float) -> App:
+    """Change the pace unless it has changed within the last `after` seconds, or the app has another endpoint now."""
     with transaction.atomic():
-        recently = Q(paced_at__gt=from_now(-after))
-        app = App.objects.select_for_update(no_key=True).get(pk=app_pk)
-        if not App.objects.filter(recently, pk=app_pk).exists():
-            app.pace_slots, app.pace_gap = change(app)
-            App.objects.filter(pk=app_pk).update(pace_slots=app.pace_slots, pace_gap=app.pace_gap, paced_at=Now())
-    return app
+        rows = App.objects.filter(pk=app.pk)
+        row = rows.select_for_update(no_key=True).get()
+        if row.base_url == app.base_url and not rows.filter(paced_at__gt=from_now(-after)).exists():
+            row.pace_slots, row.pace_gap = change(row)
+            rows.update(pace_slots=row.pace_slots, pace_gap=row.pace_gap, paced_at=Now())
+    return row
 
 
 def _slower(app: App) -> tuple[int | None, float]:

@@ -86,6 +86,13 @@ def test_new_endpoint_does_not_wait_as_the_old_one_asked(world: World) -> None:
     assert watch in AppRepository.objects.due()
 
 
+def test_refusal_of_the_old_endpoint_does_not_slow_down_the_new_one(world: World) -> None:
+    watch = one_by_one(world)
+    world.answer(at_notification(3, lambda: move_endpoint(world), then=Answer(429, headers={"Retry-After": "1"})))
+    world.sync(watch)
+    assert not App.objects.get().is_slowed_down
+
+
 def test_resumed_app_does_not_wait_for_the_end_of_its_cooldown(world: World) -> None:
     watch = one_by_one(world)
     world.answer(lambda note: Answer(429, headers={"Retry-After": "3600"}))

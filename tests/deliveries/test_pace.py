@@ -157,16 +157,15 @@ def test_pace_is_halved_once_a_second_and_raised_by_successes(world: World) -> N
     def next_moment() -> None:
         App.objects.update(paced_at=from_now(-20))
 
-    pk = world.app.pk
     seen = []
     for _ in range(5):
-        pace.slow_down(pk)
-        pace.slow_down(pk)
+        pace.slow_down(world.app)
+        pace.slow_down(world.app)
         seen.append(now_allowed())
         next_moment()
     assert seen == [(4, 0.0), (2, 0.0), (1, 0.0), (1, 0.02), (1, 0.04)]
     for _ in range(20):
-        pace.speed_up(pk)
+        pace.speed_up(world.app)
         next_moment()
     assert now_allowed() == (8, 0.0)
     assert app_of(world).pace_slots is None

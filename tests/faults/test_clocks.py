@@ -256,7 +256,7 @@ def test_pace_and_quota_after_the_database_clock_was_ahead(world: World) -> None
     limits = {"max_resyncs_per_hour": 3600, "resyncs_used": 1.0}
     App.objects.update(pace_slots=1, pace_gap=10.0, paced_at=YEAR_AHEAD, resyncs_used_at=YEAR_AHEAD, **limits)
     assert correct_wrong_times() == 2
-    assert pace.speed_up(world.app.pk).pace_gap < 10
+    assert pace.speed_up(world.app).pace_gap < 10
     used = App.objects.get().resyncs_used_at
     assert used is not None
     assert used < timezone.now() + timedelta(seconds=TOLERANCE)
