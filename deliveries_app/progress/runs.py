@@ -255,11 +255,11 @@ def supersede(watch_pks: Sequence[int]) -> dict[int, Remaining]:
     Call inside the new request's transaction, before it opens its own runs.
     """
     ended = end_all_runs(watch_pks, Outcome.SUPERSEDED)
-    return {
-        run.watch_id: Remaining(max(0, run.files_total - run.files_done), max(0, run.bytes_total - run.bytes_done))
-        for run in ended
-        if run.watch_id
-    }
+    return {run.watch_id: _remaining_of(run) for run in ended if run.watch_id}
+
+
+def _remaining_of(run: SyncRun) -> Remaining:
+    return Remaining(max(0, run.files_total - run.files_done), max(0, run.bytes_total - run.bytes_done))
 
 
 def _end(runs: Sequence[SyncRun], outcome: Outcome, error: str = "") -> None:
