@@ -13,6 +13,8 @@ from deliveries_app.monitoring import metrics
 from docora.web.errors import NOT_FOUND, json_error
 from docora.web.security_txt import PATH, security_txt
 
+admin.autodiscover()
+
 
 @csrf_exempt  # Unknown paths are a 404 for every method, not a CSRF failure.
 def not_found(request: HttpRequest) -> JsonResponse:

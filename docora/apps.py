@@ -16,7 +16,7 @@ class DocoraConfig(AppConfig):
 class DocoraAdminConfig(SimpleAdminConfig):
     """Django's admin with Docora's site, so that Users and Groups are registered there too.
 
-    `docora.urls` imports the admin modules: workers and most commands have no pages and start faster without them.
+    `deliveries_app.urls` imports the admin modules: workers and most commands have no pages and start faster without them.
     """
 
     default_site = "deliveries_app.site.DocoraAdminSite"

@@ -1,9 +1,7 @@
 """The root URLconf. The sign-in pages are in `docora.sign_in.urls`, all other pages and the API in `deliveries_app.urls`."""
 
-from django.contrib import admin
 from django.urls import include, path
 
-admin.autodiscover()
 urlpatterns = [path("accounts/", include("docora.sign_in.urls")), path("", include("deliveries_app.urls"))]
 handler400 = "docora.web.errors.bad_request"
 handler403 = "docora.web.errors.forbidden"

@@ -84,7 +84,10 @@ def _end(request: HttpRequest, response: HttpResponse, began: float) -> None:
         "duration_ms": round(seconds * 1000, 1),
         "client": request.META.get("REMOTE_ADDR", ""),
     }
-    logger.log(level, "request_handled", extra=fields)
+    if level == logging.DEBUG:
+        logger.debug("request_handled", extra=fields)
+    else:
+        logger.info("request_handled", extra=fields)
 
 
 def _route(request: HttpRequest) -> str:

@@ -1,6 +1,6 @@
 """Geometry of the bars in charts."""
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deliveries_app.reports.chart import HEIGHT, WIDTH, stacked
@@ -21,6 +21,7 @@ def test_one_failure_among_a_million_files_is_visible() -> None:
     assert (bar.good_height, bar.bad_y) == (98, 0)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no failure
 @given(VALUES)
 def test_bars_stay_inside_the_chart_and_do_not_overlap(values: list[tuple[int, int]]) -> None:
     bars = stacked(values)

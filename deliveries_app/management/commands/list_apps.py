@@ -34,5 +34,5 @@ def _apps() -> Iterator[dict[str, Any]]:
         watched=Count("watches", alive), failing=Count("watches", alive & Q(watches__failing_since__isnull=False))
     )
     names = ("app_id", "name", "base_url", "email", "paused", "watched", "failing", "created_at")
-    for row in apps.values(*names):
+    for row in apps.values(*names).order_by("name", "pk"):  # Django ignores the model's order in queries with groups
         yield {"watches" if name == "watched" else name: row[name] for name in names}
