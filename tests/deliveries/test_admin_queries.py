@@ -6,6 +6,7 @@ The pages come from the admin's URLs (`tests.support.admin_pages`), so new pages
 import re
 
 import pytest
+from django.contrib.admin.views.main import ORDER_VAR
 from django.db import connection, transaction
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -32,15 +33,22 @@ def queries(client: Client, url: str) -> list[str] | None:
 def addresses(client: Client) -> dict[str, str]:
     """Return the URL of every page by its kind, without the names of rows, which differ with their number.
 
-    A list in descending order counts as the same one in ascending order. Of a filter, one choice is enough: the choices
-    differ in which rows they find."""
-    urls = (url for url in [*pages(), *variants(client)] if not re.search(r"\?o=\d", url))
+    A list is sorted by all its columns at once. Of a filter, one choice is enough: the choices differ in which rows they
+    find."""
     kinds: dict[str, str] = {}
-    for url in urls:
+    columns: dict[str, list[str]] = {}
+    for url in [*pages(), *variants(client)]:
+        path, _, column = url.partition(f"?{ORDER_VAR}=")
+        if column:
+            columns.setdefault(path, []).append(column)
+            continue
         kind = re.sub(r"ids=[\d%C,]+", "ids=…", url)
-        if re.search(r"/\?[a-z_]+=", kind) and not re.search(r"\?(?:o|p|q|all|ids)=", kind):
+        if re.search(r"/\?[a-z_]+=", kind) and not re.search(r"\?(?:p|q|all|ids)=", kind):
             kind = kind.partition("=")[0]
         kinds.setdefault(kind, url)
+    for path, numbers in columns.items():
+        url = f"{path}?{ORDER_VAR}={'.'.join(number for number in numbers if number.startswith('-'))}"
+        kinds[url] = url
     return kinds
 
 

@@ -185,7 +185,7 @@ def test_json_records_are_one_line_each(capsys) -> None:
 
 
 def test_records_are_bounded_and_keep_both_ends_of_a_text(log: io.StringIO) -> None:
-    huge = "begin " + "x" * 50_000_000 + " end"
+    huge = "begin " + "x" * 10_000_000 + " end"
     started = time.process_time()
     try:
         raise RuntimeError(huge)
@@ -193,11 +193,11 @@ def test_records_are_bounded_and_keep_both_ends_of_a_text(log: io.StringIO) -> N
         logging.getLogger("foreign").exception(
             "%s", huge, extra={"said": huge, "parts": [huge, {"more": huge}], "n": 3}
         )
-    logging.getLogger("foreign").warning("many", extra={"items": list(range(1_000_000))})
-    assert time.process_time() - started < 10
+    logging.getLogger("foreign").warning("many", extra={"items": list(range(200_000))})
+    assert time.process_time() - started < 2
     written = log.getvalue()
     assert len(written) < 6 * MAX_FIELD
-    for part in ("begin xxx", "xxx end", "characters omitted", "Traceback", "1,000,000 items"):
+    for part in ("begin xxx", "xxx end", "characters omitted", "Traceback", "200,000 items"):
         assert part in written
 
 
