@@ -94,7 +94,7 @@ def walk(page: Page, site: Site, complaints: list[str]) -> Walk:
         if kind_of(path) not in walk.looked_at:
             walk.looked_at.add(kind_of(path))
             for width in OTHER_WIDTHS:
-                look_as(page, Look("light", width))
+                look_as(page, Look(now.scheme, width))
                 walk.wrong += [f"{address} ({width}): {problem}" for problem in overflow(page)]
             between = FOUR_LOOKS[2:] if kind_of(path) in IMPORTANT else ()
             walk.wrong += violations_in([now, *between, other], page)
