@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .notification import KINDS, Chunk, Notification, Refused, parse, verify
 from .server import Answer, BackgroundServer, PostHandler
-from .storage import Copy
+from .storage import Copy, Page
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _UNVERIFIED = Notification(kind="ping", app_id="")
@@ -57,6 +57,8 @@ class Receiver(BackgroundServer):
       block. It returns an `Answer`, or None to continue as usual.
     - `on_record` is called after each request.
     - `log_size` limits the number of log entries.
+
+    `stop` and `start` simulate an outage: the port and the copies stay the same.
     """
 
     handler = PostHandler
@@ -98,9 +100,7 @@ class Receiver(BackgroundServer):
         received_at = time.time()
         app_id = headers.get("x-docora-app-id", "")
         notification = _UNVERIFIED
-        with self._lock:
-            self._in_flight[app_id] += 1
-            in_flight = self._in_flight[app_id]
+        in_flight = self._begin(app_id)
         try:
             notification = self._authenticate(path.removeprefix("/"), app_id, headers, body)
             answer, outcome = self._answer(notification)
@@ -109,8 +109,7 @@ class Receiver(BackgroundServer):
         except OSError as error:
             answer, outcome = Answer(500, {"error": "The file cannot be stored."}), f"Disk error: {error.strerror}"
         finally:
-            with self._lock:  # before answering: the sender may use the free slot immediately
-                self._in_flight[app_id] -= 1
+            self._end(app_id)  # before answering: the sender may use the free slot immediately
         record = Record(
             app_id=app_id,
             kind=path.removeprefix("/"),
@@ -136,6 +135,15 @@ class Receiver(BackgroundServer):
             self.on_record(record)
         return answer
 
+    def _begin(self, app_id: str) -> int:
+        with self._lock:
+            self._in_flight[app_id] += 1
+            return self._in_flight[app_id]
+
+    def _end(self, app_id: str) -> None:
+        with self._lock:
+            self._in_flight[app_id] -= 1
+
     def _authenticate(self, kind: str, app_id: str, headers: Mapping[str, str], body: bytes) -> Notification:
         if kind not in KINDS:
             raise Refused(404, "Not found.")
@@ -151,7 +159,7 @@ class Receiver(BackgroundServer):
         if replacement and not replacement.process:
             return replacement, "answered"
         if notification.kind == "verify":
-            page = self._copy(notification.app_id, notification.repository_id).page(notification)
+            page = self._page(notification)
             return replacement or Answer(200, page), "differs" if "files" in page else "matches"
         outcome = self._process(notification)
         return replacement or Answer(200, {"status": outcome}), outcome
@@ -162,9 +170,16 @@ class Receiver(BackgroundServer):
         if notification.kind == "sync_failed":
             return "noted"
         copy = self._copy(notification.app_id, notification.repository_id)
-        if notification.kind == "sync_completed":
-            return copy.compare(notification)
-        return copy.remove(notification) if notification.kind == "delete" else copy.keep(notification)
+        match notification.kind:
+            case "create" | "update":
+                return copy.keep(notification)
+            case "delete":
+                return copy.remove(notification)
+            case _:
+                return copy.compare(notification)
+
+    def _page(self, notification: Notification) -> Page:
+        return self._copy(notification.app_id, notification.repository_id).page(notification)
 
     def _copy(self, app_id: str, repository_id: str) -> Copy:
         if not _ID.fullmatch(app_id) or not _ID.fullmatch(repository_id):

@@ -182,8 +182,7 @@ class Copy:
 
     def _finish(self, path: str, notification: Notification, upload: "_Upload") -> Outcome:
         upload.check(notification.sha, notification.size)
-        self._make_room(path)
-        upload.temporary.replace(self.directory / path)
+        self._place(upload.temporary, path)
         self._drop_upload(path)  # this upload, or an older one that will never be completed
         self._shas[path] = notification.sha
         self._remember(notification)
@@ -201,18 +200,22 @@ class Copy:
         elif notification.sequence > epoch.highest:
             self._remember_epoch(replace(epoch, highest=notification.sequence), flush=False)
         if self._epoch.dropping:
-            for path in list(self._uploads):
-                self._drop_upload(path)
-            self._highest.clear()
-            self._shas.clear()
-            if self.directory.exists():
-                shutil.rmtree(self.directory)
+            self._drop()
             self._remember_epoch(replace(self._epoch, dropping=False))
         return True
 
     def _remember_epoch(self, epoch: Epoch, *, flush: bool = True) -> None:
         epoch.store(self._epoch_file, flush=flush)
         self._epoch = epoch
+
+    def _drop(self) -> None:
+        """Forget the whole copy and delete its files."""
+        for path in list(self._uploads):
+            self._drop_upload(path)
+        self._highest.clear()
+        self._shas.clear()
+        if self.directory.exists():
+            shutil.rmtree(self.directory)
 
     def _is_stale(self, notification: Notification) -> bool:
         # Strictly lower: a retry of the same notification has the same number.
@@ -224,6 +227,15 @@ class Copy:
     def _drop_upload(self, path: str) -> None:
         if upload := self._uploads.pop(path, None):
             upload.discard()
+
+    def _place(self, temporary: Path, path: str) -> None:
+        """Move a finished file into place. Create or remove directories only if that fails, which is rare."""
+        target = self.directory / path
+        try:
+            temporary.replace(target)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            self._make_room(path)
+            temporary.replace(target)
 
     def _make_room(self, path: str) -> None:
         """Create the parent directories. Remove files that are in place of directories, and vice versa."""
