@@ -43,6 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background: children would ignore Ctrl-C
         signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "browser: drives a real Chromium; `make test` runs these on PostgreSQL only")
+    config.addinivalue_line("markers", "long: takes a minute, so that it is started first")
     config.pluginmanager.register(TimeLimit(config))
     if shared := getattr(config, "workerinput", {}).get("shared"):
         environment.shared = SharedFolder(Path(shared))
@@ -75,6 +76,20 @@ def pytest_collection(session: pytest.Session) -> None:
             for file in files[first:] + files[:first]:
                 with contextlib.suppress(Exception):  # the collection reports it
                     import_module(".".join(file.relative_to(session.config.rootpath).with_suffix("").parts))
+
+
+@pytest.hookimpl(trylast=True)  # after pytest-django, which sorts the tests by how they use the database
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let each process begin with one of the longest tests. Otherwise, the last of them runs alone for a minute at the end.
+
+    pytest-xdist gives each process an equal part of the list.
+    """
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    longest = [item for item in items if item.get_closest_marker("long")]
+    number_of_items = len(items)
+    items[:] = [item for item in items if not item.get_closest_marker("long")]
+    for number, item in enumerate(longest):
+        items.insert(number % processes * number_of_items // processes, item)
 
 
 def pytest_collection_finish() -> None:
