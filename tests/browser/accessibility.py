@@ -15,42 +15,8 @@ from playwright.sync_api import Page
 EXTRA_RULES = ("target-size", "label-content-name-mismatch")
 # What these find depends on the colour scheme. What the others find may only depend on the width.
 COLOUR_RULES = ("color-contrast", "link-in-text-block")
-# The check of contrast takes the most time. It is skipped for text that looks like some that has passed: with the same colour,
-# size and weight, on the same backgrounds. `passed` has the hashes of such looks. Return what was found, and the hashes of more
-# looks that have passed.
-#
 # Rules that can only find what is minor or moderate are not run, as their results would be dropped.
-_RUN = r"""async ([extra, only, passed]) => {
-    const hash = text => {
-        let number = 0x811c9dc5;
-        for (let i = 0; i < text.length; i++) number = Math.imul(number ^ text.charCodeAt(i), 0x01000193);
-        return (number >>> 0).toString(36);
-    };
-    const backgrounds = new Map();
-    const background = element => {
-        if (!element) return "";
-        if (!backgrounds.has(element)) {
-            const {backgroundColor, backgroundImage, opacity, filter, mixBlendMode, position} = getComputedStyle(element);
-            const own = [backgroundColor, backgroundImage, opacity, filter, mixBlendMode, position].join();
-            const isEmpty = /^rgba\(0, 0, 0, 0\),none,1,none,normal,(static|relative)$/.test(own);
-            const below = background(element.parentElement);
-            backgrounds.set(element, isEmpty ? below : hash(below + own));
-        }
-        return backgrounds.get(element);
-    };
-    const look = element => {
-        const {color, fontSize, fontWeight, textShadow} = getComputedStyle(element);
-        return hash([background(element), color, fontSize, fontWeight, textShadow].join());
-    };
-    const before = new Set(passed.split(" ")), now = new Set();
-    const check = axe._audit.checks["color-contrast"], evaluate = check.evaluate;
-    check.evaluate = function (element, ...rest) {
-        const its = look(element);
-        if (before.has(its) || now.has(its)) return true;
-        const result = evaluate.call(this, element, ...rest);
-        if (result === true) now.add(its); // otherwise it fails, or axe-core cannot tell
-        return result;
-    };
+_RUN = """async ([extra, only]) => {
     const counts = impact => impact === "serious" || impact === "critical";
     const rules = Object.fromEntries(
         axe._audit.rules.filter(({impact}) => impact && !counts(impact)).map(({id}) => [id, {enabled: false}])
@@ -58,10 +24,8 @@ _RUN = r"""async ([extra, only, passed]) => {
     for (const id of extra) rules[id] = {enabled: true};
     const options = only.length ? {runOnly: {type: "rule", values: only}} : {rules};
     const {violations} = await axe.run(document, {resultTypes: ["violations"], ...options});
-    check.evaluate = evaluate;
-    const found = violations.filter(({impact}) => counts(impact))
+    return violations.filter(({impact}) => counts(impact))
         .flatMap(({id, nodes}) => nodes.map(node => `${id}: ${node.target.join(" ")}: ${node.failureSummary}`));
-    return [found, [...now].join(" ")];
 }"""
 
 # axe-core has no rule for the size of text, and accepts small targets that have enough space around them.
@@ -119,9 +83,6 @@ def look_as(page: Page, look: Look) -> None:
     page.evaluate("new Promise(requestAnimationFrame)")  # by then the page's own code has seen the new size
 
 
-_passed: set[str] = set()  # of this process, see _RUN
-
-
 def violations(page: Page, *, only: tuple[str, ...] = ()) -> list[str]:
     """Return serious and critical violations, small text and targets, and horizontal overflow, one line per element.
 
@@ -130,10 +91,8 @@ def violations(page: Page, *, only: tuple[str, ...] = ()) -> list[str]:
     """
     if not page.evaluate("'axe' in window"):  # the document is a new one
         page.evaluate(AXE_SCRIPT)
-    found: list[str]
-    found, passed = page.evaluate(_RUN, [EXTRA_RULES, only, " ".join(_passed)])
-    _passed.update(passed.split())
-    return found + page.evaluate(_SMALL) + overflow(page)
+    found: list[str] = page.evaluate(_RUN, [EXTRA_RULES, only]) + page.evaluate(_SMALL)
+    return found + overflow(page)
 
 
 def overflow(page: Page) -> list[str]:

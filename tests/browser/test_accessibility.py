@@ -56,27 +56,3 @@ def test_violations_of_any_look_are_found(browser: Browser) -> None:
     assert len(found) == len(FOUR_LOOKS)
     for look, problem in zip(FOUR_LOOKS, found, strict=True):
         assert f"({look.scheme}, {look.width}): color-contrast: #of-{look.scheme}-{look.width}:" in problem
-
-
-def test_text_is_only_skipped_where_its_contrast_is_that_of_text_that_passed(browser: Browser) -> None:
-    passes = '<div style="background: {}; opacity: {}"><p style="color: {}; font: {} {} sans-serif">text</p></div>'
-    large = ("#fff", "1", "#8f8f8f", "400", "24px")  # a ratio of 3.2, which is enough for large text
-    others = {
-        "background": ("#eee", *large[1:]),
-        "opacity": ("#fff", ".8", *large[2:]),
-        "colour": ("#fff", "1", "#999", *large[3:]),
-        "weight": ("#fff", "1", "#8f8f8f", "400", "20px"),
-        "size": ("#fff", "1", "#8f8f8f", "700", "16px"),
-    }
-
-    def find(page: Page, *styles: str) -> bool:
-        page.set_content(PAGE.format(passes.format(*styles)))
-        return any(problem.startswith("color-contrast") for problem in violations(page))
-
-    assert not browser.drive(lambda page: find(page, *large))
-    assert not browser.drive(lambda page: find(page, *large[:3], "700", "20px"))
-    for _ in range(2):  # what fails is not remembered
-        found = {
-            what: browser.drive(lambda page, styles=styles: find(page, *styles)) for what, styles in others.items()
-        }
-        assert found == dict.fromkeys(others, True)
