@@ -159,12 +159,14 @@ def _was_heard_of(universe: Universe, watch: AppRepository) -> bool:
     return any(record.webhook_id.split("_")[1] == watch.watch_id for record in universe.clients.log)
 
 
-def check_stop(watch: AppRepository, stop: Callable[[], bool]) -> None:
+def check_stop(universe: Universe, watch: AppRepository, stop: Callable[[], bool]) -> None:
     """A watch that was not up to date is not shown as synced because it was cancelled.
 
-    Its worker may have ended a moment before (seed 5120). Then there was nothing to stop.
+    Its worker may have ended a moment before (seed 5120). Then there was nothing to stop. Or it may have been due only for a
+    check for differences, whose worker had died (seed 52438). Then it stays synced.
     """
-    was_synced = watch.status == Status.SYNCED and not _is_due(watch)
+    is_due_for_check = watch.drift_checks.open().exists() and universe.head_of(watch) == watch.last_commit
+    was_synced = watch.status == Status.SYNCED and (is_due_for_check or not _is_due(watch))
     has_stopped = stop()
     watch.refresh_from_db()
     assert was_synced or not has_stopped or watch.status != Status.SYNCED, (

@@ -365,7 +365,7 @@ class Universe:
         self._with(place, "cancel", lambda watch: cancel_request(ACTOR, watch))
 
     def stop(self, place: int) -> None:
-        self._with(place, "stop", lambda watch: invariants.check_stop(watch, lambda: cancel_sync(ACTOR, watch)))
+        self._with(place, "stop", lambda watch: invariants.check_stop(self, watch, lambda: cancel_sync(ACTOR, watch)))
 
     def resync_all(self, app: int) -> None:
         self._note("re-sync of all")
