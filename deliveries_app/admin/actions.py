@@ -114,7 +114,10 @@ def _repositories(count: int) -> str:
 
 
 class BulkAdmin[M: Model](ConfirmingAdmin[M]):
-    """A model admin whose rows represent watches. `watch_field` is the field of `AppRepository` that refers to a row."""
+    """A model admin whose rows represent watches. `watch_field` is the field of `AppRepository` that refers to a row.
+
+    To run an action, a user needs the view permission on the model and the action's own permission.
+    """
 
     watch_field: str
     bulk_actions: Sequence[BulkAction] = (RESYNC,)

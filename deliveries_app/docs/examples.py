@@ -118,7 +118,10 @@ def examples() -> dict[str, Example]:
 
 
 def headers() -> list[tuple[str, str, str]]:
-    """Return (name, example, description) of each header of the ping, signed with `KEY` at `NOON`."""
+    """Return (name, example, description) of each header of the ping, signed with `KEY` at `NOON`.
+
+    Raises KeyError for a header without a description.
+    """
     envelope = Envelope("app_7d0b3f6a2c9e4815b6f0a3d2", "run_9c41e7a05b2d4f6893ce1a70", "change")
     body, ping_id = examples()["ping"].variants[0].body, webhook_id("c0ffee0123456789", SEQUENCE)
     lines = envelope.headers(body, ping_id, SEQUENCE, int(NOON.timestamp()), [KEY])

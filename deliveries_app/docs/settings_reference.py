@@ -23,6 +23,7 @@ def sections() -> list[tuple[str, list[Group]]]:
 
 
 def parse(text: str) -> list[tuple[str, list[Group]]]:
+    """Parse the file. A comment describes the settings below it, up to the next comment."""
     found: list[tuple[str, list[Group]]] = []
     description: list[str] = []
     for line in text.splitlines():

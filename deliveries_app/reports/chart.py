@@ -51,7 +51,10 @@ SPARK_WIDTH, SPARK_HEIGHT = 3, 20  # units of one slot: a bar of two, and a gap
 
 
 def sparkline(values: Sequence[tuple[int, int]]) -> tuple[str, str]:
-    """Return the SVG paths of the good and the bad parts of a row of stacked bars, in whole units."""
+    """Return the SVG paths of the good and the bad parts of a row of stacked bars, in whole units.
+
+    Each slot is `SPARK_WIDTH` wide, the highest bar `SPARK_HEIGHT` high. A path is empty if there is nothing to draw.
+    """
     most = max((good + bad for good, bad in values), default=0)
     paths: tuple[list[str], list[str]] = [], []
     for index, parts in enumerate(values):

@@ -57,6 +57,7 @@ def resync_single(actor: Actor, watch: AppRepository, *, skip_permission_check: 
     """Send every file of one watch again, in any state.
 
     Raises `NotFound` if the watch is being removed, and `TooManyResyncs` if an app requests this and has used up its quota.
+    Pass `skip_permission_check` if the caller has checked another permission.
     """
 
     def request(actor: Actor, pks: Sequence[int], operation: BulkOperation | None) -> list[SyncRun]:

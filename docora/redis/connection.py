@@ -20,6 +20,7 @@ def connection() -> Redis:
 
 
 def responds() -> bool:
+    """Return whether Redis answers a ping. Waits up to two seconds."""
     try:
         return bool(connection().ping())
     except (RedisError, OSError):

@@ -210,6 +210,7 @@ def _too_large(detail: str) -> str:
 
 
 def too_large(message: str) -> GitError:
+    """Return the error for a repository that is over a limit. It stays for every watch until the repository changes."""
     return GitError(Cause.TOO_LARGE, message, permanent=True, for_every_watcher=True)
 
 
