@@ -104,7 +104,7 @@ def count_hour(
 
 def announce(watch_pk: int, generation: int, rows: Sequence[Announced], now: datetime) -> None:
     """Insert or replace the rows, which must be sorted by path."""
-    _write("announce", watch_pk, generation, rows, now, acknowledged=False)
+    _write("announce", watch_pk, generation, rows, now)
 
 
 def adopt(watch_pk: int, generation: int, rows: Sequence[Announced], now: datetime) -> None:
@@ -112,12 +112,12 @@ def adopt(watch_pk: int, generation: int, rows: Sequence[Announced], now: dateti
 
     Nothing is sent, so the last notifications stay as they are.
     """
-    _write("adopt", watch_pk, generation, rows, now, acknowledged=True)
+    _write("adopt", watch_pk, generation, rows, now)
 
 
-def _write(
-    how: str, watch_pk: int, generation: int, rows: Sequence[Announced], now: datetime, *, acknowledged: bool
-) -> None:
+def _write(how: str, watch_pk: int, generation: int, rows: Sequence[Announced], now: datetime) -> None:
+    """Insert the rows. `how` is a key of `_ON_CONFLICT`, which says what happens to rows that exist."""
+    acknowledged = how == "adopt"
     batch_values = (watch_pk, generation, acknowledged, connection.ops.adapt_datetimefield_value(now))
     with forgetting_outdated(), connection.cursor() as cursor:
         if connection.vendor == "postgresql":

@@ -111,7 +111,8 @@ class CommandLine(ManagementUtility):
 
     def fetch_command(self, subcommand: str) -> BaseCommand:
         if subcommand in COMMANDS_WITH_PAGES:
-            import_module(settings.ROOT_URLCONF)  # or the checks of the admin could precede its registrations
+            # Registers the admin's models. Django runs checks in any order, and those of the admin need the models.
+            import_module(settings.ROOT_URLCONF)
         else:
             skip_url_checks()
         try:

@@ -41,7 +41,8 @@ def _seconds_left(kind: str, address: str, limit: int, *, failed: bool) -> int |
             pipeline.ttl(key)
             *_, count, left = pipeline.execute()
     except (RedisError, OSError) as error:
-        logger.warning("failures_not_counted", extra={"cause": str(error)})
+        if failed:
+            logger.warning("failures_not_counted", extra={"cause": str(error)})
         return None
     return max(1, int(left)) if int(count or 0) >= limit else None
 
