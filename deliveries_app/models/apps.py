@@ -520,7 +520,7 @@ class AppRepository(models.Model):
     doubt_until = models.DateTimeField(
         null=True,
         editable=False,
-        help_text="Until then, the app may still be processing requests of a process that died. Only the same target is sent.",
+        help_text="Until then, the app may still be processing requests whose response was lost. Only the same target is sent.",
     )
     slots_requested_at = models.DateTimeField(null=True, blank=True, editable=False)
     sequence_high = models.BigIntegerField(default=0, editable=False)

@@ -276,7 +276,7 @@ class Attempt:
                 raise git_errors.not_a_commit(head.name)
             target = self._target(commit)
             if self.watch.target != target and self.lease.doubt_seconds:
-                self._wait_for_dead_worker()
+                self._wait_until_processed()
                 return
             head = replace(head, commit=commit)
             planned = plan_to(head, self.watch, self.delivery_rules, self.mirror, reader, self._alive)
@@ -284,7 +284,7 @@ class Attempt:
             logger.info("planned", extra={"files": plan.files, "bytes": plan.bytes, "left_out": plan.left_out.total()})
             try:
                 if self.lease.doubt_seconds and plan.repeats_deletes:
-                    self._wait_for_dead_worker()
+                    self._wait_until_processed()
                     return
                 # Only after planning, because an unreadable tree is the repository's failure too. After damage, which may
                 # also be in a file's content, only the end of the run closes it.
@@ -304,11 +304,11 @@ class Attempt:
             finally:
                 plan.close()
 
-    def _wait_for_dead_worker(self) -> None:
-        """Postpone the attempt until the app can no longer be processing requests of a process that died."""
+    def _wait_until_processed(self) -> None:
+        """Postpone the attempt until the app can no longer be processing requests that it has not answered."""
         wait = self.lease.doubt_seconds
         outcomes.postponed(self.lease, wait)
-        logger.info("waits_for_dead_worker", extra={"next_try_in": round(wait, 1)})
+        logger.info("waits_until_processed", extra={"next_try_in": round(wait, 1)})
 
     def _check_for_differences(self, commit: str) -> None:
         """Run the requested check, if there is one. There is nothing to send, so nothing is in doubt."""

@@ -91,7 +91,7 @@ class Lease:
 
     @property
     def doubt_seconds(self) -> float:
-        """Seconds for which the app may still be processing requests of a process that died."""
+        """Seconds for which the app may still be processing requests whose response was lost."""
         until = self.watch.doubt_until
         seconds = (until - self.clock.now()).total_seconds() if until else 0.0
         return max(0.0, seconds) if seconds <= TOO_FAR_AHEAD else 0.0

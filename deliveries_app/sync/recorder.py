@@ -34,10 +34,12 @@ from deliveries_app.planning.plan import Change
 from deliveries_app.progress import runs
 from deliveries_app.sync import failed_attempts
 from deliveries_app.sync.failed_attempts import Sent
-from deliveries_app.sync.lease import Lease
+from deliveries_app.sync.lease import HOLD_AFTER_TIMEOUT, Lease
 from deliveries_app.webhooks import endpoint_stats
 from deliveries_app.webhooks.keyring import SHOWN_CHARS, response_texts
 from deliveries_app.webhooks.payloads import masked_headers
+from docora.db.clock import from_now
+from docora.http.messages import Cause
 from docora.redis import counters
 from docora.text import clean_text
 
@@ -73,6 +75,16 @@ class Failure:
     status: int | None = None
     body: bytes = b""
     hold_seconds: float = 0.0
+
+    @property
+    def lost_connection(self) -> bool:
+        """Whether the connection was lost after the request was sent. The app may still be processing it."""
+        return self.cause == Cause.NETWORK
+
+    @property
+    def may_be_under_way(self) -> bool:
+        """Whether the app may still be processing the request."""
+        return self.hold_seconds > 0 or self.lost_connection
 
     @property
     def counted_as(self) -> str:
@@ -143,9 +155,9 @@ class Recorder:
         return since >= settings.LEASE_SECONDS / 6 or (bool(waiting) and since >= _SHOW_SECONDS)
 
     @property
-    def has_unwritten_timeouts(self) -> bool:
-        """Whether a request timed out and its hold is not written yet. The app may still be processing it."""
-        return any(failed.failure.hold_seconds for failed in self._failed)
+    def has_unwritten_doubt(self) -> bool:
+        """Whether the app may still be processing a request that failed, and this is not written yet."""
+        return any(failed.failure.may_be_under_way for failed in self._failed)
 
     def count_request(self, ok: bool, seconds: float) -> None:
         """Count a request that took `seconds`. `ok`: the app accepted it."""
@@ -191,6 +203,8 @@ class Recorder:
         if done and self._lease.watch.crash_count:  # an attempt with progress does not count, even if its process dies
             changes = changes | {"crash_count": 0}
             self._lease.watch.crash_count = 0
+        if any(failed.failure.lost_connection for failed in self._failed):
+            changes = changes | {"doubt_until": from_now(HOLD_AFTER_TIMEOUT)}
         now = self._lease.clock.now()
         publish = not announce or time.monotonic() - self._published_at >= PUBLISH_SECONDS
         with transaction.atomic():

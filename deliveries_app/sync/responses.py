@@ -44,7 +44,7 @@ class Decision:
     @property
     def may_be_under_way(self) -> bool:
         """The app may still be working on the request."""
-        return self.failure is not None and self.failure.hold_seconds > 0
+        return self.failure is not None and self.failure.may_be_under_way
 
 
 @dataclass

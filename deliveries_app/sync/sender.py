@@ -102,10 +102,10 @@ class Sender:
         """Start nothing new and wait for the requests in flight. Cancel those that are not settled within `seconds`.
 
         With `record`, pass the outcomes to the recorder, and put the paths of cancelled requests on hold. Return True if
-        everything settled without a timeout, so that the client can no longer be processing any path.
+        the app has answered everything, so that it can no longer be processing any path.
         """
         deadline = time.monotonic() + seconds
-        clean = not self._recorder.has_unwritten_timeouts
+        clean = not self._recorder.has_unwritten_doubt
         self._withdraw_unsent()
         for transfer in self._ready:
             self._close(transfer)

@@ -5,7 +5,6 @@ import signal
 from datetime import timedelta
 
 import pytest
-from django.db.models import F
 from django.db.models.functions import Now
 
 from deliveries_app.actors import Actor
@@ -17,7 +16,7 @@ from deliveries_app.sync.attempt import sync
 from deliveries_app.sync.lease import claim, end_dead_leases
 from docora.db.clock import from_now
 from repositories_app.models import Repository
-from tests.support.histories import assert_promise_kept, given_up, refusing
+from tests.support.histories import assert_promise_kept, given_up, refusing, seconds_until_next_sync
 from tests.support.processes import forked, reap
 from tests.support.receiver import wait_for
 from tests.support.world import World
@@ -57,11 +56,6 @@ def let_lease_of_another_machine_end(watch: AppRepository, seconds: float = 0) -
     until = Now() + timedelta(seconds=seconds)
     assert AppRepository.objects.filter(pk=watch.pk).update(lease_until=until, lease_process="") == 1
     assert end_dead_leases() == 0
-
-
-def seconds_until_next_sync(watch: AppRepository) -> float:
-    wait = AppRepository.objects.annotate(wait=F("next_sync_at") - Now()).get(pk=watch.pk).wait
-    return float(wait.total_seconds())
 
 
 def test_watch_of_a_dead_process_is_free_and_pending(world: World) -> None:

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import random
 import shutil
+import socket
 import threading
 import time
 import unicodedata
@@ -229,6 +230,7 @@ class MemoryCopy:
 
 class _Handler(PostHandler):
     def do_POST(self) -> None:
+        self.server.owner.current.connection = self.connection
         super().do_POST()
         if self.server.owner.kind_of(self.headers.get("X-Docora-App-Id", "")).hangs_up:
             self.close_connection = True
@@ -244,6 +246,7 @@ class Clients(KeepsPort, Receiver):
         self._memory: dict[tuple[str, str], MemoryCopy] = {}
         self._processed: dict[str, set[str]] = defaultdict(set)
         self._accepted_at: dict[str, float] = {}
+        self.current = threading.local()  # its `connection` is the one whose request this thread handles
         super().__init__(*arguments, **options)  # type: ignore[arg-type]
 
     def kind_of(self, app_id: str) -> ClientKind:
@@ -283,6 +286,11 @@ class Clients(KeepsPort, Receiver):
             with suppress(OSError):  # a file is in the way of its folder, or it is a folder now
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 (folder / path).write_bytes(b"edited")
+
+    def lose_connection(self) -> None:
+        """Close the connection of the request that this thread handles, as a proxy in front of the client may do."""
+        with suppress(OSError):
+            self.current.connection.shutdown(socket.SHUT_RDWR)
 
     def refusal(self, note: Notification) -> Answer | None:
         """Return the answer of a client that was asked too soon after the last time."""

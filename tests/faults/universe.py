@@ -108,6 +108,7 @@ from tests.support.valkey import ValkeyServer
 from tests.support.world import KEY, World
 
 SLOW = (0.05, 0.5)  # seconds; the second exceeds the timeout
+LOST = 0.3  # seconds for which the client still processes a request whose connection is lost
 ACTOR = Actor.command()
 PLACES = ((0, 0), (1, 0), (0, 1))  # app and repository
 REFS = ("refs/heads/dev", "refs/tags/v1")  # of each repository, besides its default branch
@@ -735,7 +736,7 @@ class Universe:
         rng = random.Random(seed)
         fates: list[Answer | float] = [
             Answer(500), Answer(500, process=True), Answer(400), Answer(404), Answer(410),
-            Answer(close=True), Answer(close=True, process=True), *SLOW,
+            Answer(close=True), Answer(close=True, process=True), LOST, *SLOW,
         ]  # fmt: skip
         if is_busy:
             fates += [Answer(503), *(Answer(429, headers={"Retry-After": seconds}) for seconds in "01")]
@@ -993,6 +994,10 @@ class Universe:
             return answer
         with self._lock:
             mood = self._mood() if note.app_id != self._good_app else None
+        if mood == LOST:
+            self.clients.lose_connection()
+            time.sleep(LOST)
+            return Answer(close=True, process=True)
         if isinstance(mood, float):
             time.sleep(mood)
             return None

@@ -9,6 +9,7 @@ from datetime import timedelta
 
 from django.db import connections
 from django.db.models import F
+from django.db.models.functions import Now
 
 from deliveries_app.models import AppRepository, Delivery, Status
 from deliveries_app.models.deliveries import PHASES
@@ -221,3 +222,8 @@ def compare_plans() -> Iterator[list[Planned]]:
 
 def _contents(plan: Plan) -> tuple[object, ...]:
     return plan.tree_files, plan.tree_bytes, plan.left_out, *(list(plan.phase(kind)) for kind in PHASES)
+
+
+def seconds_until_next_sync(watch: AppRepository) -> float:
+    wait = AppRepository.objects.annotate(wait=F("next_sync_at") - Now()).get(pk=watch.pk).wait
+    return float(wait.total_seconds())

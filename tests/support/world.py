@@ -82,9 +82,10 @@ class World:
             return check_due(client)
 
     def settle(self, *, rounds: int = 30) -> None:
-        """Check and sync until nothing is due."""
+        """Check and sync until nothing is due. Before each round, the app has processed every request."""
         for _ in range(rounds):
             self.check()
+            AppRepository.objects.update(doubt_until=None)
             due = list(
                 AppRepository.objects.alive().filter(
                     next_sync_at__isnull=False, status__in=("pending_snapshot", "synced", "scanning")
