@@ -30,7 +30,7 @@ from deliveries_app.sync.drift import run_check
 from deliveries_app.sync.endpoint_health import EndpointHealth
 from deliveries_app.sync.events import NoticeRefused, send_due, send_sync_completed, settle_completed
 from deliveries_app.sync.exceptions import EndpointDown, EndpointGone, Paused, RateLimited, SliceOver, Superseded
-from deliveries_app.sync.lease import Lease, claim
+from deliveries_app.sync.lease import HOLD_AFTER_TIMEOUT, Lease, claim
 from deliveries_app.sync.recorder import Recorder, disown_failures, settle_lists
 from deliveries_app.sync.sender import Sender
 from deliveries_app.webhooks.client import Destination, describe_outcome, info_of
@@ -161,7 +161,13 @@ class Attempt:
             self._close_circuit()  # the repository can be read
             outcomes.failed(self.lease, SyncFailure(str(error), error.cause, _root_of(error)), permanent=True)
         except NoticeRefused as error:
-            fields = {"files_failing": 0, "base_commit": "", "base_rules": ""}  # the notice is still due
+            fields: dict[str, Any] = {
+                "files_failing": 0,
+                "base_commit": "",
+                "base_rules": "",
+            }  # the notice is still due
+            if error.may_be_under_way:
+                fields["doubt_until"] = from_now(HOLD_AFTER_TIMEOUT)
             if error.wait is None:
                 outcomes.failed(self.lease, error.failure, fields=fields)
             else:

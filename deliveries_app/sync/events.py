@@ -22,7 +22,7 @@ from deliveries_app.models.root_causes import SyncFailure
 from deliveries_app.planning import delivery_rows
 from deliveries_app.sync.exceptions import Paused
 from deliveries_app.sync.lease import Lease
-from deliveries_app.webhooks.client import Destination, asked_to_wait, describe_outcome, post_signed
+from deliveries_app.webhooks.client import Destination, asked_to_wait, describe_outcome, may_be_under_way, post_signed
 from deliveries_app.webhooks.keyring import Keyring, response_texts
 from deliveries_app.webhooks.payloads import (
     Envelope,
@@ -44,11 +44,12 @@ class NoticeRefused(Exception):
     """All files were acknowledged, but the `sync_completed` notice was not accepted.
 
     `wait`: how many seconds to wait because the app is busy, which is not a failed attempt; None if it is not busy.
+    `may_be_under_way`: the app may still be processing the notice.
     """
 
-    def __init__(self, failure: SyncFailure, wait: float | None) -> None:
+    def __init__(self, failure: SyncFailure, wait: float | None, *, may_be_under_way: bool) -> None:
         super().__init__(failure.message)
-        self.failure, self.wait = failure, wait
+        self.failure, self.wait, self.may_be_under_way = failure, wait, may_be_under_way
 
 
 class HeldTree(NamedTuple):
@@ -121,9 +122,9 @@ def send_sync_completed(
         wait = asked_to_wait(outcome)
         if wait is None and outcome.status == 429:
             wait = _BUSY_SECONDS
-        raise NoticeRefused(
-            SyncFailure(message, cause, root, outcome.status, response_texts(lease.watch.app, [outcome.body])[0]), wait
-        )
+        body = response_texts(lease.watch.app, [outcome.body])[0]
+        failure = SyncFailure(message, cause, root, outcome.status, body)
+        raise NoticeRefused(failure, wait, may_be_under_way=may_be_under_way(outcome))
 
 
 def settle_completed(lease: Lease) -> None:

@@ -11,7 +11,7 @@ from django.utils import timezone
 from deliveries_app.models import App, AppRepository, new_run_id
 from deliveries_app.webhooks.keyring import REFUSALS, Keyring, Keys
 from deliveries_app.webhooks.payloads import PING, PING_REASON, Envelope, RepositoryInfo, endpoint, notice_body
-from docora.http.client import HttpClient, Outcome, Request
+from docora.http.client import Cause, HttpClient, Outcome, Request
 from docora.text import new_id
 from repositories_app.git.url import owner_and_name
 
@@ -71,6 +71,11 @@ def describe_outcome(outcome: Outcome) -> str:
 def asked_to_wait(outcome: Outcome) -> float | None:
     """Return for how many seconds a busy app (429 or 503) asked Docora to wait, or None if it did not say."""
     return outcome.retry_after(time.time()) if outcome.status in {429, 503} else None
+
+
+def may_be_under_way(outcome: Outcome) -> bool:
+    """Return whether the app may still be processing the request: it did not respond in time, or the connection was lost."""
+    return outcome.cause in {Cause.TIMEOUT, Cause.NETWORK} or outcome.status == 504
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,25 @@ def test_run_that_is_superseded_meanwhile_leaves_doubt(world: World) -> None:
     assert_promise_kept(world, repo, watch)
 
 
+@pytest.mark.parametrize("answer", [Answer(close=True), Answer(504)], ids=["lost", "gateway timeout"])
+def test_sync_completed_that_may_be_under_way_holds_back_the_next_commit(world: World, answer: Answer) -> None:
+    """The app would handle the newer notice first, and then compare its files with the older one."""
+    world.app.send_sync_completed = True
+    world.app.save()
+    repo, watch = world.watch({"a.txt": b"v1"})
+    world.answer(lambda note: answer if note.kind == "sync_completed" else None)
+    world.sync(watch)
+    world.answer(None)
+    repo.commit({"a.txt": b"v2"})
+    sent = len(world.requests())
+    world.sync(watch)
+    assert len(world.requests()) == sent
+    assert 20 < seconds_until_next_sync(watch) <= 30
+    AppRepository.objects.update(doubt_until=Now())
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
+
+
 def test_removal_waits_for_the_request(world: World) -> None:
     """A repository that is watched again has a new id, and would send its files while the app processes the old request."""
     _, watch = world.watch({"a.txt": b"v1"})
