@@ -32,20 +32,23 @@ _ORDER = Order("pk", paging.Number)
 _UNREADABLE = "The repository cannot be reached, or this token cannot read it. `code` says which."
 _QUOTA = "The app watches as many repositories as its quota allows."
 _MALFORMED = "The body, the URL or the token is malformed, or the host is not allowed. `code` says which."
+_NOT_REGISTERED = WATCHES | BODY | {404: _UNREADABLE, 409: _QUOTA, 422: _MALFORMED}
 
 
 _registered = documented_responses(
     201,
     schemas.Registered,
     "The repository is watched, and the first sync is queued.",
-    WATCHES | BODY | {404: _UNREADABLE, 409: _QUOTA, 422: _MALFORMED},
-)
-_registered["response"][202] = schemas.Registered
-_registered["openapi_extra"]["responses"][202] = {
-    "description": "Only with `Prefer: respond-async`: the repository is watched, but its git host was not asked.",
-    "headers": {
-        "Preference-Applied": {"description": "`respond-async`", "schema": {"type": "string"}},
+    _NOT_REGISTERED,
+    others={
+        202: (
+            schemas.Registered,
+            "Only with `Prefer: respond-async`: the repository is watched, but its git host was not asked.",
+        )
     },
+)
+_registered["openapi_extra"]["responses"][202]["headers"] = {
+    "Preference-Applied": {"description": "`respond-async`", "schema": {"type": "string"}},
 }
 _registered["openapi_extra"]["parameters"] = [
     {
@@ -80,20 +83,18 @@ def watch_repository(
     return Status(202 if is_async else 201, watched.as_dict())
 
 
-_ensured = documented_responses(
-    200,
-    schemas.WatchedRepository,
-    "The app already watched the repository, which now has these settings.",
-    WATCHES | BODY | {404: _UNREADABLE, 409: _QUOTA, 422: _MALFORMED},
-)
-_ensured["response"][201] = schemas.WatchedRepository
-_ensured["openapi_extra"]["responses"][201] = {
-    "description": "The repository is now watched, and its first sync is queued."
-}
-
-
 @router.put(
-    "", operation_id="ensure_repository", summary="Watch a repository, or update the watch", auth=WITH_BODY, **_ensured
+    "",
+    operation_id="ensure_repository",
+    summary="Watch a repository, or update the watch",
+    auth=WITH_BODY,
+    **documented_responses(
+        200,
+        schemas.WatchedRepository,
+        "The app already watched the repository, which now has these settings.",
+        _NOT_REGISTERED,
+        others={201: (schemas.WatchedRepository, "The repository is now watched, and its first sync is queued.")},
+    ),
 )
 def ensure_repository(request: HttpRequest, wanted: schemas.WantedRepository) -> Status[dict[str, Any]]:
     """Idempotent: if the app already watches the repository with these settings, nothing changes and nothing is sent

@@ -94,10 +94,8 @@ def health(request: HttpRequest) -> dict[str, object]:
 
 
 def _readiness(model: type[Schema], subject: str) -> dict[str, Any]:
-    documented = documented_responses(200, model, f"{subject} is ready.", METHODS)
-    documented["response"][503] = model
-    documented["openapi_extra"]["responses"][503] = {"description": f"{subject} is not ready. `checks` says why."}
-    return documented
+    not_ready = {503: (model, f"{subject} is not ready. `checks` says why.")}
+    return documented_responses(200, model, f"{subject} is ready.", METHODS, others=not_ready)
 
 
 @router.api_operation(

@@ -39,14 +39,22 @@ def prefers_async(request: HttpRequest) -> bool:
 
 
 def documented_responses(
-    status: int, model: Any, description: str, errors: Mapping[int, str], *, media_type: str = ""
+    status: int,
+    model: Any,
+    description: str,
+    errors: Mapping[int, str],
+    *,
+    others: Mapping[int, tuple[Any, str]] = {},
+    media_type: str = "",
 ) -> dict[str, Any]:
     """Return arguments for the decorator of an operation, which document its successful response and its errors.
 
-    If the body is not JSON, pass its `media_type`, and the schema of one line as `model`.
+    `others` maps the statuses of further responses to their model and description. If the body is not JSON, pass its
+    `media_type`, and the schema of one line as `model`.
     """
     failures = {500: INTERNAL} | ({503: UNAVAILABLE} if 401 in errors else {})  # only probes need no database
-    descriptions = dict(sorted({status: description, **errors, **failures}.items()))
+    described = {code: text for code, (_, text) in others.items()}
+    descriptions = dict(sorted({status: description, **errors, **failures, **described}.items()))
     extra: dict[int, dict[str, Any]] = {code: {"description": text} for code, text in descriptions.items()}
     if 401 in descriptions:
         extra[401]["headers"] = {"WWW-Authenticate": _header("How to authenticate.", {"type": "string"})}
@@ -55,6 +63,7 @@ def documented_responses(
     if media_type:
         extra[status]["content"] = {media_type: {"schema": model.model_json_schema()}}
     models = dict.fromkeys(descriptions, Error) | {status: None if media_type else model}
+    models |= {code: other for code, (other, _) in others.items()}
     return {"response": models, "openapi_extra": {"responses": extra}}
 
 
