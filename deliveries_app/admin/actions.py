@@ -59,7 +59,7 @@ class BulkAction:
     form: type[ConfirmationForm]
     run: Callable[[Actor, AppRepositoryQuerySet, Scope, Any], BulkOperation]
     rows_vary: bool = False
-    """Whether the rows may differ when the user confirms, because failures come and go. Many more are not accepted."""
+    """Whether other rows may be selected when the user confirms, because failures come and go. See `confirm_again`."""
 
 
 def _resync(actor: Actor, watches: AppRepositoryQuerySet, scope: Scope, form: Any) -> BulkOperation:

@@ -101,7 +101,7 @@ class DocoraAdmin[M: Model](PlainLists, ModelAdmin[M]):
             raise PermissionDenied
         obj = self.get_object(request, object_id)
         if obj is None:
-            return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined,no-any-return]
+            return self.redirect_missing(request, object_id)
         context = {"original": obj, "here": request.get_full_path(), **self.page_context(request, obj)}
         return self.render_page(request, self.page_template, str(obj), **context)
 
@@ -128,7 +128,7 @@ class DocoraAdmin[M: Model](PlainLists, ModelAdmin[M]):
                 raise PermissionDenied
             obj = self.get_object(request, str(object_id))
             if obj is None:
-                return self._get_obj_does_not_exist_redirect(request, self.opts, str(object_id))  # type: ignore[attr-defined,no-any-return]
+                return self.redirect_missing(request, str(object_id))
             return view(request, obj)
 
         return path(f"<int:object_id>/{slug}/", self.admin_site.admin_view(checked), name=self.url_name(slug))
@@ -143,6 +143,10 @@ class DocoraAdmin[M: Model](PlainLists, ModelAdmin[M]):
     @property
     def list_url(self) -> str:
         return reverse(f"admin:{self.url_name('changelist')}")
+
+    def redirect_missing(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Redirect to the overview with a message that there is no row with this id."""
+        return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined,no-any-return]
 
     def redirect_with_message(
         self, request: HttpRequest, url: str, message: object, level: int = messages.SUCCESS

@@ -70,8 +70,8 @@ class ConfirmingAdmin[M: Model](DocoraAdmin[M]):
     ) -> HttpResponse | None:
         """Redirect back to the confirmation page if it was shown for other rows, or if there are over a tenth more files.
 
-        With `rows_vary`, other rows are fine unless they are over a tenth more. Forms without a digest were not rendered by
-        the confirmation page. They act on the rows that the URL names.
+        With `rows_vary`, other rows are accepted unless there are over a tenth more of them. Forms without a digest were not
+        rendered by the confirmation page. They act on the rows that the URL names.
         """
         digest = request.POST.get("selection_digest", "")
         rows_differ = _has_grown(request, "selection_rows", len(pks)) if rows_vary else digest != _digest(pks)

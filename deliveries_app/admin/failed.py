@@ -173,9 +173,9 @@ class FailedSyncAdmin(BulkAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
         return FailedChangeList
 
     def get_list_display(self, request: HttpRequest) -> tuple[Any, ...]:
-        shown = CellOptions.to_user(request, request.get_full_path())
+        shown = CellOptions.of_user(request, request.get_full_path())
 
-        @admin.display(description="cause and response" if shown.responses else "cause", ordering="cause_order")
+        @admin.display(description="cause and response" if shown.shows_responses else "cause", ordering="cause_order")
         def cause(watch: FailedSync) -> SafeString:
             return cell("cause", watch, shown)
 
@@ -204,30 +204,29 @@ class FailedSyncAdmin(BulkAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
 
 
 MAX_RESPONSE_CHARS = 80
-_SWAP = SafeString(' hx-swap-oob="true"')
 
 
 @dataclass(frozen=True)
 class CellOptions:
-    """What a user can see in the cells: the text of `responses`, and with `back`, a button that resumes a paused app.
+    """What the cells offer a user: the text of responses, and buttons that resume a paused app and that retry.
 
-    With `retry`, the rows have a cell with a button that retries them. `back` and `retry` are the page to come back to.
+    `back` is the page to which the buttons redirect.
     """
 
-    responses: bool = False
-    back: str | None = None
-    retry: str | None = None
+    back: str = ""
+    shows_responses: bool = False
+    can_resume: bool = False
+    can_retry: bool = False
 
     @classmethod
-    def to_user(cls, request: HttpRequest, back: str) -> Self:
-        can_resume, can_retry = map(request.user.has_perm, (Permission.CHANGE_APPS, Permission.RETRY))
-        responses = request.user.has_perm(Permission.VIEW_PAYLOADS)
-        return cls(responses, back if can_resume else None, back if can_retry else None)
+    def of_user(cls, request: HttpRequest, back: str) -> Self:
+        can = request.user.has_perm
+        return cls(back, can(Permission.VIEW_PAYLOADS), can(Permission.CHANGE_APPS), can(Permission.RETRY))
 
 
 def _cause(watch: AppRepository, shown: CellOptions) -> SafeString:
     label = RootCause(watch.root_cause).label
-    response = _response(watch, shown.responses)
+    response = _response(watch, shown.shows_responses)
     return format_html("<strong>{}</strong><span>{}</span>{}", label, visible(watch.last_error), response)
 
 
@@ -248,7 +247,7 @@ def _attempts(watch: AppRepository, shown: CellOptions) -> SafeString:
     following = next_attempt_of(watch)
     time = format_html(" {}", ago(following.at)) if following.at else ""
     button: SafeString | str = ""
-    if shown.back is not None and watch.detail == StateDetail.APP_PAUSED:
+    if shown.can_resume and watch.detail == StateDetail.APP_PAUSED:
         button = format_html("<span>{}</span>", widgets.resume_button(watch.app, shown.back, f"resume-{watch.pk}"))
     return format_html('<span>{}</span><span class="quiet">{}{}</span>{}', used, following.message, time, button)
 
@@ -258,7 +257,7 @@ _CELLS: dict[str, Callable[[AppRepository, CellOptions], SafeString | str]] = {
     "cause": _cause,
     "attempts": _attempts,
     "since": lambda watch, _: ago(watch.failing_since),
-    "action": lambda watch, shown: widgets.retry_button(watch, shown.retry) if shown.retry is not None else "",
+    "action": lambda watch, shown: widgets.retry_button(watch, shown.back) if shown.can_retry else "",
 }
 
 
@@ -268,7 +267,7 @@ def cell(name: str, watch: AppRepository, shown: CellOptions | None = None, *, r
 
 
 def _cell(name: str, pk: int, content: SafeString | str, *, refresh: bool) -> SafeString:
-    swap = _SWAP if refresh else ""
+    swap = widgets.SWAP if refresh else ""
     return format_html(
         '<div id="failed-{}-{}" class="failed-{}" data-live-part{}>{}</div>', name, pk, name, swap, content
     )
@@ -278,7 +277,7 @@ def refreshed_cells(pks: Sequence[int], shown: CellOptions) -> tuple[list[SafeSt
     """Return the current cells of these rows, and how many no longer fail. Rows that don't fail show only their status."""
     rows = AppRepository.objects.alive().with_state().filter(pk__in=pks).select_related("app", "repository")
     watches = {watch.pk: watch for watch in rows}
-    names = [name for name in _CELLS if name != "action" or shown.retry is not None]
+    names = [name for name in _CELLS if name != "action" or shown.can_retry]
     cells, recovered = [], 0
     for pk in pks:
         watch = watches.get(pk)

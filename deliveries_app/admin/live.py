@@ -98,7 +98,7 @@ def operation_progress(request: HttpRequest, operation_id: str) -> HttpResponse:
     [operation] = found
     context = {**progress_context.of_operation(operation), "polled": True, "here": polling_page(request)}
     context["announces"] = request.GET.get("announced") != str(context["progress"].tens)
-    context["turned"] = request.GET.get("held", "0") != str(int(operation.is_held))
+    context["held_changed"] = request.GET.get("held", "0") != str(int(operation.is_held))
     if request.GET.get("page") != "1":
         return render(request, "docora/progress.html#bulk_progress", context)
     context |= {**operations.page_fields(operation), "part": request.GET.get("part", "")}
@@ -126,8 +126,8 @@ def operation_rows(request: HttpRequest, operation_id: str) -> HttpResponse:
 def live_watches(request: HttpRequest) -> HttpResponse:
     """Return the status cells of the watches `ids`, and the other cells of rows that settled, failed or recovered.
 
-    An app's page, which refreshes all rows itself, wants the progress cells instead (`files=1`). Cells are swapped one by
-    one, so that checkboxes and focus are kept.
+    With `files=1`, an app's page gets the progress cells instead, because it refreshes all rows itself. Cells are swapped
+    one by one, so that checkboxes and focus are kept.
     """
     asked = row_ids(request)
     listed = list(_watches().filter(pk__in=asked))
@@ -138,13 +138,12 @@ def live_watches(request: HttpRequest) -> HttpResponse:
         "can_resync": request.user.has_perm(Permission.RESYNC),
     }
     changed = [watch for watch in listed if not watch.is_active or watch.is_failing != (watch.pk in failing)]
-    if with_files:
-        changed = []
+    refreshed = [] if with_files else changed
     context = {
         "rows": app_detail.rows_of(listed),
         "live_query": watches.live_query(listed, with_files=with_files),
         "with_files": with_files,
-        "cells": [cell for watch in changed for cell in watches.refreshed_cells(watch, page, **rights)],
+        "cells": [cell for watch in refreshed for cell in watches.refreshed_cells(watch, page, **rights)],
         "settled": [watch for watch in listed if not watch.is_active],
         "gone": set(asked).difference(watch.pk for watch in listed),
     }
@@ -218,7 +217,7 @@ def live_app(request: HttpRequest, pk: int) -> HttpResponse:
 @fragment(can_view_watches)
 def failed_syncs(request: HttpRequest) -> HttpResponse:
     """Render the groups, the cells of the rows that the page shows, and how many of its `count` rows still fail."""
-    cells, recovered = failed.refreshed_cells(row_ids(request), CellOptions.to_user(request, polling_page(request)))
+    cells, recovered = failed.refreshed_cells(row_ids(request), CellOptions.of_user(request, polling_page(request)))
     count = parse_pk(request.GET.get("count", ""))
     context = {
         **failed.panel_context(request, polling_page(request)),

@@ -69,7 +69,7 @@ class RemovalAdmin[M: Model](BulkAdmin[M]):
             raise PermissionDenied
         obj = self.get_object(request, object_id)
         if obj is None:
-            return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined,no-any-return]
+            return self.redirect_missing(request, object_id)
         return self._confirm(request, self.get_queryset(request).filter(pk=obj.pk), obj)
 
     def _confirm(self, request: HttpRequest, rows: QuerySet[M], only: M | None = None) -> HttpResponse:

@@ -38,7 +38,6 @@ from docora.templatetags.docora import ago, elapsed, files_of, status_with_detai
 from docora.text import counted, visible
 from docora.web.paginators import KeysFirstPaginator
 
-SWAP = SafeString(' hx-swap-oob="true"')
 LISTED_RUNS = 10
 LISTED_SKIPPED = 50
 _CANCELLED = {
@@ -73,8 +72,9 @@ class LiveChangeList(ChangeList):
 
 @admin.register(AppRepository)
 class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
-    # The page of a watch does not lead back to the filtered list, so skip the lookup that each link would cost.
-    preserve_filters = False
+    preserve_filters = (
+        False  # a watch's page does not lead back to the filtered list, and each link would cost a lookup
+    )
     add_label = "Watch a repository"
     list_display = (
         "repository_name", "app_name", "status_badge", "problem", "synced", "files",
@@ -179,9 +179,12 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
         if not files:
             message = f"{watch.app.name} holds no such file, so there is nothing to resend: {visible(path)}"
             return self.redirect_with_message(request, page, message, messages.WARNING)
-        paused = " It is sent when the app is resumed." if watch.app.paused else ""
-        paused = " It is sent when the repository is resumed." if watch.is_paused else paused
-        return self.redirect_with_message(request, page, f"Resend queued for {visible(path)}.{paused}")
+        waits = ""
+        if watch.is_paused:
+            waits = " It is sent when the repository is resumed."
+        elif watch.app.paused:
+            waits = " It is sent when the app is resumed."
+        return self.redirect_with_message(request, page, f"Resend queued for {visible(path)}.{waits}")
 
     def why(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         """Explain `path`, or show the empty form. The path is not stripped: names may begin and end with spaces."""
@@ -321,7 +324,7 @@ _CELLS: dict[str, Callable[[AppRepository], SafeString | str]] = {
 
 
 def cell(name: str, watch: AppRepository, swap: str = "") -> SafeString:
-    """Return one cell of a row. With `SWAP`, htmx replaces the cell on the page. Phones hide an empty one."""
+    """Return one cell of a row. `swap` is `widgets.SWAP` for a refreshed cell. Phones hide an empty one."""
     content = _CELLS[name](watch)
     empty = "" if content else SafeString(" data-empty")
     return format_html('<span id="{}-{}"{}{}>{}</span>', name, watch.pk, empty, swap, content or "—")
@@ -342,9 +345,9 @@ def cells_of(watch: AppRepository, back: str, *, can_retry: bool, can_resync: bo
 
 def refreshed_cells(watch: AppRepository, back: str, *, can_retry: bool, can_resync: bool) -> Iterator[SafeString]:
     """Yield the cells of a row that a sync changes, besides its status."""
-    yield from (cell(name, watch, SWAP) for name in _CELLS)
+    yield from (cell(name, watch, widgets.SWAP) for name in _CELLS)
     if can_retry or can_resync:
-        yield buttons(watch, back, can_retry=can_retry, can_resync=can_resync, swap=SWAP)
+        yield buttons(watch, back, can_retry=can_retry, can_resync=can_resync, swap=widgets.SWAP)
 
 
 def of_watch(watch: AppRepository) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from docora.templatetags.docora import ago, icon
 from docora.text import visible
 from repositories_app.models import Repository
 
+SWAP = SafeString(' hx-swap-oob="true"')
+"""Attribute of a refreshed cell: htmx replaces the cell on the page that has the same id."""
 ACTIONS = SafeString('<span class="visually-hidden">Actions</span>')
 """Heading of a column of buttons."""
 
