@@ -11,12 +11,13 @@ from django.db import transaction
 
 from deliveries_app import audit
 from deliveries_app.actors import Actor
-from deliveries_app.models import App, AppToken, AuditAction
+from deliveries_app.models import App, AuditAction
 from deliveries_app.permissions import Permission
 from deliveries_app.services.keys import validate_key
+from deliveries_app.services.tokens import create_token
 from docora.http.client import Request
 from docora.http.messages import url_blocked_reason
-from docora.security.crypto import hash_token, new_token, new_webhook_key
+from docora.security.crypto import new_webhook_key
 from repositories_app.git import remote
 
 _REACHABILITY_TIMEOUT = 5.0
@@ -110,7 +111,6 @@ def onboard_app(
     key = validate_key(client_auth_key) if client_auth_key else new_webhook_key()
     if len(description) > 500:
         raise ValidationError("The description must have at most 500 characters.", code="description")
-    token = new_token()
     with transaction.atomic():
         fields = {
             "name": name,
@@ -121,7 +121,7 @@ def onboard_app(
             "client_auth_key": key,
         }
         app = App.objects.create(**fields)
-        AppToken.objects.create(app=app, digest=hash_token(token), ending=token[-4:])
+        token = create_token(app)
         audit.record(actor, AuditAction.APP_REGISTERED, [app], "Registered", audit.Changes.initial(App, fields))
     return Onboarded(app, token, key)
 

@@ -34,7 +34,7 @@ SIGNATURE_HEADERS = {
 _HEX = re.compile("[0-9a-f]{64}")
 ENQUEUED_AT_ONCE = 20  # watches of one repository; the sweep enqueues the others
 OTHERS_SECONDS = 5.0
-"""For how long after a push a hook with the secret of another watch only triggers a check of a watch."""
+"""Within this time after a watch's last push, a hook that does not prove the watch's own secret only checks the watch."""
 
 
 def proven_watches(repository_id: str, headers: Mapping[str, str], body: Iterable[bytes]) -> list[int]:
@@ -92,9 +92,9 @@ def hook_url(watch: AppRepository) -> str:
 
 
 def repository_pushed(actor: Actor, repository_id: str, proven: Collection[int]) -> int:
-    """Make every watch of the repository due now. Return how many there are. `proven`: those whose secret the host knows.
+    """Make every watch of the repository due now. Return how many there are. `proven` are those whose secret the host knows.
 
-    A failing watch is only checked, after the attempt if there is one, and synced if there is a new commit. Otherwise, pushes
+    A failing watch is only checked, once a running attempt has ended, and synced if there is a new commit. Otherwise, pushes
     to other branches, or the hooks of another app, would use up its attempts. The same applies to a watch whose last push was
     less than `OTHERS_SECONDS` ago, unless it is in `proven`: an app that keeps announcing pushes must not use up the rate
     limits of other apps' tokens.
@@ -107,7 +107,7 @@ def repository_pushed(actor: Actor, repository_id: str, proven: Collection[int])
         is_only_checked = Q(next_sync_at__gt=Now()) | Q(failing_since__isnull=False) | was_pushed
         to_check = list(locked.filter(is_only_checked).values_list("pk", flat=True))
         due = scheduling.request_sync(locked.exclude(pk__in=to_check), pushed_at=Now())
-        # Equal times mean that the check is still to be made: a running sync does not postpone it.
+        # `next_check_at` = `pushed_at` marks a check that a running sync does not postpone.
         checked = locked.filter(pk__in=to_check).update(next_check_at=Now(), pushed_at=Now())
         first = AppRepository.objects.filter(pk__in=due[:ENQUEUED_AT_ONCE])
         for watch in first.select_related("app", "repository"):

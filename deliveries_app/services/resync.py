@@ -149,13 +149,12 @@ class _Plan:
     restarted: Sequence[int]
     held: str
 
-    def changes(self, operation: BulkOperation) -> bool:
+    def has_changes(self, operation: BulkOperation) -> bool:
         return bool(self.watches or self.states or self.restarted) or bool(self.held) != (operation.held_at is not None)
 
 
 def release_due() -> int:
-    """Release the due watches of all gradual operations, and hold those whose canary failed. Return how many
-    watches."""
+    """Release the due watches of all gradual operations, and hold those whose canary failed. Return the number released."""
     return sum(map(release, _gradual_operations()))
 
 
@@ -171,7 +170,7 @@ def release(operation_pk: int, *, by_person: bool = False) -> int:
     """
     operation, now = _read(operation_pk)
     plan = _plan(operation, now)
-    if not plan.changes(operation) and operation.ended_at is None:
+    if not plan.has_changes(operation) and operation.ended_at is None:
         return 0
     with transaction.atomic():
         locked = requests.lock_watches(plan.watches, AppRepository.objects.alive(), by_person=by_person)

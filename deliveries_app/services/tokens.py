@@ -64,6 +64,13 @@ def _accepted(digest: str) -> QuerySet[AppToken]:
     return AppToken.objects.filter(not_expired(), digest=digest, app__ended_at=None).select_related("app")
 
 
+def create_token(app: App) -> str:
+    """Add a token to the app, and return it. It cannot be shown again, because only its digest is stored."""
+    token = new_token()
+    AppToken.objects.create(app=app, digest=hash_token(token), ending=token[-4:])
+    return token
+
+
 def rotate_app_token(actor: Actor, app: App, *, overlap: timedelta = OVERLAP) -> NewToken:
     """Create a new token. Older tokens stay valid for `overlap`, but never longer than before.
 
@@ -72,14 +79,13 @@ def rotate_app_token(actor: Actor, app: App, *, overlap: timedelta = OVERLAP) ->
     """
     if not timedelta(0) <= overlap <= MAX_OVERLAP:
         raise ValidationError("The old token can stay valid for 0 to 30 days.", code="overlap")
-    token = new_token()
     with transaction.atomic():
         row = lock_app(actor, app)
         until = from_now(overlap.total_seconds())
         app.tokens.update(expires_at=Least(Coalesce(F("expires_at"), until), until))
         # Zero overlap deletes without comparing times: SQLite compares text, whose length differs within a millisecond.
         (app.tokens.filter(expires_at__lte=Now()) if overlap else app.tokens.all()).delete()
-        AppToken.objects.create(app=app, digest=hash_token(token), ending=token[-4:])
+        token = create_token(app)
         expiries = app.tokens.filter(expires_at__isnull=False).order_by("-expires_at")
         accepted_until = expiries.values_list("expires_at", flat=True).first()
         revoked = "" if overlap else " and revoked the old one"
