@@ -26,10 +26,11 @@ _MESSAGES = {
 }
 
 
-def due_at(watch: AppRepository, hold_until: datetime | None) -> datetime | None:
+def due_at(watch: AppRepository, hold_until: datetime | None = None) -> datetime | None:
     """Return when a worker can claim the watch: once it is due and nothing holds it back.
 
-    Return None if nothing is due, or during a pause, which has no planned end. The watch must be loaded as for `next_attempt_of`.
+    `hold_until` is the time until which a file is held. Return None if nothing is due, or during a pause, which has no planned
+    end. The watch must be loaded as for `next_attempt_of`.
     """
     if watch.next_sync_at is None or watch.detail.state == WatchState.PAUSED:
         return None

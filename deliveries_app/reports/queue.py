@@ -68,8 +68,8 @@ class WorkerLine:
 class QueueView:
     """The queue page. `queue` is None while Redis is down.
 
-    `counts` agree with the lists. `unqueued` is the number of due watches without a job, `idle_jobs` that of jobs without a
-    due watch. `scheduled` holds each watch with the time of its next attempt, None during a pause, and its next step.
+    `counts` agree with the lists. `unqueued` is the number of due watches without a job, and `idle_jobs` the number of
+    jobs without a due watch. `scheduled` holds each watch with the time of its next attempt, None during a pause, and its next step.
     """
 
     pause: SyncPause | None
@@ -126,7 +126,7 @@ def read_queue() -> QueueView:
     started = {watch.pk for watch in running}
     waiting = [watch for watch in (*with_job, *without_job) if watch.pk not in started]
     rows = _watches().scheduled().order_by("next_sync_at", "pk")[:SCHEDULED_SHOWN]
-    scheduled = [(watch, due_at(watch, None), _next_step(watch)) for watch in rows]
+    scheduled = [(watch, due_at(watch), _next_step(watch)) for watch in rows]
     are_all_listed = len(with_job) + len(without_job) < SHOWN
     counts = _agreeing(counts, running, waiting if are_all_listed else None, scheduled)
     ready = sum(watch.pk in queued and not _is_held_back(watch) for watch in waiting)
