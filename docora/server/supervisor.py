@@ -154,7 +154,7 @@ def listening_socket() -> socket.socket:
 
 
 def require_free_port() -> None:
-    """Raise CommandError if `listening_socket` would. Call this before work that would be in vain then."""
+    """Raise CommandError if `listening_socket` would. Call this before work that would then be wasted."""
     if not _has_socket_of_systemd():
         listening_socket().close()
 

@@ -27,8 +27,9 @@ def bundled_server() -> Path:
 
 
 def storage_of(data_dir: Path) -> Path:
-    """Return the folder of the server's files and log. Each server has its own: an older one would not start with the files
-    of a newer one.
+    """Return the folder of the server's files and log.
+
+    Each server has its own: an older one would not start with the files of a newer one.
     """
     own = server_on_path()
     return data_dir / (own.name if own else "valkey")
@@ -39,11 +40,10 @@ def valkey_command(data_dir: Path) -> list[str]:
 
     Raises CommandError if the socket's directory is a link or belongs to another user.
     """
-    socket = embedded_redis_socket(data_dir)
-    storage = storage_of(data_dir)
-    make_private(storage)
-    make_private(socket.parent)
+    socket, storage = embedded_redis_socket(data_dir), storage_of(data_dir)
     folder = socket.parent
+    make_private(storage)
+    make_private(folder)
     if folder != data_dir and (folder.is_symlink() or folder.stat().st_uid != storage.stat().st_uid):
         raise CommandError(f"{folder} is a link or belongs to another user; remove it or set REDIS_URL.")
     options = {

@@ -32,37 +32,37 @@ would block the worker for minutes."""
 HANGS_AFTER = 3900.0  # repacking a mirror, which cannot stop, may take an hour
 """A job that still runs this many seconds after it was asked to stop is hung. This process then exits, so that its worker can
 continue."""
-_LOOK_SECONDS = 0.25  # between two checks; longer than a job that waits for no server takes
+_CHECK_SECONDS = 0.25  # between two checks; longer than a job that waits for no server takes
 _BUSY = 0.5  # of a core
 _MOST_WAITED = 9
-"""Threads that only wait for servers also wake now and then. With little CPU, for example because of a container's limit, each
-wait for it is long. So waiting counts at most as this many times the CPU that was used."""
+"""Waiting for a CPU counts at most as this many times the CPU that was used. Threads that only wait for servers also wake now and
+then, and with little CPU, for example because of a container's limit, each of these waits is long."""
 
 type Assignment = tuple[Job, Queue, Execution]
 
 
 class WorkHorse:
-    """Performs a job, then those that wait behind it.
+    """Performs a job, then those that wait behind it, in up to `max_threads` threads.
 
-    Each place is a thread that performs one job after another. There is one place at first. More are opened while jobs
-    wait, none ends and this process hardly needs the CPU: its jobs are then waiting for servers and must not block
-    others. With a busy CPU, even one that other processes keep busy, more places would gain nothing. Tenants share the
-    places.
+    Each thread performs one job after another. There is one thread at first. More are started while jobs wait, none ends
+    and this process hardly needs the CPU: its jobs are then waiting for servers and must not block others. With a busy
+    CPU, even one that other processes keep busy, more threads would gain nothing. Tenants share the threads.
     """
 
     def __init__(
         self,
-        places: int,
+        max_threads: int,
         perform: Callable[[Job, Queue, Execution], bool],
         take: Callable[[], Assignment | None],
         stopping: Callable[[], bool],
         stop: Callable[[], None],
     ) -> None:
-        self._places, self._perform, self._take, self._stopping, self._stop = places, perform, take, stopping, stop
+        self._max_threads = max_threads
+        self._perform, self._take, self._stopping, self._stop = perform, take, stopping, stop
         self._changed = threading.Condition()
         self._taking = threading.Lock()
-        self._held: Counter[str] = Counter()  # places by tenant
-        self._open = 0
+        self._by_tenant: Counter[str] = Counter()  # threads by tenant
+        self._threads = 0
         self._taken = 1
         self._ended = 0
         # Random, so that workers do not all wait for their last jobs at the same time.
@@ -70,8 +70,8 @@ class WorkHorse:
 
     def run(self, first: Assignment) -> None:
         """Perform `first` and the jobs that wait. Return once no more jobs wait or may be taken, and all have ended."""
-        self._held[queues.tenant_of(first[0])] = 1
-        self._open_place(first)
+        self._by_tenant[queues.tenant_of(first[0])] = 1
+        self._start_thread(first)
         checked_at, cpu, ended = time.monotonic(), _CpuTime.now(), 0
         over_at = 0.0
         while not self._is_done():
@@ -80,36 +80,38 @@ class WorkHorse:
             if over_at and now - over_at > HAND_OVER_AFTER:
                 self._stop()
             if over_at and now - over_at > HAND_OVER_AFTER + HANGS_AFTER:
-                logger.error("work_horse_hangs", extra={"jobs": self._open})
+                logger.error("work_horse_hangs", extra={"jobs": self._threads})
                 os._exit(1)
             is_waiting = self._ended == ended and cpu_now.needed_since(cpu) < _BUSY * (now - checked_at)
             checked_at, cpu, ended = now, cpu_now, self._ended
-            for _ in range(min(self._open, self._places - self._open) if is_waiting else 0):  # at most double them
+            if not is_waiting:
+                continue
+            for _ in range(min(self._threads, self._max_threads - self._threads)):  # at most double their number
                 if following := self._next():
-                    self._open_place(following)
+                    self._start_thread(following)
 
     def end_soon(self) -> None:
         """Take no further job."""
         self._ends_at = 0.0
 
-    def may_take(self, job: Job) -> bool:
-        """Return whether the job's tenant may hold one more place.
+    def can_take(self, job: Job) -> bool:
+        """Return whether the job's tenant can use one more thread.
 
-        While several tenants have jobs here, none holds more than its share. The last place is kept for a tenant
+        While several tenants have jobs here, none uses more than its share. The last thread is kept for a tenant
         without one.
         """
         with self._changed:
-            held = self._held[queues.tenant_of(job)]
-            share = max(1, self._places // max(1, len(self._held)))
-            return not held or (held < share and self._held.total() < self._places - 1)
+            used = self._by_tenant[queues.tenant_of(job)]
+            share = max(1, self._max_threads // max(1, len(self._by_tenant)))
+            return not used or (used < share and self._by_tenant.total() < self._max_threads - 1)
 
     def _is_done(self) -> bool:
         with self._changed:
-            return self._changed.wait_for(lambda: self._open == 0, _LOOK_SECONDS)
+            return self._changed.wait_for(lambda: self._threads == 0, _CHECK_SECONDS)
 
-    def _open_place(self, first: Assignment) -> None:
+    def _start_thread(self, first: Assignment) -> None:
         with self._changed:
-            self._open += 1
+            self._threads += 1
         threading.Thread(target=self._work, args=(first,), daemon=True).start()
 
     def _work(self, assignment: Assignment | None) -> None:
@@ -119,7 +121,7 @@ class WorkHorse:
                     self._perform(*assignment)
                 finally:
                     with self._changed:
-                        self._held -= Counter([queues.tenant_of(assignment[0])])  # drops tenants without places
+                        self._by_tenant -= Counter([queues.tenant_of(assignment[0])])  # drops tenants without threads
                 self._ended += 1
                 close_broken_connections()
                 assignment = self._next()
@@ -128,7 +130,7 @@ class WorkHorse:
         finally:
             connections.close_all()
             with self._changed:
-                self._open -= 1
+                self._threads -= 1
                 self._changed.notify()
 
     @property
@@ -146,14 +148,13 @@ class WorkHorse:
             if following:
                 self._taken += 1
                 with self._changed:
-                    self._held[queues.tenant_of(following[0])] += 1
+                    self._by_tenant[queues.tenant_of(following[0])] += 1
         return following
 
 
 @dataclass(frozen=True)
 class _CpuTime:
-    """How many seconds of CPU this process and its ended children (mostly git) have used, and for how many its threads have
-    waited for a CPU."""
+    """Seconds of CPU that this process and its ended children (mostly git) have used, and seconds waited for a CPU."""
 
     used: float
     waited: float

@@ -42,7 +42,7 @@ _stopping = threading.Event()
 _worker_name = ""
 HAND_OVER_SECONDS = 8.0  # how long a work-horse may take to stop before it is killed
 ALONE_PATIENCE_SECONDS = 30.0  # how long a job that runs alone waits before a work-horse ends to make room for it
-_JOBS_LOOKED_AT = 20  # in each queue
+_JOBS_READ = 20  # in each queue
 _DEATH_CALLBACKS_SECONDS = 10
 _STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
@@ -122,7 +122,7 @@ class DocoraWorker(Worker):
     register_death = _surviving_an_outage()(Worker.register_death)
 
     def dequeue_job_and_maintain_ttl(self, *arguments: Any, **options: Any) -> Any:
-        """End the worker with a sentence if Redis refuses commands, such as when its disk is full. RQ would log a traceback."""
+        """Exit with a one-line message if Redis refuses commands, such as when its disk is full. RQ would log a traceback."""
         try:
             return super().dequeue_job_and_maintain_ttl(*arguments, **options)
         except ResponseError as error:
@@ -186,7 +186,7 @@ class DocoraWorker(Worker):
         If such a job has waited longer than `ALONE_PATIENCE_SECONDS`, end this work-horse to make room for it.
         """
         for queue in self.queues:
-            for job_id in map(as_text, self.connection.lrange(queue.key, 0, _JOBS_LOOKED_AT - 1)):
+            for job_id in map(as_text, self.connection.lrange(queue.key, 0, _JOBS_READ - 1)):
                 try:
                     job = self.job_class.fetch(job_id, connection=self.connection, serializer=self.serializer)
                 except NoSuchJobError:
@@ -197,7 +197,7 @@ class DocoraWorker(Worker):
                         horse.end_soon()
                         return None
                 # If the tenant already has its share, leave the job for later or for another worker.
-                elif horse.may_take(job) and self.connection.lrem(queue.key, 1, job_id):  # 0: another worker has it
+                elif horse.can_take(job) and self.connection.lrem(queue.key, 1, job_id):  # 0: another worker has it
                     return job, queue, self.prepare_execution(job)
         return None
 
@@ -245,9 +245,10 @@ class DocoraWorker(Worker):
         exc_string: str = "",
         execution: Execution | None = None,
     ) -> None:
-        """Leave a job alone if its execution has ended.
+        """Do nothing for a job whose execution has ended.
 
-        When a work-horse is killed, RQ marks its first job as failed. That job may have ended long ago, and wait or run again.
+        When a work-horse is killed, RQ marks its first job as failed. That job may have ended long ago, and be waiting or
+        running again.
         """
         if self.is_horse or execution is None or self.connection.exists(execution.key):
             super().handle_job_failure(job, queue, started_job_registry, exc_string, execution)
@@ -267,7 +268,7 @@ class DocoraWorker(Worker):
 
     def fork_work_horse(self, job: Job, queue: Queue) -> None:
         """Fork with SIGTERM blocked until both processes can handle it. Otherwise neither of them would."""
-        # Every work-horse would otherwise derive the keys, import the jobs and compile their queries again.
+        # Do this once here. Otherwise every work-horse would derive the keys, import the jobs and compile their queries.
         crypto.derive_keys()
         for path in settings.JOBS:
             import_string(path)

@@ -176,7 +176,7 @@ def test_work_horse_performs_so_many_jobs_at_once(tmp_path: Path, settings) -> N
     assert all(map(has_ended, files))
 
 
-def test_tenants_share_the_places(tmp_path: Path, settings) -> None:
+def test_tenants_share_the_threads(tmp_path: Path, settings) -> None:
     """Otherwise jobs of one that wait for its server could hold all of them."""
     settings.SYNCS_PER_WORKER = 4
     files = [tmp_path / f"waits-{tenant}-{number}" for number in range(6) for tenant in "ab"]
@@ -187,14 +187,14 @@ def test_tenants_share_the_places(tmp_path: Path, settings) -> None:
     for file in files[::2]:
         put(file, tenant="a")
     worker = work("default")
-    wait_for(lambda: at_work("a") == 3, 20)  # the last place is kept
+    wait_for(lambda: at_work("a") == 3, 20)  # the last thread is kept
     for file in files[1::2]:
         put(file, tenant="b")
     wait_for(lambda: at_work("b"), 20)
     files[0].with_suffix(".go_on").touch()
     wait_for(lambda: has_ended(files[0]) and at_work("b") == 1 and at_work("a") == 2, 20)
     time.sleep(0.6)
-    assert (at_work("a"), at_work("b")) == (2, 1)  # a has its share, and b the place that is kept
+    assert (at_work("a"), at_work("b")) == (2, 1)  # a has its share, and b the thread that is kept
     for file in files:
         file.with_suffix(".go_on").touch()
     os.waitpid(worker, 0)
@@ -202,9 +202,9 @@ def test_tenants_share_the_places(tmp_path: Path, settings) -> None:
 
 
 def test_busy_work_horse_performs_one_job_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also if other processes leave it little of the CPU. With more places, its jobs would only take it from each other."""
+    """Also if other processes leave it little of the CPU. With more threads, its jobs would only take it from each other."""
     # Other tests may leave it nothing at all for a moment, and very little for longer.
-    monkeypatch.setattr(work_horse, "_LOOK_SECONDS", 2.0)
+    monkeypatch.setattr(work_horse, "_CHECK_SECONDS", 2.0)
     monkeypatch.setattr(work_horse, "_MOST_WAITED", 99)
     cpus = os.sched_getaffinity(0)
     busy, other = tmp_path / "computes", tmp_path / "other"
@@ -507,7 +507,7 @@ def test_place_is_free_again_after_a_job_without_redis(tmp_path: Path, redis_cli
 
     horse = work_horse.WorkHorse(2, perform, lambda: None, lambda: False, lambda: None)
     horse.run((job, queue, Execution("1", job.id, redis_client)))
-    assert horse.may_take(job)
+    assert horse.can_take(job)
 
 
 def test_job_ends_although_its_execution_has_expired(tmp_path: Path, redis_client: Redis) -> None:
