@@ -352,7 +352,7 @@ def test_somebody_else_cannot_confirm(client: Client, olga: Person) -> None:
     _, confirm = refused_change(client)
     answer = sign_in(client, Person("rita"), confirm)
     assert answer.status_code == 403
-    assert "You signed in as somebody else" in answer.content.decode()
+    assert "You signed in as a different user" in answer.content.decode()
     assert base_url() == "https://x.example"
     assert client.get("/admin/").status_code == 200
 
