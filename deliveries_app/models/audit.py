@@ -193,11 +193,11 @@ class AppAction(models.Model):
 
 
 class ContactMail(models.Model):
-    """An email to an app's contact about a change of its base URL, key, token or contact. `text` says what was changed,
-    by whom and how.
+    """An email to an app's contact about a change of its base URL, key, token or contact.
 
-    It is stored in the transaction of the change. `monitoring.alerts.contacts` sends it and sets `sent_at`. Nothing is sent
-    before `due_at`, which is set while a process is sending, after a failure, and to collect further changes.
+    `text` says what was changed, by whom and how. The row is stored in the transaction of the change.
+    `monitoring.alerts.contacts` sends it and sets `sent_at`. Nothing is sent before `due_at`, which is set while a process is
+    sending, after a failure, and to collect further changes.
     """
 
     app_id = models.CharField(max_length=50)

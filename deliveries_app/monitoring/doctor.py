@@ -107,8 +107,7 @@ def run_checks(selected: Sequence[Check]) -> list[Result]:
 
 
 def _run(check: Check) -> Sequence[CheckMessage]:
-    """Run the check in a thread, because a driver that waits for a silent host or a hanging disk ignores the time
-    limit.
+    """Run the check in a thread, to enforce its time limit: drivers wait longer for a silent host or a hanging disk.
 
     A thread that exceeds the limit is abandoned and ends with the process.
     """

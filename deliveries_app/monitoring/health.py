@@ -35,8 +35,10 @@ DATABASE_DOWN = "the database is not responding: check DATABASE_URL and the data
 REDIS_DOWN = "Redis is not responding: check REDIS_URL and the Redis server"
 _UNKNOWN = "unknown without Redis"
 MIN_FREE_BYTES, MIN_FREE_SHARE = 2**30, 0.1
-"""Free space that the disk with the mirrors must have: the smaller of the two. So a small disk can use most of its
-space, and a large one need not keep a tenth free."""
+"""Free space that the disk with the mirrors must have: the smaller of the two.
+
+So a small disk can use most of its space, and a large one need not keep a tenth free.
+"""
 
 
 class Health(Schema):

@@ -97,8 +97,10 @@ def _skew_seconds() -> float:
 
 
 def check_connections() -> list[CheckMessage]:
-    """Check that PostgreSQL has enough connections for this web process, all registered workers at their busiest, and the
-    sweep. SQLite has no limit."""
+    """Check that PostgreSQL has enough connections. SQLite has no limit.
+
+    They must be enough for this web process, all registered workers at their busiest, and the sweep.
+    """
     if connection.vendor == "sqlite":
         return []
     with connection.cursor() as cursor:

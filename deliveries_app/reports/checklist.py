@@ -16,8 +16,10 @@ _IN_USE_AFTER = timedelta(days=7)
 
 @dataclass(frozen=True)
 class Apps:
-    """Counts of apps. `pinged` have accepted a test ping. `first` and `registered_at` are the primary key of the first app and
-    its time of registration."""
+    """Counts of apps. `pinged` have accepted a test ping.
+
+    `first` is the primary key of the first app, and `registered_at` the time of its registration.
+    """
 
     total: int
     paused: int
@@ -27,7 +29,7 @@ class Apps:
 
 
 class Step(NamedTuple):
-    """One step. `can`: the user has the permission for it. `possible`: the steps that it depends on are done."""
+    """One step. The user has the permission for it if `can`, and the steps that it depends on are done if `possible`."""
 
     name: str
     done: bool

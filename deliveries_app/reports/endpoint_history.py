@@ -34,8 +34,10 @@ _ICONS = {**_OF_APP, **_OF_ALL, AuditAction.RESYNC: "resync"}
 
 @dataclass(frozen=True)
 class Mark:
-    """An event that may explain a change in the chart. `operation` is the primary key of a re-sync that the user can view, and
-    `x` the position in the chart."""
+    """An event that may explain a change in the chart. `x` is its position in the chart.
+
+    `operation` is the primary key of a re-sync that the user can view.
+    """
 
     at: datetime
     icon: str

@@ -20,8 +20,10 @@ _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
 
 
 class Decision(NamedTuple):
-    """A one-sentence explanation. `state` is one of `delivered`, `waiting`, `in doubt`, `cleared`, `failed`,
-    `left out`, `absent` or `unknown`."""
+    """The state of a file, and a message that explains it.
+
+    `state` is one of `delivered`, `waiting`, `in doubt`, `cleared`, `failed`, `left out`, `absent` or `unknown`.
+    """
 
     state: str
     message: str

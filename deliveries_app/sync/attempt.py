@@ -57,16 +57,22 @@ MANY_FILES = 100
 SLICE_SECONDS = 4.0
 SLICE_FACTOR = 10
 LONGEST_SLICE_SECONDS = 30.0
-"""A run makes way for another app's watch after sending for `SLICE_SECONDS` or `SLICE_FACTOR` times the time it took to
-prepare, whichever is longer, but at most for `LONGEST_SLICE_SECONDS`. It has to prepare again later, which should cost little
-compared to sending. The fetch is not repeated."""
+"""How long a run sends before it makes way for another app's watch.
+
+It sends for `SLICE_SECONDS` or `SLICE_FACTOR` times the time it took to prepare, whichever is longer, but at most for
+`LONGEST_SLICE_SECONDS`. It has to prepare again later, which should cost little compared to sending. The fetch is not repeated.
+"""
 _WAITING_SECONDS = 1.0  # a watch that has been due for this long is waiting for a worker
 BUSY_SECONDS = 2.0
-"""How long a run waits while another one fetches the same repository. Then it releases its watch, which is due again after
-the same time."""
+"""How long a run waits while another one fetches the same repository.
+
+Then it releases its watch, which is due again after the same time.
+"""
 LAG_SECONDS = 5.0, 30.0
-"""How soon a watch is due again if its host named one commit and served another: the first time if the served commit is
-new, the second if it is that of the last sync."""
+"""How soon a watch is due again if its host named one commit and served another.
+
+The first value applies if the served commit is new, the second if it is that of the last sync.
+"""
 DRAIN_SECONDS = 35.0  # longer than any request may take
 HAND_OVER_SECONDS = 5.0
 

@@ -58,8 +58,10 @@ TOO_FAR_AHEAD = 2 * HOLD_AFTER_TIMEOUT
 """A `hold_until` or `doubt_until` further ahead than this was written while the database's clock was ahead."""
 _WAITING_SECONDS = 5.0  # a watch that has asked for a slot within this time waits for one
 _REBALANCE_SECONDS = 1.0, 0.25
-"""How often a run that has all of the app's slots checks its share, and how often any other run does. The first check is a
-second after the claim, when the sync of a small repository has ended."""
+"""How often a run that has all of the app's slots checks its share, and how often any other run does.
+
+The first check is a second after the claim, when the sync of a small repository has ended.
+"""
 _OVERDUE_SECONDS = 60.0
 
 

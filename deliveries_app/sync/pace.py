@@ -1,8 +1,7 @@
-"""The pace at which notifications are sent to an app: reduced if it answers 429 or 503, and raised again while it accepts
-(`engine.md` §7).
+"""The pace at which notifications are sent to an app (`engine.md` §7).
 
-The pace is shared by all watches of the app and all workers. It is the number of notifications in flight and, if that is
-one, the gap between the starts of two.
+It is reduced if the app answers 429 or 503, and raised again while the app accepts. All watches of the app and all workers
+share it. It is the number of notifications in flight and, if that is one, the gap between the starts of two.
 """
 
 from collections.abc import Callable

@@ -100,14 +100,18 @@ def error_message(error: Exception) -> str:
 
 
 def skip_url_checks() -> None:
-    """Remove Django's checks of the URLs from this process. They import every page, which takes a third of a command's start
-    and a fifth of a worker's memory."""
+    """Remove Django's checks of the URLs from this process.
+
+    They import every page, which takes a third of a command's start and a fifth of a worker's memory.
+    """
     registry.registered_checks = {check for check in registry.get_checks() if Tags.urls not in check.tags}
 
 
 class CommandLine(ManagementUtility):
-    """Django's command line, except that an unknown command exits with the code for wrong usage, and that most commands do
-    not check the URLs."""
+    """Django's command line, with two differences.
+
+    An unknown command exits with the code for wrong usage, and most commands do not check the URLs.
+    """
 
     def fetch_command(self, subcommand: str) -> BaseCommand:
         if subcommand in COMMANDS_WITH_PAGES:

@@ -206,8 +206,9 @@ def compiled[**P, Row](build: Callable[P, QuerySet[Any, Row]]) -> Compiled[P, Ro
 
 
 def compiled_and_prepared[**P, Row](build: Callable[P, QuerySet[Any, Row]]) -> Compiled[P, Row]:
-    """Decorate a function as `compiled` does. PostgreSQL then plans the query only once for each connection, so use this only
-    for a query that finds its rows through indexes, whatever the sizes of the tables (`docora.db.prepared`).
+    """Decorate a function as `compiled` does, and let PostgreSQL plan the query only once for each connection.
+
+    Use this only for a query that finds its rows through indexes, whatever the sizes of the tables (`docora.db.prepared`).
     """
     return Compiled(build, is_prepared=True)
 

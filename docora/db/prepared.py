@@ -1,7 +1,7 @@
-"""Statements that PostgreSQL parses and plans once per connection. Otherwise it does so at each execution, which for a
-lookup by key takes several times as long as the lookup.
+"""Statements that PostgreSQL parses and plans once per connection.
 
-SQLite doesn't need this: Python's `sqlite3` caches statements.
+Otherwise it does so at each execution, which for a lookup by key takes several times as long as the lookup. SQLite doesn't
+need this: Python's `sqlite3` caches statements.
 """
 
 import contextlib

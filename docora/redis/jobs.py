@@ -24,8 +24,10 @@ class _Executions(ExecutionRegistry):
 
 
 class DocoraJob(Job):
-    """A function of `settings.JOBS` with one string or integer. Reading any other job's function raises
-    `DeserializationError`; callbacks and webhooks are ignored."""
+    """A call of a function of `settings.JOBS` with one string or integer. Callbacks and webhooks are ignored.
+
+    Reading any other job's function raises `DeserializationError`.
+    """
 
     def _deserialize_data(self) -> None:
         super()._deserialize_data()  # type: ignore[no-untyped-call]

@@ -138,8 +138,10 @@ class EncryptedTextField(TextField):
             return Undecryptable(value)
 
     def value_to_string(self, obj: models.Model) -> NoReturn:
-        """Refuse to be serialized. The file would hold the plain text, and `loaddata` must not accept ciphertext: with that of
-        another app, an app could use the other one's token."""
+        """Refuse to be serialized, because the file would hold the plain text.
+
+        `loaddata` must not accept ciphertext instead: with that of another app, an app could use the other one's token.
+        """
         raise TypeError(f"{self} is a secret, which would be written in plain text. Back up the database instead")
 
     def get_lookup(self, lookup_name: str) -> Any:

@@ -27,16 +27,23 @@ JOBS = 5000
 SECONDS = 600.0
 """A work-horse takes no further job after about this many jobs or seconds, so that memory leaks stay bounded."""
 HAND_OVER_AFTER = 5.0
-"""Seconds after which the remaining jobs are asked to stop, as on SIGTERM. Otherwise a job that waits for a hanging server
-would block the worker for minutes."""
+"""Seconds after which the remaining jobs are asked to stop, as on SIGTERM.
+
+Otherwise a job that waits for a hanging server would block the worker for minutes.
+"""
 HANGS_AFTER = 3900.0  # repacking a mirror, which cannot stop, may take an hour
-"""A job that still runs this many seconds after it was asked to stop is hung. This process then exits, so that its worker can
-continue."""
+"""A job that still runs this many seconds after it was asked to stop is hung.
+
+This process then exits, so that its worker can continue.
+"""
 _CHECK_SECONDS = 0.25  # between two checks; longer than a job that waits for no server takes
 _BUSY = 0.5  # of a core
 _MOST_WAITED = 9
-"""Waiting for a CPU counts at most as this many times the CPU that was used. Threads that only wait for servers also wake now and
-then, and with little CPU, for example because of a container's limit, each of these waits is long."""
+"""Waiting for a CPU counts at most as this many times the CPU that was used.
+
+Threads that only wait for servers also wake now and then, and with little CPU, for example because of a container's limit,
+each of them then waits long for it.
+"""
 
 type Assignment = tuple[Job, Queue, Execution]
 

@@ -47,8 +47,10 @@ _DEATH_CALLBACKS_SECONDS = 10
 _STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
 maintenance_callbacks: list[Callable[[], None]] = []
-"""Called whenever a worker maintains its queues: about every ten seconds while idle, otherwise between jobs. They must be quick
-and use only Redis."""
+"""Called whenever a worker maintains its queues: about every ten seconds while idle, otherwise between jobs.
+
+They must be quick and use only Redis.
+"""
 
 death_callbacks: list[Callable[[], object]] = []
 """Called in a separate process after a work-horse was killed, because the worker itself never opens the database."""

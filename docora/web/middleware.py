@@ -46,10 +46,10 @@ class ProbesMiddleware(MiddlewareMixin):
 
 
 class TrustedProxyMiddleware(MiddlewareMixin):
-    """Use `X-Forwarded-For`, `X-Forwarded-Proto` and `REMOTE_USER_HEADER` from `TRUSTED_PROXIES`, and remove them from all
-    other requests. Treat `X-Request-Id`, which `docora.web.access_log` uses, in the same way.
+    """Use the headers of `TRUSTED_PROXIES`, and remove them from all other requests.
 
-    The client is the last listed address that is not a trusted proxy, because the client can forge everything before it.
+    These are `X-Forwarded-For`, `X-Forwarded-Proto`, `REMOTE_USER_HEADER`, and `X-Request-Id`, which `docora.web.access_log`
+    uses. The client is the last listed address that is not a trusted proxy, because the client can forge everything before it.
     A port after the address, which some proxies add, is ignored. `request.is_forwarded` tells whether any proxy, trusted or
     not, has passed the request on.
     """
@@ -108,10 +108,10 @@ class RejectInvalidQueryMiddleware(MiddlewareMixin):
 
 
 def _is_valid_parameter(name: str, values: Iterable[str]) -> bool:
-    is_search = name in {"q", "search"}
-    is_text = is_search or name == "path"
     if name == "ids":  # confirmation pages parse it themselves and ignore invalid IDs
         return True
+    is_search = name in {"q", "search"}
+    is_text = is_search or name == "path"
     return not name.endswith("regex") and not any(
         "\0" in value
         or (is_search and len(value.split()) > _MAX_SEARCH_WORDS)

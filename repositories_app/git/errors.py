@@ -225,8 +225,11 @@ def moved(address: str) -> RepositoryMoved:
 
 
 def rate_limited(seconds: float | None, *, token: str) -> GitError:
-    """Return the error for a rate limit. Hosts count requests per token, or per address without one, so the limit of one
-    app's token must not open the circuit for others."""
+    """Return the error for a rate limit.
+
+    Hosts count requests per token, or per address without one, so the limit of one app's token must not open the circuit
+    for others.
+    """
     cooldown = min(DEFAULT_COOLDOWN if seconds is None else max(seconds, 1.0), MAX_WAIT_SECONDS)
     whose = "for this token" if token else "for requests without a token"
     hint = "" if token else " Adding a token usually raises the limit."

@@ -80,9 +80,10 @@ _NO_SCHEME = re.compile(r"((?:[A-Za-z0-9-]+\.)+[A-Za-z0-9-]+(?::[0-9]+)?/)(\S+)"
 
 
 def as_https(text: str) -> str:
-    """Return the https URL of a repository that a person has entered as `git@host:owner/name`,
-    `ssh://git@host/owner/name` or `host/owner/name`. Other text is returned as it is, for `parse_url` to check. Only
-    people's input is read like this. The API accepts URLs as its contract says.
+    """Return the https URL of a repository that a person has entered in another form.
+
+    These are `git@host:owner/name`, `ssh://git@host/owner/name` and `host/owner/name`. Other text is returned as it is, for
+    `parse_url` to check. Only people's input is read like this. The API accepts URLs as its contract says.
     """
     text = text.strip()
     if match := _SCP_FORM.fullmatch(text) or _SSH_FORM.fullmatch(text):

@@ -29,8 +29,11 @@ EVERY_SECONDS = 60.0
 EMPTY_BYTES = 65536
 """The size of a mirror without its packs, on a disk with 4 KiB blocks: some 18 folders, locks and refs."""
 _OURS = re.compile(r"([A-Za-z0-9_-]+)\.git\.(?:use|fetch)\.lock|(repo_\w+)\.git")
-"""A mirror is recognised by the locks beside it, because imported ids may have any form. If Docora generated the id, the
-name is enough."""
+"""Names by which a mirror is recognised.
+
+These are the locks beside it, because imported ids may have any form. If Docora generated the id, the mirror's own name is
+enough.
+"""
 _IDS_AT_ONCE = 1000
 
 

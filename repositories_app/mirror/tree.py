@@ -84,8 +84,10 @@ def canonical_mode(mode: bytes) -> str:
 
 
 def unsorted_tree(path: bytes) -> GitError:
-    """Return the error for a tree that is not sorted. git sorts trees, so this one was made by hand and has no defined
-    meaning."""
+    """Return the error for a tree that is not sorted.
+
+    git sorts trees, so this one was made by hand and has no defined meaning.
+    """
     message = f"its tree is malformed ({git_errors.quoted(path, '', 100)!r} is out of order or duplicated)"
     return git_errors.explain(Cause.OTHER, message)
 

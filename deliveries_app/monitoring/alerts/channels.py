@@ -24,8 +24,10 @@ _SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Channel:
-    """`target` describes the recipient, and `send` returns an empty string or one sentence that says why it failed. Neither
-    contains secrets."""
+    """A configured channel. `target` describes the recipient.
+
+    `send` returns an empty string, or one sentence that says why it failed. Neither contains secrets.
+    """
 
     name: ChannelName
     target: str
