@@ -145,4 +145,4 @@ CLEARED_FAILURE: dict[str, Any] = {
     "last_response": "",
     "failing_since": None,
 }
-"""The same columns after a success, a new token or another branch."""
+"""The columns of `SyncFailure.columns` without a failure: after a success, a new token or another branch."""

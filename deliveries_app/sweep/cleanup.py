@@ -80,7 +80,7 @@ def _remove(watch: AppRepository) -> bool:
 def _removable() -> AppRepositoryQuerySet:
     """Return the ended watches that no worker owns, without those whose app may still be processing a dead process's requests.
 
-    Only the row makes a new watch of the same repository wait for those requests.
+    Their rows stay until then, because they make a new watch of the same repository wait for those requests.
     """
     just_expired = Q(lease_until__range=(from_now(-HOLD_AFTER_TIMEOUT), Now()))
     in_doubt = Q(doubt_until__gt=Now(), doubt_until__lte=from_now(TOO_FAR_AHEAD))

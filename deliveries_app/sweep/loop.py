@@ -54,7 +54,7 @@ def _run(*parts: Callable[[], Any]) -> Any:
 
 
 def _enqueue_due() -> int:
-    """End the leases of dead processes, look after checks, release watches of gradual operations, and enqueue what is due.
+    """End the leases of dead processes, maintain checks, release watches of gradual operations, and enqueue what is due.
 
     Return the number of enqueued jobs.
     """

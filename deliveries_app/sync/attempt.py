@@ -20,6 +20,7 @@ from django.db.models.functions import Least, Now
 
 from deliveries_app.models import AppRepository, Reason, SyncRun, new_run_id, root_causes
 from deliveries_app.models.root_causes import RootCause, SyncFailure
+from deliveries_app.models.runs import SWEEP
 from deliveries_app.planning import delivery_rows, quota
 from deliveries_app.planning.eligibility import REMARKS
 from deliveries_app.planning.plan import Plan, PlanRefused
@@ -453,7 +454,7 @@ class Attempt:
             reason = Reason.CHANGE
         else:
             reason = Reason.INITIAL
-        run = runs.open_run(self.watch, reason, requested_by="sweep")
+        run = runs.open_run(self.watch, reason, requested_by=SWEEP)
         run.run_id = self.run_id
         return run
 

@@ -157,7 +157,7 @@ class _Check:
             self._wait()
             outcome = self._post(digest, after)
             self._not_before = time.monotonic() + self._lease.gap
-            if outcome.cause is not None and not outcome.reached and not self._lease.may_send:
+            if outcome.cause is not None and not outcome.reached and not self._lease.can_send():
                 continue  # the request was not sent, because the lease was too old
             if outcome.ok and outcome.truncated and self._limit >= _SHORTER:
                 self._limit //= _SHORTER
@@ -178,7 +178,7 @@ class _Check:
         message_id = webhook_id(self._lease.watch.watch_id, number)
         return post_signed(
             self._client, self._url, fields, message_id, number, self._envelope, self._keyring, self._alive,
-            lambda: self._lease.may_send, MAX_ANSWER_BYTES,
+            self._lease.can_send, MAX_ANSWER_BYTES,
         )  # fmt: skip
 
     def _page_of(self, outcome: Outcome, digest: str, after: str) -> Page:

@@ -171,5 +171,5 @@ def _send(
         envelope,
         keyring,
         settling,
-        lambda: lease.may_send,
+        lease.can_send,
     )

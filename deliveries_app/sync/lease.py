@@ -121,9 +121,11 @@ class Lease:
         self.watch.app.pace_slots, self.watch.app.pace_gap = app.pace_slots, app.pace_gap
         self.slots = min(self.slots, app.slots_allowed)
 
-    @property
-    def may_send(self) -> bool:
-        """Whether a request may start now. It must not start when another worker may have claimed the watch."""
+    def can_send(self) -> bool:
+        """Return whether a request can start now: not if another worker may have claimed the watch.
+
+        The HTTP client asks again just before the first byte, because this process may have been frozen meanwhile.
+        """
         return boot_seconds() <= self.extended_at + settings.LEASE_SECONDS - SEND_MARGIN_SECONDS
 
     @property

@@ -219,7 +219,7 @@ class Sender:
                 return
             if folded(self._ready[0].notification.change.path) in self._paths_in_flight:
                 return  # to the client, it may be the same file
-            if not self._lease.may_send:
+            if not self._lease.can_send():
                 self._recorder.commit()
             self._submit(self._ready.popleft())
             if self._lease.gap:
@@ -266,13 +266,16 @@ class Sender:
         url = endpoint(self._to.base_url, change.kind)
         self._client.submit(
             Request(
-                "POST", url, headers, body, repeatable=whole, fresh=fresh, may_send=self._may_send, context=transfer
+                "POST",
+                url,
+                headers,
+                body,
+                repeatable=whole,
+                fresh=fresh,
+                can_send=self._lease.can_send,
+                context=transfer,
             )
         )
-
-    def _may_send(self) -> bool:
-        """Return whether the lease still allows a request to start. The process may have been frozen since submitting it."""
-        return self._lease.may_send
 
     def _transfer_of(self, request: Request) -> _Transfer:
         """Return the transfer of a request that has ended or was withdrawn. It no longer counts as in flight."""
@@ -304,7 +307,7 @@ class Sender:
 
     def _settle(self, transfer: _Transfer, request: Request, outcome: Outcome) -> None:
         item = transfer.notification
-        if not outcome.reached and not self._lease.may_send:  # not sent, because the lease was too old
+        if not outcome.reached and not self._lease.can_send():  # not sent, because the lease was too old
             self._ready.appendleft(transfer)
             return
         self._recorder.count_request(outcome.ok, outcome.elapsed)

@@ -30,12 +30,12 @@ def post_signed(
     envelope: Envelope,
     keyring: Keyring,
     alive: Callable[[], None] | None,
-    may_send: Callable[[], bool] | None = None,
+    can_send: Callable[[], bool] | None = None,
     max_body: int = 4096,
 ) -> Outcome:
     """Post a signed body, wait, and return the outcome. During a key rotation, retry a 401 or 403 with the other key.
 
-    Call `alive` about every second while waiting. `may_send` is called just before the first byte is sent: if it returns
+    Call `alive` about every second while waiting. `can_send` is called just before the first byte is sent: if it returns
     False, nothing is sent. `max_body` bytes of the response are kept.
     """
 
@@ -43,7 +43,7 @@ def post_signed(
         now = datetime.now(UTC)
         body = notice_body(fields, now)
         headers = envelope.headers(body, message_id, sequence, int(now.timestamp()), keys)
-        request = Request("POST", url, headers, body, max_body=max_body, repeatable=True, may_send=may_send)
+        request = Request("POST", url, headers, body, max_body=max_body, repeatable=True, can_send=can_send)
         outcome = client.request(request, alive)
         if outcome.ok:
             keyring.accepted(keys)

@@ -34,7 +34,7 @@ class Request:
     repeatable: bool = False
     fresh: bool = False  # use a new connection, not one that is kept alive
     # Asked when the connection is ready, just before the first byte is sent. If it returns False, nothing is sent.
-    may_send: Callable[[], bool] | None = field(default=None, repr=False, compare=False)
+    can_send: Callable[[], bool] | None = field(default=None, repr=False, compare=False)
     context: object = field(default=None, compare=False)
 
     def __post_init__(self) -> None:

@@ -190,7 +190,7 @@ class Transfer:
         try:
             if self._blocked is not None:
                 return _ABORT
-            if self.request.may_send is not None and not self.request.may_send():
+            if self.request.can_send is not None and not self.request.can_send():
                 self._blocked = self._blocked or (Cause.CONNECT, "The request was not sent in time.")
                 return _ABORT
             if self._via:
