@@ -14,8 +14,6 @@ from urllib.parse import quote
 from django.core.exceptions import ImproperlyConfigured
 
 _MAX_SOCKET_PATH = 100  # bytes; the kernel's limit is 108 with the final NUL
-
-
 MAKE_KEY = 'python3 -c "import secrets; print(secrets.token_urlsafe(50))"'
 _SECRET_KEY_BITS = 100
 

@@ -46,7 +46,7 @@ def read_env_file() -> None:
         # An existing or explicitly named file must not be skipped: Docora would start as an empty instance without it.
         if not isinstance(error, FileNotFoundError) or "DOCORA_ENV_FILE" in original_environment:
             raise ImproperlyConfigured(
-                f"The settings in {file} cannot be read: {error.strerror}. Docora's user must be able to read it, and run the commands."
+                f"The settings in {file} cannot be read: {error.strerror}. Make it readable for Docora's user, and run commands as that user."
             ) from None
         return
     settings = {number: line for number, line in enumerate(map(str.lstrip, lines), 1) if line and line[0] != "#"}

@@ -11,6 +11,7 @@ from django.db.models import TextField, Value
 from docora.cli.output import Bar, add_json, write_json
 from docora.security.crypto import DecryptionError, EncryptedTextField, encrypted_fields, reencrypt, stored_values
 from docora.sign_in import factors
+from docora.text import counted
 
 PAGE_SIZE = 500  # rows read at a time, so that no transaction or cursor stays open
 _MAX_LISTED = 100  # unreadable rows of a column that are printed
@@ -66,8 +67,8 @@ class Command(BaseCommand):
                 self._print(name, result, dry_run=dry_run)
         if unreadable := sum(len(result.unreadable) for result in results.values()):
             raise CommandError(
-                f"{unreadable} stored {'secret' if unreadable == 1 else 'secrets'} cannot be decrypted with any of the"
-                " ENCRYPTION_KEYS, and were not changed. Add the key that was used to the end of the list and run this"
+                f"{counted(unreadable, 'stored secret', 'stored secrets')} cannot be decrypted with any of the"
+                " ENCRYPTION_KEYS. Nothing was changed there. Add the key that was used to the end of the list and run this"
                 " again, or enter those secrets again."
             )
         if not (dry_run or as_json):

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 class Command(BaseCommand):
     help = (
         "Prints a link that signs a user in once, without password, second factor or identity provider. It is valid for 10"
-        " minutes, and until the user signs in. Send it to nobody else."
+        " minutes, but only until the user signs in. Send it to this user only."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:

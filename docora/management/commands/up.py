@@ -221,7 +221,7 @@ def _default_workers() -> int:
 def _worker_environment(workers: int) -> dict[str, str]:
     """Return the environment of one of `workers` workers.
 
-    Each syncs at least two repositories at once, because it keeps one place for apps that have none.
+    Each syncs at least two repositories at once, because it keeps its last thread for an app that uses none.
     """
     if os.environ.get("SYNCS_PER_WORKER"):
         return {}
