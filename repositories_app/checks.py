@@ -25,7 +25,8 @@ GIT_FIXED = (
 )  # fmt: skip
 """For each maintained series, the first release with `GIT_FIXES` and all earlier security fixes.
 
-Source: git's release notes (`Documentation/RelNotes/2.50.1` and others)."""
+Source: git's release notes (`Documentation/RelNotes/2.50.1` and others).
+"""
 
 _FORBIDDEN = {
     "127.0.0.1": "127.0.0.1",

@@ -61,7 +61,7 @@ _TIMEOUT_SECONDS = 20.0
 _MAX_ANSWER = 1 << 20  # bytes
 _LIMITED = "docora:github_limit:"
 _TOKEN = re.compile("[!-9;-~]{1,4096}")  # a colon would end a user name
-_RESTRICTED = {"contents": "read"}
+_PERMISSIONS = {"contents": "read"}
 _REFUSALS = {Cause.AUTH, Cause.NOT_FOUND}
 _MALFORMED = (ValueError, TypeError, KeyError, OverflowError, RecursionError)
 
@@ -239,7 +239,7 @@ class _Conversation:
         if not self._installation:
             path = f"/repos/{quote(self._owner, safe='')}/{quote(self._name, safe='')}/installation"
             return _request("GET", self._api + path, self._jwt, context=self)
-        body = json.dumps({"repositories": [self._name], "permissions": _RESTRICTED}).encode()
+        body = json.dumps({"repositories": [self._name], "permissions": _PERMISSIONS}).encode()
         path = f"/app/installations/{self._installation}/access_tokens"
         return _request("POST", self._api + path, self._jwt, body, context=self)
 
@@ -350,7 +350,7 @@ def _rate_limited(github_app: GitHubApp, seconds: float) -> GitError:
 # --- The cache in Redis -------------------------------------------------------------------------------------------------
 
 
-def _name_of(github_app: GitHubApp, url: str) -> str:
+def _redis_key(github_app: GitHubApp, url: str) -> str:
     """Return the Redis key of the entry. It changes if anything changes that the token was requested with."""
     text = f"{github_app.pk}|{github_app.host}|{github_app.app_id}|{github_app.private_key}|{url}"
     return f"docora:github_token:{hashlib.sha256(text.encode()).hexdigest()}"
@@ -358,13 +358,13 @@ def _name_of(github_app: GitHubApp, url: str) -> str:
 
 def _kept(wanted: Iterable[tuple[GitHubApp, str]]) -> Sequence[dict[str, Any]]:
     """Return the cache entry of each repository: an empty dictionary if there is none, or if Redis is down."""
-    names = [_name_of(github_app, url) for github_app, url in wanted]
-    if not names:
+    keys = [_redis_key(github_app, url) for github_app, url in wanted]
+    if not keys:
         return []
     try:
-        values: list[Any] = connection().mget(names)
+        values: list[Any] = connection().mget(keys)
     except (RedisError, OSError):
-        return [{}] * len(names)
+        return [{}] * len(keys)
     return [_decoded(value) for value in values]
 
 
@@ -402,6 +402,6 @@ def _limited_for(github_app: GitHubApp) -> float:
 
 def _keep(github_app: GitHubApp, url: str, entry: dict[str, Any], seconds: int) -> None:
     try:
-        connection().set(_name_of(github_app, url), encrypt(json.dumps(entry)), ex=seconds)
+        connection().set(_redis_key(github_app, url), encrypt(json.dumps(entry)), ex=seconds)
     except (RedisError, OSError) as error:
         logger.warning("github_token_not_kept", extra={"cause": str(error)})

@@ -41,7 +41,7 @@ _MESSAGE = 300  # characters of foreign text in a message
 _DAMAGED = "The mirror is damaged and will be rebuilt"
 _MOVED = re.compile(r"returned error: 30[12378]\b|update url base from redirection")
 _RATE_LIMITED = re.compile(r"returned error: 429\b")
-_FILE_LIMIT = re.compile(r"file too large")
+_FILE_LIMIT = re.compile(r"file too large", re.IGNORECASE)
 _FULL_DISK = re.compile(r"no space left|quota", re.IGNORECASE)
 _NO_CONNECTION = re.compile(r"could not resolve host|failed to connect|couldn't connect to server", re.IGNORECASE)
 # The first pattern that matches any line decides the cause.
@@ -57,7 +57,8 @@ _PATTERNS: list[tuple[Cause, str]] = [
      r"|nonexistent object|unable to resolve reference|reference broken|bad ref|packed-refs|unterminated line"
      r"|bad config|unresolved deltas|all necessary objects|(malformed mode|empty filename) in tree|too-short tree"
      r"|truncated in tree|could not read [0-9a-f]{40}|unable to find [0-9a-f]{40}|bad signature|failed to read object"
-     r"|not a commit|missing (tree|commit|object)|unable to (open|read) object|error reading from|bad shallow|shallow file|existing object|unknown object type|object file \S+ is empty"
+     r"|not a commit|missing (tree|commit|object)|unable to (open|read) object|error reading from|bad shallow"
+     r"|shallow file|existing object|unknown object type|object file \S+ is empty"
      r"|does not match index|non-monotonic index|index v2 file size|far too short|unable to unpack"),
     (Cause.TIMEOUT, r"timed out|operation too slow|timeout"),
     (Cause.NETWORK, r"could not resolve|couldn't connect|connection (refused|reset)|failed to connect|unable to access"
@@ -159,7 +160,7 @@ def explain(cause: Cause, detail: str = "", *, token: str = "") -> GitError:
     if cause is Cause.TOO_LARGE:
         # A full disk is this machine's problem: clients are not notified, and a retry may succeed.
         here = _FULL_DISK.search(detail) is not None
-        return GitError(cause, _too_large(detail), permanent=not here, for_every_watcher=not here)
+        return GitError(cause, _too_large_message(detail), permanent=not here, for_every_watcher=not here)
     text = f"git couldn't read the repository: {detail}. If this continues, check that you can clone it."
     if cause is Cause.TIMEOUT:
         text = f"The git host timed out: {detail}."
@@ -198,8 +199,8 @@ def not_a_commit(name: str) -> GitError:
     return GitError(Cause.NOT_FOUND, message, permanent=True)
 
 
-def _too_large(detail: str) -> str:
-    if _FILE_LIMIT.search(detail.lower()):
+def _too_large_message(detail: str) -> str:
+    if _FILE_LIMIT.search(detail):
         return (
             f"The repository is larger than MAX_FETCH_BYTES ({format_bytes(settings.MAX_FETCH_BYTES)}). "
             "An administrator can raise the limit."

@@ -82,9 +82,8 @@ def parse_answer(outcome: Outcome, digits: int) -> Pack | None:
                 kind, _, name = bytes(packet).rstrip(b"\n").partition(b" ")
                 if kind != b"shallow":  # `unshallow`: the host has sent a commit's parents
                     return None
-                if (
-                    not remote.OBJECT_NAME.fullmatch(name) or len(name) != digits
-                ):  # it is written into a file of the mirror
+                # Names are written into a file of the mirror.
+                if len(name) != digits or not remote.OBJECT_NAME.fullmatch(name):
                     return None
                 shallow.append(name.decode("ascii"))
             elif section == b"packfile":

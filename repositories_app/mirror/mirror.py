@@ -129,7 +129,7 @@ class Mirror:
             # git checks the first fetch completely. Later ones add little to the mirror.
             remote = git.Remote(url, token, trusted=bool(self._packs()))
             try:
-                by_name = self._fetch(remote, ref, commit, name, timeout, tick)
+                by_name = self._fetch_by_git(remote, ref, commit, name, timeout, tick)
             except RepositoryMoved:
                 raise redirect_error(url, token, tick) from None
             except BaseException as error:
@@ -186,8 +186,10 @@ class Mirror:
             raise
         return True
 
-    def _fetch(self, remote: git.Remote, ref: str, commit: str, name: str, timeout: float, tick: git.Tick) -> bool:
-        """Fetch the commit, or `name` if the host does not serve commits by name. Return whether it fetched the commit."""
+    def _fetch_by_git(
+        self, remote: git.Remote, ref: str, commit: str, name: str, timeout: float, tick: git.Tick
+    ) -> bool:
+        """Fetch the commit, or `name` if the host does not serve commits by name. Return whether it was the commit."""
         command = ["fetch", "--quiet", "--depth=1", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance", "--"]
         try:
             self._git([*command, remote.name, f"+{commit}:{ref}"], remote=remote, timeout=timeout, tick=tick)
