@@ -164,7 +164,7 @@ class _Import:
             app = App.objects.filter(app_id=source.app_id).first()
             if _was_removed(app, source.app_id):
                 self._removed_apps.add(source.id)
-                self._leave_removed(
+                self._leave_out_removed(
                     self.report.apps, "app", name, "removed here since. It stays removed, with its watches."
                 )
                 continue
@@ -182,7 +182,7 @@ class _Import:
         try:
             app = validate.validate_app(source, self._key, partial(self.report.remark, "app", name))
         except Refused as error:
-            self._leave(self.report.apps, "app", name, error)
+            self._leave_out(self.report.apps, "app", name, error)
             return None
         token_hash = self._token_hash(source, name)
         self.report.apps.taken += 1
@@ -207,7 +207,7 @@ class _Import:
             try:
                 url = validate.validate_repository(source)
             except Refused as error:
-                self._leave(self.report.repositories, "repository", name, error)
+                self._leave_out(self.report.repositories, "repository", name, error)
                 continue
             row = Repository.objects.filter(repository_id=source.repository_id).first()
             repository = self._repositories[source.id] = _Repository(source, url, row)
@@ -240,7 +240,7 @@ class _Import:
                 of_repository = self._names.get(source.repository or "") or clean_text(source.raw_repository, 50)
                 of_app = self._names.get(source.app or "") or clean_text(source.raw_app, 50)
                 name = f"{of_repository} of {of_app}"
-                self._leave(self.report.watches, "watch", name, f"Its {missing} was not imported.")
+                self._leave_out(self.report.watches, "watch", name, f"Its {missing} was not imported.")
                 continue
             key = self._source.file_key(app[0], repository.source)
             self._import_watch(source, app[1], repository, key, counts.pop(key, 0))
@@ -269,7 +269,7 @@ class _Import:
         saved = app.pk is not None and repository.row is not None and repository.row.pk is not None
         watch = AppRepository.objects.filter(app=app, repository=repository.row).first() if saved else None
         if _was_removed(watch, app.app_id, repository.source.repository_id):
-            self._leave_removed(self.report.watches, "watch", name, "unwatched here since. It stays unwatched.")
+            self._leave_out_removed(self.report.watches, "watch", name, "unwatched here since. It stays unwatched.")
             self.report.files.left += count
             self._advance(count)
             return
@@ -297,7 +297,7 @@ class _Import:
             )
         if not completed:
             reason = "It was unwatched here during the import, its app or repository was removed, or another import completed it."
-            self._leave(self.report.watches, "watch", name, reason)
+            self._leave_out(self.report.watches, "watch", name, reason)
             self.report.files.left = left_before + count
             self._advance(seen_before + count - self._files_seen)
             return
@@ -311,18 +311,18 @@ class _Import:
             try:
                 yield validate.validate_file(file)
             except Refused as error:
-                self._leave(self.report.files, "file", f"{clean_text(file.path, 200)} in {name}", error)
+                self._leave_out(self.report.files, "file", f"{clean_text(file.path, 200)} in {name}", error)
 
     def _advance(self, files: int) -> None:
         self._files_seen += files
         self._on_advance(files)
 
-    def _leave(self, counts: Counts, what: str, name: str, reason: object) -> None:
+    def _leave_out(self, counts: Counts, what: str, name: str, reason: object) -> None:
         """Count a row as left out and report why, as a problem."""
         counts.left += 1
         self.report.problem(what, name, str(reason))
 
-    def _leave_removed(self, counts: Counts, what: str, name: str, removal: str) -> None:
+    def _leave_out_removed(self, counts: Counts, what: str, name: str, removal: str) -> None:
         """Count a row as left out because it was removed here on purpose: a remark, not a problem."""
         counts.left += 1
         self.report.remark(what, name, f"It was imported before and has been {removal}")

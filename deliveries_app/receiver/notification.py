@@ -55,7 +55,7 @@ class Notification:
     """One verified request. `repository` is `owner/name`. Fields that a kind does not have are empty, 0 or None.
 
     - `content` is what was transmitted: text, or base64 if `is_base64`. For a chunk it is one piece of the base64 string.
-    - `watch_id` names one watch of the repository. A new watch has a new one, see `storage.Epoch`.
+    - `watch_id` names one watch of the repository. Watching it again gives another one (see `storage.Epoch`).
     - `sequence` increases with every new notification about a path.
     """
 

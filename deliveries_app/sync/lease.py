@@ -405,8 +405,10 @@ def end_dead_leases() -> int:
 def _app_with_runs(app_pk: int, watch_pk: int) -> QuerySet[App]:
     """Return the app's pace, with everything that a run of the watch needs to take its share of the slots.
 
-    `others` is the number of the app's other runs, and `taken` the number of their slots. `earlier` of these runs are of
-    watches with a lower primary key. `waits`: another watch waits for a slot.
+    - `may_continue`: no pause and no cooldown of the endpoint stops this run.
+    - `others` is the number of the app's other runs, and `taken` the number of their slots.
+    - `earlier` is how many of the other runs are of watches with a lower primary key.
+    - `waits`: another watch waits for a slot.
     """
     others = _other_leases(OuterRef("pk"), watch_pk).order_by().values("app_id")
     asking = AppRepository.objects.alive().free().filter(app_id=OuterRef("pk")).exclude(pk=watch_pk)
