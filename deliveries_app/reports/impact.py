@@ -13,6 +13,7 @@ from django.utils import timezone
 from deliveries_app.models import AppRepository, AppRepositoryQuerySet, Delivery, SyncRun
 from deliveries_app.models.apps import is_leased, is_syncing
 from deliveries_app.services import MAX_RESENT_AT_ONCE
+from docora.text import counted
 from repositories_app.models import Repository, Snapshot
 
 SAMPLE = 10
@@ -80,6 +81,11 @@ class Removal:
     @property
     def more(self) -> int:
         return self.watches - len(self.sample)
+
+    @property
+    def records_text(self) -> str:
+        text = counted(self.records, "delivery record", "delivery records")
+        return text if self.records_are_exact else f"about {text}"
 
     @property
     def more_orphans(self) -> int:

@@ -21,11 +21,10 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         app = app_of(options["app_id"])
         removal = removal_of(watches_of(app))
-        about = "" if removal.records_are_exact else "about "
         question = (
             f"{app} will be removed and its token revoked now. It watches "
             f"{counted(removal.watches, 'repository', 'repositories')}{_orphans(removal)}. "
-            f"This deletes {about}{counted(removal.records, 'delivery record', 'delivery records')}."
+            f"This deletes {removal.records_text}."
         )
         confirm(question, yes=options["yes"])
         delete_app(Actor.command(), app)

@@ -7,7 +7,6 @@ from deliveries_app.management.lookup import watch_of, watches_of
 from deliveries_app.reports.impact import removal_of
 from deliveries_app.services import unwatch_repository
 from docora.cli.output import add_json, add_yes, confirm, write_result
-from docora.text import counted
 
 
 class Command(BaseCommand):
@@ -23,10 +22,8 @@ class Command(BaseCommand):
         watch = watch_of(options["app_id"], options["repository_id"])
         removal = removal_of(watches_of(watch.app, options["repository_id"]))
         mirror = " No other app watches it, so its mirror is deleted too." if removal.orphans else ""
-        about = "" if removal.records_are_exact else "about "
         confirm(
-            f"{watch.app} will no longer receive {watch.repository}. This deletes "
-            f"{about}{counted(removal.records, 'delivery record', 'delivery records')}.{mirror}",
+            f"{watch.app} will no longer receive {watch.repository}. This deletes {removal.records_text}.{mirror}",
             yes=options["yes"],
         )
         unwatch_repository(Actor.command(), watch)
