@@ -72,9 +72,8 @@ class LiveChangeList(ChangeList):
 
 @admin.register(AppRepository)
 class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
-    preserve_filters = (
-        False  # a watch's page does not lead back to the filtered list, and each link would cost a lookup
-    )
+    # A watch's page does not lead back to the filtered list, so the lookup that each link would cost is not needed.
+    preserve_filters = False
     add_label = "Watch a repository"
     list_display = (
         "repository_name", "app_name", "status_badge", "problem", "synced", "files",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .notification import KINDS, Chunk, Notification, Refused, parse, verify
 from .server import Answer, BackgroundServer, PostHandler
-from .storage import Copy
+from .storage import Copy, Page
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _UNVERIFIED = Notification(kind="ping", app_id="")
@@ -159,7 +159,7 @@ class Receiver(BackgroundServer):
         if replacement and not replacement.process:
             return replacement, "answered"
         if notification.kind == "verify":
-            page = self._copy(notification.app_id, notification.repository_id).page(notification)
+            page = self._page(notification)
             return replacement or Answer(200, page), "differs" if "files" in page else "matches"
         outcome = self._process(notification)
         return replacement or Answer(200, {"status": outcome}), outcome
@@ -177,6 +177,9 @@ class Receiver(BackgroundServer):
                 return copy.remove(notification)
             case _:
                 return copy.compare(notification)
+
+    def _page(self, notification: Notification) -> Page:
+        return self._copy(notification.app_id, notification.repository_id).page(notification)
 
     def _copy(self, app_id: str, repository_id: str) -> Copy:
         if not _ID.fullmatch(app_id) or not _ID.fullmatch(repository_id):

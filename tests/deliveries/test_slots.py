@@ -296,7 +296,7 @@ def test_other_watches_of_a_down_app_are_not_woken_beside_its_probe(world: World
 
 
 def test_run_does_not_wait_long_for_another_one_that_fetches(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would hold a place of the worker and slots of its app."""
+    """It would hold a thread of the worker and slots of its app."""
     monkeypatch.setattr(attempt, "BUSY_SECONDS", 0.3)
     repo, first = world.watch()
     second = world.watch_url(repo, app=world.add_app("Other"))

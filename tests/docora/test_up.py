@@ -95,9 +95,9 @@ def test_demo_is_not_added_to_an_instance_with_data_of_its_own(instance: Instanc
 def test_workers_take_at_most_60_connections_with_the_rest(settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SYNCS_PER_WORKER", raising=False)
     for workers in range(1, 21):
-        places = int(up._worker_environment(workers)["SYNCS_PER_WORKER"])
-        assert 2 <= places <= settings.SYNCS_PER_WORKER
-        assert settings.WEB_CONNECTIONS + workers * places + 2 <= 60
+        threads = int(up._worker_environment(workers)["SYNCS_PER_WORKER"])
+        assert 2 <= threads <= settings.SYNCS_PER_WORKER
+        assert settings.WEB_CONNECTIONS + workers * threads + 2 <= 60
     monkeypatch.setenv("SYNCS_PER_WORKER", "30")
     assert up._worker_environment(1) == {}
 
