@@ -14,7 +14,17 @@ from django.utils import timezone
 from django.utils.functional import cached_property
 from django.utils.text import capfirst
 
-from deliveries_app.models import App, AppRepository, BulkOperation, OperationKind, Outcome, Reason, Result, WatchState
+from deliveries_app.models import (
+    App,
+    AppRepository,
+    BulkOperation,
+    OperationKind,
+    Outcome,
+    Reason,
+    Result,
+    WatchState,
+    is_superseded,
+)
 from deliveries_app.models.watch_state import details_of
 from deliveries_app.permissions import Permission
 from deliveries_app.reports import history
@@ -165,7 +175,9 @@ class HistoryChoiceFilter(ChoiceFilter, HistoryFilter):
 
 def _runs_with(result: Result) -> Q:
     if result == Result.RUNNING:
-        return Q(outcome="")
+        return Q(outcome="") & ~is_superseded()
+    if result == Result.SUPERSEDED:
+        return Q(outcome=Outcome.SUPERSEDED) | is_superseded()
     if result not in {Result.FAILED, Result.PARTLY_FAILED}:
         return Q(outcome__in=Outcome.with_result(result))
     is_partial = Q(files_done__gt=0, files_failed__gt=0)

@@ -34,7 +34,6 @@ from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
 from deliveries_app.progress import live
 from deliveries_app.progress.live import Progress
-from deliveries_app.progress.runs import is_superseded
 from deliveries_app.reports import history
 from docora.templatetags.docora import badge, number
 from docora.text import counted, parse_pk
@@ -196,7 +195,7 @@ def page_fields(operation: BulkOperation) -> dict[str, Any]:
 
 
 def _runs_of(operation: BulkOperation) -> QuerySet[SyncRun]:
-    return operation.runs.annotate(is_superseded=is_superseded())
+    return operation.runs.with_result()
 
 
 def _deleted_app(operation: BulkOperation) -> str:
@@ -250,7 +249,7 @@ def rows_of(
         Row(
             keys.get(run.pk, str(run.pk)), run.repository_name, run.app_name, run.watch_id,
             run=run, progress=progress_of[run.pk], watch=watches.get(run.watch_id or 0),
-            is_superseded=run.is_superseded,  # type: ignore[attr-defined]  # annotated by `_runs_of`
+            is_superseded=run.is_superseded,
         )
         for run in runs
     ]  # fmt: skip

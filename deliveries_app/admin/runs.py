@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from django.contrib import admin
+from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
 
@@ -52,6 +53,9 @@ class SyncRunAdmin(HistoryAdmin[SyncRun]):
             return None
         return "Bulk operations", f"{reverse('admin:deliveries_app_bulkoperation_changelist')}?app={app}"
 
+    def get_queryset(self, request: HttpRequest) -> QuerySet[SyncRun]:
+        return SyncRun.objects.with_result()
+
     trigger = column("trigger", lambda run: trigger(run))
     result = column("result", lambda run: outcome_badge(run))
 
@@ -74,7 +78,6 @@ class SyncRunAdmin(HistoryAdmin[SyncRun]):
             "watch": watch,
             "page_run": run.pk,
             "is_live": can_view_watch and not run.outcome and run == current,
-            "is_superseded": not run.outcome and current is not None and current.generation > run.generation,
             "next_attempt": next_attempt_of(watch) if watch and not run.outcome else None,
             "activity": activity.of_run(run, watch, progress) if watch else None,
             "progress": progress,

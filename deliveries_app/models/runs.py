@@ -1,9 +1,12 @@
 """Sync runs, bulk operations and notices."""
 
+from typing import Self
+
 from django.conf import settings
 from django.db import models
-from django.db.models import Q
+from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
+from django.utils.functional import cached_property
 
 from deliveries_app.models.apps import App, AppRepository
 from docora.text import new_id
@@ -137,8 +140,20 @@ class Outcome(models.TextChoices):
         return [outcome for outcome in cls if outcome.result == result]
 
 
+class SyncRunQuerySet(models.QuerySet["SyncRun"]):
+    def with_result(self) -> Self:
+        """Read with each run whether it `is_superseded`, which its result depends on."""
+        return self.annotate(**{"is_superseded": is_superseded()})
+
+
 SWEEP = "sweep"
 """`requested_by` of runs that Docora itself started."""
+
+
+def is_superseded() -> Q:
+    """Match open runs in whose place a later request is in progress. They continue if that one is cancelled."""
+    later = SyncRun.objects.filter(watch=OuterRef("watch"), outcome="", generation__gt=OuterRef("generation"))
+    return Q(outcome="") & Q(Exists(later))
 
 
 class SyncRun(models.Model):
@@ -175,6 +190,8 @@ class SyncRun(models.Model):
     bytes_done = models.PositiveBigIntegerField(default=0)
     error = models.TextField(blank=True, default="")
 
+    objects = SyncRunQuerySet.as_manager()
+
     class Meta:
         ordering = ["-created_at", "-pk"]
         indexes = [
@@ -201,10 +218,20 @@ class SyncRun(models.Model):
 
     @property
     def result(self) -> Result:
-        """How the run ended. It partly failed if the client has acknowledged files and rejected others."""
-        result = Outcome(self.outcome).result if self.outcome else Result.RUNNING
+        """How the run ended. It partly failed if the client has acknowledged files and rejected others.
+
+        An open run is in progress, or superseded while a later request is in progress in its place.
+        """
+        if not self.outcome:
+            return Result.SUPERSEDED if self.is_superseded else Result.RUNNING
+        result = Outcome(self.outcome).result
         is_partial = result == Result.FAILED and self.files_done and self.files_failed
         return Result.PARTLY_FAILED if is_partial else result
+
+    @cached_property
+    def is_superseded(self) -> bool:
+        """Whether the run is open and `is_superseded()`. Lists read it `with_result`; otherwise this is a query."""
+        return SyncRun.objects.filter(is_superseded(), pk=self.pk).exists()
 
     @property
     def is_resync(self) -> bool:

@@ -10,10 +10,18 @@ from typing import Any
 from django.db.models import QuerySet
 from django.utils import timezone
 
-from deliveries_app.models import AppRepository, BulkOperation, CanaryState, Result, StateDetail, SyncRun, WatchState
+from deliveries_app.models import (
+    AppRepository,
+    BulkOperation,
+    CanaryState,
+    Result,
+    StateDetail,
+    SyncRun,
+    WatchState,
+    is_superseded,
+)
 from deliveries_app.models.apps import is_syncing
 from deliveries_app.progress.live import Progress
-from deliveries_app.progress.runs import is_superseded
 from docora.db.compiled import compiled
 from docora.redis.connection import responds as redis_responds
 from docora.text import format_estimate

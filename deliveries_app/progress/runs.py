@@ -12,7 +12,7 @@ from itertools import batched
 from typing import Any, NamedTuple
 
 from django.db import transaction
-from django.db.models import Case, Exists, F, OuterRef, Q, QuerySet, When, Window
+from django.db.models import Case, F, Q, QuerySet, When, Window
 from django.db.models.functions import Now, RowNumber
 from django.utils import timezone
 
@@ -141,13 +141,7 @@ def newest_open_runs(watches: Iterable[AppRepository]) -> dict[int, SyncRun]:
 
 def current_run(watch: AppRepository) -> SyncRun | None:
     """Return the run that a watch's progress is about: its newest open one, or else the one that ended last."""
-    return watch.runs.order_by(F("ended_at").desc(nulls_first=True), "-generation", "-pk").first()
-
-
-def is_superseded() -> Q:
-    """Match open runs in whose place a later request is in progress. They continue if that one is cancelled."""
-    later = SyncRun.objects.filter(watch=OuterRef("watch"), outcome="", generation__gt=OuterRef("generation"))
-    return Q(Exists(later), outcome="")
+    return watch.runs.with_result().order_by(F("ended_at").desc(nulls_first=True), "-generation", "-pk").first()
 
 
 def set_totals(run: SyncRun, *, files: int, size: int, left_out: Mapping[str, int], commit: str) -> None:

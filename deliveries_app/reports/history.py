@@ -13,7 +13,15 @@ from typing import Any
 from django.db.models import Count, Model, Q, QuerySet, Sum
 from django.utils import timezone
 
-from deliveries_app.models import AppRepository, BulkOperation, Outcome, PendingRelease, Result, SyncRun
+from deliveries_app.models import (
+    AppRepository,
+    BulkOperation,
+    Outcome,
+    PendingRelease,
+    Result,
+    SyncRun,
+    is_superseded,
+)
 
 WINDOW = 20_000
 MAX_WATCHES = 500  # above this, search the newest rows instead of using the index
@@ -108,8 +116,8 @@ PARTS: dict[str, tuple[str, Q]] = {
     "failed": ("failed", Q(outcome__in=Outcome.with_result(Result.FAILED))),
     "part": ("cancelled partway", _CANCELLED & Q(started_at__isnull=False)),
     "untouched": ("cancelled before the start", _CANCELLED & Q(started_at=None)),
-    "superseded": ("superseded", Q(outcome=Outcome.SUPERSEDED)),
-    "open": ("in progress", Q(outcome="")),
+    "superseded": ("superseded", Q(outcome=Outcome.SUPERSEDED) | is_superseded()),
+    "open": ("in progress", Q(outcome="") & ~is_superseded()),
 }
 """Outcomes of an operation's runs: name in URLs → label and condition. They are disjoint."""
 
@@ -126,9 +134,12 @@ class Outcomes:
     bytes_total: int = 0
 
     def result_of(self, operation: BulkOperation) -> Result:
-        return operation.result_of(
+        """Return how the operation ended. An open one is superseded if a later request is in progress in its place."""
+        result = operation.result_of(
             succeeded=self.counts["full"], failed=self.counts["failed"], superseded=self.counts["superseded"]
         )
+        is_waiting = result == Result.RUNNING and not self.counts["open"] and not self.unreleased
+        return Result.SUPERSEDED if is_waiting and self.counts["superseded"] else result
 
     @property
     def summary(self) -> str:

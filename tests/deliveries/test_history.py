@@ -1,5 +1,7 @@
 """The history: sync runs and bulk operations, filtered and searched without scanning whole tables."""
 
+import csv
+import io
 import re
 from datetime import datetime, timedelta
 from urllib.parse import quote
@@ -28,7 +30,7 @@ def run_of(watch: AppRepository | None, *, days: float = 0, **fields) -> SyncRun
         fields = {"app_name": watch.app.name, "repository_name": str(watch.repository)} | fields
     ended = moment + timedelta(seconds=75) if fields["outcome"] else None
     return SyncRun.objects.create(
-        watch=watch, generation=1, **{"created_at": moment, "started_at": moment, "ended_at": ended} | fields
+        watch=watch, **{"generation": 1, "created_at": moment, "started_at": moment, "ended_at": ended} | fields
     )
 
 
@@ -92,6 +94,42 @@ def test_runs_are_filtered_by_outcome_and_trigger(viewer: Client, watches) -> No
     assert listed(viewer, "?outcome=superseded") == [made[Outcome.SUPERSEDED]]
     assert listed(viewer, "?reason=retry") == [open_run]
     assert listed(viewer, "?reason=retry&outcome=failed") == []
+
+
+def test_open_run_with_a_later_one_is_superseded(viewer: Client, watches) -> None:
+    """It is open, because the later re-sync may be cancelled, but nothing is in progress for it."""
+    operation = BulkOperation.objects.create(title="Re-sync all", total=1, requested_by="anna")
+    earlier = run_of(watches[0], outcome="", reason=Reason.RESYNC, operation=operation)
+    later = run_of(watches[0], outcome="", reason=Reason.RESYNC, generation=2)
+    other = run_of(watches[1], outcome="", generation=1)
+
+    def shown(url: str) -> dict[int, str]:
+        """Return the result of each row."""
+        rows = re.findall(
+            rf'href="{url}(\d+)/change/.*?field-(?:result|state)[^>]*>(.*?)</td>', viewer.get(url).text, re.S
+        )
+        return {int(pk): re.sub("<[^>]+>", "", cell).strip() for pk, cell in rows}
+
+    def exported(url: str, column: str) -> list[str]:
+        text = b"".join(viewer.get(f"{url}export/")).decode()
+        return [row[column] for row in csv.DictReader(io.StringIO(text, newline=""))]
+
+    assert shown(RUNS) == {other.pk: "In progress", later.pk: "In progress", earlier.pk: "Superseded"}
+    assert exported(RUNS, "outcome") == ["In progress", "In progress", "Superseded"]
+    assert listed(viewer, "?outcome=open") == [other.pk, later.pk]
+    assert listed(viewer, "?outcome=superseded") == [earlier.pk]
+    assert shown(OPERATIONS) == {operation.pk: "Superseded"}
+    assert [exported(OPERATIONS, name) for name in ("state", "open", "superseded")] == [["Superseded"], ["0"], ["1"]]
+    page = viewer.get(f"{OPERATIONS}{operation.pk}/change/?part=superseded").text
+    assert ("1 superseded" in page, "in progress</a>" in page, f'id="run-status-{earlier.pk}"' in page) == (
+        True,
+        False,
+        True,
+    )
+
+    SyncRun.objects.filter(pk=later.pk).update(outcome=Outcome.CANCELLED, ended_at=timezone.now())
+    assert shown(RUNS) == {other.pk: "In progress", later.pk: "Cancelled", earlier.pk: "In progress"}
+    assert shown(OPERATIONS) == {operation.pk: "In progress"}
 
 
 def test_period_includes_its_last_day(viewer: Client, watches, settings) -> None:
