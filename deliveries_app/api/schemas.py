@@ -243,10 +243,15 @@ class Run(Schema):
         examples=["succeeded"],
     )
     created_at: Moment = Field(description="When it was requested, or when the change was detected.")
-    started_at: Moment | None = Field(description="When its first attempt began.")
+    started_at: Moment | None = Field(description="When it first knew what to send.")
     ended_at: Moment | None = Field(description="When it ended.")
     commit_sha: str | None = Field(description="The commit that it sends.", examples=[_COMMIT])
-    attempts: int = Field(description="Number of attempts so far.", ge=0, examples=[1])
+    attempts: int = Field(
+        description="Number of attempts so far that knew what to send. Those that couldn't read the repository, or were only "
+        "interrupted, for example by a pause, don't count.",
+        ge=0,
+        examples=[1],
+    )
     files_total: int = Field(
         description="Number of files to send. An estimate until it has started.", ge=0, examples=[12]
     )

@@ -160,6 +160,7 @@ class SyncRun(models.Model):
     """One request to sync one watch, or one change found, including its retries and their outcome.
 
     A run is open while `outcome` is empty. Names are copied, so that the record stays readable when the watch is deleted.
+    `attempts` counts those that had planned what to send, without those that were only interrupted.
     """
 
     run_id = models.CharField(max_length=50, unique=True, default=new_run_id, editable=False)

@@ -164,7 +164,7 @@ def set_totals(run: SyncRun, *, files: int, size: int, left_out: Mapping[str, in
 
 
 def give_attempt_back(run: SyncRun) -> None:
-    """Uncount the attempt: it has only made way for others, or starts over and is counted again."""
+    """Uncount the attempt: it was interrupted and does not count, or it starts over and is counted again."""
     SyncRun.objects.filter(pk=run.pk).update(attempts=F("attempts") - 1)
 
 

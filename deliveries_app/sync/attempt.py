@@ -145,12 +145,12 @@ class Attempt:
             self._run()
         except Interrupted:
             self._drain(HAND_OVER_SECONDS)
+            self._give_attempt_back()
             outcomes.postponed(self.lease, 0.0)
             logger.info("handed_over")
         except SliceOver:
             self._drain(DRAIN_SECONDS)
-            if self.sync_run:
-                runs.give_attempt_back(self.sync_run)
+            self._give_attempt_back()
             outcomes.postponed(self.lease, 0.0)
             self.made_way = True
             logger.info("made_way")
@@ -159,6 +159,7 @@ class Attempt:
             logger.info("mirror_busy")
         except Paused:  # the run stays open and continues after the pause
             self._drain(DRAIN_SECONDS)
+            self._give_attempt_back()
             outcomes.postponed(self.lease, 0.0)
             logger.info("sync_paused")
         except GitError as error:
@@ -178,13 +179,17 @@ class Attempt:
             if error.wait is None:
                 outcomes.failed(self.lease, error.failure, fields=fields)
             else:
+                self._give_attempt_back()
                 outcomes.start_cooldown(self.lease, error.wait, error.failure, fields=fields)
         except RateLimited as error:
             self._drain(DRAIN_SECONDS)
+            self._give_attempt_back()
             message = f"{self.recorder.last_message} Sending was put on hold for {format_seconds(error.seconds)}."
             outcomes.start_cooldown(self.lease, error.seconds, self._failure(message))
         except EndpointDown as error:
             self._drain(DRAIN_SECONDS)
+            if error.is_certain:
+                self._give_attempt_back()
             outcomes.endpoint_down(self.lease, self._endpoint_failure(error), counts=not error.is_certain)
         except EndpointGone:
             self._drain(DRAIN_SECONDS)
@@ -348,8 +353,7 @@ class Attempt:
             is_reserved = quota.has_file_quota(self.watch.app) and quota.require_room(self.watch, plan)
             reserved = unequal if is_reserved else {}
             self.lease.extend(target=target, **reserved, **self._new_series(plan, target))
-            if self.sender and self.sync_run:  # before the mirror was rebuilt, this attempt has already been counted
-                runs.give_attempt_back(self.sync_run)
+            self._give_attempt_back()  # it was counted before the mirror was rebuilt
             # Look again: a retry may have replaced the run while git was read. This attempt is then for the retry.
             self._adopt_newest_run()
             run = self.sync_run = self.sync_run or self._new_run()
@@ -514,6 +518,11 @@ class Attempt:
         self.sender.drain(seconds, on_wait=self._extend_if_due)
         self.recorder.commit()
         self.sync_run = self.recorder.run
+
+    def _give_attempt_back(self) -> None:
+        """Uncount the attempt in its run, if it has begun to send. Call this before an outcome that does not count it."""
+        if self.sender and self.sync_run:
+            runs.give_attempt_back(self.sync_run)
 
     def _extend_if_due(self) -> None:
         if self.lease.extension_is_due:

@@ -83,6 +83,7 @@ def test_long_retry_after_pauses_the_app_without_an_attempt(
     world.sync(watch)
     assert_promise_kept(world, repo, watch)
     assert len(world.requests()) == 3 + 4
+    assert [run.attempts for run in world.runs(watch)] == [1]
 
 
 def test_endpoint_is_down_after_10_paths(world: World) -> None:
@@ -104,6 +105,7 @@ def test_endpoint_is_down_after_10_paths(world: World) -> None:
     assert_promise_kept(world, repo, watch)
     app = App.objects.get()
     assert (app.down_count, app.cooldown_until) == (0, None)
+    assert [run.attempts for run in world.runs(watch)] == [1]
     assert world.sync(other).status == Status.SYNCED
 
 

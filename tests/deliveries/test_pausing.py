@@ -176,7 +176,7 @@ def test_run_continues_after_the_resume(world: World) -> None:
     jobs.sync_watch(watch.pk)
     assert sent(world) == dict.fromkeys(FILES, 1)
     assert_promise_kept(world, repo, watch)
-    assert [(run.outcome, run.files_done) for run in world.runs(watch)] == [(Outcome.SUCCEEDED, 12)]
+    assert [(run.outcome, run.files_done, run.attempts) for run in world.runs(watch)] == [(Outcome.SUCCEEDED, 12, 1)]
 
 
 def test_resync_and_retry_continue_after_the_resume(world: World) -> None:
