@@ -6,7 +6,20 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from django.db.models import BooleanField, Case, Count, ExpressionWrapper, F, OuterRef, Q, QuerySet, Subquery, Sum, When
+from django.db.models import (
+    BigIntegerField,
+    BooleanField,
+    Case,
+    Count,
+    ExpressionWrapper,
+    F,
+    OuterRef,
+    Q,
+    QuerySet,
+    Subquery,
+    Sum,
+    When,
+)
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
@@ -61,7 +74,7 @@ class Impact:
 
 @dataclass(frozen=True)
 class Removal:
-    """What is removed together with `watches` watches. `sample` has the first of them.
+    """What is removed together with `watches` watches. `sample` has the first of them, with their number of `files` at the client.
 
     - `pks` and `files`: the watches, and the number of files in their newest trees. A worker is syncing `syncing` of them now.
     - `records`: their delivery records, exact up to `COUNTED_RECORDS`, otherwise estimated from the number of files.
@@ -111,8 +124,31 @@ def removal_of(watches: AppRepositoryQuerySet) -> Removal:
         records_are_exact=exact,
         orphans=len(orphans),
         orphan_names=[str(repository) for repository in Repository.objects.filter(pk__in=orphans[:SAMPLE])],
-        sample=_sample(watches),
+        sample=_with_files_at_client(_sample(watches)),
     )
+
+
+def _with_files_at_client(sample: list[AppRepository]) -> list[AppRepository]:
+    """Set `at_client` of each watch: how many files its app may hold, as text.
+
+    With a base, these are the files that were delivered. Without one, a sync did not try its whole plan, and they are those
+    with a record, counted up to `COUNTED_RECORDS`.
+    """
+    own = Delivery.objects.filter(watch=OuterRef("pk")).order_by().values("pk")[: COUNTED_RECORDS + 1]
+    unfinished = AppRepository.objects.filter(pk__in=[watch.pk for watch in sample], base_commit="").order_by()
+    records = dict(unfinished.values_list("pk", _Rows(own)))
+    for watch in sample:
+        count = records.get(watch.pk, watch.files_delivered)
+        is_exact = watch.pk not in records or count <= COUNTED_RECORDS
+        watch.at_client = f"{count:,}" if is_exact else f"more than {COUNTED_RECORDS:,}"  # type: ignore[attr-defined]
+    return sample
+
+
+class _Rows(Subquery):
+    """The number of rows of a query."""
+
+    template = "(SELECT count(*) FROM (%(subquery)s) AS found)"
+    output_field = BigIntegerField()
 
 
 def _orphans(counted: Counter[int]) -> list[int]:

@@ -1,5 +1,6 @@
 """Removing apps and watches: what the confirmation shows, and what is removed."""
 
+import re
 from datetime import timedelta
 from urllib.parse import quote
 
@@ -70,6 +71,25 @@ def test_large_tables_are_not_counted_exactly(admin: Client, watches, monkeypatc
     monkeypatch.setattr(impact, "COUNTED_RECORDS", 5)
     deliver(watches[0], 7)
     assert "About 100 delivery records" in admin.get(f"{WATCHES}{watches[0].pk}/delete/").text
+
+
+def test_files_of_an_unfinished_sync_are_those_that_may_be_at_the_client(admin: Client, watches, monkeypatch) -> None:
+    """Its tree has 100 files, but only 7 were announced. With a base, all that didn't fail were delivered."""
+    monkeypatch.setattr(impact, "COUNTED_RECORDS", 9)
+    deliver(watches[0], 7)
+
+    def files(watch: AppRepository) -> str:
+        page = admin.get(f"{WATCHES}{watch.pk}/delete/").text
+        [cell] = re.findall(r'<td class="numeric">(.*?)<span', page)
+        return cell
+
+    assert [files(watch) for watch in watches[:2]] == ["7 / 100", "0 / 100"]
+    deliver(watches[1], 10)
+    assert files(watches[1]) == "more than 9 / 100"
+    AppRepository.objects.filter(pk=watches[0].pk).update(base_commit="c0ffee", files_failing=3)
+    assert files(watches[0]) == "97 / 100"
+    AppRepository.objects.filter(pk=watches[0].pk).update(files_failing=0)
+    assert files(watches[0]) == "100"
 
 
 def test_query_count_is_constant(admin: Client, django_assert_max_num_queries) -> None:
