@@ -23,7 +23,7 @@ from deliveries_app.admin.app_health import AppHealthAdmin
 from deliveries_app.admin.app_secrets import ONBOARDED, AppSecretsAdmin
 from deliveries_app.admin.confirmation import next_url
 from deliveries_app.admin.filters import ChoiceFilter
-from deliveries_app.admin.forms import QUOTA_FIELDS, AppForm, OnboardForm, WatchManyForm, post_data
+from deliveries_app.admin.forms import QUOTA_FIELDS, AppForm, OnboardForm, WatchManyForm, help_texts_of, post_data
 from deliveries_app.admin.removal import RemovalAdmin, RemovalLabels
 from deliveries_app.models import App, AppRepository, HourlyTraffic
 from deliveries_app.permissions import Permission
@@ -83,6 +83,11 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, RemovalAdmin[App]):
         fields = super().get_fields(request, obj)
         can_assign = request.user.has_perm(Permission.CHANGE_GITHUB_APPS)
         return fields if can_assign else [name for name in fields if name != "github_app"]
+
+    def get_form(self, request: HttpRequest, obj: App | None = None, change: bool = False, **kwargs: Any) -> Any:
+        if obj is not None and change:  # otherwise, Django only asks which fields there are
+            kwargs["help_texts"] = help_texts_of(obj)
+        return super().get_form(request, obj, change, **kwargs)
 
     def get_fieldsets(self, request: HttpRequest, obj: App | None = None) -> Any:
         fields = self.get_fields(request, obj)

@@ -238,6 +238,9 @@ _APP_WIDGETS = {
 }
 
 
+_NO_EMAIL = "The app's contact. Without EMAIL_URL, Docora sends it no email."
+
+
 class AppRules:
     """Validate an app's fields. All errors are shown at once, each beside its field."""
 
@@ -247,7 +250,7 @@ class AppRules:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if "email" in self.fields and not contact.is_on():
-            self.fields["email"].help_text = "The app's contact. Without EMAIL_URL, Docora sends it no email."
+            self.fields["email"].help_text = _NO_EMAIL
 
     def clean_name(self) -> str:
         return validate_name(self.cleaned_data["name"])
@@ -307,28 +310,33 @@ class AppForm(AppRules, forms.ModelForm):  # type: ignore[type-arg]  # not gener
         super().__init__(*args, **kwargs)
         compare_with_page(self, self.fields)
         self.initial["max_in_flight"] = self.instance.max_in_flight_limit
-        if QUOTA_FIELDS[0] in self.fields:
-            self._explain_quotas()
-
-    def _explain_quotas(self) -> None:
-        """Add to each quota its current usage and default."""
-        defaults = {
-            "watches": settings.MAX_WATCHES_PER_APP,
-            "files": settings.MAX_FILES_PER_APP,
-            "bytes": settings.MAX_BYTES_PER_APP,
-            "resyncs_per_hour": settings.MAX_RESYNCS_PER_HOUR,
-        }
-        for name, one in usage_of(self.instance).items():
-            field, default = self.fields[f"max_{name}"], defaults[name]
-            shown = format_bytes if name == "bytes" else number
-            used = f"{shown(one.used)} of {shown(one.limit)}" if one.limit is not None else shown(one.used)
-            otherwise = shown(default) if default else "none"
-            if one.limit is not None or name != "resyncs_per_hour":
-                field.help_text += f" Now used: {used}."
-            field.help_text += f" Leave blank for the default ({otherwise}); 0 means no quota."
 
     def clean_max_in_flight(self) -> int:
         return validate_max_in_flight(self.cleaned_data["max_in_flight"])
+
+
+def help_texts_of(app: App) -> dict[str, str]:
+    """Return the help texts that are not the same for every app and instance, also for users who can only view them.
+
+    The text of each quota has its current usage and default.
+    """
+    defaults = {
+        "watches": settings.MAX_WATCHES_PER_APP,
+        "files": settings.MAX_FILES_PER_APP,
+        "bytes": settings.MAX_BYTES_PER_APP,
+        "resyncs_per_hour": settings.MAX_RESYNCS_PER_HOUR,
+    }
+    texts = {} if contact.is_on() else {"email": _NO_EMAIL}
+    for name, one in usage_of(app).items():
+        shown = format_bytes if name == "bytes" else number
+        used = f"{shown(one.used)} of {shown(one.limit)}" if one.limit is not None else shown(one.used)
+        otherwise = shown(defaults[name]) if defaults[name] else "none"
+        field: Any = App._meta.get_field(f"max_{name}")
+        text = field.help_text
+        if one.limit is not None or name != "resyncs_per_hour":
+            text += f" Now used: {used}."
+        texts[f"max_{name}"] = f"{text} Leave blank for the default ({otherwise}); 0 means no quota."
+    return texts
 
 
 class RotateTokenForm(forms.Form):

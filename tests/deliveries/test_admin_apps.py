@@ -44,6 +44,17 @@ def test_apps_are_filtered_by_status(admin: Client) -> None:
     assert [app.name for app in shown.context["cl"].result_list] == ["Portal"]
 
 
+def test_settings_that_can_only_be_viewed_have_the_same_help_texts(viewer: Client, settings) -> None:
+    """Also a user who can't change a quota sees which one is in effect."""
+    settings.MAX_FILES_PER_APP = 5_000
+    app = make_app("Portal")
+    make_watch(app, "docs")
+    page = viewer.get(f"{APPS}{app.pk}/settings/").text
+    assert 'name="name"' not in page
+    assert "Now used: 100 of 5,000. Leave blank for the default (5,000); 0 means no quota." in page
+    assert "Without EMAIL_URL, Docora sends it no email." in page
+
+
 def test_endpoint_health_names_its_app(admin: Client) -> None:
     page = admin.get(f"{APPS}{make_app('Portal').pk}/endpoint/").text
     assert "<title>Endpoint health of Portal | Docora</title>" in page
