@@ -243,7 +243,8 @@ def _response(watch: AppRepository, shows_text: bool) -> SafeString | str:
 
 def _attempts(watch: AppRepository, shown: CellOptions) -> SafeString:
     most = settings.MAX_RETRY_ATTEMPTS
-    used = f"{most if watch.status == Status.FAILED else min(watch.retry_count, most)} of {most}"
+    # A failure that another attempt wouldn't mend ends them early.
+    used = "None left" if watch.status == Status.FAILED else f"{min(watch.retry_count, most)} of {most}"
     following = next_attempt_of(watch)
     time = format_html(" {}", ago(following.at)) if following.at else ""
     button: SafeString | str = ""

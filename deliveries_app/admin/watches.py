@@ -32,7 +32,7 @@ from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import attempts, failing_files, help_texts
 from deliveries_app.reports.file_explanation import explain
-from deliveries_app.reports.next_attempt import next_attempt_of
+from deliveries_app.reports.next_attempt import next_attempt_of, next_check_of
 from deliveries_app.services.push_hooks import hook_url
 from docora.templatetags.docora import ago, elapsed, files_of, status_with_detail
 from docora.text import counted, visible
@@ -284,6 +284,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
             "skipped": skipped[:LISTED_SKIPPED],
             "more_skipped": max(0, skipped.count() - LISTED_SKIPPED),
             "notices": watch.notices.all()[:LISTED_SKIPPED],
+            "next_check": next_check_of(watch),
             "can_change": self.can(request, Permission.CHANGE_WATCHES),
             "can_retry": can_retry,
             "can_reset_circuit": can_retry and request.user.has_perm(Permission.VIEW_REPOSITORIES),

@@ -600,6 +600,11 @@ class AppRepository(models.Model):
         return max(0, self.tree_files - self.files_failing)
 
     @property
+    def files_undelivered(self) -> int | None:
+        """Number of files that the last attempt of a failing watch couldn't deliver; None if it didn't try every file."""
+        return self.files_failing or None if self.base_commit else None
+
+    @property
     def waits_for_first_commit(self) -> bool:
         """Whether the repository had no commit when it was last read. Anything else that is pending has a due time."""
         return self.status == Status.PENDING and self.next_sync_at is None and self.ended_at is None

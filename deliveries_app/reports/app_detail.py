@@ -147,8 +147,7 @@ def failure(watch: AppRepository) -> str:
         return ""
     if watch.last_status_code is None:
         return watch.last_error
-    # Without a base commit, the plan was not completed, and the file count is from an earlier run.
-    files = f" on {counted(watch.files_failing, 'file', 'files')}" if watch.files_failing and watch.base_commit else ""
+    files = f" on {counted(watch.files_undelivered, 'file', 'files')}" if watch.files_undelivered else ""
     return f"HTTP {watch.last_status_code}{files}"
 
 

@@ -179,10 +179,11 @@ def impact_of(watches: AppRepositoryQuerySet) -> Impact:
 
 def retry_impact_of(watches: AppRepositoryQuerySet) -> Impact:
     """Estimate a retry of failing `watches`."""
+    is_unknown = Q(base_commit="") | Q(files_failing=0)  # see `files_undelivered`
     found = watches.aggregate(
         **_COUNTS,
-        files=Coalesce(Sum("files_failing", filter=~Q(base_commit="")), 0),
-        unknown=Count("pk", filter=Q(base_commit="")),
+        files=Coalesce(Sum("files_failing", filter=~is_unknown), 0),
+        unknown=Count("pk", filter=is_unknown),
     )
     return Impact(sample=_sample(watches), **found)
 

@@ -41,6 +41,19 @@ def due_at(watch: AppRepository, hold_until: datetime | None = None) -> datetime
     return max(moment for moment in moments if moment is not None)
 
 
+def next_check_of(watch: AppRepository) -> datetime | None:
+    """Return when Docora reads HEAD next, or None if only the next sync does. During a pause, it does neither.
+
+    A failing watch that waits for its next attempt is checked meanwhile. The watch must be read `with_state`.
+    """
+    if watch.next_sync_at is None:
+        return watch.next_check_at
+    is_due = watch.next_sync_at <= timezone.now()
+    if not is_due and watch.state in {WatchState.RETRYING, WatchState.FAILED}:
+        return min(watch.next_check_at, watch.next_sync_at)
+    return None
+
+
 def next_attempt_of(watch: AppRepository, *, hold_until: datetime | None = None) -> NextAttempt:
     """Return when the watch is tried next, or, with `hold_until`, one of its files that is held until then.
 

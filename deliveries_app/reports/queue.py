@@ -14,7 +14,7 @@ from django.db.models import DurationField, ExpressionWrapper, F
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from deliveries_app.models import AppRepository, StateDetail, SyncPause, SyncRun, WatchState
+from deliveries_app.models import AppRepository, DriftCheck, StateDetail, SyncPause, SyncRun, WatchState
 from deliveries_app.monitoring.counts import WatchCounts, count_watches
 from deliveries_app.permissions import Permission
 from deliveries_app.progress import live
@@ -32,11 +32,15 @@ SHOWN, SCHEDULED_SHOWN = 100, 50
 
 @dataclass(frozen=True)
 class Line:
-    """A running or waiting watch, with its open run. `message` says why it waits, or what happened to its worker."""
+    """A running or waiting watch, with its open run. `message` says why it waits, or what happened to its worker.
+
+    `check` is its open check for differences, which is what it is due for unless there is something to send.
+    """
 
     watch: AppRepository
     run: SyncRun | None
     progress: Progress | None
+    check: DriftCheck | None
     queue: str = ""
     message: str = ""
 
@@ -133,10 +137,12 @@ def read_queue() -> QueueView:
     waiting = waiting[:SHOWN]
     newest = newest_open_runs([*running, *waiting])
     progress = live.of_runs(newest[watch.pk] for watch in running if watch.pk in newest)
+    open_checks = DriftCheck.objects.open().filter(watch__in=[watch.pk for watch in (*running, *waiting)])
+    checks = {check.watch_id: check for check in open_checks}
 
     def line(watch: AppRepository, **more: Any) -> Line:
         run = newest.get(watch.pk)
-        return Line(watch, run, progress.get(run.pk) if run else None, **more)
+        return Line(watch, run, progress.get(run.pk) if run else None, checks.get(watch.pk), **more)
 
     workers = _workers(queue.workers if queue else [], running)
     alive = {worker.worker.name for worker in workers if not worker.worker.is_gone}

@@ -13,7 +13,17 @@ from redis import Redis
 from rq.utils import utcformat
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, Outcome, Status, SyncPause, SyncRun
+from deliveries_app.models import (
+    App,
+    AppRepository,
+    AppRepositoryQuerySet,
+    DriftCheck,
+    DriftState,
+    Outcome,
+    Status,
+    SyncPause,
+    SyncRun,
+)
 from deliveries_app.monitoring.counts import WatchCounts
 from deliveries_app.progress import runs
 from deliveries_app.reports import queue as queue_report
@@ -164,6 +174,21 @@ def test_reading_and_cancelling_syncs(operator: Client, watches, settings) -> No
     shown = section(operator, "running")
     assert "waiting for in-flight requests" in shown
     assert "<button" not in shown
+
+
+def test_check_for_differences_is_no_change(operator: Client, watches, settings) -> None:
+    DriftCheck.objects.create(watch=watches[1], requested_by="anna")
+    request_sync(AppRepository.objects.filter(pk__in=[watches[1].pk, watches[2].pk]))
+    waiting = section(operator, "waiting")
+    assert waiting.count("<td>Check for differences</td>") == waiting.count("<td>Change</td>") == 1
+    lease(watches[1], settings)
+    assert "Reading the repository" in section(operator, "running")
+    DriftCheck.objects.update(state=DriftState.CHECKING)
+    running = section(operator, "running")
+    assert "<td>Check for differences</td>" in running
+    assert "Comparing the app's files" in running
+    begin(watches[1])  # HEAD had moved after all
+    assert "40 / 100" in section(operator, "running")
 
 
 def test_waiting_syncs_are_in_queue_order(operator: Client, watches) -> None:

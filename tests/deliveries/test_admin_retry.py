@@ -148,6 +148,15 @@ def test_total_of_unknown_numbers_is_unknown(operator: Client, failing) -> None:
     assert "7 files" not in page
 
 
+def test_number_of_files_is_unknown_if_no_file_was_tried(operator: Client, failing) -> None:
+    """The last sync sent everything, but since then the repository can't be read: its newest commit may have any files."""
+    AppRepository.objects.filter(pk=failing[1].pk).update(base_commit="c" * 40, files_failing=0)
+    page = " ".join(operator.get(ids(failing[1])).text.split())
+    assert '<td class="numeric">Unknown</td>' in page
+    assert '<td class="numeric">Unknown number of files</td>' in page
+    assert "0 files" not in page
+
+
 def test_confirmation_for_a_paused_app_has_a_button_to_resume_it(operator: Client, failing) -> None:
     App.objects.filter(pk=failing[0].app_id).update(paused=True)
     url = ids(*failing[:2])

@@ -152,16 +152,25 @@ def test_failing_watch_does_not_claim_that_all_files_are_sent(keeper: Client, wa
     assert "All files are sent." not in page
 
 
-def test_next_check_of_a_failed_watch_is_its_next_try(keeper: Client, watch: AppRepository) -> None:
+def test_next_check_of_a_failing_watch_is_no_later_than_its_next_try(keeper: Client, watch: AppRepository) -> None:
     """In the other states with a due time, the check comes after the sync that is due."""
+
+    def next_check() -> str:
+        [text] = re.findall("<dt>Next check</dt><dd>(.*?)</dd>", page_of(keeper, watch))
+        return text
+
     fail(watch, RootCause.SERVER_ERROR, status=500, state=Status.FAILED)
-    at = timezone.now().replace(microsecond=0) + timedelta(minutes=4)
-    AppRepository.objects.update(next_sync_at=at)
-    assert f"<dt>Next check</dt><dd>{at:%Y-%m-%d %H:%M:%S} UTC</dd>" in page_of(keeper, watch)
-    AppRepository.objects.update(status=Status.PENDING)
-    assert "<dt>Next check</dt><dd>after the next sync</dd>" in page_of(keeper, watch)
-    AppRepository.objects.update(paused_at=timezone.now(), next_sync_at=None)
-    assert "<dt>Next check</dt><dd>after it is resumed</dd>" in page_of(keeper, watch)
+    now = timezone.now().replace(microsecond=0)
+    soon, later = now + timedelta(minutes=3), now + timedelta(minutes=4)
+    for state in (Status.FAILED, Status.PENDING):  # PENDING: retrying
+        AppRepository.objects.update(status=state, next_sync_at=later, next_check_at=soon)
+        assert next_check() == f"{soon:%Y-%m-%d %H:%M:%S} UTC"
+        AppRepository.objects.update(next_sync_at=soon, next_check_at=later)
+        assert next_check() == f"{soon:%Y-%m-%d %H:%M:%S} UTC"
+    AppRepository.objects.update(next_sync_at=now)
+    assert next_check() == "after the next sync"
+    AppRepository.objects.update(paused_at=now, next_sync_at=None)
+    assert next_check() == "after it is resumed"
 
 
 def test_run_shows_number_of_left_out_files(watch: AppRepository) -> None:
