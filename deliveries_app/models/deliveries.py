@@ -194,7 +194,8 @@ class DeliveryFailure(models.Model):
 class HourlyTraffic(models.Model):
     """What was sent to one app in one hour (UTC).
 
-    `milliseconds` is the total time of all `requests`; a large file needs several. `failed` counts every failed attempt.
+    `milliseconds` is the total time of all `requests`; a large file needs several. `failed` counts every attempt that
+    was sent and failed.
     """
 
     app = models.ForeignKey(App, on_delete=models.CASCADE, related_name="traffic", db_index=False)

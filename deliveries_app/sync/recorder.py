@@ -197,7 +197,12 @@ class Recorder:
             "bytes_done": sum(notification.change.size for notification in done),
             "files_failed": len(self._failed),
         }
-        self._unpublished.update(counts, files=len(self._acknowledged), adopted=sum(item.change.size for item in adopt))
+        self._unpublished.update(
+            counts,
+            files=len(self._acknowledged),
+            adopted=sum(item.change.size for item in adopt),
+            rejected=sum(failed.sent is not None for failed in self._failed),  # the others were not sent to the app
+        )
         self._unpublished_causes.update(failed.failure.counted_as for failed in self._failed)
         changes = self._on_first if announce else {}
         if done and self._lease.watch.crash_count:  # an attempt with progress does not count, even if its process dies
@@ -240,7 +245,7 @@ class Recorder:
             now,
             files=self._unpublished["files"],
             size=self._unpublished_bytes,
-            failed=self._unpublished["files_failed"],
+            failed=self._unpublished["rejected"],
             acknowledged_at=self._acknowledged_at,
         )
 

@@ -7,9 +7,10 @@ from collections import Counter
 from datetime import timedelta
 
 import pytest
+from django.db.models import Sum
 from django.utils import timezone
 
-from deliveries_app.models import Delivery, Status
+from deliveries_app.models import Delivery, HourlyTraffic, Status
 from deliveries_app.receiver import Answer, Notification, Record
 from tests.support.histories import assert_promise_kept, in_doubt, refusing, sha
 from tests.support.world import World
@@ -252,6 +253,18 @@ def test_run_leaves_the_records_of_another_app_alone(world: World) -> None:
     world.sync(watch)
     assert_promise_kept(world, repo, watch)
     assert (list(rows.all()), list(failures.all())) == before
+
+
+def test_blocked_files_are_no_failed_attempts_at_the_endpoint(world: World) -> None:
+    """The app's charts and its share of accepted notifications only count what was sent to it."""
+    repo, watch = world.watch({"a": A})
+    world.sync(watch)
+    repo.commit({"a": None} | {f"a/{number}": A for number in range(5)})
+    world.answer(refusing("a"))
+    world.sync(watch)
+    assert watch.files_failing == 6
+    traffic = HourlyTraffic.objects.aggregate(Sum("files"), Sum("failed"), Sum("requests"))
+    assert traffic == {"files__sum": 1, "failed__sum": 1, "requests__sum": 2}
 
 
 def test_vanished_blocked_path_is_no_longer_listed(world: World) -> None:
