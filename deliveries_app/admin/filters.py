@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from django.contrib import admin
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.views.main import ChangeList
-from django.db.models import Model, Q, QuerySet
+from django.db.models import Exists, Model, OuterRef, Q, QuerySet
 from django.db.models.functions import Now
 from django.http import HttpRequest
 from django.utils import timezone
@@ -22,6 +22,7 @@ from deliveries_app.models import (
     Outcome,
     Reason,
     Result,
+    SyncRun,
     WatchState,
     is_superseded,
 )
@@ -209,14 +210,22 @@ class KindFilter(HistoryChoiceFilter):
     options = {kind.value: (str(kind.label), Q(kind=kind)) for kind in OperationKind}
 
 
+_ENDED = Q(ended_at__isnull=False)
+_OTHER_RUNS = SyncRun.objects.filter(operation=OuterRef("pk")).exclude(
+    outcome__in=Outcome.with_result(Result.CANCELLED)
+)
+_IS_CANCELLED = Q(cancelled_at__isnull=False) | Q(~Exists(_OTHER_RUNS))
+"""Match ended operations that were cancelled, or all of whose runs were: see `BulkOperation.result_of`."""
+
+
 class ProgressFilter(HistoryChoiceFilter):
     title = "progress"
     parameters = ("state",)
     options = {
         "running": ("In progress", Q(ended_at=None, held_at=None)),
         "held": ("Held", Q(ended_at=None, held_at__isnull=False)),
-        "finished": ("Finished", Q(ended_at__isnull=False, cancelled_at=None)),
-        "cancelled": ("Cancelled", Q(ended_at__isnull=False, cancelled_at__isnull=False)),
+        "finished": ("Finished", _ENDED & ~_IS_CANCELLED),
+        "cancelled": ("Cancelled", _ENDED & _IS_CANCELLED),
     }
     indexed = ("running", "held")
 

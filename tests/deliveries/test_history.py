@@ -343,6 +343,25 @@ def test_history_permissions(client: Client, viewer: Client, operator: Client, w
 # --- Bulk operations ---------------------------------------------------------------------------------------------------
 
 
+def test_operation_whose_runs_were_cancelled_one_by_one_is_cancelled(viewer: Client, watches) -> None:
+    """On the queue page, or because their repositories are no longer watched. The filter agrees with the badge."""
+    now, found = timezone.now(), {}
+    for name, outcomes in {
+        "cancelled": [Outcome.CANCELLED, Outcome.ENDED],
+        "one succeeded": [Outcome.CANCELLED, Outcome.SUCCEEDED],
+        "failed": [Outcome.PAUSED],
+        "superseded": [Outcome.SUPERSEDED],
+    }.items():
+        operation = BulkOperation.objects.create(title=name, total=len(outcomes), requested_by="anna", ended_at=now)
+        found[operation.pk] = name
+        for outcome in outcomes:
+            run_of(watches[0], operation=operation, outcome=outcome)
+    assert re.findall(r"field-state.*?</svg>(.*?)</span>", viewer.get(OPERATIONS).text).count("Cancelled") == 1
+    assert [found[pk] for pk in listed(viewer, "?state=cancelled", OPERATIONS)] == ["cancelled"]
+    finished = [found[pk] for pk in listed(viewer, "?state=finished", OPERATIONS)]
+    assert finished == ["superseded", "failed", "one succeeded"]
+
+
 def cancelled_half_way() -> BulkOperation:
     """A cancelled operation on four repositories: two sent in full, one with 4,400 of 10,000 files, one not started."""
     app = make_app("Portal of four")
