@@ -16,7 +16,7 @@ from deliveries_app import services
 from deliveries_app.actors import Actor
 from deliveries_app.admin.base import ReadOnlyAdmin
 from deliveries_app.admin.confirmation import next_url
-from deliveries_app.models import AppRepository, Queue
+from deliveries_app.models import AppRepository, DriftCheck, Queue
 from deliveries_app.monitoring.counts import count_watches
 from deliveries_app.permissions import Permission
 from deliveries_app.reports import queue as queue_report
@@ -80,6 +80,9 @@ class QueueAdmin(ReadOnlyAdmin[Queue]):
             interval = format_seconds(settings.RESCAN_INTERVAL_SECONDS)
             is_paused = not AppRepository.objects.unpaused().filter(pk=watch.pk).exists()
             next_step = "is paused" if is_paused else f"syncs again in {interval}, or sooner if requested"
-            return self.redirect_with_message(request, self.list_url, f"Sync cancelled. {watch} {next_step}.")
+            has_check = DriftCheck.objects.open().filter(watch=watch).exists()
+            message = f"Sync cancelled. {watch} {next_step}."
+            message += " Its check for differences stays queued." if has_check else ""
+            return self.redirect_with_message(request, self.list_url, message)
         message = f"There is no sync of {watch} to cancel." if watch else "This repository is no longer watched."
         return self.redirect_with_message(request, self.list_url, message, messages.WARNING)

@@ -354,6 +354,16 @@ def test_cancelling_a_waiting_sync_cancels_its_resync(operator: Client, watches)
     assert "Check for changes" in section(operator, "scheduled")
 
 
+def test_cancelling_a_sync_leaves_its_check_for_differences_queued(operator: Client, watches) -> None:
+    DriftCheck.objects.create(watch=watches[0], requested_by="anna")
+    request_sync(AppRepository.objects.filter(pk=watches[0].pk))
+    page = flat(operator.post(f"{PAGE}{watches[0].pk}/cancel/", follow=True).text)
+    assert "or sooner if requested. Its check for differences stays queued." in page
+    assert DriftCheck.objects.get().is_open
+    request_sync(AppRepository.objects.filter(pk=watches[1].pk))
+    assert "check for differences" not in operator.post(f"{PAGE}{watches[1].pk}/cancel/", follow=True).text
+
+
 def test_cancelling_a_paused_sync_promises_no_sync(operator: Client, watches) -> None:
     resync_single(ME, watches[0])
     AppRepository.objects.update(paused_at=timezone.now())

@@ -9,7 +9,7 @@ from django.core.exceptions import PermissionDenied
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Delivery, SyncPause
 from deliveries_app.reports.file_explanation import Explanation, explain
-from deliveries_app.services import resync_single
+from deliveries_app.services import resend_files, resync_single
 from deliveries_app.services.watch_settings import change_watch
 from repositories_app import services as repositories
 from tests.support.git import Entry
@@ -41,6 +41,17 @@ def test_delivered_file(world: World) -> None:
         "acknowledged",
     )
     assert (why.failure, why.next_attempt) == (None, None)
+
+
+def test_file_whose_resend_was_requested(world: World) -> None:
+    """The client has acknowledged it. Only once it is announced again, it is sent and not acknowledged."""
+    _, watch = world.watch({"a.md": b"hello"})
+    world.settle()
+    resend_files(Actor.command(), watch, ["a.md"])
+    decision = explain_path(watch, "a.md").decision
+    assert decision == ("in doubt", "The client acknowledged it, but it is to be sent again. The next sync does that.")
+    kill_worker(world, watch, lambda note: note.path == "a.md")
+    assert explain_path(watch, "a.md").decision.message.startswith("Sent, but not acknowledged by the client.")
 
 
 @pytest.mark.parametrize(
