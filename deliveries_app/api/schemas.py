@@ -133,7 +133,7 @@ class WatchedRepository(Registered):
 
     status: Status = Field(
         description="`pending_snapshot`: a sync is due, or the repository has no commit yet. `scanning`: a sync is running. `synced`: the app has "
-        "acknowledged everything. `failed`: all attempts failed; the next one is at the next rescan.",
+        "acknowledged everything. `failed`: all attempts failed, or another one wouldn't help; the next one is at the next rescan.",
         examples=["synced"],
     )
     paused: bool = Field(
@@ -156,7 +156,11 @@ class WatchedRepository(Registered):
         description="The app's include patterns; empty to include every file.", examples=[[]]
     )
     exclude_patterns: list[str] = Field(description="The app's exclude patterns.", examples=[["*.png"]])
-    files: int = Field(description="Number of files in that commit that are sent to the app.", ge=0, examples=[1280])
+    files: int = Field(
+        description="Number of files in that commit, or in a newer one whose sync has begun, that are sent to the app.",
+        ge=0,
+        examples=[1280],
+    )
     bytes: int = Field(description="Their total size.", ge=0, examples=[9600000])
     files_failing: int = Field(description="Number of files that the app has not accepted.", ge=0, examples=[0])
     left_out: dict[str, int] = Field(

@@ -67,6 +67,8 @@ def test_pause_and_resume_one_repository(watches) -> None:
     App.objects.update(paused=True)
     assert "Its app is still paused" in run("resume_syncing", *ids.values())
     assert not AppRepository.objects.exclude(paused_at=None).exists()
+    run("pause_syncing")
+    assert "All syncing is still paused" in run("resume_syncing", *ids.values())
 
 
 @pytest.mark.parametrize(

@@ -43,11 +43,11 @@ class Command(BaseCommand):
             app.paused = self.paused
             change_app(actor, app, ["paused"])
             message = f"{app} {done}"
-            if not self.paused and current_pause():
-                message += " All syncing is still paused: use resume_syncing without an app id."
         elif self.paused:
             pause_syncing(actor)
             message = "All syncing is paused."
         else:
             message = "Syncing is resumed." if resume_syncing(actor) else "Syncing was not paused."
+        if options["app_id"] and not self.paused and current_pause():
+            message += " All syncing is still paused: use resume_syncing without an app id."
         write_result(self, options, {**fields, "paused": self.paused}, message)
