@@ -147,7 +147,7 @@ def _consequences(check: DriftCheck) -> Iterator[str]:
     if extra := kinds[DriftKind.EXTRA]:
         surplus = counted(extra, "file that is", "files that are")
         yield f"{app} will get a delete for {surplus} not in the repository."
-    yield "Nothing else is sent again. Files that have been sent since the check are left as they are."
+    yield "No other file that the app has acknowledged is sent again. Files that have been sent since the check are left as they are."
     if check.differences > check.listed:
         yield (
             f"The check found {check.differences:,} differences and listed the first {check.listed:,}. Only these are sent. "

@@ -134,7 +134,7 @@ def _delivery(row: Delivery, watch: AppRepository) -> dict[str, Any]:
 )
 def resend_files(request: HttpRequest, repository_id: RepositoryId, chosen: schemas.Paths) -> Status[dict[str, Any]]:
     """Sends these files again, each as a `create` with a new sequence, or as a `delete` if it is no longer in the
-    repository. Nothing else is sent again."""
+    repository. No other file that the app has acknowledged is sent again."""
     watch = callers.own_watch(request, repository_id)
     resent = services.resend_files(callers.actor(request), watch, chosen.paths)
     run_id = resent.run.run_id if resent.run else None

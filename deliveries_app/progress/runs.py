@@ -216,10 +216,11 @@ def show(run: SyncRun, *, files_done: int, bytes_done: int, files_failed: int) -
 def end_runs(watch_pk: int, generation: int, outcome: Outcome, error: str = "") -> None:
     """End every open run of the watch up to `generation`, and close operations that have no open runs left.
 
-    Only the newest ends with `outcome`. It is a re-sync if there are others: every other request takes over the open ones.
+    Only the newest ends with `outcome` and `error`. It is a re-sync if there are others: every other request takes over the
+    open ones.
     """
     runs = open_runs(watch_pk, generation)
-    _end(runs[1:], Outcome.SUPERSEDED, error)
+    _end(runs[1:], Outcome.SUPERSEDED)
     open_runs.update(watch_pk, generation, **_end_fields(runs[:1], outcome, error))
     close_operations({run.operation_id for run in runs if run.operation_id})
     transaction.on_commit(partial(_log_and_show_ended, runs), robust=True)

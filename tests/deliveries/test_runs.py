@@ -67,6 +67,19 @@ def test_later_resync_supersedes_an_earlier_one(world: World) -> None:
     assert live.of_operation(closed(second)).succeeded == 1
 
 
+def test_superseded_run_has_no_error_of_the_later_one(world: World) -> None:
+    _, watch = world.watch({"bad.txt": b"1"})
+    world.sync(watch)
+    first, second = (resync_single(COMMAND, watch) for _ in range(2))
+    world.answer(refusing("bad.txt"))
+    for _ in range(5):
+        world.sync(watch)
+    for run in (first, second):
+        run.refresh_from_db()
+    assert (first.outcome, first.error) == (Outcome.SUPERSEDED, "")
+    assert (second.outcome, "HTTP 500" in second.error) == (Outcome.FAILED, True)
+
+
 def test_resync_supersedes_the_run_in_progress(world: World) -> None:
     repo, watch = world.watch({f"{number:02}.txt": b"x" for number in range(20)})
     world.answer(at_notification(3, lambda: resync_single(COMMAND, watch)))
