@@ -268,6 +268,8 @@ class _Import:
         name = f"{_spelled(repository.source)} of {app.name}"
         saved = app.pk is not None and repository.row is not None and repository.row.pk is not None
         watch = AppRepository.objects.filter(app=app, repository=repository.row).first() if saved else None
+        if watch is not None and not self._dry:  # the client may have watched it here, and may end that later
+            write.note_imported(app, repository.source.repository_id)
         if _was_removed(watch, app.app_id, repository.source.repository_id):
             self._leave_out_removed(self.report.watches, "watch", name, "unwatched here since. It stays unwatched.")
             self.report.files.left += count

@@ -1,6 +1,6 @@
 """Store imported apps, repositories and watches. A watch is `arriving` until all its delivery records are stored.
 
-Each app and watch is recorded in `Imported`, so that it is never imported twice.
+Each app and watch is recorded in `Imported`, so that it is never imported twice, and so is a watch that was already here.
 """
 
 from collections.abc import Iterable, Sequence
@@ -55,6 +55,11 @@ def next_twin(url: RepositoryUrl) -> int:
     """Return the `twin` number for the next row with this URL: 0 for the first."""
     last = Repository.objects.filter(canonical_url=url.canonical).aggregate(last=Max("twin"))["last"]
     return 0 if last is None else last + 1
+
+
+def note_imported(app: App, repository_id: str) -> None:
+    """Note that an import has found the app's watch of this repository here, so that no later one brings it back."""
+    Imported.objects.get_or_create(app_id=app.app_id, repository_id=repository_id)
 
 
 def begin_watch(app: App, repository: Repository, url: str, token: str) -> AppRepository | None:

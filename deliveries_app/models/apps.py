@@ -667,7 +667,7 @@ class FailedSync(AppRepository):
 
 
 class Imported(models.Model):
-    """An app or watch that an import took over, by its public ids. An empty `repository_id` means the app itself.
+    """An app or watch that an import took over or found here, by its public ids. An empty `repository_id` means the app itself.
 
     The row is kept when the app or watch is deleted, so that a repeated import does not bring it back.
     """
