@@ -101,10 +101,14 @@ def enqueue_due(*, after_job: bool = False) -> int:
         return sum(queues.enqueue("default", owned=False, **_job(watch)) for watch in startable)
 
 
+def in_bulk() -> Exists:
+    """Match watches with an open run of a bulk operation. The app's other watches come first."""
+    return Exists(SyncRun.objects.filter(watch=OuterRef("pk"), outcome="", operation__isnull=False))
+
+
 @compiled_and_prepared
 def _next_due() -> QuerySet[AppRepository]:
-    in_bulk = Exists(SyncRun.objects.filter(watch=OuterRef("pk"), outcome="", operation__isnull=False))
-    order: list[Any] = [Case(When(in_bulk, then=1), default=0), "next_sync_at", "pk"]
+    order: list[Any] = [Case(When(in_bulk(), then=1), default=0), "next_sync_at", "pk"]
     turn = Window(RowNumber(), partition_by="app_id", order_by=order)
     due = AppRepository.objects.due().free().startable().alias(turn=turn)
     # If an app has no free slot, one of its watches asks for one. The others would find none.

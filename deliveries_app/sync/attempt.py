@@ -58,7 +58,7 @@ MANY_FILES = 100
 SLICE_SECONDS = 4.0
 SLICE_FACTOR = 10
 LONGEST_SLICE_SECONDS = 30.0
-"""How long a run sends before it makes way for another app's watch.
+"""How long a run sends before it makes way for another watch.
 
 It sends for `SLICE_SECONDS` or `SLICE_FACTOR` times the time it took to prepare, whichever is longer, but at most for
 `LONGEST_SLICE_SECONDS`. It has to prepare again later, which should cost little compared to sending. The fetch is not repeated.
@@ -497,13 +497,17 @@ class Attempt:
         return max(SLICE_SECONDS, min(SLICE_FACTOR * prepared_in, LONGEST_SLICE_SECONDS))
 
     def _slice_is_over(self) -> bool:
-        """Return whether this attempt's slice is over and a watch of another app waits. Check once a second."""
+        """Return whether this attempt's slice is over and another watch waits for it to end. Check once a second.
+
+        That is a watch of another app, or one of this app that gets no slot.
+        """
         now = time.monotonic()
         if now < self._next_slice_check:
             return False
         self._next_slice_check = now + _WAITING_SECONDS
         due = AppRepository.objects.due().free().with_free_slot().exclude(app=self.watch.app)
-        return due.filter(next_sync_at__lt=from_now(-_WAITING_SECONDS)).exists()
+        is_waiting = due.filter(next_sync_at__lt=from_now(-_WAITING_SECONDS)).exists()
+        return is_waiting or self.lease.without_slot().exists()
 
     def _alive(self) -> None:
         if stopping():

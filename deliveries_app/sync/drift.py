@@ -47,7 +47,7 @@ class _Ended(Exception):
 
 
 class _MadeWay(Exception):
-    """A sync was requested meanwhile, or the check was cancelled."""
+    """A sync was requested meanwhile, another watch of the app needs the slot, or the check was cancelled."""
 
 
 def run_check(
@@ -55,7 +55,8 @@ def run_check(
 ) -> None:
     """Run the watch's open check, if there is one.
 
-    The check makes way for a sync that is requested meanwhile, and ends with the attempt. In both cases it is queued again.
+    The check makes way for a sync that is requested meanwhile, also of another watch if the app has no slot left, and ends with
+    the attempt. In all cases it is queued again.
     """
     check = DriftCheck.objects.open().filter(watch=lease.watch).first()
     if check is None:
@@ -216,6 +217,9 @@ class _Check:
             pk=self._lease.watch.pk, request_count=F("claimed_request_count"), generation=self._lease.generation
         )
         if not self._own_check().filter(watch__in=watches.values("pk")).exists():
+            raise _MadeWay
+        # Not for one that may itself only be due for a check: both would start over again and again.
+        if self._lease.without_slot().exclude(drift_checks__in=DriftCheck.objects.open()).exists():
             raise _MadeWay
 
     def end(self, state: DriftState, message: str, comparison: Comparison | None = None) -> None:

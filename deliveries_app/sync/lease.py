@@ -33,6 +33,7 @@ from django.db.models.functions import Coalesce, Least, Now
 from deliveries_app.models import (
     App,
     AppRepository,
+    AppRepositoryQuerySet,
     Delivery,
     DeliveryFailure,
     DriftCheck,
@@ -40,7 +41,15 @@ from deliveries_app.models import (
     NoticeKind,
     Status,
 )
-from deliveries_app.models.apps import MAX_SHARED_CRASHES, has_no_cooldown, is_free, is_unpaused
+from deliveries_app.models.apps import (
+    MAX_SHARED_CRASHES,
+    SLOT_REQUEST_SECONDS,
+    app_is_full,
+    has_no_cooldown,
+    is_free,
+    is_unpaused,
+)
+from deliveries_app.scheduling import in_bulk
 from deliveries_app.sync import pace
 from deliveries_app.sync.exceptions import Paused, Superseded
 from docora.db.clock import DatabaseClock, boot_seconds, from_now
@@ -232,6 +241,17 @@ class Lease:
                 rows = AppRepository.objects.filter(pk=self.watch.pk, fencing_token=self.fencing_token)
                 rows.update(lease_slots=self.written_slots)
         self.rebalance_at = boot_seconds() + _REBALANCE_SECONDS[self.slots < self.watch.app.slots_allowed]
+
+    def without_slot(self) -> AppRepositoryQuerySet:
+        """Return the app's watches that have waited for a slot for a second and that this run can't give one to without ending.
+
+        Those of bulk operations are left out: they wait for runs, as in the queue. None if this run has several slots, because
+        it shares them.
+        """
+        if self.slots > 1:
+            return AppRepository.objects.none()
+        due = AppRepository.objects.due().free().filter(app_is_full(), ~in_bulk(), app=self.watch.app_id)
+        return due.filter(next_sync_at__lt=from_now(-SLOT_REQUEST_SECONDS))
 
     def _share(self) -> int:
         """Return the run's share of the app's slots: one part for each run, and one for all watches that wait for a slot.

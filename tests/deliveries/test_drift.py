@@ -45,6 +45,7 @@ from deliveries_app.sweep.cleanup import remove_ended
 from deliveries_app.sync import drift
 from deliveries_app.sync.lease import claim, end_dead_leases
 from deliveries_app.webhooks import verify
+from docora.db.clock import from_now
 from tests.deliveries.test_resend import add_deliveries
 from tests.support.git import Repo
 from tests.support.histories import assert_promise_kept, at_notification, kill_worker, refusing, sha
@@ -434,6 +435,44 @@ def test_check_makes_way_for_a_push(
     kinds = [record.kind for record in world.requests()][len(FILES) :]
     assert kinds == ["verify"] * 2 + ["create"] + ["verify"] * 5
     assert (requested.state, requested.differences) == (DriftState.DIFFERS, 5)
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_check_makes_way_for_a_push_to_another_repository_that_gets_no_slot(
+    world: World, synced: tuple[Repo, AppRepository], monkeypatch: pytest.MonkeyPatch, slots: int
+) -> None:
+    monkeypatch.setattr(drift, "_ASK_SECONDS", 0.0)
+    monkeypatch.setattr(drift, "MAX_ENTRIES", 2)
+    _, watch = synced
+    damage(world, watch)
+    App.objects.update(max_in_flight=slots)
+
+    def push() -> None:
+        _, pushed = world.watch(name="acme/pushed")
+        AppRepository.objects.filter(pk=pushed.pk).update(next_sync_at=from_now(-2))
+
+    requested = check_watch(ACTOR, watch)
+    world.answer(at_notification(2, push))
+    world.sync(watch)
+    requested.refresh_from_db()
+    assert requested.state == (DriftState.QUEUED if slots == 1 else DriftState.DIFFERS)
+    world.answer(None)
+    drift_service.maintain_checks()  # the sweep makes the watch due again
+    world.settle()
+    requested.refresh_from_db()
+    assert requested.differences == 5
+
+
+def test_checks_do_not_make_way_for_each_other(world: World, synced: tuple[Repo, AppRepository], monkeypatch) -> None:
+    monkeypatch.setattr(drift, "_ASK_SECONDS", 0.0)
+    _, watch = synced
+    _, other = world.watch(name="acme/other")
+    world.settle()
+    App.objects.update(max_in_flight=1)
+    check_app(ACTOR, world.app)
+    AppRepository.objects.filter(pk=other.pk).update(next_sync_at=from_now(-2))
+    world.sync(watch)
+    assert DriftCheck.objects.get(watch=watch).state == DriftState.EQUAL
 
 
 def test_lease_is_kept_while_missing_files_are_counted(

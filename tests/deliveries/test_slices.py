@@ -1,12 +1,15 @@
-"""A long run makes way for other apps, in slices, and nothing is lost or sent twice (`engine.md` §6)."""
+"""A long run makes way for other watches, in slices, and nothing is lost or sent twice (`engine.md` §6)."""
 
 import time
 from collections import Counter
 
 import pytest
 
-from deliveries_app.models import AppRepository, Status
+from deliveries_app import scheduling
+from deliveries_app.actors import Actor
+from deliveries_app.models import App, AppRepository, Status
 from deliveries_app.receiver import Answer, Notification
+from deliveries_app.services import resync_many
 from deliveries_app.sync import attempt
 from deliveries_app.sync.attempt import sync
 from deliveries_app.sync.lease import claim
@@ -32,7 +35,11 @@ def slow(world: World) -> AppRepository:
 
 
 def another_app_waits(world: World) -> AppRepository:
-    _, watch = world.watch(name="acme/gadgets", app=world.add_app("Other"))
+    return another_waits(world, world.add_app("Other"))
+
+
+def another_waits(world: World, app: App) -> AppRepository:
+    _, watch = world.watch(name="acme/gadgets", app=app)
     AppRepository.objects.filter(pk=watch.pk).update(next_sync_at=from_now(-5))
     return watch
 
@@ -80,10 +87,13 @@ def test_watch_that_made_way_is_due_again(world: World, slow: AppRepository) -> 
     assert 0 < len(world.copy(slow)) < len(FILES)
 
 
-@pytest.mark.parametrize("waiting", ["nothing", "a watch of the same app", "a watch that has just become due"])
-def test_run_makes_way_only_for_another_app_that_waits(world: World, slow: AppRepository, waiting: str) -> None:
-    if waiting == "a watch of the same app":
-        _, watch = world.watch(name="acme/gadgets")
+@pytest.mark.parametrize(
+    "waiting", ["nothing", "a watch of the same app's bulk operation", "a watch that has just become due"]
+)
+def test_run_makes_way_only_for_a_watch_that_waits(world: World, slow: AppRepository, waiting: str) -> None:
+    if waiting == "a watch of the same app's bulk operation":
+        watch = another_waits(world, world.app)
+        resync_many(Actor.command(), AppRepository.objects.filter(pk=watch.pk))
         AppRepository.objects.filter(pk=watch.pk).update(next_sync_at=from_now(-5))
     if waiting == "a watch that has just become due":
         watch = another_app_waits(world)
@@ -94,6 +104,27 @@ def test_run_makes_way_only_for_another_app_that_waits(world: World, slow: AppRe
 
         just_due()
         world.answer(just_due)
+    sync(slow.pk)
+    assert world.copy(slow).keys() == FILES.keys()
+
+
+def test_run_makes_way_for_a_watch_of_its_app_that_gets_no_slot(world: World, slow: AppRepository) -> None:
+    """A re-sync of many files must not keep a push to another repository waiting for hours."""
+    resync_many(Actor.command(), AppRepository.objects.filter(pk=slow.pk))
+    change = another_waits(world, world.app)
+    sync(slow.pk)
+    assert 0 < len(world.copy(slow)) < len(FILES)
+    first, *_ = scheduling._next_due()
+    assert first == change
+    assert world.sync(change).status == Status.SYNCED
+    assert slices_until_synced(world, slow) == 1
+    sent = Counter(record.path for record in world.requests("create") if record.path in FILES)
+    assert sent == Counter(FILES.keys())
+
+
+def test_run_that_can_share_its_slots_does_not_make_way_for_its_app(world: World, slow: AppRepository) -> None:
+    App.objects.update(max_in_flight=2)
+    another_waits(world, world.app)
     sync(slow.pk)
     assert world.copy(slow).keys() == FILES.keys()
 

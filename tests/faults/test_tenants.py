@@ -4,8 +4,11 @@ import threading
 import time
 from collections.abc import Callable
 
+from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, Status
 from deliveries_app.receiver import Answer, Notification
+from deliveries_app.scheduling import request_sync
+from deliveries_app.services import resync_many
 from tests.deliveries.test_pace import RateLimit
 from tests.faults.conftest import MAX_IN_FLIGHT
 from tests.support.processes import Daemons
@@ -127,3 +130,22 @@ def test_slow_app_makes_way_for_another(world: World, daemons: Daemons) -> None:
     assert not AppRepository.objects.filter(app=slow, status=Status.SYNCED).exists()
     assert 0 < len(world.copy(tenants[0])) + len(world.copy(tenants[1])) < 60
     assert worker.running
+
+
+def test_resync_makes_way_for_a_push_of_an_app_with_one_slot(world: World, daemons: Daemons) -> None:
+    """With two workers: the one that has made way must not take the slot again first."""
+    App.objects.filter(pk=world.app.pk).update(max_in_flight=1)
+    repo, pushed = world.watch(name="acme/pushed")
+    _, large = world.watch({f"{number:03}.txt": b"%d" % number for number in range(100)}, name="acme/large")
+    daemons.sweep()
+    workers = [daemons.worker(), daemons.worker()]
+    wait_for(lambda: AppRepository.objects.filter(status=Status.SYNCED).count() == 2, 60)
+    world.answer(lambda note: time.sleep(0.5) if note.repository == "acme/large" else None)
+    resync_many(Actor.command(), AppRepository.objects.filter(pk=large.pk))
+    wait_for(lambda: len(world.requests("create")) > 103, 30)
+    repo.commit({"pushed.txt": b"pushed"})
+    request_sync(AppRepository.objects.filter(pk=pushed.pk))
+    assert seconds_until(lambda: "pushed.txt" in world.copy(pushed), 30) < 20
+    large.refresh_from_db()
+    assert large.status != Status.SYNCED
+    assert all(worker.running for worker in workers)
