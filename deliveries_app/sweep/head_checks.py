@@ -8,6 +8,7 @@ While a git host is down, its watches are neither checked nor synced. One probe 
 """
 
 import logging
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from django.db import transaction
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 SLICE = 500
 _OUTAGE_CAUSES = {Cause.NETWORK, Cause.TIMEOUT}
+_RECORD_SECONDS = 1.0  # how often answers are recorded while others are awaited
 TAKEN_SECONDS = 60.0
 """How long a check may take before another sweep repeats it, for example because this one was killed."""
 
@@ -65,7 +67,7 @@ def check_due(client: HttpClient, meanwhile: Callable[[], None] = lambda: None) 
                 break
         if for_git:
             unanswered = list(for_git)
-            _record(ls_heads_by_git(for_git.values(), meanwhile))
+            _record(ls_heads_by_git(for_git.values(), meanwhile), set())
     except Interrupted:
         with transaction.atomic():
             due = AppRepository.objects.filter(pk__in=[watch.pk for watch in unanswered])
@@ -121,22 +123,62 @@ def _check(
 ) -> dict[AppRepository, HeadQuery[AppRepository]]:
     """Check these watches. Return the queries that `ls_heads_by_git` has to make."""
     undecryptable = {watch for watch in watches if _is_undecryptable(watch)}
+    if undecryptable:
+        _record([], set(), undecryptable)
     readable = [watch for watch in watches if watch not in undecryptable]
-    tokens = _tokens(readable, meanwhile)
+    answering_hosts: set[str] = set()
+    for_git: dict[AppRepository, HeadQuery[AppRepository]] = {}
+    for needs_token in (False, True):  # these last: GitHub may take long to issue their tokens
+        part = [watch for watch in readable if (watch.github_app is not None) == needs_token]
+        if part:
+            for_git |= _check_hosts(client, part, meanwhile, answering_hosts)
+    return for_git
+
+
+def _check_hosts(
+    client: HttpClient, watches: Sequence[AppRepository], meanwhile: Callable[[], None], answering_hosts: set[str]
+) -> dict[AppRepository, HeadQuery[AppRepository]]:
+    """Do what `_check` says. Record every `_RECORD_SECONDS` what has been answered, so that no watch waits for another's host.
+
+    Whether a host is down is known only at the end: another of its repositories may still answer.
+    """
+    tokens = _tokens(watches, meanwhile)
     queries = {
-        watch: HeadQuery(watch, watch.github_url, tokens[watch.pk], watch.last_commit, watch.ref) for watch in readable
+        watch: HeadQuery(watch, watch.github_url, tokens[watch.pk], watch.last_commit, watch.ref) for watch in watches
     }
-    found = list(ls_heads(client, queries.values(), meanwhile))
-    _record([(watch, answer) for watch, answer in found if answer is not None], undecryptable)
-    return {watch: queries[watch] for watch, answer in found if answer is None}
+    for_git: dict[AppRepository, HeadQuery[AppRepository]] = {}
+    answers: list[tuple[AppRepository, Head | GitError]] = []
+    unconnected: list[tuple[AppRepository, Head | GitError]] = []
+    next_record = time.monotonic() + _RECORD_SECONDS
+
+    def record_if_due() -> None:
+        nonlocal next_record
+        meanwhile()
+        if answers and time.monotonic() >= next_record:
+            _record(answers, answering_hosts)
+            answers.clear()
+            next_record = time.monotonic() + _RECORD_SECONDS
+
+    for watch, answer in ls_heads(client, queries.values(), record_if_due):
+        if answer is None:
+            for_git[watch] = queries[watch]
+        else:
+            (unconnected if isinstance(answer, GitError) and answer.no_connection else answers).append((watch, answer))
+    _record(answers + unconnected, answering_hosts)
+    return for_git
 
 
 def _record(
-    answers: Sequence[tuple[AppRepository, Head | GitError]], undecryptable: Collection[AppRepository] = ()
+    answers: Sequence[tuple[AppRepository, Head | GitError]],
+    answering_hosts: set[str],
+    undecryptable: Collection[AppRepository] = (),
 ) -> None:
-    """Record what the hosts answered, and request a sync for the watches that need one."""
+    """Record what the hosts answered, and request a sync for the watches that need one.
+
+    `answering_hosts`: the hosts that have answered in this round, to which this adds those of these answers. A host that is not
+    among them is down if no connection to it could be made.
+    """
     to_sync = [watch.pk for watch in undecryptable if watch.next_sync_at is None]
-    answering_hosts = set()
     unconnected: dict[str, list[tuple[AppRepository, GitError]]] = {}  # by host
     for watch, answer in answers:
         host = host_of(watch.repository.canonical_url)
@@ -156,6 +198,8 @@ def _record(
             repositories.record_host_failure(failures[0][0].repository, failures[0][1])
             unchecked.update(watch.pk for watch, _ in failures)
     asked = {watch.pk for watch, _ in answers} | {watch.pk for watch in undecryptable}
+    if not asked:
+        return
     with transaction.atomic():
         AppRepository.objects.filter(pk__in=asked).lock()
         AppRepository.objects.filter(pk__in=unchecked).update(next_check_at=Now())  # once the host can be reached

@@ -1,5 +1,6 @@
 """Checks for a new HEAD, one small request per watch in the sweep, and the circuit breaker (`engine.md` §6 and §10)."""
 
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -329,6 +330,30 @@ def test_watch_that_waits_without_a_failure_is_not_checked(world: World) -> None
     AppRepository.objects.update(next_sync_at=Now() + timedelta(seconds=50))
     assert world.check() == 0
     assert world.git.server.requests == []
+
+
+def test_slow_host_does_not_delay_what_another_has_answered(world: World) -> None:
+    repo, quick = world.watch(name="acme/quick")
+    world.watch(name="acme/slow")
+    world.settle()
+    repo.commit({"new": b"new"})
+    is_due = threading.Event()
+    found: list[bool] = []
+
+    def think(method: str, target: str) -> None:
+        if "slow" in target:
+            found.append(is_due.wait(10))
+
+    def look() -> None:
+        if AppRepository.objects.due().filter(pk=quick.pk).exists():
+            is_due.set()
+
+    world.git.server.on_request = think
+    make_checks_due()
+    with remote.new_client() as client:
+        assert check_due(client, look) == 2
+    assert found == [True]
+    assert [watch.pk for watch in AppRepository.objects.due()] == [quick.pk]
 
 
 @pytest.mark.parametrize("meanwhile", ["failed", "cancelled"])

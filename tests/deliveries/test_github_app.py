@@ -11,13 +11,16 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, PrivateFormat
 from django.db import connection
+from django.db.models.functions import Now
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, Status
 from deliveries_app.services import host_checks, watch_settings
+from deliveries_app.sweep.head_checks import check_due
 from docora.conf.logs import configure
 from docora.redis.connection import connection as redis
 from repositories_app import github
+from repositories_app.git import remote
 from repositories_app.git.exceptions import Cause, GitError
 from repositories_app.models import GitHubApp
 from tests.api.caller import Caller, error_of
@@ -379,6 +382,30 @@ def test_hanging_api_is_not_asked_for_those_that_wait_for_their_turn(
         is_over.set()
     assert {one.problem.cause for one in found.values() if one.problem} == {Cause.TIMEOUT}
     assert (len(found), len(asked)) == (len(urls), github.CONCURRENCY)
+
+
+def test_slow_api_does_not_delay_the_checks_of_other_repositories(
+    world: World, api: GitHub, watch, monkeypatch
+) -> None:
+    public = world.watch_url(world.git.repo("acme/public", FILES), app=world.add_app("Other"))
+    AppRepository.objects.update(next_sync_at=None, status=Status.SYNCED)
+    redis().flushdb()
+    is_due = threading.Event()
+    found: list[bool] = []
+
+    def think(*_request) -> Reply:
+        found.append(is_due.wait(10))
+        return 404, {}, {}
+
+    def look() -> None:
+        if AppRepository.objects.due().filter(pk=public.pk).exists():
+            is_due.set()
+
+    monkeypatch.setattr(api, "handle", think)
+    AppRepository.objects.update(next_check_at=Now())
+    with remote.new_client() as client:
+        assert check_due(client, look) == 2
+    assert found == [True]
 
 
 @pytest.mark.parametrize(
