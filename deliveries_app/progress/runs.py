@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from django.db import transaction
 from django.db.models import Case, F, Q, QuerySet, When, Window
-from django.db.models.functions import Now, RowNumber
+from django.db.models.functions import Coalesce, Now, RowNumber
 from django.utils import timezone
 
 from deliveries_app.models import (
@@ -37,6 +37,7 @@ _TOTALS_OF_UNSTARTED = {
     total: Case(When(started_at=None, then=F(done)), default=F(total))
     for total, done in (("files_total", "files_done"), ("bytes_total", "bytes_done"))
 }
+_STARTED_AT = Coalesce("started_at", Now())
 _ROWS_AT_ONCE = 1000
 
 
@@ -153,13 +154,13 @@ def set_totals(run: SyncRun, *, files: int, size: int, left_out: Mapping[str, in
     run.files_failed, run.files_skipped, run.commit_sha = 0, sum(left_out.values()), commit
     run.left_out = dict(left_out)
     run.attempts += 1
-    run.started_at = run.started_at or timezone.now()
-    changed = [
-        "files_total", "bytes_total", "files_failed", "files_skipped", "left_out", "commit_sha", "attempts", "started_at",
-    ]  # fmt: skip
+    changed = ["files_total", "bytes_total", "files_failed", "files_skipped", "left_out", "commit_sha", "attempts"]
+    # By the database's clock, as the end: the clocks of two workers may differ.
     if run.pk:
-        _run.update(run.pk, **{name: getattr(run, name) for name in changed})
+        _run.update(run.pk, started_at=_STARTED_AT, **{name: getattr(run, name) for name in changed})
+        run.started_at = run.started_at or timezone.now()
     else:
+        run.started_at = Now()  # `save` replaces it by the time
         run.save()
 
 
@@ -265,10 +266,14 @@ def _end(runs: Sequence[SyncRun], outcome: Outcome, error: str = "") -> None:
 
 
 def _end_fields(runs: Sequence[SyncRun], outcome: Outcome, error: str) -> dict[str, Any]:
-    """Set the end of these runs in the objects, and return the changes to their rows."""
-    fields: dict[str, Any] = {"outcome": outcome, "ended_at": timezone.now(), "error": error}
+    """Set the end of these runs in the objects, and return the changes to their rows.
+
+    The rows get the database's time, because the run that ended last is looked up by it (`current_run`).
+    """
+    fields: dict[str, Any] = {"outcome": outcome, "ended_at": Now(), "error": error}
+    now = timezone.now()
     for run in runs:
-        run.outcome, run.ended_at, run.error = outcome, fields["ended_at"], error
+        run.outcome, run.ended_at, run.error = outcome, now, error
     if outcome == Outcome.SUCCEEDED:  # an unstarted run has estimates, and another run sent its files
         for run in runs:
             if run.started_at is None:

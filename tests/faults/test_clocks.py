@@ -21,8 +21,10 @@ from deliveries_app.models import (
     Status,
 )
 from deliveries_app.models.alerts import ChannelName
+from deliveries_app.progress.runs import current_run
 from deliveries_app.receiver import endpoint
 from deliveries_app.receiver.notification import verify
+from deliveries_app.reports import history
 from deliveries_app.sweep.wrong_times import correct_wrong_times
 from deliveries_app.sync import pace
 from deliveries_app.sync.attempt import sync
@@ -138,6 +140,35 @@ def test_worker_clock_an_hour_off(world: World, settings, monkeypatch: pytest.Mo
     )
     assert watch.last_synced_at is not None
     assert abs((watch.last_synced_at - timezone.now()).total_seconds()) < TOLERANCE
+
+
+@pytest.mark.parametrize("ahead", [HOUR, -HOUR], ids=["ahead of", "behind"])
+def test_last_run_is_the_one_that_ended_last_although_two_workers_clocks_differ(
+    world: World, monkeypatch: pytest.MonkeyPatch, ahead: float
+) -> None:
+    def verify_with_worker_clock(headers: Mapping[str, str], body: bytes, key: str, now: float) -> None:
+        verify(headers, body, key, float(headers["x-docora-timestamp"]))
+
+    def work(offset: float) -> None:
+        def run() -> None:
+            set_clock(offset)
+            sync(watch.pk)
+
+        world.make_due(watch)
+        assert reap(forked(run)) == 0
+
+    monkeypatch.setattr(endpoint, "verify", verify_with_worker_clock)
+    repo, watch = world.watch()
+    work(ahead)
+    repo.commit({"readme.md": b"changed"})
+    work(0.0)
+    newest, first = sorted(world.runs(watch), key=lambda run: run.pk, reverse=True)
+    assert (newest.outcome, first.outcome) == ("succeeded", "succeeded")
+    assert current_run(watch) == newest
+    for run in (newest, first):
+        assert 0 <= (history.seconds(run) or 0.0) < TOLERANCE
+        assert run.ended_at is not None
+        assert abs((run.ended_at - timezone.now()).total_seconds()) < TOLERANCE
 
 
 @pytest.mark.parametrize("ahead", [HOUR, -HOUR], ids=["ahead of", "behind"])
