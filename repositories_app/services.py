@@ -106,7 +106,7 @@ def record_failure(repository: Repository, error: GitError) -> Circuit:
     if not opened:
         failing.filter(circuit_open_until__lte=Now()).update(circuit_open_until=until)
     repository.refresh_from_db()
-    return Circuit(opened, cooldown if repository.circuit_is_open else 0.0)
+    return Circuit(opened, cooldown if _is_open(repository) else 0.0)
 
 
 def host_is_down(canonical_url: str) -> Exists:
@@ -158,7 +158,13 @@ def close_circuit(repository: Repository) -> bool:
 
     Return whether this ended a cooldown that was still running.
     """
-    return _failing.update(repository.pk, **_CLOSED) == 1 and repository.circuit_is_open
+    was_open = _is_open(repository)
+    return _failing.update(repository.pk, **_CLOSED) == 1 and was_open
+
+
+def _is_open(repository: Repository) -> bool:
+    """Return whether the circuit is open by the database's clock, as all of its times are."""
+    return Repository.objects.filter(pk=repository.pk, circuit_open_until__gt=Now()).exists()
 
 
 def close_circuits(repositories: Iterable[Repository]) -> None:

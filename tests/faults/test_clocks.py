@@ -9,6 +9,7 @@ import pytest
 from django.db.models.functions import Now
 from django.utils import timezone
 
+from deliveries_app.actors import Actor
 from deliveries_app.models import (
     AlertChannel,
     App,
@@ -25,6 +26,7 @@ from deliveries_app.progress.runs import current_run
 from deliveries_app.receiver import endpoint
 from deliveries_app.receiver.notification import verify
 from deliveries_app.reports import history
+from deliveries_app.services import resync_single
 from deliveries_app.sweep.wrong_times import correct_wrong_times
 from deliveries_app.sync import pace
 from deliveries_app.sync.attempt import sync
@@ -190,6 +192,31 @@ def test_open_circuit_uses_the_database_clock(world: World, ahead: float) -> Non
     assert len(world.git.server.requests) == asked
     assert watch.next_sync_at is not None
     assert abs((watch.next_sync_at - Repository.objects.get().circuit_open_until).total_seconds()) < TOLERANCE
+
+
+@pytest.mark.parametrize("ahead", [HOUR, -HOUR], ids=["ahead of", "behind"])
+def test_worker_with_a_wrong_clock_closes_a_circuit_for_all_watches(
+    world: World, monkeypatch: pytest.MonkeyPatch, ahead: float
+) -> None:
+    def verify_with_worker_clock(headers: Mapping[str, str], body: bytes, key: str, now: float) -> None:
+        verify(headers, body, key, float(headers["x-docora-timestamp"]))
+
+    monkeypatch.setattr(endpoint, "verify", verify_with_worker_clock)
+    repo, watch = world.watch()
+    other = world.watch_url(repo, app=world.add_app("Other"))
+    world.settle()
+    until = Now() + timedelta(seconds=1000)
+    Repository.objects.update(consecutive_failures=5, last_failure_at=Now(), circuit_open_until=until)
+    AppRepository.objects.filter(pk=other.pk).update(next_sync_at=until)
+    resync_single(Actor.command(), watch)
+
+    def work() -> None:
+        set_clock(ahead)
+        sync(watch.pk)
+
+    assert reap(forked(work)) == 0
+    assert Repository.objects.get().circuit_open_until is None
+    assert list(AppRepository.objects.due()) == [other]
 
 
 def test_times_written_while_the_database_clock_was_ahead_hold_nothing_back(world: World) -> None:
