@@ -188,6 +188,15 @@ def still_damaged(error: GitError) -> GitError:
     )
 
 
+def mirror_held(seconds: float) -> GitError:
+    """Return the error for a mirror whose lock another process has held for so long that it must hang."""
+    return GitError(
+        Cause.OTHER,
+        f"Another process on this server has been using the repository's mirror for {format_seconds(seconds)}. It is frozen "
+        "or hangs. Restart the workers here, and check the disk that holds REPOS_DIR.",
+    )
+
+
 def ref_not_served(name: str) -> GitError:
     """Return the error for a branch or tag that the host has just listed, but whose objects it does not send yet."""
     message = f"The git host lists the {describe(name)}, but doesn't serve it yet."

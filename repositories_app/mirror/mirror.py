@@ -22,6 +22,8 @@ from itertools import batched, pairwise
 from pathlib import Path
 from typing import Any
 
+from django.conf import settings
+
 from docora import file_locks
 from docora.conf.data_dir import make_private
 from docora.http.client import HttpClient
@@ -77,7 +79,7 @@ class Mirror:
 
         Raises `MirrorBusy` if another process has been doing that for `max_wait` seconds.
         """
-        with self._lock("use", _raising_busy(tick, max_wait), shared=True) as fd:
+        with self._lock("use", self._raising_busy("use", tick, max_wait), shared=True) as fd:
             os.utime(fd)
             yield
 
@@ -115,7 +117,7 @@ class Mirror:
         a branch or tag). With an idle `client`, a small fetch takes one request and one process. Raises `GitError`, and
         `MirrorBusy` if another process has been fetching for `max_wait` seconds.
         """
-        with self._lock("fetch", _raising_busy(tick, max_wait)):
+        with self._lock("fetch", self._raising_busy("fetch", tick, max_wait)):
             self._prepare(object_format(commit))
             ref = f"refs/docora/{watch}/run"
             kept = self._kept(watch) if self._packs() else []
@@ -386,7 +388,7 @@ class Mirror:
         Return whether it is gone. Raises `MirrorBusy` if it has been in use for `max_wait` seconds. Do not call this
         inside `in_use`.
         """
-        tick = _raising_busy(tick, max_wait)
+        tick = self._raising_busy("use", tick, max_wait)
         try:
             with self._lock("use", tick, wait=wait), self._lock("fetch", tick, wait=wait):
                 with contextlib.suppress(OSError):  # first: without it, the rest is no mirror
@@ -488,26 +490,32 @@ class Mirror:
         """Hold a lock and yield its descriptor, which git processes that are started meanwhile inherit."""
         make_private(self.directory.parent)
         with file_locks.hold(self._lock_file(name), shared=shared, wait=wait, tick=tick) as fd:
+            if not shared:
+                os.utime(fd)  # since when it is held
             self._fds.append(fd)
             try:
                 yield fd
             finally:
                 self._fds.remove(fd)
 
-    def _lock_file(self, name: str) -> Path:
-        return Path(f"{self.directory}.{name}.lock")
+    def _raising_busy(self, name: str, tick: git.Tick, seconds: float) -> git.Tick:
+        """Return a tick that calls `tick` and raises `MirrorBusy` after `seconds`, or `GitError` if the lock's holder hangs."""
+        until = time.monotonic() + seconds
 
-
-def _raising_busy(tick: git.Tick, seconds: float) -> git.Tick:
-    """Return a tick that calls `tick` and raises `MirrorBusy` after `seconds`."""
-    until = time.monotonic() + seconds
-
-    def raise_if_late() -> None:
-        tick()
-        if time.monotonic() > until:
+        def raise_if_late() -> None:
+            tick()
+            if time.monotonic() <= until:
+                return
+            with contextlib.suppress(FileNotFoundError):  # its holder has just removed it, with the mirror
+                held_for = time.time() - self._lock_file(name).stat().st_mtime
+                if held_for > hangs_after():
+                    raise git_errors.mirror_held(held_for)
             raise MirrorBusy
 
-    return raise_if_late
+        return raise_if_late
+
+    def _lock_file(self, name: str) -> Path:
+        return Path(f"{self.directory}.{name}.lock")
 
 
 def _with_sizes(differences: dict[bytes, Difference], reader: BlobReader) -> dict[bytes, Difference]:
@@ -518,6 +526,11 @@ def _with_sizes(differences: dict[bytes, Difference], reader: BlobReader) -> dic
         return replace(entry, size=sizes[entry]) if entry in sizes else entry
 
     return {path: (with_size(before), with_size(after)) for path, (before, after) in differences.items()}
+
+
+def hangs_after() -> float:
+    """Return the seconds after which a process that holds one of a mirror's locks hangs: more than all its timeouts together."""
+    return 3600.0 + 5 * settings.FETCH_TIMEOUT_SECONDS
 
 
 @contextlib.contextmanager

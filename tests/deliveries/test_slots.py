@@ -1,9 +1,11 @@
 """`max_in_flight` limits an app over all its repositories and all workers (`engine.md` §7)."""
 
 import contextlib
+import os
 import threading
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from django.db.models import F
@@ -17,8 +19,12 @@ from deliveries_app.sync import attempt
 from deliveries_app.sync import lease as leases
 from deliveries_app.sync.attempt import MANY_FILES, sync
 from deliveries_app.sync.lease import Lease, claim
+from docora import file_locks
 from docora.db.clock import from_now
 from docora.redis import queues
+from repositories_app.mirror import mirror
+from repositories_app.models import Repository
+from repositories_app.services import mirror_of
 from tests.support.histories import assert_promise_kept
 from tests.support.processes import in_threads, syncing
 from tests.support.receiver import wait_for
@@ -320,3 +326,27 @@ def test_run_does_not_wait_long_for_another_one_that_fetches(world: World, monke
         worker.join(20)
     world.sync(second)
     assert_promise_kept(world, repo, second)
+
+
+def test_process_that_hangs_with_the_mirror_fails_the_run_in_the_end(
+    world: World, monkeypatch: pytest.MonkeyPatch, settings
+) -> None:
+    """Otherwise the watch is shown as pending for as long as that process exists, and nothing says why."""
+    monkeypatch.setattr(attempt, "BUSY_SECONDS", 0.1)
+    repo, watch = world.watch()
+    world.settle()
+    repo.commit({"readme.md": b"changed"})
+    lock = Path(f"{mirror_of(watch.repository).directory}.fetch.lock")
+    with file_locks.hold(lock, shared=False):
+        hours_ago = time.time() - mirror.hangs_after()
+        os.utime(lock, (hours_ago + 60, hours_ago + 60))
+        world.sync(watch)
+        assert (watch.is_failing, watch.retry_count) == (False, 0)
+        os.utime(lock, (hours_ago - 60, hours_ago - 60))
+        world.sync(watch)
+        assert (watch.is_failing, watch.retry_count) == (True, 1)
+        assert watch.last_error.startswith("Another process on this server has been using the repository's mirror for ")
+        assert Repository.objects.get().consecutive_failures == 0
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
+    assert time.time() - lock.stat().st_mtime < 60, "the lock says since when it is held"
