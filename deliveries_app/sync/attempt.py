@@ -64,11 +64,11 @@ It sends for `SLICE_SECONDS` or `SLICE_FACTOR` times the time it took to prepare
 `LONGEST_SLICE_SECONDS`. It has to prepare again later, which should cost little compared to sending. The fetch is not repeated.
 """
 _WAITING_SECONDS = 1.0  # a watch that has been due for this long is waiting for a worker
-BUSY_SECONDS = 2.0
-"""How long a run waits while another one fetches the same repository.
-
-Then it releases its watch, which is due again after the same time.
-"""
+MIRROR_WAIT_SECONDS = 2.0
+"""How long a run waits while another one fetches the same repository. Then it releases its watch."""
+BUSY_SECONDS = 2.0, 30.0
+BUSY_SHARE = 10
+"""The watch is due again after a tenth of the time for which the other run has been fetching, within `BUSY_SECONDS`."""
 LAG_SECONDS = 5.0, 30.0
 """How soon a watch is due again if its host named one commit and served another.
 
@@ -154,8 +154,9 @@ class Attempt:
             outcomes.postponed(self.lease, 0.0)
             self.made_way = True
             logger.info("made_way")
-        except MirrorBusy:  # nothing is in flight
-            outcomes.postponed(self.lease, BUSY_SECONDS)
+        except MirrorBusy as busy:  # nothing is in flight
+            shortest, longest = BUSY_SECONDS
+            outcomes.postponed(self.lease, max(shortest, min(busy.held_for / BUSY_SHARE, longest)))
             logger.info("mirror_busy")
         except Paused:  # the run stays open and continues after the pause
             self._drain(DRAIN_SECONDS)
@@ -253,7 +254,7 @@ class Attempt:
                 raise git_errors.still_damaged(error) from None
             logger.warning("mirror_rebuilt", extra={"cause": str(error)})
             disown_failures(self.lease)
-            self.mirror.remove(self._alive, max_wait=BUSY_SECONDS)
+            self.mirror.remove(self._alive, max_wait=MIRROR_WAIT_SECONDS)
             self._sync_with_new_mirror(head)
         self.mirror.repack_if_many(lambda: None, watch.repository.watches.watch_ids)
 
@@ -272,7 +273,7 @@ class Attempt:
         send_due(self.client, self.lease, envelope, self.keyring, self._alive)
 
     def _sync_to(self, head: Head, client: HttpClient | None) -> None:
-        with self.mirror.in_use(self._alive, max_wait=BUSY_SECONDS), self.mirror.blobs() as reader:
+        with self.mirror.in_use(self._alive, max_wait=MIRROR_WAIT_SECONDS), self.mirror.blobs() as reader:
             fetch_began = time.monotonic()
             commit = self._read_with_token(
                 lambda token: self.mirror.fetch(
@@ -284,7 +285,7 @@ class Attempt:
                     tick=self._alive,
                     name=head.name,
                     client=client,
-                    max_wait=BUSY_SECONDS,
+                    max_wait=MIRROR_WAIT_SECONDS,
                 )
             )
             self._fetch_seconds = time.monotonic() - fetch_began

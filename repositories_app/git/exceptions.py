@@ -104,7 +104,11 @@ class HostNotAllowed(InvalidUrl):
 
 
 class MirrorBusy(Exception):
-    """Another process has held the mirror's lock for longer than this one waits."""
+    """Another process has held the mirror's lock for longer than this one waits: for about `held_for` seconds."""
+
+    def __init__(self, held_for: float) -> None:
+        super().__init__()
+        self.held_for = held_for
 
 
 class Interrupted(Exception):

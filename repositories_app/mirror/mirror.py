@@ -506,11 +506,13 @@ class Mirror:
             tick()
             if time.monotonic() <= until:
                 return
-            with contextlib.suppress(FileNotFoundError):  # its holder has just removed it, with the mirror
+            try:
                 held_for = time.time() - self._lock_file(name).stat().st_mtime
-                if held_for > hangs_after():
-                    raise git_errors.mirror_held(held_for)
-            raise MirrorBusy
+            except FileNotFoundError:  # its holder has just removed it, with the mirror
+                held_for = 0.0
+            if held_for > hangs_after():
+                raise git_errors.mirror_held(held_for)
+            raise MirrorBusy(held_for)
 
         return raise_if_late
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from django.db.models import F
+from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 
 from deliveries_app import jobs, scheduling
@@ -303,7 +304,7 @@ def test_other_watches_of_a_down_app_are_not_woken_beside_its_probe(world: World
 
 def test_run_does_not_wait_long_for_another_one_that_fetches(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would hold a thread of the worker and slots of its app."""
-    monkeypatch.setattr(attempt, "BUSY_SECONDS", 0.3)
+    monkeypatch.setattr(attempt, "MIRROR_WAIT_SECONDS", 0.3)
     repo, first = world.watch()
     second = world.watch_url(repo, app=world.add_app("Other"))
     asked, go_on = [], threading.Event()
@@ -328,11 +329,28 @@ def test_run_does_not_wait_long_for_another_one_that_fetches(world: World, monke
     assert_promise_kept(world, repo, second)
 
 
+@pytest.mark.parametrize(("held", "seconds"), [(5, 2), (100, 10), (1800, 30), (-60, 2)])
+def test_run_asks_less_often_the_longer_another_one_fetches(
+    world: World, monkeypatch: pytest.MonkeyPatch, held: float, seconds: float
+) -> None:
+    """Each time, it asks the host for HEAD and holds a place while it waits: every two seconds for a quarter of an hour."""
+    _, watch = world.watch()
+    world.settle()
+    AppRepository.objects.update(base_commit="", base_rules="")
+    lock = Path(f"{mirror_of(watch.repository).directory}.fetch.lock")
+    monkeypatch.setattr(attempt, "MIRROR_WAIT_SECONDS", 0.1)
+    with file_locks.hold(lock, shared=False):
+        os.utime(lock, (time.time() - held, time.time() - held))
+        world.sync(watch)
+    assert watch.next_sync_at is not None
+    assert (watch.next_sync_at - timezone.now()).total_seconds() == pytest.approx(seconds, abs=1.5)
+
+
 def test_process_that_hangs_with_the_mirror_fails_the_run_in_the_end(
     world: World, monkeypatch: pytest.MonkeyPatch, settings
 ) -> None:
     """Otherwise the watch is shown as pending for as long as that process exists, and nothing says why."""
-    monkeypatch.setattr(attempt, "BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(attempt, "MIRROR_WAIT_SECONDS", 0.1)
     repo, watch = world.watch()
     world.settle()
     repo.commit({"readme.md": b"changed"})
