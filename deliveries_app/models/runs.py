@@ -140,12 +140,6 @@ class Outcome(models.TextChoices):
         return [outcome for outcome in cls if outcome.result == result]
 
 
-class SyncRunQuerySet(models.QuerySet["SyncRun"]):
-    def with_result(self) -> Self:
-        """Read with each run whether it `is_superseded`, which its result depends on."""
-        return self.annotate(**{"is_superseded": is_superseded()})
-
-
 SWEEP = "sweep"
 """`requested_by` of runs that Docora itself started."""
 
@@ -154,6 +148,12 @@ def is_superseded() -> Q:
     """Match open runs in whose place a later request is in progress. They continue if that one is cancelled."""
     later = SyncRun.objects.filter(watch=OuterRef("watch"), outcome="", generation__gt=OuterRef("generation"))
     return Q(outcome="") & Q(Exists(later))
+
+
+class SyncRunQuerySet(models.QuerySet["SyncRun"]):
+    def with_result(self) -> Self:
+        """Read with each run whether it `is_superseded`, which its result depends on."""
+        return self.annotate(**{"is_superseded": is_superseded()})
 
 
 class SyncRun(models.Model):

@@ -74,7 +74,8 @@ class Impact:
 
 @dataclass(frozen=True)
 class Removal:
-    """What is removed together with `watches` watches. `sample` has the first of them, with their number of `files` at the client.
+    """What is removed together with `watches` watches. `sample` has the first of them, with the files that may be
+    `at_client`.
 
     - `pks` and `files`: the watches, and the number of files in their newest trees. A worker is syncing `syncing` of them now.
     - `records`: their delivery records, exact up to `COUNTED_RECORDS`, otherwise estimated from the number of files.
