@@ -56,3 +56,15 @@ def test_violations_of_any_look_are_found(browser: Browser) -> None:
     assert len(found) == len(FOUR_LOOKS)
     for look, problem in zip(FOUR_LOOKS, found, strict=True):
         assert f"({look.scheme}, {look.width}): color-contrast: #of-{look.scheme}-{look.width}:" in problem
+
+
+def test_colour_that_was_parsed_before_is_the_same(browser: Browser) -> None:
+    def read(page: Page) -> list[list[float]]:
+        page.set_content(PAGE.format(""))
+        violations(page)
+        return page.evaluate("""texts => texts.map(text => {
+            const {red, green, blue, alpha} = new axe.commons.color.Color().parseString(text);
+            return [red, green, blue, alpha];
+        })""", ["rgb(1, 2, 3)", "rgba(200, 100, 50, 0.5)"] * 2)  # fmt: skip
+
+    assert browser.drive(read) == [[1, 2, 3, 1], [200, 100, 50, 0.5]] * 2
