@@ -11,6 +11,7 @@ LISTENER is the descriptor of the socket. When the application is loaded, one by
 """
 
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -195,7 +196,11 @@ def main(listener: str, ready: str, threads: str, application: str) -> None:
     with contextlib.suppress(ValueError):  # the hard limit is lower
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, _OPEN_FILES), hard))
     module, _, name = application.partition(":")
-    server = WebServer(getattr(import_module(module), name), socket.socket(fileno=int(listener)), int(threads))
+    gc.disable()  # until everything is imported, as in `docora.cli.main`
+    loaded = getattr(import_module(module), name)
+    gc.freeze()
+    gc.enable()
+    server = WebServer(loaded, socket.socket(fileno=int(listener)), int(threads))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: server.stop())
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the manager acts on it

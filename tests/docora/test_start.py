@@ -24,6 +24,21 @@ os.register_at_fork(before=lambda: print("jobs:", "deliveries_app.jobs" in sys.m
 main()
 """
 
+COLLECTIONS = """
+import gc
+from docora.cli.main import main
+collections = []
+def freeze(really=gc.freeze):
+    gc.callbacks.clear()
+    really()
+gc.freeze = freeze
+gc.callbacks.append(lambda phase, info: collections.append(phase))
+try:
+    main()
+finally:
+    print("collections:", len(collections))
+"""
+
 
 @pytest.mark.parametrize(("command", "imports_pages"), [("list_apps", False), ("check", True)])
 def test_only_commands_that_check_urls_import_pages(
@@ -43,3 +58,13 @@ def test_worker_imports_jobs_before_it_forks(instance_environment: dict[str, str
     assert done.returncode == 0
     assert "jobs: True\n" in done.stderr
     assert "jobs: False" not in done.stderr
+
+
+def test_garbage_is_collected_only_once_a_command_is_loaded(
+    instance_environment: dict[str, str], tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(COLLECTIONS)
+    code = "import gc; print(gc.isenabled())"
+    done = run_script(script, "shell", "--verbosity", "0", "-c", code, environment=instance_environment)
+    assert (done.stdout, done.stderr) == ("True\ncollections: 0\n", "")
