@@ -29,6 +29,7 @@ from tests.support.shared import SharedFolder
 from tests.support.time_limit import TimeLimit
 from tests.support.valkey import ValkeyServer
 
+gc.disable()  # until the tests are collected: nothing is thrown away meanwhile
 use_memory_for_temporary_files()
 environment = TestEnvironment()
 environment.install()
@@ -93,7 +94,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    gc.collect()
+    gc.enable()
     gc.freeze()  # no collection looks at the thousands of tests again, in this process or in one that it forks
 
 

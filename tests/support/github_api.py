@@ -21,9 +21,11 @@ from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from repositories_app import github
 from repositories_app.models import GitHubApp
 from tests.support.git import GitFixture, GitServer, Handler
 
+github.load_key = cache(github.load_key)  # it checks an RSA key for 40 ms, and the tests use the same few keys
 APP_ID = "123456"
 Reply = tuple[int, dict[str, str], Any]
 
