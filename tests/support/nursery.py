@@ -329,7 +329,6 @@ def _serve_prepared(request: dict[str, Any], parent: int) -> dict[str, Any] | No
         _set_up_docora()
     except BaseException:
         return None
-    gc.collect()
     gc.freeze()
     control.send(b"y")
     return _Server(control, is_prepared=True).serve()
@@ -340,10 +339,10 @@ if __name__ == "__main__":
 
     from docora.process import die_with_parent_pid
 
+    gc.disable()  # nothing that is imported is thrown away
     die_with_parent_pid(int(sys.argv[2]), signal.SIGKILL)
     for library in LIBRARIES:
         importlib.import_module(library)
-    gc.collect()
     gc.freeze()  # children then copy less of what they share
     pid = os.getpid()
     request = _Server(socket.socket(fileno=int(sys.argv[1]))).serve()
@@ -354,4 +353,5 @@ if __name__ == "__main__":
         _become(request, pid)
         import runpy
 
+        gc.enable()
         runpy.run_path(sys.argv[0], run_name="__main__")
