@@ -128,19 +128,25 @@ def _check(
     readable = [watch for watch in watches if watch not in undecryptable]
     answering_hosts: set[str] = set()
     for_git: dict[AppRepository, HeadQuery[AppRepository]] = {}
+    unconnected: list[tuple[AppRepository, Head | GitError]] = []
     for needs_token in (False, True):  # these last: GitHub may take long to issue their tokens
         part = [watch for watch in readable if (watch.github_app is not None) == needs_token]
         if part:
-            for_git |= _check_hosts(client, part, meanwhile, answering_hosts)
+            for_git |= _check_hosts(client, part, meanwhile, answering_hosts, unconnected)
+    _record(unconnected, answering_hosts)  # only now: another of the host's repositories may have answered
     return for_git
 
 
 def _check_hosts(
-    client: HttpClient, watches: Sequence[AppRepository], meanwhile: Callable[[], None], answering_hosts: set[str]
+    client: HttpClient,
+    watches: Sequence[AppRepository],
+    meanwhile: Callable[[], None],
+    answering_hosts: set[str],
+    unconnected: list[tuple[AppRepository, Head | GitError]],
 ) -> dict[AppRepository, HeadQuery[AppRepository]]:
-    """Do what `_check` says. Record every `_RECORD_SECONDS` what has been answered, so that no watch waits for another's host.
+    """Do what `_check` says, but add the answers without a connection to `unconnected` and don't record them.
 
-    Whether a host is down is known only at the end: another of its repositories may still answer.
+    Record the others every `_RECORD_SECONDS`, so that no watch waits for another's host.
     """
     tokens = _tokens(watches, meanwhile)
     queries = {
@@ -148,7 +154,6 @@ def _check_hosts(
     }
     for_git: dict[AppRepository, HeadQuery[AppRepository]] = {}
     answers: list[tuple[AppRepository, Head | GitError]] = []
-    unconnected: list[tuple[AppRepository, Head | GitError]] = []
     next_record = time.monotonic() + _RECORD_SECONDS
 
     def record_if_due() -> None:
@@ -164,7 +169,7 @@ def _check_hosts(
             for_git[watch] = queries[watch]
         else:
             (unconnected if isinstance(answer, GitError) and answer.no_connection else answers).append((watch, answer))
-    _record(answers + unconnected, answering_hosts)
+    _record(answers, answering_hosts)
     return for_git
 
 

@@ -22,7 +22,7 @@ from docora.redis.connection import connection as redis
 from repositories_app import github
 from repositories_app.git import remote
 from repositories_app.git.exceptions import Cause, GitError
-from repositories_app.models import GitHubApp
+from repositories_app.models import GitHubApp, HostOutage
 from tests.api.caller import Caller, error_of
 from tests.support.git import Repo
 from tests.support.github_api import GitHub, GitHubFixture, Installation, Reply, pem
@@ -382,6 +382,24 @@ def test_hanging_api_is_not_asked_for_those_that_wait_for_their_turn(
         is_over.set()
     assert {one.problem.cause for one in found.values() if one.problem} == {Cause.TIMEOUT}
     assert (len(found), len(asked)) == (len(urls), github.CONCURRENCY)
+
+
+def test_host_is_not_down_if_only_watches_of_a_github_app_are_answered(
+    world: World, api: GitHub, watch, monkeypatch
+) -> None:
+    """Those are checked last."""
+    world.watch_url(world.git.repo("acme/public", FILES), app=world.add_app("Other"))
+    AppRepository.objects.update(next_sync_at=None, status=Status.SYNCED)
+    request = remote.upload_pack_request
+
+    def unconnected(url: str, *arguments, **options):
+        return request(
+            url.replace(world.git.url, "http://127.0.0.1:9") if "public" in url else url, *arguments, **options
+        )
+
+    monkeypatch.setattr(remote, "upload_pack_request", unconnected)
+    assert world.check() == 2
+    assert not HostOutage.objects.exists()
 
 
 def test_slow_api_does_not_delay_the_checks_of_other_repositories(
