@@ -170,11 +170,8 @@ class Attempt:
             self._close_circuit()  # the repository can be read
             outcomes.failed(self.lease, SyncFailure(str(error), error.cause, _root_of(error)), permanent=True)
         except NoticeRefused as error:
-            fields: dict[str, Any] = {
-                "files_failing": 0,
-                "base_commit": "",
-                "base_rules": "",
-            }  # the notice is still due
+            # Without a base, the next attempt sends the notice, which is still due.
+            fields: dict[str, Any] = {"files_failing": 0, "base_commit": "", "base_rules": ""}
             if error.may_be_under_way:
                 fields["doubt_until"] = from_now(HOLD_AFTER_TIMEOUT)
             if error.wait is None:
