@@ -264,7 +264,7 @@ def test_link_to_all_results_is_shown_while_some_are_left_out(root: Client, watc
 
 def test_lists_show_all_files_beside_the_acknowledged_ones(root: Client, watches) -> None:
     docs = watches[0]
-    AppRepository.objects.filter(pk=docs.pk).update(tree_files=1402, files_failing=40)
+    AppRepository.objects.filter(pk=docs.pk).update(tree_files=1402, files_failing=40, base_commit="a" * 40)
     pages = [f"apprepository/?app={docs.app_id}", f"app/{docs.app_id}/change/", f"apprepository/{docs.pk}/delete/"]
     pages.append(f"../repositories_app/repository/{docs.repository_id}/change/")
     for page in pages:

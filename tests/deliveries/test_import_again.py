@@ -161,25 +161,27 @@ def test_watch_that_a_client_added_during_the_import_stays_unwatched(
     world: World, existing: ExistingService, monkeypatch, ended: str
 ) -> None:
     app = existing.app(world.receiver.url, "Moved", key=KEY)
-    first, second = (existing.repository(world.git.repo(f"acme/{name}", FILES).url) for name in ("docs", "site"))
-    for repository in (first, second):
+    repositories = [existing.repository(world.git.repo(f"acme/{name}", FILES).url) for name in ("docs", "site")]
+    for repository in repositories:
         existing.watch(app, repository, FILES)
     original = write.write_records
 
-    def write_while_the_client_watches(*arguments) -> int:
+    def write_while_the_client_watches(watch: AppRepository, *arguments) -> int:
+        repositories.sort(key=lambda repository: repository.repository_id != watch.repository.repository_id)
         caller = Caller(App.objects.get(app_id=app.app_id), app.token)
-        assert caller.post("", {"github_url": second.url}).status_code == 201
+        assert caller.post("", {"github_url": repositories[1].url}).status_code == 201
         if ended == "at once":
-            unwatch_as_client(app, second)
-        return original(*arguments)
+            unwatch_as_client(app, repositories[1])
+        return original(watch, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(write, "write_records", write_while_the_client_watches)
         assert progress_of(run(existing, monkeypatch))["watches"] == ((1, 1, 0) if ended == "later" else (1, 0, 1))
     if ended == "later":
-        unwatch_as_client(app, second)
+        unwatch_as_client(app, repositories[1])
     remove_ended()
     report = run(existing, monkeypatch)
     assert progress_of(report)["watches"] == (0, 1, 1)
     assert UNWATCHED in reasons(report, "remarks")
-    assert [watch.repository.repository_id for watch in AppRepository.objects.alive()] == [first.repository_id]
+    kept = [watch.repository.repository_id for watch in AppRepository.objects.alive()]
+    assert kept == [repositories[0].repository_id]

@@ -110,13 +110,18 @@ def test_migrate_waits_for_the_database(
         late.close()
 
 
+def has_web_process(pid: int) -> bool:
+    commands = [Path(f"/proc/{child}/cmdline") for child in children(pid)]
+    return any(b"docora.server.web_manager" in command.read_bytes() for command in commands if command.exists())
+
+
 def test_up_survives_a_database_outage_while_it_starts(
     replicas: Daemons, tmp_path: Path, postgres_server: PostgresServer
 ) -> None:
     for name in ADMINISTRATOR:  # so that `up` has to look whether there is one
         del replicas.environment[name]
     up, address = start_elsewhere(replicas, tmp_path / "one")
-    wait_for(lambda: any(children(up.pid)), 60)  # it has migrated the database
+    wait_for(lambda: has_web_process(up.pid), 60)  # it starts once the database is migrated
     with psycopg.connect(replicas.environment["DATABASE_URL"]) as database:
         name = database.info.dbname
     with psycopg.connect(postgres_server.url_of("postgres"), autocommit=True) as server:
