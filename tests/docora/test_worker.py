@@ -354,10 +354,10 @@ def test_redis_outage_during_maintenance_does_not_end_the_worker(tmp_path: Path)
 
 
 def test_redis_outage_between_jobs_does_not_end_the_worker(
-    valkey_server: ValkeyServer, caplog: pytest.LogCaptureFixture
+    valkey_server: ValkeyServer, redis_client: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    redis = connection()
-    worker = DocoraWorker([django_rq.get_queue("default", connection=redis)], connection=redis)
+    # Not on the connection of this process, because RQ changes the timeouts of the one that it is given.
+    worker = DocoraWorker([django_rq.get_queue("default", connection=redis_client)], connection=redis_client)
     worker.register_birth()
     valkey_server.stop()
     worker.check_for_suspension(burst=False)
@@ -366,7 +366,7 @@ def test_redis_outage_between_jobs_does_not_end_the_worker(
     assert [record.message for record in caplog.records] == ["worker_without_redis"] * 3
     valkey_server.start()
     worker.heartbeat()
-    assert redis.hget(worker.key, "state") == b"idle"
+    assert redis_client.hget(worker.key, "state") == b"idle"
 
 
 def test_later_job_of_a_killed_work_horse_leaves_nothing_behind(tmp_path: Path, redis_client: Redis) -> None:
