@@ -8,7 +8,7 @@ from deliveries_app.models import AppRepository
 from deliveries_app.receiver import Answer
 from deliveries_app.services import resync_single, unwatch_repository
 from deliveries_app.sweep.cleanup import remove_ended
-from tests.support.histories import assert_promise_kept, seconds_until_next_sync
+from tests.support.histories import assert_held_back, assert_promise_kept, seconds_until_next_sync
 from tests.support.world import World
 
 
@@ -28,10 +28,7 @@ def test_another_notification_waits_until_the_first_is_processed(world: World, w
         repo.commit({"a.txt": b"v2"})
     else:
         resync_single(Actor.command(), watch)
-    sent = len(world.requests())
-    world.sync(watch)
-    assert len(world.requests()) == sent
-    assert 20 < seconds_until_next_sync(watch) <= 30
+    assert_held_back(world, watch)
     AppRepository.objects.update(doubt_until=Now())
     world.sync(watch)
     assert_promise_kept(world, repo, watch)
@@ -58,10 +55,7 @@ def test_lost_delete_holds_back_other_files(world: World) -> None:
     lose_connection(world, "README.md")
     world.sync(watch)
     world.answer(None)
-    sent = len(world.requests())
-    world.sync(watch)
-    assert len(world.requests()) == sent
-    assert 20 < seconds_until_next_sync(watch) <= 30
+    assert_held_back(world, watch)
     AppRepository.objects.update(doubt_until=Now())
     world.sync(watch)
     assert_promise_kept(world, repo, watch)
@@ -79,9 +73,7 @@ def test_run_that_is_superseded_meanwhile_leaves_doubt(world: World) -> None:
     world.sync(watch)
     world.answer(None)
     repo.commit({"a.txt": b"v2"})
-    sent = len(world.requests())
-    world.sync(watch)
-    assert len(world.requests()) == sent
+    assert_held_back(world, watch)
     AppRepository.objects.update(doubt_until=Now())
     world.sync(watch)
     assert_promise_kept(world, repo, watch)
@@ -97,10 +89,7 @@ def test_sync_completed_that_may_be_under_way_holds_back_the_next_commit(world: 
     world.sync(watch)
     world.answer(None)
     repo.commit({"a.txt": b"v2"})
-    sent = len(world.requests())
-    world.sync(watch)
-    assert len(world.requests()) == sent
-    assert 20 < seconds_until_next_sync(watch) <= 30
+    assert_held_back(world, watch)
     AppRepository.objects.update(doubt_until=Now())
     world.sync(watch)
     assert_promise_kept(world, repo, watch)

@@ -144,26 +144,35 @@ def test_worker_clock_an_hour_off(world: World, settings, monkeypatch: pytest.Mo
     assert abs((watch.last_synced_at - timezone.now()).total_seconds()) < TOLERANCE
 
 
+def accept_any_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the client verify each request by the clock of the worker that sent it."""
+
+    def verify_with_worker_clock(headers: Mapping[str, str], body: bytes, key: str, now: float) -> None:
+        verify(headers, body, key, float(headers["x-docora-timestamp"]))
+
+    monkeypatch.setattr(endpoint, "verify", verify_with_worker_clock)
+
+
+def sync_with_clock(watch: AppRepository, offset: float) -> None:
+    """Run an attempt in a process whose clock is off by so many seconds."""
+
+    def work() -> None:
+        set_clock(offset)
+        sync(watch.pk)
+
+    assert reap(forked(work)) == 0
+
+
 @pytest.mark.parametrize("ahead", [HOUR, -HOUR], ids=["ahead of", "behind"])
 def test_last_run_is_the_one_that_ended_last_although_two_workers_clocks_differ(
     world: World, monkeypatch: pytest.MonkeyPatch, ahead: float
 ) -> None:
-    def verify_with_worker_clock(headers: Mapping[str, str], body: bytes, key: str, now: float) -> None:
-        verify(headers, body, key, float(headers["x-docora-timestamp"]))
-
-    def work(offset: float) -> None:
-        def run() -> None:
-            set_clock(offset)
-            sync(watch.pk)
-
-        world.make_due(watch)
-        assert reap(forked(run)) == 0
-
-    monkeypatch.setattr(endpoint, "verify", verify_with_worker_clock)
+    accept_any_clock(monkeypatch)
     repo, watch = world.watch()
-    work(ahead)
+    sync_with_clock(watch, ahead)
     repo.commit({"readme.md": b"changed"})
-    work(0.0)
+    world.make_due(watch)
+    sync_with_clock(watch, 0.0)
     newest, first = sorted(world.runs(watch), key=lambda run: run.pk, reverse=True)
     assert (newest.outcome, first.outcome) == ("succeeded", "succeeded")
     assert current_run(watch) == newest
@@ -198,10 +207,7 @@ def test_open_circuit_uses_the_database_clock(world: World, ahead: float) -> Non
 def test_worker_with_a_wrong_clock_closes_a_circuit_for_all_watches(
     world: World, monkeypatch: pytest.MonkeyPatch, ahead: float
 ) -> None:
-    def verify_with_worker_clock(headers: Mapping[str, str], body: bytes, key: str, now: float) -> None:
-        verify(headers, body, key, float(headers["x-docora-timestamp"]))
-
-    monkeypatch.setattr(endpoint, "verify", verify_with_worker_clock)
+    accept_any_clock(monkeypatch)
     repo, watch = world.watch()
     other = world.watch_url(repo, app=world.add_app("Other"))
     world.settle()
@@ -210,11 +216,7 @@ def test_worker_with_a_wrong_clock_closes_a_circuit_for_all_watches(
     AppRepository.objects.filter(pk=other.pk).update(next_sync_at=until)
     resync_single(Actor.command(), watch)
 
-    def work() -> None:
-        set_clock(ahead)
-        sync(watch.pk)
-
-    assert reap(forked(work)) == 0
+    sync_with_clock(watch, ahead)
     assert Repository.objects.get().circuit_open_until is None
     assert list(AppRepository.objects.due()) == [other]
 

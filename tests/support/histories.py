@@ -227,3 +227,11 @@ def _contents(plan: Plan) -> tuple[object, ...]:
 def seconds_until_next_sync(watch: AppRepository) -> float:
     wait = AppRepository.objects.annotate(wait=F("next_sync_at") - Now()).get(pk=watch.pk).wait
     return float(wait.total_seconds())
+
+
+def assert_held_back(world: World, watch: AppRepository) -> None:
+    """An attempt sends nothing and is postponed: the app may still be processing an earlier request for up to 30 s."""
+    sent = len(world.requests())
+    world.sync(watch)
+    assert len(world.requests()) == sent
+    assert 20 < seconds_until_next_sync(watch) <= 30
