@@ -9,10 +9,10 @@ from deliveries_app.sync.endpoint_health import GATEWAY_ERRORS
 from deliveries_app.sync.exceptions import EndpointGone, RateLimited
 from deliveries_app.sync.lease import HOLD_AFTER_TIMEOUT
 from deliveries_app.sync.recorder import Failure
-from deliveries_app.webhooks.client import asked_to_wait, describe_outcome
+from deliveries_app.webhooks.client import asked_to_wait, describe_outcome, timed_out
 from docora.backoff import MAX_WAIT_SECONDS
 from docora.db.clock import DatabaseClock
-from docora.http.client import Cause, Outcome
+from docora.http.client import Outcome
 
 DOUBT_AFTER = 10  # consecutive failures, on different paths, as if the endpoint did not work
 CONTROL_PATHS = 3  # paths that are tried one by one if nothing else proves that the endpoint works
@@ -87,18 +87,16 @@ class ResponsePolicy:
         must not be repeated under its id, because the app would count it twice. `pausing`: the app has just refused others.
         """
         status = outcome.status
+        if outcome.ok:
+            return Decision(delivered=True)
+        hold = HOLD_AFTER_TIMEOUT if timed_out(outcome) else 0.0
         if outcome.cause is not None:
-            hold = HOLD_AFTER_TIMEOUT if outcome.cause is Cause.TIMEOUT else 0.0
             failure = Failure(outcome.cause.value, outcome.message, status, outcome.body, hold)
             wait = RETRY_UNREACHED if chunked and not outcome.reached else None
             return Decision(wait=wait, failure=failure, endpoint_failed=True)
         assert status is not None
-        if 200 <= status < 300:
-            return Decision(delivered=True)
         if change.kind == Kind.DELETE and change.lenient and status in {404, 410}:
             return Decision(delivered=True)  # it may never have had the file
-        # After a gateway's timeout, the app may still be processing the request, as after Docora's own.
-        hold = HOLD_AFTER_TIMEOUT if status == 504 else 0.0
         failure = Failure("http", describe_outcome(outcome), status, outcome.body, hold)
         asked = asked_to_wait(outcome)
         # 503 without Retry-After is also what a proxy answers if the app behind it is down: it gets one pause.
