@@ -123,8 +123,6 @@ def _check(
 ) -> dict[AppRepository, HeadQuery[AppRepository]]:
     """Check these watches. Return the queries that `ls_heads_by_git` has to make."""
     undecryptable = {watch for watch in watches if _is_undecryptable(watch)}
-    if undecryptable:
-        _record([], set(), undecryptable)
     readable = [watch for watch in watches if watch not in undecryptable]
     answering_hosts: set[str] = set()
     for_git: dict[AppRepository, HeadQuery[AppRepository]] = {}
@@ -133,7 +131,9 @@ def _check(
         part = [watch for watch in readable if (watch.github_app is not None) == needs_token]
         if part:
             for_git |= _check_hosts(client, part, meanwhile, answering_hosts, unconnected)
-    _record(unconnected, answering_hosts)  # only now: another of the host's repositories may have answered
+    _record(
+        unconnected, answering_hosts, undecryptable
+    )  # only now: another of the host's repositories may have answered
     return for_git
 
 
@@ -167,8 +167,10 @@ def _check_hosts(
     for watch, answer in ls_heads(client, queries.values(), record_if_due):
         if answer is None:
             for_git[watch] = queries[watch]
+        elif isinstance(answer, GitError) and answer.no_connection:
+            unconnected.append((watch, answer))
         else:
-            (unconnected if isinstance(answer, GitError) and answer.no_connection else answers).append((watch, answer))
+            answers.append((watch, answer))
     _record(answers, answering_hosts)
     return for_git
 
