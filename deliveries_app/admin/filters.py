@@ -24,6 +24,7 @@ from deliveries_app.models import (
     Result,
     SyncRun,
     WatchState,
+    is_in_progress,
     is_superseded,
 )
 from deliveries_app.models.watch_state import details_of
@@ -176,7 +177,7 @@ class HistoryChoiceFilter(ChoiceFilter, HistoryFilter):
 
 def _runs_with(result: Result) -> Q:
     if result == Result.RUNNING:
-        return Q(outcome="") & ~is_superseded()
+        return is_in_progress()
     if result == Result.SUPERSEDED:
         return Q(outcome=Outcome.SUPERSEDED) | is_superseded()
     if result not in {Result.FAILED, Result.PARTLY_FAILED}:

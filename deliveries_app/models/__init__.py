@@ -31,6 +31,7 @@ from deliveries_app.models.runs import (
     Reason,
     Result,
     SyncRun,
+    is_in_progress,
     is_superseded,
     new_run_id,
 )

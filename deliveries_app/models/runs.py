@@ -156,6 +156,11 @@ class SyncRunQuerySet(models.QuerySet["SyncRun"]):
         return self.annotate(**{"is_superseded": is_superseded()})
 
 
+def is_in_progress() -> Q:
+    """Match open runs that no later request has superseded."""
+    return Q(outcome="") & ~is_superseded()
+
+
 class SyncRun(models.Model):
     """One request to sync one watch, or one change found, including its retries and their outcome.
 

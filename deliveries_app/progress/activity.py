@@ -18,7 +18,7 @@ from deliveries_app.models import (
     StateDetail,
     SyncRun,
     WatchState,
-    is_superseded,
+    is_in_progress,
 )
 from deliveries_app.models.apps import is_syncing
 from deliveries_app.progress.live import Progress
@@ -106,7 +106,7 @@ def _a_syncing_watch(operation_pk: int) -> QuerySet[AppRepository]:
 
 
 def _open_runs(operation_pk: int) -> QuerySet[SyncRun]:
-    return SyncRun.objects.filter(~is_superseded(), operation=operation_pk, outcome="").order_by()
+    return SyncRun.objects.filter(is_in_progress(), operation=operation_pk).order_by()
 
 
 def _releasing(operation: BulkOperation) -> Activity:

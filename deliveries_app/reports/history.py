@@ -20,6 +20,7 @@ from deliveries_app.models import (
     PendingRelease,
     Result,
     SyncRun,
+    is_in_progress,
     is_superseded,
 )
 
@@ -117,7 +118,7 @@ PARTS: dict[str, tuple[str, Q]] = {
     "part": ("cancelled partway", _CANCELLED & Q(started_at__isnull=False)),
     "untouched": ("cancelled before the start", _CANCELLED & Q(started_at=None)),
     "superseded": ("superseded", Q(outcome=Outcome.SUPERSEDED) | is_superseded()),
-    "open": ("in progress", Q(outcome="") & ~is_superseded()),
+    "open": ("in progress", is_in_progress()),
 }
 """Outcomes of an operation's runs: name in URLs → label and condition. They are disjoint."""
 
