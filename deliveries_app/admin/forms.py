@@ -244,13 +244,7 @@ _NO_EMAIL = "The app's contact. Without EMAIL_URL, Docora sends it no email."
 class AppRules:
     """Validate an app's fields. All errors are shown at once, each beside its field."""
 
-    fields: dict[str, Any]
     cleaned_data: dict[str, Any]
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if "email" in self.fields and not contact.is_on():
-            self.fields["email"].help_text = _NO_EMAIL
 
     def clean_name(self) -> str:
         return validate_name(self.cleaned_data["name"])
@@ -273,6 +267,11 @@ class OnboardForm(AppRules, forms.ModelForm):  # type: ignore[type-arg]  # not g
         fields = ("name", "base_url", "email", "website", "description")
         widgets = _APP_WIDGETS
         help_texts = {"website": "Optional. A page about the app."}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not contact.is_on():
+            self.fields["email"].help_text = _NO_EMAIL
 
     def clean_client_auth_key(self) -> str:
         key: str = self.cleaned_data["client_auth_key"]
