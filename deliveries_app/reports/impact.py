@@ -74,9 +74,9 @@ class Impact:
 
 @dataclass(frozen=True)
 class Removal:
-    """What is removed together with `watches` watches. `sample` has the first of them, with the files that may be
-    `at_client`.
+    """What is removed together with `watches` watches.
 
+    - `sample` has the first of them. `at_client` of each says how many files its app may hold.
     - `pks` and `files`: the watches, and the number of files in their newest trees. A worker is syncing `syncing` of them now.
     - `records`: their delivery records, exact up to `COUNTED_RECORDS`, otherwise estimated from the number of files.
     - `orphans`: repositories that no other app watches. Their mirrors are removed too.
@@ -98,6 +98,7 @@ class Removal:
 
     @property
     def records_text(self) -> str:
+        """The number of delivery records, for a sentence: `about 1,200 delivery records`."""
         text = counted(self.records, "delivery record", "delivery records")
         return text if self.records_are_exact else f"about {text}"
 
