@@ -44,7 +44,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background: children would ignore Ctrl-C
         signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "browser: drives a real Chromium; `make test` runs these on PostgreSQL only")
-    config.addinivalue_line("markers", "long: takes a minute, so that it is started first")
+    config.addinivalue_line(
+        "markers", "early(process): takes long; runs first, in this process of the six of `make test`"
+    )
     config.pluginmanager.register(TimeLimit(config))
     if shared := getattr(config, "workerinput", {}).get("shared"):
         environment.shared = SharedFolder(Path(shared))
@@ -81,16 +83,25 @@ def pytest_collection(session: pytest.Session) -> None:
 
 @pytest.hookimpl(trylast=True)  # after pytest-django, which sorts the tests by how they use the database
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let each process begin with one of the longest tests. Otherwise, the last of them runs alone for a minute at the end.
+    """Let each process begin with its early tests.
 
-    pytest-xdist gives each process an equal part of the list.
+    Otherwise, the last of them would run alone at the end. Most of them wait: one after another they leave the processors to the
+    other processes. pytest-xdist gives each process an equal part of the list.
     """
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    longest = [item for item in items if item.get_closest_marker("long")]
-    number_of_items = len(items)
-    items[:] = [item for item in items if not item.get_closest_marker("long")]
-    for number, item in enumerate(longest):
-        items.insert(number % processes * number_of_items // processes, item)
+    early: list[list[pytest.Item]] = [[] for _ in range(processes)]
+    others: list[pytest.Item] = []
+    for item in items:
+        marker = item.get_closest_marker("early")
+        (early[marker.args[0] % processes] if marker else others).append(item)
+    ordered: list[pytest.Item] = []
+    for number, first in enumerate(early):
+        end = len(items) * (number + 1) // processes
+        ordered += first
+        taken = max(0, end - len(ordered))
+        ordered += others[:taken]
+        del others[:taken]
+    items[:] = ordered
 
 
 def pytest_collection_finish() -> None:

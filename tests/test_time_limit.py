@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROJECT = Path(__file__).resolve().parent.parent
 
 CONFTEST = """
@@ -117,6 +119,7 @@ def test_other_tests_of_a_killed_worker_still_run(tmp_path: Path) -> None:
     assert "1 failed, 1 passed" in said
 
 
+@pytest.mark.early(1)
 def test_forked_child_ends_before_the_teardown(tmp_path: Path) -> None:
     status, said = run(tmp_path, WAITS_FOR_A_CHILD, "-p", "pytest_django.plugin")
     assert status == 1

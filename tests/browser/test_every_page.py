@@ -137,7 +137,7 @@ def everything(world: World, site: Site) -> AppRepository:
     return watch
 
 
-@pytest.mark.long
+@pytest.mark.early(0)
 def test_every_linked_page_renders_accessibly_within_the_csp(
     site: Site, browser: Browser, everything: AppRepository
 ) -> None:

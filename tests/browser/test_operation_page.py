@@ -86,7 +86,7 @@ def resume() -> None:
     enqueue_due()
 
 
-@pytest.mark.long
+@pytest.mark.early(0)
 def test_operation_page_is_true_until_the_end(world: World, site: Site, browser: Browser, client_app: Client) -> None:
     def start(page: Page) -> None:
         sign_in(page, site)

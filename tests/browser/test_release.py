@@ -50,6 +50,7 @@ def hold(page: Page, canary: str, other: str) -> None:
     expect(row).to_contain_text(re.compile(f"Queued.*held, because acme/{canary} did not succeed"))
 
 
+@pytest.mark.early(0)
 def test_confirmation_held_operation_and_pace(world: World, site: Site, browser: Browser) -> None:
     search = world.add_app("Search")
     for number, name in enumerate(("one", "two", "three")):

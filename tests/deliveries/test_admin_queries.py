@@ -56,7 +56,7 @@ def counts_without_bound(sql: str) -> bool:
     return "COUNT(" in sql and bool(_LARGE.search(sql)) and not _BOUND.search(sql)
 
 
-@pytest.mark.long
+@pytest.mark.early(5)
 @pytest.mark.timeout(900)  # about 400 requests
 def test_query_count_is_constant_on_every_page(db) -> None:
     client = superuser()

@@ -142,6 +142,7 @@ def test_restart_does_not_repeat_alerts(transactional_db, out, watch, daemons) -
     assert len(out.subjects) == 1
 
 
+@pytest.mark.early(3)
 def test_hanging_mail_server_does_not_delay_the_sweep(
     transactional_db, out: AlertReceivers, watch, daemons, redis_client: Redis
 ) -> None:
@@ -159,6 +160,7 @@ def test_hanging_mail_server_does_not_delay_the_sweep(
     assert time.monotonic() - begun < 10
 
 
+@pytest.mark.early(3)
 def test_worker_sends_alerts_when_the_sweep_is_gone(transactional_db, out, daemons, redis_client: Redis) -> None:
     redis_client.set("docora:heartbeat:sweep", timezone.now().timestamp() - 600)
     daemons.worker()

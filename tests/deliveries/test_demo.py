@@ -70,6 +70,7 @@ def test_failing_app_recovers_once_its_base_url_is_corrected(demo: Demo) -> None
     assert (watch.status, watch.files_failing, watch.failing_since) == (Status.SYNCED, 0, None)
 
 
+@pytest.mark.early(3)
 def test_slow_app_takes_longer_than_the_healthy_one(demo: Demo) -> None:
     for name in ("Portal", "Search"):
         assert synced(name, "acme/handbook").status == Status.SYNCED

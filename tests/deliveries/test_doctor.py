@@ -103,6 +103,7 @@ def test_offline_does_not_call_the_git_host(healthy, git_server: GitFixture) -> 
     assert "PROBLEM  git-host: Couldn't reach 127.0.0.1:" in output
 
 
+@pytest.mark.early(5)
 def test_doctor_ends_when_every_server_hangs(tmp_path: Path) -> None:
     with silent_host() as silent:
         environment = {

@@ -238,6 +238,7 @@ def test_watch_that_kills_every_worker_fails(world: World, settings) -> None:
     assert_promise_kept(world, repo, watch)
 
 
+@pytest.mark.early(1)
 def test_slow_batch_does_not_outlast_the_lease(world: World, settings) -> None:
     """Otherwise two workers would take turns forever."""
     settings.LEASE_SECONDS, settings.RECORD_BATCH = 6, 100
@@ -282,6 +283,7 @@ def test_no_request_starts_in_the_last_5_seconds(world: World, settings, monkeyp
         assert taken.can_send() is can
 
 
+@pytest.mark.early(1)
 def test_worker_frozen_past_its_lease(world: World, settings) -> None:
     settings.LEASE_SECONDS, settings.RECORD_BATCH = 6, 3
     world.app.max_in_flight = 1

@@ -138,6 +138,7 @@ def test_run_goes_on_at_the_new_endpoint(world: World) -> None:
     assert SyncRun.objects.get().outcome == "succeeded"
 
 
+@pytest.mark.early(3)
 def test_lower_limit_holds_for_runs_under_way(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attempt, "SLICE_SECONDS", 60.0)  # the run that continues would make way for the others
     App.objects.update(max_in_flight=4)

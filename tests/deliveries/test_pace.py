@@ -63,6 +63,7 @@ def sync_until_done(world: World, watch: AppRepository, attempts: int) -> None:
     raise AssertionError(f"not synced after {attempts} attempts")
 
 
+@pytest.mark.early(5)
 @pytest.mark.parametrize("status", [429, 503])
 def test_many_small_files_pass_a_rate_limit(world: World, status: int) -> None:
     limit = RateLimit(100, status)
@@ -75,6 +76,7 @@ def test_many_small_files_pass_a_rate_limit(world: World, status: int) -> None:
     assert limit.refused < len(SMALL) / 10
 
 
+@pytest.mark.early(3)
 @pytest.mark.parametrize("status", [429, 503])
 def test_large_file_passes_a_rate_limit(world: World, settings, status: int) -> None:
     limit = RateLimit(20, status)
@@ -119,6 +121,7 @@ def test_refused_request_is_repeated_as_it_was(world: World) -> None:
     assert again.received_at - refused.answered_at >= 0.99
 
 
+@pytest.mark.early(1)
 def test_lasting_refusals_hold_the_app_without_an_attempt(world: World) -> None:
     App.objects.update(max_in_flight=1)
     _, watch = world.watch({"a": b"1"})

@@ -244,6 +244,7 @@ def test_kill_9_leaves_no_process_behind(service: WebService) -> None:
     wait_for(lambda: not any(is_alive(pid) for pid in left), 10)
 
 
+@pytest.mark.early(3)
 def test_container_proxy_holds_requests_during_a_restart(migrated: Path, tmp_path: Path) -> None:
     here, behind = ("127.0.0.1", free_port()), free_port()
     settings = (UNITS / "Caddyfile").read_text().replace("web:8000", f"127.0.0.1:{behind}")

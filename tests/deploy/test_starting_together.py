@@ -115,6 +115,7 @@ def has_web_process(pid: int) -> bool:
     return any(b"docora.server.web_manager" in command.read_bytes() for command in commands if command.exists())
 
 
+@pytest.mark.early(3)
 def test_up_survives_a_database_outage_while_it_starts(
     replicas: Daemons, tmp_path: Path, postgres_server: PostgresServer
 ) -> None:

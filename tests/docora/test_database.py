@@ -137,6 +137,7 @@ def test_web_process_reconnects_after_a_database_restart(postgres_server: Postgr
     assert ask_web_process() == ["7s", str(settings.WEB_CONNECTIONS)]
 
 
+@pytest.mark.early(5)
 def test_web_process_reconnects_soon_after_an_outage(postgres_server: PostgresServer, ask_web_process: Ask) -> None:
     """The delay between attempts to connect doesn't grow with the length of the outage."""
     postgres_server.stop()

@@ -25,6 +25,8 @@ from tests.support.git import Repo
 from tests.support.instance import PROJECT, Instance, free_port, port_is_taken
 from tests.support.shared import copy
 
+pytestmark = pytest.mark.early(3)
+
 WHEEL = f"docora-{__version__}-py3-none-any.whl"
 PASSWORD = "correct horse battery staple"
 TRANSFORMS = """

@@ -100,6 +100,7 @@ def test_slow_view_has_no_deadline(start: Start) -> None:
         assert read_answer(connection)[0].status == 200
 
 
+@pytest.mark.early(5)
 @pytest.mark.parametrize(("size", "patience"), [(12 * MB, 6.0), (60 * MB, 12.0)], ids=["12 MB", "60 MB"])
 def test_20_clients_that_do_not_read_their_response(start: Start, size: int, patience: float) -> None:
     """There are more clients than threads. Their responses wait in files until the clients are closed."""
@@ -141,6 +142,7 @@ def test_threads_that_wait_for_clients_are_released(start: Start) -> None:
             reader.join()
 
 
+@pytest.mark.early(5)
 def test_slow_reader_gets_everything(start: Start) -> None:
     web = start(unread_seconds=1.0)
     size = 5 * MB

@@ -398,6 +398,7 @@ def test_killed_work_horse_leaves_its_first_job_alone_if_that_has_ended(tmp_path
     assert len(pids(first)) == 2
 
 
+@pytest.mark.early(5)
 def test_long_later_job_stays_alive(tmp_path: Path, redis_client: Redis) -> None:
     first, long = (tmp_path / name for name in ("first", "takes_long"))
     put(first)

@@ -83,6 +83,7 @@ def sync_what_is_due(watch: AppRepository) -> bool:
     return is_due
 
 
+@pytest.mark.early(1)
 def test_clock_change_during_a_run(world: World, settings, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.LEASE_SECONDS, settings.RECORD_BATCH = 6, 5
     world.app.max_in_flight = 1

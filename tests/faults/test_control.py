@@ -79,6 +79,7 @@ def test_worker_takes_the_next_job_after_a_cancel(world: World, daemons: Daemons
     assert "Traceback" not in daemons.logs(), daemons.logs().partition("Traceback")[2][:3000]
 
 
+@pytest.mark.early(1)
 def test_workers_register_again_after_a_flush(world: World, daemons: Daemons, valkey_server: ValkeyServer) -> None:
     worker = daemons.worker()
     wait_for(lambda: [known.pid for known in inspect.read_workers()] == [worker.pid], 30, 0.1)

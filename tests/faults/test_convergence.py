@@ -100,7 +100,7 @@ def player(
     return Player(make, fast_flush.empty, tmp_path)
 
 
-@pytest.mark.long
+@pytest.mark.early(4)
 @pytest.mark.timeout(LONGEST_HISTORY * len(SEEDS))
 def test_random_histories_converge_to_head(player: Player) -> None:
     histories = [draw(seed, _without) for seed in SEEDS]

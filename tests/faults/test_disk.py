@@ -126,6 +126,7 @@ def fill_disk_of_valkey(data: Path, client: Redis) -> None:
     raise AssertionError("Valkey has not noticed that its disk is full")
 
 
+@pytest.mark.early(1)
 def test_full_data_directory_of_the_embedded_valkey(instance_environment: dict[str, str], tmp_path: Path) -> None:
     """A running worker ends, and a new one doesn't start. Both name the disk, not REDIS_URL."""
     data = tmp_path / "data"

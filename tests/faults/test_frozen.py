@@ -17,6 +17,8 @@ from tests.support.processes import Daemons, is_alive
 from tests.support.receiver import wait_for
 from tests.support.world import World
 
+pytestmark = pytest.mark.early(1)
+
 LEASE_SECONDS = 6  # of the daemons
 
 # A work-horse that freezes when it has written a batch but not committed it.

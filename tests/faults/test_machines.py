@@ -32,6 +32,8 @@ from tests.support.shared import SharedFolder
 from tests.support.valkey import ValkeyServer
 from tests.support.world import World
 
+pytestmark = pytest.mark.early(0)
+
 LEASE_SECONDS = 6
 
 

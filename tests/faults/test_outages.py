@@ -2,6 +2,7 @@
 
 import time
 
+import pytest
 from django.db import connections
 from django.test import Client
 
@@ -42,6 +43,7 @@ def progress_of(client: Client, operation: BulkOperation) -> dict[str, int]:
     return found
 
 
+@pytest.mark.early(1)
 def test_redis_outage_during_a_resync(world: World, daemons: Daemons, valkey_server: ValkeyServer) -> None:
     admin = staff("anna", *(f"view_{model}" for model in VIEWS), "resync_apprepository")
     repositories = [watch_slow_client(world, 60, pause=0.02)]

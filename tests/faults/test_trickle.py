@@ -95,6 +95,7 @@ def test_trickled_fetch_times_out(world: World, settings, monkeypatch, done: thr
     assert_syncs_once_it_answers(world, repo, watch)
 
 
+@pytest.mark.early(5)
 def test_host_that_thinks_before_it_sends_the_pack(world: World) -> None:
     """As for a large repository on a slow server, of which nothing arrives for more than half a minute."""
     repo, watch = world.watch(FILES)
@@ -109,6 +110,7 @@ def test_host_that_thinks_before_it_sends_the_pack(world: World) -> None:
     assert_promise_kept(world, repo, watch)
 
 
+@pytest.mark.early(5)
 def test_client_that_never_answers(world: World, settings, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.LEASE_SECONDS = 6
     seconds = 7.5  # longer than the lease

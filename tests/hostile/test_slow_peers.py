@@ -153,6 +153,7 @@ def test_limits_leave_threads_for_everybody_else() -> None:
     assert configured.WEB_THREADS - limited >= 4
 
 
+@pytest.mark.early(5)
 def test_20_registrations_at_a_silent_git_host(site: Site, apps, silent_host: SilentHost, monkeypatch) -> None:
     """A thread waits for the host with each, so that 16 of them would stop everything else."""
     monkeypatch.setattr(host_checks, "GIT_CHECK_SECONDS", 4.0)
@@ -193,6 +194,7 @@ def test_replacing_tokens_takes_the_same_places(site: Site, apps, silent_host: S
     assert Counter(response.status for response in at_once(calls)) == {429: 6, 422: 2}
 
 
+@pytest.mark.early(5)
 def test_20_clients_that_do_not_read_a_manifest(site: Site, apps, monkeypatch) -> None:
     """A thread waits for the client with each, because the manifest is larger than what is buffered."""
     monkeypatch.setattr(site._server._server.adj, "outbuf_high_watermark", 65536)
