@@ -202,7 +202,9 @@ class OutcomeFilter(HistoryChoiceFilter):
 class ReasonFilter(HistoryChoiceFilter):
     title = "trigger"
     parameters = ("reason",)
-    options = {reason.value: (str(reason.label), Q(reason=reason)) for reason in Reason}
+    options = {reason.value: (str(reason.label), Q(reason=reason, is_resend=False)) for reason in Reason} | {
+        OperationKind.RESEND.value: (str(OperationKind.RESEND.label), Q(is_resend=True))
+    }
 
 
 class KindFilter(HistoryChoiceFilter):

@@ -94,7 +94,7 @@ class SyncRunAdmin(HistoryAdmin[SyncRun]):
         return [
             (
                 run.run_id, run.created_at, run.started_at, run.ended_at, history.seconds(run), run.app_name,
-                run.repository_name, run.get_reason_display(), run.requested_by, str(run.result.label),
+                run.repository_name, run.reason_label, run.requested_by, str(run.result.label),
                 run.attempts, run.commit_sha, run.files_total, run.files_done, run.files_failed,
                 help_texts.number_left_out(run.left_out), run.bytes_total, run.bytes_done,
                 operations.get(run.operation_id or 0), run.error,

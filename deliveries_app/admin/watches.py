@@ -44,6 +44,7 @@ _CANCELLED = {
     Reason.RESYNC: "Re-sync cancelled.",
     Reason.RETRY: "Retry cancelled. Docora tries again at the next check.",
 }
+_RESEND_CANCELLED = "Resend cancelled. Files that were not resent are sent at the next check."
 
 _FILE_BADGES = {
     "delivered": ("delivered", "Delivered"),
@@ -158,7 +159,8 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
         if not services.cancel_request(Actor.of_request(request), watch):
             return self.redirect_with_message(request, page, "There is nothing to cancel.", messages.WARNING)
         run = watch.runs.filter(outcome=Outcome.CANCELLED).latest("ended_at", "pk")
-        return self.redirect_with_message(request, page, _CANCELLED[Reason(run.reason)])
+        message = _RESEND_CANCELLED if run.is_resend else _CANCELLED[Reason(run.reason)]
+        return self.redirect_with_message(request, page, message)
 
     def request_check(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         """Request a check for differences, and redirect to it."""

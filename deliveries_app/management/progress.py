@@ -144,7 +144,7 @@ def _json_fields(requested: Requested) -> dict[str, Any]:
 
 def _message(requested: Requested) -> str:
     if isinstance(requested, SyncRun):
-        return f"{requested.get_reason_display().capitalize()} queued, {requested.run_id}"
+        return f"{requested.reason_label.capitalize()} queued, {requested.run_id}"
     return f"Bulk {requested.get_kind_display()} started, {requested.operation_id}, {counted(requested.total, 'repository', 'repositories')}"
 
 

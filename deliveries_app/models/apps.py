@@ -488,7 +488,13 @@ class AppRepository(models.Model):
     pushed_at = models.DateTimeField(
         null=True, editable=False, help_text="When a push hook last arrived. HEAD may be read again shortly afterwards."
     )
-    last_synced_at = models.DateTimeField("last sync", null=True, blank=True, editable=False)
+    last_synced_at = models.DateTimeField(
+        "last complete sync",
+        null=True,
+        blank=True,
+        editable=False,
+        help_text="When the app had last acknowledged everything. A sync with failing files doesn't count.",
+    )
     last_commit = models.CharField(max_length=64, blank=True, default="", editable=False)
     branch = models.CharField(max_length=255, blank=True, default="", editable=False)
     base_commit = models.CharField(max_length=64, blank=True, default="", editable=False)

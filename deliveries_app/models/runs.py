@@ -174,6 +174,9 @@ class SyncRun(models.Model):
     repository_name = models.CharField("repository", max_length=511)
     operation = models.ForeignKey(BulkOperation, null=True, blank=True, on_delete=models.SET_NULL, related_name="runs")
     reason = models.CharField(max_length=10, choices=Reason)
+    is_resend = models.BooleanField(
+        default=False, db_default=False, help_text="Whether it was requested for chosen files. The reason is `retry`."
+    )
     requested_by = models.CharField(max_length=150)
     user = models.ForeignKey(
         settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
@@ -215,7 +218,12 @@ class SyncRun(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.repository_name} → {self.app_name} ({self.get_reason_display()})"
+        return f"{self.repository_name} → {self.app_name} ({self.reason_label})"
+
+    @property
+    def reason_label(self) -> str:
+        """Why the run happens, as pages and exports show it. On the wire, the reason of a resend is `retry`."""
+        return str(OperationKind.RESEND.label if self.is_resend else Reason(self.reason).label)
 
     @property
     def requester(self) -> str:

@@ -81,7 +81,7 @@ def cancel_request(actor: Actor, watch: AppRepository) -> int:
         if newest.operation_id:
             runs.close_operations([newest.operation_id])
         if cancelled:  # otherwise a worker has just ended it
-            audit.record(actor, AuditAction.CANCEL, [newest], f"Cancelled the {newest.get_reason_display()}")
+            audit.record(actor, AuditAction.CANCEL, [newest], f"Cancelled the {newest.reason_label}")
     return cancelled
 
 

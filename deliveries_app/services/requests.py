@@ -192,6 +192,8 @@ def open_runs(
     reason: Reason,
     operation: BulkOperation | None,
     remaining: Mapping[int, runs.Remaining],
+    *,
+    is_resend: bool = False,
 ) -> list[SyncRun]:
     """Open one run for each watch at its current generation. `remaining` maps watches to what they still have to send."""
     watches = AppRepository.objects.filter(pk__in=pks).select_related("app", "repository").order_by("pk")
@@ -200,6 +202,7 @@ def open_runs(
             runs.open_run(
                 watch,
                 reason,
+                is_resend=is_resend,
                 requested_by=actor.name,
                 user_pk=actor.user_pk,
                 operation=operation,

@@ -80,7 +80,7 @@ def resend_many(actor: Actor, deliveries: Sequence[int], *, reason: str = "") ->
             files, size = remaining.get(watch, (0, 0))
             remaining[watch] = runs.Remaining(files + more.files, size + more.size)
         _make_due(locked)
-        return requests.open_runs(actor, locked, Reason.RETRY, operation, remaining)
+        return requests.open_runs(actor, locked, Reason.RETRY, operation, remaining, is_resend=True)
 
     return requests.start_bulk(
         actor,
@@ -106,7 +106,7 @@ def request_unacknowledged(
     watch.refresh_from_db()
     run = runs.newest_open_runs([watch]).get(watch.pk)
     if run is None:
-        (run,) = requests.open_runs(actor, [watch.pk], Reason.RETRY, None, {watch.pk: remaining})
+        (run,) = requests.open_runs(actor, [watch.pk], Reason.RETRY, None, {watch.pk: remaining}, is_resend=True)
     audit.record(actor, action, [run], message)
     scheduling.enqueue(watch)
     return run

@@ -89,7 +89,7 @@ def outcome_badge(row: Any) -> SafeString:
 @register.filter
 def trigger(run: Any) -> str:
     """Say in a table why a run happens and, unless Docora started it, who requested it: `Re-sync by anna`, `Change`."""
-    reason = run.get_reason_display().capitalize()
+    reason = run.reason_label.capitalize()
     return reason if run.requester == "Docora" else f"{reason} by {run.requester}"
 
 

@@ -1,5 +1,9 @@
 """Resend in the admin: one file at once, or the files of a selection as one operation."""
 
+import csv
+import io
+import re
+from collections import Counter
 from html import unescape
 from urllib.parse import quote
 
@@ -11,16 +15,24 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import App, AppRepository, BulkOperation, Delivery, Outcome
+from deliveries_app.models import App, AppRepository, BulkOperation, Delivery, Outcome, RootCause, SyncRun
 from deliveries_app.reports import impact
-from deliveries_app.services import MAX_RESENT_AT_ONCE, cancel_operation, resend_files, resend_many, resync_single
+from deliveries_app.services import (
+    MAX_RESENT_AT_ONCE,
+    cancel_operation,
+    resend_files,
+    resend_many,
+    resync_single,
+    retry_single,
+)
 from deliveries_app.services.requests import NotFound
 from tests.support.audit import by_users
-from tests.support.staff import VIEWS, make_app, make_watch, staff
+from tests.support.staff import VIEWS, fail, make_app, make_watch, staff
 from tests.support.world import World
 
 LIST = "/admin/deliveries_app/delivery/"
 CONFIRM = f"{LIST}resend/"
+RUNS = "/admin/deliveries_app/syncrun/"
 
 
 def add_deliveries(watch: AppRepository, paths: list[str], **fields) -> list[Delivery]:
@@ -229,6 +241,47 @@ def test_reason_that_is_too_long(operator: Client, watches) -> None:
     answer = operator.post(f"{CONFIRM}?all=1", {"post": "yes", "reason": "!" * 201})
     assert "at most 200 characters" in answer.text
     assert not BulkOperation.objects.exists()
+
+
+def test_resend_is_named_wherever_its_run_is(watches) -> None:
+    """Its reason on the wire is `retry`, as that of a retry."""
+    operator = staff("anna", *(f"view_{model}" for model in (*VIEWS, "queue")), "resync_apprepository")
+    for watch in watches:
+        add_deliveries(watch, ["a"])
+    operator.post(resend_url(watches[0], "a"))
+    resend_many(Actor.command(), list(Delivery.objects.filter(watch=watches[1]).values_list("pk", flat=True)))
+    fail(watches[2], RootCause.SERVER_ERROR)
+    retry_single(Actor.command(), watches[2])
+    runs = [SyncRun.objects.get(watch=watch) for watch in watches]
+    assert [run.reason for run in runs] == ["retry"] * 3
+
+    def listed(query: str) -> set[int]:
+        page = operator.get(f"{RUNS}{query}").text
+        return {int(pk) for pk in re.findall(rf'href="{RUNS}(\d+)/change/', page)}
+
+    assert listed("?reason=resend") == {runs[0].pk, runs[1].pk}
+    assert listed("?reason=retry") == {runs[2].pk}
+    export = b"".join(operator.get(f"{RUNS}export/")).decode()
+    exported = {row["run_id"]: row["trigger"] for row in csv.DictReader(io.StringIO(export, newline=""))}
+    list_page, queue = operator.get(RUNS).text, operator.get("/admin/deliveries_app/queue/").text
+    for run, name in zip(runs, ("Resend", "Resend", "Retry"), strict=True):
+        assert exported[run.run_id] == name.lower()
+        assert str(run).endswith(f"({name.lower()})")
+        page = operator.get(f"{RUNS}{run.pk}/change/").text
+        assert f"<dt>Trigger</dt><dd>{name}, requested by {run.requester}</dd>" in page
+        page = operator.get(f"/admin/deliveries_app/apprepository/{run.watch_id}/change/").text
+        assert f"<td>{name}</td>" in page
+        assert f"{name} requested" in page
+    for page in (list_page, queue):
+        assert Counter(re.findall(r"\b(Resend|Retry) by \w+", page)) == {"Resend": 2, "Retry": 1}
+
+
+def test_cancelled_resend_says_so(operator: Client, watches) -> None:
+    add_deliveries(watches[0], ["a"])
+    operator.post(resend_url(watches[0], "a"))
+    answer = operator.post(f"/admin/deliveries_app/apprepository/{watches[0].pk}/cancel/", follow=True)
+    assert "Resend cancelled. Files that were not resent are sent at the next check." in answer.text
+    assert by_users().latest("pk").message == "Cancelled the resend"
 
 
 def test_user_who_resends_one_file_can_cancel_it(operator: Client, watches) -> None:
