@@ -4,6 +4,7 @@ import csv
 import io
 import re
 from datetime import datetime, timedelta
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -13,7 +14,16 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import AppRepository, BulkOperation, DeliveryFailure, Outcome, Reason, SyncRun
+from deliveries_app.models import (
+    AppRepository,
+    BulkOperation,
+    DeliveryFailure,
+    Outcome,
+    PendingRelease,
+    Reason,
+    Result,
+    SyncRun,
+)
 from deliveries_app.reports import history
 from deliveries_app.services import cancel_operation, delete_app, resync_by_app
 from deliveries_app.sweep.cleanup import remove_ended
@@ -119,6 +129,8 @@ def test_open_run_with_a_later_one_is_superseded(viewer: Client, watches) -> Non
     assert listed(viewer, "?outcome=open") == [other.pk, later.pk]
     assert listed(viewer, "?outcome=superseded") == [earlier.pk]
     assert shown(OPERATIONS) == {operation.pk: "Superseded"}
+    assert listed(viewer, "?state=running", OPERATIONS) == []
+    assert listed(viewer, "?state=superseded", OPERATIONS) == [operation.pk]
     assert [exported(OPERATIONS, name) for name in ("state", "open", "superseded")] == [["Superseded"], ["0"], ["1"]]
     page = viewer.get(f"{OPERATIONS}{operation.pk}/change/?part=superseded").text
     assert ("1 superseded" in page, "in progress</a>" in page, f'id="run-status-{earlier.pk}"' in page) == (
@@ -130,6 +142,55 @@ def test_open_run_with_a_later_one_is_superseded(viewer: Client, watches) -> Non
     SyncRun.objects.filter(pk=later.pk).update(outcome=Outcome.CANCELLED, ended_at=timezone.now())
     assert shown(RUNS) == {other.pk: "In progress", later.pk: "Cancelled", earlier.pk: "In progress"}
     assert shown(OPERATIONS) == {operation.pk: "In progress"}
+    assert listed(viewer, "?state=running", OPERATIONS) == [operation.pk]
+    assert listed(viewer, "?state=superseded", OPERATIONS) == []
+
+
+def test_every_operation_is_found_by_the_filter_for_its_badge(viewer: Client, watches) -> None:
+    """Whatever its runs and its unreleased watches are, and by no other filter."""
+    run_of(watches[0], outcome="", reason=Reason.RESYNC, generation=9)  # supersedes the open ones with generation 1
+    superseded, running = (watches[0], ""), (watches[1], "")
+    ended = {outcome: (watches[0], outcome) for outcome in Outcome}
+    runs: dict[str, list[tuple[AppRepository, str]]] = {
+        "none": [],
+        "running": [running],
+        "superseded": [superseded],
+        "both": [superseded, running],
+        "superseded and ended": [superseded, ended[Outcome.SUCCEEDED]],
+        "ended as superseded": [ended[Outcome.SUPERSEDED]],
+        "partly ended as superseded": [ended[Outcome.SUPERSEDED], ended[Outcome.SUCCEEDED]],
+        "ended as superseded and failed": [ended[Outcome.SUPERSEDED], ended[Outcome.FAILED]],
+        "ended as superseded and cancelled": [ended[Outcome.SUPERSEDED], ended[Outcome.CANCELLED]],
+        "cancelled": [ended[Outcome.CANCELLED], ended[Outcome.ENDED]],
+    }
+    now, cases = timezone.now(), 0
+    states: list[dict[str, Any]] = [{}, {"held_at": now}, {"ended_at": now}, {"ended_at": now, "cancelled_at": now}]
+    for title, its_runs in runs.items():
+        for state in states:
+            for unreleased in (False, True):
+                if state.get("ended_at") and (unreleased or any(not outcome for _, outcome in its_runs)):
+                    continue  # an operation ends after its runs
+                operation = BulkOperation.objects.create(
+                    title=title, total=2, requested_by="anna", canary=True, **state
+                )
+                for watch, outcome in its_runs:
+                    run_of(watch, operation=operation, outcome=outcome)
+                if unreleased:
+                    PendingRelease.objects.create(operation=operation, watch=watches[2], position=1)
+                cases += 1
+    operations = BulkOperation.objects.all()
+    outcomes, badges = history.outcomes(operations), {}
+    for operation in operations:
+        badges[operation.pk] = outcomes[operation.pk].result_of(operation)
+    finished = {Result.SUCCEEDED, Result.PARTLY_FAILED, Result.FAILED}
+    expected = {
+        "running": {Result.RUNNING}, "held": {Result.HELD}, "finished": finished, "cancelled": {Result.CANCELLED},
+        "superseded": {Result.SUPERSEDED},
+    }  # fmt: skip
+    found = {state: listed(viewer, f"?state={state}", OPERATIONS) for state in expected}
+    for state, results in expected.items():
+        assert sorted(found[state]) == sorted(pk for pk, result in badges.items() if result in results), state
+    assert sum(map(len, found.values())) == cases
 
 
 def test_period_includes_its_last_day(viewer: Client, watches, settings) -> None:
@@ -359,7 +420,8 @@ def test_operation_whose_runs_were_cancelled_one_by_one_is_cancelled(viewer: Cli
     assert re.findall(r"field-state.*?</svg>(.*?)</span>", viewer.get(OPERATIONS).text).count("Cancelled") == 1
     assert [found[pk] for pk in listed(viewer, "?state=cancelled", OPERATIONS)] == ["cancelled"]
     finished = [found[pk] for pk in listed(viewer, "?state=finished", OPERATIONS)]
-    assert finished == ["superseded", "failed", "one succeeded"]
+    assert finished == ["failed", "one succeeded"]
+    assert [found[pk] for pk in listed(viewer, "?state=superseded", OPERATIONS)] == ["superseded"]
 
 
 def cancelled_half_way() -> BulkOperation:
