@@ -228,7 +228,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
         ordering="state_detail",
     )
     """The cell that the list's poller replaces by id while the watch is active."""
-    synced = column("last sync", lambda watch: cell("synced", watch), ordering="last_synced_at")
+    synced = column("last complete sync", lambda watch: cell("synced", watch), ordering="last_synced_at")
     files = column("files", lambda watch: cell("files", watch), ordering="tree_files")
     problem = column("error", lambda watch: cell("problem", watch), ordering="failing_since")
     """The last error, for how long the watch has been failing, and until when its circuit is open."""

@@ -37,7 +37,7 @@ _NAME = (F("repository__owner"), F("repository__name"))
 _SORTS: dict[str, tuple[str, tuple[F, ...]]] = {
     "repository": ("Repository", _NAME),
     "status": ("Status", (F("state_detail"),)),
-    "synced": ("Last sync", (F("last_synced_at"),)),
+    "synced": ("Last complete sync", (F("last_synced_at"),)),
     "files": ("Files", (F("tree_files"),)),
 }
 """Column name → heading and sort keys."""

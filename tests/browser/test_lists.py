@@ -181,7 +181,7 @@ def test_rows_are_cards_on_a_phone(quiet_site: Site, browser: Browser, crowd: li
         ).to_be_visible()  # still a table to screen readers
         row.get_by_role("checkbox").check()
         expect(page.get_by_text("1 of 50 selected")).to_be_visible()
-        page.get_by_role("button", name="Last sync").click()  # the headings sort
+        page.get_by_role("button", name="Last complete sync").click()  # the headings sort
         expect(page.locator("#result_list tbody tr").first).to_be_visible()
         return wrong
 

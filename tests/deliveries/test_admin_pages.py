@@ -1,11 +1,13 @@
 """The admin's pages: what they show, to whom, and never a secret."""
 
+import io
 import re
 from urllib.parse import urlencode
 
 import pytest
 from django.contrib.auth.models import User
 from django.contrib.contenttypes.models import ContentType
+from django.core.management import call_command
 from django.db.models import Value
 from django.db.models.functions import Concat
 from django.test import Client
@@ -23,6 +25,7 @@ from deliveries_app.models import (
     Status,
     SyncRun,
 )
+from deliveries_app.receiver import Answer
 from deliveries_app.services import resync_by_app
 from deliveries_app.services.tokens import rotate_app_token
 from repositories_app.models import Repository, Snapshot
@@ -329,3 +332,35 @@ def test_operations_are_shown_on_every_app_they_concern(root: Client, watch: App
         assert operation.operation_id in root.get(f"{ADMIN}/app/{app.pk}/change/").text
     assert operation.operation_id in root.get(f"{ADMIN}/apprepository/").text
     assert BulkOperation.objects.get().total == 2
+
+
+class Terminal(io.StringIO):
+    """Commands write a table with headings to a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_last_complete_sync_of_a_watch_that_only_synced_partly(world: World, monkeypatch) -> None:
+    """Its app has files, so it would be wrong to say that it was never synced."""
+    world.answer(lambda note: Answer(500) if note.path == "b.md" else None)
+    _, watch = world.watch({"a.md": b"1", "b.md": b"2"})
+    world.settle()
+    watch.refresh_from_db()
+    assert (watch.last_synced_at, watch.tree_files, watch.files_failing) == (None, 2, 1)
+    viewer = staff("victor", "view_app", "view_apprepository", "view_repository")
+    pages = {
+        "list": f"{ADMIN}/apprepository/",
+        "watch": f"{ADMIN}/apprepository/{watch.pk}/change/",
+        "app": f"{ADMIN}/app/{watch.app_id}/change/",
+        "repository": f"/admin/repositories_app/repository/{watch.repository_id}/change/",
+    }
+    shown = {name: viewer.get(url).text for name, url in pages.items()}
+    monkeypatch.setenv("COLUMNS", "200")
+    terminal = Terminal()
+    call_command("list_watches", stdout=terminal)
+    shown["command"] = terminal.getvalue()
+    for name, text in shown.items():
+        assert "last complete sync" in text.lower(), name
+        assert "last sync" not in text.lower(), name
+        assert "never" in text, name

@@ -30,7 +30,9 @@ class Command(BaseCommand):
                 for watch in found:
                     write_json(self.stdout, watch_fields(watch))
             else:
-                write_table(self.stdout, ["App", "Id", "URL", "Status", "Files", "Last sync"], map(_row, found))
+                write_table(
+                    self.stdout, ["App", "Id", "URL", "Status", "Files", "Last complete sync"], map(_row, found)
+                )
 
 
 def _iterate(watches: AppRepositoryQuerySet) -> Generator[AppRepository]:
