@@ -139,7 +139,8 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, RemovalAdmin[App]):
 
     def _warn_if_unreachable(self, request: HttpRequest, app: App) -> None:
         if reason := unreachable_reason(app.base_url):
-            message = f"{app.name} was saved. {reason} Fix this, then send a test ping."
+            advice = " Fix this, then send a test ping." if self.can(request, Permission.CHANGE_APPS) else ""
+            message = f"{app.name} was saved. {reason}{advice}"
             self.message_user(request, message, messages.WARNING)
 
     def change_view(

@@ -49,7 +49,9 @@ def panel_context(request: HttpRequest, here: str) -> dict[str, Any]:
     query = {"all": "1", **of_app, "next": here}
     pages = {group.cause: urlencode({**query, "cause": group.cause.value}) for group in groups}
     return {
-        "groups": [(group, help_texts.ROOT_HINTS[group.cause], pages[group.cause]) for group in groups],
+        "groups": [
+            (group, help_texts.ROOT_HINTS[group.cause].for_user(request.user), pages[group.cause]) for group in groups
+        ],
         "failing_count": sum(group.count for group in groups),
         "failing_app": _describe(request, apps),
         "retry_all": urlencode(query),

@@ -334,7 +334,7 @@ def help_texts_of(app: App) -> dict[str, str]:
         text = field.help_text
         if one.limit is not None or name != "resyncs_per_hour":
             text += f" Now used: {used}."
-        texts[f"max_{name}"] = f"{text} Leave blank for the default ({otherwise}); 0 means no quota."
+        texts[f"max_{name}"] = f"{text} Blank means the default ({otherwise}), 0 no quota."
     return texts
 
 

@@ -48,7 +48,7 @@ class OneTimeSecretsAdmin[M: Model](DocoraAdmin[M]):
             del request.session[_SESSION_KEY]
             owner = self.get_object(request, str(stored["pk"]))
         if owner is None:
-            message = "There is nothing to show: credentials are shown only once. Rotate them to get new ones."
+            message = "There is nothing to show: credentials are shown only once. Rotating creates new ones."
             return self.redirect_with_message(request, self.list_url, message, messages.WARNING)
         context = {
             "original": owner,

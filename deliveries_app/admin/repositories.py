@@ -93,6 +93,7 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
         watches = rows[:LISTED_WATCHES] if can_view_watches else rows.none()
         can_retry = request.user.has_perms([Permission.VIEW_WATCHES, Permission.RETRY])
         rights = {"can_resync": self.has_resync_permission(request), "can_retry": can_retry}
+        hint = GIT_HINTS.get(repository.last_error_cause)
         return {
             "repository": repository,
             "snapshot": repository.snapshots.first(),
@@ -102,5 +103,5 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
             "live_query": live_query(watches),
             **rights,
             "can_reset_circuit": self.has_retry_permission(request),
-            "hint": GIT_HINTS.get(repository.last_error_cause, ""),
+            "hint": hint.for_user(request.user) if hint else "",
         }

@@ -37,7 +37,7 @@ class SyncRunAdmin(HistoryAdmin[SyncRun]):
         "Run ID, operation ID, or part of an app or repository name. "
         f"For repositories that are no longer watched, only the newest {history.WINDOW:,} runs are searched."
     )
-    empty_text = "No sync runs yet. Watch a repository, and its first sync will appear here."
+    empty_text = "No sync runs yet. The first sync of each watched repository appears here."
     page_template = "admin/deliveries_app/syncrun/change_form.html"
     search = staticmethod(history.search_runs)
     csv_name = "sync-runs"

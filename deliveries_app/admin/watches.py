@@ -291,7 +291,9 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
             "can_retry": can_retry,
             "can_reset_circuit": can_retry and request.user.has_perm(Permission.VIEW_REPOSITORIES),
             "hook_url": hook_url(watch),
-            "hint": help_texts.ROOT_HINTS[RootCause(watch.root_cause)] if watch.is_failing else "",
+            "hint": help_texts.ROOT_HINTS[RootCause(watch.root_cause)].for_user(request.user)
+            if watch.is_failing
+            else "",
             "runs": [(run, help_texts.number_left_out(run.left_out)) for run in watch.runs.all()[:LISTED_RUNS]],
         }
 

@@ -1,8 +1,12 @@
 """Labels and hints for the engine's short cause codes."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+
+from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
 
 from deliveries_app.models.root_causes import RootCause
+from deliveries_app.permissions import Permission
 from deliveries_app.planning.eligibility import REMARKS
 
 _NO_FILES = REMARKS | {"ignore_pattern"}
@@ -15,7 +19,7 @@ LEFT_OUT: dict[str, tuple[str, str]] = {
     ),
     "submodule": (
         "Submodules",
-        "A submodule is a separate repository. If the app needs its files, watch that repository too.",
+        "A submodule is a separate repository. Its files are sent only if that repository is watched too.",
     ),
     "too_large": ("Too large", "Larger than MAX_FILE_BYTES. An administrator can raise the limit."),
     "path_too_long": ("Path too long", "Longer than 1,024 bytes. Shorten the path."),
@@ -47,52 +51,136 @@ LEFT_OUT: dict[str, tuple[str, str]] = {
 }
 """Cause → label and explanation."""
 
+
+@dataclass(frozen=True)
+class Hint:
+    """What a failure means, and for users with all the permissions that it `needs`, what to do about it."""
+
+    explanation: str
+    advice: str = ""
+    needs: tuple[Permission, ...] = ()
+
+    def for_user(self, user: AbstractBaseUser | AnonymousUser) -> str:
+        """Return the hint without advice that the user can't follow."""
+        can_follow = user.has_perms(self.needs)  # type: ignore[union-attr]
+        return " ".join(filter(None, [self.explanation, self.advice if can_follow else ""]))
+
+
 GIT_HINTS = {
-    "auth": "Replace the token on the watched repository's page. A sync then starts immediately.",
-    "not_found": "If the repository was moved or renamed, watch the new URL. If it was deleted, stop watching it.",
-    "timeout": "Once the git host has recovered, reset the circuit to retry now.",
-    "network": "Once the git host is reachable again, reset the circuit to retry now.",
-    "too_large": "Shrink the repository or raise the limit, then reset the circuit to retry now.",
-    "corrupt": "Docora fetches the repository again. If this keeps happening, check the disk that holds REPOS_DIR.",
-    "other": "See Docora's log for details. Reset the circuit to retry now.",
+    "auth": Hint(
+        "",
+        "Replace the token on the watched repository's page. A sync then starts immediately.",
+        (Permission.CHANGE_WATCHES,),
+    ),
+    "not_found": Hint(
+        "",
+        "If the repository was moved or renamed, watch the new URL. If it was deleted, stop watching it.",
+        (Permission.WATCH, Permission.UNWATCH),
+    ),
+    "timeout": Hint(
+        "Docora retries automatically.",
+        "Once the git host has recovered, reset the circuit to retry now.",
+        (Permission.RETRY,),
+    ),
+    "network": Hint(
+        "Docora retries automatically.",
+        "Once the git host is reachable again, reset the circuit to retry now.",
+        (Permission.RETRY,),
+    ),
+    "too_large": Hint(
+        "", "Shrink the repository or raise the limit, then reset the circuit to retry now.", (Permission.RETRY,)
+    ),
+    "corrupt": Hint(
+        "Docora fetches the repository again. If this keeps happening, check the disk that holds REPOS_DIR."
+    ),
+    "other": Hint("See Docora's log for details.", "Reset the circuit to retry now.", (Permission.RETRY,)),
 }
-"""Git failure cause → suggested action. The failure's message explains the cause."""
+"""Git failure cause → hint. The failure's message explains the cause."""
 
 
-ROOT_HINTS: dict[RootCause, str] = {
-    RootCause.DNS: "The base URL's hostname doesn't resolve. Fix the URL in the app's settings or fix DNS, then retry.",
-    RootCause.TLS: "The endpoint's certificate has expired, doesn't match its hostname, or is sent without its "
-    "intermediate certificates. Ask the app's operators to fix it, then retry.",
-    RootCause.CONNECTION: "Connections are refused or dropped. Check that the app is running and that this server can "
-    "reach it. Docora retries automatically.",
-    RootCause.TIMEOUT: "The app takes longer than 30 seconds to respond. It should store each notification and respond "
-    "immediately. If it is overloaded, lower its concurrent requests in its settings.",
-    RootCause.REFUSED: "The app rejected the signature, or a proxy in front of it required authentication. Send a test "
-    "ping from the app's page. If the app has lost its signing key, rotate it.",
-    RootCause.CLIENT_ERROR: "The app rejected the request. 404 often means a wrong base URL, 413 a size limit, and 429 a "
-    "rate limit. Check the response, fix the app, then retry. 410 pauses the app: fix the app, then resume it.",
-    RootCause.SERVER_ERROR: "The app, or a proxy in front of it, returned a server error. Check its logs. Docora retries "
-    "automatically; once it's fixed, retry now.",
-    RootCause.UNEXPECTED: "Only 2xx responses count as accepted, and redirects are not followed. If the app redirects, set "
-    "the base URL to the redirect's target, then retry.",
-    RootCause.ADDRESS: "Docora doesn't connect to private addresses. Use a public base URL, or ask an administrator to add "
-    "the network to ALLOWED_PRIVATE_NETWORKS, then retry.",
-    RootCause.GIT_AUTH: "The git host rejected the token: it has expired, was revoked, or can't read this repository. "
-    "Replace it on the watched repository's page. A sync then starts immediately.",
-    RootCause.GIT_NOT_FOUND: "If the repository was moved or renamed, watch the new URL. If it is private, add a token. If it "
-    "was deleted, stop watching it. If only its branch or tag is gone, choose another one.",
-    RootCause.GIT_HOST: "The git host is unreachable or too slow. Docora retries automatically; once it has recovered, "
-    "retry now.",
-    RootCause.GIT_CONTENT: "The repository is too large, or its data is damaged. Check the error message. If it is too "
-    "large, raise the limit or shrink the repository, then retry. Docora fetches damaged data again automatically.",
-    RootCause.RULES: "Nothing is sent while .docoraignore, the ignore patterns or a transform can't be applied. Fix the "
-    "problem in the error message, then retry.",
-    RootCause.QUOTA: "The app's repositories would have more files or bytes than its quota allows. The client keeps what it "
-    "has. Raise the quota in the app's settings or leave out files, then retry.",
-    RootCause.INTERNAL: "An internal error, a missing encryption key, or a killed worker. Check the worker's log and "
-    "memory, then retry.",
+ROOT_HINTS: dict[RootCause, Hint] = {
+    RootCause.DNS: Hint(
+        "The base URL's hostname doesn't resolve.",
+        "Fix the URL in the app's settings or fix DNS, then retry.",
+        (Permission.CHANGE_APPS, Permission.RETRY),
+    ),
+    RootCause.TLS: Hint(
+        "The endpoint's certificate has expired, doesn't match its hostname, or is sent without its intermediate "
+        "certificates.",
+        "Ask the app's operators to fix it, then retry.",
+        (Permission.RETRY,),
+    ),
+    RootCause.CONNECTION: Hint(
+        "Connections are refused or dropped. Check that the app is running and that this server can reach it. Docora "
+        "retries automatically."
+    ),
+    RootCause.TIMEOUT: Hint(
+        "The app takes longer than 30 seconds to respond. It should store each notification and respond immediately.",
+        "If it is overloaded, lower its concurrent requests in its settings.",
+        (Permission.CHANGE_APPS,),
+    ),
+    RootCause.REFUSED: Hint(
+        "The app rejected the signature, or a proxy in front of it required authentication.",
+        "Send a test ping from the app's page. If the app has lost its signing key, rotate it.",
+        (Permission.CHANGE_APPS, Permission.REPLACE_SECRETS),
+    ),
+    RootCause.CLIENT_ERROR: Hint(
+        "The app rejected the request. 404 often means a wrong base URL, 413 a size limit, and 429 a rate limit.",
+        "Check the response, fix the app, then retry. 410 pauses the app: fix the app, then resume it.",
+        (Permission.CHANGE_APPS, Permission.RETRY),
+    ),
+    RootCause.SERVER_ERROR: Hint(
+        "The app, or a proxy in front of it, returned a server error. Check its logs. Docora retries automatically.",
+        "Once it's fixed, retry now.",
+        (Permission.RETRY,),
+    ),
+    RootCause.UNEXPECTED: Hint(
+        "Only 2xx responses count as accepted, and redirects are not followed.",
+        "If the app redirects, set the base URL to the redirect's target, then retry.",
+        (Permission.CHANGE_APPS, Permission.RETRY),
+    ),
+    RootCause.ADDRESS: Hint(
+        "Docora doesn't connect to private addresses.",
+        "Use a public base URL, or ask an administrator to add the network to ALLOWED_PRIVATE_NETWORKS, then retry.",
+        (Permission.CHANGE_APPS, Permission.RETRY),
+    ),
+    RootCause.GIT_AUTH: Hint(
+        "The git host rejected the token: it has expired, was revoked, or can't read this repository.",
+        "Replace it on the watched repository's page. A sync then starts immediately.",
+        (Permission.CHANGE_WATCHES,),
+    ),
+    RootCause.GIT_NOT_FOUND: Hint(
+        "The repository was moved, renamed or deleted, it is private, or its branch or tag is gone.",
+        "Watch its new URL, stop watching it, add a token, or choose another branch or tag.",
+        (Permission.WATCH, Permission.UNWATCH, Permission.CHANGE_WATCHES),
+    ),
+    RootCause.GIT_HOST: Hint(
+        "The git host is unreachable or too slow. Docora retries automatically.",
+        "Once it has recovered, retry now.",
+        (Permission.RETRY,),
+    ),
+    RootCause.GIT_CONTENT: Hint(
+        "The repository is too large, or its data is damaged. Docora fetches damaged data again automatically.",
+        "If the repository is too large, raise the limit or shrink it, then retry.",
+        (Permission.RETRY,),
+    ),
+    RootCause.RULES: Hint(
+        "Nothing is sent while .docoraignore, the ignore patterns or a transform can't be applied.",
+        "Fix the problem in the error message, then retry.",
+        (Permission.CHANGE_WATCHES, Permission.RETRY),
+    ),
+    RootCause.QUOTA: Hint(
+        "The app's repositories would have more files or bytes than its quota allows. The client keeps what it has.",
+        "Raise the quota in the app's settings or leave out files, then retry.",
+        (Permission.CHANGE_APPS, Permission.CHANGE_WATCHES, Permission.RETRY),
+    ),
+    RootCause.INTERNAL: Hint(
+        "An internal error, a missing encryption key, or a killed worker.",
+        "Check the worker's log and memory, then retry.",
+        (Permission.RETRY,),
+    ),
 }
-"""Root cause → suggested action."""
+"""Root cause → hint."""
 
 
 def left_out(counts: Mapping[str, int]) -> list[tuple[str, str, int]]:

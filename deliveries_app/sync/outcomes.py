@@ -188,7 +188,9 @@ def _set_cooldown(lease: Lease, seconds: float, **changes: Any) -> bool:
 
 def endpoint_gone(lease: Lease) -> None:
     """Pause the app, which answered 410, until it is resumed."""
-    message = "The app returned HTTP 410 and was paused. Resume it once its endpoint accepts notifications again."
+    message = (
+        "The app returned HTTP 410 and was paused. It can be resumed once its endpoint accepts notifications again."
+    )
     with transaction.atomic():
         if not pause_app(lease.watch.app, message):
             postponed(lease, 0.0)

@@ -51,7 +51,7 @@ def test_settings_that_can_only_be_viewed_have_the_same_help_texts(viewer: Clien
     make_watch(app, "docs")
     page = viewer.get(f"{APPS}{app.pk}/settings/").text
     assert 'name="name"' not in page
-    assert "Now used: 100 of 5,000. Leave blank for the default (5,000); 0 means no quota." in page
+    assert "Now used: 100 of 5,000. Blank means the default (5,000), 0 no quota." in page
     assert "Without EMAIL_URL, Docora sends it no email." in page
 
 

@@ -1,11 +1,22 @@
 """Permissions in the admin, in particular of an operator who can only view and re-sync."""
 
-import pytest
-from django.contrib.auth.models import User
-from django.test import Client
+import re
+from html import unescape
 
-from deliveries_app.models import AppRepository, BulkOperation
-from tests.support.staff import staff
+import pytest
+from django.contrib.auth.models import Group, User
+from django.test import Client
+from django.utils import timezone
+
+from deliveries_app import audit
+from deliveries_app.actors import Actor
+from deliveries_app.models import App, AppRepository, AuditAction, BulkOperation, RootCause, SyncRun
+from deliveries_app.reports import history
+from deliveries_app.reports.help_texts import GIT_HINTS, ROOT_HINTS
+from repositories_app.models import Repository
+from tests.support.admin_pages import pages, superuser
+from tests.support.rows import add_rows
+from tests.support.staff import make_app, make_watch, staff
 
 LIST = "/admin/deliveries_app/apprepository/"
 CONFIRM = f"{LIST}force-resync/"
@@ -126,3 +137,87 @@ def test_last_administrator_stays(db) -> None:
         assert client.post(path, data).status_code == 302, path
         User.objects.filter(pk=root.pk).update(is_superuser=True)
     assert [user.pk for user in User.objects.filter(is_superuser=True, is_active=True)] == [other.pk]
+
+
+# --- Advice ------------------------------------------------------------------------------------------------------------
+
+FOR_OTHERS = re.compile(
+    r"retry now|then retry|resume it\b|reset the circuit|Replace (?:it|the token) on|[Ww]atch (?:the|its) new|a test ping"
+    r"|stop watching it|[Rr]otate (?:it|them)\b|a ping signed|in the app's settings|requests in its settings|Cancel leaves|Fix the"
+    r"|re-sync the repository|Watch a repository|watch that repository|[Ll]eave blank|retire the old"
+)
+"""Advice that needs a permission which viewers don't have."""
+
+
+@pytest.fixture
+def everything(db) -> list[str]:
+    """Rows in every table, each kind of failure among them. Return the URL of every page."""
+    add_rows(0, 3)
+    watches, repositories = [], []
+    for cause in RootCause:
+        fields = {"failing_since": timezone.now(), "root_cause": cause, "last_error": "It failed."}
+        watches.append(make_watch(make_app(f"App of {cause.value}"), cause.value, **fields))
+    for cause in GIT_HINTS:
+        fields = {"owner": "acme", "name": cause, "last_error": "git failed.", "last_error_cause": cause}
+        repositories.append(Repository.objects.create(canonical_url=f"https://github.com/acme/of-{cause}", **fields))
+    first = App.objects.order_by("pk")[0]
+    App.objects.filter(pk=first.pk).update(new_auth_key="n" * 20, key_rotation_started_at=timezone.now())
+    return [
+        *pages(),
+        *(f"{LIST}{watch.pk}/change/" for watch in watches),
+        *(f"/admin/repositories_app/repository/{repository.pk}/change/" for repository in repositories),
+    ]
+
+
+def advice_on(client: Client, urls: list[str]) -> set[str]:
+    """Return the advice on these pages."""
+    texts = (answer.text for answer in map(client.get, urls) if answer.headers["Content-Type"].startswith("text/html"))
+    return {match[0] for text in texts for match in FOR_OTHERS.finditer(unescape(text))}
+
+
+def test_viewers_get_no_advice_that_they_cannot_follow(everything: list[str]) -> None:
+    viewer = staff("victor")
+    User.objects.get(username="victor").groups.set([Group.objects.get(name="Viewers")])
+    assert advice_on(viewer, everything) == set()
+    SyncRun.objects.all().delete()
+    assert advice_on(viewer, ["/admin/deliveries_app/syncrun/"]) == set()
+
+
+def test_those_who_can_follow_advice_get_it(everything: list[str]) -> None:
+    assert len(advice_on(superuser(), everything)) > 10
+
+
+@pytest.mark.parametrize(
+    ("codenames", "shown"),
+    [((), False), (("retry_apprepository",), False), (("retry_apprepository", "change_app"), True)],
+)
+def test_advice_is_for_those_with_all_permissions_that_it_needs(
+    watches, codenames: tuple[str, ...], shown: bool
+) -> None:
+    AppRepository.objects.update(failing_since=timezone.now(), root_cause=RootCause.DNS, last_error="It failed.")
+    client = staff("rita", "view_apprepository", *codenames)
+    for url in (f"{LIST}{watches[0].pk}/change/", "/admin/deliveries_app/failedsync/"):
+        page = unescape(client.get(url).text)
+        assert "The base URL's hostname doesn't resolve." in page
+        assert ("Fix the URL in the app's settings or fix DNS, then retry." in page) is shown
+
+
+def test_export_is_only_mentioned_to_those_who_can_export(watches, monkeypatch) -> None:
+    monkeypatch.setattr(history, "WINDOW", 1)
+    for number in range(2):
+        audit.record(Actor.command(), AuditAction.PING, [watches[0].app], f"Sent {number}")
+    views = ("view_app", "view_auditentry")
+    for client, shown in ((staff("audra", *views), False), (staff("edda", *views, "export_auditentry"), True)):
+        found = client.get("/admin/deliveries_app/auditentry/?q=nothing").text
+        assert "choose an earlier period" in found
+        assert ("export the CSV" in found) is shown
+        of_app = client.get(f"/admin/deliveries_app/app/{watches[0].app_id}/history/").text
+        assert (">Search and export</a>" in of_app, ">Search</a>" in of_app) == (shown, not shown)
+
+
+def test_every_hint_is_whole_sentences() -> None:
+    for hint in (*ROOT_HINTS.values(), *GIT_HINTS.values()):
+        for text in filter(None, (hint.explanation, hint.advice)):
+            assert text.endswith(".")
+            assert text == text.strip()
+        assert bool(hint.advice) is bool(hint.needs)

@@ -224,8 +224,8 @@ def test_filter_without_matches_offers_to_show_all(viewer: Client, watches, quer
     assert '<a href="?">Show all</a>' in page
 
 
-def test_empty_history_says_what_to_do_first(viewer: Client) -> None:
-    assert "No sync runs yet. Watch a repository" in viewer.get(RUNS).text
+def test_empty_history_says_what_will_be_listed(viewer: Client) -> None:
+    assert "No sync runs yet. The first sync of each watched repository appears here." in viewer.get(RUNS).text
     assert "No bulk operations yet. Re-syncs, retries and resends are listed here." in viewer.get(OPERATIONS).text
 
 
