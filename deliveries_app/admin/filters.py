@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from django.contrib import admin
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.views.main import ChangeList
-from django.db.models import Exists, Model, OuterRef, Q, QuerySet
+from django.db.models import Model, Q, QuerySet
 from django.db.models.functions import Now
 from django.http import HttpRequest
 from django.utils import timezone
@@ -20,10 +20,8 @@ from deliveries_app.models import (
     BulkOperation,
     OperationKind,
     Outcome,
-    PendingRelease,
     Reason,
     Result,
-    SyncRun,
     WatchState,
     is_in_progress,
     is_superseded,
@@ -214,35 +212,10 @@ class KindFilter(HistoryChoiceFilter):
     options = {kind.value: (str(kind.label), Q(kind=kind)) for kind in OperationKind}
 
 
-def _has_run(*parts: str) -> Q:
-    """Match operations with a run in one of these `history.PARTS`."""
-    condition = Q(*(history.PARTS[part][1] for part in parts), _connector=Q.OR)
-    return Q(Exists(SyncRun.objects.filter(condition, operation=OuterRef("pk"))))
-
-
-_OPEN = Q(ended_at=None, held_at=None)
-_ENDED = Q(ended_at__isnull=False)
-_CANCELLED = Q(cancelled_at__isnull=False)
-_IS_WAITING = ~_has_run("open") & ~Q(Exists(PendingRelease.objects.filter(operation=OuterRef("pk"))))
-_HAS_RESULT = _has_run("full", "failed")
-_HAS_SUPERSEDED = _has_run("superseded")
-
-
 class ProgressFilter(HistoryChoiceFilter):
-    """Filter operations by their result, as `history.Outcomes.result_of` returns it."""
-
     title = "progress"
     parameters = ("state",)
-    options = {
-        "running": ("In progress", _OPEN & ~(_IS_WAITING & _HAS_SUPERSEDED)),
-        "held": ("Held", Q(ended_at=None, held_at__isnull=False)),
-        "finished": ("Finished", _ENDED & ~_CANCELLED & _HAS_RESULT),
-        "cancelled": ("Cancelled", _ENDED & (_CANCELLED | ~_HAS_RESULT & ~_HAS_SUPERSEDED)),
-        "superseded": (
-            "Superseded",
-            _HAS_SUPERSEDED & (_OPEN & _IS_WAITING | _ENDED & ~_CANCELLED & ~_HAS_RESULT),
-        ),
-    }
+    options = history.OPERATIONS
     indexed = ("running", "held")
 
 

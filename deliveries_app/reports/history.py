@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from django.db.models import Count, Model, Q, QuerySet, Sum
+from django.db.models import Count, Exists, Model, OuterRef, Q, QuerySet, Sum
 from django.utils import timezone
 
 from deliveries_app.models import (
@@ -121,6 +121,28 @@ PARTS: dict[str, tuple[str, Q]] = {
     "open": ("in progress", is_in_progress()),
 }
 """Outcomes of an operation's runs: name in URLs → label and condition. They are disjoint."""
+
+
+def _has_run(*parts: str) -> Q:
+    """Match operations with a run in one of these `PARTS`."""
+    condition = Q(*(PARTS[part][1] for part in parts), _connector=Q.OR)
+    return Q(Exists(SyncRun.objects.filter(condition, operation=OuterRef("pk"))))
+
+
+_OPEN = Q(ended_at=None, held_at=None)
+_ENDED = Q(ended_at__isnull=False)
+_WAS_CANCELLED = Q(cancelled_at__isnull=False)
+_IS_WAITING = ~_has_run("open") & ~Q(Exists(PendingRelease.objects.filter(operation=OuterRef("pk"))))
+_HAS_RESULT = _has_run("full", "failed")
+_HAS_SUPERSEDED = _has_run("superseded")
+OPERATIONS: dict[str, tuple[str, Q]] = {
+    "running": ("In progress", _OPEN & ~(_IS_WAITING & _HAS_SUPERSEDED)),
+    "held": ("Held", Q(ended_at=None, held_at__isnull=False)),
+    "finished": ("Finished", _ENDED & ~_WAS_CANCELLED & _HAS_RESULT),
+    "cancelled": ("Cancelled", _ENDED & (_WAS_CANCELLED | ~_HAS_RESULT & ~_HAS_SUPERSEDED)),
+    "superseded": ("Superseded", _HAS_SUPERSEDED & (_OPEN & _IS_WAITING | _ENDED & ~_WAS_CANCELLED & ~_HAS_RESULT)),
+}
+"""Operations by their result, as `Outcomes.result_of` returns it: name in URLs → label and condition. They are disjoint."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from deliveries_app.monitoring.counts import WatchCounts, count_open_circuits, c
 from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
 from deliveries_app.progress.live import Progress
-from deliveries_app.reports import checklist, traffic
+from deliveries_app.reports import checklist, history, traffic
 from deliveries_app.reports.checklist import Apps, Checklist
 from deliveries_app.reports.traffic import Day
 from docora.redis import heartbeat
@@ -25,7 +25,10 @@ OPERATIONS_SHOWN, WATCHES_SHOWN = 4, 6
 
 @dataclass(frozen=True)
 class Running:
-    """The first few open operations and running syncs, whether there are more operations, and how many more syncs."""
+    """The first few operations and running syncs, whether there are more operations, and how many more syncs.
+
+    The operations are in progress or held, but not superseded.
+    """
 
     operations: list[dict[str, Any]]
     more_operations: bool
@@ -114,7 +117,8 @@ def _apps() -> Apps:
 
 
 def _running(watches: WatchCounts | None, *, operations: bool) -> Running:
-    open_operations = list(BulkOperation.objects.filter(ended_at=None)[: OPERATIONS_SHOWN + 1]) if operations else []
+    is_shown = history.OPERATIONS["running"][1] | history.OPERATIONS["held"][1]
+    open_operations = list(BulkOperation.objects.filter(is_shown)[: OPERATIONS_SHOWN + 1]) if operations else []
     rows = AppRepository.objects.alive().with_state().in_state(WatchState.SYNCING).for_list()
     rows = rows.order_by("app__name", "repository__owner", "repository__name", "pk")
     syncing = list(rows[:WATCHES_SHOWN]) if watches and watches.syncing else []

@@ -222,6 +222,19 @@ def test_waiting_operation_says_so(viewer: Client) -> None:
     assert "Re-sync all · Portal Paused 0%" in text_of(viewer.get(PAGE).text)
 
 
+def test_superseded_operation_is_not_in_progress(viewer: Client) -> None:
+    """Its repositories are synced for the later one."""
+    app = make_app("Portal")
+    watch = make_watch(app, "docs", status=Status.PENDING, next_sync_at=timezone.now())
+    fields = {"watch": watch, "app_name": "Portal", "repository_name": "acme/docs", "reason": "resync"}
+    for generation, title in enumerate(("Earlier", "Later"), start=1):
+        operation = BulkOperation.objects.create(title=title, app=app, requested_by="anna", total=1)
+        SyncRun.objects.create(operation=operation, requested_by="anna", generation=generation, **fields)
+    in_progress = text_of(viewer.get(PAGE).text)
+    assert "Later Queued 0%" in in_progress
+    assert "Earlier" not in in_progress
+
+
 def test_overflow_is_a_link(viewer: Client) -> None:
     app = make_app("Portal")
     for number in range(overview.WATCHES_SHOWN + 2):
