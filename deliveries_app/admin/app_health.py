@@ -15,6 +15,7 @@ from deliveries_app.admin import widgets
 from deliveries_app.admin.actions import BulkAdmin
 from deliveries_app.admin.base import column
 from deliveries_app.models import App
+from deliveries_app.models.apps import APP_SECRETS
 from deliveries_app.permissions import Permission
 from deliveries_app.reports import app_health, chart
 from deliveries_app.reports.chart import SPARK_HEIGHT, SPARK_WIDTH
@@ -28,7 +29,7 @@ class HealthChangeList(ChangeList):
 
     def get_queryset(self, request: HttpRequest, exclude_parameters: list[str | None] | None = None) -> QuerySet[Any]:
         """Read no secrets, as in `AppRepositoryQuerySet.for_list`."""
-        return super().get_queryset(request, exclude_parameters).defer("client_auth_key", "new_auth_key")
+        return super().get_queryset(request, exclude_parameters).defer(*APP_SECRETS)
 
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)

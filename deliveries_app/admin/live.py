@@ -29,6 +29,7 @@ from deliveries_app.models import (
     DriftCheck,
     SyncRun,
 )
+from deliveries_app.models.apps import APP_SECRETS
 from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import app_detail, overview
@@ -107,7 +108,8 @@ def operation_progress(request: HttpRequest, operation_id: str) -> HttpResponse:
 
 @compiled_and_prepared
 def _operation(operation_id: str) -> QuerySet[BulkOperation]:
-    return BulkOperation.objects.filter(operation_id=operation_id).select_related("app")
+    found = BulkOperation.objects.filter(operation_id=operation_id).select_related("app")
+    return found.defer(*(f"app__{name}" for name in APP_SECRETS))
 
 
 @fragment(can_view_operations)

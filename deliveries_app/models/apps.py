@@ -308,8 +308,10 @@ def has_no_cooldown() -> Q:
     return Q(app__cooldown_until=None) | Q(app__cooldown_until__lte=Now())
 
 
-SECRETS = ("github_token", "push_secret", "app__client_auth_key", "app__new_auth_key")
-"""The encrypted columns of a watch and its app. Decrypting them for the 50 rows of a page takes longer than the query."""
+APP_SECRETS = ("client_auth_key", "new_auth_key")
+"""The encrypted columns of an app. Decrypting them takes as long as a query."""
+SECRETS = ("github_token", "push_secret", *(f"app__{name}" for name in APP_SECRETS))
+"""The encrypted columns of a watch and its app."""
 
 
 class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):

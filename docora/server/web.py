@@ -146,6 +146,7 @@ class WebServer:
 
     def __init__(self, application: Callable[..., Any], listener: socket.socket, threads: int) -> None:
         self._stopping = False
+        self._next_check = 0.0
         self._map: dict[int, Any] = {}
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)  # inherited by connections
         self._server = create_server(
@@ -183,9 +184,12 @@ class WebServer:
         self._server.pull_trigger()
 
     def _step(self, *, close_idle: bool = False) -> None:
-        """Wait for events, handle them, and close connections that have exceeded a limit."""
+        """Wait for events and handle them. Every `_CHECK_SECONDS`, close connections that have exceeded a limit."""
         wasyncore.loop(_CHECK_SECONDS, use_poll=True, map=self._map, count=1)
         now = time.monotonic()
+        if now < self._next_check and not close_idle:
+            return
+        self._next_check = now + _CHECK_SECONDS
         for channel in list(self._server.active_channels.values()):
             if channel.is_overdue(now) or (close_idle and channel.is_idle()):
                 channel.handle_close()  # also wakes a thread that waits for the client
