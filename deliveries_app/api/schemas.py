@@ -220,7 +220,11 @@ class Failure(Schema):
     status: int | None = Field(description="The HTTP status of the app's last response.", examples=[500])
     message: str = Field(description="Says what happened. For people.", examples=["The app returned HTTP 500."])
     response: str = Field(description="The start of the app's last response.", examples=["out of disk space"])
-    attempts: int = Field(description="Number of attempts so far.", ge=0, examples=[3])
+    attempts: int = Field(
+        description="Number of attempts to send it so far; 0 if it waits for another path or its transform failed.",
+        ge=0,
+        examples=[3],
+    )
     first_at: Moment = Field(description="When it first failed or was first left out.")
     last_at: Moment = Field(description="When it last failed or was last left out.")
     next_attempt_at: Moment | None = Field(

@@ -297,7 +297,8 @@ class Recorder:
         for failed, response_body, request_body in zip(self._failed, texts[::2], texts[1::2], strict=True):
             change, failure = failed.change, failed.failure
             body = clean_text(response_body, SHOWN_CHARS)
-            path, tries = change.path.encode(), change.attempts + 1
+            # As the row counts them: a change that could not be sent in this run was not attempted.
+            path, tries = change.path.encode(), change.attempts + isinstance(failed.what, Notification)
             listed.append(_failure_row(watch, path, failure, FailureKind.FAILED, now, tries, body))
             if failed.sent:
                 attempts.append(_attempt_row(watch, failed, failed.sent, request_body, response_body))

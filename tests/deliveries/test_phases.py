@@ -80,6 +80,7 @@ def test_only_paths_behind_an_unsettled_delete_wait(world: World, old: dict[str,
     assert watch.files_failing == len(old) + len(new)
     listed = dict(watch.failures.values_list("path", "cause"))
     assert listed == dict.fromkeys(old, "http") | dict.fromkeys(new, "blocked")
+    assert set(watch.failures.values_list("cause", "attempts")) == {("http", 1), ("blocked", 0)}
     world.answer(None)
     world.settle()
     assert_promise_kept(world, repo, watch)
