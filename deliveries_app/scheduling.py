@@ -60,9 +60,14 @@ def enqueue(watch: AppRepository) -> None:
     job = _job(watch)
 
     def enqueue_high() -> None:
-        waiting = sum(other.startswith(f"{job['tenant']}-") for other in queues.job_ids("high") or [])
-        if waiting < HIGH_JOBS_PER_APP:
-            queues.enqueue("high", **job)
+        prefix = f"{job['tenant']}-"
+        waiting = [other.removeprefix(prefix) for other in queues.job_ids("high") or [] if other.startswith(prefix)]
+        if len(waiting) >= HIGH_JOBS_PER_APP:
+            # Perhaps not all are the app's: imported ids may contain dashes, so another app's id may begin like this one's.
+            own = AppRepository.objects.filter(app=watch.app_id, repository__repository_id__in=waiting)
+            if own.count() >= HIGH_JOBS_PER_APP:
+                return
+        queues.enqueue("high", **job)
 
     transaction.on_commit(enqueue_high, robust=True)
 

@@ -156,6 +156,7 @@ class Attempt:
             logger.info("made_way")
         except MirrorBusy as busy:  # nothing is in flight
             shortest, longest = BUSY_SECONDS
+            self._give_attempt_back()  # files may have been sent before the damage was found
             outcomes.postponed(self.lease, max(shortest, min(busy.held_for / BUSY_SHARE, longest)))
             logger.info("mirror_busy")
         except Paused:  # the run stays open and continues after the pause
@@ -165,6 +166,8 @@ class Attempt:
             logger.info("sync_paused")
         except GitError as error:
             self._drain(DRAIN_SECONDS)
+            if error.no_connection:
+                self._give_attempt_back()
             outcomes.git_failed(self.lease, error)
         except PlanRefused as error:
             self._close_circuit()  # the repository can be read
@@ -323,6 +326,7 @@ class Attempt:
     def _wait_until_processed(self) -> None:
         """Postpone the attempt until the app can no longer be processing requests that it has not answered."""
         wait = self.lease.doubt_seconds
+        self._give_attempt_back()
         outcomes.postponed(self.lease, wait)
         logger.info("waits_until_processed", extra={"next_try_in": round(wait, 1)})
 

@@ -296,6 +296,16 @@ def test_many_single_requests_of_an_app_do_not_delay_another_app(world: World, r
     assert ids("default") == added[4:]
 
 
+def test_jobs_of_an_app_with_a_longer_id_take_no_places(world: World) -> None:
+    """Imported ids may contain dashes: the jobs of `portal-eu` begin like those of `portal`."""
+    longer = world.add_app("Europe", app_id="portal-eu")
+    App.objects.filter(pk=world.app.pk).update(app_id="portal")
+    world.app.refresh_from_db()
+    others = [world.watch(name=f"acme/eu-{number}", app=longer)[1] for number in range(5)]
+    own = [world.watch(name=f"acme/own-{number}")[1] for number in range(5)]
+    assert ids("high") == [watch.job_id for watch in [*others[:4], *own[:4]]]
+
+
 def test_job_leaves_the_default_queue_to_the_sweep_while_jobs_wait_in_the_high_queue(
     world: World, redis_client: Redis, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:

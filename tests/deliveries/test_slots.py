@@ -346,6 +346,40 @@ def test_run_asks_less_often_the_longer_another_one_fetches(
     assert (watch.next_sync_at - timezone.now()).total_seconds() == pytest.approx(seconds, abs=1.5)
 
 
+@pytest.mark.parametrize("waits_for", ["another reader", "the host"])
+def test_attempt_that_waits_to_rebuild_the_mirror_does_not_count(
+    world: World, monkeypatch: pytest.MonkeyPatch, settings, waits_for: str
+) -> None:
+    """The mirror is damaged while large files are sent."""
+    monkeypatch.setattr(attempt, "MIRROR_WAIT_SECONDS", 0.1)
+    settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES = 100_000, 100_000
+    repo, watch = world.watch({f"large-{number}": os.urandom(3 << 20) for number in range(4)})
+    App.objects.update(max_in_flight=1)
+    folder = mirror_of(watch.repository).directory
+    lock = Path(f"{folder}.use.lock")
+    lock.parent.mkdir(exist_ok=True)
+
+    def damage(_note: Notification) -> None:
+        for pack in folder.glob("objects/pack/*.pack"):
+            pack.unlink()
+            if waits_for == "the host":
+                world.git.server.stop()
+
+    world.answer(damage)
+    with file_locks.hold(lock, shared=True) if waits_for == "another reader" else contextlib.nullcontext():
+        world.sync(watch)
+    assert world.requests("create")
+    assert (watch.status, watch.retry_count) == (Status.PENDING, 0)
+    [run] = world.runs(watch)
+    assert run.attempts == 0
+    world.answer(None)
+    if waits_for == "another reader":
+        world.settle()
+        assert_promise_kept(world, repo, watch)
+        run.refresh_from_db()
+        assert (run.outcome, run.attempts) == ("succeeded", 1)
+
+
 def test_process_that_hangs_with_the_mirror_fails_the_run_in_the_end(
     world: World, monkeypatch: pytest.MonkeyPatch, settings
 ) -> None:
