@@ -113,17 +113,20 @@ class Mirror:
     ) -> str:
         """Fetch `commit` unless it is here, point the watch's `run` ref to it, and return it. Call this inside `in_use`.
 
+        If it is the watch's base, there is nothing to do, and other fetches don't matter.
+
         If the host does not serve commits by name, fetch and return the current commit of `name` (HEAD, or the full name of
         a branch or tag). With an idle `client`, a small fetch takes one request and one process. Raises `GitError`, and
         `MirrorBusy` if another process has been fetching for `max_wait` seconds.
         """
+        if self._has_base(watch, commit):  # without the lock: others may be fetching for a quarter of an hour
+            return commit
         with self._lock("fetch", self._raising_busy("fetch", tick, max_wait)):
             self._prepare(object_format(commit))
             ref = f"refs/docora/{watch}/run"
             kept = self._kept(watch) if self._packs() else []
             if commit in kept:
-                if self._read_file(f"refs/docora/{watch}/base") != commit:
-                    self._write_ref(ref, commit)
+                self._write_ref(ref, commit)
                 return commit
             if client and self._fetch_pack(client, url, token, commit, kept, timeout, tick):
                 self._write_ref(ref, commit)
@@ -147,6 +150,11 @@ class Mirror:
             found = self._run_short(["rev-parse", "--verify", f"{ref}^{{}}"]).decode("ascii").strip()
             self._write_ref(ref, found)
             return found
+
+    def _has_base(self, watch: str, commit: str) -> bool:
+        """Return whether the mirror has the commit as this watch's base."""
+        is_base = self._read_file(f"refs/docora/{watch}/base") == commit
+        return is_base and (self.directory / "HEAD").exists() and bool(self._packs())
 
     def _kept(self, watch: str) -> list[str]:
         """Return the commits that refs keep, those of this watch first. The mirror has their whole trees."""

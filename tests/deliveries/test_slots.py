@@ -13,9 +13,11 @@ from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 
 from deliveries_app import jobs, scheduling
+from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, Status
 from deliveries_app.monitoring.counts import count_watches
 from deliveries_app.receiver import Notification
+from deliveries_app.services import resync_single
 from deliveries_app.sync import attempt
 from deliveries_app.sync import lease as leases
 from deliveries_app.sync.attempt import MANY_FILES, sync
@@ -329,14 +331,43 @@ def test_run_does_not_wait_long_for_another_one_that_fetches(world: World, monke
     assert_promise_kept(world, repo, second)
 
 
+def test_resync_does_not_wait_for_another_app_that_fetches(world: World) -> None:
+    """The mirror has the commit. The other app watches a branch that is large, or whose host is slow."""
+    repo, watch = world.watch()
+    repo.commit({"dev.txt": b"1"}, branch="dev")
+    other = world.watch_url(repo, app=world.add_app("Other"), ref="dev")
+    world.settle()
+    repo.commit({"dev.txt": b"2"}, branch="dev")
+    asked, go_on = [], threading.Event()
+
+    def think(_method: str, target: str) -> None:
+        asked.append(target)
+        if len(asked) == 2:  # for the pack, after the branch
+            go_on.wait(20)
+
+    world.git.server.on_request = think
+    world.make_due(other)
+    worker = syncing(other.pk)
+    try:
+        wait_for(lambda: len(asked) == 2)
+        run = resync_single(Actor.command(), watch)
+        world.sync(watch)
+        run.refresh_from_db()
+        assert (run.outcome, run.files_done) == ("succeeded", len(repo.files()))
+    finally:
+        go_on.set()
+        worker.join(20)
+    assert_promise_kept(world, repo, watch)
+
+
 @pytest.mark.parametrize(("held", "seconds"), [(5, 2), (100, 10), (1800, 30), (-60, 2)])
 def test_run_asks_less_often_the_longer_another_one_fetches(
     world: World, monkeypatch: pytest.MonkeyPatch, held: float, seconds: float
 ) -> None:
     """Each time, it asks the host for HEAD and holds a place while it waits: every two seconds for a quarter of an hour."""
-    _, watch = world.watch()
+    repo, watch = world.watch()
     world.settle()
-    AppRepository.objects.update(base_commit="", base_rules="")
+    repo.commit({"readme.md": b"changed"})
     lock = Path(f"{mirror_of(watch.repository).directory}.fetch.lock")
     monkeypatch.setattr(attempt, "MIRROR_WAIT_SECONDS", 0.1)
     with file_locks.hold(lock, shared=False):
