@@ -145,24 +145,20 @@ class Attempt:
             self._run()
         except Interrupted:
             self._drain(HAND_OVER_SECONDS)
-            self._give_attempt_back()
-            outcomes.postponed(self.lease, 0.0)
+            self._postpone(0.0)
             logger.info("handed_over")
         except SliceOver:
             self._drain(DRAIN_SECONDS)
-            self._give_attempt_back()
-            outcomes.postponed(self.lease, 0.0)
+            self._postpone(0.0)
             self.made_way = True
             logger.info("made_way")
         except MirrorBusy as busy:  # nothing is in flight
             shortest, longest = BUSY_SECONDS
-            self._give_attempt_back()  # files may have been sent before the damage was found
-            outcomes.postponed(self.lease, max(shortest, min(busy.held_for / BUSY_SHARE, longest)))
+            self._postpone(max(shortest, min(busy.held_for / BUSY_SHARE, longest)))
             logger.info("mirror_busy")
         except Paused:  # the run stays open and continues after the pause
             self._drain(DRAIN_SECONDS)
-            self._give_attempt_back()
-            outcomes.postponed(self.lease, 0.0)
+            self._postpone(0.0)
             logger.info("sync_paused")
         except GitError as error:
             self._drain(DRAIN_SECONDS)
@@ -223,7 +219,7 @@ class Attempt:
         self._send_notices()
         wait = self._circuit_seconds(self.sync_run)
         if wait:
-            outcomes.postponed(self.lease, wait)
+            self._postpone(wait)
             logger.info("circuit_open", extra={"next_try_in": round(wait, 1)})
             return
         watch = self.watch
@@ -326,8 +322,7 @@ class Attempt:
     def _wait_until_processed(self) -> None:
         """Postpone the attempt until the app can no longer be processing requests that it has not answered."""
         wait = self.lease.doubt_seconds
-        self._give_attempt_back()
-        outcomes.postponed(self.lease, wait)
+        self._postpone(wait)
         logger.info("waits_until_processed", extra={"next_try_in": round(wait, 1)})
 
     def _check_for_differences(self, commit: str) -> None:
@@ -524,6 +519,11 @@ class Attempt:
         self.sender.drain(seconds, on_wait=self._extend_if_due)
         self.recorder.commit()
         self.sync_run = self.recorder.run
+
+    def _postpone(self, seconds: float) -> None:
+        """Release the watch, which is due again in `seconds`, without counting the attempt, even if it has sent files."""
+        self._give_attempt_back()
+        outcomes.postponed(self.lease, seconds)
 
     def _give_attempt_back(self) -> None:
         """Uncount the attempt in its run, if it has begun to send. Call this before an outcome that does not count it."""
