@@ -101,6 +101,11 @@ class _Failed(NamedTuple):
     sent: Sent | None
 
     @property
+    def was_announced(self) -> bool:
+        """Whether it counts as an attempt. A change that could not be sent in this run does not."""
+        return isinstance(self.what, Notification)
+
+    @property
     def change(self) -> Change:
         return self.what.change if isinstance(self.what, Notification) else self.what
 
@@ -286,7 +291,7 @@ class Recorder:
         if not self._failed:
             return
         rows = Delivery.objects.filter(watch=self._lease.watch)
-        announced = [failed for failed in self._failed if isinstance(failed.what, Notification)]
+        announced = [failed for failed in self._failed if failed.was_announced]
         for seconds in {failed.failure.hold_seconds for failed in announced}:
             paths = [failed.change.path for failed in announced if failed.failure.hold_seconds == seconds]
             hold = datetime.fromtimestamp(now.timestamp() + seconds, tz=UTC) if seconds else None
@@ -297,8 +302,7 @@ class Recorder:
         for failed, response_body, request_body in zip(self._failed, texts[::2], texts[1::2], strict=True):
             change, failure = failed.change, failed.failure
             body = clean_text(response_body, SHOWN_CHARS)
-            # As the row counts them: a change that could not be sent in this run was not attempted.
-            path, tries = change.path.encode(), change.attempts + isinstance(failed.what, Notification)
+            path, tries = change.path.encode(), change.attempts + int(failed.was_announced)
             listed.append(_failure_row(watch, path, failure, FailureKind.FAILED, now, tries, body))
             if failed.sent:
                 attempts.append(_attempt_row(watch, failed, failed.sent, request_body, response_body))
