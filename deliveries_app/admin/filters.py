@@ -23,8 +23,6 @@ from deliveries_app.models import (
     Reason,
     Result,
     WatchState,
-    is_in_progress,
-    is_superseded,
 )
 from deliveries_app.models.watch_state import details_of
 from deliveries_app.permissions import Permission
@@ -176,9 +174,9 @@ class HistoryChoiceFilter(ChoiceFilter, HistoryFilter):
 
 def _runs_with(result: Result) -> Q:
     if result == Result.RUNNING:
-        return is_in_progress()
+        return history.PARTS["open"][1]
     if result == Result.SUPERSEDED:
-        return Q(outcome=Outcome.SUPERSEDED) | is_superseded()
+        return history.PARTS["superseded"][1]
     if result not in {Result.FAILED, Result.PARTLY_FAILED}:
         return Q(outcome__in=Outcome.with_result(result))
     is_partial = Q(files_done__gt=0, files_failed__gt=0)

@@ -129,18 +129,21 @@ def _has_run(*parts: str) -> Q:
     return Q(Exists(SyncRun.objects.filter(condition, operation=OuterRef("pk"))))
 
 
-_OPEN = Q(ended_at=None, held_at=None)
+_RUNNING = Q(ended_at=None, held_at=None)
 _ENDED = Q(ended_at__isnull=False)
 _WAS_CANCELLED = Q(cancelled_at__isnull=False)
-_IS_WAITING = ~_has_run("open") & ~Q(Exists(PendingRelease.objects.filter(operation=OuterRef("pk"))))
+_NOTHING_IN_PROGRESS = ~_has_run("open") & ~Q(Exists(PendingRelease.objects.filter(operation=OuterRef("pk"))))
 _HAS_RESULT = _has_run("full", "failed")
 _HAS_SUPERSEDED = _has_run("superseded")
 OPERATIONS: dict[str, tuple[str, Q]] = {
-    "running": ("In progress", _OPEN & ~(_IS_WAITING & _HAS_SUPERSEDED)),
+    "running": ("In progress", _RUNNING & ~(_NOTHING_IN_PROGRESS & _HAS_SUPERSEDED)),
     "held": ("Held", Q(ended_at=None, held_at__isnull=False)),
     "finished": ("Finished", _ENDED & ~_WAS_CANCELLED & _HAS_RESULT),
     "cancelled": ("Cancelled", _ENDED & (_WAS_CANCELLED | ~_HAS_RESULT & ~_HAS_SUPERSEDED)),
-    "superseded": ("Superseded", _HAS_SUPERSEDED & (_OPEN & _IS_WAITING | _ENDED & ~_WAS_CANCELLED & ~_HAS_RESULT)),
+    "superseded": (
+        "Superseded",
+        _HAS_SUPERSEDED & (_RUNNING & _NOTHING_IN_PROGRESS | _ENDED & ~_WAS_CANCELLED & ~_HAS_RESULT),
+    ),
 }
 """Operations by their result, as `Outcomes.result_of` returns it: name in URLs → label and condition. They are disjoint."""
 
