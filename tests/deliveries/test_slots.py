@@ -4,6 +4,7 @@ import contextlib
 import os
 import threading
 import time
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -304,29 +305,36 @@ def test_other_watches_of_a_down_app_are_not_woken_beside_its_probe(world: World
     assert waiting not in AppRepository.objects.due().free().startable()
 
 
+@contextlib.contextmanager
+def fetching(world: World, watch: AppRepository) -> Iterator[None]:
+    """Sync the watch in a thread. Meanwhile, it waits for the host's pack."""
+    asked, go_on = [], threading.Event()
+
+    def think(_method: str, target: str) -> None:
+        asked.append(target)
+        if len(asked) == 2:  # for the pack, after the branch
+            go_on.wait(20)
+
+    world.git.server.on_request = think
+    world.make_due(watch)
+    worker = syncing(watch.pk)
+    try:
+        wait_for(lambda: len(asked) == 2)
+        yield
+    finally:
+        go_on.set()
+        worker.join(20)
+
+
 def test_run_does_not_wait_long_for_another_one_that_fetches(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would hold a thread of the worker and slots of its app."""
     monkeypatch.setattr(attempt, "MIRROR_WAIT_SECONDS", 0.3)
     repo, first = world.watch()
     second = world.watch_url(repo, app=world.add_app("Other"))
-    asked, go_on = [], threading.Event()
-
-    def think(_method: str, target: str) -> None:
-        asked.append(target)
-        if len(asked) == 2:  # for the first one's pack, after HEAD
-            go_on.wait(20)
-
-    world.git.server.on_request = think
-    world.make_due(first)
-    worker = syncing(first.pk)
-    try:
-        wait_for(lambda: len(asked) == 2)
+    with fetching(world, first):
         world.sync(second)
         assert (second.status, second.lease_until, second.retry_count) == (Status.PENDING, None, 0)
         assert second.next_sync_at is not None
-    finally:
-        go_on.set()
-        worker.join(20)
     world.sync(second)
     assert_promise_kept(world, repo, second)
 
@@ -338,25 +346,11 @@ def test_resync_does_not_wait_for_another_app_that_fetches(world: World) -> None
     other = world.watch_url(repo, app=world.add_app("Other"), ref="dev")
     world.settle()
     repo.commit({"dev.txt": b"2"}, branch="dev")
-    asked, go_on = [], threading.Event()
-
-    def think(_method: str, target: str) -> None:
-        asked.append(target)
-        if len(asked) == 2:  # for the pack, after the branch
-            go_on.wait(20)
-
-    world.git.server.on_request = think
-    world.make_due(other)
-    worker = syncing(other.pk)
-    try:
-        wait_for(lambda: len(asked) == 2)
+    with fetching(world, other):
         run = resync_single(Actor.command(), watch)
         world.sync(watch)
         run.refresh_from_db()
         assert (run.outcome, run.files_done) == ("succeeded", len(repo.files()))
-    finally:
-        go_on.set()
-        worker.join(20)
     assert_promise_kept(world, repo, watch)
 
 
