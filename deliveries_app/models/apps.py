@@ -309,9 +309,9 @@ def has_no_cooldown() -> Q:
 
 
 APP_SECRETS = ("client_auth_key", "new_auth_key")
-"""The encrypted columns of an app. Decrypting them takes as long as a query."""
+"""The encrypted columns of an app, which lists and polls don't read."""
 SECRETS = ("github_token", "push_secret", *(f"app__{name}" for name in APP_SECRETS))
-"""The encrypted columns of a watch and its app."""
+"""The encrypted columns of a watch and its app. Decrypting them for the 50 rows of a page takes longer than the query."""
 
 
 class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):

@@ -131,9 +131,8 @@ def _check(
         part = [watch for watch in readable if (watch.github_app is not None) == needs_token]
         if part:
             for_git |= _check_hosts(client, part, meanwhile, answering_hosts, unconnected)
-    _record(
-        unconnected, answering_hosts, undecryptable
-    )  # only now: another of the host's repositories may have answered
+    # Only now, because another of the host's repositories may have answered.
+    _record(unconnected, answering_hosts, undecryptable)
     return for_git
 
 

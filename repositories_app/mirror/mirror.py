@@ -113,7 +113,7 @@ class Mirror:
     ) -> str:
         """Fetch `commit` unless it is here, point the watch's `run` ref to it, and return it. Call this inside `in_use`.
 
-        If it is the watch's base, there is nothing to do, and other fetches don't matter.
+        If it is the watch's base, return at once, even while another process fetches.
 
         If the host does not serve commits by name, fetch and return the current commit of `name` (HEAD, or the full name of
         a branch or tag). With an idle `client`, a small fetch takes one request and one process. Raises `GitError`, and
