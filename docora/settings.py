@@ -113,13 +113,16 @@ if _database["ENGINE"] == "django.db.backends.sqlite3":
         "timeout": 20,
         "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
     }
-elif os.environ.get("DOCORA_PROCESS") == "web":
-    # Only the web process has a pool: workers fork for each job and would not reuse connections. Health checks replace
-    # connections that broke when the server restarted. There is one connection per thread, so the timeout only matters
-    # while the database is down. It is shorter than that of typical probes. The pool doubles the delay between attempts to
-    # connect until `reconnect_timeout`; then the next request starts anew.
+else:
+    # Connections are kept. Health checks replace those that broke when the server restarted.
     _database.setdefault("CONN_HEALTH_CHECKS", True)
-    _options["pool"] = {"min_size": 1, "max_size": WEB_CONNECTIONS, "timeout": 4, "reconnect_timeout": 5}
+    if os.environ.get("DOCORA_PROCESS") == "web":
+        # There is one connection per thread, so the pool's timeout only matters while the database is down. It is shorter
+        # than that of typical probes. The pool doubles the delay between attempts to connect until `reconnect_timeout`;
+        # then the next request starts anew.
+        _options["pool"] = {"min_size": 1, "max_size": WEB_CONNECTIONS, "timeout": 4, "reconnect_timeout": 5}
+    else:
+        _database.setdefault("CONN_MAX_AGE", None)  # a new connection costs more than what the sweep does in a second
 REDIS_URL = text("REDIS_URL") or data_dir.embedded_redis_url(DATA_DIR)
 try:
     parse_redis_url(REDIS_URL)  # type: ignore[no-untyped-call]

@@ -91,7 +91,7 @@ def postgres_options(given: Mapping[str, Any], lease_seconds: float) -> dict[str
 def close_broken_connections() -> None:
     """Close the connections on which an error occurred, and keep those that work.
 
-    Django's `close_old_connections` also closes working ones, unless `CONN_MAX_AGE` says otherwise.
+    Django's `close_old_connections` also checks those that work, with one statement each, or closes them (`CONN_MAX_AGE`).
     """
     for connection in connections.all(initialized_only=True):
         if connection.errors_occurred:

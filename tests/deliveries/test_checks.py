@@ -222,6 +222,24 @@ def test_sweep_that_waits_for_its_next_round_is_alive(
     assert bool(redis_client.exists("docora:heartbeat:sweep")) is not fails
 
 
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="SQLite has no server")
+def test_sweep_keeps_its_connection(world: World, monkeypatch) -> None:
+    """A new one each second would cost several times as much as its statements."""
+    backends: list[int] = []
+    enqueue_due = loop._enqueue_due
+
+    def noted() -> int:
+        enqueued = enqueue_due()
+        backends.append(connection.connection.info.backend_pid)
+        return enqueued
+
+    monkeypatch.setattr(loop, "_WAKE_SECONDS", 0)
+    monkeypatch.setattr(loop, "_enqueue_due", noted)
+    monkeypatch.setattr(loop, "stopping", lambda: len(backends) >= 3)
+    loop.sweep_forever()
+    assert len(set(backends)) == 1
+
+
 def fail(*_: object) -> None:
     raise ValueError("a bug")
 
