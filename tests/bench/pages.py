@@ -75,7 +75,7 @@ def main() -> None:
 
 def requests_of_pages() -> list[tuple[str, Callable[[], object]]]:
     """Return every page with a function that requests it."""
-    from deliveries_app.api.files import _manifest
+    from deliveries_app.api.files import MANIFEST_PAGE, _manifest
     from deliveries_app.models import AppRepository
     from tests.support.admin_pages import example, pages, superuser, variants
 
@@ -93,7 +93,7 @@ def requests_of_pages() -> list[tuple[str, Callable[[], object]]]:
             for query in ("status=failed", f"app_id={watch.app.app_id}", "search=globex", "page=100")
         ),
     ]
-    first_of_manifest = ("manifest, its first 2,000 lines", lambda: next(_manifest(watch.pk, "", None)))
+    first_of_manifest = f"manifest, its first {MANIFEST_PAGE:,} lines", lambda: next(_manifest(watch.pk, "", MANIFEST_PAGE))
     return [*((url, lambda url=url: client.get(url)) for url in dict.fromkeys(urls)), first_of_manifest]
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 
 import pytest
+from django.db import connection
 from django.db.models import Count, F, Q, Sum
 
 from deliveries_app.models import (
@@ -22,6 +23,7 @@ from repositories_app.git import remote
 from repositories_app.models import Repository
 from tests.bench.crowd.filling import fill
 from tests.bench.crowd.layout import Amounts
+from tests.bench.pages import measure, requests_of_pages
 
 AMOUNTS = Amounts(apps=20, repositories=120, deliveries=2_000, runs=600)
 
@@ -109,3 +111,13 @@ def test_nothing_is_due(crowd: None) -> None:
     hosts = {url.split("/")[2] for url in AppRepository.objects.values_list("github_url", flat=True)}
     hosts |= {url.split("/")[2] for url in App.objects.values_list("base_url", flat=True)}
     assert all(host.endswith(".example") for host in hosts)  # reserved names
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="the CPU time is that of a database process")
+def test_pages_are_measured(crowd: None) -> None:
+    requests = requests_of_pages()
+    for page, get in (requests[0], requests[-1]):
+        measured = measure(page, get)
+        assert measured is not None
+        assert measured.queries > 0
+        assert measured.kilobytes > 0
