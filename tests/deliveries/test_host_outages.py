@@ -168,7 +168,7 @@ def test_probes_of_a_host_with_many_repositories(world: World, django_assert_max
         for repository in repositories
     )
     go_down(world)
-    HostOutage.objects.create(host=f"{world.git.url}/", since=timezone.now(), retry_at=timezone.now(), error="refused")
+    HostOutage.objects.create(host=f"{world.git.url}/", since=timezone.now(), retry_at=from_now(-1), error="refused")
     ticks = []
     with remote.new_client() as client:
         probe_hosts(client, lambda: ticks.append(1))
@@ -232,7 +232,7 @@ def test_every_answer_but_502_to_504_ends_the_outage(world: World, status: str, 
         connection.sendall(f"HTTP/1.1 {status}\r\n{header}\r\nContent-Length: 0\r\n\r\n".encode())
 
     world.watch()
-    HostOutage.objects.create(host=f"{world.git.url}/", since=timezone.now(), retry_at=timezone.now(), error="refused")
+    HostOutage.objects.create(host=f"{world.git.url}/", since=timezone.now(), retry_at=from_now(-1), error="refused")
     world.git.server.on_request = lambda method, target: answer
     with remote.new_client() as client:
         probe_hosts(client, lambda: None)
@@ -242,7 +242,7 @@ def test_every_answer_but_502_to_504_ends_the_outage(world: World, status: str, 
 def test_end_of_an_outage_closes_no_circuit_of_another_failure(world: World) -> None:
     world.watch()
     Repository.objects.update(circuit_open_until=from_now(1800), consecutive_failures=3, last_error_cause="corrupt")
-    HostOutage.objects.create(host=f"{world.git.url}/", since=timezone.now(), retry_at=timezone.now(), error="refused")
+    HostOutage.objects.create(host=f"{world.git.url}/", since=timezone.now(), retry_at=from_now(-1), error="refused")
     with remote.new_client() as client:
         probe_hosts(client, lambda: None)
     assert not HostOutage.objects.exists()
