@@ -310,11 +310,15 @@ def _moved(url: str, token: str, outcome: Outcome) -> RepositoryMoved:
 
 def redirect_error(url: str, token: str, tick: git.Tick | None) -> RepositoryMoved:
     """Return the error to raise after git was redirected. Ask the host again, because git does not report the target."""
-    address = f"{url.removesuffix('/')}/info/refs?service=git-upload-pack"
-    request = Request("GET", address, tuple(_authorization(url, token)))
-    with new_client(max_connections=1) as client:
-        outcome = client.request(request, tick)
+    outcome = _advertisement(url, token, tick)
     return _moved(url, token, outcome) if outcome.status and 300 <= outcome.status < 400 else git_errors.moved("")
+
+
+def _advertisement(url: str, token: str, tick: git.Tick | None) -> Outcome:
+    """Return the host's answer to the request with which git begins."""
+    address = f"{url.removesuffix('/')}/info/refs?service=git-upload-pack"
+    with new_client(max_connections=1) as client:
+        return client.request(Request("GET", address, tuple(_authorization(url, token))), tick)
 
 
 def parse_ls_refs(answer: bytes, ref: str) -> Head | None:
@@ -404,7 +408,26 @@ def _ls_remote(url: str, token: str, ref: str, tick: git.Tick | None) -> Head:
         if name in commits
     }
     has_refs = bool(commits) or (bool(ref) and not heads and _has_refs(url, token, tick))
+    if not has_refs:
+        _require_advertisement(url, token, tick)
     return _preferred(heads, [name.encode() for name in names], ref, has_refs=has_refs)
+
+
+def _require_advertisement(url: str, token: str, tick: git.Tick | None) -> None:
+    """Raise `GitError` unless the host answers as a git server.
+
+    git falls back to its old protocol for any other answer, and takes a page without a line break for the list of a
+    repository without refs.
+    """
+    outcome = _advertisement(url, token, tick)
+    if outcome.cause is not None:
+        raise git_errors.unreachable(outcome.cause, outcome.message, token=token, reached=outcome.reached)
+    error = error_of(url, token, outcome)
+    if error is not None:
+        raise error
+    content_type = outcome.headers.get("content-type", "")
+    if content_type != "application/x-git-upload-pack-advertisement":
+        raise git_errors.explain(Cause.OTHER, f"the host sent {content_type or 'a page'} instead of refs", token=token)
 
 
 def _has_refs(url: str, token: str, tick: git.Tick | None) -> bool:

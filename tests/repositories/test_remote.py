@@ -214,6 +214,28 @@ def test_error_packet_is_not_an_empty_repository(repo: Repo, ref: str, end: byte
     assert not caught.value.permanent
 
 
+@pytest.mark.parametrize("ref", ["", "main"])
+@pytest.mark.parametrize("body", [b"<html><title>Sign in</title></html>", b'{"error": "maintenance"}', b""])
+def test_page_is_not_an_empty_repository(repo: Repo, ref: str, body: bytes) -> None:
+    """git takes a page without a line break, also an empty one, for the list of a repository without refs."""
+    repo.server.on_request = lambda *_: answer("200 OK", "Content-Type: text/html", body=body)
+    with new_client(max_connections=1) as client, pytest.raises(GitError, match="text/html instead of refs") as caught:
+        ls_head(client, repo.url, TOKEN, ref=ref)
+    assert not isinstance(caught.value, NoCommit | RefNotFound)
+    assert (caught.value.permanent, caught.value.for_every_watcher) == (False, True)
+
+
+@pytest.mark.parametrize("ref", ["", "main"])
+def test_empty_repository_on_a_host_without_protocol_v2(server: GitFixture, ref: str) -> None:
+    def ignore_version(*_: str) -> None:
+        server.server.requests[-1].git_protocol = ""
+
+    repo = server.repo("acme/empty")
+    server.server.on_request = ignore_version
+    with new_client(max_connections=1) as client, pytest.raises(NoCommit):
+        ls_head(client, repo.url, ref=ref)
+
+
 def test_branch_name_is_made_safe_to_store(repo: Repo) -> None:
     line = b"1" * 40 + b" HEAD symref-target:refs/heads/a\0b\xff" + b"c" * 500 + b"\n"
     repo.server.on_request = lambda *_: answer("200 OK", body=b"%04x%b0000" % (len(line) + 4, line))
