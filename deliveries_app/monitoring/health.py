@@ -33,6 +33,9 @@ _started = time.monotonic()
 OK = "ok"
 DATABASE_DOWN = "the database is not responding: check DATABASE_URL and the database server"
 REDIS_DOWN = "Redis is not responding: check REDIS_URL and the Redis server"
+REDIS_UNUSABLE = (
+    "Redis is not responding or rejects writes: check REDIS_URL and the Redis server, also its memory and its disk"
+)
 _UNKNOWN = "unknown without Redis"
 MIN_FREE_BYTES, MIN_FREE_SHARE = 2**30, 0.1
 """Free space that the disk with the mirrors must have: the smaller of the two.
@@ -68,7 +71,7 @@ class Readiness(Schema):
         examples=[dict.fromkeys(("database", "redis", "git", "disk", "workers", "sweep"), OK)],
     )
     sweep_age: float | None = Field(
-        description="Seconds since the sweep last ran. Null if it has not run for a day, or if Redis is down.",
+        description="Seconds since the sweep last ran. Null if it has not run for a day, or if Redis is down or rejects writes.",
         ge=0,
         examples=[2.5],
     )
@@ -152,7 +155,7 @@ def read_checks(signs: Signs | None) -> dict[str, str]:
     """Check everything that syncing needs. Each value is `OK` or describes the problem. Pass the result of `heartbeat.read`."""
     return {
         "database": check_database(),
-        "redis": OK if signs else REDIS_DOWN,
+        "redis": OK if signs else REDIS_UNUSABLE,
         "git": OK if shutil.which("git") else "git is not installed",
         "disk": check_disk(),
         "workers": check_workers(signs),

@@ -43,7 +43,7 @@ from docora.web.api import authentication_error
 from docora.web.errors import json_error
 from repositories_app.mirror import cache
 
-_REDIS_UP = "1 if Redis responds. Otherwise the metrics that it stores are omitted."
+_REDIS_UP = "1 if Redis responds and accepts writes. Otherwise the metrics that it stores are omitted."
 _DATABASE_UP = "1 if the database responds. Otherwise the metrics that it stores are omitted."
 
 _LOOPBACK = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))

@@ -12,9 +12,10 @@ from redis.exceptions import AuthenticationError, ResponseError
 from deliveries_app.monitoring import health
 from docora.conf.data_dir import embedded_redis_url
 from docora.conf.installation import program
-from docora.redis import heartbeat, inspect
-from docora.redis.connection import RedisError
+from docora.redis import inspect
+from docora.redis.connection import RedisError, probe_writes
 from docora.redis.connection import connection as redis_connection
+from docora.redis.connection import responds as redis_responds
 from docora.redis.inspect import Worker
 from docora.text import clean_text, counted, format_bytes
 
@@ -23,7 +24,6 @@ _SLOW_SECONDS = 1.0
 _SKEW_SECONDS = 1.0
 _SWEEP_CONNECTIONS = 2
 _SQLITE_WORKERS = 4  # more of them wait for each other: SQLite has one writer at a time
-_WRITE_KEY = "docora:doctor"
 _MEMORY_WARNING, _MEMORY_ERROR = 0.8, 0.95  # shares of maxmemory
 
 
@@ -155,13 +155,13 @@ def check_sqlite() -> list[CheckMessage]:
 
 def check_redis() -> list[CheckMessage]:
     """Check by writing: a replica, a Redis without memory and one with a full disk all answer a ping."""
-    if heartbeat.read() is None:
+    if not redis_responds():
         if embedded_redis_url(settings.DATA_DIR) == settings.REDIS_URL:
             hint = f"Start {program()} up, which runs it, or set REDIS_URL."
             return [Error("The embedded Valkey is not responding.", hint=hint)]
         return [_wrong_password() or from_health(health.REDIS_DOWN)]
     try:
-        redis_connection().set(_WRITE_KEY, "1", ex=10)
+        probe_writes(redis_connection())
     except RedisError as error:
         text = f"Redis responds but rejects writes, so syncs start late: {clean_text(str(error), 200).rstrip('.')}."
         return [Error(text, hint="REDIS_URL must point to a primary with free memory and disk space.")]

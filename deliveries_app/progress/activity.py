@@ -23,7 +23,7 @@ from deliveries_app.models import (
 from deliveries_app.models.apps import is_syncing
 from deliveries_app.progress.live import Progress
 from docora.db.compiled import compiled
-from docora.redis.connection import responds as redis_responds
+from docora.redis.connection import accepts_writes
 from docora.text import format_estimate
 
 STALLED_SECONDS = 20.0
@@ -137,8 +137,8 @@ def _waiting(detail: StateDetail) -> Activity:
     text = str(detail.label)
     if detail == StateDetail.RETRYING:
         text = "waiting for the next attempt"
-    elif detail == StateDetail.WAITS_FOR_WORKER and not redis_responds():  # workers get their jobs from it
-        text = "waiting for Redis, which isn't responding"
+    elif detail == StateDetail.WAITS_FOR_WORKER and not accepts_writes():  # workers get their jobs from it
+        text = "waiting for Redis, which isn't responding or rejects writes"
     return Activity(detail.state.value, str(detail.state.label), text)
 
 

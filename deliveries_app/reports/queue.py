@@ -70,7 +70,7 @@ class WorkerLine:
 
 @dataclass(frozen=True)
 class QueueView:
-    """The queue page. `queue` is None while Redis is down.
+    """The queue page. `queue` and `signs` are None while Redis is down or rejects writes.
 
     `counts` agree with the lists. `unqueued` is the number of due watches without a job, and `idle_jobs` the number of
     jobs without a due watch. `scheduled` holds each watch with the time of its next attempt, None during a pause, and its next step.
@@ -90,7 +90,7 @@ class QueueView:
 
     @property
     def sweep_is_late(self) -> bool:
-        """Whether nothing checks for changes and enqueues what is due. Unknown, so False, while Redis is down."""
+        """Whether nothing checks for changes and enqueues what is due. Unknown, so False, without `signs`."""
         return self.signs is not None and self.signs.sweep_is_late
 
     @property
@@ -116,7 +116,8 @@ def can_view(user: AbstractBaseUser | AnonymousUser) -> bool:
 
 def read_queue() -> QueueView:
     """Read the queue page in a constant number of queries."""
-    pause, queue = current_pause(), inspect.read()
+    pause, signs = current_pause(), heartbeat.read()
+    queue = inspect.read() if signs else None
     counts = count_watches()
     jobs = queue.jobs if queue else []
     queued = {pk: job.queue for job in jobs if (pk := _watch_of(job))}
@@ -157,7 +158,7 @@ def read_queue() -> QueueView:
         clean_ups=[job for job in jobs if _watch_of(job) is None],
         scheduled=scheduled,
         workers=workers,
-        signs=heartbeat.read() if queue else None,
+        signs=signs,
     )
 
 

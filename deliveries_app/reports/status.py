@@ -41,7 +41,7 @@ class Line:
 
 @dataclass(frozen=True)
 class StatusReport:
-    """`signs` is None if Redis does not respond. `lines` lists failing, then syncing, then waiting watches."""
+    """`signs` is None if Redis does not respond or rejects writes. `lines` lists failing, then syncing, then waiting watches."""
 
     pause: SyncPause | None
     signs: Signs | None

@@ -5,12 +5,13 @@ from functools import lru_cache
 
 from django.conf import settings
 from redis import Redis
+from redis.client import Pipeline
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
 from docora.conf.data_dir import embedded_redis_url
 from docora.security.redaction import redact
 
-__all__ = ["RedisError", "connection", "problem", "responds"]
+__all__ = ["RedisError", "accepts_writes", "connection", "probe_writes", "problem", "responds"]
 
 
 @lru_cache(maxsize=1)
@@ -25,6 +26,23 @@ def responds() -> bool:
         return bool(connection().ping())
     except (RedisError, OSError):
         return False
+
+
+def probe_writes(commands: Redis | Pipeline) -> None:
+    """Write a value that expires soon. Raises RedisError if Redis rejects writes.
+
+    A replica, a Redis without memory and one with a full disk all answer a ping, but workers and the sweep can't use them.
+    """
+    commands.set("docora:probe", "1", ex=10)
+
+
+def accepts_writes() -> bool:
+    """Return whether Redis responds and accepts writes. Waits up to two seconds."""
+    try:
+        probe_writes(connection())
+    except (RedisError, OSError):
+        return False
+    return True
 
 
 def problem(error: RedisError) -> str:

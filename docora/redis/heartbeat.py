@@ -15,7 +15,7 @@ from rq import Queue
 from rq.registry import StartedJobRegistry
 
 from docora.redis import inspect
-from docora.redis.connection import RedisError, connection
+from docora.redis.connection import RedisError, connection, probe_writes
 from docora.redis.queues import QUEUES
 
 _KEY = "docora:heartbeat:sweep"
@@ -60,7 +60,10 @@ class Signs:
 
 
 def read() -> Signs | None:
-    """Return the current signs, or None when Redis is down."""
+    """Return the current signs, or None when Redis is down or rejects writes.
+
+    Processes that run can't renew their heartbeats then, and would count as ended.
+    """
     try:
         with connection().pipeline(transaction=False) as pipeline:
             for name in QUEUES:
@@ -68,7 +71,8 @@ def read() -> Signs | None:
                 # Count unexpired entries only: jobs of killed workers stay in the registry until RQ cleans it up.
                 pipeline.zcount(StartedJobRegistry.key_template.format(name), time.time(), "+inf")
             pipeline.get(_KEY)
-            *jobs, beat_at = pipeline.execute()
+            probe_writes(pipeline)
+            *jobs, beat_at, _ = pipeline.execute()
         known = inspect.read_workers()
     except (RedisError, OSError):
         return None

@@ -100,6 +100,15 @@ def test_not_ready_without_redis(client: Client, valkey_server) -> None:
 
 
 @pytest.mark.django_db
+def test_not_ready_while_redis_rejects_writes(client: Client, worker, valkey_server) -> None:
+    """Workers and the sweep run, but can't record that."""
+    with valkey_server.refusing_writes():
+        found = checks_of(client)
+    assert found["redis"] == health.REDIS_UNUSABLE
+    assert found["workers"] == found["sweep"] == "unknown without Redis"
+
+
+@pytest.mark.django_db
 def test_not_ready_with_unapplied_migrations(client: Client, worker) -> None:
     with connection.cursor() as cursor:
         cursor.execute("DELETE FROM django_migrations WHERE app = 'auth'")

@@ -304,10 +304,19 @@ def test_redis_outage_is_shown(viewer: Client, everything, valkey_server: Valkey
     valkey_server.stop()
     for url in (PAGE, FRAGMENT):
         page = viewer.get(url).text
-        assert "Redis isn't responding." in page
+        assert "Redis isn't responding or rejects writes." in page
         assert shown(page, "card-delayed") == "2 scheduled"
         assert shown(page, "card-failed") == "3"
         assert "No worker is running" not in page
+
+
+def test_redis_that_rejects_writes_is_shown(viewer: Client, valkey_server: ValkeyServer) -> None:
+    """The heartbeats of workers and the sweep are missing, although they run."""
+    with valkey_server.refusing_writes():
+        page = viewer.get(PAGE).text
+    assert "Redis isn't responding or rejects writes." in page
+    assert "No worker" not in page
+    assert "The sweep is not running" not in page
 
 
 def test_missing_worker_or_sweep_is_shown(viewer: Client, redis_client) -> None:

@@ -322,6 +322,14 @@ def test_silent_worker_is_gone_and_its_leases_are_shown(
     assert "Docora is checking repositories and sending changed files." in page
 
 
+def test_redis_that_rejects_writes_is_shown(operator: Client, valkey_server: ValkeyServer) -> None:
+    with valkey_server.refusing_writes():
+        page = operator.get(PAGE).text
+    assert "Redis isn't responding or rejects writes" in page
+    assert "No worker" not in page
+    assert "The sweep is not running" not in page
+
+
 def test_redis_outage_is_shown(operator: Client, watches, settings, valkey_server: ValkeyServer) -> None:
     lease(watches[0], settings)
     begin(watches[0])
@@ -335,7 +343,7 @@ def test_redis_outage_is_shown(operator: Client, watches, settings, valkey_serve
     assert "died" not in section(operator, "running")
     assert "unknown" in section(operator, "waiting")
     assert "Search" in section(operator, "scheduled")
-    assert "Unknown while Redis is down." in section(operator, "workers")
+    assert "Unknown while Redis isn't working." in section(operator, "workers")
     operator.post(f"{PAGE}{watches[1].pk}/cancel/")
     assert "Nothing is waiting." in section(operator, "waiting")
 

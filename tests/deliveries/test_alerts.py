@@ -296,6 +296,14 @@ def test_unreachable_redis_is_one_alert_and_no_worker_alert(out: AlertReceivers,
     assert out.events == [("alert", "redis_down", 1)]
 
 
+def test_redis_that_rejects_writes_is_one_alert(out: AlertReceivers, redis_client, valkey_server: ValkeyServer) -> None:
+    redis_client.flushall()  # heartbeats that could not be renewed have expired
+    with valkey_server.refusing_writes():
+        for _ in range(3):
+            next_round()
+    assert out.events == [("alert", "redis_down", 1)]
+
+
 def test_slow_statements_make_no_heartbeat_late(out: AlertReceivers, monkeypatch) -> None:
     now = timezone.now
 

@@ -54,7 +54,7 @@ def _summary(report: StatusReport) -> str:
         number = counted(counts.importing, "of them waits", "of them wait")
         lines.append(f"{number} for the rest of the import: run {program()} import_docora again.")
     if report.signs is None:
-        lines.append("Redis isn't responding. Due syncs wait in the database until it does.")
+        lines.append("Redis isn't responding or rejects writes. Due syncs wait in the database until it works again.")
     elif not report.signs.workers or report.signs.sweep_is_late:
         lines.append(f"A part of Docora is not running. To find out which, run {program()} doctor.")
     return "\n".join(lines)

@@ -25,7 +25,7 @@ SEVERAL, TEST = "several", "test"
 # Texts for the beginning (one, several) and for the end (one, several). An alert also ends when its subject is removed.
 # Messages list the kinds in this order.
 _TEXTS: dict[AlertKind, tuple[str, str, str, str]] = {
-    AlertKind.REDIS_DOWN: ("Redis is down, so syncs start late",) * 2 + ("Redis is back up",) * 2,
+    AlertKind.REDIS_DOWN: ("Redis is down or rejects writes, so syncs start late",) * 2 + ("Redis works again",) * 2,
     AlertKind.NO_WORKER: ("no worker is running, so nothing is synced",) * 2 + ("workers are running again",) * 2,
     AlertKind.SWEEP_LATE: ("the sweep is not running, so changes are not detected",) * 2
     + ("the sweep is running again",) * 2,
