@@ -120,7 +120,13 @@ else:
         # There is one connection per thread, so the pool's timeout only matters while the database is down. It is shorter
         # than that of typical probes. The pool doubles the delay between attempts to connect until `reconnect_timeout`;
         # then the next request starts anew.
-        _options["pool"] = {"min_size": 1, "max_size": WEB_CONNECTIONS, "timeout": 4, "reconnect_timeout": 5}
+        _options["pool"] = {
+            "min_size": 1,
+            "max_size": WEB_CONNECTIONS,
+            "timeout": 4,
+            "reconnect_timeout": 5,
+            "check": database.check_pooled,
+        }
     else:
         _database.setdefault("CONN_MAX_AGE", None)  # a new connection costs more than what the sweep does in a second
 REDIS_URL = text("REDIS_URL") or data_dir.embedded_redis_url(DATA_DIR)

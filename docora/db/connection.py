@@ -88,6 +88,18 @@ def postgres_options(given: Mapping[str, Any], lease_seconds: float) -> dict[str
     }
 
 
+def check_pooled(session: Any) -> None:
+    """Raise the driver's error if this connection of a pool is broken. Then also replace all that are idle in the pool.
+
+    A restart of the server breaks them all, and the pool pauses after each broken one that it tries, longer each time.
+    """
+    try:
+        session._pool.check_connection(session)
+    except Exception:
+        session._pool.drain()
+        raise
+
+
 def close_broken_connections() -> None:
     """Close the connections on which an error occurred, and keep those that work.
 

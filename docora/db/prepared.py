@@ -96,6 +96,7 @@ def forget() -> None:
 
 
 def _session() -> _Session:
+    connection.close_if_health_check_failed()  # as a cursor does: a new connection has nothing prepared
     connection.ensure_connection()
     session = _sessions.get(connection.connection)
     if session is None:

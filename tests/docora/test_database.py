@@ -19,13 +19,17 @@ from tests.support.postgres import PostgresServer
 
 PROJECT = Path(__file__).resolve().parents[2]
 
-# A web process that prints, for each line of input, what a request would see.
+# A web process that prints, for each line of input, what a request would see. "many" first fills its pool.
 QUERY_PER_LINE = """
 import sys
 from django.core.signals import request_finished, request_started
 from django.db import OperationalError, connection
 
 for line in sys.stdin:
+    if line.strip() == "many":
+        opened = [connection.pool.getconn() for _ in range(8)]
+        for session in opened:
+            connection.pool.putconn(session)
     request_started.send(None)
     try:
         with connection.cursor() as cursor:
@@ -100,7 +104,7 @@ def test_connect_timeout(monkeypatch) -> None:
         assert time.monotonic() - started < 10
 
 
-type Ask = Callable[[], list[str]]
+type Ask = Callable[..., list[str]]
 
 
 @pytest.fixture
@@ -118,8 +122,8 @@ def ask_web_process(postgres_server: PostgresServer, instance_environment: dict[
     assert process.stdout
     asked, answers = process.stdin, process.stdout
 
-    def ask() -> list[str]:
-        asked.write("\n")
+    def ask(line: str = "") -> list[str]:
+        asked.write(f"{line}\n")
         return answers.readline().split()
 
     try:
@@ -132,7 +136,8 @@ def ask_web_process(postgres_server: PostgresServer, instance_environment: dict[
 
 
 def test_web_process_reconnects_after_a_database_restart(postgres_server: PostgresServer, ask_web_process: Ask) -> None:
-    """The pool's connections are dead then."""
+    """The pool's connections are dead then, and it would wait longer after each one that it tries."""
+    assert ask_web_process("many") == ["7s", str(settings.WEB_CONNECTIONS)]
     postgres_server.restart()
     assert ask_web_process() == ["7s", str(settings.WEB_CONNECTIONS)]
 

@@ -5,7 +5,7 @@ from typing import Any
 import psycopg
 import pytest
 from django.contrib.auth.models import User
-from django.db import NotSupportedError, ProgrammingError, connection, transaction
+from django.db import NotSupportedError, ProgrammingError, close_old_connections, connection, transaction
 from django.db.models import F, QuerySet
 
 from docora.db import prepared
@@ -123,6 +123,19 @@ def test_deallocated_statement_is_prepared_again(user: User, query: Compiled[[in
         query.update(user.pk, last_name="b")
     for _ in range(3):
         assert query.update(user.pk, last_name="c") == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_kept_connection_that_broke_is_replaced(query: Compiled[[int], User]) -> None:
+    """What was prepared on the broken connection is not executed on the new one."""
+    user = User.objects.create(username="ann")
+    for _ in range(3):
+        assert query(user.pk) == [user]
+    with psycopg.connect(**connection.get_connection_params()) as other:
+        other.execute("SELECT pg_terminate_backend(%s)", [connection.connection.info.backend_pid])
+    close_old_connections()  # begins a round of the sweep
+    for _ in range(3):
+        assert query(user.pk) == [user]
 
 
 def test_nothing_is_prepared_behind_a_pooler(
