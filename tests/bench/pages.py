@@ -93,7 +93,10 @@ def requests_of_pages() -> list[tuple[str, Callable[[], object]]]:
             for query in ("status=failed", f"app_id={watch.app.app_id}", "search=globex", "page=100")
         ),
     ]
-    first_of_manifest = f"manifest, its first {MANIFEST_PAGE:,} lines", lambda: next(_manifest(watch.pk, "", MANIFEST_PAGE))
+    first_of_manifest = (
+        f"manifest, its first {MANIFEST_PAGE:,} lines",
+        lambda: next(_manifest(watch.pk, "", MANIFEST_PAGE)),
+    )
     return [*((url, lambda url=url: client.get(url)) for url in dict.fromkeys(urls)), first_of_manifest]
 
 
