@@ -90,6 +90,20 @@ def test_last_of_two_equal_parameters_counts(postgres_server: PostgresServer) ->
         assert session.execute("SHOW idle_in_transaction_session_timeout").fetchone() == ("0",)
 
 
+def test_connections_have_the_age_in_database_url(postgres_server: PostgresServer) -> None:
+    code = "from django.db import connection; connection.ensure_connection(); print(connection.settings_dict['CONN_MAX_AGE'])"
+    for process, found in (("sweep", "60"), ("web", "0")):  # the web process has a pool
+        done = subprocess.run(
+            [sys.executable, str(PROJECT / "manage.py"), "shell", "--no-imports", "-c", code],
+            env=os.environ | {"DATABASE_URL": f"{postgres_server.url}&conn_max_age=60", "DOCORA_PROCESS": process},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.stdout.strip() == found, done.stderr
+
+
 def test_sqlite_has_no_such_options() -> None:
     assert "connect_timeout" not in options_of("sqlite:///docora.sqlite3")
 
