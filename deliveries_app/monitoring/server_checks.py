@@ -23,6 +23,10 @@ MIN_REDIS = (7, 0)  # for `EXPIRE … NX`, which counts failures
 _SLOW_SECONDS = 1.0
 _SKEW_SECONDS = 1.0
 _SWEEP_CONNECTIONS = 2
+_ROLE_HINT = (
+    "If a pooler such as PgBouncer drops this parameter, set idle_in_transaction_session_timeout for Docora's role, as the "
+    "handbook says under Connections."
+)
 _SQLITE_WORKERS = 4  # more of them wait for each other: SQLite has one writer at a time
 _MEMORY_WARNING, _MEMORY_ERROR = 0.8, 0.95  # shares of maxmemory
 
@@ -97,17 +101,19 @@ def _skew_seconds() -> float:
 
 
 def check_connections() -> list[CheckMessage]:
-    """Check that PostgreSQL has enough connections. SQLite has no limit.
+    """Check that PostgreSQL has enough connections, and that they have Docora's parameters. SQLite has no such limit.
 
-    They must be enough for this web process, all registered workers at their busiest, and the sweep.
+    They must be enough for this web process, all registered workers at their busiest, and the sweep. PgBouncer drops the
+    parameters (`docora.db.connection`).
     """
     if connection.vendor == "sqlite":
         return []
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
+            "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int,"
+            " current_setting('idle_in_transaction_session_timeout')"
         )
-        available = cursor.fetchone()[0]
+        available, idle_timeout = cursor.fetchone()
     workers = live_workers()
     syncs = sum(worker.jobs_at_once for worker in workers)
     needed = settings.WEB_CONNECTIONS + syncs + _SWEEP_CONNECTIONS
@@ -115,9 +121,15 @@ def check_connections() -> list[CheckMessage]:
         f"PostgreSQL allows {available} connections. Docora needs up to {needed}: {settings.WEB_CONNECTIONS} for the web "
         f"process, {syncs} for {counted(len(workers), 'worker', 'workers')}, and {_SWEEP_CONNECTIONS} for the sweep."
     )
+    found: list[CheckMessage] = []
     if needed <= available:
-        return [Info(text)]
-    return [Warning(text, hint="Raise PostgreSQL's max_connections, or lower SYNCS_PER_WORKER.")]
+        found.append(Info(text))
+    else:
+        found.append(Warning(text, hint="Raise PostgreSQL's max_connections, or lower SYNCS_PER_WORKER."))
+    if idle_timeout == "0":
+        text = "PostgreSQL doesn't end transactions that have been idle, so a frozen worker can block all others for hours."
+        found.append(Warning(text, hint=_ROLE_HINT))
+    return found
 
 
 def live_workers() -> list[Worker]:

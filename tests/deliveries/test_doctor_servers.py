@@ -119,6 +119,15 @@ def test_connections_suffice_for_all_workers(db, postgres_server, redis_client: 
     assert "Raise PostgreSQL's max_connections, or lower SYNCS_PER_WORKER." in said
 
 
+def test_session_without_timeout_is_a_warning(db, postgres_server, redis_client: Redis) -> None:
+    assert warnings(server_checks.check_connections()) == ""
+    with connection.cursor() as cursor:
+        cursor.execute("SET LOCAL idle_in_transaction_session_timeout = 0")  # PgBouncer ignores startup parameters
+    assert "so a frozen worker can block all others for hours. If a pooler" in warnings(
+        server_checks.check_connections()
+    )
+
+
 def test_sqlite_has_no_connection_limit(sqlite) -> None:
     assert list(server_checks.check_connections()) == []
 
