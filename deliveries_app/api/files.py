@@ -67,7 +67,7 @@ def list_failures(
                 "status": row.status_code,
                 "message": row.message,
                 "response": row.body,
-                "attempts": row.attempts,
+                "attempts": row.attempts if row.kind == FailureKind.FAILED else 0,
                 "first_at": timestamp(row.first_at),
                 "last_at": timestamp(row.last_at),
                 "next_attempt_at": moment(due_at(watch, held.get(row.path)))

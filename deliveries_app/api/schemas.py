@@ -80,7 +80,7 @@ class Registration(BaseModel):
 
 
 class WantedRepository(Registration):
-    """A repository to watch, and how. Fields that are left out keep their value."""
+    """A repository to watch, and how. Fields that are left out keep their values."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -132,8 +132,10 @@ class WatchedRepository(Registered):
     """A watched repository and the state of its sync."""
 
     status: Status = Field(
-        description="`pending_snapshot`: a sync is due, or the repository has no commit yet. `scanning`: a sync is running. `synced`: the app has "
-        "acknowledged everything. `failed`: all attempts failed, or another one wouldn't help; the next one is at the next rescan.",
+        description="`pending_snapshot`: the first sync, a re-sync, a resend or another attempt is due, or the repository has no "
+        "commit yet. `scanning`: a sync is running. `synced`: the app has acknowledged everything in `last_commit`; if "
+        "`next_sync_at` is set, another sync is due. `failed`: all attempts failed, or another one wouldn't help; the next one is at the "
+        "next rescan.",
         examples=["synced"],
     )
     paused: bool = Field(
@@ -169,7 +171,13 @@ class WatchedRepository(Registered):
         examples=[{"symlink": 3}],
     )
     last_error: str | None = Field(description="Why the last attempt failed.", examples=[None])
-    last_error_cause: ErrorCause | None = Field(description="The cause of `last_error`, for programs.", examples=[None])
+    last_error_cause: ErrorCause | None = Field(
+        description="The cause of `last_error`, for programs. Of the repository or its host: `auth`, `not_found`, "
+        "`too_large`, `corrupt`. Of the app: `http` for a response other than 2xx, `dns`, `refused_address`, `connect`, "
+        "`tls`. Of either: `timeout`, `network`. Of files: `blocked` if they wait for another path, `rules` if "
+        "`.docoraignore` or other patterns can't be used, `transform`. Also `quota`, `internal` for an error in Docora, and `other`.",
+        examples=[None],
+    )
     next_sync_at: Moment | None = Field(
         description="When the next sync is due; null if nothing is to be sent. Checks for changes continue either way."
     )
@@ -180,7 +188,7 @@ class RepositoryPage(Schema):
 
     page: int = Field(description="The `page` of the request.", ge=1, examples=[1])
     pages: int = Field(description="Number of pages, at least 1.", ge=1, examples=[1])
-    total: int = Field(description="Number of repositories that the app watches.", ge=0, examples=[1])
+    total: int = Field(description="Number of repositories on all pages.", ge=0, examples=[1])
     repositories: list[WatchedRepository]
     next: str | None = Field(description=NEXT, examples=[None])
 
@@ -206,7 +214,11 @@ class Resync(Schema):
 class Failure(Schema):
     """A file that the app has not accepted, or that is not sent."""
 
-    path: str = Field(description="As in the notification.", examples=["src/index.ts"])
+    path: str = Field(
+        description="As in the notification. The path of a skipped file is shortened to 1,024 characters, and its bytes that "
+        "are not UTF-8 are written as `\\xff`.",
+        examples=["src/index.ts"],
+    )
     kind: FailureKind = Field(
         description="`failed`: the app has not accepted it. `skipped`: a rule leaves it out, such as the size limit.",
         examples=["failed"],
@@ -221,7 +233,7 @@ class Failure(Schema):
     message: str = Field(description="Says what happened. For people.", examples=["The app returned HTTP 500."])
     response: str = Field(description="The start of the app's last response.", examples=["out of disk space"])
     attempts: int = Field(
-        description="Number of attempts to send it so far; 0 if it waits for another path or its transform failed.",
+        description="Number of attempts to send it so far; 0 if it is skipped, waits for another path or its transform failed.",
         ge=0,
         examples=[3],
     )
@@ -246,8 +258,8 @@ class Run(Schema):
     run_id: str = Field(description="As in `X-Docora-Run-Id`.", examples=[RUN_ID])
     reason: Reason = Field(description="As in `X-Docora-Reason`.", examples=["change"])
     outcome: Outcome | None = Field(
-        description="Null until it has ended. `superseded`: a later re-sync took its place. `ended`: the repository is no "
-        "longer watched. `paused`: the app was paused.",
+        description="Null until it has ended, with `succeeded`, `failed` or `cancelled`. `superseded`: a later re-sync took its "
+        "place. `ended`: the repository is no longer watched. `paused`: the app was paused, because it responded with 410.",
         examples=["succeeded"],
     )
     created_at: Moment = Field(description="When it was requested, or when the change was detected.")
@@ -393,7 +405,7 @@ def _administrators_only(value: object) -> None:
 
 
 class EndpointSettings(BaseModel):
-    """New values. Fields that are left out keep theirs."""
+    """New settings. Fields that are left out or null keep their values."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 

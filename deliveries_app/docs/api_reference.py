@@ -49,6 +49,7 @@ class Call:
     summary: str
     description: str
     parameters: list[Field]
+    body_description: str
     body: list[Field]
     curl: str
     needs_signature: bool
@@ -88,6 +89,7 @@ def webhook_fields(document: Document) -> dict[str, list[Field]]:
 def _call(document: Document, path: str, method: str, operation: Document) -> Call:
     parameters = operation.get("parameters", [])
     body = next(iter(operation.get("requestBody", {}).get("content", {}).items()), None)
+    body_schema = _resolve(document, body[1]["schema"]) if body else {}
     return Call(
         anchor=operation["operationId"],
         method=method.upper(),
@@ -104,7 +106,8 @@ def _call(document: Document, path: str, method: str, operation: Document) -> Ca
             for parameter in parameters
             for schema in [_resolve(document, parameter["schema"])]
         ],
-        body=list(_fields(document, body[1]["schema"])) if body else [],
+        body_description=body_schema.get("description", ""),
+        body=list(_fields(document, body_schema)),
         curl=_curl(document, path, method, operation, body),
         needs_signature=any(SHELL in parameter for parameter in parameters),
         answers=_answers(document, operation["responses"]),
@@ -202,10 +205,11 @@ def _fields(document: Document, schema: Document, prefix: str = "") -> Iterator[
 
 
 def _description(described: Document, schema: Document) -> str:
-    """Return the description, with the schema's limits added."""
+    """Return the description, with the schema's limits added, and its values unless the description names all of them."""
     sentences = [described.get("description") or schema.get("description", "")]
-    if "enum" in schema and "`" not in sentences[0]:
-        sentences.append("One of " + ", ".join(f"`{value}`" for value in schema["enum"]) + ".")
+    values = [f"`{value}`" for value in schema.get("enum", [])]
+    if not all(value in sentences[0] for value in values):
+        sentences.append(f"One of {', '.join(values)}.")
     if schema.get("default") not in (None, ""):
         sentences.append(f"Default {json.dumps(schema['default'])}.")
     if "maximum" in schema:

@@ -14,8 +14,9 @@ from django.utils.html import escape
 from deliveries_app.actors import Actor
 from deliveries_app.api import openapi, schemas
 from deliveries_app.docs import api_reference
-from deliveries_app.models import AppRepository, FailureKind, Outcome
-from deliveries_app.models.deliveries import DeliveryState
+from deliveries_app.models import AppRepository, FailureKind, Outcome, Reason, Status
+from deliveries_app.models.deliveries import DeliveryState, Kind
+from deliveries_app.models.root_causes import ErrorCause
 from deliveries_app.services import watch_settings
 from docora.templatetags.docora import prose
 from tests.api.caller import Caller
@@ -137,11 +138,13 @@ def test_examples_of_calls_that_read_work(portal: Caller, watches: list[AppRepos
         assert answer.status_code == 200, (url, answer.content)
 
 
-def test_filters_name_their_values() -> None:
-    groups = api_reference.context(openapi.document())["groups"]
-    filters = {
-        (call.anchor, field.name): field for calls in groups.values() for call in calls for field in call.parameters
+def test_filters_and_fields_name_all_their_values() -> None:
+    """Descriptions that explain only some values, or another field, don't replace the list of values."""
+    calls = {
+        call.anchor: call for group in api_reference.context(openapi.document())["groups"].values() for call in group
     }
+    filters = {(anchor, field.name): field for anchor, call in calls.items() for field in call.parameters}
+    fields = {(anchor, field.name): field for anchor, call in calls.items() for field in call.answers[0].fields}
     for key, values in {
         ("list_failures", "kind"): FailureKind.values,
         ("list_deliveries", "state"): DeliveryState,
@@ -149,6 +152,21 @@ def test_filters_name_their_values() -> None:
     }.items():
         assert filters[key].type == "string, query"
         assert [value for value in values if f"`{value}`" not in filters[key].description] == []
+    for key, values in {
+        ("get_repository", "status"): Status.values,
+        ("get_repository", "last_error_cause"): ErrorCause,
+        ("get_run", "reason"): Reason.values,
+        ("get_run", "outcome"): Outcome.values,
+        ("list_deliveries", "deliveries[].event"): Kind,
+        ("list_deliveries", "deliveries[].state"): DeliveryState,
+        ("list_failures", "failures[].kind"): FailureKind.values,
+    }.items():
+        assert [value for value in values if f"`{value}`" not in fields[key].description] == []
+
+
+def test_page_says_what_a_field_that_is_left_out_means(page: str) -> None:
+    assert page.count("Fields that are left out keep their values.") == 1
+    assert page.count("Fields that are left out or null keep their values.") == 1
 
 
 def test_message_examples(document: dict) -> None:

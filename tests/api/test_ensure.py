@@ -106,6 +106,22 @@ def test_branch_and_patterns_send_what_they_change(world: World, caller: Caller)
     assert set(world.copy(watch)) == {"b.png"}
 
 
+def test_status_stays_synced_until_the_sync_of_a_change_begins(world: World, caller: Caller) -> None:
+    """So an app that waits for its change can't wait for `status` alone, and the reference says so."""
+    repo = world.git.repo("acme/docs", {"a.md": b"1", "b.txt": b"2"})
+    caller.put({"github_url": repo.url})
+    world.settle()
+    wanted = {"github_url": repo.url, "exclude_patterns": ["*.md"]}
+    changed = caller.put(wanted).json()
+    assert changed["status"] == "synced"
+    assert changed["next_sync_at"]
+    world.settle()
+    settled = caller.put(wanted).json()
+    assert (settled["status"], settled["next_sync_at"], settled["files"]) == ("synced", None, 1)
+    statuses = caller.client.get("/docs/webhooks/").text.partition('id="statuses"')[2].partition('id="limits"')[0]
+    assert "is <code>synced</code> and <code>next_sync_at</code> is null" in statuses
+
+
 def test_branch_that_does_not_exist_is_404(world: World, caller: Caller) -> None:
     repo = world.git.repo("acme/docs", {"a.md": b"1"})
     assert code_of(caller.put({"github_url": repo.url, "ref": "none"}), 404) == "ref_not_found"

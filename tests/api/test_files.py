@@ -76,11 +76,11 @@ def test_next_attempt_of_a_failure_waits_for_the_git_host(world: World, caller: 
     assert failure["next_attempt_at"] == timestamp(until)
 
 
-def test_skipped_file_has_no_next_attempt(world: World, caller: Caller) -> None:
+def test_skipped_file_has_no_attempts(world: World, caller: Caller) -> None:
     _, watch = world.watch({"a.txt": b"1", "x/" + "long" * 300: b"2"})
     world.settle()
     (failure,) = caller.get(path_of(watch, "failures"), kind="skipped").json()["failures"]
-    assert (failure["kind"], failure["next_attempt_at"]) == ("skipped", None)
+    assert (failure["kind"], failure["attempts"], failure["next_attempt_at"]) == ("skipped", 0, None)
     assert caller.get(path_of(watch, "failures"), kind="failed").json()["failures"] == []
 
 
