@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -79,6 +80,25 @@ def test_sample_with_another_key_accepts_nothing(world: World, start: Starter, n
     world.sync(watch)
     assert {failure.status_code for failure in watch.failures.all()} == {401}
     assert not any(row.acknowledged for row in world.rows(watch).values())
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_sample_responds_with_500_when_the_code_that_an_app_adds_fails(
+    world: World, start: Starter, tmp_path: Path, name: str
+) -> None:
+    """Without a response, Docora would take it for a lost connection: it waits, and after ten files checks the endpoint."""
+    own = tmp_path / name
+    failing = {"verify.py": 'raise RuntimeError("no database")', "verify.mjs": "throw new Error('no database');"}
+    text = re.sub(
+        r"(?m)^( +)check(_e|E)vent\(event, notification\);?$", rf"\1{failing[name]}", (SAMPLES / name).read_text()
+    )
+    own.write_text(text)
+    server = start(str(own), KEY)
+    send_to(world, server.url)
+    _, watch = world.watch({"a": b"a", "b": b"b"})
+    world.sync(watch)
+    assert {failure.status_code for failure in watch.failures.all()} == {500}
+    assert "no database" in server.output
 
 
 @pytest.mark.parametrize("name", [*SERVERS, *RECEIVERS])

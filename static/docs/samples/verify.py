@@ -102,6 +102,9 @@ class Receiver(BaseHTTPRequestHandler):
             handle(self.path.rpartition("/")[2], json.loads(body), self.headers)
         except Refused as refused:
             return self.answer(refused.status, str(refused))
+        except Exception:
+            logging.exception("The notification can't be processed.")
+            return self.answer(500)  # without a response, Docora would think that the connection was lost
         return self.answer(200)
 
     def answer(self, status: int, text: str = "") -> None:
