@@ -32,6 +32,9 @@ METHODS = {405: "Only GET and HEAD are allowed."}
 _started = time.monotonic()
 OK = "ok"
 DATABASE_DOWN = "the database is not responding: check DATABASE_URL and the database server"
+DATABASE_READ_ONLY = (
+    "the database is read-only: check that DATABASE_URL points to the primary, and that the server's disk isn't full"
+)
 REDIS_DOWN = "Redis is not responding: check REDIS_URL and the Redis server"
 REDIS_UNUSABLE = (
     "Redis is not responding or rejects writes: check REDIS_URL and the Redis server, also its memory and its disk"
@@ -165,7 +168,9 @@ def read_checks(signs: Signs | None) -> dict[str, str]:
 
 def check_database() -> str:
     try:
-        return OK if schema.is_migrated() else schema.not_migrated()
+        if not schema.is_migrated():
+            return schema.not_migrated()
+        return DATABASE_READ_ONLY if schema.is_read_only() else OK
     except (DatabaseError, InterfaceError):
         return DATABASE_DOWN
 

@@ -111,14 +111,22 @@ def close_broken_connections() -> None:
 
 
 _SQLITE_ERROR = 1  # a faulty statement
+_READ_ONLY = "25006"  # SQLSTATE
+
+
+def is_read_only(error: BaseException | None) -> bool:
+    """Return whether PostgreSQL refuses to write: after a failover to a replica, or because a hosted database is full."""
+    return getattr(getattr(error, "__cause__", None), "sqlstate", None) == _READ_ONLY
 
 
 def is_outage(error: BaseException | None) -> bool:
-    """Return whether the database cannot be reached, in contrast to one that refuses a statement.
+    """Return whether the database cannot be reached or is read-only, in contrast to one that refuses a faulty statement.
 
     PostgreSQL's driver has no SQLSTATE for a failed connection; 08, 57P and 53300 are a lost connection, a server that
     starts or stops, and too many connections. SQLite's file may be locked, full or missing.
     """
+    if is_read_only(error):
+        return True
     if not isinstance(error, OperationalError | InterfaceError):
         return False
     if (code := getattr(error.__cause__, "sqlite_errorcode", None)) is not None:

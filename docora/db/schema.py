@@ -33,6 +33,15 @@ def is_migrated() -> bool:
     return _latest() <= MigrationRecorder(connection).applied_migrations().keys()
 
 
+def is_read_only() -> bool:
+    """Return whether PostgreSQL accepts no writes. Raises DatabaseError or InterfaceError if the database is down."""
+    if connection.vendor != "postgresql":
+        return False
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW transaction_read_only")
+        return bool(cursor.fetchone() == ("on",))
+
+
 def upgrade_problem(database: BaseDatabaseWrapper) -> str:
     """Return why this version cannot migrate the database, or an empty string.
 

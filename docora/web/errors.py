@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from django.contrib.sessions.exceptions import SessionInterrupted
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import render
@@ -13,7 +14,7 @@ from django.utils.deprecation import MiddlewareMixin
 from django.views import defaults
 from django.views.csrf import csrf_failure as csrf_failure_page
 
-from docora.db.connection import first_line, is_outage
+from docora.db.connection import first_line, is_outage, is_read_only
 from docora.web.error_codes import BY_STATUS, ErrorCode
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ API_PREFIXES = ("/api/", "/admin/api/")
 _JSON_PREFIXES = (*API_PREFIXES, "/health", "/version", "/metrics", "/openapi.json")
 NOT_FOUND = "Not found: check the URL against the API reference at /docs/"
 INTERNAL = "Internal error: see Docora's log"
-DATABASE_DOWN = "The database isn't responding: try again in a minute"
+DATABASE_DOWN, DATABASE_READ_ONLY = "The database isn't responding", "The database is read-only"
 FORBIDDEN = "You don't have permission to do this"
 
 
@@ -88,6 +89,11 @@ def forbidden(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
+    if isinstance(exception, SessionInterrupted):
+        # Django reports any failure to save a session as a session that was deleted meanwhile.
+        cause = exception.__context__ and exception.__context__.__context__
+        if cause is not None and is_outage(cause):
+            return database_down(request, cause)
     if wants_json(request):
         return json_error("Bad request: check the hostname, the URL and the headers", 400)
     return defaults.bad_request(request, exception)
@@ -110,8 +116,9 @@ def database_down(request: HttpRequest, error: BaseException) -> HttpResponse:
     logger.warning("request_without_database", extra={"cause": first_line(error)})
     response: HttpResponse
     if wants_json(request):
-        response = json_error(DATABASE_DOWN, 503)
+        problem = DATABASE_READ_ONLY if is_read_only(error) else DATABASE_DOWN
+        response = json_error(f"{problem}: try again in a minute", 503)
     else:
-        response = HttpResponse(render_to_string("503.html"), status=503)
+        response = HttpResponse(render_to_string("503.html", {"is_read_only": is_read_only(error)}), status=503)
     response._has_been_logged = True  # type: ignore[attr-defined]  # `django.utils.log.log_response` looks at it
     return response

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from io import BytesIO
 
 import pytest
@@ -9,7 +10,9 @@ from django.db import DatabaseError, connection, transaction
 from django.test import Client, RequestFactory
 
 from deliveries_app import services
+from deliveries_app.monitoring import health
 from docora.db.connection import is_outage
+from docora.sign_in.middleware import ACTIVE_AT
 from docora.web.api import body_chunks
 from docora.web.errors import ApiError
 from tests.api.caller import Caller, error_of
@@ -141,6 +144,34 @@ def test_database_outage(portal: Caller, postgres_server: PostgresServer, caplog
     assert (answer.json()["code"], answer.json()["retryable"]) == ("unavailable", True)
     assert [record.getMessage() for record in caplog.records] == ["request_without_database"] * 3
     assert all("connection" in record.cause for record in caplog.records)
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="SQLite has no replicas")
+@pytest.mark.django_db(transaction=True)
+def test_read_only_database(portal: Caller, caplog) -> None:
+    """DATABASE_URL points to a replica after a failover, or a hosted database is full."""
+    admin = staff("anna", "view_app")
+    admin.raise_request_exception = False
+    session = admin.session
+    session[ACTIVE_AT] = time.time() - 600  # so that the request stores a later time
+    session.save()
+    with connection.cursor() as cursor:
+        cursor.execute("SET default_transaction_read_only = on")
+    try:
+        with caplog.at_level(logging.WARNING):
+            page, answer = (
+                admin.get("/admin/"),
+                portal.client.post("/api/app/ping", {}, content_type="application/json"),
+            )
+            probe = portal.client.get("/health/ready").json()["checks"]["database"]
+    finally:
+        connection.close()
+    assert page.status_code == 503
+    assert "The database is read-only" in page.text
+    assert error_of(answer, 503) == "The database is read-only: try again in a minute"
+    assert probe == health.DATABASE_READ_ONLY
+    assert [record.getMessage() for record in caplog.records[:2]] == ["request_without_database"] * 2
     assert "Traceback" not in caplog.text
 
 
