@@ -94,11 +94,12 @@ def probe_hosts(client: HttpClient, meanwhile: Callable[[], None]) -> None:
         else:
             due[outage] = ""
     for outage in (outage for outage, url in due.items() if not url):
-        for repository in _watched_on(outage).filter(
-            circuit_open_until__isnull=False, last_error_cause__in=_OUTAGE_CAUSES
-        ):
+        failing = _watched_on(outage).filter(consecutive_failures__gt=0, last_error_cause__in=_OUTAGE_CAUSES)
+        for repository in failing.exclude(circuit_open_until=None):
             meanwhile()
             circuit.close_circuit(repository)
+        with transaction.atomic():
+            repositories.close_circuits(failing.filter(circuit_open_until=None))  # that is, reset their counts
         outage.delete()  # last: if `meanwhile` has raised `Interrupted`, the next sweep closes the other circuits
 
 

@@ -239,6 +239,20 @@ def test_every_answer_but_502_to_504_ends_the_outage(world: World, status: str, 
     assert [outage.failures for outage in HostOutage.objects.all()] == ([2] if is_down else [])
 
 
+def test_failures_of_an_outage_do_not_count_after_its_end(world: World, three: Watched) -> None:
+    """Nothing is pushed, so no sync resets the count. Several short outages would open the circuits."""
+    go_down(world)
+    world.check()
+    let_the_backoff_end()
+    world.check()
+    assert {repository.consecutive_failures for repository in Repository.objects.all()} == {1}
+    come_back(world)
+    let_the_backoff_end()
+    world.check()
+    assert not HostOutage.objects.exists()
+    assert {(row.consecutive_failures, row.last_error) for row in Repository.objects.all()} == {(0, "")}
+
+
 def test_end_of_an_outage_closes_no_circuit_of_another_failure(world: World) -> None:
     world.watch()
     Repository.objects.update(circuit_open_until=from_now(1800), consecutive_failures=3, last_error_cause="corrupt")
