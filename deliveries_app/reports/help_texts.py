@@ -175,8 +175,8 @@ ROOT_HINTS: dict[RootCause, Hint] = {
         (Permission.CHANGE_APPS, Permission.CHANGE_WATCHES, Permission.RETRY),
     ),
     RootCause.INTERNAL: Hint(
-        "An internal error, a missing encryption key, or a killed worker.",
-        "Check the worker's log and memory, then retry.",
+        "An internal error, a full disk, a missing encryption key, or a killed worker.",
+        "If the error message doesn't say what to do, check the worker's log, memory and disk. Then retry.",
         (Permission.RETRY,),
     ),
 }

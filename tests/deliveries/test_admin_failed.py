@@ -208,6 +208,10 @@ def test_every_root_cause_has_a_hint() -> None:
     assert set(ROOT_HINTS) == set(RootCause)
 
 
+def test_hint_for_a_failure_of_the_machine_names_the_disk() -> None:
+    assert "a full disk" in ROOT_HINTS[RootCause.INTERNAL].explanation
+
+
 def test_groups_show_count_hint_and_link(operator: Client, failing) -> None:
     page = operator.get(LIST)
     counts = [(group.cause.value, group.count, group.apps) for group, _, _ in page.context["groups"]]
