@@ -47,11 +47,18 @@ def next_check_of(watch: AppRepository) -> datetime | None:
     A failing watch that waits for its next attempt is checked meanwhile. The watch must be read `with_state`.
     """
     if watch.next_sync_at is None:
-        return watch.next_check_at
+        return _check_at(watch)
     is_due = watch.next_sync_at <= timezone.now()
     if not is_due and watch.state in {WatchState.RETRYING, WatchState.FAILED}:
-        return min(watch.next_check_at, watch.next_sync_at)
+        return min(_check_at(watch), watch.next_sync_at)
     return None
+
+
+def _check_at(watch: AppRepository) -> datetime:
+    """Return when the regular check is made: not before a host that is down is tried again, or while the circuit is open."""
+    host_retry_at: datetime | None = watch.host_retry_at  # type: ignore[attr-defined]
+    moments = [watch.next_check_at, host_retry_at, watch.repository.circuit_open_until]
+    return max(moment for moment in moments if moment is not None)
 
 
 def next_attempt_of(watch: AppRepository, *, hold_until: datetime | None = None) -> NextAttempt:
@@ -65,9 +72,9 @@ def next_attempt_of(watch: AppRepository, *, hold_until: datetime | None = None)
     if detail == StateDetail.HOST_DOWN:
         return NextAttempt("Next try", watch.host_retry_at)  # type: ignore[attr-defined]
     if detail == StateDetail.WAITS_FOR_COMMIT:
-        return NextAttempt("Next check", watch.next_check_at)
+        return NextAttempt("Next check", _check_at(watch))
     at = due_at(watch, hold_until)
     if at is None:
-        return NextAttempt("Next check", watch.next_check_at)
+        return NextAttempt("Next check", _check_at(watch))
     message = "Next try" if watch.is_failing or detail.state == WatchState.ON_HOLD else "Next sync"
     return NextAttempt(message, at) if at > timezone.now() else NextAttempt(f"{message} when a worker is free")

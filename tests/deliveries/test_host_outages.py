@@ -1,14 +1,14 @@
 """A git host that is down is one host: its repositories wait together, lose no attempts, and continue together."""
 
 import socket
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, StateDetail, Status, WatchState
-from deliveries_app.reports.next_attempt import NextAttempt, next_attempt_of
+from deliveries_app.reports.next_attempt import NextAttempt, next_attempt_of, next_check_of
 from deliveries_app.reports.queue import read_queue
 from deliveries_app.services import resync_single
 from deliveries_app.sweep.head_checks import check_due, probe_hosts
@@ -290,6 +290,23 @@ def test_pages_say_what_the_watch_waits_for(world: World, three: Watched) -> Non
     assert {line.message for line in read_queue().waiting} == {f"On hold until {until}: git host unreachable"}
     assert read_queue().counts.held == 1
     assert "Check the URL and this server's network. Docora retries automatically." in watch.last_error
+
+
+def test_next_check_waits_for_the_host_and_the_circuit(world: World, three: Watched) -> None:
+    """Its own time is over by then."""
+
+    def next_check() -> tuple[NextAttempt, datetime | None]:
+        watch = AppRepository.objects.with_state().select_related("app", "repository").get(pk=three[0][1].pk)
+        assert watch.state == WatchState.UP_TO_DATE
+        return next_attempt_of(watch), next_check_of(watch)
+
+    go_down(world)
+    world.check()
+    retry_at = HostOutage.objects.get().retry_at
+    assert next_check() == (NextAttempt("Next check", retry_at), retry_at)
+    until = timezone.now() + timedelta(minutes=9)
+    Repository.objects.update(circuit_open_until=until)
+    assert next_check() == (NextAttempt("Next check", until), until)
 
 
 def test_git_itself_finds_the_host_down(world: World, three: Watched, monkeypatch) -> None:
