@@ -50,11 +50,15 @@ class EndpointHealth:
 
     def ask(self, failing_since: datetime) -> Health:
         """Return `UP` if the app has acknowledged any file since `failing_since`, otherwise the result of a ping."""
-        acknowledged_at = endpoint_stats.last_acknowledged(self._app)
-        if acknowledged_at is not None and acknowledged_at >= failing_since:
+        if self.has_acknowledged_since(failing_since):
             return Health.UP
         known = self._known()
         return self.ping() if known is None else known
+
+    def has_acknowledged_since(self, moment: datetime) -> bool:
+        """Return whether the app has acknowledged any file of any watch since then, as far as that is recorded."""
+        acknowledged_at = endpoint_stats.last_acknowledged(self._app)
+        return acknowledged_at is not None and acknowledged_at >= moment
 
     def ping(self) -> Health:
         """Send a ping now. 2xx proves that the endpoint works. No response or a gateway error proves that it is down.

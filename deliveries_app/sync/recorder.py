@@ -184,6 +184,13 @@ class Recorder:
             self.last_failure = failure
         self.longest_hold = max(self.longest_hold, failure.hold_seconds)
 
+    def first_failed_at(self, change: Change) -> datetime | None:
+        """Return when the listed failure of this path began, by the database's clock, or None if there is none."""
+        listed = DeliveryFailure.objects.filter(
+            watch=self._lease.watch, path_digest=path_digest(change.path.encode()), kind=FailureKind.FAILED
+        )
+        return listed.values_list("first_at", flat=True).first()
+
     def commit(
         self, announce: Sequence[Notification] = (), adopt: Sequence[Notification] = (), *, is_last: bool = False
     ) -> None:

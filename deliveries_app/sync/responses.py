@@ -35,7 +35,7 @@ class Decision:
     endpoint_failed: bool = False
     gone: bool = False
     cooldown: float | None = None
-    """The app asked for a longer wait than a run makes, so the run ends."""
+    """The wait is longer than those a run makes, so the run ends."""
     refused: bool = False
     """The app is too busy: 429 or 503."""
     restart: bool = False

@@ -7,7 +7,7 @@ while git unpacks the one after it. An exception from this module ends the run.
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from deliveries_app.models.deliveries import PHASES, Kind
@@ -22,7 +22,7 @@ from deliveries_app.sync.lease import HOLD_AFTER_TIMEOUT, TOO_FAR_AHEAD, Lease
 from deliveries_app.sync.pace import RECOVERS_AFTER, SUCCESSES_TO_SPEED_UP
 from deliveries_app.sync.recorder import BLOCKED, Failure, Notification, Recorder
 from deliveries_app.sync.responses import DOUBT_AFTER, LONGEST_WAIT, Decision, ResponsePolicy
-from deliveries_app.webhooks.client import Destination
+from deliveries_app.webhooks.client import Destination, asked_to_wait
 from deliveries_app.webhooks.keyring import REFUSALS, Keys
 from deliveries_app.webhooks.payloads import delete_body, endpoint, file_body, webhook_id
 from docora.http.client import HttpClient, Outcome, Request
@@ -315,6 +315,8 @@ class Sender:
             return
         pausing = time.monotonic() < self._pause_until
         decision = self._policy.decide(item.change, outcome, chunked=transfer.file is not None, pausing=pausing)
+        if decision.cooldown and asked_to_wait(outcome) is None and self._accepts_others(item.change):
+            decision = replace(decision, wait=LONGEST_WAIT, cooldown=None)
         if decision.delivered:
             self._speed_up()
         if decision.delivered and transfer.file and not transfer.file.is_last:
@@ -349,6 +351,17 @@ class Sender:
                 self._unsettled.add(item.change.path)
         self._close(transfer)
         self._policy.settle(decision, self._lease.clock)
+
+    def _accepts_others(self, change: Change) -> bool:
+        """Return whether the app has acknowledged a file since this one failed for the first time, in an earlier attempt.
+
+        Then the app is not too busy for every file, so the file's refusals count.
+        """
+        failed_at = self._recorder.first_failed_at(change) if change.attempts else None
+        if failed_at is None:
+            return False
+        self._recorder.commit()
+        return self._health.has_acknowledged_since(failed_at)
 
     def _failed_like_others(self) -> bool:
         """Return whether notifications have failed as if the endpoint were down, in this run and in enough others.

@@ -15,14 +15,14 @@ from deliveries_app.models import App, AppRepository, Status
 from deliveries_app.models.root_causes import RootCause, SyncFailure
 from deliveries_app.planning.plan import Change
 from deliveries_app.receiver import Answer, Notification
-from deliveries_app.sync import outcomes, pace
+from deliveries_app.sync import outcomes, pace, responses, sender
 from deliveries_app.sync.attempt import sync
 from deliveries_app.sync.lease import claim
 from deliveries_app.sync.responses import SHORTEST_WAIT, Decision, ResponsePolicy
 from docora.backoff import MAX_WAIT_SECONDS
 from docora.db.clock import DatabaseClock, from_now
 from docora.http.client import Outcome
-from tests.support.histories import assert_promise_kept, at_notification, in_doubt
+from tests.support.histories import assert_promise_kept, at_notification, in_doubt, refusing
 from tests.support.processes import syncing
 from tests.support.receiver import wait_for
 from tests.support.world import World
@@ -135,6 +135,35 @@ def test_lasting_refusals_hold_the_app_without_an_attempt(world: World) -> None:
     cooldown = app_of(world).cooldown_until
     assert cooldown is not None
     assert watch.next_sync_at is not None
+
+
+def test_file_that_is_always_refused_fails_if_the_app_accepts_others(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one that is too large for a service that the app calls, and that answers 429. The app would be on hold for ever."""
+    for module in (responses, sender):
+        monkeypatch.setattr(module, "LONGEST_WAIT", 0.5)
+    App.objects.update(max_in_flight=1)
+    _, watch = world.watch({"a": b"1", "b": b"2", "c": b"3"})
+    world.answer(refusing("a", status=429))
+    world.sync(watch)
+    assert watch.retry_count == 0  # until now, the app may have been too busy for any file
+    before = len(world.requests())
+    world.sync(watch)
+    assert set(world.copy(watch)) == {"b", "c"}
+    assert (watch.retry_count, watch.last_error) == (1, "1 file couldn't be delivered. The app returned HTTP 429.")
+    assert [note.path for note in world.requests()[before:]] == ["b", "c", *["a"] * (1 + sender.MAX_WAITS)]
+
+
+def test_app_that_refuses_every_file_is_on_hold_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (responses, sender):
+        monkeypatch.setattr(module, "LONGEST_WAIT", 0.5)
+    App.objects.update(max_in_flight=1)
+    _, watch = world.watch({"a": b"1"})
+    world.answer(lambda note: Answer(429))
+    for _ in range(3):
+        world.sync(watch)
+        assert (watch.retry_count, watch.status) == (0, Status.PENDING)
 
 
 @pytest.mark.parametrize("status", [429, 410])
