@@ -30,6 +30,9 @@ router = Router(auth=AppToken(), tags=["Repositories"])
 
 _ORDER = Order("pk", paging.Number)
 _UNREADABLE = "The repository cannot be reached, or this token cannot read it. `code` says which."
+_NO_REF = (
+    "The repository cannot be reached, this token cannot read it, or it has no such branch or tag. `code` says which."
+)
 _QUOTA = "The app watches as many repositories as its quota allows."
 _MALFORMED = "The body, the URL or the token is malformed, or the host is not allowed. `code` says which."
 _NOT_REGISTERED = WATCHES | BODY | {404: _UNREADABLE, 409: _QUOTA, 422: _MALFORMED}
@@ -92,7 +95,7 @@ def watch_repository(
         200,
         schemas.WatchedRepository,
         "The app already watched the repository, which now has these settings.",
-        _NOT_REGISTERED,
+        _NOT_REGISTERED | {404: _NO_REF},
         others={201: (schemas.WatchedRepository, "The repository is now watched, and its first sync is queued.")},
     ),
 )
@@ -161,7 +164,8 @@ def get_repository(request: HttpRequest, repository_id: RepositoryId) -> dict[st
     **documented_responses(204, None, "The repository is no longer watched.", NOT_WATCHED),
 )
 def unwatch_repository(request: HttpRequest, repository_id: RepositoryId) -> Status[None]:
-    """Stops all notifications about the repository, deletes included. The app can keep its copy or remove it."""
+    """Stops all notifications about the repository, deletes included. The app can keep its copy or remove it. With a quota
+    of re-syncs, this counts as one."""
     services.unwatch_repository(callers.actor(request), callers.own_watch(request, repository_id))
     return Status(204, None)
 

@@ -164,7 +164,12 @@ class WatchedRepository(Registered):
         examples=[1280],
     )
     bytes: int = Field(description="Their total size.", ge=0, examples=[9600000])
-    files_failing: int = Field(description="Number of files that the app has not accepted.", ge=0, examples=[0])
+    files_failing: int = Field(
+        description="Number of files that the app did not accept in the last attempt that tried every file. The list of "
+        "failures also has those of an attempt that is under way or was stopped.",
+        ge=0,
+        examples=[0],
+    )
     left_out: dict[str, int] = Field(
         description=f"Number of files that are not sent, by cause: {_codes(_COUNTED)}. `lfs_pointer` counts "
         "files that are sent, as pointers.",
@@ -369,8 +374,9 @@ class Quotas(Schema):
     files: Quota = Field(description="Files in all watched repositories.")
     bytes: Quota = Field(description="Bytes in all watched repositories.")
     resyncs_per_hour: Quota = Field(
-        description="Re-syncs that the app itself requests. They become available again evenly over an hour. Without a "
-        "quota, they are not counted."
+        description="Re-syncs that the app itself requests. A repository that it stops watching counts as one, because watching "
+        "it again would send every file. Once they are used up, re-syncs and calls that watch a new repository return 429. "
+        "They become available again evenly over an hour. Without a quota, they are not counted."
     )
 
 

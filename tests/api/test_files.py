@@ -55,6 +55,18 @@ def test_failure_says_what_the_app_answered(world: World, caller: Caller) -> Non
     assert caller.get(path_of(watch, "failures")).json() == {"failures": [], "next": None}
 
 
+def test_files_failing_is_counted_at_the_end_of_an_attempt(world: World, caller: Caller) -> None:
+    """An attempt that a 410 stops lists what failed until then. It has not tried the other files, and the reference says so."""
+    _, watch = world.watch({f"{number}.txt": b"1" for number in range(5)})
+    world.answer(lambda note: Answer(410))
+    world.sync(watch)
+    repository = caller.get(f"/{watch.repository.repository_id}").json()
+    assert (repository["files_failing"], repository["last_error_cause"]) == (0, "http")
+    assert caller.get(path_of(watch, "failures")).json()["failures"]
+    fields = caller.client.get("/openapi.json").json()["components"]["schemas"]["WatchedRepository"]["properties"]
+    assert "attempt that tried every file" in fields["files_failing"]["description"]
+
+
 def test_next_attempt_of_a_failure_is_unknown_during_a_pause(world: World, caller: Caller) -> None:
     _, watch = world.watch({"bad.txt": b"1"})
     world.answer(lambda note: Answer(500))

@@ -120,6 +120,18 @@ def test_posting_a_watched_repository_is_a_resync(world: World, caller: Caller) 
     assert caller.put({"github_url": repo.url}).status_code == 200
 
 
+def test_reference_says_that_unwatching_counts_and_what_it_refuses(world: World, caller: Caller) -> None:
+    _, watch = world.watch()
+    limit(world.app, max_resyncs_per_hour=1)
+    assert caller.delete(f"/{watch.repository.repository_id}").status_code == 204
+    assert caller.client.get("/api/app").json()["quotas"]["resyncs_per_hour"] == {"used": 1, "limit": 1}
+    assert caller.put({"github_url": world.git.repo("acme/new", {"a": b"1"}).url}).status_code == 429
+    schemas = caller.client.get("/openapi.json").json()["components"]["schemas"]
+    described = schemas["Quotas"]["properties"]["resyncs_per_hour"]["description"]
+    assert "stops watching" in described
+    assert "new repository" in described
+
+
 def test_unwatching_twice_at_once_counts_once(portal: Caller, watches) -> None:
     """Both calls have read the watch before either of them ends it."""
     limit(watches[0].app, max_resyncs_per_hour=5)
