@@ -164,8 +164,9 @@ def get_repository(request: HttpRequest, repository_id: RepositoryId) -> dict[st
     **documented_responses(204, None, "The repository is no longer watched.", NOT_WATCHED),
 )
 def unwatch_repository(request: HttpRequest, repository_id: RepositoryId) -> Status[None]:
-    """Stops all notifications about the repository, deletes included. The app can keep its copy or remove it. With a quota
-    of re-syncs, this counts as one."""
+    """Stops all notifications about the repository, deletes included. For about a second, those that are under way still
+    arrive: respond with 2xx, and don't store them. The app can keep its copy or remove it. With a quota of re-syncs, this
+    counts as one."""
     services.unwatch_repository(callers.actor(request), callers.own_watch(request, repository_id))
     return Status(204, None)
 

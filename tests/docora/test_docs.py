@@ -242,6 +242,12 @@ def test_reasons_and_statuses_are_explained() -> None:
     assert terms("statuses") == Status.values
 
 
+def test_pages_say_that_notifications_under_way_arrive_after_the_end_of_a_watch() -> None:
+    """A client that deletes its copy as soon as the API has responded would otherwise store some files of it again."""
+    for address in ("/docs/api/", "/docs/webhooks/"):
+        assert "that are under way" in text_of(address), address
+
+
 def test_largest_body_is_not_exceeded(settings) -> None:
     settings.CHUNK_THRESHOLD_BYTES = 100_000
     shown = re.search(r"Body of a request ?Up to ([\d.]+) kB", text_of("/docs/webhooks/"))
