@@ -4,10 +4,11 @@ from datetime import timedelta
 
 import pytest
 from django.db.models.functions import Now
+from django.test import Client
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import AppRepository, Notice
+from deliveries_app.models import AppRepository, Notice, Status
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.services import resync_single, unwatch_repository
 from deliveries_app.services.watch_settings import change_watch
@@ -88,6 +89,22 @@ def test_broken_repository_opens_its_circuit(world: World, settings, serve, reas
     assert_promise_kept(world, repo, watch)
     repository.refresh_from_db()
     assert (repository.consecutive_failures, repository.circuit_open_until, repository.last_error) == (0, None, "")
+
+
+@pytest.mark.parametrize("token", ["", "expired"])
+def test_missing_repository_or_refused_token_sends_no_notice_as_the_reference_says(
+    world: World, settings, client: Client, token: str
+) -> None:
+    settings.CIRCUIT_BREAKER_THRESHOLD = 1
+    _, watch = world.watch()
+    world.settle()
+    AppRepository.objects.filter(pk=watch.pk).update(github_token=token)
+    world.git.server.on_request = lambda *_: 401 if token else 404
+    world.sync(watch)
+    assert (watch.status, watch.last_error_cause) == (Status.FAILED, "auth" if token else "not_found")
+    assert not Notice.objects.exists()
+    reference = client.get("/docs/webhooks/").text
+    assert "not sent if the repository is missing or your app's token can't read it" in reference
 
 
 def test_failure_of_one_watch_does_not_count_while_another_can_read(world: World, settings) -> None:
