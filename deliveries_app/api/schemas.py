@@ -399,7 +399,9 @@ class Endpoint(Schema):
         description="Whether the app answers `/verify`, so its copies can be checked for differences."
     )
     on_hold_until: Moment | None = Field(
-        description="The endpoint is down or asked to wait. Nothing is sent before this time.", examples=[None]
+        description="The endpoint is down or asked to wait. Nothing but pings is sent before this time. To end it, pause the "
+        "app and resume it. A test ping does not end it.",
+        examples=[None],
     )
     key_rotation: KeyRotation | None = Field(description="Null if there is none.", examples=[None])
     quotas: Quotas = Field(description="The app's quotas, and what it uses of each.")

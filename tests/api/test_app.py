@@ -12,6 +12,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import App, AuditEntry
 from deliveries_app.services import change_app
 from deliveries_app.services.keys import start_key_rotation
+from docora.db.clock import from_now
 from tests.api.caller import Caller, code_of, error_of
 from tests.support.audit import by_apps, messages
 from tests.support.receiver import Answer
@@ -71,6 +72,19 @@ def test_pause_and_resume(world: World, caller: Caller) -> None:
     assert len(world.requests("create")) == 1
     assert actions(caller.app) == ["Paused", "Resumed"]
     assert by_apps().latest("pk").address == "203.0.113.9"
+
+
+def test_pause_and_resume_end_a_hold_and_a_test_ping_does_not_as_the_references_say(
+    world: World, caller: Caller
+) -> None:
+    until = from_now(1800)
+    App.objects.update(cooldown_until=until, down_count=9)  # the endpoint was down for hours
+    assert post(caller, "/ping").json()["delivered"]
+    assert caller.client.get(URL).json()["on_hold_until"]
+    patch(caller, paused=True)
+    assert patch(caller, paused=False).json()["on_hold_until"] is None
+    for page in ("/docs/webhooks/", "/docs/api/"):
+        assert "A test ping does not end it" in caller.client.get(page).text, page
 
 
 def test_administrator_takes_over_the_pause_of_an_app(portal: Caller) -> None:
