@@ -99,7 +99,11 @@ def main() -> None:
     parser.add_argument("--storms", type=int, default=4, help=f"number of storms, of {STORM_SECONDS} seconds each")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start nothing new after this time")
     parser.add_argument("--first-seed", type=int, help="default: continue after the last one on this commit")
-    parser.add_argument("--without", default="", help="actions that do not happen, separated by commas")
+    parser.add_argument(
+        "--without",
+        default="",
+        help="actions (convergence.py) and clients (clients.py) to leave out, separated by commas",
+    )
     parser.add_argument("--shrink", type=int, metavar="SEED", help="play only this one, and shorten it if it diverges")
     # Workers wait for clients most of the time.
     parser.add_argument("--jobs", type=int, default=2 * (os.cpu_count() or 1), help="parallel processes")

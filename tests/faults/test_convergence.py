@@ -80,6 +80,7 @@ HAPPEN = {
 if is_soak := "SEEDS" in os.environ:  # "first-last", set by `make soak`
     _first, _last = os.environ["SEEDS"].split("-")
     SEEDS = range(int(_first), int(_last) + 1)
+_shrinks = "SHRINK" in os.environ
 _without = frozenset(filter(None, os.environ.get("WITHOUT", "").split(",")))
 KINDS[:] = [KINDS[0] if kind.name in _without else kind for kind in KINDS]
 
@@ -101,12 +102,12 @@ def player(
 
 
 @pytest.mark.early(4)
-@pytest.mark.timeout(LONGEST_HISTORY * len(SEEDS))
+@pytest.mark.timeout(LONGEST_HISTORY * len(SEEDS) * (100 if _shrinks else 1))  # shrinking plays a history for each step
 def test_random_histories_converge_to_head(player: Player) -> None:
     histories = [draw(seed, _without) for seed in SEEDS]
     for history in histories if is_soak else [EACH_FATE, *histories]:
         error = player.play(history)
-        if error and "SHRINK" in os.environ:
+        if error and _shrinks:
             player.summary.diverged[str(history.seed)] += f"\n--- shorter ---\n{player.shrink(history, error)}"
         if "SUMMARY" in os.environ:  # after each, so that little is lost if this process is killed
             player.summary.write(Path(os.environ["SUMMARY"]))

@@ -1,8 +1,8 @@
 """Write `sqlite.sql` and `postgresql.sql`: the schema of a checkout, with rows in every table.
 
-`python -m tests.upgrade.make_dumps CHECKOUT` needs a checkout whose migrations end at `deliveries_app.0012_imported`. It
-uses only `manage.py migrate` of Docora, so it keeps working when models and modules change. The same checkout gives the
-same bytes.
+`python -m tests.upgrade.make_dumps CHECKOUT` needs a checkout whose migrations end at `deliveries_app.0012_imported`, after
+`make setup` in it. It uses only `manage.py migrate` of Docora, so it keeps working when models, modules and packages change.
+The same checkout gives the same bytes.
 """
 
 import base64
@@ -348,7 +348,7 @@ def migrate(checkout: Path, url: str, directory: str) -> None:
         "DATABASE_URL": url,
         "DOCORA_ENV_FILE": os.devnull,
     }
-    command = [sys.executable, "manage.py", "migrate", "--verbosity", "0"]
+    command = [".venv/bin/python", "manage.py", "migrate", "--verbosity", "0"]  # with the packages of that version
     subprocess.run(command, cwd=checkout, env=environment, check=True)
 
 
