@@ -80,7 +80,10 @@ def main() -> None:
         "large-file": memory.one_large_file,
         "memory": lambda stage: memory.by_size(stage, jobs, options.most),
     }
-    wanted = options.only.split(",") if options.only else [*measurements, "in-flight"]
+    every = [*measurements, "in-flight"]
+    wanted = options.only.split(",") if options.only else every
+    if unknown := set(wanted) - set(every):
+        parser.error(f"there is no {', '.join(sorted(unknown))}; choose from {', '.join(every)}")
     rows: list[Row] = []
     charts: list[Chart] = []
     with open_stage() as stage:
@@ -89,6 +92,9 @@ def main() -> None:
             stage.clear()
             if name == "in-flight":
                 charts.append(sending.in_flight(stage))
+                for line in charts[-1].lines:
+                    points = ", ".join(f"{y:,.0f} at {x:g}" for x, y in line.points)
+                    print(f"  {charts[-1].title}, {line.name}: {points}", file=sys.stderr, flush=True)
             else:
                 for row in measurements[name](stage):
                     print(f"  {row.work}: {row.result} ({row.goal})", file=sys.stderr, flush=True)
