@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 
 from docora.process import has_ended
 from tests.bench.many import running
@@ -24,7 +25,8 @@ def worker_killed(stage: Stage) -> Iterator[Row]:
     receiver = stage.receiver(delay_ms=20)
     repo = make_large(stage.git, "kills/big", FILES, 400)
     watch = stage.watch(stage.app(receiver), repo.name)
-    waits, sent = [], 0
+    waits: list[float] = []
+    sent = 0.0
     with running(stage, workers=2) as start_worker:
         for number in range(KILLS):
             sent += wait_for(lambda: receiver.counts()["posts"], _TIMEOUT)
@@ -33,7 +35,7 @@ def worker_killed(stage: Stage) -> Iterator[Row]:
             os.kill(int(owner.split(":")[1]), signal.SIGKILL)
             killed_at = time.perf_counter()
             start_worker()
-            wait_for(lambda process=process: has_ended(process), _TIMEOUT)
+            wait_for(partial(has_ended, process), _TIMEOUT)
             sent += receiver.counts()["posts"]
             sent += wait_for(lambda: receiver.counts()["posts"], _TIMEOUT)
             waits.append(time.perf_counter() - killed_at)

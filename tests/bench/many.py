@@ -65,11 +65,12 @@ def small_repositories(stage: Stage, count: int = COUNT, workers: int = 2) -> It
         scheduling.enqueue_due()
 
     with running(stage, workers):
-        for name, prepare, begin, posts in (
+        phases: list[tuple[str, Callable[[], object], Callable[[], object], int]] = [
             ("first sync", lambda: None, start_first, count * FILES),
             ("one file changed in each", push, announce, count),
             ("re-sync of all", lambda: None, lambda: resync_by_app(Actor.command(), app), count * FILES),
-        ):
+        ]
+        for name, prepare, begin, posts in phases:
             receiver.counts()
             prepare()
             machine, host, client = _machine_cpu(), _own_cpu(), receiver.cpu

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.client import HTTPConnection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from docora.process import die_with_parent
 from tests.bench.report import Row
@@ -148,7 +148,8 @@ def _poll(url: str, paths: list[str], cookies: str, rounds: int) -> None:
     from docora.redis.connection import connection
 
     began = time.perf_counter()
-    keys = [key for key in connection().keys("docora:progress:*") if not key.endswith((b":parts", b":samples"))]
+    found: list[Any] = connection().keys("docora:progress:*")
+    keys = [key for key in found if not key.endswith((b":parts", b":samples"))]
     browsers = [HTTPConnection(url.removeprefix("http://")) for _ in paths]
     for number in range(rounds * len(paths)):
         time.sleep(max(0.0, began + number * INTERVAL_SECONDS / len(paths) - time.perf_counter()))

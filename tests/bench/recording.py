@@ -96,7 +96,7 @@ def _acknowledging(watch_pk: int) -> dict[str, float]:
             with transaction.atomic():
                 if name == "plain":
                     with connection.cursor() as cursor:
-                        values = [True, timezone.now(), watch_pk, bulk_sql._texts(batch)]
+                        values: list[Any] = [True, timezone.now(), watch_pk, bulk_sql._texts(batch)]
                         cursor.execute(_WITHOUT_COLUMNS, values)
                 else:
                     rows = [bulk_sql.Acknowledged(path, 200, 7) for path in batch]

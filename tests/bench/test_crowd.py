@@ -1,9 +1,10 @@
 """The generated database has exactly the requested number of rows, and its rows are consistent."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
-from django.db.models import Count, F, Q, Sum
+from django.db.models import Count, F, Q, QuerySet, Sum
 
 from deliveries_app.models import (
     App,
@@ -28,7 +29,7 @@ AMOUNTS = Amounts(apps=20, repositories=120, deliveries=2_000, runs=600)
 
 
 @pytest.fixture
-def crowd(db) -> None:
+def crowd(db: None) -> None:
     fill(AMOUNTS)
 
 
@@ -36,12 +37,12 @@ def counts() -> list[int]:
     return [model.objects.count() for model in (App, AppRepository, Delivery, SyncRun)]
 
 
-def per_watch(rows) -> dict[int, int]:
+def per_watch(rows: QuerySet[Any]) -> dict[int, int]:
     return dict(rows.order_by().values_list("watch").annotate(Count("pk")))
 
 
 @pytest.mark.parametrize("amounts", [(1, 1, 0, 0), (1, 3, 7, 1), (5, 2, 1, 40), (2, 9, 100, 3), (40, 8, 5, 5)])
-def test_small_amounts_are_exact(db, amounts: tuple[int, int, int, int]) -> None:
+def test_small_amounts_are_exact(db: None, amounts: tuple[int, int, int, int]) -> None:
     fill(Amounts(*amounts))
     assert counts() == [*amounts]
 
@@ -68,7 +69,7 @@ def test_sizes_and_states_vary(crowd: None) -> None:
 
 
 def test_rows_agree_with_each_other(crowd: None) -> None:
-    rows = per_watch(Delivery.objects)
+    rows = per_watch(Delivery.objects.all())
     sizes = dict(Delivery.objects.order_by().values_list("watch").annotate(Sum("size")))
     failed = per_watch(DeliveryFailure.objects.filter(kind=FailureKind.FAILED))
     skipped = per_watch(DeliveryFailure.objects.filter(kind=FailureKind.SKIPPED))
@@ -99,7 +100,7 @@ def test_operations_have_their_runs(crowd: None) -> None:
         assert outcomes.total() == operation.total
         assert (operation.ended_at is None) == (outcomes[""] > 0)
     waiting = AppRepository.objects.filter(status__in=[Status.PENDING, Status.SCANNING])
-    open_runs = SyncRun.objects.filter(outcome="").values_list("watch", flat=True)
+    open_runs = SyncRun.objects.filter(outcome="").values_list("watch_id", flat=True)
     assert set(open_runs) == set(waiting.values_list("pk", flat=True))
 
 

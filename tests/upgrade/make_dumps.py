@@ -333,7 +333,7 @@ def fill(execute: Callable[..., Any], placeholder: str) -> None:
     def key_of(table: str, **values: str) -> int:
         where = " AND ".join(f"{column} = {placeholder}" for column in values)
         [(key,)] = execute(f"SELECT id FROM {table} WHERE {where}", [*values.values()]).fetchall()
-        return key
+        return int(key)
 
     execute(f"UPDATE django_migrations SET applied = {placeholder}", [_NOW])
     for table, row in rows(key_of):
