@@ -129,6 +129,7 @@ else:
         }
         _database["CONN_MAX_AGE"] = 0  # with a pool, Django refuses any other, such as `conn_max_age` in DATABASE_URL
     else:
+        _options.pop("pool", None)  # workers fork, and would not reuse its connections
         _database.setdefault("CONN_MAX_AGE", None)  # a new connection costs more than what the sweep does in a second
 REDIS_URL = text("REDIS_URL") or data_dir.embedded_redis_url(DATA_DIR)
 try:

@@ -95,7 +95,8 @@ def test_connections_have_the_age_in_database_url(postgres_server: PostgresServe
     for process, found in (("sweep", "60"), ("web", "0")):  # the web process has a pool
         done = subprocess.run(
             [sys.executable, str(PROJECT / "manage.py"), "shell", "--no-imports", "-c", code],
-            env=os.environ | {"DATABASE_URL": f"{postgres_server.url}&conn_max_age=60", "DOCORA_PROCESS": process},
+            env=os.environ
+            | {"DATABASE_URL": f"{postgres_server.url}&pool=true&conn_max_age=60", "DOCORA_PROCESS": process},
             capture_output=True,
             text=True,
             timeout=60,
