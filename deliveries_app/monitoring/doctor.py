@@ -66,7 +66,7 @@ def all_checks(*, offline: bool = False, app_id: str = "") -> list[Check]:
         Check("people", instance_checks.check_accounts, needs=("database",)),
         Check("roles", instance_checks.check_roles, needs=("database",)),
         Check("workers", instance_checks.check_workers, needs=("redis",)),
-        Check("sweep", instance_checks.check_sweep, needs=("redis",)),
+        Check("sweep", instance_checks.check_sweep, needs=("database", "redis")),
         Check("backlog", instance_checks.check_backlog, needs=("database", "redis")),
         Check("pauses", instance_checks.check_pauses, needs=("database",)),
         Check("addresses", check_outbound_client),

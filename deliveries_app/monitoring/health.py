@@ -40,6 +40,7 @@ REDIS_UNUSABLE = (
     "Redis is not responding or rejects writes: check REDIS_URL and the Redis server, also its memory and its disk"
 )
 _UNKNOWN = "unknown without Redis"
+_UNKNOWN_WITHOUT_DATABASE = "unknown without the database"
 MIN_FREE_BYTES, MIN_FREE_SHARE = 2**30, 0.1
 """Free space that the disk with the mirrors must have: the smaller of the two.
 
@@ -156,13 +157,16 @@ def build() -> dict[str, str]:
 
 def read_checks(signs: Signs | None) -> dict[str, str]:
     """Check everything that syncing needs. Each value is `OK` or describes the problem. Pass the result of `heartbeat.read`."""
+    database, sweep = check_database(), check_sweep(signs)
+    if database != OK and sweep != OK:
+        sweep = _UNKNOWN_WITHOUT_DATABASE  # it waits for the database, so its service may be fine
     return {
-        "database": check_database(),
+        "database": database,
         "redis": OK if signs else REDIS_UNUSABLE,
         "git": OK if shutil.which("git") else "git is not installed",
         "disk": check_disk(),
         "workers": check_workers(signs),
-        "sweep": check_sweep(signs),
+        "sweep": sweep,
     }
 
 

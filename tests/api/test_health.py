@@ -131,6 +131,14 @@ def test_not_ready_without_a_database(client: Client, worker, postgres_server) -
 
 
 @pytest.mark.django_db
+def test_sweep_waits_for_a_database_that_is_not_ready(client: Client, worker) -> None:
+    worker.connection.delete("docora:heartbeat:sweep")
+    with connection.cursor() as cursor:
+        cursor.execute("DELETE FROM django_migrations WHERE app = 'auth'")
+    assert checks_of(client)["sweep"] == "unknown without the database"
+
+
+@pytest.mark.django_db
 def test_web_is_ready_without_workers_sweep_and_git(client: Client, monkeypatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     answer = client.get("/health/web")

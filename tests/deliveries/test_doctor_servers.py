@@ -37,7 +37,8 @@ def test_unreachable_database(
         connection.close()
     assert code == 1
     assert "PROBLEM  database: The database is not responding. Check DATABASE_URL and the database server." in said
-    assert "WARNING  secrets: Not checked, because the database check found a problem." in said
+    for check in ("secrets", "sweep"):
+        assert f"WARNING  {check}: Not checked, because the database check found a problem." in said
     assert "fine     delivery: " in said
     assert "Traceback" not in said
 
