@@ -169,7 +169,7 @@ def check_redis() -> list[CheckMessage]:
     """Check by writing: a replica, a Redis without memory and one with a full disk all answer a ping."""
     if not redis_responds():
         if embedded_redis_url(settings.DATA_DIR) == settings.REDIS_URL:
-            hint = f"Start {program()} up, which runs it, or set REDIS_URL."
+            hint = f"Start {program()} up, which runs it, or restart it if it is running. Or set REDIS_URL."
             return [Error("The embedded Valkey is not responding.", hint=hint)]
         return [_wrong_password() or from_health(health.REDIS_DOWN)]
     try:

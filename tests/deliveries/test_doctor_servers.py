@@ -155,7 +155,8 @@ def test_unreachable_redis_is_a_problem(valkey_server: ValkeyServer, settings) -
     assert "Redis is not responding. Check REDIS_URL and the Redis server." in problems(server_checks.check_redis())
     settings.DATA_DIR = valkey_server.folder
     settings.REDIS_URL = f"unix://{valkey_server.folder}/valkey.sock?db=0"
-    assert "The embedded Valkey is not responding. Start manage.py up" in problems(server_checks.check_redis())
+    hint = "Start manage.py up, which runs it, or restart it if it is running."
+    assert f"The embedded Valkey is not responding. {hint}" in problems(server_checks.check_redis())
 
 
 def test_wrong_password_for_redis_is_named(configured: Redis) -> None:
