@@ -6,6 +6,7 @@ the disk, since only Docora is measured.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,11 +15,13 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import django
 
+from docora.process import die_with_parent
 from tests.support.postgres import PostgresServer
 from tests.support.valkey import ValkeyServer
 
@@ -35,7 +38,8 @@ class Receiver:
 
     def __init__(self, delay_ms: float = 0) -> None:
         command = [sys.executable, "-I", str(HERE / "sink.py"), str(delay_ms)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        ends_with_this = partial(die_with_parent, signal.SIGTERM)
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=ends_with_this)
         assert self.process.stdout
         self.url = f"http://127.0.0.1:{int(self.process.stdout.readline())}"
 
