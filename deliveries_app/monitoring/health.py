@@ -39,7 +39,7 @@ REDIS_DOWN = "Redis is not responding: check REDIS_URL and the Redis server"
 REDIS_UNUSABLE = (
     "Redis is not responding or rejects writes: check REDIS_URL and the Redis server, also its memory and its disk"
 )
-_UNKNOWN = "unknown without Redis"
+_UNKNOWN_WITHOUT_REDIS = "unknown without Redis"
 _UNKNOWN_WITHOUT_DATABASE = "unknown without the database"
 MIN_FREE_BYTES, MIN_FREE_SHARE = 2**30, 0.1
 """Free space that the disk with the mirrors must have: the smaller of the two.
@@ -202,7 +202,7 @@ def is_writable(directory: Path) -> bool:
 
 def check_workers(signs: Signs | None) -> str:
     if signs is None:
-        return _UNKNOWN
+        return _UNKNOWN_WITHOUT_REDIS
     if signs.workers:
         return OK
     return (
@@ -213,7 +213,7 @@ def check_workers(signs: Signs | None) -> str:
 
 def check_sweep(signs: Signs | None) -> str:
     if signs is None:
-        return _UNKNOWN
+        return _UNKNOWN_WITHOUT_REDIS
     if not signs.sweep_is_late:
         return OK
     service = "check the service that runs the sweep (systemd: docora-sweep; containers: sweep)"
