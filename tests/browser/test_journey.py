@@ -49,6 +49,7 @@ def force_resync(page: Page, site: Site, *names: str) -> None:
     page.get_by_label("Action:").select_option("force_resync")
     page.get_by_role("button", name="Run").click()
     expect(page.get_by_role("heading", name=re.compile("^Re-sync "))).to_be_visible()
+    page.wait_for_load_state()  # the heading is visible before the page's scripts have run
 
 
 def percent(page: Page) -> int:
