@@ -1,5 +1,5 @@
 // Connects the page's form[data-passkey] with allauth's scripts. The attribute names allauth's function for the form. The button
-// has the id `passkey-button`. Errors are shown in `passkey-error`.
+// has the id `passkey-button` and is disabled until then. Errors are shown in `passkey-error`.
 (() => {
   const form = document.querySelector("form[data-passkey]");
   const error = document.getElementById("passkey-error");
@@ -12,7 +12,6 @@
   }
 
   if (!window.PublicKeyCredential) {
-    document.getElementById(button).disabled = true;
     say("This browser doesn't support passkeys.");
     return;
   }
@@ -30,4 +29,5 @@
       data: document.getElementById("js_data") ? "js_data" : undefined,
     },
   });
+  document.getElementById(button).disabled = false;
 })();
