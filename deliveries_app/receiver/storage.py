@@ -17,7 +17,7 @@ from typing import Literal, Self
 from .notification import Chunk, Notification, Refused
 
 Page = Mapping[str, object]
-"""The answer to `verify`: the hash of the whole copy if it is the one that was asked for, else some of its files."""
+"""The answer to `verify`: the hash of the whole copy if it is the requested one, otherwise some of its files."""
 
 Outcome = Literal["kept", "removed", "absent", "stale", "partial", "repeated", "matches", "differs"]
 """The result of a notification. Every one is a success to the sender.

@@ -41,7 +41,7 @@ SHA1, SHA256 = "sha1", "sha256"
 class Head:
     """The commit that a watch follows, and its branch or tag (empty when HEAD is detached).
 
-    `name` is the ref that was asked for: HEAD, or the full name of the branch or tag. A tag's commit is what the tag points
+    `name` is the requested ref: HEAD, or the full name of the branch or tag. A tag's commit is what the tag points
     to.
     """
 

@@ -239,7 +239,7 @@ class _Pipe(io.RawIOBase):
 
 
 def _in_order(wanted: Sequence[str], asked: Iterable[str]) -> int:
-    """Return how many of the first `wanted` blobs have been asked for, in this order."""
+    """Return how many of the first `wanted` blobs were requested, in this order."""
     count = 0
     for blob in asked:
         if count < len(wanted) and wanted[count] == blob:

@@ -26,7 +26,7 @@ _STORED = {size: re.compile(rb"([0-7]+) ([^\0]+)\0(.{%d})" % size, re.DOTALL) fo
 class Entry:
     """One entry of a tree: `mode` as git writes it (`100644`, `100755`, `120000`, `160000`), `size` in bytes.
 
-    Directories (`040000`) are listed only where that is asked for.
+    Directories (`040000`) are listed only on request.
     """
 
     path: bytes

@@ -1,9 +1,9 @@
 """A client app that uses almost no CPU: it counts what it receives and answers 200 to everything.
 
 `python sink.py [DELAY_MS]` prints its port. It has one thread, one epoll and as few copies as possible, since every
-microsecond it uses is missing to Docora on the measured machine. `GET /counts` returns and resets what was received and
+microsecond it uses is one that Docora lacks on the measured machine. `GET /counts` returns and resets what was received and
 the seconds from the first post to the last. The response to `ls-refs` says that HEAD is at `COMMIT`. The response to `verify` says
-that its copy has the hash that was asked for.
+that its copy has the requested hash.
 """
 
 import contextlib

@@ -83,7 +83,7 @@ def test_broken_repository_opens_its_circuit(world: World, settings, serve, reas
     world.sync(watch)
     assert [body["error"]["reason"] for body in said] == [reason]
     world.answer(None)
-    repo.force_push({"mended": b"m"})
+    repo.force_push({"repaired": b"r"})
     Repository.objects.update(circuit_open_until=timezone.now() - timedelta(seconds=1))
     world.sync(watch)
     assert_promise_kept(world, repo, watch)

@@ -186,7 +186,7 @@ def test_probes_of_a_host_with_many_repositories(world: World, django_assert_max
     assert {repository.circuit_open_until for repository in Repository.objects.all()} == {None}
 
 
-def test_other_hosts_go_on(world: World, three: Watched, tmp_path) -> None:
+def test_other_hosts_are_still_checked(world: World, three: Watched, tmp_path) -> None:
     with GitFixture(tmp_path / "other") as other:
         repo = other.repo("acme/elsewhere", {"b.txt": b"b"})
         watch = world.watch_url(repo)
@@ -263,7 +263,7 @@ def test_end_of_an_outage_closes_no_circuit_of_another_failure(world: World) -> 
     assert Repository.objects.get().circuit_is_open
 
 
-def test_outage_of_a_host_that_nobody_watches_ends(world: World, three: Watched) -> None:
+def test_outage_of_an_unwatched_host_ends(world: World, three: Watched) -> None:
     go_down(world)
     world.check()
     AppRepository.objects.update(ended_at=timezone.now())

@@ -480,7 +480,7 @@ def test_worker_does_not_unpickle_what_it_performs(tmp_path: Path, redis_client:
     assert not file.exists()
 
 
-def test_jobs_go_on_although_redis_has_no_further_ones(tmp_path: Path) -> None:
+def test_jobs_finish_although_redis_fails_for_further_ones(tmp_path: Path) -> None:
     put(tmp_path / "job")
     queue = django_rq.get_queue("default")
     ended: list[float] = []

@@ -1,4 +1,4 @@
-"""Apps share the workers: one with a slow endpoint or git host does not hold up the others, nor does one that kills them."""
+"""Apps share the workers: one with a slow endpoint or git host does not delay the others, and neither does one that kills them."""
 
 import threading
 import time
@@ -63,7 +63,9 @@ def test_thinking_git_host_does_not_keep_the_worker_from_others(world: World, da
     over.set()
 
 
-def test_watch_that_kills_its_worker_is_found_and_the_others_go_on(world: World, daemons: Daemons, settings) -> None:
+def test_watch_that_kills_its_worker_is_found_and_the_others_are_synced(
+    world: World, daemons: Daemons, settings
+) -> None:
     daemons.environment |= {
         "FILE_TRANSFORMS": "tests.support.transforms.Kills",
         "MAX_RETRY_ATTEMPTS": "2",
@@ -87,7 +89,7 @@ def test_watch_that_kills_its_worker_is_found_and_the_others_go_on(world: World,
         assert world.copy(watch)
 
 
-def test_busy_app_and_poisoned_repository_hold_up_no_other(world: World, daemons: Daemons) -> None:
+def test_busy_app_and_poisoned_repository_delay_no_other(world: World, daemons: Daemons) -> None:
     """One worker, an app that accepts five requests a second, and one that accepts no file of one of its repositories."""
     busy, mixed, quick = world.app, world.add_app("Mixed"), world.add_app("Quick")
     daemons.environment |= {"MAX_RETRY_ATTEMPTS": "2", "RETRY_BASE_DELAY_SECONDS": "0.1"}

@@ -223,7 +223,7 @@ class Workers:
             self._events[f"worker: {one.fate.kind}"] += 1
         killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
         if killed and one.watch and one.applied and one.fate and one.fate.noticed:
-            self._go_on(one.watch, one.fate)
+            self._sync_after_death(one.watch, one.fate)
         assert killed or status == 0 or self.may_fail, f"a worker ended with {status}: {one}"
 
     def _stopped(self, one: _Work) -> None:
@@ -238,7 +238,7 @@ class Workers:
             connections.close_all()
         os.kill(one.pid, signal.SIGCONT)
 
-    def _go_on(self, watch: AppRepository, fate: Fate) -> None:
+    def _sync_after_death(self, watch: AppRepository, fate: Fate) -> None:
         """Another worker of this machine notices that the process is gone, and syncs the watch at once."""
         self._events["death noticed"] += 1
         log, name = self._clients.log, (watch.app.app_id, str(watch.repository))
