@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from django.conf import settings
 
 from docora.http.client import HttpClient, Outcome
-from repositories_app.git import errors as git_errors
 from repositories_app.git import process as git
 from repositories_app.git import remote
 
@@ -51,10 +50,7 @@ def fetch_pack(
     max_body = min(MAX_PACK, settings.MAX_FETCH_BYTES)
     request = remote.upload_pack_request(url, token, body, max_body=max_body, timeout=timeout)
     outcome = client.request(request, tick)
-    if outcome.cause is not None:
-        raise git_errors.unreachable(outcome.cause, outcome.message, token=token, reached=outcome.reached)
-    if error := remote.error_of(url, token, outcome):
-        raise error
+    remote.require_answer(url, token, outcome)
     return parse_answer(outcome, len(commit)) if outcome.ok and not outcome.truncated else None
 
 

@@ -253,36 +253,32 @@ def ls_head(
 
 def _head(query: HeadQuery[Any], outcome: Outcome) -> Head | None:
     """Return the HEAD in a host's answer, or None if the host does not support protocol v2. Raises `GitError`."""
-    url, token = query.url, query.token
-    if outcome.cause is not None:
-        raise git_errors.unreachable(outcome.cause, outcome.message, token=token, reached=outcome.reached)
-    error = error_of(url, token, outcome)
-    if error is not None:
-        raise error
+    require_answer(query.url, query.token, outcome)
     return parse_ls_refs(outcome.body, query.ref) if outcome.ok else None
 
 
-def error_of(url: str, token: str, outcome: Outcome) -> GitError | None:
-    """Return the error that a response stands for, or None if it is 2xx or the host does not support protocol v2."""
+def require_answer(url: str, token: str, outcome: Outcome) -> None:
+    """Raise `GitError` unless the host answered with 2xx, or in a way that means that it does not support protocol v2."""
+    if outcome.cause is not None:
+        raise git_errors.unreachable(outcome.cause, outcome.message, token=token, reached=outcome.reached)
     status = outcome.status or 0
     if is_rate_limit(outcome):
-        return git_errors.rate_limited(outcome.retry_after(time.time()), token=token)
+        raise git_errors.rate_limited(outcome.retry_after(time.time()), token=token)
     if status == 403:
         needs_sso = b"SAML" in outcome.body or b"SSO" in outcome.body
         sso = "it isn't authorised for the organisation's single sign-on"
-        return git_errors.explain(Cause.AUTH, sso if needs_sso else git_errors.FORBIDDEN, token=token)
+        raise git_errors.explain(Cause.AUTH, sso if needs_sso else git_errors.FORBIDDEN, token=token)
     if status == 401:
-        return git_errors.explain(Cause.AUTH, token=token)
+        raise git_errors.explain(Cause.AUTH, token=token)
     if status in {404, 410}:
-        return git_errors.explain(Cause.NOT_FOUND, token=token)
+        raise git_errors.explain(Cause.NOT_FOUND, token=token)
     if 300 <= status < 400:
-        return _moved(url, token, outcome)
+        raise _moved(url, token, outcome)
     if status >= 500:
         error = git_errors.temporary(Cause.NETWORK, f"The git host returned HTTP {status}.")
         error.no_answer = status in {502, 503, 504}
         error.cooldown = min(outcome.retry_after(time.time()) or 0.0, MAX_WAIT_SECONDS)
-        return error
-    return None
+        raise error
 
 
 def is_rate_limit(outcome: Outcome) -> bool:
@@ -420,11 +416,7 @@ def _require_advertisement(url: str, token: str, tick: git.Tick | None) -> None:
     repository without refs.
     """
     outcome = _advertisement(url, token, tick)
-    if outcome.cause is not None:
-        raise git_errors.unreachable(outcome.cause, outcome.message, token=token, reached=outcome.reached)
-    error = error_of(url, token, outcome)
-    if error is not None:
-        raise error
+    require_answer(url, token, outcome)
     content_type = outcome.headers.get("content-type", "")
     if content_type != "application/x-git-upload-pack-advertisement":
         raise git_errors.explain(Cause.OTHER, f"the host sent {content_type or 'a page'} instead of refs", token=token)
