@@ -10,7 +10,7 @@ from deliveries_app.models import ActorKind, App, AuditAction, AuditEntry, Hourl
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import chart
 from deliveries_app.reports.chart import Bar
-from deliveries_app.reports.traffic import Hour, Hours, last_hours, percent
+from deliveries_app.reports.traffic import Hour, Hours, last_hours
 
 PERIODS = {"day": ("24 hours", 24), "week": ("7 days", 168)}
 """Name in the query string → label and hours."""
@@ -52,19 +52,6 @@ class History(Hours):
 
     marks: Sequence[Mark]
     cells: Sequence[Sequence[Mark]]
-
-    @property
-    def requests(self) -> int:
-        return sum(hour.requests for hour in self.hours)
-
-    @property
-    def share(self) -> float | None:
-        return percent(self.files, self.failed)
-
-    @property
-    def seconds(self) -> float | None:
-        total = sum(hour.milliseconds for hour in self.hours)
-        return total / 1000 / self.requests if self.requests else None
 
     @property
     def worst(self) -> Hour:

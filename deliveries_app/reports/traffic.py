@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 from heapq import nlargest
 from typing import NamedTuple
 
@@ -37,8 +38,11 @@ class Hour:
 
     @property
     def share(self) -> float | None:
-        """The share of attempts that were accepted, in percent."""
-        return percent(self.files, self.failed)
+        """The share of attempts that were accepted, in percent.
+
+        It is rounded down to one decimal, so that it is below 100 while anything was rejected.
+        """
+        return 1000 * self.files // self.attempts / 10 if self.attempts else None
 
     @property
     def seconds(self) -> float | None:
@@ -52,13 +56,11 @@ class Hours:
 
     hours: Sequence[Hour]
 
-    @property
-    def files(self) -> int:
-        return sum(hour.files for hour in self.hours)
-
-    @property
-    def failed(self) -> int:
-        return sum(hour.failed for hour in self.hours)
+    @cached_property
+    def total(self) -> Hour:
+        """The sums of all hours, as if they were one."""
+        names = ("files", "failed", "bytes", "requests", "milliseconds")
+        return Hour(self.hours[0].begin, *(sum(getattr(hour, name) for hour in self.hours) for name in names))
 
 
 class AppDay(NamedTuple):
@@ -80,10 +82,6 @@ class Day(Hours):
     slowest: tuple[AppDay, ...]
 
     @property
-    def bytes(self) -> int:
-        return sum(hour.bytes for hour in self.hours)
-
-    @property
     def peak(self) -> Hour:
         """The busiest hour."""
         return max(self.hours, key=lambda hour: hour.attempts)
@@ -95,11 +93,6 @@ class Day(Hours):
     @property
     def hours_with_failures(self) -> int:
         return sum(hour.failed > 0 for hour in self.hours)
-
-
-def percent(good: int, bad: int) -> float | None:
-    """Return the share of `good`, rounded down to one decimal, so that it is below 100 while anything was rejected."""
-    return 1000 * good // (good + bad) / 10 if good + bad else None
 
 
 def last_hours(count: int) -> list[datetime]:

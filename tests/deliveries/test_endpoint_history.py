@@ -48,8 +48,8 @@ def test_hours_of_an_app(viewer: Client, watches) -> None:
     hour_ago(app, 30, files=5, failed=5, requests=10, milliseconds=10)
     hour_ago(watches[2].app, 1, files=7, failed=7, requests=14, milliseconds=140)
     history = endpoint_history.of_app(app, 24)
-    assert (history.files, history.failed, history.requests) == (190, 10, 300)
-    assert (history.share, history.seconds) == (95.0, 0.35)
+    assert (history.total.files, history.total.failed, history.total.requests) == (190, 10, 300)
+    assert (history.total.share, history.total.seconds) == (95.0, 0.35)
     assert (history.worst.share, history.slowest.seconds) == (90.0, 1.0)
     page = page_of(viewer, app)
     assert "95.0% accepted" in page
@@ -116,7 +116,7 @@ def test_page_needs_the_permission_and_constant_queries(viewer: Client, client: 
 @pytest.mark.django_db
 def test_page_without_traffic() -> None:
     history = endpoint_history.of_app(make_app("Portal"), 24)
-    assert (history.share, history.seconds, history.marks) == (None, None, [])
+    assert (history.total.share, history.total.seconds, history.marks) == (None, None, [])
     assert len(history.cells) == endpoint_history.CELLS
 
 
