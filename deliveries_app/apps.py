@@ -12,13 +12,12 @@ class DeliveriesConfig(AppConfig):
         from deliveries_app import scheduling
         from deliveries_app.monitoring import alerts
         from deliveries_app.planning import transforms  # noqa: F401  registers its system check
-        from deliveries_app.services import sign_ins
+        from deliveries_app.services import sign_ins  # noqa: F401  connects the signal handlers
         from deliveries_app.sync import lease
         from docora.server import worker
 
         worker.death_callbacks += [lease.end_dead_leases, scheduling.enqueue_due]
         worker.maintenance_callbacks.append(alerts.enqueue_if_sweep_is_late)
-        sign_ins.connect()
         post_migrate.connect(_protect_audit_log, sender=self)
 
 

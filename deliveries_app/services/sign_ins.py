@@ -1,6 +1,7 @@
 """Record in the audit log who signs in and out, failed sign-ins, new accounts, and changed passwords, second factors and roles.
 
-Signals of Django, allauth and `docora.sign_in` report them for every page, command and identity provider.
+Signals of Django, allauth and `docora.sign_in` report them for every page, command and identity provider. Importing this module
+connects the receivers (`DeliveriesConfig.ready`).
 """
 
 from dataclasses import replace
@@ -13,6 +14,7 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.signals import user_logged_in, user_logged_out, user_login_failed
 from django.db.models import QuerySet
 from django.db.models.signals import post_save
+from django.dispatch import receiver
 from django.http import HttpRequest
 
 from deliveries_app import audit
@@ -30,24 +32,12 @@ PROXY_CREDENTIAL = "remote_user"
 UNKNOWN = "unknown user"
 
 
-def connect() -> None:
-    """Connect the receivers. Called once, when Django has loaded its models."""
-    user_logged_in.connect(_signed_in, dispatch_uid="audit")
-    user_logged_out.connect(_signed_out, dispatch_uid="audit")
-    user_login_failed.connect(_failed, dispatch_uid="audit")
-    post_save.connect(_saved, sender=get_user_model(), dispatch_uid="audit")
-    oidc.roles_applied.connect(_roles_applied, dispatch_uid="audit")
-    links.link_created.connect(_link_created, dispatch_uid="audit")
-    second_factors.authentication_failed.connect(_code_refused, dispatch_uid="audit")
-    second_factors.authenticator_added.connect(_factor_added, dispatch_uid="audit")
-    second_factors.authenticator_reset.connect(_factor_added, dispatch_uid="audit")
-    second_factors.authenticator_removed.connect(_factor_removed, dispatch_uid="audit")
-
-
+@receiver(user_logged_in)
 def _signed_in(sender: Any, request: HttpRequest | None, user: Any, **_: Any) -> None:
     audit.record(_user(user, request), AuditAction.SIGN_IN, [user], "Signed in")
 
 
+@receiver(user_logged_out)
 def _signed_out(sender: Any, request: HttpRequest | None, user: Any, **_: Any) -> None:
     if user is None:  # the session may have ended before
         return
@@ -57,6 +47,7 @@ def _signed_out(sender: Any, request: HttpRequest | None, user: Any, **_: Any) -
         audit.record(_user(user, request), AuditAction.SIGN_OUT, [user], "Signed out")
 
 
+@receiver(user_login_failed)
 def _failed(sender: Any, credentials: dict[str, Any], request: HttpRequest | None = None, **_: Any) -> None:
     """Record the name only if an account has it: people sometimes type their password into this field.
 
@@ -70,6 +61,7 @@ def _failed(sender: Any, credentials: dict[str, Any], request: HttpRequest | Non
         _record_failure(_user_named(credentials), request, message)
 
 
+@receiver(second_factors.authentication_failed)
 def _code_refused(sender: Any, request: HttpRequest, user: Any, **_: Any) -> None:
     """Record a wrong code, including the user, because the password was right."""
     _record_failure(user, request, "Sign-in failed: wrong second-factor code")
@@ -104,6 +96,7 @@ def _user_named(credentials: dict[str, Any]) -> Any:
     return model._default_manager.filter(**{model.USERNAME_FIELD: name[:151]}).first() if name else None
 
 
+@receiver(post_save, sender=get_user_model())
 def _saved(sender: Any, instance: Any, created: bool, raw: bool, **_: Any) -> None:
     """Record new accounts and changed passwords that the admin does not: by commands, and by users themselves.
 
@@ -122,6 +115,7 @@ def _saved(sender: Any, instance: Any, created: bool, raw: bool, **_: Any) -> No
         audit.record(actor, AuditAction.PASSWORD, [instance], "Changed the password")
 
 
+@receiver(oidc.roles_applied)
 def _roles_applied(sender: Any, user: Any, before: dict[str, Any], after: dict[str, Any], **_: Any) -> None:
     changes = audit.Changes.of(type(user), before, after)
     if changes:
@@ -129,14 +123,17 @@ def _roles_applied(sender: Any, user: Any, before: dict[str, Any], after: dict[s
         audit.record(_docora(context.request), AuditAction.USER_CHANGED, [user], message, changes)
 
 
+@receiver(links.link_created)
 def _link_created(sender: Any, user: Any, **_: Any) -> None:
     audit.record(Actor.command(), AuditAction.SIGN_IN_LINK, [user], "Created a link that signs in as this user")
 
 
+@receiver([second_factors.authenticator_added, second_factors.authenticator_reset])
 def _factor_added(sender: Any, request: HttpRequest, user: Any, authenticator: Authenticator, **_: Any) -> None:
     audit.record(_user(user, request), AuditAction.SECOND_FACTOR, [user], f"Added {_name_of(authenticator)}")
 
 
+@receiver(second_factors.authenticator_removed)
 def _factor_removed(sender: Any, request: HttpRequest, user: Any, authenticator: Authenticator, **_: Any) -> None:
     audit.record(_user(user, request), AuditAction.SECOND_FACTOR, [user], f"Removed {_name_of(authenticator)}")
 
