@@ -5,7 +5,7 @@ from django.core.management.base import BaseCommand, CommandParser
 from deliveries_app.actors import Actor
 from deliveries_app.management.lookup import watch_of
 from deliveries_app.reports.file_explanation import explain
-from docora.cli.output import add_json, format_time, printable, write_json
+from docora.cli.output import add_json, format_time, printable, write_result
 
 
 class Command(BaseCommand):
@@ -28,10 +28,8 @@ class Command(BaseCommand):
             "next": following.message if following else None,
             "next_at": following.at if following else None,
         }
-        if options["json"]:
-            write_json(self.stdout, fields)
-            return
-        self.stdout.write(printable(explanation.decision.message))
+        message = printable(explanation.decision.message)
         if following:
             at = f" at {format_time(following.at)}" if following.at else ""
-            self.stdout.write(f"{following.message.capitalize()}{at}.")
+            message += f"\n{following.message.capitalize()}{at}."
+        write_result(self, options, fields, message)
