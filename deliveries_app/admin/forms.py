@@ -111,9 +111,9 @@ class _WatchOptionsFields(forms.Form):
         "Exclude patterns", "Files that match are not sent, even if they are included. The app can change these.", 4
     )
 
-    def patterns(self) -> dict[str, Any]:
-        """Return the patterns as arguments of the services."""
-        return {name: self.cleaned_data[name] for name in PATTERN_FIELDS}
+    def options(self) -> dict[str, Any]:
+        """Return the options as arguments of the services."""
+        return {name: self.cleaned_data[name] for name in ("github_token", "ref", *PATTERN_FIELDS)}
 
 
 PATTERN_FIELDS = ("ignore_patterns", "include_patterns", "exclude_patterns")
@@ -156,15 +156,8 @@ class WatchForm(_WatchOptionsFields):
         """
         data = self.cleaned_data
         try:
-            return watch_repository(
-                actor,
-                data["app"],
-                as_https(data["github_url"]),
-                data["github_token"],
-                data["ref"],
-                must_be_new=True,
-                **self.patterns(),
-            )
+            url = as_https(data["github_url"])
+            return watch_repository(actor, data["app"], url, must_be_new=True, **self.options())
         except AlreadyWatched as error:
             self.add_error("github_url", _already_watched(actor, error))
         except InvalidUrl as error:
@@ -207,10 +200,8 @@ class WatchManyForm(_WatchOptionsFields):
 
     def save(self, actor: Actor, app: App) -> list[LineResult] | None:
         """Check the repositories with git and watch them. Return None after adding an error to the form."""
-        data = self.cleaned_data
         try:
-            options = validate_options(data["github_token"], data["ref"], **self.patterns())
-            return watch_many(actor, app, data["urls"], options)
+            return watch_many(actor, app, self.cleaned_data["urls"], validate_options(**self.options()))
         except ValidationError as error:
             add_service_error(self, error)
         return None

@@ -79,8 +79,10 @@ def watch_repository(
     repository, its token is replaced and every file is sent again, which counts as a re-sync. To avoid that, use `PUT`. A
     repository without a commit is synced after its first push."""
     app, is_async = callers.caller(request), prefers_async(request)
-    url, token = registration.github_url, registration.github_token or ""
-    watched = services.watch_repository(callers.actor(request), app, url, token, ask_host=not is_async)
+    token = registration.github_token or ""
+    watched = services.watch_repository(
+        callers.actor(request), app, registration.github_url, ask_host=not is_async, github_token=token
+    )
     if is_async:
         response.headers["Preference-Applied"] = "respond-async"
     return Status(202 if is_async else 201, watched.as_dict())

@@ -1,7 +1,7 @@
 """Change a watch's settings: its repository token, its branch or tag, its patterns and its push hook secret."""
 
 import secrets
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 from django.db import transaction
 from django.db.models import Case, F, Value, When
@@ -15,6 +15,7 @@ from deliveries_app.services.host_checks import check_readable
 from deliveries_app.services.requests import NotFound
 from deliveries_app.services.watching import (
     AlreadyWatched,
+    GivenOptions,
     Watched,
     validate_list,
     validate_patterns,
@@ -27,26 +28,14 @@ from docora.security.crypto import require_readable
 from repositories_app.git.url import parse_url
 
 
-class AppsChoice(TypedDict, total=False):
-    """The settings of a watch that its app chooses. Those that are left out keep their value."""
-
-    github_token: str
-    ref: str
-    include_patterns: str
-    exclude_patterns: str
-
-
-def ensure_watched(actor: Actor, app: App, url: str, **settings: Unpack[AppsChoice]) -> Watched:
+def ensure_watched(actor: Actor, app: App, url: str, **settings: Unpack[GivenOptions]) -> Watched:
     """Watch the repository with these settings. Do nothing if the app already does.
 
-    A new repository, a new token and a new branch or tag are checked with git first. Only the differences that another
-    branch or other patterns make are sent. Raises the errors of `watch_repository`.
+    Settings that are left out keep their value. A new repository, a new token and a new branch or tag are checked with git
+    first. Only the differences that another branch or other patterns make are sent. Raises the errors of `watch_repository`.
     """
     try:
-        given: dict[str, Any] = dict(settings)
-        return watch_repository(
-            actor, app, url, given.pop("github_token", ""), given.pop("ref", ""), must_be_new=True, **given
-        )
+        return watch_repository(actor, app, url, must_be_new=True, **settings)
     except AlreadyWatched as error:
         watch = error.watch
     if settings.get("github_token") == watch.github_token:

@@ -85,9 +85,14 @@ def validate_ref(ref: str) -> str:
         raise ValidationError(str(error), code="ref") from None
 
 
-class Patterns(TypedDict, total=False):
-    """The lists of patterns of a watch, each as one text: the app's own choice, and what an administrator leaves out."""
+class GivenOptions(TypedDict, total=False):
+    """How a repository is to be watched, as entered. `WatchOptions` explains the options. Those that are left out are empty.
 
+    An administrator sets `ignore_patterns`. The app can choose the others itself.
+    """
+
+    github_token: str
+    ref: str
     include_patterns: str
     exclude_patterns: str
     ignore_patterns: str
@@ -124,33 +129,30 @@ def watch_repository(
     actor: Actor,
     app: App,
     url: str,
-    token: str = "",
-    ref: str = "",
     *,
     must_be_new: bool = False,
     ask_host: bool = True,
-    **patterns: Unpack[Patterns],
+    **given: Unpack[GivenOptions],
 ) -> Watched:
     """Watch a repository for the app, after checking with git that it can be read.
 
-    Without `ask_host`, git is not asked: if the repository cannot be read, its first sync fails.
-    `ref` is the branch or tag to follow, or empty for the default branch. If the app is already watching the repository,
-    replace its token and every other setting that is given, and send every file again; with `must_be_new`, raise
-    `AlreadyWatched` instead.
+    Without `ask_host`, git is not asked: if the repository cannot be read, its first sync fails. If the app is already
+    watching the repository, replace its token and every other option that is given, and send every file again; with
+    `must_be_new`, raise `AlreadyWatched` instead.
     Raises `InvalidUrl`, `ValidationError`, `GitError`, and for an app `TooManyWatches` or `TooManyResyncs`, each with a
     message for the user.
     """
     actor.require(Permission.WATCH)
     actor.require_app(app)
     parsed = parse_url(url)
-    options = validate_options(token, ref, **patterns)
+    options = validate_options(**given)
     if must_be_new:
         _require_new(app, parsed)
     require_quota(actor, app, parsed)
     is_private = None
     if ask_host:
-        github_app = None if token else app.github_app_for(parsed.canonical)
-        is_private = check_readable(actor, parsed.spelled, token, options.ref, github_app)
+        github_app = None if options.github_token else app.github_app_for(parsed.canonical)
+        is_private = check_readable(actor, parsed.spelled, options.github_token, options.ref, github_app)
     return store_watch(actor, app, parsed, options, is_private=is_private, must_be_new=must_be_new)
 
 
@@ -166,7 +168,11 @@ def require_quota(actor: Actor, app: App, url: RepositoryUrl) -> None:
 
 @dataclass(frozen=True)
 class WatchOptions:
-    """How a repository is watched: its token, its branch or tag, and its `Patterns`."""
+    """How a repository is watched.
+
+    `github_token` reads it, if there is one. `ref` is the branch or tag to follow, or empty for the default branch. Each list
+    of patterns is one text: files that match `include_patterns` (empty for all) but not the others are sent.
+    """
 
     github_token: str = field(repr=False)
     ref: str
@@ -175,10 +181,10 @@ class WatchOptions:
     ignore_patterns: str = ""
 
 
-def validate_options(token: str, ref: str, **patterns: Unpack[Patterns]) -> WatchOptions:
+def validate_options(**given: Unpack[GivenOptions]) -> WatchOptions:
     """Return the options as they are stored. Raises `ValidationError`, whose code names the field."""
-    valid: Any = {name: validate_list(name, str(text)) for name, text in patterns.items()}
-    return WatchOptions(validate_token(token), validate_ref(ref), **valid)
+    patterns: Any = {name: validate_list(name, str(text)) for name, text in given.items() if name.endswith("_patterns")}
+    return WatchOptions(validate_token(given.get("github_token", "")), validate_ref(given.get("ref", "")), **patterns)
 
 
 def store_watch(

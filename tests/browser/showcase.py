@@ -107,7 +107,7 @@ class Showcase:
         self._keys[app.app_id] = app.client_auth_key
         for repository in repositories:
             token = TOKEN if repository == "payroll" else ""
-            watch_repository(Actor.system(), app, f"{self._git.url}/acme/{repository}", token)
+            watch_repository(Actor.system(), app, f"{self._git.url}/acme/{repository}", github_token=token)
 
     def _break(self) -> None:
         """Make two apps refuse new files and two repositories unreadable."""

@@ -489,5 +489,5 @@ def test_command_watches_a_tag(world: World, repo: Repo) -> None:
 
 def test_ref_is_given_by_the_app_itself(world: World, repo: Repo) -> None:
     actor = Actor.of_app(App.objects.get())
-    watch = watch_repository(actor, world.app, repo.url, "", "dev").watch
+    watch = watch_repository(actor, world.app, repo.url, ref="dev").watch
     assert change_watch(actor, watch, ref="")

@@ -401,7 +401,7 @@ def test_watching_again_replaces_the_token_and_resyncs(world: World) -> None:
     repo = world.git.repo("acme/private", {"a.txt": b"1", "b.txt": b"2"}, token="old")
     watch = world.sync(world.watch_url(repo, token="old"))
     world.git.tokens["acme/private"] = {"new"}
-    again = watch_repository(COMMAND, world.app, f"{repo.url}.git", "new")
+    again = watch_repository(COMMAND, world.app, f"{repo.url}.git", github_token="new")
     assert (again.created, again.watch.pk) == (False, watch.pk)
     assert again.as_dict()["github_url"] == f"{repo.url}.git"
     watch = world.sync(watch)
@@ -432,9 +432,9 @@ def test_token_that_cannot_read_the_repository_changes_nothing(world: World) -> 
     repo = world.git.repo("acme/private", {"a.txt": b"1"}, token="good")
     watch = world.sync(world.watch_url(repo, token="good"))
     with pytest.raises(GitError):
-        watch_repository(COMMAND, world.app, repo.url, "bad")
+        watch_repository(COMMAND, world.app, repo.url, github_token="bad")
     with pytest.raises(ValidationError):
-        watch_repository(COMMAND, world.app, repo.url, "with space")
+        watch_repository(COMMAND, world.app, repo.url, github_token="with space")
     watch.refresh_from_db()
     assert (watch.github_token, watch.status, watch.generation) == ("good", Status.SYNCED, 1)
 

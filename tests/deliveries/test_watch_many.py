@@ -94,7 +94,7 @@ def test_slow_host_leaves_lines_unchecked(world: World, monkeypatch) -> None:
     repos = [world.git.repo(f"acme/number-{number}", {"a.txt": b"1"}) for number in range(6)]
     world.git.server.on_request = lambda method, target: time.sleep(0.4)
     began = time.monotonic()
-    results = watch_many(ME, world.app, [repo.url for repo in repos], validate_options("", ""))
+    results = watch_many(ME, world.app, [repo.url for repo in repos], validate_options())
     assert time.monotonic() - began < 8
     assert {LineStatus.UNCHECKED} < {result.status for result in results}
     assert AppRepository.objects.count() == sum(result.status == LineStatus.WATCHED for result in results)

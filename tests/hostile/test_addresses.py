@@ -113,7 +113,7 @@ def test_private_address_is_blocked_in_every_notation(
     assert message in str(git_error(f"{url}/acme/widgets"))
     settings.ALLOWED_GIT_HOSTS = [f"{host.lower()}:*"]
     with pytest.raises(GitError, match=message):
-        watch_repository(Actor.command(), app, f"{url}/acme/widgets", "ghp_hunter2")
+        watch_repository(Actor.command(), app, f"{url}/acme/widgets", github_token="ghp_hunter2")
     assert not AppRepository.objects.exists()
     assert server.connections == 0
 
@@ -205,7 +205,7 @@ def test_git_redirect_is_not_followed(app: App, serve: Callable[..., ScriptedSer
     server = serve(saying(status, b"", f"Location: {target.format(other=f'http://127.0.0.1:{other.port}')}"))
     url = f"http://127.0.0.1:{server.port}/acme/widgets"
     with pytest.raises(GitError, match="renamed or moved"):
-        watch_repository(Actor.command(), app, url, "ghp_hunter2")
+        watch_repository(Actor.command(), app, url, github_token="ghp_hunter2")
     assert "renamed or moved" in str(git_error(url))
     assert not AppRepository.objects.exists()
     assert other.connections == 0

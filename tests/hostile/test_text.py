@@ -35,7 +35,7 @@ TOKENS: dict[str, str] = {
 @pytest.mark.parametrize("token", TOKENS.values(), ids=TOKENS)
 def test_token_with_invalid_characters_is_rejected_everywhere(app: App, api: Api, root: Client, token: str) -> None:
     with pytest.raises(ValidationError, match="1 to 255 printable ASCII characters without spaces"):
-        watch_repository(Actor.command(), app, "http://127.0.0.1/acme/widgets", token)
+        watch_repository(Actor.command(), app, "http://127.0.0.1/acme/widgets", github_token=token)
 
     body = {"github_url": "http://127.0.0.1/acme/widgets", "github_token": token}
     refused = api("POST", "repositories", body)

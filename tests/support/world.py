@@ -57,7 +57,7 @@ class World:
         return repo, self.watch_url(repo, app=app)
 
     def watch_url(self, repo: Repo, *, app: App | None = None, token: str = "", ref: str = "") -> AppRepository:
-        return watch_repository(Actor.command(), app or self.app, repo.url, token, ref).watch
+        return watch_repository(Actor.command(), app or self.app, repo.url, github_token=token, ref=ref).watch
 
     def answer(self, hook: Callable[[Notification], Answer | None] | None) -> None:
         """Set what the receiver answers from now on. None restores the normal responses."""

@@ -38,11 +38,11 @@ class Command(BaseCommand):
             url = as_https(options["url"])
             try:
                 watched = watch_repository(
-                    Actor.command(), app, url, token, options["ref"], must_be_new=not options["yes"]
+                    Actor.command(), app, url, must_be_new=not options["yes"], github_token=token, ref=options["ref"]
                 )
             except AlreadyWatched as error:
                 confirm(_question(error.watch, token), yes=False)
-                watched = watch_repository(Actor.command(), app, url, token, options["ref"])
+                watched = watch_repository(Actor.command(), app, url, github_token=token, ref=options["ref"])
         repository = f"{watched.watch.repository} ({watched.watch.repository.repository_id})"
         message = f"{app.name} already watched {repository}. Every file is sent again."
         if watched.created:
