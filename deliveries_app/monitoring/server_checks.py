@@ -15,7 +15,6 @@ from docora.conf.installation import program
 from docora.redis import inspect
 from docora.redis.connection import RedisError, probe_writes
 from docora.redis.connection import connection as redis_connection
-from docora.redis.connection import responds as redis_responds
 from docora.redis.inspect import Worker
 from docora.text import clean_text, counted, format_bytes
 
@@ -167,29 +166,24 @@ def check_sqlite() -> list[CheckMessage]:
 
 def check_redis() -> list[CheckMessage]:
     """Check by writing: a replica, a Redis without memory and one with a full disk all answer a ping."""
-    if not redis_responds():
+    try:
+        redis_connection().ping()
+    except (AuthenticationError, ResponseError):
+        # The message doesn't repeat the credentials.
+        text = "Redis responds but refuses the user name and password in REDIS_URL, or requires a password."
+        hint = "Write it as redis://:password@host:6379/0, with special characters percent-encoded."
+        return [Error(text, hint=hint)]
+    except (RedisError, OSError):
         if embedded_redis_url(settings.DATA_DIR) == settings.REDIS_URL:
             hint = f"Start {program()} up, which runs it, or restart it if it is running. Or set REDIS_URL."
             return [Error("The embedded Valkey is not responding.", hint=hint)]
-        return [_wrong_password() or from_health(health.REDIS_DOWN)]
+        return [from_health(health.REDIS_DOWN)]
     try:
         probe_writes(redis_connection())
     except RedisError as error:
         text = f"Redis responds but rejects writes, so syncs start late: {clean_text(str(error), 200).rstrip('.')}."
         return [Error(text, hint="REDIS_URL must point to a primary with free memory and disk space.")]
     return [Info("Redis responds and accepts writes.")]
-
-
-def _wrong_password() -> CheckMessage | None:
-    """Return an error if Redis refuses the credentials. It doesn't repeat them."""
-    try:
-        redis_connection().ping()
-    except (AuthenticationError, ResponseError):
-        text = "Redis responds but refuses the user name and password in REDIS_URL, or requires a password."
-        return Error(text, hint="Write it as redis://:password@host:6379/0, with special characters percent-encoded.")
-    except (RedisError, OSError):
-        pass
-    return None
 
 
 def check_redis_server() -> list[CheckMessage]:
