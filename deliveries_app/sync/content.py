@@ -57,11 +57,9 @@ def read_block(
     notifications = []
     for change in changes:
         if change.kind == Kind.DELETE:
-            made = Notification(change, "", change.sha, 0, None, change.sequence or 0)
+            made = Notification(change, "", change.sha, 0, None)
         elif is_large(change.size):
-            made = Notification(
-                change, delivery_rules.source_key(change.blob), "", change.size, None, change.sequence or 0
-            )
+            made = Notification(change, delivery_rules.source_key(change.blob), "", change.size, None)
         else:
             made = _notification(change, next(contents), delivery_rules)
         notifications.append(made)
@@ -91,7 +89,7 @@ def _read_transformed(
     contents = reader.read([change.blob for change in changes if change.kind != Kind.DELETE])
     for change in changes:
         if change.kind == Kind.DELETE:
-            yield Notification(change, "", change.sha, 0, None, change.sequence or 0)
+            yield Notification(change, "", change.sha, 0, None)
             continue
         tick()
         try:
@@ -125,7 +123,6 @@ def _notification(change: Change, content: bytes, delivery_rules: DeliveryRules)
         hashlib.sha256(content).hexdigest(),
         size,
         None if is_large(size) else content,
-        change.sequence or 0,
         remark_on(size, content),
     )
 

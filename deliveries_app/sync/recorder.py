@@ -8,7 +8,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import batched
 from typing import Any, NamedTuple
@@ -61,9 +61,12 @@ class Notification:
     sha: str
     size: int
     content: bytes | None
-    sequence: int = 0
     remark: str = ""
     waits: int = 0
+    sequence: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sequence = self.change.sequence or 0  # `commit` replaces 0 by a new number
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,8 +231,10 @@ class Recorder:
             self._lease.extend(**changes)
             self._write_acknowledged(now)
             self._write_failed(now)
-            self._write_announced(announce, now)
-            self._write_adopted(adopt, now)
+            if announce:
+                bulk_sql.announce(self._lease.watch.pk, self._lease.generation, _rows_of(announce), now)
+            if adopt:
+                bulk_sql.adopt(self._lease.watch.pk, self._lease.generation, _rows_of(adopt), now)
             if any(counts.values()):
                 counted = runs.count(self.run, **counts)
                 self._is_shown = self._is_shown and counted is self.run
@@ -321,14 +326,6 @@ class Recorder:
             unique_fields=["watch", "path_digest"],
             update_fields=["kind", "cause", "status_code", "message", "body", "attempts", "fencing_token", "last_at"],
         )
-
-    def _write_announced(self, notifications: Sequence[Notification], now: datetime) -> None:
-        if notifications:
-            bulk_sql.announce(self._lease.watch.pk, self._lease.generation, _rows_of(notifications), now)
-
-    def _write_adopted(self, notifications: Sequence[Notification], now: datetime) -> None:
-        if notifications:
-            bulk_sql.adopt(self._lease.watch.pk, self._lease.generation, _rows_of(notifications), now)
 
 
 def _rows_of(notifications: Sequence[Notification]) -> list[Announced]:
