@@ -63,10 +63,11 @@ class Watched:
     watch: AppRepository
     created: bool
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the response of the REST API and of the command."""
-        more = {"is_private": self.watch.repository.is_private, "created_at": timestamp(self.watch.created_at)}
-        return asdict(info_of(self.watch)) | more
+
+def registered(watch: AppRepository) -> dict[str, Any]:
+    """Return the fields of a new watch that the REST API and the command respond with."""
+    more = {"is_private": watch.repository.is_private, "created_at": timestamp(watch.created_at)}
+    return asdict(info_of(watch)) | more
 
 
 def validate_token(token: str) -> str:

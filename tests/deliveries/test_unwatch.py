@@ -403,7 +403,7 @@ def test_watching_again_replaces_the_token_and_resyncs(world: World) -> None:
     world.git.tokens["acme/private"] = {"new"}
     again = watch_repository(COMMAND, world.app, f"{repo.url}.git", github_token="new")
     assert (again.created, again.watch.pk) == (False, watch.pk)
-    assert again.as_dict()["github_url"] == f"{repo.url}.git"
+    assert again.watch.github_url == f"{repo.url}.git"
     watch = world.sync(watch)
     assert watch.github_token == "new"
     assert_promise_kept(world, repo, watch)
