@@ -334,10 +334,6 @@ class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
         """Return watches that are due and can sync now."""
         return self.alive().filter(can_sync(), next_sync_at__lte=Now())
 
-    def with_free_slot(self) -> Self:
-        """Leave out watches whose app has no free slot, or is down and already being probed by one watch."""
-        return self.exclude(app_is_full())
-
     def startable(self) -> Self:
         """Leave out an app's watches if it has no free slot and one of its watches has just asked for one.
 

@@ -19,6 +19,7 @@ from django.db.models import F
 from django.db.models.functions import Least, Now
 
 from deliveries_app.models import AppRepository, Reason, SyncRun, new_run_id, root_causes
+from deliveries_app.models.apps import app_is_full
 from deliveries_app.models.root_causes import RootCause, SyncFailure
 from deliveries_app.models.runs import SWEEP
 from deliveries_app.planning import delivery_rows, quota
@@ -502,7 +503,7 @@ class Attempt:
         if now < self._next_slice_check:
             return False
         self._next_slice_check = now + _WAITING_SECONDS
-        due = AppRepository.objects.due().free().with_free_slot().exclude(app=self.watch.app)
+        due = AppRepository.objects.due().free().exclude(app_is_full()).exclude(app=self.watch.app)
         is_waiting = due.filter(next_sync_at__lt=from_now(-_WAITING_SECONDS)).exists()
         return is_waiting or self.lease.without_slot().exists()
 
