@@ -8,7 +8,7 @@ from django.core.management.base import CommandError
 from django.db.models import Model, QuerySet
 
 from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, BulkOperation
-from deliveries_app.services import NotFound
+from deliveries_app.services import NotCheckable, NotFound
 from deliveries_app.services.keys import KeyRotationError
 from docora.text import can_be_id
 from repositories_app.git.exceptions import GitError, InvalidUrl
@@ -49,7 +49,7 @@ def command_errors() -> Iterator[None]:
     """Convert a service's error, whose message is for the user, to a `CommandError`."""
     try:
         yield
-    except (ValidationError, InvalidUrl, GitError, KeyRotationError, NotFound) as error:
+    except (ValidationError, InvalidUrl, GitError, KeyRotationError, NotCheckable, NotFound) as error:
         raise CommandError(" ".join(getattr(error, "messages", [str(error)]))) from None
 
 

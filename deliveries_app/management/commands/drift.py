@@ -4,11 +4,11 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.lookup import app_of, watch_of
+from deliveries_app.management.lookup import app_of, command_errors, watch_of
 from deliveries_app.management.progress import seconds
 from deliveries_app.models import DriftCheck, DriftState
 from deliveries_app.reports import drift
-from deliveries_app.services import NotCheckable, check_app, check_watch
+from deliveries_app.services import check_app, check_watch
 from docora.cli.output import INTERRUPTED, Bar, add_json, printable, write_json
 from docora.text import counted
 
@@ -27,10 +27,8 @@ class Command(BaseCommand):
         add_json(parser, "app_id, repository_id, state, message, commit, compared, missing, different, extra, files")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        try:
+        with command_errors():
             pks = _request(options["app_id"], options["repository_id"])
-        except NotCheckable as error:
-            raise CommandError(str(error)) from None
         try:
             ended = _wait(pks, options["timeout"], quiet=options["json"])
         except KeyboardInterrupt:
