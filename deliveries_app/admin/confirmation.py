@@ -55,6 +55,7 @@ class ConfirmingAdmin[M: Model](DocoraAdmin[M]):
         filters = request.GET.copy()
         for name in _NOT_FILTERS:
             filters.pop(name, None)
+        # Filter as the list does. Copies, because the request has other parameters, and all threads share this object.
         list_request = copy.copy(request)
         list_request.GET = filters  # type: ignore[assignment]
         reader: Any = copy.copy(self)

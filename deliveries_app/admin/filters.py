@@ -150,7 +150,11 @@ class CircuitFilter(ChoiceFilter):
 
 
 class HistoryFilter(QueryFilter):
-    """A filter that says whether an index supports it."""
+    """A filter that says whether an index supports it.
+
+    `HistoryList` searches only a window if a filter is `in_window`, unless another one `is_narrow` or the search box, which
+    has rules of its own, is used too.
+    """
 
     @property
     def in_window(self) -> bool:

@@ -267,6 +267,7 @@ def _waiting_rows(operation: BulkOperation, pending: Mapping[PendingRelease, App
     in_order = operation.pending.filter(
         watch__app__in=[pk for pk in canaries if canaries[pk].state == CanaryState.WAITING]
     )
+    # Positions of the first repository of each app whose canary is not released yet.
     first = set(in_order.order_by().values("watch__app").annotate(at=Min("position")).values_list("at", flat=True))
     for row, watch in pending.items():
         is_blocked = watch.state == WatchState.PAUSED or watch.detail == StateDetail.IMPORTING

@@ -67,7 +67,7 @@ def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
     with transaction.atomic():
         before = App.objects.select_for_update(no_key=True, of=("self",)).select_related("github_app").get(pk=app.pk)
         if "max_in_flight" in fields:
-            limit = app.max_in_flight
+            limit = app.max_in_flight  # the administrator's; the app's own choice, if there is one, is in `before`
             app.max_in_flight = limit if before.in_flight_limit is None else min(limit, before.max_in_flight)
             app.in_flight_limit = limit if app.max_in_flight < limit else None
             fields.add("in_flight_limit")

@@ -2,6 +2,10 @@
 
 Django rebuilds a query's SQL each time it runs. For a query with several conditions, this takes ten times as long as sending it
 and reading its rows.
+
+The first call builds the queryset with an `_Argument` in place of each value, and compiles it to SQL with placeholders. From
+then on, `_CompiledQuery` takes the place of the queryset's query: its compiler returns that SQL, and each call only binds
+its values to it.
 """
 
 import inspect

@@ -1,5 +1,8 @@
 """Live counters in Redis hashes, polled by the progress bars, and their rate over the last seconds.
 
+A run has counters of its own. Those of a bulk operation are the sum of the parts of its runs, which are kept beside it, so
+that each run can replace its part.
+
 The counters are a cache of database rows. Only code that writes the rows sets counters (`start`, `seed`), advances them, and
 removes them once the final numbers are committed. If counters are missing, `read` returns None for them, and the caller
 counts the rows. No function here raises when Redis is down.
