@@ -363,21 +363,29 @@ class GithubTokenForm(forms.Form):
             self.fields["github_token"].help_text += " This removes the stored token."
 
 
-class RefForm(forms.Form):
+class OptionsForm(forms.Form):
+    """Edit some of a watch's options: the fields have their names."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        compare_with_page(self, self.fields)
+
+
+class RefForm(OptionsForm):
     """Choose the branch or tag that is followed."""
 
     ref = _REF
 
 
-class PatternsForm(forms.Form):
+class PatternsForm(OptionsForm):
     """Edit the watch's ignore patterns, which apply in addition to the repository's .docoraignore."""
 
-    patterns = _PatternsField(
+    ignore_patterns = _PatternsField(
         "Patterns", "One pattern per line, as in .gitignore. # starts a comment; ! re-includes files.", 12
     )
 
 
-class AppPatternsForm(forms.Form):
+class AppPatternsForm(OptionsForm):
     """Edit the app's own choice of files."""
 
     include_patterns = _PatternsField(
@@ -388,7 +396,3 @@ class AppPatternsForm(forms.Form):
     exclude_patterns = _PatternsField(
         "Exclude patterns", "Files that match are not sent, even if they are included.", 8
     )
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        compare_with_page(self, self.fields)

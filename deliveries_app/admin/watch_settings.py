@@ -13,6 +13,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.admin.forms import (
     AppPatternsForm,
     GithubTokenForm,
+    OptionsForm,
     PatternsForm,
     RefForm,
     add_service_error,
@@ -65,12 +66,7 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
         return self._edit(request, watch, form, save, title, "token.html", title)
 
     def change_ref(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
-        form = RefForm(post_data(request), initial={"ref": watch.ref})
-
-        def save(actor: Actor) -> str:
-            return _saved("Branch or tag", change_watch(actor, watch, ref=form.cleaned_data["ref"]))
-
-        return self._edit(request, watch, form, save, "Change branch or tag", "ref.html")
+        return self._edit_options(request, watch, RefForm, "Branch or tag", "Change branch or tag", "ref.html")
 
     def renew_secret(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         if request.method == "POST":
@@ -85,23 +81,30 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
         return self.render_confirmation(request, watch, title, template, hook_url=hook_url(watch))
 
     def edit_patterns(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
-        form = PatternsForm(post_data(request), initial={"patterns": watch.ignore_patterns})
-
-        def save(actor: Actor) -> str:
-            return _saved("Patterns", change_watch(actor, watch, ignore_patterns=form.cleaned_data["patterns"]))
-
-        return self._edit(request, watch, form, save, "Edit ignore patterns", "patterns.html")
+        return self._edit_options(request, watch, PatternsForm, "Patterns", "Edit ignore patterns", "patterns.html")
 
     def edit_app_patterns(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         """Edit the include and exclude patterns, which the app can also set itself."""
-        initial = {"include_patterns": watch.include_patterns, "exclude_patterns": watch.exclude_patterns}
-        form = AppPatternsForm(post_data(request), initial=initial)
+        return self._edit_options(request, watch, AppPatternsForm, "Patterns", "Edit app patterns", "app_patterns.html")
+
+    def _edit_options(
+        self,
+        request: HttpRequest,
+        watch: AppRepository,
+        form_class: type[OptionsForm],
+        noun: str,
+        title: str,
+        template: str,
+    ) -> HttpResponse:
+        """Save the options that were changed on the page. `noun` is what the message says was saved."""
+        form = form_class(post_data(request), initial={name: getattr(watch, name) for name in form_class.base_fields})
 
         def save(actor: Actor) -> str:
             changed = {name: form.cleaned_data[name] for name in form.changed_data}
-            return _saved("Patterns", change_watch(actor, watch, **changed))
+            has_changed = change_watch(actor, watch, **changed)
+            return f"{noun} saved. A sync is queued." if has_changed else "No changes to save."
 
-        return self._edit(request, watch, form, save, "Edit app patterns", "app_patterns.html")
+        return self._edit(request, watch, form, save, title, template)
 
     def _edit(
         self,
@@ -129,7 +132,3 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
     def _not_watched(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         message = f"{watch.app} no longer watches {watch.repository}."
         return self.redirect_with_message(request, self.list_url, message, messages.WARNING)
-
-
-def _saved(name: str, has_changed: bool) -> str:
-    return f"{name} saved. A sync is queued." if has_changed else "No changes to save."

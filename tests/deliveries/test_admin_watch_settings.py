@@ -18,13 +18,14 @@ from deliveries_app.models import (
     SyncRun,
 )
 from deliveries_app.progress.runs import open_run
+from tests.support.admin_pages import posted_form
 from tests.support.audit import by_users
 from tests.support.staff import fail, make_app, make_watch, staff
 from tests.support.world import World
 
 WATCHES = "/admin/deliveries_app/apprepository/"
 PAGES = ("token", "ref", "push-secret", "patterns", "app-patterns")
-DATA = {"github_token": "ghp_forged", "ref": "forged", "patterns": "*", "include_patterns": "*", "post": "yes"}
+DATA = {"github_token": "ghp_forged", "ref": "forged", "ignore_patterns": "*", "include_patterns": "*", "post": "yes"}
 
 
 @pytest.fixture
@@ -109,17 +110,26 @@ def test_newly_ignored_files_are_deleted_at_the_next_sync(world: World, keeper: 
     world.settle()
     url = f"{WATCHES}{watch.pk}/patterns/"
     assert "deletes newly ignored files at the client" in keeper.get(url).text
-    done = keeper.post(url, {"patterns": "# mine\r\ndrafts/\r\n"}, follow=True)
+    done = keeper.post(url, {"ignore_patterns": "# mine\r\ndrafts/\r\n"}, follow=True)
     assert "Patterns saved. A sync is queued." in done.text
     assert "drafts/" in done.text
-    assert "No changes to save." in keeper.post(url, {"patterns": "# mine\ndrafts/"}, follow=True).text
+    assert "No changes to save." in keeper.post(url, {"ignore_patterns": "# mine\ndrafts/"}, follow=True).text
     world.settle()
     assert set(world.copy(watch)) == {"a.txt"}
     assert "drafts/" in keeper.get(url).text
 
 
+def test_saving_a_stale_page_keeps_the_branch_that_the_app_has_chosen(keeper: Client, watch: AppRepository) -> None:
+    url = f"{WATCHES}{watch.pk}/ref/"
+    stale = posted_form(keeper, url)
+    AppRepository.objects.update(ref="v2")
+    assert "No changes to save." in keeper.post(url, stale, follow=True).text
+    watch.refresh_from_db()
+    assert watch.ref == "v2"
+
+
 def test_invalid_patterns_are_refused(keeper: Client, watch) -> None:
-    page = keeper.post(f"{WATCHES}{watch.pk}/patterns/", {"patterns": "ok\n\x07bell"})
+    page = keeper.post(f"{WATCHES}{watch.pk}/patterns/", {"ignore_patterns": "ok\n\x07bell"})
     assert page.status_code == 200
     assert "control character" in page.text
     assert "Fix the errors below" in page.text
@@ -227,7 +237,7 @@ def test_ended_watch_has_no_pages(keeper: Client, watch: AppRepository) -> None:
 
 def test_audit_log_names_the_user_and_no_secret(keeper: Client, watch: AppRepository) -> None:
     keeper.post(f"{WATCHES}{watch.pk}/push-secret/")
-    keeper.post(f"{WATCHES}{watch.pk}/patterns/", {"patterns": "secret-plans/"})
+    keeper.post(f"{WATCHES}{watch.pk}/patterns/", {"ignore_patterns": "secret-plans/"})
     watch.refresh_from_db()
     assert by_users(actor="karla").count() == 2
     page = keeper.get(f"{WATCHES}{watch.pk}/history/").text

@@ -110,7 +110,6 @@ FORGED: dict[str, str] = {
     "is_staff": "on",
     "github_url": "http://127.0.0.1/acme/forged",
     "github_token": "ghp_forged",
-    "patterns": "*",
     "ignore_patterns": "*",
     "overlap": "0",
     "client_auth_key": "a-key-of-the-forger",
