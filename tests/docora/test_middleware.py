@@ -89,3 +89,10 @@ def test_api_call_with_a_disallowed_host(client: Client) -> None:
     answer = client.get("/api/repositories", headers={"host": "evil.example"})
     assert answer.status_code == 400
     assert answer.json()["error"] == "Bad request: check the hostname, the URL and the headers"
+
+
+@pytest.mark.parametrize("path", ["/admin/", "/accounts/login/", "/accounts/link/x/"])
+def test_page_with_a_disallowed_host(client: Client, path: str) -> None:
+    """It is refused before its user is known. With 500, strangers could set off the alerts for server errors."""
+    client.raise_request_exception = False
+    assert client.get(path, headers={"host": "evil.example"}).status_code == 400
