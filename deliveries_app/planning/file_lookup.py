@@ -82,9 +82,9 @@ def _apply_rules(found: FileLookup, entry: Entry, delivery_rules: DeliveryRules,
     try:
         ignore_file = read_ignore_file(mirror, found.commit, timeout=SECONDS)
         build_rules(ignore_file, delivery_rules.patterns)
+        by_pattern = _left_out_by_pattern(entry, delivery_rules, ignore_file)
     except PlanRefused as error:
         return replace(found, left_out=Skipped(entry.path, error.cause, str(error)))
-    by_pattern = _left_out_by_pattern(entry, delivery_rules, ignore_file)
     if reason := by_pattern or reason_to_skip(entry, delivery_rules.max_file_bytes):
         return replace(found, left_out=reason)
     if delivery_rules.transforms.problem:
@@ -97,7 +97,7 @@ def _apply_rules(found: FileLookup, entry: Entry, delivery_rules: DeliveryRules,
 
 
 def _left_out_by_pattern(entry: Entry, delivery_rules: DeliveryRules, ignore_file: bytes) -> Skipped | None:
-    """Name the pattern that leaves out the file, in the order in which syncs apply them."""
+    """Name the pattern that leaves out the file, in the order in which syncs apply them. Raises `PlanRefused`."""
     if len(entry.path) > MAX_PATH_BYTES:
         return None
     if not is_included(delivery_rules.include, entry):

@@ -219,7 +219,7 @@ def _refused(message: str) -> PlanRefused:
 
 
 def is_included(patterns: str, entry: Entry) -> bool:
-    """Return whether the app's include patterns, if it has any, match the entry."""
+    """Return whether the app's include patterns, if it has any, match the entry. Raises `PlanRefused` as `IgnoreRules` does."""
     rules = _rules_of(patterns)
     return rules is None or rules.matches(entry)
 
@@ -238,11 +238,17 @@ class IgnoredBy:
 
 
 def ignored_by(file: bytes, patterns_of_watch: str, entry: Entry) -> IgnoredBy | None:
-    """Return the line that ignores one entry. Syncs use the faster `IgnoreRules`, which cannot name the line."""
+    """Return the line that ignores one entry. Syncs use the faster `IgnoreRules`, which cannot name the line.
+
+    Raises `PlanRefused` if matching takes far too long: a web process does this for a page.
+    """
+    until = time.monotonic() + _ALLOWED_SECONDS
     lines = [*_numbered(file, in_file=True), *_numbered(patterns_of_watch.encode(), in_file=False)][::-1]
     any_line = _AnyPattern([line.pattern for line in lines])
     parts = entry.path.split(b"/")
     for depth, name in enumerate(parts, start=1):
+        if time.monotonic() > until:
+            raise _takes_too_long()
         path = b"/".join(parts[:depth])
         if not any_line.matches(path, name):
             continue

@@ -69,6 +69,18 @@ def test_ignored_file(world: World, path: str, text: str) -> None:
     assert explain_path(watch, "keep.log").decision.state == "delivered"
 
 
+@pytest.mark.parametrize("patterns", [{"include_patterns": "/*/*/*"}, {"exclude_patterns": "*a*b"}, {}])
+def test_patterns_that_take_too_long(world: World, monkeypatch: pytest.MonkeyPatch, patterns: dict[str, str]) -> None:
+    """A thousand patterns with many stars and a file 500 folders deep kept a web process busy for a minute."""
+    _, watch = world.watch({".docoraignore": b"*a*b\n", "x/y/z.md": b"1"})
+    world.settle()
+    change_watch(Actor.command(), watch, **patterns)
+    monkeypatch.setattr("deliveries_app.planning.ignore_rules._ALLOWED_SECONDS", -1.0)
+    state, message = explain_path(watch, "x/y/z.md").decision
+    assert state in {"left out", "waiting"}
+    assert message.startswith("Not sent: matching the patterns takes too long.")
+
+
 def test_ignored_file_that_the_client_still_has(world: World) -> None:
     _, watch = world.watch({"a.md": b"1", "b.md": b"2"})
     world.settle()
