@@ -1,4 +1,7 @@
-"""Django's database sessions with a faster read: every poll of every open page reads one."""
+"""Django's database sessions with a faster read, as every poll of every open page reads one, and without their keys.
+
+A key is a bearer token: with one from a stolen dump, anyone could take over the session. So the database holds only digests.
+"""
 
 from typing import Any
 
@@ -8,20 +11,40 @@ from django.db.models import QuerySet
 from django.utils import timezone
 
 from docora.db.compiled import compiled_and_prepared
+from docora.security.crypto import hash_token
+
+_DIGITS = 40
+"""Characters in the column for the key: 160 bits of the digest."""
 
 
 class SessionStore(db.SessionStore):
-    """Django's store, except that the SQL that reads a session is built once."""
+    """Django's store, except that rows are found by the digest of the key, and that the SQL that reads one is built once."""
 
     def _get_session_from_db(self) -> Any:
         """Return the session, or None if there is none or it has expired. The store then begins a new one."""
-        session = next(iter(_session(self.session_key or "")), None)
+        session = next(iter(_session(_stored(self.session_key or ""))), None)
         if session is None or session.expire_date <= timezone.now():
             self._session_key = None
             return None
         return session
 
+    def exists(self, session_key: str) -> bool:
+        return super().exists(_stored(session_key))
+
+    def create_model_instance(self, data: dict[str, Any]) -> Any:
+        row: Any = super().create_model_instance(data)
+        row.session_key = _stored(row.session_key)
+        return row
+
+    def delete(self, session_key: str | None = None) -> None:
+        if key := session_key or self.session_key:
+            super().delete(_stored(key))
+
+
+def _stored(session_key: str) -> str:
+    return hash_token(session_key)[:_DIGITS]
+
 
 @compiled_and_prepared
-def _session(session_key: str) -> QuerySet[Session]:
-    return Session.objects.filter(session_key=session_key)
+def _session(digest: str) -> QuerySet[Session]:
+    return Session.objects.filter(session_key=digest)

@@ -58,13 +58,33 @@ def test_unknown_session_is_empty(saved: SessionBase, session_key: str | None) -
     assert store(saved.session_key)["name"] == "anna"
 
 
+def test_a_copy_of_the_database_opens_no_session(saved: SessionBase) -> None:
+    [row] = Session.objects.all()
+    assert row.session_key != saved.session_key
+    assert dict(store(row.session_key).items()) == {}
+
+
+def test_session_is_changed_and_deleted(saved: SessionBase) -> None:
+    assert saved.exists(saved.session_key or "")
+    again = store(saved.session_key)
+    again["name"] = "bert"
+    again.save()
+    assert store(saved.session_key)["name"] == "bert"
+    key = again.session_key
+    again.cycle_key()
+    assert (again.session_key == key, dict(store(key).items()), again["name"]) == (False, {}, "bert")
+    again.delete(again.session_key)
+    assert not Session.objects.exists()
+    again.delete()  # there is nothing left
+
+
 def test_sql_is_built_once(saved: SessionBase, monkeypatch: pytest.MonkeyPatch) -> None:
     built = []
     query = sessions._session.__wrapped__
 
-    def build(session_key: str) -> Any:
-        built.append(session_key)
-        return query(session_key)
+    def build(digest: str) -> Any:
+        built.append(digest)
+        return query(digest)
 
     monkeypatch.setattr(sessions, "_session", Compiled(build))
     for _ in range(3):
