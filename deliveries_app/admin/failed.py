@@ -61,13 +61,17 @@ def panel_context(request: HttpRequest, here: str) -> dict[str, Any]:
 
 
 def _describe(request: HttpRequest, apps: Sequence[int] | None) -> str:
-    """Return the name of the app that the list is filtered by, or `apps named “Por…”`; empty without such a filter."""
+    """Return the name of the app that the list is filtered by, or `apps named “Por…”`; empty without such a filter.
+
+    Users who can't view apps get only the names of those that watch repositories.
+    """
     if apps is None:
         return ""
     app = App.objects.filter(pk__in=apps).only("name").first() if len(apps) == 1 else None
-    if app is None and request.GET.get("app", "").strip():
-        return "a deleted app"
-    return app.name if app else f"apps named “{request.GET.get('app_name', '').strip()}…”"
+    can_name = app and (request.user.has_perm(Permission.VIEW_APPS) or app.watches.alive().exists())
+    if not can_name and request.GET.get("app", "").strip():
+        return "this app" if app else "a deleted app"
+    return app.name if app and can_name else f"apps named “{request.GET.get('app_name', '').strip()}…”"
 
 
 class RootCauseFilter(admin.SimpleListFilter):

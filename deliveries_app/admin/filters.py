@@ -111,8 +111,9 @@ class AppFilter(QueryFilter):
         return Q(**{f"{self.parameters[0]}__in": self.apps})
 
     def choices(self, changelist: ChangeList) -> Iterator[dict[str, Any]]:
-        """Yield the context of the filter's form."""
-        chosen = App.objects.filter(pk__in=self.apps).only("name").first() if self.value else None
+        """Yield the context of the filter's form. It names an app only to users who can view apps, or if the rows do so."""
+        is_named = self.value and (self.can_suggest or changelist.result_count)
+        chosen = App.objects.filter(pk__in=self.apps).only("name").first() if is_named else None
         yield {
             **self.all_choice(changelist),
             "others": self.other_parameters(changelist),

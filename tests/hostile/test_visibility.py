@@ -8,6 +8,7 @@ from deliveries_app.models import AppRepository, BulkOperation
 from deliveries_app.services import resync_by_app, resync_single
 from deliveries_app.services.app_settings import change_own_settings
 from tests.hostile.conftest import visitor
+from tests.support.staff import make_app, make_watch
 
 ADMIN = "/admin/deliveries_app/"
 
@@ -63,6 +64,29 @@ def test_filter_does_not_name_rows(watches: list[AppRepository], operation: Bulk
     query = {parameter: row.pk}
     assert str(row) not in visitor("victor", "view_syncrun").get(f"{ADMIN}syncrun/", query).text
     assert str(row) in visitor("walter", "view_syncrun", permission).get(f"{ADMIN}syncrun/", query).text
+
+
+@pytest.mark.parametrize(
+    ("model", "parameter"), [("syncrun", "watch__app"), ("auditentry", "app"), ("apprepository", "app")]
+)
+def test_filter_by_app_does_not_name_it(watches: list[AppRepository], model: str, parameter: str) -> None:
+    """Anyone could try one key after the other. An app that the rows name is named."""
+    app = make_app("Confidential")
+    url, query = f"{ADMIN}{model}/", {parameter: app.pk}
+    assert "Confidential" not in visitor("victor", f"view_{model}").get(url, query).text
+    assert "Confidential" in visitor("walter", f"view_{model}", "view_app").get(url, query).text
+    resync_by_app(Actor.command(), make_watch(app, "docs").app)
+    assert "Confidential" in visitor("wanda", f"view_{model}").get(url, query).text
+
+
+@pytest.mark.parametrize("query", [{"app_name": "C"}, {"app": "key"}])
+def test_failed_syncs_do_not_name_an_app_without_repositories(watches: list[AppRepository], query: dict) -> None:
+    app = make_app("Confidential")
+    query = {name: value.replace("key", str(app.pk)) for name, value in query.items()}
+    assert "Confidential" not in visitor("victor", "view_apprepository").get(f"{ADMIN}failedsync/", query).text
+    assert "Confidential" in visitor("walter", "view_apprepository", "view_app").get(f"{ADMIN}failedsync/", query).text
+    make_watch(app, "docs")
+    assert "Confidential" in visitor("wanda", "view_apprepository").get(f"{ADMIN}failedsync/", query).text
 
 
 def test_endpoint_history_does_not_name_operations(operation: BulkOperation) -> None:
