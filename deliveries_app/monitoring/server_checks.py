@@ -13,7 +13,7 @@ from deliveries_app.monitoring import health
 from docora.conf.data_dir import embedded_redis_url
 from docora.conf.installation import program
 from docora.redis import inspect
-from docora.redis.connection import RedisError, probe_writes
+from docora.redis.connection import RedisError, ping, probe_writes
 from docora.redis.connection import connection as redis_connection
 from docora.redis.inspect import Worker
 from docora.text import clean_text, counted, format_bytes
@@ -165,9 +165,9 @@ def check_sqlite() -> list[CheckMessage]:
 
 
 def check_redis() -> list[CheckMessage]:
-    """Check by writing: a replica, a Redis without memory and one with a full disk all answer a ping."""
+    """Check by writing: a replica, a Redis without memory and one with a full disk all respond."""
     try:
-        redis_connection().ping()
+        ping()
     except (AuthenticationError, ResponseError):
         # The message doesn't repeat the credentials.
         text = "Redis responds but refuses the user name and password in REDIS_URL, or requires a password."

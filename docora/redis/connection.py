@@ -20,18 +20,31 @@ def connection() -> Redis:
     return Redis.from_url(settings.REDIS_URL, socket_timeout=2.0, socket_connect_timeout=1.0)
 
 
-def responds() -> bool:
-    """Return whether Redis answers a ping. Waits up to two seconds."""
+def ping() -> None:
+    """Raise RedisError or OSError unless Redis responds. One that can't save to its disk does, although it refuses pings.
+
+    Waits up to two seconds.
+    """
     try:
-        return bool(connection().ping())
+        connection().ping()
+    except ResponseError as error:
+        if not str(error).startswith("MISCONF"):
+            raise
+
+
+def responds() -> bool:
+    """Return whether Redis responds. Waits up to two seconds."""
+    try:
+        ping()
     except (RedisError, OSError):
         return False
+    return True
 
 
 def probe_writes(commands: Redis | Pipeline) -> None:
     """Write a value that expires soon. Raises RedisError if Redis rejects writes.
 
-    A replica, a Redis without memory and one with a full disk all answer a ping, but workers and the sweep can't use them.
+    A replica and a Redis without memory answer a ping, but workers and the sweep can't use them.
     """
     commands.set("docora:probe", "1", ex=10)
 

@@ -15,6 +15,7 @@ from itertools import product
 import django_rq
 from redis.exceptions import RedisError
 from rq.exceptions import DuplicateJobError, NoSuchJobError
+from rq.executions import Execution
 from rq.job import Job, JobStatus
 from rq.queue import Queue
 from rq.utils import as_text
@@ -113,7 +114,7 @@ def _requeue(target: Queue, job_id: str, again: Callable[..., bool], *, owned: b
     else:
         if not _is_left_over(found, leased=leased):
             return False
-        found.delete()
+        _delete(found)
     return again(owned=True)
 
 
@@ -162,12 +163,21 @@ def _is_left_over(job: Job, *, leased: bool) -> bool:
     return True
 
 
+def _delete(job: Job) -> None:
+    """Delete a job with its executions. RQ can't: it lists them for a minute after they have expired, and fails on those."""
+    with job.connection.pipeline() as pipeline:
+        for execution_id in job.execution_registry.get_execution_ids():
+            Execution(execution_id, job.id, job.connection).delete(job, pipeline)
+        pipeline.execute()
+    job.delete()
+
+
 def forget(job_id: str, worker_name: str) -> None:
     """Delete the job that this worker was performing when it died. It can then be enqueued again at once."""
     try:
         job = Job.fetch(job_id, connection=connection(), serializer=_queue("default").serializer)
         if job.worker_name == worker_name and job.get_status(refresh=False) != JobStatus.QUEUED:
-            job.delete()
+            _delete(job)
     except NoSuchJobError:
         pass
     except (RedisError, OSError) as error:

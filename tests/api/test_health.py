@@ -157,6 +157,14 @@ def test_web_is_not_ready_without_redis(client: Client, valkey_server) -> None:
 
 
 @pytest.mark.django_db
+def test_web_is_ready_while_redis_cannot_save_to_its_disk(client: Client, valkey_server) -> None:
+    """As with any Redis that rejects writes. The admin says so."""
+    with valkey_server.unable_to_save():
+        assert client.get("/health/web").json() == {"ready": True, "checks": {"database": "ok", "redis": "ok"}}
+        assert client.get("/health/ready").json()["checks"]["redis"] == health.REDIS_UNUSABLE
+
+
+@pytest.mark.django_db
 def test_web_is_not_ready_with_unapplied_migrations(client: Client) -> None:
     with connection.cursor() as cursor:
         cursor.execute("DELETE FROM django_migrations WHERE app = 'auth'")

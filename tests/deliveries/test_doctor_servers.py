@@ -169,6 +169,17 @@ def test_wrong_password_for_redis_is_named(configured: Redis) -> None:
     assert "Redis responds but refuses the user name and password in REDIS_URL, or requires a password." in said
 
 
+def test_redis_that_cannot_save_to_its_disk_is_not_taken_for_one_that_is_down(
+    valkey_server: ValkeyServer, settings
+) -> None:
+    settings.DATA_DIR = valkey_server.folder
+    with valkey_server.unable_to_save():
+        for settings.REDIS_URL in (valkey_server.url, f"unix://{valkey_server.folder}/valkey.sock?db=0"):
+            said = problems(server_checks.check_redis())
+            assert "Redis responds but rejects writes, so syncs start late: MISCONF" in said
+            assert "free memory and disk space" in said
+
+
 def test_redis_that_evicts_is_a_problem(configured: Redis) -> None:
     configured.config_set("maxmemory-policy", "allkeys-lru")
     said = warnings(server_checks.check_redis_server())

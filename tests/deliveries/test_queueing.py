@@ -14,6 +14,7 @@ from django.db.models.functions import Now
 from pytest_django import DjangoAssertNumQueries
 from redis import Redis
 from rq.exceptions import NoSuchJobError
+from rq.executions import Execution
 from rq.job import Job
 from rq.utils import utcformat
 
@@ -82,6 +83,20 @@ def test_stranded_job_is_replaced_after_10_seconds() -> None:
     strand("job-2", seconds_ago=11)
     assert put(job_id="job-2")
     assert ids("default") == ["job-2"]
+
+
+def test_job_is_replaced_after_its_execution_has_expired(redis_client: Redis) -> None:
+    """RQ keeps a dead worker's execution for a minute after its last heartbeat, and lists it for another minute."""
+    strand(seconds_ago=70)
+    job = Job.fetch("job-1", connection=redis_client, serializer=django_rq.get_queue("default").serializer)
+    with redis_client.pipeline() as pipeline:
+        execution = Execution.create(job, ttl=60, pipeline=pipeline)
+        pipeline.hset(job.key, "status", "started")
+        pipeline.delete(execution.key)  # expires
+        pipeline.execute()
+    assert put()
+    assert ids("default") == ["job-1"]
+    assert redis_client.zcard(job.started_job_registry.key) == 0  # its cleanup would end the new job
 
 
 def test_job_that_runs_for_long_is_not_started_again(redis_client: Redis) -> None:

@@ -8,6 +8,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from docora.server.valkey import bundled_server, server_on_path
+from tests.support.receiver import wait_for
 from tests.support.servers import ScratchFolder, Server
 
 _PORT = 6379  # free, because no other process uses the address
@@ -53,6 +54,21 @@ class ValkeyServer(Server):
                 yield
             finally:
                 client.config_set("min-replicas-to-write", 0)
+
+    @contextlib.contextmanager
+    def unable_to_save(self) -> Iterator[None]:
+        """Refuse every write, and pings too, as a server does that can't write its snapshot to its disk."""
+        in_the_way = self.folder / "dump.rdb"
+        in_the_way.mkdir()
+        with self.client() as client:
+            client.config_set("save", "3600 1")
+            client.bgsave()
+            wait_for(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err", 10)
+            try:
+                yield
+            finally:
+                client.config_set("save", "")
+                in_the_way.rmdir()
 
     def command(self) -> list[str]:
         options = {
