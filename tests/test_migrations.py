@@ -9,6 +9,8 @@ from django.db.migrations.loader import MigrationLoader
 from django.db.models import NOT_PROVIDED
 
 OURS = ("repositories_app", "deliveries_app")
+PREVIOUS_VERSION = [("repositories_app", "0006_github_app"), ("deliveries_app", "0022_drop_axes")]
+"""The last migrations of version 1.0.0. The next version may drop the columns that this one no longer uses."""
 
 
 def required_columns(migration: Migration) -> Iterator[str]:
@@ -41,6 +43,18 @@ def test_rule_recognises_required_columns() -> None:
         AddField("new", "plain", models.BooleanField(default=False)),
     ]
     assert list(required_columns(migration)) == ["deliveries_app.0002_example: app.plain"]
+
+
+def columns_after(*migrations: tuple[str, str]) -> set[tuple[str, str]]:
+    """Return the table and name of every column after these migrations; without any, after all of them."""
+    state = MigrationLoader(None).project_state(list(migrations) or None).apps
+    ours = [model for label in OURS for model in state.get_app_config(label).get_models()]
+    return {(model._meta.db_table, field.column) for model in ours for field in model._meta.concrete_fields}
+
+
+def test_columns_that_the_previous_version_reads_are_still_there() -> None:
+    """Processes of the previous version select every column by name, until they are restarted."""
+    assert columns_after(*PREVIOUS_VERSION) - columns_after() == set()
 
 
 def test_database_has_every_default_that_models_declare(db) -> None:

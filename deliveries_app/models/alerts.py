@@ -63,7 +63,7 @@ class AlertRound(models.Model):
 
     id = models.PositiveSmallIntegerField(primary_key=True, default=1)
     number = models.BigIntegerField(default=0)
-    detected_at = models.DateTimeField()
+    detected_at = models.DateTimeField(db_column="looked_at")
 
     class Meta:
         default_permissions = ()
@@ -85,8 +85,8 @@ class AlertChannel(models.Model):
     """
 
     name = models.CharField(max_length=7, choices=ChannelName, unique=True)
-    reported_opened = models.BigIntegerField(default=0)
-    reported_closed = models.BigIntegerField(default=0)
+    reported_opened = models.BigIntegerField(default=0, db_column="told_begun")
+    reported_closed = models.BigIntegerField(default=0, db_column="told_ended")
     reminded_at = models.DateTimeField(default=timezone.now)
     due_at = models.DateTimeField(null=True)
     attempts = models.PositiveIntegerField(default=0, help_text="Consecutive failed attempts.")

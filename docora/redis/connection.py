@@ -11,7 +11,7 @@ from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from docora.conf.data_dir import embedded_redis_url
 from docora.security.redaction import redact
 
-__all__ = ["RedisError", "accepts_writes", "connection", "probe_writes", "problem", "responds"]
+__all__ = ["RedisError", "accepts_writes", "connection", "ping", "probe_writes", "problem", "responds"]
 
 
 @lru_cache(maxsize=1)
