@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from io import StringIO
+from typing import Any
 
 import django_rq
 import pytest
@@ -327,6 +328,28 @@ def test_queries_grow_with_slices_not_rows(watch: AppRepository) -> None:
         return len(queries)
 
     assert queries_for(30) == queries_for(3)
+
+
+def test_runs_of_a_busy_watch_are_not_all_read_for_each_of_them(watch: AppRepository, postgres_server) -> None:
+    def rejected(node: dict[str, Any]) -> float:
+        """Return how many rows the plan's node and those below it have read in vain."""
+        below = sum(rejected(part) for part in node.get("Plans", []))
+        return below + node["Actual Loops"] * node.get("Rows Removed by Filter", 0)
+
+    count = 1000
+    moments = [days_ago(OLD + number / 10) for number in range(count, 0, -1)]
+    SyncRun.objects.bulk_create(
+        SyncRun(watch=watch, reason=Reason.CHANGE, generation=1, created_at=at, ended_at=at, outcome=Outcome.SUCCEEDED)
+        for at in moments
+    )
+    old = retention._old_runs(timezone.now(), BulkOperation.objects.none())
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE deliveries_app_syncrun")
+        sql, parameters = old.query.sql_with_params()
+        cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}", parameters)
+        (plan,) = cursor.fetchone()[0]
+    assert old.count() == count - 1
+    assert rejected(plan["Plan"]) < 10 * count
 
 
 def test_sweep_queues_pruning_once_an_hour(db, redis_client, valkey_server: ValkeyServer) -> None:
