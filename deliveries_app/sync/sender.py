@@ -71,6 +71,7 @@ class Sender:
         self._lease, self._recorder, self._to, self._delivery_rules = lease, recorder, destination, delivery_rules
         self._alive, self._slice_is_over, self._health = alive, slice_is_over, health
         self._is_ending = False  # the slice is over
+        self._ping_is_due = False  # nothing is started until then
         self._large_files: set[ChunkedFile] = set()  # under way
         self._ready: deque[_Transfer] = deque()
         self._landed: deque[tuple[Request, Outcome]] = deque()  # not settled yet
@@ -142,12 +143,13 @@ class Sender:
     def _settle_last(self, transfer: _Transfer, decision: Decision, request: Request, outcome: Outcome) -> None:
         """Record an outcome during a drain.
 
-        A large file that lacks chunks, and a file that the app was too busy for, stay in doubt and are sent again.
+        These stay in doubt and are sent again: a large file that lacks chunks, a file that the app was too busy for, and a
+        delete that needs proof.
         """
         seconds = transfer.seconds + outcome.elapsed
         if decision.failure is not None and not decision.refused:
             self._recorder.fail(transfer.notification, decision.failure, Sent.of(request, seconds))
-        elif decision.delivered and (transfer.file is None or transfer.file.is_last):
+        elif decision.delivered and not decision.needs_proof and (transfer.file is None or transfer.file.is_last):
             self._recorder.acknowledge(transfer.notification, outcome.status or 0, seconds)
 
     def _send_phase(self, changes: Iterator[Change]) -> None:
@@ -156,6 +158,9 @@ class Sender:
         while block or self._ready or self._client.in_flight:
             if self._policy.is_in_doubt and not self._client.in_flight:
                 self._check_endpoint()
+            if self._ping_is_due and not self._client.in_flight:
+                self._ping_is_due = False
+                self._policy.is_app = self._health.ping() is Health.UP
             self._start()
             if block and not self._ready and not self._is_ending and not self._policy.is_in_doubt:
                 self._announce(block)
@@ -211,7 +216,7 @@ class Sender:
         """Start requests while there are free slots, room for their bytes, no pause and a valid lease."""
         if self._is_ending:
             self._ready = deque(transfer for transfer in self._ready if transfer.file)
-        if self._policy.is_in_doubt:
+        if self._policy.is_in_doubt or self._ping_is_due:
             return  # until the requests in flight have settled
         slots = 1 if self._policy.is_trying_one_by_one else self._lease.slots
         while self._ready and self._client.in_flight < slots and time.monotonic() >= self._not_before:
@@ -317,6 +322,10 @@ class Sender:
         decision = self._policy.decide(item.change, outcome, chunked=transfer.file is not None, pausing=pausing)
         if decision.cooldown and asked_to_wait(outcome) is None and self._accepts_others(item.change):
             decision = replace(decision, wait=LONGEST_WAIT, cooldown=None)
+        if decision.needs_proof and not self._accepts_others(item.change):
+            self._ping_is_due = True
+            self._ready.appendleft(transfer)
+            return
         if decision.delivered:
             self._speed_up()
         if decision.delivered and transfer.file and not transfer.file.is_last:
@@ -355,7 +364,8 @@ class Sender:
     def _accepts_others(self, change: Change) -> bool:
         """Return whether the app has acknowledged a file since this one failed for the first time, in an earlier attempt.
 
-        Then the app is not too busy for every file, so the file's refusals count.
+        Then it is not too busy for every file, and not every path is unknown at its base URL, so its answers to this file
+        count.
         """
         failed_at = self._recorder.first_failed_at(change) if change.attempts else None
         if failed_at is None:

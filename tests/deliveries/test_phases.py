@@ -10,8 +10,10 @@ import pytest
 from django.db.models import Sum
 from django.utils import timezone
 
-from deliveries_app.models import Delivery, HourlyTraffic, Status
+from deliveries_app.actors import Actor
+from deliveries_app.models import App, Delivery, HourlyTraffic, Status
 from deliveries_app.receiver import Answer, Notification, Record
+from deliveries_app.services import resync_single
 from tests.support.histories import assert_promise_kept, in_doubt, refusing, sha
 from tests.support.world import World
 
@@ -202,9 +204,43 @@ def test_404_to_a_delete_counts_only_in_doubt(world: World, status: int) -> None
     assert (watch.status, in_doubt(watch)) == (Status.PENDING, {"a"})
     watch = world.sync(watch)
     assert (watch.status, in_doubt(watch)) == (Status.SYNCED, set())
-    assert [record.status for record in world.requests("delete")] == [status, status]
+    assert [record.status for record in world.requests("delete")] == [status] * 3  # the last one after a ping
+    assert len(world.requests("ping")) == 1
     assert not watch.app.paused
     assert set(world.rows(watch)) == {"b"}
+
+
+@pytest.mark.parametrize("resynced", [False, True])
+@pytest.mark.parametrize("status", [404, 410])
+def test_404_of_another_server_does_not_count_as_a_delete(world: World, status: int, resynced: bool) -> None:
+    """The base URL is wrong, or a proxy answers 404 to everything. Once that is fixed, the app gets the deletes."""
+    repo, watch = world.watch({"a": A, "b": A, "c": A})
+    world.sync(watch)
+    repo.commit({"a": None, "b": None})
+    if resynced:
+        resync_single(Actor.command(), watch)
+    world.answer(lambda note: Answer(status))
+    for _ in range(3):
+        world.sync(watch)
+    App.objects.update(paused=False)  # 410 to the ping does not pause it, but to the creates of the re-sync
+    assert set(world.rows(watch)) == {"a", "b", "c"}
+    world.answer(None)
+    world.settle()
+    assert_promise_kept(world, repo, watch)
+
+
+def test_404_to_a_delete_counts_without_ping_once_the_app_has_accepted_something(world: World) -> None:
+    repo, watch = world.watch({"a": A, "b": A})
+    world.sync(watch)
+    repo.commit({"a": None})
+    world.answer(lambda note: Answer(404) if note.kind in {"delete", "ping"} else None)
+    for _ in range(3):
+        watch = world.sync(watch)
+        assert in_doubt(watch) == {"a"}
+    repo.commit({"b": B})
+    watch = world.sync(watch)
+    watch = world.sync(watch)
+    assert (watch.status, in_doubt(watch)) == (Status.SYNCED, set())
 
 
 def test_file_answered_500_does_not_block_later_files(world: World, settings) -> None:
