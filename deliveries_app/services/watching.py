@@ -303,13 +303,12 @@ def unwatch_repository(actor: Actor, watch: AppRepository) -> None:
     unwatch_many(actor, [watch])
 
 
-def unwatch_many(actor: Actor, watches: Iterable[AppRepository]) -> int:
-    """Stop watching these repositories, and return how many were still watched.
+def unwatch_many(actor: Actor, watches: Iterable[AppRepository]) -> None:
+    """Stop watching these repositories.
 
     `ENDED_AT_ONCE` end in one transaction, so that thousands of watches do not stay locked until the last has ended.
     """
     actor.require(Permission.UNWATCH)
-    number = 0
     for batch in batched(watches, ENDED_AT_ONCE):
         with transaction.atomic():
             for watch in batch:
@@ -319,8 +318,6 @@ def unwatch_many(actor: Actor, watches: Iterable[AppRepository]) -> int:
             audit.record(
                 actor, AuditAction.UNWATCHED, [watch for watch in batch if watch.pk in ended], "Stopped watching"
             )
-        number += len(ended)
-    return number
 
 
 def _end(watch_pks: Sequence[int]) -> Collection[int]:
