@@ -240,10 +240,8 @@ class _Clients(Receiver):
         return None
 
 
-def add_example_day(
-    app: App, rng: random.Random, *, size: int, milliseconds: int, failing_hours: int = 0
-) -> list[HourlyTraffic]:
-    """Add traffic for the 23 hours before this one, and return it: busy by day, quiet by night.
+def add_example_day(app: App, rng: random.Random, *, size: int, milliseconds: int, failing_hours: int = 0) -> None:
+    """Add traffic for the 23 hours before this one: busy by day, quiet by night.
 
     `size` scales the number of files, `milliseconds` is the typical time for a file. In the last `failing_hours`, the app
     rejected some files.
@@ -265,4 +263,4 @@ def add_example_day(
                 milliseconds=int((files + failed) * milliseconds * rng.uniform(0.6, 1.5)),
             )
         )
-    return HourlyTraffic.objects.bulk_create(rows)
+    HourlyTraffic.objects.bulk_create(rows)

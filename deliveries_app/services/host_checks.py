@@ -22,8 +22,8 @@ def check_readable(
     actor: Actor,
     url: str,
     token: str,
-    ref: str = "",
-    github_app: GitHubApp | None = None,
+    ref: str,
+    github_app: GitHubApp | None,
     *,
     within: float = GIT_CHECK_SECONDS,
 ) -> bool:
