@@ -42,6 +42,8 @@ _RECORD_SECONDS = 1.0  # how often answers are recorded while others are awaited
 TAKEN_SECONDS = 60.0
 """How long a check may take before another sweep repeats it, for example because this one was killed."""
 
+type _Answer = tuple[AppRepository, Head | GitError]
+
 
 def check_due(client: HttpClient, meanwhile: Callable[[], None] = lambda: None) -> int:
     """Check every watch that is due for a check, and request a sync if it has moved or cannot be read.
@@ -62,7 +64,9 @@ def check_due(client: HttpClient, meanwhile: Callable[[], None] = lambda: None) 
             is_second_time = not checked.isdisjoint(watches)
             checked.update(watches)
             unanswered = [*for_git, *watches]
-            for_git |= _check(client, watches, meanwhile)
+            this_round = _Round(client, meanwhile)
+            this_round.check(watches)
+            for_git |= this_round.for_git
             if is_second_time or len(watches) < SLICE:
                 break
         if for_git:
@@ -119,64 +123,57 @@ def _any_url(outage: HostOutage) -> str:
     return watches.order_by("?").values_list("github_url", flat=True).first() or ""
 
 
-def _check(
-    client: HttpClient, watches: Sequence[AppRepository], meanwhile: Callable[[], None]
-) -> dict[AppRepository, HeadQuery[AppRepository]]:
-    """Check these watches. Return the queries that `ls_heads_by_git` has to make."""
-    undecryptable = {watch for watch in watches if _is_undecryptable(watch)}
-    readable = [watch for watch in watches if watch not in undecryptable]
-    answering_hosts: set[str] = set()
-    for_git: dict[AppRepository, HeadQuery[AppRepository]] = {}
-    unconnected: list[tuple[AppRepository, Head | GitError]] = []
-    for needs_token in (False, True):  # these last: GitHub may take long to issue their tokens
-        part = [watch for watch in readable if (watch.github_app is not None) == needs_token]
-        if part:
-            for_git |= _check_hosts(client, part, meanwhile, answering_hosts, unconnected)
-    # Only now, because another of the host's repositories may have answered.
-    _record(unconnected, answering_hosts, undecryptable)
-    return for_git
+class _Round:
+    """Checks a slice of watches."""
 
+    def __init__(self, client: HttpClient, meanwhile: Callable[[], None]) -> None:
+        self._client, self._meanwhile = client, meanwhile
+        self.for_git: dict[AppRepository, HeadQuery[AppRepository]] = {}
+        """The queries that `ls_heads_by_git` has to make."""
+        self._answering_hosts: set[str] = set()
+        self._unconnected: list[_Answer] = []
+        """Recorded last, because another of the host's repositories may still answer."""
 
-def _check_hosts(
-    client: HttpClient,
-    watches: Sequence[AppRepository],
-    meanwhile: Callable[[], None],
-    answering_hosts: set[str],
-    unconnected: list[tuple[AppRepository, Head | GitError]],
-) -> dict[AppRepository, HeadQuery[AppRepository]]:
-    """Do what `_check` says, but add the answers without a connection to `unconnected` and don't record them.
+    def check(self, watches: Sequence[AppRepository]) -> None:
+        """Check these watches and record the answers, except for those that git has to ask."""
+        undecryptable = {watch for watch in watches if _is_undecryptable(watch)}
+        readable = [watch for watch in watches if watch not in undecryptable]
+        for needs_token in (False, True):  # these last: GitHub may take long to issue their tokens
+            part = [watch for watch in readable if (watch.github_app is not None) == needs_token]
+            if part:
+                self._ask_hosts(part)
+        _record(self._unconnected, self._answering_hosts, undecryptable)
 
-    Record the others every `_RECORD_SECONDS`, so that no watch waits for another's host.
-    """
-    tokens = _tokens(watches, meanwhile)
-    queries = {
-        watch: HeadQuery(watch, watch.github_url, tokens[watch.pk], watch.last_commit, watch.ref) for watch in watches
-    }
-    for_git: dict[AppRepository, HeadQuery[AppRepository]] = {}
-    answers: list[tuple[AppRepository, Head | GitError]] = []
-    next_record = time.monotonic() + _RECORD_SECONDS
+    def _ask_hosts(self, watches: Sequence[AppRepository]) -> None:
+        """Ask the hosts. Record answers every `_RECORD_SECONDS`, so that no watch waits for another's host."""
+        tokens = _tokens(watches, self._meanwhile)
+        queries = {
+            watch: HeadQuery(watch, watch.github_url, tokens[watch.pk], watch.last_commit, watch.ref)
+            for watch in watches
+        }
+        answers: list[_Answer] = []
+        next_record = time.monotonic() + _RECORD_SECONDS
 
-    def record_if_due() -> None:
-        nonlocal next_record
-        meanwhile()
-        if answers and time.monotonic() >= next_record:
-            _record(answers, answering_hosts)
-            answers.clear()
-            next_record = time.monotonic() + _RECORD_SECONDS
+        def record_if_due() -> None:
+            nonlocal next_record
+            self._meanwhile()
+            if answers and time.monotonic() >= next_record:
+                _record(answers, self._answering_hosts)
+                answers.clear()
+                next_record = time.monotonic() + _RECORD_SECONDS
 
-    for watch, answer in ls_heads(client, queries.values(), record_if_due):
-        if answer is None:
-            for_git[watch] = queries[watch]
-        elif isinstance(answer, GitError) and answer.no_connection:
-            unconnected.append((watch, answer))
-        else:
-            answers.append((watch, answer))
-    _record(answers, answering_hosts)
-    return for_git
+        for watch, answer in ls_heads(self._client, queries.values(), record_if_due):
+            if answer is None:
+                self.for_git[watch] = queries[watch]
+            elif isinstance(answer, GitError) and answer.no_connection:
+                self._unconnected.append((watch, answer))
+            else:
+                answers.append((watch, answer))
+        _record(answers, self._answering_hosts)
 
 
 def _record(
-    answers: Sequence[tuple[AppRepository, Head | GitError]],
+    answers: Sequence[_Answer],
     answering_hosts: set[str],
     undecryptable: Collection[AppRepository] = (),
 ) -> None:
