@@ -20,6 +20,7 @@ import signal
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -117,6 +118,17 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         )
 
 
+class _NewestFirst(deque[HTTPChannel]):
+    """A queue of probes, of which the newest is next.
+
+    Anyone can send probes. In the order of their arrival, those of a load balancer would wait for hundreds of a stranger's,
+    and it would stop using a process that works.
+    """
+
+    def popleft(self) -> HTTPChannel:
+        return self.pop()
+
+
 class Dispatcher:
     """Gives each request to a thread. Probes have threads of their own, so they never wait for other requests.
 
@@ -128,6 +140,7 @@ class Dispatcher:
         self._probes: dict[str, ThreadedTaskDispatcher] = {}
         for paths, threads in ((LIVENESS, LIVENESS_THREADS), (READINESS, READINESS_THREADS)):
             own = ThreadedTaskDispatcher()
+            own.queue = _NewestFirst()
             own.set_thread_count(threads)
             self._probes |= dict.fromkeys(paths, own)
 

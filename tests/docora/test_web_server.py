@@ -184,6 +184,16 @@ def test_slow_readiness_does_not_delay_liveness(start: Start) -> None:
         assert web.seconds_of("/") < 1
 
 
+def test_probe_does_not_wait_for_the_probes_of_strangers(start: Start) -> None:
+    """In the order of their arrival, those before it would take 20 seconds."""
+    web = start()
+    with contextlib.ExitStack() as stack:
+        for _ in range(40):
+            stack.enter_context(web.connect(request("/health/ready?sleep=1")))
+        wait_for(lambda: web.connections() == 40, 20)
+        assert web.seconds_of("/health/web") < 8
+
+
 @pytest.mark.parametrize("first", ["/health", "/health/ready"])
 def test_threads_of_probes_serve_nothing_else(start: Start, first: str) -> None:
     """Requests on the same connection are given to threads one by one."""
