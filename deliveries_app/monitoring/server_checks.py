@@ -6,12 +6,13 @@ from contextlib import suppress
 
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Info, Warning
-from django.db import DatabaseError, InterfaceError, NotSupportedError, connection
+from django.db import DatabaseError, InterfaceError, NotSupportedError, connection, transaction
 from redis.exceptions import AuthenticationError, ResponseError
 
 from deliveries_app.monitoring import health
 from docora.conf.data_dir import embedded_redis_url
 from docora.conf.installation import program
+from docora.db.connection import first_line, is_full
 from docora.redis import inspect
 from docora.redis.connection import RedisError, ping, probe_writes
 from docora.redis.connection import connection as redis_connection
@@ -51,12 +52,34 @@ def check_database() -> list[CheckMessage]:
     problem = health.check_database()
     if problem != health.OK:
         return [from_health(problem)]
+    if full := _disk_is_full():
+        return [full]
     seconds = time.monotonic() - started
     version = ".".join(map(str, connection.get_database_version()))
     text = f"{connection.display_name} {version} responds in {seconds * 1000:.0f} ms and is fully migrated."
     if seconds > _SLOW_SECONDS:
         return [Warning(text, hint="Every batch of files waits for the database. Check its load and the network.")]
     return [Info(text)]
+
+
+def _disk_is_full() -> CheckMessage | None:
+    """Return an error if PostgreSQL has no space for another file. A table is created to find out, and rolled back.
+
+    `check_disk` finds this for SQLite.
+    """
+    if connection.vendor != "postgresql":
+        return None
+    try:
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("CREATE TEMPORARY TABLE docora_probe AS SELECT 1")
+            transaction.set_rollback(True)
+    except DatabaseError as error:
+        if is_full(error):
+            text = f"The database's disk is full: {clean_text(first_line(error), 200)}."
+            return Error(
+                text, hint="Free up space on the disk of the database server. Until then, little can be recorded."
+            )
+    return None
 
 
 def check_clock() -> list[CheckMessage]:

@@ -111,7 +111,7 @@ def close_broken_connections() -> None:
 
 
 _SQLITE_ERROR = 1  # a faulty statement
-_READ_ONLY = "25006"  # SQLSTATE
+_READ_ONLY, _DISK_FULL = "25006", "53100"  # SQLSTATE
 
 
 def is_read_only(error: BaseException | None) -> bool:
@@ -119,8 +119,15 @@ def is_read_only(error: BaseException | None) -> bool:
     return getattr(getattr(error, "__cause__", None), "sqlstate", None) == _READ_ONLY
 
 
+def is_full(error: BaseException | None) -> bool:
+    """Return whether the database's disk is full. PostgreSQL may still accept changes that fit into its files."""
+    cause = getattr(error, "__cause__", None)
+    is_full_sqlite = getattr(cause, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+    return is_full_sqlite or getattr(cause, "sqlstate", None) == _DISK_FULL
+
+
 def is_outage(error: BaseException | None) -> bool:
-    """Return whether the database cannot be reached or is read-only, in contrast to one that refuses a faulty statement.
+    """Return whether the database can't be reached, is full or read-only, in contrast to one that refuses a faulty statement.
 
     PostgreSQL's driver has no SQLSTATE for a failed connection; 08, 57P and 53300 are a lost connection, a server that
     starts or stops, and too many connections. SQLite's file may be locked, full or missing.
@@ -132,7 +139,7 @@ def is_outage(error: BaseException | None) -> bool:
     if (code := getattr(error.__cause__, "sqlite_errorcode", None)) is not None:
         return bool(code & 0xFF != _SQLITE_ERROR)
     state = getattr(error.__cause__, "sqlstate", None)
-    return state is None or state.startswith(("08", "57P", "53300"))
+    return state is None or state.startswith(("08", "57P", _DISK_FULL, "53300"))
 
 
 def first_line(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from django.utils.deprecation import MiddlewareMixin
 from django.views import defaults
 from django.views.csrf import csrf_failure as csrf_failure_page
 
-from docora.db.connection import first_line, is_outage, is_read_only
+from docora.db.connection import first_line, is_full, is_outage, is_read_only
 from docora.web.error_codes import BY_STATUS, ErrorCode
 
 logger = logging.getLogger(__name__)
@@ -24,6 +24,7 @@ _JSON_PREFIXES = (*API_PREFIXES, "/health", "/version", "/metrics", "/openapi.js
 NOT_FOUND = "Not found: check the URL against the API reference at /docs/"
 INTERNAL = "Internal error: see Docora's log"
 DATABASE_DOWN, DATABASE_READ_ONLY = "The database isn't responding", "The database is read-only"
+DATABASE_FULL = "The database's disk is full"
 FORBIDDEN = "You don't have permission to do this"
 
 
@@ -116,9 +117,10 @@ def database_down(request: HttpRequest, error: BaseException) -> HttpResponse:
     logger.warning("request_without_database", extra={"cause": first_line(error)})
     response: HttpResponse
     if wants_json(request):
-        problem = DATABASE_READ_ONLY if is_read_only(error) else DATABASE_DOWN
+        problem = DATABASE_READ_ONLY if is_read_only(error) else DATABASE_FULL if is_full(error) else DATABASE_DOWN
         response = json_error(f"{problem}: try again in a minute", 503)
     else:
-        response = HttpResponse(render_to_string("503.html", {"is_read_only": is_read_only(error)}), status=503)
+        context = {"is_read_only": is_read_only(error), "is_full": is_full(error)}
+        response = HttpResponse(render_to_string("503.html", context), status=503)
     response._has_been_logged = True  # type: ignore[attr-defined]  # `django.utils.log.log_response` looks at it
     return response

@@ -1,12 +1,16 @@
 """Every error below `/api/` has the same shape and says what to do."""
 
+import contextlib
 import json
 import logging
+import sqlite3
 import time
 from io import BytesIO
 
 import pytest
-from django.db import DatabaseError, connection, transaction
+from django.db import DatabaseError, OperationalError, connection, transaction
+from django.db.backends.sqlite3.base import DatabaseWrapper
+from django.db.utils import DatabaseErrorWrapper
 from django.test import Client, RequestFactory
 
 from deliveries_app import services
@@ -14,7 +18,7 @@ from deliveries_app.monitoring import health
 from docora.db.connection import is_outage
 from docora.sign_in.middleware import ACTIVE_AT
 from docora.web.api import body_chunks
-from docora.web.errors import ApiError
+from docora.web.errors import ApiError, database_down
 from tests.api.caller import Caller, error_of
 from tests.support.postgres import PostgresServer
 from tests.support.staff import staff
@@ -173,6 +177,43 @@ def test_read_only_database(portal: Caller, caplog) -> None:
     assert probe == health.DATABASE_READ_ONLY
     assert [record.getMessage() for record in caplog.records[:2]] == ["request_without_database"] * 2
     assert "Traceback" not in caplog.text
+
+
+@pytest.mark.django_db(transaction=True)
+def test_full_database_disk(portal: Caller, postgres_server: PostgresServer, caplog) -> None:
+    """PostgreSQL rejects what doesn't fit into its files, and still answers the rest."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN RAISE 'could not extend file: No space left on device' USING ERRCODE = 'disk_full'; END $$"
+        )
+        cursor.execute("CREATE TRIGGER full_disk BEFORE INSERT ON deliveries_app_apprepository EXECUTE FUNCTION fail()")
+    try:
+        with caplog.at_level(logging.WARNING):
+            body = {"github_url": "https://127.0.0.1/acme/docs"}
+            answer = portal.client.post(URL, body, content_type="application/json", headers={"Prefer": "respond-async"})
+            listed = portal.get()
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("DROP FUNCTION fail CASCADE")
+    assert error_of(answer, 503) == "The database's disk is full: try again in a minute"
+    assert (answer.json()["code"], answer.json()["retryable"]) == ("unavailable", True)
+    assert listed.status_code == 200
+    assert [record.getMessage() for record in caplog.records] == ["request_without_database"]
+    assert "No space left on device" in caplog.records[0].cause
+    assert "Traceback" not in caplog.text
+
+
+def test_full_disk_of_sqlite(rf, tmp_path) -> None:
+    with contextlib.closing(sqlite3.connect(tmp_path / "full.sqlite3")) as database:
+        database.execute("CREATE TABLE example (content)")
+        database.execute("PRAGMA max_page_count = 10")
+        with pytest.raises(OperationalError) as caught, DatabaseErrorWrapper(DatabaseWrapper({})):
+            database.execute("INSERT INTO example VALUES (zeroblob(1000000))")
+    page = database_down(rf.get("/admin/"), caught.value)
+    assert page.status_code == 503
+    assert "The database's disk is full" in page.text
+    assert "Free up space on the disk of the database." in page.text
 
 
 def test_faulty_statement_is_no_outage(db) -> None:

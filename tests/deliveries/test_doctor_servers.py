@@ -43,6 +43,25 @@ def test_unreachable_database(
     assert "Traceback" not in said
 
 
+def test_full_database_disk_is_a_problem(db, postgres_server: PostgresServer) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "CREATE FUNCTION fail() RETURNS event_trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN RAISE 'could not extend file: No space left on device' USING ERRCODE = 'disk_full'; END $$"
+        )
+        cursor.execute("CREATE EVENT TRIGGER full_disk ON ddl_command_end EXECUTE FUNCTION fail()")
+    said = problems(server_checks.check_database())
+    assert "The database's disk is full: could not extend file: No space left on device." in said
+    assert "Free up space on the disk of the database server." in said
+
+
+def test_doctor_leaves_no_table(db, postgres_server: PostgresServer) -> None:
+    assert "is fully migrated" in infos(server_checks.check_database())
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT to_regclass('docora_probe')")
+        assert cursor.fetchone() == (None,)
+
+
 def test_unmigrated_database_is_a_problem(db) -> None:
     with connection.cursor() as cursor:
         cursor.execute("DELETE FROM django_migrations WHERE app = 'auth'")
