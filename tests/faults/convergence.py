@@ -260,6 +260,42 @@ PAUSE_ACTIONS: dict[str, tuple[float, Callable[[random.Random], tuple[Any, ...]]
     "work": (4, lambda rng: (tuple(rng.sample(range(len(PLACES)), 2)), (_fate_with_pause(rng), None))),
 }
 """Pauses of single repositories, drawn apart from the others too."""
+CONFIG_ACTIONS: dict[str, tuple[float, Callable[[random.Random], tuple[Any, ...]]]] = {
+    "move_endpoint": (6, lambda rng: (_two(rng), rng.choice(["", "/v2", "/v3/", *WRONG_SERVERS]))),
+    "limit_size": (4, lambda rng: (rng.choice(SIZE_LIMITS),)),
+    "reset_to": (3, lambda rng: (_two(rng), rng.randrange(20))),
+    "recreate": (2, lambda rng: _recreate(rng)),
+    "add": (4, lambda rng: (_two(rng), *rng.choice(ODD_ENTRIES))),
+    "at_once": (6, lambda rng: (_one_of_two(rng), _one_of_two(rng))),
+    "work": (8, lambda rng: (tuple(rng.sample(range(len(PLACES)), 2)), (_fate_with_config(rng), _fate(rng)))),
+    "work_at_much": (
+        4,
+        lambda rng: (place := _place(rng), (_fate_with_config(rng), None), _tree(rng, PLACES[place][1])),
+    ),
+}
+"""What changes the configuration, or the repository as a whole, while everything runs. Drawn apart from the others too."""
+WRONG_SERVERS = ["/401", "/404", "/404", "/410", "/500", "/502"]
+SIZE_LIMITS = [50_000_000, 50_000_000, 300, 12]
+ODD_ENTRIES: list[tuple[str, object]] = [
+    ("a", Entry.submodule("1" * 64)),
+    ("d/e", Entry.submodule("2" * 64)),
+    ("a/b", Entry.symlink("../c")),
+    (os.fsdecode(b"caf\xe9"), b"not UTF-8"),
+    ("C:x", b"a drive"),
+    ("p" * 1025, b"too long"),
+    ("pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:%b\nsize 5\n" % (b"a" * 64)),
+    (".docoraignore", b"d/\n"),
+    (".docoraignore", b"[bg]\n"),
+    (".docoraignore", Entry.symlink("b")),
+    (".docoraignore/a", b"a folder"),
+]
+"""Entries that are not sent, or that decide what is sent."""
+_AT_ONCE = [
+    "resync", "retry", "cancel", "stop", "resync_all", "retry_all", "cancel_all", "ignore", "choose", "follow", "replace_token",
+    "pause", "resume", "pause_one", "resume_one", "pause_everything", "resume_everything", "limit", "set_quota", "announce",
+    "reset_circuit", "rotate_token", "unwatch", "resend", "resend_many", "cancel_resend", "check_drift", "check_all",
+    "send_differences", "resync_gradually", "continue_gradual", "move_endpoint", "sweep",
+]  # fmt: skip
 DRAWN = {name: draw for name, (_, draw) in (PAUSE_ACTIONS | DRIFT_ACTIONS | ACTIONS).items()}
 
 
@@ -276,6 +312,7 @@ def draw(seed: int, without: frozenset[str] = frozenset()) -> History:
     _put_among(steps, DRIFT_ACTIONS, random.Random(f"damage of {seed}"), at_most=6)
     _put_among(steps, PAUSE_ACTIONS, random.Random(f"pauses of {seed}"), at_most=4)
     _with_releases(random.Random(f"releases of {seed}"), steps)
+    _put_among(steps, CONFIG_ACTIONS, random.Random(f"configuration of {seed}"), at_most=7)
     kept = tuple(step for step in steps if step[0] not in without)
     return History(seed, kinds, kept, real_workers=real_workers)
 
@@ -291,6 +328,29 @@ def _fate_with_pause(rng: random.Random) -> Fate:
     """Pause or resume a repository while a worker is at it."""
     step = rng.choice(["pause_one", "pause_one", "resume_one"]), (_place(rng),)
     return Fate("meanwhile", rng.randrange(1, 7), rng.random() < 0.3, rng.random() < 0.5, step=step)
+
+
+def _fate_with_config(rng: random.Random) -> Fate:
+    """Change the configuration while a worker is at it, or when it has died and another one continues."""
+    [name] = rng.choices(["move_endpoint", "limit_size", "reset_to", "add", "at_once"], [4, 3, 1, 2, 3])
+    step = name, CONFIG_ACTIONS[name][1](rng)
+    noticed = rng.random() < 0.2
+    in_statement = not noticed and rng.random() < 0.3
+    return Fate(
+        "kill" if noticed else "meanwhile", rng.randrange(1, 7), in_statement, rng.random() < 0.5, noticed, step
+    )
+
+
+def _one_of_two(rng: random.Random) -> Step:
+    name = rng.choice(_AT_ONCE)
+    actions = CONFIG_ACTIONS | RELEASE_ACTIONS | RESEND_ACTIONS | REF_ACTIONS | PAUSE_ACTIONS | DRIFT_ACTIONS | ACTIONS
+    return name, () if name == "sweep" else actions[name][1](rng)
+
+
+def _recreate(rng: random.Random) -> tuple[Any, ...]:
+    repo = _two(rng)
+    between = rng.choice(["", "", "gone", "empty"])
+    return repo, rng.choice(["sha1", "sha1", "sha256"]), _tree(rng, repo), between, _fates(rng)
 
 
 def _put_among(

@@ -24,10 +24,14 @@ from deliveries_app.models import (
     SyncRun,
 )
 from deliveries_app.models.deliveries import ATTEMPTS_PER_PATH
-from deliveries_app.planning.delivery_rows import delivery_rules_of
+from deliveries_app.planning.delivery_rows import count_remarks, delivery_rules_of
+from deliveries_app.planning.planner import full_plan
 from deliveries_app.progress import live
 from deliveries_app.sync import drift
+from repositories_app.git.exceptions import GitError
+from repositories_app.git.remote import Head
 from repositories_app.models import HostOutage
+from repositories_app.services import mirror_of
 from tests.faults.hosts import GOOD
 
 if TYPE_CHECKING:
@@ -196,6 +200,8 @@ def check_no_way_back(universe: Universe, watch: AppRepository) -> None:
             return
         universe.followed[watch.pk] = watch.ref
     heads = universe.heads_of(watch)
+    if len(set(heads)) < len(heads):
+        return  # the host went back
     if watch.last_commit and (watch.last_commit in heads or is_at_rest(watch)):
         assert watch.last_commit in heads, f"{watch} is at rest at a commit that {watch.ref or 'HEAD'} never named"
         number = len(heads) - 1 - heads[::-1].index(watch.last_commit)
@@ -273,3 +279,21 @@ def check_delivered(universe: Universe, watch: AppRepository) -> None:
     listed = watch.failures.filter(kind="failed")
     assert not listed.exists(), f"{watch}: {[failure.path for failure in listed]} stay listed as failed"
     assert watch.tree_files == len(expected)
+    check_totals(watch)
+
+
+def check_totals(watch: AppRepository) -> None:
+    """The shown totals of the tree, which fast plans update, are those of a full plan, which has nothing to send."""
+    mirror = mirror_of(watch.repository)
+    if not (mirror.directory / "HEAD").exists():
+        return  # it was removed since
+    head = Head(watch.last_commit, watch.branch)
+    with mirror.blobs() as reader:
+        try:
+            plan = full_plan(head, watch, delivery_rules_of(watch), mirror, reader, lambda: None).plan
+        except GitError:
+            return  # it was damaged since
+    assert plan.files == 0, f"{watch} still has {plan.files} files to send"
+    shown = watch.tree_files, watch.tree_bytes, watch.left_out
+    left_out = dict(plan.left_out) | dict(count_remarks(watch.pk))
+    assert shown == (plan.tree_files, plan.tree_bytes, left_out), f"{watch} shows {shown} instead of {left_out}"

@@ -55,6 +55,8 @@ HAPPEN = {
         "app's patterns",
     ),
     *("repository paused", "repository resumed"),
+    *("base URL changed", "wrong base URL", "MAX_FILE_BYTES changed", "branch reset", "two at once"),
+    "repository recreated",
     *("gradual re-sync", "cancel of a gradual operation", "held operation continued"),
     *("app paused", "app resumed", "all paused", "all resumed", "max_in_flight changed", "sync_completed wanted"),
     *("resend", "resend of many", "cancel of a resend"),

@@ -17,7 +17,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import Any
 
 from django.conf import settings
@@ -41,6 +43,7 @@ from deliveries_app.models import (
     PendingRelease,
     Status,
 )
+from deliveries_app.planning.eligibility import reason_by_path
 from deliveries_app.progress import runs
 from deliveries_app.scheduling import enqueue_due
 from deliveries_app.services import (
@@ -99,11 +102,12 @@ from tests.faults.journal import Journal
 from tests.faults.passing_time import pass_time, seconds_to_next_event, set_clock_back, set_clock_right
 from tests.faults.workers import SIGNALS, Fate, Step, Workers
 from tests.support import transforms
-from tests.support.git import Changes, Repo, git
+from tests.support.git import Changes, Entry, Repo, git
 from tests.support.histories import shas, without_ignored
 from tests.support.postgres import PostgresServer
-from tests.support.processes import children, forked, reap
+from tests.support.processes import children, forked, in_threads, reap
 from tests.support.receiver import Answer, Notification
+from tests.support.repositories import init
 from tests.support.valkey import ValkeyServer
 from tests.support.world import KEY, World
 
@@ -122,6 +126,14 @@ PATIENCE = 7200.0
 
 def _rows(watch: AppRepository) -> AppRepositoryQuerySet:
     return AppRepository.objects.filter(pk=watch.pk)
+
+
+def _is_wrong(base_url: str) -> bool:
+    return base_url.rpartition("/")[2].isdigit()
+
+
+def _with_safe_paths(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    return {path: content for path, content in files.items() if reason_by_path(os.fsencode(path)) is None}
 
 
 def _full_name(ref: str) -> str:
@@ -153,6 +165,7 @@ class Universe:
         real_workers: bool,
     ) -> None:
         self._database, self._redis, self._real_workers = database, redis, real_workers
+        self._max_file_bytes = settings.MAX_FILE_BYTES
         self.events: Counter[str] = Counter()
         self.journal = Journal()
         self.world = _World(directory)
@@ -198,6 +211,7 @@ class Universe:
     def close(self) -> None:
         self._mood = lambda: None
         transforms.use_transforms(settings)
+        settings.MAX_FILE_BYTES = self._max_file_bytes
         set_clock_right()
         self.world.close()
 
@@ -237,11 +251,13 @@ class Universe:
 
     @staticmethod
     def tip(repo: Repo, ref: str) -> str:
-        if not ref:
-            return repo.head
-        named = (
-            git(repo.path, "for-each-ref", "--format=%(objectname) %(*objectname)", _full_name(ref)).decode().split()
-        )
+        try:
+            if not ref:
+                return repo.head
+            listed = git(repo.path, "for-each-ref", "--format=%(objectname) %(*objectname)", _full_name(ref))
+        except (OSError, CalledProcessError):
+            return ""  # the repository is gone, or has no commit
+        named = listed.decode().split()
         return named[-1] if named else ""  # for an annotated tag, the commit that it points to
 
     def files_of(self, repo: Repo, commit: str) -> dict[str, bytes]:
@@ -252,10 +268,11 @@ class Universe:
     def expected(self, watch: AppRepository, commit: str) -> dict[str, str]:
         """Return path → SHA-256 of what the watch's app should hold of a commit, under the rules that apply now."""
         patterns = watch.ignore_patterns, watch.include_patterns, watch.exclude_patterns
-        rules = commit, *patterns, *settings.FILE_TRANSFORMS
+        rules = commit, *patterns, *settings.FILE_TRANSFORMS, str(settings.MAX_FILE_BYTES)
         if rules not in self._expected:
-            files = without_ignored(self.files_of(self.repo_of(watch), commit), *patterns)
-            self._expected[rules] = shas(transforms.transformed(files))
+            files = without_ignored(_with_safe_paths(self.files_of(self.repo_of(watch), commit)), *patterns)
+            small = {path: content for path, content in files.items() if len(content) <= settings.MAX_FILE_BYTES}
+            self._expected[rules] = shas(transforms.transformed(small))
         return self._expected[rules]
 
     # --- What happens upstream ---------------------------------------------------------------------------------------
@@ -277,8 +294,44 @@ class Universe:
         if self._trees:
             self.force_push(*self._trees[number % len(self._trees)])
 
+    def reset_to(self, repo: int, number: int) -> None:
+        """Move the default branch back to a commit that it had before."""
+        directory, known = self.repos[repo].path, self.heads[self.repos[repo].name]
+        commit = known[number % len(known)]
+        with suppress(CalledProcessError):  # the repository has been recreated since
+            git(directory, "cat-file", "-e", commit)
+            self._note("branch reset")
+            self._update_replica(repo)
+            git(directory, "update-ref", f"refs/heads/{self.repos[repo].branch}", commit)
+            self._learn(repo)
+
+    def recreate(
+        self, repo: int, object_format: str, tree: Changes, between: str, fates: Sequence[Fate | None]
+    ) -> None:
+        """Delete the repository at the host and create another one with its name.
+
+        Workers run while it is gone, or while the new one has no commit, if `between` is "gone" or "empty".
+        """
+        self._note("repository recreated")
+        one = self.repos[repo]
+        for directory in (one.path, self.host.replica / f"{one.name}.git"):
+            shutil.rmtree(directory)
+        if between == "gone":
+            self.work(range(len(PLACES)), fates)
+        init(one.path, "main", object_format)
+        shutil.copytree(one.path, self.host.replica / f"{one.name}.git")
+        if between == "empty":
+            self.work(range(len(PLACES)), fates)
+        one.force_push(tree)
+        for ref in REFS:
+            git(one.path, "update-ref", ref, one.head)
+        self.world.git.update_replica(one)
+        self._learn(repo)
+
     def add(self, repo: int, path: str, entry: object) -> None:
         """Add or change a file. It may replace a directory, or its directory may replace a file."""
+        if isinstance(entry, Entry) and entry.mode == "160000":
+            entry = replace(entry, content=entry.content[: len(self.repos[repo].head)])  # the object format's length
         existing = self.paths(repo)
         in_the_way = {other: None for other in existing if other.startswith(f"{path}/") or path.startswith(f"{other}/")}
         self.push(repo, {**in_the_way, path: entry})  # type: ignore[dict-item]
@@ -504,6 +557,11 @@ class Universe:
     def follow(self, place: int, ref: str) -> None:
         self._with(place, "other ref followed", lambda watch: change_watch(ACTOR, watch, ref=ref))
 
+    def at_once(self, one: Step, other: Step) -> None:
+        """Let two people do these at the same time."""
+        self._note("two at once")
+        in_threads(partial(self.happen, one), partial(self.happen, other))
+
     def replace_token(self, place: int, token: str) -> None:
         self._with(place, "repository token replaced", lambda watch: change_watch(ACTOR, watch, github_token=token))
 
@@ -529,6 +587,16 @@ class Universe:
 
     def limit(self, app: int, max_in_flight: int) -> None:
         self._change_app(app, "max_in_flight changed", max_in_flight=max_in_flight)
+
+    def move_endpoint(self, app: int, address: str) -> None:
+        """Change the base URL: to another path of the same client, or, with a status as path, to a wrong server."""
+        event = "wrong base URL" if _is_wrong(address) else "base URL changed"
+        self._change_app(app, event, base_url=f"{self.clients.url}{address}")
+
+    def limit_size(self, max_file_bytes: int) -> None:
+        """Switch to another `MAX_FILE_BYTES`, as if all processes were restarted."""
+        self._note("MAX_FILE_BYTES changed")
+        settings.MAX_FILE_BYTES = max_file_bytes
 
     def set_quota(self, app: int, files: int) -> None:
         self._change_app(app, "quota of files" if files else "no quota", max_files=files or None)
@@ -635,7 +703,7 @@ class Universe:
         for place, (number, repo) in enumerate(PLACES):
             if number == app:
                 commit = rng.choice(self.heads[self.repos[repo].name])
-                files = self.files_of(self.repos[repo], commit)
+                files = _with_safe_paths(self.files_of(self.repos[repo], commit))
                 if any(self._twins_in(files, KINDS[kind])):
                     files = {}
                 held = {path: sha for path, sha in shas(files).items() if rng.random() < 0.8}
@@ -813,6 +881,11 @@ class Universe:
         self.mood(0, 0.0)
 
     def find(self, *, everything: bool = True) -> None:
+        """Do one round of the sweep, and check what must hold after it."""
+        self.sweep(everything=everything)
+        invariants.check_after_sweep(self, has_checked_all=everything)
+
+    def sweep(self, *, everything: bool = False) -> None:
         """Do one round of the sweep. With `everything`, also check watches that are not due, as push hooks would."""
         end_dead_leases()
         maintain_checks()
@@ -825,7 +898,6 @@ class Universe:
         runs.close_abandoned_operations()
         remove_ended()
         enqueue_due()
-        invariants.check_after_sweep(self, has_checked_all=everything)
 
     def check(self) -> None:
         """Check what must hold at any time."""
@@ -916,6 +988,8 @@ class Universe:
             self.resume(app)
         if row.max_files is not None:
             self.set_quota(app, 0)
+        if _is_wrong(row.base_url):
+            self.move_endpoint(app, "")
         if (watch := self.watch_in(place)) and watch.is_paused:
             self.resume_one(place)
         if row.is_rotating_key:
