@@ -21,7 +21,7 @@ from deliveries_app.sync.failed_attempts import Sent
 from deliveries_app.sync.lease import HOLD_AFTER_TIMEOUT, TOO_FAR_AHEAD, Lease
 from deliveries_app.sync.pace import RECOVERS_AFTER, SUCCESSES_TO_SPEED_UP
 from deliveries_app.sync.recorder import BLOCKED, Failure, Notification, Recorder
-from deliveries_app.sync.responses import DOUBT_AFTER, LONGEST_WAIT, Decision, ResponsePolicy
+from deliveries_app.sync.responses import DOUBT_AFTER, LONGEST_WAIT, SHORTEST_WAIT, Decision, ResponsePolicy
 from deliveries_app.webhooks.client import Destination, asked_to_wait
 from deliveries_app.webhooks.keyring import REFUSALS, Keys
 from deliveries_app.webhooks.payloads import delete_body, endpoint, file_body, webhook_id
@@ -158,7 +158,7 @@ class Sender:
         while block or self._ready or self._client.in_flight:
             if self._policy.is_in_doubt and not self._client.in_flight:
                 self._check_endpoint()
-            if self._ping_is_due and not self._client.in_flight:
+            if self._ping_is_due and not self._client.in_flight and time.monotonic() >= self._not_before:
                 self._ping_is_due = False
                 self._policy.is_app = self._health.ping() is Health.UP
             self._start()
@@ -324,6 +324,7 @@ class Sender:
             decision = replace(decision, wait=LONGEST_WAIT, cooldown=None)
         if decision.needs_proof and not self._accepts_others(item.change):
             self._ping_is_due = True
+            self._wait(SHORTEST_WAIT)  # an app that limits its rate would refuse the ping
             self._ready.appendleft(transfer)
             return
         if decision.delivered:

@@ -229,6 +229,23 @@ def test_404_of_another_server_does_not_count_as_a_delete(world: World, status: 
     assert_promise_kept(world, repo, watch)
 
 
+def test_404_to_a_delete_of_an_app_that_limits_its_rate(world: World) -> None:
+    repo, watch = world.watch({"a": A, "b": A})
+    world.sync(watch)
+    repo.commit({"a": None})
+    last = 0.0
+
+    def answer(note: Notification) -> Answer | None:
+        nonlocal last
+        since, last = time.monotonic() - last, time.monotonic()
+        return Answer(429) if since < 0.08 else Answer(404) if note.kind == "delete" else None
+
+    world.answer(answer)
+    world.sync(watch)
+    watch = world.sync(watch)
+    assert (watch.status, in_doubt(watch)) == (Status.SYNCED, set())
+
+
 def test_404_to_a_delete_counts_without_ping_once_the_app_has_accepted_something(world: World) -> None:
     repo, watch = world.watch({"a": A, "b": A})
     world.sync(watch)
