@@ -15,6 +15,7 @@ from django.db.models import Model, Q
 from django.db.models.functions import Now
 
 from deliveries_app.models import AlertChannel, App, AppRepository, ContactMail, Notice
+from deliveries_app.sweep.head_checks import TAKEN_SECONDS
 from deliveries_app.sync.lease import TOO_FAR_AHEAD
 from docora.backoff import MAX_WAIT_SECONDS
 from docora.db.clock import from_now
@@ -43,6 +44,16 @@ _PAST: dict[type[Model], dict[str, Any]] = {
 """The same for times of past events. `doubt_until` is never more than `HOLD_AFTER_TIMEOUT` after such an event."""
 
 
+def _is_checked_too_late() -> Q:
+    """Select watches without a due sync whose next check is later than it ever is without a failure.
+
+    After a failure, a git host can ask for an hour. Without this, no push would be found during the hour that a clock was
+    ahead.
+    """
+    latest = from_now(2 * max(settings.RESCAN_INTERVAL_SECONDS, TAKEN_SECONDS))
+    return Q(next_sync_at=None, next_check_at__gt=latest)
+
+
 def correct_wrong_times() -> int:
     """Correct times that are further ahead than Docora ever waits. Return how many there were."""
     longest = max(MAX_WAIT_SECONDS, settings.RESCAN_INTERVAL_SECONDS, settings.CIRCUIT_BREAKER_COOLDOWN_SECONDS)
@@ -52,6 +63,8 @@ def correct_wrong_times() -> int:
         # The longest wait varies by a fraction.
         wrong = {column: Q(**{f"{column}__gt": from_now(2 * longest)}) for column in due}
         wrong |= {column: Q(**{f"{column}__gt": from_now(TOO_FAR_AHEAD)}) for column in past}
+        if model is AppRepository:
+            wrong["next_check_at"] |= _is_checked_too_late()
         rows = model._default_manager.filter(reduce(or_, wrong.values()))
         if not rows.exists():
             continue

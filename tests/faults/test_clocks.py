@@ -27,6 +27,7 @@ from deliveries_app.receiver import endpoint
 from deliveries_app.receiver.notification import verify
 from deliveries_app.reports import history
 from deliveries_app.services import resync_single
+from deliveries_app.sweep.head_checks import check_due
 from deliveries_app.sweep.wrong_times import correct_wrong_times
 from deliveries_app.sync import pace
 from deliveries_app.sync.attempt import sync
@@ -36,6 +37,7 @@ from deliveries_app.sync.lease import claim
 from deliveries_app.sync.sender import Sender
 from deliveries_app.webhooks.endpoint_stats import last_acknowledged
 from repositories_app.git import errors as git_errors
+from repositories_app.git import remote
 from repositories_app.git.exceptions import Cause
 from repositories_app.models import HostOutage, Repository
 from tests.support.clocks import set_clock
@@ -254,6 +256,21 @@ def test_correct_times_are_left_alone(world: World, django_assert_num_queries) -
     Repository.objects.update(circuit_open_until=hour, last_failure_at=Now())
     with django_assert_num_queries(7):  # one for each table
         assert correct_wrong_times() == 0
+
+
+def test_push_is_found_after_the_database_clock_was_an_hour_ahead(world: World, settings) -> None:
+    """Docora may wait for an hour after a failure, but not before it checks a healthy repository."""
+    settings.RESCAN_INTERVAL_SECONDS = 300
+    repo, watch = world.watch(FILES)
+    world.settle()
+    repo.commit({"new.txt": b"new"})
+    AppRepository.objects.update(next_check_at=Now() + timedelta(hours=1))
+    assert correct_wrong_times() == 1
+    with remote.new_client() as client:
+        assert check_due(client) == 1
+    assert correct_wrong_times() == 0
+    sync(watch.pk)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_notice_that_was_refused_while_the_database_clock_was_ahead_is_sent(world: World, settings) -> None:
