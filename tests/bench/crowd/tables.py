@@ -18,8 +18,12 @@ from repositories_app.models import Repository, Snapshot
 from tests.bench.crowd.deliveries import WatchRow
 from tests.bench.crowd.layout import FAILING, Amounts, DrawnWatch, Role, Tree
 
-FAR_AHEAD = timedelta(minutes=100)  # the sweep takes a later time for one that a wrong clock wrote
-"""When the next checks and attempts are due. Until then, an instance on this database fetches and sends nothing."""
+FAR_AHEAD = timedelta(minutes=100)
+"""When the next checks and attempts are due. Until then, an instance on this database fetches and sends nothing.
+
+It needs `RESCAN_INTERVAL_SECONDS=3600`: the sweep takes a check that is more than two intervals ahead for one that a wrong clock
+has scheduled.
+"""
 
 _AGE = timedelta(days=400)
 _BATCH = 500
