@@ -296,7 +296,7 @@ _AT_ONCE = [
     "reset_circuit", "rotate_token", "unwatch", "resend", "resend_many", "cancel_resend", "check_drift", "check_all",
     "send_differences", "resync_gradually", "continue_gradual", "move_endpoint", "sweep",
 ]  # fmt: skip
-DRAWN = {name: draw for name, (_, draw) in (PAUSE_ACTIONS | DRIFT_ACTIONS | ACTIONS).items()}
+DRAWN = {name: draw for name, (_, draw) in (CONFIG_ACTIONS | PAUSE_ACTIONS | DRIFT_ACTIONS | ACTIONS).items()}
 
 
 def draw(seed: int, without: frozenset[str] = frozenset()) -> History:

@@ -34,6 +34,7 @@ NOT_HERE = {
 WEIGHTS = {name: weight for name, (weight, _) in ACTIONS.items() if name not in NOT_HERE} | {
     "cut_connections": 1.0, "force_push": 14.0, "change": 8.0, "resync": 14.0, "resync_all": 8.0, "watch": 10.0,
     "resume": 8.0, "resume_everything": 8.0, "pause": 1.0, "pause_one": 1.0, "resume_one": 8.0, "pause_everything": 0.5, "host_behaves": 3.0,
+    "move_endpoint": 4.0, "reset_to": 2.0,
 }  # fmt: skip
 """A minute of real time has less room for pauses and outages than a history, or the workers have nothing to do."""
 PATIENT = [number for number, kind in enumerate(KINDS) if not kind.refuses_with]  # refused ones wait for ten seconds

@@ -983,13 +983,13 @@ class Universe:
         if "Picky" in str(settings.FILE_TRANSFORMS):
             self.transform(0)
         app = PLACES[place][0]
+        if _is_wrong(App.objects.get(pk=self.apps[app].pk).base_url):
+            self.move_endpoint(app, "")
         row = App.objects.get(pk=self.apps[app].pk)
         if row.paused:
             self.resume(app)
         if row.max_files is not None:
             self.set_quota(app, 0)
-        if _is_wrong(row.base_url):
-            self.move_endpoint(app, "")
         if (watch := self.watch_in(place)) and watch.is_paused:
             self.resume_one(place)
         if row.is_rotating_key:
