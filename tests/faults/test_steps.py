@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from django.conf import settings
 
-from deliveries_app.models import AppRepository, Outcome, Status, SyncRun
+from deliveries_app.models import AppRepository, Outcome, Status, SyncRun, bulk_sql
 from deliveries_app.sync import attempt as engine
 from deliveries_app.sync import outcomes
 from deliveries_app.sync.attempt import sync
@@ -168,7 +168,7 @@ STEPS = {
     "after the fetch": dies_after(Mirror, "fetch"),
     "during planning": dies_while_listing_the_tree,
     "after planning": dies_after(engine.runs, "set_totals"),
-    "in the transaction that announces": dies_after(Recorder, "_write_announced"),
+    "in the transaction that announces": dies_after(bulk_sql, "announce"),
     "before the first byte": dies_before(Sender, "_submit"),
     "while the client handles a delete": dies_at_notification(1, None),
     "while the client loses a delete": dies_at_notification(1, Answer(close=True)),
