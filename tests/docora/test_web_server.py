@@ -56,6 +56,16 @@ def read_answer(connection: socket.socket) -> tuple[http.client.HTTPResponse, by
     return answer, answer.read()
 
 
+@contextlib.contextmanager
+def connected(web: WebProcess, *requests: bytes, window: int = 0) -> Iterator[None]:
+    """Keep a connection open for each of these requests, which the web process has accepted."""
+    with contextlib.ExitStack() as stack:
+        for sent in requests:
+            stack.enter_context(web.connect(sent, window=window))
+        wait_for(lambda: web.connections() == len(requests), 20)
+        yield
+
+
 # --- Slow clients ------------------------------------------------------------------------------------------------------
 
 
@@ -166,20 +176,14 @@ def test_disconnected_client_leaves_nothing_behind(start: Start) -> None:
 
 def test_probes_respond_while_all_threads_are_busy(start: Start) -> None:
     web = start()
-    with contextlib.ExitStack() as stack:
-        for _ in range(2 * THREADS):
-            stack.enter_context(web.connect(request("/sleep?n=30")))
-        wait_for(lambda: web.connections() == 2 * THREADS, 20)
+    with connected(web, *[request("/sleep?n=30")] * (2 * THREADS)):
         for path in (*sorted(LIVENESS), *sorted(READINESS)):
             assert web.seconds_of(path) < 1, path
 
 
 def test_slow_readiness_does_not_delay_liveness(start: Start) -> None:
     web = start()
-    with contextlib.ExitStack() as stack:
-        for _ in range(5):
-            stack.enter_context(web.connect(request("/health/ready?sleep=30")))
-        wait_for(lambda: web.connections() == 5, 20)
+    with connected(web, *[request("/health/ready?sleep=30")] * 5):
         assert web.seconds_of("/health") < 1
         assert web.seconds_of("/") < 1
 
@@ -187,10 +191,7 @@ def test_slow_readiness_does_not_delay_liveness(start: Start) -> None:
 def test_probe_does_not_wait_for_the_probes_of_strangers(start: Start) -> None:
     """In the order of their arrival, those before it would take 20 seconds."""
     web = start()
-    with contextlib.ExitStack() as stack:
-        for _ in range(40):
-            stack.enter_context(web.connect(request("/health/ready?sleep=1")))
-        wait_for(lambda: web.connections() == 40, 20)
+    with connected(web, *[request("/health/ready?sleep=1")] * 40):
         assert web.seconds_of("/health/web") < 8
 
 
@@ -198,10 +199,7 @@ def test_probe_does_not_wait_for_the_probes_of_strangers(start: Start) -> None:
 def test_threads_of_probes_serve_nothing_else(start: Start, first: str) -> None:
     """Requests on the same connection are given to threads one by one."""
     web = start()
-    with contextlib.ExitStack() as stack:
-        for _ in range(THREADS):
-            stack.enter_context(web.connect(request(first) + request("/sleep?n=30") + request(first)))
-        wait_for(lambda: web.connections() == THREADS, 20)
+    with connected(web, *[request(first) + request("/sleep?n=30") + request(first)] * THREADS):
         time.sleep(0.5)
         assert web.seconds_of(first) < 1
 
@@ -257,11 +255,7 @@ def test_shutdown_closes_idle_connections(start: Start) -> None:
 
 def test_shutdown_is_bounded(start: Start) -> None:
     web = start(drain_seconds=1.5)
-    asked = [b"G", request(f"/bytes?n={12 * MB}"), request("/sleep?n=60")]
-    with contextlib.ExitStack() as stack:
-        for sent in asked:
-            stack.enter_context(web.connect(sent, window=65536))
-        wait_for(lambda: web.connections() == len(asked), 20)
+    with connected(web, b"G", request(f"/bytes?n={12 * MB}"), request("/sleep?n=60"), window=65536):
         web.stop()
         assert web.process.wait(20) == 0
 
