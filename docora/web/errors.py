@@ -23,7 +23,8 @@ API_PREFIXES = ("/api/", "/admin/api/")
 _JSON_PREFIXES = (*API_PREFIXES, "/health", "/version", "/metrics", "/openapi.json")
 NOT_FOUND = "Not found: check the URL against the API reference at /docs/"
 INTERNAL = "Internal error: see Docora's log"
-DATABASE_DOWN, DATABASE_READ_ONLY = "The database isn't responding", "The database is read-only"
+DATABASE_DOWN = "The database isn't responding"
+DATABASE_READ_ONLY = "The database is read-only"
 DATABASE_FULL = "The database's disk is full"
 FORBIDDEN = "You don't have permission to do this"
 
@@ -115,12 +116,16 @@ def server_error(request: HttpRequest, *args: Any) -> HttpResponse:
 def database_down(request: HttpRequest, error: BaseException) -> HttpResponse:
     """Answer 503, and log the cause in one line. Django would log a traceback for each request during the outage."""
     logger.warning("request_without_database", extra={"cause": first_line(error)})
+    problem = DATABASE_DOWN
+    if is_read_only(error):
+        problem = DATABASE_READ_ONLY
+    elif is_full(error):
+        problem = DATABASE_FULL
     response: HttpResponse
     if wants_json(request):
-        problem = DATABASE_READ_ONLY if is_read_only(error) else DATABASE_FULL if is_full(error) else DATABASE_DOWN
         response = json_error(f"{problem}: try again in a minute", 503)
     else:
-        context = {"is_read_only": is_read_only(error), "is_full": is_full(error)}
+        context = {"is_read_only": problem == DATABASE_READ_ONLY, "is_full": problem == DATABASE_FULL}
         response = HttpResponse(render_to_string("503.html", context), status=503)
     response._has_been_logged = True  # type: ignore[attr-defined]  # `django.utils.log.log_response` looks at it
     return response
