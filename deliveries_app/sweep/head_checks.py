@@ -64,9 +64,7 @@ def check_due(client: HttpClient, meanwhile: Callable[[], None] = lambda: None) 
             is_second_time = not checked.isdisjoint(watches)
             checked.update(watches)
             unanswered = [*for_git, *watches]
-            this_round = _Round(client, meanwhile)
-            this_round.check(watches)
-            for_git |= this_round.for_git
+            for_git |= _Round(client, meanwhile).check(watches)
             if is_second_time or len(watches) < SLICE:
                 break
         if for_git:
@@ -128,14 +126,13 @@ class _Round:
 
     def __init__(self, client: HttpClient, meanwhile: Callable[[], None]) -> None:
         self._client, self._meanwhile = client, meanwhile
-        self.for_git: dict[AppRepository, HeadQuery[AppRepository]] = {}
-        """The queries that `ls_heads_by_git` has to make."""
+        self._for_git: dict[AppRepository, HeadQuery[AppRepository]] = {}
         self._answering_hosts: set[str] = set()
         self._unconnected: list[_Answer] = []
         """Recorded last, because another of the host's repositories may still answer."""
 
-    def check(self, watches: Sequence[AppRepository]) -> None:
-        """Check these watches and record the answers, except for those that git has to ask."""
+    def check(self, watches: Sequence[AppRepository]) -> dict[AppRepository, HeadQuery[AppRepository]]:
+        """Check these watches and record the answers. Return the queries that `ls_heads_by_git` has to make."""
         undecryptable = {watch for watch in watches if _is_undecryptable(watch)}
         readable = [watch for watch in watches if watch not in undecryptable]
         for needs_token in (False, True):  # these last: GitHub may take long to issue their tokens
@@ -143,6 +140,7 @@ class _Round:
             if part:
                 self._ask_hosts(part)
         _record(self._unconnected, self._answering_hosts, undecryptable)
+        return self._for_git
 
     def _ask_hosts(self, watches: Sequence[AppRepository]) -> None:
         """Ask the hosts. Record answers every `_RECORD_SECONDS`, so that no watch waits for another's host."""
@@ -164,7 +162,7 @@ class _Round:
 
         for watch, answer in ls_heads(self._client, queries.values(), record_if_due):
             if answer is None:
-                self.for_git[watch] = queries[watch]
+                self._for_git[watch] = queries[watch]
             elif isinstance(answer, GitError) and answer.no_connection:
                 self._unconnected.append((watch, answer))
             else:
