@@ -23,7 +23,7 @@ from deliveries_app.api.paging import After, Order
 from deliveries_app.models import Status as WatchStatus
 from deliveries_app.services import watch_settings
 from deliveries_app.services.push_hooks import hook_url
-from deliveries_app.services.watching import registered
+from deliveries_app.services.watching import registered_fields
 from docora.web.api import READ, documented_responses, prefers_async
 from repositories_app.git.exceptions import GitError
 
@@ -86,7 +86,7 @@ def watch_repository(
     )
     if is_async:
         response.headers["Preference-Applied"] = "respond-async"
-    return Status(202 if is_async else 201, registered(watched.watch))
+    return Status(202 if is_async else 201, registered_fields(watched.watch))
 
 
 @router.put(

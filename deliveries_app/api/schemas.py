@@ -16,7 +16,7 @@ from deliveries_app.models.root_causes import ErrorCause
 from deliveries_app.planning.eligibility import REMARKS, UNLISTED
 from deliveries_app.reports.help_texts import LEFT_OUT
 from deliveries_app.services.resend import MAX_RESENT
-from deliveries_app.services.watching import registered
+from deliveries_app.services.watching import registered_fields
 from deliveries_app.webhooks.payloads import timestamp
 from docora.http.messages import Cause as HttpCause
 
@@ -507,7 +507,7 @@ def _lines(patterns: str) -> list[str]:
 
 def watched_repository(watch: AppRepository) -> dict[str, Any]:
     """Return the `WatchedRepository` of a watch whose repository is loaded."""
-    return registered(watch) | {
+    return registered_fields(watch) | {
         "status": watch.status,
         "paused": watch.is_paused,
         "last_synced_at": moment(watch.last_synced_at),

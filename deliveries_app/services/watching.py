@@ -64,7 +64,7 @@ class Watched:
     created: bool
 
 
-def registered(watch: AppRepository) -> dict[str, Any]:
+def registered_fields(watch: AppRepository) -> dict[str, Any]:
     """Return the fields of a new watch that the REST API and the command respond with."""
     more = {"is_private": watch.repository.is_private, "created_at": timestamp(watch.created_at)}
     return asdict(info_of(watch)) | more

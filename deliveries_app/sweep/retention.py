@@ -130,8 +130,8 @@ def _old_runs(now: datetime, operations: QuerySet[BulkOperation]) -> QuerySet[Sy
     """Return the runs that may be removed by the rules above. Runs of a deleted watch may always be removed."""
     days = settings.SYNC_RUN_RETENTION_DAYS
     old: QuerySet[SyncRun] = _older(_older(SyncRun.objects.all(), "ended_at", days, now), "created_at", days, now)
-    # The creation time follows from the others, unless a clock was set back. It lets an index find the newest runs first:
-    # without it, each row reads the older runs of its watch.
+    # A later run was also created later, unless a clock was set back. This condition lets an index find the newest runs first.
+    # Without it, the older runs of a watch are read for each of its rows.
     newer = SyncRun.objects.filter(watch=OuterRef("watch"), created_at__gte=OuterRef("created_at"))
     later = newer.filter(pk__gt=OuterRef("pk"), generation__gte=OuterRef("generation"))
     floors = newer.filter(reason=Reason.RESYNC).exclude(outcome__in=["", Outcome.CANCELLED])

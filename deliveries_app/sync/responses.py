@@ -41,7 +41,7 @@ class Decision:
     restart: bool = False
     """The refused chunk may have been counted, so its file starts over."""
     needs_proof: bool = False
-    """It counts as delivered only if the app itself has answered, and that is not known yet."""
+    """It counts as delivered only if the app itself has answered, not another server. That is not known yet."""
 
     @property
     def may_be_under_way(self) -> bool:
@@ -61,7 +61,7 @@ class ResponsePolicy:
     """When the first of the consecutive failures was settled, by the database's clock."""
     endpoint_works: bool = False
     """Whether the last outcome was an answer of the app itself, or the endpoint has proved to work since."""
-    is_app: bool | None = None
+    accepted_ping: bool | None = None
     """Whether the app accepted a ping after a 404 or 410 to a delete. None: no ping was sent."""
 
     @property
@@ -99,8 +99,8 @@ class ResponsePolicy:
             wait = RETRY_UNREACHED if chunked and not outcome.reached else None
             return Decision(wait=wait, failure=failure, endpoint_failed=True)
         assert status is not None
-        if change.kind == Kind.DELETE and change.lenient and status in {404, 410} and self.is_app is not False:
-            return Decision(delivered=True, needs_proof=self.is_app is None)  # it may never have had the file
+        if change.kind == Kind.DELETE and change.lenient and status in {404, 410} and self.accepted_ping is not False:
+            return Decision(delivered=True, needs_proof=self.accepted_ping is None)  # it may never have had the file
         failure = Failure("http", describe_outcome(outcome), status, outcome.body, hold)
         asked = asked_to_wait(outcome)
         # 503 without Retry-After is also what a proxy answers if the app behind it is down: it gets one pause.

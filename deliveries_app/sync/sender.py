@@ -160,7 +160,7 @@ class Sender:
                 self._check_endpoint()
             if self._ping_is_due and not self._client.in_flight and time.monotonic() >= self._not_before:
                 self._ping_is_due = False
-                self._policy.is_app = self._health.ping() is Health.UP
+                self._policy.accepted_ping = self._health.ping() is Health.UP
             self._start()
             if block and not self._ready and not self._is_ending and not self._policy.is_in_doubt:
                 self._announce(block)

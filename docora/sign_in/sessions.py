@@ -1,6 +1,7 @@
-"""Django's database sessions with a faster read, as every poll of every open page reads one, and without their keys.
+"""Django's database sessions, which are read faster and stored without their keys.
 
-A key is a bearer token: with one from a stolen dump, anyone could take over the session. So the database holds only digests.
+Every poll of every open page reads a session. A key is a bearer token: with one from a stolen dump, anyone could take over the
+session. So the database holds only digests.
 """
 
 from typing import Any
@@ -22,26 +23,26 @@ class SessionStore(db.SessionStore):
 
     def _get_session_from_db(self) -> Any:
         """Return the session, or None if there is none or it has expired. The store then begins a new one."""
-        session = next(iter(_session(_stored(self.session_key or ""))), None)
+        session = next(iter(_session(_digest(self.session_key or ""))), None)
         if session is None or session.expire_date <= timezone.now():
             self._session_key = None
             return None
         return session
 
     def exists(self, session_key: str) -> bool:
-        return super().exists(_stored(session_key))
+        return super().exists(_digest(session_key))
 
     def create_model_instance(self, data: dict[str, Any]) -> Any:
         row: Any = super().create_model_instance(data)
-        row.session_key = _stored(row.session_key)
+        row.session_key = _digest(row.session_key)
         return row
 
     def delete(self, session_key: str | None = None) -> None:
         if key := session_key or self.session_key:
-            super().delete(_stored(key))
+            super().delete(_digest(key))
 
 
-def _stored(session_key: str) -> str:
+def _digest(session_key: str) -> str:
     return hash_token(session_key)[:_DIGITS]
 
 

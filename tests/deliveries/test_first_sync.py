@@ -8,7 +8,7 @@ import pytest
 from deliveries_app.actors import Actor
 from deliveries_app.models import Outcome, Status
 from deliveries_app.services import watch_repository
-from deliveries_app.services.watching import registered
+from deliveries_app.services.watching import registered_fields
 from tests.support.git import Entry
 from tests.support.world import World
 
@@ -46,7 +46,7 @@ def test_every_file_of_the_head_branch_arrives(world: World, branch: str) -> Non
 def test_owner_with_several_segments(world: World, name: str, owner: str) -> None:
     world.git.repo(name, {"readme.md": b"# Hello\n"})
     watch = watch_repository(Actor.command(), world.app, f"{world.git.url}/{quote(name)}").watch
-    assert (registered(watch)["owner"], registered(watch)["name"]) == (owner, "widgets")
+    assert (registered_fields(watch)["owner"], registered_fields(watch)["name"]) == (owner, "widgets")
     watch = world.sync(watch)
     assert watch.status == Status.SYNCED, watch.last_error
     assert {record.repository for record in world.requests("create")} == {f"{owner}/widgets"}

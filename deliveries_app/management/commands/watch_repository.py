@@ -7,7 +7,7 @@ from deliveries_app.management.lookup import app_of, command_errors, watches_of
 from deliveries_app.models import AppRepository
 from deliveries_app.reports.impact import impact_of
 from deliveries_app.services import AlreadyWatched, watch_repository
-from deliveries_app.services.watching import registered
+from deliveries_app.services.watching import registered_fields
 from docora.cli.output import add_json, add_yes, confirm, secret_from_stdin, write_result
 from docora.text import counted, format_bytes
 from repositories_app.git.url import as_https
@@ -48,7 +48,7 @@ class Command(BaseCommand):
         message = f"{app.name} already watched {repository}. Every file is sent again."
         if watched.created:
             message = f"{app.name} now watches {repository}."
-        write_result(self, options, registered(watched.watch), message)
+        write_result(self, options, registered_fields(watched.watch), message)
 
 
 def _question(watch: AppRepository, token: str) -> str:
