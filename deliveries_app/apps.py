@@ -13,10 +13,10 @@ class DeliveriesConfig(AppConfig):
         from deliveries_app.monitoring import alerts
         from deliveries_app.planning import transforms  # noqa: F401  registers its system check
         from deliveries_app.services import sign_ins  # noqa: F401  connects the signal handlers
-        from deliveries_app.sync import lease
+        from deliveries_app.sync.dead_processes import end_dead_leases
         from docora.server import worker
 
-        worker.death_callbacks += [lease.end_dead_leases, scheduling.enqueue_due]
+        worker.death_callbacks += [end_dead_leases, scheduling.enqueue_due]
         worker.maintenance_callbacks.append(alerts.enqueue_if_sweep_is_late)
         post_migrate.connect(_protect_audit_log, sender=self)
 

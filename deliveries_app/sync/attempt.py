@@ -1,6 +1,6 @@
 """Syncing one watch, in six steps: claim, mirror, plan, announce and send, record, finish.
 
-`lease` claims the watch, `repositories_app.mirror.mirror` reads git at one pinned commit, `planning` decides what to
+`claim` takes the watch, `repositories_app.mirror.mirror` reads git at one pinned commit, `planning` decides what to
 send, `sender` sends it, `recorder` writes the results, and `outcomes` ends the attempt. `engine.md` has the rules.
 """
 
@@ -28,11 +28,12 @@ from deliveries_app.planning.plan import Plan, PlanRefused
 from deliveries_app.planning.planner import Planned, plan_to
 from deliveries_app.progress import runs
 from deliveries_app.sync import circuit, outcomes
+from deliveries_app.sync.claim import claim
 from deliveries_app.sync.drift import run_check
 from deliveries_app.sync.endpoint_health import EndpointHealth
 from deliveries_app.sync.events import NoticeRefused, send_due, send_sync_completed, settle_completed
 from deliveries_app.sync.exceptions import EndpointDown, EndpointGone, Paused, RateLimited, SliceOver, Superseded
-from deliveries_app.sync.lease import HOLD_AFTER_TIMEOUT, Lease, claim
+from deliveries_app.sync.lease import HOLD_AFTER_TIMEOUT, Lease
 from deliveries_app.sync.recorder import Recorder, disown_failures, settle_lists
 from deliveries_app.sync.sender import Sender
 from deliveries_app.webhooks.client import Destination, describe_outcome, info_of
@@ -366,7 +367,7 @@ class Attempt:
         self._next_slice_check = time.monotonic() + self._slice_seconds
         logger.info("sending", extra=runs.log_fields(run))
         if plan.files > MANY_FILES:
-            self.lease.rebalance(0, at_once=True)
+            self.lease.slots.rebalance(0, at_once=True)
         self.sender.send(plan)
         self.sync_run = recorder.run
         logger.info("sent", extra={"acknowledged": self.sync_run.files_done, "failed": recorder.failed_count})
@@ -505,13 +506,13 @@ class Attempt:
         self._next_slice_check = now + _WAITING_SECONDS
         due = AppRepository.objects.due().free().exclude(app_is_full()).exclude(app=self.watch.app)
         is_waiting = due.filter(next_sync_at__lt=from_now(-_WAITING_SECONDS)).exists()
-        return is_waiting or self.lease.without_slot().exists()
+        return is_waiting or self.lease.slots.watches_without_slot().exists()
 
     def _alive(self) -> None:
         if stopping():
             raise Interrupted
         self._extend_if_due()
-        self.lease.rebalance(self.client.in_flight)
+        self.lease.slots.rebalance(self.client.in_flight)
 
     def _drain(self, seconds: float) -> None:
         """Wait for the requests in flight and record their results."""

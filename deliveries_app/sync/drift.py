@@ -14,6 +14,7 @@ from django.db.models.functions import Now
 from deliveries_app.models import AppRepository, DriftCheck, DriftFile, DriftState
 from deliveries_app.models.drift import DriftCheckQuerySet
 from deliveries_app.planning import delivery_rows
+from deliveries_app.sync.endpoint_health import record_up
 from deliveries_app.sync.events import held_tree
 from deliveries_app.sync.exceptions import Paused, Superseded
 from deliveries_app.sync.lease import Lease
@@ -157,7 +158,7 @@ class _Check:
         while True:
             self._wait()
             outcome = self._post(digest, after)
-            self._not_before = time.monotonic() + self._lease.gap
+            self._not_before = time.monotonic() + self._lease.slots.gap
             if outcome.cause is not None and not outcome.reached and not self._lease.can_send():
                 continue  # the request was not sent, because the lease was too old
             if outcome.ok and outcome.truncated and self._limit >= _SHORTER:
@@ -189,7 +190,7 @@ class _Check:
             raise _Ended(DriftState.NOT_CHECKED, describe_outcome(outcome))
         if not outcome.ok:
             raise _Ended(DriftState.UNSUPPORTED, describe_outcome(outcome))
-        self._lease.endpoint_answers()
+        record_up(self._lease.watch.app)
         if outcome.truncated:
             raise _Ended(DriftState.UNSUPPORTED, "The answer is larger than 1 MiB.")
         try:
@@ -219,7 +220,7 @@ class _Check:
         if not self._own_check().filter(watch__in=watches.values("pk")).exists():
             raise _MadeWay
         # Not for one that may itself only be due for a check: both would start over again and again.
-        if self._lease.without_slot().exclude(drift_checks__in=DriftCheck.objects.open()).exists():
+        if self._lease.slots.watches_without_slot().exclude(drift_checks__in=DriftCheck.objects.open()).exists():
             raise _MadeWay
 
     def end(self, state: DriftState, message: str, comparison: Comparison | None = None) -> None:

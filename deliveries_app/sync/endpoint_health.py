@@ -95,6 +95,13 @@ class EndpointHealth:
         return None
 
 
+def record_up(app: App) -> None:
+    """Record that the endpoint works, so that all repositories of an app that was down continue."""
+    if app.down_count:
+        App.objects.filter(pk=app.pk, down_count__gt=0).update(down_count=0, cooldown_until=None)
+        app.down_count = 0
+
+
 def failing_watches(app: App, *, except_pk: int) -> int:
     """Return how many other watches of the app failed as if the endpoint were down since it last acknowledged a file."""
     gateway = Q(root_cause=RootCause.SERVER_ERROR, last_status_code__in=GATEWAY_ERRORS)

@@ -15,7 +15,7 @@ from deliveries_app.planning.paths import PathSet, folded
 from deliveries_app.planning.plan import Change, DeliveryRules, Plan
 from deliveries_app.planning.transforms import TransformFailed
 from deliveries_app.sync.content import ChunkedFile, blocks, prefetch, read_block
-from deliveries_app.sync.endpoint_health import EndpointHealth, Health, failing_watches
+from deliveries_app.sync.endpoint_health import EndpointHealth, Health, failing_watches, record_up
 from deliveries_app.sync.exceptions import EndpointDown, SliceOver
 from deliveries_app.sync.failed_attempts import Sent
 from deliveries_app.sync.lease import HOLD_AFTER_TIMEOUT, TOO_FAR_AHEAD, Lease
@@ -218,7 +218,7 @@ class Sender:
             self._ready = deque(transfer for transfer in self._ready if transfer.file)
         if self._policy.is_in_doubt or self._ping_is_due:
             return  # until the requests in flight have settled
-        slots = 1 if self._policy.is_trying_one_by_one else self._lease.slots
+        slots = 1 if self._policy.is_trying_one_by_one else self._lease.slots.count
         while self._ready and self._client.in_flight < slots and time.monotonic() >= self._not_before:
             if self._bytes_in_flight and self._bytes_in_flight + self._ready[0].notification.size > BYTES_IN_FLIGHT:
                 return
@@ -227,8 +227,8 @@ class Sender:
             if not self._lease.can_send():
                 self._recorder.commit()
             self._submit(self._ready.popleft())
-            if self._lease.gap:
-                self._next_start = time.monotonic() + self._lease.gap
+            if self._lease.slots.gap:
+                self._next_start = time.monotonic() + self._lease.slots.gap
 
     @property
     def _not_before(self) -> float:
@@ -342,11 +342,11 @@ class Sender:
             return
         if decision.refused and not pausing:
             self._policy.refused()
-            self._lease.slow_down()
+            self._lease.slots.slow_down()
             self._accepted = 0
         if decision.delivered:
             self._recorder.acknowledge(item, outcome.status or 0, transfer.seconds + outcome.elapsed)
-            self._lease.endpoint_answers()
+            record_up(self._lease.watch.app)
         elif decision.wait is not None and item.waits < MAX_WAITS and decision.wait <= LONGEST_WAIT:
             item.waits += 1
             self._wait(decision.wait)
@@ -395,7 +395,7 @@ class Sender:
     def _act_on(self, health: Health) -> None:
         if health is Health.UP:
             self._policy.trust()
-            self._lease.endpoint_answers()
+            record_up(self._lease.watch.app)
         elif health is Health.DOWN:
             raise self._down(is_certain=True)
         else:
@@ -414,10 +414,10 @@ class Sender:
             return
         if self._accepted >= SUCCESSES_TO_SPEED_UP:
             self._accepted = 0
-            self._lease.speed_up()
+            self._lease.slots.speed_up()
         elif time.monotonic() >= self._recovers_at:
             self._recovers_at = time.monotonic() + RECOVERS_AFTER
-            self._lease.speed_up(RECOVERS_AFTER)
+            self._lease.slots.speed_up(RECOVERS_AFTER)
 
     def _tries_other_key(self, transfer: _Transfer, outcome: Outcome) -> bool:
         """Queue the same request again with the other key if the app refused this one. Remember a key that was accepted."""

@@ -27,8 +27,8 @@ def measure(*, with_columns: bool) -> dict[str, float]:
     in batches, as in a sync; `plain` and `with_columns` the whole time of acknowledging them."""
     from deliveries_app.models import AppRepository, Reason
     from deliveries_app.progress import runs
+    from deliveries_app.sync.claim import claim
     from deliveries_app.sync.failed_attempts import Sent
-    from deliveries_app.sync.lease import claim
     from deliveries_app.sync.recorder import Failure, Recorder
     from deliveries_app.webhooks.payloads import Envelope
 

@@ -23,7 +23,7 @@ from deliveries_app.services import resync_single, unwatch_repository
 from deliveries_app.services.app_settings import change_own_settings
 from deliveries_app.sweep import retention
 from deliveries_app.sync import outcomes
-from deliveries_app.sync.lease import claim
+from deliveries_app.sync.claim import claim
 from docora.redis import heartbeat
 from docora.redis.connection import connection as redis
 from repositories_app.models import Repository

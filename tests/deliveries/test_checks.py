@@ -20,7 +20,6 @@ from deliveries_app.progress import runs
 from deliveries_app.services import cancel_request, cancel_sync, resync, resync_single
 from deliveries_app.sweep import head_checks, loop
 from deliveries_app.sweep.head_checks import check_due
-from deliveries_app.sync import lease
 from docora.db.compiled import compiled
 from docora.http.client import HttpClient
 from repositories_app.git import process as git
@@ -255,7 +254,7 @@ def fail_while_checking(client: HttpClient, meanwhile: Callable[[], None]) -> No
         (head_checks, "check_due", fail),
         (head_checks, "check_due", fail_while_checking),
         (runs, "close_abandoned_operations", fail),
-        (lease, "end_dead_leases", fail),
+        (loop, "end_dead_leases", fail),
         (resync, "release_due", fail),
     ],
 )

@@ -22,7 +22,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository
 from deliveries_app.scheduling import request_sync
 from deliveries_app.services import resync_single
-from deliveries_app.sync import lease, recorder
+from deliveries_app.sync import recorder, slots
 from deliveries_app.sync.attempt import sync
 from tests.support.git import Repo
 from tests.support.world import World
@@ -41,7 +41,7 @@ def batches_of_ten(settings, monkeypatch) -> None:
 @pytest.fixture(autouse=True)
 def _no_rebalancing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise a run that is slow on a busy machine would recompute its share of the app's slots, in extra statements."""
-    monkeypatch.setattr(lease, "_REBALANCE_SECONDS", (60.0, 60.0))
+    monkeypatch.setattr(slots, "_REBALANCE_SECONDS", (60.0, 60.0))
 
 
 @dataclass

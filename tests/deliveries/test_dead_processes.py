@@ -11,9 +11,10 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, root_causes
 from deliveries_app.services import resync_single, retry_single, unwatch_repository
 from deliveries_app.sweep.cleanup import remove_ended
-from deliveries_app.sync import lease, outcomes
+from deliveries_app.sync import dead_processes, outcomes
 from deliveries_app.sync.attempt import sync
-from deliveries_app.sync.lease import claim, end_dead_leases
+from deliveries_app.sync.claim import claim
+from deliveries_app.sync.dead_processes import end_dead_leases
 from docora.db.clock import from_now
 from repositories_app.models import Repository
 from tests.support.histories import assert_held_back, assert_promise_kept, given_up, refusing, seconds_until_next_sync
@@ -91,7 +92,7 @@ def test_claim_made_while_the_dead_are_looked_for_is_kept(world: World, monkeypa
         assert claim(watch.pk) is not None
         return True
 
-    monkeypatch.setattr(lease, "has_ended", claim_meanwhile)
+    monkeypatch.setattr(dead_processes, "has_ended", claim_meanwhile)
     assert end_dead_leases() == 0
     watch.refresh_from_db()
     assert (watch.status, AppRepository.objects.leased().count()) == ("scanning", 1)

@@ -43,7 +43,8 @@ from deliveries_app.services.push_hooks import repository_pushed
 from deliveries_app.sweep import retention
 from deliveries_app.sweep.cleanup import remove_ended
 from deliveries_app.sync import drift
-from deliveries_app.sync.lease import claim, end_dead_leases
+from deliveries_app.sync.claim import claim
+from deliveries_app.sync.dead_processes import end_dead_leases
 from deliveries_app.webhooks import verify
 from docora.db.clock import from_now
 from tests.deliveries.test_resend import add_deliveries
@@ -598,7 +599,7 @@ def test_pause_of_syncing_queues_a_running_check(
     world: World, synced: tuple[Repo, AppRepository], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(drift, "MAX_ENTRIES", 2)
-    monkeypatch.setattr("deliveries_app.sync.lease._REBALANCE_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("deliveries_app.sync.slots._REBALANCE_SECONDS", (0.0, 0.0))
     _, watch = synced
     damage(world, watch)
     requested = check_watch(ACTOR, watch)

@@ -19,8 +19,9 @@ from deliveries_app.services import resync_single
 from deliveries_app.sync import attempt as engine
 from deliveries_app.sync import lease as leases
 from deliveries_app.sync.attempt import sync
+from deliveries_app.sync.claim import claim
 from deliveries_app.sync.exceptions import Superseded
-from deliveries_app.sync.lease import Lease, claim
+from deliveries_app.sync.lease import Lease
 from tests.support.histories import (
     assert_promise_kept,
     at_notification,
@@ -169,7 +170,7 @@ def test_worker_that_lost_its_lease_leaves_the_new_one_alone(world: World) -> No
     lease = AppRepository.objects.values("lease_until", "lease_slots", "doubt_until")
     before = lease.get()
     lost.keep_alive()
-    lost.rebalance(0, at_once=True)
+    lost.slots.rebalance(0, at_once=True)
     lost.release(in_doubt=True)
     assert lease.get() == before
 

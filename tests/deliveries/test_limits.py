@@ -13,7 +13,7 @@ from deliveries_app.receiver import Answer, Notification
 from deliveries_app.services import resync_single
 from deliveries_app.sync import responses, sender
 from deliveries_app.sync.attempt import sync
-from deliveries_app.sync.lease import claim
+from deliveries_app.sync.claim import claim
 from deliveries_app.webhooks import client as webhooks
 from docora.http.client import Request
 from tests.docora.http_server import ScriptedServer, servers
@@ -117,7 +117,7 @@ def test_one_request_probes_an_endpoint_that_was_down(world: World) -> None:
     world.make_due(watch)
     probe = claim(watch.pk)
     assert probe is not None
-    assert probe.slots == 1
+    assert probe.slots.count == 1
     assert claim(other.pk) is None
 
 

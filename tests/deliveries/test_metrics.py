@@ -19,7 +19,7 @@ from deliveries_app.models import App, AppRepository, Outcome, Status
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.receiver import Answer
 from deliveries_app.services import cancel_operation, resync_many, resync_single
-from deliveries_app.sync.lease import claim
+from deliveries_app.sync.claim import claim
 from docora.redis import heartbeat, queues
 from repositories_app.models import Repository
 from tests.support.rows import add_rows

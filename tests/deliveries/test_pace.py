@@ -17,7 +17,8 @@ from deliveries_app.planning.plan import Change
 from deliveries_app.receiver import Answer, Notification
 from deliveries_app.sync import outcomes, pace, responses, sender
 from deliveries_app.sync.attempt import sync
-from deliveries_app.sync.lease import claim
+from deliveries_app.sync.claim import claim
+from deliveries_app.sync.endpoint_health import record_up
 from deliveries_app.sync.responses import SHORTEST_WAIT, Decision, ResponsePolicy
 from docora.backoff import MAX_WAIT_SECONDS
 from docora.db.clock import DatabaseClock, from_now
@@ -221,7 +222,7 @@ def test_slots_are_shared_out_of_the_pace(world: World) -> None:
 
     def slots(watch: AppRepository) -> int:
         taken = claim(watch.pk)
-        return taken.slots if taken else 0
+        return taken.slots.count if taken else 0
 
     assert [slots(watch) for watch in watches] == [1, 1, 0]
     assert watches[2] not in AppRepository.objects.due().free().startable()
@@ -279,7 +280,7 @@ def test_answer_ends_the_cooldown_of_an_endpoint_that_was_down(world: World) -> 
     lease = claim(world.watch()[1].pk)
     assert lease is not None
     App.objects.update(cooldown_until=from_now(30))
-    lease.endpoint_answers()
+    record_up(lease.watch.app)
     app = app_of(world)
     assert (app.down_count, app.cooldown_until) == (0, None)
 

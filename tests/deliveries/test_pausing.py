@@ -38,9 +38,11 @@ from deliveries_app.services.pinging import send_ping
 from deliveries_app.sweep.cleanup import remove_ended
 from deliveries_app.sweep.loop import sweep_once
 from deliveries_app.sync import attempt as engine
-from deliveries_app.sync import lease as leases
+from deliveries_app.sync import slots
+from deliveries_app.sync.claim import claim
 from deliveries_app.sync.exceptions import Paused
-from deliveries_app.sync.lease import claim
+from deliveries_app.sync.lease import Lease
+from deliveries_app.sync.slots import Slots
 from repositories_app.git import remote
 from repositories_app.models import Repository
 from tests.support.audit import by_users, messages
@@ -56,7 +58,7 @@ ME = Actor.command()
 @pytest.fixture
 def world(world: World, settings, monkeypatch) -> World:
     """Small batches, one file at a time, and a worker that checks for a pause after each."""
-    monkeypatch.setattr(leases, "_REBALANCE_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(slots, "_REBALANCE_SECONDS", (0.0, 0.0))
     settings.RECORD_BATCH, world.app.max_in_flight = BATCH, 1
     world.app.save()
     return world
@@ -230,7 +232,7 @@ def test_pause_just_after_the_claim(world: World, monkeypatch) -> None:
     repo, watch = world.watch(FILES)
     original = engine.claim
 
-    def claim_late(pk: int, *, alone: bool) -> leases.Lease | None:
+    def claim_late(pk: int, *, alone: bool) -> Lease | None:
         taken = original(pk, alone=alone)
         pause()
         return taken
@@ -322,11 +324,11 @@ def test_notice_in_flight_at_the_pause_is_sent_once(world: World, settings, monk
     if kind == "sync_failed":
         open_the_circuit(world, watch)
     received, met = threading.Event(), threading.Event()
-    original = leases.Lease.rebalance
+    original = Slots.rebalance
 
-    def rebalance(lease: leases.Lease, in_flight: int) -> None:
+    def rebalance(slots: Slots, in_flight: int) -> None:
         try:
-            original(lease, in_flight)
+            original(slots, in_flight)
         except Paused:
             met.set()
             raise
@@ -336,7 +338,7 @@ def test_notice_in_flight_at_the_pause_is_sent_once(world: World, settings, monk
             received.set()
             met.wait(20)
 
-    monkeypatch.setattr(leases.Lease, "rebalance", rebalance)
+    monkeypatch.setattr(Slots, "rebalance", rebalance)
     world.answer(slowly)
     world.make_due(watch)
     worker = syncing(watch.pk)

@@ -23,7 +23,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, SyncRun
 from deliveries_app.scheduling import enqueue_due
 from deliveries_app.services import cancel_request, resync_many, resync_single, unwatch_repository
-from deliveries_app.sync.lease import claim
+from deliveries_app.sync.claim import claim
 from docora.db.compiled import compiled
 from docora.redis import queues
 from tests.support.valkey import ValkeyServer

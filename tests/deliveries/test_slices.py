@@ -12,7 +12,7 @@ from deliveries_app.receiver import Answer, Notification
 from deliveries_app.services import resync_many
 from deliveries_app.sync import attempt
 from deliveries_app.sync.attempt import sync
-from deliveries_app.sync.lease import claim
+from deliveries_app.sync.claim import claim
 from docora.db.clock import from_now
 from tests.support.world import World
 

@@ -19,10 +19,10 @@ from deliveries_app.models import App, AppRepository, Status
 from deliveries_app.monitoring.counts import count_watches
 from deliveries_app.receiver import Notification
 from deliveries_app.services import resync_single
-from deliveries_app.sync import attempt
-from deliveries_app.sync import lease as leases
+from deliveries_app.sync import attempt, slots
 from deliveries_app.sync.attempt import MANY_FILES, sync
-from deliveries_app.sync.lease import Lease, claim
+from deliveries_app.sync.claim import claim
+from deliveries_app.sync.lease import Lease
 from docora import file_locks
 from docora.db.clock import from_now
 from docora.redis import queues
@@ -64,9 +64,9 @@ def claimed(watch: AppRepository) -> Lease:
 
 def rebalance(lease: Lease, in_flight: int) -> int:
     """Rebalance the lease at once and return its slots."""
-    lease.rebalance_at = 0.0
-    lease.rebalance(in_flight)
-    return lease.slots
+    lease.slots.rebalance_at = 0.0
+    lease.slots.rebalance(in_flight)
+    return lease.slots.count
 
 
 def queued() -> set[str]:
@@ -94,7 +94,7 @@ def test_three_workers_share_the_limit_of_an_app(world: World, slots: int) -> No
 def test_only_a_run_with_many_files_takes_more_than_half(
     world: World, files: int, used: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leases, "_REBALANCE_SECONDS", (60.0, 60.0))  # it ends before slots are shared again
+    monkeypatch.setattr(slots, "_REBALANCE_SECONDS", (60.0, 60.0))  # it ends before slots are shared again
     (watch,) = several(world, 1, files=files, slots=6)
     world.answer(lambda note: time.sleep(0.005))
     world.sync(watch)
@@ -117,7 +117,7 @@ def test_app_with_very_many_slots_uses_them_all_in_a_job(world: World) -> None:
 
 def test_each_claim_takes_half_of_the_free_slots(world: World) -> None:
     watches = several(world, 5)
-    assert [claimed(watch).slots for watch in watches[:4]] == [4, 2, 1, 1]
+    assert [claimed(watch).slots.count for watch in watches[:4]] == [4, 2, 1, 1]
     assert claim(watches[4].pk) is None
 
 
@@ -131,7 +131,7 @@ def test_watch_without_a_slot_stays_due_and_is_enqueued_when_one_is_free(world: 
     assert scheduling.enqueue_due() == 0
     holder.finish(next_sync_in=None)
     assert scheduling.enqueue_due() == 1
-    assert claimed(second).slots == 1
+    assert claimed(second).slots.count == 1
 
 
 def test_holder_returns_slots_and_gets_them_back(world: World) -> None:
@@ -145,7 +145,7 @@ def test_holder_returns_slots_and_gets_them_back(world: World) -> None:
     assert rebalance(holder, in_flight=4) == 4
     assert slots_of(first) == 4
     newcomer = claimed(second)
-    assert newcomer.slots == 2
+    assert newcomer.slots.count == 2
     assert rebalance(newcomer, in_flight=0) == 4
     newcomer.finish(next_sync_in=None)
     assert rebalance(holder, in_flight=4) == 8
@@ -159,7 +159,7 @@ def test_every_holder_has_at_least_one_slot(world: World) -> None:
     assert claim(watches[1].pk) is None
     assert claim(watches[2].pk) is None
     assert rebalance(holder, in_flight=0) == 1
-    assert claimed(watches[1]).slots == 1
+    assert claimed(watches[1]).slots.count == 1
     assert claim(watches[2].pk) is None
 
 
@@ -169,7 +169,7 @@ def test_slots_that_cannot_be_shared_evenly_are_all_used(world: World) -> None:
     for _ in range(2):  # what the first returns, the others can take
         for holder in holders:
             rebalance(holder, in_flight=0)
-    assert [holder.slots for holder in holders] == [3, 3, 2]
+    assert [holder.slots.count for holder in holders] == [3, 3, 2]
     holders[0].finish(next_sync_in=None)
     assert [rebalance(holder, in_flight=0) for holder in holders[1:]] == [4, 4]
 
@@ -178,14 +178,14 @@ def test_slots_of_a_dead_worker_expire_with_its_lease(world: World) -> None:
     first, second = several(world, 2)
     claimed(first)
     AppRepository.objects.filter(pk=first.pk).update(lease_until=F("created_at"))
-    assert claimed(second).slots == 4
+    assert claimed(second).slots.count == 4
 
 
 def test_apps_do_not_share_slots(world: World) -> None:
     (watch,) = several(world, 1)
     claimed(watch)
     _, other = world.watch(name="acme/gadgets", app=world.add_app("Other"))
-    assert claimed(other).slots == 4
+    assert claimed(other).slots.count == 4
 
 
 def test_slots_are_shared_during_a_long_fetch(world: World) -> None:

@@ -19,7 +19,7 @@ from deliveries_app.models import AppRepository, BulkOperation, DeliveryFailure,
 from deliveries_app.receiver import Answer, Notification
 from deliveries_app.scheduling import request_sync
 from deliveries_app.services import cancel_sync, resync_many, resync_single, retry_single
-from deliveries_app.sync.lease import claim
+from deliveries_app.sync.claim import claim
 from tests.support.audit import by_users, messages
 from tests.support.histories import assert_promise_kept, at_notification, in_doubt, kill_worker, refusing
 from tests.support.processes import in_threads, syncing

@@ -46,7 +46,8 @@ from deliveries_app.services import (
 from deliveries_app.sweep import cleanup
 from deliveries_app.sweep.cleanup import enqueue_clean_up, remove_ended
 from deliveries_app.sync import lease
-from deliveries_app.sync.lease import HOLD_AFTER_TIMEOUT, claim
+from deliveries_app.sync.claim import claim
+from deliveries_app.sync.lease import HOLD_AFTER_TIMEOUT
 from repositories_app import services as repositories
 from repositories_app.git.exceptions import GitError
 from repositories_app.git.url import parse_url

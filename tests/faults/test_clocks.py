@@ -32,8 +32,8 @@ from deliveries_app.sweep.wrong_times import correct_wrong_times
 from deliveries_app.sync import pace
 from deliveries_app.sync.attempt import sync
 from deliveries_app.sync.circuit import close_circuit, record_git_failure
+from deliveries_app.sync.claim import claim
 from deliveries_app.sync.events import new_notice
-from deliveries_app.sync.lease import claim
 from deliveries_app.sync.sender import Sender
 from deliveries_app.webhooks.endpoint_stats import last_acknowledged
 from repositories_app.git import errors as git_errors
@@ -348,8 +348,8 @@ def test_slot_requested_while_the_database_clock_was_ahead(world: World) -> None
     assert correct_wrong_times() == 1
     lease = claim(watch.pk)
     assert lease is not None
-    lease.rebalance(0, at_once=True)
-    assert lease.slots == world.app.max_in_flight
+    lease.slots.rebalance(0, at_once=True)
+    assert lease.slots.count == world.app.max_in_flight
 
 
 @pytest.mark.parametrize("is_corrected", [True, False])

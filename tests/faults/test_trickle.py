@@ -13,7 +13,7 @@ import pytest
 from deliveries_app.models import App, AppRepository, Delivery, Status
 from deliveries_app.sync import sender
 from deliveries_app.sync.attempt import sync
-from deliveries_app.sync.lease import claim
+from deliveries_app.sync.claim import claim
 from deliveries_app.webhooks import client as webhooks
 from docora.http.client import Request
 from repositories_app import services as repositories

@@ -88,7 +88,7 @@ from deliveries_app.services.watch_settings import change_watch
 from deliveries_app.sweep.cleanup import remove_ended
 from deliveries_app.sweep.head_checks import check_due
 from deliveries_app.sync.attempt import sync
-from deliveries_app.sync.lease import end_dead_leases
+from deliveries_app.sync.dead_processes import end_dead_leases
 from repositories_app.git import remote
 from repositories_app.git.exceptions import GitError
 from repositories_app.git.url import parse_url

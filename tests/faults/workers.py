@@ -18,9 +18,9 @@ from django.db import connection, connections
 from django.db.backends.signals import connection_created
 
 from deliveries_app.models import AppRepository
-from deliveries_app.sync import lease, pace, responses, sender
+from deliveries_app.sync import claim, dead_processes, lease, pace, responses, sender, slots
 from deliveries_app.sync.attempt import sync
-from deliveries_app.sync.lease import end_dead_leases
+from deliveries_app.sync.dead_processes import end_dead_leases
 from docora.db import clock
 from docora.db.connection import CONNECTION_ERRORS
 from docora.http.client import Request
@@ -51,6 +51,7 @@ def use_short_timeouts(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(sender, "HOLD_AFTER_TIMEOUT", HOLD)
     patch.setattr(responses, "HOLD_AFTER_TIMEOUT", HOLD)
     patch.setattr(lease, "HOLD_AFTER_TIMEOUT", HOLD)
+    patch.setattr(dead_processes, "HOLD_AFTER_TIMEOUT", HOLD)
     patch.setattr(pace, "_LONGEST_GAP", 0.1)  # a client that refuses at random is slowed down to this
 
 
@@ -101,7 +102,8 @@ class _Work:
     def begin(self) -> None:
         """Run in the worker's process."""
         real = clock.boot_seconds
-        clock.boot_seconds = lease.boot_seconds = lambda: real() + self.lost_seconds.value  # type: ignore[assignment]
+        for module in (clock, claim, lease, slots):
+            module.boot_seconds = lambda: real() + self.lost_seconds.value  # type: ignore[attr-defined]
         if self.fate and self.fate.in_statement:
             _Statements(self.fate, self.reached).install()
         worker._stopping.clear()
