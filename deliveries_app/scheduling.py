@@ -38,6 +38,8 @@ DUE_NOW: dict[str, Any] = {"request_count": F("request_count") + 1, "next_sync_a
 """The columns of a watch whose sync is requested. If an attempt is running, it notices the higher count and leaves the watch due."""
 AFRESH = {"generation": F("generation") + 1, "status": Status.PENDING, "retry_count": 0, **DUE_NOW}
 """The columns of a watch whose request also supersedes what a worker is doing (`engine.md` §3)."""
+RESYNC = {"resend_floor": F("generation") + 1, **AFRESH}
+"""The columns of a watch whose re-sync is requested: the floor rises to the new generation, so no row counts as delivered."""
 
 
 def request_sync(watches: AppRepositoryQuerySet, **changes: Any) -> list[int]:

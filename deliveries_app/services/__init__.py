@@ -24,8 +24,9 @@ from deliveries_app.services.drift import (
 from deliveries_app.services.onboarding import Onboarded, onboard_app
 from deliveries_app.services.requests import MAX_PACE, NotFound, Rollout
 from deliveries_app.services.resend import MAX_RESENT_AT_ONCE, resend_files, resend_many
-from deliveries_app.services.resync import continue_operation, resync_by_app, resync_many, resync_single
+from deliveries_app.services.resync import resync_by_app, resync_many, resync_single
 from deliveries_app.services.retry import NotFailed, retry_all, retry_by_app, retry_many, retry_single
+from deliveries_app.services.rollout import continue_operation
 from deliveries_app.services.watch_settings import change_watch, ensure_watched
 from deliveries_app.services.watching import (
     AlreadyWatched,

@@ -11,7 +11,7 @@ from django.db import InterfaceError, InternalError, OperationalError, Programmi
 from deliveries_app import scheduling
 from deliveries_app.monitoring import alerts
 from deliveries_app.progress import runs
-from deliveries_app.services import drift, resync
+from deliveries_app.services import drift, rollout
 from deliveries_app.sweep import cleanup, head_checks, retention
 from deliveries_app.sweep.wrong_times import correct_wrong_times
 from deliveries_app.sync.dead_processes import end_dead_leases
@@ -58,7 +58,7 @@ def _enqueue_due() -> int:
 
     Return the number of enqueued jobs.
     """
-    return int(_run(end_dead_leases, drift.maintain_checks, resync.release_due, scheduling.enqueue_due))
+    return int(_run(end_dead_leases, drift.maintain_checks, rollout.release_due, scheduling.enqueue_due))
 
 
 class _EnqueueDue:

@@ -13,7 +13,7 @@ from deliveries_app.models import App, AppRepository, BulkOperation, Outcome, Re
 from deliveries_app.progress import activity, live, runs
 from deliveries_app.progress.activity import Activity
 from deliveries_app.services import Rollout, cancel_operation, resync_by_app, resync_single, unwatch_repository
-from deliveries_app.services.resync import release_due
+from deliveries_app.services.rollout import release_due
 from docora.redis import live_counters
 from docora.redis.live_counters import Movement, _movement
 from tests.support.staff import make_app, make_watch, occupy, staff

@@ -16,7 +16,7 @@ from deliveries_app.admin.confirmation import ResyncForm
 from deliveries_app.models import App, AppRepository, BulkOperation, Outcome, SyncRun
 from deliveries_app.progress import runs
 from deliveries_app.services import change_app
-from deliveries_app.services.resync import release_due
+from deliveries_app.services.rollout import release_due
 from deliveries_app.webhooks import endpoint_stats
 from deliveries_app.webhooks.endpoint_stats import Latest
 from tests.support.receiver import Answer

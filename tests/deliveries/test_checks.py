@@ -17,7 +17,7 @@ from deliveries_app import scheduling
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Status, SyncRun
 from deliveries_app.progress import runs
-from deliveries_app.services import cancel_request, cancel_sync, resync, resync_single
+from deliveries_app.services import cancel_request, cancel_sync, resync_single, rollout
 from deliveries_app.sweep import head_checks, loop
 from deliveries_app.sweep.head_checks import check_due
 from docora.db.compiled import compiled
@@ -255,7 +255,7 @@ def fail_while_checking(client: HttpClient, meanwhile: Callable[[], None]) -> No
         (head_checks, "check_due", fail_while_checking),
         (runs, "close_abandoned_operations", fail),
         (loop, "end_dead_leases", fail),
-        (resync, "release_due", fail),
+        (rollout, "release_due", fail),
     ],
 )
 def test_sweep_continues_after_a_failure_in_one_part(

@@ -42,7 +42,7 @@ from deliveries_app.services import (
     retry_single,
     unwatch_repository,
 )
-from deliveries_app.services.resync import CANARY_SECONDS, release_due
+from deliveries_app.services.rollout import CANARY_SECONDS, release_due
 from deliveries_app.sweep.retention import prune
 from tests.support.audit import by_users
 from tests.support.processes import in_threads

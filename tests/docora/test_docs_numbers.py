@@ -19,7 +19,7 @@ from deliveries_app.monitoring.alerts.notify import _BASE_DELAY_SECONDS, GATHER_
 from deliveries_app.progress import runs
 from deliveries_app.receiver import notification
 from deliveries_app.reports import traffic
-from deliveries_app.services import resync, watching_many
+from deliveries_app.services import rollout, watching_many
 from deliveries_app.sync import attempt, events, lease, responses
 from deliveries_app.webhooks import endpoint_stats
 from docora import backoff
@@ -191,7 +191,7 @@ OF_THE_CODE: list[tuple[str, object, object]] = [
     ("Ten requests in a row got no response", 10, responses.DOUBT_AFTER),
     ("or three more files, if the app has no /ping", 3, responses.CONTROL_PATHS),
     ("growing pauses, up to an hour", 3600, backoff.MAX_WAIT_SECONDS),
-    ("failed or took more than 30 minutes", 30 * 60, resync.CANARY_SECONDS),
+    ("failed or took more than 30 minutes", 30 * 60, rollout.CANARY_SECONDS),
     (
         "For more than 10 apps or 1,000 repositories, you confirm by typing",
         (10, 1000),

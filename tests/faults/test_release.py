@@ -12,7 +12,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, BulkOperation, CanaryState, Outcome, SyncRun
 from deliveries_app.progress import runs
 from deliveries_app.services import Rollout, cancel_operation, continue_operation, resync_many, unwatch_repository
-from deliveries_app.services.resync import release_due
+from deliveries_app.services.rollout import release_due
 from tests.faults.conftest import MAX_IN_FLIGHT
 from tests.support.histories import assert_promise_kept
 from tests.support.processes import Daemons, forked, in_threads, reap

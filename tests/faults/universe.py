@@ -82,7 +82,7 @@ from deliveries_app.services.control import (
 )
 from deliveries_app.services.drift import maintain_checks
 from deliveries_app.services.keys import KeyRotationError, retire_old_key, start_key_rotation
-from deliveries_app.services.resync import release_due
+from deliveries_app.services.rollout import release_due
 from deliveries_app.services.tokens import rotate_app_token
 from deliveries_app.services.watch_settings import change_watch
 from deliveries_app.sweep.cleanup import remove_ended
