@@ -41,15 +41,20 @@ def delivery_rules_of(watch: AppRepository) -> DeliveryRules:
     )
 
 
-def all_rows(watch_pk: int) -> Iterator[Row]:
-    """Yield every row of the watch."""
-    last = ""
+def _all_pages[Item](page_after: Callable[[Item | None], list[Item]]) -> Iterator[Item]:
+    """Yield the rows of all pages. `page_after` returns at most `PAGE` rows after the given one, or the first ones."""
+    last: Item | None = None
     while True:
-        page = _page_after(watch_pk, last)
-        yield from map(_row, page)
+        page = page_after(last)
+        yield from page
         if len(page) < PAGE:
             return
-        last = page[-1][0]
+        last = page[-1]
+
+
+def all_rows(watch_pk: int) -> Iterator[Row]:
+    """Yield every row of the watch."""
+    return _all_pages(lambda last: list(map(_row, _page_after(watch_pk, last.path if last else ""))))
 
 
 @compiled
@@ -60,20 +65,15 @@ def _page_after(watch_pk: int, path: str) -> "QuerySet[Delivery, tuple[Any, ...]
 def rows_by_source(watch_pk: int) -> Iterator[SourceRow]:
     """Yield the rows that transforms produced, in byte order of their source paths."""
     transformed = Delivery.objects.filter(watch_id=watch_pk).exclude(source_path="").order_by("source_path", "path")
-    last: SourceRow | None = None
-    while True:
-        remaining = (
-            transformed.filter(
-                Q(source_path=last.source_path, path__gt=last.path) | Q(source_path__gt=last.source_path)
-            )
-            if last
-            else transformed
-        )
-        page = [SourceRow._make(values) for values in remaining.values_list(*SourceRow._fields)[:PAGE]]
-        yield from page
-        if len(page) < PAGE:
-            return
-        last = page[-1]
+
+    def page_after(last: SourceRow | None) -> list[SourceRow]:
+        rows = transformed
+        if last:
+            later = Q(source_path=last.source_path, path__gt=last.path) | Q(source_path__gt=last.source_path)
+            rows = rows.filter(later)
+        return [SourceRow._make(values) for values in rows.values_list(*SourceRow._fields)[:PAGE]]
+
+    return _all_pages(page_after)
 
 
 @compiled
@@ -129,14 +129,12 @@ def acknowledged_files(watch_pk: int, tick: Callable[[], None]) -> Iterator[Held
     """Yield every file the app acknowledged, in byte order of the paths. Call `tick` before each page of rows."""
     rows = Delivery.objects.filter(watch_id=watch_pk, acknowledged=True).order_by("path")
     columns = rows.values_list(*HeldFile._fields)
-    last = ""
-    while True:
+
+    def page_after(last: HeldFile | None) -> list[HeldFile]:
         tick()
-        page = list(map(HeldFile._make, columns.filter(path__gt=last)[:PAGE]))
-        yield from page
-        if len(page) < PAGE:
-            return
-        last = page[-1].path
+        return list(map(HeldFile._make, columns.filter(path__gt=last.path if last else "")[:PAGE]))
+
+    return _all_pages(page_after)
 
 
 def _row(values: tuple[Any, ...]) -> Row:
