@@ -30,7 +30,7 @@ from deliveries_app.services import host_checks, sign_ins
 from deliveries_app.services.drift import WAIT_SECONDS
 from deliveries_app.services.resend import MAX_RESENT, MAX_RESENT_AT_ONCE
 from deliveries_app.sync import drift, responses, sender
-from deliveries_app.sync.failed_attempts import KEPT_BYTES
+from deliveries_app.sync.failures import KEPT_BYTES
 from deliveries_app.webhooks.verify import MAX_LISTED
 from docora import __version__
 from docora.cli import commands

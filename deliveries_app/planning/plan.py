@@ -152,15 +152,17 @@ class Plan:
     - `left_out`: cause → number of files in the tree that are not sent.
     - `skipped`: those to list by path, at most `MAX_SKIPPED_LISTED`, and remarks on ignore patterns.
     - `retained`: paths that the app keeps while their transforms fail.
+    - `paths`: those that a fast plan covers (None: all paths).
     """
 
     files: int = 0
-    bytes: int = 0
+    size: int = 0
     tree_files: int = 0
     tree_bytes: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     skipped: list[Skipped] = field(default_factory=list)
     retained: list[str] = field(default_factory=list)
+    paths: list[bytes] | None = None
     _listed_bytes: int = 0
     _spools: dict[tuple[str, bool], Spool] = field(
         default_factory=lambda: {(kind, tried): Spool() for kind in PHASES for tried in (False, True)}
@@ -169,7 +171,7 @@ class Plan:
     def add(self, change: Change) -> None:
         self._spools[change.kind, change.attempts > 0].append(change)
         self.files += 1
-        self.bytes += change.size
+        self.size += change.size
 
     def skip(self, skipped: Skipped) -> None:
         self.left_out[skipped.cause] += 1

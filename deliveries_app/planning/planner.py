@@ -6,7 +6,6 @@ same, `.docoraignore` is not among the changed paths, and no transforms are acti
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from deliveries_app.models import AppRepository
 from deliveries_app.planning import delivery_rows
@@ -24,15 +23,6 @@ from repositories_app.mirror.mirror import MAX_DIFF_PATHS, BlobReader, Entry, Mi
 _TICK_EVERY = 200  # tree entries or rows
 
 
-@dataclass
-class Planned:
-    """A plan, its target commit, and the `paths` that a fast plan covers (None: all paths)."""
-
-    plan: Plan
-    head: Head
-    paths: list[bytes] | None
-
-
 def plan_to(
     head: Head,
     watch: AppRepository,
@@ -40,16 +30,15 @@ def plan_to(
     mirror: Mirror,
     reader: BlobReader,
     tick: git.Tick,
-) -> Planned:
+) -> Plan:
     """Return what to send to bring the app to `head`, and record the tree's totals as a snapshot.
 
     Raises `PlanRefused`.
     """
     if delivery_rules.transforms.problem:
         raise PlanRefused(delivery_rules.transforms.problem, "transform")
-    planned = _fast_plan(head, watch, delivery_rules, mirror, reader)
-    planned = planned or full_plan(head, watch, delivery_rules, mirror, reader, tick)
-    plan = planned.plan
+    plan = _fast_plan(head, watch, delivery_rules, mirror, reader)
+    plan = plan or full_plan(head, watch, delivery_rules, mirror, reader, tick)
     if (head.commit, plan.tree_files, plan.tree_bytes) != (watch.last_commit, watch.tree_files, watch.tree_bytes):
         repositories.record_snapshot(
             watch.repository,
@@ -59,7 +48,7 @@ def plan_to(
             plan.tree_bytes,
             for_all=not delivery_rules.has_patterns,
         )
-    return planned
+    return plan
 
 
 def full_plan(
@@ -69,7 +58,7 @@ def full_plan(
     mirror: Mirror,
     reader: BlobReader,
     tick: git.Tick,
-) -> Planned:
+) -> Plan:
     """Return a plan from the whole tree and every row."""
     rules = read_rules(reader, head.commit, delivery_rules)
     check_extent(reader, head.commit, tick)
@@ -83,12 +72,12 @@ def full_plan(
     else:
         fill(plan, entries, rows, delivery_rules)
     plan.skipped.extend(rules.ignored.problems)
-    return Planned(plan, head, None)
+    return plan
 
 
 def _fast_plan(
     head: Head, watch: AppRepository, delivery_rules: DeliveryRules, mirror: Mirror, reader: BlobReader
-) -> Planned | None:
+) -> Plan | None:
     """Plan only the paths that differ from the base commit, are in doubt or failed. Return None if a full plan is needed."""
     base = watch.base_commit
     if not base or watch.base_rules != delivery_rules.fingerprint or delivery_rules.transforms:
@@ -110,7 +99,8 @@ def _fast_plan(
     plan = make_plan(after, delivery_rows.rows_at(watch.pk, names), delivery_rules, rules.check)
     before = (entry for path in paths if (entry := pairs[path][0]))
     _complete_totals(plan, watch, before, delivery_rules, rules)
-    return Planned(plan, head, paths)
+    plan.paths = paths
+    return plan
 
 
 def _complete_totals(

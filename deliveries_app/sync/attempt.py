@@ -19,26 +19,24 @@ from django.db.models import F
 from django.db.models.functions import Least, Now
 
 from deliveries_app.models import AppRepository, Reason, SyncRun, new_run_id, root_causes
-from deliveries_app.models.apps import app_is_full
 from deliveries_app.models.root_causes import RootCause, SyncFailure
 from deliveries_app.models.runs import SWEEP
 from deliveries_app.planning import delivery_rows, quota
 from deliveries_app.planning.eligibility import REMARKS
 from deliveries_app.planning.plan import Plan, PlanRefused
-from deliveries_app.planning.planner import Planned, plan_to
+from deliveries_app.planning.planner import plan_to
 from deliveries_app.progress import runs
-from deliveries_app.sync import circuit, outcomes
+from deliveries_app.sync import circuit, failures, outcomes
+from deliveries_app.sync.channel import Channel
 from deliveries_app.sync.claim import claim
 from deliveries_app.sync.drift import run_check
-from deliveries_app.sync.endpoint_health import EndpointHealth
 from deliveries_app.sync.events import NoticeRefused, send_due, send_sync_completed, settle_completed
 from deliveries_app.sync.exceptions import EndpointDown, EndpointGone, Paused, RateLimited, SliceOver, Superseded
 from deliveries_app.sync.lease import HOLD_AFTER_TIMEOUT, Lease
-from deliveries_app.sync.recorder import Recorder, disown_failures, settle_lists
+from deliveries_app.sync.recorder import Recorder
 from deliveries_app.sync.sender import Sender
-from deliveries_app.webhooks.client import Destination, describe_outcome, info_of
-from deliveries_app.webhooks.keyring import Keyring, response_texts
-from deliveries_app.webhooks.payloads import Envelope
+from deliveries_app.sync.time_slice import TimeSlice
+from deliveries_app.webhooks.client import describe_outcome
 from docora.db.clock import from_now
 from docora.http.client import HttpClient
 from docora.security.crypto import DecryptionError, require_readable
@@ -57,15 +55,6 @@ logger = logging.getLogger(__name__)
 
 MANY_FILES = 100
 """A run with more files takes its share of the app's slots before it sends. For a smaller run, that is not worth it."""
-SLICE_SECONDS = 4.0
-SLICE_FACTOR = 10
-LONGEST_SLICE_SECONDS = 30.0
-"""How long a run sends before it makes way for another watch.
-
-It sends for `SLICE_SECONDS` or `SLICE_FACTOR` times the time it took to prepare, whichever is longer, but at most for
-`LONGEST_SLICE_SECONDS`. It has to prepare again later, which should cost little compared to sending. The fetch is not repeated.
-"""
-_WAITING_SECONDS = 1.0  # a watch that has been due for this long is waiting for a worker
 MIRROR_WAIT_SECONDS = 2.0
 """How long a run waits while another one fetches the same repository. Then it releases its watch."""
 BUSY_SECONDS = 2.0, 30.0
@@ -99,7 +88,11 @@ def sync(watch_pk: int, client: HttpClient | None = None, *, alone: bool = True)
 
 
 class Attempt:
-    """One claim on one watch, from its first request to its last record."""
+    """One claim on one watch, from its first request to its last record.
+
+    `run` makes the attempt: `_run` reads HEAD, `_sync_to` fetches and plans, `_deliver` sends, `_finish` records success.
+    An exception ends it early, and `_record_end` decides what that means.
+    """
 
     def __init__(self, lease: Lease, client: HttpClient | None) -> None:
         self.lease = lease
@@ -107,29 +100,27 @@ class Attempt:
         self.watch: AppRepository = lease.watch
         self.delivery_rules = delivery_rows.delivery_rules_of(self.watch)
         self.mirror: Mirror = repositories.mirror_of(self.watch.repository)
-        self.keyring = Keyring(self.watch.app)
         self.sync_run: SyncRun | None = None
         self.run_id = new_run_id()  # replaced by the id of the run that was requested, if there is one
         self.sender: Sender | None = None
         self.made_way = False
-        self._began_at = time.monotonic()
-        self._fetch_seconds = 0.0
+        self.time_slice = TimeSlice(lease)
         self._read_at = lease.clock.now()
-        self._next_slice_check = 0.0
 
     def run(self) -> None:
         """Make the attempt and record how it ended. Raises only `Superseded` and database errors."""
-        with self._open_client() as self.client:
+        with self._open_client() as client:
+            self.channel = Channel(client, self.lease, self._alive)
             try:
-                self._run_and_end()
+                self._run_and_record_end()
             except Superseded:
                 self._stop_superseded()
                 raise
             finally:
                 if self.sender is not None:
                     self.sender.close()
-                    # The sender refers to this attempt. Until Python collects both, they would keep the client open.
-                    self.sender = None
+                # Both refer to this attempt. Until Python collects all three, they would keep the client open.
+                del self.channel, self.sender
 
     @contextlib.contextmanager
     def _open_client(self) -> Iterator[HttpClient]:
@@ -142,72 +133,14 @@ class Attempt:
         finally:
             self._shared_client.reset()
 
-    def _run_and_end(self) -> None:
+    def _run_and_record_end(self) -> None:
         try:
             self._run()
-        except Interrupted:
-            self._drain(HAND_OVER_SECONDS)
-            self._postpone(0.0)
-            logger.info("handed_over")
-        except SliceOver:
-            self._drain(DRAIN_SECONDS)
-            self._postpone(0.0)
-            self.made_way = True
-            logger.info("made_way")
-        except MirrorBusy as busy:  # nothing is in flight
-            shortest, longest = BUSY_SECONDS
-            self._postpone(max(shortest, min(busy.held_for / BUSY_SHARE, longest)))
-            logger.info("mirror_busy")
-        except Paused:  # the run stays open and continues after the pause
-            self._drain(DRAIN_SECONDS)
-            self._postpone(0.0)
-            logger.info("sync_paused")
-        except GitError as error:
-            self._drain(DRAIN_SECONDS)
-            if error.no_connection:
-                self._give_attempt_back()
-            outcomes.git_failed(self.lease, error)
-        except PlanRefused as error:
-            self._close_circuit()  # the repository can be read
-            outcomes.failed(self.lease, SyncFailure(str(error), error.cause, _root_of(error)), permanent=True)
-        except NoticeRefused as error:
-            # Without a base, the next attempt sends the notice, which is still due.
-            fields: dict[str, Any] = {"files_failing": 0, "base_commit": "", "base_rules": ""}
-            if error.may_be_under_way:
-                fields["doubt_until"] = from_now(HOLD_AFTER_TIMEOUT)
-            if error.wait is None:
-                outcomes.failed(self.lease, error.failure, fields=fields)
-            else:
-                self._give_attempt_back()
-                outcomes.start_cooldown(self.lease, error.wait, error.failure, fields=fields)
-        except RateLimited as error:
-            self._drain(DRAIN_SECONDS)
-            self._give_attempt_back()
-            message = f"{self.recorder.last_message} Sending was put on hold for {format_seconds(error.seconds)}."
-            outcomes.start_cooldown(self.lease, error.seconds, self._failure(message))
-        except EndpointDown as error:
-            self._drain(DRAIN_SECONDS)
-            if error.is_certain:
-                self._give_attempt_back()
-            outcomes.endpoint_down(self.lease, self._endpoint_failure(error), counts=not error.is_certain)
-        except EndpointGone:
-            self._drain(DRAIN_SECONDS)
-            outcomes.endpoint_gone(self.lease)
-        except DecryptionError as error:
-            self._drain(DRAIN_SECONDS)
-            outcomes.failed(self.lease, root_causes.internal(str(error)), permanent=True)
-        except OSError as error:  # such as a full disk
-            logger.warning("machine_failed", extra={"cause": str(error)})
-            self._drain(DRAIN_SECONDS)
-            outcomes.failed(self.lease, root_causes.of_os_error(error))
         except (Superseded, DatabaseError, InterfaceError):
             raise
-        except Exception:
-            logger.exception("sync_failed_unexpectedly")
-            self._drain(DRAIN_SECONDS)
-            outcomes.failed(
-                self.lease, root_causes.internal("An internal error stopped the sync. Check the worker's log.")
-            )
+        except Exception as error:
+            self._drain(HAND_OVER_SECONDS if isinstance(error, Interrupted) else DRAIN_SECONDS)
+            self._record_end(error)
 
     def _run(self) -> None:
         self._adopt_newest_run()
@@ -217,44 +150,82 @@ class Attempt:
             message = "The worker died during every attempt. Check its memory and its log."
             outcomes.failed(self.lease, SyncFailure(message, "worker", RootCause.INTERNAL), permanent=True)
             return
-        require_readable(self.watch.github_token, *self.keyring.keys)
-        self._send_notices()
-        wait = self._circuit_seconds(self.sync_run)
+        require_readable(self.watch.github_token, *self.channel.keyring.keys)
+        reason = self.sync_run.reason if self.sync_run else Reason.CHANGE
+        send_due(self.channel, self.channel.envelope(self.run_id, reason))
+        wait = self._circuit_seconds()
         if wait:
             self._postpone(wait)
             logger.info("circuit_open", extra={"next_try_in": round(wait, 1)})
             return
+        head = self._read_head()
+        if head is None:
+            self._close_circuit()
+            outcomes.no_commit_yet(self.lease)
+            logger.info("no_commit_yet")
+            return
+        self._sync_and_repair_mirror(head)
+        self.mirror.repack_if_many(lambda: None, self.watch.repository.watches.watch_ids)
+
+    def _adopt_newest_run(self) -> None:
+        """Adopt the newest requested run, if there is one, and log its id from now on."""
+        open_runs = runs.open_runs(self.watch.pk, self.lease.generation)
+        self.sync_run = open_runs[0] if open_runs else None
+        if self.sync_run:
+            self.run_id = self.sync_run.run_id
+            structlog.contextvars.bind_contextvars(run_id=self.run_id)
+
+    def _circuit_seconds(self) -> float:
+        """Return for how many seconds the repository's open circuit holds this watch back.
+
+        The first attempt of a person's or an app's request is let through as a probe. Later ones are not, because refused
+        notices wake the watch again and again.
+        """
+        asked = self.sync_run is not None and self.sync_run.reason != Reason.CHANGE
+        if asked and self.watch.retry_count == 1:
+            return 0.0
+        return self.lease.circuit_seconds
+
+    def _read_head(self) -> Head | None:
+        """Ask the host for HEAD. Return None if the repository has no commit yet and the app holds no file of it."""
         watch = self.watch
         try:
             head = self._read_with_token(
                 lambda token: remote.ls_head(
-                    self.client, watch.github_url, token, self._alive, commit=watch.last_commit, ref=watch.ref
+                    self.channel.client, watch.github_url, token, self._alive, commit=watch.last_commit, ref=watch.ref
                 )
             )
         except NoCommit:
             if watch.last_commit or watch.deliveries.exists():
                 raise
-            self._close_circuit()
-            outcomes.no_commit_yet(self.lease)
-            logger.info("no_commit_yet")
-            return
+            return None
         self.lease.seen_commit = head.commit
         if watch.repository.is_private and not (watch.github_token or watch.github_app):
             repositories.record_privacy(watch.repository, is_private=False)  # it has just been read without a token
+        return head
+
+    def _read_with_token[T](self, call: Callable[[str], T]) -> T:
+        """Return `call` with the token that reads the repository: the watch's own, or one of the app's GitHub App."""
+        watch = self.watch
+        result = github.read(watch.github_app, watch.github_url, watch.github_token, call, self._alive)
+        self._read_at = self.lease.clock.now()
+        return result
+
+    def _sync_and_repair_mirror(self, head: Head) -> None:
+        """Sync to `head`. If the mirror is damaged, fetch it again and start over (`engine.md` §8)."""
         try:
-            self._sync_to(head, self.client)
+            self._sync_to(head, self.channel.client)
         except GitError as error:
             if error.cause is not Cause.CORRUPT:
                 raise
             self._drain(DRAIN_SECONDS)
-            self.mirror.drop_run(watch.watch_id)
-            if self.mirror.serves_others(watch.watch_id, head.commit, self._alive):
+            self.mirror.drop_run(self.watch.watch_id)
+            if self.mirror.serves_others(self.watch.watch_id, head.commit, self._alive):
                 raise git_errors.still_damaged(error) from None
             logger.warning("mirror_rebuilt", extra={"cause": str(error)})
-            disown_failures(self.lease)
+            failures.disown(self.lease)
             self.mirror.remove(self._alive, max_wait=MIRROR_WAIT_SECONDS)
             self._sync_with_new_mirror(head)
-        self.mirror.repack_if_many(lambda: None, watch.repository.watches.watch_ids)
 
     def _sync_with_new_mirror(self, head: Head) -> None:
         try:
@@ -265,41 +236,20 @@ class Attempt:
             self.mirror.note_unreadable(head.commit)
             raise git_errors.still_damaged(error) from None
 
-    def _send_notices(self) -> None:
-        reason = self.sync_run.reason if self.sync_run else Reason.CHANGE
-        envelope = Envelope(self.watch.app.app_id, self.run_id, reason)
-        send_due(self.client, self.lease, envelope, self.keyring, self._alive)
-
     def _sync_to(self, head: Head, client: HttpClient | None) -> None:
+        """Fetch and plan, then send what the plan contains. Without a `client`, git fetches."""
         with self.mirror.in_use(self._alive, max_wait=MIRROR_WAIT_SECONDS), self.mirror.blobs() as reader:
-            fetch_began = time.monotonic()
-            commit = self._read_with_token(
-                lambda token: self.mirror.fetch(
-                    self.watch.github_url,
-                    token,
-                    head.commit,
-                    self.watch.watch_id,
-                    timeout=settings.FETCH_TIMEOUT_SECONDS,
-                    tick=self._alive,
-                    name=head.name,
-                    client=client,
-                    max_wait=MIRROR_WAIT_SECONDS,
-                )
-            )
-            self._fetch_seconds = time.monotonic() - fetch_began
-            logger.info("fetched", extra={"commit": commit})
+            head = self._fetch(head, client)
             # A tag may name anything. That isn't damage, for which the mirror would be rebuilt.
-            if is_tag(head.name) and commit != self.watch.base_commit and not reader.is_commit(commit):
+            if is_tag(head.name) and head.commit != self.watch.base_commit and not reader.is_commit(head.commit):
                 raise git_errors.not_a_commit(head.name)
-            target = self._target(commit)
-            if self.watch.target != target and self.lease.doubt_seconds:
+            is_same_target = self.watch.target == self._target(head.commit)
+            if self.lease.doubt_seconds and not is_same_target:
                 self._wait_until_processed()
                 return
-            head = replace(head, commit=commit)
-            planned = plan_to(head, self.watch, self.delivery_rules, self.mirror, reader, self._alive)
-            plan = planned.plan
-            logger.info("planned", extra={"files": plan.files, "bytes": plan.bytes, "left_out": plan.left_out.total()})
-            try:
+            plan = plan_to(head, self.watch, self.delivery_rules, self.mirror, reader, self._alive)
+            logger.info("planned", extra={"files": plan.files, "bytes": plan.size, "left_out": plan.left_out.total()})
+            with contextlib.closing(plan):
                 if self.lease.doubt_seconds and plan.repeats_deletes:
                     self._wait_until_processed()
                     return
@@ -308,18 +258,37 @@ class Attempt:
                 repository = self.watch.repository
                 if repository.consecutive_failures and repository.last_error_cause != Cause.CORRUPT:
                     self._close_circuit()
-                # An app that turned on `sync_completed` gets it for each commit, even if no file differs. Without a
-                # base, or if files failed, the last run did not send its notice.
-                is_complete = self.watch.base_commit and not self.watch.files_failing
-                is_notified = is_complete and self.watch.last_commit == commit
-                owes_notice = self.watch.app.send_sync_completed and not is_notified
-                if plan.files or self.sync_run or owes_notice:
-                    self._deliver(planned, target, reader)
-                else:
-                    self._check_for_differences(commit)
-                    self._finish(planned, None)
-            finally:
-                plan.close()
+                if plan.files or self.sync_run or self._owes_notice(head.commit):
+                    self._deliver(head, plan, reader, is_same_target=is_same_target)
+                    return
+                if self.lease.had_check:  # nothing is in doubt
+                    run_check(self.channel, head.commit, self.run_id)
+                self._finish(head, plan, None)
+
+    def _fetch(self, head: Head, client: HttpClient | None) -> Head:
+        """Fetch the commit into the mirror. Return `head` with the commit that the host served."""
+        began_at = time.monotonic()
+        commit = self._read_with_token(
+            lambda token: self.mirror.fetch(
+                self.watch.github_url,
+                token,
+                head.commit,
+                self.watch.watch_id,
+                timeout=settings.FETCH_TIMEOUT_SECONDS,
+                tick=self._alive,
+                name=head.name,
+                client=client,
+                max_wait=MIRROR_WAIT_SECONDS,
+            )
+        )
+        self.time_slice.fetch_seconds = time.monotonic() - began_at
+        logger.info("fetched", extra={"commit": commit})
+        return replace(head, commit=commit)
+
+    def _target(self, commit: str) -> str:
+        """Return a hash of everything that decides what is sent. The same hash means the same notification for each path."""
+        text = f"{commit}|{self.lease.generation}|{self.delivery_rules.fingerprint}"
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def _wait_until_processed(self) -> None:
         """Postpone the attempt until the app can no longer be processing requests that it has not answered."""
@@ -327,124 +296,56 @@ class Attempt:
         self._postpone(wait)
         logger.info("waits_until_processed", extra={"next_try_in": round(wait, 1)})
 
-    def _check_for_differences(self, commit: str) -> None:
-        """Run the requested check, if there is one. There is nothing to send, so nothing is in doubt."""
-        if self.lease.had_check:
-            run_check(self.client, self.lease, commit, self.run_id, self.keyring, self._alive)
+    def _owes_notice(self, commit: str) -> bool:
+        """Return whether the app wants `sync_completed` and has not got it for this commit, even if no file differs.
 
-    def _read_with_token[T](self, call: Callable[[str], T]) -> T:
-        """Return `call` with the token that reads the repository: the watch's own, or one of the app's GitHub App."""
-        watch = self.watch
-        result = github.read(watch.github_app, watch.github_url, watch.github_token, call, self._alive)
-        self._read_at = self.lease.clock.now()
-        return result
+        Without a base, or if files failed, the last run did not send its notice.
+        """
+        is_complete = self.watch.base_commit and not self.watch.files_failing
+        is_notified = is_complete and self.watch.last_commit == commit
+        return self.watch.app.send_sync_completed and not is_notified
 
-    def _target(self, commit: str) -> str:
-        """Return a hash of everything that decides what is sent. The same hash means the same notification for each path."""
-        text = f"{commit}|{self.lease.generation}|{self.delivery_rules.fingerprint}"
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def _deliver(self, planned: Planned, target: str, reader: BlobReader) -> None:
-        plan = planned.plan
+    def _deliver(self, head: Head, plan: Plan, reader: BlobReader, *, is_same_target: bool) -> None:
+        """Send the plan in the requested run or a new one, and end the attempt. `is_same_target`: as the last attempt's."""
+        commit = head.commit
         remarks = [(cause, count) for cause, count in self.watch.left_out.items() if cause in REMARKS]
         unequal = {"base_commit": "", "base_rules": "", **delivery_rows.tree_fields(plan, remarks)}
         with transaction.atomic():
             is_reserved = quota.has_file_quota(self.watch.app) and quota.require_room(self.watch, plan)
             reserved = unequal if is_reserved else {}
-            self.lease.extend(target=target, **reserved, **self._new_series(plan, target))
+            # With the same target, a process that died may have tried these files already.
+            series = {} if is_same_target else self._new_series(plan)
+            self.lease.extend(target=self._target(commit), **reserved, **series)
             self._give_attempt_back()  # it was counted before the mirror was rebuilt
             # Look again: a retry may have replaced the run while git was read. This attempt is then for the retry.
             self._adopt_newest_run()
             run = self.sync_run = self.sync_run or self._new_run()
-            runs.set_totals(run, files=plan.files, size=plan.bytes, left_out=plan.left_out, commit=planned.head.commit)
-        recorder = Recorder(self.lease, run, had_failures=self.lease.had_listed, on_first=unequal)
-        self.recorder = recorder
-        destination = self._destination(planned.head, run)
+            runs.set_totals(run, files=plan.files, size=plan.size, left_out=plan.left_out, commit=commit)
+        self.recorder = Recorder(self.lease, run, on_first=unequal)
+        envelope = self.channel.envelope(run.run_id, run.reason)
         self.sender = Sender(
-            self.client, self.mirror, reader, self.lease, recorder, destination, self.delivery_rules, self._alive,
-            self._slice_is_over, EndpointHealth(self.client, self.watch.app, self.keyring, self._alive),
-        )  # fmt: skip
-        self._next_slice_check = time.monotonic() + self._slice_seconds
+            self.channel, self.mirror, reader, self.recorder, self.delivery_rules, commit, envelope, self.time_slice
+        )
+        self.time_slice.start_sending()
         logger.info("sending", extra=runs.log_fields(run))
         if plan.files > MANY_FILES:
             self.lease.slots.rebalance(0, at_once=True)
         self.sender.send(plan)
-        self.sync_run = recorder.run
-        logger.info("sent", extra={"acknowledged": self.sync_run.files_done, "failed": recorder.failed_count})
-        if self.watch.app.send_sync_completed and not recorder.failed_count:
-            send_sync_completed(self.client, self.lease, destination, plan.tree_files, self._alive)
-        self._finish(planned, recorder)
+        self.sync_run, failed = self.recorder.run, self.recorder.failed_count
+        logger.info("sent", extra={"acknowledged": self.sync_run.files_done, "failed": failed})
+        if self.watch.app.send_sync_completed and not failed:
+            send_sync_completed(self.channel, commit, envelope, plan.tree_files)
+        self._finish(head, plan, self.recorder)
 
-    def _new_series(self, plan: Plan, target: str) -> dict[str, Any]:
+    def _new_series(self, plan: Plan) -> dict[str, Any]:
         """Return the watch's columns that begin a new series of attempts, if the plan has files that were not tried before.
 
         Otherwise a file that always fails would use up the attempts of newer files.
         """
-        # With the same target, a process that died may have tried these files already.
-        if self.watch.target == target or not plan.has_untried:
+        if not plan.has_untried:
             return {}
         self.watch.retry_count = 1
         return {"retry_count": Least(F("retry_count"), 1)}  # a person may have set it to 0 meanwhile
-
-    def _finish(self, planned: Planned, recorder: Recorder | None) -> None:
-        commit = planned.head.commit
-        fields: dict[str, Any] = {
-            "last_commit": commit,
-            "branch": planned.head.branch,
-            "base_commit": commit,
-            "base_rules": self.delivery_rules.fingerprint,
-            **delivery_rows.tree_fields(planned.plan, delivery_rows.count_remarks(self.watch.pk)),
-        }
-        if self.watch.last_commit not in ("", commit):
-            fields["moved_at"] = Now()
-        self.mirror.keep_base(self.watch.watch_id, commit)
-        self._close_circuit()
-        with transaction.atomic():
-            self._end(fields, recorder)
-            if self.sync_run:
-                runs.set_left_out(self.sync_run, fields["left_out"])
-            settle_completed(self.lease)
-            skipped = planned.plan.skipped
-            if self.lease.had_listed or skipped or (recorder and recorder.failed_count):
-                settle_lists(self.watch, skipped, among=planned.paths, now=self.lease.clock.now())
-
-    def _end(self, fields: dict[str, Any], recorder: Recorder | None) -> None:
-        if recorder is None or not recorder.failed_count:
-            again = self._lag_seconds(fields["last_commit"])
-            waits = self.sync_run is not None and self.lease.had_check  # for an attempt that has nothing to send
-            outcomes.succeeded(self.lease, fields, next_sync_in=0.0 if waits else again)
-            return
-        count = recorder.failed_count
-        latest = "The latest error: " if recorder.failures_differ else ""
-        message = f"{counted(count, 'file', 'files')} couldn't be delivered. {latest}{recorder.last_message}"
-        outcomes.failed(
-            self.lease,
-            self._failure(message),
-            min_delay=recorder.longest_hold,
-            fields=fields | {"files_failing": count},
-        )
-
-    def _lag_seconds(self, commit: str) -> float | None:
-        """Return the seconds until the next sync if the host has named one commit and served another, otherwise None."""
-        if commit == self.lease.seen_commit:
-            return None
-        logger.info("host_lags", extra={"commit": commit})
-        return LAG_SECONDS[commit == self.watch.last_commit]
-
-    def _failure(self, message: str) -> SyncFailure:
-        """Return a failure with this message and the cause of the run's last failed file."""
-        last = self.recorder.last_failure
-        assert last is not None
-        root = root_causes.of_delivery(last.cause, last.status)
-        return SyncFailure(message, last.cause, root, last.status, response_texts(self.watch.app, [last.body])[0])
-
-    def _endpoint_failure(self, error: EndpointDown) -> SyncFailure:
-        if self.recorder.last_failure:
-            return self._failure(f"The app's endpoint is down. {self.recorder.last_message}")
-        assert error.answer is not None  # nothing was sent but a ping
-        cause, status = error.answer.cause or "http", error.answer.status
-        message = f"The app's endpoint is down. {describe_outcome(error.answer)}"
-        return SyncFailure(message, str(cause), root_causes.of_delivery(cause, status), status)
 
     def _new_run(self) -> SyncRun:
         """Return an unsaved run for the first commit, for a change, or for a retry of failed files.
@@ -461,58 +362,120 @@ class Attempt:
         run.run_id = self.run_id
         return run
 
-    def _adopt_newest_run(self) -> None:
-        """Adopt the newest requested run, if there is one, and log its id from now on."""
-        open_runs = runs.open_runs(self.watch.pk, self.lease.generation)
-        self.sync_run = open_runs[0] if open_runs else None
-        if self.sync_run:
-            self.run_id = self.sync_run.run_id
-            structlog.contextvars.bind_contextvars(run_id=self.run_id)
+    def _finish(self, head: Head, plan: Plan, recorder: Recorder | None) -> None:
+        """Record an attempt that tried its whole plan. `recorder` is None if there was nothing to send."""
+        commit = head.commit
+        fields: dict[str, Any] = {
+            "last_commit": commit,
+            "branch": head.branch,
+            "base_commit": commit,
+            "base_rules": self.delivery_rules.fingerprint,
+            **delivery_rows.tree_fields(plan, delivery_rows.count_remarks(self.watch.pk)),
+        }
+        if self.watch.last_commit not in ("", commit):
+            fields["moved_at"] = Now()
+        self.mirror.keep_base(self.watch.watch_id, commit)
+        self._close_circuit()
+        failed_count = recorder.failed_count if recorder else 0
+        with transaction.atomic():
+            if recorder and failed_count:
+                self._record_failed_files(recorder, fields)
+            else:
+                again = self._lag_seconds(commit)
+                waits = self.sync_run is not None and self.lease.had_check  # for an attempt that has nothing to send
+                outcomes.succeeded(self.lease, fields, next_sync_in=0.0 if waits else again)
+            if self.sync_run:
+                runs.set_left_out(self.sync_run, fields["left_out"])
+            settle_completed(self.lease)
+            if self.lease.had_listed or plan.skipped or failed_count:
+                failures.settle_lists(self.watch, plan.skipped, among=plan.paths, now=self.lease.clock.now())
 
-    def _destination(self, head: Head, run: SyncRun) -> Destination:
-        envelope = Envelope(self.watch.app.app_id, run.run_id, run.reason)
-        return Destination(
-            self.watch.app.base_url, info_of(self.watch), head.commit, self.watch.watch_id, envelope, self.keyring
+    def _record_failed_files(self, recorder: Recorder, fields: dict[str, Any]) -> None:
+        count = recorder.failed_count
+        latest = "The latest error: " if recorder.failures_differ else ""
+        message = f"{counted(count, 'file', 'files')} couldn't be delivered. {latest}{recorder.last_message}"
+        outcomes.failed(
+            self.lease,
+            recorder.sync_failure(message),
+            min_delay=recorder.longest_hold,
+            fields=fields | {"files_failing": count},
         )
 
-    def _circuit_seconds(self, run: SyncRun | None) -> float:
-        """Return for how many seconds the repository's open circuit holds this watch back.
-
-        The first attempt of a person's or an app's request is let through as a probe. Later ones are not, because refused
-        notices wake the watch again and again.
-        """
-        asked = run is not None and run.reason != Reason.CHANGE
-        if asked and self.watch.retry_count == 1:
-            return 0.0
-        return self.lease.circuit_seconds
+    def _lag_seconds(self, commit: str) -> float | None:
+        """Return the seconds until the next sync if the host has named one commit and served another, otherwise None."""
+        if commit == self.lease.seen_commit:
+            return None
+        logger.info("host_lags", extra={"commit": commit})
+        return LAG_SECONDS[commit == self.watch.last_commit]
 
     def _close_circuit(self) -> None:
         circuit.close_circuit(self.watch.repository, but=self.watch, read_at=self._read_at)
 
-    @property
-    def _slice_seconds(self) -> float:
-        """For how long this run may send before it makes way."""
-        prepared_in = time.monotonic() - self._began_at - self._fetch_seconds
-        return max(SLICE_SECONDS, min(SLICE_FACTOR * prepared_in, LONGEST_SLICE_SECONDS))
+    def _record_end(self, error: Exception) -> None:
+        """Record what ended the attempt before it had tried its whole plan. Nothing is in flight."""
+        match error:
+            case Interrupted():
+                self._postpone(0.0)
+                logger.info("handed_over")
+            case SliceOver():
+                self._postpone(0.0)
+                self.made_way = True
+                logger.info("made_way")
+            case Paused():  # the run stays open and continues after the pause
+                self._postpone(0.0)
+                logger.info("sync_paused")
+            case MirrorBusy():
+                shortest, longest = BUSY_SECONDS
+                self._postpone(max(shortest, min(error.held_for / BUSY_SHARE, longest)))
+                logger.info("mirror_busy")
+            case GitError():
+                if error.no_connection:
+                    self._give_attempt_back()
+                outcomes.git_failed(self.lease, error)
+            case PlanRefused():
+                self._close_circuit()  # the repository can be read
+                root = RootCause.QUOTA if error.cause == quota.CAUSE else RootCause.RULES
+                outcomes.failed(self.lease, SyncFailure(str(error), error.cause, root), permanent=True)
+            case NoticeRefused():
+                self._record_refused_notice(error)
+            case RateLimited():
+                self._give_attempt_back()
+                message = f"{self.recorder.last_message} Sending was put on hold for {format_seconds(error.seconds)}."
+                outcomes.start_cooldown(self.lease, error.seconds, self.recorder.sync_failure(message))
+            case EndpointDown():
+                if error.is_certain:
+                    self._give_attempt_back()
+                outcomes.endpoint_down(self.lease, self._endpoint_failure(error), counts=not error.is_certain)
+            case EndpointGone():
+                outcomes.endpoint_gone(self.lease)
+            case DecryptionError():
+                outcomes.failed(self.lease, root_causes.internal(str(error)), permanent=True)
+            case OSError():  # such as a full disk
+                logger.warning("machine_failed", extra={"cause": str(error)})
+                outcomes.failed(self.lease, root_causes.of_os_error(error))
+            case _:
+                logger.error("sync_failed_unexpectedly", exc_info=error)
+                message = "An internal error stopped the sync. Check the worker's log."
+                outcomes.failed(self.lease, root_causes.internal(message))
 
-    def _slice_is_over(self) -> bool:
-        """Return whether this attempt's slice is over and another watch waits for it to end. Check once a second.
+    def _record_refused_notice(self, error: NoticeRefused) -> None:
+        # Without a base, the next attempt sends the notice, which is still due.
+        fields: dict[str, Any] = {"files_failing": 0, "base_commit": "", "base_rules": ""}
+        if error.may_be_under_way:
+            fields["doubt_until"] = from_now(HOLD_AFTER_TIMEOUT)
+        if error.wait is None:
+            outcomes.failed(self.lease, error.failure, fields=fields)
+        else:
+            self._give_attempt_back()
+            outcomes.start_cooldown(self.lease, error.wait, error.failure, fields=fields)
 
-        That is a watch of another app, or one of this app that gets no slot.
-        """
-        now = time.monotonic()
-        if now < self._next_slice_check:
-            return False
-        self._next_slice_check = now + _WAITING_SECONDS
-        due = AppRepository.objects.due().free().exclude(app_is_full()).exclude(app=self.watch.app)
-        is_waiting = due.filter(next_sync_at__lt=from_now(-_WAITING_SECONDS)).exists()
-        return is_waiting or self.lease.slots.watches_without_slot().exists()
-
-    def _alive(self) -> None:
-        if stopping():
-            raise Interrupted
-        self._extend_if_due()
-        self.lease.slots.rebalance(self.client.in_flight)
+    def _endpoint_failure(self, error: EndpointDown) -> SyncFailure:
+        if self.recorder.last_failure:
+            return self.recorder.sync_failure(f"The app's endpoint is down. {self.recorder.last_message}")
+        assert error.answer is not None  # nothing was sent but a ping
+        cause, status = error.answer.cause or "http", error.answer.status
+        message = f"The app's endpoint is down. {describe_outcome(error.answer)}"
+        return SyncFailure(message, str(cause), root_causes.of_delivery(cause, status), status)
 
     def _drain(self, seconds: float) -> None:
         """Wait for the requests in flight and record their results."""
@@ -532,6 +495,13 @@ class Attempt:
         if self.sender and self.sync_run:
             runs.give_attempt_back(self.sync_run)
 
+    def _alive(self) -> None:
+        """Extend the lease and take the share of the slots when due. Raises if the attempt has to stop."""
+        if stopping():
+            raise Interrupted
+        self._extend_if_due()
+        self.lease.slots.rebalance(self.channel.client.in_flight)
+
     def _extend_if_due(self) -> None:
         if self.lease.extension_is_due:
             self.lease.extend()
@@ -545,7 +515,3 @@ class Attempt:
 
         is_clean = self.sender is None or self.sender.drain(DRAIN_SECONDS, record=False, on_wait=keep_alive)
         self.lease.release(in_doubt=not is_clean)
-
-
-def _root_of(error: PlanRefused) -> RootCause:
-    return RootCause.QUOTA if error.cause == quota.CAUSE else RootCause.RULES

@@ -8,7 +8,6 @@ import hashlib
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
 
 from django.conf import settings
 
@@ -16,8 +15,8 @@ from deliveries_app.models.deliveries import Kind
 from deliveries_app.planning.eligibility import remark_on
 from deliveries_app.planning.plan import Change, DeliveryRules
 from deliveries_app.planning.transforms import SourceFile, TransformFailed
-from deliveries_app.sync.recorder import Failure, Notification
-from deliveries_app.webhooks.payloads import Chunk, RepositoryInfo, chunk_count, cut_base64, file_body
+from deliveries_app.sync.notification import Failure, Notification
+from deliveries_app.webhooks.payloads import Chunk, chunk_count, cut_base64
 from repositories_app.mirror.mirror import BlobReader, Mirror
 
 BLOCK_BYTES = 8_000_000  # of small files' contents in one block
@@ -51,53 +50,42 @@ def read_block(
     fail: Callable[[Change, Failure], None],
 ) -> list[Notification]:
     """Return one notification for each change, in the same order. Changes whose transforms fail are passed to `fail`."""
-    if delivery_rules.transforms:
-        return list(_read_transformed(changes, reader, delivery_rules, tick, fail))
-    contents = reader.read(_small_blobs(changes))
+    transforms = delivery_rules.transforms
+    contents = reader.read(_blobs_to_read(changes, delivery_rules))
     notifications = []
     for change in changes:
         if change.kind == Kind.DELETE:
-            made = Notification(change, "", change.sha, 0, None)
-        elif is_large(change.size):
-            made = Notification(change, delivery_rules.source_key(change.blob), "", change.size, None)
-        else:
-            made = _notification(change, next(contents), delivery_rules)
-        notifications.append(made)
-    for made in notifications:
-        if not made.sha:  # large files come last, when the pipe holds no other answers
-            made.sha, made.remark = _hash(reader, made.change, tick)
+            notifications.append(Notification(change, "", change.sha, 0, None))
+            continue
+        if not transforms and is_large(change.size):
+            notifications.append(Notification(change, delivery_rules.source_key(change.blob), "", change.size, None))
+            continue
+        content = next(contents)
+        if transforms:
+            tick()
+            try:
+                content = _transformed(change, content, delivery_rules)
+            except TransformFailed as error:
+                fail(change, Failure("transform", str(error)))
+                continue
+        notifications.append(_notification(change, content, delivery_rules))
+    for notification in notifications:
+        if not notification.sha:  # large files come last, when the pipe holds no other answers
+            notification.sha, notification.remark = _hash(reader, notification.change, tick)
     return notifications
 
 
 def prefetch(changes: Sequence[Change], reader: BlobReader, delivery_rules: DeliveryRules) -> None:
     """Request what `read_block` reads next, so that git unpacks it while the previous block is sent."""
     if not delivery_rules.transforms:
-        reader.prefetch(_small_blobs(changes))
+        reader.prefetch(_blobs_to_read(changes, delivery_rules))
 
 
-def _small_blobs(changes: Sequence[Change]) -> list[str]:
+def _blobs_to_read(changes: Sequence[Change], delivery_rules: DeliveryRules) -> list[str]:
+    """Return the blobs whose contents `read_block` keeps in memory. Without transforms, large files are only hashed."""
+    if delivery_rules.transforms:
+        return [change.blob for change in changes if change.blob]
     return [change.blob for change in changes if change.blob and not is_large(change.size)]
-
-
-def _read_transformed(
-    changes: Sequence[Change],
-    reader: BlobReader,
-    delivery_rules: DeliveryRules,
-    tick: Callable[[], None],
-    fail: Callable[[Change, Failure], None],
-) -> Iterator[Notification]:
-    contents = reader.read([change.blob for change in changes if change.kind != Kind.DELETE])
-    for change in changes:
-        if change.kind == Kind.DELETE:
-            yield Notification(change, "", change.sha, 0, None)
-            continue
-        tick()
-        try:
-            content = _transformed(change, next(contents), delivery_rules)
-        except TransformFailed as error:
-            fail(change, Failure("transform", str(error)))
-        else:
-            yield _notification(change, content, delivery_rules)
 
 
 def _transformed(change: Change, content: bytes, delivery_rules: DeliveryRules) -> bytes:
@@ -179,11 +167,6 @@ class ChunkedFile:
         self.index += 1
         self.chunk = Chunk(self._id, self.index, self.total, next(self._pieces))
         return self.chunk
-
-    def body(self, repository: RepositoryInfo, commit: str, moment: datetime) -> bytes:
-        item = self._notification
-        previous = item.change.previous_sha
-        return file_body(repository, item.change.path, item.sha, item.size, self.chunk, commit, moment, previous)
 
     def close(self) -> None:
         self._reader.close()

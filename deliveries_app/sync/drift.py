@@ -5,7 +5,6 @@ The check runs in an attempt that found nothing to send. So nothing is in doubt,
 
 import logging
 import time
-from collections.abc import Callable
 
 from django.db import DatabaseError, InterfaceError, transaction
 from django.db.models import F
@@ -14,18 +13,17 @@ from django.db.models.functions import Now
 from deliveries_app.models import AppRepository, DriftCheck, DriftFile, DriftState
 from deliveries_app.models.drift import DriftCheckQuerySet
 from deliveries_app.planning import delivery_rows
+from deliveries_app.sync.channel import Channel
 from deliveries_app.sync.endpoint_health import record_up
 from deliveries_app.sync.events import held_tree
 from deliveries_app.sync.exceptions import Paused, Superseded
-from deliveries_app.sync.lease import Lease
 from deliveries_app.sync.responses import SHORTEST_WAIT
-from deliveries_app.webhooks.client import asked_to_wait, describe_outcome, info_of, post_signed
-from deliveries_app.webhooks.keyring import Keyring
-from deliveries_app.webhooks.payloads import VERIFY_REASON, Envelope, endpoint, verify_fields, webhook_id
+from deliveries_app.webhooks.client import asked_to_wait, describe_outcome
+from deliveries_app.webhooks.payloads import VERIFY_REASON, Envelope, verify_fields
 from deliveries_app.webhooks.verify import MAX_ANSWER_BYTES, MAX_ENTRIES, Comparison, Page, Unusable, read_page
 from docora.backoff import backoff
 from docora.db.clock import boot_seconds
-from docora.http.client import HttpClient, Outcome
+from docora.http.client import Outcome
 from docora.text import format_seconds
 from repositories_app.git.exceptions import Interrupted
 
@@ -51,19 +49,16 @@ class _MadeWay(Exception):
     """A sync was requested meanwhile, another watch of the app needs the slot, or the check was cancelled."""
 
 
-def run_check(
-    client: HttpClient, lease: Lease, commit: str, run_id: str, keyring: Keyring, alive: Callable[[], None]
-) -> None:
+def run_check(channel: Channel, commit: str, run_id: str) -> None:
     """Run the watch's open check, if there is one.
 
     The check makes way for a sync that is requested meanwhile, also of another watch if the app has no slot left, and ends with
     the attempt. In all cases it is queued again.
     """
-    check = DriftCheck.objects.open().filter(watch=lease.watch).first()
+    check = DriftCheck.objects.open().filter(watch=channel.lease.watch).first()
     if check is None:
         return
-    envelope = Envelope(lease.watch.app.app_id, run_id, VERIFY_REASON)
-    running = _Check(client, lease, commit, envelope, keyring, alive, check)
+    running = _Check(channel, check, commit, channel.envelope(run_id, VERIFY_REASON))
     try:
         running.run()
     except _MadeWay:
@@ -78,20 +73,9 @@ def run_check(
 
 
 class _Check:
-    def __init__(
-        self,
-        client: HttpClient,
-        lease: Lease,
-        commit: str,
-        envelope: Envelope,
-        keyring: Keyring,
-        alive: Callable[[], None],
-        check: DriftCheck,
-    ) -> None:
-        self._client, self._lease, self._commit, self._envelope = client, lease, commit, envelope
-        self._keyring, self._attempt_alive, self._check = keyring, alive, check
-        self._url = endpoint(lease.watch.app.base_url, "verify")
-        self._info = info_of(lease.watch)
+    def __init__(self, channel: Channel, check: DriftCheck, commit: str, envelope: Envelope) -> None:
+        self._channel, self._check, self._commit, self._envelope = channel, check, commit, envelope
+        self._lease = channel.lease
         self._limit = MAX_ENTRIES
         self._asked_at = boot_seconds()
         self._not_before = 0.0  # monotonic
@@ -176,12 +160,10 @@ class _Check:
         number = self._lease.reserve_sequences(1)
         with transaction.atomic():
             self._lease.extend()
-        fields = verify_fields(self._info, self._commit, digest, after, self._limit)
-        message_id = webhook_id(self._lease.watch.watch_id, number)
-        return post_signed(
-            self._client, self._url, fields, message_id, number, self._envelope, self._keyring, self._alive,
-            self._lease.can_send, MAX_ANSWER_BYTES,
-        )  # fmt: skip
+        fields = verify_fields(self._channel.repository, self._commit, digest, after, self._limit)
+        return self._channel.post(
+            "verify", fields, number, self._envelope, alive=self._alive, max_body=MAX_ANSWER_BYTES
+        )
 
     def _page_of(self, outcome: Outcome, digest: str, after: str) -> Page:
         """Return the page in the answer. Raises `_Ended` if there is none."""
@@ -210,7 +192,7 @@ class _Check:
 
     def _alive(self) -> None:
         """Extend the lease when due. Once a second, raise `_MadeWay` unless the check may continue."""
-        self._attempt_alive()
+        self._channel.alive()
         if boot_seconds() < self._asked_at + _ASK_SECONDS:
             return
         self._asked_at = boot_seconds()

@@ -6,7 +6,6 @@ sends a ping before it puts all of the app's repositories on hold.
 
 import logging
 import time
-from collections.abc import Callable
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -15,10 +14,10 @@ from django.db.models import Exists, OuterRef, Q
 
 from deliveries_app.models import App, AppRepository, DeliveryFailure, FailureKind
 from deliveries_app.models.root_causes import RootCause
+from deliveries_app.sync.channel import Channel
 from deliveries_app.webhooks import endpoint_stats
 from deliveries_app.webhooks.client import describe_outcome, post_ping
-from deliveries_app.webhooks.keyring import Keyring
-from docora.http.client import HttpClient, Outcome
+from docora.http.client import Outcome
 from docora.redis.connection import RedisError, connection
 
 logger = logging.getLogger(__name__)
@@ -40,11 +39,11 @@ class Health(StrEnum):
 
 
 class EndpointHealth:
-    """Finds out whether one app's endpoint works. Calls `alive` while it waits. `client` must be idle."""
+    """Finds out whether an attempt's app can be reached. No other request may be in flight meanwhile."""
 
-    def __init__(self, client: HttpClient, app: App, keyring: Keyring, alive: Callable[[], None]) -> None:
-        self._client, self._app, self._keyring, self._alive = client, app, keyring, alive
-        self._key = f"{_PREFIX}{app.app_id}:{app.base_url}"
+    def __init__(self, channel: Channel) -> None:
+        self._channel, self._app = channel, channel.app
+        self._key = f"{_PREFIX}{self._app.app_id}:{self._app.base_url}"
         self.answer: Outcome | None = None
         """The outcome of the last ping that this run has sent."""
 
@@ -65,7 +64,7 @@ class EndpointHealth:
 
         Any other response proves nothing, because existing clients have no `/ping`. 410 does not pause the app here.
         """
-        outcome = post_ping(self._client, self._app, self._keyring, self._alive)
+        outcome = post_ping(self._channel.client, self._app, self._channel.keyring, self._channel.alive)
         health, self.answer = _health_of(outcome), outcome
         fields = {"app": self._app.app_id, "health": health.value, "answer": describe_outcome(outcome)}
         logger.info("endpoint_pinged", extra=fields)
@@ -88,7 +87,7 @@ class EndpointHealth:
                     return Health(known.decode())
                 if time.monotonic() > ends_at:
                     return Health.UNKNOWN
-                self._alive()
+                self._channel.alive()
                 time.sleep(_POLL_SECONDS)
         except RedisError:
             logger.debug("endpoint_health_not_shared")

@@ -20,18 +20,14 @@ from django.utils import timezone
 from deliveries_app.models import AppRepository, Notice, NoticeKind, root_causes
 from deliveries_app.models.root_causes import SyncFailure
 from deliveries_app.planning import delivery_rows
+from deliveries_app.sync.channel import Channel
 from deliveries_app.sync.exceptions import Paused
 from deliveries_app.sync.lease import Lease
-from deliveries_app.webhooks.client import Destination, asked_to_wait, describe_outcome, may_be_under_way, post_signed
-from deliveries_app.webhooks.keyring import Keyring, response_texts
-from deliveries_app.webhooks.payloads import (
-    Envelope,
-    endpoint,
-    sync_completed_fields,
-    webhook_id,
-)
+from deliveries_app.webhooks.client import asked_to_wait, describe_outcome, may_be_under_way
+from deliveries_app.webhooks.keyring import response_texts
+from deliveries_app.webhooks.payloads import Envelope, sync_completed_fields
 from docora.backoff import MAX_WAIT_SECONDS, backoff
-from docora.http.client import HttpClient, Outcome
+from docora.http.client import Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -68,17 +64,18 @@ def held_tree(watch_pk: int, tick: Callable[[], None]) -> HeldTree:
     return HeldTree(digest.hexdigest(), files)
 
 
-def send_due(client: HttpClient, lease: Lease, envelope: Envelope, keyring: Keyring, alive: Callable[[], None]) -> None:
+def send_due(channel: Channel, envelope: Envelope) -> None:
     """Send the watch's `sync_failed` notices that are due.
 
     A refused notice is retried with a backoff and abandoned after a day. Files never wait for it.
     """
+    lease = channel.lease
     if not lease.had_notices:
         return
     due = Notice.objects.filter(watch=lease.watch, kind=NoticeKind.SYNC_FAILED, due_at__lte=lease.clock.now())
     for notice in due:
-        alive()
-        outcome = _send(client, lease, notice, lease.watch.app.base_url, envelope, keyring, alive)
+        channel.alive()
+        outcome = _send(channel, notice, envelope)
         if outcome.ok or outcome.status == 410 or timezone.now() - notice.created_at > GIVE_UP_AFTER:
             logger.info("notice_settled", extra={"notice": notice.pk, "status": outcome.status})
             with transaction.atomic():
@@ -96,14 +93,14 @@ def send_due(client: HttpClient, lease: Lease, envelope: Envelope, keyring: Keyr
             )
 
 
-def send_sync_completed(
-    client: HttpClient, lease: Lease, to: Destination, files: int, alive: Callable[[], None]
-) -> None:
+def send_sync_completed(channel: Channel, commit: str, envelope: Envelope, files: int) -> None:
     """Send the app one hash over everything that it should hold now. Raises `NoticeRefused` unless the app answers 2xx.
 
     The row is kept until the run has succeeded (`settle_completed`), so that a retry of the same notice keeps its number.
     """
-    fields = sync_completed_fields(to.repository, to.commit, files, held_tree(lease.watch.pk, alive).sha256)
+    lease = channel.lease
+    held = held_tree(lease.watch.pk, channel.alive)
+    fields = sync_completed_fields(channel.repository, commit, files, held.sha256)
     fresh = new_notice(lease.watch, NoticeKind.SYNC_COMPLETED, fields)
     waiting = Notice.objects.filter(watch=lease.watch, kind=NoticeKind.SYNC_COMPLETED)
     notice = waiting.filter(generation=lease.generation, fields=fresh.fields).first()
@@ -114,7 +111,7 @@ def send_sync_completed(
             waiting.delete()
             notice.save()
     lease.had_notices = True
-    outcome = _send(client, lease, notice, to.base_url, to.envelope, to.keyring, alive)
+    outcome = _send(channel, notice, envelope)
     if not outcome.ok:
         message = f"All files were acknowledged, but /sync_completed failed. {describe_outcome(outcome)}"
         cause = outcome.cause.value if outcome.cause else "http"
@@ -139,15 +136,7 @@ def new_notice(watch: AppRepository, kind: NoticeKind, fields: Mapping[str, Any]
     return Notice(watch=watch, kind=kind, fields=body, generation=watch.generation, due_at=Now())
 
 
-def _send(
-    client: HttpClient,
-    lease: Lease,
-    notice: Notice,
-    base_url: str,
-    envelope: Envelope,
-    keyring: Keyring,
-    alive: Callable[[], None],
-) -> Outcome:
+def _send(channel: Channel, notice: Notice, envelope: Envelope) -> Outcome:
     """Send the notice once. Its number is stored before the first byte is sent.
 
     A pause does not interrupt this: if the response were thrown away, the app would get the same notice twice.
@@ -155,21 +144,11 @@ def _send(
 
     def settling() -> None:
         with contextlib.suppress(Paused):
-            alive()
+            channel.alive()
 
     if notice.sequence is None:
-        notice.sequence = lease.reserve_sequences(1)
+        notice.sequence = channel.lease.reserve_sequences(1)
     with transaction.atomic():
-        lease.extend()
+        channel.lease.extend()
         Notice.objects.filter(pk=notice.pk).update(sequence=notice.sequence)
-    return post_signed(
-        client,
-        endpoint(base_url, notice.kind),
-        orjson.loads(notice.fields),
-        webhook_id(lease.watch.watch_id, notice.sequence),
-        notice.sequence,
-        envelope,
-        keyring,
-        settling,
-        lease.can_send,
-    )
+    return channel.post(notice.kind, orjson.loads(notice.fields), notice.sequence, envelope, alive=settling)

@@ -1,7 +1,7 @@
 """Own a watch for a while: check that it is still ours, extend the lease, release it (`engine.md` §4).
 
-The lease is a column with the database's time, taken and kept by conditional UPDATE. There is no lock server, and a
-worker that is frozen or cut off cannot record anything after another one has claimed.
+The lease is a column with the database's time, taken under the row's lock and kept by conditional UPDATE. There is no
+lock server, and a worker that is frozen or cut off cannot record anything after another one has claimed.
 """
 
 from dataclasses import dataclass

@@ -8,7 +8,7 @@ from deliveries_app.planning.plan import Change
 from deliveries_app.sync.endpoint_health import GATEWAY_ERRORS
 from deliveries_app.sync.exceptions import EndpointGone, RateLimited
 from deliveries_app.sync.lease import HOLD_AFTER_TIMEOUT
-from deliveries_app.sync.recorder import Failure
+from deliveries_app.sync.notification import Failure
 from deliveries_app.webhooks.client import asked_to_wait, describe_outcome, timed_out
 from docora.backoff import MAX_WAIT_SECONDS
 from docora.db.clock import DatabaseClock

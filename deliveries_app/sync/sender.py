@@ -14,18 +14,21 @@ from deliveries_app.models.deliveries import PHASES, Kind
 from deliveries_app.planning.paths import PathSet, folded
 from deliveries_app.planning.plan import Change, DeliveryRules, Plan
 from deliveries_app.planning.transforms import TransformFailed
+from deliveries_app.sync.channel import Channel
 from deliveries_app.sync.content import ChunkedFile, blocks, prefetch, read_block
 from deliveries_app.sync.endpoint_health import EndpointHealth, Health, failing_watches, record_up
 from deliveries_app.sync.exceptions import EndpointDown, SliceOver
-from deliveries_app.sync.failed_attempts import Sent
-from deliveries_app.sync.lease import HOLD_AFTER_TIMEOUT, TOO_FAR_AHEAD, Lease
+from deliveries_app.sync.failures import Sent, first_failed_at
+from deliveries_app.sync.lease import HOLD_AFTER_TIMEOUT, TOO_FAR_AHEAD
+from deliveries_app.sync.notification import BLOCKED, Failure, Notification
 from deliveries_app.sync.pace import RECOVERS_AFTER, SUCCESSES_TO_SPEED_UP
-from deliveries_app.sync.recorder import BLOCKED, Failure, Notification, Recorder
+from deliveries_app.sync.recorder import Recorder
 from deliveries_app.sync.responses import DOUBT_AFTER, LONGEST_WAIT, SHORTEST_WAIT, Decision, ResponsePolicy
-from deliveries_app.webhooks.client import Destination, asked_to_wait
+from deliveries_app.sync.time_slice import TimeSlice
+from deliveries_app.webhooks.client import asked_to_wait
 from deliveries_app.webhooks.keyring import REFUSALS, Keys
-from deliveries_app.webhooks.payloads import delete_body, endpoint, file_body, webhook_id
-from docora.http.client import HttpClient, Outcome, Request
+from deliveries_app.webhooks.payloads import Envelope, delete_body, file_body
+from docora.http.client import Outcome, Request
 from repositories_app.mirror.mirror import BlobReader, Mirror
 
 MAX_WAITS = 5  # of one notification in one run
@@ -46,39 +49,37 @@ class _Transfer:
 
 
 class Sender:
-    """Sends a plan. `alive` is called between requests and raises when the run has to stop.
+    """Sends a plan.
 
-    `slice_is_over` returns whether the run should make way for other apps. Then no further file is started, large files
-    are finished, because a partly sent file would start over, and `SliceOver` is raised. If the endpoint does not
-    answer, the run continues until it is known whether the endpoint works: a slice would be too short to see enough
-    failures.
+    Once the `time_slice` is over, no further file is started, large files are finished, because a partly sent file would
+    start over, and `SliceOver` is raised. If the endpoint does not answer, the run continues until it is known whether
+    the endpoint works: a slice would be too short to see enough failures.
     """
 
     def __init__(
         self,
-        client: HttpClient,
+        channel: Channel,
         mirror: Mirror,
         reader: BlobReader,
-        lease: Lease,
         recorder: Recorder,
-        destination: Destination,
         delivery_rules: DeliveryRules,
-        alive: Callable[[], None],
-        slice_is_over: Callable[[], bool],
-        health: EndpointHealth,
+        commit: str,
+        envelope: Envelope,
+        time_slice: TimeSlice,
     ) -> None:
-        self._client, self._mirror, self._reader = client, mirror, reader
-        self._lease, self._recorder, self._to, self._delivery_rules = lease, recorder, destination, delivery_rules
-        self._alive, self._slice_is_over, self._health = alive, slice_is_over, health
+        self._channel, self._client, self._lease = channel, channel.client, channel.lease
+        self._mirror, self._reader, self._recorder, self._delivery_rules = mirror, reader, recorder, delivery_rules
+        self._commit, self._envelope, self._time_slice = commit, envelope, time_slice
+        self._health = EndpointHealth(channel)
         self._is_ending = False  # the slice is over
         self._ping_is_due = False  # nothing is started until then
         self._large_files: set[ChunkedFile] = set()  # under way
         self._ready: deque[_Transfer] = deque()
-        self._landed: deque[tuple[Request, Outcome]] = deque()  # not settled yet
+        self._arrived: deque[tuple[Request, Outcome]] = deque()  # not settled yet
         self._bytes_in_flight = 0
         self._paths_in_flight: set[str] = set()  # folded
-        self._unsettled = PathSet()
-        self._kept = PathSet()
+        self._unsettled_deletes = PathSet()
+        self._retained = PathSet()
         self._pause_until = 0.0
         self._next_start = 0.0
         self._accepted = 0  # since the pace last changed
@@ -88,7 +89,7 @@ class Sender:
     def send(self, plan: Plan) -> None:
         """Send the whole plan. Return when every file was tried, or raise one of `sync.exceptions`."""
         for path in plan.retained:
-            self._kept.add(path)
+            self._retained.add(path)
         if plan.files and self._lease.watch.app.down_count:
             self._act_on(self._health.ping())
         for kind in PHASES:
@@ -111,27 +112,26 @@ class Sender:
         for transfer in self._ready:
             self._close(transfer)
         self._ready.clear()
-        while (self._landed or self._client.in_flight) and time.monotonic() < deadline:
+        while (self._arrived or self._client.in_flight) and time.monotonic() < deadline:
             for request, outcome in self._outcomes(0.2):
                 transfer = self._transfer_of(request)
                 decision = self._policy.decide(transfer.notification.change, outcome, chunked=transfer.file is not None)
                 clean = clean and not decision.may_be_under_way
-                if record:
-                    self._settle_last(transfer, decision, request, outcome)
+                # These stay in doubt and are sent again: a file that the app was too busy for, a delete that needs proof, and
+                # a large file that lacks chunks.
+                lacks_chunks = decision.delivered and transfer.file is not None and not transfer.file.is_last
+                if record and not (decision.refused or decision.needs_proof or lacks_chunks):
+                    self._record(transfer, decision, request, outcome)
                 self._close(transfer)
             on_wait()
         for request in self._client.abort():
             transfer = self._transfer_of(request)
             clean = False
             if record:
-                failure = Failure(
-                    "timeout", "The sync stopped before the app responded.", hold_seconds=HOLD_AFTER_TIMEOUT
-                )
-                self._recorder.fail(
-                    transfer.notification,
-                    failure,
-                    Sent.of(request, transfer.seconds + time.monotonic() - transfer.began),
-                )
+                message = "The sync stopped before the app responded."
+                failure = Failure("timeout", message, hold_seconds=HOLD_AFTER_TIMEOUT)
+                seconds = transfer.seconds + time.monotonic() - transfer.began
+                self._recorder.fail(transfer.notification, failure, Sent.of(request, seconds))
             self._close(transfer)
         return clean
 
@@ -140,27 +140,12 @@ class Sender:
         while self._large_files:
             self._large_files.pop().close()
 
-    def _settle_last(self, transfer: _Transfer, decision: Decision, request: Request, outcome: Outcome) -> None:
-        """Record an outcome during a drain.
-
-        These stay in doubt and are sent again: a large file that lacks chunks, a file that the app was too busy for, and a
-        delete that needs proof.
-        """
-        seconds = transfer.seconds + outcome.elapsed
-        if decision.failure is not None and not decision.refused:
-            self._recorder.fail(transfer.notification, decision.failure, Sent.of(request, seconds))
-        elif decision.delivered and not decision.needs_proof and (transfer.file is None or transfer.file.is_last):
-            self._recorder.acknowledge(transfer.notification, outcome.status or 0, seconds)
-
     def _send_phase(self, changes: Iterator[Change]) -> None:
         waiting = blocks(changes)
         block = next(waiting, None)
         while block or self._ready or self._client.in_flight:
-            if self._policy.is_in_doubt and not self._client.in_flight:
-                self._check_endpoint()
-            if self._ping_is_due and not self._client.in_flight and time.monotonic() >= self._not_before:
-                self._ping_is_due = False
-                self._policy.accepted_ping = self._health.ping() is Health.UP
+            if not self._client.in_flight:
+                self._ask_endpoint()
             self._start()
             if block and not self._ready and not self._is_ending and not self._policy.is_in_doubt:
                 self._announce(block)
@@ -170,6 +155,14 @@ class Sender:
             else:
                 self._collect()
             self._keep_going()
+
+    def _ask_endpoint(self) -> None:
+        """Find out whether the endpoint works, or whether the app itself answers a delete, if that is in doubt."""
+        if self._policy.is_in_doubt:
+            self._check_endpoint()
+        if self._ping_is_due and time.monotonic() >= self._not_before:
+            self._ping_is_due = False
+            self._policy.accepted_ping = self._health.ping() is Health.UP
 
     def _announce(self, block: list[Change]) -> None:
         """Read, announce and queue a block. Changes that may not be sent in this run are listed as failed."""
@@ -181,33 +174,36 @@ class Sender:
         self._ready.extend(_Transfer(item, None) for item in announced)
 
     def _is_blocked(self, change: Change) -> bool:
-        failure = Failure("transform", change.failure) if change.failure else None
-        if failure is None and change.kind != Kind.DELETE:
-            failure = self._waits_for_others(change.path)
-        hold = change.hold_until - self._lease.clock.now().timestamp() if change.hold_until else 0.0
-        if hold > TOO_FAR_AHEAD:
-            hold = 0.0
+        """Return whether the change may not be sent in this run, and list it as failed. If it may be sent soon, wait."""
+        failure = self._obstacle(change)
+        hold = self._hold_seconds(change)
         if hold > LONGEST_WAIT:
-            failure = Failure(
-                "timeout",
-                "The last request timed out. Docora waits before it sends this file again.",
-                hold_seconds=hold,
-            )
+            message = "The last request timed out. Docora waits before it sends this file again."
+            failure = Failure("timeout", message, hold_seconds=hold)
         elif hold > 0:
             self._wait(hold)
         if failure is None:
             return False
         self._recorder.fail(change, failure)
         if change.kind == Kind.DELETE:
-            self._unsettled.add(change.path)
+            self._unsettled_deletes.add(change.path)
         return True
 
-    def _waits_for_others(self, path: str) -> Failure | None:
-        if self._unsettled.touches(path):
+    def _obstacle(self, change: Change) -> Failure | None:
+        if change.failure:
+            return Failure("transform", change.failure)
+        if change.kind == Kind.DELETE:
+            return None
+        if self._unsettled_deletes.touches(change.path):
             return Failure(BLOCKED, "Waiting for a delete at, above or below this path, which failed.")
-        if self._kept.touches(path):
+        if self._retained.touches(change.path):
             return Failure(BLOCKED, "Waiting for a file above or below this path, whose transform failed.")
         return None
+
+    def _hold_seconds(self, change: Change) -> float:
+        """Return for how many seconds the path must not be sent, because its last request timed out."""
+        hold = change.hold_until - self._lease.clock.now().timestamp() if change.hold_until else 0.0
+        return hold if hold <= TOO_FAR_AHEAD else 0.0
 
     def _wait(self, seconds: float) -> None:
         self._pause_until = max(self._pause_until, time.monotonic() + seconds)
@@ -238,48 +234,46 @@ class Sender:
     def _submit(self, transfer: _Transfer) -> None:
         """Send a file, or the current chunk of a large one."""
         item = transfer.notification
-        change = item.change
-        if transfer.file is None and change.kind != Kind.DELETE and item.content is None:
+        if transfer.file is None and item.change.kind != Kind.DELETE and item.content is None:
             try:
                 transfer.file = ChunkedFile(item, self._mirror, self._delivery_rules)
             except TransformFailed as error:
                 self._recorder.fail(item, Failure("transform", str(error)))
                 return
             self._large_files.add(transfer.file)
-        now = datetime.now(UTC)
-        if change.kind == Kind.DELETE:
-            body = delete_body(self._to.repository, change.path, item.sha, self._to.commit, now)
-        elif transfer.file is not None:
-            body = transfer.file.body(self._to.repository, self._to.commit, now)
-        else:
-            assert item.content is not None
-            body = file_body(
-                self._to.repository, change.path, item.sha, item.size, item.content, self._to.commit, now,
-                change.previous_sha,
-            )  # fmt: skip
-        message_id = webhook_id(self._to.watch_id, item.sequence, transfer.file.chunk if transfer.file else None)
-        transfer.signed_with = transfer.keys or self._to.keyring.keys
-        seconds = int(now.timestamp())
-        headers = self._to.envelope.headers(body, message_id, item.sequence, seconds, transfer.signed_with)
-        transfer.size = len(body)
+        request = self._signed_request(transfer)
+        transfer.size = len(request.body)
         transfer.began = time.monotonic()
         self._bytes_in_flight += transfer.size
-        self._paths_in_flight.add(folded(change.path))
-        whole = transfer.file is None  # a chunk that was sent twice would be counted twice
-        # The app may close its connections without announcing it. Only a new one is certainly open.
-        fresh = not whole and change.attempts > 0
-        url = endpoint(self._to.base_url, change.kind)
-        self._client.submit(
-            Request(
-                "POST",
-                url,
-                headers,
-                body,
-                repeatable=whole,
-                fresh=fresh,
-                can_send=self._lease.can_send,
-                context=transfer,
-            )
+        self._paths_in_flight.add(folded(item.change.path))
+        self._client.submit(request)
+
+    def _signed_request(self, transfer: _Transfer) -> Request:
+        item, file = transfer.notification, transfer.file
+        change = item.change
+        repository, commit, now = self._channel.repository, self._commit, datetime.now(UTC)
+        if change.kind == Kind.DELETE:
+            body = delete_body(repository, change.path, item.sha, commit, now)
+        else:
+            content = file.chunk if file else item.content
+            assert content is not None
+            body = file_body(
+                repository, change.path, item.sha, item.size, content, commit, now, change.previous_sha
+            )  # fmt: skip
+        message_id = self._channel.message_id(item.sequence, file.chunk if file else None)
+        transfer.signed_with = transfer.keys or self._channel.keyring.keys
+        seconds = int(now.timestamp())
+        headers = self._envelope.headers(body, message_id, item.sequence, seconds, transfer.signed_with)
+        return Request(
+            "POST",
+            self._channel.url(change.kind),
+            headers,
+            body,
+            repeatable=file is None,  # a chunk that was sent twice would be counted twice
+            # The app may close its connections without announcing it. Only a new one is certainly open.
+            fresh=file is not None and change.attempts > 0,
+            can_send=self._lease.can_send,
+            context=transfer,
         )
 
     def _transfer_of(self, request: Request) -> _Transfer:
@@ -296,28 +290,29 @@ class Sender:
 
     def _collect(self) -> None:
         pause = self._not_before - time.monotonic() if self._ready else 0.0
-        self._settle_landed(min(0.5, pause) if pause > 0 else 0.5)
+        self._settle_arrived(min(0.5, pause) if pause > 0 else 0.5)
         if pause > 0 and not self._client.in_flight:
             time.sleep(min(0.5, pause))
 
-    def _settle_landed(self, seconds: float) -> None:
+    def _settle_arrived(self, seconds: float) -> None:
         for request, outcome in self._outcomes(seconds):
             self._settle(self._transfer_of(request), request, outcome)
 
     def _outcomes(self, seconds: float) -> Iterator[tuple[Request, Outcome]]:
         """Wait up to `seconds` for the next outcomes, and yield them. After an exception, `drain` gets the rest."""
-        self._landed.extend(self._client.poll(seconds))
-        while self._landed:
-            yield self._landed.popleft()
+        self._arrived.extend(self._client.poll(seconds))
+        while self._arrived:
+            yield self._arrived.popleft()
 
     def _settle(self, transfer: _Transfer, request: Request, outcome: Outcome) -> None:
-        item = transfer.notification
+        """Act on an outcome: send the next chunk, send the request again, or pass the result to the recorder."""
         if not outcome.reached and not self._lease.can_send():  # not sent, because the lease was too old
             self._ready.appendleft(transfer)
             return
         self._recorder.count_request(outcome.ok, outcome.elapsed)
         if self._tries_other_key(transfer, outcome):
             return
+        item = transfer.notification
         pausing = time.monotonic() < self._pause_until
         decision = self._policy.decide(item.change, outcome, chunked=transfer.file is not None, pausing=pausing)
         if decision.cooldown and asked_to_wait(outcome) is None and self._accepts_others(item.change):
@@ -329,38 +324,49 @@ class Sender:
             return
         if decision.delivered:
             self._speed_up()
+        elif decision.refused and not pausing:
+            self._slow_down()
         if decision.delivered and transfer.file and not transfer.file.is_last:
-            try:
-                transfer.file.advance()
-            except BaseException:
-                self._close(transfer)
-                raise
+            self._continue_file(transfer, transfer.file, outcome)
             self._policy.settle(decision, self._lease.clock)
-            transfer.seconds += outcome.elapsed
-            item.waits = 0  # each wait reduces the app's pace, so the file makes progress
-            self._ready.appendleft(transfer)
-            return
-        if decision.refused and not pausing:
-            self._policy.refused()
-            self._lease.slots.slow_down()
-            self._accepted = 0
-        if decision.delivered:
-            self._recorder.acknowledge(item, outcome.status or 0, transfer.seconds + outcome.elapsed)
-            record_up(self._lease.watch.app)
         elif decision.wait is not None and item.waits < MAX_WAITS and decision.wait <= LONGEST_WAIT:
-            item.waits += 1
-            self._wait(decision.wait)
-            if decision.restart:
-                self._close(transfer)
-                transfer.file, transfer.seconds = None, 0.0
-            self._ready.appendleft(transfer)
-            return
+            self._send_again(transfer, decision)
+        else:
+            self._record(transfer, decision, request, outcome)
+            if decision.delivered:
+                record_up(self._lease.watch.app)
+            self._close(transfer)
+            self._policy.settle(decision, self._lease.clock)
+
+    def _continue_file(self, transfer: _Transfer, file: ChunkedFile, outcome: Outcome) -> None:
+        """Queue the next chunk."""
+        try:
+            file.advance()
+        except BaseException:
+            self._close(transfer)
+            raise
+        transfer.seconds += outcome.elapsed
+        transfer.notification.waits = 0  # each wait reduces the app's pace, so the file makes progress
+        self._ready.appendleft(transfer)
+
+    def _send_again(self, transfer: _Transfer, decision: Decision) -> None:
+        """Queue the request again, after a wait. If the app may have counted the chunk, the file starts over."""
+        assert decision.wait is not None
+        transfer.notification.waits += 1
+        self._wait(decision.wait)
+        if decision.restart:
+            self._close(transfer)
+            transfer.file, transfer.seconds = None, 0.0
+        self._ready.appendleft(transfer)
+
+    def _record(self, transfer: _Transfer, decision: Decision, request: Request, outcome: Outcome) -> None:
+        item, seconds = transfer.notification, transfer.seconds + outcome.elapsed
+        if decision.delivered:
+            self._recorder.acknowledge(item, outcome.status or 0, seconds)
         elif decision.failure:
-            self._recorder.fail(item, decision.failure, Sent.of(request, transfer.seconds + outcome.elapsed))
+            self._recorder.fail(item, decision.failure, Sent.of(request, seconds))
             if item.change.kind == Kind.DELETE:
-                self._unsettled.add(item.change.path)
-        self._close(transfer)
-        self._policy.settle(decision, self._lease.clock)
+                self._unsettled_deletes.add(item.change.path)
 
     def _accepts_others(self, change: Change) -> bool:
         """Return whether the app has acknowledged a file since this one failed for the first time, in an earlier attempt.
@@ -368,7 +374,7 @@ class Sender:
         Then it is not too busy for every file, and not every path is unknown at its base URL, so its answers to this file
         count.
         """
-        failed_at = self._recorder.first_failed_at(change) if change.attempts else None
+        failed_at = first_failed_at(self._lease.watch, change) if change.attempts else None
         if failed_at is None:
             return False
         self._recorder.commit()
@@ -404,6 +410,11 @@ class Sender:
     def _down(self, *, is_certain: bool) -> EndpointDown:
         return EndpointDown(is_certain=is_certain, answer=self._health.answer)
 
+    def _slow_down(self) -> None:
+        self._policy.refused()
+        self._lease.slots.slow_down()
+        self._accepted = 0
+
     def _speed_up(self) -> None:
         """Raise the pace after a series of successes, or if the app has refused nothing for a while.
 
@@ -422,11 +433,11 @@ class Sender:
     def _tries_other_key(self, transfer: _Transfer, outcome: Outcome) -> bool:
         """Queue the same request again with the other key if the app refused this one. Remember a key that was accepted."""
         if outcome.ok:
-            self._to.keyring.accepted(transfer.signed_with)
+            self._channel.keyring.accepted(transfer.signed_with)
             transfer.keys = ()  # the next chunk is signed with what was accepted
         if outcome.status not in REFUSALS or transfer.keys:
             return False
-        other = self._to.keyring.other(transfer.signed_with)
+        other = self._channel.keyring.other(transfer.signed_with)
         if other is None:
             return False
         transfer.keys = other
@@ -436,15 +447,15 @@ class Sender:
     def _tick(self) -> None:
         """Keep the run going while a block is read. Responses that are not read in time would count as timeouts."""
         if self._client.in_flight:
-            self._settle_landed(0.0)
+            self._settle_arrived(0.0)
         self._keep_going()
 
     def _keep_going(self) -> None:
-        self._alive()
+        self._channel.alive()
         if self._recorder.due:
             self._recorder.commit()
         if not self._is_ending:
-            self._is_ending = self._policy.endpoint_works and self._slice_is_over()
+            self._is_ending = self._policy.endpoint_works and self._time_slice.is_over()
         if self._is_ending and not self._large_files:
             raise SliceOver
 

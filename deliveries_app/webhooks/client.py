@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -81,15 +80,3 @@ def timed_out(outcome: Outcome) -> bool:
 def may_be_under_way(outcome: Outcome) -> bool:
     """Return whether the app may still be processing the request: it timed out, or the connection was lost."""
     return timed_out(outcome) or outcome.cause is Cause.NETWORK
-
-
-@dataclass(frozen=True)
-class Destination:
-    """Where the notifications of one run go, and what they have in common."""
-
-    base_url: str
-    repository: RepositoryInfo
-    commit: str
-    watch_id: str
-    envelope: Envelope
-    keyring: Keyring

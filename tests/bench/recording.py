@@ -28,15 +28,16 @@ def measure(*, with_columns: bool) -> dict[str, float]:
     from deliveries_app.models import AppRepository, Reason
     from deliveries_app.progress import runs
     from deliveries_app.sync.claim import claim
-    from deliveries_app.sync.failed_attempts import Sent
-    from deliveries_app.sync.recorder import Failure, Recorder
+    from deliveries_app.sync.failures import Sent
+    from deliveries_app.sync.notification import Failure
+    from deliveries_app.sync.recorder import Recorder
     from deliveries_app.webhooks.payloads import Envelope
 
     lease = claim(AppRepository.objects.get().pk)
     assert lease
     run = runs.open_run(lease.watch, Reason.CHANGE, requested_by="bench")
     run.save()
-    recorder = Recorder(lease, run, had_failures=False, on_first={})
+    recorder = Recorder(lease, run, on_first={})
     batches = list(_batches(FILES))
     began = time.process_time()
     for batch in batches:
@@ -68,7 +69,7 @@ def _batches(files: int) -> Iterator[list[Any]]:
 
     from deliveries_app.models.deliveries import Kind
     from deliveries_app.planning.plan import Change
-    from deliveries_app.sync.recorder import Notification
+    from deliveries_app.sync.notification import Notification
 
     fields: Any = ("100644", "b" * 40, 4096, "", None, None, False, False, 0, None)
     for start in range(0, files, settings.RECORD_BATCH):

@@ -17,8 +17,8 @@ from deliveries_app.receiver import Answer
 from deliveries_app.services import unwatch_repository
 from deliveries_app.sweep.cleanup import remove_ended
 from deliveries_app.sweep.retention import prune
-from deliveries_app.sync import failed_attempts
-from deliveries_app.sync.failed_attempts import beginning
+from deliveries_app.sync import failures
+from deliveries_app.sync.failures import beginning
 from deliveries_app.webhooks.keyring import Keyring
 from deliveries_app.webhooks.payloads import Envelope, masked_headers
 from tests.support.histories import refusing
@@ -54,7 +54,7 @@ def test_failure_and_later_success_are_kept(world: World) -> None:
     assert abs(attempt.at - timezone.now()) < timedelta(seconds=60)
     assert "content of the file" in attempt.request_body
     assert attempt.response_body.startswith('{"error": "The key is [redacted].')
-    assert len(attempt.response_body) == failed_attempts.KEPT_BYTES + 1  # and the ellipsis
+    assert len(attempt.response_body) == failures.KEPT_BYTES + 1  # and the ellipsis
     assert attempt.headers["webhook-id"] == request.webhook_id
     assert attempt.headers["X-Docora-Run-Id"] == request.run_id
     assert attempt.headers["X-Docora-Signature"] == "sha256=[redacted]"
@@ -131,7 +131,7 @@ def test_limit_of_a_path_leaves_other_repositories_alone(watches: list[AppReposi
             app=watch.app, watch=watch, path_digest=path_digest(b"a.txt"), at=timezone.now(), event="create", cause="http",
             message="", milliseconds=1, headers={}, request_body="", response_body="",
         )  # fmt: skip
-        failed_attempts.write(watch, [copy(attempt) for _ in range(number)])
+        failures.write_attempts(watch, [copy(attempt) for _ in range(number)])
     assert [len(failing(watch)) for watch in watches] == [3, 0, 10]
 
 

@@ -43,6 +43,7 @@ from deliveries_app.services.push_hooks import repository_pushed
 from deliveries_app.sweep import retention
 from deliveries_app.sweep.cleanup import remove_ended
 from deliveries_app.sync import drift
+from deliveries_app.sync.channel import Channel
 from deliveries_app.sync.claim import claim
 from deliveries_app.sync.dead_processes import end_dead_leases
 from deliveries_app.webhooks import verify
@@ -548,7 +549,7 @@ def test_check_that_another_claim_runs_is_not_given_back(world: World, synced: t
         AppRepository.objects.update(lease_until=None)
         lease = claim(watch.pk)
         assert lease is not None
-        run = drift._Check(None, lease, watch.last_commit, None, None, lambda: None, check)  # type: ignore[arg-type]
+        run = drift._Check(Channel(None, lease, lambda: None), check, watch.last_commit, None)  # type: ignore[arg-type]
         run._begin()
         return run
 

@@ -13,7 +13,7 @@ import pytest
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository
 from deliveries_app.planning import planner
-from deliveries_app.planning.planner import Planned
+from deliveries_app.planning.plan import Plan
 from deliveries_app.services import cancel_request, resync_single
 from repositories_app.mirror import mirror
 from repositories_app.services import mirror_of
@@ -33,13 +33,13 @@ A, B, C = b"content A", b"content B", b"content C"
 
 
 @pytest.fixture
-def plans() -> Iterator[list[Planned]]:
+def plans() -> Iterator[list[Plan]]:
     with compare_plans() as plans:
         yield plans
 
 
-def was_fast(planned: Planned) -> bool:
-    return planned.paths is not None
+def was_fast(plan: Plan) -> bool:
+    return plan.paths is not None
 
 
 def start(world: World, files: dict[str, bytes | Entry] | None = None) -> tuple[Repo, AppRepository]:
@@ -50,7 +50,7 @@ def start(world: World, files: dict[str, bytes | Entry] | None = None) -> tuple[
     return repo, watch
 
 
-def test_file_created_and_deleted_while_another_fails(world: World, plans: list[Planned]) -> None:
+def test_file_created_and_deleted_while_another_fails(world: World, plans: list[Plan]) -> None:
     """A diff against "the last commit delivered completely" would not know that the file ever existed."""
     repo, watch = start(world)
     repo.commit({"ghost": B, "poison": B})
@@ -67,7 +67,7 @@ def test_file_created_and_deleted_while_another_fails(world: World, plans: list[
     assert_promise_kept(world, repo, watch)
 
 
-def test_failed_files_are_retried_without_upstream_change(world: World, plans: list[Planned]) -> None:
+def test_failed_files_are_retried_without_upstream_change(world: World, plans: list[Plan]) -> None:
     repo, watch = start(world)
     repo.commit({"poison": B, "0.txt": B, "1.txt": None})
     world.answer(refusing("poison", "0.txt", "1.txt"))
@@ -75,11 +75,11 @@ def test_failed_files_are_retried_without_upstream_change(world: World, plans: l
     world.answer(None)
     world.sync(watch)
     assert was_fast(plans[-1])
-    assert plans[-1].plan.files == 3
+    assert plans[-1].files == 3
     assert_promise_kept(world, repo, watch)
 
 
-def test_base_is_cleared_during_a_run(world: World, plans: list[Planned]) -> None:
+def test_base_is_cleared_during_a_run(world: World, plans: list[Plan]) -> None:
     repo, watch = start(world)
     repo.commit({"0.txt": B})
     seen: list[tuple[str, str]] = []
@@ -95,7 +95,7 @@ def test_base_is_cleared_during_a_run(world: World, plans: list[Planned]) -> Non
     assert_promise_kept(world, repo, watch)
 
 
-def test_full_plan_after_a_killed_worker(world: World, plans: list[Planned]) -> None:
+def test_full_plan_after_a_killed_worker(world: World, plans: list[Plan]) -> None:
     repo, watch = start(world)
     repo.commit({"0.txt": B, "new": B})
     kill_worker(world, watch, lambda note: True)
@@ -104,7 +104,7 @@ def test_full_plan_after_a_killed_worker(world: World, plans: list[Planned]) -> 
     assert_promise_kept(world, repo, watch)
 
 
-def test_killed_after_announcing_and_upstream_reverted(world: World, plans: list[Planned]) -> None:
+def test_killed_after_announcing_and_upstream_reverted(world: World, plans: list[Plan]) -> None:
     """No row stays in doubt."""
     repo, watch = start(world)
     repo.commit({"0.txt": B, "new": B})
@@ -115,9 +115,7 @@ def test_killed_after_announcing_and_upstream_reverted(world: World, plans: list
 
 
 @pytest.mark.parametrize(("first", "second"), [(100, 5), (5, 100)], ids=["lower", "higher"])
-def test_new_size_limit_causes_a_full_plan(
-    world: World, plans: list[Planned], settings, first: int, second: int
-) -> None:
+def test_new_size_limit_causes_a_full_plan(world: World, plans: list[Plan], settings, first: int, second: int) -> None:
     settings.MAX_FILE_BYTES = first
     _, watch = start(world, {"small": b"1", "larger": A})
     settings.MAX_FILE_BYTES = second
@@ -126,7 +124,7 @@ def test_new_size_limit_causes_a_full_plan(
     assert set(world.copy(watch)) == ({"small"} if second == 5 else {"small", "larger"})
 
 
-def test_resync_and_its_cancel_cause_full_plans(world: World, plans: list[Planned]) -> None:
+def test_resync_and_its_cancel_cause_full_plans(world: World, plans: list[Plan]) -> None:
     repo, watch = start(world)
     resync_single(Actor.command(), watch)
     world.sync(watch)
@@ -138,18 +136,18 @@ def test_resync_and_its_cancel_cause_full_plans(world: World, plans: list[Planne
     assert_promise_kept(world, repo, watch)
 
 
-def test_lost_mirror_causes_a_full_plan(world: World, plans: list[Planned]) -> None:
+def test_lost_mirror_causes_a_full_plan(world: World, plans: list[Plan]) -> None:
     """Only the changed file is sent."""
     repo, watch = start(world)
     shutil.rmtree(mirror_of(watch.repository).directory)
     repo.commit({"0.txt": B})
     world.sync(watch)
     assert not was_fast(plans[-1])
-    assert plans[-1].plan.files == 1
+    assert plans[-1].files == 1
     assert_promise_kept(world, repo, watch)
 
 
-def test_lost_base_commit_causes_a_full_plan(world: World, plans: list[Planned]) -> None:
+def test_lost_base_commit_causes_a_full_plan(world: World, plans: list[Plan]) -> None:
     repo, watch = start(world)
     copy = mirror_of(watch.repository)
     copy._git(["update-ref", "-d", f"refs/docora/{watch.watch_id}/base"])
@@ -163,7 +161,7 @@ def test_lost_base_commit_causes_a_full_plan(world: World, plans: list[Planned])
 
 
 @pytest.mark.parametrize("changed", [3, 4], ids=["as many as allowed", "one more"])
-def test_too_many_differences_cause_a_full_plan(world: World, plans: list[Planned], monkeypatch, changed: int) -> None:
+def test_too_many_differences_cause_a_full_plan(world: World, plans: list[Plan], monkeypatch, changed: int) -> None:
     monkeypatch.setattr(mirror, "MAX_DIFF_PATHS", 3)
     monkeypatch.setattr(planner, "MAX_DIFF_PATHS", 3)
     repo, watch = start(world)
@@ -194,7 +192,7 @@ CHANGES: dict[str, tuple[dict, dict, list[str]]] = {
 }  # fmt: skip
 
 
-def test_every_kind_of_change_is_planned_fast(world: World, plans: list[Planned]) -> None:
+def test_every_kind_of_change_is_planned_fast(world: World, plans: list[Plan]) -> None:
     for number, (name, (before, change, kinds)) in enumerate(CHANGES.items()):
         repo, watch = world.watch(before, name=f"acme/change-{number}")
         watch = world.sync(watch)
@@ -211,7 +209,7 @@ def test_every_kind_of_change_is_planned_fast(world: World, plans: list[Planned]
         assert (watch.tree_files, watch.tree_bytes) == (len(files), sum(map(len, files.values()))), name
 
 
-def test_force_push_sends_only_the_difference(world: World, plans: list[Planned]) -> None:
+def test_force_push_sends_only_the_difference(world: World, plans: list[Plan]) -> None:
     repo, watch = start(world)
     sent = len(world.requests())
     repo.force_push({f"{n}.txt": A for n in range(4)} | {"new": B})
@@ -224,7 +222,7 @@ def test_force_push_sends_only_the_difference(world: World, plans: list[Planned]
     assert_promise_kept(world, repo, watch)
 
 
-def test_renamed_branch_sends_nothing(world: World, plans: list[Planned]) -> None:
+def test_renamed_branch_sends_nothing(world: World, plans: list[Plan]) -> None:
     repo, watch = start(world)
     sent = len(world.requests())
     repo.rename_branch("trunk")
@@ -237,7 +235,7 @@ def test_renamed_branch_sends_nothing(world: World, plans: list[Planned]) -> Non
     assert_promise_kept(world, repo, watch)
 
 
-def test_non_utf8_path_added_and_removed(world: World, plans: list[Planned]) -> None:
+def test_non_utf8_path_added_and_removed(world: World, plans: list[Plan]) -> None:
     repo, watch = start(world)
     repo.commit({"latin-\udce9": A, "0.txt": B})
     watch = world.sync(watch)
@@ -249,7 +247,7 @@ def test_non_utf8_path_added_and_removed(world: World, plans: list[Planned]) -> 
     assert_promise_kept(world, repo, watch)
 
 
-def test_skipped_list_is_updated_when_nothing_is_sent(world: World, plans: list[Planned]) -> None:
+def test_skipped_list_is_updated_when_nothing_is_sent(world: World, plans: list[Plan]) -> None:
     repo, watch = start(world, {"file": A, "old-link": LINK})
     repo.commit({"old-link": None, "new-link": LINK})
     world.settle()
@@ -260,7 +258,7 @@ def test_skipped_list_is_updated_when_nothing_is_sent(world: World, plans: list[
     assert all(map(was_fast, plans[1:]))
 
 
-def test_blocked_path_that_was_a_link_in_between(world: World, plans: list[Planned]) -> None:
+def test_blocked_path_that_was_a_link_in_between(world: World, plans: list[Plan]) -> None:
     """The run at the link's commit is killed after it listed the path as skipped, not failed.
 
     The next plan must still cover the path.
@@ -282,7 +280,7 @@ def test_blocked_path_that_was_a_link_in_between(world: World, plans: list[Plann
     assert_promise_kept(world, repo, watch)
 
 
-def test_row_in_doubt_without_a_listed_failure_is_planned(world: World, plans: list[Planned]) -> None:
+def test_row_in_doubt_without_a_listed_failure_is_planned(world: World, plans: list[Plan]) -> None:
     repo, watch = start(world)
     repo.commit({"0.txt": B, "1.txt": None})
     world.answer(refusing("0.txt", "1.txt"))
@@ -317,7 +315,7 @@ def test_frozen_worker_keeps_its_successor_s_failures(world: World, monkeypatch)
     assert_promise_kept(world, repo, watch)
 
 
-def test_random_walk_of_trees(world: World, plans: list[Planned]) -> None:
+def test_random_walk_of_trees(world: World, plans: list[Plan]) -> None:
     chance = random.Random(20260105)
     names = ["a", "b", "c/a", "c/b", "c.d", "d/e/f", "é", "z"]
     repo, watch = start(world, {"keep": A, "a": A, "c/a": A})

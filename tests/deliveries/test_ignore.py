@@ -6,7 +6,7 @@ from django.core.exceptions import PermissionDenied, ValidationError
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Status
-from deliveries_app.planning.planner import Planned
+from deliveries_app.planning.plan import Plan
 from deliveries_app.services import resync_single, unwatch_repository
 from deliveries_app.services.requests import NotFound
 from deliveries_app.services.watch_settings import change_watch
@@ -42,7 +42,7 @@ def set_patterns(watch: AppRepository, text: str) -> None:
     change_watch(Actor.command(), watch, ignore_patterns=text)
 
 
-def test_ignored_files_are_counted_and_not_sent(world: World, plans: list[Planned]) -> None:
+def test_ignored_files_are_counted_and_not_sent(world: World, plans: list[Plan]) -> None:
     repo, watch = world.watch({**FILES, ".docoraignore": b"*.env\n/build/\n"})
     world.settle()
     assert_promise_kept(world, repo, watch, without(repo, "secret.env", "build"))
@@ -54,7 +54,7 @@ def test_ignored_files_are_counted_and_not_sent(world: World, plans: list[Planne
     assert watch.tree_files == 4
 
 
-def test_changed_ignore_file_deletes_and_creates(world: World, plans: list[Planned]) -> None:
+def test_changed_ignore_file_deletes_and_creates(world: World, plans: list[Plan]) -> None:
     repo, watch = world.watch({**FILES, ".docoraignore": b"build/\n"})
     world.settle()
     sent = len(world.requests())
@@ -74,7 +74,7 @@ def test_changed_ignore_file_deletes_and_creates(world: World, plans: list[Plann
     assert watch.left_out == {}
 
 
-def test_plans_stay_fast_while_the_ignore_file_is_unchanged(world: World, plans: list[Planned]) -> None:
+def test_plans_stay_fast_while_the_ignore_file_is_unchanged(world: World, plans: list[Plan]) -> None:
     repo, watch = world.watch({**FILES, ".docoraignore": b"*.env\nbuild/\n", "link": Entry.symlink("x")})
     world.settle()
     steps: list[dict[str, bytes | Entry | None]] = [
@@ -93,7 +93,7 @@ def test_plans_stay_fast_while_the_ignore_file_is_unchanged(world: World, plans:
         assert watch.tree_files == len(world.copy(watch))
 
 
-def test_failing_file_that_becomes_ignored_is_deleted(world: World, plans: list[Planned]) -> None:
+def test_failing_file_that_becomes_ignored_is_deleted(world: World, plans: list[Plan]) -> None:
     repo, watch = world.watch({**FILES})
     world.settle()
     repo.commit({"poison": b"p", "other": b"o"})
@@ -107,7 +107,7 @@ def test_failing_file_that_becomes_ignored_is_deleted(world: World, plans: list[
     assert watch.left_out == {"ignored": 1}
 
 
-def test_watch_patterns_override_the_ignore_file(world: World, plans: list[Planned]) -> None:
+def test_watch_patterns_override_the_ignore_file(world: World, plans: list[Plan]) -> None:
     repo, watch = world.watch({**FILES, ".docoraignore": b"*.env\n*.md\n"})
     other = world.watch_url(repo, app=world.add_app("Search"))
     world.settle()
@@ -121,7 +121,7 @@ def test_watch_patterns_override_the_ignore_file(world: World, plans: list[Plann
     assert_promise_kept(world, repo, watch, without(repo, "secret.env", "docs", "readme.md"))
 
 
-def test_patterns_changed_during_a_run(world: World, plans: list[Planned]) -> None:
+def test_patterns_changed_during_a_run(world: World, plans: list[Plan]) -> None:
     repo, watch = world.watch(FILES)
     kill_worker(world, watch, lambda note: note.path == "docs/a.md")
     set_patterns(watch, "docs/\nsecret.env")
@@ -132,7 +132,7 @@ def test_patterns_changed_during_a_run(world: World, plans: list[Planned]) -> No
     assert_promise_kept(world, repo, watch, without(repo, "docs", "secret.env"))
 
 
-def test_ignore_file_must_be_a_regular_file_in_the_root(world: World, plans: list[Planned]) -> None:
+def test_ignore_file_must_be_a_regular_file_in_the_root(world: World, plans: list[Plan]) -> None:
     repo, watch = world.watch(
         {**FILES, "docs/.docoraignore": b"*\n", ".docoraignore": Entry.symlink("docs/.docoraignore")}
     )
@@ -150,7 +150,7 @@ def test_ignore_file_must_be_a_regular_file_in_the_root(world: World, plans: lis
     assert not watch.failures.exists()
 
 
-def test_invalid_lines_are_listed(world: World, plans: list[Planned]) -> None:
+def test_invalid_lines_are_listed(world: World, plans: list[Plan]) -> None:
     repo, watch = world.watch({**FILES, ".docoraignore": b"*.env\n[a\n"})
     world.answer(refusing(".docoraignore"))
     world.sync(watch)

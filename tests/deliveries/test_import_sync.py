@@ -104,7 +104,7 @@ def test_adopted_records_allow_a_fast_plan(world: World, existing: ExistingServi
     repo.commit({"0/0.txt": b"changed"})
     with compare_plans() as plans:
         world.settle()
-    assert [planned.paths for planned in plans] == [[b"0/0.txt"]]
+    assert [plan.paths for plan in plans] == [[b"0/0.txt"]]
     assert sent(world) == [("update", "0/0.txt")]
     assert_promise_kept(world, repo, watch)
 

@@ -9,7 +9,7 @@ from deliveries_app.models import App, AppRepository, SyncRun
 from deliveries_app.receiver import Answer, Notification
 from deliveries_app.services import change_app
 from deliveries_app.services.app_settings import change_own_settings
-from deliveries_app.sync import attempt
+from deliveries_app.sync import time_slice
 from deliveries_app.sync.attempt import sync
 from deliveries_app.webhooks import endpoint_stats
 from tests.support.histories import at_notification
@@ -140,7 +140,7 @@ def test_run_goes_on_at_the_new_endpoint(world: World) -> None:
 
 @pytest.mark.early(3)
 def test_lower_limit_holds_for_runs_under_way(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempt, "SLICE_SECONDS", 60.0)  # the run that continues would make way for the others
+    monkeypatch.setattr(time_slice, "SLICE_SECONDS", 60.0)  # the run that continues would make way for the others
     App.objects.update(max_in_flight=4)
     world.app.refresh_from_db()
     files = {f"{number:02}.txt": b"content %d" % number for number in range(60)}

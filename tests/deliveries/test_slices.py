@@ -10,9 +10,10 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, Status
 from deliveries_app.receiver import Answer, Notification
 from deliveries_app.services import resync_many
-from deliveries_app.sync import attempt
+from deliveries_app.sync import time_slice
 from deliveries_app.sync.attempt import sync
 from deliveries_app.sync.claim import claim
+from deliveries_app.sync.time_slice import TimeSlice
 from docora.db.clock import from_now
 from tests.support.world import World
 
@@ -21,8 +22,8 @@ FILES = {f"{number:03}.txt": b"%d" % number for number in range(40)}
 
 @pytest.fixture(autouse=True)
 def _short_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempt, "SLICE_SECONDS", 0.1)
-    monkeypatch.setattr(attempt, "SLICE_FACTOR", 0)
+    monkeypatch.setattr(time_slice, "SLICE_SECONDS", 0.1)
+    monkeypatch.setattr(time_slice, "SLICE_FACTOR", 0)
 
 
 @pytest.fixture
@@ -72,10 +73,10 @@ def test_slice_is_as_long_as_repeating_the_preparation_justifies(
     monkeypatch.undo()
     lease = claim(world.watch(FILES)[1].pk)
     assert lease is not None
-    run = attempt.Attempt(lease, None)
-    run._began_at -= fetch + prepare
-    run._fetch_seconds = fetch
-    assert run._slice_seconds == pytest.approx(seconds, rel=0.1)
+    of_run = TimeSlice(lease)
+    of_run._began_at -= fetch + prepare
+    of_run.fetch_seconds = fetch
+    assert of_run.seconds == pytest.approx(seconds, rel=0.1)
 
 
 def test_watch_that_made_way_is_due_again(world: World, slow: AppRepository) -> None:

@@ -23,6 +23,7 @@ from deliveries_app.sync import attempt, slots
 from deliveries_app.sync.attempt import MANY_FILES, sync
 from deliveries_app.sync.claim import claim
 from deliveries_app.sync.lease import Lease
+from deliveries_app.sync.time_slice import TimeSlice
 from docora import file_locks
 from docora.db.clock import from_now
 from docora.redis import queues
@@ -290,11 +291,11 @@ def test_run_does_not_make_way_for_a_watch_without_a_slot(world: World) -> None:
     holder = claimed(holding)
     AppRepository.objects.filter(pk=waiting.pk).update(next_sync_at=from_now(-600))
     _, other = world.watch(name="acme/gadgets", app=world.add_app("Other"))
-    run = attempt.Attempt(claimed(other), None)
-    assert not run._slice_is_over()
+    time_slice = TimeSlice(claimed(other))
+    assert not time_slice.is_over()
     holder.finish(next_sync_in=None)
-    run._next_slice_check = 0.0
-    assert run._slice_is_over()
+    time_slice._next_check = 0.0
+    assert time_slice.is_over()
 
 
 def test_other_watches_of_a_down_app_are_not_woken_beside_its_probe(world: World) -> None:

@@ -61,15 +61,15 @@ jobs.sync_watch({watch})
 FREEZES_BEFORE_THE_NOTICE = """
 import os, signal
 from deliveries_app import jobs
-from deliveries_app.sync import events
+from deliveries_app.sync import channel
 
-post_signed = events.post_signed
+post_signed = channel.post_signed
 
 def freeze_and_post(*arguments):
     os.kill(os.getpid(), signal.SIGSTOP)
     return post_signed(*arguments)
 
-events.post_signed = freeze_and_post
+channel.post_signed = freeze_and_post
 jobs.sync_watch({watch})
 """
 

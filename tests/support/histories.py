@@ -15,7 +15,7 @@ from deliveries_app.models import AppRepository, Delivery, Status
 from deliveries_app.models.deliveries import PHASES
 from deliveries_app.planning.ignore_rules import build_rules
 from deliveries_app.planning.plan import DeliveryRules, Plan
-from deliveries_app.planning.planner import Planned, full_plan
+from deliveries_app.planning.planner import full_plan
 from deliveries_app.receiver import Answer, Notification
 from deliveries_app.sync import attempt as sync_module
 from deliveries_app.sync.attempt import sync
@@ -195,22 +195,22 @@ def _was_killed(child: int) -> bool:
 
 
 @contextlib.contextmanager
-def compare_plans() -> Iterator[list[Planned]]:
+def compare_plans() -> Iterator[list[Plan]]:
     """Record every plan made inside, and assert that it equals the full plan. `paths` is None for full plans."""
-    plans: list[Planned] = []
-    different: list[Planned] = []
+    plans: list[Plan] = []
+    different: list[Plan] = []
     original = sync_module.plan_to
 
     def spy(
         head: Head, watch: AppRepository, rules: DeliveryRules, mirror: Mirror, reader: BlobReader, tick: Tick
-    ) -> Planned:
-        planned = original(head, watch, rules, mirror, reader, tick)
-        full = full_plan(head, watch, rules, mirror, reader, tick).plan
-        if _contents(planned.plan) != _contents(full):
-            different.append(planned)
+    ) -> Plan:
+        plan = original(head, watch, rules, mirror, reader, tick)
+        full = full_plan(head, watch, rules, mirror, reader, tick)
+        if _contents(plan) != _contents(full):
+            different.append(plan)
         full.close()
-        plans.append(planned)
-        return planned
+        plans.append(plan)
+        return plan
 
     sync_module.plan_to = spy
     try:

@@ -1,0 +1,56 @@
+"""What is sent, and why it was not delivered: the two types that the modules of a sync pass to each other."""
+
+from dataclasses import dataclass, field
+
+from deliveries_app.models import root_causes
+from deliveries_app.planning.plan import Change
+from docora.http.messages import Cause
+
+BLOCKED = "blocked"
+
+
+@dataclass
+class Notification:
+    """A change whose content has been read, with the SHA-256 and size in bytes of what is sent, and its sequence.
+
+    `content` is None for deletes and for files that are too large to be kept in memory. `remark` says what is special about
+    the content. `waits` counts how often the notification was sent again in this run.
+    """
+
+    change: Change
+    source_key: str
+    sha: str
+    size: int
+    content: bytes | None
+    remark: str = ""
+    waits: int = 0
+    sequence: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sequence = self.change.sequence or 0  # `commit` replaces 0 by a new number
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a notification was not delivered in this run. Its path must not be sent again for `hold_seconds`."""
+
+    cause: str
+    message: str
+    status: int | None = None
+    body: bytes = b""
+    hold_seconds: float = 0.0
+
+    @property
+    def lost_connection(self) -> bool:
+        """Whether the connection was lost after the request was sent. The app may still be processing it."""
+        return self.cause == Cause.NETWORK
+
+    @property
+    def may_be_under_way(self) -> bool:
+        """Whether the app may still be processing the request."""
+        return self.hold_seconds > 0 or self.lost_connection
+
+    @property
+    def counted_as(self) -> str:
+        """The label of this failure in the metrics: the root cause, or `BLOCKED` for a path that waits for another one."""
+        return BLOCKED if self.cause == BLOCKED else root_causes.of_delivery(self.cause, self.status).value
