@@ -4,8 +4,6 @@ RQ imports and calls the function that a job in Redis names, and by default unpi
 Redis could run code in the workers. Docora's jobs are JSON, and only functions of `settings.JOBS` are called.
 """
 
-import contextlib
-
 from django.conf import settings
 from rq.exceptions import DeserializationError
 from rq.executions import Execution, ExecutionRegistry
@@ -13,14 +11,13 @@ from rq.job import UNEVALUATED, Job
 
 
 class _Executions(ExecutionRegistry):
-    """The executions of a job that Redis still has. One expires if its worker is frozen, and RQ could not end the job then."""
+    """The executions of a job, without reading them: RQ only deletes them here.
+
+    An execution expires if its worker is frozen. RQ lists it for a minute after that, but fails to read it.
+    """
 
     def get_executions(self, start: int = 0, end: int = -1) -> list[Execution]:
-        executions = []
-        for execution_id in self.get_execution_ids(start, end):
-            with contextlib.suppress(ValueError):  # Redis no longer has it
-                executions.append(Execution.fetch(execution_id, self.job_id, self.connection))
-        return executions
+        return [Execution(name, self.job_id, self.connection) for name in self.get_execution_ids(start, end)]
 
 
 class DocoraJob(Job):

@@ -15,12 +15,12 @@ from itertools import product
 import django_rq
 from redis.exceptions import RedisError
 from rq.exceptions import DuplicateJobError, NoSuchJobError
-from rq.executions import Execution
 from rq.job import Job, JobStatus
 from rq.queue import Queue
 from rq.utils import as_text
 
 from docora.redis.connection import connection
+from docora.redis.jobs import DocoraJob
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def _requeue(target: Queue, job_id: str, again: Callable[..., bool], *, owned: b
         # The job has just ended, perhaps before this key was set.
         return again(owned=False)
     try:
-        found = Job.fetch(job_id, connection=target.connection, serializer=target.serializer)
+        found = _fetch(job_id)
     except NoSuchJobError:
         # RQ cannot read its hash. If the job has just been enqueued, a worker may already run it.
         if not target.connection.hexists(Job.key_for(job_id), "enqueued_at"):
@@ -114,7 +114,7 @@ def _requeue(target: Queue, job_id: str, again: Callable[..., bool], *, owned: b
     else:
         if not _is_left_over(found, leased=leased):
             return False
-        _delete(found)
+        found.delete()
     return again(owned=True)
 
 
@@ -163,21 +163,17 @@ def _is_left_over(job: Job, *, leased: bool) -> bool:
     return True
 
 
-def _delete(job: Job) -> None:
-    """Delete a job with its executions. RQ can't: it lists them for a minute after they have expired, and fails on those."""
-    with job.connection.pipeline() as pipeline:
-        for execution_id in job.execution_registry.get_execution_ids():
-            Execution(execution_id, job.id, job.connection).delete(job, pipeline)
-        pipeline.execute()
-    job.delete()
+def _fetch(job_id: str) -> Job:
+    """Return a job of any queue. Raises `NoSuchJobError`."""
+    return DocoraJob.fetch(job_id, connection=connection(), serializer="json")
 
 
 def forget(job_id: str, worker_name: str) -> None:
     """Delete the job that this worker was performing when it died. It can then be enqueued again at once."""
     try:
-        job = Job.fetch(job_id, connection=connection(), serializer=_queue("default").serializer)
+        job = _fetch(job_id)
         if job.worker_name == worker_name and job.get_status(refresh=False) != JobStatus.QUEUED:
-            _delete(job)
+            job.delete()
     except NoSuchJobError:
         pass
     except (RedisError, OSError) as error:
