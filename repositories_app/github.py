@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from docora.backoff import MAX_WAIT_SECONDS
 from docora.http.client import Cause as HttpCause
 from docora.http.client import HttpClient, Outcome, Request
-from docora.redis.connection import RedisError, connection
+from docora.redis.connection import RedisError, connection, logging_outage
 from docora.security.crypto import DecryptionError, decrypt, encrypt
 from docora.text import format_seconds
 from repositories_app.git import errors as git_errors
@@ -363,7 +363,7 @@ def _kept(wanted: Iterable[tuple[GitHubApp, str]]) -> Sequence[dict[str, Any]]:
         return []
     try:
         values: list[Any] = connection().mget(keys)
-    except (RedisError, OSError):
+    except RedisError:
         return [{}] * len(keys)
     return [_decoded(value) for value in values]
 
@@ -385,23 +385,19 @@ def _access_from(kept: dict[str, Any], github_app: GitHubApp, url: str) -> Acces
 
 def _hold(github_app: GitHubApp, seconds: float) -> None:
     """Keep every process from sending requests for this app, whose rate limit is exceeded, for `seconds`."""
-    try:
+    with logging_outage("github_limit_not_kept"):
         connection().set(f"{_LIMITED}{github_app.pk}", 1, px=int(seconds * 1000))
-    except (RedisError, OSError) as error:
-        logger.warning("github_limit_not_kept", extra={"cause": str(error)})
 
 
 def _limited_for(github_app: GitHubApp) -> float:
     """Return for how many more seconds no request may be sent for this app."""
     try:
         milliseconds: Any = connection().pttl(f"{_LIMITED}{github_app.pk}")
-    except (RedisError, OSError):
+    except RedisError:
         return 0.0
     return max(0, int(milliseconds)) / 1000
 
 
 def _keep(github_app: GitHubApp, url: str, entry: dict[str, Any], seconds: int) -> None:
-    try:
+    with logging_outage("github_token_not_kept"):
         connection().set(_redis_key(github_app, url), encrypt(json.dumps(entry)), ex=seconds)
-    except (RedisError, OSError) as error:
-        logger.warning("github_token_not_kept", extra={"cause": str(error)})

@@ -1,17 +1,21 @@
 """The connection to Redis. Timeouts are short: Redis only wakes workers and counts, so nothing should wait for it."""
 
+import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 from django.conf import settings
 from redis import Redis
 from redis.client import Pipeline
-from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, ResponseError
+from redis.exceptions import RedisError as RedisError  # for the callers
 
 from docora.conf.data_dir import embedded_redis_url
 from docora.security.redaction import redact
 
-__all__ = ["RedisError", "accepts_writes", "connection", "ping", "probe_writes", "problem", "responds"]
+logger = logging.getLogger(__name__)
 
 
 @lru_cache(maxsize=1)
@@ -20,8 +24,17 @@ def connection() -> Redis:
     return Redis.from_url(settings.REDIS_URL, socket_timeout=2.0, socket_connect_timeout=1.0)
 
 
+@contextmanager
+def logging_outage(event: str, **fields: object) -> Iterator[None]:
+    """Log the event with the cause and these fields, and continue, if Redis does not respond or refuses a command."""
+    try:
+        yield
+    except RedisError as error:  # redis-py converts the operating system's errors
+        logger.warning(event, extra={**fields, "cause": str(error)})
+
+
 def ping() -> None:
-    """Raise RedisError or OSError unless Redis responds. One that can't save to its disk does, although it refuses pings.
+    """Raise RedisError unless Redis responds. One that can't save to its disk does, although it refuses pings.
 
     Waits up to two seconds.
     """
@@ -36,7 +49,7 @@ def responds() -> bool:
     """Return whether Redis responds. Waits up to two seconds."""
     try:
         ping()
-    except (RedisError, OSError):
+    except RedisError:
         return False
     return True
 
@@ -53,7 +66,7 @@ def accepts_writes() -> bool:
     """Return whether Redis responds and accepts writes. Waits up to two seconds."""
     try:
         probe_writes(connection())
-    except (RedisError, OSError):
+    except RedisError:
         return False
     return True
 

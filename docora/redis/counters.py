@@ -5,16 +5,13 @@ count in memory and add their counts here from time to time. If Redis is down or
 not: functions here never raise, and Prometheus treats a lower total as a counter reset.
 """
 
-import logging
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from redis.client import Pipeline
 
-from docora.redis.connection import RedisError, connection
-
-logger = logging.getLogger(__name__)
+from docora.redis.connection import RedisError, connection, logging_outage
 
 _KEY = "docora:counters"
 
@@ -44,18 +41,15 @@ def add(counts: Mapping[str, int]) -> None:
     """Add to counters in one round trip."""
     if not any(counts.values()):
         return
-    try:
-        with connection().pipeline(transaction=False) as pipeline:
-            add_to_pipeline(pipeline, counts)
-            pipeline.execute()
-    except (RedisError, OSError) as error:
-        logger.warning("counters_not_updated", extra={"cause": str(error)})
+    with logging_outage("counters_not_updated"), connection().pipeline(transaction=False) as pipeline:
+        add_to_pipeline(pipeline, counts)
+        pipeline.execute()
 
 
 def read() -> Counter[str] | None:
     """Return all counters (missing ones read as 0), or None when Redis is down."""
     try:
         found: dict[Any, Any] = connection().hgetall(_KEY)
-    except (RedisError, OSError):
+    except RedisError:
         return None
     return Counter({name.decode(): int(value) for name, value in found.items()})

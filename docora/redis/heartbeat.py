@@ -74,7 +74,7 @@ def read() -> Signs | None:
             probe_writes(pipeline)
             *jobs, beat_at, _ = pipeline.execute()
         known = inspect.read_workers()
-    except (RedisError, OSError):
+    except RedisError:
         return None
     workers = tuple(worker.started_at for worker in known if worker.started_at and not worker.is_gone)
     sweep = datetime.fromtimestamp(float(beat_at), UTC) if beat_at else None

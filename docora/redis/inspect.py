@@ -81,7 +81,7 @@ def read() -> QueueState | None:
         lengths = dict(zip(QUEUES, map(int, answers[::2]), strict=True))
         waiting = [(job_id.decode(), name) for name, ids in zip(QUEUES, answers[1::2], strict=True) for job_id in ids]
         return QueueState(lengths, _jobs(redis, waiting), read_workers())
-    except (RedisError, OSError):
+    except RedisError:
         return None
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from docora.redis.connection import RedisError, connection
+from docora.redis.connection import RedisError, connection, logging_outage
 
 logger = logging.getLogger(__name__)
 
@@ -205,10 +205,8 @@ def finish(*keys: str) -> None:
     """Delete the counters. Call it after the commit that makes the numbers in the rows final."""
     if not keys:
         return
-    try:
+    with logging_outage("progress_not_deleted", key=keys[0], keys=len(keys)):
         connection().delete(*(name for key in keys for name in _names_of(key)))
-    except RedisError:
-        logger.warning("progress_not_deleted", extra={"key": keys[0], "keys": len(keys)})
 
 
 def _names_of(key: str) -> tuple[str, str, str]:

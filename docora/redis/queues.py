@@ -5,7 +5,6 @@ sweep enqueues due work once Redis is back. RQ's `unique` only prevents duplicat
 """
 
 import contextlib
-import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
@@ -19,10 +18,8 @@ from rq.job import Job, JobStatus
 from rq.queue import Queue
 from rq.utils import as_text
 
-from docora.redis.connection import connection
+from docora.redis.connection import connection, logging_outage
 from docora.redis.jobs import DocoraJob
-
-logger = logging.getLogger(__name__)
 
 QUEUES = ("high", "default", "low")
 WORKER_TTL_SECONDS = 25
@@ -64,7 +61,7 @@ def enqueue(
 
     Return True if the job is now waiting, False if it is running or Redis is down.
     """
-    try:
+    with logging_outage("job_not_enqueued", job_id=job_id):
         target = _queue(queue)
         try:
             target.enqueue(
@@ -82,9 +79,7 @@ def enqueue(
         except DuplicateJobError:
             again = partial(enqueue, queue, function, argument, job_id, leased=leased, alone=alone, tenant=tenant)
             return _requeue(target, job_id, again, owned=owned, leased=leased)
-    except (RedisError, OSError) as error:
-        logger.warning("job_not_enqueued", extra={"job_id": job_id, "cause": str(error)})
-        return False
+    return False
 
 
 def _requeue(target: Queue, job_id: str, again: Callable[..., bool], *, owned: bool, leased: bool) -> bool:
@@ -124,14 +119,10 @@ def enqueue_again(job: Job) -> None:
     The job may have read the database before the change that `enqueue` was called for. That change would otherwise wait
     for the next sweep.
     """
-    try:
-        name = connection().getdel(_AGAIN_KEY.format(job.id))
-    except (RedisError, OSError) as error:
-        logger.warning("job_not_enqueued", extra={"job_id": job.id, "cause": str(error)})
-        return
-    if name:
-        function = str(job.func_name)
-        enqueue(as_text(name), function, job.args[0], job.id, alone=runs_alone(job), tenant=tenant_of(job))
+    with logging_outage("job_not_enqueued", job_id=job.id):
+        if name := connection().getdel(_AGAIN_KEY.format(job.id)):
+            function = str(job.func_name)
+            enqueue(as_text(name), function, job.args[0], job.id, alone=runs_alone(job), tenant=tenant_of(job))
 
 
 def runs_alone(job: Job) -> bool:
@@ -170,14 +161,10 @@ def _fetch(job_id: str) -> Job:
 
 def forget(job_id: str, worker_name: str) -> None:
     """Delete the job that this worker was performing when it died. It can then be enqueued again at once."""
-    try:
+    with logging_outage("job_not_forgotten", job_id=job_id), contextlib.suppress(NoSuchJobError):
         job = _fetch(job_id)
         if job.worker_name == worker_name and job.get_status(refresh=False) != JobStatus.QUEUED:
             job.delete()
-    except NoSuchJobError:
-        pass
-    except (RedisError, OSError) as error:
-        logger.warning("job_not_forgotten", extra={"job_id": job_id, "cause": str(error)})
 
 
 def first_within(name: str, seconds: int) -> bool:
@@ -185,11 +172,9 @@ def first_within(name: str, seconds: int) -> bool:
 
     Each `name` is counted separately. Return False when Redis is down.
     """
-    try:
+    with logging_outage("job_not_enqueued", job_id=name):
         return bool(connection().set(f"docora:first:{name}", "1", nx=True, ex=seconds))
-    except (RedisError, OSError) as error:
-        logger.warning("job_not_enqueued", extra={"job_id": name, "cause": str(error)})
-        return False
+    return False
 
 
 @contextlib.contextmanager
@@ -201,33 +186,30 @@ def only_one(name: str, seconds: int) -> Iterator[bool]:
     lock = connection().lock(f"docora:only:{name}", timeout=seconds, blocking=False)
     try:
         is_first = lock.acquire()
-    except (RedisError, OSError):
+    except RedisError:
         is_first = False
     try:
         yield is_first
     finally:
         if is_first:
-            with contextlib.suppress(RedisError, OSError):  # includes `LockError`: the lock has expired
+            with contextlib.suppress(RedisError):  # includes `LockError`: the lock has expired
                 lock.release()
 
 
 def drop(job_ids: Iterable[str]) -> None:
     """Remove waiting jobs from their queues. Running jobs are not affected."""
     places = list(product(job_ids, QUEUES))
-    try:
-        pipeline = connection().pipeline(transaction=False)
+    with logging_outage("jobs_not_removed"), connection().pipeline(transaction=False) as pipeline:
         for job_id, name in places:
             pipeline.lrem(_queue(name).key, 0, job_id)
         removed = pipeline.execute()
         if keys := [Job.key_for(job_id) for (job_id, _), number in zip(places, removed, strict=True) if number]:
             connection().delete(*keys)
-    except (RedisError, OSError) as error:
-        logger.warning("jobs_not_removed", extra={"cause": str(error)})
 
 
 def job_ids(queue: str) -> list[str] | None:
     """Return the ids of the jobs in a queue, in order, or None when Redis is down."""
     try:
         return list(_queue(queue).get_job_ids())
-    except (RedisError, OSError):
+    except RedisError:
         return None

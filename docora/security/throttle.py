@@ -40,7 +40,7 @@ def _seconds_left(kind: str, address: str, limit: int, *, failed: bool) -> int |
             pipeline.get(key)
             pipeline.ttl(key)
             *_, count, left = pipeline.execute()
-    except (RedisError, OSError) as error:
+    except RedisError as error:
         if failed:
             logger.warning("failures_not_counted", extra={"cause": str(error)})
         return None

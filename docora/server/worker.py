@@ -11,7 +11,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -89,13 +89,8 @@ def _run_death_callbacks() -> None:
     os.waitpid(child, 0)
 
 
-@contextlib.contextmanager
-def _surviving_an_outage() -> Iterator[None]:
-    """Only log that Redis is down. RQ waits for Redis while it waits for a job; at any other time, it ends the worker."""
-    try:
-        yield
-    except RedisError as error:
-        logger.warning("worker_without_redis", extra={"cause": str(error)})
+_surviving_an_outage = connection.logging_outage("worker_without_redis")
+"""Decorates methods. RQ waits for Redis while it waits for a job; an outage at any other time would end the worker."""
 
 
 class DocoraWorker(Worker):
@@ -116,12 +111,12 @@ class DocoraWorker(Worker):
         """Also publish how many jobs this worker performs at once, for `docora.redis.inspect`."""
         return {**super().serialize(), "jobs_at_once": settings.SYNCS_PER_WORKER}
 
-    check_for_suspension = _surviving_an_outage()(Worker.check_for_suspension)
-    set_state = _surviving_an_outage()(Worker.set_state)
+    check_for_suspension = _surviving_an_outage(Worker.check_for_suspension)
+    set_state = _surviving_an_outage(Worker.set_state)
     # An exception in a signal handler would end the worker before its work-horse has handed over.
-    set_shutdown_requested_date = _surviving_an_outage()(Worker.set_shutdown_requested_date)
+    set_shutdown_requested_date = _surviving_an_outage(Worker.set_shutdown_requested_date)
     # The registration then expires. An error would replace the one that ends the worker.
-    register_death = _surviving_an_outage()(Worker.register_death)
+    register_death = _surviving_an_outage(Worker.register_death)
 
     def dequeue_job_and_maintain_ttl(self, *arguments: Any, **options: Any) -> Any:
         """Exit with a one-line message if Redis refuses commands, such as when its disk is full. RQ would log a traceback."""
@@ -146,7 +141,7 @@ class DocoraWorker(Worker):
                     return
                 time.sleep(0.5)
 
-    @_surviving_an_outage()
+    @_surviving_an_outage
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
         """Register at every heartbeat. RQ registers only once, so a Redis that lost its data would never list the worker."""
         super().heartbeat(timeout, pipeline)
@@ -155,7 +150,7 @@ class DocoraWorker(Worker):
         if pipeline is None and not self.connection.hexists(self.key, "birth"):
             self.connection.hset(self.key, mapping={**self.serialize(), "state": self.get_state()})
 
-    @_surviving_an_outage()
+    @_surviving_an_outage
     def run_maintenance_tasks(self) -> None:
         """Also call the callbacks. In a Redis outage, the tasks are tried again before the next job."""
         super().run_maintenance_tasks()  # type: ignore[no-untyped-call]

@@ -33,7 +33,7 @@ def _or_in_memory[**P, R](
     def call(self: "SharedCache", /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return method(self, *args, **kwargs)
-        except (RedisError, OSError) as error:
+        except RedisError as error:
             logger.warning("cache_in_memory", extra={"cause": str(error)})
             fallback: R = getattr(self.memory, method.__name__)(*args, **kwargs)
             return fallback
