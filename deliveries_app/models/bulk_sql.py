@@ -12,7 +12,7 @@ from typing import NamedTuple
 import orjson
 from django.db import connection
 
-from docora.db.prepared import forgetting_outdated, prepared
+from docora.db.prepared import prepared
 
 _COUNT = (
     "UPDATE deliveries_app_syncrun SET files_done = files_done + %s, bytes_done = bytes_done + %s,"
@@ -85,8 +85,8 @@ class Acknowledged(NamedTuple):
 
 def count(run_pk: int, *, files_done: int, bytes_done: int, files_failed: int) -> bool:
     """Add to the counters of a run. Return False if it has ended."""
-    with forgetting_outdated(), connection.cursor() as cursor:
-        cursor.execute(prepared("count", _COUNT), [files_done, bytes_done, files_failed, run_pk])
+    with prepared("count", _COUNT) as statement, connection.cursor() as cursor:
+        cursor.execute(statement, [files_done, bytes_done, files_failed, run_pk])
         return bool(cursor.rowcount)
 
 
@@ -97,8 +97,8 @@ def count_hour(
     """Add to the app's traffic of an hour. Return False if that hour has no row yet."""
     moment = connection.ops.adapt_datetimefield_value
     values = [files, size, failed, requests, milliseconds, moment(acknowledged_at), app_pk, moment(hour)]
-    with forgetting_outdated(), connection.cursor() as cursor:
-        cursor.execute(prepared("count_hour", _COUNT_HOUR), values)
+    with prepared("count_hour", _COUNT_HOUR) as statement, connection.cursor() as cursor:
+        cursor.execute(statement, values)
         return bool(cursor.rowcount)
 
 
@@ -119,13 +119,13 @@ def _write(how: str, watch_pk: int, generation: int, rows: Sequence[Announced], 
     """Insert the rows. `how` is a key of `_ON_CONFLICT`, which says what happens to rows that exist."""
     acknowledged = how == "adopt"
     batch_values = (watch_pk, generation, acknowledged, connection.ops.adapt_datetimefield_value(now))
-    with forgetting_outdated(), connection.cursor() as cursor:
-        if connection.vendor == "postgresql":
-            columns = zip(_ROW_COLUMNS.values(), zip(*rows, strict=True), strict=True)
-            arrays = (_texts(values) if kind == "text" else _numbers(values) for kind, values in columns)
-            statement = prepared(how, f"{_INSERT_ARRAYS} {_ON_CONFLICT[how]}")
+    if connection.vendor == "postgresql":
+        columns = zip(_ROW_COLUMNS.values(), zip(*rows, strict=True), strict=True)
+        arrays = (_texts(values) if kind == "text" else _numbers(values) for kind, values in columns)
+        with prepared(how, f"{_INSERT_ARRAYS} {_ON_CONFLICT[how]}") as statement, connection.cursor() as cursor:
             cursor.execute(statement, [*batch_values, *arrays])
-        else:
+    else:
+        with connection.cursor() as cursor:
             cursor.executemany(f"{_INSERT_ROW} {_ON_CONFLICT[how]}", [(*batch_values, *row) for row in rows])
 
 

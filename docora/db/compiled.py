@@ -4,26 +4,26 @@ Django rebuilds a query's SQL each time it runs. For a query with several condit
 and reading its rows.
 
 The first call builds the queryset with an `_Argument` in place of each value, and compiles it to SQL with placeholders. From
-then on, `_CompiledQuery` takes the place of the queryset's query: its compiler returns that SQL, and each call only binds
-its values to it.
+then on, the queryset's compiler is a `_Compiler`, which returns that SQL, and each call only binds its values to it.
 """
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
+from dataclasses import dataclass
 from functools import cache, cached_property, update_wrapper
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakSet
 
 from django.db import connection, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Expression, QuerySet, prefetch_related_objects
-from django.db.models.sql import Query, UpdateQuery
+from django.db.models.sql import UpdateQuery
 from django.db.models.sql.compiler import SQLCompiler
 
-from docora.db.prepared import forgetting_outdated, prepared
+from docora.db.prepared import prepared
 
 _MAX_UPDATES = 100
 _queries: "WeakSet[Compiled[..., Any]]" = WeakSet()
@@ -40,12 +40,14 @@ class _Argument(Expression):
         return "%s", [self]
 
 
-class _Statement(NamedTuple):
+@dataclass(frozen=True)
+class _Statement:
     sql: str
     parameters: Sequence[Any]
 
+    @cached_property
     def quoted(self) -> "_Statement":
-        """Return the statement to execute. Needs a connection.
+        """The statement to execute. Needs a connection.
 
         On PostgreSQL, constants become part of the SQL, because psycopg would quote them in Python at each execution.
         """
@@ -59,35 +61,24 @@ class _Statement(NamedTuple):
         ]
         return _Statement(self.sql.replace("%%", "%%%%") % tuple(values), arguments)
 
-    def bind(self, values: Mapping[str, Any]) -> "_Statement":
-        """Return the statement with these values instead of the arguments of the same names."""
-        bound = [values[value.name] if isinstance(value, _Argument) else value for value in self.parameters]
-        return self._replace(parameters=tuple(bound))
+    def bind(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Return the parameters, with these values instead of the arguments of the same names."""
+        return tuple(values[value.name] if isinstance(value, _Argument) else value for value in self.parameters)
 
 
-class _CompiledQuery(Query):
-    """A query that executes a given statement. Each thread has its own compiler, with its own connection and arguments."""
+class _Compiler(threading.local):
+    """A copy of a compiler that executes `statement`. Each thread has its own copy, with its own connection."""
 
-    template: SQLCompiler
-    statement: _Statement
-    of_thread: threading.local
+    statement: tuple[str, Sequence[Any]]
 
-    @cached_property
-    def quoted(self) -> _Statement:
-        return self.statement.quoted()
-
-    def get_compiler(
-        self, using: str | None = None, connection: BaseDatabaseWrapper | None = None, elide_empty: bool = True
-    ) -> SQLCompiler:
-        of_thread = self.of_thread
-        if not hasattr(of_thread, "compiler"):
-            compiler: Any = copy(self.template)
-            compiler.connection = connections[str(using)]
-            converters = compiler.get_converters([column for column, *_ in compiler.select[: compiler.col_count]])
-            compiler.get_converters = lambda _: converters
-            compiler.as_sql = lambda *_, **__: of_thread.statement
-            of_thread.compiler = compiler
-        return of_thread.compiler  # type: ignore[no-any-return]
+    def __init__(self, template: SQLCompiler, using: str) -> None:
+        """Runs again in each thread, at its first access."""
+        compiler: Any = copy(template)
+        compiler.connection = connections[using]
+        converters = compiler.get_converters([column for column, *_ in compiler.select[: compiler.col_count]])
+        compiler.get_converters = lambda _: converters
+        compiler.as_sql = lambda *_, **__: self.statement
+        self.compiler = compiler
 
 
 @cache
@@ -108,20 +99,21 @@ class Compiled[**P, Row]:
         self._build: Callable[..., QuerySet[Any, Row]] = build
         self._is_prepared = is_prepared
         self._arguments = {name: _Argument(name) for name in inspect.signature(build).parameters}
-        self._select: QuerySet[Any, Row] | None = None
+        self._select: tuple[Any, _Compiler, _Statement] | None = None
         self._updates: dict[Any, tuple[_Statement, dict[str, Any]]] = {}
         update_wrapper(self, build)
         _queries.add(self)
 
     def __call__(self, *arguments: P.args, **named: P.kwargs) -> list[Row]:
         """Return the rows."""
-        select: Any = self.compile()
-        query = select.query
+        select, compiler, statement = self.compile()
         # Django checks this when it compiles the query.
-        if query.select_for_update and connection.features.has_select_for_update and connection.get_autocommit():
+        locks = select.query.select_for_update and connection.features.has_select_for_update
+        if locks and connection.get_autocommit():
             raise transaction.TransactionManagementError(f"{self} locks rows, which needs a transaction.")
-        with self._executed(query.quoted) as statement:
-            query.of_thread.statement = statement.bind(self._values(arguments, named))
+        statement = statement.quoted
+        with self._prepared(statement.sql) as sql:
+            compiler.statement = sql, statement.bind(self._values(arguments, named))
             # What `list(select.all())` does, without its copy of the query.
             rows: list[Any] = list(select._iterable_class(select))
         prefetch_related_objects(rows, *select._prefetch_related_lookups)
@@ -142,20 +134,15 @@ class Compiled[**P, Row]:
         new = {f"new {name}": field.get_db_prep_save(changes[name], connection) for name, field in fields.items()}
         with (
             transaction.mark_for_rollback_on_error(),
-            self._executed(statement) as statement,
+            self._prepared(statement.sql) as sql,
             connection.cursor() as cursor,
         ):
-            cursor.execute(*statement.bind(self._values(arguments, {}) | new))
+            cursor.execute(sql, statement.bind(self._values(arguments, {}) | new))
             return int(cursor.rowcount)
 
-    @contextmanager
-    def _executed(self, statement: _Statement) -> Iterator[_Statement]:
-        """Yield the statement to execute."""
-        if not self._is_prepared:
-            yield statement
-            return
-        with forgetting_outdated():
-            yield statement._replace(sql=prepared(self._name, statement.sql))
+    def _prepared(self, sql: str) -> AbstractContextManager[str]:
+        """Return a context with the SQL to execute."""
+        return prepared(self._name, sql) if self._is_prepared else nullcontext(sql)
 
     @cached_property
     def _name(self) -> str:
@@ -167,16 +154,18 @@ class Compiled[**P, Row]:
             raise TypeError(f"{self} takes the arguments {', '.join(self._arguments)}.")
         return values
 
-    def compile(self) -> QuerySet[Any, Row]:
-        """Build the SQL that reads the rows, if it isn't built yet. Needs no connection to the database."""
+    def compile(self) -> tuple[Any, _Compiler, _Statement]:
+        """Return the queryset that reads the rows, its compiler and the SQL.
+
+        The first call builds them. Needs no connection to the database.
+        """
         if self._select is None:
-            queryset = self._build(**self._arguments)
-            compiler = queryset.query.get_compiler(connection=_unopened(queryset.db))
-            query: Any = queryset.query
-            query.template, query.of_thread = compiler, threading.local()
-            query.statement = _Statement(*compiler.as_sql())
-            query.__class__ = _CompiledQuery
-            self._select = queryset
+            queryset: Any = self._build(**self._arguments)
+            template = queryset.query.get_compiler(connection=_unopened(queryset.db))
+            statement = _Statement(*template.as_sql())
+            compiler = _Compiler(template, queryset.db)
+            queryset.query.get_compiler = lambda *_, **__: compiler.compiler
+            self._select = queryset, compiler, statement
         return self._select
 
     def _compile_update(self, changes: Mapping[str, Any]) -> tuple[_Statement, dict[str, Any]]:
@@ -188,7 +177,7 @@ class Compiled[**P, Row]:
             raise TypeError(f"{self} has a limit or is a union, so its rows cannot be updated.")
         query: Any = queryset.query.chain(UpdateQuery)
         query.add_update_values({**changes, **{name: _Argument(f"new {name}") for name in fields}})
-        return _Statement(*query.get_compiler(queryset.db).as_sql()).quoted(), fields
+        return _Statement(*query.get_compiler(queryset.db).as_sql()).quoted, fields
 
     def __repr__(self) -> str:
         return f"{self._build.__module__}.{self._build.__qualname__}"

@@ -54,12 +54,24 @@ class _Session:
 _sessions: "WeakKeyDictionary[Any, _Session]" = WeakKeyDictionary()
 
 
-def prepared(name: str, sql: str) -> str:
-    """Return the SQL to execute instead of `sql`, with the same `%s` placeholders.
+@contextlib.contextmanager
+def prepared(name: str, sql: str) -> Iterator[str]:
+    """Yield the SQL to execute instead of `sql`, with the same `%s` placeholders.
 
     Use this for statements that find rows through indexes, whatever the sizes of the tables. PostgreSQL must be able to infer
     the types of the parameters. `name` is what logs and `pg_stat_activity` show.
+
+    If PostgreSQL no longer accepts what was prepared, its error is raised, and all statements are prepared again later.
     """
+    try:
+        yield _prepared(name, sql)
+    except DatabaseError as error:
+        if getattr(error.__cause__, "sqlstate", None) in _OUTDATED:
+            forget()
+        raise
+
+
+def _prepared(name: str, sql: str) -> str:
     if connection.vendor != "postgresql" or connection.needs_rollback:
         return sql
     session = _session()
@@ -76,17 +88,6 @@ def prepared(name: str, sql: str) -> str:
     with connection.wrap_database_errors:
         session.prepared[sql] = session.prepare(connection.connection, name, sql)
     return session.prepared[sql]
-
-
-@contextlib.contextmanager
-def forgetting_outdated() -> Iterator[None]:
-    """If PostgreSQL no longer accepts a prepared statement, raise its error, and prepare all statements again later."""
-    try:
-        yield
-    except DatabaseError as error:
-        if getattr(error.__cause__, "sqlstate", None) in _OUTDATED:
-            forget()
-        raise
 
 
 def forget() -> None:

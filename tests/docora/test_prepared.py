@@ -151,8 +151,13 @@ def test_nothing_is_prepared_behind_a_pooler(
 def test_statements_that_are_not_repeated_are_not_kept(user: User, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepared, "_MAX_SEEN", 3)
     monkeypatch.setattr(prepared, "_MAX_PREPARED", 2)
+
+    def executed(name: str, text: str) -> str:
+        with prepared.prepared(name, text) as statement:
+            return statement
+
     texts = [f"SELECT {number}" for number in range(8)]
-    assert [prepared.prepared("once", text) for text in texts] == texts
-    repeated = [prepared.prepared("twice", text) for text in texts[-2:] for _ in range(2)]
+    assert [executed("once", text) for text in texts] == texts
+    repeated = [executed("twice", text) for text in texts[-2:] for _ in range(2)]
     assert [text.startswith("EXECUTE") for text in repeated] == [True, True, True, True]
-    assert [prepared.prepared("twice", "SELECT 9") for _ in range(3)] == ["SELECT 9"] * 3
+    assert [executed("twice", "SELECT 9") for _ in range(3)] == ["SELECT 9"] * 3
