@@ -10,20 +10,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import environ
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.csp import CSP
 from redis.connection import parse_url as parse_redis_url
 
 from docora import __version__
 from docora.conf import data_dir, installation
-from docora.conf.env import count, date, flag, mailers, names, networks, pairs, seconds, text, time_zone
-from docora.db import connection as database
+from docora.conf.env import count, database, date, flag, mailers, names, networks, pairs, seconds, text, time_zone
+from docora.db.connection import PrivateSqlite, check_pooled, postgres_options
 from docora.http.egress import check_proxy_url
 from docora.http.messages import name_of, url_blocked_reason
 
 BASE_DIR = installation.FILES
-env = environ.Env()
 installation.read_env_file()
 # The module that extends these settings. `docora.conf.installation` has already used it.
 DOCORA_SETTINGS = text("DOCORA_SETTINGS")
@@ -97,18 +95,13 @@ WEB_THREADS = 16
 WEB_CONNECTIONS = WEB_THREADS + 2
 
 # --- Database and Redis ------------------------------------------------------------------------------------------------
-DATABASES: dict[str, dict[str, Any]] = {
-    "default": database.parse_url(
-        text("DATABASE_URL"),
-        lambda: env.db_url("DATABASE_URL", default=f"sqlite:///{DATA_DIR / 'docora.sqlite3'}"),
-    )
-}
-_database = DATABASES["default"]
+_database = database("DATABASE_URL", f"sqlite:///{DATA_DIR / 'docora.sqlite3'}")
+DATABASES = {"default": _database}
 _options = _database.setdefault("OPTIONS", {})
 if _database["ENGINE"] == "django.db.backends.sqlite3":
     # IMMEDIATE, because a DEFERRED transaction that reads and then writes fails at once if another one is writing.
     _options |= {
-        "factory": database.PrivateSqlite,
+        "factory": PrivateSqlite,
         "transaction_mode": "IMMEDIATE",
         "timeout": 20,
         "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
@@ -125,7 +118,7 @@ else:
             "max_size": WEB_CONNECTIONS,
             "timeout": 4,
             "reconnect_timeout": 5,
-            "check": database.check_pooled,
+            "check": check_pooled,
         }
         _database["CONN_MAX_AGE"] = 0  # with a pool, Django refuses any other, such as `conn_max_age` in DATABASE_URL
     else:
@@ -178,7 +171,7 @@ MAX_FILES_PER_APP = count("MAX_FILES_PER_APP", 0, 0)
 MAX_BYTES_PER_APP = count("MAX_BYTES_PER_APP", 0, 0)
 MAX_RESYNCS_PER_HOUR = count("MAX_RESYNCS_PER_HOUR", 0, 0)
 if _database["ENGINE"] == "django.db.backends.postgresql":
-    _database["OPTIONS"] = database.postgres_options(_options, LEASE_SECONDS)
+    _database["OPTIONS"] = postgres_options(_options, LEASE_SECONDS)
 
 # --- History retention; 0 keeps it for ever ----------------------------------------------------------------------------
 SYNC_RUN_RETENTION_DAYS = count("SYNC_RUN_RETENTION_DAYS", 90, 0)

@@ -5,6 +5,7 @@ import ipaddress
 import math
 import os
 import re
+import warnings
 import zoneinfo
 from typing import Any
 
@@ -120,6 +121,37 @@ def mailers(name: str) -> dict[str, Any]:
         "timeout": 10,  # seconds for each network operation
     }
     return {"default": {"OPTIONS": options}}
+
+
+def database(name: str, default: str) -> dict[str, Any]:
+    """Return Django's settings for the URL of a database.
+
+    An empty value is an error, not the default: a deployment that lost its URL must not start as an empty instance. Error
+    messages do not repeat the URL, because it may hold a password.
+    """
+    url = os.environ.get(name, default)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # the warnings contain the URL
+            found = Env.db_url_config(url)
+    except (ValueError, ImproperlyConfigured):
+        found = {}
+    engine = found.get("ENGINE")
+    is_postgres = engine == "django.db.backends.postgresql"
+    if not (is_postgres or engine == "django.db.backends.sqlite3") or (is_postgres and _is_unescaped(url)):
+        raise ImproperlyConfigured(
+            f"{name} must look like postgres://user:password@host:5432/name, or sqlite:////path/of/file. "
+            "Percent-encode special characters in user name and password, such as @ as %40."
+        )
+    return dict(found)
+
+
+def _is_unescaped(url: str) -> bool:
+    """Return whether user name or password contain /, ? or #, so that a part of the password is taken for the host."""
+    location = url.partition("://")[2]
+    before_query, _, query = location.partition("?")
+    if "=" in query.partition("@")[0]:  # the @ is in a parameter
+        location = before_query
+    return bool({"/", "?", "#"} & set(location.rpartition("@")[0]))
 
 
 def networks(name: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:

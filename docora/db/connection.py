@@ -12,44 +12,13 @@ hour if data was sent, and for two hours if not.
 import contextlib
 import os
 import sqlite3
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from django.core.exceptions import ImproperlyConfigured
 from django.db import InterfaceError, InternalError, OperationalError, connections
 
 CONNECTION_ERRORS = (OperationalError, InterfaceError, InternalError)
 """Errors of any statement if the database is gone or has ended the session. A faulty statement raises other errors."""
-
-
-def parse_url(url: str, parse: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return the settings that `parse` reads from DATABASE_URL, which is `url`.
-
-    Raises ImproperlyConfigured if the URL is invalid. The message does not repeat it, because it may hold a password.
-    """
-    try:
-        with warnings.catch_warnings(action="ignore"):  # the warnings contain the URL
-            database = parse()
-    except (ValueError, ImproperlyConfigured):
-        database = {}
-    engine = database.get("ENGINE")
-    is_postgres = engine == "django.db.backends.postgresql"
-    if not (is_postgres or engine == "django.db.backends.sqlite3") or (is_postgres and _is_unescaped(url)):
-        raise ImproperlyConfigured(
-            "DATABASE_URL must look like postgres://user:password@host:5432/name, or sqlite:////path/of/file. "
-            "Percent-encode special characters in user name and password, such as @ as %40."
-        )
-    return database
-
-
-def _is_unescaped(url: str) -> bool:
-    """Return whether user name or password contain /, ? or #, so that a part of the password is taken for the host."""
-    location = url.partition("://")[2]
-    before_query, _, query = location.partition("?")
-    if "=" in query.partition("@")[0]:  # the @ is in a parameter
-        location = before_query
-    return bool({"/", "?", "#"} & set(location.rpartition("@")[0]))
 
 
 class PrivateSqlite(sqlite3.Connection):
