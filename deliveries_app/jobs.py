@@ -18,7 +18,7 @@ from deliveries_app.sweep import cleanup, retention
 from deliveries_app.sync.attempt import sync
 from docora.db.connection import CONNECTION_ERRORS
 from docora.http.client import HttpClient
-from docora.server.worker import stopping
+from docora.process import stopping
 from repositories_app.git import remote
 from repositories_app.mirror import cache
 

@@ -1,4 +1,4 @@
-"""End child processes, also with their parent, and name processes so that others can tell whether they are still running.
+"""Stop this process, end child processes, also with their parent, and name processes so that others can tell if they run.
 
 A supervisor killed with SIGKILL cannot clean up, but the kernel can: with `PR_SET_PDEATHSIG` it signals the child when
 the parent's thread ends. If that fails, fencing in the database (engine.md §4) still keeps an orphan from doing harm.
@@ -12,12 +12,25 @@ import resource
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
+_stopping = threading.Event()
+
+
+def stopping() -> bool:
+    """Return whether this process was asked to stop. If so, a job must send nothing new and end within seconds."""
+    return _stopping.is_set()
+
+
+def request_stop(signum: int = 0, frame: FrameType | None = None) -> None:
+    """Handle SIGTERM in a work-horse and in the sweep: only set a flag, so that requests in flight can finish."""
+    _stopping.set()
 
 
 def die_with_parent(sig: int = signal.SIGKILL) -> None:

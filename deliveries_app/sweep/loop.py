@@ -16,8 +16,8 @@ from deliveries_app.sweep import cleanup, head_checks, retention
 from deliveries_app.sweep.wrong_times import correct_wrong_times
 from deliveries_app.sync.dead_processes import end_dead_leases
 from docora.http.client import HttpClient
+from docora.process import stopping
 from docora.redis import heartbeat
-from docora.server.worker import stopping
 from repositories_app.git import remote
 from repositories_app.git.exceptions import Interrupted
 

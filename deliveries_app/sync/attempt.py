@@ -39,8 +39,8 @@ from deliveries_app.sync.time_slice import TimeSlice
 from deliveries_app.webhooks.client import describe_outcome
 from docora.db.clock import from_now
 from docora.http.client import HttpClient
+from docora.process import stopping
 from docora.security.crypto import DecryptionError, require_readable
-from docora.server.worker import stopping
 from docora.text import counted, format_seconds
 from repositories_app import github
 from repositories_app import services as repositories

@@ -19,6 +19,7 @@ from rq.job import Job
 from rq.queue import Queue
 
 from docora.db.connection import close_broken_connections
+from docora.process import request_stop, stopping
 from docora.redis import queues
 
 logger = logging.getLogger(__name__)
@@ -61,11 +62,9 @@ class WorkHorse:
         max_threads: int,
         perform: Callable[[Job, Queue, Execution], bool],
         take: Callable[[], Assignment | None],
-        stopping: Callable[[], bool],
-        stop: Callable[[], None],
     ) -> None:
         self._max_threads = max_threads
-        self._perform, self._take, self._stopping, self._stop = perform, take, stopping, stop
+        self._perform, self._take = perform, take
         self._changed = threading.Condition()
         self._taking = threading.Lock()
         self._by_tenant: Counter[str] = Counter()  # threads by tenant
@@ -85,7 +84,7 @@ class WorkHorse:
             now, cpu_now = time.monotonic(), _CpuTime.now()
             over_at = over_at or (now if self._is_over else 0.0)
             if over_at and now - over_at > HAND_OVER_AFTER:
-                self._stop()
+                request_stop()
             if over_at and now - over_at > HAND_OVER_AFTER + HANGS_AFTER:
                 logger.error("work_horse_hangs", extra={"jobs": self._threads})
                 os._exit(1)
@@ -145,7 +144,7 @@ class WorkHorse:
         return self._taken >= JOBS or time.monotonic() > self._ends_at
 
     def _next(self) -> Assignment | None:
-        if self._stopping() or self._is_over:
+        if stopping() or self._is_over:
             return None
         with self._taking:
             try:

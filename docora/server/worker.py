@@ -12,7 +12,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 from django.conf import settings
@@ -29,7 +28,7 @@ from rq.timeouts import TimerDeathPenalty
 from rq.utils import as_text
 
 from docora.db.compiled import compile_all
-from docora.process import die_with_parent_pid
+from docora.process import die_with_parent_pid, request_stop
 from docora.redis import connection, queues
 from docora.redis.jobs import DocoraJob
 from docora.redis.queues import WORKER_TTL_SECONDS
@@ -38,7 +37,6 @@ from docora.server.work_horse import Assignment, WorkHorse
 
 logger = logging.getLogger(__name__)
 
-_stopping = threading.Event()
 _worker_name = ""
 HAND_OVER_SECONDS = 8.0  # how long a work-horse may take to stop before it is killed
 ALONE_PATIENCE_SECONDS = 30.0  # how long a job that runs alone waits before a work-horse ends to make room for it
@@ -54,16 +52,6 @@ They must be quick and use only Redis.
 
 death_callbacks: list[Callable[[], object]] = []
 """Called in a separate process after a work-horse was killed, because the worker itself never opens the database."""
-
-
-def stopping() -> bool:
-    """Return whether this process was asked to stop. If so, a job must send nothing new and end within seconds."""
-    return _stopping.is_set()
-
-
-def request_stop(signum: int = 0, frame: FrameType | None = None) -> None:
-    """Handle SIGTERM in a work-horse: only set a flag, so that requests in flight can finish."""
-    _stopping.set()
 
 
 def identity() -> str:
@@ -167,7 +155,7 @@ class DocoraWorker(Worker):
         def take() -> Assignment | None:
             return None if alone else self._take_job(horse)
 
-        horse = WorkHorse(1 if alone else settings.SYNCS_PER_WORKER, self._perform_one, take, stopping, request_stop)
+        horse = WorkHorse(1 if alone else settings.SYNCS_PER_WORKER, self._perform_one, take)
         horse.run((job, queue, execution))
         return True
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from django.conf import settings
 
 from docora import file_locks
-from docora.server.worker import stopping
+from docora.process import stopping
 from repositories_app.mirror.mirror import Mirror
 from repositories_app.models import Repository
 

@@ -14,8 +14,8 @@ from deliveries_app.progress import runs
 from deliveries_app.receiver import Answer
 from deliveries_app.services import cancel_operation, onboard_app, resync_many, resync_single, retry_single
 from deliveries_app.sync import recorder
+from docora import process
 from docora.conf.logs import configure
-from docora.server import worker
 from repositories_app.mirror.mirror import Mirror
 from tests.support.git import Repo
 from tests.support.histories import at_notification, refusing
@@ -156,11 +156,11 @@ def test_log_of_a_retry_during_the_git_fetch(world: World, monkeypatch: pytest.M
 def test_stopping_worker_hands_over(world: World, watched: tuple[Repo, AppRepository], log: Lines) -> None:
     _, watch = watched
     run = resync_single(ME, watch)
-    world.answer(at_notification(15, worker.request_stop))
+    world.answer(at_notification(15, process.request_stop))
     try:
         world.sync(watch)
     finally:
-        worker._stopping.clear()
+        process._stopping.clear()
     world.answer(None)
     world.sync(watch)
     lines = log(run_id=run.run_id)

@@ -24,12 +24,13 @@ from deliveries_app import scheduling
 from deliveries_app.monitoring import alerts
 from deliveries_app.sweep.cleanup import CLEAN_UP_JOB
 from deliveries_app.sweep.retention import PRUNE_JOB
+from docora.process import stopping
 from docora.redis import queues
 from docora.redis.connection import connection
 from docora.redis.jobs import DocoraJob
 from docora.server import work_horse
 from docora.server import worker as worker_module
-from docora.server.worker import DocoraWorker, stopping
+from docora.server.worker import DocoraWorker
 from docora.settings import JOBS
 from tests.support.processes import forked, reap
 from tests.support.receiver import wait_for
@@ -493,7 +494,7 @@ def test_jobs_finish_although_redis_fails_for_further_ones(tmp_path: Path) -> No
     def take() -> None:
         raise RedisTimeoutError
 
-    horse = work_horse.WorkHorse(2, perform, take, lambda: False, lambda: None)
+    horse = work_horse.WorkHorse(2, perform, take)
     horse.run((queue.fetch_job("job"), queue, None))
     assert ended
 
@@ -506,7 +507,7 @@ def test_place_is_free_again_after_a_job_without_redis(tmp_path: Path, redis_cli
     def perform(*_: object) -> bool:
         raise RedisTimeoutError
 
-    horse = work_horse.WorkHorse(2, perform, lambda: None, lambda: False, lambda: None)
+    horse = work_horse.WorkHorse(2, perform, lambda: None)
     horse.run((job, queue, Execution("1", job.id, redis_client)))
     assert horse.can_take(job)
 

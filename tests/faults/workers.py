@@ -21,6 +21,7 @@ from deliveries_app.models import AppRepository
 from deliveries_app.sync import claim, dead_processes, lease, pace, responses, sender, slots
 from deliveries_app.sync.attempt import sync
 from deliveries_app.sync.dead_processes import end_dead_leases
+from docora import process
 from docora.db import clock
 from docora.db.connection import CONNECTION_ERRORS
 from docora.http.client import Request
@@ -106,11 +107,11 @@ class _Work:
             module.boot_seconds = lambda: real() + self.lost_seconds.value  # type: ignore[attr-defined]
         if self.fate and self.fate.in_statement:
             _Statements(self.fate, self.reached).install()
-        worker._stopping.clear()
+        process._stopping.clear()
         if self.watch is None:
             _perform_jobs()
             return
-        signal.signal(signal.SIGTERM, worker.request_stop)
+        signal.signal(signal.SIGTERM, process.request_stop)
         with contextlib.suppress(*CONNECTION_ERRORS):  # as a job that loses its connection ends
             sync(self.watch.pk)
 

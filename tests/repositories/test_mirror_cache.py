@@ -14,8 +14,7 @@ import pytest
 from django.test import Client
 
 from deliveries_app.monitoring.instance_checks import check_mirrors
-from docora import file_locks
-from docora.server import worker
+from docora import file_locks, process
 from repositories_app.mirror import cache
 from repositories_app.mirror.mirror import Mirror
 from repositories_app.models import Repository
@@ -188,8 +187,8 @@ def test_eviction_runs_once_a_minute_in_one_process(mirrors, folder: Path, setti
 def test_stopping_worker_evicts_nothing_more(mirrors, folder: Path, settings, monkeypatch) -> None:
     made = mirrors(2)
     settings.REPOS_MAX_BYTES = 1
-    monkeypatch.setattr(worker, "_stopping", threading.Event())
-    worker.request_stop()
+    monkeypatch.setattr(process, "_stopping", threading.Event())
+    process.request_stop()
     maintain(folder)
     assert exist(made) == [True, True]
 

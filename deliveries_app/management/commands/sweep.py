@@ -7,7 +7,7 @@ from deliveries_app.monitoring import alerts
 from deliveries_app.sweep.loop import SweepFailed, sweep_forever, sweep_once
 from docora.cli.output import add_json, write_result, wrong_usage
 from docora.db import schema
-from docora.server.worker import request_stop
+from docora.process import request_stop
 from repositories_app.git import remote
 
 
