@@ -1,6 +1,6 @@
 """Look up one path in a commit and explain whether it is delivered.
 
-It reads only the local mirror, fetches nothing, waits for no lock, and allows each git call a few seconds.
+It reads only the local mirror, fetches nothing, waits for no lock, and gives up if git prints nothing for a few seconds.
 """
 
 from collections.abc import Sequence
@@ -28,9 +28,9 @@ from deliveries_app.planning.transforms import SourceFile, TransformFailed, Tran
 from docora.text import clean_text
 from repositories_app import services as repositories
 from repositories_app.git.exceptions import Cause, GitError
-from repositories_app.mirror.mirror import DIRECTORY, Entry, Mirror
+from repositories_app.mirror.mirror import DIRECTORY, BlobReader, Entry
 
-SECONDS = 5.0  # for each git call
+SECONDS = 5.0  # without output from git
 MAX_TRANSFORM_BYTES = 4_000_000
 """Larger files are not run through the transforms here."""
 TRANSFORM_FAILED = "transform_failed"
@@ -64,23 +64,23 @@ def look_up(watch: AppRepository, delivery_rules: DeliveryRules, commit: str, pa
         return replace(nothing, unknown="The repository hasn't been synced yet.")
     mirror = repositories.mirror_of(watch.repository)
     try:
-        with mirror.in_use_nowait():
-            if not mirror.has(commit, timeout=SECONDS):
+        with mirror.in_use_nowait(), mirror.blobs(timeout=SECONDS) as reader:
+            if not reader.has(commit):
                 return replace(nothing, unknown="The mirror on this server doesn't contain this commit.")
-            entries = (mirror.entry(commit, path, timeout=SECONDS) for path in paths)
+            entries = (reader.entry(commit, path) for path in paths)
             entry = next((entry for entry in entries if entry is not None), None)
             if entry is None:
                 return nothing
             found = FileLookup(entry.path, commit, entry=entry)
-            return found if found.is_directory else _apply_rules(found, entry, delivery_rules, mirror)
+            return found if found.is_directory else _apply_rules(found, entry, delivery_rules, reader)
     except GitError as error:
         slow = "Git is too slow on this server right now. Try again shortly."
         return replace(nothing, unknown=slow if error.cause is Cause.TIMEOUT else str(error))
 
 
-def _apply_rules(found: FileLookup, entry: Entry, delivery_rules: DeliveryRules, mirror: Mirror) -> FileLookup:
+def _apply_rules(found: FileLookup, entry: Entry, delivery_rules: DeliveryRules, reader: BlobReader) -> FileLookup:
     try:
-        ignore_file = read_ignore_file(mirror, found.commit, timeout=SECONDS)
+        ignore_file = read_ignore_file(reader, found.commit) or b""
         build_rules(ignore_file, delivery_rules.patterns)
         by_pattern = _left_out_by_pattern(entry, delivery_rules, ignore_file)
     except PlanRefused as error:
@@ -91,7 +91,7 @@ def _apply_rules(found: FileLookup, entry: Entry, delivery_rules: DeliveryRules,
         return replace(found, left_out=Skipped(entry.path, "transform", delivery_rules.transforms.problem))
     if entry.size > (MAX_TRANSFORM_BYTES if delivery_rules.transforms else LFS_POINTER_BYTES):
         return found if delivery_rules.transforms else replace(found, sent_as=entry.path.decode())
-    content = mirror.content(entry.blob, timeout=SECONDS)
+    [content] = reader.read([entry.blob])
     found = replace(found, remark=remark_on(entry.size, content))
     return _transform(found, SourceFile(entry.path.decode(), content), delivery_rules)
 

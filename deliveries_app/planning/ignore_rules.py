@@ -20,7 +20,7 @@ from deliveries_app.planning.gitignore import InvalidPattern, Pattern, compile_p
 from deliveries_app.planning.paths import RE2_OPTIONS
 from deliveries_app.planning.plan import DeliveryRules, PlanRefused
 from docora.text import clean_text
-from repositories_app.mirror.mirror import BlobReader, Entry, Mirror
+from repositories_app.mirror.mirror import DIRECTORY, BlobReader, Entry
 
 FILE_NAME = ".docoraignore"
 MAX_FILE_BYTES = 65_536
@@ -161,12 +161,9 @@ def _rules_of(text: str) -> IgnoreRules | None:
 
 
 def _read_ignored(reader: BlobReader, commit: str, patterns_of_watch: str) -> IgnoreRules:
-    entry = reader.root_file(commit, FILE_NAME.encode())
-    if entry is None:
-        return build_rules(b"", patterns_of_watch)
-    if entry.mode in REGULAR:
-        _check_size(entry)
-        return build_rules(_checked(next(reader.read([entry.blob]))), patterns_of_watch)
+    file = read_ignore_file(reader, commit)
+    if file is not None:
+        return build_rules(file, patterns_of_watch)
     added, _ = compile_lines(patterns_of_watch.encode())
     return IgnoreRules(
         added, _remark(" is a link or a submodule in this commit. It is not read, so it ignores nothing.")
@@ -189,21 +186,19 @@ def _remark(message: str) -> list[Skipped]:
     return [Skipped(_LISTED, "ignore_pattern", clean_text(f"{FILE_NAME}{message}", 500))]
 
 
-def read_ignore_file(mirror: Mirror, commit: str, *, timeout: float) -> bytes:
-    """Return the content of `.docoraignore`, or nothing if there is no regular file. Raises `PlanRefused` and `GitError`."""
-    entry = mirror.entry(commit, FILE_NAME.encode(), timeout=timeout)
-    if entry is None or entry.mode not in REGULAR:
+def read_ignore_file(reader: BlobReader, commit: str) -> bytes | None:
+    """Return the content of `.docoraignore`: empty if there is no such file, None if it is a link or a submodule.
+
+    Raises `PlanRefused` and `GitError`.
+    """
+    entry = reader.entry(commit, FILE_NAME.encode())
+    if entry is None or entry.mode == DIRECTORY:
         return b""
-    _check_size(entry)
-    return _checked(mirror.content(entry.blob, timeout=timeout))
-
-
-def _check_size(entry: Entry) -> None:
+    if entry.mode not in REGULAR:
+        return None
     if entry.size > MAX_FILE_BYTES:
         raise _refused(f"has {entry.size:,} bytes, more than {MAX_FILE_BYTES:,}. Make it shorter")
-
-
-def _checked(content: bytes) -> bytes:
+    [content] = reader.read([entry.blob])
     if b"\0" in content:  # probably UTF-16: git ends each line at its first NUL byte
         raise _refused("is not UTF-8 text: it contains NUL bytes. Save it as UTF-8")
     try:

@@ -18,9 +18,8 @@ from repositories_app.mirror.tree import (
     MAX_TREE_BYTES,
     SUBMODULE,
     Entry,
-    canonical_mode,
+    find_entry,
     root_of,
-    stored_entries,
     wait_for_output,
 )
 
@@ -33,14 +32,15 @@ class BlobReader:
     """Reads contents and sizes through one `git cat-file --batch-command`, which the first call starts.
 
     Use it as a context manager. git unpacks in the background what `prefetch` has requested, as much as fits into the
-    pipe.
+    pipe. Every call raises `GitError` if an object cannot be read, or if git prints nothing for `timeout` seconds.
     """
 
     BLOCK = 1 << 18
     _PIPE = 1 << 20
 
-    def __init__(self, start: Callable[[], subprocess.Popen[bytes]]) -> None:
+    def __init__(self, start: Callable[[], subprocess.Popen[bytes]], timeout: float) -> None:
         self._start = start
+        self._timeout = timeout
         self._process: subprocess.Popen[bytes] | None = None
         self._out: io.BufferedReader  # set with the process
         self._ahead: deque[str] = deque()
@@ -130,16 +130,26 @@ class BlobReader:
             self._ask("info", [name])
             return self._header(name)[0] == b"commit"
 
-    def root_file(self, commit: str, name: bytes) -> Entry | None:
-        """Return the entry with this name in the commit's root folder, or None if there is none or it is a folder."""
-        [raw] = self.trees([root_of(commit)])
-        if b" %b\0" % name not in raw:
-            return None
-        for mode, found, oid in stored_entries(raw, len(commit) // 2):
-            if found == name and (canonical := canonical_mode(mode)) != DIRECTORY:
-                [size] = self.sizes([oid.hex()]) if canonical != SUBMODULE else [0]
-                return Entry(name, canonical, oid.hex(), size)
-        return None
+    def has(self, commit: str) -> bool:
+        """Return whether the commit and its tree are here."""
+        self._skip_ahead()
+        with self._closed_on_error():
+            self._ask("info", [root_of(commit)])
+            return len(self._out.readline().split()) == 3
+
+    def entry(self, commit: str, path: bytes) -> Entry | None:
+        """Return the commit's entry at exactly this path, which may be a folder, or None."""
+        mode, name = DIRECTORY, root_of(commit)
+        for part in path.split(b"/"):
+            if mode != DIRECTORY:
+                return None
+            [raw] = self.trees([name])
+            found = find_entry(raw, part, len(commit) // 2)
+            if found is None:
+                return None
+            mode, name = found
+        [size] = [0] if mode in {DIRECTORY, SUBMODULE} else self.sizes([name])
+        return Entry(path, mode, name, size)
 
     def _skip_ahead(self) -> None:
         while self._ahead:
@@ -188,7 +198,7 @@ class BlobReader:
         assert process.stdout
         with contextlib.suppress(OSError):  # a system may allow less
             fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, self._PIPE)
-        self._out = io.BufferedReader(_Pipe(process.stdout.fileno()), self.BLOCK)
+        self._out = io.BufferedReader(_Pipe(process.stdout.fileno(), self._timeout), self.BLOCK)
         return process
 
     def _size(self, blob: str) -> int:
@@ -225,16 +235,16 @@ class BlobReader:
 
 
 class _Pipe(io.RawIOBase):
-    """git's output. Reading raises `GitError` if git prints nothing for `LOCAL_TIMEOUT` seconds."""
+    """git's output. Reading raises `GitError` if git prints nothing for `timeout` seconds."""
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
+    def __init__(self, fd: int, timeout: float) -> None:
+        self._fd, self._timeout = fd, timeout
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Buffer) -> int:
-        wait_for_output(self._fd)
+        wait_for_output(self._fd, self._timeout)
         return os.readv(self._fd, [buffer])
 
 

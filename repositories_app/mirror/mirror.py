@@ -147,7 +147,7 @@ class Mirror:
             if by_name:
                 return commit
             # The commit that a tag points to.
-            found = self._run_short(["rev-parse", "--verify", f"{ref}^{{}}"]).decode("ascii").strip()
+            found = self._git(["rev-parse", "--verify", f"{ref}^{{}}"], short=True).decode("ascii").strip()
             self._write_ref(ref, found)
             return found
 
@@ -224,16 +224,6 @@ class Mirror:
         """
         self._git(["rev-list", "--objects", "--all", "--quiet"], tick=tick)
 
-    def has(self, commit: str, *, timeout: float = git.LOCAL_TIMEOUT) -> bool:
-        """Return whether the commit and its tree are here."""
-        if not commit or not self.directory.exists():
-            return False
-        try:
-            self._run_short(["cat-file", "-e", f"{commit}^{{tree}}"], timeout)
-        except GitError:
-            return False
-        return True
-
     def keep_base(self, watch: str, commit: str) -> None:
         """Point the watch's `base` ref to `commit`, which its rows describe, and remove its `run` ref."""
         base, run = f"refs/docora/{watch}/base", f"refs/docora/{watch}/run"
@@ -288,38 +278,6 @@ class Mirror:
                 wanted = set(part)
                 named = [os.fsdecode(path) for path in part]
                 yield from (entry for entry in self._ls_tree([*arguments, "--", *named]) if entry.path in wanted)
-
-    def entry(self, commit: str, path: bytes, *, timeout: float = git.LOCAL_TIMEOUT) -> Entry | None:
-        """Return the commit's entry at exactly this path, which may be a directory, or None."""
-        if b"\0" in path:
-            return None
-        if is_invalid_pathspec(path):
-            return self._walk(commit, path, time.monotonic() + timeout)
-        listed = self._run_short(
-            ["ls-tree", "-l", "-z", "--full-tree", _peeled(commit), "--", os.fsdecode(path)], timeout
-        )
-        return _named(path, listed)
-
-    def _walk(self, commit: str, path: bytes, until: float) -> Entry | None:
-        """Look up the path name by name, because git would misread it as another path. `until` is monotonic time."""
-        found, tree = None, _peeled(commit)
-        for name in path.split(b"/"):
-            if found and found.mode != DIRECTORY:
-                return None
-            found = _named(name, self._run_short(["ls-tree", "-l", "-z", tree], until - time.monotonic()))
-            if found is None:
-                return None
-            tree = found.blob
-        return replace(found, path=path) if found else None
-
-    def content(self, blob: str, *, timeout: float = git.LOCAL_TIMEOUT) -> bytes:
-        """Return the content of a file of at most 16 MiB."""
-        try:
-            return self._run_short(["cat-file", "blob", blob], timeout)
-        except GitError as error:
-            if error.cause in {Cause.TIMEOUT, Cause.TOO_LARGE}:
-                raise
-            raise git_errors.explain(Cause.CORRUPT, f"object {blob[:12]} cannot be read") from error
 
     def changes(self, base: str, commit: str, reader: BlobReader) -> dict[bytes, Difference] | None:
         """Return path → entries of both commits, for the files that differ.
@@ -415,11 +373,12 @@ class Mirror:
         except FileNotFoundError:
             return 0.0
 
-    def blobs(self) -> BlobReader:
+    def blobs(self, *, timeout: float = git.LOCAL_TIMEOUT) -> BlobReader:
         """Return a reader of objects. Its process inherits the locks that are held when it is first used."""
         arguments = ["cat-file", "--batch-command"]
         return BlobReader(
-            lambda: git.start(arguments, directory=self.directory, fds=self._fds, stdin=subprocess.PIPE, short=True)
+            lambda: git.start(arguments, directory=self.directory, fds=self._fds, stdin=subprocess.PIPE, short=True),
+            timeout,
         )
 
     def _packs(self) -> list[Path]:
@@ -447,10 +406,6 @@ class Mirror:
             for name in names:
                 if name.startswith("tmp_") or name.endswith((".lock", ".promisor")):
                     Path(folder, name).unlink(missing_ok=True)
-
-    def _run_short(self, args: Sequence[str], timeout: float = git.LOCAL_TIMEOUT) -> bytes:
-        """Run a git command that ends at once, and return its output."""
-        return self._git(args, timeout=max(0.0, timeout), short=True)
 
     def _read_file(self, name: str) -> str:
         """Return the text of a small file, such as a ref; empty if there is none."""
@@ -554,9 +509,3 @@ def _writing_ref(name: str) -> Iterator[None]:
 def _peeled(commit: str) -> str:
     """Return a name that git accepts only for a commit. A host's HEAD may be any object."""
     return f"{commit}^{{commit}}"
-
-
-def _named(path: bytes, listed: bytes) -> Entry | None:
-    """Return the entry of this path from a listing."""
-    line = next((line for line in listed.split(b"\0") if line.partition(b"\t")[2] == path), None)
-    return entry_of(line) if line else None

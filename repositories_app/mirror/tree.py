@@ -71,8 +71,27 @@ def stored_entries(raw: bytes, id_bytes: int) -> list[tuple[bytes, bytes, bytes]
     """Return mode, name and object id of each entry of a tree object. Raises `GitError` if it is malformed."""
     entries: list[tuple[bytes, bytes, bytes]] = _STORED[id_bytes].findall(raw)
     if sum(len(mode) + len(name) for mode, name, _ in entries) + (2 + id_bytes) * len(entries) != len(raw):
-        raise git_errors.explain(Cause.CORRUPT, "too-short tree object, or a malformed one")
+        raise _malformed()
     return entries
+
+
+def _malformed() -> GitError:
+    return git_errors.explain(Cause.CORRUPT, "too-short tree object, or a malformed one")
+
+
+def find_entry(raw: bytes, name: bytes, id_bytes: int) -> tuple[str, str] | None:
+    """Return the mode and the object id of the entry with this name in a tree object, or None if there is none.
+
+    Raises `GitError` if the tree is malformed.
+    """
+    position = 0 if b" %b\0" % name in raw else len(raw)
+    while match := _STORED[id_bytes].match(raw, position):
+        if match[2] == name:
+            return canonical_mode(match[1]), match[3].hex()
+        position = match.end()
+    if position < len(raw):
+        raise _malformed()
+    return None
 
 
 def canonical_mode(mode: bytes) -> str:
@@ -143,13 +162,13 @@ def records(process: subprocess.Popen[bytes], max_bytes: int) -> Generator[bytes
 
 def _read(fd: int) -> bytes:
     """Return the next block; empty at the end."""
-    wait_for_output(fd)
+    wait_for_output(fd, git.LOCAL_TIMEOUT)
     return os.read(fd, _BLOCK)
 
 
-def wait_for_output(fd: int) -> None:
-    """Wait until there is something to read, or the end. Raises `GitError` after `LOCAL_TIMEOUT` seconds."""
+def wait_for_output(fd: int, seconds: float) -> None:
+    """Wait until there is something to read, or the end. Raises `GitError` after `seconds`."""
     waiting = select.poll()
     waiting.register(fd, select.POLLIN)
-    if not waiting.poll(git.LOCAL_TIMEOUT * 1000):
-        raise git_errors.explain(Cause.TIMEOUT, f"git printed nothing for {git.LOCAL_TIMEOUT:.0f} seconds")
+    if not waiting.poll(seconds * 1000):
+        raise git_errors.explain(Cause.TIMEOUT, f"git printed nothing for {seconds:.0f} seconds")

@@ -17,7 +17,7 @@ from deliveries_app.planning.plan import Plan
 from deliveries_app.services import cancel_request, resync_single
 from repositories_app.mirror import mirror
 from repositories_app.services import mirror_of
-from tests.support.git import Entry, Repo
+from tests.support.git import Entry, Repo, has_commit
 from tests.support.histories import (
     assert_promise_kept,
     at_notification,
@@ -154,7 +154,7 @@ def test_lost_base_commit_causes_a_full_plan(world: World, plans: list[Plan]) ->
     copy._git(["prune", "--expire=now"])
     copy._git(["repack", "-a", "-d", "-q"])
     repo.force_push({"0.txt": B, "other": A})
-    assert not copy.has(watch.base_commit)
+    assert not has_commit(copy, watch.base_commit)
     world.sync(watch)
     assert not was_fast(plans[-1])
     assert_promise_kept(world, repo, watch)

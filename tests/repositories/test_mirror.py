@@ -28,7 +28,7 @@ from repositories_app.git.packs import MAX_PACK
 from repositories_app.mirror import mirror as mirrors
 from repositories_app.mirror.mirror import Mirror
 from tests.deliveries.conftest import world
-from tests.support.git import git
+from tests.support.git import git, has_commit
 from tests.support.histories import assert_promise_kept, refusing
 from tests.support.processes import children, forked, is_alive, reap
 from tests.support.receiver import wait_for
@@ -124,7 +124,7 @@ def test_base_commits_survive_a_repack(world: World, monkeypatch) -> None:
     assert len(list((directory_of(watch) / "objects" / "pack").glob("*.pack"))) == 1
     assert commits(watch) == 1
     watch.refresh_from_db()
-    assert mirror.has(watch.base_commit)
+    assert has_commit(mirror, watch.base_commit)
     repo.commit({"b.txt": b"2"})
     world.settle()
     watch.refresh_from_db()

@@ -20,7 +20,7 @@ from repositories_app.mirror.mirror import Mirror
 from repositories_app.models import Repository
 from repositories_app.services import mirror_of
 from tests.support.doctor import infos, warnings
-from tests.support.git import GitFixture, Repo
+from tests.support.git import GitFixture, Repo, has_commit
 
 LARGE = 1_000_000
 ROOM = LARGE + cache.EMPTY_BYTES + 10_000  # size of a mirror with one incompressible file of that size
@@ -225,9 +225,9 @@ def test_evicted_mirror_is_rebuilt_at_the_next_fetch(
     settings.REPOS_MAX_BYTES = 1
     maintain(folder)
     repo = Repo("acme/widgets-0", server.directory / "acme/widgets-0.git", server.server)
-    assert not made.has(repo.head)
+    assert not has_commit(made, repo.head)
     assert fetch(made, repo) == repo.head
-    assert made.has(repo.head)
+    assert has_commit(made, repo.head)
 
 
 def test_partly_removed_mirror_is_rebuilt(server: GitFixture, mirrors, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,7 +237,7 @@ def test_partly_removed_mirror_is_rebuilt(server: GitFixture, mirrors, monkeypat
         made.remove()
     assert made.directory.exists()
     repo = Repo("acme/widgets-0", server.directory / "acme/widgets-0.git", server.server)
-    assert not made.has(repo.head)
+    assert not has_commit(made, repo.head)
     assert fetch(made, repo) == repo.head
 
 

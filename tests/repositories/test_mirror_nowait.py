@@ -2,12 +2,13 @@
 
 import fcntl
 import subprocess
+import tempfile
 from collections.abc import Callable
 
 import pytest
 
 from repositories_app.git.exceptions import Cause, GitError
-from repositories_app.mirror.mirror import Mirror
+from repositories_app.mirror.mirror import BlobReader, Mirror
 from tests.repositories.test_hostile_trees import repo, strange_tree
 from tests.support.git import Entry, GitFixture, Repo
 
@@ -25,16 +26,18 @@ def test_path_with_an_unusual_name_is_found(
 ) -> None:
     files = strange_tree(repo, deep)
     commit = fetched(repo)
-    for path, content in files.items():
-        found = mirror.entry(commit, path)
-        assert found, path[:14]
-        assert (found.path, found.mode, found.size) == (path, "100644", len(content))
-        assert mirror.content(found.blob) == content
+    with mirror.blobs() as reader:
+        for path, content in files.items():
+            found = reader.entry(commit, path)
+            assert found, path[:14]
+            assert (found.path, found.mode, found.size) == (path, "100644", len(content))
+            assert list(reader.read([found.blob])) == [content]
 
 
 def test_missing_path_is_none(repo: Repo, mirror: Mirror, fetched: Callable[..., str]) -> None:
     commit = fetched(repo)
-    assert [path[:14] for path in NOWHERE if mirror.entry(commit, path) is not None] == []
+    with mirror.blobs() as reader:
+        assert [path[:14] for path in NOWHERE if reader.entry(commit, path) is not None] == []
 
 
 def test_links_submodules_and_directories_have_their_mode(
@@ -42,7 +45,8 @@ def test_links_submodules_and_directories_have_their_mode(
 ) -> None:
     files = {"docs/a.md": b"a", "link": Entry.symlink("docs/a.md"), "lib": Entry.submodule("1" * 40)}
     commit = fetched(server.repo("acme/docs", files))
-    found = {path: mirror.entry(commit, path) for path in (b"docs", b"link", b"lib", b"docs/a.md")}
+    with mirror.blobs() as reader:
+        found = {path: reader.entry(commit, path) for path in (b"docs", b"link", b"lib", b"docs/a.md")}
     assert {path: entry and entry.mode for path, entry in found.items()} == {
         b"docs": "040000",
         b"link": "120000",
@@ -64,13 +68,12 @@ def test_lookup_from_a_process_with_threads(
             super().__init__(*args, preexec_fn=preexec_fn, **options)
 
     monkeypatch.setattr(subprocess, "Popen", Popen)
-    with mirror.in_use_nowait():
-        assert mirror.has(commit)
-        for path in (b"readme.md", b"./readme.md"):
-            mirror.entry(commit, path)
-        mirror.content(next(mirror.tree(commit)).blob)
-    assert len(started) == 5
-    assert not any(started)
+    with mirror.in_use_nowait(), mirror.blobs() as reader:
+        assert reader.has(commit)
+        entry = reader.entry(commit, b"readme.md")
+        assert entry
+        assert list(reader.read([entry.blob]))
+    assert started == [None]
 
 
 def test_missing_mirror_is_reported_and_not_created(mirror: Mirror) -> None:
@@ -85,13 +88,24 @@ def test_lookup_does_not_wait_for_a_rebuild(repo: Repo, mirror: Mirror, fetched:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(GitError, match="rebuilt"), mirror.in_use_nowait():
             pass
-    with mirror.in_use_nowait():
-        assert mirror.entry(commit, b"readme.md")
+    with mirror.in_use_nowait(), mirror.blobs() as reader:
+        assert reader.entry(commit, b"readme.md")
 
 
-def test_slow_lookup_times_out(repo: Repo, mirror: Mirror, fetched: Callable[..., str]) -> None:
-    commit = fetched(repo)
-    for path in (b"readme.md", b"./readme.md"):
-        with pytest.raises(GitError) as raised:
-            mirror.entry(commit, path, timeout=0)
-        assert raised.value.cause is Cause.TIMEOUT
+def test_missing_commit(repo: Repo, mirror: Mirror, fetched: Callable[..., str]) -> None:
+    fetched(repo)
+    with mirror.blobs() as reader:
+        assert not reader.has("1" * 40)
+
+
+def test_slow_lookup_times_out() -> None:
+    def start() -> subprocess.Popen[bytes]:
+        silent = subprocess.Popen(
+            ["sleep", "60"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        )
+        silent.errors = tempfile.TemporaryFile()  # type: ignore[attr-defined]  # noqa: SIM115
+        return silent
+
+    with BlobReader(start, timeout=0.1) as reader, pytest.raises(GitError) as raised:
+        reader.entry("1" * 40, b"readme.md")
+    assert raised.value.cause is Cause.TIMEOUT

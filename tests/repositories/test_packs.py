@@ -62,7 +62,10 @@ def fetch(mirror: Mirror, client: HttpClient) -> Callable[..., str]:
 
 
 def contents(mirror: Mirror, commit: str) -> dict[str, bytes]:
-    return {entry.path.decode(): mirror.content(entry.blob) for entry in mirror.tree(commit)}
+    entries = list(mirror.tree(commit))
+    with mirror.blobs() as reader:
+        contents = reader.read([entry.blob for entry in entries])
+        return {entry.path.decode(): content for entry, content in zip(entries, contents, strict=True)}
 
 
 def name_of(repo: Repo, revision: str) -> str:

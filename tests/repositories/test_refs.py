@@ -9,7 +9,7 @@ from repositories_app.git.exceptions import Cause, GitError, NoCommit, RefNotFou
 from repositories_app.git.refs import InvalidRef, parse_ref
 from repositories_app.git.remote import Head, HeadQuery, ls_head, ls_heads, new_client, parse_ls_refs
 from repositories_app.mirror.mirror import Mirror
-from tests.support.git import GitFixture, GitServer, Repo, git, git_environment
+from tests.support.git import GitFixture, GitServer, Repo, git, git_environment, has_commit
 
 ALLOWED = ["main", "v1.2", "feature/x", "refs/heads/main", "refs/tags/v1", "größe", "a@b", "a.b/c-d_e", "x" * 255, "日本", "@a",
            "refs", "a{b}", "a$b", "#1", "!", "it's", 'say"x"', "heads/main"]  # fmt: skip
@@ -214,7 +214,7 @@ def test_mirror_keeps_the_commits_of_all_watches(repo: Repo, mirror: Mirror) -> 
     mirror._git(["prune", "--expire=now"])
     for ref in refs.values():
         revision = NAMED[ref][0]
-        assert mirror.has(repo.commit_of(revision))
+        assert has_commit(mirror, repo.commit_of(revision))
         with mirror.in_use(lambda: None):
             assert {entry.path.decode() for entry in mirror.tree(repo.commit_of(revision))} == set(repo.files(revision))
     assert mirror._git(["fsck", "--strict", "--no-dangling"]) == b""

@@ -15,9 +15,21 @@ from typing import IO
 
 from deliveries_app.demo import git_server
 from deliveries_app.demo.repositories import git, git_environment
+from repositories_app.mirror.mirror import Mirror
 from tests.support.repositories import Changes, Entry, commit, init
 
-__all__ = ["Changes", "Entry", "GitFixture", "GitServer", "Repo", "Request", "Takeover", "git", "git_environment"]
+__all__ = [
+    "Changes",
+    "Entry",
+    "GitFixture",
+    "GitServer",
+    "Repo",
+    "Request",
+    "Takeover",
+    "git",
+    "git_environment",
+    "has_commit",
+]
 
 Takeover = Callable[[socket.socket], None]
 """Write a complete HTTP response to the connection, which is then closed."""
@@ -253,3 +265,11 @@ class GitFixture(AbstractContextManager):
         return subprocess.run(
             ["git", *arguments], cwd=self.directory, env=git_environment(), capture_output=True, check=check, timeout=60
         )
+
+
+def has_commit(mirror: Mirror, commit: str) -> bool:
+    """Return whether the mirror exists and has the commit and its tree."""
+    if not (mirror.directory / "HEAD").exists():
+        return False
+    with mirror.blobs() as reader:
+        return reader.has(commit)
