@@ -269,7 +269,19 @@ def test_inline_code_search_finds_every_kind() -> None:
 
 # --- Settings are documented --------------------------------------------------------------------------------------------
 
-_READERS = {"count", "date", "flag", "mailers", "names", "networks", "pairs", "seconds", "text", "time_zone", "database"}
+_READERS = {
+    "count",
+    "date",
+    "flag",
+    "mailers",
+    "names",
+    "networks",
+    "pairs",
+    "seconds",
+    "text",
+    "time_zone",
+    "database",
+}
 
 
 def settings_read() -> dict[str, str | None]:
