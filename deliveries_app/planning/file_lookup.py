@@ -67,8 +67,8 @@ def look_up(watch: AppRepository, delivery_rules: DeliveryRules, commit: str, pa
         with mirror.in_use_nowait(), mirror.blobs(timeout=SECONDS) as reader:
             if not reader.has(commit):
                 return replace(nothing, unknown="The mirror on this server doesn't contain this commit.")
-            entries = (reader.entry(commit, path) for path in paths)
-            entry = next((entry for entry in entries if entry is not None), None)
+            entries = reader.entries(commit, paths)
+            entry = next((entries[path] for path in paths if path in entries), None)
             if entry is None:
                 return nothing
             found = FileLookup(entry.path, commit, entry=entry)

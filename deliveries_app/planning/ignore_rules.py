@@ -191,7 +191,8 @@ def read_ignore_file(reader: BlobReader, commit: str) -> bytes | None:
 
     Raises `PlanRefused` and `GitError`.
     """
-    entry = reader.entry(commit, FILE_NAME.encode())
+    path = FILE_NAME.encode()
+    entry = reader.entries(commit, [path]).get(path)
     if entry is None or entry.mode == DIRECTORY:
         return b""
     if entry.mode not in REGULAR:

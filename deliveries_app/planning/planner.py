@@ -18,7 +18,7 @@ from repositories_app.git import process as git
 from repositories_app.git.exceptions import GitError
 from repositories_app.git.remote import Head
 from repositories_app.mirror.extent import check_extent
-from repositories_app.mirror.mirror import MAX_DIFF_PATHS, BlobReader, Entry, Mirror
+from repositories_app.mirror.mirror import DIRECTORY, MAX_DIFF_PATHS, BlobReader, Entry, Mirror
 
 _TICK_EVERY = 200  # tree entries or rows
 
@@ -89,8 +89,9 @@ def _fast_plan(
     unsettled = delivery_rows.unsettled_paths(watch.pk, MAX_DIFF_PATHS)
     if changed is None or unsettled is None or FILE_NAME.encode() in changed:
         return None
-    unchanged = sorted({path.encode() for path in unsettled} - changed.keys())
-    same = {entry.path: (entry, entry) for entry in (mirror.tree(head.commit, unchanged) if unchanged else ())}
+    unchanged = {path.encode() for path in unsettled} - changed.keys()
+    entries = reader.entries(head.commit, unchanged)
+    same = {path: (entry, entry) for path, entry in entries.items() if entry.mode != DIRECTORY}
     pairs = changed | {path: same.get(path, (None, None)) for path in unchanged}
     paths = sorted(pairs)
     names = [path.decode() for path in paths if _is_utf8(path)]

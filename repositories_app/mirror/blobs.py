@@ -3,9 +3,10 @@
 import contextlib
 import fcntl
 import io
+import itertools
 import os
 import subprocess
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Buffer, Callable, Generator, Iterable, Iterator, Sequence
 from typing import Self
 
@@ -18,7 +19,7 @@ from repositories_app.mirror.tree import (
     MAX_TREE_BYTES,
     SUBMODULE,
     Entry,
-    find_entry,
+    find_entries,
     root_of,
     wait_for_output,
 )
@@ -137,19 +138,33 @@ class BlobReader:
             self._ask("info", [root_of(commit)])
             return len(self._out.readline().split()) == 3
 
-    def entry(self, commit: str, path: bytes) -> Entry | None:
-        """Return the commit's entry at exactly this path, which may be a folder, or None."""
-        mode, name = DIRECTORY, root_of(commit)
-        for part in path.split(b"/"):
-            if mode != DIRECTORY:
-                return None
-            [raw] = self.trees([name])
-            found = find_entry(raw, part, len(commit) // 2)
-            if found is None:
-                return None
-            mode, name = found
-        [size] = [0] if mode in {DIRECTORY, SUBMODULE} else self.sizes([name])
-        return Entry(path, mode, name, size)
+    def entries(self, commit: str, paths: Iterable[bytes]) -> dict[bytes, Entry]:
+        """Return the commit's entries at exactly these paths, which may be folders. Paths without an entry are left out.
+
+        Reads each folder once, level by level.
+        """
+        parts = {path: path.split(b"/") for path in paths}
+        found: dict[bytes, tuple[str, str]] = {}
+        level = {root_of(commit): list(parts)} if parts else {}  # tree → the paths that lead through it
+        for depth in itertools.count():
+            below: dict[str, list[bytes]] = defaultdict(list)
+            with contextlib.closing(self.trees(list(level))) as contents:
+                for through, raw in zip(level.values(), contents, strict=True):
+                    by_name: dict[bytes, list[bytes]] = defaultdict(list)
+                    for path in through:
+                        by_name[parts[path][depth]].append(path)
+                    for name, mode, oid in find_entries(raw, by_name.keys(), len(commit) // 2):
+                        for path in by_name[name]:
+                            if len(parts[path]) == depth + 1:
+                                found.setdefault(path, (mode, oid))
+                            elif mode == DIRECTORY:
+                                below[oid].append(path)
+            if not below:
+                break
+            level = below
+        files = [oid for mode, oid in found.values() if mode not in {DIRECTORY, SUBMODULE}]
+        sizes = dict(zip(files, self.sizes(files), strict=True))
+        return {path: Entry(path, mode, oid, sizes.get(oid, 0)) for path, (mode, oid) in found.items()}
 
     def _skip_ahead(self) -> None:
         while self._ahead:

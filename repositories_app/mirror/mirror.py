@@ -41,9 +41,7 @@ from repositories_app.mirror.tree import (
     Entry,
     difference_of,
     entry_of,
-    is_invalid_pathspec,
     records,
-    slices,
     unsorted_tree,
 )
 
@@ -265,19 +263,15 @@ class Mirror:
     def _note(self, commit: str) -> Path:
         return self.directory / f"docora-unreadable-{commit}"
 
-    def tree(self, commit: str, paths: Sequence[bytes] | None = None) -> Iterator[Entry]:
-        """Yield the files of a commit in byte order of their paths: all of them, or those in `paths`."""
-        arguments = ["ls-tree", "-r", "-l", "-z", "--full-tree", _peeled(commit)]
-        if paths is None:
-            yield from self._ls_tree(arguments)
-        elif any(map(is_invalid_pathspec, paths)):
-            wanted = set(paths)
-            yield from (entry for entry in self._ls_tree(arguments) if entry.path in wanted)
-        else:
-            for part in slices(paths):
-                wanted = set(part)
-                named = [os.fsdecode(path) for path in part]
-                yield from (entry for entry in self._ls_tree([*arguments, "--", *named]) if entry.path in wanted)
+    def tree(self, commit: str) -> Iterator[Entry]:
+        """Yield the files of a commit in byte order of their paths."""
+        before = None
+        for record in self._records(["ls-tree", "-r", "-l", "-z", "--full-tree", _peeled(commit)]):
+            entry = entry_of(record)
+            if before is not None and entry.path <= before:
+                raise unsorted_tree(entry.path)
+            before = entry.path
+            yield entry
 
     def changes(self, base: str, commit: str, reader: BlobReader) -> dict[bytes, Difference] | None:
         """Return path → entries of both commits, for the files that differ.
@@ -431,15 +425,6 @@ class Mirror:
     def _git(self, args: Sequence[str], **options: Any) -> bytes:
         """Run a git command with these options of `git.run`, and return its output."""
         return git.run(args, directory=self.directory, fds=self._fds, **options)
-
-    def _ls_tree(self, arguments: Sequence[str]) -> Iterator[Entry]:
-        before = None
-        for record in self._records(arguments):
-            entry = entry_of(record)
-            if before is not None and entry.path <= before:
-                raise unsorted_tree(entry.path)
-            before = entry.path
-            yield entry
 
     def _records(self, arguments: Sequence[str], max_memory: int | None = None) -> Generator[bytes]:
         """Yield git's NUL-separated output, record by record."""

@@ -5,7 +5,7 @@ import re
 import select
 import stat
 import subprocess
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Container, Generator, Iterator
 from dataclasses import dataclass
 
 from docora.text import format_bytes
@@ -17,7 +17,6 @@ DIRECTORY, SYMLINK, SUBMODULE = "040000", "120000", "160000"
 _NOTHING = "000000"
 MAX_TREE_BYTES = 64 << 20
 """Largest tree object that is read. It has more than a million files in one folder."""
-_ARGUMENT_BYTES = 100_000
 _STORED = {size: re.compile(rb"([0-7]+) ([^\0]+)\0(.{%d})" % size, re.DOTALL) for size in (20, 32)}
 """An entry of a tree object by the bytes of its object id: SHA-1 or SHA-256."""
 
@@ -79,19 +78,18 @@ def _malformed() -> GitError:
     return git_errors.explain(Cause.CORRUPT, "too-short tree object, or a malformed one")
 
 
-def find_entry(raw: bytes, name: bytes, id_bytes: int) -> tuple[str, str] | None:
-    """Return the mode and the object id of the entry with this name in a tree object, or None if there is none.
+def find_entries(raw: bytes, names: Container[bytes], id_bytes: int) -> Iterator[tuple[bytes, str, str]]:
+    """Yield name, mode and object id of the entries of a tree object that have one of these names.
 
     Raises `GitError` if the tree is malformed.
     """
-    position = 0 if b" %b\0" % name in raw else len(raw)
+    position = 0
     while match := _STORED[id_bytes].match(raw, position):
-        if match[2] == name:
-            return canonical_mode(match[1]), match[3].hex()
+        if match[2] in names:
+            yield match[2], canonical_mode(match[1]), match[3].hex()
         position = match.end()
     if position < len(raw):
         raise _malformed()
-    return None
 
 
 def canonical_mode(mode: bytes) -> str:
@@ -109,25 +107,6 @@ def unsorted_tree(path: bytes) -> GitError:
     """
     message = f"its tree is malformed ({git_errors.quoted(path, '', 100)!r} is out of order or duplicated)"
     return git_errors.explain(Cause.OTHER, message)
-
-
-def is_invalid_pathspec(path: bytes) -> bool:
-    """Return whether git would refuse this path as a pathspec or misread it. Only hand-made trees have such paths."""
-    return len(path) > _ARGUMENT_BYTES or not {b"", b".", b".."}.isdisjoint(path.split(b"/"))
-
-
-def slices(paths: Sequence[bytes]) -> Iterator[list[bytes]]:
-    """Yield the paths in portions that fit on a command line."""
-    part: list[bytes] = []
-    size = 0
-    for path in paths:
-        if part and size + len(path) > _ARGUMENT_BYTES:
-            yield part
-            part, size = [], 0
-        part.append(path)
-        size += len(path) + 1
-    if part:
-        yield part
 
 
 _BLOCK = 65536

@@ -38,7 +38,11 @@ def serve(repo: Repo, root: bytes) -> str:
 
 
 def paths(mirror: Mirror, commit: str, only: list[bytes] | None = None) -> list[bytes]:
-    return [entry.path for entry in mirror.tree(commit, only)]
+    """Return the paths in the order of the tree: all of them, or those in `only`."""
+    if only is None:
+        return [entry.path for entry in mirror.tree(commit)]
+    with mirror.blobs() as reader:
+        return sorted(reader.entries(commit, only))
 
 
 STRANGE = [

@@ -27,17 +27,18 @@ def test_path_with_an_unusual_name_is_found(
     files = strange_tree(repo, deep)
     commit = fetched(repo)
     with mirror.blobs() as reader:
+        found = reader.entries(commit, files)
+        assert found.keys() == files.keys()
         for path, content in files.items():
-            found = reader.entry(commit, path)
-            assert found, path[:14]
-            assert (found.path, found.mode, found.size) == (path, "100644", len(content))
-            assert list(reader.read([found.blob])) == [content]
+            entry = found[path]
+            assert (entry.path, entry.mode, entry.size) == (path, "100644", len(content))
+            assert list(reader.read([entry.blob])) == [content]
 
 
 def test_missing_path_is_none(repo: Repo, mirror: Mirror, fetched: Callable[..., str]) -> None:
     commit = fetched(repo)
     with mirror.blobs() as reader:
-        assert [path[:14] for path in NOWHERE if reader.entry(commit, path) is not None] == []
+        assert reader.entries(commit, NOWHERE) == {}
 
 
 def test_links_submodules_and_directories_have_their_mode(
@@ -46,8 +47,8 @@ def test_links_submodules_and_directories_have_their_mode(
     files = {"docs/a.md": b"a", "link": Entry.symlink("docs/a.md"), "lib": Entry.submodule("1" * 40)}
     commit = fetched(server.repo("acme/docs", files))
     with mirror.blobs() as reader:
-        found = {path: reader.entry(commit, path) for path in (b"docs", b"link", b"lib", b"docs/a.md")}
-    assert {path: entry and entry.mode for path, entry in found.items()} == {
+        found = reader.entries(commit, [b"docs", b"link", b"lib", b"docs/a.md"])
+    assert {path: entry.mode for path, entry in found.items()} == {
         b"docs": "040000",
         b"link": "120000",
         b"lib": "160000",
@@ -70,8 +71,7 @@ def test_lookup_from_a_process_with_threads(
     monkeypatch.setattr(subprocess, "Popen", Popen)
     with mirror.in_use_nowait(), mirror.blobs() as reader:
         assert reader.has(commit)
-        entry = reader.entry(commit, b"readme.md")
-        assert entry
+        entry = reader.entries(commit, [b"readme.md"])[b"readme.md"]
         assert list(reader.read([entry.blob]))
     assert started == [None]
 
@@ -89,7 +89,7 @@ def test_lookup_does_not_wait_for_a_rebuild(repo: Repo, mirror: Mirror, fetched:
         with pytest.raises(GitError, match="rebuilt"), mirror.in_use_nowait():
             pass
     with mirror.in_use_nowait(), mirror.blobs() as reader:
-        assert reader.entry(commit, b"readme.md")
+        assert reader.entries(commit, [b"readme.md"])
 
 
 def test_missing_commit(repo: Repo, mirror: Mirror, fetched: Callable[..., str]) -> None:
@@ -107,5 +107,5 @@ def test_slow_lookup_times_out() -> None:
         return silent
 
     with BlobReader(start, timeout=0.1) as reader, pytest.raises(GitError) as raised:
-        reader.entry("1" * 40, b"readme.md")
+        reader.entries("1" * 40, [b"readme.md"])
     assert raised.value.cause is Cause.TIMEOUT
