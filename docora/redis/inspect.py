@@ -94,17 +94,11 @@ def read_workers() -> list[Worker]:
             pipeline.hgetall(key)
             pipeline.smembers(WORKER_EXECUTIONS_KEY_TEMPLATE.format(key.removeprefix(_WORKER_PREFIX)))
         answers = pipeline.execute()
-    found = [
-        (
-            key,
-            _decoded(fields),
-            min((parse_composite_key(execution.decode())[0] for execution in executions), default=""),
-        )
-        for key, fields, executions in zip(keys, answers[::2], answers[1::2], strict=True)
-        if fields
-    ]
-    jobs = {job.job_id: job for job in _jobs(redis, [(job_id, "") for _, _, job_id in found if job_id])}
-    workers = [_worker(key, fields, jobs.get(job_id)) for key, fields, job_id in found]
+    # One of the jobs that each worker performs, always the same one.
+    current = [min((parse_composite_key(as_text(each))[0] for each in found), default="") for found in answers[1::2]]
+    jobs = {job.job_id: job for job in _jobs(redis, [(job_id, "") for job_id in current if job_id])}
+    found = zip(keys, answers[::2], current, strict=True)
+    workers = [_worker(key, fields, jobs.get(job_id)) for key, fields, job_id in found if fields]
     return sorted(workers, key=lambda worker: (worker.started_at or datetime.min.replace(tzinfo=UTC), worker.name))
 
 
@@ -122,13 +116,14 @@ def _jobs(redis: Redis, waiting: Sequence[tuple[str, str]]) -> list[Job]:
     return jobs
 
 
-def _worker(key: str, fields: dict[str, str], job: Job | None) -> Worker:
+def _worker(key: str, encoded: dict[bytes, bytes], job: Job | None) -> Worker:
+    fields = {as_text(name): as_text(value) for name, value in encoded.items()}
     return Worker(
         name=key.removeprefix(_WORKER_PREFIX),
         host=fields.get("hostname", ""),
-        pid=_parse_number(fields.get("pid")),
+        pid=_parse_number(fields.get("pid", "")),
         queues=fields.get("queues", "").replace(",", ", "),
-        jobs_at_once=_parse_number(fields.get("jobs_at_once")),
+        jobs_at_once=_parse_number(fields.get("jobs_at_once", "")),
         state=fields.get("state", ""),
         started_at=_parse_time(fields.get("birth")),
         seen_at=_parse_time(fields.get("last_heartbeat")),
@@ -136,18 +131,12 @@ def _worker(key: str, fields: dict[str, str], job: Job | None) -> Worker:
     )
 
 
-def _decoded(fields: dict[bytes, bytes]) -> dict[str, str]:
-    return {name.decode(): value.decode("utf-8", "replace") for name, value in fields.items()}
-
-
-def _parse_number(value: str | None) -> int:
-    return int(value) if value and value.isdecimal() else 0
+def _parse_number(value: str) -> int:
+    return int(value) if value.isdecimal() else 0
 
 
 def _parse_time(value: str | bytes | None) -> datetime | None:
-    if not value:
-        return None
     try:
-        return utcparse(value.decode() if isinstance(value, bytes) else value).replace(tzinfo=UTC)
+        return utcparse(as_text(value)).replace(tzinfo=UTC) if value else None
     except ValueError:
         return None
