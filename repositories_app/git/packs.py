@@ -30,8 +30,7 @@ class Pack:
 
 def fetch_pack(
     client: HttpClient,
-    url: str,
-    token: str,
+    origin: git.Remote,
     commit: str,
     *,
     haves: Sequence[str],
@@ -48,9 +47,9 @@ def fetch_pack(
         return None
     body = _request(commit, haves[:MAX_HAVES], shallow)
     max_body = min(MAX_PACK, settings.MAX_FETCH_BYTES)
-    request = remote.upload_pack_request(url, token, body, max_body=max_body, timeout=timeout)
+    request = remote.upload_pack_request(origin, body, max_body=max_body, timeout=timeout)
     outcome = client.request(request, tick)
-    remote.require_answer(url, token, outcome)
+    remote.require_answer(origin, outcome)
     return parse_answer(outcome, len(commit)) if outcome.ok and not outcome.truncated else None
 
 

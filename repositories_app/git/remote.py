@@ -79,23 +79,23 @@ def command(name: str, arguments: Sequence[str], object_format: str) -> bytes:
 _LS_REFS = {name: command("ls-refs", ["symrefs", "ref-prefix HEAD"], name) for name in (SHA1, SHA256)}
 
 
-def _authorization(url: str, token: str) -> list[str]:
-    return [git_errors.basic_authorization(url, token)] if token else []
+def _authorization(remote: git.Remote) -> list[str]:
+    return [git_errors.basic_authorization(remote.url, remote.token)] if remote.token else []
 
 
 def upload_pack_request(
-    url: str, token: str, body: bytes, *, max_body: int = _MAX_ANSWER, timeout: float = 30.0, context: object = None
+    remote: git.Remote, body: bytes, *, max_body: int = _MAX_ANSWER, timeout: float = 30.0, context: object = None
 ) -> Request:
     """Return a protocol v2 request. It changes nothing on the host, so it is safe to repeat."""
     headers = (
         "Content-Type: application/x-git-upload-pack-request",
         "Accept: application/x-git-upload-pack-result",
         "Git-Protocol: version=2",
-        *_authorization(url, token),
+        *_authorization(remote),
     )
     return Request(
         "POST",
-        f"{url.removesuffix('/')}/git-upload-pack",
+        f"{remote.url.removesuffix('/')}/git-upload-pack",
         headers,
         body,
         timeout=timeout,
@@ -136,13 +136,17 @@ class HeadQuery[Key]:
     def __post_init__(self) -> None:
         self._format = object_format(self.commit)
 
+    @property
+    def remote(self) -> git.Remote:
+        return git.Remote(self.url, self.token)
+
     def request(self) -> Request:
         """Return the request to send now."""
         if self.asks_for_all:
             body = command("ls-refs", ["ref-prefix refs/"], self._format)
         else:
             body = _ls_refs(self.ref, self._format)
-        return upload_pack_request(self.url, self.token, body, context=self)
+        return upload_pack_request(self.remote, body, context=self)
 
     def needs_another_request(self, outcome: Outcome) -> bool:
         """Return whether another request is needed after this answer, and prepare it."""
@@ -217,7 +221,7 @@ def _ask_by_git[Key](
         if time.monotonic() > until:
             break
         try:
-            answer: Head | GitError = _ls_remote(query.url, query.token, query.ref, _deadline(stopped))
+            answer: Head | GitError = _ls_remote(query.remote, query.ref, _deadline(stopped))
         except GitError as error:
             answer = error
         answers.append((query.key, answer))
@@ -248,17 +252,18 @@ def ls_head(
     outcome = client.request(query.request(), tick)
     while query.needs_another_request(outcome):
         outcome = client.request(query.request(), tick)
-    return _head(query, outcome) or _ls_remote(url, token, ref, tick)
+    return _head(query, outcome) or _ls_remote(query.remote, ref, tick)
 
 
 def _head(query: HeadQuery[Any], outcome: Outcome) -> Head | None:
     """Return the HEAD in a host's answer, or None if the host does not support protocol v2. Raises `GitError`."""
-    require_answer(query.url, query.token, outcome)
+    require_answer(query.remote, outcome)
     return parse_ls_refs(outcome.body, query.ref) if outcome.ok else None
 
 
-def require_answer(url: str, token: str, outcome: Outcome) -> None:
+def require_answer(remote: git.Remote, outcome: Outcome) -> None:
     """Raise `GitError` unless the host answered with 2xx, or in a way that means that it does not support protocol v2."""
+    token = remote.token
     if outcome.cause is not None:
         raise git_errors.unreachable(outcome.cause, outcome.message, token=token, reached=outcome.reached)
     status = outcome.status or 0
@@ -273,7 +278,7 @@ def require_answer(url: str, token: str, outcome: Outcome) -> None:
     if status in {404, 410}:
         raise git_errors.explain(Cause.NOT_FOUND, token=token)
     if 300 <= status < 400:
-        raise _moved(url, token, outcome)
+        raise _moved(remote, outcome)
     if status >= 500:
         error = git_errors.temporary(Cause.NETWORK, f"The git host returned HTTP {status}.")
         error.no_answer = status in {502, 503, 504}
@@ -289,9 +294,9 @@ def is_rate_limit(outcome: Outcome) -> bool:
     return "retry-after" in headers or headers.get("x-ratelimit-remaining") == "0"
 
 
-def _moved(url: str, token: str, outcome: Outcome) -> RepositoryMoved:
+def _moved(remote: git.Remote, outcome: Outcome) -> RepositoryMoved:
     """Return the error for a redirect, which is not followed. It names the target if that may be watched."""
-    url = url.removesuffix("/")
+    url = remote.url.removesuffix("/")
     try:
         target = urljoin(f"{url}/", outcome.headers.get("location", "")).partition("?")[0].partition("#")[0]
         repository = re.sub(r"/(info/refs|git-upload-pack)$", "", target)
@@ -301,20 +306,20 @@ def _moved(url: str, token: str, outcome: Outcome) -> RepositoryMoved:
     if repository == target and "/" in parsed.owner:  # probably a page such as /users/sign_in/now
         return git_errors.moved("")
     address = parsed.spelled.removesuffix("/")
-    return git_errors.moved(address if address != url and git_errors.scrub(address, token) == address else "")
+    return git_errors.moved(address if address != url and git_errors.scrub(address, remote.token) == address else "")
 
 
-def redirect_error(url: str, token: str, tick: git.Tick | None) -> RepositoryMoved:
+def redirect_error(remote: git.Remote, tick: git.Tick | None) -> RepositoryMoved:
     """Return the error to raise after git was redirected. Ask the host again, because git does not report the target."""
-    outcome = _advertisement(url, token, tick)
-    return _moved(url, token, outcome) if outcome.status and 300 <= outcome.status < 400 else git_errors.moved("")
+    outcome = _advertisement(remote, tick)
+    return _moved(remote, outcome) if outcome.status and 300 <= outcome.status < 400 else git_errors.moved("")
 
 
-def _advertisement(url: str, token: str, tick: git.Tick | None) -> Outcome:
+def _advertisement(remote: git.Remote, tick: git.Tick | None) -> Outcome:
     """Return the host's answer to the request with which git begins."""
-    address = f"{url.removesuffix('/')}/info/refs?service=git-upload-pack"
+    address = f"{remote.url.removesuffix('/')}/info/refs?service=git-upload-pack"
     with new_client(max_connections=1) as client:
-        return client.request(Request("GET", address, tuple(_authorization(url, token))), tick)
+        return client.request(Request("GET", address, tuple(_authorization(remote))), tick)
 
 
 def parse_ls_refs(answer: bytes, ref: str) -> Head | None:
@@ -389,11 +394,11 @@ def _branch(ref: str) -> str:
     return clean_text(short_name(ref), 255)
 
 
-def _ls_remote(url: str, token: str, ref: str, tick: git.Tick | None) -> Head:
+def _ls_remote(remote: git.Remote, ref: str, tick: git.Tick | None) -> Head:
     """Return HEAD or the branch or tag `ref` from `git ls-remote`, for servers that do not support protocol v2."""
     names = full_names(ref)
     wanted = [HEAD, *names, *(f"{name}^{{}}" for name in names)] if ref else [HEAD]
-    output = _run_ls_remote(url, token, ["--symref", "--", url, *wanted], tick)
+    output = _run_ls_remote(remote, ["--symref", "--", remote.url, *wanted], tick)
     commits = {name: commit for commit, name in re.findall(rf"(?m)^({OBJECT_NAME.pattern.decode()})\t(\S+)$", output)}
     if not ref and HEAD in commits:
         branch = re.search(r"^ref: (\S+)\tHEAD$", output, re.MULTILINE)
@@ -403,39 +408,40 @@ def _ls_remote(url: str, token: str, ref: str, tick: git.Tick | None) -> Head:
         for name in names
         if name in commits
     }
-    has_refs = bool(commits) or (bool(ref) and not heads and _has_refs(url, token, tick))
+    has_refs = bool(commits) or (bool(ref) and not heads and _has_refs(remote, tick))
     if not has_refs:
-        _require_advertisement(url, token, tick)
+        _require_advertisement(remote, tick)
     return _preferred(heads, [name.encode() for name in names], ref, has_refs=has_refs)
 
 
-def _require_advertisement(url: str, token: str, tick: git.Tick | None) -> None:
+def _require_advertisement(remote: git.Remote, tick: git.Tick | None) -> None:
     """Raise `GitError` unless the host answers as a git server.
 
     git falls back to its old protocol for any other answer, and takes a page without a line break for the list of a
     repository without refs.
     """
-    outcome = _advertisement(url, token, tick)
-    require_answer(url, token, outcome)
+    outcome = _advertisement(remote, tick)
+    require_answer(remote, outcome)
     content_type = outcome.headers.get("content-type", "")
     if content_type != "application/x-git-upload-pack-advertisement":
-        raise git_errors.explain(Cause.OTHER, f"the host sent {content_type or 'a page'} instead of refs", token=token)
+        detail = f"the host sent {content_type or 'a page'} instead of refs"
+        raise git_errors.explain(Cause.OTHER, detail, token=remote.token)
 
 
-def _has_refs(url: str, token: str, tick: git.Tick | None) -> bool:
+def _has_refs(remote: git.Remote, tick: git.Tick | None) -> bool:
     try:
-        return bool(_run_ls_remote(url, token, ["--", url], tick))
+        return bool(_run_ls_remote(remote, ["--", remote.url], tick))
     except GitError as error:
         if error.cause is Cause.TOO_LARGE:  # more than can be listed
             return True
         raise
 
 
-def _run_ls_remote(url: str, token: str, arguments: Sequence[str], tick: git.Tick | None) -> str:
+def _run_ls_remote(remote: git.Remote, arguments: Sequence[str], tick: git.Tick | None) -> str:
     try:
-        output = git.run(["ls-remote", *arguments], remote=git.Remote(url, token), timeout=60.0, tick=tick)
+        output = git.run(["ls-remote", *arguments], remote=remote, timeout=60.0, tick=tick)
     except RepositoryMoved:
-        raise redirect_error(url, token, tick) from None
+        raise redirect_error(remote, tick) from None
     except GitError as error:
         error.no_connection = False  # the host has just answered, so it is not down
         raise

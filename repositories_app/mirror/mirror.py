@@ -126,15 +126,15 @@ class Mirror:
             if commit in kept:
                 self._write_ref(ref, commit)
                 return commit
-            if client and self._fetch_pack(client, url, token, commit, kept, timeout, tick):
-                self._write_ref(ref, commit)
-                return commit
             # git checks the first fetch completely. Later ones add little to the mirror.
             remote = git.Remote(url, token, trusted=bool(self._packs()))
+            if client and self._fetch_pack(client, remote, commit, kept, timeout, tick):
+                self._write_ref(ref, commit)
+                return commit
             try:
                 by_name = self._fetch_by_git(remote, ref, commit, name, timeout, tick)
             except RepositoryMoved:
-                raise redirect_error(url, token, tick) from None
+                raise redirect_error(remote, tick) from None
             except BaseException as error:
                 self._clear()  # an incomplete pack may be large
                 if isinstance(error, GitError) and error.cause is Cause.OTHER:
@@ -164,18 +164,11 @@ class Mirror:
         return (self.directory / "refs" / "docora").glob("*/*")
 
     def _fetch_pack(
-        self,
-        client: HttpClient,
-        url: str,
-        token: str,
-        commit: str,
-        kept: Sequence[str],
-        timeout: float,
-        tick: git.Tick,
+        self, client: HttpClient, remote: git.Remote, commit: str, kept: Sequence[str], timeout: float, tick: git.Tick
     ) -> bool:
         """Fetch with one request. Return False if git should fetch instead."""
         shallow = self._read_file("shallow").split()  # the commits whose parents are not here
-        pack = fetch_pack(client, url, token, commit, haves=kept, shallow=shallow, timeout=timeout, tick=tick)
+        pack = fetch_pack(client, remote, commit, haves=kept, shallow=shallow, timeout=timeout, tick=tick)
         if pack is None:
             return False
         self._write_file("shallow", "".join(f"{name}\n" for name in sorted({*shallow, *pack.shallow})))

@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from docora.redis.connection import connection as redis
 from repositories_app import github
 from repositories_app.git import remote
 from repositories_app.git.exceptions import Cause, GitError
+from repositories_app.git.process import Remote
 from repositories_app.models import GitHubApp, HostOutage
 from tests.api.caller import Caller, error_of
 from tests.support.git import Repo
@@ -392,10 +394,10 @@ def test_host_is_not_down_if_only_watches_of_a_github_app_are_answered(
     AppRepository.objects.update(next_sync_at=None, status=Status.SYNCED)
     request = remote.upload_pack_request
 
-    def unconnected(url: str, *arguments, **options):
-        return request(
-            url.replace(world.git.url, "http://127.0.0.1:9") if "public" in url else url, *arguments, **options
-        )
+    def unconnected(asked: Remote, *arguments, **options):
+        if "public" in asked.url:
+            asked = replace(asked, url=asked.url.replace(world.git.url, "http://127.0.0.1:9"))
+        return request(asked, *arguments, **options)
 
     monkeypatch.setattr(remote, "upload_pack_request", unconnected)
     assert world.check() == 2

@@ -15,6 +15,7 @@ from deliveries_app.sweep.head_checks import check_due, probe_hosts
 from deliveries_app.sync.attempt import sync
 from docora.db.clock import from_now
 from repositories_app.git import remote
+from repositories_app.git.process import Remote
 from repositories_app.models import HostOutage, Repository
 from tests.support.git import GitFixture, GitServer, Repo
 from tests.support.histories import assert_promise_kept
@@ -27,9 +28,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     urls: list[str] = []
     request = remote.upload_pack_request
 
-    def noted(url: str, *arguments, **options):
-        urls.append(url)
-        return request(url, *arguments, **options)
+    def noted(asked: Remote, *arguments, **options):
+        urls.append(asked.url)
+        return request(asked, *arguments, **options)
 
     monkeypatch.setattr(remote, "upload_pack_request", noted)
     return urls

@@ -10,6 +10,7 @@ from repositories_app.git import packs, remote
 from repositories_app.git import process as git
 from repositories_app.git.exceptions import Cause, GitError, RepositoryMoved
 from repositories_app.git.packs import Pack, fetch_pack
+from repositories_app.git.process import Remote
 from repositories_app.mirror import mirror as mirrors
 from repositories_app.mirror.mirror import Mirror
 from tests.docora.http_server import ScriptedServer, saying, servers
@@ -73,7 +74,7 @@ def name_of(repo: Repo, revision: str) -> str:
 
 
 def pack_of(client: HttpClient, repo: Repo, *haves: str) -> Pack:
-    pack = fetch_pack(client, repo.url, "", repo.head, haves=haves, shallow=haves, timeout=20, tick=lambda: None)
+    pack = fetch_pack(client, Remote(repo.url), repo.head, haves=haves, shallow=haves, timeout=20, tick=lambda: None)
     assert pack is not None
     return pack
 
@@ -240,12 +241,12 @@ MALFORMED = {
 @pytest.mark.parametrize("body", MALFORMED.values(), ids=MALFORMED)
 def test_answer_that_is_no_pack_is_left_to_git(client: HttpClient, host, body: bytes) -> None:
     url = host(body).url
-    assert fetch_pack(client, url, "", NAME, haves=[], shallow=[], timeout=5, tick=lambda: None) is None
+    assert fetch_pack(client, Remote(url), NAME, haves=[], shallow=[], timeout=5, tick=lambda: None) is None
 
 
 def test_answer_of_several_parts(client: HttpClient, host) -> None:
     body = answer(shallow_info(f"shallow {NAME}"), packfile(b"\1PA", b"\2Counting", b"\1CK", b"\1..."))
-    pack = fetch_pack(client, host(body).url, "", NAME, haves=[], shallow=[], timeout=5, tick=lambda: None)
+    pack = fetch_pack(client, Remote(host(body).url), NAME, haves=[], shallow=[], timeout=5, tick=lambda: None)
     assert pack == Pack(bytearray(b"PACK..."), [NAME])
 
 
@@ -261,20 +262,20 @@ def test_answer_of_several_parts(client: HttpClient, host) -> None:
 def test_refusal_is_raised(client: HttpClient, host, status: str, headers: list[str], cause: Cause) -> None:
     url = host(b"no", status, *headers).url
     with pytest.raises(GitError) as raised:
-        fetch_pack(client, url, "", NAME, haves=[], shallow=[], timeout=5, tick=lambda: None)
+        fetch_pack(client, Remote(url), NAME, haves=[], shallow=[], timeout=5, tick=lambda: None)
     assert raised.value.cause is cause
 
 
 def test_redirect_is_not_followed(client: HttpClient, host) -> None:
     url = host(b"", "301 Moved Permanently", "Location: http://127.0.0.1/acme/renamed/git-upload-pack").url
     with pytest.raises(RepositoryMoved):
-        fetch_pack(client, url, "", NAME, haves=[], shallow=[], timeout=5, tick=lambda: None)
+        fetch_pack(client, Remote(url), NAME, haves=[], shallow=[], timeout=5, tick=lambda: None)
 
 
 def test_token_is_sent_and_never_shown(client: HttpClient, host) -> None:
     server = host(b"no", "403 Forbidden")
     with pytest.raises(GitError) as raised:
-        fetch_pack(client, server.url, "ghp_secret", NAME, haves=[], shallow=[], timeout=5, tick=lambda: None)
+        fetch_pack(client, Remote(server.url, "ghp_secret"), NAME, haves=[], shallow=[], timeout=5, tick=lambda: None)
     assert b"authorization: basic" in server.requests[0][0].lower()
     assert "ghp_secret" not in str(raised.value)
 
