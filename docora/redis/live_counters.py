@@ -31,10 +31,15 @@ FIRST_RATE_SECONDS = 5
 """A rate is measured over a window, and not before the counters are this old."""
 _KEPT_SECONDS = 3 * WINDOW_SECONDS
 
-# Each script begins with this. At most one sample per second: the second, and the files acknowledged until then.
+# Each script begins with this.
 _BEGIN = f"""
 local counters, parts, samples = KEYS[1], KEYS[2], KEYS[3]
-local function sample()
+local function set(key, values, ttl)
+  redis.call('DEL', key)
+  for name, value in pairs(cjson.decode(values)) do redis.call('HSET', key, name, value) end
+  redis.call('EXPIRE', key, ttl)
+end
+local function sample()  -- at most one per second: the second, and the files acknowledged until then
   local second = tonumber(redis.call('TIME')[1])
   local files = redis.call('HGET', counters, 'files_done') or '0'
   redis.call('ZREMRANGEBYSCORE', samples, second, second)
@@ -45,9 +50,8 @@ end
 """
 
 _START = """
-redis.call('DEL', counters, samples)
-for name, value in pairs(cjson.decode(ARGV[1])) do redis.call('HSET', counters, name, value) end
-redis.call('EXPIRE', counters, ARGV[2])
+redis.call('DEL', samples)
+set(counters, ARGV[1], ARGV[2])
 sample()
 return 1
 """
@@ -63,11 +67,8 @@ return 1
 # Keep existing counters: they may be newer than the rows that the caller has read.
 _SEED = """
 if redis.call('EXISTS', counters, parts) == 2 then return end
-for index = 1, 2 do
-  redis.call('DEL', KEYS[index])
-  for name, value in pairs(cjson.decode(ARGV[index])) do redis.call('HSET', KEYS[index], name, value) end
-  redis.call('EXPIRE', KEYS[index], ARGV[3])
-end
+set(counters, ARGV[1], ARGV[3])
+set(parts, ARGV[2], ARGV[3])
 sample()
 """
 
