@@ -163,7 +163,7 @@ def start(
 ) -> subprocess.Popen[bytes]:
     """Start git with a pipe for its output, in its own process group. git ends with this process and holds `fds` open.
 
-    stderr goes to a temporary file, so that much output never blocks the process; `stderr_of` reads and closes it.
+    stderr goes to a temporary file, so that much output never blocks the process; `stop` reads and closes it.
 
     - `stdin`: a descriptor.
     - `max_memory`: limit in bytes for a local command that holds in memory what a foreign tree expands to.
@@ -194,23 +194,19 @@ def start(
     return process
 
 
-def stderr_of(process: subprocess.Popen[bytes]) -> bytes:
-    """Return the last whole lines of the process's stderr, at most 8 KiB, and close the file."""
+def stop(process: subprocess.Popen[bytes]) -> bytes:
+    """End the process and everything that it started. Return the last whole lines of its stderr, at most 8 KiB."""
+    kill_group(process)
+    process.wait()
+    for pipe in filter(None, (process.stdin, process.stdout)):
+        with contextlib.suppress(BrokenPipeError):
+            pipe.close()
     errors: IO[bytes] = process.errors  # type: ignore[attr-defined]
     with errors:
         size = errors.seek(0, os.SEEK_END)
         errors.seek(max(0, size - 8192))
         text = errors.read()
     return text if size <= 8192 else text.partition(b"\n")[2]  # half a line may hold half a token
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """End the process and everything that it started."""
-    kill_group(process)
-    process.wait()
-    for pipe in filter(None, (process.stdin, process.stdout)):
-        with contextlib.suppress(BrokenPipeError):
-            pipe.close()
 
 
 def run(
@@ -236,8 +232,7 @@ def run(
         message = f"git took longer than {timeout:.0f} seconds"
         raise git_errors.explain(Cause.TIMEOUT, message) from None
     finally:
-        stop(process)
-        errors = stderr_of(process)
+        errors = stop(process)
     if process.returncode != 0:
         token = remote.token if remote else ""
         raise git_errors.classify(errors, token=token, ended=process.returncode, local=remote is None)

@@ -58,7 +58,6 @@ class BlobReader:
         self._ahead.clear()
         if process:
             git.stop(process)
-            git.stderr_of(process)
 
     def prefetch(self, blobs: Sequence[str]) -> None:
         """Request the small contents that will be read next, in this order.

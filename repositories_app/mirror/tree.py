@@ -133,8 +133,7 @@ def records(process: subprocess.Popen[bytes], max_bytes: int) -> Generator[bytes
                 parts = [piece]
         finished = process.wait(git.LOCAL_TIMEOUT) == 0
     finally:
-        git.stop(process)
-        errors = git.stderr_of(process)
+        errors = git.stop(process)
     if not finished:
         raise git_errors.classify(errors, ended=process.returncode, local=True)
 
