@@ -332,8 +332,7 @@ def test_handbook_lists_exactly_the_log_events() -> None:
         for file in (PROJECT / package).rglob("*.py")
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Attribute)
-        and getattr(node.func.value, "id", "") == "logger"
+        and ast.unparse(node.func).startswith(("logger.", "logging_outage", "connection.logging_outage"))
         and isinstance(node.args[0], ast.Constant)
     }
     section = Client().get("/docs/operations/").text.partition('id="logs"')[2].partition("<h2")[0]
