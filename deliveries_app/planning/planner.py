@@ -16,7 +16,7 @@ from deliveries_app.planning.transformed_tree import TransformedTree
 from repositories_app import services as repositories
 from repositories_app.git import process as git
 from repositories_app.git.exceptions import GitError
-from repositories_app.git.remote import Head
+from repositories_app.git.protocol import Head
 from repositories_app.mirror.extent import check_extent
 from repositories_app.mirror.mirror import DIRECTORY, MAX_DIFF_PATHS, BlobReader, Entry, Mirror
 

@@ -30,7 +30,8 @@ from docora.security.crypto import Undecryptable
 from repositories_app import github
 from repositories_app import services as repositories
 from repositories_app.git.exceptions import Cause, GitError, Interrupted, NoCommit
-from repositories_app.git.remote import Head, HeadQuery, ls_heads, ls_heads_by_git
+from repositories_app.git.protocol import Head
+from repositories_app.git.remote import HeadQuery, ls_heads, ls_heads_by_git
 from repositories_app.git.url import host_of
 from repositories_app.models import HostOutage, Repository
 

@@ -47,8 +47,8 @@ from repositories_app import services as repositories
 from repositories_app.git import errors as git_errors
 from repositories_app.git import remote
 from repositories_app.git.exceptions import Cause, GitError, Interrupted, MirrorBusy, NoCommit
+from repositories_app.git.protocol import Head
 from repositories_app.git.refs import is_tag
-from repositories_app.git.remote import Head
 from repositories_app.mirror.mirror import BlobReader, Mirror
 
 logger = logging.getLogger(__name__)

@@ -12,6 +12,7 @@ from django.conf import settings
 from docora.http.client import HttpClient, Outcome
 from repositories_app.git import process as git
 from repositories_app.git import remote
+from repositories_app.git.protocol import OBJECT_NAME, command, object_format, packets
 
 MAX_PACK = 8 << 20
 """Bytes of an answer, which is held in memory. `MAX_FETCH_BYTES` may allow less; git then refuses the repository."""
@@ -43,7 +44,7 @@ def fetch_pack(
     Return None if git should fetch instead. `shallow` lists the mirror's commits whose parents it does not have. `client`
     must be idle, and `timeout` is in seconds. Raises `GitError` if the host cannot be reached or refuses.
     """
-    if not remote.OBJECT_NAME.fullmatch(commit.encode()) or len(shallow) > _MAX_SHALLOW:
+    if not OBJECT_NAME.fullmatch(commit.encode()) or len(shallow) > _MAX_SHALLOW:
         return None
     body = _request(commit, haves[:MAX_HAVES], shallow)
     max_body = min(MAX_PACK, settings.MAX_FETCH_BYTES)
@@ -56,7 +57,7 @@ def fetch_pack(
 def _request(commit: str, haves: Sequence[str], shallow: Sequence[str]) -> bytes:
     arguments = ["no-progress", "ofs-delta", *(["thin-pack"] if haves else []), "deepen 1", f"want {commit}"]
     arguments += [f"shallow {name}" for name in shallow] + [f"have {name}" for name in haves] + ["done"]
-    return remote.command("fetch", arguments, remote.object_format(commit))
+    return command("fetch", arguments, object_format(commit))
 
 
 def parse_answer(outcome: Outcome, digits: int) -> Pack | None:
@@ -68,7 +69,7 @@ def parse_answer(outcome: Outcome, digits: int) -> Pack | None:
     content = bytearray()
     section = b""
     try:
-        for packet in remote.packets(memoryview(outcome.body)):
+        for packet in packets(memoryview(outcome.body)):
             if packet is None:
                 section = b""
             elif not section:
@@ -78,7 +79,7 @@ def parse_answer(outcome: Outcome, digits: int) -> Pack | None:
                 if kind != b"shallow":  # `unshallow`: the host has sent a commit's parents
                     return None
                 # Names are written into a file of the mirror.
-                if len(name) != digits or not remote.OBJECT_NAME.fullmatch(name):
+                if len(name) != digits or not OBJECT_NAME.fullmatch(name):
                     return None
                 shallow.append(name.decode("ascii"))
             elif section == b"packfile":

@@ -1,4 +1,4 @@
-"""Query git hosts for the commit of HEAD, or of the branch or tag that a watch follows, and interpret their answers.
+"""Ask git hosts for the commit of HEAD, or of the branch or tag that a watch follows, and turn refusals into errors.
 
 A check is a single protocol v2 `ls-refs` request, without a request for capabilities first. Hundreds run at once on
 pooled connections. Servers that do not support v2 are checked with `git ls-remote`.
@@ -9,7 +9,7 @@ import re
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import islice
@@ -20,11 +20,12 @@ from django.conf import settings
 
 from docora.backoff import MAX_WAIT_SECONDS
 from docora.http.client import HttpClient, Outcome, Request
-from docora.text import clean_text
 from repositories_app.git import errors as git_errors
 from repositories_app.git import process as git
-from repositories_app.git.exceptions import Cause, GitError, Interrupted, NoCommit, RefNotFound, RepositoryMoved
-from repositories_app.git.refs import HEAD, full_names, short_name
+from repositories_app.git import protocol
+from repositories_app.git.exceptions import Cause, GitError, Interrupted, RepositoryMoved
+from repositories_app.git.protocol import OBJECT_NAME, Head
+from repositories_app.git.refs import HEAD, full_names
 from repositories_app.git.url import host_of, parse_url
 
 _MAX_ANSWER = 65536  # bytes
@@ -32,22 +33,6 @@ CONCURRENCY = 200
 GIT_SECONDS = 30.0
 """Seconds that git may take for one repository. After this time in total, git starts no further checks."""
 _GIT_HOSTS = 16  # hosts that git asks at the same time
-OBJECT_NAME = re.compile(rb"[0-9a-f]{40}(?:[0-9a-f]{24})?")
-_LENGTH = re.compile(rb"[0-9a-fA-F]{4}")
-SHA1, SHA256 = "sha1", "sha256"
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """The commit that a watch follows, and its branch or tag (empty when HEAD is detached).
-
-    `name` is the requested ref: HEAD, or the full name of the branch or tag. A tag's commit is what the tag points
-    to.
-    """
-
-    commit: str
-    branch: str
-    name: str = HEAD
 
 
 def new_client(max_connections: int = CONCURRENCY) -> HttpClient:
@@ -58,25 +43,6 @@ def new_client(max_connections: int = CONCURRENCY) -> HttpClient:
         max_connections=max_connections,
         proxy=settings.EGRESS_PROXY,
     )
-
-
-def _packet(line: str) -> bytes:
-    data = line.encode()
-    return b"%04x%s" % (len(data) + 4, data)
-
-
-def object_format(commit: str) -> str:
-    """Return the object format of a repository with this commit. Without a commit, return the default, SHA-1."""
-    return SHA256 if len(commit) == 64 else SHA1
-
-
-def command(name: str, arguments: Sequence[str], object_format: str) -> bytes:
-    """Return the body of a protocol v2 request."""
-    head = b"".join(map(_packet, [f"command={name}\n", "agent=docora\n", f"object-format={object_format}"]))
-    return head + b"0001" + b"".join(_packet(f"{argument}\n") for argument in arguments) + b"0000"
-
-
-_LS_REFS = {name: command("ls-refs", ["symrefs", "ref-prefix HEAD"], name) for name in (SHA1, SHA256)}
 
 
 def _authorization(remote: git.Remote) -> list[str]:
@@ -105,14 +71,6 @@ def upload_pack_request(
     )
 
 
-def _ls_refs(ref: str, object_format: str) -> bytes:
-    """Return the request body for a branch or tag. It also asks for HEAD, to tell a missing ref from an empty repository."""
-    if not ref:
-        return _LS_REFS[object_format]
-    prefixes = [f"ref-prefix {name}" for name in [HEAD, *full_names(ref)]]
-    return command("ls-refs", ["symrefs", "peel", *prefixes], object_format)
-
-
 @dataclass(slots=True)
 class HeadQuery[Key]:
     """Asks for a repository's HEAD, or for the branch or tag `ref`.
@@ -134,7 +92,7 @@ class HeadQuery[Key]:
     _is_first: bool = field(init=False, default=True)
 
     def __post_init__(self) -> None:
-        self._format = object_format(self.commit)
+        self._format = protocol.object_format(self.commit)
 
     @property
     def remote(self) -> git.Remote:
@@ -142,17 +100,14 @@ class HeadQuery[Key]:
 
     def request(self) -> Request:
         """Return the request to send now."""
-        if self.asks_for_all:
-            body = command("ls-refs", ["ref-prefix refs/"], self._format)
-        else:
-            body = _ls_refs(self.ref, self._format)
+        body = protocol.ls_refs_request(self.ref, self._format, all_refs=self.asks_for_all)
         return upload_pack_request(self.remote, body, context=self)
 
     def needs_another_request(self, outcome: Outcome) -> bool:
         """Return whether another request is needed after this answer, and prepare it."""
         is_first, self._is_first = self._is_first, False
         if is_first and outcome.ok and not outcome.body:
-            self._format = SHA1 if self._format == SHA256 else SHA256
+            self._format = protocol.SHA1 if self._format == protocol.SHA256 else protocol.SHA256
             return True
         if self.ref and not self.asks_for_all and outcome.ok and outcome.body.startswith(b"0000"):
             self.asks_for_all = True
@@ -258,7 +213,7 @@ def ls_head(
 def _head(query: HeadQuery[Any], outcome: Outcome) -> Head | None:
     """Return the HEAD in a host's answer, or None if the host does not support protocol v2. Raises `GitError`."""
     require_answer(query.remote, outcome)
-    return parse_ls_refs(outcome.body, query.ref) if outcome.ok else None
+    return protocol.parse_ls_refs(outcome.body, query.ref) if outcome.ok else None
 
 
 def require_answer(remote: git.Remote, outcome: Outcome) -> None:
@@ -322,78 +277,6 @@ def _advertisement(remote: git.Remote, tick: git.Tick | None) -> Outcome:
         return client.request(Request("GET", address, tuple(_authorization(remote))), tick)
 
 
-def parse_ls_refs(answer: bytes, ref: str) -> Head | None:
-    """Return HEAD, or the branch or tag `ref`, from an `ls-refs` answer, or None if it is malformed or incomplete.
-
-    Raises `NoCommit` if the repository has no refs, and `RefNotFound` if it has only other refs. These are errors rather
-    than an empty tree, because clients must not delete their files when a host loses a branch.
-    """
-    names = [name.encode() for name in full_names(ref)]
-    found: dict[bytes, Head] = {}
-    has_refs = False
-    try:
-        for packet in packets(memoryview(answer)):
-            line = bytes(packet or b"").rstrip(b"\n").split(b" ")
-            if len(line) < 2 or not OBJECT_NAME.fullmatch(line[0]):
-                return None  # an `ERR` packet, for example: not an empty repository
-            has_refs = True
-            if line[1] in names:
-                found[line[1]] = _head_of(line)
-            if names[0] in found:  # a host may also list thousands of branches whose names only begin with this one
-                return found[names[0]]
-    except ValueError:
-        return None
-    return _preferred(found, names, ref, has_refs=has_refs)
-
-
-def packets(answer: memoryview) -> Iterator[memoryview | None]:
-    """Yield the packets of an answer (`gitprotocol-common`) up to the flush packet, and None for a delimiter.
-
-    Raises ValueError if the answer is malformed.
-    """
-    position = 0
-    while True:
-        digits = bytes(answer[position : position + 4])
-        if not _LENGTH.fullmatch(digits):
-            raise ValueError("a packet has no length")
-        length = int(digits, 16)
-        if length == 0:
-            return
-        if length == 1:
-            yield None
-            position += 4
-            continue
-        packet = answer[position + 4 : position + length]
-        if not 4 < length == len(packet) + 4:
-            raise ValueError("a packet is truncated")
-        yield packet
-        position += length
-
-
-def _preferred(found: Mapping[bytes, Head], names: Sequence[bytes], ref: str, *, has_refs: bool) -> Head:
-    """Return the first of `names` that was found. `has_refs`: the repository has some refs, whatever their names."""
-    for name in names:
-        if name in found:
-            return found[name]
-    raise RefNotFound(ref) if ref and has_refs else NoCommit(ref)
-
-
-def _head_of(line: Sequence[bytes]) -> Head:
-    """Return the ref described by a line, which has the object's id, the ref's name and attributes."""
-    attributes = dict(part.split(b":", 1) for part in line[2:] if b":" in part)
-    commit = line[0]
-    name = line[1].decode("utf-8", "replace")
-    if name == HEAD:
-        return Head(commit.decode("ascii"), _branch(attributes.get(b"symref-target", b"").decode("utf-8", "replace")))
-    peeled = attributes.get(b"peeled", b"")
-    commit = peeled if OBJECT_NAME.fullmatch(peeled) else commit
-    return Head(commit.decode("ascii"), _branch(name), name)
-
-
-def _branch(ref: str) -> str:
-    return clean_text(short_name(ref), 255)
-
-
 def _ls_remote(remote: git.Remote, ref: str, tick: git.Tick | None) -> Head:
     """Return HEAD or the branch or tag `ref` from `git ls-remote`, for servers that do not support protocol v2."""
     names = full_names(ref)
@@ -402,16 +285,16 @@ def _ls_remote(remote: git.Remote, ref: str, tick: git.Tick | None) -> Head:
     commits = {name: commit for commit, name in re.findall(rf"(?m)^({OBJECT_NAME.pattern.decode()})\t(\S+)$", output)}
     if not ref and HEAD in commits:
         branch = re.search(r"^ref: (\S+)\tHEAD$", output, re.MULTILINE)
-        return Head(commits[HEAD], _branch(branch[1] if branch else ""))
+        return Head(commits[HEAD], protocol.branch_of(branch[1] if branch else ""))
     heads = {
-        name.encode(): Head(commits.get(f"{name}^{{}}", commits[name]), _branch(name), name)
+        name: Head(commits.get(f"{name}^{{}}", commits[name]), protocol.branch_of(name), name)
         for name in names
         if name in commits
     }
     has_refs = bool(commits) or (bool(ref) and not heads and _has_refs(remote, tick))
     if not has_refs:
         _require_advertisement(remote, tick)
-    return _preferred(heads, [name.encode() for name in names], ref, has_refs=has_refs)
+    return protocol.preferred(heads, ref, has_refs=has_refs)
 
 
 def _require_advertisement(remote: git.Remote, tick: git.Tick | None) -> None:

@@ -31,8 +31,9 @@ from repositories_app.git import errors as git_errors
 from repositories_app.git import process as git
 from repositories_app.git.exceptions import Cause, GitError, MirrorBusy, RepositoryMoved
 from repositories_app.git.packs import fetch_pack
+from repositories_app.git.protocol import OBJECT_NAME, SHA1, SHA256, object_format
 from repositories_app.git.refs import HEAD
-from repositories_app.git.remote import OBJECT_NAME, SHA1, SHA256, object_format, redirect_error
+from repositories_app.git.remote import redirect_error
 from repositories_app.mirror.blobs import BlobReader
 from repositories_app.mirror.tree import (
     DIRECTORY,

@@ -9,7 +9,7 @@ from deliveries_app.models import AppRepository, Delivery, Status
 from deliveries_app.planning import delivery_rows, planner, transforms
 from deliveries_app.planning.transforms import SourceFile
 from repositories_app import services as repositories
-from repositories_app.git.remote import Head
+from repositories_app.git.protocol import Head
 from tests.support import transforms as samples
 from tests.support.git import Repo
 from tests.support.histories import assert_promise_kept, kill_worker, refusing, sha

@@ -29,7 +29,7 @@ from deliveries_app.planning.planner import full_plan
 from deliveries_app.progress import live
 from deliveries_app.sync import drift
 from repositories_app.git.exceptions import GitError
-from repositories_app.git.remote import Head
+from repositories_app.git.protocol import Head
 from repositories_app.models import HostOutage
 from repositories_app.services import mirror_of
 from tests.faults.hosts import GOOD

@@ -6,8 +6,9 @@ from collections.abc import Callable
 import pytest
 
 from repositories_app.git.exceptions import Cause, GitError, NoCommit, RefNotFound
+from repositories_app.git.protocol import Head, parse_ls_refs
 from repositories_app.git.refs import InvalidRef, parse_ref
-from repositories_app.git.remote import Head, HeadQuery, ls_head, ls_heads, new_client, parse_ls_refs
+from repositories_app.git.remote import HeadQuery, ls_head, ls_heads, new_client
 from repositories_app.mirror.mirror import Mirror
 from tests.support.git import GitFixture, GitServer, Repo, git, git_environment, has_commit
 

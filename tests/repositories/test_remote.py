@@ -12,7 +12,8 @@ import pytest
 
 from repositories_app.git import remote
 from repositories_app.git.exceptions import Cause, GitError, Interrupted, NoCommit, RefNotFound
-from repositories_app.git.remote import Head, HeadQuery, ls_head, ls_heads, ls_heads_by_git, new_client
+from repositories_app.git.protocol import Head
+from repositories_app.git.remote import HeadQuery, ls_head, ls_heads, ls_heads_by_git, new_client
 from repositories_app.git.url import parse_url
 from repositories_app.mirror.mirror import Mirror
 from tests.support.git import GitFixture, Repo, Takeover

@@ -20,7 +20,7 @@ from deliveries_app.receiver import Answer, Notification
 from deliveries_app.sync import attempt as sync_module
 from deliveries_app.sync.attempt import sync
 from repositories_app.git.process import Tick
-from repositories_app.git.remote import Head
+from repositories_app.git.protocol import Head
 from repositories_app.mirror.mirror import BlobReader, Entry, Mirror
 from tests.support.git import Repo
 from tests.support.processes import forked
