@@ -18,6 +18,11 @@ def clean_text(text: str | bytes, limit: int = 500) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error of a database or of Redis, which names the cause."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def visible(text: str) -> str:
     """Return the text with control characters, and characters that change its direction, as escapes: `\\x1b`, `\\u202e`.
 

@@ -12,12 +12,12 @@ from redis.exceptions import AuthenticationError, ResponseError
 from deliveries_app.monitoring import health
 from docora.conf.data_dir import embedded_redis_url
 from docora.conf.installation import program
-from docora.db.connection import first_line, is_full
+from docora.db.connection import is_full
 from docora.redis import inspect
 from docora.redis.connection import RedisError, ping, probe_writes
 from docora.redis.connection import connection as redis_connection
 from docora.redis.inspect import Worker
-from docora.text import clean_text, counted, format_bytes
+from docora.text import clean_text, counted, first_line, format_bytes
 
 MIN_REDIS = (7, 0)  # for `EXPIRE … NX`, which counts failures
 _SLOW_SECONDS = 1.0

@@ -66,10 +66,10 @@ def error_message(error: Exception) -> str:
     from django.db import DatabaseError, InterfaceError, InternalError, NotSupportedError, OperationalError
     from django.db.migrations.exceptions import MigrationSchemaMissing
 
-    from docora.db.connection import first_line
     from docora.redis.connection import RedisError, problem
     from docora.security.crypto import DecryptionError
     from docora.security.redaction import redact
+    from docora.text import first_line
 
     if isinstance(error, MigrationSchemaMissing) and isinstance(error.__context__, DatabaseError):
         error = error.__context__  # why the table of migrations cannot be created

@@ -109,8 +109,3 @@ def is_outage(error: BaseException | None) -> bool:
         return bool(code & 0xFF != _SQLITE_ERROR)
     state = getattr(error.__cause__, "sqlstate", None)
     return state is None or state.startswith(("08", "57P", _DISK_FULL, "53300"))
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error from the database or its driver, which names the cause."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

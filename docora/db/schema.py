@@ -13,7 +13,7 @@ from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.recorder import MigrationRecorder
 
 from docora.conf.installation import program
-from docora.db.connection import first_line
+from docora.text import first_line
 
 _POLL_SECONDS = 1.0
 

@@ -14,6 +14,7 @@ from redis.exceptions import RedisError as RedisError  # for the callers
 
 from docora.conf.data_dir import embedded_redis_url
 from docora.security.redaction import redact
+from docora.text import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def accepts_writes() -> bool:
 
 def problem(error: RedisError) -> str:
     """Return a message for people that says what is wrong with Redis and what to do."""
-    cause = redact((str(error).strip() or type(error).__name__).splitlines()[0]).rstrip(".")
+    cause = redact(first_line(error)).rstrip(".")
     is_embedded = embedded_redis_url(settings.DATA_DIR) == settings.REDIS_URL
     if "MISCONF" in cause or "No space left on device" in cause:  # Redis refuses every write until it can store it
         reason = cause.rpartition("MISCONF ")[2]

@@ -63,18 +63,13 @@ def decrypt(token: str) -> str:
         raise DecryptionError from None
 
 
-def is_current(token: str) -> bool:
-    """Return whether `token` was encrypted with the newest key."""
+def reencrypt(token: str) -> str:
+    """Return the secret encrypted with the newest key, or `token` itself if it already is. Raises `DecryptionError`."""
     try:
         _fernet(tuple(settings.ENCRYPTION_KEYS[:1])).decrypt(token.encode("ascii"))
     except (InvalidToken, UnicodeError):
-        return False
-    return True
-
-
-def reencrypt(token: str) -> str:
-    """Return the secret encrypted with the newest key, or `token` itself if it already is. Raises `DecryptionError`."""
-    return token if is_current(token) else encrypt(decrypt(token))
+        return encrypt(decrypt(token))
+    return token
 
 
 def hash_token(token: str) -> str:

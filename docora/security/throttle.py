@@ -31,7 +31,7 @@ def seconds_to_wait(kind: str, address: str) -> int | None:
 
 
 def _seconds_left(kind: str, address: str, limit: int, *, failed: bool) -> int | None:
-    key = f"docora:failures:{kind}:{source_of(address) or 'unknown'}"
+    key = f"docora:failures:{kind}:{source_of(address)}"
     try:
         with connection().pipeline(transaction=True) as pipeline:
             if failed:
@@ -47,15 +47,15 @@ def _seconds_left(kind: str, address: str, limit: int, *, failed: bool) -> int |
     return max(1, int(left)) if int(count or 0) >= limit else None
 
 
-def source_of(address: str) -> str | None:
-    """Return the address that failures are counted under, or None for a Unix socket.
+def source_of(address: str) -> str:
+    """Return the address that failures are counted under, or "unknown" for a Unix socket.
 
     For IPv6 this is the /64 network, because one machine usually controls all of it.
     """
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
-        return None
+        return "unknown"
     if isinstance(parsed, ipaddress.IPv4Address):
         return str(parsed)
     if parsed.ipv4_mapped is not None:

@@ -45,7 +45,7 @@ CLOCK_SECONDS = 60
 
 def client_address(request: HttpRequest) -> str:
     """Return the address that failures are counted under, for IPv6 its /64 network. `TrustedProxyMiddleware` has set it."""
-    return source_of(request.META.get("REMOTE_ADDR", "")) or "unknown"
+    return source_of(request.META.get("REMOTE_ADDR", ""))
 
 
 def passkeys_blocked_reason(request: HttpRequest) -> str:

@@ -14,7 +14,8 @@ from django.utils.deprecation import MiddlewareMixin
 from django.views import defaults
 from django.views.csrf import csrf_failure as csrf_failure_page
 
-from docora.db.connection import first_line, is_full, is_outage, is_read_only
+from docora.db.connection import is_full, is_outage, is_read_only
+from docora.text import first_line
 from docora.web.error_codes import BY_STATUS, ErrorCode
 
 logger = logging.getLogger(__name__)
