@@ -219,8 +219,7 @@ class Attempt:
             if error.cause is not Cause.CORRUPT:
                 raise
             self._drain(DRAIN_SECONDS)
-            self.mirror.drop_run(self.watch.watch_id)
-            if self.mirror.serves_others(self.watch.watch_id, head.commit, self._alive):
+            if self.mirror.drop_unreadable(self.watch.watch_id, head.commit, self._alive):
                 raise git_errors.still_damaged(error) from None
             logger.warning("mirror_rebuilt", extra={"cause": str(error)})
             failures.disown(self.lease)

@@ -231,17 +231,14 @@ class Mirror:
         with contextlib.suppress(OSError):  # the mirror has been removed, or the disk is full
             self._note(commit).touch()
 
-    def drop_run(self, watch: str) -> None:
-        """Remove the watch's `run` ref, so that its commit is fetched again."""
-        with contextlib.suppress(OSError):  # the mirror has been removed
-            (self.directory / f"refs/docora/{watch}/run").unlink()
-
-    def serves_others(self, watch: str, commit: str, tick: git.Tick) -> bool:
-        """Return whether to keep the mirror although this watch's commit cannot be read.
+    def drop_unreadable(self, watch: str, commit: str, tick: git.Tick) -> bool:
+        """Remove the watch's `run` ref, because its commit cannot be read. Return whether to keep the rest of the mirror.
 
         That is so if a new mirror did not help within the last `UNREADABLE_SECONDS`, and what other watches need can be
-        read. First call `drop_run`.
+        read.
         """
+        with contextlib.suppress(OSError):  # the mirror has been removed
+            (self.directory / f"refs/docora/{watch}/run").unlink()
         try:
             is_known = 0 <= time.time() - self._note(commit).stat().st_mtime < UNREADABLE_SECONDS
         except OSError:
