@@ -1,6 +1,7 @@
 """Docora's RQ worker. It ends with its parent, hands over on SIGTERM, and survives Redis outages.
 
-If it dies, other workers notice within seconds.
+RQ starts a work-horse for each job. Docora's work-horse performs many jobs (`docora.server.work_horse`), and RQ has to see each
+of them start and end. If a worker dies, other workers notice within seconds.
 """
 
 import contextlib
@@ -99,6 +100,8 @@ class DocoraWorker(Worker):
         """Also publish how many jobs this worker performs at once, for `docora.redis.inspect`."""
         return {**super().serialize(), "jobs_at_once": settings.SYNCS_PER_WORKER}
 
+    # --- Outages of Redis -----------------------------------------------------------------------------------------------
+
     check_for_suspension = _surviving_an_outage(Worker.check_for_suspension)
     set_state = _surviving_an_outage(Worker.set_state)
     # An exception in a signal handler would end the worker before its work-horse has handed over.
@@ -145,11 +148,10 @@ class DocoraWorker(Worker):
         for callback in maintenance_callbacks:
             callback()
 
-    def perform_job(self, job: Job, queue: Queue, execution: Execution) -> bool:
-        """Perform the job in the work-horse and, unless the job runs alone, also the jobs that wait behind it.
+    # --- Many jobs in one work-horse ------------------------------------------------------------------------------------
 
-        RQ sees each job start and end as if it had its own work-horse.
-        """
+    def perform_job(self, job: Job, queue: Queue, execution: Execution) -> bool:
+        """Perform the job in the work-horse and, unless the job runs alone, also the jobs that wait behind it."""
         alone = queues.runs_alone(job)
 
         def take() -> Assignment | None:
@@ -250,6 +252,8 @@ class DocoraWorker(Worker):
             logger.warning("job_refused", extra={"job_id": job.id, "cause": str(exc_info[1])})
         else:
             super().handle_exception(job, *exc_info)
+
+    # --- Processes and signals ------------------------------------------------------------------------------------------
 
     def fork_work_horse(self, job: Job, queue: Queue) -> None:
         """Fork with SIGTERM blocked until both processes can handle it. Otherwise neither of them would."""
