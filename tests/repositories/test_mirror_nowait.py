@@ -9,6 +9,7 @@ import pytest
 
 from repositories_app.git.exceptions import Cause, GitError
 from repositories_app.mirror.mirror import BlobReader, Mirror
+from repositories_app.mirror.tree import find_entries
 from tests.repositories.test_hostile_trees import repo, strange_tree
 from tests.support.git import Entry, GitFixture, Repo
 
@@ -54,6 +55,30 @@ def test_links_submodules_and_directories_have_their_mode(
         b"lib": "160000",
         b"docs/a.md": "100644",
     }
+
+
+def test_each_folder_is_read_once(
+    server: GitFixture, mirror: Mirror, fetched: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same = {"a": b"1", "b": b"2"}
+    files = {f"{folder}/{name}": content for folder in ("one", "two", "three") for name, content in same.items()}
+    commit = fetched(server.repo("acme/docs", files | {"three/c": b"3"}))
+    paths = [name.encode() for name in files]
+    with mirror.blobs() as reader:
+        levels, trees = [], reader.trees
+        monkeypatch.setattr(reader, "trees", lambda names: levels.append(names) or trees(names))
+        found = reader.entries(commit, [*paths, b"one/c", b"four/a"])
+    assert found.keys() == set(paths)
+    assert [len(names) for names in levels] == [1, 2]  # folders with the same content are one tree
+
+
+@pytest.mark.parametrize("damage", [b"x", b"100644 \0" + bytes(20), b"100644 b\0" + bytes(19)])
+def test_lookup_in_a_malformed_tree_is_refused(damage: bytes) -> None:
+    raw = b"100644 a\0" + bytes(20)
+    assert list(find_entries(raw, [b"a", b"b"], 20)) == [(b"a", "100644", "0" * 40)]
+    with pytest.raises(GitError) as raised:
+        list(find_entries(raw + damage, [b"a"], 20))
+    assert raised.value.cause is Cause.CORRUPT
 
 
 def test_lookup_from_a_process_with_threads(
