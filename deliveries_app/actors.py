@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from django.contrib.auth import get_permission_codename, get_user_model
-from django.contrib.auth.models import AbstractBaseUser, AnonymousUser, User
+from django.contrib.auth.models import AnonymousUser, User
 from django.core.exceptions import PermissionDenied
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest
@@ -40,7 +40,7 @@ class Actor:
         return cls.of_user(request.user, address=request.META.get("REMOTE_ADDR", ""))
 
     @classmethod
-    def of_user(cls, user: User | AnonymousUser | AbstractBaseUser, *, address: str = "") -> "Actor":
+    def of_user(cls, user: User | AnonymousUser, *, address: str = "") -> "Actor":
         """Return the user as an actor. Raises `PermissionDenied` unless the user is active staff."""
         if not isinstance(user, get_user_model()) or not (user.is_active and user.is_staff):
             raise PermissionDenied
@@ -103,13 +103,13 @@ def _user_and_host() -> str:
     return f"{name}@{socket.gethostname()}"[:150]
 
 
-def can_view(user: AbstractBaseUser | AnonymousUser, model: type[Model]) -> bool:
+def can_view(user: User | AnonymousUser, model: type[Model]) -> bool:
     """Return whether the user can view a model's rows. As in Django's admin, the change permission includes it."""
     names = (get_permission_codename(action, model._meta) for action in ("view", "change"))
-    return any(user.has_perm(f"{model._meta.app_label}.{name}") for name in names)  # type: ignore[union-attr]
+    return any(user.has_perm(f"{model._meta.app_label}.{name}") for name in names)
 
 
-def can_view_operations(user: AbstractBaseUser | AnonymousUser) -> bool:
+def can_view_operations(user: User | AnonymousUser) -> bool:
     """Return whether the user can see bulk operations: with the view permission, or with one that starts operations."""
     sufficient = (Permission.VIEW_OPERATIONS, Permission.RESYNC, Permission.RETRY)
-    return any(user.has_perm(permission) for permission in sufficient)  # type: ignore[union-attr]
+    return any(user.has_perm(permission) for permission in sufficient)

@@ -8,7 +8,7 @@ from functools import partial, wraps
 from typing import Any, Concatenate
 
 from django.contrib import admin
-from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+from django.contrib.auth.models import AnonymousUser, User
 from django.db.models import Model, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, render
@@ -42,7 +42,7 @@ from docora.text import parse_pk, parse_pks
 SUGGESTED_NAMES = 20
 MAX_LIVE_ROWS = 200
 
-type CanView = Callable[[AbstractBaseUser | AnonymousUser], bool]
+type CanView = Callable[[User | AnonymousUser], bool]
 type View[**P] = Callable[Concatenate[HttpRequest, P], HttpResponse]
 
 can_view_apps = partial(can_view, model=App)

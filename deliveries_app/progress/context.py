@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+from django.contrib.auth.models import AnonymousUser, User
 from django.db.models import Exists, OuterRef, Q, QuerySet
 
 from deliveries_app.actors import can_view_operations
@@ -62,12 +62,12 @@ def of_watch(watch: AppRepository) -> dict[str, Any]:
     return {"watch": watch, "run": run, "progress": progress, "activity": doing}
 
 
-def open_operations(user: AbstractBaseUser | AnonymousUser) -> list[dict[str, Any]]:
+def open_operations(user: User | AnonymousUser) -> list[dict[str, Any]]:
     """Return a context for each of the newest open operations, if the user can view operations."""
     return [of_operation(operation) for operation in newest_open(user, BulkOperation.objects.all())]
 
 
-def newest_open(user: AbstractBaseUser | AnonymousUser, queryset: QuerySet[BulkOperation]) -> list[BulkOperation]:
+def newest_open(user: User | AnonymousUser, queryset: QuerySet[BulkOperation]) -> list[BulkOperation]:
     if not can_view_operations(user):
         return []
     return list(queryset.filter(ended_at=None).order_by("-created_at", "-pk")[:MAX_OPERATIONS])

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+from django.contrib.auth.models import AnonymousUser, User
 from django.core.paginator import Page, Paginator
 from django.db.models import F, Q
 from django.http import QueryDict
@@ -173,7 +173,7 @@ def describe_stats(found: Mapping[int, EndpointStats] | None, app: App) -> str:
     return f"{format_share(stats.accepted)} accepted · {times} (last {stats.requests})"
 
 
-def live(user: AbstractBaseUser | AnonymousUser, app: App, query: QueryDict) -> dict[str, Any]:
+def live(user: User | AnonymousUser, app: App, query: QueryDict) -> dict[str, Any]:
     """Return the context of the part of the page that refreshes, except the progress of operations."""
     page = reverse("admin:deliveries_app_app_change", args=[app.pk])
     involving = progress_context.involving(app)
@@ -194,11 +194,11 @@ def live(user: AbstractBaseUser | AnonymousUser, app: App, query: QueryDict) -> 
     return context | table(app, query) | {"failing_files": failing_files.of_app(app)}
 
 
-def rights(user: AbstractBaseUser | AnonymousUser) -> dict[str, bool]:
+def rights(user: User | AnonymousUser) -> dict[str, bool]:
     """Return what the user can do with watched repositories; nothing without the view permission."""
-    can_view = user.has_perm(Permission.VIEW_WATCHES)  # type: ignore[union-attr]
+    can_view = user.has_perm(Permission.VIEW_WATCHES)
     return {"can_view": can_view} | {
-        name: can_view and user.has_perm(permission)  # type: ignore[union-attr]
+        name: can_view and user.has_perm(permission)
         for name, permission in {
             "can_resync": Permission.RESYNC,
             "can_retry": Permission.RETRY,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+from django.contrib.auth.models import AnonymousUser, User
 
 from deliveries_app.models import AppRepository, Delivery, DeliveryAttempt, SyncRun
 from deliveries_app.models.deliveries import ATTEMPTS_PER_PATH, path_digest
@@ -36,11 +36,9 @@ class Attempts:
         return len(self.listed) == ATTEMPTS_PER_PATH
 
 
-def of_path(
-    user: AbstractBaseUser | AnonymousUser, watch: AppRepository, path: str | bytes, row: Delivery | None
-) -> Attempts:
+def of_path(user: User | AnonymousUser, watch: AppRepository, path: str | bytes, row: Delivery | None) -> Attempts:
     """Return the attempts at a path, whose delivery is `row`, with their bodies if the user can view them. Two queries."""
-    shows_payloads = user.has_perm(Permission.VIEW_PAYLOADS)  # type: ignore[union-attr]
+    shows_payloads = user.has_perm(Permission.VIEW_PAYLOADS)
     digest = path_digest(path.encode() if isinstance(path, str) else path)
     rows = DeliveryAttempt.objects.filter(watch=watch, path_digest=digest).order_by("-pk")[:ATTEMPTS_PER_PATH]
     failed = list(rows if shows_payloads else rows.defer("request_body", "response_body"))

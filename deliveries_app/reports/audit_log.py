@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlencode
 
-from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+from django.contrib.auth.models import AnonymousUser, User
 from django.db.models import Model, Q
 from django.urls import reverse
 
@@ -37,7 +37,7 @@ def action_named(text: str) -> str | None:
     return next((action.value for action in AuditAction if text in {action.value, str(action.label).casefold()}), None)
 
 
-def list_of(user: AbstractBaseUser | AnonymousUser, row: Model) -> str:
+def list_of(user: User | AnonymousUser, row: Model) -> str:
     """Return the URL of the audit log filtered by a row; empty without such a filter or permission to view the log."""
     query: dict[str, Any] = {}
     match row:
@@ -51,12 +51,12 @@ def list_of(user: AbstractBaseUser | AnonymousUser, row: Model) -> str:
             query = {"q": row.operation_id}
         case SyncRun():
             query = {"q": row.run_id}
-    if not query or not user.has_perm(Permission.VIEW_AUDIT_LOG):  # type: ignore[union-attr]
+    if not query or not user.has_perm(Permission.VIEW_AUDIT_LOG):
         return ""
     return f"{reverse('admin:deliveries_app_auditentry_changelist')}?{urlencode(query)}"
 
 
-def links(user: AbstractBaseUser | AnonymousUser, entry: AuditEntry) -> dict[str, str]:
+def links(user: User | AnonymousUser, entry: AuditEntry) -> dict[str, str]:
     """Return the URLs of the pages of the rows that the entry is about, by column, if the rows still exist."""
     watch = AppRepository.objects.filter(
         app__app_id=entry.app_id, repository__repository_id=entry.repository_id
@@ -71,7 +71,7 @@ def links(user: AbstractBaseUser | AnonymousUser, entry: AuditEntry) -> dict[str
     pages = {}
     for name, label, rows in found:
         app_label, _, model = label.partition(".")
-        if (name == "watch" or getattr(entry, name)) and user.has_perm(f"{app_label}.view_{model}"):  # type: ignore[union-attr]
+        if (name == "watch" or getattr(entry, name)) and user.has_perm(f"{app_label}.view_{model}"):
             pk = rows.order_by().values_list("pk", flat=True).first()
             if pk is not None:
                 pages[name] = reverse(f"admin:{app_label}_{model}_change", args=[pk])

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+from django.contrib.auth.models import AnonymousUser, User
 from django.utils import timezone
 
 from deliveries_app.models import Reason, SyncRun
@@ -60,7 +60,7 @@ class Checklist(NamedTuple):
         return next((step for step in self.steps if step.can and step.possible and not step.done), None)
 
 
-def of_user(user: AbstractBaseUser | AnonymousUser, apps: Apps, watches: int) -> Checklist | None:
+def of_user(user: User | AnonymousUser, apps: Apps, watches: int) -> Checklist | None:
     """Return the checklist, or None if the user can do none of the steps, all are done, or the instance is in use.
 
     An instance is in use once it has a second app or more than ten watched repositories, or a week after its first app
@@ -71,7 +71,7 @@ def of_user(user: AbstractBaseUser | AnonymousUser, apps: Apps, watches: int) ->
         return None
     if apps.registered_at and timezone.now() - apps.registered_at > _IN_USE_AFTER:
         return None
-    can = user.has_perm  # type: ignore[union-attr]
+    can = user.has_perm
     has_resynced = watches > 0 and SyncRun.objects.filter(reason=Reason.RESYNC).exists()
     found = Checklist(
         register=Step("register", apps.total > 0, can(Permission.REGISTER_APPS)),

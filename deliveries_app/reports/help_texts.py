@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+from django.contrib.auth.models import AnonymousUser, User
 
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.permissions import Permission
@@ -60,9 +60,9 @@ class Hint:
     advice: str = ""
     needs: tuple[Permission, ...] = ()
 
-    def for_user(self, user: AbstractBaseUser | AnonymousUser) -> str:
+    def for_user(self, user: User | AnonymousUser) -> str:
         """Return the hint without advice that the user can't follow."""
-        can_follow = user.has_perms(self.needs)  # type: ignore[union-attr]
+        can_follow = user.has_perms(self.needs)
         return " ".join(filter(None, [self.explanation, self.advice if can_follow else ""]))
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+from django.contrib.auth.models import AnonymousUser, User
 from django.db.models import Count, Min, Q, Window
 from django.db.models.functions import RowNumber
 
@@ -73,7 +73,7 @@ class Overview:
         )
 
 
-def can_view(user: AbstractBaseUser | AnonymousUser) -> bool:
+def can_view(user: User | AnonymousUser) -> bool:
     """Return whether the user can view any part."""
     parts = (
         Permission.VIEW_APPS,
@@ -82,13 +82,13 @@ def can_view(user: AbstractBaseUser | AnonymousUser) -> bool:
         Permission.VIEW_QUEUE,
         Permission.VIEW_REPOSITORIES,
     )
-    return can_view_operations(user) or any(user.has_perm(part) for part in parts)  # type: ignore[union-attr]
+    return can_view_operations(user) or any(user.has_perm(part) for part in parts)
 
 
-def of_user(user: AbstractBaseUser | AnonymousUser) -> Overview:
+def of_user(user: User | AnonymousUser) -> Overview:
     """Build the overview in a constant number of queries."""
     signs = heartbeat.read()
-    can = user.has_perm  # type: ignore[union-attr]
+    can = user.has_perm
     counts = count_watches() if can(Permission.VIEW_WATCHES) or can(Permission.VIEW_QUEUE) else None
     watches = counts if can(Permission.VIEW_WATCHES) else None
     due = AppRepository.objects.due().free().for_list()

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from django.conf import settings
-from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+from django.contrib.auth.models import AnonymousUser, User
 from django.db.models import DurationField, ExpressionWrapper, F
 from django.db.models.functions import Now
 from django.utils import timezone
@@ -110,8 +110,8 @@ class QueueView:
         return sum(not line.worker.is_gone for line in self.workers)
 
 
-def can_view(user: AbstractBaseUser | AnonymousUser) -> bool:
-    return user.has_perm(Permission.VIEW_QUEUE) or user.has_perm(Permission.CONTROL_QUEUE)  # type: ignore[union-attr]
+def can_view(user: User | AnonymousUser) -> bool:
+    return user.has_perm(Permission.VIEW_QUEUE) or user.has_perm(Permission.CONTROL_QUEUE)
 
 
 def read_queue() -> QueueView:
