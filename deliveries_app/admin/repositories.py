@@ -16,8 +16,9 @@ from deliveries_app.admin.confirmation import next_url
 from deliveries_app.admin.filters import ChoiceFilter, CircuitFilter
 from deliveries_app.admin.watches import cells_of, live_query
 from deliveries_app.models import AppRepository
+from deliveries_app.models.root_causes import of_git
 from deliveries_app.permissions import Permission
-from deliveries_app.reports.help_texts import GIT_HINTS
+from deliveries_app.reports.help_texts import ROOT_HINTS
 from deliveries_app.services.control import reset_circuits
 from docora.text import counted
 from repositories_app.models import Repository
@@ -93,7 +94,7 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
         watches = rows[:LISTED_WATCHES] if can_view_watches else rows.none()
         can_retry = request.user.has_perms([Permission.VIEW_WATCHES, Permission.RETRY])
         rights = {"can_resync": self.has_resync_permission(request), "can_retry": can_retry}
-        hint = GIT_HINTS.get(repository.last_error_cause)
+        cause = repository.last_error_cause
         return {
             "repository": repository,
             "snapshot": repository.snapshots.first(),
@@ -103,5 +104,5 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
             "live_query": live_query(watches),
             **rights,
             "can_reset_circuit": self.has_retry_permission(request),
-            "hint": hint.for_user(request.user) if hint else "",
+            "hint": ROOT_HINTS[of_git(cause)].for_user(request.user) if cause else "",
         }

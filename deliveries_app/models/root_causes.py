@@ -62,7 +62,7 @@ class ErrorCause(StrEnum):
         return (cls(value) if value in cls else cls.OTHER) if value else None
 
 
-_OF_GIT = {
+_OF_GIT: dict[str, RootCause] = {
     GitCause.AUTH: RootCause.GIT_AUTH,
     GitCause.NOT_FOUND: RootCause.GIT_NOT_FOUND,
     GitCause.TIMEOUT: RootCause.GIT_HOST,
@@ -79,7 +79,7 @@ _OF_HTTP: dict[str, RootCause] = {
 }
 
 
-def of_git(cause: GitCause) -> RootCause:
+def of_git(cause: str) -> RootCause:
     """Return the root cause for a repository that could not be read."""
     return _OF_GIT.get(cause, RootCause.GIT_CONTENT)
 

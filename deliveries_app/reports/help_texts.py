@@ -66,38 +66,6 @@ class Hint:
         return " ".join(filter(None, [self.explanation, self.advice if can_follow else ""]))
 
 
-GIT_HINTS = {
-    "auth": Hint(
-        "",
-        "Replace the token on the watched repository's page. A sync then starts immediately.",
-        (Permission.CHANGE_WATCHES,),
-    ),
-    "not_found": Hint(
-        "",
-        "If the repository was moved or renamed, watch the new URL. If it was deleted, stop watching it.",
-        (Permission.WATCH, Permission.UNWATCH),
-    ),
-    "timeout": Hint(
-        "Docora retries automatically.",
-        "Once the git host has recovered, reset the circuit to retry now.",
-        (Permission.RETRY,),
-    ),
-    "network": Hint(
-        "Docora retries automatically.",
-        "Once the git host is reachable again, reset the circuit to retry now.",
-        (Permission.RETRY,),
-    ),
-    "too_large": Hint(
-        "", "Shrink the repository or raise the limit, then reset the circuit to retry now.", (Permission.RETRY,)
-    ),
-    "corrupt": Hint(
-        "Docora fetches the repository again. If this keeps happening, check the disk that holds REPOS_DIR."
-    ),
-    "other": Hint("See Docora's log for details.", "Reset the circuit to retry now.", (Permission.RETRY,)),
-}
-"""Git failure cause → hint. The failure's message explains the cause."""
-
-
 ROOT_HINTS: dict[RootCause, Hint] = {
     RootCause.DNS: Hint(
         "The base URL's hostname doesn't resolve.",
@@ -160,7 +128,8 @@ ROOT_HINTS: dict[RootCause, Hint] = {
         (Permission.RETRY,),
     ),
     RootCause.GIT_CONTENT: Hint(
-        "The repository is too large, or its data is damaged. Docora fetches damaged data again automatically.",
+        "The repository is too large, or its data is damaged. Docora fetches damaged data again automatically. If this keeps "
+        "happening, see Docora's log, and check the disk that holds REPOS_DIR.",
         "If the repository is too large, raise the limit or shrink it, then retry.",
         (Permission.RETRY,),
     ),

@@ -47,7 +47,7 @@ def test_both_pages_explain_an_open_circuit(mender: Client, broken) -> None:
     page = mender.get(f"{LIST}{broken[0].repository_id}/change/").text
     assert "5 consecutive failures" in page
     assert "git could not read the repository: &lt;b&gt;502&lt;/b&gt;." in page
-    assert "Once the git host is reachable again" in page
+    assert "Once it has recovered, retry now." in page
     assert "Reset circuit" in page
     assert "Reset circuit" in mender.get(f"{WATCHES}{broken[0].pk}/change/").text
     assert "open, next try" in mender.get(f"{LIST}?circuit=open").text

@@ -12,7 +12,8 @@ from deliveries_app import audit
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, AuditAction, BulkOperation, RootCause, SyncRun
 from deliveries_app.reports import history
-from deliveries_app.reports.help_texts import GIT_HINTS, ROOT_HINTS
+from deliveries_app.reports.help_texts import ROOT_HINTS
+from repositories_app.git.exceptions import Cause as GitCause
 from repositories_app.models import Repository
 from tests.support.admin_pages import pages, superuser
 from tests.support.rows import add_rows
@@ -142,7 +143,7 @@ def test_last_administrator_stays(db) -> None:
 # --- Advice ------------------------------------------------------------------------------------------------------------
 
 FOR_OTHERS = re.compile(
-    r"retry now|then retry|resume it\b|reset the circuit|Replace (?:it|the token) on|[Ww]atch (?:the|its) new|a test ping"
+    r"retry now|then retry|resume it\b|Replace (?:it|the token) on|[Ww]atch (?:the|its) new|a test ping"
     r"|stop watching it|[Rr]otate (?:it|them)\b|a ping signed|in the app's settings|requests in its settings|Cancel leaves|Fix the"
     r"|re-sync the repository|Watch a repository|watch that repository|[Ll]eave blank|retire the old"
 )
@@ -157,7 +158,7 @@ def everything(db) -> list[str]:
     for cause in RootCause:
         fields = {"failing_since": timezone.now(), "root_cause": cause, "last_error": "It failed."}
         watches.append(make_watch(make_app(f"App of {cause.value}"), cause.value, **fields))
-    for cause in GIT_HINTS:
+    for cause in GitCause:
         fields = {"owner": "acme", "name": cause, "last_error": "git failed.", "last_error_cause": cause}
         repositories.append(Repository.objects.create(canonical_url=f"https://github.com/acme/of-{cause}", **fields))
     first = App.objects.order_by("pk")[0]
@@ -216,7 +217,7 @@ def test_export_is_only_mentioned_to_those_who_can_export(watches, monkeypatch) 
 
 
 def test_every_hint_is_whole_sentences() -> None:
-    for hint in (*ROOT_HINTS.values(), *GIT_HINTS.values()):
+    for hint in ROOT_HINTS.values():
         for text in filter(None, (hint.explanation, hint.advice)):
             assert text.endswith(".")
             assert text == text.strip()
