@@ -17,42 +17,27 @@ class WatchState(models.TextChoices):
 
 
 class StateDetail(models.TextChoices):
-    """A state, and for some states what the watch is waiting for. The label says which."""
+    """A state, and for some states what the watch is waiting for: the value begins with the state, the label says what for."""
 
     UP_TO_DATE = "up_to_date", ""
     SYNCING = "syncing", ""
-    WAITS_FOR_WORKER = "worker", "waiting for a worker"
-    WAITS_FOR_SLOT = "slot", "waiting for a free slot in the app"
-    SCHEDULED = "scheduled", "next sync scheduled"
-    WAITS_FOR_COMMIT = "first_commit", "waiting for the first commit"
-    IMPORTING = "importing", "its records are being imported"
+    WAITS_FOR_WORKER = "queued:worker", "waiting for a worker"
+    WAITS_FOR_SLOT = "queued:slot", "waiting for a free slot in the app"
+    SCHEDULED = "queued:scheduled", "next sync scheduled"
+    WAITS_FOR_COMMIT = "queued:first_commit", "waiting for the first commit"
+    IMPORTING = "queued:importing", "its records are being imported"
     RETRYING = "retrying", ""
     FAILED = "failed", ""
-    ALL_PAUSED = "all_paused", "all syncing is paused"
-    APP_PAUSED = "app_paused", "the app is paused"
-    WATCH_PAUSED = "watch_paused", "the repository is paused"
-    COOLDOWN = "cooldown", "endpoint cooldown"
-    CIRCUIT_OPEN = "circuit", "open circuit"
-    HOST_DOWN = "host_down", "git host unreachable"
+    ALL_PAUSED = "paused:all", "all syncing is paused"
+    APP_PAUSED = "paused:app", "the app is paused"
+    WATCH_PAUSED = "paused:watch", "the repository is paused"
+    COOLDOWN = "on_hold:cooldown", "endpoint cooldown"
+    CIRCUIT_OPEN = "on_hold:circuit", "open circuit"
+    HOST_DOWN = "on_hold:host_down", "git host unreachable"
 
     @property
     def state(self) -> WatchState:
-        return _STATES.get(self) or WatchState(self.value)
-
-
-_STATES = {  # of the details that do not have the value of their state
-    StateDetail.WAITS_FOR_WORKER: WatchState.QUEUED,
-    StateDetail.WAITS_FOR_SLOT: WatchState.QUEUED,
-    StateDetail.SCHEDULED: WatchState.QUEUED,
-    StateDetail.WAITS_FOR_COMMIT: WatchState.QUEUED,
-    StateDetail.IMPORTING: WatchState.QUEUED,
-    StateDetail.ALL_PAUSED: WatchState.PAUSED,
-    StateDetail.APP_PAUSED: WatchState.PAUSED,
-    StateDetail.WATCH_PAUSED: WatchState.PAUSED,
-    StateDetail.COOLDOWN: WatchState.ON_HOLD,
-    StateDetail.CIRCUIT_OPEN: WatchState.ON_HOLD,
-    StateDetail.HOST_DOWN: WatchState.ON_HOLD,
-}
+        return WatchState(self.value.partition(":")[0])
 
 
 def details_of(state: str) -> list[StateDetail]:
