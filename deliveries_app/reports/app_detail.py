@@ -1,6 +1,6 @@
 """Data for the app page and for the fragment that refreshes it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,36 +32,30 @@ PER_PAGE = 50
 RECENT_OPERATIONS = 5
 MAX_SEARCH = 200
 STATUSES = [("", "Any status"), ("failing", "Failing (any status)"), *WatchState.choices]
-_BY_NAME = ("repository__owner", "repository__name", "pk")
-_NAME = (F("repository__owner"), F("repository__name"))
-_SORTS: dict[str, tuple[str, tuple[F, ...]]] = {
-    "repository": ("Repository", _NAME),
-    "status": ("Status", (F("state_detail"),)),
-    "synced": ("Last complete sync", (F("last_synced_at"),)),
-    "files": ("Files", (F("tree_files"),)),
+_SORTS = {
+    "repository": ("Repository", ("repository__owner", "repository__name")),
+    "status": ("Status", ("state_detail",)),
+    "synced": ("Last complete sync", ("last_synced_at",)),
+    "files": ("Files", ("tree_files",)),
 }
-"""Column name → heading and sort keys."""
+"""Column name → heading and the columns to sort by."""
 
 
 @dataclass(frozen=True)
 class TableQuery:
-    """Filter and order from the query string, reduced to values the table supports."""
+    """Filter and order from the query string, reduced to values the table supports. `order` is a key of `_SORTS` or `-` and a key."""
 
     search: str = ""
     status: str = ""
-    sort: str = "repository"
-    descending: bool = False
+    order: str = "repository"
 
     @classmethod
     def parse(cls, query: Mapping[str, str]) -> "TableQuery":
         status, order = query.get("status", ""), query.get("o", "")
-        sort = order.removeprefix("-")
-        known = sort in _SORTS
         return cls(
             search=query.get("q", "").strip()[:MAX_SEARCH],
             status=status if status in dict(STATUSES) else "",
-            sort=sort if known else "repository",
-            descending=known and order.startswith("-"),
+            order=order if order.removeprefix("-") in _SORTS else "repository",
         )
 
     @property
@@ -69,18 +63,11 @@ class TableQuery:
         return bool(self.search or self.status)
 
     @property
-    def order(self) -> str:
-        return f"-{self.sort}" if self.descending else self.sort
-
-    @property
-    def columns(self) -> list[tuple[str, str, str, str]]:
+    def columns(self) -> Iterator[tuple[str, str, str, str]]:
         """The name and the label of each column, the order that its heading links to, and its `aria-sort`."""
-        current = "descending" if self.descending else "ascending"
-        reverse_order = self.sort if self.descending else f"-{self.sort}"
-        return [
-            (name, label, reverse_order, current) if name == self.sort else (name, label, name, "")
-            for name, (label, _) in _SORTS.items()
-        ]
+        for name, (label, _) in _SORTS.items():
+            aria_sort = {name: "ascending", f"-{name}": "descending"}.get(self.order, "")
+            yield name, label, f"-{name}" if self.order == name else name, aria_sort
 
     def apply(self, watches: AppRepositoryQuerySet) -> AppRepositoryQuerySet:
         if self.search:
@@ -90,9 +77,10 @@ class TableQuery:
             watches = watches.failing()
         elif self.status:
             watches = watches.in_state(self.status)
-        keys = _SORTS[self.sort][1]
-        order = [key.desc(nulls_last=True) if self.descending else key.asc(nulls_first=True) for key in keys]
-        return watches.order_by(*order, *_BY_NAME)
+        keys = [F(name) for name in _SORTS[self.order.removeprefix("-")][1]]
+        is_descending = self.order.startswith("-")
+        order = [key.desc(nulls_last=True) if is_descending else key.asc(nulls_first=True) for key in keys]
+        return watches.order_by(*order, "repository__owner", "repository__name", "pk")
 
 
 @dataclass(frozen=True)
