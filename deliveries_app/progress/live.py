@@ -9,7 +9,7 @@ from typing import Any
 from django.db.models import Count, DateTimeField, Min, Q, Sum, Value
 from django.utils import timezone
 
-from deliveries_app.models import BulkOperation, Outcome, Result, SyncRun
+from deliveries_app.models import BulkOperation, Outcome, PendingRelease, Result, SyncRun
 from docora.redis import live_counters
 from docora.redis.live_counters import Movement
 
@@ -103,12 +103,8 @@ def _run_progress(run: SyncRun, live: dict[str, int] | None, movement: Movement 
 
 def of_ended_operations(operations: Sequence[BulkOperation]) -> dict[int, Progress]:
     """Return the progress of these ended operations, by primary key. One query."""
-    runs = SyncRun.objects.filter(operation__in=[operation.pk for operation in operations]).order_by()
-    rows: list[dict[str, Any]] = list(runs.values("operation").annotate(**_SUMS))  # type: ignore[arg-type]
-    counted = {row.pop("operation"): row for row in rows}
-    return {
-        operation.pk: _progress(operation, _without_none(counted.get(operation.pk, {}))) for operation in operations
-    }
+    counts = _counted(operations)
+    return {operation.pk: _progress(operation, counts[operation.pk]) for operation in operations}
 
 
 def of_operation(operation: BulkOperation) -> Progress:
@@ -119,15 +115,14 @@ def of_operation(operation: BulkOperation) -> Progress:
     rows and no counters.
     """
     if operation.ended_at:
-        return _progress(operation, _counted(operation))
+        return of_ended_operations([operation])[operation.pk]
     counts, movement = live_counters.read_moving(operation.operation_id)
-    if operation.is_gradual:
-        counts = _counted_with_unreleased(operation)
-    elif counts is None:
-        # Another process may have set the counters since, from slightly older rows. If this poll showed the newer rows,
-        # the next one, which shows those counters, would move the bar back.
-        rows = _counted(operation)
-        counts = live_counters.read([operation.operation_id])[0] or rows
+    if counts is None or operation.is_gradual:
+        counts = _counted([operation])[operation.pk]
+        if not operation.is_gradual:
+            # Another process may have set the counters since, from slightly older rows. If this poll showed the newer rows,
+            # the next one, which shows those counters, would move the bar back.
+            counts = live_counters.read([operation.operation_id])[0] or counts
     return _progress(operation, counts, movement)
 
 
@@ -167,7 +162,7 @@ def _part(run: SyncRun) -> dict[str, int]:
     return {
         **run_counts(run),
         **{name: int(name == ended_as or (name == "completed" and ended_as is not None)) for name in _ENDINGS},
-        "started": int(run.started_at.timestamp() * 1000) if run.started_at else 0,
+        "started": _milliseconds(run.started_at),
     }
 
 
@@ -199,33 +194,27 @@ _UNRELEASED: dict[str, Any] = {
 }
 
 
-def _counted(operation: BulkOperation) -> dict[str, int]:
-    """Count an operation's runs in the database."""
-    return _without_none(operation.runs.aggregate(**_SUMS))
-
-
-def _counted_with_unreleased(operation: BulkOperation) -> dict[str, int]:
-    """Count an open gradual operation's runs and its unreleased watches, whose files are estimates, in one statement.
+def _counted(operations: Sequence[BulkOperation]) -> dict[int, Counter[str]]:
+    """Count the runs of operations, and their unreleased watches, whose files are estimates, in one statement.
 
     In two statements, a release between them would be counted twice or not at all, and the bar would go back.
     """
-    of_runs = operation.runs.order_by().values("operation").annotate(**_SUMS, unreleased=Value(0))
+    pks = [operation.pk for operation in operations]
+    of_runs = SyncRun.objects.filter(operation__in=pks).order_by().values("operation")
+    of_unreleased = PendingRelease.objects.filter(operation__in=pks).order_by().values("operation")
     nothing: dict[str, Any] = {name: Value(0) for name in _SUMS} | {"started": Value(None, DateTimeField())}
-    of_unreleased = operation.pending.order_by().values("operation").annotate(**(nothing | _UNRELEASED))
-    counts = Counter[str]()
-    rows: Any = of_runs.union(of_unreleased, all=True).order_by()
-    for row in rows:
-        del row["operation"]
-        counts.update(_without_none(row))
+    rows: Any = of_runs.annotate(**_SUMS, unreleased=Value(0)).union(
+        of_unreleased.annotate(**(nothing | _UNRELEASED)), all=True
+    )
+    counts = {pk: Counter[str]() for pk in pks}
+    for row in rows.order_by():
+        row["started"] = _milliseconds(row["started"])
+        counts[row.pop("operation")].update({name.removeprefix("sum_"): value for name, value in row.items()})
     return counts
 
 
-def _without_none(found: dict[str, Any]) -> dict[str, int]:
-    """Return the sums as numbers, with the first start in milliseconds. A sum of no rows is None."""
-    started = found.pop("started", None)
-    return {name.removeprefix("sum_"): value or 0 for name, value in found.items()} | {
-        "started": int(started.timestamp() * 1000) if started else 0
-    }
+def _milliseconds(moment: datetime | None) -> int:
+    return int(moment.timestamp() * 1000) if moment else 0
 
 
 def _clamped(counts: dict[str, int]) -> dict[str, int]:
