@@ -107,12 +107,6 @@ def add_unreleased(operation: BulkOperation, watch_pks: Sequence[int]) -> None:
         Canary.objects.bulk_create([Canary(operation=operation, app_id=app) for app in apps])
 
 
-def drop_unreleased(rows: QuerySet[PendingRelease]) -> int:
-    """Remove these unreleased watches from their operations. Return their number. The caller closes the operations."""
-    number, _ = rows.delete()
-    return number
-
-
 def log_fields(run: SyncRun) -> dict[str, str]:
     """Return the log fields of a run when it is requested and when it starts."""
     return {"reason": str(run.reason)} | ({"operation_id": run.operation.operation_id} if run.operation else {})

@@ -45,7 +45,7 @@ def cancel_operation(actor: Actor, operation: BulkOperation) -> int:
         cancelled = _cancel(operation.runs.filter(outcome=""), also_locked=unreleased)
         if unreleased:
             BulkOperation.objects.select_for_update(no_key=True).get(pk=operation.pk)
-            cancelled += runs.drop_unreleased(operation.pending.all())
+            cancelled += operation.pending.all().delete()[0]
         BulkOperation.objects.filter(pk=operation.pk, cancelled_at=None, ended_at=None).update(
             cancelled_at=timezone.now(), cancelled_by=actor.name
         )

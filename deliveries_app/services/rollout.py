@@ -267,6 +267,6 @@ def _start_canaries(operation: BulkOperation, opened: Sequence[SyncRun]) -> None
 def _undo_end(operation: BulkOperation) -> None:
     """Reopen an operation that a worker of an earlier version ended too early. If it was cancelled, drop unreleased watches."""
     if operation.cancelled_at is not None:
-        runs.drop_unreleased(operation.pending.all())
+        operation.pending.all().delete()
     else:
         BulkOperation.objects.filter(pk=operation.pk).update(ended_at=None)

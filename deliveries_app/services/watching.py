@@ -335,7 +335,7 @@ def _end(watch_pks: Sequence[int]) -> Collection[int]:
     unreleased = PendingRelease.objects.filter(watch__in=job_ids)
     operations = set(unreleased.values_list("operation_id", flat=True))
     if operations:
-        runs.drop_unreleased(unreleased)
+        unreleased.delete()
     runs.end_all_runs(list(job_ids), Outcome.ENDED, also_close=operations)
     transaction.on_commit(lambda: queues.drop(list(job_ids.values())), robust=True)
     return job_ids.keys()
