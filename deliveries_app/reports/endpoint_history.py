@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from django.db.models import Q
 
@@ -10,7 +10,7 @@ from deliveries_app.models import ActorKind, App, AuditAction, AuditEntry, Hourl
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import chart
 from deliveries_app.reports.chart import Bar
-from deliveries_app.reports.traffic import Hour, Hours, last_hours
+from deliveries_app.reports.traffic import Hour, Hours, read_hours
 
 PERIODS = {"day": ("24 hours", 24), "week": ("7 days", 168)}
 """Name in the query string → label and hours."""
@@ -84,11 +84,8 @@ def of_app(app: App, hours: int, *, names_operations: bool = True) -> History:
 
     Without `names_operations`, for users who can't view bulk operations, omit the title and the requester of re-syncs.
     """
-    begins = last_hours(hours)
-    rows = HourlyTraffic.objects.filter(app=app, hour__gte=begins[0], hour__lte=begins[-1]).order_by()
-    columns = rows.values_list("hour", "files", "failed", "bytes", "requests", "milliseconds")
-    sent = {row[0]: Hour(*row) for row in columns}
-    begin, end = begins[0], begins[-1] + timedelta(hours=1)
+    found = read_hours(HourlyTraffic.objects.filter(app=app), hours)
+    begin, end = found[0].begin, found[-1].end
     marks = [
         replace(mark, x=round(chart.WIDTH * ((mark.at - begin) / (end - begin)), 2))
         for mark in sorted(_marks(app, begin, names_operations=names_operations), key=lambda mark: mark.at)
@@ -97,9 +94,7 @@ def of_app(app: App, hours: int, *, names_operations: bool = True) -> History:
     for mark in marks:
         cell = max(0, min(CELLS - 1, int(mark.x * CELLS / chart.WIDTH)))
         cells[cell][mark.icon] = mark  # the last mark of each kind, because there is no space for more
-    return History(
-        [sent.get(begin, Hour(begin)) for begin in begins], marks[::-1], [list(cell.values()) for cell in cells]
-    )
+    return History(found, marks[::-1], [list(cell.values()) for cell in cells])
 
 
 def _marks(app: App, since: datetime, *, names_operations: bool) -> list[Mark]:

@@ -15,6 +15,7 @@ from deliveries_app.reports.chart import Bar, stacked
 
 HOURS = 24
 NAMED = 3
+_SUMMED = ("files", "failed", "bytes", "requests", "milliseconds")  # in the order of `Hour`
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,7 @@ class Hours:
     @cached_property
     def total(self) -> Hour:
         """The sums of all hours, as if they were one."""
-        names = ("files", "failed", "bytes", "requests", "milliseconds")
-        return Hour(self.hours[0].begin, *(sum(getattr(hour, name) for hour in self.hours) for name in names))
+        return Hour(self.hours[0].begin, *(sum(getattr(hour, name) for hour in self.hours) for name in _SUMMED))
 
 
 class AppDay(NamedTuple):
@@ -101,14 +101,20 @@ def last_hours(count: int) -> list[datetime]:
     return [this_hour - timedelta(hours=back) for back in reversed(range(count))]
 
 
+def read_hours(rows: QuerySet[HourlyTraffic], count: int) -> list[Hour]:
+    """Return the sums of these rows in each of the last hours, oldest first. One query."""
+    begins = last_hours(count)
+    recent = rows.filter(hour__gte=begins[0], hour__lte=begins[-1]).order_by()
+    sums = recent.values_list("hour").annotate(*(Sum(name) for name in _SUMMED))
+    sent = {begin: Hour(begin, *counts) for begin, *counts in sums}
+    return [sent.get(begin, Hour(begin)) for begin in begins]
+
+
 def of_last_day() -> Day:
     """Read the last 24 hours in three queries."""
-    begins = last_hours(HOURS)
-    rows = HourlyTraffic.objects.filter(hour__gte=begins[0], hour__lte=begins[-1]).order_by()
-    sums = rows.values_list("hour").annotate(Sum("files"), Sum("failed"), Sum("bytes"))
-    sent = {begin: Hour(begin, files, failed, size) for begin, files, failed, size in sums}
-    busiest, slowest = _busiest_and_slowest(rows)
-    return Day(tuple(sent.get(begin, Hour(begin)) for begin in begins), busiest, slowest)
+    rows = HourlyTraffic.objects.all()
+    hours = read_hours(rows, HOURS)
+    return Day(hours, *_busiest_and_slowest(rows.filter(hour__gte=hours[0].begin, hour__lte=hours[-1].begin)))
 
 
 def _busiest_and_slowest(rows: QuerySet[HourlyTraffic]) -> tuple[tuple[AppDay, ...], tuple[AppDay, ...]]:
