@@ -22,7 +22,7 @@ from deliveries_app.admin.confirmation import (
 )
 from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, BulkOperation
 from deliveries_app.permissions import Permission
-from deliveries_app.reports import preflight
+from deliveries_app.reports import endpoints
 from deliveries_app.reports.impact import Impact, impact_of, retry_impact_of
 from deliveries_app.services import resync_by_app, resync_many, retry_by_app, retry_many
 from docora.text import counted
@@ -179,7 +179,7 @@ class BulkAdmin[M: Model](ConfirmingAdmin[M]):
         context: dict[str, Any] = {
             "impact": impact,
             "form": form,
-            "preflight": preflight.of_watches(watches),
+            "preflight": endpoints.preflight(watches),
             "can_ping": request.user.has_perm(Permission.CHANGE_APPS),
             "app": scope.app,
             "single": impact.sample[0] if impact.watches == 1 else None,

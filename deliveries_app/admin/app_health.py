@@ -17,7 +17,7 @@ from deliveries_app.admin.base import column
 from deliveries_app.models import App
 from deliveries_app.models.apps import APP_SECRETS
 from deliveries_app.permissions import Permission
-from deliveries_app.reports import app_health, chart
+from deliveries_app.reports import chart, endpoints
 from deliveries_app.reports.chart import SPARK_HEIGHT, SPARK_WIDTH
 from deliveries_app.reports.traffic import HOURS
 from docora.templatetags.docora import ago, badge, icon, milliseconds, number
@@ -34,7 +34,7 @@ class HealthChangeList(ChangeList):
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
         self.result_list = list(self.result_list)
-        health = app_health.of_apps(self.result_list)
+        health = endpoints.of_apps(self.result_list)
         for app in self.result_list:
             app.health = health[app.pk]
 
@@ -79,7 +79,7 @@ class AppHealthAdmin(BulkAdmin[App]):
 
         return (*columns, resync_button)
 
-    state = column("status", lambda app: badge(*app_health.condition(app)), ordering="paused")
+    state = column("status", lambda app: badge(*endpoints.condition(app)), ordering="paused")
 
     @admin.display(description="accepted")
     def accepted(self, app: Any) -> SafeString | str:

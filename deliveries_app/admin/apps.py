@@ -28,7 +28,7 @@ from deliveries_app.admin.removal import RemovalAdmin, RemovalLabels
 from deliveries_app.models import App, AppRepository, HourlyTraffic
 from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
-from deliveries_app.reports import app_detail, endpoint_history, preflight
+from deliveries_app.reports import app_detail, endpoint_history, endpoints
 from deliveries_app.services import NotFound, pinging
 from deliveries_app.services.onboarding import taken_name_warning, unreachable_reason
 from deliveries_app.services.watching_many import LineStatus
@@ -217,7 +217,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, RemovalAdmin[App]):
                 ping = pinging.send_ping(Actor.of_request(request), app, new_key=new_key)
                 if request.htmx:  # type: ignore[attr-defined]  # of `HtmxMiddleware`
                     app.refresh_from_db()
-                    context = {"endpoint": preflight.after_ping(app), "ping": ping, "can_ping": True}
+                    context = {"endpoint": endpoints.after_ping(app), "ping": ping, "can_ping": True}
                     return render(request, "docora/preflight.html#pinged", context)
             except NotFound:
                 message = f"{app} is being deleted."
@@ -308,7 +308,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, RemovalAdmin[App]):
             "original": app,
             "app": app,
             "back": self.page_of(app),
-            "health": app_detail.health(app),
+            "health": endpoints.health(app),
             "history": endpoint_history.of_app(app, hours, names_operations=names_operations),
             "period": period,
             "periods": [(name, label) for name, (label, _) in endpoint_history.PERIODS.items()],

@@ -11,22 +11,14 @@ from django.http import QueryDict
 from django.urls import reverse
 
 from deliveries_app import actors
-from deliveries_app.models import (
-    App,
-    AppRepository,
-    AppRepositoryQuerySet,
-    WatchState,
-)
+from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, WatchState
 from deliveries_app.monitoring.counts import count_watches
 from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
 from deliveries_app.progress.live import Progress
-from deliveries_app.reports import failing_files
+from deliveries_app.reports import endpoints, failing_files
 from deliveries_app.reports.next_attempt import NextAttempt, next_attempt_of
-from deliveries_app.webhooks import endpoint_stats
-from deliveries_app.webhooks.endpoint_stats import EndpointStats
-from docora.templatetags.docora import milliseconds
-from docora.text import counted, format_share
+from docora.text import counted
 
 PER_PAGE = 50
 RECENT_OPERATIONS = 5
@@ -146,21 +138,6 @@ def repository_names(app: App, search: str, most: int) -> list[str]:
     return [f"{owner}/{name}" for owner, name in names]
 
 
-def health(app: App) -> str:
-    """Return `99.2% accepted · median 38 ms · p95 210 ms (last 100)`, or a sentence if there are no recent requests."""
-    return describe_stats(endpoint_stats.of_apps([app]), app)
-
-
-def describe_stats(found: Mapping[int, EndpointStats] | None, app: App) -> str:
-    if found is None:
-        return "Recent notifications are unknown: Redis isn't responding"
-    stats = found.get(app.pk)
-    if stats is None:
-        return "No recent notifications"
-    times = f"median {milliseconds(stats.median)} · p95 {milliseconds(stats.p95)}"
-    return f"{format_share(stats.accepted)} accepted · {times} (last {stats.requests})"
-
-
 def live(user: User | AnonymousUser, app: App, query: QueryDict) -> dict[str, Any]:
     """Return the context of the part of the page that refreshes, except the progress of operations."""
     page = reverse("admin:deliveries_app_app_change", args=[app.pk])
@@ -170,7 +147,7 @@ def live(user: User | AnonymousUser, app: App, query: QueryDict) -> dict[str, An
     recent = list(ended) if actors.can_view_operations(user) else []
     context = {
         "app": app,
-        "health": health(app),
+        "health": endpoints.health(app),
         "operations_shown": operations,
         "operation_ids": progress_context.joined(operation.pk for operation in operations),
         "here": f"{page}?{query.urlencode()}" if query else page,
