@@ -544,6 +544,9 @@ class AppRepository(models.Model):
     ended_at = models.DateTimeField(null=True, blank=True, editable=False)
     created_at = models.DateTimeField(auto_now_add=True)
 
+    state_detail: str  # read `with_state` only, as the next one
+    host_retry_at: datetime | None
+
     objects = AppRepositoryQuerySet.as_manager()
 
     class Meta:
@@ -622,8 +625,7 @@ class AppRepository(models.Model):
             case StateDetail.CIRCUIT_OPEN:
                 return self.repository.circuit_open_until
             case StateDetail.HOST_DOWN:
-                until: datetime | None = self.host_retry_at  # type: ignore[attr-defined]  # annotated
-                return until
+                return self.host_retry_at
             case StateDetail.RETRYING:
                 return self.next_sync_at
         return None
@@ -631,7 +633,7 @@ class AppRepository(models.Model):
     @property
     def detail(self) -> StateDetail:
         """The state, and what the watch is waiting for. The watch must have been read `with_state`."""
-        return StateDetail(self.state_detail)  # type: ignore[attr-defined]
+        return StateDetail(self.state_detail)
 
     @property
     def state(self) -> WatchState:

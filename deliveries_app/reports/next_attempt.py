@@ -36,7 +36,7 @@ def due_at(watch: AppRepository, hold_until: datetime | None = None) -> datetime
         return None
     # The first attempt of a request is the circuit's probe; all others wait for it.
     circuit_open_until = watch.repository.circuit_open_until if watch.retry_count else None
-    host_retry_at = watch.host_retry_at if watch.detail == StateDetail.HOST_DOWN else None  # type: ignore[attr-defined]
+    host_retry_at = watch.host_retry_at if watch.detail == StateDetail.HOST_DOWN else None
     moments = [watch.next_sync_at, watch.app.cooldown_until, circuit_open_until, host_retry_at, hold_until]
     return max(moment for moment in moments if moment is not None)
 
@@ -56,8 +56,7 @@ def next_check_of(watch: AppRepository) -> datetime | None:
 
 def _check_at(watch: AppRepository) -> datetime:
     """Return when the regular check is made: not before a host that is down is tried again, or while the circuit is open."""
-    host_retry_at: datetime | None = watch.host_retry_at  # type: ignore[attr-defined]
-    moments = [watch.next_check_at, host_retry_at, watch.repository.circuit_open_until]
+    moments = [watch.next_check_at, watch.host_retry_at, watch.repository.circuit_open_until]
     return max(moment for moment in moments if moment is not None)
 
 
@@ -70,7 +69,7 @@ def next_attempt_of(watch: AppRepository, *, hold_until: datetime | None = None)
     if detail in _MESSAGES:
         return NextAttempt(_MESSAGES[detail])
     if detail == StateDetail.HOST_DOWN:
-        return NextAttempt("Next try", watch.host_retry_at)  # type: ignore[attr-defined]
+        return NextAttempt("Next try", watch.host_retry_at)
     if detail == StateDetail.WAITS_FOR_COMMIT:
         return NextAttempt("Next check", _check_at(watch))
     at = due_at(watch, hold_until)
