@@ -14,7 +14,6 @@ from deliveries_app.models import (
     OperationKind,
     Outcome,
     PendingRelease,
-    Result,
     SyncRun,
 )
 from deliveries_app.progress import activity, live
@@ -42,13 +41,11 @@ def _context(operation: BulkOperation, progress: Progress) -> dict[str, Any]:
         "operation": operation,
         "progress": progress,
         "activity": activity.of_operation(operation, progress),
-        "result": result_of(operation, progress),
+        "result": operation.result_of(
+            succeeded=progress.succeeded, failed=progress.failed, superseded=progress.superseded
+        ),
         "summary": summary(operation, progress) if progress.finished else "",
     }
-
-
-def result_of(operation: BulkOperation, progress: Progress) -> Result:
-    return operation.result_of(succeeded=progress.succeeded, failed=progress.failed, superseded=progress.superseded)
 
 
 def of_watch(watch: AppRepository) -> dict[str, Any]:

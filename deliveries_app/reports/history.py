@@ -6,7 +6,7 @@ to runs by index.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -148,16 +148,19 @@ OPERATIONS: dict[str, tuple[str, Q]] = {
 """Operations by their result, as `Outcomes.result_of` returns it: name in URLs → label and condition. They are disjoint."""
 
 
+_SUMMED = ("files_done", "files_total", "bytes_done", "bytes_total")
+
+
 @dataclass(frozen=True)
 class Outcomes:
     """Counts of an operation's runs by `PARTS` and of its unreleased watches, and totals of what was sent."""
 
     counts: Mapping[str, int]
-    unreleased: int = 0
-    files_done: int = 0
-    files_total: int = 0
-    bytes_done: int = 0
-    bytes_total: int = 0
+    unreleased: int
+    files_done: int
+    files_total: int
+    bytes_done: int
+    bytes_total: int
 
     def result_of(self, operation: BulkOperation) -> Result:
         """Return how the operation ended. An open one is superseded if a later request is in progress in its place."""
@@ -177,33 +180,22 @@ class Outcomes:
 def outcomes(operations: Iterable[BulkOperation]) -> dict[int, Outcomes]:
     """Return the outcomes of each operation, by primary key, in two queries."""
     operations = list(operations)
-    sums = ("files_done", "files_total", "bytes_done", "bytes_total")
-    found: Any = (
-        SyncRun.objects.filter(operation__in=[operation.pk for operation in operations])
-        .order_by()
-        .values("operation")
-        .annotate(
-            **{name: Count("pk", filter=part) for name, (_, part) in PARTS.items()},
-            **{f"sum_{name}": Sum(name) for name in sums},
-        )
+    runs = SyncRun.objects.filter(operation__in=[operation.pk for operation in operations]).order_by()
+    counted: Any = runs.values("operation").annotate(
+        **{name: Count("pk", filter=part) for name, (_, part) in PARTS.items()},
+        **{f"sum_{name}": Sum(name) for name in _SUMMED},
     )
-    result = {
-        row["operation"]: Outcomes(
-            {name: row[name] for name in PARTS},
-            **{name: row[f"sum_{name}"] for name in sums},
-        )
-        for row in found
-    }
-    nothing = Outcomes(dict.fromkeys(PARTS, 0))
+    of_runs = {row["operation"]: row for row in counted}
+    nothing = dict.fromkeys([*PARTS, *(f"sum_{name}" for name in _SUMMED)], 0)
     # Those of open gradual operations. Some may have been removed since.
-    unreleased = PendingRelease.objects.filter(operation__in=[operation.pk for operation in operations]).order_by()
-    pending = dict(unreleased.values_list("operation").annotate(Count("pk")))
-
-    def with_unreleased(operation: BulkOperation) -> Outcomes:
-        of_runs = result.get(operation.pk, nothing)
-        unreleased = pending.get(operation.pk, 0)
+    pending = PendingRelease.objects.filter(operation__in=[operation.pk for operation in operations]).order_by()
+    unreleased = dict(pending.values_list("operation").annotate(Count("pk")))
+    result = {}
+    for operation in operations:
+        row = of_runs.get(operation.pk, nothing)
+        counts = {name: row[name] for name in PARTS}
         if operation.ended_at and operation.is_gradual:
-            unreleased = max(0, operation.total - sum(of_runs.counts.values()))
-        return replace(of_runs, unreleased=unreleased)
-
-    return {operation.pk: with_unreleased(operation) for operation in operations}
+            unreleased[operation.pk] = max(0, operation.total - sum(counts.values()))
+        sums = {name: row[f"sum_{name}"] for name in _SUMMED}
+        result[operation.pk] = Outcomes(counts, unreleased.get(operation.pk, 0), **sums)
+    return result

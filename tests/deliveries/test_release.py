@@ -98,7 +98,7 @@ def end(name: str, outcome: Outcome, error: str = "") -> None:
 
 def state(operation: BulkOperation) -> Result:
     operation.refresh_from_db()
-    return context.result_of(operation, live.of_operation(operation))
+    return context.of_operation(operation)["result"]
 
 
 def pass_time(seconds: float) -> None:
