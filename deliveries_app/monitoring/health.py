@@ -116,9 +116,7 @@ def _readiness(model: type[Schema], subject: str) -> dict[str, Any]:
 )
 def web_ready(request: HttpRequest) -> Status[dict[str, object]]:
     """Checks what the admin and the API need. For load balancers. It ignores workers: without them, the admin must stay reachable."""
-    found = {"database": check_database(), "redis": OK if redis_responds() else REDIS_DOWN}
-    is_ready = all(message == OK for message in found.values())
-    return Status(200 if is_ready else 503, {"ready": is_ready, "checks": found})
+    return _status({"database": check_database(), "redis": OK if redis_responds() else REDIS_DOWN})
 
 
 @router.api_operation(
@@ -127,11 +125,13 @@ def web_ready(request: HttpRequest) -> Status[dict[str, object]]:
 def ready(request: HttpRequest) -> Status[dict[str, object]]:
     """Checks everything that syncing needs."""
     signs = heartbeat.read()
-    found = read_checks(signs)
-    is_ready = all(message == OK for message in found.values())
     age = signs.sweep_age if signs else None
-    body = {"ready": is_ready, "checks": found, "sweep_age": None if age is None else round(age, 1)}
-    return Status(200 if is_ready else 503, body)
+    return _status(read_checks(signs), sweep_age=None if age is None else round(age, 1))
+
+
+def _status(checks: dict[str, str], **more: object) -> Status[dict[str, object]]:
+    is_ready = all(message == OK for message in checks.values())
+    return Status(200 if is_ready else 503, {"ready": is_ready, "checks": checks, **more})
 
 
 @router.api_operation(

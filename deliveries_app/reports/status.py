@@ -27,16 +27,14 @@ class Line:
     next: NextAttempt
 
     def as_dict(self) -> dict[str, Any]:
-        fields = {
+        return watch_fields(self.watch) | {
             "state": self.watch.state.value,
             "failing_since": self.watch.failing_since,
             "root_cause": self.watch.root_cause or None,
+            "percent": self.percent,
+            "next": self.next.message,
+            "next_at": self.next.at,
         }
-        return (
-            watch_fields(self.watch)
-            | fields
-            | {"percent": self.percent, "next": self.next.message, "next_at": self.next.at}
-        )
 
 
 @dataclass(frozen=True)
