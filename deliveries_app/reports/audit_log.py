@@ -1,11 +1,10 @@
 """Search the audit log, and link its entries to the rows that they are about."""
 
-from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlencode
 
 from django.contrib.auth.models import AnonymousUser, User
-from django.db.models import Model, Q
+from django.db.models import Model, Q, QuerySet
 from django.urls import reverse
 
 from deliveries_app.models import App, AppRepository, AuditAction, AuditEntry, BulkOperation, SyncRun
@@ -58,21 +57,20 @@ def list_of(user: User | AnonymousUser, row: Model) -> str:
 
 def links(user: User | AnonymousUser, entry: AuditEntry) -> dict[str, str]:
     """Return the URLs of the pages of the rows that the entry is about, by column, if the rows still exist."""
-    watch = AppRepository.objects.filter(
-        app__app_id=entry.app_id, repository__repository_id=entry.repository_id
-    ).values_list("pk", flat=True)
-    found: Iterable[tuple[str, str, Any]] = (
-        ("app_id", "deliveries_app.app", App.objects.filter(app_id=entry.app_id)),
-        ("watch", "deliveries_app.apprepository", watch),
-        ("repository_id", "repositories_app.repository", Repository.objects.filter(repository_id=entry.repository_id)),
-        ("run_id", "deliveries_app.syncrun", SyncRun.objects.filter(run_id=entry.run_id)),
-        ("operation_id", "deliveries_app.bulkoperation", BulkOperation.objects.filter(operation_id=entry.operation_id)),
-    )
+    rows: dict[str, QuerySet[Any]] = {
+        "app_id": App.objects.filter(app_id=entry.app_id),
+        "watch": AppRepository.objects.filter(app__app_id=entry.app_id, repository__repository_id=entry.repository_id),
+        "repository_id": Repository.objects.filter(repository_id=entry.repository_id),
+        "run_id": SyncRun.objects.filter(run_id=entry.run_id),
+        "operation_id": BulkOperation.objects.filter(operation_id=entry.operation_id),
+    }
     pages = {}
-    for name, label, rows in found:
-        app_label, _, model = label.partition(".")
-        if (name == "watch" or getattr(entry, name)) and user.has_perm(f"{app_label}.view_{model}"):
-            pk = rows.order_by().values_list("pk", flat=True).first()
+    for name, found in rows.items():
+        options = found.model._meta
+        if (name == "watch" or getattr(entry, name)) and user.has_perm(
+            f"{options.app_label}.view_{options.model_name}"
+        ):
+            pk = found.order_by().values_list("pk", flat=True).first()
             if pk is not None:
-                pages[name] = reverse(f"admin:{app_label}_{model}_change", args=[pk])
+                pages[name] = reverse(f"admin:{options.app_label}_{options.model_name}_change", args=[pk])
     return pages
