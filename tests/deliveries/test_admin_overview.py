@@ -252,7 +252,7 @@ def test_hour_with_failures_is_marked_and_described(viewer: Client) -> None:
     page = viewer.get(PAGE).text
     assert "Delivered in the last 24 hours 1,400 files · 6.0 kB · 100 failed attempts" in text_of(page)
     assert page.count('class="chart-good"') == 2
-    assert page.count('class="chart-bad"') == 2  # in the bar, and below the line
+    assert re.findall('class="chart-bad" d="([^"]+)"', page) == ["M463 0h14v10h-14zM463 103h14v3h-14z"]  # and a mark
     assert page.count('class="chart-hour"') == 24
     assert "1,400 files in total." in page
     assert "100 attempts failed, in 1 hour." in page

@@ -122,8 +122,8 @@ def test_page_without_traffic() -> None:
 
 def test_shares_fill_the_chart_and_steps_have_gaps() -> None:
     full, half, none = stacked([(3, 0), (2, 2), (0, 0)], shares=True)
-    assert (full.good_height, full.bad_height) == (100, 0)
-    assert (half.good_height, half.bad_height, half.bad_y) == (50, 50, 0)
-    assert (none.good_height, none.bad_height) == (0, 0)
+    assert (full.good, full.bad) == ("M24 0h112v100h-112z", "")
+    assert (half.good, half.bad) == ("M184 50h112v50h-112z", "M184 0h112v50h-112zM184 103h112v3h-112z")
+    assert (none.area, none.good, none.bad) == ("M320 0h160v106h-160z", "", "")
     assert steps([1.0, 2.0, None, 0.5]) == "M0 50H120V0H240M360 75H480"
     assert steps([None, None]) == ""
