@@ -78,7 +78,8 @@ class Removal:
 
     - `sample` has the first of them. `at_client` of each says how many files its app may hold.
     - `pks` and `files`: the watches, and the number of files in their newest trees. A worker is syncing `syncing` of them now.
-    - `records`: their delivery records, exact up to `COUNTED_RECORDS`, otherwise estimated from the number of files.
+    - `records_text`: the number of their delivery records, for a sentence: `1,200 delivery records`. Above `COUNTED_RECORDS`,
+      it is estimated from the number of files: `about 12,000 delivery records`.
     - `orphans`: repositories that no other app watches. Their mirrors are removed too.
     """
 
@@ -87,20 +88,13 @@ class Removal:
     pks: Sequence[int]
     files: int
     syncing: int
-    records: int
-    records_are_exact: bool
+    records_text: str
     orphans: int
     orphan_names: Sequence[str]
 
     @property
     def more(self) -> int:
         return self.watches - len(self.sample)
-
-    @property
-    def records_text(self) -> str:
-        """The number of delivery records, for a sentence: `about 1,200 delivery records`."""
-        text = counted(self.records, "delivery record", "delivery records")
-        return text if self.records_are_exact else f"about {text}"
 
     @property
     def more_orphans(self) -> int:
@@ -116,14 +110,14 @@ def removal_of(watches: AppRepositoryQuerySet) -> Removal:
     files = sum(files for *_, files, _ in rows)
     ids = watches.order_by().values("pk")
     records = Delivery.objects.filter(watch__in=ids).order_by()[: COUNTED_RECORDS + 1].count()
-    exact = records <= COUNTED_RECORDS
+    is_exact = records <= COUNTED_RECORDS
+    records_text = counted(records if is_exact else max(records, files), "delivery record", "delivery records")
     return Removal(
         watches=len(rows),
         pks=[pk for pk, *_ in rows],
         files=files,
         syncing=sum(bool(is_syncing) for *_, is_syncing in rows),
-        records=records if exact else max(records, files),
-        records_are_exact=exact,
+        records_text=records_text if is_exact else f"about {records_text}",
         orphans=len(orphans),
         orphan_names=[str(repository) for repository in Repository.objects.filter(pk__in=orphans[:SAMPLE])],
         sample=_with_files_at_client(_sample(watches)),
@@ -153,25 +147,25 @@ class _Rows(Subquery):
     output_field = BigIntegerField()
 
 
-def _orphans(counted: Counter[int]) -> list[int]:
-    """Return the repositories that have no watches other than those `counted`."""
+def _orphans(removed: Counter[int]) -> list[int]:
+    """Return the repositories that have no watches other than those `removed`."""
     watches = AppRepository.objects.alive().order_by()
-    if len(counted) <= _MAX_REPOSITORIES_NAMED:
-        watches = watches.filter(repository__in=counted)
+    if len(removed) <= _MAX_REPOSITORIES_NAMED:
+        watches = watches.filter(repository__in=removed)
     watched = dict(watches.values_list("repository").annotate(Count("pk")))
-    return sorted(repository for repository, count in counted.items() if watched.get(repository) == count)
+    return sorted(repository for repository, count in removed.items() if watched.get(repository) == count)
 
 
 def impact_of(watches: AppRepositoryQuerySet) -> Impact:
     """Estimate a re-sync in a constant number of queries."""
-    counted = _with_sizes(watches.alive())
-    found = counted.aggregate(
+    sized = _with_sizes(watches.alive())
+    found = sized.aggregate(
         **_COUNTS,
         total_files=Coalesce(Sum("files"), 0),
         total_size=Coalesce(Sum("size"), 0),
         syncing=Count("pk", filter=is_syncing()),
     )
-    sample = _sample(counted)
+    sample = _sample(sized)
     files = found.pop("total_files")
     pace = _recent_pace(watches, found["apps"])
     return Impact(
