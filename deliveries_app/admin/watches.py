@@ -309,10 +309,12 @@ def live_query(watches: Iterable[AppRepository], *, with_files: bool = False) ->
     active = [watch for watch in watches if watch.is_active]
     if not active:
         return ""
-    failing = progress_context.joined(watch.pk for watch in active if watch.is_failing)
-    files = "files=1" if with_files else ""
-    parts = [f"ids={progress_context.live_ids(active)}", files, f"failing={failing}" if failing else ""]
-    return "&".join(filter(None, parts))
+    values = {
+        "ids": progress_context.joined(watch.pk for watch in active),
+        "files": "1" if with_files else "",
+        "failing": progress_context.joined(watch.pk for watch in active if watch.is_failing),
+    }
+    return "&".join(f"{name}={value}" for name, value in values.items() if value)
 
 
 def _problem(watch: AppRepository) -> SafeString | str:

@@ -84,11 +84,6 @@ def open_progress(watches: Iterable[AppRepository]) -> dict[int, Progress]:
     return {watch_pk: progress[run.pk] for watch_pk, run in newest.items()}
 
 
-def live_ids(watches: Iterable[AppRepository]) -> str:
-    """Return the comma-separated primary keys of the active watches, which the list polls."""
-    return joined(watch.pk for watch in watches if watch.is_active)
-
-
 def joined(pks: Iterable[int]) -> str:
     return ",".join(map(str, pks))
 

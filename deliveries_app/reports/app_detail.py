@@ -103,7 +103,7 @@ def table(app: App, query: Mapping[str, str]) -> dict[str, Any]:
         "statuses": STATUSES,
         "page": page,
         "rows": rows_of(rows),
-        "live_ids": progress_context.live_ids(rows),
+        "live_ids": progress_context.joined(watch.pk for watch in rows if watch.is_active),
     }
 
 

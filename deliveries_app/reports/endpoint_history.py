@@ -9,7 +9,6 @@ from django.db.models import Q
 from deliveries_app.models import ActorKind, App, AuditAction, AuditEntry, HourlyTraffic, OperationKind
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import chart
-from deliveries_app.reports.chart import Bar
 from deliveries_app.reports.traffic import Hour, Hours, read_hours
 
 PERIODS = {"day": ("24 hours", 24), "week": ("7 days", 168)}
@@ -52,6 +51,7 @@ class History(Hours):
 
     marks: Sequence[Mark]
     cells: Sequence[Sequence[Mark]]
+    shows_shares = True
 
     @property
     def worst(self) -> Hour:
@@ -61,12 +61,6 @@ class History(Hours):
     @property
     def slowest(self) -> Hour:
         return max(self.hours, key=lambda hour: hour.seconds or 0.0)
-
-    @property
-    def bars(self) -> list[tuple[Hour, Bar]]:
-        return list(
-            zip(self.hours, chart.stacked([(hour.files, hour.failed) for hour in self.hours], shares=True), strict=True)
-        )
 
     @property
     def latency(self) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
 from heapq import nlargest
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from django.db.models import QuerySet, Sum
 from django.utils import timezone
@@ -53,14 +53,20 @@ class Hour:
 
 @dataclass(frozen=True)
 class Hours:
-    """Hours, oldest first."""
+    """Hours, oldest first. The bars show numbers of attempts, or if `shows_shares`, the share that was accepted."""
 
     hours: Sequence[Hour]
+    shows_shares: ClassVar[bool] = False
 
     @cached_property
     def total(self) -> Hour:
         """The sums of all hours, as if they were one."""
         return Hour(self.hours[0].begin, *(sum(getattr(hour, name) for hour in self.hours) for name in _SUMMED))
+
+    @property
+    def bars(self) -> list[tuple[Hour, Bar]]:
+        bars = stacked([(hour.files, hour.failed) for hour in self.hours], shares=self.shows_shares)
+        return list(zip(self.hours, bars, strict=True))
 
 
 class AppDay(NamedTuple):
@@ -85,10 +91,6 @@ class Day(Hours):
     def peak(self) -> Hour:
         """The busiest hour."""
         return max(self.hours, key=lambda hour: hour.attempts)
-
-    @property
-    def bars(self) -> list[tuple[Hour, Bar]]:
-        return list(zip(self.hours, stacked([(hour.files, hour.failed) for hour in self.hours]), strict=True))
 
     @property
     def hours_with_failures(self) -> int:
