@@ -9,9 +9,8 @@ from deliveries_app.api import callers, schemas
 from deliveries_app.api.callers import BODY, REFUSED, WITH_BODY, AppToken
 from deliveries_app.api.schemas import moment
 from deliveries_app.models import App
-from deliveries_app.services import keys
+from deliveries_app.services import keys, pinging
 from deliveries_app.services.app_settings import change_own_settings
-from deliveries_app.services.pinging import send_ping
 from deliveries_app.services.quotas import usage_of
 from docora.web.api import READ, documented_responses
 from docora.web.concurrency import ConcurrencyLimit
@@ -27,7 +26,6 @@ PINGS = ConcurrencyLimit("pings", per_caller=1, total=2)  # each waits up to 30 
 @router.api_operation(
     READ,
     "",
-    operation_id="get_app",
     summary="Get the app's settings",
     **documented_responses(200, schemas.Endpoint, "The settings and the state of the endpoint.", REFUSED),
 )
@@ -38,7 +36,6 @@ def get_app(request: HttpRequest) -> dict[str, Any]:
 
 @router.patch(
     "",
-    operation_id="change_app",
     summary="Change the app's settings",
     auth=WITH_BODY,
     **documented_responses(
@@ -57,7 +54,6 @@ def change_app(request: HttpRequest, settings: schemas.EndpointSettings) -> dict
 
 @router.post(
     "/ping",
-    operation_id="send_ping",
     summary="Send a test ping",
     auth=WITH_BODY,
     **documented_responses(
@@ -67,13 +63,13 @@ def change_app(request: HttpRequest, settings: schemas.EndpointSettings) -> dict
         REFUSED | BODY | _KEY_ROTATION_CONFLICT,
     ),
 )
-def ping(request: HttpRequest, how: schemas.PingWith) -> dict[str, Any]:
+def send_ping(request: HttpRequest, how: schemas.PingWith) -> dict[str, Any]:
     """Sends a signed `/ping` to the app and waits for its response, up to 30 seconds. An app can send one ping at a time."""
     app = callers.caller(request)
     if how.new_key and not app.is_rotating_key:
         raise ApiError("No key rotation is in progress, so there is no new key", 409, code=ErrorCode.KEY_ROTATION)
     with PINGS.slot(app.pk):
-        result = send_ping(callers.actor(request), app, new_key=how.new_key)
+        result = pinging.send_ping(callers.actor(request), app, new_key=how.new_key)
     return {
         "delivered": result.delivered,
         "message": result.message,
@@ -86,7 +82,6 @@ def ping(request: HttpRequest, how: schemas.PingWith) -> dict[str, Any]:
 
 @router.post(
     "/key",
-    operation_id="rotate_key",
     summary="Start a key rotation",
     auth=WITH_BODY,
     **documented_responses(
@@ -106,7 +101,6 @@ def rotate_key(request: HttpRequest, choice: schemas.KeyChoice) -> Status[dict[s
 
 @router.post(
     "/key/retire",
-    operation_id="retire_old_key",
     summary="Retire the old signing key",
     **documented_responses(204, None, "Only the new key is used.", REFUSED | _KEY_ROTATION_CONFLICT),
 )
@@ -119,7 +113,6 @@ def retire_old_key(request: HttpRequest) -> Status[None]:
 
 @router.delete(
     "/key",
-    operation_id="discard_new_key",
     summary="Discard the new signing key",
     **documented_responses(204, None, "Only the old key is used.", REFUSED | _KEY_ROTATION_CONFLICT),
 )

@@ -36,7 +36,6 @@ Path = Annotated[str, Query(max_length=1024, description="Only this file.", exam
 @router.api_operation(
     READ,
     "/{repository_id}/failures",
-    operation_id="list_failures",
     summary="List failures",
     **documented_responses(200, schemas.FailurePage, "One page of the list.", _PAGED),
 )
@@ -83,7 +82,6 @@ def list_failures(
 @router.api_operation(
     READ,
     "/{repository_id}/deliveries",
-    operation_id="list_deliveries",
     summary="List deliveries",
     **documented_responses(200, schemas.DeliveryPage, "One page of the list.", _PAGED),
 )
@@ -127,7 +125,6 @@ def _delivery(row: Delivery, watch: AppRepository) -> dict[str, Any]:
 
 @router.post(
     "/{repository_id}/resend",
-    operation_id="resend_files",
     summary="Send some files again",
     auth=WITH_BODY,
     **documented_responses(202, schemas.Resent, "The files are queued.", NOT_WATCHED | BODY),
@@ -149,7 +146,6 @@ _manifest_responses = documented_responses(
 @router.api_operation(
     READ,
     "/{repository_id}/manifest",
-    operation_id="get_manifest",
     summary="Get the manifest",
     **_manifest_responses,
 )

@@ -13,6 +13,7 @@ from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_safe
 from ninja import NinjaAPI
 from ninja.errors import HttpError, ValidationError
+from ninja.operation import Operation
 from ninja.parser import Parser
 
 from deliveries_app.api import app, errors, files, push_hooks, repositories, runs, webhook_schemas
@@ -54,7 +55,13 @@ class JsonParser(Parser):
             raise ApiError("The body is not valid JSON: check its quotes, commas and brackets", 422) from None
 
 
-api = NinjaAPI(
+class Api(NinjaAPI):
+    def get_openapi_operation_id(self, operation: Operation) -> str:
+        """Return the name of the view. Links to the documentation and generated clients contain it, so it is a contract."""
+        return operation.view_func.__name__
+
+
+api = Api(
     title="Docora",
     version=__version__,
     description=DESCRIPTION,

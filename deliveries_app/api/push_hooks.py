@@ -55,7 +55,7 @@ _documented["openapi_extra"] |= {
 }
 
 
-@router.post("/push/{repository_id}", operation_id="push_hook", summary="Announce a push", **_documented)
+@router.post("/push/{repository_id}", summary="Announce a push", **_documented)
 def push_hook(request: HttpRequest, repository_id: RepositoryId) -> Status[dict[str, Any]]:
     """Use this URL in the webhook settings of the git host. One of the headers below is required; GitHub, GitLab, Bitbucket,
     Gitea and Forgejo send theirs once they have the secret. For Azure DevOps, enter the secret as the password of basic

@@ -68,7 +68,6 @@ _registered["openapi_extra"]["parameters"] = [
 
 @router.post(
     "",
-    operation_id="watch_repository",
     summary="Watch a repository, or re-send it",
     auth=WITH_BODY,
     **_registered,
@@ -91,7 +90,6 @@ def watch_repository(
 
 @router.put(
     "",
-    operation_id="ensure_repository",
     summary="Watch a repository, or update the watch",
     auth=WITH_BODY,
     **documented_responses(
@@ -116,7 +114,6 @@ def ensure_repository(request: HttpRequest, wanted: schemas.WantedRepository) ->
 @router.api_operation(
     READ,
     "",
-    operation_id="list_repositories",
     summary="List watched repositories",
     **documented_responses(200, schemas.RepositoryPage, "One page of the list.", QUERY),
 )
@@ -151,7 +148,6 @@ def list_repositories(
 @router.api_operation(
     READ,
     "/{repository_id}",
-    operation_id="get_repository",
     summary="Get a watched repository",
     **documented_responses(200, schemas.WatchedRepository, "The state of its sync.", NOT_WATCHED),
 )
@@ -162,7 +158,6 @@ def get_repository(request: HttpRequest, repository_id: RepositoryId) -> dict[st
 
 @router.delete(
     "/{repository_id}",
-    operation_id="unwatch_repository",
     summary="Stop watching a repository",
     **documented_responses(204, None, "The repository is no longer watched.", NOT_WATCHED),
 )
@@ -176,7 +171,6 @@ def unwatch_repository(request: HttpRequest, repository_id: RepositoryId) -> Sta
 
 @router.patch(
     "/{repository_id}/token",
-    operation_id="replace_token",
     summary="Replace a repository's token",
     auth=WITH_BODY,
     **documented_responses(
@@ -202,7 +196,6 @@ def replace_token(request: HttpRequest, repository_id: RepositoryId, new: schema
 
 @router.post(
     "/{repository_id}/resync",
-    operation_id="resync_repository",
     summary="Re-sync a repository",
     **documented_responses(202, schemas.Resync, "The re-sync is queued.", NOT_WATCHED | RESYNCS),
 )
@@ -216,7 +209,6 @@ def resync_repository(request: HttpRequest, repository_id: RepositoryId) -> Stat
 
 @router.post(
     "/{repository_id}/push-secret",
-    operation_id="renew_push_secret",
     summary="Create a push hook secret",
     **documented_responses(201, schemas.PushSecret, "The new secret is the only one that works now.", NOT_WATCHED),
 )

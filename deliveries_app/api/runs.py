@@ -26,7 +26,6 @@ _ORDER = Order("created_at", paging.Moment, newest_first=True)
 @router.api_operation(
     READ,
     "/{repository_id}/runs",
-    operation_id="list_runs",
     summary="List runs",
     **documented_responses(200, schemas.RunPage, "One page of the list.", NOT_WATCHED | QUERY),
 )
@@ -58,7 +57,6 @@ def list_runs(
 @router.api_operation(
     READ,
     "/{repository_id}/runs/{run_id}",
-    operation_id="get_run",
     summary="Get a run and its progress",
     **documented_responses(
         200,

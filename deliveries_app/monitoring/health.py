@@ -93,7 +93,6 @@ class Version(Schema):
 @router.api_operation(
     READ,
     "/health",
-    operation_id="health",
     summary="Liveness",
     **documented_responses(200, Health, "Docora is alive.", METHODS),
 )
@@ -110,7 +109,6 @@ def _readiness(model: type[Schema], subject: str) -> dict[str, Any]:
 @router.api_operation(
     READ,
     "/health/web",
-    operation_id="web_ready",
     summary="Readiness of the web process",
     **_readiness(WebReadiness, "The web process"),
 )
@@ -119,9 +117,7 @@ def web_ready(request: HttpRequest) -> Status[dict[str, object]]:
     return _status({"database": check_database(), "redis": OK if redis_responds() else REDIS_DOWN})
 
 
-@router.api_operation(
-    READ, "/health/ready", operation_id="ready", summary="Readiness to sync", **_readiness(Readiness, "Docora")
-)
+@router.api_operation(READ, "/health/ready", summary="Readiness to sync", **_readiness(Readiness, "Docora"))
 def ready(request: HttpRequest) -> Status[dict[str, object]]:
     """Checks everything that syncing needs."""
     signs = heartbeat.read()
@@ -137,7 +133,6 @@ def _status(checks: dict[str, str], **more: object) -> Status[dict[str, object]]
 @router.api_operation(
     READ,
     "/version",
-    operation_id="version",
     summary="Version",
     **documented_responses(200, Version, "The running version.", METHODS),
 )
