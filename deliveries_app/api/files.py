@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Annotated, Any
 
 import orjson
@@ -181,18 +182,14 @@ class _Stream:
     """A stream that counts towards its app's limit until it has been read or is closed."""
 
     def __init__(self, app_pk: int, pages: Iterator[bytes]) -> None:
-        STREAMS.take(app_pk)
-        self._app_pk: int | None = app_pk
         self._pages = pages
+        self._slot = ExitStack()
+        self._slot.enter_context(STREAMS.slot(app_pk))
+        self.close = self._slot.close
 
     def __iter__(self) -> Iterator[bytes]:
-        yield from self._pages
-        self.close()
-
-    def close(self) -> None:
-        app_pk, self._app_pk = self._app_pk, None
-        if app_pk is not None:
-            STREAMS.release(app_pk)
+        with self._slot:
+            yield from self._pages
 
 
 def _manifest(watch_pk: int, after: str, limit: int) -> Iterator[bytes]:

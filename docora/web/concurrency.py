@@ -24,29 +24,24 @@ class ConcurrencyLimit:
         self._running: Counter[Hashable] = Counter()
         self._lock = threading.Lock()
 
-    def take(self, caller: Hashable) -> None:
-        """Count one more request. Raises `ApiError` if there are too many. Call `release` when it ends."""
-        with self._lock:
-            if self._running[caller] >= self.per_caller:
-                message = f"Too many {self._what} at once: wait until another one has ended"
-            elif self._running.total() >= self.total:
-                message = f"Docora is busy with {self._what} of other apps: try again in {_RETRY_AFTER_SECONDS} seconds"
-            else:
-                self._running[caller] += 1
-                return
-        raise ApiError(message, 429, {"Retry-After": str(_RETRY_AFTER_SECONDS)})
-
-    def release(self, caller: Hashable) -> None:
-        with self._lock:
-            self._running[caller] -= 1
-            if self._running[caller] <= 0:
-                del self._running[caller]
-
     @contextmanager
     def slot(self, caller: Hashable) -> Iterator[None]:
-        """Count a request for the duration of a block."""
-        self.take(caller)
+        """Count a request for the duration of a block. Raises `ApiError` if there are too many."""
+        with self._lock:
+            if self._running[caller] >= self.per_caller:
+                raise _refused(f"Too many {self._what} at once: wait until another one has ended")
+            if self._running.total() >= self.total:
+                wait = f"try again in {_RETRY_AFTER_SECONDS} seconds"
+                raise _refused(f"Docora is busy with {self._what} of other apps: {wait}")
+            self._running[caller] += 1
         try:
             yield
         finally:
-            self.release(caller)
+            with self._lock:
+                self._running[caller] -= 1
+                if self._running[caller] <= 0:
+                    del self._running[caller]
+
+
+def _refused(message: str) -> ApiError:
+    return ApiError(message, 429, {"Retry-After": str(_RETRY_AFTER_SECONDS)})
