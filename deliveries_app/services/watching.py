@@ -211,29 +211,29 @@ def store_watch(
                 "sequence_high": locked.sequence_high,
             },
         )
-        revived = watch.ended_at is not None
-        if created or revived:
-            quotas.require_room_for_watch(actor, locked, excluding=watch.pk)
-        if revived:
-            _revive(watch)
-        if not created:
-            given = {name: value for name, value in asdict(options).items() if value}
-            given |= {"github_url": parsed.spelled, "github_token": options.github_token}
-            AppRepository.objects.filter(pk=watch.pk).update(**given)
-        if not created and not revived:
-            before = {name: getattr(watch, name) for name in given}
-            if changes := audit.Changes.of(AppRepository, before, given):
-                audit.record(actor, AuditAction.WATCH_CHANGED, [watch], changes.summary, changes)
-            watch.refresh_from_db()
-            resync_single(actor, watch, skip_permission_check=True)
+        if not created and watch.ended_at is None:
+            _send_again(actor, watch, parsed.spelled, options)
             return Watched(watch, False)
-        if revived:
-            watch.refresh_from_db()
+        quotas.require_room_for_watch(actor, locked, excluding=watch.pk)
+        if not created:
+            _revive(watch, parsed.spelled, options)
         opened = requests.open_runs(actor, [watch.pk], Reason.INITIAL, None, {})
         changes = audit.Changes.initial(AppRepository, {"github_url": parsed.spelled, **asdict(options)})
         audit.record(actor, AuditAction.WATCHED, opened, "Started watching", changes)
         scheduling.enqueue(watch)
     return Watched(watch, True)
+
+
+def _send_again(actor: Actor, watch: AppRepository, url: str, options: WatchOptions) -> None:
+    """Replace the token, the URL's spelling and the other options that are given, and send every file again."""
+    given = {name: value for name, value in asdict(options).items() if value}
+    given |= {"github_url": url, "github_token": options.github_token}
+    changes = audit.Changes.of(AppRepository, {name: getattr(watch, name) for name in given}, given)
+    if changes:
+        audit.record(actor, AuditAction.WATCH_CHANGED, [watch], changes.summary, changes)
+    AppRepository.objects.filter(pk=watch.pk).update(**given)
+    watch.refresh_from_db()
+    resync_single(actor, watch, skip_permission_check=True)
 
 
 def _require_new(app: App, url: RepositoryUrl) -> None:
@@ -253,7 +253,7 @@ def _watches_of(app: App, url: RepositoryUrl) -> AppRepositoryQuerySet:
     return watches.order_by(as_spelled, "repository__twin")
 
 
-def _revive(watch: AppRepository) -> None:
+def _revive(watch: AppRepository, url: str, options: WatchOptions) -> None:
     """Revive an ended watch that has not been removed yet. It starts like a new one, but keeps its id and its records.
 
     The app may have dropped or kept its copy. Therefore no earlier record counts, even if a later re-sync is cancelled.
@@ -275,16 +275,15 @@ def _revive(watch: AppRepository) -> None:
         lowest_floor=F("generation") + 1,
         base_commit="",
         base_rules="",
-        ref="",
-        ignore_patterns="",
-        include_patterns="",
-        exclude_patterns="",
         push_secret="",
         next_check_at=Now(),
+        github_url=url,
+        **asdict(options),
         **scheduling.AFRESH,
         **CLEARED_FAILURE,
     )
     DeliveryFailure.objects.filter(watch=watch).delete()
+    watch.refresh_from_db()
 
 
 def _find_or_create(app: App, url: RepositoryUrl, *, is_private: bool | None) -> Repository:
