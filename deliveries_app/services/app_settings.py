@@ -16,7 +16,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, AuditAction
 from deliveries_app.permissions import Permission
 from deliveries_app.services.contact import notify_contact
-from deliveries_app.services.requests import NotFound
+from deliveries_app.services.requests import lock_app
 from deliveries_app.sync.outcomes import OTHERS_FIRST_SECONDS
 
 PAUSED_BY_APP = "Paused by the app."
@@ -96,12 +96,8 @@ def change_own_settings(actor: Actor, app: App, **settings: Unpack[OwnSettings])
     An app can end its own pause and that of Docora after a 410. Raises `PausedByAdministrator` for an administrator's pause,
     `ValidationError` if `max_in_flight` is above the administrator's limit, and `NotFound` if the app is being removed.
     """
-    actor.require(Permission.CHANGE_APPS)
-    actor.require_app(app)
     with transaction.atomic():
-        row = App.objects.select_for_update(no_key=True).filter(pk=app.pk, ended_at=None).first()
-        if row is None:
-            raise NotFound("App not found")
+        row = lock_app(actor, app, Permission.CHANGE_APPS)
         given: dict[str, Any] = {
             name: value for name, value in settings.items() if value is not None and value != getattr(row, name)
         }

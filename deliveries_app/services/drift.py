@@ -29,7 +29,6 @@ from deliveries_app.permissions import Permission
 from deliveries_app.planning.paths import PathSet
 from deliveries_app.progress.runs import Remaining
 from deliveries_app.services import requests, resend
-from deliveries_app.services.requests import NotFound
 from docora.db.clock import from_now
 from docora.db.compiled import compiled_and_prepared
 from docora.text import counted, format_seconds
@@ -66,8 +65,7 @@ def check_watch(actor: Actor, watch: AppRepository) -> DriftCheck:
         if requested:
             audit.record(actor, AuditAction.CHECK, [watch], "Requested a check for differences")
             scheduling.enqueue(watch)
-    open_check = DriftCheck.objects.open().filter(watch=watch).first()
-    check = requested[0] if requested else open_check
+    check = requested[0] if requested else DriftCheck.objects.open().filter(watch=watch).first()
     if check is None:
         raise NotCheckable(f"{watch} has not been synced yet, so there is nothing to check.")
     return check
@@ -132,12 +130,9 @@ def send_differences(actor: Actor, check: DriftCheck) -> SentDifferences:
     What was sent or deleted after the check is left as it is, so an old check does no harm. Raises `NothingToSend`, and
     `NotFound` if the repository is no longer watched.
     """
-    actor.require(Permission.RESYNC)
     watch = check.watch
-    actor.require_watch(watch)
     with transaction.atomic():
-        if not requests.lock_watches([watch.pk], AppRepository.objects.alive()):
-            raise NotFound("Repository not found")
+        requests.lock_watch(actor, watch)
         unsent = DriftCheck.objects.filter(pk=check.pk, state=DriftState.DIFFERS, sent_at=None)
         if not unsent.update(sent_at=Now(), sent_by=actor.name[:150]):
             raise NothingToSend("These differences have already been sent.")

@@ -10,8 +10,9 @@ from django.utils import timezone
 from deliveries_app import audit
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AuditAction
+from deliveries_app.permissions import Permission
 from deliveries_app.services.contact import notify_contact
-from deliveries_app.services.tokens import lock_app
+from deliveries_app.services.requests import lock_app
 from deliveries_app.webhooks.signing import STANDARD_PREFIX
 from docora.security.crypto import new_webhook_key
 
@@ -52,7 +53,7 @@ def start_key_rotation(actor: Actor, app: App, key: str = "") -> str:
     """
     new_key = validate_key(key) if key else new_webhook_key()
     with transaction.atomic():
-        row = lock_app(actor, app)
+        row = lock_app(actor, app, Permission.REPLACE_SECRETS)
         if row.is_rotating_key:
             raise KeyRotationError(ALREADY_ROTATING)
         if new_key == row.client_auth_key:
@@ -92,7 +93,7 @@ def cancel_key_rotation(actor: Actor, app: App) -> None:
 
 
 def _lock_rotating(actor: Actor, app: App) -> App:
-    row = lock_app(actor, app)
+    row = lock_app(actor, app, Permission.REPLACE_SECRETS)
     if not row.is_rotating_key:
         raise KeyRotationError("No key rotation is in progress.")
     return row

@@ -173,6 +173,28 @@ def _title(kind: OperationKind, what: object) -> str:
     return f"{kind.label.capitalize()} · {what}"
 
 
+def lock_app(actor: Actor, app: App, permission: Permission) -> App:
+    """Check that the actor can change the app, and return the app's row, locked. Raises `NotFound` if it is being removed.
+
+    Without the lock, two concurrent rotations would leave two tokens without an expiry. `sync.lease` explains why the
+    lock is FOR NO KEY UPDATE.
+    """
+    actor.require(permission)
+    actor.require_app(app)
+    row = App.objects.select_for_update(no_key=True).filter(pk=app.pk, ended_at=None).first()
+    if row is None:
+        raise NotFound("App not found")
+    return row
+
+
+def lock_watch(actor: Actor, watch: AppRepository) -> None:
+    """Check that the actor can send the watch's files again, and lock it. Raises `NotFound` if it is no longer watched."""
+    actor.require(Permission.RESYNC)
+    actor.require_watch(watch)
+    if not lock_watches([watch.pk], AppRepository.objects.alive()):
+        raise NotFound("Repository not found")
+
+
 def lock_watches(pks: Sequence[int], among: AppRepositoryQuerySet, *, by_person: bool = True) -> list[int]:
     """Lock the given watches that are also in `among`, and return their primary keys.
 

@@ -19,10 +19,8 @@ from deliveries_app.models import (
     Reason,
     SyncRun,
 )
-from deliveries_app.permissions import Permission
 from deliveries_app.progress import runs
 from deliveries_app.services import requests
-from deliveries_app.services.requests import NotFound
 from docora.text import counted
 
 MAX_RESENT = 1000  # paths of one request
@@ -45,11 +43,8 @@ def resend_files(actor: Actor, watch: AppRepository, paths: Sequence[str]) -> Re
     Their rows become unacknowledged, and nothing else is sent again. A file that was deleted in the repository meanwhile is
     sent as a delete. `unknown` paths were never sent, or were deleted at the app.
     """
-    actor.require(Permission.RESYNC)
-    actor.require_watch(watch)
     with transaction.atomic():
-        if not requests.lock_watches([watch.pk], AppRepository.objects.alive()):
-            raise NotFound("Repository not found")
+        requests.lock_watch(actor, watch)
         rows = Delivery.objects.filter(watch_id=watch.pk, path__in={path for path in paths if "\x00" not in path})
         known = list(rows.values_list("path", flat=True))
         run = None

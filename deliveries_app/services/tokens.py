@@ -14,7 +14,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppToken, AuditAction
 from deliveries_app.permissions import Permission
 from deliveries_app.services.contact import notify_contact
-from deliveries_app.services.requests import NotFound
+from deliveries_app.services.requests import lock_app
 from docora.db.clock import from_now
 from docora.db.compiled import compiled_and_prepared
 from docora.security.crypto import hash_token, new_token
@@ -80,7 +80,7 @@ def rotate_app_token(actor: Actor, app: App, *, overlap: timedelta = OVERLAP) ->
     if not timedelta(0) <= overlap <= MAX_OVERLAP:
         raise ValidationError("The old token can stay valid for 0 to 30 days.", code="overlap")
     with transaction.atomic():
-        row = lock_app(actor, app)
+        row = lock_app(actor, app, Permission.REPLACE_SECRETS)
         until = from_now(overlap.total_seconds())
         app.tokens.update(expires_at=Least(Coalesce(F("expires_at"), until), until))
         # Zero overlap deletes without comparing times: SQLite compares text, whose length differs within a millisecond.
@@ -102,24 +102,10 @@ def rotate_app_token(actor: Actor, app: App, *, overlap: timedelta = OVERLAP) ->
 def retire_old_tokens(actor: Actor, app: App) -> int:
     """Revoke all tokens but the newest. Return how many were still accepted."""
     with transaction.atomic():
-        row = lock_app(actor, app)
+        row = lock_app(actor, app, Permission.REPLACE_SECRETS)
         accepted = app.tokens.filter(expires_at__gt=Now()).count()
         app.tokens.filter(expires_at__isnull=False).delete()
         if accepted:
             audit.record(actor, AuditAction.TOKENS_RETIRED, [row], "Retired old tokens", _TOKEN_CHANGED)
             notify_contact(actor, row, "The old API tokens were revoked. Only the newest one is accepted.")
     return accepted
-
-
-def lock_app(actor: Actor, app: App) -> App:
-    """Check that the actor can change the app's secrets. Return the app's row, locked.
-
-    Without the lock, two concurrent rotations would leave two tokens without an expiry. `sync.lease` explains why the
-    lock is FOR NO KEY UPDATE. Raises `NotFound` if the app is being removed.
-    """
-    actor.require(Permission.REPLACE_SECRETS)
-    actor.require_app(app)
-    row = App.objects.select_for_update(no_key=True).filter(pk=app.pk, ended_at=None).first()
-    if row is None:
-        raise NotFound("App not found")
-    return row
