@@ -73,7 +73,7 @@ A = AuditAction
 # --- Every use case ------------------------------------------------------------------------------------------------------
 
 _INNER = {
-    "lock_app", "notify_contact", "record_settings", "start_single", "start_bulk", "record_opened", "record_for_apps",
+    "lock_app", "lock_watch", "notify_contact", "record_settings", "start_single", "start_bulk", "record_opened", "record_for_apps",
     "open_runs", "resync_watches", "request_unacknowledged", "store_watch", "check_readable", "require_quota",
     "is_limited", "require_room_for_watch", "require_resync", "count_resync", "count_unwatch",
 }  # fmt: skip
