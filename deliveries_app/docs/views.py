@@ -4,9 +4,10 @@ They do not use the database, so they remain available when it is down.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from html import unescape
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
@@ -35,15 +36,6 @@ from deliveries_app.webhooks.verify import MAX_LISTED
 from docora import __version__
 from docora.cli import commands
 from docora.security import throttle
-
-PAGES = [
-    ("docs", "Start"),
-    ("docs-webhooks", "Webhooks"),
-    ("docs-api", "API"),
-    ("docs-changes", "Changes"),
-    ("docs-operations", "Operations"),
-]
-"""(URL name, navigation label)."""
 
 LIMITS = [
     "CHUNK_THRESHOLD_BYTES",
@@ -85,38 +77,18 @@ def table_of_contents(html: str) -> list[Entry]:
     return entries
 
 
-def _page(request: HttpRequest, name: str, title: str, template: str, context: dict[str, Any]) -> HttpResponse:
-    """Render the content, then the frame around it, whose table of contents needs the content's headings."""
-    content = SafeString(render_to_string(template, {**context, "server": settings.PUBLIC_URL}, request))
-    frame = {
-        "here": name,
-        "title": title,
-        "content": content,
-        "contents": table_of_contents(content),
-        "pages": PAGES,
-    }
-    return render(request, "docs/page.html", frame)
-
-
-@csrf_exempt  # so that other methods get a 405, not a 403
-@require_safe
-def start(request: HttpRequest) -> HttpResponse:
-    """Explain what Docora is, who each page is for, and how to receive a first notification."""
-    context = {"rescan_min": settings.RESCAN_MIN_INTERVAL_SECONDS, "rescan": settings.RESCAN_INTERVAL_SECONDS}
-    return _page(request, "docs", "Documentation", "docs/start.html", context)
+def _start() -> dict[str, Any]:
+    return {"rescan_min": settings.RESCAN_MIN_INTERVAL_SECONDS, "rescan": settings.RESCAN_INTERVAL_SECONDS}
 
 
 _SAID_IN_TEXT = {"not_included", "excluded", "ignored", "ignore_pattern"}
 """Causes that the webhook reference explains below its table; `ignore_pattern` counts no file."""
 
 
-@csrf_exempt
-@require_safe
-def webhooks(request: HttpRequest) -> HttpResponse:
-    """Explain what an app receives and how to process it."""
+def _webhooks() -> dict[str, Any]:
     notifications = examples.examples()
     headers = examples.headers()
-    context = {
+    return {
         "examples": notifications,
         "verify_answers": examples.verify_answers(),
         "headers": headers,
@@ -129,14 +101,10 @@ def webhooks(request: HttpRequest) -> HttpResponse:
         | {"MAX_WAITS": sender.MAX_WAITS, "MAX_CHECK_WAITS": drift.MAX_WAITS},
         "largest_body": _LONGEST_ESCAPE * settings.CHUNK_THRESHOLD_BYTES + _OTHER_FIELDS,
     }
-    return _page(request, "docs-webhooks", "Webhook reference", "docs/webhooks.html", context)
 
 
-@csrf_exempt
-@require_safe
-def api(request: HttpRequest) -> HttpResponse:
-    """Render the API reference from the OpenAPI document."""
-    context = api_reference.context(document()) | {
+def _api() -> dict[str, Any]:
+    return api_reference.context(document()) | {
         "body": callers.MAX_BODY,
         "hook_body": push_hooks.MAX_BODY,
         "rows": paging.MAX_LIMIT,
@@ -146,14 +114,10 @@ def api(request: HttpRequest) -> HttpResponse:
         "failure_seconds": throttle.SECONDS,
         **_slow_calls(),
     }
-    return _page(request, "docs-api", "API reference", "docs/api.html", context)
 
 
-@csrf_exempt
-@require_safe
-def changes(request: HttpRequest) -> HttpResponse:
-    """Say what client apps can rely on, and what has changed for them."""
-    return _page(request, "docs-changes", "Changes", "docs/changes.html", {"version": __version__})
+def _changes() -> dict[str, Any]:
+    return {"version": __version__}
 
 
 _DRIFT_STATES = {
@@ -178,11 +142,8 @@ def _slow_calls() -> dict[str, Any]:
     }
 
 
-@csrf_exempt
-@require_safe
-def operations(request: HttpRequest) -> HttpResponse:
-    """Render the handbook for the people who run Docora."""
-    context = {
+def _operations() -> dict[str, Any]:
+    return {
         "sections": settings_reference.sections(),
         "commands": commands.reference(),
         "states": WatchState,
@@ -204,4 +165,38 @@ def operations(request: HttpRequest) -> HttpResponse:
         "audit": {"per_address": sign_ins.FAILURES_PER_ADDRESS, "in_all": sign_ins.FAILURES_IN_ALL},
         "drift": {"states": list(_DRIFT_STATES.items()), "listed": MAX_LISTED, "wait": WAIT_SECONDS},
     }
-    return _page(request, "docs-operations", "Operations handbook", "docs/operations.html", context)
+
+
+class Page(NamedTuple):
+    """One page. `label` is its name in the navigation; `context` returns what its template needs."""
+
+    label: str
+    title: str
+    template: str
+    context: Callable[[], dict[str, Any]]
+
+
+PAGES = {
+    "docs": Page("Start", "Documentation", "docs/start.html", _start),
+    "docs-webhooks": Page("Webhooks", "Webhook reference", "docs/webhooks.html", _webhooks),
+    "docs-api": Page("API", "API reference", "docs/api.html", _api),
+    "docs-changes": Page("Changes", "Changes", "docs/changes.html", _changes),
+    "docs-operations": Page("Operations", "Operations handbook", "docs/operations.html", _operations),
+}
+"""The pages by the names of their URLs, in the order of the navigation."""
+
+
+@csrf_exempt  # so that other methods get a 405, not a 403
+@require_safe
+def page(request: HttpRequest, name: str) -> HttpResponse:
+    """Render the content of a page, then the frame around it, whose table of contents needs the content's headings."""
+    here = PAGES[name]
+    content = SafeString(render_to_string(here.template, {**here.context(), "server": settings.PUBLIC_URL}, request))
+    frame = {
+        "here": name,
+        "title": here.title,
+        "content": content,
+        "contents": table_of_contents(content),
+        "pages": PAGES,
+    }
+    return render(request, "docs/page.html", frame)
