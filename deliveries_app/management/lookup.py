@@ -1,10 +1,9 @@
-"""Find the rows that command-line arguments name, and convert errors of services to `CommandError`."""
+"""The base of commands that call services, and functions that find the rows which their arguments name."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Any
 
 from django.core.exceptions import ValidationError
-from django.core.management.base import CommandError
+from django.core.management.base import BaseCommand, CommandError
 from django.db.models import Model, QuerySet
 
 from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, BulkOperation
@@ -13,6 +12,17 @@ from deliveries_app.services.keys import KeyRotationError
 from docora.text import can_be_id
 from repositories_app.git.exceptions import GitError, InvalidUrl
 from repositories_app.models import Repository
+
+
+class ServiceCommand(BaseCommand):
+    """A command that calls services. Their errors, whose messages are for the user, become `CommandError`s."""
+
+    def execute(self, *args: Any, **options: Any) -> str | None:
+        try:
+            return super().execute(*args, **options)
+        except (ValidationError, InvalidUrl, GitError, KeyRotationError, NotCheckable, NotFound) as error:
+            message = " ".join(getattr(error, "messages", [str(error)]))
+            raise CommandError(message if message.endswith(".") else f"{message}.") from None
 
 
 def app_of(app_id: str) -> App:
@@ -42,15 +52,6 @@ def repository_of(repository_id: str) -> Repository:
 def operation_of(operation_id: str, hint: str = "") -> BulkOperation:
     missing = f"There is no such bulk operation. {hint}".strip()
     return _get(BulkOperation.objects.all(), {"operation_id": operation_id}, missing)
-
-
-@contextmanager
-def command_errors() -> Iterator[None]:
-    """Convert a service's error, whose message is for the user, to a `CommandError`."""
-    try:
-        yield
-    except (ValidationError, InvalidUrl, GitError, KeyRotationError, NotCheckable, NotFound) as error:
-        raise CommandError(" ".join(getattr(error, "messages", [str(error)]))) from None
 
 
 def _get[M: Model](rows: QuerySet[M], ids: dict[str, str], missing: str) -> M:

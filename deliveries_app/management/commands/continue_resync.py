@@ -1,15 +1,15 @@
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.lookup import operation_of
+from deliveries_app.management.lookup import ServiceCommand, operation_of
 from deliveries_app.services import continue_operation
 from docora.cli.output import add_json, write_result
 from docora.text import counted
 
 
-class Command(BaseCommand):
+class Command(ServiceCommand):
     help = "Continues a re-sync that is held because its first repository failed: sends the other repositories anyway."
 
     def add_arguments(self, parser: CommandParser) -> None:

@@ -1,16 +1,16 @@
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.lookup import app_of, watches_of
+from deliveries_app.management.lookup import ServiceCommand, app_of, watches_of
 from deliveries_app.reports.impact import Removal, removal_of
 from deliveries_app.services import delete_app
 from docora.cli.output import add_json, add_yes, confirm, write_result
 from docora.text import counted
 
 
-class Command(BaseCommand):
+class Command(ServiceCommand):
     help = "Removes a client app and its watches. The app keeps its files and is not notified."
 
     def add_arguments(self, parser: CommandParser) -> None:

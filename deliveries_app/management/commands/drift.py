@@ -1,10 +1,10 @@
 import time
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.lookup import app_of, command_errors, watch_of
+from deliveries_app.management.lookup import ServiceCommand, app_of, watch_of
 from deliveries_app.management.progress import seconds
 from deliveries_app.models import DriftCheck, DriftState
 from deliveries_app.reports import drift
@@ -15,7 +15,7 @@ from docora.text import counted
 _POLL_SECONDS = 0.3
 
 
-class Command(BaseCommand):
+class Command(ServiceCommand):
     help = "Checks an app's copies for differences and prints the differences; exit 1 unless all copies are equal."
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -27,8 +27,7 @@ class Command(BaseCommand):
         add_json(parser, "app_id, repository_id, state, message, commit, compared, missing, different, extra, files")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        with command_errors():
-            pks = _request(options["app_id"], options["repository_id"])
+        pks = _request(options["app_id"], options["repository_id"])
         try:
             ended = _wait(pks, options["timeout"], quiet=options["json"])
         except KeyboardInterrupt:

@@ -1,14 +1,14 @@
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.lookup import watch_of
+from deliveries_app.management.lookup import ServiceCommand, watch_of
 from deliveries_app.reports.file_explanation import explain
 from docora.cli.output import add_json, format_time, printable, write_result
 
 
-class Command(BaseCommand):
+class Command(ServiceCommand):
     help = "Explains why a file of a watched repository was or was not sent, and when Docora tries it next."
 
     def add_arguments(self, parser: CommandParser) -> None:

@@ -1,16 +1,16 @@
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.lookup import command_errors
+from deliveries_app.management.lookup import ServiceCommand
 from deliveries_app.services import onboard_app
 from deliveries_app.services.onboarding import taken_name_warning
 from deliveries_app.webhooks.payloads import timestamp
 from docora.cli.output import add_json, secret_from_stdin, write_result
 
 
-class Command(BaseCommand):
+class Command(ServiceCommand):
     help = "Registers a client app and prints its token and signing key, which are shown only once."
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -32,8 +32,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         key = secret_from_stdin("key") if options["client_auth_key_stdin"] else options["client_auth_key"]
         given = {name: options[name] for name in ("name", "base_url", "email")}
-        with command_errors():
-            onboarded = onboard_app(Actor.command(), client_auth_key=key, **given)
+        onboarded = onboard_app(Actor.command(), client_auth_key=key, **given)
         if warning := taken_name_warning(onboarded.app):
             self.stderr.write(warning, self.style.WARNING)
         fields = {

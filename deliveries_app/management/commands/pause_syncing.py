@@ -1,9 +1,9 @@
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.lookup import app_of, watch_of
+from deliveries_app.management.lookup import ServiceCommand, app_of, watch_of
 from deliveries_app.models import AppRepository
 from deliveries_app.services import (
     change_app,
@@ -16,7 +16,7 @@ from deliveries_app.services import (
 from docora.cli.output import add_json, write_result
 
 
-class Command(BaseCommand):
+class Command(ServiceCommand):
     """`resume_syncing` inherits from this."""
 
     help = "Pauses syncing for all apps, one app, or one of its repositories. Work that becomes due waits until it is resumed."

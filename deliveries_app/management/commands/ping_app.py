@@ -1,15 +1,15 @@
 from dataclasses import asdict
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.lookup import app_of, command_errors
+from deliveries_app.management.lookup import ServiceCommand, app_of
 from deliveries_app.services.pinging import send_ping
 from docora.cli.output import add_json, write_json, wrong_usage
 
 
-class Command(BaseCommand):
+class Command(ServiceCommand):
     help = "Sends an app a signed test ping and prints its response; exit 1 if the app did not accept it."
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -21,8 +21,7 @@ class Command(BaseCommand):
         app = app_of(options["app_id"])
         if options["new_key"] and not app.is_rotating_key:
             raise wrong_usage(f"{app} has no new key. Use rotate_key to make one.")
-        with command_errors():
-            ping = send_ping(Actor.command(), app, new_key=options["new_key"])
+        ping = send_ping(Actor.command(), app, new_key=options["new_key"])
         if options["json"]:
             write_json(self.stdout, {"app_id": app.app_id, **asdict(ping)})
         elif ping.delivered:

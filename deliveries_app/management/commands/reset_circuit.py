@@ -1,15 +1,15 @@
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.lookup import repository_of
+from deliveries_app.management.lookup import ServiceCommand, repository_of
 from deliveries_app.services.control import reset_circuits
 from docora.cli.output import add_json, write_result
 from docora.text import counted
 
 
-class Command(BaseCommand):
+class Command(ServiceCommand):
     help = "Closes the circuit breaker that opened after a repository failed repeatedly, and tries the repository now."
 
     def add_arguments(self, parser: CommandParser) -> None:

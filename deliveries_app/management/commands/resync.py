@@ -1,17 +1,17 @@
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
 from deliveries_app.actors import Actor
 from deliveries_app.management import progress
-from deliveries_app.management.lookup import app_of, watches_of
+from deliveries_app.management.lookup import ServiceCommand, app_of, watches_of
 from deliveries_app.reports.impact import impact_of
-from deliveries_app.services import MAX_PACE, NotFound, Rollout, resync_by_app, resync_single
+from deliveries_app.services import MAX_PACE, Rollout, resync_by_app, resync_single
 from docora.cli.output import add_yes, confirm, number_between, wrong_usage
 from docora.text import counted, format_bytes
 
 
-class Command(BaseCommand):
+class Command(ServiceCommand):
     help = "Sends ALL files of an app's repositories again, or of one of them. To send only what failed, use retry."
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -46,10 +46,7 @@ class Command(BaseCommand):
             f"({format_bytes(impact.size)}) again."
         )
         confirm(question, yes=options["yes"])
-        try:
-            if options["repository_id"]:
-                progress.follow(self, resync_single(Actor.command(), watch), options)
-            else:
-                progress.follow(self, resync_by_app(Actor.command(), watch.app, rollout=rollout), options)
-        except NotFound as error:
-            raise CommandError(f"{error}.") from None
+        if options["repository_id"]:
+            progress.follow(self, resync_single(Actor.command(), watch), options)
+        else:
+            progress.follow(self, resync_by_app(Actor.command(), watch.app, rollout=rollout), options)

@@ -1,16 +1,16 @@
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import CommandParser
 
 from deliveries_app.actors import Actor
 from deliveries_app.management import progress
-from deliveries_app.management.lookup import app_of, watch_of
+from deliveries_app.management.lookup import ServiceCommand, app_of, watch_of
 from deliveries_app.models import BulkOperation, SyncRun
 from deliveries_app.services import NotFailed, NotFound, retry_all, retry_by_app, retry_single
 from docora.cli.output import write_result, wrong_usage
 
 
-class Command(BaseCommand):
+class Command(ServiceCommand):
     help = (
         "Retries failing repositories now instead of at their next attempt: one, all of one app, or all of every app."
     )

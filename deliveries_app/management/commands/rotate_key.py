@@ -1,15 +1,15 @@
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.lookup import app_of, command_errors
+from deliveries_app.management.lookup import ServiceCommand, app_of
 from deliveries_app.models import App
 from deliveries_app.services.keys import cancel_key_rotation, retire_old_key, start_key_rotation
 from docora.cli.output import add_json, secret_from_stdin, write_result
 
 
-class Command(BaseCommand):
+class Command(ServiceCommand):
     help = "Makes a new signing key for an app and prints it once. Both keys sign until --retire ends the old one."
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -25,8 +25,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         app = app_of(options["app_id"])
-        with command_errors():
-            fields, message = _take_step(app, options)
+        fields, message = _take_step(app, options)
         write_result(self, options, {"app_id": app.app_id, **fields}, message)
 
 

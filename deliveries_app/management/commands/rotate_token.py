@@ -1,17 +1,17 @@
 from datetime import timedelta
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.lookup import app_of, command_errors
+from deliveries_app.management.lookup import ServiceCommand, app_of
 from deliveries_app.services.tokens import OVERLAP, rotate_app_token
 from docora.cli.output import add_json, add_yes, confirm, format_time, write_result, wrong_usage
 
 _HOUR = timedelta(hours=1)
 
 
-class Command(BaseCommand):
+class Command(ServiceCommand):
     help = "Creates a new token for an app and prints it once. The old token stays valid for --overlap-hours."
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -33,8 +33,7 @@ class Command(BaseCommand):
             raise wrong_usage("--overlap-hours must be a number of hours.")
         if options["overlap_hours"] == 0:
             confirm(f"The current token of {app} will be revoked now.", yes=options["yes"])
-        with command_errors():
-            new = rotate_app_token(Actor.command(), app, overlap=options["overlap_hours"] * _HOUR)
+        new = rotate_app_token(Actor.command(), app, overlap=options["overlap_hours"] * _HOUR)
         until = new.old_accepted_until
         old = f"The old token is valid until {format_time(until)}." if until else "No other token is valid."
         message = f"The new token of {app}. Save it; it is not shown again:\n  {new.token}\n{old}"

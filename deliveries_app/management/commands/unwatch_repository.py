@@ -1,15 +1,15 @@
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.lookup import watch_of, watches_of
+from deliveries_app.management.lookup import ServiceCommand, watch_of, watches_of
 from deliveries_app.reports.impact import removal_of
 from deliveries_app.services import unwatch_repository
 from docora.cli.output import add_json, add_yes, confirm, write_result
 
 
-class Command(BaseCommand):
+class Command(ServiceCommand):
     help = "Stops watching a repository for an app. The app keeps its files and is not notified."
 
     def add_arguments(self, parser: CommandParser) -> None:

@@ -1,9 +1,9 @@
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.lookup import app_of, command_errors, watches_of
+from deliveries_app.management.lookup import ServiceCommand, app_of, watches_of
 from deliveries_app.models import AppRepository
 from deliveries_app.reports.impact import impact_of
 from deliveries_app.services import AlreadyWatched, watch_repository
@@ -13,7 +13,7 @@ from docora.text import counted, format_bytes
 from repositories_app.git.url import as_https
 
 
-class Command(BaseCommand):
+class Command(ServiceCommand):
     help = (
         "Watches a repository for an app, after checking with git that it can be read. If the app already watches it, "
         "replaces its token and sends ALL its files again."
@@ -35,15 +35,14 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         app = app_of(options["app_id"])
         token = secret_from_stdin("token") if options["github_token_stdin"] else ""
-        with command_errors():
-            url = as_https(options["url"])
-            try:
-                watched = watch_repository(
-                    Actor.command(), app, url, must_be_new=not options["yes"], github_token=token, ref=options["ref"]
-                )
-            except AlreadyWatched as error:
-                confirm(_question(error.watch, token), yes=False)
-                watched = watch_repository(Actor.command(), app, url, github_token=token, ref=options["ref"])
+        url = as_https(options["url"])
+        try:
+            watched = watch_repository(
+                Actor.command(), app, url, must_be_new=not options["yes"], github_token=token, ref=options["ref"]
+            )
+        except AlreadyWatched as error:
+            confirm(_question(error.watch, token), yes=False)
+            watched = watch_repository(Actor.command(), app, url, github_token=token, ref=options["ref"])
         repository = f"{watched.watch.repository} ({watched.watch.repository.repository_id})"
         message = f"{app.name} already watched {repository}. Every file is sent again."
         if watched.created:
