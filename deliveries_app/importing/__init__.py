@@ -4,6 +4,3 @@ An import skips rows that are already here, so an interrupted import can be star
 and have been removed since stay removed. A watch is created before its delivery records and is `arriving` until the last
 record is stored; until then it is neither checked nor synced.
 """
-
-from deliveries_app.importing.run import Report, run_import
-from deliveries_app.importing.source import Source, SourceError, SourceKey, WrongKey, open_source

@@ -7,18 +7,18 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from deliveries_app.actors import Actor
 from deliveries_app.importing import validate, write
 from deliveries_app.importing.source import (
     Source,
     SourceApp,
+    SourceError,
     SourceFile,
     SourceKey,
     SourceRepository,
     SourceWatch,
-    WrongKey,
 )
 from deliveries_app.importing.validate import Refused
 from deliveries_app.models import App, AppRepository, AppToken, Imported
@@ -42,7 +42,8 @@ LOSSY_COPIES_NOTE = (
 )
 
 
-class Item(NamedTuple):
+@dataclass(frozen=True)
+class Item:
     """An entry of the report. `what` is the kind of object, such as `app`; `name` identifies it."""
 
     what: str
@@ -73,7 +74,6 @@ class Report:
     files: Counts = field(default_factory=Counts)
     problem_count: int = 0
     problems: list[Item] = field(default_factory=list)
-    remark_count: int = 0
     remarks: list[Item] = field(default_factory=list)
     _files_left_out = 0  # not a field: not a part of `as_dict`
 
@@ -86,22 +86,18 @@ class Report:
         self.problems.append(Item(what, name, reason))
 
     def remark(self, what: str, name: str, reason: str) -> None:
-        self.remark_count += 1
         self.remarks.append(Item(what, name, reason))
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as JSON-serializable data."""
-        data = asdict(self)
-        for name in ("problems", "remarks"):
-            data[name] = [item._asdict() for item in getattr(self, name)]
-        return data | {"lossy": LOSSY_COPIES_NOTE}
+        return asdict(self) | {"remark_count": len(self.remarks), "lossy": LOSSY_COPIES_NOTE}
 
 
 def run_import(actor: Actor, source: Source, key: SourceKey, *, dry_run: bool, advance: Advance) -> Report:
     """Import everything that is not here and was never imported before.
 
     A dry run reads, decrypts and validates, but writes nothing. `advance` is called with the number of delivery records
-    processed since its last call. Raises `WrongKey` before writing anything.
+    processed since its last call. Raises `SourceError` before writing anything.
     """
     actor.require(Permission.REGISTER_APPS)
     actor.require(Permission.WATCH)
@@ -118,12 +114,12 @@ def run_import(actor: Actor, source: Source, key: SourceKey, *, dry_run: bool, a
 
 
 def _check_key(source: Source, key: SourceKey) -> None:
-    """Raise `WrongKey` if the key decrypts none of the secrets. Single damaged secrets are reported with their rows."""
+    """Raise `SourceError` if the key decrypts none of the secrets. Single damaged secrets are reported with their rows."""
     stored = source.secrets()
     first = next(stored, None)
     if first is None or key.decrypt(first) is not None or any(key.decrypt(other) is not None for other in stored):
         return
-    raise WrongKey(
+    raise SourceError(
         "The encryption key decrypts none of the stored secrets, so it is not this service's ENCRYPTION_KEY."
     )
 

@@ -31,7 +31,7 @@ _PAGE = 2000  # rows fetched at once
 
 
 class SourceError(Exception):
-    """The database cannot be read, or is not the existing service's. The message is for the user."""
+    """The database cannot be read, or it or the key is not the existing service's. The message is for the user."""
 
 
 class SourceApp(NamedTuple):
@@ -254,16 +254,12 @@ _KEY = re.compile("[0-9a-fA-F]{64}")
 _STORED = re.compile("([0-9a-f]{32}):([0-9a-f]{32}):((?:[0-9a-f]{2})*)", re.IGNORECASE)
 
 
-class WrongKey(Exception):
-    """The key is not the existing service's. The message is for the user."""
-
-
 class SourceKey:
-    """The existing service's `ENCRYPTION_KEY`. Raises `WrongKey` unless it has 64 hex digits."""
+    """The existing service's `ENCRYPTION_KEY`. Raises `SourceError` unless it has 64 hex digits."""
 
     def __init__(self, digits: str) -> None:
         if not _KEY.fullmatch(digits):
-            raise WrongKey("The existing service's ENCRYPTION_KEY has 64 hex digits.")
+            raise SourceError("The existing service's ENCRYPTION_KEY has 64 hex digits.")
         self._cipher = AESGCM(bytes.fromhex(digits))
 
     def decrypt(self, stored: str) -> str | None:

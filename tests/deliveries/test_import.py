@@ -9,7 +9,7 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import connection
 
-from deliveries_app.importing import Source
+from deliveries_app.importing.source import Source
 from deliveries_app.models import App, AppRepository, Delivery, Status, SyncRun
 from repositories_app.models import Repository
 from tests.support.existing import LONG_AGO, ExistingService

@@ -11,8 +11,8 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from deliveries_app.actors import Actor
-from deliveries_app.importing import open_source, validate, write
-from deliveries_app.importing.source import SourceFile
+from deliveries_app.importing import validate, write
+from deliveries_app.importing.source import SourceFile, open_source
 from deliveries_app.models import App, AppRepository, Delivery, StateDetail, Status
 from deliveries_app.reports.next_attempt import next_attempt_of
 from deliveries_app.scheduling import request_sync

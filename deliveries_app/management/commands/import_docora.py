@@ -1,16 +1,17 @@
 """`manage.py import_docora`: import the existing service's data."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import IntegrityError
 
-from deliveries_app import importing
 from deliveries_app.actors import Actor
-from deliveries_app.importing.run import LOSSY_COPIES_NOTE, Counts, Item, Report
-from deliveries_app.importing.source import address_of, message_of
+from deliveries_app.importing.run import LOSSY_COPIES_NOTE, Counts, Item, Report, run_import
+from deliveries_app.importing.source import SourceError, SourceKey, address_of, message_of, open_source
 from deliveries_app.services import imported_tokens
 from docora.cli.output import INTERRUPTED, Bar, add_json, printable, secret_from_stdin, write_json, wrong_usage
 from docora.db import schema
@@ -40,45 +41,13 @@ class Command(BaseCommand):
         add_json(parser, "dry_run, apps, repositories, watches, files (each taken, here, left), problems, remarks")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        try:
+        with _import_errors():
             imported_tokens.require_bcrypt()
-        except imported_tokens.BcryptMissing as error:
-            raise CommandError(str(error)) from None
-        url = (options["url"] or os.environ.get(URL_VARIABLE, "")).strip()
-        if not url:
-            raise wrong_usage(
-                f"Set {URL_VARIABLE} to the URL of the existing service's database: postgres://user:password@host:5432/name"
-            )
-        try:
-            address_of(url)
-        except importing.SourceError as error:
-            raise CommandError(str(error)) from None
-        stdin = options["encryption_key_stdin"]
-        given = secret_from_stdin("key") if stdin else os.environ.get(KEY_VARIABLE, "").strip()
-        if not given:
-            raise wrong_usage(f"Set {KEY_VARIABLE} to the ENCRYPTION_KEY of the existing service, or pass it on stdin.")
+            url, key = _source(options)
         if not schema.is_migrated():
             raise CommandError(f"Nothing was imported: {schema.not_migrated()}.")
-        try:
-            key = importing.SourceKey(given)
+        with _import_errors():
             report = self._import(url, key, dry_run=options["dry_run"], quiet=options["json"])
-        except (importing.WrongKey, importing.SourceError) as error:
-            raise CommandError(str(error)) from None
-        except psycopg.OperationalError as error:
-            raise CommandError(
-                f"The connection to the existing service's database failed: {message_of(error)} {_RESUME}"
-            ) from None
-        except psycopg.Error as error:
-            raise CommandError(f"The existing service's database cannot be read: {message_of(error)}") from None
-        except IntegrityError:
-            raise CommandError(
-                f"Another process wrote the same row at the same time, perhaps another import. {_RESUME}"
-            ) from None
-        except KeyboardInterrupt:
-            raise CommandError(f"Stopped. {_RESUME}", returncode=INTERRUPTED) from None
-        except CONNECTION_ERRORS as error:
-            reason = clean_text(" ".join(str(error).split()), 300).rstrip(".")
-            raise CommandError(f"Docora's own database failed: {reason}. {_RESUME}") from None
         if options["json"]:
             write_json(self.stdout, report.as_dict())
         else:
@@ -88,8 +57,8 @@ class Command(BaseCommand):
             were = "would be" if report.dry_run else "was" if count == 1 else "were"
             raise CommandError(f"{counted(count, 'item', 'items')} {were} imported only in part or not at all.")
 
-    def _import(self, url: str, key: importing.SourceKey, *, dry_run: bool, quiet: bool) -> Report:
-        with importing.open_source(url) as source, Bar(quiet=quiet) as bar:
+    def _import(self, url: str, key: SourceKey, *, dry_run: bool, quiet: bool) -> Report:
+        with open_source(url) as source, Bar(quiet=quiet) as bar:
             total, done = sum(source.file_counts().values()), 0
 
             def advance(files: int) -> None:
@@ -97,7 +66,7 @@ class Command(BaseCommand):
                 done += files
                 bar.show("delivered files", done, total)
 
-            return importing.run_import(Actor.command(), source, key, dry_run=dry_run, advance=advance)
+            return run_import(Actor.command(), source, key, dry_run=dry_run, advance=advance)
 
     def _print(self, report: Report) -> None:
         imported = "would be imported" if report.dry_run else "imported"
@@ -106,7 +75,7 @@ class Command(BaseCommand):
             self.stdout.write(
                 f"{name:<13} {counts.taken:>11,} {imported}, {counts.here:,} already here, {counts.left:,} left out"
             )
-        self._list("Remarks", report.remarks, report.remark_count)
+        self._list("Remarks", report.remarks, len(report.remarks))
         self._list("Problems", report.problems, report.problem_count)
         self.stdout.write(f"\n{LOSSY_COPIES_NOTE}")
 
@@ -118,3 +87,41 @@ class Command(BaseCommand):
             self.stdout.write(printable(f"  {item.what} {item.name}: {item.reason}"))
         if count > len(items):
             self.stdout.write(f"  and {counted(count - len(items), 'more file', 'more files')}")
+
+
+def _source(options: dict[str, Any]) -> tuple[str, SourceKey]:
+    """Return the URL of the existing service's database and its key."""
+    url = (options["url"] or os.environ.get(URL_VARIABLE, "")).strip()
+    if not url:
+        raise wrong_usage(
+            f"Set {URL_VARIABLE} to the URL of the existing service's database: postgres://user:password@host:5432/name"
+        )
+    address_of(url)
+    given = secret_from_stdin("key") if options["encryption_key_stdin"] else os.environ.get(KEY_VARIABLE, "").strip()
+    if not given:
+        raise wrong_usage(f"Set {KEY_VARIABLE} to the ENCRYPTION_KEY of the existing service, or pass it on stdin.")
+    return url, SourceKey(given)
+
+
+@contextmanager
+def _import_errors() -> Iterator[None]:
+    """Convert what can end an import to a `CommandError` that says what to do."""
+    try:
+        yield
+    except (imported_tokens.BcryptMissing, SourceError) as error:
+        raise CommandError(str(error)) from None
+    except psycopg.OperationalError as error:
+        raise CommandError(
+            f"The connection to the existing service's database failed: {message_of(error)} {_RESUME}"
+        ) from None
+    except psycopg.Error as error:
+        raise CommandError(f"The existing service's database cannot be read: {message_of(error)}") from None
+    except IntegrityError:
+        raise CommandError(
+            f"Another process wrote the same row at the same time, perhaps another import. {_RESUME}"
+        ) from None
+    except KeyboardInterrupt:
+        raise CommandError(f"Stopped. {_RESUME}", returncode=INTERRUPTED) from None
+    except CONNECTION_ERRORS as error:
+        reason = clean_text(" ".join(str(error).split()), 300).rstrip(".")
+        raise CommandError(f"Docora's own database failed: {reason}. {_RESUME}") from None
