@@ -85,14 +85,14 @@ def require_resync(actor: Actor, app: App) -> None:
         _require_resync(app, _resyncs_used(app))
 
 
-def count_resync(actor: Actor, app: App) -> None:
-    """Count a re-sync that the app requests. Raises `TooManyResyncs` if it has used up its quota.
+def count_resync(actor: Actor) -> None:
+    """Count a re-sync if an app requests it. Raises `TooManyResyncs` if it has used up its quota.
 
     Call this in the transaction that requests the re-sync, before it locks a watch.
     """
-    if actor.app is None or app.resync_limit is None:
+    if actor.app is None or actor.app.resync_limit is None:
         return
-    row = App.objects.select_for_update(no_key=True).get(pk=app.pk)
+    row = App.objects.select_for_update(no_key=True).get(pk=actor.app.pk)
     used = _resyncs_used(row)
     _require_resync(row, used)
     App.objects.filter(pk=row.pk).update(resyncs_used=used + 1, resyncs_used_at=Now())

@@ -30,16 +30,11 @@ def resync_single(actor: Actor, watch: AppRepository, *, skip_permission_check: 
     Raises `NotFound` if the watch is being removed, and `TooManyResyncs` if an app requests this and has used up its quota.
     Pass `skip_permission_check` if the caller has checked another permission.
     """
-
-    def request(actor: Actor, pks: Sequence[int], operation: BulkOperation | None) -> list[SyncRun]:
-        quotas.count_resync(actor, watch.app)
-        return resync_watches(actor, pks, operation)
-
     return requests.start_single(
         actor,
         OperationKind.RESYNC,
         watch,
-        request,
+        resync_watches,
         error=NotFound("App-repository link not found"),
         skip_permission_check=skip_permission_check,
     )
@@ -90,8 +85,9 @@ def resync_watches(actor: Actor, pks: Sequence[int], operation: BulkOperation | 
 
     Clearing changes one number: the floor, the generation below which no row counts as delivered. The old rows remain
     because they show which files the app may hold, so that files deleted upstream are deleted there too. A failing watch
-    stays failing until it succeeds.
+    stays failing until it succeeds. Raises `TooManyResyncs` if an app requests this and has used up its quota.
     """
+    quotas.count_resync(actor)
     locked = requests.lock_watches(pks, AppRepository.objects.alive())
     AppRepository.objects.filter(pk__in=locked).update(**scheduling.RESYNC)
     return requests.open_runs(actor, locked, Reason.RESYNC, operation, {})
