@@ -1,11 +1,11 @@
 """Check a client's copy for differences, and send what differs (`engine.md` §13)."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import batched
 
 from django.db import transaction
-from django.db.models import Count, Q, QuerySet, Sum
+from django.db.models import Count, QuerySet, Sum
 from django.db.models.functions import Now
 from django.utils import timezone
 
@@ -35,7 +35,7 @@ from docora.text import counted, format_seconds
 
 WAIT_SECONDS = 3600.0
 """A check that could not start within this time ends as not checked."""
-_PAGE = 2000
+_BATCH = 2000  # rows of one statement
 
 
 class NotCheckable(ValueError):
@@ -157,7 +157,7 @@ def _add_deletes(check: DriftCheck, watch: AppRepository) -> int:
     generation, which the request increases, so the notification gets a new sequence.
     """
     added, now, paths = 0, timezone.now(), PathSet()
-    for extra in _pages(check, Q(kind=DriftKind.EXTRA)):
+    for extra in batched(check.files.filter(kind=DriftKind.EXTRA).order_by("path"), _BATCH):
         known = set(_rows_of(watch, extra).values_list("path", flat=True))
         rows = [
             Delivery(
@@ -182,15 +182,15 @@ def _unacknowledge_conflicting(watch: AppRepository, deleted: PathSet) -> None:
     On the client's file system, both may be the same file, so the delete would remove a file that should stay.
     """
     rows = Delivery.objects.filter(watch=watch, acknowledged=True).order_by("path").values_list("pk", "path")
-    conflicting = [pk for pk, path in rows.iterator(chunk_size=_PAGE) if deleted.touches(path)]
-    for batch in batched(conflicting, _PAGE):
+    conflicting = [pk for pk, path in rows.iterator(chunk_size=_BATCH) if deleted.touches(path)]
+    for batch in batched(conflicting, _BATCH):
         Delivery.objects.filter(pk__in=batch).update(acknowledged=False)
 
 
 def _unacknowledge(check: DriftCheck, watch: AppRepository) -> int:
     """Make the rows of missing and different files unacknowledged, unless they have changed since, and return their number."""
     count = 0
-    for files in _pages(check, ~Q(kind=DriftKind.EXTRA)):
+    for files in batched(check.files.exclude(kind=DriftKind.EXTRA).order_by("path"), _BATCH):
         compared = {file.path: file.sequence for file in files}
         rows = _rows_of(watch, files).values_list("pk", "path", "sequence")
         same = [pk for pk, path, sequence in rows if sequence == compared[path]]
@@ -199,16 +199,8 @@ def _unacknowledge(check: DriftCheck, watch: AppRepository) -> int:
     return count
 
 
-def _rows_of(watch: AppRepository, files: list[DriftFile]) -> QuerySet[Delivery]:
+def _rows_of(watch: AppRepository, files: Sequence[DriftFile]) -> QuerySet[Delivery]:
     return Delivery.objects.filter(watch=watch, path__in=[file.path for file in files])
-
-
-def _pages(check: DriftCheck, condition: Q) -> Iterator[list[DriftFile]]:
-    files = check.files.filter(condition).order_by("path")
-    last = ""
-    while page := list(files.filter(path__gt=last)[:_PAGE]):
-        yield page
-        last = page[-1].path
 
 
 def maintain_checks() -> None:
