@@ -1,8 +1,8 @@
 """Watch many repositories of one app at once, each with its own result."""
 
 import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -88,12 +88,14 @@ def watch_many(actor: Actor, app: App, lines: Iterable[str], options: WatchOptio
     for canonical, watch in watched.items():
         line = candidates.pop(canonical).line
         results[line] = _already(line, watch)
-    for candidate, answer in _check(actor, candidates.values(), options):
-        results[candidate.line] = (
-            LineResult(candidate.line, LineStatus.FAILED, str(answer))
-            if isinstance(answer, GitError)
-            else _store(actor, app, candidate, options, is_private=answer)
-        )
+    deadline = time.monotonic() + TOTAL_SECONDS
+    with ThreadPoolExecutor(CONCURRENT_CHECKS) as pool:  # the threads use no database
+        answers = pool.map(lambda candidate: _check(actor, candidate, options, deadline), candidates.values())
+    for candidate, answer in zip(candidates.values(), answers, strict=True):
+        if isinstance(answer, GitError):
+            results[candidate.line] = LineResult(candidate.line, LineStatus.FAILED, str(answer))
+        elif answer is not None:
+            results[candidate.line] = _store(actor, app, candidate, options, is_private=answer)
     return list(results.values())
 
 
@@ -101,24 +103,8 @@ def _already(line: str, watch: AppRepository) -> LineResult:
     return LineResult(line, LineStatus.ALREADY_WATCHED, "Nothing was changed.", watch)
 
 
-def _check(
-    actor: Actor, candidates: Iterable[_Candidate], options: WatchOptions
-) -> Iterator[tuple[_Candidate, bool | GitError]]:
-    """Yield whether each repository is private, or why it cannot be read. Omit those that could not be checked in time.
-
-    The threads use no database.
-    """
-    deadline = time.monotonic() + TOTAL_SECONDS
-    with ThreadPoolExecutor(CONCURRENT_CHECKS) as pool:
-        checks = {pool.submit(_check_one, actor, candidate, options, deadline): candidate for candidate in candidates}
-        wait(checks)  # each ends by the deadline, or just after
-    for check, candidate in checks.items():
-        answer = check.result()
-        if answer is not None:
-            yield candidate, answer
-
-
-def _check_one(actor: Actor, candidate: _Candidate, options: WatchOptions, deadline: float) -> bool | GitError | None:
+def _check(actor: Actor, candidate: _Candidate, options: WatchOptions, deadline: float) -> bool | GitError | None:
+    """Return whether the repository is private, why it cannot be read, or None if there is no time left to ask."""
     left = deadline - time.monotonic()
     if left < LEAST_SECONDS:
         return None
