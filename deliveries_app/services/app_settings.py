@@ -39,7 +39,7 @@ class PausedByAdministrator(ValueError):
 
 
 def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
-    """Save only the fields named in `changed`, because workers update the others.
+    """Save the fields named in `changed`, and those that change with them.
 
     An app cannot do this with its own token, because a stolen token could then send the files elsewhere: see
     `change_own_settings`. The GitHub App decides what the client app can read, so assigning one also requires the permission
@@ -50,35 +50,37 @@ def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
     actor.require(Permission.CHANGE_APPS)
     if actor.app is not None:
         raise PermissionDenied("An app's token can't change these settings.")
-    fields = set(changed)
-    if "github_app" in fields:
+    given = {name: getattr(app, name) for name in sorted(set(changed))}
+    if "github_app" in given:
         actor.require(Permission.CHANGE_GITHUB_APPS)
-    given = {name: getattr(app, name) for name in sorted(fields)}
-    resumed = "paused" in fields and not app.paused
-    if "paused" in fields:
-        app.paused_reason = ""  # an administrator's pause has none
-        fields.add("paused_reason")
-    if resumed or "base_url" in fields:
-        app.cooldown_until, app.down_count = None, 0
-        fields |= {"cooldown_until", "down_count"}
-    if "base_url" in fields:
-        app.ping_failed_at, app.pace_slots, app.pace_gap = None, None, 0.0
-        fields |= {"ping_failed_at", "pace_slots", "pace_gap"}
+    also: dict[str, Any] = {}  # fields that change with the given ones
+    if "paused" in given:
+        also["paused_reason"] = ""  # an administrator's pause has none
+    if "base_url" in given or given.get("paused") is False:
+        also |= {"cooldown_until": None, "down_count": 0}
+    if "base_url" in given:
+        also |= {"ping_failed_at": None, "pace_slots": None, "pace_gap": 0.0}
     with transaction.atomic():
         before = App.objects.select_for_update(no_key=True, of=("self",)).select_related("github_app").get(pk=app.pk)
-        if "max_in_flight" in fields:
-            limit = app.max_in_flight  # the administrator's; the app's own choice, if there is one, is in `before`
-            app.max_in_flight = limit if before.in_flight_limit is None else min(limit, before.max_in_flight)
-            app.in_flight_limit = limit if app.max_in_flight < limit else None
-            fields.add("in_flight_limit")
+        if "max_in_flight" in given:
+            limit = given["max_in_flight"]  # the administrator's; the app's own choice, if there is one, is in `before`
+            chosen = limit if before.in_flight_limit is None else min(limit, before.max_in_flight)
+            also |= {"max_in_flight": chosen, "in_flight_limit": limit if chosen < limit else None}
             before.max_in_flight = before.max_in_flight_limit  # what the form shows and sets
         record_settings(actor, before, given)
         if before.paused and before.paused_reason and given.get("paused"):
             audit.record(actor, AuditAction.APP_PAUSED, [app], f"Paused. Until then: {before.paused_reason}")
         _notify_of_new_addresses(actor, before, given)
-        app.save(update_fields={*fields, "updated_at"})
-        if "cooldown_until" in fields:
+        _save(app, given | also)
+        if "cooldown_until" in also:
             _continue(before)
+
+
+def _save(app: App, fields: Mapping[str, object]) -> None:
+    """Set and save only these fields, because workers update the others."""
+    for name, value in fields.items():
+        setattr(app, name, value)
+    app.save(update_fields=[*fields, "updated_at"])
 
 
 def _continue(app: App) -> None:
@@ -116,9 +118,7 @@ def change_own_settings(actor: Actor, app: App, **settings: Unpack[OwnSettings])
             changes["in_flight_limit"] = None if given["max_in_flight"] == limit else limit
         if changes:
             record_settings(actor, row, given)
-            for name, value in changes.items():
-                setattr(row, name, value)
-            row.save(update_fields=[*changes, "updated_at"])
+            _save(row, changes)
     return row
 
 
