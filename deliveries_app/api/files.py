@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import datetime
 from typing import Annotated, Any
 
 import orjson
@@ -53,30 +54,24 @@ def list_failures(
     if kind is not None:
         rows = rows.filter(kind=kind)
     page, following = _FAILURES.page(rows, after, limit)
-    held = dict(
-        Delivery.objects.filter(watch=watch, path__in=[row.path for row in page], hold_until__isnull=False).values_list(
-            "path", "hold_until"
-        )
-    )
+    held = Delivery.objects.filter(watch=watch, path__in=[row.path for row in page], hold_until__isnull=False)
+    hold_until = dict(held.values_list("path", "hold_until"))
+    return {"failures": [_failure(row, watch, hold_until.get(row.path)) for row in page], "next": following}
+
+
+def _failure(row: DeliveryFailure, watch: AppRepository, hold_until: datetime | None) -> dict[str, Any]:
+    is_retried = row.kind == FailureKind.FAILED
     return {
-        "failures": [
-            {
-                "path": row.path,
-                "kind": row.kind,
-                "cause": row.cause,
-                "status": row.status_code,
-                "message": row.message,
-                "response": row.body,
-                "attempts": row.attempts if row.kind == FailureKind.FAILED else 0,
-                "first_at": timestamp(row.first_at),
-                "last_at": timestamp(row.last_at),
-                "next_attempt_at": moment(due_at(watch, held.get(row.path)))
-                if row.kind == FailureKind.FAILED
-                else None,
-            }
-            for row in page
-        ],
-        "next": following,
+        "path": row.path,
+        "kind": row.kind,
+        "cause": row.cause,
+        "status": row.status_code,
+        "message": row.message,
+        "response": row.body,
+        "attempts": row.attempts if is_retried else 0,
+        "first_at": timestamp(row.first_at),
+        "last_at": timestamp(row.last_at),
+        "next_attempt_at": moment(due_at(watch, hold_until)) if is_retried else None,
     }
 
 
