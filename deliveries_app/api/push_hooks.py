@@ -9,7 +9,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.api.callers import RepositoryId
 from deliveries_app.api.schemas import Announced
 from deliveries_app.services import push_hooks
-from docora.web.api import SHELL, THROTTLED, authentication_error, body_chunks, documented_responses
+from docora.web.api import SHELL, THROTTLED, authentication_error, body_chunks, documented_responses, header_parameter
 
 router = Router(tags=["Push hooks"])
 
@@ -28,13 +28,9 @@ _documented = documented_responses(
 )
 
 
-def _header(name: str, description: str, **more: Any) -> dict[str, Any]:
-    return {"in": "header", "name": name, "description": description, "schema": {"type": "string"}, **more}
-
-
 _documented["openapi_extra"] |= {
     "parameters": [
-        _header(
+        header_parameter(
             "X-Hub-Signature-256",
             "GitHub: `sha256=` and the hex HMAC-SHA256 of the body under the push hook secret of the watch.",
             example="sha256=88aab3ede8d3adf94d26ab90d3bafd4a2083070c3bcce9c014ee04a443847c0b",
@@ -42,10 +38,10 @@ _documented["openapi_extra"] |= {
                 SHELL: """sha256=$(printf %s "$BODY" | openssl dgst -sha256 -hmac "$PUSH_SECRET" -r | cut -d ' ' -f 1)"""
             },
         ),
-        _header("X-Hub-Signature", "Bitbucket: the same value."),
-        _header("X-Gitea-Signature", "Gitea: the hex HMAC-SHA256 alone."),
-        _header("X-Forgejo-Signature", "Forgejo: the hex HMAC-SHA256 alone."),
-        _header("X-Gitlab-Token", "GitLab: the push hook secret itself."),
+        header_parameter("X-Hub-Signature", "Bitbucket: the same value."),
+        header_parameter("X-Gitea-Signature", "Gitea: the hex HMAC-SHA256 alone."),
+        header_parameter("X-Forgejo-Signature", "Forgejo: the hex HMAC-SHA256 alone."),
+        header_parameter("X-Gitlab-Token", "GitLab: the push hook secret itself."),
     ],
     "requestBody": {
         "description": "Whatever the host sends. It is only read to verify a signature.",

@@ -24,7 +24,7 @@ from deliveries_app.models import Status as WatchStatus
 from deliveries_app.services import watch_settings
 from deliveries_app.services.push_hooks import hook_url
 from deliveries_app.services.watching import registered_fields
-from docora.web.api import READ, documented_responses, prefers_async
+from docora.web.api import READ, documented_responses, header_parameter, prefers_async
 from repositories_app.git.exceptions import GitError
 
 router = Router(auth=AppToken(), tags=["Repositories"])
@@ -55,14 +55,11 @@ _registered["openapi_extra"]["responses"][202]["headers"] = {
     "Preference-Applied": {"description": "`respond-async`", "schema": {"type": "string"}},
 }
 _registered["openapi_extra"]["parameters"] = [
-    {
-        "in": "header",
-        "name": "Prefer",
-        "description": "`respond-async`: don't wait for the git host. If the repository can't be read, its first sync fails "
-        "instead of this call, and `last_error` says why. `is_private` is true until Docora has read the repository "
-        "without a token.",
-        "schema": {"type": "string"},
-    }
+    header_parameter(
+        "Prefer",
+        "`respond-async`: don't wait for the git host. If the repository can't be read, its first sync fails instead of this "
+        "call, and `last_error` says why. `is_private` is true until Docora has read the repository without a token.",
+    )
 ]
 
 

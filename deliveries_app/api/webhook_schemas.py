@@ -11,6 +11,7 @@ from pydantic.json_schema import SkipJsonSchema, models_json_schema
 from deliveries_app.models import Reason
 from deliveries_app.sync.drift import MAX_WAITS
 from deliveries_app.webhooks.payloads import PING_REASON, VERIFY_REASON
+from docora.web.api import header_parameter
 from repositories_app.git.exceptions import Cause
 
 
@@ -249,10 +250,7 @@ def add_to(document: dict[str, Any]) -> None:
                 "description": description,
                 "tags": ["Webhooks"],
                 "security": [],
-                "parameters": [
-                    {"in": "header", "name": name, "required": True, "description": text, "schema": {"type": "string"}}
-                    for name, text in HEADERS.items()
-                ],
+                "parameters": [header_parameter(name, text, required=True) for name, text in HEADERS.items()],
                 "requestBody": {
                     "required": True,
                     "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}},

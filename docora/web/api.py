@@ -71,6 +71,11 @@ def _header(description: str, schema: dict[str, str]) -> dict[str, Any]:
     return {"description": description, "schema": schema}
 
 
+def header_parameter(name: str, description: str, **more: Any) -> dict[str, Any]:
+    """Return the documentation of a request's header, with `more` fields."""
+    return {"in": "header", "name": name, "description": description, "schema": {"type": "string"}, **more}
+
+
 _CHUNK_SIZE = 65536  # bytes
 
 
