@@ -108,8 +108,6 @@ class Handler(HTTPHandler):
 
     def _stream(self, output: io.BufferedReader, *, chunked: bool) -> None:
         """Forward the output block by block as it arrives."""
-        if chunked and self.request_version == "HTTP/1.0":
-            chunked, self.close_connection = False, True
         if chunked:
             self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
