@@ -43,35 +43,30 @@ def resync_single(actor: Actor, watch: AppRepository, *, skip_permission_check: 
 def resync_by_app(actor: Actor, app: App, *, reason: str = "", rollout: Rollout = AT_ONCE) -> BulkOperation:
     """Send every file of every repository of one app again."""
     actor.require_app(app)
-    watches = AppRepository.objects.filter(app=app)
-    empty_message = "No repositories for this app"
-    title = f"Re-sync all · {app.name}"
-    return resync_many(actor, watches, title, app=app, empty_message=empty_message, reason=reason, rollout=rollout)
+    return resync_many(actor, AppRepository.objects.filter(app=app), app=app, reason=reason, rollout=rollout)
 
 
 def resync_many(
     actor: Actor,
     watches: AppRepositoryQuerySet,
-    title: str = "",
     *,
     app: App | None = None,
-    empty_message: str = "No watched repositories are selected",
     reason: str = "",
     rollout: Rollout = AT_ONCE,
 ) -> BulkOperation:
-    """Send every file of these watches again, as one operation.
+    """Send every file of these watches again, as one operation. Pass `app` if they are all of its watches.
 
-    Raises `NotFound` with `empty_message` if there are none. With a gradual `rollout`, the first watches are released now
-    and the sweep releases the others. For a single watch it makes no difference.
+    Raises `NotFound` if there are none. With a gradual `rollout`, the first watches are released now and the sweep releases
+    the others. For a single watch it makes no difference.
     """
     operation = requests.start_bulk(
         actor,
         OperationKind.RESYNC,
         watches.alive(),
         resync_watches,
-        title=title,
+        title=f"Re-sync all · {app.name}" if app else "",
         app=app,
-        empty_message=empty_message,
+        empty_message="No repositories for this app" if app else "No watched repositories are selected",
         reason=reason,
         rollout=rollout,
     )

@@ -34,9 +34,7 @@ def retry_single(actor: Actor, watch: AppRepository) -> SyncRun:
 def retry_by_app(actor: Actor, app: App) -> BulkOperation:
     """Retry every failing watch of one app now."""
     actor.require_app(app)
-    watches = AppRepository.objects.filter(app=app)
-    empty_message = "No failed notifications for this app"
-    return retry_many(actor, watches, f"Retry all failed · {app.name}", app=app, empty_message=empty_message)
+    return retry_many(actor, AppRepository.objects.filter(app=app), f"Retry all failed · {app.name}", app=app)
 
 
 def retry_all(actor: Actor) -> BulkOperation:
@@ -45,14 +43,13 @@ def retry_all(actor: Actor) -> BulkOperation:
 
 
 def retry_many(
-    actor: Actor,
-    watches: AppRepositoryQuerySet,
-    title: str = "",
-    *,
-    app: App | None = None,
-    empty_message: str = "No failed notifications found",
+    actor: Actor, watches: AppRepositoryQuerySet, title: str = "", *, app: App | None = None
 ) -> BulkOperation:
-    """Retry the failing watches among these as one operation. Raises `NotFound` with `empty_message` if none is failing."""
+    """Retry the failing watches among these as one operation. Pass `app` if they are all of its watches.
+
+    Raises `NotFound` if none is failing.
+    """
+    empty_message = "No failed notifications for this app" if app else "No failed notifications found"
     return requests.start_bulk(
         actor, OperationKind.RETRY, watches.failing(), _request, title=title, app=app, empty_message=empty_message
     )
