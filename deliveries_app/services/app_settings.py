@@ -67,7 +67,7 @@ def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
             chosen = limit if before.in_flight_limit is None else min(limit, before.max_in_flight)
             also |= {"max_in_flight": chosen, "in_flight_limit": limit if chosen < limit else None}
             before.max_in_flight = before.max_in_flight_limit  # what the form shows and sets
-        record_settings(actor, before, given)
+        _record_settings(actor, before, given)
         if before.paused and before.paused_reason and given.get("paused"):
             audit.record(actor, AuditAction.APP_PAUSED, [app], f"Paused. Until then: {before.paused_reason}")
         _notify_of_new_addresses(actor, before, given)
@@ -117,12 +117,12 @@ def change_own_settings(actor: Actor, app: App, **settings: Unpack[OwnSettings])
                 raise ValidationError(f"max_in_flight must be between 1 and {limit}, the administrator's limit.")
             changes["in_flight_limit"] = None if given["max_in_flight"] == limit else limit
         if changes:
-            record_settings(actor, row, given)
+            _record_settings(actor, row, given)
             _save(row, changes)
     return row
 
 
-def record_settings(actor: Actor, before: App, after: Mapping[str, object]) -> None:
+def _record_settings(actor: Actor, before: App, after: Mapping[str, object]) -> None:
     """Record the fields in `after` that differ from those of the row `before`. Pausing and resuming have their own entry."""
     given = dict(after)
     paused = given.pop("paused", before.paused)

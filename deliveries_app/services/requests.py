@@ -65,20 +65,12 @@ type Request = Callable[[Actor, Sequence[int], BulkOperation | None], list[SyncR
 
 
 def start_single(
-    actor: Actor,
-    kind: OperationKind,
-    watch: AppRepository,
-    request: Request,
-    *,
-    error: Exception,
-    skip_permission_check: bool = False,
+    actor: Actor, kind: OperationKind, watch: AppRepository, request: Request, *, error: Exception
 ) -> SyncRun:
-    """Request a sync of one watch, enqueue it ahead of bulk work, and return its run.
+    """Request a sync of one watch, enqueue it ahead of bulk work, and return its run. The caller checks the permission.
 
-    Raises `error` if the request does not apply. Pass `skip_permission_check` if the caller has checked another permission.
+    Raises `error` if the request does not apply.
     """
-    if not skip_permission_check:
-        actor.require(PERMISSIONS[kind])
     actor.require_watch(watch)
     with transaction.atomic():
         opened = request(actor, [watch.pk], None)

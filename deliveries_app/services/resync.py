@@ -24,20 +24,19 @@ from deliveries_app.services.requests import AT_ONCE, NotFound, Rollout
 from deliveries_app.services.rollout import release
 
 
-def resync_single(actor: Actor, watch: AppRepository, *, skip_permission_check: bool = False) -> SyncRun:
+def resync_single(actor: Actor, watch: AppRepository) -> SyncRun:
     """Send every file of one watch again, in any state.
 
     Raises `NotFound` if the watch is being removed, and `TooManyResyncs` if an app requests this and has used up its quota.
-    Pass `skip_permission_check` if the caller has checked another permission.
     """
-    return requests.start_single(
-        actor,
-        OperationKind.RESYNC,
-        watch,
-        resync_watches,
-        error=NotFound("App-repository link not found"),
-        skip_permission_check=skip_permission_check,
-    )
+    actor.require(Permission.RESYNC)
+    return request_resync(actor, watch)
+
+
+def request_resync(actor: Actor, watch: AppRepository) -> SyncRun:
+    """Do what `resync_single` does, for a caller that has checked another permission."""
+    error = NotFound("App-repository link not found")
+    return requests.start_single(actor, OperationKind.RESYNC, watch, resync_watches, error=error)
 
 
 def resync_by_app(actor: Actor, app: App, *, reason: str = "", rollout: Rollout = AT_ONCE) -> BulkOperation:

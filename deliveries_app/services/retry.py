@@ -17,6 +17,7 @@ from deliveries_app.models import (
     Status,
     SyncRun,
 )
+from deliveries_app.permissions import Permission
 from deliveries_app.progress import runs
 from deliveries_app.services import requests
 
@@ -27,6 +28,7 @@ class NotFailed(ValueError):
 
 def retry_single(actor: Actor, watch: AppRepository) -> SyncRun:
     """Retry one failing watch now. Raises `NotFailed` if it is not failing or not watched."""
+    actor.require(Permission.RETRY)
     error = NotFailed("Only failed entries can be retried")
     return requests.start_single(actor, OperationKind.RETRY, watch, _request, error=error)
 

@@ -32,7 +32,7 @@ from deliveries_app.planning.ignore_rules import compile_lines, describe_problem
 from deliveries_app.progress import runs
 from deliveries_app.services import quotas, requests
 from deliveries_app.services.host_checks import check_readable
-from deliveries_app.services.resync import resync_single
+from deliveries_app.services.resync import request_resync
 from deliveries_app.webhooks.client import info_of
 from deliveries_app.webhooks.payloads import timestamp
 from docora.redis import queues
@@ -233,7 +233,7 @@ def _send_again(actor: Actor, watch: AppRepository, url: str, options: WatchOpti
         audit.record(actor, AuditAction.WATCH_CHANGED, [watch], changes.summary, changes)
     AppRepository.objects.filter(pk=watch.pk).update(**given)
     watch.refresh_from_db()
-    resync_single(actor, watch, skip_permission_check=True)
+    request_resync(actor, watch)
 
 
 def _require_new(app: App, url: RepositoryUrl) -> None:

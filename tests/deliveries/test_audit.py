@@ -73,9 +73,9 @@ A = AuditAction
 # --- Every use case ------------------------------------------------------------------------------------------------------
 
 _INNER = {
-    "lock_app", "lock_watch", "notify_contact", "record_settings", "start_single", "start_bulk", "record_opened", "record_for_apps",
-    "open_runs", "resync_watches", "request_unacknowledged", "store_watch", "check_readable", "require_quota",
-    "is_limited", "require_room_for_watch", "require_resync", "count_resync", "count_unwatch",
+    "lock_app", "lock_watch", "notify_contact", "start_single", "start_bulk", "request_resync", "record_opened",
+    "record_for_apps", "open_runs", "resync_watches", "request_unacknowledged", "store_watch", "check_readable",
+    "require_quota", "is_limited", "require_room_for_watch", "require_resync", "count_resync", "count_unwatch",
 }  # fmt: skip
 """Parts of use cases. What they record is seen in those."""
 _UNRECORDED = {"repository_pushed": "A git host sends it on every push. It only makes Docora look."}
