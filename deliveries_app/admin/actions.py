@@ -180,7 +180,6 @@ class BulkAdmin[M: Model](ConfirmingAdmin[M]):
             "impact": impact,
             "form": form,
             "preflight": endpoints.preflight(watches),
-            "can_ping": request.user.has_perm(Permission.CHANGE_APPS),
             "app": scope.app,
             "single": impact.sample[0] if impact.watches == 1 else None,
             "back": back,

@@ -101,8 +101,7 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
         ]
 
     def secrets_context(self, request: HttpRequest, owner: App) -> dict[str, Any]:
-        can_ping = self.can(request, Permission.CHANGE_APPS)
-        return {"app": owner, "can_ping": can_ping, "public_url": settings.PUBLIC_URL}
+        return {"app": owner, "public_url": settings.PUBLIC_URL}
 
     def settings_page_of(self, app: App) -> str:
         return reverse(f"admin:{self.url_name('settings')}", args=[app.pk])

@@ -217,7 +217,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, RemovalAdmin[App]):
                 ping = pinging.send_ping(Actor.of_request(request), app, new_key=new_key)
                 if request.htmx:  # type: ignore[attr-defined]  # of `HtmxMiddleware`
                     app.refresh_from_db()
-                    context = {"endpoint": endpoints.after_ping(app), "ping": ping, "can_ping": True}
+                    context = {"endpoint": endpoints.after_ping(app), "ping": ping}
                     return render(request, "docora/preflight.html#pinged", context)
             except NotFound:
                 message = f"{app} is being deleted."
@@ -281,8 +281,6 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, RemovalAdmin[App]):
             **live,
             "operations": [progress_context.of_operation(operation) for operation in operations],
             "only_name": names[0] if len(names) == 1 else "",
-            "can_ping": self.can(request, Permission.CHANGE_APPS),
-            "can_rotate": self.can(request, Permission.REPLACE_SECRETS),
         }
 
     def _settings_context(self, request: HttpRequest, app: App) -> dict[str, Any]:
@@ -295,8 +293,6 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, RemovalAdmin[App]):
             "now": now,
             "tokens": tokens,
             "old_tokens": sum(token.expires_at is not None and token.expires_at > now for token in tokens),
-            "can_rotate": self.can(request, Permission.REPLACE_SECRETS),
-            "can_ping": self.can(request, Permission.CHANGE_APPS),
         }
 
     def endpoint(self, request: HttpRequest, app: App) -> HttpResponse:

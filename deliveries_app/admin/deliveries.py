@@ -128,7 +128,6 @@ class DeliveryAdmin(ConfirmingAdmin[Delivery], ReadOnlyAdmin[Delivery]):
             "acknowledged_at": attempts.acknowledged_at(delivery),
             "next_attempt": None if is_delivered else next_attempt_of(watch, hold_until=delivery.hold_until),
             "attempts": attempts.of_path(request.user, watch, delivery.path, delivery),
-            "can_resend": request.user.has_perms([Permission.VIEW_WATCHES, Permission.RESYNC]),
             "page": self.page_of(delivery),
         }
 

@@ -30,7 +30,6 @@ from deliveries_app.models import (
     SyncRun,
 )
 from deliveries_app.models.apps import APP_SECRETS
-from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import app_detail, overview
 from deliveries_app.reports import drift as drift_report
@@ -135,17 +134,13 @@ def live_watches(request: HttpRequest) -> HttpResponse:
     listed = list(_watches().filter(pk__in=asked))
     failing, page = set(row_ids(request, "failing")), polling_page(request)
     with_files = request.GET.get("files") == "1"
-    rights = {
-        "can_retry": request.user.has_perm(Permission.RETRY),
-        "can_resync": request.user.has_perm(Permission.RESYNC),
-    }
     changed = [watch for watch in listed if not watch.is_active or watch.is_failing != (watch.pk in failing)]
     refreshed = [] if with_files else changed
     context = {
         "rows": app_detail.rows_of(listed),
         "live_query": watches.live_query(listed, with_files=with_files),
         "with_files": with_files,
-        "cells": [cell for watch in refreshed for cell in watches.refreshed_cells(watch, page, **rights)],
+        "cells": [cell for watch in refreshed for cell in watches.refreshed_cells(request.user, watch, page)],
         "settled": [watch for watch in listed if not watch.is_active],
         "gone": set(asked).difference(watch.pk for watch in listed),
     }

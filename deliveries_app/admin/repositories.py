@@ -92,17 +92,13 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
         can_view_watches = can_view(request.user, AppRepository)
         rows = AppRepository.objects.alive().with_state().filter(repository=repository).for_list()
         watches = rows[:LISTED_WATCHES] if can_view_watches else rows.none()
-        can_retry = request.user.has_perms([Permission.VIEW_WATCHES, Permission.RETRY])
-        rights = {"can_resync": self.has_resync_permission(request), "can_retry": can_retry}
         cause = repository.last_error_cause
         return {
             "repository": repository,
             "snapshot": repository.snapshots.first(),
             "can_view_watches": can_view_watches,
-            "rows": [cells_of(watch, request.get_full_path(), **rights) for watch in watches],
+            "rows": [cells_of(request.user, watch, request.get_full_path()) for watch in watches],
             "more_watches": max(0, self.watchers(repository) - LISTED_WATCHES),
             "live_query": live_query(watches),
-            **rights,
-            "can_reset_circuit": self.has_retry_permission(request),
             "hint": ROOT_HINTS[of_git(cause)].for_user(request.user) if cause else "",
         }

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
+from django.contrib.auth.models import AnonymousUser, User
 from django.core.exceptions import PermissionDenied
 from django.db.models import Q, QuerySet
 from django.db.models.functions import Now
@@ -201,7 +202,6 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
             "attempts": attempts.of_path(request.user, watch, explanation.sent_path, explanation.row)
             if explanation
             else None,
-            "can_resend": self.can(request, Permission.RESYNC),
             "here": request.get_full_path(),
             "row_badge": state_badge(explanation.row, watch) if explanation and explanation.row else None,
         }
@@ -235,14 +235,13 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
 
     def get_list_display(self, request: HttpRequest) -> tuple[Any, ...]:
         """Add each row's buttons for users who can use them. They redirect back to this list."""
-        can_retry, can_resync = self.has_retry_permission(request), self.has_resync_permission(request)
-        if not (can_retry or can_resync):
+        if not can_act(request.user):
             return self.list_display
         back = request.get_full_path()
 
         @admin.display(description=widgets.ACTIONS)
         def resync_button(watch: AppRepository) -> SafeString:
-            return buttons(watch, back, can_retry=can_retry, can_resync=can_resync)
+            return buttons(request.user, watch, back)
 
         return (*self.list_display, resync_button)
 
@@ -275,21 +274,15 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
     def page_context(self, request: HttpRequest, watch: AppRepository) -> dict[str, Any]:
         """Return the watch's details, its progress, and what is not delivered."""
         skipped = watch.failures.filter(kind=FailureKind.SKIPPED)
-        can_retry = self.has_retry_permission(request)
         return {
             **of_watch(watch),
             **drift.of_watch(watch),
-            "can_resync": self.has_resync_permission(request),
-            "can_delete": self.has_delete_permission(request, watch),
             "failing_files": failing_files.of_watch(watch),
             "left_out": help_texts.left_out(watch.left_out),
             "skipped": skipped[:LISTED_SKIPPED],
             "more_skipped": max(0, skipped.count() - LISTED_SKIPPED),
             "notices": watch.notices.all()[:LISTED_SKIPPED],
             "next_check": next_check_of(watch),
-            "can_change": self.can(request, Permission.CHANGE_WATCHES),
-            "can_retry": can_retry,
-            "can_reset_circuit": can_retry and request.user.has_perm(Permission.VIEW_REPOSITORIES),
             "hook_url": hook_url(watch),
             "hint": help_texts.ROOT_HINTS[RootCause(watch.root_cause)].for_user(request.user)
             if watch.is_failing
@@ -336,24 +329,28 @@ def cell(name: str, watch: AppRepository, swap: str = "") -> SafeString:
     return format_html('<span id="{}-{}"{}{}>{}</span>', name, watch.pk, empty, swap, content or "—")
 
 
-def buttons(watch: AppRepository, back: str, *, can_retry: bool, can_resync: bool, swap: str = "") -> SafeString:
-    """Return the buttons of a row, for users who can use them. They lead `back`."""
-    retry = widgets.retry_button(watch, back) if can_retry and watch.is_failing else ""
-    resync = widgets.resync_link(watch, back, str(watch), "Re-sync") if can_resync else ""
+def can_act(user: User | AnonymousUser) -> bool:
+    """Return whether the user can use any of the buttons of a row."""
+    return user.has_perm(Permission.RETRY) or user.has_perm(Permission.RESYNC)
+
+
+def buttons(user: User | AnonymousUser, watch: AppRepository, back: str, swap: str = "") -> SafeString:
+    """Return the buttons of a row that the user can use. They lead `back`."""
+    retry = widgets.retry_button(watch, back) if watch.is_failing and user.has_perm(Permission.RETRY) else ""
+    resync = widgets.resync_link(watch, back, str(watch), "Re-sync") if user.has_perm(Permission.RESYNC) else ""
     return format_html('<div id="buttons-{}" class="row-buttons"{}>{}{}</div>', watch.pk, swap, retry, resync)
 
 
-def cells_of(watch: AppRepository, back: str, *, can_retry: bool, can_resync: bool) -> dict[str, Any]:
+def cells_of(user: User | AnonymousUser, watch: AppRepository, back: str) -> dict[str, Any]:
     """Return the watch and its cells, for a table of watched repositories outside of the list."""
-    shown = buttons(watch, back, can_retry=can_retry, can_resync=can_resync)
-    return {"watch": watch, "buttons": shown, **{name: cell(name, watch) for name in _CELLS}}
+    return {"watch": watch, "buttons": buttons(user, watch, back), **{name: cell(name, watch) for name in _CELLS}}
 
 
-def refreshed_cells(watch: AppRepository, back: str, *, can_retry: bool, can_resync: bool) -> Iterator[SafeString]:
+def refreshed_cells(user: User | AnonymousUser, watch: AppRepository, back: str) -> Iterator[SafeString]:
     """Yield the cells of a row that a sync changes, besides its status."""
     yield from (cell(name, watch, widgets.SWAP) for name in _CELLS)
-    if can_retry or can_resync:
-        yield buttons(watch, back, can_retry=can_retry, can_resync=can_resync, swap=widgets.SWAP)
+    if can_act(user):
+        yield buttons(user, watch, back, widgets.SWAP)
 
 
 def of_watch(watch: AppRepository) -> dict[str, Any]:
