@@ -42,10 +42,8 @@ class HealthChangeList(ChangeList):
 class AppHealthAdmin(BulkAdmin[App]):
     """The columns of the list. The rows have `watch_count`, `failed_count`, `last_success` and `health`."""
 
+    list_class = HealthChangeList
     list_display = ("name", "state")  # and those that get_list_display adds
-
-    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
-        return HealthChangeList
 
     def get_list_display(self, request: HttpRequest) -> tuple[Any, ...]:
         """Link the numbers for users who can view the repositories, and add a button for those who can re-sync."""

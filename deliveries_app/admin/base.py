@@ -1,13 +1,15 @@
 """Base classes of all of Docora's model admins."""
 
+import copy
 from collections.abc import Callable, Collection
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
 from django.contrib.admin import ShowFacets, helpers
+from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
-from django.db.models import Model
+from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
@@ -59,6 +61,11 @@ def _parameters_of(list_filter: Any) -> Collection[str]:
     return parameters
 
 
+class _FilterOnly(ChangeList):
+    def get_results(self, request: HttpRequest) -> None:
+        pass
+
+
 class DocoraAdmin[M: Model](PlainLists, ModelAdmin[M]):
     """A model admin whose lists never count a whole table.
 
@@ -67,6 +74,7 @@ class DocoraAdmin[M: Model](PlainLists, ModelAdmin[M]):
     """
 
     page_template: str | None = None
+    list_class: type[ChangeList] = ChangeList
     add_label = ""
     """The label of the button that adds a row, if it is not "Add" and the name of the model."""
     audited_by_services = True
@@ -77,6 +85,19 @@ class DocoraAdmin[M: Model](PlainLists, ModelAdmin[M]):
     def page_context(self, request: HttpRequest, obj: M) -> dict[str, Any]:
         """Return what `page_template` shows in addition to the object."""
         return {}
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return self.list_class
+
+    def filtered_rows(self, request: HttpRequest) -> QuerySet[M]:
+        """Return the rows that the list finds with the request's search and filters. It neither counts them nor reads a page.
+
+        Raises `IncorrectLookupParameters` if a filter is invalid.
+        """
+        reader = copy.copy(self)  # because all threads share this object
+        reader.list_class = type("FilterOnly", (_FilterOnly, self.list_class), {})
+        rows: QuerySet[M] = reader.get_changelist_instance(request).queryset
+        return rows
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> M | None:
         """Return the row as Django does, but build its SQL only once, which takes longer than the query itself.

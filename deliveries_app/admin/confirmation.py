@@ -17,7 +17,7 @@ from django import forms
 from django.contrib import messages
 from django.contrib.admin import helpers
 from django.contrib.admin.options import IncorrectLookupParameters
-from django.contrib.admin.views.main import PAGE_VAR, ChangeList
+from django.contrib.admin.views.main import PAGE_VAR
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
 from django.urls import URLPattern, path, reverse
@@ -55,16 +55,12 @@ class ConfirmingAdmin[M: Model](DocoraAdmin[M]):
         filters = request.GET.copy()
         for name in _NOT_FILTERS:
             filters.pop(name, None)
-        # Filter as the list does. Copies, because the request has other parameters, and all threads share this object.
         list_request = copy.copy(request)
         list_request.GET = filters  # type: ignore[assignment]
-        reader: Any = copy.copy(self)
-        reader.get_changelist = lambda request: _filtering(self.get_changelist(request))
         try:
-            rows: QuerySet[M] = reader.get_changelist_instance(list_request).get_queryset(list_request)
+            return self.filtered_rows(list_request)
         except IncorrectLookupParameters:  # an invalid filter selects nothing
             return self.get_queryset(request).none()
-        return rows
 
     def confirm_again(
         self, request: HttpRequest, pks: Collection[int], files: int, *, rows_vary: bool = False
@@ -114,16 +110,6 @@ def _query_of_selection(request: HttpRequest) -> str:
         query["ids"] = ",".join(request.POST.getlist(helpers.ACTION_CHECKBOX_NAME))
     query["next"] = request.get_full_path()
     return query.urlencode()
-
-
-def _filtering(change_list: type[ChangeList]) -> type[ChangeList]:
-    """Return a class that only filters: it neither counts the rows nor reads a page of them."""
-
-    class Filtering(change_list):  # type: ignore[misc, valid-type]  # the base class is the model admin's choice
-        def get_results(self, request: HttpRequest) -> None:
-            pass
-
-    return Filtering
 
 
 def selection_context(pks: Collection[int], files: int) -> dict[str, Any]:

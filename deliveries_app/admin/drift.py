@@ -48,6 +48,7 @@ class CheckList(ChangeList):
 
 @admin.register(DriftCheck)
 class DriftCheckAdmin(ReadOnlyAdmin[DriftCheck]):
+    list_class = CheckList
     list_display = ("repository_name", "app_name", "result", "differences", "requested", "requester")
     list_filter = (WatchAppFilter, WatchFilter, CheckStateFilter)
     sortable_by = ()
@@ -57,9 +58,6 @@ class DriftCheckAdmin(ReadOnlyAdmin[DriftCheck]):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[DriftCheck]:
         return DriftCheck.objects.for_list()
-
-    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
-        return CheckList
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return can_view(request.user, AppRepository)

@@ -122,6 +122,7 @@ class FailedChangeList(ChangeList):
 
 @admin.register(FailedSync)
 class FailedSyncAdmin(BulkAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
+    list_class = FailedChangeList
     list_display = ("repository_name", "app_name", "state_badge")  # and those that get_list_display adds
     list_display_links = None
     list_filter = (AppFilter, RootCauseFilter, FailingStateFilter, LeftFailingFilter)
@@ -174,9 +175,6 @@ class FailedSyncAdmin(BulkAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
         operations = progress_context.open_operations(request.user)
         context = {"operations": operations, "here": here, **panel_context(request, here), **(extra_context or {})}
         return super().changelist_view(request, context)
-
-    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
-        return FailedChangeList
 
     def get_list_display(self, request: HttpRequest) -> tuple[Any, ...]:
         shown = CellOptions.of_user(request, request.get_full_path())

@@ -38,29 +38,25 @@ class HistoryList(ChangeList):
         rows = super().get_queryset(request, exclude_parameters).filter(search.condition)
         specs = [spec for spec in self.filter_specs if isinstance(spec, HistoryFilter)]
         is_narrow = any(spec.is_narrow for spec in specs)
-        if search.in_window or (not is_narrow and not self.query and any(spec.in_window for spec in specs)):
-            until = next((spec.until for spec in specs if isinstance(spec, PeriodFilter)), None)
-            return self.in_window(rows, until)
-        return rows
-
-    def in_window(self, rows: QuerySet[Any], until: datetime | None) -> QuerySet[Any]:
-        self.window_from, self.window_until = history.window_start(self.model._default_manager.all(), until), until
-        return rows.filter(created_at__gte=self.window_from) if self.window_from else rows
-
-
-class WholeList(HistoryList):
-    """A list without a window or pages, for the export, which may take longer."""
-
-    def in_window(self, rows: QuerySet[Any], until: datetime | None) -> QuerySet[Any]:
+        self.needs_window = search.in_window or (
+            not is_narrow and not self.query and any(spec.in_window for spec in specs)
+        )
         return rows
 
     def get_results(self, request: HttpRequest) -> None:
-        """Do nothing: the export reads the queryset itself."""
+        """Read a page, of the window if there is one. The export, which may take longer, reads all rows instead."""
+        if self.needs_window:
+            self.window_until = next((spec.until for spec in self.filter_specs if isinstance(spec, PeriodFilter)), None)
+            self.window_from = history.window_start(self.model._default_manager.all(), self.window_until)
+            if self.window_from:
+                self.queryset = self.queryset.filter(created_at__gte=self.window_from)
+        super().get_results(request)
 
 
 class HistoryAdmin[M: Model](ReadOnlyAdmin[M]):
     """A list with the newest rows first, and a CSV download of the rows that match the filters."""
 
+    list_class = HistoryList
     change_list_template = "admin/deliveries_app/history/list.html"
     paginator = BoundedPaginator
     sortable_by = ("requested",)  # only the time has an index
@@ -80,10 +76,6 @@ class HistoryAdmin[M: Model](ReadOnlyAdmin[M]):
 
     def get_search_results(self, request: HttpRequest, queryset: QuerySet[M], search_term: str) -> Any:
         return queryset, False  # the change list applies `search`
-
-    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
-        is_export = request.resolver_match and request.resolver_match.url_name == self.url_name("export")
-        return WholeList if is_export else HistoryList
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
         context = {
@@ -109,7 +101,7 @@ class HistoryAdmin[M: Model](ReadOnlyAdmin[M]):
         if not self.has_export_permission(request):
             raise PermissionDenied
         try:
-            rows = self.get_changelist_instance(request).queryset
+            rows = self.filtered_rows(request)
         except IncorrectLookupParameters:
             return HttpResponseRedirect(f"{self.list_url}?{ERROR_FLAG}=1")
         pages = (self.csv_rows(page) for page in history.pages(rows))

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.contrib import admin, messages
-from django.contrib.admin.views.main import ChangeList
 from django.core.paginator import Page, Paginator
 from django.db.models import Min, QuerySet
 from django.http import HttpRequest, HttpResponse
@@ -57,6 +56,7 @@ class OperationList(HistoryList):
 
 @admin.register(BulkOperation)
 class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
+    list_class = OperationList
     list_display = (
         "title", "state", "outcome_summary", "requested", "took", "requester", "repositories", "files",
     )  # fmt: skip
@@ -78,10 +78,6 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
         if parse_pk(app) is None or not request.user.has_perm(Permission.VIEW_RUNS):
             return None
         return "Sync runs", f"{reverse('admin:deliveries_app_syncrun_changelist')}?watch__app={app}"
-
-    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
-        list_class = super().get_changelist(request, **kwargs)
-        return OperationList if list_class is HistoryList else list_class
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return actors.can_view_operations(request.user)

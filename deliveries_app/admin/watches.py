@@ -76,6 +76,7 @@ class LiveChangeList(ChangeList):
 class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
     # A watch's page does not lead back to the filtered list, so the lookup that each link would cost is not needed.
     preserve_filters = False
+    list_class = LiveChangeList
     add_label = "Watch a repository"
     list_display = (
         "repository_name", "app_name", "status_badge", "problem", "synced", "files",
@@ -249,9 +250,6 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
         operations = progress_context.open_operations(request.user)
         context = {"operations": operations, "here": request.get_full_path(), **(extra_context or {})}
         return super().changelist_view(request, context)
-
-    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
-        return LiveChangeList
 
     def has_change_permission(self, request: HttpRequest, obj: AppRepository | None = None) -> bool:
         return False  # each setting has its own page
