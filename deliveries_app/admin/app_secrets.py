@@ -17,7 +17,7 @@ from deliveries_app.admin.forms import RotateKeyForm, RotateTokenForm, add_servi
 from deliveries_app.admin.one_time_secrets import OneTimeSecretsAdmin
 from deliveries_app.models import App
 from deliveries_app.permissions import Permission
-from deliveries_app.services import NotFound, keys, tokens
+from deliveries_app.services import keys, tokens
 from docora.sign_in.recency import require_recent
 
 ONBOARDED, NEW_TOKEN, NEW_KEY = "app", "app token", "app key"
@@ -111,10 +111,7 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
         if request.method == "POST" and form.is_valid():
             require_recent(request)
             overlap = timedelta(hours=int(form.cleaned_data["overlap"]))
-            try:
-                new = tokens.rotate_app_token(Actor.of_request(request), app, overlap=overlap)
-            except NotFound as error:
-                return self._warn(request, app, error)
+            new = tokens.rotate_app_token(Actor.of_request(request), app, overlap=overlap)
             return self.redirect_to_secrets(request, NEW_TOKEN, app, token=new.token)
         template, live = "admin/deliveries_app/app/rotate_token.html", tokens.live_tokens(app)
         back = self.settings_page_of(app)
@@ -128,7 +125,7 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
                 new_key = keys.start_key_rotation(Actor.of_request(request), app, form.cleaned_data["client_auth_key"])
             except ValidationError as error:
                 add_service_error(form, error)
-            except (keys.KeyRotationError, NotFound) as error:
+            except keys.KeyRotationError as error:
                 return self._warn(request, app, error)
             else:
                 return self.redirect_to_secrets(request, NEW_KEY, app, client_auth_key=new_key)
@@ -145,7 +142,7 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
         if request.method == "POST":
             try:
                 change.run(Actor.of_request(request), app)
-            except (keys.KeyRotationError, NotFound) as error:
+            except keys.KeyRotationError as error:
                 return self._warn(request, app, error)
             return self.redirect_with_message(request, self.settings_page_of(app), change.done_message)
         back = self.settings_page_of(app)

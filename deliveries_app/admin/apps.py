@@ -29,7 +29,7 @@ from deliveries_app.models import App, AppRepository, HourlyTraffic
 from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import app_detail, endpoint_history, endpoints
-from deliveries_app.services import NotFound, pinging
+from deliveries_app.services import pinging
 from deliveries_app.services.onboarding import taken_name_warning, unreachable_reason
 from deliveries_app.services.watching_many import LineStatus
 from docora.sign_in.recency import require_recent
@@ -213,15 +213,11 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, RemovalAdmin[App]):
         """
         if request.method == "POST":
             new_key = request.POST.get("key") == "new" and app.is_rotating_key
-            try:
-                ping = pinging.send_ping(Actor.of_request(request), app, new_key=new_key)
-                if request.htmx:  # type: ignore[attr-defined]  # of `HtmxMiddleware`
-                    app.refresh_from_db()
-                    context = {"endpoint": endpoints.after_ping(app), "ping": ping}
-                    return render(request, "docora/preflight.html#pinged", context)
-            except NotFound:
-                message = f"{app} is being deleted."
-                return self.redirect_with_message(request, self.list_url, message, messages.WARNING)
+            ping = pinging.send_ping(Actor.of_request(request), app, new_key=new_key)
+            if request.htmx:  # type: ignore[attr-defined]  # of `HtmxMiddleware`
+                app.refresh_from_db()
+                context = {"endpoint": endpoints.after_ping(app), "ping": ping}
+                return render(request, "docora/preflight.html#pinged", context)
             request.session[_LAST_PING] = {"app": app.pk, "at": timezone.now().isoformat(), **asdict(ping)}
             return HttpResponseRedirect(reverse(f"admin:{self.url_name('ping')}", args=[app.pk]))
         last: dict[str, Any] = request.session.get(_LAST_PING) or {}

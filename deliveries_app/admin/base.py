@@ -17,6 +17,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.text import capfirst
 
+from deliveries_app.services import NotFound
 from docora.db.compiled import Compiled, compiled
 from docora.text import parse_pk
 
@@ -141,16 +142,20 @@ class DocoraAdmin[M: Model](PlainLists, ModelAdmin[M]):
     ) -> URLPattern:
         """Return the URL pattern `<id>/<slug>/`. Its view checks the permission, then calls `view` with the row.
 
-        Without `permission`, it only checks that the user can view the row, and leaves the rest to the service.
+        Without `permission`, it only checks that the user can view the row, and leaves the rest to the service. If the
+        service raises `NotFound`, the row has been removed since.
         """
 
         def checked(request: HttpRequest, object_id: int) -> HttpResponse:
             if not (self.can(request, permission) if permission else self.has_view_permission(request)):
                 raise PermissionDenied
             obj = self.get_object(request, str(object_id))
-            if obj is None:
-                return self.redirect_missing(request, str(object_id))
-            return view(request, obj)
+            try:
+                if obj is not None:
+                    return view(request, obj)
+            except NotFound:
+                pass
+            return self.redirect_missing(request, str(object_id))
 
         return path(f"<int:object_id>/{slug}/", self.admin_site.admin_view(checked), name=self.url_name(slug))
 

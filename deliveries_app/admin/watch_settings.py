@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 from django import forms
-from django.contrib import messages
 from django.core.exceptions import ValidationError
 from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern
@@ -22,7 +21,7 @@ from deliveries_app.admin.forms import (
 from deliveries_app.admin.one_time_secrets import OneTimeSecretsAdmin
 from deliveries_app.models import AppRepository
 from deliveries_app.permissions import Permission
-from deliveries_app.services import NotFound, change_watch
+from deliveries_app.services import change_watch
 from deliveries_app.services.push_hooks import hook_url
 from deliveries_app.services.watch_settings import renew_push_secret
 from docora.sign_in.recency import require_recent
@@ -71,10 +70,7 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
     def renew_secret(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         if request.method == "POST":
             require_recent(request)
-            try:
-                secret = renew_push_secret(Actor.of_request(request), watch)
-            except NotFound:
-                return self._not_watched(request, watch)
+            secret = renew_push_secret(Actor.of_request(request), watch)
             return self.redirect_to_secrets(request, _KIND, watch, secret=secret)
         template = "admin/deliveries_app/apprepository/push_secret.html"
         title = "Rotate push hook secret" if watch.push_secret else "Create push hook secret"
@@ -122,13 +118,7 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
                 message = save(Actor.of_request(request))
             except (ValidationError, GitError) as error:
                 add_service_error(form, error)
-            except NotFound:
-                return self._not_watched(request, watch)
             else:
                 return self.redirect_with_message(request, self.page_of(watch), message)
         template = f"admin/deliveries_app/apprepository/{template}"
         return self.render_confirmation(request, watch, title, template, button=button, form=form)
-
-    def _not_watched(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
-        message = f"{watch.app} no longer watches {watch.repository}."
-        return self.redirect_with_message(request, self.list_url, message, messages.WARNING)

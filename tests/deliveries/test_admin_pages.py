@@ -14,6 +14,7 @@ from django.test import Client
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
+from deliveries_app.admin.base import DocoraAdmin
 from deliveries_app.models import (
     App,
     AppRepository,
@@ -364,3 +365,28 @@ def test_last_complete_sync_of_a_watch_that_only_synced_partly(world: World, mon
         assert "last complete sync" in text.lower(), name
         assert "last sync" not in text.lower(), name
         assert "never" in text, name
+
+
+@pytest.mark.parametrize(
+    ("page", "form"),
+    [
+        ("app/{app}/rotate-token", {"overlap": "24"}),
+        ("app/{app}/rotate-key", {}),
+        ("app/{app}/ping", {}),
+        ("apprepository/{watch}/push-secret", {}),
+        ("apprepository/{watch}/patterns", {"ignore_patterns": "*.md", "initial-ignore_patterns": ""}),
+    ],
+)
+def test_row_that_is_removed_during_the_request(
+    root: Client, watch: AppRepository, monkeypatch, page: str, form: dict[str, str]
+) -> None:
+    get_object = DocoraAdmin.get_object
+
+    def read_then_remove(*arguments):
+        row = get_object(*arguments)
+        type(row)._default_manager.filter(pk=row.pk).update(ended_at=timezone.now())
+        return row
+
+    monkeypatch.setattr(DocoraAdmin, "get_object", read_then_remove)
+    url = page.format(app=watch.app_id, watch=watch.pk)
+    assert "exist. Perhaps it was deleted?" in root.post(f"{ADMIN}/{url}/", form, follow=True).text
