@@ -114,7 +114,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, RemovalAdmin[App]):
 
     @admin.action(permissions=["delete"], description="Delete", description_plural="Delete selected apps")
     def delete_selected(self, request: HttpRequest, queryset: QuerySet[App]) -> HttpResponse:
-        return self.remove_selected(request, queryset)
+        return self.redirect_to_confirmation(request, "remove")
 
     def add_view(
         self, request: HttpRequest, form_url: str = "", extra_context: dict[str, Any] | None = None

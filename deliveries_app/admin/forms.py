@@ -70,20 +70,11 @@ def _key_field(label: str) -> forms.CharField:
     return _secret_field(label, "16 to 500 characters. Leave blank to generate one.", 500, 16)
 
 
-_REF = forms.CharField(
-    label="Branch or tag",
-    required=False,
-    max_length=255,
-    widget=forms.TextInput(attrs={**_WIDE, "spellcheck": "false", "autocapitalize": "none"}),
-    help_text="Such as main or v1.2. Leave blank for the default branch.",
-)
-
-
 class _PatternsField(forms.CharField):
     """A list of patterns, one per line. Lines may begin or end with spaces."""
 
-    def __init__(self, label: str, help_text: str, rows: int) -> None:
-        attributes = {"rows": rows, "class": "vLargeTextField patterns", "spellcheck": "false"}
+    def __init__(self, label: str, help_text: str) -> None:
+        attributes = {"rows": 8, "class": "vLargeTextField patterns", "spellcheck": "false"}
         widget = forms.Textarea(attrs=attributes)
         super().__init__(label=label, required=False, strip=False, max_length=65536, widget=widget, help_text=help_text)
 
@@ -100,20 +91,37 @@ class _WatchOptionsFields(forms.Form):
         "Bitbucket API tokens, enter user:token.",
         255,
     )
-    ref = _REF
+    ref = forms.CharField(
+        label="Branch or tag",
+        required=False,
+        max_length=255,
+        widget=forms.TextInput(attrs={**_WIDE, "spellcheck": "false", "autocapitalize": "none"}),
+        help_text="Such as main or v1.2. Leave blank for the default branch.",
+    )
     ignore_patterns = _PatternsField(
-        "Ignore patterns", "Files that match are not sent. One pattern per line, as in .gitignore.", 4
+        "Ignore patterns",
+        "Files that match are not sent. One pattern per line, as in .gitignore. # starts a comment; ! re-includes files.",
     )
     include_patterns = _PatternsField(
-        "Include patterns", "Only files that match are sent. Leave blank for all. The app can change these.", 4
+        "Include patterns",
+        "Only files that match are sent. One pattern per line. Leave blank for all. The app can change these.",
     )
     exclude_patterns = _PatternsField(
-        "Exclude patterns", "Files that match are not sent, even if they are included. The app can change these.", 4
+        "Exclude patterns", "Files that match are not sent, even if they are included. The app can change these."
     )
 
     def options(self) -> dict[str, Any]:
         """Return the options as arguments of the services."""
         return {name: self.cleaned_data[name] for name in ("github_token", "ref", *PATTERN_FIELDS)}
+
+
+class OptionsForm(_WatchOptionsFields):
+    """Edit the options of a watch with these `names`."""
+
+    def __init__(self, data: QueryDict | None, watch: AppRepository, names: Sequence[str]) -> None:
+        super().__init__(data, initial={name: getattr(watch, name) for name in names})
+        self.fields = {name: self.fields[name] for name in names}
+        compare_with_page(self, names)
 
 
 PATTERN_FIELDS = ("ignore_patterns", "include_patterns", "exclude_patterns")
@@ -361,38 +369,3 @@ class GithubTokenForm(forms.Form):
         super().__init__(data)
         if has_token:
             self.fields["github_token"].help_text += " This removes the stored token."
-
-
-class OptionsForm(forms.Form):
-    """Edit some of a watch's options: the fields have their names."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        compare_with_page(self, self.fields)
-
-
-class RefForm(OptionsForm):
-    """Choose the branch or tag that is followed."""
-
-    ref = _REF
-
-
-class PatternsForm(OptionsForm):
-    """Edit the watch's ignore patterns, which apply in addition to the repository's .docoraignore."""
-
-    ignore_patterns = _PatternsField(
-        "Patterns", "One pattern per line, as in .gitignore. # starts a comment; ! re-includes files.", 12
-    )
-
-
-class AppPatternsForm(OptionsForm):
-    """Edit the app's own choice of files."""
-
-    include_patterns = _PatternsField(
-        "Include patterns",
-        "Only files that match are sent. One pattern per line, as in .gitignore. Leave blank for all.",
-        8,
-    )
-    exclude_patterns = _PatternsField(
-        "Exclude patterns", "Files that match are not sent, even if they are included.", 8
-    )

@@ -34,23 +34,17 @@ def _sentence_of(names: list[str], more: int, labels: RemovalLabels) -> str:
 
 
 class RemovalAdmin[M: Model](BulkAdmin[M]):
-    """A model admin whose rows are removed together with their watches."""
+    """A model admin whose rows are removed together with their watches.
+
+    Instead of Django's action `delete_selected`, which writes every selected id into its page, subclasses define one that
+    redirects to the confirmation page `remove/`.
+    """
 
     removal_labels: RemovalLabels
 
     def remove(self, actor: Actor, rows: Sequence[M]) -> None:
         """Remove these rows through their service."""
         raise NotImplementedError
-
-    def remove_selected(self, request: HttpRequest, queryset: QuerySet[M]) -> HttpResponse:
-        """Replace Django's action `delete_selected`, which writes every selected id into its page.
-
-        Subclasses define the action, each with its own label. Like Django's, it acts if `post` is set; otherwise it
-        redirects to the confirmation page.
-        """
-        if is_confirmed(request):
-            return self._remove(request, queryset, request.get_full_path())
-        return self.redirect_to_confirmation(request, "remove")
 
     def get_urls(self) -> list[URLPattern]:
         return [self.confirmation_url("remove", self.confirm_removal), *super().get_urls()]
@@ -96,7 +90,7 @@ class RemovalAdmin[M: Model](BulkAdmin[M]):
         title = f"{labels.verb} {only or counted(len(pks), labels.singular, labels.plural)}"
         return self.render_page(request, "docora/confirm_removal.html", title, **context)
 
-    def _remove(self, request: HttpRequest, rows: QuerySet[M], back: str, only: M | None = None) -> HttpResponse:
+    def _remove(self, request: HttpRequest, rows: QuerySet[M], back: str, only: M | None) -> HttpResponse:
         selected, labels = list(rows), self.removal_labels
         self.remove(Actor.of_request(request), selected)
         if selected:

@@ -1,6 +1,6 @@
 """The pages that change a watch: its token, its branch or tag, its push hook secret, and its patterns."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from django import forms
@@ -10,11 +10,8 @@ from django.urls import URLPattern
 
 from deliveries_app.actors import Actor
 from deliveries_app.admin.forms import (
-    AppPatternsForm,
     GithubTokenForm,
     OptionsForm,
-    PatternsForm,
-    RefForm,
     add_service_error,
     post_data,
 )
@@ -65,7 +62,7 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
         return self._edit(request, watch, form, save, title, "token.html", title)
 
     def change_ref(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
-        return self._edit_options(request, watch, RefForm, "Branch or tag", "Change branch or tag", "ref.html")
+        return self._edit_options(request, watch, ["ref"], "Branch or tag", "Change branch or tag", "ref.html")
 
     def renew_secret(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         if request.method == "POST":
@@ -77,23 +74,25 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
         return self.render_confirmation(request, watch, title, template, hook_url=hook_url(watch))
 
     def edit_patterns(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
-        return self._edit_options(request, watch, PatternsForm, "Patterns", "Edit ignore patterns", "patterns.html")
+        names, title = ["ignore_patterns"], "Edit ignore patterns"
+        return self._edit_options(request, watch, names, "Patterns", title, "patterns.html")
 
     def edit_app_patterns(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         """Edit the include and exclude patterns, which the app can also set itself."""
-        return self._edit_options(request, watch, AppPatternsForm, "Patterns", "Edit app patterns", "app_patterns.html")
+        names, title = ["include_patterns", "exclude_patterns"], "Edit app patterns"
+        return self._edit_options(request, watch, names, "Patterns", title, "app_patterns.html")
 
     def _edit_options(
         self,
         request: HttpRequest,
         watch: AppRepository,
-        form_class: type[OptionsForm],
+        names: Sequence[str],
         noun: str,
         title: str,
         template: str,
     ) -> HttpResponse:
-        """Save the options that were changed on the page. `noun` is what the message says was saved."""
-        form = form_class(post_data(request), initial={name: getattr(watch, name) for name in form_class.base_fields})
+        """Save those options that were changed on the page. `noun` is what the message says was saved."""
+        form = OptionsForm(post_data(request), watch, names)
 
         def save(actor: Actor) -> str:
             changed = {name: form.cleaned_data[name] for name in form.changed_data}

@@ -112,7 +112,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
         description_plural="Stop watching selected repositories",
     )
     def delete_selected(self, request: HttpRequest, queryset: QuerySet[AppRepository]) -> HttpResponse:
-        return self.remove_selected(request, queryset)
+        return self.redirect_to_confirmation(request, "remove")
 
     def has_pause_permission(self, request: HttpRequest) -> bool:
         return self.can(request, Permission.CHANGE_WATCHES)

@@ -170,10 +170,10 @@ def test_app_action_removes_after_confirmation(admin: Client, watches) -> None:
     assert not AppRepository.objects.alive().exists()
 
 
-def test_action_with_post_yes_removes_at_once(admin: Client, watches) -> None:
+def test_action_asks_even_with_post_yes(admin: Client, watches) -> None:
     chosen = {"action": "delete_selected", "_selected_action": [watches[1].pk], "post": "yes"}
-    assert "Stopped watching 1 repository." in admin.post(WATCHES, chosen, follow=True).text
-    assert AppRepository.objects.alive().count() == 2
+    assert "This can't be undone" in admin.post(WATCHES, chosen, follow=True).text
+    assert AppRepository.objects.alive().count() == 3
 
 
 def test_empty_selection_removes_nothing(admin: Client, watches) -> None:
