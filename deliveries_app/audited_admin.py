@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from django.contrib import admin
 from django.contrib.admin.models import LogEntry
 from django.contrib.admin.utils import unquote
 from django.contrib.auth import get_user_model
@@ -42,17 +43,14 @@ class FormChanges:
     is_password: bool
 
 
-class AuditedAdmin:
+class AuditedAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # not generic at run time
     """Write to the audit log instead of `LogEntry`, in the transaction of the change, and show a row's entries.
 
     If a model admin sets `audited_by_services`, the services that it calls write the entries.
     """
 
-    model: type[Model]
-
     def construct_change_message(self, request: HttpRequest, form: Any, formsets: Any, add: bool = False) -> Any:
-        base: Any = super()
-        text = LogEntry(change_message=json.dumps(base.construct_change_message(request, form, formsets, add)))
+        text = LogEntry(change_message=json.dumps(super().construct_change_message(request, form, formsets, add)))
         names = list(form.changed_data)
         is_password = bool(names) and all("password" in name for name in names)
         changes = _changes_of(form, names, _SHOWN if self._is_account else frozenset(), add=add)
@@ -62,31 +60,28 @@ class AuditedAdmin:
     def _is_account(self) -> bool:
         return self.model in {get_user_model(), Group}
 
-    def log_addition(self, request: HttpRequest, obj: Model, message: Any) -> None:
+    def log_addition(self, request: HttpRequest, obj: Model, message: Any) -> Any:
         self._record(request, [obj], "added", message)
 
-    def log_change(self, request: HttpRequest, obj: Model, message: Any) -> None:
+    def log_change(self, request: HttpRequest, obj: Model, message: Any) -> Any:
         self._record(request, [obj], "changed", message)
 
-    def log_deletions(self, request: HttpRequest, queryset: Any) -> None:
+    def log_deletions(self, request: HttpRequest, queryset: Any) -> Any:
         """Do nothing: `delete_model` and `delete_queryset` record it together with the deletion."""
 
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
         obj.recorded_by_admin = True  # so that the signals of `services.sign_ins` do not record it as well
-        base: Any = super()
-        base.save_model(request, obj, form, change)
+        super().save_model(request, obj, form, change)
 
     def delete_model(self, request: HttpRequest, obj: Model) -> None:
-        base: Any = super()
         with transaction.atomic():
             self._record(request, [obj], "deleted", "Deleted")
-            base.delete_model(request, obj)
+            super().delete_model(request, obj)
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
-        base: Any = super()
         with transaction.atomic():
             self._record(request, list(queryset), "deleted", "Deleted")
-            base.delete_queryset(request, queryset)
+            super().delete_queryset(request, queryset)
 
     def _record(self, request: HttpRequest, rows: Iterable[Model], verb: str, message: Any) -> None:
         # No default in this class: it comes before the model admin, so it would replace that one's choice.
@@ -106,31 +101,30 @@ class AuditedAdmin:
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
         """Show the entries about a row, newest first, except those about rows that the user cannot view."""
-        this: Any = self
-        obj = this.get_object(request, unquote(object_id))
+        obj = self.get_object(request, unquote(object_id))
         if obj is None:
-            return this._get_obj_does_not_exist_redirect(request, self.model._meta, object_id)  # type: ignore[no-any-return]
-        if not this.has_view_or_change_permission(request, obj):
+            return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined,no-any-return]
+        if not self.has_view_or_change_permission(request, obj):
             raise PermissionDenied
         hidden = [
             model._meta.label_lower
             for model in (App, AppRepository, Repository, BulkOperation)
-            if not this.admin_site.get_model_admin(model).has_view_or_change_permission(request)
+            if not self.admin_site.get_model_admin(model).has_view_or_change_permission(request)
         ]
         entries = AuditEntry.objects.filter(AuditEntry.about(obj)).exclude(subject_type__in=hidden)
         page = BoundedPaginator(entries, PER_PAGE).get_page(request.GET.get("p"))
         context = {
-            **this.admin_site.each_context(request),
+            **self.admin_site.each_context(request),
             "title": f"Audit log: {obj}",
             "object": obj,
             "original": obj,
-            "opts": self.model._meta,
+            "opts": self.opts,
             "page": page,
             "entries": page.object_list,
             "all_entries": audit_log.list_of(request.user, obj),
             **(extra_context or {}),
         }
-        template = f"admin/{self.model._meta.app_label}/{self.model._meta.model_name}/object_history.html"
+        template = f"admin/{self.opts.app_label}/{self.opts.model_name}/object_history.html"
         return TemplateResponse(request, [template, "admin/object_history.html"], context)
 
 

@@ -283,9 +283,6 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, RemovalAdmin[App]):
         now, tokens = timezone.now(), list(app.tokens.all()[:TOKENS_SHOWN])
         return {
             "app": app,
-            "title": app.name,
-            "show_save_and_add_another": False,
-            "subtitle": None,
             "now": now,
             "tokens": tokens,
             "old_tokens": sum(token.expires_at is not None and token.expires_at > now for token in tokens),

@@ -34,7 +34,7 @@ def column(description: str, show: Callable[[Any], Any], *, ordering: Any = None
     return staticmethod(admin.display(show, description=description, ordering=ordering))
 
 
-class PlainLists:
+class PlainLists[M: Model](ModelAdmin[M]):
     """Give lists a plain title, no counts beside the filters, and a 400 for query parameters that no filter uses.
 
     Django accepts any lookup on the model's own columns. Some values make the query itself fail (`created_at__year=99999999`,
@@ -44,14 +44,11 @@ class PlainLists:
     show_facets = ShowFacets.NEVER
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
-        filters: Any = self.list_filter  # type: ignore[attr-defined]  # of the model admin that this is mixed into
-        return any(lookup in _parameters_of(spec) for spec in filters)
+        return any(lookup in _parameters_of(spec) for spec in self.list_filter)
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        title = capfirst(self.opts.verbose_name_plural)  # type: ignore[attr-defined]
-        view: Any = super()
-        response: HttpResponse = view.changelist_view(request, {"title": title, **(extra_context or {})})
-        return response
+        title = capfirst(self.opts.verbose_name_plural)
+        return super().changelist_view(request, {"title": title, **(extra_context or {})})
 
 
 def _parameters_of(list_filter: Any) -> Collection[str]:
@@ -67,7 +64,7 @@ class _FilterOnly(ChangeList):
         pass
 
 
-class DocoraAdmin[M: Model](PlainLists, ModelAdmin[M]):
+class DocoraAdmin[M: Model](PlainLists[M]):
     """A model admin whose lists never count a whole table.
 
     With a `page_template`, the change page is a read-only page with action buttons instead of a form. `page_context`
@@ -132,6 +129,14 @@ class DocoraAdmin[M: Model](PlainLists, ModelAdmin[M]):
         """Return the checkbox of a row. Django would render a template for each."""
         html = '<input type="checkbox" name="{}" value="{}" class="action-select" aria-label="Select {}">'
         return format_html(html, helpers.ACTION_CHECKBOX_NAME, obj.pk, str(obj))
+
+    def render_change_form(
+        self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> HttpResponse:
+        """Name the form of a row after the row, as `page_template` is."""
+        if context["original"] is not None:
+            context |= {"title": str(context["original"]), "subtitle": None, "show_save_and_add_another": False}
+        return super().render_change_form(request, context, *args, **kwargs)
 
     def can(self, request: HttpRequest, permission: str) -> bool:
         """Return whether the user has the permission. Acting on a row also requires permission to view it."""

@@ -94,13 +94,6 @@ class GitHubAppAdmin(DocoraAdmin[GitHubApp]):
         can_edit = self.has_change_permission(request, obj) if obj else self.has_add_permission(request)
         return fields if can_edit else [name for name in fields if name != "key"]
 
-    def change_view(
-        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
-    ) -> HttpResponse:
-        github_app = self.get_object(request, object_id)
-        title = {"title": str(github_app), "subtitle": None, "show_save_and_add_another": False}
-        return super().change_view(request, object_id, form_url, {**title, **(extra_context or {})})
-
     def save_model(self, request: HttpRequest, obj: GitHubApp, form: Any, change: bool) -> None:
         require_recent(request)
         changed = [name for name in form.changed_data if name != "key"]

@@ -91,7 +91,7 @@ class UserForm(auth_forms.UserChangeForm):  # type: ignore[type-arg]  # not gene
 
 
 @admin.register(User)
-class UserAdmin(RequireRecentSignIn, PlainLists, DjangoUserAdmin):  # type: ignore[misc]  # logs without `LogEntry`
+class UserAdmin(RequireRecentSignIn, PlainLists[Any], DjangoUserAdmin):
     form = UserForm
 
     def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
@@ -143,5 +143,5 @@ class UserAdmin(RequireRecentSignIn, PlainLists, DjangoUserAdmin):  # type: igno
 
 
 @admin.register(Group)
-class GroupAdmin(RequireRecentSignIn, PlainLists, auth.GroupAdmin):  # type: ignore[misc]  # logs without `LogEntry`
+class GroupAdmin(RequireRecentSignIn, PlainLists[Group], auth.GroupAdmin):
     pass
