@@ -19,6 +19,7 @@ from deliveries_app.models import (
     Reason,
     SyncRun,
 )
+from deliveries_app.permissions import Permission
 from deliveries_app.services import quotas, requests
 from deliveries_app.services.requests import AT_ONCE, NotFound, Rollout
 from deliveries_app.services.rollout import release
