@@ -72,6 +72,12 @@ def run_counts(run: SyncRun) -> dict[str, int]:
     return {name: getattr(run, name) for name in _COUNTS}
 
 
+def _endings(run: SyncRun) -> dict[str, int]:
+    """Return for each of `_ENDINGS` whether it applies to the run, as 0 or 1."""
+    ended_as = {name: int(run.outcome in outcomes) for name, outcomes in _COUNTED_AS.items()}
+    return {"completed": int(run.outcome != "")} | ended_as
+
+
 def of_run(run: SyncRun) -> Progress:
     """Return the progress of a run, with its movement."""
     counts, movement = (None, None) if run.ended_at else live_counters.read_moving(run.run_id)
@@ -95,8 +101,7 @@ def _run_progress(run: SyncRun, live: dict[str, int] | None, movement: Movement 
         **_clamped({name: counts[name] for name in _COUNTS}),
         started_at=run.started_at,
         ended_at=run.ended_at,
-        completed=int(bool(run.ended_at)),
-        **{name: int(run.outcome in outcomes) for name, outcomes in _COUNTED_AS.items()},
+        **_endings(run),
         movement=movement,
     )
 
@@ -158,12 +163,7 @@ def show_in_operation(run: SyncRun, operation: BulkOperation) -> None:
 
 def _part(run: SyncRun) -> dict[str, int]:
     """Return a run's share of its operation's numbers."""
-    ended_as = next((name for name, outcomes in _COUNTED_AS.items() if run.outcome in outcomes), None)
-    return {
-        **run_counts(run),
-        **{name: int(name == ended_as or (name == "completed" and ended_as is not None)) for name in _ENDINGS},
-        "started": _milliseconds(run.started_at),
-    }
+    return {**run_counts(run), **_endings(run), "started": _milliseconds(run.started_at)}
 
 
 def seed_operation(operation: BulkOperation) -> None:
