@@ -7,15 +7,7 @@ from django.contrib.auth.models import AnonymousUser, User
 from django.db.models import Exists, OuterRef, Q, QuerySet
 
 from deliveries_app.actors import can_view_operations
-from deliveries_app.models import (
-    App,
-    AppRepository,
-    BulkOperation,
-    OperationKind,
-    Outcome,
-    PendingRelease,
-    SyncRun,
-)
+from deliveries_app.models import App, AppRepository, BulkOperation, OperationKind, Outcome, PendingRelease, SyncRun
 from deliveries_app.progress import activity, live
 from deliveries_app.progress.live import Progress
 from deliveries_app.progress.runs import current_run, newest_open_runs

@@ -144,8 +144,7 @@ def _left_out(why: Skipped, row: Delivery | None, failed: DeliveryFailure | None
 def _absent(row: Delivery | None, failed: DeliveryFailure | None) -> Decision:
     """Explain a file that is not in the repository."""
     if row is None:
-        message = "There is no such file in the repository or at the client."
-        return Decision("absent", message)
+        return Decision("absent", "There is no such file in the repository or at the client.")
     if failed:
         message = f"Deleted in the repository, but the deletion failed at the client: {_lower_first(failed.message)}"
         return Decision("failed", message)

@@ -6,20 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from django.db.models import (
-    BigIntegerField,
-    BooleanField,
-    Case,
-    Count,
-    ExpressionWrapper,
-    F,
-    OuterRef,
-    Q,
-    QuerySet,
-    Subquery,
-    Sum,
-    When,
-)
+from django.db.models import BigIntegerField, Case, Count, F, OuterRef, Q, QuerySet, Subquery, Sum, When
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
@@ -104,8 +91,8 @@ class Removal:
 def removal_of(watches: AppRepositoryQuerySet) -> Removal:
     """Estimate a removal in a constant number of queries, with a bounded count of records."""
     watches = watches.alive()
-    leased = ExpressionWrapper(is_leased(), BooleanField())
-    rows = list(watches.order_by().values_list("pk", "repository_id", "tree_files", leased))
+    leased = watches.order_by().annotate(leased=is_leased())
+    rows = list(leased.values_list("pk", "repository_id", "tree_files", "leased"))
     orphans = _orphans(Counter(repository for _, repository, *_ in rows))
     files = sum(files for *_, files, _ in rows)
     ids = watches.order_by().values("pk")
