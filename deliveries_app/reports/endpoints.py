@@ -13,7 +13,7 @@ from deliveries_app.webhooks.endpoint_stats import EndpointStats
 from docora.templatetags.docora import milliseconds
 from docora.text import format_share
 
-SHOWN = 5
+_SHOWN = 5  # on a confirmation page
 _FIELDS = (
     "app_id", "name", "base_url", "paused", "paused_reason", "cooldown_until", "down_count", "max_in_flight", "pace_slots",
     "pace_gap", "ping_failed_at",
@@ -58,10 +58,10 @@ def of_apps(apps: Sequence[App]) -> dict[int, AppHealth]:
 
 def health(app: App) -> str:
     """Return `99.2% accepted · median 38 ms · p95 210 ms (last 100)`, or a sentence if there are no recent requests."""
-    return describe_stats(endpoint_stats.of_apps([app]), app)
+    return _describe(endpoint_stats.of_apps([app]), app)
 
 
-def describe_stats(found: Mapping[int, EndpointStats] | None, app: App) -> str:
+def _describe(found: Mapping[int, EndpointStats] | None, app: App) -> str:
     if found is None:
         return "Recent notifications are unknown: Redis isn't responding"
     stats = found.get(app.pk)
@@ -101,7 +101,7 @@ def preflight(watches: AppRepositoryQuerySet) -> Preflight:
     apps = list(App.objects.filter(pk__in=watches.order_by().values("app")).only(*_FIELDS))
     stats = endpoint_stats.of_apps(apps)
     endpoints = sorted((_endpoint(app, stats) for app in apps), key=lambda endpoint: endpoint.rank)
-    shown = endpoints[:SHOWN]
+    shown = endpoints[:_SHOWN]
     return Preflight(shown, len(endpoints) - len(shown), sum(1 for endpoint in endpoints if endpoint.warnings))
 
 
@@ -126,4 +126,4 @@ def _endpoint(app: App, found: Mapping[int, EndpointStats] | None, *, ping_is_sh
     if app.paused:
         warnings[5] = app.paused_reason or "Nothing is sent until the app is resumed."
     rank = -max(warnings, default=0), stats.accepted if stats else 1.0, app.name
-    return Endpoint(app, *condition(app), describe_stats(found, app), list(warnings.values()), rank)
+    return Endpoint(app, *condition(app), _describe(found, app), list(warnings.values()), rank)
