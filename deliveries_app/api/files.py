@@ -30,9 +30,8 @@ MAX_MANIFEST_LIMIT = 10_000
 _FAILURES = Order("pk", paging.Number)
 _DELIVERIES = Order("path", paging.Text)
 _PAGED = NOT_WATCHED | QUERY
+_NDJSON = "application/x-ndjson"
 STREAMS = ConcurrencyLimit("manifests without a limit", per_caller=2, total=4)
-
-Path = Annotated[str, Query(max_length=1024, description="Only this file.", example="src/index.ts")]
 
 
 @router.api_operation(
@@ -84,7 +83,7 @@ def _failure(row: DeliveryFailure, watch: AppRepository, hold_until: datetime | 
 def list_deliveries(
     request: HttpRequest,
     repository_id: RepositoryId,
-    path: Path = "",
+    path: Annotated[str, Query(max_length=1024, description="Only this file.", example="src/index.ts")] = "",
     state: Annotated[DeliveryState | None, Query(description="Only files in this state.")] = None,
     after: After = "",
     limit: Limit = DEFAULT_LIMIT,
@@ -134,16 +133,11 @@ def resend_files(request: HttpRequest, repository_id: RepositoryId, chosen: sche
     return Status(202, {"run_id": run_id, "files": resent.files, "unknown": resent.unknown})
 
 
-_manifest_responses = documented_responses(
-    200, schemas.ManifestLine, "One JSON object per line.", _PAGED, media_type="application/x-ndjson"
-)
-
-
 @router.api_operation(
     READ,
     "/{repository_id}/manifest",
     summary="Get the manifest",
-    **_manifest_responses,
+    **documented_responses(200, schemas.ManifestLine, "One JSON object per line.", _PAGED, media_type=_NDJSON),
 )
 def get_manifest(
     request: HttpRequest,
@@ -170,7 +164,7 @@ def get_manifest(
     after = after.replace("\x00", "\ufffd")
     pages = _manifest(watch.pk, after, limit or sys.maxsize)
     content = pages if limit else _Stream(watch.app_id, pages)
-    return StreamingHttpResponse(content, content_type="application/x-ndjson")
+    return StreamingHttpResponse(content, content_type=_NDJSON)
 
 
 class _Stream:
