@@ -168,7 +168,7 @@ def _title(kind: OperationKind, what: object) -> str:
 def lock_app(actor: Actor, app: App, permission: Permission) -> App:
     """Check that the actor can change the app, and return the app's row, locked. Raises `NotFound` if it is being removed.
 
-    Without the lock, two concurrent rotations would leave two tokens without an expiry. `sync.lease` explains why the
+    Without the lock, two concurrent rotations would leave two tokens without an expiry. `sync.claim` explains why the
     lock is FOR NO KEY UPDATE.
     """
     actor.require(permission)

@@ -64,9 +64,8 @@ class Slots:
         if not self.count == self.written == self._fair_share():
             with transaction.atomic():
                 App.objects.select_for_update(no_key=True).only("pk").get(pk=self._app.pk)
-                self.count = (
-                    self._fair_share()
-                )  # again: other runs may have changed theirs before this one had the lock
+                # Again: other runs may have changed theirs before this one had the lock.
+                self.count = self._fair_share()
                 self.written = max(self.count, in_flight)
                 rows = AppRepository.objects.filter(pk=self._watch.pk, fencing_token=self._watch.fencing_token)
                 rows.update(lease_slots=self.written)
