@@ -155,7 +155,7 @@ class _Import:
 
     def import_apps(self) -> None:
         for source in self._source.apps():
-            name = f"{clean_text(source.app_name, 100)} ({clean_text(source.app_id, 50)})"
+            name = f"{clean_text(source.app_name, 100)} ({clean_text(source.app_id, 50)})".lstrip()
             self._names[source.id] = name
             app = App.objects.filter(app_id=source.app_id).first()
             if _was_removed(app, source.app_id):

@@ -9,8 +9,9 @@ import pytest
 from django.core.management import call_command
 from django.db import connection
 
-from deliveries_app.models import AppRepository, Delivery, HourlyTraffic, Reason, Status
+from deliveries_app.models import App, AppRepository, Delivery, HourlyTraffic, Imported, Reason, Status
 from deliveries_app.receiver import Answer
+from repositories_app.models import Repository
 from tests.api.caller import Caller
 from tests.api.test_manifest import lines_of
 from tests.deliveries.test_import import progress_of, run
@@ -123,6 +124,22 @@ def test_adopted_record_keeps_its_last_notification(world: World, existing: Exis
 def last_notifications(watch: AppRepository) -> dict[str, tuple[object, ...]]:
     rows = Delivery.objects.filter(watch=watch)
     return {path: tuple(last) for path, *last in rows.values_list("path", "kind", "sequence", "updated_at")}
+
+
+def test_second_move_into_an_empty_database_continues_the_clients_copy(
+    world: World, existing: ExistingService, monkeypatch
+) -> None:
+    """As the handbook says after a way back. A client drops its copy when a new watch begins, and nothing would be sent again."""
+    repo, _ = imported(world, existing, monkeypatch, FILES)
+    repo.commit({"0/0.txt": b"changed"})
+    world.settle()
+    for model in (AppRepository, App, Repository, Imported):  # as in an empty database
+        model.objects.all().delete()
+    repo.commit({"1/1.txt": b"changed"})
+    run(existing, monkeypatch)
+    world.settle()
+    assert sent(world) == [("update", "0/0.txt"), ("update", "0/0.txt"), ("update", "1/1.txt")]
+    assert_promise_kept(world, repo, AppRepository.objects.select_related("app", "repository").get())
 
 
 def test_chunked_files_are_adopted(world: World, existing: ExistingService, monkeypatch, settings) -> None:
