@@ -21,6 +21,8 @@ from deliveries_app.services.keys import validate_key
 from deliveries_app.services.onboarding import validate_base_url, validate_website
 from deliveries_app.services.watching import validate_token
 from deliveries_app.webhooks.signing import STANDARD_PREFIX
+from docora.http.addresses import blocked_reason, is_address
+from docora.http.messages import name_of
 from docora.security.redaction import redact
 from docora.text import clean_text
 from repositories_app.git.exceptions import InvalidUrl
@@ -53,10 +55,8 @@ def validate_app(app: SourceApp, key: SourceKey, remark: Note) -> App:
                 "Its signing key starts with whsec_ but does not continue with base64, as libraries for Standard Webhooks "
                 "expect. Clients can only verify X-Docora-Signature until you rotate the key."
             )
-    try:
-        validate_base_url(app.base_url)
-    except ValidationError as error:
-        remark(f"Notifications cannot be sent until its base URL or the settings change. {error.messages[0]}")
+    if (reason := _base_url_problem(app.base_url)) is not None:
+        remark(f"Notifications cannot be sent until its base URL or the settings change. {reason}")
     website = app.website
     try:
         validate_website(website)
@@ -75,6 +75,15 @@ def validate_app(app: SourceApp, key: SourceKey, remark: Note) -> App:
         description=clean_text(app.description, 500),
         client_auth_key=signing_key,
     )
+
+
+def _base_url_problem(url: str) -> str | None:
+    """Return why nothing can be sent to the URL, or None. Host names are not looked up, but an address needs no lookup."""
+    try:
+        host = name_of(validate_base_url(url))
+    except ValidationError as error:
+        return error.messages[0]
+    return blocked_reason(host, settings.ALLOWED_PRIVATE_NETWORKS) if is_address(host) else None
 
 
 def validate_token_hash(app: SourceApp, problem: Note) -> str:
