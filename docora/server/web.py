@@ -71,6 +71,8 @@ class JsonErrorTask(ErrorTask):  # type: ignore[misc]
         error = self.request.error
         code = BY_STATUS.get(error.code, ErrorCode.INVALID_REQUEST)
         message = f"{error.reason}: {error.body}"
+        if code is ErrorCode.BODY_TOO_LARGE:  # the view, which is not reached, has a lower limit
+            message = "The body is too large: see the limits of requests at /docs/api/"
         body = json.dumps({"error": message, "code": code, "retryable": code.retryable}).encode()
         self.status = f"{error.code} {error.reason}"
         self.response_headers.append(("Content-Type", "application/json"))

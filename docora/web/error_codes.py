@@ -26,7 +26,7 @@ class ErrorCode(StrEnum):
         False,
         "The URL doesn't support this method. `Allow` lists those that it does.",
     )
-    BODY_TOO_LARGE = "body_too_large", False, "The body is too large. The message names the limit."
+    BODY_TOO_LARGE = "body_too_large", False, "The body is too large. The message names the limit, or where to find it."
     TOO_MANY_REQUESTS = "too_many_requests", True, "Wait for the number of seconds in `Retry-After`."
     INTERNAL_ERROR = "internal_error", True, "Something went wrong in Docora. Its log has the details."
     UNAVAILABLE = "unavailable", True, "Docora can't answer at the moment."

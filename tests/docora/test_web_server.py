@@ -341,6 +341,13 @@ def test_errors_have_the_format_of_the_api(web: WebProcess, sent: bytes, status:
     assert (error["code"], error["retryable"]) == (code, False)
 
 
+def test_body_above_the_limit_of_all_calls(web: WebProcess) -> None:
+    """The server's own limit is that of no call, so a client that heeds it would be refused again."""
+    with web.connect(request("/", "POST", headers="Content-Length: 99999999\r\n")) as connection:
+        error = json.loads(read_answer(connection)[1])["error"]
+    assert error == "The body is too large: see the limits of requests at /docs/api/"
+
+
 def test_server_does_not_name_itself(web: WebProcess) -> None:
     with web.connect(request("/health")) as connection:
         assert read_answer(connection)[0].getheader("Server") is None
