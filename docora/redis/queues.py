@@ -84,15 +84,7 @@ def enqueue(
 
 def _requeue(target: Queue, job_id: str, again: Callable[..., bool], *, owned: bool, leased: bool) -> bool:
     """Do what `enqueue` says about a job ID that Redis already has. `again` repeats the call of `enqueue`."""
-    for name in QUEUES:
-        queue = _queue(name)
-        if queue.get_job_position(job_id) is None:
-            continue
-        if QUEUES.index(name) <= QUEUES.index(target.name):
-            return True
-        if target.connection.lrem(queue.key, 1, job_id):
-            target.connection.hset(Job.key_for(job_id), "origin", target.name)
-            target.connection.rpush(target.key, job_id)
+    if _is_waiting(target, job_id):
         return True
     if owned:
         target.connection.set(_AGAIN_KEY.format(job_id), target.name, ex=_AGAIN_SECONDS)
@@ -111,6 +103,19 @@ def _requeue(target: Queue, job_id: str, again: Callable[..., bool], *, owned: b
             return False
         found.delete()
     return again(owned=True)
+
+
+def _is_waiting(target: Queue, job_id: str) -> bool:
+    """Return whether the job is in a queue. If that is a lower one than `target`, move the job to `target`."""
+    for name in QUEUES:
+        queue = _queue(name)
+        if queue.get_job_position(job_id) is not None:
+            is_lower = QUEUES.index(name) > QUEUES.index(target.name)
+            if is_lower and target.connection.lrem(queue.key, 1, job_id):  # 0: a worker has just taken it
+                target.connection.hset(Job.key_for(job_id), "origin", target.name)
+                target.connection.rpush(target.key, job_id)
+            return True
+    return False
 
 
 def enqueue_again(job: Job) -> None:
