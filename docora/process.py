@@ -1,4 +1,4 @@
-"""Stop this process, end child processes, also with their parent, and name processes so that others can tell if they run.
+"""Ask this process to stop, end its children (also if it is killed), and name processes so that others know if they run.
 
 A supervisor killed with SIGKILL cannot clean up, but the kernel can: with `PR_SET_PDEATHSIG` it signals the child when
 the parent's thread ends. If that fails, fencing in the database (engine.md §4) still keeps an orphan from doing harm.
