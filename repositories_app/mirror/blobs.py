@@ -19,8 +19,9 @@ from repositories_app.mirror.tree import (
     MAX_TREE_BYTES,
     SUBMODULE,
     Entry,
-    find_entries,
+    canonical_mode,
     root_of,
+    stored_entries,
     wait_for_output,
 )
 
@@ -152,12 +153,12 @@ class BlobReader:
                     by_name: dict[bytes, list[bytes]] = defaultdict(list)
                     for path in through:
                         by_name[parts[path][depth]].append(path)
-                    for name, mode, oid in find_entries(raw, by_name.keys(), len(commit) // 2):
-                        for path in by_name[name]:
+                    for mode, name, oid in stored_entries(raw, len(commit) // 2):
+                        for path in by_name.get(name, ()):
                             if len(parts[path]) == depth + 1:
-                                found.setdefault(path, (mode, oid))
-                            elif mode == DIRECTORY:
-                                below[oid].append(path)
+                                found.setdefault(path, (canonical_mode(mode), oid.hex()))
+                            elif canonical_mode(mode) == DIRECTORY:
+                                below[oid.hex()].append(path)
             if not below:
                 break
             level = below

@@ -70,7 +70,7 @@ def _read_trees(reader: BlobReader, root: str, id_bytes: int, tick: Tick) -> dic
         with closing(reader.trees(level)) as contents:
             for name, raw in zip(level, contents, strict=True):
                 tick()
-                trees[name] = folder = _folder(stored_entries(raw, id_bytes), len(raw))
+                trees[name] = folder = _folder(raw, id_bytes)
                 count += folder.entries
                 _check_count(count)
                 below.update(dict.fromkeys(folder.folders))
@@ -80,9 +80,13 @@ def _read_trees(reader: BlobReader, root: str, id_bytes: int, tick: Tick) -> dic
     return trees
 
 
-def _folder(entries: list[tuple[bytes, bytes, bytes]], size: int) -> _Folder:
-    others = [(mode, oid) for mode, _, oid in entries if mode not in _FILE_MODES]
-    return _Folder(len(entries), size, Counter(oid.hex() for mode, oid in others if canonical_mode(mode) == DIRECTORY))
+def _folder(raw: bytes, id_bytes: int) -> _Folder:
+    entries, folders = 0, Counter[str]()
+    for mode, _, oid in stored_entries(raw, id_bytes):
+        entries += 1
+        if mode not in _FILE_MODES and canonical_mode(mode) == DIRECTORY:
+            folders[oid.hex()] += 1
+    return _Folder(entries, len(raw), folders)
 
 
 def _expanded(trees: dict[str, _Folder], root: str) -> tuple[int, int]:

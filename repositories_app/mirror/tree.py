@@ -5,7 +5,7 @@ import re
 import select
 import stat
 import subprocess
-from collections.abc import Container, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 from docora.text import format_bytes
@@ -66,30 +66,15 @@ def root_of(commit: str) -> str:
     return f"{commit}^{{commit}}^{{tree}}"
 
 
-def stored_entries(raw: bytes, id_bytes: int) -> list[tuple[bytes, bytes, bytes]]:
-    """Return mode, name and object id of each entry of a tree object. Raises `GitError` if it is malformed."""
-    entries: list[tuple[bytes, bytes, bytes]] = _STORED[id_bytes].findall(raw)
-    if sum(len(mode) + len(name) for mode, name, _ in entries) + (2 + id_bytes) * len(entries) != len(raw):
-        raise _malformed()
-    return entries
-
-
-def _malformed() -> GitError:
-    return git_errors.explain(Cause.CORRUPT, "too-short tree object, or a malformed one")
-
-
-def find_entries(raw: bytes, names: Container[bytes], id_bytes: int) -> Iterator[tuple[bytes, str, str]]:
-    """Yield name, mode and object id of the entries of a tree object that have one of these names.
-
-    Raises `GitError` if the tree is malformed.
-    """
+def stored_entries(raw: bytes, id_bytes: int) -> Iterator[tuple[bytes, bytes, bytes]]:
+    """Yield mode, name and object id of each entry of a tree object. Raises `GitError` where it is malformed."""
     position = 0
     while match := _STORED[id_bytes].match(raw, position):
-        if match[2] in names:
-            yield match[2], canonical_mode(match[1]), match[3].hex()
+        mode, name, oid = match.groups()
+        yield mode, name, oid
         position = match.end()
     if position < len(raw):
-        raise _malformed()
+        raise git_errors.explain(Cause.CORRUPT, "too-short tree object, or a malformed one")
 
 
 def canonical_mode(mode: bytes) -> str:

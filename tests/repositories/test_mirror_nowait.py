@@ -9,7 +9,7 @@ import pytest
 
 from repositories_app.git.exceptions import Cause, GitError
 from repositories_app.mirror.mirror import BlobReader, Mirror
-from repositories_app.mirror.tree import find_entries
+from repositories_app.mirror.tree import stored_entries
 from tests.repositories.test_hostile_trees import repo, strange_tree
 from tests.support.git import Entry, GitFixture, Repo
 
@@ -73,11 +73,11 @@ def test_each_folder_is_read_once(
 
 
 @pytest.mark.parametrize("damage", [b"x", b"100644 \0" + bytes(20), b"100644 b\0" + bytes(19)])
-def test_lookup_in_a_malformed_tree_is_refused(damage: bytes) -> None:
+def test_malformed_tree_is_refused(damage: bytes) -> None:
     raw = b"100644 a\0" + bytes(20)
-    assert list(find_entries(raw, [b"a", b"b"], 20)) == [(b"a", "100644", "0" * 40)]
+    assert list(stored_entries(raw, 20)) == [(b"100644", b"a", bytes(20))]
     with pytest.raises(GitError) as raised:
-        list(find_entries(raw + damage, [b"a"], 20))
+        list(stored_entries(raw + damage, 20))
     assert raised.value.cause is Cause.CORRUPT
 
 
