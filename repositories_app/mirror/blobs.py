@@ -154,9 +154,9 @@ class BlobReader:
                     for path in through:
                         by_name[parts[path][depth]].append(path)
                     for mode, name, oid in stored_entries(raw, len(commit) // 2):
-                        for path in by_name.get(name, ()):
+                        for path in by_name.pop(name, ()):  # a tree made by hand may list a name twice
                             if len(parts[path]) == depth + 1:
-                                found.setdefault(path, (canonical_mode(mode), oid.hex()))
+                                found[path] = canonical_mode(mode), oid.hex()
                             elif canonical_mode(mode) == DIRECTORY:
                                 below[oid.hex()].append(path)
             if not below:

@@ -2,6 +2,7 @@
 
 import re
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -204,6 +205,20 @@ def test_tree_that_expands_exponentially_is_refused(
         for _ in mirror.tree(fetched(repo)):
             pass
     assert caught.value.cause is Cause.TOO_LARGE
+
+
+def test_path_through_folders_that_are_listed_twice(repo: Repo, mirror: Mirror, fetched: Callable[..., str]) -> None:
+    """Each level would double the work: the first of two entries with one name counts."""
+    root = tree(repo, (b"100644", b"f", blob(repo)))
+    for _ in range(22):
+        root = tree(repo, (b"40000", b"d", root), (b"40000", b"d", root))
+    serve(repo, root)
+    commit = fetched(repo)
+    tracemalloc.start()
+    assert paths(mirror, commit, [b"d/" * 22 + b"f"]) == [b"d/" * 22 + b"f"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10_000_000
 
 
 def test_file_that_expands_to_gigabytes_is_not_held_in_memory(
