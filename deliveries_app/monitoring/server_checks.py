@@ -156,7 +156,7 @@ def check_connections() -> list[CheckMessage]:
 
 def live_workers() -> list[Worker]:
     """Return the workers that are alive; none while Redis is down, which `check_redis` reports."""
-    with suppress(RedisError, OSError):
+    with suppress(RedisError):
         return [worker for worker in inspect.read_workers() if not worker.is_gone]
     return []
 
@@ -196,7 +196,7 @@ def check_redis() -> list[CheckMessage]:
         text = "Redis responds but refuses the user name and password in REDIS_URL, or requires a password."
         hint = "Write it as redis://:password@host:6379/0, with special characters percent-encoded."
         return [Error(text, hint=hint)]
-    except (RedisError, OSError):
+    except RedisError:
         if embedded_redis_url(settings.DATA_DIR) == settings.REDIS_URL:
             hint = f"Start {program()} up, which runs it, or restart it if it is running. Or set REDIS_URL."
             return [Error("The embedded Valkey is not responding.", hint=hint)]

@@ -11,14 +11,13 @@ after another, at about 0.25 s each. These limits bound the total cost:
 """
 
 import contextlib
-import logging
 import re
 import threading
 from collections.abc import Iterator
 
 from deliveries_app.models import App, AppToken
 from deliveries_app.services import tokens
-from docora.redis.connection import RedisError, connection
+from docora.redis.connection import RedisError, connection, logging_outage
 from docora.security import throttle
 from docora.security.crypto import hash_token
 
@@ -26,8 +25,6 @@ try:
     import bcrypt
 except ImportError:  # an installation without the extra `import`
     bcrypt = None  # type: ignore[assignment]
-
-logger = logging.getLogger(__name__)
 
 HASH = re.compile(r"\$2[aby]\$(0[4-9]|1[0-4])\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}")
 """bcrypt hashes of at most cost 14, which takes about a second to check.
@@ -121,12 +118,10 @@ def _key(token: str, hashes: dict[int, str]) -> str:
 def _is_remembered(token: str, hashes: dict[int, str]) -> bool:
     try:
         return bool(connection().exists(_key(token, hashes)))
-    except (RedisError, OSError):
+    except RedisError:
         return False
 
 
 def _remember(token: str, hashes: dict[int, str]) -> None:
-    try:
+    with logging_outage("unknown_token_not_cached"):
         connection().set(_key(token, hashes), 1, ex=REMEMBERED_SECONDS)
-    except (RedisError, OSError) as error:
-        logger.warning("unknown_token_not_cached", extra={"cause": str(error)})

@@ -5,7 +5,6 @@ requests and fills again after Redis loses it. No function here raises if Redis 
 counters across all apps (`docora.redis.counters`).
 """
 
-import logging
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -16,9 +15,7 @@ from functools import partial
 from deliveries_app.models import App, HourlyTraffic, bulk_sql
 from docora.db.clock import from_now
 from docora.redis import counters
-from docora.redis.connection import RedisError, connection
-
-logger = logging.getLogger(__name__)
+from docora.redis.connection import RedisError, connection, logging_outage
 
 KEPT = 100
 HEALTHY = 0.95
@@ -99,16 +96,16 @@ def record_latest(app: App, latest: Latest, counts: Mapping[str, int]) -> None:
         return
     values = [f"{int(ok)}:{seconds * 1000:.0f}" for ok, seconds in latest.newest]
     key = _key(app)
-    try:
-        with connection().pipeline(transaction=True) as pipeline:
-            counters.add_to_pipeline(pipeline, counts)
-            if values:
-                pipeline.rpush(key, *values)
-                pipeline.ltrim(key, -KEPT, -1)
-                pipeline.expire(key, _TTL_SECONDS)
-            pipeline.execute()
-    except RedisError as error:
-        logger.warning("endpoint_stats_not_saved", extra={"app": app.app_id, "cause": str(error)})
+    with (
+        logging_outage("endpoint_stats_not_saved", app=app.app_id),
+        connection().pipeline(transaction=True) as pipeline,
+    ):
+        counters.add_to_pipeline(pipeline, counts)
+        if values:
+            pipeline.rpush(key, *values)
+            pipeline.ltrim(key, -KEPT, -1)
+            pipeline.expire(key, _TTL_SECONDS)
+        pipeline.execute()
 
 
 def _key(app: App) -> str:
