@@ -29,6 +29,7 @@ from deliveries_app.progress import runs
 from deliveries_app.sync import circuit, failures, outcomes
 from deliveries_app.sync.channel import Channel
 from deliveries_app.sync.claim import claim
+from deliveries_app.sync.content import Contents
 from deliveries_app.sync.drift import run_check
 from deliveries_app.sync.events import NoticeRefused, send_due, send_sync_completed, settle_completed
 from deliveries_app.sync.exceptions import EndpointDown, EndpointGone, Paused, RateLimited, SliceOver, Superseded
@@ -322,9 +323,8 @@ class Attempt:
             runs.set_totals(run, files=plan.files, size=plan.size, left_out=plan.left_out, commit=commit)
         self.recorder = Recorder(self.lease, run, on_first=unequal)
         envelope = self.channel.envelope(run.run_id, run.reason)
-        self.sender = Sender(
-            self.channel, self.mirror, reader, self.recorder, self.delivery_rules, commit, envelope, self.time_slice
-        )
+        contents = Contents(self.mirror, reader, self.delivery_rules)
+        self.sender = Sender(self.channel, contents, self.recorder, commit, envelope, self.time_slice)
         self.time_slice.start_sending()
         logger.info("sending", extra=runs.log_fields(run))
         if plan.files > MANY_FILES:

@@ -42,50 +42,76 @@ def is_large(size: int) -> bool:
     return size > settings.CHUNK_THRESHOLD_BYTES
 
 
-def read_block(
-    changes: Sequence[Change],
-    reader: BlobReader,
-    delivery_rules: DeliveryRules,
-    tick: Callable[[], None],
-    fail: Callable[[Change, Failure], None],
-) -> list[Notification]:
-    """Return one notification for each change, in the same order. Changes whose transforms fail are passed to `fail`."""
-    transforms = delivery_rules.transforms
-    contents = reader.read(_blobs_to_read(changes, delivery_rules))
-    notifications = []
-    for change in changes:
-        if change.kind == Kind.DELETE:
-            notifications.append(Notification(change, "", change.sha, 0, None))
-            continue
-        if not transforms and is_large(change.size):
-            notifications.append(Notification(change, delivery_rules.source_key(change.blob), "", change.size, None))
-            continue
-        content = next(contents)
-        if transforms:
-            tick()
-            try:
-                content = _transformed(change, content, delivery_rules)
-            except TransformFailed as error:
-                fail(change, Failure("transform", str(error)))
+class Contents:
+    """The contents of one commit's files, as they are sent: with active transforms, transformed."""
+
+    def __init__(self, mirror: Mirror, reader: BlobReader, delivery_rules: DeliveryRules) -> None:
+        self._mirror, self._reader, self._rules = mirror, reader, delivery_rules
+
+    def prefetch(self, changes: Sequence[Change]) -> None:
+        """Request what `read` reads next, so that git unpacks it while the previous block is sent."""
+        if not self._rules.transforms:
+            self._reader.prefetch(self._blobs_to_read(changes))
+
+    def read(
+        self, changes: Sequence[Change], tick: Callable[[], None], fail: Callable[[Change, Failure], None]
+    ) -> list[Notification]:
+        """Return one notification for each change, in the same order. Changes whose transforms fail are passed to `fail`."""
+        transforms = self._rules.transforms
+        contents = self._reader.read(self._blobs_to_read(changes))
+        notifications = []
+        for change in changes:
+            if change.kind == Kind.DELETE:
+                notifications.append(Notification(change, "", change.sha, 0, None))
                 continue
-        notifications.append(_notification(change, content, delivery_rules))
-    for notification in notifications:
-        if not notification.sha:  # large files come last, when the pipe holds no other answers
-            notification.sha, notification.remark = _hash(reader, notification.change, tick)
-    return notifications
+            if not transforms and is_large(change.size):
+                notifications.append(Notification(change, self._rules.source_key(change.blob), "", change.size, None))
+                continue
+            content = next(contents)
+            if transforms:
+                tick()
+                try:
+                    content = _transformed(change, content, self._rules)
+                except TransformFailed as error:
+                    fail(change, Failure("transform", str(error)))
+                    continue
+            notifications.append(self._notification(change, content))
+        for notification in notifications:
+            if not notification.sha:  # large files come last, when the pipe holds no other answers
+                notification.sha, notification.remark = self._hash(notification.change, tick)
+        return notifications
 
+    def chunks_of(self, notification: Notification) -> "ChunkedFile":
+        """Open a large file. Raises `TransformFailed`."""
+        return ChunkedFile(notification, self._mirror, self._rules)
 
-def prefetch(changes: Sequence[Change], reader: BlobReader, delivery_rules: DeliveryRules) -> None:
-    """Request what `read_block` reads next, so that git unpacks it while the previous block is sent."""
-    if not delivery_rules.transforms:
-        reader.prefetch(_blobs_to_read(changes, delivery_rules))
+    def _blobs_to_read(self, changes: Sequence[Change]) -> list[str]:
+        """Return the blobs whose contents `read` keeps in memory. Without transforms, large files are only hashed."""
+        if self._rules.transforms:
+            return [change.blob for change in changes if change.blob]
+        return [change.blob for change in changes if change.blob and not is_large(change.size)]
 
+    def _notification(self, change: Change, content: bytes) -> Notification:
+        """Return the notification for a content in memory, with the content unless it is large."""
+        size = len(content)
+        return Notification(
+            change,
+            self._rules.source_key(change.blob, change.source_path),
+            hashlib.sha256(content).hexdigest(),
+            size,
+            None if is_large(size) else content,
+            remark_on(size, content),
+        )
 
-def _blobs_to_read(changes: Sequence[Change], delivery_rules: DeliveryRules) -> list[str]:
-    """Return the blobs whose contents `read_block` keeps in memory. Without transforms, large files are only hashed."""
-    if delivery_rules.transforms:
-        return [change.blob for change in changes if change.blob]
-    return [change.blob for change in changes if change.blob and not is_large(change.size)]
+    def _hash(self, change: Change, tick: Callable[[], None]) -> tuple[str, str]:
+        """Return the SHA-256 and the remark of a large file."""
+        digest = hashlib.sha256()
+        beginning = b""
+        for block in self._reader.stream(change.blob):
+            beginning = beginning or block
+            digest.update(block)
+            tick()
+        return digest.hexdigest(), remark_on(change.size, beginning)
 
 
 def _transformed(change: Change, content: bytes, delivery_rules: DeliveryRules) -> bytes:
@@ -100,29 +126,6 @@ def _not_deterministic(change: Change) -> TransformFailed:
     return TransformFailed(
         f"The transforms returned different results for {change.source_path}. Transforms must be deterministic."
     )
-
-
-def _notification(change: Change, content: bytes, delivery_rules: DeliveryRules) -> Notification:
-    """Return the notification for a content in memory, with the content unless it is large."""
-    size = len(content)
-    return Notification(
-        change,
-        delivery_rules.source_key(change.blob, change.source_path),
-        hashlib.sha256(content).hexdigest(),
-        size,
-        None if is_large(size) else content,
-        remark_on(size, content),
-    )
-
-
-def _hash(reader: BlobReader, change: Change, tick: Callable[[], None]) -> tuple[str, str]:
-    digest = hashlib.sha256()
-    beginning = b""
-    for block in reader.stream(change.blob):
-        beginning = beginning or block
-        digest.update(block)
-        tick()
-    return digest.hexdigest(), remark_on(change.size, beginning)
 
 
 class ChunkedFile:

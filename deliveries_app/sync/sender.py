@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 
 from deliveries_app.models.deliveries import PHASES, Kind
 from deliveries_app.planning.paths import PathSet, folded
-from deliveries_app.planning.plan import Change, DeliveryRules, Plan
+from deliveries_app.planning.plan import Change, Plan
 from deliveries_app.planning.transforms import TransformFailed
 from deliveries_app.sync.channel import Channel
-from deliveries_app.sync.content import ChunkedFile, blocks, prefetch, read_block
+from deliveries_app.sync.content import ChunkedFile, Contents, blocks
 from deliveries_app.sync.endpoint_health import EndpointHealth, Health, failing_watches, record_up
 from deliveries_app.sync.exceptions import EndpointDown, SliceOver
 from deliveries_app.sync.failures import Sent, first_failed_at
@@ -29,7 +29,6 @@ from deliveries_app.webhooks.client import asked_to_wait
 from deliveries_app.webhooks.keyring import REFUSALS, Keys
 from deliveries_app.webhooks.payloads import Envelope, delete_body, file_body
 from docora.http.client import Outcome, Request
-from repositories_app.mirror.mirror import BlobReader, Mirror
 
 MAX_WAITS = 5  # of one notification in one run
 BYTES_IN_FLIGHT = 32_000_000
@@ -51,6 +50,9 @@ class _Transfer:
 class Sender:
     """Sends a plan.
 
+    A notification is announced, ready, in flight, and settled once its outcome has arrived: it is recorded, or ready again
+    (its next chunk, the other key, after a wait). `_send_phase` repeats this until nothing is left.
+
     Once the `time_slice` is over, no further file is started, large files are finished, because a partly sent file would
     start over, and `SliceOver` is raised. If the endpoint does not answer, the run continues until it is known whether
     the endpoint works: a slice would be too short to see enough failures.
@@ -59,32 +61,33 @@ class Sender:
     def __init__(
         self,
         channel: Channel,
-        mirror: Mirror,
-        reader: BlobReader,
+        contents: Contents,
         recorder: Recorder,
-        delivery_rules: DeliveryRules,
         commit: str,
         envelope: Envelope,
         time_slice: TimeSlice,
     ) -> None:
         self._channel, self._client, self._lease = channel, channel.client, channel.lease
-        self._mirror, self._reader, self._recorder, self._delivery_rules = mirror, reader, recorder, delivery_rules
+        self._contents, self._recorder = contents, recorder
         self._commit, self._envelope, self._time_slice = commit, envelope, time_slice
         self._health = EndpointHealth(channel)
-        self._is_ending = False  # the slice is over
-        self._ping_is_due = False  # nothing is started until then
-        self._large_files: set[ChunkedFile] = set()  # under way
+        self._policy = ResponsePolicy()
         self._ready: deque[_Transfer] = deque()
         self._arrived: deque[tuple[Request, Outcome]] = deque()  # not settled yet
         self._bytes_in_flight = 0
         self._paths_in_flight: set[str] = set()  # folded
+        self._large_files: set[ChunkedFile] = set()  # under way
+        # Paths that others must not be equal to, above or below:
         self._unsettled_deletes = PathSet()
         self._retained = PathSet()
+        # When the next request may start:
+        self._is_ending = False  # the slice is over
+        self._ping_is_due = False  # nothing is started until then
         self._pause_until = 0.0
         self._next_start = 0.0
+        # When the pace is raised:
         self._accepted = 0  # since the pace last changed
         self._recovers_at = 0.0  # monotonic; when a success next raises the pace without a series
-        self._policy = ResponsePolicy()
 
     def send(self, plan: Plan) -> None:
         """Send the whole plan. Return when every file was tried, or raise one of `sync.exceptions`."""
@@ -151,7 +154,7 @@ class Sender:
                 self._announce(block)
                 block = next(waiting, None)
                 if block:
-                    prefetch(block, self._reader, self._delivery_rules)
+                    self._contents.prefetch(block)
             else:
                 self._collect()
             self._keep_going()
@@ -167,7 +170,7 @@ class Sender:
     def _announce(self, block: list[Change]) -> None:
         """Read, announce and queue a block. Changes that may not be sent in this run are listed as failed."""
         sendable = [change for change in block if not self._is_blocked(change)]
-        notifications = read_block(sendable, self._reader, self._delivery_rules, self._tick, self._recorder.fail)
+        notifications = self._contents.read(sendable, self._tick, self._recorder.fail)
         adopted = [item for item in notifications if item.change.compare and item.sha == item.change.sha]
         announced = [item for item in notifications if not (item.change.compare and item.sha == item.change.sha)]
         self._recorder.commit(announced, adopted)
@@ -236,7 +239,7 @@ class Sender:
         item = transfer.notification
         if transfer.file is None and item.change.kind != Kind.DELETE and item.content is None:
             try:
-                transfer.file = ChunkedFile(item, self._mirror, self._delivery_rules)
+                transfer.file = self._contents.chunks_of(item)
             except TransformFailed as error:
                 self._recorder.fail(item, Failure("transform", str(error)))
                 return

@@ -7,7 +7,8 @@ import pytest
 from django.utils import timezone
 
 from deliveries_app.models import AppRepository, Outcome, Status
-from deliveries_app.sync import outcomes, sender
+from deliveries_app.sync import outcomes
+from deliveries_app.sync.content import Contents
 from docora.backoff import backoff
 from repositories_app.git.exceptions import Cause, GitError
 from tests.support.histories import assert_promise_kept, refusing
@@ -97,14 +98,14 @@ def test_answers_under_way_at_an_error_count(world: World, settings, monkeypatch
     settings.RECORD_BATCH = 6
     _, watch = world.watch({f"{n}": b"%d" % n for n in range(7)})
     world.answer(lambda note: time.sleep(0.02 if note.path in "01" else 0.3))
-    read, blocks = sender.read_block, count()
+    read, blocks = Contents.read, count()
 
     def fail_at_the_second_block(*arguments):
         if next(blocks):  # 0 and 1 have been answered, and at least 2 and 3 are under way
             raise error
         return read(*arguments)
 
-    monkeypatch.setattr(sender, "read_block", fail_at_the_second_block)
+    monkeypatch.setattr(Contents, "read", fail_at_the_second_block)
     assert world.sync(watch).is_failing
     assert set("0123") <= set(watch.deliveries.filter(acknowledged=True).values_list("path", flat=True))
 

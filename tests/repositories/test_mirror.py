@@ -19,7 +19,7 @@ from django.db import connections
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Status
 from deliveries_app.services import resync_single
-from deliveries_app.sync import sender
+from deliveries_app.sync.content import Contents
 from docora import file_locks
 from repositories_app import services as repositories
 from repositories_app.git import packs
@@ -251,7 +251,7 @@ def test_file_delivered_after_the_rebuild_is_not_listed_as_failed(world: World, 
     settings.RECORD_BATCH = 3
     repo, watch = world.watch({f"{number:02}.txt": b"%d" % number for number in range(9)})
     world.answer(refusing("00.txt"))
-    read, blocks = sender.read_block, count()
+    read, blocks = Contents.read, count()
 
     def damaged_at_the_third_block(*arguments: Any) -> Any:
         if next(blocks) == 2:
@@ -260,7 +260,7 @@ def test_file_delivered_after_the_rebuild_is_not_listed_as_failed(world: World, 
             raise GitError(Cause.CORRUPT, "The mirror is damaged.")
         return read(*arguments)
 
-    monkeypatch.setattr(sender, "read_block", damaged_at_the_third_block)
+    monkeypatch.setattr(Contents, "read", damaged_at_the_third_block)
     world.sync(watch)
     assert next(blocks) > 4
     assert watch.status == Status.SYNCED
