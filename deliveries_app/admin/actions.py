@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from django.contrib import admin, messages
+from django.contrib import messages
 from django.core.exceptions import PermissionDenied
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse
@@ -16,6 +16,7 @@ from deliveries_app.admin.confirmation import (
     ConfirmationForm,
     ConfirmingAdmin,
     ResyncForm,
+    confirmed_action,
     is_confirmed,
     next_url,
     selection_context,
@@ -136,13 +137,7 @@ class BulkAdmin[M: Model](ConfirmingAdmin[M]):
     def has_retry_permission(self, request: HttpRequest) -> bool:
         return self.can(request, Permission.RETRY)
 
-    @admin.action(
-        permissions=["retry"],
-        description="Retry",
-        description_plural="Retry selected repositories",
-    )
-    def retry(self, request: HttpRequest, queryset: QuerySet[M]) -> HttpResponse:
-        return self.redirect_to_confirmation(request, RETRY.slug)
+    retry = confirmed_action(RETRY.slug, "retry", "Retry", "Retry selected repositories")
 
     def watches_of(self, queryset: QuerySet[M]) -> AppRepositoryQuerySet:
         """Return the watches of these rows."""

@@ -21,7 +21,7 @@ from deliveries_app.actors import Actor, can_view_operations
 from deliveries_app.admin.actions import RESYNC, Scope
 from deliveries_app.admin.app_health import AppHealthAdmin
 from deliveries_app.admin.app_secrets import ONBOARDED, AppSecretsAdmin
-from deliveries_app.admin.confirmation import next_url
+from deliveries_app.admin.confirmation import confirmed_action, next_url
 from deliveries_app.admin.filters import ChoiceFilter
 from deliveries_app.admin.forms import QUOTA_FIELDS, AppForm, OnboardForm, WatchManyForm, help_texts_of, post_data
 from deliveries_app.admin.removal import RemovalAdmin, RemovalLabels
@@ -104,17 +104,8 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, RemovalAdmin[App]):
         apps = list(queryset[:2])
         return Scope(apps[0]) if len(apps) == 1 else Scope()
 
-    @admin.action(
-        permissions=["resync"],
-        description="Re-sync all for app",
-        description_plural="Re-sync all for app",
-    )
-    def resync_all_for_app(self, request: HttpRequest, queryset: QuerySet[App]) -> HttpResponse:
-        return self.redirect_to_confirmation(request, RESYNC.slug)
-
-    @admin.action(permissions=["delete"], description="Delete", description_plural="Delete selected apps")
-    def delete_selected(self, request: HttpRequest, queryset: QuerySet[App]) -> HttpResponse:
-        return self.redirect_to_confirmation(request, "remove")
+    resync_all_for_app = confirmed_action(RESYNC.slug, "resync", "Re-sync all for app", "Re-sync all for app")
+    delete_selected = confirmed_action("remove", "delete", "Delete", "Delete selected apps")
 
     def add_view(
         self, request: HttpRequest, form_url: str = "", extra_context: dict[str, Any] | None = None

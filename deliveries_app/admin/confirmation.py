@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from django import forms
-from django.contrib import messages
+from django.contrib import admin, messages
 from django.contrib.admin import helpers
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.views.main import PAGE_VAR
@@ -43,10 +43,6 @@ class ConfirmingAdmin[M: Model](DocoraAdmin[M]):
     def confirmation_url(self, slug: str, view: Callable[[HttpRequest], HttpResponse]) -> URLPattern:
         """Return the URL pattern of a confirmation page."""
         return path(f"{slug}/", self.admin_site.admin_view(view), name=self.url_name(slug))
-
-    def redirect_to_confirmation(self, request: HttpRequest, slug: str) -> HttpResponse:
-        """Redirect from an action to its confirmation page."""
-        return HttpResponseRedirect(f"{reverse(f'admin:{self.url_name(slug)}')}?{_query_of_selection(request)}")
 
     def selected(self, request: HttpRequest) -> QuerySet[M]:
         """Return the rows that the confirmation page's URL selects, out of those that the list shows to this user."""
@@ -93,6 +89,20 @@ class ConfirmingAdmin[M: Model](DocoraAdmin[M]):
             return self.redirect_with_message(request, back, f"{error}.", messages.WARNING)
         page = reverse("admin:deliveries_app_bulkoperation_change", args=[operation.pk])
         return self.redirect_with_message(request, page, describe(operation))
+
+
+def confirmed_action(slug: str, permission: str, description: str, plural: str) -> Callable[..., HttpResponse]:
+    """Return an action that redirects to its confirmation page.
+
+    The labels are those on the page of a row, and in a list. `permission` names the model admin's method `has_…_permission`.
+    """
+
+    @admin.action(permissions=[permission], description=description, description_plural=plural)
+    def redirect(model_admin: Any, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse:
+        url = reverse(f"admin:{model_admin.url_name(slug)}")
+        return HttpResponseRedirect(f"{url}?{_query_of_selection(request)}")
+
+    return redirect
 
 
 def is_confirmed(request: HttpRequest) -> bool:

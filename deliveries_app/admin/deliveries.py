@@ -11,7 +11,14 @@ from django.urls import URLPattern
 from django.utils.safestring import SafeString
 
 from deliveries_app.admin.base import ReadOnlyAdmin, column
-from deliveries_app.admin.confirmation import ConfirmingAdmin, ReasonForm, is_confirmed, next_url, selection_context
+from deliveries_app.admin.confirmation import (
+    ConfirmingAdmin,
+    ReasonForm,
+    confirmed_action,
+    is_confirmed,
+    next_url,
+    selection_context,
+)
 from deliveries_app.admin.filters import ChoiceFilter, WatchAppFilter, WatchFilter
 from deliveries_app.models import AppRepository, Delivery
 from deliveries_app.models.deliveries import DeliveryState
@@ -88,9 +95,7 @@ class DeliveryAdmin(ConfirmingAdmin[Delivery], ReadOnlyAdmin[Delivery]):
     def has_resend_permission(self, request: HttpRequest) -> bool:
         return self.can(request, Permission.RESYNC)
 
-    @admin.action(permissions=["resend"], description="Resend this file", description_plural="Resend selected files")
-    def resend(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> HttpResponse:
-        return self.redirect_to_confirmation(request, "resend")
+    resend = confirmed_action("resend", "resend", "Resend this file", "Resend selected files")
 
     def confirm_resend(self, request: HttpRequest) -> HttpResponse:
         """GET shows what is resent; POST with `post=yes` resends it, or shows the errors of the form."""

@@ -12,7 +12,7 @@ from deliveries_app.actors import Actor, can_view
 from deliveries_app.admin import widgets
 from deliveries_app.admin.actions import RESYNC, BulkAdmin
 from deliveries_app.admin.base import ReadOnlyAdmin, column
-from deliveries_app.admin.confirmation import next_url
+from deliveries_app.admin.confirmation import confirmed_action, next_url
 from deliveries_app.admin.filters import ChoiceFilter, CircuitFilter
 from deliveries_app.admin.watches import cells_of, live_query
 from deliveries_app.models import AppRepository
@@ -48,13 +48,7 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
             super().get_queryset(request).annotate(watcher_count=AppRepository.objects.alive().count_by("repository"))
         )
 
-    @admin.action(
-        permissions=["resync"],
-        description="Force re-sync for every app",
-        description_plural="Force re-sync for every app",
-    )
-    def force_resync(self, request: HttpRequest, queryset: QuerySet[Repository]) -> HttpResponse:
-        return self.redirect_to_confirmation(request, RESYNC.slug)
+    force_resync = confirmed_action(RESYNC.slug, "resync", "Force re-sync for every app", "Force re-sync for every app")
 
     @admin.action(permissions=["retry"], description="Reset circuit", description_plural="Reset circuit")
     def reset_circuits(self, request: HttpRequest, queryset: QuerySet[Repository]) -> None:

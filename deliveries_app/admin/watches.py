@@ -21,7 +21,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.admin import drift, widgets
 from deliveries_app.admin.actions import RESYNC, RETRY
 from deliveries_app.admin.base import column
-from deliveries_app.admin.confirmation import next_url
+from deliveries_app.admin.confirmation import confirmed_action, next_url
 from deliveries_app.admin.deliveries import state_badge
 from deliveries_app.admin.filters import AppFilter, CircuitFilter, StateFilter
 from deliveries_app.admin.forms import WatchForm, post_data
@@ -98,21 +98,10 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
         watches = AppRepository.objects.alive().with_state().for_list()
         return watches.order_by("app__name", "repository__owner", "repository__name", "pk")
 
-    @admin.action(
-        permissions=["resync"],
-        description="Force re-sync",
-        description_plural="Force re-sync of the selected repositories",
+    force_resync = confirmed_action(
+        RESYNC.slug, "resync", "Force re-sync", "Force re-sync of the selected repositories"
     )
-    def force_resync(self, request: HttpRequest, queryset: QuerySet[AppRepository]) -> HttpResponse:
-        return self.redirect_to_confirmation(request, RESYNC.slug)
-
-    @admin.action(
-        permissions=["delete"],
-        description="Stop watching",
-        description_plural="Stop watching selected repositories",
-    )
-    def delete_selected(self, request: HttpRequest, queryset: QuerySet[AppRepository]) -> HttpResponse:
-        return self.redirect_to_confirmation(request, "remove")
+    delete_selected = confirmed_action("remove", "delete", "Stop watching", "Stop watching selected repositories")
 
     def has_pause_permission(self, request: HttpRequest) -> bool:
         return self.can(request, Permission.CHANGE_WATCHES)
@@ -146,14 +135,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
             services.retry_single(Actor.of_request(request), watch)
         except services.NotFailed:
             return self.redirect_with_message(request, page, f"{watch} is no longer failing.", messages.WARNING)
-        app, waits = watch.app, ""
-        if watch.is_paused:
-            waits = " The retry starts when the repository is resumed."
-        elif app.paused:
-            waits = " The retry starts when the app is resumed."
-        elif app.is_on_hold and not app.down_count:
-            waits = f" The retry starts at {timezone.localtime(app.cooldown_until):%H:%M}, because the app is too busy."
-        message = f"Retry queued for {watch}. Only unacknowledged files are sent.{waits}"
+        message = f"Retry queued for {watch}. Only unacknowledged files are sent.{_waits(watch, 'retry')}"
         return self.redirect_with_message(request, page, message)
 
     def cancel_one(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
@@ -182,12 +164,8 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
         if not files:
             message = f"{watch.app.name} holds no such file, so there is nothing to resend: {visible(path)}"
             return self.redirect_with_message(request, page, message, messages.WARNING)
-        waits = ""
-        if watch.is_paused:
-            waits = " It is sent when the repository is resumed."
-        elif watch.app.paused:
-            waits = " It is sent when the app is resumed."
-        return self.redirect_with_message(request, page, f"Resend queued for {visible(path)}.{waits}")
+        message = f"Resend queued for {visible(path)}.{_waits(watch, 'resend')}"
+        return self.redirect_with_message(request, page, message)
 
     def why(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         """Explain `path`, or show the empty form. The path is not stripped: names may begin and end with spaces."""
@@ -293,6 +271,18 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
 
     def remove(self, actor: Actor, rows: Sequence[AppRepository]) -> None:
         services.unwatch_many(actor, rows)
+
+
+def _waits(watch: AppRepository, what: str) -> str:
+    """Return ` The retry starts when the app is resumed.`, or an empty string if it can start now."""
+    app = watch.app
+    if watch.is_paused:
+        return f" The {what} starts when the repository is resumed."
+    if app.paused:
+        return f" The {what} starts when the app is resumed."
+    if app.is_on_hold and not app.down_count:
+        return f" The {what} starts at {timezone.localtime(app.cooldown_until):%H:%M}, because the app is too busy."
+    return ""
 
 
 def live_query(watches: Iterable[AppRepository], *, with_files: bool = False) -> str:
