@@ -146,7 +146,7 @@ def test_live_pages_poll_the_pause(operator: Client, watches, paused: SyncPause)
 
 def test_resync_during_a_pause_is_recorded_and_waits(operator: Client, watches, paused: SyncPause) -> None:
     url = f"{WATCHES}force-resync/?ids={watches[0].pk}"
-    assert "The re-sync starts when syncing is resumed" in operator.get(url).text
+    assert "Nothing is sent until it is resumed." in operator.get(url).text
     operator.post(url, {"post": "yes"})
     assert SyncRun.objects.get().outcome == ""
     assert "Paused: all syncing is paused" in operator.get(PAGE).text

@@ -63,6 +63,6 @@ def test_confirmation_says_what_waits(operator: Client, watches) -> None:
     AppRepository.objects.filter(pk=watches[0].pk).update(paused_at=timezone.now())
     ids = ",".join(str(watch.pk) for watch in watches)
     assert (
-        "1 repository is paused, or its app is. It is re-synced when resumed."
+        "1 repository is paused, or its app is. Nothing is sent for it until it is resumed."
         in operator.get(f"{LIST}force-resync/?ids={ids}").text
     )

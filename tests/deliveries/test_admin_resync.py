@@ -132,7 +132,7 @@ def test_confirmation_shows_syncing_and_waiting_watches(operator: Client, watche
     assert "Syncing</span>" in page.text
     assert "1 repository is syncing right now and will start over." in page.text
     assert "Paused</span>" in page.text
-    assert "1 repository is paused, or its app is. It is re-synced when resumed." in page.text
+    assert "1 repository is paused, or its app is. Nothing is sent for it until it is resumed." in page.text
     assert "300" in page.text
 
 

@@ -135,12 +135,12 @@ def test_paused_repositories_and_apps_are_named(operator: Client, watches) -> No
     AppRepository.objects.filter(pk=watches[0].pk).update(paused_at=timezone.now())
     App.objects.filter(pk=watches[2].app_id).update(paused=True)
     page = operator.get(f"{CONFIRM}?all=1").text
-    assert "2 repositories are paused, or their apps are. Their files are sent when they are resumed." in page
+    assert "2 repositories are paused, or their apps are. Nothing is sent for them until they are resumed." in page
     for watch, text in zip(watches, ("when the repository is resumed", "", "when the app is resumed"), strict=True):
         answer = operator.post(resend_url(watch, "a"), follow=True).text
         assert "Resend queued for a." in answer
         assert text in answer
-        assert ("It is sent" in answer) is bool(text)
+        assert ("The resend starts" in answer) is bool(text)
 
 
 def test_everything_that_a_filter_matches(operator: Client, watches) -> None:
