@@ -37,7 +37,7 @@ from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import failures, help_texts
 from deliveries_app.reports.next_attempt import next_attempt_of
-from docora.templatetags.docora import ago, badge, status_badge, status_with_detail
+from docora.templatetags.docora import ago, badge, state_badge, status_with_detail
 from docora.text import parse_pks, visible
 
 
@@ -290,7 +290,7 @@ def refreshed_cells(pks: Sequence[int], shown: CellOptions) -> tuple[list[SafeSt
             cells += [cell(name, watch, shown, refresh=True) for name in names]
             continue
         recovered += 1
-        status = status_badge(watch) if watch else badge("cancelled", "No longer watched")
+        status = state_badge(watch.state) if watch else badge("cancelled", "No longer watched")
         contents = dict.fromkeys(names, "") | {"state": status}
         cells += [_cell(name, pk, content, refresh=True) for name, content in contents.items()]
     return cells, recovered

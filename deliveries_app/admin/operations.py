@@ -34,7 +34,7 @@ from deliveries_app.progress import context as progress_context
 from deliveries_app.progress import live
 from deliveries_app.progress.live import Progress
 from deliveries_app.reports import history
-from docora.templatetags.docora import badge, number
+from docora.templatetags.docora import number, state_badge
 from docora.text import counted, parse_pk
 from docora.web.csv_export import Cell
 
@@ -119,8 +119,7 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
 
     @admin.display(description="result")
     def state(self, operation: Any) -> SafeString:
-        result = operation.outcomes.result_of(operation)
-        return badge(result.value, result.label)
+        return state_badge(operation.outcomes.result_of(operation))
 
     def page_context(self, request: HttpRequest, operation: BulkOperation) -> dict[str, Any]:
         """Return the operation's progress, its fields, and its repositories, all or those with one outcome."""

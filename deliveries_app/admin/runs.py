@@ -18,7 +18,7 @@ from deliveries_app.progress import activity, live
 from deliveries_app.progress.runs import current_run
 from deliveries_app.reports import failing_files, help_texts, history
 from deliveries_app.reports.next_attempt import next_attempt_of
-from docora.templatetags.docora import number, outcome_badge, trigger
+from docora.templatetags.docora import number, state_badge, trigger
 from docora.text import parse_pk
 from docora.web.csv_export import Cell
 
@@ -57,7 +57,7 @@ class SyncRunAdmin(HistoryAdmin[SyncRun]):
         return SyncRun.objects.with_result()
 
     trigger = column("trigger", lambda run: trigger(run))
-    result = column("result", lambda run: outcome_badge(run))
+    result = column("result", lambda run: state_badge(run.result))
 
     @admin.display(description="files")
     def files(self, run: SyncRun) -> str:

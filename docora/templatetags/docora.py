@@ -55,19 +55,19 @@ def badge(style: str, label: str) -> SafeString:
 
 
 @register.simple_tag
-def status_badge(watch: Any) -> SafeString:
-    """Render the state of a watch, which was read `with_state`, as a badge."""
-    return badge(watch.state.value, watch.state.label)
+def state_badge(state: Any) -> SafeString:
+    """Render a `WatchState`, or the `Result` of a run or an operation, as a badge."""
+    return badge(state.value, state.label)
 
 
 @register.simple_tag
 def status_with_detail(watch: Any) -> SafeString:
-    """Render the state of a watch as a badge, followed by until when, if that is known, and what it is waiting for."""
+    """Render the state of a watch, which was read `with_state`, as a badge, followed by until when, if that is known, and what it is waiting for."""
     parts = [part for part in (_until(watch), watch.detail.label) if part]
     if not parts:
-        return status_badge(watch)
+        return state_badge(watch.state)
     details = format_html_join(" · ", "{}", ((part,) for part in parts))
-    return format_html('{} <span class="state-detail">{}</span>', status_badge(watch), details)
+    return format_html('{} <span class="state-detail">{}</span>', state_badge(watch.state), details)
 
 
 def _until(watch: Any) -> SafeString | str:
@@ -78,12 +78,6 @@ def _until(watch: Any) -> SafeString | str:
     if watch.state.value == "on_hold":
         return _time(moment, f"until {timezone.localtime(moment):%H:%M}")
     return ago(moment)
-
-
-@register.simple_tag
-def outcome_badge(row: Any) -> SafeString:
-    """Render how a run or an operation ended, or that it is running, as a badge."""
-    return badge(row.result.value, row.result.label)
 
 
 @register.filter
