@@ -82,7 +82,7 @@ class RemovalAdmin[M: Model](BulkAdmin[M]):
             **selection_context(selected, removal.files),
             "original": only,
             "back": next_url(request, self.page_of(only)) if only else back,
-            "removal": removal,
+            "impact": removal,
             "verb": labels.verb,
             "row_count": len(pks),
             "names": _sentence_of(names, len(pks) - len(names), labels),
