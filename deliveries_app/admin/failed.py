@@ -53,14 +53,14 @@ def panel_context(request: HttpRequest, here: str) -> dict[str, Any]:
             (group, help_texts.ROOT_HINTS[group.cause].for_user(request.user), pages[group.cause]) for group in groups
         ],
         "failing_count": sum(group.count for group in groups),
-        "failing_app": _describe(request, apps),
+        "failing_app": _name_of_apps(request, apps),
         "retry_all": urlencode(query),
         "of_app": urlencode(of_app),
         "shown_cause": request.GET.get("cause", ""),
     }
 
 
-def _describe(request: HttpRequest, apps: Sequence[int] | None) -> str:
+def _name_of_apps(request: HttpRequest, apps: Sequence[int] | None) -> str:
     """Return the name of the app that the list is filtered by, or `apps named “Por…”`; empty without such a filter.
 
     Users who can't view apps get only the names of those that watch repositories.

@@ -79,7 +79,7 @@ def names(text: str) -> list[str]:
 def text_of(text: str, watch: AppRepository) -> str:
     """Return the text that the table shows beside a repository's status."""
     row = text[text.index(f'id="watch-{watch.pk}"') :]
-    cell = row[row.index('class="goes"') : row.index("</td>", row.index('class="goes"'))]
+    cell = row[row.index('class="row-progress"') : row.index("</td>", row.index('class="row-progress"'))]
     return " ".join(unescape(re.sub(r"<[^>]+>", " ", cell.partition(">")[2])).split())
 
 
@@ -160,7 +160,7 @@ def test_running_sync_shows_bar_and_files(admin: Client, app: App) -> None:
     assert 'value="44"' in text
     assert text_of(text, watch) == "4,400 / 10,000 files"
     polled = admin.get("/admin/live/", {"ids": watch.pk, "files": "1"}).text
-    assert f'id="going-{watch.pk}" hx-swap-oob="true">4,400 / 10,000 files' in polled
+    assert f'id="row-progress-{watch.pk}" hx-swap-oob="true">4,400 / 10,000 files' in polled
     assert f"ids={watch.pk}&files=1" in unescape(polled)
     assert "going-" not in admin.get("/admin/live/", {"ids": watch.pk}).text  # other lists do not show them
 
