@@ -61,7 +61,7 @@ def _parameters_of(list_filter: Any) -> Collection[str]:
 
 class _FilterOnly(ChangeList):
     def get_results(self, request: HttpRequest) -> None:
-        pass
+        """Neither count the rows nor read a page of them."""
 
 
 class DocoraAdmin[M: Model](PlainLists[M]):
@@ -88,7 +88,7 @@ class DocoraAdmin[M: Model](PlainLists[M]):
         return self.list_class
 
     def filtered_rows(self, request: HttpRequest) -> QuerySet[M]:
-        """Return the rows that the list finds with the request's search and filters. It neither counts them nor reads a page.
+        """Return the rows that the list finds with the request's search and filters, without counting them or reading a page.
 
         Raises `IncorrectLookupParameters` if a filter is invalid.
         """
