@@ -170,20 +170,21 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
     def why(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         """Explain `path`, or show the empty form. The path is not stripped: names may begin and end with spaces."""
         path = request.GET.get("path", "")
-        explanation = explain(Actor.of_request(request), watch, path) if path else None
-        context = {
+        context: dict[str, Any] = {
             "original": watch,
             "watch": watch,
             "back": self.page_of(watch),
             "path": path,
-            "explanation": explanation,
-            "badge": _FILE_BADGES[explanation.decision.state] if explanation else None,
-            "attempts": attempts.of_path(request.user, watch, explanation.sent_path, explanation.row)
-            if explanation
-            else None,
             "here": request.get_full_path(),
-            "row_badge": state_badge(explanation.row, watch) if explanation and explanation.row else None,
         }
+        if path:
+            explanation = explain(Actor.of_request(request), watch, path)
+            context |= {
+                "explanation": explanation,
+                "badge": _FILE_BADGES[explanation.decision.state],
+                "attempts": attempts.of_path(request.user, watch, explanation.sent_path, explanation.row),
+                "row_badge": state_badge(explanation.row, watch) if explanation.row else None,
+            }
         template = "admin/deliveries_app/apprepository/why.html"
         return self.render_page(request, template, "Why was this file (not) sent?", **context)
 
