@@ -68,6 +68,11 @@ The first value applies if the served commit is new, the second if it is that of
 """
 DRAIN_SECONDS = 35.0  # longer than any request may take
 HAND_OVER_SECONDS = 5.0
+_FORESEEN = (
+    Interrupted, SliceOver, Paused, MirrorBusy, GitError, PlanRefused, NoticeRefused, RateLimited, EndpointDown, EndpointGone,
+    DecryptionError,
+)  # fmt: skip
+"""What `_record_end` handles."""
 
 
 def sync(watch_pk: int, client: HttpClient | None = None, *, alone: bool = True) -> bool:
@@ -92,7 +97,7 @@ class Attempt:
     """One claim on one watch, from its first request to its last record.
 
     `run` makes the attempt: `_run` reads HEAD, `_sync_to` fetches and plans, `_deliver` sends, `_finish` records success.
-    An exception ends it early, and `_record_end` decides what that means.
+    An exception ends it early, and `_record_end` decides what that means, unless it is an error of the machine or of the code.
     """
 
     def __init__(self, lease: Lease, client: HttpClient | None) -> None:
@@ -139,9 +144,13 @@ class Attempt:
             self._run()
         except (Superseded, DatabaseError, InterfaceError):
             raise
-        except Exception as error:
+        except _FORESEEN as error:
             self._drain(HAND_OVER_SECONDS if isinstance(error, Interrupted) else DRAIN_SECONDS)
             self._record_end(error)
+        except Exception as error:
+            failure = _log_unforeseen(error)  # before the drain, which may raise `Superseded`
+            self._drain(DRAIN_SECONDS)
+            outcomes.failed(self.lease, failure)
 
     def _run(self) -> None:
         self._adopt_newest_run()
@@ -449,13 +458,6 @@ class Attempt:
                 outcomes.endpoint_gone(self.lease)
             case DecryptionError():
                 outcomes.failed(self.lease, root_causes.internal(str(error)), permanent=True)
-            case OSError():  # such as a full disk
-                logger.warning("machine_failed", extra={"cause": str(error)})
-                outcomes.failed(self.lease, root_causes.of_os_error(error))
-            case _:
-                logger.error("sync_failed_unexpectedly", exc_info=error)
-                message = "An internal error stopped the sync. Check the worker's log."
-                outcomes.failed(self.lease, root_causes.internal(message))
 
     def _record_refused_notice(self, error: NoticeRefused) -> None:
         # Without a base, the next attempt sends the notice, which is still due.
@@ -514,3 +516,12 @@ class Attempt:
 
         is_clean = self.sender is None or self.sender.drain(DRAIN_SECONDS, record=False, on_wait=keep_alive)
         self.lease.release(in_doubt=not is_clean)
+
+
+def _log_unforeseen(error: Exception) -> SyncFailure:
+    """Log an error of the machine or of Docora's code, and return the failure."""
+    if isinstance(error, OSError):  # such as a full disk
+        logger.warning("machine_failed", extra={"cause": str(error)})
+        return root_causes.of_os_error(error)
+    logger.error("sync_failed_unexpectedly", exc_info=error)
+    return root_causes.internal("An internal error stopped the sync. Check the worker's log.")

@@ -6,7 +6,9 @@ from itertools import count
 import pytest
 from django.utils import timezone
 
+from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Outcome, Status
+from deliveries_app.services import resync_single
 from deliveries_app.sync import outcomes
 from deliveries_app.sync.content import Contents
 from docora.backoff import backoff
@@ -136,6 +138,28 @@ def test_internal_error_counts_as_an_attempt(world: World, monkeypatch, caplog) 
     assert watch.last_error_cause == "internal"
     assert "secret detail" not in watch.last_error
     assert "secret detail" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "event"),
+    [(ValueError("a bug"), "sync_failed_unexpectedly"), (OSError(28, "No space left on device"), "machine_failed")],
+)
+def test_error_is_logged_although_the_run_is_superseded_meanwhile(
+    world: World, settings, monkeypatch, caplog, error: Exception, event: str
+) -> None:
+    settings.RECORD_BATCH = 1
+    _, watch = world.watch({"a": b"1", "b": b"2"})
+    read, blocks = Contents.read, count()
+
+    def fail_at_the_second_block(*arguments):
+        if next(blocks):
+            resync_single(Actor.command(), watch)
+            raise error
+        return read(*arguments)
+
+    monkeypatch.setattr(Contents, "read", fail_at_the_second_block)
+    world.sync(watch)
+    assert {event, "superseded"} <= set(caplog.messages)
 
 
 @pytest.mark.parametrize("requested", [True, False])
