@@ -1,12 +1,13 @@
 """How an attempt reaches its app: what all of its requests have in common."""
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 from deliveries_app.sync.lease import Lease
 from deliveries_app.webhooks.client import info_of, post_signed
 from deliveries_app.webhooks.keyring import Keyring
-from deliveries_app.webhooks.payloads import Chunk, Envelope, endpoint, webhook_id
+from deliveries_app.webhooks.payloads import Chunk, Envelope, RepositoryInfo, endpoint, webhook_id
 from docora.http.client import HttpClient, Outcome
 
 
@@ -20,7 +21,11 @@ class Channel:
         self.client, self.lease, self.alive = client, lease, alive
         self.app = lease.watch.app
         self.keyring = Keyring(self.app)
-        self.repository = info_of(lease.watch)
+
+    @cached_property
+    def repository(self) -> RepositoryInfo:
+        """The `repository` object of notifications. Raises `InvalidUrl` if an earlier version accepted the watch's URL."""
+        return info_of(self.lease.watch)
 
     def url(self, event: str) -> str:
         return endpoint(self.app.base_url, event)

@@ -140,6 +140,13 @@ def test_internal_error_counts_as_an_attempt(world: World, monkeypatch, caplog) 
     assert "secret detail" in caplog.text
 
 
+def test_url_that_is_no_longer_accepted_fails_the_attempt(world: World) -> None:
+    _, watch = world.watch()
+    AppRepository.objects.filter(pk=watch.pk).update(github_url=f"{watch.github_url.rpartition('/')[0]}/a..git.git")
+    world.sync(watch)
+    assert (watch.is_failing, watch.lease_until) == (True, None)
+
+
 @pytest.mark.parametrize(
     ("error", "event"),
     [(ValueError("a bug"), "sync_failed_unexpectedly"), (OSError(28, "No space left on device"), "machine_failed")],
