@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from repositories_app.git.exceptions import Cause, GitError
+from repositories_app.mirror import blobs
 from repositories_app.mirror.mirror import BlobReader, Mirror
 from repositories_app.mirror.tree import stored_entries
 from tests.repositories.test_hostile_trees import repo, strange_tree
@@ -70,6 +71,20 @@ def test_each_folder_is_read_once(
         found = reader.entries(commit, [*paths, b"one/c", b"four/a"])
     assert found.keys() == set(paths)
     assert [len(names) for names in levels] == [1, 2]  # folders with the same content are one tree
+
+
+def test_folder_without_the_name_is_not_parsed(
+    server: GitFixture, mirror: Mirror, fetched: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each change looks for `.docoraignore` in the root folder, which may have a hundred thousand files."""
+    commit = fetched(server.repo("acme/docs", {"a": b"1", "folder/b": b"2"}))
+    parsed: list[bytes] = []
+    monkeypatch.setattr(blobs, "stored_entries", lambda raw, size: parsed.append(raw) or stored_entries(raw, size))
+    with mirror.blobs() as reader:
+        assert reader.entries(commit, [b".docoraignore"]) == {}
+        assert parsed == []
+        assert reader.entries(commit, [b"folder/b"]).keys() == {b"folder/b"}
+        assert len(parsed) == 2
 
 
 @pytest.mark.parametrize("damage", [b"x", b"100644 \0" + bytes(20), b"100644 b\0" + bytes(19)])
