@@ -133,9 +133,12 @@ class DocoraAdmin[M: Model](PlainLists[M]):
     def render_change_form(
         self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
     ) -> HttpResponse:
-        """Name the form of a row after the row, as `page_template` is."""
-        if context["original"] is not None:
-            context |= {"title": str(context["original"]), "subtitle": None, "show_save_and_add_another": False}
+        """Use the saved row as the title of its form, as with `page_template`, and leave out "Save and add another"."""
+        row = context["original"]
+        if row is not None:
+            if request.method == "POST":  # the form has errors, and has set the other values on the row
+                row = self.get_object(request, str(row.pk)) or row
+            context |= {"original": row, "title": str(row), "subtitle": None, "show_save_and_add_another": False}
         return super().render_change_form(request, context, *args, **kwargs)
 
     def can(self, request: HttpRequest, permission: str) -> bool:

@@ -108,6 +108,13 @@ def test_key_must_be_entered_again_after_an_error(admin: Client) -> None:
     assert "Enter the key again" not in admin.post(f"{APPS}add/", fields | {"client_auth_key": ""}).text
 
 
+def test_page_with_errors_has_the_saved_name(admin: Client) -> None:
+    app = make_app("Search")
+    page = admin.post(f"{APPS}{app.pk}/settings/", settings_of(admin, app, name="Index", base_url="wrong")).text
+    assert "<title>Error: Search |" in page
+    assert 'value="Index"' in page
+
+
 def test_settings_are_validated_like_a_registration(admin: Client) -> None:
     app = make_app("Portal")
     for changes in ({"name": "ab"}, {"base_url": "https://x.example/?q=1"}, {"max_in_flight": "0"}):
