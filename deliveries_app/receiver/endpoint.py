@@ -179,6 +179,7 @@ class Receiver(BackgroundServer):
                 return copy.compare(notification)
 
     def _page(self, notification: Notification) -> Page:
+        """Return the answer to a `verify`. The clients in `tests/faults/clients.py` replace this method."""
         return self._copy(notification.app_id, notification.repository_id).page(notification)
 
     def _copy(self, app_id: str, repository_id: str) -> Copy:
