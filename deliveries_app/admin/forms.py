@@ -104,7 +104,7 @@ class _WatchOptionsFields(forms.Form):
     )
     include_patterns = _PatternsField(
         "Include patterns",
-        "Only files that match are sent. One pattern per line. Leave blank for all. The app can change these.",
+        "Only files that match are sent. One pattern per line, as in .gitignore. Leave blank for all. The app can change these.",
     )
     exclude_patterns = _PatternsField(
         "Exclude patterns", "Files that match are not sent, even if they are included. The app can change these."
