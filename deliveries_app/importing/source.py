@@ -31,7 +31,7 @@ _PAGE = 2000  # rows fetched at once
 
 
 class SourceError(Exception):
-    """The database cannot be read, or it or the key is not the existing service's. The message is for the user."""
+    """The database cannot be read, or the database or the key isn't the existing service's. The message is for the user."""
 
 
 class SourceApp(NamedTuple):

@@ -1,4 +1,4 @@
-"""The base of commands that call services, and functions that find the rows which their arguments name."""
+"""The base class of commands that call services, and functions that find the rows named by arguments."""
 
 from typing import Any
 

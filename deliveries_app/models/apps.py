@@ -544,7 +544,8 @@ class AppRepository(models.Model):
     ended_at = models.DateTimeField(null=True, blank=True, editable=False)
     created_at = models.DateTimeField(auto_now_add=True)
 
-    state_detail: str  # read `with_state` only, as the next one
+    # Only rows that are read `with_state` have these.
+    state_detail: str
     host_retry_at: datetime | None
 
     objects = AppRepositoryQuerySet.as_manager()

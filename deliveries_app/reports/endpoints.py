@@ -1,4 +1,4 @@
-"""The endpoints of apps: their condition, their latest requests, and what a bulk action has to expect of them."""
+"""The endpoints of apps: their condition, their latest requests, and the warnings before a bulk action."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

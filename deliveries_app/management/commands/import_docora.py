@@ -90,7 +90,10 @@ class Command(BaseCommand):
 
 
 def _source(options: dict[str, Any]) -> tuple[str, SourceKey]:
-    """Return the URL of the existing service's database and its key."""
+    """Return the URL of the existing service's database, and its key.
+
+    Raises `CommandError` if one of them is missing, and `SourceError` if it is malformed.
+    """
     url = (options["url"] or os.environ.get(URL_VARIABLE, "")).strip()
     if not url:
         raise wrong_usage(
