@@ -128,8 +128,8 @@ ROOT_HINTS: dict[RootCause, Hint] = {
         (Permission.RETRY,),
     ),
     RootCause.GIT_CONTENT: Hint(
-        "The repository is too large, or its data is damaged. Docora fetches damaged data again automatically. If this keeps "
-        "happening, see Docora's log, and check the disk that holds REPOS_DIR.",
+        "The repository is too large, its data is damaged, or git failed. Docora fetches damaged data again automatically. If "
+        "this keeps happening, see Docora's log, and check the disk that holds REPOS_DIR.",
         "If the repository is too large, raise the limit or shrink it, then retry.",
         (Permission.RETRY,),
     ),
