@@ -181,8 +181,8 @@ def test_what_a_screen_reader_hears_of_a_resync(world: World, site: Site, browse
         expect(main.get_by_role("heading", level=1)).to_have_text("Re-sync acme/docs")
         expect(main.get_by_text("This will re-sync acme/docs and re-send ALL files to Portal.")).to_be_visible()
         headings = main.get_by_role("columnheader").all_inner_texts()
-        assert [heading.lower() for heading in headings] == ["repository", "files", "size", "status"]
-        expect(main.get_by_role("row", name=re.compile("^Total 400"))).to_be_visible()
+        assert [heading.lower() for heading in headings] == ["repository", "app", "files", "size", "status"]
+        expect(main.get_by_role("row", name=re.compile("^Total 1 app 400"))).to_be_visible()
         expect(main.get_by_role("textbox", name="Reason (optional)")).to_be_editable()
         expect(main.get_by_role("link", name="Cancel")).to_be_visible()
         main.get_by_role("button", name="Re-sync", exact=True).click()

@@ -242,7 +242,7 @@ def check_operations(universe: Universe) -> None:
         is_open = pending > 0 or rows.filter(outcome="").exists()
         assert (operation.ended_at is None) == is_open, f"{operation} has ended: {not is_open}"
         assert pending or not operation.is_held, f"{operation} is held although nothing is left to release"
-        shown, counted = live.of_operation(operation), live._counted(operation)
+        shown, counted = live.of_operation(operation), live._counted([operation])[operation.pk]
         if operation.ended_at or operation.pk > universe.uncounted:
             for name in live._ENDINGS:
                 assert getattr(shown, name) == counted[name], f"{operation} shows {name} as {getattr(shown, name)}"

@@ -96,7 +96,9 @@ def test_worker_frozen_past_its_lease_records_nothing(world: World, daemons: Dae
     watch.refresh_from_db()
     assert list(Delivery.objects.filter(watch=watch).order_by("path").values()) == rows
     assert [(run.outcome, run.files_done, run.files_total, run.attempts) for run in world.runs(watch)] == runs
-    assert len(world.requests()) == sent  # not even the prepared requests
+    # None of the prepared requests, unless the freeze fell between the check of one and its first byte. Those of
+    # `test_worker_frozen_past_its_lease_sends_nothing` are frozen before the check.
+    assert len(world.requests()) <= sent + 1
     assert_promise_kept(world, repo, watch)
     assert frozen.running
     assert "Traceback" not in daemons.logs(), daemons.logs().partition("Traceback")[2][:3000]
