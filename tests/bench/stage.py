@@ -91,13 +91,16 @@ class Stage:
         self._apps = 0
 
     def clear(self) -> None:
-        """Leave no watch of an earlier measurement due: it would have a worker, or a run would make way for it."""
+        """Leave no watch of an earlier measurement due: it would have a worker, or a run would make way for it.
+
+        A watch without a planned sync would be checked much earlier: the sweep corrects checks that are so far ahead.
+        """
         from django.utils import timezone
 
         from deliveries_app.models import AppRepository
 
         later = timezone.now() + timedelta(minutes=100)
-        AppRepository.objects.update(next_sync_at=None, next_check_at=later, lease_until=None, lease_slots=0)
+        AppRepository.objects.update(next_sync_at=later, next_check_at=later, lease_until=None, lease_slots=0)
 
     def vacuum(self) -> None:
         """Do what autovacuum would do now, so that it does not disturb the measurement."""
