@@ -270,18 +270,8 @@ def test_inline_code_search_finds_every_kind() -> None:
 # --- Settings are documented --------------------------------------------------------------------------------------------
 
 _READERS = {
-    "count",
-    "date",
-    "flag",
-    "mailers",
-    "names",
-    "networks",
-    "pairs",
-    "seconds",
-    "text",
-    "time_zone",
-    "database",
-}
+    "count", "database", "date", "flag", "mailers", "names", "networks", "pairs", "seconds", "text", "time_zone",
+}  # fmt: skip
 
 
 def settings_read() -> dict[str, str | None]:

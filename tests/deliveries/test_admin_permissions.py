@@ -143,7 +143,7 @@ def test_last_administrator_stays(db) -> None:
 # --- Advice ------------------------------------------------------------------------------------------------------------
 
 FOR_OTHERS = re.compile(
-    r"retry now|then retry|resume it\b|Replace (?:it|the token) on|[Ww]atch (?:the|its) new|a test ping"
+    r"retry now|then retry|resume it\b|reset the circuit|Replace (?:it|the token) on|[Ww]atch (?:the|its) new|a test ping"
     r"|stop watching it|[Rr]otate (?:it|them)\b|a ping signed|in the app's settings|requests in its settings|Cancel leaves|Fix the"
     r"|re-sync the repository|Watch a repository|watch that repository|[Ll]eave blank|retire the old"
 )
