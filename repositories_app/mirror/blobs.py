@@ -150,17 +150,13 @@ class BlobReader:
             below: dict[str, list[bytes]] = defaultdict(list)
             with contextlib.closing(self.trees(list(level))) as contents:
                 for through, raw in zip(level.values(), contents, strict=True):
-                    by_name: dict[bytes, list[bytes]] = defaultdict(list)
+                    named = _entries_of(raw, {parts[path][depth] for path in through}, len(commit) // 2)
                     for path in through:
-                        by_name[parts[path][depth]].append(path)
-                    if len(by_name) == 1 and b" %b\0" % next(iter(by_name)) not in raw:
-                        continue  # searching a large folder for one name takes a hundredth of the time of parsing it
-                    for mode, name, oid in stored_entries(raw, len(commit) // 2):
-                        for path in by_name.pop(name, ()):  # a tree made by hand may list a name twice
-                            if len(parts[path]) == depth + 1:
-                                found[path] = canonical_mode(mode), oid.hex()
-                            elif canonical_mode(mode) == DIRECTORY:
-                                below[oid.hex()].append(path)
+                        mode, oid = named.get(parts[path][depth], ("", ""))
+                        if mode and len(parts[path]) == depth + 1:
+                            found[path] = mode, oid
+                        elif mode == DIRECTORY:
+                            below[oid].append(path)
             if not below:
                 break
             level = below
@@ -249,6 +245,17 @@ class BlobReader:
         except BaseException:
             self.close()
             raise
+
+
+def _entries_of(raw: bytes, names: set[bytes], id_bytes: int) -> dict[bytes, tuple[str, str]]:
+    """Return name → mode and object id of the entries of a tree object that have these names."""
+    if len(names) == 1 and b" %b\0" % next(iter(names)) not in raw:
+        return {}  # searching a large folder for one name takes a hundredth of the time of parsing it
+    found: dict[bytes, tuple[str, str]] = {}
+    for mode, name, oid in stored_entries(raw, id_bytes):
+        if name in names:
+            found.setdefault(name, (canonical_mode(mode), oid.hex()))  # a tree made by hand may list a name twice
+    return found
 
 
 class _Pipe(io.RawIOBase):
