@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -158,11 +159,9 @@ class DocoraAdmin[M: Model](PlainLists[M]):
             if not (self.can(request, permission) if permission else self.has_view_permission(request)):
                 raise PermissionDenied
             obj = self.get_object(request, str(object_id))
-            try:
-                if obj is not None:
+            if obj is not None:
+                with suppress(NotFound):
                     return view(request, obj)
-            except NotFound:
-                pass
             return self.redirect_missing(request, str(object_id))
 
         return path(f"<int:object_id>/{slug}/", self.admin_site.admin_view(checked), name=self.url_name(slug))
