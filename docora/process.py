@@ -1,4 +1,4 @@
-"""Ask this process to stop, end its children (also if it is killed), and name processes so that others know if they run.
+"""Stop this process, end its children even if it is killed, and name processes so that others can tell whether they run.
 
 A supervisor killed with SIGKILL cannot clean up, but the kernel can: with `PR_SET_PDEATHSIG` it signals the child when
 the parent's thread ends. If that fails, fencing in the database (engine.md §4) still keeps an orphan from doing harm.

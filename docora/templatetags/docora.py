@@ -62,7 +62,10 @@ def state_badge(state: Any) -> SafeString:
 
 @register.simple_tag
 def status_with_detail(watch: Any) -> SafeString:
-    """Render the state of a watch, which was read `with_state`, as a badge, followed by until when, if that is known, and what it is waiting for."""
+    """Render the state of a watch as a badge, and if it is known, until when it waits and for what.
+
+    The watch must have been read `with_state`.
+    """
     parts = [part for part in (_until(watch), watch.detail.label) if part]
     if not parts:
         return state_badge(watch.state)
