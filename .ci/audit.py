@@ -46,7 +46,7 @@ def main(lock: str = "requirements-dev.txt") -> int:
     if unknown := len(packages) - len(known):
         print(f"{unknown} of {len(packages)} packages are not in the vulnerability database.", file=sys.stderr)
     if not found:
-        print(f"{len(known)} packages have no known vulnerability.")
+        print(f"No known vulnerability in {len(known)} of {len(packages)} packages.")
     return 1 if found else 0
 
 

@@ -45,7 +45,7 @@ def test_known_vulnerability_fails(tmp_path: Path) -> None:
 def test_no_known_vulnerability(tmp_path: Path) -> None:
     report = {"dependencies": [{"name": "right", "version": "1", "vulns": []}, {"name": "left", "skip_reason": "…"}]}
     done = audit(tmp_path, json.dumps(report), "No known vulnerabilities found", 0)
-    assert (done.returncode, done.stdout) == (0, "1 packages have no known vulnerability.\n")
+    assert (done.returncode, done.stdout) == (0, "No known vulnerability in 1 of 2 packages.\n")
     assert done.stderr == "1 of 2 packages are not in the vulnerability database.\n"
 
 
