@@ -127,7 +127,8 @@ def dies_at_git_request(
 
 def dies_in_the_middle_of_the_pack(world: World, victim: Victim) -> Callable[[], None]:
     """Die when git has written the first half of the pack."""
-    answer = pack_sent(Repo("acme/widgets", world.git.directory / "acme/widgets.git", world.git.server))
+    repo = Repo("acme/widgets", world.git.directory / "acme/widgets.git", world.git.server)
+    answer = pack_sent(repo, negotiated=True)
     send_half = trickling(answer, at_once=len(answer) // 2, until=threading.Event())
 
     def takeover(connection: socket.socket) -> None:

@@ -23,11 +23,15 @@ def head_answered(repo: Repo) -> bytes:
     return _OK % b"result" + _packet(ref.encode()) + b"0000"
 
 
-def pack_sent(repo: Repo) -> bytes:
-    """Return the response to `fetch`: a pack with all objects of HEAD."""
+def pack_sent(repo: Repo, *, negotiated: bool = False) -> bytes:
+    """Return the response to `fetch`: a pack with all objects of HEAD.
+
+    `negotiated`: git already has commits. Then it names them first, and expects to hear that the host knows enough.
+    """
+    before = _packet(b"acknowledgments\n") + _packet(b"ready\n") + b"0001" if negotiated else b""
     pack = git(repo.path, "pack-objects", "--revs", "--stdout", "-q", stdin=[b"HEAD\n"])
     packets = [_packet(b"\1" + pack[start : start + _BAND]) for start in range(0, len(pack), _BAND)]
-    return _OK % b"result" + _packet(b"packfile\n") + b"".join(packets) + b"0000"
+    return _OK % b"result" + before + _packet(b"packfile\n") + b"".join(packets) + b"0000"
 
 
 def trickling(answer: bytes, *, at_once: int, until: threading.Event) -> Takeover:
