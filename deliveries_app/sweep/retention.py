@@ -117,7 +117,11 @@ def _older(rows: QuerySet[Any], field: str, days: int, now: datetime) -> QuerySe
     """Return rows older than `days`; none if `days` is 0, which means forever."""
     if not days:
         return rows.none()
-    return rows.filter(**{f"{field}__lt": now - timedelta(days=min(days, _LONGEST_DAYS))})
+    return rows.filter(**{f"{field}__lt": _days_before(now, days)})
+
+
+def _days_before(now: datetime, days: int) -> datetime:
+    return now - timedelta(days=min(days, _LONGEST_DAYS))
 
 
 def _old_operations(now: datetime) -> QuerySet[BulkOperation]:
@@ -172,7 +176,7 @@ def _delete(part: QuerySet[Any]) -> int:
     """Delete the rows of one slice. The audit log's triggers allow it for the time before its retention."""
     if part.model is not AuditEntry:
         return part._raw_delete(using=part.db)
-    before = timezone.now() - timedelta(days=min(settings.AUDIT_RETENTION_DAYS, _LONGEST_DAYS))
+    before = _days_before(timezone.now(), settings.AUDIT_RETENTION_DAYS)
     with append_only.deletes_before(connections[part.db], AuditEntry._meta.db_table, before):
         return part._raw_delete(using=part.db)
 

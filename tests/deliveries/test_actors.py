@@ -57,6 +57,8 @@ from deliveries_app.services.keys import cancel_key_rotation, retire_old_key, st
 from deliveries_app.services.pinging import send_ping
 from deliveries_app.services.tokens import retire_old_tokens, rotate_app_token
 from deliveries_app.services.watch_settings import change_watch, renew_push_secret
+from deliveries_app.services.watching import unwatch_many, validate_options
+from deliveries_app.services.watching_many import watch_many
 from tests.api.caller import Caller
 from tests.support.audit import by_apps, by_users, messages
 from tests.support.world import World
@@ -130,6 +132,8 @@ def test_app_cannot_act_on_another_app(
 
 
 OTHER_SERVICES: dict[str, Callable[[Actor, AppRepository], object]] = {
+    "watch several": lambda actor, watch: watch_many(actor, watch.app, [watch.github_url], validate_options()),
+    "unwatch several": lambda actor, watch: unwatch_many(actor, AppRepository.objects.all()),
     "cancel sync": lambda actor, watch: cancel_sync(actor, watch),
     "retry": lambda actor, watch: retry_single(actor, watch),
     "retry by app": lambda actor, watch: retry_by_app(actor, watch.app),

@@ -15,7 +15,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, Status
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.reports import status
-from deliveries_app.services import current_pause, resync_by_app, resync_single
+from deliveries_app.services import current_pause, resync_by_app, resync_single, unwatch_repository
 from deliveries_app.services.tokens import authenticate, live_tokens
 from tests.support.commands import PROJECT, run, run_json
 from tests.support.receiver import Answer
@@ -232,6 +232,13 @@ def test_status_lists_failing_then_syncing_then_waiting(watches) -> None:
         AppRepository.objects.filter(pk=watches[0].pk).update(status=waiting, next_sync_at=timezone.now())
         lines = status.read_status(None, 2).lines
         assert [line.watch.pk for line in lines] == [watches[2].pk, watches[1].pk], waiting
+
+
+def test_status_leaves_out_what_is_no_longer_watched(watches) -> None:
+    fail(watches[0], RootCause.SERVER_ERROR, status=500, state=Status.FAILED)
+    unwatch_repository(Actor.command(), watches[0])
+    printed = run_json("status")
+    assert (printed["watches"], printed["failing"], printed["lines"]) == (2, 0, [])
 
 
 @pytest.mark.parametrize("limit", ["-1", "99999999999999999999", "few"])

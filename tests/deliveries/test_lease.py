@@ -175,6 +175,20 @@ def test_worker_that_lost_its_lease_leaves_the_new_one_alone(world: World) -> No
     assert lease.get() == before
 
 
+def test_superseded_claim_keeps_the_watch_while_its_requests_settle(world: World, settings) -> None:
+    _, watch = world.watch()
+    superseded = claim(watch.pk)
+    assert superseded is not None
+    resync_single(Actor.command(), watch)
+    lease_for(watch, 1)
+    superseded.keep_alive()
+    extended = Now() + timedelta(seconds=settings.LEASE_SECONDS - 5)
+    assert AppRepository.objects.filter(lease_until__gt=extended).exists()
+    assert claim(watch.pk) is None
+    superseded.release()
+    assert claim(watch.pk) is not None
+
+
 def test_attempt_count_of_claim_success_and_handover(world: World, monkeypatch) -> None:
     _, watch = world.watch(files(6))
     taken = claim(watch.pk)

@@ -376,6 +376,18 @@ def test_operation_is_not_held_for_repositories_that_are_no_longer_watched(porta
     assert state(operation) == Result.PARTLY_FAILED
 
 
+def test_continuing_releases_the_held_apps_only(portal: App, search: App) -> None:
+    fill(portal, 2)
+    fill(search, 2)
+    operation = start()
+    end("Portal-0", Outcome.FAILED, "HTTP 500.")
+    release_due()
+    assert continue_operation(COMMAND, operation) == 1
+    release_due()
+    assert released() == {"Portal-0", "Portal-1", "Search-0"}
+    assert Canary.objects.get(app=search).state == CanaryState.RUNNING
+
+
 def test_resync_by_hand_does_not_release(portal: App) -> None:
     _, second = fill(portal, 2)
     operation = start()

@@ -16,7 +16,7 @@ from repositories_app.git.protocol import Head
 from repositories_app.git.remote import HeadQuery, ls_head, ls_heads, ls_heads_by_git, new_client
 from repositories_app.git.url import parse_url
 from repositories_app.mirror.mirror import Mirror
-from tests.support.git import GitFixture, Repo, Takeover
+from tests.support.git import GitFixture, Repo, Takeover, git
 
 TOKEN = "ghp_NeverSeen42"
 
@@ -235,6 +235,16 @@ def test_empty_repository_on_a_host_without_protocol_v2(server: GitFixture, ref:
     server.server.on_request = ignore_version
     with new_client(max_connections=1) as client, pytest.raises(NoCommit):
         ls_head(client, repo.url, ref=ref)
+
+
+def test_detached_head_on_a_host_without_protocol_v2(repo: Repo) -> None:
+    def ignore_version(*_: str) -> None:
+        repo.server.requests[-1].git_protocol = ""
+
+    git(repo.path, "update-ref", "--no-deref", "HEAD", repo.head)
+    repo.server.on_request = ignore_version
+    with new_client(max_connections=1) as client:
+        assert ls_head(client, repo.url) == Head(repo.head, "")
 
 
 def test_branch_name_is_made_safe_to_store(repo: Repo) -> None:
