@@ -108,8 +108,9 @@ def test_push_hook_and_resync_of_an_empty_repository_wait_again(world: World) ->
     assert {run.outcome for run in world.runs(watch)} == {Outcome.SUCCEEDED}
 
 
-def test_repository_that_loses_its_commits_keeps_the_copy_and_says_so(world: World) -> None:
-    repo, watch = world.watch({"a.txt": b"a"})
+@pytest.mark.parametrize("files", [{"a.txt": b"a"}, {}], ids=["with a file", "without files"])
+def test_repository_that_loses_its_commits_keeps_the_copy_and_says_so(world: World, files: dict[str, bytes]) -> None:
+    repo, watch = world.watch(files)
     world.settle()
     shutil.rmtree(repo.path)
     world.git.repo(repo.name)
@@ -117,7 +118,7 @@ def test_repository_that_loses_its_commits_keeps_the_copy_and_says_so(world: Wor
     watch = world.sync(watch)
     assert watch.status == Status.FAILED
     assert watch.last_error.startswith("The repository has no commits on its default branch.")
-    assert set(world.copy(watch)) == {"a.txt"}
+    assert set(world.copy(watch)) == set(files)
 
 
 def test_first_files_in_doubt_are_not_forgotten(world: World) -> None:
