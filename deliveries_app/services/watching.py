@@ -346,7 +346,7 @@ def delete_app(actor: Actor, app: App) -> None:
     actor.require_app(app)
     with transaction.atomic():  # lock the app before its watches, as the claim does
         is_new = App.objects.filter(pk=app.pk, ended_at=None).update(ended_at=Now())
-        ended = _end(list(app.watches.filter(ended_at=None).values_list("pk", flat=True)))
+        ended = _end(list(app.watches.values_list("pk", flat=True)))
         if is_new:
             count = counted(len(ended), "watched repository", "watched repositories")
             audit.record(actor, AuditAction.APP_DELETED, [app], f"Deleted, with {count}")

@@ -514,7 +514,7 @@ class Attempt:
             if self.lease.extension_is_due:
                 self.lease.keep_alive()
 
-        is_clean = self.sender is None or self.sender.drain(DRAIN_SECONDS, record=False, on_wait=keep_alive)
+        is_clean = self.sender is None or self.sender.drain(DRAIN_SECONDS, on_wait=keep_alive)
         self.lease.release(in_doubt=not is_clean)
 
 

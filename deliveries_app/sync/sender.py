@@ -103,11 +103,11 @@ class Sender:
             if self._policy.is_trying_one_by_one:  # no path is left to try
                 raise self._down(is_certain=False)
 
-    def drain(self, seconds: float, *, record: bool = True, on_wait: Callable[[], None]) -> bool:
+    def drain(self, seconds: float, *, on_wait: Callable[[], None]) -> bool:
         """Start nothing new and wait for the requests in flight. Cancel those that are not settled within `seconds`.
 
-        With `record`, pass the outcomes to the recorder, and put the paths of cancelled requests on hold. Return True if
-        the app has answered everything, so that it can no longer be processing any path.
+        Pass the outcomes to the recorder, and put the paths of cancelled requests on hold. The caller commits them, unless it
+        has been superseded. Return True if the app has answered everything, so that it can no longer be processing any path.
         """
         deadline = time.monotonic() + seconds
         clean = not self._recorder.has_unwritten_doubt
@@ -123,18 +123,17 @@ class Sender:
                 # These stay in doubt and are sent again: a file that the app was too busy for, a delete that needs proof, and
                 # a large file that lacks chunks.
                 lacks_chunks = decision.delivered and transfer.file is not None and not transfer.file.is_last
-                if record and not (decision.refused or decision.needs_proof or lacks_chunks):
+                if not (decision.refused or decision.needs_proof or lacks_chunks):
                     self._record(transfer, decision, request, outcome)
                 self._close(transfer)
             on_wait()
         for request in self._client.abort():
             transfer = self._transfer_of(request)
             clean = False
-            if record:
-                message = "The sync stopped before the app responded."
-                failure = Failure("timeout", message, hold_seconds=HOLD_AFTER_TIMEOUT)
-                seconds = transfer.seconds + time.monotonic() - transfer.began
-                self._recorder.fail(transfer.notification, failure, Sent.of(request, seconds))
+            message = "The sync stopped before the app responded."
+            failure = Failure("timeout", message, hold_seconds=HOLD_AFTER_TIMEOUT)
+            took = transfer.seconds + time.monotonic() - transfer.began
+            self._recorder.fail(transfer.notification, failure, Sent.of(request, took))
             self._close(transfer)
         return clean
 
@@ -398,7 +397,7 @@ class Sender:
         if self._policy.is_trying_one_by_one:
             raise self._down(is_certain=False)
         assert self._policy.failing_since is not None
-        self._recorder.commit()
+        self._recorder.commit()  # a ping may take half a minute
         self._act_on(self._health.ask(self._policy.failing_since))
 
     def _act_on(self, health: Health) -> None:

@@ -8,7 +8,7 @@ import pytest
 from django.db.models.functions import Now
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import AppRepository, root_causes
+from deliveries_app.models import AppRepository, Notice, NoticeKind, root_causes
 from deliveries_app.services import resync_single, retry_single, unwatch_repository
 from deliveries_app.sweep.cleanup import remove_ended
 from deliveries_app.sync import dead_processes, outcomes
@@ -128,9 +128,12 @@ def test_notice_of_a_dead_process_may_still_arrive(world: World) -> None:
 
 def test_process_that_sent_nothing_leaves_no_doubt(world: World) -> None:
     repo, watch = world.watch(FILES)
+    _, other = world.watch(name="acme/other")
+    Notice.objects.create(watch=other, kind=NoticeKind.SYNC_FAILED, fields="{}", generation=1, sequence=1, due_at=Now())
     claimed_by_the_dead(watch)
     assert end_dead_leases() == 1
     world.sync(watch)
+    assert watch.doubt_until is None
     assert_promise_kept(world, repo, watch)
 
 

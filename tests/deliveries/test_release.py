@@ -137,7 +137,8 @@ def test_failed_canary_holds_its_app_only(portal: App, search: App, outcome: Out
     end("Search-0", Outcome.SUCCEEDED)
     release_due()
     assert state(operation) == Result.HELD
-    assert operation.held_reason.startswith("Portal: acme/Portal-0 ")
+    problem = "was cancelled." if outcome == Outcome.CANCELLED else "failed: The app returned HTTP 500."
+    assert operation.held_reason == f"Portal: acme/Portal-0 {problem}"
     assert released() == {"Portal-0", "Search-0", "Search-1"}
     end("Search-1", Outcome.SUCCEEDED)
     assert (state(operation), release_due()) == (Result.HELD, 0)
