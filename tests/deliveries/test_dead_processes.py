@@ -129,7 +129,10 @@ def test_notice_of_a_dead_process_may_still_arrive(world: World) -> None:
 def test_process_that_sent_nothing_leaves_no_doubt(world: World) -> None:
     repo, watch = world.watch(FILES)
     _, other = world.watch(name="acme/other")
-    Notice.objects.create(watch=other, kind=NoticeKind.SYNC_FAILED, fields="{}", generation=1, sequence=1, due_at=Now())
+    for whose, sequence in ((other, 1), (watch, None)):  # another watch's notice, and one that was not sent
+        Notice.objects.create(
+            watch=whose, kind=NoticeKind.SYNC_FAILED, fields="{}", generation=1, sequence=sequence, due_at=from_now(600)
+        )
     claimed_by_the_dead(watch)
     assert end_dead_leases() == 1
     world.sync(watch)
