@@ -132,8 +132,10 @@ def test_new_url_without_resync_permission_shows_a_warning(db) -> None:
 
 def test_no_resync_offer_without_watches_or_a_new_url(operator: Client) -> None:
     app = make_app("Portal")
+    make_watch(make_app("Search"), "docs")
     page = operator.post(f"{APPS}{app.pk}/change/", settings_of(operator, app, base_url=NOBODY), follow=True)
     assert page.redirect_chain[-1][0] == f"{APPS}{app.pk}/change/"
+    assert "may not have the files yet" not in page.text
     make_watch(app, "docs")
     page = operator.post(f"{APPS}{app.pk}/change/", settings_of(operator, app, description="New"), follow=True)
     assert page.redirect_chain[-1][0] == f"{APPS}{app.pk}/change/"

@@ -218,6 +218,9 @@ def test_secrets_under_an_older_key_are_counted(db, settings) -> None:
 def test_no_administrator_is_a_warning(db, settings) -> None:
     text = warnings(instance_checks.check_accounts())
     assert "No account can sign in to the admin. Create a superuser: manage.py createsuperuser" in text
+    User.objects.create_superuser("former", password="x", is_active=False)
+    User.objects.create_user("outside", password="x", is_superuser=True)
+    assert "No account can sign in to the admin." in warnings(instance_checks.check_accounts())
     User.objects.create_user("anna", password="x", is_staff=True)
     assert "There is no superuser" in warnings(instance_checks.check_accounts())
     User.objects.create_superuser("root", password="x")

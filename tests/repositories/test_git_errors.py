@@ -164,6 +164,7 @@ def test_rate_limit_wait_is_bounded(asked, cooldown) -> None:
 def test_rate_limit_applies_to_the_host_or_the_token() -> None:
     assert rate_limited(None, token="").for_every_watcher
     assert "Adding a token usually raises the limit." in str(rate_limited(None, token=""))
+    assert "Adding a token" not in str(rate_limited(None, token=TOKEN))
     assert not rate_limited(None, token=TOKEN).for_every_watcher
 
 

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import pytest
 
-from repositories_app.git import remote
+from repositories_app.git import process, remote
 from repositories_app.git.exceptions import Cause, GitError, Interrupted, NoCommit, RefNotFound
 from repositories_app.git.protocol import Head
 from repositories_app.git.remote import HeadQuery, ls_head, ls_heads, ls_heads_by_git, new_client
@@ -235,6 +235,21 @@ def test_empty_repository_on_a_host_without_protocol_v2(server: GitFixture, ref:
     server.server.on_request = ignore_version
     with new_client(max_connections=1) as client, pytest.raises(NoCommit):
         ls_head(client, repo.url, ref=ref)
+
+
+def test_missing_branch_of_a_repository_with_more_refs_than_can_be_listed(repo: Repo, monkeypatch) -> None:
+    """It has commits, so that the branch is what is missing."""
+
+    def ignore_version(*_: str) -> None:
+        repo.server.requests[-1].git_protocol = ""
+
+    monkeypatch.setattr(process, "MAX_OUTPUT", 60_000)
+    commands = "".join(f"create refs/heads/{number:04} {repo.head}\n" for number in range(1500))
+    git(repo.path, "update-ref", "--stdin", stdin=[commands.encode()])
+    git(repo.path, "symbolic-ref", "HEAD", "refs/heads/unborn")
+    repo.server.on_request = ignore_version
+    with new_client(max_connections=1) as client, pytest.raises(RefNotFound):
+        ls_head(client, repo.url, ref="other")
 
 
 def test_detached_head_on_a_host_without_protocol_v2(repo: Repo) -> None:
