@@ -424,13 +424,11 @@ def test_each_watch_is_checked_with_its_own_token(world: World) -> None:
 def make_old(server: GitServer, seconds: float = 0.0) -> None:
     """Make the server ignore protocol v2, and take this long to answer git."""
 
-    def old(method: str, target: str) -> None:
-        for request in server.requests:
-            request.git_protocol = ""  # then git http-backend speaks protocol v0
+    def slow(method: str, target: str) -> None:
         if method == "GET":
             time.sleep(seconds)
 
-    server.on_request = old
+    server.speaks_v2, server.on_request = False, slow
 
 
 def test_server_without_protocol_v2_is_checked_by_git(world: World) -> None:

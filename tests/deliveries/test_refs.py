@@ -86,10 +86,7 @@ def test_branch_is_followed(world: World, object_format: str, ref: str) -> None:
 
 
 def test_server_without_protocol_v2(world: World, repo: Repo) -> None:
-    def old(method: str, target: str) -> None:
-        world.git.server.requests[-1].git_protocol = ""
-
-    world.git.server.on_request = old
+    world.git.server.speaks_v2 = False
     repo.tag("v2", "dev", annotated=True)
     watches = {ref: world.watch_url(repo, app=world.add_app("Other"), ref=ref) for ref in ("dev", "v2")}
     world.settle()

@@ -136,9 +136,9 @@ def dies_in_the_middle_of_the_pack(world: World, victim: Victim) -> Callable[[],
         wait_for(lambda: [path for path in Path(settings.REPOS_DIR).rglob("tmp_pack_*") if path.stat().st_size])
         victim.kill()
 
-    requests = iter(range(1000))
-    # The first one is for HEAD, the second one Docora's own for the pack.
-    world.git.server.on_request = lambda method, _: takeover if method == "POST" and next(requests) == 2 else None
+    # The first one is for HEAD, the second one Docora's own for the pack. If git refused the third answer, it would ask again.
+    answers = iter((None, None, takeover))
+    world.git.server.on_request = lambda method, _: next(answers, 404) if method == "POST" else None
     return let_git_fetch
 
 

@@ -5,12 +5,13 @@ from collections.abc import Callable
 
 import pytest
 
+from repositories_app.git import process
 from repositories_app.git.exceptions import Cause, GitError, NoCommit, RefNotFound
 from repositories_app.git.protocol import Head, parse_ls_refs
 from repositories_app.git.refs import InvalidRef, parse_ref
 from repositories_app.git.remote import HeadQuery, ls_head, ls_heads, new_client
 from repositories_app.mirror.mirror import Mirror
-from tests.support.git import GitFixture, GitServer, Repo, git, git_environment, has_commit
+from tests.support.git import GitFixture, Repo, git, git_environment, has_commit
 
 ALLOWED = ["main", "v1.2", "feature/x", "refs/heads/main", "refs/tags/v1", "größe", "a@b", "a.b/c-d_e", "x" * 255, "日本", "@a",
            "refs", "a{b}", "a$b", "#1", "!", "it's", 'say"x"', "heads/main"]  # fmt: skip
@@ -47,17 +48,9 @@ def test_head_is_the_empty_name() -> None:
 # --- What the host answers -------------------------------------------------------------------------------------------
 
 
-def speak_v0(server: GitServer) -> None:
-    def old(method: str, target: str) -> None:
-        server.requests[-1].git_protocol = ""  # then git http-backend speaks protocol v0
-
-    server.on_request = old
-
-
 @pytest.fixture(params=["v2", "v0"])
 def protocol(request: pytest.FixtureRequest, server: GitFixture) -> str:
-    if request.param == "v0":
-        speak_v0(server.server)
+    server.server.speaks_v2 = request.param == "v2"
     return request.param
 
 
@@ -114,6 +107,22 @@ def test_missing_ref_of_a_repository_without_its_default_branch(repo: Repo, prot
     with pytest.raises(RefNotFound):
         ask(repo, "gone")
     assert ask(repo, "dev").commit == repo.commit_of("dev")
+
+
+def test_missing_ref_among_more_refs_than_can_be_listed(repo: Repo, monkeypatch) -> None:
+    """A list that is too long shows that the repository isn't empty, so only the branch is missing."""
+    repo.server.speaks_v2 = False
+    monkeypatch.setattr(process, "MAX_OUTPUT", 60_000)
+    commands = "".join(f"create refs/heads/{number:04} {repo.head}\n" for number in range(1500))
+    git(repo.path, "update-ref", "--stdin", stdin=[commands.encode()])
+    git(repo.path, "symbolic-ref", "HEAD", "refs/heads/unborn")
+    with pytest.raises(RefNotFound):
+        ask(repo, "gone")
+
+
+def test_detached_head_is_on_no_branch(repo: Repo, protocol: str) -> None:
+    git(repo.path, "update-ref", "--no-deref", "HEAD", repo.head)
+    assert ask(repo, "") == Head(repo.head, "")
 
 
 @pytest.mark.parametrize("object_format", ["sha1", "sha256"])

@@ -10,13 +10,13 @@ from urllib.parse import quote
 
 import pytest
 
-from repositories_app.git import process, remote
+from repositories_app.git import remote
 from repositories_app.git.exceptions import Cause, GitError, Interrupted, NoCommit, RefNotFound
 from repositories_app.git.protocol import Head
 from repositories_app.git.remote import HeadQuery, ls_head, ls_heads, ls_heads_by_git, new_client
 from repositories_app.git.url import parse_url
 from repositories_app.mirror.mirror import Mirror
-from tests.support.git import GitFixture, Repo, Takeover, git
+from tests.support.git import GitFixture, Repo, Takeover
 
 TOKEN = "ghp_NeverSeen42"
 
@@ -228,38 +228,10 @@ def test_page_is_not_an_empty_repository(repo: Repo, ref: str, body: bytes) -> N
 
 @pytest.mark.parametrize("ref", ["", "main"])
 def test_empty_repository_on_a_host_without_protocol_v2(server: GitFixture, ref: str) -> None:
-    def ignore_version(*_: str) -> None:
-        server.server.requests[-1].git_protocol = ""
-
     repo = server.repo("acme/empty")
-    server.server.on_request = ignore_version
+    server.server.speaks_v2 = False
     with new_client(max_connections=1) as client, pytest.raises(NoCommit):
         ls_head(client, repo.url, ref=ref)
-
-
-def test_missing_branch_of_a_repository_with_more_refs_than_can_be_listed(repo: Repo, monkeypatch) -> None:
-    """It has commits, so that the branch is what is missing."""
-
-    def ignore_version(*_: str) -> None:
-        repo.server.requests[-1].git_protocol = ""
-
-    monkeypatch.setattr(process, "MAX_OUTPUT", 60_000)
-    commands = "".join(f"create refs/heads/{number:04} {repo.head}\n" for number in range(1500))
-    git(repo.path, "update-ref", "--stdin", stdin=[commands.encode()])
-    git(repo.path, "symbolic-ref", "HEAD", "refs/heads/unborn")
-    repo.server.on_request = ignore_version
-    with new_client(max_connections=1) as client, pytest.raises(RefNotFound):
-        ls_head(client, repo.url, ref="other")
-
-
-def test_detached_head_on_a_host_without_protocol_v2(repo: Repo) -> None:
-    def ignore_version(*_: str) -> None:
-        repo.server.requests[-1].git_protocol = ""
-
-    git(repo.path, "update-ref", "--no-deref", "HEAD", repo.head)
-    repo.server.on_request = ignore_version
-    with new_client(max_connections=1) as client:
-        assert ls_head(client, repo.url) == Head(repo.head, "")
 
 
 def test_branch_name_is_made_safe_to_store(repo: Repo) -> None:

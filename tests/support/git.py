@@ -64,8 +64,8 @@ class Handler(git_server.Handler):
         elif decision is not None:
             self.answer(decision)
         else:
-            del self.headers["Git-Protocol"]
-            self.headers["Git-Protocol"] = request.git_protocol  # `on_request` may have changed it
+            if not self.server.owner.speaks_v2:
+                del self.headers["Git-Protocol"]
             super().handle_git(body)
 
     def _credentials(self) -> tuple[str, str]:
@@ -95,6 +95,7 @@ class GitServer(git_server.GitServer):
       Basic with any user name. The mapping is read for each request.
     - `on_request(method, target)` is called first, in the thread of the connection. It may block. It returns an error
       status, a `Takeover`, or None to continue as usual.
+    - `speaks_v2`: without it, git answers in the old protocol, v0, whatever is requested.
     """
 
     handler: type[git_server.Handler] = Handler
@@ -110,6 +111,7 @@ class GitServer(git_server.GitServer):
         super().__init__(directory, host=host, port=port)
         self.tokens: Mapping[str, AbstractSet[str]] = {} if tokens is None else tokens
         self.on_request: Callable[[str, str], int | Takeover | None] | None = None
+        self.speaks_v2 = True
         self._log: deque[Request] = deque(maxlen=10_000)
 
     @property
