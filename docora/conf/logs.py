@@ -29,11 +29,13 @@ def without_request(logger: Any, method: str, event: structlog.types.EventDict) 
 def without_traceback_of_refusal(
     logger: Any, method: str, event: structlog.types.EventDict
 ) -> structlog.types.EventDict:
-    """Remove the traceback of a request that Django refuses, for example because it is for another host.
+    """Remove the traceback of a request that Django refuses: for another host, with an invalid query or a malformed form.
 
     Anyone can send such requests, and the message says everything.
     """
-    if event.get("logger", "").startswith("django.security."):
+    logger_name = event.get("logger", "")
+    is_client_error = logger_name == "django.request" and event.get("status_code", 500) < 500
+    if is_client_error or logger_name.startswith("django.security."):
         event.pop("exc_info", None)
     return event
 

@@ -103,7 +103,7 @@ class RejectInvalidQueryMiddleware(MiddlewareMixin):
         if is_valid and request.method == "POST":
             is_valid = all(part.isdecimal() for part in request.POST.getlist(ACTION_CHECKBOX_NAME))
         if not is_valid:
-            raise BadRequest("Invalid query.")
+            raise BadRequest("Invalid query")
         return None
 
 

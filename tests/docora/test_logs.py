@@ -150,10 +150,22 @@ def test_tracebacks_are_masked_and_show_no_local_variables(log: io.StringIO) -> 
     assert LOCAL not in written
 
 
-def test_request_for_another_host_is_logged_without_a_traceback(log: io.StringIO) -> None:
+REFUSED = {
+    "another host": ("Invalid HTTP_HOST header", {"path": "/docs/", "headers": {"Host": "other.example"}}),
+    "invalid query": ("Invalid query", {"path": "/admin/?q=%00"}),
+    "malformed form": (
+        "Bad request (Unable to parse request body)",
+        {"path": "/accounts/login/", "method": "POST", "content_type": "multipart/form-data; boundary=", "data": b"x"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("message", "request_"), REFUSED.values(), ids=REFUSED)
+def test_refused_request_is_logged_without_a_traceback(log: io.StringIO, message: str, request_: dict) -> None:
     """Anyone can send such requests: each of 60 bytes wrote 2 kB."""
-    assert Client().get("/docs/", headers={"Host": "other.example"}).status_code == 400
-    assert "other.example" in log.getvalue()
+    response = Client().generic(**{"method": "GET", **request_})
+    assert response.status_code == 400
+    assert message in log.getvalue()
     assert "Traceback" not in log.getvalue()
 
 
