@@ -71,7 +71,10 @@ def fragment[**P](can_view: CanView) -> Callable[[View[P]], View[P]]:
 
 def polling_page(request: HttpRequest) -> str:
     """Return the path and query string of the page that polls, or an empty string."""
-    return request.htmx.current_url_abs_path or ""  # type: ignore[attr-defined]  # of `HtmxMiddleware`
+    try:
+        return request.htmx.current_url_abs_path or ""  # type: ignore[attr-defined]  # of `HtmxMiddleware`
+    except ValueError:  # the client has sent an invalid URL
+        return ""
 
 
 def page_context_of(request: HttpRequest, row: Model) -> dict[str, Any]:

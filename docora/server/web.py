@@ -101,6 +101,11 @@ class Channel(HTTPChannel):  # type: ignore[misc]
             self._request_began = time.monotonic()
         return super().received(data)
 
+    def send_continue(self) -> None:
+        """Ask for the body, unless there is none or the request is refused. waitress would then wait for it."""
+        if not self.request.completed:
+            super().send_continue()
+
     def service(self) -> None:
         self._request_began = None  # not in `received`, because empty lines are not a request
         super().service()

@@ -438,6 +438,12 @@ def test_watch_page_links_only_to_an_app_that_the_user_can_view(watches) -> None
     assert link not in shown
 
 
+def test_poll_that_names_an_invalid_page(admin: Client) -> None:
+    invalid = {"HX-Current-URL": "http://[invalid/"}
+    assert Client().get("/admin/live/overview/", headers=invalid).status_code == 401
+    assert admin.get("/admin/live/overview/", headers=invalid).status_code == 200
+
+
 @pytest.mark.parametrize("path", ["bulkoperation/{}/cancel/", "bulkoperation/{}/continue/", "apprepository/{}/cancel/"])
 def test_anonymous_cancel_redirects_to_the_sign_in_page(admin: Client, operation: BulkOperation, path: str) -> None:
     """It does not tell what exists."""

@@ -322,6 +322,17 @@ def test_expect_100_continue(web: WebProcess) -> None:
 
 
 @pytest.mark.parametrize(
+    ("sent", "status"),
+    [(request("/", "POST"), 200), (request("/", "POST", headers="Content-Length: 99999999\r\n"), 413)],
+    ids=["no body", "large body"],
+)
+def test_expect_100_continue_without_a_body_to_wait_for(web: WebProcess, sent: bytes, status: int) -> None:
+    """waitress would ask for the body and wait for it until the request's deadline."""
+    with web.connect(sent[:-2] + b"Expect: 100-continue\r\n\r\n") as connection:
+        assert read_answer(connection)[0].status == status
+
+
+@pytest.mark.parametrize(
     ("sent", "status", "code"),
     [
         (b"no request\r\n\r\n", 400, "invalid_request"),
