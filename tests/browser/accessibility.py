@@ -76,6 +76,15 @@ _REMOVE_REPETITIONS = """() => {
     kind(document.body);
 }"""
 
+# Pixels.
+_BEYOND = """() => {
+    const closed = document.querySelectorAll('details:not([open])');
+    closed.forEach(details => { details.open = true; });
+    const beyond = document.documentElement.scrollWidth - innerWidth;
+    closed.forEach(details => { details.open = false; });
+    return beyond;
+}"""
+
 
 @dataclass(frozen=True)
 class Look:
@@ -110,8 +119,8 @@ def violations(page: Page, *, only: tuple[str, ...] = ()) -> list[str]:
 
 
 def overflow(page: Page) -> list[str]:
-    """Return a line if the page is wider than the window."""
-    beyond = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+    """Return a line if the page is wider than the window, or would be with every detail open."""
+    beyond = page.evaluate(_BEYOND)
     return [f"the page is {beyond} pixels wider than the window"] if beyond > 0 else []
 
 
