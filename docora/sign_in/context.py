@@ -12,12 +12,8 @@ from docora.sign_in.adapters import passkeys_blocked_reason
 
 
 def accounts_pages(request: HttpRequest) -> dict[str, Any]:
-    """Return the context of a page under `/accounts/`.
-
-    Return an empty one for other pages, and for the error page of a request that was refused before its user was known,
-    such as one for another host.
-    """
-    if not request.path.startswith("/accounts/") or not hasattr(request, "user"):
+    """Return the context of a page under `/accounts/`, or an empty one for other pages."""
+    if not request.path.startswith("/accounts/"):
         return {}
     return {
         **admin.site.each_context(request),

@@ -8,10 +8,8 @@ from typing import Any
 from django.contrib.sessions.exceptions import SessionInterrupted
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
-from django.shortcuts import render
 from django.template.loader import render_to_string
 from django.utils.deprecation import MiddlewareMixin
-from django.views import defaults
 from django.views.csrf import csrf_failure as csrf_failure_page
 
 from docora.db.connection import is_full, is_outage, is_read_only
@@ -81,14 +79,22 @@ def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
     return csrf_failure_page(request, reason)
 
 
+def _page(status: int, **context: object) -> HttpResponse:
+    """Return an error page without looking at the request, which may be malformed.
+
+    Django's own views look for a CSRF token in the form, and fail if it can't be parsed.
+    """
+    return HttpResponse(render_to_string(f"{status}.html", context), status=status)
+
+
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
-    return json_error(NOT_FOUND, 404) if wants_json(request) else defaults.page_not_found(request, exception)
+    return json_error(NOT_FOUND, 404) if wants_json(request) else _page(404)
 
 
 def forbidden(request: HttpRequest, exception: Exception) -> HttpResponse:
     if wants_json(request):
         return json_error(FORBIDDEN, 403)
-    return defaults.permission_denied(request, exception)
+    return _page(403, exception=str(exception))
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
@@ -99,11 +105,11 @@ def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
             return database_down(request, cause)
     if wants_json(request):
         return json_error("Bad request: check the hostname, the URL and the headers", 400)
-    return defaults.bad_request(request, exception)
+    return _page(400)
 
 
 def too_many_requests(request: HttpRequest) -> HttpResponse:
-    return render(request, "429.html", status=429)
+    return _page(429)
 
 
 def server_error(request: HttpRequest, *args: Any) -> HttpResponse:
@@ -111,7 +117,7 @@ def server_error(request: HttpRequest, *args: Any) -> HttpResponse:
     error = sys.exception()
     if error is not None and is_outage(error):
         return database_down(request, error)
-    return json_error(INTERNAL, 500) if wants_json(request) else defaults.server_error(request)
+    return json_error(INTERNAL, 500) if wants_json(request) else _page(500)
 
 
 def database_down(request: HttpRequest, error: BaseException) -> HttpResponse:
@@ -126,7 +132,6 @@ def database_down(request: HttpRequest, error: BaseException) -> HttpResponse:
     if wants_json(request):
         response = json_error(f"{problem}: try again in a minute", 503)
     else:
-        context = {"is_read_only": problem == DATABASE_READ_ONLY, "is_full": problem == DATABASE_FULL}
-        response = HttpResponse(render_to_string("503.html", context), status=503)
+        response = _page(503, is_read_only=problem == DATABASE_READ_ONLY, is_full=problem == DATABASE_FULL)
     response._has_been_logged = True  # type: ignore[attr-defined]  # `django.utils.log.log_response` looks at it
     return response
