@@ -151,10 +151,13 @@ def test_tracebacks_are_masked_and_show_no_local_variables(log: io.StringIO) -> 
 
 
 REFUSED = {
-    "another host": ("Invalid HTTP_HOST header", {"path": "/docs/", "headers": {"Host": "other.example"}}),
-    "invalid query": ("Invalid query", {"path": "/admin/?q=%00"}),
+    "another host": (
+        "Invalid HTTP_HOST header: 'other.example'",
+        {"path": "/docs/", "headers": {"Host": "other.example"}},
+    ),
+    "invalid query": ("Invalid query: /admin/", {"path": "/admin/?q=%00"}),
     "malformed form": (
-        "Bad request (Unable to parse request body)",
+        "Bad request (Unable to parse request body): /accounts/login/",
         {"path": "/accounts/login/", "method": "POST", "content_type": "multipart/form-data; boundary=", "data": b"x"},
     ),
 }
