@@ -80,7 +80,7 @@ def new_id(prefix: str, hex_digits: int = 24) -> str:
 
 
 def can_be_id(text: str) -> bool:
-    """Return whether `text` can be looked up as a public id. PostgreSQL rejects NUL and surrogates even in a query."""
+    """Return whether `text` can be looked up as an id or a name. PostgreSQL rejects NUL and surrogates even in a query."""
     return text.isprintable()
 
 

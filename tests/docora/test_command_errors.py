@@ -39,7 +39,7 @@ COMMANDS = {
     "reset_circuit": ["repo_none"],
     "prune": [],
     "rotate_encryption_keys": [],
-    "sign_in_link": ["nobody"],
+    "sign_in_link": ["none"],
     "sweep": ["--once"],
     "send_test_alert": [],
 }

@@ -10,6 +10,7 @@ from django.urls import reverse
 
 from docora.cli.output import add_json, write_json
 from docora.sign_in import links
+from docora.text import can_be_id
 
 logger = logging.getLogger(__name__)
 
@@ -26,12 +27,13 @@ class Command(BaseCommand):
         parser.epilog = "After a lost phone: sign_in_link anna"
 
     def handle(self, *args: Any, **options: Any) -> None:
-        users = get_user_model()
-        user = users._default_manager.filter(**{users.USERNAME_FIELD: options["user"]}).first()
+        users, name = get_user_model(), options["user"]
+        found = users._default_manager.filter(**{users.USERNAME_FIELD: name})
+        user = found.first() if can_be_id(name) else None
         if user is None:
-            raise CommandError(f"There is no user {options['user']!r}.")
+            raise CommandError(f"There is no user {name!r}.")
         if not user.is_active:
-            raise CommandError(f"{options['user']} is deactivated. Activate the user first.")
+            raise CommandError(f"{name} is deactivated. Activate the user first.")
         links.link_created.send(sender=type(self), user=user)
         url = settings.PUBLIC_URL + reverse("sign_in_link", args=[links.make_token(user)])
         logger.warning("sign_in_link_created", extra={"user": user.get_username()})
