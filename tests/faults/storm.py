@@ -176,5 +176,20 @@ def calm_down(universe: Universe) -> None:
         watches = universe.alive()
         return all(invariants.is_at_rest(watch) and watch.last_commit == universe.head_of(watch) for watch in watches)
 
-    wait_for(lambda: is_calm() and not AppRepository.objects.filter(ended_at__isnull=False).exists(), CALM_SECONDS, 0.2)
+    try:
+        wait_for(
+            lambda: is_calm() and not AppRepository.objects.filter(ended_at__isnull=False).exists(), CALM_SECONDS, 0.2
+        )
+    except AssertionError as error:
+        columns = (
+            "pk",
+            "status",
+            "last_commit",
+            "next_sync_at",
+            "lease_until",
+            "doubt_until",
+            "ended_at",
+            "last_error",
+        )
+        raise AssertionError(f"not calm: {list(AppRepository.objects.values_list(*columns))}") from error
     invariants.check_at_rest(universe)
