@@ -181,15 +181,5 @@ def calm_down(universe: Universe) -> None:
             lambda: is_calm() and not AppRepository.objects.filter(ended_at__isnull=False).exists(), CALM_SECONDS, 0.2
         )
     except AssertionError as error:
-        columns = (
-            "pk",
-            "status",
-            "last_commit",
-            "next_sync_at",
-            "lease_until",
-            "doubt_until",
-            "ended_at",
-            "last_error",
-        )
-        raise AssertionError(f"not calm: {list(AppRepository.objects.values_list(*columns))}") from error
+        raise AssertionError(f"not calm within {CALM_SECONDS:.0f} seconds: {universe.describe()}") from error
     invariants.check_at_rest(universe)

@@ -967,11 +967,11 @@ class Universe:
             if seconds is None and (self._due() or HostOutage.objects.filter(retry_at__lte=Now()).exists()):
                 continue  # it became due a moment ago
             if seconds is None or seconds > patience:
-                raise AssertionError(f"not done within {PATIENCE} seconds, next in {seconds}: {self._describe()}")
+                raise AssertionError(f"not done within {PATIENCE} seconds, next in {seconds}: {self.describe()}")
             patience -= seconds
             self._pass(seconds)
         else:
-            raise AssertionError(f"something is still due: {self._describe()}")
+            raise AssertionError(f"something is still due: {self.describe()}")
 
     def make_peace(self, place: int) -> None:
         """Undo everything by which people or the git host hold a watch back."""
@@ -1050,7 +1050,7 @@ class Universe:
         due = AppRepository.objects.due().free().startable().select_related("app", "repository")
         return list(due.order_by("next_sync_at", "pk"))
 
-    def _describe(self) -> list[str]:
+    def describe(self) -> list[str]:
         """Say what holds back each watch that is not at rest."""
         return [
             f"{watch} is {watch.status}, due at {watch.next_sync_at}, leased until {watch.lease_until}, arriving:"
