@@ -102,7 +102,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         return super().received(data)
 
     def send_continue(self) -> None:
-        """Ask for the body, unless there is none or the request is refused. waitress would then wait for it."""
+        """Ask for the body, but not if there is none or the request is refused: waitress would wait for it."""
         if not self.request.completed:
             super().send_continue()
 

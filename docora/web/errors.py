@@ -79,7 +79,7 @@ def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
     return csrf_failure_page(request, reason)
 
 
-def _page(status: int, **context: object) -> HttpResponse:
+def error_page(status: int, **context: object) -> HttpResponse:
     """Return an error page without looking at the request, which may be malformed.
 
     Django's own views look for a CSRF token in the form, and fail if it can't be parsed.
@@ -88,13 +88,13 @@ def _page(status: int, **context: object) -> HttpResponse:
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
-    return json_error(NOT_FOUND, 404) if wants_json(request) else _page(404)
+    return json_error(NOT_FOUND, 404) if wants_json(request) else error_page(404)
 
 
 def forbidden(request: HttpRequest, exception: Exception) -> HttpResponse:
     if wants_json(request):
         return json_error(FORBIDDEN, 403)
-    return _page(403, exception=str(exception))
+    return error_page(403, exception=str(exception))
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
@@ -105,11 +105,11 @@ def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
             return database_down(request, cause)
     if wants_json(request):
         return json_error("Bad request: check the hostname, the URL and the headers", 400)
-    return _page(400)
+    return error_page(400)
 
 
 def too_many_requests(request: HttpRequest) -> HttpResponse:
-    return _page(429)
+    return error_page(429)
 
 
 def server_error(request: HttpRequest, *args: Any) -> HttpResponse:
@@ -117,7 +117,7 @@ def server_error(request: HttpRequest, *args: Any) -> HttpResponse:
     error = sys.exception()
     if error is not None and is_outage(error):
         return database_down(request, error)
-    return json_error(INTERNAL, 500) if wants_json(request) else _page(500)
+    return json_error(INTERNAL, 500) if wants_json(request) else error_page(500)
 
 
 def database_down(request: HttpRequest, error: BaseException) -> HttpResponse:
@@ -132,6 +132,6 @@ def database_down(request: HttpRequest, error: BaseException) -> HttpResponse:
     if wants_json(request):
         response = json_error(f"{problem}: try again in a minute", 503)
     else:
-        response = _page(503, is_read_only=problem == DATABASE_READ_ONLY, is_full=problem == DATABASE_FULL)
+        response = error_page(503, is_read_only=problem == DATABASE_READ_ONLY, is_full=problem == DATABASE_FULL)
     response._has_been_logged = True  # type: ignore[attr-defined]  # `django.utils.log.log_response` looks at it
     return response

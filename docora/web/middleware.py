@@ -9,12 +9,11 @@ from django.conf import settings
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.core.exceptions import BadRequest
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
-from django.shortcuts import render
 from django.utils.deprecation import MiddlewareMixin
 
 from docora.http.addresses import is_in
 from docora.security.crypto import DecryptionError
-from docora.web.errors import API_PREFIXES, json_error, wants_json
+from docora.web.errors import API_PREFIXES, error_page, json_error, wants_json
 
 logger = logging.getLogger(__name__)
 
@@ -139,4 +138,4 @@ class DecryptionErrorMiddleware(MiddlewareMixin):
         logger.error("secret_not_decrypted", extra={"path": request.path})
         if wants_json(request):
             return json_error(str(exception), 500)
-        return render(request, "500.html", {"message": str(exception)}, status=500)
+        return error_page(500, message=str(exception))

@@ -76,8 +76,7 @@ _REMOVE_REPETITIONS = """() => {
     kind(document.body);
 }"""
 
-# Pixels.
-_BEYOND = """() => {
+_OVERFLOW_PIXELS = """() => {
     const closed = document.querySelectorAll('details:not([open])');
     closed.forEach(details => { details.open = true; });
     const beyond = document.documentElement.scrollWidth - innerWidth;
@@ -119,8 +118,8 @@ def violations(page: Page, *, only: tuple[str, ...] = ()) -> list[str]:
 
 
 def overflow(page: Page) -> list[str]:
-    """Return a line if the page is wider than the window, or would be with every detail open."""
-    beyond = page.evaluate(_BEYOND)
+    """Return a line if the page, with everything on it unfolded, is wider than the window."""
+    beyond = page.evaluate(_OVERFLOW_PIXELS)
     return [f"the page is {beyond} pixels wider than the window"] if beyond > 0 else []
 
 
