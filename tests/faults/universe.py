@@ -265,6 +265,11 @@ class Universe:
             self._files[commit] = repo.files(commit)
         return self._files[commit]
 
+    def files_at_head(self, repo: Repo) -> dict[str, bytes]:
+        """Return no files while the repository is gone or has no commit."""
+        head = self.tip(repo, "")
+        return self.files_of(repo, head) if head else {}
+
     def expected(self, watch: AppRepository, commit: str) -> dict[str, str]:
         """Return path → SHA-256 of what the watch's app should hold of a commit, under the rules that apply now."""
         patterns = watch.ignore_patterns, watch.include_patterns, watch.exclude_patterns
@@ -342,7 +347,7 @@ class Universe:
             self.push(repo, {existing[number % len(existing)]: None})
 
     def rename(self, repo: int, number: int, name: str) -> None:
-        files = self.files_of(self.repos[repo], self.repos[repo].head)
+        files = self.files_at_head(self.repos[repo])
         if files:
             old = sorted(files)[number % len(files)]
             rest = [path for path in self.paths(repo) if path != old]
@@ -351,7 +356,7 @@ class Universe:
 
     def rename_to_twin(self, repo: int, number: int, twins: Mapping[str, str]) -> None:
         """Give some files names that differ by case or by Unicode form only."""
-        files = self.files_of(self.repos[repo], self.repos[repo].head)
+        files = self.files_at_head(self.repos[repo])
         names = sorted(path for path in files if path in twins and twins[path] not in files)[number % 2 :]
         if names:
             self._note("renamed to twins")
@@ -360,7 +365,7 @@ class Universe:
 
     def change(self, repo: int) -> None:
         """Change every file, and delete the first one."""
-        files = self.files_of(self.repos[repo], self.repos[repo].head)
+        files = self.files_at_head(self.repos[repo])
         changes: Changes = {path: content + b"+" for path, content in files.items()}
         if files:
             self.push(repo, {**changes, min(files): None})

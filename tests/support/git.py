@@ -165,9 +165,9 @@ class Repo:
 
     @property
     def head(self) -> str:
-        """The commit id of HEAD."""
+        """The commit id of HEAD. Without a commit, reading it raises CalledProcessError."""
         file = self.path / "refs" / "heads" / self.branch
-        return file.read_text().strip() if file.exists() else git(self.path, "rev-parse", "HEAD").decode().strip()
+        return file.read_text().strip() if file.exists() else git(self.path, "rev-parse", "--verify", "HEAD").decode().strip()
 
     @property
     def branch(self) -> str:
