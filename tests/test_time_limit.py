@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from docora.process import process_name
+from tests.support import time_limit
+from tests.support.processes import is_alive
+
 PROJECT = Path(__file__).resolve().parent.parent
 
 CONFTEST = """
@@ -126,3 +130,11 @@ def test_forked_child_ends_before_the_teardown(tmp_path: Path) -> None:
     assert "Failed: Timeout (>1.0s)" in said
     assert "1 failed, 1 passed" in said
     assert not Path("/proc", (tmp_path / "child").read_text()).exists()
+
+
+def test_another_process_with_the_pid_of_an_ended_child_lives_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        for name, is_running in [(process_name(), True), (process_name(process.pid), False)]:
+            monkeypatch.setattr(time_limit, "_forked", [(process.pid, name)])
+            time_limit._end_forked()
+            assert is_alive(process.pid) == is_running

@@ -270,7 +270,8 @@ def test_demo_prints_how_to_sign_in_after_its_first_syncs_and_ends_with_its_pare
     installed.wait_until(lambda: "The demo is ready." in installed.log.read_text(), 120)
     with contextlib.closing(sqlite3.connect(installed.data / "docora.sqlite3")) as database:
         runs = database.execute("SELECT outcome FROM deliveries_app_syncrun WHERE reason = 'initial'").fetchall()
-    assert len(runs) == 8 and ("",) not in runs, runs
+    assert len(runs) == 8
+    assert ("",) not in runs
     log, _, banner = installed.log.read_text().partition("The demo is ready.")
     password = json.loads((installed.data / "demo" / "choices.json").read_text())["password"]
     lines = [line.strip() for line in banner.split("\n\n")[1].splitlines()]

@@ -97,6 +97,7 @@ class _Work:
     pid: int = 0
     seen: int = 0
     applied: bool = False
+    ended: bool = False  # and waited for, so that another process may have its pid
     lost_seconds: _Shared = field(default_factory=_Shared)
     reached: _Shared = field(default_factory=_Shared)
 
@@ -181,7 +182,7 @@ class Workers:
     def apply_fate(self, note: Notification) -> Answer | None:
         """Apply a fate if this is its notification, and return the client's answer. Runs in a thread of the client."""
         with self._lock:
-            one = next((one for one in self._at_work if _is_about(note, one.watch)), None)
+            one = next((one for one in self._at_work if not one.ended and _is_about(note, one.watch)), None)
             if one is None or one.fate is None or one.applied or one.fate.in_statement:
                 return None
             # The notification may be the other real worker's. This one then has no work-horse, and may be about to end.
@@ -193,16 +194,16 @@ class Workers:
                 return None
             one.applied = True
             fate = one.fate
+            if fate.kind in SIGNALS:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(target, SIGNALS[fate.kind])
         self._events[f"worker: {fate.kind}"] += 1
-        if fate.kind in SIGNALS:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(target, SIGNALS[fate.kind])
-            if fate.noticed:
-                time.sleep(LATE)
-        else:
+        if fate.kind not in SIGNALS:
             done = threading.Event()
             self._actions.put((_step_of(fate), done))
             assert done.wait(60), f"{fate} did not run"
+        elif fate.noticed:
+            time.sleep(LATE)
         return None if fate.kept else Answer(close=True)
 
     def let_the_clients_finish(self) -> None:
@@ -213,11 +214,13 @@ class Workers:
     def _wait_for(self, one: _Work) -> None:
         until = time.monotonic() + 60
         while True:
-            pid, status = os.waitpid(one.pid, os.WNOHANG | os.WUNTRACED)
-            if pid and os.WIFSTOPPED(status):
-                self._stopped(one)
-            elif pid:
+            with self._lock:
+                pid, status = os.waitpid(one.pid, os.WNOHANG | os.WUNTRACED)
+                one.ended = bool(pid) and not os.WIFSTOPPED(status)
+            if one.ended:
                 break
+            if pid:
+                self._stopped(one)
             self._run_actions()
             assert time.monotonic() < until, f"a worker did not end: {one}"
             time.sleep(0.003)

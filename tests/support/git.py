@@ -167,7 +167,7 @@ class Repo:
     def head(self) -> str:
         """The commit id of HEAD. Without a commit, reading it raises CalledProcessError."""
         file = self.path / "refs" / "heads" / self.branch
-        return file.read_text().strip() if file.exists() else git(self.path, "rev-parse", "--verify", "HEAD").decode().strip()
+        return file.read_text().strip() if file.exists() else self.commit_of("HEAD")
 
     @property
     def branch(self) -> str:
@@ -182,7 +182,7 @@ class Repo:
         return commit(self.path, files, message, branch or self.branch, replace=True)
 
     def commit_of(self, revision: str) -> str:
-        """Return the id of the commit that a branch or tag points to."""
+        """Return the id of the commit that a branch or tag points to. Without one, raise CalledProcessError."""
         return git(self.path, "rev-parse", "--verify", f"{revision}^{{commit}}").decode().strip()
 
     def tag(self, name: str, target: str = "HEAD", *, annotated: bool = False) -> None:

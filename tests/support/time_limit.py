@@ -13,19 +13,22 @@ from collections.abc import Generator
 
 import pytest
 
-_forked: list[int] = []
+from docora.process import process_name
+
+_forked: list[tuple[int, str]] = []
 
 
 def kill_after_test(child: int) -> None:
     """Kill this forked child process if it is still running when the test is over."""
-    _forked.append(child)
+    _forked.append((child, process_name(child)))
 
 
 def _end_forked() -> None:
     while _forked:
-        child = _forked.pop()
+        child, name = _forked.pop()
         try:
-            if os.waitpid(child, os.WNOHANG) == (0, 0):
+            # Another child may have the pid by now, for example a server that was restarted.
+            if process_name(child) == name and os.waitpid(child, os.WNOHANG) == (0, 0):
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
         except ChildProcessError:
