@@ -128,7 +128,9 @@ def test_storm(daemons: Daemons, postgres_server, valkey_server, tmp_path: Path)
     kinds = rng.choice(PATIENT), rng.choice(PATIENT)
     universe = Universe(tmp_path, postgres_server, valkey_server, kinds, real_workers=True)
     try:
+        sweep = daemons.sweep()
         kills = rage(universe, daemons, rng)
+        assert sweep.running
         calm_down(universe)
     finally:
         universe.close()
@@ -140,7 +142,6 @@ def test_storm(daemons: Daemons, postgres_server, valkey_server, tmp_path: Path)
 
 def rage(universe: Universe, daemons: Daemons, rng: random.Random) -> int:
     """Return how many busy workers were killed."""
-    daemons.sweep()
     universe.slowness = 0.03  # otherwise workers are hardly ever busy
     machine = Machine(daemons, rng)
     may_freeze = all(kind.sequences for kind in universe.clients.kinds.values())

@@ -1056,14 +1056,15 @@ class Universe:
         return list(due.order_by("next_sync_at", "pk"))
 
     def describe(self) -> list[str]:
-        """Say what holds back each watch that is not at rest."""
+        """Say what holds back each watch that is not at rest at HEAD, and which have ended but still have rows."""
+        heads = {watch: self.head_of(watch) for watch in self.alive()}
         return [
-            f"{watch} is {watch.status}, due at {watch.next_sync_at}, leased until {watch.lease_until}, arriving:"
-            f" {watch.arriving}, paused: {watch.app.paused} {watch.is_paused}, held until {watch.app.cooldown_until}, down:"
-            f" {watch.app.down_count}, {watch.last_error}"
-            for watch in self.alive()
-            if not invariants.is_at_rest(watch)
-        ]
+            f"{watch} is {watch.status} at {watch.last_commit} of {head}, due at {watch.next_sync_at}, leased until"
+            f" {watch.lease_until}, arriving: {watch.arriving}, paused: {watch.app.paused} {watch.is_paused}, held until"
+            f" {watch.app.cooldown_until}, down: {watch.app.down_count}, {watch.last_error}"
+            for watch, head in heads.items()
+            if not invariants.is_at_rest(watch) or watch.last_commit != head
+        ] + [f"{watch} has ended" for watch in AppRepository.objects.filter(ended_at__isnull=False)]
 
     def _answer(self, note: Notification) -> Answer | None:
         """Runs in the clients' threads."""
