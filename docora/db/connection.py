@@ -40,12 +40,20 @@ def postgres_options(given: Mapping[str, Any], lease_seconds: float) -> dict[str
     PostgreSQL and libpq ignore the TCP options on a Unix socket.
     """
     timeout = round(lease_seconds * 1000)  # milliseconds
-    session = (
-        f"-c idle_in_transaction_session_timeout={timeout} -c tcp_user_timeout={timeout}"
-        " -c plan_cache_mode=force_generic_plan"  # `docora.db.prepared`
+    session = {
+        "idle_in_transaction_session_timeout": timeout,
+        "tcp_user_timeout": timeout,
+        "plan_cache_mode": "force_generic_plan",  # `docora.db.prepared`
         # Compiling takes seconds. Before version 18, every plan that reads a table in spite of `enable_seqscan=off` is compiled.
-        " -c jit=off"
-    )
+        "jit": "off",
+        # The server, the database or the role may have other defaults. But a statement has to see what was committed while it
+        # waited for a lock, and psycopg reads times and intervals only in these formats.
+        "default_transaction_isolation": "read\\ committed",
+        "timezone": "UTC",
+        "datestyle": "ISO",
+        "intervalstyle": "postgres",
+    }
+    options = [f"-c {name}={value}" for name, value in session.items()]
     return {
         "connect_timeout": 10,
         "keepalives_idle": 10,
@@ -53,7 +61,7 @@ def postgres_options(given: Mapping[str, Any], lease_seconds: float) -> dict[str
         "keepalives_count": 3,
         "tcp_user_timeout": timeout,
         **given,
-        "options": f"{session} {given.get('options', '')}".strip(),  # the last value of a repeated parameter counts
+        "options": " ".join([*options, given.get("options", "")]).strip(),  # the last value of a repeated parameter counts
     }
 
 

@@ -81,6 +81,13 @@ def test_import_keeps_ids_times_and_secrets(source_server, monkeypatch, public_i
         assert (row.sha, row.updated_at) == (row.acknowledged_sha, LONG_AGO)
 
 
+def test_times_are_read_in_any_format_of_the_database(existing: ExistingService, monkeypatch) -> None:
+    existing.app(BASE)
+    existing.url += "&options=-cdatestyle%3DGerman%20-ctimezone%3DAmerica/St_Johns"
+    run(existing, monkeypatch)
+    assert App.objects.get().created_at == LONG_AGO
+
+
 def test_secrets_are_encrypted_with_docoras_key(existing: ExistingService, monkeypatch) -> None:
     existing.app(BASE)
     run(existing, monkeypatch)

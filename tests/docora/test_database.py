@@ -90,6 +90,37 @@ def test_last_of_two_equal_parameters_counts(postgres_server: PostgresServer) ->
         assert session.execute("SHOW idle_in_transaction_session_timeout").fetchone() == ("0",)
 
 
+def test_defaults_of_the_database_do_not_matter(postgres_server: PostgresServer) -> None:
+    url = postgres_server.create_database("defaults")
+    defaults = {
+        "default_transaction_isolation": "serializable",
+        "timezone": "America/St_Johns",
+        "datestyle": "German, DMY",
+        "intervalstyle": "sql_standard",
+    }
+    with psycopg.connect(postgres_server.url, autocommit=True) as session:
+        for name, value in defaults.items():
+            session.execute(f"ALTER DATABASE defaults SET {name} = '{value}'")
+    code = f"""
+from django.db import connection
+
+with connection.cursor() as cursor:
+    for name in {[*defaults, "transaction_isolation"]}:
+        cursor.execute(f"SHOW {{name}}")
+        print(*cursor.fetchone())
+"""
+    for process in ("sweep", "web"):
+        done = subprocess.run(
+            [sys.executable, str(PROJECT / "manage.py"), "shell", "--no-imports", "-c", code],
+            env=os.environ | {"DATABASE_URL": url, "DOCORA_PROCESS": process},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.stdout.splitlines() == ["read committed", "UTC", "ISO, MDY", "postgres", "read committed"], done.stderr
+
+
 def test_connections_have_the_age_in_database_url(postgres_server: PostgresServer) -> None:
     code = "from django.db import connection; connection.ensure_connection(); print(connection.settings_dict['CONN_MAX_AGE'])"
     for process, found in (("sweep", "60"), ("web", "0")):  # the web process has a pool
