@@ -53,7 +53,8 @@ def postgres_options(given: Mapping[str, Any], lease_seconds: float) -> dict[str
         "datestyle": "ISO",
         "intervalstyle": "postgres",
     }
-    options = [f"-c {name}={value}" for name, value in session.items()]
+    # The last value of a repeated parameter counts.
+    options = [*(f"-c {name}={value}" for name, value in session.items()), given.get("options", "")]
     return {
         "connect_timeout": 10,
         "keepalives_idle": 10,
@@ -61,7 +62,7 @@ def postgres_options(given: Mapping[str, Any], lease_seconds: float) -> dict[str
         "keepalives_count": 3,
         "tcp_user_timeout": timeout,
         **given,
-        "options": " ".join([*options, given.get("options", "")]).strip(),  # the last value of a repeated parameter counts
+        "options": " ".join(options).strip(),
     }
 
 

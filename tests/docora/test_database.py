@@ -118,7 +118,9 @@ with connection.cursor() as cursor:
             timeout=60,
             check=False,
         )
-        assert done.stdout.splitlines() == ["read committed", "UTC", "ISO, MDY", "postgres", "read committed"], done.stderr
+        assert done.stdout.splitlines() == ["read committed", "UTC", "ISO, MDY", "postgres", "read committed"], (
+            done.stderr
+        )
 
 
 def test_connections_have_the_age_in_database_url(postgres_server: PostgresServer) -> None:
