@@ -20,8 +20,8 @@ _COUNT = (
 )
 _COUNT_HOUR = (
     "UPDATE deliveries_app_hourlytraffic SET files = files + %s, bytes = bytes + %s, failed = failed + %s,"
-    " requests = requests + %s, milliseconds = milliseconds + %s, acknowledged_at = COALESCE(%s, acknowledged_at)"
-    " WHERE app_id = %s AND hour = %s"
+    " requests = requests + %s, milliseconds = milliseconds + %s, acknowledged_at = COALESCE(%s, acknowledged_at),"
+    " acknowledged_by = COALESCE(%s, acknowledged_by) WHERE app_id = %s AND hour = %s"
 )
 _TABLE = "deliveries_app_delivery"
 _BATCH_COLUMNS = {"watch_id": "bigint", "generation": "bigint", "acknowledged": "boolean", "updated_at": "timestamptz"}
@@ -92,11 +92,12 @@ def count(run_pk: int, *, files_done: int, bytes_done: int, files_failed: int) -
 
 def count_hour(
     app_pk: int, hour: datetime, *, files: int, size: int, failed: int, requests: int, milliseconds: int,
-    acknowledged_at: datetime | None,
+    acknowledged_at: datetime | None, acknowledged_by: str | None,
 ) -> bool:  # fmt: skip
     """Add to the app's traffic of an hour. Return False if that hour has no row yet."""
     moment = connection.ops.adapt_datetimefield_value
-    values = [files, size, failed, requests, milliseconds, moment(acknowledged_at), app_pk, moment(hour)]
+    added = files, size, failed, requests, milliseconds
+    values = [*added, moment(acknowledged_at), acknowledged_by, app_pk, moment(hour)]
     with prepared("count_hour", _COUNT_HOUR) as statement, connection.cursor() as cursor:
         cursor.execute(statement, values)
         return bool(cursor.rowcount)

@@ -206,6 +206,9 @@ class HourlyTraffic(models.Model):
     requests = models.PositiveBigIntegerField(default=0)
     milliseconds = models.PositiveBigIntegerField(default=0)
     acknowledged_at = models.DateTimeField(null=True, help_text="The last acknowledgement of this hour.")
+    acknowledged_by = models.TextField(
+        db_default="", help_text="The base URL that it came from. Empty if an earlier version recorded it."
+    )
 
     class Meta:
         default_permissions = ()

@@ -48,14 +48,14 @@ class EndpointHealth:
         """The outcome of the last ping that this run has sent."""
 
     def ask(self, failing_since: datetime) -> Health:
-        """Return `UP` if the app has acknowledged any file since `failing_since`, otherwise the result of a ping."""
+        """Return `UP` if the endpoint has acknowledged any file since `failing_since`, otherwise the result of a ping."""
         if self.has_acknowledged_since(failing_since):
             return Health.UP
         known = self._known()
         return self.ping() if known is None else known
 
     def has_acknowledged_since(self, moment: datetime) -> bool:
-        """Return whether the app has acknowledged any file of any watch since then, as far as that is recorded."""
+        """Return whether the endpoint has acknowledged any file of any watch since then, as far as that is recorded."""
         acknowledged_at = endpoint_stats.last_acknowledged(self._app)
         return acknowledged_at is not None and acknowledged_at >= moment
 

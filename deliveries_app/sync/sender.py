@@ -371,7 +371,7 @@ class Sender:
                 self._unsettled_deletes.add(item.change.path)
 
     def _accepts_others(self, change: Change) -> bool:
-        """Return whether the app has acknowledged a file since this one failed for the first time, in an earlier attempt.
+        """Return whether the endpoint has acknowledged a file since this one failed for the first time, in an earlier attempt.
 
         Then it is not too busy for every file, and not every path is unknown at its base URL, so its answers to this file
         count.

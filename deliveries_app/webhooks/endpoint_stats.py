@@ -73,6 +73,7 @@ def record_hour(
     add = partial(
         bulk_sql.count_hour, app.pk, hour, files=files, size=size, failed=failed, requests=latest.requests,
         milliseconds=round(latest.seconds * 1000), acknowledged_at=acknowledged_at,
+        acknowledged_by=app.base_url if acknowledged_at else None,
     )  # fmt: skip
     if not add():
         HourlyTraffic.objects.bulk_create([HourlyTraffic(app_id=app.pk, hour=hour)], ignore_conflicts=True)
@@ -80,9 +81,15 @@ def record_hour(
 
 
 def last_acknowledged(app: App) -> datetime | None:
-    """Return when the app last acknowledged a file of any watch, accurate to about a second, or None if no record is kept."""
-    # Not later: the database's clock may have been ahead.
-    found = HourlyTraffic.objects.filter(app_id=app.pk, acknowledged_at__lte=from_now(_LARGEST_SKEW_SECONDS))
+    """Return when the app's endpoint last acknowledged a file of any watch, accurate to about a second, or None if unknown.
+
+    What an endpoint with another base URL has acknowledged says nothing about this one.
+    """
+    found = HourlyTraffic.objects.filter(
+        app_id=app.pk,
+        acknowledged_by__in=[app.base_url, ""],
+        acknowledged_at__lte=from_now(_LARGEST_SKEW_SECONDS),  # not later: the database's clock may have been ahead
+    )
     return found.order_by("-hour").values_list("acknowledged_at", flat=True).first()
 
 

@@ -12,7 +12,7 @@ from deliveries_app.services.app_settings import change_own_settings
 from deliveries_app.sync import time_slice
 from deliveries_app.sync.attempt import sync
 from deliveries_app.webhooks import endpoint_stats
-from tests.support.histories import at_notification
+from tests.support.histories import assert_promise_kept, at_notification, in_doubt
 from tests.support.processes import in_threads
 from tests.support.world import World
 
@@ -94,6 +94,32 @@ def test_refusal_of_the_old_endpoint_does_not_slow_down_the_new_one(world: World
     world.answer(at_notification(3, lambda: move_endpoint(world), then=Answer(429, headers={"Retry-After": "1"})))
     world.sync(watch)
     assert not App.objects.get().is_slowed_down
+
+
+@pytest.mark.parametrize("during", [False, True])
+def test_what_the_old_endpoint_accepted_is_no_proof_that_the_new_one_knows_a_path(world: World, during: bool) -> None:
+    repo, watch = world.watch(FILES)
+    world.sync(watch)
+    repo.commit({"00.txt": None, "new.txt": b"new"})
+
+    def answer(note: Notification) -> Answer | None:
+        if note.kind != "delete":
+            return None
+        if during:
+            move_endpoint(world)
+        return Answer(500)
+
+    world.answer(answer)
+    watch = world.sync(watch)
+    assert in_doubt(watch) == {"00.txt"}  # after its first failure, the app has accepted new.txt
+    if not during:
+        move_endpoint(world)
+    world.answer(lambda note: Answer(404))
+    for _ in range(3):
+        assert "00.txt" in world.rows(world.sync(watch))
+    world.answer(None)
+    world.settle()
+    assert_promise_kept(world, repo, watch)
 
 
 def test_resumed_app_does_not_wait_for_the_end_of_its_cooldown(world: World) -> None:
