@@ -9,7 +9,7 @@ class Migration(migrations.Migration):
             "hourlytraffic",
             "acknowledged_by",
             models.TextField(
-                db_default="", help_text="The base URL that it came from. Empty if an earlier version recorded it."
+                db_default="", help_text="The base URL that acknowledged last. Empty if an earlier version recorded it."
             ),
         ),
     ]

@@ -207,7 +207,7 @@ class HourlyTraffic(models.Model):
     milliseconds = models.PositiveBigIntegerField(default=0)
     acknowledged_at = models.DateTimeField(null=True, help_text="The last acknowledgement of this hour.")
     acknowledged_by = models.TextField(
-        db_default="", help_text="The base URL that it came from. Empty if an earlier version recorded it."
+        db_default="", help_text="The base URL that acknowledged last. Empty if an earlier version recorded it."
     )
 
     class Meta:

@@ -43,19 +43,24 @@ for line in sys.stdin:
 """
 
 
-def options_of(url: str, **environment: str) -> dict[str, object]:
-    """Return the connection options that a new process uses."""
-    code = "import json; from django.conf import settings; print(json.dumps(settings.DATABASES['default']['OPTIONS'], default=str))"
+def output_of(code: str, url: str, **environment: str) -> str:
+    """Return what a new process with this DATABASE_URL prints."""
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ | {"DJANGO_SETTINGS_MODULE": "docora.settings", "DATABASE_URL": url} | environment,
         cwd=PROJECT,
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
         timeout=60,
         check=True,
     )
-    options: dict[str, object] = json.loads(done.stdout)
+    return done.stdout
+
+
+def options_of(url: str, **environment: str) -> dict[str, object]:
+    """Return the connection options that a new process uses."""
+    code = "import json; from django.conf import settings; print(json.dumps(settings.DATABASES['default']['OPTIONS'], default=str))"
+    options: dict[str, object] = json.loads(output_of(code, url, **environment))
     return options
 
 
@@ -110,32 +115,15 @@ with connection.cursor() as cursor:
         print(*cursor.fetchone())
 """
     for process in ("sweep", "web"):
-        done = subprocess.run(
-            [sys.executable, str(PROJECT / "manage.py"), "shell", "--no-imports", "-c", code],
-            env=os.environ | {"DATABASE_URL": url, "DOCORA_PROCESS": process},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.stdout.splitlines() == ["read committed", "UTC", "ISO, MDY", "postgres", "read committed"], (
-            done.stderr
-        )
+        shown = output_of(code, url, DOCORA_PROCESS=process).splitlines()
+        assert shown == ["read committed", "UTC", "ISO, MDY", "postgres", "read committed"]
 
 
 def test_connections_have_the_age_in_database_url(postgres_server: PostgresServer) -> None:
     code = "from django.db import connection; connection.ensure_connection(); print(connection.settings_dict['CONN_MAX_AGE'])"
+    url = f"{postgres_server.url}&pool=true&conn_max_age=60"
     for process, found in (("sweep", "60"), ("web", "0")):  # the web process has a pool
-        done = subprocess.run(
-            [sys.executable, str(PROJECT / "manage.py"), "shell", "--no-imports", "-c", code],
-            env=os.environ
-            | {"DATABASE_URL": f"{postgres_server.url}&pool=true&conn_max_age=60", "DOCORA_PROCESS": process},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.stdout.strip() == found, done.stderr
+        assert output_of(code, url, DOCORA_PROCESS=process).strip() == found
 
 
 def test_sqlite_has_no_such_options() -> None:

@@ -173,14 +173,8 @@ def calm_down(universe: Universe) -> None:
         universe.make_peace(place)
         universe.resync(place)
 
-    def is_calm() -> bool:
-        watches = universe.alive()
-        return all(invariants.is_at_rest(watch) and watch.last_commit == universe.head_of(watch) for watch in watches)
-
     try:
-        wait_for(
-            lambda: is_calm() and not AppRepository.objects.filter(ended_at__isnull=False).exists(), CALM_SECONDS, 0.2
-        )
+        wait_for(lambda: not universe.describe(), CALM_SECONDS, 0.2)
     except AssertionError as error:
         raise AssertionError(f"not calm within {CALM_SECONDS:.0f} seconds: {universe.describe()}") from error
     invariants.check_at_rest(universe)
