@@ -339,6 +339,26 @@ def test_content_must_match_sha_and_size(client: Client) -> None:
         assert client.create(path, b"text again", 2) == (200, "kept")
 
 
+def test_signed_body_that_is_no_notification_is_refused(client: Client) -> None:
+    """Like those of a developer who tries out the receiver. Without a response they would look for the error elsewhere."""
+    before = client.on_disk()
+    for body in (
+        b"",
+        b"\xff",
+        b"{",
+        b"null",
+        b"[]",
+        b'"text"',
+        b'{"file": null}',
+        b'{"file": []}',
+        b'{"file": "text"}',
+    ):
+        assert client.post("create", body)[0] == 422, body
+    assert client.post("ping", b"")[0] == 422
+    assert client.on_disk() == before
+    assert client.post("ping", notice_body(PING, NOON)) == (200, "pong"), "it still runs"
+
+
 def test_unauthenticated_requests_are_refused(client: Client) -> None:
     body = file_notification(b"x")
     before = client.on_disk()

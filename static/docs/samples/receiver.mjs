@@ -362,14 +362,17 @@ function clearUnfinished(copies) {
   }
 }
 
-/** Return the status and the text to respond with. */
-function answerTo(event, headers, notification, copies) {
+/** Return the status and the text to respond with, and the notification's file, if it has one. */
+function answerTo(event, headers, body, copies) {
+  let file;
   try {
-    return [200, handle(event, notification, headers, copies)];
+    const notification = JSON.parse(body.toString('utf8'));
+    file = notification.file;
+    return [200, handle(event, notification, headers, copies), file];
   } catch (error) {
-    if (error instanceof Refused) return [error.status, error.message];
-    if (error.syscall) return [500, `The file can't be stored: ${error.code}`];
-    return [422, `The notification is malformed: ${error.message}`];
+    if (error instanceof Refused) return [error.status, error.message, file];
+    if (error.syscall) return [500, `The file can't be stored: ${error.code}`, file];
+    return [422, `The notification is malformed: ${error.message}`, file];
   }
 }
 
@@ -397,8 +400,7 @@ function start(key, port, copies) {
     }
     const bytes = Buffer.concat(pieces);
     if (!verify(request.headers, bytes, key)) return answer(401, 'The signature is wrong, or the request is too old.');
-    const notification = JSON.parse(bytes.toString('utf8')); // verified, so it is JSON
-    return answer(...answerTo(event, request.headers, notification, copies), notification.file);
+    return answer(...answerTo(event, request.headers, bytes, copies));
   });
   server.listen(port, '127.0.0.1', () => console.log(`http://127.0.0.1:${server.address().port}`));
 }

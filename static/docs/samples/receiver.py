@@ -360,8 +360,10 @@ class Receiver(BaseHTTPRequestHandler):
             text = "The signature is wrong, or the request is too old."
             logging.info("401 %s", text)
             return self.answer(401, text)
-        event, notification = self.path.rpartition("/")[2], json.loads(body)
+        event, path = self.path.rpartition("/")[2], None
         try:
+            notification = json.loads(body)
+            path = notification.get("file", {}).get("path")
             result = handle(event, notification, self.headers)
             if isinstance(result, dict):
                 logging.info("%s: 200 %d files listed", event, len(result.get("files", [])))
@@ -371,9 +373,8 @@ class Receiver(BaseHTTPRequestHandler):
             status, text = refused.status, str(refused)
         except OSError as error:
             status, text = 500, f"The file can't be stored: {error.strerror}"
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             status, text = 422, f"The notification is malformed: {error!r}"
-        path = notification.get("file", {}).get("path")
         logging.info("%s: %d %s", event if path is None else f"{event} {path!r}", status, text)
         return self.answer(status, text)
 
