@@ -184,7 +184,7 @@ def several_workers(stage: Stage, count: int = COUNT) -> Iterator[Row]:
         ", ".join(f"{rate:.1f}/s" for rate in rates),
         "more workers are never slower",
         all(more >= 0.97 * fewer for fewer, more in itertools.pairwise(rates)),
-        "the best of six each, three times in turn; within 3 %",
+        "the best of six for each, measured in turn; within 3 %",
     )
 
 
