@@ -41,7 +41,7 @@ def tree_of(path: Path) -> ast.Module:
 
 @cache
 def nodes_of(path: Path) -> list[ast.AST]:
-    """Return all nodes of a module. To walk through a tree takes longer than to parse it."""
+    """Return all nodes of a module. Walking a tree takes longer than parsing it."""
     return list(ast.walk(tree_of(path)))
 
 
@@ -151,7 +151,7 @@ def test_imports_inside_deliveries_app_point_down() -> None:
     ] == []
 
 
-def test_no_module_imports_itself_through_others() -> None:
+def test_no_import_cycles() -> None:
     sorter = TopologicalSorter({module: set(found) for module, found in import_graph().items()})
     sorter.prepare()  # raises CycleError, which names the modules
 
@@ -353,8 +353,8 @@ def test_every_locked_package_has_a_version_and_a_hash(lock: Path) -> None:
     assert [line for line, following in packages if "==" not in line or "--hash=sha256:" not in following] == []
 
 
-def test_both_lock_files_have_the_same_packages() -> None:
-    """So what the tests run on is what an installation gets."""
+def test_development_lock_file_includes_the_shipped_one() -> None:
+    """The tests run with the package versions that an installation gets."""
     shipped, all_packages = (
         dict(re.findall(r"(?m)^([\w.-]+)==(.*(?:\n .*)*)", (PROJECT / name).read_text()))
         for name in ("requirements.txt", "requirements-dev.txt")

@@ -77,7 +77,7 @@ class QueryFilter(admin.ListFilter):
 
 
 def apps_named(start: str) -> QuerySet[App]:
-    """Return the apps whose name starts with this text, in any case, and the app with this id."""
+    """Return the apps whose name starts with this text, ignoring case, and the app with this id."""
     return App.objects.filter(Q(name__istartswith=start) | Q(app_id=start))
 
 
@@ -137,7 +137,7 @@ class ChoiceFilter(QueryFilter):
 
 
 class StateFilter(ChoiceFilter):
-    """Filter watches, which the list reads `with_state`, by their state."""
+    """A filter of watches by state. The list must read the watches `with_state`."""
 
     title = "status"
     parameters = ("state",)
@@ -153,8 +153,8 @@ class CircuitFilter(ChoiceFilter):
 class HistoryFilter(QueryFilter):
     """A filter that says whether an index supports it.
 
-    `HistoryList` searches only a window if a filter is `in_window`, unless another one `is_narrow` or the search box, which
-    has rules of its own, is used too.
+    If a filter is `in_window`, `HistoryList` searches only a window, unless another filter `is_narrow`. If the search box
+    is used, its own rules decide instead.
     """
 
     @property

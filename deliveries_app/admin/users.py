@@ -1,6 +1,6 @@
 """Django's pages for users and groups, whose lists can be filtered only by the filters they offer.
 
-Changes of names, roles and passwords, and deletions, require a recent sign-in.
+Adding or deleting a user or a group, and changing names, roles or passwords, requires a recent sign-in.
 """
 
 from collections.abc import Iterable
@@ -63,7 +63,7 @@ class RequireRecentSignIn(AuditedAdmin):
         super().delete_queryset(request, queryset)
 
     def prepare_deletion(self, request: HttpRequest, rows: Iterable[Any]) -> None:
-        """Do this before the transaction of the deletion."""
+        """Prepare to delete these rows, before the deletion's transaction begins."""
         require_recent(request)
 
 
@@ -80,7 +80,7 @@ def _blocked_reason(users: Iterable[Any]) -> str:
 
 
 class UserForm(auth_forms.UserChangeForm):  # type: ignore[type-arg]  # not generic at run time
-    """Django's form, which keeps the last administrator."""
+    """Django's form, which refuses to take the last administrator's rights away."""
 
     def clean(self) -> dict[str, Any]:
         given: dict[str, Any] = super().clean() or {}
@@ -120,7 +120,7 @@ class UserAdmin(RequireRecentSignIn, PlainLists[Any], DjangoUserAdmin):
         return user
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
-        """Say above the roles of a user of the identity provider that the next sign-in replaces them."""
+        """For a user of the identity provider, add a note above the roles: the next sign-in replaces them."""
         fieldsets: Any = super().get_fieldsets(request, obj)
         if obj is None or not settings.OIDC_ISSUER or not oidc.is_account_of(obj):
             return fieldsets

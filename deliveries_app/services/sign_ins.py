@@ -51,7 +51,7 @@ def _signed_out(sender: Any, request: HttpRequest | None, user: Any, **_: Any) -
 def _failed(sender: Any, credentials: dict[str, Any], request: HttpRequest | None = None, **_: Any) -> None:
     """Record the name only if an account has it: people sometimes type their password into this field.
 
-    A proxy sends the name with every request, so it is recorded, but only once per hour.
+    A name that a proxy sends is not a password, so it is recorded, but only once per hour: it comes with every request.
     """
     if not isinstance(name := credentials.get(PROXY_CREDENTIAL), str):
         _record_failure(_user_named(credentials), request, "Sign-in failed")

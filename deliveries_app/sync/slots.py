@@ -30,7 +30,7 @@ class Slots:
     """
 
     def __init__(self, watch: AppRepository, count: int, claimed_at: float) -> None:
-        """`claimed_at`: by the boot-time clock. The row holds `count` since then."""
+        """`claimed_at`: by the boot-time clock. The row has held `count` since then."""
         self._watch, self._app = watch, watch.app
         self.count = self.written = count
         self.rebalance_at = claimed_at + _REBALANCE_SECONDS[0]
@@ -89,10 +89,10 @@ class Slots:
         return max(1, int(min(share, app.slots_allowed - app.taken, self._app.max_in_flight)))
 
     def watches_without_slot(self) -> AppRepositoryQuerySet:
-        """Return the app's watches that have waited for a slot for a second and that this run can't give one to without ending.
+        """Return the app's watches that have waited a second for a slot, which this run can free only by ending.
 
-        Those of bulk operations are left out: they wait for runs, as in the queue. None if this run has several slots, because
-        it shares them.
+        Those of bulk operations are left out: they wait for runs, as in the queue. If this run has several slots, return no
+        watches, because it shares them.
         """
         if self.count > 1:
             return AppRepository.objects.none()

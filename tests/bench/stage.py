@@ -1,7 +1,7 @@
 """The environment of the measurements: a PostgreSQL (or SQLite), a Valkey, a git server and receivers on this machine.
 
-Except for loopback addresses, the settings are those of a fresh installation. As in the tests, PostgreSQL does not wait for
-the disk, since only Docora is measured.
+Except for loopback addresses and the log level, the settings are those of a fresh installation. As in the tests, PostgreSQL
+does not wait for the disk, since only Docora is measured.
 """
 
 import json
@@ -91,9 +91,9 @@ class Stage:
         self._apps = 0
 
     def clear(self) -> None:
-        """Leave no watch of an earlier measurement due: it would have a worker, or a run would make way for it.
+        """Leave no watch of an earlier measurement due: it would occupy a worker, or a run would make way for it.
 
-        A watch without a planned sync would be checked much earlier: the sweep corrects checks that are so far ahead.
+        Schedule a sync as well: otherwise the sweep would correct a check that is so far ahead (`wrong_times.py`).
         """
         from django.utils import timezone
 

@@ -25,7 +25,7 @@ def take_a_moment(notification: Notification) -> Answer | None:
 
 @pytest.fixture
 def watched(world: World, site: Site) -> list[AppRepository]:
-    """Three synced repositories with 150 files each. From now on, the client takes 0.1 s per file."""
+    """Three synced repositories with 150 files each. From now on, the client takes 0.3 s per file."""
     files = {f"posts/{number:03}.html": b"<p>%d</p>" % number for number in range(150)}
     watches = [world.watch(files, name=f"acme/{name}")[1] for name in ("docs", "site", "wiki")]
     wait_for(lambda: AppRepository.objects.filter(status="synced").count() == 3, timeout=40)

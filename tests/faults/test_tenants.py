@@ -1,4 +1,4 @@
-"""Apps share the workers: one with a slow endpoint or git host does not delay the others, and neither does one that kills them."""
+"""Apps share the workers: one with a slow endpoint or git host does not delay the others, nor does one that kills its worker."""
 
 import threading
 import time
@@ -23,7 +23,7 @@ def seconds_until(condition: Callable[[], object], limit: float) -> float:
 
 
 def test_hanging_endpoint_does_not_keep_the_worker_from_others(world: World, daemons: Daemons) -> None:
-    """One worker, and six repositories of an app that does not answer for half a minute each."""
+    """One worker, and six repositories of an app that takes 25 seconds to answer each request."""
     hanging, quick = world.app, world.add_app("Quick")
     over = threading.Event()
 
@@ -44,15 +44,15 @@ def test_hanging_endpoint_does_not_keep_the_worker_from_others(world: World, dae
     over.set()
 
 
-def test_thinking_git_host_does_not_keep_the_worker_from_others(world: World, daemons: Daemons) -> None:
+def test_slow_git_host_does_not_keep_the_worker_from_others(world: World, daemons: Daemons) -> None:
     over = threading.Event()
 
-    def think(method: str, target: str) -> None:
+    def hang(method: str, target: str) -> None:
         if "slow" in target:
             over.wait(20)
 
     slow = [world.watch(name=f"acme/slow-{number}")[1] for number in range(3)]
-    world.git.server.on_request = think
+    world.git.server.on_request = hang
     daemons.sweep()
     daemons.worker()
     held = AppRepository.objects.filter(pk__in=[watch.pk for watch in slow]).leased()
@@ -118,7 +118,7 @@ def test_busy_app_and_poisoned_repository_delay_no_other(world: World, daemons: 
 
 
 def test_slow_app_makes_way_for_another(world: World, daemons: Daemons) -> None:
-    """With one worker, whose slow app would need it for more than half a minute."""
+    """With one worker, which the slow app would occupy for more than half a minute."""
     slow, quick = world.app, world.add_app("Quick")
     App.objects.filter(pk=slow.pk).update(max_in_flight=1)
     world.answer(lambda note: time.sleep(0.3) if note.app_id == slow.app_id else None)

@@ -36,7 +36,7 @@ BODIES: dict[str, tuple[bytes, str]] = {
     "null": (b"null", OBJECT),
     "true": (b"true", OBJECT),
     "a list": (b"[]", OBJECT),
-    "a list of watches": (b'[["github_url","x"]]', OBJECT),
+    "a list of pairs": (b'[["github_url","x"]]', OBJECT),
     "a string": (b'"https://github.com/a/b"', OBJECT),
     "a number": (b"1", OBJECT),
     "not a number": (b"NaN", OBJECT),
@@ -210,7 +210,7 @@ IDS: dict[str, Callable[[App], str]] = {
     "this app's own id": lambda app: app.app_id,
     "unknown": lambda app: "repo_" + "0" * 24,
     "in capitals": lambda app: make_watch(app, "docs").repository.repository_id.upper(),
-    "with a blank behind it": lambda app: make_watch(app, "docs").repository.repository_id + "%20",
+    "followed by a blank": lambda app: make_watch(app, "docs").repository.repository_id + "%20",
     "a wildcard": lambda app: "%25",
     "SQL": lambda app: "' OR 1=1 --",
     "NUL": lambda app: "repo_%00",
@@ -274,7 +274,7 @@ SIGNATURES: dict[str, str | None] = {
 
 @pytest.mark.parametrize("signature", SIGNATURES.values(), ids=SIGNATURES)
 @pytest.mark.parametrize("known", [True, False], ids=["a watched repository", "an unknown one"])
-def test_unsigned_push_hook_is_401_and_reveals_nothing(app: App, signature: str | None, known: bool) -> None:
+def test_push_hook_without_a_valid_signature_reveals_nothing(app: App, signature: str | None, known: bool) -> None:
     watch = make_watch(app, "docs", push_secret="the secret of the hook")
     make_watch(app, "site")  # has no secret: a signature with an empty one is invalid
     repository_id = watch.repository.repository_id if known else "repo_" + "0" * 24

@@ -72,7 +72,7 @@ class Command(BaseCommand):
                 " again, or enter those secrets again."
             )
         if not (dry_run or as_json):
-            self.stdout.write("Every stored secret has the newest key; the older ones can be removed.")
+            self.stdout.write("Every stored secret is encrypted with the newest key. You can remove the older keys.")
 
     def _print(self, name: str, result: Result, *, dry_run: bool) -> None:
         done = "to re-encrypt" if dry_run else "re-encrypted"
