@@ -26,7 +26,7 @@ def first_line(error: BaseException) -> str:
 def visible(text: str) -> str:
     """Return the text with control characters, and characters that change its direction, as escapes: `\\x1b`, `\\u202e`.
 
-    Otherwise a name could look like another one: with U+202E, `cod.exe` reads `exe.doc`. Tabs and line feeds are kept.
+    Otherwise a name could look like another one: after U+202E, `cod.exe` looks like `exe.doc`. Tabs and line feeds are kept.
     """
     return _INVISIBLE.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode("ascii"), text)
 

@@ -79,7 +79,7 @@ class ConfirmingAdmin[M: Model](DocoraAdmin[M]):
         describe: Callable[[BulkOperation], str],
         back: str,
     ) -> HttpResponse:
-        """Start the operation and redirect to its page, or `back` if there is nothing left to do.
+        """Start the operation and redirect to its page, or to `back` if there is nothing left to do.
 
         `describe` returns the message: `Retry of 3 repositories requested.`
         """
@@ -94,7 +94,8 @@ class ConfirmingAdmin[M: Model](DocoraAdmin[M]):
 def confirmed_action(slug: str, permission: str, description: str, plural: str) -> Callable[..., HttpResponse]:
     """Return an action that redirects to its confirmation page.
 
-    The labels are those on the page of a row, and in a list. `permission` names the model admin's method `has_…_permission`.
+    `description` is the label on a row's page, `plural` the label in a list. `permission` names the model admin's method
+    `has_…_permission`.
     """
 
     @admin.action(permissions=[permission], description=description, description_plural=plural)

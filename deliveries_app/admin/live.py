@@ -171,7 +171,7 @@ def watch_progress(request: HttpRequest, pk: int) -> HttpResponse:
 def live_watch(request: HttpRequest, pk: int) -> HttpResponse:
     """Return the content of a watch's page.
 
-    `active=1` says that the page shows the watch as active. Then the progress polls for itself, more often.
+    `active=1` says that the page shows the watch as active. Then the progress polls on its own, more often.
     """
     watch = get_object_or_404(_watches(), pk=pk)
     context = {**page_context_of(request, watch), "polls_progress": request.GET.get("active") == "1"}

@@ -187,7 +187,7 @@ class _Import:
         return app
 
     def _token_hash(self, source: SourceApp, name: str) -> str:
-        """Return the hash of the app's token. If Docora could not recognise the token by it, report why and return nothing."""
+        """Return the hash of the app's token. If it is unusable, report why and return an empty string."""
         problem = partial(self.report.problem, "app", name)
         token_hash = validate.validate_token_hash(source, problem)
         # The first use of a token here replaces its hash with a digest, so compare with the source's hashes as well.
@@ -264,7 +264,7 @@ class _Import:
         name = f"{_spelled(repository.source)} of {app.name}"
         saved = app.pk is not None and repository.row is not None and repository.row.pk is not None
         watch = AppRepository.objects.filter(app=app, repository=repository.row).first() if saved else None
-        if watch is not None and not self._dry:  # the client may have watched it here, and may end that later
+        if watch is not None and not self._dry:  # the app may have watched it here itself, and may unwatch it later
             write.note_imported(app, repository.source.repository_id)
         if _was_removed(watch, app.app_id, repository.source.repository_id):
             self._leave_out_removed(self.report.watches, "watch", name, "unwatched here since. It stays unwatched.")

@@ -49,8 +49,8 @@ class Failing:
 class Overview:
     """The parts of the page. `signs` is None if Redis is down or rejects writes; any other part is None if the user cannot view it.
 
-    `oldest_due` is the watch that has been due longest. `undelivered` lists the channels that fail to send alerts, for every
-    user. `checklist` is None once the instance is in use.
+    `oldest_due` is the watch that has been due longest. `undelivered`, which every user sees, lists the channels that fail to
+    send alerts. `checklist` is None once the instance is in use.
     """
 
     signs: Signs | None

@@ -52,7 +52,7 @@ def remove_ended(stop: Callable[[], bool] = lambda: False) -> int:
         if Repository.objects.filter(pk=watch.repository_id).exists():
             mirror.remove_stale_refs(watch.repository.watches.watch_ids)
         else:
-            mirror.remove(wait=False)  # workers remove what is in use now after a later job
+            mirror.remove(wait=False)  # if it is in use, `cache.maintain` removes it after a later job
     App.objects.filter(ended_at__isnull=False, watches=None).delete()
     return removed
 
@@ -69,7 +69,7 @@ def _remove(watch: AppRepository) -> bool:
         ended = _removable().select_for_update().filter(pk=watch.pk).first()
         if ended is None:
             return False
-        # New watches of the app continue above it.
+        # The sequences of the app's new watches start above it.
         apps.update(sequence_high=Greatest(F("sequence_high"), ended.sequence_high))
         ended.delete()
         if repository and not repository.watches.exists():

@@ -1,4 +1,4 @@
-"""What is kept of notifications that failed: the list of failing and skipped files, and each failed request (`engine.md` §7).
+"""Records of failed notifications: the list of failing and skipped files, and each failed request (`engine.md` §7).
 
 The list shows the current state of each path. Of the requests and their responses, the newest ones of each path and of each
 app are kept, so that no app can fill the database.

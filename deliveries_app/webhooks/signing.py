@@ -1,6 +1,6 @@
-"""Sign notifications with Docora's own scheme and with Standard Webhooks. Pure; the tests hold vectors.
+"""Sign notifications with Docora's own scheme and with Standard Webhooks. Pure; tested with vectors.
 
-Source: the wire contract, and https://www.standardwebhooks.com for the second form.
+Source: the wire contract, and https://www.standardwebhooks.com for the second scheme.
 """
 
 import base64

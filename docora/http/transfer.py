@@ -160,7 +160,7 @@ class Transfer:
                 self._blocked = self._blocked or blocked_behind_proxy(name, self._resolver.resolve(name))
             else:
                 self._blocked = self._blocked or self._blocked_reason(address.addr[0])
-                # Of the two addresses of `localhost`, one may be blocked alone.
+                # `localhost` has two addresses. If only one of them is blocked, the other is used.
                 if blocked_reason(address.addr[0], self._resolver.allowed_networks) is not None:
                     return _SOCKET_BAD
             if self._blocked is not None:

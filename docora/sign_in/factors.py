@@ -22,7 +22,7 @@ _SECRETS = ("secret", "seed")  # of an authenticator app, and of recovery codes
 def is_missing(request: HttpRequest, user: Any) -> bool:
     """Return whether the user's role requires a second factor that the user has not set up.
 
-    Users who signed in with the provider or through a proxy are exempt: it is up to the provider or proxy to ask for one.
+    Users who signed in with the identity provider or through a proxy are exempt: that system can ask for one.
     """
     roles = set(settings.SECOND_FACTOR_ROLES)
     if not roles or is_proxy_session(request):

@@ -81,7 +81,7 @@ def is_valid_name(name: str) -> bool:
 
 
 def is_name_taken(name: str) -> bool:
-    """Return whether a user with this name exists. If no user has the provider's ID, it is another person."""
+    """Return whether a user with this name exists. At the first sign-in with a provider's ID, that is another person."""
     users = get_user_model()
     return users._default_manager.filter(**{f"{users.USERNAME_FIELD}__iexact": name}).exists()
 

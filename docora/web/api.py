@@ -33,7 +33,7 @@ class Error(Schema):
 
 
 def prefers_async(request: HttpRequest) -> bool:
-    """Return whether the client prefers not to wait: `Prefer: respond-async` (RFC 7240), in any list of preferences."""
+    """Return whether the client prefers not to wait: `Prefer: respond-async` (RFC 7240), alone or among others."""
     preferences = request.headers.get("Prefer", "").split(",")
     return any(preference.partition(";")[0].strip().lower() == "respond-async" for preference in preferences)
 
@@ -103,7 +103,7 @@ def body_chunks(request: HttpRequest, limit: int) -> Iterator[bytes]:
 
 
 def read_body(request: HttpRequest, limit: int) -> None:
-    """Read the whole body, chunked or not, into `request.body`. Raises `ApiError` above `limit` bytes, and if it breaks off."""
+    """Read the whole body, chunked or not, into `request.body`. Raises `ApiError` above `limit` bytes, or if it breaks off."""
     try:
         request._body = b"".join(body_chunks(request, limit))
     except OSError:

@@ -34,7 +34,7 @@ _DEFAULT_PORTS = {"https": 443, "http": 80}
 
 @dataclass(frozen=True, slots=True)
 class RepositoryUrl:
-    """`canonical` identifies the repository. `spelled` is the URL as the app wrote it, which is fetched from.
+    """`canonical` identifies the repository. `spelled` is the URL as the app wrote it; Docora fetches from it.
 
     `owner` is everything between the host and the name, such as `group/subgroup`. Escapes are decoded in it and in `name`.
     """
