@@ -157,7 +157,7 @@ def test_control_characters_are_shown_escaped(root: Client, watch: AppRepository
     for url in [*urls, why, f"{ADMIN}/failedsync/", f"{ADMIN}/queue/"]:
         answer = root.get(url)
         if answer.headers["Content-Type"].startswith("text/html"):
-            text = re.sub('<input [^>]*name="path"[^>]*>', "", answer.text)  # what is sent again must stay as it is
+            text = re.sub('<input [^>]*name="path"[^>]*>', "", answer.text)  # a form sends the raw path
             assert not re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", text), url
             if r"\x1b[2J\x9b\u202e\u2066gpj" in text:
                 shown.add(re.sub("[0-9]+|[?].*", "", url))

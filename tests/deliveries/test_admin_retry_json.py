@@ -37,7 +37,7 @@ def ids_of(watch: AppRepository) -> dict[str, str]:
 
 
 def answered(answer) -> tuple[int, dict[str, object]]:
-    """Return the status and the body, of an error only its message."""
+    """Return the status and the body; for an error, only its message."""
     body = answer.json()
     return answer.status_code, {"error": body["error"]} if "error" in body else body
 

@@ -7,7 +7,7 @@ import pytest
 from docora.cli import commands
 
 OURS = commands.own_commands()
-STREAM_NOTHING = {"up", "web", "demo"}
+WITHOUT_JSON = {"up", "web", "demo"}
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -19,7 +19,7 @@ def test_every_command_and_option_has_a_help_text(name: str) -> None:
     assert f"usage: manage.py {name}" in parser.format_help()
 
 
-@pytest.mark.parametrize("name", sorted(set(OURS) - STREAM_NOTHING))
+@pytest.mark.parametrize("name", sorted(set(OURS) - WITHOUT_JSON))
 def test_commands_with_json_output(name: str) -> None:
     parser = commands.load(name).create_parser("manage.py", name)
     option = parser._option_string_actions["--json"]

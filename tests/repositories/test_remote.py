@@ -202,7 +202,7 @@ def test_malformed_response_gives_a_clear_error(repo: Repo, body: bytes) -> None
 @pytest.mark.parametrize("ref", ["", "main"])
 @pytest.mark.parametrize("end", [b"", b"0000"], ids=["no flush", "flush"])
 def test_error_packet_is_not_an_empty_repository(repo: Repo, ref: str, end: bytes) -> None:
-    """git's protocol allows one instead of any answer, with status 200."""
+    """git's protocol allows an error packet instead of any response, with status 200."""
     body = b"0031ERR the host is currently unable to help you." + end
     refused = answer("200 OK", "Content-Type: application/x-git-upload-pack-result", body=body)
     repo.server.on_request = lambda method, _: refused if method == "POST" else None
@@ -218,7 +218,7 @@ def test_error_packet_is_not_an_empty_repository(repo: Repo, ref: str, end: byte
 @pytest.mark.parametrize("ref", ["", "main"])
 @pytest.mark.parametrize("body", [b"<html><title>Sign in</title></html>", b'{"error": "maintenance"}', b""])
 def test_page_is_not_an_empty_repository(repo: Repo, ref: str, body: bytes) -> None:
-    """git takes a page without a line break, also an empty one, for the list of a repository without refs."""
+    """git takes a page without a line break, even an empty one, for the list of a repository without refs."""
     repo.server.on_request = lambda *_: answer("200 OK", "Content-Type: text/html", body=body)
     with new_client(max_connections=1) as client, pytest.raises(GitError, match="text/html instead of refs") as caught:
         ls_head(client, repo.url, TOKEN, ref=ref)

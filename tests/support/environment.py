@@ -25,7 +25,7 @@ TEST_DATABASE = "test_docora"
 
 
 class TestEnvironment:
-    """The servers of this process. `DOCORA_TEST_DATABASE=sqlite` replaces PostgreSQL by a SQLite file."""
+    """The servers of this process. `DOCORA_TEST_DATABASE=sqlite` replaces PostgreSQL with a SQLite file."""
 
     __test__ = False  # pytest would take a class named Test… for tests
 

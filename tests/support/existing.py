@@ -17,7 +17,7 @@ from tests.support.histories import sha
 from tests.support.postgres import PostgresServer
 
 _unused: WeakKeyDictionary[PostgresServer, list[str]] = WeakKeyDictionary()
-"""Empty databases of each server. To create and drop one takes more than twice as long as to empty it."""
+"""Empty databases of each server. Creating and dropping one takes more than twice as long as emptying it."""
 
 _EMPTY = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid();
