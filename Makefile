@@ -11,7 +11,7 @@ MAKEFLAGS += --no-print-directory
 unexport PYTHONDONTWRITEBYTECODE
 
 BIN := .venv/bin
-# A test waits half of its time, so that six processes keep two cores busy.
+# A test waits half of its time, so six processes keep two cores busy.
 PYTEST := $(BIN)/python -m pytest -n 6 --dist worksteal
 ON_SQLITE := DOCORA_TEST_DATABASE=sqlite $(PYTEST)
 PYTEST_ARGS ?=
@@ -74,7 +74,7 @@ bench-pages: setup
 	$(BIN)/python -m tests.bench.pages $(BENCH_ARGS)
 
 # Check the OpenAPI document with redocly and spectral, and exercise a client in TypeScript that is generated from it. The
-# tools come from the npm registry, so that this is not a part of `make test`.
+# tools come from the npm registry, so this is not a part of `make test`.
 OPENAPI_TOOLS := .venv/.openapi
 
 openapi: test-environment
@@ -90,7 +90,7 @@ check-format: setup
 check-lint: setup
 	$(BIN)/ruff check .
 
-# Tools that no test runs as a whole. This finds calls that don't fit what they call.
+# Tools that no test runs as a whole. mypy finds calls in them that no longer match the called function.
 TOOLS := $(wildcard tests/bench/*.py tests/bench/crowd/*.py) tests/browser/screenshots.py tests/faults/soak.py \
 	tests/upgrade/make_dumps.py
 

@@ -1,6 +1,6 @@
 """Checks of git, the git hosts and the outbound client.
 
-`check_git` and `check_git_hosts` are Django system checks. The others run a self-test or need the network, so only
+Those that are registered are Django system checks. The others only warn, run a self-test or need the network, so only
 `manage.py doctor` runs them.
 """
 

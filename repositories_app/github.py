@@ -298,7 +298,7 @@ def _malformed(github_app: GitHubApp) -> GitError:
 
 
 def _problem_of(github_app: GitHubApp, outcome: Outcome) -> GitError:
-    """Return the error for a refusal, or for no response. It concerns only the watches that use the GitHub App."""
+    """Return the error for a refusal or no response. Except for a redirect, it concerns only the GitHub App's watches."""
     if outcome.cause is not None:
         # `reached`, because the API's host has failed, which proves nothing about the git host.
         error = git_errors.unreachable(outcome.cause, outcome.message, reached=True)

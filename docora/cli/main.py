@@ -25,7 +25,7 @@ from docora import __version__
 from docora.cli.output import BROKEN_PIPE, INTERRUPTED, USAGE
 from docora.conf.installation import choose_settings, program
 
-# The demo repositories and the demo client run on this machine over plain http. With three
+# The demo repositories and the demo clients run on this machine over plain http. With three
 # attempts, the first sync of the failing app has ended before anyone can sign in.
 DEMO_SETTINGS = {
     "ALLOW_HTTP": "yes",
@@ -134,7 +134,7 @@ def main() -> None:
     if sys.argv[1:] in (["--version"], ["version"]):
         sys.stdout.write(f"{__version__}\n")  # Django would print its own version
         return
-    # Collections find nothing while modules are imported. With the one at the exit, they take a third of a start's CPU.
+    # Garbage collections find nothing while modules are imported. With the one at exit, they take a third of a start's CPU.
     gc.disable()
     sys.path.append(str(Path.cwd()))  # where FILE_TRANSFORMS may be; children of `up` look there too
     if os.environ.get("NO_COLOR"):

@@ -1,4 +1,4 @@
-"""Read settings from the environment. An invalid value raises `ImproperlyConfigured` with a message that names it."""
+"""Read settings from the environment. An invalid value raises `ImproperlyConfigured` with a message that names the setting."""
 
 import datetime
 import ipaddress

@@ -1,4 +1,4 @@
-"""The location of Docora's files and the name of its command, in a checkout and installed from the wheel.
+"""The location of Docora's files and the name of its command, in a checkout or when installed from the wheel.
 
 Does not depend on the settings.
 """

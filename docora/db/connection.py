@@ -18,7 +18,7 @@ from typing import Any
 from django.db import InterfaceError, InternalError, OperationalError, connections
 
 CONNECTION_ERRORS = (OperationalError, InterfaceError, InternalError)
-"""Errors of any statement if the database is gone or has ended the session. A faulty statement raises other errors."""
+"""Errors of any statement if the database is gone or has ended the session. On PostgreSQL, a faulty statement raises others."""
 
 
 class PrivateSqlite(sqlite3.Connection):
@@ -105,7 +105,7 @@ def is_full(error: BaseException | None) -> bool:
 
 
 def is_outage(error: BaseException | None) -> bool:
-    """Return whether the database can't be reached, is full or read-only, in contrast to one that refuses a faulty statement.
+    """Return whether the error means that the database can't be reached, is full or read-only, not that a statement is faulty.
 
     PostgreSQL's driver has no SQLSTATE for a failed connection; 08, 57P and 53300 are a lost connection, a server that
     starts or stops, and too many connections. SQLite's file may be locked, full or missing.

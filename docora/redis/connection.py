@@ -35,9 +35,9 @@ def logging_outage(event: str, **fields: object) -> Iterator[None]:
 
 
 def ping() -> None:
-    """Raise RedisError unless Redis responds. One that can't save to its disk does, although it refuses pings.
+    """Raise RedisError unless Redis responds. Waits up to two seconds.
 
-    Waits up to two seconds.
+    A Redis that can't save to its disk counts as responding, although it refuses pings.
     """
     try:
         connection().ping()
@@ -80,9 +80,7 @@ def problem(error: RedisError) -> str:
         reason = cause.rpartition("MISCONF ")[2]
         state = "is full" if "No space left on device" in cause else "cannot be written"
         disk = f"The disk of the data directory {settings.DATA_DIR}" if is_embedded else "The disk of the Redis server"
-        return (
-            f"{disk} {state}, so that Redis refuses every write: {reason}. Free up space there; then syncing continues."
-        )
+        return f"{disk} {state}, so Redis refuses every write: {reason}. Free up space there; then syncing continues."
     if isinstance(error, AuthenticationError | ResponseError) and re.search("NOAUTH|HELLO must be called", cause):
         return "Redis requires a password. Put it into REDIS_URL: redis://:password@host:6379/0"
     if is_embedded:

@@ -38,9 +38,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Worker:
-    """A registered worker and its current job. Its leases have its name as `lease_owner`.
+    """A registered worker and one of its current jobs. Its leases have its name as `lease_owner`.
 
-    It performs at most `jobs_at_once`, and has a database connection for each.
+    It performs at most `jobs_at_once` jobs, and has a database connection for each.
     """
 
     name: str

@@ -128,8 +128,8 @@ class Channel(HTTPChannel):  # type: ignore[misc]
 class _NewestFirst(deque[HTTPChannel]):
     """A queue of probes, of which the newest is next.
 
-    Anyone can send probes. In the order of their arrival, those of a load balancer would wait for hundreds of a stranger's,
-    and it would stop using a process that works.
+    Anyone can send probes. In order of arrival, a load balancer's would wait behind hundreds from a stranger, and the load
+    balancer would stop using a process that works.
     """
 
     def popleft(self) -> HTTPChannel:

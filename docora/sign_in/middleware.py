@@ -62,6 +62,6 @@ class SignInMiddleware:
         return HttpResponseRedirect(reverse("mfa_index"))
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
-        """Ask for a recent sign-in. allauth, which requires one for changes of second factors, would keep forms in plain text."""
+        """Ask for a recent sign-in. allauth itself would keep the refused form in the session, but in plain text."""
         needs_sign_in = isinstance(exception, recency.SignInAgain | ReauthenticationRequired)
         return recency.ask(request) if needs_sign_in and request.user.is_authenticated else None

@@ -36,7 +36,7 @@ def add(method: str, route: str, status: int, seconds: float) -> None:
 
 
 def flush() -> None:
-    """Add what was counted since the last call to the counters in Redis."""
+    """Add to the counters in Redis what was counted since the last call."""
     global _counts
     with _lock:
         counted, _counts = _counts, Counter()
@@ -57,7 +57,7 @@ def _flush_for_ever() -> None:
 
 @dataclass
 class Durations:
-    """The requests of one method, route and class of status: a number for each bucket and one above all bounds."""
+    """The requests of one method, route and class of status: how many fall into each bucket (the last is above all bounds)."""
 
     buckets: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS) + 1))
     microseconds: int = 0

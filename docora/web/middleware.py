@@ -77,7 +77,7 @@ class TrustedProxyMiddleware(MiddlewareMixin):
 
 
 class RefusePlainHttpMiddleware(MiddlewareMixin):
-    """Refuse API calls over plain http that have a body. Many clients would repeat them as GET after a redirect."""
+    """Refuse API calls over plain http, except GET and HEAD. Many clients would repeat the others as GET after a redirect."""
 
     def process_request(self, request: HttpRequest) -> HttpResponse | None:
         is_fine = request.method in {"GET", "HEAD"} or request.is_secure() or not settings.SECURE_SSL_REDIRECT

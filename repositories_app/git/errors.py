@@ -46,7 +46,7 @@ _FULL_DISK = re.compile(r"no space left|quota", re.IGNORECASE)
 _NO_CONNECTION = re.compile(r"could not resolve host|failed to connect|couldn't connect to server", re.IGNORECASE)
 # The first pattern that matches any line decides the cause.
 _PATTERNS: list[tuple[Cause, str]] = [
-    (Cause.OTHER, r"remote error: upload-pack: not our ref|unadvertised object"),  # the fetch then asks for HEAD
+    (Cause.OTHER, r"remote error: upload-pack: not our ref|unadvertised object"),  # the fetch then asks for the ref
     (Cause.AUTH, r"authentication failed|could not read (username|password)|error: (401|403)|terminal prompts disabled"),
     (Cause.NOT_FOUND, r"repository '' not found|error: (404|410)|couldn't find remote ref"),
     (Cause.TOO_LARGE, r"no space left|disk quota exceeded|exceeds maximum|exceeded maximum|file too large|over limit"
@@ -220,7 +220,7 @@ def _too_large_message(detail: str) -> str:
 
 
 def too_large(message: str) -> GitError:
-    """Return the error for a repository that is over a limit. It stays for every watch until the repository changes."""
+    """Return the error for a repository that is over a limit. It concerns all watches until the repository or limit changes."""
     return GitError(Cause.TOO_LARGE, message, permanent=True, for_every_watcher=True)
 
 

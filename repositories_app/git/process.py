@@ -72,8 +72,8 @@ _ALWAYS = {
 class Remote:
     """The repository that a network command reads: a URL that `parse_url` accepts, and a token or none.
 
-    With `trusted`, git does not walk the whole tree to check whether the host has sent everything, as it does for every
-    shallow fetch, even if the mirror already has most of it (140 ms for 200,000 files). git treats the host as the promisor
+    With `trusted`, git does not walk the whole tree to check whether the host has sent everything, as it otherwise does for
+    every shallow fetch, even if the mirror already has most of it (140 ms for 200,000 files). git treats the host as the promisor
     of a partial clone that leaves out only contents of more than a terabyte. If an object is missing all the same, reading
     it fails.
     """

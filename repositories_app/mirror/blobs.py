@@ -186,7 +186,7 @@ class BlobReader:
     def _batch_size(self) -> int:
         """Return how many queries to write at once: at most half of git's input pipe, so that writing never blocks.
 
-        Linux makes the pipes of a user smaller once it has many of them.
+        Linux makes a user's pipes smaller once the user has many of them.
         """
         process = self._process or self._open()
         assert process.stdin

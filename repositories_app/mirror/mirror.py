@@ -76,7 +76,7 @@ class Mirror:
     def in_use(self, tick: git.Tick, *, max_wait: float = math.inf) -> Iterator[None]:
         """Hold the shared lock, which keeps other processes from removing or repacking the mirror.
 
-        Raises `MirrorBusy` if another process has been doing that for `max_wait` seconds.
+        Raises `MirrorBusy` after waiting `max_wait` seconds for a process that does that.
         """
         with self._lock("use", self._raising_busy("use", tick, max_wait), shared=True) as fd:
             os.utime(fd)
@@ -116,7 +116,7 @@ class Mirror:
 
         If the host does not serve commits by name, fetch and return the current commit of `name` (HEAD, or the full name of
         a branch or tag). With an idle `client`, a small fetch takes one request and one process. Raises `GitError`, and
-        `MirrorBusy` if another process has been fetching for `max_wait` seconds.
+        `MirrorBusy` after waiting `max_wait` seconds for another process that fetches.
         """
         if self._has_base(watch, commit):  # without the lock: others may be fetching for a quarter of an hour
             return commit
@@ -336,7 +336,7 @@ class Mirror:
     def remove(self, tick: git.Tick = lambda: None, *, wait: bool = True, max_wait: float = math.inf) -> bool:
         """Delete the mirror and its locks once it is not in use. Without `wait`, do nothing if it is.
 
-        Return whether it is gone. Raises `MirrorBusy` if it has been in use for `max_wait` seconds. Do not call this
+        Return whether it is gone. Raises `MirrorBusy` if it is still in use after `max_wait` seconds. Do not call this
         inside `in_use`.
         """
         tick = self._raising_busy("use", tick, max_wait)
@@ -470,7 +470,7 @@ def _with_sizes(differences: dict[bytes, Difference], reader: BlobReader) -> dic
 
 
 def hangs_after() -> float:
-    """Return the seconds after which a process that holds one of a mirror's locks hangs: more than all its timeouts together."""
+    """Return how many seconds a process may hold a mirror's lock before it must hang: more than all its timeouts together."""
     return 3600.0 + 5 * settings.FETCH_TIMEOUT_SECONDS
 
 

@@ -18,7 +18,7 @@ _NOTHING = "000000"
 MAX_TREE_BYTES = 64 << 20
 """Largest tree object that is read. It has more than a million files in one folder."""
 _STORED = {size: re.compile(rb"([0-7]+) ([^\0]+)\0(.{%d})" % size, re.DOTALL) for size in (20, 32)}
-"""An entry of a tree object by the bytes of its object id: SHA-1 or SHA-256."""
+"""Maps the length of an object id in bytes (SHA-1 or SHA-256) to the pattern of a tree object's entry."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,7 +167,7 @@ def test_full_data_directory_of_the_embedded_valkey(instance_environment: dict[s
     for code, log in json.loads(report.read_text()):
         assert code == 1, log
         assert log.splitlines()[-1].startswith(
-            f"The disk of the data directory {data} is full, so that Redis refuses every write: Errors writing"
+            f"The disk of the data directory {data} is full, so Redis refuses every write: Errors writing"
         ), log
         assert "Free up space" in log.splitlines()[-1]
         assert "Traceback" not in log
