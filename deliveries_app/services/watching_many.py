@@ -58,8 +58,8 @@ class _Candidate:
 def watch_many(actor: Actor, app: App, lines: Iterable[str], options: WatchOptions) -> list[LineResult]:
     """Watch the repository of each line with the same options, and return the results in the order of the lines.
 
-    Empty lines are left out. Several repositories are checked at once; those whose git host has not answered within
-    `TOTAL_SECONDS` are returned as unchecked. A repository that the app already watches is not changed. Raises
+    Empty lines are left out. Several repositories are checked at once; those that cannot be checked within `TOTAL_SECONDS`,
+    because others took too long, are returned as unchecked. A repository that the app already watches is not changed. Raises
     `ValidationError` if the token would be sent to several hosts.
     """
     actor.require(Permission.WATCH)

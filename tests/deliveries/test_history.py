@@ -368,7 +368,7 @@ def test_run_page_shows_all_details(viewer: Client, watches) -> None:
 def test_run_page_without_its_watch(viewer: Client) -> None:
     run = run_of(None, app_name="Portal", repository_name="acme/docs", outcome=Outcome.ENDED, started_at=None)
     page = viewer.get(f"{RUNS}{run.pk}/change/").text
-    for expected in ("acme/docs", "Portal", "no longer watched", "it ended before it knew what to send."):
+    for expected in ("acme/docs", "Portal", "no longer watched", "the run ended before it knew what to send."):
         assert expected in page
     assert "apprepository/None" not in page
 

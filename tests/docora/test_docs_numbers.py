@@ -187,7 +187,7 @@ OF_THE_CODE: list[tuple[str, object, object]] = [
     ("the share of the last 100 requests that were accepted", 100, endpoint_stats.KEPT),
     ("in each of the last 24 hours", 24, traffic.HOURS),
     ("paste up to 200 URLs", 200, watching_many.MAX_LINES),
-    ("If a host doesn't answer within 15 seconds", 15, watching_many.TOTAL_SECONDS),
+    ("All checks together take at most 15 seconds", 15, watching_many.TOTAL_SECONDS),
     ("Ten requests in a row got no response", 10, responses.DOUBT_AFTER),
     ("or three more files, if the app has no /ping", 3, responses.CONTROL_PATHS),
     ("growing pauses, up to an hour", 3600, backoff.MAX_WAIT_SECONDS),
