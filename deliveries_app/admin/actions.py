@@ -33,7 +33,7 @@ _ORDER = ("app__name", "repository__owner", "repository__name", "pk")
 
 @dataclass(frozen=True)
 class Scope:
-    """What is selected. `app` is set if these are all of its watches. A `title` replaces the default title of the operation."""
+    """What an action is for. `app` is set if it is for a whole app. A `title` replaces the default title of the operation."""
 
     app: App | None = None
     title: str = ""
@@ -60,7 +60,7 @@ class BulkAction:
     form: type[ConfirmationForm]
     run: Callable[[Actor, AppRepositoryQuerySet, Scope, Any], BulkOperation]
     rows_vary: bool = False
-    """Whether other rows may be selected when the user confirms, because failures come and go. See `confirm_again`."""
+    """Whether the selection may change before the user confirms, because failures come and go. See `confirm_again`."""
 
 
 def _resync(actor: Actor, watches: AppRepositoryQuerySet, scope: Scope, form: Any) -> BulkOperation:
@@ -102,7 +102,7 @@ RETRY = BulkAction(
 
 
 def _title(action: BulkAction, impact: Impact, scope: Scope) -> str:
-    """Return the title of the confirmation page, which is also the button for several watches."""
+    """Return the title of the confirmation page. For several watches, it is also the label of its button."""
     if impact.watches == 1:
         return f"{action.verb} {impact.sample[0].repository}"
     if scope.app:

@@ -169,7 +169,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, RemovalAdmin[App]):
         return self.redirect_with_message(request, next_url(request, self.page_of(app)), message)
 
     def watch_many(self, request: HttpRequest, app: App) -> HttpResponse:
-        """Watch many repositories. The page shows the result of each line, and keeps those that failed.
+        """Watch many repositories. The page shows the result of each line, and keeps the lines to submit again.
 
         The page is rendered in response to the POST. Posting again changes nothing, because the repositories are then
         watched.

@@ -99,9 +99,9 @@ class DocoraAdmin[M: Model](PlainLists[M]):
         return rows
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> M | None:
-        """Return the row as Django does, but build its SQL only once, which takes longer than the query itself.
+        """Return the row as Django does, but build its SQL only once: building it takes longer than running it.
 
-        So no `get_queryset` may depend on the request.
+        So `get_queryset` must not depend on the request.
         """
         pk = parse_pk(object_id)
         if pk is None or from_field:

@@ -247,7 +247,7 @@ def _response(watch: AppRepository, shows_text: bool) -> SafeString | str:
 
 def _attempts(watch: AppRepository, shown: CellOptions) -> SafeString:
     most = settings.MAX_RETRY_ATTEMPTS
-    # A failure that another attempt wouldn't mend ends them early.
+    # After a failure that a retry can't fix, the remaining attempts are not made.
     used = "None left" if watch.status == Status.FAILED else f"{min(watch.retry_count, most)} of {most}"
     following = next_attempt_of(watch)
     time = format_html(" {}", ago(following.at)) if following.at else ""

@@ -133,7 +133,7 @@ def _fieldsets(*fields: str) -> list[Any]:
 
 
 class _AppSelect(AutocompleteSelect):
-    """Django's widget, which fails with a 500 if the value isn't a key."""
+    """Ignore values that aren't keys. Django's widget fails with a 500 for them."""
 
     def optgroups(self, name: str, value: Sequence[str], attrs: dict[str, Any] | None = None) -> list[Any]:
         options: list[Any] = super().optgroups(name, [key for key in value if parse_pk(key) is not None], attrs)
@@ -314,7 +314,7 @@ class AppForm(AppRules, forms.ModelForm):  # type: ignore[type-arg]  # not gener
 
 
 def help_texts_of(app: App) -> dict[str, str]:
-    """Return the help texts that are not the same for every app and instance, also for users who can only view them.
+    """Return the help texts that depend on the app or the instance. Users who can only view the app see them too.
 
     The text of each quota has its current usage and default.
     """

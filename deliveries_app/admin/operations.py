@@ -100,13 +100,13 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
         return self._redirect(request, operation, "Continuing with", continued, "The operation is not held.")
 
     def _redirect(
-        self, request: HttpRequest, operation: BulkOperation, done: str, number: int, nothing: str
+        self, request: HttpRequest, operation: BulkOperation, done: str, count: int, nothing: str
     ) -> HttpResponse:
-        """Redirect with a message: what was `done` with this `number` of repositories, or why `nothing` was."""
+        """Redirect with a message: `done` and the `count` of repositories, or `nothing` if there are none."""
         page = next_url(request, self.page_of(operation))
-        if not number:
+        if not count:
             return self.redirect_with_message(request, page, nothing, messages.WARNING)
-        message = f"{done} {counted(number, 'repository', 'repositories')}."
+        message = f"{done} {counted(count, 'repository', 'repositories')}."
         return self.redirect_with_message(request, page, message)
 
     requester = column("by", lambda operation: operation.requested_by)

@@ -189,7 +189,7 @@ def _body(request: HttpRequest) -> dict[str, Any]:
         body = json.loads(request.body or b"{}")
     except RequestDataTooBig:
         raise ApiError(f"The body must have at most {settings.DATA_UPLOAD_MAX_MEMORY_SIZE:,} bytes", 400) from None
-    except (ValueError, RecursionError, RawPostDataException):  # the last one: a form, read for its CSRF token
+    except (ValueError, RecursionError, RawPostDataException):  # the last one: the CSRF check has read a form
         raise ApiError("The body must be JSON", 400) from None
     if not isinstance(body, dict):
         raise ApiError("The body must be a JSON object", 400)

@@ -1,6 +1,6 @@
 """Authenticate the client app that sent a request, and find its watches.
 
-Every query starts from here, so another app's id gives a 404.
+Every query starts from here, so a repository that the app doesn't watch gives a 404.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""The statuses and codes of errors of services. `openapi.py` turns them into responses."""
+"""The HTTP statuses and error codes for the exceptions of services. `openapi.py` turns them into responses."""
 
 from deliveries_app.services import NotFound
 from deliveries_app.services.app_settings import PausedByAdministrator
@@ -46,6 +46,6 @@ _OF_CAUSE = {
 
 
 def unreadable(error: GitError, status: int = 404) -> ApiError:
-    """Return the response's error for a repository that cannot be read."""
+    """Return the `ApiError` for a repository that cannot be read."""
     code = _OF_CLASS.get(type(error)) or _OF_CAUSE.get(error.cause, ErrorCode.REPOSITORY_UNREADABLE)
     return ApiError(str(error), status, code=code)

@@ -59,4 +59,4 @@ class Order:
             text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
             return self._values.validate_json(text)
         except (ValueError, OverflowError):
-            raise ApiError("The query parameter after must be the next of an earlier page", 422) from None
+            raise ApiError("The query parameter after must be the value of next on an earlier page", 422) from None

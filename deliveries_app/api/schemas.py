@@ -159,7 +159,7 @@ class WatchedRepository(Registered):
     )
     exclude_patterns: list[str] = Field(description="The app's exclude patterns.", examples=[["*.png"]])
     files: int = Field(
-        description="Number of files in that commit, or in a newer one whose sync has begun, that are sent to the app.",
+        description="Number of files in `last_commit`, or in a newer commit whose sync has begun, that are sent to the app.",
         ge=0,
         examples=[1280],
     )
@@ -231,7 +231,7 @@ class Failure(Schema):
     cause: str = Field(
         description=f"If it failed: `http` for a response of the app, {_codes(HttpCause)} for a request without a response, "
         "`transform` if a transform failed, or `blocked` if the path waits for another one. If it is skipped: "
-        f"{_codes(_LISTED)}. `ignore_pattern` is no file: `message` names invalid lines of `.docoraignore`.",
+        f"{_codes(_LISTED)}. `ignore_pattern` is not about a file: `message` names invalid lines of `.docoraignore`.",
         examples=["http"],
     )
     status: int | None = Field(description="The HTTP status of the app's last response.", examples=[500])

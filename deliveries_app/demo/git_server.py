@@ -27,7 +27,7 @@ TARGET = re.compile(
     r"(?P<path_info>/info/refs|/git-upload-pack)(?:\?(?P<query>.*))?",
     re.ASCII,
 )
-# GitHub allows these too. The repositories may belong to a different user than the server process.
+# Allow filters and any commit id, as GitHub does. The repositories may belong to a different user than the server process.
 _CONFIG = {"safe.directory": "*", "uploadpack.allowFilter": "true", "uploadpack.allowAnySHA1InWant": "true"}
 _BLOCK_BYTES = 64 * 1024
 

@@ -260,7 +260,7 @@ class SourceKey:
 
     def __init__(self, digits: str) -> None:
         if not _KEY.fullmatch(digits):
-            raise SourceError("The existing service's ENCRYPTION_KEY has 64 hex digits.")
+            raise SourceError("The existing service's ENCRYPTION_KEY must have 64 hex digits.")
         self._cipher = AESGCM(bytes.fromhex(digits))
 
     def decrypt(self, stored: str) -> str | None:

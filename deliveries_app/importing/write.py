@@ -98,13 +98,13 @@ def _watch_id(app: App, repository: Repository) -> str:
 def complete_watch(
     actor: Actor, watch: AppRepository, source: SourceWatch, state: dict[str, Any], token: str, *, has_records: bool
 ) -> bool:
-    """End the watch's `arriving` state, so that it can be checked and synced. `state` are its initial columns.
+    """End the watch's `arriving` state, so that it can be checked and synced. `state` holds its initial columns.
 
     Return False if another import has completed it or it was unwatched. A sync that was requested during the import
     stays due. Otherwise, a watch that was synced is due for a check, which finds out whether anything has changed. Any
-    other watch is due for a sync, which counts as its initial one if nothing was ever delivered. In that case, the
-    source's token replaces the one that an interrupted import stored. A token that was replaced here is kept, because
-    that requested a sync.
+    other watch is due for a sync, which counts as its initial one if nothing was ever delivered. Unless a sync was
+    requested, the source's token replaces the one that an interrupted import stored. So a token that was replaced here
+    is kept, because replacing it requested a sync.
     """
     with transaction.atomic():
         rows = AppRepository.objects.filter(pk=watch.pk, arriving=True, ended_at=None)

@@ -124,7 +124,7 @@ def _problem(requested: Requested, progress: Progress) -> str:
 
 
 def _cause(operation: BulkOperation, failed: int) -> str:
-    """Return why the only repository failed, or where to read why several did."""
+    """Return the error of the repository that failed or, for several, the command that shows their errors."""
     if failed == 1:
         run = (
             operation.runs.filter(outcome__in=Outcome.with_result(Result.FAILED))

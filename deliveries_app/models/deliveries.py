@@ -110,7 +110,7 @@ class DeliveryAttempt(models.Model):
     """A notification that was sent and not acknowledged, with its request and response.
 
     Only failures have a row. The last success is in the columns of the `Delivery`, so that recording it costs no row.
-    `headers` are those of the request, with masked signatures. Of both bodies, the beginning is kept, without the app's keys.
+    `headers` are those of the request, with masked signatures. Only the beginning of each body is kept, without the app's keys.
     """
 
     app = models.ForeignKey(App, on_delete=models.CASCADE, related_name="attempts", db_index=False)

@@ -99,7 +99,7 @@ def of_delivery(cause: str, status: int | None) -> RootCause:
 class SyncFailure:
     """Why an attempt failed.
 
-    `cause` is the reason on the wire or from the HTTP client, `response` the beginning of the app's response.
+    `cause` is for the watch's `last_error_cause`. `response` is the beginning of the app's response.
     """
 
     message: str

@@ -21,7 +21,7 @@ def new_operation_id() -> str:
 
 
 class Result(models.TextChoices):
-    """How a run or a bulk operation ended, as pages and exports show it. Only an operation can be held."""
+    """Where a run or a bulk operation is, or how it ended, as pages and exports show it. Only an operation can be held."""
 
     RUNNING = "running", "In progress"
     HELD = "held", "Held"

@@ -65,8 +65,8 @@ class ThreadedServer(socketserver.ThreadingTCPServer):
 class BackgroundServer:
     """Serve HTTP at `url` in a background thread, from `start` to `stop` or as a context manager.
 
-    Port 0 picks a free port. The server keeps it when it is stopped and started again. Each request has a `handler`, which
-    finds this object as `server.owner`.
+    Port 0 picks a free port. The server keeps it when it is stopped and started again. Each connection has its own `handler`,
+    which finds this object as `server.owner`.
     """
 
     handler: type["HTTPHandler"]

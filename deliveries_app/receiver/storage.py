@@ -56,7 +56,7 @@ class Epoch:
             return cls()
 
     def store(self, path: Path, *, flush: bool) -> None:
-        """Replace the file. `flush`: return when it would survive a power failure, too."""
+        """Replace the file. With `flush`, return only once it would survive a power failure."""
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.new")  # not a valid repository_id
         with temporary.open("w") as file:

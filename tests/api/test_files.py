@@ -162,7 +162,7 @@ def test_delivery_records_are_paged_in_byte_order(portal: Caller, watches) -> No
     "after", ["x", "!!", "bnVsbA", "WzFd", "WyJhIiwtMV0", "W251bGwsMV0", "WzEsImEiXQ", "WzFlOTk5LDFd"]
 )
 def test_wrong_cursor_is_422(portal: Caller, watches, call: str, after: str) -> None:
-    assert "next of an earlier page" in error_of(portal.get(path_of(watches[0], call), after=after), 422)
+    assert "the value of next on an earlier page" in error_of(portal.get(path_of(watches[0], call), after=after), 422)
 
 
 @pytest.mark.parametrize("query", [{"limit": 0}, {"limit": 501}, {"limit": "x"}])

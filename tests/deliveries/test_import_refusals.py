@@ -29,8 +29,8 @@ def refusal(url: str, *arguments: str, **options) -> str:
     ("key", "sentence"),
     [
         ("", "Set SOURCE_ENCRYPTION_KEY to the ENCRYPTION_KEY of the existing service"),
-        ("abc", "has 64 hex digits"),
-        ("g" * 64, "has 64 hex digits"),
+        ("abc", "must have 64 hex digits"),
+        ("g" * 64, "must have 64 hex digits"),
         ("0" * 64, "decrypts none of the stored secrets"),
     ],
 )

@@ -10,7 +10,7 @@ from docora.text import counted
 
 
 class Command(ServiceCommand):
-    help = "Cancels a re-sync or retry that has not finished. Files already sent are not undone."
+    help = "Cancels a re-sync, retry or resend that has not finished. What was already sent is not undone."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("id", help="a bulk operation's id (bulk_…), or an app's")

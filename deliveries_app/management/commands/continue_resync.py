@@ -10,7 +10,7 @@ from docora.text import counted
 
 
 class Command(ServiceCommand):
-    help = "Continues a re-sync that is held because its first repository failed: sends the other repositories anyway."
+    help = "Continues a re-sync that is held because its first repository did not succeed: sends the other repositories anyway."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("id", help="the bulk operation's id (bulk_…)")

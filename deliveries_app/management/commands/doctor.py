@@ -23,7 +23,7 @@ class Command(BaseCommand):
             action="store_true",
             help="contact nothing outside this machine: skip the git host check",
         )
-        parser.add_argument("--app", metavar="APP_ID", default="", help="also send the test ping to this app")
+        parser.add_argument("--app", metavar="APP_ID", default="", help="also send a test ping to this app")
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["offline"] and options["app"]:

@@ -18,7 +18,7 @@ class Command(ServiceCommand):
         parser.add_argument("app_id", help="see list_apps")
         parser.add_argument("repository_id", nargs="?", help="see list_watches; all repositories of the app if omitted")
         parser.add_argument(
-            "--canary", action="store_true", help="sync one repository per app first, then the rest if it succeeds"
+            "--canary", action="store_true", help="sync one repository first, then the rest if it succeeds"
         )
         parser.add_argument(
             "--pace", type=number_between(1, MAX_PACE), metavar="N", help="release at most N repositories per minute"

@@ -16,7 +16,7 @@ from repositories_app.git.url import as_https
 class Command(ServiceCommand):
     help = (
         "Watches a repository for an app, after checking with git that it can be read. If the app already watches it, "
-        "replaces its token and sends ALL its files again."
+        "replaces its token (or removes it, if none is given) and sends ALL its files again."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -51,7 +51,7 @@ class Command(ServiceCommand):
 
 
 def _question(watch: AppRepository, token: str) -> str:
-    """Ask before an existing watch is replaced: its token becomes the given one, or none."""
+    """Return the question for a repository that the app already watches. Its token becomes the given one, or none."""
     impact = impact_of(watches_of(watch.app).filter(pk=watch.pk))
     token_change = "replace its token and " if token else "remove its token and " if watch.github_token else ""
     return (
