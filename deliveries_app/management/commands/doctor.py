@@ -21,7 +21,7 @@ class Command(BaseCommand):
         parser.add_argument(
             "--offline",
             action="store_true",
-            help="contact nothing outside this machine: skip the git host check",
+            help="skip the check of the git host, which needs the internet",
         )
         parser.add_argument("--app", metavar="APP_ID", default="", help="also send a test ping to this app")
 

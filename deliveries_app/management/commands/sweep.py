@@ -12,7 +12,9 @@ from repositories_app.git import remote
 
 
 class Command(BaseCommand):
-    help = "Checks watched repositories every SWEEP_INTERVAL_SECONDS, and enqueues due syncs every second."
+    help = (
+        "Every SWEEP_INTERVAL_SECONDS, starts the due checks of watched repositories; every second, enqueues due syncs."
+    )
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--once", action="store_true", help="run one round and exit")
