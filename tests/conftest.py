@@ -123,7 +123,7 @@ def _reset_servers() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def django_db_keepdb() -> bool:
-    """Use the copied test database as it is, and leave it to its server's end."""
+    """Use the copied test database as it is, and don't destroy it: its server is temporary."""
     return True
 
 

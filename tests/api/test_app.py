@@ -74,9 +74,8 @@ def test_pause_and_resume(world: World, caller: Caller) -> None:
     assert by_apps().latest("pk").address == "203.0.113.9"
 
 
-def test_pause_and_resume_end_a_hold_and_a_test_ping_does_not_as_the_references_say(
-    world: World, caller: Caller
-) -> None:
+def test_resuming_ends_a_hold_and_a_test_ping_does_not(world: World, caller: Caller) -> None:
+    """The references say so."""
     until = from_now(1800)
     App.objects.update(cooldown_until=until, down_count=9)  # the endpoint was down for hours
     assert post(caller, "/ping").json()["delivered"]
@@ -204,7 +203,7 @@ def test_key_rotation_from_start_to_end(world: World, caller: Caller) -> None:
     assert len(world.requests()) == sent
 
 
-def test_key_of_ones_own_and_discarding_it(portal: Caller) -> None:
+def test_own_key_is_accepted_and_can_be_discarded(portal: Caller) -> None:
     chosen = {"key": "whsec_" + "A" * 22 + "=="}
     assert post(portal, "/key", chosen).json() == chosen
     assert portal.client.delete(f"{URL}/key").status_code == 204

@@ -185,7 +185,7 @@ def test_manifest_is_read_in_pages(portal: Caller, watches) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_third_manifest_at_once_has_to_wait(portal: Caller, watches) -> None:
+def test_third_manifest_at_once_is_refused(portal: Caller, watches) -> None:
     Delivery.objects.bulk_create([deliver(watches[0], "a")])
     manifest = path_of(watches[0], "manifest")
     first, second = portal.get(manifest), portal.get(manifest)

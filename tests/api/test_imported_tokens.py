@@ -72,7 +72,7 @@ def test_without_bcrypt_nothing_is_imported(db, monkeypatch) -> None:
         call_command("import_docora", "postgres://127.0.0.1:9/docora")
 
 
-def test_first_use_replaces_the_hash_by_a_digest(db, checked: list[bytes]) -> None:
+def test_first_use_replaces_the_hash_with_a_digest(db, checked: list[bytes]) -> None:
     app, token = imported("Portal")
     caller = Caller(app, token)
     for _ in range(3):
@@ -149,7 +149,7 @@ def test_nothing_is_checked_without_imported_hashes(db, checked: list[bytes]) ->
 
 
 @pytest.mark.parametrize("wrong", [new_token(), "no-such-shape"], ids=["one unknown token", "no such shape"])
-def test_valid_token_beside_failures_at_its_address(db, wrong: str) -> None:
+def test_valid_token_is_accepted_after_failures_from_its_address(db, wrong: str) -> None:
     app, token = imported("Portal")
     for _ in range(FAILURES + 5):
         Caller(app, wrong).get()

@@ -76,7 +76,7 @@ def test_resync_during_the_download_clears_the_remaining_pages(portal: Caller, w
 
 def test_memory_is_bounded(portal: Caller, watches) -> None:
     def peak_with(start: int, stop: int) -> int:
-        """Return the peak memory in bytes while that many files are listed."""
+        """Add the files from `start` to `stop`, and return the peak memory in bytes while all are listed."""
         rows = (deliver(watches[0], f"folder/{'x' * 100}/{number:06}") for number in range(start, stop))
         Delivery.objects.bulk_create(rows, batch_size=2_000)
         answer = portal.get(path_of(watches[0]))

@@ -79,7 +79,7 @@ def test_repeated_push_only_checks_the_watches_of_other_apps(watches, secret: st
     assert request_counts(watches) == [5, 1, 3]
 
 
-def test_check_that_a_push_asked_for_during_a_sync_stays_due(watches, secret: str) -> None:
+def test_check_requested_by_a_push_during_a_sync_stays_due(watches, secret: str) -> None:
     for _ in range(2):
         push(watches[0].repository.repository_id, signature(secret))
     rows = AppRepository.objects.filter(pk=watches[2].pk)

@@ -29,7 +29,7 @@ PROOFS = {
     "github": {"X-Hub-Signature-256"},
     "gitlab": {"X-Gitlab-Token"},
 }
-"""Host → the headers of its fixture each of which Docora accepts as proof."""
+"""Host → the headers of its fixture, any one of which Docora accepts as proof."""
 
 
 def push_of(host: str, secret: str) -> tuple[dict[str, str], bytes]:

@@ -120,7 +120,7 @@ def test_posting_a_watched_repository_is_a_resync(world: World, caller: Caller) 
     assert caller.put({"github_url": repo.url}).status_code == 200
 
 
-def test_reference_says_that_unwatching_counts_and_what_it_refuses(world: World, caller: Caller) -> None:
+def test_unwatching_uses_the_quota_of_resyncs_and_the_reference_says_so(world: World, caller: Caller) -> None:
     _, watch = world.watch()
     limit(world.app, max_resyncs_per_hour=1)
     assert caller.delete(f"/{watch.repository.repository_id}").status_code == 204
@@ -176,7 +176,7 @@ def test_first_sync_finds_out_that_there_is_no_such_repository(world: World, cal
     assert "Repository not found" in found["last_error"]
 
 
-def test_malformed_registration_is_422_without_asking_too(caller: Caller) -> None:
+def test_malformed_async_registration_is_422(caller: Caller) -> None:
     for url in ("https://evil.example/a/b", "nonsense"):
         assert post_async(caller, url).status_code == 422
     assert not AppRepository.objects.exists()
@@ -211,7 +211,7 @@ def test_app_s_settings_show_usage_and_set_quotas(admin_client: Client, watches,
     assert admin_client.post(path, values | {"max_watches": -1}).status_code == 200
 
 
-@pytest.mark.parametrize("gone", ["per_caller", "total"])
-def test_places_at_git_hosts_are_given_back(world: World, caller: Caller, gone: str) -> None:
-    for _ in range(getattr(host_checks.LIMIT, gone) + 1):
+@pytest.mark.parametrize("name", ["per_caller", "total"])
+def test_failed_host_checks_free_their_slots(world: World, caller: Caller, name: str) -> None:
+    for _ in range(getattr(host_checks.LIMIT, name) + 1):
         assert caller.post("", {"github_url": f"{world.git.url}/acme/missing"}).status_code == 404

@@ -44,8 +44,8 @@ by_operation = pytest.mark.parametrize("operation", OPERATIONS)
 def schema_for(mode: str, *phases: str, **checks: bool) -> Any:
     """Return the schema for data of this `mode`: all, or positive for valid input only.
 
-    Its cases come from these phases: the document's examples, coverage (every boundary of every field, and for all data what
-    is missing, of another type, too long and so on) and fuzzing.
+    Its cases come from these phases: the document's examples, coverage (every boundary of every field, and for mode `all` also
+    values that are missing, of the wrong type, too long and so on) and fuzzing.
 
     Schemathesis is imported here, because every process of a run collects this module, and few of them run it.
     """
@@ -151,7 +151,7 @@ def call(redis_client: Redis) -> Caller:
 
 @by_operation
 def test_any_request_with_a_token(operation: str, headers: dict[str, str], call: Caller) -> None:
-    # A valid URL may not lead to a repository, and a valid id may not be the caller's. The documented calls below are repeated
+    # A valid URL need not lead to a repository, and a valid id need not be the caller's. The documented calls below are repeated
     # without a valid token.
     schema = schema_for("all", *PHASES, positive_data_acceptance=False, ignored_auth=False)
     walk(schema, operation, lambda case: call(case, headers=headers))
@@ -164,7 +164,7 @@ def test_any_request_without_a_token(operation: str, db, call: Caller) -> None:
         if case.path.startswith("/api/"):
             assert response.status_code >= 400
 
-    # Before the input of these, the token is checked.
+    # These calls check the token before their input.
     needs_token = operation.partition(" ")[2].startswith(("/api/repositories", "/api/app"))
     phases = [phase for phase in PHASES if phase != "coverage" or not needs_token]
     walk(schema_for("all", *phases, positive_data_acceptance=False), operation, is_refused)

@@ -76,7 +76,7 @@ def checks(stage: Stage) -> Iterator[Row]:
     host = stage.receiver()
     app = stage.app(host)
     stage.many_watches(app, host.url, WATCHES, COMMIT)
-    # Earlier watches must not be due: for them, the git server would start its processes in this process.
+    # Earlier watches must not be due: for them, the git server, which runs in this process, would start processes.
     AppRepository.objects.exclude(app=app).update(next_check_at=timezone.now() + timedelta(hours=1))
     started = []
     sys.addaudithook(lambda event, _: started.append(event) if event in {"subprocess.Popen", "os.fork"} else None)

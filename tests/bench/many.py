@@ -215,7 +215,7 @@ def memory_after_many(stage: Stage, count: int = 100) -> Iterator[Row]:
 
 @contextmanager
 def _watched_memory() -> Iterator[Callable[[], float]]:
-    """Yield a function that returns how much memory the workers used at most meanwhile, in MB."""
+    """Yield a function that returns the peak memory of the workers so far, in MB."""
     sizes = [0.0]
     over = threading.Event()
 

@@ -1,6 +1,6 @@
 """Measure announcing and recording, without the database's own work: `python -m tests.bench.recording [sqlite]`.
 
-What the columns of the last success cost is measured with the database's work, by the statement without them.
+The cost of the columns of the last success includes the database's work: it is compared with the statement without them.
 """
 
 import json

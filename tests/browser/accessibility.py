@@ -13,7 +13,7 @@ from playwright.sync_api import Page
 
 # Rules that axe-core 4.12 disables by default. Version 4.14 enables the second one.
 EXTRA_RULES = ("target-size", "label-content-name-mismatch")
-# What these find depends on the colour scheme. What the others find may only depend on the width.
+# What these find depends on the colour scheme. What the others find depends at most on the width.
 COLOUR_RULES = ("color-contrast", "link-in-text-block")
 # axe-core parses the colours of every element anew, which takes a quarter of its time. A page has a few dozen of them.
 _PARSE_COLOURS_ONCE = """(() => {

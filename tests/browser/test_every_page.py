@@ -33,7 +33,7 @@ from tests.support.world import World
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
-LIMIT = 400  # pages; more would mean an endless walk
+LIMIT = 400  # kinds of pages; more would mean an endless walk
 KINDS = 2  # walked pages of one kind (`/admin/…/12/change/`)
 # Operators keep these open all day: check all four looks. Every other page is checked in two.
 IMPORTANT = {

@@ -24,13 +24,13 @@ from tests.support.world import World
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
 
-# Records whether the pressed button was disabled, as the browser leaves the page meanwhile.
+# Stores in `sessionStorage` whether the pressed button was disabled, because the browser leaves the page meanwhile.
 NOTE_THE_BUTTON = """addEventListener("submit", () => setTimeout(() => {
     sessionStorage.busy = document.querySelector("form[aria-busy=true] button.button").disabled;
 }))"""
 
 
-CONTROLS_BELOW_THE_MESSAGE = """() => {
+CONTROLS_UNDER_THE_MESSAGE = """() => {
     const box = document.querySelector(".toast").getBoundingClientRect();
     const covers = (other) =>
         other.width > 0 && other.left < box.right && other.right > box.left && other.top < box.bottom && other.bottom > box.top;
@@ -257,7 +257,7 @@ def test_messages_stay_until_dismissed_and_cover_nothing(quiet_site: Site, brows
         toast = page.get_by_role("status").filter(has_text="was changed successfully")
         expect(toast).to_be_visible()
         assert heading.bounding_box() == before  # nothing moves when it appears
-        assert page.evaluate(CONTROLS_BELOW_THE_MESSAGE) == []
+        assert page.evaluate(CONTROLS_UNDER_THE_MESSAGE) == []
         with running_clock(page):
             assert violations(page) == []
         page.clock.run_for(600_000)
@@ -292,7 +292,7 @@ def test_progress_announcements_and_user_preferences(
         page.goto(site.url + LIST)
         icon = page.locator("#result_list .badge-busy .icon")
         expect(icon).to_be_visible()
-        # Retried, as a poll may just have replaced the element.
+        # `expect` tries again, because a poll may just have replaced the element.
         expect(icon).to_have_css("animation-name", "docora-pulse")
         page.emulate_media(reduced_motion="reduce")
         expect(icon).to_have_css("animation-name", "none")
@@ -316,7 +316,7 @@ def test_progress_announcements_and_user_preferences(
 
 
 def retried(app: App, name: str, *paths: str) -> AppRepository:
-    """Return a watch whose retry runs after a failure of these files."""
+    """Return a watch whose retry is running, after these files have failed."""
     now = timezone.now()
     watch = make_watch(
         app, name, status=Status.SCANNING, lease_until=now + timedelta(minutes=5), failing_since=now, next_sync_at=now,

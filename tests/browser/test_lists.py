@@ -43,7 +43,7 @@ COLUMNS = {  # what an operator comes to the list for
 
 @pytest.fixture
 def crowd(quiet_site: Site) -> list[AppRepository]:
-    """300 apps with 600 watches, all of them failing, and a run, a delivery and an operation of each. Nothing is due.
+    """300 apps with an operation each, and their 600 failing watches with a run and a delivery each. Nothing is due.
 
     The apps are slowed down and have slow responses, which makes the columns of their list wide.
     """

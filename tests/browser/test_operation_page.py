@@ -25,7 +25,7 @@ SHOWN = """() => {
 
 
 class Client:
-    """The client app: it takes `pace` seconds per file, nothing while it `hangs`, and refuses with `answer`."""
+    """The client app: it takes `pace` seconds per file, or 25 while it `hangs`, and refuses with `answer`."""
 
     def __init__(self) -> None:
         self.pace = 0.25

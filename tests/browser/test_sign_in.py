@@ -150,7 +150,7 @@ def test_password_code_passkey_and_provider(web: Web, browser: Browser) -> None:
     _age_sessions()
     browser.drive(confirmation_and_provider)
     assert not visitors[0].wrong, "\n".join(visitors[0].wrong)
-    # The refusal is a 403. The provider, whose server writes reasons in capitals, lacks a picture.
+    # The refusal is a 403. The provider lacks a picture, and its server writes the reason in capitals.
     expected = re.compile(r"status of (403 \(Forbidden\)|404 \(NOT FOUND\))")
     assert [text for text in browser.complaints if not expected.search(text)] == []
     assert User.objects.get(username="olga").is_superuser

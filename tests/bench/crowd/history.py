@@ -144,7 +144,7 @@ def _run(
     outcome: Outcome | None,
     operation: int | None = None,
 ) -> tuple[Any, ...]:
-    """Make a run, which is open without an outcome. A change sends a few files, a re-sync the whole tree."""
+    """Make a run; without an outcome, it is open. A change sends a few files, a re-sync the whole tree."""
     watch, tree = watched.watch, watched.drawn.tree
     total = tree.files if reason in {Reason.RESYNC, Reason.INITIAL} else dice.randrange(1, 30)
     done = total if outcome == Outcome.SUCCEEDED else total // 2

@@ -63,7 +63,7 @@ FAILING = {Role.FAILED, Role.RETRYING}
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """The content of one git repository: so many `files`, with paths in byte order."""
+    """The content of one git repository. `files` is their number; their paths are in byte order."""
 
     number: int
     files: int
