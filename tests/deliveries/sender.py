@@ -42,7 +42,7 @@ def signed(body: bytes, key=KEY, *, app=APP, watch=WATCH, sequence=1, at=None) -
 
 
 class Sender:
-    """One kept connection to a receiver."""
+    """One persistent connection to a receiver."""
 
     def __init__(self, receiver: Receiver) -> None:
         self.connection = http.client.HTTPConnection("127.0.0.1", receiver.port, timeout=10)

@@ -59,7 +59,7 @@ def said(operation: BulkOperation) -> tuple[str, str]:
 
 
 def set_samples(redis: Redis, operation: BulkOperation, *samples: tuple[int, int]) -> None:
-    """Replace the samples by (seconds ago, files)."""
+    """Replace the samples with these, given as (seconds ago, files)."""
     now = redis.time()[0]
     key = f"docora:progress:{operation.operation_id}:samples"
     redis.delete(key)
@@ -129,7 +129,7 @@ def test_the_repository_closest_to_moving_decides(operation: BulkOperation) -> N
 
 
 def test_dead_worker(operation: BulkOperation, redis_client: Redis) -> None:
-    """Until its lease ends, nothing is acknowledged; then another worker is waited for. Never a rate."""
+    """Until its lease ends, nothing is acknowledged; then the sync waits for another worker. No rate is ever shown."""
     start(operation.runs.order_by("pk")[0])
     set_samples(redis_client, operation, (50, 0), (25, 10))
     label, text = said(operation)

@@ -76,7 +76,7 @@ def test_row_of_an_app_without_requests_says_so(operator: Client) -> None:
     assert rows["New"]["last_day"] == "Nothing delivered in the last 24 hours"
 
 
-def test_numbers_and_the_button_lead_on(operator: Client, app: App) -> None:
+def test_numbers_and_the_button_are_links(operator: Client, app: App) -> None:
     page = operator.get(APPS).text
     assert f'href="/admin/deliveries_app/failedsync/?app={app.pk}"' in page
     assert f'href="/admin/deliveries_app/apprepository/?app={app.pk}"' in page

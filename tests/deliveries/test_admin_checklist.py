@@ -84,7 +84,7 @@ def test_next_step_is_the_only_solid_button(admin: Client) -> None:
 
 
 @pytest.mark.parametrize("used", ["second app", "many repositories", "a week"])
-def test_instance_in_use_shows_no_checklist_and_asks_no_more(
+def test_instance_in_use_neither_shows_nor_queries_the_checklist(
     admin: Client, used: str, django_assert_num_queries
 ) -> None:
     app = make_app("Portal")

@@ -176,7 +176,7 @@ def test_removed_watches_are_not_counted_as_unreleased(admin: Client, user: User
 
 
 @pytest.mark.parametrize("query", ["operation=999999", "cause=nonsense"])
-def test_failed_syncs_of_nothing_are_none(admin: Client, db, query: str) -> None:
+def test_unknown_operation_or_cause_matches_no_failed_sync(admin: Client, db, query: str) -> None:
     fail(make_watch(make_app("Portal"), "docs"), RootCause.TIMEOUT)
     assert "acme/docs" in admin.get("/admin/deliveries_app/failedsync/").text
     assert "acme/docs" not in admin.get(f"/admin/deliveries_app/failedsync/?{query}").text
@@ -203,7 +203,7 @@ FILE = {"cause": "http", "status_code": 500, "message": "The app returned HTTP 5
 
 
 def retrying(app: App, *paths: str) -> tuple[AppRepository, SyncRun]:
-    """Return a watch whose retry runs after a failure of these files, and the run."""
+    """Return a watch whose retry is running, after these files have failed, and the run."""
     now = timezone.now()
     watch = make_watch(
         app, "docs", status=Status.SCANNING, lease_until=now + timedelta(seconds=20), failing_since=now, next_sync_at=now,
@@ -220,7 +220,7 @@ def retrying(app: App, *paths: str) -> tuple[AppRepository, SyncRun]:
 
 
 def syncing(app: App) -> AppRepository:
-    """Return a watch whose sync runs and that is not failing."""
+    """Return a watch that is syncing and not failing."""
     watch, _ = retrying(app)
     AppRepository.objects.update(failing_since=None, last_error="", root_cause="")
     return watch
@@ -446,7 +446,7 @@ def test_poll_that_names_an_invalid_page(admin: Client) -> None:
 
 @pytest.mark.parametrize("path", ["bulkoperation/{}/cancel/", "bulkoperation/{}/continue/", "apprepository/{}/cancel/"])
 def test_anonymous_cancel_redirects_to_the_sign_in_page(admin: Client, operation: BulkOperation, path: str) -> None:
-    """It does not tell what exists."""
+    """The response does not reveal what exists."""
     existing = operation if path.startswith("bulkoperation") else AppRepository.objects.earliest("pk")
     for pk in (existing.pk, 999_999):
         url = f"/admin/deliveries_app/{path.format(pk)}"
@@ -470,7 +470,7 @@ def test_settled_watch_page_refreshes_itself(admin: Client, db) -> None:
     assert f'id="watch-progress-{watch.pk}"' not in poll(admin, f"{url}?active=1", page)
 
 
-def test_app_page_s_poll_agrees_with_itself(admin: Client, db) -> None:
+def test_poll_of_the_app_page_updates_its_status_and_pause_button(admin: Client, db) -> None:
     app = make_app("Portal")
     page, url = f"/admin/deliveries_app/app/{app.pk}/change/", f"/admin/live/app/{app.pk}/"
     before = admin.get(page).text

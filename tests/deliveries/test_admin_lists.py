@@ -86,7 +86,7 @@ def test_every_list_is_filtered_by_a_typed_app_name(viewer: Client, rows, model:
 
 
 @pytest.mark.parametrize("model", LISTS)
-def test_lists_do_not_write_app_names_as_links(viewer: Client, rows, model: str) -> None:
+def test_filter_by_app_is_a_text_field_instead_of_links(viewer: Client, rows, model: str) -> None:
     for number in range(30):
         make_app(f"Many {number}")
     page = viewer.get(f"{ADMIN}{model}/").text

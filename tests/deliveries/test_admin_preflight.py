@@ -44,7 +44,7 @@ def endpoints(page: str) -> list[str]:
 
 
 def analyze() -> None:
-    """Let the database plan for the rows that this test has created. Outside of tests, autovacuum does this."""
+    """Update the planner's statistics for the rows that this test has created. Outside of tests, autovacuum does this."""
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE")
 
@@ -174,7 +174,7 @@ def test_invalid_pace_is_an_error(operator: Client, watches: list[AppRepository]
     assert not BulkOperation.objects.exists()
 
 
-def test_ping_on_the_spot(world: World) -> None:
+def test_ping_from_the_confirmation_page(world: World) -> None:
     client = staff("paula", *(f"view_{model}" for model in VIEWS), "resync_apprepository", "change_app")
     world.watch()
     url = f"/admin/deliveries_app/app/{world.app.pk}/ping/"
@@ -225,7 +225,7 @@ def test_held_operation_names_its_unreleased_repositories(operator: Client, held
     assert held.title not in operator.get(f"{OPERATIONS}?state=running").text.partition("result_list")[2]
 
 
-def test_poll_shows_a_turn_and_a_released_repository(
+def test_poll_shows_the_hold_and_a_released_repository(
     operator: Client, held: BulkOperation, watches: list[AppRepository], django_capture_on_commit_callbacks
 ) -> None:
     url = f"/admin/progress/{held.operation_id}/"

@@ -59,7 +59,7 @@ def test_poll_keeps_the_chosen_part_of_an_operation_s_page(operator: Client, ope
 
 
 def test_result_has_one_duration(operator: Client, operation: BulkOperation) -> None:
-    """A second attempt or a pause resets when the runs have started, so their time is shorter."""
+    """A second attempt or a pause resets the start time of the runs, so their duration is shorter."""
     now = timezone.now()
     SyncRun.objects.update(outcome="succeeded", ended_at=now, started_at=now - timedelta(seconds=5), files_done=100)
     ended = {"created_at": now - timedelta(seconds=52), "ended_at": now}

@@ -19,11 +19,11 @@ FEW, MANY = 24, 60
 
 _LARGE = re.compile(r'"deliveries_app_(delivery|syncrun)"')
 _BOUND = re.compile(r'LIMIT \d+|"deliveries_app_syncrun"\."operation_id" (?:= |IN \()')
-"""A limit, or the runs of the operations on a page, of which each has no more runs than there are watches."""
+"""A limit, or the runs of the operations on a page. An operation has at most one run for each watch."""
 
 
 def queries(client: Client, url: str) -> list[str] | None:
-    """Return the queries of a GET, None if there is no page; later rows may add one."""
+    """Return the queries of a GET, or None if the page does not exist yet: rows that are added later may create it."""
     with CaptureQueriesContext(connection) as asked:
         answer = client.get(url)
     assert answer.status_code in {200, 302, *NO_PAGE}, url
@@ -33,8 +33,8 @@ def queries(client: Client, url: str) -> list[str] | None:
 def addresses(client: Client) -> dict[str, str]:
     """Return the URL of every page by its kind, without the names of rows, which differ with their number.
 
-    A list is sorted by all its columns at once. Of a filter, one choice is enough: the choices differ in which rows they
-    find."""
+    A list is sorted by all its columns at once. One choice per filter is enough: its choices differ only in the rows
+    that they find."""
     kinds: dict[str, str] = {}
     columns: dict[str, list[str]] = {}
     for url in [*pages(), *variants(client)]:

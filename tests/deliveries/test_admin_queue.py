@@ -176,7 +176,7 @@ def test_reading_and_cancelling_syncs(operator: Client, watches, settings) -> No
     assert "<button" not in shown
 
 
-def test_check_for_differences_is_no_change(operator: Client, watches, settings) -> None:
+def test_check_for_differences_is_not_listed_as_a_change(operator: Client, watches, settings) -> None:
     DriftCheck.objects.create(watch=watches[1], requested_by="anna")
     request_sync(AppRepository.objects.filter(pk__in=[watches[1].pk, watches[2].pk]))
     waiting = section(operator, "waiting")
@@ -387,7 +387,7 @@ def test_cancelling_a_finished_sync_shows_a_warning(operator: Client, watches) -
     assert "no longer watched" in operator.post(f"{PAGE}999999/cancel/", follow=True).text
 
 
-# --- Who may -------------------------------------------------------------------------------------------------------------
+# --- Permissions ---------------------------------------------------------------------------------------------------------
 
 
 def test_viewer_sees_no_buttons_and_forged_post_is_refused(viewer: Client, watches) -> None:

@@ -267,7 +267,7 @@ def test_changed_status_is_no_reason_to_confirm_again(operator: Client, failing)
     assert retried() == ["acme/docs → Portal", "acme/docs → Search"]
 
 
-# --- Who may ------------------------------------------------------------------------------------------------------------
+# --- Permissions --------------------------------------------------------------------------------------------------------
 
 
 def test_retry_needs_its_permission(failing) -> None:
@@ -301,7 +301,7 @@ def test_query_count_is_constant(operator: Client, failing, django_assert_max_nu
         assert "and 33 more" in operator.get(f"{ASK}?all=1").text
 
 
-# --- Its progress, its end and its cancel --------------------------------------------------------------------------------
+# --- Its progress, its result, and cancelling it -------------------------------------------------------------------------
 
 
 def test_retry_permission_covers_the_operation(failing) -> None:

@@ -33,7 +33,7 @@ def state() -> list[tuple[Any, ...]]:
 
 @pytest.mark.parametrize("token", ["", "other"])
 def test_watched_repository_is_a_field_error(world: World, operator: Client, token: str) -> None:
-    """An empty field would erase the token, and every file would be sent again."""
+    """Otherwise, an empty field would erase the token, and every file would be sent again."""
     repo = world.git.repo("acme/private", {"a.txt": b"1"}, token="secret")
     watch = world.sync(world.watch_url(repo, token="secret"))
     before, runs = state(), SyncRun.objects.count()

@@ -149,7 +149,7 @@ def test_alert_ends_when_the_failing_watch_is_removed(out: AlertReceivers, watch
     assert out.posted[1]["items"][0]["name"] == "acme/docs → Portal"
 
 
-def test_alert_ends_when_the_repository_has_no_commit_any_more(out: AlertReceivers, watch) -> None:
+def test_alert_ends_when_the_repository_no_longer_has_a_commit(out: AlertReceivers, watch) -> None:
     """No sync succeeds until there is a first commit."""
     fail_since(watch, 16)
     next_round()

@@ -144,7 +144,7 @@ def test_each_app_has_its_own_choice(world: World, plans) -> None:
 
 
 def test_patterns_and_transforms_together(world: World, settings, plans) -> None:
-    """Patterns are about paths in the repository, not about those that transforms make of them."""
+    """Patterns match the paths in the repository, not the paths that transforms produce."""
     repo, watch = world.watch(FILES)
     transforms.use_transforms(settings, "Flatten")
     choose(watch, "docs/", "*.txt\nflat/")
@@ -180,7 +180,7 @@ def test_choice_that_changes_around_a_run(world: World, plans, when: str) -> Non
     assert_promise_kept(world, repo, watch, only(repo, "readme.md", "docs/a.md"))
 
 
-def test_rules_of_a_watch_without_patterns_have_the_fingerprint_of_before() -> None:
+def test_rules_of_a_watch_without_patterns_keep_their_old_fingerprint() -> None:
     """After an upgrade, no watch needs a full plan."""
     plain = DeliveryRules(1, 1, 1000, "*.env")
     assert plain.fingerprint == "d05da22a0006c610c0bd0ab6293782f87f6e53336c6ba6e98586a0c47f9a2a5c"

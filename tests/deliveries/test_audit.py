@@ -77,8 +77,8 @@ _INNER = {
     "record_for_apps", "open_runs", "resync_watches", "request_unacknowledged", "store_watch", "check_readable",
     "require_quota", "is_limited", "require_room_for_watch", "require_resync", "count_resync", "count_unwatch",
 }  # fmt: skip
-"""Parts of use cases. What they record is seen in those."""
-_UNRECORDED = {"repository_pushed": "A git host sends it on every push. It only makes Docora look."}
+"""Parts of use cases. What they record is tested with the use cases."""
+_UNRECORDED = {"repository_pushed": "A git host sends it on every push. It only makes Docora check the repository."}
 
 
 def use_cases() -> set[str]:
@@ -369,7 +369,7 @@ def test_steps_cover_every_use_case() -> None:
 
 @pytest.mark.parametrize("kind", [ActorKind.USER, ActorKind.APP, ActorKind.COMMAND])
 def test_every_use_case_is_recorded(world: World, monkeypatch: pytest.MonkeyPatch, settings, kind: ActorKind) -> None:
-    """An app may do less. What it may not leaves no entry."""
+    """An app has fewer permissions. A call that is refused leaves no entry."""
     settings.ALLOWED_GIT_HOSTS = ["github.com", "127.0.0.1:*"]
     monkeypatch.setattr(github, "installations", lambda _: [])
     stage = Stage(world)
@@ -693,7 +693,7 @@ def test_database_refuses_changes(db) -> None:
     assert list(AuditEntry.objects.values()) == before
     app.delete()
     User.objects.all().delete()
-    assert list(AuditEntry.objects.values()) == before, "what is named can be deleted"
+    assert list(AuditEntry.objects.values()) == before, "rows that an entry names can be deleted, and the entry stays"
     assert append_only.is_protected(connection, TABLE)
 
 

@@ -39,7 +39,7 @@ def _small_chunks(settings) -> None:
 
 
 class CountingClient:
-    """A client as in the existing documentation: a file is complete when as many chunks of an id have arrived as it has.
+    """A client as in the existing documentation: it takes a file for complete once `total` chunks of one id have arrived.
 
     Order and repetitions do not matter to it. `answer` may decide whether a chunk is counted, and what is answered.
     """
@@ -209,7 +209,7 @@ def test_busy_chunk_does_not_block_other_files(world: World, client: CountingCli
 
 
 def test_refusals_of_different_chunks_are_not_in_a_row(world: World, client: CountingClient, monkeypatch) -> None:
-    """A chunk that is accepted between them shows that the app gets on, so the run need not end."""
+    """A chunk that is accepted between them shows that the app makes progress, so the run need not end."""
     monkeypatch.setattr(responses, "LONGEST_WAIT", 1.5)  # one second for the first refusal, two for a second in a row
     repo, watch = world.watch({"large": LARGE[:150]})
     refused = set[int]()

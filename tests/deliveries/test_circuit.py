@@ -108,7 +108,7 @@ def test_missing_repository_or_refused_token_sends_no_notice_as_the_reference_sa
 
 
 def test_failure_of_one_watch_does_not_count_while_another_can_read(world: World, settings) -> None:
-    """The host redirects requests without a token to its sign-in page. The other app is not always asked meanwhile."""
+    """The host redirects requests without a token to its sign-in page. The other watch need not have read it lately."""
     settings.CIRCUIT_BREAKER_THRESHOLD = 1
     repo, without_token = world.watch()
     other = world.watch_url(repo, app=world.add_app("Other"), token="valid")

@@ -1,4 +1,4 @@
-"""An app's contact gets a mail, through a real mail server, when the base URL or a key changes. Nothing waits for the mail."""
+"""An app's contact gets an email, through a real mail server, when the base URL or a key changes. Nothing waits for it."""
 
 from collections.abc import Iterator
 from datetime import timedelta

@@ -220,7 +220,7 @@ def test_same_files_are_sent_again_after_a_short_lease(world: World, settings) -
     assert_promise_kept(world, repo, watch)
 
 
-def test_lease_far_in_the_future_leaves_no_longer_doubt(world: World) -> None:
+def test_lease_far_in_the_future_does_not_prolong_the_doubt(world: World) -> None:
     repo, watch = world.watch(FILES)
     kill_while_sending(world, watch)
     let_lease_of_another_machine_end(watch, seconds=86_400)

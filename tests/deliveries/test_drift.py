@@ -235,7 +235,7 @@ def test_more_differences_than_are_listed(
     assert found(check(world, watch)) == {"docs/new.md": "extra", "docs/é.md": "missing"}
 
 
-# --- Answers that are no help --------------------------------------------------------------------------------------------
+# --- Unusable answers ----------------------------------------------------------------------------------------------------
 
 ENTRY = {"path": "1.txt", "sha": "a" * 64}
 ANSWERS: dict[str, tuple[Answer, DriftState, str]] = {

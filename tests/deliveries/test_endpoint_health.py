@@ -1,4 +1,4 @@
-"""Before all repositories of an app have to wait, it is asked whether its endpoint works (`engine.md` §7)."""
+"""Before an endpoint counts as down, a ping asks whether it works (`engine.md` §7)."""
 
 import threading
 import time
@@ -283,7 +283,7 @@ def test_many_watches_with_one_failing_file_each_are_recognised(world: World, mo
 
 
 def test_checks_do_not_make_old_failures_look_new(world: World, monkeypatch) -> None:
-    """Ten repositories have a file that always times out, and the app works. Only attempts since it last did so count."""
+    """Ten repositories have a file that always times out, and the app works. Only failures since its last acknowledgement count."""
     for module in (sender, webhooks):
         monkeypatch.setattr(module, "Request", partial(Request, timeout=0.1))
     watches = [world.watch({"slow": b"%d" % number}, name=f"acme/{number:02}")[1] for number in range(10)]

@@ -44,7 +44,7 @@ def test_delivered_file(world: World) -> None:
 
 
 def test_file_whose_resend_was_requested(world: World) -> None:
-    """The client has acknowledged it. Only once it is announced again, it is sent and not acknowledged."""
+    """The client has acknowledged it. It counts as sent and not acknowledged only once it is announced again."""
     _, watch = world.watch({"a.md": b"hello"})
     world.settle()
     resend_files(Actor.command(), watch, ["a.md"])

@@ -113,7 +113,7 @@ def test_private_repository_is_watched_and_synced_without_a_token(world: World, 
 
 
 def test_branch_is_read_with_the_same_token(world: World, api: GitHub, watch, repo: Repo) -> None:
-    """A missing branch is no refused token, for which another one would be requested."""
+    """A missing branch is not a refused token, so no other token is requested."""
     repo.commit({"dev.txt": b"dev"}, branch="dev")
     world.settle()
     assert watch_settings.change_watch(Actor.command(), watch, ref="dev")
@@ -175,7 +175,7 @@ def test_public_repository_needs_no_installation(world: World, api: GitHub, gith
     world.settle()
     assert not watch.repository.is_private
     assert set(world.copy(watch)) == {"readme.md"}
-    assert api.requests == ["GET /repos/else/public/installation"], "that there is none is kept"
+    assert api.requests == ["GET /repos/else/public/installation"], "Docora remembers that there is none"
 
 
 def test_public_repository_is_synced_while_the_api_is_down(world: World, api: GitHub, github_app, git) -> None:

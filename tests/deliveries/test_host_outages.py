@@ -1,4 +1,4 @@
-"""A git host that is down is one host: its repositories wait together, lose no attempts, and continue together."""
+"""While a git host is down, all its repositories wait and lose no attempts. Then they continue together."""
 
 import socket
 from datetime import datetime, timedelta
@@ -294,7 +294,7 @@ def test_pages_say_what_the_watch_waits_for(world: World, three: Watched) -> Non
 
 
 def test_next_check_waits_for_the_host_and_the_circuit(world: World, three: Watched) -> None:
-    """Its own time is over by then."""
+    """The watch's own time for its next check comes earlier."""
 
     def next_check() -> tuple[NextAttempt, datetime | None]:
         watch = AppRepository.objects.with_state().select_related("app", "repository").get(pk=three[0][1].pk)

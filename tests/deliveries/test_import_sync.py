@@ -37,7 +37,7 @@ def give_copy(world: World, app_id: str, repository_id: str, files: Mapping[str,
 def imported(
     world: World, existing: ExistingService, monkeypatch, files: Mapping[str, bytes], *, url: str = "{}", **changes
 ) -> tuple[Repo, AppRepository]:
-    """A repository with these files, imported with delivery records for all of them."""
+    """Return a repository with these files and its watch, imported with delivery records for all of them."""
     app = existing.app(world.receiver.url, "Moved", key=KEY)
     repo = world.git.repo("acme/imported", files)
     repository = existing.repository(url.format(repo.url))
@@ -129,7 +129,7 @@ def last_notifications(watch: AppRepository) -> dict[str, tuple[object, ...]]:
 def test_second_move_into_an_empty_database_continues_the_clients_copy(
     world: World, existing: ExistingService, monkeypatch
 ) -> None:
-    """As the handbook says after a way back. A client drops its copy when a new watch begins, and nothing would be sent again."""
+    """As the handbook says for moving over again. Under another watch id, the client would drop its copy and be sent nothing."""
     repo, _ = imported(world, existing, monkeypatch, FILES)
     repo.commit({"0/0.txt": b"changed"})
     world.settle()

@@ -20,7 +20,7 @@ from tests.support.world import World
 
 
 class Lagging:
-    """A repository with two replicas: `answers` says which one answers each of the next requests, by order."""
+    """A repository with two replicas: `answers` lists which one answers each of the next requests."""
 
     def __init__(self, world: World, repo: Repo) -> None:
         self.fresh, self.stale = repo.path.with_suffix(".fresh"), repo.path.with_suffix(".stale")
@@ -42,7 +42,7 @@ class Lagging:
 
 
 def pushed(watch: AppRepository) -> None:
-    """A signed push hook arrives, and its job is performed."""
+    """Receive a signed push hook and run its job."""
     push_hooks.repository_pushed(Actor.system(), watch.repository.repository_id, [watch.pk])
     sync(watch.pk)
     watch.refresh_from_db()
@@ -54,7 +54,7 @@ def seconds_until_check(watch: AppRepository) -> float:
 
 
 def let_pass(seconds: float) -> None:
-    """Let all times in the rows be so much earlier."""
+    """Let this many seconds pass: move all times in the rows back."""
     for watch in AppRepository.objects.all():
         moved = {
             name: getattr(watch, name) - timedelta(seconds=seconds)
@@ -65,7 +65,7 @@ def let_pass(seconds: float) -> None:
 
 
 def check(world: World) -> int:
-    """Run a round of checks for those watches whose time has come."""
+    """Run a round of checks for the watches that are due for one."""
     with remote.new_client() as client:
         return head_checks.check_due(client)
 
@@ -102,7 +102,7 @@ def test_head_is_read_again_after_a_push_hook_that_arrived_early(
     assert seconds_until_check(watch) > 200
 
 
-def test_push_hook_about_nothing_is_asked_about_twice(world: World, synced: tuple[Repo, AppRepository]) -> None:
+def test_push_hook_without_a_new_commit_causes_two_checks(world: World, synced: tuple[Repo, AppRepository]) -> None:
     _, watch = synced
     pushed(watch)
     let_pass(5.1)

@@ -41,7 +41,7 @@ def files(count: int) -> dict[str, bytes]:
 
 
 def lease_for(watch: AppRepository, seconds: float) -> None:
-    """Give the watch a lease for so many seconds, by the database's clock."""
+    """Give the watch a lease for this many seconds, by the database's clock."""
     AppRepository.objects.filter(pk=watch.pk).update(lease_until=Now() + timedelta(seconds=seconds), lease_slots=1)
 
 
@@ -149,9 +149,9 @@ def test_worker_that_lost_its_lease_records_no_outcome(world: World, monkeypatch
         world.answer(at_notification(1, lambda: None, then=Answer(500)))
     original = getattr(engine.outcomes, ending)
 
-    def late(lease: Lease, *arguments: object, **facts: object) -> None:
+    def late(lease: Lease, *arguments: object, **fields: object) -> None:
         steal(watch)
-        original(lease, *arguments, **facts)
+        original(lease, *arguments, **fields)
 
     monkeypatch.setattr(engine.outcomes, ending, late)
     world.sync(watch)
@@ -162,7 +162,7 @@ def test_worker_that_lost_its_lease_records_no_outcome(world: World, monkeypatch
 
 
 def test_worker_that_lost_its_lease_leaves_the_new_one_alone(world: World) -> None:
-    """It keeps its lease while its requests settle, shares its slots and then frees it: all of that is over."""
+    """Extending, rebalancing and releasing the lost lease have no effect."""
     _, watch = world.watch()
     lost = claim(watch.pk)
     assert lost is not None

@@ -282,8 +282,8 @@ def test_hanging_endpoint_is_down_after_10_timeouts(world: World, monkeypatch) -
     assert time.monotonic() - started < 5
     assert (watch.retry_count, watch.last_error_cause) == (0, "timeout")
     assert App.objects.get().down_count == 1
-    resting = watch.deliveries.exclude(hold_until=None).count()
-    assert 10 <= resting <= 10 + world.app.max_in_flight
+    held = watch.deliveries.exclude(hold_until=None).count()
+    assert 10 <= held <= 10 + world.app.max_in_flight
 
 
 def test_gigabyte_response_is_cut_off(world: World) -> None:

@@ -1,4 +1,4 @@
-"""Requests by people beside workers on PostgreSQL: one order of locks, so nothing deadlocks.
+"""Requests by people while workers run, on PostgreSQL: all take locks in one order, so nothing deadlocks.
 
 A worker locks its watch, then runs, then operations. A foreign key's check shares the app's row.
 """
@@ -105,7 +105,7 @@ def test_user_is_deleted_while_a_worker_ends_the_last_run_of_a_bulk_resync(world
         assert set(rows.values_list("requested_by", "user")) == {("anna", None)}
 
 
-def test_retry_all_while_a_worker_records_the_first_batch_of_an_hour(world: World) -> None:
+def test_retry_by_app_while_a_worker_records_the_first_batch_of_an_hour(world: World) -> None:
     """The worker has locked its watch and inserts a row that refers to the app, which the retry has locked."""
     _, watch = world.watch()
     world.answer(None)

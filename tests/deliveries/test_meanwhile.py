@@ -35,7 +35,7 @@ def test_app_that_is_removed_during_the_git_check(world: World) -> None:
 
 
 def test_repository_that_is_watched_during_the_git_check(watches, settings) -> None:
-    """The look before that found no watch of it."""
+    """The app did not watch it when the request began."""
     settings.ALLOWED_GIT_HOSTS = ["github.com"]
     watch, options = watches[0], watching.validate_options()
     url = parse_url(watch.github_url)

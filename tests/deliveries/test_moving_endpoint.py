@@ -147,7 +147,7 @@ def test_failures_of_the_old_endpoint_are_not_those_of_the_new_one(world: World)
     assert (found[app.pk].requests, found[app.pk].accepted) == (len(FILES), 1.0)
 
 
-def test_run_goes_on_at_the_new_endpoint(world: World) -> None:
+def test_run_continues_at_the_new_endpoint(world: World) -> None:
     watch = one_by_one(world)
     move = at_notification(3, lambda: move_endpoint(world))
 
@@ -188,7 +188,7 @@ def test_lower_limit_holds_for_runs_under_way(world: World, monkeypatch: pytest.
     for watch in watches:
         world.make_due(watch)
     in_threads(lower, *(lambda pk=watch.pk: sync(pk) for watch in watches))
-    later = [count for at, count in in_flight if at > lowered_at[0] + 4]  # a run looks each second
+    later = [count for at, count in in_flight if at > lowered_at[0] + 4]  # a run reads the limit every second
     assert later
     assert max(later) == 1
     world.answer(None)

@@ -122,7 +122,7 @@ def test_repository_that_loses_its_commits_keeps_the_copy_and_says_so(world: Wor
 
 
 def test_first_files_in_doubt_are_not_forgotten(world: World) -> None:
-    """Its first sync was interrupted, so that the app may hold a file."""
+    """The first sync did not complete, so the app may hold files."""
     repo, watch = world.watch({"a.txt": b"a", "b.txt": b"b"})
     world.answer(refusing("b.txt"))
     world.sync(watch)

@@ -141,7 +141,7 @@ def test_lasting_refusals_hold_the_app_without_an_attempt(world: World) -> None:
 def test_file_that_is_always_refused_fails_if_the_app_accepts_others(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such as one that is too large for a service that the app calls, and that answers 429. The app would be on hold for ever."""
+    """For example, one for which a service behind the app answers 429. Otherwise, the app would be on hold forever."""
     for module in (responses, sender):
         monkeypatch.setattr(module, "LONGEST_WAIT", 0.5)
     App.objects.update(max_in_flight=1)
@@ -216,7 +216,7 @@ def test_pace_recovers_although_no_run_has_many_files(world: World) -> None:
         assert (app_of(world).slots_allowed, app_of(world).pace_gap) == (slots, 0.0)
 
 
-def test_slots_are_shared_out_of_the_pace(world: World) -> None:
+def test_runs_share_the_slots_that_the_pace_allows(world: World) -> None:
     watches = [world.watch(name=f"acme/{number}")[1] for number in range(3)]
     App.objects.update(pace_slots=2)
 

@@ -222,7 +222,7 @@ def test_404_of_another_server_does_not_count_as_a_delete(world: World, status: 
     world.answer(lambda note: Answer(status))
     for _ in range(3):
         world.sync(watch)
-    App.objects.update(paused=False)  # 410 to the ping does not pause it, but to the creates of the re-sync
+    App.objects.update(paused=False)  # 410s to pings do not pause it; those to the creates of the re-sync do
     assert set(world.rows(watch)) == {"a", "b", "c"}
     world.answer(None)
     world.settle()

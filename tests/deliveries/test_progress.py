@@ -35,7 +35,7 @@ def files(count: int) -> dict[str, bytes]:
 
 
 def watched(world: World, *counts: int) -> list[AppRepository]:
-    """Return synced watches with so many files each."""
+    """Return synced watches with this many files each."""
     watches = [world.watch(files(count), name=f"acme/widgets-{number}")[1] for number, count in enumerate(counts)]
     world.settle()
     return watches

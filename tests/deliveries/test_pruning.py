@@ -39,7 +39,7 @@ def days_ago(days: float) -> datetime:
 
 
 def run_of(watch: AppRepository | None, *, days: float = OLD, generation: int = 1, **fields) -> SyncRun:
-    """Create a run that was requested and ended so many days ago."""
+    """Create a run that was requested and ended this many days ago."""
     moment = days_ago(days)
     fields = {"reason": Reason.CHANGE, "outcome": Outcome.SUCCEEDED} | fields
     ended = moment if fields["outcome"] else None
@@ -234,7 +234,7 @@ def test_traffic_and_sessions_have_their_own_rules(watch: AppRepository) -> None
 
 
 def snapshots_of(watch: AppRepository, ages: Iterable[float]) -> None:
-    """Create snapshots that are so many days old."""
+    """Create snapshots that are this many days old."""
     for number, days in enumerate(ages):
         snapshot = Snapshot.objects.create(
             repository=watch.repository, commit_sha=f"{number:040}", branch="main", file_count=number, total_bytes=0
@@ -281,7 +281,7 @@ def test_interrupted_pruning_continues_next_time(watch: AppRepository, monkeypat
         run_of(watch, operation=operation_of(400))
     for _ in range(6):
         run_of(watch)
-    asked = iter([False, False, False, True])  # first for canaries
+    asked = iter([False, False, False, True])  # the first call is for canaries
     assert prune(stop=lambda: next(asked, True)).runs == 6
     assert (SyncRun.objects.count(), BulkOperation.objects.count()) == (4, 4)
 

@@ -41,7 +41,7 @@ def put(queue: str = "default", job_id: str = "job-1", *, owned: bool = False, l
 
 
 def strand(job_id: str = "job-1", *, seconds_ago: float) -> None:
-    """Add a job that a worker took so many seconds ago before it died."""
+    """Add a job that was enqueued this many seconds ago, and whose worker took it and died."""
     queue = django_rq.get_queue("default")
     put(job_id=job_id)
     queue.connection.lrem(queue.key, 0, job_id)

@@ -79,7 +79,7 @@ def test_late_and_repeated_requests_of_an_earlier_watch_are_ignored(receiver, se
 
 
 def restart(receiver) -> Sender:
-    """What a new process reads from the disk."""
+    """Restart the receiver with only what a new process reads from the disk, and return a new connection."""
     receiver.stop()
     receiver._copies.clear()
     receiver.start()

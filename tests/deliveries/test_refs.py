@@ -137,7 +137,7 @@ def test_branch_that_disappears_keeps_the_copy_and_says_so(world: World, repo: R
     assert len(world.requests()) == sent
 
 
-def test_branch_gives_way_to_a_tag_of_its_name(world: World, repo: Repo) -> None:
+def test_branch_takes_precedence_over_a_tag_of_its_name(world: World, repo: Repo) -> None:
     repo.tag("dev", "main")
     watch = settled(world, world.watch_url(repo, ref="dev"))
     assert_promise_kept(world, repo, watch, revision="refs/heads/dev")
@@ -229,7 +229,7 @@ def test_branch_that_cannot_be_read_holds_back_no_other(world: World, repo: Repo
     assert Repository.objects.get().consecutive_failures == 1
 
 
-def test_tag_of_something_else_than_a_commit(world: World, repo: Repo, both) -> None:
+def test_tag_of_something_other_than_a_commit(world: World, repo: Repo, both) -> None:
     """The mirror is not taken for damaged: it would be rebuilt again and again under the other watches."""
     for name, target in (("of-a-file", "main:a.txt"), ("of-a-folder", "main:d")):
         repo.tag(name, target, annotated=name == "of-a-file")

@@ -64,13 +64,13 @@ def search(db) -> App:
 
 @pytest.fixture(autouse=True)
 def run_callbacks(django_capture_on_commit_callbacks):
-    """Let what follows a commit happen, although the test's transaction is rolled back."""
+    """Run the callbacks of commits, although the test's transaction is rolled back."""
     with django_capture_on_commit_callbacks(execute=True):
         yield
 
 
 def fill(app: App, number: int, **fields: object) -> list[AppRepository]:
-    """Let the app watch so many repositories, the first with the fewest files."""
+    """Let the app watch this many repositories, the first with the fewest files."""
     return [make_watch(app, f"{app.name}-{index}", tree_files=10 * (index + 1), **fields) for index in range(number)]
 
 
@@ -102,7 +102,7 @@ def state(operation: BulkOperation) -> Result:
 
 
 def pass_time(seconds: float) -> None:
-    """Let so many seconds pass for the operations, canaries and runs."""
+    """Let this many seconds pass for the operations, canaries and runs."""
     shift = timedelta(seconds=seconds)
     BulkOperation.objects.update(next_release_at=F("next_release_at") - shift)
     Canary.objects.update(since=F("since") - shift)
@@ -412,7 +412,7 @@ def test_bar_never_goes_back_when_repositories_are_released(portal: App) -> None
 
 
 def test_operation_that_an_older_worker_has_ended_continues(portal: App) -> None:
-    """During an upgrade, a worker of the version before looks only at runs."""
+    """During an upgrade, a worker of the previous version looks only at runs."""
     fill(portal, 2)
     operation = start()
     end("Portal-0", Outcome.SUCCEEDED)
@@ -473,8 +473,8 @@ def test_continue_needs_the_permission(portal: App) -> None:
 
 
 def test_statements_are_independent_of_the_number_of_repositories(portal: App) -> None:
-    """A sweep without gradual operations asks once. One with something to release asks the same for any number, and so does
-    a cancel."""
+    """A sweep without gradual operations takes one statement. With something to release, it takes the same number however
+    many repositories there are, and so does a cancel."""
     with CaptureQueriesContext(connection) as idle:
         release_due()
     assert len(idle) == 1
