@@ -250,7 +250,7 @@ def test_changed_lock_files_update_the_same_environment(machine: Machine) -> Non
     assert machine.run()[1] == ".venv is up to date.\n"
 
 
-def test_interrupted_run_is_built_again(machine: Machine) -> None:
+def test_half_built_environment_is_built_again(machine: Machine) -> None:
     assert machine.run(UV_KILL_PARENT="1")[0] == -signal.SIGKILL
     assert machine.stamp == "building"
     (machine.checkout / ".venv" / "half-installed").touch()

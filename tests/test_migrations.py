@@ -14,7 +14,7 @@ PREVIOUS_VERSION = [("repositories_app", "0006_github_app"), ("deliveries_app", 
 
 
 def required_columns(migration: Migration) -> Iterator[str]:
-    """Yield every added column that an INSERT of the previous version would violate."""
+    """Yield every added column that makes an INSERT of the previous version fail."""
     created = {operation.name_lower for operation in migration.operations if isinstance(operation, CreateModel)}
     for operation in migration.operations:
         if isinstance(operation, AddField) and operation.model_name_lower not in created:

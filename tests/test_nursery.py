@@ -89,7 +89,7 @@ def test_child_can_be_waited_for_and_ended() -> None:
     assert child.poll() == -signal.SIGTERM
 
 
-def test_child_outlives_the_use_of_its_environment(nursery: Nursery) -> None:
+def test_child_outlives_the_eviction_of_its_environment(nursery: Nursery) -> None:
     child = start_sleep(nursery)
     with open(os.devnull, "r+b") as null:
         for number in range(MAX_PREPARED + 1):

@@ -382,7 +382,7 @@ def test_resync_updates_one_row_for_any_number_of_files(world: World) -> None:
     assert Delivery.objects.filter(watch=watch, acknowledged=True).count() == 1000
 
 
-def test_rows_below_the_floor_or_in_doubt_are_not_delivered(world: World) -> None:
+def test_rows_below_the_floor_or_in_doubt_do_not_count_as_delivered(world: World) -> None:
     repo, watch = world.watch(FILES)
     world.sync(watch)
     resync(watch)

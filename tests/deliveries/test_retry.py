@@ -96,7 +96,7 @@ def test_limit_that_is_lowered_while_a_watch_fails(world: World, settings, attem
     [ValueError("a bug"), OSError(28, "No space left on device"), GitError(Cause.OTHER, "git failed.")],
     ids=lambda error: type(error).__name__,
 )
-def test_answers_under_way_at_an_error_count(world: World, settings, monkeypatch, error: Exception) -> None:
+def test_responses_in_flight_at_an_error_are_recorded(world: World, settings, monkeypatch, error: Exception) -> None:
     settings.RECORD_BATCH = 6
     _, watch = world.watch({f"{n}": b"%d" % n for n in range(7)})
     world.answer(lambda note: time.sleep(0.02 if note.path in "01" else 0.3))
@@ -112,7 +112,7 @@ def test_answers_under_way_at_an_error_count(world: World, settings, monkeypatch
     assert set("0123") <= set(watch.deliveries.filter(acknowledged=True).values_list("path", flat=True))
 
 
-def test_reverted_change_clears_its_failure(world: World) -> None:
+def test_deleting_a_failing_file_clears_its_failure(world: World) -> None:
     repo, watch = world.watch({"bad.txt": b"1"})
     world.sync(watch)
     repo.commit({"bad.txt": b"2"})

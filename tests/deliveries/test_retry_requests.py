@@ -191,7 +191,7 @@ def test_retry_probes_an_endpoint_that_was_down(world: World) -> None:
     assert_promise_kept(world, repo, watch)
 
 
-def test_request_tries_no_endpoint_of_another_app(watches) -> None:
+def test_resync_ends_no_cooldown_of_another_app(watches) -> None:
     App.objects.update(down_count=1, cooldown_until=from_now(1800))
     resync_single(COMMAND, watches[0])
     assert App.objects.get(cooldown_until=None) == watches[0].app

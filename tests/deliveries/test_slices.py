@@ -28,7 +28,7 @@ def _short_slices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def slow(world: World) -> AppRepository:
-    """A watch of an app that takes 50 ms for each file, one at a time."""
+    """A watch of an app that takes 30 ms for each file, one at a time."""
     world.app.max_in_flight = 1
     world.app.save()
     world.answer(lambda note: time.sleep(0.03) if note.app_id == world.app.app_id else None)
@@ -145,7 +145,7 @@ def test_large_file_is_sent_to_its_end(world: World, settings) -> None:
 
 
 def test_endpoint_that_does_not_answer_is_found_to_be_down(world: World) -> None:
-    """As slices, its run would hold a worker up for ever: none of them would have seen enough failures."""
+    """In slices, its run would occupy a worker for ever, because no slice would see enough failures."""
     _, watch = world.watch(FILES)
     another_app_waits(world)
 

@@ -35,11 +35,11 @@ from tests.support.processes import in_threads, syncing
 from tests.support.receiver import wait_for
 from tests.support.world import World
 
-MANY_SLOTS = 230  # more than the checks of git hosts have under way
+MANY_SLOTS = 230  # more than the connections of the client that checks git hosts
 
 
 def several(world: World, count: int, files: int = 20, slots: int = 8) -> list[AppRepository]:
-    """Return watches of one app with so many slots."""
+    """Return watches of one app with this many slots."""
     App.objects.filter(pk=world.app.pk).update(max_in_flight=slots)
     world.app.refresh_from_db()
     content = {f"{number:03}.txt": b"%d" % number for number in range(files)}
@@ -247,7 +247,7 @@ def test_slots_are_kept_for_one_waiting_watch_at_a_time(world: World) -> None:
     assert rebalance(holder, in_flight=0) == 4
 
 
-def test_run_whose_share_has_not_changed_only_asks_once(
+def test_rebalancing_an_unchanged_share_is_one_query(
     world: World, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
     (watch,) = several(world, 1)
@@ -359,7 +359,7 @@ def test_resync_does_not_wait_for_another_app_that_fetches(world: World) -> None
 def test_run_asks_less_often_the_longer_another_one_fetches(
     world: World, monkeypatch: pytest.MonkeyPatch, held: float, seconds: float
 ) -> None:
-    """Each time, it asks the host for HEAD and holds a place while it waits: every two seconds for a quarter of an hour."""
+    """Each time, it asks the host for HEAD and holds a thread while it waits. A fetch may take a quarter of an hour."""
     repo, watch = world.watch()
     world.settle()
     repo.commit({"readme.md": b"changed"})

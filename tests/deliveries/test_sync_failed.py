@@ -129,7 +129,7 @@ def test_paused_app_gets_sync_failed_on_resume(world: World, open_at_second_fail
     assert apps_notified(world) == [other.app.app_id]
 
 
-def test_notice_is_dropped_after_a_day_or_a_404(world: World, open_at_second_failure: None) -> None:
+def test_notice_is_dropped_after_a_day(world: World, open_at_second_failure: None) -> None:
     _, watch = world.watch()
     world.settle()
     open_the_circuit(world, watch)
@@ -177,7 +177,7 @@ def test_notice_retries_use_no_attempt_of_a_resync(world: World, open_at_second_
     recover(world, repo, watch)
 
 
-def test_notice_that_cannot_be_signed_is_not_retried(world: World, open_at_second_failure: None, settings) -> None:
+def test_notice_that_cannot_be_signed_waits_a_minute(world: World, open_at_second_failure: None, settings) -> None:
     _, watch = world.watch()
     world.settle()
     open_the_circuit(world, watch)

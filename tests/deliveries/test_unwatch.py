@@ -277,8 +277,8 @@ def test_app_keeps_the_highest_number_of_its_removed_watches(watches, tmp_path: 
     assert list(App.objects.order_by("name").values_list("sequence_high", flat=True)) == [2000, 3000]
 
 
-def test_repository_is_removed_only_with_its_last_watch(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing else would remove it: the worker dies, or loses the database, between the two."""
+def test_last_watch_is_removed_together_with_its_repository(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the worker died, or lost the database, between the two, nothing would ever remove the repository."""
     _, watch = world.watch()
     world.settle()
     unwatch_repository(COMMAND, watch)

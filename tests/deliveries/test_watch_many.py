@@ -64,7 +64,7 @@ def test_each_line_has_its_result_and_failed_ones_are_kept(world: World, operato
     assert AppRepository.objects.get(repository__name="private").github_token == "secret"
 
 
-def test_terms_apply_to_every_repository(world: World, operator: Client) -> None:
+def test_options_apply_to_every_repository(world: World, operator: Client) -> None:
     repos = [world.git.repo(f"acme/{name}", {"a.txt": b"1"}) for name in ("one", "two")]
     patterns = {"ignore_patterns": "/drafts/", "include_patterns": "*.md", "exclude_patterns": "*.tmp"}
     submit(operator, world.app, *(repo.url for repo in repos), ref="main", **patterns)

@@ -1,4 +1,4 @@
-"""The manifests for Kubernetes: kustomize renders them, its schemas accept them, and they run what compose.yaml runs."""
+"""The Kubernetes manifests: kustomize renders them, the API schemas accept them, and they run what compose.yaml runs."""
 
 import re
 import subprocess

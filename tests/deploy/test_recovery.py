@@ -1,4 +1,4 @@
-"""The handbook's way from a running instance through a backup, the loss of the machine and a key rotation, step by step.
+"""Follow the handbook step by step: back up a running instance, lose the machine, recover on another, rotate the keys.
 
 The commands are those of the page. Docora runs as real processes, with a private repository, so that both kinds of secrets
 are needed: the repository's token to read it, the app's key to sign what is sent.

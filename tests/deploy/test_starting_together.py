@@ -119,7 +119,7 @@ def has_web_process(pid: int) -> bool:
 def test_up_survives_a_database_outage_while_it_starts(
     replicas: Daemons, tmp_path: Path, postgres_server: PostgresServer
 ) -> None:
-    for name in ADMINISTRATOR:  # so that `up` has to look whether there is one
+    for name in ADMINISTRATOR:  # so that `up` has to check whether there is one
         del replicas.environment[name]
     up, address = start_elsewhere(replicas, tmp_path / "one")
     wait_for(lambda: has_web_process(up.pid), 60)  # it starts once the database is migrated

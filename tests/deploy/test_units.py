@@ -75,7 +75,7 @@ def test_migrations_are_retried_until_the_database_is_up() -> None:
     assert settings["PartOf"] == ["docora.target"]
 
 
-def test_every_file_is_in_sections_that_systemd_knows() -> None:
+def test_files_have_only_sections_that_systemd_knows() -> None:
     for path in UNITS.glob("docora*.*"):
         parser = configparser.ConfigParser(strict=False, interpolation=None)
         parser.read(path)

@@ -240,7 +240,7 @@ def test_buckets_are_cumulative_and_totals_cover_all_processes(real_urls: None) 
     assert samples["bucket+Inf"] == samples["count"] == 5
 
 
-def test_counting_survives_redis(real_urls: None, valkey_server) -> None:
+def test_counting_survives_a_redis_outage(real_urls: None, valkey_server) -> None:
     valkey_server.stop()
     assert Client().get("/docs/").status_code == 200
     assert requests_counted() == {}

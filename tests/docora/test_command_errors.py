@@ -43,7 +43,7 @@ COMMANDS = {
     "sweep": ["--once"],
     "send_test_alert": [],
 }
-"""Every command that uses the database, with arguments that name nothing."""
+"""The commands tested here, with arguments whose ids do not exist."""
 
 HAVE_OWN_TESTS = {"up", "web", "demo", "receiver", "doctor", "import_docora"}
 NEED_NO_DATABASE = {"send_test_alert"}

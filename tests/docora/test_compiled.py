@@ -176,7 +176,7 @@ def test_many_different_updates_are_not_all_kept(users: list[User], built: list[
     assert len(query._updates) <= 100
 
 
-def test_failed_update_marks_the_transaction(users: list[User], built: list[Any]) -> None:
+def test_failed_update_marks_the_transaction_for_rollback(users: list[User], built: list[Any]) -> None:
     with transaction.atomic():
         with pytest.raises(IntegrityError):
             user_query(built).update(users[0].pk, username=users[1].username)

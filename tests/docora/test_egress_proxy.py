@@ -29,7 +29,7 @@ def serve():
 
 @pytest.fixture
 def dns(monkeypatch):
-    """Set the addresses that names have for Docora. The proxy and libcurl don't ask this one."""
+    """Set what names resolve to in Docora. The proxy and libcurl don't use these addresses."""
     known: dict[str, list[str]] = {}
     real = socket.getaddrinfo
 

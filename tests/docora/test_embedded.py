@@ -47,7 +47,7 @@ def test_choice_of_server(
 
 
 def test_folder_of_the_socket_must_not_be_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its owner, another user of the temporary folder, could let it point to a server of theirs later."""
+    """Its owner, another user of the temporary folder, could later point it to a server of their own."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     data, mine = tmp_path / ("d" * 100), tmp_path / "mine"
     mine.mkdir(mode=0o700)

@@ -98,7 +98,7 @@ def test_connections_are_reused(client, serve):
     assert (server.connections, len(server.requests)) == (1, 20)
 
 
-def test_fresh_request_alone_gets_a_new_connection(client, serve):
+def test_only_a_fresh_request_gets_a_new_connection(client, serve):
     server = serve()
     for fresh in (False, True, False, False):
         assert client.request(post(server.url, fresh=fresh)).ok

@@ -51,4 +51,4 @@ def test_response_headers_are_bounded():
 
 
 def test_repr_of_a_request_hides_headers_and_body():
-    assert "geheim" not in repr(Request("POST", "https://a.example/", ("Authorization: Bearer geheim",), b"geheim"))
+    assert "hunter2" not in repr(Request("POST", "https://a.example/", ("Authorization: Bearer hunter2",), b"hunter2"))

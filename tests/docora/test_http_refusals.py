@@ -55,23 +55,23 @@ def test_plain_http_is_blocked_unless_allowed(serve):
 @pytest.mark.parametrize(
     "url",
     [
-        "http://me:geheim@127.0.0.1/",
-        "http://127.0.0.1@geheim.example/",
-        "http:///127.0.0.1/geheim",
-        "http:/127.0.0.1/geheim",
-        "http://127.0.0.1\\@geheim/",
-        "http://127.0.0.1/geheim\r\nX: y",
-        "http://[fe80::1%25eth0]/geheim",
-        "http://bücher.example/geheim",
-        "ftp://127.0.0.1/geheim",
-        "file:///etc/geheim",
-        "geheim",
+        "http://me:hunter2@127.0.0.1/",
+        "http://127.0.0.1@hunter2.example/",
+        "http:///127.0.0.1/hunter2",
+        "http:/127.0.0.1/hunter2",
+        "http://127.0.0.1\\@hunter2/",
+        "http://127.0.0.1/hunter2\r\nX: y",
+        "http://[fe80::1%25eth0]/hunter2",
+        "http://bücher.example/hunter2",
+        "ftp://127.0.0.1/hunter2",
+        "file:///etc/hunter2",
+        "hunter2",
     ],
 )
 def test_ambiguous_url_is_blocked(client, url):
     outcome = client.request(post(url))
     assert (outcome.cause, outcome.reached) == (Cause.REFUSED_ADDRESS, False)
-    assert "geheim" not in outcome.message
+    assert "hunter2" not in outcome.message
 
 
 def test_proxy_variables_are_ignored(monkeypatch, serve):

@@ -165,7 +165,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("message", "request_"), REFUSED.values(), ids=REFUSED)
 def test_refused_request_is_logged_without_a_traceback(log: io.StringIO, message: str, request_: dict) -> None:
-    """Anyone can send such requests: each of 60 bytes wrote 2 kB."""
+    """Anyone can send such requests. With its traceback, one of 60 bytes wrote 2 kB to the log."""
     response = Client().generic(**{"method": "GET", **request_})
     assert response.status_code == 400
     assert message in log.getvalue()

@@ -127,7 +127,7 @@ def test_roles_of_the_provider_are_in_the_audit_log(client: Client) -> None:
     assert (second.old, second.new) == ({"superuser status": True}, {"superuser status": False})
 
 
-def test_user_of_the_provider_has_no_other_way_in(client: Client, settings) -> None:
+def test_password_of_a_user_of_the_provider_does_not_sign_in(client: Client, settings) -> None:
     """Otherwise a password or a passkey would outlive the account at the provider."""
     sign_in(client, Person("rita"))
     assert "You sign in with Canaille." in client.get("/accounts/security/").content.decode()
@@ -227,16 +227,14 @@ def test_provider_that_is_unreachable_at_the_return(client: Client) -> None:
     assert "The sign-in with Canaille failed" in answer.content.decode()
 
 
-def test_calls_to_the_provider_occupy_a_part_of_the_threads_only(
-    client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_calls_to_the_provider_occupy_only_some_of_the_threads(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provider_http, "_CALLS", threading.BoundedSemaphore(1))
     with provider_http._CALLS:
         assert client.get(START).status_code == 401
     assert client.get(START).status_code == 302
 
 
-def test_ways_to_the_provider_are_limited(client: Client, settings) -> None:
+def test_redirects_to_the_provider_are_rate_limited(client: Client, settings) -> None:
     settings.ACCOUNT_RATE_LIMITS = settings.ACCOUNT_RATE_LIMITS | {"login": "3/m/ip"}
     assert [client.get(START).status_code for _ in range(4)] == [302] * 3 + [429]
     assert Client(REMOTE_ADDR="203.0.113.10").get(START).status_code == 302
@@ -255,7 +253,7 @@ def test_responses_of_the_provider_are_limited(monkeypatch: pytest.MonkeyPatch, 
         session.get(f"{provider.issuer}/.well-known/openid-configuration")
 
 
-def test_without_a_provider_there_is_no_way_to_it(client: Client, settings) -> None:
+def test_provider_sign_in_is_off_unless_configured(client: Client, settings) -> None:
     settings.OIDC_ISSUER = ""
     assert "Sign in with Canaille" not in client.get("/accounts/login/").content.decode()
     assert client.get(START).status_code == 404
@@ -339,7 +337,7 @@ def test_silent_answer_of_the_provider_does_not_confirm(
     """A provider that ignores `prompt=login` returns the time of the first sign-in."""
     monkeypatch.setattr(adapters, "CLOCK_SECONDS", 0)
     sign_in(client, olga)
-    time.sleep(1.1)  # auth_time has seconds
+    time.sleep(1.1)  # auth_time counts whole seconds
     _, confirm = refused_change(client)
     answer = sign_in(client, olga, confirm, prompt=None, max_age=None)
     assert answer.status_code == 403

@@ -133,7 +133,7 @@ def test_kept_connection_that_broke_is_replaced(query: Compiled[[int], User]) ->
         assert query(user.pk) == [user]
     with psycopg.connect(**connection.get_connection_params()) as other:
         other.execute("SELECT pg_terminate_backend(%s)", [connection.connection.info.backend_pid])
-    close_old_connections()  # begins a round of the sweep
+    close_old_connections()  # as at the start of each sweep round
     for _ in range(3):
         assert query(user.pk) == [user]
 

@@ -21,7 +21,7 @@ def test_process_that_was_killed_has_ended() -> None:
     child = forked(signal.pause)
     name = process_name(child)
     os.kill(child, signal.SIGKILL)
-    wait_for(lambda: has_ended(name))  # a zombie until its parent asks for it
+    wait_for(lambda: has_ended(name))  # a zombie until its parent reaps it
     assert Path(f"/proc/{child}").exists()
     os.waitpid(child, 0)
     assert has_ended(name)
@@ -44,5 +44,5 @@ def test_processes_of_another_machine_are_not_known_to_have_ended() -> None:
     assert not has_ended("two words")
 
 
-def test_process_without_a_name() -> None:
+def test_unknown_pid_has_no_name() -> None:
     assert process_name(2**22 + 1) == ""

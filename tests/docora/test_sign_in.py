@@ -223,7 +223,7 @@ def test_local_sign_in_turned_off(anna, settings) -> None:
     assert Client().post(links_path(anna)).status_code == 302
 
 
-def test_failed_sign_in_is_signalled_without_the_password(anna, caplog: pytest.LogCaptureFixture) -> None:
+def test_failed_sign_in_is_logged_without_the_password(anna, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         try_to_sign_in()
     assert [(r.message, r.address) for r in caplog.records if r.name.startswith("docora.sign_in")] == [
@@ -379,7 +379,7 @@ def test_link_expires_and_ends_with_another_sign_in(anna, monkeypatch: pytest.Mo
     assert Client().post(path).status_code == 410
 
 
-def test_link_for_an_unknown_user(anna) -> None:
+def test_link_for_an_inactive_or_unknown_user(anna) -> None:
     path = links_path(anna)
     User.objects.update(is_active=False)
     assert Client().post(path).status_code == 410

@@ -1,4 +1,4 @@
-"""Calls that cross the end of a piece of the stack."""
+"""Calls that cross the end of a chunk of the stack."""
 
 import resource
 import sys
@@ -42,8 +42,8 @@ def worst(run: Callable[[int], None]) -> int:
 
 
 @pytest.mark.skipif(sys.implementation.name != "cpython", reason="counts what CPython does")
-def test_room_saves_mapping_memory_for_each_call() -> None:
-    assert worst(calls) >= CALLS  # without room, some depth is at the end of a piece
+def test_large_chunk_saves_mapping_memory_for_each_call() -> None:
+    assert worst(calls) >= CALLS  # otherwise, some depth is at the end of a chunk
     assert worst(with_large_stack(calls)) < CALLS / 4
 
 

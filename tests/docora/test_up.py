@@ -56,7 +56,7 @@ def running(shared_instance: Instance) -> Instance:
     return shared_instance
 
 
-def test_easy_password_of_the_first_administrator_is_refused(tmp_path: Path, migrated_sqlite: Path) -> None:
+def test_weak_password_of_the_first_administrator_is_refused(tmp_path: Path, migrated_sqlite: Path) -> None:
     copy(migrated_sqlite, tmp_path / "docora.sqlite3")
     environment = {"PATH": os.environ["PATH"], "DATA_DIR": str(tmp_path), "DOCORA_ENV_FILE": os.devnull}
     administrator = {"ADMIN_USERNAME": "anna", "ADMIN_PASSWORD": "password", "PORT": str(free_port())}
@@ -92,7 +92,7 @@ def test_demo_is_not_added_to_an_instance_with_data_of_its_own(instance: Instanc
     assert not (instance.directory / "data" / "demo").exists()
 
 
-def test_workers_take_at_most_60_connections_with_the_rest(settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_processes_together_take_at_most_60_connections(settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SYNCS_PER_WORKER", raising=False)
     for workers in range(1, 21):
         threads = int(up._worker_environment(workers)["SYNCS_PER_WORKER"])
@@ -250,7 +250,7 @@ def test_second_instance_on_a_data_directory_is_refused(running: Instance) -> No
     assert f"Docora is already running with the data directory {folder}. {advice}" in result.stderr
 
 
-def test_endless_request_bodies_do_not_block_others(running: Instance) -> None:
+def test_unfinished_request_bodies_do_not_block_others(running: Instance) -> None:
     head = (
         f"POST /api/hooks/push/repo_1 HTTP/1.1\r\nHost: 127.0.0.1:{running.port}\r\nContent-Length: 9\r\n"
         f"X-Hub-Signature-256: sha256={'0' * 64}\r\n\r\n"

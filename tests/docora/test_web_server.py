@@ -189,7 +189,7 @@ def test_slow_readiness_does_not_delay_liveness(start: Start) -> None:
 
 
 def test_probe_does_not_wait_for_the_probes_of_strangers(start: Start) -> None:
-    """In the order of their arrival, those before it would take 20 seconds."""
+    """If probes were served in the order of arrival, the earlier ones would take 20 seconds."""
     web = start()
     with connected(web, *[request("/health/ready?sleep=1")] * 40):
         assert web.seconds_of("/health/web") < 8
@@ -353,7 +353,7 @@ def test_errors_have_the_format_of_the_api(web: WebProcess, sent: bytes, status:
 
 
 def test_body_above_the_limit_of_all_calls(web: WebProcess) -> None:
-    """The server's own limit is that of no call, so a client that heeds it would be refused again."""
+    """The message names no limit: the server's is above that of every call, so keeping to it would not be enough."""
     with web.connect(request("/", "POST", headers="Content-Length: 99999999\r\n")) as connection:
         error = json.loads(read_answer(connection)[1])["error"]
     assert error == "The body is too large: see the limits of requests at /docs/api/"

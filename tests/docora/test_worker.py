@@ -161,7 +161,7 @@ def test_job_that_is_enqueued_while_it_runs_is_performed_again(tmp_path: Path, a
     assert not connection().keys("*waits")
 
 
-def test_work_horse_performs_so_many_jobs_at_once(tmp_path: Path, settings) -> None:
+def test_syncs_per_worker_limits_the_concurrent_jobs(tmp_path: Path, settings) -> None:
     settings.SYNCS_PER_WORKER = 3
     files = [tmp_path / f"waits-{number}" for number in range(5)]
     for number, file in enumerate(files):
@@ -178,7 +178,7 @@ def test_work_horse_performs_so_many_jobs_at_once(tmp_path: Path, settings) -> N
 
 
 def test_tenants_share_the_threads(tmp_path: Path, settings) -> None:
-    """Otherwise jobs of one that wait for its server could hold all of them."""
+    """Otherwise, one tenant's jobs that wait for its server could hold all of them."""
     settings.SYNCS_PER_WORKER = 4
     files = [tmp_path / f"waits-{tenant}-{number}" for number in range(6) for tenant in "ab"]
 
@@ -203,7 +203,7 @@ def test_tenants_share_the_threads(tmp_path: Path, settings) -> None:
 
 
 def test_busy_work_horse_performs_one_job_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also if other processes leave it little of the CPU. With more threads, its jobs would only take it from each other."""
+    """Even if other processes leave it little CPU. With more threads, its jobs would only take CPU from each other."""
     # Other tests may leave it nothing at all for a moment, and very little for longer.
     monkeypatch.setattr(work_horse, "_CHECK_SECONDS", 2.0)
     monkeypatch.setattr(work_horse, "_MOST_WAITED", 99)
@@ -284,7 +284,7 @@ def test_last_jobs_of_a_work_horse_are_asked_to_end(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("alone", [False, True])
-def test_job_that_hangs_does_not_keep_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: bool) -> None:
+def test_job_that_hangs_does_not_block_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: bool) -> None:
     monkeypatch.setattr(work_horse, "SECONDS", 0.5)
     monkeypatch.setattr(work_horse, "HAND_OVER_AFTER", 0.2)
     monkeypatch.setattr(work_horse, "HANGS_AFTER", 0.5)
@@ -300,7 +300,7 @@ def test_job_that_hangs_does_not_keep_the_worker(tmp_path: Path, monkeypatch: py
 
 
 class InterruptedWorker(DocoraWorker):
-    """The alarm by which RQ looks after a work-horse rings just when the worker hands on SIGTERM."""
+    """RQ's alarm for monitoring the work-horse goes off just when the worker forwards SIGTERM."""
 
     def kill_horse(self, sig: signal.Signals = signal.SIGKILL) -> None:
         if signal.getsignal(signal.SIGALRM) != signal.SIG_DFL:
@@ -481,7 +481,7 @@ def test_worker_does_not_unpickle_what_it_performs(tmp_path: Path, redis_client:
     assert not file.exists()
 
 
-def test_jobs_finish_although_redis_fails_for_further_ones(tmp_path: Path) -> None:
+def test_running_jobs_finish_when_taking_another_fails(tmp_path: Path) -> None:
     put(tmp_path / "job")
     queue = django_rq.get_queue("default")
     ended: list[float] = []

@@ -37,7 +37,7 @@ print(page.status_code, "Watched repositories" in page.text, "On call" in page.t
 
 
 class Extended(Instance):
-    """Everything from `up`, with settings in a file that the extension is beside, as with the systemd units."""
+    """An instance run by `up`. The extension lies beside the settings file, as with the systemd units."""
 
     get, sign_in = Installed.get, Installed.sign_in
 
@@ -54,7 +54,7 @@ class Extended(Instance):
         return super().environment | {"DOCORA_ENV_FILE": str(self.directory / "etc" / "docora.env")}
 
     def open(self, path: str, **headers: str) -> tuple[bytes, dict[str, str]]:
-        """Return body and headers of the response to a request without cookies. Raises HTTPError."""
+        """Return body and headers of the response to a request without cookies. Raise HTTPError for an error status."""
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", headers=headers)
         with urllib.request.urlopen(request, timeout=20) as answer:
             return answer.read(), dict(answer.headers)

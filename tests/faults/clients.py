@@ -1,4 +1,4 @@
-"""Client apps of several kinds, as they exist in the world: their file systems, their memory and their manners differ."""
+"""Client apps of several kinds, as in practice: they differ in their file systems, what they remember and how they respond."""
 
 import base64
 import hashlib
@@ -36,8 +36,8 @@ def _folded(path: str) -> str:
 class ClientKind:
     """How one client app behaves.
 
-    - `fold` maps names that its file system takes for the same one to one key.
-    - `sequences`: it ignores a notification about a path that is older than the last one.
+    - `fold` maps all names that its file system can't tell apart to one key.
+    - `sequences`: it ignores a notification that is older than the last one about its path.
     - `epochs`: it drops what it holds when the repository is watched anew (wire contract §4). Only such a client may keep its
       copy when the repository is unwatched.
     - `deduplicates`: it ignores a `webhook-id` that it has processed.
@@ -100,7 +100,7 @@ class _Held:
 class MemoryCopy:
     """What a client of some kind holds of one repository, in memory.
 
-    A large file is complete when as many chunks of one id have arrived as it has, as existing clients count them.
+    Like existing clients, it takes a large file for complete once `chunk.total` chunks of one id have arrived.
     """
 
     kind: ClientKind

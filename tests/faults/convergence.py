@@ -1,4 +1,4 @@
-"""Random histories. Any step may follow any other, and after each rest every copy is HEAD.
+"""Random histories. Any step may follow any other, and whenever everything has settled, every copy equals HEAD.
 
 A seed gives a history: the kinds of the clients, and a list of steps, which are methods of `Universe` with their arguments.
 `make test` plays some fixed seeds, `make soak` as many as requested.
@@ -99,7 +99,7 @@ _MEANWHILE: list[tuple[int, str]] = [
     (1, "replace_token"), (1, "redis_forgets"), (1, "redis_restarts"), (1, "lose_mirror"), (1, "evict_mirrors"),
     (2, "change"), (2, "host_behaves"), (2, "cut_connections"), (1, "reset_circuit"), (1, "transform"),
 ]  # fmt: skip
-"""What may happen while a worker is at it, with weights."""
+"""What may happen while a worker is at work, with weights."""
 
 
 def _step_meanwhile(rng: random.Random) -> Step:
@@ -318,20 +318,20 @@ def draw(seed: int, without: frozenset[str] = frozenset()) -> History:
 
 
 def _fate_with_refs(rng: random.Random) -> Fate:
-    """Let something happen to refs or patterns while a worker is at it."""
+    """Let something happen to refs or patterns while a worker is at work."""
     [name] = rng.choices(["push_dev", "move_tag", "delete_ref", "follow", "choose"], [3, 3, 1, 6, 4])
     step = name, REF_ACTIONS[name][1](rng)
     return Fate("meanwhile", rng.randrange(1, 7), rng.random() < 0.3, rng.random() < 0.5, step=step)
 
 
 def _fate_with_pause(rng: random.Random) -> Fate:
-    """Pause or resume a repository while a worker is at it."""
+    """Pause or resume a repository while a worker is at work."""
     step = rng.choice(["pause_one", "pause_one", "resume_one"]), (_place(rng),)
     return Fate("meanwhile", rng.randrange(1, 7), rng.random() < 0.3, rng.random() < 0.5, step=step)
 
 
 def _fate_with_config(rng: random.Random) -> Fate:
-    """Change the configuration while a worker is at it, or when it has died and another one continues."""
+    """Change the configuration while a worker is at work, or when it has died and another one continues."""
     [name] = rng.choices(["move_endpoint", "limit_size", "reset_to", "add", "at_once"], [4, 3, 1, 2, 3])
     step = name, CONFIG_ACTIONS[name][1](rng)
     noticed = rng.random() < 0.2
@@ -366,7 +366,7 @@ def _put_among(
 
 
 def _fate_with_resend(rng: random.Random) -> Fate:
-    """Let chosen files be resent, or that be cancelled, while a worker is at it."""
+    """Resend chosen files, or cancel a resend, while a worker is at work."""
     [name] = rng.choices(["resend", "resend_many", "cancel_resend"], [3, 3, 2])
     step = name, RESEND_ACTIONS[name][1](rng)
     return Fate("meanwhile", rng.randrange(1, 7), rng.random() < 0.3, rng.random() < 0.5, step=step)
@@ -387,7 +387,7 @@ def _fate_of_check(rng: random.Random, place: int) -> Fate | None:
 
 
 def _fate_with_release(rng: random.Random) -> Fate | None:
-    """Kill a worker, or let something happen to a gradual re-sync while it is at it."""
+    """Kill a worker, or let something happen to a gradual re-sync while it is at work."""
     if rng.random() < 0.4:
         return _fate(rng)
     [name] = rng.choices(["resync_gradually", "cancel_gradual", "continue_gradual"], [2, 3, 2])

@@ -131,7 +131,7 @@ def check_announced_trees(universe: Universe) -> None:
 
 
 def check_shown_as_synced(universe: Universe, watch: AppRepository) -> None:
-    """A watch that is shown as synced, with nothing due, is: the copy equals the tree of its last commit."""
+    """A watch that is shown as synced, with nothing due, really is: the copy equals the tree of its last commit."""
     has_current_rules = watch.base_rules == delivery_rules_of(watch).fingerprint
     if watch.status == Status.SYNCED and watch.last_commit and has_current_rules and not _is_due(watch):
         check_copy(universe, watch)
@@ -140,7 +140,7 @@ def check_shown_as_synced(universe: Universe, watch: AppRepository) -> None:
 def check_copy(universe: Universe, watch: AppRepository) -> None:
     """The client holds the tree of the last commit, as far as its file system can tell the names apart.
 
-    Not while somebody's edits have not been repaired.
+    This is not checked while somebody's edits have not been repaired.
     """
     if (watch.app.app_id, str(watch.repository)) in universe.damaged:
         return
@@ -164,9 +164,9 @@ def _was_heard_of(universe: Universe, watch: AppRepository) -> bool:
 
 
 def check_stop(universe: Universe, watch: AppRepository, stop: Callable[[], bool]) -> None:
-    """A watch that was not up to date is not shown as synced because it was cancelled.
+    """Cancelling a watch that was not up to date does not make it appear as synced.
 
-    Its worker may have ended a moment before (seed 5120). Then there was nothing to stop. Or it may have been due only for a
+    Its worker may have ended a moment before (seed 5120). Then there was nothing to cancel. Or it may have been due only for a
     check for differences, whose worker had died (seed 52438). Then it stays synced.
     """
     is_due_for_check = watch.drift_checks.open().exists() and universe.head_of(watch) == watch.last_commit
@@ -286,13 +286,13 @@ def check_totals(watch: AppRepository) -> None:
     """The shown totals of the tree, which fast plans update, are those of a full plan, which has nothing to send."""
     mirror = mirror_of(watch.repository)
     if not (mirror.directory / "HEAD").exists():
-        return  # it was removed since
+        return  # it has been removed since
     head = Head(watch.last_commit, watch.branch)
     with mirror.blobs() as reader:
         try:
             plan = full_plan(head, watch, delivery_rules_of(watch), mirror, reader, lambda: None)
         except GitError:
-            return  # it was damaged since
+            return  # it has been damaged since
     assert plan.files == 0, f"{watch} still has {plan.files} files to send"
     shown = watch.tree_files, watch.tree_bytes, watch.left_out
     left_out = dict(plan.left_out) | dict(count_remarks(watch.pk))

@@ -26,7 +26,7 @@ _KEPT = {
 
 
 def pass_time(seconds: float, redis: Redis) -> None:
-    """Let so many seconds pass. Call it while no worker runs."""
+    """Let this many seconds pass. Call it while no worker runs."""
     global _behind
     _behind = max(0.0, _behind - seconds)
     _move(-seconds)

@@ -24,11 +24,11 @@ from tests.faults import summary
 from tests.faults.summary import HERE, STORM_SECONDS, Summary
 from tests.support.servers import ScratchFolder
 
-HISTORIES_AT_ONCE = 50  # of one process
+PER_PROCESS = 50  # histories
 
 
 class Soak:
-    """Runs the processes. Their files are in one scratch folder, which goes when the last of them has ended."""
+    """Runs the processes. Their files are in one scratch folder, which is removed when the last of them has ended."""
 
     def __init__(self, minutes: float, without: str) -> None:
         self._ends_at = time.monotonic() + minutes * 60
@@ -114,7 +114,7 @@ def main() -> None:
     if first is None:
         first = summary.stored(soak.commit).last_seed + 1
     ends = first + options.histories
-    blocks = [range(start, min(start + HISTORIES_AT_ONCE, ends)) for start in range(first, ends, HISTORIES_AT_ONCE)]
+    blocks = [range(start, min(start + PER_PROCESS, ends)) for start in range(first, ends, PER_PROCESS)]
     pool = ThreadPoolExecutor(options.jobs)
     try:
         if options.shrink is not None:

@@ -110,7 +110,7 @@ class Machine:
 
 
 def check_shown(universe: Universe) -> None:
-    """What is shown as synced is, while workers are at it: a difference counts if the row has not changed meanwhile."""
+    """What is shown as synced really is, while workers run: a difference counts if the row has not changed meanwhile."""
     for watch in universe.alive():
         try:
             invariants.check_shown_as_synced(universe, watch)

@@ -58,7 +58,7 @@ class Summary:
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        """Return what `write` has written, and nothing if there is no such file."""
+        """Return what `write` has written, or an empty summary if there is no such file."""
         if not file.exists() or not (text := file.read_text()):
             return cls()
         stored = json.loads(text)

@@ -157,7 +157,7 @@ def accept_any_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def sync_with_clock(watch: AppRepository, offset: float) -> None:
-    """Run an attempt in a process whose clock is off by so many seconds."""
+    """Run an attempt in a process whose clock is off by `offset` seconds."""
 
     def work() -> None:
         set_clock(offset)

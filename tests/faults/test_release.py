@@ -48,9 +48,9 @@ def check(operation: BulkOperation) -> None:
 
 
 def killed_at(change: int, act: Callable[[], object]) -> bool:
-    """Call `act` in a process that dies right before or after it changes something. Return False if it changes less often.
+    """Call `act` in a process that dies right before or after its change number `change`. Return False if it makes fewer.
 
-    To die between two queries is the same as to die before the second.
+    Dying between two queries is the same as dying before the second.
     """
     left = iter(range(change))
     is_change = False

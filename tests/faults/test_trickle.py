@@ -1,4 +1,4 @@
-"""Hosts that answer a few bytes a second, or not at all: every wait has an end, in text, and leaves no process behind."""
+"""Hosts that answer a few bytes a second, or not at all: every wait ends, says why, and leaves no process behind."""
 
 import os
 import socket

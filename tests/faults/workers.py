@@ -61,8 +61,8 @@ class Fate:
     """What happens to a worker at its notification number `at`, or at its database statement number `at`.
 
     `kind` is "kill", "term", "freeze", "cut" (its database connection ends), "deadlock" (PostgreSQL makes its statement fail), or
-    "meanwhile": then `step` happens. With `kept`, the client stores the notification. After a kill that is `noticed`, another worker continues at once, while the client
-    still handles the request; before that, `step` happens, if there is one.
+    "meanwhile": then `step` happens. With `kept`, the client stores the notification. After a kill that is `noticed`, another
+    worker continues at once, while the client still handles the request; before that, `step` happens, if there is one.
     """
 
     kind: str
@@ -133,7 +133,7 @@ class _Statements:
     def _execute(self, execute: Callable[..., Any], sql: str, params: Any, many: bool, context: dict[str, Any]) -> Any:
         self._count += 1
         kind = self._fate.kind
-        # Nobody else gets on while this worker holds locks.
+        # While this worker holds locks, a step might wait for it for ever.
         may_happen = kind != "meanwhile" or not context["connection"].in_atomic_block
         if self._count >= self._fate.at and may_happen and not self._reached.value:
             self._reached.value = 1.0

@@ -195,7 +195,7 @@ def test_post_without_a_csrf_token_is_rejected(group: str, watches, operation: B
 
 @pytest.mark.parametrize("header", ["origin", "referer"])
 def test_post_with_a_csrf_token_from_another_site_is_rejected(watches, header: str) -> None:
-    """Over https: only there Django looks at the referer of a request that names no origin."""
+    """Over https, because only there does Django check the referer of a request without an origin."""
     root = visitor("root", superuser=True, checks_csrf=True)
     root.get("/admin/password_change/", secure=True)
     form = {"post": "yes", "csrfmiddlewaretoken": root.cookies["csrftoken"].value}
@@ -213,9 +213,9 @@ def test_post_with_a_csrf_token_from_another_site_is_rejected(watches, header: s
 def test_only_post_changes_anything(
     group: str, watches, operation: BulkOperation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With all that a page needs to act. Lists and exports refuse these parameters, so that they get none.
+    """Requests have all parameters that a page needs to act. Lists and exports refuse these, so they get none.
 
-    What a page looks like does not depend on the method, so that only GET renders its template.
+    What a page looks like does not depend on the method, so only GET renders its template.
     """
     root = visitor("root", superuser=True)
     watch = watches[0]
@@ -272,7 +272,7 @@ QUERIES = ["ids=x", "ids=" + "9" * 30, "p=x", "q=%00", "next=//evil.example", "n
     "repository__watches__github_token__contains=g"]  # fmt: skip
 
 
-# Only lists and exports refuse unknown parameters. All others get those together that do not keep them from reading the others.
+# Only lists and exports refuse unknown parameters. Other pages get several at once, if none keeps them from reading the rest.
 TOGETHER = ["ids=x&_popup=1", "ids=" + "9" * 30, "_to_field=client_auth_key",
     *(f"{one}&p=x&e=1&{QUERIES[6]}&{QUERIES[-1]}" for one in ("next=//evil.example", "next=javascript:x"))]  # fmt: skip
 

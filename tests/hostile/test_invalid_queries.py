@@ -1,4 +1,4 @@
-"""Queries that would make the database fail are 400 everywhere below /admin/."""
+"""Queries that would make the database fail get a 400 everywhere below /admin/."""
 
 import json
 
@@ -60,7 +60,7 @@ def test_invalid_query_of_the_json_api(root: Client, watches, query: str) -> Non
 
 
 def test_form_instead_of_json(watches) -> None:
-    """With CSRF checks, as in a browser: they read the form, so that no body is left to read."""
+    """With CSRF checks, as in a browser: these read the form, so no body is left to read."""
     client = visitor("root", superuser=True, checks_csrf=True)
     client.get("/admin/password_change/")
     token = {"x-csrftoken": client.cookies["csrftoken"].value}

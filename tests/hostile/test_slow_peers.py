@@ -155,7 +155,7 @@ def test_limits_leave_threads_for_everybody_else() -> None:
 
 @pytest.mark.early(5)
 def test_20_registrations_at_a_silent_git_host(site: Site, apps, silent_host: SilentHost, monkeypatch) -> None:
-    """A thread waits for the host with each, so that 16 of them would stop everything else."""
+    """Each holds a thread that waits for the host, so 16 of them would block everything else."""
     monkeypatch.setattr(host_checks, "GIT_CHECK_SECONDS", 4.0)
 
     def register(number: int) -> Response:
@@ -181,10 +181,10 @@ def test_20_registrations_at_a_silent_git_host(site: Site, apps, silent_host: Si
     assert max(of_app.values()) <= host_checks.LIMIT.per_caller
     assert [watch.github_url for watch in AppRepository.objects.all()] == [f"{silent_host.url}/acme/later"]
     again = site.call("POST", "/api/repositories", apps[1][1], {"github_url": f"{silent_host.url}/acme/again"})
-    assert again.status == 404  # the places are free again
+    assert again.status == 404  # the threads are free again
 
 
-def test_replacing_tokens_takes_the_same_places(site: Site, apps, silent_host: SilentHost, monkeypatch) -> None:
+def test_replacing_tokens_counts_against_the_same_limit(site: Site, apps, silent_host: SilentHost, monkeypatch) -> None:
     monkeypatch.setattr(host_checks, "GIT_CHECK_SECONDS", 2.0)
     app, token = apps[0]
     watch = make_watch(app, "docs")
@@ -196,7 +196,7 @@ def test_replacing_tokens_takes_the_same_places(site: Site, apps, silent_host: S
 
 @pytest.mark.early(5)
 def test_20_clients_that_do_not_read_a_manifest(site: Site, apps, monkeypatch) -> None:
-    """A thread waits for the client with each, because the manifest is larger than what is buffered."""
+    """Each holds a thread that waits for the client, because the manifest is larger than what is buffered."""
     monkeypatch.setattr(site._server._server.adj, "outbuf_high_watermark", 65536)
     monkeypatch.setattr(web.Channel, "unread_seconds", 4.0)
     watches = [make_watch(app, "docs") for app, _ in apps]

@@ -15,7 +15,7 @@ ADMIN = "/admin/deliveries_app/"
 
 @pytest.fixture
 def operation(watches: list[AppRepository]) -> BulkOperation:
-    """A re-sync of Portal's repositories, which anna has requested. The audit log has its address."""
+    """A re-sync of Portal's repositories."""
     return resync_by_app(Actor.command(), watches[0].app)
 
 

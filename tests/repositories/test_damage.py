@@ -187,7 +187,7 @@ def read_all(mirror: Mirror, commit: str, base: str) -> list[bytes]:
 
 @pytest.mark.parametrize("moved", [False, True], ids=["same commit", "new commit"])
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
-def test_every_damage_is_detected_or_harmless(
+def test_any_damage_is_detected_or_harmless(
     mirror: Mirror, repo: Repo, fetched: Callable[..., str], commit: str, damage, moved: bool
 ) -> None:
     damage(mirror, commit)

@@ -43,7 +43,7 @@ def refusal(reader: BlobReader, commit: str) -> str:
 
 
 def nested(repo: Repo, inner: bytes, levels: int, times: int) -> bytes:
-    """Return a tree of so many levels, each of which names the next one `times` times."""
+    """Return a tree of this many `levels`, each of which names the next one `times` times."""
     for _ in range(levels):
         inner = tree(repo, *((FOLDER, b"%d" % number, inner) for number in range(times)))
     return inner
@@ -108,7 +108,9 @@ def test_folders_nested_too_deep_are_refused(
         check_extent(reader, commit, lambda: None)
 
 
-def test_depth_counts_the_longest_way(repo: Repo, reader: BlobReader, fetched: Callable[..., str], monkeypatch) -> None:
+def test_depth_counts_the_longest_path(
+    repo: Repo, reader: BlobReader, fetched: Callable[..., str], monkeypatch
+) -> None:
     """The deepest tree is also named in the root."""
     monkeypatch.setattr("repositories_app.mirror.extent.MAX_DEPTH", 3)
     leaf = tree(repo, (FILE, b"f", blob(repo)))

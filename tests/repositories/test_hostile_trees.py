@@ -120,7 +120,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("raw", BROKEN.values(), ids=BROKEN)
-def test_broken_tree_on_the_host_differs_from_a_broken_mirror(
+def test_broken_tree_on_the_host_is_not_taken_for_a_broken_mirror(
     repo: Repo, fetched: Callable[..., str], raw: bytes
 ) -> None:
     serve(repo, git(repo.path, "hash-object", "-t", "tree", "--literally", "-w", "--stdin", stdin=[raw]).strip())
@@ -130,7 +130,7 @@ def test_broken_tree_on_the_host_differs_from_a_broken_mirror(
 
 
 @pytest.mark.parametrize("raw", BROKEN.values(), ids=BROKEN)
-def test_broken_tree_from_the_host_is_a_clear_error(
+def test_broken_tree_in_the_mirror_is_a_clear_error(
     repo: Repo, mirror: Mirror, fetched: Callable[..., str], raw: bytes
 ) -> None:
     base = fetched(repo)
@@ -208,7 +208,7 @@ def test_tree_that_expands_exponentially_is_refused(
 
 
 def test_path_through_folders_that_are_listed_twice(repo: Repo, mirror: Mirror, fetched: Callable[..., str]) -> None:
-    """Each level would double the work: the first of two entries with one name counts."""
+    """Of two entries with one name, the first counts. Otherwise, each level would double the work."""
     root = tree(repo, (b"100644", b"f", blob(repo)))
     for _ in range(22):
         root = tree(repo, (b"40000", b"d", root), (b"40000", b"d", root))

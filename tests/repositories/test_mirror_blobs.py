@@ -1,4 +1,4 @@
-"""Reading blobs through one `git cat-file --batch` with prefetching: each is complete and the right one."""
+"""Reading blobs through one `git cat-file --batch-command` with prefetching: each is complete and the right one."""
 
 import fcntl
 from collections.abc import Iterator
@@ -81,7 +81,7 @@ def test_prefetched_blobs_that_nobody_reads_do_not_block_git(reader: BlobReader,
 
 
 def test_small_pipes_do_not_block(reader: BlobReader, blobs: list[str]) -> None:
-    """Linux makes them small once a user has many. git then stops at its full output, and asking must not wait for it."""
+    """Linux shrinks the pipes of a user who has many. git then blocks on its full output; sending queries must not."""
     process = reader._open()
     assert process.stdin
     assert process.stdout
@@ -104,7 +104,7 @@ def test_missing_blob_is_an_error(reader: BlobReader, blobs: list[str]) -> None:
 def test_git_that_is_killed_does_not_mean_a_damaged_mirror(
     mirror: Mirror, reader: BlobReader, blobs: list[str], when: str
 ) -> None:
-    """For example by the kernel, for lack of memory. The mirror would be removed and fetched again."""
+    """The kernel may kill it when memory is short. Otherwise, the mirror would be removed and fetched again."""
     large = git(mirror.directory, "hash-object", "-w", "--stdin", stdin=[b"x" * 3_000_000]).decode().strip()
     process = reader._open()
     if when == "asked":

@@ -149,8 +149,8 @@ def test_mirrors_with_imported_ids_are_evicted_too(
 ) -> None:
     made = mirrors(2)
     repo = server.repo("acme/imported", {"large.bin": os.urandom(LARGE)})
-    facts = {"canonical_url": repo.url, "owner": "acme", "name": "imported"}
-    imported = mirror_of(Repository.objects.create(repository_id=public_id, **facts))
+    fields = {"canonical_url": repo.url, "owner": "acme", "name": "imported"}
+    imported = mirror_of(Repository.objects.create(repository_id=public_id, **fields))
     fetch(imported, repo)
     used(imported, minutes_ago=30)
     made.append(imported)

@@ -41,7 +41,7 @@ def test_program_with_endless_output_is_killed() -> None:
     assert program.returncode is not None
 
 
-def test_early_reader_ends_the_program() -> None:
+def test_program_ends_when_its_reader_stops_early() -> None:
     program = process(r"printf 'one\0'; sleep 60")
     read = records(program, 1000)
     assert next(read) == b"one"

@@ -252,7 +252,7 @@ def test_host_that_serves_no_commit_by_name(repo: Repo, mirror: Mirror, ref: str
 
 
 def test_ref_that_is_gone_when_it_is_fetched(repo: Repo, mirror: Mirror) -> None:
-    """The replica that serves the objects lags. That passes."""
+    """The replica that serves the objects lags, for a while."""
     head = ask(repo, "dev")
     repo.delete_ref("refs/heads/dev")
     for name in ("v1", "v2", "of-a-tag"):

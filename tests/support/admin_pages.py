@@ -26,7 +26,7 @@ ROOT = "/admin/"
 SELECTED = 60
 CHOICES = 8
 SEARCHES = ("acme", "src/", "HTTP 500", "Portal 00")
-"""Texts for the search box of every page. Each finds something else."""
+"""Texts for the search box of every page. Each finds different rows."""
 NO_PAGE = {403, 404, 405}
 """Adding runs by hand, a fragment of another model, a button that accepts POST only."""
 

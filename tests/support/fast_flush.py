@@ -15,7 +15,7 @@ from django.test import TransactionTestCase
 
 from docora.db import append_only, prepared
 
-_TOMORROW = datetime(9999, 1, 1, tzinfo=UTC)  # later than what any test has recorded
+_FAR_FUTURE = datetime(9999, 1, 1, tzinfo=UTC)  # later than what any test has recorded
 _MADE_BY_MIGRATIONS = {
     "auth_group", "auth_group_permissions", "auth_permission", "django_content_type", "django_migrations",
 }  # fmt: skip
@@ -41,13 +41,13 @@ def empty(_case: object = None) -> None:
     with transaction.atomic(), connection.cursor() as cursor:
         if connection.vendor == "postgresql":  # accepts several statements at once
             statements = ["; ".join(statements)]
-        with append_only.deletes_before(connection, "deliveries_app_auditentry", _TOMORROW):
+        with append_only.deletes_before(connection, "deliveries_app_auditentry", _FAR_FUTURE):
             for statement in statements:
                 cursor.execute(statement)
 
 
 def _must_reconnect(_case: object) -> bool:
-    """Return whether the connection has a state that may last."""
+    """Return whether the connection must be replaced. If not, drop the state of its session."""
     if connection.vendor != "postgresql" or connection.errors_occurred:
         return True
     with connection.cursor() as cursor:

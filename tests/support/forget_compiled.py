@@ -1,7 +1,7 @@
 """Let queries whose SQL is built once follow a changed setting.
 
 Settings never change in a process of Docora, only in tests. `LEASE_SECONDS` is the only one in the SQL of these queries
-(`test_compiled.py`). To build it again takes longer than many tests, so other settings don't cause it.
+(`test_compiled.py`). Building it again takes longer than many tests, so other settings don't cause it.
 """
 
 from django.core.signals import setting_changed

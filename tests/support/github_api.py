@@ -156,7 +156,7 @@ class _Handler(Handler):
 
 
 class GitHubServer(GitServer):
-    """The git server of the demo, which answers `/api/v3` from `github`."""
+    """The git server of the tests, which also answers `/api/v3` from `github`."""
 
     handler = _Handler
     github: GitHub

@@ -92,7 +92,7 @@ class Person:
         self.passwords_entered = 0
 
     def authorize(self, url: str) -> str:
-        """Follow the provider's redirects and fill in its forms. Return the URL at Docora that it redirects to at last."""
+        """Follow the provider's redirects and fill in its forms. Return the URL at Docora that it finally redirects to."""
         provider, data = url.partition("/oauth")[0], None
         for _ in range(15):
             try:

@@ -282,7 +282,7 @@ def _become(request: dict[str, Any], parent: int) -> None:
     stdin, stdout, stderr, _, *namespaces = request["files"]
     for number, file in enumerate((stdin, stdout, stderr)):
         os.dup2(file, number)
-    # The inherited objects take the streams for what these were in the nursery, such as files that can seek.
+    # The inherited objects remember what the streams were in the nursery, such as files that can seek.
     sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     for namespace in namespaces:
@@ -293,7 +293,7 @@ def _become(request: dict[str, Any], parent: int) -> None:
 
 
 def _set_up_docora() -> None:
-    """Do what the start of every command does. Raise an error if Docora says something meanwhile."""
+    """Do what the start of every command does. Raise an error if Docora prints something meanwhile."""
     import django
     from django.core.checks import run_checks
     from django.core.management import get_commands, load_command_class

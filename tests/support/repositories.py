@@ -16,7 +16,7 @@ Mode = Literal["100644", "100755", "120000", "160000"]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A tree entry other than a regular file.
+    """A tree entry of any kind. Plain bytes stand for an ordinary file.
 
     `content` is the content of a file, the target of a symbolic link, or the hexadecimal commit id of a submodule.
     """

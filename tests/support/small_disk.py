@@ -10,7 +10,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def mount_small_disk(folder: Path, options: str) -> None:
-    """Mount a tmpfs with these options (`size=1m`) over the folder, for this process only. It must have one thread.
+    """Mount a tmpfs with these options (`size=1m`) over the folder, for this process only, which must have one thread.
 
     Raise OSError if the process may not mount.
     """

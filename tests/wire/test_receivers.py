@@ -47,7 +47,7 @@ FILES = {f"contents/{number:02}": content for number, content in enumerate(CONTE
 
 @dataclass
 class Client:
-    """A running receiver and its copies. It keeps nothing in memory, so that tests share one."""
+    """A running receiver and its copies. It keeps nothing in memory, so tests can share one."""
 
     name: str
     folder: Path
@@ -57,7 +57,7 @@ class Client:
     _written: int = 0  # characters of the output before this test
 
     def begin(self) -> None:
-        """Begin a test without copies. Start the receiver if it does not run."""
+        """Begin a test without copies. Start the receiver if it is not running."""
         shutil.rmtree(self.folder / "copies", ignore_errors=True)
         self.servers = [server for server in self.servers if server.running]
         if not self.servers:
