@@ -116,7 +116,7 @@ def _counted(counts: Mapping[str, int]) -> Iterator[Metric]:
     for name, key, text in (
         ("delivered_files", counters.FILES, "Creates, updates and deletes that clients have acknowledged."),
         ("delivered_bytes", counters.BYTES, "Bytes of the files that clients have acknowledged."),
-        ("checks", counters.CHECKS, "Checks at git hosts whether a watched repository has changed."),
+        ("checks", counters.CHECKS, "Checks with git hosts for changes to watched repositories."),
     ):
         yield CounterMetricFamily(f"docora_{name}", text, counts[key])
     yield _latency(counts)

@@ -19,7 +19,7 @@ from docora.redis.connection import connection as redis_connection
 from docora.redis.inspect import Worker
 from docora.text import clean_text, counted, first_line, format_bytes
 
-MIN_REDIS = (7, 0)  # for `EXPIRE … NX`, which counts failures
+MIN_REDIS = (7, 0)  # for `EXPIRE … NX`, which `docora.security.throttle` uses
 _SLOW_SECONDS = 1.0
 _SKEW_SECONDS = 1.0
 _SWEEP_CONNECTIONS = 2
@@ -149,7 +149,7 @@ def check_connections() -> list[CheckMessage]:
     else:
         found.append(Warning(text, hint="Raise PostgreSQL's max_connections, or lower SYNCS_PER_WORKER."))
     if idle_timeout == "0":
-        text = "PostgreSQL doesn't end transactions that have been idle, so a frozen worker can block all others for hours."
+        text = "PostgreSQL doesn't end idle transactions, so a frozen worker can block all others for hours."
         found.append(Warning(text, hint=_ROLE_HINT))
     return found
 
@@ -188,7 +188,7 @@ def check_sqlite() -> list[CheckMessage]:
 
 
 def check_redis() -> list[CheckMessage]:
-    """Check by writing: a replica, a Redis without memory and one with a full disk all respond."""
+    """Check by writing: a replica, and a Redis whose memory or disk is full, still respond."""
     try:
         ping()
     except (AuthenticationError, ResponseError):

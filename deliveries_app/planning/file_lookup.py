@@ -121,7 +121,7 @@ def _transform(found: FileLookup, file: SourceFile, delivery_rules: DeliveryRule
         try:
             result = Transforms((step,)).apply(file)
         except TransformFailed as error:
-            return left_out(TRANSFORM_FAILED, f"{error}. The client keeps what it has of this file.")
+            return left_out(TRANSFORM_FAILED, f"{error} The client keeps what it has of this file.")
         if result is None:
             return left_out("transform", f"The transform {name_of(step)} drops it.")
         file = result

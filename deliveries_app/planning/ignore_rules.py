@@ -19,7 +19,7 @@ from deliveries_app.planning.eligibility import REGULAR, PatternCheck, Skipped
 from deliveries_app.planning.gitignore import InvalidPattern, Pattern, compile_pattern, lines_of
 from deliveries_app.planning.paths import RE2_OPTIONS
 from deliveries_app.planning.plan import DeliveryRules, PlanRefused
-from docora.text import clean_text
+from docora.text import clean_text, counted
 from repositories_app.mirror.mirror import DIRECTORY, BlobReader, Entry
 
 FILE_NAME = ".docoraignore"
@@ -149,7 +149,7 @@ def _union(regexes: Sequence[bytes]) -> re2._Regexp | None:
 def read_rules(reader: BlobReader, commit: str, delivery_rules: DeliveryRules) -> PatternRules:
     """Return all patterns that apply to a commit for a watch.
 
-    Raises `PlanRefused` if `.docoraignore` is too large or not text, because Docora would send files that it excludes.
+    Raises `PlanRefused` if `.docoraignore` is too large or not text: without its patterns, Docora would send what it excludes.
     """
     ignored = _read_ignored(reader, commit, delivery_rules.patterns)
     return PatternRules(ignored, _rules_of(delivery_rules.include), _rules_of(delivery_rules.exclude))
@@ -289,5 +289,6 @@ def describe_problems(problems: Sequence[tuple[int, bytes, str]]) -> str:
     """Return the first five problems as sentences: `Line 3 ("[a") matches nothing: its bracket is not closed.`"""
     sentences = [f'Line {number} ("{clean_text(line, 40)}") {problem}.' for number, line, problem in problems[:5]]
     if len(problems) > len(sentences):
-        sentences.append(f"{len(problems) - len(sentences):,} more lines are invalid.")
+        more = counted(len(problems) - len(sentences), "more line is", "more lines are")
+        sentences.append(f"{more} invalid.")
     return " ".join(sentences)

@@ -40,7 +40,7 @@ class SourceFile:
 
 
 class TransformFailed(Exception):
-    """A transform failed on one file. The message contains nothing of the file."""
+    """A transform failed on one file. The message contains nothing of the file's content."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Transforms:
                     result = step(file)
             except (Exception, SystemExit) as error:  # sys.exit() in a library must not end the sync
                 logger.exception("transform_failed", extra={"transform": name_of(step), "path": source})
-                raise TransformFailed(f"Transform {name_of(step)} failed: {type(error).__name__}") from error
+                raise TransformFailed(f"Transform {name_of(step)} failed: {type(error).__name__}.") from error
             if result is None:
                 return None
             if not (

@@ -173,7 +173,7 @@ def _in_doubt(found: FileLookup, row: Delivery, failed: DeliveryFailure | None) 
         again = " The repository has the file again. The next sync sends it." if found.entry else ""
         return Decision("in doubt", f"The client hasn't acknowledged its deletion.{again}")
     if row.updated_at == row.delivered_at:  # it was acknowledged last, and not announced since
-        return Decision("in doubt", "The client acknowledged it, but it is to be sent again. The next sync does that.")
+        return Decision("in doubt", "The client acknowledged it, but the next sync sends it again.")
     return Decision("in doubt", "Sent, but not acknowledged by the client. The next sync sends it again.")
 
 

@@ -58,7 +58,7 @@ class AlreadyWatched(ValueError):
 
 @dataclass(frozen=True)
 class Watched:
-    """The watch. `created` is False if the app was already watching the repository; every file is then sent again."""
+    """The watch. `created` is False if the app was already watching the repository."""
 
     watch: AppRepository
     created: bool
@@ -111,7 +111,8 @@ def validate_patterns(text: str) -> tuple[str, int]:
             raise ValidationError(f"Line {number} contains a control character. Remove it.", code="control_character")
     patterns, problems = compile_lines(text.encode())
     if problems:
-        raise ValidationError(f"{describe_problems(problems)} Fix or remove it.", code="pattern")
+        them = "it" if len(problems) == 1 else "them"
+        raise ValidationError(f"{describe_problems(problems)} Fix or remove {them}.", code="pattern")
     if len(patterns) > MAX_PATTERNS:
         raise ValidationError(f"There are {len(patterns):,} patterns. The limit is {MAX_PATTERNS:,}.", code="too_many")
     return text, len(patterns)

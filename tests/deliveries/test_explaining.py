@@ -49,7 +49,7 @@ def test_file_whose_resend_was_requested(world: World) -> None:
     world.settle()
     resend_files(Actor.command(), watch, ["a.md"])
     decision = explain_path(watch, "a.md").decision
-    assert decision == ("in doubt", "The client acknowledged it, but it is to be sent again. The next sync does that.")
+    assert decision == ("in doubt", "The client acknowledged it, but the next sync sends it again.")
     kill_worker(world, watch, lambda note: note.path == "a.md")
     assert explain_path(watch, "a.md").decision.message.startswith("Sent, but not acknowledged by the client.")
 
@@ -284,7 +284,7 @@ def test_dropping_and_failing_transforms_are_named(world: World, settings) -> No
     world.sync(other)
     why = explain_path(other, "c.md")
     assert why.decision.state == "failed"
-    assert "transform picky failed: ValueError" in why.decision.message
+    assert "transform picky failed: ValueError. The client keeps what it has" in why.decision.message
     assert why.failure
 
 

@@ -205,6 +205,11 @@ def test_unusable_ignore_file_fails_the_sync(world: World, content: bytes, messa
     ("text", "message"),
     [
         ("a\n[b\nc", 'Line 2 ("[b") matches nothing: its bracket is not closed. Fix or remove it.'),
+        (
+            "[a\n" * 6,
+            " ".join(f'Line {number} ("[a") matches nothing: its bracket is not closed.' for number in range(1, 6))
+            + " 1 more line is invalid. Fix or remove them.",
+        ),
         ("a\nb\0c", "Line 2 contains a control character. Remove it."),
         ("a\x1b[2J", "Line 1 contains a control character. Remove it."),
         ("lone \ud800", "Line 1 contains a control character. Remove it."),

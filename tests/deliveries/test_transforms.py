@@ -137,7 +137,7 @@ def test_transform_that_raises_fails_only_its_file(world: World, use) -> None:
     watch = world.sync(watch)
     failure = watch.failures.get()
     assert (failure.path, failure.kind, failure.cause) == ("bad", "failed", "transform")
-    assert failure.message == "Transform picky failed: ValueError"
+    assert failure.message == "Transform picky failed: ValueError."
     assert set(world.copy(watch)) == {"good"}
     assert (watch.status, watch.files_failing, watch.tree_files) == (Status.PENDING, 1, 2)
     assert "secret" not in watch.last_error
@@ -151,7 +151,7 @@ def test_transform_that_exits_fails_only_its_file(world: World, use) -> None:
     use("Quits")
     _, watch = world.watch({"bad": b"poison", "good": b"good"})
     watch = world.sync(watch)
-    assert watch.failures.get().message == "Transform quits failed: SystemExit"
+    assert watch.failures.get().message == "Transform quits failed: SystemExit."
     assert set(world.copy(watch)) == {"good"}
 
 
