@@ -84,7 +84,7 @@ class AuditedAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # not generic a
             super().delete_queryset(request, queryset)
 
     def _record(self, request: HttpRequest, rows: Iterable[Model], verb: str, message: Any) -> None:
-        # No default in this class: it comes before the model admin, so it would replace that one's choice.
+        # No class-level default: this class comes first in the MRO, so it would override the model admin's own value.
         if getattr(self, "audited_by_services", False):
             return
         kind = "other" if not self._is_account else "group" if self.model is Group else "user"

@@ -54,7 +54,7 @@ def request_sync(watches: AppRepositoryQuerySet, **changes: Any) -> list[int]:
 
 
 def enqueue(watch: AppRepository) -> None:
-    """Enqueue a watch that is already marked as due in the high queue, after the current transaction commits.
+    """Put a watch that is already due into the high queue, after the current transaction commits.
 
     If `HIGH_JOBS_PER_APP` jobs of its app wait there, leave it to `enqueue_due`. Otherwise an app that adds a thousand
     repositories would delay all others.
@@ -104,7 +104,7 @@ def enqueue_due(*, after_job: bool = False) -> int:
     enqueued = {*waiting, *high}
     with queues.only_one("enqueue_due", seconds=5) as is_first:
         rows: list[Any] = _next_due() if is_first else []
-        startable = (watch for watch in rows if not watch.finds_none and watch.job_id not in enqueued)
+        startable = (watch for watch in rows if not watch.finds_no_slot and watch.job_id not in enqueued)
         return sum(queues.enqueue("default", owned=False, **_job(watch)) for watch in startable)
 
 
@@ -119,8 +119,8 @@ def _next_due() -> QuerySet[AppRepository]:
     turn = Window(RowNumber(), partition_by="app_id", order_by=order)
     due = AppRepository.objects.due().free().startable().alias(turn=turn)
     # If an app has no free slot, one of its watches asks for one. The others would find none.
-    rows = due.annotate(finds_none=Case(When(app_is_full(), turn__gt=1, then=True), default=False))
-    rows = rows.order_by("finds_none", "turn", "next_sync_at", "pk").select_related("app", "repository")
+    rows = due.annotate(finds_no_slot=Case(When(app_is_full(), turn__gt=1, then=True), default=False))
+    rows = rows.order_by("finds_no_slot", "turn", "next_sync_at", "pk").select_related("app", "repository")
     return rows.only("crash_count", "lease_until", "app__app_id", "repository__repository_id")[:ENQUEUE_AHEAD]
 
 

@@ -127,7 +127,7 @@ def check_roles() -> list[CheckMessage]:
 def check_files() -> list[CheckMessage]:
     """Check that other users cannot read keys or enter the folders. Group access may be intended.
 
-    A file of another user that this process reads through its group is fine: the handbook installs the settings so.
+    A file of another user that this process reads through its group is fine: the handbook installs the settings that way.
     """
     data, repos = Path(settings.DATA_DIR), Path(settings.REPOS_DIR)
     messages: list[CheckMessage] = []
@@ -158,7 +158,7 @@ def _name(user: int) -> str:
 
 
 def check_disk() -> list[CheckMessage]:
-    """Check the free space for the next fetch, which writes at most `MAX_FETCH_BYTES` into `REPOS_DIR`."""
+    """Check that both folders are writable and have free space. A fetch writes up to `MAX_FETCH_BYTES` into `REPOS_DIR`."""
     wanted = {"DATA_DIR": _FULL_BYTES, "REPOS_DIR": max(_FULL_BYTES, settings.MAX_FETCH_BYTES)}
     return [_check_folder(name, Path(getattr(settings, name)), size) for name, size in wanted.items()]
 
@@ -170,8 +170,8 @@ def _check_folder(name: str, folder: Path, wanted: int) -> CheckMessage:
     free = shutil.disk_usage(folder).free
     text = f"{name} ({folder}) is writable and has {format_bytes(free)} free."
     if free < _FULL_BYTES:
-        lost = "fetched" if name == "REPOS_DIR" else "recorded"
-        hint = f"Free up space, or move it to a separate disk. Without free space, nothing can be {lost}."
+        action = "fetched" if name == "REPOS_DIR" else "recorded"
+        hint = f"Free up space, or move it to a separate disk. Without free space, nothing can be {action}."
         return Error(text, hint=hint)
     if free < wanted:
         hint = f"A fetch may write up to {format_bytes(wanted)} (MAX_FETCH_BYTES). Free up space, or lower the limit."
@@ -232,7 +232,7 @@ def check_backlog() -> list[CheckMessage]:
 
 
 def _has_idle_workers() -> bool:
-    """Return whether workers are idle although jobs wait or repositories are due without a job."""
+    """Return whether all workers are idle, or some are while no job waits for them."""
     signs = heartbeat.read()
     return signs is not None and len(signs.workers) > signs.active and (signs.active == 0 or signs.waiting == 0)
 

@@ -118,7 +118,7 @@ def _failed_paths(watch_pk: int) -> "QuerySet[DeliveryFailure, str]":
 
 
 class HeldFile(NamedTuple):
-    """A file that the app has acknowledged, in query order."""
+    """A file that the app has acknowledged. The fields are in query order."""
 
     path: str
     sha: str

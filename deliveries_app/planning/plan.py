@@ -117,7 +117,7 @@ class DeliveryRules:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of everything except the tree that decides what is sent. If it changes, a full plan is needed."""
+        """A hash of everything that decides what is sent, except the tree. If it changes, a full plan is needed."""
         patterns = hashlib.sha256(self.patterns.encode()).hexdigest()
         text = f"3|{self.floor}|{self.max_file_bytes}|{MAX_PATH_BYTES}|{patterns}|{self.transforms.fingerprint}"
         if self.include or self.exclude:
@@ -190,7 +190,7 @@ class Plan:
 
     @property
     def repeats_deletes(self) -> bool:
-        """Whether deletes that were sent before come before other files."""
+        """Whether the plan repeats a delete before it sends other files."""
         deletes = self.count(Kind.DELETE)
         return self.files > deletes > 0 and any(change.sequence is not None for change in self.phase(Kind.DELETE))
 

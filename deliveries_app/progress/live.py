@@ -169,8 +169,8 @@ def _part(run: SyncRun) -> dict[str, int]:
 def seed_operation(operation: BulkOperation) -> None:
     """Set an open operation's counters from the rows if Redis has none. Call only where the rows are written.
 
-    The operation may end at the same time. Its counters are removed after that commit: either they were set before it,
-    or the end is visible here afterwards.
+    The operation may end at the same time. Its end removes the counters after its commit. If they are set here after that,
+    the end is already visible, and they are removed here.
     """
     parts = {str(run.pk): _part(run) for run in operation.runs.only("outcome", "started_at", *_COUNTS)}
     counts = {name: sum(part[name] for part in parts.values()) for name in (*_COUNTS, *_ENDINGS)}

@@ -81,7 +81,7 @@ def open_run(
 
 
 def add_unreleased(operation: BulkOperation, watch_pks: Sequence[int]) -> None:
-    """Store these watches as not released yet, in their order of release, and with canaries, one for each app.
+    """Store these watches as not released yet, in their order of release, and one canary for each app if canaries are used.
 
     The apps take turns. The first watch of each app is healthy if possible and has few files, but at least one.
     """
@@ -151,12 +151,12 @@ def set_totals(run: SyncRun, *, files: int, size: int, left_out: Mapping[str, in
     run.left_out = dict(left_out)
     run.attempts += 1
     changed = ["files_total", "bytes_total", "files_failed", "files_skipped", "left_out", "commit_sha", "attempts"]
-    # By the database's clock, as the end: the clocks of two workers may differ.
+    # By the database's clock, like the end: the clocks of two workers may differ.
     if run.pk:
         _run.update(run.pk, started_at=_STARTED_AT, **{name: getattr(run, name) for name in changed})
         run.started_at = run.started_at or timezone.now()
     else:
-        run.started_at = Now()  # `save` replaces it by the time
+        run.started_at = Now()  # `save` replaces it with the time
         run.save()
 
 
@@ -174,7 +174,7 @@ def set_left_out(run: SyncRun, left_out: Mapping[str, int]) -> None:
 
 
 def seed(run: SyncRun) -> bool:
-    """Set the live counters from the rows. Call after the commit. Return False if the run's must be seeded again."""
+    """Set the live counters from the rows. Call after the commit. Return False if the run must be seeded again."""
     is_shown = live_counters.start(run.run_id, live.run_counts(run))
     if run.operation:
         live.show_in_operation(run, run.operation)
@@ -202,7 +202,7 @@ def count(run: SyncRun, *, files_done: int, bytes_done: int, files_failed: int) 
 
 
 def show(run: SyncRun, *, files_done: int, bytes_done: int, files_failed: int) -> bool:
-    """Advance the live counters. Call after the batch's commit. Return False if the run's must be seeded again."""
+    """Advance the live counters. Call after the batch's commit. Return False if the run must be seeded again."""
     deltas = {"files_done": files_done, "bytes_done": bytes_done, "files_failed": files_failed}
     is_shown = live_counters.advance(run.run_id, **deltas)
     if run.operation:
@@ -213,8 +213,8 @@ def show(run: SyncRun, *, files_done: int, bytes_done: int, files_failed: int) -
 def end_runs(watch_pk: int, generation: int, outcome: Outcome, error: str = "") -> None:
     """End every open run of the watch up to `generation`, and close operations that have no open runs left.
 
-    Only the newest ends with `outcome` and `error`. It is a re-sync if there are others: every other request takes over the
-    open ones.
+    Only the newest ends with `outcome` and `error`, the others as superseded. There are others only if it is a re-sync: any
+    other request takes over the open runs.
     """
     runs = open_runs(watch_pk, generation)
     _end(runs[1:], Outcome.SUPERSEDED)

@@ -64,8 +64,8 @@ def of_user(user: User | AnonymousUser, apps: Apps, watches: int) -> Checklist |
     """Return the checklist, or None if the user can do none of the steps, all are done, or the instance is in use.
 
     An instance is in use once it has a second app or more than ten watched repositories, or a week after its first app
-    was registered. The list is for people who are new to Docora, so imported instances never show it. Deciding this
-    needs no query; a shown list needs one.
+    was registered. The list is for people who are new to Docora: an imported app keeps its time of registration, so few
+    imported instances show it. Deciding this needs no query; a shown list needs one.
     """
     if apps.total > 1 or watches > _IN_USE_WATCHES:
         return None

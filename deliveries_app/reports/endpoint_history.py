@@ -64,7 +64,7 @@ class History(Hours):
 
     @property
     def latency(self) -> str:
-        """The path of the average time of a request."""
+        """The SVG path of the average request time of each hour."""
         return chart.steps([hour.seconds for hour in self.hours])
 
     @property
@@ -94,7 +94,9 @@ def of_app(app: App, hours: int, *, names_operations: bool = True) -> History:
 def _marks(app: App, since: datetime, *, names_operations: bool) -> list[Mark]:
     """Return the marks since then: re-syncs that involve the app, and entries of the audit log."""
     resyncs = progress_context.involving(app).filter(kind=OperationKind.RESYNC, created_at__gte=since)
-    single = Q(app_id=app.app_id, action=AuditAction.RESYNC, operation_id="")  # of one repository, such as by the app
+    single = Q(
+        app_id=app.app_id, action=AuditAction.RESYNC, operation_id=""
+    )  # of one repository, for example by the app
     about = Q(app_id=app.app_id, action__in=list(_OF_APP)) | Q(action__in=list(_OF_ALL)) | single
     entries = AuditEntry.objects.filter(about, created_at__gte=since)
     return [

@@ -187,7 +187,7 @@ def outcomes(operations: Iterable[BulkOperation]) -> dict[int, Outcomes]:
     )
     of_runs = {row["operation"]: row for row in counted}
     nothing = dict.fromkeys([*PARTS, *(f"sum_{name}" for name in _SUMMED)], 0)
-    # Those of open gradual operations. Some may have been removed since.
+    # Open operations count their rows: `total` also includes watches that were unwatched before their release.
     pending = PendingRelease.objects.filter(operation__in=[operation.pk for operation in operations]).order_by()
     unreleased = dict(pending.values_list("operation").annotate(Count("pk")))
     result = {}

@@ -202,7 +202,7 @@ def _sample(watches: AppRepositoryQuerySet) -> list[AppRepository]:
 
 
 def _with_sizes(watches: AppRepositoryQuerySet) -> AppRepositoryQuerySet:
-    """Annotate `files` and `size`: the watch's own, or those of the newest snapshot before its first sync."""
+    """Annotate `files` and `size`: the watch's own, or before its first sync, those of the newest snapshot."""
     newest = Snapshot.objects.filter(repository=OuterRef("repository")).order_by("-created_at", "-pk")
     is_known = Q(tree_files__gt=0) | ~Q(last_commit="")  # it may have none, if all are excluded
     return watches.annotate(

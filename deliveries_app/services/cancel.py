@@ -157,7 +157,7 @@ def _cancel(open_runs: QuerySet[SyncRun], error: str = "", *, also_locked: Itera
 
 def _idle_fields() -> dict[str, object]:
     """Return the fields that leave a watch idle until the next rescan, with the status that follows from its other fields."""
-    # Unless a sync was requested: HEAD may have moved.
+    # Not if a sync has been requested since the last claim: HEAD may have moved.
     is_synced = Q(status=Status.SYNCED, request_count=F("claimed_request_count"))
     is_synced &= Q(seen_commit__in=["", F("last_commit")])  # otherwise the host served an older commit than its HEAD
     return {

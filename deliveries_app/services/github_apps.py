@@ -57,7 +57,7 @@ def save_github_app(
 ) -> None:
     """Save the credentials. Raises `ValidationError`.
 
-    Of stored ones, save only the fields named in `changed`, and the `private_key` unless it is empty.
+    Of credentials that are already stored, save only the fields named in `changed`, and the `private_key` unless it is empty.
     """
     actor.require(Permission.CHANGE_GITHUB_APPS if github_app.pk else Permission.ADD_GITHUB_APPS)
     github_app.host = validate_host(github_app.host)

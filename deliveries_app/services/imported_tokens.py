@@ -29,7 +29,7 @@ except ImportError:  # an installation without the extra `import`
 HASH = re.compile(r"\$2[aby]\$(0[4-9]|1[0-4])\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}")
 """bcrypt hashes of at most cost 14, which takes about a second to check.
 
-The 22nd character of the salt encodes the last two of its 128 bits. For any other one, bcrypt raises `ValueError`.
+The 22nd character of the salt encodes the last two of its 128 bits. For any character but these four, bcrypt raises `ValueError`.
 """
 REMEMBERED_SECONDS = 600
 _TOKEN = re.compile("docora_[0-9a-f]{64}")  # 71 bytes; bcrypt takes 72

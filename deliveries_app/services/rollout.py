@@ -257,7 +257,7 @@ def _release(operation: BulkOperation, now: datetime, watches: Collection[int]) 
 
 
 def _start_canaries(operation: BulkOperation, opened: Sequence[SyncRun]) -> None:
-    """Of each app that waits for its canary, make the run of its released watch the canary's."""
+    """Start the waiting canary of each app that has a released watch: give the canary that watch's run."""
     run_of_app = {run.watch.app_id: run for run in opened if run.watch}
     for canary in operation.canaries.filter(state=CanaryState.WAITING, app__in=run_of_app):
         run = run_of_app[canary.app_id]

@@ -83,7 +83,7 @@ def rotate_app_token(actor: Actor, app: App, *, overlap: timedelta = OVERLAP) ->
         row = lock_app(actor, app, Permission.REPLACE_SECRETS)
         until = from_now(overlap.total_seconds())
         app.tokens.update(expires_at=Least(Coalesce(F("expires_at"), until), until))
-        # Zero overlap deletes without comparing times: SQLite compares text, whose length differs within a millisecond.
+        # Zero overlap deletes without comparing times: SQLite compares them as text, which fails within a millisecond.
         (app.tokens.filter(expires_at__lte=Now()) if overlap else app.tokens.all()).delete()
         token = create_token(app)
         expiries = app.tokens.filter(expires_at__isnull=False).order_by("-expires_at")

@@ -14,8 +14,8 @@ _SLICE = 1000
 def detach_history(users: Iterable[Any]) -> None:
     """Clear these users from their runs, bulk operations and checks. Call this outside a transaction, before deleting them.
 
-    Django's deletion would do so in one transaction that locks operations before runs. All others lock them the other way
-    round, so it could deadlock with a worker or a cancel.
+    Django's deletion would do so in one transaction that locks operations before runs. Everything else locks them the other
+    way round, so it could deadlock with a worker or a cancel.
     """
     pks = [user.pk for user in users]
     for model in (SyncRun, BulkOperation, DriftCheck):

@@ -29,7 +29,7 @@ from repositories_app.git.url import parse_url
 
 
 def ensure_watched(actor: Actor, app: App, url: str, **settings: Unpack[GivenOptions]) -> Watched:
-    """Watch the repository with these settings. Do nothing if the app already does.
+    """Watch the repository with these settings, or apply them to the app's existing watch.
 
     Settings that are left out keep their value. A new repository, a new token and a new branch or tag are checked with git
     first. Only the differences that another branch or other patterns make are sent. Raises the errors of `watch_repository`.
@@ -63,8 +63,8 @@ def change_watch(
       `include_patterns` (empty for all) and don't match `exclude_patterns`.
     - `github_url` is another spelling of the URL, which notifications and API responses repeat.
 
-    Delivery records are kept. All but a spelling enqueue a sync, which sends only what differs from the files that the app
-    has. Raises `ValidationError`, whose code names the list of patterns, `GitError` if the repository cannot be read, and
+    Delivery records are kept. Any change except a spelling enqueues a sync, which sends only what differs from the files that
+    the app has. Raises `ValidationError`, whose code names the list of patterns, `GitError` if the repository cannot be read, and
     `NotFound` if it is no longer watched.
     """
     actor.require(Permission.CHANGE_WATCHES)

@@ -136,7 +136,7 @@ class _Round:
         """Check these watches and record the answers. Return the queries that `ls_heads_by_git` has to make."""
         undecryptable = {watch for watch in watches if _is_undecryptable(watch)}
         readable = [watch for watch in watches if watch not in undecryptable]
-        for needs_token in (False, True):  # these last: GitHub may take long to issue their tokens
+        for needs_token in (False, True):  # with a GitHub App last: GitHub may take long to issue tokens
             part = [watch for watch in readable if (watch.github_app is not None) == needs_token]
             if part:
                 self._ask_hosts(part)

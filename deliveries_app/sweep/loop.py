@@ -62,7 +62,7 @@ def _enqueue_due() -> int:
 
 
 class _EnqueueDue:
-    """Call `_enqueue_due` at most once every `_WAKE_SECONDS`. With `beats`, then record a heartbeat, until one fails.
+    """Call `_enqueue_due` at most once every `_WAKE_SECONDS`. With `beats`, record a heartbeat after each call, until one fails.
 
     Raises `Interrupted` once the process was asked to stop, so that a git host that hangs does not delay its end.
     """

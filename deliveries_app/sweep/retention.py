@@ -131,7 +131,7 @@ def _old_operations(now: datetime) -> QuerySet[BulkOperation]:
 
 
 def _old_runs(now: datetime, operations: QuerySet[BulkOperation]) -> QuerySet[SyncRun]:
-    """Return the runs that may be removed by the rules above. Runs of a deleted watch may always be removed."""
+    """Return the runs that may be removed by the rules above. Without its watch, a run is kept only for its operation."""
     days = settings.SYNC_RUN_RETENTION_DAYS
     old: QuerySet[SyncRun] = _older(_older(SyncRun.objects.all(), "ended_at", days, now), "created_at", days, now)
     # A later run was also created later, unless a clock was set back. This condition lets an index find the newest runs first.

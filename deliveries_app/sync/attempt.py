@@ -215,7 +215,7 @@ class Attempt:
         return head
 
     def _read_with_token[T](self, call: Callable[[str], T]) -> T:
-        """Return `call` with the token that reads the repository: the watch's own, or one of the app's GitHub App."""
+        """Return `call(token)` for the token that reads the repository: the watch's own, or one of the app's GitHub App."""
         watch = self.watch
         result = github.read(watch.github_app, watch.github_url, watch.github_token, call, self._alive)
         self._read_at = self.lease.clock.now()
@@ -315,7 +315,7 @@ class Attempt:
         return self.watch.app.send_sync_completed and not is_notified
 
     def _deliver(self, head: Head, plan: Plan, reader: BlobReader, *, is_same_target: bool) -> None:
-        """Send the plan in the requested run or a new one, and end the attempt. `is_same_target`: as the last attempt's."""
+        """Send the plan in the requested run or a new one, and end the attempt. `is_same_target`: as in the last attempt."""
         commit = head.commit
         remarks = [(cause, count) for cause, count in self.watch.left_out.items() if cause in REMARKS]
         unequal = {"base_commit": "", "base_rules": "", **delivery_rows.tree_fields(plan, remarks)}
@@ -390,8 +390,10 @@ class Attempt:
                 self._record_failed_files(recorder, fields)
             else:
                 again = self._lag_seconds(commit)
-                waits = self.sync_run is not None and self.lease.had_check  # for an attempt that has nothing to send
-                outcomes.succeeded(self.lease, fields, next_sync_in=0.0 if waits else again)
+                check_waits = (
+                    self.sync_run is not None and self.lease.had_check
+                )  # for an attempt that has nothing to send
+                outcomes.succeeded(self.lease, fields, next_sync_in=0.0 if check_waits else again)
             if self.sync_run:
                 runs.set_left_out(self.sync_run, fields["left_out"])
             settle_completed(self.lease)

@@ -16,7 +16,7 @@ class Paused(Exception):
 
 
 class SliceOver(Exception):
-    """Another app waits for a worker, and this attempt's slice is over. The run continues later."""
+    """Another watch waits for a worker or a slot, and this attempt's slice is over. The run continues later."""
 
 
 class EndpointDown(Exception):

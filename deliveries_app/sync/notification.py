@@ -27,7 +27,7 @@ class Notification:
     sequence: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.sequence = self.change.sequence or 0  # `commit` replaces 0 by a new number
+        self.sequence = self.change.sequence or 0  # `Recorder.commit` replaces 0 with a new number
 
 
 @dataclass(frozen=True, slots=True)

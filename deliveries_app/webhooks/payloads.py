@@ -19,7 +19,7 @@ from docora.security.redaction import MASK
 
 @dataclass(frozen=True, slots=True)
 class RepositoryInfo:
-    """The `repository` object of every body, which orjson writes. `github_url` is exactly as the app supplied it."""
+    """The `repository` object in bodies. orjson serializes it as it is. `github_url` is exactly as the app supplied it."""
 
     repository_id: str
     github_url: str
@@ -82,7 +82,7 @@ def file_body(
 
 
 def delete_body(repository: RepositoryInfo, path: str, sha: str, commit_sha: str, moment: datetime) -> bytes:
-    """Return the body of `delete`: the path and the last sha sent to the app."""
+    """Return the body of `delete`. `sha` is what the app last acknowledged or, if there is none, was last sent."""
     return orjson.dumps(
         {
             "repository": repository,

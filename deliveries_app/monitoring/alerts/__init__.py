@@ -3,7 +3,7 @@
 Alerts are off unless `ALERT_EMAILS` or `ALERT_WEBHOOK_URL` is set. Without those and without a mail server, nothing here
 queries the database.
 
-- `detect` finds problems and stores them in rows, at most once every half minute across all processes. Each beginning and
+- `detect` finds problems and stores them in rows, at most once every 20 seconds across all processes. Each beginning and
   each end is stored with the number of the round that found it.
 - `notify` sends each channel what began and ended since the last round it reported. A channel that was down gets everything in
   one message when it recovers, and nothing has to be queued.

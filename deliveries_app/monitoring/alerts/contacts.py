@@ -43,7 +43,7 @@ def send_due() -> None:
 
 
 def _claim() -> list[ContactMail]:
-    """Claim all due rows of one app and address, oldest first. Return an empty list if another process was faster."""
+    """Claim all due rows of one app and address, oldest first. Return none if nothing is due or another process was faster."""
     is_due = Q(due_at=None) | Q(due_at__lte=Now())
     due = ContactMail.objects.filter(is_due, sent_at=None).order_by("created_at", "pk")
     while (first := due.first()) is not None:
