@@ -258,6 +258,8 @@ class _Conversation:
             return _absent(self.github_app, self.url)
         if outcome.status == 422:
             return Access(problem=_no_permission(self.github_app, self.url))
+        if not self._installation and outcome.status and 300 <= outcome.status < 400:
+            return Access(problem=git_errors.moved(""))
         return Access(problem=_problem_of(self.github_app, outcome))
 
     def _take(self, answer: Any) -> Access | None:
@@ -298,7 +300,7 @@ def _malformed(github_app: GitHubApp) -> GitError:
 
 
 def _problem_of(github_app: GitHubApp, outcome: Outcome) -> GitError:
-    """Return the error for a refusal or no response. Except for a redirect, it concerns only the GitHub App's watches."""
+    """Return the error for a refusal or no response. It concerns only the GitHub App's watches."""
     if outcome.cause is not None:
         # `reached`, because the API's host has failed, which proves nothing about the git host.
         error = git_errors.unreachable(outcome.cause, outcome.message, reached=True)
@@ -318,8 +320,6 @@ def _problem_of(github_app: GitHubApp, outcome: Outcome) -> GitError:
     if status == 403:
         message = f"GitHub refused access to the GitHub App {github_app}. Its installation may be suspended."
         return GitError(Cause.AUTH, message, permanent=True)
-    if 300 <= status < 400:
-        return git_errors.moved("")
     error = _failure(
         Cause.NETWORK, f"Couldn't get a token for the GitHub App {github_app}: GitHub returned HTTP {status}."
     )

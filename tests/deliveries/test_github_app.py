@@ -570,3 +570,16 @@ def test_installations_are_listed(api: GitHub, github_app, installation: Install
     api.replies = [(401, {}, {})]
     with pytest.raises(GitError, match="refused the key"):
         github.installations(github_app)
+
+
+def test_redirect_of_another_call_does_not_mean_that_the_repository_moved(api: GitHub, github_app, repo: Repo) -> None:
+    """Only the first call names the repository. A wrong address of the API must not fail it for other apps."""
+    elsewhere = 301, {"Location": "/elsewhere"}, {}
+    api.replies = [(200, {}, {"id": 7}), elsewhere]
+    errors = [problem(github_app, repo.url)]
+    api.replies = [elsewhere]
+    with pytest.raises(GitError) as raised:
+        github.installations(github_app)
+    for error in [*errors, raised.value]:
+        assert "GitHub App Docora Reader: GitHub returned HTTP 301" in str(error)
+        assert (error.cause, error.permanent, error.for_every_watcher) == (Cause.NETWORK, False, False)
