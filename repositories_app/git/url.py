@@ -23,6 +23,7 @@ MAX_LENGTH = 2048
 MAX_SEGMENTS = 21  # a GitLab project 20 groups deep
 MAX_OWNER = 255  # characters, as in the database
 _FORM = "https://<host>/owner/name"
+_NO_HOST = f"The repository URL must name a host, such as github.com: {_FORM}."
 _SEGMENT = re.compile(r"(?!-)[A-Za-z0-9._-]{1,200}")
 _GROUP = re.compile(r"~?(?!-)[A-Za-z0-9._-]{1,200}")  # Bitbucket Data Center and sourcehut: ~user
 _ESCAPED = re.compile(r"(?!-)(?:[A-Za-z0-9._-]|%[0-9A-Fa-f]{2}){1,600}")
@@ -65,7 +66,7 @@ def parse_url(url: str) -> RepositoryUrl:
     try:
         parts = urlsplit(url)
     except ValueError:
-        raise InvalidUrl(f"The repository URL must look like {_FORM}.") from None
+        raise InvalidUrl(_NO_HOST) from None
     host, port = _host_and_port(parts.netloc, _DEFAULT_PORTS[parts.scheme])
     place = host if port == _DEFAULT_PORTS[parts.scheme] else f"{host}:{port}"
     owner, name, path = _parse_path(host, parts.path)
@@ -110,7 +111,7 @@ def _host_and_port(authority: str, default_port: int) -> tuple[str, int]:
         host, _, rest = authority.partition("]")
         host, colon, digits = f"{host}]", rest[:1], rest[1:]
     if not _HOST.fullmatch(host) or colon not in {"", ":"}:
-        raise InvalidUrl(f"The repository URL must name a host, such as github.com: {_FORM}.")
+        raise InvalidUrl(_NO_HOST)
     if colon and not (_PORT.fullmatch(digits) and int(digits) <= 65535):
         raise InvalidUrl("The port in the repository URL must be a number from 1 to 65535.")
     host, port = host.lower(), int(digits) if colon else default_port

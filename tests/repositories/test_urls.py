@@ -266,9 +266,9 @@ REFUSED = [
     ("https://github.com,evil.example/acme/widgets", HOST),
     ("https://*.github.com/acme/widgets", HOST),
     ("https://[fe80::1%25eth0]/acme/widgets", HOST),
-    ("https://[::1/acme/widgets", FORM),
-    ("https://::1]/acme/widgets", FORM),
-    ("https://[::1]evil/acme/widgets", FORM),
+    ("https://[::1/acme/widgets", HOST),
+    ("https://::1]/acme/widgets", HOST),
+    ("https://[::1]evil/acme/widgets", HOST),
     ("https://[v1.x]/acme/widgets", HOST),
     ("https://::1/acme/widgets", HOST),
     ("https://g\u0456thub.com/acme/widgets", "plain ASCII"),  # a Cyrillic letter
