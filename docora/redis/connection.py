@@ -78,9 +78,11 @@ def problem(error: RedisError) -> str:
     is_embedded = embedded_redis_url(settings.DATA_DIR) == settings.REDIS_URL
     if "MISCONF" in cause or "No space left on device" in cause:  # Redis refuses every write until it can store it
         reason = cause.rpartition("MISCONF ")[2]
-        state = "is full" if "No space left on device" in cause else "cannot be written"
+        state, advice = "cannot be written", "Check free space and permissions"
+        if "No space left on device" in cause:
+            state, advice = "is full", "Free up space"
         disk = f"The disk of the data directory {settings.DATA_DIR}" if is_embedded else "The disk of the Redis server"
-        return f"{disk} {state}, so Redis refuses every write: {reason}. Free up space there; then syncing continues."
+        return f"{disk} {state}, so Redis refuses every write: {reason}. {advice} there; then syncing continues."
     if isinstance(error, AuthenticationError | ResponseError) and re.search("NOAUTH|HELLO must be called", cause):
         return "Redis requires a password. Put it into REDIS_URL: redis://:password@host:6379/0"
     if is_embedded:

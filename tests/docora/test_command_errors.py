@@ -8,6 +8,7 @@ import psycopg
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, InternalError, NotSupportedError
+from redis.exceptions import ResponseError
 
 from docora.cli import commands
 from docora.cli.main import error_message
@@ -190,6 +191,14 @@ def test_redis_that_requires_a_password(valkey_server: ValkeyServer, instance_en
     assert (code, out) == (1, "")
     assert err.splitlines()[-1] == "Redis requires a password. Put it into REDIS_URL: redis://:password@host:6379/0"
     assert "Traceback" not in err
+
+
+def test_redis_that_may_not_write_its_file_is_not_called_full() -> None:
+    error = ResponseError("MISCONF Errors writing to the AOF file: Permission denied")
+    assert error_message(error) == (
+        "The disk of the Redis server cannot be written, so Redis refuses every write: Errors writing to the AOF file: "
+        "Permission denied. Check free space and permissions there; then syncing continues."
+    )
 
 
 def test_createsuperuser_before_the_migration_names_this_program(tmp_path: Path) -> None:
