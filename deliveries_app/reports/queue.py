@@ -146,7 +146,7 @@ def read_queue() -> QueueView:
         return Line(watch, run, progress.get(run.pk) if run else None, checks.get(watch.pk), **more)
 
     workers = _workers(queue.workers if queue else [], running)
-    alive = {worker.worker.name for worker in workers if not worker.worker.is_gone}
+    alive = {worker.worker.name for worker in workers if not worker.worker.is_gone} if queue else None
     return QueueView(
         pause=pause,
         queue=queue,
@@ -202,14 +202,17 @@ def _why_waiting(watch: AppRepository) -> str:
     return f"{watch.state.label!s}{until}: {watch.detail.label}"
 
 
-def _lease_message(watch: Any, alive: set[str]) -> str:
-    """Say what happens next if the worker has stopped extending its lease. Empty while the worker extends it."""
+def _lease_message(watch: Any, alive: set[str] | None) -> str:
+    """Say what happens next if the worker has stopped extending its lease. Empty while the worker extends it.
+
+    `alive` has the names of the workers, or is None without Redis, which knows them.
+    """
     left = watch.lease_left.total_seconds()
     silent = settings.LEASE_SECONDS - left
     if silent <= settings.LEASE_SECONDS / 4:  # workers extend it every sixth of its time
         return ""
     free = f"another worker takes over in {format_seconds(left)}."
-    if watch.lease_owner not in alive:
+    if alive is not None and watch.lease_owner not in alive:
         return f"This worker has died: {free}"
     return f"No heartbeat for {format_seconds(silent)}. If the worker has died, {free}"
 
