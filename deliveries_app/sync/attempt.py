@@ -158,7 +158,7 @@ class Attempt:
         logger.info("claimed", extra={"attempt": self.watch.retry_count, **asked})
         if self.watch.retry_count > settings.MAX_RETRY_ATTEMPTS:
             message = "The worker died during every attempt. Check its memory and its log."
-            outcomes.failed(self.lease, SyncFailure(message, "worker", RootCause.INTERNAL), permanent=True)
+            outcomes.failed(self.lease, root_causes.internal(message), permanent=True)
             return
         require_readable(self.watch.github_token, *self.channel.keyring.keys)
         reason = self.sync_run.reason if self.sync_run else Reason.CHANGE
@@ -390,9 +390,7 @@ class Attempt:
                 self._record_failed_files(recorder, fields)
             else:
                 again = self._lag_seconds(commit)
-                check_waits = (
-                    self.sync_run is not None and self.lease.had_check
-                )  # for an attempt that has nothing to send
+                check_waits = self.sync_run is not None and self.lease.had_check  # until there is nothing to send
                 outcomes.succeeded(self.lease, fields, next_sync_in=0.0 if check_waits else again)
             if self.sync_run:
                 runs.set_left_out(self.sync_run, fields["left_out"])

@@ -244,7 +244,7 @@ def test_watch_that_kills_every_worker_fails(world: World, settings) -> None:
     for _ in range(MAX_SHARED_CRASHES + 3):
         kill_worker_before_first_byte(world, watch)
     world.sync(watch)
-    assert (watch.status, watch.last_error_cause) == (Status.FAILED, "worker")
+    assert (watch.status, watch.last_error_cause) == (Status.FAILED, "internal")
     assert "worker died" in watch.last_error
     assert world.requests() == []
     assert world.runs(watch)[0].outcome == Outcome.FAILED
