@@ -105,8 +105,11 @@ class DriftCheckAdmin(ReadOnlyAdmin[DriftCheck]):
 
     def cancel(self, request: HttpRequest, check: DriftCheck) -> HttpResponse:
         cancelled = services.cancel_check(Actor.of_request(request), check)
-        message = "Check cancelled." if cancelled else "The check had already ended."
-        return self.redirect_with_message(request, self.page_of(check), message)
+        if not cancelled:
+            return self.redirect_with_message(
+                request, self.page_of(check), "The check had already ended.", messages.WARNING
+            )
+        return self.redirect_with_message(request, self.page_of(check), "Check cancelled.")
 
     def send(self, request: HttpRequest, check: DriftCheck) -> HttpResponse:
         """GET says what will be sent; POST sends it."""
@@ -145,6 +148,7 @@ def _consequences(check: DriftCheck) -> Iterator[str]:
     if extra := kinds[DriftKind.EXTRA]:
         surplus = counted(extra, "file that is", "files that are")
         yield f"{app} will get a delete for {surplus} not in the repository."
+        yield "Files whose path differs from one of these only in case, or is above or below it, are sent again too."
     yield "No other file that the app has acknowledged is sent again. Files that have been sent since the check are left as they are."
     if check.differences > check.listed:
         yield (
