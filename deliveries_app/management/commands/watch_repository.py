@@ -41,7 +41,7 @@ class Command(ServiceCommand):
                 Actor.command(), app, url, must_be_new=not options["yes"], github_token=token, ref=options["ref"]
             )
         except AlreadyWatched as error:
-            confirm(_question(error.watch, token), yes=False)
+            confirm(_question(error.watch, token, options["ref"]), yes=False)
             watched = watch_repository(Actor.command(), app, url, github_token=token, ref=options["ref"])
         repository = f"{watched.watch.repository} ({watched.watch.repository.repository_id})"
         message = f"{app.name} already watched {repository}. Every file is sent again."
@@ -50,11 +50,15 @@ class Command(ServiceCommand):
         write_result(self, options, registered_fields(watched.watch), message)
 
 
-def _question(watch: AppRepository, token: str) -> str:
-    """Return the question for a repository that the app already watches. Its token becomes the given one, or none."""
+def _question(watch: AppRepository, token: str, ref: str) -> str:
+    """Return the question for a repository that the app already watches.
+
+    Its token becomes the given one, or none. Without a `ref`, it keeps its branch or tag.
+    """
     impact = impact_of(watches_of(watch.app).filter(pk=watch.pk))
     token_change = "replace its token and " if token else "remove its token and " if watch.github_token else ""
+    ref_change = f"switch it to {ref} and " if ref and ref != watch.ref else ""
     return (
-        f"{watch.app} already watches {watch.repository}. This will {token_change}send ALL "
+        f"{watch.app} already watches {watch.repository}. This will {token_change}{ref_change}send ALL "
         f"{counted(impact.files, 'file', 'files')} ({format_bytes(impact.size)}) again."
     )
