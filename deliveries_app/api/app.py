@@ -20,7 +20,9 @@ from docora.web.errors import ApiError
 router = Router(auth=AppToken(), tags=["App"])
 
 _KEY_ROTATION_CONFLICT = {409: "The state of the key rotation does not allow this step. The error says why."}
-PINGS = ConcurrencyLimit("pings", per_caller=1, total=2)  # each waits up to 30 s for the app
+PINGS = ConcurrencyLimit(
+    "pings", per_caller=1, total=2
+)  # each waits for the app: up to 30 s, or 60 s during a key rotation
 
 
 @router.api_operation(
@@ -64,7 +66,10 @@ def change_app(request: HttpRequest, settings: schemas.EndpointSettings) -> dict
     ),
 )
 def send_ping(request: HttpRequest, how: schemas.PingWith) -> dict[str, Any]:
-    """Sends a signed `/ping` to the app and waits for its response, up to 30 seconds. An app can send one ping at a time."""
+    """Sends a signed `/ping` to the app and waits for its response, up to 30 seconds, or 60 during a key rotation.
+
+    An app can send one ping at a time.
+    """
     app = callers.caller(request)
     if how.new_key and not app.is_rotating_key:
         raise ApiError("No key rotation is in progress, so there is no new key", 409, code=ErrorCode.KEY_ROTATION)

@@ -94,9 +94,8 @@ def of_app(app: App, hours: int, *, names_operations: bool = True) -> History:
 def _marks(app: App, since: datetime, *, names_operations: bool) -> list[Mark]:
     """Return the marks since then: re-syncs that involve the app, and entries of the audit log."""
     resyncs = progress_context.involving(app).filter(kind=OperationKind.RESYNC, created_at__gte=since)
-    single = Q(
-        app_id=app.app_id, action=AuditAction.RESYNC, operation_id=""
-    )  # of one repository, for example by the app
+    # A re-sync of one repository, for example by the app.
+    single = Q(app_id=app.app_id, action=AuditAction.RESYNC, operation_id="")
     about = Q(app_id=app.app_id, action__in=list(_OF_APP)) | Q(action__in=list(_OF_ALL)) | single
     entries = AuditEntry.objects.filter(about, created_at__gte=since)
     return [

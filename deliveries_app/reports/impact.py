@@ -103,7 +103,7 @@ def removal_of(watches: AppRepositoryQuerySet) -> Removal:
         watches=len(rows),
         pks=[pk for pk, *_ in rows],
         files=files,
-        syncing=sum(bool(is_syncing) for *_, is_syncing in rows),
+        syncing=sum(bool(leased) for *_, leased in rows),
         records_text=records_text if is_exact else f"about {records_text}",
         orphans=len(orphans),
         orphan_names=[str(repository) for repository in Repository.objects.filter(pk__in=orphans[:SAMPLE])],

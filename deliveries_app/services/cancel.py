@@ -75,7 +75,7 @@ def cancel_request(actor: Actor, watch: AppRepository) -> int:
         if newest is None:
             actor.require(Permission.RESYNC, Permission.RETRY)
             return 0
-        # A resend of one file is a retry, too, and needs the re-sync permission.
+        # A resend of files is a retry, too, and those who request it may have only the re-sync permission.
         actor.require(Permission.RESYNC, *([Permission.RETRY] if newest.reason == Reason.RETRY else []))
         cancelled = _cancel(SyncRun.objects.filter(pk=newest.pk))
         if newest.operation_id:
