@@ -211,10 +211,10 @@ def test_own_key_is_accepted_and_can_be_discarded(portal: Caller) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["short", "whsec_not base64 at all", "whsec_c2hvcnQ=", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2La"]
+    "key", ["short", "whsec_not base64 at all", "whsec_c2hvcnQ=", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2L"]
 )
 def test_key_that_no_library_can_use_is_422(portal: Caller, key: str) -> None:
-    assert code_of(post(portal, "/key", {"key": key[:-1] if key.endswith("La") else key}), 422) == "invalid_request"
+    assert code_of(post(portal, "/key", {"key": key}), 422) == "invalid_request"
 
 
 def test_rotation_started_in_the_admin_is_visible(portal: Caller) -> None:

@@ -34,7 +34,7 @@ def test_page_explains_the_pause_and_only_post_pauses(operator: Client, watches)
     page = operator.get(f"{PAGE}pause/").text
     for expected in ("nothing is sent to any app", "are held until then", "are not sent again", "Cancel"):
         assert expected in page
-    assert "hand over" not in page  # nothing runs
+    assert "running sync" not in page  # nothing runs
     assert not SyncPause.objects.exists()
     answer = operator.post(f"{PAGE}pause/", {"post": "yes"}, follow=True)
     assert answer.redirect_chain == [(PAGE, 302)]

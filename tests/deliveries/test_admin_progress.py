@@ -276,7 +276,6 @@ def test_watch_shows_the_earlier_resync_after_the_later_was_cancelled(
     for page in (f"apprepository/{watch.pk}", f"syncrun/{run.pk}"):
         shown = operator.get(f"/admin/deliveries_app/{page}/change/").text
         assert f'hx-get="/admin/live/{watch.pk}/?announced=0' in shown
-        assert "cancelled just now" not in " ".join(shown.split())
     assert 'id="cancel-watch"' in operator.get(f"/admin/live/watch/{watch.pk}/").text
 
 

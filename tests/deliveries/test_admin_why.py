@@ -103,7 +103,7 @@ def test_page_without_a_path_shows_the_form(admin: Client) -> None:
     watch = make_watch(make_app("Portal"), "docs")
     text = admin.get(f"{ADMIN}/apprepository/{watch.pk}/why/").text
     assert "Enter the path of a file" in text
-    assert "verdict-text" not in text
+    assert "decision-text" not in text
     assert (
         f'action="{ADMIN}/apprepository/{watch.pk}/why/"' in admin.get(f"{ADMIN}/apprepository/{watch.pk}/change/").text
     )

@@ -117,7 +117,7 @@ def test_overview_names_a_failing_channel_until_it_works(out: AlertReceivers, wa
     page = viewer.get("/admin/").text
     assert "Email alerts can't be delivered." in page
     assert "no address in ALERT_EMAILS was accepted" in page
-    assert "Alerts by webhook" not in page
+    assert "Webhook alerts" not in page
     out.smtp.answers.clear()
     next_round()
     assert "can't be delivered" not in viewer.get("/admin/").text

@@ -210,7 +210,7 @@ def test_retry_one_an_app_or_all(world: World, watch: AppRepository, monkeypatch
     with pytest.raises(CommandError):
         run("resync", world.app.app_id, "--wait", "--yes")
     for ids in ([world.app.app_id, watch.repository.repository_id], [world.app.app_id], ["--all"]):
-        with pytest.raises(CommandError, match=r"HTTP 500|1 of 1 repositories"):
+        with pytest.raises(CommandError, match="HTTP 500"):
             run("retry", *ids, "--wait")
     world.answer(None)
     sent = len(world.requests())

@@ -297,8 +297,8 @@ def test_broad_search_is_limited_to_the_newest_runs(viewer: Client, watches, mon
     assert listed(viewer, "?outcome=succeeded&app_name=portal") == new[:2]
     assert listed(viewer, f"?outcome=succeeded&watch__app={watches[0].app_id}") == new[:2]
     assert listed(viewer, f"?watch__app={watches[0].app_id}") == [*new[:2], *old]
-    assert "looked through" not in viewer.get(f"{RUNS}?watch={watches[0].pk}&outcome=succeeded").text
-    assert "looked through" not in viewer.get(RUNS).text
+    assert "were searched" not in viewer.get(f"{RUNS}?watch={watches[0].pk}&outcome=succeeded").text
+    assert "were searched" not in viewer.get(RUNS).text
 
 
 # --- Order and cost ----------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from deliveries_app.models import (
     Outcome,
     SyncRun,
 )
+from deliveries_app.models.root_causes import RootCause
 from deliveries_app.progress import runs
 from deliveries_app.services import delete_app, resync_by_app, retry_by_app, unwatch_repository, watch_repository
 from deliveries_app.sweep import cleanup
@@ -109,7 +110,7 @@ def test_retry_by_app_while_a_worker_records_the_first_batch_of_an_hour(world: W
     """The worker has locked its watch and inserts a row that refers to the app, which the retry has locked."""
     _, watch = world.watch()
     world.answer(None)
-    AppRepository.objects.update(failing_since=Now(), root_cause="server_error", status="failed")
+    AppRepository.objects.update(failing_since=Now(), root_cause=RootCause.SERVER_ERROR, status="failed")
     App.objects.update(down_count=1, cooldown_until=Now())
     watch_is_locked = threading.Event()
 

@@ -38,16 +38,6 @@ def cancel(watch: AppRepository) -> int:
     return cancel_request(Actor.command(), watch)
 
 
-def sent_in(world: World, run: SyncRun) -> Counter[str]:
-    """Return how often this run sent each path."""
-    return Counter(record.path for record in world.requests() if record.run_id == run.run_id)
-
-
-def outcomes(world: World, watch: AppRepository) -> list[tuple[str, str]]:
-    """Return reason and outcome of each run, oldest first."""
-    return [(run.reason, run.outcome) for run in SyncRun.objects.filter(watch=watch).order_by("pk")]
-
-
 def numbers(watch: AppRepository) -> tuple[int, int]:
     watch.refresh_from_db()
     return watch.generation, watch.resend_floor
@@ -63,12 +53,12 @@ def test_resync_of_an_idle_watch_sends_every_file(world: World) -> None:
     assert numbers(watch) == (2, 2)
     assert watch.status == Status.PENDING
     world.settle()
-    assert sent_in(world, run) == dict.fromkeys(FILES, 1)
+    assert world.sent_in(run) == dict.fromkeys(FILES, 1)
     assert {(record.kind, record.reason) for record in world.requests() if record.run_id == run.run_id} == {
         ("create", "resync")
     }
     assert_promise_kept(world, repo, watch)
-    assert outcomes(world, watch) == [("initial", "succeeded"), ("resync", "succeeded")]
+    assert world.outcomes(watch) == [("initial", "succeeded"), ("resync", "succeeded")]
 
 
 def test_resync_of_a_queued_watch_keeps_its_job(world: World) -> None:
@@ -79,7 +69,7 @@ def test_resync_of_a_queued_watch_keeps_its_job(world: World) -> None:
     world.settle()
     assert Counter(record.path for record in world.requests()) == dict.fromkeys(FILES, 1)
     assert_promise_kept(world, repo, watch)
-    assert outcomes(world, watch) == [("initial", "superseded"), ("resync", "succeeded")]
+    assert world.outcomes(watch) == [("initial", "superseded"), ("resync", "succeeded")]
 
 
 @pytest.mark.parametrize("number", [1, 4, 8], ids=["at its first file", "halfway", "at its last file"])
@@ -94,9 +84,9 @@ def test_resync_during_a_run_supersedes_the_worker(world: World, number: int) ->
     assert watch.lease_until is None  # the next worker can start
     assert Delivery.objects.filter(watch=watch, acknowledged=True).count() < number  # it records nothing more
     world.settle()
-    assert sent_in(world, runs[0]) == dict.fromkeys(FILES, 1)
+    assert world.sent_in(runs[0]) == dict.fromkeys(FILES, 1)
     assert_promise_kept(world, repo, watch)
-    assert outcomes(world, watch) == [("initial", "superseded"), ("resync", "succeeded")]
+    assert world.outcomes(watch) == [("initial", "superseded"), ("resync", "succeeded")]
 
 
 def test_resync_just_before_the_end_of_a_run(world: World, monkeypatch) -> None:
@@ -111,7 +101,7 @@ def test_resync_just_before_the_end_of_a_run(world: World, monkeypatch) -> None:
 
     monkeypatch.setattr(Mirror, "keep_base", keep_base_and_resync)
     world.settle()
-    assert sent_in(world, runs[0]) == dict.fromkeys(FILES, 1)
+    assert world.sent_in(runs[0]) == dict.fromkeys(FILES, 1)
     assert_promise_kept(world, repo, watch)
 
 
@@ -126,7 +116,7 @@ def test_resync_during_the_git_fetch(world: World) -> None:
 
     world.git.server.on_request = resync_once
     world.settle()
-    assert sent_in(world, runs[0]) == dict.fromkeys(FILES, 1)
+    assert world.sent_in(runs[0]) == dict.fromkeys(FILES, 1)
     assert_promise_kept(world, repo, watch)
 
 
@@ -145,7 +135,7 @@ def test_resync_of_a_retrying_watch_keeps_its_error_until_it_succeeds(world: Wor
     world.settle()
     watch.refresh_from_db()
     assert (watch.last_error, watch.last_error_cause) == ("", "")
-    assert sent_in(world, run) == dict.fromkeys(FILES, 1)
+    assert world.sent_in(run) == dict.fromkeys(FILES, 1)
     assert_promise_kept(world, repo, watch)
 
 
@@ -160,7 +150,7 @@ def test_resync_of_a_failed_watch_grants_all_attempts(world: World, settings) ->
     assert (watch.status, watch.retry_count) == (Status.PENDING, 1)
     world.answer(None)
     world.settle()
-    assert sent_in(world, run) == {path: 2 if path == "3.txt" else 1 for path in FILES}
+    assert world.sent_in(run) == {path: 2 if path == "3.txt" else 1 for path in FILES}
     assert_promise_kept(world, repo, watch)
 
 
@@ -171,7 +161,7 @@ def test_resync_probes_an_open_circuit(world: World) -> None:
     rows.update(consecutive_failures=5, circuit_open_until=timezone.now() + timedelta(hours=1))
     run = resync(watch)
     world.sync(watch)
-    assert sent_in(world, run) == dict.fromkeys(FILES, 1)
+    assert world.sent_in(run) == dict.fromkeys(FILES, 1)
     assert rows.values_list("consecutive_failures", "circuit_open_until").get() == (0, None)
     assert_promise_kept(world, repo, watch)
 
@@ -181,7 +171,7 @@ def test_resync_after_the_worker_was_killed(world: World) -> None:
     kill_worker(world, watch, lambda note: note.path == "4.txt")
     run = resync(watch)
     world.settle()
-    assert sent_in(world, run) == dict.fromkeys(FILES, 1)
+    assert world.sent_in(run) == dict.fromkeys(FILES, 1)
     assert_promise_kept(world, repo, watch)
 
 
@@ -190,10 +180,10 @@ def test_second_resync_supersedes_the_first(world: World) -> None:
     world.sync(watch)
     first, second = resync(watch), resync(watch)
     world.settle()
-    assert not sent_in(world, first)
-    assert sent_in(world, second) == dict.fromkeys(FILES, 1)
+    assert not world.sent_in(first)
+    assert world.sent_in(second) == dict.fromkeys(FILES, 1)
     assert_promise_kept(world, repo, watch)
-    assert [outcome for _, outcome in outcomes(world, watch)] == ["succeeded", "superseded", "succeeded"]
+    assert [outcome for _, outcome in world.outcomes(watch)] == ["succeeded", "superseded", "succeeded"]
 
 
 def test_second_resync_during_the_first_starts_over(world: World) -> None:
@@ -203,7 +193,7 @@ def test_second_resync_during_the_first_starts_over(world: World) -> None:
     runs: list[SyncRun] = []
     world.answer(at_notification(3, lambda: runs.append(resync(watch))))
     world.settle()
-    assert sent_in(world, runs[0]) == dict.fromkeys(FILES, 1)
+    assert world.sent_in(runs[0]) == dict.fromkeys(FILES, 1)
     assert_promise_kept(world, repo, watch)
 
 
@@ -218,7 +208,7 @@ def test_resync_deletes_files_that_were_deleted_upstream(world: World) -> None:
     run = resync(watch)
     world.settle()
     assert sorted(record.path for record in world.requests("delete")) == ["1.txt", "2.txt"]
-    assert sent_in(world, run) == dict.fromkeys([*FILES, "new.txt"], 1)
+    assert world.sent_in(run) == dict.fromkeys([*FILES, "new.txt"], 1)
     assert_promise_kept(world, repo, watch)
 
 
@@ -255,7 +245,7 @@ def test_cancel_before_the_first_file(world: World) -> None:
     world.settle()
     assert len(world.requests()) == sent_before
     assert_promise_kept(world, repo, watch)
-    assert outcomes(world, watch) == [("initial", "succeeded"), ("resync", "cancelled")]
+    assert world.outcomes(watch) == [("initial", "succeeded"), ("resync", "cancelled")]
     assert cancel(watch) == 0
 
 
@@ -266,7 +256,7 @@ def test_cancel_during_the_run_keeps_what_was_sent(world: World, number: int) ->
     run = resync(watch)
     world.answer(at_notification(number, lambda: cancel(watch)))
     world.settle()
-    sent_before = sum(sent_in(world, run).values())
+    sent_before = sum(world.sent_in(run).values())
     assert number <= sent_before <= number + BATCH
     # Only files in doubt when the worker was superseded are sent again.
     assert sent_before < len(world.requests()) - len(FILES) <= sent_before + BATCH + 1
@@ -293,10 +283,10 @@ def test_cancel_the_second_of_two_keeps_the_first_floor(world: World) -> None:
     assert cancel(watch) == 1
     assert numbers(watch) == (4, 2)
     world.settle()
-    assert not sent_in(world, second)
-    assert sent_in(world, first) == dict.fromkeys(FILES, 1)
+    assert not world.sent_in(second)
+    assert world.sent_in(first) == dict.fromkeys(FILES, 1)
     assert_promise_kept(world, repo, watch)
-    assert [outcome for _, outcome in outcomes(world, watch)] == ["succeeded", "succeeded", "cancelled"]
+    assert [outcome for _, outcome in world.outcomes(watch)] == ["succeeded", "succeeded", "cancelled"]
 
 
 def test_cancel_the_second_while_the_first_is_halfway(world: World) -> None:
@@ -307,8 +297,8 @@ def test_cancel_the_second_while_the_first_is_halfway(world: World) -> None:
     world.sync(watch)
     cancel(watch)
     world.settle()
-    assert set(sent_in(world, first)) == set(FILES)  # it keeps what it had recorded and sends the other files
-    assert sum(sent_in(world, first).values()) < 2 * len(FILES)
+    assert set(world.sent_in(first)) == set(FILES)  # it keeps what it had recorded and sends the other files
+    assert sum(world.sent_in(first).values()) < 2 * len(FILES)
     assert_promise_kept(world, repo, watch)
 
 
@@ -334,7 +324,7 @@ def test_cancelled_resync_records_nothing_for_the_next(world: World) -> None:
     world.sync(watch)
     assert not Delivery.objects.filter(watch=watch, generation__gte=runs[0].generation).exists()
     world.settle()
-    assert sent_in(world, runs[0]) == dict.fromkeys(FILES, 1)
+    assert world.sent_in(runs[0]) == dict.fromkeys(FILES, 1)
     assert_promise_kept(world, repo, watch)
 
 

@@ -13,13 +13,8 @@ from deliveries_app.sync import outcomes
 from deliveries_app.sync.content import Contents
 from docora.backoff import backoff
 from repositories_app.git.exceptions import Cause, GitError
-from tests.support.histories import assert_promise_kept, refusing
+from tests.support.histories import assert_promise_kept, refusing, seconds_until_next_sync
 from tests.support.world import World
-
-
-def due_in(watch: AppRepository) -> float:
-    assert watch.next_sync_at is not None
-    return (watch.next_sync_at - timezone.now()).total_seconds()
 
 
 def test_backoff_doubles_up_to_an_hour() -> None:
@@ -32,7 +27,7 @@ def test_backoff_doubles_up_to_an_hour() -> None:
 def test_watches_that_fail_together_retry_at_different_times(world: World) -> None:
     watches = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(3)]
     world.answer(refusing("readme.md"))
-    pauses = {round(due_in(world.sync(watch)), 4) for watch in watches}
+    pauses = {round(seconds_until_next_sync(world.sync(watch)), 4) for watch in watches}
     assert len(pauses) == 3
     assert all(0.5 < pause <= 1.5 for pause in pauses)
 
@@ -43,12 +38,12 @@ def test_failing_file_is_retried_without_resending_others(world: World, settings
     for attempt in range(1, settings.MAX_RETRY_ATTEMPTS):
         world.sync(watch)
         assert (watch.status, watch.retry_count) == (Status.PENDING, attempt)
-        assert 2 ** (attempt - 1) - 1 < due_in(watch) <= 1.5 * 2 ** (attempt - 1)
+        assert 2 ** (attempt - 1) - 1 < seconds_until_next_sync(watch) <= 1.5 * 2 ** (attempt - 1)
         assert "1 file couldn't be delivered" in watch.last_error
         assert world.runs(watch)[0].outcome == ""
     world.sync(watch)
     assert watch.status == Status.FAILED
-    assert 0.8 * settings.RESCAN_INTERVAL_SECONDS < due_in(watch) <= settings.RESCAN_INTERVAL_SECONDS
+    assert 0.8 * settings.RESCAN_INTERVAL_SECONDS < seconds_until_next_sync(watch) <= settings.RESCAN_INTERVAL_SECONDS
     run = world.runs(watch)[0]
     assert (run.outcome, run.attempts, run.files_done, run.files_failed) == (Outcome.FAILED, 5, 2, 1)
     sent = [record.path for record in world.requests()]
@@ -64,7 +59,7 @@ def test_failed_watch_is_retried_at_the_rescan(world: World, settings) -> None:
     for _ in range(4):  # two attempts, then one at each rescan
         world.sync(watch)
     assert watch.status == Status.FAILED
-    assert due_in(watch) > 0.8 * settings.RESCAN_INTERVAL_SECONDS
+    assert seconds_until_next_sync(watch) > 0.8 * settings.RESCAN_INTERVAL_SECONDS
     world.answer(None)
     world.sync(watch)
     assert_promise_kept(world, repo, watch)
@@ -182,7 +177,7 @@ def test_new_request_skips_backoff(world: World, requested: bool, monkeypatch) -
 
     monkeypatch.setattr(outcomes, "failed", failed_after_request)
     world.sync(watch)
-    assert (due_in(watch) <= 0) is requested
+    assert (seconds_until_next_sync(watch) <= 0) is requested
 
 
 def test_file_that_always_fails_takes_no_attempts_of_later_files(world: World, settings) -> None:

@@ -5,7 +5,6 @@ from collections import Counter
 import pytest
 from django.db import connection
 from django.db.models.functions import Now
-from django.utils import timezone
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, BulkOperation, Outcome, Status, SyncRun
@@ -28,7 +27,7 @@ from docora.db.clock import from_now
 from docora.redis import queues
 from repositories_app.mirror.mirror import Mirror
 from repositories_app.models import Repository
-from tests.support.histories import assert_promise_kept, at_notification, given_up, refusing
+from tests.support.histories import assert_promise_kept, at_notification, given_up, refusing, seconds_until_next_sync
 from tests.support.world import World
 
 COMMAND = Actor.command()
@@ -47,21 +46,6 @@ def retry(watch: AppRepository) -> SyncRun:
     return retry_single(COMMAND, watch)
 
 
-def sent_in(world: World, run: SyncRun) -> Counter[str]:
-    """Return how often this run sent each path."""
-    return Counter(record.path for record in world.requests() if record.run_id == run.run_id)
-
-
-def outcomes(world: World, watch: AppRepository) -> list[tuple[str, str]]:
-    """Return reason and outcome of each run, oldest first."""
-    return [(run.reason, run.outcome) for run in reversed(world.runs(watch))]
-
-
-def due_in(watch: AppRepository) -> float:
-    assert watch.next_sync_at is not None
-    return (watch.next_sync_at - timezone.now()).total_seconds()
-
-
 # --- What it sends -------------------------------------------------------------------------------------------------------
 
 
@@ -73,13 +57,13 @@ def test_retry_sends_only_what_is_not_acknowledged(world: World) -> None:
     retry(watch)
     watch.refresh_from_db()
     assert (watch.status, watch.retry_count) == (Status.PENDING, 0)
-    assert due_in(watch) <= 0
+    assert seconds_until_next_sync(watch) <= 0
     run = world.runs(watch)[0]
     world.sync(watch)
-    assert sent_in(world, run) == {"3.txt": 1, "5.txt": 1}
+    assert world.sent_in(run) == {"3.txt": 1, "5.txt": 1}
     assert {record.reason for record in world.requests() if record.run_id == run.run_id} == {"retry"}
     assert_promise_kept(world, repo, watch)
-    assert outcomes(world, watch)[-1] == ("retry", "succeeded")
+    assert world.outcomes(watch)[-1] == ("retry", "succeeded")
 
 
 def test_retry_keeps_generation_and_notification_ids(world: World) -> None:
@@ -102,7 +86,7 @@ def test_retry_grants_all_attempts(world: World) -> None:
     assert (watch.status, watch.retry_count) == (Status.PENDING, 1)
     watch = world.sync(watch)
     assert watch.status == Status.FAILED
-    assert outcomes(world, watch) == [("initial", "failed"), ("retry", "failed")]
+    assert world.outcomes(watch) == [("initial", "failed"), ("retry", "failed")]
 
 
 def test_retry_of_an_interrupted_resync_sends_the_other_files(world: World) -> None:
@@ -124,9 +108,9 @@ def test_retry_of_an_interrupted_resync_sends_the_other_files(world: World) -> N
     operation.refresh_from_db()
     assert operation.ended_at
     world.sync(watch)
-    assert sorted(sent_in(world, run)) == ["4.txt", "5.txt", "6.txt", "7.txt"]
+    assert sorted(world.sent_in(run)) == ["4.txt", "5.txt", "6.txt", "7.txt"]
     assert_promise_kept(world, repo, watch)
-    assert outcomes(world, watch)[1:] == [("resync", "superseded"), ("retry", "succeeded")]
+    assert world.outcomes(watch)[1:] == [("resync", "superseded"), ("retry", "succeeded")]
 
 
 # --- When it is refused or waits -----------------------------------------------------------------------------------------
@@ -213,7 +197,7 @@ def test_retry_of_a_paused_app_waits(world: World) -> None:
     assert not AppRepository.objects.due().exists()
     App.objects.update(paused=False)
     assert AppRepository.objects.due().get() == watch
-    assert outcomes(world, watch)[-1] == ("retry", "")
+    assert world.outcomes(watch)[-1] == ("retry", "")
 
 
 def test_single_retry_is_enqueued_ahead_of_bulk_work(world: World) -> None:
@@ -263,7 +247,7 @@ def test_retry_supersedes_an_open_run_and_ends_its_operation(world: World) -> No
     second.refresh_from_db()
     assert second.ended_at
     assert live.of_operation(second).succeeded == 1
-    assert outcomes(world, watch) == [("initial", "failed"), ("retry", "superseded"), ("retry", "succeeded")]
+    assert world.outcomes(watch) == [("initial", "failed"), ("retry", "superseded"), ("retry", "succeeded")]
 
 
 def test_retry_during_the_git_fetch_takes_over_the_attempt(world: World, monkeypatch) -> None:
@@ -278,9 +262,9 @@ def test_retry_during_the_git_fetch_takes_over_the_attempt(world: World, monkeyp
 
     monkeypatch.setattr(Mirror, "fetch", retry_and_fetch)
     watch = world.sync(watch)
-    assert sent_in(world, first) == {}
-    assert sent_in(world, runs[0]) == {"3.txt": 1, "5.txt": 1}
-    assert outcomes(world, watch)[-2:] == [("retry", "superseded"), ("retry", "succeeded")]
+    assert world.sent_in(first) == {}
+    assert world.sent_in(runs[0]) == {"3.txt": 1, "5.txt": 1}
+    assert world.outcomes(watch)[-2:] == [("retry", "superseded"), ("retry", "succeeded")]
 
 
 def test_retry_during_the_fetch_of_new_files_is_not_given_up(world: World, settings, monkeypatch) -> None:
@@ -312,7 +296,7 @@ def test_retry_during_a_run_sends_nothing_twice(world: World) -> None:
         ["0.txt", *(f"new-{n}.txt" for n in range(4))]
     )
     assert_promise_kept(world, repo, watch)
-    assert outcomes(world, watch)[-1] == ("retry", "succeeded")
+    assert world.outcomes(watch)[-1] == ("retry", "succeeded")
     run = world.runs(watch)[0]
     assert run.files_total == run.files_done
 
@@ -348,11 +332,11 @@ def test_retry_during_the_last_attempt(world: World) -> None:
     world.answer(at_notification(1, lambda: retry(watch), then=Answer(500)))
     watch = world.sync(watch)
     assert (watch.status, watch.retry_count) == (Status.PENDING, 0)
-    assert outcomes(world, watch)[-1] == ("retry", "")
+    assert world.outcomes(watch)[-1] == ("retry", "")
     world.answer(None)
     world.settle()
     assert_promise_kept(world, repo, watch)
-    assert outcomes(world, watch)[-1] == ("retry", "succeeded")
+    assert world.outcomes(watch)[-1] == ("retry", "succeeded")
 
 
 def test_retry_during_an_attempt_that_fails_permanently(world: World) -> None:
@@ -370,11 +354,11 @@ def test_retry_during_an_attempt_that_fails_permanently(world: World) -> None:
     world.git.server.on_request = retry_once
     watch = world.sync(watch)
     assert (watch.status, watch.root_cause, watch.retry_count) == (Status.PENDING, "git_not_found", 0)
-    assert outcomes(world, watch)[-1] == ("retry", "")
+    assert world.outcomes(watch)[-1] == ("retry", "")
     moved.rename(repo.path)
     world.sync(watch)
     assert_promise_kept(world, repo, watch)
-    assert outcomes(world, watch)[-1] == ("retry", "succeeded")
+    assert world.outcomes(watch)[-1] == ("retry", "succeeded")
 
 
 def test_superseded_run_does_not_move_progress_back(world: World) -> None:
@@ -415,9 +399,9 @@ def test_cancelled_retry_leaves_the_watch_failing(world: World, settings) -> Non
     assert cancel_operation(COMMAND, operation) == 1
     watch.refresh_from_db()
     assert (watch.status, watch.failing_since, watch.root_cause) == (Status.FAILED, since, "http_5xx")
-    assert 0.8 * settings.RESCAN_INTERVAL_SECONDS < due_in(watch) <= settings.RESCAN_INTERVAL_SECONDS
+    assert 0.8 * settings.RESCAN_INTERVAL_SECONDS < seconds_until_next_sync(watch) <= settings.RESCAN_INTERVAL_SECONDS
     assert not AppRepository.objects.due().exists()
-    assert outcomes(world, watch)[-1] == ("retry", "cancelled")
+    assert world.outcomes(watch)[-1] == ("retry", "cancelled")
     world.sync(watch)  # the rescan
     assert_promise_kept(world, repo, watch)
 
@@ -431,11 +415,11 @@ def test_cancelling_a_retry_fences_its_worker(world: World) -> None:
     world.answer(at_notification(4, lambda: cancel_request(COMMAND, watch)))
     watch = world.sync(watch)
     assert (watch.status, watch.lease_until) == (Status.FAILED, None)
-    assert len(sent_in(world, run)) <= 6
+    assert len(world.sent_in(run)) <= 6
     run.refresh_from_db()
     assert run.outcome == Outcome.CANCELLED
     assert run.files_done < 4  # requests in flight at the cancel are in doubt, and nothing was recorded after it
-    assert due_in(watch) > 0
+    assert seconds_until_next_sync(watch) > 0
     world.answer(None)
     world.sync(watch)
     assert_promise_kept(world, repo, watch)
@@ -449,5 +433,5 @@ def test_cancelling_a_retry_keeps_a_later_resync(world: World) -> None:
     cancel_operation(COMMAND, operation)
     assert AppRepository.objects.due().get() == watch
     world.sync(watch)
-    assert sent_in(world, run) == dict.fromkeys(FILES, 1)
+    assert world.sent_in(run) == dict.fromkeys(FILES, 1)
     assert_promise_kept(world, repo, watch)

@@ -18,11 +18,6 @@ from tests.support.world import World
 COMMAND = Actor.command()
 
 
-def outcomes(world: World, watch: AppRepository) -> list[tuple[str, str]]:
-    """Return reason and outcome of the watch's runs, oldest first."""
-    return [(run.reason, run.outcome) for run in reversed(world.runs(watch))]
-
-
 def everything() -> BulkOperation:
     return resync_many(COMMAND, AppRepository.objects.all())
 
@@ -52,7 +47,7 @@ def test_only_checks_that_find_a_change_make_a_run(world: World) -> None:
     world.settle()
     repo.commit({"a.txt": b"1"})
     world.settle()
-    assert outcomes(world, watch) == [("initial", "succeeded"), ("change", "succeeded")]
+    assert world.outcomes(watch) == [("initial", "succeeded"), ("change", "succeeded")]
     assert {record.reason for record in world.requests() if record.path == "a.txt"} == {"change"}
 
 
@@ -61,7 +56,7 @@ def test_later_resync_supersedes_an_earlier_one(world: World) -> None:
     world.settle()
     first, second = everything(), everything()
     world.sync(watch)
-    assert outcomes(world, watch)[1:] == [("resync", "superseded"), ("resync", "succeeded")]
+    assert world.outcomes(watch)[1:] == [("resync", "superseded"), ("resync", "succeeded")]
     progress = live.of_operation(closed(first))
     assert (progress.superseded, progress.succeeded, progress.completed, progress.total) == (1, 0, 1, 1)
     assert live.of_operation(closed(second)).succeeded == 1
@@ -84,11 +79,11 @@ def test_resync_supersedes_the_run_in_progress(world: World) -> None:
     repo, watch = world.watch({f"{number:02}.txt": b"x" for number in range(20)})
     world.answer(at_notification(3, lambda: resync_single(COMMAND, watch)))
     world.sync(watch)
-    assert [outcome for _, outcome in outcomes(world, watch)] == ["", ""]
+    assert [outcome for _, outcome in world.outcomes(watch)] == ["", ""]
     world.answer(None)
     world.sync(watch)
     assert_promise_kept(world, repo, watch)
-    assert outcomes(world, watch) == [("initial", "superseded"), ("resync", "succeeded")]
+    assert world.outcomes(watch) == [("initial", "superseded"), ("resync", "succeeded")]
 
 
 def test_cancelled_resync_does_not_supersede_an_earlier_one(world: World) -> None:
@@ -99,7 +94,7 @@ def test_cancelled_resync_does_not_supersede_an_earlier_one(world: World) -> Non
     assert cancel_request(COMMAND, watch) == 1
     world.sync(watch)
     assert_promise_kept(world, repo, watch)
-    assert outcomes(world, watch)[1:] == [("resync", "succeeded"), ("resync", "cancelled")]
+    assert world.outcomes(watch)[1:] == [("resync", "succeeded"), ("resync", "cancelled")]
     assert len(world.requests()) == 2
 
 

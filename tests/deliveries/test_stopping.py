@@ -2,7 +2,6 @@
 
 import threading
 from collections import Counter
-from collections.abc import Callable
 from datetime import timedelta
 
 import django_rq
@@ -378,7 +377,7 @@ def test_cancel_the_last_watch_closes_its_operation(world: World) -> None:
     _repo, watch = world.watch(FILES)
     world.sync(watch)
     operation = resync_many(ME, AppRepository.objects.all())
-    closed: list[Callable[[], object]] = []
+    closed: list[bool] = []
     world.answer(at_notification(3, lambda: closed.append(cancel(watch))))
     world.sync(watch)
     assert closed == [True]

@@ -130,7 +130,7 @@ def test_sqlite_has_no_such_options() -> None:
     assert "connect_timeout" not in options_of("sqlite:///docora.sqlite3")
 
 
-def test_connect_timeout(monkeypatch) -> None:
+def test_connect_timeout() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent_server:
         port = silent_server.getsockname()[1]
         options = options_of(f"postgres://docora@127.0.0.1:{port}/docora?connect_timeout=2")

@@ -194,12 +194,7 @@ def test_open_circuit_uses_the_database_clock(world: World, ahead: float) -> Non
     Repository.objects.update(consecutive_failures=5, last_failure_at=Now(), circuit_open_until=until)
     asked = len(world.git.server.requests)
     world.make_due(watch)
-
-    def work() -> None:
-        set_clock(ahead)
-        sync(watch.pk)
-
-    assert reap(forked(work)) == 0
+    sync_with_clock(watch, ahead)
     watch.refresh_from_db()
     assert len(world.git.server.requests) == asked
     assert watch.next_sync_at is not None

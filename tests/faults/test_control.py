@@ -31,10 +31,6 @@ def wait_until_released(watch: AppRepository) -> None:
     watch.refresh_from_db()
 
 
-def requests_about(world: World, watch: AppRepository) -> int:
-    return len([record for record in world.requests() if record.repository == str(watch.repository)])
-
-
 def test_pause_and_resume_with_workers(world: World, daemons: Daemons) -> None:
     repo, watch = watch_slow_client(world)
     daemons.sweep()
@@ -66,11 +62,11 @@ def test_worker_takes_the_next_job_after_a_cancel(world: World, daemons: Daemons
     _other_repo, other = world.watch(name="acme/other")
     assert cancel_sync(ACTOR, watch)
     wait_until_released(watch)
-    sent = requests_about(world, watch)
+    sent = len(world.requests_about(watch))
     assert sent < FILES
     wait_until_synced(other)
     assert (watch.status, watch.retry_count, world.runs(watch)[0].outcome) == (Status.PENDING, 0, Outcome.CANCELLED)
-    assert requests_about(world, watch) == sent
+    assert len(world.requests_about(watch)) == sent
     request_sync(AppRepository.objects.filter(pk=watch.pk))  # as its rescan does
     wait_until_synced(watch)
     assert_promise_kept(world, repo, watch)

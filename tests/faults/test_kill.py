@@ -107,7 +107,7 @@ def test_watch_of_a_dead_process_resumes_before_its_lease_expires(world: World, 
 
 
 def test_sigterm_hands_over_to_another_worker(world: World, daemons: Daemons) -> None:
-    repo, watch = watch_slow_client(world, 300, pause=0.02)
+    repo, watch = watch_slow_client(world, 300)
     world.answer(lambda note: time.sleep(1.5 if note.path.endswith("60.txt") else 0.01))  # some are slow
     first = daemons.worker()
     wait_for(lambda: len(world.requests()) > 60, 30)

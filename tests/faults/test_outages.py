@@ -86,7 +86,7 @@ def test_postgresql_outage_during_a_sync(world: World, daemons: Daemons, postgre
     watches = [watch_slow_client(world, 600, pause=0.03), world.watch(numbered(600), name="acme/gadgets")]
     sweep = daemons.sweep()
     workers = [daemons.worker(), daemons.worker("high", "low", "default")]
-    wait_for(lambda: all(requests_about(world, watch) > 20 for _, watch in watches), 30)
+    wait_for(lambda: all(len(world.requests_about(watch)) > 20 for _, watch in watches), 30)
     connections.close_all()
     postgres_server.stop()
     try:
@@ -101,7 +101,3 @@ def test_postgresql_outage_during_a_sync(world: World, daemons: Daemons, postgre
     assert duplicates(world) <= 2 * (RECORD_BATCH + MAX_IN_FLIGHT)
     assert [daemon.running for daemon in (sweep, *workers)] == [True] * 3
     assert "Traceback" not in daemons.logs(), daemons.logs().partition("Traceback")[2][:3000]
-
-
-def requests_about(world: World, watch: AppRepository) -> int:
-    return len([record for record in world.requests() if record.repository == str(watch.repository)])

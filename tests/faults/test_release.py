@@ -13,7 +13,6 @@ from deliveries_app.models import AppRepository, BulkOperation, CanaryState, Out
 from deliveries_app.progress import runs
 from deliveries_app.services import Rollout, cancel_operation, continue_operation, resync_many, unwatch_repository
 from deliveries_app.services.rollout import release_due
-from tests.faults.conftest import MAX_IN_FLIGHT
 from tests.support.histories import assert_promise_kept
 from tests.support.processes import Daemons, forked, in_threads, reap
 from tests.support.receiver import wait_for
@@ -22,7 +21,6 @@ from tests.support.world import World
 
 COMMAND = Actor.command()
 CANARY = Rollout(canary=True)
-assert MAX_IN_FLIGHT  # the fixtures of this package are used
 
 
 def start(canary: Outcome) -> BulkOperation:

@@ -22,7 +22,7 @@ from repositories_app.git import packs
 from repositories_app.mirror.mirror import Entry, Mirror
 from tests.support.git import Repo
 from tests.support.histories import assert_promise_kept, in_doubt, let_lease_run_out
-from tests.support.processes import children, forked, is_alive
+from tests.support.processes import forked, is_alive, offspring
 from tests.support.receiver import Answer, Notification, wait_for
 from tests.support.trickle import pack_sent, trickling
 from tests.support.world import World
@@ -32,11 +32,6 @@ BEFORE = {f"{number:02}.txt": b"content %d" % number for number in range(8)}
 CHANGES = {"00.txt": None, "01.txt": None, "02.txt": b"other", "03.txt": b"other", "new/a.txt": b"a", "new/b.txt": b"b"}
 # Larger than the pipes between git and its helpers: a kill finds all of them at work.
 LARGE = {"large.bin": os.urandom(3_000_000)}
-
-
-def offspring(pid: int) -> list[int]:
-    found = list(children(pid))
-    return [*found, *(deeper for each in found for deeper in offspring(each))]
 
 
 class Victim:

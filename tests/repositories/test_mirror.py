@@ -30,7 +30,7 @@ from repositories_app.mirror.mirror import Mirror
 from tests.deliveries.conftest import world
 from tests.support.git import git, has_commit
 from tests.support.histories import assert_promise_kept, refusing
-from tests.support.processes import children, forked, is_alive, reap
+from tests.support.processes import children, forked, is_alive, offspring, reap
 from tests.support.receiver import wait_for
 from tests.support.world import World
 
@@ -398,11 +398,6 @@ def hanging(world: World) -> Iterator[tuple[Mirror, int, list[str], threading.Ev
     if is_alive(child):
         os.kill(child, signal.SIGKILL)
         reap(child)
-
-
-def offspring(pid: int) -> list[int]:
-    found = list(children(pid))
-    return [*found, *(deeper for each in found for deeper in offspring(each))]
 
 
 def test_git_dies_with_its_parent(hanging) -> None:

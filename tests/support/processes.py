@@ -146,6 +146,12 @@ def children(pid: int) -> Iterator[int]:
         yield from filter(is_alive, map(int, pids))
 
 
+def offspring(pid: int) -> list[int]:
+    """Return the running child processes of `pid`, their children, and so on."""
+    found = list(children(pid))
+    return [*found, *(deeper for each in found for deeper in offspring(each))]
+
+
 def is_alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}

@@ -3,6 +3,7 @@
 `world.settle()` does what workers and the sweep would do until nothing is due, without waiting for backoffs.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -104,9 +105,20 @@ class World:
     def requests(self, kind: str | None = None) -> list[Record]:
         return [record for record in self.receiver.log if kind is None or record.kind == kind]
 
+    def requests_about(self, watch: AppRepository) -> list[Record]:
+        return [record for record in self.requests() if record.repository == str(watch.repository)]
+
+    def sent_in(self, run: SyncRun) -> Counter[str]:
+        """Return how often this run sent each path."""
+        return Counter(record.path for record in self.requests() if record.run_id == run.run_id)
+
     def rows(self, watch: AppRepository) -> dict[str, Delivery]:
         return {row.path: row for row in Delivery.objects.filter(watch=watch)}
 
     def runs(self, watch: AppRepository) -> list[SyncRun]:
         """Return the watch's runs, newest first."""
         return list(SyncRun.objects.filter(watch=watch))
+
+    def outcomes(self, watch: AppRepository) -> list[tuple[str, str]]:
+        """Return reason and outcome of the watch's runs, oldest first."""
+        return [(run.reason, run.outcome) for run in reversed(self.runs(watch))]

@@ -84,7 +84,6 @@ def without_collisions(
     for path in [path for path, content in written.items() if content is not None]:
         for other in files:
             if other.startswith(f"{path}/") or path.startswith(f"{other}/"):
-                written.setdefault(other, None)
                 written[other] = None
     return written
 
