@@ -20,9 +20,8 @@ from docora.web.errors import ApiError
 router = Router(auth=AppToken(), tags=["App"])
 
 _KEY_ROTATION_CONFLICT = {409: "The state of the key rotation does not allow this step. The error says why."}
-PINGS = ConcurrencyLimit(
-    "pings", per_caller=1, total=2
-)  # each waits for the app: up to 30 s, or 60 s during a key rotation
+# Each waits for the app: up to 30 s, or 60 s during a key rotation.
+PINGS = ConcurrencyLimit("pings", per_caller=1, total=2)
 
 
 @router.api_operation(

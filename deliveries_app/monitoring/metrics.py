@@ -167,15 +167,9 @@ def _database_metrics() -> Iterator[Metric]:
     yield _gauge("database_up", _DATABASE_UP, 1)
     yield _gauges("watches", "Watched repositories, by status.", "status", counts.by_status)
     yield _gauge("watches_failing", "Watched repositories whose last attempt to sync has failed.", counts.failing)
+    yield _gauge("watches_due", "Watched repositories that are due and wait for a worker or a slot.", counts.due)
     yield _gauge(
-        "watches_due",
-        "Watched repositories that are due and wait for a worker, or for a slot of their app.",
-        counts.due,
-    )
-    yield _gauge(
-        "watches_held",
-        "Watched repositories that are due, but paused, on hold, or not completely imported.",
-        counts.held,
+        "watches_held", "Watched repositories that are due, but paused, on hold or being imported.", counts.held
     )
     yield _gauge("watches_overdue_seconds", "Seconds since the longest waiting watched repository became due.", overdue)
     yield _gauge("leases", "Watched repositories that a worker is syncing.", counts.leased)

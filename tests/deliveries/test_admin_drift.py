@@ -83,7 +83,8 @@ def test_check_of_a_watch_is_requested_and_cancelled(operator: Client, opted_in:
     fragment = operator.get(f"/admin/live/checks/{check.pk}/")
     assert "Cancelled by anna." in fragment.text
     assert "hx-get" not in fragment.text  # the poll ends
-    assert "had already ended" in operator.post(f"{CHECKS}{check.pk}/cancel/", follow=True).text
+    late = operator.post(f"{CHECKS}{check.pk}/cancel/", follow=True)
+    assert '<li class="warning">The check had already ended.</li>' in late.text
 
 
 def test_check_of_an_app_covers_its_repositories(operator: Client, opted_in: list[AppRepository]) -> None:
@@ -134,6 +135,7 @@ def test_result_is_listed_filtered_and_sent(operator: Client, result: DriftCheck
     assert "Fix 3 differences" in question.text
     assert "2 files of acme/docs will be sent to Portal again." in question.text
     assert "will get a delete for 1 file that is not in the repository." in question.text
+    assert "Files whose path differs from one of these only in case" in question.text
     DriftFile.objects.create(check_of=result, path="gone", kind=DriftKind.DIFFERENT, sha="a" * 64, sequence=9)
     DriftCheck.objects.update(different=2, listed=4)
     answer = operator.post(f"{CHECKS}{result.pk}/send/", {"post": "yes"}, follow=True)

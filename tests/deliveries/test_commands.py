@@ -117,6 +117,16 @@ def test_watching_again_names_the_token_that_it_replaces(world: World, monkeypat
     assert watch.github_token == "sesame"
 
 
+def test_watching_again_names_the_branch_that_it_switches_to(world: World) -> None:
+    repo = world.git.repo("acme/widgets", {"a.txt": b"a"})
+    watch = world.watch_url(repo, ref="main")
+    for ref, change in (("main", ""), ("next", "switch it to next and ")):
+        with pytest.raises(CommandError, match=f"This will {change}send ALL"):
+            run("watch_repository", world.app.app_id, repo.url, "--ref", ref)
+    watch.refresh_from_db()
+    assert watch.ref == "main"
+
+
 def test_watching_again_with_yes_resyncs_the_same_row(world: World) -> None:
     repo, watch = world.watch({"a.txt": b"a"})
     world.sync(watch)
