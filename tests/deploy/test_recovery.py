@@ -177,7 +177,7 @@ def test_backup_loss_recovery_and_key_rotation(
         repo.commit({"changed": b"4"})
         arrives(repo)
         assert "1 to re-encrypt" in second.command(*arguments, dry_run)
-        assert "the older ones can be removed" in second.command(*arguments)
+        assert "You can remove the older keys." in second.command(*arguments)
         assert "1 already had the newest key" in second.command(*arguments, dry_run)
     assert second.secrets(ENCRYPTION_KEYS=old) != ["fine"]
     second.environment["ENCRYPTION_KEYS"] = new

@@ -151,7 +151,9 @@ def test_every_row_is_read_and_every_secret_decrypted(old: Database, upgraded: D
 def test_old_secrets_move_to_a_new_key(upgraded: Database, directory: Path) -> None:
     database, new = upgraded.copy(), "a-newer-key-of-the-upgrade-tests"
     both = f"{new},{make_dumps.ENCRYPTION_KEY}"
-    assert "can be removed" in succeed(database, directory, "rotate_encryption_keys", ENCRYPTION_KEYS=both)
+    assert "You can remove the older keys." in succeed(
+        database, directory, "rotate_encryption_keys", ENCRYPTION_KEYS=both
+    )
     read = succeed(database, directory, "shell", "--verbosity", "0", "-c", READ_EVERYTHING, ENCRYPTION_KEYS=new)
     assert json.loads(read)["keys"] == [make_dumps.SIGNING_KEY] * 2
     assert json.loads(read)["watches"][1] == ["failed", make_dumps.GITHUB_TOKEN, ""]
