@@ -1,17 +1,21 @@
 """The admin site: its name and its sections. People sign in on allauth's pages (`docora.sign_in`)."""
 
+from functools import wraps
 from typing import Any
+from urllib.parse import urlsplit
 
 from allauth.account.decorators import secure_admin_login
 from django.apps import apps
 from django.conf import settings
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.contrib.admin.views.autocomplete import AutocompleteJsonView
+from django.contrib.auth.views import redirect_to_login
 from django.db.models import Model
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.template.response import TemplateResponse
 from django.urls import reverse
+from django.utils.http import url_has_allowed_host_and_scheme
 
 from deliveries_app.audited_admin import AuditedAdmin
 from deliveries_app.models import App
@@ -20,6 +24,7 @@ from deliveries_app.services import current_pause
 from docora import __version__
 from docora.sign_in.forms import PasswordChangeForm
 
+SESSION_ENDED = "Your session had ended, so nothing was done. Sign in and try again."
 SECTIONS: dict[str, list[str]] = {
     "Sync": [
         "deliveries_app.App",
@@ -68,6 +73,24 @@ class DocoraAdminSite(admin.AdminSite):
             "sync_pause": current_pause() if self.has_permission(request) else None,
         }
 
+    def admin_view(self, view: Any, cacheable: bool = False) -> Any:
+        """Return Django's wrapper, except that a form sent after the session has ended says that nothing was done.
+
+        After the sign-in, the user is on the form's page again. Django would go to the form's address, where many views
+        only take a POST.
+        """
+        checked = super().admin_view(view, cacheable)
+
+        @wraps(checked)
+        def answer(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+            signs_out = request.path == reverse("admin:logout", current_app=self.name)
+            if request.method != "POST" or signs_out or request.user.is_authenticated or self.has_permission(request):
+                return checked(request, *args, **kwargs)
+            messages.warning(request, SESSION_ENDED)
+            return redirect_to_login(_page_of_form(request), reverse("admin:login", current_app=self.name))
+
+        return answer
+
     def password_change(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> TemplateResponse:
         """Give the page the same title as the link to it."""
         return super().password_change(request, {"title": "Change password", **(extra_context or {})})
@@ -113,6 +136,14 @@ class DocoraAdminSite(admin.AdminSite):
             return render(request, "account/no_access.html", self.each_context(request), status=403)
         response: HttpResponse = secure_admin_login(super().login)(request, extra_context)
         return response
+
+
+def _page_of_form(request: HttpRequest) -> str:
+    """Return the path and query of the page whose form was sent, or of the overview if the browser doesn't say."""
+    page = request.headers.get("Referer", "")
+    if not page or not url_has_allowed_host_and_scheme(page, {request.get_host()}):
+        return reverse("admin:index")
+    return urlsplit(page)._replace(scheme="", netloc="").geturl()
 
 
 def _section(name: object, label: str, url: str, models: list[Any]) -> dict[str, Any]:

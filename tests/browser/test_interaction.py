@@ -196,6 +196,36 @@ def test_second_press_of_a_button_sends_nothing(quiet_site: Site, browser: Brows
     assert browser.complaints == []
 
 
+def test_second_press_while_the_page_still_loads(quiet_site: Site, browser: Browser, idle: AppRepository) -> None:
+    def journey(page: Page) -> None:
+        scripts: list[Route] = []
+        posts: list[Route] = []
+        sign_in(page, quiet_site)
+        page.route(re.compile(r"/static/.*(docora|htmx-2).*\.js$"), lambda route: later(route, scripts))
+        page.route("**/force-resync/**", lambda route: hold(route, posts))
+        page.goto(f"{quiet_site.url}{LIST}force-resync/?ids={idle.pk}", wait_until="commit")
+        press = page.get_by_role("button", name="Re-sync", exact=True).dblclick
+        press(no_wait_after=True)
+        assert page.evaluate("document.readyState") != "complete"
+        for script in scripts:
+            script.continue_()
+        page.wait_for_function("document.readyState === 'complete'")
+        press(no_wait_after=True, force=True)
+        page.wait_for_timeout(500)  # a second request would be held as well
+        assert len(posts) == 1
+        posts[0].continue_()
+        expect(page.get_by_role("status").filter(has_text="Re-sync of 1 repository requested.")).to_be_visible()
+
+    browser.drive(journey)
+    assert BulkOperation.objects.count() == 1
+    assert browser.complaints == []
+
+
+def later(route: Route, scripts: list[Route]) -> None:
+    """Hold all scripts back, except the one that the page waits for."""
+    route.continue_() if "submit_once" in route.request.url else scripts.append(route)
+
+
 def hold(route: Route, held: list[Route]) -> None:
     """Hold POSTs back until the test releases them."""
     held.append(route) if route.request.method == "POST" else route.continue_()

@@ -451,7 +451,7 @@ def test_anonymous_cancel_redirects_to_the_sign_in_page(admin: Client, operation
     for pk in (existing.pk, 999_999):
         url = f"/admin/deliveries_app/{path.format(pk)}"
         answer = Client().post(url)
-        assert (answer.status_code, answer.url) == (302, f"/admin/login/?next={url}")
+        assert (answer.status_code, answer.url) == (302, "/admin/login/?next=/admin/")
     assert operation.runs.filter(outcome="").count() == 3
 
 

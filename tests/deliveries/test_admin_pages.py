@@ -2,7 +2,7 @@
 
 import io
 import re
-from urllib.parse import urlencode
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
 from django.contrib.auth.models import User
@@ -390,3 +390,22 @@ def test_row_that_is_removed_during_the_request(
     monkeypatch.setattr(DocoraAdmin, "get_object", read_then_remove)
     url = page.format(app=watch.app_id, watch=watch.pk)
     assert "exist. Perhaps it was deleted?" in root.post(f"{ADMIN}/{url}/", form, follow=True).text
+
+
+@pytest.mark.parametrize("path", ["app/{app}/pause/", "app/{app}/settings/", "apprepository/{watch}/retry/"])
+def test_form_sent_after_the_session_has_ended(watch: AppRepository, path: str) -> None:
+    """It says that nothing was done, and leads back to its page: many addresses only take a POST."""
+    User.objects.create_superuser("root", password="x")
+    client, page = Client(), f"{ADMIN}/app/{watch.app_id}/change/?q=docs"
+    headers = {"Referer": f"http://testserver{page}"}
+    answer = client.post(f"{ADMIN}/{path.format(app=watch.app_id, watch=watch.pk)}", headers=headers, follow=True)
+    assert "Your session had ended, so nothing was done. Sign in and try again." in answer.text
+    sign_in = {"login": "root", "password": "x", "next": parse_qs(urlsplit(answer.redirect_chain[-1][0]).query)["next"]}
+    assert client.post("/accounts/login/", sign_in).url == page
+    assert not App.objects.get().paused
+
+
+@pytest.mark.parametrize("referer", ["https://evil.example/admin/", "//evil.example", "javascript:alert(1)", ""])
+def test_sign_in_never_leads_to_a_foreign_page(watch: AppRepository, referer: str) -> None:
+    answer = Client().post(f"{ADMIN}/app/{watch.app_id}/pause/", headers={"Referer": referer})
+    assert answer.url == "/admin/login/?next=/admin/"

@@ -1,0 +1,29 @@
+// Sends a form only once. Pages load this script before their content, because on a slow connection users can press a button
+// while the other scripts are still loading.
+"use strict";
+
+(() => {
+  // Includes buttons elsewhere on the page that belong to the form by its id.
+  const buttonsOf = (form) => [...form.elements].filter((element) => element.matches("button, input[type=submit]"));
+
+  document.addEventListener("submit", (event) => {
+    const form = event.target;
+    if (form.method !== "post" || event.defaultPrevented) return;
+    if (form.getAttribute("aria-busy") === "true") {
+      event.preventDefault();
+      return;
+    }
+    form.setAttribute("aria-busy", "true");
+    // Wait until the submission has included the value of the pressed button.
+    setTimeout(() => buttonsOf(form).forEach((button) => { button.disabled = true; }));
+  });
+
+  // A page restored from the history is no longer busy. A page that has only now loaded may be.
+  addEventListener("pageshow", (event) => {
+    if (!event.persisted) return;
+    for (const form of document.querySelectorAll("[aria-busy=true]")) {
+      form.removeAttribute("aria-busy");
+      buttonsOf(form).forEach((button) => { button.disabled = false; });
+    }
+  });
+})();
