@@ -1,5 +1,5 @@
-// What CSS and htmx cannot do: announce toasts, disable the buttons of a submitted form, make boxes scrollable with the
-// keyboard, focus the search box, and refresh panels except while the user is working in them.
+// What CSS and htmx cannot do: announce toasts, make boxes scrollable with the keyboard, focus the search box, and refresh
+// panels except while the user is working in them.
 "use strict";
 
 (() => {
@@ -30,21 +30,6 @@
     }
   }
 
-  // Includes buttons elsewhere on the page that belong to the form by its id.
-  const buttonsOf = (form) => [...form.elements].filter((element) => element.matches("button, input[type=submit]"));
-
-  document.addEventListener("submit", (event) => {
-    const form = event.target;
-    if (form.method !== "post" || event.defaultPrevented) return;
-    if (form.getAttribute("aria-busy") === "true") {
-      event.preventDefault();
-      return;
-    }
-    form.setAttribute("aria-busy", "true");
-    // Wait until the submission has included the value of the pressed button.
-    setTimeout(() => buttonsOf(form).forEach((button) => { button.disabled = true; }));
-  });
-
   // Browsers may keep a page in memory for the Back button, even one that must not be cached. Do not keep its secrets.
   window.addEventListener("pagehide", () => {
     for (const secret of document.querySelectorAll(".secret :is(code, pre)")) secret.textContent = "";
@@ -55,13 +40,9 @@
   const start = document.querySelector("[data-start]");
   (document.querySelector("[data-invalid] [aria-invalid=true]") ?? start)?.focus({ preventScroll: true });
 
-  // A page restored from the history is no longer busy. A page of secrets is reloaded: the server says why it shows none.
+  // A page of secrets that is restored from the history is reloaded: the server says why it shows none.
   window.addEventListener("pageshow", (event) => {
     if (event.persisted && document.querySelector(".secret")) location.reload();
-    for (const form of document.querySelectorAll("[aria-busy=true]")) {
-      form.removeAttribute("aria-busy");
-      buttonsOf(form).forEach((button) => { button.disabled = false; });
-    }
   });
 
   // Make boxes that scroll sideways focusable, so that the keyboard can scroll them. Boxes that fit are not tab stops.
