@@ -168,7 +168,7 @@ def test_panel_never_replaces_what_is_in_use(quiet_site: Site, browser: Browser)
 
 
 def test_table_keeps_its_place_and_focus_when_a_panel_refreshes(quiet_site: Site, browser: Browser) -> None:
-    make_watch(make_app("Portal"), "a" * 80, status=Status.PENDING, next_sync_at=timezone.now() + timedelta(hours=1))
+    make_watch(make_app("a" * 80), "docs", status=Status.PENDING, next_sync_at=timezone.now() + timedelta(hours=1))
 
     def journey(page: Page) -> None:
         look_as(page, Look("light", 660))
