@@ -1,7 +1,7 @@
-"""Pages under conditions that few users have: long names."""
+"""Pages under conditions that few users have: long names, forced colours."""
 
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 from deliveries_app.models import AppRepository
 from deliveries_app.models.root_causes import RootCause
@@ -42,3 +42,18 @@ def test_long_names_are_broken(quiet_site: Site, browser: Browser, watch: AppRep
         return wide
 
     assert browser.drive(journey) == []
+
+
+def test_forced_colours(quiet_site: Site, browser: Browser, watch: AppRepository) -> None:
+    """The chosen tab is marked, and buttons look like buttons."""
+    line = "tab => getComputedStyle(tab).borderBottomColor"
+
+    def journey(page: Page) -> None:
+        page.emulate_media(forced_colors="active")
+        sign_in(page, quiet_site)
+        page.goto(f"{quiet_site.url}{APPS}{watch.app_id}/change/")
+        chosen, other = (page.locator(".tabs").get_by_role("link", name=name) for name in ("Operate", "Settings"))
+        assert chosen.evaluate(line) != other.evaluate(line)
+        expect(page.get_by_role("button", name="Send test ping")).to_have_css("border-top-style", "solid")
+
+    browser.drive(journey)
