@@ -1,4 +1,4 @@
-"""Pages under conditions that few users have: long names, forced colours."""
+"""Pages under conditions that few users have: long names, forced colours, paper."""
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -55,5 +55,23 @@ def test_forced_colours(quiet_site: Site, browser: Browser, watch: AppRepository
         chosen, other = (page.locator(".tabs").get_by_role("link", name=name) for name in ("Operate", "Settings"))
         assert chosen.evaluate(line) != other.evaluate(line)
         expect(page.get_by_role("button", name="Send test ping")).to_have_css("border-top-style", "solid")
+
+    browser.drive(journey)
+
+
+def test_paper(quiet_site: Site, browser: Browser, watch: AppRepository) -> None:
+    """It has the rows and all of their columns, and no controls."""
+
+    def journey(page: Page) -> None:
+        sign_in(page, quiet_site)
+        page.goto(quiet_site.url + LIST)
+        page.emulate_media(media="print")
+        page.set_viewport_size({"width": 718, "height": 1000})
+        row = page.get_by_role("row").filter(has_text="documents_")
+        expect(row.locator(".field-files")).to_be_visible()
+        assert page.evaluate("getComputedStyle(document.querySelector('.results')).overflowX") == "visible"
+        expect(
+            page.locator("#header, #toolbar, .actions, .button, [type=checkbox]").locator("visible=true")
+        ).to_have_count(0)
 
     browser.drive(journey)
