@@ -191,7 +191,7 @@ class FailedSyncAdmin(BulkAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
         if not self.has_retry_permission(request):
             return columns
 
-        @admin.display(description="")
+        @admin.display(description=widgets.ACTIONS)
         def retry_button(watch: FailedSync) -> SafeString:
             return cell("action", watch, shown)
 
