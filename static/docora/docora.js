@@ -125,8 +125,17 @@
     searchBox.select();
   });
 
+  // Without htmx, old numbers would look like new ones. It is missing if the network fails, or if Docora was just updated.
+  if (!window.htmx && document.querySelector("[hx-get]")) {
+    const text = document.createElement("p");
+    text.className = "notice no-script";
+    text.setAttribute("role", "alert");
+    text.textContent = "A part of this page couldn't be loaded, so it doesn't refresh. Reload it.";
+    toasts?.before(text);
+  }
+
   // Panels that refresh themselves. [data-live] contains the bar (docora/live_bar.html) and the element that htmx refreshes.
-  for (const panel of document.querySelectorAll("[data-live]")) {
+  for (const panel of window.htmx ? document.querySelectorAll("[data-live]") : []) {
     const body = panel.querySelector("[hx-get]");
     const age = panel.querySelector("[data-live-age]");
     const pause = panel.querySelector("[data-live-pause]");

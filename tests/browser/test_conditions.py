@@ -1,4 +1,6 @@
-"""Pages under conditions that few users have: long names, forced colours, paper."""
+"""Pages under conditions that few users have: long names, forced colours, paper, missing scripts."""
+
+from collections.abc import Callable
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -75,3 +77,27 @@ def test_paper(quiet_site: Site, browser: Browser, watch: AppRepository) -> None
         ).to_have_count(0)
 
     browser.drive(journey)
+
+
+def test_without_javascript(quiet_site: Site, open_browser: Callable[..., Browser], watch: AppRepository) -> None:
+    """Pages say what doesn't work. The rest does."""
+
+    def journey(page: Page) -> None:
+        sign_in(page, quiet_site)
+        expect(page.locator("noscript p")).to_be_visible()
+        page.goto(f"{quiet_site.url}{APPS}{watch.app_id}/change/")
+        page.get_by_role("link", name="Watch a repository", exact=True).click()
+        expect(page.get_by_label("App:")).to_have_value(str(watch.app_id))
+
+    open_browser(java_script_enabled=False).drive(journey)
+
+
+def test_without_htmx(quiet_site: Site, browser: Browser) -> None:
+    def journey(page: Page) -> None:
+        page.route("**/htmx-2*", lambda route: route.abort())
+        sign_in(page, quiet_site)
+        expect(page.get_by_role("alert").filter(has_text="it doesn't refresh. Reload it.")).to_be_visible()
+        expect(page.get_by_role("button", name="Refresh")).to_be_hidden()
+
+    browser.drive(journey)
+    assert all("net::ERR_FAILED" in complaint for complaint in browser.complaints)
