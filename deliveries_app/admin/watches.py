@@ -282,7 +282,7 @@ def _waits(watch: AppRepository, what: str) -> str:
     if app.paused:
         return f" The {what} starts when the app is resumed."
     if app.is_on_hold and not app.down_count:
-        return f" The {what} starts at {timezone.localtime(app.cooldown_until):%H:%M}, because the app is too busy."
+        return f" The {what} starts at {timezone.localtime(app.cooldown_until):%H:%M %Z}, because the app is too busy."
     return ""
 
 

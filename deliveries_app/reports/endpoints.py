@@ -122,7 +122,7 @@ def _endpoint(app: App, found: Mapping[int, EndpointStats] | None, *, ping_is_sh
         warnings[4] = "The endpoint doesn't respond. Docora tries one repository now; the rest wait for the result."
     elif app.is_on_hold and app.cooldown_until:
         until = timezone.localtime(app.cooldown_until)
-        warnings[3] = f"The endpoint is too busy (HTTP 429 or 503). Nothing is sent before {until:%H:%M}."
+        warnings[3] = f"The endpoint is too busy (HTTP 429 or 503). Nothing is sent before {until:%H:%M %Z}."
     if app.paused:
         warnings[5] = app.paused_reason or "Nothing is sent until the app is resumed."
     rank = -max(warnings, default=0), stats.accepted if stats else 1.0, app.name

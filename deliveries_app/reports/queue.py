@@ -198,7 +198,7 @@ def _why_waiting(watch: AppRepository) -> str:
     """Return what a due watch is waiting for; empty if only for its turn."""
     if not _is_held_back(watch) and watch.detail != StateDetail.WAITS_FOR_SLOT:
         return ""
-    until = f" until {timezone.localtime(watch.waits_until):%H:%M}" if watch.waits_until else ""
+    until = f" until {timezone.localtime(watch.waits_until):%H:%M %Z}" if watch.waits_until else ""
     return f"{watch.state.label!s}{until}: {watch.detail.label}"
 
 

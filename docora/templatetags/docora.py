@@ -74,12 +74,12 @@ def status_with_detail(watch: Any) -> SafeString:
 
 
 def _until(watch: Any) -> SafeString | str:
-    """Return `until 14:05` for a watch on hold, `in 40 s` for one that is retrying, or an empty string."""
+    """Return `until 14:05 UTC` for a watch on hold, `in 40 s` for one that is retrying, or an empty string."""
     moment = watch.waits_until
     if moment is None or moment <= timezone.now():
         return ""
     if watch.state.value == "on_hold":
-        return _time(moment, f"until {timezone.localtime(moment):%H:%M}")
+        return _time(moment, f"until {timezone.localtime(moment):%H:%M %Z}")
     return ago(moment)
 
 

@@ -119,7 +119,7 @@ def test_state_badge_and_filter(viewer: Client, failing, detail: StateDetail, la
     assert str(watch) in [str(row) for row in page.context["cl"].result_list]
     assert {row.state for row in page.context["cl"].result_list} == {detail.state}
     cell = page.text.split(f'id="failed-state-{watch.pk}"')[1].split(">", 1)[1].split("</div>")[0]
-    assert re.sub("<[^>]*>", "", cell) == label.format(f"{timezone.localtime(later):%H:%M}")
+    assert re.sub("<[^>]*>", "", cell) == label.format(f"{timezone.localtime(later):%H:%M %Z}")
 
 
 def test_a_dead_worker_s_watch_is_not_syncing(viewer: Client, failing) -> None:

@@ -254,6 +254,7 @@ def test_hour_with_failures_is_marked_and_described(viewer: Client) -> None:
     assert page.count('class="chart-good"') == 2
     assert re.findall('class="chart-bad" d="([^"]+)"', page) == ["M463 0h14v10h-14zM463 103h14v3h-14z"]  # and a mark
     assert page.count('class="chart-hour"') == 24
+    assert "Times in UTC" in page
     assert "1,400 files in total." in page
     assert "100 attempts failed, in 1 hour." in page
     assert ": 900 files, 100 failed attempts</title>" in page

@@ -66,7 +66,7 @@ def test_worst_endpoint_is_first_and_says_why(operator: Client, db) -> None:
         App.objects.filter(pk=app.pk).update(**fields)
         answer(app, accepted=60, refused=40 if name == "Refusing" else 0)
     shown = endpoints(operator.get(ALL).text)
-    until = timezone.localtime(soon).strftime("%H:%M")
+    until = timezone.localtime(soon).strftime("%H:%M %Z")
     health = "accepted · median 200 ms · p95 200 ms (last {})"
     assert shown == [
         f"Paused Paused 100% {health.format(60)} The app returned HTTP 410.",

@@ -218,7 +218,7 @@ def test_held_syncs_name_the_reason(operator: Client, watches) -> None:
     shown = section(operator, "waiting")
     assert "Paused: the app is paused" in shown
     held_until = AppRepository.objects.get(pk=watches[2].pk).app.cooldown_until
-    assert f"On hold until {held_until:%H:%M}: endpoint cooldown" in shown
+    assert f"On hold until {held_until:%H:%M %Z}: endpoint cooldown" in shown
     view = queue_report.read_queue()
     assert (view.counts.due, view.counts.held, view.unqueued) == (0, 3, 0)
     App.objects.update(paused=False, cooldown_until=None)

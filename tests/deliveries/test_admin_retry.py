@@ -84,7 +84,7 @@ def test_retry_of_a_busy_app_says_when_it_starts(operator: Client, failing) -> N
     until = timezone.now() + timedelta(minutes=40)
     App.objects.update(cooldown_until=until)
     answer = operator.post(f"{WATCHES}{failing[0].pk}/retry/", follow=True)
-    assert f"The retry starts at {timezone.localtime(until):%H:%M}, because the app is too busy." in answer.text
+    assert f"The retry starts at {timezone.localtime(until):%H:%M %Z}, because the app is too busy." in answer.text
 
 
 def test_recovered_watch_is_not_retried(operator: Client, failing) -> None:

@@ -287,7 +287,7 @@ def test_pages_say_what_the_watch_waits_for(world: World, three: Watched) -> Non
     watch = AppRepository.objects.with_state().select_related("app", "repository").get(pk=three[0][1].pk)
     assert (watch.state, watch.detail) == (WatchState.ON_HOLD, StateDetail.HOST_DOWN)
     assert next_attempt_of(watch) == NextAttempt("Next try", HostOutage.objects.get().retry_at)
-    until = f"{HostOutage.objects.get().retry_at:%H:%M}"
+    until = f"{HostOutage.objects.get().retry_at:%H:%M %Z}"
     assert {line.message for line in read_queue().waiting} == {f"On hold until {until}: git host unreachable"}
     assert read_queue().counts.held == 1
     assert "Check the URL and this server's network. Docora retries automatically." in watch.last_error
