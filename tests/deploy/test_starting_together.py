@@ -2,6 +2,7 @@
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,6 +76,24 @@ def test_migrate_waits_for_another_migrate(replicas: Daemons, instance_environme
         wait_for(lambda: "Waiting: another process is migrating this database." in waiting.log.read_text(), 30)
         assert waiting.running
     assert waiting.process.wait(60) == 0
+
+
+def test_migrate_holds_up_nobody_while_it_waits_for_a_backup(replicas: Daemons) -> None:
+    """PostgreSQL lets nobody else read a table while a migration waits for the end of a backup that reads it."""
+    assert replicas.start("migrate", "--no-input").process.wait(60) == 0
+    assert replicas.start("migrate", "deliveries_app", "0026", "--no-input").process.wait(60) == 0
+    address, table = replicas.environment["DATABASE_URL"], "deliveries_app_syncrun"
+    with psycopg.connect(address) as backup, psycopg.connect(address, autocommit=True) as page:
+        backup.execute(f"LOCK TABLE {table} IN ACCESS SHARE MODE")
+        migrate = replicas.start("migrate", "--no-input")
+        wait_for(lambda: "Waiting: other sessions, such as a backup, use the tables." in migrate.log.read_text(), 40)
+        page.execute("SET statement_timeout = '4s'")
+        for _ in range(20):
+            page.execute(f"SELECT count(*) FROM {table}")
+            time.sleep(0.1)
+        assert migrate.running
+    assert migrate.process.wait(60) == 0
+    assert "Traceback" not in replicas.logs()
 
 
 def test_processes_wait_for_the_migrations(replicas: Daemons, tmp_path: Path) -> None:

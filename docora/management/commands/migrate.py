@@ -17,6 +17,8 @@ from docora.db import schema
 
 _LOCK = int.from_bytes(b"docora")  # the key of a PostgreSQL advisory lock
 _POLL_SECONDS = 0.2
+_LOCK_SECONDS, _PAUSE_SECONDS = 2, 5
+_IN_USE = {"55P03", "40P01"}  # no lock within the timeout; a deadlock, which PostgreSQL ended here
 
 
 class Command(migrate.Command):
@@ -39,7 +41,25 @@ class Command(migrate.Command):
         with _exclusive(connection, report_once):
             if problem := schema.upgrade_problem(connection):
                 raise CommandError(problem)
-            super().handle(*args, **options)
+            self._migrate(connection, *args, **options)
+
+    def _migrate(self, connection: BaseDatabaseWrapper, *args: Any, **options: Any) -> None:
+        """Migrate, and try again while others use the tables that a migration alters.
+
+        On PostgreSQL, everything else that needs a table waits behind a migration that waits for it. A backup can use all tables
+        for an hour, so each attempt waits only shortly. Each migration is one transaction, so the next attempt continues.
+        """
+        report_once = cache(lambda: self.stderr.write("Waiting: other sessions, such as a backup, use the tables."))
+        while True:
+            try:
+                with _short_waits(connection):
+                    super().handle(*args, **options)
+                return
+            except OperationalError as error:
+                if getattr(error.__cause__, "sqlstate", None) not in _IN_USE:
+                    raise
+            report_once()
+            time.sleep(_PAUSE_SECONDS)
 
 
 def _connect(connection: BaseDatabaseWrapper, wait: float) -> None:
@@ -53,6 +73,21 @@ def _connect(connection: BaseDatabaseWrapper, wait: float) -> None:
             if time.monotonic() >= deadline:
                 raise
         time.sleep(_POLL_SECONDS)
+
+
+@contextlib.contextmanager
+def _short_waits(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    """Let statements wait at most `_LOCK_SECONDS` for a lock. SQLite has a timeout of its own."""
+    if connection.vendor != "postgresql":
+        yield
+        return
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT set_config('lock_timeout', %s, false)", [f"{_LOCK_SECONDS}s"])
+    try:
+        yield
+    finally:
+        with contextlib.suppress(DatabaseError), connection.cursor() as cursor:
+            cursor.execute("RESET lock_timeout")
 
 
 @contextlib.contextmanager
