@@ -25,6 +25,7 @@ from deliveries_app.models.root_causes import RootCause
 from deliveries_app.progress import runs
 from deliveries_app.services import delete_app, resync_by_app, retry_by_app, unwatch_repository, watch_repository
 from deliveries_app.sweep import cleanup
+from deliveries_app.sync.claim import claim
 from repositories_app.models import Repository
 from tests.support.admin_pages import superuser
 from tests.support.processes import in_threads
@@ -150,3 +151,42 @@ def test_watching_while_the_orphaned_repository_is_removed(world: World) -> None
     _, watched = in_threads(remove, watch_again)
     assert AppRepository.objects.get().pk == watched
     assert Repository.objects.get().pk != watch.repository_id
+
+
+def test_large_watch_is_removed_while_its_app_continues(world: World) -> None:
+    """Removing a million records takes a minute. Meanwhile, the app's other watches are claimed."""
+    _, watch = world.watch({f"{number}.txt": b"x" for number in range(3)})
+    world.settle()
+    unwatch_repository(COMMAND, watch)
+
+    def can_lock_app_and_repository() -> None:
+        with transaction.atomic():
+            list(App.objects.select_for_update(no_key=True, nowait=True))
+            list(Repository.objects.select_for_update(no_key=True, nowait=True))
+        connection.close()
+
+    def stop() -> bool:
+        in_threads(can_lock_app_and_repository)
+        return False
+
+    with transaction.atomic():
+        cleanup._remove_slices(watch.pk, stop)
+    assert not watch.deliveries.exists()
+
+
+def test_last_attempt_ends_while_the_app_is_locked(world: World) -> None:
+    """A request locks the app and then its watches, so the end of an attempt must not lock the app after the watch."""
+    _, watch = world.watch()
+    lease = claim(watch.pk)
+    assert lease
+
+    def end() -> None:
+        with transaction.atomic():
+            with connection.cursor() as cursor:
+                cursor.execute("SET LOCAL lock_timeout = '2s'")
+            assert not lease.retry_was_requested()
+        connection.close()
+
+    with transaction.atomic():
+        list(App.objects.select_for_update(no_key=True))
+        in_threads(end)

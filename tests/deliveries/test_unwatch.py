@@ -221,7 +221,7 @@ def test_watch_that_is_revived_without_all_its_records_has_a_new_id(world: World
     repo, watch = world.watch({f"{number}.txt": b"x" for number in range(5)})
     world.settle()
     unwatch_repository(COMMAND, watch)
-    cleanup._remove_slice(watch.pk, Delivery.objects.filter(watch=watch))
+    cleanup._remove_slice(watch.pk, Delivery.objects.filter(watch=watch).order_by("path"), "path")
     assert Delivery.objects.count() == 3
     again = watch_repository(COMMAND, world.app, repo.url).watch
     assert again.pk == watch.pk
