@@ -10,11 +10,10 @@ from django.db.models import (
     Case,
     DateTimeField,
     DurationField,
-    Exists,
     ExpressionWrapper,
     F,
     Func,
-    OuterRef,
+    Q,
     QuerySet,
     Value,
     When,
@@ -108,9 +107,14 @@ def enqueue_due(*, after_job: bool = False) -> int:
         return sum(queues.enqueue("default", owned=False, **_job(watch)) for watch in startable)
 
 
-def in_bulk() -> Exists:
-    """Match watches with an open run of a bulk operation. The app's other watches come first."""
-    return Exists(SyncRun.objects.filter(watch=OuterRef("pk"), outcome="", operation__isnull=False))
+def in_bulk() -> Q:
+    """Match watches with an open run of a bulk operation. The app's other watches come first.
+
+    Hardly any run is open while PostgreSQL collects statistics. After a re-sync of thousands of watches, it would compare every
+    one of a NOT EXISTS with every open run.
+    """
+    opened = SyncRun.objects.filter(outcome="", operation__isnull=False, watch__isnull=False)
+    return Q(pk__in=opened.order_by().values("watch"))
 
 
 @compiled_and_prepared
