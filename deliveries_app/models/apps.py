@@ -562,6 +562,8 @@ class AppRepository(models.Model):
             models.Index(fields=["next_sync_at"], name="watch_due", condition=Q(ended_at=None)),
             models.Index(fields=["next_check_at"], name="watch_check", condition=Q(ended_at=None)),
             models.Index(fields=["lease_until"], name="watch_leased", condition=Q(lease_until__isnull=False)),
+            # Every run of an app looks several times a second whether a watch asks for a slot. Usually none does.
+            models.Index(fields=["app"], name="watch_asking", condition=Q(slots_requested_at__isnull=False)),
             models.Index(fields=["status", "app"], name="watch_status"),
             models.Index(fields=["ended_at"], name="watch_ended", condition=Q(ended_at__isnull=False)),
             models.Index(fields=["root_cause", "app"], name="watch_failing", condition=Q(failing_since__isnull=False)),
