@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import F, Model, Q, QuerySet
 from django.db.models.functions import Greatest, Now
 
@@ -65,6 +65,10 @@ def _remove(watch: AppRepository) -> bool:
     Both are removed in one transaction, because no other code removes a repository without watches.
     """
     with transaction.atomic():
+        if connection.vendor == "postgresql":
+            with connection.cursor() as cursor:
+                # Statistics may not know yet that its records are removed. The whole table would be read while the app is locked.
+                cursor.execute("SET LOCAL enable_seqscan = off")
         apps = App.objects.filter(pk=watch.app_id)
         apps.select_for_update(no_key=True).first()
         repository = repositories.lock(watch.repository_id)
