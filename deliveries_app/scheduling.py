@@ -110,8 +110,8 @@ def enqueue_due(*, after_job: bool = False) -> int:
 def in_bulk() -> Q:
     """Match watches with an open run of a bulk operation. The app's other watches come first.
 
-    Hardly any run is open while PostgreSQL collects statistics. After a re-sync of thousands of watches, it would compare every
-    one of a NOT EXISTS with every open run.
+    Not a NOT EXISTS: PostgreSQL's statistics usually know of few open runs. After a re-sync of thousands of watches, it would
+    compare each watch with each of these runs.
     """
     opened = SyncRun.objects.filter(outcome="", operation__isnull=False, watch__isnull=False)
     return Q(pk__in=opened.order_by().values("watch"))

@@ -1,6 +1,7 @@
 """Client apps and the repositories they watch."""
 
 import secrets
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Self
 
@@ -317,6 +318,16 @@ SECRETS = ("github_token", "push_secret", *(f"app__{name}" for name in APP_SECRE
 class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
     """Queries about leases and due times use the database's clock, because workers' clocks may differ."""
 
+    def select_for_update(
+        self, nowait: bool = False, skip_locked: bool = False, of: Sequence[str] = (), no_key: bool = False
+    ) -> Self:
+        """Lock the watches as Django does, but not also the apps and repositories by whose names they are ordered.
+
+        All code locks an app before its watches, so locking it after them could deadlock.
+        """
+        rows = super().select_for_update(nowait, skip_locked, of, no_key)
+        return rows if of or self.query.order_by else rows.order_by()
+
     def alive(self) -> Self:
         """Return watches that are not being removed, of apps that are not being removed."""
         return self.filter(ended_at=None, app__ended_at=None)
@@ -562,7 +573,7 @@ class AppRepository(models.Model):
             models.Index(fields=["next_sync_at"], name="watch_due", condition=Q(ended_at=None)),
             models.Index(fields=["next_check_at"], name="watch_check", condition=Q(ended_at=None)),
             models.Index(fields=["lease_until"], name="watch_leased", condition=Q(lease_until__isnull=False)),
-            # Every run of an app looks several times a second whether a watch asks for a slot. Usually none does.
+            # Each run of an app checks several times a second whether one of its watches asks for a slot. Usually none does.
             models.Index(fields=["app"], name="watch_asking", condition=Q(slots_requested_at__isnull=False)),
             models.Index(fields=["status", "app"], name="watch_status"),
             models.Index(fields=["ended_at"], name="watch_ended", condition=Q(ended_at__isnull=False)),

@@ -67,12 +67,12 @@ def _remove(watch: AppRepository) -> bool:
     with transaction.atomic():
         if connection.vendor == "postgresql":
             with connection.cursor() as cursor:
-                # Statistics may not know yet that its records are removed. The whole table would be read while the app is locked.
+                # By its statistics, the watch may still have records: PostgreSQL would read the whole table of deliveries now.
                 cursor.execute("SET LOCAL enable_seqscan = off")
         apps = App.objects.filter(pk=watch.app_id)
         apps.select_for_update(no_key=True).first()
         repository = repositories.lock(watch.repository_id)
-        ended = _removable().select_for_update(of=("self",)).filter(pk=watch.pk).first()
+        ended = _removable().select_for_update().filter(pk=watch.pk).first()
         if ended is None:
             return False
         # The sequences of the app's new watches start above it.
@@ -105,13 +105,13 @@ def _remove_slices(watch_pk: int, stop: Callable[[], bool]) -> None:
 
 
 def _remove_slice(watch_pk: int, rows: QuerySet[Any], key: str) -> str | None:
-    """Remove the first slice of rows, which are ordered by `key`. Return the last key, or None if there were none left.
+    """Remove the first slice of rows, which are ordered by `key`. Return its last key, or None if no row was left.
 
     The lock keeps the watch from being revived at the same time. If it is revived later, it has a new id: the rows no longer
     show everything that the app may hold, so the app has to drop its copy (`engine.md` §9).
     """
     with transaction.atomic():
-        AppRepository.objects.filter(pk=watch_pk).lock()
+        AppRepository.objects.select_for_update().filter(pk=watch_pk).first()
         part = list(rows.values_list("pk", key)[:_SLICE])
         if not part:
             return None

@@ -142,8 +142,7 @@ class Lease:
 
         Locks the watch. Call this inside the transaction that ends the attempt.
         """
-        # Without an order of its own, it would also lock the app and the repository, by whose names watches are ordered.
-        row = AppRepository.objects.select_for_update(no_key=True).filter(pk=self.watch.pk).order_by()
+        row = AppRepository.objects.select_for_update(no_key=True).filter(pk=self.watch.pk)
         attempts = row.values_list("retry_count", flat=True).first()
         return attempts is not None and attempts < self.watch.retry_count
 

@@ -78,7 +78,7 @@ def test_migrate_waits_for_another_migrate(replicas: Daemons, instance_environme
     assert waiting.process.wait(60) == 0
 
 
-def test_migrate_holds_up_nobody_while_it_waits_for_a_backup(replicas: Daemons) -> None:
+def test_migrate_blocks_no_query_while_it_waits_for_a_backup(replicas: Daemons) -> None:
     """PostgreSQL lets nobody else read a table while a migration waits for the end of a backup that reads it."""
     assert replicas.start("migrate", "--no-input").process.wait(60) == 0
     assert replicas.start("migrate", "deliveries_app", "0026", "--no-input").process.wait(60) == 0

@@ -44,10 +44,10 @@ class Command(migrate.Command):
             self._migrate(connection, *args, **options)
 
     def _migrate(self, connection: BaseDatabaseWrapper, *args: Any, **options: Any) -> None:
-        """Migrate, and try again while others use the tables that a migration alters.
+        """Migrate, and try again while other sessions use the tables that a migration alters.
 
-        On PostgreSQL, everything else that needs a table waits behind a migration that waits for it. A backup can use all tables
-        for an hour, so each attempt waits only shortly. Each migration is one transaction, so the next attempt continues.
+        On PostgreSQL, whoever needs a table waits behind a migration that waits for it, and a backup may use all tables for an
+        hour. So each attempt waits only briefly for a lock. Each migration is one transaction, so the next attempt continues.
         """
         report_once = cache(lambda: self.stderr.write("Waiting: other sessions, such as a backup, use the tables."))
         while True:
