@@ -16,6 +16,7 @@ from django.shortcuts import render
 from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.http import url_has_allowed_host_and_scheme
+from django_htmx.http import HttpResponseClientRedirect
 
 from deliveries_app.audited_admin import AuditedAdmin
 from deliveries_app.models import App
@@ -77,17 +78,19 @@ class DocoraAdminSite(admin.AdminSite):
         """Return Django's wrapper, except that a form sent after the session has ended says that nothing was done.
 
         After the sign-in, the user is on the form's page again. Django would go to the form's address, where many views
-        only take a POST.
+        accept only POST.
         """
         checked = super().admin_view(view, cacheable)
 
         @wraps(checked)
         def answer(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
             signs_out = request.path == reverse("admin:logout", current_app=self.name)
-            if request.method != "POST" or signs_out or request.user.is_authenticated or self.has_permission(request):
+            if request.method != "POST" or signs_out or request.user.is_authenticated:
                 return checked(request, *args, **kwargs)
             messages.warning(request, SESSION_ENDED)
-            return redirect_to_login(_page_of_form(request), reverse("admin:login", current_app=self.name))
+            sign_in = redirect_to_login(_page_of_form(request), reverse("admin:login", current_app=self.name))
+            # htmx would put the sign-in page into the place of the response.
+            return HttpResponseClientRedirect(sign_in.url) if request.htmx else sign_in  # type: ignore[attr-defined]
 
         return answer
 

@@ -405,6 +405,12 @@ def test_form_sent_after_the_session_has_ended(watch: AppRepository, path: str) 
     assert not App.objects.get().paused
 
 
+def test_ping_of_a_confirmation_page_after_the_session_has_ended(watch: AppRepository) -> None:
+    """htmx sends it, so that the whole page has to leave for the sign-in page."""
+    answer = Client().post(f"{ADMIN}/app/{watch.app_id}/ping/", headers={"HX-Request": "true"})
+    assert (answer.status_code, answer["HX-Redirect"]) == (200, "/admin/login/?next=/admin/")
+
+
 @pytest.mark.parametrize("referer", ["https://evil.example/admin/", "//evil.example", "javascript:alert(1)", ""])
 def test_sign_in_never_leads_to_a_foreign_page(watch: AppRepository, referer: str) -> None:
     answer = Client().post(f"{ADMIN}/app/{watch.app_id}/pause/", headers={"Referer": referer})
