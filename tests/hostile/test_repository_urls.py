@@ -60,7 +60,7 @@ URLS: dict[str, tuple[str, str]] = {
     "the metadata service in hex": ("https://0xa9fea9fe/latest/meta-data", HOST),
     "the metadata service, mapped": ("https://[::ffff:169.254.169.254]/latest/meta-data", HOST),
     "a zone": ("https://[fe80::1%25eth0]/acme/widgets", NAME_A_HOST),
-    "a bracket that is not closed": ("https://[::1/acme/widgets", FORM),
+    "a bracket that is not closed": ("https://[::1/acme/widgets", NAME_A_HOST),
     "homoglyphs": ("https://gіthub.com/acme/widgets", ASCII),
     "a full-width dot": ("https://github。com/acme/widgets", ASCII),
     "an invalid port": ("https://github.com:x/acme/widgets", PORT),
