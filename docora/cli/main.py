@@ -66,6 +66,7 @@ def error_message(error: Exception) -> str:
     from django.db import DatabaseError, InterfaceError, InternalError, NotSupportedError, OperationalError
     from django.db.migrations.exceptions import MigrationSchemaMissing
 
+    from docora.db.connection import sqlstate
     from docora.redis.connection import RedisError, problem
     from docora.security.crypto import DecryptionError
     from docora.security.redaction import redact
@@ -87,8 +88,7 @@ def error_message(error: Exception) -> str:
         case OperationalError() | InterfaceError():
             return f"The database cannot be used: {cause}. Check DATABASE_URL, and that the database is running."
         case DatabaseError() if (
-            isinstance(error, NotSupportedError | InternalError)
-            or getattr(error.__cause__, "sqlstate", "") == _INSUFFICIENT_PRIVILEGE
+            isinstance(error, NotSupportedError | InternalError) or sqlstate(error) == _INSUFFICIENT_PRIVILEGE
         ):
             return f"The database refused: {cause}. Check the rights of the user in DATABASE_URL, and the server's version."
         case RedisError():

@@ -92,16 +92,21 @@ _SQLITE_ERROR = 1  # a faulty statement
 _READ_ONLY, _DISK_FULL = "25006", "53100"  # SQLSTATE
 
 
+def sqlstate(error: BaseException | None) -> str | None:
+    """Return PostgreSQL's code of a database error. None for any other error, and if the server has not responded."""
+    code: str | None = getattr(getattr(error, "__cause__", None), "sqlstate", None)
+    return code
+
+
 def is_read_only(error: BaseException | None) -> bool:
     """Return whether PostgreSQL refuses to write: after a failover to a replica, or because a hosted database is full."""
-    return getattr(getattr(error, "__cause__", None), "sqlstate", None) == _READ_ONLY
+    return sqlstate(error) == _READ_ONLY
 
 
 def is_full(error: BaseException | None) -> bool:
     """Return whether the database's disk is full. PostgreSQL may still accept changes that fit into its files."""
-    cause = getattr(error, "__cause__", None)
-    is_full_sqlite = getattr(cause, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
-    return is_full_sqlite or getattr(cause, "sqlstate", None) == _DISK_FULL
+    sqlite_code = getattr(getattr(error, "__cause__", None), "sqlite_errorcode", 0)
+    return sqlite_code & 0xFF == sqlite3.SQLITE_FULL or sqlstate(error) == _DISK_FULL
 
 
 def is_outage(error: BaseException | None) -> bool:
@@ -116,5 +121,5 @@ def is_outage(error: BaseException | None) -> bool:
         return False
     if (code := getattr(error.__cause__, "sqlite_errorcode", None)) is not None:
         return bool(code & 0xFF != _SQLITE_ERROR)
-    state = getattr(error.__cause__, "sqlstate", None)
+    state = sqlstate(error)
     return state is None or state.startswith(("08", "57P", _DISK_FULL, "53300"))

@@ -13,6 +13,8 @@ from weakref import WeakKeyDictionary
 
 from django.db import DatabaseError, connection
 
+from docora.db.connection import sqlstate
+
 _MAX_SEEN = _MAX_PREPARED = 200
 _PLACEHOLDER = re.compile("%[s%]")
 _OUTDATED = {"0A000", "26000"}  # a migration has changed a column of the result; the statement was deallocated
@@ -66,7 +68,7 @@ def prepared(name: str, sql: str) -> Iterator[str]:
     try:
         yield _prepared(name, sql)
     except DatabaseError as error:
-        if getattr(error.__cause__, "sqlstate", None) in _OUTDATED:
+        if sqlstate(error) in _OUTDATED:
             forget()
         raise
 

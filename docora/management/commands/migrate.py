@@ -14,6 +14,7 @@ from django.db.backends.sqlite3.base import DatabaseWrapper as SqliteWrapper
 
 from docora import file_locks
 from docora.db import schema
+from docora.db.connection import sqlstate
 
 _LOCK = int.from_bytes(b"docora")  # the key of a PostgreSQL advisory lock
 _POLL_SECONDS = 0.2
@@ -46,8 +47,9 @@ class Command(migrate.Command):
     def _migrate(self, connection: BaseDatabaseWrapper, *args: Any, **options: Any) -> None:
         """Migrate, and try again while other sessions use the tables that a migration alters.
 
-        On PostgreSQL, whoever needs a table waits behind a migration that waits for it, and a backup may use all tables for an
-        hour. So each attempt waits only briefly for a lock. Each migration is one transaction, so the next attempt continues.
+        On PostgreSQL, all sessions that need a table wait behind a migration that waits for it, and a backup may use all
+        tables for an hour. So each attempt waits only briefly for a lock. Each migration is one transaction, so the next
+        attempt continues.
         """
         report_once = cache(lambda: self.stderr.write("Waiting: other sessions, such as a backup, use the tables."))
         while True:
@@ -56,7 +58,7 @@ class Command(migrate.Command):
                     super().handle(*args, **options)
                 return
             except OperationalError as error:
-                if getattr(error.__cause__, "sqlstate", None) not in _IN_USE:
+                if sqlstate(error) not in _IN_USE:
                     raise
             report_once()
             time.sleep(_PAUSE_SECONDS)
