@@ -11,7 +11,6 @@ from django.db.models import Q, QuerySet
 from django.db.models.functions import Now
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern, reverse
-from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.views.decorators.http import require_GET, require_POST
@@ -35,7 +34,7 @@ from deliveries_app.reports import attempts, failing_files, help_texts
 from deliveries_app.reports.file_explanation import explain
 from deliveries_app.reports.next_attempt import next_attempt_of, next_check_of
 from deliveries_app.services.push_hooks import hook_url
-from docora.templatetags.docora import ago, elapsed, files_of, status_with_detail
+from docora.templatetags.docora import ago, elapsed, files_of, status_with_detail, time_of_day
 from docora.text import counted, visible
 from docora.web.paginators import KeysFirstPaginator
 
@@ -281,8 +280,8 @@ def _waits(watch: AppRepository, what: str) -> str:
         return f" The {what} starts when the repository is resumed."
     if app.paused:
         return f" The {what} starts when the app is resumed."
-    if app.is_on_hold and not app.down_count:
-        return f" The {what} starts at {timezone.localtime(app.cooldown_until):%H:%M %Z}, because the app is too busy."
+    if app.is_on_hold and app.cooldown_until and not app.down_count:
+        return f" The {what} starts at {time_of_day(app.cooldown_until)}, because the app is too busy."
     return ""
 
 

@@ -4,13 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from django.utils import timezone
-
 from deliveries_app.models import App, AppRepositoryQuerySet, HourlyTraffic
 from deliveries_app.reports.traffic import HOURS, last_hours
 from deliveries_app.webhooks import endpoint_stats
 from deliveries_app.webhooks.endpoint_stats import EndpointStats
-from docora.templatetags.docora import milliseconds
+from docora.templatetags.docora import milliseconds, time_of_day
 from docora.text import format_share
 
 _SHOWN = 5  # on a confirmation page
@@ -121,8 +119,8 @@ def _endpoint(app: App, found: Mapping[int, EndpointStats] | None, *, ping_is_sh
     if app.down_count:
         warnings[4] = "The endpoint doesn't respond. Docora tries one repository now; the rest wait for the result."
     elif app.is_on_hold and app.cooldown_until:
-        until = timezone.localtime(app.cooldown_until)
-        warnings[3] = f"The endpoint is too busy (HTTP 429 or 503). Nothing is sent before {until:%H:%M %Z}."
+        until = time_of_day(app.cooldown_until)
+        warnings[3] = f"The endpoint is too busy (HTTP 429 or 503). Nothing is sent before {until}."
     if app.paused:
         warnings[5] = app.paused_reason or "Nothing is sent until the app is resumed."
     rank = -max(warnings, default=0), stats.accepted if stats else 1.0, app.name

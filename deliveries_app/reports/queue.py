@@ -12,7 +12,6 @@ from django.conf import settings
 from django.contrib.auth.models import AnonymousUser, User
 from django.db.models import DurationField, ExpressionWrapper, F
 from django.db.models.functions import Now
-from django.utils import timezone
 
 from deliveries_app.models import AppRepository, DriftCheck, StateDetail, SyncPause, SyncRun, WatchState
 from deliveries_app.monitoring.counts import WatchCounts, count_watches
@@ -25,6 +24,7 @@ from deliveries_app.services import current_pause
 from docora.redis import heartbeat, inspect
 from docora.redis.heartbeat import Signs
 from docora.redis.inspect import Job, QueueState, Worker
+from docora.templatetags.docora import time_of_day
 from docora.text import format_seconds, parse_pk
 
 SHOWN, SCHEDULED_SHOWN = 100, 50
@@ -198,7 +198,7 @@ def _why_waiting(watch: AppRepository) -> str:
     """Return what a due watch is waiting for; empty if only for its turn."""
     if not _is_held_back(watch) and watch.detail != StateDetail.WAITS_FOR_SLOT:
         return ""
-    until = f" until {timezone.localtime(watch.waits_until):%H:%M %Z}" if watch.waits_until else ""
+    until = f" until {time_of_day(watch.waits_until)}" if watch.waits_until else ""
     return f"{watch.state.label!s}{until}: {watch.detail.label}"
 
 

@@ -79,8 +79,13 @@ def _until(watch: Any) -> SafeString | str:
     if moment is None or moment <= timezone.now():
         return ""
     if watch.state.value == "on_hold":
-        return _time(moment, f"until {timezone.localtime(moment):%H:%M %Z}")
+        return _time(moment, f"until {time_of_day(moment)}")
     return ago(moment)
+
+
+def time_of_day(moment: datetime) -> str:
+    """Return the time without the date, in the server's time zone, such as `14:05 UTC`."""
+    return f"{timezone.localtime(moment):%H:%M %Z}"
 
 
 @register.filter
