@@ -15,7 +15,6 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.template.response import TemplateResponse
 from django.urls import reverse
-from django.utils.http import url_has_allowed_host_and_scheme
 from django_htmx.http import HttpResponseClientRedirect
 
 from deliveries_app.audited_admin import AuditedAdmin
@@ -24,6 +23,7 @@ from deliveries_app.reports import overview
 from deliveries_app.services import current_pause
 from docora import __version__
 from docora.sign_in.forms import PasswordChangeForm
+from docora.web.redirects import own_url
 
 SESSION_ENDED = "Your session had ended, so nothing was done. Sign in and try again."
 SECTIONS: dict[str, list[str]] = {
@@ -84,12 +84,11 @@ class DocoraAdminSite(admin.AdminSite):
 
         @wraps(checked)
         def answer(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
-            signs_out = request.path == reverse("admin:logout", current_app=self.name)
-            if request.method != "POST" or signs_out or request.user.is_authenticated:
+            if request.method != "POST" or request.user.is_authenticated or request.path == reverse("admin:logout"):
                 return checked(request, *args, **kwargs)
             messages.warning(request, SESSION_ENDED)
-            sign_in = redirect_to_login(_page_of_form(request), reverse("admin:login", current_app=self.name))
-            # htmx would put the sign-in page into the place of the response.
+            sign_in = redirect_to_login(_page_of_form(request), reverse("admin:login"))
+            # From a redirect, htmx would put the sign-in page into a part of this page.
             return HttpResponseClientRedirect(sign_in.url) if request.htmx else sign_in  # type: ignore[attr-defined]
 
         return answer
@@ -143,9 +142,7 @@ class DocoraAdminSite(admin.AdminSite):
 
 def _page_of_form(request: HttpRequest) -> str:
     """Return the path and query of the page whose form was sent, or of the overview if the browser doesn't say."""
-    page = request.headers.get("Referer", "")
-    if not page or not url_has_allowed_host_and_scheme(page, {request.get_host()}):
-        return reverse("admin:index")
+    page = own_url(request, request.headers.get("Referer", ""), reverse("admin:index"))
     return urlsplit(page)._replace(scheme="", netloc="").geturl()
 
 

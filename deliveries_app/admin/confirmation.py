@@ -21,7 +21,6 @@ from django.contrib.admin.views.main import PAGE_VAR
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
 from django.urls import URLPattern, path, reverse
-from django.utils.http import url_has_allowed_host_and_scheme
 
 from deliveries_app.actors import Actor
 from deliveries_app.admin.base import DocoraAdmin
@@ -29,6 +28,7 @@ from deliveries_app.models import BulkOperation
 from deliveries_app.services import MAX_PACE, NotFailed, NotFound, Rollout
 from deliveries_app.services.requests import MAX_REASON_CHARS
 from docora.text import parse_pks
+from docora.web.redirects import own_url
 
 CHANGED = "The selection has changed. Check the numbers and confirm again."
 ALLOWED_GROWTH = 1.1
@@ -139,9 +139,7 @@ def _digest(pks: Iterable[int]) -> str:
 
 def next_url(request: HttpRequest, default: str) -> str:
     """Return the `next` parameter if it points to a page of this site, else `default`."""
-    given = request.GET.get("next", "")
-    safe = url_has_allowed_host_and_scheme(given, allowed_hosts={request.get_host()}, require_https=request.is_secure())
-    return given if given and safe else default
+    return own_url(request, request.GET.get("next", ""), default)
 
 
 class ConfirmationForm(forms.Form):
