@@ -105,11 +105,10 @@ class DriftCheckAdmin(ReadOnlyAdmin[DriftCheck]):
 
     def cancel(self, request: HttpRequest, check: DriftCheck) -> HttpResponse:
         cancelled = services.cancel_check(Actor.of_request(request), check)
-        if not cancelled:
-            return self.redirect_with_message(
-                request, self.page_of(check), "The check had already ended.", messages.WARNING
-            )
-        return self.redirect_with_message(request, self.page_of(check), "Check cancelled.")
+        if cancelled:
+            return self.redirect_with_message(request, self.page_of(check), "Check cancelled.")
+        message = "The check had already ended."
+        return self.redirect_with_message(request, self.page_of(check), message, messages.WARNING)
 
     def send(self, request: HttpRequest, check: DriftCheck) -> HttpResponse:
         """GET says what will be sent; POST sends it."""

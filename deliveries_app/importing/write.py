@@ -158,7 +158,7 @@ def write_records(watch: AppRepository, files: Iterable[SourceFile]) -> int:
             last = batch[-1].path
             replaced = replaced.filter(path__lte=last)
         with transaction.atomic():
-            arriving = AppRepository.objects.filter(pk=watch.pk, arriving=True, ended_at=None).order_by()
+            arriving = AppRepository.objects.filter(pk=watch.pk, arriving=True, ended_at=None)
             if not arriving.select_for_update(no_key=True).values_list("pk"):
                 break
             replaced.delete()

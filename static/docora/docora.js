@@ -127,11 +127,11 @@
 
   // Without htmx, old numbers would look like new ones. It is missing if the network fails, or if Docora was just updated.
   if (!window.htmx && document.querySelector("[hx-get]")) {
-    const text = document.createElement("p");
-    text.className = "notice no-script";
-    text.setAttribute("role", "alert");
-    text.textContent = "A part of this page couldn't be loaded, so it doesn't refresh. Reload it.";
-    toasts?.before(text);
+    const notice = document.createElement("p");
+    notice.className = "notice no-script";
+    notice.setAttribute("role", "alert");
+    notice.textContent = "A part of this page couldn't be loaded, so it doesn't refresh. Reload it.";
+    toasts?.before(notice);
   }
 
   // Panels that refresh themselves. [data-live] contains the bar (docora/live_bar.html) and the element that htmx refreshes.

@@ -9,12 +9,11 @@ from deliveries_app.models import AppRepository
 from deliveries_app.models.root_causes import RootCause
 from tests.browser.accessibility import Look, look_as, overflow
 from tests.browser.conftest import Browser, Site
+from tests.browser.test_client_life import APPS
 from tests.browser.test_journey import LIST, sign_in
 from tests.support.staff import fail, make_app, make_watch
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
-
-APPS = "/admin/deliveries_app/app/"
 
 
 @pytest.fixture

@@ -394,7 +394,7 @@ def test_row_that_is_removed_during_the_request(
 
 @pytest.mark.parametrize("path", ["app/{app}/pause/", "app/{app}/settings/", "apprepository/{watch}/retry/"])
 def test_form_sent_after_the_session_has_ended(watch: AppRepository, path: str) -> None:
-    """It says that nothing was done, and leads back to its page: many addresses only take a POST."""
+    """It says that nothing was done, and leads back to its page: many addresses accept only POST."""
     User.objects.create_superuser("root", password="x")
     client, page = Client(), f"{ADMIN}/app/{watch.app_id}/change/?q=docs"
     headers = {"Referer": f"http://testserver{page}"}
@@ -406,7 +406,7 @@ def test_form_sent_after_the_session_has_ended(watch: AppRepository, path: str) 
 
 
 def test_ping_of_a_confirmation_page_after_the_session_has_ended(watch: AppRepository) -> None:
-    """htmx sends it, so that the whole page has to leave for the sign-in page."""
+    """htmx sends it, so the response has to make the browser open the sign-in page."""
     answer = Client().post(f"{ADMIN}/app/{watch.app_id}/ping/", headers={"HX-Request": "true"})
     assert (answer.status_code, answer["HX-Redirect"]) == (200, "/admin/login/?next=/admin/")
 

@@ -163,7 +163,6 @@ def test_large_watch_is_removed_while_its_app_continues(world: World) -> None:
         with transaction.atomic():
             list(App.objects.select_for_update(no_key=True, nowait=True))
             list(Repository.objects.select_for_update(no_key=True, nowait=True))
-        connection.close()
 
     def stop() -> bool:
         in_threads(can_lock_app_and_repository)
@@ -185,7 +184,6 @@ def test_last_attempt_ends_while_the_app_is_locked(world: World) -> None:
             with connection.cursor() as cursor:
                 cursor.execute("SET LOCAL lock_timeout = '2s'")
             assert not lease.retry_was_requested()
-        connection.close()
 
     with transaction.atomic():
         list(App.objects.select_for_update(no_key=True))

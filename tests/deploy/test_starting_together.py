@@ -79,7 +79,7 @@ def test_migrate_waits_for_another_migrate(replicas: Daemons, instance_environme
 
 
 def test_migrate_blocks_no_query_while_it_waits_for_a_backup(replicas: Daemons) -> None:
-    """PostgreSQL lets nobody else read a table while a migration waits for the end of a backup that reads it."""
+    """In PostgreSQL, no other session can read a table while a migration waits for a backup that reads it."""
     assert replicas.start("migrate", "--no-input").process.wait(60) == 0
     assert replicas.start("migrate", "deliveries_app", "0026", "--no-input").process.wait(60) == 0
     address, table = replicas.environment["DATABASE_URL"], "deliveries_app_syncrun"

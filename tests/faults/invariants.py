@@ -140,7 +140,7 @@ def check_shown_as_synced(universe: Universe, watch: AppRepository) -> None:
 def check_copy(universe: Universe, watch: AppRepository) -> None:
     """The client holds the tree of the last commit, as far as its file system can tell the names apart.
 
-    This is not checked while somebody's edits have not been repaired.
+    This is not checked for a copy that was damaged and has not been repaired.
     """
     if (watch.app.app_id, str(watch.repository)) in universe.damaged:
         return
