@@ -18,23 +18,19 @@ from repositories_app import services as repositories
 from repositories_app.git import errors as git_errors
 from repositories_app.git.exceptions import Cause
 from repositories_app.models import Repository
-from tests.deliveries.test_left_out import commit_tree, write_tree
-from tests.support.git import Repo, git
+from tests.support.git import Repo
 from tests.support.histories import assert_promise_kept, kill_worker
+from tests.support.raw_objects import FILE, blob, serve, tree
 from tests.support.world import World
 
 
-def blob(repo: Repo) -> bytes:
-    return bytes.fromhex(git(repo.path, "hash-object", "-w", "--stdin", stdin=[b"x"]).decode())
-
-
 def serve_unsorted_tree(repo: Repo) -> None:
-    commit_tree(repo, write_tree(repo, b"100644 b\0%b100644 a\0%b" % (blob(repo), blob(repo))))
+    serve(repo, tree(repo, *((FILE, name, blob(repo)) for name in (b"b", b"a"))))
 
 
 def serve_folder_as_file(repo: Repo, branch: str = "main") -> None:
-    folder = write_tree(repo, b"100644 a\0%b" % blob(repo))
-    commit_tree(repo, write_tree(repo, b"100644 file\0%b" % bytes.fromhex(folder)), branch)
+    folder = tree(repo, (FILE, b"a", blob(repo)))
+    serve(repo, tree(repo, (FILE, b"file", folder)), branch)
 
 
 def failing(method: str, target: str) -> int:

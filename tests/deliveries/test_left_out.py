@@ -12,6 +12,7 @@ from deliveries_app.services.watch_settings import change_watch
 from repositories_app.mirror.mirror import Entry as TreeEntry
 from tests.support.git import Entry, Repo, git
 from tests.support.histories import assert_promise_kept, compare_plans, kill_worker, refusing
+from tests.support.raw_objects import FILE, FOLDER, blob, serve, tree
 from tests.support.world import World
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:%064d\nsize 12345\n"
@@ -138,22 +139,8 @@ def test_safe_path_is_sent(path: str) -> None:
 
 def serve_tree(repo: Repo, names: list[bytes]) -> None:
     """Point HEAD to a tree with exactly these files in the root and in `sub`, even names that git refuses."""
-    blob = git(repo.path, "hash-object", "-w", "--stdin", stdin=[b"hostile"]).strip().decode()
-    entries = b"".join(b"100644 %b\0%b" % (name, bytes.fromhex(blob)) for name in sorted(names))
-    sub = write_tree(repo, entries)
-    commit_tree(repo, write_tree(repo, entries + b"40000 sub\0" + bytes.fromhex(sub)))
-
-
-def commit_tree(repo: Repo, tree: str, branch: str = "main") -> None:
-    """Commit a tree that git itself may refuse to commit."""
-    lines = [f"tree {tree}\n".encode(), b"author a <a@b> 1 +0000\n", b"committer a <a@b> 1 +0000\n", b"\nHostile\n"]
-    commit = git(repo.path, "hash-object", "-t", "commit", "-w", "--stdin", stdin=lines).decode().strip()
-    git(repo.path, "update-ref", f"refs/heads/{branch}", commit)
-
-
-def write_tree(repo: Repo, entries: bytes) -> str:
-    arguments = ["hash-object", "-t", "tree", "--literally", "-w", "--stdin"]
-    return git(repo.path, *arguments, stdin=[entries]).decode().strip()
+    files = [(FILE, name, blob(repo, b"hostile")) for name in sorted(names)]
+    serve(repo, tree(repo, *files, (FOLDER, b"sub", tree(repo, *files))))
 
 
 def test_hostile_names_are_left_out(world: World) -> None:

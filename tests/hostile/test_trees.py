@@ -11,11 +11,11 @@ from collections.abc import Callable
 import pytest
 
 from deliveries_app.models import AppRepository, Status
-from tests.support.git import Repo, git, git_environment
+from tests.support.git import Repo, git_environment
+from tests.support.raw_objects import FILE, FOLDER, LINK, MODULE, blob, serve, tree
 from tests.support.world import World
 
 UNSAFE, NOT_UTF8, LONG = "unsafe_path", "not_utf8", "path_too_long"
-FILE, FOLDER, LINK, MODULE = b"100644", b"40000", b"120000", b"160000"
 
 PATHS: dict[str, tuple[list[bytes], str]] = {
     "the parent directory": ([b"..", b"evil"], UNSAFE),
@@ -52,23 +52,6 @@ PATHS: dict[str, tuple[list[bytes], str]] = {
     "a name of 10 MB": ([b"n" * 10_000_000], LONG),
     "a thousand levels": ([b"d"] * 1000, LONG),
 }
-
-
-def blob(repo: Repo, content: bytes = b"evil\n") -> bytes:
-    return git(repo.path, "hash-object", "-w", "--stdin", stdin=[content]).strip()
-
-
-def tree(repo: Repo, *entries: tuple[bytes, bytes, bytes]) -> bytes:
-    """Write a tree of exactly these (mode, name, object id), even ones that git refuses, and return its id."""
-    raw = b"".join(b"%b %b\0%b" % (mode, name, bytes.fromhex(oid.decode())) for mode, name, oid in entries)
-    return git(repo.path, "hash-object", "-t", "tree", "--literally", "-w", "--stdin", stdin=[raw]).strip()
-
-
-def serve(repo: Repo, root: bytes) -> None:
-    """Commit this tree to HEAD."""
-    lines = [b"tree %b\nauthor a <a@b> 1 +0000\ncommitter a <a@b> 1 +0000\n\nHostile\n" % root]
-    commit = git(repo.path, "hash-object", "-t", "commit", "-w", "--stdin", stdin=lines).decode().strip()
-    git(repo.path, "update-ref", "refs/heads/main", commit)
 
 
 def serve_beside_a_good_file(repo: Repo, mode: bytes, path: list[bytes], oid: bytes) -> None:

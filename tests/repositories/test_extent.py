@@ -9,8 +9,8 @@ from repositories_app.mirror.blobs import BlobReader
 from repositories_app.mirror.extent import MAX_DEPTH, check_extent
 from repositories_app.mirror.mirror import Mirror
 from tests.repositories.conftest import changed_paths
-from tests.repositories.test_hostile_trees import blob, serve, tree
 from tests.support.git import GitFixture, Repo, git
+from tests.support.raw_objects import blob, serve, tree
 
 FILE, FOLDER = b"100644", b"40000"
 

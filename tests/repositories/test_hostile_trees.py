@@ -13,29 +13,12 @@ from repositories_app.mirror import mirror as mirrors
 from repositories_app.mirror.mirror import Mirror
 from tests.repositories.conftest import changed_paths
 from tests.support.git import GitFixture, Repo, git
+from tests.support.raw_objects import FILE, FOLDER, blob, serve, tree, write
 
 
 @pytest.fixture
 def repo(server: GitFixture) -> Repo:
     return server.repo("acme/hostile", {"readme.md": b"# Hello\n"})
-
-
-def blob(repo: Repo, content: bytes = b"x") -> bytes:
-    return git(repo.path, "hash-object", "-w", "--stdin", stdin=[content]).strip()
-
-
-def tree(repo: Repo, *entries: tuple[bytes, bytes, bytes]) -> bytes:
-    """Write a tree of exactly these (mode, name, object id) in this order, even if git would refuse it."""
-    raw = b"".join(b"%b %b\0%b" % (mode, name, bytes.fromhex(oid.decode())) for mode, name, oid in entries)
-    return git(repo.path, "hash-object", "-t", "tree", "--literally", "-w", "--stdin", stdin=[raw]).strip()
-
-
-def serve(repo: Repo, root: bytes) -> str:
-    """Make this tree the newest commit of the repository."""
-    lines = [b"tree %b\n" % root, b"author a <a@b> 1 +0000\n", b"committer a <a@b> 1 +0000\n", b"\nHostile\n"]
-    commit = git(repo.path, "hash-object", "-t", "commit", "-w", "--stdin", stdin=lines).decode().strip()
-    git(repo.path, "update-ref", "refs/heads/main", commit)
-    return commit
 
 
 def paths(mirror: Mirror, commit: str, only: list[bytes] | None = None) -> list[bytes]:
@@ -57,9 +40,9 @@ def strange_tree(repo: Repo, deep: bool) -> dict[bytes, bytes]:
     found, entries = {}, []
     for number, name in enumerate(STRANGE):
         content = b"strange %d" % number
-        file = (b"100644", name, blob(repo, content))
+        file = (FILE, name, blob(repo, content))
         found[name + b"/" + name if deep else name] = content
-        entries.append((b"40000", name, tree(repo, file)) if deep else file)
+        entries.append((FOLDER, name, tree(repo, file)) if deep else file)
     entries.sort(key=lambda entry: entry[1] + (b"/" if deep else b""))  # as git sorts
     serve(repo, tree(repo, *entries))
     return dict(sorted(found.items()))
@@ -101,7 +84,7 @@ def test_looking_up_an_impossible_path_finds_nothing(repo: Repo, mirror: Mirror,
     ids=lambda names: repr(names),
 )
 def test_unsorted_tree_is_refused(repo: Repo, mirror: Mirror, fetched: Callable[..., str], names: list[bytes]) -> None:
-    serve(repo, tree(repo, *((b"100644", name, blob(repo)) for name in names)))
+    serve(repo, tree(repo, *((FILE, name, blob(repo)) for name in names)))
     with pytest.raises(GitError, match="malformed") as caught:
         paths(mirror, fetched(repo))
     assert caught.value.cause is Cause.OTHER
@@ -123,7 +106,7 @@ BROKEN = {
 def test_broken_tree_on_the_host_is_not_taken_for_a_broken_mirror(
     repo: Repo, fetched: Callable[..., str], raw: bytes
 ) -> None:
-    serve(repo, git(repo.path, "hash-object", "-t", "tree", "--literally", "-w", "--stdin", stdin=[raw]).strip())
+    serve(repo, write(repo, b"tree", raw))
     with pytest.raises(GitError, match=r"host message: .*on the remote side") as caught:
         fetched(repo)
     assert caught.value.cause is Cause.NETWORK
@@ -135,8 +118,7 @@ def test_broken_tree_in_the_mirror_is_a_clear_error(
 ) -> None:
     base = fetched(repo)
     here = Repo("mirror", mirror.directory, repo.server)
-    root = git(here.path, "hash-object", "-t", "tree", "--literally", "-w", "--stdin", stdin=[raw]).strip()
-    commit = serve(here, root)
+    commit = serve(here, write(here, b"tree", raw))
     with pytest.raises(GitError) as caught:
         paths(mirror, commit)
     assert caught.value.cause is Cause.CORRUPT
@@ -146,7 +128,7 @@ def test_broken_tree_in_the_mirror_is_a_clear_error(
 
 
 def test_entry_with_a_wrong_type_is_not_a_file(repo: Repo, mirror: Mirror, fetched: Callable[..., str]) -> None:
-    serve(repo, tree(repo, (b"100644", b"file", tree(repo, (b"100644", b"a", blob(repo))))))
+    serve(repo, tree(repo, (FILE, b"file", tree(repo, (FILE, b"a", blob(repo))))))
     with pytest.raises(GitError), mirror.blobs() as reader:
         list(reader.read([entry.blob for entry in mirror.tree(fetched(repo))]))
 
@@ -162,7 +144,7 @@ def test_trees_deeper_than_two_thousand_levels_are_refused(
     assert paths(mirror, commit, [b"d/" * 2000 + b"f"]) == [b"d/" * 2000 + b"f"]
     root = git(repo.path, "rev-parse", "main^{tree}").strip()
     for _ in range(100):
-        root = tree(repo, (b"40000", b"d", root))
+        root = tree(repo, (FOLDER, b"d", root))
     serve(repo, root)
     with pytest.raises(GitError, match="too large") as caught:
         paths(mirror, fetched(repo))
@@ -172,7 +154,7 @@ def test_trees_deeper_than_two_thousand_levels_are_refused(
 def test_name_of_ten_megabytes(repo: Repo, mirror: Mirror, fetched: Callable[..., str]) -> None:
     base = fetched(repo)
     name = b"n" * 10_000_000
-    serve(repo, tree(repo, (b"100644", name, blob(repo))))
+    serve(repo, tree(repo, (FILE, name, blob(repo))))
     commit = fetched(repo)
     started = time.process_time()
     assert paths(mirror, commit) == [name]
@@ -186,7 +168,7 @@ def test_fifty_thousand_entries_in_one_folder_are_streamed(
 ) -> None:
     content = blob(repo)
     names = [b"file-%06d" % number for number in range(50_000)]
-    serve(repo, tree(repo, *((b"100644", name, content) for name in names)))
+    serve(repo, tree(repo, *((FILE, name, content) for name in names)))
     commit = fetched(repo)
     assert paths(mirror, commit) == names
     assert paths(mirror, commit, [names[7], names[40_000]]) == [names[7], names[40_000]]
@@ -197,9 +179,9 @@ def test_tree_that_expands_exponentially_is_refused(
     repo: Repo, mirror: Mirror, fetched: Callable[..., str], monkeypatch
 ) -> None:
     monkeypatch.setattr(mirrors, "MAX_LISTING_BYTES", 20_000_000)
-    root = tree(repo, *((b"100644", b"%d" % number, blob(repo)) for number in range(10)))
+    root = tree(repo, *((FILE, b"%d" % number, blob(repo)) for number in range(10)))
     for _ in range(9):
-        root = tree(repo, *((b"40000", b"%d" % number, root) for number in range(10)))
+        root = tree(repo, *((FOLDER, b"%d" % number, root) for number in range(10)))
     serve(repo, root)  # ten trees, ten billion files
     with pytest.raises(GitError, match="list of files exceeds 20 MB") as caught:
         for _ in mirror.tree(fetched(repo)):
@@ -209,9 +191,9 @@ def test_tree_that_expands_exponentially_is_refused(
 
 def test_path_through_folders_that_are_listed_twice(repo: Repo, mirror: Mirror, fetched: Callable[..., str]) -> None:
     """Of two entries with one name, the first counts. Otherwise, each level would double the work."""
-    root = tree(repo, (b"100644", b"f", blob(repo)))
+    root = tree(repo, (FILE, b"f", blob(repo)))
     for _ in range(22):
-        root = tree(repo, (b"40000", b"d", root), (b"40000", b"d", root))
+        root = tree(repo, (FOLDER, b"d", root), (FOLDER, b"d", root))
     serve(repo, root)
     commit = fetched(repo)
     tracemalloc.start()
@@ -225,7 +207,7 @@ def test_file_that_expands_to_gigabytes_is_not_held_in_memory(
     repo: Repo, mirror: Mirror, fetched: Callable[..., str]
 ) -> None:
     size = 256_000_000
-    serve(repo, tree(repo, (b"100644", b"zeros", blob(repo, bytes(size)))))
+    serve(repo, tree(repo, (FILE, b"zeros", blob(repo, bytes(size)))))
     commit = fetched(repo)
     assert sum(path.stat().st_size for path in (mirror.directory / "objects").rglob("*.pack")) < 2_000_000
     [entry] = mirror.tree(commit)
@@ -245,7 +227,7 @@ def test_head_that_is_not_a_commit_is_a_clear_error(
     oid = {"tree": git(repo.path, "rev-parse", "HEAD^{tree}").decode().strip(), "blob": blob(repo).decode()}.get(target)
     if oid is None:
         tag = b"object %b\ntype blob\ntag x\ntagger a <a@b> 1 +0000\n\nx\n" % blob(repo)
-        oid = git(repo.path, "hash-object", "-t", "tag", "-w", "--stdin", stdin=[tag]).decode().strip()
+        oid = write(repo, b"tag", tag).decode()
     git(repo.path, "update-ref", "refs/tags/x", oid)
     with pytest.raises(GitError) as caught:
         list(mirror.tree(fetched(repo, commit=oid)))
