@@ -17,7 +17,6 @@ from repositories_app import services as repositories
 from repositories_app.git import process as git
 from repositories_app.git.exceptions import GitError
 from repositories_app.git.protocol import Head
-from repositories_app.mirror.extent import check_extent
 from repositories_app.mirror.mirror import DIRECTORY, MAX_DIFF_PATHS, BlobReader, Entry, Mirror
 
 _TICK_EVERY = 200  # tree entries or rows
@@ -61,7 +60,6 @@ def full_plan(
 ) -> Plan:
     """Return a plan from the whole tree and every row."""
     rules = read_rules(reader, head.commit, delivery_rules)
-    check_extent(reader, head.commit, tick)
     plan = Plan()
     tree = _ticking(mirror.tree(head.commit), tick)
     rows = _ticking(delivery_rows.all_rows(watch.pk), tick)

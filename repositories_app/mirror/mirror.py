@@ -59,6 +59,7 @@ MAX_DIFF_PATHS = 2000
 MAX_DIFF_FOLDERS = 10_000
 MAX_DIFF_BYTES = 1 << 20  # of those paths together
 _MAX_DIFF_MEMORY = 512 << 20  # bytes; git holds the whole difference before it prints any of it
+_MAX_LIST_MEMORY = 1 << 30  # bytes; git holds every tree object that it has listed, about 60 MB for a million files
 UNREADABLE_SECONDS = 3600.0
 """How long a commit that could not be read from a new mirror is no reason to rebuild the mirror again."""
 MAX_LISTING_BYTES = 4 << 30
@@ -255,14 +256,27 @@ class Mirror:
         return self.directory / f"docora-unreadable-{commit}"
 
     def tree(self, commit: str) -> Iterator[Entry]:
-        """Yield the files of a commit in byte order of their paths."""
+        """Yield the files of a commit in byte order of their paths.
+
+        Raises `GitError` if it has more than `MAX_FILES` files and folders, or if git needs too much memory to list them.
+        """
         before = None
-        for record in self._records(["ls-tree", "-r", "-l", "-z", "--full-tree", _peeled(commit)]):
-            entry = entry_of(record)
-            if before is not None and entry.path <= before:
-                raise unsorted_tree(entry.path)
-            before = entry.path
-            yield entry
+        # `-t` lists folders too: a few trees that name each other may expand to any number of empty ones.
+        arguments = ["ls-tree", "-r", "-t", "-l", "-z", "--full-tree", _peeled(commit)]
+        with contextlib.closing(self._records(arguments, _MAX_LIST_MEMORY)) as records:
+            for number, record in enumerate(records):
+                if number >= settings.MAX_FILES:
+                    raise git_errors.too_large(
+                        f"The repository has more than MAX_FILES ({settings.MAX_FILES:,}) files and folders. "
+                        "Split it, or ask an administrator to raise the limit."
+                    )
+                entry = entry_of(record)
+                if entry.mode == DIRECTORY:
+                    continue
+                if before is not None and entry.path <= before:
+                    raise unsorted_tree(entry.path)
+                before = entry.path
+                yield entry
 
     def changes(self, base: str, commit: str, reader: BlobReader) -> dict[bytes, Difference] | None:
         """Return path → entries of both commits, for the files that differ.
@@ -417,7 +431,7 @@ class Mirror:
         """Run a git command with these options of `git.run`, and return its output."""
         return git.run(args, directory=self.directory, fds=self._fds, **options)
 
-    def _records(self, arguments: Sequence[str], max_memory: int | None = None) -> Generator[bytes]:
+    def _records(self, arguments: Sequence[str], max_memory: int) -> Generator[bytes]:
         """Yield git's NUL-separated output, record by record."""
         process = git.start(arguments, directory=self.directory, fds=self._fds, max_memory=max_memory, short=True)
         yield from records(process, MAX_LISTING_BYTES)

@@ -189,6 +189,70 @@ def test_tree_that_expands_exponentially_is_refused(
     assert caught.value.cause is Cause.TOO_LARGE
 
 
+def nested(repo: Repo, inner: bytes, levels: int, times: int) -> bytes:
+    """Return a tree of this many `levels`, each of which names the next one `times` times."""
+    for _ in range(levels):
+        inner = tree(repo, *((FOLDER, b"%d" % number, inner) for number in range(times)))
+    return inner
+
+
+def refusal(mirror: Mirror, commit: str) -> str:
+    with pytest.raises(GitError) as caught:
+        paths(mirror, commit)
+    assert (caught.value.cause, caught.value.permanent) == (Cause.TOO_LARGE, True)
+    return str(caught.value)
+
+
+def test_files_and_folders_are_counted_where_they_occur(
+    server: GitFixture, mirror: Mirror, fetched: Callable[..., str], settings
+) -> None:
+    files = {"a/b/1": b"1", "a/b/2": b"2", "c/b/1": b"1", "c/b/2": b"2", "readme.md": b"#"}
+    commit = fetched(server.repo("acme/widgets", files))
+    settings.MAX_FILES = 9  # five files and four folders
+    assert paths(mirror, commit) == [path.encode() for path in files]
+    settings.MAX_FILES = 8
+    assert refusal(mirror, commit) == (
+        "The repository has more than MAX_FILES (8) files and folders. "
+        "Split it, or ask an administrator to raise the limit."
+    )
+
+
+@pytest.mark.parametrize("has_files", [True, False])
+def test_ten_trees_that_expand_to_billions_of_entries_are_refused(
+    repo: Repo, mirror: Mirror, fetched: Callable[..., str], settings, *, has_files: bool
+) -> None:
+    settings.MAX_FILES = 20_000
+    base = fetched(repo)
+    names = range(10) if has_files else []
+    leaf = tree(repo, *((FILE, b"%d" % number, blob(repo)) for number in names))
+    serve(repo, nested(repo, leaf, 10 - has_files, 10))
+    commit = fetched(repo)
+    assert "more than MAX_FILES (20,000)" in refusal(mirror, commit)
+    assert changed_paths(mirror, base, commit) is None
+
+
+def test_huge_names_in_many_copies_of_a_folder_are_refused(
+    repo: Repo, mirror: Mirror, fetched: Callable[..., str], monkeypatch
+) -> None:
+    """git keeps each folder in memory while it lists."""
+    monkeypatch.setattr(mirrors, "_MAX_LIST_MEMORY", 30_000_000)
+    folders = [tree(repo, (FILE, b"%d" % number + b"x" * 10_000_000, blob(repo))) for number in range(4)]
+    serve(repo, tree(repo, *((FOLDER, b"%d" % number, folder) for number, folder in enumerate(folders))))
+    assert "The repository is too large: " in refusal(mirror, fetched(repo))
+
+
+def test_folder_with_too_long_a_list_is_refused(
+    repo: Repo, mirror: Mirror, fetched: Callable[..., str], monkeypatch
+) -> None:
+    commit = fetched(repo)
+    with mirror.blobs() as reader:
+        monkeypatch.setattr("repositories_app.mirror.blobs.MAX_TREE_BYTES", 30)
+        with pytest.raises(GitError, match="a folder with too many files: its listing takes"):
+            reader.entries(commit, [b"readme.md"])
+        monkeypatch.undo()
+        assert reader.entries(commit, [b"readme.md"])  # the reader is still usable
+
+
 def test_path_through_folders_that_are_listed_twice(repo: Repo, mirror: Mirror, fetched: Callable[..., str]) -> None:
     """Of two entries with one name, the first counts. Otherwise, each level would double the work."""
     root = tree(repo, (FILE, b"f", blob(repo)))
