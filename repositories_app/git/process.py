@@ -38,7 +38,6 @@ _MAX_STDERR = 4 << 20  # bytes; a host can make git print anything
 _LOOKUP_SECONDS = 10.0
 _MAX_PINNED = 16  # addresses
 _TICK_SECONDS = 1.0
-_TRUSTED = "host"
 # A network command consists of several processes. When git is killed, its helpers keep running: they wait for the host,
 # however long that takes, and hold our locks. This shell leads their process group. It kills the group when this
 # process dies (the kernel then sends SIGTERM to the shell), and ends the rest of the group when git ends.
@@ -70,22 +69,10 @@ _ALWAYS = {
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """The repository that a network command reads: a URL that `parse_url` accepts, and a token or none.
-
-    With `trusted`, git does not walk the whole tree to check whether the host has sent everything, as it otherwise does for
-    every shallow fetch, even if the mirror already has most of it (140 ms for 200,000 files). git treats the host as the promisor
-    of a partial clone that leaves out only contents of more than a terabyte. If an object is missing all the same, reading
-    it fails.
-    """
+    """The repository that a network command reads: a URL that `parse_url` accepts, and a token or none."""
 
     url: str
     token: str = field(default="", repr=False)
-    trusted: bool = False
-
-    @property
-    def name(self) -> str:
-        """How a command's arguments name the repository."""
-        return _TRUSTED if self.trusted else self.url
 
 
 def environment(remote: Remote | None = None) -> dict[str, str]:
@@ -107,7 +94,6 @@ def environment(remote: Remote | None = None) -> dict[str, str]:
         "GIT_ASKPASS": "true",
         "GIT_PROTOCOL_FROM_USER": "0",
         "GIT_ALLOW_PROTOCOL": ":".join(protocols),
-        "GIT_NO_LAZY_FETCH": "1",
         "GIT_ALLOC_LIMIT": "1g",  # for one object; a small delta can expand to any size
         "GIT_LITERAL_PATHSPECS": "1",
         "GIT_CONFIG_COUNT": str(len(config)),
@@ -139,12 +125,6 @@ def _config_for(remote: Remote) -> dict[str, str]:
         port = parts.port or {"https": 443, "http": 80}[parts.scheme]
         listed = (f"[{address}]" if ":" in address else address for address in resolved.addresses[:_MAX_PINNED])
         config["http.curloptResolve"] = f"{host}:{port}:{','.join(listed)}"
-    if remote.trusted:
-        config |= {
-            f"remote.{_TRUSTED}.url": remote.url,
-            f"remote.{_TRUSTED}.promisor": "true",
-            f"remote.{_TRUSTED}.partialCloneFilter": "blob:limit=1024g",
-        }
     if remote.token:
         name = f"http.{parts.scheme}://{parts.netloc}/.extraHeader"
         config[name] = git_errors.basic_authorization(remote.url, remote.token)

@@ -128,8 +128,7 @@ class Mirror:
             if commit in kept:
                 self._write_ref(ref, commit)
                 return commit
-            # git checks the first fetch completely. Later ones add little to the mirror.
-            remote = git.Remote(url, token, trusted=bool(self._packs()))
+            remote = git.Remote(url, token)
             if client and self._fetch_pack(client, remote, commit, kept, timeout, tick):
                 self._write_ref(ref, commit)
                 return commit
@@ -142,8 +141,6 @@ class Mirror:
                 if isinstance(error, GitError) and error.cause is Cause.OTHER:
                     self._examine(tick)
                 raise
-            if remote.trusted:
-                self._clear()  # remove the marks of a partial clone from its packs
             if by_name:
                 return commit
             # The commit that a tag points to.
@@ -195,14 +192,14 @@ class Mirror:
         """Fetch the commit, or `name` if the host does not serve commits by name. Return whether it was the commit."""
         command = ["fetch", "--quiet", "--depth=1", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance", "--"]
         try:
-            self._git([*command, remote.name, f"+{commit}:{ref}"], remote=remote, timeout=timeout, tick=tick)
+            self._git([*command, remote.url, f"+{commit}:{ref}"], remote=remote, timeout=timeout, tick=tick)
         except RepositoryMoved:
             raise
         except GitError as error:
             if error.cause not in {Cause.OTHER, Cause.NOT_FOUND}:
                 raise
             try:
-                self._git([*command, remote.name, f"+{name}:{ref}"], remote=remote, timeout=timeout, tick=tick)
+                self._git([*command, remote.url, f"+{name}:{ref}"], remote=remote, timeout=timeout, tick=tick)
             except GitError as error:
                 if name == HEAD or error.cause is not Cause.NOT_FOUND:
                     raise
@@ -403,7 +400,7 @@ class Mirror:
         """Remove the files that a killed or failed writer has left. Call this while holding the `fetch` lock."""
         for folder, _, names in os.walk(self.directory):
             for name in names:
-                if name.startswith("tmp_") or name.endswith((".lock", ".promisor")):
+                if name.startswith("tmp_") or name.endswith(".lock"):
                     Path(folder, name).unlink(missing_ok=True)
 
     def _read_file(self, name: str) -> str:

@@ -186,7 +186,6 @@ def test_stale_locks_of_a_killed_writer_are_removed(world: World) -> None:
         here / "packed-refs.lock",
         here / f"refs/docora/{watch.watch_id}/run.lock",
         here / "objects/pack/tmp_pack_abc",
-        here / "objects/pack/pack-abc.promisor",
         here / "objects/tmp_obj_abc",
         here / "objects/ab/tmp_obj_abc",
     ]
@@ -289,21 +288,6 @@ def test_mirror_that_another_process_holds_does_not_occupy_a_worker(world: World
         assert (watch.status, watch.last_error, watch.lease_until) == (Status.PENDING, "", None)
     world.settle()
     assert_promise_kept(world, repo, watch)
-
-
-@pytest.mark.parametrize("filters", ["true", "false"])
-def test_later_fetches_with_and_without_filter_support(world: World, filters: str) -> None:
-    repo, watch = world.watch({"readme.md": b"# Hello\n", "folder/b.txt": b"2"})
-    git(repo.path, "config", "uploadpack.allowFilter", filters)
-    for number in range(3):
-        repo.commit({"folder/b.txt": b"%d" % number, f"large-{number}.bin": os.urandom(200_000)})
-        world.settle()
-        watch.refresh_from_db()
-        assert_promise_kept(world, repo, watch)
-    here = directory_of(watch)
-    assert list(here.rglob("*.promisor")) == []
-    assert "remote" not in (here / "config").read_text()
-    assert git(here, "rev-list", "--objects", "--missing=print", watch.base_commit).count(b"?") == 0
 
 
 def test_incomplete_later_fetch_is_noticed(world: World) -> None:
