@@ -125,28 +125,20 @@ class Mirror:
             self._prepare(object_format(commit))
             ref = f"refs/docora/{watch}/run"
             kept = self._kept(watch) if self._packs() else []
-            if commit in kept:
-                self._write_ref(ref, commit)
-                return commit
             remote = git.Remote(url, token)
-            if client and self._fetch_pack(client, remote, commit, kept, timeout, tick):
-                self._write_ref(ref, commit)
-                return commit
-            try:
-                by_name = self._fetch_by_git(remote, ref, commit, name, timeout, tick)
-            except RepositoryMoved:
-                raise redirect_error(remote, tick) from None
-            except BaseException as error:
-                self._clear()  # an incomplete pack may be large
-                if isinstance(error, GitError) and error.cause is Cause.OTHER:
-                    self._examine(tick)
-                raise
-            if by_name:
-                return commit
-            # The commit that a tag points to.
-            found = self._git(["rev-parse", "--verify", f"{ref}^{{}}"], short=True).decode("ascii").strip()
-            self._write_ref(ref, found)
-            return found
+            is_here = commit in kept or (client and self._fetch_pack(client, remote, commit, kept, timeout, tick))
+            if not is_here:
+                try:
+                    commit = self._fetch_by_git(remote, ref, commit, name, timeout, tick)
+                except RepositoryMoved:
+                    raise redirect_error(remote, tick) from None
+                except BaseException as error:
+                    self._clear()  # an incomplete pack may be large
+                    if isinstance(error, GitError) and error.cause is Cause.OTHER:
+                        self._examine(tick)
+                    raise
+            self._write_ref(ref, commit)
+            return commit
 
     def _has_base(self, watch: str, commit: str) -> bool:
         """Return whether the mirror has the commit as this watch's base."""
@@ -188,24 +180,28 @@ class Mirror:
 
     def _fetch_by_git(
         self, remote: git.Remote, ref: str, commit: str, name: str, timeout: float, tick: git.Tick
-    ) -> bool:
-        """Fetch the commit, or `name` if the host does not serve commits by name. Return whether it was the commit."""
-        command = ["fetch", "--quiet", "--depth=1", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance", "--"]
+    ) -> str:
+        """Fetch the commit, or `name` if the host does not serve commits by name, into `ref`. Return the commit."""
+
+        def fetch(source: str) -> None:
+            options = ["--quiet", "--depth=1", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance"]
+            command = ["fetch", *options, "--", remote.url, f"+{source}:{ref}"]
+            self._git(command, remote=remote, timeout=timeout, tick=tick)
+
         try:
-            self._git([*command, remote.url, f"+{commit}:{ref}"], remote=remote, timeout=timeout, tick=tick)
-        except RepositoryMoved:
-            raise
+            fetch(commit)
+            return commit
         except GitError as error:
-            if error.cause not in {Cause.OTHER, Cause.NOT_FOUND}:
+            if isinstance(error, RepositoryMoved) or error.cause not in {Cause.OTHER, Cause.NOT_FOUND}:
                 raise
-            try:
-                self._git([*command, remote.url, f"+{name}:{ref}"], remote=remote, timeout=timeout, tick=tick)
-            except GitError as error:
-                if name == HEAD or error.cause is not Cause.NOT_FOUND:
-                    raise
-                raise git_errors.ref_not_served(name) from None
-            return False
-        return True
+        try:
+            fetch(name)
+        except GitError as error:
+            if name == HEAD or error.cause is not Cause.NOT_FOUND:
+                raise
+            raise git_errors.ref_not_served(name) from None
+        # The commit that a tag points to.
+        return self._git(["rev-parse", "--verify", f"{ref}^{{}}"], short=True).decode("ascii").strip()
 
     def _examine(self, tick: git.Tick) -> None:
         """Raise `GitError` if an object that a ref keeps cannot be found.
