@@ -175,7 +175,7 @@ class Attempt:
             logger.info("no_commit_yet")
             return
         self._sync_and_repair_mirror(head)
-        self.mirror.repack_if_many(lambda: None, self.watch.repository.watches.watch_ids)
+        self.mirror.repack_if_many(self.watch.repository.watches.watch_ids)
 
     def _adopt_newest_run(self) -> None:
         """Adopt the newest requested run, if there is one, and log its id from now on."""

@@ -315,7 +315,7 @@ class Mirror:
             if folder.name not in watch_ids:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def repack_if_many(self, tick: git.Tick, watch_ids: Callable[[], Collection[str]]) -> bool:
+    def repack_if_many(self, watch_ids: Callable[[], Collection[str]]) -> bool:
         """Combine many small packs into one and drop what no ref of these watches keeps, unless the mirror is in use.
 
         `watch_ids` is as in `remove_stale_refs`. If repacking fails, the mirror is damaged or the disk is full: remove it, and
@@ -328,8 +328,8 @@ class Mirror:
                 try:
                     self._clear()
                     self._remove_stale_refs(watch_ids())
-                    self._git(["repack", "-a", "-d", "-q"], timeout=1800.0, tick=tick)
-                    self._git(["prune", "--expire=now"], timeout=1800.0, tick=tick)
+                    self._git(["repack", "-a", "-d", "-q"], timeout=1800.0)
+                    self._git(["prune", "--expire=now"], timeout=1800.0)
                 except GitError as error:
                     logger.warning("mirror_not_repacked", extra={"cause": str(error)})
                     shutil.rmtree(self.directory, ignore_errors=True)

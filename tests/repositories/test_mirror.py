@@ -119,10 +119,10 @@ def test_base_commits_survive_a_repack(world: World, monkeypatch) -> None:
     mirror = repositories.mirror_of(watch.repository)
     watch_ids = watch.repository.watches.watch_ids
     with mirror.in_use(lambda: None):
-        assert not repositories.mirror_of(watch.repository).repack_if_many(lambda: None, watch_ids)  # it is being read
+        assert not repositories.mirror_of(watch.repository).repack_if_many(watch_ids)  # it is being read
     with repositories.mirror_of(watch.repository)._lock("fetch"):
-        assert not mirror.repack_if_many(lambda: None, watch_ids)  # it is being fetched
-    assert mirror.repack_if_many(lambda: None, watch_ids)
+        assert not mirror.repack_if_many(watch_ids)  # it is being fetched
+    assert mirror.repack_if_many(watch_ids)
     assert len(list((directory_of(watch) / "objects" / "pack").glob("*.pack"))) == 1
     assert commits(watch) == 1
     watch.refresh_from_db()

@@ -163,7 +163,7 @@ def test_hundreds_of_changes_are_repacked(repo: Repo, mirror: Mirror, fetch, mon
         repo.commit({"folder/0.txt": b"%d" % number})
         fetch(repo)
         mirror.keep_base("watch", repo.head)
-        mirror.repack_if_many(lambda: None, lambda: {"watch"})
+        mirror.repack_if_many(lambda: {"watch"})
     assert contents(mirror, repo.head) == repo.files()
     assert len((mirror.directory / "shallow").read_text().split()) <= 7
 
