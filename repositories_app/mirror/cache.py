@@ -13,7 +13,6 @@ import re
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from itertools import batched
 from pathlib import Path
 
 from django.conf import settings
@@ -34,7 +33,6 @@ _OURS = re.compile(r"([A-Za-z0-9_-]+)\.git\.(?:use|fetch)\.lock|(repo_\w+)\.git"
 These are the locks beside it, because imported ids may have any form. If Docora generated the id, the mirror's own name is
 enough.
 """
-_IDS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,8 @@ def last_measured() -> Size | None:
 
 def _tidy(folder: Path) -> Size:
     found = _found(folder)
-    watched = _watched(one.repository_id for one in found)
+    ids = [one.repository_id for one in found]
+    watched = set(Repository.objects.filter(repository_id__in=ids).values_list("repository_id", flat=True))
     kept = []
     for one in found:
         needed = one.size > 0 and one.repository_id in watched
@@ -141,14 +140,6 @@ def _disk_size(directory: Path) -> int:
 def _size_of(mirrors: Iterable[Cached]) -> Size:
     sizes = [one.size for one in mirrors if one.size]
     return Size(sum(sizes), len(sizes))
-
-
-def _watched(repository_ids: Iterable[str]) -> set[str]:
-    """Return the ids whose repositories are still in the database."""
-    found: set[str] = set()
-    for some in batched(repository_ids, _IDS_AT_ONCE):
-        found.update(Repository.objects.filter(repository_id__in=some).values_list("repository_id", flat=True))
-    return found
 
 
 def _state(folder: Path) -> Path:
