@@ -14,8 +14,6 @@ from django.core.checks import CheckMessage, Error, Info, Warning, register
 
 from docora.http.addresses import blocked_reason
 from docora.http.client import Cause, HttpClient, Request
-from docora.http.messages import name_of
-from docora.http.resolver import resolve
 from repositories_app.git.remote import new_client
 
 MIN_GIT = (2, 38)  # has `cat-file --batch-command` and the security fixes around `safe.directory`
@@ -40,7 +38,6 @@ _FORBIDDEN = {
     "[fd00:ec2::254]": "fd00:ec2::254",
 }
 """Maps a host as written in a URL to its address: loopback, private, link-local, and cloud metadata services."""
-_LOOKUP_SECONDS = 5.0
 
 
 def git_version() -> tuple[int, ...] | None:
@@ -137,9 +134,6 @@ def check_git_host_answers() -> list[CheckMessage]:
     if not settings.ALLOWED_GIT_HOSTS:
         return []
     host = _authority(settings.ALLOWED_GIT_HOSTS[0])
-    resolved = resolve(name_of(f"https://{host}/"), settings.ALLOWED_PRIVATE_NETWORKS, _LOOKUP_SECONDS)
-    if resolved.cause is Cause.DNS and not settings.EGRESS_PROXY:
-        return [Error(resolved.message, hint="Check ALLOWED_GIT_HOSTS and this server's DNS.")]
     outcomes = []
     with new_client(max_connections=1) as client:
         for scheme in ("https", "http") if settings.ALLOW_HTTP else ("https",):
@@ -149,6 +143,7 @@ def check_git_host_answers() -> list[CheckMessage]:
                 return [Info(f"The git host {host} responds over {scheme} in {milliseconds}.")]
             outcomes.append(outcome)
     hints = {
+        Cause.DNS: "Check ALLOWED_GIT_HOSTS and this server's DNS.",
         Cause.REFUSED_ADDRESS: "If your git host is in a private network, add that network to ALLOWED_PRIVATE_NETWORKS.",
         Cause.TLS: "Check the host's certificate and this server's certificate authorities (ca-certificates).",
     }
