@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -163,22 +162,17 @@ def get_manifest(
     watch = callers.own_watch(request, repository_id)
     after = after.replace("\x00", "\ufffd")
     pages = _manifest(watch.pk, after, limit or sys.maxsize)
-    content = pages if limit else _Stream(watch.app_id, pages)
-    return StreamingHttpResponse(content, content_type=_NDJSON)
+    if limit is None:
+        pages = _with_slot(watch.app_id, pages)
+        next(pages)  # take the slot before the response begins
+    return StreamingHttpResponse(pages, content_type=_NDJSON)
 
 
-class _Stream:
-    """A stream that counts towards its app's limit until it has been read or is closed."""
-
-    def __init__(self, app_pk: int, pages: Iterator[bytes]) -> None:
-        self._pages = pages
-        self._slot = ExitStack()
-        self._slot.enter_context(STREAMS.slot(app_pk))
-        self.close = self._slot.close
-
-    def __iter__(self) -> Iterator[bytes]:
-        with self._slot:
-            yield from self._pages
+def _with_slot(app_pk: int, pages: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield an empty page, and then the pages. From the first one on, this counts towards the app's limit until it ends."""
+    with STREAMS.slot(app_pk):
+        yield b""
+        yield from pages
 
 
 def _manifest(watch_pk: int, after: str, limit: int) -> Iterator[bytes]:
