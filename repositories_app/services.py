@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -71,14 +70,6 @@ def record_snapshot(repository: Repository, commit: str, branch: str, files: int
     )
 
 
-@dataclass(frozen=True)
-class Circuit:
-    """The circuit after a failure. `opened`: this failure opened it. `open_for`: seconds that it stays open, 0 if closed."""
-
-    opened: bool
-    open_for: float
-
-
 def _counts_again() -> Q:
     """Match repositories whose last failure was in another rescan round."""
     half_interval_ago = Now() - timedelta(seconds=settings.RESCAN_INTERVAL_SECONDS / 2)
@@ -90,14 +81,13 @@ def next_failure_counts() -> Q:
     return _counts_again() | Q(circuit_open_until__lte=Now())
 
 
-def record_failure(repository: Repository, error: GitError) -> Circuit:
-    """Count a failure that affects all watches, and open the circuit at the threshold.
+def record_failure(repository: Repository, error: GitError) -> bool:
+    """Count a failure that affects all watches, and open the circuit at the threshold. Return whether this opened it.
 
     At most one failure is counted per rescan round, even if many watches fail. If an attempt after the cooldown fails too,
-    the circuit stays open for another cooldown, and `opened` is False.
+    the circuit stays open for another cooldown.
     """
-    cooldown = settings.CIRCUIT_BREAKER_COOLDOWN_SECONDS
-    until = Now() + timedelta(seconds=cooldown)
+    until = Now() + timedelta(seconds=settings.CIRCUIT_BREAKER_COOLDOWN_SECONDS)
     rows = Repository.objects.filter(pk=repository.pk)
     rows.update(last_error=str(error), last_error_cause=error.cause.value)
     rows.filter(_counts_again()).update(consecutive_failures=F("consecutive_failures") + 1, last_failure_at=Now())
@@ -106,7 +96,7 @@ def record_failure(repository: Repository, error: GitError) -> Circuit:
     if not opened:
         failing.filter(circuit_open_until__lte=Now()).update(circuit_open_until=until)
     repository.refresh_from_db()
-    return Circuit(opened, cooldown if _is_open(repository) else 0.0)
+    return opened
 
 
 def host_is_down(canonical_url: str) -> Exists:
@@ -158,13 +148,9 @@ def close_circuit(repository: Repository) -> bool:
 
     Return whether this ended a cooldown that was still running.
     """
-    was_open = _is_open(repository)
+    # By the database's clock, as all of its times are.
+    was_open = Repository.objects.filter(pk=repository.pk, circuit_open_until__gt=Now()).exists()
     return _failing.update(repository.pk, **_CLOSED) == 1 and was_open
-
-
-def _is_open(repository: Repository) -> bool:
-    """Return whether the circuit is open by the database's clock, as all of its times are."""
-    return Repository.objects.filter(pk=repository.pk, circuit_open_until__gt=Now()).exists()
 
 
 def close_circuits(repositories: Iterable[Repository]) -> None:

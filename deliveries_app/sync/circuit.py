@@ -22,10 +22,9 @@ def record_git_failure(repository: Repository, error: GitError) -> float:
     circuit opened without the notices, nothing would create them later.
     """
     with transaction.atomic():
-        circuit = repositories.record_failure(repository, error)
-        if circuit.opened:
+        if repositories.record_failure(repository, error):
             _announce_failure(repository, error)
-    return circuit.open_for
+    return settings.CIRCUIT_BREAKER_COOLDOWN_SECONDS if repository.circuit_open_until else 0.0
 
 
 def _announce_failure(repository: Repository, error: GitError) -> None:
