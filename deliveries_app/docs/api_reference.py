@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
@@ -25,13 +25,11 @@ class Field:
 
 @dataclass(frozen=True)
 class Answer:
-    """One possible response. `fields` and `example` are empty without a body, and for errors, which all look the same."""
+    """One possible response."""
 
     status: int
     phrase: str
     description: str
-    fields: list[Field]
-    example: str
 
     @property
     def is_common(self) -> bool:
@@ -41,7 +39,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Call:
-    """One operation of the API."""
+    """One operation of the API. `fields` and `example` are those of the body of its successful responses."""
 
     anchor: str
     method: str
@@ -54,6 +52,8 @@ class Call:
     curl: str
     needs_signature: bool
     answers: list[Answer]
+    fields: list[Field]
+    example: str
 
 
 def context(document: Document) -> dict[str, Any]:
@@ -90,6 +90,9 @@ def _call(document: Document, path: str, method: str, operation: Document) -> Ca
     parameters = operation.get("parameters", [])
     body = next(iter(operation.get("requestBody", {}).get("content", {}).items()), None)
     body_schema = _resolve(document, body[1]["schema"]) if body else {}
+    responses = operation["responses"]
+    # All successful responses of a call have the same body.
+    media_type, content = next(iter(responses[min(responses)].get("content", {}).items()), ("", None))
     return Call(
         anchor=operation["operationId"],
         method=method.upper(),
@@ -110,33 +113,19 @@ def _call(document: Document, path: str, method: str, operation: Document) -> Ca
         body=list(_fields(document, body_schema)),
         curl=_curl(document, path, method, operation, body),
         needs_signature=any(SHELL in parameter for parameter in parameters),
-        answers=_answers(document, operation["responses"]),
+        answers=[
+            Answer(int(status), HTTPStatus(int(status)).phrase, responses[status]["description"])
+            for status in sorted(responses)
+        ],
+        fields=list(_fields(document, content["schema"])) if content else [],
+        example=_formatted(document, media_type, content["schema"]) if content else "",
     )
 
 
-def _answers(document: Document, responses: Document) -> list[Answer]:
-    """Return the responses. If several successful ones have the same body, only the first one shows it."""
-    first, *others = [_answer(document, int(status), responses[status]) for status in sorted(responses)]
-    return [
-        first,
-        *(replace(other, fields=[], example="") if other.fields == first.fields else other for other in others),
-    ]
-
-
-def _answer(document: Document, status: int, answer: Document) -> Answer:
-    media_type, content = next(iter(answer.get("content", {}).items()), ("", None))
-    is_success = content is not None and status < 400
-    schema = content["schema"] if content is not None else {}
-    example = _example(document, schema) if is_success else None
-    # Other media types are streams with one object per line.
+def _formatted(document: Document, media_type: str, schema: Document) -> str:
+    """Return an example as JSON. Other media types are streams with one object per line."""
     indent = 2 if media_type == "application/json" else None
-    return Answer(
-        status=status,
-        phrase=HTTPStatus(status).phrase,
-        description=answer["description"],
-        fields=list(_fields(document, schema)) if is_success else [],
-        example=json.dumps(example, indent=indent, ensure_ascii=False) if example is not None else "",
-    )
+    return json.dumps(_example(document, schema), indent=indent, ensure_ascii=False)
 
 
 def _curl(document: Document, path: str, method: str, operation: Document, body: tuple[str, Any] | None) -> str:
