@@ -90,7 +90,7 @@ def last_measured() -> Size | None:
 def _tidy(folder: Path) -> Size:
     found = _found(folder)
     ids = [one.repository_id for one in found]
-    watched = set(Repository.objects.filter(repository_id__in=ids).values_list("repository_id", flat=True))
+    watched = Repository.objects.only("repository_id").in_bulk(ids, field_name="repository_id")
     kept = []
     for one in found:
         needed = one.size > 0 and one.repository_id in watched
