@@ -14,7 +14,7 @@ from deliveries_app.models import AppRepository, Delivery, DeliveryFailure, Fail
 from deliveries_app.planning import transforms
 from deliveries_app.planning.plan import DeliveryRules, Plan, Row
 from docora.db.compiled import compiled
-from repositories_app.mirror.mirror import MAX_DIFF_PATHS
+from repositories_app.mirror.tree import MAX_DIFF_PATHS
 
 PAGE = 2000
 

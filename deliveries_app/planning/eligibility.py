@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from deliveries_app.planning.paths import MAX_PATH_BYTES, is_unsafe
-from repositories_app.mirror.mirror import Entry
+from repositories_app.mirror.tree import Entry
 
 REGULAR = {"100644", "100755", "100664"}
 UNLISTED = {"not_included", "excluded", "ignored", "transform"}

@@ -28,7 +28,9 @@ from deliveries_app.planning.transforms import SourceFile, TransformFailed, Tran
 from docora.text import clean_text
 from repositories_app import services as repositories
 from repositories_app.git.exceptions import Cause, GitError
-from repositories_app.mirror.mirror import DIRECTORY, BlobReader, Entry
+from repositories_app.mirror import tree
+from repositories_app.mirror.blobs import BlobReader
+from repositories_app.mirror.tree import DIRECTORY, Entry
 
 SECONDS = 5.0  # without output from git
 MAX_TRANSFORM_BYTES = 4_000_000
@@ -67,7 +69,7 @@ def look_up(watch: AppRepository, delivery_rules: DeliveryRules, commit: str, pa
         with mirror.in_use_nowait(), mirror.blobs(timeout=SECONDS) as reader:
             if not reader.has(commit):
                 return replace(nothing, unknown="The mirror on this server doesn't contain this commit.")
-            entries = reader.entries(commit, paths)
+            entries = tree.entries(reader, commit, paths)
             entry = next((entries[path] for path in paths if path in entries), None)
             if entry is None:
                 return nothing

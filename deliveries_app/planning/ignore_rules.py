@@ -20,7 +20,9 @@ from deliveries_app.planning.gitignore import InvalidPattern, Pattern, compile_p
 from deliveries_app.planning.paths import RE2_OPTIONS
 from deliveries_app.planning.plan import DeliveryRules, PlanRefused
 from docora.text import clean_text, counted
-from repositories_app.mirror.mirror import DIRECTORY, BlobReader, Entry
+from repositories_app.mirror import tree
+from repositories_app.mirror.blobs import BlobReader
+from repositories_app.mirror.tree import DIRECTORY, Entry
 
 FILE_NAME = ".docoraignore"
 MAX_FILE_BYTES = 65_536
@@ -192,7 +194,7 @@ def read_ignore_file(reader: BlobReader, commit: str) -> bytes | None:
     Raises `PlanRefused` and `GitError`.
     """
     path = FILE_NAME.encode()
-    entry = reader.entries(commit, [path]).get(path)
+    entry = tree.entries(reader, commit, [path]).get(path)
     if entry is None or entry.mode == DIRECTORY:
         return b""
     if entry.mode not in REGULAR:

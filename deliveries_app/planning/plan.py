@@ -1,6 +1,6 @@
 """Compute what to send: a merge join of a commit's files with the delivery rows. Pure and streaming.
 
-Both sides are sorted by the bytes of their paths (`git ls-tree -r`, the database and Python's `str` comparison agree),
+Both sides are sorted by the bytes of their paths (`mirror/tree.py`, the database and Python's `str` comparison agree),
 so the join keeps one item of each in memory. The result is spooled to temporary files, one per phase. Each phase ends
 with the files that failed before, so files that always fail do not block the others.
 """
@@ -20,7 +20,7 @@ from deliveries_app.planning import transforms
 from deliveries_app.planning.eligibility import UNLISTED, PatternCheck, Skipped, eligible
 from deliveries_app.planning.paths import MAX_PATH_BYTES
 from deliveries_app.planning.transforms import Transforms
-from repositories_app.mirror.mirror import Entry
+from repositories_app.mirror.tree import Entry
 
 MAX_SKIPPED_LISTED = 1000
 _MAX_LISTED_BYTES = 1 << 20  # of their paths, which may be of any length

@@ -17,7 +17,9 @@ from repositories_app import services as repositories
 from repositories_app.git import process as git
 from repositories_app.git.exceptions import GitError
 from repositories_app.git.protocol import Head
-from repositories_app.mirror.mirror import DIRECTORY, MAX_DIFF_PATHS, BlobReader, Entry, Mirror
+from repositories_app.mirror import tree
+from repositories_app.mirror.blobs import BlobReader
+from repositories_app.mirror.tree import DIRECTORY, MAX_DIFF_PATHS, Entry
 
 _TICK_EVERY = 200  # tree entries or rows
 
@@ -26,7 +28,6 @@ def plan_to(
     head: Head,
     watch: AppRepository,
     delivery_rules: DeliveryRules,
-    mirror: Mirror,
     reader: BlobReader,
     tick: git.Tick,
 ) -> Plan:
@@ -36,8 +37,8 @@ def plan_to(
     """
     if delivery_rules.transforms.problem:
         raise PlanRefused(delivery_rules.transforms.problem, "transform")
-    plan = _fast_plan(head, watch, delivery_rules, mirror, reader)
-    plan = plan or full_plan(head, watch, delivery_rules, mirror, reader, tick)
+    plan = _fast_plan(head, watch, delivery_rules, reader)
+    plan = plan or full_plan(head, watch, delivery_rules, reader, tick)
     if (head.commit, plan.tree_files, plan.tree_bytes) != (watch.last_commit, watch.tree_files, watch.tree_bytes):
         repositories.record_snapshot(
             watch.repository,
@@ -54,16 +55,15 @@ def full_plan(
     head: Head,
     watch: AppRepository,
     delivery_rules: DeliveryRules,
-    mirror: Mirror,
     reader: BlobReader,
     tick: git.Tick,
 ) -> Plan:
     """Return a plan from the whole tree and every row."""
     rules = read_rules(reader, head.commit, delivery_rules)
     plan = Plan()
-    tree = _ticking(mirror.tree(head.commit), tick)
+    files = _ticking(tree.files(reader, head.commit, tick), tick)
     rows = _ticking(delivery_rows.all_rows(watch.pk), tick)
-    entries = eligible(tree, delivery_rules.max_file_bytes, rules.check, plan.skip)
+    entries = eligible(files, delivery_rules.max_file_bytes, rules.check, plan.skip)
     if delivery_rules.transforms:
         with TransformedTree(plan, delivery_rules, reader, tick) as transformed:
             fill(plan, transformed.files(entries, delivery_rows.rows_by_source(watch.pk)), rows, delivery_rules)
@@ -73,22 +73,20 @@ def full_plan(
     return plan
 
 
-def _fast_plan(
-    head: Head, watch: AppRepository, delivery_rules: DeliveryRules, mirror: Mirror, reader: BlobReader
-) -> Plan | None:
+def _fast_plan(head: Head, watch: AppRepository, delivery_rules: DeliveryRules, reader: BlobReader) -> Plan | None:
     """Plan only the paths that differ from the base commit, are in doubt or failed. Return None if a full plan is needed."""
     base = watch.base_commit
     if not base or watch.base_rules != delivery_rules.fingerprint or delivery_rules.transforms:
         return None
     try:
-        changed = {} if base == head.commit else mirror.changes(base, head.commit, reader)
+        changed = {} if base == head.commit else tree.differences(reader, base, head.commit)
     except GitError:  # the base commit is missing or incomplete; the full plan does not need it
         return None
     unsettled = delivery_rows.unsettled_paths(watch.pk, MAX_DIFF_PATHS)
     if changed is None or unsettled is None or FILE_NAME.encode() in changed:
         return None
     unchanged = {path.encode() for path in unsettled} - changed.keys()
-    entries = reader.entries(head.commit, unchanged)
+    entries = tree.entries(reader, head.commit, unchanged)
     same = {path: (entry, entry) for path, entry in entries.items() if entry.mode != DIRECTORY}
     pairs = changed | {path: same.get(path, (None, None)) for path in unchanged}
     paths = sorted(pairs)

@@ -15,7 +15,8 @@ from deliveries_app.planning.eligibility import Skipped, reason_after_transforms
 from deliveries_app.planning.plan import Change, DeliveryRules, Plan, RetainedEntry, TransformedEntry
 from deliveries_app.planning.transforms import SourceFile, TransformFailed
 from repositories_app.git.process import Tick
-from repositories_app.mirror.mirror import BlobReader, Entry
+from repositories_app.mirror.blobs import BlobReader
+from repositories_app.mirror.tree import Entry
 
 _BLOCK = 200  # files whose contents are requested together
 _TABLE = """

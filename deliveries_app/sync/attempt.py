@@ -50,7 +50,8 @@ from repositories_app.git import remote
 from repositories_app.git.exceptions import Cause, GitError, Interrupted, MirrorBusy, NoCommit
 from repositories_app.git.protocol import Head
 from repositories_app.git.refs import is_tag
-from repositories_app.mirror.mirror import BlobReader, Mirror
+from repositories_app.mirror.blobs import BlobReader
+from repositories_app.mirror.mirror import Mirror
 
 logger = logging.getLogger(__name__)
 
@@ -256,7 +257,7 @@ class Attempt:
             if self.lease.doubt_seconds and not is_same_target:
                 self._wait_until_processed()
                 return
-            plan = plan_to(head, self.watch, self.delivery_rules, self.mirror, reader, self._alive)
+            plan = plan_to(head, self.watch, self.delivery_rules, reader, self._alive)
             logger.info("planned", extra={"files": plan.files, "bytes": plan.size, "left_out": plan.left_out.total()})
             with contextlib.closing(plan):
                 if self.lease.doubt_seconds and plan.repeats_deletes:

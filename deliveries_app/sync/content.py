@@ -17,7 +17,8 @@ from deliveries_app.planning.plan import Change, DeliveryRules
 from deliveries_app.planning.transforms import SourceFile, TransformFailed
 from deliveries_app.sync.notification import Failure, Notification
 from deliveries_app.webhooks.payloads import Chunk, chunk_count, cut_base64
-from repositories_app.mirror.mirror import BlobReader, Mirror
+from repositories_app.mirror.blobs import BlobReader
+from repositories_app.mirror.mirror import Mirror
 
 BLOCK_BYTES = 8_000_000  # of small files' contents in one block
 

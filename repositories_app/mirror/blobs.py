@@ -3,10 +3,10 @@
 import contextlib
 import fcntl
 import io
-import itertools
 import os
+import select
 import subprocess
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Buffer, Callable, Generator, Iterable, Iterator, Sequence
 from typing import Self
 
@@ -14,17 +14,9 @@ from docora.text import format_bytes
 from repositories_app.git import errors as git_errors
 from repositories_app.git import process as git
 from repositories_app.git.exceptions import Cause, GitError
-from repositories_app.mirror.tree import (
-    DIRECTORY,
-    MAX_TREE_BYTES,
-    SUBMODULE,
-    Entry,
-    canonical_mode,
-    root_of,
-    stored_entries,
-    wait_for_output,
-)
 
+MAX_TREE_BYTES = 64 << 20
+"""Largest tree object that is read. It has more than a million files in one folder."""
 _BATCH_OBJECTS = 400  # object names per write to `cat-file`
 _EXIT_SECONDS = 0.5  # how long git may take to end once it prints nothing more
 _QUESTION_BYTES = 80  # at most, with the command and the name
@@ -138,32 +130,6 @@ class BlobReader:
             self._ask("info", [root_of(commit)])
             return len(self._out.readline().split()) == 3
 
-    def entries(self, commit: str, paths: Iterable[bytes]) -> dict[bytes, Entry]:
-        """Return the commit's entries at exactly these paths, which may be folders. Paths without an entry are left out.
-
-        Reads each folder once, level by level.
-        """
-        parts = {path: path.split(b"/") for path in paths}
-        found: dict[bytes, tuple[str, str]] = {}
-        level = {root_of(commit): list(parts)} if parts else {}  # tree → the paths that lead through it
-        for depth in itertools.count():
-            below: dict[str, list[bytes]] = defaultdict(list)
-            with contextlib.closing(self.trees(list(level))) as contents:
-                for through, raw in zip(level.values(), contents, strict=True):
-                    named = _entries_of(raw, {parts[path][depth] for path in through}, len(commit) // 2)
-                    for path in through:
-                        mode, oid = named.get(parts[path][depth], ("", ""))
-                        if mode and len(parts[path]) == depth + 1:
-                            found[path] = mode, oid
-                        elif mode == DIRECTORY:
-                            below[oid].append(path)
-            if not below:
-                break
-            level = below
-        files = [oid for mode, oid in found.values() if mode not in {DIRECTORY, SUBMODULE}]
-        sizes = dict(zip(files, self.sizes(files), strict=True))
-        return {path: Entry(path, mode, oid, sizes.get(oid, 0)) for path, (mode, oid) in found.items()}
-
     def _skip_ahead(self) -> None:
         while self._ahead:
             self._content(self._ahead.popleft())
@@ -247,17 +213,6 @@ class BlobReader:
             raise
 
 
-def _entries_of(raw: bytes, names: set[bytes], id_bytes: int) -> dict[bytes, tuple[str, str]]:
-    """Return name → mode and object id of the entries of a tree object that have these names."""
-    if len(names) == 1 and b" %b\0" % next(iter(names)) not in raw:
-        return {}  # searching a large folder for one name takes a hundredth of the time of parsing it
-    found: dict[bytes, tuple[str, str]] = {}
-    for mode, name, oid in stored_entries(raw, id_bytes):
-        if name in names:
-            found.setdefault(name, (canonical_mode(mode), oid.hex()))  # a tree made by hand may list a name twice
-    return found
-
-
 class _Pipe(io.RawIOBase):
     """git's output. Reading raises `GitError` if git prints nothing for `timeout` seconds."""
 
@@ -268,8 +223,16 @@ class _Pipe(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Buffer) -> int:
-        wait_for_output(self._fd, self._timeout)
+        waiting = select.poll()
+        waiting.register(self._fd, select.POLLIN)
+        if not waiting.poll(self._timeout * 1000):
+            raise git_errors.explain(Cause.TIMEOUT, f"git printed nothing for {self._timeout:.0f} seconds")
         return os.readv(self._fd, [buffer])
+
+
+def root_of(commit: str) -> str:
+    """Return git's name for the tree of a commit. git refuses it for any other object, which a host's HEAD may be."""
+    return f"{commit}^{{commit}}^{{tree}}"
 
 
 def _in_order(wanted: Sequence[str], asked: Iterable[str]) -> int:

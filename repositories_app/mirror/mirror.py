@@ -16,9 +16,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from dataclasses import replace
-from itertools import batched, pairwise
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +33,6 @@ from repositories_app.git.protocol import OBJECT_NAME, SHA1, SHA256, object_form
 from repositories_app.git.refs import HEAD
 from repositories_app.git.remote import redirect_error
 from repositories_app.mirror.blobs import BlobReader
-from repositories_app.mirror.tree import (
-    DIRECTORY,
-    SUBMODULE,
-    Difference,
-    Entry,
-    difference_of,
-    entry_of,
-    records,
-    unsorted_tree,
-)
-
-__all__ = ["DIRECTORY", "MAX_DIFF_PATHS", "MAX_PACKS", "BlobReader", "Entry", "Mirror"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,15 +41,8 @@ _CONFIG = {
     SHA256: "[core]\n\trepositoryformatversion = 1\n\tfilemode = true\n\tbare = true\n[extensions]\n\tobjectformat = sha256\n",
 }
 MAX_PACKS = 50
-MAX_DIFF_PATHS = 2000
-MAX_DIFF_FOLDERS = 10_000
-MAX_DIFF_BYTES = 1 << 20  # of those paths together
-_MAX_DIFF_MEMORY = 512 << 20  # bytes; git holds the whole difference before it prints any of it
-_MAX_LIST_MEMORY = 1 << 30  # bytes; git holds every tree object that it has listed, about 60 MB for a million files
 UNREADABLE_SECONDS = 3600.0
 """How long a commit that could not be read from a new mirror is no reason to rebuild the mirror again."""
-MAX_LISTING_BYTES = 4 << 30
-"""Limit for the list of a tree. A few nested trees that name each other many times make an endless list."""
 
 
 class Mirror:
@@ -248,58 +227,6 @@ class Mirror:
     def _note(self, commit: str) -> Path:
         return self.directory / f"docora-unreadable-{commit}"
 
-    def tree(self, commit: str) -> Iterator[Entry]:
-        """Yield the files of a commit in byte order of their paths.
-
-        Raises `GitError` if it has more than `MAX_FILES` files and folders, or if git needs too much memory to list them.
-        """
-        before = None
-        # `-t` lists folders too: a few trees that name each other may expand to any number of empty ones.
-        arguments = ["ls-tree", "-r", "-t", "-l", "-z", "--full-tree", _peeled(commit)]
-        with contextlib.closing(self._records(arguments, _MAX_LIST_MEMORY)) as records:
-            for number, record in enumerate(records):
-                if number >= settings.MAX_FILES:
-                    raise git_errors.too_large(
-                        f"The repository has more than MAX_FILES ({settings.MAX_FILES:,}) files and folders. "
-                        "Split it, or ask an administrator to raise the limit."
-                    )
-                entry = entry_of(record)
-                if entry.mode == DIRECTORY:
-                    continue
-                if before is not None and entry.path <= before:
-                    raise unsorted_tree(entry.path)
-                before = entry.path
-                yield entry
-
-    def changes(self, base: str, commit: str, reader: BlobReader) -> dict[bytes, Difference] | None:
-        """Return path → entries of both commits, for the files that differ.
-
-        Return None if a full plan is better: too many files differ, or a tree was made by hand and is out of order.
-        """
-        files: list[tuple[bytes, Difference]] = []
-        folders = size = 0
-        # `-t` lists folders too: a few trees that name each other may expand to any number of empty ones.
-        options = ["-r", "-t", "-z", "--raw", "--no-abbrev", "--no-renames"]
-        arguments = ["diff-tree", *options, _peeled(base), _peeled(commit)]
-        try:
-            with contextlib.closing(self._records(arguments, _MAX_DIFF_MEMORY)) as records:
-                for line, path in batched(records, 2):
-                    difference = difference_of(line, path)
-                    if difference == (None, None):
-                        folders += 1
-                    else:
-                        files.append((path, difference))
-                    size += len(path)
-                    if len(files) > MAX_DIFF_PATHS or folders > MAX_DIFF_FOLDERS or size > MAX_DIFF_BYTES:
-                        return None
-        except GitError as error:
-            if error.cause is Cause.TOO_LARGE:  # git ran out of memory; a full plan streams its list
-                return None
-            raise
-        if any(path >= following for (path, _), (following, _) in pairwise(files)):
-            return None
-        return _with_sizes(dict(files), reader)
-
     def remove_stale_refs(self, watch_ids: Callable[[], Collection[str]]) -> None:
         """Remove the refs of watches that are gone, unless another process is fetching. The next repack drops their objects.
 
@@ -424,11 +351,6 @@ class Mirror:
         """Run a git command with these options of `git.run`, and return its output."""
         return git.run(args, directory=self.directory, fds=self._fds, **options)
 
-    def _records(self, arguments: Sequence[str], max_memory: int) -> Generator[bytes]:
-        """Yield git's NUL-separated output, record by record."""
-        process = git.start(arguments, directory=self.directory, fds=self._fds, max_memory=max_memory, short=True)
-        yield from records(process, MAX_LISTING_BYTES)
-
     @contextlib.contextmanager
     def _lock(
         self, name: str, tick: git.Tick = lambda: None, *, shared: bool = False, wait: bool = True
@@ -466,16 +388,6 @@ class Mirror:
         return Path(f"{self.directory}.{name}.lock")
 
 
-def _with_sizes(differences: dict[bytes, Difference], reader: BlobReader) -> dict[bytes, Difference]:
-    files = [entry for pair in differences.values() for entry in pair if entry and entry.mode != SUBMODULE]
-    sizes = dict(zip(files, reader.sizes([entry.blob for entry in files]), strict=True))
-
-    def with_size(entry: Entry | None) -> Entry | None:
-        return replace(entry, size=sizes[entry]) if entry in sizes else entry
-
-    return {path: (with_size(before), with_size(after)) for path, (before, after) in differences.items()}
-
-
 def hangs_after() -> float:
     """Return how many seconds a process may hold a mirror's lock before it must hang: more than all its timeouts together."""
     return 3600.0 + 5 * settings.FETCH_TIMEOUT_SECONDS
@@ -487,8 +399,3 @@ def _writing_ref(name: str) -> Iterator[None]:
         yield
     except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
         raise git_errors.explain(Cause.CORRUPT, f"the ref {name} cannot be written") from error
-
-
-def _peeled(commit: str) -> str:
-    """Return a name that git accepts only for a commit. A host's HEAD may be any object."""
-    return f"{commit}^{{commit}}"

@@ -1,22 +1,43 @@
-"""Parse git's listings of trees, and prepare paths for git's command line."""
+"""What a commit's tree holds: all of its files, the entries at some paths, or the differences from another commit.
 
-import os
+Tree objects are read by the `git cat-file` that also reads the contents, so no other process is started. They come from
+strangers: a few of them that name each other many times list billions of files or empty folders, and a name may have
+megabytes. Therefore everything is counted, and memory is bounded.
+"""
+
+import functools
+import itertools
 import re
-import select
 import stat
-import subprocess
-from collections.abc import Generator, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
+
+from django.conf import settings
 
 from docora.text import format_bytes
 from repositories_app.git import errors as git_errors
-from repositories_app.git import process as git
 from repositories_app.git.exceptions import Cause, GitError
+from repositories_app.git.process import Tick
+from repositories_app.mirror.blobs import MAX_TREE_BYTES, BlobReader, root_of
 
 DIRECTORY, SYMLINK, SUBMODULE = "040000", "120000", "160000"
-_NOTHING = "000000"
-MAX_TREE_BYTES = 64 << 20
-"""Largest tree object that is read. It has more than a million files in one folder."""
+MAX_DEPTH = 2000  # nested folders
+MAX_LISTED_BYTES = 4 << 30  # of paths; those of a million files take about 100 MB
+MAX_OPEN_BYTES = 2 * MAX_TREE_BYTES  # of a folder and those that lead to it, which are in memory
+MAX_DIFF_PATHS = 2000
+MAX_DIFF_FOLDERS = 10_000
+MAX_DIFF_BYTES = 1 << 20  # of those paths together
+MAX_COMPARED_BYTES = 64 << 20  # of all tree objects that are compared
+_MAX_PAIR_BYTES = 8 << 20  # of one folder in both commits, whose entries are in memory; about 100,000 files
+_AT_ONCE = 400  # objects
+_SMALL_TREE = 8192  # bytes; about two hundred files
+_EMPTY_TREE = {
+    40: "4b825dc642cb6eb9a060e54bf8d69288fbee4904",
+    64: "6ef19b41225c5369f1c104d45d8d85efa9b057b53b14b4b9b939dd74decc5321",
+}
+"""Maps the number of digits of an object id to that of an empty tree, which git knows without reading it."""
 _STORED = {size: re.compile(rb"([0-7]+) ([^\0]+)\0(.{%d})" % size, re.DOTALL) for size in (20, 32)}
 """Maps the length of an object id in bytes (SHA-1 or SHA-256) to the pattern of a tree object's entry."""
 
@@ -25,7 +46,7 @@ _STORED = {size: re.compile(rb"([0-7]+) ([^\0]+)\0(.{%d})" % size, re.DOTALL) fo
 class Entry:
     """One entry of a tree: `mode` as git writes it (`100644`, `100755`, `120000`, `160000`), `size` in bytes.
 
-    Directories (`040000`) are listed only on request.
+    Only `entries` returns directories (`040000`).
     """
 
     path: bytes
@@ -34,36 +55,199 @@ class Entry:
     size: int
 
 
+type _Node = tuple[str, str]  # mode and object id
 type Difference = tuple[Entry | None, Entry | None]
 """The entries of two commits at one path, before and after; None unless there is a file."""
 
 
-def entry_of(line: bytes) -> Entry:
-    """Parse `<mode> SP <type> SP <object> SP <padded size> TAB <path>`. A submodule's size is `-`, a lost object's `BAD`."""
-    fields, path = line.split(b"\t", 1)
-    mode, _, blob, size = fields.split()
-    if size == b"BAD":
-        raise git_errors.explain(Cause.CORRUPT, f"object {blob.decode('ascii')[:12]} is missing")
-    return Entry(path, mode.decode("ascii"), blob.decode("ascii"), 0 if size == b"-" else int(size))
+def files(reader: BlobReader, commit: str, tick: Tick) -> Iterator[Entry]:
+    """Yield the files, links and submodules of a commit in byte order of their paths. Call `tick` for each folder.
 
-
-def difference_of(line: bytes, path: bytes) -> Difference:
-    """Parse `:<old mode> SP <new mode> SP <old object> SP <new object> SP <status>` of `git diff-tree --raw`.
-
-    Return (None, None) for a folder. The sizes are 0.
+    Raises `GitError` if an object cannot be read, if a tree is out of order, or if the commit has more than `MAX_FILES`
+    files and folders, nests them too deep, or lists too much. Meanwhile, the reader may be used for something else.
     """
-    old_mode, new_mode, old, new, _ = line.removeprefix(b":").split()
-    return _file(path, old_mode, old), _file(path, new_mode, new)
+    folders = _Folders(reader, len(commit) // 2, tick)
+    folders.enter(root_of(commit), b"")
+    count = listed = 0
+    before = None
+    while folders.stack:
+        folder = folders.stack[-1]
+        found = next(folder.entries, None)
+        if found is None:
+            folders.stack.pop()
+            continue
+        name, mode, oid, size = found
+        path = folder.prefix + name
+        count += 1
+        listed += len(path)
+        if count > settings.MAX_FILES:
+            raise git_errors.too_large(
+                f"The repository has more than MAX_FILES ({settings.MAX_FILES:,}) files and folders. "
+                "Split it, or ask an administrator to raise the limit."
+            )
+        if listed > MAX_LISTED_BYTES:
+            raise git_errors.explain(Cause.TOO_LARGE, f"its list of files exceeds {format_bytes(MAX_LISTED_BYTES)}")
+        if mode == DIRECTORY:
+            folders.enter(oid, path + b"/")
+            continue
+        if before is not None and path <= before:
+            raise _out_of_order(path)
+        before = path
+        yield Entry(path, mode, oid, size)
 
 
-def _file(path: bytes, mode: bytes, blob: bytes) -> Entry | None:
-    text = mode.decode("ascii")
-    return None if text in {_NOTHING, DIRECTORY} else Entry(path, text, blob.decode("ascii"), 0)
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """A folder that is being listed. `memory`: bytes that it and those that lead to it take."""
+
+    prefix: bytes
+    entries: Iterator[tuple[bytes, str, str, int]]  # name, mode, object id, size in bytes
+    memory: int
 
 
-def root_of(commit: str) -> str:
-    """Return git's name for the tree of a commit. git refuses it for any other object, which a host's HEAD may be."""
-    return f"{commit}^{{commit}}^{{tree}}"
+class _Folders:
+    """The folders from the root to the one that is being listed."""
+
+    def __init__(self, reader: BlobReader, id_bytes: int, tick: Tick) -> None:
+        self.stack: list[_Folder] = []
+        self._reader = reader
+        self._id_bytes = id_bytes
+        self._tick = tick
+        self._small: dict[str, bytes] = {}  # small trees that were read together, by object id
+
+    def enter(self, tree: str, prefix: bytes) -> None:
+        """Begin to list a folder. Raises `GitError` if it is nested too deep or if the names on the way are too long."""
+        self._tick()
+        if len(self.stack) > MAX_DEPTH:  # with the root
+            text = f"The repository has folders nested more than {MAX_DEPTH:,} levels deep. Flatten them."
+            raise git_errors.too_large(text)
+        raw = self._small.get(tree)
+        if raw is None:
+            [raw] = self._reader.trees([tree])
+        memory = len(raw) + len(prefix) + (self.stack[-1].memory if self.stack else 0)
+        if memory > MAX_OPEN_BYTES:
+            text = f"The repository has nested folders whose names take {format_bytes(memory)}. Use shorter names."
+            raise git_errors.too_large(text)
+        self.stack.append(_Folder(prefix, self._entries(raw), memory))
+
+    def _entries(self, raw: bytes) -> Iterator[tuple[bytes, str, str, int]]:
+        for some in itertools.batched(stored_entries(raw, self._id_bytes), _AT_ONCE):
+            nodes = [(name, canonical_mode(mode), oid.hex()) for mode, name, oid in some]
+            oids = [oid for _, mode, oid in nodes if mode != SUBMODULE]
+            sizes = dict(zip(oids, self._reader.sizes(oids), strict=True))
+            self._read_small([oid for _, mode, oid in nodes if mode == DIRECTORY and sizes[oid] <= _SMALL_TREE])
+            for name, mode, oid in nodes:
+                yield name, mode, oid, sizes.get(oid, 0)
+
+    def _read_small(self, trees: Iterable[str]) -> None:
+        """Read these trees together, to wait for git only once."""
+        new = [tree for tree in dict.fromkeys(trees) if tree not in self._small]
+        if len(self._small) + len(new) > 2 * _AT_ONCE:
+            self._small.clear()
+        self._small.update(zip(new, self._reader.trees(new), strict=True))
+
+
+def entries(reader: BlobReader, commit: str, paths: Iterable[bytes]) -> dict[bytes, Entry]:
+    """Return the commit's entries at exactly these paths, which may be folders. Paths without an entry are left out.
+
+    Reads each folder once, level by level.
+    """
+    parts = {path: path.split(b"/") for path in paths}
+    found: dict[bytes, _Node] = {}
+    level = {root_of(commit): list(parts)} if parts else {}  # tree → the paths that lead through it
+    for depth in itertools.count():
+        below: dict[str, list[bytes]] = defaultdict(list)
+        with closing(reader.trees(list(level))) as contents:
+            for through, raw in zip(level.values(), contents, strict=True):
+                named = _nodes_named(raw, {parts[path][depth] for path in through}, len(commit) // 2)
+                for path in through:
+                    node = named.get(parts[path][depth])
+                    if node and len(parts[path]) == depth + 1:
+                        found[path] = node
+                    elif node and node[0] == DIRECTORY:
+                        below[node[1]].append(path)
+        if not below:
+            break
+        level = below
+    sizes = _sizes(reader, found.values())
+    return {path: Entry(path, mode, oid, sizes.get(oid, 0)) for path, (mode, oid) in found.items()}
+
+
+def _nodes_named(raw: bytes, names: set[bytes], id_bytes: int) -> dict[bytes, _Node]:
+    """Return the nodes of a tree object that have these names, by name."""
+    if len(names) == 1 and b" %b\0" % next(iter(names)) not in raw:
+        return {}  # searching a large folder for one name takes a hundredth of the time of parsing it
+    found: dict[bytes, _Node] = {}
+    for mode, name, oid in stored_entries(raw, id_bytes):
+        if name in names:
+            found.setdefault(name, (canonical_mode(mode), oid.hex()))  # a tree made by hand may list a name twice
+    return found
+
+
+def differences(reader: BlobReader, base: str, commit: str) -> dict[bytes, Difference] | None:
+    """Return path → entries of both commits, for the files that differ. Return None if there is too much to compare.
+
+    Reads each folder that differs once, level by level. Raises `GitError` as `files` does.
+    """
+    found: dict[bytes, tuple[_Node | None, _Node | None]] = {}
+    nothing = _EMPTY_TREE[len(commit)]
+    level = [(b"", root_of(base), root_of(commit))]  # a folder's prefix, and its trees before and after
+    folders = listed = compared = 0
+    while level:
+        below = []
+        with closing(reader.trees([tree for _, *trees in level for tree in trees])) as contents:
+            for (prefix, *_), raws in zip(level, itertools.batched(contents, 2), strict=True):
+                size = sum(map(len, raws))
+                compared += size
+                if size > _MAX_PAIR_BYTES or compared > MAX_COMPARED_BYTES:
+                    return None
+                before, after = (_nodes(raw, len(commit) // 2) for raw in raws)
+                for name in {name for name, _ in before.items() ^ after.items()}:
+                    path = prefix + name
+                    listed += len(path)
+                    nodes = before.get(name), after.get(name)
+                    old, new = (None if node and node[0] == DIRECTORY else node for node in nodes)
+                    if old or new:
+                        if path in found:  # a tree made by hand, with a slash in a name
+                            return None
+                        found[path] = old, new
+                    if (old, new) != nodes:
+                        folders += 1
+                        old_tree, new_tree = (node[1] if node and node[0] == DIRECTORY else nothing for node in nodes)
+                        below.append((path + b"/", old_tree, new_tree))
+                    if len(found) > MAX_DIFF_PATHS or folders > MAX_DIFF_FOLDERS or listed > MAX_DIFF_BYTES:
+                        return None
+        level = below
+    sizes = _sizes(reader, [node for nodes in found.values() for node in nodes if node])
+
+    def entry(path: bytes, node: _Node | None) -> Entry | None:
+        return Entry(path, *node, sizes.get(node[1], 0)) if node else None
+
+    return {path: (entry(path, found[path][0]), entry(path, found[path][1])) for path in sorted(found)}
+
+
+def _nodes(raw: bytes, id_bytes: int) -> dict[bytes, _Node]:
+    """Return the nodes of a tree object by name. Raises `GitError` if they are out of order."""
+    found: dict[bytes, _Node] = {}
+    before = b""
+    for stored_mode, name, oid in stored_entries(raw, id_bytes):
+        mode = canonical_mode(stored_mode)
+        key = name + b"/" if mode == DIRECTORY else name  # as git sorts
+        if key <= before or name in found:
+            raise _out_of_order(name)
+        before = key
+        found[name] = mode, oid.hex()
+    return found
+
+
+def _sizes(reader: BlobReader, nodes: Iterable[_Node]) -> dict[str, int]:
+    """Return object id → size in bytes of those that are files or links."""
+    oids = [oid for mode, oid in nodes if _has_size(mode)]
+    return dict(zip(oids, reader.sizes(oids), strict=True))
+
+
+def _has_size(mode: str) -> bool:
+    return mode not in {DIRECTORY, SUBMODULE}
 
 
 def stored_entries(raw: bytes, id_bytes: int) -> Iterator[tuple[bytes, bytes, bytes]]:
@@ -77,6 +261,7 @@ def stored_entries(raw: bytes, id_bytes: int) -> Iterator[tuple[bytes, bytes, by
         raise git_errors.explain(Cause.CORRUPT, "too-short tree object, or a malformed one")
 
 
+@functools.lru_cache(maxsize=32)
 def canonical_mode(mode: bytes) -> str:
     """Return the mode of a stored entry as git prints it, whatever its spelling."""
     number = int(mode, 8)
@@ -85,53 +270,7 @@ def canonical_mode(mode: bytes) -> str:
     return DIRECTORY if stat.S_ISDIR(number) else SYMLINK if stat.S_ISLNK(number) else SUBMODULE
 
 
-def unsorted_tree(path: bytes) -> GitError:
-    """Return the error for a tree that is not sorted.
-
-    git sorts trees, so this one was made by hand and has no defined meaning.
-    """
+def _out_of_order(path: bytes) -> GitError:
+    """Return the error for a tree that is not sorted. git sorts trees, so it was made by hand and has no defined meaning."""
     message = f"its tree is malformed ({git_errors.quoted(path, '', 100)!r} is out of order or duplicated)"
     return git_errors.explain(Cause.OTHER, message)
-
-
-_BLOCK = 65536
-
-
-def records(process: subprocess.Popen[bytes], max_bytes: int) -> Generator[bytes]:
-    """Yield NUL-separated records of the process's output, and end the process when the iteration ends.
-
-    Raises `GitError` if it fails, prints more than `max_bytes`, or prints nothing for `LOCAL_TIMEOUT` seconds, for example
-    because the disk does not answer.
-    """
-    assert process.stdout
-    try:
-        parts: list[bytes] = []  # of a record that is not complete; a name may be megabytes long
-        size = 0
-        while block := _read(process.stdout.fileno()):
-            size += len(block)
-            if size > max_bytes:
-                raise git_errors.explain(Cause.TOO_LARGE, f"its list of files exceeds {format_bytes(size)}")
-            first, *more = block.split(b"\0")
-            parts.append(first)
-            for piece in more:
-                yield b"".join(parts)
-                parts = [piece]
-        finished = process.wait(git.LOCAL_TIMEOUT) == 0
-    finally:
-        errors = git.stop(process)
-    if not finished:
-        raise git_errors.classify(errors, ended=process.returncode, local=True)
-
-
-def _read(fd: int) -> bytes:
-    """Return the next block; empty at the end."""
-    wait_for_output(fd, git.LOCAL_TIMEOUT)
-    return os.read(fd, _BLOCK)
-
-
-def wait_for_output(fd: int, seconds: float) -> None:
-    """Wait until there is something to read, or the end. Raises `GitError` after `seconds`."""
-    waiting = select.poll()
-    waiting.register(fd, select.POLLIN)
-    if not waiting.poll(seconds * 1000):
-        raise git_errors.explain(Cause.TIMEOUT, f"git printed nothing for {seconds:.0f} seconds")

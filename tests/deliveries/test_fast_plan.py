@@ -15,7 +15,8 @@ from deliveries_app.models import AppRepository
 from deliveries_app.planning import planner
 from deliveries_app.planning.plan import Plan
 from deliveries_app.services import cancel_request, resync_single
-from repositories_app.mirror import mirror
+from repositories_app.mirror import tree
+from repositories_app.mirror.mirror import Mirror
 from repositories_app.services import mirror_of
 from tests.support.git import Entry, Repo, has_commit
 from tests.support.histories import (
@@ -162,7 +163,7 @@ def test_lost_base_commit_causes_a_full_plan(world: World, plans: list[Plan]) ->
 
 @pytest.mark.parametrize("changed", [3, 4], ids=["as many as allowed", "one more"])
 def test_too_many_differences_cause_a_full_plan(world: World, plans: list[Plan], monkeypatch, changed: int) -> None:
-    monkeypatch.setattr(mirror, "MAX_DIFF_PATHS", 3)
+    monkeypatch.setattr(tree, "MAX_DIFF_PATHS", 3)
     monkeypatch.setattr(planner, "MAX_DIFF_PATHS", 3)
     repo, watch = start(world)
     repo.commit({f"{n}.txt": B for n in range(changed)})
@@ -295,10 +296,10 @@ def test_row_in_doubt_without_a_listed_failure_is_planned(world: World, plans: l
 def test_frozen_worker_keeps_its_successor_s_failures(world: World, monkeypatch) -> None:
     """The successor lists a blocked path, which has no row, and sets the base. Only the list mentions the path then."""
     repo, watch = start(world, {"a": A, "z": A})
-    keep_base = mirror.Mirror.keep_base
+    keep_base = Mirror.keep_base
 
     def freeze(*arguments) -> None:
-        monkeypatch.setattr(mirror.Mirror, "keep_base", keep_base)
+        monkeypatch.setattr(Mirror, "keep_base", keep_base)
         let_lease_run_out(watch)
         repo.commit({"a": None})
         repo.commit({"a/b": B})
@@ -306,7 +307,7 @@ def test_frozen_worker_keeps_its_successor_s_failures(world: World, monkeypatch)
         world.sync(watch)  # the successor's whole run
         assert set(watch.failures.values_list("path", flat=True)) == {"a", "a/b"}
 
-    monkeypatch.setattr(mirror.Mirror, "keep_base", freeze)
+    monkeypatch.setattr(Mirror, "keep_base", freeze)
     repo.commit({"z": B})
     world.sync(watch)
     assert set(watch.failures.values_list("path", flat=True)) == {"a", "a/b"}

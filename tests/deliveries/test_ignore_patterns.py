@@ -10,7 +10,7 @@ import pytest
 
 from deliveries_app.planning.ignore_rules import IgnoredBy, IgnoreRules, compile_lines, describe_problems, ignored_by
 from deliveries_app.planning.plan import PlanRefused
-from repositories_app.mirror.mirror import Entry
+from repositories_app.mirror.tree import Entry
 from tests.support.git import git_environment
 
 PATHS = [

@@ -9,7 +9,7 @@ from deliveries_app.planning.eligibility import Skipped, reason_to_skip
 from deliveries_app.planning.paths import is_unsafe
 from deliveries_app.services import resync_single
 from deliveries_app.services.watch_settings import change_watch
-from repositories_app.mirror.mirror import Entry as TreeEntry
+from repositories_app.mirror.tree import Entry as TreeEntry
 from tests.support.git import Entry, Repo, git
 from tests.support.histories import assert_promise_kept, compare_plans, kill_worker, refusing
 from tests.support.raw_objects import FILE, FOLDER, blob, serve, tree

@@ -20,7 +20,7 @@ from deliveries_app.planning.plan import (
     make_plan,
 )
 from deliveries_app.planning.transforms import Transforms
-from repositories_app.mirror.mirror import Entry
+from repositories_app.mirror.tree import Entry
 from tests.support.transforms import Shout
 
 DELIVERY_RULES = DeliveryRules(generation=5, floor=4, max_file_bytes=1000)

@@ -349,6 +349,6 @@ def test_lease_is_extended_while_rows_are_read(world: World, use, monkeypatch) -
     head = Head(repo.head, "main")
     rules = delivery_rows.delivery_rules_of(watch)
     with mirror.blobs() as reader:
-        plan = planner.full_plan(head, watch, rules, mirror, reader, lambda: ticks.append(None))
+        plan = planner.full_plan(head, watch, rules, reader, lambda: ticks.append(None))
     plan.close()
     assert len(ticks) == 16  # six folders, five files, five rows

@@ -290,7 +290,7 @@ def check_totals(watch: AppRepository) -> None:
     head = Head(watch.last_commit, watch.branch)
     with mirror.blobs() as reader:
         try:
-            plan = full_plan(head, watch, delivery_rules_of(watch), mirror, reader, lambda: None)
+            plan = full_plan(head, watch, delivery_rules_of(watch), reader, lambda: None)
         except GitError:
             return  # it has been damaged since
     assert plan.files == 0, f"{watch} still has {plan.files} files to send"

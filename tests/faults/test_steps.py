@@ -19,7 +19,8 @@ from deliveries_app.sync.sender import Sender
 from docora import file_locks
 from repositories_app import services as repositories
 from repositories_app.git import packs
-from repositories_app.mirror.mirror import Entry, Mirror
+from repositories_app.mirror import tree
+from repositories_app.mirror.mirror import Mirror
 from tests.support.git import Repo
 from tests.support.histories import assert_promise_kept, in_doubt, let_lease_run_out
 from tests.support.processes import forked, is_alive, offspring
@@ -86,15 +87,15 @@ def dies_after(place: object, name: str) -> Callable[[World, Victim], Callable[[
     return arrange
 
 
-def dies_while_listing_the_tree(world: World, victim: Victim) -> Callable[[], None]:
-    original = Mirror._records
+def dies_while_reading_the_tree(world: World, victim: Victim) -> Callable[[], None]:
+    original = tree.stored_entries
 
-    def halfway(mirror: Mirror, *arguments: object) -> Iterator[Entry]:
-        for entry in original(mirror, *arguments):  # type: ignore[arg-type]
-            yield entry  # type: ignore[misc]
+    def halfway(raw: bytes, id_bytes: int) -> Iterator[tuple[bytes, bytes, bytes]]:
+        for entry in original(raw, id_bytes):
+            yield entry
             victim.kill()
 
-    return lambda: setattr(Mirror, "_records", halfway)
+    return lambda: setattr(tree, "stored_entries", halfway)
 
 
 def let_git_fetch() -> None:
@@ -162,7 +163,7 @@ STEPS = {
     "while git requests the refs": dies_at_git_request("info/refs", 0, let_git_fetch),
     "in the middle of git's pack": dies_in_the_middle_of_the_pack,
     "after the fetch": dies_after(Mirror, "fetch"),
-    "during planning": dies_while_listing_the_tree,
+    "during planning": dies_while_reading_the_tree,
     "after planning": dies_after(engine.runs, "set_totals"),
     "in the transaction that announces": dies_after(bulk_sql, "announce"),
     "before the first byte": dies_before(Sender, "_submit"),

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from repositories_app.mirror import tree
 from repositories_app.mirror.mirror import Mirror
+from repositories_app.mirror.tree import Entry
 from tests.support.git import GitFixture, Repo
 
 
@@ -31,8 +33,14 @@ def fetched(mirror: Mirror) -> Callable[..., str]:
     return fetch
 
 
+def listed(mirror: Mirror, commit: str) -> list[Entry]:
+    """Return all files of a commit, in order."""
+    with mirror.blobs() as reader:
+        return list(tree.files(reader, commit, lambda: None))
+
+
 def changed_paths(mirror: Mirror, base: str, commit: str) -> list[bytes] | None:
     """Return the paths that differ between two commits, in order, or None if there are too many."""
     with mirror.blobs() as reader:
-        changes = mirror.changes(base, commit, reader)
+        changes = tree.differences(reader, base, commit)
     return None if changes is None else list(changes)

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from repositories_app.git.exceptions import Cause, GitError
+from repositories_app.mirror import tree
 from repositories_app.mirror.mirror import Mirror
+from tests.repositories.conftest import listed
 from tests.support.git import GitFixture, Repo, git
 
 FILES = {"a.txt": b"a" * 5000, "folder/b.txt": b"b", "folder/deeper/c.txt": b"c"}
@@ -176,9 +178,9 @@ DAMAGE = [
 
 def read_all(mirror: Mirror, commit: str, base: str) -> list[bytes]:
     """Read what a sync reads: the whole tree, the diff to the base and every blob. Then keep the base."""
-    entries = list(mirror.tree(commit))
+    entries = listed(mirror, commit)
     with mirror.blobs() as reader:
-        mirror.changes(base, commit, reader)
+        tree.differences(reader, base, commit)
         contents = list(reader.read([entry.blob for entry in entries]))
         assert contents == [b"".join(reader.stream(entry.blob)) for entry in entries]
     mirror.keep_base("watch", commit)

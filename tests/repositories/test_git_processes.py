@@ -72,7 +72,7 @@ def test_killed_worker_takes_git_with_it_and_frees_the_lock(endless: str, mirror
     os.kill(worker, signal.SIGKILL)
     os.waitpid(worker, 0)
     wait_for(lambda: not processes(endless))
-    mirror.remove(lambda: pytest.fail("a lock of the mirror is still held"))
+    wait_for(lambda: mirror.remove(wait=False))  # a killed git holds its files a moment longer than it lives
 
 
 def test_children_end_when_git_is_killed(endless: str) -> None:

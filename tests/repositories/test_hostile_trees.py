@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from repositories_app.git.exceptions import Cause, GitError
-from repositories_app.mirror import mirror as mirrors
+from repositories_app.mirror import tree as trees
 from repositories_app.mirror.mirror import Mirror
-from tests.repositories.conftest import changed_paths
+from tests.repositories.conftest import changed_paths, listed
 from tests.support.git import GitFixture, Repo, git
 from tests.support.raw_objects import FILE, FOLDER, blob, serve, tree, write
 
@@ -24,9 +24,9 @@ def repo(server: GitFixture) -> Repo:
 def paths(mirror: Mirror, commit: str, only: list[bytes] | None = None) -> list[bytes]:
     """Return the paths in the order of the tree: all of them, or those in `only`."""
     if only is None:
-        return [entry.path for entry in mirror.tree(commit)]
+        return [entry.path for entry in listed(mirror, commit)]
     with mirror.blobs() as reader:
-        return sorted(reader.entries(commit, only))
+        return sorted(trees.entries(reader, commit, only))
 
 
 STRANGE = [
@@ -62,7 +62,7 @@ def test_unusual_names_are_listed_found_and_compared(
         assert paths(mirror, commit, [b"readme.md", path, b"zzz"]) == [path]
     assert changed_paths(mirror, base, commit) == sorted([*files, b"readme.md"])
     with mirror.blobs() as reader:
-        assert list(reader.read([entry.blob for entry in mirror.tree(commit)])) == list(files.values())
+        assert list(reader.read([entry.blob for entry in listed(mirror, commit)])) == list(files.values())
 
 
 IMPOSSIBLE = [
@@ -130,7 +130,7 @@ def test_broken_tree_in_the_mirror_is_a_clear_error(
 def test_entry_with_a_wrong_type_is_not_a_file(repo: Repo, mirror: Mirror, fetched: Callable[..., str]) -> None:
     serve(repo, tree(repo, (FILE, b"file", tree(repo, (FILE, b"a", blob(repo))))))
     with pytest.raises(GitError), mirror.blobs() as reader:
-        list(reader.read([entry.blob for entry in mirror.tree(fetched(repo))]))
+        list(reader.read([entry.blob for entry in listed(mirror, fetched(repo))]))
 
 
 def test_trees_deeper_than_two_thousand_levels_are_refused(
@@ -143,12 +143,10 @@ def test_trees_deeper_than_two_thousand_levels_are_refused(
     assert paths(mirror, commit) == [b"d/" * 2000 + b"f"]
     assert paths(mirror, commit, [b"d/" * 2000 + b"f"]) == [b"d/" * 2000 + b"f"]
     root = git(repo.path, "rev-parse", "main^{tree}").strip()
-    for _ in range(100):
+    for _ in range(10):  # git itself refuses more than 2,048
         root = tree(repo, (FOLDER, b"d", root))
     serve(repo, root)
-    with pytest.raises(GitError, match="too large") as caught:
-        paths(mirror, fetched(repo))
-    assert (caught.value.cause, caught.value.permanent) == (Cause.TOO_LARGE, True)
+    assert "nested more than 2,000 levels deep" in refusal(mirror, fetched(repo))
 
 
 def test_name_of_ten_megabytes(repo: Repo, mirror: Mirror, fetched: Callable[..., str]) -> None:
@@ -172,20 +170,23 @@ def test_fifty_thousand_entries_in_one_folder_are_streamed(
     commit = fetched(repo)
     assert paths(mirror, commit) == names
     assert paths(mirror, commit, [names[7], names[40_000]]) == [names[7], names[40_000]]
-    assert next(mirror.tree(commit)).path == names[0]  # reading may stop in the middle
+    with mirror.blobs() as reader:
+        files = trees.files(reader, commit, lambda: None)
+        assert next(files).path == names[0]
+        assert list(reader.read([content.decode()])) == [b"x"]  # the reader may be used between two files
+        assert next(files).path == names[1]
 
 
 def test_tree_that_expands_exponentially_is_refused(
     repo: Repo, mirror: Mirror, fetched: Callable[..., str], monkeypatch
 ) -> None:
-    monkeypatch.setattr(mirrors, "MAX_LISTING_BYTES", 20_000_000)
+    monkeypatch.setattr(trees, "MAX_LISTED_BYTES", 200_000)
     root = tree(repo, *((FILE, b"%d" % number, blob(repo)) for number in range(10)))
     for _ in range(9):
         root = tree(repo, *((FOLDER, b"%d" % number, root) for number in range(10)))
     serve(repo, root)  # ten trees, ten billion files
-    with pytest.raises(GitError, match="list of files exceeds 20 MB") as caught:
-        for _ in mirror.tree(fetched(repo)):
-            pass
+    with pytest.raises(GitError, match="list of files exceeds 200 kB") as caught:
+        listed(mirror, fetched(repo))
     assert caught.value.cause is Cause.TOO_LARGE
 
 
@@ -231,14 +232,27 @@ def test_ten_trees_that_expand_to_billions_of_entries_are_refused(
     assert changed_paths(mirror, base, commit) is None
 
 
+def test_huge_names_of_nested_folders_are_refused(
+    repo: Repo, mirror: Mirror, fetched: Callable[..., str], monkeypatch
+) -> None:
+    """They are in memory while a file below them is listed."""
+    monkeypatch.setattr(trees, "MAX_OPEN_BYTES", 3_000_000)
+    root = tree(repo, (FILE, b"f", blob(repo)))
+    for levels in range(3):
+        serve(repo, root)
+        if levels < 2:
+            assert len(paths(mirror, fetched(repo))) == 1
+        root = tree(repo, (FOLDER, b"x" * 1_000_000, root))
+    assert "nested folders whose names take 3.0 MB" in refusal(mirror, fetched(repo))
+
+
 def test_huge_names_in_many_copies_of_a_folder_are_refused(
     repo: Repo, mirror: Mirror, fetched: Callable[..., str], monkeypatch
 ) -> None:
-    """git keeps each folder in memory while it lists."""
-    monkeypatch.setattr(mirrors, "_MAX_LIST_MEMORY", 30_000_000)
-    folders = [tree(repo, (FILE, b"%d" % number + b"x" * 10_000_000, blob(repo))) for number in range(4)]
-    serve(repo, tree(repo, *((FOLDER, b"%d" % number, folder) for number, folder in enumerate(folders))))
-    assert "The repository is too large: " in refusal(mirror, fetched(repo))
+    monkeypatch.setattr(trees, "MAX_LISTED_BYTES", 10_000_000)
+    folder = tree(repo, (FILE, b"x" * 1_000_000, blob(repo)))
+    serve(repo, nested(repo, folder, 9, 10))
+    assert "its list of files exceeds 10 MB" in refusal(mirror, fetched(repo))
 
 
 def test_folder_with_too_long_a_list_is_refused(
@@ -248,9 +262,9 @@ def test_folder_with_too_long_a_list_is_refused(
     with mirror.blobs() as reader:
         monkeypatch.setattr("repositories_app.mirror.blobs.MAX_TREE_BYTES", 30)
         with pytest.raises(GitError, match="a folder with too many files: its listing takes"):
-            reader.entries(commit, [b"readme.md"])
+            trees.entries(reader, commit, [b"readme.md"])
         monkeypatch.undo()
-        assert reader.entries(commit, [b"readme.md"])  # the reader is still usable
+        assert trees.entries(reader, commit, [b"readme.md"])  # the reader is still usable
 
 
 def test_path_through_folders_that_are_listed_twice(repo: Repo, mirror: Mirror, fetched: Callable[..., str]) -> None:
@@ -274,7 +288,7 @@ def test_file_that_expands_to_gigabytes_is_not_held_in_memory(
     serve(repo, tree(repo, (FILE, b"zeros", blob(repo, bytes(size)))))
     commit = fetched(repo)
     assert sum(path.stat().st_size for path in (mirror.directory / "objects").rglob("*.pack")) < 2_000_000
-    [entry] = mirror.tree(commit)
+    [entry] = listed(mirror, commit)
     assert entry.size == size
     with mirror.blobs() as reader:
         assert sum(map(len, reader.stream(entry.blob))) == size
@@ -294,5 +308,5 @@ def test_head_that_is_not_a_commit_is_a_clear_error(
         oid = write(repo, b"tag", tag).decode()
     git(repo.path, "update-ref", "refs/tags/x", oid)
     with pytest.raises(GitError) as caught:
-        list(mirror.tree(fetched(repo, commit=oid)))
+        listed(mirror, fetched(repo, commit=oid))
     assert str(caught.value).endswith(".")

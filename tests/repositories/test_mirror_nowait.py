@@ -8,8 +8,9 @@ from collections.abc import Callable
 import pytest
 
 from repositories_app.git.exceptions import Cause, GitError
-from repositories_app.mirror import blobs
-from repositories_app.mirror.mirror import BlobReader, Mirror
+from repositories_app.mirror import tree
+from repositories_app.mirror.blobs import BlobReader
+from repositories_app.mirror.mirror import Mirror
 from repositories_app.mirror.tree import stored_entries
 from tests.repositories.test_hostile_trees import repo, strange_tree
 from tests.support.git import Entry, GitFixture, Repo
@@ -29,7 +30,7 @@ def test_path_with_an_unusual_name_is_found(
     files = strange_tree(repo, deep)
     commit = fetched(repo)
     with mirror.blobs() as reader:
-        found = reader.entries(commit, files)
+        found = tree.entries(reader, commit, files)
         assert found.keys() == files.keys()
         for path, content in files.items():
             entry = found[path]
@@ -40,7 +41,7 @@ def test_path_with_an_unusual_name_is_found(
 def test_missing_path_is_none(repo: Repo, mirror: Mirror, fetched: Callable[..., str]) -> None:
     commit = fetched(repo)
     with mirror.blobs() as reader:
-        assert reader.entries(commit, NOWHERE) == {}
+        assert tree.entries(reader, commit, NOWHERE) == {}
 
 
 def test_links_submodules_and_directories_have_their_mode(
@@ -49,7 +50,7 @@ def test_links_submodules_and_directories_have_their_mode(
     files = {"docs/a.md": b"a", "link": Entry.symlink("docs/a.md"), "lib": Entry.submodule("1" * 40)}
     commit = fetched(server.repo("acme/docs", files))
     with mirror.blobs() as reader:
-        found = reader.entries(commit, [b"docs", b"link", b"lib", b"docs/a.md"])
+        found = tree.entries(reader, commit, [b"docs", b"link", b"lib", b"docs/a.md"])
     assert {path: entry.mode for path, entry in found.items()} == {
         b"docs": "040000",
         b"link": "120000",
@@ -68,7 +69,7 @@ def test_each_folder_is_read_once(
     with mirror.blobs() as reader:
         levels, trees = [], reader.trees
         monkeypatch.setattr(reader, "trees", lambda names: levels.append(names) or trees(names))
-        found = reader.entries(commit, [*paths, b"one/c", b"four/a"])
+        found = tree.entries(reader, commit, [*paths, b"one/c", b"four/a"])
     assert found.keys() == set(paths)
     assert [len(names) for names in levels] == [1, 2]  # folders with the same content are one tree
 
@@ -79,11 +80,11 @@ def test_folder_without_the_name_is_not_parsed(
     """Each change looks for `.docoraignore` in the root folder, which may have a hundred thousand files."""
     commit = fetched(server.repo("acme/docs", {"a": b"1", "folder/b": b"2"}))
     parsed: list[bytes] = []
-    monkeypatch.setattr(blobs, "stored_entries", lambda raw, size: parsed.append(raw) or stored_entries(raw, size))
+    monkeypatch.setattr(tree, "stored_entries", lambda raw, size: parsed.append(raw) or stored_entries(raw, size))
     with mirror.blobs() as reader:
-        assert reader.entries(commit, [b".docoraignore"]) == {}
+        assert tree.entries(reader, commit, [b".docoraignore"]) == {}
         assert parsed == []
-        assert reader.entries(commit, [b"folder/b"]).keys() == {b"folder/b"}
+        assert tree.entries(reader, commit, [b"folder/b"]).keys() == {b"folder/b"}
         assert len(parsed) == 2
 
 
@@ -111,7 +112,7 @@ def test_lookup_from_a_process_with_threads(
     monkeypatch.setattr(subprocess, "Popen", Popen)
     with mirror.in_use_nowait(), mirror.blobs() as reader:
         assert reader.has(commit)
-        entry = reader.entries(commit, [b"readme.md"])[b"readme.md"]
+        entry = tree.entries(reader, commit, [b"readme.md"])[b"readme.md"]
         assert list(reader.read([entry.blob]))
     assert started == [None]
 
@@ -129,7 +130,7 @@ def test_lookup_does_not_wait_for_a_rebuild(repo: Repo, mirror: Mirror, fetched:
         with pytest.raises(GitError, match="rebuilt"), mirror.in_use_nowait():
             pass
     with mirror.in_use_nowait(), mirror.blobs() as reader:
-        assert reader.entries(commit, [b"readme.md"])
+        assert tree.entries(reader, commit, [b"readme.md"])
 
 
 def test_missing_commit(repo: Repo, mirror: Mirror, fetched: Callable[..., str]) -> None:
@@ -147,5 +148,5 @@ def test_slow_lookup_times_out() -> None:
         return silent
 
     with BlobReader(start, timeout=0.1) as reader, pytest.raises(GitError) as raised:
-        reader.entries("1" * 40, [b"readme.md"])
+        tree.entries(reader, "1" * 40, [b"readme.md"])
     assert raised.value.cause is Cause.TIMEOUT

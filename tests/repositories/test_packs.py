@@ -14,7 +14,7 @@ from repositories_app.git.process import Remote
 from repositories_app.mirror import mirror as mirrors
 from repositories_app.mirror.mirror import Mirror
 from tests.docora.http_server import ScriptedServer, saying, servers
-from tests.repositories.conftest import changed_paths
+from tests.repositories.conftest import changed_paths, listed
 from tests.support.git import GitFixture, Repo
 from tests.support.git import git as run_git
 
@@ -63,7 +63,7 @@ def fetch(mirror: Mirror, client: HttpClient) -> Callable[..., str]:
 
 
 def contents(mirror: Mirror, commit: str) -> dict[str, bytes]:
-    entries = list(mirror.tree(commit))
+    entries = listed(mirror, commit)
     with mirror.blobs() as reader:
         contents = reader.read([entry.blob for entry in entries])
         return {entry.path.decode(): content for entry, content in zip(entries, contents, strict=True)}
@@ -312,5 +312,5 @@ def test_pack_without_the_commit_cannot_be_read(repo: Repo, mirror: Mirror, clie
     with mirror.in_use(lambda: None):
         mirror.fetch(host(body).url, "", repo.head, "watch", timeout=20, tick=lambda: None, client=client)
         with pytest.raises(GitError) as raised:
-            list(mirror.tree(repo.head))
+            listed(mirror, repo.head)
     assert raised.value.cause is Cause.CORRUPT

@@ -11,6 +11,7 @@ from repositories_app.git.protocol import Head, parse_ls_refs
 from repositories_app.git.refs import InvalidRef, parse_ref
 from repositories_app.git.remote import HeadQuery, ls_head, ls_heads, new_client
 from repositories_app.mirror.mirror import Mirror
+from tests.repositories.conftest import listed
 from tests.support.git import GitFixture, Repo, git, git_environment, has_commit
 
 ALLOWED = ["main", "v1.2", "feature/x", "refs/heads/main", "refs/tags/v1", "größe", "a@b", "a.b/c-d_e", "x" * 255, "日本", "@a",
@@ -226,7 +227,9 @@ def test_mirror_keeps_the_commits_of_all_watches(repo: Repo, mirror: Mirror) -> 
         revision = NAMED[ref][0]
         assert has_commit(mirror, repo.commit_of(revision))
         with mirror.in_use(lambda: None):
-            assert {entry.path.decode() for entry in mirror.tree(repo.commit_of(revision))} == set(repo.files(revision))
+            assert {entry.path.decode() for entry in listed(mirror, repo.commit_of(revision))} == set(
+                repo.files(revision)
+            )
     assert mirror._git(["fsck", "--strict", "--no-dangling"]) == b""
 
 

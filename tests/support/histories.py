@@ -21,7 +21,8 @@ from deliveries_app.sync import attempt as sync_module
 from deliveries_app.sync.attempt import sync
 from repositories_app.git.process import Tick
 from repositories_app.git.protocol import Head
-from repositories_app.mirror.mirror import BlobReader, Entry, Mirror
+from repositories_app.mirror.blobs import BlobReader
+from repositories_app.mirror.tree import Entry
 from tests.support.git import Repo
 from tests.support.processes import forked
 from tests.support.receiver import wait_for
@@ -201,11 +202,9 @@ def compare_plans() -> Iterator[list[Plan]]:
     different: list[Plan] = []
     original = sync_module.plan_to
 
-    def spy(
-        head: Head, watch: AppRepository, rules: DeliveryRules, mirror: Mirror, reader: BlobReader, tick: Tick
-    ) -> Plan:
-        plan = original(head, watch, rules, mirror, reader, tick)
-        full = full_plan(head, watch, rules, mirror, reader, tick)
+    def spy(head: Head, watch: AppRepository, rules: DeliveryRules, reader: BlobReader, tick: Tick) -> Plan:
+        plan = original(head, watch, rules, reader, tick)
+        full = full_plan(head, watch, rules, reader, tick)
         if _contents(plan) != _contents(full):
             different.append(plan)
         full.close()
