@@ -14,12 +14,10 @@ The client is fast because it does little per request: it reuses handles with th
 costs 50 % more). It is not thread-safe: use one client per thread.
 """
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Self
-from weakref import WeakSet
 
 import pycurl
 
@@ -37,18 +35,12 @@ _MAX_WAIT: Final = 0.05
 # next `poll`, which halves the cost.
 _LONG_WAIT: Final = 0.001
 
-_clients: "WeakSet[HttpClient]" = WeakSet()
-_inherited: "list[HttpClient]" = []
-# A forked child shares the parent's sockets, and freeing a libcurl handle sends a TLS close_notify. The child therefore
-# keeps the clients alive, unused, until it exits.
-os.register_at_fork(after_in_child=lambda: _inherited.extend(_clients))
-
 
 class HttpClient:
     """`submit` requests and `poll` for their outcomes, or send a single `request` and wait for it.
 
-    `ca_file` (PEM) replaces the system's certificate authorities. `proxy` is the URL of an egress proxy, or
-    empty. Using a client after `close`, or in a process forked from the one that created it, raises RuntimeError.
+    `ca_file` (PEM) replaces the system's certificate authorities. `proxy` is the URL of an egress proxy, or empty. Don't
+    fork while a client is open: both processes would write to its connections.
     """
 
     def __init__(
@@ -60,7 +52,6 @@ class HttpClient:
         ca_file: str | None = None,
         proxy: str = "",
     ) -> None:
-        self._pid = os.getpid()
         self._allow_http = allow_http
         self._max_connections = max_connections
         self._handle_options = (Resolver(allowed_networks), ca_file, proxy)
@@ -73,8 +64,6 @@ class HttpClient:
         self._finished: list[tuple[Request, Outcome]] = []
         self._raised: list[BaseException] = []
         self._waited = False  # the last wait was long, so there is time to send each request on `submit`
-        self._closed = False
-        _clients.add(self)
 
     @property
     def in_flight(self) -> int:
@@ -83,7 +72,6 @@ class HttpClient:
 
     def submit(self, request: Request) -> None:
         """Start the request, or queue it while `max_connections` are busy. Its timeouts begin when it starts."""
-        self._check_usable()
         reason = url_blocked_reason(request.url, self._allow_http)
         if reason is not None:
             self._finished.append((request, Outcome(None, Cause.REFUSED_ADDRESS, reason)))
@@ -98,7 +86,6 @@ class HttpClient:
         Wait at most `timeout` seconds; return at once if a request has finished or none is in flight. An exception from
         a callback (a signal handler, for example) is raised here; the next call still returns all outcomes.
         """
-        self._check_usable()
         deadline = time.monotonic() + timeout
         self._drive()
         while self._running and not self._finished and (left := deadline - time.monotonic()) > 0:
@@ -138,10 +125,7 @@ class HttpClient:
 
     def close(self) -> None:
         """Cancel all requests and close all connections. May block until a running DNS lookup ends."""
-        if self._closed or self._pid != os.getpid():
-            return
         self.reset()
-        self._closed = True
         self._multi.close()
         for transfers in self._idle.values():
             for transfer in transfers:
@@ -153,12 +137,6 @@ class HttpClient:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    def _check_usable(self) -> None:
-        if self._pid != os.getpid():
-            raise RuntimeError("This HttpClient belongs to the parent process. Create a new one after a fork.")
-        if self._closed:
-            raise RuntimeError("This HttpClient is closed.")
 
     def _start(self, request: Request) -> None:
         idle = self._idle.setdefault(request.method, [])
@@ -172,7 +150,6 @@ class HttpClient:
 
     def _cancel(self, transfers: Iterable[Transfer]) -> list[Request]:
         """Cancel these transfers and all waiting requests, and return their requests."""
-        self._check_usable()
         cancelled = list(transfers)
         for transfer in cancelled:
             del self._running[transfer.curl]

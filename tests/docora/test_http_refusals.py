@@ -1,7 +1,6 @@
-"""What the HTTP client refuses: blocked addresses and URLs, untrusted certificates, use after a fork."""
+"""What the HTTP client refuses: blocked addresses and URLs, and untrusted certificates."""
 
 import datetime
-import os
 import socket
 import ssl
 import threading
@@ -141,27 +140,3 @@ def test_hanging_handshake_times_out(client):
         outcome = client.request(post(f"https://127.0.0.1:{silent.getsockname()[1]}/", connect_timeout=0.3))
     assert (outcome.cause, outcome.reached) == (Cause.TIMEOUT, False)
     assert "Couldn't connect to 127.0.0.1" in outcome.message
-
-
-# --- Processes --------------------------------------------------------------------------------------------------------
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # the server's threads
-def test_client_is_unusable_after_a_fork(serve, certificate):
-    context, ca_file = certificate
-    server = serve(tls=context)
-    client = HttpClient(LOOPBACK, ca_file=ca_file)
-    assert client.request(post(server.url)).ok
-    pid = os.fork()
-    if pid == 0:
-        refused = 0
-        for use in (lambda: client.submit(post(server.url)), lambda: client.poll(0), client.abort):
-            try:
-                use()
-            except RuntimeError:
-                refused += 1
-        client.close()
-        del use, client  # freeing the handle must not send a TLS close_notify on the parent's connection
-        os._exit(refused)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
-    assert client.request(post(server.url)).ok
-    assert server.connections == 1
-    client.close()
