@@ -36,7 +36,7 @@ from deliveries_app.webhooks.keyring import Keyring
 from docora.conf.installation import env_file, program
 from docora.db import append_only
 from docora.http.client import HttpClient, Outcome
-from docora.redis import heartbeat
+from docora.redis import heartbeat, inspect
 from docora.security import crypto
 from docora.security.crypto import DecryptionError, encrypted_fields, reencrypt, stored_values
 from docora.sign_in import factors
@@ -233,8 +233,11 @@ def check_backlog() -> list[CheckMessage]:
 
 def _has_idle_workers() -> bool:
     """Return whether all workers are idle, or some are while no job waits for them."""
-    signs = heartbeat.read()
-    return signs is not None and len(signs.workers) > signs.active and (signs.active == 0 or signs.waiting == 0)
+    state = inspect.read()
+    if state is None:
+        return False
+    are_busy = [worker.state == "busy" for worker in state.workers if not worker.is_gone]
+    return not all(are_busy) and not (any(are_busy) and any(state.lengths.values()))
 
 
 def check_pauses() -> list[CheckMessage]:

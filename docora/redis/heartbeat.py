@@ -1,4 +1,4 @@
-"""Liveness of the background processes, read from Redis: the sweep, the workers and their jobs.
+"""Liveness of the background processes, read from Redis: the sweep and the workers.
 
 The sweep records a heartbeat on each round; RQ workers record their own every few seconds. A killed process leaves its
 last heartbeat behind, so an old heartbeat counts as none.
@@ -11,12 +11,9 @@ from datetime import UTC, datetime
 
 from django.conf import settings
 from django.utils import timezone
-from rq import Queue
-from rq.registry import StartedJobRegistry
 
 from docora.redis import inspect
 from docora.redis.connection import RedisError, connection, probe_writes
-from docora.redis.queues import QUEUES
 
 _KEY = "docora:heartbeat:sweep"
 _TTL_SECONDS = 24 * 3600
@@ -31,10 +28,8 @@ def beat() -> None:
 
 @dataclass(frozen=True)
 class Signs:
-    """Numbers of waiting and running jobs, start times of the live workers, and the last round of the sweep."""
+    """Start times of the live workers, and the last round of the sweep."""
 
-    waiting: int
-    active: int
     workers: tuple[datetime, ...]
     sweep: datetime | None
 
@@ -66,16 +61,12 @@ def read() -> Signs | None:
     """
     try:
         with connection().pipeline(transaction=False) as pipeline:
-            for name in QUEUES:
-                pipeline.llen(f"{Queue.redis_queue_namespace_prefix}{name}")
-                # Count unexpired entries only: jobs of killed workers stay in the registry until RQ cleans it up.
-                pipeline.zcount(StartedJobRegistry.key_template.format(name), time.time(), "+inf")
             pipeline.get(_KEY)
             probe_writes(pipeline)
-            *jobs, beat_at, _ = pipeline.execute()
+            beat_at, _ = pipeline.execute()
         known = inspect.read_workers()
     except RedisError:
         return None
     workers = tuple(worker.started_at for worker in known if worker.started_at and not worker.is_gone)
     sweep = datetime.fromtimestamp(float(beat_at), UTC) if beat_at else None
-    return Signs(sum(jobs[::2]), sum(jobs[1::2]), workers, sweep)
+    return Signs(workers, sweep)

@@ -264,11 +264,11 @@ def test_overdue_repositories_with_idle_or_busy_workers(db, redis_client: Redis)
     make_watch(make_app("Portal"), "docs", next_sync_at=timezone.now() - timedelta(seconds=1))
     assert "No repository has been due for more than 1 min." in infos(instance_checks.check_backlog())
     make_watch(App.objects.get(), "site", next_sync_at=timezone.now() - timedelta(hours=2))
-    start_worker(redis_client)
+    start_worker(redis_client, "worker")
     said = problems(instance_checks.check_backlog())
     assert "1 repository has been due for more than 1 min, the longest for 2 h, although workers are idle." in said
     assert "all processes use the same REDIS_URL" in said
-    redis_client.zadd("rq:wip:default", {"job-1:x": time.time() + 60})
+    redis_client.hset("rq:worker:worker", "state", "busy")
     said = warnings(instance_checks.check_backlog())
     assert ": the workers can't keep up, or none is running. Run more workers" in said
     assert "up --workers N" in said

@@ -1,4 +1,4 @@
-"""Heartbeats of the sweep and the workers, and job counts."""
+"""Heartbeats of the sweep and the workers."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -31,7 +31,7 @@ def start_worker(redis: Redis, name: str, *, hours_ago: float = 0, silent_for: f
 
 def test_empty_redis() -> None:
     found = signs()
-    assert (found.waiting, found.active, found.workers, found.sweep) == (0, 0, (), None)
+    assert (found.workers, found.sweep) == ((), None)
     assert found.workers_since is None
     assert found.sweep_is_late
 
@@ -55,11 +55,11 @@ def test_sweep_heartbeat(redis_client: Redis) -> None:
 def test_sweep_is_late_after_three_intervals(settings, interval: float, late: bool) -> None:
     settings.SWEEP_INTERVAL_SECONDS = interval
     last_round = timezone.now() - timedelta(seconds=120)
-    assert heartbeat.Signs(0, 0, (), last_round).sweep_is_late is late
+    assert heartbeat.Signs((), last_round).sweep_is_late is late
 
 
 def test_sweep_age_is_not_negative_with_clock_skew() -> None:
-    assert heartbeat.Signs(0, 0, (), timezone.now() + timedelta(minutes=3)).sweep_age == 0
+    assert heartbeat.Signs((), timezone.now() + timedelta(minutes=3)).sweep_age == 0
 
 
 def test_killed_worker_is_not_counted(redis_client: Redis) -> None:
@@ -71,19 +71,6 @@ def test_killed_worker_is_not_counted(redis_client: Redis) -> None:
     assert [worker.name for worker in inspect.read_workers() if worker.is_gone] == ["killed"]
     assert found.workers_since is not None
     assert timedelta(minutes=59) < timezone.now() - found.workers_since < timedelta(minutes=61)
-
-
-def test_waiting_jobs_of_all_queues_are_counted() -> None:
-    for number, queue in enumerate(queues.QUEUES):
-        queues.enqueue(queue, "deliveries_app.jobs.sync_watch", number, f"job-{number}")
-    assert signs().waiting == 3
-
-
-def test_job_of_a_killed_worker_is_not_active() -> None:
-    now = datetime.now(UTC).timestamp()
-    connection().zadd("rq:wip:default", {"job-1:x": now + 60, "job-2:y": now - 5})
-    connection().zadd("rq:wip:high", {"job-3:z": now + 60})
-    assert signs().active == 2
 
 
 def test_reading_workers_keeps_the_short_timeouts(redis_client: Redis) -> None:
