@@ -11,7 +11,7 @@ from django.utils.http import parse_http_date_safe
 # Strict on purpose, so that no two parsers can disagree about the host: no userinfo, percent-encoding or zone ID in the
 # authority, and printable ASCII only. Internationalized names must be in their xn-- form.
 _URL = re.compile(r"(?P<scheme>https?)://(?P<host>[A-Za-z0-9._:\[\]-]+)(?:[/?][!\"$-~]*)?", re.IGNORECASE)
-_METHOD = re.compile(r"[A-Z]+")
+_METHODS = {"GET", "HEAD", "POST"}
 _SECONDS = re.compile(r"[0-9]{1,9}")
 MAX_HEADERS = 64  # of a response
 MAX_HEADER_VALUE = 4096  # characters; libcurl's own limit is 300 KB for all headers together
@@ -39,9 +39,9 @@ class Request:
 
     def __post_init__(self) -> None:
         """Raise ValueError for a method, header or body that could inject another header or request."""
-        if not _METHOD.fullmatch(self.method):
-            raise ValueError(f"{self.method!r} is not an HTTP method.")
-        if self.body and self.method in {"GET", "HEAD"}:
+        if self.method not in _METHODS:
+            raise ValueError(f"{self.method!r} is not a method of this client.")
+        if self.body and self.method != "POST":
             raise ValueError(f"A {self.method} request has no body.")
         joined = "".join(self.headers)  # check all headers at once: this runs for every file sent
         if not joined.isascii() or "\r" in joined or "\n" in joined or "\0" in joined:

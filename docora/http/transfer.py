@@ -88,10 +88,8 @@ class Transfer:
             curl.setopt(pycurl.CAINFO, ca_file)
         if method == "HEAD":
             curl.setopt(pycurl.NOBODY, 1)
-        elif method != "GET":
+        elif method == "POST":
             curl.setopt(pycurl.POST, 1)
-            if method != "POST":
-                curl.setopt(pycurl.CUSTOMREQUEST, method)
 
     def begin(self, request: Request) -> None:
         """Prepare the handle for a request, setting only the options that differ from the previous one."""
@@ -114,7 +112,7 @@ class Transfer:
                 self._via = via
         # The empty "Expect:" keeps libcurl from waiting for "100 Continue" before it sends a body above 1 MiB.
         curl.setopt(pycurl.HTTPHEADER, (*request.headers, "Expect:"))
-        if request.method not in ("GET", "HEAD"):
+        if request.method == "POST":
             curl.setopt(pycurl.POSTFIELDS, request.body)  # not copied: pycurl keeps a reference
         if request.fresh != self._fresh:
             curl.setopt(pycurl.FRESH_CONNECT, request.fresh)

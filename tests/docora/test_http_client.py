@@ -66,10 +66,10 @@ def test_long_response_body_is_truncated(client, serve):
 
 def test_request_bodies_by_method(client, serve):
     server = serve()
-    outcomes = [client.request(Request(method, server.url)) for method in ("GET", "HEAD", "DELETE", "GET")]
-    assert [outcome.body for outcome in outcomes] == [b"ok", b"", b"ok", b"ok"]
-    assert client.request(Request("PUT", server.url, body=b"new")).ok
-    assert [head.split()[0] for head, _ in server.requests] == [b"GET", b"HEAD", b"DELETE", b"GET", b"PUT"]
+    outcomes = [client.request(Request(method, server.url)) for method in ("GET", "HEAD", "GET")]
+    assert [outcome.body for outcome in outcomes] == [b"ok", b"", b"ok"]
+    assert client.request(post(server.url, b"new")).ok
+    assert [head.split()[0] for head, _ in server.requests] == [b"GET", b"HEAD", b"GET", b"POST"]
     assert server.requests[-1][1] == b"new"
 
 

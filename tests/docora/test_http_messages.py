@@ -12,7 +12,7 @@ def test_header_injection_is_rejected(header):
 
 
 @pytest.mark.parametrize(
-    ("method", "body"), [("GET", b"x"), ("HEAD", b"x"), ("POST / HTTP/1.1\r\nX: y", b""), ("", b"")]
+    ("method", "body"), [("GET", b"x"), ("HEAD", b"x"), ("POST / HTTP/1.1\r\nX: y", b""), ("PUT", b""), ("", b"")]
 )
 def test_invalid_method_or_body_is_rejected(method, body):
     with pytest.raises(ValueError):  # noqa: PT011
