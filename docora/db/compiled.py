@@ -142,11 +142,7 @@ class Compiled[**P, Row]:
 
     def _prepared(self, sql: str) -> AbstractContextManager[str]:
         """Return a context with the SQL to execute."""
-        return prepared(self._name, sql) if self._is_prepared else nullcontext(sql)
-
-    @cached_property
-    def _name(self) -> str:
-        return f"{self._build.__module__.rpartition('.')[2]}.{self._build.__qualname__}"
+        return prepared(repr(self), sql) if self._is_prepared else nullcontext(sql)
 
     def _values(self, arguments: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
         values: dict[str, Any] = {**dict(zip(self._arguments, arguments, strict=False)), **named}
