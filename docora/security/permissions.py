@@ -33,12 +33,10 @@ class OneQueryBackend(ModelBackend):
         return user if self.user_can_authenticate(user) else None
 
     def get_all_permissions(self, user_obj: Any, obj: Any = None) -> set[str]:
-        if not user_obj.is_active or user_obj.is_anonymous or user_obj.is_superuser or obj is not None:
-            return super().get_all_permissions(user_obj, obj)
-        if not hasattr(user_obj, "_perm_cache"):  # the name that Django uses, too
+        if user_obj.is_active and not user_obj.is_superuser and not hasattr(user_obj, "_perm_cache"):
+            # Django's own cache, which its method below returns.
             user_obj._perm_cache = {f"{app_label}.{codename}" for app_label, codename in _permissions(user_obj.pk)}
-        permissions: set[str] = user_obj._perm_cache
-        return permissions
+        return super().get_all_permissions(user_obj, obj)
 
 
 @compiled_and_prepared

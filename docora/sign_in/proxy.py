@@ -12,12 +12,9 @@ from docora.sign_in.middleware import PREFIXES
 
 
 class ProxyUserBackend(RemoteUserBackend):
-    """Authenticates existing users only. Returns no permissions, because `OneQueryBackend` already reads them."""
+    """Authenticates existing users only. For their permissions, Django uses what `OneQueryBackend` has read."""
 
     create_unknown_user = False
-
-    def get_all_permissions(self, user_obj: object, obj: object = None) -> set[str]:
-        return set()
 
 
 class ProxyUserMiddleware(RemoteUserMiddleware):
