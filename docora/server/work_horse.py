@@ -60,7 +60,7 @@ class WorkHorse:
     def __init__(
         self,
         max_threads: int,
-        perform: Callable[[Job, Queue, Execution], bool],
+        perform: Callable[[Job, Queue, Execution], None],
         take: Callable[[], Assignment | None],
     ) -> None:
         self._max_threads = max_threads

@@ -161,11 +161,9 @@ class DocoraWorker(Worker):
         horse.run((job, queue, execution))
         return True
 
-    def _perform_one(self, job: Job, queue: Queue, execution: Execution) -> bool:
-        has_succeeded = super().perform_job(job, queue, execution)
-        if has_succeeded:
+    def _perform_one(self, job: Job, queue: Queue, execution: Execution) -> None:
+        if super().perform_job(job, queue, execution):
             queues.enqueue_again(job)
-        return has_succeeded
 
     def _take_job(self, horse: WorkHorse) -> Assignment | None:
         """Take and return the next job from the queues, or None. Leave a job that runs alone to its own work-horse.
@@ -175,7 +173,7 @@ class DocoraWorker(Worker):
         for queue in self.queues:
             for job_id in map(as_text, self.connection.lrange(queue.key, 0, _JOBS_READ - 1)):
                 try:
-                    job = self.job_class.fetch(job_id, connection=self.connection, serializer=self.serializer)
+                    job = self._fetch(job_id)
                 except NoSuchJobError:
                     self.connection.lrem(queue.key, 1, job_id)
                     continue
@@ -197,18 +195,11 @@ class DocoraWorker(Worker):
             self.heartbeat(WORKER_TTL_SECONDS)
             for current in self.get_current_executions(refresh=True):
                 with contextlib.suppress(NoSuchJobError):
-                    super().maintain_heartbeats(current.job, current)
+                    super().maintain_heartbeats(self._fetch(current.job_id), current)
 
-    def get_current_executions(self, refresh: bool = False) -> list[Execution]:
-        """Read the jobs of the executions as `DocoraJob`. `Execution.job` would unpickle what Redis holds."""
-        executions = []
-        for execution in super().get_current_executions(refresh):
-            with contextlib.suppress(NoSuchJobError):
-                execution._job = self.job_class.fetch(
-                    execution.job_id, connection=self.connection, serializer=self.serializer
-                )
-                executions.append(execution)
-        return executions
+    def _fetch(self, job_id: str) -> Job:
+        """Return a job. `Execution.job` would unpickle what Redis holds. Raises `NoSuchJobError`."""
+        return self.job_class.fetch(job_id, connection=self.connection, serializer=self.serializer)
 
     def wait_for_horse(self) -> Any:
         pid, self._horse_status, usage = super().wait_for_horse()
@@ -222,7 +213,7 @@ class DocoraWorker(Worker):
         for left in self.get_current_executions(refresh=True):
             with contextlib.suppress(NoSuchJobError):
                 reason = "The work-horse ended unexpectedly."
-                self.handle_job_failure(left.job, queue, exc_string=reason, execution=left)
+                self.handle_job_failure(self._fetch(left.job_id), queue, exc_string=reason, execution=left)
 
     def handle_job_failure(
         self,

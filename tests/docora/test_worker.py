@@ -471,13 +471,13 @@ class Pickled:
 def test_worker_does_not_unpickle_what_it_performs(tmp_path: Path, redis_client: Redis) -> None:
     """The worker reads the jobs of its work-horse at each heartbeat. Their metadata could be a pickle."""
     put(tmp_path / "harmless")
-    job_id, file = "harmless", tmp_path / "malicious"
-    redis_client.hset(f"rq:job:{job_id}", "meta", pickle.dumps(Pickled(file)))
-    worker = DocoraWorker(["default"], name="test", connection=redis_client)
-    redis_client.hset(f"rq:execution:{job_id}:1", mapping={"created_at": 1, "last_heartbeat": 1, "worker_name": "test"})
-    redis_client.sadd(worker.executions_key, f"{job_id}:1")
-    (execution,) = worker.get_current_executions(refresh=True)
-    assert type(execution.job) is DocoraJob
+    worker, file = DocoraWorker(["default"], name="test", connection=redis_client), tmp_path / "malicious"
+    worker.register_birth()
+    job = DocoraJob.fetch("harmless", connection=redis_client, serializer="json")
+    execution = worker.prepare_execution(job)
+    redis_client.hset(job.key, "meta", pickle.dumps(Pickled(file)))
+    worker.maintain_heartbeats(job, execution)
+    assert redis_client.hget(job.key, "last_heartbeat") is not None
     assert not file.exists()
 
 
@@ -486,10 +486,9 @@ def test_running_jobs_finish_when_taking_another_fails(tmp_path: Path) -> None:
     queue = django_rq.get_queue("default")
     ended: list[float] = []
 
-    def perform(*_: object) -> bool:
+    def perform(*_: object) -> None:
         time.sleep(1.0)  # several looks for further jobs
         ended.append(time.monotonic())
-        return True
 
     def take() -> None:
         raise RedisTimeoutError
@@ -504,7 +503,7 @@ def test_place_is_free_again_after_a_job_without_redis(tmp_path: Path, redis_cli
     queue = django_rq.get_queue("default")
     job = DocoraJob.fetch("note", connection=redis_client, serializer=queue.serializer)
 
-    def perform(*_: object) -> bool:
+    def perform(*_: object) -> None:
         raise RedisTimeoutError
 
     horse = work_horse.WorkHorse(2, perform, lambda: None)
