@@ -150,7 +150,6 @@ def encrypted_fields() -> list[EncryptedTextField]:
     return [
         field
         for model in apps.get_models()
-        if model._meta.managed and not model._meta.proxy
         for field in model._meta.local_concrete_fields
         if isinstance(field, EncryptedTextField)
     ]
