@@ -66,14 +66,13 @@ def release(operation_pk: int, *, by_person: bool = False) -> int:
     """
     operation, now = _read(operation_pk)
     plan = _plan(operation, now)
-    if not plan.has_changes(operation) and operation.ended_at is None:
+    if not plan.has_changes(operation):
         return 0
     with transaction.atomic():
         locked = requests.lock_watches(plan.watches, AppRepository.objects.alive(), by_person=by_person)
         BulkOperation.objects.select_for_update(no_key=True).get(pk=operation_pk)
         operation, now = _read(operation_pk)
         if operation.ended_at is not None:
-            _undo_end(operation)
             return 0
         plan = _plan(operation, now)
         _record(operation, plan)
@@ -262,11 +261,3 @@ def _start_canaries(operation: BulkOperation, opened: Sequence[SyncRun]) -> None
     for canary in operation.canaries.filter(state=CanaryState.WAITING, app__in=run_of_app):
         run = run_of_app[canary.app_id]
         operation.canaries.filter(pk=canary.pk).update(state=CanaryState.RUNNING, run=run, since=Now())
-
-
-def _undo_end(operation: BulkOperation) -> None:
-    """Reopen an operation that a worker of an earlier version ended too early. If it was cancelled, drop unreleased watches."""
-    if operation.cancelled_at is not None:
-        operation.pending.all().delete()
-    else:
-        BulkOperation.objects.filter(pk=operation.pk).update(ended_at=None)

@@ -28,7 +28,6 @@ from deliveries_app.models import (
     Alert,
     AuditEntry,
     BulkOperation,
-    Canary,
     ContactMail,
     DeliveryAttempt,
     DriftCheck,
@@ -104,8 +103,6 @@ def prune(
     if dry_run:
         return Pruned(**{name: rows.count() for name, (rows, _) in kinds.items()})
     removed = Counter[str]()
-    # A worker of a version before gradual operations leaves the canaries of those it ends.
-    _process(_remove(Canary.objects.filter(operation__in=operations.values("pk")), "pk", stop))
     for name, (rows, field) in kinds.items():
         for count in _remove(rows, field, stop):
             removed[name] += count

@@ -9,7 +9,6 @@ from django.contrib.auth.models import User
 from django.core.exceptions import PermissionDenied
 from django.db import connection, transaction
 from django.db.models import F
-from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 
 from deliveries_app.actors import Actor
@@ -43,7 +42,6 @@ from deliveries_app.services import (
     unwatch_repository,
 )
 from deliveries_app.services.rollout import CANARY_SECONDS, release_due
-from deliveries_app.sweep.retention import prune
 from tests.support.audit import by_users
 from tests.support.processes import in_threads
 from tests.support.staff import fail, make_app, make_watch
@@ -409,34 +407,6 @@ def test_bar_never_goes_back_when_repositories_are_released(portal: App) -> None
         release_due()
         shown.append(live.of_operation(operation).files_total)
     assert shown == [100, 100, 100, 100]
-
-
-def test_operation_that_an_older_worker_has_ended_continues(portal: App) -> None:
-    """During an upgrade, a worker of the previous version looks only at runs."""
-    fill(portal, 2)
-    operation = start()
-    end("Portal-0", Outcome.SUCCEEDED)
-    BulkOperation.objects.update(ended_at=Now())
-    release_due()
-    assert (release_due(), state(operation)) == (1, Result.RUNNING)
-
-
-@pytest.mark.parametrize("is_cancelled", [True, False])
-def test_operation_that_an_older_worker_has_ended_is_pruned(portal: App, is_cancelled: bool) -> None:
-    """That worker leaves the canaries."""
-    fill(portal, 2)
-    start()
-    if not is_cancelled:
-        end("Portal-0", Outcome.SUCCEEDED)
-        release_due()
-    long_ago = Now() - timedelta(days=1000)
-    SyncRun.objects.update(watch=None, outcome=Outcome.CANCELLED, created_at=long_ago, ended_at=long_ago)
-    cancelled_at = long_ago if is_cancelled else None
-    BulkOperation.objects.update(cancelled_at=cancelled_at, created_at=long_ago, ended_at=long_ago)
-    release_due()
-    prune()
-    connection.check_constraints()
-    assert not any(model.objects.exists() for model in (BulkOperation, Canary, PendingRelease, SyncRun))
 
 
 def test_log_names_canary_pace_and_continue(portal: App, caplog: pytest.LogCaptureFixture) -> None:
