@@ -70,23 +70,28 @@ class Actor:
     def require(self, *permissions: str) -> None:
         """Raise `PermissionDenied` unless the user has one of the permissions.
 
-        Only users are checked here. `require_app` limits apps to their own rows; commands and Docora itself are trusted.
+        Only users are checked here. The methods below also limit apps to their own rows; commands and Docora itself are trusted.
         """
         if self.user is not None and not any(self.user.has_perm(permission) for permission in permissions):
             raise PermissionDenied(f"You need the permission {' or '.join(permissions)}.")
 
-    def require_app(self, app: App | None) -> None:
-        """Raise `PermissionDenied` if an app acts on another app's data. None means several apps."""
+    def require_app(self, app: App | None, *permissions: str) -> None:
+        """Raise `PermissionDenied` as `require` does, if permissions are given, or if an app acts on another app's data.
+
+        None means several apps.
+        """
+        if permissions:
+            self.require(*permissions)
         if self.app is not None and (app is None or self.app.pk != app.pk):
             raise PermissionDenied("This belongs to another app.")
 
-    def require_watches(self, watches: QuerySet[AppRepository]) -> None:
-        """Raise `PermissionDenied` if an app acts on a watch of another app."""
-        if self.app is not None and watches.exclude(app=self.app).exists():
-            self.require_app(None)
+    def require_watches(self, watches: QuerySet[AppRepository], *permissions: str) -> None:
+        """Do the same for all of these watches."""
+        is_own = self.app is None or not watches.exclude(app=self.app).exists()
+        self.require_app(self.app if is_own else None, *permissions)
 
-    def require_watch(self, watch: AppRepository) -> None:
-        self.require_app(watch.app)
+    def require_watch(self, watch: AppRepository, *permissions: str) -> None:
+        self.require_app(watch.app, *permissions)
 
     @property
     def user_pk(self) -> int | None:

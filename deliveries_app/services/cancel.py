@@ -37,8 +37,7 @@ def cancel_operation(actor: Actor, operation: BulkOperation) -> int:
     Unreleased watches stay as they are. They are locked too, before the runs are read: a concurrent release locks the
     watches that it releases, so each watch is either still unreleased or already has its run.
     """
-    actor.require(PERMISSIONS[OperationKind(operation.kind)])
-    actor.require_app(operation.app)
+    actor.require_app(operation.app, PERMISSIONS[OperationKind(operation.kind)])
     with transaction.atomic():
         unreleased = list(operation.pending.values_list("watch_id", flat=True)) if operation.is_gradual else []
         unfinished = _by_app(operation.runs.filter(outcome="")) + _by_app(operation.pending.all())
@@ -90,8 +89,7 @@ def cancel_sync(actor: Actor, watch: AppRepository) -> bool:
 
     Its worker stops at the next batch, its open runs end as cancelled, and it stays idle until the next rescan.
     """
-    actor.require(Permission.CONTROL_QUEUE)
-    actor.require_watch(watch)
+    actor.require_watch(watch, Permission.CONTROL_QUEUE)
     with transaction.atomic():
         rows = AppRepository.objects.alive().filter(pk=watch.pk)
         locked = rows.select_for_update(of=("self",)).first()

@@ -41,8 +41,7 @@ def reset_circuits(actor: Actor, selected: Iterable[Repository]) -> int:
 
 def pause_syncing(actor: Actor) -> SyncPause:
     """Pause all syncing. Workers stop within a second; requests and pushes are still recorded and wait."""
-    actor.require(Permission.CONTROL_QUEUE)
-    actor.require_app(None)
+    actor.require_app(None, Permission.CONTROL_QUEUE)
     with transaction.atomic():
         pause, is_new = SyncPause.objects.get_or_create(defaults={"paused_by": actor.name})
         if is_new:
@@ -52,8 +51,7 @@ def pause_syncing(actor: Actor) -> SyncPause:
 
 def resume_syncing(actor: Actor) -> bool:
     """Resume syncing and enqueue everything that is due. Return False if syncing was not paused."""
-    actor.require(Permission.CONTROL_QUEUE)
-    actor.require_app(None)
+    actor.require_app(None, Permission.CONTROL_QUEUE)
     with transaction.atomic():
         pause = SyncPause.objects.select_for_update().first()
         if pause is None:
@@ -85,8 +83,7 @@ def resume_watches(actor: Actor, watches: AppRepositoryQuerySet) -> list[AppRepo
 def _set_paused(
     actor: Actor, watches: AppRepositoryQuerySet, action: AuditAction, message: str, fields: dict[str, object]
 ) -> list[AppRepository]:
-    actor.require(Permission.CHANGE_WATCHES)
-    actor.require_watches(watches)
+    actor.require_watches(watches, Permission.CHANGE_WATCHES)
     with transaction.atomic():
         rows = watches.alive().order_by("pk").for_list()
         changed = list(rows.select_for_update(of=("self",), no_key=True))

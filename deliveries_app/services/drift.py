@@ -57,8 +57,7 @@ class SentDifferences:
 
 def check_watch(actor: Actor, watch: AppRepository) -> DriftCheck:
     """Queue a check, or return the one that is already open. Raises `NotCheckable`."""
-    actor.require(Permission.RESYNC)
-    actor.require_watch(watch)
+    actor.require_watch(watch, Permission.RESYNC)
     _require_opt_in(watch.app)
     with transaction.atomic():
         requested = _request(actor, AppRepository.objects.filter(pk=watch.pk))
@@ -73,8 +72,7 @@ def check_watch(actor: Actor, watch: AppRepository) -> DriftCheck:
 
 def check_app(actor: Actor, app: App) -> list[int]:
     """Queue a check of each of the app's repositories, and return the keys of all its open checks. Raises `NotCheckable`."""
-    actor.require(Permission.RESYNC)
-    actor.require_app(app)
+    actor.require_app(app, Permission.RESYNC)
     _require_opt_in(app)
     with transaction.atomic():
         requested = _request(actor, AppRepository.objects.filter(app=app))
@@ -111,8 +109,7 @@ def _request(actor: Actor, watches: AppRepositoryQuerySet) -> list[DriftCheck]:
 
 def cancel_check(actor: Actor, check: DriftCheck) -> bool:
     """Cancel an open check. Return False if it has ended."""
-    actor.require(Permission.RESYNC)
-    actor.require_watch(check.watch)
+    actor.require_watch(check.watch, Permission.RESYNC)
     with transaction.atomic():
         if not _end(DriftCheck.objects.filter(pk=check.pk), DriftState.CANCELLED, f"Cancelled by {actor.name}."):
             return False

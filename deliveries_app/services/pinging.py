@@ -57,8 +57,7 @@ def send_ping(actor: Actor, app: App, *, new_key: bool = False) -> Ping:
     With `new_key`, only the new key of a rotation signs the ping. Once the app has accepted it, the old key can be retired.
     Raises `NotFound` if the app is being removed.
     """
-    actor.require(Permission.CHANGE_APPS)
-    actor.require_app(app)
+    actor.require_app(app, Permission.CHANGE_APPS)
     row = App.objects.filter(pk=app.pk, ended_at=None).first()
     if row is None:
         raise NotFound("App not found")

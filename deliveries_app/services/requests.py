@@ -100,8 +100,7 @@ def start_bulk(
     watches are only stored: the caller releases them. Raises `NotFound` with `empty_message` if the request applies to
     none of the watches.
     """
-    actor.require(PERMISSIONS[kind])
-    actor.require_watches(watches)
+    actor.require_watches(watches, PERMISSIONS[kind])
     with transaction.atomic():
         pks = list(watches.order_by("pk").values_list("pk", flat=True))
         is_gradual = rollout.is_gradual and len(pks) > 1
@@ -171,8 +170,7 @@ def lock_app(actor: Actor, app: App, permission: Permission) -> App:
     Without the lock, two concurrent rotations would leave two tokens without an expiry. `sync.claim` explains why the
     lock is FOR NO KEY UPDATE.
     """
-    actor.require(permission)
-    actor.require_app(app)
+    actor.require_app(app, permission)
     row = App.objects.select_for_update(no_key=True).filter(pk=app.pk, ended_at=None).first()
     if row is None:
         raise NotFound("App not found")
@@ -181,8 +179,7 @@ def lock_app(actor: Actor, app: App, permission: Permission) -> App:
 
 def lock_watch(actor: Actor, watch: AppRepository) -> None:
     """Check that the actor can send the watch's files again, and lock it. Raises `NotFound` if it is no longer watched."""
-    actor.require(Permission.RESYNC)
-    actor.require_watch(watch)
+    actor.require_watch(watch, Permission.RESYNC)
     if not lock_watches([watch.pk], AppRepository.objects.alive()):
         raise NotFound("Repository not found")
 

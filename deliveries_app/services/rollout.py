@@ -81,8 +81,7 @@ def release(operation_pk: int, *, by_person: bool = False) -> int:
 
 def continue_operation(actor: Actor, operation: BulkOperation) -> int:
     """Release the other repositories of the apps whose canary is held. Return their number: 0 if the operation is not held."""
-    actor.require(Permission.RESYNC)
-    actor.require_app(operation.app)
+    actor.require_app(operation.app, Permission.RESYNC)
     with transaction.atomic():
         BulkOperation.objects.select_for_update(no_key=True).get(pk=operation.pk)
         operation.refresh_from_db()

@@ -67,8 +67,7 @@ def change_watch(
     the app has. Raises `ValidationError`, whose code names the list of patterns, `GitError` if the repository cannot be read, and
     `NotFound` if it is no longer watched.
     """
-    actor.require(Permission.CHANGE_WATCHES)
-    actor.require_watch(watch)
+    actor.require_watch(watch, Permission.CHANGE_WATCHES)
     changes: dict[str, dict[str, str]] = {}  # by the message for the audit log
     if github_token is not None:
         changes["Changed the repository's token"] = {"github_token": validate_token(github_token)}
@@ -124,8 +123,7 @@ def renew_push_secret(actor: Actor, watch: AppRepository) -> str:
 
     Raises `NotFound` if the repository is no longer watched.
     """
-    actor.require(Permission.CHANGE_WATCHES)
-    actor.require_watch(watch)
+    actor.require_watch(watch, Permission.CHANGE_WATCHES)
     secret = secrets.token_hex(32)
     with transaction.atomic():
         before = _lock(watch)

@@ -144,8 +144,7 @@ def watch_repository(
     Raises `InvalidUrl`, `ValidationError`, `GitError`, and for an app `TooManyWatches` or `TooManyResyncs`, each with a
     message for the user.
     """
-    actor.require(Permission.WATCH)
-    actor.require_app(app)
+    actor.require_app(app, Permission.WATCH)
     parsed = parse_url(url)
     options = validate_options(**given)
     if must_be_new:
@@ -343,8 +342,7 @@ def _end(watch_pks: Sequence[int]) -> Collection[int]:
 
 def delete_app(actor: Actor, app: App) -> None:
     """Remove a client app. It and its watches end now; the rows are removed once no worker is using them."""
-    actor.require(Permission.DELETE_APPS)
-    actor.require_app(app)
+    actor.require_app(app, Permission.DELETE_APPS)
     with transaction.atomic():  # lock the app before its watches, as the claim does
         is_new = App.objects.filter(pk=app.pk, ended_at=None).update(ended_at=Now())
         ended = _end(list(app.watches.values_list("pk", flat=True)))

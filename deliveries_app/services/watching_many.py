@@ -62,8 +62,7 @@ def watch_many(actor: Actor, app: App, lines: Iterable[str], options: WatchOptio
     because others took too long, are returned as unchecked. A repository that the app already watches is not changed. Raises
     `ValidationError` if the token would be sent to several hosts.
     """
-    actor.require(Permission.WATCH)
-    actor.require_app(app)
+    actor.require_app(app, Permission.WATCH)
     results: dict[str, LineResult] = {}  # by line: a dictionary keeps the order
     candidates: dict[str, _Candidate] = {}  # by canonical URL
     for line in filter(None, map(str.strip, lines)):
