@@ -46,28 +46,14 @@ class Handler(HTTPHandler):
     def do_POST(self) -> None:
         # Spool the whole body: git may answer before it has read everything, and both pipes would block.
         with tempfile.TemporaryFile() as body:
-            for block in self._request_body():
-                body.write(block)
+            left = int(self.headers.get("Content-Length", "0"))
+            while left:
+                block = self.rfile.read(min(left, _BLOCK_BYTES))
+                if not block:
+                    raise ConnectionResetError
+                left -= body.write(block)
             body.seek(0)
             self.handle_git(body)
-
-    def _request_body(self) -> Iterator[bytes]:
-        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
-            yield from self._read(int(self.headers.get("Content-Length", "0")))
-            return
-        while size := int(self.rfile.readline().partition(b";")[0], 16):
-            yield from self._read(size)
-            self.rfile.readline()
-        while self.rfile.readline().strip():
-            pass  # trailers
-
-    def _read(self, size: int) -> Iterator[bytes]:
-        while size:
-            block = self.rfile.read(min(size, _BLOCK_BYTES))
-            if not block:
-                raise ConnectionResetError
-            size -= len(block)
-            yield block
 
     def handle_git(self, body: IO[bytes] | None) -> None:
         target = TARGET.fullmatch(self.path)

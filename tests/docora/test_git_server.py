@@ -70,11 +70,6 @@ def test_compressed_request(served):
     assert ls_refs(repo, gzip.compress(LS_REFS), **{"Content-Encoding": "gzip"}) == ls_refs(repo)
 
 
-def test_chunked_request_body(served):
-    repo = served.repo(files={"a": b"1"})
-    assert ls_refs(repo, iter([LS_REFS[:10], LS_REFS[10:]])) == ls_refs(repo)
-
-
 def test_connection_is_reused_after_every_status(served):
     served.repo("acme/open", {"a": b"1"})
     served.repo("acme/closed", {"a": b"1"}, token="secret")
