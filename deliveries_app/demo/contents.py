@@ -1,12 +1,10 @@
 """The content of the demo's repositories: path → content, always the same.
 
-A first sync covers every case of the contract: UTF-8, Latin-1, UTF-16, a byte order mark, CRLF, an empty file, images,
-and text and binary files above one mebibyte (which are sent in chunks).
+A first sync covers every case of the contract: UTF-8, Latin-1, UTF-16, a byte order mark, CRLF, an empty file, and text
+and binary files above one mebibyte (which are sent in chunks).
 """
 
 import random
-import struct
-import zlib
 
 Files = dict[str, bytes]
 
@@ -43,19 +41,15 @@ def handbook() -> Files:
 
 
 def assets() -> Files:
-    """Return images, and one text and one binary file that are too large for a single request."""
+    """Return icons, and one text and one binary file that are too large for a single request."""
     rng = _seeded("assets")
-    files = {f"icons/icon-{number:02}.png": _png(32, 32, hue=number * 20) for number in range(12)}
-    files |= {f"photos/photo-{number:02}.png": _png(160, 120, hue=number * 40) for number in range(6)}
+    files = {f"icons/icon-{number:02}.svg": _icon(number * 20) for number in range(18)}
     rows = (
         f"{number},{rng.choice(_VOCABULARY)}-{rng.choice(_VOCABULARY)},{rng.randrange(10_000)}\n"
         for number in range(70_000)
     )
     files["data/catalogue.csv"] = ("id,name,price\n" + "".join(rows)).encode()
     files["data/recording.bin"] = rng.randbytes(_MEBIBYTE + 300_000)
-    files["logo.svg"] = (
-        b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8"><circle cx="4" cy="4" r="3"/></svg>\n'
-    )
     return files
 
 
@@ -109,14 +103,6 @@ def _source(rng: random.Random, name: str) -> bytes:
     return "\n".join([f"long {name}(void)", "{", "    long total = 0;", *lines, "    return total;", "}", ""]).encode()
 
 
-def _png(width: int, height: int, *, hue: int) -> bytes:
-    """Return a simple but valid image: an RGB gradient."""
-    rows = b"".join(
-        b"\0" + bytes(value for x in range(width) for value in ((x * 3 + hue) % 256, (y * 5) % 256, hue % 256))
-        for y in range(height)
-    )
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows, 0)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
-    )
+def _icon(hue: int) -> bytes:
+    color = f"hsl({hue} 60% 45%)"
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8"><circle cx="4" cy="4" r="3" fill="{color}"/></svg>\n'.encode()
