@@ -152,22 +152,8 @@ def live(user: User | AnonymousUser, app: App, query: QueryDict) -> dict[str, An
         "operation_ids": progress_context.joined(operation.pk for operation in operations),
         "here": f"{page}?{query.urlencode()}" if query else page,
         "recent": progress_context.of_ended_operations(recent),
-        **rights(user),
+        "can_view": user.has_perm(Permission.VIEW_WATCHES),
     }
     if not context["can_view"]:
         return context
     return context | table(app, query) | {"failing_files": failing_files.of_app(app)}
-
-
-def rights(user: User | AnonymousUser) -> dict[str, bool]:
-    """Return what the user can do with watched repositories; nothing without the view permission."""
-    can_view = user.has_perm(Permission.VIEW_WATCHES)
-    return {"can_view": can_view} | {
-        name: can_view and user.has_perm(permission)
-        for name, permission in {
-            "can_resync": Permission.RESYNC,
-            "can_retry": Permission.RETRY,
-            "can_unwatch": Permission.UNWATCH,
-            "can_watch": Permission.WATCH,
-        }.items()
-    }
