@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from deliveries_app.models import App, AppRepositoryQuerySet, HourlyTraffic
+from deliveries_app.models.apps import APP_SECRETS
 from deliveries_app.reports.traffic import HOURS, last_hours
 from deliveries_app.webhooks import endpoint_stats
 from deliveries_app.webhooks.endpoint_stats import EndpointStats
@@ -12,10 +13,6 @@ from docora.templatetags.docora import milliseconds, time_of_day
 from docora.text import format_share
 
 _SHOWN = 5  # on a confirmation page
-_FIELDS = (
-    "app_id", "name", "base_url", "paused", "paused_reason", "cooldown_until", "down_count", "max_in_flight", "pace_slots",
-    "pace_gap", "ping_failed_at",
-)  # fmt: skip
 
 
 class AppHealth(NamedTuple):
@@ -96,7 +93,7 @@ class Preflight:
 
 def preflight(watches: AppRepositoryQuerySet) -> Preflight:
     """Return the endpoints of these watches' apps, with one query and one round trip to Redis."""
-    apps = list(App.objects.filter(pk__in=watches.order_by().values("app")).only(*_FIELDS))
+    apps = list(App.objects.filter(pk__in=watches.order_by().values("app")).defer(*APP_SECRETS))
     stats = endpoint_stats.of_apps(apps)
     endpoints = sorted((_endpoint(app, stats) for app in apps), key=lambda endpoint: endpoint.rank)
     shown = endpoints[:_SHOWN]
