@@ -12,7 +12,7 @@ from django.db.models import Model
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, AuditAction, AuditEntry, BulkOperation, SyncPause, SyncRun
 from docora.security.crypto import EncryptedTextField
-from docora.text import clean_text
+from docora.text import clean_text, counted
 from repositories_app.models import Repository
 
 MAX_VALUE = 2048
@@ -93,11 +93,23 @@ def record(
 
 
 def record_for_apps(
-    actor: Actor, action: AuditAction, operation: BulkOperation, messages: Mapping[App, str], *, reason: str = ""
+    actor: Actor,
+    action: AuditAction,
+    operation: BulkOperation,
+    numbers: Mapping[int, int],
+    before: str,
+    after: str = "",
+    *,
+    reason: str = "",
 ) -> None:
-    """Add one entry about the operation to the log of each app, with the app's own message."""
+    """Add one entry about the operation to the log of each app. `numbers`: key of the app → number of its repositories.
+
+    The message has the number between `before` and `after`: `Re-sync of 3 repositories`.
+    """
+    texts = {pk: counted(number, "repository", "repositories") for pk, number in numbers.items()}
     AuditEntry.objects.bulk_create(
-        entry(actor, action, operation, message, app=app, reason=reason) for app, message in messages.items()
+        entry(actor, action, operation, f"{before} {texts[app.pk]}{after}", app=app, reason=reason)
+        for app in App.objects.filter(pk__in=texts)
     )
 
 

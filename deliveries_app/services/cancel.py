@@ -1,19 +1,16 @@
 """Cancel re-syncs and retries, and every running or waiting sync of one watch."""
 
-from collections import Counter
 from collections.abc import Iterable
-from typing import Any
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Case, Count, Exists, F, Max, OuterRef, Q, QuerySet, Subquery, Value, When
+from django.db.models import Case, Exists, F, Max, OuterRef, Q, QuerySet, Subquery, Value, When
 from django.db.models.functions import Coalesce, Greatest, Now
 from django.utils import timezone
 
 from deliveries_app import audit, scheduling
 from deliveries_app.actors import Actor
 from deliveries_app.models import (
-    App,
     AppRepository,
     AuditAction,
     BulkOperation,
@@ -25,10 +22,9 @@ from deliveries_app.models import (
 )
 from deliveries_app.permissions import Permission
 from deliveries_app.progress import runs
-from deliveries_app.services.requests import PERMISSIONS
+from deliveries_app.services.requests import PERMISSIONS, count_by_app
 from docora.db.clock import from_now
 from docora.redis import queues
-from docora.text import counted
 
 
 def cancel_operation(actor: Actor, operation: BulkOperation) -> int:
@@ -40,7 +36,7 @@ def cancel_operation(actor: Actor, operation: BulkOperation) -> int:
     actor.require_app(operation.app, PERMISSIONS[OperationKind(operation.kind)])
     with transaction.atomic():
         unreleased = list(operation.pending.values_list("watch_id", flat=True)) if operation.is_gradual else []
-        unfinished = _by_app(operation.runs.filter(outcome="")) + _by_app(operation.pending.all())
+        unfinished = count_by_app(operation.runs.filter(outcome="")) + count_by_app(operation.pending.all())
         cancelled = _cancel(operation.runs.filter(outcome=""), also_locked=unreleased)
         if unreleased:
             BulkOperation.objects.select_for_update(no_key=True).get(pk=operation.pk)
@@ -50,19 +46,9 @@ def cancel_operation(actor: Actor, operation: BulkOperation) -> int:
         )
         runs.close_operations([operation.pk])
         if cancelled:
-            messages = {
-                app: f"Cancelled with {counted(unfinished[app.pk], 'repository', 'repositories')} unfinished"
-                for app in App.objects.filter(pk__in=unfinished)
-            }
-            audit.record_for_apps(actor, AuditAction.CANCEL, operation, messages)
+            audit.record_for_apps(actor, AuditAction.CANCEL, operation, unfinished, "Cancelled with", " unfinished")
     operation.refresh_from_db()
     return cancelled
-
-
-def _by_app(rows: QuerySet[Any]) -> Counter[int]:
-    """Return the number of these runs or unreleased watches by the key of their app."""
-    numbers = rows.exclude(watch=None).order_by().values_list("watch__app").annotate(Count("pk"))
-    return Counter(dict(numbers))
 
 
 def cancel_request(actor: Actor, watch: AppRepository) -> int:

@@ -3,9 +3,10 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from django.db import transaction
-from django.db.models import Count
+from django.db.models import Count, QuerySet
 
 from deliveries_app import audit, scheduling
 from deliveries_app.actors import Actor
@@ -121,8 +122,8 @@ def start_bulk(
             operation.canary, operation.pace = rollout.canary, rollout.pace
             operation.save()
             runs.add_unreleased(operation, pks)
-            of_apps = App.objects.filter(watches__in=pks).annotate(number=Count("watches"))
-            record_for_apps(actor, operation, {app: app.number for app in of_apps}, f", {operation.rollout}")
+            action, numbers, how = _ACTIONS[kind], count_by_app(operation.pending.all()), f", {operation.rollout}"
+            audit.record_for_apps(actor, action, operation, numbers, f"{action.label} of", how, reason=operation.reason)
             return operation
         operation.save()
         opened = request(actor, pks, operation) if pks else []
@@ -142,22 +143,19 @@ def start_bulk(
 
 def record_opened(actor: Actor, operation: BulkOperation, opened: Sequence[SyncRun]) -> None:
     """Record in the audit log that these runs were opened: one entry for each watch, or if there are many, for each app."""
+    action, reason = _ACTIONS[OperationKind(operation.kind)], operation.reason
     if len(opened) <= runs.LOGGED_ONE_BY_ONE:
-        action = _ACTIONS[OperationKind(operation.kind)]
         message = f"{action.label}, {operation.operation_id}"
-        audit.record(actor, action, opened, message, reason=operation.reason, operation=operation)
+        audit.record(actor, action, opened, message, reason=reason, operation=operation)
     else:
-        record_for_apps(actor, operation, Counter(run.watch.app for run in opened if run.watch))
+        numbers = Counter(run.watch.app_id for run in opened if run.watch)
+        audit.record_for_apps(actor, action, operation, numbers, f"{action.label} of", reason=reason)
 
 
-def record_for_apps(actor: Actor, operation: BulkOperation, numbers: Mapping[App, int], how: str = "") -> None:
-    """Record the request in the audit log: one entry for each app, with its number of repositories."""
-    action = _ACTIONS[OperationKind(operation.kind)]
-    messages = {
-        app: f"{action.label} of {counted(number, 'repository', 'repositories')}{how}"
-        for app, number in numbers.items()
-    }
-    audit.record_for_apps(actor, action, operation, messages, reason=operation.reason)
+def count_by_app(rows: QuerySet[Any]) -> Counter[int]:
+    """Return the number of these runs or unreleased watches by the key of their app."""
+    numbers = rows.exclude(watch=None).order_by().values_list("watch__app").annotate(Count("pk"))
+    return Counter(dict(numbers))
 
 
 def _title(kind: OperationKind, what: object) -> str:

@@ -14,13 +14,12 @@ from datetime import datetime, timedelta
 from functools import partial
 
 from django.db import transaction
-from django.db.models import Count, Min, Q, QuerySet
+from django.db.models import Min, Q, QuerySet
 from django.db.models.functions import Coalesce, Now
 
 from deliveries_app import audit, scheduling
 from deliveries_app.actors import Actor
 from deliveries_app.models import (
-    App,
     AppRepository,
     AuditAction,
     BulkOperation,
@@ -88,17 +87,12 @@ def continue_operation(actor: Actor, operation: BulkOperation) -> int:
         if not operation.is_held:
             return 0
         held = operation.canaries.filter(state=CanaryState.HELD)
-        waiting = operation.pending.filter(watch__app__in=held.values("app")).order_by()
-        numbers = dict(waiting.values_list("watch__app").annotate(Count("pk")))
-        number = sum(numbers.values())
+        numbers = requests.count_by_app(operation.pending.filter(watch__app__in=held.values("app")))
+        number = numbers.total()
         held.update(state=CanaryState.CONTINUED)
         BulkOperation.objects.filter(pk=operation.pk).update(held_at=None)
-        messages: dict[App, str] = {
-            app: f"Continued with {counted(numbers[app.pk], 'repository', 'repositories')}."
-            f" It was held: {operation.held_reason}"
-            for app in App.objects.filter(pk__in=numbers)
-        }
-        audit.record_for_apps(actor, AuditAction.CONTINUE, operation, messages)
+        why = f". It was held: {operation.held_reason}"
+        audit.record_for_apps(actor, AuditAction.CONTINUE, operation, numbers, "Continued with", why)
         transaction.on_commit(partial(release, operation.pk, by_person=True), robust=True)
         fields = {"operation_id": operation.operation_id, "by": actor.name, "repositories": number}
         transaction.on_commit(lambda: logger.info("operation_continued", extra=fields), robust=True)

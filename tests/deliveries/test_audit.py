@@ -74,7 +74,7 @@ A = AuditAction
 
 _INNER = {
     "lock_app", "lock_watch", "notify_contact", "start_single", "start_bulk", "request_resync", "record_opened",
-    "record_for_apps", "open_runs", "resync_watches", "request_unacknowledged", "store_watch", "check_readable",
+    "open_runs", "resync_watches", "request_unacknowledged", "store_watch", "check_readable",
     "require_quota", "is_limited", "require_room_for_watch", "require_resync", "count_resync", "count_unwatch",
 }  # fmt: skip
 """Parts of use cases. What they record is tested with the use cases."""
