@@ -17,7 +17,7 @@ from django.utils import timezone
 from deliveries_app.actors import Actor
 from deliveries_app.demo import contents
 from deliveries_app.demo.instance import add_example_day
-from deliveries_app.models import App, AppRepository
+from deliveries_app.models import App, AppRepository, HourlyTraffic
 from deliveries_app.receiver import Answer, Notification, Receiver
 from deliveries_app.services import onboard_app, watch_repository
 from tests.support.git import GitServer
@@ -129,13 +129,14 @@ class Showcase:
         """Add traffic for the previous 23 hours, with recent failures."""
         dice = random.Random("traffic")
         for size, name in enumerate(reversed(APPS), 1):
-            add_example_day(
-                App.objects.get(name=name),
-                dice,
-                size=size,
-                milliseconds=20 * (len(name) - 4),
-                failing_hours=FAILING_FOR[name] if name in BROKEN_APPS else 0,
-            )
+            app, milliseconds = App.objects.get(name=name), 20 * (len(name) - 4)
+            add_example_day(app, dice, size=size, milliseconds=milliseconds)
+            hours = FAILING_FOR[name] if name in BROKEN_APPS else 0
+            for traffic in HourlyTraffic.objects.filter(app=app).order_by("-hour")[:hours]:
+                traffic.failed = dice.randrange(60, 220)
+                traffic.requests += traffic.failed
+                traffic.milliseconds += traffic.failed * milliseconds
+                traffic.save()
 
     def _make_older(self) -> None:
         """Backdate rows, which were all created within the last minute."""
