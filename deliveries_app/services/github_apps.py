@@ -27,8 +27,7 @@ def validate_host(text: str) -> str:
         url = None
     if url is None or url.owner != "owner":
         raise ValidationError(
-            "Enter the address of GitHub, such as https://github.com. ALLOWED_GIT_HOSTS must contain its host.",
-            code="host",
+            "Enter the address of GitHub, such as https://github.com. ALLOWED_GIT_HOSTS must contain its host."
         )
     return host_of(url.canonical).removesuffix("/")
 
@@ -36,7 +35,7 @@ def validate_host(text: str) -> str:
 def validate_app_id(text: str) -> str:
     """Return the app ID or client ID. Raises `ValidationError`."""
     if not _APP_ID.fullmatch(text):
-        raise ValidationError("Copy the app ID or the client ID from the app's settings on GitHub.", code="app_id")
+        raise ValidationError("Copy the app ID or the client ID from the app's settings on GitHub.")
     return text
 
 
@@ -44,11 +43,11 @@ def validate_private_key(text: str) -> str:
     """Return the private key as stored. Raises `ValidationError`."""
     text = text.replace("\r\n", "\n").strip() + "\n"
     if len(text) > github.MAX_KEY:
-        raise ValidationError(f"The private key must have at most {github.MAX_KEY:,} characters.", code="private_key")
+        raise ValidationError(f"The private key must have at most {github.MAX_KEY:,} characters.")
     try:
         github.load_key(text)
     except ValueError as error:
-        raise ValidationError(str(error), code="private_key") from None
+        raise ValidationError(str(error)) from None
     return text
 
 

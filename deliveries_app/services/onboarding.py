@@ -80,7 +80,7 @@ def validate_max_in_flight(number: int) -> int:
     """Return the number. Raises `ValidationError` unless it is 1 to `MAX_IN_FLIGHT_LIMIT`."""
     limit = settings.MAX_IN_FLIGHT_LIMIT
     if not 1 <= number <= limit:
-        raise ValidationError(f"Concurrent requests must be between 1 and {limit}.", code="max_in_flight")
+        raise ValidationError(f"Concurrent requests must be between 1 and {limit}.")
     return number
 
 

@@ -78,7 +78,7 @@ def rotate_app_token(actor: Actor, app: App, *, overlap: timedelta = OVERLAP) ->
     if the app is being removed.
     """
     if not timedelta(0) <= overlap <= MAX_OVERLAP:
-        raise ValidationError("The old token can stay valid for 0 to 30 days.", code="overlap")
+        raise ValidationError("The old token can stay valid for 0 to 30 days.")
     with transaction.atomic():
         row = lock_app(actor, app, Permission.REPLACE_SECRETS)
         until = from_now(overlap.total_seconds())

@@ -103,18 +103,16 @@ def validate_patterns(text: str) -> tuple[str, int]:
     """Return the text as stored and its number of patterns. Raises `ValidationError`."""
     text = text.replace("\r\n", "\n").rstrip("\n")
     if len(text) > MAX_CHARACTERS:
-        raise ValidationError(
-            f"The patterns have {len(text):,} characters. The limit is {MAX_CHARACTERS:,}.", code="too_long"
-        )
+        raise ValidationError(f"The patterns have {len(text):,} characters. The limit is {MAX_CHARACTERS:,}.")
     for number, line in enumerate(text.split("\n"), start=1):
         if any(unicodedata.category(character) in {"Cc", "Cs"} and character != "\t" for character in line):
-            raise ValidationError(f"Line {number} contains a control character. Remove it.", code="control_character")
+            raise ValidationError(f"Line {number} contains a control character. Remove it.")
     patterns, problems = compile_lines(text.encode())
     if problems:
         them = "it" if len(problems) == 1 else "them"
-        raise ValidationError(f"{describe_problems(problems)} Fix or remove {them}.", code="pattern")
+        raise ValidationError(f"{describe_problems(problems)} Fix or remove {them}.")
     if len(patterns) > MAX_PATTERNS:
-        raise ValidationError(f"There are {len(patterns):,} patterns. The limit is {MAX_PATTERNS:,}.", code="too_many")
+        raise ValidationError(f"There are {len(patterns):,} patterns. The limit is {MAX_PATTERNS:,}.")
     return text, len(patterns)
 
 
