@@ -24,7 +24,7 @@ from django.conf import settings
 from docora.http.addresses import is_address
 from docora.http.egress import blocked_behind_proxy, is_direct
 from docora.http.resolver import resolve
-from docora.process import kill_group, with_limits, with_parent_death_signal
+from docora.process import kill_group, limit_memory, with_limits, with_parent_death_signal
 from repositories_app.git import errors as git_errors
 from repositories_app.git.exceptions import Cause, GitError
 
@@ -33,7 +33,7 @@ Tick = Callable[[], None]
 
 LOCAL_TIMEOUT = 120.0  # seconds for a command that reads the mirror only
 MAX_OUTPUT = 16 << 20  # bytes that `run` accepts; longer output has to be streamed
-MAX_MEMORY = 4 << 30  # bytes for each process of a network command
+MAX_MEMORY = 4 << 30  # bytes for each process
 _MAX_STDERR = 4 << 20  # bytes; a host can make git print anything
 _LOOKUP_SECONDS = 10.0
 _MAX_PINNED = 16  # addresses
@@ -138,7 +138,6 @@ def start(
     remote: Remote | None = None,
     fds: Sequence[int] = (),
     stdin: int | None = None,
-    max_memory: int | None = None,
     short: bool = False,
 ) -> subprocess.Popen[bytes]:
     """Start git with a pipe for its output, in its own process group. git ends with this process and holds `fds` open.
@@ -146,14 +145,11 @@ def start(
     stderr goes to a temporary file, so that much output never blocks the process; `stop` reads and closes it.
 
     - `stdin`: a descriptor.
-    - `max_memory`: limit in bytes for a local command that holds in memory what a foreign tree expands to.
     - `short`: a local command that ends soon even if this process dies, because it has little to do or its output pipe
       breaks.
     """
     env = environment(remote)
     limits = {"fsize": settings.MAX_FETCH_BYTES, "data": MAX_MEMORY} if remote else {}
-    if max_memory is not None:
-        limits["data"] = max_memory
     # A host may send any number of messages. git's own are few, and a file in memory costs less.
     errors: Any = tempfile.TemporaryFile() if remote else os.fdopen(os.memfd_create("stderr"), "w+b")  # noqa: SIM115
     git_dir = ["--git-dir", str(directory)] if directory else []
@@ -171,6 +167,8 @@ def start(
         start_new_session=True,
     )
     process.errors = errors  # type: ignore[attr-defined]
+    if not remote:  # no helper that could start before it is limited
+        limit_memory(process.pid, MAX_MEMORY)
     return process
 
 
@@ -199,13 +197,12 @@ def run(
     tick: Tick | None = None,
     short: bool = False,
     stdin: int | None = None,
-    max_memory: int | None = None,
 ) -> bytes:
     """Return the stdout of a git command that prints little. The other parameters are those of `start`.
 
     Raises `GitError` if the command fails or takes more than `timeout` seconds.
     """
-    process = start(args, directory=directory, remote=remote, fds=fds, short=short, stdin=stdin, max_memory=max_memory)
+    process = start(args, directory=directory, remote=remote, fds=fds, short=short, stdin=stdin)
     try:
         output = _output_of(process, time.monotonic() + timeout, tick)
     except subprocess.TimeoutExpired:

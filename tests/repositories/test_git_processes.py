@@ -1,4 +1,4 @@
-"""All processes of a git network command end together.
+"""All processes of a git network command end together, and local ones have a memory limit.
 
 git starts a helper for HTTP and does not end it when git itself is killed. The helper could read an endless response
 forever and hold the mirror's lock.
@@ -106,3 +106,11 @@ def test_git_ends_when_the_sync_is_cancelled(endless: str) -> None:
     with pytest.raises(InterruptedError):
         ask(endless, tick=stop)
     wait_for(lambda: not processes(endless))
+
+
+def test_memory_of_a_local_command_is_limited(mirror: Mirror) -> None:
+    """A small pack or tree of a stranger may expand to any size."""
+    with mirror.in_use(lambda: None), mirror.blobs() as reader:
+        limits = Path(f"/proc/{reader._open().pid}/limits").read_text()
+    [line] = (line for line in limits.splitlines() if line.startswith("Max data size"))
+    assert line.split()[3:5] == [str(git.MAX_MEMORY)] * 2
