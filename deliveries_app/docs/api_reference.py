@@ -140,9 +140,7 @@ def _curl(document: Document, path: str, method: str, operation: Document, body:
             headers.append(f'-H "{parameter["name"]}: {parameter[SHELL]}"')
         elif example in {None, ""}:
             continue
-        elif parameter["in"] == "header":
-            headers.append(f"-H {shlex.quote(f'{parameter["name"]}: {example}')}")
-        elif parameter["in"] == "query":
+        else:
             query.append(f"{parameter['name']}={example}")
     url = document["servers"][0]["url"] + path + (f"?{'&'.join(query)}" if query else "")
     verb = "" if method == "get" else f"-X {method.upper()} "
@@ -211,8 +209,6 @@ def _example(document: Document, schema: Document) -> Any:
     resolved = _resolve(document, schema)
     if resolved.get("examples"):
         return resolved["examples"][0]
-    if "example" in resolved:
-        return resolved["example"]
     if resolved.get("type") == "array":
         return [_example(document, resolved["items"])]
     if "properties" in resolved:
