@@ -69,17 +69,14 @@ _COMPILED = [(cause, re.compile(pattern, re.IGNORECASE)) for cause, pattern in _
 
 
 def basic_authorization(url: str, token: str) -> str:
-    """Return the header with which the host of `url` accepts the token: HTTP Basic with the right user name."""
-    user, password = credentials(url, token)
+    """Return the header with which the host of `url` accepts the token: HTTP Basic with the right user name.
+
+    A token `user:token` has its own user name.
+    """
+    user, colon, password = token.partition(":")
+    if not colon:
+        user, password = _USERS.get(urlsplit(url).hostname or "", DEFAULT_USER), token
     return "Authorization: Basic " + _basic(user, password)
-
-
-def credentials(url: str, token: str) -> tuple[str, str]:
-    """Return the user name and the password for a token. A token `user:token` has its own user name."""
-    user, colon, secret = token.partition(":")
-    if colon:
-        return user, secret
-    return _USERS.get(urlsplit(url).hostname or "", DEFAULT_USER), token
 
 
 def _basic(user: str, password: str) -> str:
