@@ -20,7 +20,6 @@ CASE_INSENSITIVE_HOSTS = {"github.com", "dev.azure.com"}
 TWO_SEGMENT_HOSTS = {"github.com", "bitbucket.org", "codeberg.org"}
 """Hosts without subgroups. A longer URL is that of a page inside a repository."""
 MAX_LENGTH = 2048
-MAX_SEGMENTS = 21  # a GitLab project 20 groups deep
 MAX_OWNER = 255  # characters, as in the database
 _FORM = "https://<host>/owner/name"
 _NO_HOST = f"The repository URL must name a host, such as github.com: {_FORM}."
@@ -133,8 +132,6 @@ def _parse_path(host: str, path: str) -> tuple[str, str, str]:
         raise InvalidUrl(f"The repository URL must name an owner and a repository: {_FORM}.")
     if len(segments) > 2 and segments[-1] == _AZURE:
         raise InvalidUrl("The repository URL must end with the repository's name, after /_git/.")
-    if len(segments) > MAX_SEGMENTS:
-        raise InvalidUrl(f"The repository URL has too many parts: at most {MAX_SEGMENTS} after the host.")
     if len(segments) > 2 and segments[-2] == _AZURE:
         *groups, name = map(_decode, [*segments[:-2], segments[-1]])
         path = "/".join(quote(part, safe="") for part in [*groups, _AZURE, name])
