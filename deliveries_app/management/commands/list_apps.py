@@ -2,9 +2,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
-from django.db.models import Count, Q
 
-from deliveries_app.models import App
+from deliveries_app.models import App, AppRepository
 from docora.cli.output import add_json, write_json, write_table
 
 
@@ -29,10 +28,10 @@ def _row(app: dict[str, Any]) -> list[str]:
 
 
 def _apps() -> Iterator[dict[str, Any]]:
-    alive = Q(watches__isnull=False, watches__ended_at=None)
+    watches = AppRepository.objects
     apps = App.objects.filter(ended_at=None).annotate(
-        watched=Count("watches", alive), failing=Count("watches", alive & Q(watches__failing_since__isnull=False))
+        watched=watches.alive().count_by("app"), failing=watches.failing().count_by("app")
     )
     names = ("app_id", "name", "base_url", "email", "paused", "watched", "failing", "created_at")
-    for row in apps.values(*names).order_by("name", "pk"):  # Django ignores the model's order in queries with groups
+    for row in apps.values(*names):
         yield {"watches" if name == "watched" else name: row[name] for name in names}
