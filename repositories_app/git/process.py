@@ -95,7 +95,6 @@ def environment(remote: Remote | None = None) -> dict[str, str]:
         "GIT_PROTOCOL_FROM_USER": "0",
         "GIT_ALLOW_PROTOCOL": ":".join(protocols),
         "GIT_ALLOC_LIMIT": "1g",  # for one object; a small delta can expand to any size
-        "GIT_LITERAL_PATHSPECS": "1",
         "GIT_CONFIG_COUNT": str(len(config)),
     }
     for index, (key, value) in enumerate(config.items()):
