@@ -7,14 +7,11 @@ from contextlib import suppress
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Info, Warning
 from django.db import DatabaseError, InterfaceError, NotSupportedError, connection, transaction
-from redis.exceptions import AuthenticationError, ResponseError
 
 from deliveries_app.monitoring import health
-from docora.conf.data_dir import embedded_redis_url
-from docora.conf.installation import program
 from docora.db.connection import is_full
 from docora.redis import inspect
-from docora.redis.connection import RedisError, ping, probe_writes
+from docora.redis.connection import RedisError, probe_writes, problem
 from docora.redis.connection import connection as redis_connection
 from docora.redis.inspect import Worker
 from docora.text import clean_text, counted, first_line, format_bytes
@@ -190,22 +187,10 @@ def check_sqlite() -> list[CheckMessage]:
 def check_redis() -> list[CheckMessage]:
     """Check by writing: a replica, and a Redis whose memory or disk is full, still respond."""
     try:
-        ping()
-    except (AuthenticationError, ResponseError):
-        # The message doesn't repeat the credentials.
-        text = "Redis responds but refuses the user name and password in REDIS_URL, or requires a password."
-        hint = "Write it as redis://:password@host:6379/0, with special characters percent-encoded."
-        return [Error(text, hint=hint)]
-    except RedisError:
-        if embedded_redis_url(settings.DATA_DIR) == settings.REDIS_URL:
-            hint = f"Start {program()} up, which runs it, or restart it if it is running. Or set REDIS_URL."
-            return [Error("The embedded Valkey is not responding.", hint=hint)]
-        return [from_health(health.REDIS_DOWN)]
-    try:
         probe_writes(redis_connection())
     except RedisError as error:
-        text = f"Redis responds but rejects writes, so syncs start late: {clean_text(str(error), 200).rstrip('.')}."
-        return [Error(text, hint="REDIS_URL must point to a primary with free memory and disk space.")]
+        text, hint = problem(error)
+        return [Error(text, hint=hint)]
     return [Info("Redis responds and accepts writes.")]
 
 

@@ -92,7 +92,7 @@ def error_message(error: Exception) -> str:
         ):
             return f"The database refused: {cause}. Check the rights of the user in DATABASE_URL, and the server's version."
         case RedisError():
-            return problem(error)
+            return " ".join(problem(error))
         case DecryptionError():
             return str(error)
         case OSError(errno=errno.ENOSPC):

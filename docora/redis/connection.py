@@ -1,7 +1,6 @@
 """The connection to Redis. Timeouts are short: Redis only wakes workers and counts, so nothing should wait for it."""
 
 import logging
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -13,6 +12,7 @@ from redis.exceptions import AuthenticationError, ResponseError
 from redis.exceptions import RedisError as RedisError  # for the callers
 
 from docora.conf.data_dir import embedded_redis_url
+from docora.conf.installation import program
 from docora.security.redaction import redact
 from docora.text import first_line
 
@@ -34,22 +34,15 @@ def logging_outage(event: str, **fields: object) -> Iterator[None]:
         logger.warning(event, extra={**fields, "cause": str(error)})
 
 
-def ping() -> None:
-    """Raise RedisError unless Redis responds. Waits up to two seconds.
+def responds() -> bool:
+    """Return whether Redis responds. Waits up to two seconds.
 
     A Redis that can't save to its disk counts as responding, although it refuses pings.
     """
     try:
         connection().ping()
     except ResponseError as error:
-        if not str(error).startswith("MISCONF"):
-            raise
-
-
-def responds() -> bool:
-    """Return whether Redis responds. Waits up to two seconds."""
-    try:
-        ping()
+        return str(error).startswith("MISCONF")
     except RedisError:
         return False
     return True
@@ -72,8 +65,8 @@ def accepts_writes() -> bool:
     return True
 
 
-def problem(error: RedisError) -> str:
-    """Return a message for people that says what is wrong with Redis and what to do."""
+def problem(error: RedisError) -> tuple[str, str]:
+    """Return what is wrong with Redis, and what to do about it, for people."""
     cause = redact(first_line(error)).rstrip(".")
     is_embedded = embedded_redis_url(settings.DATA_DIR) == settings.REDIS_URL
     if "MISCONF" in cause or "No space left on device" in cause:  # Redis refuses every write until it can store it
@@ -82,9 +75,13 @@ def problem(error: RedisError) -> str:
         if "No space left on device" in cause:
             state, advice = "is full", "Free up space"
         disk = f"The disk of the data directory {settings.DATA_DIR}" if is_embedded else "The disk of the Redis server"
-        return f"{disk} {state}, so Redis refuses every write: {reason}. {advice} there; then syncing continues."
-    if isinstance(error, AuthenticationError | ResponseError) and re.search("NOAUTH|HELLO must be called", cause):
-        return "Redis requires a password. Put it into REDIS_URL: redis://:password@host:6379/0"
+        return f"{disk} {state}, so Redis refuses every write: {reason}.", f"{advice} there; then syncing continues."
+    if isinstance(error, AuthenticationError):  # its message doesn't say which of the two
+        text = "Redis refuses the user name and password in REDIS_URL, or requires a password."
+        return text, "Write it as redis://:password@host:6379/0, with special characters percent-encoded."
+    if isinstance(error, ResponseError):
+        return f"Redis refuses: {cause}.", "REDIS_URL must point to a primary with free memory and disk space."
     if is_embedded:
-        return f"The embedded Valkey does not respond: {cause}. Check that `up` is running with this data directory."
-    return f"Redis does not respond: {cause}. Check REDIS_URL, and that Redis is running."
+        text = f"The embedded Valkey does not respond: {cause}."
+        return text, f"Start {program()} up, which runs it, or restart it if it is running. Or set REDIS_URL."
+    return f"Redis does not respond: {cause}.", "Check REDIS_URL, and that Redis is running."

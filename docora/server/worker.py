@@ -114,7 +114,7 @@ class DocoraWorker(Worker):
         try:
             return super().dequeue_job_and_maintain_ttl(*arguments, **options)
         except ResponseError as error:
-            raise SystemExit(connection.problem(error)) from None
+            raise SystemExit(" ".join(connection.problem(error))) from None
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Survive a Redis outage, in which RQ would end the worker and its job.

@@ -189,7 +189,10 @@ def test_redis_that_requires_a_password(valkey_server: ValkeyServer, instance_en
         finally:
             client.config_set("requirepass", "")
     assert (code, out) == (1, "")
-    assert err.splitlines()[-1] == "Redis requires a password. Put it into REDIS_URL: redis://:password@host:6379/0"
+    assert err.splitlines()[-1] == (
+        "Redis refuses the user name and password in REDIS_URL, or requires a password. Write it as "
+        "redis://:password@host:6379/0, with special characters percent-encoded."
+    )
     assert "Traceback" not in err
 
 
