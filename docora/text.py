@@ -18,6 +18,11 @@ def clean_text(text: str | bytes, limit: int = 500) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def one_line(text: str | bytes, limit: int) -> str:
+    """Return untrusted text as `clean_text` does, on one line, so that it cannot add lines to a message."""
+    return " ".join(clean_text(text, limit).split())
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error of a database or of Redis, which names the cause."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -16,7 +16,7 @@ from django.db import connections
 from deliveries_app.monitoring import instance_checks, server_checks
 from docora.checks import check_proxies
 from docora.security.redaction import redact
-from docora.text import clean_text
+from docora.text import clean_text, one_line
 from repositories_app.checks import check_git_fixes, check_git_host_answers, check_outbound_client
 
 FINE, WARNING, PROBLEM = LEVELS = ("fine", "warning", "problem")
@@ -140,9 +140,5 @@ def _failure(error: Exception) -> CheckMessage:
 def _result(check: Check, message: CheckMessage) -> Result:
     level = PROBLEM if message.level >= checks.ERROR else WARNING if message.level >= checks.WARNING else FINE
     text = f"{message.msg} ({message.id})" if message.id else message.msg
-    return Result(check.name, level, _one_line(text), _one_line(message.hint or ""))
-
-
-def _one_line(text: str) -> str:
-    """Return the text on one line, so that names, paths and responses in it cannot add lines or control the terminal."""
-    return clean_text(" ".join(text.split()), 2000)
+    # Names, paths and responses in the texts must not control the terminal.
+    return Result(check.name, level, one_line(text, 2000), one_line(message.hint or "", 2000))

@@ -14,7 +14,7 @@ from django.conf import settings
 from docora.backoff import MAX_WAIT_SECONDS
 from docora.http.client import Cause as HttpCause
 from docora.security.redaction import encodings_of
-from docora.text import clean_text, format_bytes, format_seconds
+from docora.text import clean_text, format_bytes, format_seconds, one_line
 from repositories_app.git.exceptions import (
     AddressNotAllowed,
     Cause,
@@ -101,7 +101,7 @@ def quoted(text: str | bytes, token: str, limit: int = _MESSAGE) -> str:
     """
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
-    return " ".join(clean_text(scrub(text[:100_000], token), limit).split()).rstrip(".")
+    return one_line(scrub(text[:100_000], token), limit).rstrip(".")
 
 
 def classify(stderr: bytes, *, token: str = "", ended: int = 1, local: bool = False) -> GitError:

@@ -16,7 +16,7 @@ from deliveries_app.models import ChannelName
 from deliveries_app.monitoring.alerts.messages import Message
 from docora.http.client import Request
 from docora.security.redaction import remove_secrets
-from docora.text import clean_text
+from docora.text import clean_text, one_line
 from repositories_app.git.remote import new_client
 
 _SECONDS = 10.0
@@ -79,7 +79,7 @@ def send_mail(subject: str, body: str, to: Sequence[str], refused: str = "the ad
 
 def _reason(error: Exception) -> str:
     if isinstance(error, smtplib.SMTPResponseException):
-        return f"{error.smtp_code} {' '.join(clean_text(error.smtp_error, 200).split())}"
+        return f"{error.smtp_code} {one_line(error.smtp_error, 200)}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return clean_text(str(error), 200) or type(error).__name__

@@ -18,7 +18,7 @@ from deliveries_app.monitoring.alerts.channels import send_mail
 from deliveries_app.services.contact import is_on
 from docora.backoff import backoff
 from docora.db.clock import from_now
-from docora.text import clean_text, counted
+from docora.text import clean_text, counted, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,9 @@ def _send(rows: list[ContactMail]) -> bool:
     """Send one message about these rows and record the result. Return whether the mail server accepted it."""
     first, these = rows[0], ContactMail.objects.filter(pk__in=[row.pk for row in rows])
     what = "a security setting was changed" if len(rows) == 1 else f"{len(rows):,} changes of security settings"
-    problem = send_mail(clean_text(f"[Docora] {_name(first)}: {what}", 150), _body(rows), [first.email])
+    problem = send_mail(
+        clean_text(f"[Docora] {one_line(first.app_name, 100)}: {what}", 150), _body(rows), [first.email]
+    )
     fields = {"app": first.app_id, "count": len(rows)}
     if not problem:
         these.update(sent_at=Now())
@@ -75,14 +77,10 @@ def _send(rows: list[ContactMail]) -> bool:
     return False
 
 
-def _name(row: ContactMail) -> str:
-    return " ".join(clean_text(row.app_name, 100).split())
-
-
 def _body(rows: list[ContactMail]) -> str:
     first = rows[0]
     lines = [
-        f"You are the contact of the app {_name(first)} ({first.app_id}) at {settings.PUBLIC_URL}.",
+        f"You are the contact of the app {one_line(first.app_name, 100)} ({first.app_id}) at {settings.PUBLIC_URL}.",
         "Docora tells you whenever its base URL, its signing key, its API token or this contact is changed:",
         "",
     ]

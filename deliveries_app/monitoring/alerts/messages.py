@@ -17,7 +17,7 @@ from django.utils import timezone
 from deliveries_app.models import Alert, AlertKind
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.webhooks.payloads import timestamp
-from docora.text import clean_text
+from docora.text import clean_text, one_line
 
 SHOWN = 10  # items listed by name
 SEVERAL, TEST = "several", "test"
@@ -162,7 +162,7 @@ def test() -> Message:
 
 def name_of(alert: Alert) -> str:
     """Return the name on one line."""
-    return " ".join(clean_text(alert.name, 300).split()) or alert.get_kind_display()
+    return one_line(alert.name, 300) or alert.get_kind_display()
 
 
 def _label(cause: str) -> str:
