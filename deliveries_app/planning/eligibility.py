@@ -5,7 +5,7 @@
 | `not_included` | the app has include patterns, and none matches | no, only counted |
 | `excluded` | matched by the app's exclude patterns | no, only counted |
 | `ignored` | matched by `.docoraignore` or the watch's ignore patterns | no, only counted |
-| `symlink`, `submodule`, `other` | not a regular file: a link may point anywhere, a submodule is another repository | yes |
+| `symlink`, `submodule` | not a regular file: a link may point anywhere, a submodule is another repository | yes |
 | `path_too_long`, `not_utf8` | longer than 1,024 bytes; not UTF-8, so JSON cannot carry it | yes |
 | `unsafe_path` | dangerous for a client that writes files at the paths it receives, see `paths` | yes |
 | `too_large` | larger than `MAX_FILE_BYTES` | yes |
@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from deliveries_app.planning.paths import MAX_PATH_BYTES, is_unsafe
 from repositories_app.mirror.tree import Entry
 
-REGULAR = {"100644", "100755", "100664"}
+REGULAR = {"100644", "100755"}
+"""The modes of files. Whatever a tree contains, all others are read as links, submodules or folders (`canonical_mode`)."""
 UNLISTED = {"not_included", "excluded", "ignored", "transform"}
 """Causes that are only counted, not listed by path: they may leave out most of a tree on purpose."""
 REMARKS = {"lfs_pointer"}
@@ -69,8 +70,6 @@ def reason_to_skip(entry: Entry, max_file_bytes: int, patterns: PatternCheck | N
         return Skipped(
             entry.path, "submodule", "Submodules are not sent. Watch the submodule's own repository instead."
         )
-    if entry.mode not in REGULAR:
-        return Skipped(entry.path, "other", f"Entries of mode {entry.mode} are not sent.")
     if entry.size > max_file_bytes:
         return _too_large(entry.path, entry.size, max_file_bytes)
     return reason_by_path(entry.path)

@@ -47,7 +47,6 @@ LEFT_OUT: dict[str, tuple[str, str]] = {
         "Lines in .docoraignore that aren't valid patterns. All other lines apply.",
     ),
     "lfs_pointer": ("Git LFS pointers", "Sent as committed: the pointer, not the large file it points to."),
-    "other": ("Other", "Entries that are neither files, links nor submodules."),
 }
 """Cause → label and explanation."""
 

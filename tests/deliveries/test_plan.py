@@ -199,7 +199,6 @@ def test_change_keeps_attempts_and_hold_of_an_unacknowledged_row() -> None:
         (entry(mode="100755"), None),
         (entry(mode="120000"), "symlink"),
         (entry(mode="160000"), "submodule"),
-        (entry(mode="040000"), "other"),
         (entry(size=1000), None),
         (entry(size=1001), "too_large"),
         (entry("p" * MAX_PATH_BYTES), None),

@@ -133,6 +133,23 @@ def test_entry_with_a_wrong_type_is_not_a_file(repo: Repo, mirror: Mirror, fetch
         list(reader.read([entry.blob for entry in listed(mirror, fetched(repo))]))
 
 
+def test_any_mode_is_read_as_one_that_git_writes(repo: Repo, mirror: Mirror, fetched: Callable[..., str]) -> None:
+    modes = {
+        b"100600": "100644", b"100664": "100644", b"644": "160000", b"100777": "100755", b"60000": "160000", b"0": "160000",
+        b"120777": "120000",
+    }  # fmt: skip
+    base = fetched(repo)
+    serve(repo, tree(repo, *((mode, b"%d" % number, blob(repo)) for number, mode in enumerate(modes))))
+    commit = fetched(repo)
+    with mirror.blobs() as reader:
+        found = trees.entries(reader, commit, [b"%d" % number for number in range(len(modes))])
+        changes = trees.differences(reader, base, commit)
+    assert changes is not None
+    assert git(mirror.directory, "ls-tree", "--format=%(objectmode)", commit).decode().split() == list(modes.values())
+    for read in (listed(mirror, commit), found.values(), [entry for _, entry in changes.values() if entry]):
+        assert [entry.mode for entry in read] == list(modes.values())
+
+
 def test_trees_deeper_than_two_thousand_levels_are_refused(
     repo: Repo, mirror: Mirror, fetched: Callable[..., str]
 ) -> None:
