@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -76,10 +76,10 @@ _FORESEEN = (
 """What `_record_end` handles."""
 
 
-def sync(watch_pk: int, client: HttpClient | None = None, *, alone: bool = True) -> bool:
+def sync(watch_pk: int, client: HttpClient, *, alone: bool) -> bool:
     """Sync the watch if it is due and free. Return True if it may be due again at once; then call this again.
 
-    Pass a `client` to use its open connections. Pass `alone=False` if this process syncs other watches at the same time.
+    Nothing else may be in flight in `client`. `alone`: this process syncs no other watch at the same time.
     """
     lease = claim(watch_pk, alone=alone)
     if lease is None:
@@ -101,9 +101,9 @@ class Attempt:
     An exception ends it early, and `_record_end` decides what that means, unless it is an error of the machine or of the code.
     """
 
-    def __init__(self, lease: Lease, client: HttpClient | None) -> None:
+    def __init__(self, lease: Lease, client: HttpClient) -> None:
         self.lease = lease
-        self._shared_client = client
+        self.channel = Channel(client, lease, self._alive)
         self.watch: AppRepository = lease.watch
         self.delivery_rules = delivery_rows.delivery_rules_of(self.watch)
         self.mirror: Mirror = repositories.mirror_of(self.watch.repository)
@@ -116,29 +116,17 @@ class Attempt:
 
     def run(self) -> None:
         """Make the attempt and record how it ended. Raises only `Superseded` and database errors."""
-        with self._open_client() as client:
-            self.channel = Channel(client, self.lease, self._alive)
-            try:
-                self._run_and_record_end()
-            except Superseded:
-                self._stop_superseded()
-                raise
-            finally:
-                if self.sender is not None:
-                    self.sender.close()
-                # Both refer to this attempt. Until Python collects all three, they would keep the client open.
-                del self.channel, self.sender
-
-    @contextlib.contextmanager
-    def _open_client(self) -> Iterator[HttpClient]:
-        if self._shared_client is None:
-            with remote.new_client(max_connections=self.watch.app.max_in_flight) as client:
-                yield client
-            return
         try:
-            yield self._shared_client
+            self._run_and_record_end()
+        except Superseded:
+            self._stop_superseded()
+            raise
         finally:
-            self._shared_client.reset()
+            if self.sender is not None:
+                self.sender.close()
+            self.channel.client.reset()
+            # Both refer to this attempt, which would stay in memory until Python's next collection.
+            del self.channel, self.sender
 
     def _run_and_record_end(self) -> None:
         try:

@@ -308,7 +308,7 @@ def test_client_closes_its_connections_without_announcing_it(world: World, monke
 def test_lost_database_leaves_no_git_process_and_no_attempt(
     world: World, client: CountingClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They would hold the mirror and the client's connections until Python's next collection."""
+    """They would hold the mirror and memory until Python's next collection."""
     _, watch = world.watch({f"{number}": b"%d" % number * 5000 for number in range(6)})
     extend = Lease.extend
 

@@ -19,10 +19,10 @@ from deliveries_app.models import App, AppRepository, BulkOperation, SyncRun
 from deliveries_app.progress import live
 from deliveries_app.services import cancel_operation, cancel_request, pause_syncing, resync_single
 from deliveries_app.services.rollout import release_due
-from deliveries_app.sync.attempt import sync
 from tests.support.commands import PROJECT, manage, run, run_json
 from tests.support.receiver import Answer, wait_for
 from tests.support.staff import make_watch
+from tests.support.syncing import sync
 from tests.support.world import World
 
 

@@ -23,8 +23,8 @@ from deliveries_app.models import AppRepository
 from deliveries_app.scheduling import request_sync
 from deliveries_app.services import resync_single
 from deliveries_app.sync import recorder, slots
-from deliveries_app.sync.attempt import sync
 from tests.support.git import Repo
+from tests.support.syncing import sync
 from tests.support.world import World
 
 CHANGED = {f"file-{number:04}.txt": b"changed" for number in range(0, 40, 2)}

@@ -12,7 +12,6 @@ from deliveries_app.models import AppRepository, Notice, NoticeKind, root_causes
 from deliveries_app.services import resync_single, retry_single, unwatch_repository
 from deliveries_app.sweep.cleanup import remove_ended
 from deliveries_app.sync import dead_processes, outcomes
-from deliveries_app.sync.attempt import sync
 from deliveries_app.sync.claim import claim
 from deliveries_app.sync.dead_processes import end_dead_leases
 from docora.db.clock import from_now
@@ -20,6 +19,7 @@ from repositories_app.models import Repository
 from tests.support.histories import assert_held_back, assert_promise_kept, given_up, refusing, seconds_until_next_sync
 from tests.support.processes import forked, reap
 from tests.support.receiver import wait_for
+from tests.support.syncing import sync
 from tests.support.world import World
 
 FILES = {f"{number}.txt": b"content %d" % number for number in range(5)}

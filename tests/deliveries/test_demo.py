@@ -18,10 +18,10 @@ from deliveries_app.actors import Actor
 from deliveries_app.demo.instance import BROKEN, CLIENTS, Demo, NotEmpty, require_own_instance
 from deliveries_app.models import App, AppRepository, HourlyTraffic, Status
 from deliveries_app.services import change_app, retry_single
-from deliveries_app.sync.attempt import sync
 from docora.cli.main import DEMO_SETTINGS
 from tests.support.commands import manage
 from tests.support.staff import make_app
+from tests.support.syncing import sync
 
 
 @pytest.fixture

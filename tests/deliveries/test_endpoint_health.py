@@ -13,7 +13,6 @@ from deliveries_app.models import App, AppRepository, HourlyTraffic, Status
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.receiver import Answer, Notification
 from deliveries_app.sync import sender
-from deliveries_app.sync.attempt import sync
 from deliveries_app.sync.endpoint_health import PING_SECONDS, failing_watches
 from deliveries_app.webhooks import client as webhooks
 from deliveries_app.webhooks.endpoint_stats import last_acknowledged
@@ -23,6 +22,7 @@ from docora.redis.connection import connection
 from tests.support.histories import assert_promise_kept
 from tests.support.processes import in_threads
 from tests.support.staff import fail, make_watch
+from tests.support.syncing import sync
 from tests.support.world import World
 
 Hook = Callable[[Notification], Answer | None]

@@ -12,13 +12,13 @@ from deliveries_app.reports.next_attempt import NextAttempt, next_attempt_of, ne
 from deliveries_app.reports.queue import read_queue
 from deliveries_app.services import resync_single
 from deliveries_app.sweep.head_checks import check_due, probe_hosts
-from deliveries_app.sync.attempt import sync
 from docora.db.clock import from_now
 from repositories_app.git import remote
 from repositories_app.git.process import Remote
 from repositories_app.models import HostOutage, Repository
 from tests.support.git import GitFixture, GitServer, Repo
 from tests.support.histories import assert_promise_kept
+from tests.support.syncing import sync
 from tests.support.world import World
 
 

@@ -19,7 +19,6 @@ from deliveries_app.scheduling import request_sync
 from deliveries_app.services import delete_app, resync_single, unwatch_repository
 from deliveries_app.services.watch_settings import change_watch
 from deliveries_app.sweep.cleanup import remove_ended
-from deliveries_app.sync.attempt import sync
 from docora.cli.output import Bar
 from repositories_app.models import Repository
 from tests.deliveries.test_import import progress_of, reasons, run
@@ -27,6 +26,7 @@ from tests.support.existing import ExistingService
 from tests.support.git import Repo
 from tests.support.histories import assert_promise_kept, sha
 from tests.support.processes import forked, in_threads, reap
+from tests.support.syncing import sync
 from tests.support.world import KEY, World
 
 COUNT = 120

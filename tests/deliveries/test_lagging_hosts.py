@@ -12,10 +12,10 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Status
 from deliveries_app.services import push_hooks
 from deliveries_app.sweep import head_checks
-from deliveries_app.sync.attempt import sync
 from repositories_app.git import remote
 from tests.support.git import Repo, git
 from tests.support.histories import assert_promise_kept, refusing
+from tests.support.syncing import sync
 from tests.support.world import World
 
 

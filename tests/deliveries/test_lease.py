@@ -18,7 +18,6 @@ from deliveries_app.receiver import Answer, Notification
 from deliveries_app.services import resync_single
 from deliveries_app.sync import attempt as engine
 from deliveries_app.sync import lease as leases
-from deliveries_app.sync.attempt import sync
 from deliveries_app.sync.claim import claim
 from deliveries_app.sync.exceptions import Superseded
 from deliveries_app.sync.lease import Lease
@@ -33,6 +32,7 @@ from tests.support.histories import (
 )
 from tests.support.processes import forked, in_threads, reap
 from tests.support.receiver import wait_for
+from tests.support.syncing import sync
 from tests.support.world import World
 
 

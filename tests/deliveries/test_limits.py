@@ -12,12 +12,12 @@ from deliveries_app.models import App, AppRepository, DeliveryFailure, Outcome, 
 from deliveries_app.receiver import Answer, Notification
 from deliveries_app.services import resync_single
 from deliveries_app.sync import responses, sender
-from deliveries_app.sync.attempt import sync
 from deliveries_app.sync.claim import claim
 from deliveries_app.webhooks import client as webhooks
 from docora.http.client import Request
 from tests.docora.http_server import ScriptedServer, servers
 from tests.support.histories import assert_promise_kept, at_notification, in_doubt, refusing
+from tests.support.syncing import sync
 from tests.support.world import World
 
 

@@ -10,10 +10,10 @@ from deliveries_app.receiver import Answer, Notification
 from deliveries_app.services import change_app
 from deliveries_app.services.app_settings import change_own_settings
 from deliveries_app.sync import time_slice
-from deliveries_app.sync.attempt import sync
 from deliveries_app.webhooks import endpoint_stats
 from tests.support.histories import assert_promise_kept, at_notification, in_doubt
 from tests.support.processes import in_threads
+from tests.support.syncing import sync
 from tests.support.world import World
 
 FILES = {f"{number:02}.txt": b"content %d" % number for number in range(20)}

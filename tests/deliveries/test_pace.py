@@ -16,7 +16,6 @@ from deliveries_app.models.root_causes import RootCause, SyncFailure
 from deliveries_app.planning.plan import Change
 from deliveries_app.receiver import Answer, Notification
 from deliveries_app.sync import outcomes, pace, responses, sender
-from deliveries_app.sync.attempt import sync
 from deliveries_app.sync.claim import claim
 from deliveries_app.sync.endpoint_health import record_up
 from deliveries_app.sync.responses import SHORTEST_WAIT, Decision, ResponsePolicy
@@ -26,6 +25,7 @@ from docora.http.client import Outcome
 from tests.support.histories import assert_promise_kept, at_notification, in_doubt, refusing
 from tests.support.processes import syncing
 from tests.support.receiver import wait_for
+from tests.support.syncing import sync
 from tests.support.world import World
 
 SMALL = {f"file-{number:04}.txt": b"%d" % number for number in range(200)}

@@ -11,10 +11,10 @@ from deliveries_app.models import App, AppRepository, Status
 from deliveries_app.receiver import Answer, Notification
 from deliveries_app.services import resync_many
 from deliveries_app.sync import time_slice
-from deliveries_app.sync.attempt import sync
 from deliveries_app.sync.claim import claim
 from deliveries_app.sync.time_slice import TimeSlice
 from docora.db.clock import from_now
+from tests.support.syncing import sync
 from tests.support.world import World
 
 FILES = {f"{number:03}.txt": b"%d" % number for number in range(40)}

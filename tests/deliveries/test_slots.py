@@ -21,7 +21,7 @@ from deliveries_app.monitoring.counts import count_watches
 from deliveries_app.receiver import Notification
 from deliveries_app.services import resync_single
 from deliveries_app.sync import attempt, slots
-from deliveries_app.sync.attempt import MANY_FILES, sync
+from deliveries_app.sync.attempt import MANY_FILES
 from deliveries_app.sync.claim import claim
 from deliveries_app.sync.lease import Lease
 from deliveries_app.sync.time_slice import TimeSlice
@@ -34,6 +34,7 @@ from repositories_app.services import mirror_of
 from tests.support.histories import assert_promise_kept
 from tests.support.processes import in_threads, syncing
 from tests.support.receiver import wait_for
+from tests.support.syncing import sync
 from tests.support.world import World
 
 MANY_SLOTS = 230  # more than the connections of the client that checks git hosts

@@ -30,7 +30,6 @@ from deliveries_app.services import resync_single
 from deliveries_app.sweep.head_checks import check_due
 from deliveries_app.sweep.wrong_times import correct_wrong_times
 from deliveries_app.sync import pace
-from deliveries_app.sync.attempt import sync
 from deliveries_app.sync.circuit import close_circuit, record_git_failure
 from deliveries_app.sync.claim import claim
 from deliveries_app.sync.events import new_notice
@@ -44,6 +43,7 @@ from tests.support.clocks import set_clock
 from tests.support.histories import assert_promise_kept, refusing
 from tests.support.processes import forked, is_alive, reap
 from tests.support.receiver import wait_for
+from tests.support.syncing import sync
 from tests.support.world import World
 
 HOUR = 3600.0

@@ -16,7 +16,6 @@ from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from deliveries_app.models import AppRepository, Status
-from deliveries_app.sync.attempt import sync
 from docora.conf.data_dir import embedded_redis_url
 from docora.server.valkey import valkey_command
 from repositories_app import services as repositories
@@ -25,6 +24,7 @@ from tests.support.histories import assert_promise_kept
 from tests.support.processes import forked, reap
 from tests.support.receiver import wait_for
 from tests.support.small_disk import mount_small_disk, resize
+from tests.support.syncing import sync
 from tests.support.world import World
 
 NOT_PERMITTED = 77

@@ -13,7 +13,6 @@ from django.conf import settings
 from deliveries_app.models import AppRepository, Outcome, Status, SyncRun, bulk_sql
 from deliveries_app.sync import attempt as engine
 from deliveries_app.sync import outcomes
-from deliveries_app.sync.attempt import sync
 from deliveries_app.sync.recorder import Recorder
 from deliveries_app.sync.sender import Sender
 from docora import file_locks
@@ -25,6 +24,7 @@ from tests.support.git import Repo
 from tests.support.histories import assert_promise_kept, in_doubt, let_lease_run_out
 from tests.support.processes import forked, is_alive, offspring
 from tests.support.receiver import Answer, Notification, wait_for
+from tests.support.syncing import sync
 from tests.support.trickle import pack_sent, trickling
 from tests.support.world import World
 

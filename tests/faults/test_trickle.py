@@ -12,7 +12,6 @@ import pytest
 
 from deliveries_app.models import App, AppRepository, Delivery, Status
 from deliveries_app.sync import sender
-from deliveries_app.sync.attempt import sync
 from deliveries_app.sync.claim import claim
 from deliveries_app.webhooks import client as webhooks
 from docora.http.client import Request
@@ -22,6 +21,7 @@ from tests.support.git import Repo
 from tests.support.histories import assert_promise_kept
 from tests.support.processes import children, forked, is_alive, reap
 from tests.support.receiver import wait_for
+from tests.support.syncing import sync
 from tests.support.trickle import head_answered, pack_sent, refs_advertised, trickling
 from tests.support.world import World
 

@@ -87,7 +87,6 @@ from deliveries_app.services.tokens import rotate_app_token
 from deliveries_app.services.watch_settings import change_watch
 from deliveries_app.sweep.cleanup import remove_ended
 from deliveries_app.sweep.head_checks import check_due
-from deliveries_app.sync.attempt import sync
 from deliveries_app.sync.dead_processes import end_dead_leases
 from repositories_app.git import remote
 from repositories_app.git.exceptions import GitError
@@ -108,6 +107,7 @@ from tests.support.postgres import PostgresServer
 from tests.support.processes import children, forked, in_threads, reap
 from tests.support.receiver import Answer, Notification
 from tests.support.repositories import init
+from tests.support.syncing import sync
 from tests.support.valkey import ValkeyServer
 from tests.support.world import KEY, World
 

@@ -19,7 +19,6 @@ from django.db.backends.signals import connection_created
 
 from deliveries_app.models import AppRepository
 from deliveries_app.sync import claim, dead_processes, lease, pace, responses, sender, slots
-from deliveries_app.sync.attempt import sync
 from deliveries_app.sync.dead_processes import end_dead_leases
 from docora import process
 from docora.db import clock
@@ -33,6 +32,7 @@ from tests.faults.journal import Journal
 from tests.support.histories import let_lease_run_out
 from tests.support.processes import children, forked
 from tests.support.receiver import Answer, Notification, wait_for
+from tests.support.syncing import sync
 
 TIMEOUT = 0.4  # seconds that the app has to answer
 HOLD = 0.6  # seconds that a path is held after a timeout, longer than the client ever takes

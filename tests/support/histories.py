@@ -18,7 +18,6 @@ from deliveries_app.planning.plan import DeliveryRules, Plan
 from deliveries_app.planning.planner import full_plan
 from deliveries_app.receiver import Answer, Notification
 from deliveries_app.sync import attempt as sync_module
-from deliveries_app.sync.attempt import sync
 from repositories_app.git.process import Tick
 from repositories_app.git.protocol import Head
 from repositories_app.mirror.blobs import BlobReader
@@ -26,6 +25,7 @@ from repositories_app.mirror.tree import Entry
 from tests.support.git import Repo
 from tests.support.processes import forked
 from tests.support.receiver import wait_for
+from tests.support.syncing import sync
 from tests.support.world import World
 
 Hook = Callable[[Notification], Answer | None]

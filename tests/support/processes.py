@@ -12,10 +12,10 @@ from pathlib import Path
 
 from django.db import connections
 
-from deliveries_app.sync.attempt import sync
 from docora.process import die_with_parent, die_with_parent_pid
 from tests.support.nursery import Child, nursery
 from tests.support.receiver import wait_for
+from tests.support.syncing import sync
 from tests.support.time_limit import kill_after_test
 
 PROJECT = Path(__file__).resolve().parents[2]

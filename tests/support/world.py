@@ -18,9 +18,9 @@ from deliveries_app.models import App, AppRepository, Delivery, SyncRun
 from deliveries_app.receiver import Answer, Notification, Receiver, Record
 from deliveries_app.services import onboard_app, watch_repository
 from deliveries_app.sweep.head_checks import check_due
-from deliveries_app.sync.attempt import sync
 from repositories_app.git import remote
 from tests.support.git import Entry, GitFixture, Repo
+from tests.support.syncing import sync
 
 KEY = "a-key-that-only-tests-use"
 
