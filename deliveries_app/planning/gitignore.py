@@ -32,7 +32,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """One pattern. `includes` is set if it starts with `!`.
+    """One pattern: `text` in the line `number`. `includes` is set if it starts with `!`.
 
     `regex` must match the last component of a path if `by_name`, else the whole path without leading or trailing slash.
     """
@@ -41,6 +41,8 @@ class Pattern:
     by_name: bool
     includes: bool
     directories_only: bool
+    text: bytes
+    number: int
 
 
 class InvalidPattern(ValueError):
@@ -62,15 +64,16 @@ def _without_trailing_spaces(line: bytes) -> bytes:
     return bare + b" " if backslashes % 2 and len(bare) < len(line) else bare
 
 
-def compile_pattern(line: bytes) -> Pattern:
-    """Compile one line. Raises `InvalidPattern`."""
+def compile_pattern(line: bytes, number: int) -> Pattern:
+    """Compile the line with this number. Raises `InvalidPattern`."""
     includes = line.startswith(b"!")
     body = line[1:] if includes else line
     directories_only = body.endswith(b"/")
     body = body[:-1] if directories_only else body
     if b"/" not in body:
-        return Pattern(_translate(body, by_name=True), True, includes, directories_only)
-    return Pattern(_translate(body.removeprefix(b"/"), by_name=False), False, includes, directories_only)
+        return Pattern(_translate(body, by_name=True), True, includes, directories_only, line, number)
+    regex = _translate(body.removeprefix(b"/"), by_name=False)
+    return Pattern(regex, False, includes, directories_only, line, number)
 
 
 def _translate(glob: bytes, *, by_name: bool) -> bytes:

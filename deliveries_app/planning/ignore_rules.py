@@ -6,11 +6,9 @@ each list, as in git, the last matching pattern decides, for each directory from
 directory that matches always matches, too.
 """
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import groupby
 
 import re2
@@ -241,39 +239,20 @@ def ignored_by(file: bytes, patterns_of_watch: str, entry: Entry) -> IgnoredBy |
     Raises `PlanRefused` if matching takes far too long: a web process does this for a page.
     """
     until = time.monotonic() + _ALLOWED_SECONDS
-    lines = [*_numbered(file, in_file=True), *_numbered(patterns_of_watch.encode(), in_file=False)][::-1]
-    any_line = _AnyPattern([line.pattern for line in lines])
+    texts = (True, file), (False, patterns_of_watch.encode())
+    lines = [(in_file, line, _AnyPattern([line])) for in_file, text in texts for line in compile_lines(text)[0]][::-1]
     parts = entry.path.split(b"/")
     for depth, name in enumerate(parts, start=1):
         if time.monotonic() > until:
             raise _takes_too_long()
         path = b"/".join(parts[:depth])
-        if not any_line.matches(path, name):
-            continue
         is_file = depth == len(parts) and entry.mode != "160000"
-        applicable = (line for line in lines if not (is_file and line.pattern.directories_only))
-        last = next((line for line in applicable if line.matches(path, name)), None)
-        if last and not last.pattern.includes:
-            return IgnoredBy(last.in_file, last.number, last.text, path)
+        for in_file, line, any_pattern in lines:
+            if not (is_file and line.directories_only) and any_pattern.matches(path, name):
+                if not line.includes:
+                    return IgnoredBy(in_file, line.number, line.text, path)
+                break
     return None
-
-
-@dataclass(frozen=True)
-class _Line:
-    in_file: bool
-    number: int
-    text: bytes
-    pattern: Pattern
-
-    @cached_property
-    def matches(self) -> Callable[[bytes, bytes], bool]:
-        return _AnyPattern([self.pattern]).matches
-
-
-def _numbered(text: bytes, *, in_file: bool) -> Iterator[_Line]:
-    for number, line in lines_of(text):
-        with contextlib.suppress(InvalidPattern):
-            yield _Line(in_file, number, line, compile_pattern(line))
 
 
 def compile_lines(text: bytes) -> tuple[list[Pattern], list[tuple[int, bytes, str]]]:
@@ -281,7 +260,7 @@ def compile_lines(text: bytes) -> tuple[list[Pattern], list[tuple[int, bytes, st
     patterns, problems = [], []
     for number, line in lines_of(text):
         try:
-            patterns.append(compile_pattern(line))
+            patterns.append(compile_pattern(line, number))
         except InvalidPattern as error:
             problems.append((number, line, str(error)))
     return patterns, problems
