@@ -106,20 +106,30 @@ class Copy:
         and `size`. Raises OSError if the file cannot be written.
         """
         path = safe_path(notification.path)
-        if notification.chunk:
-            with self._lock:
-                return self._keep_chunk(path, notification, notification.chunk)
-        upload = _Upload(self._incoming, Chunk("", 0, 1))
-        try:
-            upload.add(0, notification)  # without the lock, because writing takes the longest
-            with self._lock:
-                if not self._is_stale(notification):
-                    return self._finish(path, notification, upload)
-        except BaseException:
-            upload.discard()
-            raise
-        upload.discard()
-        return "stale"
+        chunk = notification.chunk or Chunk("", 0, 1)  # a whole file is one piece
+        with self._lock:
+            if self._is_stale(notification):
+                return "stale"
+            upload = self._uploads.get(path)
+            if upload is None or upload.chunk.id != chunk.id:  # the sender started over
+                self._drop_upload(path)
+                upload = self._uploads[path] = _Upload(self._incoming, chunk)
+            if chunk.index < upload.received:
+                return "repeated"
+            try:
+                upload.add(chunk.index, notification)
+                if upload.received == upload.chunk.total:
+                    upload.check(notification.sha, notification.size)
+                    self._place(upload.temporary, path)
+                    self._shas[path] = notification.sha
+            except BaseException:
+                self._drop_upload(path)
+                raise
+            self._remember(notification)
+            if upload.received < upload.chunk.total:
+                return "partial"
+            self._drop_upload(path)
+            return "kept"
 
     def remove(self, notification: Notification) -> Outcome:
         """Delete the file and the directories that become empty. A missing file is not an error."""
@@ -160,33 +170,6 @@ class Copy:
             later = heapq.nsmallest(limit + 1, (path for path in self._shas if path > after))
             files = [{"path": path, "sha": self._shas[path]} for path in later[:limit]]
             return {"files": files, "next": later[limit - 1] if len(later) > limit else None}
-
-    def _keep_chunk(self, path: str, notification: Notification, chunk: Chunk) -> Outcome:
-        if self._is_stale(notification):
-            return "stale"
-        upload = self._uploads.get(path)
-        if upload is None or upload.chunk.id != chunk.id:  # the sender started over
-            self._drop_upload(path)
-            upload = self._uploads[path] = _Upload(self._incoming, chunk)
-        if chunk.index < upload.received:
-            return "repeated"
-        try:
-            upload.add(chunk.index, notification)
-            if upload.received == upload.chunk.total:
-                return self._finish(path, notification, upload)
-        except BaseException:
-            self._drop_upload(path)
-            raise
-        self._remember(notification)
-        return "partial"
-
-    def _finish(self, path: str, notification: Notification, upload: "_Upload") -> Outcome:
-        upload.check(notification.sha, notification.size)
-        self._place(upload.temporary, path)
-        self._drop_upload(path)  # this upload, or an older one that will never be completed
-        self._shas[path] = notification.sha
-        self._remember(notification)
-        return "kept"
 
     def _belongs(self, notification: Notification) -> bool:
         """Return whether the notification is of the copy's epoch. Begin a new epoch first if it proves one."""
