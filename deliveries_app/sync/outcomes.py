@@ -39,35 +39,25 @@ def succeeded(lease: Lease, fields: dict[str, Any], *, next_sync_in: float | Non
     `fields` are the columns of the watch that describe the commit, the base and the tree. With `next_sync_in` (seconds)
     the watch stays due.
     """
+    changes: dict[str, Any] = {
+        "status": Status.SYNCED,
+        "retry_count": 0,
+        "crash_count": 0,
+        "last_synced_at": Now(),
+        "last_scanned_at": Now(),
+        "next_check_at": next_check(fields.get("moved_at")),
+        "files_failing": 0,
+        **CLEARED_FAILURE,
+        **fields,
+    }
     with transaction.atomic(savepoint=False):
-        lease.finish(
-            next_sync_in=next_sync_in,
-            status=Status.SYNCED,
-            retry_count=0,
-            crash_count=0,
-            last_synced_at=Now(),
-            last_scanned_at=Now(),
-            next_check_at=next_check(fields.get("moved_at")),
-            files_failing=0,
-            **CLEARED_FAILURE,
-            **fields,
-        )
+        lease.finish(next_sync_in=next_sync_in, **changes)
         runs.end_runs(lease.watch.pk, lease.generation, Outcome.SUCCEEDED)
 
 
 def no_commit_yet(lease: Lease) -> None:
     """Record that the repository can be read but has no commit, and that the app holds no file of it. Checks continue."""
-    with transaction.atomic():
-        lease.finish(
-            next_sync_in=None,
-            status=Status.PENDING,
-            retry_count=0,
-            crash_count=0,
-            last_scanned_at=Now(),
-            next_check_at=next_check(),
-            **CLEARED_FAILURE,
-        )
-        runs.end_runs(lease.watch.pk, lease.generation, Outcome.SUCCEEDED)
+    succeeded(lease, {"status": Status.PENDING, "last_synced_at": F("last_synced_at")}, next_sync_in=None)
 
 
 def failed(

@@ -40,7 +40,6 @@ class _Transfer:
 
     notification: Notification
     file: ChunkedFile | None
-    size: int = 0
     keys: Keys = ()  # sign with these, because the app has refused those that the keyring chose
     signed_with: Keys = ()
     seconds: float = 0.0  # duration of the chunks before this one
@@ -244,9 +243,8 @@ class Sender:
                 return
             self._large_files.add(transfer.file)
         request = self._signed_request(transfer)
-        transfer.size = len(request.body)
         transfer.began = time.monotonic()
-        self._bytes_in_flight += transfer.size
+        self._bytes_in_flight += len(request.body)
         self._paths_in_flight.add(folded(item.change.path))
         self._client.submit(request)
 
@@ -282,7 +280,7 @@ class Sender:
         """Return the transfer of a request that has ended or was withdrawn. It no longer counts as in flight."""
         transfer = request.context
         assert isinstance(transfer, _Transfer)
-        self._bytes_in_flight -= transfer.size
+        self._bytes_in_flight -= len(request.body)
         self._paths_in_flight.discard(folded(transfer.notification.change.path))
         return transfer
 
