@@ -14,15 +14,7 @@ from deliveries_app.planning.eligibility import (
     reason_to_skip,
     remark_on,
 )
-from deliveries_app.planning.ignore_rules import (
-    FILE_NAME,
-    IgnoredBy,
-    build_rules,
-    ignored_by,
-    is_included,
-    read_ignore_file,
-)
-from deliveries_app.planning.paths import MAX_PATH_BYTES
+from deliveries_app.planning.ignore_rules import FILE_NAME, PatternRules, deciding_line, read_rules
 from deliveries_app.planning.plan import DeliveryRules, PlanRefused
 from deliveries_app.planning.transforms import SourceFile, TransformFailed, Transforms, name_of
 from docora.text import clean_text
@@ -82,13 +74,11 @@ def look_up(watch: AppRepository, delivery_rules: DeliveryRules, commit: str, pa
 
 def _apply_rules(found: FileLookup, entry: Entry, delivery_rules: DeliveryRules, reader: BlobReader) -> FileLookup:
     try:
-        ignore_file = read_ignore_file(reader, found.commit) or b""
-        build_rules(ignore_file, delivery_rules.patterns)
-        by_pattern = _left_out_by_pattern(entry, delivery_rules, ignore_file)
+        rules = read_rules(reader, found.commit, delivery_rules)
+        if reason := reason_to_skip(entry, delivery_rules.max_file_bytes, rules.check):
+            return replace(found, left_out=reason if reason.message else _explain(reason, entry, rules))
     except PlanRefused as error:
         return replace(found, left_out=Skipped(entry.path, error.cause, str(error)))
-    if reason := by_pattern or reason_to_skip(entry, delivery_rules.max_file_bytes):
-        return replace(found, left_out=reason)
     if delivery_rules.transforms.problem:
         return replace(found, left_out=Skipped(entry.path, "transform", delivery_rules.transforms.problem))
     if entry.size > (MAX_TRANSFORM_BYTES if delivery_rules.transforms else LFS_POINTER_BYTES):
@@ -98,19 +88,20 @@ def _apply_rules(found: FileLookup, entry: Entry, delivery_rules: DeliveryRules,
     return _transform(found, SourceFile(entry.path.decode(), content), delivery_rules)
 
 
-def _left_out_by_pattern(entry: Entry, delivery_rules: DeliveryRules, ignore_file: bytes) -> Skipped | None:
-    """Name the pattern that leaves out the file, in the order in which syncs apply them. Raises `PlanRefused`."""
-    if len(entry.path) > MAX_PATH_BYTES:
-        return None
-    if not is_included(delivery_rules.include, entry):
-        return Skipped(entry.path, "not_included", "None of the app's include patterns matches it.")
-    if line := ignored_by(b"", delivery_rules.exclude, entry):
-        message = _describe(line, entry.path, "the app's exclude patterns", "excludes")
-        return Skipped(entry.path, "excluded", message)
-    if line := ignored_by(ignore_file, delivery_rules.patterns, entry):
-        message = _describe(line, entry.path, FILE_NAME if line.in_file else "the watch's patterns", "ignores")
-        return Skipped(entry.path, "ignored", message)
-    return None
+def _explain(reason: Skipped, entry: Entry, rules: PatternRules) -> Skipped:
+    """Return the reason with a message that names the pattern which leaves out the file. Raises `PlanRefused`."""
+    if reason.cause == "not_included":
+        return replace(reason, message="None of the app's include patterns matches it.")
+    matching = rules.excluded if reason.cause == "excluded" else rules.ignored
+    line = deciding_line(matching.patterns, entry) if matching else None
+    assert line
+    pattern, matched = line
+    source, verb = FILE_NAME if pattern.in_file else "the watch's patterns", "ignores"
+    if reason.cause == "excluded":
+        source, verb = "the app's exclude patterns", "excludes"
+    target = "it" if matched == entry.path else f"the directory {clean_text(matched, 200)}"
+    message = f'Line {pattern.number} of {source} ("{clean_text(pattern.text, 60)}") {verb} {target}.'
+    return replace(reason, message=message)
 
 
 def _transform(found: FileLookup, file: SourceFile, delivery_rules: DeliveryRules) -> FileLookup:
@@ -129,8 +120,3 @@ def _transform(found: FileLookup, file: SourceFile, delivery_rules: DeliveryRule
         file = result
     reason = reason_after_transforms(found.path, file.path, len(file.content), delivery_rules.max_file_bytes)
     return replace(found, left_out=reason) if reason else replace(found, sent_as=file.path)
-
-
-def _describe(line: IgnoredBy, path: bytes, source: str, verb: str) -> str:
-    target = "it" if line.matched == path else f"the directory {clean_text(line.matched, 200)}"
-    return f'Line {line.number} of {source} ("{clean_text(line.line, 60)}") {verb} {target}.'

@@ -32,7 +32,9 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """One pattern: `text` in the line `number`. `includes` is set if it starts with `!`.
+    """One pattern: `text` in the line `number` of `.docoraignore` (`in_file`) or of other patterns.
+
+    `includes` is set if it starts with `!`.
 
     `regex` must match the last component of a path if `by_name`, else the whole path without leading or trailing slash.
     """
@@ -43,6 +45,7 @@ class Pattern:
     directories_only: bool
     text: bytes
     number: int
+    in_file: bool
 
 
 class InvalidPattern(ValueError):
@@ -64,16 +67,15 @@ def _without_trailing_spaces(line: bytes) -> bytes:
     return bare + b" " if backslashes % 2 and len(bare) < len(line) else bare
 
 
-def compile_pattern(line: bytes, number: int) -> Pattern:
+def compile_pattern(line: bytes, number: int, *, in_file: bool) -> Pattern:
     """Compile the line with this number. Raises `InvalidPattern`."""
     includes = line.startswith(b"!")
     body = line[1:] if includes else line
     directories_only = body.endswith(b"/")
     body = body[:-1] if directories_only else body
-    if b"/" not in body:
-        return Pattern(_translate(body, by_name=True), True, includes, directories_only, line, number)
-    regex = _translate(body.removeprefix(b"/"), by_name=False)
-    return Pattern(regex, False, includes, directories_only, line, number)
+    by_name = b"/" not in body
+    regex = _translate(body.removeprefix(b"/"), by_name=by_name)
+    return Pattern(regex, by_name, includes, directories_only, line, number, in_file)
 
 
 def _translate(glob: bytes, *, by_name: bool) -> bytes:

@@ -161,7 +161,7 @@ def _rules_of(text: str) -> IgnoreRules | None:
 
 
 def _read_ignored(reader: BlobReader, commit: str, patterns_of_watch: str) -> IgnoreRules:
-    file = read_ignore_file(reader, commit)
+    file = _read_ignore_file(reader, commit)
     if file is not None:
         return build_rules(file, patterns_of_watch)
     added, _ = compile_lines(patterns_of_watch.encode())
@@ -172,7 +172,7 @@ def _read_ignored(reader: BlobReader, commit: str, patterns_of_watch: str) -> Ig
 
 def build_rules(file: bytes, patterns_of_watch: str) -> IgnoreRules:
     """Return the rules made of the content of `.docoraignore` and the watch's patterns. Raises `PlanRefused`."""
-    patterns, problems = compile_lines(file)
+    patterns, problems = compile_lines(file, in_file=True)
     if len(patterns) > MAX_FILE_PATTERNS:
         raise _refused(f"has {len(patterns):,} patterns, more than {MAX_FILE_PATTERNS:,}. Use fewer patterns")
     added, _ = compile_lines(patterns_of_watch.encode())
@@ -186,7 +186,7 @@ def _remark(message: str) -> list[Skipped]:
     return [Skipped(_LISTED, "ignore_pattern", clean_text(f"{FILE_NAME}{message}", 500))]
 
 
-def read_ignore_file(reader: BlobReader, commit: str) -> bytes | None:
+def _read_ignore_file(reader: BlobReader, commit: str) -> bytes | None:
     """Return the content of `.docoraignore`: empty if there is no such file, None if it is a link or a submodule.
 
     Raises `PlanRefused` and `GitError`.
@@ -214,53 +214,37 @@ def _refused(message: str) -> PlanRefused:
     return PlanRefused(f"{FILE_NAME} {message}. Nothing is sent until it is fixed.", "rules")
 
 
-def is_included(patterns: str, entry: Entry) -> bool:
-    """Return whether the app's include patterns, if it has any, match the entry. Raises `PlanRefused` as `IgnoreRules` does."""
-    rules = _rules_of(patterns)
-    return rules is None or rules.matches(entry)
+def deciding_line(patterns: Sequence[Pattern], entry: Entry) -> tuple[Pattern, bytes] | None:
+    """Return the pattern that matches an entry, and the path that it matches: the entry's own, or of a directory above it.
 
-
-@dataclass(frozen=True)
-class IgnoredBy:
-    """The line that ignores a file, in `.docoraignore` (`in_file`) or in other patterns.
-
-    `matched` is the path it matches: the file's own or that of a directory above it.
-    """
-
-    in_file: bool
-    number: int
-    line: bytes
-    matched: bytes
-
-
-def ignored_by(file: bytes, patterns_of_watch: str, entry: Entry) -> IgnoredBy | None:
-    """Return the line that ignores one entry. Syncs use the faster `IgnoreRules`, which cannot name the line.
-
+    Return None if `IgnoreRules` with these patterns do not match the entry. They are faster, but cannot name the pattern.
     Raises `PlanRefused` if matching takes far too long: a web process does this for a page.
     """
     until = time.monotonic() + _ALLOWED_SECONDS
-    texts = (True, file), (False, patterns_of_watch.encode())
-    lines = [(in_file, line, _AnyPattern([line])) for in_file, text in texts for line in compile_lines(text)[0]][::-1]
+    lines = [(pattern, _AnyPattern([pattern])) for pattern in reversed(patterns)]
     parts = entry.path.split(b"/")
     for depth, name in enumerate(parts, start=1):
         if time.monotonic() > until:
             raise _takes_too_long()
         path = b"/".join(parts[:depth])
         is_file = depth == len(parts) and entry.mode != "160000"
-        for in_file, line, any_pattern in lines:
-            if not (is_file and line.directories_only) and any_pattern.matches(path, name):
-                if not line.includes:
-                    return IgnoredBy(in_file, line.number, line.text, path)
+        for pattern, any_pattern in lines:
+            if not (is_file and pattern.directories_only) and any_pattern.matches(path, name):
+                if not pattern.includes:
+                    return pattern, path
                 break
     return None
 
 
-def compile_lines(text: bytes) -> tuple[list[Pattern], list[tuple[int, bytes, str]]]:
-    """Return the valid patterns of a text, and (line number, line, problem) for the invalid ones."""
+def compile_lines(text: bytes, *, in_file: bool = False) -> tuple[list[Pattern], list[tuple[int, bytes, str]]]:
+    """Return the valid patterns of a text, and (line number, line, problem) for the invalid ones.
+
+    `in_file`: it is the content of `.docoraignore`.
+    """
     patterns, problems = [], []
     for number, line in lines_of(text):
         try:
-            patterns.append(compile_pattern(line, number))
+            patterns.append(compile_pattern(line, number, in_file=in_file))
         except InvalidPattern as error:
             problems.append((number, line, str(error)))
     return patterns, problems

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deliveries_app.planning.ignore_rules import IgnoredBy, IgnoreRules, compile_lines, describe_problems, ignored_by
+from deliveries_app.planning.ignore_rules import IgnoreRules, compile_lines, deciding_line, describe_problems
 from deliveries_app.planning.plan import PlanRefused
 from repositories_app.mirror.tree import Entry
 from tests.support.git import git_environment
@@ -125,20 +125,28 @@ def test_ignoring_line_is_the_one_git_reports(work_tree: WorkTree) -> None:
     for patterns in [*LISTS[-18:], ["", *(line for some in LISTS for line in ["# more", *some])]]:
         text = "".join(f"{pattern}\n" for pattern in patterns).encode()
         for path in paths[::3]:
-            found = ignored_by(text, "", Entry(path, "100644", "", 0))
+            found = line_of(text, "", Entry(path, "100644", "", 0))
             real = work_tree.ignoring_line(text, path)
             named += real is not None
-            assert (found and (found.number, found.line.rstrip(b"\r"))) == real, (patterns, path)
+            assert (found and (found[1], found[2].rstrip(b"\r"))) == real, (patterns, path)
     assert named > 50
+
+
+def line_of(file: bytes, patterns_of_watch: str, entry: Entry) -> tuple[bool, int, bytes, bytes] | None:
+    """Return whether the line that ignores an entry is in the file, its number and text, and the path that it matches."""
+    patterns = [*compile_lines(file, in_file=True)[0], *compile_lines(patterns_of_watch.encode())[0]]
+    line = deciding_line(patterns, entry)
+    assert (line is not None) == IgnoreRules(patterns).matches(entry)
+    return line and (line[0].in_file, line[0].number, line[0].text, line[1])
 
 
 def test_ignoring_line_of_the_file_or_the_watch() -> None:
     path = Entry(b"docs/draft/a.md", "100644", "", 0)
     file = b"# ours\n*.log\n\n/docs/draft/\n"
-    assert ignored_by(file, "", path) == IgnoredBy(True, 4, b"/docs/draft/", b"docs/draft")
-    assert ignored_by(file, "!draft/", path) is None
-    assert ignored_by(file, "!draft/\na.md", path) == IgnoredBy(False, 2, b"a.md", b"docs/draft/a.md")
-    assert ignored_by(b"[open\n", "", path) is None
+    assert line_of(file, "", path) == (True, 4, b"/docs/draft/", b"docs/draft")
+    assert line_of(file, "!draft/", path) is None
+    assert line_of(file, "!draft/\na.md", path) == (False, 2, b"a.md", b"docs/draft/a.md")
+    assert line_of(b"[open\n", "", path) is None
 
 
 PIECES = [
