@@ -215,9 +215,8 @@
     document.addEventListener(name, markUnanswered);
   }
 
-  // Some of Django's own elements tell screen readers too little: the search field has only an icon as its label, help
-  // icons have a name but no role, and selects with a search lose their label. Django's scripts create the icons and selects.
-  document.getElementById("searchbar")?.setAttribute("aria-label", "Search");
+  // Some elements that Django's scripts create tell screen readers too little: help icons have a name but no role, and selects
+  // with a search lose their label.
   addEventListener("load", () => {
     for (const icon of document.querySelectorAll(".help-tooltip[aria-label]")) icon.setAttribute("role", "img");
   });

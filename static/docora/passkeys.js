@@ -3,7 +3,6 @@
 (() => {
   const form = document.querySelector("form[data-passkey]");
   const error = document.getElementById("passkey-error");
-  if (!form) return;
   const button = "passkey-button";
 
   function say(message) {
@@ -26,7 +25,7 @@
       add: button,
       credential: "id_credential",
       passwordless: "id_passwordless",
-      data: document.getElementById("js_data") ? "js_data" : undefined,
+      data: "js_data",
     },
   });
   document.getElementById(button).disabled = false;
