@@ -220,9 +220,6 @@ class DocoraAdmin[M: Model](PlainLists[M]):
 class ReadOnlyAdmin[M: Model](DocoraAdmin[M]):
     """A list that cannot be edited, such as a history."""
 
-    def has_module_permission(self, request: HttpRequest) -> bool:
-        return self.has_view_permission(request)
-
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
 
