@@ -78,7 +78,7 @@ def test_each_step_links_to_the_page_where_it_is_done(world: World, admin: Clien
 def test_next_step_is_the_only_solid_button(admin: Client) -> None:
     make_app("Portal")
     page = admin.get(FRAGMENT).text
-    assert re.findall(r'id="step-(\w+)" class="button button-solid"', page) == ["watch"]
+    assert re.findall(r'id="step-(\w+)" class="button"', page) == ["watch"]
     assert re.findall(r'id="step-(\w+)" class="button button-quiet"', page) == ["ping"]
     assert "1 of 4 done" in page
 
