@@ -89,11 +89,6 @@ class QueueView:
     signs: Signs | None
 
     @property
-    def sweep_is_late(self) -> bool:
-        """Whether nothing checks for changes and enqueues what is due. Unknown, so False, without `signs`."""
-        return self.signs is not None and self.signs.sweep_is_late
-
-    @property
     def more_running(self) -> int:
         return max(0, self.counts.leased - len(self.running))
 

@@ -102,7 +102,7 @@ def test_empty_queue(operator: Client) -> None:
     for expected in ("No sync is running.", "Nothing is waiting.", "Nothing is scheduled."):
         assert expected in page
     assert "No worker is running" in page
-    assert "or start manage.py up or manage.py rqworker high default low." in page
+    assert "or start <code>manage.py up</code> or <code>manage.py rqworker high default low</code>." in page
     assert "Docora is checking repositories" not in page
 
 
@@ -313,7 +313,10 @@ def test_silent_worker_is_gone_and_its_leases_are_shown(
     assert shown.count("Died</span>") == 1
     assert queue_report.read_queue().workers_alive == 1
     page = operator.get(PAGE).text
-    assert "The sweep is not running, so Docora doesn't check for changes" in page
+    assert (
+        "The sweep is not running.</strong> It hasn't run in the last 24 hours. Until it does, Docora doesn't check for changes"
+        in page
+    )
     assert "Docora is checking repositories" not in page
     heartbeat.beat()
     page = operator.get(PAGE).text
