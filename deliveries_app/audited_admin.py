@@ -116,11 +116,9 @@ class AuditedAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # not generic a
         context = {
             **self.admin_site.each_context(request),
             "title": f"Audit log: {obj}",
-            "object": obj,
             "original": obj,
             "opts": self.opts,
             "page": page,
-            "entries": page.object_list,
             "all_entries": audit_log.list_of(request.user, obj),
             **(extra_context or {}),
         }

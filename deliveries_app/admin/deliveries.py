@@ -133,7 +133,6 @@ class DeliveryAdmin(ConfirmingAdmin[Delivery], ReadOnlyAdmin[Delivery]):
             "acknowledged_at": attempts.acknowledged_at(delivery),
             "next_attempt": None if is_delivered else next_attempt_of(watch, hold_until=delivery.hold_until),
             "attempts": attempts.of_path(request.user, watch, delivery.path, delivery),
-            "page": self.page_of(delivery),
         }
 
     shown_path = column("path", lambda delivery: visible(delivery.path))
