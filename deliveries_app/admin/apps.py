@@ -63,7 +63,6 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, RemovalAdmin[App]):
     removal_labels = RemovalLabels("Delete", "Deleted", "app", "apps")
     preserve_filters = False  # the settings lead back to the app instead of the list, and each link would cost a lookup
     page_template = "admin/deliveries_app/app/operate.html"
-    change_form_template = "admin/deliveries_app/app/change_form.html"
     watch_field = "app"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[App]:

@@ -53,7 +53,6 @@ class DriftCheckAdmin(ReadOnlyAdmin[DriftCheck]):
     list_filter = (WatchAppFilter, WatchFilter, CheckStateFilter)
     sortable_by = ()
     paginator = BoundedPaginator
-    change_list_template = "admin/deliveries_app/driftcheck/change_list.html"
     page_template = "admin/deliveries_app/driftcheck/change_form.html"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[DriftCheck]:

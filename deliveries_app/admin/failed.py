@@ -129,7 +129,6 @@ class FailedSyncAdmin(BulkAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
     search_fields = ("repository__owner", "repository__name", "app__name", "app__app_id", "github_url", "last_error")
     search_help_text = "Owner, name, URL, app, or part of the error"
     actions = ("retry",)
-    change_list_template = "admin/deliveries_app/failedsync/change_list.html"
     watch_field = "pk"
     bulk_actions = (RETRY,)
 

@@ -79,7 +79,6 @@ class GitHubAppAdmin(DocoraAdmin[GitHubApp]):
     fields = ("name", "host", "app_id", "key")
     list_display = ("name", "host", "app_id", "used_by")
     search_fields = ("name", "host", "app_id")
-    change_form_template = "admin/repositories_app/githubapp/change_form.html"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[GitHubApp]:
         return super().get_queryset(request).annotate(app_count=Count("apps", filter=Q(apps__ended_at=None)))

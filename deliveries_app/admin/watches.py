@@ -80,7 +80,6 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
     list_display = (
         "repository_name", "app_name", "status_badge", "problem", "synced", "files",
     )  # fmt: skip
-    list_display_links = ("repository_name",)
     list_filter = (StateFilter, AppFilter, WatchCircuitFilter)
     search_fields = (
         "repository__owner", "repository__name", "app__name", "app__app_id", "repository__repository_id", "github_url",
@@ -88,7 +87,6 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
     search_help_text = "Owner, name, URL, app or ID"
     actions = ("force_resync", "retry", "pause", "resume", "delete_selected")
     removal_labels = RemovalLabels("Stop watching", "Stopped watching", "repository", "repositories")
-    change_list_template = "admin/deliveries_app/apprepository/change_list.html"
     page_template = "admin/deliveries_app/apprepository/change_form.html"
     paginator = KeysFirstPaginator
     bulk_actions = (RESYNC, RETRY)
