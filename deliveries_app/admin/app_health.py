@@ -112,19 +112,16 @@ def sparkline(hours: Sequence[tuple[int, int]]) -> SafeString:
     good, bad = chart.sparkline(hours)
     return format_html(
         '<svg class="spark" role="img" aria-label="{0} in the last {1} hours" preserveAspectRatio="xMinYMid" viewBox="0 0 {2} {3}">'
-        '<title>{0} in the last {1} hours</title><path class="chart-grid" d="M0 {4}h{2}"></path>{5}{6}</svg>',
+        '<title>{0} in the last {1} hours</title><path class="chart-grid" d="M0 {4}h{2}"></path>'
+        '<path class="chart-good" d="{5}"></path><path class="chart-bad" d="{6}"></path></svg>',
         text,
         HOURS,
         width,
         SPARK_HEIGHT + 1,
         f"{SPARK_HEIGHT}.5",
-        _path("chart-good", good),
-        _path("chart-bad", bad),
+        good,
+        bad,
     )
-
-
-def _path(name: str, path: str) -> SafeString | str:
-    return format_html('<path class="{}" d="{}"></path>', name, path) if path else ""
 
 
 def _link(model: str, app: App, content: SafeString | str, label: str) -> SafeString:
