@@ -92,7 +92,7 @@ def _webhooks() -> dict[str, Any]:
         "examples": notifications,
         "verify_answers": examples.verify_answers(),
         "headers": headers,
-        "signed": {name: value for name, value, _ in headers},
+        "signed": {name.replace("-", "_"): value for name, value, _ in headers},
         "key": examples.KEY,
         "body": notifications["ping"].variants[0].body.decode(),
         "left_out": [(cause, *text) for cause, text in LEFT_OUT.items() if cause not in _SAID_IN_TEXT],

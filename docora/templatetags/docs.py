@@ -30,12 +30,6 @@ def code(content: SafeString, id: str, what: str, kind: str = "") -> SafeString:
     )
 
 
-@register.filter
-def get(table: dict[str, str], name: str) -> str:
-    """Look up a key that is not a valid template variable name."""
-    return table[name]
-
-
 @register.inclusion_tag("docs/sample.html")
 def sample(name: str, description: str, is_open: bool = False) -> dict[str, Any]:
     """Show a sample file for download. The tests run these files."""
