@@ -297,7 +297,7 @@ def live_query(watches: Iterable[AppRepository], *, with_files: bool = False) ->
 
 
 def _problem(watch: AppRepository) -> SafeString | str:
-    failing_for = elapsed(watch.failing_since) if watch.is_failing else ""
+    failing_for = elapsed(watch.failing_since) if watch.failing_since else ""
     return widgets.problem(watch.last_error, failing_for, widgets.circuit_text(watch.repository))
 
 

@@ -148,10 +148,8 @@ def ago(moment: datetime | None) -> SafeString | str:
 
 
 @register.filter
-def elapsed(moment: datetime | None) -> SafeString | str:
+def elapsed(moment: datetime) -> SafeString:
     """Render the time since a moment, for a sentence such as `failing for 3 min`, with the exact time on hover."""
-    if moment is None:
-        return "—"
     seconds = (timezone.now() - moment).total_seconds()
     return _time(moment, _rounded(seconds) if seconds >= 10 else "a few seconds")
 
