@@ -229,14 +229,6 @@ def _already_watched(actor: Actor, error: AlreadyWatched) -> SafeString:
     return format_html('{} <a href="{}">Open it</a> to re-sync or to change the token.', error, page)
 
 
-_APP_WIDGETS = {
-    "base_url": forms.TextInput(attrs=_WIDE),
-    "email": forms.EmailInput(attrs=_WIDE),
-    "website": forms.TextInput(attrs=_WIDE),
-    "description": forms.Textarea(attrs={"rows": 3, "class": "vLargeTextField"}),
-}
-
-
 _NO_EMAIL = "The app's contact. Without EMAIL_URL, Docora sends it no email."
 
 
@@ -264,7 +256,12 @@ class OnboardForm(AppRules, forms.ModelForm):  # type: ignore[type-arg]  # not g
     class Meta:
         model = App
         fields = ("name", "base_url", "email", "website", "description")
-        widgets = _APP_WIDGETS
+        widgets = {
+            "base_url": forms.TextInput(attrs=_WIDE),
+            "email": forms.EmailInput(attrs=_WIDE),
+            "website": forms.TextInput(attrs=_WIDE),
+            "description": forms.Textarea(attrs={"rows": 3, "class": "vLargeTextField"}),
+        }
         help_texts = {"website": "Optional. A page about the app."}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -302,7 +299,7 @@ class AppForm(AppRules, forms.ModelForm):  # type: ignore[type-arg]  # not gener
             "name", "base_url", "email", "website", "description", "paused", "max_in_flight", "send_sync_completed",
             "answers_verify", "github_app", *QUOTA_FIELDS,
         )  # fmt: skip
-        widgets = _APP_WIDGETS | {"description": forms.Textarea(attrs={"rows": 2, "class": "vLargeTextField"})}
+        widgets = {"description": forms.Textarea(attrs={"rows": 2, "class": "vLargeTextField"})}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -44,10 +44,6 @@ class GitHubAppForm(forms.ModelForm):  # type: ignore[type-arg]  # not generic a
     class Meta:
         model = GitHubApp
         fields = ("name", "host", "app_id")
-        widgets = {
-            "host": forms.TextInput(attrs={"class": "vTextField"}),
-            "app_id": forms.TextInput(attrs={"class": "vTextField"}),
-        }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
