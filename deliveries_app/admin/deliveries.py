@@ -26,7 +26,7 @@ from deliveries_app.permissions import Permission
 from deliveries_app.reports import attempts
 from deliveries_app.reports.impact import resend_impact_of
 from deliveries_app.reports.next_attempt import next_attempt_of
-from deliveries_app.services import resend_many
+from deliveries_app.services import MAX_RESENT_AT_ONCE, resend_many
 from docora.templatetags.docora import ago, badge, size
 from docora.text import counted, visible
 from docora.web.paginators import BoundedPaginator
@@ -105,8 +105,14 @@ class DeliveryAdmin(ConfirmingAdmin[Delivery], ReadOnlyAdmin[Delivery]):
         back = next_url(request, self.list_url)
         if not impact.files:
             return self.redirect_with_message(request, back, "The selection has no files to resend.", messages.WARNING)
+        if impact.files > MAX_RESENT_AT_ONCE:
+            message = (
+                f"The selection has more than {MAX_RESENT_AT_ONCE:,} files, the most that can be resent at once. Narrow it, or "
+                "re-sync the repositories: a re-sync sends all of their files."
+            )
+            return self.redirect_with_message(request, back, message, messages.WARNING)
         deliveries, files = impact.deliveries, counted(impact.files, "file", "files")
-        data = request.POST if is_confirmed(request) and not impact.is_too_large else None
+        data = request.POST if is_confirmed(request) else None
         form = ReasonForm(data, repositories=impact.watches, apps=impact.apps)
         if form.is_bound:
             if response := self.confirm_again(request, deliveries, impact.files):
@@ -119,8 +125,7 @@ class DeliveryAdmin(ConfirmingAdmin[Delivery], ReadOnlyAdmin[Delivery]):
                     back,
                 )
         context = {"impact": impact, "form": form, "back": back, **selection_context(deliveries, impact.files)}
-        title = "Resend files" if impact.is_too_large else f"Resend {files}"
-        return self.render_page(request, "docora/confirm_resend.html", title, **context)
+        return self.render_page(request, "docora/confirm_resend.html", f"Resend {files}", **context)
 
     def page_context(self, request: HttpRequest, delivery: Delivery) -> dict[str, Any]:
         """Return the context of the page's panel: the delivery, the last attempts, and the time of the next one."""

@@ -38,7 +38,7 @@ class Impact:
       watches now.
     - Retry: for `unknown` watches, the number of files is unknown, because their last attempt ended before it had tried
       every file.
-    - Resend: `deliveries` are the primary keys, one more than the `limit` if it `is_too_large`.
+    - Resend: `deliveries` are the primary keys, at most one more than `MAX_RESENT_AT_ONCE`.
     """
 
     watches: int
@@ -51,8 +51,6 @@ class Impact:
     syncing: int = 0
     unknown: int = 0
     deliveries: Sequence[int] = ()
-    is_too_large: bool = False
-    limit: int = MAX_RESENT_AT_ONCE
 
     @property
     def more(self) -> int:
@@ -172,7 +170,7 @@ def retry_impact_of(watches: AppRepositoryQuerySet) -> Impact:
 
 
 def resend_impact_of(deliveries: QuerySet[Delivery]) -> Impact:
-    """Return what a resend of these deliveries sends, up to the limit, in three queries."""
+    """Return what a resend of these deliveries sends, up to one file above the limit, in three queries."""
     rows = list(deliveries.values_list("pk", "watch_id", "size")[: MAX_RESENT_AT_ONCE + 1])
     files, sizes = Counter(watch for _, watch, _ in rows), Counter[int]()
     for _, watch_pk, size in rows:
@@ -190,7 +188,6 @@ def resend_impact_of(deliveries: QuerySet[Delivery]) -> Impact:
         watches=len(files),
         apps=len({app for app, *_ in apps}),
         paused=sum(is_paused or paused_at is not None for _, is_paused, paused_at in apps),
-        is_too_large=len(rows) > MAX_RESENT_AT_ONCE,
         sample=[known[pk] for pk in largest if pk in known],
     )
 
