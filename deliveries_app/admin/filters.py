@@ -99,10 +99,6 @@ class AppFilter(QueryFilter):
     template = "admin/deliveries_app/app_filter.html"
     parameters: tuple[str, str] = ("app", "app_name")
 
-    def __init__(self, request: HttpRequest, params: dict[str, Any], model: type[Model], model_admin: Any) -> None:
-        super().__init__(request, params, model, model_admin)
-        self.can_suggest = request.user.has_perm(Permission.VIEW_APPS)
-
     @cached_property
     def apps(self) -> list[int]:
         return apps_given(self.used_parameters, self.parameters) or []
@@ -112,13 +108,14 @@ class AppFilter(QueryFilter):
 
     def choices(self, changelist: ChangeList) -> Iterator[dict[str, Any]]:
         """Yield the context of the filter's form. It names an app only to users who can view apps, or if the rows do so."""
-        is_named = self.value and (self.can_suggest or changelist.result_count)
+        can_suggest = self.request.user.has_perm(Permission.VIEW_APPS)
+        is_named = self.value and (can_suggest or changelist.result_count)
         chosen = App.objects.filter(pk__in=self.apps).only("name").first() if is_named else None
         yield {
             **self.all_choice(changelist),
             "others": self.other_parameters(changelist),
             "name": chosen.name if chosen else self.given("app_name"),
-            "can_suggest": self.can_suggest,
+            "can_suggest": can_suggest,
         }
 
 
@@ -230,11 +227,6 @@ class LinkedFilter(HistoryFilter):
 
     linked_model: type[Model]
 
-    def __init__(self, request: HttpRequest, params: dict[str, Any], model: type[Model], model_admin: Any) -> None:
-        super().__init__(request, params, model, model_admin)
-        linked = model_admin.admin_site.get_model_admin(self.linked_model)
-        self.can_view = linked.has_view_or_change_permission(request)
-
     @property
     def is_narrow(self) -> bool:
         return bool(self.used_parameters)
@@ -249,7 +241,8 @@ class LinkedFilter(HistoryFilter):
     def choices(self, changelist: ChangeList) -> Iterator[dict[str, Any]]:
         yield self.all_choice(changelist)
         rows: QuerySet[Model] = self.linked_model._default_manager.all()
-        row = rows.filter(pk=parse_pk(self.value)).first() if self.can_view else self.value
+        can_view = admin.site.get_model_admin(self.linked_model).has_view_or_change_permission(self.request)
+        row = rows.filter(pk=parse_pk(self.value)).first() if can_view else self.value
         yield self.choice(changelist, str(row or "No longer exists"), True, **{self.parameters[0]: self.value})
 
 
