@@ -38,8 +38,11 @@ _EMPTY_TREE = {
     64: "6ef19b41225c5369f1c104d45d8d85efa9b057b53b14b4b9b939dd74decc5321",
 }
 """Maps the number of digits of an object id to that of an empty tree, which git knows without reading it."""
-_STORED = {size: re.compile(rb"([0-7]+) ([^\0]+)\0(.{%d})" % size, re.DOTALL) for size in (20, 32)}
-"""Maps the length of an object id in bytes (SHA-1 or SHA-256) to the pattern of a tree object's entry."""
+_STORED = {size: re.compile(rb"([0-7]{1,10}) ([^\0]+)\0(.{%d})" % size, re.DOTALL) for size in (20, 32)}
+"""Maps the length of an object id in bytes (SHA-1 or SHA-256) to the pattern of a tree object's entry.
+
+git also reads a mode of megabytes, such as `000…0100644`. It would make a folder large that counts as a short path.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,6 +150,22 @@ def test_any_mode_is_read_as_one_that_git_writes(repo: Repo, mirror: Mirror, fet
         assert [entry.mode for entry in read] == list(modes.values())
 
 
+@pytest.mark.parametrize("mode", [b"7" * 40, b"0" * 5 + FILE])
+def test_long_mode_is_refused(repo: Repo, mirror: Mirror, fetched: Callable[..., str], mode: bytes) -> None:
+    """git reads modes of megabytes. To list such a folder many times would take days, although its paths are short."""
+    base = fetched(repo)
+    serve(repo, tree(repo, (FOLDER, b"d", tree(repo, (mode, b"a", blob(repo))))))
+    commit = fetched(repo)
+    for read in (
+        lambda: paths(mirror, commit),
+        lambda: paths(mirror, commit, [b"d/a"]),
+        lambda: changed_paths(mirror, base, commit),
+    ):
+        with pytest.raises(GitError, match="malformed") as caught:
+            read()
+        assert caught.value.cause is Cause.CORRUPT
+
+
 def test_trees_deeper_than_two_thousand_levels_are_refused(
     repo: Repo, mirror: Mirror, fetched: Callable[..., str]
 ) -> None:
