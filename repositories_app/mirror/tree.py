@@ -66,13 +66,12 @@ type Difference = tuple[Entry | None, Entry | None]
 def files(reader: BlobReader, commit: str, tick: Tick) -> Iterator[Entry]:
     """Yield the files, links and submodules of a commit in byte order of their paths. Call `tick` for each folder.
 
-    Raises `GitError` if an object cannot be read, if a tree is out of order, or if the commit has more than `MAX_FILES`
+    Raises `GitError` if an object cannot be read, if a tree is malformed, or if the commit has more than `MAX_FILES`
     files and folders, nests them too deep, or lists too much. Meanwhile, the reader may be used for something else.
     """
     folders = _Folders(reader, len(commit) // 2, tick)
     folders.enter(root_of(commit), b"")
     count = listed = 0
-    before = None
     while folders.stack:
         folder = folders.stack[-1]
         found = next(folder.entries, None)
@@ -92,11 +91,8 @@ def files(reader: BlobReader, commit: str, tick: Tick) -> Iterator[Entry]:
             raise git_errors.explain(Cause.TOO_LARGE, f"its list of files exceeds {format_bytes(MAX_LISTED_BYTES)}")
         if mode == DIRECTORY:
             folders.enter(oid, path + b"/")
-            continue
-        if before is not None and path <= before:
-            raise _out_of_order(path)
-        before = path
-        yield Entry(path, mode, oid, size)
+        else:
+            yield Entry(path, mode, oid, size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +127,10 @@ class _Folders:
         if memory > MAX_OPEN_BYTES:
             text = f"The repository has nested folders whose names take {format_bytes(memory)}. Use shorter names."
             raise git_errors.too_large(text)
-        self.stack.append(_Folder(prefix, self._entries(raw), memory))
+        self.stack.append(_Folder(prefix, self._entries(raw, prefix), memory))
 
-    def _entries(self, raw: bytes) -> Iterator[tuple[bytes, str, str, int]]:
-        for some in itertools.batched(stored_entries(raw, self._id_bytes), _AT_ONCE):
-            nodes = [(name, canonical_mode(mode), oid.hex()) for mode, name, oid in some]
+    def _entries(self, raw: bytes, prefix: bytes) -> Iterator[tuple[bytes, str, str, int]]:
+        for nodes in itertools.batched(_ordered(raw, prefix, self._id_bytes), _AT_ONCE):
             oids = [oid for _, mode, oid in nodes if mode != SUBMODULE]
             sizes = dict(zip(oids, self._reader.sizes(oids), strict=True))
             self._read_small([oid for _, mode, oid in nodes if mode == DIRECTORY and sizes[oid] <= _SMALL_TREE])
@@ -204,15 +199,15 @@ def differences(reader: BlobReader, base: str, commit: str) -> dict[bytes, Diffe
                 compared += size
                 if size > _MAX_PAIR_BYTES or compared > MAX_COMPARED_BYTES:
                     return None
-                before, after = (_nodes(raw, len(commit) // 2) for raw in raws)
+                before, after = (
+                    {name: (mode, oid) for name, mode, oid in _ordered(raw, prefix, len(commit) // 2)} for raw in raws
+                )
                 for name in {name for name, _ in before.items() ^ after.items()}:
                     path = prefix + name
                     listed += len(path)
                     nodes = before.get(name), after.get(name)
                     old, new = (None if node and node[0] == DIRECTORY else node for node in nodes)
                     if old or new:
-                        if path in found:  # a tree made by hand, with a slash in a name
-                            return None
                         found[path] = old, new
                     if (old, new) != nodes:
                         folders += 1
@@ -229,18 +224,25 @@ def differences(reader: BlobReader, base: str, commit: str) -> dict[bytes, Diffe
     return {path: (entry(path, found[path][0]), entry(path, found[path][1])) for path in sorted(found)}
 
 
-def _nodes(raw: bytes, id_bytes: int) -> dict[bytes, _Node]:
-    """Return the nodes of a tree object by name. Raises `GitError` if they are out of order."""
-    found: dict[bytes, _Node] = {}
+def _ordered(raw: bytes, prefix: bytes, id_bytes: int) -> Iterator[tuple[bytes, str, str]]:
+    """Yield name, mode and object id of each entry of a tree object.
+
+    Raises `GitError` unless they are in git's order, have different names and no slashes. Therefore the paths of a commit
+    are in order and differ, and `entries` finds each of them.
+    """
     before = b""
+    files: list[bytes] = []  # whose names this entry's name begins with
     for stored_mode, name, oid in stored_entries(raw, id_bytes):
         mode = canonical_mode(stored_mode)
-        key = name + b"/" if mode == DIRECTORY else name  # as git sorts
-        if key <= before or name in found:
-            raise _out_of_order(name)
+        key = name + b"/" if mode == DIRECTORY else name
+        while files and not name.startswith(files[-1]):
+            files.pop()
+        if key <= before or b"/" in name or (files and files[-1] == name):
+            raise _malformed(prefix + name)
         before = key
-        found[name] = mode, oid.hex()
-    return found
+        if mode != DIRECTORY:
+            files.append(name)
+        yield name, mode, oid.hex()
 
 
 def _sizes(reader: BlobReader, nodes: Iterable[_Node]) -> dict[str, int]:
@@ -273,7 +275,8 @@ def canonical_mode(mode: bytes) -> str:
     return DIRECTORY if stat.S_ISDIR(number) else SYMLINK if stat.S_ISLNK(number) else SUBMODULE
 
 
-def _out_of_order(path: bytes) -> GitError:
-    """Return the error for a tree that is not sorted. git sorts trees, so it was made by hand and has no defined meaning."""
-    message = f"its tree is malformed ({git_errors.quoted(path, '', 100)!r} is out of order or duplicated)"
+def _malformed(path: bytes) -> GitError:
+    """Return the error for a tree that git would not write. It was made by hand and has no defined meaning."""
+    problem = "is out of order, duplicated or has a slash in its name"
+    message = f"its tree is malformed ({git_errors.quoted(path, '', 100)!r} {problem})"
     return git_errors.explain(Cause.OTHER, message)

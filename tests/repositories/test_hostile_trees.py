@@ -80,14 +80,25 @@ def test_looking_up_an_impossible_path_finds_nothing(repo: Repo, mirror: Mirror,
 
 @pytest.mark.parametrize(
     "names",
-    [[b"b", b"a"], [b"a", b"a"], [b"a", b"a.b", b"a"], [b"a/b", b"a"], [b"\xff", b"a"]],
+    [
+        [b"b", b"a"], [b"a", b"a"], [b"a", b"a.b", b"a"], [b"a/b", b"a"], [b"\xff", b"a"], [b"x/y"], [b"x/y/"],
+        [b"a/", b"a/"], [b"a", b"a/"], [b"a", b"a!", b"a-b", b"a/"], [b"b/", b"a"], [b"a/", b"a.b/"],
+    ],
     ids=lambda names: repr(names),
-)
+)  # fmt: skip
 def test_unsorted_tree_is_refused(repo: Repo, mirror: Mirror, fetched: Callable[..., str], names: list[bytes]) -> None:
-    serve(repo, tree(repo, *((FILE, name, blob(repo)) for name in names)))
-    with pytest.raises(GitError, match="malformed") as caught:
-        paths(mirror, fetched(repo))
-    assert caught.value.cause is Cause.OTHER
+    """Names that end in a slash are those of folders. In one that is listed twice, some paths would not be found."""
+    base = fetched(repo)
+    made = []
+    for number, name in enumerate(names):
+        file = FILE, b"%d" % number, blob(repo)
+        made.append((FOLDER, name[:-1], tree(repo, file)) if name.endswith(b"/") else (FILE, name, blob(repo)))
+    serve(repo, tree(repo, *made))
+    commit = fetched(repo)
+    for read in (lambda: paths(mirror, commit), lambda: changed_paths(mirror, base, commit)):
+        with pytest.raises(GitError, match="malformed") as caught:
+            read()
+        assert caught.value.cause is Cause.OTHER
 
 
 BROKEN = {
