@@ -37,7 +37,7 @@ def plan_to(
     """
     if delivery_rules.transforms.problem:
         raise PlanRefused(delivery_rules.transforms.problem, "transform")
-    plan = _fast_plan(head, watch, delivery_rules, reader)
+    plan = _fast_plan(head, watch, delivery_rules, reader, tick)
     plan = plan or full_plan(head, watch, delivery_rules, reader, tick)
     if (head.commit, plan.tree_files, plan.tree_bytes) != (watch.last_commit, watch.tree_files, watch.tree_bytes):
         repositories.record_snapshot(
@@ -73,13 +73,15 @@ def full_plan(
     return plan
 
 
-def _fast_plan(head: Head, watch: AppRepository, delivery_rules: DeliveryRules, reader: BlobReader) -> Plan | None:
+def _fast_plan(
+    head: Head, watch: AppRepository, delivery_rules: DeliveryRules, reader: BlobReader, tick: git.Tick
+) -> Plan | None:
     """Plan only the paths that differ from the base commit, are in doubt or failed. Return None if a full plan is needed."""
     base = watch.base_commit
     if not base or watch.base_rules != delivery_rules.fingerprint or delivery_rules.transforms:
         return None
     try:
-        changed = {} if base == head.commit else tree.differences(reader, base, head.commit)
+        changed = {} if base == head.commit else tree.differences(reader, base, head.commit, tick)
     except GitError:  # the base commit is missing or incomplete; the full plan does not need it
         return None
     unsettled = delivery_rows.unsettled_paths(watch.pk, MAX_DIFF_PATHS)

@@ -182,10 +182,10 @@ def _nodes_named(raw: bytes, names: set[bytes], id_bytes: int) -> dict[bytes, _N
     return found
 
 
-def differences(reader: BlobReader, base: str, commit: str) -> dict[bytes, Difference] | None:
+def differences(reader: BlobReader, base: str, commit: str, tick: Tick) -> dict[bytes, Difference] | None:
     """Return path → entries of both commits, for the files that differ. Return None if there is too much to compare.
 
-    Reads each folder that differs once, level by level. Raises `GitError` as `files` does.
+    Reads each folder that differs once, level by level, and calls `tick` for each. Raises `GitError` as `files` does.
     """
     found: dict[bytes, tuple[_Node | None, _Node | None]] = {}
     nothing = _EMPTY_TREE[len(commit)]
@@ -195,6 +195,7 @@ def differences(reader: BlobReader, base: str, commit: str) -> dict[bytes, Diffe
         below = []
         with closing(reader.trees([tree for _, *trees in level for tree in trees])) as contents:
             for (prefix, *_), raws in zip(level, itertools.batched(contents, 2), strict=True):
+                tick()
                 size = sum(map(len, raws))
                 compared += size
                 if size > _MAX_PAIR_BYTES or compared > MAX_COMPARED_BYTES:

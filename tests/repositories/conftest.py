@@ -42,5 +42,5 @@ def listed(mirror: Mirror, commit: str) -> list[Entry]:
 def changed_paths(mirror: Mirror, base: str, commit: str) -> list[bytes] | None:
     """Return the paths that differ between two commits, in order, or None if there are too many."""
     with mirror.blobs() as reader:
-        changes = tree.differences(reader, base, commit)
+        changes = tree.differences(reader, base, commit, lambda: None)
     return None if changes is None else list(changes)

@@ -180,7 +180,7 @@ def read_all(mirror: Mirror, commit: str, base: str) -> list[bytes]:
     """Read what a sync reads: the whole tree, the diff to the base and every blob. Then keep the base."""
     entries = listed(mirror, commit)
     with mirror.blobs() as reader:
-        tree.differences(reader, base, commit)
+        tree.differences(reader, base, commit, lambda: None)
         contents = list(reader.read([entry.blob for entry in entries]))
         assert contents == [b"".join(reader.stream(entry.blob)) for entry in entries]
     mirror.keep_base("watch", commit)

@@ -154,7 +154,7 @@ def test_any_mode_is_read_as_one_that_git_writes(repo: Repo, mirror: Mirror, fet
     commit = fetched(repo)
     with mirror.blobs() as reader:
         found = trees.entries(reader, commit, [b"%d" % number for number in range(len(modes))])
-        changes = trees.differences(reader, base, commit)
+        changes = trees.differences(reader, base, commit, lambda: None)
     assert changes is not None
     assert git(mirror.directory, "ls-tree", "--format=%(objectmode)", commit).decode().split() == list(modes.values())
     for read in (listed(mirror, commit), found.values(), [entry for _, entry in changes.values() if entry]):
@@ -274,6 +274,22 @@ def test_ten_trees_that_expand_to_billions_of_entries_are_refused(
     commit = fetched(repo)
     assert "more than MAX_FILES (20,000)" in refusal(mirror, commit)
     assert changed_paths(mirror, base, commit) is None
+
+
+def test_lease_is_extended_while_many_folders_are_compared(
+    repo: Repo, mirror: Mirror, fetched: Callable[..., str]
+) -> None:
+    """A stranger's pack can store each folder as a change of the one before, and reading the last one then takes long."""
+    commits = []
+    for content in (b"1", b"2"):
+        leaf = tree(repo, (FILE, b"f", blob(repo, content)))
+        serve(repo, nested(repo, leaf, 2, 10))
+        commits.append(fetched(repo))
+    ticks: list[int] = []
+    with mirror.blobs() as reader:
+        changes = trees.differences(reader, *commits, lambda: ticks.append(1))
+    assert changes is not None
+    assert (len(changes), len(ticks)) == (100, 111)
 
 
 def test_huge_names_of_nested_folders_are_refused(
