@@ -139,8 +139,8 @@ class BlobReader:
             return self._body(blob, self._size(blob))
 
     def _body(self, name: str, size: int) -> bytes:
-        content = self._out.read(size + 1)[:-1]
-        if len(content) != size:
+        content = self._out.read(size)
+        if len(content) != size or not self._out.read(1):
             raise self._unreadable(name)
         return content
 

@@ -1,6 +1,7 @@
 """Reading blobs through one `git cat-file --batch-command` with prefetching: each is complete and the right one."""
 
 import fcntl
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,6 +67,16 @@ def test_same_blob_may_be_prefetched_twice(reader: BlobReader, blobs: list[str])
 def test_prefetch_beyond_the_pipe_buffer(reader: BlobReader, blobs: list[str]) -> None:
     reader.prefetch(blobs)
     assert list(reader.read(blobs)) == CONTENTS
+
+
+def test_object_is_in_memory_once(reader: BlobReader, mirror: Mirror) -> None:
+    content = bytes(10_000_000)
+    blob = git(mirror.directory, "hash-object", "-w", "--stdin", stdin=[content]).decode("ascii").strip()
+    tracemalloc.start()
+    assert next(reader.read([blob])) == content
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.5 * len(content)
 
 
 def test_large_blob_is_streamed_past_the_prefetched_ones(reader: BlobReader, blobs: list[str]) -> None:
