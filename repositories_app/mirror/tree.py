@@ -64,7 +64,7 @@ type Difference = tuple[Entry | None, Entry | None]
 
 
 def files(reader: BlobReader, commit: str, tick: Tick) -> Iterator[Entry]:
-    """Yield the files, links and submodules of a commit in byte order of their paths. Call `tick` for each folder.
+    """Yield the files, links and submodules of a commit in byte order of their paths. Call `tick` for each folder that is read.
 
     Raises `GitError` if an object cannot be read, if a tree is malformed, or if the commit has more than `MAX_FILES`
     files and folders, nests them too deep, or lists too much. Meanwhile, the reader may be used for something else.
@@ -142,7 +142,10 @@ class _Folders:
         new = [tree for tree in dict.fromkeys(trees) if tree not in self._small]
         if len(self._small) + len(new) > 2 * _AT_ONCE:
             self._small.clear()
-        self._small.update(zip(new, self._reader.trees(new), strict=True))
+        with closing(self._reader.trees(new)) as contents:
+            for tree, raw in zip(new, contents, strict=True):
+                self._tick()
+                self._small[tree] = raw
 
 
 def entries(reader: BlobReader, commit: str, paths: Iterable[bytes]) -> dict[bytes, Entry]:

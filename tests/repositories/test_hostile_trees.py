@@ -292,6 +292,18 @@ def test_lease_is_extended_while_many_folders_are_compared(
     assert (len(changes), len(ticks)) == (100, 111)
 
 
+def test_lease_is_extended_while_small_folders_are_read_together(
+    repo: Repo, mirror: Mirror, fetched: Callable[..., str]
+) -> None:
+    folders = [(FOLDER, b"%03d" % number, tree(repo, (FILE, b"%d" % number, blob(repo)))) for number in range(100)]
+    serve(repo, tree(repo, *folders))
+    ticks: list[int] = []
+    commit = fetched(repo)
+    with mirror.blobs() as reader:
+        next(trees.files(reader, commit, lambda: ticks.append(1)))
+    assert len(ticks) > 100
+
+
 def test_huge_names_of_nested_folders_are_refused(
     repo: Repo, mirror: Mirror, fetched: Callable[..., str], monkeypatch
 ) -> None:
