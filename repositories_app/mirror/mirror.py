@@ -148,7 +148,7 @@ class Mirror:
             with tempfile.TemporaryFile() as file:
                 file.write(pack.content)
                 file.seek(0)
-                self._git(command, stdin=file.fileno(), timeout=timeout, tick=tick, short=True)
+                self._git(command, stdin=file.fileno(), timeout=timeout, tick=tick)
         except BaseException as error:
             self._clear()
             if isinstance(error, GitError):

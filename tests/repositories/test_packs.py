@@ -1,7 +1,12 @@
 """Fetching with one request: a small pack over the HTTP client into `git index-pack`, and git itself for the rest."""
 
+import hashlib
+import os
 import random
+import signal
+import zlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +22,8 @@ from tests.docora.http_server import ScriptedServer, saying, servers
 from tests.repositories.conftest import changed_paths, listed
 from tests.support.git import GitFixture, Repo
 from tests.support.git import git as run_git
+from tests.support.processes import children, forked
+from tests.support.receiver import wait_for
 
 NAME = "1" * 40
 AUTHOR = ("-c", "user.name=Anna", "-c", "user.email=anna@docora.example")
@@ -314,3 +321,44 @@ def test_pack_without_the_commit_cannot_be_read(repo: Repo, mirror: Mirror, clie
         with pytest.raises(GitError) as raised:
             listed(mirror, repo.head)
     assert raised.value.cause is Cause.CORRUPT
+
+
+def varint(number: int) -> bytes:
+    return bytes([number & 127 | 128]) + varint(number >> 7) if number > 127 else bytes([number])
+
+
+def bomb() -> bytes:
+    """Return a pack of 20 kB whose objects have 10 GB: a blob of zeros, and deltas that copy it ten times each."""
+    zeros = bytes(0xFFFFFF)
+    name = hashlib.sha1(b"blob %d\0" % len(zeros) + zeros, usedforsecurity=False).digest()
+    objects = [(3, len(zeros), b"", zeros)]
+    for number in range(60):
+        size = varint(len(zeros)) + varint(10 * len(zeros) + 1)
+        delta = size + b"\xf0\xff\xff\xff" * 10 + bytes([1, number])
+        objects.append((7, len(delta), name, delta))
+    packed = b"".join(
+        bytes([kind << 4 | size & 15 | 128]) + varint(size >> 4) + base + zlib.compress(content)
+        for kind, size, base, content in objects
+    )
+    pack = b"PACK" + (2).to_bytes(4) + len(objects).to_bytes(4) + packed
+    return pack + hashlib.sha1(pack, usedforsecurity=False).digest()
+
+
+def test_killed_worker_takes_index_pack_with_it(mirror: Mirror, host) -> None:
+    """A small pack may keep git busy for days. It would hold the mirror's lock meanwhile."""
+    pack = bomb()
+    url = host(answer(shallow_info(f"shallow {NAME}"), packfile(b"\1" + pack))).url
+
+    def fetch() -> None:
+        with remote.new_client() as client, mirror.in_use(lambda: None):
+            mirror.fetch(url, "", NAME, "watch", timeout=60, tick=lambda: None, client=client)
+
+    def is_indexing(pid: int) -> bool:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        return command.startswith(b"git") and b"index-pack" in command
+
+    worker = forked(fetch)
+    wait_for(lambda: any(map(is_indexing, children(worker))))
+    os.kill(worker, signal.SIGKILL)
+    os.waitpid(worker, 0)
+    wait_for(lambda: mirror.remove(wait=False), timeout=2)
