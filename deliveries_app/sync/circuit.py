@@ -24,7 +24,8 @@ def record_git_failure(repository: Repository, error: GitError) -> float:
     with transaction.atomic():
         if repositories.record_failure(repository, error):
             _announce_failure(repository, error)
-    return settings.CIRCUIT_BREAKER_COOLDOWN_SECONDS if repository.circuit_open_until else 0.0
+    is_open = repository.consecutive_failures >= settings.CIRCUIT_BREAKER_THRESHOLD
+    return settings.CIRCUIT_BREAKER_COOLDOWN_SECONDS if is_open else 0.0
 
 
 def _announce_failure(repository: Repository, error: GitError) -> None:

@@ -87,6 +87,16 @@ def test_broken_repository_opens_its_circuit(world: World, settings, serve, reas
     assert (repository.consecutive_failures, repository.circuit_open_until, repository.last_error) == (0, None, "")
 
 
+def test_failure_below_a_threshold_that_was_raised_does_not_wait_for_the_circuit(world: World, settings) -> None:
+    """The time until which the circuit was open is over, and stays in the row."""
+    _, watch, _ = two_watches_behind_an_open_circuit(world, settings)
+    Repository.objects.update(circuit_open_until=from_now(-60), last_failure_at=from_now(-86_400))
+    settings.CIRCUIT_BREAKER_THRESHOLD = 5
+    failure = git_errors.temporary(Cause.NETWORK, "The connection was lost.")
+    assert circuit.record_git_failure(watch.repository, failure) == 0.0
+    assert not Repository.objects.get().circuit_is_open
+
+
 @pytest.mark.parametrize("token", ["", "expired"])
 def test_missing_repository_or_refused_token_sends_no_notice_as_the_reference_says(
     world: World, settings, client: Client, token: str
