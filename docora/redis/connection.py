@@ -8,7 +8,13 @@ from functools import lru_cache
 from django.conf import settings
 from redis import Redis
 from redis.client import Pipeline
-from redis.exceptions import AuthenticationError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+)
 from redis.exceptions import RedisError as RedisError  # for the callers
 
 from docora.conf.data_dir import embedded_redis_url
@@ -79,8 +85,12 @@ def problem(error: RedisError) -> tuple[str, str]:
     if isinstance(error, AuthenticationError):  # its message doesn't say which of the two
         text = "Redis refuses the user name and password in REDIS_URL, or requires a password."
         return text, "Write it as redis://:password@host:6379/0, with special characters percent-encoded."
+    if isinstance(error, BusyLoadingError):
+        return f"Redis is starting: {cause}.", "Wait until it has loaded its data."
+    if isinstance(error, ReadOnlyError | OutOfMemoryError):
+        return f"Redis refuses: {cause}.", "REDIS_URL must point to a primary with free memory."
     if isinstance(error, ResponseError):
-        return f"Redis refuses: {cause}.", "REDIS_URL must point to a primary with free memory and disk space."
+        return f"Redis refuses: {cause}.", "Check the database number in REDIS_URL and the user's permissions."
     if is_embedded:
         text = f"The embedded Valkey does not respond: {cause}."
         return text, f"Start {program()} up, which runs it, or restart it if it is running. Or set REDIS_URL."

@@ -10,7 +10,7 @@ import itertools
 import re
 import stat
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -135,7 +135,7 @@ class _Folders:
             sizes = dict(zip(oids, self._reader.sizes(oids), strict=True))
             self._read_small([oid for _, mode, oid in nodes if mode == DIRECTORY and sizes[oid] <= _SMALL_TREE])
             for name, mode, oid in nodes:
-                yield name, mode, oid, sizes.get(oid, 0)
+                yield name, mode, oid, sizes[oid] if _has_size(mode) else 0
 
     def _read_small(self, trees: Iterable[str]) -> None:
         """Read these trees together, to wait for git only once."""
@@ -171,7 +171,7 @@ def entries(reader: BlobReader, commit: str, paths: Iterable[bytes]) -> dict[byt
             break
         level = below
     sizes = _sizes(reader, found.values())
-    return {path: Entry(path, mode, oid, sizes.get(oid, 0)) for path, (mode, oid) in found.items()}
+    return {path: _entry(path, node, sizes) for path, node in found.items()}
 
 
 def _nodes_named(raw: bytes, names: set[bytes], id_bytes: int) -> dict[bytes, _Node]:
@@ -221,11 +221,10 @@ def differences(reader: BlobReader, base: str, commit: str, tick: Tick) -> dict[
                         return None
         level = below
     sizes = _sizes(reader, [node for nodes in found.values() for node in nodes if node])
-
-    def entry(path: bytes, node: _Node | None) -> Entry | None:
-        return Entry(path, *node, sizes.get(node[1], 0)) if node else None
-
-    return {path: (entry(path, found[path][0]), entry(path, found[path][1])) for path in sorted(found)}
+    return {
+        path: (old and _entry(path, old, sizes), new and _entry(path, new, sizes))
+        for path, (old, new) in sorted(found.items())
+    }
 
 
 def _ordered(raw: bytes, prefix: bytes, id_bytes: int) -> Iterator[tuple[bytes, str, str]]:
@@ -253,6 +252,11 @@ def _sizes(reader: BlobReader, nodes: Iterable[_Node]) -> dict[str, int]:
     """Return object id → size in bytes of those that are files or links."""
     oids = [oid for mode, oid in nodes if _has_size(mode)]
     return dict(zip(oids, reader.sizes(oids), strict=True))
+
+
+def _entry(path: bytes, node: _Node, sizes: Mapping[str, int]) -> Entry:
+    mode, oid = node
+    return Entry(path, mode, oid, sizes[oid] if _has_size(mode) else 0)
 
 
 def _has_size(mode: str) -> bool:

@@ -2,13 +2,21 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import psycopg
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, InternalError, NotSupportedError
-from redis.exceptions import ResponseError
+from redis.exceptions import (
+    BusyLoadingError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 
 from docora.cli import commands
 from docora.cli.main import error_message
@@ -194,6 +202,22 @@ def test_redis_that_requires_a_password(valkey_server: ValkeyServer, instance_en
         "redis://:password@host:6379/0, with special characters percent-encoded."
     )
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (BusyLoadingError("Redis is loading the dataset in memory"), "starting: .* Wait until it has loaded its data."),
+        (
+            ReadOnlyError("You can't write against a read only replica."),
+            "refuses: .* REDIS_URL must point to a primary",
+        ),
+        (OutOfMemoryError("command not allowed"), "refuses: .* must point to a primary with free memory."),
+        (NoPermissionError("User docora can't run 'set'"), "refuses: .* Check the database number .* permissions."),
+    ],
+)
+def test_advice_fits_what_redis_answers(error: RedisError, message: str) -> None:
+    assert re.fullmatch(f"Redis (is )?{message}.*", error_message(error))
 
 
 def test_redis_that_may_not_write_its_file_is_not_called_full() -> None:

@@ -13,7 +13,7 @@ from repositories_app.mirror import tree as trees
 from repositories_app.mirror.mirror import Mirror
 from tests.repositories.conftest import changed_paths, listed
 from tests.support.git import GitFixture, Repo, git
-from tests.support.raw_objects import FILE, FOLDER, blob, serve, tree, write
+from tests.support.raw_objects import FILE, FOLDER, MODULE, blob, serve, tree, write
 
 
 @pytest.fixture
@@ -302,6 +302,34 @@ def test_lease_is_extended_while_small_folders_are_read_together(
     with mirror.blobs() as reader:
         next(trees.files(reader, commit, lambda: ticks.append(1)))
     assert len(ticks) > 100
+
+
+@pytest.mark.parametrize(
+    ("limit", "value"),
+    [("MAX_DIFF_PATHS", 2), ("MAX_DIFF_FOLDERS", 2), ("MAX_DIFF_BYTES", 10), ("MAX_COMPARED_BYTES", 180), ("_MAX_PAIR_BYTES", 150)],
+)  # fmt: skip
+def test_differences_are_left_to_a_full_plan_beyond_each_limit(
+    repo: Repo, mirror: Mirror, fetched: Callable[..., str], monkeypatch, limit: str, value: int
+) -> None:
+    base = fetched(repo)
+    repo.commit({"a/1": b"1", "b/2": b"2", "c/3": b"3"})
+    commit = fetched(repo)
+    assert changed_paths(mirror, base, commit) == [b"a/1", b"b/2", b"c/3"]
+    monkeypatch.setattr(trees, limit, value)
+    assert changed_paths(mirror, base, commit) is None
+
+
+def test_submodule_with_the_id_of_a_file_has_no_size(repo: Repo, mirror: Mirror, fetched: Callable[..., str]) -> None:
+    base = fetched(repo)
+    content = blob(repo, b"content")
+    serve(repo, tree(repo, (FILE, b"file", content), (MODULE, b"module", content)))
+    commit = fetched(repo)
+    with mirror.blobs() as reader:
+        found = trees.entries(reader, commit, [b"file", b"module"])
+        changes = trees.differences(reader, base, commit, lambda: None)
+    assert changes is not None
+    for read in (listed(mirror, commit), found.values(), [entry for _, entry in changes.values() if entry]):
+        assert [entry.size for entry in read] == [7, 0]
 
 
 def test_huge_names_of_nested_folders_are_refused(
