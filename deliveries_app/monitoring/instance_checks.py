@@ -236,8 +236,8 @@ def _has_idle_workers() -> bool:
     state = inspect.read()
     if state is None:
         return False
-    are_busy = [worker.state == "busy" for worker in state.workers if not worker.is_gone]
-    return not all(are_busy) and not (any(are_busy) and any(state.lengths.values()))
+    are_idle = [worker.state != "busy" for worker in state.workers if not worker.is_gone]
+    return any(are_idle) and (all(are_idle) or not any(state.lengths.values()))
 
 
 def check_pauses() -> list[CheckMessage]:

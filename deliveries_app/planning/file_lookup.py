@@ -92,13 +92,15 @@ def _explain(reason: Skipped, entry: Entry, rules: PatternRules) -> Skipped:
     """Return the reason with a message that names the pattern which leaves out the file. Raises `PlanRefused`."""
     if reason.cause == "not_included":
         return replace(reason, message="None of the app's include patterns matches it.")
-    matching = rules.excluded if reason.cause == "excluded" else rules.ignored
+    is_excluded = reason.cause == "excluded"
+    matching = rules.excluded if is_excluded else rules.ignored
     line = deciding_line(matching.patterns, entry) if matching else None
     assert line
     pattern, matched = line
-    source, verb = FILE_NAME if pattern.in_file else "the watch's patterns", "ignores"
-    if reason.cause == "excluded":
+    if is_excluded:
         source, verb = "the app's exclude patterns", "excludes"
+    else:
+        source, verb = FILE_NAME if pattern.in_file else "the watch's patterns", "ignores"
     target = "it" if matched == entry.path else f"the directory {clean_text(matched, 200)}"
     message = f'Line {pattern.number} of {source} ("{clean_text(pattern.text, 60)}") {verb} {target}.'
     return replace(reason, message=message)

@@ -8,13 +8,7 @@ from functools import lru_cache
 from django.conf import settings
 from redis import Redis
 from redis.client import Pipeline
-from redis.exceptions import (
-    AuthenticationError,
-    BusyLoadingError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    ResponseError,
-)
+from redis.exceptions import AuthenticationError, BusyLoadingError, OutOfMemoryError, ReadOnlyError, ResponseError
 from redis.exceptions import RedisError as RedisError  # for the callers
 
 from docora.conf.data_dir import embedded_redis_url

@@ -234,7 +234,8 @@ def _ordered(raw: bytes, prefix: bytes, id_bytes: int) -> Iterator[tuple[bytes, 
     are in order and differ, and `entries` finds each of them.
     """
     before = b""
-    files: list[bytes] = []  # whose names this entry's name begins with
+    # Files whose names this entry's name begins with. A folder of a file's name is not always next to it: `a`, `a.b`, `a/`.
+    files: list[bytes] = []
     for stored_mode, name, oid in stored_entries(raw, id_bytes):
         mode = canonical_mode(stored_mode)
         key = name + b"/" if mode == DIRECTORY else name

@@ -221,24 +221,22 @@ def test_fifty_thousand_entries_in_one_folder_are_streamed(
         assert next(files).path == names[1]
 
 
-def test_tree_that_expands_exponentially_is_refused(
-    repo: Repo, mirror: Mirror, fetched: Callable[..., str], monkeypatch
-) -> None:
-    monkeypatch.setattr(trees, "MAX_LISTED_BYTES", 200_000)
-    root = tree(repo, *((FILE, b"%d" % number, blob(repo)) for number in range(10)))
-    for _ in range(9):
-        root = tree(repo, *((FOLDER, b"%d" % number, root) for number in range(10)))
-    serve(repo, root)  # ten trees, ten billion files
-    with pytest.raises(GitError, match="list of files exceeds 200 kB") as caught:
-        listed(mirror, fetched(repo))
-    assert caught.value.cause is Cause.TOO_LARGE
-
-
 def nested(repo: Repo, inner: bytes, levels: int, times: int) -> bytes:
     """Return a tree of this many `levels`, each of which names the next one `times` times."""
     for _ in range(levels):
         inner = tree(repo, *((FOLDER, b"%d" % number, inner) for number in range(times)))
     return inner
+
+
+def test_tree_that_expands_exponentially_is_refused(
+    repo: Repo, mirror: Mirror, fetched: Callable[..., str], monkeypatch
+) -> None:
+    monkeypatch.setattr(trees, "MAX_LISTED_BYTES", 200_000)
+    leaf = tree(repo, *((FILE, b"%d" % number, blob(repo)) for number in range(10)))
+    serve(repo, nested(repo, leaf, 9, 10))  # ten trees, ten billion files
+    with pytest.raises(GitError, match="list of files exceeds 200 kB") as caught:
+        listed(mirror, fetched(repo))
+    assert caught.value.cause is Cause.TOO_LARGE
 
 
 def refusal(mirror: Mirror, commit: str) -> str:
