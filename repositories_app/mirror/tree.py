@@ -10,7 +10,7 @@ import itertools
 import re
 import stat
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -32,6 +32,7 @@ MAX_DIFF_BYTES = 1 << 20  # of those paths together
 MAX_COMPARED_BYTES = 64 << 20  # of all tree objects that are compared
 _MAX_PAIR_BYTES = 8 << 20  # of one folder in both commits, whose entries are in memory; about 100,000 files
 _AT_ONCE = 400  # objects
+_SIZES_KEPT = 10_000
 _SMALL_TREE = 8192  # bytes; about two hundred files
 _EMPTY_TREE = {
     40: "4b825dc642cb6eb9a060e54bf8d69288fbee4904",
@@ -113,6 +114,7 @@ class _Folders:
         self._id_bytes = id_bytes
         self._tick = tick
         self._small: dict[str, bytes] = {}  # small trees that were read together, by object id
+        self._sizes: dict[str, int] = {}  # by object id
 
     def enter(self, tree: str, prefix: bytes) -> None:
         """Begin to list a folder. Raises `GitError` if it is nested too deep or if the names on the way are too long."""
@@ -131,11 +133,18 @@ class _Folders:
 
     def _entries(self, raw: bytes, prefix: bytes) -> Iterator[tuple[bytes, str, str, int]]:
         for nodes in itertools.batched(_ordered(raw, prefix, self._id_bytes), _AT_ONCE):
-            oids = [oid for _, mode, oid in nodes if mode != SUBMODULE]
-            sizes = dict(zip(oids, self._reader.sizes(oids), strict=True))
+            sizes = self._sizes_of([oid for _, mode, oid in nodes if mode != SUBMODULE])
             self._read_small([oid for _, mode, oid in nodes if mode == DIRECTORY and sizes[oid] <= _SMALL_TREE])
             for name, mode, oid in nodes:
                 yield name, mode, oid, sizes[oid] if _has_size(mode) else 0
+
+    def _sizes_of(self, oids: Sequence[str]) -> dict[str, int]:
+        """Return object id → size. Those read last are not read again: one folder may be listed a hundred thousand times."""
+        if len(self._sizes) > _SIZES_KEPT:
+            self._sizes.clear()
+        new = [oid for oid in dict.fromkeys(oids) if oid not in self._sizes]
+        self._sizes.update(zip(new, self._reader.sizes(new), strict=True))
+        return {oid: self._sizes[oid] for oid in oids}
 
     def _read_small(self, trees: Iterable[str]) -> None:
         """Read these trees together, to wait for git only once."""
