@@ -48,7 +48,7 @@ _Time = Annotated[
 class NotifiedRepository(_Body):
     repository_id: str = Field(
         description="The repository's id. It is the same for every app that watches the repository.",
-        pattern="^repo_[0-9a-f]{24}$",
+        pattern="^[A-Za-z0-9_-]{1,50}$",  # an imported repository keeps its id
     )
     github_url: str = Field(description="The repository's URL, spelled as your app sent it.")
     owner: str = Field(description="The part of the URL before the name. It may contain slashes.")

@@ -50,6 +50,13 @@ def test_bodies_with_a_field_more_or_less_are_not(event: str) -> None:
         assert not check.is_valid({name: value for name, value in body.items() if name != field}), field
 
 
+def test_imported_repository_may_have_another_id() -> None:
+    """`importing.validate` accepts these ids, and they stay."""
+    body = json.loads(examples.examples()["create"].variants[0].body)
+    body["repository"]["repository_id"] = "Portal-docs_1"
+    validator("create").validate(body)
+
+
 def test_every_header_is_documented_in_order() -> None:
     sent = [name for name, _, _ in examples.headers()]
     assert [name for name in sent if name not in {"Content-Type", "User-Agent"}] == list(webhook_schemas.HEADERS)
