@@ -228,10 +228,22 @@ HEADERS = {
 
 _RESPONSES = {
     "2XX": "Accepted. Respond once the file is stored.",
-    "410": "Stop sending notifications. Docora pauses your app after this response to three files, or to one ping.",
     "429": "Too many requests. Docora sends the same request again after `Retry-After`, or after a short wait. After some "
     "repetitions, it counts as not accepted.",
     "default": "Not accepted. It is sent again.",
+}
+_PAUSES = {"410": "Stop sending notifications. Docora pauses your app after this response to three files."}
+_MISSING = "Accepted if your app may not have the file and is known to work, for example because it accepts a `/ping`."
+_RESPONSES_TO = {
+    "create": _RESPONSES | _PAUSES,
+    "update": _RESPONSES | _PAUSES,
+    "delete": _RESPONSES | {"404": _MISSING, "410": _MISSING},
+    "sync_failed": _RESPONSES | {"410": "Not accepted. It is not sent again."},
+    "ping": {
+        "2XX": "Accepted.",
+        "410": "Stop sending notifications. Docora pauses your app after this response to a test.",
+        "default": "Not accepted. It is not sent again.",
+    },
 }
 
 
@@ -255,7 +267,10 @@ def add_to(document: dict[str, Any]) -> None:
                     "required": True,
                     "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}},
                 },
-                "responses": {status: {"description": text} for status, text in _RESPONSES.items()},
+                "responses": {
+                    status: {"description": text}
+                    for status, text in sorted(_RESPONSES_TO.get(event, _RESPONSES).items())
+                },
             }
         }
         for event, (model, summary, description) in EVENTS.items()

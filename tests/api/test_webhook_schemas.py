@@ -6,10 +6,14 @@ import re
 import jsonschema_rs
 import pytest
 
+from deliveries_app.actors import Actor
 from deliveries_app.api import openapi, webhook_schemas
 from deliveries_app.docs import examples
-from deliveries_app.models import Reason
+from deliveries_app.models import App, Reason
+from deliveries_app.services.pinging import send_ping
 from repositories_app.git.exceptions import Cause
+from tests.support.receiver import Answer
+from tests.support.world import World
 from tests.wire.bodies import BODIES
 
 
@@ -55,6 +59,22 @@ def test_imported_repository_may_have_another_id() -> None:
     body = json.loads(examples.examples()["create"].variants[0].body)
     body["repository"]["repository_id"] = "Portal-docs_1"
     validator("create").validate(body)
+
+
+@pytest.mark.parametrize("event", ["create", "update", "delete", "sync_completed", "ping"])
+def test_410_pauses_the_app_if_the_document_says_so(world: World, event: str) -> None:
+    paths = ["a", "b", "c", "d"]
+    repo, watch = world.watch(dict.fromkeys(paths, b"1"))
+    App.objects.update(send_sync_completed=True)
+    if event in {"update", "delete"}:
+        world.settle()
+        repo.commit(dict.fromkeys(paths, b"2" if event == "update" else None))
+    world.answer(lambda note: Answer(410) if note.kind == event else None)
+    if event == "ping":
+        send_ping(Actor.command(), world.app)
+    world.sync(watch)
+    documented = openapi.document()["webhooks"][event]["post"]["responses"].get("410", {"description": ""})
+    assert App.objects.get().paused == ("pauses your app" in documented["description"])
 
 
 def test_every_header_is_documented_in_order() -> None:
