@@ -46,7 +46,9 @@ def list_failures(
     after: After = "",
     limit: Limit = DEFAULT_LIMIT,
 ) -> dict[str, Any]:
-    """Lists the files that the app has not accepted and those that a rule leaves out, each with the reason."""
+    """Lists the files that the app has not accepted, and those that can't be sent, each with the reason. Of those that can't
+    be sent, at most 1,000 of a sync are listed. Files that patterns or a transform leave out are only counted, in `left_out`
+    of the repository."""
     watch = callers.own_watch(request, repository_id)
     rows = DeliveryFailure.objects.filter(watch=watch)
     if kind is not None:

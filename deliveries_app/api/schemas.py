@@ -225,7 +225,7 @@ class Failure(Schema):
         examples=["src/index.ts"],
     )
     kind: FailureKind = Field(
-        description="`failed`: the app has not accepted it. `skipped`: a rule leaves it out, such as the size limit.",
+        description="`failed`: the app has not accepted it. `skipped`: it can't be sent, for example because of its size.",
         examples=["failed"],
     )
     cause: str = Field(

@@ -9,6 +9,7 @@ from django.utils import timezone
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Delivery, DeliveryFailure, SyncRun
+from deliveries_app.planning.plan import MAX_SKIPPED_LISTED
 from deliveries_app.services import resync_single
 from deliveries_app.webhooks.payloads import timestamp
 from repositories_app.git.url import host_of
@@ -94,6 +95,20 @@ def test_skipped_file_has_no_attempts(world: World, caller: Caller) -> None:
     (failure,) = caller.get(path_of(watch, "failures"), kind="skipped").json()["failures"]
     assert (failure["kind"], failure["attempts"], failure["next_attempt_at"]) == ("skipped", 0, None)
     assert caller.get(path_of(watch, "failures"), kind="failed").json()["failures"] == []
+
+
+def test_files_that_patterns_leave_out_are_only_counted(world: World, caller: Caller) -> None:
+    """The reference says so, and how many others are listed."""
+    _, watch = world.watch(
+        {".docoraignore": b"*.tmp\n", "a.tmp": b"1", "b.png": b"2", "c": b"3", "link": Entry.symlink("c")}
+    )
+    caller.put({"github_url": watch.github_url, "exclude_patterns": ["*.png"]})
+    world.settle()
+    assert [row["path"] for row in caller.get(path_of(watch, "failures")).json()["failures"]] == ["link"]
+    counted = caller.get(f"/{watch.repository.repository_id}").json()["left_out"]
+    assert counted == {"ignored": 1, "excluded": 1, "symlink": 1}
+    call = caller.client.get("/openapi.json").json()["paths"][f"{BASE}/{{repository_id}}/failures"]["get"]
+    assert f"at most {MAX_SKIPPED_LISTED:,} of a sync are listed" in " ".join(call["description"].split())
 
 
 def test_failures_are_read_in_pages(world: World, caller: Caller) -> None:
