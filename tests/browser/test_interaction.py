@@ -7,6 +7,7 @@ from hashlib import sha256
 from threading import Event
 
 import pytest
+from django.conf import settings
 from django.contrib.sessions.models import Session
 from django.utils import timezone
 from playwright.sync_api import Locator, Page, Route, expect
@@ -523,6 +524,29 @@ def test_bar_has_the_colour_of_the_result(quiet_site: Site, browser: Browser) ->
             page.goto(quiet_site.url + address)
             bar, border, expected = page.locator(".progress-box").evaluate(COLOURS_OF_BOX, colour)
             assert (bar, border) == (expected, expected), f"{address} is not {colour}"
+
+    browser.drive(journey)
+    assert browser.complaints == []
+
+
+def test_badges_move_only_where_they_are_refreshed(quiet_site: Site, browser: Browser) -> None:
+    """Elsewhere, a sync that has ended would still seem to run."""
+    watch = retried(make_app("Portal"), "docs")
+    AppRepository.objects.update(lease_until=timezone.now() + timedelta(seconds=settings.LEASE_SECONDS))
+    pages = {
+        LIST: "docora-pulse",
+        f"{LIST}{watch.pk}/change/": "docora-pulse",
+        "/admin/deliveries_app/failedsync/": "docora-pulse",
+        "/admin/deliveries_app/syncrun/": "none",
+        f"{LIST}force-resync/?ids={watch.pk}": "none",
+    }
+
+    def journey(page: Page) -> None:
+        page.emulate_media(reduced_motion="no-preference")
+        sign_in(page, quiet_site)
+        for address, animation in pages.items():
+            page.goto(quiet_site.url + address)
+            expect(page.locator(".badge-busy .icon").first).to_have_css("animation-name", animation)
 
     browser.drive(journey)
     assert browser.complaints == []
