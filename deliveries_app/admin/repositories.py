@@ -92,7 +92,7 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
             "snapshot": repository.snapshots.first(),
             "can_view_watches": can_view_watches,
             "rows": [cells_of(request.user, watch, request.get_full_path()) for watch in watches],
-            "more_watches": max(0, self.watchers(repository) - LISTED_WATCHES),
+            "more_watches": self.watchers(repository) > LISTED_WATCHES,
             "live_query": live_query(watches),
             "hint": ROOT_HINTS[of_git(cause)].for_user(request.user) if cause else "",
         }

@@ -25,7 +25,7 @@ OPERATIONS_SHOWN, WATCHES_SHOWN = 4, 6
 
 @dataclass(frozen=True)
 class Running:
-    """The first few operations and running syncs, whether there are more operations, and how many more syncs.
+    """The first few operations and running syncs, and whether there are more of each.
 
     The operations are in progress or held, but not superseded.
     """
@@ -33,7 +33,7 @@ class Running:
     operations: list[dict[str, Any]]
     more_operations: bool
     watches: list[tuple[AppRepository, Progress | None]]
-    more_watches: int
+    more_watches: bool
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _running(watches: WatchCounts | None, *, operations: bool) -> Running:
         operations=[progress_context.of_operation(operation) for operation in open_operations[:OPERATIONS_SHOWN]],
         more_operations=len(open_operations) > OPERATIONS_SHOWN,
         watches=[(watch, progress.get(watch.pk)) for watch in syncing],
-        more_watches=max(0, watches.syncing - len(syncing)) if watches else 0,
+        more_watches=watches is not None and watches.syncing > len(syncing),
     )
 
 

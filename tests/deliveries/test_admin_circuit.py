@@ -108,12 +108,12 @@ def test_closed_circuit_is_not_reset(mender: Client, watches) -> None:
     assert not by_users().exists()
 
 
-def test_page_says_how_many_watches_are_not_listed(mender: Client, watches, monkeypatch) -> None:
+def test_page_links_to_all_watches_if_some_are_not_listed(mender: Client, watches, monkeypatch) -> None:
     page = f"{LIST}{watches[0].repository_id}/change/"
-    assert "more</a>" not in mender.get(page).text
+    assert "See all" not in mender.get(page).text
     monkeypatch.setattr(repositories, "LISTED_WATCHES", 1)
     all_of_it = f"{WATCHES}?q={watches[0].repository.repository_id}"
-    assert f'and <a href="{all_of_it}">1 more</a>' in mender.get(page).text
+    assert f'<a href="{all_of_it}">See all 2</a>' in mender.get(page).text
     assert mender.get(all_of_it).context["cl"].result_count == 2
 
 
