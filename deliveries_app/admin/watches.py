@@ -255,7 +255,10 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
             "left_out": help_texts.left_out(watch.left_out),
             "skipped": skipped[:LISTED_SKIPPED],
             "more_skipped": max(0, skipped.count() - LISTED_SKIPPED),
-            "notices": watch.notices.all()[:LISTED_SKIPPED],
+            "notices": [
+                (notice, next_attempt_of(watch, hold_until=notice.due_at))
+                for notice in watch.notices.all()[:LISTED_SKIPPED]
+            ],
             "next_check": next_check_of(watch),
             "hook_url": hook_url(watch),
             "hint": help_texts.ROOT_HINTS[RootCause(watch.root_cause)].for_user(request.user)

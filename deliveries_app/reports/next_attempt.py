@@ -70,10 +70,9 @@ def next_attempt_of(watch: AppRepository, *, hold_until: datetime | None = None)
         return NextAttempt(_MESSAGES[detail])
     if detail == StateDetail.HOST_DOWN:
         return NextAttempt("Next try", watch.host_retry_at)
-    if detail == StateDetail.WAITS_FOR_COMMIT:
-        return NextAttempt("Next check", _check_at(watch))
     at = due_at(watch, hold_until)
     if at is None:
-        return NextAttempt("Next check", _check_at(watch))
+        at = _check_at(watch)
+        return NextAttempt("Next check", at) if at > timezone.now() else NextAttempt("Next check is due")
     message = "Next try" if watch.is_failing or detail.state == WatchState.ON_HOLD else "Next sync"
     return NextAttempt(message, at) if at > timezone.now() else NextAttempt(f"{message} when a worker is free")

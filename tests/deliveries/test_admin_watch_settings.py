@@ -8,6 +8,7 @@ from django.test import Client
 from django.utils import timezone
 
 from deliveries_app.models import (
+    App,
     AppRepository,
     DeliveryFailure,
     FailureKind,
@@ -18,6 +19,7 @@ from deliveries_app.models import (
     SyncRun,
 )
 from deliveries_app.progress.runs import open_run
+from deliveries_app.reports.next_attempt import NextAttempt, next_attempt_of
 from tests.support.admin_pages import posted_form
 from tests.support.audit import by_users
 from tests.support.staff import fail, make_app, make_watch, staff
@@ -183,6 +185,15 @@ def test_next_check_of_a_failing_watch_is_no_later_than_its_next_try(keeper: Cli
     assert next_check() == "after it is resumed"
 
 
+def test_check_that_is_due_is_not_just_now(keeper: Client, watch: AppRepository) -> None:
+    """The sweep makes it within seconds."""
+    for seconds, shown in ((65, True), (-2, False)):
+        AppRepository.objects.update(next_check_at=timezone.now() + timedelta(seconds=seconds))
+        assert ("Next check <time" in page_of(keeper, watch)) == shown
+        checked = AppRepository.objects.with_state().select_related("app", "repository").get()
+        assert (next_attempt_of(checked) == NextAttempt("Next check is due")) != shown
+
+
 def test_run_shows_number_of_left_out_files(watch: AppRepository) -> None:
     run = open_run(watch, "change", requested_by="Docora")
     run.left_out = {"ignored": 1200, "submodule": 1, "lfs_pointer": 2}
@@ -198,12 +209,28 @@ def test_run_shows_number_of_left_out_files(watch: AppRepository) -> None:
 
 def test_waiting_notifications_are_listed(keeper: Client, watch: AppRepository) -> None:
     assert "Pending notifications" not in page_of(keeper, watch)
+    due_at = timezone.now() + timedelta(minutes=3, seconds=5)
     Notice.objects.create(
-        watch=watch, kind=NoticeKind.SYNC_FAILED, fields={}, generation=1, last_error="The app returned HTTP 500."
+        watch=watch,
+        kind=NoticeKind.SYNC_FAILED,
+        fields={},
+        generation=1,
+        due_at=due_at,
+        last_error="The app returned HTTP 500.",
     )
-    page = page_of(keeper, watch)
-    assert "Pending notifications (1)" in page
-    assert "The app returned HTTP 500." in page
+    AppRepository.objects.update(next_sync_at=due_at)
+
+    def listed() -> str:
+        [table] = re.findall('<div id="pending-table".*?</table>', page_of(keeper, watch), re.DOTALL)
+        return " ".join(re.sub("<[^>]*>", " ", table).split())
+
+    assert "Pending notifications (1)" in page_of(keeper, watch)
+    assert "Next sync in 3 min The app returned HTTP 500." in listed()
+    Notice.objects.update(due_at=timezone.now() - timedelta(minutes=3))
+    AppRepository.objects.update(next_sync_at=timezone.now() - timedelta(minutes=3))
+    assert "Next sync when a worker is free" in listed()
+    App.objects.update(paused=True)
+    assert "Continues when the app is resumed" in listed()
 
 
 @pytest.mark.parametrize("page", PAGES)
