@@ -97,9 +97,9 @@ def test_status_says_when_it_is_tried_again(admin: Client, app: App) -> None:
     App.objects.update(cooldown_until=timezone.now() + timedelta(seconds=150))
     assert "On hold · the app returned HTTP 429 or 503, next try <time" in page(admin, app).text
     App.objects.update(down_count=3)
-    assert "Endpoint down</span> · next try <time" in page(admin, app).text
+    assert "Endpoint down</span> next try <time" in page(admin, app).text
     App.objects.update(cooldown_until=timezone.now() - timedelta(hours=3))
-    assert "Endpoint down</span> · tried again with the next sync" in page(admin, app).text
+    assert "Endpoint down</span> tried again with the next sync" in page(admin, app).text
 
 
 def test_works_without_redis(admin: Client, app: App, valkey_server) -> None:

@@ -18,6 +18,7 @@ from deliveries_app.progress import live, runs
 from deliveries_app.services import cancel_operation, resync_by_app, resync_many
 from deliveries_app.services.requests import Rollout
 from docora.redis import live_counters
+from docora.templatetags.docora import badge
 from repositories_app.models import Repository
 from tests.support.staff import fail, make_app, make_watch, staff
 
@@ -479,7 +480,7 @@ def test_poll_of_the_app_page_updates_its_status_and_pause_button(admin: Client,
     assert "Pause app" in before
     App.objects.update(paused=True, paused_reason="By a colleague.")
     answer = poll(admin, url, page)
-    assert '<dd id="app-status" data-live-part><span class="bad">Paused</span> By a colleague.</dd>' in answer
+    assert f'<dd id="app-status" data-live-part>{badge("paused", "Paused")} By a colleague.</dd>' in answer
     assert "Resume app</button>" in answer
     assert "Pause app" not in answer
 
