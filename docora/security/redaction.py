@@ -99,6 +99,7 @@ def encodings_of(secret: str) -> set[str]:
         html.escape(secret),
         json.dumps(secret)[1:-1],
         json.dumps(secret, ensure_ascii=False)[1:-1],
+        quote(secret),
         quote(secret, safe=""),
         quote_plus(secret),
         raw.hex(),
