@@ -15,6 +15,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.template.response import TemplateResponse
 from django.urls import reverse
+from django.views.decorators.http import require_GET
 from django_htmx.http import HttpResponseClientRedirect
 
 from deliveries_app.audited_admin import AuditedAdmin
@@ -133,10 +134,13 @@ class DocoraAdminSite(admin.AdminSite):
         return super().index(request, {"overview": context, **(extra_context or {})})
 
     def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        """Redirect to allauth's page, which also asks for a second factor. Let users without access sign out."""
+        """Redirect to allauth's page, which also asks for a second factor. Let users without access sign out.
+
+        Django's own form is never used: with it, a signed-in user could guess the passwords of others.
+        """
         if request.user.is_authenticated and not self.has_permission(request):
             return render(request, "account/no_access.html", self.each_context(request), status=403)
-        response: HttpResponse = secure_admin_login(super().login)(request, extra_context)
+        response: HttpResponse = secure_admin_login(require_GET(super().login))(request, extra_context)
         return response
 
 

@@ -9,6 +9,7 @@ from datetime import timedelta
 import pytest
 from allauth.mfa.models import Authenticator
 from allauth.mfa.totp.internal.auth import format_hotp_value, hotp_value
+from django.contrib.auth import get_user
 from django.contrib.auth.models import Group, User
 from django.contrib.sessions.models import Session
 from django.core import signing
@@ -81,6 +82,16 @@ def test_user_without_access_to_the_admin(db) -> None:
     assert "this account has no access to Docora" in page.content.decode()
     assert client.post("/accounts/logout/")["Location"] == LOGIN
     assert client.get(LOGIN).status_code == 200
+
+
+def test_sign_in_form_of_django_is_not_used(anna) -> None:
+    """It would neither ask for a second factor nor count failures."""
+    set_up_totp(signed_in(anna))
+    client = signed_in(User.objects.create_user("otto", password=PASSWORD, is_staff=True))
+    assert client.get("/admin/login/")["Location"] == "/admin/"
+    assert client.post("/admin/login/", {"username": "anna", "password": PASSWORD}).status_code == 405
+    assert get_user(client).username == "otto"
+    assert Client().post("/admin/login/", {"username": "anna", "password": PASSWORD})["Location"].startswith(LOGIN)
 
 
 def test_nobody_can_sign_up_and_unused_pages_are_not_routed(client: Client) -> None:
