@@ -8,6 +8,7 @@ import pytest
 from docora.http import transfer
 from docora.http.client import Cause, HttpClient
 from docora.http.egress import check_proxy_url
+from docora.sign_in.provider_http import provider_session
 from repositories_app.git import process as git
 from repositories_app.git.exceptions import AddressNotAllowed, GitError
 from repositories_app.git.remote import ls_head, new_client
@@ -60,6 +61,15 @@ def test_public_name_goes_through_the_proxy_too(serve, dns) -> None:
     server = serve()
     with Proxy({NAME: server.port}) as proxy, HttpClient(LOOPBACK, allow_http=True, proxy=proxy.url) as client:
         assert client.request(post(f"http://{NAME}/")).ok
+    assert proxy.targets == [f"{NAME}:80"]
+
+
+def test_identity_provider_is_called_through_the_proxy(serve, dns, settings) -> None:
+    settings.OIDC_ISSUER, settings.OIDC_ALLOWED_NETWORKS = f"http://{NAME}", []
+    server = serve(saying("200 OK", b"{}"))
+    with Proxy({NAME: server.port}) as proxy:
+        settings.EGRESS_PROXY = proxy.url
+        assert provider_session().get(f"http://{NAME}/").json() == {}
     assert proxy.targets == [f"{NAME}:80"]
 
 
