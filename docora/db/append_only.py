@@ -4,7 +4,8 @@ The one exception is for retention: within `deletes_before`, rows created before
 left on by accident, because it ends with its transaction and never affects other connections. The table needs the columns
 `id` and `created_at`.
 
-Anyone who may alter the schema can drop the triggers. To protect the rows from that, export them to another machine.
+Anyone who can run statements as Docora's database user can drop the triggers or use that exception. To protect the rows from
+that, export them to another machine.
 """
 
 from collections.abc import Iterator
