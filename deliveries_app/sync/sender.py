@@ -383,12 +383,14 @@ class Sender:
     def _failed_like_others(self) -> bool:
         """Return whether notifications have failed as if the endpoint were down, in this run and in enough others.
 
-        Each run alone may have too few paths to tell.
+        Each run alone may have too few paths to tell. After a ping that proved nothing, any number is enough.
         """
         if self._policy.failing_since is None:
             return False
+        if self._policy.is_in_doubt or self._policy.is_trying_one_by_one:
+            return True
         app = self._lease.watch.app
-        return self._policy.is_in_doubt or failing_watches(app, except_pk=self._lease.watch.pk) + 1 >= DOUBT_AFTER
+        return failing_watches(app, except_pk=self._lease.watch.pk) + 1 >= DOUBT_AFTER
 
     def _check_endpoint(self) -> None:
         """Find out whether the endpoint works. Raises `EndpointDown` if it does not."""

@@ -166,8 +166,9 @@ def test_control_paths_are_sent_one_by_one(world: World) -> None:
     assert at_once[-3:] == [1, 1, 1]
 
 
-def test_watch_without_another_path_holds_the_app_and_counts(world: World) -> None:
-    _, watch = world.watch(files(10))
+@pytest.mark.parametrize("count", [10, 11, 12])
+def test_watch_without_three_further_paths_holds_the_app_and_counts(world: World, count: int) -> None:
+    _, watch = world.watch(files(count))
     _, other = world.watch(name="acme/other")
     world.answer(failing("file", ping=404))
     world.sync(watch)
@@ -260,6 +261,17 @@ def test_probe_of_a_client_without_ping_sends_three_files(world: World) -> None:
     world.sync(watch)
     assert kinds(world) == "pccc"
     assert state(world) == (4, True)
+
+
+@pytest.mark.parametrize(("count", "sent"), [(1, "pc"), (2, "pcc")])
+def test_probe_of_a_client_without_ping_that_has_fewer_files(world: World, count: int, sent: str) -> None:
+    """Otherwise, an app whose pushes are small would not be on hold any longer, and its repositories would soon be given up."""
+    _, watch = world.watch(files(count))
+    App.objects.update(down_count=3, cooldown_until=from_now(-1))
+    world.answer(failing("file", ping=404))
+    world.sync(watch)
+    assert kinds(world) == sent
+    assert (watch.retry_count, state(world)) == (1, (4, True))
 
 
 def test_many_watches_with_one_failing_file_each_are_recognised(world: World, monkeypatch) -> None:
