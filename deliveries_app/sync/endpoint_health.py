@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 GATEWAY_ERRORS = {502, 503, 504}
 """Status codes of a proxy whose app is down."""
 PING_SECONDS = 60
-"""How long all runs use the result of a ping. Only a run that tries an endpoint that was down sends one regardless."""
+"""How long all runs use the result of a ping. A run sends one regardless if the endpoint was down or answered 404 to a delete."""
 _PREFIX = "docora:endpoint:"
 _ENDPOINT_CAUSES = (RootCause.DNS, RootCause.TLS, RootCause.CONNECTION, RootCause.TIMEOUT, RootCause.ADDRESS)
 _POLL_SECONDS = 0.2
