@@ -92,11 +92,12 @@ class Sender:
         """Send the whole plan. Return when every file was tried, or raise one of `sync.exceptions`."""
         for path in plan.retained:
             self._retained.add(path)
-        if plan.files and self._lease.watch.app.down_count:
+        app = self._lease.watch.app
+        if app.down_count and (plan.files or app.send_sync_completed):
             self._act_on(self._health.ping())
         for kind in PHASES:
             self._send_phase(plan.phase(kind))
-        self._recorder.commit(is_last=not self._lease.watch.app.send_sync_completed)
+        self._recorder.commit(is_last=not app.send_sync_completed)
         if self._failed_like_others():
             self._check_endpoint()
             if self._policy.is_trying_one_by_one:  # no path is left to try

@@ -254,6 +254,23 @@ def test_one_ping_asks_whether_an_endpoint_works_again(world: World) -> None:
     assert state(world) == (4, True)
 
 
+@pytest.mark.parametrize(("works", "sent", "then"), [(True, "ps", (0, False)), (False, "p", (4, True))])
+def test_probe_with_nothing_but_sync_completed_begins_with_a_ping_too(
+    world: World, works: bool, sent: str, then: tuple[int, bool]
+) -> None:
+    """The notice alone would count as a failed attempt, and the app would not be on hold any longer."""
+    App.objects.update(send_sync_completed=True)
+    repo, watch = world.watch()
+    AppRepository.objects.update(exclude_patterns="other")
+    world.settle()
+    repo.commit({"other": b"not sent"})
+    App.objects.update(down_count=3, cooldown_until=from_now(-1))
+    before = len(kinds(world))
+    world.answer(None if works else lambda note: Answer(502))
+    world.sync(watch)
+    assert (kinds(world)[before:], watch.retry_count, state(world)) == (sent, 0, then)
+
+
 def test_probe_of_a_client_without_ping_sends_three_files(world: World) -> None:
     _, watch = world.watch(files(20))
     App.objects.update(down_count=3, cooldown_until=from_now(-1))
