@@ -337,7 +337,7 @@ def _open_operation(operation_pk: int) -> QuerySet[BulkOperation]:
 
 @compiled_and_prepared
 def _locked_open_operation(operation_pk: int) -> QuerySet[BulkOperation]:
-    return BulkOperation.objects.filter(pk=operation_pk, ended_at=None).select_for_update()
+    return BulkOperation.objects.filter(pk=operation_pk, ended_at=None).select_for_update(no_key=True)
 
 
 def close_abandoned_operations() -> None:

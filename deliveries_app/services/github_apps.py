@@ -64,7 +64,9 @@ def save_github_app(
     if private_key or not github_app.pk:
         github_app.private_key = validate_private_key(private_key)
     with transaction.atomic():
-        before = GitHubApp.objects.select_for_update().filter(pk=github_app.pk).first() if github_app.pk else None
+        before = (
+            GitHubApp.objects.select_for_update(no_key=True).filter(pk=github_app.pk).first() if github_app.pk else None
+        )
         names = _FIELDS if before is None else [*changed, *(["private_key"] if private_key else [])]
         given = {name: getattr(github_app, name) for name in names}
         github_app.save(update_fields=None if before is None else {*names, "updated_at"})

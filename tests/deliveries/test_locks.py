@@ -19,6 +19,7 @@ from deliveries_app.models import (
     BulkOperation,
     HourlyTraffic,
     Outcome,
+    PendingRelease,
     SyncRun,
 )
 from deliveries_app.models.root_causes import RootCause
@@ -188,3 +189,22 @@ def test_last_attempt_ends_while_the_app_is_locked(world: World) -> None:
     with transaction.atomic():
         list(App.objects.select_for_update(no_key=True))
         in_threads(end)
+
+
+def test_rows_can_refer_to_what_a_worker_has_locked(world: World) -> None:
+    """The check of a foreign key would wait for a row that is locked with its key, and could deadlock."""
+    _, watch = world.watch()
+    operation = resync_by_app(COMMAND, world.app)
+
+    def insert() -> None:
+        with transaction.atomic():
+            with connection.cursor() as cursor:
+                cursor.execute("SET LOCAL lock_timeout = '2s'")
+                cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
+            PendingRelease.objects.create(operation=operation, watch=watch, position=0)
+
+    with transaction.atomic():
+        assert claim(watch.pk)
+        runs.close_operations([operation.pk])
+        in_threads(insert)
+    assert PendingRelease.objects.count() == 1
