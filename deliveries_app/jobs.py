@@ -1,4 +1,4 @@
-"""RQ entry points. Each takes one string or primary key and calls one function.
+"""RQ entry points. Each takes one string or primary key and, except for syncs, calls one function.
 
 A job that loses its database connection logs a warning and ends. All work is recorded in rows, so the sweep enqueues it
 again.

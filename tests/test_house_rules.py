@@ -156,6 +156,13 @@ def test_no_import_cycles() -> None:
     sorter.prepare()  # raises CycleError, which names the modules
 
 
+def test_every_package_says_what_is_in_it() -> None:
+    required_by_django = {"migrations", "commands", "en"}  # the package above says it
+    packages = [path for path in python_files(*PACKAGES) if path.name == "__init__.py"]
+    described = [path for path in packages if path.parent.name not in required_by_django]
+    assert [where(path, 1) for path in described if not ast.get_docstring(tree_of(path))] == []
+
+
 def test_settings_are_reached_through_django_only() -> None:
     assert imports_into(python_files(*PACKAGES), "docora.settings") == []
 

@@ -1,0 +1,1 @@
+"""Template tags and filters: `docora` is loaded into every template, `docs` only into those of the documentation."""

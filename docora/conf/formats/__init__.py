@@ -1,0 +1,1 @@
+"""The formats of dates, times and numbers on pages, by language (`FORMAT_MODULE_PATH`)."""
