@@ -561,7 +561,7 @@ COLOURS = """() => [...document.body.querySelectorAll("*")].map((element) => {
 def test_chosen_theme_looks_like_that_of_the_system(quiet_site: Site, browser: Browser) -> None:
     fail(make_watch(make_app("Portal"), "docs"), RootCause.TIMEOUT)
 
-    def look(page: Page, system: str, theme: str) -> list[str]:
+    def colours_of(page: Page, system: str, theme: str) -> list[str]:
         page.emulate_media(color_scheme=system)
         page.evaluate("(theme) => { document.documentElement.dataset.theme = theme; }", theme)
         return page.evaluate(COLOURS)
@@ -569,10 +569,10 @@ def test_chosen_theme_looks_like_that_of_the_system(quiet_site: Site, browser: B
     def journey(page: Page) -> None:
         sign_in(page, quiet_site)
         page.goto(f"{quiet_site.url}/admin/deliveries_app/failedsync/")
-        light, dark = look(page, "light", "auto"), look(page, "dark", "auto")
+        light, dark = colours_of(page, "light", "auto"), colours_of(page, "dark", "auto")
         assert light != dark
-        assert look(page, "light", "dark") == dark
-        assert look(page, "dark", "light") == light
+        assert colours_of(page, "light", "dark") == dark
+        assert colours_of(page, "dark", "light") == light
 
     browser.drive(journey)
 

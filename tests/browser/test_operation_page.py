@@ -57,12 +57,12 @@ def client_app(world: World, site: Site) -> Iterator[Client]:
 def is_shown(browser: Browser, *texts: str, seconds: float = 60) -> None:
     """Wait until the operation's box shows all these texts."""
 
-    def look(page: Page) -> None:
+    def expect_texts(page: Page) -> None:
         box = page.locator(".progress-body")
         for text in texts:
             expect(box).to_contain_text(text, timeout=seconds * 1000)
 
-    browser.drive(look)
+    browser.drive(expect_texts)
 
 
 def nothing_moves(page: Page) -> None:

@@ -53,7 +53,7 @@ class Visitor:
         self.wrong: list[str] = []
         self._seen = 0
 
-    def look(self, name: str) -> None:
+    def examine(self, name: str) -> None:
         self._seen += 1
         self.wrong += [f"{name}: {problem}" for problem in violations_in(FOUR_LOOKS, self.page)]
         for look in FOUR_LOOKS if SHOTS else ():
@@ -93,31 +93,31 @@ def test_password_code_passkey_and_provider(web: Web, browser: Browser) -> None:
         device = devices.send("WebAuthn.addVirtualAuthenticator", {"options": options})["authenticatorId"]
 
         page.goto(f"{url}/admin/deliveries_app/app/")
-        visitor.look("sign-in")
+        visitor.examine("sign-in")
         page.get_by_label("Username:").fill("anna")
         page.get_by_label("Password:").fill("wrong")
         page.get_by_role("button", name="Sign in", exact=True).click()
         expect(page.get_by_text("The username or password is wrong.")).to_be_visible()
-        visitor.look("wrong-password")
+        visitor.examine("wrong-password")
         visitor.enter_password()
         expect(page.get_by_role("heading", name="Apps", exact=True)).to_be_visible()
 
         secret = _set_up_app(visitor)
         visitor.sign_out()
         visitor.enter_password()
-        visitor.look("code")
+        visitor.examine("code")
         page.get_by_label("Code:").fill(code_of(secret))
         page.get_by_role("button", name="Sign in", exact=True).click()
         visitor.expect_overview()
 
         page.get_by_role("link", name="Account security").click()
         page.get_by_role("link", name="Add a passkey").click()
-        visitor.look("add-passkey")
+        visitor.examine("add-passkey")
         devices.send("WebAuthn.setAutomaticPresenceSimulation", {"authenticatorId": device, "enabled": True})
         page.get_by_label("Name:").fill("Laptop")
         page.get_by_role("button", name="Add", exact=True).click()
         expect(page.get_by_text("Laptop")).to_be_visible()
-        visitor.look("account")
+        visitor.examine("account")
         visitor.sign_out()
         page.get_by_role("button", name="Sign in with a passkey").click()
         visitor.expect_overview()
@@ -130,7 +130,7 @@ def test_password_code_passkey_and_provider(web: Web, browser: Browser) -> None:
         _confirm_with_the_passkey(visitor)
         page.get_by_role("link", name="Account security").click()
         page.get_by_role("link", name="Remove: Laptop").click()
-        visitor.look("remove-passkey")
+        visitor.examine("remove-passkey")
         page.get_by_role("button", name="Remove").click()
         expect(page.get_by_role("link", name="Remove: Laptop")).to_have_count(0)
         visitor.sign_out()
@@ -140,7 +140,7 @@ def test_password_code_passkey_and_provider(web: Web, browser: Browser) -> None:
 
         _sign_in_at_the_provider(visitor, "norbert")
         expect(page.get_by_text("None of your groups has access to Docora")).to_be_visible()
-        visitor.look("refused")
+        visitor.examine("refused")
         page.context.clear_cookies()
         page.goto(f"{url}/admin/")
         _sign_in_at_the_provider(visitor, "olga")
@@ -163,14 +163,14 @@ def test_password_code_passkey_and_provider(web: Web, browser: Browser) -> None:
 def _set_up_app(visitor: Visitor) -> str:
     page = visitor.page
     page.get_by_role("link", name="Account security").click()
-    visitor.look("account-empty")
+    visitor.examine("account-empty")
     page.get_by_role("link", name="Set up an authenticator app").click()
-    visitor.look("authenticator-app")
+    visitor.examine("authenticator-app")
     secret = page.locator("#totp-key").inner_text()
     page.get_by_label("Code:").fill(code_of(secret, -1))
     page.get_by_role("button", name="Set up").click()
     expect(page.get_by_role("heading", name="Recovery codes")).to_be_visible()
-    visitor.look("recovery-codes")
+    visitor.examine("recovery-codes")
     page.evaluate("dispatchEvent(new PageTransitionEvent('pagehide', {persisted: true}))")
     expect(page.locator("#recovery-codes")).to_have_text("")  # not kept for the Back button
     page.get_by_role("link", name="Done").click()
@@ -189,9 +189,9 @@ def _confirm_with_the_passkey(visitor: Visitor) -> None:
     page = visitor.page
     page.get_by_role("button", name="Save", exact=True).click()
     expect(page.get_by_text("This change needs a recent sign-in")).to_be_visible()
-    visitor.look("confirm")
+    visitor.examine("confirm")
     page.get_by_role("link", name="Use a passkey or security key").click()
-    visitor.look("confirm-with-passkey")
+    visitor.examine("confirm-with-passkey")
     page.get_by_role("button", name="Use a passkey or security key").click()
     expect(page.locator("#toasts-polite").get_by_text("was changed successfully")).to_be_visible()
 

@@ -361,14 +361,14 @@ def test_slow_host_does_not_delay_what_another_has_answered(world: World) -> Non
         if "slow" in target:
             found.append(is_due.wait(10))
 
-    def look() -> None:
+    def note_due() -> None:
         if AppRepository.objects.due().filter(pk=quick.pk).exists():
             is_due.set()
 
     world.git.server.on_request = think
     make_checks_due()
     with remote.new_client() as client:
-        assert check_due(client, look) == 2
+        assert check_due(client, note_due) == 2
     assert found == [True]
     assert [watch.pk for watch in AppRepository.objects.due()] == [quick.pk]
 

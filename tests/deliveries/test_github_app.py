@@ -417,14 +417,14 @@ def test_slow_api_does_not_delay_the_checks_of_other_repositories(
         found.append(is_due.wait(10))
         return 404, {}, {}
 
-    def look() -> None:
+    def note_due() -> None:
         if AppRepository.objects.due().filter(pk=public.pk).exists():
             is_due.set()
 
     monkeypatch.setattr(api, "handle", think)
     AppRepository.objects.update(next_check_at=Now())
     with remote.new_client() as client:
-        assert check_due(client, look) == 2
+        assert check_due(client, note_due) == 2
     assert found == [True]
 
 
