@@ -75,7 +75,10 @@ def test_result_has_one_duration(operator: Client, operation: BulkOperation) -> 
 def test_poll_takes_few_statements(
     operator: Client, operation: BulkOperation, redis_client, django_assert_max_num_queries, state: str, statements: int
 ) -> None:
-    """The last poll of a cancelled operation takes two more, to name the repositories that had started."""
+    """The last poll of a cancelled operation takes two more, to name the repositories that had started.
+
+    On the operation's own page, each poll takes two more, for the numbers by outcome.
+    """
     runs.seed(operation.runs.select_related("operation").order_by("pk")[0])
     run, watch = operation.runs.order_by("pk")[0], AppRepository.objects.order_by("pk")[0]
     if state == "lost by Redis":
@@ -96,6 +99,9 @@ def test_poll_takes_few_statements(
     ):
         with django_assert_max_num_queries(statements):
             assert operator.get(path).status_code == 200, path
+    on_page = f"/admin/progress/{operation.operation_id}/?announced=0&page=1"
+    with django_assert_max_num_queries(statements + 2):
+        assert operator.get(on_page).status_code == 200
 
 
 def test_poll_builds_no_sql(operator: Client, operation: BulkOperation, monkeypatch: pytest.MonkeyPatch) -> None:
