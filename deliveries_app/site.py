@@ -104,8 +104,13 @@ class DocoraAdminSite(admin.AdminSite):
         return response
 
     def register(self, model_or_iterable: Any, admin_class: Any = None, **options: Any) -> None:
-        """Register models as Django does, but record changes to them in Docora's audit log instead of Django's."""
+        """Register models as Django does, but record changes to them in Docora's audit log instead of Django's.
+
+        Leave out allauth's pages, with which administrators could add providers and edit second factors.
+        """
         base = admin_class or admin.ModelAdmin
+        if base.__module__.startswith("allauth."):
+            return
         if not issubclass(base, AuditedAdmin):
             base = type(base.__name__, (AuditedAdmin, base), {"__module__": base.__module__, "__doc__": base.__doc__})
         super().register(model_or_iterable, base, **options)

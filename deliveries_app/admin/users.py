@@ -6,9 +6,6 @@ Adding or deleting a user or a group, and changing names, roles or passwords, re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from allauth.account.models import EmailAddress
-from allauth.mfa.models import Authenticator
-from allauth.socialaccount.models import SocialAccount, SocialApp, SocialToken
 from django.conf import settings
 from django.contrib import admin
 from django.contrib.admin.utils import unquote
@@ -40,8 +37,7 @@ if TYPE_CHECKING:
 else:
     DjangoUserAdmin = auth.UserAdmin
 
-# allauth's own pages would let administrators add providers and edit second factors.
-for model in (User, Group, EmailAddress, Authenticator, SocialAccount, SocialApp, SocialToken):
+for model in (User, Group):
     if admin.site.is_registered(model):
         admin.site.unregister(model)
 

@@ -55,6 +55,12 @@ def test_staff_without_permissions_is_refused_everywhere(watches) -> None:
     assert {url: client.get(url).status_code for url in every_page(watches)} == dict.fromkeys(every_page(watches), 403)
 
 
+@pytest.mark.parametrize("model", ["account/emailaddress", "mfa/authenticator", "socialaccount/socialapp"])
+def test_allauths_own_pages_are_left_out(db, model: str) -> None:
+    """Administrators could change second factors and providers there, without a recent sign-in."""
+    assert superuser().get(f"/admin/{model}/").status_code == 404
+
+
 def test_anonymous_is_redirected_to_login_everywhere(client: Client, watches) -> None:
     for url in every_page(watches):
         answer = client.get(url)
