@@ -190,6 +190,19 @@ def test_revived_watch_has_the_settings_of_a_new_one(world: World) -> None:
     assert_promise_kept(world, repo, watch)
 
 
+def test_revived_watch_has_no_commit_yet(world: World) -> None:
+    """With that of the ended watch, it was shown as synced with 0 files, and it failed in a repository without a commit."""
+    repo, watch = world.watch({})
+    world.settle()
+    unwatch_repository(COMMAND, watch)
+    shutil.rmtree(repo.path)
+    world.git.repo(repo.name)
+    again = watch_repository(COMMAND, world.app, repo.url).watch
+    assert (again.pk, again.last_commit, again.last_synced_at) == (watch.pk, "", None)
+    assert not again.is_counted
+    assert world.sync(again).waits_for_first_commit
+
+
 @pytest.mark.parametrize(("seconds", "removed"), [(HOLD_AFTER_TIMEOUT, 0), (3600, 1)])
 def test_removal_waits_for_requests_of_a_dead_process(world: World, seconds: float, removed: int) -> None:
     """But not for a time that was written while the database's clock was ahead."""
