@@ -11,7 +11,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import AuditAction
 from deliveries_app.permissions import Permission
 from repositories_app import github
-from repositories_app.git.exceptions import InvalidUrl
+from repositories_app.git.exceptions import GitError, InvalidUrl
 from repositories_app.git.url import host_of, parse_url
 from repositories_app.models import GitHubApp
 
@@ -93,6 +93,10 @@ def list_installations(actor: Actor, github_app: GitHubApp) -> list[str]:
     Raises `GitError`, and `DecryptionError` if the key cannot be decrypted.
     """
     actor.require(Permission.CHANGE_GITHUB_APPS)
-    accounts = github.installations(github_app)
+    try:
+        accounts = github.installations(github_app)
+    except GitError as error:
+        error.next_step = error.next_step and "Try again later."  # nothing repeats the test
+        raise
     audit.record(actor, AuditAction.GITHUB_APP_TESTED, [github_app], "Tested the key")
     return accounts

@@ -127,6 +127,9 @@ def test_key_is_tested(root: Client, git: GitHubFixture, github_app: GitHubApp) 
     git.github.replies = [(401, {}, {})]
     page = root.post(f"{LIST}{github_app.pk}/test/", follow=True).text
     assert "GitHub refused the key of the GitHub App Reader." in page
+    git.github.replies = [(500, {}, {})]
+    page = root.post(f"{LIST}{github_app.pk}/test/", follow=True).text
+    assert "GitHub returned HTTP 500. Try again later." in page  # nothing repeats the test
     assert root.get(f"{LIST}{github_app.pk}/test/").status_code == 405
 
 
