@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import NamedTuple
+
+from django.db.models import Exists, OuterRef, Q
 
 from deliveries_app.models import App, AppRepositoryQuerySet, HourlyTraffic
 from deliveries_app.models.apps import APP_SECRETS
@@ -93,25 +96,31 @@ class Preflight:
 
 def preflight(watches: AppRepositoryQuerySet) -> Preflight:
     """Return the endpoints of these watches' apps, with one query and one round trip to Redis."""
-    apps = list(App.objects.filter(pk__in=watches.order_by().values("app")).defer(*APP_SECRETS))
+    failed_at = OuterRef("ping_failed_at")
+    traffic = HourlyTraffic.objects.filter(app=OuterRef("pk"), hour__gt=failed_at - timedelta(hours=1))
+    ping_failed = Q(ping_failed_at__isnull=False) & ~Exists(traffic.filter(acknowledged_at__gt=failed_at))
+    selected = App.objects.filter(pk__in=watches.order_by().values("app")).defer(*APP_SECRETS)
+    apps = list(selected.annotate(ping_failed=ping_failed))
     stats = endpoint_stats.of_apps(apps)
-    endpoints = sorted((_endpoint(app, stats) for app in apps), key=lambda endpoint: endpoint.rank)
+    found = (_endpoint(app, stats, ping_failed=app.ping_failed) for app in apps)
+    endpoints = sorted(found, key=lambda endpoint: endpoint.rank)
     shown = endpoints[:_SHOWN]
     return Preflight(shown, len(endpoints) - len(shown), sum(1 for endpoint in endpoints if endpoint.warnings))
 
 
 def after_ping(app: App) -> Endpoint:
     """Return the app's endpoint as shown beside a ping's result: without a warning about a failed ping."""
-    return _endpoint(app, endpoint_stats.of_apps([app]), ping_is_shown=True)
+    return _endpoint(app, endpoint_stats.of_apps([app]), ping_failed=False)
 
 
-def _endpoint(app: App, found: Mapping[int, EndpointStats] | None, *, ping_is_shown: bool = False) -> Endpoint:
+def _endpoint(app: App, found: Mapping[int, EndpointStats] | None, *, ping_failed: bool) -> Endpoint:
+    """`ping_failed`: the last test ping failed, and the app has accepted no file since."""
     stats = found.get(app.pk) if found else None
     warnings: dict[int, str] = {}  # by severity
     if stats and stats.is_unhealthy:
         share = f"only {100 * stats.accepted:.0f}%" if stats.accepted else "none"
         warnings[1] = f"It accepted {share} of the last {stats.requests} notifications."
-    if app.ping_failed_at and not ping_is_shown:
+    if ping_failed:
         warnings[2] = "The last test ping failed."
     if app.down_count:
         warnings[4] = "The endpoint doesn't respond. Docora tries one repository now; the rest wait for the result."

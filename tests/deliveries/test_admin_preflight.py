@@ -16,6 +16,7 @@ from deliveries_app.admin.confirmation import ResyncForm
 from deliveries_app.models import App, AppRepository, BulkOperation, Outcome, SyncRun
 from deliveries_app.progress import runs
 from deliveries_app.services import change_app
+from deliveries_app.services.pinging import send_ping
 from deliveries_app.services.rollout import release_due
 from deliveries_app.webhooks import endpoint_stats
 from deliveries_app.webhooks.endpoint_stats import Latest
@@ -103,6 +104,18 @@ def test_new_base_url_starts_without_a_record(operator: Client, django_capture_o
     with django_capture_on_commit_callbacks(execute=True):
         change_app(Actor.command(), app, ["base_url"])
     assert endpoints(operator.get(ALL).text) == ["Portal Active No recent notifications"]
+
+
+def test_failed_ping_is_history_once_the_app_accepts_a_file(world: World, operator: Client) -> None:
+    """As of an app that was pinged before it was started, or that has no /ping."""
+    _, watch = world.watch()
+    world.answer(lambda note: Answer(404) if note.kind == "ping" else None)
+    send_ping(Actor.command(), world.app)
+    assert "The last test ping failed." in operator.get(ALL).text
+    world.sync(watch)
+    assert "The last test ping failed." not in operator.get(ALL).text
+    send_ping(Actor.command(), world.app)
+    assert "The last test ping failed." in operator.get(ALL).text
 
 
 def test_page_and_queries_stay_the_same_for_any_number_of_apps(operator: Client, db) -> None:
