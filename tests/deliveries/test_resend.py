@@ -27,6 +27,7 @@ from deliveries_app.services import (
 )
 from deliveries_app.services.requests import NotFound
 from tests.support.audit import by_users
+from tests.support.histories import refusing
 from tests.support.staff import VIEWS, fail, make_app, make_watch, staff
 from tests.support.world import World
 
@@ -79,6 +80,20 @@ def test_file_without_a_record_cannot_be_resent(operator: Client, watches) -> No
     answer = operator.post(resend_url(watches[0], "none.txt"), follow=True)
     assert "Portal holds no such file, so there is nothing to resend: none.txt" in answer.text
     assert not BulkOperation.objects.exists()
+
+
+def test_failing_file_that_was_never_sent_has_no_button(world: World) -> None:
+    """`a/b` waits for the delete of `a`, which fails."""
+    operator = staff("anna", *(f"view_{model}" for model in VIEWS), "resync_apprepository")
+    repo, watch = world.watch({"a": b"1"})
+    world.sync(watch)
+    repo.commit({"a": None, "a/b": b"2"})
+    world.answer(refusing("a"))
+    world.sync(watch)
+    for page in (f"apprepository/{watch.pk}", f"app/{watch.app_id}"):
+        shown = operator.get(f"/admin/deliveries_app/{page}/change/").text
+        assert ">a/b</a>" in shown
+        assert re.findall('aria-label="Resend ([^"]*)"', shown) == ["a"]
 
 
 def test_resend_needs_the_permission_and_a_post(operator: Client, viewer: Client, watches) -> None:
