@@ -23,7 +23,7 @@ from deliveries_app.admin.filters import ChoiceFilter, WatchAppFilter, WatchFilt
 from deliveries_app.models import AppRepository, Delivery
 from deliveries_app.models.deliveries import DeliveryState
 from deliveries_app.permissions import Permission
-from deliveries_app.reports import attempts
+from deliveries_app.reports import attempts, endpoints
 from deliveries_app.reports.impact import resend_impact_of
 from deliveries_app.reports.next_attempt import next_attempt_of
 from deliveries_app.services import MAX_RESENT_AT_ONCE, resend_many
@@ -124,7 +124,14 @@ class DeliveryAdmin(ConfirmingAdmin[Delivery], ReadOnlyAdmin[Delivery]):
                     lambda _: f"Resend of {files} requested.",
                     back,
                 )
-        context = {"impact": impact, "form": form, "back": back, **selection_context(deliveries, impact.files)}
+        resent = Delivery.objects.filter(pk__in=deliveries).order_by()
+        context = {
+            "impact": impact,
+            "form": form,
+            "preflight": endpoints.preflight(AppRepository.objects.filter(pk__in=resent.values("watch"))),
+            "back": back,
+            **selection_context(deliveries, impact.files),
+        }
         return self.render_page(request, "docora/confirm_resend.html", f"Resend {files}", **context)
 
     def page_context(self, request: HttpRequest, delivery: Delivery) -> dict[str, Any]:

@@ -158,6 +158,15 @@ def test_paused_repositories_and_apps_are_named(operator: Client, watches) -> No
         assert ("The resend starts" in answer) is bool(text)
 
 
+def test_endpoint_that_is_down_is_named(operator: Client, watches) -> None:
+    for watch in watches:
+        add_deliveries(watch, ["a.txt"])
+    App.objects.filter(pk=watches[0].app_id).update(down_count=1)
+    page = operator.get(f"{CONFIRM}?all=1").text
+    assert "1 of 2 with warnings" in page
+    assert page.index("The endpoint doesn&#x27;t respond.") < page.index(f'id="endpoint-{watches[2].app_id}"')
+
+
 def test_everything_that_a_filter_matches(operator: Client, watches) -> None:
     docs, site, other = watches
     for watch in watches:
