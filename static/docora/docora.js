@@ -64,7 +64,7 @@
   // Without enough room beside the menu for a table, the menu is closed, unless the user has opened or closed it before.
   const menu = document.getElementById("toggle-nav-sidebar");
   const isOpen = "django.admin.navSidebarIsOpen";
-  const isCut = () => [...document.querySelectorAll(".table-scroll, .results")].some((box) => box.scrollWidth > box.clientWidth);
+  const isCut = () => [...document.querySelectorAll(".table-scroll, .results")].some((box) => box.checkVisibility() && box.scrollWidth > box.clientWidth);
   if (menu?.checkVisibility() && localStorage.getItem(isOpen) === null && isCut()) {
     menu.click();
     localStorage.removeItem(isOpen);  // it was not the user's choice
