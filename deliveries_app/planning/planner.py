@@ -7,6 +7,8 @@ same, `.docoraignore` is not among the changed paths, and no transforms are acti
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from django.conf import settings
+
 from deliveries_app.models import AppRepository
 from deliveries_app.planning import delivery_rows
 from deliveries_app.planning.eligibility import REMARKS, eligible
@@ -98,6 +100,9 @@ def _fast_plan(
     plan = make_plan(after, delivery_rows.rows_at(watch.pk, names), delivery_rules, rules.check)
     before = (entry for path in paths if (entry := pairs[path][0]))
     _complete_totals(plan, watch, before, delivery_rules, rules)
+    if plan.tree_files + plan.left_out.total() > settings.MAX_FILES:
+        plan.close()
+        return None  # a full plan also counts folders, and refuses the tree
     plan.paths = paths
     return plan
 

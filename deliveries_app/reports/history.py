@@ -5,6 +5,7 @@ newest `WINDOW` rows of the period. Names are matched against watches first, a s
 to runs by index.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,6 +24,7 @@ from deliveries_app.models import (
     is_in_progress,
     is_superseded,
 )
+from deliveries_app.progress import live
 
 WINDOW = 20_000
 MAX_WATCHES = 500  # above this, search the newest rows instead of using the index
@@ -149,6 +151,10 @@ OPERATIONS: dict[str, tuple[str, Q]] = {
 
 
 _SUMMED = ("files_done", "files_total", "bytes_done", "bytes_total")
+_OF_RUNS: dict[str, Any] = {
+    **{name: Count("pk", filter=part) for name, (_, part) in PARTS.items()},
+    **{f"sum_{name}": Sum(name) for name in _SUMMED},
+}
 
 
 @dataclass(frozen=True)
@@ -178,24 +184,18 @@ class Outcomes:
 
 
 def outcomes(operations: Iterable[BulkOperation]) -> dict[int, Outcomes]:
-    """Return the outcomes of each operation, by primary key, in two queries."""
+    """Return the outcomes of each operation, by primary key, in one query."""
     operations = list(operations)
-    runs = SyncRun.objects.filter(operation__in=[operation.pk for operation in operations]).order_by()
-    counted: Any = runs.values("operation").annotate(
-        **{name: Count("pk", filter=part) for name, (_, part) in PARTS.items()},
-        **{f"sum_{name}": Sum(name) for name in _SUMMED},
-    )
-    of_runs = {row["operation"]: row for row in counted}
-    nothing = dict.fromkeys([*PARTS, *(f"sum_{name}" for name in _SUMMED)], 0)
-    # Open operations count their rows: `total` also includes watches that were unwatched before their release.
-    pending = PendingRelease.objects.filter(operation__in=[operation.pk for operation in operations]).order_by()
-    unreleased = dict(pending.values_list("operation").annotate(Count("pk")))
+    found = {operation.pk: Counter[str]() for operation in operations}
+    for row in live.aggregate(operations, _OF_RUNS, {}):
+        found[row.pop("operation")].update(row)
     result = {}
     for operation in operations:
-        row = of_runs.get(operation.pk, nothing)
+        row = found[operation.pk]
         counts = {name: row[name] for name in PARTS}
+        # Open operations count their rows: `total` also includes watches that were unwatched before their release.
+        unreleased = row["unreleased"]
         if operation.ended_at and operation.is_gradual:
-            unreleased[operation.pk] = max(0, operation.total - sum(counts.values()))
-        sums = {name: row[f"sum_{name}"] for name in _SUMMED}
-        result[operation.pk] = Outcomes(counts, unreleased.get(operation.pk, 0), **sums)
+            unreleased = max(0, operation.total - sum(counts.values()))
+        result[operation.pk] = Outcomes(counts, unreleased, **{name: row[f"sum_{name}"] for name in _SUMMED})
     return result

@@ -85,6 +85,7 @@ def sync(watch_pk: int, client: HttpClient, *, alone: bool) -> bool:
     if lease is None:
         return False
     attempt = Attempt(lease, client)
+    # `claim` and not `fencing_token`: values with such a name are redacted.
     with structlog.contextvars.bound_contextvars(watch=watch_pk, claim=lease.fencing_token, run_id=attempt.run_id):
         try:
             attempt.run()

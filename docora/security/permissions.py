@@ -10,7 +10,7 @@ from django.http import HttpRequest
 
 from docora.db.compiled import compiled_and_prepared
 
-MAX_USERNAME = 150  # of `auth.User`
+MAX_USERNAME = 254  # an email address, for other user models; `auth.User` has 150
 
 
 class OneQueryBackend(ModelBackend):

@@ -1,9 +1,9 @@
 """The web process: waitress on an inherited listening socket, with time limits and a graceful shutdown.
 
 waitress reads a whole request before it gives it to a thread, and buffers the response in memory or in a temporary file, so
-a slow client occupies no thread. This module adds a deadline for a whole request, closes clients that stop reading, gives
-probes threads of their own, and finishes requests under way before the process ends. The main thread owns all
-connections and checks the limits.
+a slow client occupies no thread. This module adds a deadline for a whole request, closes clients that stop reading, limits
+what all of them leave unread, gives probes threads of their own, and finishes requests under way before the process ends. The
+main thread owns all connections and checks the limits.
 
     python -m docora.server.web LISTENER READY THREADS APPLICATION
 
@@ -37,6 +37,7 @@ _OPEN_FILES = 4 * _CONNECTIONS  # each may have a temporary file for its request
 # Bytes. More than a push hook accepts, so that its view can reject bodies slightly above its own limit.
 _MAX_BODY = 26 * 1024 * 1024
 _HIGH_WATERMARK = 256 * 1024 * 1024  # bytes of a response; a thread that has buffered more waits for the client
+_MAX_UNREAD = 4 * _HIGH_WATERMARK  # bytes of all responses, most of them in temporary files
 _SEND_BUFFER = 256 * 1024  # bytes of a response in the kernel; the default, up to 4 MB, would hide slow readers
 _IDLE_SECONDS = 150  # between two requests; longer than the 120 of some proxies, which should close first
 _CHECK_SECONDS = 0.5  # between two checks of the limits
@@ -210,9 +211,22 @@ class WebServer:
         if now < self._next_check and not close_idle:
             return
         self._next_check = now + _CHECK_SECONDS
-        for channel in list(self._server.active_channels.values()):
+        channels = list(self._server.active_channels.values())
+        for channel in channels:
             if channel.is_overdue(now) or (close_idle and channel.is_idle()):
                 channel.handle_close()  # also wakes a thread that waits for the client
+        self._limit_unread(channels)
+
+    def _limit_unread(self, channels: list[Channel]) -> None:
+        """Close clients that leave too much unread between them, first those that stopped reading the longest ago."""
+        unread = {channel: channel.total_outbufs_len for channel in channels}
+        excess = sum(unread.values()) - _MAX_UNREAD
+        for channel in sorted(channels, key=lambda channel: channel.last_activity):
+            if excess <= 0:
+                return
+            if unread[channel]:
+                excess -= unread[channel]
+                channel.handle_close()
 
 
 def main(listener: str, ready: str, threads: str, application: str) -> None:

@@ -1,4 +1,4 @@
-"""Validate repository URLs, and tell which of them name the same repository. Pure, and cheap for text of any length.
+"""Validate repository URLs, and tell which of them name the same repository. Cheap for text of any length.
 
 Only one narrow form is accepted, so that git, libcurl and Python cannot read a URL differently: no user info, no backslashes,
 and none of git's options and transports (`ext::`, `--upload-pack`). Escapes are accepted only in the URLs of Azure DevOps, whose

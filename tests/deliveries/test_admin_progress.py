@@ -77,7 +77,7 @@ def test_poll_takes_few_statements(
 ) -> None:
     """The last poll of a cancelled operation takes two more, to name the repositories that had started.
 
-    On the operation's own page, each poll takes two more, for the numbers by outcome.
+    On the operation's own page, each poll takes one more, for the numbers by outcome.
     """
     runs.seed(operation.runs.select_related("operation").order_by("pk")[0])
     run, watch = operation.runs.order_by("pk")[0], AppRepository.objects.order_by("pk")[0]
@@ -100,7 +100,7 @@ def test_poll_takes_few_statements(
         with django_assert_max_num_queries(statements):
             assert operator.get(path).status_code == 200, path
     on_page = f"/admin/progress/{operation.operation_id}/?announced=0&page=1"
-    with django_assert_max_num_queries(statements + 2):
+    with django_assert_max_num_queries(statements + 1):
         assert operator.get(on_page).status_code == 200
 
 

@@ -125,6 +125,18 @@ def test_new_size_limit_causes_a_full_plan(world: World, plans: list[Plan], sett
     assert set(world.copy(watch)) == ({"small"} if second == 5 else {"small", "larger"})
 
 
+def test_more_files_than_allowed_are_refused_at_once(world: World, settings) -> None:
+    """The next re-sync, whose plan is full, would refuse them anyway. No `compare_plans`: it makes a full plan of each."""
+    repo, watch = start(world)
+    settings.MAX_FILES = 7
+    repo.commit({"5.txt": A, "link": Entry.symlink("5.txt")})
+    assert world.sync(watch).last_error_cause == ""
+    repo.commit({"6.txt": A})
+    assert world.sync(watch).last_error_cause == "too_large"
+    repo.commit({"0.txt": None})
+    assert_promise_kept(world, repo, world.sync(watch))
+
+
 def test_resync_and_its_cancel_cause_full_plans(world: World, plans: list[Plan]) -> None:
     repo, watch = start(world)
     resync_single(Actor.command(), watch)

@@ -129,6 +129,19 @@ def test_20_clients_that_do_not_read_their_response(start: Start, size: int, pat
     assert web.peak_memory() < 200 * MB
 
 
+def test_responses_that_are_not_read_are_limited_in_all(start: Start) -> None:
+    """They would fill the disk, or in containers the memory."""
+    web = start(_MAX_UNREAD=30 * MB)
+    with contextlib.ExitStack() as stack:
+        clients = []
+        for _ in range(5):
+            clients.append(stack.enter_context(web.connect(request(f"/bytes?n={12 * MB}", close=True), window=65536)))
+            clients[-1].recv(1, socket.MSG_PEEK)
+            time.sleep(0.2)  # until no more fits into the buffers of the sockets
+        wait_for(lambda: web.connections() == 2, 20, 0.1)
+        assert [len(everything(client)) > 12 * MB for client in clients] == [False, False, False, True, True]
+
+
 def test_threads_that_wait_for_clients_are_released(start: Start) -> None:
     """A thread waits if more than the high watermark is buffered, but not forever for a client that reads slowly or not at all."""
     web = start(_HIGH_WATERMARK=MB, unread_seconds=2.0)
