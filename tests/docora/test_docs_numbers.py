@@ -193,7 +193,7 @@ OF_THE_CODE: list[tuple[str, object, object]] = [
     ("growing pauses, up to an hour", 3600, backoff.MAX_WAIT_SECONDS),
     ("failed or took more than 30 minutes", 30 * 60, rollout.CANARY_SECONDS),
     (
-        "For more than 10 apps or 1,000 repositories, you confirm by typing",
+        "A re-sync for more than 10 apps or 1,000 repositories is confirmed by typing",
         (10, 1000),
         (confirmation.MANY_APPS, confirmation.MANY_REPOSITORIES),
     ),
