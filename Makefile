@@ -30,12 +30,14 @@ run: setup
 
 # Tests that depend on the database: lease, clock, hand-written and compiled SQL, scheduling, planner, fields, triggers, history,
 # quotas and limits, and whole journeys. `make test` runs them on SQLite too. `tests/upgrade` migrates both kinds of database.
-DATABASE_TESTS := tests/docora/test_crypto.py tests/docora/test_groups.py tests/docora/test_compiled.py tests/faults/test_clocks.py \
-	$(patsubst %,tests/deliveries/test_audit.py::test_%, database_refuses_changes only_retention_deletes_and_only_what_is_old \
-	other_connections_cannot_delete_meanwhile) \
-	tests/faults/test_tenants.py tests/hostile/test_slow_peers.py tests/api/test_quotas.py $(patsubst %,tests/deliveries/test_%.py, alerts batch_sql checks circuit costs csv \
-	endpoint_health fast_plan first_sync history import lease meanwhile pace plan progress_end pruning queueing quotas \
-	random_histories requests rescans runs slices slots)
+DATABASE_TESTS := \
+	tests/docora/test_crypto.py tests/docora/test_groups.py tests/docora/test_compiled.py \
+	tests/faults/test_clocks.py tests/faults/test_tenants.py tests/hostile/test_slow_peers.py tests/api/test_quotas.py \
+	$(patsubst %,tests/deliveries/test_%.py, alerts batch_sql checks circuit costs csv endpoint_health fast_plan first_sync \
+	history import lease meanwhile pace plan progress_end pruning queueing quotas random_histories requests rescans runs \
+	slices slots) \
+	$(patsubst %,tests/deliveries/test_audit.py::test_%, database_refuses_changes \
+	only_retention_deletes_and_only_what_is_old other_connections_cannot_delete_meanwhile)
 
 # Run the whole suite on PostgreSQL, then a part of it on SQLite. pytest's summary is the last line.
 test: test-environment
