@@ -70,7 +70,7 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
     csv_header = (
         "bulk_operation_id", "kind", "title", "app", "requested_by", "requested_at", "ended_at", "seconds", "state",
         "cancelled_at", "cancelled_by", "repositories", *history.PARTS, "files_total", "files_done", "bytes_total",
-        "bytes_done", "unreleased",
+        "bytes_done", "unreleased", "reason",
     )  # fmt: skip
 
     def related_link(self, request: HttpRequest) -> tuple[str, str] | None:
@@ -152,6 +152,7 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
                 operation.cancelled_at, operation.cancelled_by, operation.total, *outcomes[operation.pk].counts.values(),
                 outcomes[operation.pk].files_total, outcomes[operation.pk].files_done,
                 outcomes[operation.pk].bytes_total, outcomes[operation.pk].bytes_done, outcomes[operation.pk].unreleased,
+                operation.reason,
             )
             for operation in page
         ]  # fmt: skip

@@ -96,6 +96,7 @@ def test_operation_row_has_final_counts(viewer: Client, watch: AppRepository) ->
     operation = BulkOperation.objects.create(
         title="Re-sync all · Portal", app=watch.app, total=4, requested_by="anna", created_at=MOMENT,
         ended_at=MOMENT + timedelta(seconds=10), cancelled_at=MOMENT + timedelta(seconds=9), cancelled_by="olga",
+        reason="Ticket 7",
     )  # fmt: skip
     many(watch, 2, operation=operation, started_at=MOMENT, files_total=10, files_done=10, bytes_total=5, bytes_done=5)
     many(watch, 1, operation=operation, outcome=Outcome.CANCELLED, started_at=MOMENT, files_total=10, files_done=4)
@@ -107,6 +108,7 @@ def test_operation_row_has_final_counts(viewer: Client, watch: AppRepository) ->
         "seconds": "10.000", "state": "Cancelled", "cancelled_at": "2025-03-04T05:06:16+00:00", "cancelled_by": "olga",
         "repositories": "4", "full": "2", "failed": "0", "part": "1", "untouched": "1", "superseded": "0", "open": "0",
         "files_total": "40", "files_done": "24", "bytes_total": "10", "bytes_done": "10", "unreleased": "0",
+        "reason": "Ticket 7",
     }  # fmt: skip
 
 
