@@ -27,6 +27,9 @@ from docora.db.fields import TextField
 class DecryptionError(Exception):
     """None of the `ENCRYPTION_KEYS` decrypts a stored secret. The message says what to do."""
 
+    silent_variable_failure = True
+    """Makes a template show nothing instead: the page with the button that replaces the secret must not fail."""
+
     def __init__(self) -> None:
         super().__init__(
             "A stored secret can't be decrypted with any key in ENCRYPTION_KEYS. "

@@ -379,6 +379,23 @@ def test_link_signs_in_once_without_second_factor(anna, settings, capsys: pytest
     assert [Client().get(path).status_code, Client().post(path).status_code] == [410, 410]
 
 
+def test_second_factor_that_no_key_decrypts_can_be_removed_after_a_link(anna, settings) -> None:
+    secret = set_up_totp(signed_in(anna))
+    settings.ENCRYPTION_KEYS = ["another-key-of-docora"]
+    client = Client()
+    try_to_sign_in(PASSWORD, client=client)
+    refused = client.post(f"{SECURITY}authenticate/", {"code": code_of(secret)})
+    assert refused.status_code == 500
+    assert "be decrypted with any key in ENCRYPTION_KEYS." in refused.content.decode()
+    anna.refresh_from_db()
+    page = client.post(f"/accounts/link/{links.make_token(anna)}/", follow=True).content.decode()
+    assert f'href="{SECURITY}app/remove/"' in page
+    assert client.get(f"{SECURITY}app/remove/").status_code == 200
+    client.post(f"{SECURITY}app/remove/")
+    assert not Authenticator.objects.exists()
+    set_up_totp(client)
+
+
 def test_link_expires_and_ends_with_another_sign_in(anna, monkeypatch: pytest.MonkeyPatch) -> None:
     path = links_path(anna)
     later = time.time() + links.MAX_AGE_SECONDS + 1
