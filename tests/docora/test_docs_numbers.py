@@ -13,6 +13,7 @@ from django.conf import settings
 
 from deliveries_app import scheduling
 from deliveries_app.admin import confirmation
+from deliveries_app.monitoring import server_checks
 from deliveries_app.monitoring.alerts import channels, messages
 from deliveries_app.monitoring.alerts.detect import EVERY_SECONDS, PATIENCE_SECONDS
 from deliveries_app.monitoring.alerts.notify import _BASE_DELAY_SECONDS, GATHER_SECONDS
@@ -198,6 +199,7 @@ OF_THE_CODE: list[tuple[str, object, object]] = [
         (confirmation.MANY_APPS, confirmation.MANY_REPOSITORIES),
     ),
     ("a clock that is more than five minutes off", 5 * 60, notification.TOLERANCE_SECONDS),
+    ("warns if a clock differs from the database's by more than a second", 1, server_checks._SKEW_SECONDS),
     ("The interval varies by a tenth", 0.1, scheduling._JITTER),
     ("It tries one connection after 5 seconds", 5, repositories.HOST_BASE_DELAY_SECONDS),
     ("then doubles the interval, up to 5 minutes", 5 * 60, repositories.HOST_MAX_DELAY_SECONDS),
