@@ -191,6 +191,7 @@ OF_THE_CODE: list[tuple[str, object, object]] = [
     ("All checks together take at most 15 seconds", 15, watching_many.TOTAL_SECONDS),
     ("Ten requests in a row got no response", 10, responses.DOUBT_AFTER),
     ("or three more files, if the app has no /ping", 3, responses.CONTROL_PATHS),
+    ("responded with 410 to three files of one attempt", 3, responses.GONE_AFTER),
     ("growing pauses, up to an hour", 3600, backoff.MAX_WAIT_SECONDS),
     ("failed or took more than 30 minutes", 30 * 60, rollout.CANARY_SECONDS),
     (
