@@ -84,6 +84,7 @@ def test_resuming_ends_a_hold_and_a_test_ping_does_not(world: World, caller: Cal
     assert patch(caller, paused=False).json()["on_hold_until"] is None
     for page in ("/docs/webhooks/", "/docs/api/"):
         assert "A test ping does not end it" in caller.client.get(page).text, page
+    assert "asked for ends early if the app is paused and resumed." in caller.client.get("/docs/operations/").text
 
 
 def test_administrator_takes_over_the_pause_of_an_app(portal: Caller) -> None:
