@@ -12,6 +12,7 @@ import pytest
 from django.test import Client
 
 from deliveries_app.models import App
+from tests.docora.test_docs import text_of
 from tests.support.staff import make_app, make_watch, staff
 
 CUSTOM = {
@@ -77,6 +78,15 @@ def test_operator_permissions(database: sqlite3.Connection) -> None:
         "deliveries_app.control_queue",
         "deliveries_app.view_payloads",
     }
+
+
+def test_handbook_says_what_operators_can_do() -> None:
+    text = " ".join(text_of("/docs/operations/").split())
+    assert (
+        "Operators can also re-sync, resend, retry, cancel, pause, replace secrets, register apps and change their settings, and "
+        "watch repositories and stop watching them. With the base URL, they decide where an app's files are sent."
+        in text
+    )
 
 
 def test_operators_cannot_delete_apps_or_manage_accounts(database: sqlite3.Connection) -> None:
