@@ -48,6 +48,16 @@ def test_arguments_and_options_are_listed(section: str) -> None:
             assert str(action.metavar or action.dest.upper()) in text, name
 
 
+def test_commands_that_ask_have_the_option_to_skip_the_question(section: str) -> None:
+    options = {
+        name: commands.load(name).create_parser("", name)._option_string_actions for name in commands.own_commands()
+    }
+    asking = {name for name, known in options.items() if "--yes" in known}
+    assert asking == {"resync", "watch_repository", "unwatch_repository", "delete_app", "rotate_token"}
+    sentence = re.search("The others don't ask, not even (.*?)\\.", html.unescape(section))
+    assert set(re.findall("<code>([a-z_]+)", sentence[1])) == {"continue_resync", "rotate_key", "prune"}
+
+
 @pytest.mark.parametrize("address", ["/docs/", "/docs/operations/", "/docs/webhooks/", "/docs/api/", "/docs/changes/"])
 def test_commands_in_code_samples_exist(address: str) -> None:
     code = "\n".join(map(html.unescape, re.findall(r"<code[^>]*>([^<]*)</code>", Client().get(address).text)))
