@@ -394,6 +394,9 @@ def test_second_factor_that_no_key_decrypts_can_be_removed_after_a_link(anna, se
     client.post(f"{SECURITY}app/remove/")
     assert not Authenticator.objects.exists()
     set_up_totp(client)
+    handbook = " ".join(client.get("/docs/operations/").text.split())
+    assert "only the syncs and sign-ins that need it fail" in handbook
+    assert "authenticator apps no longer sign in" in handbook
 
 
 def test_link_expires_and_ends_with_another_sign_in(anna, monkeypatch: pytest.MonkeyPatch) -> None:
