@@ -28,11 +28,13 @@ from typing import Any
 from waitress import create_server, wasyncore
 from waitress.channel import HTTPChannel
 from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
+from waitress.utilities import Error
 
 from docora.web.error_codes import BY_STATUS, ErrorCode
 
 _BACKLOG = 1024  # connections that wait to be accepted
 _CONNECTIONS = 1000  # open at once
+_WAITING = _CONNECTIONS // 2  # requests that wait for a thread
 _OPEN_FILES = 4 * _CONNECTIONS  # each may have a temporary file for its request and one for its response
 # Bytes. More than a push hook accepts, so that its view can reject bodies slightly above its own limit.
 _MAX_BODY = 26 * 1024 * 1024
@@ -137,10 +139,15 @@ class _NewestFirst(deque[HTTPChannel]):
         return self.pop()
 
 
+class _Busy(Error):  # type: ignore[misc]
+    code, reason = 503, "Service Unavailable"
+
+
 class Dispatcher:
     """Gives each request to a thread. Probes have threads of their own, so they never wait for other requests.
 
-    waitress adds a connection again for each of its requests, so the path of the next one decides.
+    If `_WAITING` requests wait, others are refused at once, so that connections are left for probes. waitress adds a
+    connection again for each of its requests, so the path of the next one decides.
     """
 
     def __init__(self, requests: ThreadedTaskDispatcher) -> None:
@@ -154,7 +161,11 @@ class Dispatcher:
 
     def add_task(self, channel: HTTPChannel) -> None:
         path = getattr(channel.requests[0], "path", "")  # absent if the request is malformed
-        self._probes.get(path, self._requests).add_task(channel)
+        dispatcher = self._probes.get(path, self._requests)
+        if dispatcher is self._requests and len(dispatcher.queue) >= _WAITING:
+            channel.requests[0].error = _Busy("too many requests are waiting, try again later")
+            dispatcher = self._probes["/health"]
+        dispatcher.add_task(channel)
 
 
 class WebServer:

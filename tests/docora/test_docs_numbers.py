@@ -176,6 +176,7 @@ OF_THE_CODE: list[tuple[str, object, object]] = [
     ("for at most ten seconds. New connections", 10, web.WebServer.drain_seconds),
     ("hands its repositories over within eight seconds", 8, worker.HAND_OVER_SECONDS),
     ("hasn't sent a whole request within 30 seconds", 30, web.Channel.request_seconds),
+    ("While 500 requests wait for a thread, further ones get 503", 500, web._WAITING),
     ("Docora closes them after 150", 150, web._IDLE_SECONDS),
     ("counts arrive within five seconds", 5, durations._FLUSH_SECONDS),
     ("has been unavailable for a minute", 60, PATIENCE_SECONDS),

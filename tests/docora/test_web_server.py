@@ -194,6 +194,19 @@ def test_probes_respond_while_all_threads_are_busy(start: Start) -> None:
             assert web.seconds_of(path) < 1, path
 
 
+def test_probes_find_a_connection_while_very_many_requests_wait(start: Start) -> None:
+    """Requests that wait take connections, of which there are 1,000."""
+    web = start()
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(web.connect(request("/sleep?n=30"))) for _ in range(1010)]
+        for path in (*sorted(LIVENESS), *sorted(READINESS)):
+            assert web.seconds_of(path) < 3, path
+        answer, body = read_answer(connections[-1])
+    assert (answer.status, answer.getheader("Connection")) == (503, "close")
+    error = json.loads(body)
+    assert (error["code"], error["retryable"]) == ("unavailable", True)
+
+
 def test_slow_readiness_does_not_delay_liveness(start: Start) -> None:
     web = start()
     with connected(web, *[request("/health/ready?sleep=30")] * 5):
