@@ -18,6 +18,7 @@ from docora.management.commands import up
 from docora.redis.connection import RedisError, connection
 from docora.server.supervisor import Child, Supervisor
 from docora.server.valkey import storage_of
+from tests.docora.test_docs import text_of
 from tests.support.commands import manage
 from tests.support.instance import Instance, free_port
 from tests.support.receiver import wait_for
@@ -277,7 +278,9 @@ def test_dead_child_is_restarted(running: Instance) -> None:
     # A work-horse looks the same and may be running the first jobs.
     running.wait_until(lambda: len(running.pids("rqworker")) == 1, 10)
     os.kill(running.pids("rqworker")[0], signal.SIGKILL)
-    running.wait_until(lambda: "worker 1 ended with -9" in running.log.read_text(), 10)
+    line = "worker 1 ended with -9; starting it again in 0.5 s"
+    running.wait_until(lambda: line in running.log.read_text().splitlines(), 10)
+    assert f"is plain text: {line}," in text_of("/docs/operations/")
     running.wait_until(lambda: len(running.pids("rqworker")) == 1, 10)
 
 
