@@ -64,6 +64,7 @@ def test_push_does_not_use_up_the_attempts_of_failing_watches(watches, secret: s
     assert request_counts(watches) == [2, 1, 1]
     watches[2].refresh_from_db()
     assert (watches[2].next_sync_at, watches[2].next_check_at <= timezone.now()) == (later, True)
+    assert "of a failing repository, it only starts a check" in Client().get("/docs/operations/").text
 
 
 def test_repeated_push_only_checks_the_watches_of_other_apps(watches, secret: str) -> None:
