@@ -136,6 +136,7 @@ def test_result_is_listed_filtered_and_sent(operator: Client, result: DriftCheck
     assert "2 files of acme/docs will be sent to Portal again." in question.text
     assert "will get a delete for 1 file that is not in the repository." in question.text
     assert "Files whose path differs from one of these only in case" in question.text
+    assert "Files whose path differs from that of an extra one only in case" in operator.get("/docs/operations/").text
     DriftFile.objects.create(check_of=result, path="gone", kind=DriftKind.DIFFERENT, sha="a" * 64, sequence=9)
     DriftCheck.objects.update(different=2, listed=4)
     answer = operator.post(f"{CHECKS}{result.pk}/send/", {"post": "yes"}, follow=True)
