@@ -160,6 +160,7 @@ def test_read_only_database(portal: Caller, caplog) -> None:
     session = admin.session
     session[ACTIVE_AT] = time.time() - 600  # so that the request stores a later time
     session.save()
+    reader = staff("otto", "view_app")
     with connection.cursor() as cursor:
         cursor.execute("SET default_transaction_read_only = on")
     try:
@@ -169,10 +170,12 @@ def test_read_only_database(portal: Caller, caplog) -> None:
                 portal.client.post("/api/app/ping", {}, content_type="application/json"),
             )
             probe = portal.client.get("/health/ready").json()["checks"]["database"]
+            assert reader.get("/admin/").status_code == 200
     finally:
         connection.close()
     assert page.status_code == 503
     assert "The database is read-only" in page.text
+    assert "if it is read-only, only to requests that store something." in reader.get("/docs/operations/").text
     assert error_of(answer, 503) == "The database is read-only: try again in a minute"
     assert probe == health.DATABASE_READ_ONLY
     assert [record.getMessage() for record in caplog.records[:2]] == ["request_without_database"] * 2
