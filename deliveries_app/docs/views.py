@@ -153,7 +153,7 @@ def _operations() -> dict[str, Any]:
         "ignore": vars(ignore_rules),
         "hook_body": push_hooks.MAX_BODY,
         "chunk": settings.CHUNK_SIZE_BYTES,
-        "in_doubt": settings.RECORD_BATCH + settings.MAX_IN_FLIGHT,
+        "record_batch": settings.RECORD_BATCH,
         "web_threads": settings.WEB_THREADS,
         "web_connections": settings.WEB_CONNECTIONS,
         **_slow_calls(),

@@ -205,6 +205,7 @@ OF_THE_CODE: list[tuple[str, object, object]] = [
     ("The interval varies by a tenth", 0.1, scheduling._JITTER),
     ("It tries one connection after 5 seconds", 5, repositories.HOST_BASE_DELAY_SECONDS),
     ("then doubles the interval, up to 5 minutes", 5 * 60, repositories.HOST_MAX_DELAY_SECONDS),
+    ("of a repository, at most 100 and as many as the app's concurrent requests", 100, settings.RECORD_BATCH),
     ("the new worker first waits 30 seconds", 30, lease.HOLD_AFTER_TIMEOUT),
     ("reads HEAD again within half a minute", 30, max(attempt.LAG_SECONDS)),
     ("If more than a hundred end at once", 100, runs.LOGGED_ONE_BY_ONE),
