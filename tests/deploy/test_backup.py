@@ -13,6 +13,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from django.db import connections
+from psycopg.conninfo import conninfo_to_dict
 
 from tests.deliveries.conftest import world
 from tests.docora.test_docs import read, text_of
@@ -107,6 +108,13 @@ def test_every_app_holds_head_after_restoring_an_old_backup(
         assert "Traceback" not in daemons.logs()
     finally:
         daemons.close()
+
+
+def test_url_for_the_tools_lacks_parameters_of_docora() -> None:
+    """Those of the handbook for PgBouncer would end `pg_dump`."""
+    named = re.search(r"parameters that libpq doesn't know, such as (\w+)", text_of("/docs/operations/"))
+    with pytest.raises(psycopg.ProgrammingError, match="invalid URI query parameter"):
+        conninfo_to_dict(f"postgres://docora@127.0.0.1/docora?{named[1]}=true")
 
 
 def test_sqlite_backup_during_writes_and_restore(
