@@ -82,7 +82,8 @@ ROOT_HINTS: dict[RootCause, Hint] = {
         "retries automatically."
     ),
     RootCause.TIMEOUT: Hint(
-        "The app takes longer than 30 seconds to respond. It should store each notification and respond immediately.",
+        "The app can't be reached within 5 seconds, or takes longer than 30 seconds to respond. Check that it is running and "
+        "that no firewall drops the packets. It should store each notification and respond immediately.",
         "If it is overloaded, lower its concurrent requests in its settings.",
         (Permission.CHANGE_APPS,),
     ),

@@ -3,6 +3,7 @@
 import re
 from datetime import timedelta
 from html import unescape
+from ipaddress import ip_network
 
 import pytest
 from django.test import Client
@@ -10,11 +11,13 @@ from django.utils import timezone
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, Outcome, StateDetail, Status, SyncPause, SyncRun
-from deliveries_app.models.root_causes import RootCause
+from deliveries_app.models.root_causes import RootCause, of_delivery
 from deliveries_app.reports.help_texts import ROOT_HINTS
 from deliveries_app.services import retry_all, unwatch_repository
+from docora.http.client import HttpClient, Request
 from repositories_app.git.url import host_of
 from repositories_app.models import HostOutage, Repository
+from tests.support.doctor import silent_host
 from tests.support.staff import fail, make_app, make_watch, staff
 
 LIST = "/admin/deliveries_app/failedsync/"
@@ -210,6 +213,14 @@ def test_every_root_cause_has_a_hint() -> None:
 
 def test_hint_for_a_failure_of_the_machine_names_the_disk() -> None:
     assert "a full disk" in ROOT_HINTS[RootCause.INTERNAL].explanation
+
+
+def test_hint_for_a_timeout_applies_to_an_app_that_cannot_be_connected_to() -> None:
+    with silent_host() as silent, HttpClient([ip_network("127.0.0.0/8")], allow_http=True) as client:
+        outcome = client.request(Request("POST", f"https://{silent}/create", connect_timeout=0.3))
+    assert "Couldn't connect" in outcome.message
+    hint = ROOT_HINTS[of_delivery(str(outcome.cause), outcome.status)]
+    assert hint.explanation.startswith("The app can't be reached within 5 seconds, or takes longer than 30 seconds")
 
 
 def test_groups_show_count_hint_and_link(operator: Client, failing) -> None:
