@@ -113,8 +113,9 @@ ROOT_HINTS: dict[RootCause, Hint] = {
         (Permission.CHANGE_APPS, Permission.RETRY),
     ),
     RootCause.GIT_AUTH: Hint(
-        "The git host rejected the token: it has expired, was revoked, or can't read this repository.",
-        "Replace it on the watched repository's page. A sync then starts immediately.",
+        "The git host rejected the token: it has expired, was revoked, or can't read this repository. If the error names a "
+        "GitHub App, that app's key, permissions or installation are wrong.",
+        "Replace a stored token on the watched repository's page. A sync then starts immediately.",
         (Permission.CHANGE_WATCHES,),
     ),
     RootCause.GIT_NOT_FOUND: Hint(
@@ -123,7 +124,7 @@ ROOT_HINTS: dict[RootCause, Hint] = {
         (Permission.WATCH, Permission.UNWATCH, Permission.CHANGE_WATCHES),
     ),
     RootCause.GIT_HOST: Hint(
-        "The git host is unreachable or too slow. Docora retries automatically.",
+        "The git host is unreachable, too slow, or limits requests. Docora retries automatically.",
         "Once it has recovered, retry now.",
         (Permission.RETRY,),
     ),

@@ -11,10 +11,11 @@ from django.utils import timezone
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, Outcome, StateDetail, Status, SyncPause, SyncRun
-from deliveries_app.models.root_causes import RootCause, of_delivery
+from deliveries_app.models.root_causes import RootCause, of_delivery, of_git
 from deliveries_app.reports.help_texts import ROOT_HINTS
 from deliveries_app.services import retry_all, unwatch_repository
 from docora.http.client import HttpClient, Request
+from repositories_app.git.errors import rate_limited
 from repositories_app.git.url import host_of
 from repositories_app.models import HostOutage, Repository
 from tests.support.doctor import silent_host
@@ -221,6 +222,15 @@ def test_hint_for_a_timeout_applies_to_an_app_that_cannot_be_connected_to() -> N
     assert "Couldn't connect" in outcome.message
     hint = ROOT_HINTS[of_delivery(str(outcome.cause), outcome.status)]
     assert hint.explanation.startswith("The app can't be reached within 5 seconds, or takes longer than 30 seconds")
+
+
+def test_hints_apply_to_github_apps_and_rate_limits() -> None:
+    """Their failures have these causes too."""
+    refused = ROOT_HINTS[RootCause.GIT_AUTH]
+    assert "GitHub App" in refused.explanation
+    assert "stored token" in refused.advice
+    limited = of_git(rate_limited(None, token="t").cause)
+    assert "limits requests" in ROOT_HINTS[limited].explanation
 
 
 def test_groups_show_count_hint_and_link(operator: Client, failing) -> None:
