@@ -33,6 +33,8 @@ _HINTS: dict[Cause | int, str] = {
     410: "The app asked to stop receiving notifications and was paused.",
     429: "The app limits its request rate. Lower its concurrent requests.",
 }
+_NEW_KEY_REJECTED = "The app rejected the new key. Give it the new key, then send another ping."
+_BOTH_KEYS_REJECTED = "The app rejected both keys. Check that it uses one of them. If it has lost them, discard the new key and rotate again."
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def send_ping(actor: Actor, app: App, *, new_key: bool = False) -> Ping:
     return Ping(
         delivered=outcome.ok,
         message=message,
-        hint="" if outcome.ok else _hint(outcome),
+        hint="" if outcome.ok else _hint(outcome, app, new_key=new_key),
         status=outcome.status,
         seconds=0.0 if outcome.cause is Cause.REFUSED_ADDRESS else outcome.elapsed,
         body=response_texts(app, [outcome.body])[0],
@@ -86,10 +88,12 @@ def send_ping(actor: Actor, app: App, *, new_key: bool = False) -> Ping:
     )
 
 
-def _hint(outcome: Outcome) -> str:
+def _hint(outcome: Outcome, app: App, *, new_key: bool) -> str:
     if outcome.cause is not None:
         return _HINTS[outcome.cause]
     status = outcome.status or 0
+    if status == 401 and app.is_rotating_key:
+        return _NEW_KEY_REJECTED if new_key else _BOTH_KEYS_REJECTED
     if 300 <= status < 400:
         return "Docora doesn't follow redirects. Set the base URL to the redirect's target."
     if status >= 500:

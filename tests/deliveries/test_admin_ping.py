@@ -96,11 +96,15 @@ def test_new_key_can_be_pinged_during_a_rotation(world: World, client: Client) -
     refused = ping(client, world.app, key="new")
     assert "The app returned HTTP 401." in refused.text
     assert "The new key only" in refused.text
+    assert "Give it the new key, then send another ping." in refused.text
+    assert "rotate it" not in refused.text
     assert (
         "The app accepted the ping" in ping(client, world.app).text
     )  # with both keys, the old signature is still accepted
     world.app.refresh_from_db()
     assert world.app.new_key_accepted_at is None
+    App.objects.filter(pk=world.app.pk).update(client_auth_key="another key than the client has")
+    assert "The app rejected both keys." in ping(client, world.app).text
 
 
 def test_get_sends_nothing_and_forged_post_is_refused(world: World, client: Client) -> None:
