@@ -283,6 +283,8 @@ def _waits(watch: AppRepository, what: str) -> str:
         return f" The {what} starts when the app is resumed."
     if app.is_on_hold and app.cooldown_until and not app.down_count:
         return f" The {what} starts at {time_of_day(app.cooldown_until)}, because the app is too busy."
+    if watch.host_retry_at and not watch.repository.circuit_is_open:  # an open circuit lets the first attempt through
+        return f" The {what} starts once Docora can reach the git host again."
     return ""
 
 

@@ -11,6 +11,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, BulkOperation, Outcome, Reason, Status, SyncRun
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.services import retry_all
+from repositories_app.models import HostOutage, Repository
 from tests.support.audit import by_users, messages
 from tests.support.staff import VIEWS, fail, make_app, make_watch, staff
 
@@ -85,6 +86,19 @@ def test_retry_of_a_busy_app_says_when_it_starts(operator: Client, failing) -> N
     App.objects.update(cooldown_until=until)
     answer = operator.post(f"{WATCHES}{failing[0].pk}/retry/", follow=True)
     assert f"The retry starts at {timezone.localtime(until):%H:%M %Z}, because the app is too busy." in answer.text
+
+
+def test_retry_during_an_outage_of_the_git_host_waits(operator: Client, failing) -> None:
+    now = timezone.now()
+    HostOutage.objects.create(host="https://github.com/", since=now, retry_at=now + timedelta(minutes=5), error="Down.")
+    answer = operator.post(f"{WATCHES}{failing[1].pk}/retry/", follow=True)
+    assert "The retry starts once Docora can reach the git host again." in answer.text
+    assert not AppRepository.objects.due().exists()
+    Repository.objects.update(circuit_open_until=now + timedelta(hours=1))  # lets the first attempt through
+    answer = operator.post(f"{WATCHES}{failing[1].pk}/retry/", follow=True)
+    assert "Only unacknowledged files are sent." in answer.text
+    assert "The retry starts" not in answer.text
+    assert AppRepository.objects.due().filter(pk=failing[1].pk).exists()
 
 
 def test_recovered_watch_is_not_retried(operator: Client, failing) -> None:
