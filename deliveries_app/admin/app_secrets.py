@@ -101,7 +101,8 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
         ]
 
     def secrets_context(self, request: HttpRequest, owner: App) -> dict[str, Any]:
-        return {"app": owner, "public_url": settings.PUBLIC_URL}
+        has_old_token = tokens.live_tokens(owner).count() > 1
+        return {"app": owner, "public_url": settings.PUBLIC_URL, "has_old_token": has_old_token}
 
     def settings_page_of(self, app: App) -> str:
         return reverse(f"admin:{self.url_name('settings')}", args=[app.pk])

@@ -55,6 +55,7 @@ def test_new_token_is_shown_once_and_old_one_expires_as_chosen(keeper: Client, a
     token = shown(page, "token")
     assert authenticate(token) == app
     assert "no-store" in page.headers["Cache-Control"]
+    assert "Once its settings show that the token has been used, retire the old one." in page.text
     old.refresh_from_db()
     assert old.expires_at - timezone.now() > timedelta(days=6, hours=23)
     assert token not in keeper.get(answer.url, follow=True).text
@@ -64,7 +65,9 @@ def test_new_token_is_shown_once_and_old_one_expires_as_chosen(keeper: Client, a
 
 def test_leaked_token_expires_at_once(keeper: Client, app: App) -> None:
     leaked = rotate_app_token(Actor.system(), app).token
-    keeper.post(f"{APPS}{app.pk}/rotate-token/", {"overlap": "0"})
+    page = keeper.post(f"{APPS}{app.pk}/rotate-token/", {"overlap": "0"}, follow=True).text
+    assert "No other token is valid." in page
+    assert "retire the old one" not in page
     assert authenticate(leaked) is None
     assert app.tokens.count() == 1
 
