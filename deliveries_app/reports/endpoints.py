@@ -122,12 +122,12 @@ def _endpoint(app: App, found: Mapping[int, EndpointStats] | None, *, ping_faile
         warnings[1] = f"It accepted {share} of the last {stats.requests} notifications."
     if ping_failed:
         warnings[2] = "The last test ping failed."
-    if app.down_count:
+    if app.paused:
+        warnings[5] = app.paused_reason or "Nothing is sent until the app is resumed."
+    elif app.down_count:
         warnings[4] = "The endpoint doesn't respond. Docora tries one repository now; the rest wait for the result."
     elif app.is_on_hold and app.cooldown_until:
         until = time_of_day(app.cooldown_until)
         warnings[3] = f"The endpoint is too busy (HTTP 429 or 503). Nothing is sent before {until}."
-    if app.paused:
-        warnings[5] = app.paused_reason or "Nothing is sent until the app is resumed."
     rank = -max(warnings, default=0), stats.accepted if stats else 1.0, app.name
     return Endpoint(app, *condition(app), _describe(found, app), list(warnings.values()), rank)

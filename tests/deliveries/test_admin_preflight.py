@@ -80,6 +80,17 @@ def test_worst_endpoint_is_first_and_says_why(operator: Client, db) -> None:
     ]
 
 
+@pytest.mark.parametrize("down_count", [0, 2])
+def test_paused_endpoint_is_not_said_to_be_tried_now_or_later(operator: Client, db, down_count: int) -> None:
+    app = make_app("Portal")
+    make_watch(app, "docs")
+    soon = timezone.now() + timedelta(minutes=5)
+    App.objects.update(paused=True, cooldown_until=soon, down_count=down_count)
+    assert endpoints(operator.get(ALL).text) == [
+        "Portal Paused No recent notifications Nothing is sent until the app is resumed."
+    ]
+
+
 @pytest.mark.parametrize(("accepted", "refused", "warns"), [(92, 8, True), (95, 5, False), (0, 4, False)])
 def test_list_of_apps_and_confirmation_warn_alike(
     operator: Client, db, accepted: int, refused: int, warns: bool
