@@ -28,6 +28,12 @@ from docora.templatetags.docora import time_of_day
 from docora.text import format_seconds, parse_pk
 
 SHOWN, SCHEDULED_SHOWN = 100, 50
+_OTHER_JOBS = {
+    "clean_up": ("Cleanup", "Removing data of repositories that are no longer watched"),
+    "prune": ("Cleanup", "Removing old history"),
+    "send_alerts": ("Alerts", "Sending alerts in place of the sweep"),
+}
+"""Function of a job that is not for a watch → its name, and what it does."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +70,17 @@ class WorkerLine:
     message: str = ""
 
     @property
-    def is_cleaning_up(self) -> bool:
-        return self.worker.job is not None and _watch_of(self.worker.job) is None
+    def other_job(self) -> str:
+        """The name of its job that is not for a watch, if it has one."""
+        job = self.worker.job
+        return _described(job)[0] if job is not None and _watch_of(job) is None else ""
 
 
 @dataclass(frozen=True)
 class QueueView:
     """The queue page. `queue` and `signs` are None while Redis is down or rejects writes.
 
-    `counts` agree with the lists. `unqueued` is the number of due watches without a job, and `idle_jobs` the number of
+    `counts` agree with the lists. `others` holds each waiting job that is not for a watch, its name, and what it does. `unqueued` is the number of due watches without a job, and `idle_jobs` the number of
     jobs without a due watch. `scheduled` holds each watch with the time of its next attempt, None during a pause, and its next step.
     """
 
@@ -83,7 +91,7 @@ class QueueView:
     waiting: list[Line]
     unqueued: int
     idle_jobs: int
-    clean_ups: list[Job]
+    others: list[tuple[Job, str, str]]
     scheduled: list[tuple[AppRepository, datetime | None, str]]
     workers: list[WorkerLine]
     signs: Signs | None
@@ -150,7 +158,7 @@ def read_queue() -> QueueView:
         waiting=[line(watch, queue=queued.get(watch.pk, ""), message=_why_waiting(watch)) for watch in waiting],
         unqueued=max(0, counts.due - ready - (sum(queue.lengths.values()) - len(jobs) if queue else 0)),
         idle_jobs=len(queued) - len(with_job),
-        clean_ups=[job for job in jobs if _watch_of(job) is None],
+        others=[(job, *_described(job)) for job in jobs if _watch_of(job) is None],
         scheduled=scheduled,
         workers=workers,
         signs=signs,
@@ -180,8 +188,12 @@ def _watches() -> Any:
 
 
 def _watch_of(job: Job) -> int | None:
-    """Return the primary key of the watch that a job is for; None for a cleanup."""
+    """Return the primary key of the watch that a job is for; None for any other job."""
     return parse_pk(job.argument) if job.function in {"sync_watch", "sync_watch_alone"} else None
+
+
+def _described(job: Job) -> tuple[str, str]:
+    return _OTHER_JOBS.get(job.function, (job.function, ""))
 
 
 def _is_held_back(watch: AppRepository) -> bool:

@@ -24,12 +24,14 @@ from deliveries_app.models import (
     SyncPause,
     SyncRun,
 )
+from deliveries_app.monitoring import alerts
 from deliveries_app.monitoring.counts import WatchCounts
 from deliveries_app.progress import runs
 from deliveries_app.reports import queue as queue_report
 from deliveries_app.scheduling import request_sync
 from deliveries_app.services import resync_many, resync_single
 from deliveries_app.sweep.cleanup import CLEAN_UP_JOB
+from deliveries_app.sweep.retention import PRUNE_JOB
 from docora.db.clock import from_now
 from docora.redis import heartbeat, queues
 from tests.support.staff import make_app, make_watch, occupy, staff
@@ -209,6 +211,18 @@ def test_waiting_syncs_are_in_queue_order(operator: Client, watches) -> None:
         (watches[2].pk, ""),
     ]
     assert (view.counts.due, view.counts.held, view.unqueued) == (3, 0, 1)
+
+
+def test_jobs_that_are_not_for_a_repository_say_what_they_do(operator: Client, watches, redis_client: Redis) -> None:
+    queues.enqueue("low", PRUNE_JOB, "old", "prune")
+    queues.enqueue("high", alerts.JOB, "late", "alerts")
+    shown = section(operator, "waiting")
+    assert "Removing old history" in shown
+    assert "Sending alerts in place of the sweep" in shown
+    assert "no longer watched" not in shown
+    register(redis_client, WORKER, at="alerts", state="busy")
+    assert "Alerts" in section(operator, "workers")
+    assert "Cleanup" not in section(operator, "workers")
 
 
 def test_held_syncs_name_the_reason(operator: Client, watches) -> None:
