@@ -78,8 +78,9 @@ class QueueAdmin(ReadOnlyAdmin[Queue]):
         watch = AppRepository.objects.alive().select_related("app", "repository").filter(pk=watch_pk).first()
         if watch is not None and services.cancel_sync(actor, watch):
             interval = format_seconds(settings.RESCAN_INTERVAL_SECONDS)
-            is_paused = not AppRepository.objects.unpaused().filter(pk=watch.pk).exists()
-            next_step = "is paused" if is_paused else f"syncs again in {interval}, or sooner if requested"
+            next_step = f"syncs again in {interval}, or sooner if requested"
+            if not AppRepository.objects.unpaused().filter(pk=watch.pk).exists():
+                next_step = "is not fully imported yet" if watch.arriving else "is paused"
             has_check = DriftCheck.objects.open().filter(watch=watch).exists()
             message = f"Sync cancelled. {watch} {next_step}."
             message += " Its check for differences stays queued." if has_check else ""

@@ -397,6 +397,13 @@ def test_cancelling_a_paused_sync_promises_no_sync(operator: Client, watches) ->
     assert "Sync cancelled. acme/docs → Portal is paused." in flat(page.text)
 
 
+def test_cancelling_a_sync_during_its_import_does_not_call_it_paused(operator: Client, watches) -> None:
+    resync_single(ME, watches[0])
+    AppRepository.objects.update(arriving=True)
+    page = operator.post(f"{PAGE}{watches[0].pk}/cancel/", follow=True)
+    assert "Sync cancelled. acme/docs → Portal is not fully imported yet." in flat(page.text)
+
+
 def test_cancelling_a_finished_sync_shows_a_warning(operator: Client, watches) -> None:
     page = operator.post(f"{PAGE}{watches[0].pk}/cancel/", follow=True)
     assert "There is no sync of acme/docs → Portal to cancel." in page.text
