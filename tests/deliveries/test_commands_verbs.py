@@ -275,7 +275,9 @@ def test_status_of_watches_with_an_unfinished_import(watches) -> None:
     [line] = [line for line in printed["lines"] if line["next"] == "Starts when its records are imported"]
     assert [line["app_id"], line["repository_id"]] == ids_of(watches[0])
     assert line["state"] == "queued"
-    assert "1 of them waits for the rest of the import: run manage.py import_docora again." in run("status")
+    assert "1 of them waits for the rest of the import. If none is running, run manage.py import_docora again." in run(
+        "status"
+    )
     portal.update(arriving=True)
     assert "2 of them wait for the rest of the import" in run("status", watches[0].app.app_id)
     assert "import" not in run("status", watches[2].app.app_id)

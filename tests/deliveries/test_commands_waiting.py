@@ -165,7 +165,9 @@ def test_wait_for_a_paused_app_and_an_unfinished_import(world: World, watch: App
         run("resync", *ids, "--wait", "--yes", "--timeout=0")
     printed = capsys.readouterr().err
     assert f"{world.app} is paused. This waits until it is resumed." in printed
-    assert "1 repository waits for an unfinished import. Run manage.py import_docora again." in printed
+    assert (
+        "1 repository waits for an unfinished import. If none is running, run manage.py import_docora again." in printed
+    )
 
 
 def test_wait_for_what_is_not_released_yet(world: World, watch: AppRepository, capsys) -> None:

@@ -52,7 +52,7 @@ def _summary(report: StatusReport) -> str:
         lines.append(f"All syncing was paused by {report.pause.paused_by} at {format_time(report.pause.since)}.")
     if counts.importing:
         number = counted(counts.importing, "of them waits", "of them wait")
-        lines.append(f"{number} for the rest of the import: run {program()} import_docora again.")
+        lines.append(f"{number} for the rest of the import. If none is running, run {program()} import_docora again.")
     if report.signs is None:
         lines.append("Redis isn't responding or rejects writes. Due syncs wait in the database until it works again.")
     elif not report.signs.workers or report.signs.sweep_is_late:
