@@ -20,7 +20,7 @@ from deliveries_app.monitoring import alerts
 from deliveries_app.monitoring.alerts.detect import _docora_problems, _subjects
 from deliveries_app.monitoring.alerts.messages import _TEXTS
 from deliveries_app.services import resync_single, unwatch_repository
-from deliveries_app.services.app_settings import change_own_settings
+from deliveries_app.services.app_settings import change_app, change_own_settings
 from deliveries_app.sweep import retention
 from deliveries_app.sync import outcomes
 from deliveries_app.sync.claim import claim
@@ -234,6 +234,19 @@ def test_alert_for_an_app_paused_by_410_only(out: AlertReceivers, watch) -> None
     change_own_settings(Actor.command(), watch.app, paused=True)
     next_round()
     assert len(out.events) == 2
+
+
+def test_alert_stays_open_while_an_administrator_takes_over_the_pause(out: AlertReceivers, watch) -> None:
+    App.objects.update(paused=True, paused_reason="The app returned HTTP 410.")
+    next_round()
+    app = App.objects.get()
+    change_app(Actor.command(), app, ["paused"])
+    assert (app.paused, app.paused_reason) == (True, "")
+    next_round()
+    assert out.events == [("alert", "app_paused", 1)]
+    App.objects.update(paused=False)
+    next_round()
+    assert out.events[1:] == [("resolved", "app_paused", 1)]
 
 
 def test_alert_for_an_endpoint_that_is_down(out: AlertReceivers, watch) -> None:

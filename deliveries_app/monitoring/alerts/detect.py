@@ -96,7 +96,7 @@ def _subjects(now: datetime) -> Mapping[AlertKind, Subjects]:
     return {
         # A new token clears the failure immediately, but the alert ends only when a sync has succeeded.
         AlertKind.FAILING: Subjects(named, watches.filter(unfinished)),
-        AlertKind.APP_PAUSED: Subjects(paused, paused),
+        AlertKind.APP_PAUSED: Subjects(paused, apps.filter(paused=True)),  # an administrator may take over the pause
         AlertKind.ENDPOINT_DOWN: Subjects(down.filter(Exists(long_failing.filter(app=OuterRef("pk")))), down),
         AlertKind.CIRCUIT_OPEN: Subjects(circuits, circuits),
     }
