@@ -183,6 +183,9 @@ def test_next_check_of_a_failing_watch_is_no_later_than_its_next_try(keeper: Cli
     assert next_check() == "after the next sync"
     AppRepository.objects.update(paused_at=now, next_sync_at=None)
     assert next_check() == "after it is resumed"
+    App.objects.update(paused=False)
+    AppRepository.objects.update(paused_at=None, arriving=True, next_sync_at=None)
+    assert next_check() == "after its import"
 
 
 def test_check_that_is_due_is_not_just_now(keeper: Client, watch: AppRepository) -> None:
