@@ -37,9 +37,11 @@ class ConfirmedChange:
 
 
 def _retire_key_blocked(app: App) -> str:
-    if app.is_rotating_key and app.new_key_accepted_at is not None:
-        return ""
-    return "The app hasn't accepted a new key yet, so the old key can't be retired."
+    if not app.is_rotating_key:
+        return "No key rotation is in progress."
+    return (
+        "" if app.new_key_accepted_at else "The app hasn't accepted the new key yet, so the old key can't be retired."
+    )
 
 
 CONFIRMED_CHANGES = (

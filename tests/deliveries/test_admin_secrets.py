@@ -116,12 +116,13 @@ def test_given_key_is_validated(keeper: Client, app: App) -> None:
 def test_old_key_is_retired_after_acceptance_of_the_new(keeper: Client, app: App) -> None:
     new = rotating(app)
     url = f"{APPS}{app.pk}/retire-key/"
-    assert "accepted a new key yet" in keeper.get(url, follow=True).text
+    assert "accepted the new key yet" in keeper.get(url, follow=True).text
     assert "accepted the new key yet" in keeper.post(url, follow=True).text
     App.objects.update(new_key_accepted_at=timezone.now())
     assert "Retire old key" in keeper.get(f"{APPS}{app.pk}/settings/").text
     assert "Old key retired" in keeper.post(url, follow=True).text
     assert state(app)[:3] == (new, "", None)
+    assert "No key rotation is in progress." in keeper.get(url, follow=True).text
 
 
 def test_cancelled_rotation_can_be_started_again(keeper: Client, app: App) -> None:
