@@ -208,7 +208,8 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, RemovalAdmin[App]):
                 app.refresh_from_db()
                 context = {"endpoint": endpoints.after_ping(app), "ping": ping}
                 return render(request, "docora/preflight.html#pinged", context)
-            request.session[_LAST_PING] = {"app": app.pk, "at": timezone.now().isoformat(), **asdict(ping)}
+            sent = {"app": app.pk, "at": timezone.now().isoformat(), "both_keys": app.is_rotating_key}
+            request.session[_LAST_PING] = sent | asdict(ping)
             return HttpResponseRedirect(reverse(f"admin:{self.url_name('ping')}", args=[app.pk]))
         last: dict[str, Any] = request.session.get(_LAST_PING) or {}
         shown = last | {"at": parse_datetime(last["at"])} if last.get("app") == app.pk else None

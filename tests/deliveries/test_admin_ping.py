@@ -103,6 +103,11 @@ def test_new_key_can_be_pinged_during_a_rotation(world: World, client: Client) -
     )  # with both keys, the old signature is still accepted
     world.app.refresh_from_db()
     assert world.app.new_key_accepted_at is None
+    own_ping = f"{APPS}{world.app.pk}/ping/"
+    assert "<dd>Both keys</dd>" in client.get(own_ping).text
+    App.objects.filter(pk=world.app.pk).update(key_rotation_started_at=None)
+    assert "<dd>Both keys</dd>" in client.get(own_ping).text, "the rotation ended after the ping"
+    App.objects.filter(pk=world.app.pk).update(key_rotation_started_at=world.app.key_rotation_started_at)
     App.objects.filter(pk=world.app.pk).update(client_auth_key="another key than the client has")
     assert "The app rejected both keys." in ping(client, world.app).text
 
