@@ -327,7 +327,7 @@ def help_texts_of(app: App) -> dict[str, str]:
         used = f"{shown(one.used)} of {shown(one.limit)}" if one.limit is not None else shown(one.used)
         otherwise = shown(defaults[name]) if defaults[name] else "none"
         field: Any = App._meta.get_field(f"max_{name}")
-        text = field.help_text
+        text = field.help_text + (" Administrators can exceed it." if name == "watches" else "")
         if one.limit is not None or name != "resyncs_per_hour":
             text += f" Now used: {used}."
         texts[f"max_{name}"] = f"{text} Blank means the default ({otherwise}), 0 no quota."

@@ -198,7 +198,7 @@ def test_app_s_settings_show_usage_and_set_quotas(admin_client: Client, watches,
     app = watches[0].app
     path = f"/admin/deliveries_app/app/{app.pk}/settings/"
     page = admin_client.get(path).text
-    assert "Now used: 2. Blank means the default (none), 0 no quota." in page
+    assert "Administrators can exceed it. Now used: 2. Blank means the default (none), 0 no quota." in page
     assert "Now used: 200 of 5,000. Blank means the default (5,000), 0 no quota." in page
     values = {
         "name": app.name, "base_url": app.base_url, "email": app.email, "max_in_flight": 8, "max_watches": 7,
