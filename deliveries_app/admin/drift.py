@@ -15,6 +15,7 @@ from django.views.decorators.http import require_POST
 
 from deliveries_app import services
 from deliveries_app.actors import Actor, can_view
+from deliveries_app.admin import widgets
 from deliveries_app.admin.base import ReadOnlyAdmin, column
 from deliveries_app.admin.filters import ChoiceFilter, WatchAppFilter, WatchFilter
 from deliveries_app.models import AppRepository, DriftCheck, DriftKind, DriftState, SyncRun
@@ -126,6 +127,7 @@ class DriftCheckAdmin(ReadOnlyAdmin[DriftCheck]):
         message = f"{' and '.join(parts).capitalize()}."
         if sent.settled:
             message += f" Skipped {counted(sent.settled, 'file', 'files')} that changed after the check."
+        message += widgets.waits(AppRepository.objects.with_state().for_list().get(pk=check.watch_id), "sync")
         return self.redirect_with_message(request, page, message)
 
 

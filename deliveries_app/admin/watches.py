@@ -34,7 +34,7 @@ from deliveries_app.reports import attempts, failing_files, help_texts
 from deliveries_app.reports.file_explanation import explain
 from deliveries_app.reports.next_attempt import next_attempt_of, next_check_of
 from deliveries_app.services.push_hooks import hook_url
-from docora.templatetags.docora import ago, elapsed, files_of, status_with_detail, time_of_day
+from docora.templatetags.docora import ago, elapsed, files_of, status_with_detail
 from docora.text import counted, visible
 from docora.web.paginators import KeysFirstPaginator
 
@@ -132,7 +132,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
             services.retry_single(Actor.of_request(request), watch)
         except services.NotFailed:
             return self.redirect_with_message(request, page, f"{watch} is no longer failing.", messages.WARNING)
-        message = f"Retry queued for {watch}. Only unacknowledged files are sent.{_waits(watch, 'retry')}"
+        message = f"Retry queued for {watch}. Only unacknowledged files are sent.{widgets.waits(watch, 'retry')}"
         return self.redirect_with_message(request, page, message)
 
     def cancel_one(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
@@ -161,7 +161,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
         if not files:
             message = f"{watch.app.name} holds no such file, so there is nothing to resend: {visible(path)}"
             return self.redirect_with_message(request, page, message, messages.WARNING)
-        message = f"Resend queued for {visible(path)}.{_waits(watch, 'resend')}"
+        message = f"Resend queued for {visible(path)}.{widgets.waits(watch, 'resend')}"
         return self.redirect_with_message(request, page, message)
 
     def why(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
@@ -272,20 +272,6 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
 
     def remove(self, actor: Actor, rows: Sequence[AppRepository]) -> None:
         services.unwatch_many(actor, rows)
-
-
-def _waits(watch: AppRepository, what: str) -> str:
-    """Return ` The retry starts when the app is resumed.`, or an empty string if it can start now."""
-    app = watch.app
-    if watch.is_paused:
-        return f" The {what} starts when the repository is resumed."
-    if app.paused:
-        return f" The {what} starts when the app is resumed."
-    if app.is_on_hold and app.cooldown_until and not app.down_count:
-        return f" The {what} starts at {time_of_day(app.cooldown_until)}, because the app is too busy."
-    if watch.host_retry_at and not watch.repository.circuit_is_open:  # an open circuit lets the first attempt through
-        return f" The {what} starts once Docora can reach the git host again."
-    return ""
 
 
 def live_query(watches: Iterable[AppRepository], *, with_files: bool = False) -> str:

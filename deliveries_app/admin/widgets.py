@@ -1,4 +1,4 @@
-"""Parts of rows that several admin pages share: buttons, and the contents of cells."""
+"""What several admin pages share: the buttons of rows, the contents of cells, and parts of messages."""
 
 from urllib.parse import urlencode
 
@@ -7,7 +7,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from deliveries_app.models import App, AppRepository
-from docora.templatetags.docora import ago, icon
+from docora.templatetags.docora import ago, icon, time_of_day
 from docora.text import visible
 from repositories_app.models import Repository
 
@@ -72,3 +72,20 @@ def problem(error: str, failing_for: SafeString | str = "", circuit: SafeString 
         format_html('<span class="quiet">Circuit {}</span>', circuit) if circuit else "",
     ]
     return format_html('<span class="problem">{}{}{}</span>', *parts) if any(parts) else ""
+
+
+def waits(watch: AppRepository, what: str) -> str:
+    """Return ` The retry starts when the app is resumed.`, or an empty string if it can start now.
+
+    The watch must be read `with_state`.
+    """
+    app = watch.app
+    if watch.is_paused:
+        return f" The {what} starts when the repository is resumed."
+    if app.paused:
+        return f" The {what} starts when the app is resumed."
+    if app.is_on_hold and app.cooldown_until and not app.down_count:
+        return f" The {what} starts at {time_of_day(app.cooldown_until)}, because the app is too busy."
+    if watch.host_retry_at and not watch.repository.circuit_is_open:  # an open circuit lets the first attempt through
+        return f" The {what} starts once Docora can reach the git host again."
+    return ""

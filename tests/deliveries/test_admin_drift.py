@@ -152,6 +152,12 @@ def test_result_is_listed_filtered_and_sent(operator: Client, result: DriftCheck
     assert "These differences have already been sent." in again.text
 
 
+def test_differences_of_a_paused_app_are_sent_when_it_is_resumed(operator: Client, result: DriftCheck) -> None:
+    App.objects.update(paused=True)
+    answer = operator.post(f"{CHECKS}{result.pk}/send/", {"post": "yes"}, follow=True)
+    assert "deleting 1 extra file. The sync starts when the app is resumed." in answer.text
+
+
 def test_command_prints_what_the_page_shows(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.app.answers_verify = True
     world.app.save()
