@@ -80,8 +80,9 @@ class WorkerLine:
 class QueueView:
     """The queue page. `queue` and `signs` are None while Redis is down or rejects writes.
 
-    `counts` agree with the lists. `others` holds each waiting job that is not for a watch, its name, and what it does. `unqueued` is the number of due watches without a job, and `idle_jobs` the number of
-    jobs without a due watch. `scheduled` holds each watch with the time of its next attempt, None during a pause, and its next step.
+    `counts` agree with the lists. `unqueued` is the number of due watches without a job, and `idle_jobs` the number of jobs
+    without a due watch. `others` holds each waiting job that is not for a watch, its name, and what it does. `scheduled` holds
+    each watch with the time of its next attempt, None during a pause, and its next step.
     """
 
     pause: SyncPause | None
