@@ -54,7 +54,7 @@ class Progress:
         else:
             share = self.succeeded / self.total if self.total else 1.0
         whole = int(100 * share)
-        return whole if self.finished else min(99, whole)
+        return whole if self.finished and self.succeeded == self.total else min(99, whole)
 
     @property
     def tens(self) -> int:

@@ -9,17 +9,18 @@ from django.db import connections
 from redis import Redis
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import AppRepository, BulkOperation, Delivery, SyncRun
-from deliveries_app.progress import live
+from deliveries_app.models import AppRepository, BulkOperation, Delivery, Outcome, RootCause, SyncRun
+from deliveries_app.progress import live, runs
 from deliveries_app.progress.live import Progress
 from deliveries_app.receiver import Answer, Notification
-from deliveries_app.services import resync_many
+from deliveries_app.services import resync_many, retry_by_app
 from deliveries_app.sync import recorder
 from deliveries_app.sync.recorder import Recorder
 from docora.redis import live_counters
 from tests.support.git import Entry
 from tests.support.histories import kill_worker, refusing
 from tests.support.processes import in_threads
+from tests.support.staff import fail, make_app, make_watch
 from tests.support.valkey import ValkeyServer
 from tests.support.world import World
 
@@ -257,6 +258,20 @@ def test_bar_without_files_is_full_at_once(world: World) -> None:
     _, empty = world.watch({"link": Entry.symlink("x")}, name="acme/none")
     world.sync(empty)
     assert progress_of(empty).percent == 100
+
+
+def test_bar_is_not_full_if_a_repository_without_known_files_failed(db) -> None:
+    app = make_app("Portal")
+    refused, unreadable = make_watch(app, "docs"), make_watch(app, "site")
+    fail(refused, RootCause.SERVER_ERROR, status=500, files_failing=5)
+    fail(unreadable, RootCause.GIT_AUTH)
+    operation = retry_by_app(Actor.command(), app)
+    operation.runs.filter(watch=refused).update(files_done=5)
+    runs.end_runs(refused.pk, refused.generation, Outcome.SUCCEEDED)
+    runs.end_runs(unreadable.pk, unreadable.generation, Outcome.FAILED, "The token was rejected.")
+    operation.refresh_from_db()
+    end = live.of_operation(operation)
+    assert (end.finished, end.files_done, end.files_total, end.failed, end.percent) == (True, 5, 5, 1, 99)
 
 
 def test_lost_counters_do_not_restart_at_zero(redis_client: Redis) -> None:
