@@ -127,7 +127,7 @@ _DRIFT_STATES = {
     DriftState.DIFFERS: "Some files differ. Fix the differences, or find out first who changed them.",
     DriftState.UNSUPPORTED: "The app's response doesn't follow the webhook reference. The page says what is wrong with it. "
     "Syncs are not affected.",
-    DriftState.NOT_CHECKED: "The app did not respond, was too busy or failed, or the check could not begin. Check again later.",
+    DriftState.NOT_CHECKED: "The app did not respond, was too busy or failed, or the check waited too long. Check again later.",
     DriftState.CANCELLED: "By a user, or because the repository is no longer watched.",
 }
 

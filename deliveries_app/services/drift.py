@@ -34,7 +34,7 @@ from docora.db.compiled import compiled_and_prepared
 from docora.text import counted, format_seconds
 
 WAIT_SECONDS = 3600.0
-"""A check that could not start within this time ends as not checked."""
+"""A check that is queued this long after its request, perhaps again because it made way, ends as not checked."""
 _BATCH = 2000  # rows of one statement
 
 
@@ -213,7 +213,7 @@ def maintain_checks() -> None:
     _end(checks.exclude(watch__in=alive.values("pk")), DriftState.CANCELLED, "The repository is no longer watched.")
     waited = alive.with_state().filter(drift_checks__in=checks.filter(created_at__lt=from_now(-WAIT_SECONDS)))
     for watch in waited:
-        message = f"The check could not begin within {format_seconds(WAIT_SECONDS)}. {waits_for(watch)}"
+        message = f"The check was still queued after {format_seconds(WAIT_SECONDS)}. {waits_for(watch)}"
         _end(checks.filter(watch=watch, state=DriftState.QUEUED), DriftState.NOT_CHECKED, message)
     idle = alive.free().filter(next_sync_at=None, pk__in=checks.values("watch")).exclude(last_commit="")
     scheduling.request_sync(idle)

@@ -586,7 +586,7 @@ def test_waiting_check_gives_up_and_says_what_it_waited_for(world: World, synced
     drift_service.maintain_checks()
     requested.refresh_from_db()
     assert (requested.state, requested.message) == (
-        DriftState.NOT_CHECKED, "The check could not begin within 1 h. The app is paused.",
+        DriftState.NOT_CHECKED, "The check was still queued after 1 h. The app is paused.",
     )  # fmt: skip
 
 
@@ -612,6 +612,15 @@ def test_pause_of_syncing_queues_a_running_check(
     world.settle()
     requested.refresh_from_db()
     assert requested.state == DriftState.DIFFERS
+    begun = check_watch(ACTOR, watch)
+    before = len(world.requests())
+    world.answer(at_notification(2, lambda: pause_syncing(ACTOR)))
+    world.sync(watch)
+    assert len(world.requests()) > before
+    DriftCheck.objects.update(created_at=timezone.now() - timedelta(seconds=drift_service.WAIT_SECONDS + 1))
+    drift_service.maintain_checks()
+    begun.refresh_from_db()
+    assert begun.message == "The check was still queued after 1 h. All syncing is paused.", "it has begun before"
 
 
 def test_bug_in_the_check_is_not_a_failed_sync(
