@@ -26,6 +26,7 @@ URLS: dict[str, tuple[str, str]] = {
     "a user and a password": ("https://user:hunter2@portal.example", CREDENTIALS),
     "a host that looks like a user": ("https://portal.example@169.254.169.254/", CREDENTIALS),
     "a query": ("https://portal.example/hooks?a=b", CREDENTIALS),
+    "an empty query": ("https://portal.example/hooks?", CREDENTIALS),
     "a fragment": ("https://portal.example/hooks#x", CREDENTIALS),
     "a line break": ("https://portal.example/a\r\nX-Evil: 1", ASCII),
     "NUL": ("https://portal.example/\0", ASCII),
