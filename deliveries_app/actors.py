@@ -23,7 +23,7 @@ class Actor:
     """A signed-in user, a client app that authenticated with its token, the command line, or Docora itself.
 
     `address` is the IP address that the request came from; for a command, the operating system's user and host; empty for
-    Docora itself.
+    Docora itself, unless it acts during a request.
     """
 
     name: str

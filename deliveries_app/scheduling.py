@@ -89,7 +89,7 @@ def enqueue_due(*, after_job: bool = False) -> int:
     """Fill the default queue with watches that can start now. Return how many were added.
 
     The apps take turns, each with its longest-waiting watch, so an app with many due watches delays no other. Those of
-    bulk operations come after the app's others. Does nothing while the queue is at least half full, or while another
+    bulk operations come after the app's others. Does nothing while the queue is more than half full, or while another
     process is filling it. `after_job`: also do nothing while several jobs wait in the high queue, which come first anyway.
     The sweep fills the default queue every second.
     """

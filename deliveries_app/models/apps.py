@@ -627,7 +627,10 @@ class AppRepository(models.Model):
 
     @property
     def waits_for_first_commit(self) -> bool:
-        """Whether the repository had no commit when it was last read. Anything else that is pending has a due time."""
+        """Whether the repository had no commit when it was last read, or its records are being imported.
+
+        Anything else that is pending has a due time.
+        """
         return self.status == Status.PENDING and self.next_sync_at is None and self.ended_at is None
 
     @property

@@ -23,7 +23,7 @@ def of_operation(operation: BulkOperation) -> dict[str, Any]:
 
 
 def of_ended_operations(operations: Sequence[BulkOperation]) -> list[dict[str, Any]]:
-    """Return the same for operations that have ended, with one query."""
+    """Return the same for operations that have ended: with one query, and two more for each cancelled one."""
     progress = live.of_ended_operations(operations)
     return [_context(operation, progress[operation.pk]) for operation in operations]
 

@@ -71,9 +71,10 @@ def cancel_request(actor: Actor, watch: AppRepository) -> int:
 
 
 def cancel_sync(actor: Actor, watch: AppRepository) -> bool:
-    """Cancel everything that is running or waiting for one watch. Return False if there was nothing to cancel.
+    """Cancel every sync that is running or waiting for one watch. Return False if there was nothing to cancel.
 
-    Its worker stops at the next batch, its open runs end as cancelled, and it stays idle until the next rescan.
+    Its worker stops at the next batch, its open runs end as cancelled, and it stays idle until the next rescan. An open check
+    for differences stays queued.
     """
     actor.require_watch(watch, Permission.CONTROL_QUEUE)
     with transaction.atomic():
@@ -108,10 +109,11 @@ def _is_active() -> Q:
 def _cancel(open_runs: QuerySet[SyncRun], error: str = "", *, also_locked: Iterable[int] = ()) -> int:
     """End these runs as cancelled, with this `error` text. Return how many were still open.
 
-    The generation always increases, so that a worker of the cancelled request cannot record anything for the next one.
-    After a cancelled re-sync, the floor returns to the newest re-sync that is not cancelled, or to `lowest_floor`, and the
-    watch is due now for an ordinary check. After a cancelled retry, the watch is failing again until the next rescan, unless
-    it has another open run. Watches are locked before runs, as everywhere else.
+    The generation increases, so that a worker of the cancelled request cannot record anything for the next one. After a
+    cancelled re-sync, the floor returns to the newest re-sync that is not cancelled, or to `lowest_floor`, and the watch is
+    due now for an ordinary check. After a cancelled retry or resend, the watch is idle until the next rescan, and failing
+    again if it was; but if it has another open run, only the run changes. Watches are locked before runs, as everywhere
+    else.
     """
     pks = sorted({pk for pk in open_runs.values_list("watch_id", flat=True) if pk is not None}.union(also_locked))
     watches = AppRepository.objects.filter(pk__in=pks)

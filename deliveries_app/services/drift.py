@@ -122,7 +122,9 @@ def _end(checks: DriftCheckQuerySet, state: DriftState, message: str) -> int:
 
 
 def send_differences(actor: Actor, check: DriftCheck) -> SentDifferences:
-    """Send the listed differences, and nothing else: missing and different files as creates, extra files as deletes.
+    """Send the listed differences: missing and different files as creates, extra files as deletes.
+
+    Of the other files that the app has acknowledged, only those are sent again that such a delete may remove.
 
     What was sent or deleted after the check is left as it is, so an old check does no harm. Raises `NothingToSend`, and
     `NotFound` if the repository is no longer watched.

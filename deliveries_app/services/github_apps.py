@@ -1,4 +1,4 @@
-"""Store the credentials of GitHub Apps, test them, and assign them to client apps."""
+"""Store the credentials of GitHub Apps, and test them. `change_app` assigns them to client apps."""
 
 import re
 from collections.abc import Collection

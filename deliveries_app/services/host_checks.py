@@ -27,7 +27,7 @@ def check_readable(
     *,
     within: float = GIT_CHECK_SECONDS,
 ) -> bool:
-    """Return whether the repository is private: readable with a token, but not without.
+    """Return whether the repository is private: readable with a token, but not without, for whatever reason.
 
     The token is `token`, or one from `github_app`. A repository without commits is readable, too.
     Raises `GitError` if the repository cannot be read, if it has commits but not this branch or tag, or if its host takes

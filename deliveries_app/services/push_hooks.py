@@ -92,12 +92,12 @@ def hook_url(watch: AppRepository) -> str:
 
 
 def repository_pushed(actor: Actor, repository_id: str, proven: Collection[int]) -> int:
-    """Make every watch of the repository due now. Return how many there are. `proven` are those whose secret the host knows.
+    """Make the watches of the repository due now. Return how many there are. `proven` are those whose secret the host knows.
 
     A failing watch is only checked, once a running attempt has ended, and synced if there is a new commit. Otherwise, pushes
     to other branches, or the hooks of another app, would use up its attempts. The same applies to a watch whose last push was
     less than `OTHERS_SECONDS` ago, unless it is in `proven`: an app that keeps announcing pushes must not use up the rate
-    limits of other apps' tokens.
+    limits of other apps' tokens. A watch that is due later without failing, for example after a cancel, stays so.
     """
     actor.require(Permission.RESYNC)
     watches = AppRepository.objects.alive().filter(repository__repository_id=repository_id)

@@ -189,7 +189,10 @@ def validate_options(**given: Unpack[GivenOptions]) -> WatchOptions:
 def store_watch(
     actor: Actor, app: App, parsed: RepositoryUrl, options: WatchOptions, *, is_private: bool | None, must_be_new: bool
 ) -> Watched:
-    """Watch a repository. See `watch_repository`, which asks git first. `is_private` is None if git was not asked."""
+    """Watch a repository, for a caller that has checked the permission. See `watch_repository`, which asks git first.
+
+    `is_private` is None if git was not asked.
+    """
     with transaction.atomic():  # lock the app before its watch, as the claim does
         locked = App.objects.select_for_update(no_key=True).filter(pk=app.pk, ended_at=None).first()
         if locked is None:

@@ -58,9 +58,9 @@ class _Candidate:
 def watch_many(actor: Actor, app: App, lines: Iterable[str], options: WatchOptions) -> list[LineResult]:
     """Watch the repository of each line with the same options, and return the results in the order of the lines.
 
-    Empty lines are left out. Several repositories are checked at once; those that cannot be checked within `TOTAL_SECONDS`,
-    because others took too long, are returned as unchecked. A repository that the app already watches is not changed. Raises
-    `ValidationError` if the token would be sent to several hosts.
+    Empty lines, and those that equal an earlier one, are left out. Several repositories are checked at once; those that
+    cannot be checked within `TOTAL_SECONDS`, because others took too long, are returned as unchecked. A repository that the
+    app already watches is not changed. Raises `ValidationError` if the token would be sent to several hosts.
     """
     actor.require_app(app, Permission.WATCH)
     results: dict[str, LineResult] = {}  # by line: a dictionary keeps the order

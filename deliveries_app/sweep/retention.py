@@ -1,7 +1,7 @@
 """Delete old history.
 
-This covers runs, bulk operations, checks for differences, the audit log, traffic, failed attempts, ended alerts, sent mails,
-expired sessions, and all snapshots but the newest one of each repository.
+This covers runs, bulk operations, checks for differences, the audit log, traffic, failed attempts, ended alerts, mails to
+contacts (sent or not), expired sessions, and all snapshots but the newest one of each repository.
 
 Pruning can run at any time and be killed at any point: each slice is one transaction, and the next call continues. Three
 kinds of runs are kept regardless of their age:
