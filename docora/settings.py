@@ -8,7 +8,7 @@ import re
 import sys
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.csp import CSP
@@ -95,7 +95,7 @@ WEB_THREADS = 16
 WEB_CONNECTIONS = WEB_THREADS + 2
 
 # --- Database and Redis ------------------------------------------------------------------------------------------------
-_database = database("DATABASE_URL", f"sqlite:///{DATA_DIR / 'docora.sqlite3'}")
+_database = database("DATABASE_URL", f"sqlite:///{quote(str(DATA_DIR / 'docora.sqlite3'))}")
 DATABASES = {"default": _database}
 _options = _database.setdefault("OPTIONS", {})
 if _database["ENGINE"] == "django.db.backends.sqlite3":

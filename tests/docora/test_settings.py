@@ -203,6 +203,12 @@ def test_sqlite_file_is_private(tmp_path: Path) -> None:
         os.umask(old_mask)
 
 
+def test_database_is_in_the_data_directory_whatever_its_name(tmp_path: Path) -> None:
+    directory = tmp_path / "c++ #1? 100%41"
+    assert start_with(directory).returncode == 0
+    assert (directory / "docora.sqlite3").is_file()
+
+
 def test_concurrent_starts_read_the_same_keys(tmp_path: Path) -> None:
     with ThreadPoolExecutor(16) as pool:
         keys = set(pool.map(lambda _: generated_key(tmp_path, "secret_key"), range(64)))
