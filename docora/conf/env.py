@@ -135,9 +135,16 @@ def database(name: str, default: str) -> dict[str, Any]:
             found = Env.db_url_config(url)
     except (ValueError, ImproperlyConfigured):
         found = {}
-    engine = found.get("ENGINE")
-    is_postgres = engine == "django.db.backends.postgresql"
-    if not (is_postgres or engine == "django.db.backends.sqlite3") or (is_postgres and _is_unescaped(url)):
+    match found.get("ENGINE"):
+        case "django.db.backends.postgresql":
+            has_name = bool(found["NAME"]) or "service" in found.get("OPTIONS", {})
+            is_valid = has_name and not _is_unescaped(url)
+        case "django.db.backends.sqlite3":
+            # One in memory would not outlive the process. Of `sqlite://var/x`, `var` would be ignored.
+            is_valid = found["NAME"] != ":memory:" and not found.get("HOST")
+        case _:
+            is_valid = False
+    if not is_valid:
         raise ImproperlyConfigured(
             f"{name} must look like postgres://user:password@host:5432/name, or sqlite:////path/of/file. "
             "Percent-encode special characters in user name and password, such as @ as %40."
