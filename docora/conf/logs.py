@@ -91,6 +91,8 @@ def configure(config: dict[str, Any]) -> None:
     ]
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter(foreign_pre_chain=_SHARED, processors=processors))
+    handler.setLevel(config["level"])  # Django's loggers and the noisy ones have levels of their own
+    logging.getLogger("django").handlers.clear()  # with DEBUG, Django's own prints each record again, unmasked
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(config["level"])

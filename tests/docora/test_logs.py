@@ -3,6 +3,9 @@
 import io
 import json
 import logging
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -33,6 +36,22 @@ def log(request) -> Iterator[io.StringIO]:
     yield stream
     root.handlers[:] = handlers
     root.setLevel(level)
+
+
+def test_level_holds_for_every_logger(log: io.StringIO) -> None:
+    configure({"format": "json", "level": "ERROR"})
+    logging.getLogger().handlers[0].setStream(log)  # type: ignore[attr-defined]
+    for name in ("docora.web", "django.request", "rq.worker", "waitress"):
+        logging.getLogger(name).warning("a warning")
+        logging.getLogger(name).error("an error of %s", name)
+    assert "a warning" not in log.getvalue()
+    assert log.getvalue().count("an error of") == 4
+
+
+def test_django_has_no_handlers_of_its_own() -> None:
+    code = "import django; django.setup(); import logging; print(logging.getLogger('django').handlers)"
+    environment = os.environ | {"DJANGO_SETTINGS_MODULE": "docora.settings", "DEBUG": "yes"}
+    assert subprocess.check_output([sys.executable, "-c", code], env=environment, text=True) == "[]\n"
 
 
 @pytest.mark.parametrize(
