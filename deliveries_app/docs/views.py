@@ -99,7 +99,8 @@ def _webhooks() -> dict[str, Any]:
         "limits": {name: getattr(settings, name) for name in LIMITS}
         | vars(responses)
         | {"MAX_WAITS": sender.MAX_WAITS, "MAX_CHECK_WAITS": drift.MAX_WAITS},
-        "largest_body": _LONGEST_ESCAPE * settings.CHUNK_THRESHOLD_BYTES + _OTHER_FIELDS,
+        "largest_body": max(_LONGEST_ESCAPE * settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES)
+        + _OTHER_FIELDS,
     }
 
 

@@ -258,6 +258,13 @@ def test_largest_body_is_not_exceeded(settings) -> None:
     assert len(body) < float(shown[1]) * 1000
 
 
+def test_largest_body_may_be_that_of_a_chunk(settings) -> None:
+    settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES = 1000, 600_000
+    shown = re.search(r"Body of a request ?Up to ([\d.]+) kB", text_of("/docs/webhooks/"))
+    assert shown
+    assert float(shown[1]) * 1000 > settings.CHUNK_SIZE_BYTES
+
+
 # --- The API reference and the changes ----------------------------------------------------------------------------------
 
 
