@@ -56,7 +56,10 @@ PUBLIC_URL = text("PUBLIC_URL", default=f"http://{_loopback}:{PORT}").rstrip("/"
 try:
     _public = urlsplit(PUBLIC_URL)
     _is_address = bool(
-        _public.scheme in {"http", "https"} and _public.hostname and _public.port != 0 and not _public.path
+        url_blocked_reason(PUBLIC_URL, allow_http=True) is None
+        and PUBLIC_URL.endswith(f"//{_public.netloc}")  # there is no path and no query
+        and _public.hostname
+        and _public.port != 0
     )
 except ValueError:  # a bracket is not closed, or the port is not a number
     _is_address = False
@@ -69,7 +72,13 @@ if not HTTPS and _public.hostname not in _LOOPBACK_NAMES:
     raise ImproperlyConfigured(
         f"PUBLIC_URL {PUBLIC_URL!r} must start with https://. Plain http is accepted for 127.0.0.1 and localhost only."
     )
-ALLOWED_HOSTS = list(dict.fromkeys([_public.hostname, *(names("ALLOWED_HOSTS") or _LOOPBACK)]))
+_public_host = f"[{_public.hostname}]" if ":" in (_public.hostname or "") else _public.hostname
+_allowed_hosts = names(
+    "ALLOWED_HOSTS",
+    pattern=r"[A-Za-z0-9._*-]+|\[[0-9A-Fa-f:.]+\]",
+    what="host names such as docora.internal, without ports",
+)
+ALLOWED_HOSTS = list(dict.fromkeys([_public_host, *(_allowed_hosts or _LOOPBACK)]))
 CSRF_TRUSTED_ORIGINS = [PUBLIC_URL] if HTTPS else []
 TRUSTED_PROXIES = networks("TRUSTED_PROXIES")
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = HTTPS
@@ -182,7 +191,9 @@ ATTEMPT_RETENTION_DAYS = count("ATTEMPT_RETENTION_DAYS", 30, 0)
 ATTEMPTS_PER_APP = count("ATTEMPTS_PER_APP", 10_000, 0)  # 0 keeps none
 
 # --- Outbound requests -------------------------------------------------------------------------------------------------
-ALLOWED_GIT_HOSTS = names("ALLOWED_GIT_HOSTS", "github.com", pattern="[^/]+", what="host names such as github.com")
+ALLOWED_GIT_HOSTS = names(
+    "ALLOWED_GIT_HOSTS", "github.com", pattern=r"[A-Za-z0-9._:\[\]-]+(:\*)?", what="host names such as github.com"
+)
 ALLOWED_PRIVATE_NETWORKS = networks("ALLOWED_PRIVATE_NETWORKS")
 ALLOW_HTTP = flag("ALLOW_HTTP")
 EGRESS_PROXY = text("EGRESS_PROXY")

@@ -5,13 +5,14 @@ import json
 import os
 import stat
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from docora.conf.data_dir import embedded_redis_socket, generated_key, make_private, unusable
-from tests.support.commands import manage
+from tests.support.commands import PROJECT, manage
 
 
 def start_with(directory: Path, **settings: str) -> subprocess.CompletedProcess[str]:
@@ -42,6 +43,14 @@ def start_with(directory: Path, **settings: str) -> subprocess.CompletedProcess[
         ("PUBLIC_URL", "docora.example", "PUBLIC_URL must look like"),
         ("PUBLIC_URL", "https://[docora", "PUBLIC_URL must look like"),
         ("PUBLIC_URL", "https://docora.example:abc", "PUBLIC_URL must look like"),
+        ("PUBLIC_URL", "https://docora.example/sub", "PUBLIC_URL must look like"),
+        ("PUBLIC_URL", "https://docora.example?x", "PUBLIC_URL must look like"),
+        ("PUBLIC_URL", "https://docora.example#x", "PUBLIC_URL must look like"),
+        ("PUBLIC_URL", "https://docora.example ", "PUBLIC_URL must look like"),
+        ("PUBLIC_URL", "https://user@docora.example", "PUBLIC_URL must look like"),
+        ("PUBLIC_URL", "https://m\xfcnchen.example", "PUBLIC_URL must look like"),
+        ("ALLOWED_HOSTS", "https://docora.internal", "ALLOWED_HOSTS must be host names such as docora.internal"),
+        ("ALLOWED_HOSTS", "docora.internal:8000", "ALLOWED_HOSTS must be host names such as docora.internal"),
         ("TIME_ZONE", "Europe/Berln", "TIME_ZONE must be a time zone such as Europe/Berlin, but is 'Europe/Berln'"),
         ("TIME_ZONE", "Europe", "TIME_ZONE must be a time zone"),
         ("TIME_ZONE", "/etc/localtime", "TIME_ZONE must be a time zone"),
@@ -50,6 +59,7 @@ def start_with(directory: Path, **settings: str) -> subprocess.CompletedProcess[
             "gitlab.com,https://github.com",
             "ALLOWED_GIT_HOSTS must be host names such as github.com, separated by commas, but contains 'https://github.com'",
         ),
+        ("ALLOWED_GIT_HOSTS", "*.example.com", "ALLOWED_GIT_HOSTS must be host names"),
         ("ENCRYPTION_KEYS", "short", "at least 16 characters"),
         ("ENCRYPTION_KEYS", "one-key-of-enough-letters,one-key-of-enough-letters", "has the same key twice"),
         ("DATABASE_URL", "postgres://127.0.0.1:5432", "DATABASE_URL must look like postgres://"),
@@ -176,6 +186,23 @@ def test_first_command_generates_private_keys(tmp_path: Path) -> None:
 def test_public_url_is_loopback_by_default(tmp_path: Path, host: str, url: str) -> None:
     environment = {"PATH": os.environ["PATH"], "DATA_DIR": str(tmp_path), "DOCORA_ENV_FILE": os.devnull, "HOST": host}
     assert f"PUBLIC_URL is {url}, " in manage("check", "--deploy", environment=environment).stderr
+
+
+@pytest.mark.parametrize(
+    "url", ["https://docora.example", "HTTPS://Docora.Example:8443/", "https://[2001:db8::1]:8443"]
+)
+def test_host_of_the_public_url_is_accepted(tmp_path: Path, url: str) -> None:
+    code = (
+        "import django; django.setup(); from django.test import Client; from urllib.parse import urlsplit; "
+        f"print(Client().get('/docs/', secure=True, HTTP_HOST=urlsplit({url!r}).netloc).status_code)"
+    )
+    environment = {"PATH": os.environ["PATH"], "DATA_DIR": str(tmp_path), "DOCORA_ENV_FILE": os.devnull}
+    environment |= {
+        "DJANGO_SETTINGS_MODULE": "docora.settings",
+        "PUBLIC_URL": url,
+        "ALLOWED_HOSTS": "docora.internal,[::1]",
+    }
+    assert subprocess.check_output([sys.executable, "-c", code], env=environment, text=True, cwd=PROJECT) == "200\n"
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]"])
