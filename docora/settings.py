@@ -135,7 +135,9 @@ else:
         _database.setdefault("CONN_MAX_AGE", None)  # a new connection costs more than what the sweep does in a second
 REDIS_URL = text("REDIS_URL") or data_dir.embedded_redis_url(DATA_DIR)
 try:
-    parse_redis_url(REDIS_URL)  # type: ignore[no-untyped-call]
+    _redis = parse_redis_url(REDIS_URL)  # type: ignore[no-untyped-call]
+    if urlsplit(REDIS_URL).path.strip("/") and not {"db", "path"} & _redis.keys():
+        raise ValueError  # redis-py would use database 0, which another instance may use
 except ValueError:  # the message doesn't repeat the URL, which may hold a password
     raise ImproperlyConfigured("REDIS_URL must look like redis://host:6379/0, rediss://… or unix:///path.") from None
 

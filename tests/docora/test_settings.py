@@ -67,6 +67,7 @@ def start_with(directory: Path, **settings: str) -> subprocess.CompletedProcess[
         ("DATABASE_URL", "sqlite://var/docora.sqlite3", "DATABASE_URL must look like postgres://"),
         ("REDIS_URL", "http://127.0.0.1:6379/0", "REDIS_URL must look like redis://host:6379/0"),
         ("REDIS_URL", "redis://127.0.0.1:6379?db=first", "REDIS_URL must look like redis://host:6379/0"),
+        ("REDIS_URL", "redis://127.0.0.1:6379/docora", "REDIS_URL must look like redis://host:6379/0"),
         ("METRICS_TOKEN", "short", "METRICS_TOKEN must be at least 16 printable ASCII characters"),
         ("METRICS_TOKEN", "text with spaces in it", "METRICS_TOKEN must be at least 16 printable ASCII characters"),
         ("MAX_WATCHES_PER_APP", "-1", "MAX_WATCHES_PER_APP must be at least 0"),
