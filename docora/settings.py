@@ -190,7 +190,7 @@ BULK_OPERATION_RETENTION_DAYS = count("BULK_OPERATION_RETENTION_DAYS", 365, 0)
 TRAFFIC_RETENTION_DAYS = count("TRAFFIC_RETENTION_DAYS", 90, 0)
 AUDIT_RETENTION_DAYS = count("AUDIT_RETENTION_DAYS", 730, 0)
 ATTEMPT_RETENTION_DAYS = count("ATTEMPT_RETENTION_DAYS", 30, 0)
-ATTEMPTS_PER_APP = count("ATTEMPTS_PER_APP", 10_000, 0)  # 0 keeps none
+ATTEMPTS_PER_APP = count("ATTEMPTS_PER_APP", 10_000, 0)  # 0 keeps no further ones
 
 # --- Outbound requests -------------------------------------------------------------------------------------------------
 ALLOWED_GIT_HOSTS = names(
