@@ -56,8 +56,9 @@ class Slots:
         """Take the fair share of the app's slots: every `_REBALANCE_SECONDS` or `at_once`.
 
         A smaller share is written once no more than that is in flight, so that slots are free before another run takes them.
-        Until then, nothing new is sent. Raises `Paused` if the watch, its app or all syncing was paused meanwhile, if another
-        run has put the app on hold, if its base URL has changed, or if it now allows fewer notifications than it has runs.
+        Until then, nothing new is sent. Raises `Paused` if the watch, its app or all syncing was paused meanwhile, if the watch
+        has ended, if another run has put the app on hold, if its base URL has changed, or if it now allows fewer notifications
+        than it has runs.
         """
         if not at_once and boot_seconds() < self.rebalance_at:
             return
@@ -104,14 +105,14 @@ class Slots:
 def _app_with_runs(app_pk: int, watch_pk: int) -> QuerySet[App]:
     """Return the app's pace, with everything that a run of the watch needs to take its share of the slots.
 
-    - `may_continue`: no pause and no cooldown of the endpoint stops this run.
+    - `may_continue`: no unwatch, no pause and no cooldown of the endpoint stops this run.
     - `others` is the number of the app's other runs, and `taken` the number of their slots.
     - `earlier` is how many of the other runs are of watches with a lower primary key.
     - `waits`: another watch waits for a slot.
     """
     others = other_leases(OuterRef("pk"), watch_pk).order_by().values("app_id")
     asking = AppRepository.objects.alive().free().filter(app_id=OuterRef("pk")).exclude(pk=watch_pk)
-    own = AppRepository.objects.filter(is_unpaused() & has_no_cooldown(), pk=watch_pk)
+    own = AppRepository.objects.alive().filter(is_unpaused() & has_no_cooldown(), pk=watch_pk)
     number = Count("pk")
     return (
         App.objects.filter(pk=app_pk)

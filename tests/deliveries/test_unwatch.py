@@ -70,7 +70,6 @@ def test_unwatch_during_a_run(world: World) -> None:
     world.make_due(watch)
     worker = syncing(watch.pk)
     wait_for(lambda: len(world.requests()) > 10)
-    # The worker notices the fence when it extends its lease, after a sixth of LEASE_SECONDS at the latest.
     unwatch_repository(COMMAND, watch)
     worker.join(30)
     sent = len(world.requests())
@@ -82,6 +81,23 @@ def test_unwatch_during_a_run(world: World) -> None:
     assert run.files_done == Delivery.objects.filter(watch=watch, acknowledged=True).count() <= sent
     assert claim(watch.pk) is None
     assert world.check() == 0
+
+
+def test_unwatch_during_a_large_file(world: World, settings) -> None:
+    """Nothing is recorded between two chunks, and the lease lasts longer than the file takes."""
+    settings.CHUNK_THRESHOLD_BYTES = settings.CHUNK_SIZE_BYTES = 1000
+    _, watch = world.watch({"film.mp4": bytes(40_000)})
+    world.answer(lambda note: time.sleep(0.1))
+    world.make_due(watch)
+    worker = syncing(watch.pk)
+    wait_for(lambda: len(world.requests()) > 2)
+    began = time.monotonic()
+    unwatch_repository(COMMAND, watch)
+    worker.join(30)
+    assert time.monotonic() - began < 3, "seconds"
+    assert len(world.requests()) < 54, "chunks"
+    watch.refresh_from_db()
+    assert watch.lease_until is None
 
 
 def test_rows_are_removed_after_the_lease_and_history_stays(world: World, settings) -> None:
