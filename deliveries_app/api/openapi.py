@@ -95,6 +95,7 @@ _responses: dict[type[Exception], Callable[[HttpRequest, Any], HttpResponse]] = 
     Http404: lambda _, __: json_error(NOT_FOUND, 404),
     ValidationError: lambda _, error: json_error(validation_message(error.errors), 422),
     exceptions.ValidationError: lambda _, error: json_error(" ".join(error.messages), 422),
+    exceptions.TooManyFieldsSent: lambda _, __: json_error("There are too many query parameters", 422),
     **{kind: partial(_refused, status=status, code=code) for kind, (status, code) in errors.STATUSES.items()},
 }
 for _kind, _response in _responses.items():

@@ -90,6 +90,11 @@ def test_all_mistakes_are_reported_at_once(portal: Caller) -> None:
     assert message == "The field github_url must not be empty; The field github_token must be a string"
 
 
+def test_hundreds_of_query_parameters_are_422(portal: Caller, caplog) -> None:
+    assert error_of(portal.client.get(f"{URL}?{'page=1&' * 1001}"), 422) == "There are too many query parameters"
+    assert "Traceback" not in caplog.text
+
+
 @pytest.mark.parametrize(("path", "verb"), [(URL, "post"), (f"{URL}/repo_1/token", "patch")])
 def test_large_body_is_413(portal: Caller, path: str, verb: str) -> None:
     body = json.dumps({"github_url": "x" * 70_000})
