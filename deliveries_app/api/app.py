@@ -6,7 +6,7 @@ from django.http import HttpRequest
 from ninja import Router, Status
 
 from deliveries_app.api import callers, schemas
-from deliveries_app.api.callers import BODY, REFUSED, WITH_BODY, AppToken
+from deliveries_app.api.callers import BODY, ONE_PING, REFUSED, WITH_BODY, AppToken
 from deliveries_app.api.schemas import moment
 from deliveries_app.models import App
 from deliveries_app.services import keys, pinging
@@ -61,7 +61,7 @@ def change_app(request: HttpRequest, settings: schemas.EndpointSettings) -> dict
         200,
         schemas.Ping,
         "The result. `delivered` says whether the app accepted it.",
-        REFUSED | BODY | _KEY_ROTATION_CONFLICT,
+        REFUSED | ONE_PING | BODY | _KEY_ROTATION_CONFLICT,
     ),
 )
 def send_ping(request: HttpRequest, how: schemas.PingWith) -> dict[str, Any]:

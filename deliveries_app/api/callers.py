@@ -70,6 +70,10 @@ REFUSED = {401: UNAUTHORIZED, 429: THROTTLED}
 _HOST_BUSY = "while two other calls of the app, or six calls in total, are waiting for a git host"
 _RESYNCS_USED = "once the app has used up its quota of re-syncs"
 ASKS_HOST = {429: f"{THROTTLED} Also returned {_HOST_BUSY}."}
+ONE_PING = {429: f"{THROTTLED} Also returned while another ping of the app, or two pings in total, are under way."}
+TWO_MANIFESTS = {
+    429: f"{THROTTLED} Also returned, without a `limit`, while two other manifests of the app, or four in total, are prepared."
+}
 RESYNCS = {429: f"{THROTTLED} Also returned {_RESYNCS_USED}."}
 WATCHES = REFUSED | {429: f"{THROTTLED} Also returned {_HOST_BUSY}, and {_RESYNCS_USED}."}
 NOT_WATCHED = REFUSED | {404: "The app does not watch this repository."}

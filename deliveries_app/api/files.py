@@ -12,7 +12,7 @@ from ninja import Query, Router, Status
 
 from deliveries_app import services
 from deliveries_app.api import callers, paging, schemas
-from deliveries_app.api.callers import BODY, NOT_WATCHED, QUERY, WITH_BODY, AppToken, RepositoryId
+from deliveries_app.api.callers import BODY, NOT_WATCHED, QUERY, TWO_MANIFESTS, WITH_BODY, AppToken, RepositoryId
 from deliveries_app.api.paging import DEFAULT_LIMIT, After, Limit, Order
 from deliveries_app.api.schemas import moment
 from deliveries_app.models import AppRepository, Delivery, DeliveryFailure, FailureKind
@@ -138,7 +138,9 @@ def resend_files(request: HttpRequest, repository_id: RepositoryId, chosen: sche
     READ,
     "/{repository_id}/manifest",
     summary="Get the manifest",
-    **documented_responses(200, schemas.ManifestLine, "One JSON object per line.", _PAGED, media_type=_NDJSON),
+    **documented_responses(
+        200, schemas.ManifestLine, "One JSON object per line.", _PAGED | TWO_MANIFESTS, media_type=_NDJSON
+    ),
 )
 def get_manifest(
     request: HttpRequest,

@@ -76,6 +76,20 @@ def test_document_has_every_call_and_status(document: dict) -> None:
     assert found == CALLS
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "what"),
+    [
+        ("post", "/api/app/ping", "another ping"),
+        ("get", "/api/repositories/{repository_id}/manifest", "two other manifests"),
+        ("post", "/api/repositories", "waiting for a git host"),
+        ("put", "/api/repositories", "waiting for a git host"),
+        ("patch", "/api/repositories/{repository_id}/token", "waiting for a git host"),
+    ],
+)
+def test_calls_that_are_limited_say_so(document: dict, method: str, path: str, what: str) -> None:
+    assert what in document["paths"][path][method]["responses"]["429"]["description"]
+
+
 def test_errors_share_one_schema(document: dict) -> None:
     for path, operations in document["paths"].items():
         for operation in operations.values():
