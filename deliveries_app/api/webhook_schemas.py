@@ -239,6 +239,11 @@ _RESPONSES_TO = {
     "update": _RESPONSES | _PAUSES,
     "delete": _RESPONSES | {"404": _MISSING, "410": _MISSING},
     "sync_failed": _RESPONSES | {"410": "Not accepted. It is not sent again."},
+    "sync_completed": _RESPONSES
+    | {
+        "429": "Too many requests. Docora puts your app on hold for `Retry-After`, or for some seconds, and then sends it again. This "
+        "uses up no attempt, so it goes on until your app responds differently."
+    },
     "ping": {
         "2XX": "Accepted.",
         "410": "Stop sending notifications. Docora pauses your app after this response to a test.",

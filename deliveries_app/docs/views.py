@@ -30,7 +30,7 @@ from deliveries_app.reports.help_texts import LEFT_OUT
 from deliveries_app.services import host_checks, sign_ins
 from deliveries_app.services.drift import WAIT_SECONDS
 from deliveries_app.services.resend import MAX_RESENT, MAX_RESENT_AT_ONCE
-from deliveries_app.sync import drift, responses, sender
+from deliveries_app.sync import drift, events, responses, sender
 from deliveries_app.sync.failures import KEPT_BYTES
 from deliveries_app.webhooks.verify import MAX_LISTED
 from docora import __version__
@@ -98,7 +98,7 @@ def _webhooks() -> dict[str, Any]:
         "left_out": [(cause, *text) for cause, text in LEFT_OUT.items() if cause not in _SAID_IN_TEXT],
         "limits": {name: getattr(settings, name) for name in LIMITS}
         | vars(responses)
-        | {"MAX_WAITS": sender.MAX_WAITS, "MAX_CHECK_WAITS": drift.MAX_WAITS},
+        | {"MAX_WAITS": sender.MAX_WAITS, "MAX_CHECK_WAITS": drift.MAX_WAITS, "BUSY_SECONDS": events.BUSY_SECONDS},
         "largest_body": max(_LONGEST_ESCAPE * settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES)
         + _OTHER_FIELDS,
     }

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 GIVE_UP_AFTER = timedelta(days=1)
 _BASE_DELAY_SECONDS = 2.0
-_BUSY_SECONDS = 10.0  # the wait if a busy app does not say how long it needs
+BUSY_SECONDS = 10.0  # the wait if a busy app does not say how long it needs
 
 
 class NoticeRefused(Exception):
@@ -118,7 +118,7 @@ def send_sync_completed(channel: Channel, commit: str, envelope: Envelope, files
         root = root_causes.of_delivery(cause, outcome.status)
         wait = asked_to_wait(outcome)
         if wait is None and outcome.status == 429:
-            wait = _BUSY_SECONDS
+            wait = BUSY_SECONDS
         body = response_texts(lease.watch.app, [outcome.body])[0]
         failure = SyncFailure(message, cause, root, outcome.status, body)
         raise NoticeRefused(failure, wait, may_be_under_way=may_be_under_way(outcome))

@@ -77,6 +77,19 @@ def test_410_pauses_the_app_if_the_document_says_so(world: World, event: str) ->
     assert App.objects.get().paused == ("pauses your app" in documented["description"])
 
 
+@pytest.mark.parametrize("event", ["create", "update", "delete", "sync_completed"])
+def test_429_uses_up_no_attempt_if_the_document_says_so(world: World, event: str) -> None:
+    repo, watch = world.watch({"a": b"1"})
+    App.objects.update(send_sync_completed=True)
+    if event in {"update", "delete"}:
+        world.settle()
+        repo.commit({"a": b"2" if event == "update" else None})
+    world.answer(lambda note: Answer(429, headers={"Retry-After": "0"}) if note.kind == event else None)
+    watch = world.sync(watch)
+    documented = openapi.document()["webhooks"][event]["post"]["responses"]["429"]["description"]
+    assert (watch.retry_count == 0) == ("uses up no attempt" in documented)
+
+
 def test_every_header_is_documented_in_order() -> None:
     sent = [name for name, _, _ in examples.headers()]
     assert [name for name in sent if name not in {"Content-Type", "User-Agent"}] == list(webhook_schemas.HEADERS)
