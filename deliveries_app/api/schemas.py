@@ -263,8 +263,9 @@ class Run(Schema):
     run_id: str = Field(description="As in `X-Docora-Run-Id`.", examples=[RUN_ID])
     reason: Reason = Field(description="As in `X-Docora-Reason`.", examples=["change"])
     outcome: Outcome | None = Field(
-        description="Null until it has ended, with `succeeded`, `failed` or `cancelled`. `superseded`: a later re-sync took its "
-        "place. `ended`: the repository is no longer watched. `paused`: the app was paused, because it responded with 410.",
+        description="Null until it has ended, with `succeeded`, `failed` or `cancelled`. `superseded`: a later re-sync, or an "
+        "administrator's retry or resend, took its place. `ended`: the repository is no longer watched. `paused`: the app was "
+        "paused, because it responded with 410.",
         examples=["succeeded"],
     )
     created_at: Moment = Field(description="When it was requested, or when the change was detected.")
