@@ -27,7 +27,7 @@ from deliveries_app.models.deliveries import ATTEMPTS_PER_PATH
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.planning import ignore_rules
 from deliveries_app.reports.help_texts import LEFT_OUT
-from deliveries_app.services import host_checks, sign_ins
+from deliveries_app.services import host_checks, sign_ins, watching
 from deliveries_app.services.drift import WAIT_SECONDS
 from deliveries_app.services.resend import MAX_RESENT, MAX_RESENT_AT_ONCE
 from deliveries_app.sync import drift, events, responses, sender
@@ -111,6 +111,8 @@ def _api() -> dict[str, Any]:
         "rows": paging.MAX_LIMIT,
         "manifest_lines": files.MAX_MANIFEST_LIMIT,
         "resent": MAX_RESENT,
+        "patterns": watching.MAX_PATTERNS,
+        "pattern_characters": watching.MAX_CHARACTERS,
         "failures": throttle.FAILURES,
         "failure_seconds": throttle.SECONDS,
         **_slow_calls(),
