@@ -20,7 +20,7 @@ THROTTLED = (
     "the first time. `Retry-After` is the number of seconds to wait."
 )
 INTERNAL = "Something went wrong in Docora. Its log has the details."
-UNAVAILABLE = "The database isn't responding. Try again later."
+UNAVAILABLE = "The database isn't responding, is read-only or is full. Try again later."
 COMMON = {401: UNAUTHORIZED, 429: THROTTLED, 500: INTERNAL, 503: UNAVAILABLE}
 
 
