@@ -124,7 +124,11 @@ class Registered(Schema):
     github_url: str = Field(description="As the app spelled it.", examples=[_URL])
     owner: str = Field(description="The part of the URL before the name. It may contain slashes.", examples=["acme"])
     name: str = Field(examples=["handbook"])
-    is_private: bool = Field(description="Whether it cannot be read without a token.", examples=[True])
+    is_private: bool = Field(
+        description="Whether it could not be read without a token when Docora last checked this: when an app started to watch it, or "
+        "changed its token, branch or tag. A sync with a token doesn't check it.",
+        examples=[True],
+    )
     created_at: Moment = Field(description="When the app started to watch it.")
 
 

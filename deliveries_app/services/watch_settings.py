@@ -25,6 +25,7 @@ from deliveries_app.services.watching import (
 )
 from deliveries_app.sync import circuit
 from docora.security.crypto import require_readable
+from repositories_app import services as repositories
 from repositories_app.git.url import parse_url
 
 
@@ -91,14 +92,14 @@ def change_watch(
     if not changes:
         return False
     new: dict[str, Any] = {name: text for fields in changes.values() for name, text in fields.items()}
-    is_read_anew = bool(new.keys() & {"github_token", "ref"})
     is_due = new.keys() != {"github_url"}
-    if is_read_anew:
+    is_private = None
+    if new.keys() & {"github_token", "ref"}:
         token = new.get("github_token", watch.github_token)
         require_readable(token)
         github_app = None if token else watch.app.github_app_for(watch.repository.canonical_url)
         # The current ref is not checked, because it may be missing at the moment.
-        check_readable(actor, watch.github_url, token, new.get("ref", ""), github_app)
+        is_private = check_readable(actor, watch.github_url, token, new.get("ref", ""), github_app)
         new |= {
             "retry_count": 0,
             "status": Case(When(status=Status.FAILED, then=Value(Status.PENDING)), default=F("status")),
@@ -107,7 +108,9 @@ def change_watch(
     if is_due:
         new |= scheduling.DUE_NOW
     with transaction.atomic():
-        if is_read_anew:  # lock the repository's row before the watch's, as `record_git_failure` does
+        if is_private is not None:  # lock the repository's row before the watch's, as `record_git_failure` does
+            if repository := repositories.lock(watch.repository_id):
+                repositories.record_privacy(repository, is_private=is_private)
             circuit.close_circuit(watch.repository)
         before = _lock(watch)
         _update(watch, **new)

@@ -59,6 +59,17 @@ def test_new_token_clears_errors_and_circuit_and_syncs(world: World, caller: Cal
     assert len(world.requests("create")) == before, "the delivery records are kept"
 
 
+def test_repository_that_has_become_private(world: World, caller: Caller) -> None:
+    repo = world.git.repo("acme/docs", {"a": b"1"})
+    watch = world.watch_url(repo)
+    world.git.tokens["acme/docs"] = {"first", "second"}
+    assert caller.get(f"/{watch.repository.repository_id}").json()["is_private"] is False
+    assert caller.patch(path_of(watch), {"github_token": "first"}).status_code == 200
+    assert caller.get(f"/{watch.repository.repository_id}").json()["is_private"] is True
+    del world.git.tokens["acme/docs"]
+    assert caller.put({"github_url": repo.url, "github_token": "second"}).json()["is_private"] is False
+
+
 @pytest.mark.parametrize("token", ["old", "wrong"])
 def test_token_without_access_changes_nothing(caller: Caller, watch, token: str) -> None:
     message = error_of(caller.patch(path_of(watch), {"github_token": token}), 422)
