@@ -214,7 +214,8 @@ HEADERS = {
     "X-Docora-Timestamp": "The time of this attempt in Unix seconds.",
     "X-Docora-Signature": "`sha256=` followed by the hexadecimal HMAC-SHA256 of the timestamp, a dot and the body. It does not cover "
     "the `webhook-id`.",
-    "X-Docora-Run-Id": "The sync this notification belongs to. Quote it when you ask an administrator about it.",
+    "X-Docora-Run-Id": "The sync this notification belongs to. Quote it when you ask an administrator about it. A `ping`, a `verify` "
+    "and most `sync_failed` belong to no run that the API knows.",
     "X-Docora-Reason": f"Why it is sent: {', '.join(f'`{reason}`' for reason in Reason.values)}, `{VERIFY_REASON}` or `{PING_REASON}`.",
     "X-Docora-Sequence": "A number that increases with every new notification about a path. Not signed: read it from the "
     "`webhook-id`.",
