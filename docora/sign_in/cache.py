@@ -2,6 +2,8 @@
 
 Django's own Redis cache pickles, so that anyone who can write to Redis could run code. Without Redis, each web process
 counts on its own: limits become weaker, and a code can be used once per process, but people can sign in.
+
+A Redis whose disk is full refuses writes, but still answers reads. So what is read has to come from where it was written.
 """
 
 import json
@@ -31,18 +33,25 @@ def _or_in_memory[**P, R](
 ) -> Callable[Concatenate["SharedCache", P], R]:
     @wraps(method)
     def call(self: "SharedCache", /, *args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return method(self, *args, **kwargs)
-        except RedisError as error:
-            logger.warning("cache_in_memory", extra={"cause": str(error)})
-            fallback: R = getattr(self.memory, method.__name__)(*args, **kwargs)
-            return fallback
+        name = method.__name__
+        if name == "add":  # allauth begins with it: it locks what it then reads and writes
+            self.uses_memory = False
+        if not self.uses_memory:
+            try:
+                return method(self, *args, **kwargs)
+            except RedisError as error:
+                logger.warning("cache_in_memory", extra={"cause": str(error)})
+                self.uses_memory = True
+        fallback: R = getattr(self.memory, name)(*args, **kwargs)
+        return fallback
 
     return call
 
 
 class SharedCache(RedisCache):
-    """Django's Redis cache. The methods that allauth uses fall back to memory."""
+    """Django's Redis cache. The methods that allauth uses fall back to memory. Each thread has its own instance."""
+
+    uses_memory = False
 
     def __init__(self, server: str, params: dict[str, Any]) -> None:
         super().__init__(server, params)

@@ -28,6 +28,7 @@ from docora.sign_in import links, recency
 from docora.sign_in.adapters import client_address
 from repositories_app.models import GitHubApp
 from tests.support.staff import make_app, make_watch
+from tests.support.valkey import ValkeyServer
 
 PASSWORD, WRONG = "correct horse battery", "wr0ng-password-of-anna"
 LOGIN, SECURITY, CONFIRM = "/accounts/login/", "/accounts/security/", "/accounts/reauthenticate/"
@@ -186,6 +187,15 @@ def test_without_redis_failures_are_counted_in_memory(anna, monkeypatch: pytest.
     cache.memory.clear()
     assert [locked(try_to_sign_in()) for _ in range(6)] == [False] * 5 + [True]
     assert try_to_sign_in(PASSWORD, address="203.0.113.10").status_code == 302
+    cache.memory.clear()
+
+
+def test_failures_are_counted_in_memory_while_redis_refuses_writes(anna, valkey_server: ValkeyServer) -> None:
+    """The counts that Redis still returns are old."""
+    cache.memory.clear()
+    with valkey_server.refusing_writes():
+        assert [locked(try_to_sign_in()) for _ in range(7)] == [False] * 5 + [True] * 2
+    assert not locked(try_to_sign_in()), "Redis counts again"
     cache.memory.clear()
 
 
