@@ -80,29 +80,33 @@ def redact_value(value: object, name: object = "", depth: int = 6) -> object:
 
 
 def remove_secrets(text: str, *secrets: str) -> str:
-    """Mask the given secrets in any encoding that a remote server might repeat them in, then `redact` the rest.
+    """Mask the given secrets in the forms of `pattern_of`, in which a remote server might repeat them. `redact` the rest.
 
     Undecryptable secrets are skipped: they were never sent.
     """
-    encodings = {form for secret in secrets if type(secret) is str and secret for form in encodings_of(secret)}
-    if encodings:
-        longest_first = sorted(map(re.escape, encodings), key=len, reverse=True)
-        text = re.sub("|".join(longest_first), MASK, text)
+    if known := [secret for secret in secrets if type(secret) is str and secret]:
+        text = pattern_of(*known).sub(MASK, text)
     return redact(text)
 
 
-def encodings_of(secret: str) -> set[str]:
-    """Return the secret as it is, escaped for HTML, JSON and URLs, in hex and in base64."""
-    raw = secret.encode()
-    return {
-        secret,
-        html.escape(secret),
-        json.dumps(secret)[1:-1],
-        json.dumps(secret, ensure_ascii=False)[1:-1],
-        quote(secret),
-        quote(secret, safe=""),
-        quote_plus(secret),
-        raw.hex(),
-        base64.b64encode(raw).decode(),
-        base64.urlsafe_b64encode(raw).decode(),
-    }
+def pattern_of(*secrets: str) -> re.Pattern[str]:
+    """Return a pattern of the secrets: as they are, in hex and in base64, each of them also escaped for HTML, JSON or URLs."""
+    forms = set(secrets)
+    for raw in (secret.encode() for secret in secrets):
+        forms |= {raw.hex(), base64.b64encode(raw).decode(), base64.urlsafe_b64encode(raw).decode()}
+    longest_first = sorted(forms, key=len, reverse=True)
+    patterns = (f"{re.escape(form)}|{''.join(map(_escaped, form))}" for form in longest_first)
+    return re.compile("|".join(patterns), re.IGNORECASE)
+
+
+def _escaped(character: str) -> str:
+    """Return a pattern of a character or one of its escapes. Servers differ in which characters they escape, and how.
+
+    The group is atomic: otherwise, a text of backslashes could be split in exponentially many ways.
+    """
+    if character.isascii() and character.isalnum():
+        return character
+    code = ord(character)
+    escapes = [html.escape(character), f"&#{code};", f"&#x{code:x};", quote(character, safe=""), quote_plus(character)]
+    escapes += [json.dumps(character)[1:-1], f"\\u{code:04x}", f"\\{character}", character]
+    return f"(?>{'|'.join(map(re.escape, sorted(escapes, key=len, reverse=True)))})"

@@ -13,7 +13,7 @@ from django.conf import settings
 
 from docora.backoff import MAX_WAIT_SECONDS
 from docora.http.client import Cause as HttpCause
-from docora.security.redaction import encodings_of
+from docora.security.redaction import pattern_of
 from docora.text import clean_text, format_bytes, format_seconds, one_line
 from repositories_app.git.exceptions import (
     AddressNotAllowed,
@@ -84,13 +84,10 @@ def _basic(user: str, password: str) -> str:
 
 
 def scrub(text: str, token: str) -> str:
-    """Return foreign text without the token in any encoding, and without other credentials in URLs."""
+    """Return foreign text without the token in any form of `pattern_of`, and without other credentials in URLs."""
     if token:
-        secret = token.partition(":")[2]
-        forms = encodings_of(token) | (encodings_of(secret) if secret else set())
-        forms |= {_basic(user, token) for user in {DEFAULT_USER, *_USERS.values()}}
-        longest_first = sorted(map(re.escape, forms), key=len, reverse=True)
-        text = re.sub("|".join(longest_first), "…", text, flags=re.IGNORECASE)
+        secrets = [token, token.partition(":")[2], *(_basic(user, token) for user in {DEFAULT_USER, *_USERS.values()})]
+        text = pattern_of(*filter(None, secrets)).sub("…", text)
     return re.sub(r"://[^/@\s]*@", "://", text)
 
 

@@ -91,7 +91,8 @@ def test_host_message_is_cleaned_and_shortened() -> None:
 ECHOES = [
     TOKEN, BASIC, quote(TOKEN, safe=""), TOKEN.upper(), f"Authorization: Basic {BASIC}", f"https://user:{TOKEN}@h/x",
     f"https://x-access-token:{TOKEN}@github.com/acme", "https://other:secret@h/x", f'{{"token": "{TOKEN}"}}',
-    ALONE, HEX, f'<input value="{ALONE}">', quote(TOKEN),
+    ALONE, HEX, f'<input value="{ALONE}">', quote(TOKEN), TOKEN.replace("/", r"\/"), TOKEN.replace("+", r"\u002B"),
+    TOKEN.replace("=", "&#x3D;"), quote(TOKEN, safe="").lower(), quote(BASIC),
 ]  # fmt: skip
 SECRETS = [TOKEN, BASIC, quote(TOKEN, safe=""), TOKEN.upper(), "NeverSeen", BASIC[:40], ALONE, HEX, "other:secret"]
 
