@@ -18,9 +18,10 @@ class ProxyUserBackend(RemoteUserBackend):
 
 
 class ProxyUserMiddleware(RemoteUserMiddleware):
-    """Signs in the user that the proxy names. Ends the session if the proxy names no user, or a different one.
+    """Signs in the user that the proxy names. Ends a session that it began if the proxy names no user, or a different one.
 
-    Applies to pages that need a session.
+    A session that began with a password lasts until the proxy names another user of Docora. Applies to pages that need a
+    session.
     """
 
     def process_request(self, request: HttpRequest) -> None:

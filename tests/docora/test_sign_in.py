@@ -453,6 +453,16 @@ def test_user_of_the_proxy(anna, proxy: str) -> None:
     assert client.get("/admin/").status_code == 302, "without the header, the session ends"
 
 
+def test_session_that_began_with_a_password_behind_the_proxy(anna, proxy: str) -> None:
+    client = Client(REMOTE_ADDR=proxy)
+    try_to_sign_in(PASSWORD, client=client)
+    for headers in ({}, {"x-remote-user": "mallory"}):
+        assert client.get("/admin/", headers=headers).status_code == 200
+    User.objects.create_superuser("otto")
+    client.get("/admin/", headers={"x-remote-user": "otto"})
+    assert get_user(client).username == "otto"
+
+
 @pytest.mark.parametrize(("address", "name"), [("203.0.113.9", "anna"), ("10.0.0.1", "mallory"), ("10.0.0.1", "")])
 def test_header_that_does_not_count(anna, proxy: str, address: str, name: str) -> None:
     answer = Client(REMOTE_ADDR=address).get("/admin/", headers={"x-remote-user": name})
