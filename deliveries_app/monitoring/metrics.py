@@ -54,7 +54,7 @@ _LOOPBACK = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
 def metrics(request: HttpRequest) -> HttpResponse:
     """Return the metrics to clients with `METRICS_TOKEN`, or, if none is set, to this machine.
 
-    Requests that a reverse proxy on this machine forwards also come from this machine, so they are refused.
+    Requests that a reverse proxy on this machine forwards also come from this machine. They are refused if it has marked them.
     """
     if settings.METRICS_TOKEN:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")

@@ -1,9 +1,9 @@
 """Decide which hosts are reached through an egress proxy, and check those hosts as far as Docora can.
 
 Hosts whose addresses are all in ALLOWED_PRIVATE_NETWORKS are reached directly. All others are reached through the proxy,
-with CONNECT and their name, so that the proxy can allow or refuse names. The proxy resolves the name itself, and may get
-other addresses than Docora does. So both have to enforce the rules for addresses: Docora refuses each host for which it finds a
-blocked address, and the proxy has to refuse private networks as well.
+with CONNECT and their name, so that the proxy can allow or refuse names. (git sends it plain http requests as they are.) The
+proxy resolves the name itself, and may get other addresses than Docora does. So both have to enforce the rules for addresses:
+Docora refuses each host for which it finds a blocked address, and the proxy has to refuse private networks as well.
 """
 
 import re

@@ -30,7 +30,7 @@ class Request:
     timeout: float = 30.0  # seconds for the whole request
     max_body: int = 4096  # bytes of the response body to keep
     # Allow the client to send the request again if a kept-alive connection closes without a response. The server may
-    # then receive it twice.
+    # then receive it up to six times.
     repeatable: bool = False
     fresh: bool = False  # use a new connection, not one that is kept alive
     # Asked when the connection is ready, just before the first byte is sent. If it returns False, nothing is sent.

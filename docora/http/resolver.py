@@ -87,7 +87,7 @@ class Resolver:
         self._cache: dict[str, tuple[float, ResolvedHost]] = {}
 
     def resolve(self, host: str) -> ResolvedHost:
-        """Return the cached or new result. Failures are cached too, so that a slow name delays only once."""
+        """Return the cached or new result. Failures are cached too, so that a slow name delays only once in a while."""
         host = host.lower()
         expires, resolved = self._cache.get(host, (0.0, None))
         if resolved is None or expires <= time.monotonic():

@@ -94,7 +94,8 @@ class Undecryptable(str):
     """The ciphertext of an encrypted column that none of the keys decrypts.
 
     It is truthy and can be compared, passed on and saved: the ciphertext is written back unchanged and can be decrypted
-    once the key is back. It cannot be converted to bytes or text, so it is never sent or used for signing.
+    once the key is back. To encode, format or concatenate it raises the error, so it is never sent or used for signing. Other
+    methods of `str`, such as `strip`, and `json.dumps` treat it as any text.
     """
 
     __slots__ = ()

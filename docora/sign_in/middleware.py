@@ -18,7 +18,7 @@ ACTIVE_AT = "active_at"
 PREFIXES = ("/admin/", "/accounts/")
 """The pages that need a session."""
 _WRITE_SECONDS = 60
-"""How often the time of the last activity is written to the session, at most."""
+"""How often the time of the last activity is written to the session, at most. More often if `SESSION_IDLE_SECONDS` is short."""
 
 
 class SignInMiddleware:

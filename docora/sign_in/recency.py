@@ -27,7 +27,7 @@ from docora.security.crypto import decrypt, encrypt
 AUTHENTICATED_AT = "authenticated_at"
 PROXY_BACKEND = "docora.sign_in.proxy.ProxyUserBackend"
 KEPT_SECONDS = 600
-"""How long a refused form is kept."""
+"""How long a refused form can still be submitted."""
 
 
 class SignInAgain(Exception):

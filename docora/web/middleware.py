@@ -50,7 +50,7 @@ class TrustedProxyMiddleware(MiddlewareMixin):
     These are `X-Forwarded-For`, `X-Forwarded-Proto`, `REMOTE_USER_HEADER`, and `X-Request-Id`, which `docora.web.access_log`
     uses. The client is the last listed address that is not a trusted proxy, because the client can forge everything before it.
     A port after the address, which some proxies add, is ignored. `request.is_forwarded` tells whether any proxy, trusted or
-    not, has passed the request on.
+    not, has marked the request as forwarded.
     """
 
     def process_request(self, request: HttpRequest) -> None:
