@@ -29,7 +29,7 @@ Source: git's release notes (`Documentation/RelNotes/2.50.1` and others).
 _FORBIDDEN = {
     "127.0.0.1": "127.0.0.1",
     "2130706433": "127.0.0.1",
-    "localhost": "127.0.0.1",
+    "localhost": "127.0.0.1 ::1",
     "[::1]": "::1",
     "[::ffff:127.0.0.1]": "127.0.0.1",
     "10.0.0.1": "10.0.0.1",
@@ -37,7 +37,7 @@ _FORBIDDEN = {
     "169.254.169.254": "169.254.169.254",
     "[fd00:ec2::254]": "fd00:ec2::254",
 }
-"""Maps a host as written in a URL to its address: loopback, private, link-local, and cloud metadata services."""
+"""Maps a host as written in a URL to its addresses: loopback, private, link-local, and cloud metadata services."""
 
 
 def git_version() -> tuple[int, ...] | None:
@@ -110,7 +110,8 @@ def check_outbound_client() -> list[CheckMessage]:
 
     It does not dial an address that it refuses, so nothing leaves this machine.
     """
-    hosts = [host for host, address in _FORBIDDEN.items() if blocked_reason(address, settings.ALLOWED_PRIVATE_NETWORKS)]
+    networks = settings.ALLOWED_PRIVATE_NETWORKS
+    hosts = [host for host, found in _FORBIDDEN.items() if all(blocked_reason(one, networks) for one in found.split())]
     if not hosts:
         text = "ALLOWED_PRIVATE_NETWORKS lets Docora connect to every private address."
         return [Warning(text, hint="Allow only the networks of your apps and git hosts.")]

@@ -85,6 +85,8 @@ def test_every_spelling_of_a_private_address_is_tried(settings) -> None:
 def test_allowed_networks_are_not_tried(settings) -> None:
     settings.ALLOWED_PRIVATE_NETWORKS = [ip_network("10.0.0.0/8")]
     assert "10.0.0.1" not in infos(checks.check_outbound_client())
+    settings.ALLOWED_PRIVATE_NETWORKS = [ip_network("::1/128")]
+    assert "localhost" not in infos(checks.check_outbound_client()), "one of its addresses is allowed"
     settings.ALLOWED_PRIVATE_NETWORKS = [ip_network("0.0.0.0/0"), ip_network("::/0")]
     assert "lets Docora connect to every private address. Allow only the networks" in warnings(
         checks.check_outbound_client()
