@@ -35,10 +35,10 @@ REMEMBERED_SECONDS = 600
 _TOKEN = re.compile("docora_[0-9a-f]{64}")  # 71 bytes; bcrypt takes 72
 _FAILURE_KIND = "search"  # for `throttle`
 _WAIT_SECONDS = 5.0
-_MAX_CONCURRENT = 4  # one searches, the others wait; each blocks a thread of the web process
+MAX_CONCURRENT = 4  # one searches, the others wait; each blocks a thread of the web process
 
 _search = threading.Lock()
-_slots = threading.BoundedSemaphore(_MAX_CONCURRENT)
+_slots = threading.BoundedSemaphore(MAX_CONCURRENT)
 
 
 class Busy(Exception):

@@ -5,6 +5,7 @@ exceptions that repeat a secret anyway. It recognises a secret only by its patte
 """
 
 import base64
+import functools
 import html
 import json
 import re
@@ -89,6 +90,7 @@ def remove_secrets(text: str, *secrets: str) -> str:
     return redact(text)
 
 
+@functools.lru_cache(maxsize=64)
 def pattern_of(*secrets: str) -> re.Pattern[str]:
     """Return a pattern of the secrets: as they are, in hex and in base64, each of them also escaped for HTML, JSON or URLs."""
     forms = set(secrets)

@@ -20,8 +20,9 @@ __all__ = ["RequestException", "provider_session"]
 
 TIMEOUT_SECONDS = 10.0
 MAX_BYTES = 1024 * 1024
-# Strangers can cause calls, and each occupies one of the `WEB_THREADS` while the provider is slow.
-_CALLS = threading.BoundedSemaphore(4)
+MAX_CALLS = 4
+"""Strangers can cause calls, and each occupies one of the `WEB_THREADS` while the provider is slow."""
+_CALLS = threading.BoundedSemaphore(MAX_CALLS)
 _WAIT_SECONDS = 1.0
 
 

@@ -141,7 +141,7 @@ def test_figures_from_settings() -> None:
     assert "within 45 seconds" in text
     assert settings.LEASE_SECONDS + 15 == 45  # the lease, the sweep's interval and the next worker's start
     assert f"more than two workers of one up share {up._SYNCS}." in text
-    assert f"with up to 20 workers takes at most {settings.WEB_CONNECTIONS + up._SYNCS + 2}, so" in text
+    assert f"with up to 16 workers takes at most {settings.WEB_CONNECTIONS + up._SYNCS + 2}, so" in text
 
 
 def test_every_number_has_a_source() -> None:
@@ -149,7 +149,7 @@ def test_every_number_has_a_source() -> None:
     of_settings = [
         r"SYNCS_PER_WORKER at once \(\d+\)", r"a pool of at most \d+", r"\d+ × web processes \+ \d+ × workers \+ 2 × sweeps",
         r"within 45 seconds with the default of 30", r"the default of 100 is enough", r"default limit of 10,000",
-        r"of one up share \d+", r"with up to 20 workers takes at most \d+, so",
+        r"of one up share \d+", r"with up to 16 workers takes at most \d+, so",
         r"REPOS_MAX_BYTES=0", r"idle_in_transaction_session_timeout = '30s'",
     ]  # fmt: skip
     sources = [*(fragment for fragment, _, _ in BENCH), *MEASURED, *PREMISES, *of_settings]

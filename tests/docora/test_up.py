@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from django.conf import settings
 from django.utils import timezone
 from redis.exceptions import AuthenticationError
 
@@ -95,7 +96,7 @@ def test_demo_is_not_added_to_an_instance_with_data_of_its_own(instance: Instanc
 
 def test_all_processes_together_take_at_most_60_connections(settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SYNCS_PER_WORKER", raising=False)
-    for workers in range(1, 21):
+    for workers in range(1, 17):
         threads = int(up._worker_environment(workers)["SYNCS_PER_WORKER"])
         assert 2 <= threads <= settings.SYNCS_PER_WORKER
         assert settings.WEB_CONNECTIONS + workers * threads + 2 <= 60
@@ -257,7 +258,7 @@ def test_unfinished_request_bodies_do_not_block_others(running: Instance) -> Non
         f"X-Hub-Signature-256: sha256={'0' * 64}\r\n\r\n"
     )
     with contextlib.ExitStack() as connections:
-        for _ in range(20):  # there are 16 threads
+        for _ in range(settings.WEB_THREADS + 4):
             one = connections.enter_context(socket.create_connection(("127.0.0.1", running.port)))
             one.sendall(head.encode())
         with urllib.request.urlopen(f"http://127.0.0.1:{running.port}/health", timeout=20) as answer:

@@ -44,7 +44,7 @@ from docora.server.valkey import storage_of, valkey_command
 
 READY_SECONDS = 60.0
 _BACKGROUND_SECONDS = 15.0
-_SYNCS = 40
+_SYNCS = 32
 """How many repositories all workers of one `up` sync at once, unless SYNCS_PER_WORKER is set. Each takes a database connection.
 With those of the web process and the sweep, that makes 60, of the 100 that PostgreSQL allows by default."""
 
