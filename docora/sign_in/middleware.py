@@ -7,6 +7,7 @@ from collections.abc import Callable
 from allauth.core.exceptions import ReauthenticationRequired
 from django.conf import settings
 from django.contrib.auth import SESSION_KEY, logout
+from django.contrib.auth.views import redirect_to_login
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.http.response import HttpResponseBase
 from django.urls import reverse
@@ -62,6 +63,8 @@ class SignInMiddleware:
         return HttpResponseRedirect(reverse("mfa_index"))
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
-        """Ask for a recent sign-in. allauth itself would keep the refused form in the session, but in plain text."""
-        needs_sign_in = isinstance(exception, recency.SignInAgain | ReauthenticationRequired)
-        return recency.ask(request) if needs_sign_in and request.user.is_authenticated else None
+        """Ask for a recent sign-in. allauth itself would keep the refused form in the session, in plain text and also that of
+        a stranger, who could fill the database with them."""
+        if not isinstance(exception, recency.SignInAgain | ReauthenticationRequired):
+            return None
+        return recency.ask(request) if request.user.is_authenticated else redirect_to_login(request.get_full_path())

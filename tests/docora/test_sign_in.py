@@ -709,6 +709,14 @@ def test_form_of_an_own_factor_is_kept_encrypted(anna) -> None:
     assert not Authenticator.objects.exists()
 
 
+def test_form_of_a_stranger_is_not_kept(db) -> None:
+    """Anyone could fill the database."""
+    for page in ("app/add/", "passkeys/add/", "passkeys/1/remove/", "recovery-codes/new/"):
+        answer = Client().post(f"{SECURITY}{page}", {"note": "what-was-entered"})
+        assert answer["Location"] == f"{LOGIN}?next={SECURITY}{page}"
+    assert not Session.objects.exists()
+
+
 def test_page_of_an_own_factor_is_shown_after_a_sign_in(anna) -> None:
     client, page = signed_in(anna), f"{SECURITY}app/add/"
     make_old(client)
