@@ -298,7 +298,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, RemovalAdmin[App]):
         )
 
     def save_model(self, request: HttpRequest, obj: App, form: Any, change: bool) -> None:
-        if "base_url" in form.changed_data:
+        if {"base_url", "github_app"} & set(form.changed_data):  # where files are sent, and what can be read
             require_recent(request)
         services.change_app(Actor.of_request(request), obj, form.changed_data)
 

@@ -559,6 +559,20 @@ def test_base_url_changes_only_after_a_recent_sign_in(anna) -> None:
     assert app.base_url == "https://newer.example", "asked once"
 
 
+def test_github_app_is_assigned_only_after_a_recent_sign_in(anna) -> None:
+    """With it, the app can have every repository sent to it that the GitHub App can read."""
+    app = make_app("Portal")
+    github_app = GitHubApp.objects.create(name="Docora", host="https://github.com", app_id="1", private_key="x")
+    client, page = signed_in(anna), f"/admin/deliveries_app/app/{app.pk}/settings/"
+    make_old(client)
+    answer = client.post(page, app_form(app, github_app=github_app.pk))
+    app.refresh_from_db()
+    assert (answer["Location"].startswith(CONFIRM), app.github_app) == (True, None)
+    client.post(answer["Location"], {"password": PASSWORD, "next": page})
+    app.refresh_from_db()
+    assert app.github_app == github_app
+
+
 def test_kept_form_is_dropped_when_the_user_went_elsewhere(anna) -> None:
     app = make_app("Portal")
     client = signed_in(anna)
