@@ -42,6 +42,9 @@ class RemovalAdmin[M: Model](BulkAdmin[M]):
 
     removal_labels: RemovalLabels
 
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return self.has_view_permission(request) and super().has_delete_permission(request, obj)
+
     def remove(self, actor: Actor, rows: Sequence[M]) -> None:
         """Remove these rows through their service."""
         raise NotImplementedError

@@ -16,7 +16,7 @@ from django.utils.safestring import SafeString
 from django.views.decorators.http import require_GET, require_POST
 
 from deliveries_app import services
-from deliveries_app.actors import Actor
+from deliveries_app.actors import Actor, can_view
 from deliveries_app.admin import drift, widgets
 from deliveries_app.admin.actions import RESYNC, RETRY
 from deliveries_app.admin.base import column
@@ -26,7 +26,7 @@ from deliveries_app.admin.filters import AppFilter, CircuitFilter, StateFilter
 from deliveries_app.admin.forms import WatchForm, post_data
 from deliveries_app.admin.removal import RemovalAdmin, RemovalLabels
 from deliveries_app.admin.watch_settings import WatchSettingsAdmin
-from deliveries_app.models import AppRepository, AppRepositoryQuerySet, FailureKind, Outcome, Reason
+from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, FailureKind, Outcome, Reason
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
@@ -226,6 +226,9 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
         operations = progress_context.open_operations(request.user)
         context = {"operations": operations, "here": request.get_full_path(), **(extra_context or {})}
         return super().changelist_view(request, context)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return can_view(request.user, App) and super().has_add_permission(request)  # the form names the chosen app
 
     def has_change_permission(self, request: HttpRequest, obj: AppRepository | None = None) -> bool:
         return False  # each setting has its own page

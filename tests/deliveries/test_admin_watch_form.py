@@ -49,7 +49,7 @@ def test_watched_repository_is_a_field_error(world: World, operator: Client, tok
 
 def test_link_needs_the_view_permission(world: World) -> None:
     repo, watch = world.watch()
-    page = submit(staff("adam", "add_apprepository"), world.app, repo.url).text
+    page = submit(staff("adam", "view_app", "add_apprepository"), world.app, repo.url).text
     assert "Portal already watches this repository." in page
     assert f"apprepository/{watch.pk}/" not in page
 

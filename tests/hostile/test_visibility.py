@@ -79,6 +79,27 @@ def test_filter_by_app_does_not_name_it(watches: list[AppRepository], model: str
     assert "Confidential" in visitor("wanda", f"view_{model}").get(url, query).text
 
 
+def test_form_to_watch_does_not_name_an_app(watches: list[AppRepository]) -> None:
+    app = make_app("Confidential")
+    url, form = f"{ADMIN}apprepository/add/", {"app": app.pk, "github_url": "x"}
+    victor = visitor("victor", "view_apprepository", "add_apprepository")
+    walter = visitor("walter", "view_apprepository", "add_apprepository", "view_app")
+    for page in (victor.get(url, form), victor.post(url, form)):
+        assert (page.status_code, "Confidential" in page.text) == (403, False)
+    for page in (walter.get(url, form), walter.post(url, form)):
+        assert (page.status_code, "Confidential" in page.text) == (200, True)
+
+
+@pytest.mark.parametrize("model", ["app", "apprepository"])
+def test_removal_does_not_name_rows(watches: list[AppRepository], model: str) -> None:
+    pk = watches[0].pk if model == "apprepository" else watches[0].app_id
+    victor = visitor("victor", f"delete_{model}")
+    for url in (f"{ADMIN}{model}/remove/?ids={pk}", f"{ADMIN}{model}/{pk}/delete/"):
+        assert [victor.get(url).status_code, victor.post(url, {"post": "yes"}).status_code] == [403, 403]
+    assert AppRepository.objects.alive().count() == len(watches)
+    assert visitor("walter", f"view_{model}", f"delete_{model}").get(url).status_code == 200
+
+
 @pytest.mark.parametrize("query", [{"app_name": "C"}, {"app": "key"}])
 def test_failed_syncs_do_not_name_an_app_without_repositories(watches: list[AppRepository], query: dict) -> None:
     app = make_app("Confidential")
