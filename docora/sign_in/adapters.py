@@ -29,6 +29,7 @@ from docora.security.crypto import decrypt, encrypt
 from docora.security.throttle import source_of
 from docora.sign_in import oidc, recency
 from docora.sign_in.provider_http import provider_session
+from docora.web.redirects import own_url
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,10 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]  # allauth ha
 
     def is_open_for_signup(self, request: HttpRequest) -> bool:
         return False
+
+    def is_safe_url(self, url: str | None) -> bool:
+        """Return whether a page may redirect to this URL. allauth's rule allows every host of ALLOWED_HOSTS."""
+        return bool(own_url(context.request, url or "", ""))
 
     def get_client_ip(self, request: HttpRequest) -> str:
         return client_address(request)
