@@ -63,8 +63,10 @@ class SignInMiddleware:
         return HttpResponseRedirect(reverse("mfa_index"))
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
-        """Ask for a recent sign-in. allauth itself would keep the refused form in the session, in plain text and also that of
-        a stranger, who could fill the database with them."""
+        """Ask for a recent sign-in, or send a stranger to sign in.
+
+        allauth itself would keep the refused form in the session, in plain text. Strangers could fill the database with forms.
+        """
         if not isinstance(exception, recency.SignInAgain | ReauthenticationRequired):
             return None
         return recency.ask(request) if request.user.is_authenticated else redirect_to_login(request.get_full_path())

@@ -48,6 +48,7 @@ def start_with(directory: Path, **settings: str) -> subprocess.CompletedProcess[
         ("PUBLIC_URL", "https://docora.example#x", "PUBLIC_URL must look like"),
         ("PUBLIC_URL", "https://docora.example ", "PUBLIC_URL must look like"),
         ("PUBLIC_URL", "https://user@docora.example", "PUBLIC_URL must look like"),
+        ("PUBLIC_URL", "https://*", "PUBLIC_URL must look like"),
         ("PUBLIC_URL", "https://m\xfcnchen.example", "PUBLIC_URL must look like"),
         ("ALLOWED_HOSTS", "https://docora.internal", "ALLOWED_HOSTS must be host names such as docora.internal"),
         ("ALLOWED_HOSTS", "docora.internal:8000", "ALLOWED_HOSTS must be host names such as docora.internal"),
