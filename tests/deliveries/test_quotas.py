@@ -11,6 +11,7 @@ from deliveries_app.planning import quota
 from deliveries_app.planning.plan import Plan, PlanRefused
 from deliveries_app.services import resync_single, unwatch_repository
 from deliveries_app.sync.sender import Sender
+from repositories_app.git.exceptions import Interrupted
 from tests.support.world import World
 
 
@@ -133,6 +134,24 @@ def test_room_is_taken_before_anything_is_announced(world: World, monkeypatch) -
     monkeypatch.setattr(Sender, "send", look_and_send)
     world.sync(watch)
     assert (seen, watch.status) == ([(2, 0)], Status.SYNCED)
+
+
+def test_growth_counts_once_although_the_sync_stops_before_it_announces_anything(world: World, monkeypatch) -> None:
+    """The totals already include the change then, so it must not be planned from the base."""
+
+    def stop(*_: object) -> None:
+        raise Interrupted
+
+    limit(world, max_files=10)
+    repo, watch = world.watch({"a": b"1"})
+    world.settle()
+    repo.commit({"b": b"2"})
+    with monkeypatch.context() as patched:
+        patched.setattr(Sender, "send", stop)
+        world.sync(watch)
+    assert (watch.tree_files, watch.base_commit) == (2, "")
+    world.sync(watch)
+    assert (watch.status, watch.tree_files, watch.tree_bytes) == (Status.SYNCED, 2, 2)
 
 
 @pytest.mark.django_db(transaction=True)
