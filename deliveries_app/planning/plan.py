@@ -1,8 +1,8 @@
 """Compute what to send: a merge join of a commit's files with the delivery rows. Pure and streaming.
 
 Both sides are sorted by the bytes of their paths (`mirror/tree.py`, the database and Python's `str` comparison agree),
-so the join keeps one item of each in memory. The result is spooled to temporary files, one per phase. Each phase ends
-with the files that failed before, so files that always fail do not block the others.
+so the join keeps one item of each in memory. The result is spooled to temporary files, two per phase: each phase
+ends with the files that failed before, so files that always fail do not block the others.
 """
 
 import hashlib
