@@ -2,7 +2,10 @@
 
 import threading
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
@@ -34,6 +37,7 @@ from deliveries_app.services import (
     continue_operation,
     delete_app,
     pause_watches,
+    requests,
     resume_watches,
     resync_by_app,
     resync_many,
@@ -42,6 +46,7 @@ from deliveries_app.services import (
     unwatch_repository,
 )
 from deliveries_app.services.rollout import CANARY_SECONDS, release_due
+from docora.db.clock import from_now
 from tests.support.audit import by_users
 from tests.support.processes import in_threads
 from tests.support.staff import fail, make_app, make_watch
@@ -385,6 +390,39 @@ def test_continuing_releases_the_held_apps_only(portal: App, search: App) -> Non
     release_due()
     assert released() == {"Portal-0", "Portal-1", "Search-0"}
     assert Canary.objects.get(app=search).state == CanaryState.RUNNING
+
+
+def test_release_that_waited_for_its_locks_decides_again(portal: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Meanwhile, another process has held the operation, and a person has continued it."""
+    fill(portal, 2)
+    operation = start()
+    end("Portal-0", Outcome.FAILED)
+    lock_watches = requests.lock_watches
+
+    def lock_late(*arguments: Any, **options: Any) -> list[int]:
+        monkeypatch.setattr(requests, "lock_watches", lock_watches)
+        release_due()
+        assert continue_operation(COMMAND, operation) == 1
+        return lock_watches(*arguments, **options)
+
+    monkeypatch.setattr(requests, "lock_watches", lock_late)
+    assert (release_due(), released()) == (0, {"Portal-0"}), "it holds no lock of the repository that is due now"
+    assert Canary.objects.get().state == CanaryState.CONTINUED
+    assert (release_due(), released()) == (1, {"Portal-0", "Portal-1"})
+
+
+def test_only_a_person_ends_the_cooldown_of_an_endpoint_that_is_down(
+    portal: App, django_capture_on_commit_callbacks: Callable[..., AbstractContextManager[object]]
+) -> None:
+    fill(portal, 2)
+    on_hold = App.objects.filter(cooldown_until__isnull=False)
+    App.objects.update(down_count=1, cooldown_until=from_now(600))
+    with django_capture_on_commit_callbacks(execute=True):
+        resync_many(COMMAND, AppRepository.objects.all(), rollout=CANARY)
+    assert (released(), on_hold.exists()) == ({"Portal-0"}, False)
+    App.objects.update(cooldown_until=from_now(600))
+    end("Portal-0", Outcome.SUCCEEDED)
+    assert (release_due(), on_hold.exists()) == (1, True)
 
 
 def test_resync_by_hand_does_not_release(portal: App) -> None:
