@@ -47,6 +47,7 @@ from deliveries_app.services import (
 )
 from deliveries_app.services.rollout import CANARY_SECONDS, release_due
 from docora.db.clock import from_now
+from repositories_app.models import Repository
 from tests.support.audit import by_users
 from tests.support.processes import in_threads
 from tests.support.staff import fail, make_app, make_watch
@@ -228,10 +229,14 @@ def test_canary_is_a_healthy_repository_with_few_files(portal: App) -> None:
     make_watch(portal, "empty", tree_files=0)
     fail(make_watch(portal, "failing", tree_files=1), RootCause.SERVER_ERROR)
     make_watch(portal, "importing", tree_files=1, arriving=True)
+    unreadable = make_watch(portal, "unreadable", tree_files=1).repository
+    Repository.objects.filter(pk=unreadable.pk).update(circuit_open_until=from_now(600))
     make_watch(portal, "large", tree_files=500)
     make_watch(portal, "small", tree_files=2)
     operation = start()
     assert [run.repository_name for run in operation.runs.all()] == ["acme/small"]
+    others = operation.pending.order_by("position").values_list("watch__repository__name", flat=True)
+    assert list(others) == ["large", "empty", "unreadable", "importing", "failing"]
 
 
 @pytest.mark.parametrize("end_of_canary", ["unwatched", "retried"])
