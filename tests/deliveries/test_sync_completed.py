@@ -113,6 +113,20 @@ def test_refused_sync_completed_is_retried_without_files(world: World, notices: 
     assert_promise_kept(world, repo, watch)
 
 
+def test_refused_sync_completed_of_an_earlier_request_is_not_repeated(
+    world: World, notices: list[Notification]
+) -> None:
+    _, watch = world.watch(FILES)
+    refusing_notices(world)
+    world.sync(watch)
+    world.answer(None)
+    resync_single(Actor.command(), watch)
+    world.sync(watch)
+    sent = world.requests("sync_completed")
+    assert [record.status for record in sent] == [503, 200]
+    assert len({record.sequence for record in sent}) == 2
+
+
 @pytest.mark.parametrize(
     ("status", "headers", "seconds"),
     [(429, {"Retry-After": "120"}, 120), (503, {"Retry-After": "120"}, 120), (429, {}, 10)],
