@@ -102,6 +102,10 @@ def test_refused_notice_is_retried_under_its_sequence(world: World, open_at_seco
     watch.refresh_from_db()
     assert watch.next_sync_at is not None
     assert watch.next_sync_at <= notice.due_at  # long before the cooldown ends
+    Notice.objects.update(due_at=Now())
+    world.sync(watch)
+    again = Notice.objects.get()
+    assert (again.attempts, again.due_at - notice.due_at > timedelta(seconds=1.5)) == (2, True)  # 4 s instead of 2 s
     world.git.server.on_request = None
     reset_circuits(Actor.command(), [watch.repository])
     repo.commit({"new": b"new"})
@@ -112,8 +116,18 @@ def test_refused_notice_is_retried_under_its_sequence(world: World, open_at_seco
     world.sync(watch)
     assert not Notice.objects.exists()
     attempts = world.requests("sync_failed")
-    assert len(attempts) == 2
+    assert len(attempts) == 3
     assert len({(record.webhook_id, record.sequence) for record in attempts}) == 1
+
+
+def test_app_that_answers_410_to_a_notice_does_not_get_it_again(world: World, open_at_second_failure: None) -> None:
+    """It wants no such notices. Its files continue, and it is not paused."""
+    _, watch = world.watch()
+    world.settle()
+    open_the_circuit(world, watch)
+    world.answer(lambda note: Answer(410) if note.kind == "sync_failed" else None)
+    world.sync(watch)
+    assert (Notice.objects.exists(), App.objects.get().paused) == (False, False)
 
 
 def test_paused_app_gets_sync_failed_on_resume(world: World, open_at_second_failure: None) -> None:
