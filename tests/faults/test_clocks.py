@@ -172,11 +172,12 @@ def test_last_run_is_the_one_that_ended_last_although_two_workers_clocks_differ(
 ) -> None:
     accept_any_clock(monkeypatch)
     repo, watch = world.watch()
-    sync_with_clock(watch, ahead)
-    repo.commit({"readme.md": b"changed"})
-    world.make_due(watch)
-    sync_with_clock(watch, 0.0)
-    newest, first = sorted(world.runs(watch), key=lambda run: run.pk, reverse=True)
+    world.sync(watch)
+    for content, offset in ((b"changed", ahead), (b"changed again", 0.0)):
+        repo.commit({"readme.md": content})
+        world.make_due(watch)
+        sync_with_clock(watch, offset)
+    newest, first, _ = sorted(world.runs(watch), key=lambda run: run.pk, reverse=True)
     assert (newest.outcome, first.outcome) == ("succeeded", "succeeded")
     assert current_run(watch) == newest
     for run in (newest, first):
