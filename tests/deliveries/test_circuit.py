@@ -170,8 +170,12 @@ def test_successful_probe_releases_the_other_watches(world: World, settings) -> 
     repo, watch, other = two_watches_behind_an_open_circuit(world, settings)
     world.git.server.on_request = None
     resync_single(Actor.command(), watch)
+    due_meanwhile: list[set[int]] = []
+    world.answer(lambda note: due_meanwhile.append(due()))
     world.sync(watch)
+    assert due_meanwhile == [{watch.pk, other.pk}], "they don't wait until the probe has sent its files"
     assert due() == {other.pk}
+    world.answer(None)
     repo.commit({"new": b"n"})
     world.sync(other)
     assert_promise_kept(world, repo, other)
