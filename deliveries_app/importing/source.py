@@ -139,8 +139,7 @@ def _require_tables(connection: psycopg.Connection[Any]) -> None:
     own, apps = schemas[_OWN_TABLE][0], schemas["apps"][0]
     if own is not None and apps in {None, own}:
         raise SourceError(
-            "This is Docora's own database. Give the URL of the existing service's database. Docora needs a separate "
-            "database or schema."
+            "This is Docora's own database. Give the URL of the existing service's database. Docora needs a separate one."
         )
     missing = [name for name in _COLUMNS if schemas[name][0] is None]
     if missing:

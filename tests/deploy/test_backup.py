@@ -183,6 +183,7 @@ def test_restore_empties_the_database_in_containers_too() -> None:
     assert f'"{emptied}"' in read("/docs/operations/").code["restore-postgres"]
     in_containers = f'docker compose exec -T db psql --username=docora --dbname=docora --command="{emptied}"'
     assert in_containers in text_of("/docs/operations/")
+    assert "Use another database, not only another schema" in text_of("/docs/operations/")  # than the imported service
 
 
 @pytest.mark.parametrize("tool", ["pg_dump", "pg_restore"])
