@@ -34,12 +34,13 @@ RUN apt-get update && \
     install --directory --owner docora --group docora --mode 0700 /data
 COPY --from=packages /opt/venv /opt/venv
 WORKDIR /app
-COPY manage.py .env.example ./
-COPY templates/ templates/
-COPY static/ static/
-COPY docora/ docora/
-COPY repositories_app/ repositories_app/
-COPY deliveries_app/ deliveries_app/
+# With one mode, because the checkout's files may be readable by their owner only.
+COPY --chmod=755 manage.py .env.example ./
+COPY --chmod=755 templates/ templates/
+COPY --chmod=755 static/ static/
+COPY --chmod=755 docora/ docora/
+COPY --chmod=755 repositories_app/ repositories_app/
+COPY --chmod=755 deliveries_app/ deliveries_app/
 RUN python -m compileall -q --invalidation-mode unchecked-hash docora repositories_app deliveries_app
 
 # For /version. Last, so that the layers above stay cached.

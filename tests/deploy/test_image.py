@@ -83,6 +83,11 @@ def test_linter_finds_nothing() -> None:
     assert (done.stdout, done.returncode) == ("", 0)
 
 
+def test_files_are_readable_whatever_their_mode_in_the_checkout() -> None:
+    for value in values(FINAL, "COPY"):
+        assert value.startswith(("--from=packages ", "--chmod=755 ")), value
+
+
 def test_layers_do_not_depend_on_the_time_of_the_build() -> None:
     for command in (value for stage in (BUILD, FINAL) for value in values(stage, "RUN")):
         if "pip install" in command:

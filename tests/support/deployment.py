@@ -66,7 +66,7 @@ def copied(stage: list[Instruction]) -> Iterator[tuple[str, str]]:
     """Yield source and target of everything that a stage copies from the checkout."""
     for instruction in stage:
         if instruction.name == "COPY" and not instruction.value.startswith("--from="):
-            *sources, target = instruction.words
+            *sources, target = [word for word in instruction.words if not word.startswith("--")]
             yield from ((source, target) for source in sources)
 
 
