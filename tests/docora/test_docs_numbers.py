@@ -141,6 +141,7 @@ def test_figures_from_settings() -> None:
     assert "within 45 seconds" in text
     assert settings.LEASE_SECONDS + 15 == 45  # the lease, the sweep's interval and the next worker's start
     assert f"more than two workers of one up share {up._SYNCS}." in text
+    assert f"more than two workers of one `up` share {up._SYNCS}." in (PROJECT / ".env.example").read_text()
     assert f"with up to 16 workers takes at most {settings.WEB_CONNECTIONS + up._SYNCS + 2}, so" in text
 
 
