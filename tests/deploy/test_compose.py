@@ -9,6 +9,7 @@ from redis import Redis
 from redis.exceptions import AuthenticationError
 
 from docora.server.valkey import bundled_server
+from tests.docora.test_docs import text_of
 from tests.support.deployment import ENV_FILE, MissingVariable, compose
 from tests.support.processes import Daemons
 from tests.support.receiver import wait_for
@@ -43,6 +44,15 @@ def test_services_write_to_their_volumes_only(name: str) -> None:
     assert service["restart"] == ("on-failure" if name == "migrate" else "unless-stopped")
     named = {volume.split(":")[0] for volume in service["volumes"] if not volume.startswith(".")}
     assert named <= set(compose(ENV_FILE)["volumes"])
+
+
+def test_database_accepts_the_connections_of_ten_workers(settings) -> None:
+    assert "PostgreSQL is set up for up to ten." in text_of("/docs/operations/")
+    workers = 10 + 1  # and upkeep
+    reserved = 3  # PostgreSQL's superuser_reserved_connections
+    needed = settings.WEB_CONNECTIONS + settings.SYNCS_PER_WORKER * workers + 2 + reserved
+    [allowed] = [word.split("=")[1] for word in SERVICES["db"]["command"] if word.startswith("max_connections=")]
+    assert needed < int(allowed) < needed + 20
 
 
 @pytest.mark.parametrize("name", RUNNING)
