@@ -97,6 +97,7 @@ def test_command_uses_the_settings_of_the_units() -> None:
 
 def test_handbook_installs_the_command_and_the_units() -> None:
     lines = read("/docs/operations/").code["systemd-units"]
+    assert lines.startswith("umask 022\ncd /opt/docora && make setup\n")  # the user docora reads the checkout and .venv
     assert "\nln -s /opt/docora/docora/deploy/docora /usr/local/bin/docora\n" in lines
     assert os.access(UNITS / "docora", os.X_OK)
     assert "cp /opt/docora/docora/deploy/docora*.* /etc/systemd/system/" in lines
