@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.test_compose import readiness
+from tests.docora.test_docs import read
 from tests.support.deployment import ENV_FILE, UNITS, start_command, unit
 from tests.support.processes import Daemons
 from tests.support.receiver import wait_for
@@ -23,6 +24,9 @@ def test_systemd_understands_every_unit(tmp_path: Path) -> None:
             text = path.read_text().replace("/opt/docora/.venv/bin/python", sys.executable)
             (tmp_path / path.name).write_text(text)
     units = [str(path).replace("@.", "@1.") for path in tmp_path.iterdir()]
+    edited = tmp_path / "docora-web.socket.d"  # by `systemctl edit`
+    edited.mkdir()
+    (edited / "override.conf").write_text(read("/docs/operations/").code["listen-stream"])
     environment = {"PATH": os.environ["PATH"], "SYSTEMD_UNIT_PATH": f"{tmp_path}:"}
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", *units],
