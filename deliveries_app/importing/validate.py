@@ -56,7 +56,8 @@ def validate_app(app: SourceApp, key: SourceKey, remark: Note) -> App:
                 "expect. Clients can only verify X-Docora-Signature until you rotate the key."
             )
     if (reason := _base_url_problem(app.base_url)) is not None:
-        remark(f"Notifications cannot be sent until its base URL or the settings change. {reason}")
+        happen = "may go to a wrong URL" if "?" in app.base_url else "cannot be sent"  # as `?query/create`
+        remark(f"Notifications {happen} until its base URL or the settings change. {reason}")
     website = app.website
     try:
         validate_website(website)

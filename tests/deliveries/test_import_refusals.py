@@ -143,6 +143,7 @@ def test_invalid_apps_are_imported_as_far_as_possible(existing: ExistingService,
     existing.app("http://10.1.2.3:9000/hooks", "Private address")
     existing.app("http://[::1]:9000/hooks", "Private address, version 6")
     existing.app("http://portal.example/hooks", "Host name")
+    existing.app("https://portal.example/hooks?key=1", "Query")
     existing.app(BASE, "Unsafe website", website="javascript:alert(1)")
     existing.app(BASE, "No token", token_hash="sha1:whatever")
     existing.app(BASE, "Too costly", token_hash="$2b$31$" + "a" * 53)
@@ -153,7 +154,7 @@ def test_invalid_apps_are_imported_as_far_as_possible(existing: ExistingService,
     existing.app(BASE, "Odd key", key="whsec_my-portal-secret-2024")
     existing.app(BASE, "Standard key", key="whsec_" + "YQ" * 12)
     report = run(existing, monkeypatch)
-    assert progress_of(report)["apps"] == (11, 0, 2)
+    assert progress_of(report)["apps"] == (12, 0, 2)
     problems, remarks = reasons(report), reasons(report, "remarks")
     assert "app No key (app_" in problems
     assert "Its signing key cannot be decrypted" in problems
@@ -166,6 +167,7 @@ def test_invalid_apps_are_imported_as_far_as_possible(existing: ExistingService,
     assert "settings change. 10.1.2.3 is a private address. Only public" in remarks
     assert "settings change. ::1 is " in remarks
     assert remarks.count("Notifications cannot be sent") == 3
+    assert remarks.count("Notifications may go to a wrong URL until its base URL") == 1
     assert "Its website is not a valid http(s) URL" in remarks
     assert "In Docora, it is 'app_without_name'." in remarks
     assert App.objects.get(name="Unsafe website").website == ""
