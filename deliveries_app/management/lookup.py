@@ -35,7 +35,7 @@ def watches_of(app: App | None, repository_id: str | None = None) -> AppReposito
     watches = AppRepository.objects.alive().select_related("app", "repository")
     if app:
         watches = watches.filter(app=app)
-    return watches.filter(repository__repository_id=repository_id) if repository_id else watches
+    return watches.filter(repository__repository_id=repository_id) if repository_id is not None else watches
 
 
 def watch_of(app_id: str, repository_id: str) -> AppRepository:

@@ -138,7 +138,7 @@ def test_watching_again_with_yes_resyncs_the_same_row(world: World) -> None:
 
 
 def test_resync_of_an_app_without_watches(world: World) -> None:
-    with pytest.raises(CommandError, match="No repository is watched under these ids"):
+    with pytest.raises(CommandError, match="The app watches no repository"):
         run("resync", world.app.app_id, yes=True)
 
 

@@ -12,7 +12,7 @@ from django.core.management import CommandError, call_command
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import App, AppRepository, Status
+from deliveries_app.models import App, AppRepository, Status, SyncRun
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.reports import status
 from deliveries_app.services import current_pause, resync_by_app, resync_single, unwatch_repository
@@ -200,6 +200,27 @@ def test_explain_a_file(world: World) -> None:
     assert (printed["path"], printed["state"], printed["next"]) == ("a.txt", "delivered", None)
     assert printed["message"] in run("explain", *ids_of(watch), "a.txt")
     assert run_json("explain", *ids_of(watch), "none.txt")["state"] == "absent"
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (["pause_syncing", ""], "There is no app"),
+        (["pause_syncing", "APP", ""], "does not watch"),
+        (["resume_syncing", "APP", ""], "does not watch"),
+        (["resync", "APP", "", "--yes"], "does not watch"),
+        (["resync", "APP", "\udcff", "--yes"], "does not watch"),
+        (["retry", ""], "There is no app"),
+        (["cancel", "APP", ""], "does not watch"),
+        (["list_watches", ""], "There is no app"),
+        (["status", ""], "There is no app"),
+        (["unwatch_repository", "APP", "", "--yes"], "does not watch"),
+    ],
+)
+def test_empty_id_does_not_mean_all(watches, line: list[str], problem: str) -> None:
+    with pytest.raises(CommandError, match=problem):
+        run(*(watches[0].app.app_id if word == "APP" else word for word in line))
+    assert not (current_pause() or SyncRun.objects.exists() or App.objects.filter(paused=True).exists())
 
 
 def test_status_with_failures_exits_with_1(watches) -> None:

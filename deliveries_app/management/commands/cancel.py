@@ -21,7 +21,7 @@ class Command(ServiceCommand):
         parser.epilog = "Examples: cancel bulk_0123456789abcdef; cancel APP_ID REPOSITORY_ID"
 
     def handle(self, *args: Any, **options: Any) -> None:
-        if options["repository_id"]:
+        if options["repository_id"] is not None:
             cancelled = cancel_request(Actor.command(), watch_of(options["id"], options["repository_id"]))
         else:
             hint = "For one repository, give the app's id and the repository's."

@@ -22,7 +22,7 @@ class Command(BaseCommand):
         parser.epilog = "For scripts, id and URL: list_watches APP_ID | cut -f2,3"
 
     def handle(self, *args: Any, **options: Any) -> None:
-        watches = watches_of(app_of(options["app_id"]) if options["app_id"] else None)
+        watches = watches_of(app_of(options["app_id"]) if options["app_id"] is not None else None)
         if options["failing"]:
             watches = watches.failing()
         with closing(_iterate(watches)) as found:

@@ -30,7 +30,7 @@ class Command(ServiceCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         actor, fields = Actor.command(), {"app_id": options["app_id"]}
         done = "is paused." if self.paused else "is no longer paused."
-        if options["repository_id"]:
+        if options["repository_id"] is not None:
             watch = watch_of(options["app_id"], options["repository_id"])
             change_watches = pause_watches if self.paused else resume_watches
             change_watches(actor, AppRepository.objects.filter(pk=watch.pk))
@@ -38,7 +38,7 @@ class Command(ServiceCommand):
             message = f"{watch} {done}"
             if not self.paused and watch.app.paused:
                 message += " Its app is still paused: use resume_syncing with only the app's id."
-        elif options["app_id"]:
+        elif options["app_id"] is not None:
             app = app_of(options["app_id"])
             app.paused = self.paused
             change_app(actor, app, ["paused"])

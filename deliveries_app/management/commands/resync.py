@@ -4,7 +4,7 @@ from django.core.management.base import CommandError, CommandParser
 
 from deliveries_app.actors import Actor
 from deliveries_app.management import progress
-from deliveries_app.management.lookup import ServiceCommand, app_of, watches_of
+from deliveries_app.management.lookup import ServiceCommand, app_of, watch_of, watches_of
 from deliveries_app.reports.impact import impact_of
 from deliveries_app.services import MAX_PACE, Rollout, resync_by_app, resync_single
 from docora.cli.output import add_yes, confirm, number_between, wrong_usage
@@ -30,14 +30,15 @@ class Command(ServiceCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         progress.check_options(options)
         rollout = Rollout(canary=options["canary"], pace=options["pace"])
-        if options["repository_id"] and rollout.is_gradual:
+        app_id, repository_id = options["app_id"], options["repository_id"]
+        if repository_id is not None and rollout.is_gradual:
             raise wrong_usage("--canary and --pace are for all repositories of an app.")
-        watches = watches_of(app_of(options["app_id"]), options["repository_id"])
-        watch = watches.first()
+        watches = watches_of(app_of(app_id), repository_id)
+        watch = watches.first() if repository_id is None else watch_of(app_id, repository_id)
         if watch is None:
-            raise CommandError("No repository is watched under these ids; see list_watches.")
+            raise CommandError("The app watches no repository.")
         impact = impact_of(watches)
-        if options["repository_id"] or impact.watches == 1:
+        if repository_id is not None or impact.watches == 1:
             what = str(watch.repository)
         else:
             what = f"all {counted(impact.watches, 'repository', 'repositories')}"
@@ -46,7 +47,7 @@ class Command(ServiceCommand):
             f"({format_bytes(impact.size)}) again."
         )
         confirm(question, yes=options["yes"])
-        if options["repository_id"]:
+        if repository_id is not None:
             progress.follow(self, resync_single(Actor.command(), watch), options)
         else:
             progress.follow(self, resync_by_app(Actor.command(), watch.app, rollout=rollout), options)

@@ -24,7 +24,7 @@ class Command(ServiceCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         progress.check_options(options)
-        if bool(options["app_id"]) == options["all"]:
+        if (options["app_id"] is not None) == options["all"]:
             raise wrong_usage("Give an app id, or --all.")
         try:
             progress.follow(self, _request(options["app_id"], options["repository_id"]), options)

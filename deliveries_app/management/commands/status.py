@@ -30,7 +30,8 @@ class Command(BaseCommand):
         parser.epilog = "For scripts: status --json. To check Docora itself: doctor"
 
     def handle(self, *args: Any, **options: Any) -> None:
-        report = status.read_status(app_of(options["app_id"]) if options["app_id"] else None, options["limit"])
+        app = app_of(options["app_id"]) if options["app_id"] is not None else None
+        report = status.read_status(app, options["limit"])
         if options["json"]:
             write_json(self.stdout, report.as_dict())
         else:
