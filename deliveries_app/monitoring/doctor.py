@@ -46,7 +46,7 @@ class Result:
     hint: str
 
 
-def all_checks(*, offline: bool = False, app_id: str = "") -> list[Check]:
+def all_checks(*, offline: bool = False, app_id: str | None = None) -> list[Check]:
     """Return the checks in the order in which they run.
 
     `offline` omits those that need the internet. `app_id` adds a test ping to that app.
@@ -76,7 +76,7 @@ def all_checks(*, offline: bool = False, app_id: str = "") -> list[Check]:
     ]
     if not offline:
         selected.append(Check("git-host", check_git_host_answers, seconds=25.0))
-    if app_id:
+    if app_id is not None:
         ping = partial(instance_checks.check_app, app_id)
         selected.append(Check("app", ping, needs=("database",), seconds=_PING_SECONDS))
     return selected

@@ -41,7 +41,7 @@ from docora.security import crypto
 from docora.security.crypto import DecryptionError, encrypted_fields, reencrypt, stored_values
 from docora.sign_in import factors
 from docora.sign_in.oidc import PROVIDER_ID, SUPERUSER
-from docora.text import counted, format_bytes, format_seconds
+from docora.text import can_be_id, counted, format_bytes, format_seconds
 from repositories_app.mirror import cache
 
 _SECRETS_READ = 5000  # per column; decrypting them takes about a second
@@ -294,7 +294,7 @@ def _ping(url: str, key: str) -> Outcome:
 
 def check_app(app_id: str) -> list[CheckMessage]:
     """Send the same test ping as the app's page."""
-    app = App.objects.filter(app_id=app_id).first()
+    app = App.objects.filter(app_id=app_id).first() if can_be_id(app_id) else None
     try:
         if app is None:
             raise NotFound

@@ -311,7 +311,8 @@ def test_app_is_pinged_on_request(world: World) -> None:
 
 
 def test_unknown_app_and_lost_key_are_problems(world: World, settings) -> None:
-    assert "There is no app app_x." in problems(instance_checks.check_app("app_x"))
+    for unknown in ("app_x", "", "\udcff"):
+        assert f"There is no app {unknown}." in problems(instance_checks.check_app(unknown))
     settings.ENCRYPTION_KEYS = ["another-key-of-enough-letters"]
     assert str(crypto.DecryptionError()) in problems(instance_checks.check_app(world.app.app_id))
     with pytest.raises(CommandError, match="cannot be used together"):

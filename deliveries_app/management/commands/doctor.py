@@ -23,10 +23,10 @@ class Command(BaseCommand):
             action="store_true",
             help="skip the check of the git host, which needs the internet",
         )
-        parser.add_argument("--app", metavar="APP_ID", default="", help="also send a test ping to this app")
+        parser.add_argument("--app", metavar="APP_ID", help="also send a test ping to this app")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        if options["offline"] and options["app"]:
+        if options["offline"] and options["app"] is not None:
             raise wrong_usage("--app sends a ping to the app, so --app and --offline cannot be used together.")
         results = run_checks(all_checks(offline=options["offline"], app_id=options["app"]))
         if options["json"]:
