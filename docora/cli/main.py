@@ -131,9 +131,7 @@ class CommandLine(ManagementUtility):
 
 
 def main() -> None:
-    if sys.argv[1:] in (["--version"], ["version"]):
-        sys.stdout.write(f"{__version__}\n")  # Django would print its own version
-        return
+    _open_closed_streams()
     # Garbage collections find nothing while modules are imported. With the one at exit, they take a third of a start's CPU.
     gc.disable()
     sys.path.append(str(Path.cwd()))  # where FILE_TRANSFORMS may be; children of `up` look there too
@@ -145,12 +143,14 @@ def main() -> None:
 
     try:
         try:
+            if sys.argv[1:] in (["--version"], ["version"]):
+                sys.stdout.write(f"{__version__}\n")  # Django would print its own version
+                return
             choose_settings()
             CommandLine([program(), *sys.argv[1:]]).execute()
         finally:
             gc.enable()
-            if sys.stdout:
-                sys.stdout.flush()
+            sys.stdout.flush()
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
     except BrokenPipeError:
@@ -163,6 +163,14 @@ def main() -> None:
         if isinstance(error, OSError):
             _discard_output()
         raise SystemExit(message) from None
+
+
+def _open_closed_streams() -> None:
+    """Open `/dev/null` for each standard stream that the caller has closed, such as with `>&-`. Python has set it to None."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w"))
 
 
 def _discard_output() -> None:

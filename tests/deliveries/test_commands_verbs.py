@@ -220,7 +220,9 @@ def test_explain_a_file(world: World) -> None:
 def test_empty_id_does_not_mean_all(watches, line: list[str], problem: str) -> None:
     with pytest.raises(CommandError, match=problem):
         run(*(watches[0].app.app_id if word == "APP" else word for word in line))
-    assert not (current_pause() or SyncRun.objects.exists() or App.objects.filter(paused=True).exists())
+    assert current_pause() is None
+    assert not SyncRun.objects.exists()
+    assert not App.objects.filter(paused=True).exists()
 
 
 def test_status_with_failures_exits_with_1(watches) -> None:

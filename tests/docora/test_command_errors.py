@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import psycopg
@@ -243,6 +245,24 @@ def test_help_names_an_invalid_setting() -> None:
     assert done.returncode == 0
     assert "error: DATABASE_URL must " in done.stdout
     assert "hunter2" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("help <&- >&- 2>&-", 0),
+        ("help >/dev/null 2>&-", 0),
+        ("send_test_alert >&-", 1),
+        ("rotate_key app_x --client-auth-key-stdin <&-", 1),
+        ("--version >&-", 0),
+        ("--version >/dev/full", 1),
+    ],
+)
+def test_closed_streams_and_a_full_disk(instance_environment: dict[str, str], line: str, code: int) -> None:
+    command = ["sh", "-c", f"{sys.executable} {PROJECT / 'manage.py'} {line}"]
+    done = subprocess.run(command, env=instance_environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.count("\n") == code
 
 
 def test_unknown_command_is_a_usage_error() -> None:
