@@ -6,5 +6,7 @@ if __name__ == "__main__":
         from docora.cli.main import main
 
         main()
+    except KeyboardInterrupt:  # during the imports
+        raise SystemExit(130) from None
     except ModuleNotFoundError as error:
         raise SystemExit(f"{error}. Run `make setup`, then use .venv/bin/python.") from None

@@ -97,6 +97,10 @@ def error_message(error: Exception) -> str:
             return str(error)
         case OSError(errno=errno.ENOSPC):
             return f"The disk is full: {error.filename or 'the output'} cannot be written."
+        case PermissionError() if error.filename:
+            return (
+                f"{error.filename} cannot be used: {error.strerror}. Run commands as Docora's user, which must own it."
+            )
     return ""
 
 

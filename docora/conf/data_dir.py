@@ -75,7 +75,7 @@ def reason_and_advice(error: OSError) -> str:
     advice = ""
     match error.errno:
         case errno.EACCES | errno.EPERM:
-            advice = " Run commands as Docora's user."
+            advice = " Run commands as Docora's user, which must own it and its files."
         case errno.ENOSPC | errno.EDQUOT:
             advice = " Free up space."
         case errno.EROFS:

@@ -1,8 +1,10 @@
 """Commands report errors in one sentence on stderr, without a traceback or a secret and with nothing on stdout."""
 
+import errno
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +24,7 @@ from redis.exceptions import (
 
 from docora.cli import commands
 from docora.cli.main import error_message
+from docora.cli.output import INTERRUPTED
 from tests.support.commands import PROJECT, manage, run_script
 from tests.support.instance import free_port
 from tests.support.postgres import PostgresServer
@@ -265,6 +268,18 @@ def test_closed_streams_and_a_full_disk(instance_environment: dict[str, str], li
     assert done.stderr.count("\n") == code
 
 
+def test_ctrl_c_during_the_imports(monkeypatch) -> None:
+    class Module:
+        @property
+        def main(self) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "docora.cli.main", Module())
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(PROJECT / "manage.py"), run_name="__main__")
+    assert ended.value.code == INTERRUPTED
+
+
 def test_unknown_command_is_a_usage_error() -> None:
     done = manage("resynch")
     assert (done.returncode, done.stdout) == (2, "")
@@ -275,6 +290,14 @@ def test_unknown_queue_is_a_usage_error(instance_environment: dict[str, str]) ->
     done = manage("rqworker", "high", "lwo", environment=instance_environment)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "CommandError: There is no queue 'lwo'. The queues are high, default, low.\n"
+
+
+def test_file_of_another_user() -> None:
+    error = PermissionError(errno.EACCES, "Permission denied", "/data/docora.sqlite3-migrate.lock")
+    assert error_message(error) == (
+        "/data/docora.sqlite3-migrate.lock cannot be used: Permission denied. "
+        "Run commands as Docora's user, which must own it."
+    )
 
 
 def test_traceback_for_unexpected_errors_and_on_request() -> None:

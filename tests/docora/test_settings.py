@@ -156,8 +156,8 @@ def test_unusable_data_directory(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "advice"),
     [
-        (errno.EACCES, "Permission denied. Run commands as Docora's user."),
-        (errno.EPERM, "Operation not permitted. Run commands as Docora's user."),
+        (errno.EACCES, "Permission denied. Run commands as Docora's user, which must own it and its files."),
+        (errno.EPERM, "Operation not permitted. Run commands as Docora's user, which must own it and its files."),
         (errno.ENOSPC, "No space left on device. Free up space."),
         (errno.EDQUOT, "Disk quota exceeded. Free up space."),
         (errno.EROFS, "Read-only file system. Mount it writable."),
