@@ -88,7 +88,9 @@ def _commit(watch: AppRepository) -> str:
 
 def _row(watch: AppRepository, found: FileLookup, paths: Sequence[bytes]) -> Delivery | None:
     """Return the file's delivery row, or that of a transform's output at this path if the repository has no such file."""
-    texts = [text for path in paths if (text := path.decode("utf-8", "replace").replace("\0", "")).encode() == path]
+    # An empty `source_path` means that no transform made the file, so an empty path would match every file.
+    decoded = [path.decode("utf-8", "replace").replace("\0", "") for path in paths if path]
+    texts = [text for text in decoded if text.encode() in paths]
     made_from_file = Delivery.objects.filter(watch=watch, source_path__in=texts)
     at_path = Delivery.objects.filter(watch=watch, path__in=[*texts, found.sent_as])
     rows = sorted([*made_from_file[:_ROWS], *at_path[:_ROWS]], key=lambda row: row.path != found.sent_as)

@@ -200,6 +200,7 @@ def test_explain_a_file(world: World) -> None:
     assert (printed["path"], printed["state"], printed["next"]) == ("a.txt", "delivered", None)
     assert printed["message"] in run("explain", *ids_of(watch), "a.txt")
     assert run_json("explain", *ids_of(watch), "none.txt")["state"] == "absent"
+    assert run_json("explain", *ids_of(watch), "")["state"] == "absent"
 
 
 @pytest.mark.parametrize(
