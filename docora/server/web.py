@@ -2,8 +2,8 @@
 
 waitress reads a whole request before it gives it to a thread, and buffers the response in memory or in a temporary file, so
 a slow client occupies no thread. This module adds a deadline for a whole request, closes clients that stop reading, limits
-what all of them leave unread, gives probes threads of their own, and finishes requests under way before the process ends. The
-main thread owns all connections and checks the limits.
+what is buffered for all of them, gives probes threads of their own, and finishes requests under way before the process ends.
+The main thread owns all connections and checks the limits.
 
     python -m docora.server.web LISTENER READY THREADS APPLICATION
 
@@ -38,8 +38,10 @@ _WAITING = _CONNECTIONS // 2  # requests that wait for a thread
 _OPEN_FILES = 4 * _CONNECTIONS  # each may have a temporary file for its request and one for its response
 # Bytes. More than a push hook accepts, so that its view can reject bodies slightly above its own limit.
 _MAX_BODY = 26 * 1024 * 1024
+_MAX_HEADER = 64 * 1024  # bytes before the body; waitress and Django take quadratic time for some
+_IN_MEMORY = 64 * 1024  # bytes of a body, and of a response; larger ones are in temporary files
 _HIGH_WATERMARK = 256 * 1024 * 1024  # bytes of a response; a thread that has buffered more waits for the client
-_MAX_UNREAD = 4 * _HIGH_WATERMARK  # bytes of all responses, most of them in temporary files
+_MAX_BUFFERED = 4 * _HIGH_WATERMARK  # bytes of all requests and responses, most of them in temporary files
 _SEND_BUFFER = 256 * 1024  # bytes of a response in the kernel; the default, up to 4 MB, would hide slow readers
 _IDLE_SECONDS = 150  # between two requests; longer than the 120 of some proxies, which should close first
 _CHECK_SECONDS = 0.5  # between two checks of the limits
@@ -112,6 +114,12 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     def service(self) -> None:
         self._request_began = None  # not in `received`, because empty lines are not a request
         super().service()
+
+    @property
+    def buffered(self) -> Any:
+        """Bytes of its requests and responses."""
+        bodies = [request.body_bytes_received for request in (*self.requests, self.request) if request]
+        return sum(bodies, self.total_outbufs_len)
 
     def is_idle(self) -> bool:
         return not (self.requests or self.request or self.total_outbufs_len)
@@ -188,7 +196,10 @@ class WebServer:
             threads=threads,
             backlog=_BACKLOG,
             connection_limit=_CONNECTIONS,
+            max_request_header_size=_MAX_HEADER,
             max_request_body_size=_MAX_BODY,
+            inbuf_overflow=_IN_MEMORY,
+            outbuf_overflow=_IN_MEMORY,
             outbuf_high_watermark=_HIGH_WATERMARK,
             channel_timeout=_IDLE_SECONDS,
             clear_untrusted_proxy_headers=False,  # TrustedProxyMiddleware decides
@@ -226,17 +237,17 @@ class WebServer:
         for channel in channels:
             if channel.is_overdue(now) or (close_idle and channel.is_idle()):
                 channel.handle_close()  # also wakes a thread that waits for the client
-        self._limit_unread(channels)
+        self._limit_buffered(channels)
 
-    def _limit_unread(self, channels: list[Channel]) -> None:
-        """Close clients that leave too much unread between them, first those that stopped reading the longest ago."""
-        unread = {channel: channel.total_outbufs_len for channel in channels}
-        excess = sum(unread.values()) - _MAX_UNREAD
+    def _limit_buffered(self, channels: list[Channel]) -> None:
+        """Close clients that fill the disk between them, first those that stopped sending or reading the longest ago."""
+        buffered = {channel: channel.buffered for channel in channels}
+        excess = sum(buffered.values()) - _MAX_BUFFERED
         for channel in sorted(channels, key=lambda channel: channel.last_activity):
             if excess <= 0:
                 return
-            if unread[channel]:
-                excess -= unread[channel]
+            if buffered[channel]:
+                excess -= buffered[channel]
                 channel.handle_close()
 
 
