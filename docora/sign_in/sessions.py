@@ -1,4 +1,4 @@
-"""Django's database sessions, which are read faster and stored without their keys.
+"""Django's database sessions, which are read faster, stored without their keys, and end soon if nobody has signed in.
 
 Every poll of every open page reads a session. A key is a bearer token: with one from a stolen dump, anyone could take over the
 session. So the database holds only digests.
@@ -6,6 +6,7 @@ session. So the database holds only digests.
 
 from typing import Any
 
+from django.contrib.auth import SESSION_KEY
 from django.contrib.sessions.backends import db
 from django.contrib.sessions.models import Session
 from django.db.models import QuerySet
@@ -16,6 +17,8 @@ from docora.security.crypto import hash_token
 
 _DIGITS = 40
 """Characters in the column for the key: 160 bits of the digest."""
+STRANGER_SECONDS = 3600
+"""How long the session of someone who has not signed in is kept. Anyone can begin sessions, and could fill the database."""
 
 
 class SessionStore(db.SessionStore):
@@ -28,6 +31,9 @@ class SessionStore(db.SessionStore):
             self._session_key = None
             return None
         return session
+
+    def get_session_cookie_age(self) -> int:
+        return super().get_session_cookie_age() if SESSION_KEY in self else STRANGER_SECONDS
 
     def exists(self, session_key: str) -> bool:
         return super().exists(_digest(session_key))

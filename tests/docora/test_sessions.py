@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from django.conf import settings
+from django.contrib.auth import SESSION_KEY
 from django.contrib.sessions.backends.base import SessionBase
 from django.contrib.sessions.models import Session
 from django.db import connection
@@ -62,6 +63,19 @@ def test_a_copy_of_the_database_opens_no_session(saved: SessionBase) -> None:
     [row] = Session.objects.all()
     assert row.session_key != saved.session_key
     assert dict(store(row.session_key).items()) == {}
+
+
+@pytest.mark.parametrize(("user", "seconds"), [("", sessions.STRANGER_SECONDS), ("1", settings.SESSION_COOKIE_AGE)])
+def test_session_of_a_stranger_ends_soon(user: str, seconds: int) -> None:
+    """Anyone can begin sessions, with each click on a button to sign in."""
+    session = store()
+    session["challenge"] = "x"
+    if user:
+        session[SESSION_KEY] = user
+    session.save()
+    left = Session.objects.get().expire_date - timezone.now()
+    assert seconds - 60 < left.total_seconds() <= seconds
+    assert session.get_expiry_age() == seconds  # also of the cookie
 
 
 def test_session_is_changed_and_deleted(saved: SessionBase) -> None:
