@@ -2,15 +2,17 @@
 
 from importlib import import_module
 
+import django
 from django.conf import settings
-from django.core.wsgi import get_wsgi_application
 
 from docora.conf.installation import choose_settings
 from docora.stack import with_large_stack
 from docora.web import durations
+from docora.web.handler import Handler
 
 choose_settings()
 
-application = with_large_stack(get_wsgi_application())
+django.setup(set_prefix=False)
+application = with_large_stack(Handler())
 import_module(settings.ROOT_URLCONF)  # the first request does not wait for the import of every page
 durations.flush_in_background()
