@@ -54,7 +54,8 @@ class HttpClient:
     ) -> None:
         self._allow_http = allow_http
         self._max_connections = max_connections
-        self._handle_options = (Resolver(allowed_networks), ca_file, proxy)
+        self.resolver = Resolver(allowed_networks)
+        self._handle_options = (self.resolver, ca_file, proxy)
         self._multi = pycurl.CurlMulti()
         self._multi.setopt(pycurl.M_MAXCONNECTS, max_connections)
         self._idle: dict[str, list[Transfer]] = {}  # by method

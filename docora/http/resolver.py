@@ -17,7 +17,8 @@ from docora.http.addresses import Network, blocked_reason
 from docora.http.messages import Cause
 
 LOOKUP_SECONDS: Final = 2.0
-"""How long one lookup may block all other transfers. libcurl has just resolved the name, so it is usually cached."""
+"""How long one lookup may block all other transfers. libcurl has just resolved the name, so it is usually cached.
+`ls_heads`, whose client is shared by all apps, looks names up beforehand, without blocking."""
 CACHE_SECONDS: Final = 30.0
 _CACHE_SIZE: Final = 256  # names
 
@@ -86,14 +87,37 @@ class Resolver:
         self.allowed_networks = tuple(allowed_networks)
         self._cache: dict[str, tuple[float, ResolvedHost]] = {}
 
+    def look_up(self, host: str, seconds: float) -> Future[ResolvedHost]:
+        """Return the cached result, or begin a lookup that does not block. `add` its result when it is there."""
+        found: Future[ResolvedHost] = Future()
+        if (known := self.cached(host)) is not None:
+            found.set_result(known)
+        else:
+
+            def look_up() -> None:
+                try:
+                    found.set_result(resolve(host.lower(), self.allowed_networks, seconds))
+                except Exception as error:
+                    found.set_exception(error)
+
+            threading.Thread(target=look_up, name="host-lookup", daemon=True).start()
+        return found
+
+    def cached(self, host: str) -> ResolvedHost | None:
+        expires, resolved = self._cache.get(host.lower(), (0.0, None))
+        return resolved if expires > time.monotonic() else None
+
+    def add(self, host: str, resolved: ResolvedHost) -> None:
+        host = host.lower()
+        self._cache.pop(host, None)
+        while len(self._cache) >= _CACHE_SIZE:
+            del self._cache[next(iter(self._cache))]  # the oldest
+        self._cache[host] = (time.monotonic() + CACHE_SECONDS, resolved)
+
     def resolve(self, host: str) -> ResolvedHost:
         """Return the cached or new result. Failures are cached too, so that a slow name delays only once in a while."""
-        host = host.lower()
-        expires, resolved = self._cache.get(host, (0.0, None))
-        if resolved is None or expires <= time.monotonic():
-            resolved = resolve(host, self.allowed_networks)
-            self._cache.pop(host, None)
-            while len(self._cache) >= _CACHE_SIZE:
-                del self._cache[next(iter(self._cache))]  # the oldest
-            self._cache[host] = (time.monotonic() + CACHE_SECONDS, resolved)
+        resolved = self.cached(host)
+        if resolved is None:
+            resolved = resolve(host.lower(), self.allowed_networks)
+            self.add(host, resolved)
         return resolved

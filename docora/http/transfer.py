@@ -2,16 +2,17 @@
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import pycurl
 
 from docora.http import user_agent
-from docora.http.addresses import blocked_reason, is_in
+from docora.http.addresses import blocked_reason, is_address, is_in
 from docora.http.egress import blocked_behind_proxy, is_direct
 from docora.http.messages import Cause, Outcome, Request, host_of, name_of
-from docora.http.resolver import Resolver, is_loopback_name
+from docora.http.resolver import ResolvedHost, Resolver, is_loopback_name
 from docora.text import clean_text
 
 CUT_AFTER: Final = 1024 * 1024  # bytes of a response body after which the transfer is ended
@@ -62,6 +63,7 @@ class Transfer:
         self._header_lines = []
         self._timeouts = (0.0, 0.0)
         self._url = ""
+        self._pinned: tuple[str, ResolvedHost] | None = None
         self._fresh = False
         self.curl = curl = pycurl.Curl()
         for option, value in (
@@ -110,6 +112,10 @@ class Transfer:
             if via != self._via:
                 curl.setopt(pycurl.PROXY, via)
                 self._via = via
+        known = None if self._via else self._resolver.cached(name_of(request.url))
+        if known and known.addresses and (request.url, known) != self._pinned:
+            self._pin(request.url, known.addresses)
+            self._pinned = (request.url, known)
         # The empty "Expect:" keeps libcurl from waiting for "100 Continue" before it sends a body above 1 MiB.
         curl.setopt(pycurl.HTTPHEADER, (*request.headers, "Expect:"))
         if request.method == "POST":
@@ -123,6 +129,14 @@ class Transfer:
             curl.setopt(pycurl.CONNECTTIMEOUT_MS, max(1, round(request.connect_timeout * 1000)))
             curl.setopt(pycurl.TIMEOUT_MS, max(1, round(request.timeout * 1000)))
             self._timeouts = timeouts
+
+    def _pin(self, url: str, addresses: Sequence[str]) -> None:
+        """Make libcurl use these addresses. Few names without an answer would occupy all of its threads for lookups."""
+        parts = urlsplit(url)
+        if not is_address(parts.hostname or ""):
+            port = parts.port or {"https": 443, "http": 80}[parts.scheme]
+            listed = (f"[{address}]" if ":" in address else address for address in addresses)
+            self.curl.setopt(pycurl.RESOLVE, [f"+{parts.hostname}:{port}:{','.join(listed)}"])
 
     def finish(self, code: int, text: str) -> Outcome:
         """Return the outcome for libcurl's result code (`E_…`) and error text, and release the request."""

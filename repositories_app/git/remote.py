@@ -10,7 +10,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -20,6 +20,8 @@ from django.conf import settings
 
 from docora.backoff import MAX_WAIT_SECONDS
 from docora.http.client import HttpClient, Outcome, Request
+from docora.http.messages import name_of
+from docora.http.resolver import ResolvedHost
 from repositories_app.git import errors as git_errors
 from repositories_app.git import process as git
 from repositories_app.git import protocol
@@ -30,6 +32,7 @@ from repositories_app.git.url import host_of, parse_url
 
 _MAX_ANSWER = 65536  # bytes
 CONCURRENCY = 200
+_LOOKUP_SECONDS = 5.0
 GIT_SECONDS = 30.0
 """Seconds that git may take for one repository. After this time in total, git starts no further checks."""
 _GIT_HOSTS = 16  # hosts that git asks at the same time
@@ -122,16 +125,34 @@ def ls_heads[Key](
 
     Yield None instead of a HEAD if the host does not support protocol v2: pass these queries to `ls_heads_by_git`
     afterwards. Do nothing slow between two answers, because requests in flight time out unless they are polled.
+
+    Names are looked up in threads, so that one without an answer delays no other host's queries.
     """
     waiting = iter(queries)
+    lookups: dict[str, Future[ResolvedHost]] = {}  # by name
+    queued: list[HeadQuery[Key]] = []  # until their names are looked up
     try:
         while True:
-            for query in islice(waiting, CONCURRENCY - client.in_flight):
-                client.submit(query.request())
-            if not client.in_flight:
+            for query in islice(waiting, CONCURRENCY - client.in_flight - len(queued)):
+                queued.append(query)
+                name = name_of(query.url)
+                if name not in lookups:
+                    lookups[name] = client.resolver.look_up(name, _LOOKUP_SECONDS)
+            for query in [query for query in queued if lookups[name_of(query.url)].done()]:
+                queued.remove(query)
+                name = name_of(query.url)
+                resolved = lookups[name].result()
+                client.resolver.add(name, resolved)
+                if resolved.cause is not None and not settings.EGRESS_PROXY:  # a proxy may know the name
+                    yield query.key, git_errors.unreachable(resolved.cause, resolved.message, token=query.token)
+                else:
+                    client.submit(query.request())
+            if not (client.in_flight or queued):
                 return
             tick()
-            for request, outcome in client.poll(1.0):
+            if not client.in_flight:
+                wait([lookups[name_of(query.url)] for query in queued], 1.0, FIRST_COMPLETED)
+            for request, outcome in client.poll(0.05 if queued else 1.0):
                 asked: HeadQuery[Key] = request.context  # type: ignore[assignment]
                 if asked.needs_another_request(outcome):
                     client.submit(asked.request())

@@ -328,3 +328,24 @@ def test_unreachable_host_affects_every_watch(repo: Repo) -> None:
     error = ask(repo, TOKEN)
     assert (error.cause, error.for_every_watcher, error.permanent) == (Cause.NETWORK, True, False)
     assert "connection refused" in str(error)
+
+
+def test_names_without_an_answer_delay_no_other_host(repo: Repo, monkeypatch) -> None:
+    """libcurl looks few names up at once, and would look up the good host's name only after these."""
+    released = threading.Event()
+
+    def getaddrinfo(host: bytes, *_: object, **__: object) -> list[tuple]:
+        if host.startswith(b"silent"):
+            assert released.wait(30)
+            raise socket.gaierror(socket.EAI_AGAIN, "No answer")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(remote, "_LOOKUP_SECONDS", 30.0, raising=False)
+    silent = [HeadQuery(number, f"https://silent{number}.example/acme/widgets") for number in range(40)]
+    good = HeadQuery("good", repo.url.replace("127.0.0.1", "good.example"))
+    with new_client() as client:
+        answers = ls_heads(client, [*silent, good], lambda: None)
+        assert next(answers) == ("good", Head(repo.head, "main"))
+        released.set()
+        assert [error.no_connection for _, error in answers if isinstance(error, GitError)] == [True] * 40
