@@ -34,6 +34,8 @@ Tick = Callable[[], None]
 LOCAL_TIMEOUT = 120.0  # seconds for a command that reads the mirror only
 MAX_OUTPUT = 16 << 20  # bytes that `run` accepts; longer output has to be streamed
 MAX_MEMORY = 4 << 30  # bytes for each process
+_MAX_OBJECT = "1g"  # memory for one object; a small delta can expand to any size
+_MAX_LISTING = "32m"  # memory for a list of refs, which the sweep asks for
 _MAX_STDERR = 4 << 20  # bytes; a host can make git print anything
 _LOOKUP_SECONDS = 10.0
 _MAX_PINNED = 16  # addresses
@@ -94,7 +96,7 @@ def environment(remote: Remote | None = None) -> dict[str, str]:
         "GIT_ASKPASS": "true",
         "GIT_PROTOCOL_FROM_USER": "0",
         "GIT_ALLOW_PROTOCOL": ":".join(protocols),
-        "GIT_ALLOC_LIMIT": "1g",  # for one object; a small delta can expand to any size
+        "GIT_ALLOC_LIMIT": _MAX_OBJECT,
         "GIT_CONFIG_COUNT": str(len(config)),
     }
     for index, (key, value) in enumerate(config.items()):
@@ -148,6 +150,8 @@ def start(
       breaks.
     """
     env = environment(remote)
+    if args[0] == "ls-remote":
+        env["GIT_ALLOC_LIMIT"] = _MAX_LISTING
     limits = {"fsize": settings.MAX_FETCH_BYTES, "data": MAX_MEMORY} if remote else {}
     # A host may send any number of messages. git's own are few, and a file in memory costs less.
     errors: Any = tempfile.TemporaryFile() if remote else os.fdopen(os.memfd_create("stderr"), "w+b")  # noqa: SIM115

@@ -349,3 +349,15 @@ def test_names_without_an_answer_delay_no_other_host(repo: Repo, monkeypatch) ->
         assert next(answers) == ("good", Head(repo.head, "main"))
         released.set()
         assert [error.no_connection for _, error in answers if isinstance(error, GitError)] == [True] * 40
+
+
+def test_endless_list_of_refs_takes_little_memory(repo: Repo) -> None:
+    """The sweep lists the refs of hosts without protocol v2, of several at once."""
+    packets = [b"# service=git-upload-pack\n", None, b"%s HEAD\0multi_ack\n" % repo.head.encode()]
+    packets += [b"%s refs/heads/%s\n" % (repo.head.encode(), b"x" * 60_000)] * 900  # 54 MB
+    body = b"".join(b"%04x%s" % (len(packet) + 4, packet) if packet else b"0000" for packet in [*packets, None])
+    said = answer("200 OK", "Content-Type: application/x-git-upload-pack-advertisement", body=body)
+    repo.server.on_request = lambda *_: said
+    [(_, error)] = ls_heads_by_git([HeadQuery("watch", repo.url)], lambda: None)
+    assert isinstance(error, GitError)
+    assert error.cause is Cause.TOO_LARGE
