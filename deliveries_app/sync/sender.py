@@ -112,8 +112,6 @@ class Sender:
         deadline = time.monotonic() + seconds
         clean = not self._recorder.has_unwritten_doubt
         self._withdraw_unsent()
-        for transfer in self._ready:
-            self._close(transfer)
         self._ready.clear()
         while (self._arrived or self._client.in_flight) and time.monotonic() < deadline:
             for request, outcome in self._outcomes(0.2):
@@ -125,7 +123,6 @@ class Sender:
                 lacks_chunks = decision.delivered and transfer.file is not None and not transfer.file.is_last
                 if not (decision.refused or decision.needs_proof or lacks_chunks):
                     self._record(transfer, decision, request, outcome)
-                self._close(transfer)
             on_wait()
         for request in self._client.abort():
             transfer = self._transfer_of(request)
@@ -134,7 +131,7 @@ class Sender:
             failure = Failure("timeout", message, hold_seconds=HOLD_AFTER_TIMEOUT)
             took = transfer.seconds + time.monotonic() - transfer.began
             self._recorder.fail(transfer.notification, failure, Sent.of(request, took))
-            self._close(transfer)
+        self.close()
         return clean
 
     def close(self) -> None:
@@ -341,11 +338,7 @@ class Sender:
 
     def _continue_file(self, transfer: _Transfer, file: ChunkedFile, outcome: Outcome) -> None:
         """Queue the next chunk."""
-        try:
-            file.advance()
-        except BaseException:
-            self._close(transfer)
-            raise
+        file.advance()
         transfer.seconds += outcome.elapsed
         transfer.notification.waits = 0  # each wait reduces the app's pace, so the file makes progress
         self._ready.appendleft(transfer)

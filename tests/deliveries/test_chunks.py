@@ -228,6 +228,26 @@ def test_refusals_of_different_chunks_are_not_in_a_row(world: World, client: Cou
     assert_promise_kept(world, repo, watch)
 
 
+def test_file_is_sent_although_more_of_its_chunks_are_refused_than_a_notification_may_wait(
+    world: World, client: CountingClient
+) -> None:
+    repo, watch = world.watch({"large": LARGE})
+    refused = set[int]()
+
+    def answer(note: Notification) -> tuple[bool, Answer | None]:
+        assert note.chunk
+        if note.chunk.index in refused:
+            return True, None
+        refused.add(note.chunk.index)
+        return False, BUSY
+
+    client.answer = answer
+    assert world.sync(watch).status == Status.SYNCED
+    assert len(refused) == 7 > sender.MAX_WAITS
+    assert len(ids(chunks(world))) == 1
+    assert_promise_kept(world, repo, watch)
+
+
 def test_answers_are_read_while_large_files_are_hashed(world: World, settings, monkeypatch) -> None:
     settings.RECORD_BATCH = 20
     repo, watch = world.watch(
@@ -287,7 +307,8 @@ def test_mirror_damaged_while_large_files_are_sent_is_rebuilt(world: World, sett
     if hangs:
         world.git.server.stop()
     assert not hangs
-    world.settle()
+    watch.refresh_from_db()
+    assert watch.status == Status.SYNCED
     assert_promise_kept(world, repo, watch)
 
 
