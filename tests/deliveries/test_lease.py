@@ -189,6 +189,23 @@ def test_superseded_claim_keeps_the_watch_while_its_requests_settle(world: World
     assert claim(watch.pk) is not None
 
 
+def test_superseded_run_extends_its_lease_until_its_requests_have_settled(world: World, monkeypatch) -> None:
+    monkeypatch.setattr(Lease, "extension_is_due", True)
+    _, watch = world.watch()
+    extended = AppRepository.objects.filter(lease_until__gt=Now() + timedelta(seconds=10))
+    was_extended = []
+
+    def supersede() -> None:
+        resync_single(Actor.command(), watch)
+        lease_for(watch, 5)
+        wait_for(extended.exists, 4)
+        was_extended.append(True)
+
+    world.answer(at_notification(1, supersede))
+    world.sync(watch)
+    assert was_extended
+
+
 def test_attempt_count_of_claim_success_and_handover(world: World, monkeypatch) -> None:
     _, watch = world.watch(files(6))
     taken = claim(watch.pk)

@@ -1,15 +1,20 @@
 """`sync_completed`: a hash that shows whether the app holds exactly the repository."""
 
 import hashlib
+from datetime import timedelta
+from typing import Any
 
 import pytest
+from django.db.models.functions import Now
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import Notice, Status
+from deliveries_app.models import AppRepository, Notice, NoticeKind, Status
 from deliveries_app.receiver import Answer, Notification
 from deliveries_app.services import change_watch, resync_single
-from deliveries_app.sync.events import held_tree
+from deliveries_app.sync import events
+from deliveries_app.sync.claim import claim
+from deliveries_app.sync.events import HeldTree, held_tree
 from tests.support.histories import assert_promise_kept, at_notification, refusing, sha
 from tests.support.transforms import use_transforms
 from tests.support.world import World
@@ -94,6 +99,24 @@ def test_resync_during_a_run_gets_its_own_sync_completed(world: World, notices: 
     assert len(world.requests("create")) == 2 * len(FILES)
     assert [record.outcome for record in world.requests("sync_completed")] == ["matches", "matches"]
     assert_promise_kept(world, repo, watch)
+
+
+def test_run_that_lost_its_lease_leaves_the_notice_of_the_next_one(
+    world: World, notices: list[Notification], monkeypatch
+) -> None:
+    _, watch = world.watch(FILES)
+    waiting = events.new_notice(watch, NoticeKind.SYNC_COMPLETED, {})
+
+    def late(*arguments: Any) -> HeldTree:
+        AppRepository.objects.update(lease_until=Now() - timedelta(seconds=1))
+        assert claim(watch.pk)
+        waiting.save()
+        return held_tree(*arguments)
+
+    monkeypatch.setattr(events, "held_tree", late)
+    world.sync(watch)
+    assert Notice.objects.get() == waiting
+    assert notices == []
 
 
 def test_refused_sync_completed_is_retried_without_files(world: World, notices: list[Notification]) -> None:

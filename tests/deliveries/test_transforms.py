@@ -8,6 +8,7 @@ import pytest
 from deliveries_app.models import AppRepository, Delivery, Status
 from deliveries_app.planning import delivery_rows, planner, transforms
 from deliveries_app.planning.transforms import SourceFile
+from deliveries_app.sync.content import Contents
 from repositories_app import services as repositories
 from repositories_app.git.protocol import Head
 from tests.support import transforms as samples
@@ -352,3 +353,19 @@ def test_lease_is_extended_while_rows_are_read(world: World, use, monkeypatch) -
         plan = planner.full_plan(head, watch, rules, reader, lambda: ticks.append(None))
     plan.close()
     assert len(ticks) == 21  # six folders that are listed, five of them read together before, five files, five rows
+
+
+def test_lease_is_extended_while_files_are_transformed_to_be_sent(world: World, use) -> None:
+    use("Flatten")
+    repo, watch = world.watch({f"{n}/{n}": b"%d" % n for n in range(5)})
+    world.settle()
+    mirror = repositories.mirror_of(watch.repository)
+    watch.resend_floor = watch.generation + 1  # every file
+    rules = delivery_rows.delivery_rules_of(watch)
+    ticks: list[None] = []
+    with mirror.blobs() as reader:
+        plan = planner.full_plan(Head(repo.head, "main"), watch, rules, reader, lambda: None)
+        changes = list(plan.phase("create"))
+        Contents(mirror, reader, rules).read(changes, lambda: ticks.append(None), lambda *_: None)
+    plan.close()
+    assert len(ticks) == len(changes) == 5
