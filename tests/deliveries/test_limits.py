@@ -352,3 +352,11 @@ def test_bytes_in_flight_are_bounded(world: World, monkeypatch) -> None:
     world.sync(watch)
     assert max(record.in_flight for record in world.receiver.log) == 2
     assert_promise_kept(world, repo, watch)
+
+
+def test_only_the_file_that_ends_the_run_is_listed_of_those_that_a_busy_app_refused(world: World) -> None:
+    _, watch = world.watch({f"{number}": b"%d" % number for number in range(5)})
+    world.answer(lambda note: Answer(429, headers={"Retry-After": "120"}))
+    world.sync(watch)
+    assert len(world.requests()) > 1
+    assert watch.failures.count() == 1
