@@ -141,6 +141,7 @@
     const pause = panel.querySelector("[data-live-pause]");
     let updated = Date.now();
     let requested = false; // the user pressed Refresh, which works even while the panel is paused
+    let forced = false; // the current request is that of Refresh
     let problem = "";
     panel.querySelector(".live-bar").hidden = false;
 
@@ -149,6 +150,7 @@
     const busy = () =>
       document.querySelector("form[aria-busy=true]") !== null ||
       body.querySelector("input:focus, select:focus, textarea:focus, details[open], [aria-busy=true]") !== null ||
+      body.querySelector(":active") !== null ||
       (getSelection().type === "Range" && body.contains(getSelection().anchorNode));
     const showAge = () => {
       const seconds = Math.round((Date.now() - updated) / 1000);
@@ -159,13 +161,19 @@
     body.addEventListener("htmx:beforeRequest", (event) => {
       if (event.target !== body) return;
       if (!requested && (paused() || document.hidden || busy())) event.preventDefault();
+      forced = requested;
       requested = false;
+    });
+    // The user may have begun to work in the panel since the request was sent. The next request is soon enough.
+    body.addEventListener("htmx:beforeSwap", (event) => {
+      if (event.target === body && !forced && busy()) event.preventDefault();
     });
     body.addEventListener("htmx:afterRequest", (event) => {
       if (event.target !== body) return;
-      const status = event.detail.xhr.status;
-      if (event.detail.successful) updated = Date.now();
-      problem = event.detail.successful ? "" : status ? "Couldn't refresh." : "The server isn't responding.";
+      const { successful, xhr: { status } } = event.detail;
+      const answered = status >= 200 && status < 400; // htmx also calls a notice (401, 403, 404) successful
+      if (answered && successful) updated = Date.now(); // not if the content was not replaced
+      problem = answered ? "" : status ? "Couldn't refresh." : "The server isn't responding.";
       // The user is signed out or no longer allowed, or the object is gone. Further requests would not change that.
       if ([401, 403, 404].includes(status)) pause.setAttribute("aria-pressed", "true");
       showAge();

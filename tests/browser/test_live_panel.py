@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from django.contrib.sessions.models import Session
 from django.utils import timezone
-from playwright.sync_api import Locator, Page, Request, expect
+from playwright.sync_api import Locator, Page, Request, Route, expect
 from redis import Redis
 
 from deliveries_app.models import Status
@@ -167,6 +167,34 @@ def test_panel_never_replaces_what_is_in_use(quiet_site: Site, browser: Browser)
     assert browser.complaints == []
 
 
+def test_panel_never_replaces_what_came_into_use_during_its_request(quiet_site: Site, browser: Browser) -> None:
+    def journey(page: Page) -> None:
+        panel = Panel(page, quiet_site)
+        panel.add('<details id="unfolded"><summary>More</summary>…</details>')
+        held: list[Route] = []
+        page.route(f"**{panel.address}", lambda route: held.append(route))
+        with page.expect_request(f"**{panel.address}"):
+            page.clock.run_for(EVERY)
+        page.locator("#unfolded summary").click()
+        held[0].continue_()
+        panel._settle()
+        page.unroute(f"**{panel.address}")
+        expect(page.locator("#unfolded")).to_have_attribute("open", "")
+        page.clock.run_for(1_000)
+        expect(panel.age).to_have_text(re.compile(r"^Updated \d+ s ago$"))
+        page.locator("#unfolded summary").click()
+        panel.is_refreshed()
+        link = panel.body.locator("#card-watched")
+        link.hover()
+        page.mouse.down()
+        panel.stays()
+        page.mouse.up()
+        page.wait_for_url("**/apprepository/")
+
+    browser.drive(journey)
+    assert browser.complaints == []
+
+
 def test_table_keeps_its_place_and_focus_when_a_panel_refreshes(quiet_site: Site, browser: Browser) -> None:
     make_watch(make_app("a" * 80), "docs", status=Status.PENDING, next_sync_at=timezone.now() + timedelta(hours=1))
 
@@ -207,6 +235,7 @@ def test_panel_reports_a_lost_server_or_session(quiet_site: Site, browser: Brows
             "href", re.compile(r"next=/admin/$")
         )
         expect(panel.pause).to_have_attribute("aria-pressed", "true")
+        expect(panel.age).to_have_text(re.compile(r"^Couldn't refresh\. Last update "))
         assert panel.violations() == []
         panel.stays()
 
