@@ -299,6 +299,8 @@ def test_last_poll_of_a_run_shows_what_a_reload_shows(admin: Client, db) -> None
     page = f"/admin/deliveries_app/syncrun/{run.pk}/change/"
     url = poll_url(admin.get(page).text, watch)
     assert "run-fields" not in poll(admin, url, page)
+    growing = [f"<dt>{name}</dt>" for name in ("Duration", "Files", "Sent")]
+    assert not any(name in admin.get(page).text for name in growing)  # they would stay as they are until the end
     succeed(watch, run)
     last = poll(admin, url, page)
     assert "hx-get" not in last
@@ -306,6 +308,7 @@ def test_last_poll_of_a_run_shows_what_a_reload_shows(admin: Client, db) -> None
     for name in selected(last):
         assert last.count(f'id="{name}"') == 1, name
     assert "<dt>Ended</dt>" in last
+    assert all(name in last for name in growing)
     assert "HTTP 500" not in last
 
 
