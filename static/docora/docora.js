@@ -77,12 +77,17 @@
     }
   });
 
-  // A part is not replaced while the user presses a button in it, and a [data-live-part] not while text in it is selected.
+  // A part is not replaced while the user presses a button in it or a form in it is being sent, and a [data-live-part] not while
+  // text in it is selected.
+  const isPressed = (part) => part.querySelector(":active, form[aria-busy=true]") !== null;
   document.addEventListener("htmx:oobBeforeSwap", (event) => {
     const part = event.detail.target;
     const selection = getSelection();
     const isSelected = part.matches("[data-live-part]") && selection.type === "Range" && part.contains(selection.anchorNode);
-    if (isSelected || part.querySelector(":active")) event.preventDefault();
+    if (isSelected || isPressed(part)) event.preventDefault();
+  });
+  document.addEventListener("htmx:beforeSwap", (event) => {
+    if (event.target.matches("[data-polls]") && isPressed(event.target)) event.preventDefault();
   });
 
   // A box with an id keeps its scroll position when its content is refreshed.

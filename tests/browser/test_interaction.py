@@ -13,7 +13,7 @@ from django.utils import timezone
 from playwright.sync_api import Locator, Page, Route, expect
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import App, AppRepository, BulkOperation, Outcome, RootCause, Status, SyncRun
+from deliveries_app.models import App, AppRepository, BulkOperation, DriftCheck, Outcome, RootCause, Status, SyncRun
 from deliveries_app.services import cancel_operation, resync_by_app
 from tests.browser.accessibility import violations
 from tests.browser.conftest import PASSWORD, Browser, Site, running_clock, stop_clock
@@ -194,6 +194,32 @@ def test_second_press_of_a_button_sends_nothing(quiet_site: Site, browser: Brows
 
     browser.drive(journey)
     assert BulkOperation.objects.count() == 1
+    assert browser.complaints == []
+
+
+def test_poll_replaces_no_form_that_is_being_sent(quiet_site: Site, browser: Browser, idle: AppRepository) -> None:
+    check = DriftCheck.objects.create(watch=idle)
+
+    def journey(page: Page) -> None:
+        held: list[Route] = []
+        page.route("**/driftcheck/*/cancel/", lambda route: hold(route, held))
+        sign_in(page, quiet_site)
+        page.goto(f"{quiet_site.url}/admin/deliveries_app/driftcheck/{check.pk}/change/")
+        cancel = page.get_by_role("button", name="Cancel")
+        cancel.hover()
+        page.mouse.down()
+        after_polls(page, 1, "/admin/live/checks/")
+        with page.expect_request("**/driftcheck/*/cancel/"):
+            page.mouse.up()
+        after_polls(page, 1, "/admin/live/checks/")
+        page.mouse.down()
+        page.mouse.up()
+        page.wait_for_timeout(500)  # a second request would be held as well
+        assert len(held) == 1
+        held[0].continue_()
+        expect(page.get_by_text("Cancelled").first).to_be_visible()
+
+    browser.drive(journey)
     assert browser.complaints == []
 
 
