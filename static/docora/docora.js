@@ -187,6 +187,8 @@
       if (!document.hidden) htmx.trigger(body, "docora:refresh");
     });
     panel.querySelector("[data-live-refresh]").addEventListener("click", () => {
+      // A notice has ended the polls of a part. Only the page as a whole brings it back.
+      if (document.querySelector("[data-notice]")) return location.reload();
       requested = true;
       htmx.trigger(body, "docora:refresh");
     });

@@ -296,6 +296,25 @@ def test_ended_session_shows_a_notice(site: Site, browser: Browser, watched: App
     assert [complaint for complaint in browser.complaints if not own.search(complaint)] == []
 
 
+def test_refresh_after_a_new_sign_in_shows_the_whole_page(quiet_site: Site, browser: Browser) -> None:
+    watch = retried(make_app("Portal"), "docs", "a.md")
+
+    def end(page: Page) -> None:
+        sign_in(page, quiet_site)
+        page.goto(f"{quiet_site.url}{LIST}{watch.pk}/change/")
+        cookies = page.context.cookies()
+        page.context.clear_cookies(name=settings.SESSION_COOKIE_NAME)
+        expect(page.locator(".progress-box [data-notice]")).to_be_visible(timeout=10_000)
+        expect(page.locator("#watch-live [data-notice]")).to_be_visible(timeout=10_000)
+        page.context.add_cookies(cookies)  # type: ignore[arg-type]  # as in another tab
+        page.get_by_role("button", name="Refresh").click()
+        expect(page.locator(".progress-box progress")).to_be_visible()
+        expect(page.locator("[data-notice]")).to_have_count(0)
+        expect(page.locator("[data-live-pause]")).to_have_attribute("aria-pressed", "false")
+
+    browser.drive(end)
+
+
 def test_messages_stay_until_dismissed_and_cover_nothing(quiet_site: Site, browser: Browser) -> None:
     def journey(page: Page) -> None:
         sign_in(page, quiet_site)
