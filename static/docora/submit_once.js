@@ -6,9 +6,13 @@
   // Includes buttons elsewhere on the page that belong to the form by its id.
   const buttonsOf = (form) => [...form.elements].filter((element) => element.matches("button, input[type=submit]"));
 
+  // With these keys, the answer opens in another tab or window, and this page stays.
+  let stays = false;
+  document.addEventListener("click", (event) => { stays = event.ctrlKey || event.metaKey || event.shiftKey; }, true);
+
   document.addEventListener("submit", (event) => {
     const form = event.target;
-    if (form.method !== "post" || event.defaultPrevented) return;
+    if (form.method !== "post" || event.defaultPrevented || stays) return;
     if (form.getAttribute("aria-busy") === "true") {
       event.preventDefault();
       return;

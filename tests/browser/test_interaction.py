@@ -223,6 +223,23 @@ def test_poll_replaces_no_form_that_is_being_sent(quiet_site: Site, browser: Bro
     assert browser.complaints == []
 
 
+def test_form_sent_to_another_tab_leaves_the_page_alone(
+    quiet_site: Site, browser: Browser, idle: AppRepository
+) -> None:
+    def journey(page: Page) -> None:
+        sign_in(page, quiet_site)
+        page.goto(f"{quiet_site.url}{LIST}{idle.pk}/change/")
+        with page.context.expect_page() as opened:
+            page.locator("#pause-watch").click(modifiers=["Control"])
+        opened.value.wait_for_load_state()
+        opened.value.close()
+        expect(page.locator("#pause-watch")).to_be_enabled()
+        expect(page.locator("#pause-watch")).to_have_text("Resume", timeout=10_000)  # refreshed
+
+    browser.drive(journey)
+    assert browser.complaints == []
+
+
 def test_second_press_while_the_page_still_loads(quiet_site: Site, browser: Browser, idle: AppRepository) -> None:
     def journey(page: Page) -> None:
         scripts: list[Route] = []
