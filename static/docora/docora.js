@@ -99,12 +99,14 @@
     for (const box of document.querySelectorAll(".table-scroll[id]")) box.scrollLeft = scrolledTo.get(box.id) ?? 0;
   });
 
-  // A request may end at a whole page, such as the sign-in page. Go there instead of showing it inside of this one.
+  // A request may end at a whole page, such as the sign-in page. Go there instead of showing it inside of this one. The address of
+  // a poll is no page: reload this one instead.
   document.addEventListener("htmx:beforeSwap", (event) => {
     const { shouldSwap, xhr } = event.detail;
     if (!shouldSwap || !/^\s*<!doctype html/i.test(xhr.responseText)) return;
     event.preventDefault();
-    location.assign(xhr.responseURL);
+    if (event.detail.requestConfig.verb === "get") location.reload();
+    else location.assign(xhr.responseURL);
   });
 
   // If a swap removes the focused element, move the focus to its nearest ancestor that still exists, not to the page's top.

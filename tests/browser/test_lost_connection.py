@@ -52,6 +52,22 @@ def test_ping_without_an_answer(quiet_site: Site, browser: Browser) -> None:
     assert unexpected(browser) == []
 
 
+def test_page_instead_of_a_fragment(quiet_site: Site, browser: Browser) -> None:
+    def journey(page: Page) -> None:
+        sign_in(page, quiet_site)
+        page.goto(f"{quiet_site.url}/admin/")
+        page.route(
+            "**/live/overview/", lambda route: route.fulfill(body="<!doctype html>Back soon", content_type="text/html")
+        )
+        with page.expect_navigation():  # a reload
+            pass
+        expect(page).to_have_url(f"{quiet_site.url}/admin/")
+        expect(page.locator("#overview")).to_be_visible()
+
+    browser.drive(journey)
+    assert unexpected(browser) == []
+
+
 def test_list_reports_a_lost_connection(quiet_site: Site, browser: Browser) -> None:
     make_watch(make_app("Portal"), "docs", status=Status.PENDING, next_sync_at=timezone.now() + timedelta(hours=1))
 
