@@ -29,7 +29,7 @@ _TOKENS = r"""
       | (?<=/accounts/link/)[^/\s"'<>]+                       # a sign-in link
     )
 """
-_NAMES = r"(?:github_token|client_auth_key|new_auth_key|push_secret|password|passwd|secret|token|api_?key|sessionid)"
+_NAMES = r"(?:client_auth_key|new_auth_key|password|passwd|secret|token|api_?key|sessionid)"
 _SUBSTITUTIONS: list[tuple[re.Pattern[str], str]] = [
     (re.compile(_TOKENS, re.VERBOSE), MASK),
     # `Authorization: Basic …` as a header line, in JSON and in a dict's repr. The scheme is kept.

@@ -78,6 +78,18 @@ def test_django_has_no_handlers_of_its_own() -> None:
         ("/x?github_token=abc&page=2", f"/x?github_token={MASK}&page=2"),
         ('{"github_token": "any thing", "page": 2}', f'{{"github_token": "{MASK}", "page": 2}}'),
         ("https://docora.example/accounts/link/WzEs:1w:x-_/", f"https://docora.example/accounts/link/{MASK}/"),
+        (f"sent {BASIC.removeprefix('Basic ')}", f"sent {MASK}"),
+        ("b2F1dGgyOmdscGF0LWFiYw== eC10b2tlbi1hdXRoOmFiYw==", f"{MASK} {MASK}"),  # oauth2:…, x-token-auth:…
+        (f"gAAAAA{'b' * 80}==", MASK),
+        ("it refused Bearer abcdefgh12345678=", f"it refused Bearer {MASK}"),
+        (
+            "Authorization: Token abc, Authorization: Digest abc",
+            f"Authorization: Token {MASK}, Authorization: Digest {MASK}",
+        ),
+        *(
+            (f"{name}=abc {name}: 'a b'", f"{name}={MASK} {name}: '{MASK}'")
+            for name in ("new_auth_key", "push_secret", "password", "passwd", "token", "api_key", "apikey", "sessionid")
+        ),
     ],
 )
 def test_secrets_are_masked_by_pattern(text: str, expected: str) -> None:
@@ -94,6 +106,17 @@ def test_secrets_are_masked_by_pattern(text: str, expected: str) -> None:
 def test_known_secrets_are_masked_however_they_are_escaped(repeated: str) -> None:
     """PHP escapes slashes in JSON, .NET plus signs, and Mustache both in HTML."""
     assert remove_secrets(f"<{repeated}>", "whsec_aB/c+d<=") == "<[redacted]>"
+
+
+@pytest.mark.parametrize(
+    ("secret", "repeated"),
+    [
+        ("whsec_???>>>", "d2hzZWNfPz8/Pj4+"), ("whsec_???>>>", "d2hzZWNfPz8_Pj4-"),
+        ("my key", "my+key"), ("my key", "my%20key"), ("line\nline", r"line\nline"),
+    ],
+)  # fmt: skip
+def test_forms_of_known_secrets(secret: str, repeated: str) -> None:
+    assert remove_secrets(f"<{repeated}>", secret) == f"<{MASK}>"
 
 
 def test_masking_takes_time_in_proportion_to_the_text() -> None:
@@ -145,6 +168,13 @@ def test_fields_are_masked_by_name_and_pattern() -> None:
         "none": None,
         "raw": f"b'{MASK}'",
     }
+
+
+@pytest.mark.parametrize(
+    "name", ["authorization", "Cookie", "password", "signing_key", "context_token", "client_secret", "smtp_password"]
+)
+def test_fields_that_are_masked_by_name(name: str) -> None:
+    assert redact_value({name: "plain-words"}) == {name: MASK}
 
 
 def test_records_of_all_loggers_are_masked(log: io.StringIO) -> None:
