@@ -7,6 +7,7 @@ from django.test import Client
 
 from deliveries_app.models import App, AppRepository
 from docora.security.crypto import DecryptionError, Undecryptable, encrypt, require_readable
+from docora.security.redaction import remove_secrets
 from docora.web.middleware import DecryptionErrorMiddleware
 from tests.support.staff import make_app
 from tests.support.world import World
@@ -45,6 +46,7 @@ def test_undecryptable_value_cannot_become_bytes_or_text(settings) -> None:
             use()
     assert secret
     assert "gAAAA" not in repr(secret)
+    assert remove_secrets("They said: my-key", secret, "my-key") == "They said: [redacted]"
 
 
 def test_saving_the_row_keeps_the_ciphertext(db, settings) -> None:
