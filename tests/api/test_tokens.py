@@ -1,5 +1,7 @@
 """Bearer tokens: which are accepted, what is stored, and how they are rotated."""
 
+import contextlib
+import threading
 from datetime import timedelta
 
 import pytest
@@ -13,6 +15,7 @@ from deliveries_app.services import tokens
 from deliveries_app.services.requests import NotFound
 from tests.api.caller import Caller, error_of, token_of
 from tests.support.audit import by_users, messages
+from tests.support.processes import in_threads
 from tests.support.staff import make_app
 
 ACTOR = Actor.command()
@@ -153,3 +156,17 @@ def test_users_need_permission_and_are_logged(app: App) -> None:
 def test_app_can_rotate_only_its_own_token(app: App) -> None:
     with pytest.raises(PermissionDenied):
         tokens.rotate_app_token(Actor.of_app(make_app("Search")), app)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_concurrent_rotations_leave_one_token_without_an_expiry(monkeypatch: pytest.MonkeyPatch) -> None:
+    app, both, create = make_app("Portal"), threading.Barrier(2), tokens.create_token
+
+    def create_late(app: App) -> str:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(1)  # until the other rotation has begun
+        return create(app)
+
+    monkeypatch.setattr(tokens, "create_token", create_late)
+    in_threads(*[lambda: tokens.rotate_app_token(ACTOR, app)] * 2)
+    assert app.tokens.filter(expires_at=None).count() == 1
