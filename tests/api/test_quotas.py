@@ -1,16 +1,21 @@
 """Quotas of what an app may watch and re-sync. Files and bytes: tests/deliveries/test_quotas.py."""
 
+import contextlib
+import threading
 from datetime import timedelta
 
 import pytest
+from django.db import transaction
 from django.db.models import F
 from django.test import Client
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository
-from deliveries_app.services import host_checks, resync_single, unwatch_repository, watch_repository
+from deliveries_app.services import host_checks, quotas, resync_single, unwatch_repository, watch_repository
 from tests.api.caller import Caller, code_of, error_of
+from tests.support.processes import in_threads
+from tests.support.staff import make_app
 from tests.support.world import World
 
 ASYNC = {"Prefer": "respond-async"}
@@ -215,3 +220,23 @@ def test_app_s_settings_show_usage_and_set_quotas(admin_client: Client, watches,
 def test_failed_host_checks_free_their_slots(world: World, caller: Caller, name: str) -> None:
     for _ in range(getattr(host_checks.LIMIT, name) + 1):
         assert caller.post("", {"github_url": f"{world.git.url}/acme/missing"}).status_code == 404
+
+
+@pytest.mark.django_db(transaction=True)
+def test_concurrent_resyncs_are_all_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    app, both, used = make_app("Portal"), threading.Barrier(2), quotas._resyncs_used
+    limit(app, max_resyncs_per_hour=1)
+
+    def read_used(app: App) -> float:
+        number = used(app)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(1)  # until the other request has read it
+        return number
+
+    def count() -> None:
+        with transaction.atomic():
+            quotas.count_resync(Actor.of_app(app))
+
+    monkeypatch.setattr(quotas, "_resyncs_used", read_used)
+    with pytest.raises(quotas.TooManyResyncs):
+        in_threads(count, count)
