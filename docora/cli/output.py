@@ -86,7 +86,7 @@ def confirm(question: str, *, yes: bool) -> None:
     """Return if `yes` is set or the user at the terminal agrees. Otherwise raise `CommandError`."""
     if yes:
         return
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         raise wrong_usage(f"{question} There is no terminal to ask on. Add --yes to go ahead.")
     sys.stderr.write(f"{question} Continue? [y/N] ")  # stdout may be a file
     sys.stderr.flush()

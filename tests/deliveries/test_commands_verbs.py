@@ -133,7 +133,7 @@ def test_rotate_key_step_by_step(world: World, typed) -> None:
     assert started == {"app_id": app_id, "step": "started", "client_auth_key": "the-key-that-comes-next"}
     with pytest.raises(CommandError, match="hasn't accepted the new key yet"):
         run("rotate_key", app_id, "--retire")
-    with pytest.raises(CommandError, match="rejected the signature") as refused:
+    with pytest.raises(CommandError, match="rejected the new key") as refused:
         run("ping_app", app_id, "--new-key")
     assert refused.value.returncode == 1
     world.receiver.keys = "the-key-that-comes-next"
