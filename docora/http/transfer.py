@@ -113,9 +113,10 @@ class Transfer:
                 curl.setopt(pycurl.PROXY, via)
                 self._via = via
         known = None if self._via else self._resolver.cached(name_of(request.url))
-        if known and known.addresses and (request.url, known) != self._pinned:
-            self._pin(request.url, known.addresses)
-            self._pinned = (request.url, known)
+        origin = "/".join(request.url.split("/", 3)[:3])
+        if known and known.addresses and (origin, known) != self._pinned:
+            self._pin(origin, known.addresses)
+            self._pinned = (origin, known)
         # The empty "Expect:" keeps libcurl from waiting for "100 Continue" before it sends a body above 1 MiB.
         curl.setopt(pycurl.HTTPHEADER, (*request.headers, "Expect:"))
         if request.method == "POST":
@@ -130,9 +131,9 @@ class Transfer:
             curl.setopt(pycurl.TIMEOUT_MS, max(1, round(request.timeout * 1000)))
             self._timeouts = timeouts
 
-    def _pin(self, url: str, addresses: Sequence[str]) -> None:
+    def _pin(self, origin: str, addresses: Sequence[str]) -> None:
         """Make libcurl use these addresses. Few names without an answer would occupy all of its threads for lookups."""
-        parts = urlsplit(url)
+        parts = urlsplit(origin)
         if not is_address(parts.hostname or ""):
             port = parts.port or {"https": 443, "http": 80}[parts.scheme]
             listed = (f"[{address}]" if ":" in address else address for address in addresses)
