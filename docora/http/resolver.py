@@ -8,17 +8,19 @@ when it opens the socket, so a name that resolves differently a moment later gai
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from ipaddress import ip_address
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from docora.http.addresses import Network, blocked_reason
 from docora.http.messages import Cause
 
 LOOKUP_SECONDS: Final = 2.0
 """How long one lookup may block all other transfers. libcurl has just resolved the name, so it is usually cached.
-`ls_heads`, whose client is shared by all apps, looks names up beforehand, without blocking."""
+
+`ls_heads`, whose client is shared by all apps, looks names up beforehand, without blocking.
+"""
 CACHE_SECONDS: Final = 30.0
 _CACHE_SIZE: Final = 256  # names
 
@@ -64,20 +66,26 @@ def _addresses_of(host: str, seconds: float) -> list[str]:
     """
     if not host.isascii():
         raise OSError(0, "not a valid hostname")
-    found: Future[list[Any]] = Future()
-
-    def look_up() -> None:
-        try:
-            # Bytes, because a str would go through Python's IDNA codec, which neither libcurl nor git uses.
-            found.set_result(socket.getaddrinfo(host.encode(), None, type=socket.SOCK_STREAM))
-        except Exception as error:
-            found.set_exception(error)
-
-    threading.Thread(target=look_up, name="name-lookup", daemon=True).start()
+    # Bytes, because a str would go through Python's IDNA codec, which neither libcurl nor git uses.
+    found = _in_thread(lambda: socket.getaddrinfo(host.encode(), None, type=socket.SOCK_STREAM))
     try:
         return list(dict.fromkeys(str(answer[4][0]) for answer in found.result(seconds)))
     except TimeoutError:
         raise OSError(0, f"no answer within {seconds:g} s") from None
+
+
+def _in_thread[Found](look_up: Callable[[], Found]) -> Future[Found]:
+    """Start a lookup. Its thread does not delay the end of the process, as that of an executor would."""
+    found: Future[Found] = Future()
+
+    def run() -> None:
+        try:
+            found.set_result(look_up())
+        except Exception as error:
+            found.set_exception(error)
+
+    threading.Thread(target=run, name="name-lookup", daemon=True).start()
+    return found
 
 
 class Resolver:
@@ -88,26 +96,17 @@ class Resolver:
         self._cache: dict[str, tuple[float, ResolvedHost]] = {}
 
     def look_up(self, host: str, seconds: float) -> Future[ResolvedHost]:
-        """Return the cached result, or begin a lookup that does not block. `add` its result when it is there."""
-        found: Future[ResolvedHost] = Future()
-        if (known := self.cached(host)) is not None:
-            found.set_result(known)
-        else:
-
-            def look_up() -> None:
-                try:
-                    found.set_result(resolve(host.lower(), self.allowed_networks, seconds))
-                except Exception as error:
-                    found.set_exception(error)
-
-            threading.Thread(target=look_up, name="host-lookup", daemon=True).start()
-        return found
+        """Start to resolve a host without blocking, and return the future result. `add` it when it is there."""
+        known = self.cached(host)
+        return _in_thread(lambda: known or resolve(host.lower(), self.allowed_networks, seconds))
 
     def cached(self, host: str) -> ResolvedHost | None:
+        """Return the result if it is known and not too old."""
         expires, resolved = self._cache.get(host.lower(), (0.0, None))
         return resolved if expires > time.monotonic() else None
 
     def add(self, host: str, resolved: ResolvedHost) -> None:
+        """Cache a result. Failures are cached too, so that a slow name delays only once in a while."""
         host = host.lower()
         self._cache.pop(host, None)
         while len(self._cache) >= _CACHE_SIZE:
@@ -115,7 +114,7 @@ class Resolver:
         self._cache[host] = (time.monotonic() + CACHE_SECONDS, resolved)
 
     def resolve(self, host: str) -> ResolvedHost:
-        """Return the cached or new result. Failures are cached too, so that a slow name delays only once in a while."""
+        """Return the cached or new result."""
         resolved = self.cached(host)
         if resolved is None:
             resolved = resolve(host.lower(), self.allowed_networks)

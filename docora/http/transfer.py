@@ -132,7 +132,7 @@ class Transfer:
             self._timeouts = timeouts
 
     def _pin(self, origin: str, addresses: Sequence[str]) -> None:
-        """Make libcurl use these addresses. Few names without an answer would occupy all of its threads for lookups."""
+        """Make libcurl use these addresses. A few names without an answer would occupy all of its threads for lookups."""
         parts = urlsplit(origin)
         if not is_address(parts.hostname or ""):
             port = parts.port or {"https": 443, "http": 80}[parts.scheme]

@@ -133,21 +133,22 @@ def ls_heads[Key](
     queued: list[HeadQuery[Key]] = []  # until their names are looked up
     try:
         while True:
-            for query in islice(waiting, CONCURRENCY - client.in_flight - len(queued)):
-                queued.append(query)
+            unsent = [*queued, *islice(waiting, CONCURRENCY - client.in_flight - len(queued))]
+            queued = []
+            for query in unsent:
                 name = name_of(query.url)
                 if name not in lookups:
                     lookups[name] = client.resolver.look_up(name, _LOOKUP_SECONDS)
-            for query in [query for query in queued if lookups[name_of(query.url)].done()]:
-                queued.remove(query)
-                name = name_of(query.url)
+                if not lookups[name].done():
+                    queued.append(query)
+                    continue
                 resolved = lookups[name].result()
-                client.resolver.add(name, resolved)
+                client.resolver.add(name, resolved)  # so that it is known when the connection is opened
                 if resolved.cause is not None and not settings.EGRESS_PROXY:  # a proxy may know the name
                     yield query.key, git_errors.unreachable(resolved.cause, resolved.message, token=query.token)
                 else:
                     client.submit(query.request())
-            if not (client.in_flight or queued):
+            if not (client.in_flight or unsent):
                 return
             tick()
             if not client.in_flight:

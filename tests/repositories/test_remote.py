@@ -351,6 +351,16 @@ def test_names_without_an_answer_delay_no_other_host(repo: Repo, monkeypatch) ->
         assert [error.no_connection for _, error in answers if isinstance(error, GitError)] == [True] * 40
 
 
+def test_many_repositories_of_an_unknown_host_do_not_end_the_round(repo: Repo, monkeypatch) -> None:
+    """They may all fail at once, when nothing is in flight."""
+    monkeypatch.setattr(remote, "CONCURRENCY", 5)
+    unknown = [HeadQuery(number, f"https://unknown.invalid/acme/r{number}") for number in range(12)]
+    with new_client() as client:
+        answers = dict(ls_heads(client, [*unknown, HeadQuery("good", repo.url)], lambda: None))
+    assert answers.pop("good") == Head(repo.head, "main")
+    assert [isinstance(error, GitError) and error.no_connection for error in answers.values()] == [True] * 12
+
+
 def test_endless_list_of_refs_takes_little_memory(repo: Repo) -> None:
     """The sweep lists the refs of hosts without protocol v2, of several at once."""
     packets = [b"# service=git-upload-pack\n", None, b"%s HEAD\0multi_ack\n" % repo.head.encode()]
