@@ -208,10 +208,8 @@ def test_busy_chunk_does_not_block_other_files(world: World, client: CountingCli
     assert_promise_kept(world, repo, watch)
 
 
-def test_refusals_of_different_chunks_are_not_in_a_row(world: World, client: CountingClient, monkeypatch) -> None:
-    """A chunk that is accepted between them shows that the app makes progress, so the run need not end."""
-    monkeypatch.setattr(responses, "LONGEST_WAIT", 1.5)  # one second for the first refusal, two for a second in a row
-    repo, watch = world.watch({"large": LARGE[:150]})
+def refuse_each_chunk_once(client: CountingClient, how: Answer) -> set[int]:
+    """Let the client refuse each chunk of a file the first time. Return the set of the chunks that it has refused so far."""
     refused = set[int]()
 
     def answer(note: Notification) -> tuple[bool, Answer | None]:
@@ -219,9 +217,17 @@ def test_refusals_of_different_chunks_are_not_in_a_row(world: World, client: Cou
         if note.chunk.index in refused:
             return True, None
         refused.add(note.chunk.index)
-        return False, Answer(429)
+        return False, how
 
     client.answer = answer
+    return refused
+
+
+def test_refusals_of_different_chunks_are_not_in_a_row(world: World, client: CountingClient, monkeypatch) -> None:
+    """A chunk that is accepted between them shows that the app makes progress, so the run need not end."""
+    monkeypatch.setattr(responses, "LONGEST_WAIT", 1.5)  # one second for the first refusal, two for a second in a row
+    repo, watch = world.watch({"large": LARGE[:150]})
+    refuse_each_chunk_once(client, Answer(429))
     assert world.sync(watch).status == Status.SYNCED
     assert indexes(chunks(world)) == [0, 0, 1, 1]
     assert len(ids(chunks(world))) == 1
@@ -232,16 +238,7 @@ def test_file_is_sent_although_more_of_its_chunks_are_refused_than_a_notificatio
     world: World, client: CountingClient
 ) -> None:
     repo, watch = world.watch({"large": LARGE})
-    refused = set[int]()
-
-    def answer(note: Notification) -> tuple[bool, Answer | None]:
-        assert note.chunk
-        if note.chunk.index in refused:
-            return True, None
-        refused.add(note.chunk.index)
-        return False, BUSY
-
-    client.answer = answer
+    refused = refuse_each_chunk_once(client, BUSY)
     assert world.sync(watch).status == Status.SYNCED
     assert len(refused) == 7 > sender.MAX_WAITS
     assert len(ids(chunks(world))) == 1

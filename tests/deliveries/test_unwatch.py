@@ -62,16 +62,21 @@ from tests.support.world import World
 COMMAND = Actor.command()
 
 
+def unwatch_during_a_sync(world: World, watch: AppRepository, *, requests: int) -> None:
+    """Unwatch the repository once more than this many requests have arrived, and wait until its worker has stopped."""
+    world.make_due(watch)
+    worker = syncing(watch.pk)
+    wait_for(lambda: len(world.requests()) > requests)
+    unwatch_repository(COMMAND, watch)
+    worker.join(30)
+
+
 def test_unwatch_during_a_run(world: World) -> None:
     App.objects.update(max_in_flight=2)
     world.app.refresh_from_db()
     _, watch = world.watch({f"{number:03}.txt": b"x" for number in range(300)})
     world.answer(lambda note: time.sleep(0.02))
-    world.make_due(watch)
-    worker = syncing(watch.pk)
-    wait_for(lambda: len(world.requests()) > 10)
-    unwatch_repository(COMMAND, watch)
-    worker.join(30)
+    unwatch_during_a_sync(world, watch, requests=10)
     sent = len(world.requests())
     assert sent < 300
     watch.refresh_from_db()
@@ -88,11 +93,7 @@ def test_unwatch_during_a_large_file(world: World, settings) -> None:
     settings.CHUNK_THRESHOLD_BYTES = settings.CHUNK_SIZE_BYTES = 1000
     _, watch = world.watch({"film.mp4": bytes(100_000)})
     world.answer(lambda note: time.sleep(0.1))
-    world.make_due(watch)
-    worker = syncing(watch.pk)
-    wait_for(lambda: len(world.requests()) > 2)
-    unwatch_repository(COMMAND, watch)
-    worker.join(30)
+    unwatch_during_a_sync(world, watch, requests=2)
     assert len(world.requests()) < 40, "of 134 chunks, of which ten are sent in a second"
     watch.refresh_from_db()
     assert watch.lease_until is None
