@@ -39,9 +39,9 @@ class ConfirmedChange:
 def _retire_key_blocked(app: App) -> str:
     if not app.is_rotating_key:
         return "No key rotation is in progress."
-    return (
-        "" if app.new_key_accepted_at else "The app hasn't accepted the new key yet, so the old key can't be retired."
-    )
+    if app.new_key_accepted_at is None:
+        return "The app hasn't accepted the new key yet, so the old key can't be retired."
+    return ""
 
 
 CONFIRMED_CHANGES = (

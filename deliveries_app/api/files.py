@@ -161,8 +161,9 @@ def get_manifest(
     """Lists every file that the app has acknowledged, one JSON object per line, in byte order of the paths. Compare it
     with your copy to find out whether you need a re-sync. Files that are being sent are not listed.
 
-    Docora prepares at most two manifests without a `limit` for an app at the same time; another one gets 429. To read a manifest in pages, pass a `limit`,
-    and the last path of each page as `after`. A page with fewer lines than `limit` is the last one."""
+    Docora prepares at most two manifests without a `limit` for an app at the same time; another one gets 429. To read a
+    manifest in pages, pass a `limit`, and the last path of each page as `after`. A page with fewer lines than `limit` is
+    the last one."""
     watch = callers.own_watch(request, repository_id)
     after = after.replace("\x00", "\ufffd")
     pages = _manifest(watch.pk, after, limit or sys.maxsize)

@@ -242,8 +242,8 @@ _RESPONSES_TO = {
     "sync_failed": _RESPONSES | {"410": "Not accepted. It is not sent again."},
     "sync_completed": _RESPONSES
     | {
-        "429": "Too many requests. Docora puts your app on hold for `Retry-After`, or for some seconds, and then sends it again. This "
-        "uses up no attempt, so it goes on until your app responds differently."
+        "429": "Too many requests. Docora puts your app on hold for `Retry-After`, or for some seconds, and then sends it again. "
+        "This uses up no attempt, so Docora repeats it until your app responds differently."
     },
     "ping": {
         "2XX": "Accepted.",

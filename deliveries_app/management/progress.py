@@ -109,7 +109,8 @@ def _blocking_reasons(requested: Requested) -> Iterator[str]:
         yield f"{counted(paused, 'repository is', 'repositories are')} paused. This waits until {resumed}."
     arriving = watches.filter(arriving=True).count()
     if arriving:
-        yield f"{counted(arriving, 'repository waits', 'repositories wait')} for an unfinished import. If none is running, run {program()} import_docora again."
+        waiting = counted(arriving, "repository waits", "repositories wait")
+        yield f"{waiting} for an unfinished import. If none is running, run {program()} import_docora again."
 
 
 def _problem(requested: Requested, progress: Progress) -> str:

@@ -96,7 +96,7 @@ def list_installations(actor: Actor, github_app: GitHubApp) -> list[str]:
     try:
         accounts = github.installations(github_app)
     except GitError as error:
-        error.next_step = error.next_step and "Try again later."  # nothing repeats the test
+        error.promise_no_retry()
         raise
     audit.record(actor, AuditAction.GITHUB_APP_TESTED, [github_app], "Tested the key")
     return accounts

@@ -56,8 +56,7 @@ def check_readable(
             error.next_step = ""
             raise
         except GitError as error:
-            if error.next_step:
-                error.next_step = "Try again later."
+            error.promise_no_retry()
             raise
         try:
             if used:

@@ -34,7 +34,10 @@ _HINTS: dict[Cause | int, str] = {
     429: "The app limits its request rate. Lower its concurrent requests.",
 }
 _NEW_KEY_REJECTED = "The app rejected the new key. Give it the new key, then send another ping."
-_BOTH_KEYS_REJECTED = "The app rejected both keys. Check that it uses one of them. If it has lost them, discard the new key and rotate again."
+_BOTH_KEYS_REJECTED = (
+    "The app rejected both keys. Check that it uses one of them. If it has lost them, discard the new key and rotate "
+    "again."
+)
 
 
 @dataclass(frozen=True)

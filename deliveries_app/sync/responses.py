@@ -26,7 +26,7 @@ LONGEST_WAIT = 5.0  # seconds that a run waits before it ends instead
 class Decision:
     """Either `delivered`, or `wait` this many seconds and send the same request again, or a `failure`.
 
-    With both `wait` and `failure`, the failure counts once the run can't wait any longer.
+    With both `wait` and `failure`, the failure counts once the run can wait no longer.
     """
 
     delivered: bool = False

@@ -3,7 +3,7 @@
 Only failures are counted, and only failures are rejected: a valid secret is always accepted, even after many wrong ones
 from the same address. Clients may share an address (a proxy, a cluster behind NAT) and could otherwise lock each other out.
 That is safe because secrets are long: Docora's own have 256 random bits, and METRICS_TOKEN has at least 16 characters. The limit
-only saves work and log lines. If the check itself is expensive, callers skip it after too many failures (`seconds_to_wait`).
+only saves work. If the check itself is expensive, callers skip it after too many failures (`seconds_to_wait`).
 """
 
 import ipaddress

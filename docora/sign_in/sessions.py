@@ -1,4 +1,4 @@
-"""Django's database sessions, which are read faster, stored without their keys, and end soon if nobody has signed in.
+"""Django's database sessions, which are read faster, stored without their keys, and end soon without a sign-in.
 
 Every poll of every open page reads a session. A key is a bearer token: with one from a stolen dump, anyone could take over the
 session. So the database holds only digests.

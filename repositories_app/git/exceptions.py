@@ -51,6 +51,11 @@ class GitError(Exception):
     def __str__(self) -> str:
         return f"{super().__str__()} {self.next_step}".rstrip()
 
+    def promise_no_retry(self) -> None:
+        """Advise to try again later, because Docora does not repeat this read."""
+        if self.next_step:
+            self.next_step = "Try again later."
+
 
 class RepositoryMoved(GitError):
     """The host redirects. The message names the new address if it is known and may be watched."""

@@ -156,8 +156,7 @@
     // Do not replace anything that the user is typing in, has opened or has selected, or a form that is being sent.
     const busy = () =>
       document.querySelector("form[aria-busy=true]") !== null ||
-      body.querySelector("input:focus, select:focus, textarea:focus, details[open], [aria-busy=true]") !== null ||
-      body.querySelector(":active") !== null ||
+      body.querySelector("input:focus, select:focus, textarea:focus, details[open], [aria-busy=true], :active") !== null ||
       (getSelection().type === "Range" && body.contains(getSelection().anchorNode));
     const showAge = () => {
       const seconds = Math.round((Date.now() - updated) / 1000);

@@ -258,7 +258,7 @@ def test_one_ping_asks_whether_an_endpoint_works_again(world: World) -> None:
 def test_probe_with_nothing_but_sync_completed_begins_with_a_ping_too(
     world: World, works: bool, sent: str, then: tuple[int, bool]
 ) -> None:
-    """The notice alone would count as a failed attempt, and the app would not be on hold any longer."""
+    """The notice alone would count as a failed attempt, and the hold would not be prolonged."""
     App.objects.update(send_sync_completed=True)
     repo, watch = world.watch()
     AppRepository.objects.update(exclude_patterns="other")
@@ -282,7 +282,7 @@ def test_probe_of_a_client_without_ping_sends_three_files(world: World) -> None:
 
 @pytest.mark.parametrize(("count", "sent"), [(1, "pc"), (2, "pcc")])
 def test_probe_of_a_client_without_ping_that_has_fewer_files(world: World, count: int, sent: str) -> None:
-    """Otherwise, an app whose pushes are small would not be on hold any longer, and its repositories would soon be given up."""
+    """Otherwise, the hold of an app whose pushes are small would not be prolonged, and its repositories would soon be given up."""
     _, watch = world.watch(files(count))
     App.objects.update(down_count=3, cooldown_until=from_now(-1))
     world.answer(failing("file", ping=404))
