@@ -147,7 +147,7 @@ class _Round:
         """Ask the hosts. Record answers every `_RECORD_SECONDS`, so that no watch waits for another's host."""
         tokens = _tokens(watches, self._meanwhile)
         queries = {
-            watch: HeadQuery(watch, watch.github_url, tokens[watch.pk], watch.last_commit, watch.ref)
+            watch: HeadQuery(watch, watch.github_url, tokens[watch.pk], watch.last_commit, watch.ref, watch.app_id)
             for watch in watches
         }
         answers: list[_Answer] = []

@@ -8,11 +8,10 @@ import random
 import re
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 from urllib.parse import urljoin
 
@@ -79,6 +78,7 @@ class HeadQuery[Key]:
     """Asks for a repository's HEAD, or for the branch or tag `ref`.
 
     `commit` is an earlier commit of the repository, if there is one: its length reveals the object format.
+    `tenant`: who asks. Tenants share the connections, see `ls_heads`.
 
     Some answers require another request:
     - A host sends an empty answer to a request in the wrong object format. Repeat it in the other format.
@@ -90,6 +90,7 @@ class HeadQuery[Key]:
     token: str = ""
     commit: str = ""
     ref: str = ""
+    tenant: object = None
     asks_for_all: bool = False
     _format: str = field(init=False)
     _is_first: bool = field(init=False, default=True)
@@ -118,6 +119,37 @@ class HeadQuery[Key]:
         return False
 
 
+class _Turns[Key]:
+    """Decides which queries are made next: at most `CONCURRENCY` at once, and at most its share of them for each tenant."""
+
+    def __init__(self, queries: Iterable[HeadQuery[Key]]) -> None:
+        self._waiting = list(queries)
+        self._unanswered = Counter(query.tenant for query in self._waiting)
+        self._under_way: Counter[object] = Counter()
+
+    def begin(self) -> list[HeadQuery[Key]]:
+        """Return the queries to make now."""
+        room = CONCURRENCY - self._under_way.total()
+        share = max(1, CONCURRENCY // max(1, len(self._unanswered)))
+        begun: list[HeadQuery[Key]] = []
+        left: list[HeadQuery[Key]] = []
+        for query in self._waiting:
+            if len(begun) < room and self._under_way[query.tenant] < share:
+                self._under_way[query.tenant] += 1
+                begun.append(query)
+            else:
+                left.append(query)
+        self._waiting = left
+        return begun
+
+    def end(self, query: HeadQuery[Key]) -> None:
+        """Give back the turn of a query that has its answer."""
+        self._under_way[query.tenant] -= 1
+        self._unanswered[query.tenant] -= 1
+        if not self._unanswered[query.tenant]:
+            del self._unanswered[query.tenant]
+
+
 def ls_heads[Key](
     client: HttpClient, queries: Iterable[HeadQuery[Key]], tick: git.Tick
 ) -> Iterator[tuple[Key, Head | GitError | None]]:
@@ -126,14 +158,15 @@ def ls_heads[Key](
     Yield None instead of a HEAD if the host does not support protocol v2: pass these queries to `ls_heads_by_git`
     afterwards. Do nothing slow between two answers, because requests in flight time out unless they are polled.
 
-    Names are looked up in threads, so that one without an answer delays no other host's queries.
+    Names are looked up in threads, so that one without an answer delays no other host's queries. A tenant has at most its
+    share of the connections: `CONCURRENCY` ÷ tenants that wait for answers, so that slow hosts delay no other tenant's queries.
     """
-    waiting = iter(queries)
     lookups: dict[str, Future[ResolvedHost]] = {}  # by name
     queued: list[HeadQuery[Key]] = []  # until their names are looked up
+    turns = _Turns(queries)
     try:
         while True:
-            unsent = [*queued, *islice(waiting, CONCURRENCY - client.in_flight - len(queued))]
+            unsent = [*queued, *turns.begin()]
             queued = []
             for query in unsent:
                 name = name_of(query.url)
@@ -145,6 +178,7 @@ def ls_heads[Key](
                 resolved = lookups[name].result()
                 client.resolver.add(name, resolved)  # so that it is known when the connection is opened
                 if resolved.cause is not None and not settings.EGRESS_PROXY:  # a proxy may know the name
+                    turns.end(query)
                     yield query.key, git_errors.unreachable(resolved.cause, resolved.message, token=query.token)
                 else:
                     client.submit(query.request())
@@ -162,6 +196,7 @@ def ls_heads[Key](
                     found: Head | GitError | None = _head(asked, outcome)
                 except GitError as error:
                     found = error
+                turns.end(asked)
                 yield asked.key, found
     finally:
         client.reset()  # after an exception in `tick`, the client's next user must not get these answers

@@ -351,6 +351,25 @@ def test_names_without_an_answer_delay_no_other_host(repo: Repo, monkeypatch) ->
         assert [error.no_connection for _, error in answers if isinstance(error, GitError)] == [True] * 40
 
 
+def test_slow_hosts_delay_no_other_tenants_checks(server: GitFixture, repo: Repo, monkeypatch) -> None:
+    monkeypatch.setattr(remote, "CONCURRENCY", 4)
+    slow = server.repo("slow/widgets", {"a.txt": b"1"})
+    healthy_answered = threading.Event()
+
+    def wait_for_the_others(method: str, target: str) -> None:
+        if "slow" in target:
+            assert healthy_answered.wait(30)
+
+    server.server.on_request = wait_for_the_others
+    queries = [HeadQuery(f"slow{number}", slow.url, tenant=1) for number in range(9)]
+    queries += [HeadQuery(f"good{number}", repo.url, tenant=2) for number in range(5)]
+    with new_client() as client:
+        answers = ls_heads(client, queries, lambda: None)
+        assert {next(answers)[0] for _ in range(5)} == {f"good{number}" for number in range(5)}
+        healthy_answered.set()
+        assert sorted(key for key, _ in answers) == [f"slow{number}" for number in range(9)]
+
+
 def test_many_repositories_of_an_unknown_host_do_not_end_the_round(repo: Repo, monkeypatch) -> None:
     """They may all fail at once, when nothing is in flight."""
     monkeypatch.setattr(remote, "CONCURRENCY", 5)
