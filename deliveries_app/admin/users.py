@@ -1,11 +1,13 @@
 """Django's pages for users and groups, whose lists can be filtered only by the filters they offer.
 
-Adding or deleting a user or a group, and changing names, roles or passwords, requires a recent sign-in.
+Adding or deleting a user or a group, and changing names, roles or passwords, requires a recent sign-in. A form changes only
+what was changed on its page.
 """
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from django import forms
 from django.conf import settings
 from django.contrib import admin
 from django.contrib.admin.utils import unquote
@@ -14,16 +16,18 @@ from django.contrib.auth import forms as auth_forms
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group
 from django.core.exceptions import ValidationError
-from django.db import transaction
-from django.db.models import QuerySet
+from django.db import connection, transaction
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.utils.html import format_html
 
 from deliveries_app.admin.base import PlainLists
 from deliveries_app.audited_admin import AuditedAdmin
 from deliveries_app.services.users import detach_history
+from docora.db.locks import lock_rows
 from docora.sign_in import oidc
 from docora.sign_in.recency import require_recent
+from docora.text import parse_pk
 
 User = get_user_model()
 _SENSITIVE_FIELDS = {
@@ -44,6 +48,16 @@ for model in (User, Group):
 
 class RequireRecentSignIn(AuditedAdmin):
     """Require a recent sign-in before a user or a group is added, deleted, renamed or given other rights."""
+
+    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
+        """Return the row, locked while its form is saved, so that no change of another request is lost.
+
+        With a user, lock all superusers too: otherwise, two of them could take each other's rights at the same time.
+        """
+        if request.method == "POST" and connection.in_atomic_block:
+            others = Q(is_superuser=True) if self.model is User else Q()
+            lock_rows(self.model._default_manager.filter(Q(pk=parse_pk(object_id)) | others))
+        return super().get_object(request, object_id, from_field)
 
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
         if not change or _SENSITIVE_FIELDS & set(form.changed_data):
@@ -75,11 +89,28 @@ def _blocked_reason(users: Iterable[Any]) -> str:
     return f"{names} {verb}. Make another user a superuser first."
 
 
-class UserForm(auth_forms.UserChangeForm):  # type: ignore[type-arg]  # not generic at run time
-    """Django's form, which refuses to take the last administrator's rights away."""
+class ChangedOnly(forms.ModelForm):  # type: ignore[type-arg]  # not generic at run time
+    """Save only the fields that were changed on the page. Another administrator may have changed the others since."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # An empty list has no input on the page, so the other fields say whether the request comes from the page.
+        is_page = not self.is_bound or any(self.add_initial_prefix(name) in self.data for name in self.fields)
+        for field in self.fields.values():
+            field.show_hidden_initial = is_page and not field.disabled
 
     def clean(self) -> dict[str, Any]:
         given: dict[str, Any] = super().clean() or {}
+        return given | {
+            name: self.initial[name] for name in given.keys() & self.initial.keys() - set(self.changed_data)
+        }
+
+
+class UserForm(ChangedOnly, auth_forms.UserChangeForm):  # type: ignore[type-arg]
+    """Django's form, which refuses to take the last administrator's rights away."""
+
+    def clean(self) -> dict[str, Any]:
+        given = super().clean()
         keeps_rights = all(given.get(name, True) for name in ("is_active", "is_staff", "is_superuser"))
         if not keeps_rights and (reason := _blocked_reason([self.instance])):
             raise ValidationError(reason)
@@ -140,4 +171,4 @@ class UserAdmin(RequireRecentSignIn, PlainLists[Any], DjangoUserAdmin):
 
 @admin.register(Group)
 class GroupAdmin(RequireRecentSignIn, PlainLists[Group], auth.GroupAdmin):
-    pass
+    form = ChangedOnly

@@ -1,0 +1,88 @@
+"""Forms for users and groups save only what was changed on the page, and lose no change that is made meanwhile."""
+
+from collections import defaultdict
+from html.parser import HTMLParser
+
+import pytest
+from django.contrib.auth.models import Group, Permission, User
+from django.test import Client
+
+from tests.support.admin_pages import superuser
+
+USERS, GROUPS = "/admin/auth/user/", "/admin/auth/group/"
+PASSWORD = "the-old-password-1"
+
+
+class _Fields(HTMLParser):
+    """Collect what a browser would post from the form of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.posted: dict[str, list[str]] = defaultdict(list)
+        self._select = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        name, value = given.get("name"), given.get("value") or ""
+        if tag == "select":
+            self._select = name or ""
+        elif tag == "option" and "selected" in given:
+            self.posted[self._select].append(value)
+        elif tag == "input" and name and not name.startswith("_"):
+            kind = given.get("type")
+            if kind != "submit" and (kind != "checkbox" or "checked" in given):
+                self.posted[name].append("on" if kind == "checkbox" else value)
+
+
+def form_of(client: Client, page: str) -> dict[str, list[str]]:
+    fields = _Fields()
+    fields.feed(client.get(page).text)
+    return fields.posted
+
+
+def post(client: Client, page: str, form: dict[str, list[str]], **changes: list[str]) -> None:
+    assert client.post(page, form | changes).status_code == 302
+
+
+@pytest.fixture
+def olga(db) -> User:
+    olga = User.objects.create_superuser("olga", password=PASSWORD)
+    olga.groups.add(Group.objects.create(name="movers"))
+    return olga
+
+
+def test_page_that_is_out_of_date_gives_no_rights_back(olga: User) -> None:
+    page, root = f"{USERS}{olga.pk}/change/", superuser()
+    shown = form_of(root, page)
+    assert "initial-password" not in shown
+    without_rights = {name: [] for name in ("is_active", "is_staff", "is_superuser", "groups")}
+    post(superuser("boss"), page, shown, **without_rights)
+    post(root, page, shown, first_name=["Olga"])
+    olga.refresh_from_db()
+    assert (olga.first_name, olga.is_active, olga.is_staff, olga.is_superuser) == ("Olga", False, False, False)
+    assert not olga.groups.exists()
+    post(root, page, form_of(root, page), is_staff=["on"])
+    olga.refresh_from_db()
+    assert (olga.is_active, olga.is_staff, olga.check_password(PASSWORD)) == (False, True, True)
+
+
+def test_page_that_is_out_of_date_takes_no_group_away(olga: User) -> None:
+    page, root = f"{USERS}{olga.pk}/change/", superuser()
+    olga.groups.clear()
+    shown = form_of(root, page)
+    olga.groups.set(Group.objects.filter(name="movers"))
+    post(root, page, shown, first_name=["Olga"])
+    assert olga.groups.exists()
+
+
+def test_page_of_a_group_that_is_out_of_date(db) -> None:
+    root = superuser()
+    post(root, f"{GROUPS}add/", form_of(root, f"{GROUPS}add/"), name=["movers"])
+    group = Group.objects.get(name="movers")
+    group.permissions.add(Permission.objects.get(codename="delete_app"))
+    page = f"{GROUPS}{group.pk}/change/"
+    shown = form_of(root, page)
+    post(superuser("boss"), page, shown, permissions=[])
+    post(root, page, shown, name=["shakers"])
+    group.refresh_from_db()
+    assert (group.name, group.permissions.count()) == ("shakers", 0)
