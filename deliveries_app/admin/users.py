@@ -26,6 +26,7 @@ from deliveries_app.audited_admin import AuditedAdmin
 from deliveries_app.services.users import detach_history
 from docora.db.locks import lock_rows
 from docora.sign_in import oidc
+from docora.sign_in.forms import SavePasswordOnly
 from docora.sign_in.recency import require_recent
 from docora.text import parse_pk
 
@@ -117,9 +118,14 @@ class UserForm(ChangedOnly, auth_forms.UserChangeForm):  # type: ignore[type-arg
         return given
 
 
+class PasswordForm(SavePasswordOnly, auth_forms.AdminPasswordChangeForm):  # type: ignore[type-arg]
+    pass
+
+
 @admin.register(User)
 class UserAdmin(RequireRecentSignIn, PlainLists[Any], DjangoUserAdmin):
     form = UserForm
+    change_password_form = PasswordForm
 
     def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
         """Return what Django collects, with the last administrator as protected."""

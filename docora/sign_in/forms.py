@@ -54,7 +54,17 @@ class AddForm(forms.AddWebAuthnForm):  # type: ignore[misc]
             return super().clean()
 
 
-class PasswordChangeForm(AdminPasswordChangeForm):
+class SavePasswordOnly:
+    """Save no other column of the user: while the password was hashed, an administrator may have deactivated the user."""
+
+    def set_password_and_save(self, user: Any, *args: Any, commit: bool = True, **kwargs: Any) -> Any:
+        user = super().set_password_and_save(user, *args, commit=False, **kwargs)  # type: ignore[misc]
+        if commit:
+            user.save(update_fields=["password"])
+        return user
+
+
+class PasswordChangeForm(SavePasswordOnly, AdminPasswordChangeForm):
     """Django's form, except that wrong passwords count as failed sign-ins: an open session must not help to guess it."""
 
     def clean_old_password(self) -> str:

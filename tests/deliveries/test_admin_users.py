@@ -1,16 +1,18 @@
 """Forms for users and groups save only what was changed on the page, and lose no change that is made meanwhile."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from html.parser import HTMLParser
 
 import pytest
+from django.contrib.auth import base_user
 from django.contrib.auth.models import Group, Permission, User
 from django.test import Client
 
 from tests.support.admin_pages import superuser
 
 USERS, GROUPS = "/admin/auth/user/", "/admin/auth/group/"
-PASSWORD = "the-old-password-1"
+PASSWORD, NEW_PASSWORD = "the-old-password-1", "the-new-password-2"
 
 
 class _Fields(HTMLParser):
@@ -86,3 +88,21 @@ def test_page_of_a_group_that_is_out_of_date(db) -> None:
     post(root, page, shown, name=["shakers"])
     group.refresh_from_db()
     assert (group.name, group.permissions.count()) == ("shakers", 0)
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_user_is_deactivated_while_the_new_password_is_hashed(olga: User, monkeypatch, *, is_own: bool) -> None:
+    def make_password(password: str) -> str:
+        User.objects.filter(pk=olga.pk).update(is_active=False, is_superuser=False)
+        return hash_it(password)
+
+    hash_it: Callable[[str], str] = base_user.make_password
+    client, page, names = superuser(), f"{USERS}{olga.pk}/password/", ("password1", "password2")
+    if is_own:
+        client, page, names = Client(), "/admin/password_change/", ("new_password1", "new_password2")
+        client.force_login(olga)
+    monkeypatch.setattr(base_user, "make_password", make_password)
+    form = {"old_password": PASSWORD, "usable_password": "true"} | dict.fromkeys(names, NEW_PASSWORD)
+    assert client.post(page, form).status_code == 302
+    olga.refresh_from_db()
+    assert (olga.is_active, olga.is_superuser, olga.check_password(NEW_PASSWORD)) == (False, False, True)
