@@ -125,6 +125,18 @@ class DocoraAdmin[M: Model](PlainLists[M]):
         context = {"original": obj, "here": request.get_full_path(), **self.page_context(request, obj)}
         return self.render_page(request, self.page_template, str(obj), **context)
 
+    def changeform_view(
+        self,
+        request: HttpRequest,
+        object_id: str | None = None,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        """Render or save the form. A row that is removed before it is saved is missing, as one that was removed earlier."""
+        with suppress(NotFound):
+            return super().changeform_view(request, object_id, form_url, extra_context)
+        return self.redirect_missing(request, str(object_id))
+
     @admin.display(description=SafeString('<input type="checkbox" id="action-toggle">'))
     def action_checkbox(self, obj: M) -> SafeString:
         """Return the checkbox of a row. Django would render a template for each."""

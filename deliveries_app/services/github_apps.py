@@ -10,6 +10,7 @@ from deliveries_app import audit
 from deliveries_app.actors import Actor
 from deliveries_app.models import AuditAction
 from deliveries_app.permissions import Permission
+from deliveries_app.services.requests import NotFound
 from repositories_app import github
 from repositories_app.git.exceptions import GitError, InvalidUrl
 from repositories_app.git.url import host_of, parse_url
@@ -54,7 +55,7 @@ def validate_private_key(text: str) -> str:
 def save_github_app(
     actor: Actor, github_app: GitHubApp, private_key: str = "", changed: Collection[str] = ("name", "host", "app_id")
 ) -> None:
-    """Save the credentials. Raises `ValidationError`.
+    """Save the credentials. Raises `ValidationError`, and `NotFound` if they have been deleted.
 
     Of credentials that are already stored, save only the fields named in `changed`, and the `private_key` unless it is empty.
     """
@@ -64,9 +65,11 @@ def save_github_app(
     if private_key or not github_app.pk:
         github_app.private_key = validate_private_key(private_key)
     with transaction.atomic():
-        before = (
-            GitHubApp.objects.select_for_update(no_key=True).filter(pk=github_app.pk).first() if github_app.pk else None
-        )
+        before = None
+        if github_app.pk:
+            before = GitHubApp.objects.select_for_update(no_key=True).filter(pk=github_app.pk).first()
+            if before is None:
+                raise NotFound("GitHub App not found")
         names = _FIELDS if before is None else [*changed, *(["private_key"] if private_key else [])]
         given = {name: getattr(github_app, name) for name in names}
         github_app.save(update_fields=None if before is None else {*names, "updated_at"})

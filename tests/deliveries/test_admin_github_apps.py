@@ -9,6 +9,7 @@ from django.core.exceptions import PermissionDenied
 from django.test import Client
 
 from deliveries_app.actors import Actor
+from deliveries_app.admin import github_apps as admin
 from deliveries_app.models import App, AppRepository
 from deliveries_app.services import change_app, github_apps
 from repositories_app.models import GitHubApp, Repository
@@ -108,6 +109,16 @@ def test_invalid_input(root: Client, changed: dict[str, str], error: str) -> Non
     assert not GitHubApp.objects.exists()
     if "key" not in changed:
         assert "Enter the key again." in answer.text
+
+
+def test_app_that_is_deleted_while_its_form_is_saved_is_not_stored_again(
+    root: Client, github_app: GitHubApp, monkeypatch
+) -> None:
+    monkeypatch.setattr(admin, "require_recent", lambda request: GitHubApp.objects.all().delete())
+    answer = root.post(change_page(github_app), FIELDS | {"name": "Writer"}, follow=True)
+    assert "Perhaps it was deleted?" in answer.text  # this transaction is rolled back, with the deletion in it
+    assert not GitHubApp.objects.filter(name="Writer")
+    assert not by_users()
 
 
 def test_address_is_stored_in_one_form(root: Client, settings) -> None:
