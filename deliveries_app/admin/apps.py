@@ -147,8 +147,10 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, RemovalAdmin[App]):
         context = self._settings_context(request, app) if app is not None else {}
         name_before, url_before = (app.name, app.base_url) if app is not None else ("", "")
         response = self.changeform_view(request, str(object_id), "", context)
-        if request.method == "POST" and response.status_code == 302 and app is not None:  # saved and committed
-            app.refresh_from_db()
+        if request.method == "POST" and response.status_code == 302:  # committed, or the app is being removed
+            app = self.get_object(request, str(object_id))
+            if app is None:
+                return response
             if app.name != name_before:
                 self._warn_if_name_is_taken(request, app)
             if app.base_url != url_before:

@@ -45,7 +45,8 @@ def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
     `change_own_settings`. The GitHub App decides what the client app can read, so assigning one also requires the permission
     to change GitHub Apps. Pausing takes over a pause of the app itself or of Docora. Resuming or changing the base URL ends
     the endpoint's cooldown. A new base URL also clears the old endpoint's pace and failed ping.
-    `max_in_flight` sets the administrator's limit: if the app has chosen fewer concurrent requests, its choice stays.
+    `max_in_flight` sets the administrator's limit: if the app has chosen fewer concurrent requests, its choice stays. Raises
+    `NotFound` if the app is being removed.
     """
     actor.require(Permission.CHANGE_APPS)
     if actor.app is not None:
@@ -61,7 +62,7 @@ def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
     if "base_url" in given:
         also |= {"ping_failed_at": None, "pace_slots": None, "pace_gap": 0.0}
     with transaction.atomic():
-        before = App.objects.select_for_update(no_key=True, of=("self",)).select_related("github_app").get(pk=app.pk)
+        before = lock_app(actor, app, Permission.CHANGE_APPS)
         if "max_in_flight" in given:
             limit = given["max_in_flight"]  # the administrator's; the app's own choice, if there is one, is in `before`
             chosen = limit if before.in_flight_limit is None else min(limit, before.max_in_flight)

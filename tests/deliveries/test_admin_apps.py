@@ -8,7 +8,9 @@ from django.test import Client
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
+from deliveries_app.admin import apps
 from deliveries_app.models import App, AppRepository
+from deliveries_app.services import NotFound, change_app, delete_app
 from deliveries_app.services.app_settings import change_own_settings
 from tests.support.admin_pages import posted_form
 from tests.support.audit import by_users
@@ -53,6 +55,19 @@ def test_settings_that_can_only_be_viewed_have_the_same_help_texts(viewer: Clien
     assert 'name="name"' not in page
     assert "Now used: 100 of 5,000. Blank means the default (5,000), 0 no quota." in page
     assert "Without EMAIL_URL, Docora sends it no email." in page
+
+
+def test_app_that_is_deleted_while_its_settings_are_saved_stays_as_it_was(admin: Client, monkeypatch) -> None:
+    app = make_app("Portal")
+    form = settings_of(admin, app, name="Search", base_url="https://elsewhere.example")
+    monkeypatch.setattr(apps, "require_recent", lambda request: delete_app(Actor.command(), app))
+    assert "Perhaps it was deleted?" in admin.post(f"{APPS}{app.pk}/settings/", form, follow=True).text
+    app.refresh_from_db()
+    assert (app.name, app.base_url) == ("Portal", "https://x.example")
+    assert not by_users()
+    delete_app(Actor.command(), app)
+    with pytest.raises(NotFound):
+        change_app(Actor.command(), app, ["paused"])
 
 
 def test_endpoint_health_names_its_app(admin: Client) -> None:
