@@ -57,8 +57,8 @@ class Slots:
 
         A smaller share is written once no more than that is in flight, so that slots are free before another run takes them.
         Until then, nothing new is sent. Raises `Paused` if the watch, its app or all syncing was paused meanwhile, if the watch
-        has ended, if another run has put the app on hold, if its base URL has changed, or if it now allows fewer notifications
-        than it has runs.
+        has ended, if another run has put the app on hold, if its base URL has changed, if a rotation of its signing key has
+        begun or ended, or if it now allows fewer notifications than it has runs.
         """
         if not at_once and boot_seconds() < self.rebalance_at:
             return
@@ -80,8 +80,10 @@ class Slots:
         """
         app: Any
         [app] = _app_with_runs(self._app.pk, self._watch.pk)
-        is_moved = app.base_url != self._app.base_url
-        if not app.may_continue or is_moved or app.earlier >= app.max_in_flight:
+        is_same = all(
+            getattr(app, name) == getattr(self._app, name) for name in ("base_url", "key_rotation_started_at")
+        )
+        if not app.may_continue or not is_same or app.earlier >= app.max_in_flight:
             raise Paused  # again at every call, because some callers ignore it
         self._adopt_pace(app)
         share, left_over = divmod(app.slots_allowed, 1 + app.others + app.waits)
@@ -116,7 +118,7 @@ def _app_with_runs(app_pk: int, watch_pk: int) -> QuerySet[App]:
     number = Count("pk")
     return (
         App.objects.filter(pk=app_pk)
-        .only("base_url", "pace_slots", "pace_gap", "max_in_flight")
+        .only("base_url", "key_rotation_started_at", "pace_slots", "pace_gap", "max_in_flight")
         .annotate(
             may_continue=Exists(own),
             others=Coalesce(Subquery(others.annotate(n=number).values("n")), 0),

@@ -3,10 +3,11 @@
 import pytest
 from django.contrib.auth.models import User
 from django.core.exceptions import PermissionDenied, ValidationError
+from django.db.models.functions import Now
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository
-from deliveries_app.receiver import Answer
+from deliveries_app.receiver import Answer, Notification
 from deliveries_app.services import resync_single
 from deliveries_app.services.keys import (
     KeyRotationError,
@@ -15,6 +16,7 @@ from deliveries_app.services.keys import (
     start_key_rotation,
 )
 from deliveries_app.services.pinging import send_ping
+from deliveries_app.sync import slots
 from deliveries_app.webhooks.keyring import Keyring
 from tests.support.histories import assert_promise_kept
 from tests.support.staff import staff
@@ -111,6 +113,30 @@ def test_key_that_is_retired_during_a_run(world: World) -> None:
 
     world.answer(rotate_during_run)
     world.sync(watch)
+    assert_promise_kept(world, repo, watch)
+
+
+def test_run_signs_with_the_keys_that_there_are_since_its_last_look(world: World, monkeypatch) -> None:
+    world.app.max_in_flight = 1
+    world.app.save()
+    repo, watch = world.watch(FILES)
+    start_key_rotation(ME, world.app, NEW)
+    App.objects.filter(pk=world.app.pk).update(new_key_accepted_at=Now())
+    monkeypatch.setattr(slots, "_REBALANCE_SECONDS", (0.0, 0.0))
+    signatures: list[int] = []
+
+    def retire(note: Notification) -> None:
+        signatures.append(len(note.headers["webhook-signature"].split()))
+        if len(signatures) == 5:
+            retire_old_key(ME, world.app)
+            world.receiver.keys = NEW
+
+    world.answer(retire)
+    world.sync(watch)
+    assert signatures == [2] * 5
+    world.sync(watch)
+    assert set(signatures[5:]) == {1}
+    assert refusals(world) == 0
     assert_promise_kept(world, repo, watch)
 
 
