@@ -1,7 +1,5 @@
 """Cancel re-syncs and retries, and every running or waiting sync of one watch."""
 
-from collections.abc import Iterable
-
 from django.conf import settings
 from django.db import transaction
 from django.db.models import Case, Exists, F, Max, OuterRef, Q, QuerySet, Subquery, Value, When
@@ -30,15 +28,17 @@ from docora.redis import queues
 def cancel_operation(actor: Actor, operation: BulkOperation) -> int:
     """Cancel the operation's open runs and its unreleased watches. Return the number of both: 0 if it had ended.
 
-    Unreleased watches stay as they are. They are locked too, before the runs are read: a concurrent release locks the
-    watches that it releases, so each watch is either still unreleased or already has its run.
+    Unreleased watches stay as they are. All watches are locked before the runs are read: a worker locks the watch whose run
+    it ends, and a release the watches that it releases, so each watch is either still unreleased or already has its run.
     """
     actor.require_app(operation.app, PERMISSIONS[OperationKind(operation.kind)])
     with transaction.atomic():
-        unreleased = list(operation.pending.values_list("watch_id", flat=True)) if operation.is_gradual else []
-        unfinished = count_by_app(operation.runs.filter(outcome="")) + count_by_app(operation.pending.all())
-        cancelled = _cancel(operation.runs.filter(outcome=""), also_locked=unreleased)
-        if unreleased:
+        open_runs, unreleased = operation.runs.filter(outcome=""), operation.pending.all()
+        pks = [pk for rows in (open_runs, unreleased) for pk in rows.values_list("watch_id", flat=True)]
+        AppRepository.objects.filter(pk__in=pks).lock()
+        unfinished = count_by_app(open_runs) + count_by_app(unreleased)
+        cancelled = _cancel(open_runs)
+        if unreleased.exists():
             BulkOperation.objects.select_for_update(no_key=True).get(pk=operation.pk)
             cancelled += operation.pending.all().delete()[0]
         BulkOperation.objects.filter(pk=operation.pk, cancelled_at=None, ended_at=None).update(
@@ -106,7 +106,7 @@ def _is_active() -> Q:
     )
 
 
-def _cancel(open_runs: QuerySet[SyncRun], error: str = "", *, also_locked: Iterable[int] = ()) -> int:
+def _cancel(open_runs: QuerySet[SyncRun], error: str = "") -> int:
     """End these runs as cancelled, with this `error` text. Return how many were still open.
 
     The generation increases, so that a worker of the cancelled request cannot record anything for the next one. After a
@@ -115,8 +115,7 @@ def _cancel(open_runs: QuerySet[SyncRun], error: str = "", *, also_locked: Itera
     again if it was; but if it has another open run, only the run changes. Watches are locked before runs, as everywhere
     else.
     """
-    pks = sorted({pk for pk in open_runs.values_list("watch_id", flat=True) if pk is not None}.union(also_locked))
-    watches = AppRepository.objects.filter(pk__in=pks)
+    watches = AppRepository.objects.filter(pk__in=list(open_runs.values_list("watch_id", flat=True)))
     watches.lock()
     chosen = list(open_runs.filter(outcome=""))
     runs.cancel_runs(chosen, error)

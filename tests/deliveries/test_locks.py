@@ -26,6 +26,7 @@ from deliveries_app.models import (
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.progress import runs
 from deliveries_app.services import (
+    cancel_operation,
     cancel_sync,
     delete_app,
     resync_by_app,
@@ -83,6 +84,27 @@ def test_app_is_deleted_while_a_worker_ends_its_bulk_resync(world: World) -> Non
         Outcome.SUCCEEDED,
     ]
     assert not AppRepository.objects.alive().exists()
+
+
+def test_cancelled_operation_is_audited_without_the_run_that_ends_meanwhile(world: World) -> None:
+    watches = [world.watch(name=f"acme/{number}")[1] for number in range(3)]
+    operation = resync_by_app(COMMAND, world.app)
+    is_locked = threading.Event()
+
+    def end_a_run() -> None:
+        with transaction.atomic():
+            AppRepository.objects.filter(pk=watches[0].pk).update(status="synced")
+            is_locked.set()
+            wait_for(waits_for_a_lock)
+            runs.end_runs(watches[0].pk, 2, Outcome.SUCCEEDED)
+
+    def cancel() -> int:
+        assert is_locked.wait(10)
+        return cancel_operation(COMMAND, operation)
+
+    assert in_threads(end_a_run, cancel) == [None, 2]
+    [entry] = AuditEntry.objects.filter(action=AuditAction.CANCEL)
+    assert entry.message == "Cancelled with 2 repositories unfinished"
 
 
 @pytest.mark.parametrize("page", ["/admin/auth/user/{}/delete/", "/admin/auth/user/"])
