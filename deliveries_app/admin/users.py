@@ -15,7 +15,7 @@ from django.contrib.auth import admin as auth
 from django.contrib.auth import forms as auth_forms
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group
-from django.core.exceptions import ValidationError
+from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import connection, transaction
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse
@@ -67,15 +67,22 @@ class RequireRecentSignIn(AuditedAdmin):
 
     def delete_model(self, request: HttpRequest, obj: Any) -> None:
         self.prepare_deletion(request, [obj])
-        super().delete_model(request, obj)
+        with transaction.atomic():
+            self.check_deletion([obj])
+            super().delete_model(request, obj)
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
         self.prepare_deletion(request, queryset)
-        super().delete_queryset(request, queryset)
+        with transaction.atomic():
+            self.check_deletion(queryset)
+            super().delete_queryset(request, queryset)
 
     def prepare_deletion(self, request: HttpRequest, rows: Iterable[Any]) -> None:
         """Prepare to delete these rows, before the deletion's transaction begins."""
         require_recent(request)
+
+    def check_deletion(self, rows: Iterable[Any]) -> None:
+        """Raise `PermissionDenied` if these rows must stay. Called in the deletion's transaction."""
 
 
 def _blocked_reason(users: Iterable[Any]) -> str:
@@ -136,6 +143,12 @@ class UserAdmin(RequireRecentSignIn, PlainLists[Any], DjangoUserAdmin):
     def prepare_deletion(self, request: HttpRequest, rows: Iterable[Any]) -> None:
         super().prepare_deletion(request, rows)
         detach_history(rows)
+
+    def check_deletion(self, rows: Iterable[Any]) -> None:
+        """Check again: another administrator may have been deleted since the page did."""
+        lock_rows(User._default_manager.filter(is_superuser=True))
+        if reason := _blocked_reason(rows):
+            raise PermissionDenied(reason)
 
     def delete_view(
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
