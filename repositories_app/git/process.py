@@ -47,6 +47,8 @@ _LEADER = (
     "sh", "-c",
     'trap "" XFSZ; trap "kill -KILL 0" TERM; "$@" & wait "$!" 2>/dev/null; ended=$?; trap "" TERM; kill -TERM 0; exit "$ended"', "sh",
 )  # fmt: skip
+_NOWHERE = "["
+"""A proxy that libcurl refuses without a connection. A host may name packs at any URL, which git would get from there."""
 _ALWAYS = {
     "core.bigFileThreshold": "32m",  # larger contents are streamed and not held in memory
     "core.fsmonitor": "false",
@@ -57,7 +59,7 @@ _ALWAYS = {
     "fetch.unpackLimit": "1",  # keep even small packs: packs are repacked, loose objects would pile up
     "gc.auto": "0",
     "http.followRedirects": "false",  # also keeps a host without smart HTTP from naming alternates elsewhere
-    "http.proxy": "",
+    "http.proxy": _NOWHERE,
     "maintenance.auto": "false",
     "pack.writeReverseIndex": "false",  # only needed to serve fetches
     "protocol.allow": "never",
@@ -119,16 +121,14 @@ def _config_for(remote: Remote) -> dict[str, str]:
         blocked = (resolved.cause, resolved.message) if resolved.cause is not None else None
     if blocked is not None:
         raise git_errors.unreachable(*blocked, token=remote.token)
-    config = {}
-    if uses_proxy:
-        config["http.proxy"] = settings.EGRESS_PROXY
-    elif not is_address(host):
+    only = f"http.{parts.scheme}://{parts.netloc}/"
+    config = {f"{only}.proxy": settings.EGRESS_PROXY if uses_proxy else ""}
+    if not uses_proxy and not is_address(host):
         port = parts.port or {"https": 443, "http": 80}[parts.scheme]
         listed = (f"[{address}]" if ":" in address else address for address in resolved.addresses[:_MAX_PINNED])
         config["http.curloptResolve"] = f"{host}:{port}:{','.join(listed)}"
     if remote.token:
-        name = f"http.{parts.scheme}://{parts.netloc}/.extraHeader"
-        config[name] = git_errors.basic_authorization(remote.url, remote.token)
+        config[f"{only}.extraHeader"] = git_errors.basic_authorization(remote.url, remote.token)
     return config
 
 

@@ -1,6 +1,7 @@
 """git's network commands connect only to checked addresses, with limits on time, size and memory."""
 
 import gzip
+import hashlib
 import os
 import socket
 import time
@@ -176,6 +177,45 @@ def test_dumb_http_host_cannot_redirect_git(mirror: Mirror, repo: Repo) -> None:
         fetch(mirror, repo.url, repo.head)  # the mirror still works
         with pytest.raises(GitError):  # without --depth git would fetch the objects itself
             git.run(["fetch", "--", url, "+HEAD:refs/x"], directory=mirror.directory, remote=git.Remote(url))
+        assert inner.connections == 0
+
+
+@pytest.mark.parametrize("proxy", ["", "http://127.0.0.1:{}"])
+def test_host_cannot_name_packs_elsewhere(mirror: Mirror, settings, proxy: str) -> None:
+    def packet(line: bytes) -> bytes:
+        return b"%04x%b" % (len(line) + 4, line)
+
+    commit = b"1" * 40
+    empty = b"PACK" + bytes.fromhex("00000002 00000000")
+    pack = b"\1" + empty + hashlib.sha1(empty, usedforsecurity=False).digest()
+    with servers() as start:
+        inner = start()
+        answers = {
+            b"info/refs": packet(b"# service=git-upload-pack\n")
+            + b"0000"
+            + b"".join(map(packet, [b"version 2\n", b"ls-refs\n", b"fetch=shallow\n"]))
+            + b"0000",
+            b"command=ls-refs": packet(commit + b" HEAD\n") + b"0000",
+            b"command=fetch": packet(b"packfile-uris\n")
+            + packet(b"%b http://127.0.0.1:%d/latest/meta-data" % (commit, inner.port))
+            + b"0001"
+            + packet(b"packfile\n")
+            + packet(pack)
+            + b"0000",
+        }
+
+        def answer(connection: socket.socket, head: bytes, body: bytes) -> bool:
+            content = next(content for name, content in answers.items() if name in head + body)
+            kind = "advertisement" if b"info/refs" in head else "result"
+            return saying("200 OK", content, f"Content-Type: application/x-git-upload-pack-{kind}")(
+                connection, head, body
+            )
+
+        settings.EGRESS_PROXY = proxy.format(inner.port)
+        outer = start(answer)
+        with pytest.raises(GitError, match="failed to get 'http' url"):
+            fetch(mirror, f"http://127.0.0.1:{outer.port}/acme/widgets", commit.decode())
+        assert outer.requests
         assert inner.connections == 0
 
 
