@@ -41,6 +41,7 @@ _MESSAGE = 300  # characters of foreign text in a message
 _DAMAGED = "The mirror is damaged and will be rebuilt"
 _MOVED = re.compile(r"returned error: 30[12378]\b|update url base from redirection")
 _RATE_LIMITED = re.compile(r"returned error: 429\b")
+_NO_SHALLOW = re.compile(r"does not support shallow")
 _FILE_LIMIT = re.compile(r"file too large", re.IGNORECASE)
 _FULL_DISK = re.compile(r"no space left|quota", re.IGNORECASE)
 _NO_CONNECTION = re.compile(r"could not resolve host|failed to connect|couldn't connect to server", re.IGNORECASE)
@@ -114,6 +115,12 @@ def classify(stderr: bytes, *, token: str = "", ended: int = 1, local: bool = Fa
         return moved("")
     if any(map(_RATE_LIMITED.search, own)):
         return rate_limited(None, token=token)
+    if any(map(_NO_SHALLOW.search, own)):
+        text = (
+            "The git host can't send a commit without its history, which Docora needs: git clone --depth=1 fails too."
+        )
+        remedy = "Update the host's git server, or watch a copy of the repository on another host."
+        return GitError(Cause.OTHER, f"{text} {remedy}", permanent=True, for_every_watcher=True)
     for cause, pattern in _COMPILED:
         for line, own_text in zip(lines, own, strict=True):
             if pattern.search(own_text):

@@ -43,6 +43,8 @@ def http(status: int) -> str:
         ("fatal: unable to access 'x': Connection timed out", Cause.TIMEOUT, True, False, "The git host timed out"),
         ("error: RPC failed; HTTP 503 curl 22\nfatal: expected flush after ref listing", Cause.NETWORK, True, False, "503"),
         ("fatal: early EOF\nfatal: fetch-pack: invalid index-pack output", Cause.NETWORK, True, False, "early EOF"),
+        ("fatal: Server does not support shallow clients\nfatal: the remote end hung up unexpectedly", Cause.OTHER, True, True, "--depth=1 fails"),
+        ("fatal: dumb http transport does not support shallow capabilities", Cause.OTHER, True, True, "--depth=1 fails"),
         ("fatal: write error: File too large", Cause.TOO_LARGE, True, True, "larger than MAX_FETCH_BYTES (5.4 GB)"),
         ("fatal: write error: No space left on device", Cause.TOO_LARGE, False, False, "Free up space in REPOS_DIR"),
         ("fatal: attempting to allocate 9 over limit 1", Cause.TOO_LARGE, True, True, "The repository is too large: "),
