@@ -151,7 +151,7 @@ class Mirror:
                 self._git(command, stdin=file.fileno(), timeout=timeout, tick=tick)
         except BaseException as error:
             self._clear()
-            if isinstance(error, GitError):
+            if isinstance(error, GitError) and error.cause is not Cause.TIMEOUT:  # git would unpack it as long again
                 logger.info("pack_not_taken", extra={"cause": str(error)})
                 return False
             raise

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from docora.http.client import HttpClient
+from repositories_app.git import errors as git_errors
 from repositories_app.git import packs, remote
 from repositories_app.git import process as git
 from repositories_app.git.exceptions import Cause, GitError, RepositoryMoved
@@ -306,6 +307,21 @@ def test_pack_that_is_not_whole_leaves_nothing_behind(
     assert "fetch" in fetches
     assert not list((mirror.directory / "objects").rglob("*pack*/*"))
     assert not (mirror.directory / "refs" / "docora").exists()
+
+
+def test_pack_that_takes_too_long_is_not_fetched_again(
+    server: GitFixture, repo: Repo, fetch, fetches: list[str], monkeypatch
+) -> None:
+    noted = git.run
+
+    def late(args, **options):
+        noted(args, **options)
+        raise git_errors.explain(Cause.TIMEOUT, "git took longer than 20 seconds")
+
+    monkeypatch.setattr(git, "run", late)
+    with pytest.raises(GitError, match="took longer"):
+        fetch(repo)
+    assert (len(server.server.requests), fetches) == (1, ["index-pack"])
 
 
 def git_pack(repo: Repo, names: list[str]) -> bytes:
