@@ -31,7 +31,7 @@ from repositories_app import github
 from repositories_app import services as repositories
 from repositories_app.git.exceptions import Cause, GitError, Interrupted, NoCommit
 from repositories_app.git.protocol import Head
-from repositories_app.git.remote import HeadQuery, ls_heads, ls_heads_by_git
+from repositories_app.git.remote import HeadQuery, HeadsByGit, ls_heads
 from repositories_app.git.url import host_of
 from repositories_app.models import HostOutage, Repository
 
@@ -52,31 +52,37 @@ def check_due(client: HttpClient, meanwhile: Callable[[], None] = lambda: None) 
     Call `meanwhile` repeatedly while waiting for the git hosts. Return the number of watches that were due. Those that are
     due again before the others have been checked wait for the next call, so that the rest of the sweep gets its turn.
 
-    Hosts without protocol v2 come last, because git checks them more slowly. If there is no time for some of their
-    watches, these are due again `TAKEN_SECONDS` later. If `meanwhile` raises `Interrupted`, those that have no answer
-    are due at once.
+    Hosts without protocol v2 are asked by git, more slowly, while the watches that become due meanwhile are checked. If there
+    is no time for some of their watches, these are due again `TAKEN_SECONDS` later. If `meanwhile` raises `Interrupted`,
+    those that have no answer are due at once.
     """
     probe_hosts(client, meanwhile)
     checked: set[AppRepository] = set()
-    unanswered: list[AppRepository] = []
-    for_git: dict[AppRepository, HeadQuery[AppRepository]] = {}
-    try:
-        while watches := _take_slice():
-            is_second_time = not checked.isdisjoint(watches)
-            checked.update(watches)
-            unanswered = [*for_git, *watches]
-            for_git |= _Round(client, meanwhile).check(watches)
-            if is_second_time or len(watches) < SLICE:
-                break
-        if for_git:
-            unanswered = list(for_git)
-            _record(ls_heads_by_git(for_git.values(), meanwhile), set())
-    except Interrupted:
-        with transaction.atomic():
-            due = AppRepository.objects.filter(pk__in=[watch.pk for watch in unanswered])
-            due.lock()
-            due.update(next_check_at=Now())
-        raise
+    watches: list[AppRepository] = []
+    for_git: dict[AppRepository, HeadQuery[AppRepository]] = {}  # without an answer yet
+    with HeadsByGit[AppRepository]() as by_git:
+        try:
+            while True:
+                watches = _take_slice()
+                has_more = len(watches) == SLICE and checked.isdisjoint(watches)
+                checked.update(watches)
+                queries = _Round(client, meanwhile).check(watches)
+                for_git |= queries
+                by_git.ask(queries.values())
+                is_busy = by_git.wait(0.0 if has_more else 1.0)
+                answers = by_git.answers()
+                _record(answers, set())
+                for watch, _ in answers:
+                    del for_git[watch]
+                if not (is_busy or has_more):
+                    break
+                meanwhile()
+        except Interrupted:
+            with transaction.atomic():
+                due = AppRepository.objects.filter(pk__in=[watch.pk for watch in [*for_git, *watches]])
+                due.lock()
+                due.update(next_check_at=Now())
+            raise
     return len(checked)
 
 
@@ -133,7 +139,7 @@ class _Round:
         """Recorded last, because another of the host's repositories may still answer."""
 
     def check(self, watches: Sequence[AppRepository]) -> dict[AppRepository, HeadQuery[AppRepository]]:
-        """Check these watches and record the answers. Return the queries that `ls_heads_by_git` has to make."""
+        """Check these watches and record the answers. Return the queries for git."""
         undecryptable = {watch for watch in watches if _is_undecryptable(watch)}
         readable = [watch for watch in watches if watch not in undecryptable]
         for needs_token in (False, True):  # with a GitHub App last: GitHub may take long to issue tokens

@@ -8,11 +8,11 @@ import random
 import re
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urljoin
 
 from django.conf import settings
@@ -155,8 +155,8 @@ def ls_heads[Key](
 ) -> Iterator[tuple[Key, Head | GitError | None]]:
     """Yield the key and the HEAD or error of each query, as the answers arrive. Call `tick` about every second.
 
-    Yield None instead of a HEAD if the host does not support protocol v2: pass these queries to `ls_heads_by_git`
-    afterwards. Do nothing slow between two answers, because requests in flight time out unless they are polled.
+    Yield None instead of a HEAD if the host does not support protocol v2: pass these queries to `HeadsByGit`.
+    Do nothing slow between two answers, because requests in flight time out unless they are polled.
 
     Names are looked up in threads, so that one without an answer delays no other host's queries. A tenant has at most its
     share of the connections: `CONCURRENCY` ÷ tenants that wait for answers, so that slow hosts delay no other tenant's queries.
@@ -202,42 +202,58 @@ def ls_heads[Key](
         client.reset()  # after an exception in `tick`, the client's next user must not get these answers
 
 
-def ls_heads_by_git[Key](queries: Iterable[HeadQuery[Key]], tick: git.Tick) -> list[tuple[Key, Head | GitError]]:
-    """Return the key and the HEAD or error of each query, using `git ls-remote`. Call `tick` about every second.
+class HeadsByGit[Key]:
+    """Asks hosts without protocol v2 in threads, with `git ls-remote`, while others are asked with `ls_heads`.
 
-    Each host is asked one query at a time, so a slow host delays only its own. Queries that could not be started
-    within `GIT_SECONDS` get no answer.
+    Each host is asked one query at a time, so a slow host delays only its own. Queries that could not be started within
+    `GIT_SECONDS` get no answer.
     """
-    by_host: dict[str, list[HeadQuery[Key]]] = defaultdict(list)
-    for query in queries:
-        by_host[host_of(query.url)].append(query)
-    until = time.monotonic() + GIT_SECONDS
-    stopped = threading.Event()
-    with ThreadPoolExecutor(_GIT_HOSTS, "ls-remote") as pool:
-        try:
-            hosts = [pool.submit(_ask_by_git, asked, until, stopped) for asked in by_host.values()]
-            while wait(hosts, timeout=1.0).not_done:
-                tick()
-        finally:
-            stopped.set()
-    return [answer for host in hosts for answer in host.result()]
 
+    def __init__(self) -> None:
+        self._until = time.monotonic() + GIT_SECONDS
+        self._stopped = threading.Event()
+        self._pool = ThreadPoolExecutor(_GIT_HOSTS, "ls-remote")
+        self._unstarted: dict[str, deque[HeadQuery[Key]]] = defaultdict(deque)  # by host
+        self._threads: dict[str, Future[None]] = {}  # by host
+        self._answers: deque[tuple[Key, Head | GitError]] = deque()
 
-def _ask_by_git[Key](
-    queries: list[HeadQuery[Key]], until: float, stopped: threading.Event
-) -> list[tuple[Key, Head | GitError]]:
-    """Ask one host until all queries are answered or the monotonic time `until` has passed."""
-    random.shuffle(queries)  # so that it is not always the same ones that are left out
-    answers: list[tuple[Key, Head | GitError]] = []
-    for query in queries:
-        if time.monotonic() > until:
-            break
-        try:
-            answer: Head | GitError = _ls_remote(query.remote, query.ref, _deadline(stopped))
-        except GitError as error:
-            answer = error
-        answers.append((query.key, answer))
-    return answers
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._pool.shutdown()
+
+    def ask(self, queries: Iterable[HeadQuery[Key]]) -> None:
+        """Make these queries in a random order, so that it is not always the same ones that are left out."""
+        shuffled = list(queries)
+        random.shuffle(shuffled)
+        for query in shuffled:
+            self._unstarted[host_of(query.url)].append(query)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait at most this long until a host has answered all its queries. Return whether there was one to wait for."""
+        for host in [host for host, thread in self._threads.items() if thread.done()]:
+            self._threads.pop(host).result()
+        if time.monotonic() < self._until:
+            for host, queries in self._unstarted.items():
+                if queries and host not in self._threads:
+                    self._threads[host] = self._pool.submit(self._ask_host, queries)
+        wait(self._threads.values(), seconds, FIRST_COMPLETED)
+        return bool(self._threads)
+
+    def answers(self) -> list[tuple[Key, Head | GitError]]:
+        """Return the key and the HEAD or error of each query that was answered since the last call."""
+        return [self._answers.popleft() for _ in range(len(self._answers))]
+
+    def _ask_host(self, queries: deque[HeadQuery[Key]]) -> None:
+        while queries and time.monotonic() < self._until:
+            query = queries.popleft()
+            try:
+                answer: Head | GitError = _ls_remote(query.remote, query.ref, _deadline(self._stopped))
+            except GitError as error:
+                answer = error
+            self._answers.append((query.key, answer))
 
 
 def _deadline(stopped: threading.Event) -> git.Tick:

@@ -464,6 +464,34 @@ def test_slow_old_host_fails_no_other_check(world: World, tmp_path: Path, monkey
     assert not AppRepository.objects.filter(last_scanned_at=None).exists()
 
 
+def test_slow_old_host_delays_no_watch_that_becomes_due_meanwhile(world: World, tmp_path: Path) -> None:
+    """Also another repository of a host without protocol v2."""
+    with GitFixture(tmp_path / "slow") as slow, GitFixture(tmp_path / "old") as old:
+        world.watch_url(slow.repo("acme/slow", {"a.txt": b"1"}))
+        pks = [watch.pk for watch in settled(world, 1)]
+        pks.append(world.watch_url(old.repo("acme/old", {"a.txt": b"1"})).pk)
+        world.settle()
+        others = AppRepository.objects.filter(pk__in=pks)
+        others.update(next_check_at=Now() + timedelta(hours=1), last_scanned_at=None)
+        make_old(old.server)
+        others_are_checked = threading.Event()
+
+        def let_others_become_due(method: str, target: str) -> None:
+            if method == "GET":
+                others.filter(last_scanned_at=None).update(next_check_at=Now())
+                assert others_are_checked.wait(20)
+
+        def meanwhile() -> None:
+            if not others.filter(last_scanned_at=None).exists():
+                others_are_checked.set()
+
+        slow.server.speaks_v2, slow.server.on_request = False, let_others_become_due
+        AppRepository.objects.exclude(pk__in=pks).update(next_check_at=Now())
+        with remote.new_client() as client:
+            assert check_due(client, meanwhile) == 3
+    assert others_are_checked.is_set()
+
+
 def test_old_host_without_time_left_is_checked_a_minute_later(world: World, monkeypatch) -> None:
     monkeypatch.setattr(remote, "GIT_SECONDS", 1.0)
     watches = settled(world, 2)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from repositories_app.git import remote
 from repositories_app.git.exceptions import Cause, GitError, Interrupted, NoCommit, RefNotFound
 from repositories_app.git.protocol import Head
-from repositories_app.git.remote import HeadQuery, ls_head, ls_heads, ls_heads_by_git, new_client
+from repositories_app.git.remote import HeadQuery, HeadsByGit, ls_head, ls_heads, new_client
 from repositories_app.git.url import parse_url
 from repositories_app.mirror.mirror import Mirror
 from tests.support.git import GitFixture, Repo, Takeover
@@ -39,6 +40,14 @@ def ask(repo: Repo, token: str = "") -> GitError:
     with new_client(max_connections=1) as client, pytest.raises(GitError) as caught:
         ls_head(client, repo.url, token)
     return caught.value
+
+
+def ask_by_git(*queries: HeadQuery[Any], tick: Callable[[], None] = lambda: None) -> list[tuple[Any, Head | GitError]]:
+    with HeadsByGit[Any]() as by_git:
+        by_git.ask(queries)
+        while by_git.wait(1.0):
+            tick()
+        return by_git.answers()
 
 
 @pytest.mark.parametrize(
@@ -169,7 +178,7 @@ def test_url_may_end_in_a_slash(repo: Repo, tmp_path) -> None:
         for way in (client, None):  # one request, or `git fetch`
             mirror = Mirror(tmp_path / f"{way is None}.git")
             assert mirror.fetch(url, "", repo.head, "watch", timeout=30, tick=lambda: None, client=way) == repo.head
-    assert ls_heads_by_git([HeadQuery("watch", url)], lambda: None) == [("watch", head)]
+    assert ask_by_git(HeadQuery("watch", url)) == [("watch", head)]
     assert not any("//" in request.target for request in repo.server.requests)
 
 
@@ -305,7 +314,7 @@ def test_slow_old_hosts_share_the_time_for_one(repo: Repo, old_hosts: OldHosts, 
     """The first repository of each host times out, and the second one is skipped."""
     monkeypatch.setattr(remote, "GIT_SECONDS", 1.0)
     started = time.monotonic()
-    answers = ls_heads_by_git([*old_hosts.questions, HeadQuery("other", repo.url)], lambda: None)
+    answers = ask_by_git(*old_hosts.questions, HeadQuery("other", repo.url))
     assert time.monotonic() - started < 10
     assert ("other", Head(repo.head, "main")) in answers
     slow = [error for key, error in answers if key != "other"]
@@ -319,7 +328,7 @@ def test_exception_in_the_tick_ends_git(old_hosts: OldHosts) -> None:
 
     started = time.monotonic()
     with pytest.raises(Interrupted):
-        ls_heads_by_git(old_hosts.questions, tick)
+        ask_by_git(*old_hosts.questions, tick=tick)
     assert time.monotonic() - started < 10
 
 
@@ -387,6 +396,6 @@ def test_endless_list_of_refs_takes_little_memory(repo: Repo) -> None:
     body = b"".join(b"%04x%s" % (len(packet) + 4, packet) if packet else b"0000" for packet in [*packets, None])
     said = answer("200 OK", "Content-Type: application/x-git-upload-pack-advertisement", body=body)
     repo.server.on_request = lambda *_: said
-    [(_, error)] = ls_heads_by_git([HeadQuery("watch", repo.url)], lambda: None)
+    [(_, error)] = ask_by_git(HeadQuery("watch", repo.url))
     assert isinstance(error, GitError)
     assert error.cause is Cause.TOO_LARGE
