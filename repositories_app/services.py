@@ -129,6 +129,12 @@ def prolong_outage(outage: HostOutage, error: GitError) -> None:
     rows.update(failures=failures, retry_at=from_now(min(seconds, HOST_MAX_DELAY_SECONDS)), error=str(error))
 
 
+def try_hosts_now(repositories: Iterable[Repository]) -> None:
+    """If a git host of these repositories is down, let the sweep's next round try it."""
+    hosts = {host_of(repository.canonical_url) for repository in repositories}
+    HostOutage.objects.filter(host__in=hosts).update(retry_at=Now())
+
+
 def failing_row(repository: Repository) -> Repository | None:
     """Return the repository as its row is now, if it counts failures or has an open circuit; otherwise None."""
     return next(iter(_failing(repository.pk)), None)

@@ -65,6 +65,7 @@ def close_circuit(repository: Repository, *, but: AppRepository | None = None, r
         failing = repositories.lock(repository.pk)  # again: it may have failed meanwhile
         if failing is None or (read_at and failing.last_failure_at and failing.last_failure_at > read_at):
             return
+        repositories.try_hosts_now([failing])  # it has answered
         if repositories.close_circuit(failing):
             watches = AppRepository.objects.alive().filter(repository=repository)
             scheduling.request_sync(watches.exclude(pk=but.pk) if but else watches)

@@ -264,6 +264,21 @@ def test_end_of_an_outage_closes_no_circuit_of_another_failure(world: World) -> 
     assert Repository.objects.get().circuit_is_open
 
 
+def test_repository_that_is_read_during_an_outage_ends_the_backoff(world: World, three: Watched) -> None:
+    """An open circuit lets a retry through. It proved that the host was up, and the others still waited for minutes."""
+    go_down(world)
+    world.check()
+    HostOutage.objects.update(retry_at=from_now(300))
+    come_back(world)
+    watch = three[0][1]
+    Repository.objects.filter(pk=watch.repository_id).update(circuit_open_until=from_now(1800), consecutive_failures=5)
+    resync_single(Actor.command(), watch)
+    assert sync_due() == 1
+    assert HostOutage.objects.get().retry_at <= timezone.now()
+    world.check()
+    assert not HostOutage.objects.exists()
+
+
 def test_outage_of_an_unwatched_host_ends(world: World, three: Watched) -> None:
     go_down(world)
     world.check()
