@@ -284,6 +284,18 @@ def test_open_circuit_is_one_alert_until_it_closes(out: AlertReceivers, watch) -
     assert out.events[1:] == [("resolved", "circuit_open", 1)]
 
 
+def test_circuit_that_opened_and_closed_twice_is_one_of_the_resolved(out: AlertReceivers, watch) -> None:
+    """The message named two repositories, and listed the same one twice."""
+    rows = Repository.objects.filter(pk=watch.repository_id)
+    for until in (timezone.now() + timedelta(minutes=30), None) * 2:
+        rows.update(circuit_open_until=until)
+        time_passes(seconds=30)
+        alerts.run_round()
+    next_round()
+    assert out.subjects[-1] == "[Docora] resolved: the circuit of acme/docs is no longer open."
+    assert len(out.posted[-1]["items"]) == out.posted[-1]["total"] == 1
+
+
 def test_alert_after_a_minute_without_workers(out: AlertReceivers, redis_client) -> None:
     redis_client.flushall()
     heartbeat.beat()

@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
-from django.db.models import F, Q, QuerySet
+from django.db.models import F, Max, Q, QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
 
@@ -76,8 +76,11 @@ def _begun(row: AlertChannel, last: int) -> QuerySet[Alert]:
 
 
 def _ended(row: AlertChannel, last: int) -> QuerySet[Alert]:
-    """Return alerts that ended. A new channel does not report those that ended before it existed."""
-    return Alert.objects.filter(closed__gt=row.reported_closed, closed__lte=last, ended_at__gt=row.created_at)
+    """Return alerts that ended, the last of each subject. A new channel does not report those that ended before it existed."""
+    ended = Alert.objects.filter(closed__gt=row.reported_closed, closed__lte=last, ended_at__gt=row.created_at)
+    return Alert.objects.filter(
+        pk__in=ended.order_by().values("kind", "subject").annotate(last=Max("pk")).values("last")
+    )
 
 
 def _lasting(row: AlertChannel) -> QuerySet[Alert]:
