@@ -19,7 +19,8 @@ RESET_AT_ONCE = 100
 def reset_circuits(actor: Actor, selected: Iterable[Repository]) -> int:
     """Close the circuits of these repositories and make all of their watches due now. Return the number of watches.
 
-    The failure count starts over, so only a new series of failures opens a circuit again. `RESET_AT_ONCE` repositories are
+    The failure count starts over, so only a new series of failures opens a circuit again. If a git host is down, the sweep's
+    next round tries it. `RESET_AT_ONCE` repositories are
     reset in one transaction, which locks them before their watches.
     """
     actor.require(Permission.RETRY)
@@ -29,6 +30,7 @@ def reset_circuits(actor: Actor, selected: Iterable[Repository]) -> int:
         actor.require_watches(watches)
         with transaction.atomic():
             repositories.close_circuits(some)
+            repositories.try_hosts_now(some)
             pks = scheduling.request_sync(watches.alive())
             rows = AppRepository.objects.filter(pk__in=pks)
             rows.update(retry_count=0)  # a manual reset grants all attempts again

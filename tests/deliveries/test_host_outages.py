@@ -11,6 +11,7 @@ from deliveries_app.models import AppRepository, StateDetail, Status, WatchState
 from deliveries_app.reports.next_attempt import NextAttempt, next_attempt_of, next_check_of
 from deliveries_app.reports.queue import read_queue
 from deliveries_app.services import resync_single
+from deliveries_app.services.control import reset_circuits
 from deliveries_app.sweep.head_checks import check_due, probe_hosts
 from docora.db.clock import from_now
 from repositories_app.git import remote
@@ -277,6 +278,20 @@ def test_repository_that_is_read_during_an_outage_ends_the_backoff(world: World,
     assert HostOutage.objects.get().retry_at <= timezone.now()
     world.check()
     assert not HostOutage.objects.exists()
+
+
+def test_reset_circuit_tries_the_host_now(world: World, three: Watched) -> None:
+    """The page said that a retry was queued, and nothing happened for up to five minutes."""
+    go_down(world)
+    world.check()
+    let_the_backoff_end()
+    world.check()
+    HostOutage.objects.update(retry_at=from_now(300))
+    come_back(world)
+    assert reset_circuits(Actor.command(), [three[0][1].repository]) == 1
+    world.check()
+    assert not HostOutage.objects.exists()
+    assert sync_due() == 1
 
 
 def test_outage_of_an_unwatched_host_ends(world: World, three: Watched) -> None:
