@@ -206,7 +206,7 @@ class Source:
             SourceWatch,
             "SELECT a.id::text AS app, r.id::text AS repository, coalesce(w.app_id::text, '') AS raw_app,"
             " coalesce(w.repository_id::text, '') AS raw_repository, coalesce(w.github_token_encrypted, '') AS token,"
-            " coalesce(w.status, '') AS status, coalesce(w.last_error, '') AS last_error, w.last_scanned_at, w.created_at"
+            " coalesce(w.status::text, '') AS status, coalesce(w.last_error, '') AS last_error, w.last_scanned_at, w.created_at"
             " FROM app_repositories w"
             " LEFT JOIN apps a ON a.{}::text = w.app_id::text"
             " LEFT JOIN repositories r ON r.{}::text = w.repository_id::text"

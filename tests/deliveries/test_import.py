@@ -88,6 +88,14 @@ def test_times_are_read_in_any_format_of_the_database(existing: ExistingService,
     assert App.objects.get().created_at == LONG_AGO
 
 
+def test_status_may_be_an_enum(existing: ExistingService, monkeypatch) -> None:
+    existing.watch(existing.app(BASE), existing.repository(f"{GIT}/docs"))
+    existing.connection.execute("CREATE TYPE status AS ENUM ('pending_snapshot', 'scanning', 'synced', 'failed')")
+    existing.connection.execute("ALTER TABLE app_repositories ALTER status TYPE status USING status::status")
+    assert run(existing, monkeypatch)["remarks"] == []
+    assert AppRepository.objects.get().status == Status.SYNCED
+
+
 def test_secrets_are_encrypted_with_docoras_key(existing: ExistingService, monkeypatch) -> None:
     existing.app(BASE)
     run(existing, monkeypatch)
