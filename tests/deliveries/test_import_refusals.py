@@ -124,6 +124,21 @@ def test_source_needs_only_read_access(existing: ExistingService, monkeypatch) -
         existing.connection.execute(f"DROP ROLE {role}")
 
 
+def test_role_from_which_policies_hide_rows(existing: ExistingService, monkeypatch) -> None:
+    """Files whose records it does not see would be sent again."""
+    role = f"tenant_{os.getpid()}"
+    existing.connection.execute("ALTER TABLE app_delivered_files ENABLE ROW LEVEL SECURITY")
+    existing.connection.execute(f"CREATE ROLE {role} LOGIN")
+    existing.connection.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
+    monkeypatch.setenv("SOURCE_ENCRYPTION_KEY", existing.key)
+    try:
+        message = refusal(existing.url.replace("user=docora", f"user={role}"))
+        assert 'would be affected by row-level security policy for table "app_delivered_files"' in message
+    finally:
+        existing.connection.execute(f"DROP OWNED BY {role}")
+        existing.connection.execute(f"DROP ROLE {role}")
+
+
 def test_role_without_read_access(existing: ExistingService, monkeypatch) -> None:
     role = f"nobody_{os.getpid()}"
     existing.connection.execute(f"CREATE ROLE {role} LOGIN")
