@@ -55,8 +55,9 @@ def validate_app(app: SourceApp, key: SourceKey, remark: Note) -> App:
                 "Its signing key starts with whsec_ but does not continue with base64, as libraries for Standard Webhooks "
                 "expect. Clients can only verify X-Docora-Signature until you rotate the key."
             )
-    if (reason := _base_url_problem(app.base_url)) is not None:
-        happen = "may go to a wrong URL" if "?" in app.base_url else "cannot be sent"  # as `?query/create`
+    base_url = clean_text(app.base_url, 2048)
+    if (reason := _base_url_problem(base_url)) is not None:
+        happen = "may go to a wrong URL" if "?" in base_url else "cannot be sent"  # as `?query/create`
         remark(f"Notifications {happen} until its base URL or the settings change. {reason}")
     website = app.website
     try:
@@ -70,7 +71,7 @@ def validate_app(app: SourceApp, key: SourceKey, remark: Note) -> App:
     return App(
         app_id=app.app_id,
         name=name,
-        base_url=clean_text(app.base_url, 2048),
+        base_url=base_url,
         email=clean_text(app.email, 255),
         website=website,
         description=clean_text(app.description, 500),

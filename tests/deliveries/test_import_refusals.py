@@ -159,6 +159,7 @@ def test_invalid_apps_are_imported_as_far_as_possible(existing: ExistingService,
     existing.app("http://[::1]:9000/hooks", "Private address, version 6")
     existing.app("http://portal.example/hooks", "Host name")
     existing.app("https://portal.example/hooks?key=1", "Query")
+    existing.app(" https://portal.example/hooks\n", "Spaces")  # imported without them, so it is valid
     existing.app(BASE, "Unsafe website", website="javascript:alert(1)")
     existing.app(BASE, "No token", token_hash="sha1:whatever")
     existing.app(BASE, "Too costly", token_hash="$2b$31$" + "a" * 53)
@@ -169,7 +170,7 @@ def test_invalid_apps_are_imported_as_far_as_possible(existing: ExistingService,
     existing.app(BASE, "Odd key", key="whsec_my-portal-secret-2024")
     existing.app(BASE, "Standard key", key="whsec_" + "YQ" * 12)
     report = run(existing, monkeypatch)
-    assert progress_of(report)["apps"] == (12, 0, 2)
+    assert progress_of(report)["apps"] == (13, 0, 2)
     problems, remarks = reasons(report), reasons(report, "remarks")
     assert "app No key (app_" in problems
     assert "Its signing key cannot be decrypted" in problems
@@ -186,6 +187,7 @@ def test_invalid_apps_are_imported_as_far_as_possible(existing: ExistingService,
     assert "Its website is not a valid http(s) URL" in remarks
     assert "In Docora, it is 'app_without_name'." in remarks
     assert App.objects.get(name="Unsafe website").website == ""
+    assert App.objects.get(name="Spaces").base_url == "https://portal.example/hooks"
     assert App.objects.get(name="Wrong address").base_url == "ftp://portal.example"
     assert not App.objects.get(name="Too costly").tokens.exists()
 
