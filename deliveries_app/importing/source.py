@@ -28,6 +28,7 @@ _COLUMNS = {
 }
 _OWN_TABLE = "deliveries_app_app"
 _PAGE = 2000  # rows fetched at once
+_TIMEOUTS = ["idle_in_transaction_session_timeout", "statement_timeout", "transaction_timeout"]
 
 
 class SourceError(Exception):
@@ -87,9 +88,9 @@ def open_source(url: str) -> Iterator["Source"]:
     with contextlib.closing(_connect(url)) as connection:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.read_only = True
-        # The transaction idles while Docora writes its own rows; the server must not end it.
-        connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
-        connection.execute("SET LOCAL statement_timeout = 0")
+        # The transaction idles while Docora writes its own rows; the server must not end it. Before version 17, PostgreSQL
+        # has no `transaction_timeout`.
+        connection.execute("SELECT set_config(name, '0', true) FROM pg_settings WHERE name = ANY(%s)", [_TIMEOUTS])
         connection.execute("SET LOCAL row_security = off")  # refuse a role from which policies hide rows
         connection.execute("SET LOCAL datestyle = ISO")  # the only format of times with a zone that psycopg reads
         _require_tables(connection)

@@ -289,6 +289,13 @@ def test_app_that_is_being_removed_gets_no_watches(existing: ExistingService, re
     assert not report["failed"]
 
 
+def test_server_does_not_end_the_long_transaction(existing: ExistingService) -> None:
+    timeouts = ("idle_in_transaction_session_timeout", "statement_timeout", "transaction_timeout")
+    options = "%20".join(f"-c{name}%3D60s" for name in timeouts)
+    with open_source(f"{existing.url}&options={options}") as source:
+        assert [source._connection.execute(f"SHOW {name}").fetchone() for name in timeouts] == [("0",)] * 3
+
+
 def test_records_are_read_in_pages(existing: ExistingService) -> None:
     """Without a server-side cursor the driver would hold the whole result, some sixty megabytes here."""
     app, repository = existing.app("http://127.0.0.1:9/"), existing.repository("https://127.0.0.1/acme/big")
