@@ -1,11 +1,13 @@
 """Pages under conditions that few users have: long names, forced colours, paper, missing scripts."""
 
 from collections.abc import Callable
+from datetime import timedelta
 
 import pytest
+from django.utils import timezone
 from playwright.sync_api import Page, expect
 
-from deliveries_app.models import AppRepository
+from deliveries_app.models import App, AppRepository, BulkOperation, Reason, SyncRun
 from deliveries_app.models.root_causes import RootCause
 from tests.browser.accessibility import Look, look_as, overflow
 from tests.browser.conftest import Browser, Site
@@ -24,12 +26,36 @@ def watch(quiet_site: Site) -> AppRepository:
     return watch
 
 
+CUT = (
+    "[...document.querySelectorAll('.results, .table-scroll')].filter(box => box.scrollWidth > box.clientWidth).length"
+)
+
+
 def test_long_names_are_broken(quiet_site: Site, browser: Browser, watch: AppRepository) -> None:
+    """Also on a phone, where no row is cut off: those of apps in a cooldown have the longest states."""
+    operation = BulkOperation.objects.create(
+        title="Re-sync" + "_" * 190, app=watch.app, requested_by="u" * 150, total=1
+    )
+    SyncRun.objects.create(
+        watch=watch, app_name=watch.app.name, repository_name=str(watch.repository), operation=operation,
+        reason=Reason.RESYNC, requested_by="u" * 150, generation=watch.generation,
+    )  # fmt: skip
+    on_hold = make_watch(make_app("Search"), "docs")
+    App.objects.filter(pk=on_hold.app_id).update(cooldown_until=timezone.now() + timedelta(minutes=5))
+    fail(on_hold, RootCause.TIMEOUT)
+    App.objects.filter(pk=watch.app_id).update(paused=True)
+
     def journey(page: Page) -> list[str]:
         sign_in(page, quiet_site)
         wide = []
         for path in (
+            "/admin/",
+            LIST,
+            "/admin/deliveries_app/failedsync/",
+            "/admin/deliveries_app/bulkoperation/",
+            f"/admin/deliveries_app/bulkoperation/{operation.pk}/change/",
             f"{APPS}{watch.app_id}/change/",
+            f"{APPS}{watch.app_id}/rotate-token/",
             f"{APPS}{watch.app_id}/settings/",
             f"{APPS}{watch.app_id}/delete/",
             f"{LIST}{watch.pk}/change/",
@@ -40,6 +66,7 @@ def test_long_names_are_broken(quiet_site: Site, browser: Browser, watch: AppRep
             for width in (1280, 640, 320):
                 look_as(page, Look("light", width))
                 wide += [f"{path} ({width}): {problem}" for problem in overflow(page)]
+            wide += [f"{path}: rows are cut off"] * page.evaluate(CUT)
         return wide
 
     assert browser.drive(journey) == []
