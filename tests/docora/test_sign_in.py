@@ -10,13 +10,14 @@ import pytest
 from allauth.mfa.models import Authenticator
 from allauth.mfa.totp.internal.auth import format_hotp_value, hotp_value
 from django.contrib.auth import get_user
-from django.contrib.auth.models import Group, User
+from django.contrib.auth.models import AnonymousUser, Group, User
 from django.contrib.sessions.models import Session
 from django.core import signing
 from django.core.cache import cache
 from django.core.management import CommandError, call_command
 from django.db import connection as db_connection
 from django.http import HttpResponse
+from django.template.loader import render_to_string
 from django.test import Client, RequestFactory
 from django.test.utils import CaptureQueriesContext
 from django.urls import NoReverseMatch, reverse
@@ -62,6 +63,22 @@ def make_old(client: Client, seconds: float = 3600, key: str = recency.AUTHENTIC
 
 
 # --- Passwords ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "account/login.html", "account/reauthenticate.html", "account/no_access.html", "account/account_inactive.html",
+        "account/link.html", "account/link_invalid.html", "mfa/authenticate.html", "mfa/reauthenticate.html",
+        "socialaccount/authentication_error.html", "socialaccount/login_cancelled.html", "socialaccount/refused.html",
+    ],
+)  # fmt: skip
+def test_every_page_of_the_sign_in_has_a_heading(db, template: str) -> None:
+    request = RequestFactory().get("/accounts/")
+    request.user = AnonymousUser()
+    page = render_to_string(template, request=request)
+    [title] = re.findall(r"<title>(.*) \| Docora</title>", page)
+    assert re.findall(r"<h1>(.*)</h1>", page) == [title]
 
 
 def test_admin_redirects_to_the_sign_in_page_and_back(anna) -> None:
