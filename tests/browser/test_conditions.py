@@ -26,6 +26,16 @@ def watch(quiet_site: Site) -> AppRepository:
     return watch
 
 
+def resync(watch: AppRepository, *, title: str = "Re-sync", by: str = "anna") -> BulkOperation:
+    """Create a bulk operation that is waiting for this watch."""
+    operation = BulkOperation.objects.create(title=title, app=watch.app, requested_by=by, total=1)
+    SyncRun.objects.create(
+        watch=watch, app_name=watch.app.name, repository_name=str(watch.repository), operation=operation,
+        reason=Reason.RESYNC, requested_by=by, generation=watch.generation,
+    )  # fmt: skip
+    return operation
+
+
 CUT = (
     "[...document.querySelectorAll('.results, .table-scroll')].filter(box => box.scrollWidth > box.clientWidth).length"
 )
@@ -33,13 +43,7 @@ CUT = (
 
 def test_long_names_are_broken(quiet_site: Site, browser: Browser, watch: AppRepository) -> None:
     """Also on a phone, where no row is cut off: those of apps in a cooldown have the longest states."""
-    operation = BulkOperation.objects.create(
-        title="Re-sync" + "_" * 190, app=watch.app, requested_by="u" * 150, total=1
-    )
-    SyncRun.objects.create(
-        watch=watch, app_name=watch.app.name, repository_name=str(watch.repository), operation=operation,
-        reason=Reason.RESYNC, requested_by="u" * 150, generation=watch.generation,
-    )  # fmt: skip
+    operation = resync(watch, title="Re-sync" + "_" * 190, by="u" * 150)
     on_hold = make_watch(make_app("Search"), "docs")
     App.objects.filter(pk=on_hold.app_id).update(cooldown_until=timezone.now() + timedelta(minutes=5))
     fail(on_hold, RootCause.TIMEOUT)
@@ -73,7 +77,8 @@ def test_long_names_are_broken(quiet_site: Site, browser: Browser, watch: AppRep
 
 
 def test_forced_colours(quiet_site: Site, browser: Browser, watch: AppRepository) -> None:
-    """The chosen tab is marked, and buttons look like buttons."""
+    """The chosen tab is marked, buttons look like buttons, and bars can be seen."""
+    resync(watch)
     line = "tab => getComputedStyle(tab).borderBottomColor"
 
     def journey(page: Page) -> None:
@@ -83,6 +88,9 @@ def test_forced_colours(quiet_site: Site, browser: Browser, watch: AppRepository
         chosen, other = (page.locator(".tabs").get_by_role("link", name=name) for name in ("Operate", "Settings"))
         assert chosen.evaluate(line) != other.evaluate(line)
         expect(page.get_by_role("button", name="Send test ping")).to_have_css("border-top-style", "solid")
+        bar = page.locator(".progress-box progress")
+        expect(bar).to_have_css("border-top-style", "solid")
+        expect(bar).to_have_css("forced-color-adjust", "none")
 
     browser.drive(journey)
 
