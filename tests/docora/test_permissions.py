@@ -1,9 +1,13 @@
-"""A user's permissions are Django's, in one query."""
+"""A user's permissions are Django's, in one query, and Docora asks only for permissions that exist."""
+
+import re
 
 import pytest
+from django.conf import settings
 from django.contrib.auth.backends import ModelBackend
 from django.contrib.auth.models import AnonymousUser, Group, Permission, User
 
+from deliveries_app.permissions import Permission as Asked
 from docora.security.permissions import OneQueryBackend
 
 OWN, OF_GROUP, OTHER = "view_app", "resync_apprepository", "delete_app"
@@ -45,3 +49,16 @@ def test_inactive_users_and_superusers_as_in_django(user: User, change: dict[str
 def test_no_permissions_for_an_object_or_an_anonymous_user(user: User) -> None:
     assert OneQueryBackend().get_all_permissions(fresh(user), obj=user) == set()
     assert OneQueryBackend().get_all_permissions(AnonymousUser()) == set()
+
+
+def test_every_permission_exists(db) -> None:
+    """Django creates the permissions in the `Meta` of a model. For another one, `has_perm` says no to all but superusers."""
+    exist = {f"{label}.{name}" for label, name in Permission.objects.values_list("content_type__app_label", "codename")}
+    assert [permission for permission in Asked if permission not in exist] == [], "add them to `permissions` in a Meta"
+
+
+def test_templates_ask_for_known_permissions() -> None:
+    files = (settings.BASE_DIR / "templates").rglob("*.html")
+    asked = {name for file in files for name in re.findall(r"\bperms\.(\w+\.\w+)", file.read_text())}
+    assert len(asked) > 5
+    assert asked - set(Asked) == set(), "not in deliveries_app/permissions.py"
