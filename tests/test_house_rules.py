@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from django.conf import settings as django_settings
 
 PROJECT = Path(__file__).resolve().parent.parent
 PACKAGES = ("docora", "repositories_app", "deliveries_app")
@@ -127,7 +128,9 @@ def _imports_names(path: Path, package: str) -> bool:
 
 def level_of(module: str) -> int:
     part = module.split(".")[1] if "." in module else "receiver"
-    return next(level for level, names in enumerate(LEVELS) if part in names)
+    levels = [level for level, names in enumerate(LEVELS) if part in names]
+    assert levels, f"{module} has no level: add {part!r} to LEVELS here and to the table in CONTRIBUTING.md"
+    return levels[0]
 
 
 def test_docora_imports_no_app() -> None:
@@ -149,6 +152,13 @@ def test_imports_inside_deliveries_app_point_down() -> None:
         and is_within(imported, "deliveries_app")
         and level_of(imported) > level_of(module)
     ] == []
+
+
+def test_contributing_has_the_same_levels() -> None:
+    rows = re.findall(r"(?m)^\| (\d+) \| (.*?) \|", (PROJECT / "CONTRIBUTING.md").read_text())
+    named = {int(level): sorted(re.findall(r"`(\w+)(?:\.py|/)`", names)) for level, names in rows}
+    without_apps = LEVELS[:-1]  # Django looks for apps.py
+    assert named == {level: sorted(names) for level, names in enumerate(without_apps, 1)}
 
 
 def test_no_import_cycles() -> None:
@@ -276,21 +286,21 @@ def test_inline_code_search_finds_every_kind() -> None:
 
 # --- Settings are documented --------------------------------------------------------------------------------------------
 
-_READERS = {
-    "count", "database", "date", "flag", "mailers", "names", "networks", "pairs", "seconds", "text", "time_zone",
-}  # fmt: skip
+SETTINGS = PROJECT / "docora" / "settings.py"
+
+
+def reads() -> Iterator[tuple[str, str, ast.Call]]:
+    """Yield (function of `docora.conf.env`, variable, call) for every variable that settings.py reads."""
+    functions = {name.rpartition(".")[2] for name, _ in imports_of(SETTINGS) if is_within(name, "docora.conf.env")}
+    for node in nodes_of(SETTINGS):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in functions:
+            yield node.func.id, ast.literal_eval(node.args[0]), node
 
 
 def settings_read() -> dict[str, str | None]:
     """Return every variable that settings.py reads with its default as written in .env, or None if it is computed."""
     read: dict[str, str | None] = {}
-    for node in ast.walk(tree_of(PROJECT / "docora" / "settings.py")):
-        if not isinstance(node, ast.Call) or not node.args or not isinstance(node.args[0], ast.Constant):
-            continue
-        function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        name = str(node.args[0].value)
-        if function not in _READERS or not re.fullmatch(r"[A-Z][A-Z_]+", name):
-            continue
+    for function, name, node in reads():
         given = [*node.args[1:2], *(keyword.value for keyword in node.keywords if keyword.arg == "default")]
         if not given:
             read[name] = "no" if function == "flag" else ""
@@ -315,6 +325,17 @@ def test_env_example_states_the_real_defaults() -> None:
     documented = settings_documented()
     stated = {name: documented.get(name) for name, default in settings_read().items() if default is not None}
     assert stated == {name: default for name, default in settings_read().items() if default is not None}
+
+
+def test_durations_have_their_unit_in_their_names() -> None:
+    assert [name for function, name, _ in reads() if function == "seconds" and not name.endswith("_SECONDS")] == []
+
+
+def test_settings_list_every_job() -> None:
+    """A worker refuses a job whose function is not in `settings.JOBS`."""
+    module = tree_of(PROJECT / "deliveries_app" / "jobs.py")
+    functions = {node.name for node in module.body if isinstance(node, ast.FunctionDef) if node.name[0] != "_"}
+    assert {f"deliveries_app.jobs.{name}" for name in functions} == set(django_settings.JOBS)
 
 
 # --- The folder ---------------------------------------------------------------------------------------------------------
