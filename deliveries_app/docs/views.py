@@ -1,4 +1,4 @@
-"""The five public documentation pages, generated from the code where possible.
+"""The public documentation pages, generated from the code where possible.
 
 They do not use the database, so they remain available when it is down.
 """

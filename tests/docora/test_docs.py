@@ -17,7 +17,7 @@ import yaml
 from django.contrib.staticfiles import finders
 from django.core.management import get_commands
 from django.test import Client
-from django.urls import Resolver404, resolve
+from django.urls import Resolver404, resolve, reverse
 
 from deliveries_app.docs import examples, settings_reference, views
 from deliveries_app.models import AlertKind, Outcome, Reason, Result, Status, WatchState
@@ -30,7 +30,7 @@ from tests.support.staff import staff
 from tests.wire.clients import SAMPLES, load
 
 PROJECT = Path(__file__).resolve().parents[2]
-PAGES = ["/docs/", "/docs/webhooks/", "/docs/api/", "/docs/changes/", "/docs/operations/"]
+PAGES = [reverse(name) for name in views.PAGES]
 
 
 class Reader(HTMLParser):

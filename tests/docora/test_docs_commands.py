@@ -14,7 +14,7 @@ from deliveries_app.models import OperationKind
 from deliveries_app.progress.live import Progress
 from deliveries_app.reports.status import watch_fields
 from docora.cli import commands
-from tests.docora.test_docs import PROJECT, read
+from tests.docora.test_docs import PAGES, PROJECT, read
 from tests.support.staff import make_app, make_watch
 
 
@@ -58,7 +58,7 @@ def test_commands_that_ask_have_the_option_to_skip_the_question(section: str) ->
     assert set(re.findall("<code>([a-z_]+)", sentence[1])) == {"continue_resync", "rotate_key", "prune"}
 
 
-@pytest.mark.parametrize("address", ["/docs/", "/docs/operations/", "/docs/webhooks/", "/docs/api/", "/docs/changes/"])
+@pytest.mark.parametrize("address", PAGES)
 def test_commands_in_code_samples_exist(address: str) -> None:
     code = "\n".join(map(html.unescape, re.findall(r"<code[^>]*>([^<]*)</code>", Client().get(address).text)))
     for name, options in re.findall(
@@ -105,8 +105,7 @@ _PROGRAM = re.compile(
 
 
 def code_of_pages() -> list[str]:
-    pages = ("/docs/", "/docs/operations/", "/docs/webhooks/", "/docs/api/", "/docs/changes/")
-    found = [re.findall(r"<code[^>]*>(.*?)</code>", Client().get(page).text, re.DOTALL) for page in pages]
+    found = [re.findall(r"<code[^>]*>(.*?)</code>", Client().get(page).text, re.DOTALL) for page in PAGES]
     return [html.unescape(re.sub("<[^>]*>", "", code)) for page in found for code in page]
 
 
