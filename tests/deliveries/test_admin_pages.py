@@ -134,7 +134,7 @@ INVISIBLE = "\x1b[2J\x9b\u202e\u2066gpj"
 
 
 def test_control_characters_are_shown_escaped(root: Client, watch: AppRepository) -> None:
-    """A path, a branch, an error or an answer must not look like another one."""
+    """A path, a branch, an error or an answer must not look like another one. `visible` escapes them."""
     urls = pages(watch)
     Delivery.objects.update(path=Concat("path", Value(INVISIBLE)))
     DeliveryFailure.objects.update(path=f"b{INVISIBLE}", message=INVISIBLE, body=INVISIBLE)
