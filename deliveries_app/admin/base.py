@@ -66,7 +66,7 @@ class _FilterOnly(ChangeList):
 
 
 class DocoraAdmin[M: Model](PlainLists[M]):
-    """A model admin whose lists never count a whole table.
+    """A model admin whose lists count only the rows that the search and filters find.
 
     With a `page_template`, the change page is a read-only page with action buttons instead of a form. `page_context`
     returns its context.

@@ -86,7 +86,7 @@ class RequireRecentSignIn(AuditedAdmin):
 
 
 def _blocked_reason(users: Iterable[Any]) -> str:
-    """Return why these users must keep their permissions, or an empty string if there is another administrator."""
+    """Return why these users must keep their permissions, or an empty string if they need not."""
     administrators = User._default_manager.filter(is_active=True, is_staff=True, is_superuser=True)
     local = administrators.exclude(socialaccount__provider=oidc.PROVIDER_ID)  # the provider sets the roles of others
     concerned = local.filter(pk__in=[user.pk for user in users])

@@ -210,8 +210,8 @@ def resync_repository(request: HttpRequest, repository_id: RepositoryId) -> Stat
     **documented_responses(201, schemas.PushSecret, "The new secret is the only one that works now.", NOT_WATCHED),
 )
 def renew_push_secret(request: HttpRequest, repository_id: RepositoryId) -> Status[dict[str, str]]:
-    """Returns a URL and a secret for the webhook settings of the git host. With them, Docora checks the repository at each
-    push instead of every few minutes."""
+    """Returns a URL and a secret for the webhook settings of the git host. With them, Docora also checks the repository
+    at each push, not only every few minutes."""
     watch = callers.own_watch(request, repository_id)
     secret = watch_settings.renew_push_secret(callers.actor(request), watch)
     return Status(201, {"secret": secret, "url": hook_url(watch)})

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Annotated, Any
 
+from django.conf import settings
 from ninja import Schema
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
@@ -425,7 +426,11 @@ class EndpointSettings(BaseModel):
     base_url: SkipJsonSchema[Annotated[None, BeforeValidator(_administrators_only)]] = Field(default=None, exclude=True)
     paused: bool | None = Field(default=None, description="Pause or resume all notifications.", examples=[False])
     max_in_flight: int | None = Field(
-        default=None, ge=1, le=256, description="At most `max_in_flight_limit`.", examples=[4]
+        default=None,
+        ge=1,
+        le=settings.MAX_IN_FLIGHT_LIMIT,
+        description="At most `max_in_flight_limit`.",
+        examples=[4],
     )
     send_sync_completed: bool | None = Field(
         default=None, description="Whether to send `/sync_completed` after each complete sync.", examples=[True]

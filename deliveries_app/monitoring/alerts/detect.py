@@ -82,7 +82,7 @@ def _begin_round() -> int | None:
 def _subjects(now: datetime) -> Mapping[AlertKind, Subjects]:
     watches, apps = AppRepository.objects.alive(), App.objects.filter(ended_at=None).only("name")
     long_failing = watches.filter(failing_since__lte=now - timedelta(seconds=settings.ALERT_AFTER_SECONDS))
-    # An administrator's pause has no reason. The others are those after HTTP 410.
+    # Those after HTTP 410: an administrator's pause has no reason.
     paused = apps.filter(paused=True).exclude(paused_reason__in=["", PAUSED_BY_APP])
     # Nothing is sent to an app without watches, so nothing would show that its endpoint is back up.
     down = apps.filter(Exists(watches.filter(app=OuterRef("pk"))), down_count__gt=0)
