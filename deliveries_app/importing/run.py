@@ -64,7 +64,8 @@ class Counts:
 class Report:
     """The result of an import.
 
-    `problems` were not imported, or only in part. `remarks` are about rows that were, and about what was removed here.
+    `problems` were not imported, or only in part. `remarks` are about rows that were, about what was removed here, and about
+    records of no imported watch.
     """
 
     dry_run: bool = False
