@@ -56,7 +56,7 @@ _PATTERNS: list[tuple[Cause, str]] = [
      r"|not a git repository|not a tree object|not a valid object|invalid object|could not parse|unable to parse"
      r"|packfile \S+ |index file \S+ is |differ in contents|not a valid (sha1|object name)|needed a single revision"
      r"|nonexistent object|unable to resolve reference|reference broken|bad ref|packed-refs|unterminated line"
-     r"|bad config|unresolved deltas|all necessary objects|(malformed mode|empty filename) in tree|too-short tree"
+     r"|bad config|unresolved delta|all necessary objects|(malformed mode|empty filename) in tree|too-short tree"
      r"|truncated in tree|could not read [0-9a-f]{40}|unable to find [0-9a-f]{40}|bad signature|failed to read object"
      r"|not a commit|missing (tree|commit|object)|unable to (open|read) object|error reading from|bad shallow"
      r"|shallow file|existing object|unknown object type|object file \S+ is empty"

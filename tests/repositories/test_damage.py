@@ -206,3 +206,17 @@ def test_any_damage_is_detected_or_harmless(
     if error is not None:
         assert (error.cause, error.permanent, error.for_every_watcher) == (Cause.CORRUPT, False, False), str(error)
         assert "The mirror is damaged and will be rebuilt" in str(error)
+
+
+def test_damaged_base_of_one_delta(mirror: Mirror, server: GitFixture, fetched: Callable[..., str]) -> None:
+    """The pack of the next commit is whole. git can't apply its delta to the folder, and blames the pack."""
+    repo = server.repo("acme/flat", {f"{number:03}.txt": b"%d" % number for number in range(200)})
+    root = git(mirror.directory, "rev-parse", f"{fetched(repo)}^{{tree}}").decode().strip()
+    known = git(mirror.directory, "verify-pack", "-v", str(pack(mirror, "idx"))).decode().splitlines()
+    _, _, _, size, offset = next(line for line in known if line.startswith(root)).split()
+    content = bytearray(pack(mirror, "pack").read_bytes())
+    content[int(offset) + int(size) // 2] ^= 0xFF
+    pack(mirror, "pack").write_bytes(content)
+    repo.commit({"100.txt": b"changed"})
+    with pytest.raises(GitError, match="The mirror is damaged and will be rebuilt"):
+        fetched(repo)

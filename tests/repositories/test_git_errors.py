@@ -50,6 +50,7 @@ def http(status: int) -> str:
         ("fatal: attempting to allocate 9 over limit 1", Cause.TOO_LARGE, True, True, "The repository is too large: "),
         ("fatal: Out of memory, realloc failed", Cause.TOO_LARGE, True, True, "The repository is too large: "),
         ("fatal: bad object 1234", Cause.CORRUPT, False, False, "will be rebuilt"),
+        ("fatal: pack has 1 unresolved delta\nfatal: fetch-pack: invalid index-pack output", Cause.CORRUPT, False, False, "will be rebuilt"),
         ("fatal: remote error: upload-pack: not our ref 1234", Cause.OTHER, True, False, "not our ref"),
         ("fatal: something new", Cause.OTHER, True, False, "something new"),
         ("", Cause.OTHER, True, False, "no error message"),
