@@ -112,8 +112,9 @@ def is_full(error: BaseException | None) -> bool:
 def is_outage(error: BaseException | None) -> bool:
     """Return whether the error means that the database can't be reached, is full or read-only, not that a statement is faulty.
 
-    PostgreSQL's driver has no SQLSTATE for a failed connection; 08, 57P and 53300 are a lost connection, a server that
-    starts or stops, and too many connections. SQLite's file may be locked, full or missing.
+    PostgreSQL's driver has no SQLSTATE for a failed connection; 08 is a lost connection, 53 a lack of disk space, memory or
+    connections, 55P03 a lock that took too long, and 57 a server that starts, stops, or has ended the statement, as after its
+    `statement_timeout`. SQLite's file may be locked, full or missing.
     """
     if is_read_only(error):
         return True
@@ -122,4 +123,4 @@ def is_outage(error: BaseException | None) -> bool:
     if (code := getattr(error.__cause__, "sqlite_errorcode", None)) is not None:
         return bool(code & 0xFF != _SQLITE_ERROR)
     state = sqlstate(error)
-    return state is None or state.startswith(("08", "57P", _DISK_FULL, "53300"))
+    return state is None or state.startswith(("08", "53", "55P03", "57"))

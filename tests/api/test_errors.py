@@ -229,3 +229,13 @@ def test_faulty_statement_is_no_outage(db) -> None:
         with pytest.raises(DatabaseError) as caught, transaction.atomic(), connection.cursor() as cursor:
             cursor.execute(statement)
         assert not is_outage(caught.value)
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="SQLite has no such timeout")
+def test_statement_that_the_server_has_ended_is_an_outage(db) -> None:
+    statement = (
+        "DO $$ BEGIN RAISE 'canceling statement due to statement timeout' USING ERRCODE = 'query_canceled'; END $$"
+    )
+    with pytest.raises(OperationalError) as caught, transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(statement)
+    assert is_outage(caught.value)
