@@ -37,7 +37,11 @@ def test_unreachable_database(
         postgres_server.start()
         connection.close()
     assert code == 1
-    assert "PROBLEM  database: The database is not responding. Check DATABASE_URL and the database server." in said
+    found = re.search(
+        r"PROBLEM  database: The database is not responding: (.+)\. Check DATABASE_URL and the database server\.", said
+    )
+    assert found is not None, said
+    assert found[1].endswith("No such file or directory")
     for check in ("secrets", "sweep"):
         assert f"WARNING  {check}: Not checked, because the database check found a problem." in said
     assert "fine     delivery: " in said
