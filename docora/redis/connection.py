@@ -81,7 +81,8 @@ def problem(error: RedisError) -> tuple[str, str]:
         return text, "Write it as redis://:password@host:6379/0, with special characters percent-encoded."
     if isinstance(error, BusyLoadingError):
         return f"Redis is starting: {cause}.", "Wait until it has loaded its data."
-    if isinstance(error, ReadOnlyError | OutOfMemoryError):
+    has_become_replica = "UNBLOCKED" in cause  # while a worker waited for a job
+    if isinstance(error, ReadOnlyError | OutOfMemoryError) or has_become_replica:
         return f"Redis refuses: {cause}.", "REDIS_URL must point to a primary with free memory."
     if isinstance(error, ResponseError):
         return f"Redis refuses: {cause}.", "Check the database number in REDIS_URL and the user's permissions."

@@ -217,6 +217,12 @@ def test_redis_that_requires_a_password(valkey_server: ValkeyServer, instance_en
             ReadOnlyError("You can't write against a read only replica."),
             "refuses: .* REDIS_URL must point to a primary",
         ),
+        (
+            ResponseError(
+                "UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)"
+            ),
+            "refuses: .* REDIS_URL must point to a primary",
+        ),
         (OutOfMemoryError("command not allowed"), "refuses: .* must point to a primary with free memory."),
         (NoPermissionError("User docora can't run 'set'"), "refuses: .* Check the database number .* permissions."),
     ],
