@@ -43,6 +43,9 @@ def postgres_options(given: Mapping[str, Any], lease_seconds: float) -> dict[str
     session = {
         "idle_in_transaction_session_timeout": timeout,
         "tcp_user_timeout": timeout,
+        # Longer than an idle transaction can hold a lock. Otherwise, while a person's session or an upkeep job locks a table, pages
+        # and syncs would wait as long, and all threads of the web process with them.
+        "lock_timeout": 2 * timeout,
         "plan_cache_mode": "force_generic_plan",  # `docora.db.prepared`
         # Compiling takes seconds. Before version 18, every plan that reads a table in spite of `enable_seqscan=off` is compiled.
         "jit": "off",

@@ -72,6 +72,8 @@ def test_idle_transaction_ends_after_a_lease(postgres_server: PostgresServer, tr
     with connection.cursor() as cursor:
         cursor.execute("SHOW idle_in_transaction_session_timeout")
         assert cursor.fetchone() == (f"{settings.LEASE_SECONDS:.0f}s",)
+        cursor.execute("SHOW lock_timeout")
+        assert cursor.fetchone() == ("1min",)  # twice as long
     used = connection.connection.info.get_parameters()
     assert (used["connect_timeout"], used["tcp_user_timeout"]) == ("10", "30000")
     assert [used[f"keepalives_{name}"] for name in ("idle", "interval", "count")] == ["10", "5", "3"]

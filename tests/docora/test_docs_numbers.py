@@ -151,7 +151,7 @@ def test_every_number_has_a_source() -> None:
         r"SYNCS_PER_WORKER at once \(\d+\)", r"a pool of at most \d+", r"\d+ × web processes \+ \d+ × workers \+ 2 × sweeps",
         r"within 45 seconds with the default of 30", r"the default of 100 is enough", r"default limit of 10,000",
         r"of one up share \d+", r"with up to 16 workers takes at most \d+, so",
-        r"REPOS_MAX_BYTES=0", r"idle_in_transaction_session_timeout = '30s'",
+        r"REPOS_MAX_BYTES=0", r"idle_in_transaction_session_timeout = '30s'", r"lock_timeout = '60s'",
     ]  # fmt: skip
     sources = [*(fragment for fragment, _, _ in BENCH), *MEASURED, *PREMISES, *of_settings]
     covered = [False] * len(rest)
