@@ -141,6 +141,17 @@ def test_removal_keeps_a_shared_repository(world: World, monkeypatch) -> None:
     assert with_refs(other) == {other.watch_id}
 
 
+def test_removal_keeps_the_differences_of_other_watches(world: World) -> None:
+    _, watch = world.watch()
+    _, other = world.watch(name="acme/gadgets")
+    for each in (watch, other):
+        check = DriftCheck.objects.create(watch=each, requested_by="anna", state=DriftState.DIFFERS, ended_at=Now())
+        DriftFile.objects.create(check_of=check, path="readme.md", kind=DriftKind.MISSING, sha="a" * 64, sequence=1)
+    unwatch_repository(COMMAND, watch)
+    assert remove_ended() == 1
+    assert DriftFile.objects.get().check_of.watch == other
+
+
 def test_watching_again_before_the_removal_revives_the_watch(
     world: World,
 ) -> None:
