@@ -17,7 +17,7 @@ from deliveries_app import scheduling
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Status, SyncRun
 from deliveries_app.progress import runs
-from deliveries_app.services import cancel_request, cancel_sync, resync_single, rollout
+from deliveries_app.services import cancel_request, cancel_sync, resync_single, rollout, unwatch_repository
 from deliveries_app.sweep import head_checks, loop
 from deliveries_app.sweep.head_checks import check_due
 from docora.db.compiled import compiled
@@ -340,6 +340,13 @@ def test_each_watch_is_compared_with_its_own_base(world: World) -> None:
     world.sync(late)
     world.check()
     assert due() == {early.pk}
+
+
+def test_unwatched_repository_is_not_checked(world: World) -> None:
+    [watch] = settled(world, 1)
+    unwatch_repository(Actor.command(), watch)
+    assert world.check() == 0
+    assert not world.git.server.requests
 
 
 def test_watch_that_waits_without_a_failure_is_not_checked(world: World) -> None:
