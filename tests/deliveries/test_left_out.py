@@ -178,10 +178,13 @@ def test_upgrade_deletes_nothing_that_is_only_special_on_windows(world: World) -
     assert watch.left_out == {"unsafe_path": 1}
 
 
-def test_snapshot_totals_prefer_a_watch_without_patterns(world: World) -> None:
+@pytest.mark.parametrize(
+    "patterns", [{"ignore_patterns": "*.env"}, {"exclude_patterns": "*.env"}, {"include_patterns": "a\nd"}], ids=str
+)
+def test_snapshot_totals_prefer_a_watch_without_patterns(world: World, patterns: dict[str, str]) -> None:
     repo, watch = world.watch({"a": b"a", "b.env": b"bb", "c.env": b"cc"})
     world.settle()
-    change_watch(Actor.command(), watch, ignore_patterns="*.env")
+    change_watch(Actor.command(), watch, **patterns)
     world.settle()
     snapshot = watch.repository.snapshots.get()
     assert (snapshot.file_count, snapshot.total_bytes) == (3, 5)
