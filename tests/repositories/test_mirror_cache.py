@@ -101,6 +101,16 @@ def test_mirror_in_use_is_kept_without_waiting(mirrors, folder: Path, settings) 
     assert exist(made) == [False, False, False]
 
 
+def test_orphaned_mirror_in_use_is_kept_without_waiting(mirrors, folder: Path) -> None:
+    [made] = mirrors(1, 10)
+    Repository.objects.all().delete()
+    with Mirror(made.directory).in_use(lambda: None):
+        maintain(folder)
+        assert made.directory.exists()
+    maintain(folder)
+    assert not made.directory.exists()
+
+
 def test_mirror_that_git_still_uses_is_kept(mirrors, folder: Path, settings) -> None:
     [made] = mirrors(1)
     settings.REPOS_MAX_BYTES = 1
