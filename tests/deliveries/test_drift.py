@@ -336,7 +336,7 @@ def test_random_copies_are_compared_as_sets() -> None:
             | dict.fromkeys(copy.keys() - held.keys(), "extra")
             | {path: "different" for path in held.keys() & copy.keys() if held[path] != copy[path]}
         )
-        assert comparison.compared == len(held.keys() | copy.keys())
+        assert (comparison.compared, comparison.differences) == (len(held.keys() | copy.keys()), len(kinds))
 
 
 def test_page_that_is_too_large_is_requested_again_in_smaller_ones(
