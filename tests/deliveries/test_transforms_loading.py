@@ -47,9 +47,12 @@ def test_fingerprint_covers_names_versions_and_order(settings, monkeypatch) -> N
         use_transforms(settings, *names).fingerprint
         for names in ([], ["Shout"], ["Swap"], ["Shout", "Swap"], ["Swap", "Shout"])
     }
-    monkeypatch.setattr(samples.Shout, "version", 2)
-    fingerprints.add(use_transforms(settings, "Shout").fingerprint)
-    assert len(fingerprints) == 6
+    for version in (2, "2.1"):
+        monkeypatch.setattr(samples.Shout, "version", version)
+        active = use_transforms(settings, "Shout")
+        assert not active.problem
+        fingerprints.add(active.fingerprint)
+    assert len(fingerprints) == 7
     assert "" in fingerprints  # without transforms
 
 
