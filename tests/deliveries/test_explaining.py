@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 from django.core.exceptions import PermissionDenied
@@ -79,6 +80,19 @@ def test_patterns_that_take_too_long(world: World, monkeypatch: pytest.MonkeyPat
     state, message = explain_path(watch, "x/y/z.md").decision
     assert state in {"left out", "waiting"}
     assert message.startswith("Not sent: matching the patterns takes too long.")
+
+
+def test_slow_git(world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _, watch = world.watch({"a.md": b"1"})
+    world.settle()
+    slow = tmp_path / "slow/git"
+    slow.parent.mkdir()
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o700)
+    monkeypatch.setenv("PATH", str(slow.parent), prepend=os.pathsep)
+    monkeypatch.setattr("deliveries_app.planning.file_lookup.SECONDS", 0.1)
+    found = explain_path(watch, "a.md").found
+    assert found.unknown == "Git is too slow on this server right now. Try again shortly."
 
 
 def test_ignored_file_that_the_client_still_has(world: World) -> None:
