@@ -167,6 +167,13 @@ def test_client_that_knows_neither_key(world: World) -> None:
     assert "HTTP 401" in watch.last_error
 
 
+def test_refused_key_is_never_replaced_by_another_apps_key(world: World) -> None:
+    apps = [world.app, world.add_app("Other")]
+    for app in apps:
+        App.objects.filter(pk=app.pk).update(client_auth_key=f"new-{app.pk}")
+    assert [Keyring(app).other((KEY,)) for app in apps] == [(f"new-{app.pk}",) for app in apps]
+
+
 def test_old_key_is_retired_after_acceptance_of_the_new(world: World) -> None:
     with pytest.raises(KeyRotationError, match="No key rotation is in progress"):
         retire_old_key(ME, world.app)
