@@ -344,6 +344,17 @@ def test_bulk_work_comes_after_the_other_watches_of_the_app(world: World, redis_
     assert ids("default") == [watch.job_id for watch in (retry, *bulk[:3])]
 
 
+def test_watch_is_not_bulk_work_after_its_operation(world: World, redis_client: Redis) -> None:
+    first, second = (world.watch(name=f"acme/widgets-{number}")[1] for number in range(2))
+    resync_many(Actor.command(), AppRepository.objects.filter(pk=first.pk))
+    SyncRun.objects.update(outcome="succeeded", ended_at=Now())
+    AppRepository.objects.update(next_sync_at=Now() - timedelta(seconds=1))
+    AppRepository.objects.filter(pk=first.pk).update(next_sync_at=Now() - timedelta(hours=1))
+    redis_client.flushall()
+    enqueue_due()
+    assert ids("default") == [first.job_id, second.job_id]
+
+
 def test_only_one_process_at_a_time_fills_the_queue(world: World, redis_client: Redis) -> None:
     for number in range(3):
         world.watch(name=f"acme/{number}")
