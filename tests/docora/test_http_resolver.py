@@ -225,6 +225,11 @@ def test_localhost_uses_the_allowed_loopback_address(serve, host):
     assert resolve(host, LOOPBACK).addresses == ("127.0.0.1",)
 
 
+def test_localhost_with_one_allowed_address(dns):
+    dns(["::1", "127.0.0.1"])
+    assert resolve("localhost", LOOPBACK).addresses == ("127.0.0.1",)
+
+
 def test_subdomain_named_localhost_gets_no_exception(dns):
     dns(["127.0.0.1", "::1"])
     assert resolve("localhost.evil.example", LOOPBACK).cause is Cause.REFUSED_ADDRESS
