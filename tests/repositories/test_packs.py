@@ -233,6 +233,9 @@ MALFORMED = {
     "another section": answer(packet(b"acknowledgments\n") + packet(b"NAK\n"), packfile(b"\1PACK")),
     "a commit that got its parents": answer(shallow_info(f"unshallow {NAME}"), packfile(b"\1PACK")),
     "no object's name": answer(shallow_info("shallow ../../../../etc/passwd"), packfile(b"\1PACK")),
+    "a name of the other object format": answer(
+        shallow_info(f"shallow {'1' * (104 - len(NAME))}"), packfile(b"\1PACK")
+    ),
     "a name with a line break": answer(shallow_info(f"shallow {NAME[:-2]}\n1"), packfile(b"\1PACK")),
     "a name after a line break": answer(shallow_info(f"shallow \n{NAME[1:]}"), packfile(b"\1PACK")),
     "a length with a sign": packet(b"packfile\n") + b"+00a" + b"\1PACK" + b"0000",
