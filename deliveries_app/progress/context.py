@@ -43,12 +43,20 @@ def _context(operation: BulkOperation, progress: Progress) -> dict[str, Any]:
 def of_watch(watch: AppRepository) -> dict[str, Any]:
     """Return the context for `docora/progress.html#watch_progress`: the watch's current run, open or ended.
 
-    The watch must be read `with_state`.
+    `synced_since`: the run ended without success, and a later sync had nothing to send, so it has no run. The watch must be read
+    `with_state`.
     """
     run = current_run(watch)
     progress = live.of_run(run) if run else None
     doing = activity.of_run(run, watch, progress) if run and progress else None
-    return {"watch": watch, "run": run, "progress": progress, "activity": doing}
+    synced_since = bool(
+        run
+        and run.ended_at
+        and run.outcome != Outcome.SUCCEEDED
+        and watch.last_synced_at
+        and watch.last_synced_at > run.ended_at
+    )
+    return {"watch": watch, "run": run, "progress": progress, "activity": doing, "synced_since": synced_since}
 
 
 def open_operations(user: User | AnonymousUser) -> list[dict[str, Any]]:

@@ -72,8 +72,8 @@ ROOT_HINTS: dict[RootCause, Hint] = {
         (Permission.CHANGE_APPS, Permission.RETRY),
     ),
     RootCause.TLS: Hint(
-        "The endpoint's certificate has expired, doesn't match its hostname, or is sent without its intermediate "
-        "certificates.",
+        "The endpoint's certificate has expired, doesn't match its hostname, is self-signed, or is sent without its "
+        "intermediate certificates.",
         "Ask the app's operators to fix it, then retry.",
         (Permission.RETRY,),
     ),
@@ -104,7 +104,7 @@ ROOT_HINTS: dict[RootCause, Hint] = {
     ),
     RootCause.UNEXPECTED: Hint(
         "Only 2xx responses count as accepted, and redirects are not followed.",
-        "If the app redirects, set the base URL to the redirect's target, then retry.",
+        "If the app redirects, send a test ping to see where. Change the base URL, then retry.",
         (Permission.CHANGE_APPS, Permission.RETRY),
     ),
     RootCause.ADDRESS: Hint(

@@ -14,6 +14,7 @@ from deliveries_app.services.requests import NotFound
 from deliveries_app.sync.outcomes import pause_app
 from deliveries_app.webhooks.client import describe_outcome, post_ping
 from deliveries_app.webhooks.keyring import Keyring, response_texts
+from deliveries_app.webhooks.payloads import endpoint
 from docora.http.client import Cause, Outcome
 from repositories_app.git.remote import new_client
 
@@ -22,7 +23,8 @@ _HINTS: dict[Cause | int, str] = {
     Cause.REFUSED_ADDRESS: "Docora isn't allowed to connect to this address. If it is correct, ask an administrator to add its "
     "network to ALLOWED_PRIVATE_NETWORKS (and to set ALLOW_HTTP for plain http).",
     Cause.CONNECT: "Check that the app is running, and check the port.",
-    Cause.TLS: "Check that the certificate matches the hostname, hasn't expired, and is sent with its intermediate certificates.",
+    Cause.TLS: "Check that the certificate matches the hostname, hasn't expired, isn't self-signed, and is sent with its "
+    "intermediate certificates.",
     Cause.TIMEOUT: "Check the app's log, and any proxy or firewall in front of it.",
     Cause.NETWORK: "Check the app's log, and any proxy in front of it.",
     401: "The app rejected the signature. Check that it uses the signing key from Docora. If the app has lost the key, rotate "
@@ -98,7 +100,17 @@ def _hint(outcome: Outcome, app: App, *, new_key: bool) -> str:
     if status == 401 and app.is_rotating_key:
         return _NEW_KEY_REJECTED if new_key else _BOTH_KEYS_REJECTED
     if 300 <= status < 400:
-        return "Docora doesn't follow redirects. Set the base URL to the redirect's target."
+        return _redirect_hint(app, outcome)
     if status >= 500:
         return "The app failed to handle the ping. Check its log."
     return _HINTS.get(status, "Only 2xx responses count as accepted. Check the app's log.")
+
+
+def _redirect_hint(app: App, outcome: Outcome) -> str:
+    hint = "Docora doesn't follow redirects. Change the base URL if the app has moved."
+    url = endpoint(app.base_url, "ping")
+    try:
+        target = outcome.redirect_target(url)
+    except ValueError:
+        return hint
+    return hint if target == url else f"The app redirects to {response_texts(app, [target.encode()])[0]}. {hint}"

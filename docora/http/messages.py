@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
+from urllib.parse import urljoin
 
 from django.utils.http import parse_http_date_safe
 
@@ -94,6 +95,10 @@ class Outcome:
             elif name.startswith("HTTP/"):
                 headers.clear()
         return headers
+
+    def redirect_target(self, url: str) -> str:
+        """Return where a request to `url` was redirected to, without query and fragment. Raises ValueError."""
+        return urljoin(url, self.headers.get("location", "")).partition("?")[0].partition("#")[0]
 
     def retry_after(self, now: float) -> float | None:
         """Return the seconds that Retry-After asks to wait, from `now` (Unix time); None without a valid header."""

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, Self
-from urllib.parse import urljoin
 
 from django.conf import settings
 
@@ -326,7 +325,7 @@ def _moved(remote: git.Remote, outcome: Outcome) -> RepositoryMoved:
     """Return the error for a redirect, which is not followed. It names the target if that may be watched."""
     url = remote.url.removesuffix("/")
     try:
-        target = urljoin(f"{url}/", outcome.headers.get("location", "")).partition("?")[0].partition("#")[0]
+        target = outcome.redirect_target(f"{url}/")
         repository = re.sub(r"/(info/refs|git-upload-pack)$", "", target)
         parsed = parse_url(repository)
     except ValueError:  # `InvalidUrl` is one

@@ -7,6 +7,7 @@ import pytest
 from django.test import Client
 from django.utils import timezone
 
+from deliveries_app.actors import Actor
 from deliveries_app.models import (
     App,
     AppRepository,
@@ -20,7 +21,8 @@ from deliveries_app.models import (
 )
 from deliveries_app.progress.runs import open_run
 from deliveries_app.reports.next_attempt import NextAttempt, next_attempt_of
-from tests.support.admin_pages import posted_form
+from deliveries_app.services import retry_single
+from tests.support.admin_pages import posted_form, superuser
 from tests.support.audit import by_users
 from tests.support.staff import fail, make_app, make_watch, staff
 from tests.support.world import World
@@ -162,6 +164,23 @@ def test_failing_watch_does_not_claim_that_all_files_are_sent(keeper: Client, wa
     page = page_of(keeper, watch)
     assert "<p>None.</p>" in page
     assert "All files are sent." not in page
+
+
+def test_failed_run_is_not_shown_as_the_state_after_a_sync_without_a_run(world: World) -> None:
+    """A sync that has nothing to send has no run. Until there is another run, the page shows the last one."""
+    _, watch = world.watch({"a.txt": b"1"})
+    world.settle()
+    keeper = superuser()
+    world.git.server.on_request = lambda method, target: 403
+    world.sync(watch)
+    retry_single(Actor.command(), watch)
+    assert world.sync(watch).status == "failed"
+    assert 'data-outcome="failed"' in page_of(keeper, watch)
+    world.git.server.on_request = None
+    assert world.sync(watch).status == "synced"
+    page = page_of(keeper, watch)
+    assert re.search(r"· failed <time.*?</time> · synced <time", page)
+    assert 'data-outcome="failed"' not in page
 
 
 def test_next_check_of_a_failing_watch_is_no_later_than_its_next_try(keeper: Client, watch: AppRepository) -> None:

@@ -56,6 +56,14 @@ def test_every_other_status_has_a_hint(world: World, status: int, hint: str) -> 
     assert "Because of that" in ping.body
 
 
+def test_redirect_hint_names_the_target(world: World) -> None:
+    world.answer(lambda note: Answer(308, headers={"Location": "https://new.example/hooks/ping?key=1#a"}))
+    assert "The app redirects to https://new.example/hooks/ping. Docora" in send_ping(ME, world.app).hint
+    for location in ("", "https://[new.example/"):
+        world.answer(lambda note, location=location: Answer(308, headers={"Location": location}))
+        assert send_ping(ME, world.app).hint.startswith("Docora doesn't follow redirects.")
+
+
 def test_410_pauses_the_app(world: World) -> None:
     world.answer(lambda note: Answer(410))
     assert "was paused" in send_ping(ME, world.app).hint
