@@ -291,6 +291,7 @@ READS: dict[str, tuple[object, str]] = {
     "surrogate": (rb'{"files":[{"path":"\ud800","sha":"' + b"a" * 64 + b'"}]}', "isn't JSON"),
     "a list": ([], "isn't a JSON object"),
     "another hash": ({"tree_sha256": "b" * 64}, "another tree_sha256"),
+    "hash after a page": ({"tree_sha256": "c" * 64}, "followed by an equal tree_sha256"),
     "files": ({"files": {}}, "isn't a list"),
     "too many": ({"files": [ENTRY, ENTRY | {"path": "2"}, ENTRY | {"path": "3"}]}, "limit was 2"),
     "entry": ({"files": ["1.txt"]}, "no path or no sha"),

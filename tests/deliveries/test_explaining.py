@@ -300,6 +300,8 @@ def test_dropping_and_failing_transforms_are_named(world: World, settings) -> No
     assert why.decision.state == "failed"
     assert "transform picky failed: ValueError. The client keeps what it has" in why.decision.message
     assert why.failure
+    use_transforms(settings, "Missing")
+    assert "Missing', which cannot be imported" in explain_path(other, "c.md").decision.message
 
 
 def test_file_waiting_for_a_pause(world: World) -> None:
