@@ -7,7 +7,6 @@ from typing import Any
 
 from django import template
 from django.utils import timezone
-from django.utils.formats import date_format
 from django.utils.html import format_html, format_html_join, strip_tags
 from django.utils.safestring import SafeString
 
@@ -168,8 +167,8 @@ def _rounded(seconds: float) -> str:
 
 @register.filter
 def exact(moment: datetime | None) -> str:
-    """Format a time exactly, for detail pages."""
-    return date_format(timezone.localtime(moment), "DATETIME_FORMAT") if moment else "—"
+    """Format a time exactly, for detail pages. Django's format omits the zone in the hour that the end of summer time repeats."""
+    return f"{timezone.localtime(moment):%Y-%m-%d %H:%M:%S %Z}" if moment else "—"
 
 
 @register.filter(is_safe=True)

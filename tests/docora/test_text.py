@@ -1,7 +1,11 @@
 """Cleaning of untrusted text and formatting of numbers."""
 
-import pytest
+from datetime import UTC, datetime
 
+import pytest
+from django.utils import timezone
+
+from docora.templatetags.docora import exact
 from docora.text import (
     can_be_id,
     clean_text,
@@ -29,6 +33,12 @@ from docora.text import (
 )
 def test_format_seconds(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
+
+
+def test_times_in_the_hour_that_the_end_of_summer_time_repeats() -> None:
+    with timezone.override("America/New_York"):
+        times = [exact(datetime(2026, 11, 1, hour, 30, tzinfo=UTC)) for hour in (5, 6)]
+    assert times == ["2026-11-01 01:30:00 EDT", "2026-11-01 01:30:00 EST"]
 
 
 @pytest.mark.parametrize(
