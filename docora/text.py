@@ -48,8 +48,8 @@ def format_bytes(count: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Format a duration in at most two units: `12 s`, `3 min 20 s`, `2 h 5 min`."""
-    if seconds < 0.5:
+    """Format a duration in at most two units: `12 s`, `3 min 20 s`, `2 h 5 min`, `90 d 3 h`."""
+    if seconds <= 0.5:
         return "less than a second"
     minutes, seconds = divmod(round(seconds), 60)
     if not minutes:
@@ -57,7 +57,10 @@ def format_seconds(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {seconds} s" if seconds else f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h" if hours else f"{days} d"
 
 
 def format_estimate(seconds: float) -> str:

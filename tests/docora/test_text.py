@@ -23,12 +23,15 @@ from docora.text import (
     ("seconds", "text"),
     [
         (0, "less than a second"),
+        (0.5, "less than a second"),
         (0.6, "1 s"),
         (59.4, "59 s"),
         (59.6, "1 min"),
         (200, "3 min 20 s"),
         (120, "2 min"),
         (7500, "2 h 5 min"),
+        (172_800, "2 d"),
+        (90 * 86400 + 10_900, "90 d 3 h"),
     ],
 )
 def test_format_seconds(seconds: float, text: str) -> None:
