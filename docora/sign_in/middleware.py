@@ -38,7 +38,7 @@ class SignInMiddleware:
     @staticmethod
     def _check_activity(request: HttpRequest) -> None:
         now = time.time()
-        idle = now - request.session.get(ACTIVE_AT, now)
+        idle = abs(now - request.session.get(ACTIVE_AT, now))  # a time ahead was written while the clock was wrong
         limit = settings.SESSION_IDLE_SECONDS or math.inf
         if idle > limit:
             request.was_idle = True  # type: ignore[attr-defined]  # for the audit log
