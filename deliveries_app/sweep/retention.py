@@ -10,6 +10,8 @@ kinds of runs are kept regardless of their age:
 - the newest re-sync of each watch that has ended and was not cancelled: if a later re-sync is cancelled, the floor goes back to
   it (`engine.md` §3). An open re-sync does not count, because it may be the one that is cancelled;
 - runs of a bulk operation that is kept: its final numbers are counted from them.
+
+Rows are old if they are so by this machine's clock and by the database's: with one wrong clock, all history would be lost.
 """
 
 from collections import Counter
@@ -39,6 +41,7 @@ from deliveries_app.models import (
 )
 from deliveries_app.monitoring.alerts import contacts
 from docora.db import append_only
+from docora.db.clock import database_now
 from docora.redis import queues
 from repositories_app.models import Snapshot
 
@@ -84,7 +87,7 @@ def prune(
 
     Call `on_progress` repeatedly with the number of rows removed so far.
     """
-    now = timezone.now()
+    now = _now()
     operations = _old_operations(now)
     run_days, audit_days = settings.SYNC_RUN_RETENTION_DAYS, settings.AUDIT_RETENTION_DAYS
     ended_checks = DriftCheck.objects.filter(ended_at__isnull=False)
@@ -108,6 +111,10 @@ def prune(
             removed[name] += count
             on_progress(removed.total())
     return Pruned(**removed)
+
+
+def _now() -> datetime:
+    return min(timezone.now(), database_now())
 
 
 def _older(rows: QuerySet[Any], field: str, days: int, now: datetime) -> QuerySet[Any]:
@@ -173,7 +180,7 @@ def _delete(part: QuerySet[Any]) -> int:
     """Delete the rows of one slice. The audit log's triggers allow it for the time before its retention."""
     if part.model is not AuditEntry:
         return part._raw_delete(using=part.db)
-    before = _days_before(timezone.now(), settings.AUDIT_RETENTION_DAYS)
+    before = _days_before(_now(), settings.AUDIT_RETENTION_DAYS)
     with append_only.deletes_before(connections[part.db], AuditEntry._meta.db_table, before):
         return part._raw_delete(using=part.db)
 

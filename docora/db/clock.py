@@ -4,8 +4,10 @@ import time
 from datetime import datetime, timedelta
 from functools import lru_cache
 
+from django.db import connection
 from django.db.models.expressions import Combinable
 from django.db.models.functions import Now
+from django.utils import timezone
 
 
 def boot_seconds() -> float:
@@ -17,6 +19,16 @@ def boot_seconds() -> float:
 def from_now(seconds: float) -> Combinable:
     """Return an expression for the database's time plus `seconds`."""
     return Now() + timedelta(seconds=seconds)
+
+
+def database_now() -> datetime:
+    """Return the database's time. SQLite uses this machine's."""
+    if connection.vendor == "sqlite":
+        return timezone.now()
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT statement_timestamp()")
+        now: datetime = cursor.fetchone()[0]
+    return now
 
 
 class DatabaseClock:

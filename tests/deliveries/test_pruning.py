@@ -13,9 +13,9 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from deliveries_app import jobs
+from deliveries_app import audit, jobs
 from deliveries_app.actors import Actor
-from deliveries_app.models import AppRepository, BulkOperation, HourlyTraffic, Outcome, Reason, SyncRun
+from deliveries_app.models import AppRepository, AuditAction, BulkOperation, HourlyTraffic, Outcome, Reason, SyncRun
 from deliveries_app.services import cancel_operation, cancel_request, resync_many, resync_single
 from deliveries_app.sweep import loop, retention
 from deliveries_app.sweep.retention import Pruned, prune
@@ -215,6 +215,22 @@ def test_cancel_an_operation_after_pruning(world: World) -> None:
     assert prune() == Pruned(runs=3, operations=1)
     assert cancel_operation(Actor.command(), operation) == 3
     assert [numbers(watch) for watch in watches] == [(4, 2)] * 3
+
+
+@pytest.mark.parametrize("wrong", ["worker", "database"])
+def test_clock_that_is_years_ahead_removes_nothing(
+    watch: AppRepository, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    run_of(watch, days=RECENT)
+    run_of(watch, days=0)
+    HourlyTraffic.objects.create(app=watch.app, hour=days_ago(1))
+    Session.objects.create(session_key="new", session_data="", expire_date=days_ago(-1))
+    audit.record(Actor.command(), AuditAction.CHANGED, [watch], "Changed")
+    ahead = timezone.now() + timedelta(days=1000)
+    right = timezone.now()
+    monkeypatch.setattr(timezone, "now", lambda: ahead if wrong == "worker" else right)
+    monkeypatch.setattr(retention, "database_now", lambda: ahead if wrong == "database" else right)
+    assert prune() == Pruned()
 
 
 # --- Traffic and sessions ----------------------------------------------------------------------------------------------
