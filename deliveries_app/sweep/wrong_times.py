@@ -35,7 +35,7 @@ _DUE: dict[type[Model], dict[str, Any]] = {
 }
 """Columns of times until which something waits, and the replacement for a time that is too far ahead."""
 _PAST: dict[type[Model], dict[str, Any]] = {
-    AppRepository: {"doubt_until": None, "pushed_at": None, "slots_requested_at": None},
+    AppRepository: {"doubt_until": None, "pushed_at": None, "slots_requested_at": None, "failing_since": Now()},
     App: {"paced_at": None, "resyncs_used_at": Now()},
     Repository: {"last_failure_at": Now()},
     AlertChannel: {"reminded_at": Now()},

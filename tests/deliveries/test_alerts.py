@@ -314,6 +314,16 @@ def test_alert_after_a_minute_without_workers(out: AlertReceivers, redis_client)
     assert out.events == [("alert", "no_worker", 1)]
 
 
+def test_alert_that_began_while_the_clock_was_ahead(out: AlertReceivers, redis_client) -> None:
+    redis_client.flushall()
+    heartbeat.beat()
+    alerts.run_round()
+    Alert.objects.update(since=timezone.now() + timedelta(days=365))
+    next_round()
+    assert out.events == [("alert", "no_worker", 1)]
+    assert Alert.objects.get().since <= timezone.now()
+
+
 def test_unreachable_redis_is_one_alert_and_no_worker_alert(out: AlertReceivers, valkey_server: ValkeyServer) -> None:
     valkey_server.stop()
     for _ in range(3):

@@ -228,7 +228,7 @@ def test_times_written_while_the_database_clock_was_ahead_hold_nothing_back(worl
     world.sync(watch)
     world.answer(None)
     ahead = YEAR_AHEAD
-    AppRepository.objects.update(next_sync_at=ahead, next_check_at=ahead, doubt_until=ahead)
+    AppRepository.objects.update(next_sync_at=ahead, next_check_at=ahead, doubt_until=ahead, failing_since=ahead)
     App.objects.update(cooldown_until=ahead, down_count=1)
     Repository.objects.update(circuit_open_until=ahead, consecutive_failures=5)
     AlertChannel.objects.create(name=ChannelName.EMAIL, due_at=ahead, reminded_at=ahead)
@@ -238,7 +238,7 @@ def test_times_written_while_the_database_clock_was_ahead_hold_nothing_back(worl
     HourlyTraffic.objects.update(acknowledged_at=ahead)
     assert last_acknowledged(world.app) is None
     watch.deliveries.filter(acknowledged=False).update(hold_until=ahead)
-    assert correct_wrong_times() == 10
+    assert correct_wrong_times() == 11
     assert correct_wrong_times() == 0
     assert AppRepository.objects.due().get() == watch
     sync(watch.pk)

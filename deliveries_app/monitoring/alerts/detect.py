@@ -12,7 +12,7 @@ from typing import Any
 from django.conf import settings
 from django.db import transaction
 from django.db.models import Exists, F, OuterRef, Q, QuerySet, Subquery
-from django.db.models.functions import Now
+from django.db.models.functions import Least, Now
 from django.utils import timezone
 
 from deliveries_app.models import Alert, AlertKind, AlertRound, App, AppRepository, Status
@@ -64,8 +64,10 @@ def detect() -> None:
                 Alert.objects.create(kind=kind, since=now)
             elif is_wrong is False and kind in open_kinds:
                 changed += _close(Alert.objects.filter(kind=kind), number, now)
-        confirmed = Alert.objects.filter(opened=None, since__lte=now - timedelta(seconds=PATIENCE_SECONDS))
-        changed += confirmed.update(opened=number)
+        patience = timedelta(seconds=PATIENCE_SECONDS)
+        # A time in the future was written by a wrong clock.
+        early = Q(since__gt=now - patience, since__lte=now + patience)
+        changed += Alert.objects.filter(opened=None).exclude(early).update(opened=number, since=Least("since", now))
         if changed:
             AlertRound.objects.update(number=number)
 
