@@ -2,12 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Callable
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 
 import pytest
 from django.contrib.auth import base_user
 from django.contrib.auth.models import Group, Permission, User
 from django.test import Client
+from django.utils import timezone
 
 from tests.support.admin_pages import superuser
 
@@ -66,6 +68,16 @@ def test_page_that_is_out_of_date_gives_no_rights_back(olga: User) -> None:
     post(root, page, form_of(root, page), is_staff=["on"])
     olga.refresh_from_db()
     assert (olga.is_active, olga.is_staff, olga.check_password(PASSWORD)) == (False, True, True)
+
+
+def test_user_who_signed_in_in_the_hour_that_the_end_of_summer_time_repeats(olga: User) -> None:
+    repeated = datetime(2026, 11, 1, 5, 30, tzinfo=UTC)
+    User.objects.filter(pk=olga.pk).update(last_login=repeated, date_joined=repeated)
+    page, root = f"{USERS}{olga.pk}/change/", superuser()
+    with timezone.override("America/New_York"):
+        post(root, page, form_of(root, page), is_active=[])
+    olga.refresh_from_db()
+    assert (olga.is_active, olga.last_login) == (False, repeated)
 
 
 def test_page_that_is_out_of_date_takes_no_group_away(olga: User) -> None:
