@@ -395,7 +395,8 @@ def _limited_for(github_app: GitHubApp) -> float:
         milliseconds: Any = connection().pttl(f"{_LIMITED}{github_app.pk}")
     except RedisError:
         return 0.0
-    return max(0, int(milliseconds)) / 1000
+    seconds = max(0, int(milliseconds)) / 1000
+    return seconds if seconds <= MAX_WAIT_SECONDS else 0.0  # longer: set while the clock of Redis was ahead
 
 
 def _keep(github_app: GitHubApp, url: str, entry: dict[str, Any], seconds: int) -> None:

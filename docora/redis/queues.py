@@ -27,6 +27,7 @@ WORKER_TTL_SECONDS = 25
 _STALE_SECONDS = 10
 _AGAIN_KEY = "docora:again:{}"
 _AGAIN_SECONDS = 60
+_TOLERANCE_SECONDS = 60
 
 
 def _queue(name: str) -> Queue:
@@ -177,9 +178,18 @@ def first_within(name: str, seconds: int) -> bool:
 
     Each `name` is counted separately. Return False when Redis is down.
     """
+    key = f"docora:first:{name}"
     with logging_outage("job_not_enqueued", job_id=name):
-        return bool(connection().set(f"docora:first:{name}", "1", nx=True, ex=seconds))
+        if connection().set(key, "1", nx=True, ex=seconds):
+            return True
+        _delete_if_too_late(key, seconds)
     return False
+
+
+def _delete_if_too_late(key: str, seconds: int) -> None:
+    """Delete a key that was set for `seconds` while the clock of Redis was ahead. It would expire only at the time set then."""
+    if connection().ttl(key) > seconds + _TOLERANCE_SECONDS:
+        connection().delete(key)
 
 
 @contextlib.contextmanager
@@ -191,6 +201,8 @@ def only_one(name: str, seconds: int) -> Iterator[bool]:
     lock = connection().lock(f"docora:only:{name}", timeout=seconds, blocking=False)
     try:
         is_first = lock.acquire()
+        if not is_first:
+            _delete_if_too_late(f"docora:only:{name}", seconds)
     except RedisError:
         is_first = False
     try:

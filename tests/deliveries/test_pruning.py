@@ -381,6 +381,11 @@ def test_sweep_queues_pruning_once_an_hour(db, redis_client, valkey_server: Valk
         redis_client.delete("docora:first:prune")  # an hour later
         loop.sweep_once(client)
         assert waiting() == ["prune"]
+        django_rq.get_queue("low").empty()
+        redis_client.expire("docora:first:prune", timedelta(days=365))  # its clock was a year ahead
+        for _ in range(2):
+            loop.sweep_once(client)
+        assert waiting() == ["prune"]
         valkey_server.stop()
         loop.sweep_once(client)
 

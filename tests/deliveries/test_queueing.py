@@ -365,6 +365,15 @@ def test_only_one_process_at_a_time_fills_the_queue(world: World, redis_client: 
     assert enqueue_due() == 3
 
 
+def test_killed_process_that_was_filling_the_queue_while_the_clock_of_redis_was_ahead(
+    world: World, redis_client: Redis
+) -> None:
+    world.watch()
+    redis_client.flushall()
+    redis_client.set("docora:only:enqueue_due", "killed", ex=timedelta(days=365))
+    assert [enqueue_due() for _ in range(2)] == [0, 1]
+
+
 def test_process_that_takes_too_long_does_not_let_a_third_in(redis_client: Redis) -> None:
     with contextlib.ExitStack() as slow:
         assert slow.enter_context(queues.only_one("work", seconds=60))
