@@ -42,6 +42,15 @@ def test_use_is_recorded_at_most_once_a_minute(app: App) -> None:
         assert (AppToken.objects.get().last_used_at != before) == written
 
 
+def test_use_is_recorded_once_a_minute_if_the_clocks_differ(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    token, now = token_of(app), timezone.now() + timedelta(minutes=3)
+    monkeypatch.setattr(timezone, "now", lambda: now)
+    tokens.authenticate(token)
+    recorded = AppToken.objects.get().last_used_at
+    tokens.authenticate(token)
+    assert AppToken.objects.get().last_used_at == recorded
+
+
 @pytest.mark.parametrize(
     "header",
     [
