@@ -87,7 +87,9 @@ def _record_failure(user: Any, request: HttpRequest | None, message: str) -> Non
 
 
 def _recent_failures() -> QuerySet[AuditEntry]:
-    return AuditEntry.objects.filter(action=AuditAction.SIGN_IN_FAILED, created_at__gt=from_now(-_HOUR)).order_by()
+    """Return the failures within the last hour, without those that were recorded while a clock was far ahead."""
+    last_hour = (from_now(-_HOUR), from_now(_HOUR))
+    return AuditEntry.objects.filter(action=AuditAction.SIGN_IN_FAILED, created_at__range=last_hour).order_by()
 
 
 def _user_named(credentials: dict[str, Any]) -> Any:

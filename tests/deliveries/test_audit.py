@@ -564,6 +564,15 @@ def test_failed_sign_ins_do_not_fill_the_log(db, monkeypatch) -> None:
     assert addresses == ["203.0.113.0"] * 3 + ["203.0.113.1"] * 2
 
 
+def test_failed_sign_in_after_others_were_recorded_while_the_clock_was_ahead(db, monkeypatch) -> None:
+    monkeypatch.setattr(sign_ins, "FAILURES_IN_ALL", 2)
+    ahead = timezone.now() + timedelta(days=365)
+    for _ in range(2):
+        AuditEntry.objects.create(action=A.SIGN_IN_FAILED, created_at=ahead)
+    sign_in("nobody", "x")
+    assert [action for action, _, _ in accounts()].count(A.SIGN_IN_FAILED) == 3
+
+
 def test_end_of_an_idle_session(db, settings) -> None:
     User.objects.create_user("anna", password="correct horse", is_staff=True)
     client = sign_in("anna", "correct horse")
