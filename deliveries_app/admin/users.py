@@ -133,10 +133,8 @@ class PasswordForm(SavePasswordOnly, auth_forms.AdminPasswordChangeForm):  # typ
 class UserAdmin(RequireRecentSignIn, PlainLists[Any], DjangoUserAdmin):
     form = UserForm
     change_password_form = PasswordForm
-    readonly_fields = (
-        "last_login",
-        "date_joined",
-    )  # a form would refuse times in the hour that the end of summer time repeats
+    # A form refuses times in the hour that the end of summer time repeats.
+    readonly_fields = ("last_login", "date_joined")
 
     def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
         """Return what Django collects, with the last administrator as protected."""
