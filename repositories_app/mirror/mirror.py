@@ -320,10 +320,13 @@ class Mirror:
         self._clear()
 
     def _clear(self) -> None:
-        """Remove the files that a killed or failed writer has left. Call this while holding the `fetch` lock."""
+        """Remove the files that a killed or failed writer has left. Call this while holding the `fetch` lock.
+
+        With a `.keep` file beside it, a pack would survive every repack.
+        """
         for folder, _, names in os.walk(self.directory):
             for name in names:
-                if name.startswith("tmp_") or name.endswith(".lock"):
+                if name.startswith("tmp_") or name.endswith((".lock", ".keep", ".temp")):
                     Path(folder, name).unlink(missing_ok=True)
 
     def _read_file(self, name: str) -> str:

@@ -217,6 +217,7 @@ def test_host_cannot_name_packs_elsewhere(mirror: Mirror, settings, proxy: str) 
             fetch(mirror, f"http://127.0.0.1:{outer.port}/acme/widgets", commit.decode())
         assert outer.requests
         assert inner.connections == 0
+        assert {path.suffix for path in mirror.directory.rglob("*")} & {".keep", ".temp"} == set()
 
 
 # --- Limits -----------------------------------------------------------------------------------------------------------

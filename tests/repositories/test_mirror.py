@@ -186,6 +186,8 @@ def test_stale_locks_of_a_killed_writer_are_removed(world: World) -> None:
         here / "packed-refs.lock",
         here / f"refs/docora/{watch.watch_id}/run.lock",
         here / "objects/pack/tmp_pack_abc",
+        here / "objects/pack/pack-abc.keep",
+        here / "objects/pack/pack-abc.pack.temp",
         here / "objects/tmp_obj_abc",
         here / "objects/ab/tmp_obj_abc",
     ]
