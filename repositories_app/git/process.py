@@ -48,7 +48,7 @@ _LEADER = (
     'trap "" XFSZ; trap "kill -KILL 0" TERM; "$@" & wait "$!" 2>/dev/null; ended=$?; trap "" TERM; kill -TERM 0; exit "$ended"', "sh",
 )  # fmt: skip
 _NOWHERE = "["
-"""A proxy that libcurl refuses without a connection. A host may name packs at any URL, which git would get from there."""
+"""A proxy that libcurl refuses without a connection. A host may name packs at any URLs, and git would get them from there."""
 _ALWAYS = {
     "core.bigFileThreshold": "32m",  # larger contents are streamed and not held in memory
     "core.fsmonitor": "false",
@@ -122,7 +122,8 @@ def _config_for(remote: Remote) -> dict[str, str]:
     if blocked is not None:
         raise git_errors.unreachable(*blocked, token=remote.token)
     only = f"http.{parts.scheme}://{parts.netloc}/"
-    config = {f"{only}.proxy": settings.EGRESS_PROXY if uses_proxy else ""}
+    # Of the remote, not of its host, so that git gets no pack from another URL of the host either: that would pass the limits.
+    config = {f"remote.{remote.url}.proxy": settings.EGRESS_PROXY if uses_proxy else ""}
     if not uses_proxy and not is_address(host):
         port = parts.port or {"https": 443, "http": 80}[parts.scheme]
         listed = (f"[{address}]" if ":" in address else address for address in resolved.addresses[:_MAX_PINNED])

@@ -180,8 +180,8 @@ def test_dumb_http_host_cannot_redirect_git(mirror: Mirror, repo: Repo) -> None:
         assert inner.connections == 0
 
 
-@pytest.mark.parametrize("proxy", ["", "http://127.0.0.1:{}"])
-def test_host_cannot_name_packs_elsewhere(mirror: Mirror, settings, proxy: str) -> None:
+@pytest.mark.parametrize(("proxy", "place"), [("", "inner"), ("http://127.0.0.1:{}", "inner"), ("", "outer")])
+def test_host_cannot_name_packs(mirror: Mirror, settings, proxy: str, place: str) -> None:
     def packet(line: bytes) -> bytes:
         return b"%04x%b" % (len(line) + 4, line)
 
@@ -197,7 +197,7 @@ def test_host_cannot_name_packs_elsewhere(mirror: Mirror, settings, proxy: str) 
             + b"0000",
             b"command=ls-refs": packet(commit + b" HEAD\n") + b"0000",
             b"command=fetch": packet(b"packfile-uris\n")
-            + packet(b"%b http://127.0.0.1:%d/latest/meta-data" % (commit, inner.port))
+            + packet(b"%b http://127.0.0.1:%05d/latest/meta-data" % (commit, 0))
             + b"0001"
             + packet(b"packfile\n")
             + packet(pack)
@@ -206,6 +206,7 @@ def test_host_cannot_name_packs_elsewhere(mirror: Mirror, settings, proxy: str) 
 
         def answer(connection: socket.socket, head: bytes, body: bytes) -> bool:
             content = next(content for name, content in answers.items() if name in head + body)
+            content = content.replace(b":00000/", b":%05d/" % (inner if place == "inner" else outer).port)
             kind = "advertisement" if b"info/refs" in head else "result"
             return saying("200 OK", content, f"Content-Type: application/x-git-upload-pack-{kind}")(
                 connection, head, body
@@ -215,7 +216,10 @@ def test_host_cannot_name_packs_elsewhere(mirror: Mirror, settings, proxy: str) 
         outer = start(answer)
         with pytest.raises(GitError, match="failed to get 'http' url"):
             fetch(mirror, f"http://127.0.0.1:{outer.port}/acme/widgets", commit.decode())
-        assert outer.requests
+        assert {head.split(b"?")[0].split(b" HTTP")[0] for head, _ in outer.requests} == {
+            b"GET /acme/widgets/info/refs",
+            b"POST /acme/widgets/git-upload-pack",
+        }
         assert inner.connections == 0
         assert {path.suffix for path in mirror.directory.rglob("*")} & {".keep", ".temp"} == set()
 
