@@ -60,7 +60,8 @@ class _Transport(BaseAdapter):
             )
         )
         if outcome.status is None:
-            raise requests.ConnectionError(outcome.message, request=request)
+            message = outcome.message.replace("ALLOWED_PRIVATE_NETWORKS", "OIDC_ALLOWED_NETWORKS")
+            raise requests.ConnectionError(message, request=request)
         if outcome.truncated:
             raise requests.ConnectionError("The provider's response is too large.", request=request)
         response = requests.Response()

@@ -188,7 +188,8 @@ def test_provider_is_called_only_in_allowed_networks(
     answer = client.get(START)
     assert answer.status_code == 401
     assert "The sign-in with Canaille failed" in answer.content.decode()
-    assert "provider_sign_in_failed" in caplog.text
+    [record] = [record for record in caplog.records if record.message == "provider_sign_in_failed"]
+    assert "Only public addresses and OIDC_ALLOWED_NETWORKS are allowed." in record.cause  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("query", ["", "state=forged&code=x", "error=access_denied", "state=x&error=server_error"])
