@@ -107,12 +107,15 @@ class Mirror:
             remote = git.Remote(url, token)
             is_here = commit in kept or (client and self._fetch_pack(client, remote, commit, kept, timeout, tick))
             if not is_here:
+                packs, run = self._packs(), self._read_file(ref)
                 try:
                     commit = self._fetch_by_git(remote, ref, commit, name, timeout, tick)
                 except RepositoryMoved:
                     raise redirect_error(remote, tick) from None
                 except BaseException as error:
                     self._clear()  # an incomplete pack may be large
+                    if self._read_file(ref) == run:
+                        self._remove_packs_except(packs)
                     if isinstance(error, GitError) and error.cause is Cause.OTHER:
                         self._examine(tick)
                     raise
@@ -302,6 +305,12 @@ class Mirror:
 
     def _packs(self) -> list[Path]:
         return list((self.directory / "objects" / "pack").glob("*.pack"))
+
+    def _remove_packs_except(self, packs: Collection[Path]) -> None:
+        """Remove all other packs, which a failed fetch has added. Each attempt may add one of `MAX_FETCH_BYTES`."""
+        for pack in set(self._packs()).difference(packs):
+            for file in pack.parent.glob(f"{pack.stem}.*"):
+                file.unlink(missing_ok=True)
 
     def _prepare(self, format_name: str) -> None:
         """Create the repository if it is not there, and clear it. Call this while holding the `fetch` lock.

@@ -5,6 +5,7 @@ import hashlib
 import os
 import socket
 import time
+import zlib
 from collections.abc import Callable
 from ipaddress import ip_network
 
@@ -186,8 +187,8 @@ def test_host_cannot_name_packs(mirror: Mirror, settings, proxy: str, place: str
         return b"%04x%b" % (len(line) + 4, line)
 
     commit = b"1" * 40
-    empty = b"PACK" + bytes.fromhex("00000002 00000000")
-    pack = b"\1" + empty + hashlib.sha1(empty, usedforsecurity=False).digest()
+    blob = b"PACK" + bytes.fromhex("00000002 00000001 30") + zlib.compress(b"")
+    pack = b"\1" + blob + hashlib.sha1(blob, usedforsecurity=False).digest()
     with servers() as start:
         inner = start()
         answers = {
@@ -221,7 +222,7 @@ def test_host_cannot_name_packs(mirror: Mirror, settings, proxy: str, place: str
             b"POST /acme/widgets/git-upload-pack",
         }
         assert inner.connections == 0
-        assert {path.suffix for path in mirror.directory.rglob("*")} & {".keep", ".temp"} == set()
+        assert list((mirror.directory / "objects/pack").iterdir()) == []
 
 
 # --- Limits -----------------------------------------------------------------------------------------------------------
