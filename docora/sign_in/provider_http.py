@@ -61,6 +61,7 @@ class _Transport(BaseAdapter):
         )
         if outcome.status is None:
             message = outcome.message.replace("ALLOWED_PRIVATE_NETWORKS", "OIDC_ALLOWED_NETWORKS")
+            message = message.replace("Plain http requires ALLOW_HTTP.", "The provider names one with http://.")
             raise requests.ConnectionError(message, request=request)
         if outcome.truncated:
             raise requests.ConnectionError("The provider's response is too large.", request=request)

@@ -254,6 +254,17 @@ def test_responses_of_the_provider_are_limited(monkeypatch: pytest.MonkeyPatch, 
         session.get(f"{provider.issuer}/.well-known/openid-configuration")
 
 
+def test_plain_http_endpoint_of_a_provider_with_https(settings) -> None:
+    settings.OIDC_ISSUER = "https://id.example"
+    with (
+        provider_http.provider_session() as session,
+        pytest.raises(
+            provider_http.requests.ConnectionError, match=r"https://\. The provider names one with http://\.$"
+        ),
+    ):
+        session.get("http://id.example/token")
+
+
 def test_provider_sign_in_is_off_unless_configured(client: Client, settings) -> None:
     settings.OIDC_ISSUER = ""
     assert "Sign in with Canaille" not in client.get("/accounts/login/").content.decode()
