@@ -28,7 +28,7 @@ MAX_FILE_PATTERNS = 1000
 _LISTED = b"/" + FILE_NAME.encode()
 """Invalid lines are listed under this path. No file can have it, so it never conflicts with the file's own entry."""
 
-_ALLOWED_SECONDS = 10.0  # for matching a whole tree, plus a share for each path
+_ALLOWED_SECONDS = 10.0  # of processor time for matching a whole tree, plus a share for each path
 _ALLOWED_SECONDS_PER_PATH = 0.0005  # 100 times what fifty ordinary patterns take
 _CACHED_DIRECTORIES = 10_000
 
@@ -72,7 +72,7 @@ class IgnoreRules:
     problems: Sequence[Skipped] = ()
     _directories: dict[bytes, bool] = field(default_factory=dict)
     _checked: int = 0
-    _seconds: float = 0.0
+    _seconds: float = 0.0  # of this thread's processor time: it may wait for others
 
     def __post_init__(self) -> None:
         self._for_directories = _LastMatch(self.patterns)
@@ -80,7 +80,7 @@ class IgnoreRules:
 
     def matches(self, entry: Entry) -> bool:
         """Return whether the patterns match the entry or a directory above it."""
-        started = time.monotonic()
+        started = time.thread_time()
         self._checked += 1
         remaining = _ALLOWED_SECONDS + _ALLOWED_SECONDS_PER_PATH * self._checked - self._seconds
         if remaining < 0:
@@ -92,7 +92,7 @@ class IgnoreRules:
             rules = self._for_directories if entry.mode == "160000" else self._for_files
             return rules.matches(entry.path, name)
         finally:
-            self._seconds += time.monotonic() - started
+            self._seconds += time.thread_time() - started
 
     def _is_directory_matched(self, path: bytes, until: float) -> bool:
         known = self._directories.get(path)
@@ -103,7 +103,7 @@ class IgnoreRules:
         parts = path.split(b"/")
         ignored = False
         for depth, name in enumerate(parts, start=1):
-            if time.monotonic() > until:
+            if time.thread_time() > until:
                 raise _takes_too_long()
             above = b"/".join(parts[:depth])
             known = self._directories.get(above)

@@ -3,8 +3,10 @@
 import contextlib
 import random
 import subprocess
+import time
 from collections.abc import Iterable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -268,6 +270,15 @@ def test_slow_directory_matching_is_refused(monkeypatch) -> None:
     rules = IgnoreRules(compile_lines(b"*a*b\n")[0])
     with pytest.raises(PlanRefused, match="Use fewer or simpler patterns"):
         rules.matches(Entry(b"x/y/z", "100644", "", 0))
+
+
+def test_waiting_for_a_processor_does_not_count_as_matching(monkeypatch) -> None:
+    """On a busy machine, ordinary patterns were refused as too slow, and nothing was sent."""
+    monkeypatch.setattr("deliveries_app.planning.ignore_rules._ALLOWED_SECONDS", 0.02)
+    rules = IgnoreRules(compile_lines(b"*.log\n")[0])
+    rules._for_directories = rules._for_files = Mock(matches=lambda path, name: time.sleep(0.05))
+    for path in (b"a/b/c", b"d", b"e"):
+        assert not rules.matches(Entry(path, "100644", "", 0))
 
 
 def test_slow_matching_of_sibling_files_is_refused(monkeypatch) -> None:
