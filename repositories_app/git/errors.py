@@ -139,7 +139,7 @@ def _detail(cause: Cause, line: str, text: str) -> str:
     if cause is Cause.AUTH:  # git's message is about user names and prompts, which do not apply here
         return FORBIDDEN if "error: 403" in line else ""
     line = re.sub(r"^(fatal|error): ", "", line)
-    remote_lines = re.findall(r"(?m)^remote: *(.*\S)", text) if cause in {Cause.NETWORK, Cause.OTHER} else []
+    remote_lines = re.findall(r"(?m)^remote:[ \t]*(\S.*)", text) if cause in {Cause.NETWORK, Cause.OTHER} else []
     return f"{line} (host message: {clean_text(remote_lines[-1], 150)})" if remote_lines else line
 
 
