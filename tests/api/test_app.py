@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -157,7 +158,9 @@ def test_unknown_and_malformed_settings_are_422(portal: Caller) -> None:
 
 
 def test_ping_tells_the_result(world: World, caller: Caller) -> None:
+    before = time.monotonic()
     body = post(caller, "/ping").json()
+    assert 0 < body["milliseconds"] < 1000 * (time.monotonic() - before)
     assert (body["delivered"], body["status"], body["message"]) == (True, 200, "The app accepted the ping (HTTP 200).")
     (record,) = world.requests()
     assert (record.kind, record.reason) == ("ping", "ping")

@@ -267,14 +267,15 @@ def test_hour_with_failures_is_marked_and_described(viewer: Client) -> None:
 
 
 def test_busiest_and_slowest_apps_are_named(viewer: Client) -> None:
-    busy, slow, gone = make_app("Busy"), make_app("Slow"), make_app("Gone")
+    busy, slow, gone, quiet = make_app("Busy"), make_app("Slow"), make_app("Gone"), make_app("Quiet")
     App.objects.filter(pk=gone.pk).update(ended_at=timezone.now())
     sent(busy, files=1_000, requests=1_000, milliseconds=20_000, bytes=3_000_000)
     sent(slow, files=10, requests=10, milliseconds=25_000)
+    sent(quiet, files=1, requests=1, milliseconds=5)
     sent(gone, files=9_000, requests=9_000, milliseconds=9_000_000)
     text = text_of(viewer.get(PAGE).text)
-    assert "Busiest apps Busy 1,000 files · 3.0 MB Slow 10 files" in text
-    assert "Slowest apps (average) Slow 2.5 s · 10 requests Busy 20 ms · 1,000 requests" in text
+    assert "Busiest apps Busy 1,000 files · 3.0 MB Slow 10 files · 0 bytes Quiet 1 file" in text
+    assert "Slowest apps (average) Slow 2.5 s · 10 requests Busy 20 ms · 1,000 requests Quiet 5 ms · 1 request" in text
     assert "Gone" not in text
 
 

@@ -290,6 +290,13 @@ def test_resuming_an_app_clears_the_pause_reason(root: Client, watch: AppReposit
     assert (app.paused, app.paused_reason, app.cooldown_until, app.down_count) == (False, "", None, 0)
 
 
+def test_pausing_an_app_that_docora_has_paused_clears_the_reason(root: Client, watch: AppRepository) -> None:
+    App.objects.update(paused=True, paused_reason="410")
+    root.post(f"{ADMIN}/app/{watch.app_id}/pause/")
+    app = App.objects.get()
+    assert (app.paused, app.paused_reason) == (True, "")
+
+
 def test_unwatched_and_removed_rows_are_hidden_at_once(root: Client, watch: AppRepository) -> None:
     other = make_watch(watch.app, "site")
     root.post(f"{ADMIN}/apprepository/{other.pk}/delete/", {"post": "yes"})
@@ -411,7 +418,9 @@ def test_ping_of_a_confirmation_page_after_the_session_has_ended(watch: AppRepos
     assert (answer.status_code, answer["HX-Redirect"]) == (200, "/admin/login/?next=/admin/")
 
 
-@pytest.mark.parametrize("referer", ["https://evil.example/admin/", "//evil.example", "javascript:alert(1)", ""])
+@pytest.mark.parametrize(
+    "referer", ["https://evil.example/admin/", "//evil.example", "javascript:alert(1)", "http://testserver/docs/", ""]
+)
 def test_sign_in_never_leads_to_a_foreign_page(watch: AppRepository, referer: str) -> None:
-    answer = Client().post(f"{ADMIN}/app/{watch.app_id}/pause/", headers={"Referer": referer})
+    answer = Client().post(f"{ADMIN}/app/{watch.app_id}/pause/", headers={"Referer": referer}, secure=True)
     assert answer.url == "/admin/login/?next=/admin/"

@@ -80,6 +80,13 @@ def test_worst_endpoint_is_first_and_says_why(operator: Client, db) -> None:
     ]
 
 
+def test_endpoint_that_refuses_more_is_first(operator: Client, db) -> None:
+    for name, accepted in (("Portal", 60), ("Search", 20)):
+        make_watch(make_app(name), "docs")
+        answer(App.objects.get(name=name), accepted=accepted, refused=100 - accepted)
+    assert [line.split()[0] for line in endpoints(operator.get(ALL).text)] == ["Search", "Portal"]
+
+
 @pytest.mark.parametrize("down_count", [0, 2])
 def test_paused_endpoint_is_not_said_to_be_tried_now_or_later(operator: Client, db, down_count: int) -> None:
     app = make_app("Portal")

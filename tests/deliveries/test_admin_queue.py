@@ -387,12 +387,14 @@ def test_cancelling_a_sync_leaves_its_check_for_differences_queued(operator: Cli
     assert "or sooner if requested. Its check for differences stays queued." in page
     assert DriftCheck.objects.get().is_open
     request_sync(AppRepository.objects.filter(pk=watches[1].pk))
-    assert "check for differences" not in operator.post(f"{PAGE}{watches[1].pk}/cancel/", follow=True).text
+    page = flat(operator.post(f"{PAGE}{watches[1].pk}/cancel/", follow=True).text)
+    assert "Sync cancelled. acme/site → Portal syncs again" in page
+    assert "check for differences" not in page
 
 
 def test_cancelling_a_paused_sync_promises_no_sync(operator: Client, watches) -> None:
     resync_single(ME, watches[0])
-    AppRepository.objects.update(paused_at=timezone.now())
+    AppRepository.objects.filter(pk=watches[0].pk).update(paused_at=timezone.now())
     page = operator.post(f"{PAGE}{watches[0].pk}/cancel/", follow=True)
     assert "Sync cancelled. acme/docs → Portal is paused." in flat(page.text)
 

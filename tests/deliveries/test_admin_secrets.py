@@ -79,6 +79,9 @@ def test_unknown_overlap_is_refused(keeper: Client, app: App) -> None:
 
 
 def test_old_tokens_are_retired_on_request(keeper: Client, app: App) -> None:
+    rotate_app_token(Actor.system(), app)
+    app.tokens.exclude(expires_at=None).update(expires_at=timezone.now())
+    assert "Retire old tokens" not in keeper.get(f"{APPS}{app.pk}/settings/").text  # they have expired
     newest = rotate_app_token(Actor.system(), app).token
     assert "Retire old tokens" in keeper.get(f"{APPS}{app.pk}/settings/").text
     page = keeper.post(f"{APPS}{app.pk}/retire-tokens/", {"post": "yes"}, follow=True)

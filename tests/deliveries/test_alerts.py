@@ -249,6 +249,14 @@ def test_alert_stays_open_while_an_administrator_takes_over_the_pause(out: Alert
     assert out.events[1:] == [("resolved", "app_paused", 1)]
 
 
+def test_alert_for_a_paused_app_ends_when_the_app_is_removed(out: AlertReceivers, watch) -> None:
+    App.objects.update(paused=True, paused_reason="The app returned HTTP 410.")
+    next_round()
+    App.objects.update(ended_at=timezone.now())
+    next_round()
+    assert out.events == [("alert", "app_paused", 1), ("resolved", "app_paused", 1)]
+
+
 def test_alert_for_an_endpoint_that_is_down(out: AlertReceivers, watch) -> None:
     App.objects.filter(pk=watch.app_id).update(down_count=3)
     fail_since(watch, 5)
@@ -322,6 +330,17 @@ def test_alert_that_began_while_the_clock_was_ahead(out: AlertReceivers, redis_c
     next_round()
     assert out.events == [("alert", "no_worker", 1)]
     assert Alert.objects.get().since <= timezone.now()
+
+
+def test_worker_that_is_back_ends_no_other_alert(out: AlertReceivers, watch, redis_client) -> None:
+    App.objects.update(paused=True, paused_reason="The app returned HTTP 410.")
+    redis_client.flushall()
+    heartbeat.beat()
+    for _ in range(3):
+        next_round()
+    Worker(["high"], name="late", connection=redis_client).register_birth()
+    next_round()
+    assert out.events == [("alert", "app_paused", 1), ("alert", "no_worker", 1), ("resolved", "no_worker", 1)]
 
 
 def test_unreachable_redis_is_one_alert_and_no_worker_alert(out: AlertReceivers, valkey_server: ValkeyServer) -> None:

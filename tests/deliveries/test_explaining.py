@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 from django.core.exceptions import PermissionDenied
+from django.utils import timezone
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import AppRepository, Delivery, SyncPause
+from deliveries_app.models import AppRepository, Delivery, Outcome, SyncPause
 from deliveries_app.reports.file_explanation import Explanation, explain
 from deliveries_app.services import resend_files, resync_single
 from deliveries_app.services.watch_settings import change_watch
@@ -242,6 +243,13 @@ def test_commit_being_synced_is_used(world: World) -> None:
     why = explain_path(watch, "b.md")
     assert why.found.commit == repo.head
     assert why.decision == ("waiting", "The client has an older version. The next sync sends the current one.")
+
+
+def test_commit_of_a_failed_run_is_not_used_after_a_sync(world: World) -> None:
+    repo, watch = world.watch({"a.md": b"1"})
+    world.settle()
+    watch.runs.create(generation=2, ended_at=timezone.now(), commit_sha="1" * 40, outcome=Outcome.FAILED)
+    assert explain_path(watch, "a.md").found.commit == repo.head
 
 
 def test_watch_that_has_never_synced(world: World) -> None:

@@ -96,14 +96,18 @@ def test_runs_are_filtered_by_outcome_and_trigger(viewer: Client, watches) -> No
     open_run = run_of(watches[0], outcome="", reason=Reason.RETRY).pk
     made = {outcome: run_of(watches[0], outcome=outcome).pk for outcome in Outcome}
     partly = run_of(watches[0], outcome=Outcome.FAILED, files_done=3, files_failed=1).pk
+    stopped = run_of(watches[0], outcome=Outcome.FAILED, files_done=3).pk
+    rejected = run_of(watches[0], outcome=Outcome.FAILED, files_failed=1).pk
     assert listed(viewer, "?outcome=open") == [open_run]
     assert listed(viewer, "?outcome=succeeded") == [made[Outcome.SUCCEEDED]]
     assert listed(viewer, "?outcome=partly_failed") == [partly]
-    assert listed(viewer, "?outcome=failed") == [made[Outcome.PAUSED], made[Outcome.FAILED]]
+    assert listed(viewer, "?outcome=failed") == [rejected, stopped, made[Outcome.PAUSED], made[Outcome.FAILED]]
     assert listed(viewer, "?outcome=cancelled") == [made[Outcome.ENDED], made[Outcome.CANCELLED]]
     assert listed(viewer, "?outcome=superseded") == [made[Outcome.SUPERSEDED]]
     assert listed(viewer, "?reason=retry") == [open_run]
     assert listed(viewer, "?reason=retry&outcome=failed") == []
+    of_failed = SyncRun.objects.filter(pk__in=[partly, stopped, rejected]).order_by("pk")
+    assert [run.result for run in of_failed] == [Result.PARTLY_FAILED, Result.FAILED, Result.FAILED]
 
 
 def test_open_run_with_a_later_one_is_superseded(viewer: Client, watches) -> None:

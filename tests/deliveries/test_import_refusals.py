@@ -8,8 +8,9 @@ import bcrypt
 import psycopg
 import pytest
 from django.core.management import CommandError, call_command
+from psycopg.conninfo import conninfo_to_dict
 
-from deliveries_app.importing.source import Source
+from deliveries_app.importing.source import Source, address_of
 from deliveries_app.models import App, AppRepository, AppToken, Delivery
 from deliveries_app.services import imported_tokens
 from repositories_app.models import Repository
@@ -109,6 +110,11 @@ def test_invalid_url_is_reported_without_the_password(monkeypatch, url: str, sen
     output = refusal(url)
     assert sentence in output
     assert "s3cr" not in output
+
+
+@pytest.mark.parametrize(("query", "seconds"), [("", "10"), ("?connect_timeout=3", "3")])
+def test_source_that_does_not_answer_is_not_waited_for_long(query: str, seconds: str) -> None:
+    assert conninfo_to_dict(address_of(f"postgres://user@127.0.0.1/x{query}"))["connect_timeout"] == seconds
 
 
 def test_source_needs_only_read_access(existing: ExistingService, monkeypatch) -> None:
