@@ -823,6 +823,15 @@ def test_list_filters_and_searches(auditor: Client, watches) -> None:
         assert found(auditor, query) == expected, query
 
 
+def test_entry_links_to_its_own_operation(watches) -> None:
+    chosen = (AppRepository.objects.filter(pk=watch.pk) for watch in watches[:2])
+    first, second = (services.resync_many(Actor.command(), rows) for rows in chosen)
+    entry = AuditEntry.objects.filter(operation_id=second.operation_id).latest("pk")
+    page = staff("vera", "view_auditentry", "view_bulkoperation").get(f"{LIST}{entry.pk}/change/").text
+    assert f"/bulkoperation/{second.pk}/change/" in page
+    assert f"/bulkoperation/{first.pk}/change/" not in page
+
+
 def test_pages_of_rows_show_their_entries(auditor: Client, watches) -> None:
     watch = watches[0]
     app = watch.app
