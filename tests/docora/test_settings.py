@@ -79,6 +79,7 @@ def start_with(directory: Path, **settings: str) -> subprocess.CompletedProcess[
             "OIDC_ISSUER also needs OIDC_CLIENT_ID, OIDC_CLIENT_SECRET and OIDC_ROLES",
         ),
         ("OIDC_ROLES", "docora-admins", "OIDC_ROLES must be pairs such as group=role"),
+        ("OIDC_ROLES", "docora-admins=", "OIDC_ROLES must be pairs such as group=role"),
         ("OIDC_CLIENT_AUTH", "none", "OIDC_CLIENT_AUTH must be client_secret_basic or client_secret_post"),
         ("REMOTE_USER_HEADER", "X-Remote-User", "REMOTE_USER_HEADER needs TRUSTED_PROXIES"),
         ("LOCAL_SIGN_IN", "no", "LOCAL_SIGN_IN is off, so OIDC_ISSUER or REMOTE_USER_HEADER must be set"),
