@@ -288,8 +288,6 @@ def _waits_for(canary: Canary | None, app: App, *, is_first: bool) -> str:
 def rows_to_poll(operation: BulkOperation, run_pks: Sequence[int], watch_pks: Sequence[int]) -> list[Row]:
     """Return the rows of these runs, and of these watches, which were not released when the page was rendered."""
     runs = list(_runs_of(operation).filter(pk__in=run_pks))
-    if not watch_pks:
-        return rows_of(operation, runs, [])
     released = list(_runs_of(operation).filter(watch__in=watch_pks))
     pending = list(operation.pending.filter(watch__in=watch_pks))
     keys = {run.pk: f"w{run.watch_id}" for run in released}
