@@ -1,7 +1,5 @@
 """A confirmation covers the selection it showed. Other repositories or many more files require confirming again."""
 
-from html.parser import HTMLParser
-
 import pytest
 from django.test import Client
 
@@ -9,6 +7,7 @@ from deliveries_app.admin import confirmation
 from deliveries_app.models import App, AppRepository, Status, SyncRun
 from deliveries_app.reports.impact import impact_of
 from repositories_app.models import Snapshot
+from tests.support import admin_pages
 from tests.support.staff import make_watch
 
 WATCHES = "/admin/deliveries_app/apprepository/"
@@ -17,24 +16,9 @@ ALL = f"{WATCHES}force-resync/?all=1"
 EVERYTHING_OF_AN_APP = f"{APPS}force-resync/?ids="
 
 
-class Fields(HTMLParser):
-    """Collects the hidden fields of a page's form."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: dict[str, str] = {}
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
-        if tag == "input" and given.get("type") == "hidden":
-            self.found[given["name"] or ""] = given["value"] or ""
-
-
-def form_of(client: Client, url: str) -> dict[str, str]:
-    """GET the page and return what its button would post."""
-    fields = Fields()
-    fields.feed(client.get(url).text)
-    return fields.found
+def form_of(client: Client, url: str) -> dict[str, list[str]]:
+    """Return what the page's button would post, without starting with one repository."""
+    return admin_pages.form_of(client, url) | {"canary": []}
 
 
 def generations() -> list[int]:

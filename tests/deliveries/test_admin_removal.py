@@ -16,6 +16,7 @@ from django.utils.html import escape
 from deliveries_app.models import App, AppRepository, Delivery
 from deliveries_app.reports import impact
 from deliveries_app.services import watching
+from tests.support.admin_pages import form_of
 from tests.support.audit import by_users
 from tests.support.staff import make_app, make_watch, staff
 
@@ -220,15 +221,6 @@ def test_unwatch_permission_does_not_allow_deleting_an_app(watches) -> None:
 
 
 # --- Changed since the page was shown ---------------------------------------------------------------------------------
-
-
-def form_of(client: Client, url: str) -> dict[str, str]:
-    context = client.get(url).context
-    return {
-        "post": "yes",
-        "selection_digest": context["selection_digest"],
-        "selection_files": str(context["selection_files"]),
-    }
 
 
 @pytest.mark.parametrize("page", ["{pk}/delete/", "remove/?ids={pk}", "remove/?all=1"])

@@ -1,9 +1,7 @@
 """Forms for users and groups save only what was changed on the page, and lose no change that is made meanwhile."""
 
-from collections import defaultdict
 from collections.abc import Callable
 from datetime import UTC, datetime
-from html.parser import HTMLParser
 
 import pytest
 from django.contrib.auth import base_user
@@ -11,37 +9,10 @@ from django.contrib.auth.models import Group, Permission, User
 from django.test import Client
 from django.utils import timezone
 
-from tests.support.admin_pages import superuser
+from tests.support.admin_pages import form_of, superuser
 
 USERS, GROUPS = "/admin/auth/user/", "/admin/auth/group/"
 PASSWORD, NEW_PASSWORD = "the-old-password-1", "the-new-password-2"
-
-
-class _Fields(HTMLParser):
-    """Collect what a browser would post from the form of a page."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.posted: dict[str, list[str]] = defaultdict(list)
-        self._select = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
-        name, value = given.get("name"), given.get("value") or ""
-        if tag == "select":
-            self._select = name or ""
-        elif tag == "option" and "selected" in given:
-            self.posted[self._select].append(value)
-        elif tag == "input" and name and not name.startswith("_"):
-            kind = given.get("type")
-            if kind != "submit" and (kind != "checkbox" or "checked" in given):
-                self.posted[name].append("on" if kind == "checkbox" else value)
-
-
-def form_of(client: Client, page: str) -> dict[str, list[str]]:
-    fields = _Fields()
-    fields.feed(client.get(page).text)
-    return fields.posted
 
 
 def post(client: Client, page: str, form: dict[str, list[str]], **changes: list[str]) -> None:

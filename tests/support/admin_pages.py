@@ -6,7 +6,9 @@ with an unknown argument is an error, so that no page is skipped silently.
 
 import re
 import time
+from collections import defaultdict
 from collections.abc import Iterator
+from html.parser import HTMLParser
 from itertools import islice, product
 from typing import Any
 from urllib.parse import urlencode
@@ -138,6 +140,34 @@ def superuser(name: str = "root") -> Client:
     session[ACTIVE_AT] = time.time() + 3600
     session.save()
     return client
+
+
+class _Fields(HTMLParser):
+    """Collects what a browser would post from a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.posted: dict[str, list[str]] = defaultdict(list)
+        self._select = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        name, value = given.get("name"), given.get("value") or ""
+        if tag == "select":
+            self._select = name or ""
+        elif tag == "option" and "selected" in given:
+            self.posted[self._select].append(value)
+        elif tag == "input" and name and not name.startswith("_"):
+            kind = given.get("type")
+            if kind != "submit" and (kind not in {"checkbox", "radio"} or "checked" in given):
+                self.posted[name].append("on" if kind == "checkbox" else value)
+
+
+def form_of(client: Client, page: str) -> dict[str, list[str]]:
+    """GET the page and return what its button would post."""
+    fields = _Fields()
+    fields.feed(client.get(page).text)
+    return fields.posted
 
 
 def posted_form(client: Client, url: str, **changes: str | None) -> dict[str, str]:
