@@ -73,7 +73,7 @@ def check_due(client: HttpClient, meanwhile: Callable[[], None] = lambda: None) 
                 answers = by_git.answers()
                 _record(answers, set())
                 for watch, _ in answers:
-                    del for_git[watch]
+                    for_git.pop(watch, None)  # asked twice if a push made it due again meanwhile
                 if not (is_busy or has_more):
                     break
                 meanwhile()

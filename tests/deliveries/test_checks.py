@@ -28,6 +28,7 @@ from repositories_app.models import Repository
 from tests.support.git import GitFixture, GitServer, Repo
 from tests.support.histories import assert_promise_kept, refusing
 from tests.support.processes import in_threads
+from tests.support.receiver import wait_for
 from tests.support.world import World
 
 
@@ -497,6 +498,26 @@ def test_slow_old_host_delays_no_watch_that_becomes_due_meanwhile(world: World, 
         with remote.new_client() as client:
             assert check_due(client, meanwhile) == 3
     assert others_are_checked.is_set()
+
+
+def test_push_while_git_asks_an_old_host(world: World) -> None:
+    """It makes the watch due again, so the host is asked twice."""
+    [watch] = settled(world, 1)
+    rows = AppRepository.objects.filter(pk=watch.pk)
+    asked = threading.Event()
+
+    def push(method: str, target: str) -> None:
+        if method == "GET" and not asked.is_set():
+            asked.set()
+            rows.update(next_check_at=Now())
+            wait_for(lambda: rows.filter(next_check_at__gt=Now()).exists())
+
+    make_old(world.git.server)
+    world.git.server.on_request = push
+    make_checks_due()
+    with remote.new_client() as client:
+        assert check_due(client) == 1
+    assert [request.method for request in world.git.server.requests].count("GET") == 2
 
 
 def test_old_host_without_time_left_is_checked_a_minute_later(world: World, monkeypatch) -> None:
