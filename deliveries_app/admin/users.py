@@ -50,14 +50,13 @@ for model in (User, Group):
 class RequireRecentSignIn(AuditedAdmin):
     """Require a recent sign-in before a user or a group is added, deleted, renamed or given other rights."""
 
-    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
-        """Return the row, locked while its form is saved, so that no change of another request is lost.
+    also_locked = Q(pk__in=[])
+    """The rows that are locked besides the one whose form is saved."""
 
-        With a user, lock all superusers too: otherwise, two of them could take each other's rights at the same time.
-        """
+    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
+        """Return the row, locked while its form is saved, so that no change of another request is lost."""
         if request.method == "POST" and connection.in_atomic_block:
-            others = Q(is_superuser=True) if self.model is User else Q()
-            lock_rows(self.model._default_manager.filter(Q(pk=parse_pk(object_id)) | others))
+            lock_rows(self.model._default_manager.filter(Q(pk=parse_pk(object_id)) | self.also_locked))
         return super().get_object(request, object_id, from_field)
 
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
@@ -102,7 +101,8 @@ class ChangedOnly(forms.ModelForm):  # type: ignore[type-arg]  # not generic at 
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # An empty list has no input on the page, so the other fields say whether the request comes from the page.
+        # As `compare_with_page`, but an empty list has no input on the page, so the other fields say whether the request comes
+        # from the page.
         is_page = not self.is_bound or any(self.add_initial_prefix(name) in self.data for name in self.fields)
         for field in self.fields.values():
             field.show_hidden_initial = is_page and not field.disabled
@@ -133,6 +133,7 @@ class PasswordForm(SavePasswordOnly, auth_forms.AdminPasswordChangeForm):  # typ
 class UserAdmin(RequireRecentSignIn, PlainLists[Any], DjangoUserAdmin):
     form = UserForm
     change_password_form = PasswordForm
+    also_locked = Q(is_superuser=True)  # two superusers could otherwise take each other's rights, or delete each other
     # A form refuses times in the hour that the end of summer time repeats.
     readonly_fields = ("last_login", "date_joined")
 
@@ -147,8 +148,8 @@ class UserAdmin(RequireRecentSignIn, PlainLists[Any], DjangoUserAdmin):
         detach_history(rows)
 
     def check_deletion(self, rows: Iterable[Any]) -> None:
-        """Check again: another administrator may have been deleted since the page did."""
-        lock_rows(User._default_manager.filter(is_superuser=True))
+        """Check again, under the lock: another administrator may have been deleted since the page was shown."""
+        lock_rows(User._default_manager.filter(self.also_locked))
         if reason := _blocked_reason(rows):
             raise PermissionDenied(reason)
 

@@ -43,8 +43,8 @@ def _context(operation: BulkOperation, progress: Progress) -> dict[str, Any]:
 def of_watch(watch: AppRepository) -> dict[str, Any]:
     """Return the context for `docora/progress.html#watch_progress`: the watch's current run, open or ended.
 
-    `synced_since`: the run ended without success, and a later sync had nothing to send, so it has no run. The watch must be read
-    `with_state`.
+    `synced_since` says that the run did not succeed but a later sync did. It had nothing to send, so it has no run of its own.
+    The watch must be read `with_state`.
     """
     run = current_run(watch)
     progress = live.of_run(run) if run else None

@@ -69,7 +69,7 @@ def check_due(client: HttpClient, meanwhile: Callable[[], None] = lambda: None) 
                 queries = _Round(client, meanwhile).check(watches)
                 for_git |= queries
                 by_git.ask(queries.values())
-                is_busy = by_git.wait(0.0 if has_more else 1.0)
+                is_busy = by_git.proceed(0.0 if has_more else 1.0)
                 answers = by_git.answers()
                 _record(answers, set())
                 for watch, _ in answers:
@@ -139,7 +139,7 @@ class _Round:
         """Recorded last, because another of the host's repositories may still answer."""
 
     def check(self, watches: Sequence[AppRepository]) -> dict[AppRepository, HeadQuery[AppRepository]]:
-        """Check these watches and record the answers. Return the queries for git."""
+        """Check these watches and record the answers. Return the queries that git has to make, see `HeadsByGit`."""
         undecryptable = {watch for watch in watches if _is_undecryptable(watch)}
         readable = [watch for watch in watches if watch not in undecryptable]
         for needs_token in (False, True):  # with a GitHub App last: GitHub may take long to issue tokens

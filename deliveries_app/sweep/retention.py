@@ -11,7 +11,7 @@ kinds of runs are kept regardless of their age:
   it (`engine.md` §3). An open re-sync does not count, because it may be the one that is cancelled;
 - runs of a bulk operation that is kept: its final numbers are counted from them.
 
-Rows are old if they are so by this machine's clock and by the database's: with one wrong clock, all history would be lost.
+A row is old only if it is by both this machine's clock and the database's. Otherwise, one wrong clock would cost all history.
 """
 
 from collections import Counter

@@ -182,12 +182,12 @@ def first_within(name: str, seconds: int) -> bool:
     with logging_outage("job_not_enqueued", job_id=name):
         if connection().set(key, "1", nx=True, ex=seconds):
             return True
-        _delete_if_too_late(key, seconds)
+        _delete_if_set_ahead(key, seconds)
     return False
 
 
-def _delete_if_too_late(key: str, seconds: int) -> None:
-    """Delete a key that was set for `seconds` while the clock of Redis was ahead. It would expire only at the time set then."""
+def _delete_if_set_ahead(key: str, seconds: int) -> None:
+    """Delete a key that was set for `seconds` while the clock of Redis was ahead: it would live on for as long as that was."""
     if connection().ttl(key) > seconds + _TOLERANCE_SECONDS:
         connection().delete(key)
 
@@ -198,11 +198,12 @@ def only_one(name: str, seconds: int) -> Iterator[bool]:
 
     If the first one dies, another may follow after `seconds`. Yield False when Redis is down.
     """
-    lock = connection().lock(f"docora:only:{name}", timeout=seconds, blocking=False)
+    key = f"docora:only:{name}"
+    lock = connection().lock(key, timeout=seconds, blocking=False)
     try:
         is_first = lock.acquire()
         if not is_first:
-            _delete_if_too_late(f"docora:only:{name}", seconds)
+            _delete_if_set_ahead(key, seconds)
     except RedisError:
         is_first = False
     try:

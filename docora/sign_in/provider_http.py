@@ -60,6 +60,7 @@ class _Transport(BaseAdapter):
             )
         )
         if outcome.status is None:
+            # The client's messages name the settings for git hosts and webhooks.
             message = outcome.message.replace("ALLOWED_PRIVATE_NETWORKS", "OIDC_ALLOWED_NETWORKS")
             message = message.replace("Plain http requires ALLOW_HTTP.", "The provider names one with http://.")
             raise requests.ConnectionError(message, request=request)

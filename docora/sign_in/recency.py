@@ -41,7 +41,7 @@ def is_proxy_session(request: HttpRequest) -> bool:
 def is_recent(request: HttpRequest) -> bool:
     """Return whether the user has authenticated within the last `REAUTHENTICATE_AFTER_SECONDS`.
 
-    A time further ahead than that was written while the clock was wrong. A little ahead, another machine's clock may be.
+    A time far ahead was written while the clock was wrong. One that is slightly ahead may come from another machine's clock.
     """
     at: float = request.session.get(AUTHENTICATED_AT, 0)
     return abs(time.time() - at) < settings.REAUTHENTICATE_AFTER_SECONDS or is_proxy_session(request)

@@ -121,15 +121,15 @@ def _config_for(remote: Remote) -> dict[str, str]:
         blocked = (resolved.cause, resolved.message) if resolved.cause is not None else None
     if blocked is not None:
         raise git_errors.unreachable(*blocked, token=remote.token)
-    only = f"http.{parts.scheme}://{parts.netloc}/"
-    # Of the remote, not of its host, so that git gets no pack from another URL of the host either: that would pass the limits.
+    # Set for the remote, not for its host: packs from other URLs of the host would evade `MAX_FETCH_BYTES`.
     config = {f"remote.{remote.url}.proxy": settings.EGRESS_PROXY if uses_proxy else ""}
     if not uses_proxy and not is_address(host):
         port = parts.port or {"https": 443, "http": 80}[parts.scheme]
         listed = (f"[{address}]" if ":" in address else address for address in resolved.addresses[:_MAX_PINNED])
         config["http.curloptResolve"] = f"{host}:{port}:{','.join(listed)}"
     if remote.token:
-        config[f"{only}.extraHeader"] = git_errors.basic_authorization(remote.url, remote.token)
+        name = f"http.{parts.scheme}://{parts.netloc}/.extraHeader"
+        config[name] = git_errors.basic_authorization(remote.url, remote.token)
     return config
 
 

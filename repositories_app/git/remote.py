@@ -128,8 +128,10 @@ class _Turns[Key]:
 
     def begin(self) -> list[HeadQuery[Key]]:
         """Return the queries to make now."""
+        if not self._waiting:
+            return []
         room = CONCURRENCY - self._under_way.total()
-        share = max(1, CONCURRENCY // max(1, len(self._unanswered)))
+        share = max(1, CONCURRENCY // len(self._unanswered))
         begun: list[HeadQuery[Key]] = []
         left: list[HeadQuery[Key]] = []
         for query in self._waiting:
@@ -230,8 +232,8 @@ class HeadsByGit[Key]:
         for query in shuffled:
             self._unstarted[host_of(query.url)].append(query)
 
-    def wait(self, seconds: float) -> bool:
-        """Wait at most this long until a host has answered all its queries. Return whether there was one to wait for."""
+    def proceed(self, seconds: float) -> bool:
+        """Start the next hosts, and wait at most this long for one to finish. Return whether any were being asked."""
         for host in [host for host, thread in self._threads.items() if thread.done()]:
             self._threads.pop(host).result()
         if time.monotonic() < self._until:

@@ -63,7 +63,7 @@ COMMAND = Actor.command()
 
 
 def unwatch_during_a_sync(world: World, watch: AppRepository, *, requests: int) -> None:
-    """Unwatch the repository once more than this many requests have arrived, and wait until its worker has stopped."""
+    """Unwatch the repository after more than this many requests, and wait until its worker has stopped."""
     world.make_due(watch)
     worker = syncing(watch.pk)
     wait_for(lambda: len(world.requests()) > requests)

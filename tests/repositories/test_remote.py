@@ -45,7 +45,7 @@ def ask(repo: Repo, token: str = "") -> GitError:
 def ask_by_git(*queries: HeadQuery[Any], tick: Callable[[], None] = lambda: None) -> list[tuple[Any, Head | GitError]]:
     with HeadsByGit[Any]() as by_git:
         by_git.ask(queries)
-        while by_git.wait(1.0):
+        while by_git.proceed(1.0):
             tick()
         return by_git.answers()
 
