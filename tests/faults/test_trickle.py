@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 import pytest
 
@@ -19,7 +18,7 @@ from repositories_app import services as repositories
 from repositories_app.git import packs, remote
 from tests.support.git import Repo
 from tests.support.histories import assert_promise_kept
-from tests.support.processes import children, forked, is_alive, reap
+from tests.support.processes import forked, git_processes, is_alive, reap
 from tests.support.receiver import wait_for
 from tests.support.syncing import sync
 from tests.support.trickle import head_answered, pack_sent, refs_advertised, trickling
@@ -50,10 +49,6 @@ def trickle(repo: Repo, place: str, done: threading.Event) -> None:
     send = trickling(answer, at_once=len(answer) // 2, until=done)
     seen = iter(range(1000))
     repo.server.on_request = lambda asked, _: send if asked == method and next(seen) == number else None
-
-
-def git_processes() -> list[int]:
-    return [pid for pid in children(os.getpid()) if b"git" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
 
 
 def assert_times_out(world: World, watch: AppRepository, text: str) -> None:

@@ -30,7 +30,7 @@ from repositories_app.mirror.mirror import Mirror
 from tests.deliveries.conftest import world
 from tests.support.git import git, has_commit
 from tests.support.histories import assert_promise_kept, refusing
-from tests.support.processes import children, forked, is_alive, offspring, reap
+from tests.support.processes import forked, git_processes, is_alive, offspring, reap
 from tests.support.receiver import wait_for
 from tests.support.world import World
 
@@ -447,13 +447,7 @@ def test_fetch_beyond_its_time_limit_ends_every_process(world: World, settings, 
     world.sync(watch)
     go_on.set()
     assert watch.last_error_cause == "timeout"
-    wait_for(
-        lambda: (
-            not [
-                pid for pid in children(os.getpid()) if b"git" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            ]
-        )
-    )
+    wait_for(lambda: git_processes() == [])
     world.git.server.on_request = None
     world.sync(watch)
     assert_promise_kept(world, repo, watch)

@@ -1,5 +1,6 @@
 """Start `manage.py` processes, forks and threads on the test's database, and kill them."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -150,6 +151,16 @@ def offspring(pid: int) -> list[int]:
     """Return the running child processes of `pid`, their children, and so on."""
     found = list(children(pid))
     return [*found, *(deeper for each in found for deeper in offspring(each))]
+
+
+def git_processes() -> list[int]:
+    """Return this process's running children that are git."""
+    found: list[int] = []
+    for pid in children(os.getpid()):
+        with contextlib.suppress(OSError):  # it has ended since
+            if b"git" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                found.append(pid)
+    return found
 
 
 def is_alive(pid: int) -> bool:
