@@ -12,6 +12,7 @@ from django.db.models import Model
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, AuditAction, AuditEntry, BulkOperation, SyncPause, SyncRun
 from docora.security.crypto import EncryptedTextField
+from docora.security.redaction import redact
 from docora.text import clean_text, counted
 from repositories_app.models import Repository
 
@@ -72,8 +73,10 @@ def _text_of(value: Any) -> str:
 
 
 def storable_value(value: Any) -> Any:
-    """Return the value as the log stores it: None, numbers and booleans as they are, everything else as text."""
-    return value if value is None or isinstance(value, bool | int | float) else clean_text(str(value), MAX_VALUE)
+    """Return the value as the log stores it: None, numbers and booleans as they are, everything else as redacted text."""
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return clean_text(redact(str(value)), MAX_VALUE)
 
 
 def record(

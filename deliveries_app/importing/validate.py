@@ -24,7 +24,7 @@ from deliveries_app.webhooks.signing import STANDARD_PREFIX
 from docora.http.addresses import blocked_reason, is_address
 from docora.http.messages import name_of
 from docora.security.redaction import redact
-from docora.text import clean_text
+from docora.text import clean_text, one_line
 from repositories_app.git.exceptions import InvalidUrl
 from repositories_app.git.url import RepositoryUrl, parse_url
 
@@ -65,7 +65,7 @@ def validate_app(app: SourceApp, key: SourceKey, remark: Note) -> App:
     except ValidationError:
         website = ""
         remark("Its website is not a valid http(s) URL and was left out.")
-    name = clean_text(app.app_name, 100) or app.app_id
+    name = "".join(c if c.isprintable() else "\ufffd" for c in one_line(app.app_name, 100)) or app.app_id
     if name != app.app_name:
         remark(f"Its name was empty, too long or not printable. In Docora, it is {name!r}.")
     return App(

@@ -130,7 +130,7 @@ def _found(folder: Path) -> list[Cached]:
 
 def _disk_size(directory: Path) -> int:
     """Return the size of a mirror's packs plus a constant for the rest, which is small. Reads one folder only."""
-    if not directory.exists():
+    if not directory.is_dir():
         return 0
     with contextlib.suppress(FileNotFoundError), os.scandir(directory / "objects" / "pack") as packs:
         return EMPTY_BYTES + sum(pack.stat().st_size for pack in packs)

@@ -11,7 +11,7 @@ from django.core.management import CommandError, call_command
 from psycopg.conninfo import conninfo_to_dict
 
 from deliveries_app.importing.source import Source, address_of
-from deliveries_app.models import App, AppRepository, AppToken, Delivery
+from deliveries_app.models import App, AppRepository, AppToken, AuditEntry, Delivery
 from deliveries_app.services import imported_tokens
 from repositories_app.models import Repository
 from tests.deliveries.test_import import BASE, FILES, GIT, progress_of, reasons, run
@@ -72,9 +72,12 @@ def test_credentials_in_urls_and_errors_are_redacted(existing: ExistingService, 
     existing.watch(app, existing.repository("https://user:s3cret@127.0.0.1/acme/docs"), {})
     error = "git clone https://x-access-token:s3cret@github.com/acme/site failed"
     existing.watch(app, existing.repository(f"{GIT}/site"), {}, status="failed", last_error=error)
+    existing.app("https://user:s3cret@portal.example/hooks", "Old address")
     report = run(existing, monkeypatch)
     assert "must not contain credentials" in reasons(report)
+    assert "must not contain credentials" in reasons(report, "remarks")
     assert "s3cret" not in str(report) + AppRepository.objects.get().last_error
+    assert "s3cret" not in str(list(AuditEntry.objects.values()))
 
 
 @pytest.mark.parametrize("table", ["apps", "app_delivered_files"])
@@ -173,10 +176,11 @@ def test_invalid_apps_are_imported_as_far_as_possible(existing: ExistingService,
     existing.app(BASE, "No key", client_auth_key_encrypted="")
     existing.app(BASE, "Odd id", app_id="../../etc")
     existing.app(BASE, "", app_id="app_without_name")
+    existing.app(BASE, "Two\nlines, \u202edrawkcab")
     existing.app(BASE, "Odd key", key="whsec_my-portal-secret-2024")
     existing.app(BASE, "Standard key", key="whsec_" + "YQ" * 12)
     report = run(existing, monkeypatch)
-    assert progress_of(report)["apps"] == (13, 0, 2)
+    assert progress_of(report)["apps"] == (14, 0, 2)
     problems, remarks = reasons(report), reasons(report, "remarks")
     assert "app No key (app_" in problems
     assert "Its signing key cannot be decrypted" in problems
@@ -192,6 +196,7 @@ def test_invalid_apps_are_imported_as_far_as_possible(existing: ExistingService,
     assert remarks.count("Notifications may go to a wrong URL until its base URL") == 1
     assert "Its website is not a valid http(s) URL" in remarks
     assert "In Docora, it is 'app_without_name'." in remarks
+    assert "In Docora, it is 'Two lines, \ufffddrawkcab'." in remarks
     assert App.objects.get(name="Unsafe website").website == ""
     assert App.objects.get(name="Spaces").base_url == "https://portal.example/hooks"
     assert App.objects.get(name="Wrong address").base_url == "ftp://portal.example"

@@ -211,6 +211,14 @@ def test_eviction_on_a_full_disk_does_not_fail_the_job(folder: Path, caplog: pyt
     assert [record.message for record in caplog.records] == ["mirror_upkeep_failed"]
 
 
+def test_file_in_the_place_of_a_mirror_stops_nothing(mirrors, folder: Path, settings) -> None:
+    made = mirrors(2)
+    (folder / "repo_0123456789ab.git").touch()
+    settings.REPOS_MAX_BYTES = 1
+    cache.maintain()
+    assert exist(made) == [False, False]
+
+
 @pytest.mark.parametrize("was_measured", [True, False])
 def test_eviction_on_a_full_disk_waits_a_minute_too(mirrors, folder: Path, settings, *, was_measured: bool) -> None:
     made = mirrors(2)
