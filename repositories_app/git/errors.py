@@ -7,6 +7,7 @@ be called `acme/timeout`.
 
 import base64
 import re
+import signal
 from urllib.parse import urlsplit
 
 from django.conf import settings
@@ -131,6 +132,9 @@ def classify(stderr: bytes, *, token: str = "", ended: int = 1, local: bool = Fa
     if local and message and ended > 0:
         return explain(Cause.CORRUPT, message)
     number = -ended if ended < 0 else ended - 128
+    if number == signal.SIGXCPU:
+        text = "git took too much processor time to read the repository. Repack it on the git host with `git gc`, or split it."
+        return temporary(Cause.TOO_LARGE, text)
     fallback = f"it was killed by signal {number}" if number > 0 else "it gave no error message"
     return explain(Cause.OTHER, message or fallback, token=token)
 

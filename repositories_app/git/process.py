@@ -24,7 +24,7 @@ from django.conf import settings
 from docora.http.addresses import is_address
 from docora.http.egress import blocked_behind_proxy, is_direct
 from docora.http.resolver import resolve
-from docora.process import kill_group, limit_memory, with_limits, with_parent_death_signal
+from docora.process import kill_group, limit_child, with_limits, with_parent_death_signal
 from repositories_app.git import errors as git_errors
 from repositories_app.git.exceptions import Cause, GitError
 
@@ -34,6 +34,7 @@ Tick = Callable[[], None]
 LOCAL_TIMEOUT = 120.0  # seconds for a command that reads the mirror only
 MAX_OUTPUT = 16 << 20  # bytes that `run` accepts; longer output has to be streamed
 MAX_MEMORY = 4 << 30  # bytes for each process
+MAX_CPU_SECONDS = 600  # for each `cat-file`; a pack can be made in which each object takes longer than the last
 _MAX_OBJECT = "1g"  # memory for one object; a small delta can expand to any size
 _MAX_LISTING = "32m"  # memory for a list of refs, which the sweep asks for
 _MAX_STDERR = 4 << 20  # bytes; a host can make git print anything
@@ -172,7 +173,7 @@ def start(
     )
     process.errors = errors  # type: ignore[attr-defined]
     if not remote:  # no helper that could start before it is limited
-        limit_memory(process.pid, MAX_MEMORY)
+        limit_child(process.pid, MAX_MEMORY, MAX_CPU_SECONDS if args[0] == "cat-file" else None)
     return process
 
 

@@ -1,6 +1,7 @@
 """Git errors: each gets the right cause and a clear message with a remedy, and none contains the token."""
 
 import base64
+import signal
 import time
 from urllib.parse import quote
 
@@ -66,6 +67,12 @@ def test_git_messages_map_to_causes(stderr, cause, for_every_watcher, permanent,
 def test_killed_git_names_the_signal() -> None:
     assert "killed by signal 9" in str(classify(b"", ended=-9))
     assert "killed by signal 9" in str(classify(b"", ended=137))
+
+
+def test_git_beyond_its_processor_time() -> None:
+    error = classify(b"", ended=-signal.SIGXCPU, local=True)
+    assert (error.cause, error.permanent) == (Cause.TOO_LARGE, False)
+    assert "too much processor time" in str(error)
 
 
 @pytest.mark.parametrize(

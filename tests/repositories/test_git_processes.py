@@ -108,9 +108,11 @@ def test_git_ends_when_the_sync_is_cancelled(endless: str) -> None:
     wait_for(lambda: not processes(endless))
 
 
-def test_memory_of_a_local_command_is_limited(mirror: Mirror) -> None:
-    """A small pack or tree of a stranger may expand to any size."""
+def test_memory_and_processor_time_of_a_local_command_are_limited(mirror: Mirror) -> None:
+    """A small pack or tree of a stranger may expand to any size, and take hours to read."""
     with mirror.in_use(lambda: None), mirror.blobs() as reader:
-        limits = Path(f"/proc/{reader._open().pid}/limits").read_text()
-    [line] = (line for line in limits.splitlines() if line.startswith("Max data size"))
-    assert line.split()[3:5] == [str(git.MAX_MEMORY)] * 2
+        text = Path(f"/proc/{reader._open().pid}/limits").read_text()
+    limits = {line[:25].strip(): line[25:].split()[:2] for line in text.splitlines()}
+    assert limits["Max data size"] == [str(git.MAX_MEMORY)] * 2
+    assert limits["Max cpu time"][0] == str(git.MAX_CPU_SECONDS)
+    assert limits["Max core file size"] == ["0", "0"]
