@@ -14,7 +14,6 @@ from django.core.exceptions import ImproperlyConfigured
 from django.utils.csp import CSP
 from redis.connection import parse_url as parse_redis_url
 
-from docora import __version__
 from docora.conf import data_dir, installation
 from docora.conf.env import count, database, date, flag, mailers, names, networks, pairs, seconds, text, time_zone
 from docora.db.connection import PrivateSqlite, check_pooled, postgres_options
@@ -398,7 +397,6 @@ STATIC_URL = "static/"
 STATICFILES_DIRS = [BASE_DIR / "static"]
 WHITENOISE_USE_FINDERS = True  # no collectstatic: files are served from their source folders
 DATA_UPLOAD_MAX_MEMORY_SIZE = 1048576
-VERSION = __version__
 
 # --- Logs --------------------------------------------------------------------------------------------------------------
 LOG_LEVEL = text("LOG_LEVEL", default="info").upper()
