@@ -38,11 +38,11 @@ def die_with_parent(sig: int = signal.SIGKILL) -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, sig, 0, 0, 0)
 
 
-def die_with_parent_pid(parent_pid: int, sig: int = signal.SIGKILL) -> None:
-    """Call `die_with_parent`, and send `sig` to this process now if the parent with this PID has already ended."""
-    die_with_parent(sig)
+def die_with_parent_pid(parent_pid: int) -> None:
+    """Call `die_with_parent`, and kill this process now if the parent with this PID has already ended."""
+    die_with_parent()
     if os.getppid() != parent_pid:
-        os.kill(os.getpid(), sig)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def with_parent_death_signal(command: Sequence[str], sig: int) -> list[str]:

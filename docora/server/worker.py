@@ -265,7 +265,7 @@ class DocoraWorker(Worker):
     def setup_work_horse_signals(self) -> None:
         global _worker_name
         _worker_name = self.name
-        die_with_parent_pid(self._parent_pid, signal.SIGKILL)
+        die_with_parent_pid(self._parent_pid)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, request_stop)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)

@@ -278,7 +278,7 @@ def _become(request: dict[str, Any], parent: int) -> None:
     from docora.process import die_with_parent_pid
 
     os.setsid()
-    die_with_parent_pid(parent, signal.SIGKILL)
+    die_with_parent_pid(parent)
     stdin, stdout, stderr, _, *namespaces = request["files"]
     for number, file in enumerate((stdin, stdout, stderr)):
         os.dup2(file, number)
@@ -320,7 +320,7 @@ def _serve_prepared(request: dict[str, Any], parent: int) -> dict[str, Any] | No
     """Set Docora up, and fork the children of this environment. Return the request in a child."""
     from docora.process import die_with_parent_pid
 
-    die_with_parent_pid(parent, signal.SIGKILL)
+    die_with_parent_pid(parent)
     for file in request["files"]:
         os.close(file)
     control: socket.socket = request["control"]
@@ -340,7 +340,7 @@ if __name__ == "__main__":
     from docora.process import die_with_parent_pid
 
     gc.disable()  # nothing that is imported is thrown away
-    die_with_parent_pid(int(sys.argv[2]), signal.SIGKILL)
+    die_with_parent_pid(int(sys.argv[2]))
     for library in LIBRARIES:
         importlib.import_module(library)
     gc.freeze()  # children then copy less of what they share
