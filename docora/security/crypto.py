@@ -44,24 +44,24 @@ def derive_key(secret: str) -> bytes:
 
 
 @lru_cache(maxsize=8)
-def _fernet(keys: tuple[str, ...]) -> MultiFernet:
+def _fernet(*keys: str) -> MultiFernet:
     return MultiFernet([Fernet(derive_key(key)) for key in keys])
 
 
 def derive_keys() -> None:
     """Derive and cache the keys before the process forks. This is the slow part of the first `encrypt` or `decrypt`."""
-    _fernet(tuple(settings.ENCRYPTION_KEYS))
+    _fernet(*settings.ENCRYPTION_KEYS)
 
 
 def encrypt(plain: str) -> str:
     """Return `plain` encrypted with the newest key, as a Fernet token."""
-    return _fernet(tuple(settings.ENCRYPTION_KEYS)).encrypt(plain.encode()).decode("ascii")
+    return _fernet(*settings.ENCRYPTION_KEYS).encrypt(plain.encode()).decode("ascii")
 
 
 def decrypt(token: str) -> str:
     """Return the plain text. Raises `DecryptionError` if no key decrypts the token."""
     try:
-        return _fernet(tuple(settings.ENCRYPTION_KEYS)).decrypt(token.encode("ascii")).decode()
+        return _fernet(*settings.ENCRYPTION_KEYS).decrypt(token.encode("ascii")).decode()
     except (InvalidToken, UnicodeError):
         raise DecryptionError from None
 
@@ -69,7 +69,7 @@ def decrypt(token: str) -> str:
 def reencrypt(token: str) -> str:
     """Return the secret encrypted with the newest key, or `token` itself if it already is. Raises `DecryptionError`."""
     try:
-        _fernet(tuple(settings.ENCRYPTION_KEYS[:1])).decrypt(token.encode("ascii"))
+        _fernet(settings.ENCRYPTION_KEYS[0]).decrypt(token.encode("ascii"))
     except (InvalidToken, UnicodeError):
         return encrypt(decrypt(token))
     return token
