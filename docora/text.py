@@ -2,6 +2,9 @@
 
 import re
 import secrets
+from datetime import datetime
+
+from django.utils import timezone
 
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
@@ -45,6 +48,11 @@ def format_bytes(count: float) -> str:
     if unit == "bytes":
         return f"{count:.0f} byte" if count == 1 else f"{count:.0f} bytes"
     return f"{count:.1f} {unit}" if count < 9.95 else f"{count:.0f} {unit}"
+
+
+def format_time(moment: datetime) -> str:
+    """Format a time in the server's time zone: `2026-11-24 12:00:00 UTC`."""
+    return f"{timezone.localtime(moment):%Y-%m-%d %H:%M:%S %Z}"
 
 
 def format_seconds(seconds: float) -> str:

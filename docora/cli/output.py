@@ -11,12 +11,10 @@ import sys
 import time
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime
 from typing import IO, Any, Self, cast
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser, OutputWrapper
 from django.core.serializers.json import DjangoJSONEncoder
-from django.utils import timezone
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -92,11 +90,6 @@ def confirm(question: str, *, yes: bool) -> None:
     sys.stderr.flush()
     if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
         raise CommandError("Nothing was done.")
-
-
-def format_time(at: datetime) -> str:
-    """Format a time as the admin does."""
-    return f"{timezone.localtime(at):%Y-%m-%d %H:%M:%S %Z}"
 
 
 def printable(text: str) -> str:

@@ -12,7 +12,7 @@ from django.utils.safestring import SafeString
 
 from docora.conf import installation
 from docora.text import counted as format_count
-from docora.text import format_bytes, format_estimate, format_seconds
+from docora.text import format_bytes, format_estimate, format_seconds, format_time
 from docora.text import visible as escape_invisible
 
 register = template.Library()
@@ -155,7 +155,7 @@ def elapsed(moment: datetime) -> SafeString:
 
 def _time(moment: datetime, text: str) -> SafeString:
     iso = timezone.localtime(moment).isoformat()
-    return format_html('<time datetime="{}" title="{}">{}</time>', iso, exact(moment), text)
+    return format_html('<time datetime="{}" title="{}">{}</time>', iso, format_time(moment), text)
 
 
 def _rounded(seconds: float) -> str:
@@ -168,7 +168,7 @@ def _rounded(seconds: float) -> str:
 @register.filter
 def exact(moment: datetime | None) -> str:
     """Format a time exactly, for detail pages. Django's format omits the zone in the hour that the end of summer time repeats."""
-    return f"{timezone.localtime(moment):%Y-%m-%d %H:%M:%S %Z}" if moment else "—"
+    return format_time(moment) if moment else "—"
 
 
 @register.filter(is_safe=True)

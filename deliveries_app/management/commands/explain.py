@@ -5,7 +5,8 @@ from django.core.management.base import CommandParser
 from deliveries_app.actors import Actor
 from deliveries_app.management.lookup import ServiceCommand, watch_of
 from deliveries_app.reports.file_explanation import explain
-from docora.cli.output import add_json, format_time, printable, write_result
+from docora.cli.output import add_json, printable, write_result
+from docora.text import format_time
 
 
 class Command(ServiceCommand):

@@ -7,7 +7,8 @@ from django.core.management.base import BaseCommand, CommandParser
 from deliveries_app.management.lookup import app_of, watches_of
 from deliveries_app.models import AppRepository, AppRepositoryQuerySet
 from deliveries_app.reports.status import watch_fields
-from docora.cli.output import add_json, format_time, write_json, write_table
+from docora.cli.output import add_json, write_json, write_table
+from docora.text import format_time
 
 _CHUNK_SIZE = 500
 

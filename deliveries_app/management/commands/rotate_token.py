@@ -6,7 +6,8 @@ from django.core.management.base import CommandParser
 from deliveries_app.actors import Actor
 from deliveries_app.management.lookup import ServiceCommand, app_of
 from deliveries_app.services.tokens import OVERLAP, rotate_app_token
-from docora.cli.output import add_json, add_yes, confirm, format_time, write_result, wrong_usage
+from docora.cli.output import add_json, add_yes, confirm, write_result, wrong_usage
+from docora.text import format_time
 
 _HOUR = timedelta(hours=1)
 

@@ -5,9 +5,9 @@ from django.core.management.base import BaseCommand, CommandParser
 from deliveries_app.management.lookup import app_of
 from deliveries_app.reports import status
 from deliveries_app.reports.status import Line, StatusReport
-from docora.cli.output import FAILED, add_json, format_time, number_between, write_json, write_table
+from docora.cli.output import FAILED, add_json, number_between, write_json, write_table
 from docora.conf.installation import program
-from docora.text import counted
+from docora.text import counted, format_time
 
 _MAX_LIMIT = 1_000_000
 
