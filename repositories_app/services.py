@@ -3,7 +3,6 @@
 import random
 from collections.abc import Iterable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from django.conf import settings
@@ -53,7 +52,7 @@ def record_privacy(repository: Repository, *, is_private: bool) -> None:
 
 
 def mirror_of(repository: Repository) -> Mirror:
-    return Mirror(Path(settings.REPOS_DIR) / f"{repository.repository_id}.git")
+    return Mirror(settings.REPOS_DIR / f"{repository.repository_id}.git")
 
 
 def record_snapshot(repository: Repository, commit: str, branch: str, files: int, size: int, *, for_all: bool) -> None:

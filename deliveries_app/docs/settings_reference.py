@@ -4,7 +4,6 @@ That file lists all settings with their defaults. A test compares it with `setti
 """
 
 import re
-from pathlib import Path
 
 from django.conf import settings
 
@@ -18,7 +17,7 @@ type Group = tuple[str, dict[str, str]]
 
 def sections() -> list[tuple[str, list[Group]]]:
     """Return the title and the groups of each section of `.env.example`. Empty if the file was not deployed."""
-    path = Path(settings.BASE_DIR) / ".env.example"
+    path = settings.BASE_DIR / ".env.example"
     return parse(path.read_text(encoding="utf-8")) if path.exists() else []
 
 

@@ -175,7 +175,7 @@ def check_database() -> str:
 
 
 def check_disk() -> str:
-    if not is_writable(Path(settings.REPOS_DIR)):
+    if not is_writable(settings.REPOS_DIR):
         return "REPOS_DIR is not writable: check its permissions, and that its disk is not full"
     disk = shutil.disk_usage(settings.REPOS_DIR)
     if disk.free < min(MIN_FREE_BYTES, MIN_FREE_SHARE * disk.total):

@@ -129,9 +129,8 @@ def check_files() -> list[CheckMessage]:
 
     A file of another user that this process reads through its group is fine: the handbook installs the settings that way.
     """
-    data, repos = Path(settings.DATA_DIR), Path(settings.REPOS_DIR)
     messages: list[CheckMessage] = []
-    for path in (data / "keys.json", env_file()):
+    for path in (settings.DATA_DIR / "keys.json", env_file()):
         if not path.is_file():
             continue
         found, user = path.stat(), os.geteuid()
@@ -143,7 +142,7 @@ def check_files() -> list[CheckMessage]:
         elif found.st_mode & stat.S_IRWXG and (is_own or found.st_gid not in {os.getegid(), *os.getgroups()}):
             text = f"The group of {path} can read it, and it may contain keys."
             messages.append(Warning(text, hint=f"{advice}, unless this is intended."))
-    for path in (data, repos):
+    for path in (settings.DATA_DIR, settings.REPOS_DIR):
         if path.is_dir() and path.stat().st_mode & stat.S_IRWXO:
             text = f"Every user on this server can open {path}, which contains sessions or private repositories."
             messages.append(Warning(text, hint=f"chmod 700 {path}"))
@@ -160,7 +159,7 @@ def _name(user: int) -> str:
 def check_disk() -> list[CheckMessage]:
     """Check that both folders are writable and have free space. A fetch writes up to `MAX_FETCH_BYTES` into `REPOS_DIR`."""
     wanted = {"DATA_DIR": _FULL_BYTES, "REPOS_DIR": max(_FULL_BYTES, settings.MAX_FETCH_BYTES)}
-    return [_check_folder(name, Path(getattr(settings, name)), size) for name, size in wanted.items()]
+    return [_check_folder(name, getattr(settings, name), size) for name, size in wanted.items()]
 
 
 def _check_folder(name: str, folder: Path, wanted: int) -> CheckMessage:

@@ -1,6 +1,5 @@
 """Template tags of the documentation pages."""
 
-from pathlib import Path
 from typing import Any
 
 from django import template
@@ -33,5 +32,5 @@ def code(content: SafeString, id: str, what: str, kind: str = "") -> SafeString:
 @register.inclusion_tag("docs/sample.html")
 def sample(name: str, description: str, is_open: bool = False) -> dict[str, Any]:
     """Show a sample file for download. The tests run these files."""
-    text = (Path(settings.BASE_DIR) / "static" / "docs" / "samples" / name).read_text(encoding="utf-8")
+    text = (settings.BASE_DIR / "static" / "docs" / "samples" / name).read_text(encoding="utf-8")
     return {"name": name, "description": description, "is_open": is_open, "text": text, "id": name.replace(".", "-")}

@@ -59,7 +59,7 @@ def maintain() -> None:
     Called at the end of each job. Does nothing if this was done or tried within the last minute, or another process is
     doing it.
     """
-    folder = Path(settings.REPOS_DIR)
+    folder = settings.REPOS_DIR
     if not _is_due(folder):
         return
     try:
@@ -76,13 +76,13 @@ def maintain() -> None:
 
 def measure() -> Size:
     """Measure the mirrors now."""
-    return _size_of(_found(Path(settings.REPOS_DIR)))
+    return _size_of(_found(settings.REPOS_DIR))
 
 
 def last_measured() -> Size | None:
     """Return the size that a worker of this machine last measured, or None."""
     try:
-        return Size(**json.loads(_state(Path(settings.REPOS_DIR)).read_text()))
+        return Size(**json.loads(_state(settings.REPOS_DIR).read_text()))
     except (OSError, ValueError, TypeError):
         return None
 

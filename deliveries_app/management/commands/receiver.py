@@ -31,7 +31,7 @@ class Command(BaseCommand):
         parser.add_argument("--quiet", action="store_true", help="print only refused notifications")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        directory: Path = options["dir"] or Path(settings.DATA_DIR) / "receiver"
+        directory: Path = options["dir"] or settings.DATA_DIR / "receiver"
         given: str | None = secret_from_stdin("key") if options["key_stdin"] else options["key"]
         key = given or new_webhook_key()
         self.quiet: bool = options["quiet"]
