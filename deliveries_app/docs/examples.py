@@ -123,7 +123,7 @@ def headers() -> list[tuple[str, str, str]]:
     Raises KeyError for a header without a description.
     """
     envelope = Envelope("app_7d0b3f6a2c9e4815b6f0a3d2", "run_9c41e7a05b2d4f6893ce1a70", "change")
-    body, ping_id = examples()["ping"].variants[0].body, webhook_id("c0ffee0123456789", SEQUENCE)
+    body, ping_id = notice_body(PING, NOON), webhook_id("c0ffee0123456789", SEQUENCE)
     lines = envelope.headers(body, ping_id, SEQUENCE, int(NOON.timestamp()), [KEY])
     descriptions = webhook_schemas.HEADERS | _OTHER_HEADERS
     split = (line.split(": ", 1) for line in [*lines, f"User-Agent: {user_agent()}"])
