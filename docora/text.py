@@ -6,6 +6,8 @@ from datetime import datetime
 
 from django.utils import timezone
 
+from docora.security.redaction import redact
+
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
@@ -29,6 +31,11 @@ def one_line(text: str | bytes, limit: int) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error of a database or of Redis, which names the cause."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def cause_of(error: BaseException) -> str:
+    """Return the first line of an error of a database or of Redis for people: without secrets and without its full stop."""
+    return redact(first_line(error)).rstrip(".")
 
 
 def visible(text: str) -> str:

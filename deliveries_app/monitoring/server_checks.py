@@ -14,8 +14,7 @@ from docora.redis import inspect
 from docora.redis.connection import RedisError, probe_writes, problem
 from docora.redis.connection import connection as redis_connection
 from docora.redis.inspect import Worker
-from docora.security.redaction import redact
-from docora.text import clean_text, counted, first_line, format_bytes
+from docora.text import cause_of, clean_text, counted, first_line, format_bytes
 
 MIN_REDIS = (7, 0)  # for `EXPIRE … NX`, which `docora.security.throttle` uses
 _SLOW_SECONDS = 1.0
@@ -46,9 +45,8 @@ def check_database() -> list[CheckMessage]:
     except NotSupportedError as error:
         return [Error(str(error), hint="Upgrade the database server.")]
     except (DatabaseError, InterfaceError) as error:
-        cause = redact(first_line(error)).rstrip(".")
-        text, hint = f"The database is not responding: {cause}.", "Check DATABASE_URL and the database server."
-        return [Error(text, hint=hint)]
+        text = f"The database is not responding: {cause_of(error)}."
+        return [Error(text, hint="Check DATABASE_URL and the database server.")]
     problem = health.check_database()
     if problem != health.OK:
         return [from_health(problem)]

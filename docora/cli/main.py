@@ -69,12 +69,11 @@ def error_message(error: Exception) -> str:
     from docora.db.connection import sqlstate
     from docora.redis.connection import RedisError, problem
     from docora.security.crypto import DecryptionError
-    from docora.security.redaction import redact
-    from docora.text import first_line
+    from docora.text import cause_of
 
     if isinstance(error, MigrationSchemaMissing) and isinstance(error.__context__, DatabaseError):
         error = error.__context__  # why the table of migrations cannot be created
-    cause = redact(first_line(error)).rstrip(".")
+    cause = cause_of(error)
     match error:
         case ImproperlyConfigured():
             return f"Docora cannot start: {error}"

@@ -13,8 +13,7 @@ from redis.exceptions import RedisError as RedisError  # for the callers
 
 from docora.conf.data_dir import embedded_redis_url
 from docora.conf.installation import program
-from docora.security.redaction import redact
-from docora.text import first_line
+from docora.text import cause_of
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +66,7 @@ def accepts_writes() -> bool:
 
 def problem(error: RedisError) -> tuple[str, str]:
     """Return what is wrong with Redis, and what to do about it, for people."""
-    cause = redact(first_line(error)).rstrip(".")
+    cause = cause_of(error)
     is_embedded = embedded_redis_url(settings.DATA_DIR) == settings.REDIS_URL
     if "MISCONF" in cause or "No space left on device" in cause:  # Redis refuses every write until it can store it
         reason = cause.rpartition("MISCONF ")[2]
