@@ -24,6 +24,11 @@ def connection() -> Redis:
     return Redis.from_url(settings.REDIS_URL, socket_timeout=2.0, socket_connect_timeout=1.0)
 
 
+def is_embedded() -> bool:
+    """Return whether Redis is the embedded Valkey, which `up` runs, and not the server of another REDIS_URL."""
+    return embedded_redis_url(settings.DATA_DIR) == settings.REDIS_URL
+
+
 @contextmanager
 def logging_outage(event: str, **fields: object) -> Iterator[None]:
     """Log the event with the cause and these fields, and continue, if Redis does not respond or refuses a command."""
@@ -67,14 +72,14 @@ def accepts_writes() -> bool:
 def problem(error: RedisError) -> tuple[str, str]:
     """Return what is wrong with Redis, and what to do about it, for people."""
     cause = cause_of(error)
-    is_embedded = embedded_redis_url(settings.DATA_DIR) == settings.REDIS_URL
-    if "MISCONF" in cause or "No space left on device" in cause:  # Redis refuses every write until it can store it
+    is_full = "No space left on device" in cause
+    if is_full or "MISCONF" in cause:  # Redis refuses every write until it can store it
         reason = cause.rpartition("MISCONF ")[2]
-        state, advice = "cannot be written", "Check free space and permissions"
-        if "No space left on device" in cause:
-            state, advice = "is full", "Free up space"
-        disk = f"The disk of the data directory {settings.DATA_DIR}" if is_embedded else "The disk of the Redis server"
-        return f"{disk} {state}, so Redis refuses every write: {reason}.", f"{advice} there; then syncing continues."
+        disk = f"data directory {settings.DATA_DIR}" if is_embedded() else "Redis server"
+        state = "is full" if is_full else "cannot be written"
+        advice = "Free up space" if is_full else "Check free space and permissions"
+        text = f"The disk of the {disk} {state}, so Redis refuses every write: {reason}."
+        return text, f"{advice} there; then syncing continues."
     if isinstance(error, AuthenticationError):  # its message doesn't say which of the two
         text = "Redis refuses the user name and password in REDIS_URL, or requires a password."
         return text, "Write it as redis://:password@host:6379/0, with special characters percent-encoded."
@@ -85,7 +90,7 @@ def problem(error: RedisError) -> tuple[str, str]:
         return f"Redis refuses: {cause}.", "REDIS_URL must point to a primary with free memory."
     if isinstance(error, ResponseError):
         return f"Redis refuses: {cause}.", "Check the database number in REDIS_URL and the user's permissions."
-    if is_embedded:
+    if is_embedded():
         text = f"The embedded Valkey does not respond: {cause}."
         return text, f"Start {program()} up, which runs it, or restart it if it is running. Or set REDIS_URL."
     return f"Redis does not respond: {cause}.", "Check REDIS_URL, and that Redis is running."

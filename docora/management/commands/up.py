@@ -21,14 +21,13 @@ from redis.exceptions import AuthenticationError, ResponseError
 
 from docora.cli.main import add_instance_options
 from docora.cli.output import write_banner
-from docora.conf import data_dir
-from docora.conf.data_dir import embedded_redis_url, make_private
+from docora.conf.data_dir import make_private, unusable
 from docora.conf.installation import program
 from docora.db import schema
 from docora.db.connection import CONNECTION_ERRORS
 from docora.http.client import HttpClient, Request
 from docora.redis import heartbeat
-from docora.redis.connection import RedisError, connection
+from docora.redis.connection import RedisError, connection, is_embedded
 from docora.security.redaction import redact
 from docora.server.supervisor import (
     WEB_ENVIRONMENT,
@@ -90,7 +89,7 @@ class Command(BaseCommand):
 
     def _start(self, supervisor: Supervisor, options: dict[str, Any]) -> None:
         valkey = None
-        if embedded_redis_url(settings.DATA_DIR) == settings.REDIS_URL:
+        if is_embedded():
             # Valkey saves its data on SIGTERM, and gets that signal even if this process is killed.
             valkey = Child("valkey", valkey_command(settings.DATA_DIR), ends_last=True)
             supervisor.add(valkey)
@@ -142,7 +141,7 @@ class Command(BaseCommand):
                 "Stop it, or choose another one with --data."
             ) from None
         except OSError as error:
-            raise CommandError(data_dir.unusable(settings.DATA_DIR, error)) from None
+            raise CommandError(unusable(settings.DATA_DIR, error)) from None
 
     def _prepare_database(self, *, migrate: bool) -> None:
         if migrate:
