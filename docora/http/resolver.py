@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from ipaddress import ip_address
 from typing import Final, NamedTuple
+from urllib.parse import urlsplit
 
 from docora.http.addresses import Network, blocked_reason
 from docora.http.messages import Cause
@@ -57,6 +58,14 @@ def resolve(host: str, allowed_networks: Sequence[Network], seconds: float = LOO
 def is_loopback_name(host: str) -> bool:
     """Return whether the host is `localhost`. It has two loopback addresses; one that is allowed is enough."""
     return host.lower() == "localhost"
+
+
+def curl_entry(url: str, addresses: Sequence[str]) -> str:
+    """Return `host:port:address,…`, with which libcurl, also that of git, connects to these addresses for the URL's host."""
+    parts = urlsplit(url)
+    port = parts.port or {"https": 443, "http": 80}[parts.scheme]
+    listed = (f"[{address}]" if ":" in address else address for address in addresses)
+    return f"{parts.hostname}:{port}:{','.join(listed)}"
 
 
 def _addresses_of(host: str, seconds: float) -> list[str]:

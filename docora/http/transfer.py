@@ -4,7 +4,6 @@ import os
 import socket
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import pycurl
 
@@ -12,7 +11,7 @@ from docora.http import user_agent
 from docora.http.addresses import blocked_reason, is_address, is_in
 from docora.http.egress import blocked_behind_proxy, is_direct
 from docora.http.messages import Cause, Outcome, Request, host_of, name_of
-from docora.http.resolver import ResolvedHost, Resolver, is_loopback_name
+from docora.http.resolver import ResolvedHost, Resolver, curl_entry, is_loopback_name
 from docora.text import clean_text
 
 CUT_AFTER: Final = 1024 * 1024  # bytes of a response body after which the transfer is ended
@@ -133,11 +132,8 @@ class Transfer:
 
     def _pin(self, origin: str, addresses: Sequence[str]) -> None:
         """Make libcurl use these addresses. A few names without an answer would occupy all of its threads for lookups."""
-        parts = urlsplit(origin)
-        if not is_address(parts.hostname or ""):
-            port = parts.port or {"https": 443, "http": 80}[parts.scheme]
-            listed = (f"[{address}]" if ":" in address else address for address in addresses)
-            self.curl.setopt(pycurl.RESOLVE, [f"+{parts.hostname}:{port}:{','.join(listed)}"])
+        if not is_address(name_of(origin)):
+            self.curl.setopt(pycurl.RESOLVE, [f"+{curl_entry(origin, addresses)}"])
 
     def finish(self, code: int, text: str) -> Outcome:
         """Return the outcome for libcurl's result code (`E_…`) and error text, and release the request."""

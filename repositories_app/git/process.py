@@ -23,7 +23,7 @@ from django.conf import settings
 
 from docora.http.addresses import is_address
 from docora.http.egress import blocked_behind_proxy, is_direct
-from docora.http.resolver import resolve
+from docora.http.resolver import curl_entry, resolve
 from docora.process import kill_group, limit_child, with_limits, with_parent_death_signal
 from repositories_app.git import errors as git_errors
 from repositories_app.git.exceptions import Cause, GitError
@@ -125,9 +125,7 @@ def _config_for(remote: Remote) -> dict[str, str]:
     # Set for the remote, not for its host: packs from other URLs of the host would evade `MAX_FETCH_BYTES`.
     config = {f"remote.{remote.url}.proxy": settings.EGRESS_PROXY if uses_proxy else ""}
     if not uses_proxy and not is_address(host):
-        port = parts.port or {"https": 443, "http": 80}[parts.scheme]
-        listed = (f"[{address}]" if ":" in address else address for address in resolved.addresses[:_MAX_PINNED])
-        config["http.curloptResolve"] = f"{host}:{port}:{','.join(listed)}"
+        config["http.curloptResolve"] = curl_entry(remote.url, resolved.addresses[:_MAX_PINNED])
     if remote.token:
         name = f"http.{parts.scheme}://{parts.netloc}/.extraHeader"
         config[name] = git_errors.basic_authorization(remote.url, remote.token)
