@@ -78,7 +78,7 @@ class JsonErrorTask(ErrorTask):  # type: ignore[misc]
         message = f"{error.reason}: {error.body}"
         if code is ErrorCode.BODY_TOO_LARGE:  # the view, which is not reached, has a lower limit
             message = "The body is too large: see the limits of requests at /docs/api/"
-        body = json.dumps({"error": message, "code": code, "retryable": code.retryable}).encode()
+        body = json.dumps(code.body(message)).encode()
         self.status = f"{error.code} {error.reason}"
         self.response_headers.append(("Content-Type", "application/json"))
         self.set_close_on_finish()

@@ -19,7 +19,7 @@ THROTTLED = (
     "Too many failed attempts from this address, or, after a migration from an earlier service, many tokens used for "
     "the first time. `Retry-After` is the number of seconds to wait."
 )
-INTERNAL = "Something went wrong in Docora. Its log has the details."
+INTERNAL = ErrorCode.INTERNAL_ERROR.meaning
 UNAVAILABLE = "The database isn't responding, is read-only or is full. Try again later."
 COMMON = {401: UNAUTHORIZED, 429: THROTTLED, 500: INTERNAL, 503: UNAVAILABLE}
 

@@ -17,6 +17,10 @@ class ErrorCode(StrEnum):
         code.meaning = meaning
         return code
 
+    def body(self, message: str) -> dict[str, object]:
+        """Return the body of an error response."""
+        return {"error": message, "code": self, "retryable": self.retryable}
+
     INVALID_REQUEST = "invalid_request", False, "The body, a parameter or a header is malformed. The message names it."
     UNAUTHORIZED = "unauthorized", False, "The token or the signature is missing, wrong or expired."
     FORBIDDEN = "forbidden", False, "The caller isn't allowed to do this."

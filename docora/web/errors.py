@@ -50,9 +50,8 @@ def json_error(
 
     Messages have no full stop at the end, like those that the wire contract defines.
     """
-    code = code or BY_STATUS[status]
-    body = {"error": message.removesuffix("."), "code": code, "retryable": code.retryable}
-    return JsonResponse(body, status=status, headers=headers)
+    code = code or BY_STATUS.get(status, ErrorCode.INVALID_REQUEST)
+    return JsonResponse(code.body(message.removesuffix(".")), status=status, headers=headers)
 
 
 def wants_json(request: HttpRequest) -> bool:
@@ -69,8 +68,7 @@ class JsonErrorsMiddleware(MiddlewareMixin):
         if response.status_code == 405:
             allowed = ", ".join(sorted(response.headers.get("Allow", "").split(", ")))
             return json_error(f"{request.method} is not allowed here: use {allowed}", 405, {"Allow": allowed})
-        code = None if response.status_code in BY_STATUS else ErrorCode.INVALID_REQUEST
-        return json_error(response.reason_phrase, response.status_code, code=code)
+        return json_error(response.reason_phrase, response.status_code)
 
 
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
