@@ -62,7 +62,8 @@ def check_secrets() -> list[CheckMessage]:
     is_partial = False
     unreadable: dict[str, list[object]] = {}
     columns: dict[str, Iterable[tuple[Any, str]]] = {
-        str(field): stored_values(field).order_by("pk").values_list("pk", "stored") for field in encrypted_fields()
+        str(field): stored_values(field).order_by("pk").values_list("pk", "stored")[:_SECRETS_READ]
+        for field in encrypted_fields()
     }
     columns[factors.COLUMN] = ((pk, stored) for pk, _, stored in factors.stored_secrets())
     for field, all_rows in columns.items():

@@ -14,6 +14,7 @@ from django.contrib.auth.models import User
 from django.core.checks import CheckMessage, Info
 from django.core.management import CommandError
 from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from redis import Redis
 
 from deliveries_app.monitoring import doctor as monitoring
@@ -215,6 +216,18 @@ def test_secrets_under_an_older_key_are_counted(db, settings) -> None:
     settings.ENCRYPTION_KEYS = ["a-newer-key-in-front", *settings.ENCRYPTION_KEYS]
     text = warnings(instance_checks.check_secrets())
     assert "2 stored secrets use an older key in ENCRYPTION_KEYS. Run manage.py rotate_encryption_keys" in text
+
+
+def test_only_the_first_secrets_of_each_column_are_read(db, settings, monkeypatch) -> None:
+    monkeypatch.setattr(instance_checks, "_SECRETS_READ", 2)
+    for number in range(4):
+        make_app(f"App {number}")
+    with CaptureQueriesContext(connection) as queries:
+        text = infos(instance_checks.check_secrets())
+    assert "decrypts 2 stored secrets. Of each column, the first 2 were checked." in text
+    read = [query["sql"] for query in queries if '"deliveries_app_app"."client_auth_key"' in query["sql"]]
+    assert read
+    assert all("LIMIT" in sql for sql in read)
 
 
 def test_no_administrator_is_a_warning(db, settings) -> None:
