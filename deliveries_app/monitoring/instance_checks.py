@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from ipaddress import ip_network
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
@@ -38,8 +37,7 @@ from docora.db import append_only
 from docora.http.client import HttpClient, Outcome
 from docora.redis import heartbeat, inspect
 from docora.security import crypto
-from docora.security.crypto import DecryptionError, encrypted_fields, reencrypt, stored_values
-from docora.sign_in import factors
+from docora.security.stored_secrets import Result, columns
 from docora.sign_in.oidc import PROVIDER_ID, SUPERUSER
 from docora.text import can_be_id, counted, format_bytes, format_seconds
 from repositories_app.mirror import cache
@@ -57,30 +55,20 @@ def _join_first(names: Iterable[object]) -> str:
 
 
 def check_secrets() -> list[CheckMessage]:
-    """Check that stored secrets can be decrypted: the first `_SECRETS_READ` values of each column, and of second factors."""
-    current, older = 0, 0
-    is_partial = False
-    unreadable: dict[str, list[object]] = {}
-    columns: dict[str, Iterable[tuple[Any, str]]] = {
-        str(field): stored_values(field).order_by("pk").values_list("pk", "stored")[:_SECRETS_READ]
-        for field in encrypted_fields()
-    }
-    columns[factors.COLUMN] = ((pk, stored) for pk, _, stored in factors.stored_secrets())
-    for field, all_rows in columns.items():
-        rows = list(islice(all_rows, _SECRETS_READ))
-        is_partial |= len(rows) == _SECRETS_READ
-        for pk, stored in rows:
-            try:
-                is_current = reencrypt(stored) == stored
-            except DecryptionError:
-                unreadable.setdefault(field, []).append(pk)
-            else:
-                current, older = current + is_current, older + (not is_current)
+    """Check that stored secrets can be decrypted: the first `_SECRETS_READ` of each column."""
+    results: dict[str, Result] = {}
+    for name, secrets in columns():
+        results[name] = result = Result()
+        for secret in islice(secrets, _SECRETS_READ):
+            result.add(secret, dry_run=True)
+    current = sum(result.current for result in results.values())
+    older = sum(result.renewed for result in results.values())
+    unreadable = {name: result.unreadable for name, result in results.items() if result.unreadable}
     messages: list[CheckMessage] = []
     if unreadable:
-        secrets = counted(sum(map(len, unreadable.values())), "stored secret", "stored secrets")
+        number = counted(sum(map(len, unreadable.values())), "stored secret", "stored secrets")
         rows_text = "; ".join(f"{name}, pk {_join_first(pks)}" for name, pks in unreadable.items())
-        text = f"{secrets} can't be decrypted with any key in ENCRYPTION_KEYS: {rows_text}."
+        text = f"{number} can't be decrypted with any key in ENCRYPTION_KEYS: {rows_text}."
         hint = "Add the key that encrypted them to the end of the list, or replace these secrets."
         messages.append(Error(text, hint=hint))
     if older:
@@ -88,7 +76,7 @@ def check_secrets() -> list[CheckMessage]:
         hint = f"Run {program()} rotate_encryption_keys before you remove that key."
         messages.append(Warning(text, hint=hint))
     text = f"The newest key in ENCRYPTION_KEYS decrypts {counted(current, 'stored secret', 'stored secrets')}."
-    if is_partial:
+    if any(result.current == _SECRETS_READ for result in results.values()):
         text += f" Of each column, the first {_SECRETS_READ:,} were checked."
     return messages or [Info(text)]
 

@@ -15,7 +15,6 @@ from functools import lru_cache
 from typing import Any, NoReturn
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
-from django.apps import apps
 from django.conf import settings
 from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -147,19 +146,3 @@ class EncryptedTextField(TextField):
         if lookup_name == "isnull":
             return super().get_lookup(lookup_name)
         raise TypeError("An encrypted column cannot be searched: every encryption of the same text differs.")
-
-
-def encrypted_fields() -> list[EncryptedTextField]:
-    """Return the encrypted columns of all installed models."""
-    return [
-        field
-        for model in apps.get_models()
-        for field in model._meta.local_concrete_fields
-        if isinstance(field, EncryptedTextField)
-    ]
-
-
-def stored_values(field: EncryptedTextField) -> models.QuerySet[Any]:
-    """Return the rows that have a secret in `field`, with its ciphertext as `stored`."""
-    ciphertext = models.ExpressionWrapper(models.F(field.name), output_field=models.TextField())
-    return field.model._base_manager.annotate(stored=ciphertext).exclude(stored="").exclude(stored=None)

@@ -7,9 +7,9 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 
 from deliveries_app.models import App, AppRepository
-from docora.management.commands import rotate_encryption_keys
-from docora.security import crypto
-from docora.security.crypto import encrypt, encrypted_fields, reencrypt
+from docora.security import crypto, stored_secrets
+from docora.security.crypto import encrypt, reencrypt
+from docora.security.stored_secrets import encrypted_fields
 from tests.support.staff import make_app, make_watch
 
 OLD, NEW = "the-first-key-of-all", "a-newer-key-in-front"
@@ -87,7 +87,7 @@ def test_second_run_changes_nothing(old_key, settings) -> None:
 
 
 def test_rows_are_read_in_pages(old_key, settings, monkeypatch) -> None:
-    monkeypatch.setattr(rotate_encryption_keys, "PAGE_SIZE", 3)
+    monkeypatch.setattr(stored_secrets, "PAGE_SIZE", 3)
     for number in range(8):
         make_app(f"App {number}")
     settings.ENCRYPTION_KEYS = [NEW, OLD]
