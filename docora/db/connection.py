@@ -91,28 +91,32 @@ def close_broken_connections() -> None:
             connection.close()
 
 
-_SQLITE_ERROR = 1  # a faulty statement
 _READ_ONLY, _DISK_FULL = "25006", "53100"  # SQLSTATE
 
 
-def sqlstate(error: BaseException | None) -> str | None:
+def sqlstate(error: BaseException) -> str | None:
     """Return PostgreSQL's code of a database error. None for any other error, and if the server has not responded."""
-    code: str | None = getattr(getattr(error, "__cause__", None), "sqlstate", None)
+    code: str | None = getattr(error.__cause__, "sqlstate", None)
     return code
 
 
-def is_read_only(error: BaseException | None) -> bool:
+def _sqlite_code(error: BaseException) -> int | None:
+    """Return SQLite's primary code of a database error. None for any other error."""
+    code: int | None = getattr(error.__cause__, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
+
+
+def is_read_only(error: BaseException) -> bool:
     """Return whether PostgreSQL refuses to write: after a failover to a replica, or because a hosted database is full."""
     return sqlstate(error) == _READ_ONLY
 
 
-def is_full(error: BaseException | None) -> bool:
+def is_full(error: BaseException) -> bool:
     """Return whether the database's disk is full. PostgreSQL may still accept changes that fit into its files."""
-    sqlite_code = getattr(getattr(error, "__cause__", None), "sqlite_errorcode", 0)
-    return sqlite_code & 0xFF == sqlite3.SQLITE_FULL or sqlstate(error) == _DISK_FULL
+    return _sqlite_code(error) == sqlite3.SQLITE_FULL or sqlstate(error) == _DISK_FULL
 
 
-def is_outage(error: BaseException | None) -> bool:
+def is_outage(error: BaseException) -> bool:
     """Return whether the error means that the database can't be reached, is full or read-only, not that a statement is faulty.
 
     PostgreSQL's driver has no SQLSTATE for a failed connection; 08 is a lost connection, 53 a lack of disk space, memory or
@@ -123,7 +127,7 @@ def is_outage(error: BaseException | None) -> bool:
         return True
     if not isinstance(error, OperationalError | InterfaceError):
         return False
-    if (code := getattr(error.__cause__, "sqlite_errorcode", None)) is not None:
-        return bool(code & 0xFF != _SQLITE_ERROR)
+    if (code := _sqlite_code(error)) is not None:
+        return code != sqlite3.SQLITE_ERROR  # a faulty statement
     state = sqlstate(error)
     return state is None or state.startswith(("08", "53", "55P03", "57"))
