@@ -171,7 +171,7 @@ class UserAdmin(RequireRecentSignIn, PlainLists[Any], DjangoUserAdmin):
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         """For a user of the identity provider, add a note above the roles: the next sign-in replaces them."""
         fieldsets: Any = super().get_fieldsets(request, obj)
-        if obj is None or not settings.OIDC_ISSUER or not oidc.is_account_of(obj):
+        if obj is None or not oidc.is_account_of(obj):
             return fieldsets
         name = f"{settings.OIDC_NAME[:1].upper()}{settings.OIDC_NAME[1:]}"
         text = "{} sets the staff status, the superuser status and the groups at each sign-in. Change them there."

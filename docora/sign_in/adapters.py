@@ -101,7 +101,7 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]  # allauth ha
         """Refuse the password or passkey of a provider's user: only sign-in with the provider checks their roles again."""
         response: HttpResponse | None = super().pre_login(request, user, **hook)
         is_local = "sociallogin" not in (hook["signal_kwargs"] or {})
-        if response is None and is_local and settings.OIDC_ISSUER and oidc.is_account_of(user):
+        if response is None and is_local and oidc.is_account_of(user):
             return _refuse(request, "provider_only")
         return response
 
@@ -118,7 +118,7 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]  # allauth ha
             method | {"description": _WAYS_TO_CONFIRM[method["id"]]}
             for method in super().get_reauthentication_methods(user)
         ]
-        is_of_provider = settings.OIDC_ISSUER and oidc.is_account_of(user)
+        is_of_provider = oidc.is_account_of(user)
         if not settings.LOCAL_SIGN_IN or is_of_provider:
             methods = [method for method in methods if method["id"] != "reauthenticate"]
         if passkeys_blocked_reason(context.request):

@@ -30,6 +30,6 @@ def accounts_pages(request: HttpRequest) -> dict[str, Any]:
         "title": _TITLES.get(getattr(request.resolver_match, "url_name", "")),
         "provider_name": settings.OIDC_NAME if settings.OIDC_ISSUER else "",
         "passkeys_blocked": passkeys_blocked_reason(request),
-        "is_of_provider": lambda: settings.OIDC_ISSUER and oidc.is_account_of(request.user),
+        "is_of_provider": lambda: oidc.is_account_of(request.user),
         "has_staff": get_user_model()._default_manager.filter(is_staff=True).exists,
     }

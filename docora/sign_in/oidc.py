@@ -64,9 +64,8 @@ def _stored_roles(user: Any) -> dict[str, Any]:
 
 
 def is_account_of(user: Any) -> bool:
-    """Return whether the user has signed in with the provider, which therefore decides about the user's roles."""
-    found: bool = SocialAccount.objects.filter(user=user, provider=PROVIDER_ID).exists()
-    return found
+    """Return whether the user has signed in with the current provider, which therefore decides about the user's roles."""
+    return bool(settings.OIDC_ISSUER) and SocialAccount.objects.filter(user=user, provider=PROVIDER_ID).exists()
 
 
 def is_valid_name(name: str) -> bool:
