@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from django.db.models import Model
+from django.utils.text import capfirst
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, AuditAction, AuditEntry, BulkOperation, SyncPause, SyncRun
@@ -61,7 +62,7 @@ class Changes:
         ]
         text = "; ".join(parts)
         text = text if len(text) <= _SUMMARY_CHARS and "\n" not in text else f"Changed: {', '.join(self.new)}"
-        return text[:1].upper() + text[1:]
+        return capfirst(text)
 
 
 NOTHING = Changes()

@@ -20,6 +20,7 @@ from django.db import connection, transaction
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.utils.html import format_html
+from django.utils.text import capfirst
 
 from deliveries_app.admin.base import PlainLists
 from deliveries_app.audited_admin import AuditedAdmin
@@ -173,9 +174,8 @@ class UserAdmin(RequireRecentSignIn, PlainLists[Any], DjangoUserAdmin):
         fieldsets: Any = super().get_fieldsets(request, obj)
         if obj is None or not oidc.is_account_of(obj):
             return fieldsets
-        name = f"{settings.OIDC_NAME[:1].upper()}{settings.OIDC_NAME[1:]}"
         text = "{} sets the staff status, the superuser status and the groups at each sign-in. Change them there."
-        hint = format_html(text, name)  # Django renders it as HTML
+        hint = format_html(text, capfirst(settings.OIDC_NAME))  # Django renders it as HTML
         return [
             (title, {**options, "description": hint} if "is_superuser" in options["fields"] else options)
             for title, options in fieldsets

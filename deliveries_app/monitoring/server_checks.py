@@ -7,6 +7,7 @@ from contextlib import suppress
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Info, Warning
 from django.db import DatabaseError, InterfaceError, NotSupportedError, connection, transaction
+from django.utils.text import capfirst
 
 from deliveries_app.monitoring import health
 from docora.db.connection import is_full
@@ -35,7 +36,7 @@ def from_health(text: str) -> CheckMessage:
 
 
 def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}." if text else ""
+    return f"{capfirst(text)}." if text else ""
 
 
 def check_database() -> list[CheckMessage]:

@@ -9,6 +9,7 @@ from django import template
 from django.utils import timezone
 from django.utils.html import format_html, format_html_join, strip_tags
 from django.utils.safestring import SafeString
+from django.utils.text import capfirst
 
 from docora.conf import installation
 from docora.text import counted as format_count
@@ -110,7 +111,7 @@ def _labelled(cell: SafeString, header: dict[str, Any]) -> SafeString:
 @lru_cache(maxsize=256)  # the same few for every row
 def _attributes(role: str, header: str) -> SafeString:
     text = strip_tags(header)
-    return format_html(' role="{}" data-label="{}"', role, text[:1].upper() + text[1:])
+    return format_html(' role="{}" data-label="{}"', role, capfirst(text))
 
 
 @register.filter

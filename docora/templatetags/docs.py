@@ -6,6 +6,7 @@ from django import template
 from django.conf import settings
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.text import capfirst
 
 register = template.Library()
 
@@ -16,7 +17,7 @@ def code(content: SafeString, id: str, what: str, kind: str = "") -> SafeString:
 
     With `kind="source"`, lines do not wrap: the block scrolls and can take the keyboard focus.
     """
-    focusable = format_html(' tabindex="0" role="group" aria-label="{}"', what[:1].upper() + what[1:])
+    focusable = format_html(' tabindex="0" role="group" aria-label="{}"', capfirst(what))
     return format_html(
         '<div class="code {}"><pre{}><code id="{}">{}</code></pre>'
         '<button type="button" data-copy="{}" aria-label="Copy {}" hidden>Copy</button></div>',
