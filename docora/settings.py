@@ -99,7 +99,7 @@ SECURE_CSP: dict[str, Any] = {
 
 # More than concurrent work needs, because a slow git host occupies a thread.
 WEB_THREADS = 24
-# And two threads for probes that use the database (`docora.server.web.READINESS_THREADS`).
+# Plus one for each of the two threads for probes that use the database (`docora.server.web.READINESS_THREADS`).
 WEB_CONNECTIONS = WEB_THREADS + 2
 
 # --- Database and Redis ------------------------------------------------------------------------------------------------

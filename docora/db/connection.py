@@ -70,9 +70,9 @@ def postgres_options(given: Mapping[str, Any], lease_seconds: float) -> dict[str
 
 
 def check_pooled(session: Any) -> None:
-    """Raise the driver's error if this connection of a pool is broken. Then also replace all that are idle in the pool.
+    """Raise the driver's error if this connection of a pool is broken. In that case, also replace all idle ones.
 
-    A restart of the server breaks them all, and the pool pauses after each broken one that it tries, longer each time.
+    A restart of the server breaks all of them. The pool would try one after another, and pause longer after each.
     """
     try:
         session._pool.check_connection(session)

@@ -187,7 +187,7 @@ def first_within(name: str, seconds: int) -> bool:
 
 
 def _delete_if_set_ahead(key: str, seconds: int) -> None:
-    """Delete a key that was set for `seconds` while the clock of Redis was ahead: it would live on for as long as that was."""
+    """Delete a key that was set for `seconds` while the clock of Redis was ahead: it would not expire until that time."""
     if connection().ttl(key) > seconds + _TOLERANCE_SECONDS:
         connection().delete(key)
 

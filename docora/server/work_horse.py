@@ -42,8 +42,8 @@ _BUSY = 0.5  # of a core
 _MOST_WAITED = 9
 """Waiting for a CPU counts at most as this many times the CPU that was used.
 
-Threads that only wait for servers also wake now and then, and with little CPU, for example because of a container's limit,
-each of them then waits long for it.
+Even threads that wait for servers wake now and then. Where CPU is scarce, as under a container's limit, each of them then
+waits long for it.
 """
 
 type Assignment = tuple[Job, Queue, Execution]

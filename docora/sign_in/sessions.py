@@ -1,4 +1,4 @@
-"""Django's database sessions, which are read faster, stored without their keys, and end soon without a sign-in.
+"""Django's database sessions, but read faster, stored without their keys, and kept for only an hour without a sign-in.
 
 Every poll of every open page reads a session. A key is a bearer token: with one from a stolen dump, anyone could take over the
 session. So the database holds only digests.
@@ -18,7 +18,7 @@ from docora.security.crypto import hash_token
 _DIGITS = 40
 """Characters in the column for the key: 160 bits of the digest."""
 STRANGER_SECONDS = 3600
-"""How long the session of someone who has not signed in is kept. Anyone can begin sessions, and could fill the database."""
+"""How long a session without a sign-in is kept. Anyone can start sessions, and could fill the database with them."""
 
 
 class SessionStore(db.SessionStore):
