@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
+from deliveries_app.api.openapi import document
 from docora.web.api import COMMON, SHELL
 from docora.web.error_codes import ErrorCode
 
-type Document = Mapping[str, Any]
+type Part = Mapping[str, Any]
+"""A part of the OpenAPI document, such as an operation or a schema."""
 
 
 @dataclass(frozen=True)
@@ -56,40 +58,39 @@ class Call:
     example: str
 
 
-def context(document: Document) -> dict[str, Any]:
+def context() -> dict[str, Any]:
     """Return the context for the template `docs/api.html`."""
     groups: dict[str, list[Call]] = {}
-    for path, operations in document["paths"].items():
+    for path, operations in document()["paths"].items():
         for method, operation in operations.items():
-            groups.setdefault(operation["tags"][0], []).append(_call(document, path, method, operation))
-    scheme = next(iter(document["components"]["securitySchemes"].values()))
+            groups.setdefault(operation["tags"][0], []).append(_call(path, method, operation))
+    scheme = next(iter(document()["components"]["securitySchemes"].values()))
     return {
-        "info": document["info"],
-        "server": document["servers"][0]["url"],
+        "info": document()["info"],
         "authentication": scheme["description"],
         "groups": groups,
         "common": [(status, HTTPStatus(status).phrase, description) for status, description in COMMON.items()],
         "codes": list(ErrorCode),
-        "error": json.dumps(_example(document, document["components"]["schemas"]["Error"])),
+        "error": json.dumps(_example(document()["components"]["schemas"]["Error"])),
     }
 
 
-def webhook_fields(document: Document) -> dict[str, list[Field]]:
+def webhook_fields() -> dict[str, list[Field]]:
     """Return event → the fields of its body. Omit objects that are always present: their fields' dotted names show them."""
     return {
         event: [
             field
-            for field in _fields(document, item["post"]["requestBody"]["content"]["application/json"]["schema"])
+            for field in _fields(item["post"]["requestBody"]["content"]["application/json"]["schema"])
             if field.type != "object" or not field.required
         ]
-        for event, item in document["webhooks"].items()
+        for event, item in document()["webhooks"].items()
     }
 
 
-def _call(document: Document, path: str, method: str, operation: Document) -> Call:
+def _call(path: str, method: str, operation: Part) -> Call:
     parameters = operation.get("parameters", [])
     body = next(iter(operation.get("requestBody", {}).get("content", {}).items()), None)
-    body_schema = _resolve(document, body[1]["schema"]) if body else {}
+    body_schema = _resolve(body[1]["schema"]) if body else {}
     responses = operation["responses"]
     # All successful responses of a call have the same body.
     media_type, content = next(iter(responses[min(responses)].get("content", {}).items()), ("", None))
@@ -99,36 +100,33 @@ def _call(document: Document, path: str, method: str, operation: Document) -> Ca
         path=path,
         summary=operation["summary"],
         description=" ".join(operation.get("description", "").split()),
-        parameters=[
-            Field(
-                parameter["name"],
-                f"{_type(document, schema)}, {parameter['in']}",
-                parameter.get("required", False),
-                _description(parameter, schema),
-            )
-            for parameter in parameters
-            for schema in [_resolve(document, parameter["schema"])]
-        ],
+        parameters=list(map(_parameter, parameters)),
         body_description=body_schema.get("description", ""),
-        body=list(_fields(document, body_schema)),
-        curl=_curl(document, path, method, operation, body),
+        body=list(_fields(body_schema)),
+        curl=_curl(path, method, operation, body),
         needs_signature=any(SHELL in parameter for parameter in parameters),
         answers=[
             Answer(int(status), HTTPStatus(int(status)).phrase, responses[status]["description"])
             for status in sorted(responses)
         ],
-        fields=list(_fields(document, content["schema"])) if content else [],
-        example=_formatted(document, media_type, content["schema"]) if content else "",
+        fields=list(_fields(content["schema"])) if content else [],
+        example=_formatted(media_type, content["schema"]) if content else "",
     )
 
 
-def _formatted(document: Document, media_type: str, schema: Document) -> str:
+def _parameter(parameter: Part) -> Field:
+    schema = _resolve(parameter["schema"])
+    kind = f"{_type(schema)}, {parameter['in']}"
+    return Field(parameter["name"], kind, parameter.get("required", False), _description(parameter, schema))
+
+
+def _formatted(media_type: str, schema: Part) -> str:
     """Return an example as JSON. Other media types are streams with one object per line."""
     indent = 2 if media_type == "application/json" else None
-    return json.dumps(_example(document, schema), indent=indent, ensure_ascii=False)
+    return json.dumps(_example(schema), indent=indent, ensure_ascii=False)
 
 
-def _curl(document: Document, path: str, method: str, operation: Document, body: tuple[str, Any] | None) -> str:
+def _curl(path: str, method: str, operation: Part, body: tuple[str, Any] | None) -> str:
     """Return a command that can be pasted into a shell. It reads the token from `$DOCORA_TOKEN`."""
     headers, query = [], []
     is_signed = any(SHELL in parameter for parameter in operation.get("parameters", []))
@@ -142,14 +140,14 @@ def _curl(document: Document, path: str, method: str, operation: Document, body:
             continue
         else:
             query.append(f"{parameter['name']}={example}")
-    url = document["servers"][0]["url"] + path + (f"?{'&'.join(query)}" if query else "")
+    url = document()["servers"][0]["url"] + path + (f"?{'&'.join(query)}" if query else "")
     verb = "" if method == "get" else f"-X {method.upper()} "
     parts = [f"curl {verb}{shlex.quote(url)}"]
     if operation.get("security"):
         parts.append('-H "Authorization: Bearer $DOCORA_TOKEN"')
     if body is not None:
         media_type, content = body
-        example = content.get("example", _example(document, content["schema"]))
+        example = content.get("example", _example(content["schema"]))
         parts.append(f"-H 'Content-Type: {media_type}'")
         text = shlex.quote(json.dumps(example))
         if is_signed:
@@ -158,40 +156,40 @@ def _curl(document: Document, path: str, method: str, operation: Document, body:
     return " \\\n  ".join([*parts, *headers])
 
 
-def _resolve(document: Document, schema: Document) -> Document:
+def _resolve(schema: Part) -> Part:
     """Follow references and return the actual schema. For a nullable one, return the alternative that is not null."""
     own = dict(schema)
     if reference := own.pop("$ref", None):
-        return _resolve(document, document["components"]["schemas"][reference.rpartition("/")[2]] | own)
+        return _resolve(document()["components"]["schemas"][reference.rpartition("/")[2]] | own)
     if options := own.pop("anyOf", None):
-        return _resolve(document, next(option for option in options if option.get("type") != "null") | own)
+        return _resolve(next(option for option in options if option.get("type") != "null") | own)
     return schema
 
 
-def _type(document: Document, schema: Document) -> str:
-    resolved = _resolve(document, schema)
+def _type(schema: Part) -> str:
+    resolved = _resolve(schema)
     name = resolved.get("type", "anything")
     if name == "array":
-        name = f"list of {_type(document, resolved['items'])}s"
+        name = f"list of {_type(resolved['items'])}s"
     if any(option.get("type") == "null" for option in schema.get("anyOf", [])):
         name += " or null"
     return str(name)
 
 
-def _fields(document: Document, schema: Document, prefix: str = "") -> Iterator[Field]:
+def _fields(schema: Part, prefix: str = "") -> Iterator[Field]:
     """Yield the fields of an object. Nested fields follow their parent."""
-    resolved = _resolve(document, schema)
+    resolved = _resolve(schema)
     required = resolved.get("required", [])
     for name, field in resolved.get("properties", {}).items():
-        inner = _resolve(document, field)
-        yield Field(f"{prefix}{name}", _type(document, field), name in required, _description(field, inner))
+        inner = _resolve(field)
+        yield Field(f"{prefix}{name}", _type(field), name in required, _description(field, inner))
         if inner.get("type") == "array":
-            yield from _fields(document, inner["items"], f"{prefix}{name}[].")
+            yield from _fields(inner["items"], f"{prefix}{name}[].")
         else:
-            yield from _fields(document, inner, f"{prefix}{name}.")
+            yield from _fields(inner, f"{prefix}{name}.")
 
 
-def _description(described: Document, schema: Document) -> str:
+def _description(described: Part, schema: Part) -> str:
     """Return the description, with the schema's limits added, and its values unless the description names all of them."""
     sentences = [described.get("description") or schema.get("description", "")]
     values = [f"`{value}`" for value in schema.get("enum", [])]
@@ -204,13 +202,13 @@ def _description(described: Document, schema: Document) -> str:
     return " ".join(filter(None, sentences))
 
 
-def _example(document: Document, schema: Document) -> Any:
+def _example(schema: Part) -> Any:
     """Return a valid value, built from the examples in the schema."""
-    resolved = _resolve(document, schema)
+    resolved = _resolve(schema)
     if resolved.get("examples"):
         return resolved["examples"][0]
     if resolved.get("type") == "array":
-        return [_example(document, resolved["items"])]
+        return [_example(resolved["items"])]
     if "properties" in resolved:
-        return {name: _example(document, field) for name, field in resolved["properties"].items()}
+        return {name: _example(field) for name, field in resolved["properties"].items()}
     return {"boolean": True, "integer": 1, "number": 1.0, "object": {}}.get(resolved.get("type", ""), "…")

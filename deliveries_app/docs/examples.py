@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from deliveries_app.api import webhook_schemas
-from deliveries_app.api.openapi import document
 from deliveries_app.docs import api_reference
 from deliveries_app.docs.api_reference import Field
 from deliveries_app.webhooks.payloads import (
@@ -110,7 +109,7 @@ def examples() -> dict[str, Example]:
         "delete": {"": delete_body(REPOSITORY, "readme.md", _sha(_TEXT), COMMIT, NOON)},
         **{event: {"": notice_body(fields, NOON)} for event, fields in _NOTICES.items()},
     }
-    fields = api_reference.webhook_fields(document())
+    fields = api_reference.webhook_fields()
     return {
         event: Example(event, [Variant(title, body) for title, body in bodies.items()], fields[event])
         for event, bodies in bodies_by_event.items()

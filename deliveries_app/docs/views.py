@@ -20,7 +20,6 @@ from django.views.decorators.http import require_safe
 
 from deliveries_app.api import app as app_calls
 from deliveries_app.api import callers, files, paging, push_hooks
-from deliveries_app.api.openapi import document
 from deliveries_app.docs import api_reference, examples, settings_reference
 from deliveries_app.models import DriftState, Outcome, Result, WatchState
 from deliveries_app.models.deliveries import ATTEMPTS_PER_PATH
@@ -105,7 +104,7 @@ def _webhooks() -> dict[str, Any]:
 
 
 def _api() -> dict[str, Any]:
-    return api_reference.context(document()) | {
+    return api_reference.context() | {
         "body": callers.MAX_BODY,
         "hook_body": push_hooks.MAX_BODY,
         "rows": paging.MAX_LIMIT,

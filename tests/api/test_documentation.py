@@ -12,7 +12,7 @@ from django.test import Client
 from django.utils.html import escape
 
 from deliveries_app.actors import Actor
-from deliveries_app.api import openapi, schemas
+from deliveries_app.api import schemas
 from deliveries_app.docs import api_reference
 from deliveries_app.models import AppRepository, FailureKind, Outcome, Reason, Status
 from deliveries_app.models.deliveries import DeliveryState, Kind
@@ -126,7 +126,7 @@ def test_calls_that_need_a_token(document: dict) -> None:
 
 
 def test_page_shows_every_call_with_an_example(page: str) -> None:
-    groups = api_reference.context(openapi.document())["groups"]
+    groups = api_reference.context()["groups"]
     calls = [call for group in groups.values() for call in group]
     assert {(call.method, call.path) for call in calls} == set(CALLS)
     for call in calls:
@@ -140,7 +140,7 @@ def test_page_shows_every_call_with_an_example(page: str) -> None:
 
 def test_examples_of_calls_that_read_work(portal: Caller, watches: list[AppRepository]) -> None:
     run_id = portal.post(f"/{watches[0].repository.repository_id}/resync").json()["run_id"]
-    groups = api_reference.context(openapi.document())["groups"]
+    groups = api_reference.context()["groups"]
     reads = [
         call for calls in groups.values() for call in calls if call.method == "GET" and call.path.startswith("/api")
     ]
@@ -154,9 +154,7 @@ def test_examples_of_calls_that_read_work(portal: Caller, watches: list[AppRepos
 
 def test_filters_and_fields_name_all_their_values() -> None:
     """Descriptions that explain only some values, or another field, don't replace the list of values."""
-    calls = {
-        call.anchor: call for group in api_reference.context(openapi.document())["groups"].values() for call in group
-    }
+    calls = {call.anchor: call for group in api_reference.context()["groups"].values() for call in group}
     filters = {(anchor, field.name): field for anchor, call in calls.items() for field in call.parameters}
     fields = {(anchor, field.name): field for anchor, call in calls.items() for field in call.fields}
     for key, values in {
@@ -183,8 +181,8 @@ def test_page_says_what_a_field_that_is_left_out_means(page: str) -> None:
     assert page.count("Fields that are left out or null keep their values.") == 1
 
 
-def test_message_examples(document: dict) -> None:
-    group = {call.anchor: call for calls in api_reference.context(document)["groups"].values() for call in calls}
+def test_message_examples() -> None:
+    group = {call.anchor: call for calls in api_reference.context()["groups"].values() for call in calls}
     for anchor, message in {"replace_token": "Token updated successfully", "push_hook": "Check queued"}.items():
         assert json.loads(group[anchor].example) == {"message": message}
 
@@ -192,7 +190,7 @@ def test_message_examples(document: dict) -> None:
 @pytest.mark.parametrize("secret", ["right", "wrong"])
 def test_push_hook_command_signs_its_body(live_server, watches: list[AppRepository], secret: str) -> None:
     push_secret = watch_settings.renew_push_secret(Actor.command(), watches[0])
-    calls = [call for group in api_reference.context(openapi.document())["groups"].values() for call in group]
+    calls = [call for group in api_reference.context()["groups"].values() for call in group]
     (hook,) = (call for call in calls if call.needs_signature)
     example = re.search(r"repo_[0-9a-f]{24}", hook.curl)
     assert example
