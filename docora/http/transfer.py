@@ -232,26 +232,22 @@ class Transfer:
             return self._blocked
         host = host_of(self.request.url)
         reached = self._sends > 0
-        cause = (
-            Cause.NETWORK
-            if reached and code in _NOT_HTTP
-            else _CAUSES.get(code, Cause.NETWORK if reached else Cause.CONNECT)
-        )
+        is_not_http = reached and code in _NOT_HTTP
+        default = Cause.NETWORK if reached else Cause.CONNECT
+        cause = default if is_not_http else _CAUSES.get(code, default)
         detail = clean_text(text, 200)
         if cause is Cause.TIMEOUT:
             return self._timed_out(host, reached)
         if self._via and not reached and cause is not Cause.TLS:
-            return (
-                Cause.CONNECT,
-                f"Couldn't reach {host} through the egress proxy: {self._proxy_failure(code, detail)}.",
-            )
+            reason = self._proxy_failure(code, detail)
+            return Cause.CONNECT, f"Couldn't reach {host} through the egress proxy: {reason}."
         if cause is Cause.CONNECT:
             return cause, f"Couldn't reach {host}: {self._os_error(detail)}."
         if code == pycurl.E_ABORTED_BY_CALLBACK:
             return cause, f"The kept-alive connection to {host} closed before a response arrived."
         if cause is Cause.DNS:
             return cause, f"Couldn't reach {name_of(self.request.url)}: DNS lookup failed."
-        if code in _NOT_HTTP and reached:
+        if is_not_http:
             return cause, f"{host} didn't send a valid HTTP response: {detail}."
         prefix = {
             Cause.TLS: f"Couldn't establish a secure connection to {host}",
