@@ -140,9 +140,9 @@ class Message:
         first = next((alert for alert in self.items if alert.kind == kind), None)
         template = _TEXTS[kind][2 * (self.event == "resolved") + (count > 1)]
         text = template.format(name=name_of(first) if first else "", count=f"{count:,}")
-        causes = [(_label(cause), f"{number:,} × " * (count > 1)) for cause, number in of_kind if cause]
+        causes = [f"{number:,} × {_label(cause)}" if count > 1 else _label(cause) for cause, number in of_kind if cause]
         if causes and self.event != "resolved":
-            text += f" ({', '.join(number + label for label, number in causes)})"
+            text += f" ({', '.join(causes)})"
         return text
 
 
