@@ -6,7 +6,6 @@ every child (`docora.process`).
 """
 
 import errno
-import math
 import os
 import signal
 import socket
@@ -45,11 +44,11 @@ class Child:
     ends_last: bool = False
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
-    restart_at: float = -math.inf  # a restart is planned if this is later than `started`
+    restart_at: float | None = None  # once a restart is planned
     restart_delay: float = _RESTART_DELAY
 
     def start(self) -> None:
-        self.started = time.monotonic()
+        self.started, self.restart_at = time.monotonic(), None
         self.process = subprocess.Popen(
             self.command,
             env={**os.environ, "PYTHONPATH": python_path(), **self.environment},
@@ -98,7 +97,7 @@ class Supervisor:
 
     def _restart(self, child: Child) -> None:
         now = time.monotonic()
-        if child.restart_at <= child.started:
+        if child.restart_at is None:
             code = child.process.returncode if child.process else None
             stable = now - child.started > _STABLE_SECONDS
             delay = _RESTART_DELAY if stable else child.restart_delay
