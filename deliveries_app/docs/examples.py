@@ -24,7 +24,7 @@ from deliveries_app.webhooks.payloads import (
     webhook_id,
 )
 from deliveries_app.webhooks.verify import MAX_ENTRIES
-from docora.http import user_agent
+from docora.http import USER_AGENT
 
 NOON = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 KEY = "whsec_" + base64.b64encode(b"a signing key for everyone to try").decode()
@@ -125,5 +125,5 @@ def headers() -> list[tuple[str, str, str]]:
     body, ping_id = notice_body(PING, NOON), webhook_id("c0ffee0123456789", SEQUENCE)
     lines = envelope.headers(body, ping_id, SEQUENCE, int(NOON.timestamp()), [KEY])
     descriptions = webhook_schemas.HEADERS | _OTHER_HEADERS
-    split = (line.split(": ", 1) for line in [*lines, f"User-Agent: {user_agent()}"])
+    split = (line.split(": ", 1) for line in [*lines, f"User-Agent: {USER_AGENT}"])
     return [(name, value, descriptions[name]) for name, value in split]

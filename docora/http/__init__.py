@@ -2,6 +2,4 @@
 
 from docora import __version__
 
-
-def user_agent() -> str:
-    return f"Docora/{__version__}"
+USER_AGENT = f"Docora/{__version__}"

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import pycurl
 
-from docora.http import user_agent
+from docora.http import USER_AGENT
 from docora.http.addresses import blocked_reason, is_address, is_in
 from docora.http.egress import blocked_behind_proxy, is_direct
 from docora.http.messages import Cause, Outcome, Request, host_of, name_of
@@ -78,7 +78,7 @@ class Transfer:
             (pycurl.HTTPPROXYTUNNEL, 1),
             (pycurl.NOSIGNAL, 1),
             (pycurl.TCP_NODELAY, 1),
-            (pycurl.USERAGENT, user_agent()),
+            (pycurl.USERAGENT, USER_AGENT),
             (pycurl.OPENSOCKETFUNCTION, self._open_socket),
             (pycurl.PREREQFUNCTION, self._before_send),
             (pycurl.HEADERFUNCTION, self._header_lines.append),

@@ -13,7 +13,7 @@ from requests import RequestException
 from requests.adapters import BaseAdapter
 from requests.utils import get_encoding_from_headers
 
-from docora import http
+from docora.http import USER_AGENT
 from docora.http.client import HttpClient, Request
 
 __all__ = ["RequestException", "provider_session"]
@@ -84,7 +84,7 @@ def provider_session() -> requests.Session:
     session = requests.Session()
     session.trust_env = False
     session.max_redirects = 0
-    session.headers.update({"User-Agent": http.user_agent(), "Accept-Encoding": "identity"})
+    session.headers.update({"User-Agent": USER_AGENT, "Accept-Encoding": "identity"})
     for prefix in ("https://", "http://"):
         session.mount(prefix, _Transport())
     return session

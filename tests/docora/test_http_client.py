@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from docora.http import transfer, user_agent
+from docora.http import USER_AGENT, transfer
 from docora.http.client import Cause, HttpClient, Request
 from tests.docora.http_server import LOOPBACK, post, saying, servers
 
@@ -43,7 +43,7 @@ def test_2xx_response(client, serve):
     head, body = server.requests[0]
     assert body == b'{"a":1}'
     assert head.startswith(b"POST /hook HTTP/1.1\r\n")
-    assert f"\r\nUser-Agent: {user_agent()}\r\n".encode() in head
+    assert f"\r\nUser-Agent: {USER_AGENT}\r\n".encode() in head
     assert b"\r\nContent-Type: application/json" in head
 
 

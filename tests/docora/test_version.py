@@ -9,7 +9,7 @@ import pytest
 from django.test import Client
 
 from docora import __version__
-from docora.http import user_agent
+from docora.http import USER_AGENT
 from tests.support.staff import staff
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -41,4 +41,4 @@ def test_version_in_pages_and_responses(db, client: Client) -> None:
     assert client.get("/version").json()["version"] == __version__
     assert client.get("/openapi.json").json()["info"]["version"] == __version__
     assert f'<p class="version">Docora {__version__}</p>' in staff("olga").get("/admin/").text
-    assert user_agent() == f"Docora/{__version__}"
+    assert f"Docora/{__version__}" == USER_AGENT
