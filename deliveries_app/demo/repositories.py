@@ -22,8 +22,8 @@ _REPOSITORIES = {
 }
 
 
-def make_demo_repositories(directory: Path) -> list[str]:
-    """Create the demo's repositories as `directory/{owner}/{name}.git` and return their names.
+def make_demo_repositories(directory: Path) -> None:
+    """Create the demo's repositories as `directory/{owner}/{name}.git`.
 
     Existing ones are left alone. A new repository gets its final name only once it is complete.
     """
@@ -41,7 +41,6 @@ def make_demo_repositories(directory: Path) -> list[str]:
         )
         git(unfinished, "fast-import", "--quiet", stdin=[(_FIRST_COMMIT % branch).encode(), *added])
         unfinished.rename(target)
-    return list(_REPOSITORIES)
 
 
 def git(repository: Path, *arguments: str, stdin: Iterable[bytes] = ()) -> bytes:
