@@ -240,7 +240,7 @@ def test_status_with_failures_exits_with_1(watches) -> None:
         with pytest.raises(SystemExit) as ended:
             call_command("status", *options, stdout=stdout)
         assert ended.value.code == 1
-    assert "failing: 1 (1 has no attempts left and waits for the next check); syncing: 1" in text.getvalue()
+    assert "failing: 1 (1 waits for the next check); syncing: 1" in text.getvalue()
     printed = json.loads(out.getvalue())
     numbers = {name: printed[name] for name in ("paused", "watches", "failing", "given_up", "syncing", "waiting")}
     assert numbers == {"paused": False, "watches": 3, "failing": 1, "given_up": 1, "syncing": 1, "waiting": 1}

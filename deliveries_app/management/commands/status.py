@@ -43,8 +43,7 @@ class Command(BaseCommand):
 
 def _summary(report: StatusReport) -> str:
     counts = report.counts
-    none_left = "has no attempts left and waits", "have no attempts left and wait"
-    given_up = f" ({counted(counts.given_up, *none_left)} for the next check)" if counts.given_up else ""
+    given_up = f" ({counted(counts.given_up, 'waits', 'wait')} for the next check)" if counts.given_up else ""
     lines = [
         f"Watched repositories: {counts.watches:,}; failing: {counts.failing:,}{given_up}; "
         f"syncing: {counts.syncing:,}; due: {counts.waiting:,}."
