@@ -86,6 +86,8 @@ def test_json_examples_have_the_printed_keys(db) -> None:
     assert resync["kind"] in OperationKind.values
     watch = json.loads(shown["watch-json"])
     assert list(watch) == list(watch_fields(make_watch(make_app("Portal"), "docs")))
+    option = commands.load("list_watches").create_parser("", "")._option_string_actions["--json"]
+    assert option.help == f"for scripts: one line per watch: {', '.join(watch)}"
 
 
 # --- Every command line and setting in every text -----------------------------------------------------------------------

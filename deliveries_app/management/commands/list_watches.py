@@ -19,7 +19,11 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("app_id", nargs="?", help="only this app")
         parser.add_argument("--failing", action="store_true", help="only failing repositories")
-        add_json(parser, "one line per watch, with the keys of the admin JSON's list")
+        add_json(
+            parser,
+            "one line per watch: app_id, app_name, repository_id, github_url, owner, name, status, retry_count, "
+            "last_error, last_scanned_at, last_synced_at, files, files_failing",
+        )
         parser.epilog = "For scripts, id and URL: list_watches APP_ID | cut -f2,3"
 
     def handle(self, *args: Any, **options: Any) -> None:

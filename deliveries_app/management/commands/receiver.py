@@ -27,7 +27,7 @@ class Command(BaseCommand):
             "--key-stdin", action="store_true", help="read the key from stdin, which hides it from process lists"
         )
         parser.add_argument("--dir", type=Path, help="directory for the copies (DATA_DIR/receiver)")
-        add_json(parser, "one line per notification, with the fields of the receiver's Record")
+        add_json(parser, f"one line per notification: {', '.join(Record.__annotations__)}")
         parser.add_argument("--quiet", action="store_true", help="print only refused notifications")
 
     def handle(self, *args: Any, **options: Any) -> None:
