@@ -112,9 +112,10 @@ def skip_url_checks() -> None:
 
 
 class CommandLine(ManagementUtility):
-    """Django's command line, with two differences.
+    """Django's command line, with three differences.
 
-    An unknown command exits with the code for wrong usage, and most commands do not check the URLs.
+    An unknown command exits with the code for wrong usage, most commands do not check the URLs, and `--version` of a command
+    prints Docora's.
     """
 
     def fetch_command(self, subcommand: str) -> BaseCommand:
@@ -127,6 +128,7 @@ class CommandLine(ManagementUtility):
             command = super().fetch_command(subcommand)
         except SystemExit:  # Django has already printed the error
             raise SystemExit(USAGE) from None
+        command.get_version = lambda: __version__  # type: ignore[method-assign]
         command.requires_migrations_checks = False  # its hint names Django's command; `error_message` names Docora's
         gc.freeze()  # what is imported stays, and a work-horse shares it with its worker
         gc.enable()

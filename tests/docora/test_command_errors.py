@@ -22,6 +22,7 @@ from redis.exceptions import (
     ResponseError,
 )
 
+from docora import __version__
 from docora.cli import commands
 from docora.cli.main import error_message
 from docora.cli.output import INTERRUPTED
@@ -284,6 +285,11 @@ def test_ctrl_c_during_the_imports(monkeypatch) -> None:
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(PROJECT / "manage.py"), run_name="__main__")
     assert ended.value.code == INTERRUPTED
+
+
+def test_version_of_a_command_is_that_of_docora() -> None:
+    done = manage("status", "--version")
+    assert (done.returncode, done.stdout) == (0, f"{__version__}\n")
 
 
 def test_unknown_command_is_a_usage_error() -> None:
