@@ -239,11 +239,16 @@ _RESPONSES_TO = {
     "create": _RESPONSES | _PAUSES,
     "update": _RESPONSES | _PAUSES,
     "delete": _RESPONSES | {"404": _MISSING, "410": _MISSING},
-    "sync_failed": _RESPONSES | {"410": "Not accepted. It is not sent again."},
+    "sync_failed": {
+        "2XX": "Accepted.",
+        "410": "Not accepted. It is not sent again.",
+        "default": "Not accepted. It is sent again, with growing delays, for a day.",
+    },
     "sync_completed": _RESPONSES
     | {
+        "2XX": "Accepted.",
         "429": "Too many requests. Docora puts your app on hold for `Retry-After`, or for some seconds, and then sends it again. "
-        "This uses up no attempt, so Docora repeats it until your app responds differently."
+        "This uses up no attempt, so Docora repeats it until your app responds differently.",
     },
     "ping": {
         "2XX": "Accepted.",

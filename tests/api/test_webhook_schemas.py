@@ -90,6 +90,14 @@ def test_429_uses_up_no_attempt_if_the_document_says_so(world: World, event: str
     assert (watch.retry_count == 0) == ("uses up no attempt" in documented)
 
 
+@pytest.mark.parametrize("event", ["create", "update", "delete", "sync_failed", "sync_completed", "ping"])
+def test_responses_speak_of_files_and_repetitions_where_there_are_some(event: str) -> None:
+    documented = openapi.document()["webhooks"][event]["post"]["responses"]
+    is_about_a_file = event in {"create", "update", "delete"}
+    assert ("file" in documented["2XX"]["description"]) == is_about_a_file
+    assert ("After some repetitions" in str(documented)) == is_about_a_file
+
+
 def test_every_header_is_documented_in_order() -> None:
     sent = [name for name, _, _ in examples.headers()]
     assert [name for name in sent if name not in {"Content-Type", "User-Agent"}] == list(webhook_schemas.HEADERS)

@@ -91,14 +91,17 @@ def test_reopened_circuit_sends_sync_failed_again(world: World, open_at_second_f
         recover(world, repo, watch)
 
 
-def test_refused_notice_is_retried_under_its_sequence(world: World, open_at_second_failure: None) -> None:
+@pytest.mark.parametrize("status", [500, 429])
+def test_refused_notice_is_retried_under_its_sequence(world: World, open_at_second_failure: None, status: int) -> None:
     repo, watch = world.watch()
     world.settle()
     open_the_circuit(world, watch)
-    world.answer(lambda note: Answer(500) if note.kind == "sync_failed" else None)
+    refusal = Answer(status, headers={"Retry-After": "0"})
+    world.answer(lambda note: refusal if note.kind == "sync_failed" else None)
     world.sync(watch)
     notice = Notice.objects.get()
-    assert (notice.attempts, notice.last_error) == (1, "The app returned HTTP 500.")
+    assert len(world.requests("sync_failed")) == 1
+    assert (notice.attempts, notice.last_error) == (1, f"The app returned HTTP {status}.")
     watch.refresh_from_db()
     assert watch.next_sync_at is not None
     assert watch.next_sync_at <= notice.due_at  # long before the cooldown ends
