@@ -351,8 +351,8 @@ class Resent(Schema):
     run_id: str | None = Field(description="The run that sends them; null if there are none.", examples=[RUN_ID])
     files: int = Field(description="Number of files that are sent again.", ge=0, examples=[1])
     unknown: list[str] = Field(
-        description="Paths that were never sent to the app, or were deleted there. They are sent if they are in the "
-        "repository now.",
+        description="Paths that were never sent to the app, or were deleted there. This call doesn't send them: if they are in "
+        "the repository, the next sync does.",
         examples=[["src/index.ts"]],
     )
 
