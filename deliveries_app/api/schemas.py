@@ -139,8 +139,8 @@ class WatchedRepository(Registered):
     status: Status = Field(
         description="`pending_snapshot`: the first sync, a re-sync, a resend or another attempt is due, or the repository has no "
         "commit yet. `scanning`: a sync is running. `synced`: the app has acknowledged everything in `last_commit`; if "
-        "`next_sync_at` is set, another sync is due. `failed`: all attempts failed, or another one wouldn't help; the next one is at the "
-        "next rescan.",
+        "`next_sync_at` is set, another sync is due. `failed`: all attempts failed, or another one wouldn't help; `next_sync_at` says "
+        "when Docora tries again.",
         examples=["synced"],
     )
     paused: bool = Field(
