@@ -14,7 +14,7 @@ from django.core.management import CommandError, call_command
 
 from deliveries_app import audit
 from deliveries_app.actors import Actor
-from deliveries_app.models import App, AuditAction, DriftCheck, DriftState, SyncRun
+from deliveries_app.models import App, AuditAction, ContactMail, DriftCheck, DriftState, SyncRun
 from deliveries_app.receiver import Record
 from deliveries_app.sweep import retention
 from tests.deliveries.sender import KEY, Sender
@@ -54,6 +54,7 @@ def test_prune_counts_what_it_removes(db, capsys, monkeypatch) -> None:
     entry.created_at = long_ago
     entry.save()
     DriftCheck.objects.create(watch=watch, state=DriftState.EQUAL, created_at=long_ago, ended_at=long_ago)
+    ContactMail.objects.create(created_at=long_ago)  # never sent
     counted = run_json("prune", "--dry-run")
     assert set(counted) == {
         "dry_run",
@@ -69,7 +70,8 @@ def test_prune_counts_what_it_removes(db, capsys, monkeypatch) -> None:
         "snapshots",
     }
     assert (counted["dry_run"], counted["runs"]) == (True, 5)
-    assert "Removed: 5 sync runs, 1 check for differences, 1 audit log entry." in run("prune")
+    removed = "Removed: 5 sync runs, 1 check for differences, 1 audit log entry, 1 email to an app's contact."
+    assert removed in run("prune")
     assert capsys.readouterr().err.splitlines()[:3] == ["Removed: 2", "Removed: 4", "Removed: 5"]
     assert run_json("prune") == dict.fromkeys(counted, 0) | {"dry_run": False}
 

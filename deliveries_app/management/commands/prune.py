@@ -16,15 +16,16 @@ _LABELS = {
     "alerts": ("alert", "alerts"),
     "sessions": ("session", "sessions"),
     "delivery_attempts": ("failed attempt", "failed attempts"),
-    "mails": ("sent email", "sent emails"),
+    "mails": ("email to an app's contact", "emails to apps' contacts"),
     "snapshots": ("snapshot", "snapshots"),
 }
 
 
 class Command(BaseCommand):
     help = (
-        "Removes history older than the …_RETENTION_DAYS settings, and all snapshots but the newest of each repository. A "
-        "worker also does this once an hour."
+        "Removes history older than the …_RETENTION_DAYS settings, expired sessions, emails to apps' contacts after a week, "
+        "sent or not, and the sizes of all commits but each repository's newest (snapshots). A worker also does this once an "
+        "hour."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
