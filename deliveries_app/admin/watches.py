@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
+from django.conf import settings
 from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
 from django.contrib.auth.models import AnonymousUser, User
@@ -35,16 +36,16 @@ from deliveries_app.reports.file_explanation import explain
 from deliveries_app.reports.next_attempt import next_attempt_of, next_check_of
 from deliveries_app.services.push_hooks import hook_url
 from docora.templatetags.docora import ago, elapsed, files_of, status_with_detail
-from docora.text import counted, visible
+from docora.text import counted, format_seconds, visible
 from docora.web.paginators import KeysFirstPaginator
 
 LISTED_RUNS = 10
 LISTED_SKIPPED = 50
 _CANCELLED = {
     Reason.RESYNC: "Re-sync cancelled.",
-    Reason.RETRY: "Retry cancelled. Docora tries again at the next check.",
+    Reason.RETRY: "Retry cancelled. Docora tries again in {wait}.",
 }
-_RESEND_CANCELLED = "Resend cancelled. Files that were not resent are sent at the next check."
+_RESEND_CANCELLED = "Resend cancelled. Files that were not resent are sent in {wait}."
 
 _FILE_BADGES = {
     "delivered": ("delivered", "Delivered"),
@@ -141,7 +142,8 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
             return self.redirect_with_message(request, page, "There is nothing to cancel.", messages.WARNING)
         run = watch.runs.filter(outcome=Outcome.CANCELLED).latest("ended_at", "pk")
         message = _RESEND_CANCELLED if run.is_resend else _CANCELLED[Reason(run.reason)]
-        return self.redirect_with_message(request, page, message)
+        wait = format_seconds(settings.RESCAN_INTERVAL_SECONDS)
+        return self.redirect_with_message(request, page, message.format(wait=wait))
 
     def request_check(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         """Request a check for differences, and redirect to it."""

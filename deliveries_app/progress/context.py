@@ -123,9 +123,9 @@ def _after_cancel(operation: BulkOperation, progress: Progress) -> str:
         parts.append(f"{progress.failed:,} failed")
     text = f"Cancelled by {operation.cancelled_by}. {'; '.join(parts)}."
     if operation.kind == OperationKind.RETRY and (started or untouched):
-        return f"{text} Repositories whose retry was cancelled are checked again later."
+        return f"{text} Repositories whose retry was cancelled are synced again later."
     if operation.kind == OperationKind.RESEND and (started or untouched):
-        return f"{text} Files that were not resent are sent at the next check."
+        return f"{text} Files that were not resent are sent at the next sync."
     if started:
         return f"{text} For repositories that were stopped partway, only changed files are sent from now on."
     return text

@@ -344,7 +344,7 @@ def test_cancelled_retry_shows_what_still_fails(operator: Client, failing) -> No
     answer = operator.post(f"/admin/deliveries_app/bulkoperation/{operation.pk}/cancel/", follow=True)
     assert (
         "Cancelled by olga. 1 repository succeeded before that; acme/site → Portal stopped after 4 of 9 files; "
-        "1 had not started. Repositories whose retry was cancelled are checked again later."
+        "1 had not started. Repositories whose retry was cancelled are synced again later."
     ) in answer.text
 
 
@@ -369,7 +369,7 @@ def test_single_retry_is_cancelled_on_the_watch_page(operator: Client, failing) 
     assert f"/admin/deliveries_app/apprepository/{failing[0].pk}/cancel/" in page
     assert "progress-retry" in page
     answer = operator.post(f"/admin/deliveries_app/apprepository/{failing[0].pk}/cancel/", follow=True)
-    assert "Retry cancelled. Docora tries again at the next check." in answer.text
+    assert "Retry cancelled. Docora tries again in 5 min." in answer.text
     watch = AppRepository.objects.get(pk=failing[0].pk)
     assert (watch.status, watch.is_failing) == (Status.FAILED, True)
     answer = operator.post(f"/admin/deliveries_app/apprepository/{failing[0].pk}/cancel/", follow=True)

@@ -303,7 +303,7 @@ def test_cancelled_resend_says_so(operator: Client, watches) -> None:
     add_deliveries(watches[0], ["a"])
     operator.post(resend_url(watches[0], "a"))
     answer = operator.post(f"/admin/deliveries_app/apprepository/{watches[0].pk}/cancel/", follow=True)
-    assert "Resend cancelled. Files that were not resent are sent at the next check." in answer.text
+    assert "Resend cancelled. Files that were not resent are sent in 5 min." in answer.text
     assert by_users().latest("pk").message == "Cancelled the resend"
 
 
