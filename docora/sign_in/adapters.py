@@ -11,6 +11,7 @@ from typing import Any
 from allauth.account.adapter import DefaultAccountAdapter
 from allauth.account.internal.flows.login import record_authentication
 from allauth.account.internal.flows.reauthentication import resume_request
+from allauth.account.utils import user_username
 from allauth.core import context
 from allauth.core.exceptions import ImmediateHttpResponse
 from allauth.core.internal import ratelimit
@@ -18,7 +19,9 @@ from allauth.mfa.adapter import DefaultMFAAdapter
 from allauth.socialaccount.adapter import DefaultSocialAccountAdapter
 from allauth.socialaccount.models import SocialLogin
 from django.conf import settings
+from django.contrib.auth.views import redirect_to_login
 from django.core.exceptions import PermissionDenied, ValidationError
+from django.db import IntegrityError, transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.http.request import split_domain_port
 from django.shortcuts import render, resolve_url
@@ -178,10 +181,20 @@ class SocialAccountAdapter(DefaultSocialAccountAdapter):  # type: ignore[misc]
         return super().populate_user(request, sociallogin, data | {"username": oidc.username_of(sociallogin)})
 
     def save_user(self, request: HttpRequest, sociallogin: SocialLogin, form: Any = None) -> Any:
-        """Create a user with the roles that `pre_social_login` has found."""
-        roles = oidc.roles_of(sociallogin)
-        user = super().save_user(request, sociallogin, form)
-        oidc.apply_roles(user, roles)
+        """Create a user with the name and the roles that `pre_social_login` has checked.
+
+        If another request has meanwhile created the user, or one of this name, begin the sign-in again.
+        """
+        user = sociallogin.user
+        user_username(user, oidc.username_of(sociallogin))  # allauth removes a name that has meanwhile been taken
+        user.set_unusable_password()
+        try:
+            with transaction.atomic():
+                sociallogin.save(request)
+                oidc.apply_roles(user, oidc.roles_of(sociallogin))
+        except IntegrityError as error:
+            page = sociallogin.get_redirect_url(request) or resolve_url("admin:index")
+            raise ImmediateHttpResponse(redirect_to_login(page, reverse("oidc_login"))) from error
         return user
 
     def on_authentication_error(

@@ -18,7 +18,7 @@ from django.test import Client
 from django.urls import reverse
 
 from deliveries_app.models import AuditAction, AuditEntry
-from docora.sign_in import adapters, links, provider_http, recency
+from docora.sign_in import adapters, links, oidc, provider_http, recency
 from tests.docora.http_server import saying, servers
 from tests.docora.test_sign_in import app_form, code_of, make_old, set_up_totp
 from tests.support.identity_provider import CLIENT_ID, CLIENT_SECRET, IdentityProvider, Person
@@ -100,6 +100,21 @@ def test_user_without_a_mapped_group_is_refused_and_not_created(client: Client) 
     assert "None of your groups has access to Docora" in answer.content.decode()
     assert client.get("/admin/").status_code == 302
     assert (User.objects.count(), SocialAccount.objects.count()) == (0, 0)
+
+
+def test_first_sign_in_in_two_browsers_at_once(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    olga, other = Person("olga"), Client()
+
+    def is_name_taken(name: str) -> bool:
+        monkeypatch.undo()
+        assert sign_in(other, olga)["Location"] == "/admin/"
+        return False
+
+    monkeypatch.setattr(oidc, "is_name_taken", is_name_taken)
+    again = sign_in(client, olga, f"{START}?next=/admin/auth/user/")["Location"]
+    assert again == f"{START}?next=/admin/auth/user/"
+    assert sign_in(client, olga, again)["Location"] == "/admin/auth/user/"
+    assert [user.username for user in User.objects.all()] == ["olga"]
 
 
 def test_roles_follow_the_provider(client: Client, settings) -> None:
