@@ -26,8 +26,8 @@ roles_applied = Signal()
 
 def roles_of(login: SocialLogin) -> set[str]:
     """Return the roles that `OIDC_ROLES` gives the user's groups. Empty: the user may not sign in."""
-    groups = _claim(login, settings.OIDC_GROUPS_CLAIM) or ()
-    named = {groups} if isinstance(groups, str) else {group for group in groups if isinstance(group, str)}
+    groups = _claim(login, settings.OIDC_GROUPS_CLAIM)
+    named = groups if isinstance(groups, list | dict) else [groups]
     return {role for group, role in settings.OIDC_ROLES if group in named}
 
 

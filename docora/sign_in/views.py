@@ -1,7 +1,8 @@
 """The views that allauth lacks, and those of its own that need limits or better errors: provider, passkeys, one-time links."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from allauth.account.internal.flows.login import record_authentication
@@ -18,7 +19,7 @@ from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth import login
 from django.contrib.auth.decorators import login_required
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import render, resolve_url
 from django.views.decorators.cache import never_cache
@@ -28,8 +29,8 @@ from docora.sign_in import links, oidc
 from docora.sign_in.adapters import REAUTHENTICATION_BEGAN
 from docora.sign_in.provider_http import RequestException
 
-_NOT_OPENID = (KeyError, ValueError, TypeError, AttributeError)
-"""What allauth raises for a response that is not one of an OpenID provider."""
+_NOT_OPENID = (KeyError, ValueError, TypeError, AttributeError, ImproperlyConfigured)
+"""What allauth raises for a response that is not one of an OpenID provider, or whose user ID is too long."""
 _View = Callable[[HttpRequest], HttpResponse]
 # Each request stores a session, and some call the provider. allauth itself counts POST only.
 _limited: Callable[[_View], _View] = ratelimit.decorator(app="allauth.account", action="login", limit_get=True)
@@ -85,6 +86,14 @@ def _to_provider(request: HttpRequest, process: str, **more: object) -> HttpResp
     return response
 
 
+@contextmanager
+def _refuse_malformed() -> Iterator[None]:
+    try:
+        yield
+    except _NOT_OPENID as error:
+        raise ProviderException from error
+
+
 class _ProviderAdapter(OpenIDConnectOAuth2Adapter):  # type: ignore[misc]
     """allauth's adapter, except that the sign-in fails if the discovery document can't be read or a response is malformed.
 
@@ -99,11 +108,15 @@ class _ProviderAdapter(OpenIDConnectOAuth2Adapter):  # type: ignore[misc]
                 render_authentication_error(request, self.get_provider(), exception=error)
             ) from error
 
+    def get_access_token_data(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the two tokens. How long they are valid doesn't matter: they are used once."""
+        with _refuse_malformed():
+            data = super().get_access_token_data(*args, **kwargs)
+            return {name: data.get(name) for name in ("access_token", "id_token")}
+
     def complete_login(self, *args: Any, **kwargs: Any) -> Any:
-        try:
+        with _refuse_malformed():
             return super().complete_login(*args, **kwargs)
-        except _NOT_OPENID as error:
-            raise ProviderException from error
 
 
 @never_cache

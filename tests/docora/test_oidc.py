@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
-from allauth.socialaccount.models import SocialAccount
+from allauth.socialaccount.models import SocialAccount, SocialLogin
+from allauth.socialaccount.providers.oauth2.client import OAuth2Client
+from allauth.socialaccount.providers.openid_connect.views import OpenIDConnectOAuth2Adapter
 from django.conf import settings
 from django.contrib.auth.models import Group, User
 from django.http import HttpResponse
@@ -76,6 +78,12 @@ def back(client: Client, person: Person, url: str, **changes: str | None) -> Htt
     returned = person.authorize(f"{address}?{query}")
     assert returned.startswith(CALLBACK), returned
     return client.get(f"{urlsplit(returned).path}?{urlsplit(returned).query}")
+
+
+def back_with_a_made_up_code(client: Client, url: str) -> HttpResponse:
+    """An unused code of the provider would confuse it."""
+    [state] = parse_qs(urlsplit(url).query)["state"]
+    return client.get(f"/accounts/oidc/login/callback/?state={state}&code=x")
 
 
 def test_groups_give_roles(client: Client) -> None:
@@ -234,11 +242,41 @@ def test_discovery_document_of_something_else(client: Client, document: bytes) -
         assert client.get(START).status_code == 401
 
 
+@pytest.mark.parametrize("response", [["access_token"], {"access_token": "x", "expires_in": "300.5"}, {}])
+def test_malformed_response_with_tokens(client: Client, monkeypatch: pytest.MonkeyPatch, response: object) -> None:
+    monkeypatch.setattr(OAuth2Client, "get_access_token", lambda *_, **__: response)
+    assert back_with_a_made_up_code(client, client.get(START)["Location"]).status_code == 401
+
+
+def test_response_without_a_content_type(client: Client) -> None:
+    with servers() as start:
+        port = start(saying("200 OK", b"{}")).port
+        document = {"authorization_endpoint": "https://x.example", "token_endpoint": f"http://127.0.0.1:{port}"}
+        with discovering(json.dumps(document).encode()):
+            assert back_with_a_made_up_code(client, client.get(START)["Location"]).status_code == 401
+
+
+def test_user_whose_id_is_too_long(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OpenIDConnectOAuth2Adapter, "_fetch_user_info", lambda *_: {"sub": "x" * 192})
+    assert sign_in(client, Person("olga")).status_code == 401
+
+
+@pytest.mark.parametrize("groups", [None, 5, True, "docora", ["x", 5, None, ["docora-admins"]], {"x": "docora-admins"}])
+def test_groups_that_give_no_role(groups: object) -> None:
+    account = SocialAccount(extra_data={"userinfo": {"groups": groups}})
+    assert oidc.roles_of(SocialLogin(account=account)) == set()
+
+
+@pytest.mark.parametrize("groups", ["docora-readers", ["x", "docora-readers"], {"docora-readers": {}}])
+def test_groups_that_give_a_role(groups: object) -> None:
+    account = SocialAccount(extra_data={"userinfo": {"groups": groups}})
+    assert oidc.roles_of(SocialLogin(account=account)) == {"Viewers"}
+
+
 def test_provider_that_is_unreachable_at_the_return(client: Client) -> None:
-    state = parse_qs(urlsplit(client.get(START)["Location"]).query)["state"][0]
+    started = client.get(START)
     use_provider("http://127.0.0.1:1")
-    # The code is made up, because an unused one confuses the provider.
-    answer = client.get(f"/accounts/oidc/login/callback/?state={state}&code=x")
+    answer = back_with_a_made_up_code(client, started["Location"])
     assert answer.status_code == 401
     assert "The sign-in with Canaille failed" in answer.content.decode()
 
