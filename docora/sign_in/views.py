@@ -97,7 +97,8 @@ def _refuse_malformed() -> Iterator[None]:
 class _ProviderAdapter(OpenIDConnectOAuth2Adapter):  # type: ignore[misc]
     """allauth's adapter, except that the sign-in fails if the discovery document can't be read or a response is malformed.
 
-    With allauth's, the response would be a server error.
+    With allauth's, the response would be a server error. The sign-in also fails if the ID token and the user information are
+    not about the same user.
     """
 
     def get_client(self, request: HttpRequest, app: Any) -> Any:
@@ -116,7 +117,11 @@ class _ProviderAdapter(OpenIDConnectOAuth2Adapter):  # type: ignore[misc]
 
     def complete_login(self, *args: Any, **kwargs: Any) -> Any:
         with _refuse_malformed():
-            return super().complete_login(*args, **kwargs)
+            login = super().complete_login(*args, **kwargs)
+            subjects = [source.get("sub") for source in login.account.extra_data.values() if source]
+        if not all(subjects) or len({str(subject) for subject in subjects}) != 1:
+            raise ProviderException("The ID token and the user information don't name the same user.")
+        return login
 
 
 @never_cache

@@ -261,6 +261,16 @@ def test_user_whose_id_is_too_long(client: Client, monkeypatch: pytest.MonkeyPat
     assert sign_in(client, Person("olga")).status_code == 401
 
 
+@pytest.mark.parametrize("subject", ["rita", None])
+def test_user_information_about_another_user(
+    client: Client, monkeypatch: pytest.MonkeyPatch, subject: str | None
+) -> None:
+    information = {"sub": subject, "preferred_username": "rita", "groups": ["docora-admins"]}
+    monkeypatch.setattr(OpenIDConnectOAuth2Adapter, "_fetch_user_info", lambda *_: information)
+    assert sign_in(client, Person("olga")).status_code == 401
+    assert not User.objects.exists()
+
+
 @pytest.mark.parametrize("groups", [None, 5, True, "docora", ["x", 5, None, ["docora-admins"]], {"x": "docora-admins"}])
 def test_groups_that_give_no_role(groups: object) -> None:
     account = SocialAccount(extra_data={"userinfo": {"groups": groups}})
