@@ -32,6 +32,7 @@ from docora.security.crypto import decrypt, encrypt
 from docora.security.throttle import source_of
 from docora.sign_in import oidc, recency
 from docora.sign_in.provider_http import provider_session
+from docora.web.errors import forbidden
 from docora.web.redirects import own_url
 
 logger = logging.getLogger(__name__)
@@ -158,14 +159,14 @@ class SocialAccountAdapter(DefaultSocialAccountAdapter):  # type: ignore[misc]
         return True  # `pre_social_login` has refused everyone without a role
 
     def pre_social_login(self, request: HttpRequest, sociallogin: SocialLogin) -> None:
-        """Refuse users without a role, and set the roles of existing users."""
-        if (began := (sociallogin.state.get("data") or {}).get(REAUTHENTICATION_BEGAN)) is not None:
-            raise ImmediateHttpResponse(_finish_reauthentication(request, sociallogin, began))
+        """Refuse users without a role, and set the roles of existing users, also of those who only confirm who they are."""
         roles = oidc.roles_of(sociallogin)
         if sociallogin.is_existing:
             oidc.apply_roles(sociallogin.user, roles)
         if not roles:
             raise ImmediateHttpResponse(_refuse(request, "no_role"))
+        if (began := (sociallogin.state.get("data") or {}).get(REAUTHENTICATION_BEGAN)) is not None:
+            raise ImmediateHttpResponse(_finish_reauthentication(request, sociallogin, began))
         if not sociallogin.is_existing:
             name = oidc.username_of(sociallogin)
             if not name:
@@ -225,8 +226,13 @@ def _finish_reauthentication(request: HttpRequest, login: SocialLogin, began: fl
         return _refuse(request, "other_user")
     if oidc.authenticated_at(login) < began - CLOCK_SECONDS:
         return _refuse(request, "not_fresh")
-    record_authentication(request, request.user, "socialaccount", reauthenticated=True)
+    request.user = login.user  # which has the roles that the provider has just given
+    record_authentication(request, login.user, "socialaccount", reauthenticated=True)
     next_url = login.get_redirect_url(request)
     recency.forget_unless(request, next_url)
-    response: HttpResponse | None = resume_request(request)
+    response: HttpResponse | None
+    try:
+        response = resume_request(request)
+    except PermissionDenied as error:  # allauth would take it for a failed sign-in
+        response = forbidden(request, error)
     return response or HttpResponseRedirect(next_url or resolve_url("admin:index"))

@@ -406,6 +406,17 @@ def test_password_of_a_user_of_the_provider_does_not_confirm(client: Client, olg
     refused_change(client)
 
 
+@pytest.mark.parametrize("role", ["Viewers", ""])
+def test_roles_follow_the_provider_when_it_confirms(client: Client, olga: Person, settings, role: str) -> None:
+    sign_in(client, olga)
+    _, confirm = refused_change(client)
+    settings.OIDC_ROLES = [("docora-admins", role)] if role else []
+    assert sign_in(client, olga, confirm).status_code == 403
+    assert base_url() == "https://x.example"
+    user = User.objects.get()
+    assert (user.is_staff, user.is_superuser, user.groups.count()) == (bool(role), False, bool(role))
+
+
 def test_silent_answer_of_the_provider_does_not_confirm(
     client: Client, olga: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
