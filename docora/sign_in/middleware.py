@@ -8,6 +8,8 @@ from allauth.core.exceptions import ReauthenticationRequired
 from django.conf import settings
 from django.contrib.auth import SESSION_KEY, logout
 from django.contrib.auth.views import redirect_to_login
+from django.contrib.sessions.backends.base import UpdateError
+from django.contrib.sessions.exceptions import SessionInterrupted
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.http.response import HttpResponseBase
 from django.urls import reverse
@@ -66,7 +68,10 @@ class SignInMiddleware:
         """Ask for a recent sign-in, or send a stranger to sign in.
 
         allauth itself would keep the refused form in the session, in plain text. Strangers could fill the database with forms.
+        It also saves sessions within a request, where Django doesn't expect that the session has ended meanwhile.
         """
+        if isinstance(exception, UpdateError):
+            raise SessionInterrupted("The session ended during the request.")
         if not isinstance(exception, recency.SignInAgain | ReauthenticationRequired):
             return None
         return recency.ask(request) if request.user.is_authenticated else redirect_to_login(request.get_full_path())

@@ -15,6 +15,7 @@ from allauth.socialaccount.providers.oauth2.client import OAuth2Client
 from allauth.socialaccount.providers.openid_connect.views import OpenIDConnectOAuth2Adapter
 from django.conf import settings
 from django.contrib.auth.models import Group, User
+from django.contrib.sessions.models import Session
 from django.http import HttpResponse
 from django.test import Client
 from django.urls import reverse
@@ -289,6 +290,17 @@ def test_provider_that_is_unreachable_at_the_return(client: Client) -> None:
     answer = back_with_a_made_up_code(client, started["Location"])
     assert answer.status_code == 401
     assert "The sign-in with Canaille failed" in answer.content.decode()
+
+
+def test_session_that_ends_while_the_provider_answers(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    client.get(START)
+
+    def sign_out(*_: object) -> object:
+        Session.objects.all().delete()
+        return provider_http.provider_session()
+
+    monkeypatch.setattr(adapters.SocialAccountAdapter, "get_requests_session", sign_out)
+    assert client.get(START).status_code == 400
 
 
 def test_calls_to_the_provider_occupy_only_some_of_the_threads(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
