@@ -12,7 +12,7 @@ from docora.sign_in.oidc import SUPERUSER
 from docora.sign_in.recency import is_proxy_session
 
 MISSING = "second_factor_missing"
-_FACTORS = [Authenticator.Type.TOTP, Authenticator.Type.WEBAUTHN]
+FACTORS = [Authenticator.Type.TOTP, Authenticator.Type.WEBAUTHN]
 
 
 def is_missing(request: HttpRequest, user: Any) -> bool:
@@ -27,4 +27,4 @@ def is_missing(request: HttpRequest, user: Any) -> bool:
     if any(record["method"] == "socialaccount" for record in records):
         return False
     is_required = (user.is_superuser and SUPERUSER in roles) or user.groups.filter(name__in=roles).exists()
-    return is_required and not is_mfa_enabled(user, _FACTORS)
+    return is_required and not is_mfa_enabled(user, FACTORS)

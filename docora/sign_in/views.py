@@ -6,9 +6,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from allauth.account.internal.flows.login import record_authentication
+from allauth.account.internal.stagekit import clear_login, unstash_login
 from allauth.account.utils import get_next_redirect_url
 from allauth.core.exceptions import ImmediateHttpResponse
 from allauth.core.internal import ratelimit
+from allauth.mfa.base.views import authenticate as mfa_authenticate
+from allauth.mfa.utils import is_mfa_enabled
 from allauth.mfa.webauthn.views import ReauthenticateWebAuthnView, login_webauthn
 from allauth.socialaccount.adapter import get_adapter
 from allauth.socialaccount.helpers import render_authentication_error
@@ -25,7 +28,7 @@ from django.shortcuts import render, resolve_url
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods
 
-from docora.sign_in import links, oidc
+from docora.sign_in import factors, links, oidc
 from docora.sign_in.adapters import REAUTHENTICATION_BEGAN
 from docora.sign_in.provider_http import RequestException
 
@@ -42,6 +45,19 @@ def passkey_login(request: HttpRequest) -> HttpResponse:
     if not settings.LOCAL_SIGN_IN:
         raise PermissionDenied("Sign-in with a passkey is turned off.")
     response: HttpResponse = login_webauthn(request)
+    return response
+
+
+def authenticate(request: HttpRequest) -> HttpResponse:
+    """Ask for the second factor. End a sign-in whose user has meanwhile been deleted or deactivated, or has no factor left.
+
+    allauth would redirect from this page to the sign-in page and back, without end.
+    """
+    pending = unstash_login(request, peek=True)
+    user = pending and pending.user
+    if pending and not (user and user.is_active and is_mfa_enabled(user, factors.FACTORS)):
+        clear_login(request)
+    response: HttpResponse = mfa_authenticate(request)
     return response
 
 

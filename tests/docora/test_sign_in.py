@@ -317,6 +317,21 @@ def test_recovery_code_works_once(anna) -> None:
         assert other.post(f"{SECURITY}authenticate/", {"code": codes[0]}).status_code == expected
 
 
+@pytest.mark.parametrize("event", ["factor removed", "user deactivated", "user deleted"])
+def test_sign_in_ends_if_its_second_factor_is_of_no_use(anna, event: str) -> None:
+    set_up_totp(signed_in(anna))
+    client = Client()
+    try_to_sign_in(PASSWORD, client=client)
+    if event == "factor removed":
+        Authenticator.objects.all().delete()
+    elif event == "user deactivated":
+        User.objects.update(is_active=False)
+    else:
+        User.objects.all().delete()
+    page = client.get(LOGIN, follow=True)
+    assert (page.status_code, page.request["PATH_INFO"]) == (200, LOGIN)
+
+
 def test_guessing_codes_is_limited(anna) -> None:
     set_up_totp(signed_in(anna))
     client = Client()
