@@ -32,7 +32,10 @@ class SignInMiddleware:
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         if request.path.startswith(PREFIXES) and SESSION_KEY in request.session:
-            self._check_activity(request)
+            if request.user.is_authenticated:
+                self._check_activity(request)
+            else:
+                request.session.flush()  # it would continue when a deactivated user is activated again
             if refusal := self._check_factor(request):
                 return refusal
         return self.get_response(request)

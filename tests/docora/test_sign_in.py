@@ -551,6 +551,13 @@ def test_session_that_was_used_while_the_clock_was_ahead_ends(anna, settings) ->
     assert "_auth_user_id" not in client.session
 
 
+def test_session_of_a_deactivated_user_ends(anna) -> None:
+    client = signed_in(anna)
+    for is_active in (False, True):
+        User.objects.update(is_active=is_active)
+        assert client.get("/admin/").status_code == 302
+
+
 @pytest.mark.parametrize("limit", [28800, 0])
 def test_activity_is_written_at_most_once_a_minute(anna, settings, limit: int) -> None:
     settings.SESSION_IDLE_SECONDS = limit
