@@ -32,6 +32,7 @@ from docora.security.crypto import decrypt, encrypt
 from docora.security.throttle import source_of
 from docora.sign_in import oidc, recency
 from docora.sign_in.provider_http import provider_session
+from docora.text import one_line
 from docora.web.errors import forbidden
 from docora.web.redirects import own_url
 
@@ -201,8 +202,13 @@ class SocialAccountAdapter(DefaultSocialAccountAdapter):  # type: ignore[misc]
     def on_authentication_error(
         self, request: HttpRequest, provider: Any, error: Any = None, exception: Any = None, extra_context: Any = None
     ) -> None:
-        parts = [exception, exception.__cause__] if exception else [error]
-        cause = ": ".join(filter(None, map(_described, parts)))
+        if exception:
+            parts = [exception, exception.__cause__]
+        elif "state_id" in (extra_context or {}):
+            parts = ["This browser has begun no such sign-in within 10 minutes."]
+        else:
+            parts = [one_line(request.GET.get(name, ""), 300) for name in ("error", "error_description")]
+        cause = ": ".join(filter(None, map(_described, parts))) or error
         logger.warning("provider_sign_in_failed", extra={"address": client_address(request), "cause": cause})
 
 

@@ -221,6 +221,23 @@ def test_forged_return_from_the_provider(client: Client, query: str) -> None:
     assert client.get(f"/accounts/oidc/login/callback/?{query}").status_code == 401
 
 
+@pytest.mark.parametrize(
+    ("query", "cause"),
+    [
+        ("error=invalid_scope&error_description=No%20groups%0Ahere", "invalid_scope: No groups here"),
+        ("error=access_denied", "access_denied"),
+        ("error_description=x&state=forged", "This browser has begun no such sign-in within 10 minutes."),
+        ("", "unknown"),
+    ],
+)
+def test_error_that_the_provider_sends_is_logged(
+    client: Client, caplog: pytest.LogCaptureFixture, query: str, cause: str
+) -> None:
+    [state] = parse_qs(urlsplit(client.get(START)["Location"]).query)["state"]
+    client.get(f"/accounts/oidc/login/callback/?state={state}&{query}")
+    assert [record.cause for record in caplog.records if record.message == "provider_sign_in_failed"] == [cause]
+
+
 @pytest.mark.parametrize("missing", ["userinfo_endpoint", "jwks_uri"])
 def test_incomplete_discovery_document_at_the_return(
     client: Client, provider: IdentityProvider, caplog: pytest.LogCaptureFixture, missing: str
