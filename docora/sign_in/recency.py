@@ -16,6 +16,7 @@ from allauth.account.internal.flows.reauthentication import STATE_SESSION_KEY
 from allauth.account.utils import get_next_redirect_url
 from allauth.core.internal.httpkit import deserialize_request, serialize_request
 from django.conf import settings
+from django.contrib import messages
 from django.contrib.auth import BACKEND_SESSION_KEY
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -28,6 +29,7 @@ AUTHENTICATED_AT = "authenticated_at"
 PROXY_BACKEND = "docora.sign_in.proxy.ProxyUserBackend"
 KEPT_SECONDS = 600
 """How long a refused form can still be submitted."""
+NOT_SAVED = "What you entered before was not saved."
 
 
 class SignInAgain(Exception):
@@ -73,15 +75,17 @@ def forget_unless(request: HttpRequest, path: str | None) -> None:
     state = request.session.get(STATE_SESSION_KEY)
     if state and state.get("state", {}).get("path") != path:
         del request.session[STATE_SESSION_KEY]
+        messages.warning(request, NOT_SAVED)
 
 
 def resume(request: HttpRequest, kept: dict[str, Any]) -> HttpResponse:
     """Submit the kept form. allauth calls this once the user has authenticated.
 
-    If the user has meanwhile gone to another page, or the form is too old, submit nothing and redirect.
+    If the user has meanwhile gone to another page, or the form is too old, submit nothing, say so, and redirect.
     """
     path = get_next_redirect_url(request) or kept["path"]
     if path != kept["path"] or time.time() - kept["at"] > KEPT_SECONDS:
+        messages.warning(request, NOT_SAVED)
         return HttpResponseRedirect(resolve_url(path))
     original = deserialize_request(decrypt(kept["request"]), request)
     match = original.resolver_match = resolve(original.path_info)

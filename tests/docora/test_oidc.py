@@ -410,7 +410,8 @@ def test_kept_form_is_dropped_when_the_user_confirms_something_else(client: Clie
     other = client.get("/accounts/security/app/add/")["Location"]
     assert sign_in(client, olga, other)["Location"] == "/accounts/security/app/add/"
     assert base_url() == "https://x.example"
-    assert client.get("/accounts/security/app/add/").status_code == 200
+    page = client.get("/accounts/security/app/add/")
+    assert (page.status_code, recency.NOT_SAVED in page.content.decode()) == (200, True)
 
 
 def test_second_factor_confirms_instead_of_the_provider(client: Client, olga: Person) -> None:

@@ -630,6 +630,7 @@ def test_kept_form_is_dropped_when_the_user_went_elsewhere(anna) -> None:
     client.post(f"/admin/deliveries_app/app/{app.pk}/settings/", app_form(app, base_url="https://new.example"))
     answer = client.post(f"{CONFIRM}?next={SECURITY}", {"password": PASSWORD, "next": SECURITY})
     assert answer["Location"] == SECURITY
+    assert recency.NOT_SAVED in client.get(SECURITY).content.decode()
     app.refresh_from_db()
     assert app.base_url == "https://x.example"
 
@@ -641,6 +642,7 @@ def test_kept_form_expires(anna, monkeypatch: pytest.MonkeyPatch) -> None:
     client.post(page, app_form(app, base_url="https://new.example"))
     monkeypatch.setattr(recency, "KEPT_SECONDS", -1)
     assert client.post(CONFIRM, {"password": PASSWORD, "next": page})["Location"] == page
+    assert recency.NOT_SAVED in client.get(page).content.decode()
     app.refresh_from_db()
     assert app.base_url == "https://x.example"
 
