@@ -161,6 +161,7 @@ class SocialAccountAdapter(DefaultSocialAccountAdapter):  # type: ignore[misc]
 
     def pre_social_login(self, request: HttpRequest, sociallogin: SocialLogin) -> None:
         """Refuse users without a role, and set the roles of existing users, also of those who only confirm who they are."""
+        sociallogin.token = None  # allauth would keep it in the session until the second factor
         roles = oidc.roles_of(sociallogin)
         if sociallogin.is_existing:
             oidc.apply_roles(sociallogin.user, roles)

@@ -200,6 +200,7 @@ def test_second_factor_is_asked_for_after_the_provider(client: Client) -> None:
     secret = set_up_totp(client)
     other = Client()
     assert sign_in(other, rita)["Location"] == "/accounts/security/authenticate/"
+    assert "token" not in other.session["account_login"]["signal_kwargs"]["sociallogin"], "the provider's access token"
     assert other.get("/admin/").status_code == 302
     assert other.post("/accounts/security/authenticate/", {"code": code_of(secret)}).status_code == 302
     assert other.get("/admin/").status_code == 200
