@@ -81,13 +81,15 @@ def forget_unless(request: HttpRequest, path: str | None) -> None:
 def resume(request: HttpRequest, kept: dict[str, Any]) -> HttpResponse:
     """Submit the kept form. allauth calls this once the user has authenticated.
 
-    If the user has meanwhile gone to another page, or the form is too old, submit nothing, say so, and redirect.
+    If the user has meanwhile gone to another page, or the form is too old or has become invalid, say so and redirect.
     """
     path = get_next_redirect_url(request) or kept["path"]
-    if path != kept["path"] or time.time() - kept["at"] > KEPT_SECONDS:
-        messages.warning(request, NOT_SAVED)
-        return HttpResponseRedirect(resolve_url(path))
-    original = deserialize_request(decrypt(kept["request"]), request)
-    match = original.resolver_match = resolve(original.path_info)
-    response: HttpResponse = match.func(original, *match.args, **match.kwargs)
-    return response
+    if path == kept["path"] and time.time() - kept["at"] <= KEPT_SECONDS:
+        original = deserialize_request(decrypt(kept["request"]), request)
+        match = original.resolver_match = resolve(original.path_info)
+        response: HttpResponse = match.func(original, *match.args, **match.kwargs)
+        if response.status_code != 200:
+            return response
+        # The page with the errors. In place of the page that asked, its form would be sent to the wrong address.
+    messages.warning(request, NOT_SAVED)
+    return HttpResponseRedirect(resolve_url(path))

@@ -647,6 +647,15 @@ def test_kept_form_expires(anna, monkeypatch: pytest.MonkeyPatch) -> None:
     assert app.base_url == "https://x.example"
 
 
+def test_kept_form_becomes_invalid(anna) -> None:
+    client, page = signed_in(anna), "/admin/auth/group/add/"
+    make_old(client)
+    client.post(page, {"name": "Everyone"})
+    Group.objects.create(name="Everyone")
+    assert client.post(CONFIRM, {"password": PASSWORD, "next": page})["Location"] == page
+    assert recency.NOT_SAVED in client.get(page).content.decode()
+
+
 def test_every_sensitive_page_asks(anna) -> None:
     app = make_app("Portal")
     watch = make_watch(app, "docs")
