@@ -4,15 +4,20 @@ The parsers behind allauth's forms raise almost any error for a credential that 
 server error.
 """
 
+import json
 import logging
+from base64 import urlsafe_b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 from allauth.account.adapter import get_adapter
+from allauth.core import context
 from allauth.mfa.webauthn import forms
 from django.contrib.admin.forms import AdminPasswordChangeForm
 from django.core.exceptions import ValidationError
+from django.http.request import split_domain_port
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +35,19 @@ def _refuse_malformed() -> Iterator[None]:
         raise ValidationError(NOT_ACCEPTED) from error
 
 
+def _check_origin(credential: Any) -> None:
+    """Raise an error if a page of another host asked for the passkey. allauth accepts those of all subdomains."""
+    client_data = json.loads(urlsafe_b64decode(credential["response"]["clientDataJSON"] + "=="))
+    if urlsplit(client_data["origin"]).hostname != split_domain_port(context.request.get_host())[0]:
+        raise ValueError(client_data["origin"])
+
+
 class _CredentialMixin:
+    cleaned_data: dict[str, Any]
+
     def clean_credential(self) -> Any:
         with _refuse_malformed():
+            _check_origin(self.cleaned_data["credential"])
             return super().clean_credential()  # type: ignore[misc]
 
 

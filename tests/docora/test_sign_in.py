@@ -1,5 +1,6 @@
 """Signing in: passwords and their limits, second factors, passkeys, links, proxies, idle sessions, and asking again."""
 
+import hashlib
 import ipaddress
 import json
 import re
@@ -7,8 +8,11 @@ import time
 from datetime import timedelta
 
 import pytest
+from allauth.account.utils import user_pk_to_url_str
 from allauth.mfa.models import Authenticator
 from allauth.mfa.totp.internal.auth import format_hotp_value, hotp_value
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from django.contrib.auth import get_user
 from django.contrib.auth.models import AnonymousUser, Group, User
 from django.contrib.sessions.models import Session
@@ -21,6 +25,9 @@ from django.template.loader import render_to_string
 from django.test import Client, RequestFactory
 from django.test.utils import CaptureQueriesContext
 from django.urls import NoReverseMatch, reverse
+from fido2.cose import ES256
+from fido2.utils import websafe_encode
+from fido2.webauthn import Aaguid, AttestationObject, AttestedCredentialData, AuthenticatorData, CollectedClientData
 
 from deliveries_app.models import App, AppRepository, AuditAction, AuditEntry
 from docora.redis.connection import connection
@@ -398,6 +405,35 @@ def test_forged_passkeys_are_refused(db, credential: str) -> None:
     client.get("/accounts/security/passkeys/sign-in/", headers={"accept": "application/json"})
     answer = client.post("/accounts/security/passkeys/sign-in/", {"credential": credential})
     assert (answer.status_code, answer.headers.get("Location")) == (302, LOGIN)
+
+
+def test_passkey_works_only_on_pages_of_the_same_host(anna, settings) -> None:
+    """A browser also lets pages of subdomains use it, and they could pass the signature on."""
+    settings.ALLOWED_HOSTS = ["docora.example"]
+    key, identifier = ec.generate_private_key(ec.SECP256R1()), b"0123456789abcdef"
+    host = hashlib.sha256(b"docora.example").digest()
+    public = ES256.from_cryptography_key(key.public_key())
+    credential_data = AttestedCredentialData.create(Aaguid(bytes(16)), identifier, public)
+    stored = AttestationObject.create("none", AuthenticatorData.create(host, 0x45, 0, credential_data), {})
+    created = CollectedClientData.create("webauthn.create", bytes(32), "https://docora.example")
+    credential = {"id": websafe_encode(identifier), "rawId": websafe_encode(identifier), "type": "public-key"}
+    response = {"clientDataJSON": websafe_encode(created), "attestationObject": websafe_encode(stored)}
+    passkey = {"name": "Laptop", "credential": credential | {"response": response}}
+    Authenticator.objects.create(user=anna, type="webauthn", data=passkey)
+
+    def sign_in_at(origin: str) -> str:
+        client, path = Client(headers={"host": "docora.example"}), f"{SECURITY}passkeys/sign-in/"
+        options = client.get(path, headers={"accept": "application/json"}).json()["request_options"]["publicKey"]
+        asked = CollectedClientData.create("webauthn.get", options["challenge"], origin)
+        shown = AuthenticatorData.create(host, 0x05, 1)
+        signature = key.sign(shown + hashlib.sha256(asked).digest(), ec.ECDSA(hashes.SHA256()))
+        response = {"clientDataJSON": asked, "authenticatorData": shown, "signature": signature}
+        response["userHandle"] = user_pk_to_url_str(anna).encode()
+        encoded = {name: websafe_encode(value) for name, value in response.items()}
+        return client.post(path, {"credential": json.dumps(credential | {"response": encoded})})["Location"]
+
+    assert sign_in_at("https://docora.example") == sign_in_at("https://docora.example:8443") == "/admin/"
+    assert sign_in_at("https://pages.docora.example") == LOGIN
 
 
 # --- Links --------------------------------------------------------------------------------------------------------------
