@@ -176,7 +176,9 @@ class SocialAccountAdapter(DefaultSocialAccountAdapter):  # type: ignore[misc]
             if not oidc.is_valid_name(name):  # allauth would silently choose another name
                 raise ImmediateHttpResponse(_refuse(request, "invalid_name", name=name))
             if oidc.is_name_taken(name):
-                raise ImmediateHttpResponse(_refuse(request, "name_taken", name=name))
+                sociallogin.lookup()  # the name may be that of this user, who has just signed in with another browser
+                if not sociallogin.is_existing:
+                    raise ImmediateHttpResponse(_refuse(request, "name_taken", name=name))
             # Docora doesn't use email addresses here. If another user had the same one, allauth would show a sign-up form.
             sociallogin.email_addresses = []
 

@@ -111,19 +111,25 @@ def test_user_without_a_mapped_group_is_refused_and_not_created(client: Client) 
     assert (User.objects.count(), SocialAccount.objects.count()) == (0, 0)
 
 
-def test_first_sign_in_in_two_browsers_at_once(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_first_sign_in_in_two_browsers_at_once(
+    client: Client, monkeypatch: pytest.MonkeyPatch, *, is_taken: bool
+) -> None:
     olga, other = Person("olga"), Client()
 
     def is_name_taken(name: str) -> bool:
         monkeypatch.undo()
         assert sign_in(other, olga)["Location"] == "/admin/"
-        return False
+        return is_taken
 
     monkeypatch.setattr(oidc, "is_name_taken", is_name_taken)
-    again = sign_in(client, olga, f"{START}?next=/admin/auth/user/")["Location"]
-    assert again == f"{START}?next=/admin/auth/user/"
-    assert sign_in(client, olga, again)["Location"] == "/admin/auth/user/"
+    location = sign_in(client, olga, f"{START}?next=/admin/auth/user/")["Location"]
+    if not is_taken:
+        assert location == f"{START}?next=/admin/auth/user/"
+        location = sign_in(client, olga, location)["Location"]
+    assert location == "/admin/auth/user/"
     assert [user.username for user in User.objects.all()] == ["olga"]
+    assert client.get(location).status_code == 200
 
 
 def test_roles_follow_the_provider(client: Client, settings) -> None:
