@@ -1,5 +1,6 @@
 """The views that allauth lacks, and those of its own that need limits or better errors: provider, passkeys, one-time links."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -134,7 +135,11 @@ class _ProviderAdapter(OpenIDConnectOAuth2Adapter):  # type: ignore[misc]
     def complete_login(self, *args: Any, **kwargs: Any) -> Any:
         with _refuse_malformed():
             login = super().complete_login(*args, **kwargs)
-            subjects = [source.get("sub") for source in login.account.extra_data.values() if source]
+            claims = login.account.extra_data
+            subjects = [source.get("sub") for source in claims.values() if source]
+            # Databases can store neither NUL characters nor lone surrogates, which `encode` refuses.
+            if rb"\u0000" in json.dumps(claims, ensure_ascii=False).encode():
+                raise ProviderException("A claim of the user has a NUL character.")
         if not all(subjects) or len({str(subject) for subject in subjects}) != 1:
             raise ProviderException("The ID token and the user information don't name the same user.")
         return login

@@ -281,6 +281,13 @@ def test_response_without_a_content_type(client: Client) -> None:
             assert back_with_a_made_up_code(client, client.get(START)["Location"]).status_code == 401
 
 
+@pytest.mark.parametrize("name", ["a\0b", "\ud83d"])
+def test_claim_that_cannot_be_stored(client: Client, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    information = {"sub": "olga", "groups": ["docora-admins"], "nickname": name}
+    monkeypatch.setattr(OpenIDConnectOAuth2Adapter, "_fetch_user_info", lambda *_: information)
+    assert sign_in(client, Person("olga")).status_code == 401
+
+
 def test_user_whose_id_is_too_long(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OpenIDConnectOAuth2Adapter, "_fetch_user_info", lambda *_: {"sub": "x" * 192})
     assert sign_in(client, Person("olga")).status_code == 401
