@@ -172,9 +172,9 @@ class App(models.Model):
     def __str__(self) -> str:
         return self.name
 
-    def github_app_for(self, canonical_url: str) -> GitHubApp | None:
-        """Return the assigned GitHub App if it is one of the repository's host."""
-        github_app = self.github_app
+    def github_app_for(self, canonical_url: str, token: str) -> GitHubApp | None:
+        """Return the assigned GitHub App if it is one of the repository's host and there is no `token` that reads it."""
+        github_app = None if token else self.github_app
         return github_app if github_app and host_of(canonical_url) == f"{github_app.host}/" else None
 
     @property
@@ -603,7 +603,7 @@ class AppRepository(models.Model):
     @property
     def github_app(self) -> GitHubApp | None:
         """The GitHub App that reads the repository, unless the watch has a token of its own."""
-        return None if self.github_token else self.app.github_app_for(self.repository.canonical_url)
+        return self.app.github_app_for(self.repository.canonical_url, self.github_token)
 
     @property
     def needs_own_process(self) -> bool:

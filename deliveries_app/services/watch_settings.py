@@ -97,7 +97,7 @@ def change_watch(
     if new.keys() & {"github_token", "ref"}:
         token = new.get("github_token", watch.github_token)
         require_readable(token)
-        github_app = None if token else watch.app.github_app_for(watch.repository.canonical_url)
+        github_app = watch.app.github_app_for(watch.repository.canonical_url, token)
         # The current ref is not checked, because it may be missing at the moment.
         is_private = check_readable(actor, watch.github_url, token, new.get("ref", ""), github_app)
         new |= {

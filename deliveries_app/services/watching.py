@@ -150,7 +150,7 @@ def watch_repository(
     require_quota(actor, app, parsed)
     is_private = None
     if ask_host:
-        github_app = None if options.github_token else app.github_app_for(parsed.canonical)
+        github_app = app.github_app_for(parsed.canonical, options.github_token)
         is_private = check_readable(actor, parsed.spelled, options.github_token, options.ref, github_app)
     return store_watch(actor, app, parsed, options, is_private=is_private, must_be_new=must_be_new)
 

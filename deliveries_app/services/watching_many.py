@@ -77,7 +77,7 @@ def watch_many(actor: Actor, app: App, lines: Iterable[str], options: WatchOptio
         if url.canonical in candidates:
             results[line] = LineResult(line, LineStatus.REPEATED)
             continue
-        github_app = None if options.github_token else app.github_app_for(url.canonical)
+        github_app = app.github_app_for(url.canonical, options.github_token)
         candidates[url.canonical] = _Candidate(line, url, github_app)
     if options.github_token and len(set(map(host_of, candidates))) > 1:
         message = "The token would be sent to several hosts. Watch the repositories of each host separately."
