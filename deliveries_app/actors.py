@@ -15,6 +15,7 @@ from django.http import HttpRequest
 from deliveries_app.models import ActorKind, App, AppRepository
 from deliveries_app.permissions import Permission
 
+_MAX_NAME = 150  # characters that columns store; user models other than Django's may allow more
 _COMMAND, _SYSTEM = "command line", "Docora"
 
 
@@ -44,7 +45,7 @@ class Actor:
         """Return the user as an actor. Raises `PermissionDenied` unless the user is active staff."""
         if not isinstance(user, get_user_model()) or not (user.is_active and user.is_staff):
             raise PermissionDenied
-        return cls(user.get_username(), user=user, address=address)
+        return cls(user.get_username()[:_MAX_NAME], user=user, address=address)
 
     @classmethod
     def of_app(cls, app: App, *, address: str = "") -> "Actor":
@@ -92,10 +93,6 @@ class Actor:
 
     def require_watch(self, watch: AppRepository, *permissions: str) -> None:
         self.require_app(watch.app, *permissions)
-
-    @property
-    def user_pk(self) -> int | None:
-        return self.user.pk if self.user else None
 
 
 @cache

@@ -11,6 +11,7 @@ from functools import partial
 from itertools import batched
 from typing import Any, NamedTuple
 
+from django.contrib.auth.models import User
 from django.db import transaction
 from django.db.models import Case, F, Q, QuerySet, When, Window
 from django.db.models.functions import Coalesce, Now, RowNumber
@@ -54,7 +55,7 @@ def open_run(
     *,
     is_resend: bool = False,
     requested_by: str,
-    user_pk: int | None = None,
+    user: User | None = None,
     operation: BulkOperation | None = None,
     remaining: Remaining | None = None,
 ) -> SyncRun:
@@ -73,7 +74,7 @@ def open_run(
         reason=reason,
         is_resend=is_resend,
         requested_by=requested_by,
-        user_id=user_pk,
+        user=user,
         generation=watch.generation,
         files_total=remaining.files,
         bytes_total=remaining.size,

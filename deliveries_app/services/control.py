@@ -68,7 +68,7 @@ def pause_watches(actor: Actor, watches: AppRepositoryQuerySet) -> list[AppRepos
 
     Nothing is checked or sent until they are resumed; requests and pushes are still recorded and wait.
     """
-    fields: dict[str, object] = {"paused_at": Now(), "paused_by": actor.name[:150]}
+    fields: dict[str, object] = {"paused_at": Now(), "paused_by": actor.name}
     return _set_paused(actor, watches.filter(paused_at=None), AuditAction.WATCH_PAUSED, "Paused", fields)
 
 

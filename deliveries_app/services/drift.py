@@ -101,7 +101,7 @@ def _request(actor: Actor, watches: AppRepositoryQuerySet) -> list[DriftCheck]:
     waiting = set(DriftCheck.objects.open().filter(watch__in=pks).values_list("watch_id", flat=True))
     fresh = [pk for pk in pks if pk not in waiting]
     checks = DriftCheck.objects.bulk_create(
-        DriftCheck(watch_id=pk, requested_by=actor.name[:150], user_id=actor.user_pk) for pk in fresh
+        DriftCheck(watch_id=pk, requested_by=actor.name, user=actor.user) for pk in fresh
     )
     scheduling.request_sync(AppRepository.objects.filter(pk__in=fresh, failing_since=None))
     return checks
@@ -133,7 +133,7 @@ def send_differences(actor: Actor, check: DriftCheck) -> SentDifferences:
     with transaction.atomic():
         requests.lock_watch(actor, watch)
         unsent = DriftCheck.objects.filter(pk=check.pk, state=DriftState.DIFFERS, sent_at=None)
-        if not unsent.update(sent_at=Now(), sent_by=actor.name[:150]):
+        if not unsent.update(sent_at=Now(), sent_by=actor.name):
             raise NothingToSend("These differences have already been sent.")
         watch.refresh_from_db()
         deletes = _add_deletes(check, watch)

@@ -113,7 +113,7 @@ def start_bulk(
             kind=kind,
             app=app,
             requested_by=actor.name,
-            user_id=actor.user_pk,
+            user=actor.user,
             reason=clean_text(reason, MAX_REASON_CHARS),
             total=len(pks),
         )
@@ -213,7 +213,7 @@ def open_runs(
                 reason,
                 is_resend=is_resend,
                 requested_by=actor.name,
-                user_pk=actor.user_pk,
+                user=actor.user,
                 operation=operation,
                 remaining=remaining.get(watch.pk),
             )
