@@ -59,24 +59,24 @@ def save_github_app(
 
     Of credentials that are already stored, save only the fields named in `changed`, and the `private_key` unless it is empty.
     """
-    actor.require(Permission.CHANGE_GITHUB_APPS if github_app.pk else Permission.ADD_GITHUB_APPS)
+    is_new = github_app.pk is None
+    actor.require(Permission.ADD_GITHUB_APPS if is_new else Permission.CHANGE_GITHUB_APPS)
     github_app.host = validate_host(github_app.host)
     github_app.app_id = validate_app_id(github_app.app_id)
-    if private_key or not github_app.pk:
+    if private_key or is_new:
         github_app.private_key = validate_private_key(private_key)
     with transaction.atomic():
-        before = None
-        if github_app.pk:
-            before = GitHubApp.objects.select_for_update(no_key=True).filter(pk=github_app.pk).first()
-            if before is None:
-                raise NotFound("GitHub App not found")
-        names = _FIELDS if before is None else [*changed, *(["private_key"] if private_key else [])]
-        given = {name: getattr(github_app, name) for name in names}
-        github_app.save(update_fields=None if before is None else {*names, "updated_at"})
-        if before is None:
-            changes = audit.Changes.initial(GitHubApp, given)
+        if is_new:
+            github_app.save()
+            changes = audit.Changes.initial(GitHubApp, {name: getattr(github_app, name) for name in _FIELDS})
             audit.record(actor, AuditAction.GITHUB_APP_ADDED, [github_app], "Added the GitHub App", changes)
             return
+        before = GitHubApp.objects.select_for_update(no_key=True).filter(pk=github_app.pk).first()
+        if before is None:
+            raise NotFound("GitHub App not found")
+        names = [*changed, "private_key"] if private_key else changed
+        given = {name: getattr(github_app, name) for name in names}
+        github_app.save(update_fields={*given, "updated_at"})
         changes = audit.Changes.of(GitHubApp, {name: getattr(before, name) for name in given}, given)
         if changes:
             audit.record(actor, AuditAction.GITHUB_APP_CHANGED, [github_app], changes.summary, changes)
