@@ -1,6 +1,7 @@
 """The common part of `resync` and `retry`: print the request, and with `--wait` show progress until it ends."""
 
 import argparse
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -75,18 +76,17 @@ def _follow(command: BaseCommand, requested: Requested, options: dict[str, Any])
 
 def _wait(command: BaseCommand, requested: Requested, timeout: float | None, *, quiet: bool) -> Progress:
     """Show progress until the request ends or is held, or the timeout expires. Return the last progress."""
-    deadline = time.monotonic() + timeout if timeout is not None else None
     for reason in _blocking_reasons(requested):
         command.stderr.write(reason)
     with Bar(quiet=quiet) as bar:
-        while True:
+        for _ in polls(timeout):
             requested.refresh_from_db()
             progress = live.of_operation(requested) if isinstance(requested, BulkOperation) else live.of_run(requested)
             many = f"{progress.completed:,} of {progress.total:,} repositories, files"
             bar.show(many if progress.total > 1 else "Files", progress.files_done, progress.files_total or None)
-            if progress.finished or _held_reason(requested) or (deadline is not None and time.monotonic() >= deadline):
-                return progress
-            time.sleep(_POLL_SECONDS)
+            if progress.finished or _held_reason(requested):
+                break
+    return progress
 
 
 def _held_reason(requested: Requested) -> str:
@@ -155,6 +155,15 @@ def _continues(requested: Requested) -> str:
     else:
         ids = f"{requested.watch.app.app_id} {requested.watch.repository.repository_id}" if requested.watch else ""
     return f"The sync continues. To cancel it: {program()} cancel {ids}"
+
+
+def polls(timeout: float | None) -> Iterator[None]:
+    """Yield now, and then every `_POLL_SECONDS` until the timeout expires, if there is one."""
+    deadline = math.inf if timeout is None else time.monotonic() + timeout
+    yield
+    while time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+        yield
 
 
 def seconds(text: str) -> float:

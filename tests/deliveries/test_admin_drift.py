@@ -12,7 +12,7 @@ from django.test import Client
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.commands import drift as drift_command
+from deliveries_app.management import progress
 from deliveries_app.models import App, AppRepository, Delivery, DriftCheck, DriftFile, DriftKind, DriftState
 from deliveries_app.models.deliveries import Kind
 from deliveries_app.scheduling import request_sync
@@ -169,7 +169,7 @@ def test_command_prints_what_the_page_shows(world: World, monkeypatch: pytest.Mo
     with pytest.raises(CommandError, match="Not finished after 0 seconds"):
         run("drift", *ids, "--timeout", "0")
     clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: world.settle())
-    monkeypatch.setattr(drift_command, "time", clock)
+    monkeypatch.setattr(progress, "time", clock)
     assert run("drift", *ids) == "acme/widgets: No differences. 9 files compared\n"
     damage(world, watch)
     printed: dict[int, str] = {}

@@ -1,18 +1,15 @@
-import time
 from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
 
 from deliveries_app.actors import Actor
 from deliveries_app.management.lookup import ServiceCommand, app_of, watch_of
-from deliveries_app.management.progress import seconds
+from deliveries_app.management.progress import polls, seconds
 from deliveries_app.models import DriftCheck, DriftState
 from deliveries_app.reports import drift
 from deliveries_app.services import check_app, check_watch
 from docora.cli.output import INTERRUPTED, Bar, add_json, printable, write_json
 from docora.text import counted
-
-_POLL_SECONDS = 0.3
 
 
 class Command(ServiceCommand):
@@ -78,13 +75,10 @@ def _request(app_id: str, repository_id: str | None) -> list[int]:
 
 def _wait(pks: list[int], timeout: float | None, *, quiet: bool) -> bool:
     """Wait until all checks have ended. Return False if the timeout expires first."""
-    deadline = time.monotonic() + timeout if timeout is not None else None
     with Bar(quiet=quiet) as bar:
-        while True:
+        for _ in polls(timeout):
             left = DriftCheck.objects.open().filter(pk__in=pks).count()
             bar.show("Repositories", len(pks) - left, len(pks))
             if not left:
                 return True
-            if deadline is not None and time.monotonic() >= deadline:
-                return False
-            time.sleep(_POLL_SECONDS)
+    return False
