@@ -5,6 +5,7 @@ requests and fills again after Redis loses it. No function here raises if Redis 
 counters across all apps (`docora.redis.counters`).
 """
 
+import math
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -141,4 +142,4 @@ def _stats(values: list[bytes]) -> EndpointStats:
 
 def _quantile(times: list[float], share: float) -> float:
     """Return the nearest-rank quantile of sorted values."""
-    return times[max(0, -(-int(share * 100) * len(times) // 100) - 1)]
+    return times[math.ceil(share * len(times)) - 1]
