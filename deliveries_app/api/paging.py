@@ -18,7 +18,6 @@ After = Annotated[
     str, Query(max_length=_LONGEST, description="The `next` of the page before. Empty for the first page.", example="")
 ]
 Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Rows per page.")]
-NEXT = "Pass it as `after` to get the next page; null on the last page."
 
 # Values of a cursor that a query accepts.
 Number = Annotated[int, Field(strict=True, ge=0, lt=2**63)]

@@ -10,7 +10,6 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
-from deliveries_app.api.paging import NEXT
 from deliveries_app.models import AppRepository, FailureKind, Outcome, Reason, Status
 from deliveries_app.models.deliveries import DeliveryState, Kind
 from deliveries_app.models.root_causes import ErrorCause
@@ -31,6 +30,10 @@ _COUNTED = [cause for cause in LEFT_OUT if cause != "ignore_pattern"]
 _LISTED = [cause for cause in LEFT_OUT if cause not in UNLISTED | REMARKS]
 
 Moment = Annotated[str, Field(examples=[_WHEN], json_schema_extra={"format": "date-time"})]
+Next = Annotated[
+    str | None,
+    Field(description="Pass it as `after` to get the next page; null on the last page.", examples=[None]),
+]
 GithubToken = Annotated[
     str,
     Field(
@@ -58,6 +61,10 @@ Pattern = Annotated[
     str, Field(max_length=1000, json_schema_extra={"pattern": "^[^\n\r\0]*$"}), AfterValidator(_one_line)
 ]
 Patterns = Annotated[list[Pattern], Field(max_length=500)]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
 
 
 class Registration(BaseModel):
@@ -200,7 +207,7 @@ class RepositoryPage(Schema):
     pages: int = Field(description="Number of pages, at least 1.", ge=1, examples=[1])
     total: int = Field(description="Number of repositories on all pages.", ge=0, examples=[1])
     repositories: list[WatchedRepository]
-    next: str | None = Field(description=NEXT, examples=[None])
+    next: Next
 
 
 class Message(Schema):
@@ -259,7 +266,7 @@ class FailurePage(Schema):
     """One page of a repository's failures, in the order in which they were first listed."""
 
     failures: list[Failure]
-    next: str | None = Field(description=NEXT, examples=[None])
+    next: Next
 
 
 class Run(Schema):
@@ -298,7 +305,7 @@ class RunPage(Schema):
     """One page of a repository's runs, newest first."""
 
     runs: list[Run]
-    next: str | None = Field(description=NEXT, examples=[None])
+    next: Next
 
 
 class DeliveryRecord(Schema):
@@ -329,13 +336,11 @@ class DeliveryPage(Schema):
     """One page of a repository's delivery records, in byte order of the paths."""
 
     deliveries: list[DeliveryRecord]
-    next: str | None = Field(description=NEXT, examples=[None])
+    next: Next
 
 
-class Paths(BaseModel):
+class Paths(_Request):
     """Files to send again."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     paths: list[Annotated[str, Field(min_length=1, max_length=1024)]] = Field(
         min_length=1,
@@ -418,10 +423,8 @@ def _administrators_only(value: object) -> None:
     raise PydanticCustomError("administrators_only", "only an administrator can change it")
 
 
-class EndpointSettings(BaseModel):
+class EndpointSettings(_Request):
     """New settings. Fields that are left out or null keep their values."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     base_url: SkipJsonSchema[Annotated[None, BeforeValidator(_administrators_only)]] = Field(default=None, exclude=True)
     paused: bool | None = Field(default=None, description="Pause or resume all notifications.", examples=[False])
@@ -451,18 +454,14 @@ class Ping(Schema):
     response: str = Field(description="The start of the response.", examples=["ok"])
 
 
-class PingWith(BaseModel):
+class PingWith(_Request):
     """How to sign the ping."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     new_key: bool = Field(default=False, description="Sign it only with the new key of a rotation.", examples=[False])
 
 
-class KeyChoice(BaseModel):
+class KeyChoice(_Request):
     """The new signing key."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     key: str | None = Field(
         default=None,
