@@ -108,7 +108,7 @@ def complete_watch(
     """
     with transaction.atomic():
         rows = AppRepository.objects.filter(pk=watch.pk, arriving=True, ended_at=None)
-        row = rows.select_for_update(of=("self",), no_key=True).select_related("app", "repository").first()
+        row = rows.select_for_update(no_key=True).select_related("app", "repository").first()
         if row is None:
             return False
         fields: dict[str, Any] = {"arriving": False, "next_check_at": Now(), "last_scanned_at": source.last_scanned_at}

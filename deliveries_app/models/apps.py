@@ -319,14 +319,15 @@ class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
     """Queries about leases and due times use the database's clock, because workers' clocks may differ."""
 
     def select_for_update(
-        self, nowait: bool = False, skip_locked: bool = False, of: Sequence[str] = (), no_key: bool = False
+        self, nowait: bool = False, skip_locked: bool = False, of: Sequence[str] = ("self",), no_key: bool = False
     ) -> Self:
-        """Lock the watches as Django does, but not also the apps and repositories by whose names they are ordered.
+        """Lock the watches as Django does, but not also the apps and repositories that are read with them.
 
-        All code locks an app before its watches, so locking it after them could deadlock.
+        All code locks an app before its watches, so locking it after them could deadlock. The default order, which needs
+        both, is dropped.
         """
         rows = super().select_for_update(nowait, skip_locked, of, no_key)
-        return rows if of or self.query.order_by else rows.order_by()
+        return rows if self.query.order_by else rows.order_by()
 
     def alive(self) -> Self:
         """Return watches that are not being removed, of apps that are not being removed."""

@@ -79,7 +79,7 @@ def cancel_sync(actor: Actor, watch: AppRepository) -> bool:
     actor.require_watch(watch, Permission.CONTROL_QUEUE)
     with transaction.atomic():
         rows = AppRepository.objects.alive().filter(pk=watch.pk)
-        locked = rows.select_for_update(of=("self",), no_key=True).first()
+        locked = rows.select_for_update(no_key=True).first()
         if locked is None or not rows.filter(_is_active()).exists():
             return False
         open_runs = SyncRun.objects.filter(watch=watch, outcome="")

@@ -87,7 +87,7 @@ def _set_paused(
     actor.require_watches(watches, Permission.CHANGE_WATCHES)
     with transaction.atomic():
         rows = watches.alive().order_by("pk").for_list()
-        changed = list(rows.select_for_update(of=("self",), no_key=True))
+        changed = list(rows.select_for_update(no_key=True))
         AppRepository.objects.filter(pk__in=[watch.pk for watch in changed]).update(**fields)
         audit.record(actor, action, changed, message)
     return changed

@@ -137,7 +137,7 @@ def renew_push_secret(actor: Actor, watch: AppRepository) -> str:
 
 def _lock(watch: AppRepository) -> AppRepository:
     """Return the watch's row as it is before the change, locked. Raises `NotFound` if it is no longer watched."""
-    alive = AppRepository.objects.alive().select_for_update(of=("self",), no_key=True)
+    alive = AppRepository.objects.alive().select_for_update(no_key=True)
     row = alive.filter(pk=watch.pk).first()
     if row is None:
         raise NotFound("Repository not found")

@@ -201,7 +201,7 @@ def store_watch(
             _require_new(app, parsed)  # again: another request may have watched it meanwhile
         repository = _find_or_create(app, parsed, is_private=is_private)
         # Lock the watch. Otherwise one that has ended could be removed just after it is revived.
-        watches = AppRepository.objects.select_for_update(of=("self",), no_key=True).select_related("app", "repository")
+        watches = AppRepository.objects.select_for_update(no_key=True).select_related("app", "repository")
         watch, created = watches.get_or_create(
             app=app,
             repository=repository,
@@ -332,7 +332,7 @@ def _end(watch_pks: Sequence[int]) -> Collection[int]:
     it locks the operation.
     """
     watches = AppRepository.objects.filter(pk__in=watch_pks, ended_at=None)
-    locked = watches.select_for_update(of=("self",), no_key=True).select_related("app", "repository").order_by("pk")
+    locked = watches.select_for_update(no_key=True).select_related("app", "repository").order_by("pk")
     job_ids = {watch.pk: watch.job_id for watch in locked}
     ended = AppRepository.objects.filter(pk__in=job_ids)
     ended.update(ended_at=Now(), generation=F("generation") + 1, next_sync_at=None, status=Status.PENDING)

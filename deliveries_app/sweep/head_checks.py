@@ -284,7 +284,7 @@ def _due_for_check() -> QuerySet[AppRepository]:
         .unpaused()
         .filter(closed, Q(next_sync_at=None) | waiting, next_check_at__lte=Now())
         .exclude(repositories.host_is_down("repository__canonical_url"))
-        .select_for_update(skip_locked=True, of=("self",), no_key=True)
+        .select_for_update(skip_locked=True, no_key=True)
         .select_related("repository")
         .prefetch_related("app__github_app")  # a join would decrypt the app's keys once for each watch
         .order_by("next_check_at")[:SLICE]

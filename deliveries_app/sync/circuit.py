@@ -30,7 +30,7 @@ def record_git_failure(repository: Repository, error: GitError) -> float:
 
 def _announce_failure(repository: Repository, error: GitError) -> None:
     watchers = AppRepository.objects.alive().filter(repository=repository)
-    locked = watchers.select_for_update(of=("self",), no_key=True)
+    locked = watchers.select_for_update(no_key=True)
     watches = list(locked.select_related("repository").order_by("pk"))
     assert repository.circuit_open_until is not None
     notices = [

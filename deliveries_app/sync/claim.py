@@ -75,7 +75,7 @@ def _locked_if_due(watch_pk: int) -> QuerySet[AppRepository]:
     others = other_leases(OuterRef("app_id"), OuterRef("pk"))
     taken = others.order_by().values("app_id").annotate(taken=Sum("lease_slots")).values("taken")
     due = AppRepository.objects.filter(pk=watch_pk).due().free().select_related("repository")
-    return due.select_for_update(of=("self",), no_key=True).annotate(
+    return due.select_for_update(no_key=True).annotate(
         database_now=Now(),
         taken=Coalesce(Subquery(taken), 0),
         had_notices=Exists(Notice.objects.filter(**own)),
