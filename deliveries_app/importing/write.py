@@ -117,7 +117,7 @@ def complete_watch(
         rows.update(**fields)
         _restore_created_at(AppRepository, row.pk, source.created_at)
         if state["status"] == Status.PENDING and not has_records and row.next_sync_at is None:
-            requests.open_runs(actor, [row.pk], Reason.INITIAL, None, {})
+            requests.open_runs(actor, [row.pk], Reason.INITIAL)
         audit.record(actor, AuditAction.WATCH_IMPORTED, [row], "Imported")
     return True
 

@@ -199,8 +199,8 @@ def open_runs(
     actor: Actor,
     pks: Sequence[int],
     reason: Reason,
-    operation: BulkOperation | None,
-    remaining: Mapping[int, runs.Remaining],
+    operation: BulkOperation | None = None,
+    remaining: Mapping[int, runs.Remaining] = {},
     *,
     is_resend: bool = False,
 ) -> list[SyncRun]:

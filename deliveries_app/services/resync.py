@@ -85,4 +85,4 @@ def resync_watches(actor: Actor, pks: Sequence[int], operation: BulkOperation | 
     quotas.count_resync(actor)
     locked = requests.lock_watches(pks, AppRepository.objects.alive())
     AppRepository.objects.filter(pk__in=locked).update(**scheduling.RESYNC)
-    return requests.open_runs(actor, locked, Reason.RESYNC, operation, {})
+    return requests.open_runs(actor, locked, Reason.RESYNC, operation)

@@ -218,7 +218,7 @@ def store_watch(
         quotas.require_room_for_watch(actor, locked, excluding=watch.pk)
         if not created:
             _revive(watch, parsed.spelled, options)
-        opened = requests.open_runs(actor, [watch.pk], Reason.INITIAL, None, {})
+        opened = requests.open_runs(actor, [watch.pk], Reason.INITIAL)
         changes = audit.Changes.initial(AppRepository, {"github_url": parsed.spelled, **asdict(options)})
         audit.record(actor, AuditAction.WATCHED, opened, "Started watching", changes)
         scheduling.enqueue(watch)
