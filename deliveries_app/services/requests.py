@@ -102,35 +102,33 @@ def start_bulk(
     none of the watches.
     """
     actor.require_watches(watches, PERMISSIONS[kind])
+    operation = BulkOperation(
+        kind=kind,
+        app=app,
+        requested_by=actor.name,
+        user=actor.user,
+        reason=clean_text(reason, MAX_REASON_CHARS),
+    )
     with transaction.atomic():
         pks = list(watches.order_by("pk").values_list("pk", flat=True))
-        is_gradual = rollout.is_gradual and len(pks) > 1
-        if is_gradual:
+        if rollout.is_gradual and len(pks) > 1:
             pks = AppRepository.objects.alive().filter(pk__in=pks).lock()  # not one that is being unwatched
             if not pks:
                 raise NotFound(empty_message)
-        operation = BulkOperation(
-            kind=kind,
-            app=app,
-            requested_by=actor.name,
-            user=actor.user,
-            reason=clean_text(reason, MAX_REASON_CHARS),
-            total=len(pks),
-        )
-        if is_gradual:
-            operation.title = (title or _title(kind, counted(len(pks), "repository", "repositories")))[:200]
-            operation.canary, operation.pace = rollout.canary, rollout.pace
+            operation.title = title or _title(kind, len(pks))
+            operation.total, operation.canary, operation.pace = len(pks), rollout.canary, rollout.pace
             operation.save()
             runs.add_unreleased(operation, pks)
             action, numbers, how = _ACTIONS[kind], count_by_app(operation.pending.all()), f", {operation.rollout}"
             audit.record_for_apps(actor, action, operation, numbers, f"{action.label} of", how, reason=operation.reason)
             return operation
+        operation.total = len(pks)
         operation.save()
         opened = request(actor, pks, operation) if pks else []
         if not opened:
             raise NotFound(empty_message)
         only = opened[0].watch if len(opened) == 1 else None
-        operation.title = (title or _title(kind, only or counted(len(opened), "repository", "repositories")))[:200]
+        operation.title = title or _title(kind, len(opened), only)
         operation.total, operation.app = len(opened), app or (only.app if only else None)
         operation.save(update_fields=["title", "total", "app"])
         record_opened(actor, operation, opened)
@@ -158,8 +156,9 @@ def count_by_app(rows: QuerySet[Any]) -> Counter[int]:
     return Counter(dict(numbers))
 
 
-def _title(kind: OperationKind, what: object) -> str:
-    return f"{kind.label.capitalize()} · {what}"
+def _title(kind: OperationKind, count: int, only: AppRepository | None = None) -> str:
+    what = only or counted(count, "repository", "repositories")
+    return f"{kind.label.capitalize()} · {what}"[:200]
 
 
 def lock_app(actor: Actor, app: App, permission: Permission) -> App:
