@@ -33,21 +33,18 @@ class Command(ServiceCommand):
         app_id, repository_id = options["app_id"], options["repository_id"]
         if repository_id is not None and rollout.is_gradual:
             raise wrong_usage("--canary and --pace are for all repositories of an app.")
-        watches = watches_of(app_of(app_id), repository_id)
-        watch = watches.first() if repository_id is None else watch_of(app_id, repository_id)
-        if watch is None:
+        watch = watch_of(app_id, repository_id) if repository_id is not None else None
+        app = watch.app if watch else app_of(app_id)
+        impact = impact_of(watches_of(app, repository_id))
+        if not impact.watches:
             raise CommandError("The app watches no repository.")
-        impact = impact_of(watches)
-        if repository_id is not None or impact.watches == 1:
-            what = str(watch.repository)
-        else:
-            what = f"all {counted(impact.watches, 'repository', 'repositories')}"
+        several = f"all {counted(impact.watches, 'repository', 'repositories')}"
+        what = several if impact.watches > 1 else str(impact.sample[0].repository)
         question = (
-            f"This will re-sync {what} for {watch.app} and send ALL {counted(impact.files, 'file', 'files')} "
+            f"This will re-sync {what} for {app} and send ALL {counted(impact.files, 'file', 'files')} "
             f"({format_bytes(impact.size)}) again."
         )
         confirm(question, yes=options["yes"])
-        if repository_id is not None:
-            progress.follow(self, resync_single(Actor.command(), watch), options)
-        else:
-            progress.follow(self, resync_by_app(Actor.command(), watch.app, rollout=rollout), options)
+        actor = Actor.command()
+        requested = resync_single(actor, watch) if watch else resync_by_app(actor, app, rollout=rollout)
+        progress.follow(self, requested, options)
