@@ -34,7 +34,7 @@ class Onboarded:
 
 def validate_base_url(url: str) -> str:
     """Return the URL. Raises `ValidationError` unless notifications can be posted to it."""
-    schemes = ("https", "http") if settings.ALLOW_HTTP else ("https",)
+    schemes = {"https", "http"} if settings.ALLOW_HTTP else {"https"}
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
@@ -43,10 +43,8 @@ def validate_base_url(url: str) -> str:
     if len(url) > 2048 or not re.fullmatch(r"[\x21-\x7e]+", url):
         raise ValidationError("The base URL must be at most 2048 printable ASCII characters.", code="base_url")
     if parts.scheme not in schemes or not host:
-        hint = "" if settings.ALLOW_HTTP else ". An administrator can allow http:// with ALLOW_HTTP"
-        raise ValidationError(
-            f"The base URL must start with {' or '.join(f'{s}://' for s in schemes)}{hint}.", code="base_url"
-        )
+        hint = " or http://" if settings.ALLOW_HTTP else ". An administrator can allow http:// with ALLOW_HTTP"
+        raise ValidationError(f"The base URL must start with https://{hint}.", code="base_url")
     if parts.username is not None or parts.password is not None or "?" in url or "#" in url:
         raise ValidationError("The base URL must not contain credentials, a query or a fragment.", code="base_url")
     if (reason := url_blocked_reason(url, settings.ALLOW_HTTP)) is not None:  # every call to such a URL would fail
