@@ -23,7 +23,6 @@ from docora.web.errors import INTERNAL, ApiError
 
 logger = logging.getLogger(__name__)
 
-KIND = "api"  # failed attempts are counted per kind
 _HINT = "Send the app's token: Authorization: Bearer docora_<64 hex digits>"
 
 
@@ -47,7 +46,7 @@ class AppToken(HttpBearer):
         app = super().__call__(request)
         if app is None:
             given = "Authorization" in request.headers
-            raise authentication_error(request, KIND, f"The token is unknown or expired. {_HINT}" if given else _HINT)
+            raise authentication_error(request, "api", f"The token is unknown or expired. {_HINT}" if given else _HINT)
         assert isinstance(app, App)
         if self._max_body:
             read_body(request, self._max_body)

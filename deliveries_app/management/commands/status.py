@@ -9,8 +9,6 @@ from docora.cli.output import FAILED, add_json, number_between, write_json, writ
 from docora.conf.installation import program
 from docora.text import counted, format_time
 
-_MAX_LIMIT = 1_000_000
-
 
 class Command(BaseCommand):
     help = "Shows what is failing, syncing and waiting, for all apps or for one; exit 1 if something is failing."
@@ -19,7 +17,7 @@ class Command(BaseCommand):
         parser.add_argument("app_id", nargs="?", help="only this app")
         parser.add_argument(
             "--limit",
-            type=number_between(0, _MAX_LIMIT),
+            type=number_between(0, 1_000_000),
             default=50,
             metavar="N",
             help="list at most N repositories (50)",
