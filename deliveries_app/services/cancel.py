@@ -28,8 +28,8 @@ from docora.redis import queues
 def cancel_operation(actor: Actor, operation: BulkOperation) -> int:
     """Cancel the operation's open runs and its unreleased watches. Return the number of both: 0 if it had ended.
 
-    Unreleased watches stay as they are. All watches are locked before the runs are read: a worker locks the watch whose run
-    it ends, and a release the watches that it releases, so each watch is either still unreleased or already has its run.
+    Unreleased watches stay as they are. All watches are locked before the runs are read, because ending a run and releasing
+    a watch lock it too: so each watch is either still unreleased or already has its run.
     """
     actor.require_app(operation.app, PERMISSIONS[OperationKind(operation.kind)])
     with transaction.atomic():
@@ -40,7 +40,7 @@ def cancel_operation(actor: Actor, operation: BulkOperation) -> int:
         cancelled = _cancel(open_runs)
         if unreleased.exists():
             BulkOperation.objects.select_for_update(no_key=True).get(pk=operation.pk)
-            cancelled += operation.pending.all().delete()[0]
+            cancelled += unreleased.delete()[0]
         BulkOperation.objects.filter(pk=operation.pk, cancelled_at=None, ended_at=None).update(
             cancelled_at=timezone.now(), cancelled_by=actor.name
         )
