@@ -46,17 +46,9 @@ def ensure_watched(actor: Actor, app: App, url: str, **settings: Unpack[GivenOpt
 
 
 def change_watch(
-    actor: Actor,
-    watch: AppRepository,
-    *,
-    github_token: str | None = None,
-    ref: str | None = None,
-    ignore_patterns: str | None = None,
-    include_patterns: str | None = None,
-    exclude_patterns: str | None = None,
-    github_url: str | None = None,
+    actor: Actor, watch: AppRepository, *, github_url: str | None = None, **given: Unpack[GivenOptions]
 ) -> bool:
-    """Change the settings that are not None, all in one transaction. Return whether any of them was changed.
+    """Change the settings that are given, all in one transaction. Return whether any of them was changed.
 
     - `github_token` reads the repository (empty for none); `ref` is the branch or tag to follow (empty for the default
       branch). Both are checked with git first. A new one clears errors and the circuit. A token always counts as new.
@@ -70,17 +62,18 @@ def change_watch(
     """
     actor.require_watch(watch, Permission.CHANGE_WATCHES)
     changes: dict[str, dict[str, str]] = {}  # by the message for the audit log
-    if github_token is not None:
-        changes["Changed the repository's token"] = {"github_token": validate_token(github_token)}
-    if ref is not None:
-        ref = validate_ref(ref)
+    if "github_token" in given:
+        changes["Changed the repository's token"] = {"github_token": validate_token(given["github_token"])}
+    if "ref" in given:
+        ref = validate_ref(given["ref"])
         changes[f"Changed the branch or tag to {ref or 'the default branch'}"] = {"ref": ref}
-    if ignore_patterns is not None:
-        text, count = validate_patterns(ignore_patterns)
+    if "ignore_patterns" in given:
+        text, count = validate_patterns(given["ignore_patterns"])
         changes[f"Changed the ignore patterns ({count} now)"] = {"ignore_patterns": text}
-    choice = {"include_patterns": include_patterns, "exclude_patterns": exclude_patterns}
     changes["Changed the app's include and exclude patterns"] = {
-        name: validate_list(name, text) for name, text in choice.items() if text is not None
+        name: validate_list(name, str(text))
+        for name, text in given.items()
+        if name in {"include_patterns", "exclude_patterns"}
     }
     if github_url is not None:
         changes["Changed the spelling of the URL"] = {"github_url": github_url}
