@@ -82,8 +82,7 @@ def continue_operation(actor: Actor, operation: BulkOperation) -> int:
     """Release the other repositories of the apps whose canary is held. Return their number: 0 if the operation is not held."""
     actor.require_app(operation.app, Permission.RESYNC)
     with transaction.atomic():
-        BulkOperation.objects.select_for_update(no_key=True).get(pk=operation.pk)
-        operation.refresh_from_db()
+        operation.refresh_from_db(from_queryset=BulkOperation.objects.select_for_update(no_key=True))
         if not operation.is_held:
             return 0
         held = operation.canaries.filter(state=CanaryState.HELD)
