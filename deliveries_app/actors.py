@@ -77,9 +77,9 @@ class Actor:
             raise PermissionDenied(f"You need the permission {' or '.join(permissions)}.")
 
     def require_app(self, app: App | None, *permissions: str) -> None:
-        """Raise `PermissionDenied` as `require` does, if permissions are given, or if an app acts on another app's data.
+        """Raise `PermissionDenied` if an app acts on another app's data, and as `require` does, if permissions are given.
 
-        None means several apps.
+        `app` is None for the data of several apps.
         """
         if permissions:
             self.require(*permissions)

@@ -608,7 +608,7 @@ class AppRepository(models.Model):
 
     @property
     def needs_own_process(self) -> bool:
-        """Whether the next attempt must run in a process without others, because two shared processes have died."""
+        """Whether the next attempt must run alone in its process, because two shared processes have died."""
         return self.crash_count + (self.lease_until is not None) >= MAX_SHARED_CRASHES
 
     @property

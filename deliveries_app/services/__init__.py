@@ -1,7 +1,7 @@
 """Use cases, one function each. The admin, the APIs, jobs and commands all call these.
 
-A function with which someone changes something takes an `Actor`, checks its permission, acts and audits, except that push
-hooks are not audited. It returns what its callers show: a row, a count, whether it changed anything, or a small frozen dataclass.
+A function that changes something takes an `Actor`, checks its permission, acts and audits; push hooks are not audited. It
+returns what its callers show: a row, a count, whether it changed anything, or a small frozen dataclass.
 """
 
 from deliveries_app.services.app_settings import change_app

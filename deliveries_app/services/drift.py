@@ -34,7 +34,7 @@ from docora.db.compiled import compiled_and_prepared
 from docora.text import counted, format_seconds
 
 WAIT_SECONDS = 3600.0
-"""A check that is queued this long after its request, perhaps again because it made way, ends as not checked."""
+"""A check that is still queued, or queued again, this long after its request ends as not checked."""
 _BATCH = 2000  # rows of one statement
 
 

@@ -66,7 +66,7 @@ def require_room_for_watch(actor: Actor, app: App, *, excluding: int | None = No
     """Raise `TooManyWatches` or `TooManyResyncs` unless the app can watch another repository.
 
     `excluding` is the primary key of the watch if it has already been created. The repository counts as a re-sync only
-    once the app stops watching it (`count_unwatch`). To be exact, call this in a transaction that has locked the app.
+    once the app stops watching it (`count_unwatch`). The check is exact in a transaction that has locked the app.
     """
     if not is_limited(actor, app):
         return

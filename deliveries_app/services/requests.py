@@ -78,7 +78,7 @@ def start_single(
         if not opened:
             raise error
         watch.refresh_from_db()
-        audit.record(actor, _ACTIONS[kind], opened[:1], f"{_ACTIONS[kind].label} of {watch}")
+        audit.record(actor, _ACTIONS[kind], opened, f"{_ACTIONS[kind].label} of {watch}")
         scheduling.enqueue(watch)
     return opened[0]
 
