@@ -7,7 +7,6 @@ from ninja import Router, Status
 
 from deliveries_app.api import callers, schemas
 from deliveries_app.api.callers import BODY, ONE_PING, REFUSED, WITH_BODY, AppToken
-from deliveries_app.api.schemas import moment
 from deliveries_app.models import App
 from deliveries_app.services import keys, pinging
 from deliveries_app.services.app_settings import change_own_settings
@@ -128,10 +127,10 @@ def discard_new_key(request: HttpRequest) -> Status[None]:
 
 def _endpoint(app: App) -> dict[str, Any]:
     rotation = None
-    if app.key_rotation_started_at is not None:
+    if app.is_rotating_key:
         rotation = {
-            "started_at": moment(app.key_rotation_started_at),
-            "new_key_accepted_at": moment(app.new_key_accepted_at),
+            "started_at": app.key_rotation_started_at,
+            "new_key_accepted_at": app.new_key_accepted_at,
         }
     return {
         "app_id": app.app_id,
@@ -143,7 +142,7 @@ def _endpoint(app: App) -> dict[str, Any]:
         "max_in_flight_limit": app.max_in_flight_limit,
         "send_sync_completed": app.send_sync_completed,
         "answers_verify": app.answers_verify,
-        "on_hold_until": moment(app.cooldown_until) if app.is_on_hold else None,
+        "on_hold_until": app.cooldown_until if app.is_on_hold else None,
         "key_rotation": rotation,
         "quotas": {name: usage._asdict() for name, usage in usage_of(app).items()},
     }

@@ -14,11 +14,9 @@ from deliveries_app import services
 from deliveries_app.api import callers, paging, schemas
 from deliveries_app.api.callers import BODY, NOT_WATCHED, QUERY, TWO_MANIFESTS, WITH_BODY, AppToken, RepositoryId
 from deliveries_app.api.paging import DEFAULT_LIMIT, After, Limit, Order
-from deliveries_app.api.schemas import moment
 from deliveries_app.models import AppRepository, Delivery, DeliveryFailure, FailureKind
 from deliveries_app.models.deliveries import DeliveryState, Kind
 from deliveries_app.reports.next_attempt import due_at
-from deliveries_app.webhooks.payloads import timestamp
 from docora.web.api import READ, documented_responses
 from docora.web.concurrency import ConcurrencyLimit
 
@@ -69,9 +67,9 @@ def _failure(row: DeliveryFailure, watch: AppRepository, hold_until: datetime | 
         "message": row.message,
         "response": row.body,
         "attempts": row.attempts if is_retried else 0,
-        "first_at": timestamp(row.first_at),
-        "last_at": timestamp(row.last_at),
-        "next_attempt_at": moment(due_at(watch, hold_until)) if is_retried else None,
+        "first_at": row.first_at,
+        "last_at": row.last_at,
+        "next_attempt_at": due_at(watch, hold_until) if is_retried else None,
     }
 
 
@@ -114,8 +112,8 @@ def _delivery(row: Delivery, watch: AppRepository) -> dict[str, Any]:
         "size": row.known_size,
         "sequence": row.sequence,
         "failed_attempts": row.attempts,
-        "updated_at": timestamp(row.updated_at),
-        "next_attempt_at": moment(row.hold_until),
+        "updated_at": row.updated_at,
+        "next_attempt_at": row.hold_until,
     }
 
 

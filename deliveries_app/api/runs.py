@@ -8,11 +8,9 @@ from ninja import Path, Query, Router
 from deliveries_app.api import callers, paging, schemas
 from deliveries_app.api.callers import NOT_WATCHED, QUERY, AppToken, RepositoryId
 from deliveries_app.api.paging import DEFAULT_LIMIT, After, Limit, Order
-from deliveries_app.api.schemas import moment
 from deliveries_app.models import Outcome, Reason, SyncRun
 from deliveries_app.progress import live
 from deliveries_app.progress.live import Progress
-from deliveries_app.webhooks.payloads import timestamp
 from docora.text import can_be_id
 from docora.web.api import READ, documented_responses
 from docora.web.error_codes import ErrorCode
@@ -83,9 +81,9 @@ def _run(run: SyncRun, progress: Progress) -> dict[str, Any]:
         "run_id": run.run_id,
         "reason": run.reason,
         "outcome": run.outcome or None,
-        "created_at": timestamp(run.created_at),
-        "started_at": moment(run.started_at),
-        "ended_at": moment(run.ended_at),
+        "created_at": run.created_at,
+        "started_at": run.started_at,
+        "ended_at": run.ended_at,
         "commit_sha": run.commit_sha or None,
         "attempts": run.attempts,
         "files_total": progress.files_total,

@@ -29,7 +29,11 @@ _PRINTABLE = "^[!-~]+$"
 _COUNTED = [cause for cause in LEFT_OUT if cause != "ignore_pattern"]
 _LISTED = [cause for cause in LEFT_OUT if cause not in UNLISTED | REMARKS]
 
-Moment = Annotated[str, Field(examples=[_WHEN], json_schema_extra={"format": "date-time"})]
+Moment = Annotated[
+    str,
+    BeforeValidator(lambda value: timestamp(value) if isinstance(value, datetime) else value),
+    Field(examples=[_WHEN], json_schema_extra={"format": "date-time"}),
+]
 Next = Annotated[
     str | None,
     Field(description="Pass it as `after` to get the next page; null on the last page.", examples=[None]),
@@ -505,10 +509,6 @@ class ManifestLine(BaseModel):
     )
 
 
-def moment(value: datetime | None) -> str | None:
-    return timestamp(value) if value else None
-
-
 def _lines(patterns: str) -> list[str]:
     """Return the stored patterns as the app sent them. Only line feeds separate them; `splitlines` would also split elsewhere."""
     return patterns.split("\n") if patterns else []
@@ -519,8 +519,8 @@ def watched_repository(watch: AppRepository) -> dict[str, Any]:
     return registered_fields(watch) | {
         "status": watch.status,
         "paused": watch.is_paused,
-        "last_synced_at": moment(watch.last_synced_at),
-        "last_scanned_at": moment(watch.last_scanned_at),
+        "last_synced_at": watch.last_synced_at,
+        "last_scanned_at": watch.last_scanned_at,
         "last_commit": watch.last_commit or None,
         "branch": watch.branch or None,
         "ref": watch.ref or None,
@@ -532,5 +532,5 @@ def watched_repository(watch: AppRepository) -> dict[str, Any]:
         "left_out": watch.left_out,
         "last_error": watch.last_error or None,
         "last_error_cause": ErrorCause.of(watch.last_error_cause),
-        "next_sync_at": moment(watch.next_sync_at),
+        "next_sync_at": watch.next_sync_at,
     }
