@@ -144,5 +144,5 @@ def _endpoint(app: App) -> dict[str, Any]:
         "answers_verify": app.answers_verify,
         "on_hold_until": app.cooldown_until if app.is_on_hold else None,
         "key_rotation": rotation,
-        "quotas": {name: usage._asdict() for name, usage in usage_of(app).items()},
+        "quotas": usage_of(app),
     }
