@@ -6,6 +6,7 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError
 from django.db.models import Model, QuerySet
 
+from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, BulkOperation
 from deliveries_app.services import NotCheckable, NotFound
 from deliveries_app.services.keys import KeyRotationError
@@ -16,6 +17,10 @@ from repositories_app.models import Repository
 
 class ServiceCommand(BaseCommand):
     """A command that calls services. Their errors, whose messages are for the user, become `CommandError`s."""
+
+    @property
+    def actor(self) -> Actor:
+        return Actor.command()
 
     def execute(self, *args: Any, **options: Any) -> str | None:
         try:

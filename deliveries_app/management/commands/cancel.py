@@ -2,7 +2,6 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
-from deliveries_app.actors import Actor
 from deliveries_app.management.lookup import ServiceCommand, operation_of, watch_of
 from deliveries_app.services import cancel_operation, cancel_request
 from docora.cli.output import add_json, write_result
@@ -22,10 +21,10 @@ class Command(ServiceCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["repository_id"] is not None:
-            cancelled = cancel_request(Actor.command(), watch_of(options["id"], options["repository_id"]))
+            cancelled = cancel_request(self.actor, watch_of(options["id"], options["repository_id"]))
         else:
             hint = "For one repository, give the app's id and the repository's."
-            cancelled = cancel_operation(Actor.command(), operation_of(options["id"], hint))
+            cancelled = cancel_operation(self.actor, operation_of(options["id"], hint))
         repositories = counted(cancelled, "repository", "repositories")
         message = f"Cancelled: {repositories}." if cancelled else "There was nothing to cancel."
         write_result(self, options, {"cancelled": cancelled}, message)

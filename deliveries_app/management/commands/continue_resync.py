@@ -2,7 +2,6 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
-from deliveries_app.actors import Actor
 from deliveries_app.management.lookup import ServiceCommand, operation_of
 from deliveries_app.services import continue_operation
 from docora.cli.output import add_json, write_result
@@ -18,7 +17,7 @@ class Command(ServiceCommand):
         parser.epilog = "Example: continue_resync bulk_0123456789abcdef"
 
     def handle(self, *args: Any, **options: Any) -> None:
-        continued = continue_operation(Actor.command(), operation_of(options["id"]))
+        continued = continue_operation(self.actor, operation_of(options["id"]))
         repositories = counted(continued, "repository", "repositories")
         message = f"Continued with {repositories}." if continued else "The operation is not held."
         write_result(self, options, {"continued": continued}, message)

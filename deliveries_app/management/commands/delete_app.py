@@ -2,7 +2,6 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
-from deliveries_app.actors import Actor
 from deliveries_app.management.lookup import ServiceCommand, app_of, watches_of
 from deliveries_app.reports.impact import Removal, removal_of
 from deliveries_app.services import delete_app
@@ -27,7 +26,7 @@ class Command(ServiceCommand):
             f"This deletes {removal.records_text}."
         )
         confirm(question, yes=options["yes"])
-        delete_app(Actor.command(), app)
+        delete_app(self.actor, app)
         write_result(self, options, {"app_id": app.app_id, "watches": removal.watches}, f"Removed {app}.")
 
 

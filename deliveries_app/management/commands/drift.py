@@ -2,7 +2,6 @@ from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
 
-from deliveries_app.actors import Actor
 from deliveries_app.management.lookup import ServiceCommand, app_of, watch_of
 from deliveries_app.management.progress import polls, seconds
 from deliveries_app.models import DriftCheck, DriftState
@@ -24,7 +23,7 @@ class Command(ServiceCommand):
         add_json(parser, "app_id, repository_id, state, message, commit, compared, missing, different, extra, files")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        pks = _request(options["app_id"], options["repository_id"])
+        pks = self._request(options["app_id"], options["repository_id"])
         try:
             ended = _wait(pks, options["timeout"], quiet=options["json"])
         except KeyboardInterrupt:
@@ -65,12 +64,11 @@ class Command(ServiceCommand):
         if check.differences > check.listed:
             self.stdout.write(f"  and {check.differences - check.listed:,} more")
 
-
-def _request(app_id: str, repository_id: str | None) -> list[int]:
-    """Request the checks, and return their primary keys."""
-    if repository_id is not None:
-        return [check_watch(Actor.command(), watch_of(app_id, repository_id)).pk]
-    return check_app(Actor.command(), app_of(app_id))
+    def _request(self, app_id: str, repository_id: str | None) -> list[int]:
+        """Request the checks, and return their primary keys."""
+        if repository_id is not None:
+            return [check_watch(self.actor, watch_of(app_id, repository_id)).pk]
+        return check_app(self.actor, app_of(app_id))
 
 
 def _wait(pks: list[int], timeout: float | None, *, quiet: bool) -> bool:

@@ -2,7 +2,6 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
-from deliveries_app.actors import Actor
 from deliveries_app.management.lookup import ServiceCommand, watch_of
 from deliveries_app.reports.file_explanation import explain
 from docora.cli.output import add_json, printable, write_result
@@ -20,7 +19,7 @@ class Command(ServiceCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         watch = watch_of(options["app_id"], options["repository_id"])
-        explanation = explain(Actor.command(), watch, options["path"])
+        explanation = explain(self.actor, watch, options["path"])
         following = explanation.next_attempt
         fields = {
             "path": options["path"],

@@ -2,7 +2,6 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
-from deliveries_app.actors import Actor
 from deliveries_app.management.lookup import ServiceCommand
 from deliveries_app.services import onboard_app
 from deliveries_app.services.onboarding import taken_name_warning
@@ -32,7 +31,7 @@ class Command(ServiceCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         key = secret_from_stdin("key") if options["client_auth_key_stdin"] else options["client_auth_key"]
         given = {name: options[name] for name in ("name", "base_url", "email")}
-        onboarded = onboard_app(Actor.command(), client_auth_key=key, **given)
+        onboarded = onboard_app(self.actor, client_auth_key=key, **given)
         if warning := taken_name_warning(onboarded.app):
             self.stderr.write(warning, self.style.WARNING)
         fields = {

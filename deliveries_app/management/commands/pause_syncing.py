@@ -2,7 +2,6 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
-from deliveries_app.actors import Actor
 from deliveries_app.management.lookup import ServiceCommand, app_of, watch_of
 from deliveries_app.models import AppRepository
 from deliveries_app.services import (
@@ -28,12 +27,12 @@ class Command(ServiceCommand):
         add_json(parser, "app_id (null for all), repository_id (if given), paused")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        actor, fields = Actor.command(), {"app_id": options["app_id"]}
+        fields = {"app_id": options["app_id"]}
         done = "is paused." if self.paused else "is no longer paused."
         if options["repository_id"] is not None:
             watch = watch_of(options["app_id"], options["repository_id"])
             change_watches = pause_watches if self.paused else resume_watches
-            change_watches(actor, AppRepository.objects.filter(pk=watch.pk))
+            change_watches(self.actor, AppRepository.objects.filter(pk=watch.pk))
             fields["repository_id"] = options["repository_id"]
             message = f"{watch} {done}"
             if not self.paused and watch.app.paused:
@@ -41,13 +40,13 @@ class Command(ServiceCommand):
         elif options["app_id"] is not None:
             app = app_of(options["app_id"])
             app.paused = self.paused
-            change_app(actor, app, ["paused"])
+            change_app(self.actor, app, ["paused"])
             message = f"{app} {done}"
         elif self.paused:
-            pause_syncing(actor)
+            pause_syncing(self.actor)
             message = "All syncing is paused."
         else:
-            message = "Syncing is resumed." if resume_syncing(actor) else "Syncing was not paused."
+            message = "Syncing is resumed." if resume_syncing(self.actor) else "Syncing was not paused."
         if options["app_id"] and not self.paused and current_pause():
             message += " All syncing is still paused: use resume_syncing without an app id."
         write_result(self, options, {**fields, "paused": self.paused}, message)

@@ -3,7 +3,6 @@ from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
 
-from deliveries_app.actors import Actor
 from deliveries_app.management.lookup import ServiceCommand, app_of
 from deliveries_app.services.pinging import send_ping
 from docora.cli.output import add_json, write_json, wrong_usage
@@ -21,7 +20,7 @@ class Command(ServiceCommand):
         app = app_of(options["app_id"])
         if options["new_key"] and not app.is_rotating_key:
             raise wrong_usage(f"{app} has no new key. Use rotate_key to make one.")
-        ping = send_ping(Actor.command(), app, new_key=options["new_key"])
+        ping = send_ping(self.actor, app, new_key=options["new_key"])
         if options["json"]:
             write_json(self.stdout, {"app_id": app.app_id, **asdict(ping)})
         elif ping.delivered:

@@ -3,7 +3,6 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
-from deliveries_app.actors import Actor
 from deliveries_app.management.lookup import ServiceCommand, watch_of
 from deliveries_app.services import change_watch
 from docora.cli.output import add_json, secret_from_stdin, write_result
@@ -29,7 +28,7 @@ class Command(ServiceCommand):
             if sys.stdin.isatty():
                 self.stderr.write("Type the token and press Enter:", self.style.NOTICE)
             token = secret_from_stdin("token")
-        change_watch(Actor.command(), watch, github_token=token)
+        change_watch(self.actor, watch, github_token=token)
         ids = {"app_id": watch.app.app_id, "repository_id": watch.repository.repository_id}
         done = "Replaced" if token else "Removed"
         write_result(self, options, ids, f"{done} the token of {watch.repository} for {watch.app}. A sync is queued.")

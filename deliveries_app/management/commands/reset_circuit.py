@@ -2,7 +2,6 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
-from deliveries_app.actors import Actor
 from deliveries_app.management.lookup import ServiceCommand, repository_of
 from deliveries_app.services.control import reset_circuits
 from docora.cli.output import add_json, write_result
@@ -18,6 +17,6 @@ class Command(ServiceCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         repository = repository_of(options["repository_id"])
-        woken = reset_circuits(Actor.command(), [repository])
+        woken = reset_circuits(self.actor, [repository])
         message = f"Reset the circuit of {repository}. It is now due for {counted(woken, 'app', 'apps')}."
         write_result(self, options, {"repository_id": repository.repository_id, "woken": woken}, message)

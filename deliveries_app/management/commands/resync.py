@@ -2,7 +2,6 @@ from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
 
-from deliveries_app.actors import Actor
 from deliveries_app.management import progress
 from deliveries_app.management.lookup import ServiceCommand, app_of, watch_of, watches_of
 from deliveries_app.reports.impact import impact_of
@@ -45,6 +44,5 @@ class Command(ServiceCommand):
             f"({format_bytes(impact.size)}) again."
         )
         confirm(question, yes=options["yes"])
-        actor = Actor.command()
-        requested = resync_single(actor, watch) if watch else resync_by_app(actor, app, rollout=rollout)
+        requested = resync_single(self.actor, watch) if watch else resync_by_app(self.actor, app, rollout=rollout)
         progress.follow(self, requested, options)

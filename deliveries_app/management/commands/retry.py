@@ -2,7 +2,6 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
-from deliveries_app.actors import Actor
 from deliveries_app.management import progress
 from deliveries_app.management.lookup import ServiceCommand, app_of, watch_of
 from deliveries_app.models import BulkOperation, SyncRun
@@ -27,14 +26,13 @@ class Command(ServiceCommand):
         if (options["app_id"] is not None) == options["all"]:
             raise wrong_usage("Give an app id, or --all.")
         try:
-            progress.follow(self, _request(options["app_id"], options["repository_id"]), options)
+            progress.follow(self, self._request(options["app_id"], options["repository_id"]), options)
         except (NotFailed, NotFound):
             write_result(self, options, {"kind": "retry", "total": 0}, "Nothing is failing.")
 
-
-def _request(app_id: str | None, repository_id: str | None) -> SyncRun | BulkOperation:
-    if app_id is None:
-        return retry_all(Actor.command())
-    if repository_id is None:
-        return retry_by_app(Actor.command(), app_of(app_id))
-    return retry_single(Actor.command(), watch_of(app_id, repository_id))
+    def _request(self, app_id: str | None, repository_id: str | None) -> SyncRun | BulkOperation:
+        if app_id is None:
+            return retry_all(self.actor)
+        if repository_id is None:
+            return retry_by_app(self.actor, app_of(app_id))
+        return retry_single(self.actor, watch_of(app_id, repository_id))

@@ -2,7 +2,6 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
-from deliveries_app.actors import Actor
 from deliveries_app.management.lookup import ServiceCommand, app_of
 from deliveries_app.models import App
 from deliveries_app.services.keys import cancel_key_rotation, retire_old_key, start_key_rotation
@@ -25,18 +24,17 @@ class Command(ServiceCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         app = app_of(options["app_id"])
-        fields, message = _take_step(app, options)
+        fields, message = self._take_step(app, options)
         write_result(self, options, {"app_id": app.app_id, **fields}, message)
 
-
-def _take_step(app: App, options: dict[str, Any]) -> tuple[dict[str, str], str]:
-    if options["retire"]:
-        retire_old_key(Actor.command(), app)
-        return {"step": "retired"}, f"Notifications to {app} are now signed with the new key only."
-    if options["cancel"]:
-        cancel_key_rotation(Actor.command(), app)
-        return {"step": "cancelled"}, f"{app} keeps its old key. The new one was discarded."
-    given = secret_from_stdin("key") if options["client_auth_key_stdin"] else ""
-    new_key = start_key_rotation(Actor.command(), app, given)
-    message = f"The new signing key of {app}. Save it; it is not shown again:\n  {new_key}"
-    return {"step": "started", "client_auth_key": new_key}, message
+    def _take_step(self, app: App, options: dict[str, Any]) -> tuple[dict[str, str], str]:
+        if options["retire"]:
+            retire_old_key(self.actor, app)
+            return {"step": "retired"}, f"Notifications to {app} are now signed with the new key only."
+        if options["cancel"]:
+            cancel_key_rotation(self.actor, app)
+            return {"step": "cancelled"}, f"{app} keeps its old key. The new one was discarded."
+        given = secret_from_stdin("key") if options["client_auth_key_stdin"] else ""
+        new_key = start_key_rotation(self.actor, app, given)
+        message = f"The new signing key of {app}. Save it; it is not shown again:\n  {new_key}"
+        return {"step": "started", "client_auth_key": new_key}, message

@@ -3,7 +3,6 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
-from deliveries_app.actors import Actor
 from deliveries_app.management.lookup import ServiceCommand, app_of
 from deliveries_app.services.tokens import OVERLAP, rotate_app_token
 from docora.cli.output import add_json, add_yes, confirm, write_result, wrong_usage
@@ -34,7 +33,7 @@ class Command(ServiceCommand):
             raise wrong_usage("--overlap-hours must be a number of hours.")
         if options["overlap_hours"] == 0:
             confirm(f"The current token of {app} will be revoked now.", yes=options["yes"])
-        new = rotate_app_token(Actor.command(), app, overlap=options["overlap_hours"] * _HOUR)
+        new = rotate_app_token(self.actor, app, overlap=options["overlap_hours"] * _HOUR)
         until = new.old_accepted_until
         old = f"The old token is valid until {format_time(until)}." if until else "No other token is valid."
         message = f"The new token of {app}. Save it; it is not shown again:\n  {new.token}\n{old}"

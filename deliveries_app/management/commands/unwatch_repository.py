@@ -2,7 +2,6 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
-from deliveries_app.actors import Actor
 from deliveries_app.management.lookup import ServiceCommand, watch_of, watches_of
 from deliveries_app.reports.impact import removal_of
 from deliveries_app.services import unwatch_repository
@@ -26,6 +25,6 @@ class Command(ServiceCommand):
             f"{watch.app} will no longer receive {watch.repository}. This deletes {removal.records_text}.{mirror}",
             yes=options["yes"],
         )
-        unwatch_repository(Actor.command(), watch)
+        unwatch_repository(self.actor, watch)
         ids = {"app_id": watch.app.app_id, "repository_id": watch.repository.repository_id}
         write_result(self, options, ids, f"{watch.app} no longer watches {watch.repository}.")

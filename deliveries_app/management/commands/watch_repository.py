@@ -2,7 +2,6 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
-from deliveries_app.actors import Actor
 from deliveries_app.management.lookup import ServiceCommand, app_of, watches_of
 from deliveries_app.models import AppRepository
 from deliveries_app.reports.impact import impact_of
@@ -38,11 +37,11 @@ class Command(ServiceCommand):
         url = as_https(options["url"])
         try:
             watched = watch_repository(
-                Actor.command(), app, url, must_be_new=not options["yes"], github_token=token, ref=options["ref"]
+                self.actor, app, url, must_be_new=not options["yes"], github_token=token, ref=options["ref"]
             )
         except AlreadyWatched as error:
             confirm(_question(error.watch, token, options["ref"]), yes=False)
-            watched = watch_repository(Actor.command(), app, url, github_token=token, ref=options["ref"])
+            watched = watch_repository(self.actor, app, url, github_token=token, ref=options["ref"])
         repository = f"{watched.watch.repository} ({watched.watch.repository.repository_id})"
         message = f"{app.name} already watched {repository}. Every file is sent again."
         if watched.created:
