@@ -126,12 +126,7 @@ def discard_new_key(request: HttpRequest) -> Status[None]:
 
 
 def _endpoint(app: App) -> dict[str, Any]:
-    rotation = None
-    if app.is_rotating_key:
-        rotation = {
-            "started_at": app.key_rotation_started_at,
-            "new_key_accepted_at": app.new_key_accepted_at,
-        }
+    rotation = {"started_at": app.key_rotation_started_at, "new_key_accepted_at": app.new_key_accepted_at}
     return {
         "app_id": app.app_id,
         "name": app.name,
@@ -143,6 +138,6 @@ def _endpoint(app: App) -> dict[str, Any]:
         "send_sync_completed": app.send_sync_completed,
         "answers_verify": app.answers_verify,
         "on_hold_until": app.cooldown_until if app.is_on_hold else None,
-        "key_rotation": rotation,
+        "key_rotation": rotation if app.is_rotating_key else None,
         "quotas": usage_of(app),
     }
