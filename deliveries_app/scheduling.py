@@ -35,6 +35,11 @@ ENQUEUE_AHEAD = 20  # due watches that are enqueued at a time; another app's cha
 HIGH_JOBS_PER_APP = 4
 DUE_NOW: dict[str, Any] = {"request_count": F("request_count") + 1, "next_sync_at": Now()}
 """The columns of a watch whose sync is requested. If an attempt is running, it notices the higher count and leaves the watch due."""
+ALL_ATTEMPTS: dict[str, Any] = {
+    "retry_count": 0,
+    "status": Case(When(status=Status.FAILED, then=Value(Status.PENDING)), default=F("status")),
+}
+"""The columns of a watch that gets all attempts again: if it had none left, it is pending, not failed."""
 AFRESH = {"generation": F("generation") + 1, "status": Status.PENDING, "retry_count": 0, **DUE_NOW}
 """The columns of a watch whose request also supersedes what a worker is doing (`engine.md` §3)."""
 RESYNC = {"resend_floor": F("generation") + 1, **AFRESH}

@@ -8,7 +8,7 @@ from django.db.models.functions import Now
 
 from deliveries_app import audit, scheduling
 from deliveries_app.actors import Actor
-from deliveries_app.models import AppRepository, AppRepositoryQuerySet, AuditAction, Status, SyncPause
+from deliveries_app.models import AppRepository, AppRepositoryQuerySet, AuditAction, SyncPause
 from deliveries_app.permissions import Permission
 from repositories_app import services as repositories
 from repositories_app.models import Repository
@@ -30,13 +30,9 @@ def reset_circuits(actor: Actor, selected: Iterable[Repository]) -> int:
         with transaction.atomic():
             repositories.close_circuits(some)
             repositories.try_hosts_now(some)
-            pks = scheduling.request_sync(watches.alive())
-            rows = AppRepository.objects.filter(pk__in=pks)
-            rows.update(retry_count=0)  # a manual reset grants all attempts again
-            rows.filter(status=Status.FAILED).update(status=Status.PENDING)
+            number += len(scheduling.request_sync(watches.alive(), **scheduling.ALL_ATTEMPTS))
             audit.record(actor, AuditAction.CIRCUIT_RESET, some, "Reset the circuit")
             transaction.on_commit(scheduling.enqueue_due, robust=True)
-        number += len(pks)
     return number
 
 

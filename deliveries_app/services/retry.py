@@ -14,7 +14,6 @@ from deliveries_app.models import (
     BulkOperation,
     OperationKind,
     Reason,
-    Status,
     SyncRun,
 )
 from deliveries_app.permissions import Permission
@@ -65,7 +64,5 @@ def _request(actor: Actor, pks: Sequence[int], operation: BulkOperation | None) 
     """
     locked = requests.lock_watches(pks, AppRepository.objects.failing())
     remaining = runs.supersede(locked)
-    rows = AppRepository.objects.filter(pk__in=locked)
-    rows.update(retry_count=0, **scheduling.DUE_NOW)
-    rows.filter(status=Status.FAILED).update(status=Status.PENDING)
+    AppRepository.objects.filter(pk__in=locked).update(**scheduling.ALL_ATTEMPTS, **scheduling.DUE_NOW)
     return requests.open_runs(actor, locked, Reason.RETRY, operation, remaining)

@@ -4,11 +4,10 @@ import secrets
 from typing import Any, Unpack
 
 from django.db import transaction
-from django.db.models import Case, F, Value, When
 
 from deliveries_app import audit, scheduling
 from deliveries_app.actors import Actor
-from deliveries_app.models import App, AppRepository, AuditAction, Status
+from deliveries_app.models import App, AppRepository, AuditAction
 from deliveries_app.models.root_causes import CLEARED_FAILURE
 from deliveries_app.permissions import Permission
 from deliveries_app.services.host_checks import check_readable
@@ -93,11 +92,7 @@ def change_watch(
         github_app = watch.app.github_app_for(watch.repository.canonical_url, token)
         # The current ref is not checked, because it may be missing at the moment.
         is_private = check_readable(actor, watch.github_url, token, new.get("ref", ""), github_app)
-        new |= {
-            "retry_count": 0,
-            "status": Case(When(status=Status.FAILED, then=Value(Status.PENDING)), default=F("status")),
-            **CLEARED_FAILURE,
-        }
+        new |= scheduling.ALL_ATTEMPTS | CLEARED_FAILURE
     if is_due:
         new |= scheduling.DUE_NOW
     with transaction.atomic():
