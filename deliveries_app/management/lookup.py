@@ -35,12 +35,10 @@ def app_of(app_id: str) -> App:
     return _get(App.objects.filter(ended_at=None), {"app_id": app_id}, f"There is no app {app_id}; see list_apps.")
 
 
-def watches_of(app: App | None, repository_id: str | None = None) -> AppRepositoryQuerySet:
-    """Return the watches of one app or of all apps, optionally of one repository only."""
+def watches_of(app: App | None) -> AppRepositoryQuerySet:
+    """Return the watches of one app or of all apps."""
     watches = AppRepository.objects.alive().select_related("app", "repository")
-    if app:
-        watches = watches.filter(app=app)
-    return watches.filter(repository__repository_id=repository_id) if repository_id is not None else watches
+    return watches.filter(app=app) if app else watches
 
 
 def watch_of(app_id: str, repository_id: str) -> AppRepository:

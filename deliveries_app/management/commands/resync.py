@@ -34,7 +34,8 @@ class Command(ServiceCommand):
             raise wrong_usage("--canary and --pace are for all repositories of an app.")
         watch = watch_of(app_id, repository_id) if repository_id is not None else None
         app = watch.app if watch else app_of(app_id)
-        impact = impact_of(watches_of(app, repository_id))
+        watches = watches_of(app)
+        impact = impact_of(watches.filter(pk=watch.pk) if watch else watches)
         if not impact.watches:
             raise CommandError("The app watches no repository.")
         several = f"all {counted(impact.watches, 'repository', 'repositories')}"

@@ -19,7 +19,7 @@ class Command(ServiceCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         watch = watch_of(options["app_id"], options["repository_id"])
-        removal = removal_of(watches_of(watch.app, options["repository_id"]))
+        removal = removal_of(watches_of(watch.app).filter(pk=watch.pk))
         mirror = " No other app watches it, so its mirror is deleted too." if removal.orphans else ""
         confirm(
             f"{watch.app} will no longer receive {watch.repository}. This deletes {removal.records_text}.{mirror}",
