@@ -111,7 +111,7 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
 
     def rotate_token(self, request: HttpRequest, app: App) -> HttpResponse:
         form = RotateTokenForm(post_data(request))
-        if request.method == "POST" and form.is_valid():
+        if form.is_valid():
             require_recent(request)
             overlap = timedelta(hours=int(form.cleaned_data["overlap"]))
             new = tokens.rotate_app_token(Actor.of_request(request), app, overlap=overlap)
@@ -122,7 +122,7 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
 
     def rotate_key(self, request: HttpRequest, app: App) -> HttpResponse:
         form = RotateKeyForm(post_data(request))
-        if request.method == "POST" and form.is_valid():
+        if form.is_valid():
             require_recent(request)
             try:
                 new_key = keys.start_key_rotation(Actor.of_request(request), app, form.cleaned_data["client_auth_key"])

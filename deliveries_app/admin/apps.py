@@ -113,7 +113,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, RemovalAdmin[App]):
         if not self.has_add_permission(request):
             raise PermissionDenied
         form = OnboardForm(post_data(request))
-        if request.method == "POST" and form.is_valid():
+        if form.is_valid():
             new = form.register(Actor.of_request(request))
             if new is not None:
                 self._warn_if_name_is_taken(request, new.app)
@@ -176,7 +176,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, RemovalAdmin[App]):
         watched.
         """
         form = WatchManyForm(post_data(request))
-        results = form.save(Actor.of_request(request), app) if request.method == "POST" and form.is_valid() else None
+        results = form.save(Actor.of_request(request), app) if form.is_valid() else None
         context = {
             "app": app,
             "results": [(result, *_LINE_BADGES[result.status]) for result in results or ()],

@@ -38,7 +38,7 @@ _SECRET = {**_WIDE, "autocomplete": "new-password"}
 
 
 def post_data(request: HttpRequest) -> QueryDict | None:
-    """Return the data to bind a form with: the POST data, even if it is empty, or None for other methods."""
+    """Return the data to bind a form with: the POST data, or None for other methods, with which no form is valid."""
     return request.POST if request.method == "POST" else None
 
 

@@ -112,7 +112,7 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
         button: str = "Save",
     ) -> HttpResponse:
         """Show the form, or `save` it and show the message that `save` returns."""
-        if request.method == "POST" and form.is_valid():
+        if form.is_valid():
             try:
                 message = save(Actor.of_request(request))
             except (ValidationError, GitError) as error:

@@ -242,7 +242,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
         if not self.has_add_permission(request):
             raise PermissionDenied
         form = WatchForm(post_data(request), initial={"app": request.GET.get("app")})
-        if request.method == "POST" and form.is_valid():
+        if form.is_valid():
             watched = form.save(Actor.of_request(request))
             if watched is not None:
                 watch = watched.watch
