@@ -22,13 +22,12 @@ from deliveries_app.admin.confirmation import (
     selection_context,
 )
 from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, BulkOperation
+from deliveries_app.models.apps import WATCH_ORDER
 from deliveries_app.permissions import Permission
 from deliveries_app.reports import endpoints
 from deliveries_app.reports.impact import Impact, impact_of, retry_impact_of
 from deliveries_app.services import resync_by_app, resync_many, retry_by_app, retry_many
 from docora.text import counted
-
-_ORDER = ("app__name", "repository__owner", "repository__name", "pk")
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,7 @@ class BulkAdmin[M: Model](ConfirmingAdmin[M]):
             raise PermissionDenied
         rows = self.selected(request)
         chosen = self.watches_of(rows).alive()
-        watches = action.applicable(chosen).order_by(*_ORDER)
+        watches = action.applicable(chosen).order_by(*WATCH_ORDER)
         back = next_url(request, self.list_url)
         impact = action.impact(watches)
         if impact.watches == 0:

@@ -32,6 +32,7 @@ from deliveries_app.models import (
     SyncRun,
     WatchState,
 )
+from deliveries_app.models.apps import WATCH_ORDER
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
@@ -137,7 +138,7 @@ class FailedSyncAdmin(BulkAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
         return failures.with_cause_order(watches)  # type: ignore[return-value]
 
     def get_ordering(self, request: HttpRequest) -> list[str | Combinable]:
-        return ["cause_order", "app__name", "repository__owner", "repository__name", "pk"]
+        return ["cause_order", *WATCH_ORDER]
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return can_view(request.user, AppRepository)

@@ -28,6 +28,7 @@ from deliveries_app.admin.forms import WatchForm, post_data
 from deliveries_app.admin.removal import RemovalAdmin, RemovalLabels
 from deliveries_app.admin.watch_settings import WatchSettingsAdmin
 from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, FailureKind, Outcome, Reason
+from deliveries_app.models.apps import WATCH_ORDER
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
@@ -93,8 +94,8 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
     bulk_actions = (RESYNC, RETRY)
 
     def get_queryset(self, request: HttpRequest) -> AppRepositoryQuerySet:
-        watches = AppRepository.objects.alive().with_state().for_list()
-        return watches.order_by("app__name", "repository__owner", "repository__name", "pk")
+        # An explicit order, so that Django adds it to the one that the user chooses.
+        return AppRepository.objects.alive().with_state().for_list().order_by(*WATCH_ORDER)
 
     force_resync = confirmed_action(
         RESYNC.slug, "resync", "Force re-sync", "Force re-sync of the selected repositories"

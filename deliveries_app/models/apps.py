@@ -315,6 +315,9 @@ SECRETS = ("github_token", "push_secret", *(f"app__{name}" for name in APP_SECRE
 """The encrypted columns of a watch and its app. Decrypting them for the 50 rows of a page takes longer than the query."""
 
 
+WATCH_ORDER = ["app__name", "repository__owner", "repository__name", "pk"]
+
+
 class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
     """Queries about leases and due times use the database's clock, because workers' clocks may differ."""
 
@@ -565,7 +568,7 @@ class AppRepository(models.Model):
     class Meta:
         verbose_name = "watched repository"
         verbose_name_plural = "watched repositories"
-        ordering = ["app__name", "repository__owner", "repository__name", "pk"]
+        ordering = WATCH_ORDER
         permissions = [
             ("resync_apprepository", "Can re-sync a watched repository"),
             ("retry_apprepository", "Can retry failed syncs and reset circuits"),

@@ -120,7 +120,6 @@ def _running(watches: WatchCounts | None, *, operations: bool) -> Running:
     is_shown = history.OPERATIONS["running"][1] | history.OPERATIONS["held"][1]
     open_operations = list(BulkOperation.objects.filter(is_shown)[: OPERATIONS_SHOWN + 1]) if operations else []
     rows = AppRepository.objects.alive().with_state().in_state(WatchState.SYNCING).for_list()
-    rows = rows.order_by("app__name", "repository__owner", "repository__name", "pk")
     syncing = list(rows[:WATCHES_SHOWN]) if watches and watches.syncing else []
     progress = progress_context.open_progress(syncing)
     return Running(
