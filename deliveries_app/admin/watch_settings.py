@@ -1,6 +1,8 @@
 """The pages that change a watch: its token, its branch or tag, its push hook secret, and its patterns."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from django import forms
@@ -9,12 +11,7 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern
 
 from deliveries_app.actors import Actor
-from deliveries_app.admin.forms import (
-    GithubTokenForm,
-    OptionsForm,
-    add_service_error,
-    post_data,
-)
+from deliveries_app.admin.forms import GithubTokenForm, OptionsForm, add_service_error, post_data
 from deliveries_app.admin.one_time_secrets import OneTimeSecretsAdmin
 from deliveries_app.models import AppRepository
 from deliveries_app.permissions import Permission
@@ -27,6 +24,24 @@ from repositories_app.git.exceptions import GitError
 _KIND = "push secret"
 
 
+@dataclass(frozen=True)
+class OptionsPage:
+    """A page that edits the options of a watch with these `names`. `noun` is what the message says was saved."""
+
+    slug: str
+    title: str
+    names: tuple[str, ...]
+    noun: str
+
+
+OPTIONS_PAGES = (
+    OptionsPage("ref", "Change branch or tag", ("ref",), "Branch or tag"),
+    OptionsPage("patterns", "Edit ignore patterns", ("ignore_patterns",), "Patterns"),
+    # The app can also set these itself.
+    OptionsPage("app-patterns", "Edit app patterns", ("include_patterns", "exclude_patterns"), "Patterns"),
+)
+
+
 class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
     """One page for each setting. GET shows a form or asks for confirmation, POST acts."""
 
@@ -36,10 +51,11 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
     def get_urls(self) -> list[URLPattern]:
         return [
             self.object_page("token", self.replace_token, Permission.CHANGE_WATCHES),
-            self.object_page("ref", self.change_ref, Permission.CHANGE_WATCHES),
             self.object_page("push-secret", self.renew_secret, Permission.CHANGE_WATCHES),
-            self.object_page("patterns", self.edit_patterns, Permission.CHANGE_WATCHES),
-            self.object_page("app-patterns", self.edit_app_patterns, Permission.CHANGE_WATCHES),
+            *(
+                self.object_page(page.slug, partial(self.edit_options, page=page), Permission.CHANGE_WATCHES)
+                for page in OPTIONS_PAGES
+            ),
             *super().get_urls(),
         ]
 
@@ -59,10 +75,7 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
             return f"{done} A sync is queued."
 
         title = "Replace token" if had_token else "Add token"
-        return self._edit(request, watch, form, save, title, "token.html", title)
-
-    def change_ref(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
-        return self._edit_options(request, watch, ["ref"], "Branch or tag", "Change branch or tag", "ref.html")
+        return self._edit(request, watch, form, save, "token", title, title)
 
     def renew_secret(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         if request.method == "POST":
@@ -73,33 +86,16 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
         title = "Rotate push hook secret" if watch.push_secret else "Create push hook secret"
         return self.render_confirmation(request, watch, title, template, hook_url=hook_url(watch))
 
-    def edit_patterns(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
-        names, title = ["ignore_patterns"], "Edit ignore patterns"
-        return self._edit_options(request, watch, names, "Patterns", title, "patterns.html")
-
-    def edit_app_patterns(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
-        """Edit the include and exclude patterns, which the app can also set itself."""
-        names, title = ["include_patterns", "exclude_patterns"], "Edit app patterns"
-        return self._edit_options(request, watch, names, "Patterns", title, "app_patterns.html")
-
-    def _edit_options(
-        self,
-        request: HttpRequest,
-        watch: AppRepository,
-        names: Sequence[str],
-        noun: str,
-        title: str,
-        template: str,
-    ) -> HttpResponse:
-        """Save those options that were changed on the page. `noun` is what the message says was saved."""
-        form = OptionsForm(post_data(request), watch, names)
+    def edit_options(self, request: HttpRequest, watch: AppRepository, *, page: OptionsPage) -> HttpResponse:
+        """Save those options that were changed on the page."""
+        form = OptionsForm(post_data(request), watch, page.names)
 
         def save(actor: Actor) -> str:
             changed = {name: form.cleaned_data[name] for name in form.changed_data}
             has_changed = change_watch(actor, watch, **changed)
-            return f"{noun} saved. A sync is queued." if has_changed else "No changes to save."
+            return f"{page.noun} saved. A sync is queued." if has_changed else "No changes to save."
 
-        return self._edit(request, watch, form, save, title, template)
+        return self._edit(request, watch, form, save, page.slug, page.title)
 
     def _edit(
         self,
@@ -107,8 +103,8 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
         watch: AppRepository,
         form: forms.Form,
         save: Callable[[Actor], str],
+        slug: str,
         title: str,
-        template: str,
         button: str = "Save",
     ) -> HttpResponse:
         """Show the form, or `save` it and show the message that `save` returns."""
@@ -119,5 +115,5 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
                 add_service_error(form, error)
             else:
                 return self.redirect_with_message(request, self.page_of(watch), message)
-        template = f"admin/deliveries_app/apprepository/{template}"
+        template = f"admin/deliveries_app/apprepository/{slug.replace('-', '_')}.html"
         return self.render_confirmation(request, watch, title, template, button=button, form=form)
