@@ -123,7 +123,7 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
 
     def page_context(self, request: HttpRequest, operation: BulkOperation) -> dict[str, Any]:
         """Return the operation's progress, its fields, and its repositories, all or those with one outcome."""
-        runs = _runs_of(operation).order_by("app_name", "repository_name", "pk")
+        runs = operation.runs.with_result().order_by("app_name", "repository_name", "pk")
         pending = operation.pending.order_by("position") if operation.is_gradual else PendingRelease.objects.none()
         part = request.GET.get("part", "")
         if part == UNRELEASED:
@@ -188,10 +188,6 @@ def page_fields(operation: BulkOperation) -> dict[str, Any]:
         ],
         "deleted_app": _deleted_app(operation),
     }
-
-
-def _runs_of(operation: BulkOperation) -> QuerySet[SyncRun]:
-    return operation.runs.with_result()
 
 
 def _deleted_app(operation: BulkOperation) -> str:
@@ -287,8 +283,9 @@ def _waits_for(canary: Canary | None, app: App, *, is_first: bool) -> str:
 
 def rows_to_poll(operation: BulkOperation, run_pks: Sequence[int], watch_pks: Sequence[int]) -> list[Row]:
     """Return the rows of these runs, and of these watches, which were not released when the page was rendered."""
-    runs = list(_runs_of(operation).filter(pk__in=run_pks))
-    released = list(_runs_of(operation).filter(watch__in=watch_pks))
+    all_runs = operation.runs.with_result()
+    runs = list(all_runs.filter(pk__in=run_pks))
+    released = list(all_runs.filter(watch__in=watch_pks))
     pending = list(operation.pending.filter(watch__in=watch_pks))
     keys = {run.pk: f"w{run.watch_id}" for run in released}
     rows = rows_of(operation, [*runs, *released], pending, keys=keys)
