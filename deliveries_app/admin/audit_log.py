@@ -98,7 +98,6 @@ class AuditEntryAdmin(HistoryAdmin[AuditEntry]):
     list_display = ("what_was_done", "about", "app", "by", "address", "when")
     list_filter = (AuditAppFilter, ActorFilter, ActionFilter, PeriodFilter)
     sortable_by = ("when",)
-    search_fields = ("run_id",)  # only shows the search box: see `search`
     search_help_text = "ID of an app, repository, run or operation, an IP address, or part of a name or action"
     empty_text = "Nothing has been recorded yet."
     page_template = "admin/deliveries_app/auditentry/change_form.html"

@@ -60,6 +60,7 @@ class HistoryAdmin[M: Model](ReadOnlyAdmin[M]):
     change_list_template = "admin/deliveries_app/history/list.html"
     paginator = BoundedPaginator
     sortable_by = ("requested",)  # only the time has an index
+    search_fields = ("pk",)  # only shows the search box: see `search`
     empty_text: str
     search: Callable[[str], history.Search]
     """A static method that returns the search for the text in the search box."""

@@ -61,7 +61,6 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
         "title", "state", "outcome_summary", "requested", "took", "requester", "repositories", "files",
     )  # fmt: skip
     list_filter = (filters.OperationAppFilter, filters.ProgressFilter, filters.KindFilter, filters.PeriodFilter)
-    search_fields = ("operation_id",)  # only shows the search box: see `search`
     search_help_text = "Operation ID, or part of its title or requester"
     empty_text = "No bulk operations yet. Re-syncs, retries and resends are listed here."
     page_template = "admin/deliveries_app/bulkoperation/change_form.html"

@@ -32,7 +32,6 @@ class SyncRunAdmin(HistoryAdmin[SyncRun]):
         filters.RunAppFilter, filters.RepositoryFilter, filters.WatchFilter, filters.OperationFilter,
         filters.OutcomeFilter, filters.ReasonFilter, filters.PeriodFilter,
     )  # fmt: skip
-    search_fields = ("run_id",)  # only shows the search box: see `search`
     search_help_text = (
         "Run ID, operation ID, or part of an app or repository name. "
         f"For repositories that are no longer watched, only the newest {history.WINDOW:,} runs are searched."
