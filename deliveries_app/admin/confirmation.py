@@ -34,7 +34,7 @@ CHANGED = "The selection has changed. Check the numbers and confirm again."
 ALLOWED_GROWTH = 1.1
 MANY_APPS, MANY_REPOSITORIES = 10, 1000
 """Above either limit, the user has to type the number of repositories."""
-_NOT_FILTERS = ("all", "ids", "next", PAGE_VAR)  # "all" covers every page of the list
+NOT_FILTERS = ("all", "ids", "next", PAGE_VAR)  # "all" covers every page of the list
 
 
 class ConfirmingAdmin[M: Model](DocoraAdmin[M]):
@@ -49,7 +49,7 @@ class ConfirmingAdmin[M: Model](DocoraAdmin[M]):
         if request.GET.get("all") != "1":
             return self.get_queryset(request).filter(pk__in=parse_pks(request.GET.get("ids", "")))
         filters = request.GET.copy()
-        for name in _NOT_FILTERS:
+        for name in NOT_FILTERS:
             filters.pop(name, None)
         list_request = copy.copy(request)
         list_request.GET = filters  # type: ignore[assignment]

@@ -20,6 +20,7 @@ from deliveries_app.actors import can_view
 from deliveries_app.admin import widgets
 from deliveries_app.admin.actions import RETRY, BulkAdmin, Scope
 from deliveries_app.admin.base import ReadOnlyAdmin, column
+from deliveries_app.admin.confirmation import NOT_FILTERS
 from deliveries_app.admin.filters import AppFilter, OperationFilter, StateFilter, apps_given
 from deliveries_app.models import (
     App,
@@ -153,7 +154,7 @@ class FailedSyncAdmin(BulkAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
     def scope_of(self, request: HttpRequest, queryset: QuerySet[FailedSync]) -> Scope:
         if request.GET.get("all") != "1":
             return Scope()
-        filters = {name for name, value in request.GET.items() if value and name not in {"all", "next", "p"}}
+        filters = {name for name, value in request.GET.items() if value and name not in NOT_FILTERS}
         if not filters:
             return Scope(title="Retry all failed")
         apps = apps_given(request.GET)
