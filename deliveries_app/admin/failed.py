@@ -281,8 +281,7 @@ def _cell(name: str, pk: int, content: SafeString | str, *, refresh: bool) -> Sa
 
 def refreshed_cells(pks: Sequence[int], shown: CellOptions) -> tuple[list[SafeString], int]:
     """Return the current cells of these rows, and how many no longer fail. Rows that don't fail show only their status."""
-    rows = AppRepository.objects.alive().with_state().filter(pk__in=pks).select_related("app", "repository")
-    watches = {watch.pk: watch for watch in rows}
+    watches = AppRepository.objects.alive().with_state().for_list().in_bulk(pks)
     names = [name for name in _CELLS if name != "action" or shown.can_retry]
     cells, recovered = [], 0
     for pk in pks:

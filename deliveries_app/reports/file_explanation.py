@@ -68,7 +68,7 @@ def explain(actor: Actor, watch: AppRepository, path: str) -> Explanation:
         decision = Decision("absent", f"The repository has no such file. A transform creates it from {made_from}.")
     next_attempt = None
     if decision.state in {"waiting", "in doubt", "cleared", "failed"}:
-        current = AppRepository.objects.with_state().select_related("app", "repository").get(pk=watch.pk)
+        current = AppRepository.objects.with_state().for_list().get(pk=watch.pk)
         next_attempt = next_attempt_of(current, hold_until=row.hold_until if row else None)
     return Explanation(watch, path, decision, found, row, failure, next_attempt, made_from)
 
