@@ -58,14 +58,8 @@ class SuggestingFilter(HistoryFilter):
         raise NotImplementedError
 
     def choices(self, changelist: ChangeList) -> Iterator[dict[str, Any]]:
-        """Yield the context of the filter's form."""
-        yield {
-            **self.all_choice(changelist),
-            "others": self.other_parameters(changelist),
-            "name": self.parameters[0],
-            "value": self.value,
-            "suggestions": self.suggestions(),
-        }
+        name, suggestions = self.parameters[0], self.suggestions()
+        yield self.form_choice(changelist, name=name, value=self.value, suggestions=suggestions)
 
 
 class ActionFilter(SuggestingFilter):

@@ -69,11 +69,19 @@ class QueryFilter(admin.ListFilter):
     def all_choice(self, changelist: ChangeList) -> dict[str, Any]:
         return self.choice(changelist, "All", not self.used_parameters)
 
-    def other_parameters(self, changelist: ChangeList) -> list[tuple[str, str]]:
-        """Return the search and the other filters' parameters. A filter with its own form submits them as hidden fields."""
-        others = [(name, value) for name, values in changelist.filter_params.items() for value in values]
+    def form_choice(self, changelist: ChangeList, **context: Any) -> dict[str, Any]:
+        """Return the first choice of a filter with its own form: the form's context, and the link that resets the filter.
+
+        The form submits the search and the `others`, the parameters of the other filters, as hidden fields.
+        """
+        others = [
+            (name, value)
+            for name, values in changelist.filter_params.items()
+            for value in values
+            if name not in self.parameters
+        ]
         search = [("q", changelist.query)] if changelist.query else []
-        return [*((name, value) for name, value in others if name not in self.parameters), *search]
+        return {**self.all_choice(changelist), "others": [*others, *search], **context}
 
 
 def apps_named(start: str) -> QuerySet[App]:
@@ -111,12 +119,8 @@ class AppFilter(QueryFilter):
         can_suggest = self.request.user.has_perm(Permission.VIEW_APPS)
         is_named = self.value and (can_suggest or changelist.result_count)
         chosen = App.objects.filter(pk__in=self.apps).only("name").first() if is_named else None
-        yield {
-            **self.all_choice(changelist),
-            "others": self.other_parameters(changelist),
-            "name": chosen.name if chosen else self.given("app_name"),
-            "can_suggest": can_suggest,
-        }
+        name = chosen.name if chosen else self.given("app_name")
+        yield self.form_choice(changelist, name=name, can_suggest=can_suggest)
 
 
 class ChoiceFilter(QueryFilter):
@@ -324,12 +328,7 @@ class PeriodFilter(HistoryFilter):
 
     def choices(self, changelist: ChangeList) -> Iterator[dict[str, Any]]:
         """Yield the preset links. The first also has the context of the form."""
-        yield {
-            **self.all_choice(changelist),
-            "others": self.other_parameters(changelist),
-            "first": self.first,
-            "last": self.last,
-        }
+        yield self.form_choice(changelist, first=self.first, last=self.last)
         for display, days in self.presets:
             first = timezone.localdate() - timedelta(days=days - 1)
             selected = (self.first, self.last) == (first, None)
