@@ -250,12 +250,10 @@ def _attempts(watch: AppRepository, shown: CellOptions) -> SafeString:
     most = settings.MAX_RETRY_ATTEMPTS
     # After a failure that a retry can't fix, the remaining attempts are not made.
     used = "None left" if watch.status == Status.FAILED else f"{min(watch.retry_count, most)} of {most}"
-    following = next_attempt_of(watch)
-    time = format_html(" {}", ago(following.at)) if following.at else ""
     button: SafeString | str = ""
     if shown.can_resume and watch.detail == StateDetail.APP_PAUSED:
         button = format_html("<span>{}</span>", widgets.resume_button(watch.app, shown.back, f"resume-{watch.pk}"))
-    return format_html('<span>{}</span><span class="quiet">{}{}</span>{}', used, following.message, time, button)
+    return format_html('<span>{}</span><span class="quiet">{}</span>{}', used, next_attempt_of(watch).text, button)
 
 
 _CELLS: dict[str, Callable[[AppRepository, CellOptions], SafeString | str]] = {

@@ -4,8 +4,11 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from django.utils import timezone
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 
 from deliveries_app.models import AppRepository, StateDetail, WatchState
+from docora.templatetags.docora import ago
 
 
 @dataclass(frozen=True)
@@ -14,6 +17,11 @@ class NextAttempt:
 
     message: str
     at: datetime | None = None
+
+    @property
+    def text(self) -> SafeString | str:
+        """`Next try in 40 s`, with the exact time on hover, or only the message."""
+        return format_html("{} {}", self.message, ago(self.at)) if self.at else self.message
 
 
 _MESSAGES = {
