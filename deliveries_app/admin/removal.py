@@ -9,6 +9,7 @@ from django.core.exceptions import PermissionDenied
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern
+from django.utils.text import get_text_list
 
 from deliveries_app.actors import Actor
 from deliveries_app.admin.actions import BulkAdmin
@@ -30,7 +31,7 @@ class RemovalLabels:
 def _sentence_of(names: list[str], more: int, labels: RemovalLabels) -> str:
     """Return the names for a sentence: `Portal`, `Portal and Search`, `Portal, Search and 3 more apps`."""
     listed = [*names, counted(more, f"more {labels.singular}", f"more {labels.plural}")] if more else names
-    return " and ".join(filter(None, [", ".join(listed[:-1]), *listed[-1:]]))
+    return get_text_list(listed, "and")
 
 
 class RemovalAdmin[M: Model](BulkAdmin[M]):
