@@ -1,5 +1,6 @@
 """Checks for differences: the list, and the page of one check."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -84,10 +85,9 @@ class DriftCheckAdmin(ReadOnlyAdmin[DriftCheck]):
     def page_context(self, request: HttpRequest, check: DriftCheck) -> dict[str, Any]:
         """Return the context of the result. The page polls it until the check has ended."""
         (check,) = drift.with_watches([check])
-        files = check.files.order_by("path")
         kind = request.GET.get("kind", "")
-        if kind in DriftKind.values:
-            files = files.filter(kind=kind)
+        kind = kind if kind in DriftKind.values else ""
+        files = check.files.filter(kind=kind) if kind else check.files.all()
         counts = {DriftKind.MISSING: check.missing, DriftKind.DIFFERENT: check.different, DriftKind.EXTRA: check.extra}
         run = SyncRun.objects.filter(run_id=check.sent_run).first() if check.sent_run else None
         return {
@@ -98,7 +98,7 @@ class DriftCheckAdmin(ReadOnlyAdmin[DriftCheck]):
             "summary": drift.summary(check),
             "send_label": send_label(check),
             "run": run if request.user.has_perm(Permission.VIEW_RUNS) else None,
-            "kind": kind if kind in DriftKind.values else "",
+            "kind": kind,
             "kinds": [(name.value, name.label.lower(), count) for name, count in counts.items() if count],
             "page": Paginator(files, FILES_PER_PAGE).get_page(request.GET.get("p")),
         }
@@ -139,9 +139,7 @@ def send_label(check: DriftCheck) -> str:
 
 
 def _consequences(check: DriftCheck) -> Iterator[str]:
-    kinds = dict.fromkeys(DriftKind, 0)
-    for kind in check.files.values_list("kind", flat=True):
-        kinds[DriftKind(kind)] += 1
+    kinds = Counter(check.files.values_list("kind", flat=True))
     app, files = check.watch.app.name, kinds[DriftKind.MISSING] + kinds[DriftKind.DIFFERENT]
     if files:
         yield f"{counted(files, 'file', 'files')} of {check.watch.repository} will be sent to {app} again."
