@@ -144,7 +144,7 @@ def live(user: User | AnonymousUser, app: App, query: QueryDict) -> dict[str, An
     page = reverse("admin:deliveries_app_app_change", args=[app.pk])
     involving = progress_context.involving(app)
     operations = progress_context.newest_open(user, involving)
-    ended = involving.filter(ended_at__isnull=False).order_by("-created_at", "-pk")[:RECENT_OPERATIONS]
+    ended = involving.filter(ended_at__isnull=False)[:RECENT_OPERATIONS]
     recent = list(ended) if actors.can_view_operations(user) else []
     context = {
         "app": app,

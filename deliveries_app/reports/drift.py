@@ -42,7 +42,7 @@ def with_watches(checks: Iterable[DriftCheck]) -> list[DriftCheck]:
 
 def newest(watch: AppRepository) -> DriftCheck | None:
     """Return the newest check of a watch that was read `with_state`."""
-    check = watch.drift_checks.order_by("-created_at", "-pk").first()
+    check = watch.drift_checks.first()
     if check is not None:
         check.watch = watch
     return check

@@ -106,7 +106,7 @@ def _marks(app: App, since: datetime, *, names_operations: bool) -> list[Mark]:
                 f"{operation.title}, by {operation.requested_by}" if names_operations else "Re-sync",
                 operation.pk if names_operations else None,
             )
-            for operation in resyncs.order_by("-created_at", "-pk")[:READ]
+            for operation in resyncs[:READ]
         ),
         *(
             Mark(entry.created_at, _ICONS[entry.action], _text(entry, names_resync=names_operations))
