@@ -56,7 +56,7 @@ def _parameters_of(list_filter: Any) -> Collection[str]:
     """Return the query parameters of one entry of `list_filter`."""
     if isinstance(list_filter, str):  # a column, or a relation to a model whose key is `id`
         return {f"{list_filter}__{suffix}" for suffix in ("exact", "isnull", "id__exact")}
-    parameters: Collection[str] = getattr(list_filter, "parameters", None) or {list_filter.parameter_name}
+    parameters: Collection[str] = list_filter.parameters
     return parameters
 
 

@@ -1,6 +1,6 @@
 """Failed syncs: the failing watches, grouped by root cause, each group with a hint on how to fix it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import urlencode
@@ -21,7 +21,7 @@ from deliveries_app.admin import widgets
 from deliveries_app.admin.actions import RETRY, BulkAdmin, Scope
 from deliveries_app.admin.base import ReadOnlyAdmin, column
 from deliveries_app.admin.confirmation import NOT_FILTERS
-from deliveries_app.admin.filters import AppFilter, OperationFilter, StateFilter, apps_given
+from deliveries_app.admin.filters import AppFilter, ChoiceFilter, OperationFilter, StateFilter, apps_given
 from deliveries_app.models import (
     App,
     AppRepository,
@@ -76,20 +76,19 @@ def _name_of_apps(request: HttpRequest, apps: Sequence[int] | None) -> str:
     return app.name if app and can_name else f"apps named “{request.GET.get('app_name', '').strip()}…”"
 
 
-class RootCauseFilter(admin.SimpleListFilter):
-    """Filter by root cause. The cards above the list set it, so it offers no links of its own."""
+class RootCauseFilter(ChoiceFilter):
+    """Filter by root cause. The cards above the list set it, so it offers only the current one."""
 
     title = "root cause"
-    parameter_name = "cause"
+    parameters = ("cause",)
+    options = {cause.value: (str(cause.label), Q(root_cause=cause)) for cause in RootCause}
 
     def has_output(self) -> bool:
-        return bool(self.value())  # if there were no choices, Django would ignore the parameter and list everything
+        return bool(self.value)
 
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [(cause.value, cause.label) for cause in RootCause if cause.value == request.GET.get("cause")]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        return queryset.filter(root_cause=self.value()) if self.value() else queryset
+    def choices(self, changelist: ChangeList) -> Iterator[dict[str, Any]]:
+        yield self.all_choice(changelist)
+        yield from (choice for choice in super().choices(changelist) if choice["selected"])
 
 
 class FailingStateFilter(StateFilter):
