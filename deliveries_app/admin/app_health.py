@@ -89,17 +89,14 @@ class AppHealthAdmin(BulkAdmin[App]):
         share = format_html('{} <span class="quiet">of {}</span>', format_share(stats.accepted), stats.requests)
         return format_html('<span class="bad">{}{}</span>', icon("warning"), share) if stats.is_unhealthy else share
 
-    @admin.display(description="p95")
-    def p95(self, app: Any) -> str:
-        """Return the time within which 95% of the latest requests were answered."""
-        stats = app.health.stats
-        return milliseconds(stats.p95) if stats else ""
-
-    @admin.display(description="last success", ordering=F("last_success").asc(nulls_first=True))
-    def last_success(self, app: Any) -> str:
-        """Return the time of the last success. Apps that never had one sort before the oldest."""
-        return ago(app.last_success) if app.last_success else ""
-
+    p95 = column("p95", lambda app: milliseconds(app.health.stats.p95) if app.health.stats else "")
+    """The time within which 95% of the latest requests were answered."""
+    last_success = column(
+        "last success",
+        lambda app: ago(app.last_success) if app.last_success else "",
+        ordering=F("last_success").asc(nulls_first=True),
+    )
+    """The time of the last success. Apps that never had one sort before the oldest."""
     last_day = column("last 24 hours", lambda app: sparkline(app.health.hours))
 
 

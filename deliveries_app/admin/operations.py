@@ -9,7 +9,6 @@ from django.core.paginator import Page, Paginator
 from django.db.models import Min, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern, reverse
-from django.utils.safestring import SafeString
 from django.views.decorators.http import require_POST
 
 from deliveries_app import actors, services
@@ -112,13 +111,11 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
     repositories = column("repositories", lambda operation: number(operation.total))
     outcome_summary = column("repositories by result", lambda operation: operation.outcomes.summary)
 
-    @admin.display(description="files")
-    def files(self, operation: Any) -> str:
-        return f"{number(operation.outcomes.files_done)} of {number(operation.outcomes.files_total)}"
-
-    @admin.display(description="result")
-    def state(self, operation: Any) -> SafeString:
-        return state_badge(operation.outcomes.result_of(operation))
+    files = column(
+        "files",
+        lambda operation: f"{number(operation.outcomes.files_done)} of {number(operation.outcomes.files_total)}",
+    )
+    state = column("result", lambda operation: state_badge(operation.outcomes.result_of(operation)))
 
     def page_context(self, request: HttpRequest, operation: BulkOperation) -> dict[str, Any]:
         """Return the operation's progress, its fields, and its repositories, all or those with one outcome."""
