@@ -184,7 +184,6 @@ class ResyncForm(ReasonForm):
     def __init__(self, data: QueryDict | None, *, repositories: int, apps: int) -> None:
         super().__init__(data, repositories=repositories, apps=apps)
         self._repositories = repositories
-        self.is_large = apps > MANY_APPS or repositories > MANY_REPOSITORIES
         self.fields["number"].label = f"Type {repositories:,} to confirm"
         if repositories == 1:
             del self.fields["canary"], self.fields["pace"]
@@ -192,7 +191,7 @@ class ResyncForm(ReasonForm):
             what = "one repository per app" if apps > 1 else "one repository"
             self.fields["canary"].initial = apps > 1
             self.fields["canary"].label = f"Canary: sync {what} first, then the rest if it succeeds"
-        if not self.is_large:
+        if apps <= MANY_APPS and repositories <= MANY_REPOSITORIES:
             del self.fields["number"]
 
     def clean_number(self) -> str:

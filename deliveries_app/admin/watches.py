@@ -70,7 +70,7 @@ class LiveChangeList(ChangeList):
 
     @property
     def live_query(self) -> str:
-        return live_query(list(self.result_list))
+        return live_query(self.result_list)
 
 
 @admin.register(AppRepository)
