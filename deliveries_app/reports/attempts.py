@@ -36,11 +36,10 @@ class Attempts:
         return len(self.listed) == ATTEMPTS_PER_PATH
 
 
-def of_path(user: User | AnonymousUser, watch: AppRepository, path: str | bytes, row: Delivery | None) -> Attempts:
+def of_path(user: User | AnonymousUser, watch: AppRepository, path: str, row: Delivery | None) -> Attempts:
     """Return the attempts at a path, whose delivery is `row`, with their bodies if the user can view them. Two queries."""
     shows_payloads = user.has_perm(Permission.VIEW_PAYLOADS)
-    digest = path_digest(path.encode() if isinstance(path, str) else path)
-    rows = DeliveryAttempt.objects.filter(watch=watch, path_digest=digest).order_by("-pk")[:ATTEMPTS_PER_PATH]
+    rows = DeliveryAttempt.objects.filter(watch=watch, path_digest=path_digest(path.encode()))[:ATTEMPTS_PER_PATH]
     failed = list(rows if shows_payloads else rows.defer("request_body", "response_body"))
     run_ids = {attempt.run_id for attempt in failed if attempt.run_id}
     run_pks = dict(SyncRun.objects.filter(run_id__in=run_ids).order_by().values_list("run_id", "pk"))
