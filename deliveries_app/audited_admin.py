@@ -27,6 +27,8 @@ from docora.web.paginators import BoundedPaginator
 from repositories_app.models import Repository
 
 PER_PAGE = 50
+_ACCOUNTS: dict[type[Model], str] = {get_user_model(): "user", Group: "group"}
+"""Models of accounts → the first part of the names of their actions."""
 _SHOWN = {
     "username", "first_name", "last_name", "email", "is_active", "is_staff", "is_superuser", "groups",
     "user_permissions", "last_login", "date_joined", "name", "permissions",
@@ -53,12 +55,8 @@ class AuditedAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # not generic a
         text = LogEntry(change_message=json.dumps(super().construct_change_message(request, form, formsets, add)))
         names = list(form.changed_data)
         is_password = bool(names) and all("password" in name for name in names)
-        changes = _changes_of(form, names, _SHOWN if self._is_account else frozenset(), add=add)
+        changes = _changes_of(form, names, _SHOWN if self.model in _ACCOUNTS else frozenset(), add=add)
         return FormChanges(text.get_change_message(), changes, is_password and not add)
-
-    @property
-    def _is_account(self) -> bool:
-        return self.model in {get_user_model(), Group}
 
     def log_addition(self, request: HttpRequest, obj: Model, message: Any) -> Any:
         self._record(request, [obj], "added", message)
@@ -87,8 +85,7 @@ class AuditedAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # not generic a
         # No class-level default: this class comes first in the MRO, so it would override the model admin's own value.
         if getattr(self, "audited_by_services", False):
             return
-        kind = "other" if not self._is_account else "group" if self.model is Group else "user"
-        action = AuditAction(f"{kind}.{verb}")
+        action = AuditAction(f"{_ACCOUNTS.get(self.model, 'other')}.{verb}")
         changes = audit.NOTHING
         if isinstance(message, FormChanges):
             changes = message.changes
