@@ -127,8 +127,8 @@ def read_queue() -> QueueView:
     queued = {pk: job.queue for job in jobs if (pk := _watch_of(job))}
     # Read before the running ones: a watch that starts between the queries is then listed as running.
     due = _watches().free().filter(next_sync_at__lte=Now())
-    position = {pk: number for number, pk in enumerate(queued)}
-    with_job = sorted(due.filter(pk__in=queued), key=lambda watch: position[watch.pk])
+    found = due.in_bulk(list(queued))
+    with_job = [found[pk] for pk in queued if pk in found]
     without_job = list(due.exclude(pk__in=queued).order_by("next_sync_at", "pk")[: max(0, SHOWN - len(with_job))])
     lease_left = ExpressionWrapper(F("lease_until") - Now(), output_field=DurationField())  # by the database's clock
     running = list(_watches().leased().annotate(lease_left=lease_left).order_by("next_sync_at", "pk")[:SHOWN])
