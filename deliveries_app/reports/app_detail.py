@@ -6,7 +6,7 @@ from typing import Any
 
 from django.contrib.auth.models import AnonymousUser, User
 from django.core.paginator import Page, Paginator
-from django.db.models import F, Q
+from django.db.models import F
 from django.http import QueryDict
 from django.urls import reverse
 
@@ -17,6 +17,7 @@ from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
 from deliveries_app.progress.live import Progress
 from deliveries_app.reports import endpoints, failing_files
+from deliveries_app.reports.history import containing
 from deliveries_app.reports.next_attempt import NextAttempt, next_attempt_of
 from docora.text import counted
 
@@ -64,7 +65,7 @@ class TableQuery:
     def apply(self, watches: AppRepositoryQuerySet) -> AppRepositoryQuerySet:
         if self.search:
             columns = ("repository__owner", "repository__name", "repository__canonical_url", "github_url")
-            watches = watches.filter(Q(*((f"{column}__icontains", self.search) for column in columns), _connector=Q.OR))
+            watches = watches.filter(containing(self.search, *columns))
         if self.status == "failing":
             watches = watches.failing()
         elif self.status:

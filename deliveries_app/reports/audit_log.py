@@ -9,7 +9,7 @@ from django.urls import reverse
 
 from deliveries_app.models import App, AppRepository, AuditAction, AuditEntry, BulkOperation, SyncRun
 from deliveries_app.permissions import Permission
-from deliveries_app.reports.history import Search
+from deliveries_app.reports.history import Search, containing
 from docora.http.addresses import is_address
 from repositories_app.models import Repository
 
@@ -23,11 +23,7 @@ def search(term: str) -> Search:
             return Search(Q(**{column: term}))
     if is_address(term):
         return Search(Q(address=term))
-    parts = ("message", "subject", "reason", "actor", "address")
-    condition = Q()
-    for part in parts:
-        condition |= Q(**{f"{part}__icontains": term})
-    return Search(condition, in_window=True)
+    return Search(containing(term, "message", "subject", "reason", "actor", "address"), in_window=True)
 
 
 def action_named(text: str) -> str | None:

@@ -40,6 +40,11 @@ class Search:
     in_window: bool = False
 
 
+def containing(text: str, *columns: str) -> Q:
+    """Match rows that have this text in any of the columns, ignoring case."""
+    return Q(*((f"{column}__icontains", text) for column in columns), _connector=Q.OR)
+
+
 def window_start[M: Model](rows: QuerySet[M], until: datetime | None) -> datetime | None:
     """Return the start of the window that ends at `until` (None: now), or None if the window holds every row."""
     before = rows.filter(created_at__lt=until) if until else rows
@@ -53,12 +58,12 @@ def search_runs(term: str) -> Search:
         return Search(Q(run_id=term))
     if term.startswith("bulk_"):
         return Search(Q(operation__operation_id=term))
-    named = Q(app_name__icontains=term) | Q(repository_name__icontains=term)
+    named = containing(term, "app_name", "repository_name")
     owner, slash, name = term.rpartition("/")  # an owner may contain slashes
-    repository = Q(repository__owner__icontains=term) | Q(repository__name__icontains=term)
+    of_watch = containing(term, "app__name", "repository__owner", "repository__name")
     if slash:
-        repository |= Q(repository__owner__iendswith=owner, repository__name__istartswith=name)
-    with_name = AppRepository.objects.filter(Q(app__name__icontains=term) | repository).order_by()
+        of_watch |= Q(repository__owner__iendswith=owner, repository__name__istartswith=name)
+    with_name = AppRepository.objects.filter(of_watch).order_by()
     watches = list(with_name.values_list("pk", flat=True)[: MAX_WATCHES + 1])
     if len(watches) > MAX_WATCHES:
         return Search(named, in_window=True)
@@ -75,7 +80,7 @@ def search_operations(term: str) -> Search:
     """Search by operation id, or part of its title or requester."""
     if term.startswith("bulk_"):
         return Search(Q(operation_id=term))
-    return Search(Q(title__icontains=term) | Q(requested_by__icontains=term), in_window=True)
+    return Search(containing(term, "title", "requested_by"), in_window=True)
 
 
 def operations_for(apps: Sequence[int]) -> Q:
