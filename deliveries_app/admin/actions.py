@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from django.contrib import messages
 from django.core.exceptions import PermissionDenied
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse
@@ -155,7 +154,7 @@ class BulkAdmin[M: Model](ConfirmingAdmin[M]):
         back = next_url(request, self.list_url)
         impact = action.impact(watches)
         if impact.watches == 0:
-            return self.redirect_with_message(request, back, action.empty_message, messages.WARNING)
+            return self.redirect_with_warning(request, back, action.empty_message)
         scope = self.scope_of(request, rows) if impact.watches > 1 else Scope()
         pks = list(chosen.values_list("pk", flat=True))
         data = request.POST if is_confirmed(request) else None

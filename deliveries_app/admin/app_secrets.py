@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 from django.conf import settings
-from django.contrib import messages
 from django.core.exceptions import ValidationError
 from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern, reverse
@@ -152,4 +151,4 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
         return self.render_confirmation(request, app, change.title, paragraphs=change.paragraphs, back=back)
 
     def _warn(self, request: HttpRequest, app: App, message: object) -> HttpResponse:
-        return self.redirect_with_message(request, self.settings_page_of(app), message, messages.WARNING)
+        return self.redirect_with_warning(request, self.settings_page_of(app), message)

@@ -193,7 +193,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, RemovalAdmin[App]):
         try:
             count = len(services.check_app(Actor.of_request(request), app))
         except services.NotCheckable as error:
-            return self.redirect_with_message(request, self.page_of(app), error, messages.WARNING)
+            return self.redirect_with_warning(request, self.page_of(app), error)
         checks = f"{reverse('admin:deliveries_app_driftcheck_changelist')}?watch__app={app.pk}"
         message = f"Check of {counted(count, 'repository', 'repositories')} requested."
         return self.redirect_with_message(request, checks, message)
@@ -228,7 +228,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, RemovalAdmin[App]):
         message = f"{app.name} doesn't watch a repository named “{name}”."
         if found:
             message = f"{app.name} watches several repositories named {name}. Enter the URL of one of them."
-        return self.redirect_with_message(request, self.page_of(app), message, messages.WARNING)
+        return self.redirect_with_warning(request, self.page_of(app), message)
 
     def get_urls(self) -> list[URLPattern]:
         settings = self.admin_site.admin_view(self.settings_view)

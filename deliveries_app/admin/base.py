@@ -200,6 +200,9 @@ class DocoraAdmin[M: Model](PlainLists[M]):
         self.message_user(request, str(message), level)
         return HttpResponseRedirect(url)
 
+    def redirect_with_warning(self, request: HttpRequest, url: str, message: object) -> HttpResponseRedirect:
+        return self.redirect_with_message(request, url, message, messages.WARNING)
+
     def render_page(self, request: HttpRequest, template: str, title: str, **context: Any) -> TemplateResponse:
         """Render a template that extends `docora/page.html` or `admin/base_site.html`."""
         frame = {**self.admin_site.each_context(request), "title": title, "opts": self.opts}

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from django import forms
-from django.contrib import admin, messages
+from django.contrib import admin
 from django.contrib.admin import helpers
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.views.main import PAGE_VAR
@@ -70,7 +70,7 @@ class ConfirmingAdmin[M: Model](DocoraAdmin[M]):
         rows_differ = _has_grown(request, "selection_rows", len(pks)) if rows_vary else digest != _digest(pks)
         if not digest or not (rows_differ or _has_grown(request, "selection_files", files)):
             return None
-        return self.redirect_with_message(request, request.get_full_path(), CHANGED, messages.WARNING)
+        return self.redirect_with_warning(request, request.get_full_path(), CHANGED)
 
     def start_operation(
         self,
@@ -86,7 +86,7 @@ class ConfirmingAdmin[M: Model](DocoraAdmin[M]):
         try:
             operation = run(Actor.of_request(request))
         except (NotFound, NotFailed) as error:
-            return self.redirect_with_message(request, back, f"{error}.", messages.WARNING)
+            return self.redirect_with_warning(request, back, f"{error}.")
         page = reverse("admin:deliveries_app_bulkoperation_change", args=[operation.pk])
         return self.redirect_with_message(request, page, describe(operation))
 

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from django.contrib import admin, messages
+from django.contrib import admin
 from django.core.exceptions import PermissionDenied
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse
@@ -104,13 +104,13 @@ class DeliveryAdmin(ConfirmingAdmin[Delivery], ReadOnlyAdmin[Delivery]):
         impact = resend_impact_of(self.selected(request))
         back = next_url(request, self.list_url)
         if not impact.files:
-            return self.redirect_with_message(request, back, "The selection has no files to resend.", messages.WARNING)
+            return self.redirect_with_warning(request, back, "The selection has no files to resend.")
         if impact.files > MAX_RESENT_AT_ONCE:
             message = (
                 f"The selection has more than {MAX_RESENT_AT_ONCE:,} files, the most that can be resent at once. Narrow it, or "
                 "re-sync the repositories: a re-sync sends all of their files."
             )
-            return self.redirect_with_message(request, back, message, messages.WARNING)
+            return self.redirect_with_warning(request, back, message)
         deliveries, files = impact.deliveries, counted(impact.files, "file", "files")
         data = request.POST if is_confirmed(request) else None
         form = ReasonForm(data, repositories=impact.watches, apps=impact.apps)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from django.contrib import admin, messages
+from django.contrib import admin
 from django.contrib.admin.views.main import ChangeList
 from django.core.paginator import Paginator
 from django.db.models import Q, QuerySet
@@ -108,20 +108,20 @@ class DriftCheckAdmin(ReadOnlyAdmin[DriftCheck]):
         if cancelled:
             return self.redirect_with_message(request, self.page_of(check), "Check cancelled.")
         message = "The check had already ended."
-        return self.redirect_with_message(request, self.page_of(check), message, messages.WARNING)
+        return self.redirect_with_warning(request, self.page_of(check), message)
 
     def send(self, request: HttpRequest, check: DriftCheck) -> HttpResponse:
         """GET says what will be sent; POST sends it."""
         if not check.can_send:
             message = "These differences have already been sent." if check.sent_at else "There is nothing to send."
-            return self.redirect_with_message(request, self.page_of(check), message, messages.WARNING)
+            return self.redirect_with_warning(request, self.page_of(check), message)
         if request.method != "POST":
             return self.render_confirmation(request, check, send_label(check), paragraphs=list(_consequences(check)))
         page = self.page_of(check)
         try:
             sent = services.send_differences(Actor.of_request(request), check)
         except (services.NothingToSend, services.NotFound) as error:
-            return self.redirect_with_message(request, page, error, messages.WARNING)
+            return self.redirect_with_warning(request, page, error)
         parts = [f"Sending {counted(sent.files, 'file', 'files')}"] if sent.files else []
         parts += [f"deleting {counted(sent.deletes, 'extra file', 'extra files')}"] if sent.deletes else []
         message = f"{' and '.join(parts).capitalize()}."

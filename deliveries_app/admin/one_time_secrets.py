@@ -6,7 +6,6 @@ encrypted in the session and redirects to a GET that shows them.
 
 from typing import Any
 
-from django.contrib import messages
 from django.db.models import Model
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern, path, reverse
@@ -49,7 +48,7 @@ class OneTimeSecretsAdmin[M: Model](DocoraAdmin[M]):
             owner = self.get_object(request, str(stored["pk"]))
         if owner is None:
             message = "There is nothing to show: credentials are shown only once. Rotating creates new ones."
-            return self.redirect_with_message(request, self.list_url, message, messages.WARNING)
+            return self.redirect_with_warning(request, self.list_url, message)
         context = {
             "original": owner,
             "kind": stored["kind"],

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from django.contrib import admin, messages
+from django.contrib import admin
 from django.core.paginator import Page, Paginator
 from django.db.models import Min, QuerySet
 from django.http import HttpRequest, HttpResponse
@@ -103,7 +103,7 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
         """Redirect with a message: `done` and the `count` of repositories, or `nothing` if there are none."""
         page = next_url(request, self.page_of(operation))
         if not count:
-            return self.redirect_with_message(request, page, nothing, messages.WARNING)
+            return self.redirect_with_warning(request, page, nothing)
         message = f"{done} {counted(count, 'repository', 'repositories')}."
         return self.redirect_with_message(request, page, message)
 

@@ -6,7 +6,7 @@
 from typing import Any
 
 from django.conf import settings
-from django.contrib import admin, messages
+from django.contrib import admin
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern, path
@@ -86,4 +86,4 @@ class QueueAdmin(ReadOnlyAdmin[Queue]):
             message += " Its check for differences stays queued." if has_check else ""
             return self.redirect_with_message(request, self.list_url, message)
         message = f"There is no sync of {watch} to cancel." if watch else "This repository is no longer watched."
-        return self.redirect_with_message(request, self.list_url, message, messages.WARNING)
+        return self.redirect_with_warning(request, self.list_url, message)

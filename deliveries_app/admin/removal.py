@@ -80,7 +80,7 @@ class RemovalAdmin[M: Model](BulkAdmin[M]):
             return again or self._remove(request, rows, back, only)
         if not pks:
             message = f"There are no {labels.plural} in this selection."
-            return self.redirect_with_message(request, back, message, messages.WARNING)
+            return self.redirect_with_warning(request, back, message)
         names = [str(row) for row in rows.order_by(*(self.opts.ordering or ()))[:SAMPLE]]
         context = {
             **selection_context(selected, removal.files),

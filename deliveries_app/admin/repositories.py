@@ -65,7 +65,7 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
         """Reset one circuit, from the page of the repository or of one of its watches."""
         page = next_url(request, self.page_of(repository))
         if not (repository.consecutive_failures or repository.circuit_open_until):
-            return self.redirect_with_message(request, page, "The circuit is already closed.", messages.WARNING)
+            return self.redirect_with_warning(request, page, "The circuit is already closed.")
         number = reset_circuits(Actor.of_request(request), [repository])
         queued = f" Retry queued for {counted(number, 'app', 'apps')}." if number else ""
         return self.redirect_with_message(request, page, f"Circuit reset.{queued}")

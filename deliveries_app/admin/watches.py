@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 from django.conf import settings
-from django.contrib import admin, messages
+from django.contrib import admin
 from django.contrib.admin.views.main import ChangeList
 from django.contrib.auth.models import AnonymousUser, User
 from django.core.exceptions import PermissionDenied
@@ -133,14 +133,14 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
         try:
             services.retry_single(Actor.of_request(request), watch)
         except services.NotFailed:
-            return self.redirect_with_message(request, page, f"{watch} is no longer failing.", messages.WARNING)
+            return self.redirect_with_warning(request, page, f"{watch} is no longer failing.")
         message = f"Retry queued for {watch}. Only unacknowledged files are sent.{widgets.waits(watch, 'retry')}"
         return self.redirect_with_message(request, page, message)
 
     def cancel_one(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         page = next_url(request, self.page_of(watch))
         if not services.cancel_request(Actor.of_request(request), watch):
-            return self.redirect_with_message(request, page, "There is nothing to cancel.", messages.WARNING)
+            return self.redirect_with_warning(request, page, "There is nothing to cancel.")
         run = watch.runs.filter(outcome=Outcome.CANCELLED).latest("ended_at", "pk")
         message = _RESEND_CANCELLED if run.is_resend else _CANCELLED[Reason(run.reason)]
         wait = format_seconds(settings.RESCAN_INTERVAL_SECONDS)
@@ -151,7 +151,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
         try:
             check = services.check_watch(Actor.of_request(request), watch)
         except services.NotCheckable as error:
-            return self.redirect_with_message(request, self.page_of(watch), error, messages.WARNING)
+            return self.redirect_with_warning(request, self.page_of(watch), error)
         return HttpResponseRedirect(reverse("admin:deliveries_app_driftcheck_change", args=[check.pk]))
 
     def resend_one(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
@@ -163,7 +163,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
             files = 0
         if not files:
             message = f"{watch.app.name} holds no such file, so there is nothing to resend: {visible(path)}"
-            return self.redirect_with_message(request, page, message, messages.WARNING)
+            return self.redirect_with_warning(request, page, message)
         message = f"Resend queued for {visible(path)}.{widgets.waits(watch, 'resend')}"
         return self.redirect_with_message(request, page, message)
 
