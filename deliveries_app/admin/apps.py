@@ -249,15 +249,13 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, RemovalAdmin[App]):
         self._warn_if_unreachable(request, app)
         if not AppRepository.objects.alive().filter(app=app).exists():
             return default
-        if not self.has_resync_permission(request):
-            message = (
-                "The new endpoint may not have the files yet. "
-                "Ask a user with the re-sync permission to re-sync all repositories."
-            )
-            self.message_user(request, message, messages.WARNING)
+        can_resync = self.has_resync_permission(request)
+        advice = "Ask a user with the re-sync permission to re-sync all repositories."
+        if can_resync:
+            advice = "Re-sync all repositories now or later."
+        self.message_user(request, f"The new endpoint may not have the files yet. {advice}", messages.WARNING)
+        if not can_resync:
             return default
-        message = "The new endpoint may not have the files yet. Re-sync all repositories now or later."
-        self.message_user(request, message, messages.WARNING)
         query = urlencode({"ids": app.pk, "next": self.page_of(app)})
         return HttpResponseRedirect(f"{reverse(f'admin:{self.url_name("force_resync")}')}?{query}")
 
