@@ -48,6 +48,12 @@ def icon(name: str) -> SafeString:
 
 
 @register.simple_tag
+def progress_bar(percent: int, what: object) -> SafeString:
+    """Render a bar that screen readers call `Progress of …`."""
+    return format_html('<progress max="100" value="{0}" aria-label="Progress of {1}">{0}%</progress>', percent, what)
+
+
+@register.simple_tag
 def badge(style: str, label: str) -> SafeString:
     """Render a state or an outcome as colour, icon and label. `style` is a key of `_STYLES`; others are neutral."""
     colour, name = _STYLES.get(style, ("neutral", "dot"))
