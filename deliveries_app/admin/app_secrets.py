@@ -101,7 +101,7 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
             *super().get_urls(),
         ]
 
-    def secrets_context(self, request: HttpRequest, owner: App) -> dict[str, Any]:
+    def secrets_context(self, owner: App) -> dict[str, Any]:
         has_old_token = tokens.live_tokens(owner).count() > 1
         return {"app": owner, "public_url": settings.PUBLIC_URL, "has_old_token": has_old_token}
 

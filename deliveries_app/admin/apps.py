@@ -144,7 +144,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, RemovalAdmin[App]):
     def settings_view(self, request: HttpRequest, object_id: str | int) -> HttpResponse:
         """Render Django's form for the app, with its tokens and the button to delete it."""
         app = self.get_object(request, str(object_id))
-        context = self._settings_context(request, app) if app is not None else {}
+        context = _settings_context(app) if app is not None else {}
         name_before, url_before = (app.name, app.base_url) if app is not None else ("", "")
         response = self.changeform_view(request, str(object_id), "", context)
         if request.method == "POST" and response.status_code == 302:  # committed, or the app is being removed
@@ -270,15 +270,6 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, RemovalAdmin[App]):
             "only_name": names[0] if len(names) == 1 else "",
         }
 
-    def _settings_context(self, request: HttpRequest, app: App) -> dict[str, Any]:
-        now, tokens = timezone.now(), list(app.tokens.all()[:TOKENS_SHOWN])
-        return {
-            "app": app,
-            "now": now,
-            "tokens": tokens,
-            "old_tokens": sum(token.expires_at is not None and token.expires_at > now for token in tokens),
-        }
-
     def endpoint(self, request: HttpRequest, app: App) -> HttpResponse:
         """Show the health of the endpoint, hour by hour."""
         period = request.GET.get("period", "")
@@ -305,6 +296,16 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, RemovalAdmin[App]):
     def remove(self, actor: Actor, rows: Sequence[App]) -> None:
         for app in rows:
             services.delete_app(actor, app)
+
+
+def _settings_context(app: App) -> dict[str, Any]:
+    now, tokens = timezone.now(), list(app.tokens.all()[:TOKENS_SHOWN])
+    return {
+        "app": app,
+        "now": now,
+        "tokens": tokens,
+        "old_tokens": sum(token.expires_at is not None and token.expires_at > now for token in tokens),
+    }
 
 
 def _find_watches(app: App, name: str) -> list[AppRepository]:

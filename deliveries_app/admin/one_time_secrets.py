@@ -29,7 +29,7 @@ class OneTimeSecretsAdmin[M: Model](DocoraAdmin[M]):
         view = self.admin_site.admin_view(never_cache(require_GET(self.show_secrets)))
         return [path("secrets/", view, name=self.url_name("secrets")), *super().get_urls()]
 
-    def secrets_context(self, request: HttpRequest, owner: M) -> dict[str, Any]:
+    def secrets_context(self, owner: M) -> dict[str, Any]:
         """Return what the template needs in addition to the secrets."""
         return {}
 
@@ -53,7 +53,7 @@ class OneTimeSecretsAdmin[M: Model](DocoraAdmin[M]):
             "original": owner,
             "kind": stored["kind"],
             "back": self.page_of(owner),
-            **self.secrets_context(request, owner),
+            **self.secrets_context(owner),
             **{name: decrypt(value) for name, value in stored["secrets"].items()},
         }
         title = self.secrets_titles[stored["kind"]].format(owner)

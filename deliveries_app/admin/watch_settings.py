@@ -59,7 +59,7 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
             *super().get_urls(),
         ]
 
-    def secrets_context(self, request: HttpRequest, owner: AppRepository) -> dict[str, Any]:
+    def secrets_context(self, owner: AppRepository) -> dict[str, Any]:
         return {"hook_url": hook_url(owner)}
 
     def replace_token(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
