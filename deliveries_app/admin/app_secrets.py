@@ -9,7 +9,7 @@ from typing import Any
 from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.http import HttpRequest, HttpResponse
-from django.urls import URLPattern, reverse
+from django.urls import URLPattern
 
 from deliveries_app.actors import Actor
 from deliveries_app.admin.forms import RotateKeyForm, RotateTokenForm, add_service_error, post_data
@@ -106,7 +106,7 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
         return {"app": owner, "public_url": settings.PUBLIC_URL, "has_old_token": has_old_token}
 
     def settings_page_of(self, app: App) -> str:
-        return reverse(f"admin:{self.url_name('settings')}", args=[app.pk])
+        return self.url_of("settings", app)
 
     def rotate_token(self, request: HttpRequest, app: App) -> HttpResponse:
         form = RotateTokenForm(post_data(request))

@@ -212,7 +212,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, RemovalAdmin[App]):
                 return render(request, "docora/preflight.html#pinged", context)
             sent = {"app": app.pk, "at": timezone.now().isoformat(), "both_keys": app.is_rotating_key}
             request.session[_LAST_PING] = sent | asdict(ping)
-            return HttpResponseRedirect(reverse(f"admin:{self.url_name('ping')}", args=[app.pk]))
+            return HttpResponseRedirect(self.url_of("ping", app))
         last: dict[str, Any] = request.session.get(_LAST_PING) or {}
         shown = last | {"at": parse_datetime(last["at"])} if last.get("app") == app.pk else None
         context = {"original": app, "app": app, "ping": shown, "back": self.page_of(app)}
@@ -257,7 +257,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, RemovalAdmin[App]):
         if not can_resync:
             return default
         query = urlencode({"ids": app.pk, "next": self.page_of(app)})
-        return HttpResponseRedirect(f"{reverse(f'admin:{self.url_name("force_resync")}')}?{query}")
+        return HttpResponseRedirect(f"{self.url_of(RESYNC.slug)}?{query}")
 
     def page_context(self, request: HttpRequest, app: App) -> dict[str, Any]:
         """Return the context of the page: the part that refreshes, the boxes of running operations, and the rest."""

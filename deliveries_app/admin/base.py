@@ -181,13 +181,17 @@ class DocoraAdmin[M: Model](PlainLists[M]):
     def url_name(self, view: str) -> str:
         return f"{self.opts.app_label}_{self.opts.model_name}_{view.replace('-', '_')}"
 
+    def url_of(self, view: str, row: Model | None = None) -> str:
+        """Return the URL of one of this model admin's views."""
+        return reverse(f"admin:{self.url_name(view)}", args=[row.pk] if row else [])
+
     def page_of(self, obj: Model) -> str:
         """Return the URL of the row's change page."""
-        return reverse(f"admin:{self.url_name('change')}", args=[obj.pk])
+        return self.url_of("change", obj)
 
     @property
     def list_url(self) -> str:
-        return reverse(f"admin:{self.url_name('changelist')}")
+        return self.url_of("changelist")
 
     def redirect_missing(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Redirect to the overview with a message that there is no row with this id."""

@@ -100,8 +100,7 @@ def confirmed_action(slug: str, permission: str, description: str, plural: str) 
 
     @admin.action(permissions=[permission], description=description, description_plural=plural)
     def redirect(model_admin: Any, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse:
-        url = reverse(f"admin:{model_admin.url_name(slug)}")
-        return HttpResponseRedirect(f"{url}?{_query_of_selection(request)}")
+        return HttpResponseRedirect(f"{model_admin.url_of(slug)}?{_query_of_selection(request)}")
 
     return redirect
 

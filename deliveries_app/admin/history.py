@@ -10,7 +10,7 @@ from django.contrib.admin.views.main import ERROR_FLAG, ChangeList
 from django.core.exceptions import PermissionDenied
 from django.db.models import Model, Q, QuerySet
 from django.http import HttpRequest, HttpResponseBase, HttpResponseRedirect
-from django.urls import URLPattern, path, reverse
+from django.urls import URLPattern, path
 from django.views.decorators.http import require_safe
 
 from deliveries_app.admin.base import ReadOnlyAdmin, column
@@ -80,7 +80,7 @@ class HistoryAdmin[M: Model](ReadOnlyAdmin[M]):
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
         context = {
-            "export": reverse(f"admin:{self.url_name('export')}") if self.has_export_permission(request) else "",
+            "export": self.url_of("export") if self.has_export_permission(request) else "",
             "related_link": self.related_link(request),
             "empty_text": self.empty_text,
             **(extra_context or {}),

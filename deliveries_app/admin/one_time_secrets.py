@@ -8,7 +8,7 @@ from typing import Any
 
 from django.db.models import Model
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.urls import URLPattern, path, reverse
+from django.urls import URLPattern, path
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET
 
@@ -37,7 +37,7 @@ class OneTimeSecretsAdmin[M: Model](DocoraAdmin[M]):
         """Store the secrets and redirect to the page that shows them. This drops earlier ones that were never shown."""
         encrypted = {name: encrypt(value) for name, value in secrets.items()}
         request.session[_SESSION_KEY] = {"kind": kind, "pk": owner.pk, "secrets": encrypted}
-        return HttpResponseRedirect(reverse(f"admin:{self.url_name('secrets')}"))
+        return HttpResponseRedirect(self.url_of("secrets"))
 
     def show_secrets(self, request: HttpRequest) -> HttpResponse:
         """Show the secrets that this session has just created, once."""
