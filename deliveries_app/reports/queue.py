@@ -40,7 +40,7 @@ _OTHER_JOBS = {
 class Line:
     """A running or waiting watch, with its open run. `message` says why it waits, or what happened to its worker.
 
-    `check` is its open check for differences, which is what it is due for unless there is something to send.
+    `check` is its open check for differences. If there is nothing to send, the watch is due only because of it.
     """
 
     watch: AppRepository
