@@ -92,9 +92,9 @@ def format_share(share: float) -> str:
     return f"{f'{100 * share:.1f}'.removesuffix('.0')}%"
 
 
-def counted(count: int, singular: str, plural: str) -> str:
-    """Format a number with its noun: `1 repository`, `3,000 repositories`."""
-    return f"{count:,} {singular if count == 1 else plural}"
+def counted(count: int, singular: str, plural: str = "") -> str:
+    """Format a number with its noun: `1 repository`, `3,000 repositories`. The default plural adds an s."""
+    return f"{count:,} {singular if count == 1 else plural or f'{singular}s'}"
 
 
 def new_id(prefix: str, hex_digits: int = 24) -> str:

@@ -103,8 +103,8 @@ class AppHealthAdmin(BulkAdmin[App]):
 def sparkline(hours: Sequence[tuple[int, int]]) -> SafeString:
     """Return the bars of the last hours (delivered files, failed attempts) as SVG, with the totals as text."""
     delivered, failed = (sum(part) for part in zip(*hours, strict=True))
-    text = f"{counted(delivered, 'file', 'files')} delivered" if delivered else "Nothing delivered"
-    text += f", {counted(failed, 'failed attempt', 'failed attempts')}" if failed else ""
+    text = f"{counted(delivered, 'file')} delivered" if delivered else "Nothing delivered"
+    text += f", {counted(failed, 'failed attempt')}" if failed else ""
     width = HOURS * SPARK_WIDTH
     good, bad = chart.sparkline(hours)
     return format_html(

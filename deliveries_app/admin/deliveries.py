@@ -111,7 +111,7 @@ class DeliveryAdmin(ConfirmingAdmin[Delivery], ReadOnlyAdmin[Delivery]):
                 "re-sync the repositories: a re-sync sends all of their files."
             )
             return self.redirect_with_warning(request, back, message)
-        deliveries, files = impact.deliveries, counted(impact.files, "file", "files")
+        deliveries, files = impact.deliveries, counted(impact.files, "file")
         data = request.POST if is_confirmed(request) else None
         form = ReasonForm(data, repositories=impact.watches, apps=impact.apps)
         if form.is_bound:

@@ -122,11 +122,11 @@ class DriftCheckAdmin(ReadOnlyAdmin[DriftCheck]):
             sent = services.send_differences(Actor.of_request(request), check)
         except (services.NothingToSend, services.NotFound) as error:
             return self.redirect_with_warning(request, page, error)
-        parts = [f"Sending {counted(sent.files, 'file', 'files')}"] if sent.files else []
-        parts += [f"deleting {counted(sent.deletes, 'extra file', 'extra files')}"] if sent.deletes else []
+        parts = [f"Sending {counted(sent.files, 'file')}"] if sent.files else []
+        parts += [f"deleting {counted(sent.deletes, 'extra file')}"] if sent.deletes else []
         message = f"{' and '.join(parts).capitalize()}."
         if sent.settled:
-            message += f" Skipped {counted(sent.settled, 'file', 'files')} that changed after the check."
+            message += f" Skipped {counted(sent.settled, 'file')} that changed after the check."
         message += widgets.waits(AppRepository.objects.with_state().for_list().get(pk=check.watch_id), "sync")
         return self.redirect_with_message(request, page, message)
 
@@ -142,7 +142,7 @@ def _consequences(check: DriftCheck) -> Iterator[str]:
     kinds = Counter(check.files.values_list("kind", flat=True))
     app, files = check.watch.app.name, kinds[DriftKind.MISSING] + kinds[DriftKind.DIFFERENT]
     if files:
-        yield f"{counted(files, 'file', 'files')} of {check.watch.repository} will be sent to {app} again."
+        yield f"{counted(files, 'file')} of {check.watch.repository} will be sent to {app} again."
     if extra := kinds[DriftKind.EXTRA]:
         surplus = counted(extra, "file that is", "files that are")
         yield f"{app} will get a delete for {surplus} not in the repository."

@@ -79,9 +79,7 @@ class GitHubAppAdmin(DocoraAdmin[GitHubApp]):
     def get_queryset(self, request: HttpRequest) -> QuerySet[GitHubApp]:
         return super().get_queryset(request).annotate(app_count=Count("apps", filter=Q(apps__ended_at=None)))
 
-    used_by = column(
-        "assigned to", lambda github_app: counted(int(github_app.app_count), "app", "apps"), ordering="app_count"
-    )
+    used_by = column("assigned to", lambda github_app: counted(int(github_app.app_count), "app"), ordering="app_count")
 
     def get_fields(self, request: HttpRequest, obj: GitHubApp | None = None) -> Any:
         """Leave the key out for users who can only view, because Django shows the values of read-only fields."""

@@ -67,7 +67,7 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
         if not (repository.consecutive_failures or repository.circuit_open_until):
             return self.redirect_with_warning(request, page, "The circuit is already closed.")
         number = reset_circuits(Actor.of_request(request), [repository])
-        queued = f" Retry queued for {counted(number, 'app', 'apps')}." if number else ""
+        queued = f" Retry queued for {counted(number, 'app')}." if number else ""
         return self.redirect_with_message(request, page, f"Circuit reset.{queued}")
 
     def get_urls(self) -> list[URLPattern]:

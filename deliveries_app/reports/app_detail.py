@@ -129,7 +129,7 @@ def failure(watch: AppRepository) -> str:
         return ""
     if watch.last_status_code is None:
         return watch.last_error
-    files = f" on {counted(watch.files_undelivered, 'file', 'files')}" if watch.files_undelivered else ""
+    files = f" on {counted(watch.files_undelivered, 'file')}" if watch.files_undelivered else ""
     return f"HTTP {watch.last_status_code}{files}"
 
 

@@ -21,9 +21,9 @@ STYLES = {
 def summary(check: DriftCheck) -> str:
     """Summarize the result, or what a queued check is waiting for. The watch of a queued check must be read `with_state`."""
     if check.state == DriftState.DIFFERS:
-        return f"{check.differences:,} of {counted(check.compared, 'file', 'files')} {'differs' if check.differences == 1 else 'differ'}"
+        return f"{check.differences:,} of {counted(check.compared, 'file')} {'differs' if check.differences == 1 else 'differ'}"
     if check.state == DriftState.EQUAL:
-        return f"{counted(check.compared, 'file', 'files')} compared"
+        return f"{counted(check.compared, 'file')} compared"
     if check.state == DriftState.CHECKING:
         return "Comparing the app's files…"
     if check.state == DriftState.QUEUED:

@@ -96,7 +96,7 @@ def removal_of(watches: AppRepositoryQuerySet) -> Removal:
     ids = watches.order_by().values("pk")
     records = Delivery.objects.filter(watch__in=ids).order_by()[: COUNTED_RECORDS + 1].count()
     is_exact = records <= COUNTED_RECORDS
-    records_text = counted(records if is_exact else max(records, files), "delivery record", "delivery records")
+    records_text = counted(records if is_exact else max(records, files), "delivery record")
     return Removal(
         watches=len(rows),
         pks=[pk for pk, *_ in rows],
