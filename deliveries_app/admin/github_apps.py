@@ -97,9 +97,8 @@ class GitHubAppAdmin(DocoraAdmin[GitHubApp]):
         github_apps.delete_github_app(Actor.of_request(request), obj)
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[GitHubApp]) -> None:
-        require_recent(request)
         for github_app in queryset:
-            github_apps.delete_github_app(Actor.of_request(request), github_app)
+            self.delete_model(request, github_app)
 
     def get_urls(self) -> list[URLPattern]:
         page = self.object_page("test", require_POST(self.test), Permission.CHANGE_GITHUB_APPS)
@@ -107,13 +106,14 @@ class GitHubAppAdmin(DocoraAdmin[GitHubApp]):
 
     def test(self, request: HttpRequest, github_app: GitHubApp) -> HttpResponse:
         """Ask GitHub where the app is installed, and show the answer."""
+        page = self.page_of(github_app)
         try:
             accounts = github_apps.list_installations(Actor.of_request(request), github_app)
         except (GitError, DecryptionError) as error:
-            return self.redirect_with_message(request, self.page_of(github_app), error, messages.ERROR)
-        message = "GitHub accepted the key. The app isn't installed on any account yet."
-        if accounts:
-            more = f" and {len(accounts) - SHOWN} more" if len(accounts) > SHOWN else ""
-            message = f"GitHub accepted the key. Installed on: {', '.join(accounts[:SHOWN])}{more}."
-        level = messages.SUCCESS if accounts else messages.WARNING
-        return self.redirect_with_message(request, self.page_of(github_app), message, level)
+            return self.redirect_with_message(request, page, error, messages.ERROR)
+        if not accounts:
+            message = "GitHub accepted the key. The app isn't installed on any account yet."
+            return self.redirect_with_warning(request, page, message)
+        more = f" and {len(accounts) - SHOWN} more" if len(accounts) > SHOWN else ""
+        message = f"GitHub accepted the key. Installed on: {', '.join(accounts[:SHOWN])}{more}."
+        return self.redirect_with_message(request, page, message)
