@@ -104,20 +104,19 @@ class DriftCheckAdmin(ReadOnlyAdmin[DriftCheck]):
         }
 
     def cancel(self, request: HttpRequest, check: DriftCheck) -> HttpResponse:
-        cancelled = services.cancel_check(Actor.of_request(request), check)
-        if cancelled:
-            return self.redirect_with_message(request, self.page_of(check), "Check cancelled.")
-        message = "The check had already ended."
-        return self.redirect_with_warning(request, self.page_of(check), message)
+        page = self.page_of(check)
+        if not services.cancel_check(Actor.of_request(request), check):
+            return self.redirect_with_warning(request, page, "The check had already ended.")
+        return self.redirect_with_message(request, page, "Check cancelled.")
 
     def send(self, request: HttpRequest, check: DriftCheck) -> HttpResponse:
         """GET says what will be sent; POST sends it."""
+        page = self.page_of(check)
         if not check.can_send:
             message = "These differences have already been sent." if check.sent_at else "There is nothing to send."
-            return self.redirect_with_warning(request, self.page_of(check), message)
+            return self.redirect_with_warning(request, page, message)
         if request.method != "POST":
             return self.render_confirmation(request, check, send_label(check), paragraphs=list(_consequences(check)))
-        page = self.page_of(check)
         try:
             sent = services.send_differences(Actor.of_request(request), check)
         except (services.NothingToSend, services.NotFound) as error:
