@@ -91,6 +91,7 @@ def of_user(user: User | AnonymousUser) -> Overview:
     can = user.has_perm
     counts = count_watches() if can(Permission.VIEW_WATCHES) or can(Permission.VIEW_QUEUE) else None
     watches = counts if can(Permission.VIEW_WATCHES) else None
+    sees_operations = can_view_operations(user)
     due = AppRepository.objects.due().free().for_list()
     apps = _apps() if can(Permission.VIEW_APPS) else None
     return Overview(
@@ -101,9 +102,7 @@ def of_user(user: User | AnonymousUser) -> Overview:
         circuits=count_open_circuits() if can(Permission.VIEW_REPOSITORIES) else None,
         queue=counts if can(Permission.VIEW_QUEUE) else None,
         day=traffic.of_last_day() if can(Permission.VIEW_DELIVERIES) else None,
-        running=_running(watches, operations=can_view_operations(user))
-        if watches or can_view_operations(user)
-        else None,
+        running=_running(watches, operations=sees_operations) if watches or sees_operations else None,
         failing=_failing() if watches else None,
         undelivered=alerts.undelivered(),
         checklist=checklist.of_user(user, apps, watches.watches) if apps and watches else None,
