@@ -220,9 +220,6 @@ def _recent_pace(watches: AppRepositoryQuerySet, apps: int) -> float | None:
     recent = sending.filter(created_at__gt=timezone.now() - timedelta(days=7)).order_by("-created_at")
     if apps <= _MAX_APPS_NAMED:  # literal keys lead to a good query plan even before ANALYZE
         recent = recent.filter(watch__app__in=list(watches.order_by().values_list("app", flat=True).distinct()))
-    files, seconds = 0, 0.0
-    for done, started, ended in recent.values_list("files_done", "started_at", "ended_at")[:_RECENT_RUNS]:
-        if started and ended:
-            files += done
-            seconds += (ended - started).total_seconds()
-    return files / seconds if seconds > 0 else None
+    sums = recent[:_RECENT_RUNS].aggregate(files=Sum("files_done"), time=Sum(F("ended_at") - F("started_at")))
+    seconds = sums["time"].total_seconds() if sums["time"] else 0.0
+    return sums["files"] / seconds if seconds > 0 else None

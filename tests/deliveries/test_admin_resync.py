@@ -7,7 +7,7 @@ from django.contrib.auth.models import User
 from django.test import Client
 from django.utils import timezone
 
-from deliveries_app.models import App, AppRepository, BulkOperation, Status, SyncRun
+from deliveries_app.models import App, AppRepository, BulkOperation, Outcome, Status, SyncRun
 from docora.redis import queues
 from tests.support.audit import by_users
 from tests.support.staff import make_watch, staff
@@ -37,6 +37,14 @@ def test_confirmation_of_one_row(operator: Client, watches) -> None:
     assert "100" in page.text
     assert generations() == [1, 1, 1]
     assert not SyncRun.objects.exists()
+
+
+def test_confirmation_estimates_the_time_from_recent_runs(operator: Client, watches) -> None:
+    now = timezone.now()
+    for files, seconds in ((10, 60), (20, 30)):
+        times = {"started_at": now - timedelta(seconds=seconds), "ended_at": now}
+        SyncRun.objects.create(watch=watches[0], generation=1, outcome=Outcome.SUCCEEDED, files_done=files, **times)
+    assert "At the recent rate, this takes about 5 min." in operator.get(f"{CONFIRM}?ids={watches[0].pk}").text
 
 
 def test_confirming_one_row_redirects_to_its_operation(
