@@ -145,9 +145,8 @@ class FailedSyncAdmin(BulkAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
 
     def selected(self, request: HttpRequest) -> QuerySet[Any]:
         """Include selected rows that no longer fail, so that their recovery does not require confirming again."""
-        rows = super().selected(request)
         if request.GET.get("all") == "1":
-            return rows
+            return super().selected(request)
         return FailedSync.objects.alive().filter(pk__in=parse_pks(request.GET.get("ids", "")))
 
     def scope_of(self, request: HttpRequest, queryset: QuerySet[FailedSync]) -> Scope:

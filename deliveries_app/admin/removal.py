@@ -73,7 +73,7 @@ class RemovalAdmin[M: Model](BulkAdmin[M]):
     def _confirm(self, request: HttpRequest, rows: QuerySet[M], only: M | None = None) -> HttpResponse:
         labels, removal = self.removal_labels, removal_of(self.watches_of(rows))
         pks = list(rows.order_by().values_list("pk", flat=True))
-        selected = [*pks, *(-pk for pk in removal.pks)]
+        selected = [*pks, *(-pk for pk in removal.pks)]  # negative, to tell watches from rows
         back = next_url(request, self.list_url)
         if is_confirmed(request):
             again = self.confirm_again(request, selected, removal.files)
