@@ -277,7 +277,7 @@ def _cell(name: str, pk: int, content: SafeString | str, *, refresh: bool) -> Sa
 
 def refreshed_cells(pks: Sequence[int], shown: CellOptions) -> tuple[list[SafeString], int]:
     """Return the current cells of these rows, and how many no longer fail. Rows that don't fail show only their status."""
-    watches = AppRepository.objects.alive().with_state().for_list().in_bulk(pks)
+    watches = AppRepository.objects.for_pages().in_bulk(pks)
     names = [name for name in _CELLS if name != "action" or shown.can_retry]
     cells, recovered = [], 0
     for pk in pks:

@@ -20,15 +20,7 @@ from deliveries_app.actors import can_view, can_view_operations
 from deliveries_app.admin import drift, failed, operations, watches
 from deliveries_app.admin.failed import CellOptions
 from deliveries_app.admin.filters import apps_named
-from deliveries_app.models import (
-    App,
-    AppRepository,
-    AppRepositoryQuerySet,
-    BulkOperation,
-    Delivery,
-    DriftCheck,
-    SyncRun,
-)
+from deliveries_app.models import App, AppRepository, BulkOperation, Delivery, DriftCheck, SyncRun
 from deliveries_app.models.apps import APP_SECRETS
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import app_detail, overview
@@ -134,7 +126,7 @@ def live_watches(request: HttpRequest) -> HttpResponse:
     one by one, so that checkboxes and focus are kept.
     """
     asked = row_ids(request)
-    listed = list(_watches().filter(pk__in=asked))
+    listed = list(AppRepository.objects.for_pages().filter(pk__in=asked))
     failing, page = set(row_ids(request, "failing")), polling_page(request)
     with_files = request.GET.get("files") == "1"
     changed = [watch for watch in listed if not watch.is_active or watch.is_failing != (watch.pk in failing)]
@@ -157,7 +149,7 @@ def watch_progress(request: HttpRequest, pk: int) -> HttpResponse:
     When the watch settles, its page refreshes the other parts too. The response for a run's page is its whole content once
     the run has ended.
     """
-    watch = get_object_or_404(_watches(), pk=pk)
+    watch = get_object_or_404(AppRepository.objects.for_pages(), pk=pk)
     context = {**watches.of_watch(watch), "polled": True, "here": polling_page(request)}
     progress = context["progress"]
     context["announces"] = progress is not None and request.GET.get("announced") != str(progress.tens)
@@ -173,7 +165,7 @@ def live_watch(request: HttpRequest, pk: int) -> HttpResponse:
 
     `active=1` says that the page shows the watch as active. Then the progress polls on its own, more often.
     """
-    watch = get_object_or_404(_watches(), pk=pk)
+    watch = get_object_or_404(AppRepository.objects.for_pages(), pk=pk)
     context = {**page_context_of(request, watch), "polls_progress": request.GET.get("active") == "1"}
     return _render(request, "admin/deliveries_app/apprepository/change_form.html#live", context)
 
@@ -191,10 +183,6 @@ def _run_progress(request: HttpRequest, watch: AppRepository, pk: str, context: 
 def _render(request: HttpRequest, template: str, context: dict[str, Any]) -> HttpResponse:
     """Render a fragment of a page with the pause banner, which links back to the page."""
     return render(request, template, {"here": polling_page(request), "sync_pause": current_pause(), **context})
-
-
-def _watches() -> AppRepositoryQuerySet:
-    return AppRepository.objects.alive().with_state().for_list()
 
 
 @fragment(can_view_apps)

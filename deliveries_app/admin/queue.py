@@ -20,7 +20,6 @@ from deliveries_app.models import AppRepository, DriftCheck, Queue
 from deliveries_app.monitoring.counts import count_watches
 from deliveries_app.permissions import Permission
 from deliveries_app.reports import queue as queue_report
-from deliveries_app.reports.queue import can_view
 from docora.text import format_seconds
 
 PAUSE_PARAGRAPHS = (
@@ -34,7 +33,7 @@ PAUSE_PARAGRAPHS = (
 @admin.register(Queue)
 class QueueAdmin(ReadOnlyAdmin[Queue]):
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return can_view(request.user)
+        return queue_report.can_view(request.user)
 
     def get_urls(self) -> list[URLPattern]:
         pages = (

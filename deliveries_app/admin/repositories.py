@@ -84,7 +84,7 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
     def page_context(self, request: HttpRequest, repository: Repository) -> dict[str, Any]:
         """Return the details, and the watches if the user can view those."""
         can_view_watches = can_view(request.user, AppRepository)
-        rows = AppRepository.objects.alive().with_state().filter(repository=repository).for_list()
+        rows = AppRepository.objects.for_pages().filter(repository=repository)
         watches = rows[:LISTED_WATCHES] if can_view_watches else rows.none()
         cause = repository.last_error_cause
         return {

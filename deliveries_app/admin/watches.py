@@ -95,7 +95,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
 
     def get_queryset(self, request: HttpRequest) -> AppRepositoryQuerySet:
         # An explicit order, so that Django adds it to the one that the user chooses.
-        return AppRepository.objects.alive().with_state().for_list().order_by(*WATCH_ORDER)
+        return AppRepository.objects.for_pages().order_by(*WATCH_ORDER)
 
     force_resync = confirmed_action(
         RESYNC.slug, "resync", "Force re-sync", "Force re-sync of the selected repositories"

@@ -403,6 +403,10 @@ class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
         """Read apps and repositories with the watches, but no secrets."""
         return self.select_related("app", "repository").defer(*SECRETS)
 
+    def for_pages(self) -> Self:
+        """Return the watches that pages show, with all that they show of them."""
+        return self.alive().with_state().for_list()
+
     def in_state(self, state: str) -> Self:
         """Return the watches `with_state` that are in this `WatchState`."""
         return self.filter(state_detail__in=details_of(state))

@@ -87,13 +87,13 @@ class Row:
 
 
 def watches_of(app: App) -> AppRepositoryQuerySet:
-    return AppRepository.objects.alive().with_state().filter(app=app)
+    return AppRepository.objects.for_pages().filter(app=app)
 
 
 def table(app: App, query: Mapping[str, str]) -> dict[str, Any]:
     """Return one page of the watched repositories matching the query."""
     table_query = TableQuery.parse(query)
-    watches = table_query.apply(watches_of(app).for_list())
+    watches = table_query.apply(watches_of(app))
     page: Page[Any] = Paginator(watches, PER_PAGE).get_page(query.get("p"))
     rows = list(page.object_list)
     counts = count_watches(app)

@@ -118,7 +118,7 @@ def _apps() -> Apps:
 def _running(watches: WatchCounts | None, *, operations: bool) -> Running:
     is_shown = history.OPERATIONS["running"][1] | history.OPERATIONS["held"][1]
     open_operations = list(BulkOperation.objects.filter(is_shown)[: OPERATIONS_SHOWN + 1]) if operations else []
-    rows = AppRepository.objects.alive().with_state().in_state(WatchState.SYNCING).for_list()
+    rows = AppRepository.objects.for_pages().in_state(WatchState.SYNCING)
     syncing = list(rows[:WATCHES_SHOWN]) if watches and watches.syncing else []
     progress = progress_context.open_progress(syncing)
     return Running(

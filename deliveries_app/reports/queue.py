@@ -125,16 +125,17 @@ def read_queue() -> QueueView:
     counts = count_watches()
     jobs = queue.jobs if queue else []
     queued = {pk: job.queue for job in jobs if (pk := _watch_of(job))}
+    watches = AppRepository.objects.for_pages()
     # Read before the running ones: a watch that starts between the queries is then listed as running.
-    due = _watches().free().filter(next_sync_at__lte=Now())
+    due = watches.free().filter(next_sync_at__lte=Now())
     found = due.in_bulk(list(queued))
     with_job = [found[pk] for pk in queued if pk in found]
     without_job = list(due.exclude(pk__in=queued).order_by("next_sync_at", "pk")[: max(0, SHOWN - len(with_job))])
     lease_left = ExpressionWrapper(F("lease_until") - Now(), output_field=DurationField())  # by the database's clock
-    running = list(_watches().leased().annotate(lease_left=lease_left).order_by("next_sync_at", "pk")[:SHOWN])
+    running = list(watches.leased().annotate(lease_left=lease_left).order_by("next_sync_at", "pk")[:SHOWN])
     started = {watch.pk for watch in running}
     waiting = [watch for watch in (*with_job, *without_job) if watch.pk not in started]
-    rows = _watches().scheduled().order_by("next_sync_at", "pk")[:SCHEDULED_SHOWN]
+    rows = watches.scheduled().order_by("next_sync_at", "pk")[:SCHEDULED_SHOWN]
     scheduled = [(watch, due_at(watch), _next_step(watch)) for watch in rows]
     are_all_listed = len(with_job) + len(without_job) < SHOWN
     counts = _agreeing(counts, running, waiting if are_all_listed else None, scheduled)
@@ -182,10 +183,6 @@ def _agreeing(
     if len(scheduled) < SCHEDULED_SHOWN:
         listed["scheduled"] = len(scheduled)
     return replace(counts, **listed)
-
-
-def _watches() -> Any:
-    return AppRepository.objects.alive().with_state().for_list()
 
 
 def _watch_of(job: Job) -> int | None:
