@@ -14,16 +14,7 @@ from django.utils import timezone
 from django.utils.functional import cached_property
 from django.utils.text import capfirst
 
-from deliveries_app.models import (
-    App,
-    AppRepository,
-    BulkOperation,
-    OperationKind,
-    Outcome,
-    Reason,
-    Result,
-    WatchState,
-)
+from deliveries_app.models import App, AppRepository, BulkOperation, OperationKind, Outcome, Reason, Result, WatchState
 from deliveries_app.models.watch_state import details_of
 from deliveries_app.permissions import Permission
 from deliveries_app.reports import history
