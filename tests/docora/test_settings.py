@@ -154,6 +154,12 @@ def test_unusable_data_directory(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+def test_data_directory_is_created_for_the_database_if_the_keys_are_elsewhere(tmp_path: Path) -> None:
+    result = start_with(tmp_path / "data", SECRET_KEY="".join(map(chr, range(64, 96))), ENCRYPTION_KEYS="x" * 16)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700
+
+
 @pytest.mark.parametrize(
     ("code", "advice"),
     [
