@@ -12,7 +12,7 @@ from django.utils.text import capfirst
 from deliveries_app.monitoring import health
 from docora.db.connection import is_full
 from docora.redis import inspect
-from docora.redis.connection import RedisError, probe_writes, problem
+from docora.redis.connection import IN_CLUSTER, RedisError, probe_writes, problem
 from docora.redis.connection import connection as redis_connection
 from docora.redis.inspect import Worker
 from docora.text import cause_of, clean_text, counted, first_line, format_bytes
@@ -199,7 +199,11 @@ def check_redis() -> list[CheckMessage]:
 def check_redis_server() -> list[CheckMessage]:
     """Check version, eviction and memory. `INFO` is enough: hosted services often forbid `CONFIG`."""
     info = redis_connection().info()
-    return [_check_version(info), _check_eviction(info), _check_memory(info)]
+    found = [_check_version(info), _check_eviction(info), _check_memory(info)]
+    if info.get("cluster_enabled"):
+        text, hint = IN_CLUSTER
+        found.append(Error(text, hint=hint))
+    return found
 
 
 def _check_version(info: dict[str, object]) -> CheckMessage:

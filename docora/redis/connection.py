@@ -8,7 +8,17 @@ from functools import lru_cache
 from django.conf import settings
 from redis import Redis
 from redis.client import Pipeline
-from redis.exceptions import AuthenticationError, BusyLoadingError, OutOfMemoryError, ReadOnlyError, ResponseError
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    BusyLoadingError,
+    ClusterCrossSlotError,
+    ClusterDownError,
+    MasterDownError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+)
 from redis.exceptions import RedisError as RedisError  # for the callers
 
 from docora.conf.data_dir import embedded_redis_url
@@ -16,6 +26,12 @@ from docora.conf.installation import program
 from docora.text import cause_of
 
 logger = logging.getLogger(__name__)
+
+IN_CLUSTER = (
+    "REDIS_URL leads to a Redis Cluster, which Docora can't use.",
+    "Use a server without cluster mode: one primary with any number of replicas.",
+)
+"""What `problem` returns for the errors of a cluster."""
 
 
 @lru_cache(maxsize=1)
@@ -86,8 +102,10 @@ def problem(error: RedisError) -> tuple[str, str]:
     if isinstance(error, BusyLoadingError):
         return f"Redis is starting: {cause}.", "Wait until it has loaded its data."
     has_become_replica = "UNBLOCKED" in cause  # while a worker waited for a job
-    if isinstance(error, ReadOnlyError | OutOfMemoryError) or has_become_replica:
+    if isinstance(error, ReadOnlyError | OutOfMemoryError | MasterDownError) or has_become_replica:
         return f"Redis refuses: {cause}.", "REDIS_URL must point to a primary with free memory."
+    if isinstance(error, AskError | ClusterCrossSlotError | ClusterDownError):
+        return IN_CLUSTER
     if isinstance(error, ResponseError):
         return f"Redis refuses: {cause}.", "Check the database number in REDIS_URL and the user's permissions."
     if is_embedded():

@@ -239,6 +239,12 @@ def test_healthy_redis(redis_client: Redis) -> None:
     assert warnings(messages) == problems(messages) == ""
 
 
+def test_redis_cluster_is_a_problem(redis_client: Redis, monkeypatch) -> None:
+    in_cluster = redis_client.info() | {"cluster_enabled": 1}
+    monkeypatch.setattr(server_checks, "redis_connection", lambda: SimpleNamespace(info=lambda: in_cluster))
+    assert "REDIS_URL leads to a Redis Cluster, which Docora can't use." in problems(server_checks.check_redis_server())
+
+
 def test_old_redis_is_a_problem() -> None:
     said = server_checks._check_version({"redis_version": "6.2.14"})
     assert said.msg == "Redis 6.2.14 is too old. Docora needs Valkey, or Redis 7.0 or newer."

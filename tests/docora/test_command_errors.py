@@ -15,6 +15,10 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, InternalError, NotSupportedError
 from redis.exceptions import (
     BusyLoadingError,
+    ClusterCrossSlotError,
+    ClusterDownError,
+    MasterDownError,
+    MovedError,
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -225,11 +229,24 @@ def test_redis_that_requires_a_password(valkey_server: ValkeyServer, instance_en
             "refuses: .* REDIS_URL must point to a primary",
         ),
         (OutOfMemoryError("command not allowed"), "refuses: .* must point to a primary with free memory."),
+        (MasterDownError("Link with MASTER is down"), "refuses: .* REDIS_URL must point to a primary"),
         (NoPermissionError("User docora can't run 'set'"), "refuses: .* Check the database number .* permissions."),
     ],
 )
 def test_advice_fits_what_redis_answers(error: RedisError, message: str) -> None:
     assert re.fullmatch(f"Redis (is )?{message}.*", error_message(error))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MovedError("14632 127.0.0.1:7186"),
+        ClusterDownError("Hash slot not served"),
+        ClusterCrossSlotError("Keys in request don't hash to the same slot"),
+    ],
+)
+def test_redis_cluster_is_named(error: RedisError) -> None:
+    assert error_message(error).startswith("REDIS_URL leads to a Redis Cluster, which Docora can't use. Use a server")
 
 
 def test_redis_that_may_not_write_its_file_is_not_called_full() -> None:
