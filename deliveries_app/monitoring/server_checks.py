@@ -8,6 +8,7 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Info, Warning
 from django.db import DatabaseError, InterfaceError, NotSupportedError, connection, transaction
 from django.utils.text import capfirst
+from redis.exceptions import ResponseError
 
 from deliveries_app.monitoring import health
 from docora.db.connection import is_full
@@ -198,7 +199,11 @@ def check_redis() -> list[CheckMessage]:
 
 def check_redis_server() -> list[CheckMessage]:
     """Check version, eviction and memory. `INFO` is enough: hosted services often forbid `CONFIG`."""
-    info = redis_connection().info()
+    try:
+        info = redis_connection().info()
+    except ResponseError as error:
+        text = f"Redis refuses INFO, so version, eviction and memory aren't checked: {cause_of(error)}."
+        return [Warning(text, hint="Allow it for the user in REDIS_URL.")]
     found = [_check_version(info), _check_eviction(info), _check_memory(info)]
     if info.get("cluster_enabled"):
         text, hint = IN_CLUSTER

@@ -239,6 +239,16 @@ def test_healthy_redis(redis_client: Redis) -> None:
     assert warnings(messages) == problems(messages) == ""
 
 
+def test_redis_that_refuses_info_is_a_warning(redis_client: Redis) -> None:
+    redis_client.execute_command("ACL", "SETUSER", "default", "-info")
+    try:
+        messages = server_checks.check_redis_server()
+    finally:
+        redis_client.execute_command("ACL", "SETUSER", "default", "+info")
+    assert "Redis refuses INFO, so version, eviction and memory aren't checked: " in warnings(messages)
+    assert problems(messages) == ""
+
+
 def test_redis_cluster_is_a_problem(redis_client: Redis, monkeypatch) -> None:
     in_cluster = redis_client.info() | {"cluster_enabled": 1}
     monkeypatch.setattr(server_checks, "redis_connection", lambda: SimpleNamespace(info=lambda: in_cluster))
