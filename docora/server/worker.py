@@ -96,6 +96,10 @@ class DocoraWorker(Worker):
         kwargs |= {"worker_ttl": WORKER_TTL_SECONDS, "maintenance_interval": 10, "job_monitoring_interval": 3}
         super().__init__(queues, name, **kwargs)
 
+    def _set_ip_address(self, connection: Any) -> None:
+        """Don't ask Redis for it: nothing shows it, and redis-py can't read the answer if the socket's path has a space."""
+        self.ip_address = "unknown"
+
     def serialize(self) -> dict[Any, Any]:
         """Also publish how many jobs this worker performs at once, for `docora.redis.inspect`."""
         return {**super().serialize(), "jobs_at_once": settings.SYNCS_PER_WORKER}

@@ -520,6 +520,13 @@ def test_job_ends_although_its_execution_has_expired(tmp_path: Path, redis_clien
     assert not redis_client.exists(job.key)
 
 
+def test_path_of_the_socket_may_have_a_space() -> None:
+    server = ValkeyServer()
+    server.socket = server.folder / "My files.sock"
+    with server:
+        assert DocoraWorker(["default"], connection=server.client()).name
+
+
 def test_every_job_that_is_enqueued_is_allowed() -> None:
     jobs = {scheduling.SYNC_JOB, scheduling.SYNC_ALONE_JOB, alerts.JOB, CLEAN_UP_JOB, PRUNE_JOB}
     assert jobs == set(JOBS)
