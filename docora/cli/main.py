@@ -33,7 +33,7 @@ DEMO_SETTINGS = {
     "ALLOWED_GIT_HOSTS": "github.com,127.0.0.1:*",
     "MAX_RETRY_ATTEMPTS": "3",
 }
-_INSUFFICIENT_PRIVILEGE = "42501"  # SQLSTATE
+_NO_RIGHTS = {"42501", "3F000"}  # SQLSTATE; the latter also if no schema of the search_path exists
 COMMANDS_WITH_PAGES = {"check", "doctor", "runserver", "testserver", "web"}
 
 
@@ -86,9 +86,7 @@ def error_message(error: Exception) -> str:
             return f"The database {file} cannot be used: {cause}. Check its disk, and run commands as Docora's user."
         case OperationalError() | InterfaceError():
             return f"The database cannot be used: {cause}. Check DATABASE_URL, and that the database is running."
-        case DatabaseError() if (
-            isinstance(error, NotSupportedError | InternalError) or sqlstate(error) == _INSUFFICIENT_PRIVILEGE
-        ):
+        case DatabaseError() if isinstance(error, NotSupportedError | InternalError) or sqlstate(error) in _NO_RIGHTS:
             return f"The database refused: {cause}. Check the rights of the user in DATABASE_URL, and the server's version."
         case RedisError():
             return " ".join(problem(error))

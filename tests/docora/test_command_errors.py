@@ -140,6 +140,11 @@ def test_user_without_rights_in_the_database(
     for command, database, cause in (
         (["list_apps"], instance_environment["DATABASE_URL"], "permission denied for table deliveries_app_app"),
         (["migrate", "--verbosity", "0"], empty, "permission denied for schema public"),
+        (
+            ["migrate", "--verbosity", "0"],
+            f"{empty}&options=-csearch_path%3Dmissing",
+            "no schema has been selected to create in",
+        ),
     ):
         [outcome] = outcomes([command], DATABASE_URL=database.replace("user=docora", "user=guest"))
         advice = "Check the rights of the user in DATABASE_URL, and the server's version."
