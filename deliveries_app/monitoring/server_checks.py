@@ -11,6 +11,7 @@ from django.utils.text import capfirst
 from redis.exceptions import ResponseError
 
 from deliveries_app.monitoring import health
+from docora.db import schema
 from docora.db.connection import is_full
 from docora.redis import inspect
 from docora.redis.connection import IN_CLUSTER, RedisError, probe_writes, problem
@@ -51,6 +52,8 @@ def check_database() -> list[CheckMessage]:
         return [Error(text, hint="Check DATABASE_URL and the database server.")]
     problem = health.check_database()
     if problem != health.OK:
+        return [from_health(problem)]
+    if problem := schema.encoding_problem(connection):
         return [from_health(problem)]
     if full := _disk_is_full():
         return [full]

@@ -42,6 +42,24 @@ def is_read_only() -> bool:
         return bool(cursor.fetchone() == ("on",))
 
 
+def encoding_problem(database: BaseDatabaseWrapper) -> str:
+    """Return "problem: what to do" if PostgreSQL can't store every text, or an empty string.
+
+    Without a locale, `initdb` chooses SQL_ASCII, in which texts are limited by their bytes.
+    """
+    if database.vendor != "postgresql":
+        return ""
+    with database.cursor() as cursor:
+        cursor.execute("SHOW server_encoding")
+        [encoding] = cursor.fetchone()
+    if encoding == "UTF8":
+        return ""
+    return (
+        f"The database's encoding is {encoding}, so Docora can't store every text in it: use a database that was created with "
+        "ENCODING 'UTF8' TEMPLATE template0"
+    )
+
+
 def upgrade_problem(database: BaseDatabaseWrapper) -> str:
     """Return why this version cannot migrate the database, or an empty string.
 
@@ -49,6 +67,8 @@ def upgrade_problem(database: BaseDatabaseWrapper) -> str:
     skips the squashed migration and the schema stays old.
     """
     applied = MigrationRecorder(database).applied_migrations().keys()
+    if not applied and (problem := encoding_problem(database)):
+        return f"{problem}."
     loader = MigrationLoader(None)
     for migration in loader.replacements.values():
         gone = [key for key in migration.replaces if key not in loader.disk_migrations]

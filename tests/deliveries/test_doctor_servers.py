@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
+import psycopg
 import pytest
 from django.db import connection
 from django.db.backends.base import base
@@ -16,6 +17,7 @@ from redis import Redis
 
 from deliveries_app.models import App, AppRepository, SyncPause
 from deliveries_app.monitoring import instance_checks, server_checks
+from docora.db import schema
 from docora.redis.connection import connection as redis_connection
 from tests.support.doctor import doctor, infos, problems, start_worker, warnings
 from tests.support.postgres import PostgresServer
@@ -71,6 +73,25 @@ def test_unmigrated_database_is_a_problem(db) -> None:
     with connection.cursor() as cursor:
         cursor.execute("DELETE FROM django_migrations WHERE app = 'auth'")
     assert "The database is not migrated. Run manage.py migrate." in problems(server_checks.check_database())
+
+
+def test_other_encoding_is_a_problem(db, postgres_server: PostgresServer, monkeypatch) -> None:
+    with psycopg.connect(postgres_server.url, autocommit=True) as server:
+        server.execute("CREATE DATABASE ascii ENCODING SQL_ASCII LOCALE_PROVIDER libc LOCALE 'C' TEMPLATE template0")
+    ascii_database = connection.copy()
+    ascii_database.settings_dict["NAME"] = "ascii"
+    monkeypatch.setattr(server_checks, "connection", ascii_database)
+    try:
+        said = problems(server_checks.check_database())
+        refusal = schema.upgrade_problem(ascii_database)
+    finally:
+        ascii_database.close()
+    assert said.startswith(
+        "The database's encoding is SQL_ASCII, so Docora can't store every text in it. Use a database"
+    )
+    assert refusal.startswith(
+        "The database's encoding is SQL_ASCII, so Docora can't store every text in it: use a database"
+    )
 
 
 @pytest.mark.django_db(transaction=True)
