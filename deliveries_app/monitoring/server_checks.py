@@ -135,7 +135,10 @@ def check_connections() -> list[CheckMessage]:
         return []
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int,"
+            "SELECT least("
+            "  current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int,"
+            "  (SELECT nullif(rolconnlimit, -1) FROM pg_roles WHERE rolname = session_user),"
+            "  (SELECT nullif(datconnlimit, -1) FROM pg_database WHERE datname = current_database())),"
             " current_setting('idle_in_transaction_session_timeout')"
         )
         available, idle_timeout = cursor.fetchone()
@@ -150,7 +153,8 @@ def check_connections() -> list[CheckMessage]:
     if needed <= available:
         found.append(Info(text))
     else:
-        found.append(Warning(text, hint="Raise PostgreSQL's max_connections, or lower SYNCS_PER_WORKER."))
+        hint = "Raise PostgreSQL's max_connections and the role's or database's own limit, or lower SYNCS_PER_WORKER."
+        found.append(Warning(text, hint=hint))
     if idle_timeout == "0":
         text = "PostgreSQL doesn't end idle transactions, so a frozen worker can block all others for hours."
         found.append(Warning(text, hint=_ROLE_HINT))

@@ -162,7 +162,17 @@ def test_connections_suffice_for_all_workers(db, postgres_server, redis_client: 
     start_worker(redis_client, "worker-2")
     said = warnings(server_checks.check_connections())
     assert "Docora needs up to 110: 16 for the web process, 92 for 3 workers, and 2 for the sweep." in said
-    assert "Raise PostgreSQL's max_connections, or lower SYNCS_PER_WORKER." in said
+    assert (
+        "Raise PostgreSQL's max_connections and the role's or database's own limit, or lower SYNCS_PER_WORKER." in said
+    )
+
+
+def test_limits_of_role_and_database_count(db, postgres_server, redis_client: Redis) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(f"ALTER DATABASE {connection.settings_dict['NAME']} CONNECTION LIMIT 20")
+        assert "PostgreSQL allows 20 connections." in warnings(server_checks.check_connections())
+        cursor.execute("ALTER ROLE CURRENT_USER CONNECTION LIMIT 10")
+        assert "PostgreSQL allows 10 connections." in warnings(server_checks.check_connections())
 
 
 def test_session_without_timeout_is_a_warning(db, postgres_server, redis_client: Redis) -> None:
