@@ -8,6 +8,7 @@ import re
 import warnings
 import zoneinfo
 from typing import Any
+from urllib.parse import unquote
 
 from django.core.exceptions import ImproperlyConfigured
 from environ import Env
@@ -139,6 +140,7 @@ def database(name: str, default: str) -> dict[str, Any]:
         case "django.db.backends.postgresql":
             has_name = bool(found["NAME"]) or "service" in found.get("OPTIONS", {})
             is_valid = has_name and not _is_unescaped(url)
+            found["HOST"] = unquote(found["HOST"])  # in libpq's URLs, slashes of the folder of a socket are %2F
         case "django.db.backends.sqlite3":
             # One in memory would not outlive the process. Of `sqlite://var/x`, `var` would be ignored.
             is_valid = found["NAME"] != ":memory:" and not found.get("HOST")

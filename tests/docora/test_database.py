@@ -15,6 +15,7 @@ import pytest
 from django.conf import settings
 from django.db import connection
 
+from docora.conf.env import database
 from tests.support.postgres import PostgresServer
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -89,6 +90,12 @@ def test_options_in_database_url_take_precedence() -> None:
     options = options_of(f"postgres://docora@db.example/docora?connect_timeout=3&keepalives_idle=77&options={own}")
     assert (options["connect_timeout"], options["keepalives_idle"], options["keepalives_count"]) == (3, 77, 3)
     assert session_of(options)[-4:] == ["-c", "idle_in_transaction_session_timeout=0", "-c", "search_path=docora"]
+
+
+def test_folder_of_a_socket_is_written_as_libpq_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgres://docora@%2Frun%2Fpostgresql:5433/docora")
+    found = database("DATABASE_URL", "")
+    assert (found["HOST"], found["PORT"]) == ("/run/postgresql", 5433)
 
 
 def test_last_of_two_equal_parameters_counts(postgres_server: PostgresServer) -> None:
