@@ -72,7 +72,9 @@ class TrustedProxyMiddleware(MiddlewareMixin):
                 request.META["REMOTE_ADDR"] = address
                 if not is_in(settings.TRUSTED_PROXIES, address):
                     break
-            if forwarded_proto.strip().lower() == "https":
+            if (
+                forwarded_proto.partition(",")[0].strip().lower() == "https"
+            ):  # the first of several proxies met the client
                 request.META["wsgi.url_scheme"] = "https"  # a WSGIRequest's META is its environ
 
 

@@ -29,6 +29,9 @@ def seen_by_django(remote: str, forwarded_for: str = "", proto: str = "") -> tup
         (CLIENT, "198.51.100.1", "https", (CLIENT, "http")),  # not a trusted proxy
         (PROXY, CLIENT, "https", (CLIENT, "https")),
         (PROXY, f"{CLIENT}, {INNER}", "https", (CLIENT, "https")),
+        (PROXY, f"{CLIENT}, {INNER}", "https,https", (CLIENT, "https")),  # the proxies have added a value each
+        (PROXY, f"{CLIENT}, {INNER}", "https, http", (CLIENT, "https")),
+        (PROXY, f"{CLIENT}, {INNER}", "http, https", (CLIENT, "http")),
         (PROXY, f"1.2.3.4, {CLIENT}", "http", (CLIENT, "http")),  # the client sent the first address itself
         (PROXY, "nonsense", "", ("nonsense", "http")),
         (PROXY, f"{CLIENT}:51234", "", (CLIENT, "http")),
