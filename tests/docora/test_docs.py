@@ -319,6 +319,11 @@ def test_handbook_covers_every_state_cause_and_result() -> None:
     assert [status for status in Status.values if status not in page] == []
 
 
+def test_nginx_of_the_handbook_passes_the_port_on() -> None:
+    """Docora takes its own address from `Host`, for example for the redirect URI of OpenID Connect."""
+    assert "proxy_set_header Host $http_host;" in text_of("/docs/operations/")
+
+
 def test_commands_and_probes_in_the_handbook_exist() -> None:
     page = Client().get("/docs/operations/").text
     commands = re.findall(r"<dt><code>(\w+)", page.partition('id="commands"')[2].partition("<h2")[0])
