@@ -72,9 +72,8 @@ class TrustedProxyMiddleware(MiddlewareMixin):
                 request.META["REMOTE_ADDR"] = address
                 if not is_in(settings.TRUSTED_PROXIES, address):
                     break
-            if (
-                forwarded_proto.partition(",")[0].strip().lower() == "https"
-            ):  # the first of several proxies met the client
+            first, _, _ = forwarded_proto.partition(",")  # each of several proxies may have added a value
+            if first.strip().lower() == "https":
                 request.META["wsgi.url_scheme"] = "https"  # a WSGIRequest's META is its environ
 
 

@@ -104,9 +104,6 @@ def environment(remote: Remote | None = None) -> dict[str, str]:
     }
     for index, (key, value) in enumerate(config.items()):
         env[f"GIT_CONFIG_KEY_{index}"], env[f"GIT_CONFIG_VALUE_{index}"] = key, value
-    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "GIT_SSL_CAINFO"):
-        if name in os.environ:
-            env[name] = os.environ[name]
     return env
 
 
