@@ -31,6 +31,7 @@ from deliveries_app.services.drift import WAIT_SECONDS
 from deliveries_app.services.resend import MAX_RESENT, MAX_RESENT_AT_ONCE
 from deliveries_app.sync import drift, events, responses, sender
 from deliveries_app.sync.failures import KEPT_BYTES
+from deliveries_app.sync.lease import HOLD_AFTER_TIMEOUT
 from deliveries_app.webhooks.verify import MAX_LISTED
 from docora import __version__
 from docora.cli import commands
@@ -97,7 +98,8 @@ def _webhooks() -> dict[str, Any]:
         "left_out": [(cause, *text) for cause, text in LEFT_OUT.items() if cause not in _SAID_IN_TEXT],
         "limits": {name: getattr(settings, name) for name in LIMITS}
         | vars(responses)
-        | {"MAX_WAITS": sender.MAX_WAITS, "MAX_CHECK_WAITS": drift.MAX_WAITS, "BUSY_SECONDS": events.BUSY_SECONDS},
+        | {"MAX_WAITS": sender.MAX_WAITS, "MAX_CHECK_WAITS": drift.MAX_WAITS, "BUSY_SECONDS": events.BUSY_SECONDS}
+        | {"HOLD_AFTER_TIMEOUT": HOLD_AFTER_TIMEOUT},
         "largest_body": max(_LONGEST_ESCAPE * settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES)
         + _OTHER_FIELDS,
     }

@@ -34,10 +34,10 @@ from deliveries_app.sync.drift import run_check
 from deliveries_app.sync.events import NoticeRefused, send_due, send_sync_completed, settle_completed
 from deliveries_app.sync.exceptions import EndpointDown, EndpointGone, Paused, RateLimited, SliceOver, Superseded
 from deliveries_app.sync.lease import HOLD_AFTER_TIMEOUT, Lease
+from deliveries_app.sync.notification import Failure
 from deliveries_app.sync.recorder import Recorder
 from deliveries_app.sync.sender import Sender
 from deliveries_app.sync.time_slice import TimeSlice
-from deliveries_app.webhooks.client import describe_outcome
 from docora.db.clock import from_now
 from docora.http.client import HttpClient
 from docora.process import stopping
@@ -452,21 +452,23 @@ class Attempt:
     def _record_refused_notice(self, error: NoticeRefused) -> None:
         # Without a base, the next attempt sends the notice, which is still due.
         fields: dict[str, Any] = {"files_failing": 0, "base_commit": "", "base_rules": ""}
-        if error.may_be_under_way:
+        if error.failure.may_be_under_way:
             fields["doubt_until"] = from_now(HOLD_AFTER_TIMEOUT)
+        message = f"All files were acknowledged, but /sync_completed failed. {error.failure.message}"
+        failure = error.failure.of_sync(self.watch.app, message)
         if error.wait is None:
-            outcomes.failed(self.lease, error.failure, fields=fields)
+            outcomes.failed(self.lease, failure, fields=fields)
         else:
             self._give_attempt_back()
-            outcomes.start_cooldown(self.lease, error.wait, error.failure, fields=fields)
+            outcomes.start_cooldown(self.lease, error.wait, failure, fields=fields)
 
     def _endpoint_failure(self, error: EndpointDown) -> SyncFailure:
         if self.recorder.last_failure:
             return self.recorder.sync_failure(f"The app's endpoint is down. {self.recorder.last_message}")
         assert error.answer is not None  # nothing was sent but a ping
-        cause, status = error.answer.cause or "http", error.answer.status
-        message = f"The app's endpoint is down. {describe_outcome(error.answer)}"
-        return SyncFailure(message, str(cause), root_causes.of_delivery(cause, status), status)
+        failure = Failure.of(error.answer)
+        message = f"The app's endpoint is down. {failure.message}"
+        return SyncFailure(message, failure.cause, failure.root, failure.status)
 
     def _drain(self, seconds: float) -> None:
         """Wait for the requests in flight and record their results."""

@@ -17,14 +17,13 @@ from django.db.models import F
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from deliveries_app.models import AppRepository, Notice, NoticeKind, root_causes
-from deliveries_app.models.root_causes import SyncFailure
+from deliveries_app.models import AppRepository, Notice, NoticeKind
 from deliveries_app.planning import delivery_rows
 from deliveries_app.sync.channel import Channel
 from deliveries_app.sync.exceptions import Paused
 from deliveries_app.sync.lease import Lease
-from deliveries_app.webhooks.client import asked_to_wait, describe_outcome, may_be_under_way
-from deliveries_app.webhooks.keyring import response_texts
+from deliveries_app.sync.notification import Failure
+from deliveries_app.webhooks.client import asked_to_wait, describe_outcome
 from deliveries_app.webhooks.payloads import Envelope, sync_completed_fields
 from docora.backoff import MAX_WAIT_SECONDS, backoff
 from docora.http.client import Outcome
@@ -40,12 +39,11 @@ class NoticeRefused(Exception):
     """All files were acknowledged, but the `sync_completed` notice was not accepted.
 
     `wait`: how many seconds to wait because the app is busy, which is not a failed attempt; None if it is not busy.
-    `may_be_under_way`: the app may still be processing the notice.
     """
 
-    def __init__(self, failure: SyncFailure, wait: float | None, *, may_be_under_way: bool) -> None:
+    def __init__(self, failure: Failure, wait: float | None) -> None:
         super().__init__(failure.message)
-        self.failure, self.wait, self.may_be_under_way = failure, wait, may_be_under_way
+        self.failure, self.wait = failure, wait
 
 
 class HeldTree(NamedTuple):
@@ -113,15 +111,10 @@ def send_sync_completed(channel: Channel, commit: str, envelope: Envelope, files
     lease.had_notices = True
     outcome = _send(channel, notice, envelope)
     if not outcome.ok:
-        message = f"All files were acknowledged, but /sync_completed failed. {describe_outcome(outcome)}"
-        cause = outcome.cause.value if outcome.cause else "http"
-        root = root_causes.of_delivery(cause, outcome.status)
         wait = asked_to_wait(outcome)
         if wait is None and outcome.status == 429:
             wait = BUSY_SECONDS
-        body = response_texts(lease.watch.app, [outcome.body])[0]
-        failure = SyncFailure(message, cause, root, outcome.status, body)
-        raise NoticeRefused(failure, wait, may_be_under_way=may_be_under_way(outcome))
+        raise NoticeRefused(Failure.of(outcome), wait)
 
 
 def settle_completed(lease: Lease) -> None:

@@ -1,9 +1,15 @@
 """What is sent, and why it was not delivered: the two types that the modules of a sync pass to each other."""
 
 from dataclasses import dataclass, field
+from typing import Self
 
-from deliveries_app.models import root_causes
+from deliveries_app.models import App, root_causes
+from deliveries_app.models.root_causes import RootCause, SyncFailure
 from deliveries_app.planning.plan import Change
+from deliveries_app.sync.lease import HOLD_AFTER_TIMEOUT
+from deliveries_app.webhooks.client import describe_outcome, timed_out
+from deliveries_app.webhooks.keyring import response_texts
+from docora.http.client import Outcome
 from docora.http.messages import Cause
 
 BLOCKED = "blocked"
@@ -40,6 +46,12 @@ class Failure:
     body: bytes = b""
     hold_seconds: float = 0.0
 
+    @classmethod
+    def of(cls, outcome: Outcome) -> Self:
+        """Return the failure of a request that the app did not accept."""
+        hold = HOLD_AFTER_TIMEOUT if timed_out(outcome) else 0.0
+        return cls(str(outcome.cause or "http"), describe_outcome(outcome), outcome.status, outcome.body, hold)
+
     @property
     def lost_connection(self) -> bool:
         """Whether the connection was lost after the request was sent. The app may still be processing it."""
@@ -51,6 +63,14 @@ class Failure:
         return self.hold_seconds > 0 or self.lost_connection
 
     @property
+    def root(self) -> RootCause:
+        return root_causes.of_delivery(self.cause, self.status)
+
+    @property
     def counted_as(self) -> str:
         """The label of this failure in the metrics: the root cause, or `BLOCKED` for a path that waits for another one."""
-        return BLOCKED if self.cause == BLOCKED else root_causes.of_delivery(self.cause, self.status).value
+        return BLOCKED if self.cause == BLOCKED else self.root.value
+
+    def of_sync(self, app: App, message: str) -> SyncFailure:
+        """Return the failure of a sync that ends because of this one."""
+        return SyncFailure(message, self.cause, self.root, self.status, response_texts(app, [self.body])[0])

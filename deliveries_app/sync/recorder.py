@@ -14,7 +14,7 @@ from typing import Any
 from django.conf import settings
 from django.db import transaction
 
-from deliveries_app.models import Delivery, DeliveryFailure, SyncRun, bulk_sql, root_causes
+from deliveries_app.models import Delivery, DeliveryFailure, SyncRun, bulk_sql
 from deliveries_app.models.bulk_sql import Acknowledged, Announced
 from deliveries_app.models.deliveries import Kind, path_digest
 from deliveries_app.models.root_causes import SyncFailure
@@ -25,7 +25,6 @@ from deliveries_app.sync.failures import Failed, Sent
 from deliveries_app.sync.lease import HOLD_AFTER_TIMEOUT, Lease
 from deliveries_app.sync.notification import BLOCKED, Failure, Notification
 from deliveries_app.webhooks import endpoint_stats
-from deliveries_app.webhooks.keyring import response_texts
 from docora.db.clock import from_now
 from docora.redis import counters
 
@@ -77,11 +76,8 @@ class Recorder:
 
     def sync_failure(self, message: str) -> SyncFailure:
         """Return a failure with this message and the cause of the last file that failed. There must be one."""
-        last = self.last_failure
-        assert last is not None
-        root = root_causes.of_delivery(last.cause, last.status)
-        body = response_texts(self._lease.watch.app, [last.body])[0]
-        return SyncFailure(message, last.cause, root, last.status, body)
+        assert self.last_failure is not None
+        return self.last_failure.of_sync(self._lease.watch.app, message)
 
     def count_request(self, ok: bool, seconds: float) -> None:
         """Count a request that took `seconds`. `ok`: the app accepted it."""

@@ -7,9 +7,8 @@ from deliveries_app.models.deliveries import Kind
 from deliveries_app.planning.plan import Change
 from deliveries_app.sync.endpoint_health import GATEWAY_ERRORS
 from deliveries_app.sync.exceptions import EndpointGone, RateLimited
-from deliveries_app.sync.lease import HOLD_AFTER_TIMEOUT
 from deliveries_app.sync.notification import Failure
-from deliveries_app.webhooks.client import asked_to_wait, describe_outcome, timed_out
+from deliveries_app.webhooks.client import asked_to_wait
 from docora.backoff import MAX_WAIT_SECONDS
 from docora.db.clock import DatabaseClock
 from docora.http.client import Outcome
@@ -93,15 +92,13 @@ class ResponsePolicy:
         status = outcome.status
         if outcome.ok:
             return Decision(delivered=True)
-        hold = HOLD_AFTER_TIMEOUT if timed_out(outcome) else 0.0
+        failure = Failure.of(outcome)
         if outcome.cause is not None:
-            failure = Failure(outcome.cause.value, outcome.message, status, outcome.body, hold)
             wait = RETRY_UNREACHED if chunked and not outcome.reached else None
             return Decision(wait=wait, failure=failure, endpoint_failed=True)
         assert status is not None
         if change.kind == Kind.DELETE and change.lenient and status in {404, 410} and self.accepted_ping is not False:
             return Decision(delivered=True, needs_proof=self.accepted_ping is None)  # it may never have had the file
-        failure = Failure("http", describe_outcome(outcome), status, outcome.body, hold)
         asked = asked_to_wait(outcome)
         # 503 without Retry-After is also what a proxy answers if the app behind it is down: it gets one pause.
         is_busy = status == 429 or (status == 503 and (self.endpoint_works or pausing or not self._refusals))

@@ -75,8 +75,3 @@ def asked_to_wait(outcome: Outcome) -> float | None:
 def timed_out(outcome: Outcome) -> bool:
     """Return whether the app did not respond in time, to Docora or to a gateway in front of it."""
     return outcome.cause is Cause.TIMEOUT or outcome.status == 504
-
-
-def may_be_under_way(outcome: Outcome) -> bool:
-    """Return whether the app may still be processing the request: it timed out, or the connection was lost."""
-    return timed_out(outcome) or outcome.cause is Cause.NETWORK

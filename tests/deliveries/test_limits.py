@@ -11,7 +11,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, DeliveryFailure, Outcome, Status
 from deliveries_app.receiver import Answer, Notification
 from deliveries_app.services import resync_single
-from deliveries_app.sync import responses, sender
+from deliveries_app.sync import notification, sender
 from deliveries_app.sync.claim import claim
 from deliveries_app.webhooks import client as webhooks
 from docora.http.client import Request
@@ -241,7 +241,7 @@ def test_path_is_held_after_a_gateway_timeout(world: World) -> None:
 
 def test_short_hold_is_waited_for_in_the_run(world: World, monkeypatch) -> None:
     use_short_timeout(monkeypatch)
-    for module in (sender, responses):
+    for module in (sender, notification):
         monkeypatch.setattr(module, "HOLD_AFTER_TIMEOUT", 2.0)
     repo, watch = world.watch({"hangs.txt": b"1"})
     world.answer(at_notification(1, lambda: time.sleep(0.6)))

@@ -18,7 +18,7 @@ from django.db import connection, connections
 from django.db.backends.signals import connection_created
 
 from deliveries_app.models import AppRepository
-from deliveries_app.sync import claim, dead_processes, lease, pace, responses, sender, slots
+from deliveries_app.sync import claim, dead_processes, lease, notification, pace, sender, slots
 from deliveries_app.sync.dead_processes import end_dead_leases
 from docora import process
 from docora.db import clock
@@ -50,7 +50,7 @@ def use_short_timeouts(patch: pytest.MonkeyPatch) -> None:
     """Use short timeouts and holds in this process and in those that it forks."""
     patch.setattr(sender, "Request", _short_request)
     patch.setattr(sender, "HOLD_AFTER_TIMEOUT", HOLD)
-    patch.setattr(responses, "HOLD_AFTER_TIMEOUT", HOLD)
+    patch.setattr(notification, "HOLD_AFTER_TIMEOUT", HOLD)
     patch.setattr(lease, "HOLD_AFTER_TIMEOUT", HOLD)
     patch.setattr(dead_processes, "HOLD_AFTER_TIMEOUT", HOLD)
     patch.setattr(pace, "_LONGEST_GAP", 0.1)  # a client that refuses at random is slowed down to this
