@@ -7,7 +7,7 @@ app are kept, so that no app can fill the database.
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 from itertools import batched
 from typing import NamedTuple, Self
 
@@ -104,7 +104,7 @@ def _count_attempts(watch: AppRepository, announced: Sequence[Failed], now: date
     rows = Delivery.objects.filter(watch=watch)
     for seconds in {one.failure.hold_seconds for one in announced}:
         paths = [one.change.path for one in announced if one.failure.hold_seconds == seconds]
-        hold = datetime.fromtimestamp(now.timestamp() + seconds, tz=UTC) if seconds else None
+        hold = now + timedelta(seconds=seconds) if seconds else None
         rows.filter(path__in=paths).update(attempts=F("attempts") + 1, hold_until=hold, updated_at=now)
 
 
