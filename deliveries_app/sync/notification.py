@@ -35,6 +35,11 @@ class Notification:
     def __post_init__(self) -> None:
         self.sequence = self.change.sequence or 0  # `Recorder.commit` replaces 0 with a new number
 
+    @property
+    def is_held(self) -> bool:
+        """Whether the app already holds this content, so that nothing is sent."""
+        return self.change.compare and self.sha == self.change.sha
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:

@@ -167,8 +167,8 @@ class Sender:
         """Read, announce and queue a block. Changes that may not be sent in this run are listed as failed."""
         sendable = [change for change in block if not self._is_blocked(change)]
         notifications = self._contents.read(sendable, self._tick, self._recorder.fail)
-        adopted = [item for item in notifications if item.change.compare and item.sha == item.change.sha]
-        announced = [item for item in notifications if not (item.change.compare and item.sha == item.change.sha)]
+        adopted = [item for item in notifications if item.is_held]
+        announced = [item for item in notifications if not item.is_held]
         self._recorder.commit(announced, adopted)
         self._ready.extend(_Transfer(item, None) for item in announced)
 
