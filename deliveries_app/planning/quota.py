@@ -13,10 +13,6 @@ _REMEDY = (
 )
 
 
-def has_file_quota(app: App) -> bool:
-    return app.file_limit is not None or app.byte_limit is not None
-
-
 def require_room(watch: AppRepository, plan: Plan) -> bool:
     """Raise `PlanRefused` if the planned tree grows beyond the app's quota. Return whether to record the new totals now.
 
@@ -24,7 +20,9 @@ def require_room(watch: AppRepository, plan: Plan) -> bool:
     transaction that records the new totals: the app's row is locked until its end, so two syncs can't use the same free
     space.
     """
-    if not (plan.tree_files > watch.tree_files or plan.tree_bytes > watch.tree_bytes):
+    has_quota = watch.app.file_limit is not None or watch.app.byte_limit is not None
+    grows = plan.tree_files > watch.tree_files or plan.tree_bytes > watch.tree_bytes
+    if not (has_quota and grows):
         return False
     app = App.objects.select_for_update(no_key=True).get(pk=watch.app_id)
     others = AppRepository.objects.filter(app=app, ended_at=None).exclude(pk=watch.pk)

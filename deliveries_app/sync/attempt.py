@@ -310,8 +310,7 @@ class Attempt:
         remarks = [(cause, count) for cause, count in self.watch.left_out.items() if cause in REMARKS]
         unequal = {"base_commit": "", "base_rules": "", **delivery_rows.tree_fields(plan, remarks)}
         with transaction.atomic():
-            is_reserved = quota.has_file_quota(self.watch.app) and quota.require_room(self.watch, plan)
-            reserved = unequal if is_reserved else {}
+            reserved = unequal if quota.require_room(self.watch, plan) else {}
             # With the same target, a process that died may have tried these files already.
             series = {} if is_same_target else self._new_series(plan)
             self.lease.extend(target=self._target(commit), **reserved, **series)

@@ -117,6 +117,7 @@ def test_size_that_does_not_grow_is_not_compared(watches) -> None:
     """The app already has more than its lowered quota. An empty file is added."""
     watch = watches[0]
     App.objects.filter(pk=watch.app_id).update(max_bytes=1)
+    watch.app.refresh_from_db()
     assert quota.require_room(watch, Plan(tree_files=watch.tree_files + 1, tree_bytes=watch.tree_bytes))
 
 
