@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from django.conf import settings
-from django.db import InterfaceError, InternalError, OperationalError, ProgrammingError, close_old_connections
+from django.db import ProgrammingError, close_old_connections
 
 from deliveries_app import scheduling
 from deliveries_app.monitoring import alerts
@@ -15,6 +15,7 @@ from deliveries_app.services import drift, rollout
 from deliveries_app.sweep import cleanup, head_checks, retention
 from deliveries_app.sweep.wrong_times import correct_wrong_times
 from deliveries_app.sync.dead_processes import end_dead_leases
+from docora.db.connection import CONNECTION_ERRORS
 from docora.http.client import HttpClient
 from docora.process import stopping
 from docora.redis import heartbeat
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 _WAKE_SECONDS = 1.0  # how often due retries are enqueued between sweeps
 # Errors while the database is down, read-only during a failover, or without tables.
-_WITHOUT_DATABASE = (OperationalError, InterfaceError, InternalError, ProgrammingError)
+_WITHOUT_DATABASE = (*CONNECTION_ERRORS, ProgrammingError)
 
 
 class SweepFailed(Exception):
