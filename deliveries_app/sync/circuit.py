@@ -29,9 +29,8 @@ def record_git_failure(repository: Repository, error: GitError) -> float:
 
 
 def _announce_failure(repository: Repository, error: GitError) -> None:
-    watchers = AppRepository.objects.alive().filter(repository=repository)
-    locked = watchers.select_for_update(no_key=True)
-    watches = list(locked.select_related("repository").order_by("pk"))
+    pks = scheduling.request_sync(AppRepository.objects.alive().filter(repository=repository))
+    watches = AppRepository.objects.filter(pk__in=pks).select_related("repository").order_by("pk")
     assert repository.circuit_open_until is not None
     notices = [
         new_notice(
@@ -50,7 +49,6 @@ def _announce_failure(repository: Repository, error: GitError) -> None:
         for watch in watches
     ]
     Notice.objects.bulk_create(notices)
-    scheduling.request_sync(AppRepository.objects.filter(pk__in=[watch.pk for watch in watches]))
     transaction.on_commit(scheduling.enqueue_due, robust=True)
 
 
