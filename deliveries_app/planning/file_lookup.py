@@ -16,7 +16,7 @@ from deliveries_app.planning.eligibility import (
 )
 from deliveries_app.planning.ignore_rules import FILE_NAME, PatternRules, deciding_line, read_rules
 from deliveries_app.planning.plan import DeliveryRules, PlanRefused
-from deliveries_app.planning.transforms import SourceFile, TransformFailed, Transforms, name_of
+from deliveries_app.planning.transforms import SourceFile, TransformFailed, Transforms
 from docora.text import clean_text
 from repositories_app import services as repositories
 from repositories_app.git.exceptions import Cause, GitError
@@ -118,7 +118,7 @@ def _transform(found: FileLookup, file: SourceFile, delivery_rules: DeliveryRule
         except TransformFailed as error:
             return left_out(TRANSFORM_FAILED, f"{error} The client keeps what it has of this file.")
         if result is None:
-            return left_out("transform", f"The transform {name_of(step)} drops it.")
+            return left_out("transform", f"The transform {step.name} drops it.")
         file = result
     reason = reason_after_transforms(found.path, file.path, len(file.content), delivery_rules.max_file_bytes)
     return replace(found, left_out=reason) if reason else replace(found, sent_as=file.path)

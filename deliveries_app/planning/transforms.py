@@ -18,10 +18,10 @@ sent.
 import hashlib
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, cast
+from typing import Any, Protocol
 
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, register
@@ -39,6 +39,15 @@ class SourceFile:
     content: bytes
 
 
+class Transform(Protocol):
+    """What `FILE_TRANSFORMS` lists, once it is checked."""
+
+    name: str
+    version: str | int
+
+    def __call__(self, file: SourceFile) -> SourceFile | None: ...
+
+
 class TransformFailed(Exception):
     """A transform failed on one file. The message contains nothing of the file's content."""
 
@@ -47,7 +56,7 @@ class TransformFailed(Exception):
 class Transforms:
     """The active transforms. `problem` says why they cannot be used; it is empty if they can."""
 
-    steps: tuple[Callable[[SourceFile], SourceFile | None], ...] = ()
+    steps: tuple[Transform, ...] = ()
     problem: str = ""
 
     def __bool__(self) -> bool:
@@ -56,7 +65,7 @@ class Transforms:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the transforms' names and versions, in order. Empty without transforms."""
-        parts = [f"{name_of(step)}\0{version_of(step)}" for step in self.steps] or [self.problem]
+        parts = [f"{step.name}\0{step.version}" for step in self.steps] or [self.problem]
         return hashlib.sha256("\1".join(parts).encode()).hexdigest() if self else ""
 
     def apply(self, file: SourceFile) -> SourceFile | None:
@@ -67,27 +76,19 @@ class Transforms:
                 with _one_at_a_time:
                     result = step(file)
             except (Exception, SystemExit) as error:  # sys.exit() in a library must not end the sync
-                logger.exception("transform_failed", extra={"transform": name_of(step), "path": source})
-                raise TransformFailed(f"Transform {name_of(step)} failed: {type(error).__name__}.") from error
+                logger.exception("transform_failed", extra={"transform": step.name, "path": source})
+                raise TransformFailed(f"Transform {step.name} failed: {type(error).__name__}.") from error
             if result is None:
                 return None
             if not (
                 isinstance(result, SourceFile) and isinstance(result.path, str) and isinstance(result.content, bytes)
             ):
-                raise TransformFailed(f"Transform {name_of(step)} did not return a SourceFile or None.")
+                raise TransformFailed(f"Transform {step.name} did not return a SourceFile or None.")
             file = result
         return file
 
 
 NONE = Transforms()
-
-
-def name_of(step: Any) -> str:
-    return cast(str, step.name)
-
-
-def version_of(step: Any) -> str:
-    return str(step.version)
 
 
 def active() -> Transforms:
