@@ -19,7 +19,7 @@ are counted under it.
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from deliveries_app.planning.paths import MAX_PATH_BYTES, is_unsafe
+from deliveries_app.planning.paths import MAX_PATH_BYTES, is_unsafe, is_utf8
 from repositories_app.mirror.tree import Entry
 
 REGULAR = {"100644", "100755"}
@@ -81,9 +81,7 @@ def reason_by_path(path: bytes) -> Skipped | None:
         return Skipped(path, "path_too_long", f"Paths longer than {MAX_PATH_BYTES} bytes are not sent.")
     if is_unsafe(path):
         return Skipped(path, "unsafe_path", "The path leads outside the client's folder or into its .git directory.")
-    try:
-        path.decode("utf-8")
-    except UnicodeDecodeError:
+    if not is_utf8(path):
         return Skipped(path, "not_utf8", "The path is not valid UTF-8, so JSON can't represent it.")
     return None
 

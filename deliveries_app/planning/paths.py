@@ -49,6 +49,14 @@ def _may_be_unsafe(path: bytes) -> bool:
     )
 
 
+def is_utf8(path: bytes) -> bool:
+    try:
+        path.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def folded(path: str) -> str:
     """Return a key that is equal for paths that may be one file at the client.
 

@@ -13,6 +13,7 @@ from deliveries_app.models import AppRepository
 from deliveries_app.planning import delivery_rows
 from deliveries_app.planning.eligibility import REMARKS, eligible
 from deliveries_app.planning.ignore_rules import FILE_NAME, IgnoreRules, PatternRules, read_rules
+from deliveries_app.planning.paths import is_utf8
 from deliveries_app.planning.plan import DeliveryRules, Plan, PlanRefused, fill, make_plan
 from deliveries_app.planning.transformed_tree import TransformedTree
 from repositories_app import services as repositories
@@ -94,7 +95,7 @@ def _fast_plan(
     same = {path: (entry, entry) for path, entry in entries.items() if entry.mode != DIRECTORY}
     pairs = changed | {path: same.get(path, (None, None)) for path in unchanged}
     paths = sorted(pairs)
-    names = [path.decode() for path in paths if _is_utf8(path)]
+    names = [path.decode() for path in paths if is_utf8(path)]
     rules = read_rules(reader, head.commit, delivery_rules) if paths else PatternRules(IgnoreRules([]))
     after = (entry for path in paths if (entry := pairs[path][1]))
     plan = make_plan(after, delivery_rows.rows_at(watch.pk, names), delivery_rules, rules.check)
@@ -129,11 +130,3 @@ def _ticking[Item](items: Iterator[Item], tick: git.Tick) -> Iterator[Item]:
         if number % _TICK_EVERY == 0:
             tick()
         yield item
-
-
-def _is_utf8(path: bytes) -> bool:
-    try:
-        path.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
