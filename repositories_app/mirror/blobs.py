@@ -8,6 +8,7 @@ import select
 import subprocess
 from collections import deque
 from collections.abc import Buffer, Callable, Generator, Iterable, Iterator, Sequence
+from itertools import batched
 from typing import Self
 
 from docora.text import format_bytes
@@ -144,10 +145,8 @@ class BlobReader:
             raise self._unreadable(name)
         return content
 
-    def _batches(self, names: Sequence[str]) -> Iterator[Sequence[str]]:
-        size = self._batch_size() if names else 1
-        for start in range(0, len(names), size):
-            yield names[start : start + size]
+    def _batches(self, names: Sequence[str]) -> Iterable[Sequence[str]]:
+        return batched(names, self._batch_size()) if names else ()
 
     def _batch_size(self) -> int:
         """Return how many queries to write at once: at most half of git's input pipe, so that writing never blocks.
