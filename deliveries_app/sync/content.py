@@ -147,7 +147,7 @@ class ChunkedFile:
                 self._transformed(delivery_rules) if self._spool else self._reader.stream(notification.change.blob)
             )
             self._pieces = cut_base64(content, settings.CHUNK_SIZE_BYTES)
-            self.chunk = self.advance()
+            self.advance()
         except BaseException:  # a running git process would keep the mirror in use
             self.close()
             raise
@@ -166,11 +166,10 @@ class ChunkedFile:
     def is_last(self) -> bool:
         return self.index + 1 == self.total
 
-    def advance(self) -> Chunk:
-        """Read the next chunk into `chunk`, and return it."""
+    def advance(self) -> None:
+        """Read the next chunk into `chunk`."""
         self.index += 1
         self.chunk = Chunk(self._id, self.index, self.total, next(self._pieces))
-        return self.chunk
 
     def close(self) -> None:
         self._reader.close()
