@@ -296,7 +296,7 @@ def _no_permission(github_app: GitHubApp, url: str) -> GitError:
 
 
 def _malformed(github_app: GitHubApp) -> GitError:
-    return _failure(Cause.OTHER, f"Couldn't get a token for the GitHub App {github_app}: GitHub's answer is malformed.")
+    return _no_token(Cause.OTHER, github_app, "GitHub's answer is malformed")
 
 
 def _problem_of(github_app: GitHubApp, outcome: Outcome) -> GitError:
@@ -320,15 +320,14 @@ def _problem_of(github_app: GitHubApp, outcome: Outcome) -> GitError:
     if status == 403:
         message = f"GitHub refused access to the GitHub App {github_app}. Its installation may be suspended."
         return GitError(Cause.AUTH, message, permanent=True)
-    error = _failure(
-        Cause.NETWORK, f"Couldn't get a token for the GitHub App {github_app}: GitHub returned HTTP {status}."
-    )
+    error = _no_token(Cause.NETWORK, github_app, f"GitHub returned HTTP {status}")
     error.cooldown = min(outcome.retry_after(time.time()) or 0.0, MAX_WAIT_SECONDS)
     return error
 
 
-def _failure(cause: Cause, text: str) -> GitError:
-    return GitError(cause, text, next_step="Docora retries automatically.")
+def _no_token(cause: Cause, github_app: GitHubApp, reason: str) -> GitError:
+    message = f"Couldn't get a token for the GitHub App {github_app}: {reason}."
+    return git_errors.temporary(cause, message, for_every_watcher=False)
 
 
 def _seconds_to_wait(outcome: Outcome) -> float:

@@ -174,9 +174,9 @@ def explain(cause: Cause, detail: str = "", *, token: str = "") -> GitError:
     return temporary(cause, text)
 
 
-def temporary(cause: Cause, text: str) -> GitError:
-    """Return an error that concerns all watches and may be gone at the next attempt."""
-    return GitError(cause, text, for_every_watcher=True, next_step="Docora retries automatically.")
+def temporary(cause: Cause, text: str, *, for_every_watcher: bool = True) -> GitError:
+    """Return an error that may be gone at the next attempt."""
+    return GitError(cause, text, for_every_watcher=for_every_watcher, next_step="Docora retries automatically.")
 
 
 def still_damaged(error: GitError) -> GitError:
@@ -205,7 +205,7 @@ def mirror_held(seconds: float) -> GitError:
 def ref_not_served(name: str) -> GitError:
     """Return the error for a branch or tag that the host has just listed, but whose objects it does not send yet."""
     message = f"The git host lists the {describe(name)}, but doesn't serve it yet."
-    return GitError(Cause.NOT_FOUND, message, next_step="Docora retries automatically.")
+    return temporary(Cause.NOT_FOUND, message, for_every_watcher=False)
 
 
 def not_a_commit(name: str) -> GitError:
