@@ -5,7 +5,7 @@ The rate and the estimated time left are shown only while files are being acknow
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from django.db.models import QuerySet
 from django.utils import timezone
@@ -55,6 +55,11 @@ class Activity:
     rate: float | None = None
     seconds_left: float | None = None
 
+    @classmethod
+    def of(cls, state: Result | WatchState, text: str = "") -> Self:
+        """Return an activity with the badge of this state."""
+        return cls(state.value, str(state.label), text)
+
     @property
     def pace(self) -> str:
         """`12 files/s`, `0.4 files/s`, or an empty string while nothing moves."""
@@ -88,7 +93,7 @@ def of_operation(operation: BulkOperation, progress: Progress) -> Activity | Non
     if not details and progress.unreleased and not open_canaries.exists():
         return _releasing(operation)
     if not details and operation.runs.filter(outcome="").exists():
-        return Activity(Result.SUPERSEDED.value, str(Result.SUPERSEDED.label), "a later request is in progress")
+        return Activity.of(Result.SUPERSEDED, "a later request is in progress")
     return _waiting(next((detail for detail in _ORDER if detail in details), StateDetail.WAITS_FOR_WORKER))
 
 
@@ -112,16 +117,16 @@ def _open_runs(operation_pk: int) -> QuerySet[SyncRun]:
 def _releasing(operation: BulkOperation) -> Activity:
     """Return what an operation without open runs is waiting for before it releases more."""
     if operation.is_held:
-        return Activity(Result.HELD.value, str(Result.HELD.label))
+        return Activity.of(Result.HELD)
     watches: Any = AppRepository.objects.filter(pending_releases__operation=operation)
     if not watches.unpaused().exists():
         details = set(watches.with_state().order_by().values_list("state_detail", flat=True))
         return _waiting(next((detail for detail in _PAUSES if detail in details), StateDetail.IMPORTING))
-    queued, text = WatchState.QUEUED, "releasing the next repository shortly"
+    text = "releasing the next repository shortly"
     seconds = (operation.next_release_at - timezone.now()).total_seconds() if operation.next_release_at else 0.0
     if seconds > 1:
         text = f"next repository in {_exact(seconds)}"
-    return Activity(queued.value, str(queued.label), text)
+    return Activity.of(WatchState.QUEUED, text)
 
 
 def of_run(run: SyncRun, watch: AppRepository, progress: Progress) -> Activity | None:
@@ -139,19 +144,18 @@ def _waiting(detail: StateDetail) -> Activity:
         text = "waiting for the next attempt"
     elif detail == StateDetail.WAITS_FOR_WORKER and not accepts_writes():  # workers get their jobs from it
         text = "waiting for Redis, which isn't responding or rejects writes"
-    return Activity(detail.state.value, str(detail.state.label), text)
+    return Activity.of(detail.state, text)
 
 
 def _syncing(progress: Progress) -> Activity:
-    state = WatchState.SYNCING
     if progress.started_at is None:
-        return Activity(state.value, str(state.label), "reading the repository")
+        return Activity.of(WatchState.SYNCING, "reading the repository")
     movement = progress.movement
     if movement and movement.idle >= STALLED_SECONDS:
         return Activity("stalled", "Stalled", f"nothing acknowledged for {_exact(movement.unacknowledged)}")
     rate = movement.rate if movement else None
     left = (progress.files_total - progress.files_done) / rate if rate else None
-    return Activity(state.value, str(state.label), rate=rate, seconds_left=left)
+    return replace(Activity.of(WatchState.SYNCING), rate=rate, seconds_left=left)
 
 
 def _exact(seconds: float) -> str:
