@@ -134,9 +134,9 @@ def try_hosts_now(repositories: Iterable[Repository]) -> None:
     HostOutage.objects.filter(host__in=hosts).update(retry_at=Now())
 
 
-def failing_row(repository: Repository) -> Repository | None:
-    """Return the repository as its row is now, if it counts failures or has an open circuit; otherwise None."""
-    return next(iter(_failing(repository.pk)), None)
+def is_failing(repository: Repository) -> bool:
+    """Return whether the repository's row, as it is now, counts failures or has an open circuit."""
+    return bool(_failing(repository.pk))
 
 
 _CLOSED: dict[str, Any] = {
@@ -167,4 +167,4 @@ def close_circuits(repositories: Iterable[Repository]) -> None:
 @compiled_and_prepared
 def _failing(repository_pk: int) -> QuerySet[Repository]:
     failing = Repository.objects.filter(pk=repository_pk).exclude(consecutive_failures=0, circuit_open_until=None)
-    return failing.only("circuit_open_until", "last_failure_at")
+    return failing.only("pk")

@@ -57,7 +57,7 @@ def close_circuit(repository: Repository, *, but: AppRepository | None = None, r
 
     Do nothing if the repository has failed since `read_at`: an earlier read proves nothing about it.
     """
-    if repositories.failing_row(repository) is None:
+    if not repositories.is_failing(repository):
         return
     with transaction.atomic():
         failing = repositories.lock(repository.pk)  # again: it may have failed meanwhile

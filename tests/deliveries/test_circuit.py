@@ -243,13 +243,13 @@ def test_circuit_that_opens_while_another_run_closes_it_stays_open(world: World,
     failure = git_errors.temporary(Cause.NETWORK, "The git host returned HTTP 500.")
     circuit.record_git_failure(watch.repository, failure)
     Repository.objects.update(last_failure_at=Now() - timedelta(hours=1))
-    read = repositories.failing_row
+    read = repositories.is_failing
 
-    def read_and_fail(repository: Repository) -> Repository | None:
-        row = read(repository)
+    def read_and_fail(repository: Repository) -> bool:
+        is_failing = read(repository)
         circuit.record_git_failure(Repository.objects.get(), failure)
-        return row
+        return is_failing
 
-    monkeypatch.setattr(repositories, "failing_row", read_and_fail)
+    monkeypatch.setattr(repositories, "is_failing", read_and_fail)
     circuit.close_circuit(watch.repository, read_at=timezone.now() - timedelta(minutes=1))
     assert Repository.objects.get().circuit_is_open
