@@ -44,10 +44,6 @@ class Sent:
     def of(cls, request: Request, seconds: float) -> Self:
         return cls(request.headers, request.body[:_SENT_BYTES], seconds)
 
-    @property
-    def milliseconds(self) -> int:
-        return round(self.seconds * 1000)
-
 
 class Failed(NamedTuple):
     """A notification or change that failed, with the request if one was sent."""
@@ -192,7 +188,7 @@ def _attempt_row(
         cause=failed.failure.cause,
         status_code=failed.failure.status,
         message=failed.failure.message[:500],
-        milliseconds=sent.milliseconds,
+        milliseconds=round(sent.seconds * 1000),
         headers=masked_headers(sent.headers),
         request_body=beginning(request_body),
         response_body=beginning(response_body),
