@@ -8,6 +8,7 @@ import hashlib
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from django.conf import settings
 
@@ -160,7 +161,7 @@ class ChunkedFile:
             raise _not_deterministic(item.change)
         self._spool.write(content)
         self._spool.seek(0)
-        return iter(lambda: self._spool.read(BlobReader.BLOCK) if self._spool else b"", b"")
+        return iter(partial(self._spool.read, BlobReader.BLOCK), b"")
 
     @property
     def is_last(self) -> bool:

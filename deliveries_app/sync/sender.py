@@ -39,7 +39,7 @@ class _Transfer:
     """One notification that is queued or in flight."""
 
     notification: Notification
-    file: ChunkedFile | None
+    file: ChunkedFile | None = None
     keys: Keys = ()  # sign with these, because the app has refused those that the keyring chose
     signed_with: Keys = ()
     seconds: float = 0.0  # duration of the chunks before this one
@@ -170,7 +170,7 @@ class Sender:
         adopted = [item for item in notifications if item.is_held]
         announced = [item for item in notifications if not item.is_held]
         self._recorder.commit(announced, adopted)
-        self._ready.extend(_Transfer(item, None) for item in announced)
+        self._ready.extend(_Transfer(item) for item in announced)
 
     def _is_blocked(self, change: Change) -> bool:
         """Return whether the change may not be sent in this run, and list it as failed. If it may be sent soon, wait."""
