@@ -202,9 +202,8 @@ def count(run: SyncRun, *, files_done: int, bytes_done: int, files_failed: int) 
     return run
 
 
-def show(run: SyncRun, *, files_done: int, bytes_done: int, files_failed: int) -> bool:
+def show(run: SyncRun, **deltas: int) -> bool:
     """Advance the live counters. Call after the batch's commit. Return False if the run must be seeded again."""
-    deltas = {"files_done": files_done, "bytes_done": bytes_done, "files_failed": files_failed}
     is_shown = live_counters.advance(run.run_id, **deltas)
     if run.operation:
         live.show_in_operation(run, run.operation)
