@@ -158,20 +158,16 @@ def _old_snapshots() -> QuerySet[Snapshot]:
     return Snapshot.objects.filter(Exists(Snapshot.objects.filter(newer, repository=OuterRef("repository"))))
 
 
-def _process(slices: Iterator[int]) -> None:
-    """Process all slices, for which no progress is shown."""
-    for _ in slices:
-        pass
-
-
 def _remove(rows: QuerySet[Any], field: str, stop: Callable[[], bool]) -> Iterator[int]:
     """Remove the rows and yield the size of each slice. Skips Django's cascade: what refers to them is removed or detached first."""
     if rows.model is BulkOperation:
         kept_runs = SyncRun.objects.filter(operation__in=rows.values("pk")).order_by("pk")
-        _process(_by_slices(kept_runs, "pk", stop, lambda part: part.update(operation=None)))
+        for _ in _by_slices(kept_runs, "pk", stop, lambda part: part.update(operation=None)):
+            pass
         rows = rows.filter(~Exists(SyncRun.objects.filter(operation=OuterRef("pk"))))
     if rows.model is DriftCheck:
-        _process(_remove(DriftFile.objects.filter(check_of__in=rows.values("pk")), "pk", stop))
+        for _ in _remove(DriftFile.objects.filter(check_of__in=rows.values("pk")), "pk", stop):
+            pass
         rows = rows.filter(~Exists(DriftFile.objects.filter(check_of=OuterRef("pk"))))
     return _by_slices(rows.order_by(field, "pk"), field, stop, _delete)
 
