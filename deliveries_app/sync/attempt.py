@@ -18,7 +18,7 @@ from django.db import DatabaseError, InterfaceError, transaction
 from django.db.models import F
 from django.db.models.functions import Least, Now
 
-from deliveries_app.models import AppRepository, Reason, SyncRun, new_run_id, root_causes
+from deliveries_app.models import Reason, SyncRun, new_run_id, root_causes
 from deliveries_app.models.root_causes import RootCause, SyncFailure
 from deliveries_app.models.runs import SWEEP
 from deliveries_app.planning import delivery_rows, quota
@@ -51,7 +51,6 @@ from repositories_app.git.exceptions import Cause, GitError, Interrupted, Mirror
 from repositories_app.git.protocol import Head
 from repositories_app.git.refs import is_tag
 from repositories_app.mirror.blobs import BlobReader
-from repositories_app.mirror.mirror import Mirror
 
 logger = logging.getLogger(__name__)
 
@@ -105,9 +104,9 @@ class Attempt:
     def __init__(self, lease: Lease, client: HttpClient) -> None:
         self.lease = lease
         self.channel = Channel(client, lease, self._alive)
-        self.watch: AppRepository = lease.watch
+        self.watch = lease.watch
         self.delivery_rules = delivery_rows.delivery_rules_of(self.watch)
-        self.mirror: Mirror = repositories.mirror_of(self.watch.repository)
+        self.mirror = repositories.mirror_of(self.watch.repository)
         self.sync_run: SyncRun | None = None
         self.run_id = new_run_id()  # replaced by the id of the run that was requested, if there is one
         self.sender: Sender | None = None
