@@ -42,11 +42,6 @@ class Decision:
     needs_proof: bool = False
     """It counts as delivered only if the app itself has answered, not another server. That is not known yet."""
 
-    @property
-    def may_be_under_way(self) -> bool:
-        """The app may still be working on the request."""
-        return self.failure is not None and self.failure.may_be_under_way
-
 
 @dataclass
 class ResponsePolicy:

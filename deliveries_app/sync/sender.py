@@ -117,7 +117,8 @@ class Sender:
             for request, outcome in self._outcomes(0.2):
                 transfer = self._transfer_of(request)
                 decision = self._policy.decide(transfer.notification.change, outcome, chunked=transfer.file is not None)
-                clean = clean and not decision.may_be_under_way
+                if decision.failure and decision.failure.may_be_under_way:
+                    clean = False
                 # These stay in doubt and are sent again: a file that the app was too busy for, a delete that needs proof, and
                 # a large file that lacks chunks.
                 lacks_chunks = decision.delivered and transfer.file is not None and not transfer.file.is_last
