@@ -156,7 +156,7 @@ def read_rules(reader: BlobReader, commit: str, delivery_rules: DeliveryRules) -
 
 
 def _rules_of(text: str) -> IgnoreRules | None:
-    patterns, _ = compile_lines(text.encode()) if text else ([], [])
+    patterns, _ = compile_lines(text.encode())
     return IgnoreRules(patterns) if patterns else None
 
 
