@@ -165,7 +165,8 @@ def entries(reader: BlobReader, commit: str, paths: Iterable[bytes]) -> dict[byt
     parts = {path: path.split(b"/") for path in paths}
     found: dict[bytes, _Node] = {}
     level = {root_of(commit): list(parts)} if parts else {}  # tree → the paths that lead through it
-    for depth in itertools.count():
+    depth = 0
+    while level:
         below: dict[str, list[bytes]] = defaultdict(list)
         with closing(reader.trees(list(level))) as contents:
             for through, raw in zip(level.values(), contents, strict=True):
@@ -176,9 +177,7 @@ def entries(reader: BlobReader, commit: str, paths: Iterable[bytes]) -> dict[byt
                         found[path] = node
                     elif node and node[0] == DIRECTORY:
                         below[node[1]].append(path)
-        if not below:
-            break
-        level = below
+        level, depth = below, depth + 1
     sizes = _sizes(reader, found.values())
     return {path: _entry(path, node, sizes) for path, node in found.items()}
 
