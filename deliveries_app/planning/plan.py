@@ -289,8 +289,8 @@ def _write(
     attempts, hold = (row.attempts, row.hold_until) if row and not row.acknowledged else (0, None)
     sha = row.sha if row and compare else ""
     return Change(
-        str(kind), path, entry.mode, entry.blob, entry.size, sha, previous, sequence, False, compare, attempts, hold,
-        _source_path(entry),
+        str(kind), path, entry.mode, entry.blob, entry.size, sha, previous, sequence, compare=compare, attempts=attempts,
+        hold_until=hold, source_path=_source_path(entry),
     )  # fmt: skip
 
 
