@@ -151,6 +151,16 @@ def test_repack_drops_what_removed_watches_had(world: World, monkeypatch) -> Non
     assert_promise_kept(world, repo, watch)
 
 
+def lose(here: Path, blob: str) -> None:
+    """Unpack all objects of this mirror into files of their own, and remove one."""
+    for pack in list((here / "objects/pack").glob("*.pack")):
+        content = pack.read_bytes()
+        for path in (here / "objects/pack").glob(f"{pack.stem}.*"):
+            path.unlink()
+        git(here, "unpack-objects", "-q", stdin=[content])
+    (here / "objects" / blob[:2] / blob[2:]).unlink()
+
+
 def test_mirror_that_cannot_be_repacked_is_rebuilt(world: World, monkeypatch) -> None:
     repo, watch = world.watch({"keep": b"k", "old": b"only the other watch still has it"})
     other = world.watch_url(repo, app=world.add_app("Other"))
@@ -159,12 +169,7 @@ def test_mirror_that_cannot_be_repacked_is_rebuilt(world: World, monkeypatch) ->
     repo.commit({"old": None})
     world.sync(watch)
     here = directory_of(watch)
-    packs = list((here / "objects/pack").glob("*.pack"))
-    contents = [pack.read_bytes() for pack in packs]
-    shutil.rmtree(here / "objects/pack")
-    for content in contents:
-        git(here, "unpack-objects", "-q", stdin=[content])
-    (here / "objects" / old[:2] / old[2:]).unlink()
+    lose(here, old)
     monkeypatch.setattr(mirrors, "MAX_PACKS", -1)
     for number in range(2):
         repo.commit({"new": b"%d" % number})
@@ -219,13 +224,7 @@ def remove_objects(watch: AppRepository) -> None:
 def lose_a_blob(watch: AppRepository) -> None:
     """Remove the content of one file. The commit and its tree stay."""
     here = directory_of(watch)
-    blob = git(here, "rev-parse", f"{watch.base_commit}:readme.md").decode().strip()
-    for pack in list((here / "objects/pack").glob("*.pack")):
-        content = pack.read_bytes()
-        for path in (here / "objects/pack").glob(f"{pack.stem}.*"):
-            path.unlink()
-        git(here, "unpack-objects", "-q", stdin=[content])
-    (here / "objects" / blob[:2] / blob[2:]).unlink()
+    lose(here, git(here, "rev-parse", f"{watch.base_commit}:readme.md").decode().strip())
 
 
 def empty_files(watch: AppRepository) -> None:
@@ -299,13 +298,10 @@ def test_incomplete_later_fetch_is_noticed(world: World) -> None:
     repo.commit({"a.txt": b"11"})
     lost = git(repo.path, "rev-parse", f"{repo.head}:b.txt").decode().strip()
     here = directory_of(watch)
-    for pack in list((here / "objects/pack").glob("*.pack")):
-        content = pack.read_bytes()
-        for path in (here / "objects/pack").glob(f"{pack.stem}.*"):
-            path.unlink()
-        git(here, "unpack-objects", "-q", stdin=[content])
-        (here / "objects/pack" / pack.name).touch()
-    (here / "objects" / lost[:2] / lost[2:]).unlink()
+    emptied = list((here / "objects/pack").glob("*.pack"))
+    lose(here, lost)
+    for pack in emptied:
+        pack.touch()
     resync(world, watch)
     assert watch.last_error == ""
     assert_promise_kept(world, repo, watch)
