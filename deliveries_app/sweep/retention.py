@@ -16,7 +16,6 @@ A row is old only if it is by both this machine's clock and the database's. Othe
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -51,26 +50,6 @@ _SLICE = 2000
 _LONGEST_DAYS = 36500  # a larger number would exceed the range of dates
 
 
-@dataclass(frozen=True)
-class Pruned:
-    """Number of rows of each kind that were removed, or would be in a dry run."""
-
-    runs: int = 0
-    operations: int = 0
-    checks: int = 0
-    audit_entries: int = 0
-    traffic: int = 0
-    alerts: int = 0
-    sessions: int = 0
-    delivery_attempts: int = 0
-    mails: int = 0
-    snapshots: int = 0
-
-    @property
-    def total(self) -> int:
-        return sum(asdict(self).values())
-
-
 def enqueue_prune() -> None:
     """Enqueue a prune job, at most once an hour across all processes."""
     if queues.first_within("prune", _EVERY_SECONDS):
@@ -82,10 +61,10 @@ def prune(
     dry_run: bool = False,
     stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[int], None] = lambda _: None,
-) -> Pruned:
+) -> Counter[str]:
     """Remove everything older than its retention, until `stop` returns True. With `dry_run`, only count.
 
-    Call `on_progress` repeatedly with the number of rows removed so far.
+    Return the number of rows of each kind. Call `on_progress` repeatedly with the number of rows removed so far.
     """
     now = _now()
     operations = _old_operations(now)
@@ -104,13 +83,13 @@ def prune(
         "snapshots": (_old_snapshots(), "pk"),
     }
     if dry_run:
-        return Pruned(**{name: rows.count() for name, (rows, _) in kinds.items()})
+        return Counter({name: rows.count() for name, (rows, _) in kinds.items()})
     removed = Counter[str]()
     for name, (rows, field) in kinds.items():
         for count in _remove(rows, field, stop):
             removed[name] += count
             on_progress(removed.total())
-    return Pruned(**removed)
+    return removed
 
 
 def _now() -> datetime:

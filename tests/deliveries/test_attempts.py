@@ -151,8 +151,8 @@ def test_attempts_are_pruned_and_removed_with_their_watch(world: World) -> None:
     world.answer(lambda note: Answer(500))
     world.sync(watch)
     DeliveryAttempt.objects.filter(pk=failing(watch)[0].pk).update(at=timezone.now() - timedelta(days=31))
-    assert prune(dry_run=True).delivery_attempts == 1
-    assert prune().delivery_attempts == 1
+    assert prune(dry_run=True)["delivery_attempts"] == 1
+    assert prune()["delivery_attempts"] == 1
     assert len(failing(watch, "b.txt")) == 1
     unwatch_repository(Actor.command(), watch)
     assert remove_ended() == 1

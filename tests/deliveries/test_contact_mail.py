@@ -124,9 +124,9 @@ def test_mails_of_one_app_are_gathered(out: AlertReceivers, app: App) -> None:
     assert len(out.smtp.mails) == 2
     assert out.smtp.mails[1].text.count("\n- ") == contacts.SHOWN
     assert "and 2 more changes." in out.smtp.mails[1].text
-    assert prune().mails == 0
+    assert prune()["mails"] == 0
     time_passes(days=8)
-    assert prune().mails == contacts.SHOWN + 3
+    assert prune()["mails"] == contacts.SHOWN + 3
 
 
 def test_nothing_is_stored_without_a_mail_server(app: App, settings) -> None:

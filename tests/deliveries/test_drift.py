@@ -656,7 +656,7 @@ def test_old_checks_are_pruned_with_their_files(world: World, synced: tuple[Repo
     open_check = check_watch(ACTOR, watch)
     old = timezone.now() - timedelta(days=settings.SYNC_RUN_RETENTION_DAYS + 1)
     DriftCheck.objects.update(created_at=old)
-    assert retention.prune(dry_run=True).checks == 1
-    assert retention.prune().checks == 1
+    assert retention.prune(dry_run=True)["checks"] == 1
+    assert retention.prune()["checks"] == 1
     assert list(DriftCheck.objects.all()) == [open_check]
     assert not DriftFile.objects.exists()

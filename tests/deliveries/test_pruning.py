@@ -1,5 +1,6 @@
 """Pruning removes old rows in slices, and keeps what a cancel, a page or a progress bar still needs."""
 
+from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from io import StringIO
@@ -18,7 +19,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, AuditAction, BulkOperation, HourlyTraffic, Outcome, Reason, SyncRun
 from deliveries_app.services import cancel_operation, cancel_request, resync_many, resync_single
 from deliveries_app.sweep import loop, retention
-from deliveries_app.sweep.retention import Pruned, prune
+from deliveries_app.sweep.retention import prune
 from repositories_app.git import remote
 from repositories_app.models import Snapshot
 from tests.support.histories import assert_promise_kept
@@ -76,7 +77,7 @@ def test_runs_older_than_the_retention_are_removed(watch: AppRepository) -> None
     long = run_of(watch, outcome="")  # requested long ago, ended yesterday
     SyncRun.objects.filter(pk=long.pk).update(outcome=Outcome.FAILED, ended_at=days_ago(1))
     recent = [run_of(watch, days=RECENT), run_of(None, days=RECENT)]
-    assert prune().runs == 2
+    assert prune()["runs"] == 2
     assert left() == {long.pk, *(run.pk for run in recent)}
 
 
@@ -85,7 +86,7 @@ def test_newest_run_of_each_watch_is_kept(watch: AppRepository) -> None:
     for which in (watch, other):
         for days in (300, 200, 100):
             run_of(which, days=days)
-    assert prune().runs == 4
+    assert prune()["runs"] == 4
     assert [run.created_at.date() for run in SyncRun.objects.all()] == [days_ago(100).date()] * 2
     assert watch.runs.count() == other.runs.count() == 1
 
@@ -93,14 +94,14 @@ def test_newest_run_of_each_watch_is_kept(watch: AppRepository) -> None:
 def test_run_of_the_newest_generation_is_kept(watch: AppRepository) -> None:
     """A run for a change can begin after the re-sync that supersedes it was requested."""
     kept = {run_of(watch, generation=2).pk, run_of(watch, generation=1).pk}
-    assert prune().runs == 0
+    assert prune()["runs"] == 0
     assert left() == kept
 
 
 def test_open_runs_are_kept(watch: AppRepository) -> None:
     waiting = [run_of(watch, days=400, outcome="", generation=generation) for generation in (1, 2)]
     newest = run_of(watch, days=1, generation=3)
-    assert prune().total == 0
+    assert prune().total() == 0
     assert left() == {newest.pk, *(run.pk for run in waiting)}
 
 
@@ -121,7 +122,7 @@ def test_resync_is_removed_once_a_later_one_has_ended(watch: AppRepository) -> N
     run_of(watch, days=200, generation=3, reason=Reason.RESYNC, outcome=Outcome.FAILED)
     run_of(watch, days=100, generation=4)
     kept = {run.generation for run in SyncRun.objects.exclude(generation=2)}
-    assert prune().runs == 1
+    assert prune()["runs"] == 1
     assert {run.generation for run in SyncRun.objects.all()} == kept == {3, 4}
 
 
@@ -137,7 +138,7 @@ def test_cancel_after_pruning_restores_the_same_floor(world: World) -> None:
     SyncRun.objects.update(created_at=days_ago(OLD), started_at=days_ago(OLD), ended_at=days_ago(OLD))
     resync(watch)
     assert numbers(watch) == (3, 3)
-    assert prune().runs == 3  # the first sync and both changes; the newest run is the open re-sync
+    assert prune()["runs"] == 3  # the first sync and both changes; the newest run is the open re-sync
     assert cancel_request(Actor.command(), watch) == 1
     assert numbers(watch) == (4, 2)
     before = len(world.requests())
@@ -168,7 +169,7 @@ def test_runs_are_kept_forever_without_a_retention(watch: AppRepository, setting
     run_of(watch, days=4000)
     operation_of(5000)
     HourlyTraffic.objects.create(app=watch.app, hour=days_ago(5000))
-    assert prune() == Pruned()
+    assert prune() == Counter()
     assert SyncRun.objects.count() == 2
 
 
@@ -180,7 +181,7 @@ def test_operation_keeps_its_runs(watch: AppRepository) -> None:
     tallied = run_of(watch, days=300, operation=kept)
     run_of(watch, days=400, operation=gone)
     newest = run_of(watch, days=1)
-    assert prune() == Pruned(runs=1, operations=1)
+    assert prune() == Counter(runs=1, operations=1)
     assert left() == {tallied.pk, newest.pk}
     assert list(BulkOperation.objects.all()) == [kept]
 
@@ -190,7 +191,7 @@ def test_run_that_outlives_its_operation(watch: AppRepository, settings) -> None
     recent = run_of(watch, days=40, operation=operation_of(40))
     last_of_another = run_of(make_watch(watch.app, "site"), days=400, operation=operation_of(400))
     run_of(watch, days=1)
-    assert prune() == Pruned(operations=2)
+    assert prune() == Counter(operations=2)
     for run in (recent, last_of_another):
         run.refresh_from_db()
         assert run.operation is None
@@ -200,7 +201,7 @@ def test_open_and_recently_ended_operations_are_kept(
     watch: AppRepository,
 ) -> None:
     running, slow = operation_of(400, ended_at=None), operation_of(400, ended_at=days_ago(10))
-    assert prune().operations == 0
+    assert prune()["operations"] == 0
     assert set(BulkOperation.objects.all()) == {running, slow}
 
 
@@ -212,7 +213,7 @@ def test_cancel_an_operation_after_pruning(world: World) -> None:
     BulkOperation.objects.update(created_at=days_ago(400), ended_at=days_ago(400))
     SyncRun.objects.update(created_at=days_ago(400), ended_at=days_ago(400))
     operation = resync_many(Actor.command(), AppRepository.objects.all())
-    assert prune() == Pruned(runs=3, operations=1)
+    assert prune() == Counter(runs=3, operations=1)
     assert cancel_operation(Actor.command(), operation) == 3
     assert [numbers(watch) for watch in watches] == [(4, 2)] * 3
 
@@ -230,7 +231,7 @@ def test_clock_that_is_years_ahead_removes_nothing(
     right = timezone.now()
     monkeypatch.setattr(timezone, "now", lambda: ahead if wrong == "worker" else right)
     monkeypatch.setattr(retention, "database_now", lambda: ahead if wrong == "database" else right)
-    assert prune() == Pruned()
+    assert prune() == Counter()
 
 
 # --- Traffic and sessions ----------------------------------------------------------------------------------------------
@@ -241,7 +242,7 @@ def test_traffic_and_sessions_have_their_own_rules(watch: AppRepository) -> None
         HourlyTraffic.objects.create(app=watch.app, hour=days_ago(days))
     for key, days in (("old", 1), ("new", -1)):
         Session.objects.create(session_key=key, session_data="", expire_date=days_ago(days))
-    assert prune() == Pruned(traffic=1, sessions=1)
+    assert prune() == Counter(traffic=1, sessions=1)
     assert HourlyTraffic.objects.get().hour > days_ago(90)
     assert Session.objects.get().session_key == "new"
 
@@ -263,16 +264,16 @@ def test_newest_snapshot_of_each_repository_is_kept(watch: AppRepository, monkey
     other = make_watch(watch.app, "site")
     snapshots_of(watch, [300, 0.1, 200, 100, 400])
     snapshots_of(other, [1000])
-    assert prune(dry_run=True) == prune() == Pruned(snapshots=4)
+    assert prune(dry_run=True) == prune() == Counter(snapshots=4)
     assert [watch.repository.snapshots.get().file_count, other.repository.snapshots.get().file_count] == [1, 0]
-    assert prune() == Pruned()
+    assert prune() == Counter()
 
 
 def test_last_of_simultaneous_snapshots_is_kept(watch: AppRepository) -> None:
     snapshots_of(watch, [1, 1, 1])
     Snapshot.objects.update(created_at=days_ago(1))
     newest = watch.repository.snapshots.first()
-    assert prune() == Pruned(snapshots=2)
+    assert prune() == Counter(snapshots=2)
     assert watch.repository.snapshots.get() == newest
 
 
@@ -281,7 +282,7 @@ def test_sync_after_snapshots_were_removed(world: World) -> None:
     for number in range(3):
         repo.commit({f"{number}.txt": b"x"})
         world.settle()
-    assert prune().snapshots == 2
+    assert prune()["snapshots"] == 2
     repo.force_push({"a.txt": b"a"})
     world.settle()
     assert_promise_kept(world, repo, watch)
@@ -298,7 +299,7 @@ def test_interrupted_pruning_continues_next_time(watch: AppRepository, monkeypat
     for _ in range(6):
         run_of(watch)
     asked = iter([False, False, True])
-    assert prune(stop=lambda: next(asked, True)).runs == 6
+    assert prune(stop=lambda: next(asked, True))["runs"] == 6
     assert (SyncRun.objects.count(), BulkOperation.objects.count()) == (4, 4)
 
     slices = 0
@@ -313,8 +314,8 @@ def test_interrupted_pruning_continues_next_time(watch: AppRepository, monkeypat
     with pytest.raises(SystemExit):
         prune(stop=killed)
     assert SyncRun.objects.count() == 1
-    assert prune() == Pruned(operations=4)
-    assert prune() == Pruned()
+    assert prune() == Counter(operations=4)
+    assert prune() == Counter()
     assert SyncRun.objects.get().operation is None
 
 

@@ -1,4 +1,3 @@
-from dataclasses import asdict
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
@@ -35,7 +34,8 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         with Bar(quiet=options["json"]) as bar:
             pruned = prune(dry_run=options["dry_run"], on_progress=lambda count: bar.show("Removed", count))
-        parts = [counted(count, *_LABELS[name]) for name, count in asdict(pruned).items() if count]
+        parts = [counted(pruned[name], *labels) for name, labels in _LABELS.items() if pruned[name]]
         verb = "Would be removed" if options["dry_run"] else "Removed"
         message = f"{verb}: {', '.join(parts) or 'nothing'}."
-        write_result(self, options, {"dry_run": options["dry_run"], **asdict(pruned)}, message)
+        numbers = {name: pruned[name] for name in _LABELS}
+        write_result(self, options, {"dry_run": options["dry_run"], **numbers}, message)
