@@ -2,6 +2,7 @@
 
 import re
 import secrets
+from collections.abc import Mapping
 from datetime import datetime
 
 from django.utils import timezone
@@ -95,6 +96,11 @@ def format_share(share: float) -> str:
 def counted(count: int, singular: str, plural: str = "") -> str:
     """Format a number with its noun: `1 repository`, `3,000 repositories`. The default plural adds an s."""
     return f"{count:,} {singular if count == 1 else plural or f'{singular}s'}"
+
+
+def format_counts(counts: Mapping[str, int]) -> str:
+    """Format label → count, without what does not occur: `11 succeeded, 1 failed`."""
+    return ", ".join(f"{count:,} {label}" for label, count in counts.items() if count)
 
 
 def new_id(prefix: str, hex_digits: int = 24) -> str:

@@ -15,7 +15,7 @@ from deliveries_app.progress.live import Progress
 from deliveries_app.services import current_pause
 from docora.cli.output import INTERRUPTED, Bar, add_json, write_json, wrong_usage
 from docora.conf.installation import program
-from docora.text import counted
+from docora.text import counted, format_counts
 
 _POLL_SECONDS = 0.3
 
@@ -118,9 +118,8 @@ def _problem(requested: Requested, progress: Progress) -> str:
     if isinstance(requested, BulkOperation):
         counts = {"failed": progress.failed, "cancelled": progress.cancelled, "superseded": progress.superseded}
         counts["not released"] = progress.unreleased or 0
-        details = ", ".join(f"{count:,} {label}" for label, count in counts.items() if count)
         left, total = progress.total - progress.succeeded, counted(progress.total, "repository", "repositories")
-        return f"{left:,} of {total} did not succeed: {details}. {_cause(requested, progress.failed)}".strip()
+        return f"{left:,} of {total} did not succeed: {format_counts(counts)}. {_cause(requested, progress.failed)}".strip()
     return f"It did not succeed: {Outcome(requested.outcome).label}. {requested.error}".strip()
 
 

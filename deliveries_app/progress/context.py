@@ -11,7 +11,7 @@ from deliveries_app.models import App, AppRepository, BulkOperation, OperationKi
 from deliveries_app.progress import activity, live
 from deliveries_app.progress.live import Progress
 from deliveries_app.progress.runs import current_run, newest_open_runs
-from docora.text import counted, format_bytes, format_seconds
+from docora.text import counted, format_bytes, format_counts, format_seconds
 
 MAX_OPERATIONS = 5
 _NAMED = 3
@@ -95,10 +95,9 @@ def summary(operation: BulkOperation, progress: Progress) -> str:
     counts = {"succeeded": progress.succeeded, "failed": progress.failed, "cancelled": progress.cancelled}
     counts["superseded by a later request"] = progress.superseded
     counts["not released"] = progress.unreleased or 0
-    parts = [f"{count:,} {label}" for label, count in counts.items() if count]
     sent = f"{counted(progress.files_done, 'file', 'files')} ({format_bytes(progress.bytes_done)})"
     took = (progress.ended_at - operation.created_at).total_seconds() if progress.ended_at else 0.0
-    return f"{_repositories(progress.total)}: {', '.join(parts)} · {sent} in {format_seconds(took)}"
+    return f"{_repositories(progress.total)}: {format_counts(counts)} · {sent} in {format_seconds(took)}"
 
 
 def _after_cancel(operation: BulkOperation, progress: Progress) -> str:

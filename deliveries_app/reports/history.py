@@ -25,6 +25,7 @@ from deliveries_app.models import (
     is_superseded,
 )
 from deliveries_app.progress import live
+from docora.text import format_counts
 
 WINDOW = 20_000
 MAX_WATCHES = 500  # above this, search the newest rows instead of using the index
@@ -185,7 +186,7 @@ class Outcomes:
     def summary(self) -> str:
         """`11 succeeded, 1 failed`."""
         counts = {label: self.counts[name] for name, (label, _) in PARTS.items()} | {"not released": self.unreleased}
-        return ", ".join(f"{count:,} {label}" for label, count in counts.items() if count)
+        return format_counts(counts)
 
 
 def outcomes(operations: Iterable[BulkOperation]) -> dict[int, Outcomes]:
