@@ -97,7 +97,7 @@ def _webhooks() -> dict[str, Any]:
         "body": notifications["ping"].variants[0].body.decode(),
         "left_out": [(cause, *text) for cause, text in LEFT_OUT.items() if cause not in _SAID_IN_TEXT],
         "limits": {name: getattr(settings, name) for name in LIMITS}
-        | vars(responses)
+        | {name: getattr(responses, name) for name in ("DOUBT_AFTER", "CONTROL_PATHS", "GONE_AFTER", "LONGEST_WAIT")}
         | {"MAX_WAITS": sender.MAX_WAITS, "MAX_CHECK_WAITS": drift.MAX_WAITS, "BUSY_SECONDS": events.BUSY_SECONDS}
         | {"HOLD_AFTER_TIMEOUT": HOLD_AFTER_TIMEOUT},
         "largest_body": max(_LONGEST_ESCAPE * settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES)
