@@ -109,6 +109,14 @@
     else location.assign(xhr.responseURL);
   });
 
+  // Of error responses, only Docora's own notices are shown. A proxy may respond with 404 while Docora restarts.
+  document.addEventListener("htmx:beforeSwap", (event) => {
+    const { xhr } = event.detail;
+    if (xhr.status < 400 || xhr.responseText.includes("data-notice")) return;
+    event.detail.shouldSwap = false;
+    event.detail.isError = true;
+  });
+
   // If a swap removes the focused element, move the focus to its nearest ancestor that still exists, not to the page's top.
   let focusedIds = [];
   document.addEventListener("htmx:beforeSwap", () => {
@@ -177,11 +185,11 @@
     body.addEventListener("htmx:afterRequest", (event) => {
       if (event.target !== body) return;
       const { successful, xhr: { status } } = event.detail;
-      const answered = status >= 200 && status < 400; // htmx also calls a notice (401, 403, 404) successful
+      const answered = status >= 200 && status < 400; // htmx also calls a notice successful
       if (answered && successful) updated = Date.now(); // not if the content was not replaced
       problem = answered ? "" : status ? "Couldn't refresh." : "The server isn't responding.";
       // The user is signed out or no longer allowed, or the object is gone. Further requests would not change that.
-      if ([401, 403, 404].includes(status)) pause.setAttribute("aria-pressed", "true");
+      if (successful && !answered) pause.setAttribute("aria-pressed", "true");
       showAge();
     });
     document.addEventListener("visibilitychange", () => {

@@ -226,6 +226,12 @@ def test_panel_reports_a_lost_server_or_session(quiet_site: Site, browser: Brows
         page.context.set_offline(False)
         panel.is_refreshed()
         expect(panel.age).to_have_text(re.compile("^Updated "))
+        page.route(f"**{panel.address}", lambda route: route.fulfill(status=404, body="404 page not found"))
+        page.clock.run_for(EVERY)
+        expect(panel.age).to_have_text(re.compile(r"^Couldn't refresh\. Last update "))
+        expect(page.locator("#card-watched")).to_be_visible()
+        page.unroute(f"**{panel.address}")
+        panel.is_refreshed()
         return panel
 
     def lose_the_session(page: Page) -> None:
@@ -242,7 +248,9 @@ def test_panel_reports_a_lost_server_or_session(quiet_site: Site, browser: Brows
     panel = browser.drive(lose_the_server)
     Session.objects.all().delete()
     browser.drive(lose_the_session)
-    own = re.compile(r"Failed to load resource: .*(401|ERR_INTERNET_DISCONNECTED)|^htmx:(sendError|afterRequest)")
+    own = re.compile(
+        r"Failed to load resource: .*(401|404|ERR_INTERNET_DISCONNECTED)|^htmx:(sendError|afterRequest)|^Response Status Error"
+    )
     assert [complaint for complaint in browser.complaints if not own.search(complaint)] == []
 
 

@@ -8,7 +8,7 @@ from django.utils import timezone
 from playwright.sync_api import Page, expect
 
 from deliveries_app.models import Status
-from tests.browser.conftest import Browser, Site
+from tests.browser.conftest import Browser, Site, stop_clock
 from tests.browser.test_journey import LIST, sign_in
 from tests.support.staff import make_app, make_watch
 
@@ -81,6 +81,28 @@ def test_list_reports_a_lost_connection(quiet_site: Site, browser: Browser) -> N
             "table => table.getBoundingClientRect().top"
         )
         page.context.set_offline(False)
+        expect(lost).to_have_count(0)
+
+    browser.drive(journey)
+    assert unexpected(browser) == []
+
+
+def test_error_of_a_proxy_does_not_end_the_polls(quiet_site: Site, browser: Browser) -> None:
+    watch = make_watch(
+        make_app("Portal"), "docs", status=Status.PENDING, next_sync_at=timezone.now() + timedelta(hours=1)
+    )
+
+    def journey(page: Page) -> None:
+        sign_in(page, quiet_site)
+        stop_clock(page)
+        page.goto(f"{quiet_site.url}{LIST}{watch.pk}/change/")
+        lost = page.get_by_text("Connection lost, retrying")
+        page.route("**/admin/live/**", lambda route: route.fulfill(status=404, body="404 page not found"))
+        page.clock.run_for(2_000)
+        expect(lost).to_be_visible()
+        expect(page.get_by_text("404")).to_have_count(0)
+        page.unroute("**/admin/live/**")
+        page.clock.run_for(2_000)
         expect(lost).to_have_count(0)
 
     browser.drive(journey)
