@@ -77,14 +77,14 @@
     }
   });
 
-  // A part is not replaced while the user presses a button in it or a form in it is being sent, and a [data-live-part] not while
-  // text in it is selected.
+  // A part is not replaced if it stays the same, nor while the user presses a button in it or a form in it is being sent, and a
+  // [data-live-part] not while text in it is selected.
   const isPressed = (part) => part.querySelector(":active, form[aria-busy=true]") !== null;
+  const isSelected = (part) => getSelection().type === "Range" && getSelection().containsNode(part, true);
   document.addEventListener("htmx:oobBeforeSwap", (event) => {
-    const part = event.detail.target;
-    const selection = getSelection();
-    const isSelected = part.matches("[data-live-part]") && selection.type === "Range" && part.contains(selection.anchorNode);
-    if (isSelected || isPressed(part)) event.preventDefault();
+    const { target: part, fragment } = event.detail;
+    const isSame = part.isEqualNode(fragment.firstElementChild);
+    if (isSame || isPressed(part) || (part.matches("[data-live-part]") && isSelected(part))) event.preventDefault();
   });
   document.addEventListener("htmx:beforeSwap", (event) => {
     if (event.target.matches("[data-polls]") && isPressed(event.target)) event.preventDefault();
@@ -165,7 +165,7 @@
     const busy = () =>
       document.querySelector("form[aria-busy=true]") !== null ||
       body.querySelector("input:focus, select:focus, textarea:focus, details[open], [aria-busy=true], :active") !== null ||
-      (getSelection().type === "Range" && body.contains(getSelection().anchorNode));
+      isSelected(body);
     const showAge = () => {
       const seconds = Math.round((Date.now() - updated) / 1000);
       const since = seconds < 2 ? "just now" : seconds < 90 ? `${seconds} s ago` : `${Math.round(seconds / 60)} min ago`;

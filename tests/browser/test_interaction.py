@@ -557,6 +557,49 @@ def test_app_page_refreshes_files_and_operations_around_what_is_in_use(quiet_sit
     assert browser.complaints == []
 
 
+NOTE_THE_SWAP = """(address) => {
+    window.swapped = new Promise((resolve) => document.addEventListener("htmx:afterOnLoad", (event) => {
+        if (event.detail.pathInfo.requestPath.startsWith(address)) resolve();
+    }));
+}"""
+SELECTED = "getSelection().toString()"
+SELECT_ALL_FROM_THE_ERROR_ON = """() => {
+    const [error, fields] = ["#watch-problem", "#watch-fields"].map((part) => document.querySelector(part));
+    getSelection().setBaseAndExtent(fields, fields.childNodes.length, error, 0);
+}"""
+
+
+def test_polls_keep_selected_text(quiet_site: Site, browser: Browser, idle: AppRepository) -> None:
+    """That of a part that stays the same, and that of several parts, whose times change."""
+    operation = resync_by_app(Actor.command(), idle.app)
+    fail(idle, RootCause.TIMEOUT)
+
+    def poll(page: Page, address: str, every: int) -> None:
+        page.evaluate(NOTE_THE_SWAP, address)
+        page.clock.run_for(every)
+        page.evaluate("swapped")
+
+    def select(page: Page) -> str:
+        sign_in(page, quiet_site)
+        stop_clock(page)
+        page.goto(f"{quiet_site.url}/admin/deliveries_app/bulkoperation/{operation.pk}/change/")
+        page.evaluate("getSelection().selectAllChildren(document.querySelector('#operation-fields code'))")
+        poll(page, f"/admin/progress/{operation.operation_id}/?", 2_000)
+        assert page.evaluate(SELECTED) == operation.operation_id
+        page.goto(f"{quiet_site.url}{LIST}{idle.pk}/change/")
+        page.evaluate(SELECT_ALL_FROM_THE_ERROR_ON)
+        return page.evaluate(SELECTED)
+
+    def still_selected(page: Page) -> str:
+        poll(page, f"/admin/live/watch/{idle.pk}/", 5_000)
+        return page.evaluate(SELECTED)
+
+    selected = browser.drive(select)
+    AppRepository.objects.update(last_scanned_at=timezone.now())
+    assert browser.drive(still_selected) == selected
+    assert browser.complaints == []
+
+
 # The colours of the bar and of the border of a progress box, and that of a custom property.
 COLOURS_OF_BOX = """(box, name) => {
     const property = (element, name) => getComputedStyle(element).getPropertyValue(name);
