@@ -81,13 +81,13 @@
   // [data-live-part] not while text in it is selected.
   const isPressed = (part) => part.querySelector(":active, form[aria-busy=true]") !== null;
   const isSelected = (part) => getSelection().type === "Range" && getSelection().containsNode(part, true);
+  const isInUse = (part) => isPressed(part) || (part.matches("[data-live-part]") && isSelected(part));
   document.addEventListener("htmx:oobBeforeSwap", (event) => {
     const { target: part, fragment } = event.detail;
-    const isSame = part.isEqualNode(fragment.firstElementChild);
-    if (isSame || isPressed(part) || (part.matches("[data-live-part]") && isSelected(part))) event.preventDefault();
+    if (part.isEqualNode(fragment.firstElementChild) || isInUse(part)) event.preventDefault();
   });
   document.addEventListener("htmx:beforeSwap", (event) => {
-    if (event.target.matches("[data-polls]") && isPressed(event.target)) event.preventDefault();
+    if (event.target.matches("[data-polls]") && isInUse(event.target)) event.preventDefault();
   });
 
   // A box with an id keeps its scroll position when its content is refreshed.

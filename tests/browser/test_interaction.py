@@ -572,6 +572,7 @@ SELECT_ALL_FROM_THE_ERROR_ON = """() => {
 def test_polls_keep_selected_text(quiet_site: Site, browser: Browser, idle: AppRepository) -> None:
     """That of a part that stays the same, and that of several parts, whose times change."""
     operation = resync_by_app(Actor.command(), idle.app)
+    check = DriftCheck.objects.create(watch=idle)
     fail(idle, RootCause.TIMEOUT)
 
     def poll(page: Page, address: str, every: int) -> None:
@@ -586,6 +587,10 @@ def test_polls_keep_selected_text(quiet_site: Site, browser: Browser, idle: AppR
         page.evaluate("getSelection().selectAllChildren(document.querySelector('#operation-fields code'))")
         poll(page, f"/admin/progress/{operation.operation_id}/?", 2_000)
         assert page.evaluate(SELECTED) == operation.operation_id
+        page.goto(f"{quiet_site.url}/admin/deliveries_app/driftcheck/{check.pk}/change/")
+        page.evaluate("getSelection().selectAllChildren(document.getElementById('drift-watch'))")
+        poll(page, f"/admin/live/checks/{check.pk}/", 2_000)
+        assert page.evaluate(SELECTED) == "acme/docs"
         page.goto(f"{quiet_site.url}{LIST}{idle.pk}/change/")
         page.evaluate(SELECT_ALL_FROM_THE_ERROR_ON)
         return page.evaluate(SELECTED)

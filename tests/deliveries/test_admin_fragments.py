@@ -12,7 +12,18 @@ from django.test import Client
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import App, AppRepository, BulkOperation, Delivery, Outcome, Status, SyncRun
+from deliveries_app.models import (
+    App,
+    AppRepository,
+    BulkOperation,
+    Delivery,
+    DriftCheck,
+    DriftKind,
+    DriftState,
+    Outcome,
+    Status,
+    SyncRun,
+)
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.progress import live, runs
 from deliveries_app.services import cancel_operation, resync_by_app, resync_many
@@ -181,6 +192,20 @@ def test_unknown_operation_or_cause_matches_no_failed_sync(admin: Client, db, qu
     fail(make_watch(make_app("Portal"), "docs"), RootCause.TIMEOUT)
     assert "acme/docs" in admin.get("/admin/deliveries_app/failedsync/").text
     assert "acme/docs" not in admin.get(f"/admin/deliveries_app/failedsync/?{query}").text
+
+
+def test_focusable_elements_of_polled_parts_have_ids(admin: Client, operation: BulkOperation) -> None:
+    """htmx restores the focus by id."""
+    run = operation.runs.select_related("watch")[0]
+    check = DriftCheck.objects.create(
+        watch=run.watch, state=DriftState.DIFFERS, ended_at=timezone.now(), missing=1, listed=1, sent_run=run.run_id
+    )
+    check.files.create(path="a.md", kind=DriftKind.MISSING)
+    progress = f"/admin/progress/{operation.operation_id}/?page=1"
+    for address in (progress, "/admin/live/queue/", f"/admin/live/checks/{check.pk}/"):
+        focusable = re.findall(r"<(?:a|button|summary)\b[^>]*>", admin.get(address).text)
+        assert len(focusable) > 2
+        assert [tag for tag in focusable if " id=" not in tag] == []
 
 
 def test_polling_ends_with_a_deleted_operation(admin: Client, db) -> None:

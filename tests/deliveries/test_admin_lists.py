@@ -259,7 +259,9 @@ def test_link_to_all_results_is_shown_while_some_are_left_out(root: Client, watc
         assert "Show all</a>" not in root.get(f"{ADMIN}{page}".replace("deliveries_app/../", "")).text, page
     for query in ("?q=docs", f"?app={watches[0].app_id}", "?state=up_to_date"):
         page = " ".join(root.get(f"{ADMIN}apprepository/{query}").text.split())
-        assert re.search(r'<span class="small quiet">\d results? \(<a href="\?">Show all</a>\)', page), query
+        assert re.search(r'<span class="small quiet">\d results? \(<a id="show-all" href="\?">Show all</a>\)', page), (
+            query
+        )
 
 
 def test_lists_show_all_files_beside_the_acknowledged_ones(root: Client, watches) -> None:
