@@ -250,9 +250,11 @@ def live_check(request: HttpRequest, pk: int) -> HttpResponse:
 @fragment(can_view_watches)
 def live_checks(request: HttpRequest) -> HttpResponse:
     """Return the cells of the checks `ids` in the list. They were open at the previous poll."""
-    checks = drift_report.with_watches(DriftCheck.objects.for_list().filter(pk__in=row_ids(request)))
+    asked = row_ids(request)
+    checks = drift_report.with_watches(DriftCheck.objects.for_list().filter(pk__in=asked))
     context = {
         "rows": [(check, drift.state_badge(check), drift_report.summary(check)) for check in checks],
+        "gone": set(asked).difference(check.pk for check in checks),
         "live_ids": progress_context.joined(check.pk for check in checks if check.is_open),
     }
     return render(request, "admin/deliveries_app/driftcheck/change_list.html#cells", context)
