@@ -10,6 +10,7 @@ from django.conf import settings
 from django.contrib import admin, messages
 from django.contrib.admin.views.autocomplete import AutocompleteJsonView
 from django.contrib.auth.views import redirect_to_login
+from django.core.exceptions import PermissionDenied
 from django.db.models import Model
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
@@ -85,6 +86,8 @@ class DocoraAdminSite(admin.AdminSite):
 
         @wraps(checked)
         def answer(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+            if request.path == reverse("admin:autocomplete") and not self.has_permission(request):
+                raise PermissionDenied  # to a script, allauth answers a redirect to its sign-in page with 200 and no suggestions
             if request.method != "POST" or request.user.is_authenticated or request.path == reverse("admin:logout"):
                 return checked(request, *args, **kwargs)
             messages.warning(request, SESSION_ENDED)

@@ -169,6 +169,8 @@ def test_watch_form_suggests_apps_and_names_none_before(root: Client) -> None:
     assert root.get(f"{SUGGEST}removed").json()["results"] == []
     stranger = staff("norbert", "add_apprepository")
     assert stranger.get(f"{SUGGEST}portal").status_code == 403
+    script = {"X-Requested-With": "XMLHttpRequest"}
+    assert Client().get(f"{SUGGEST}portal", headers=script, follow=True).status_code == 403  # the session has ended
 
 
 def test_suggested_apps_with_one_name_are_told_apart(root: Client) -> None:
