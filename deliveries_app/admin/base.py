@@ -21,6 +21,7 @@ from django.utils.text import capfirst
 from deliveries_app.services import NotFound
 from docora.db.compiled import Compiled, compiled
 from docora.text import parse_pk
+from docora.web.paginators import ListPaginator
 
 if TYPE_CHECKING:
     from django.contrib.admin import ModelAdmin
@@ -43,6 +44,7 @@ class PlainLists[M: Model](ModelAdmin[M]):
     """
 
     show_facets = ShowFacets.NEVER
+    paginator = ListPaginator
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
         return any(lookup in _parameters_of(spec) for spec in self.list_filter)

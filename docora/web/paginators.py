@@ -1,12 +1,22 @@
-"""Paginators for large tables."""
+"""Paginators of the admin's lists, and for large tables."""
 
 from typing import Any
 
-from django.core.paginator import Paginator
+from django.core.paginator import EmptyPage, Paginator
 from django.utils.functional import cached_property
 
 
-class BoundedPaginator(Paginator):  # type: ignore[type-arg]  # not generic at run time
+class ListPaginator(Paginator):  # type: ignore[type-arg]  # not generic at run time
+    """A paginator whose last page stands for those after it, whose rows are gone. For these, Django drops the filters, too."""
+
+    def validate_number(self, number: Any) -> int:
+        try:
+            return super().validate_number(number)
+        except EmptyPage:
+            return self.num_pages
+
+
+class BoundedPaginator(ListPaginator):
     """A paginator for tables of millions of rows. It stops counting at page 100. Search and filters reach the rest."""
 
     PAGES = 100
@@ -22,7 +32,7 @@ class BoundedPaginator(Paginator):  # type: ignore[type-arg]  # not generic at r
         return self.count == self.PAGES * self.per_page
 
 
-class KeysFirstPaginator(Paginator):  # type: ignore[type-arg]  # not generic at run time
+class KeysFirstPaginator(ListPaginator):
     """A paginator that sorts keys alone and then reads the rows of one page. Sorting whole rows takes twice as long."""
 
     def page(self, number: int | str) -> Any:

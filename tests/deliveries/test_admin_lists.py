@@ -153,6 +153,16 @@ def test_repositories_of_an_app_are_suggested_for_the_file_search(viewer: Client
     assert viewer.get("/admin/live/app/999999/repository-names/").status_code == 404
 
 
+@pytest.mark.parametrize("page", ["apprepository", "app"])
+def test_page_whose_rows_are_gone_is_the_last_one(root: Client, page: str) -> None:
+    """For example after all rows on it were removed. The search stays."""
+    for number in range(51):
+        make_watch(make_app(f"Portal {number:02}"), "docs")
+    make_app("Search")
+    answer = root.get(f"{ADMIN}{page}/?q=portal&p=9")
+    assert (answer.status_code, len(answer.context["cl"].result_list)) == (200, 1)
+
+
 # --- Choosing an app ---------------------------------------------------------------------------------------------------
 
 SUGGEST = "/admin/autocomplete/?app_label=deliveries_app&model_name=apprepository&field_name=app&term="
