@@ -75,7 +75,7 @@ def check_secrets() -> list[CheckMessage]:
         text = f"{counted(older, 'stored secret uses', 'stored secrets use')} an older key in ENCRYPTION_KEYS."
         hint = f"Run {program()} rotate_encryption_keys before you remove that key."
         messages.append(Warning(text, hint=hint))
-    text = f"The newest key in ENCRYPTION_KEYS decrypts {counted(current, 'stored secret', 'stored secrets')}."
+    text = f"The newest key in ENCRYPTION_KEYS decrypts {counted(current, 'stored secret')}."
     if any(result.current == _SECRETS_READ for result in results.values()):
         text += f" Of each column, the first {_SECRETS_READ:,} were checked."
     return messages or [Info(text)]
@@ -169,7 +169,7 @@ def _check_folder(name: str, folder: Path, wanted: int) -> CheckMessage:
 
 def check_mirrors() -> list[CheckMessage]:
     size, limit = cache.measure(), settings.REPOS_MAX_BYTES
-    text = f"REPOS_DIR contains {counted(size.mirrors, 'mirror', 'mirrors')} ({format_bytes(size.bytes)})"
+    text = f"REPOS_DIR contains {counted(size.mirrors, 'mirror')} ({format_bytes(size.bytes)})"
     if not limit:
         return [Info(f"{text}. There is no limit (REPOS_MAX_BYTES).")]
     text = f"{text}. The limit is {format_bytes(limit)} (REPOS_MAX_BYTES)."

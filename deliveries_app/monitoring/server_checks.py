@@ -147,7 +147,7 @@ def check_connections() -> list[CheckMessage]:
     needed = settings.WEB_CONNECTIONS + syncs + _SWEEP_CONNECTIONS
     text = (
         f"PostgreSQL allows {available} connections. Docora needs up to {needed}: {settings.WEB_CONNECTIONS} for the web "
-        f"process, {syncs} for {counted(len(workers), 'worker', 'workers')}, and {_SWEEP_CONNECTIONS} for the sweep."
+        f"process, {syncs} for {counted(len(workers), 'worker')}, and {_SWEEP_CONNECTIONS} for the sweep."
     )
     found: list[CheckMessage] = []
     if needed <= available:

@@ -95,7 +95,7 @@ def summary(operation: BulkOperation, progress: Progress) -> str:
     counts = {"succeeded": progress.succeeded, "failed": progress.failed, "cancelled": progress.cancelled}
     counts["superseded by a later request"] = progress.superseded
     counts["not released"] = progress.unreleased or 0
-    sent = f"{counted(progress.files_done, 'file', 'files')} ({format_bytes(progress.bytes_done)})"
+    sent = f"{counted(progress.files_done, 'file')} ({format_bytes(progress.bytes_done)})"
     took = (progress.ended_at - operation.created_at).total_seconds() if progress.ended_at else 0.0
     return f"{_repositories(progress.total)}: {format_counts(counts)} · {sent} in {format_seconds(took)}"
 

@@ -142,7 +142,7 @@ def send_differences(actor: Actor, check: DriftCheck) -> SentDifferences:
             raise NothingToSend("These files have been sent since the check. Check again.")
         unacknowledged = Delivery.objects.filter(watch=watch, acknowledged=False)
         total = unacknowledged.aggregate(files=Count("pk"), size=Sum("size", default=0))
-        message = f"Sent {counted(files + deletes, 'difference', 'differences')} found by a check"
+        message = f"Sent {counted(files + deletes, 'difference')} found by a check"
         remaining = Remaining(total["files"], total["size"])
         run = resend.request_unacknowledged(actor, watch, remaining, AuditAction.DIFFERENCES, message)
         DriftCheck.objects.filter(pk=check.pk).update(sent_run=run.run_id)

@@ -31,7 +31,7 @@ class TooManyResyncs(ValueError):
     """The app has used up its re-syncs. Another one is allowed in `seconds`."""
 
     def __init__(self, limit: int, seconds: int) -> None:
-        resyncs = counted(limit, "re-sync", "re-syncs")
+        resyncs = counted(limit, "re-sync")
         super().__init__(
             f"The app's quota is {resyncs} per hour. Try again in {seconds} seconds, or ask an administrator to raise it."
         )

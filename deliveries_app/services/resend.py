@@ -50,7 +50,7 @@ def resend_files(actor: Actor, watch: AppRepository, paths: Sequence[str]) -> Re
         run = None
         if known:
             [remaining] = _make_unacknowledged(rows.order_by()).values()
-            message = f"Resent {counted(remaining.files, 'file', 'files')}"
+            message = f"Resent {counted(remaining.files, 'file')}"
             run = request_unacknowledged(actor, watch, remaining, AuditAction.RESEND, message)
     return Resent(run, len(known), [path for path in dict.fromkeys(paths) if path not in known])
 
@@ -82,7 +82,7 @@ def resend_many(actor: Actor, deliveries: Sequence[int], *, reason: str = "") ->
         OperationKind.RESEND,
         watches,
         request,
-        title=f"Resend · {counted(rows.count(), 'file', 'files')}",
+        title=f"Resend · {counted(rows.count(), 'file')}",
         app=apps[0] if len(apps) == 1 else None,
         empty_message="None of these files has a delivery record",
         reason=reason,

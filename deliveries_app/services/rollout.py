@@ -177,7 +177,7 @@ def _held_among(operation: BulkOperation, held: Sequence[Canary]) -> str:
     waiting = set(operation.pending.order_by().values_list("watch__app_id", flat=True).distinct())
     reasons = [f"{canary.app}: {canary.reason}" for canary in held if canary.app_id in waiting]
     if len(reasons) > _REASONS:
-        reasons[_REASONS:] = [f"And {counted(len(reasons) - _REASONS, 'more app', 'more apps')}."]
+        reasons[_REASONS:] = [f"And {counted(len(reasons) - _REASONS, 'more app')}."]
     return " ".join(reasons)
 
 

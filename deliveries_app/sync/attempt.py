@@ -389,7 +389,7 @@ class Attempt:
     def _record_failed_files(self, recorder: Recorder, fields: dict[str, Any]) -> None:
         count = recorder.failed_count
         latest = "The latest error: " if recorder.failures_differ else ""
-        message = f"{counted(count, 'file', 'files')} couldn't be delivered. {latest}{recorder.last_message}"
+        message = f"{counted(count, 'file')} couldn't be delivered. {latest}{recorder.last_message}"
         outcomes.failed(
             self.lease,
             recorder.sync_failure(message),

@@ -55,7 +55,7 @@ class Command(BaseCommand):
         if report.problem_count:
             count = report.problem_count
             were = "would be" if report.dry_run else "was" if count == 1 else "were"
-            raise CommandError(f"{counted(count, 'item', 'items')} {were} imported only in part or not at all.")
+            raise CommandError(f"{counted(count, 'item')} {were} imported only in part or not at all.")
 
     def _import(self, url: str, key: SourceKey, *, dry_run: bool, quiet: bool) -> Report:
         with open_source(url) as source, Bar(quiet=quiet) as bar:
@@ -86,7 +86,7 @@ class Command(BaseCommand):
         for item in items:
             self.stdout.write(printable(f"  {item.what} {item.name}: {item.reason}"))
         if count > len(items):
-            self.stdout.write(f"  and {counted(count - len(items), 'more file', 'more files')}")
+            self.stdout.write(f"  and {counted(count - len(items), 'more file')}")
 
 
 def _source(options: dict[str, Any]) -> tuple[str, SourceKey]:

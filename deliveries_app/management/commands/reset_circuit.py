@@ -18,5 +18,5 @@ class Command(ServiceCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         repository = repository_of(options["repository_id"])
         woken = reset_circuits(self.actor, [repository])
-        message = f"Reset the circuit of {repository}. It is now due for {counted(woken, 'app', 'apps')}."
+        message = f"Reset the circuit of {repository}. It is now due for {counted(woken, 'app')}."
         write_result(self, options, {"repository_id": repository.repository_id, "woken": woken}, message)

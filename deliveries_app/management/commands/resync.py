@@ -41,7 +41,7 @@ class Command(ServiceCommand):
         several = f"all {counted(impact.watches, 'repository', 'repositories')}"
         what = several if impact.watches > 1 else str(impact.sample[0].repository)
         question = (
-            f"This will re-sync {what} for {app} and send ALL {counted(impact.files, 'file', 'files')} "
+            f"This will re-sync {what} for {app} and send ALL {counted(impact.files, 'file')} "
             f"({format_bytes(impact.size)}) again."
         )
         confirm(question, yes=options["yes"])

@@ -59,5 +59,5 @@ def _question(watch: AppRepository, token: str, ref: str) -> str:
     ref_change = f"switch it to {ref} and " if ref and ref != watch.ref else ""
     return (
         f"{watch.app} already watches {watch.repository}. This will {token_change}{ref_change}send ALL "
-        f"{counted(impact.files, 'file', 'files')} ({format_bytes(impact.size)}) again."
+        f"{counted(impact.files, 'file')} ({format_bytes(impact.size)}) again."
     )

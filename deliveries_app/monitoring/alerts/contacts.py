@@ -87,7 +87,7 @@ def _body(rows: list[ContactMail]) -> str:
     for row in rows[:SHOWN]:
         lines.append(f"- {row.created_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC, {' '.join(row.text.split())}")
     if len(rows) > SHOWN:
-        more = counted(len(rows) - SHOWN, "more change", "more changes")
+        more = counted(len(rows) - SHOWN, "more change")
         lines.append(f"and {more}. The app's audit log lists all of them.")
     lines += ["", f"If you did not expect this, tell an administrator of {settings.PUBLIC_URL} immediately."]
     return "\n".join(lines) + "\n"

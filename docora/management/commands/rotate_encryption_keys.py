@@ -40,7 +40,7 @@ class Command(BaseCommand):
                 self._print(name, result, dry_run=dry_run)
         if unreadable := sum(len(result.unreadable) for result in results.values()):
             raise CommandError(
-                f"{counted(unreadable, 'stored secret', 'stored secrets')} cannot be decrypted with any of the"
+                f"{counted(unreadable, 'stored secret')} cannot be decrypted with any of the"
                 " ENCRYPTION_KEYS. Nothing was changed there. Add the key that was used to the end of the list and run this"
                 " again, or enter those secrets again."
             )
