@@ -67,7 +67,9 @@ def validate_app(app: SourceApp, key: SourceKey, remark: Note) -> App:
         remark("Its website is not a valid http(s) URL and was left out.")
     name = "".join(c if c.isprintable() else "\ufffd" for c in one_line(app.app_name, 100)) or app.app_id
     if name != app.app_name:
-        remark(f"Its name was empty, too long or not printable. In Docora, it is {name!r}.")
+        remark(
+            f"Its name was empty or too long, or had extra spaces or unprintable characters. In Docora, it is {name!r}."
+        )
     return App(
         app_id=app.app_id,
         name=name,

@@ -177,10 +177,11 @@ def test_invalid_apps_are_imported_as_far_as_possible(existing: ExistingService,
     existing.app(BASE, "Odd id", app_id="../../etc")
     existing.app(BASE, "", app_id="app_without_name")
     existing.app(BASE, "Two\nlines, \u202edrawkcab")
+    existing.app(BASE, "Wide  name")
     existing.app(BASE, "Odd key", key="whsec_my-portal-secret-2024")
     existing.app(BASE, "Standard key", key="whsec_" + "YQ" * 12)
     report = run(existing, monkeypatch)
-    assert progress_of(report)["apps"] == (14, 0, 2)
+    assert progress_of(report)["apps"] == (15, 0, 2)
     problems, remarks = reasons(report), reasons(report, "remarks")
     assert "app No key (app_" in problems
     assert "Its signing key cannot be decrypted" in problems
@@ -197,6 +198,7 @@ def test_invalid_apps_are_imported_as_far_as_possible(existing: ExistingService,
     assert "Its website is not a valid http(s) URL" in remarks
     assert "In Docora, it is 'app_without_name'." in remarks
     assert "In Docora, it is 'Two lines, \ufffddrawkcab'." in remarks
+    assert "had extra spaces or unprintable characters. In Docora, it is 'Wide name'." in remarks
     assert App.objects.get(name="Unsafe website").website == ""
     assert App.objects.get(name="Spaces").base_url == "https://portal.example/hooks"
     assert App.objects.get(name="Wrong address").base_url == "ftp://portal.example"
