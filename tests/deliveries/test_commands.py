@@ -6,7 +6,10 @@ import json
 import pytest
 from django.core.management import CommandError
 
-from deliveries_app.models import App, AppRepository
+from deliveries_app.actors import Actor
+from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet
+from deliveries_app.reports import impact
+from deliveries_app.services import unwatch_repository
 from deliveries_app.sweep import head_checks
 from docora.security.crypto import hash_token
 from tests.support.commands import run
@@ -140,6 +143,21 @@ def test_watching_again_with_yes_resyncs_the_same_row(world: World) -> None:
 def test_resync_of_an_app_without_watches(world: World) -> None:
     with pytest.raises(CommandError, match="The app watches no repository"):
         run("resync", world.app.app_id, yes=True)
+
+
+@pytest.mark.parametrize("is_one", [False, True])
+def test_resync_of_a_watch_that_is_removed_meanwhile(world: World, monkeypatch, is_one: bool) -> None:
+    _, watch = world.watch()
+    read_sample = impact._sample
+
+    def remove_and_read(watches: AppRepositoryQuerySet) -> list[AppRepository]:
+        unwatch_repository(Actor.command(), watch)
+        return read_sample(watches)
+
+    monkeypatch.setattr(impact, "_sample", remove_and_read)
+    said = f"no longer watches {watch.repository}" if is_one else "The app watches no repository"
+    with pytest.raises(CommandError, match=said):
+        run("resync", world.app.app_id, *([watch.repository.repository_id] if is_one else []), "--yes")
 
 
 def test_sweep_once_enqueues_what_is_due(world: World, redis_client) -> None:

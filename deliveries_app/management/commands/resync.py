@@ -36,8 +36,9 @@ class Command(ServiceCommand):
         app = watch.app if watch else app_of(app_id)
         watches = watches_of(app)
         impact = impact_of(watches.filter(pk=watch.pk) if watch else watches)
-        if not impact.watches:
-            raise CommandError("The app watches no repository.")
+        if not impact.sample:  # which is read last: another request may have removed the watches meanwhile
+            none = f"{app} no longer watches {watch.repository}." if watch else "The app watches no repository."
+            raise CommandError(none)
         several = f"all {counted(impact.watches, 'repository', 'repositories')}"
         what = several if impact.watches > 1 else str(impact.sample[0].repository)
         question = (
