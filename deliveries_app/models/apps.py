@@ -362,7 +362,7 @@ class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
         return self.alive().free().filter(next_sync_at__gt=Now())
 
     def failing(self) -> Self:
-        """Return watches whose last attempt failed: being retried, or waiting for the next check."""
+        """Return watches whose last attempt failed: being retried, or waiting for the next rescan."""
         return self.alive().filter(failing_since__isnull=False)
 
     def count_by(self, field: str) -> Coalesce:
