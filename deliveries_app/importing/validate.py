@@ -21,6 +21,7 @@ from deliveries_app.services.keys import validate_key
 from deliveries_app.services.onboarding import validate_base_url, validate_website
 from deliveries_app.services.watching import validate_token
 from deliveries_app.webhooks.signing import STANDARD_PREFIX
+from docora.cli.output import printable
 from docora.http.addresses import blocked_reason, is_address
 from docora.http.messages import name_of
 from docora.security.redaction import redact
@@ -65,7 +66,7 @@ def validate_app(app: SourceApp, key: SourceKey, remark: Note) -> App:
     except ValidationError:
         website = ""
         remark("Its website is not a valid http(s) URL and was left out.")
-    name = "".join(c if c.isprintable() else "\ufffd" for c in one_line(app.app_name, 100)) or app.app_id
+    name = printable(one_line(app.app_name, 100)) or app.app_id
     if name != app.app_name:
         remark(
             f"Its name was empty or too long, or had extra spaces or unprintable characters. In Docora, it is {name!r}."
