@@ -88,7 +88,8 @@ def resume(request: HttpRequest, kept: dict[str, Any]) -> HttpResponse:
         original = deserialize_request(decrypt(kept["request"]), request)
         match = original.resolver_match = resolve(original.path_info)
         response: HttpResponse = match.func(original, *match.args, **match.kwargs)
-        if response.status_code != 200:
+        is_popup_done = "popup_response_data" in (getattr(response, "context_data", None) or {})
+        if response.status_code != 200 or is_popup_done:
             return response
         # The page with the errors. In place of the page that asked, its form would be sent to the wrong address.
     messages.warning(request, NOT_SAVED)

@@ -692,6 +692,17 @@ def test_kept_form_becomes_invalid(anna) -> None:
     assert recency.NOT_SAVED in client.get(page).content.decode()
 
 
+def test_kept_form_of_a_popup(anna) -> None:
+    """Django answers it with a page that closes the popup and selects the new group."""
+    client, page = signed_in(anna), "/admin/auth/group/add/?_to_field=id&_popup=1"
+    make_old(client)
+    client.post(page, {"name": "Everyone", "_to_field": "id", "_popup": "1"})
+    answer = client.post(CONFIRM, {"password": PASSWORD, "next": page})
+    assert (answer.status_code, Group.objects.filter(name="Everyone").count()) == (200, 1)
+    assert "data-popup-response" in answer.content.decode()
+    assert recency.NOT_SAVED not in client.get(page).content.decode()
+
+
 def test_every_sensitive_page_asks(anna) -> None:
     app = make_app("Portal")
     watch = make_watch(app, "docs")
