@@ -49,6 +49,13 @@ class PlainLists[M: Model](ModelAdmin[M]):
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
         return any(lookup in _parameters_of(spec) for spec in self.list_filter)
 
+    def get_changelist_instance(self, request: HttpRequest) -> ChangeList:
+        """Return the list, with the number of the page that it shows: `ListPaginator` shows the last one instead of later ones."""
+        changelist: ChangeList = super().get_changelist_instance(request)
+        if getattr(changelist, "multi_page", False):
+            changelist.page_num = changelist.paginator.validate_number(changelist.page_num)
+        return changelist
+
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         title = capfirst(self.opts.verbose_name_plural)
         return super().changelist_view(request, {"title": title, **(extra_context or {})})

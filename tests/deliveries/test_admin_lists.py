@@ -161,6 +161,7 @@ def test_page_whose_rows_are_gone_is_the_last_one(root: Client, page: str) -> No
     make_app("Search")
     answer = root.get(f"{ADMIN}{page}/?q=portal&p=9")
     assert (answer.status_code, len(answer.context["cl"].result_list)) == (200, 1)
+    assert 'aria-current="page">2</a>' in answer.content.decode()
 
 
 # --- Choosing an app ---------------------------------------------------------------------------------------------------
