@@ -38,7 +38,8 @@ def _refuse_malformed() -> Iterator[None]:
 def _check_origin(credential: Any) -> None:
     """Raise an error if a page of another host asked for the passkey. allauth accepts those of all subdomains."""
     client_data = json.loads(urlsafe_b64decode(credential["response"]["clientDataJSON"] + "=="))
-    if urlsplit(client_data["origin"]).hostname != split_domain_port(context.request.get_host())[0]:
+    host = (urlsplit(client_data["origin"]).hostname or "").rstrip(".")
+    if host != split_domain_port(context.request.get_host())[0]:
         raise ValueError(client_data["origin"])
 
 

@@ -29,7 +29,7 @@ AUTHENTICATED_AT = "authenticated_at"
 PROXY_BACKEND = "docora.sign_in.proxy.ProxyUserBackend"
 KEPT_SECONDS = 600
 """How long a refused form can still be submitted."""
-NOT_SAVED = "What you entered before was not saved."
+NOT_SAVED = "Your earlier change was not saved."
 
 
 class SignInAgain(Exception):
