@@ -95,10 +95,13 @@ def test_check_of_an_app_covers_its_repositories(operator: Client, opted_in: lis
     assert "Check of 1 repository requested." in answer.text
     assert [check.watch for check in DriftCheck.objects.all()] == [opted_in[0]]
     assert "acme/docs" in answer.text
-    poll = f"/admin/live/checks/?ids={DriftCheck.objects.get().pk}"
+    pk = DriftCheck.objects.get().pk
+    poll = f"/admin/live/checks/?ids={pk}"
     assert "hx-get" in operator.get(poll).text
     DriftCheck.objects.all().delete()  # with its watch
-    assert "No longer watched" in operator.get(poll).text
+    gone = operator.get(poll).text
+    assert "No longer watched" in gone
+    assert f'<span id="drift-summary-{pk}" hx-swap-oob="true"></span>' in gone  # it said what the check was waiting for
 
 
 def test_no_button_without_the_apps_consent(operator: Client, watches: list[AppRepository]) -> None:
