@@ -102,10 +102,11 @@
   // A request may end at a whole page, such as the sign-in page. Go there instead of showing it inside of this one. The address of
   // a poll is no page: reload this one instead.
   document.addEventListener("htmx:beforeSwap", (event) => {
-    const { shouldSwap, xhr } = event.detail;
+    const { shouldSwap, xhr, requestConfig: { verb } } = event.detail;
     if (!shouldSwap || !/^\s*<!doctype html/i.test(xhr.responseText)) return;
+    if (verb === "get" && xhr.status >= 400) return; // that of a proxy, see below
     event.preventDefault();
-    if (event.detail.requestConfig.verb === "get") location.reload();
+    if (verb === "get") location.reload();
     else location.assign(xhr.responseURL);
   });
 

@@ -87,7 +87,8 @@ def test_list_reports_a_lost_connection(quiet_site: Site, browser: Browser) -> N
     assert unexpected(browser) == []
 
 
-def test_error_of_a_proxy_does_not_end_the_polls(quiet_site: Site, browser: Browser) -> None:
+@pytest.mark.parametrize("body", ["404 page not found", "<!DOCTYPE html><h1>404 Not Found</h1>"])
+def test_error_of_a_proxy_does_not_end_the_polls(quiet_site: Site, browser: Browser, body: str) -> None:
     watch = make_watch(
         make_app("Portal"), "docs", status=Status.PENDING, next_sync_at=timezone.now() + timedelta(hours=1)
     )
@@ -97,7 +98,7 @@ def test_error_of_a_proxy_does_not_end_the_polls(quiet_site: Site, browser: Brow
         stop_clock(page)
         page.goto(f"{quiet_site.url}{LIST}{watch.pk}/change/")
         lost = page.get_by_text("Connection lost, retrying")
-        page.route("**/admin/live/**", lambda route: route.fulfill(status=404, body="404 page not found"))
+        page.route("**/admin/live/**", lambda route: route.fulfill(status=404, body=body))
         page.clock.run_for(2_000)
         expect(lost).to_be_visible()
         expect(page.get_by_text("404")).to_have_count(0)
