@@ -66,7 +66,7 @@ def check_secrets() -> list[CheckMessage]:
     unreadable = {name: result.unreadable for name, result in results.items() if result.unreadable}
     messages: list[CheckMessage] = []
     if unreadable:
-        number = counted(sum(map(len, unreadable.values())), "stored secret", "stored secrets")
+        number = counted(sum(map(len, unreadable.values())), "stored secret")
         rows_text = "; ".join(f"{name}, pk {_join_first(pks)}" for name, pks in unreadable.items())
         text = f"{number} can't be decrypted with any key in ENCRYPTION_KEYS: {rows_text}."
         hint = "Add the key that encrypted them to the end of the list, or replace these secrets."
