@@ -126,7 +126,8 @@ class CommandLine(ManagementUtility):
             command = super().fetch_command(subcommand)
         except SystemExit:  # Django has already printed the error
             raise SystemExit(USAGE) from None
-        command.get_version = lambda: __version__  # type: ignore[method-assign]
+        if subcommand != "runserver":  # prints it as Django's
+            command.get_version = lambda: __version__  # type: ignore[method-assign]
         command.requires_migrations_checks = False  # its hint names Django's command; `error_message` names Docora's
         gc.freeze()  # what is imported stays, and a work-horse shares it with its worker
         gc.enable()

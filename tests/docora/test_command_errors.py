@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import django
 import psycopg
 import pytest
 from django.core.exceptions import ImproperlyConfigured
@@ -28,7 +29,7 @@ from redis.exceptions import (
 
 from docora import __version__
 from docora.cli import commands
-from docora.cli.main import error_message
+from docora.cli.main import CommandLine, error_message
 from docora.cli.output import INTERRUPTED
 from tests.support.commands import PROJECT, manage, run_script
 from tests.support.instance import free_port
@@ -312,6 +313,10 @@ def test_ctrl_c_during_the_imports(monkeypatch) -> None:
 def test_version_of_a_command_is_that_of_docora() -> None:
     done = manage("status", "--version")
     assert (done.returncode, done.stdout) == (0, f"{__version__}\n")
+
+
+def test_development_server_shows_the_version_of_django() -> None:
+    assert CommandLine().fetch_command("runserver").get_version() == django.get_version()
 
 
 def test_unknown_command_is_a_usage_error() -> None:
