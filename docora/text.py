@@ -39,6 +39,11 @@ def cause_of(error: BaseException) -> str:
     return redact(first_line(error)).rstrip(".")
 
 
+def printable(text: str) -> str:
+    """Replace characters that could control a terminal or start a new line."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
 def visible(text: str) -> str:
     """Return the text with control characters, and characters that change its direction, as escapes: `\\x1b`, `\\u202e`.
 

@@ -21,11 +21,10 @@ from deliveries_app.services.keys import validate_key
 from deliveries_app.services.onboarding import validate_base_url, validate_website
 from deliveries_app.services.watching import validate_token
 from deliveries_app.webhooks.signing import STANDARD_PREFIX
-from docora.cli.output import printable
 from docora.http.addresses import blocked_reason, is_address
 from docora.http.messages import name_of
 from docora.security.redaction import redact
-from docora.text import clean_text, one_line
+from docora.text import clean_text, one_line, printable
 from repositories_app.git.exceptions import InvalidUrl
 from repositories_app.git.url import RepositoryUrl, parse_url
 

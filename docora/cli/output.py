@@ -28,6 +28,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from docora.text import printable
+
 FAILED, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 """Exit codes. The last two are what a shell reports after SIGINT and SIGPIPE."""
 
@@ -90,11 +92,6 @@ def confirm(question: str, *, yes: bool) -> None:
     sys.stderr.flush()
     if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
         raise CommandError("Nothing was done.")
-
-
-def printable(text: str) -> str:
-    """Replace characters that could control a terminal or start a new line."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def write_table(out: OutputWrapper, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

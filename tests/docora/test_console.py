@@ -13,7 +13,8 @@ from django.core.management import CommandError
 from django.core.management.base import OutputWrapper
 
 from docora.cli import output
-from docora.cli.output import Bar, confirm, printable, write_table
+from docora.cli.output import Bar, confirm, write_table
+from docora.text import printable
 from tests.support.commands import PROJECT
 
 QUESTION = "from docora.cli.output import confirm; confirm('All of it goes.', yes=False); print('done')"

@@ -7,8 +7,8 @@ from deliveries_app.management.progress import polls, seconds
 from deliveries_app.models import DriftCheck, DriftState
 from deliveries_app.reports import drift
 from deliveries_app.services import check_app, check_watch
-from docora.cli.output import INTERRUPTED, Bar, add_json, printable, write_json
-from docora.text import counted
+from docora.cli.output import INTERRUPTED, Bar, add_json, write_json
+from docora.text import counted, printable
 
 
 class Command(ServiceCommand):

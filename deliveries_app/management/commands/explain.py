@@ -4,8 +4,8 @@ from django.core.management.base import CommandParser
 
 from deliveries_app.management.lookup import ServiceCommand, watch_of
 from deliveries_app.reports.file_explanation import explain
-from docora.cli.output import add_json, printable, write_result
-from docora.text import format_time
+from docora.cli.output import add_json, write_result
+from docora.text import format_time, printable
 
 
 class Command(ServiceCommand):

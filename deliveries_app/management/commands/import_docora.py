@@ -13,10 +13,10 @@ from deliveries_app.actors import Actor
 from deliveries_app.importing.run import LOSSY_COPIES_NOTE, Counts, Item, Report, run_import
 from deliveries_app.importing.source import SourceError, SourceKey, address_of, message_of, open_source
 from deliveries_app.services import imported_tokens
-from docora.cli.output import INTERRUPTED, Bar, add_json, printable, secret_from_stdin, write_json, wrong_usage
+from docora.cli.output import INTERRUPTED, Bar, add_json, secret_from_stdin, write_json, wrong_usage
 from docora.db import schema
 from docora.db.connection import CONNECTION_ERRORS
-from docora.text import counted, one_line
+from docora.text import counted, one_line, printable
 
 URL_VARIABLE, KEY_VARIABLE = "SOURCE_DATABASE_URL", "SOURCE_ENCRYPTION_KEY"
 _RESUME = "Nothing is lost. Run the command again to continue."

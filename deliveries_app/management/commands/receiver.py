@@ -9,9 +9,10 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from deliveries_app.receiver import Receiver, Record
-from docora.cli.output import add_json, printable, secret_from_stdin, write_json
+from docora.cli.output import add_json, secret_from_stdin, write_json
 from docora.conf.installation import program
 from docora.security.crypto import new_webhook_key
+from docora.text import printable
 
 
 class Command(BaseCommand):
