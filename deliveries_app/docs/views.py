@@ -85,6 +85,18 @@ _SAID_IN_TEXT = {"not_included", "excluded", "ignored", "ignore_pattern"}
 """Causes that the webhook reference explains below its table; `ignore_pattern` counts no file."""
 
 
+_LIMITS_OF_SYNCS = {
+    "BUSY_SECONDS": events.BUSY_SECONDS,
+    "CONTROL_PATHS": responses.CONTROL_PATHS,
+    "DOUBT_AFTER": responses.DOUBT_AFTER,
+    "GONE_AFTER": responses.GONE_AFTER,
+    "HOLD_AFTER_TIMEOUT": HOLD_AFTER_TIMEOUT,
+    "LONGEST_WAIT": responses.LONGEST_WAIT,
+    "MAX_CHECK_WAITS": drift.MAX_WAITS,
+    "MAX_WAITS": sender.MAX_WAITS,
+}
+
+
 def _webhooks() -> dict[str, Any]:
     notifications = examples.examples()
     headers = examples.headers()
@@ -96,10 +108,7 @@ def _webhooks() -> dict[str, Any]:
         "key": examples.KEY,
         "body": notifications["ping"].variants[0].body.decode(),
         "left_out": [(cause, *text) for cause, text in LEFT_OUT.items() if cause not in _SAID_IN_TEXT],
-        "limits": {name: getattr(settings, name) for name in LIMITS}
-        | {name: getattr(responses, name) for name in ("DOUBT_AFTER", "CONTROL_PATHS", "GONE_AFTER", "LONGEST_WAIT")}
-        | {"MAX_WAITS": sender.MAX_WAITS, "MAX_CHECK_WAITS": drift.MAX_WAITS, "BUSY_SECONDS": events.BUSY_SECONDS}
-        | {"HOLD_AFTER_TIMEOUT": HOLD_AFTER_TIMEOUT},
+        "limits": {name: getattr(settings, name) for name in LIMITS} | _LIMITS_OF_SYNCS,
         "largest_body": max(_LONGEST_ESCAPE * settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES)
         + _OTHER_FIELDS,
     }

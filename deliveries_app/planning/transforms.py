@@ -40,7 +40,7 @@ class SourceFile:
 
 
 class Transform(Protocol):
-    """What `FILE_TRANSFORMS` lists, once it is checked."""
+    """A callable that `FILE_TRANSFORMS` names and whose attributes have been checked."""
 
     name: str
     version: str | int

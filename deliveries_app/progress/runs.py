@@ -202,9 +202,11 @@ def count(run: SyncRun, *, files_done: int, bytes_done: int, files_failed: int) 
     return run
 
 
-def show(run: SyncRun, **deltas: int) -> bool:
+def show(run: SyncRun, *, files_done: int, bytes_done: int, files_failed: int) -> bool:
     """Advance the live counters. Call after the batch's commit. Return False if the run must be seeded again."""
-    is_shown = live_counters.advance(run.run_id, **deltas)
+    is_shown = live_counters.advance(
+        run.run_id, files_done=files_done, bytes_done=bytes_done, files_failed=files_failed
+    )
     if run.operation:
         live.show_in_operation(run, run.operation)
     return is_shown

@@ -207,7 +207,7 @@ class SocialAccountAdapter(DefaultSocialAccountAdapter):  # type: ignore[misc]
     ) -> None:
         if exception:
             parts = [exception, exception.__cause__]
-        elif "state_id" in (extra_context or {}):
+        elif "state_id" in (extra_context or {}):  # one that this session doesn't have
             parts = ["This browser has begun no such sign-in within 10 minutes."]
         else:
             parts = [one_line(request.GET.get(name, ""), 300) for name in ("error", "error_description")]

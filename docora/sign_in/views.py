@@ -104,7 +104,8 @@ def _to_provider(request: HttpRequest, process: str, **more: object) -> HttpResp
 
 
 @contextmanager
-def _refuse_malformed() -> Iterator[None]:
+def _malformed_response_fails() -> Iterator[None]:
+    """Raise `ProviderException`, for which allauth shows the page of a failed sign-in, if a response is malformed."""
     try:
         yield
     except _NOT_OPENID as error:
@@ -128,12 +129,12 @@ class _ProviderAdapter(OpenIDConnectOAuth2Adapter):  # type: ignore[misc]
 
     def get_access_token_data(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Return the two tokens. How long they are valid doesn't matter: they are used once."""
-        with _refuse_malformed():
+        with _malformed_response_fails():
             data = super().get_access_token_data(*args, **kwargs)
             return {name: data.get(name) for name in ("access_token", "id_token")}
 
     def complete_login(self, *args: Any, **kwargs: Any) -> Any:
-        with _refuse_malformed():
+        with _malformed_response_fails():
             login = super().complete_login(*args, **kwargs)
             claims = login.account.extra_data
             subjects = [source.get("sub") for source in claims.values() if source]
