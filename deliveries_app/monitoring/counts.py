@@ -9,7 +9,7 @@ from datetime import datetime
 from types import SimpleNamespace
 from typing import Any
 
-from django.db.models import Count, Min, Q
+from django.db.models import Case, Count, Min, Q, When
 from django.db.models.functions import Now
 
 from deliveries_app.models import App, AppRepository, StateDetail, Status, WatchState
@@ -61,13 +61,14 @@ def count_watches(app: App | None = None) -> WatchCounts:
     watches = AppRepository.objects.alive()
     if app is not None:
         watches = watches.filter(app=app)
-    conditions = {
+    conditions: dict[str, Any] = {
         "is_failing": Q(failing_since__isnull=False),
         "is_leased": is_leased(),
         "is_ready": Q(next_sync_at__lte=Now()),
         "is_overdue": Q(next_sync_at__lte=from_now(-OVERDUE_SECONDS)),
         "is_scheduled": Q(next_sync_at__gt=Now()),
-        "can_sync": can_sync(),
+        # Only for watches that are due: looking for the git host of each watch among those that are down takes longest.
+        "can_sync": Case(When(next_sync_at__lte=Now(), then=can_sync()), default=False),
         "has_slot": ~app_is_full(),
     }
     rows: Any = watches.order_by().with_state().annotate(**conditions)

@@ -4,6 +4,7 @@ import re
 from datetime import timedelta
 
 import pytest
+from django.db import connection
 from django.test import Client
 from django.utils import timezone
 from redis import Redis
@@ -16,6 +17,7 @@ from deliveries_app.services import Rollout, cancel_operation, resync_by_app, re
 from deliveries_app.services.rollout import release_due
 from docora.redis import live_counters
 from docora.redis.live_counters import Movement, _movement
+from tests.support.plans import read_rows
 from tests.support.staff import make_app, make_watch, occupy, staff
 from tests.support.valkey import ValkeyServer
 
@@ -64,6 +66,24 @@ def set_samples(redis: Redis, operation: BulkOperation, *samples: tuple[int, int
     key = f"docora:progress:{operation.operation_id}:samples"
     redis.delete(key)
     redis.zadd(key, {f"{now - ago}:{files}": now - ago for ago, files in samples})
+
+
+def test_a_poll_reads_only_runs_of_watches_that_are_syncing(app: App, postgres_server) -> None:
+    count, syncing = 500, 30
+    for number in range(count):
+        make_watch(app, f"library-{number}")
+    other = make_app("Search")
+    for number in range(syncing):
+        make_watch(other, f"library-{number}")
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE")  # no run is open and no watch is leased, as usual
+    operation = resync_by_app(Actor.system(), app)
+    live.seed_operation(operation)
+    others = resync_by_app(Actor.system(), other)
+    for run in [*others.runs.all(), *operation.runs.all()[:1]]:
+        start(run)
+    assert activity._a_syncing_watch(operation.pk)
+    assert read_rows(lambda: activity._a_syncing_watch(operation.pk), SyncRun._meta.db_table) <= syncing + 1
 
 
 # --- Waiting ---------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from deliveries_app.reports.queue import read_queue
 from deliveries_app.sweep import loop
 from docora.redis import heartbeat, queues
 from repositories_app.git import remote
+from tests.support.plans import read_rows
 from tests.support.staff import VIEWS, make_app, make_watch, staff
 from tests.support.valkey import ValkeyServer
 
@@ -418,3 +419,15 @@ def test_query_count_is_constant(viewer: Client, django_assert_max_num_queries) 
     with django_assert_max_num_queries(len(few)):
         viewer.get(FRAGMENT)
     assert len(few) < 20
+
+
+def test_running_syncs_are_found_without_reading_all_watches(db, postgres_server) -> None:
+    app, count = make_app("Portal"), 500
+    for number in range(count):
+        make_watch(app, f"library-{number}")
+    with database.cursor() as cursor:
+        cursor.execute("ANALYZE")
+    make_watch(app, "docs", status=Status.SCANNING, lease_until=timezone.now() + timedelta(seconds=20))
+    counts = overview.count_watches()
+    assert [str(watch.repository) for watch, _ in overview._running(counts, operations=False).watches] == ["acme/docs"]
+    assert read_rows(lambda: overview._running(counts, operations=False), AppRepository._meta.db_table) < count

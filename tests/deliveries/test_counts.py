@@ -20,6 +20,7 @@ from deliveries_app.monitoring.counts import WatchCounts, count_open_circuits, c
 from deliveries_app.monitoring.instance_checks import check_backlog
 from repositories_app.models import HostOutage, Repository
 from tests.support.doctor import warnings
+from tests.support.plans import read_rows
 from tests.support.staff import make_app, make_watch
 
 
@@ -55,6 +56,14 @@ def portal(db) -> App:
     open_circuit.repository.circuit_open_until = later
     open_circuit.repository.save()
     return portal
+
+
+def test_git_hosts_that_are_down_are_read_only_for_watches_that_are_due(portal: App, postgres_server) -> None:
+    HostOutage.objects.create(host="https://git.example/", since=ago(minutes=1), retry_at=timezone.now())
+    for number in range(50):
+        make_watch(portal, f"library-{number}")
+    due = AppRepository.objects.filter(next_sync_at__lte=timezone.now()).count()
+    assert read_rows(count_watches, HostOutage._meta.db_table) <= 2 * due
 
 
 def test_each_watch_is_counted_by_its_state(portal: App) -> None:
