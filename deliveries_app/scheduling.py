@@ -93,10 +93,10 @@ def _job(watch: AppRepository) -> dict[str, Any]:
 def enqueue_due(*, after_job: bool = False) -> int:
     """Fill the default queue with watches that can start now. Return how many were added.
 
-    The apps take turns, each with its longest-waiting watch, so an app with many due watches delays no other. Those of
-    bulk operations come after the app's others. Does nothing while the queue is more than half full, or while another
-    process is filling it. `after_job`: also do nothing while several jobs wait in the high queue, which come first anyway.
-    The sweep fills the default queue every second.
+    The apps take turns, each with its longest-waiting watch, so an app with many due watches delays no other. Those of bulk
+    operations come after the app's others and, in each round of turns, after those of other apps. Does nothing while the
+    queue is more than half full, or while another process is filling it. `after_job`: also do nothing while several jobs
+    wait in the high queue, which come first anyway. The sweep fills the default queue every second.
     """
     waiting = queues.job_ids("default")
     if waiting is None or len(waiting) > ENQUEUE_AHEAD // 2:
@@ -113,23 +113,24 @@ def enqueue_due(*, after_job: bool = False) -> int:
 
 
 def in_bulk() -> Q:
-    """Match watches with an open run of a bulk operation. The app's other watches come first.
+    """Match watches with an open run of a bulk operation, unless a push has made them due since. Other watches come first.
 
     Not a NOT EXISTS: PostgreSQL's statistics usually know of few open runs. After a re-sync of thousands of watches, it would
     compare each watch with each of these runs.
     """
     opened = SyncRun.objects.filter(outcome="", operation__isnull=False, watch__isnull=False)
-    return Q(pk__in=opened.order_by().values("watch"))
+    return Q(pk__in=opened.order_by().values("watch")) & ~Q(pushed_at=F("next_sync_at"))
 
 
 @compiled_and_prepared
 def _next_due() -> QuerySet[AppRepository]:
-    order: list[Any] = [Case(When(in_bulk(), then=1), default=0), "next_sync_at", "pk"]
-    turn = Window(RowNumber(), partition_by="app_id", order_by=order)
+    is_bulk: Any = Case(When(in_bulk(), then=1), default=0)
+    turn = Window(RowNumber(), partition_by="app_id", order_by=[is_bulk, "next_sync_at", "pk"])
     due = AppRepository.objects.due().free().startable().alias(turn=turn)
     # If an app has no free slot, one of its watches asks for one. The others would find none.
     rows = due.annotate(finds_no_slot=Case(When(app_is_full(), turn__gt=1, then=True), default=False))
-    rows = rows.order_by("finds_no_slot", "turn", "next_sync_at", "pk").select_related("app", "repository")
+    # A watch of a bulk operation is usually due before another app's change, and the app's next one has the same turn.
+    rows = rows.order_by("finds_no_slot", "turn", is_bulk, "next_sync_at", "pk").select_related("app", "repository")
     return rows.only("crash_count", "lease_until", "app__app_id", "repository__repository_id")[:ENQUEUE_AHEAD]
 
 

@@ -23,6 +23,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, SyncRun
 from deliveries_app.scheduling import enqueue_due
 from deliveries_app.services import cancel_request, resync_many, resync_single, unwatch_repository
+from deliveries_app.services.push_hooks import repository_pushed
 from deliveries_app.sync.claim import claim
 from docora.db.compiled import compiled
 from docora.redis import queues
@@ -342,6 +343,30 @@ def test_bulk_work_comes_after_the_other_watches_of_the_app(world: World, redis_
     redis_client.flushall()
     enqueue_due()
     assert ids("default") == [watch.job_id for watch in (retry, *bulk[:3])]
+
+
+@pytest.mark.usefixtures("queue_of_four")
+def test_bulk_work_of_many_apps_does_not_delay_a_change(world: World, redis_client: Redis) -> None:
+    apps = [world.add_app(f"App {number}") for number in range(5)]
+    bulk = [world.watch(name=f"acme/widgets-{number}", app=app)[1] for number, app in enumerate([*apps, *apps])]
+    _, change = world.watch(name="acme/gadgets", app=world.add_app("Other"))
+    resync_many(Actor.command(), AppRepository.objects.exclude(pk=change.pk))
+    AppRepository.objects.update(next_sync_at=Now() - timedelta(hours=1))
+    AppRepository.objects.filter(pk=change.pk).update(next_sync_at=Now() - timedelta(seconds=1))
+    redis_client.flushall()
+    enqueue_due()
+    assert ids("default") == [watch.job_id for watch in (change, *bulk[:3])]
+
+
+def test_push_comes_before_the_bulk_work_of_its_app(world: World, redis_client: Redis) -> None:
+    """A push to a repository that a bulk operation has not reached: without a place or a slot, its job in the high queue ends."""
+    bulk = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(4)]
+    resync_many(Actor.command(), AppRepository.objects.all())
+    AppRepository.objects.update(next_sync_at=Now() - timedelta(hours=1))
+    repository_pushed(Actor.system(), bulk[2].repository.repository_id, [bulk[2].pk])
+    redis_client.flushall()
+    enqueue_due()
+    assert ids("default") == [watch.job_id for watch in (bulk[2], bulk[0], bulk[1], bulk[3])]
 
 
 def test_watch_is_not_bulk_work_after_its_operation(world: World, redis_client: Redis) -> None:
