@@ -6,7 +6,9 @@ from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
+from django.db import transaction
 from django.db.models import CharField, Exists, ExpressionWrapper, F, OuterRef, Q, QuerySet, Subquery
+from django.db.models.expressions import CombinedExpression
 from django.db.models.functions import Now
 
 from docora.backoff import backoff
@@ -86,16 +88,42 @@ def record_failure(repository: Repository, error: GitError) -> bool:
     At most one failure is counted per rescan round, even if many watches fail. If an attempt after the cooldown fails too,
     the circuit stays open for another cooldown.
     """
-    until = Now() + timedelta(seconds=settings.CIRCUIT_BREAKER_COOLDOWN_SECONDS)
     rows = Repository.objects.filter(pk=repository.pk)
-    rows.update(last_error=str(error), last_error_cause=error.cause.value)
-    rows.filter(_counts_again()).update(consecutive_failures=F("consecutive_failures") + 1, last_failure_at=Now())
-    failing = rows.filter(consecutive_failures__gte=settings.CIRCUIT_BREAKER_THRESHOLD)
-    opened = failing.filter(circuit_open_until=None).update(circuit_open_until=until) == 1
-    if not opened:
-        failing.filter(circuit_open_until__lte=Now()).update(circuit_open_until=until)
+    _count_failure(rows, error)
+    opened = _at_threshold(rows).filter(circuit_open_until=None).update(circuit_open_until=_cooldown_end()) == 1
     repository.refresh_from_db()
     return opened
+
+
+def record_failures(repositories: Iterable[Repository], error: GitError) -> list[Repository]:
+    """Count a failure of each repository as `record_failure` does, but leave out those whose circuit this would open.
+
+    Return the latter. The number of statements does not depend on that of the repositories.
+    """
+    repositories = list(repositories)
+    last = settings.CIRCUIT_BREAKER_THRESHOLD - 1
+    opening = [one for one in repositories if one.circuit_open_until is None and one.consecutive_failures >= last]
+    others = {one.pk for one in repositories}.difference(one.pk for one in opening)
+    if others:
+        with transaction.atomic():
+            locked = lock_rows(Repository.objects.filter(pk__in=others))
+            _count_failure(Repository.objects.filter(pk__in=locked), error)
+    return opening
+
+
+def _count_failure(rows: QuerySet[Repository], error: GitError) -> None:
+    """Count the failure, and prolong circuits whose cooldown is over."""
+    rows.update(last_error=str(error), last_error_cause=error.cause.value)
+    rows.filter(_counts_again()).update(consecutive_failures=F("consecutive_failures") + 1, last_failure_at=Now())
+    _at_threshold(rows).filter(circuit_open_until__lte=Now()).update(circuit_open_until=_cooldown_end())
+
+
+def _at_threshold(rows: QuerySet[Repository]) -> QuerySet[Repository]:
+    return rows.filter(consecutive_failures__gte=settings.CIRCUIT_BREAKER_THRESHOLD)
+
+
+def _cooldown_end() -> CombinedExpression:
+    return Now() + timedelta(seconds=settings.CIRCUIT_BREAKER_COOLDOWN_SECONDS)
 
 
 def host_is_down(canonical_url: str) -> Exists:

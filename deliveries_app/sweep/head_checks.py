@@ -90,14 +90,15 @@ def probe_hosts(client: HttpClient, meanwhile: Callable[[], None]) -> None:
     """Try one connection to each git host that is down, once its backoff is over. If the host answers, its watches continue.
 
     Otherwise each of its repositories counts one failure per rescan round, so that a long outage opens their circuits
-    and their watchers get `sync_failed`. Call `meanwhile` before each repository, because a host may have thousands.
+    and their watchers get `sync_failed`. Call `meanwhile` before each circuit, because a host may have thousands.
     """
     due = {outage: _any_url(outage) for outage in _due_outages()}
     queries = (HeadQuery(outage, url) for outage, url in due.items() if url)
     for outage, answer in list(ls_heads(client, queries, meanwhile)):  # no statement delays the other answers
         if isinstance(answer, GitError) and answer.no_answer:
             repositories.prolong_outage(outage, answer)
-            for repository in _watched_on(outage).filter(repositories.next_failure_counts()):
+            failing = _watched_on(outage).filter(repositories.next_failure_counts())
+            for repository in repositories.record_failures(failing, answer):
                 meanwhile()
                 circuit.record_git_failure(repository, answer)
         else:

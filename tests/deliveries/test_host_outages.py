@@ -7,7 +7,7 @@ import pytest
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import AppRepository, StateDetail, Status, WatchState
+from deliveries_app.models import AppRepository, Notice, StateDetail, Status, WatchState
 from deliveries_app.reports.next_attempt import NextAttempt, next_attempt_of, next_check_of
 from deliveries_app.reports.queue import read_queue
 from deliveries_app.services import resync_single
@@ -159,8 +159,8 @@ def test_host_that_is_down_for_weeks_is_still_probed(world: World, three: Watche
     assert 200 < wait(outage) <= 300
 
 
-def test_probes_of_a_host_with_many_repositories(world: World, django_assert_max_num_queries) -> None:
-    """A failure counts once per rescan round. In between, a probe costs the same however many repositories there are."""
+def test_probes_of_a_host_with_many_repositories(world: World, settings, django_assert_max_num_queries) -> None:
+    """A probe that fails costs the same however many repositories there are, unless it opens their circuits."""
     repositories = Repository.objects.bulk_create(
         Repository(canonical_url=f"{world.git.url}/acme/{number}", owner="acme", name=f"{number}")
         for number in range(30)
@@ -173,12 +173,23 @@ def test_probes_of_a_host_with_many_repositories(world: World, django_assert_max
     HostOutage.objects.create(host=f"{world.git.url}/", since=timezone.now(), retry_at=from_now(-1), error="refused")
     ticks = []
     with remote.new_client() as client:
-        probe_hosts(client, lambda: ticks.append(1))
-        assert len(ticks) >= 30
+        with django_assert_max_num_queries(12):  # counts the failures of all of them at once
+            probe_hosts(client, lambda: None)
         assert {repository.consecutive_failures for repository in Repository.objects.all()} == {1}
         let_the_backoff_end()
         with django_assert_max_num_queries(5):
             probe_hosts(client, lambda: None)
+        Repository.objects.update(consecutive_failures=settings.CIRCUIT_BREAKER_THRESHOLD - 1, last_failure_at=None)
+        let_the_backoff_end()
+        probe_hosts(client, lambda: ticks.append(1))  # opens the circuit of each
+        assert len(ticks) >= 30
+        assert Notice.objects.count() == 30
+        Repository.objects.update(circuit_open_until=timezone.now(), last_failure_at=None)
+        let_the_backoff_end()
+        with django_assert_max_num_queries(12):
+            probe_hosts(client, lambda: None)
+        assert all(repository.circuit_is_open for repository in Repository.objects.all())
+        assert Notice.objects.count() == 30
         Repository.objects.update(consecutive_failures=1, circuit_open_until=timezone.now(), last_error_cause="network")
         come_back(world)
         let_the_backoff_end()
