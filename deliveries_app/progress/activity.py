@@ -89,9 +89,11 @@ def of_operation(operation: BulkOperation, progress: Progress) -> Activity | Non
         if not operation.pace:  # unreleased watches wait only for a canary
             return replace(doing, seconds_left=None)
         return replace(doing, seconds_left=max(doing.seconds_left, progress.unreleased * 60 / operation.pace))
-    open_canaries = operation.canaries.filter(state=CanaryState.RUNNING, run__outcome="")
-    if not details and progress.unreleased and not open_canaries.exists():
-        return _releasing(operation)
+    if not details and progress.unreleased:
+        open_canaries = operation.canaries.filter(state=CanaryState.RUNNING, run__outcome="")
+        if not open_canaries.exists():
+            return _releasing(operation)
+        return Activity.of(WatchState.QUEUED, "waiting for a later request for the first repository")
     if not details and operation.runs.filter(outcome="").exists():
         return Activity.of(Result.SUPERSEDED, "a later request is in progress")
     return _waiting(next((detail for detail in _ORDER if detail in details), StateDetail.WAITS_FOR_WORKER))

@@ -13,6 +13,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, BulkOperation, Outcome, Result, Status, SyncPause, SyncRun
 from deliveries_app.progress import activity, live, runs
 from deliveries_app.progress.activity import Activity
+from deliveries_app.reports import history
 from deliveries_app.services import Rollout, cancel_operation, resync_by_app, resync_single, unwatch_repository
 from deliveries_app.services.rollout import release_due
 from docora.redis import live_counters
@@ -127,7 +128,8 @@ def test_superseded_canary(app: App) -> None:
     [run] = operation.runs.select_related("watch")
     assert said(operation) == ("Queued", "waiting for a worker")
     resync_single(Actor.system(), run.watch)
-    assert said(operation) == ("Superseded", "a later request is in progress")
+    assert said(operation) == ("Queued", "waiting for a later request for the first repository")
+    assert history.outcomes([operation])[operation.pk].result_of(operation) == Result.RUNNING  # in lists and exports
     unwatch_repository(Actor.system(), run.watch)
     assert said(operation) == ("Queued", "releasing the next repository shortly")
 
