@@ -92,7 +92,7 @@ def of_user(user: User | AnonymousUser) -> Overview:
     counts = count_watches() if can(Permission.VIEW_WATCHES) or can(Permission.VIEW_QUEUE) else None
     watches = counts if can(Permission.VIEW_WATCHES) else None
     sees_operations = can_view_operations(user)
-    due = AppRepository.objects.due().free().for_list()
+    due = AppRepository.objects.for_pages().due().free().in_state(WatchState.QUEUED)
     apps = _apps() if can(Permission.VIEW_APPS) else None
     return Overview(
         signs=signs,

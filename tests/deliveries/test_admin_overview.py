@@ -146,7 +146,9 @@ def test_paused_repositories_are_counted(viewer: Client) -> None:
 
 
 def test_longest_due_watch_is_named(viewer: Client) -> None:
+    """It is one of the queued ones, which are counted beside it."""
     app = make_app("Portal")
+    fail(app, "retried", status=Status.PENDING, retry_count=1, next_sync_at=timezone.now() - timedelta(minutes=8))
     late = make_watch(app, "late", next_sync_at=timezone.now() - timedelta(minutes=7))
     make_watch(app, "later", next_sync_at=timezone.now() - timedelta(minutes=2))
     make_watch(app, "at-work", next_sync_at=timezone.now() - timedelta(minutes=9), lease_until=soon())
