@@ -11,6 +11,7 @@ from deliveries_app.models.apps import (
     AppToken,
     FailedSync,
     Imported,
+    Reason,
     Status,
     SyncPause,
 )
@@ -28,7 +29,6 @@ from deliveries_app.models.runs import (
     Outcome,
     PendingRelease,
     Queue,
-    Reason,
     Result,
     SyncRun,
     is_in_progress,

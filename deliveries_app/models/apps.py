@@ -251,6 +251,15 @@ class Status(models.TextChoices):
     FAILED = "failed", "failed"
 
 
+class Reason(models.TextChoices):
+    """Why a run happens. Sent as `X-Docora-Reason`."""
+
+    INITIAL = "initial", "first sync"
+    CHANGE = "change", "change"
+    RESYNC = "resync", "re-sync"
+    RETRY = "retry", "retry"
+
+
 class SyncPause(models.Model):
     """While the single row of this table exists, all syncing is paused and due syncs wait."""
 
@@ -303,6 +312,16 @@ def can_sync() -> Q:
     """
     host_is_up = Q(~host_is_down("repository__canonical_url"))
     return is_unpaused() & has_no_cooldown() & (host_is_up | Q(repository__circuit_open_until__gt=Now()))
+
+
+def waits_for_circuit() -> Q:
+    """Match watches that wait until the open circuit of their repository lets an attempt through.
+
+    The first attempt of a request does not wait: it is the circuit's probe.
+    """
+    requests = Q(runs__outcome="", runs__reason__in=[reason for reason in Reason if reason != Reason.CHANGE])
+    is_requested = Exists(AppRepository.objects.filter(requests, pk=OuterRef("pk")).order_by())
+    return Q(repository__circuit_open_until__gt=Now()) & (Q(retry_count__gt=0) | ~Q(is_requested))
 
 
 def has_no_cooldown() -> Q:
@@ -385,13 +404,13 @@ class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
             StateDetail.WATCH_PAUSED: Q(paused_at__isnull=False),
             StateDetail.IMPORTING: Q(arriving=True),
             StateDetail.UP_TO_DATE: Q(status=Status.SYNCED) & (Q(next_sync_at=None) | Q(next_sync_at__gt=Now())),
-            # A requested sync is the circuit's probe; all others wait for it.
-            StateDetail.CIRCUIT_OPEN: Q(repository__circuit_open_until__gt=Now(), retry_count__gt=0),
+            # Like one that is up to date, it waits only for a check.
+            StateDetail.WAITS_FOR_COMMIT: Q(status=Status.PENDING, next_sync_at=None),
+            StateDetail.CIRCUIT_OPEN: waits_for_circuit(),
             StateDetail.HOST_DOWN: Q(host_is_down("repository__canonical_url")),
             StateDetail.COOLDOWN: Q(app__cooldown_until__gt=Now()),
             StateDetail.FAILED: Q(status=Status.FAILED),
             StateDetail.RETRYING: Q(failing_since__isnull=False),
-            StateDetail.WAITS_FOR_COMMIT: Q(status=Status.PENDING, next_sync_at=None),
             StateDetail.SCHEDULED: Q(next_sync_at__gt=Now()),
             StateDetail.WAITS_FOR_SLOT: app_is_full(),
         }

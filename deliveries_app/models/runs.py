@@ -8,7 +8,7 @@ from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
 from django.utils.functional import cached_property
 
-from deliveries_app.models.apps import App, AppRepository
+from deliveries_app.models.apps import App, AppRepository, Reason
 from docora.text import new_id
 
 
@@ -112,15 +112,6 @@ class BulkOperation(models.Model):
         if succeeded:
             return Result.SUCCEEDED
         return Result.SUPERSEDED if superseded else Result.CANCELLED
-
-
-class Reason(models.TextChoices):
-    """Why a run happens. Sent as `X-Docora-Reason`."""
-
-    INITIAL = "initial", "first sync"
-    CHANGE = "change", "change"
-    RESYNC = "resync", "re-sync"
-    RETRY = "retry", "retry"
 
 
 class Outcome(models.TextChoices):

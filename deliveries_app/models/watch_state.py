@@ -39,6 +39,11 @@ class StateDetail(models.TextChoices):
     def state(self) -> WatchState:
         return WatchState(self.value.partition(":")[0])
 
+    @property
+    def is_held_back(self) -> bool:
+        """Whether a due watch has to wait for something other than a worker or a slot."""
+        return self.state in {WatchState.PAUSED, WatchState.ON_HOLD} or self == StateDetail.IMPORTING
+
 
 def details_of(state: str) -> list[StateDetail]:
     """Return the details that belong to a state; none if there is no such state."""

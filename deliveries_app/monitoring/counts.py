@@ -9,11 +9,11 @@ from datetime import datetime
 from types import SimpleNamespace
 from typing import Any
 
-from django.db.models import Case, Count, Min, Q, When
+from django.db.models import Count, Min, Q
 from django.db.models.functions import Now
 
 from deliveries_app.models import App, AppRepository, StateDetail, Status, WatchState
-from deliveries_app.models.apps import app_is_full, can_sync, is_leased
+from deliveries_app.models.apps import app_is_full, is_leased
 from docora.db.clock import from_now
 from repositories_app.models import Repository
 
@@ -28,7 +28,7 @@ class WatchCounts:
     `failing`: the last attempt failed. `given_up` of these wait for the next rescan.
     `leased`: a worker owns them now.
     `due`: free, due now, and waiting only for a worker or for a slot of their app.
-    `held`: free and due now, but held back by a pause, an incomplete import or a cooldown of the endpoint.
+    `held`: free and due now, but paused, on hold, or not completely imported.
     `waiting`: due or held, except those that are not completely imported yet.
     `overdue`: due for more than `OVERDUE_SECONDS` although their app has a free slot, so another worker would help.
     `scheduled`: free, and due later.
@@ -67,16 +67,15 @@ def count_watches(app: App | None = None) -> WatchCounts:
         "is_ready": Q(next_sync_at__lte=Now()),
         "is_overdue": Q(next_sync_at__lte=from_now(-OVERDUE_SECONDS)),
         "is_scheduled": Q(next_sync_at__gt=Now()),
-        # Only for watches that are due: looking for the git host of each watch among those that are down takes longest.
-        "can_sync": Case(When(next_sync_at__lte=Now(), then=can_sync()), default=False),
         "has_slot": ~app_is_full(),
     }
     rows: Any = watches.order_by().with_state().annotate(**conditions)
     rows = rows.values("status", "state_detail", "arriving", *conditions)  # a condition on an empty column is None
     groups = [SimpleNamespace(**row) for row in rows.annotate(number=Count("pk"), ready_since=Min("next_sync_at"))]
     free = [group for group in groups if not group.is_leased]
-    due = [group for group in free if group.is_ready and group.can_sync]
-    held = [group for group in free if group.is_ready and not group.can_sync]
+    ready = [group for group in free if group.is_ready]
+    due = [group for group in ready if not StateDetail(group.state_detail).is_held_back]
+    held = [group for group in ready if StateDetail(group.state_detail).is_held_back]
 
     def total(found: Iterable[SimpleNamespace]) -> int:
         return sum(group.number for group in found)
@@ -93,7 +92,7 @@ def count_watches(app: App | None = None) -> WatchCounts:
         leased=total(group for group in groups if group.is_leased),
         due=total(due),
         held=total(held),
-        waiting=total(group for group in (*due, *held) if not group.arriving),
+        waiting=total(group for group in ready if not group.arriving),
         overdue=total(group for group in due if group.is_overdue and group.has_slot),
         scheduled=total(group for group in free if group.is_scheduled),
         importing=total(group for group in groups if group.arriving),

@@ -139,7 +139,7 @@ def read_queue() -> QueueView:
     scheduled = [(watch, due_at(watch), _next_step(watch)) for watch in rows]
     are_all_listed = len(with_job) + len(without_job) < SHOWN
     counts = _agreeing(counts, running, waiting if are_all_listed else None, scheduled)
-    ready = sum(watch.pk in queued and not _is_held_back(watch) for watch in waiting)
+    ready = sum(watch.pk in queued and not watch.detail.is_held_back for watch in waiting)
     waiting = waiting[:SHOWN]
     newest = newest_open_runs([*running, *waiting])
     progress = live.of_runs(newest[watch.pk] for watch in running if watch.pk in newest)
@@ -178,7 +178,7 @@ def _agreeing(
     if len(running) < SHOWN:
         listed["leased"] = len(running)
     if waiting is not None:
-        listed["held"] = sum(map(_is_held_back, waiting))
+        listed["held"] = sum(watch.detail.is_held_back for watch in waiting)
         listed["due"] = len(waiting) - listed["held"]
     if len(scheduled) < SCHEDULED_SHOWN:
         listed["scheduled"] = len(scheduled)
@@ -194,14 +194,9 @@ def _described(job: Job) -> tuple[str, str]:
     return _OTHER_JOBS.get(job.function, (job.function, ""))
 
 
-def _is_held_back(watch: AppRepository) -> bool:
-    """Whether the watch has to wait for something other than a worker or a slot."""
-    return watch.state in {WatchState.PAUSED, WatchState.ON_HOLD} or watch.detail == StateDetail.IMPORTING
-
-
 def _why_waiting(watch: AppRepository) -> str:
     """Return what a due watch is waiting for; empty if only for its turn."""
-    if not _is_held_back(watch) and watch.detail != StateDetail.WAITS_FOR_SLOT:
+    if not watch.detail.is_held_back and watch.detail != StateDetail.WAITS_FOR_SLOT:
         return ""
     until = f" until {time_of_day(watch.waits_until)}" if watch.waits_until else ""
     return f"{watch.state.label!s}{until}: {watch.detail.label}"

@@ -24,7 +24,7 @@ from deliveries_app.models import (
     SyncRun,
 )
 from deliveries_app.reports import app_detail, failing_files
-from deliveries_app.services import cancel_operation, resync_by_app, resync_many
+from deliveries_app.services import cancel_operation, resync_by_app, resync_many, retry_single
 from deliveries_app.webhooks import endpoint_stats
 from tests.support.audit import by_users, messages
 from tests.support.staff import VIEWS, make_app, make_watch, staff
@@ -145,7 +145,7 @@ def test_open_circuit_delays_next_attempt_unless_requested(admin: Client, app: A
     watch.repository.circuit_open_until = timezone.now() + timedelta(minutes=20, seconds=30)
     watch.repository.save()
     assert text_of(page(admin, app).text, watch).endswith("Next try in 20 min")
-    AppRepository.objects.update(retry_count=0)
+    retry_single(Actor.system(), watch)
     assert text_of(page(admin, app).text, watch).endswith("Next try when a worker is free")
 
 

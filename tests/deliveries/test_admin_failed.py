@@ -138,7 +138,7 @@ def test_next_attempt_waits_for_app_and_circuit_unless_requested(viewer: Client,
     Repository.objects.update(circuit_open_until=timezone.now() + timedelta(minutes=20))
     App.objects.update(cooldown_until=timezone.now() + timedelta(minutes=10, seconds=30))
     assert "in 19 min" in viewer.get(LIST).text
-    AppRepository.objects.update(retry_count=0)
+    retry_all(Actor.system())
     page = viewer.get(LIST).text
     assert "in 19 min" not in page
     assert "in 10 min" in page

@@ -8,9 +8,18 @@ from django.test import Client
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import AppRepository, Notice, Status
+from deliveries_app.models import AppRepository, Notice, StateDetail, Status, WatchState
 from deliveries_app.models.root_causes import RootCause
-from deliveries_app.services import resync_single, unwatch_repository
+from deliveries_app.monitoring.counts import count_watches
+from deliveries_app.reports.next_attempt import next_attempt_of
+from deliveries_app.reports.queue import read_queue
+from deliveries_app.services import (
+    cancel_request,
+    pause_watches,
+    resume_watches,
+    resync_single,
+    unwatch_repository,
+)
 from deliveries_app.services.watch_settings import change_watch
 from deliveries_app.sync import circuit
 from docora.db.clock import from_now
@@ -53,6 +62,46 @@ def two_watches_behind_an_open_circuit(world: World, settings) -> tuple[Repo, Ap
     assert Repository.objects.get().circuit_is_open
     assert due() == set()
     return repo, watch, other
+
+
+def details() -> list[StateDetail]:
+    return [watch.detail for watch in AppRepository.objects.with_state().order_by("pk")]
+
+
+def test_watch_that_was_paused_waits_for_the_circuit_like_the_others(world: World, settings) -> None:
+    """It has not failed itself. Before the notice is sent and after it, every number counts it as on hold."""
+    settings.CIRCUIT_BREAKER_THRESHOLD = 1
+    repo, watch = world.watch()
+    other = world.watch_url(repo, app=world.add_app("Other"))
+    world.settle()
+    pause_watches(Actor.command(), AppRepository.objects.filter(pk=other.pk))
+    world.git.server.on_request = failing
+    world.sync(watch)
+    resume_watches(Actor.command(), AppRepository.objects.filter(pk=other.pk))
+    assert (due(), details()) == ({watch.pk, other.pk}, [StateDetail.CIRCUIT_OPEN] * 2)
+    counts = count_watches()
+    assert (counts.due, counts.held, counts.by_state[WatchState.ON_HOLD]) == (0, 2, 2)
+    assert (read_queue().counts.due, read_queue().counts.held) == (counts.due, counts.held)
+    world.sync(watch)
+    world.sync(other)
+    assert not Notice.objects.exists()
+    assert (due(), details()) == (set(), [StateDetail.CIRCUIT_OPEN] * 2)
+    for each in AppRepository.objects.for_pages():
+        assert each.waits_until == each.repository.circuit_open_until
+        at = next_attempt_of(each).at
+        assert at is not None
+        assert timedelta(0) <= at - each.waits_until < timedelta(minutes=1)  # the attempt has taken a moment
+
+
+def test_only_a_requested_sync_is_the_circuits_probe(world: World, settings) -> None:
+    """A cancelled one isn't, and its watch waits again."""
+    _, _, other = two_watches_behind_an_open_circuit(world, settings)
+    resync_single(Actor.command(), other)
+    assert details() == [StateDetail.CIRCUIT_OPEN, StateDetail.RETRYING]
+    cancel_request(Actor.command(), other)
+    assert details() == [StateDetail.CIRCUIT_OPEN] * 2
+    world.sync(other)
+    assert (due(), details()) == (set(), [StateDetail.CIRCUIT_OPEN] * 2)
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
-from deliveries_app.models import App, AppRepository, StateDetail, Status, SyncPause, WatchState
+from deliveries_app.models import App, AppRepository, Reason, StateDetail, Status, SyncPause, WatchState
 from deliveries_app.monitoring.counts import WatchCounts, count_open_circuits, count_watches
 from deliveries_app.monitoring.instance_checks import check_backlog
+from deliveries_app.progress.runs import open_run
 from repositories_app.models import HostOutage, Repository
 from tests.support.doctor import warnings
 from tests.support.plans import read_rows
@@ -98,22 +99,27 @@ def test_each_watch_is_counted_by_its_state(portal: App) -> None:
 EARLIER, LATER = timedelta(minutes=-1), timedelta(hours=1)  # from now
 LEASED = {"lease_until": timedelta(seconds=20)}
 FAILING = {"failing_since": EARLIER, "root_cause": "timeout"}
-STATES: list[tuple[StateDetail, dict, dict, dict]] = [  # with the columns of the watch, its app and its repository
+CIRCUIT = {"circuit_open_until": LATER}
+STATES: list[tuple[StateDetail, dict, dict, dict]] = [
+    # With the columns of the watch, and the reason of its open `run`, and those of its app and its repository.
     (StateDetail.UP_TO_DATE, {"next_sync_at": LATER}, {}, {}),
-    (StateDetail.UP_TO_DATE, {}, {"cooldown_until": LATER}, {"circuit_open_until": LATER}),
+    (StateDetail.UP_TO_DATE, {}, {"cooldown_until": LATER}, CIRCUIT),
     (StateDetail.WAITS_FOR_WORKER, {"next_sync_at": EARLIER}, {}, {}),
     (StateDetail.SYNCING, {"status": "scanning", "paused_at": EARLIER} | LEASED, {"paused": True}, {}),
     (StateDetail.SCHEDULED, {"status": "pending_snapshot", "next_sync_at": LATER} | LEASED, {}, {}),
     (StateDetail.APP_PAUSED, {"status": "failed", "paused_at": EARLIER} | FAILING, {"paused": True}, {}),
     (StateDetail.WATCH_PAUSED, {"paused_at": EARLIER, "arriving": True}, {}, {}),
     (StateDetail.IMPORTING, {"arriving": True}, {}, {}),
-    (StateDetail.CIRCUIT_OPEN, {"status": "failed", "retry_count": 1} | FAILING, {}, {"circuit_open_until": LATER}),
-    (StateDetail.WAITS_FOR_WORKER, {"next_sync_at": EARLIER}, {}, {"circuit_open_until": LATER}),  # the probe
+    (StateDetail.CIRCUIT_OPEN, {"status": "failed", "retry_count": 1} | FAILING, {}, CIRCUIT),
+    (StateDetail.WAITS_FOR_WORKER, {"next_sync_at": EARLIER, "run": "resync"}, {}, CIRCUIT),  # the probe
+    (StateDetail.CIRCUIT_OPEN, {"next_sync_at": EARLIER, "run": "change"}, {}, CIRCUIT),
+    (StateDetail.CIRCUIT_OPEN, {"next_sync_at": EARLIER}, {}, CIRCUIT),
     (StateDetail.HOST_DOWN, {"next_sync_at": EARLIER}, {"cooldown_until": LATER}, {"canonical_url": "https://down/a"}),
     (StateDetail.COOLDOWN, {"status": "failed"} | FAILING, {"cooldown_until": LATER}, {}),
     (StateDetail.FAILED, {"status": "failed", "next_sync_at": LATER} | FAILING, {}, {}),
     (StateDetail.RETRYING, {"status": "pending_snapshot", "next_sync_at": LATER} | FAILING, {}, {}),
     (StateDetail.WAITS_FOR_COMMIT, {"status": "pending_snapshot"}, {}, {}),
+    (StateDetail.WAITS_FOR_COMMIT, {"status": "pending_snapshot"}, {"cooldown_until": LATER}, {}),
 ]
 
 
@@ -122,11 +128,14 @@ def test_state_of_a_watch(db) -> None:
     now = timezone.now()
 
     def columns(fields: dict) -> dict:
-        return {name: now + value if isinstance(value, timedelta) else value for name, value in fields.items()}
+        shifted = {name: now + value if isinstance(value, timedelta) else value for name, value in fields.items()}
+        return {name: value for name, value in shifted.items() if name != "run"}
 
     HostOutage.objects.create(host="https://down/", since=now, retry_at=now, error="It is down.")
     for number, (_, fields, of_app, of_repository) in enumerate(STATES):
         watch = make_watch(make_app(f"App {number}"), f"repository-{number}", **columns(fields))
+        if "run" in fields:
+            open_run(watch, Reason(fields["run"]), requested_by="anna").save()
         App.objects.filter(pk=watch.app_id).update(**columns({"paused": False} | of_app))
         Repository.objects.filter(pk=watch.repository_id).update(**columns({"twin": 0} | of_repository))
     watches = AppRepository.objects.with_state().order_by("pk")

@@ -152,10 +152,8 @@ def test_watch_and_circuit_gauges(watches: list[AppRepository]) -> None:
     paused = AppRepository.objects.filter(pk=watches[2].pk)
     paused.update(next_sync_at=long_ago, failing_since=long_ago, root_cause="timeout", paused_at=long_ago)
     AppRepository.objects.filter(pk=watches[1].pk).update(next_sync_at=timezone.now())
-    Repository.objects.filter(pk=watches[2].repository_id).update(
-        circuit_open_until=timezone.now() + timedelta(hours=1)
-    )
-    make_watch(make_app("Gone"), "gone", next_sync_at=long_ago)
+    gone = make_watch(make_app("Gone"), "gone", next_sync_at=long_ago)
+    Repository.objects.filter(pk=gone.repository_id).update(circuit_open_until=timezone.now() + timedelta(hours=1))
     App.objects.filter(name="Gone").update(ended_at=timezone.now())
     found = scrape()
     assert found['docora_watches{status="synced"}'] == 2
