@@ -140,3 +140,4 @@ def test_hanging_handshake_times_out(client):
         outcome = client.request(post(f"https://127.0.0.1:{silent.getsockname()[1]}/", connect_timeout=0.3))
     assert (outcome.cause, outcome.reached) == (Cause.TIMEOUT, False)
     assert "Couldn't connect to 127.0.0.1" in outcome.message
+    assert outcome.elapsed < 5

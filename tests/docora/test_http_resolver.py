@@ -9,7 +9,7 @@ import pytest
 
 from docora.http import resolver, transfer
 from docora.http.client import Cause, HttpClient
-from docora.http.resolver import Resolver, resolve
+from docora.http.resolver import ResolvedHost, Resolver, resolve
 from tests.docora.http_server import LOOPBACK, post, servers
 
 
@@ -215,6 +215,14 @@ def test_many_connections_cause_one_lookup_and_kept_ones_none(dns, libcurl_finds
         assert client.request(post(url)).ok
     assert server.connections > 1
     assert fake.asked == [b"hook.example"]
+
+
+def test_name_that_was_looked_up_beforehand_is_not_looked_up_by_libcurl(serve):
+    """libcurl would not find this one."""
+    server = serve()
+    with HttpClient(LOOPBACK, allow_http=True) as client:
+        client.resolver.add("hook.example", ResolvedHost(("127.0.0.1",), None, ""))
+        assert client.request(post(f"http://hook.example:{server.port}/")).ok
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST"])

@@ -335,6 +335,21 @@ def test_sigterm_always_ends_the_worker(tmp_path: Path, kind: type[DocoraWorker]
     assert has_ended(job)
 
 
+def test_work_horse_that_does_not_stop_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "HAND_OVER_SECONDS", 0.3)
+    hanging = tmp_path / "waits"
+    worker = work_on(hanging)
+    os.kill(worker, signal.SIGTERM)
+    assert reap(worker, 10) == 0
+    assert not has_ended(hanging)
+
+
+def test_death_callback_that_hangs_does_not_block_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "death_callbacks", [lambda: time.sleep(30)])
+    monkeypatch.setattr(worker_module, "_DEATH_CALLBACKS_SECONDS", 1)
+    assert reap(forked(worker_module._run_death_callbacks), 10) == 0
+
+
 class WithoutRedis(DocoraWorker):
     """A worker whose Redis does not respond while it looks after its queues for the first time."""
 
