@@ -169,6 +169,14 @@ def test_refusal_of_the_proxy(dns, status: str, text: str) -> None:
     assert "hunter2" not in repr(outcome)
 
 
+def test_connection_that_breaks_behind_the_proxy(serve, dns) -> None:
+    server = serve(lambda *_: False)
+    with Proxy({NAME: server.port}) as proxy, HttpClient([], allow_http=True, proxy=proxy.url) as client:
+        outcome = client.request(post(f"http://{NAME}/"))
+    assert (outcome.cause, outcome.reached) == (Cause.NETWORK, True)
+    assert "proxy" not in outcome.message
+
+
 def test_proxy_that_is_down_or_unknown(dns) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))

@@ -1,10 +1,12 @@
 """The HTTP client against real sockets: responses, concurrent requests and every kind of failure."""
 
+import errno
 import re
 import socket
 import struct
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -185,6 +187,16 @@ def test_refused_connection(client):
     outcome = client.request(post(f"http://127.0.0.1:{port}/"))
     assert (outcome.status, outcome.cause, outcome.reached) == (None, Cause.CONNECT, False)
     assert outcome.message == f"Couldn't reach 127.0.0.1:{port}: connection refused."
+
+
+def test_socket_that_cannot_be_opened(client, monkeypatch):
+    def no_socket(*_):
+        raise OSError(errno.EMFILE, "")
+
+    monkeypatch.setattr(transfer, "socket", SimpleNamespace(socket=no_socket))
+    outcome = client.request(post("http://127.0.0.1:9/"))
+    assert (outcome.cause, outcome.reached) == (Cause.CONNECT, False)
+    assert outcome.message == "Couldn't reach 127.0.0.1:9: too many open files."
 
 
 def test_hanging_server_times_out(client, serve):

@@ -133,7 +133,8 @@ def test_queues_keep_their_order(tmp_path: Path) -> None:
 
 
 def test_job_that_waits_does_not_keep_others_from_the_worker(tmp_path: Path) -> None:
-    waiting, other, last = (tmp_path / name for name in ("waits", "other", "last"))
+    first, waiting, other, last = (tmp_path / name for name in ("first", "waits", "other", "last"))
+    put(first)
     worker = work_on(waiting)
     put(other, function="note_another")
     put(last)
