@@ -180,7 +180,7 @@ def test_syncs_per_worker_limits_the_concurrent_jobs(tmp_path: Path, settings) -
 
 def test_tenants_share_the_threads(tmp_path: Path, settings) -> None:
     """Otherwise, one tenant's jobs that wait for its server could hold all of them."""
-    settings.SYNCS_PER_WORKER = 4
+    settings.SYNCS_PER_WORKER = 6
     files = [tmp_path / f"waits-{tenant}-{number}" for number in range(6) for tenant in "ab"]
 
     def at_work(tenant: str) -> int:
@@ -189,14 +189,15 @@ def test_tenants_share_the_threads(tmp_path: Path, settings) -> None:
     for file in files[::2]:
         put(file, tenant="a")
     worker = work("default")
-    wait_for(lambda: at_work("a") == 3, 20)  # the last thread is kept
+    wait_for(lambda: at_work("a") == 5, 20)  # the last thread is kept
     for file in files[1::2]:
         put(file, tenant="b")
     wait_for(lambda: at_work("b"), 20)
-    files[0].with_suffix(".go_on").touch()
-    wait_for(lambda: has_ended(files[0]) and at_work("b") == 1 and at_work("a") == 2, 20)
+    for file in files[:4:2]:
+        file.with_suffix(".go_on").touch()
+    wait_for(lambda: all(map(has_ended, files[:4:2])) and at_work("b") == 2 and at_work("a") == 3, 20)
     time.sleep(0.6)
-    assert (at_work("a"), at_work("b")) == (2, 1)  # a has its share, and b the thread that is kept
+    assert (at_work("a"), at_work("b")) == (3, 2)  # a has its share, and the last thread is kept again
     for file in files:
         file.with_suffix(".go_on").touch()
     os.waitpid(worker, 0)
