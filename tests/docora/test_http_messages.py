@@ -5,7 +5,7 @@ import pytest
 from docora.http.messages import MAX_HEADER_VALUE, MAX_HEADERS, Outcome, Request
 
 
-@pytest.mark.parametrize("header", ["X: a\r\nY: b", "X: a\nY: b", "X: a\0", "X: ü", "no colon"])
+@pytest.mark.parametrize("header", ["X: a\r\nY: b", "X: a\nY: b", "X: a\rY: b", "X: a\0", "X: ü", "no colon"])
 def test_header_injection_is_rejected(header):
     with pytest.raises(ValueError, match="eader"):
         Request("POST", "http://127.0.0.1/", ("A: b", header))

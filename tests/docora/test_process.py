@@ -1,11 +1,12 @@
-"""Names of processes: whether the process that had a name has certainly ended."""
+"""Names of processes: whether the process that had a name has certainly ended. And their limits."""
 
 import os
+import resource
 import signal
 from pathlib import Path
 
-from docora.process import has_ended, process_name
-from tests.support.processes import forked
+from docora.process import has_ended, process_name, with_limits
+from tests.support.processes import forked, reap
 from tests.support.receiver import wait_for
 
 
@@ -46,3 +47,16 @@ def test_processes_of_another_machine_are_not_known_to_have_ended() -> None:
 
 def test_unknown_pid_has_no_name() -> None:
     assert process_name(2**22 + 1) == ""
+
+
+def test_limit_of_a_program_is_not_above_that_of_this_process() -> None:
+    """Only root could raise it. Other users' programs would not start."""
+
+    def check() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        limits = {"fsize": 2000, "data": 3000}
+        assert with_limits(["git", "fetch"], limits) == [
+            "prlimit", "--fsize=1000:1000", "--data=3000:3000", "--", "git", "fetch"
+        ]  # fmt: skip
+
+    assert reap(forked(check)) == 0
