@@ -4,7 +4,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from docora.http.addresses import blocked_reason
+from docora.http.addresses import blocked_reason, is_in
 
 
 @pytest.mark.parametrize(
@@ -126,6 +126,11 @@ def test_address_in_an_allowed_network_is_allowed(address, network):
 )
 def test_address_outside_the_allowed_network_is_blocked(address, network):
     assert blocked_reason(address, [ip_network(network)]) is not None
+
+
+@pytest.mark.parametrize("text", ["", "unknown", "10.0.0.1:443", "10.0.0.0/8"])
+def test_other_text_is_in_no_network(text):
+    assert not is_in([ip_network("0.0.0.0/0"), ip_network("::/0")], text)
 
 
 def test_zone_id_is_blocked_even_in_an_allowed_network():

@@ -50,5 +50,16 @@ def test_response_headers_are_bounded():
     assert max(len(value) for value in headers.values()) == MAX_HEADER_VALUE
 
 
+def test_headers_of_an_interim_response_do_not_count():
+    lines = [b"HTTP/1.1 103 Early Hints\r\n", b"Link: <a>\r\n", b"\r\n", b"HTTP/1.1 200 OK\r\n", b"X-A: b\r\n", b"\r\n"]
+    assert Outcome(200, None, "", lines).headers == {"x-a": "b"}
+
+
+@pytest.mark.parametrize("location", ["/new", "/new?token=x", "/new#part", "https://a.example/new?b#c?d"])
+def test_redirect_target_has_no_query(location):
+    outcome = Outcome(302, None, "", [f"Location: {location}\r\n".encode()])
+    assert outcome.redirect_target("https://a.example/old?token=x") == "https://a.example/new"
+
+
 def test_repr_of_a_request_hides_headers_and_body():
     assert "hunter2" not in repr(Request("POST", "https://a.example/", ("Authorization: Bearer hunter2",), b"hunter2"))

@@ -1,11 +1,13 @@
-"""Names of processes: whether the process that had a name has certainly ended. And their limits."""
+"""Names of processes: whether the process that had a name has certainly ended. And how processes are limited and ended."""
 
 import os
 import resource
+import select
 import signal
+import subprocess
 from pathlib import Path
 
-from docora.process import has_ended, process_name, with_limits
+from docora.process import end, has_ended, process_name, with_limits
 from tests.support.processes import forked, reap
 from tests.support.receiver import wait_for
 
@@ -60,3 +62,13 @@ def test_limit_of_a_program_is_not_above_that_of_this_process() -> None:
         ]  # fmt: skip
 
     assert reap(forked(check)) == 0
+
+
+def test_child_that_does_not_end_is_killed_with_its_children() -> None:
+    deaf = ["/bin/sh", "-c", "trap '' TERM; echo ready; sleep 60 & wait"]
+    with subprocess.Popen(deaf, stdout=subprocess.PIPE, start_new_session=True) as child:
+        assert child.stdout
+        assert child.stdout.readline() == b"ready\n"
+        end([child], 0.1)
+        assert child.returncode == -signal.SIGKILL
+        assert select.select([child.stdout], [], [], 10)[0]  # nobody has its output any more

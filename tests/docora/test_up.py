@@ -17,11 +17,12 @@ from redis.exceptions import AuthenticationError
 
 from docora.management.commands import up
 from docora.redis.connection import RedisError, connection
-from docora.server.supervisor import Child, Supervisor
+from docora.server.supervisor import Child, Supervisor, listening_socket
 from docora.server.valkey import storage_of
 from tests.docora.test_docs import text_of
 from tests.support.commands import manage
 from tests.support.instance import Instance, free_port
+from tests.support.processes import forked, reap
 from tests.support.receiver import wait_for
 from tests.support.shared import copy
 from tests.support.valkey import ValkeyServer
@@ -159,9 +160,38 @@ def test_delay_of_an_earlier_crash_loop_is_forgotten() -> None:
     supervisor.add(child)
     assert child.process
     child.process.wait(10)
-    child.started -= 3600
     supervisor._restart(child)
-    assert reports == ["web ended with 0; starting it again in 0.5 s"]
+    assert child.restart_delay == 15.0  # the longest
+    child.started, child.restart_at = child.started - 3600, None
+    supervisor._restart(child)
+    assert reports == [f"web ended with 0; starting it again in {seconds} s" for seconds in ("15", "0.5")]
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN], ids=["in a terminal", "with nohup"])
+def test_closing_the_terminal(tmp_path: Path, handler: signal.Handlers) -> None:
+    watches = tmp_path / "watches"
+
+    def run() -> None:
+        signal.signal(signal.SIGHUP, handler)
+        supervisor = Supervisor(lambda _: watches.touch())
+        supervisor.add(Child("web", ["/bin/true"]))
+        supervisor.watch()
+        supervisor.stop()
+
+    process = forked(run)
+    wait_for(watches.exists)
+    os.kill(process, signal.SIGHUP)
+    if handler is signal.SIG_IGN:
+        time.sleep(0.5)
+        assert os.waitpid(process, os.WNOHANG) == (0, 0)
+        os.kill(process, signal.SIGTERM)
+    assert reap(process) == 0
+
+
+def test_host_may_be_an_ipv6_address(settings) -> None:
+    settings.HOST, settings.PORT = "::1", 0
+    with listening_socket() as listener:
+        assert listener.getsockname()[0] == "::1"
 
 
 def test_redis_that_is_down_is_reported_once(
