@@ -56,12 +56,13 @@ def test_name_that_only_the_proxy_resolves(serve, dns) -> None:
     assert [head.split(b"\r\n")[0] for head, _ in server.requests] == [b"POST /hook HTTP/1.1"] * 3
 
 
-def test_public_name_goes_through_the_proxy_too(serve, dns) -> None:
-    dns[NAME] = ["8.8.8.8"]
+@pytest.mark.parametrize("host", [NAME, "8.8.8.8", "git.internal"])
+def test_public_address_goes_through_the_proxy_too(serve, dns, host: str) -> None:
+    dns |= {NAME: ["8.8.8.8"], "git.internal": ["8.8.8.8"]}
     server = serve()
-    with Proxy({NAME: server.port}) as proxy, HttpClient(LOOPBACK, allow_http=True, proxy=proxy.url) as client:
-        assert client.request(post(f"http://{NAME}/")).ok
-    assert proxy.targets == [f"{NAME}:80"]
+    with Proxy({host: server.port}) as proxy, HttpClient(LOOPBACK, allow_http=True, proxy=proxy.url) as client:
+        assert client.request(post(f"http://{host}/")).ok
+    assert proxy.targets == [f"{host}:80"]
 
 
 def test_identity_provider_is_called_through_the_proxy(serve, dns, settings) -> None:

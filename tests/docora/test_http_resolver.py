@@ -113,7 +113,9 @@ def test_unresolvable_name_is_a_dns_failure(host):
 def test_slow_lookup_times_out(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(3) or [])
     started = time.monotonic()
-    assert resolve("slow.example", [], seconds=0.2).cause is Cause.DNS
+    resolved = resolve("slow.example", [], seconds=0.2)
+    assert resolved.cause is Cause.DNS
+    assert resolved.message == "Couldn't reach slow.example: DNS lookup failed (no answer within 0.2 s)."
     assert time.monotonic() - started < 1
 
 
