@@ -118,6 +118,19 @@ def test_stranded_job_of_a_leased_watch_is_kept() -> None:
     assert ids("default") == []
 
 
+def test_only_the_job_that_a_dead_worker_performed_is_forgotten(redis_client: Redis) -> None:
+    strand(seconds_ago=0)
+    key = Job.key_for("job-1")
+    for status, worker in (("started", "another"), ("queued", "dead")):
+        redis_client.hset(key, mapping={"status": status, "worker_name": worker})
+        queues.forget("job-1", "dead")
+        assert redis_client.exists(key)
+    redis_client.hset(key, "status", "started")
+    queues.forget("job-1", "dead")
+    assert not redis_client.exists(key)
+    queues.forget("job-1", "dead")
+
+
 def test_job_that_ends_while_it_is_enqueued_is_enqueued_again(redis_client: Redis, monkeypatch) -> None:
     strand(seconds_ago=0)
     original = Redis.set

@@ -31,6 +31,7 @@ def seen_by_django(remote: str, forwarded_for: str = "", proto: str = "") -> tup
         (PROXY, f"{CLIENT}, {INNER}", "https", (CLIENT, "https")),
         (PROXY, f"{CLIENT}, {INNER}", "https,https", (CLIENT, "https")),  # the proxies have added a value each
         (PROXY, f"{CLIENT}, {INNER}", "https, http", (CLIENT, "https")),
+        (PROXY, f"{CLIENT}, {INNER}", "HTTPS , http", (CLIENT, "https")),
         (PROXY, f"{CLIENT}, {INNER}", "http, https", (CLIENT, "http")),
         (PROXY, f"1.2.3.4, {CLIENT}", "http", (CLIENT, "http")),  # the client sent the first address itself
         (PROXY, "nonsense", "", ("nonsense", "http")),
@@ -63,7 +64,8 @@ def test_health_and_version_are_public(client: Client) -> None:
 def test_health_is_not_redirected_to_https(client: Client, settings) -> None:
     settings.SECURE_SSL_REDIRECT = True
     assert client.get("/health").status_code == 200
-    assert client.get("/admin/login/").status_code == 301
+    for answer in (client.get("/admin/login/"), client.post("/admin/login/")):
+        assert (answer.status_code, answer["Location"]) == (301, "https://testserver/admin/login/")
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])

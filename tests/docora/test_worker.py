@@ -149,14 +149,16 @@ def test_job_that_waits_does_not_keep_others_from_the_worker(tmp_path: Path) -> 
 @pytest.mark.parametrize("alone", [False, True])
 def test_job_that_is_enqueued_while_it_runs_is_performed_again(tmp_path: Path, alone: bool) -> None:
     waiting = tmp_path / "waits"
-    put(waiting, alone=alone)
+    options = {"alone": alone, "tenant": "a"}
+    put(waiting, **options)
     worker = work("default")
     wait_for(lambda: pids(waiting), 20)
     for _ in range(3):
-        assert not queues.enqueue("high", f"{HERE}note", str(waiting), waiting.name, alone=alone)
+        assert not queues.enqueue("high", f"{HERE}note", str(waiting), waiting.name, **options)
     waiting.with_suffix(".go_on").touch()
     os.waitpid(worker, 0)
-    assert django_rq.get_queue("high").get_job_ids() == [waiting.name]  # this worker does not look there
+    [job] = django_rq.get_queue("high").get_jobs()  # this worker does not look there
+    assert (job.id, job.meta) == (waiting.name, options)
     work_until_empty("high")
     assert len(pids(waiting)) == 2
     assert not connection().keys("*waits")
