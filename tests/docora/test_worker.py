@@ -12,6 +12,7 @@ from typing import Any
 
 import django_rq
 import pytest
+from django.db import connections
 from django.utils.module_loading import import_string
 from redis import Redis
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -477,6 +478,19 @@ def test_worker_calls_only_docoras_own_jobs(tmp_path: Path, redis_client: Redis,
     assert ("job_refused" in output) == (kind != "a callback")
 
 
+def test_worker_registers_again_although_redis_has_lost_its_job(tmp_path: Path, redis_client: Redis) -> None:
+    put(tmp_path / "note")
+    worker = DocoraWorker(["default"], name="test", connection=redis_client)
+    worker.register_birth()
+    job = DocoraJob.fetch("note", connection=redis_client, serializer="json")
+    execution = worker.prepare_execution(job)
+    for lose in (lambda: redis_client.delete(job.key), redis_client.flushall):
+        lose()
+        worker.maintain_heartbeats(job, execution)
+        assert redis_client.hget(worker.key, "birth")
+        assert redis_client.smembers("rq:workers") == {worker.key.encode()}
+
+
 class Pickled:
     """Creates a file when it is unpickled."""
 
@@ -528,6 +542,25 @@ def test_place_is_free_again_after_a_job_without_redis(tmp_path: Path, redis_cli
     horse = work_horse.WorkHorse(2, perform, lambda: None)
     horse.run((job, queue, Execution("1", job.id, redis_client)))
     assert horse.can_take(job)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_thread_replaces_a_broken_database_connection_and_leaves_none_open(tmp_path: Path) -> None:
+    put(tmp_path / "job")
+    queue = django_rq.get_queue("default")
+    assignment = (queue.fetch_job("job"), queue, None)
+    following, used = [assignment], []
+
+    def perform(*_: object) -> None:
+        database = connections["default"]
+        database.ensure_connection()
+        database.errors_occurred = not used
+        used.append(database.connection)
+
+    work_horse.WorkHorse(1, perform, lambda: following.pop() if following else None).run(assignment)
+    first, second = used
+    assert first is not second
+    assert second.closed
 
 
 def test_job_ends_although_its_execution_has_expired(tmp_path: Path, redis_client: Redis) -> None:
