@@ -33,6 +33,7 @@ def test_empty_redis() -> None:
     found = signs()
     assert (found.workers, found.sweep) == ((), None)
     assert found.workers_since is None
+    assert found.workers_up is None
     assert found.sweep_is_late
 
 
@@ -51,7 +52,7 @@ def test_sweep_heartbeat(redis_client: Redis) -> None:
     assert 0 < redis_client.ttl("docora:heartbeat:sweep") <= 86_400
 
 
-@pytest.mark.parametrize(("interval", "late"), [(5, True), (60, False)])
+@pytest.mark.parametrize(("interval", "late"), [(5, True), (30, True), (60, False)])
 def test_sweep_is_late_after_three_intervals(settings, interval: float, late: bool) -> None:
     settings.SWEEP_INTERVAL_SECONDS = interval
     last_round = timezone.now() - timedelta(seconds=120)
@@ -71,6 +72,8 @@ def test_killed_worker_is_not_counted(redis_client: Redis) -> None:
     assert [worker.name for worker in inspect.read_workers() if worker.is_gone] == ["killed"]
     assert found.workers_since is not None
     assert timedelta(minutes=59) < timezone.now() - found.workers_since < timedelta(minutes=61)
+    assert found.workers_up is not None
+    assert 59 < found.workers_up / 60 < 61
 
 
 def test_reading_workers_keeps_the_short_timeouts(redis_client: Redis) -> None:
