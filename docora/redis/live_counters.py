@@ -42,7 +42,7 @@ end
 local function sample()  -- at most one per second: the second, and the files acknowledged until then
   local second = tonumber(redis.call('TIME')[1])
   local files = redis.call('HGET', counters, 'files_done') or '0'
-  redis.call('ZREMRANGEBYSCORE', samples, second, second)
+  redis.call('ZREMRANGEBYSCORE', samples, second, '+inf')  -- later ones are from before the clock was set back
   redis.call('ZREMRANGEBYSCORE', samples, '-inf', second - {_KEPT_SECONDS})
   redis.call('ZADD', samples, second, second .. ':' .. files)
   redis.call('EXPIRE', samples, {TTL_SECONDS})

@@ -230,6 +230,18 @@ def test_counters_take_one_sample_a_second(redis_client: Redis) -> None:
     assert redis_client.keys("docora:progress:run_1*") == []
 
 
+def test_samples_from_before_the_clock_was_set_back(redis_client: Redis) -> None:
+    """They would hide the movement until that time comes again."""
+    live_counters.start("run_1", {"files_total": 10, "files_done": 0})
+    ahead = redis_client.time()[0] + 3600
+    redis_client.zadd("docora:progress:run_1:samples", {f"{ahead}:5": ahead})
+    live_counters.advance("run_1", files_done=1)
+    _, movement = live_counters.read_moving("run_1")
+    live_counters.finish("run_1")
+    assert movement is not None
+    assert 0 <= movement.idle < 5
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(3, "less than a minute left"), (80, "about 1 min left"), (200, "about 3 min left"), (7300, "about 2 h left")],
