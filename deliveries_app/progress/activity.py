@@ -159,7 +159,7 @@ def _syncing(progress: Progress) -> Activity:
     if movement and movement.idle >= STALLED_SECONDS:
         return Activity("stalled", "Stalled", f"nothing acknowledged for {_exact(movement.unacknowledged)}")
     rate = movement.rate if movement else None
-    left = (progress.files_total - progress.files_done) / rate if rate else None
+    left = progress.files_left / rate if rate else None
     return replace(Activity.of(WatchState.SYNCING), rate=rate, seconds_left=left)
 
 

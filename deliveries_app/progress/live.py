@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from django.db.models import Count, DateTimeField, Min, Q, Sum, Value
+from django.db.models import Count, DateTimeField, F, Min, Q, Sum, Value
 from django.utils import timezone
 
 from deliveries_app.models import BulkOperation, Outcome, PendingRelease, Result, SyncRun
@@ -19,6 +19,8 @@ _COUNTED_AS = {
     for result in (Result.SUCCEEDED, Result.FAILED, Result.CANCELLED, Result.SUPERSEDED)
 }
 _ENDINGS = ("completed", *_COUNTED_AS)
+_SETTLED_SECONDS = 5.0
+"""Counters that have not moved for this long hold all that was recorded until then, unless Redis rejected some of it."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Progress:
     failed: int = 0
     cancelled: int = 0
     superseded: int = 0
+    files_left: int = 0
+    """Files that unfinished runs still have to send. What runs that ended early have not sent is only in the total."""
     unreleased: int | None = None
     """Watches of a gradual operation that are not released yet, or never were; None for all others."""
     movement: Movement | None = None
@@ -94,16 +98,29 @@ def of_runs(runs: Iterable[SyncRun]) -> dict[int, Progress]:
 def _run_progress(run: SyncRun, live: dict[str, int] | None, movement: Movement | None = None) -> Progress:
     counts = run_counts(run)
     if live and not run.ended_at:
-        # The row is newer if Redis was down when the last attempt ended.
-        done = {name: max(counts[name], live.get(name, 0)) for name in ("files_done", "bytes_done")}
-        counts |= live | done
+        if live.get("files_done", 0) > counts["files_done"]:
+            counts |= live
+        elif _is_outdated(live, counts, movement):
+            movement = None
+    counts = _clamped({name: counts[name] for name in _COUNTS})
     return Progress(
-        **_clamped({name: counts[name] for name in _COUNTS}),
+        **counts,
+        files_left=_files_left(run, counts),
         started_at=run.started_at,
         ended_at=run.ended_at,
         **_endings(run),
         movement=movement,
     )
+
+
+def _files_left(run: SyncRun, counts: Mapping[str, int]) -> int:
+    return 0 if run.outcome else max(0, counts["files_total"] - counts["files_done"])
+
+
+def _is_outdated(live: Mapping[str, int], rows: Mapping[str, int], movement: Movement | None) -> bool:
+    """Return whether the counters lack what the rows have, because Redis has rejected it. They are only behind while they move."""
+    is_behind = live.get("files_done", 0) < rows["files_done"]
+    return is_behind and movement is not None and movement.idle >= _SETTLED_SECONDS
 
 
 def of_ended_operations(operations: Sequence[BulkOperation]) -> dict[int, Progress]:
@@ -117,14 +134,18 @@ def of_operation(operation: BulkOperation) -> Progress:
 
     This never sets the counters. The operation may have ended since the caller read its row, and counters that are
     set after the end would never be removed. Those of a gradual operation only measure its rate, because a release writes
-    rows and no counters.
+    rows and no counters. Those that don't move may lack what Redis has rejected, so the rows are counted.
     """
     if operation.ended_at:
         return of_ended_operations([operation])[operation.pk]
-    counts, movement = live_counters.read_moving(operation.operation_id)
-    if counts is None or operation.is_gradual:
+    live, movement = live_counters.read_moving(operation.operation_id)
+    counts: Mapping[str, int] | None = live
+    is_moving = movement is not None and movement.idle < _SETTLED_SECONDS
+    if counts is None or operation.is_gradual or not is_moving:
         counts = _counted([operation])[operation.pk]
-        if not operation.is_gradual:
+        if live is not None and _is_outdated(live, counts, movement):
+            movement = None
+        if live is None and not operation.is_gradual:
             # Another process may have set the counters since, from slightly older rows. If this poll showed the newer rows,
             # the next one, which shows those counters, would move the bar back.
             counts = live_counters.read([operation.operation_id])[0] or counts
@@ -141,6 +162,7 @@ def _progress(operation: BulkOperation, counts: Mapping[str, int], movement: Mov
     return Progress(
         **_clamped({name: counts.get(name, 0) for name in _COUNTS}),
         **{name: min(counts.get(name, 0), operation.total) for name in _ENDINGS},
+        files_left=max(0, counts.get("files_left", 0)),
         started_at=datetime.fromtimestamp(started / 1000, tz=timezone.get_current_timezone()) if started else None,
         ended_at=operation.ended_at,
         total=operation.total,
@@ -163,7 +185,9 @@ def show_in_operation(run: SyncRun, operation: BulkOperation) -> None:
 
 def _part(run: SyncRun) -> dict[str, int]:
     """Return a run's share of its operation's numbers."""
-    return {**run_counts(run), **_endings(run), "started": _milliseconds(run.started_at)}
+    counts = run_counts(run)
+    left = _files_left(run, counts)
+    return {**counts, **_endings(run), "files_left": left, "started": _milliseconds(run.started_at)}
 
 
 def seed_operation(operation: BulkOperation) -> None:
@@ -173,7 +197,7 @@ def seed_operation(operation: BulkOperation) -> None:
     the end is already visible, and they are removed here.
     """
     parts = {str(run.pk): _part(run) for run in operation.runs.only("outcome", "started_at", *_COUNTS)}
-    counts = {name: sum(part[name] for part in parts.values()) for name in (*_COUNTS, *_ENDINGS)}
+    counts = {name: sum(part[name] for part in parts.values()) for name in (*_COUNTS, *_ENDINGS, "files_left")}
     counts["started"] = min((part["started"] for part in parts.values() if part["started"]), default=0)
     live_counters.seed(operation.operation_id, counts, parts)
     if not BulkOperation.objects.filter(pk=operation.pk, ended_at=None).exists():
@@ -182,6 +206,7 @@ def seed_operation(operation: BulkOperation) -> None:
 
 _SUMS: dict[str, Any] = {
     **{f"sum_{name}": Sum(name) for name in _COUNTS},  # prefixed, because the columns have these names
+    "files_left": Sum(F("files_total") - F("files_done"), filter=Q(outcome=""), default=0),
     "started": Min("started_at"),
     "completed": Count("pk", filter=~Q(outcome="")),
     **{name: Count("pk", filter=Q(outcome__in=outcomes)) for name, outcomes in _COUNTED_AS.items()},
@@ -190,6 +215,7 @@ _SUMS: dict[str, Any] = {
 _OF_UNRELEASED: dict[str, Any] = {  # their files are estimates
     "sum_files_total": Sum("files"),
     "sum_bytes_total": Sum("size"),
+    "files_left": Sum("files"),
     "started": Value(None, DateTimeField()),
 }
 

@@ -182,6 +182,14 @@ def seed(run: SyncRun) -> bool:
     return is_shown
 
 
+def show_attempt(run: SyncRun) -> None:
+    """Show that an attempt at the run begins: progress bars then don't count the wait until now as standing still."""
+    if run.started_at:
+        seed(run)
+    elif run.operation:
+        live.show_in_operation(run, run.operation)
+
+
 def count(run: SyncRun, *, files_done: int, bytes_done: int, files_failed: int) -> SyncRun:
     """Add a recorded batch to the row, and return the run that counts it.
 

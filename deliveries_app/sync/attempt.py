@@ -143,7 +143,10 @@ class Attempt:
 
     def _run(self) -> None:
         self._adopt_newest_run()
-        asked = runs.log_fields(self.sync_run) if self.sync_run else {}
+        asked = {}
+        if self.sync_run:
+            runs.show_attempt(self.sync_run)
+            asked = runs.log_fields(self.sync_run)
         logger.info("claimed", extra={"attempt": self.watch.retry_count, **asked})
         if self.watch.retry_count > settings.MAX_RETRY_ATTEMPTS:
             message = "The worker died during every attempt. Check its memory and its log."

@@ -188,6 +188,23 @@ def test_rate_and_time_left_come_from_the_last_seconds(operation: BulkOperation,
     assert (shown.pace, shown.time_left) == ("2.0 files/s", "about 1 min left")
 
 
+def test_time_left_is_that_of_unfinished_runs(
+    operation: BulkOperation, redis_client: Redis, django_capture_on_commit_callbacks
+) -> None:
+    """What is left of a run that ended early is not sent, but stays in the total."""
+    first, second = operation.runs.select_related("watch").order_by("pk")
+    start(second, done=40)
+    with django_capture_on_commit_callbacks(execute=True):
+        unwatch_repository(Actor.system(), first.watch)
+    for is_counted in (False, True):
+        set_samples(redis_client, operation, (20, 0), (0, 40))
+        shown = doing(operation)
+        assert shown is not None
+        assert shown.seconds_left == pytest.approx((100 - 40) / 2)
+        if not is_counted:
+            redis_client.delete(f"docora:progress:{operation.operation_id}")  # then the rows are counted
+
+
 def test_paused_app_shows_no_rate_although_files_were_just_sent(operation: BulkOperation, redis_client: Redis) -> None:
     start(operation.runs.order_by("pk")[0], done=40)
     set_samples(redis_client, operation, (15, 0), (0, 40))

@@ -9,8 +9,8 @@ from django.db import connections
 from redis import Redis
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import AppRepository, BulkOperation, Delivery, Outcome, RootCause, SyncRun
-from deliveries_app.progress import live, runs
+from deliveries_app.models import App, AppRepository, BulkOperation, Delivery, Outcome, RootCause, SyncRun
+from deliveries_app.progress import activity, live, runs
 from deliveries_app.progress.live import Progress
 from deliveries_app.receiver import Answer, Notification
 from deliveries_app.services import resync_many, retry_by_app
@@ -191,6 +191,92 @@ def test_bar_of_a_failed_attempt_shows_what_redis_did_not_store(
     with refusal:
         world.sync(watch)
     assert progress_of(watch).files_done == 59
+
+
+def age_samples(redis: Redis, seconds: int) -> None:
+    """Let the counters have moved that much longer ago."""
+    for key in redis.scan_iter("docora:progress:*:samples"):
+        samples = [tuple(map(int, member.split(b":"))) for member in redis.zrange(key, 0, -1)]
+        redis.delete(key)
+        redis.zadd(key, {f"{second - seconds}:{files}": second - seconds for second, files in samples})
+
+
+def labels(watch: AppRepository, operation: BulkOperation) -> set[str]:
+    """Return what the pages of the watch's run and of the operation say is happening."""
+    run = SyncRun.objects.filter(watch=watch).latest("pk")
+    seen = AppRepository.objects.with_state().get(pk=watch.pk)
+    doing = activity.of_run(run, seen, live.of_run(run)), activity.of_operation(operation, live.of_operation(operation))
+    return {each.label for each in doing if each}
+
+
+def test_nothing_counts_as_stalled_because_redis_refuses_writes(
+    world: World, settings, valkey_server: ValkeyServer, redis_client: Redis
+) -> None:
+    settings.RECORD_BATCH = 5
+    App.objects.update(max_in_flight=1)  # the worker waits while the hook ages the samples
+    (watch,) = watched(world, 60)
+    operation = everything()
+    seen: list[tuple[set[str], int]] = []
+    refusal = contextlib.ExitStack()
+
+    def hook(note: Notification) -> None:
+        try:
+            if note.path == "020.txt":
+                age_samples(redis_client, 30)
+                refusal.enter_context(valkey_server.refusing_writes())
+            elif note.path == "050.txt":
+                seen.append((labels(watch, operation), live.of_operation(operation).files_done))
+        finally:
+            connections.close_all()
+
+    world.answer(hook)
+    with refusal:
+        world.sync(watch)
+    [(shown, done)] = seen
+    assert shown == {"Syncing"}
+    assert done >= 35
+
+
+def test_counters_from_before_redis_refused_writes(
+    world: World, settings, valkey_server: ValkeyServer, redis_client: Redis
+) -> None:
+    """The second attempt has more files. The third has to wait, so nobody sets the counters again."""
+    settings.RECORD_BATCH = 5
+    repo, watch = world.watch(files(30))
+    world.settle()
+    operation = everything()
+    world.answer(refusing("003.txt", "004.txt"))
+    world.sync(watch)
+    repo.commit(files(80))
+    with valkey_server.refusing_writes():
+        world.sync(watch)
+    age_samples(redis_client, 10)
+    for shown in progress_of(watch), live.of_operation(operation):
+        assert (shown.files_done, shown.files_failed, shown.files_total) == (78, 2, 80)
+
+
+def test_wait_before_an_attempt_is_no_stall(world: World, settings, redis_client: Redis) -> None:
+    """A pause has ended, for example, and the worker reads the repository."""
+    settings.RECORD_BATCH = 5
+    (watch, other) = watched(world, 30, 30)
+    operation = everything()
+    world.answer(refusing("003.txt"))
+    world.sync(watch)
+    seen: list[set[str]] = []
+
+    def look(*_: str) -> None:
+        try:
+            seen.append(labels(syncing, operation))
+        finally:
+            connections.close_all()
+
+    world.git.server.on_request = look
+    for syncing in watch, other:
+        age_samples(redis_client, 300)
+        world.sync(syncing)
+    world.git.server.on_request = None
+    assert len(seen) >= 2
+    assert set.union(*seen) == {"Syncing"}
 
 
 def test_bar_does_not_go_back_after_a_failed_attempt(world: World, settings) -> None:
