@@ -19,8 +19,6 @@ _COUNTED_AS = {
     for result in (Result.SUCCEEDED, Result.FAILED, Result.CANCELLED, Result.SUPERSEDED)
 }
 _ENDINGS = ("completed", *_COUNTED_AS)
-_SETTLED_SECONDS = 5.0
-"""Counters that have not moved for this long hold all that was recorded until then, unless Redis rejected some of it."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +95,9 @@ def of_runs(runs: Iterable[SyncRun]) -> dict[int, Progress]:
 
 def _run_progress(run: SyncRun, live: dict[str, int] | None, movement: Movement | None = None) -> Progress:
     counts = run_counts(run)
-    if live and not run.ended_at:
-        if live.get("files_done", 0) > counts["files_done"]:
-            counts |= live
-        elif _is_outdated(live, counts, movement):
-            movement = None
+    # The row is newer if Redis was down, or rejected writes, when the last attempt ended.
+    if live and not run.ended_at and live.get("files_done", 0) > counts["files_done"]:
+        counts |= live
     counts = _clamped({name: counts[name] for name in _COUNTS})
     return Progress(
         **counts,
@@ -117,12 +113,6 @@ def _files_left(run: SyncRun, counts: Mapping[str, int]) -> int:
     return 0 if run.outcome else max(0, counts["files_total"] - counts["files_done"])
 
 
-def _is_outdated(live: Mapping[str, int], rows: Mapping[str, int], movement: Movement | None) -> bool:
-    """Return whether the counters lack what the rows have, because Redis has rejected it. They are only behind while they move."""
-    is_behind = live.get("files_done", 0) < rows["files_done"]
-    return is_behind and movement is not None and movement.idle >= _SETTLED_SECONDS
-
-
 def of_ended_operations(operations: Sequence[BulkOperation]) -> dict[int, Progress]:
     """Return the progress of these ended operations, by primary key. One query."""
     counts = _counted(operations)
@@ -134,18 +124,14 @@ def of_operation(operation: BulkOperation) -> Progress:
 
     This never sets the counters. The operation may have ended since the caller read its row, and counters that are
     set after the end would never be removed. Those of a gradual operation only measure its rate, because a release writes
-    rows and no counters. Those that don't move may lack what Redis has rejected, so the rows are counted.
+    rows and no counters.
     """
     if operation.ended_at:
         return of_ended_operations([operation])[operation.pk]
-    live, movement = live_counters.read_moving(operation.operation_id)
-    counts: Mapping[str, int] | None = live
-    is_moving = movement is not None and movement.idle < _SETTLED_SECONDS
-    if counts is None or operation.is_gradual or not is_moving:
+    counts, movement = live_counters.read_moving(operation.operation_id)
+    if counts is None or operation.is_gradual:
         counts = _counted([operation])[operation.pk]
-        if live is not None and _is_outdated(live, counts, movement):
-            movement = None
-        if live is None and not operation.is_gradual:
+        if not operation.is_gradual:
             # Another process may have set the counters since, from slightly older rows. If this poll showed the newer rows,
             # the next one, which shows those counters, would move the bar back.
             counts = live_counters.read([operation.operation_id])[0] or counts

@@ -25,7 +25,6 @@ SUM_SECONDS = 300
 _PREFIX = "docora:progress:"
 _LOG_INTERVAL_SECONDS = 60.0
 _logged_at: float | None = None
-_incomplete: set[str] = set()  # keys of sums that lack a part of this process, because Redis was down or rejected it
 
 WINDOW_SECONDS = 20
 FIRST_RATE_SECONDS = 5
@@ -75,7 +74,6 @@ sample()
 
 # Several writers share one sum. Each replaces its own part, so writing the same part twice counts once.
 _PUT = """
-if ARGV[4] == '1' then redis.call('DEL', counters, parts) end
 if redis.call('EXISTS', counters, parts) < 2 then return 0 end
 local before, part = cjson.decode(redis.call('HGET', parts, ARGV[1]) or '{}'), cjson.decode(ARGV[2])
 if before.completed == 1 and part.completed ~= 1 then return 1 end
@@ -134,25 +132,14 @@ def put(key: str, name: str, part: Mapping[str, int]) -> bool:
     Numbers are added up, except for `started`: the earliest one is kept. A `completed` part is final, so later parts that
     are not completed are ignored.
 
-    Return False if the counters are missing, or lack an earlier part that could not be put: then `seed` them from the rows
-    and put the part again. Return True if Redis is down, because there is nothing to seed.
+    Return False if the counters are missing: then `seed` them from the rows and put the part again. Return True if Redis
+    is down, because there is nothing to seed.
     """
-    part_and_start = json.dumps(part), part.get("started", 0)
-    is_put = _run_or_none(_PUT, key, name, *part_and_start, int(key in _incomplete))
-    if is_put is None:
-        _incomplete.add(key)
-        return True
-    _incomplete.discard(key)
-    return is_put
+    return _run(_PUT, key, name, json.dumps(part), part.get("started", 0), without_redis=True)
 
 
-def _run(script: str, key: str, *arguments: str | int) -> bool:
-    """Run a script on the keys in Redis of `key`, and return its result, or False if Redis is down."""
-    return _run_or_none(script, key, *arguments) or False
-
-
-def _run_or_none(script: str, key: str, *arguments: str | int) -> bool | None:
-    """Do the same, but return None if Redis is down."""
+def _run(script: str, key: str, *arguments: str | int, without_redis: bool = False) -> bool:
+    """Run a script on the keys in Redis of `key`, and return its result, or `without_redis` if Redis is down."""
     global _logged_at
     names = _names_of(key)
     try:
@@ -162,7 +149,7 @@ def _run_or_none(script: str, key: str, *arguments: str | int) -> bool | None:
         if _logged_at is None or now - _logged_at >= _LOG_INTERVAL_SECONDS:  # a sync does this several times a second
             _logged_at = now
             logger.warning("progress_not_updated", extra={"key": key, "cause": str(error)})
-        return None
+        return without_redis
 
 
 def _texts(counts: Mapping[str, int]) -> str:

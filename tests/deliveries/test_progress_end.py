@@ -169,21 +169,6 @@ def test_part_that_redis_refused_comes_back_from_the_rows(
     assert "110 / 200 files" in poll(operator, operation)
 
 
-def test_part_that_redis_refused_comes_back_with_the_next_one(
-    operation: BulkOperation, valkey_server: ValkeyServer
-) -> None:
-    operation = resync_many(Actor.system(), AppRepository.objects.all())
-    first, last = operation.runs.order_by("pk")
-    last = start_run(last)
-    with valkey_server.refusing_writes():
-        finish_run(first)
-        record(last, 10)
-    record(last, 10)
-    counters = counters_of(operation)
-    assert counters is not None
-    assert (counters["files_done"], counters["completed"]) == (120, 1)
-
-
 def let_sums_expire(redis: Redis) -> None:
     """Let the time pass after which the counters of operations are set from the rows again."""
     for key in redis.scan_iter("docora:progress:*"):
