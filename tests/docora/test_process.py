@@ -71,4 +71,4 @@ def test_child_that_does_not_end_is_killed_with_its_children() -> None:
         assert child.stdout.readline() == b"ready\n"
         end([child], 0.1)
         assert child.returncode == -signal.SIGKILL
-        assert select.select([child.stdout], [], [], 10)[0]  # nobody has its output any more
+        assert select.select([child.stdout], [], [], 10)[0]  # its `sleep` has ended, too
