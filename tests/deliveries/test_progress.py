@@ -210,7 +210,7 @@ def labels(watch: AppRepository, operation: BulkOperation) -> set[str]:
 
 
 def test_counters_from_before_redis_refused_writes(world: World, settings, valkey_server: ValkeyServer) -> None:
-    """The second attempt has more files. The third has to wait, so nobody sets the counters again."""
+    """The second attempt has more files. Until the third, nothing sets the counters again."""
     settings.RECORD_BATCH = 5
     repo, watch = world.watch(files(30))
     world.settle()
@@ -224,7 +224,7 @@ def test_counters_from_before_redis_refused_writes(world: World, settings, valke
     assert (shown.files_done, shown.files_failed, shown.files_total) == (78, 2, 80)
 
 
-def test_wait_before_an_attempt_is_no_stall(world: World, settings, redis_client: Redis) -> None:
+def test_wait_before_an_attempt_is_not_a_stall(world: World, settings, redis_client: Redis) -> None:
     """A pause has ended, for example, and the worker reads the repository."""
     settings.RECORD_BATCH = 5
     (watch, other) = watched(world, 30, 30)
