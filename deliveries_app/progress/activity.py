@@ -108,8 +108,8 @@ def _details(operation_pk: int) -> QuerySet[AppRepository, StateDetail]:
 
 @compiled
 def _a_syncing_watch(operation_pk: int) -> QuerySet[AppRepository]:
-    # For each of the few watches that are syncing, this reads its newest open run. With `_open_runs`, PostgreSQL, whose
-    # statistics usually know of few open runs, would read all of those of the operation for each of these watches.
+    # Start from the few watches that are syncing, and read the newest open run of each. With `_open_runs`, PostgreSQL would read
+    # all open runs of the operation for each of them, because its statistics usually know of few.
     open_runs = SyncRun.objects.filter(watch=OuterRef("pk"), outcome="").order_by("-generation", "-pk")
     syncing = AppRepository.objects.filter(is_syncing()).alias(current=Subquery(open_runs.values("operation")[:1]))
     return syncing.filter(current=operation_pk).order_by().only("pk")[:1]

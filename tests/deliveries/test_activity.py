@@ -76,8 +76,13 @@ def test_a_poll_reads_only_runs_of_watches_that_are_syncing(app: App, postgres_s
     other = make_app("Search")
     for number in range(syncing):
         make_watch(other, f"library-{number}")
+    SyncRun.objects.bulk_create(
+        SyncRun(watch=watch, reason="change", generation=1, outcome=Outcome.SUCCEEDED, ended_at=timezone.now())
+        for watch in AppRepository.objects.all()
+        for _ in range(10)
+    )
     with connection.cursor() as cursor:
-        cursor.execute("ANALYZE")  # no run is open and no watch is leased, as usual
+        cursor.execute("ANALYZE")  # many runs have ended, none is open and no watch is leased, as usual
     operation = resync_by_app(Actor.system(), app)
     live.seed_operation(operation)
     others = resync_by_app(Actor.system(), other)
