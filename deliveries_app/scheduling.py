@@ -113,13 +113,13 @@ def enqueue_due(*, after_job: bool = False) -> int:
 
 
 def in_bulk() -> Q:
-    """Match watches with an open run of a bulk operation, unless a push has made them due since. Other watches come first.
+    """Match watches with an open run of a bulk operation, unless they were pushed since they became due. Other watches come first.
 
     Not a NOT EXISTS: PostgreSQL's statistics usually know of few open runs. After a re-sync of thousands of watches, it would
     compare each watch with each of these runs.
     """
     opened = SyncRun.objects.filter(outcome="", operation__isnull=False, watch__isnull=False)
-    return Q(pk__in=opened.order_by().values("watch")) & ~Q(pushed_at=F("next_sync_at"))
+    return Q(pk__in=opened.order_by().values("watch")) & ~Q(pushed_at__gte=F("next_sync_at"))
 
 
 @compiled_and_prepared
@@ -129,7 +129,7 @@ def _next_due() -> QuerySet[AppRepository]:
     due = AppRepository.objects.due().free().startable().alias(turn=turn)
     # If an app has no free slot, one of its watches asks for one. The others would find none.
     rows = due.annotate(finds_no_slot=Case(When(app_is_full(), turn__gt=1, then=True), default=False))
-    # A watch of a bulk operation is usually due before another app's change, and the app's next one has the same turn.
+    # `is_bulk` before the due time: the bulk work of many apps, which was requested together, is due before later changes.
     rows = rows.order_by("finds_no_slot", "turn", is_bulk, "next_sync_at", "pk").select_related("app", "repository")
     return rows.only("crash_count", "lease_until", "app__app_id", "repository__repository_id")[:ENQUEUE_AHEAD]
 
