@@ -42,9 +42,7 @@ def due_at(watch: AppRepository, hold_until: datetime | None = None) -> datetime
     """
     if watch.next_sync_at is None or watch.detail.state == WatchState.PAUSED:
         return None
-    circuit_open_until = watch.repository.circuit_open_until if watch.detail == StateDetail.CIRCUIT_OPEN else None
-    host_retry_at = watch.host_retry_at if watch.detail == StateDetail.HOST_DOWN else None
-    moments = [watch.next_sync_at, watch.app.cooldown_until, circuit_open_until, host_retry_at, hold_until]
+    moments = [watch.next_sync_at, watch.app.cooldown_until, watch.waits_until, hold_until]
     return max(moment for moment in moments if moment is not None)
 
 
