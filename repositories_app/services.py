@@ -89,30 +89,32 @@ def record_failure(repository: Repository, error: GitError) -> bool:
     the circuit stays open for another cooldown.
     """
     rows = Repository.objects.filter(pk=repository.pk)
-    _count_failure(rows, error)
+    _count_failures(rows, error)
     opened = _at_threshold(rows).filter(circuit_open_until=None).update(circuit_open_until=_cooldown_end()) == 1
     repository.refresh_from_db()
     return opened
 
 
 def record_failures(repositories: Iterable[Repository], error: GitError) -> list[Repository]:
-    """Count a failure of each repository as `record_failure` does, but leave out those whose circuit this would open.
+    """Count one failure for each repository as `record_failure` does, except those whose circuit it would open.
 
-    Return the latter. The number of statements does not depend on that of the repositories.
+    Return these, for which nothing was counted. The number of statements does not depend on the number of repositories.
     """
-    repositories = list(repositories)
     last = settings.CIRCUIT_BREAKER_THRESHOLD - 1
-    opening = [one for one in repositories if one.circuit_open_until is None and one.consecutive_failures >= last]
-    others = {one.pk for one in repositories}.difference(one.pk for one in opening)
+    opening: list[Repository] = []
+    others: list[Repository] = []
+    for repository in repositories:
+        opens = repository.circuit_open_until is None and repository.consecutive_failures >= last
+        (opening if opens else others).append(repository)
     if others:
         with transaction.atomic():
-            locked = lock_rows(Repository.objects.filter(pk__in=others))
-            _count_failure(Repository.objects.filter(pk__in=locked), error)
+            locked = lock_rows(Repository.objects.filter(pk__in=[repository.pk for repository in others]))
+            _count_failures(Repository.objects.filter(pk__in=locked), error)
     return opening
 
 
-def _count_failure(rows: QuerySet[Repository], error: GitError) -> None:
-    """Count the failure, and prolong circuits whose cooldown is over."""
+def _count_failures(rows: QuerySet[Repository], error: GitError) -> None:
+    """Count one failure for each of these repositories, and open circuits whose cooldown is over for another cooldown."""
     rows.update(last_error=str(error), last_error_cause=error.cause.value)
     rows.filter(_counts_again()).update(consecutive_failures=F("consecutive_failures") + 1, last_failure_at=Now())
     _at_threshold(rows).filter(circuit_open_until__lte=Now()).update(circuit_open_until=_cooldown_end())

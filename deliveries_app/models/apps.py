@@ -317,7 +317,7 @@ def can_sync() -> Q:
 def waits_for_circuit() -> Q:
     """Match watches that wait until the open circuit of their repository lets an attempt through.
 
-    The first attempt of a request does not wait: it is the circuit's probe.
+    The first attempt of a request does not wait: it is the circuit's probe. `Attempt._circuit_seconds` decides by the same rule.
     """
     requests = Q(runs__outcome="", runs__reason__in=[reason for reason in Reason if reason != Reason.CHANGE])
     is_requested = Exists(AppRepository.objects.filter(requests, pk=OuterRef("pk")).order_by())

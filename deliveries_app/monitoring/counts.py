@@ -61,7 +61,7 @@ def count_watches(app: App | None = None) -> WatchCounts:
     watches = AppRepository.objects.alive()
     if app is not None:
         watches = watches.filter(app=app)
-    conditions: dict[str, Any] = {
+    conditions = {
         "is_failing": Q(failing_since__isnull=False),
         "is_leased": is_leased(),
         "is_ready": Q(next_sync_at__lte=Now()),

@@ -39,7 +39,7 @@ class Progress:
     cancelled: int = 0
     superseded: int = 0
     files_left: int = 0
-    """Files that unfinished runs still have to send. What runs that ended early have not sent is only in the total."""
+    """Files that unfinished runs still have to send. The total also has those that ended runs have not sent."""
     unreleased: int | None = None
     """Watches of a gradual operation that are not released yet, or never were; None for all others."""
     movement: Movement | None = None

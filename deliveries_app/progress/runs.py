@@ -183,7 +183,7 @@ def seed(run: SyncRun) -> bool:
 
 
 def show_attempt(run: SyncRun) -> None:
-    """Show that an attempt at the run begins: progress bars then don't count the wait until now as standing still."""
+    """Show that an attempt begins, so that progress bars don't call the run or its operation stalled because of the wait before."""
     if run.started_at:
         seed(run)
     elif run.operation:

@@ -90,7 +90,7 @@ def probe_hosts(client: HttpClient, meanwhile: Callable[[], None]) -> None:
     """Try one connection to each git host that is down, once its backoff is over. If the host answers, its watches continue.
 
     Otherwise each of its repositories counts one failure per rescan round, so that a long outage opens their circuits
-    and their watchers get `sync_failed`. Call `meanwhile` before each circuit, because a host may have thousands.
+    and their watchers get `sync_failed`. Call `meanwhile` before each circuit that opens or closes, because there may be thousands.
     """
     due = {outage: _any_url(outage) for outage in _due_outages()}
     queries = (HeadQuery(outage, url) for outage, url in due.items() if url)

@@ -59,7 +59,7 @@ def portal(db) -> App:
     return portal
 
 
-def test_git_hosts_that_are_down_are_read_only_for_watches_that_are_due(portal: App, postgres_server) -> None:
+def test_counting_does_not_look_up_the_git_host_of_every_watch(portal: App, postgres_server) -> None:
     HostOutage.objects.create(host="https://git.example/", since=ago(minutes=1), retry_at=timezone.now())
     for number in range(50):
         make_watch(portal, f"library-{number}")
