@@ -46,6 +46,12 @@ def test_services_write_to_their_volumes_only(name: str) -> None:
     assert named <= set(compose(ENV_FILE)["volumes"])
 
 
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_logs_are_limited(name: str) -> None:
+    assert SERVICES[name]["logging"]["options"] == {"max-size": "20m", "max-file": "5"}
+    assert "keeps the newest 100 MB of each container." in text_of("/docs/operations/")
+
+
 def test_database_accepts_the_connections_of_ten_workers(settings) -> None:
     assert "PostgreSQL is set up for up to ten." in text_of("/docs/operations/")
     workers = 10 + 1  # and upkeep
