@@ -110,7 +110,7 @@ def record_for_apps(
 
     The message has the number between `before` and `after`: `Re-sync of 3 repositories`.
     """
-    texts = {pk: counted(number, "repository", "repositories") for pk, number in numbers.items()}
+    texts = {pk: counted(number, "repository") for pk, number in numbers.items()}
     AuditEntry.objects.bulk_create(
         entry(actor, action, operation, f"{before} {texts[app.pk]}{after}", app=app, reason=reason)
         for app in App.objects.filter(pk__in=texts)

@@ -59,7 +59,7 @@ def format_bytes(count: float) -> str:
             break
         count /= 1000
     if unit == "bytes":
-        return f"{count:.0f} byte" if count == 1 else f"{count:.0f} bytes"
+        return counted(round(count), "byte")
     return f"{count:.1f} {unit}" if count < 9.95 else f"{count:.0f} {unit}"
 
 
@@ -99,8 +99,9 @@ def format_share(share: float) -> str:
 
 
 def counted(count: int, singular: str, plural: str = "") -> str:
-    """Format a number with its noun: `1 repository`, `3,000 repositories`. The default plural adds an s."""
-    return f"{count:,} {singular if count == 1 else plural or f'{singular}s'}"
+    """Format a number with its noun: `1 file`, `3,000 files`, `3 repositories`. Pass the `plural` if it is formed otherwise."""
+    regular = re.sub("(?<![aeiou])y$", "ie", singular) + "s"
+    return f"{count:,} {singular if count == 1 else plural or regular}"
 
 
 def format_counts(counts: Mapping[str, int]) -> str:

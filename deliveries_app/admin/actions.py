@@ -105,11 +105,7 @@ def _title(action: BulkAction, impact: Impact, scope: Scope) -> str:
         return f"{action.verb} {impact.sample[0].repository}"
     if scope.app:
         return action.title_all
-    return f"{action.verb} {_repositories(impact.watches)}"
-
-
-def _repositories(count: int) -> str:
-    return counted(count, "repository", "repositories")
+    return f"{action.verb} {counted(impact.watches, 'repository')}"
 
 
 class BulkAdmin[M: Model](ConfirmingAdmin[M]):
@@ -166,7 +162,7 @@ class BulkAdmin[M: Model](ConfirmingAdmin[M]):
                 return self.start_operation(
                     request,
                     lambda actor: action.run(actor, watches, scope, form),
-                    lambda operation: f"{action.verb} of {_repositories(operation.total)} requested.",
+                    lambda operation: f"{action.verb} of {counted(operation.total, 'repository')} requested.",
                     back,
                 )
         context: dict[str, Any] = {

@@ -52,7 +52,7 @@ class AppHealthAdmin(BulkAdmin[App]):
         @admin.display(ordering="watch_count")
         def repositories(app: Any) -> SafeString | str:
             count = app.watch_count
-            label = f"{counted(count, 'repository', 'repositories')} of {app.name}"
+            label = f"{counted(count, 'repository')} of {app.name}"
             return _link("apprepository", app, number(count), label) if can_link and count else number(count)
 
         @admin.display(ordering="failed_count")
@@ -61,7 +61,7 @@ class AppHealthAdmin(BulkAdmin[App]):
             if not count:
                 return "0"
             shown = format_html('<span class="bad">{}{}</span>', icon("cross"), number(count))
-            label = f"{counted(count, 'failing repository', 'failing repositories')} of {app.name}"
+            label = f"{counted(count, 'failing repository')} of {app.name}"
             return _link("failedsync", app, shown, label) if can_link else shown
 
         columns = (*self.list_display, repositories, failing, "accepted", "p95", "last_success", "last_day")

@@ -195,7 +195,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, RemovalAdmin[App]):
         except services.NotCheckable as error:
             return self.redirect_with_warning(request, self.page_of(app), error)
         checks = f"{reverse('admin:deliveries_app_driftcheck_changelist')}?watch__app={app.pk}"
-        message = f"Check of {counted(count, 'repository', 'repositories')} requested."
+        message = f"Check of {counted(count, 'repository')} requested."
         return self.redirect_with_message(request, checks, message)
 
     def ping(self, request: HttpRequest, app: App) -> HttpResponse:

@@ -104,7 +104,7 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
         page = next_url(request, self.page_of(operation))
         if not count:
             return self.redirect_with_warning(request, page, nothing)
-        message = f"{done} {counted(count, 'repository', 'repositories')}."
+        message = f"{done} {counted(count, 'repository')}."
         return self.redirect_with_message(request, page, message)
 
     requester = column("by", lambda operation: operation.requested_by)

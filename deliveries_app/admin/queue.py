@@ -20,7 +20,7 @@ from deliveries_app.models import AppRepository, DriftCheck, Queue
 from deliveries_app.monitoring.counts import count_watches
 from deliveries_app.permissions import Permission
 from deliveries_app.reports import queue as queue_report
-from docora.text import format_seconds
+from docora.text import counted, format_seconds
 
 PAUSE_PARAGRAPHS = (
     "Until syncing is resumed, no repository is checked for changes and nothing is sent to any app.",
@@ -61,7 +61,7 @@ class QueueAdmin(ReadOnlyAdmin[Queue]):
         running = count_watches().leased
         paragraphs = list(PAUSE_PARAGRAPHS)
         if running:
-            syncs = "1 running sync stops" if running == 1 else f"{running:,} running syncs stop"
+            syncs = counted(running, "running sync stops", "running syncs stop")
             paragraphs.insert(1, f"{syncs} within seconds. In-flight requests finish; no new ones are sent.")
         return self.render_confirmation(request, None, "Pause all syncing", paragraphs=paragraphs, back=self.list_url)
 

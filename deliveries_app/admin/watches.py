@@ -109,12 +109,12 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
     def pause(self, request: HttpRequest, queryset: QuerySet[AppRepository]) -> None:
         """Pause without confirmation: nothing is lost, because resuming continues where it stopped."""
         paused = services.pause_watches(Actor.of_request(request), self.watches_of(queryset))
-        self.message_user(request, f"Paused {counted(len(paused), 'repository', 'repositories')}.")
+        self.message_user(request, f"Paused {counted(len(paused), 'repository')}.")
 
     @admin.action(permissions=["pause"], description="Resume", description_plural="Resume selected repositories")
     def resume(self, request: HttpRequest, queryset: QuerySet[AppRepository]) -> None:
         resumed = services.resume_watches(Actor.of_request(request), self.watches_of(queryset))
-        self.message_user(request, f"Resumed {counted(len(resumed), 'repository', 'repositories')}.")
+        self.message_user(request, f"Resumed {counted(len(resumed), 'repository')}.")
 
     def pause_one(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         services.pause_watches(Actor.of_request(request), AppRepository.objects.filter(pk=watch.pk))

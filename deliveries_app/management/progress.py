@@ -118,7 +118,7 @@ def _problem(requested: Requested, progress: Progress) -> str:
     if isinstance(requested, BulkOperation):
         counts = {"failed": progress.failed, "cancelled": progress.cancelled, "superseded": progress.superseded}
         counts["not released"] = progress.unreleased or 0
-        left, total = progress.total - progress.succeeded, counted(progress.total, "repository", "repositories")
+        left, total = progress.total - progress.succeeded, counted(progress.total, "repository")
         return f"{left:,} of {total} did not succeed: {format_counts(counts)}. {_cause(requested, progress.failed)}".strip()
     return f"It did not succeed: {Outcome(requested.outcome).label}. {requested.error}".strip()
 
@@ -145,7 +145,7 @@ def _json_fields(requested: Requested) -> dict[str, Any]:
 def _message(requested: Requested) -> str:
     if isinstance(requested, SyncRun):
         return f"{requested.reason_label.capitalize()} queued, {requested.run_id}"
-    return f"Bulk {requested.get_kind_display()} started, {requested.operation_id}, {counted(requested.total, 'repository', 'repositories')}"
+    return f"Bulk {requested.get_kind_display()} started, {requested.operation_id}, {counted(requested.total, 'repository')}"
 
 
 def _continues(requested: Requested) -> str:

@@ -97,7 +97,7 @@ def summary(operation: BulkOperation, progress: Progress) -> str:
     counts["not released"] = progress.unreleased or 0
     sent = f"{counted(progress.files_done, 'file')} ({format_bytes(progress.bytes_done)})"
     took = (progress.ended_at - operation.created_at).total_seconds() if progress.ended_at else 0.0
-    return f"{_repositories(progress.total)}: {format_counts(counts)} · {sent} in {format_seconds(took)}"
+    return f"{counted(progress.total, 'repository')}: {format_counts(counts)} · {sent} in {format_seconds(took)}"
 
 
 def _after_cancel(operation: BulkOperation, progress: Progress) -> str:
@@ -107,7 +107,7 @@ def _after_cancel(operation: BulkOperation, progress: Progress) -> str:
     untouched = cancelled.filter(started_at=None).count()
     is_resync = operation.kind == OperationKind.RESYNC
     done = "had been sent in full" if is_resync else "succeeded before that"
-    parts = [f"{_repositories(progress.succeeded) if progress.succeeded else 'No repository'} {done}"]
+    parts = [f"{counted(progress.succeeded, 'repository') if progress.succeeded else 'No repository'} {done}"]
     parts += [
         f"{_name_of(operation, run)} stopped after {run.files_done:,} of {run.files_total:,} files"
         for run in started[:_NAMED]
@@ -133,7 +133,3 @@ def _after_cancel(operation: BulkOperation, progress: Progress) -> str:
 def _name_of(operation: BulkOperation, run: SyncRun) -> str:
     """Name the repository, with its app if the operation spans several."""
     return run.repository_name if operation.app_id else f"{run.repository_name} → {run.app_name}"
-
-
-def _repositories(count: int) -> str:
-    return counted(count, "repository", "repositories")

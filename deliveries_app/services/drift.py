@@ -77,7 +77,7 @@ def check_app(actor: Actor, app: App) -> list[int]:
     with transaction.atomic():
         requested = _request(actor, AppRepository.objects.filter(app=app))
         if requested:
-            repositories = counted(len(requested), "repository", "repositories")
+            repositories = counted(len(requested), "repository")
             audit.record(actor, AuditAction.CHECK, [app], f"Requested a check for differences of {repositories}")
             transaction.on_commit(scheduling.enqueue_due, robust=True)
     pks = list(DriftCheck.objects.open().filter(watch__app=app).values_list("pk", flat=True))

@@ -21,7 +21,7 @@ class TooManyWatches(ValueError):
     """The app has reached its quota of watched repositories."""
 
     def __init__(self, limit: int) -> None:
-        repositories = counted(limit, "repository", "repositories")
+        repositories = counted(limit, "repository")
         super().__init__(
             f"The app's quota is {repositories}. Stop watching one, or ask an administrator to raise the quota."
         )

@@ -157,7 +157,7 @@ def count_by_app(rows: QuerySet[Any]) -> Counter[int]:
 
 
 def _title(kind: OperationKind, count: int, only: AppRepository | None = None) -> str:
-    what = only or counted(count, "repository", "repositories")
+    what = only or counted(count, "repository")
     return f"{kind.label.capitalize()} · {what}"[:200]
 
 

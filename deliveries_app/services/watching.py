@@ -353,5 +353,5 @@ def delete_app(actor: Actor, app: App) -> None:
         is_new = App.objects.filter(pk=app.pk, ended_at=None).update(ended_at=Now())
         ended = _end(list(app.watches.values_list("pk", flat=True)))
         if is_new:
-            count = counted(len(ended), "watched repository", "watched repositories")
+            count = counted(len(ended), "watched repository")
             audit.record(actor, AuditAction.APP_DELETED, [app], f"Deleted, with {count}")

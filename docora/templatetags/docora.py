@@ -232,5 +232,5 @@ def milliseconds(seconds: float | None) -> str:
 
 @register.filter
 def counted(value: int, nouns: str) -> str:
-    """Format a number with its noun: `3|counted:"file"` gives `3 files`; `"repository,repositories"` has its own plural."""
+    """Format a number with its noun: `3|counted:"file"` gives `3 files`; `"line is,lines are"` has its own plural."""
     return format_count(value, *nouns.split(","))

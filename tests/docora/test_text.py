@@ -82,6 +82,12 @@ def test_new_id() -> None:
 
 def test_counted() -> None:
     assert [counted(n, "file", "files") for n in (0, 1, 2000)] == ["0 files", "1 file", "2,000 files"]
+    assert [counted(n, "repository") for n in (1, 2)] == ["1 repository", "2 repositories"]
+    assert [counted(2, noun) for noun in ("key", "re-sync", "audit log entry")] == [
+        "2 keys",
+        "2 re-syncs",
+        "2 audit log entries",
+    ]
 
 
 def test_primary_keys_are_parsed_up_to_18_digits() -> None:

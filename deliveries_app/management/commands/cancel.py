@@ -25,6 +25,6 @@ class Command(ServiceCommand):
         else:
             hint = "For one repository, give the app's id and the repository's."
             cancelled = cancel_operation(self.actor, operation_of(options["id"], hint))
-        repositories = counted(cancelled, "repository", "repositories")
+        repositories = counted(cancelled, "repository")
         message = f"Cancelled: {repositories}." if cancelled else "There was nothing to cancel."
         write_result(self, options, {"cancelled": cancelled}, message)

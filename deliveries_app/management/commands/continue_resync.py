@@ -18,6 +18,6 @@ class Command(ServiceCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         continued = continue_operation(self.actor, operation_of(options["id"]))
-        repositories = counted(continued, "repository", "repositories")
+        repositories = counted(continued, "repository")
         message = f"Continued with {repositories}." if continued else "The operation is not held."
         write_result(self, options, {"continued": continued}, message)

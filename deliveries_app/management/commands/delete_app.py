@@ -22,7 +22,7 @@ class Command(ServiceCommand):
         removal = removal_of(watches_of(app))
         question = (
             f"{app} will be removed and its token revoked now. It watches "
-            f"{counted(removal.watches, 'repository', 'repositories')}{_orphans(removal)}. "
+            f"{counted(removal.watches, 'repository')}{_orphans(removal)}. "
             f"This deletes {removal.records_text}."
         )
         confirm(question, yes=options["yes"])

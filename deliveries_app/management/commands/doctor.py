@@ -45,5 +45,5 @@ class Command(BaseCommand):
             line = f"{style[result.level](f'{mark:<7}')}  {result.check}: {result.message} {result.hint}"
             self.stdout.write(line.rstrip())
         count = Counter(result.level for result in results)
-        warnings, problems = (counted(count[level], level, f"{level}s") for level in (WARNING, PROBLEM))
+        warnings, problems = (counted(count[level], level) for level in (WARNING, PROBLEM))
         self.stdout.write(f"{count[FINE]} fine, {warnings}, {problems}.")

@@ -37,7 +37,7 @@ class Command(ServiceCommand):
             raise CommandError(f"Not finished after {options['timeout']:g} seconds. The checks continue.")
         unequal = sum(check.state != DriftState.EQUAL for check in checks)
         if unequal:
-            copies, differ = counted(len(checks), "copy", "copies"), "differs" if unequal == 1 else "differ"
+            copies, differ = counted(len(checks), "copy"), "differs" if unequal == 1 else "differ"
             raise CommandError(f"{unequal:,} of {copies} {differ} or could not be checked.")
 
     def _print(self, check: DriftCheck, *, as_json: bool) -> None:

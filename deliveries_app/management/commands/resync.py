@@ -39,7 +39,7 @@ class Command(ServiceCommand):
         if not impact.sample:  # which is read last: another request may have removed the watches meanwhile
             none = f"{app} no longer watches {watch.repository}." if watch else "The app watches no repository."
             raise CommandError(none)
-        several = f"all {counted(impact.watches, 'repository', 'repositories')}"
+        several = f"all {counted(impact.watches, 'repository')}"
         what = several if impact.watches > 1 else str(impact.sample[0].repository)
         question = (
             f"This will re-sync {what} for {app} and send ALL {counted(impact.files, 'file')} "
