@@ -26,7 +26,6 @@ _COMMIT = "3f786850e387550fdab836ed7e6dc881de23001b"
 _WHEN = "2026-11-24T12:00:00.000Z"
 RUN_ID = "run_0c9d8e7f6a5b4c3d2e1f0a9b"
 _PRINTABLE = "^[!-~]+$"
-_COUNTED = [cause for cause in LEFT_OUT if cause != "ignore_pattern"]
 _LISTED = [cause for cause in LEFT_OUT if cause not in UNLISTED | REMARKS]
 
 Moment = Annotated[
@@ -187,7 +186,7 @@ class WatchedRepository(Registered):
         examples=[0],
     )
     left_out: dict[str, int] = Field(
-        description=f"Number of files that are not sent, by cause: {_codes(_COUNTED)}. `lfs_pointer` counts "
+        description=f"Number of files that are not sent, by cause: {_codes(LEFT_OUT)}. `lfs_pointer` counts "
         "files that are sent, as pointers.",
         examples=[{"symlink": 3}],
     )
@@ -247,7 +246,7 @@ class Failure(Schema):
     cause: str = Field(
         description=f"If it failed: `http` for a response of the app, {_codes(HttpCause)} for a request without a response, "
         "`transform` if a transform failed, or `blocked` if the path waits for another one. If it is skipped: "
-        f"{_codes(_LISTED)}. `ignore_pattern` is not about a file: `message` names invalid lines of `.docoraignore`.",
+        f"{_codes(_LISTED)}, or `ignore_pattern`, which is not about a file: `message` names invalid lines of `.docoraignore`.",
         examples=["http"],
     )
     status: int | None = Field(description="The HTTP status of the app's last response.", examples=[500])

@@ -81,8 +81,8 @@ def _start() -> dict[str, Any]:
     return {"rescan_min": settings.RESCAN_MIN_INTERVAL_SECONDS, "rescan": settings.RESCAN_INTERVAL_SECONDS}
 
 
-_SAID_IN_TEXT = {"not_included", "excluded", "ignored", "ignore_pattern"}
-"""Causes that the webhook reference explains below its table; `ignore_pattern` counts no file."""
+_SAID_IN_TEXT = {"not_included", "excluded", "ignored"}
+"""Causes that the webhook reference explains below its table."""
 
 
 _LIMITS_OF_SYNCS = {

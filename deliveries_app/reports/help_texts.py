@@ -9,9 +9,6 @@ from deliveries_app.models.root_causes import RootCause
 from deliveries_app.permissions import Permission
 from deliveries_app.planning.eligibility import REMARKS
 
-_NO_FILES = REMARKS | {"ignore_pattern"}
-"""Counted like the causes, although no file is left out: remarks on files that are sent, and invalid lines."""
-
 LEFT_OUT: dict[str, tuple[str, str]] = {
     "symlink": (
         "Symbolic links",
@@ -42,10 +39,6 @@ LEFT_OUT: dict[str, tuple[str, str]] = {
     ),
     "transform": ("Dropped by a transform", "A transform in FILE_TRANSFORMS drops the file."),
     "collision": ("Path conflict", "A transform gave two files the same path. Only one of them is sent."),
-    "ignore_pattern": (
-        "Invalid patterns",
-        "Lines in .docoraignore that aren't valid patterns. All other lines apply.",
-    ),
     "lfs_pointer": ("Git LFS pointers", "Sent as committed: the pointer, not the large file it points to."),
 }
 """Cause → label and explanation."""
@@ -165,4 +158,4 @@ def left_out(counts: Mapping[str, int]) -> list[tuple[str, str, int]]:
 
 def number_left_out(counts: Mapping[str, int]) -> int:
     """Return the number of files that are not sent."""
-    return sum(count for cause, count in counts.items() if cause not in _NO_FILES)
+    return sum(count for cause, count in counts.items() if cause not in REMARKS)
