@@ -70,12 +70,12 @@ class AppHealthAdmin(BulkAdmin[App]):
         back = request.get_full_path()
 
         @admin.display(description=widgets.ACTIONS)
-        def resync_button(app: Any) -> SafeString:
+        def row_buttons(app: Any) -> SafeString:
             what = f"all repositories of {app.name}"
             button = widgets.resync_link(app, back, what, "Re-sync all") if app.watch_count else ""
             return format_html('<div class="row-buttons">{}</div>', button)
 
-        return (*columns, resync_button)
+        return (*columns, row_buttons)
 
     state = column("status", lambda app: badge(*endpoints.condition(app)), ordering="paused")
 

@@ -191,10 +191,10 @@ class FailedSyncAdmin(BulkAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
             return columns
 
         @admin.display(description=widgets.ACTIONS)
-        def retry_button(watch: FailedSync) -> SafeString:
+        def row_buttons(watch: FailedSync) -> SafeString:
             return cell("action", watch, shown)
 
-        return (*columns, retry_button)
+        return (*columns, row_buttons)
 
     @admin.display(description="repository", ordering="repository__name")
     def repository_name(self, watch: FailedSync) -> SafeString:

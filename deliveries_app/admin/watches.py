@@ -220,10 +220,10 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
         back = request.get_full_path()
 
         @admin.display(description=widgets.ACTIONS)
-        def resync_button(watch: AppRepository) -> SafeString:
+        def row_buttons(watch: AppRepository) -> SafeString:
             return buttons(request.user, watch, back)
 
-        return (*self.list_display, resync_button)
+        return (*self.list_display, row_buttons)
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         operations = progress_context.open_operations(request.user)

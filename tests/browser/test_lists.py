@@ -33,12 +33,12 @@ ADMIN = "/admin/deliveries_app/"
 APPS, WATCHES_EACH = 300, 2
 ERROR = "3 files were not accepted. The app answered 500 to /create, with a page that says nothing about the reason."
 COLUMNS = {  # what an operator comes to the list for
-    "apprepository": ("status_badge", "problem", "resync_button"),
-    "failedsync": ("state_badge", "cause", "since", "retry_button"),
+    "apprepository": ("status_badge", "problem", "row_buttons"),
+    "failedsync": ("state_badge", "cause", "since", "row_buttons"),
     "syncrun": ("result", "problem", "requested"),
     "bulkoperation": ("state", "outcome_summary", "requested"),
     "delivery": ("shown_path", "state", "updated"),
-    "app": ("name", "state", "failing", "repositories", "accepted", "p95", "last_success", "resync_button"),
+    "app": ("name", "state", "failing", "repositories", "accepted", "p95", "last_success", "row_buttons"),
 }
 
 

@@ -61,7 +61,7 @@ def test_row_shows_health(operator: Client, app: App) -> None:
         "last_success": "5 h ago",
         "last_day": "1,201 files delivered, 2 failed attempts in the last 24 hours",
         "repositories": "2",
-        "resync_button": "Re-sync all",
+        "row_buttons": "Re-sync all",
     }
 
 
@@ -91,7 +91,7 @@ def test_viewer_of_apps_alone_sees_numbers_without_links(app: App) -> None:
     viewer = staff("vera", "view_app")
     row = cells(viewer)["Portal"]
     assert (row["failing"], row["repositories"]) == ("1", "2")
-    assert "resync_button" not in row
+    assert "row_buttons" not in row
     assert "/failedsync/?app=" not in viewer.get(APPS).text
 
 
