@@ -66,7 +66,6 @@ except ValueError:  # a bracket is not closed, or the port is not a number
 if not _is_address:
     raise ImproperlyConfigured(f"PUBLIC_URL must look like https://docora.example, but is {PUBLIC_URL!r}.")
 HTTPS = _public.scheme == "https"
-_LOOPBACK = ["localhost", "127.0.0.1", "[::1]"]
 _LOOPBACK_NAMES = {"localhost", "127.0.0.1", "::1"}
 if not HTTPS and _public.hostname not in _LOOPBACK_NAMES:
     raise ImproperlyConfigured(
@@ -78,7 +77,7 @@ _allowed_hosts = names(
     pattern=r"[A-Za-z0-9._*-]+|\[[0-9A-Fa-f:.]+\]",
     what="host names such as docora.internal, without ports",
 )
-ALLOWED_HOSTS = list(dict.fromkeys([_public_host, *(_allowed_hosts or _LOOPBACK)]))
+ALLOWED_HOSTS = list(dict.fromkeys([_public_host, *(_allowed_hosts or ["localhost", "127.0.0.1", "[::1]"])]))
 CSRF_TRUSTED_ORIGINS = [PUBLIC_URL] if HTTPS else []
 TRUSTED_PROXIES = networks("TRUSTED_PROXIES")
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = HTTPS

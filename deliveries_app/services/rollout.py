@@ -3,8 +3,8 @@
 A gradual operation begins with a `PendingRelease` row for each of its watches and nothing else. Releasing a watch deletes
 that row and requests its re-sync, in one transaction. The sweep calls `release_due` every second.
 
-Lock order as everywhere: apps, watches, runs, operations. Canaries are changed, and pending rows removed, under the
-lock of the operation's row, or of the watch if it is unwatched. So what `_plan` reads under both locks can't change.
+Canaries are changed, and pending rows removed, under the lock of the operation's row, or of the watch if it is unwatched. So
+what `_plan` reads under both locks can't change.
 """
 
 import logging

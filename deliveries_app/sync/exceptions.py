@@ -8,11 +8,7 @@ class Superseded(Exception):
 
 
 class Paused(Exception):
-    """The run has to stop now and continues later.
-
-    Someone has paused the repository, its app or all syncing, or changed the app's base URL or its limit of concurrent
-    notifications, or another run has put the app on hold.
-    """
+    """The run has to stop now and continues later, for one of the reasons that `Slots.rebalance` lists."""
 
 
 class SliceOver(Exception):
