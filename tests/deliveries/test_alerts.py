@@ -18,7 +18,7 @@ from deliveries_app.models import Alert, AlertChannel, AlertKind, App, AppReposi
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.monitoring import alerts
 from deliveries_app.monitoring.alerts.detect import _docora_problems, _subjects
-from deliveries_app.monitoring.alerts.messages import _TEXTS
+from deliveries_app.monitoring.alerts.messages import _LISTS, _PAGES, _TEXTS
 from deliveries_app.services import resync_single, unwatch_repository
 from deliveries_app.services.app_settings import change_app, change_own_settings
 from deliveries_app.sweep import retention
@@ -63,6 +63,10 @@ def succeed(watch: AppRepository) -> None:
 def test_every_kind_of_alert_is_detected_and_has_texts() -> None:
     assert {*_subjects(timezone.now()), *_docora_problems(None)} == set(AlertKind)
     assert set(_TEXTS) == set(AlertKind)
+
+
+def test_every_alert_with_a_subject_links_to_its_page_and_to_a_list() -> None:
+    assert set(_subjects(timezone.now())) == set(_PAGES) <= set(_LISTS)
 
 
 # --- Failing watches ---------------------------------------------------------------------------------------------------
@@ -187,7 +191,9 @@ def test_five_thousand_failures_are_one_message(out: AlertReceivers, watch) -> N
     few = queries()
     fail_more(6, 5006)
     assert queries() == few
-    assert few <= 36
+    assert few <= 36, (
+        "a round takes more statements: one more is right for a new kind of alert about apps or repositories"
+    )
     assert out.events == [("alert", "failing", count) for count in (1, 5, 5000)]
     body = out.posted[2]
     assert {count["cause"]: count["count"] for count in body["counts"]} == {"timeout": 4000, "dns": 1000}

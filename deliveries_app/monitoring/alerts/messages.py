@@ -54,6 +54,20 @@ _TEXTS: dict[AlertKind, tuple[str, str, str, str]] = {
         "{count} watched repositories are no longer failing",
     ),
 }
+# The admin's pages of the subjects, and its lists. Other kinds lead to the overview.
+_PAGES: dict[str, str] = {
+    AlertKind.FAILING: "deliveries_app_apprepository",
+    AlertKind.APP_PAUSED: "deliveries_app_app",
+    AlertKind.ENDPOINT_DOWN: "deliveries_app_app",
+    AlertKind.CIRCUIT_OPEN: "repositories_app_repository",
+}
+_LISTS: dict[str, tuple[str, str]] = {
+    AlertKind.FAILING: ("deliveries_app_failedsync_changelist", ""),
+    AlertKind.APP_PAUSED: ("deliveries_app_app_changelist", "?paused__exact=1"),
+    AlertKind.ENDPOINT_DOWN: ("deliveries_app_app_changelist", ""),
+    AlertKind.CIRCUIT_OPEN: ("repositories_app_repository_changelist", "?circuit=open"),
+    AlertKind.NO_WORKER: ("deliveries_app_queue_changelist", ""),
+}
 _ORDER = [When(kind=kind, then=Value(place)) for place, kind in enumerate(_TEXTS)]
 # Chat servers turn these into mentions and links.
 _INERT = str.maketrans({"<": "‹", ">": "›", "@": "＠"})
@@ -176,25 +190,11 @@ def _period(alert: Alert) -> str:
 
 def _page_of(alert: Alert) -> str:
     """Return the URL of the subject's page, or of the relevant list for Docora itself."""
-    models = {
-        AlertKind.FAILING: "deliveries_app_apprepository",
-        AlertKind.APP_PAUSED: "deliveries_app_app",
-        AlertKind.ENDPOINT_DOWN: "deliveries_app_app",
-        AlertKind.CIRCUIT_OPEN: "repositories_app_repository",
-    }
-    model = models.get(AlertKind(alert.kind))
-    if model is None:
+    if alert.kind not in _PAGES:
         return _list_of(alert.kind)
-    return settings.PUBLIC_URL + reverse(f"admin:{model}_change", args=[alert.subject])
+    return settings.PUBLIC_URL + reverse(f"admin:{_PAGES[alert.kind]}_change", args=[alert.subject])
 
 
 def _list_of(kind: str) -> str:
-    lists: dict[str, tuple[str, str]] = {
-        AlertKind.FAILING: ("deliveries_app_failedsync_changelist", ""),
-        AlertKind.APP_PAUSED: ("deliveries_app_app_changelist", "?paused__exact=1"),
-        AlertKind.ENDPOINT_DOWN: ("deliveries_app_app_changelist", ""),
-        AlertKind.CIRCUIT_OPEN: ("repositories_app_repository_changelist", "?circuit=open"),
-        AlertKind.NO_WORKER: ("deliveries_app_queue_changelist", ""),
-    }
-    name, query = lists.get(kind, ("index", ""))
+    name, query = _LISTS.get(kind, ("index", ""))
     return settings.PUBLIC_URL + reverse(f"admin:{name}") + query
