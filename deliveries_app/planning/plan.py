@@ -24,6 +24,8 @@ from repositories_app.mirror.tree import Entry
 
 MAX_SKIPPED_LISTED = 1000
 _MAX_LISTED_BYTES = 1 << 20  # of their paths, which may be of any length
+_RULES_VERSION = 3
+"""Raise this with each change of the rules in `eligibility` and `paths`: each watch then gets a full plan, which applies them."""
 
 
 class Row(NamedTuple):
@@ -119,7 +121,7 @@ class DeliveryRules:
     def fingerprint(self) -> str:
         """A hash of everything that decides what is sent, except the tree. If it changes, a full plan is needed."""
         patterns = hashlib.sha256(self.patterns.encode()).hexdigest()
-        text = f"3|{self.floor}|{self.max_file_bytes}|{MAX_PATH_BYTES}|{patterns}|{self.transforms.fingerprint}"
+        text = f"{_RULES_VERSION}|{self.floor}|{self.max_file_bytes}|{MAX_PATH_BYTES}|{patterns}|{self.transforms.fingerprint}"
         if self.include or self.exclude:
             text += "".join(f"|{hashlib.sha256(one.encode()).hexdigest()}" for one in (self.include, self.exclude))
         return hashlib.sha256(text.encode()).hexdigest()

@@ -1,12 +1,17 @@
 """Files that are left out, or sent with a remark. Every one is counted, and most are listed."""
 
+import ast
+import re
+from pathlib import Path
+
 import pytest
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Delivery, Status
-from deliveries_app.planning import plan
-from deliveries_app.planning.eligibility import Skipped, reason_to_skip
+from deliveries_app.planning import eligibility, plan
+from deliveries_app.planning.eligibility import REMARKS, UNLISTED, Skipped, reason_to_skip
 from deliveries_app.planning.paths import is_unsafe
+from deliveries_app.reports.help_texts import LEFT_OUT
 from deliveries_app.services import resync_single
 from deliveries_app.services.watch_settings import change_watch
 from repositories_app.mirror.tree import Entry as TreeEntry
@@ -132,6 +137,22 @@ def test_unsafe_path_is_not_sent(path: str) -> None:
 def test_safe_path_is_sent(path: str) -> None:
     assert not is_unsafe(path.encode())
     assert reason_to_skip(TreeEntry(path.encode(), "100644", "A", 1), 1000) is None
+
+
+def causes_in_code() -> set[str]:
+    """Return the causes that `deliveries_app/planning/` passes to `Skipped`, and those that are only counted."""
+    folder = Path(eligibility.__file__).parent
+    calls = (node for path in folder.glob("*.py") for node in ast.walk(ast.parse(path.read_text())))
+    named = (call.args[1] for call in calls if isinstance(call, ast.Call) and ast.unparse(call.func) == "Skipped")
+    return {node.value for node in named if isinstance(node, ast.Constant)} | UNLISTED
+
+
+def test_every_cause_has_a_label_and_is_described() -> None:
+    """Pages, the API reference and the webhook reference show the labels."""
+    causes = causes_in_code() - {"ignore_pattern"}  # not about a file
+    assert causes == set(LEFT_OUT) - REMARKS, "add the label to LEFT_OUT in reports/help_texts.py"
+    table = re.findall(r"(?m)^\| (`.*?) \|", eligibility.__doc__ or "")
+    assert set(re.findall(r"`(\w+)`", " ".join(table))) == causes, "add it to the table in planning/eligibility.py"
 
 
 # --- At the client ----------------------------------------------------------------------------------------------------
