@@ -195,8 +195,8 @@ def test_query_count_of_a_scrape_is_constant(db) -> None:
         with CaptureQueriesContext(connection) as queries:
             samples.append(set(scrape()))
         asked.append(len(queries))
-    assert asked == [2, 2]
     assert samples[0] == samples[1], "the number of samples grows with the rows"
+    assert asked == [2, 2], "a scrape takes two statements: extend those in monitoring/counts.py"
 
 
 def test_scrape_without_redis(world: World, valkey_server: ValkeyServer) -> None:

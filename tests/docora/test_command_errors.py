@@ -81,7 +81,9 @@ def outcomes(lines: list[list[str]], **environment: str) -> list[tuple[int, str,
 
 
 def test_examples_cover_every_operator_command() -> None:
-    assert set(commands.own_commands()) - HAVE_OWN_TESTS <= set(COMMANDS)
+    assert set(commands.own_commands()) - HAVE_OWN_TESTS <= set(COMMANDS), (
+        "add an example of the new command to COMMANDS"
+    )
 
 
 @pytest.mark.parametrize(
