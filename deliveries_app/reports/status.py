@@ -14,8 +14,8 @@ from deliveries_app.services import current_pause
 from docora.redis import heartbeat
 from docora.redis.heartbeat import Signs
 
-_IS_SYNCING = Q(status=Status.SCANNING)
-_IS_LISTED = Q(failing_since__isnull=False) | Q(next_sync_at__lte=Now()) | Q(arriving=True) | _IS_SYNCING
+_IS_SCANNING = Q(status=Status.SCANNING)
+_IS_LISTED = Q(failing_since__isnull=False) | Q(next_sync_at__lte=Now()) | Q(arriving=True) | _IS_SCANNING
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def read_status(app: App | None, at_most: int) -> StatusReport:
         watches = watches.filter(app=app)
     listed = watches.with_state().for_list()
     failing_first = F("failing_since").asc(nulls_last=True)
-    syncing_first = Case(When(_IS_SYNCING, then=0), default=1)
+    syncing_first = Case(When(_IS_SCANNING, then=0), default=1)
     rows: list[Any] = list(listed.order_by(failing_first, syncing_first, "next_sync_at", "pk")[:at_most])
     progress = open_progress(watch for watch in rows if watch.is_syncing)
     percents = {pk: of_run.percent for pk, of_run in progress.items()}
