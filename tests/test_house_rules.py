@@ -324,7 +324,8 @@ def test_env_example_lists_every_setting() -> None:
 def test_env_example_states_the_real_defaults() -> None:
     documented = settings_documented()
     stated = {name: documented.get(name) for name, default in settings_read().items() if default is not None}
-    assert stated == {name: default for name, default in settings_read().items() if default is not None}
+    real = {name: default for name, default in settings_read().items() if default is not None}
+    assert stated == real, "the left side is .env.example, the right side settings.py"
 
 
 def test_durations_have_their_unit_in_their_names() -> None:
