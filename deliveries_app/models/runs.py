@@ -198,6 +198,7 @@ class SyncRun(models.Model):
             models.Index(fields=["-created_at", "-id"], name="run_newest"),
             models.Index(fields=["watch", "generation"], name="run_open", condition=Q(outcome="")),
             models.Index(fields=["watch", "-created_at"], name="run_of_watch"),
+            models.Index(fields=["watch", "-ended_at"], name="run_last"),
             models.Index(fields=["operation", "outcome"], name="run_of_operation"),
         ]
         constraints = [

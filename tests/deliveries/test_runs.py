@@ -3,16 +3,20 @@
 import contextlib
 import functools
 import threading
+from datetime import timedelta
 
 import pytest
-from django.db import transaction
+from django.db import connection, transaction
+from django.utils import timezone
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, BulkOperation, Outcome, Reason, SyncRun
 from deliveries_app.progress import live, runs
 from deliveries_app.services import cancel_operation, cancel_request, resync_many, resync_single, unwatch_repository
 from tests.support.histories import assert_promise_kept, at_notification, refusing
+from tests.support.plans import read_rows
 from tests.support.processes import in_threads
+from tests.support.staff import make_app, make_watch
 from tests.support.world import World
 
 COMMAND = Actor.command()
@@ -39,6 +43,19 @@ def test_several_attempts_are_one_run(world: World) -> None:
     assert (run.reason, run.outcome, run.attempts) == (Reason.INITIAL, Outcome.SUCCEEDED, 3)
     assert (run.files_total, run.files_done, run.files_failed) == (2, 2, 0)
     assert {record.run_id for record in world.requests()} == {run.run_id}
+
+
+def test_current_run_is_found_without_reading_the_earlier_ones(db, postgres_server) -> None:
+    watch, now = make_watch(make_app("Portal"), "library"), timezone.now()
+    ended = (
+        SyncRun(watch=watch, reason="change", generation=1, outcome="succeeded", ended_at=now - timedelta(minutes=age))
+        for age in range(1000)
+    )
+    SyncRun.objects.bulk_create(ended)
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE")
+    assert runs.current_run(watch)
+    assert read_rows(lambda: runs.current_run(watch), SyncRun._meta.db_table) <= 10
 
 
 def test_only_checks_that_find_a_change_make_a_run(world: World) -> None:
