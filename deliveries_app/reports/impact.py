@@ -215,8 +215,13 @@ def _with_sizes(watches: AppRepositoryQuerySet) -> AppRepositoryQuerySet:
 
 
 def _recent_pace(watches: AppRepositoryQuerySet, apps: int) -> float | None:
-    """Return files per second over the apps' latest runs; for many apps, over all latest runs."""
-    sending = SyncRun.objects.filter(files_done__gt=0, started_at__isnull=False, ended_at__isnull=False)
+    """Return files per second over the apps' latest runs; for many apps, over all latest runs.
+
+    Runs with several attempts don't count, because their time includes the waits in between, which may be hours.
+    """
+    sending = SyncRun.objects.filter(
+        files_done__gt=0, attempts__lte=1, started_at__isnull=False, ended_at__isnull=False
+    )
     recent = sending.filter(created_at__gt=timezone.now() - timedelta(days=7)).order_by("-created_at")
     if apps <= _MAX_APPS_NAMED:  # literal keys lead to a good query plan even before ANALYZE
         recent = recent.filter(watch__app__in=list(watches.order_by().values_list("app", flat=True).distinct()))

@@ -47,6 +47,17 @@ def test_confirmation_estimates_the_time_from_recent_runs(operator: Client, watc
     assert "At the recent rate, this takes about 5 min." in operator.get(f"{CONFIRM}?ids={watches[0].pk}").text
 
 
+def test_estimated_time_excludes_the_waits_between_attempts(operator: Client, watches) -> None:
+    """One file was refused for hours. The page said that 100 files would take hours, too."""
+    now = timezone.now()
+    for attempts, hours in ((1, 1 / 60), (20, 5)):
+        times = {"started_at": now - timedelta(hours=hours), "ended_at": now}
+        SyncRun.objects.create(
+            watch=watches[0], generation=1, outcome=Outcome.SUCCEEDED, files_done=20, attempts=attempts, **times
+        )
+    assert "At the recent rate, this takes about 5 min." in operator.get(f"{CONFIRM}?ids={watches[0].pk}").text
+
+
 def test_confirming_one_row_redirects_to_its_operation(
     operator: Client, watches, django_capture_on_commit_callbacks
 ) -> None:
