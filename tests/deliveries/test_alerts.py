@@ -275,6 +275,19 @@ def test_alert_for_an_endpoint_that_is_down(out: AlertReceivers, watch) -> None:
     assert [item["kind"] for item in out.posted[0]["items"]] == ["endpoint_down", "failing"]
 
 
+def test_mail_says_what_is_wrong_with_each_item(out: AlertReceivers, watch) -> None:
+    """An app that was down and then returned 410 was listed twice, in equal lines."""
+    App.objects.filter(pk=watch.app_id).update(down_count=3, paused=True, paused_reason="The app returned HTTP 410.")
+    fail_since(watch, 16)
+    next_round()
+    lines = [line.partition(", ")[0] for line in out.smtp.mails[0].text.splitlines() if line.startswith("- ")]
+    assert lines == [
+        "- Portal (endpoint is down)",
+        "- Portal (app is paused)",
+        "- acme/docs → Portal (watched repository is failing)",
+    ]
+
+
 def test_alert_for_an_endpoint_ends_with_its_last_repository(out: AlertReceivers, watch) -> None:
     """No request can show that the endpoint is up again."""
     App.objects.filter(pk=watch.app_id).update(down_count=3)

@@ -115,8 +115,9 @@ class Message:
         """The body of the email."""
         lines = [self.sentence, self.url, ""]
         for alert in self.items:
+            kind = f" ({alert.get_kind_display()})" if self.kind == SEVERAL and alert.name else ""
             cause = f", {_label(alert.cause)}" if alert.cause else ""
-            lines += [f"- {name_of(alert)}{cause}, {_period(alert)}", f"  {_page_of(alert)}"]
+            lines += [f"- {name_of(alert)}{kind}{cause}, {_period(alert)}", f"  {_page_of(alert)}"]
         if self.total > len(self.items):
             lines.append(f"and {self.total - len(self.items):,} more.")
         return "\n".join(lines).rstrip() + "\n"
