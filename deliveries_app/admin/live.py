@@ -207,12 +207,11 @@ def failed_syncs(request: HttpRequest) -> HttpResponse:
     """Render the groups, the cells of the rows that the page shows, and how many of its `count` rows still fail."""
     cells, recovered = failed.refreshed_cells(row_ids(request), CellOptions.of_user(request, polling_page(request)))
     count = parse_pk(request.GET.get("count", ""))
-    context = {
-        **failed.panel_context(request, polling_page(request)),
-        "cells": cells,
-        "rows": max(0, count - recovered) if count is not None else None,
-        "filtered": request.GET.get("filtered") == "1",
-    }
+    rows = max(0, count - recovered) if count is not None else None
+    panel = failed.panel_context(request, polling_page(request))
+    filtered = request.GET.get("filtered") == "1"
+    unlisted = 0 if filtered or rows is None else max(0, panel["failing_count"] - rows)
+    context = {**panel, "cells": cells, "rows": rows, "filtered": filtered, "unlisted": unlisted}
     return _render(request, "docora/failed.html#refresh", context)
 
 

@@ -325,6 +325,18 @@ def test_number_below_the_list_leaves_out_recovered_rows(operator: Client, faili
     assert beside_the_search in operator.get(f"{unescape(url)}&filtered=1", HTTP_HX_REQUEST="true").text
 
 
+def test_open_list_says_that_more_repositories_have_failed(operator: Client, watches: list[AppRepository]) -> None:
+    """The groups above it showed them, and the list said "No failed syncs"."""
+    [url] = re.findall(rf'hx-get="({LIVE}[^"]*)"', operator.get(LIST).text)
+    notice = '<p id="unlisted" class="notice" hx-swap-oob="true"{}>'
+    assert notice.format(" hidden") in operator.get(unescape(url), HTTP_HX_REQUEST="true").text
+    fail(watches[0], RootCause.SERVER_ERROR)
+    fail(watches[1], RootCause.GIT_AUTH)
+    answer = operator.get(unescape(url), HTTP_HX_REQUEST="true").text
+    assert f"{notice.format('')}2 more repositories have failed since this page was loaded." in answer
+    assert notice.format(" hidden") in operator.get(f"{unescape(url)}&filtered=1", HTTP_HX_REQUEST="true").text
+
+
 def test_links_in_a_poll_return_to_the_polling_page(operator: Client, failing) -> None:
     page = f"http://testserver{LIST}?app={failing[0].app_id}"
     headers = {"HTTP_HX_REQUEST": "true", "HTTP_HX_CURRENT_URL": page}
