@@ -9,7 +9,7 @@ from django.db.models.functions import RowNumber
 
 from deliveries_app.actors import can_view_operations
 from deliveries_app.models import AlertChannel, App, AppRepository, BulkOperation, RootCause, WatchState
-from deliveries_app.monitoring import alerts
+from deliveries_app.monitoring import alerts, health
 from deliveries_app.monitoring.counts import WatchCounts, count_open_circuits, count_watches
 from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
@@ -19,6 +19,7 @@ from deliveries_app.reports.checklist import Apps, Checklist
 from deliveries_app.reports.traffic import Day
 from docora.redis import heartbeat
 from docora.redis.heartbeat import Signs
+from repositories_app.models import HostOutage
 
 OPERATIONS_SHOWN, WATCHES_SHOWN = 4, 6
 
@@ -49,11 +50,14 @@ class Failing:
 class Overview:
     """The parts of the page. `signs` is None if Redis is down or rejects writes; any other part is None if the user cannot view it.
 
-    `oldest_due` is the watch that has been due longest. `undelivered`, which every user sees, lists the channels that fail to
+    `read_only`: the sweep is late because the database is read-only. `hosts_down` are the git hosts to which no connection can be
+    made, none if the user cannot view git repositories. `oldest_due` is the watch that has been due longest. `undelivered`, which every user sees, lists the channels that fail to
     send alerts. `checklist` is None once the instance is in use.
     """
 
     signs: Signs | None
+    read_only: bool
+    hosts_down: list[HostOutage]
     apps: Apps | None
     watches: WatchCounts | None
     oldest_due: AppRepository | None
@@ -96,6 +100,8 @@ def of_user(user: User | AnonymousUser) -> Overview:
     apps = _apps() if can(Permission.VIEW_APPS) else None
     return Overview(
         signs=signs,
+        read_only=health.is_late_without_writes(signs),
+        hosts_down=list(HostOutage.objects.order_by("since")) if can(Permission.VIEW_REPOSITORIES) else [],
         apps=apps,
         watches=watches,
         oldest_due=due.order_by("next_sync_at", "pk").first() if watches else None,

@@ -14,6 +14,7 @@ from django.db.models import DurationField, ExpressionWrapper, F
 from django.db.models.functions import Now
 
 from deliveries_app.models import AppRepository, DriftCheck, StateDetail, SyncPause, SyncRun, WatchState
+from deliveries_app.monitoring import health
 from deliveries_app.monitoring.counts import WatchCounts, count_watches
 from deliveries_app.permissions import Permission
 from deliveries_app.progress import live
@@ -96,6 +97,8 @@ class QueueView:
     scheduled: list[tuple[AppRepository, datetime | None, str]]
     workers: list[WorkerLine]
     signs: Signs | None
+    read_only: bool
+    """Whether the sweep is late because the database is read-only."""
 
     @property
     def more_running(self) -> int:
@@ -164,6 +167,7 @@ def read_queue() -> QueueView:
         scheduled=scheduled,
         workers=workers,
         signs=signs,
+        read_only=health.is_late_without_writes(signs),
     )
 
 

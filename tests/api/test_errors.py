@@ -166,6 +166,7 @@ def test_read_only_database(portal: Caller, caplog) -> None:
     session[ACTIVE_AT] = time.time() - 600  # so that the request stores a later time
     session.save()
     reader = staff("otto", "view_app")
+    staff_of_queue = staff("quinn", "view_queue")
     with connection.cursor() as cursor:
         cursor.execute("SET default_transaction_read_only = on")
     try:
@@ -176,10 +177,15 @@ def test_read_only_database(portal: Caller, caplog) -> None:
             )
             probe = portal.client.get("/health/ready").json()["checks"]["database"]
             assert reader.get("/admin/").status_code == 200
+            pages = [staff_of_queue.get(url).text for url in ("/admin/", "/admin/deliveries_app/queue/")]
     finally:
         connection.close()
     assert page.status_code == 503
     assert "The database is read-only" in page.text
+    assert "Docora can't store anything until it accepts writes." in page.text
+    for text in pages:  # no sweep runs in this test, as if it waited for the database
+        assert "The database is read-only." in text
+        assert "The sweep is not running." not in text
     assert "if it is read-only, only to requests that store something." in reader.get("/docs/operations/").text
     assert error_of(answer, 503) == "The database is read-only: try again in a minute"
     assert probe == health.DATABASE_READ_ONLY

@@ -1,5 +1,6 @@
 """While a git host is down, all its repositories wait and lose no attempts. Then they continue together."""
 
+import re
 import socket
 from datetime import datetime, timedelta
 
@@ -19,6 +20,7 @@ from repositories_app.git.process import Remote
 from repositories_app.models import HostOutage, Repository
 from tests.support.git import GitFixture, GitServer, Repo
 from tests.support.histories import assert_promise_kept
+from tests.support.staff import staff
 from tests.support.syncing import sync
 from tests.support.world import World
 
@@ -132,6 +134,25 @@ def test_outage_found_by_checks_fails_nothing(world: World, ten: Watched, asked:
     with remote.new_client() as client:
         assert check_due(client) == 10  # the checks that had no answer are repeated at once
     assert [watch.pk for watch in due_watches()] == [ten[3][1].pk]
+
+
+def test_overview_names_a_host_that_is_down(world: World, three: Watched) -> None:
+    """All its repositories stay up to date, and nothing else would say so until their circuits open after 25 minutes."""
+    viewer = staff("vera", "view_apprepository", "view_repository")
+    go_down(world)
+    world.check()
+    page = viewer.get("/admin/").text
+    assert "A git host is down." in page
+    assert "connection refused" in page
+    assert "Reset circuit" not in page
+    linked = re.search(r'id="host-\d+" href="([^"]+)"', page)
+    assert linked is not None
+    assert viewer.get(linked[1]).context["cl"].result_count == 3
+    assert "A git host is down." not in staff("otto", "view_apprepository").get("/admin/").text
+    come_back(world)
+    let_the_backoff_end()
+    world.check()
+    assert "A git host is down." not in viewer.get("/admin/live/overview/").text
 
 
 def test_backoff_doubles_to_five_minutes(world: World, three: Watched) -> None:
