@@ -14,7 +14,7 @@ from deliveries_app.monitoring import health
 from docora.db import schema
 from docora.db.connection import is_full
 from docora.redis import inspect
-from docora.redis.connection import IN_CLUSTER, RedisError, probe_writes, problem
+from docora.redis.connection import IN_CLUSTER, RedisError, write_problem
 from docora.redis.connection import connection as redis_connection
 from docora.redis.inspect import Worker
 from docora.text import cause_of, clean_text, counted, first_line, format_bytes
@@ -196,11 +196,8 @@ def check_sqlite() -> list[CheckMessage]:
 
 def check_redis() -> list[CheckMessage]:
     """Check by writing: a replica, and a Redis whose memory or disk is full, still respond."""
-    try:
-        probe_writes(redis_connection())
-    except RedisError as error:
-        text, hint = problem(error)
-        return [Error(text, hint=hint)]
+    if found := write_problem():
+        return [Error(found[0], hint=found[1])]
     return [Info("Redis responds and accepts writes.")]
 
 

@@ -85,6 +85,15 @@ def accepts_writes() -> bool:
     return True
 
 
+def write_problem() -> tuple[str, str] | None:
+    """Return why Redis rejects writes or doesn't respond, and what to do; None if it accepts writes. Waits up to two seconds."""
+    try:
+        probe_writes(connection())
+    except RedisError as error:
+        return problem(error)
+    return None
+
+
 def problem(error: RedisError) -> tuple[str, str]:
     """Return what is wrong with Redis, and what to do about it, for people."""
     cause = cause_of(error)

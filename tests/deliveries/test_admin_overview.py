@@ -326,6 +326,14 @@ def test_redis_that_rejects_writes_is_shown(viewer: Client, valkey_server: Valke
     assert "The sweep is not running" not in page
 
 
+def test_page_says_why_redis_rejects_writes(viewer: Client, valkey_server: ValkeyServer) -> None:
+    """It named REDIS_URL, which is not set with the embedded Valkey, instead of the disk, which was full."""
+    with valkey_server.unable_to_save():
+        page = viewer.get(PAGE).text
+    assert "The disk of the Redis server cannot be written, so Redis refuses every write: " in page
+    assert "Check free space and permissions there; then syncing continues." in page
+
+
 def test_missing_worker_or_sweep_is_shown(viewer: Client, redis_client) -> None:
     page = viewer.get(PAGE).text
     assert "No worker is running." in page
