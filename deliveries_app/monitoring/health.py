@@ -206,11 +206,6 @@ def check_workers(signs: Signs | None) -> str:
     )
 
 
-def is_late_without_writes(signs: Signs | None) -> bool:
-    """Return whether the sweep is late because the database is read-only. Then it waits for the database."""
-    return signs is not None and signs.sweep_is_late and schema.is_read_only()
-
-
 def check_sweep(signs: Signs | None) -> str:
     if signs is None:
         return _UNKNOWN_WITHOUT_REDIS

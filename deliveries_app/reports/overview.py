@@ -9,19 +9,18 @@ from django.db.models.functions import RowNumber
 
 from deliveries_app.actors import can_view_operations
 from deliveries_app.models import AlertChannel, App, AppRepository, BulkOperation, RootCause, WatchState
-from deliveries_app.monitoring import alerts, health
+from deliveries_app.monitoring import alerts
 from deliveries_app.monitoring.counts import WatchCounts, count_open_circuits, count_watches
 from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
 from deliveries_app.progress.live import Progress
 from deliveries_app.reports import checklist, history, traffic
 from deliveries_app.reports.checklist import Apps, Checklist
+from deliveries_app.reports.system import System, read_system
 from deliveries_app.reports.traffic import Day
-from docora.redis import heartbeat
-from docora.redis.heartbeat import Signs
 from repositories_app.models import HostOutage
 
-OPERATIONS_SHOWN, WATCHES_SHOWN = 4, 6
+OPERATIONS_SHOWN, WATCHES_SHOWN, HOSTS_SHOWN = 4, 6, 3
 
 
 @dataclass(frozen=True)
@@ -48,16 +47,16 @@ class Failing:
 
 @dataclass(frozen=True)
 class Overview:
-    """The parts of the page. `signs` is None if Redis is down or rejects writes; any other part is None if the user cannot view it.
+    """The parts of the page. A part is None if the user cannot view it.
 
-    `read_only`: the sweep is late because the database is read-only. `hosts_down` are the git hosts to which no connection can be
-    made, none if the user cannot view git repositories. `oldest_due` is the watch that has been due longest. `undelivered`, which every user sees, lists the channels that fail to
-    send alerts. `checklist` is None once the instance is in use.
+    `hosts_down` are the first git hosts to which no connection can be made; empty if the user cannot view git repositories.
+    `oldest_due` is the watch that has been due longest. `undelivered`, which every user sees, lists the channels that fail to send
+    alerts. `checklist` is None once the instance is in use.
     """
 
-    signs: Signs | None
-    read_only: bool
+    system: System
     hosts_down: list[HostOutage]
+    more_hosts_down: bool
     apps: Apps | None
     watches: WatchCounts | None
     oldest_due: AppRepository | None
@@ -91,17 +90,18 @@ def can_view(user: User | AnonymousUser) -> bool:
 
 def of_user(user: User | AnonymousUser) -> Overview:
     """Build the overview in a constant number of queries."""
-    signs = heartbeat.read()
     can = user.has_perm
     counts = count_watches() if can(Permission.VIEW_WATCHES) or can(Permission.VIEW_QUEUE) else None
     watches = counts if can(Permission.VIEW_WATCHES) else None
     sees_operations = can_view_operations(user)
     due = AppRepository.objects.for_pages().due().free().in_state(WatchState.QUEUED)
     apps = _apps() if can(Permission.VIEW_APPS) else None
+    outages = HostOutage.objects.order_by("since", "pk")
+    hosts_down = list(outages[: HOSTS_SHOWN + 1]) if can(Permission.VIEW_REPOSITORIES) else []
     return Overview(
-        signs=signs,
-        read_only=health.is_late_without_writes(signs),
-        hosts_down=list(HostOutage.objects.order_by("since")) if can(Permission.VIEW_REPOSITORIES) else [],
+        system=read_system(),
+        hosts_down=hosts_down[:HOSTS_SHOWN],
+        more_hosts_down=len(hosts_down) > HOSTS_SHOWN,
         apps=apps,
         watches=watches,
         oldest_due=due.order_by("next_sync_at", "pk").first() if watches else None,

@@ -14,16 +14,15 @@ from django.db.models import DurationField, ExpressionWrapper, F
 from django.db.models.functions import Now
 
 from deliveries_app.models import AppRepository, DriftCheck, StateDetail, SyncPause, SyncRun, WatchState
-from deliveries_app.monitoring import health
 from deliveries_app.monitoring.counts import WatchCounts, count_watches
 from deliveries_app.permissions import Permission
 from deliveries_app.progress import live
 from deliveries_app.progress.live import Progress
 from deliveries_app.progress.runs import newest_open_runs
 from deliveries_app.reports.next_attempt import due_at
+from deliveries_app.reports.system import System, read_system
 from deliveries_app.services import current_pause
-from docora.redis import heartbeat, inspect
-from docora.redis.heartbeat import Signs
+from docora.redis import inspect
 from docora.redis.inspect import Job, QueueState, Worker
 from docora.templatetags.docora import time_of_day
 from docora.text import format_seconds, parse_pk
@@ -79,7 +78,7 @@ class WorkerLine:
 
 @dataclass(frozen=True)
 class QueueView:
-    """The queue page. `queue` and `signs` are None while Redis is down or rejects writes.
+    """The queue page. `queue` is None while Redis is down or rejects writes.
 
     `counts` agree with the lists. `unqueued` is the number of due watches without a job, and `idle_jobs` the number of jobs
     without a due watch. `others` holds each waiting job that is not for a watch, its name, and what it does. `scheduled` holds
@@ -96,9 +95,7 @@ class QueueView:
     others: list[tuple[Job, str, str]]
     scheduled: list[tuple[AppRepository, datetime | None, str]]
     workers: list[WorkerLine]
-    signs: Signs | None
-    read_only: bool
-    """Whether the sweep is late because the database is read-only."""
+    system: System
 
     @property
     def more_running(self) -> int:
@@ -123,8 +120,8 @@ def can_view(user: User | AnonymousUser) -> bool:
 
 def read_queue() -> QueueView:
     """Read the queue page in a constant number of queries."""
-    pause, signs = current_pause(), heartbeat.read()
-    queue = inspect.read() if signs else None
+    pause, system = current_pause(), read_system()
+    queue = inspect.read() if system.signs else None
     counts = count_watches()
     jobs = queue.jobs if queue else []
     queued = {pk: job.queue for job in jobs if (pk := _watch_of(job))}
@@ -166,8 +163,7 @@ def read_queue() -> QueueView:
         others=[(job, *_described(job)) for job in jobs if _watch_of(job) is None],
         scheduled=scheduled,
         workers=workers,
-        signs=signs,
-        read_only=health.is_late_without_writes(signs),
+        system=system,
     )
 
 

@@ -78,11 +78,7 @@ def probe_writes(commands: Redis | Pipeline) -> None:
 
 def accepts_writes() -> bool:
     """Return whether Redis responds and accepts writes. Waits up to two seconds."""
-    try:
-        probe_writes(connection())
-    except RedisError:
-        return False
-    return True
+    return write_problem() is None
 
 
 def write_problem() -> tuple[str, str] | None:

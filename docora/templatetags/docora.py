@@ -12,7 +12,6 @@ from django.utils.safestring import SafeString
 from django.utils.text import capfirst
 
 from docora.conf import installation
-from docora.redis.connection import write_problem
 from docora.text import counted as format_count
 from docora.text import format_bytes, format_estimate, format_seconds, format_time
 from docora.text import visible as escape_invisible
@@ -38,12 +37,6 @@ _STYLES = {
     "in_doubt": ("neutral", "clock"),
 }
 """State or outcome → the badge's colour (`.badge-…` in the stylesheet) and icon."""
-
-
-@register.simple_tag
-def redis_problem() -> str:
-    """Say why Redis doesn't work, and what to do about it, as `doctor` does."""
-    return escape_invisible(" ".join(write_problem() or ()))
 
 
 @register.simple_tag

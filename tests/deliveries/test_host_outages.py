@@ -155,6 +155,19 @@ def test_overview_names_a_host_that_is_down(world: World, three: Watched) -> Non
     assert "A git host is down." not in viewer.get("/admin/live/overview/").text
 
 
+def test_overview_names_three_of_many_hosts(db) -> None:
+    now = timezone.now()
+    HostOutage.objects.bulk_create(
+        HostOutage(host=f"https://git{number}.example/", since=now, retry_at=now, error="No connection.")
+        for number in range(4)
+    )
+    page = staff("vera", "view_repository").get("/admin/").text
+    assert page.count("A git host is down.") == 3
+    assert "More git hosts are down." in page
+    HostOutage.objects.first().delete()
+    assert "More git hosts are down." not in staff("otto", "view_repository").get("/admin/").text
+
+
 def test_backoff_doubles_to_five_minutes(world: World, three: Watched) -> None:
     go_down(world)
     world.check()
