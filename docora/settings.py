@@ -16,7 +16,20 @@ from django.utils.csp import CSP
 from redis.connection import parse_url as parse_redis_url
 
 from docora.conf import data_dir, installation
-from docora.conf.env import count, database, date, flag, mailers, names, networks, pairs, seconds, text, time_zone
+from docora.conf.env import (
+    can_be_host,
+    count,
+    database,
+    date,
+    flag,
+    mailers,
+    names,
+    networks,
+    pairs,
+    seconds,
+    text,
+    time_zone,
+)
 from docora.db.connection import PrivateSqlite, check_pooled, postgres_options
 from docora.http.egress import check_proxy_url
 from docora.http.messages import name_of, url_blocked_reason
@@ -140,6 +153,8 @@ try:
     _redis = parse_redis_url(REDIS_URL)  # type: ignore[no-untyped-call]
     if urlsplit(REDIS_URL).path.strip("/") and not {"db", "path"} & _redis.keys():
         raise ValueError  # redis-py would use database 0, which another instance may use
+    if not can_be_host(_redis.get("host", "")):
+        raise ValueError
 except ValueError:  # the message doesn't repeat the URL, which may hold a password
     raise ImproperlyConfigured("REDIS_URL must look like redis://host:6379/0, rediss://… or unix:///path.") from None
 

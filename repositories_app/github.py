@@ -340,7 +340,7 @@ def _seconds_to_wait(outcome: Outcome) -> float:
 
 def _rate_limited(github_app: GitHubApp, seconds: float) -> GitError:
     message = (
-        f"GitHub's rate limit for the GitHub App {github_app} is exceeded. Requests are allowed again in "
+        f"GitHub's rate limit for the GitHub App {github_app} is exceeded. GitHub asks for a pause of "
         f"{format_seconds(seconds)}."
     )
     return RateLimited(Cause.NETWORK, message, cooldown=seconds)

@@ -87,7 +87,7 @@ ROOT_HINTS: dict[RootCause, Hint] = {
     ),
     RootCause.CLIENT_ERROR: Hint(
         "The app rejected the request. 404 often means a wrong base URL, 413 a size limit, and 429 a rate limit.",
-        "Check the response, fix the app, then retry. 410 pauses the app: fix the app, then resume it.",
+        "Check the response, fix the app, then retry. If 410 has paused the app, resume it instead.",
         (Permission.CHANGE_APPS, Permission.RETRY),
     ),
     RootCause.SERVER_ERROR: Hint(

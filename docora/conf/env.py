@@ -138,9 +138,9 @@ def database(name: str, default: str) -> dict[str, Any]:
         found = {}
     match found.get("ENGINE"):
         case "django.db.backends.postgresql":
-            has_name = bool(found["NAME"]) or "service" in found.get("OPTIONS", {})
-            is_valid = has_name and not _is_unescaped(url)
             found["HOST"] = unquote(found["HOST"])  # in libpq's URLs, slashes of the folder of a socket are %2F
+            has_name = bool(found["NAME"]) or "service" in found.get("OPTIONS", {})
+            is_valid = has_name and not _is_unescaped(url) and all(map(can_be_host, found["HOST"].split(",")))
         case "django.db.backends.sqlite3":
             # One in memory would not outlive the process. Of `sqlite://var/x`, `var` would be ignored.
             is_valid = found["NAME"] != ":memory:" and not found.get("HOST")
@@ -152,6 +152,17 @@ def database(name: str, default: str) -> dict[str, Any]:
             "Percent-encode special characters in user name and password, such as @ as %40."
         )
     return dict(found)
+
+
+def can_be_host(name: str) -> bool:
+    """Return whether Python can look up a host name. With another one, such as `db..internal`, it raises UnicodeError."""
+    if name.startswith("/"):  # the folder of a socket
+        return True
+    try:
+        name.encode("idna")
+    except UnicodeError:
+        return False
+    return True
 
 
 def _is_unescaped(url: str) -> bool:

@@ -250,7 +250,7 @@ def rate_limited(seconds: float | None, *, token: str) -> GitError:
     hint = "" if token else " Adding a token usually raises the limit."
     return RateLimited(
         Cause.NETWORK,
-        f"The git host's rate limit {whose} is exceeded. Requests are allowed again in {format_seconds(cooldown)}.{hint}",
+        f"The git host's rate limit {whose} is exceeded. The host asks for a pause of {format_seconds(cooldown)}.{hint}",
         for_every_watcher=not token,
         cooldown=cooldown,
     )

@@ -202,7 +202,7 @@ def test_paused_app_is_resumed_from_the_list(operator: Client, failing) -> None:
 
 
 def test_hint_for_410_is_to_resume_the_app() -> None:
-    assert "410 pauses the app: fix the app, then resume it." in ROOT_HINTS[RootCause.CLIENT_ERROR].advice
+    assert "If 410 has paused the app, resume it instead." in ROOT_HINTS[RootCause.CLIENT_ERROR].advice
 
 
 # --- The groups ----------------------------------------------------------------------------------------------------------

@@ -321,11 +321,11 @@ def test_clocks_that_differ(api: GitHub, github_app, repo: Repo, ahead: int, acc
 
 
 REPLIES = [
-    ((403, {"Retry-After": "30"}, {}), Cause.NETWORK, False, 30, "exceeded. Requests are allowed again in 30 s."),
+    ((403, {"Retry-After": "30"}, {}), Cause.NETWORK, False, 30, "exceeded. GitHub asks for a pause of 30 s."),
     ((429, {"Retry-After": "5"}, {}), Cause.NETWORK, False, 5, "rate limit for the GitHub App Docora Reader"),
-    ((429, {}, {}), Cause.NETWORK, False, 60, "in 1 min"),
-    ((403, {"X-RateLimit-Remaining": "0"}, {}), Cause.NETWORK, False, 60, "in 1 min"),
-    ((403, {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "1"}, {}), Cause.NETWORK, False, 1, "in 1 s"),
+    ((429, {}, {}), Cause.NETWORK, False, 60, "pause of 1 min"),
+    ((403, {"X-RateLimit-Remaining": "0"}, {}), Cause.NETWORK, False, 60, "pause of 1 min"),
+    ((403, {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "1"}, {}), Cause.NETWORK, False, 1, "pause of 1 s"),
     ((403, {}, {"message": "Suspended"}), Cause.AUTH, True, 0, "installation may be suspended"),
     ((401, {}, {}), Cause.AUTH, True, 0, "refused the key"),
     ((500, {}, {}), Cause.NETWORK, False, 0, "GitHub returned HTTP 500. Docora retries automatically."),
@@ -356,7 +356,7 @@ def test_nothing_is_asked_while_the_rate_limit_is_exceeded(api: GitHub, git: Git
     assert {str(one.problem)[:40] for one in found.values()} == {"GitHub's rate limit for the GitHub App D"}
     assert len(api.requests) < len(urls), "those that wait for their turn are not asked for"
     api.replies, asked = [], len(api.requests)
-    assert "Requests are allowed again in " in str(problem(github_app, urls[0]))
+    assert "GitHub asks for a pause of " in str(problem(github_app, urls[0]))
     assert len(api.requests) == asked
     redis().delete(f"docora:github_limit:{github_app.pk}")  # as its TTL does
     api.install("acme", "acme/r0", "acme/r1")
