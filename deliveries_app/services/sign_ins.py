@@ -21,7 +21,6 @@ from deliveries_app import audit
 from deliveries_app.actors import Actor
 from deliveries_app.models import ActorKind, AuditAction, AuditEntry
 from docora.db.clock import from_now
-from docora.security.permissions import MAX_USERNAME
 from docora.sign_in import links, oidc
 from docora.text import clean_text
 
@@ -96,7 +95,7 @@ def _user_named(credentials: dict[str, Any]) -> Any:
     model = get_user_model()
     given = [credentials.get(name) for name in (model.USERNAME_FIELD, "username", "login", PROXY_CREDENTIAL)]
     name = next((name for name in given if isinstance(name, str) and name and "\0" not in name), "")
-    return model._default_manager.filter(**{model.USERNAME_FIELD: name[: MAX_USERNAME + 1]}).first() if name else None
+    return model._default_manager.filter(**{model.USERNAME_FIELD: name}).first() if name else None
 
 
 @receiver(post_save, sender=get_user_model())

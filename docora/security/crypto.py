@@ -102,7 +102,7 @@ class Undecryptable(str):
     def _raise(self, *args: object) -> NoReturn:
         raise DecryptionError
 
-    encode = __str__ = __format__ = __add__ = __radd__ = __mod__ = _raise  # type: ignore[assignment]
+    encode = __str__ = __format__ = __add__ = __radd__ = _raise  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         return "<a secret that cannot be decrypted>"
@@ -143,6 +143,4 @@ class EncryptedTextField(TextField):
         raise TypeError(f"{self} is a secret, which would be written in plain text. Back up the database instead")
 
     def get_lookup(self, lookup_name: str) -> Any:
-        if lookup_name == "isnull":
-            return super().get_lookup(lookup_name)
         raise TypeError("An encrypted column cannot be searched: every encryption of the same text differs.")

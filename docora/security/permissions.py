@@ -1,4 +1,4 @@
-"""The authentication backend. It hashes no password for a name that cannot exist, and reads permissions in one query."""
+"""The authentication backend, which reads permissions in one query."""
 
 from typing import Any
 
@@ -6,11 +6,8 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.backends import ModelBackend
 from django.contrib.auth.models import Permission
 from django.db.models import QuerySet
-from django.http import HttpRequest
 
 from docora.db.compiled import compiled_and_prepared
-
-MAX_USERNAME = 254  # an email address, for other user models; `auth.User` has 150
 
 
 class OneQueryBackend(ModelBackend):
@@ -18,14 +15,6 @@ class OneQueryBackend(ModelBackend):
 
     Every poll of every open page needs them.
     """
-
-    def authenticate(
-        self, request: HttpRequest | None, username: str | None = None, password: str | None = None, **kwargs: Any
-    ) -> Any:
-        """Return the user, or None. Refuse an overlong name at once: Django would hash the password for it."""
-        if username and len(username) > MAX_USERNAME:
-            return None
-        return super().authenticate(request, username=username, password=password, **kwargs)
 
     def get_user(self, user_id: int) -> Any:
         """Return the user of a session, or None."""

@@ -62,7 +62,7 @@ def is_secret_name(name: str) -> bool:
     return _SECRET_NAME.fullmatch(name) is not None
 
 
-def redact_value(value: object, name: object = "", depth: int = 6) -> object:
+def redact_value(value: object, name: object = "") -> object:
     """Mask secrets in a value that is logged under `name`.
 
     Containers are masked item by item and numbers are kept. Other objects are converted to text first.
@@ -73,11 +73,11 @@ def redact_value(value: object, name: object = "", depth: int = 6) -> object:
         return value
     if isinstance(value, str):
         return redact(value)
-    if depth and isinstance(value, dict):
-        return {redact_value(key): redact_value(item, key, depth - 1) for key, item in value.items()}
-    if depth and isinstance(value, list | tuple | set | frozenset):
-        return [redact_value(item, "", depth - 1) for item in value]
-    return redact(repr(value) if isinstance(value, bytes) else str(value))
+    if isinstance(value, dict):
+        return {redact_value(key): redact_value(item, key) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [redact_value(item) for item in value]
+    return redact(str(value))
 
 
 def remove_secrets(text: str, *secrets: str) -> str:

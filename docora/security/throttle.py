@@ -53,7 +53,7 @@ def source_of(address: str) -> str:
     For IPv6 this is the /64 network, because one machine usually controls all of it.
     """
     try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
+        parsed = ipaddress.ip_address(address)
     except ValueError:
         return "unknown"
     if isinstance(parsed, ipaddress.IPv4Address):

@@ -26,7 +26,7 @@ def user_of(token: str) -> Any:
     """Return the user of a valid token, or None."""
     try:
         pk, last_login = signing.loads(token, salt=_SALT, max_age=MAX_AGE_SECONDS)
-    except (signing.BadSignature, ValueError):
+    except signing.BadSignature:
         return None
     user = get_user_model()._default_manager.filter(pk=pk, is_active=True).first()
     return user if user is not None and _last_login(user) == last_login else None

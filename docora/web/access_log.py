@@ -101,7 +101,7 @@ def _path(request: HttpRequest) -> str:
     """Return the path, percent-encoded so that it cannot add lines. Mask parts that the URLconf names like a secret."""
     path = escape_uri_path(request.path)
     for name, value in _arguments(request).items():
-        if value and (name == "key" or is_secret_name(name)):
+        if name == "key" or is_secret_name(name):
             path = path.replace(escape_uri_path(str(value)), MASK)
     return path
 

@@ -108,8 +108,6 @@ class RejectInvalidQueryMiddleware(MiddlewareMixin):
 
 
 def _is_valid_parameter(name: str, values: Iterable[str]) -> bool:
-    if name == "ids":  # confirmation pages parse it themselves and ignore invalid IDs
-        return True
     is_search = name in {"q", "search"}
     is_text = is_search or name == "path"
     return not name.endswith("regex") and not any(
@@ -117,7 +115,7 @@ def _is_valid_parameter(name: str, values: Iterable[str]) -> bool:
         or (is_search and len(value.split()) > _MAX_SEARCH_WORDS)
         or (name in _SEARCHED and len(value) > _MAX_SEARCH_CHARS)
         or (not is_text and any(part.isdecimal() and len(part) > _MAX_DIGITS for part in value.split(",")))
-        for value in (name, *values)
+        for value in values
     )
 
 
