@@ -100,6 +100,7 @@ def test_large_body_is_413(portal: Caller, path: str, verb: str) -> None:
     body = json.dumps({"github_url": "x" * 70_000})
     answer = getattr(portal.client, verb)(path, body, content_type="application/json")
     assert "at most 65,536 bytes" in error_of(answer, 413)
+    assert answer.wsgi_request._read_started is False
 
 
 @pytest.mark.parametrize(("path", "verb"), [(URL, "post"), (f"{URL}/repo_1/token", "patch")])
@@ -238,10 +239,9 @@ def test_faulty_statement_is_no_outage(db) -> None:
 
 
 @pytest.mark.skipif(connection.vendor != "postgresql", reason="SQLite has no such timeout")
-def test_statement_that_the_server_has_ended_is_an_outage(db) -> None:
-    statement = (
-        "DO $$ BEGIN RAISE 'canceling statement due to statement timeout' USING ERRCODE = 'query_canceled'; END $$"
-    )
+@pytest.mark.parametrize("code", ["query_canceled", "lock_not_available", "too_many_connections", "connection_failure"])
+def test_statement_that_the_server_has_ended_is_an_outage(db, code: str) -> None:
+    statement = f"DO $$ BEGIN RAISE 'canceling statement due to statement timeout' USING ERRCODE = '{code}'; END $$"
     with pytest.raises(OperationalError) as caught, transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(statement)
     assert is_outage(caught.value)

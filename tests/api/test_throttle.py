@@ -57,6 +57,9 @@ def test_limit_resets_after_the_window(redis_client) -> None:
         fail()
     (key,) = redis_client.keys("docora:failures:*")
     assert 0 < redis_client.ttl(key) <= SECONDS
+    redis_client.expire(key, 10)
+    fail()
+    assert redis_client.ttl(key) <= 10  # another failure does not extend it
     redis_client.delete(key)  # as the key's TTL does
     error_of(fail(), 401)
 

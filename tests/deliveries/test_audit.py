@@ -742,6 +742,8 @@ def test_other_connections_cannot_delete_meanwhile() -> None:
         [said] = in_threads(delete)
     assert ("append-only" if connection.vendor == "postgresql" else "database is locked") in said
     assert in_threads(delete) != ["deleted"]
+    with pytest.raises(IntegrityError):
+        old.delete()
     assert AuditEntry.objects.filter(pk=old.pk).exists()
 
 

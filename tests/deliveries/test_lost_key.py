@@ -38,6 +38,7 @@ def test_undecryptable_value_cannot_become_bytes_or_text(settings) -> None:
         lambda: secret.encode(),
         lambda: str(secret),
         lambda: f"x-access-token:{secret}",
+        lambda: f"{secret:>200}",
         lambda: "Bearer " + secret,
         lambda: secret + ".",
         lambda: require_readable("fine", secret),

@@ -46,6 +46,8 @@ urlpatterns = [
     path("stream/", stream),
     path("sign-in/<str:token>/", ok),
     path("reset/<str:key>/", ok),
+    path("admin/live/overview/", ok),
+    path("admin/progress/bulk_0/", ok),
 ]
 
 
@@ -88,14 +90,19 @@ def test_request_is_logged_without_its_query(log) -> None:
     assert of_the_view["request_id"] == answer.headers["X-Request-Id"]
 
 
-@pytest.mark.parametrize("address", ["/sign-in/plain-words/", "/reset/plain-words/"])
-def test_secrets_in_the_path_are_masked(log, address: str) -> None:
-    Client().get(address)
-    assert log()[-1]["path"] == address.replace("plain-words", MASK)
+@pytest.mark.parametrize("secret", ["plain-words", "pl%C3%A4in%20words"])
+@pytest.mark.parametrize("folder", ["/sign-in/", "/reset/"])
+def test_secrets_in_the_path_are_masked(log, folder: str, secret: str) -> None:
+    Client().get(f"{folder}{secret}/")
+    assert log()[-1]["path"] == f"{folder}{MASK}/"
 
 
-@pytest.mark.parametrize("address", ["/sign-in/plain-words", "/reset/plain-words?next=plain-words"])
-def test_secrets_are_masked_if_the_path_is_redirected(log, address: str) -> None:
+@pytest.mark.parametrize(
+    ("address", "needs_https"),
+    [("/sign-in/plain-words", False), ("/reset/plain-words?next=plain-words", False), ("/sign-in/plain-words/", True)],
+)
+def test_secrets_are_masked_if_the_path_is_redirected(log, settings, address: str, needs_https: bool) -> None:
+    settings.SECURE_SSL_REDIRECT = needs_https
     assert Client().get(address).status_code == 301
     assert "plain-words" not in json.dumps(log())
 
@@ -184,6 +191,12 @@ def test_probes_are_logged_only_if_they_fail(log, settings) -> None:
     assert (log()[-1]["event"], log()[-1]["level"]) == ("request_handled", "debug")
 
 
+@pytest.mark.parametrize("address", ["/admin/live/overview/", "/admin/progress/bulk_0/"])
+def test_polls_of_open_pages_are_not_logged(log, address: str) -> None:
+    Client().get(address)
+    assert [record["event"] for record in log()] == ["of_the_view"]
+
+
 # --- Metrics ------------------------------------------------------------------------------------------------------------
 
 
@@ -211,6 +224,7 @@ def test_requests_are_counted_by_method_route_and_status(real_urls: None) -> Non
         "/docs/api/",
         "/api/repositories/repo_1/runs",
         "/nothing",
+        "/static/docora/docora.css",
         "/health",
         "/version",
     ):
@@ -224,6 +238,7 @@ def test_requests_are_counted_by_method_route_and_status(real_urls: None) -> Non
         ("GET", "docs/api/", "2xx"): 1,
         ("GET", "api/repositories/<repository_id>/runs", "4xx"): 1,
         ("GET", "unknown", "4xx"): 2,
+        ("GET", "static", "2xx"): 1,
         ("POST", "docs/", "4xx"): 1,
         ("other", "docs/", "4xx"): 1,
     }

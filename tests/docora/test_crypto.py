@@ -4,7 +4,7 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from deliveries_app.models import App
-from docora.security.crypto import DecryptionError, decrypt, encrypt, hash_token, new_token, new_webhook_key
+from docora.security.crypto import DecryptionError, decrypt, encrypt, hash_token, new_token, new_webhook_key, reencrypt
 
 
 def make_app(**changes) -> App:
@@ -31,6 +31,13 @@ def test_removed_key_raises_decryption_error(settings) -> None:
     settings.ENCRYPTION_KEYS = ["another-key-altogether"]
     with pytest.raises(DecryptionError, match="Add the key that encrypted it"):
         decrypt(token)
+
+
+@pytest.mark.parametrize("stored", ["plain", "größe"])
+def test_stored_text_that_is_not_encrypted(stored: str) -> None:
+    for read in (decrypt, reencrypt):
+        with pytest.raises(DecryptionError):
+            read(stored)
 
 
 def test_secret_is_encrypted_in_the_database_only(db) -> None:

@@ -61,7 +61,8 @@ def test_django_has_no_handlers_of_its_own() -> None:
         (f"key {SIGNING_KEY}", f"key {MASK}"),
         (f"{GITHUB}!", f"{MASK}!"),
         ("github_pat_11ABCDEFG0_abcdefghij", MASK),
-        ("gho_abcdefgh1234 ghs_abcdefgh1234 glpat-abcdefgh1234", f"{MASK} {MASK} {MASK}"),
+        *((f"gh{kind}_abcdefgh1234 x", f"{MASK} x") for kind in "pousr"),
+        *((f"gl{kind}-abcdefgh.1234 x", f"{MASK} x") for kind in ("pat", "cbt", "ptt", "dt", "rt", "soat")),
         ("ghs_12_eyJhbGciOi.eyJpc3Mi.sig-nature. And", f"{MASK}. And"),
         ("ATATT3xFfGF0abc=12 ATCTT3xFfGN0abc=12 ATBBabcdefgh1234", f"{MASK} {MASK} {MASK}"),
         ("jwt eyJhbGciOiJSUzI1NiJ9.eyJpc3MiOiIxMjM0NSJ9.c2lnbmF0dXJl_x-y!", f"jwt {MASK}!"),
@@ -113,10 +114,17 @@ def test_known_secrets_are_masked_however_they_are_escaped(repeated: str) -> Non
     [
         ("whsec_???>>>", "d2hzZWNfPz8/Pj4+"), ("whsec_???>>>", "d2hzZWNfPz8_Pj4-"),
         ("my key", "my+key"), ("my key", "my%20key"), ("line\nline", r"line\nline"),
+        ("a&b", "a&amp;b"), ("a%b", "a%25b"), (r"a\b", r"a\\b"),
     ],
 )  # fmt: skip
 def test_forms_of_known_secrets(secret: str, repeated: str) -> None:
     assert remove_secrets(f"<{repeated}>", secret) == f"<{MASK}>"
+
+
+@pytest.mark.parametrize("secrets", [("my-key", "my-key-2", ""), ("my-key-2", "my-key", "")])
+def test_secret_that_begins_with_another_one(secrets: tuple[str, ...]) -> None:
+    """An app has no new signing key unless it rotates."""
+    assert remove_secrets(f"my-key, my-key-2, {GITHUB}, my", *secrets) == f"{MASK}, {MASK}, {MASK}, my"
 
 
 def test_masking_takes_time_in_proportion_to_the_text() -> None:
@@ -156,7 +164,8 @@ def test_fields_are_masked_by_name_and_pattern() -> None:
         "files": 3,
         "github_token": "plain-words",
         "error": GITHUB,
-        "parts": [SIGNING_KEY, {"push_secret": "x"}],
+        "parts": [SIGNING_KEY, {"push_secret": "x", GITHUB: 1}],
+        "deep": {"a": {"b": {"c": {"d": {"e": {"f": {"token": "plain-words"}}}}}}},
         "none": None,
         "raw": GITHUB.encode(),
     }
@@ -164,7 +173,8 @@ def test_fields_are_masked_by_name_and_pattern() -> None:
         "files": 3,
         "github_token": MASK,
         "error": MASK,
-        "parts": [MASK, {"push_secret": MASK}],
+        "parts": [MASK, {"push_secret": MASK, MASK: 1}],
+        "deep": {"a": {"b": {"c": {"d": {"e": {"f": {"token": MASK}}}}}}},
         "none": None,
         "raw": f"b'{MASK}'",
     }
@@ -175,6 +185,15 @@ def test_fields_are_masked_by_name_and_pattern() -> None:
 )
 def test_fields_that_are_masked_by_name(name: str) -> None:
     assert redact_value({name: "plain-words"}) == {name: MASK}
+
+
+@pytest.mark.parametrize("value", [None, "", True, False])
+def test_field_without_a_secret_is_kept(value: object) -> None:
+    assert redact_value(value, "token") == value
+
+
+def test_name_that_begins_like_that_of_a_secret() -> None:
+    assert redact_value("plain-words", "tokens_left") == "plain-words"
 
 
 def test_records_of_all_loggers_are_masked(log: io.StringIO) -> None:
@@ -297,6 +316,7 @@ def test_secret_at_the_cut_is_masked(log: io.StringIO) -> None:
 def test_error_report_shows_no_secret_even_with_debug(settings, form: str) -> None:
     settings.DEBUG = True
     settings.RQ_QUEUES = {"high": {"URL": f"redis://:{LOCAL}@redis:6379/0"}}
+    settings.ALERT_WEBHOOK_URL = f"https://chat.example/{LOCAL}"
     posted = {"github_token": POSTED, "name": POSTED, "new_auth_key": POSTED}
     request = RequestFactory().post("/admin/x", posted, headers={"authorization": f"Bearer {APP_TOKEN}"})
     request.COOKIES = {"sessionid": COOKIE, "theme": COOKIE}

@@ -71,11 +71,12 @@ def test_health_is_not_redirected_to_https(client: Client, settings) -> None:
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
 def test_api_call_over_plain_http_is_refused_instead_of_redirected(client: Client, settings, method: str) -> None:
     settings.SECURE_SSL_REDIRECT, settings.PUBLIC_URL = True, "https://docora.example"
-    answer = client.generic(method, "/api/repositories", b"{}", content_type="application/json")
-    assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
-    assert "https://docora.example" in answer.json()["error"]
+    for path in ("/api/repositories", "/admin/api/resync"):
+        answer = client.generic(method, path, b"{}", content_type="application/json")
+        assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+        assert "https://docora.example" in answer.json()["error"]
     assert client.generic(method, "/api/repositories", secure=True).status_code in {401, 405}
-    assert client.get("/api/repositories").status_code == 301
+    assert client.get("/api/repositories").status_code == client.head("/api/repositories").status_code == 301
 
 
 def test_not_found_is_json_below_the_api_and_a_page_elsewhere(client: Client) -> None:

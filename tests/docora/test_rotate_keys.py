@@ -1,8 +1,11 @@
 """`manage.py rotate_encryption_keys` moves every stored secret to the newest key and changes nothing else."""
 
 import io
+from collections.abc import Callable
 
 import pytest
+from allauth.mfa.models import Authenticator
+from django.contrib.auth.models import User
 from django.core.management import CommandError, call_command
 from django.db import connection
 
@@ -91,7 +94,7 @@ def test_rows_are_read_in_pages(old_key, settings, monkeypatch) -> None:
     for number in range(8):
         make_app(f"App {number}")
     settings.ENCRYPTION_KEYS = [NEW, OLD]
-    assert "client_auth_key: 8 re-encrypted" in rotate()
+    assert "client_auth_key: 8 re-encrypted, 0 already had the newest key" in rotate()
     assert all(reencrypt(secret) == secret for secret in stored(App, "client_auth_key"))
 
 
@@ -103,19 +106,45 @@ def test_dry_run_counts_and_writes_nothing(old_key, settings) -> None:
     assert stored(App, "client_auth_key") == before
 
 
+def before_encrypting(monkeypatch: pytest.MonkeyPatch, change: Callable[[], object]) -> None:
+    """Make a concurrent change while the command encrypts its first secret."""
+
+    def encrypt_after_change(plain: str) -> str:
+        monkeypatch.setattr(crypto, "encrypt", encrypt)
+        change()
+        return encrypt(plain)
+
+    monkeypatch.setattr(crypto, "encrypt", encrypt_after_change)
+
+
 def test_concurrent_change_of_a_secret_is_not_lost(old_key, settings, monkeypatch) -> None:
     app = make_app("Portal")
     settings.ENCRYPTION_KEYS = [NEW, OLD]
-
-    def encrypt_after_concurrent_update(plain: str) -> str:
-        monkeypatch.setattr(crypto, "encrypt", encrypt)
-        App.objects.filter(pk=app.pk).update(client_auth_key="the-key-of-a-second-ago")
-        return encrypt(plain)
-
-    monkeypatch.setattr(crypto, "encrypt", encrypt_after_concurrent_update)
+    row = App.objects.filter(pk=app.pk)
+    before_encrypting(monkeypatch, lambda: row.update(client_auth_key="the-key-of-a-second-ago"))
     rotate()
     assert App.objects.get().client_auth_key == "the-key-of-a-second-ago"
     assert all(reencrypt(secret) == secret for secret in stored(App, "client_auth_key"))
+
+
+def test_secret_that_is_deleted_meanwhile(old_key, settings, monkeypatch) -> None:
+    make_app("Portal")
+    settings.ENCRYPTION_KEYS = [NEW, OLD]
+    before_encrypting(monkeypatch, App.objects.all().delete)
+    rotate()
+    assert not App.objects.exists()
+
+
+@pytest.mark.parametrize("left", [[], ["new"]])
+def test_second_factor_that_is_changed_meanwhile(old_key, settings, monkeypatch, left: list[str]) -> None:
+    factors = Authenticator.objects.all()
+    factors.create(user=User.objects.create(username="anna"), type="totp", data={"secret": encrypt("old")})
+    settings.ENCRYPTION_KEYS = [NEW, OLD]
+    before_encrypting(
+        monkeypatch, lambda: factors.update(data={"secret": encrypt(left[0])}) if left else factors.delete()
+    )
+    rotate()
+    assert [crypto.decrypt(factor.data["secret"]) for factor in factors.all()] == left
 
 
 def test_undecryptable_secret_is_listed_and_left_unchanged(old_key, settings, capsys) -> None:

@@ -537,6 +537,8 @@ def test_header_that_does_not_count(anna, proxy: str, address: str, name: str) -
     answer = Client(REMOTE_ADDR=address).get("/admin/", headers={"x-remote-user": name})
     assert answer.status_code == 302
     assert User.objects.count() == 1
+    failures = AuditEntry.objects.filter(action=AuditAction.SIGN_IN_FAILED)
+    assert failures.count() == (name == "mallory")
 
 
 def test_name_of_the_proxy_is_utf_8(db, proxy: str) -> None:

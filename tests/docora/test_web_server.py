@@ -105,9 +105,15 @@ def test_deadline_restarts_with_each_request(start: Start) -> None:
 
 
 def test_slow_view_has_no_deadline(start: Start) -> None:
+    """Neither have requests that wait for a thread, and clients before their next request."""
     web = start(request_seconds=1.0, unread_seconds=1.0)
-    with web.connect(request("/sleep?n=3")) as connection:
-        assert read_answer(connection)[0].status == 200
+    with contextlib.ExitStack() as stack:
+        sent = [request("/sleep?n=3")] * THREADS + [request("/")]
+        connections = [stack.enter_context(web.connect(one)) for one in sent]
+        assert [read_answer(connection)[0].status for connection in connections] == [200] * (THREADS + 1)
+        time.sleep(1)
+        connections[0].sendall(request("/health"))
+        assert read_answer(connections[0])[0].status == 200
 
 
 @pytest.mark.early(5)
@@ -142,14 +148,15 @@ def test_responses_that_are_not_read_are_limited_in_all(start: Start) -> None:
         assert [len(everything(client)) > 12 * MB for client in clients] == [False, False, False, True, True]
 
 
-def test_bodies_are_limited_in_all(start: Start) -> None:
-    """Anyone can send them, to any page. Each is kept until its last byte has arrived."""
+@pytest.mark.parametrize("missing", [1, 0])
+def test_bodies_are_limited_in_all(start: Start, missing: int) -> None:
+    """Anyone can send them, to any page. Each is kept until its last byte has arrived and the request has been answered."""
     web = start(_MAX_BUFFERED=30 * MB)
     with contextlib.ExitStack() as stack:
-        unfinished = request("/", "POST", b"x" * 12 * MB)[:-1]
+        sent = request("/sleep?n=30", "POST", b"x" * 12 * MB)
         clients = []
         for _ in range(5):
-            clients.append(stack.enter_context(web.connect(unfinished)))
+            clients.append(stack.enter_context(web.connect(sent[: len(sent) - missing])))
             time.sleep(0.2)
         wait_for(lambda: web.connections() == 2, 20, 0.1)
         assert [is_closed(client) for client in clients] == [True, True, True, False, False]
@@ -284,7 +291,7 @@ def test_shutdown_finishes_requests_and_responses(start: Start) -> None:
         web.stop()
         time.sleep(0.3)
         accepted.sendall(request("/health"))
-        time.sleep(0.7)
+        time.sleep(1.2)
         assert web.process.poll() is None
         partial.sendall(b"}")
         for connection in (accepted, partial, working):

@@ -28,6 +28,7 @@ INVALID = [
     "/admin/deliveries_app/syncrun/?outcome__exact=%00&outcome__exact=failed",
     "/admin/auth/user/?username=%00",
     "/admin/auth/user/?na%00me=x",
+    f"/admin/auth/user/?groups__id__in={BIG},{BIG}",
     f"{APPS}?created_at__year=99999999",
     f"{APPS}?id__range=1",
     f"{WATCHES}?created_at__year__gte=99999999",
@@ -48,6 +49,12 @@ def test_invalid_query_of_a_page(root: Client, watches, url: str) -> None:
     response = root.get(url)
     assert response.status_code == 400
     assert "Bad request" in response.text
+
+
+def test_invalid_query_of_a_form(root: Client, watches) -> None:
+    form = {"action": "resync_all_for_app", "_selected_action": watches[0].app_id}
+    assert root.post(f"{APPS}?q=%00", form).status_code == 400
+    assert root.post(f"{APPS}?q=x", form).status_code == 302
 
 
 @pytest.mark.parametrize(
@@ -130,11 +137,13 @@ def test_invalid_app_of_a_new_watch(root: Client, watches, key: str) -> None:
     "page",
     [
         f"{WATCHES}?q=", f"{APPS}?q=", f"{WATCHES}?app_name=", "/admin/deliveries_app/failedsync/?q=", "/admin/search/?q=",
+        "/admin/live/app/{app}/repository-names/?repository=",
         "/admin/live/app-names/?app_name=", "/admin/api/repositories?search=",
         "/admin/autocomplete/?app_label=deliveries_app&model_name=apprepository&field_name=app&term=",
     ],
 )  # fmt: skip
 def test_search_for_a_long_text(root: Client, watches, page: str) -> None:
+    page = page.format(app=watches[0].app_id)
     assert root.get(f"{page}{'a' * 60_000}").status_code == 400
     assert root.get(f"{page}{'a' * 4_096}").status_code == 200
 
