@@ -85,8 +85,6 @@ def reason_and_advice(error: OSError) -> str:
 
 def make_private(directory: Path) -> None:
     """Create a folder with mode 0700, because it will hold sessions or private repositories. Don't change existing ones."""
-    if directory.is_dir():
-        return
     for folder in (*reversed(directory.parents), directory):  # with `parents=True`, parents would not get this mode
         folder.mkdir(mode=0o700, exist_ok=True)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import structlog
 
-from docora.security.redaction import redact, redact_value
+from docora.security.redaction import redact_value
 
 MAX_FIELD = 10_000
 """Approximate maximum number of characters in one field of a log record."""
@@ -117,4 +117,4 @@ class _Formatter(structlog.stdlib.ProcessorFormatter):
             return super().format(record)
         except Exception as error:
             location = f"{record.pathname}:{record.lineno}"
-            return redact(f"a log record of {record.name} at {location} could not be formatted: {type(error).__name__}")
+            return f"a log record of {record.name} at {location} could not be formatted: {type(error).__name__}"
