@@ -231,6 +231,7 @@ def test_without_redis_there_is_no_rate(operation: BulkOperation, valkey_server)
         ([(97, 0), (100, 30)], Movement(None, 0, 0)),  # too young for a rate
         ([(95, 0), (100, 30)], Movement(6, 0, 0)),
         ([(60, 0), (70, 20), (100, 60)], Movement(2, 0, 0)),  # 40 files in the window of 20 s
+        ([(60, 0), (80, 20), (100, 60)], Movement(2, 0, 0)),
         ([(60, 0), (85, 60)], Movement(3, 15, 15)),
         ([(60, 0), (78, 60)], Movement(None, 22, 22)),
         ([(45, 0), (50, 60), (65, 60), (79, 60)], Movement(None, 21, 50)),  # refused since then
@@ -262,6 +263,15 @@ def test_samples_from_before_the_clock_was_set_back(redis_client: Redis) -> None
     live_counters.finish("run_1")
     assert movement is not None
     assert 0 <= movement.idle < 5
+
+
+def test_only_recent_samples_are_kept(redis_client: Redis) -> None:
+    """Each poll reads all of them, and a run may take a day."""
+    live_counters.start("run_1", {"files_total": 10, "files_done": 0})
+    key, now = "docora:progress:run_1:samples", redis_client.time()[0]
+    redis_client.zadd(key, {f"{now - ago}:0": now - ago for ago in (900, 100, 30)})
+    live_counters.advance("run_1", files_done=1)
+    assert redis_client.zrange(key, 0, -1)[0] == b"%d:0" % (now - 30)
 
 
 @pytest.mark.parametrize(

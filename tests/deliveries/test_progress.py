@@ -347,7 +347,44 @@ def test_lost_counters_are_logged_once_a_minute(
     for _ in range(5):
         live_counters.start("run_1", {"files_total": 10})
         assert not live_counters.advance("run_1", files_done=1)
+        assert live_counters.put("bulk_1", "run_1", {"files_done": 1}), "there is nothing to seed"
     assert [record.message for record in caplog.records] == ["progress_not_updated"]
+
+
+def test_counters_expire(redis_client: Redis) -> None:
+    """Those of a run whose worker died are not deleted."""
+    live_counters.start("run_1", {"files_total": 10})
+    live_counters.seed("bulk_1", {"files_total": 10}, {"run_1": {"files_total": 10}})
+    left = {key: redis_client.ttl(key) for key in redis_client.scan_iter("docora:progress:*")}
+    assert len(left) == 5
+    assert all(0 < seconds <= live_counters.TTL_SECONDS for seconds in left.values())
+    for key in (b"docora:progress:bulk_1", b"docora:progress:bulk_1:parts"):
+        assert left[key] <= live_counters.SUM_SECONDS
+
+
+def test_sum_that_has_lost_its_parts(redis_client: Redis) -> None:
+    """A Redis whose memory is full may have removed them alone."""
+    live_counters.seed("bulk_1", {"files_done": 4}, {"run_1": {"files_done": 4}})
+    redis_client.delete("docora:progress:bulk_1:parts")
+    assert not live_counters.put("bulk_1", "run_1", {"files_done": 5})
+    live_counters.seed("bulk_1", {"files_done": 4}, {"run_1": {"files_done": 4}})
+    assert live_counters.put("bulk_1", "run_1", {"files_done": 5})
+    assert live_counters.read(["bulk_1"]) == [{"files_done": 5}]
+
+
+def test_earliest_start_of_the_parts_is_kept(redis_client: Redis) -> None:
+    live_counters.seed("bulk_1", {"started": 0}, {"run_0": {"started": 0}})
+    for started, earliest in ((0, 0), (200, 200), (100, 100), (150, 100), (0, 100)):
+        live_counters.put("bulk_1", f"run_{started}", {"started": started})
+        assert live_counters.read(["bulk_1"]) == [{"started": earliest}]
+
+
+def test_very_large_counters(redis_client: Redis) -> None:
+    size = 2**53 - 1
+    live_counters.start("run_1", {"bytes_total": size})
+    live_counters.seed("bulk_1", {"bytes_total": 0}, {"run_1": {"bytes_total": 0}})
+    live_counters.put("bulk_1", "run_1", {"bytes_total": size})
+    assert live_counters.read(["run_1", "bulk_1"]) == [{"bytes_total": size}] * 2
 
 
 def test_operation_before_its_first_file(world: World) -> None:

@@ -171,6 +171,8 @@ def test_sighup_reads_the_env_file_again_and_loses_no_request(service: WebServic
     assert build(service) == ("one", "given", "day")
     with Clients(service.address) as clients:
         clients.wait_for_more()
+        for pid in before:  # as `systemctl kill` does; only the manager acts on it
+            os.kill(pid, signal.SIGHUP)
         service.settings.write_text("DOCORA_BUILD_NUMBER=invalid\nMETRICS_TOKEN=short\n")
         assert build(service) == ("one", "given", "day")
         service.process.send_signal(signal.SIGHUP)

@@ -130,6 +130,14 @@ def test_concurrency_is_bounded_by_max_connections(serve):
     assert (most[0], server.connections) == (8, 8)
 
 
+def test_idle_connections_are_bounded_by_max_connections(serve):
+    servers = [serve() for _ in range(3)]
+    with HttpClient(LOOPBACK, allow_http=True, max_connections=2) as client:
+        for server in (*servers, servers[0]):
+            assert client.request(post(server.url)).ok
+    assert [server.connections for server in servers] == [2, 1, 1]
+
+
 def test_timeout_does_not_count_while_queued(serve):
     def answer(connection, head, body):
         time.sleep(0.25)
@@ -151,6 +159,8 @@ def test_poll_returns_on_the_first_outcome_or_on_timeout(client, serve):
     client.submit(post(fast.url))
     assert client.poll(10)[0][1].ok
     assert client.in_flight == 1
+    with pytest.raises(RuntimeError, match="Other requests are in flight"):
+        client.request(post(fast.url))
 
 
 def test_abort_returns_the_requests_it_cancelled(client, serve):
@@ -167,16 +177,18 @@ def test_abort_returns_the_requests_it_cancelled(client, serve):
     assert (client.in_flight, client.poll(0)) == (0, [])
 
 
-def test_withdraw_cancels_only_requests_not_started(client, serve):
+@pytest.mark.parametrize("max_connections", [2, 64])
+def test_withdraw_cancels_only_requests_not_started(serve, max_connections):
     server = serve()
-    begun, first, second = (post(server.url) for _ in range(3))
-    client.submit(begun)
-    client.poll(0)
-    client.submit(first)
-    client.submit(second)
-    assert client.withdraw() == [first, second]
-    assert (client.withdraw(), client.in_flight) == ([], 1)
-    assert [request for request, _ in everything(client)] == [begun]
+    begun, *others = (post(server.url) for _ in range(4))
+    with HttpClient(LOOPBACK, allow_http=True, max_connections=max_connections) as client:
+        client.submit(begun)
+        client.poll(0)
+        for request in others:
+            client.submit(request)
+        assert client.withdraw() == others
+        assert (client.withdraw(), client.in_flight) == ([], 1)
+        assert [request for request, _ in everything(client)] == [begun]
     assert len(server.requests) == 1
 
 
@@ -326,6 +338,10 @@ def test_poll_raises_an_exception_from_a_callback(client, serve, monkeypatch, ca
             everything(client)
     [(_, outcome)] = client.poll(0)  # the outcome is not lost
     assert (outcome.ok, outcome.reached) == (False, False)
+    with monkeypatch.context() as patch:
+        patch.setattr(transfer, "blocked_reason", broken)
+        with pytest.raises(LookupError, match="a mistake in Docora"):
+            client.request(post(server.url))
     assert client.request(post(server.url)).ok
     assert capfd.readouterr() == ("", "")
 

@@ -6,12 +6,16 @@ import os
 import stat
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from django.core.exceptions import ImproperlyConfigured
+from redis import Redis
 
-from docora.conf.data_dir import embedded_redis_socket, generated_key, make_private, unusable
+from docora.conf import env
+from docora.conf.data_dir import embedded_redis_socket, embedded_redis_url, generated_key, make_private, unusable
 from tests.support.commands import PROJECT, manage
 
 
@@ -148,7 +152,7 @@ def test_env_file_with_an_invalid_line_prevents_the_start(tmp_path: Path, text: 
 
 def test_env_file_of_other_editors(tmp_path: Path) -> None:
     file = tmp_path / "settings"
-    file.write_bytes(b"\xef\xbb\xbfPORT=70000\r\n  # Comment\r\n  \r\n")
+    file.write_bytes(b"\xef\xbb\xbfPORT=70000\r\n  # Comment\r\n  \r\nexport HOST=::1\r\n")
     result = start_with(tmp_path / "data", DOCORA_ENV_FILE=str(file))
     assert result.stderr == "Docora cannot start: PORT must be at most 65535, but is '70000'.\n"
 
@@ -279,3 +283,49 @@ def test_socket_of_a_data_directory_with_a_long_path() -> None:
     assert embedded_redis_socket(short) == short / "valkey.sock"
     assert len(os.fsencode(embedded_redis_socket(long))) <= 100
     assert embedded_redis_socket(long) != embedded_redis_socket(Path("/srv") / ("e" * 120))
+    with Redis.from_url(embedded_redis_url(odd := Path("/srv/c++ #1? 100%41"))) as client:
+        assert client.connection_pool.connection_kwargs["path"] == str(odd / "valkey.sock")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        *((value, True) for value in ("1", "yes", "true", "on", " YES ")),
+        *((value, False) for value in ("0", "no", "false", "off", "Off")),
+        ("", True),
+    ],
+)
+def test_flags(monkeypatch: pytest.MonkeyPatch, value: str, expected: bool) -> None:
+    monkeypatch.setenv("ALLOW_HTTP", value)
+    assert env.flag("ALLOW_HTTP", default=True) is expected
+
+
+def test_left_side_of_a_pair_may_contain_an_equals_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OIDC_ROLES", "cn=admins = superuser, readers=Viewers")
+    assert env.pairs("OIDC_ROLES") == [("cn=admins", "superuser"), ("readers", "Viewers")]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "tls", "ssl"), [("smtp", False, False), ("smtp+tls", True, False), ("smtp+ssl", False, True)]
+)
+def test_mail_server(monkeypatch: pytest.MonkeyPatch, scheme: str, tls: bool, ssl: bool) -> None:
+    monkeypatch.setenv("EMAIL_URL", f"{scheme}://ops:p%40ss@mail.example:587")
+    options = env.mailers("EMAIL_URL")["default"]["OPTIONS"]
+    assert (options["use_tls"], options["use_ssl"], options["password"]) == (tls, ssl, "p@ss")
+    monkeypatch.setenv("EMAIL_URL", f"{scheme}://")
+    with pytest.raises(ImproperlyConfigured, match="must look like"):
+        env.mailers("EMAIL_URL")
+
+
+@pytest.mark.parametrize("url", ["postgres:///?service=docora", "postgres:///docora?host=/run/postgresql&user=a@b/c"])
+def test_database_url_without_a_location(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("DATABASE_URL", url)
+    assert env.database("DATABASE_URL", "")["OPTIONS"]
+
+
+@pytest.mark.parametrize("url", ["", "sqlite://:memory:", *(f"postgres://docora:p{sign}w@db/docora" for sign in "?/#")])
+def test_database_url_that_is_refused(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """An instance whose URL got lost must not start as an empty one, nor may a part of the password become the host."""
+    monkeypatch.setenv("DATABASE_URL", url)
+    with warnings.catch_warnings(action="error"), pytest.raises(ImproperlyConfigured, match="must look like"):
+        env.database("DATABASE_URL", "sqlite:////srv/docora.sqlite3")

@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import ipaddress
 import json
+import resource
 import signal
 import socket
 import threading
@@ -136,15 +137,17 @@ def test_20_clients_that_do_not_read_their_response(start: Start, size: int, pat
 
 
 def test_responses_that_are_not_read_are_limited_in_all(start: Start) -> None:
-    """They would fill the disk, or in containers the memory."""
+    """They would fill the disk, or in containers the memory. A client that is owed nothing is not closed for them."""
     web = start(_MAX_BUFFERED=30 * MB)
     with contextlib.ExitStack() as stack:
+        idle = stack.enter_context(web.connect())
         clients = []
         for _ in range(5):
             clients.append(stack.enter_context(web.connect(request(f"/bytes?n={12 * MB}", close=True), window=65536)))
             clients[-1].recv(1, socket.MSG_PEEK)
             time.sleep(0.2)  # until no more fits into the buffers of the sockets
-        wait_for(lambda: web.connections() == 2, 20, 0.1)
+        wait_for(lambda: web.connections() == 3, 20, 0.1)
+        assert not is_closed(idle)
         assert [len(everything(client)) > 12 * MB for client in clients] == [False, False, False, True, True]
 
 
@@ -215,6 +218,17 @@ def test_disconnected_client_leaves_nothing_behind(start: Start) -> None:
     for sent in (request("/bytes?n=60000000"), request("/health", "POST", b"x" * MB)[: MB // 2]):
         web.connect(sent).close()
     wait_for(lambda: web.connections() == 0, 20)
+
+
+def test_limit_of_open_files_is_raised(start: Start) -> None:
+    """Each of the 1,000 connections may have temporary files, and many systems allow 1,024 open files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))  # the web process inherits it
+    try:
+        web = start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert resource.prlimit(web.process.pid, resource.RLIMIT_NOFILE) == (4000, hard)
 
 
 # --- Probes -------------------------------------------------------------------------------------------------------------
