@@ -230,7 +230,7 @@ class WebServer:
         """Wait for events and handle them. Every `_CHECK_SECONDS`, close connections that have exceeded a limit."""
         wasyncore.loop(_CHECK_SECONDS, use_poll=True, map=self._map, count=1)
         now = time.monotonic()
-        if now < self._next_check:
+        if now < self._next_check and not close_idle:
             return
         self._next_check = now + _CHECK_SECONDS
         channels = list(self._server.active_channels.values())
