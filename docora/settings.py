@@ -13,11 +13,9 @@ from urllib.parse import quote, urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.csp import CSP
-from redis.connection import parse_url as parse_redis_url
 
 from docora.conf import data_dir, installation
 from docora.conf.env import (
-    can_be_host,
     count,
     database,
     date,
@@ -26,6 +24,7 @@ from docora.conf.env import (
     names,
     networks,
     pairs,
+    redis_url,
     seconds,
     text,
     time_zone,
@@ -148,15 +147,7 @@ else:
     else:
         _options.pop("pool", None)  # workers fork, and would not reuse its connections
         _database.setdefault("CONN_MAX_AGE", None)  # a new connection costs more than what the sweep does in a second
-REDIS_URL = text("REDIS_URL") or data_dir.embedded_redis_url(DATA_DIR)
-try:
-    _redis = parse_redis_url(REDIS_URL)  # type: ignore[no-untyped-call]
-    if urlsplit(REDIS_URL).path.strip("/") and not {"db", "path"} & _redis.keys():
-        raise ValueError  # redis-py would use database 0, which another instance may use
-    if not can_be_host(_redis.get("host", "")):
-        raise ValueError
-except ValueError:  # the message doesn't repeat the URL, which may hold a password
-    raise ImproperlyConfigured("REDIS_URL must look like redis://host:6379/0, rediss://… or unix:///path.") from None
+REDIS_URL = redis_url("REDIS_URL", data_dir.embedded_redis_url(DATA_DIR))
 
 # --- Jobs --------------------------------------------------------------------------------------------------------------
 RQ_QUEUES = {

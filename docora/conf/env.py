@@ -8,10 +8,11 @@ import re
 import warnings
 import zoneinfo
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
 from environ import Env
+from redis.connection import parse_url as parse_redis_url
 
 _TEN_YEARS = 10 * 365 * 86_400
 _MAX_COUNT = 2**53  # larger integers are not exact as floats
@@ -140,7 +141,7 @@ def database(name: str, default: str) -> dict[str, Any]:
         case "django.db.backends.postgresql":
             found["HOST"] = unquote(found["HOST"])  # in libpq's URLs, slashes of the folder of a socket are %2F
             has_name = bool(found["NAME"]) or "service" in found.get("OPTIONS", {})
-            is_valid = has_name and not _is_unescaped(url) and all(map(can_be_host, found["HOST"].split(",")))
+            is_valid = has_name and not _is_unescaped(url) and all(map(_can_be_host, found["HOST"].split(",")))
         case "django.db.backends.sqlite3":
             # One in memory would not outlive the process. Of `sqlite://var/x`, `var` would be ignored.
             is_valid = found["NAME"] != ":memory:" and not found.get("HOST")
@@ -154,7 +155,21 @@ def database(name: str, default: str) -> dict[str, Any]:
     return dict(found)
 
 
-def can_be_host(name: str) -> bool:
+def redis_url(name: str, default: str) -> str:
+    """Return the URL of a Redis server. The error message does not repeat it, because it may hold a password."""
+    url = text(name, default)
+    try:
+        parts = parse_redis_url(url)  # type: ignore[no-untyped-call]
+        if urlsplit(url).path.strip("/") and not {"db", "path"} & parts.keys():
+            raise ValueError  # redis-py would use database 0, which another instance may use
+        if not _can_be_host(parts.get("host", "")):
+            raise ValueError
+    except ValueError:
+        raise ImproperlyConfigured(f"{name} must look like redis://host:6379/0, rediss://… or unix:///path.") from None
+    return url
+
+
+def _can_be_host(name: str) -> bool:
     """Return whether Python can look up a host name. With another one, such as `db..internal`, it raises UnicodeError."""
     if name.startswith("/"):  # the folder of a socket
         return True
