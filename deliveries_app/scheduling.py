@@ -23,7 +23,7 @@ from django.db.models.expressions import Combinable
 from django.db.models.functions import Coalesce, Greatest, Least, Now, Random, RowNumber
 
 from deliveries_app.models import AppRepository, AppRepositoryQuerySet, Status, SyncRun
-from deliveries_app.models.apps import app_is_full
+from deliveries_app.models.watches import app_is_full
 from docora.db.compiled import compiled_and_prepared
 from docora.redis import queues
 

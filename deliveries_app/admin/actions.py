@@ -21,7 +21,7 @@ from deliveries_app.admin.confirmation import (
     selection_context,
 )
 from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, BulkOperation
-from deliveries_app.models.apps import WATCH_ORDER
+from deliveries_app.models.watches import WATCH_ORDER
 from deliveries_app.permissions import Permission
 from deliveries_app.reports import endpoints
 from deliveries_app.reports.impact import Impact, impact_of, retry_impact_of

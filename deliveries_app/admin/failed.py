@@ -33,8 +33,8 @@ from deliveries_app.models import (
     SyncRun,
     WatchState,
 )
-from deliveries_app.models.apps import WATCH_ORDER
 from deliveries_app.models.root_causes import RootCause
+from deliveries_app.models.watches import WATCH_ORDER
 from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import failures, help_texts

@@ -28,8 +28,8 @@ from deliveries_app.admin.forms import WatchForm, post_data
 from deliveries_app.admin.removal import RemovalAdmin, RemovalLabels
 from deliveries_app.admin.watch_settings import WatchSettingsAdmin
 from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, FailureKind, Outcome, Reason
-from deliveries_app.models.apps import WATCH_ORDER
 from deliveries_app.models.root_causes import RootCause
+from deliveries_app.models.watches import WATCH_ORDER
 from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import attempts, failing_files, help_texts

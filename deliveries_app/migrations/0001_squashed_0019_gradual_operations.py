@@ -1,5 +1,6 @@
 import deliveries_app.models.apps
 import deliveries_app.models.runs
+import deliveries_app.models.watches
 import django.db.models.deletion
 import django.utils.timezone
 import docora.db.fields
@@ -207,7 +208,7 @@ class Migration(migrations.Migration):
             name='AppRepository',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('watch_id', models.CharField(default=deliveries_app.models.apps.new_watch_id, editable=False, max_length=16, unique=True)),
+                ('watch_id', models.CharField(default=deliveries_app.models.watches.new_watch_id, editable=False, max_length=16, unique=True)),
                 ('github_url', models.CharField(help_text='As entered by the app.', max_length=2048, verbose_name='URL')),
                 ('github_token', docora.security.crypto.EncryptedTextField(blank=True, default='', verbose_name='token')),
                 ('push_secret', docora.security.crypto.EncryptedTextField(blank=True, default='', help_text='The git host signs push hooks with it.', verbose_name='push hook secret')),

@@ -4,17 +4,7 @@
 """
 
 from deliveries_app.models.alerts import Alert, AlertChannel, AlertKind, AlertRound, ChannelName
-from deliveries_app.models.apps import (
-    App,
-    AppRepository,
-    AppRepositoryQuerySet,
-    AppToken,
-    FailedSync,
-    Imported,
-    Reason,
-    Status,
-    SyncPause,
-)
+from deliveries_app.models.apps import App, AppToken
 from deliveries_app.models.audit import ActorKind, AppAction, AuditAction, AuditEntry, ContactMail
 from deliveries_app.models.deliveries import Delivery, DeliveryAttempt, DeliveryFailure, FailureKind, HourlyTraffic
 from deliveries_app.models.drift import DriftCheck, DriftFile, DriftKind, DriftState
@@ -36,3 +26,12 @@ from deliveries_app.models.runs import (
     new_run_id,
 )
 from deliveries_app.models.watch_state import StateDetail, WatchState
+from deliveries_app.models.watches import (
+    AppRepository,
+    AppRepositoryQuerySet,
+    FailedSync,
+    Imported,
+    Reason,
+    Status,
+    SyncPause,
+)

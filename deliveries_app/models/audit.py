@@ -7,7 +7,8 @@ from django.db import models
 from django.db.models import Q
 from django.utils import timezone
 
-from deliveries_app.models.apps import App, AppRepository
+from deliveries_app.models.apps import App
+from deliveries_app.models.watches import AppRepository
 
 
 class AuditAction(models.TextChoices):

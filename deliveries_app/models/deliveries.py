@@ -6,7 +6,8 @@ from enum import StrEnum
 from django.db import models
 from django.db.models import Q
 
-from deliveries_app.models.apps import App, AppRepository
+from deliveries_app.models.apps import App
+from deliveries_app.models.watches import AppRepository
 from docora.db.fields import BytewiseTextField
 from docora.text import visible
 

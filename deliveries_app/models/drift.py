@@ -7,7 +7,7 @@ from django.db import models
 from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
 
-from deliveries_app.models.apps import SECRETS, AppRepository, is_free
+from deliveries_app.models.watches import SECRETS, AppRepository, is_free
 from docora.db.fields import BytewiseTextField
 
 

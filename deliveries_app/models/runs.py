@@ -8,7 +8,8 @@ from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
 from django.utils.functional import cached_property
 
-from deliveries_app.models.apps import App, AppRepository, Reason
+from deliveries_app.models.apps import App
+from deliveries_app.models.watches import AppRepository, Reason
 from docora.text import new_id
 
 

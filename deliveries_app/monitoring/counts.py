@@ -13,7 +13,7 @@ from django.db.models import Count, Min, Q
 from django.db.models.functions import Now
 
 from deliveries_app.models import App, AppRepository, StateDetail, Status, WatchState
-from deliveries_app.models.apps import app_is_full, is_leased
+from deliveries_app.models.watches import app_is_full, is_leased
 from docora.db.clock import from_now
 from repositories_app.models import Repository
 

@@ -20,7 +20,7 @@ from deliveries_app.models import (
     WatchState,
     is_in_progress,
 )
-from deliveries_app.models.apps import is_syncing
+from deliveries_app.models.watches import is_syncing
 from deliveries_app.progress.live import Progress
 from docora.db.compiled import compiled
 from docora.redis.connection import accepts_writes

@@ -11,7 +11,7 @@ from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from deliveries_app.models import AppRepository, AppRepositoryQuerySet, Delivery, SyncRun
-from deliveries_app.models.apps import is_leased, is_syncing
+from deliveries_app.models.watches import is_leased, is_syncing
 from deliveries_app.services import MAX_RESENT_AT_ONCE
 from docora.text import counted
 from repositories_app.models import Repository, Snapshot

@@ -25,8 +25,8 @@ from deliveries_app.models import (
     Reason,
     Status,
 )
-from deliveries_app.models.apps import new_watch_id
 from deliveries_app.models.root_causes import CLEARED_FAILURE
+from deliveries_app.models.watches import new_watch_id
 from deliveries_app.permissions import Permission
 from deliveries_app.planning.ignore_rules import compile_lines, describe_problems
 from deliveries_app.progress import runs

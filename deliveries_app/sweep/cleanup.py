@@ -16,7 +16,7 @@ from deliveries_app.models import (
     DeliveryFailure,
     DriftFile,
 )
-from deliveries_app.models.apps import new_watch_id
+from deliveries_app.models.watches import new_watch_id
 from deliveries_app.sync.lease import HOLD_AFTER_TIMEOUT, TOO_FAR_AHEAD
 from docora.db.clock import from_now
 from docora.redis import queues

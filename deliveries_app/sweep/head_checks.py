@@ -17,8 +17,8 @@ from django.db.models.functions import Now
 
 from deliveries_app import scheduling
 from deliveries_app.models import AppRepository, AppRepositoryQuerySet
-from deliveries_app.models.apps import has_no_cooldown
 from deliveries_app.models.root_causes import GIT_CAUSES
+from deliveries_app.models.watches import has_no_cooldown
 from deliveries_app.planning.delivery_rows import delivery_rules_of
 from deliveries_app.scheduling import next_check
 from deliveries_app.sync import circuit

@@ -12,7 +12,7 @@ from django.db.models import Exists, OuterRef, QuerySet, Subquery, Sum
 from django.db.models.functions import Coalesce, Now
 
 from deliveries_app.models import App, AppRepository, DeliveryFailure, DriftCheck, Notice, Status
-from deliveries_app.models.apps import MAX_SHARED_CRASHES
+from deliveries_app.models.watches import MAX_SHARED_CRASHES
 from deliveries_app.sync.dead_processes import doubt_until
 from deliveries_app.sync.lease import Lease
 from deliveries_app.sync.slots import Slots, other_leases

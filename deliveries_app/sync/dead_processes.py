@@ -9,7 +9,7 @@ from django.db.models import BooleanField, ExpressionWrapper, Q, QuerySet
 from django.db.models.functions import Now
 
 from deliveries_app.models import AppRepository, Delivery, Notice, Status
-from deliveries_app.models.apps import is_free
+from deliveries_app.models.watches import is_free
 from deliveries_app.sync.lease import HOLD_AFTER_TIMEOUT
 from docora.db.clock import from_now
 from docora.db.compiled import compiled_and_prepared

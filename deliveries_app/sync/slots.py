@@ -7,7 +7,7 @@ from django.db.models import Count, Exists, OuterRef, QuerySet, Subquery, Sum
 from django.db.models.functions import Coalesce
 
 from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet
-from deliveries_app.models.apps import SLOT_REQUEST_SECONDS, app_is_full, has_no_cooldown, is_unpaused
+from deliveries_app.models.watches import SLOT_REQUEST_SECONDS, app_is_full, has_no_cooldown, is_unpaused
 from deliveries_app.scheduling import in_bulk
 from deliveries_app.sync import pace
 from deliveries_app.sync.exceptions import Paused

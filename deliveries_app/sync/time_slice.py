@@ -3,7 +3,7 @@
 import time
 
 from deliveries_app.models import AppRepository
-from deliveries_app.models.apps import app_is_full
+from deliveries_app.models.watches import app_is_full
 from deliveries_app.sync.lease import Lease
 from docora.db.clock import from_now
 

@@ -13,7 +13,7 @@ from django.db.models.functions import Now
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Delivery, DeliveryFailure, Outcome, Status
-from deliveries_app.models.apps import MAX_SHARED_CRASHES
+from deliveries_app.models.watches import MAX_SHARED_CRASHES
 from deliveries_app.receiver import Answer, Notification
 from deliveries_app.services import resync_single
 from deliveries_app.sync import attempt as engine
