@@ -108,6 +108,8 @@ class RejectInvalidQueryMiddleware(MiddlewareMixin):
 
 
 def _is_valid_parameter(name: str, values: Iterable[str]) -> bool:
+    if name == "ids":  # confirmation pages parse it themselves and ignore invalid IDs
+        return True
     is_search = name in {"q", "search"}
     is_text = is_search or name == "path"
     return not name.endswith("regex") and not any(
