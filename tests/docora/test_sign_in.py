@@ -458,6 +458,24 @@ def test_link_signs_in_once_without_second_factor(anna, settings, capsys: pytest
     assert [Client().get(path).status_code, Client().post(path).status_code] == [410, 410]
 
 
+@pytest.mark.parametrize("signed_in_before", [True, False])
+def test_link_that_is_pressed_twice_at_once_signs_in_once(anna, monkeypatch, signed_in_before: bool) -> None:
+    if signed_in_before:
+        signed_in(anna)
+    path, read = links_path(anna), links.user_of
+
+    def read_while_the_other_signs_in(token: str) -> User:
+        user = read(token)
+        monkeypatch.setattr(links, "user_of", read)
+        assert Client().post(path).status_code == 302
+        return user
+
+    monkeypatch.setattr(links, "user_of", read_while_the_other_signs_in)
+    late = Client()
+    assert late.post(path).status_code == 410
+    assert late.get("/admin/").status_code == 302
+
+
 def test_second_factor_that_no_key_decrypts_can_be_removed_after_a_link(anna, settings) -> None:
     secret = set_up_totp(signed_in(anna))
     settings.ENCRYPTION_KEYS = ["another-key-of-docora"]
