@@ -100,8 +100,8 @@ def format_share(share: float) -> str:
 
 def counted(count: int, singular: str, plural: str = "") -> str:
     """Format a number with its noun: `1 file`, `3,000 files`, `3 repositories`. Pass the `plural` if it is formed otherwise."""
-    regular = re.sub("(?<![aeiou])y$", "ie", singular) + "s"
-    return f"{count:,} {singular if count == 1 else plural or regular}"
+    noun = singular if count == 1 else plural or re.sub("(?<![aeiou])y$", "ie", singular) + "s"
+    return f"{count:,} {noun}"
 
 
 def format_counts(counts: Mapping[str, int]) -> str:

@@ -12,7 +12,7 @@ from docora.redis.heartbeat import Signs
 class System:
     """`signs` is None if Redis is down or rejects writes; `redis_problem` then says why, and what to do.
 
-    `is_read_only`: the sweep is late because the database is read-only. It waits until the database accepts writes.
+    `is_read_only`: the sweep is late because it waits until the database, which is read-only, accepts writes again.
     """
 
     signs: Signs | None
