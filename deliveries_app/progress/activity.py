@@ -23,7 +23,7 @@ from deliveries_app.models import (
 from deliveries_app.models.watches import is_syncing
 from deliveries_app.progress.live import Progress
 from docora.db.compiled import compiled
-from docora.redis.connection import accepts_writes
+from docora.redis.connection import write_problem
 from docora.text import format_estimate
 
 STALLED_SECONDS = 20.0
@@ -147,7 +147,7 @@ def _waiting(detail: StateDetail) -> Activity:
     text = str(detail.label)
     if detail == StateDetail.RETRYING:
         text = "waiting for the next attempt"
-    elif detail == StateDetail.WAITS_FOR_WORKER and not accepts_writes():  # workers get their jobs from it
+    elif detail == StateDetail.WAITS_FOR_WORKER and write_problem():  # workers get their jobs from it
         text = "waiting for Redis, which isn't responding or rejects writes"
     return Activity.of(detail.state, text)
 

@@ -76,11 +76,6 @@ def probe_writes(commands: Redis | Pipeline) -> None:
     commands.set("docora:probe", "1", ex=10)
 
 
-def accepts_writes() -> bool:
-    """Return whether Redis responds and accepts writes. Waits up to two seconds."""
-    return write_problem() is None
-
-
 def write_problem() -> tuple[str, str] | None:
     """Return why Redis rejects writes or doesn't respond, and what to do; None if it accepts writes. Waits up to two seconds."""
     try:
