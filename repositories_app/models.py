@@ -1,5 +1,7 @@
 """Git repositories, one row each even if several apps watch it, and snapshots of their trees."""
 
+from urllib.parse import urlsplit
+
 from django.db import models
 from django.utils import timezone
 
@@ -77,7 +79,7 @@ class HostOutage(models.Model):
         default_permissions = ()
 
     def __str__(self) -> str:
-        return self.host
+        return urlsplit(self.host).netloc
 
 
 class Snapshot(models.Model):

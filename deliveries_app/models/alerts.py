@@ -12,6 +12,7 @@ class AlertKind(models.TextChoices):
     APP_PAUSED = "app_paused", "app is paused"
     ENDPOINT_DOWN = "endpoint_down", "endpoint is down"
     CIRCUIT_OPEN = "circuit_open", "circuit is open"
+    GIT_HOST_DOWN = "git_host_down", "git host is down"
     SWEEP_LATE = "sweep_late", "sweep is late"
     NO_WORKER = "no_worker", "no worker is running"
     REDIS_DOWN = "redis_down", "Redis is down"
@@ -20,7 +21,7 @@ class AlertKind(models.TextChoices):
 class Alert(models.Model):
     """A problem that exists, or existed until `ended_at`.
 
-    `subject` is the primary key of the watch, app or repository, or 0 for Docora itself. It is not a foreign key: the end is
+    `subject` is the primary key of the watch, app, repository or outage, or 0 for Docora itself. It is not a foreign key: the end is
     reported even if the subject has been deleted, using the `name` and `cause` kept here. `opened` and `closed` are the
     numbers of the rounds that found the beginning and the end. While `opened` is null, the problem is not confirmed yet.
     """

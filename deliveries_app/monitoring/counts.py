@@ -15,7 +15,7 @@ from django.db.models.functions import Now
 from deliveries_app.models import App, AppRepository, StateDetail, Status, WatchState
 from deliveries_app.models.watches import app_is_full, is_leased
 from docora.db.clock import from_now
-from repositories_app.models import Repository
+from repositories_app.models import HostOutage, Repository
 
 OVERDUE_SECONDS = 60.0
 
@@ -103,3 +103,8 @@ def count_watches(app: App | None = None) -> WatchCounts:
 def count_open_circuits() -> int:
     """Count the repositories whose circuit is open."""
     return Repository.objects.filter(circuit_open_until__gt=Now()).count()
+
+
+def count_hosts_down() -> int:
+    """Count the git hosts to which no connection can be made."""
+    return HostOutage.objects.count()

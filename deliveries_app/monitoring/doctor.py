@@ -69,6 +69,7 @@ def all_checks(*, offline: bool = False, app_id: str | None = None) -> list[Chec
         Check("sweep", instance_checks.check_sweep, needs=("database", "redis")),
         Check("backlog", instance_checks.check_backlog, needs=("database", "redis")),
         Check("pauses", instance_checks.check_pauses, needs=("database",)),
+        Check("outages", instance_checks.check_outages, needs=("database",)),
         Check("addresses", check_outbound_client),
         Check("disk", instance_checks.check_disk),
         Check("mirrors", instance_checks.check_mirrors),

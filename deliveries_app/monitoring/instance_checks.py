@@ -41,6 +41,7 @@ from docora.security.stored_secrets import Result, columns
 from docora.sign_in.oidc import PROVIDER_ID, SUPERUSER
 from docora.text import can_be_id, counted, format_bytes, format_seconds
 from repositories_app.mirror import cache
+from repositories_app.models import HostOutage
 
 _SECRETS_READ = 5000  # per column; decrypting them takes about a second
 _FULL_BYTES = 1_000_000_000  # logs, the database or one repository fill this quickly
@@ -248,6 +249,17 @@ def check_pauses() -> list[CheckMessage]:
         hint = f"If no import is running, run {program()} import_docora again."
         messages.append(Warning(text, hint=hint))
     return messages or [Info("Nothing is paused.")]
+
+
+def check_outages() -> list[CheckMessage]:
+    """Check for git hosts that are down: the first `_LISTED`."""
+    outages = HostOutage.objects.order_by("since", "pk")[:_LISTED]
+    hint = "Nothing on it is synced until it responds. Check the host, and this server's network and DNS."
+    messages: list[CheckMessage] = []
+    for outage in outages:
+        lasted = format_seconds((timezone.now() - outage.since).total_seconds())
+        messages.append(Error(f"The git host {outage} has been down for {lasted}. {outage.error}", hint=hint))
+    return messages or [Info("No git host is down.")]
 
 
 def check_delivery() -> list[CheckMessage]:

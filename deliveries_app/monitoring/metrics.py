@@ -30,7 +30,7 @@ from prometheus_client.registry import Collector
 
 from deliveries_app.models import Outcome
 from deliveries_app.models.root_causes import RootCause
-from deliveries_app.monitoring.counts import count_open_circuits, count_watches
+from deliveries_app.monitoring.counts import count_hosts_down, count_open_circuits, count_watches
 from deliveries_app.monitoring.health import build
 from deliveries_app.sync.notification import BLOCKED
 from deliveries_app.webhooks.endpoint_stats import BOUNDS
@@ -159,7 +159,7 @@ def _queues(state: QueueState) -> Iterator[Metric]:
 
 def _database_metrics() -> Iterator[Metric]:
     try:
-        counts, circuits = count_watches(), count_open_circuits()
+        counts, circuits, hosts_down = count_watches(), count_open_circuits(), count_hosts_down()
     except (DatabaseError, InterfaceError):
         yield _gauge("database_up", _DATABASE_UP, 0)
         return
@@ -174,6 +174,7 @@ def _database_metrics() -> Iterator[Metric]:
     yield _gauge("watches_overdue_seconds", "Seconds since the longest waiting watched repository became due.", overdue)
     yield _gauge("leases", "Watched repositories that a worker is syncing.", counts.leased)
     yield _gauge("circuits_open", "Git repositories whose circuit is open.", circuits)
+    yield _gauge("git_hosts_down", "Git hosts to which no connection can be made.", hosts_down)
 
 
 def _machine_metrics() -> Iterator[Metric]:

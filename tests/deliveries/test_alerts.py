@@ -26,7 +26,7 @@ from deliveries_app.sync import outcomes
 from deliveries_app.sync.claim import claim
 from docora.redis import heartbeat
 from docora.redis.connection import connection as redis
-from repositories_app.models import Repository
+from repositories_app.models import HostOutage, Repository
 from tests.support.alerts import AlertReceivers, alert_receivers, fail_since, next_round, time_passes
 from tests.support.staff import make_app, make_watch
 from tests.support.valkey import ValkeyServer
@@ -66,7 +66,9 @@ def test_every_kind_of_alert_is_detected_and_has_texts() -> None:
 
 
 def test_every_alert_with_a_subject_links_to_its_page_and_to_a_list() -> None:
-    assert set(_subjects(timezone.now())) == set(_PAGES) <= set(_LISTS)
+    """Except git hosts, which have no page. Their alerts link to the overview, which names the hosts that are down."""
+    assert set(_subjects(timezone.now())) == {*_PAGES, AlertKind.GIT_HOST_DOWN}
+    assert set(_PAGES) <= set(_LISTS)
 
 
 # --- Failing watches ---------------------------------------------------------------------------------------------------
@@ -184,14 +186,14 @@ def test_five_thousand_failures_are_one_message(out: AlertReceivers, watch) -> N
         return len(asked)
 
     queries()  # creates the rows of the round and the channels
-    assert queries() <= 16  # every half minute; one looks for mail to the contacts of apps
+    assert queries() <= 17  # every half minute; one looks for mail to the contacts of apps
     fail_more(0, 1)
     queries()
     fail_more(1, 6)
     few = queries()
     fail_more(6, 5006)
     assert queries() == few
-    assert few <= 36, (
+    assert few <= 37, (
         "a round takes more statements: one more is right for a new kind of alert about apps or repositories"
     )
     assert out.events == [("alert", "failing", count) for count in (1, 5, 5000)]
@@ -309,6 +311,28 @@ def test_open_circuit_is_one_alert_until_it_closes(out: AlertReceivers, watch) -
     rows.update(circuit_open_until=None)
     next_round()
     assert out.events[1:] == [("resolved", "circuit_open", 1)]
+
+
+def test_git_host_that_is_down_for_a_quarter_of_an_hour_is_one_alert(out: AlertReceivers, watch) -> None:
+    """Its repositories don't fail. Their circuits open only after several rescans, and are not reported besides it."""
+    now = timezone.now()
+    Repository.objects.update(
+        canonical_url="https://git.example:8443/acme/docs", circuit_open_until=now + timedelta(hours=1)
+    )
+    outage = HostOutage.objects.create(
+        host="https://git.example:8443/", since=now - timedelta(minutes=14), retry_at=now, error="Connection refused."
+    )
+    next_round()
+    assert out.events == []
+    HostOutage.objects.update(since=now - timedelta(minutes=16))
+    next_round()
+    assert out.subjects == ["[Docora] alert: the git host git.example:8443 is down."]
+    (item,) = out.posted[0]["items"]
+    assert (item["kind"], item["name"], item["cause"]) == ("git_host_down", "git.example:8443", "")
+    assert out.posted[0]["items"][0]["url"] == "https://docora.example/admin/"
+    outage.delete()
+    next_round()
+    assert out.events == [("alert", "git_host_down", 1), ("resolved", "git_host_down", 1), ("alert", "circuit_open", 1)]
 
 
 def test_circuit_that_opened_and_closed_twice_is_one_of_the_resolved(out: AlertReceivers, watch) -> None:

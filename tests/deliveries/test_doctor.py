@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from django.core.checks import CheckMessage, Info
 from django.core.management import CommandError
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 from redis import Redis
 
 from deliveries_app.monitoring import doctor as monitoring
@@ -23,6 +25,7 @@ from deliveries_app.monitoring.doctor import FINE, PROBLEM, WARNING, Check, Resu
 from deliveries_app.receiver import Answer
 from docora.redis import heartbeat
 from docora.security import crypto
+from repositories_app.models import HostOutage
 from tests.support.doctor import doctor, infos, problems, silent_host, start_worker, warnings
 from tests.support.git import GitFixture
 from tests.support.staff import make_app, make_watch
@@ -298,6 +301,15 @@ def test_read_only_folder_and_small_disk(tmp_path: Path, settings, monkeypatch) 
 
 
 # --- Deliveries ---------------------------------------------------------------------------------------------------------
+
+
+def test_git_host_that_is_down(db) -> None:
+    assert "No git host is down." in infos(instance_checks.check_outages())
+    now = timezone.now()
+    since = now - timedelta(minutes=16)
+    HostOutage.objects.create(host="https://git.example/", since=since, retry_at=now, error="Connection refused.")
+    text = problems(instance_checks.check_outages())
+    assert re.match(r"The git host git\.example has been down for 16 min( \d+ s)?\. Connection refused\. Nothing", text)
 
 
 def test_self_test_detects_a_wrong_signature(monkeypatch) -> None:

@@ -21,7 +21,7 @@ from deliveries_app.receiver import Answer
 from deliveries_app.services import cancel_operation, resync_many, resync_single
 from deliveries_app.sync.claim import claim
 from docora.redis import heartbeat, queues
-from repositories_app.models import Repository
+from repositories_app.models import HostOutage, Repository
 from tests.support.rows import add_rows
 from tests.support.staff import make_app, make_watch
 from tests.support.valkey import ValkeyServer
@@ -155,7 +155,9 @@ def test_watch_and_circuit_gauges(watches: list[AppRepository]) -> None:
     gone = make_watch(make_app("Gone"), "gone", next_sync_at=long_ago)
     Repository.objects.filter(pk=gone.repository_id).update(circuit_open_until=timezone.now() + timedelta(hours=1))
     App.objects.filter(name="Gone").update(ended_at=timezone.now())
+    HostOutage.objects.create(host="https://git.example/", since=long_ago, retry_at=timezone.now(), error="refused")
     found = scrape()
+    assert found["docora_git_hosts_down"] == 1
     assert found['docora_watches{status="synced"}'] == 2
     assert found['docora_watches{status="failed"}'] == 1
     assert found["docora_watches_failing"] == 2
@@ -196,7 +198,7 @@ def test_query_count_of_a_scrape_is_constant(db) -> None:
             samples.append(set(scrape()))
         asked.append(len(queries))
     assert samples[0] == samples[1], "the number of samples grows with the rows"
-    assert asked == [2, 2], "a scrape takes two statements: extend those in monitoring/counts.py"
+    assert asked == [3, 3], "a scrape takes three statements: extend those in monitoring/counts.py"
 
 
 def test_scrape_without_redis(world: World, valkey_server: ValkeyServer) -> None:

@@ -20,7 +20,8 @@ from deliveries_app.services.app_settings import PAUSED_BY_APP
 from docora.db.clock import from_now
 from docora.redis import heartbeat
 from docora.redis.heartbeat import Signs
-from repositories_app.models import Repository
+from repositories_app.models import HostOutage, Repository
+from repositories_app.services import host_is_down
 
 EVERY_SECONDS = 30.0
 _MIN_INTERVAL_SECONDS = 20.0  # two processes at the same moment run only one round
@@ -83,7 +84,8 @@ def _begin_round() -> int | None:
 
 def _subjects(now: datetime) -> Mapping[AlertKind, Subjects]:
     watches, apps = AppRepository.objects.alive(), App.objects.filter(ended_at=None).only("name")
-    long_failing = watches.filter(failing_since__lte=now - timedelta(seconds=settings.ALERT_AFTER_SECONDS))
+    long_ago = now - timedelta(seconds=settings.ALERT_AFTER_SECONDS)
+    long_failing = watches.filter(failing_since__lte=long_ago)
     # Those after HTTP 410: an administrator's pause has no reason.
     paused = apps.filter(paused=True).exclude(paused_reason__in=["", PAUSED_BY_APP])
     # Nothing is sent to an app without watches, so nothing would show that its endpoint is back up.
@@ -92,6 +94,7 @@ def _subjects(now: datetime) -> Mapping[AlertKind, Subjects]:
     unfinished = Q(failing_since__isnull=False) | ~Q(status=Status.SYNCED) & ~waits_for_commit
     watched = Repository.objects.filter(Exists(watches.filter(repository=OuterRef("pk"))))
     circuits = watched.filter(circuit_open_until__isnull=False)  # also while waiting for the next attempt
+    outages = HostOutage.objects.annotate(failing_since=F("since"))
     named = long_failing.select_related("app", "repository").only(
         "failing_since", "root_cause", "app__name", "repository__owner", "repository__name"
     )
@@ -100,7 +103,9 @@ def _subjects(now: datetime) -> Mapping[AlertKind, Subjects]:
         AlertKind.FAILING: Subjects(named, watches.filter(unfinished)),
         AlertKind.APP_PAUSED: Subjects(paused, apps.filter(paused=True)),  # an administrator may take over the pause
         AlertKind.ENDPOINT_DOWN: Subjects(down.filter(Exists(long_failing.filter(app=OuterRef("pk")))), down),
-        AlertKind.CIRCUIT_OPEN: Subjects(circuits, circuits),
+        # Those of a host that is down are no news besides it.
+        AlertKind.CIRCUIT_OPEN: Subjects(circuits.exclude(host_is_down("canonical_url")), circuits),
+        AlertKind.GIT_HOST_DOWN: Subjects(outages.filter(since__lte=long_ago), outages),
     }
 
 

@@ -29,6 +29,12 @@ _TEXTS: dict[AlertKind, tuple[str, str, str, str]] = {
     AlertKind.NO_WORKER: ("no worker is running, so nothing is synced",) * 2 + ("workers are running again",) * 2,
     AlertKind.SWEEP_LATE: ("the sweep is not running, so changes are not detected",) * 2
     + ("the sweep is running again",) * 2,
+    AlertKind.GIT_HOST_DOWN: (
+        "the git host {name} is down",
+        "{count} git hosts are down",
+        "the git host {name} is no longer down",
+        "{count} git hosts are no longer down",
+    ),
     AlertKind.CIRCUIT_OPEN: (
         "the circuit of {name} is open",
         "the circuits of {count} git repositories are open",
