@@ -254,11 +254,11 @@ def check_pauses() -> list[CheckMessage]:
 def check_outages() -> list[CheckMessage]:
     """Check for git hosts that are down: the first `_LISTED`."""
     outages = HostOutage.objects.order_by("since", "pk")[:_LISTED]
-    hint = "Nothing on it is synced until it responds. Check the host, and this server's network and DNS."
     messages: list[CheckMessage] = []
     for outage in outages:
         lasted = format_seconds((timezone.now() - outage.since).total_seconds())
-        messages.append(Error(f"The git host {outage} has been down for {lasted}. {outage.error}", hint=hint))
+        text = f"The git host {outage} has been down for {lasted}. Nothing on it is synced meanwhile."
+        messages.append(Error(text, hint=outage.error))
     return messages or [Info("No git host is down.")]
 
 
