@@ -14,6 +14,7 @@ from django.core.checks import CheckMessage, Error, Info, Warning, register
 
 from docora.http.addresses import blocked_reason
 from docora.http.client import Cause, HttpClient, Request
+from repositories_app.git.errors import CHECK_CERTIFICATE
 from repositories_app.git.remote import new_client
 
 MIN_GIT = (2, 38)  # has `cat-file --batch-command` and the security fixes around `safe.directory`
@@ -146,7 +147,7 @@ def check_git_host_answers() -> list[CheckMessage]:
     hints = {
         Cause.DNS: "Check ALLOWED_GIT_HOSTS and this server's DNS.",
         Cause.REFUSED_ADDRESS: "If your git host is in a private network, add that network to ALLOWED_PRIVATE_NETWORKS.",
-        Cause.TLS: "Check the host's certificate and this server's certificate authorities (ca-certificates).",
+        Cause.TLS: CHECK_CERTIFICATE,
     }
     network = "Check the firewall. If this server needs a proxy, set EGRESS_PROXY."
     if settings.EGRESS_PROXY:

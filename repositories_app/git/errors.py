@@ -37,6 +37,7 @@ _USERS = {
     "gitlab.com": "oauth2",  # needed for OAuth tokens
     "bitbucket.org": "x-token-auth",  # for access tokens of a repository, project or workspace
 }
+CHECK_CERTIFICATE = "Check the host's certificate and this server's certificate authorities (ca-certificates)."
 _CHECK_NETWORK = "Check the URL and this server's network."
 _MESSAGE = 300  # characters of foreign text in a message
 _DAMAGED = "The mirror is damaged and will be rebuilt"
@@ -46,6 +47,7 @@ _NO_SHALLOW = re.compile(r"does not support shallow")
 _FILE_LIMIT = re.compile(r"file too large", re.IGNORECASE)
 _FULL_DISK = re.compile(r"no space left|quota", re.IGNORECASE)
 _NO_CONNECTION = re.compile(r"could not resolve host|failed to connect|couldn't connect to server", re.IGNORECASE)
+_BAD_CERTIFICATE = re.compile(r"certificate problem|certificate subject|verification failed")  # OpenSSL, GnuTLS
 # The first pattern that matches any line decides the cause.
 _PATTERNS: list[tuple[Cause, str]] = [
     (Cause.OTHER, r"remote error: upload-pack: not our ref|unadvertised object"),  # the fetch then asks for the ref
@@ -170,7 +172,8 @@ def explain(cause: Cause, detail: str = "", *, token: str = "") -> GitError:
     if cause is Cause.TIMEOUT:
         text = f"The git host timed out: {detail}."
     elif cause is Cause.NETWORK:
-        text = f"Couldn't fetch from the git host: {detail}. {_CHECK_NETWORK}"
+        hint = CHECK_CERTIFICATE if _BAD_CERTIFICATE.search(detail) else _CHECK_NETWORK
+        text = f"Couldn't fetch from the git host: {detail}. {hint}"
     return temporary(cause, text)
 
 
@@ -264,8 +267,9 @@ def unreachable(cause: HttpCause, message: str, *, token: str = "", reached: boo
         error = AddressNotAllowed(Cause.NETWORK, f"{quoted(message, token)}. {hint}", for_every_watcher=True)
     else:
         is_timeout = cause is HttpCause.TIMEOUT
-        hint = "" if is_timeout and reached else f" {_CHECK_NETWORK}"
-        error = temporary(Cause.TIMEOUT if is_timeout else Cause.NETWORK, f"{quoted(message, token)}.{hint}")
+        hint = CHECK_CERTIFICATE if cause is HttpCause.TLS else "" if is_timeout and reached else _CHECK_NETWORK
+        text = f"{quoted(message, token)}. {hint}".rstrip()
+        error = temporary(Cause.TIMEOUT if is_timeout else Cause.NETWORK, text)
         error.no_connection = not reached
     error.no_answer = True
     return error

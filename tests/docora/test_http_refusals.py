@@ -1,20 +1,14 @@
 """What the HTTP client refuses: blocked addresses and URLs, and untrusted certificates."""
 
-import datetime
 import socket
-import ssl
 import threading
 import time
-from ipaddress import ip_address
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from docora.http.client import Cause, HttpClient
 from tests.docora.http_server import LOOPBACK, post, servers
+from tests.support.tls import self_signed
 
 
 @pytest.fixture
@@ -86,24 +80,7 @@ def test_proxy_variables_are_ignored(monkeypatch, serve):
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
     """Return (SSL context of the server, path of the PEM file) of a self-signed certificate for 127.0.0.1."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "docora test")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder(
-            name, name, key.public_key(), x509.random_serial_number(), now, now + datetime.timedelta(1)
-        )
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
-    path.write_bytes(
-        certificate.public_bytes(serialization.Encoding.PEM)
-        + key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(path)
-    return context, str(path)
+    return self_signed(tmp_path_factory.mktemp("tls"))
 
 
 def test_trusted_certificate_is_accepted(serve, certificate):
