@@ -1,10 +1,14 @@
 """compose.yaml: its rules, and each of its commands run with the environment that Compose would set."""
 
+import html
 import json
+import re
 import urllib.error
 import urllib.request
 
 import pytest
+import yaml
+from django.test import Client
 from redis import Redis
 from redis.exceptions import AuthenticationError
 
@@ -50,6 +54,15 @@ def test_services_write_to_their_volumes_only(name: str) -> None:
 def test_logs_are_limited(name: str) -> None:
     assert SERVICES[name]["logging"]["options"] == {"max-size": "20m", "max-file": "5"}
     assert "keeps the newest 100 MB of each container." in text_of("/docs/operations/")
+
+
+def test_handbooks_list_of_certificate_authorities_is_mounted_in_every_process() -> None:
+    page = Client().get("/docs/operations/").text
+    [found] = re.findall(r'id="ca-override"[^>]*>(.*?)</', page, re.DOTALL)
+    override = yaml.safe_load(html.unescape(found))["services"]
+    assert sorted(override) == RUNNING
+    for service in override.values():
+        assert service == {"volumes": ["./ca-list.crt:/etc/ssl/certs/ca-certificates.crt:ro"]}
 
 
 def test_database_accepts_the_connections_of_ten_workers(settings) -> None:
