@@ -108,7 +108,8 @@ def mailers(name: str) -> dict[str, Any]:
         url = Env.email_url_config(text(name))
     except (ImproperlyConfigured, ValueError):
         url = {}
-    if url.get("EMAIL_BACKEND") != Env.EMAIL_SCHEMES["smtp"] or not url["EMAIL_HOST"]:
+    scheme = text(name).partition(":")[0].lower()  # smtps is implicit TLS elsewhere, and STARTTLS in environ
+    if scheme not in {"smtp", "smtp+tls", "smtp+ssl"} or not url.get("EMAIL_HOST"):
         raise ImproperlyConfigured(  # without the URL, because it holds a password
             f"{name} must look like smtp+tls://user:password@mail.example:587. Use smtp+ssl for implicit TLS and "
             "smtp for none. Percent-encode special characters in user name and password, such as @ as %40."

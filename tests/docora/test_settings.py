@@ -317,6 +317,13 @@ def test_mail_server(monkeypatch: pytest.MonkeyPatch, scheme: str, tls: bool, ss
         env.mailers("EMAIL_URL")
 
 
+def test_ambiguous_scheme_of_a_mail_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It meant STARTTLS. A server with implicit TLS, as the name says, waited for that until the connection timed out."""
+    monkeypatch.setenv("EMAIL_URL", "smtps://ops:password@mail.example:465")
+    with pytest.raises(ImproperlyConfigured, match=r"Use smtp\+ssl for implicit TLS"):
+        env.mailers("EMAIL_URL")
+
+
 @pytest.mark.parametrize("url", ["postgres:///?service=docora", "postgres:///docora?host=/run/postgresql&user=a@b/c"])
 def test_database_url_without_a_location(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("DATABASE_URL", url)
