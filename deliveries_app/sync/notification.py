@@ -10,7 +10,6 @@ from deliveries_app.sync.lease import HOLD_AFTER_TIMEOUT
 from deliveries_app.webhooks.client import describe_outcome, timed_out
 from deliveries_app.webhooks.keyring import response_texts
 from docora.http.client import Outcome
-from docora.http.messages import Cause
 
 BLOCKED = "blocked"
 
@@ -43,24 +42,26 @@ class Notification:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a notification was not delivered in this run. Its path must not be sent again for `hold_seconds`."""
+    """Why a notification was not delivered in this run.
+
+    Its path must not be sent again for `hold_seconds`. `lost_connection`: the connection was lost after the request was sent,
+    so the app may still be processing it.
+    """
 
     cause: str
     message: str
     status: int | None = None
     body: bytes = b""
     hold_seconds: float = 0.0
+    lost_connection: bool = False
 
     @classmethod
     def of(cls, outcome: Outcome) -> Self:
         """Return the failure of a request that the app did not accept."""
         hold = HOLD_AFTER_TIMEOUT if timed_out(outcome) else 0.0
-        return cls(str(outcome.cause or "http"), describe_outcome(outcome), outcome.status, outcome.body, hold)
-
-    @property
-    def lost_connection(self) -> bool:
-        """Whether the connection was lost after the request was sent. The app may still be processing it."""
-        return self.cause == Cause.NETWORK
+        # Any cause: a request whose kept-alive connection was lost is sent again, and that connection may not be made.
+        lost = outcome.cause is not None and outcome.reached and not hold
+        return cls(str(outcome.cause or "http"), describe_outcome(outcome), outcome.status, outcome.body, hold, lost)
 
     @property
     def may_be_under_way(self) -> bool:

@@ -5,7 +5,7 @@ from django.db.models.functions import Now
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository
-from deliveries_app.receiver import Answer
+from deliveries_app.receiver import Answer, Notification
 from deliveries_app.services import resync_single, unwatch_repository
 from deliveries_app.sweep.cleanup import remove_ended
 from tests.support.histories import assert_held_back, assert_promise_kept, seconds_until_next_sync
@@ -28,6 +28,30 @@ def test_another_notification_waits_until_the_first_is_processed(world: World, w
         repo.commit({"a.txt": b"v2"})
     else:
         resync_single(Actor.command(), watch)
+    assert_held_back(world, watch)
+    AppRepository.objects.update(doubt_until=Now())
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
+
+
+def test_endpoint_that_stops_while_it_processes_a_request(world: World) -> None:
+    """The request was sent over a kept connection. It is sent again when that is lost, but now no connection can be made."""
+    world.app.max_in_flight = 1
+    world.app.save()
+    repo, watch = world.watch({"a.txt": b"v1", "b.txt": b"v1"})
+
+    def stop(note: Notification) -> Answer | None:
+        if note.path != "b.txt":
+            return None
+        world.receiver.stop()
+        return Answer(close=True)
+
+    world.answer(stop)
+    watch = world.sync(watch)
+    assert "connection refused" in watch.last_error
+    world.answer(None)
+    world.receiver.start()
+    repo.commit({"b.txt": b"v2"})
     assert_held_back(world, watch)
     AppRepository.objects.update(doubt_until=Now())
     world.sync(watch)
