@@ -1,6 +1,7 @@
 """One libcurl easy handle: its options, its callbacks and the outcome of its request."""
 
 import os
+import re
 import socket
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -35,6 +36,7 @@ _CAUSES: Final[Mapping[int, Cause]] = {
     pycurl.E_SSL_ISSUER_ERROR: Cause.TLS,
     pycurl.E_PEER_FAILED_VERIFICATION: Cause.TLS,
 }
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01]\s+[0-9]{3}(?![0-9])")
 _NOT_HTTP: Final = {pycurl.E_UNSUPPORTED_PROTOCOL, pycurl.E_FTP_WEIRD_SERVER_REPLY}  # once a request was sent
 
 
@@ -138,7 +140,9 @@ class Transfer:
     def finish(self, code: int, text: str) -> Outcome:
         """Return the outcome for libcurl's result code (`E_…`) and error text, and release the request."""
         status, cause = None, None
-        if self._cut or (code == pycurl.E_OK and _has_whole_head(self._header_lines)):
+        if self._cut or code == pycurl.E_OK:
+            code, text = _check_head(self._header_lines)
+        if code == pycurl.E_OK:
             status = self.curl.getinfo(pycurl.RESPONSE_CODE)
             message = f"The server returned HTTP {status}."
         else:
@@ -282,15 +286,17 @@ class Transfer:
         return Cause.TIMEOUT, f"Couldn't connect to {host} within {seconds:g} s."
 
 
-def _has_whole_head(header_lines: list[bytes]) -> bool:
-    """Return whether an empty line follows the last status line.
+def _check_head(header_lines: list[bytes]) -> tuple[int, str]:
+    """Return E_OK, or libcurl's code and text for a response whose headers it has accepted although they are not valid.
 
-    libcurl reports success without it, but a server that died while sending its headers has acknowledged nothing.
-    Trailers of a chunked body may follow the empty line.
+    libcurl reports success without the empty line after them, but a server that died while sending its headers has
+    acknowledged nothing. Trailers of a chunked body may follow that line. It reports 200 for a status line that it can't read.
     """
+    is_whole = False
     for line in reversed(header_lines):
-        if line in (b"\r\n", b"\n"):
-            return True
-        if line.startswith(b"HTTP/"):
-            return False
-    return False
+        is_whole = is_whole or line in (b"\r\n", b"\n")
+        if line[:5].upper() == b"HTTP/":
+            if is_whole and not _STATUS_LINE.match(line):
+                return pycurl.E_UNSUPPORTED_PROTOCOL, "invalid status line"
+            return (pycurl.E_OK if is_whole else pycurl.E_GOT_NOTHING), ""
+    return pycurl.E_GOT_NOTHING, ""

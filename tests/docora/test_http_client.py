@@ -240,10 +240,23 @@ def test_incomplete_response_is_a_network_failure(client, serve, beginning):
 
 
 @pytest.mark.parametrize(
-    "answer", [b"SSH-2.0-OpenSSH_9.6\r\n", b"220 mail.example ESMTP\r\n", b"\x15\x03\x01\x00\x02\x02\x16"]
+    "answer",
+    [
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+        b"220 mail.example ESMTP\r\n",
+        b"\x15\x03\x01\x00\x02\x02\x16",
+        b"HTTP/2 500\r\nContent-Length: 0\r\n\r\n",
+        b"http/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 2000 OK\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/2.0 503 Service Unavailable\r\n\r\n" + b"x" * 2_000_000,
+    ],
+    ids=["ssh", "smtp", "tls", "HTTP/2", "lower case", "four digits", "cut"],
 )
 def test_response_that_is_not_http_is_a_network_failure(client, serve, answer):
-    """The URL is fine. Another service listens there, or one that wants TLS."""
+    """The URL is fine. Another service listens there, or one that wants TLS.
+
+    libcurl takes a status line that it can't read for that of a 200.
+    """
     server = serve(lambda connection, *_: connection.sendall(answer) or False)
     outcome = client.request(post(server.url))
     assert (outcome.status, outcome.cause, outcome.reached) == (None, Cause.NETWORK, True)
