@@ -92,7 +92,7 @@ def of_delivery(cause: str, status: int | None) -> RootCause:
         return RootCause.REFUSED
     if 400 <= status < 500:
         return RootCause.CLIENT_ERROR
-    return RootCause.SERVER_ERROR if status >= 500 else RootCause.UNEXPECTED
+    return RootCause.SERVER_ERROR if 500 <= status < 600 else RootCause.UNEXPECTED
 
 
 @dataclass(frozen=True)

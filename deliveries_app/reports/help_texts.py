@@ -65,14 +65,14 @@ ROOT_HINTS: dict[RootCause, Hint] = {
         (Permission.CHANGE_APPS, Permission.RETRY),
     ),
     RootCause.TLS: Hint(
-        "The endpoint's certificate has expired, doesn't match its hostname, is self-signed, or is sent without its "
-        "intermediate certificates.",
+        "The endpoint doesn't use TLS on this port, or its certificate has expired, doesn't match its hostname, is "
+        "self-signed, or is sent without its intermediate certificates.",
         "Ask the app's operators to fix it, then retry.",
         (Permission.RETRY,),
     ),
     RootCause.CONNECTION: Hint(
-        "Connections are refused or dropped. Check that the app is running and that this server can reach it. Docora "
-        "retries automatically."
+        "Connections are refused or dropped, or the responses aren't valid HTTP. Check that the app is running and that this "
+        "server can reach it. Docora retries automatically."
     ),
     RootCause.TIMEOUT: Hint(
         "The app can't be reached within 5 seconds, or takes longer than 30 seconds to respond. Check that it is running and "

@@ -11,6 +11,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import App, AuditAction
 from deliveries_app.permissions import Permission
 from deliveries_app.services.requests import NotFound
+from deliveries_app.sync.endpoint_health import GATEWAY_ERRORS
 from deliveries_app.sync.outcomes import pause_app
 from deliveries_app.webhooks.client import describe_outcome, post_ping
 from deliveries_app.webhooks.keyring import Keyring, response_texts
@@ -23,17 +24,22 @@ _HINTS: dict[Cause | int, str] = {
     Cause.REFUSED_ADDRESS: "Docora isn't allowed to connect to this address. If it is correct, ask an administrator to add its "
     "network to ALLOWED_PRIVATE_NETWORKS (and to set ALLOW_HTTP for plain http).",
     Cause.CONNECT: "Check that the app is running, and check the port.",
-    Cause.TLS: "Check that the certificate matches the hostname, hasn't expired, isn't self-signed, and is sent with its "
-    "intermediate certificates.",
+    Cause.TLS: "Check that the port uses TLS, and that the certificate matches the hostname, hasn't expired, isn't self-signed, "
+    "and is sent with its intermediate certificates.",
     Cause.TIMEOUT: "Check the app's log, and any proxy or firewall in front of it.",
     Cause.NETWORK: "Check the app's log, and any proxy in front of it.",
     401: "The app rejected the signature. Check that it uses the signing key from Docora. If the app has lost the key, rotate "
     "it.",
-    403: "The app rejected the request. Check its signing key and any firewall in front of it.",
+    403: "The app rejected the request. Check its signing key, any firewall in front of it, and whether its framework demands a "
+    "CSRF token.",
     404: "There is no /ping under the base URL. Apps don't have to implement it. If this one does, check the base URL.",
     405: "The URL doesn't accept POST requests. Check the base URL.",
     410: "The app asked to stop receiving notifications and was paused.",
     429: "The app limits its request rate. Lower its concurrent requests.",
+    **dict.fromkeys(
+        GATEWAY_ERRORS,
+        "The app failed to handle the ping, or a proxy in front of it couldn't reach it. Check its log and the proxy's.",
+    ),
 }
 _NEW_KEY_REJECTED = "The app rejected the new key. Give it the new key, then send another ping."
 _BOTH_KEYS_REJECTED = (
@@ -101,9 +107,11 @@ def _hint(outcome: Outcome, app: App, *, new_key: bool) -> str:
         return _NEW_KEY_REJECTED if new_key else _BOTH_KEYS_REJECTED
     if 300 <= status < 400:
         return _redirect_hint(app, outcome)
-    if status >= 500:
+    if status in _HINTS:
+        return _HINTS[status]
+    if 500 <= status < 600:
         return "The app failed to handle the ping. Check its log."
-    return _HINTS.get(status, "Only 2xx responses count as accepted. Check the app's log.")
+    return "Only 2xx responses count as accepted. Check the app's log."
 
 
 def _redirect_hint(app: App, outcome: Outcome) -> str:

@@ -212,6 +212,7 @@ def test_invalid_rules_have_their_own_root_cause(world: World) -> None:
         ("http", 500, RootCause.SERVER_ERROR),
         ("http", 599, RootCause.SERVER_ERROR),
         ("http", 302, RootCause.UNEXPECTED),
+        ("http", 999, RootCause.UNEXPECTED),
     ],
 )
 def test_each_way_to_fail_has_one_root_cause(cause: str, status: int | None, root: RootCause) -> None:

@@ -41,11 +41,14 @@ def test_accepted_ping(world: World) -> None:
         (400, "Only 2xx responses"),
         (401, "rejected the signature"),
         (403, "signing key"),
+        (403, "CSRF token"),
         (404, "/ping"),
         (405, "doesn't accept POST"),
         (429, "limits its request rate"),
         (500, "Check its log"),
+        (502, "a proxy in front of it"),
         (503, "Check its log"),
+        (999, "Only 2xx responses"),
     ],
 )
 def test_every_other_status_has_a_hint(world: World, status: int, hint: str) -> None:
@@ -94,7 +97,9 @@ def test_closed_port(world: World) -> None:
 
 
 def test_server_without_tls(world: World) -> None:
-    assert "certificate" in ping_to(world, world.receiver.url.replace("http:", "https:")).hint
+    hint = ping_to(world, world.receiver.url.replace("http:", "https:")).hint
+    assert "certificate" in hint
+    assert "Check that the port uses TLS" in hint
 
 
 def test_ping_needs_permission_and_is_logged(world: World) -> None:
