@@ -277,7 +277,8 @@ class Transfer:
     def _timed_out(self, host: str, reached: bool) -> tuple[Cause, str]:
         connect_timeout, timeout = self._timeouts
         if reached:
-            return Cause.TIMEOUT, f"{host} didn't respond within {timeout:g} s."
+            what = "finish its response" if self._header_lines else "respond"
+            return Cause.TIMEOUT, f"{host} didn't {what} within {timeout:g} s."
         seconds = min(connect_timeout, timeout)
         if self._via:
             return Cause.TIMEOUT, f"Couldn't connect to {host} through the egress proxy within {seconds:g} s."

@@ -228,6 +228,7 @@ def test_trickling_response_times_out(client, serve):
 
     outcome = client.request(post(serve(answer).url, timeout=0.4))
     assert (outcome.ok, outcome.status, outcome.cause) == (False, None, Cause.TIMEOUT)
+    assert outcome.message.endswith(" didn't finish its response within 0.4 s.")
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_trickled_head_request_times_out(world: World, monkeypatch: pytest.Monke
     monkeypatch.setattr(remote, "Request", lambda *arguments, **more: Request(*arguments, **more | {"timeout": 1.5}))
     repo, watch = world.watch(FILES)
     trickle(repo, "HEAD", done)
-    assert_times_out(world, watch, "didn't respond within 1.5 s")
+    assert_times_out(world, watch, "didn't finish its response within 1.5 s")
     assert_syncs_once_it_answers(world, repo, watch)
 
 
@@ -84,7 +84,9 @@ def test_trickled_fetch_times_out(world: World, settings, monkeypatch, done: thr
     repo, watch = world.watch(FILES)
     trickle(repo, place, done)
     said = (
-        "didn't respond within 2 s" if place == "the pack" else "The git host timed out: git took longer than 2 seconds"
+        "didn't finish its response within 2 s"
+        if place == "the pack"
+        else "The git host timed out: git took longer than 2 seconds"
     )
     assert_times_out(world, watch, said)
     assert_syncs_once_it_answers(world, repo, watch)
