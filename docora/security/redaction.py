@@ -45,7 +45,8 @@ _SUBSTITUTIONS: list[tuple[re.Pattern[str], str]] = [
     # `github_token=…`, `CLIENT_SECRET=…`, `"client_auth_key": "…"`, `token='…'`
     (re.compile(rf"""(?<![A-Za-z0-9])({_NAMES}\\?["']?\s*[:=]\s*\\?["'])[^"'\\]+""", re.IGNORECASE), rf"\1{MASK}"),
     (re.compile(rf"""(?<![A-Za-z0-9])({_NAMES}=)[^\s"'&,;)\]]+""", re.IGNORECASE), rf"\1{MASK}"),
-    (re.compile(r"://[^/\s@\"'<>]+@"), f"://{MASK}@"),
+    # A password that was not percent-encoded may contain quotes and `@`.
+    (re.compile(r"""://(?:[^/\s@"'<>:]*:[^/\s]+|[^/\s"'<>]+)@"""), f"://{MASK}@"),
 ]
 _SECRET_NAME = re.compile(rf"{_NAMES}|authorization|cookie|.*_(?:key|token|secret|password)", re.IGNORECASE)
 

@@ -73,6 +73,9 @@ def test_django_has_no_handlers_of_its_own() -> None:
         ("Cookie: sessionid=abc; csrftoken=def", f"Cookie: {MASK}"),
         ("https://user:pass@git.example/a/b", f"https://{MASK}@git.example/a/b"),
         ("redis://:pass@redis:6379/0", f"redis://{MASK}@redis:6379/0"),
+        ("redis://:p\"a's<s>@redis:6379/0", f"redis://{MASK}@redis:6379/0"),
+        ("https://user:p@ss@git.example/a/b", f"https://{MASK}@git.example/a/b"),
+        ('{"url":"https://a.example","mail":"b@c.example"}', '{"url":"https://a.example","mail":"b@c.example"}'),
         ("App(name='x', client_auth_key='my own key')", f"App(name='x', client_auth_key='{MASK}')"),
         ("OIDC_CLIENT_SECRET=abc", f"OIDC_CLIENT_SECRET={MASK}"),
         ("client_secret=abc&code=1", f"client_secret={MASK}&code=1"),
@@ -313,9 +316,10 @@ def test_secret_at_the_cut_is_masked(log: io.StringIO) -> None:
 
 
 @pytest.mark.parametrize("form", ["html", "text"])
-def test_error_report_shows_no_secret_even_with_debug(settings, form: str) -> None:
+@pytest.mark.parametrize("password", [LOCAL, f'"{LOCAL}', f"'{LOCAL}", f"<{LOCAL}>", f"@{LOCAL}"])
+def test_error_report_shows_no_secret_even_with_debug(settings, password: str, form: str) -> None:
     settings.DEBUG = True
-    settings.RQ_QUEUES = {"high": {"URL": f"redis://:{LOCAL}@redis:6379/0"}}
+    settings.RQ_QUEUES = {"high": {"URL": f"redis://:{password}@redis:6379/0"}}
     settings.ALERT_WEBHOOK_URL = f"https://chat.example/{LOCAL}"
     posted = {"github_token": POSTED, "name": POSTED, "new_auth_key": POSTED}
     request = RequestFactory().post("/admin/x", posted, headers={"authorization": f"Bearer {APP_TOKEN}"})
