@@ -117,7 +117,8 @@ def _after_cancel(operation: BulkOperation, progress: Progress) -> str:
     if untouched:
         parts.append(f"{untouched:,} had not started")
     if progress.unreleased:
-        parts.append(f"{progress.unreleased:,} had not been released and stayed as they were")
+        they_were = "it was" if progress.unreleased == 1 else "they were"
+        parts.append(f"{progress.unreleased:,} had not been released and stayed as {they_were}")
     if progress.failed:
         parts.append(f"{progress.failed:,} failed")
     text = f"Cancelled by {operation.cancelled_by}. {'; '.join(parts)}."

@@ -208,25 +208,23 @@ _OF_UNRELEASED: dict[str, Any] = {  # their files are estimates
 
 def _counted(operations: Sequence[BulkOperation]) -> dict[int, Counter[str]]:
     counts = {operation.pk: Counter[str]() for operation in operations}
-    for row in aggregate(operations, _SUMS, _OF_UNRELEASED):
+    for row in aggregate(operations, _SUMS):
         row["started"] = _milliseconds(row["started"])
         counts[row.pop("operation")].update({name.removeprefix("sum_"): value for name, value in row.items()})
     return counts
 
 
-def aggregate(
-    operations: Sequence[BulkOperation], of_runs: Mapping[str, Any], of_unreleased: Mapping[str, Any]
-) -> Iterable[dict[str, Any]]:
+def aggregate(operations: Sequence[BulkOperation], of_runs: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
     """Aggregate the runs of operations, and their unreleased watches, in one statement.
 
     Return up to two rows for each operation, with its primary key as `operation`, the aggregates by name, and the number of
-    `unreleased` watches. What `of_unreleased` lacks is 0 for these. In two statements, a release between them would be counted
+    `unreleased` watches. What `_OF_UNRELEASED` lacks is 0 for these. In two statements, a release between them would be counted
     twice or not at all, and a bar would go back.
     """
     pks = [operation.pk for operation in operations]
     runs: Any = SyncRun.objects.filter(operation__in=pks).order_by().values("operation")
     unreleased = PendingRelease.objects.filter(operation__in=pks).order_by().values("operation")
-    counted = {name: of_unreleased.get(name, Value(0)) for name in of_runs} | {"unreleased": Count("pk")}
+    counted = {name: _OF_UNRELEASED.get(name, Value(0)) for name in of_runs} | {"unreleased": Count("pk")}
     rows: Iterable[dict[str, Any]]
     rows = runs.annotate(**of_runs, unreleased=Value(0)).union(unreleased.annotate(**counted), all=True).order_by()
     return rows

@@ -193,7 +193,7 @@ def outcomes(operations: Iterable[BulkOperation]) -> dict[int, Outcomes]:
     """Return the outcomes of each operation, by primary key, in one query."""
     operations = list(operations)
     found = {operation.pk: Counter[str]() for operation in operations}
-    for row in live.aggregate(operations, _OF_RUNS, {}):
+    for row in live.aggregate(operations, _OF_RUNS):
         found[row.pop("operation")].update(row)
     result = {}
     for operation in operations:

@@ -73,11 +73,14 @@ def next_attempt_of(watch: AppRepository, *, hold_until: datetime | None = None)
     detail = watch.detail
     if detail in _MESSAGES:
         return NextAttempt(_MESSAGES[detail])
-    if detail == StateDetail.HOST_DOWN:
-        return NextAttempt("Next try", watch.host_retry_at)
+    if detail == StateDetail.HOST_DOWN and watch.host_retry_at:
+        return _planned("Next try", watch.host_retry_at, "is due")
     at = due_at(watch, hold_until)
     if at is None:
-        at = _check_at(watch)
-        return NextAttempt("Next check", at) if at > timezone.now() else NextAttempt("Next check is due")
+        return _planned("Next check", _check_at(watch), "is due")
     message = "Next try" if watch.is_failing or detail.state == WatchState.ON_HOLD else "Next sync"
-    return NextAttempt(message, at) if at > timezone.now() else NextAttempt(f"{message} when a worker is free")
+    return _planned(message, at, "when a worker is free")
+
+
+def _planned(message: str, at: datetime, once_due: str) -> NextAttempt:
+    return NextAttempt(message, at) if at > timezone.now() else NextAttempt(f"{message} {once_due}")

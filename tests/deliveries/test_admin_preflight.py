@@ -280,7 +280,7 @@ def test_cancelled_operation_says_what_was_not_released(
     with django_capture_on_commit_callbacks(execute=True):
         page = operator.post(f"/admin/deliveries_app/bulkoperation/{held.pk}/cancel/", follow=True)
     assert "Cancelled the sync of 1 repository." in page.text
-    assert "1 had not been released and stayed as they were" in page.text
+    assert "1 had not been released and stayed as it was" in page.text
     assert "<li>1 not released</li>" in page.text
     assert "All 2</a>" in page.text
     assert "Was held" in page.text

@@ -363,6 +363,8 @@ def test_pages_say_what_the_watch_waits_for(world: World, three: Watched) -> Non
     assert (watch.state, watch.detail) == (WatchState.ON_HOLD, StateDetail.HOST_DOWN)
     assert next_attempt_of(watch) == NextAttempt("Next try", HostOutage.objects.get().retry_at)
     until = f"{HostOutage.objects.get().retry_at:%H:%M %Z}"
+    watch.host_retry_at = timezone.now()
+    assert next_attempt_of(watch) == NextAttempt("Next try is due")
     assert {line.message for line in read_queue().waiting} == {f"On hold until {until}: git host unreachable"}
     assert read_queue().counts.held == 1
     assert "Check the URL and this server's network. Docora retries automatically." in watch.last_error

@@ -31,6 +31,7 @@ from deliveries_app.models import (
     SyncRun,
 )
 from deliveries_app.progress import activity, context, live, runs
+from deliveries_app.reports import history
 from deliveries_app.services import (
     Rollout,
     cancel_operation,
@@ -121,7 +122,9 @@ def test_canary_releases_the_rest_of_its_app(portal: App, search: App) -> None:
     end("Portal-0", Outcome.SUCCEEDED)
     assert release_due() == 2
     assert released() == {"Portal-0", "Portal-1", "Portal-2", "Search-0"}
-    assert (operation.total, live.of_operation(operation).unreleased) == (5, 1)
+    progress = live.of_operation(operation)
+    assert (operation.total, progress.unreleased) == (5, 1)
+    assert history.outcomes([operation])[operation.pk].files_total == progress.files_total == 80
     end("Search-0", Outcome.SUCCEEDED)
     release_due()
     for name in ("Portal-1", "Portal-2", "Search-1"):
@@ -156,7 +159,7 @@ def test_failed_canary_holds_its_app_only(portal: App, search: App, outcome: Out
         assert cancel_operation(COMMAND, operation) == 1
         final = Result.CANCELLED
         assert live.of_operation(operation).unreleased == 1
-        assert "1 had not been released and stayed as they were" in context.summary(
+        assert "1 had not been released and stayed as it was" in context.summary(
             operation, live.of_operation(operation)
         )
     assert (state(operation), release_due()) == (final, 0)
