@@ -373,6 +373,7 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
+    "docora.web.middleware.ConflictMiddleware",
     "docora.web.middleware.DecryptionErrorMiddleware",
     "docora.web.middleware.RejectInvalidQueryMiddleware",
     "allauth.account.middleware.AccountMiddleware",

@@ -16,7 +16,15 @@ from django.utils.safestring import SafeString
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository
 from deliveries_app.permissions import Permission
-from deliveries_app.services import AlreadyWatched, Onboarded, Watched, contact, onboard_app, watch_repository
+from deliveries_app.services import (
+    AlreadyWatched,
+    NotFound,
+    Onboarded,
+    Watched,
+    contact,
+    onboard_app,
+    watch_repository,
+)
 from deliveries_app.services.keys import validate_key
 from deliveries_app.services.onboarding import (
     validate_base_url,
@@ -168,6 +176,8 @@ class WatchForm(_WatchOptionsFields):
             return watch_repository(actor, data["app"], url, must_be_new=True, **self.options())
         except AlreadyWatched as error:
             self.add_error("github_url", _already_watched(actor, error))
+        except NotFound as error:
+            self.add_error("app", f"{error}.")
         except InvalidUrl as error:
             self.add_error("github_url", str(error))
         except RefNotFound as error:

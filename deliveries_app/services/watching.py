@@ -38,7 +38,6 @@ from deliveries_app.webhooks.payloads import timestamp
 from docora.redis import queues
 from docora.text import counted
 from repositories_app import services as repositories
-from repositories_app.git.exceptions import InvalidUrl
 from repositories_app.git.refs import InvalidRef, parse_ref
 from repositories_app.git.url import RepositoryUrl, parse_url
 from repositories_app.models import Repository
@@ -139,8 +138,8 @@ def watch_repository(
     Without `ask_host`, git is not asked: if the repository cannot be read, its first sync fails. If the app is already
     watching the repository, replace its token and every other option that is given, and send every file again; with
     `must_be_new`, raise `AlreadyWatched` instead.
-    Raises `InvalidUrl`, `ValidationError`, `GitError`, and for an app `TooManyWatches` or `TooManyResyncs`, each with a
-    message for the user.
+    Raises `InvalidUrl`, `ValidationError`, `GitError`, `NotFound` if the app is being removed, and for an app
+    `TooManyWatches` or `TooManyResyncs`, each with a message for the user.
     """
     actor.require_app(app, Permission.WATCH)
     parsed = parse_url(url)
@@ -196,7 +195,7 @@ def store_watch(
     with transaction.atomic():  # lock the app before its watch, as the claim does
         locked = App.objects.select_for_update(no_key=True).filter(pk=app.pk, ended_at=None).first()
         if locked is None:
-            raise InvalidUrl("The app is being deleted.")  # during the git check, which may have taken seconds
+            raise requests.NotFound("App not found")  # deleted during the git check, which may have taken seconds
         if must_be_new:
             _require_new(app, parsed)  # again: another request may have watched it meanwhile
         repository = _find_or_create(app, parsed, is_private=is_private)

@@ -60,7 +60,8 @@ def watch_many(actor: Actor, app: App, lines: Iterable[str], options: WatchOptio
 
     Empty lines, and those that equal an earlier one, are left out. Several repositories are checked at once; those that
     cannot be checked within `TOTAL_SECONDS`, because others took too long, are returned as unchecked. A repository that the
-    app already watches is not changed. Raises `ValidationError` if the token would be sent to several hosts.
+    app already watches is not changed. Raises `ValidationError` if the token would be sent to several hosts, and `NotFound` if
+    the app is being removed.
     """
     actor.require_app(app, Permission.WATCH)
     results: dict[str, LineResult] = {}  # by line: a dictionary keeps the order
@@ -119,6 +120,4 @@ def _store(actor: Actor, app: App, candidate: _Candidate, options: WatchOptions,
         watched = store_watch(actor, app, candidate.url, options, is_private=is_private, must_be_new=True)
     except AlreadyWatched as error:  # meanwhile
         return _already(candidate.line, error.watch)
-    except InvalidUrl as error:  # the app is being deleted
-        return LineResult(candidate.line, LineStatus.FAILED, str(error))
     return LineResult(candidate.line, LineStatus.WATCHED, watch=watched.watch)

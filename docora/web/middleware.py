@@ -1,4 +1,4 @@
-"""Middleware for probes, trusted proxies, response headers, invalid queries and missing encryption keys."""
+"""Middleware for probes, trusted proxies, response headers, invalid queries, conflicting forms and missing encryption keys."""
 
 import logging
 import re
@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from django.conf import settings
+from django.contrib import messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.core.exceptions import BadRequest
-from django.http import HttpRequest, HttpResponse, HttpResponseBase
+from django.db import IntegrityError
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect
 from django.utils.deprecation import MiddlewareMixin
 
 from docora.http.addresses import is_in
@@ -22,6 +24,11 @@ _MAX_SEARCH_WORDS = 100
 _MAX_SEARCH_CHARS = 5000  # longer than any path or URL; SQLite compares with at most 50,000 bytes
 _SEARCHED = {"q", "search", "term", "app_name", "repository"}
 _MAX_DIGITS = 18  # always fits into 64 bits
+
+_CONFLICT = (
+    "Not saved: at the same moment, another request saved the same thing, or changed something that this refers to. Check, and "
+    "try again if needed."
+)
 
 # Docora's pages use none of these browser features.
 PERMISSIONS_POLICY = (
@@ -128,6 +135,17 @@ class PageHeadersMiddleware(MiddlewareMixin):
         response.headers.setdefault("Permissions-Policy", PERMISSIONS_POLICY)
         response.headers.setdefault("Cache-Control", "no-store")
         return response
+
+
+class ConflictMiddleware(MiddlewareMixin):
+    """Redirect a form back to its page if the database refuses it, because of what another request has just committed."""
+
+    def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
+        if not isinstance(exception, IntegrityError) or request.method != "POST" or wants_json(request):
+            return None
+        logger.warning("form_conflicted", exc_info=exception, extra={"path": request.path})
+        messages.warning(request, _CONFLICT)
+        return HttpResponseRedirect(request.get_full_path())
 
 
 class DecryptionErrorMiddleware(MiddlewareMixin):

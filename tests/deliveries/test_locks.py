@@ -3,6 +3,7 @@
 A worker locks its watch, then runs, then operations. A foreign key's check shares the app's row.
 """
 
+import re
 import threading
 from collections.abc import Callable
 
@@ -10,6 +11,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.db import connection, transaction
 from django.db.models.functions import Now
+from django.test import Client
 
 from deliveries_app.actors import Actor
 from deliveries_app.admin import users
@@ -36,10 +38,13 @@ from deliveries_app.services import (
 )
 from deliveries_app.sweep import cleanup, head_checks
 from deliveries_app.sync.claim import claim
-from repositories_app.models import Repository
-from tests.support.admin_pages import superuser
+from repositories_app.models import GitHubApp, Repository
+from tests.docora.test_sign_in import code_of
+from tests.support.admin_pages import posted_form, superuser
+from tests.support.github_api import pem
 from tests.support.processes import in_threads
 from tests.support.receiver import wait_for
+from tests.support.staff import make_app
 from tests.support.world import World
 
 COMMAND = Actor.command()
@@ -159,6 +164,41 @@ def test_two_administrators_take_each_others_rights(transactional_db, monkeypatc
 
     in_threads(lambda: take_rights("anna", "bert"), lambda: take_rights("bert", "anna"))
     assert User.objects.filter(is_superuser=True).count() == 1
+
+
+@pytest.mark.parametrize("what", ["user", "authenticator app", "GitHub App"])
+def test_form_conflicts_with_another_request(transactional_db, what: str) -> None:
+    """A double click, or a GitHub App that is deleted while it is assigned, was a server error."""
+    client, again = superuser(), Client(SERVER_NAME="127.0.0.1")
+    again.cookies = client.cookies
+    app = make_app("Portal")
+    github_app = GitHubApp.objects.create(name="Reader", app_id="1", private_key=pem())
+    if what == "user":
+        page, form = "/admin/auth/user/add/", {"username": "anna", "usable_password": "false"}
+    elif what == "authenticator app":
+        page = "/accounts/security/app/add/"
+        form = {"code": code_of(re.search(r'id="totp-key">(\w+)<', client.get(page).text)[1])}
+    else:
+        page = f"/admin/deliveries_app/app/{app.pk}/settings/"
+        form = posted_form(client, page, github_app=str(github_app.pk))
+    is_saved = threading.Event()
+
+    def save() -> None:
+        with transaction.atomic():
+            if what == "GitHub App":
+                github_app.delete()
+            else:
+                assert client.post(page, form).status_code == 302
+            is_saved.set()
+            wait_for(waits_for_a_lock)
+
+    def conflict() -> None:
+        assert is_saved.wait(10)
+        answer = again.post(page, form)
+        assert (answer.status_code, answer["Location"]) == (302, page)
+        assert "Not saved: at the same moment" in again.get(page, follow=True).text
+
+    in_threads(save, conflict)
 
 
 def test_retry_by_app_while_a_worker_records_the_first_batch_of_an_hour(world: World) -> None:

@@ -14,9 +14,12 @@ from deliveries_app.services.pinging import send_ping
 from deliveries_app.services.tokens import retire_old_tokens, rotate_app_token
 from deliveries_app.sweep.cleanup import remove_ended
 from deliveries_app.sync.circuit import record_git_failure
-from repositories_app.git.exceptions import Cause, GitError, InvalidUrl
+from repositories_app.git.exceptions import Cause, GitError
 from repositories_app.git.url import parse_url
 from repositories_app.models import Repository
+from tests.api.caller import Caller, code_of
+from tests.support.admin_pages import superuser
+from tests.support.processes import in_threads
 from tests.support.staff import make_app
 from tests.support.world import World
 
@@ -27,11 +30,35 @@ def test_app_that_is_removed_during_the_git_check(world: World) -> None:
     repo = world.git.repo("acme/widgets", {"a.txt": b"a"})
     stale = App.objects.get(pk=world.app.pk)
     delete_app(SYSTEM, world.app)
-    with pytest.raises(InvalidUrl, match=r"being (removed|deleted)"):
+    with pytest.raises(NotFound):
         watch_repository(Actor.of_app(stale), stale, repo.url)
     remove_ended()
     assert not App.objects.exists()
     assert not Repository.objects.exists()
+
+
+@pytest.mark.parametrize("page", ["POST", "PUT", "form", "form for many"])
+def test_page_or_call_whose_app_is_deleted_during_the_git_check(world: World, page: str) -> None:
+    """The API said that the URL was invalid."""
+    repo = world.git.repo("acme/widgets", {"a.txt": b"a"})
+    caller, root = Caller(world.app), superuser()
+
+    def delete(method: str, target: str) -> None:
+        in_threads(lambda: delete_app(SYSTEM, world.app))
+
+    world.git.server.on_request = delete
+    if page == "POST":
+        assert code_of(caller.post("", {"github_url": repo.url}), 404) == "not_watched"
+    elif page == "PUT":
+        assert code_of(caller.put({"github_url": repo.url}), 404) == "not_watched"
+    elif page == "form":
+        form = {"app": world.app.pk, "github_url": repo.url}
+        answer = root.post("/admin/deliveries_app/apprepository/add/", form)
+        assert answer.context["form"].errors == {"app": ["App not found."]}
+    else:
+        answer = root.post(f"/admin/deliveries_app/app/{world.app.pk}/watch-many/", {"urls": repo.url}, follow=True)
+        assert "Perhaps it was deleted?" in answer.text
+    assert not AppRepository.objects.exists()
 
 
 def test_repository_that_is_watched_during_the_git_check(watches, settings) -> None:
