@@ -57,8 +57,12 @@ class RequireRecentSignIn(AuditedAdmin):
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
         """Return the row, locked while its form is saved, so that no change of another request is lost."""
         if request.method == "POST" and connection.in_atomic_block:
-            lock_rows(self.model._default_manager.filter(Q(pk=parse_pk(object_id)) | self.also_locked))
+            self._lock([parse_pk(object_id)])
         return super().get_object(request, object_id, from_field)
+
+    def _lock(self, pks: Any) -> list[int]:
+        """Lock the rows with these keys and those that are `also_locked`, and return the keys of all that exist."""
+        return lock_rows(self.model._default_manager.filter(Q(pk__in=pks) | self.also_locked))
 
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
         if not change or _SENSITIVE_FIELDS & set(form.changed_data):
@@ -68,21 +72,23 @@ class RequireRecentSignIn(AuditedAdmin):
     def delete_model(self, request: HttpRequest, obj: Any) -> None:
         self.prepare_deletion(request, [obj])
         with transaction.atomic():
-            self.check_deletion([obj])
-            super().delete_model(request, obj)
+            if obj.pk in self._lock([obj.pk]):  # otherwise another request has just deleted it
+                self.check_deletion([obj])
+                super().delete_model(request, obj)
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
         self.prepare_deletion(request, queryset)
         with transaction.atomic():
-            self.check_deletion(queryset)
-            super().delete_queryset(request, queryset)
+            rows = queryset.filter(pk__in=self._lock(queryset.values("pk")))
+            self.check_deletion(rows)
+            super().delete_queryset(request, rows)
 
     def prepare_deletion(self, request: HttpRequest, rows: Iterable[Any]) -> None:
         """Prepare to delete these rows, before the deletion's transaction begins."""
         require_recent(request)
 
     def check_deletion(self, rows: Iterable[Any]) -> None:
-        """Raise `PermissionDenied` if these rows must stay. Called in the deletion's transaction."""
+        """Raise `PermissionDenied` if these rows must stay. Called in the deletion's transaction, with the rows locked."""
 
 
 def _blocked_reason(users: Iterable[Any]) -> str:
@@ -150,7 +156,6 @@ class UserAdmin(RequireRecentSignIn, PlainLists[Any], DjangoUserAdmin):
 
     def check_deletion(self, rows: Iterable[Any]) -> None:
         """Check again, under the lock: another administrator may have been deleted since the page was shown."""
-        lock_rows(User._default_manager.filter(self.also_locked))
         if reason := _blocked_reason(rows):
             raise PermissionDenied(reason)
 

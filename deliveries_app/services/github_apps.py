@@ -11,6 +11,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import AuditAction
 from deliveries_app.permissions import Permission
 from deliveries_app.services.requests import NotFound
+from docora.db.locks import lock_rows
 from repositories_app import github
 from repositories_app.git.exceptions import GitError, InvalidUrl
 from repositories_app.git.url import host_of, parse_url
@@ -86,8 +87,9 @@ def delete_github_app(actor: Actor, github_app: GitHubApp) -> None:
     """Delete the credentials. Raises `ProtectedError` while a client app uses them."""
     actor.require(Permission.DELETE_GITHUB_APPS)
     with transaction.atomic():
-        audit.record(actor, AuditAction.GITHUB_APP_DELETED, [github_app], "Deleted the GitHub App")
-        github_app.delete()
+        if lock_rows(GitHubApp.objects.filter(pk=github_app.pk)):  # otherwise another request has just deleted it
+            audit.record(actor, AuditAction.GITHUB_APP_DELETED, [github_app], "Deleted the GitHub App")
+            github_app.delete()
 
 
 def list_installations(actor: Actor, github_app: GitHubApp) -> list[str]:

@@ -143,6 +143,52 @@ def test_user_is_deleted_while_a_worker_ends_the_last_run_of_a_bulk_resync(world
         assert set(rows.values_list("requested_by", "user")) == {("anna", None)}
 
 
+@pytest.mark.parametrize("page", ["auth/user/{}/delete/", "auth/user/", "repositories_app/githubapp/{}/delete/"])
+def test_row_is_deleted_twice_at_once(transactional_db, page: str) -> None:
+    """It was recorded twice."""
+    clients = superuser("bert"), superuser("cleo")
+    is_user = page.startswith("auth")
+    row = User.objects.create_user("anna") if is_user else GitHubApp.objects.create(name="anna", app_id="1")
+    form = {"action": "delete_selected", "_selected_action": row.pk, "post": "yes"}
+    is_deleted = threading.Event()
+
+    def delete() -> None:
+        with transaction.atomic():
+            assert clients[0].post(f"/admin/{page}".format(row.pk), form).status_code == 302
+            is_deleted.set()
+            wait_for(waits_for_a_lock)
+
+    def delete_again() -> None:
+        assert is_deleted.wait(10)
+        assert clients[1].post(f"/admin/{page}".format(row.pk), form).status_code == 302
+
+    in_threads(delete, delete_again)
+    assert not type(row).objects.filter(pk=row.pk).exists()
+    action = AuditAction.USER_DELETED if is_user else AuditAction.GITHUB_APP_DELETED
+    assert AuditEntry.objects.filter(action=action, subject="anna").count() == 1
+
+
+def test_user_is_deleted_and_changed_at_once(transactional_db) -> None:
+    """Both lock superusers too. The form locks all rows in the order of their keys, so the deletion must do the same."""
+    anna = User.objects.create_user("anna")
+    client = superuser("bert")
+    is_locked = threading.Event()
+
+    def lock_as_the_form() -> None:
+        with transaction.atomic():
+            for name in ("anna", "bert"):
+                User.objects.select_for_update(no_key=True).get(username=name)
+                is_locked.set()
+                wait_for(waits_for_a_lock)
+
+    def delete() -> None:
+        assert is_locked.wait(10)
+        assert client.post(f"/admin/auth/user/{anna.pk}/delete/", {"post": "yes"}).status_code == 302
+
+    in_threads(lock_as_the_form, delete)
+    assert not User.objects.filter(username="anna").exists()
+
+
 @pytest.mark.parametrize("page", ["change", "delete"])
 def test_two_administrators_take_each_others_rights(transactional_db, monkeypatch, page: str) -> None:
     clients = {name: superuser(name) for name in ("anna", "bert")}
