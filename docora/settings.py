@@ -309,7 +309,7 @@ ACCOUNT_EMAIL_VERIFICATION = "none"
 ACCOUNT_LOGOUT_REDIRECT_URL = "account_login"
 ACCOUNT_SESSION_REMEMBER = True
 ACCOUNT_RATE_LIMITS = {"login": "60/m/ip", "login_failed": "5/15m/key", "address_failed": "50/15m/ip"}
-ACCOUNT_REAUTHENTICATION_TIMEOUT = 0  # only `docora.sign_in.recency` decides
+ACCOUNT_REAUTHENTICATION_TIMEOUT = float("-inf")  # only `docora.sign_in.recency` decides
 SOCIALACCOUNT_ADAPTER = "docora.sign_in.adapters.SocialAccountAdapter"
 SOCIALACCOUNT_PROVIDERS: dict[str, Any] = {"openid_connect": {"OAUTH_PKCE_ENABLED": True, "APPS": []}}
 if OIDC_ISSUER:

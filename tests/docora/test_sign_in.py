@@ -869,7 +869,7 @@ def test_page_of_an_own_factor_is_shown_after_a_sign_in(anna) -> None:
     assert client.post(confirm, {"password": PASSWORD, "next": page})["Location"] == page
 
 
-def test_confirmation_lasts_as_long_as_the_setting_says(anna, settings) -> None:
+def test_confirmation_lasts_as_long_as_the_setting_says(anna, settings, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.REAUTHENTICATE_AFTER_SECONDS = 60
     client, page = signed_in(anna), f"{SECURITY}app/add/"
     make_old(client)
@@ -878,6 +878,11 @@ def test_confirmation_lasts_as_long_as_the_setting_says(anna, settings) -> None:
     for seconds in (61, -61):  # the clock may have been ahead
         make_old(client, seconds)
         assert client.get(page)["Location"].startswith(CONFIRM)
+    now = time.time()
+    with monkeypatch.context() as ahead:
+        ahead.setattr(time, "time", lambda later=now + 3600: later)
+        client.post(CONFIRM, {"password": PASSWORD, "next": page})
+    assert client.get(page).headers.get("Location", "").startswith(CONFIRM)
 
 
 def test_refused_passkey_keeps_the_form(anna, settings) -> None:
