@@ -25,11 +25,7 @@ _MAX_SEARCH_CHARS = 5000  # longer than any path or URL; SQLite compares with at
 _SEARCHED = {"q", "search", "term", "app_name", "repository"}
 _MAX_DIGITS = 18  # always fits into 64 bits
 
-_CONFLICT = (
-    "Not saved: at the same moment, another request saved the same thing, or changed something that this refers to. Check, and "
-    "try again if needed."
-)
-
+_CONFLICT = "Not saved: another request changed something at the same moment. Check it, and try again if needed."
 # Docora's pages use none of these browser features.
 PERMISSIONS_POLICY = (
     "accelerometer=(), autoplay=(), browsing-topics=(), camera=(), display-capture=(), encrypted-media=(), fullscreen=(), "

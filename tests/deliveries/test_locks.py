@@ -242,7 +242,7 @@ def test_form_conflicts_with_another_request(transactional_db, what: str) -> Non
         assert is_saved.wait(10)
         answer = again.post(page, form)
         assert (answer.status_code, answer["Location"]) == (302, page)
-        assert "Not saved: at the same moment" in again.get(page, follow=True).text
+        assert "Not saved: another request changed something" in again.get(page, follow=True).text
 
     in_threads(save, conflict)
 
