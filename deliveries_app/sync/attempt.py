@@ -32,10 +32,11 @@ from deliveries_app.sync.claim import claim
 from deliveries_app.sync.content import Contents
 from deliveries_app.sync.drift import run_check
 from deliveries_app.sync.events import NoticeRefused, send_due, send_sync_completed, settle_completed
-from deliveries_app.sync.exceptions import EndpointDown, EndpointGone, Paused, RateLimited, SliceOver, Superseded
+from deliveries_app.sync.exceptions import EndpointDown, EndpointGone, Paused, SliceOver, Superseded
 from deliveries_app.sync.lease import HOLD_AFTER_TIMEOUT, Lease
 from deliveries_app.sync.notification import Failure
 from deliveries_app.sync.recorder import Recorder
+from deliveries_app.sync.responses import RateLimited
 from deliveries_app.sync.sender import Sender
 from deliveries_app.sync.time_slice import TimeSlice
 from docora.db.clock import from_now
@@ -439,8 +440,8 @@ class Attempt:
                 self._record_refused_notice(error)
             case RateLimited():
                 self._give_attempt_back()
-                message = f"{self.recorder.last_message} Sending was put on hold for {format_seconds(error.seconds)}."
-                outcomes.start_cooldown(self.lease, error.seconds, self.recorder.sync_failure(message))
+                message = f"{error.failure.message} Sending was put on hold for {format_seconds(error.seconds)}."
+                outcomes.start_cooldown(self.lease, error.seconds, error.failure.of_sync(self.watch.app, message))
             case EndpointDown():
                 if error.is_certain:
                     self._give_attempt_back()

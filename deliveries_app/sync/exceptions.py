@@ -27,13 +27,5 @@ class EndpointDown(Exception):
         self.is_certain, self.answer = is_certain, answer
 
 
-class RateLimited(Exception):
-    """The app is too busy, and Docora has to wait `seconds`, which is longer than a run may."""
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__(seconds)
-        self.seconds = seconds
-
-
 class EndpointGone(Exception):
     """The app answered 410 to several files: it wants no more notifications."""

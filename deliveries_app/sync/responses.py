@@ -6,7 +6,7 @@ from datetime import datetime
 from deliveries_app.models.deliveries import Kind
 from deliveries_app.planning.plan import Change
 from deliveries_app.sync.endpoint_health import GATEWAY_ERRORS
-from deliveries_app.sync.exceptions import EndpointGone, RateLimited
+from deliveries_app.sync.exceptions import EndpointGone
 from deliveries_app.sync.notification import Failure
 from deliveries_app.webhooks.client import asked_to_wait
 from docora.backoff import MAX_WAIT_SECONDS
@@ -19,6 +19,14 @@ GONE_AFTER = 3  # files answered with 410
 RETRY_UNREACHED = 1.0  # seconds
 SHORTEST_WAIT = 0.1  # seconds before a request that the app refused is sent again: apps round `Retry-After` down to 0
 LONGEST_WAIT = 5.0  # seconds that a run waits before it ends instead
+
+
+class RateLimited(Exception):
+    """The app is too busy: it answered with `failure`, and Docora has to wait `seconds`, which is longer than a run may."""
+
+    def __init__(self, failure: Failure, seconds: float) -> None:
+        super().__init__(seconds)
+        self.failure, self.seconds = failure, seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +118,8 @@ class ResponsePolicy:
 
     def settle(self, decision: Decision, clock: DatabaseClock) -> None:
         """Count a settled notification. Raises `RateLimited` or `EndpointGone` if the run has to end."""
-        if decision.cooldown is not None:
-            raise RateLimited(decision.cooldown)
+        if decision.failure and decision.cooldown is not None:
+            raise RateLimited(decision.failure, decision.cooldown)
         if decision.endpoint_failed:
             self._failed_in_a_row += 1
             self.failing_since = self.failing_since or clock.now()

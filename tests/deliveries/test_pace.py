@@ -122,6 +122,22 @@ def test_refused_request_is_repeated_as_it_was(world: World) -> None:
     assert again.received_at - refused.answered_at >= 0.99
 
 
+def test_hold_names_the_response_that_asked_for_it(world: World) -> None:
+    """Other requests in flight may fail for other reasons before the run ends."""
+
+    def answer(note: Notification) -> Answer:
+        if note.path == "a":
+            return Answer(429, headers={"Retry-After": "600"})
+        time.sleep(0.5)
+        return Answer(close=True)
+
+    world.answer(answer)
+    _, watch = world.watch({"a": b"1", "b": b"2"})
+    watch = world.sync(watch)
+    assert watch.last_error == "The app returned HTTP 429. Sending was put on hold for 10 min."
+    assert (watch.root_cause, watch.last_status_code) == (RootCause.CLIENT_ERROR, 429)
+
+
 @pytest.mark.early(1)
 def test_lasting_refusals_hold_the_app_without_an_attempt(world: World) -> None:
     App.objects.update(max_in_flight=1)
