@@ -70,9 +70,6 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]  # allauth ha
         "rate_limited": "Too many attempts. Try again in a few minutes.",
     }
 
-    def is_open_for_signup(self, request: HttpRequest) -> bool:
-        return False
-
     def is_safe_url(self, url: str | None) -> bool:
         """Return whether a page may redirect to this URL. allauth's rule allows every host of ALLOWED_HOSTS."""
         return bool(own_url(context.request, url or "", ""))
@@ -104,10 +101,10 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]  # allauth ha
 
     def pre_login(self, request: HttpRequest, user: Any, **hook: Any) -> HttpResponse | None:
         """Refuse the password or passkey of a provider's user: only sign-in with the provider checks their roles again."""
-        response: HttpResponse | None = super().pre_login(request, user, **hook)
         is_local = "sociallogin" not in (hook["signal_kwargs"] or {})
-        if response is None and is_local and oidc.is_account_of(user):
+        if is_local and oidc.is_account_of(user):
             return _refuse(request, "provider_only")
+        response: HttpResponse | None = super().pre_login(request, user, **hook)
         return response
 
     def _get_login_attempts_cache_key(self, request: HttpRequest, **credentials: Any) -> str:
@@ -155,9 +152,6 @@ class MFAAdapter(DefaultMFAAdapter):  # type: ignore[misc]
 class SocialAccountAdapter(DefaultSocialAccountAdapter):  # type: ignore[misc]
     def get_requests_session(self) -> Any:
         return provider_session()
-
-    def is_open_for_signup(self, request: HttpRequest, sociallogin: SocialLogin) -> bool:
-        return True  # `pre_social_login` has refused everyone without a role
 
     def pre_social_login(self, request: HttpRequest, sociallogin: SocialLogin) -> None:
         """Refuse users without a role, and set the roles of existing users, also of those who only confirm who they are."""
@@ -231,7 +225,7 @@ def _finish_reauthentication(request: HttpRequest, login: SocialLogin, began: fl
 
     Refuse if a different user signed in, or if the provider did not ask for credentials.
     """
-    if not request.user.is_authenticated or login.user != request.user:
+    if login.user != request.user:
         return _refuse(request, "other_user")
     if oidc.authenticated_at(login) < began - CLOCK_SECONDS:
         return _refuse(request, "not_fresh")

@@ -34,7 +34,7 @@ def roles_of(login: SocialLogin) -> set[str]:
 def authenticated_at(login: SocialLogin) -> float:
     """Return when the user last entered credentials at the provider (Unix time), or 0 if the provider does not say."""
     at = _id_token(login).get("auth_time")
-    return float(at) if isinstance(at, int | float) and not isinstance(at, bool) else 0.0
+    return at if isinstance(at, int | float) else 0.0
 
 
 def username_of(login: SocialLogin) -> str:
@@ -45,8 +45,9 @@ def username_of(login: SocialLogin) -> str:
 
 def apply_roles(user: Any, roles: set[str]) -> None:
     """Save the user with exactly these roles. Any role makes the user staff."""
-    groups = Group.objects.filter(name__in=roles - {SUPERUSER})
-    if missing := roles - {SUPERUSER} - {group.name for group in groups}:
+    names = roles - {SUPERUSER}
+    groups = Group.objects.filter(name__in=names)
+    if missing := names - {group.name for group in groups}:
         logger.warning("oidc_group_missing", extra={"groups": sorted(missing)})
     with transaction.atomic():
         before = _stored_roles(user)
@@ -65,7 +66,7 @@ def _stored_roles(user: Any) -> dict[str, Any]:
 
 def is_account_of(user: Any) -> bool:
     """Return whether the user has signed in with the current provider, which therefore decides about the user's roles."""
-    return bool(settings.OIDC_ISSUER) and SocialAccount.objects.filter(user=user, provider=PROVIDER_ID).exists()
+    return bool(settings.OIDC_ISSUER) and SocialAccount.objects.filter(user=user).exists()
 
 
 def is_valid_name(name: str) -> bool:

@@ -11,7 +11,6 @@ import requests
 from django.conf import settings
 from requests import RequestException
 from requests.adapters import BaseAdapter
-from requests.utils import get_encoding_from_headers
 
 from docora.http import USER_AGENT
 from docora.http.client import HttpClient, Request
@@ -52,8 +51,7 @@ class _Transport(BaseAdapter):
             Request(
                 request.method or "GET",
                 request.url or "",
-                # libcurl adds the length itself.
-                tuple(f"{name}: {value!s}" for name, value in request.headers.items() if name != "Content-Length"),
+                tuple(f"{name}: {value!s}" for name, value in request.headers.items()),
                 body.encode() if isinstance(body, str) else body,
                 timeout=TIMEOUT_SECONDS,
                 max_body=MAX_BYTES,
@@ -69,7 +67,6 @@ class _Transport(BaseAdapter):
         response = requests.Response()
         response.status_code = outcome.status
         response.headers.update(outcome.headers)
-        response.encoding = get_encoding_from_headers(response.headers)
         response._content = outcome.body
         response.url = request.url or ""
         response.request = request

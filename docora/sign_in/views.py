@@ -26,8 +26,7 @@ from django.contrib.auth.decorators import login_required
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import render, resolve_url
-from django.views.decorators.cache import never_cache
-from django.views.decorators.http import require_GET, require_http_methods
+from django.views.decorators.http import require_http_methods
 
 from docora.sign_in import factors, links, oidc
 from docora.sign_in.adapters import REAUTHENTICATION_BEGAN
@@ -71,17 +70,13 @@ class ReauthenticateWithPasskeyView(ReauthenticateWebAuthnView):  # type: ignore
         return HttpResponseRedirect(self.passthrough_next_url(self.request.path))
 
 
-@never_cache
-@require_GET
 @_limited
 def oidc_login(request: HttpRequest) -> HttpResponse:
     """Redirect to the provider. Pages link here, because the content security policy doesn't let a form leave Docora."""
     return _to_provider(request, AuthProcess.LOGIN)
 
 
-@never_cache
 @login_required
-@require_GET
 def oidc_reauthenticate(request: HttpRequest) -> HttpResponse:
     """Redirect to the provider and have it ask for credentials, even if the user is signed in there.
 
@@ -146,7 +141,6 @@ class _ProviderAdapter(OpenIDConnectOAuth2Adapter):  # type: ignore[misc]
         return login
 
 
-@never_cache
 def oidc_callback(request: HttpRequest, provider_id: str) -> HttpResponse:
     """Finish the sign-in that `_to_provider` has started."""
     if not settings.OIDC_ISSUER or provider_id != oidc.PROVIDER_ID:
@@ -155,7 +149,6 @@ def oidc_callback(request: HttpRequest, provider_id: str) -> HttpResponse:
     return response
 
 
-@never_cache
 @require_http_methods(["GET", "HEAD", "POST"])
 def link(request: HttpRequest, token: str) -> HttpResponse:
     """Show a page with a button that signs the user in. GET must not: mail scanners and link previews open links, too."""
