@@ -2,11 +2,14 @@
 
 import ipaddress
 import json
+import socket
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
@@ -20,8 +23,9 @@ from django.http import HttpResponse
 from django.test import Client
 from django.urls import reverse
 
+from deliveries_app import audit
 from deliveries_app.models import AuditAction, AuditEntry
-from docora.sign_in import adapters, links, oidc, provider_http, recency
+from docora.sign_in import adapters, links, oidc, provider_http, recency, views
 from tests.docora.http_server import saying, servers
 from tests.docora.test_sign_in import app_form, code_of, make_old, set_up_totp
 from tests.support.identity_provider import CLIENT_ID, CLIENT_SECRET, IdentityProvider, Person
@@ -87,7 +91,8 @@ def back_with_a_made_up_code(client: Client, url: str) -> HttpResponse:
     return client.get(f"/accounts/oidc/login/callback/?state={state}&code=x")
 
 
-def test_groups_give_roles(client: Client) -> None:
+def test_groups_give_roles(client: Client, settings, caplog: pytest.LogCaptureFixture) -> None:
+    settings.SECOND_FACTOR_ROLES = ["superuser", "Viewers"]  # the provider can ask for one
     assert "Sign in with Canaille" in client.get("/accounts/login/").content.decode()
     answer = sign_in(client, Person("olga"), f"{START}?next=/admin/deliveries_app/app/")
     assert (answer.status_code, answer["Location"]) == (302, "/admin/deliveries_app/app/")
@@ -95,6 +100,7 @@ def test_groups_give_roles(client: Client) -> None:
     olga = User.objects.get()
     assert (olga.username, olga.email, olga.is_staff, olga.is_superuser) == ("olga", "olga@example.org", True, True)
     assert not olga.has_usable_password()
+    assert [record.groups for record in caplog.records if record.message == "oidc_group_missing"] == [["Nobody"]]
     reader = Client()
     sign_in(reader, Person("rita"))
     rita = User.objects.get(username="rita")
@@ -109,6 +115,17 @@ def test_user_without_a_mapped_group_is_refused_and_not_created(client: Client) 
     assert "None of your groups has access to Docora" in answer.content.decode()
     assert client.get("/admin/").status_code == 302
     assert (User.objects.count(), SocialAccount.objects.count()) == (0, 0)
+
+
+def test_name_that_is_taken_during_the_first_sign_in(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def is_name_taken(name: str) -> bool:
+        monkeypatch.undo()
+        User.objects.create_user(name, password="x")
+        return False
+
+    monkeypatch.setattr(oidc, "is_name_taken", is_name_taken)
+    again = sign_in(client, Person("olga"))["Location"]
+    assert (again, User.objects.count()) == (f"{START}?next=/admin/", 1)
 
 
 @pytest.mark.parametrize("is_taken", [False, True])
@@ -145,7 +162,7 @@ def test_roles_follow_the_provider(client: Client, settings) -> None:
     assert client.get("/admin/", follow=True).status_code == 403, "in open sessions, too"
 
 
-def test_roles_of_the_provider_are_in_the_audit_log(client: Client) -> None:
+def test_roles_of_the_provider_are_in_the_audit_log(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     rita = Person("rita")
     sign_in(client, rita)
     User.objects.update(is_superuser=True)
@@ -155,6 +172,11 @@ def test_roles_of_the_provider_are_in_the_audit_log(client: Client) -> None:
     assert (first.actor, first.address, first.subject) == ("Docora", "127.0.0.1", "rita")
     assert first.message == "From the identity provider: Staff status: no → yes; groups: nothing → Viewers"
     assert (second.old, second.new) == ({"superuser status": True}, {"superuser status": False})
+    User.objects.update(is_superuser=True)
+    monkeypatch.setattr(audit, "record", None)
+    with pytest.raises(TypeError):
+        sign_in(Client(), rita)
+    assert User.objects.get().is_superuser, "no role changes without an entry"
 
 
 def test_password_of_a_user_of_the_provider_does_not_sign_in(client: Client, settings) -> None:
@@ -190,11 +212,15 @@ def test_name_of_a_local_account_is_refused(client: Client) -> None:
     assert User.objects.count() == 1
 
 
-def test_username_that_docora_cannot_have_is_refused(client: Client, settings) -> None:
-    settings.OIDC_USERNAME_CLAIM = "name"
+@pytest.mark.parametrize(
+    ("claim", "reason"),
+    [("name", "sent the username “Olga Example”"), ("groups", "send a username"), ("nick", "send a username")],
+)
+def test_username_that_docora_cannot_have_is_refused(client: Client, settings, claim: str, reason: str) -> None:
+    settings.OIDC_USERNAME_CLAIM = claim
     answer = sign_in(client, Person("olga"))
     assert answer.status_code == 403
-    assert "sent the username “Olga Example”" in answer.content.decode()
+    assert reason in answer.content.decode()
     assert User.objects.count() == 0
 
 
@@ -293,14 +319,34 @@ def test_user_whose_id_is_too_long(client: Client, monkeypatch: pytest.MonkeyPat
     assert sign_in(client, Person("olga")).status_code == 401
 
 
-@pytest.mark.parametrize("subject", ["rita", None])
+@pytest.mark.parametrize(
+    ("subject", "of_token", "status"),
+    [("rita", "olga", 401), (None, "olga", 401), (None, None, 401), (5, "5", 302)],
+)
 def test_user_information_about_another_user(
-    client: Client, monkeypatch: pytest.MonkeyPatch, subject: str | None
+    client: Client, monkeypatch: pytest.MonkeyPatch, settings, subject: object, of_token: object, status: int
 ) -> None:
+    settings.OIDC_USERNAME_CLAIM = "preferred_username"
     information = {"sub": subject, "preferred_username": "rita", "groups": ["docora-admins"]}
+    monkeypatch.setattr(OAuth2Client, "get_access_token", lambda *_, **__: {"access_token": "x", "id_token": "x"})
     monkeypatch.setattr(OpenIDConnectOAuth2Adapter, "_fetch_user_info", lambda *_: information)
-    assert sign_in(client, Person("olga")).status_code == 401
-    assert not User.objects.exists()
+    monkeypatch.setattr(OpenIDConnectOAuth2Adapter, "_decode_id_token", lambda *_: {"sub": of_token, "groups": ["x"]})
+    assert back_with_a_made_up_code(client, client.get(START)["Location"]).status_code == status
+    assert User.objects.count() == (status == 302)
+
+
+@pytest.mark.parametrize("information", [None, {"sub": "olga", "preferred_username": 5}])
+def test_claims_of_the_id_token(client: Client, monkeypatch: pytest.MonkeyPatch, information: object) -> None:
+    """Some providers send the groups only there."""
+    monkeypatch.setattr(OpenIDConnectOAuth2Adapter, "_fetch_user_info", lambda *_: information)
+    assert sign_in(client, Person("olga"))["Location"] == "/admin/"
+    assert User.objects.get(username="olga").is_superuser
+
+
+@pytest.mark.parametrize("at", [None, "1700000000", "x", ["x"]])
+def test_time_of_authentication_that_is_no_number(at: object) -> None:
+    account = SocialAccount(extra_data={"id_token": {"auth_time": at}})
+    assert oidc.authenticated_at(SocialLogin(account=account)) == 0
 
 
 @pytest.mark.parametrize("groups", [None, 5, True, "docora", ["x", 5, None, ["docora-admins"]], {"x": "docora-admins"}])
@@ -360,6 +406,31 @@ def test_responses_of_the_provider_are_limited(monkeypatch: pytest.MonkeyPatch, 
         session.get(f"{provider.issuer}/.well-known/openid-configuration")
 
 
+def test_calls_to_the_provider_follow_no_redirect_and_use_no_netrc(tmp_path: Path, monkeypatch) -> None:
+    """The file may hold the password for git on the same host."""
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login olga password x")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    with servers() as start, provider_http.provider_session() as session:
+        server = start(saying("302 Found", b"", "Location: /another"))
+        with pytest.raises(provider_http.RequestException):
+            session.get(server.url)
+    [(head, _)] = server.requests
+    assert b"Authorization" not in head
+    assert b"Accept-Encoding: identity\r\n" in head, "the body is used as it comes"
+
+
+def test_provider_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provider_http, "TIMEOUT_SECONDS", 0.1)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        provider_http.provider_session() as session,
+        pytest.raises(provider_http.RequestException, match=r"didn't respond within 0\.1 s"),
+    ):
+        session.get(f"http://127.0.0.1:{server.getsockname()[1]}")
+
+
 def test_plain_http_endpoint_of_a_provider_with_https(settings) -> None:
     settings.OIDC_ISSUER = "https://id.example"
     with (
@@ -374,7 +445,8 @@ def test_plain_http_endpoint_of_a_provider_with_https(settings) -> None:
 def test_provider_sign_in_is_off_unless_configured(client: Client, settings) -> None:
     settings.OIDC_ISSUER = ""
     assert "Sign in with Canaille" not in client.get("/accounts/login/").content.decode()
-    assert client.get(START).status_code == 404
+    for path in (START, "/accounts/oidc/login/callback/"):
+        assert client.get(path).status_code == 404
 
 
 # --- Confirming at the provider -----------------------------------------------------------------------------------------
@@ -403,7 +475,7 @@ def base_url() -> str:
     return App.objects.get().base_url
 
 
-def test_change_is_saved_after_fresh_credentials_at_the_provider(client: Client, olga: Person) -> None:
+def test_change_is_saved_after_fresh_credentials_at_the_provider(client: Client, olga: Person, monkeypatch) -> None:
     sign_in(client, olga)
     assert olga.passwords_entered == 1
     sign_in(Client(), olga)
@@ -411,7 +483,11 @@ def test_change_is_saved_after_fresh_credentials_at_the_provider(client: Client,
     session_before = client.session.session_key
     _, confirm = refused_change(client)
     assert base_url() == "https://x.example"
-    answer = sign_in(client, olga, confirm)
+    with monkeypatch.context() as behind:  # as the provider's clock is
+        behind.setattr(views, "time", SimpleNamespace(time=lambda: time.time() + adapters.CLOCK_SECONDS - 5))
+        started = client.get(confirm)["Location"]
+    assert "&prompt=login&max_age=600" in started
+    answer = back(client, olga, started)
     assert answer.status_code == 302, answer.content.decode()
     assert base_url() == "https://new.example"
     assert olga.passwords_entered == 2
@@ -423,6 +499,7 @@ def test_kept_form_is_dropped_when_the_user_confirms_something_else(client: Clie
     refused_change(client)
     other = client.get("/accounts/security/app/add/")["Location"]
     assert sign_in(client, olga, other)["Location"] == "/accounts/security/app/add/"
+    assert sign_in(client, olga, "/accounts/oidc/reauthenticate/")["Location"] == "/admin/"
     assert base_url() == "https://x.example"
     page = client.get("/accounts/security/app/add/")
     assert (page.status_code, recency.NOT_SAVED in page.content.decode()) == (200, True)

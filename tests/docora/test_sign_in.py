@@ -126,6 +126,7 @@ def test_nobody_can_sign_up_and_unused_pages_are_not_routed(client: Client) -> N
     for name in ("account_signup", "socialaccount_signup", "socialaccount_connections", "openid_connect_login"):
         with pytest.raises(NoReverseMatch):
             reverse(name)
+    assert client.get("/accounts/logout/").status_code == 405
 
 
 def test_five_failures_lock_a_name_from_an_address_only(anna) -> None:
@@ -266,7 +267,10 @@ def test_local_sign_in_turned_off(anna, settings) -> None:
     assert "Password" not in Client().get(LOGIN).content.decode()
     assert try_to_sign_in(PASSWORD).status_code == 403
     assert Client().post("/accounts/security/passkeys/sign-in/", {"credential": "{}"}).status_code == 403
-    assert Client().post(links_path(anna)).status_code == 302
+    client = Client()
+    assert client.post(links_path(anna)).status_code == 302
+    make_old(client)
+    assert client.get(f"{SECURITY}app/add/").status_code == 403, "the password doesn't confirm either"
 
 
 def test_failed_sign_in_is_logged_without_the_password(anna, caplog: pytest.LogCaptureFixture) -> None:
@@ -371,6 +375,8 @@ def test_role_that_requires_a_second_factor(settings, db) -> None:
     assert client.get("/admin/").status_code == 200
     client.post(f"{SECURITY}app/remove/")
     assert client.get("/admin/")["Location"] == SECURITY, "without it again"
+    Authenticator.objects.create(user=otto, type="recovery_codes", data={"seed": "x"})
+    assert client.get("/admin/")["Location"] == SECURITY, "they only replace a factor"
     assert client.post("/admin/logout/").status_code == 200
 
 
@@ -379,6 +385,8 @@ def test_role_without_that_requirement(anna, settings) -> None:
     client = Client()
     try_to_sign_in(PASSWORD, client=client)
     assert client.get("/admin/").status_code == 200
+    settings.SECOND_FACTOR_ROLES = ["superuser"]
+    assert signed_in(anna).get("/admin/")["Location"] == SECURITY
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:8000", "[::1]:8000"])
@@ -394,6 +402,10 @@ def test_passkeys_are_hidden_at_an_ip_address(anna, settings, host: str) -> None
     by_name = signed_in(anna).get(SECURITY, headers={"host": "localhost:8000"}).content.decode()
     assert "Add a passkey" in by_name
     assert reason not in by_name
+    Authenticator.objects.create(user=anna, type="webauthn", data={"name": "Laptop", "credential": {}})
+    for address, is_offered in ((host, False), ("localhost:8000", True)):
+        page = signed_in(anna).get(CONFIRM, headers={"host": address}).content.decode()
+        assert ("Use a passkey or security key" in page) == is_offered
 
 
 @pytest.mark.parametrize(
@@ -421,19 +433,29 @@ def test_passkey_works_only_on_pages_of_the_same_host(anna, settings) -> None:
     passkey = {"name": "Laptop", "credential": credential | {"response": response}}
     Authenticator.objects.create(user=anna, type="webauthn", data=passkey)
 
-    def sign_in_at(origin: str) -> str:
-        client, path = Client(headers={"host": "docora.example"}), f"{SECURITY}passkeys/sign-in/"
-        options = client.get(path, headers={"accept": "application/json"}).json()["request_options"]["publicKey"]
-        asked = CollectedClientData.create("webauthn.get", options["challenge"], origin)
+    def use_at(origin: str, client: Client, path: str) -> str:
+        page = client.get(path, headers={"accept": "application/json"}).content.decode()
+        challenge = re.search(r'"challenge": "([^"]+)"', page)[1]
+        asked = CollectedClientData.create("webauthn.get", challenge, origin)
         shown = AuthenticatorData.create(host, 0x05, 1)
         signature = key.sign(shown + hashlib.sha256(asked).digest(), ec.ECDSA(hashes.SHA256()))
         response = {"clientDataJSON": asked, "authenticatorData": shown, "signature": signature}
         response["userHandle"] = user_pk_to_url_str(anna).encode()
         encoded = {name: websafe_encode(value) for name, value in response.items()}
-        return client.post(path, {"credential": json.dumps(credential | {"response": encoded})})["Location"]
+        answer = client.post(path, {"credential": json.dumps(credential | {"response": encoded})})
+        return answer.headers.get("Location", "")
 
-    assert sign_in_at("https://docora.example") == sign_in_at("https://docora.example:8443") == "/admin/"
-    assert sign_in_at("https://pages.docora.example") == LOGIN
+    again, second = f"{SECURITY}passkeys/reauthenticate/", f"{SECURITY}authenticate/"
+    for origin, pages in {
+        "https://docora.example": ["/admin/"] * 3,
+        "https://docora.example:8443": ["/admin/"] * 3,
+        "https://pages.docora.example": [LOGIN, "", again],
+    }.items():
+        client, with_password = Client(headers={"host": "docora.example"}), Client(headers={"host": "docora.example"})
+        first = use_at(origin, client, f"{SECURITY}passkeys/sign-in/")
+        try_to_sign_in(PASSWORD, client=with_password)
+        client.force_login(anna)
+        assert [first, use_at(origin, with_password, second), use_at(origin, client, again)] == pages
 
 
 # --- Links --------------------------------------------------------------------------------------------------------------
