@@ -207,8 +207,10 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, RemovalAdmin[App]):
             new_key = request.POST.get("key") == "new" and app.is_rotating_key
             ping = pinging.send_ping(Actor.of_request(request), app, new_key=new_key)
             if request.htmx:  # type: ignore[attr-defined]  # of `HtmxMiddleware`
-                app.refresh_from_db()
-                context = {"endpoint": endpoints.after_ping(app), "ping": ping}
+                pinged = self.get_object(request, str(app.pk))
+                if pinged is None:  # deleted while the app was asked
+                    return self.redirect_missing(request, str(app.pk))
+                context = {"endpoint": endpoints.after_ping(pinged), "ping": ping}
                 return render(request, "docora/preflight.html#pinged", context)
             sent = {"app": app.pk, "at": timezone.now().isoformat(), "both_keys": app.is_rotating_key}
             request.session[_LAST_PING] = sent | asdict(ping)

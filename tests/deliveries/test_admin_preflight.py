@@ -15,11 +15,15 @@ from deliveries_app.admin import confirmation
 from deliveries_app.admin.confirmation import ResyncForm
 from deliveries_app.models import App, AppRepository, BulkOperation, Outcome, SyncRun
 from deliveries_app.progress import runs
-from deliveries_app.services import change_app
+from deliveries_app.receiver import Notification
+from deliveries_app.services import change_app, delete_app
 from deliveries_app.services.pinging import send_ping
 from deliveries_app.services.rollout import release_due
+from deliveries_app.sweep.cleanup import remove_ended
 from deliveries_app.webhooks import endpoint_stats
 from deliveries_app.webhooks.endpoint_stats import Latest
+from tests.support.admin_pages import superuser
+from tests.support.processes import in_threads
 from tests.support.receiver import Answer
 from tests.support.staff import VIEWS, make_app, make_watch, staff
 from tests.support.world import World
@@ -219,6 +223,16 @@ def test_ping_from_the_confirmation_page(world: World) -> None:
     assert line.lstrip().startswith(f'<li id="endpoint-{world.app.pk}">')
     assert "The last test ping failed." not in client.get(ALL).text
     assert [record.kind for record in world.requests()] == ["ping", "ping"]
+
+
+def test_app_is_removed_while_it_is_pinged(world: World) -> None:
+    def remove(note: Notification) -> None:
+        in_threads(lambda: (delete_app(Actor.command(), world.app), remove_ended()))
+
+    world.answer(remove)
+    answer = superuser().post(f"/admin/deliveries_app/app/{world.app.pk}/ping/", **HTMX)
+    assert not App.objects.exists()
+    assert (answer.status_code, answer["Location"]) == (302, "/admin/")
 
 
 def test_ping_needs_its_permission(operator: Client, watches: list[AppRepository]) -> None:
