@@ -76,6 +76,12 @@ class Actor:
         if self.user is not None and not any(self.user.has_perm(permission) for permission in permissions):
             raise PermissionDenied(f"You need the permission {' or '.join(permissions)}.")
 
+    def require_active(self) -> None:
+        """Raise `PermissionDenied` if the user was deactivated or deleted during the request, while a git host was asked."""
+        users = get_user_model()._default_manager
+        if self.user is not None and not users.filter(pk=self.user.pk, is_active=True, is_staff=True).exists():
+            raise PermissionDenied("Your account was deactivated during the request.")
+
     def require_app(self, app: App | None, *permissions: str) -> None:
         """Raise `PermissionDenied` if an app acts on another app's data, and as `require` does, if permissions are given.
 

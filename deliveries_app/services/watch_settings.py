@@ -92,6 +92,7 @@ def change_watch(
         github_app = watch.app.github_app_for(watch.repository.canonical_url, token)
         # The current ref is not checked, because it may be missing at the moment.
         is_private = check_readable(actor, watch.github_url, token, new.get("ref", ""), github_app)
+        actor.require_active()
         new |= scheduling.ALL_ATTEMPTS | CLEARED_FAILURE
     if is_due:
         new |= scheduling.DUE_NOW

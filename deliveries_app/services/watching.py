@@ -192,6 +192,8 @@ def store_watch(
 
     `is_private` is None if git was not asked.
     """
+    if is_private is not None:
+        actor.require_active()
     with transaction.atomic():  # lock the app before its watch, as the claim does
         locked = App.objects.select_for_update(no_key=True).filter(pk=app.pk, ended_at=None).first()
         if locked is None:

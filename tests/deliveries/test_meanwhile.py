@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+from django.contrib.auth.models import User
 from django.db import connection
 from django.utils import timezone
 
@@ -59,6 +60,23 @@ def test_page_or_call_whose_app_is_deleted_during_the_git_check(world: World, pa
         answer = root.post(f"/admin/deliveries_app/app/{world.app.pk}/watch-many/", {"urls": repo.url}, follow=True)
         assert "Perhaps it was deleted?" in answer.text
     assert not AppRepository.objects.exists()
+
+
+@pytest.mark.parametrize("form", ["watch", "token"])
+def test_user_is_deactivated_during_the_git_check(world: World, form: str) -> None:
+    _, watch = world.watch()
+    root, url = superuser(), world.git.repo("acme/new", {"a.txt": b"a"}).url
+
+    def deactivate(method: str, target: str) -> None:
+        in_threads(lambda: User.objects.update(is_active=False))
+
+    world.git.server.on_request = deactivate
+    if form == "watch":
+        answer = root.post("/admin/deliveries_app/apprepository/add/", {"app": world.app.pk, "github_url": url})
+    else:
+        answer = root.post(f"/admin/deliveries_app/apprepository/{watch.pk}/token/", {"github_token": "secret"})
+    assert answer.status_code == 403
+    assert AppRepository.objects.get().github_token == ""
 
 
 def test_repository_that_is_watched_during_the_git_check(watches, settings) -> None:
