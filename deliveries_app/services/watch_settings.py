@@ -76,11 +76,7 @@ def change_watch(
     }
     if github_url is not None:
         changes["Changed the spelling of the URL"] = {"github_url": github_url}
-    changes = {
-        message: fields
-        for message, fields in changes.items()
-        if "github_token" in fields or any(text != getattr(watch, name) for name, text in fields.items())
-    }
+    changes = _effective(changes, watch)
     if not changes:
         return False
     new: dict[str, Any] = {name: text for fields in changes.values() for name, text in fields.items()}
@@ -103,11 +99,20 @@ def change_watch(
             circuit.close_circuit(watch.repository)
         before = _lock(watch)
         _update(watch, **new)
-        for message, fields in changes.items():
+        for message, fields in _effective(changes, before).items():  # another request may have made the same change
             _record(actor, watch, before, message, fields)
         if is_due:
             scheduling.enqueue(watch)
     return True
+
+
+def _effective(changes: dict[str, dict[str, str]], watch: AppRepository) -> dict[str, dict[str, str]]:
+    """Return those of these changes, by message, that change the watch. A token always counts as new."""
+    return {
+        message: fields
+        for message, fields in changes.items()
+        if "github_token" in fields or any(text != getattr(watch, name) for name, text in fields.items())
+    }
 
 
 def renew_push_secret(actor: Actor, watch: AppRepository) -> str:

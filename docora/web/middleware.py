@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from django.conf import settings
 from django.contrib import messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
-from django.core.exceptions import BadRequest
+from django.core.exceptions import BadRequest, ObjectNotUpdated
 from django.db import IntegrityError
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect
 from django.utils.deprecation import MiddlewareMixin
@@ -134,10 +134,11 @@ class PageHeadersMiddleware(MiddlewareMixin):
 
 
 class ConflictMiddleware(MiddlewareMixin):
-    """Redirect a form back to its page if the database refuses it, because of what another request has just committed."""
+    """Redirect a form back to its page if it can't be saved because of what another request has just committed."""
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
-        if not isinstance(exception, IntegrityError) or request.method != "POST" or wants_json(request):
+        is_conflict = isinstance(exception, IntegrityError | ObjectNotUpdated)
+        if not is_conflict or request.method != "POST" or wants_json(request):
             return None
         logger.warning("form_conflicted", exc_info=exception, extra={"path": request.path})
         messages.warning(request, _CONFLICT)

@@ -31,6 +31,7 @@ from deliveries_app.services import (
     cancel_operation,
     cancel_sync,
     delete_app,
+    ensure_watched,
     resync_by_app,
     retry_by_app,
     unwatch_repository,
@@ -212,9 +213,10 @@ def test_two_administrators_take_each_others_rights(transactional_db, monkeypatc
     assert User.objects.filter(is_superuser=True).count() == 1
 
 
-@pytest.mark.parametrize("what", ["user", "authenticator app", "GitHub App"])
+@pytest.mark.parametrize("what", ["user", "authenticator app", "GitHub App", "password"])
 def test_form_conflicts_with_another_request(transactional_db, what: str) -> None:
-    """A double click, or a GitHub App that is deleted while it is assigned, was a server error."""
+    """A double click, or what the form refers to is deleted meanwhile. It was a server error."""
+    root = User.objects.create_superuser("root", password="x")
     client, again = superuser(), Client(SERVER_NAME="127.0.0.1")
     again.cookies = client.cookies
     app = make_app("Portal")
@@ -224,6 +226,9 @@ def test_form_conflicts_with_another_request(transactional_db, what: str) -> Non
     elif what == "authenticator app":
         page = "/accounts/security/app/add/"
         form = {"code": code_of(re.search(r'id="totp-key">(\w+)<', client.get(page).text)[1])}
+    elif what == "password":
+        page = "/admin/password_change/"
+        form = {"old_password": "x", "new_password1": "another-one-1", "new_password2": "another-one-1"}
     else:
         page = f"/admin/deliveries_app/app/{app.pk}/settings/"
         form = posted_form(client, page, github_app=str(github_app.pk))
@@ -233,6 +238,8 @@ def test_form_conflicts_with_another_request(transactional_db, what: str) -> Non
         with transaction.atomic():
             if what == "GitHub App":
                 github_app.delete()
+            elif what == "password":
+                root.delete()
             else:
                 assert client.post(page, form).status_code == 302
             is_saved.set()
@@ -245,6 +252,28 @@ def test_form_conflicts_with_another_request(transactional_db, what: str) -> Non
         assert "Not saved: another request changed something" in again.get(page, follow=True).text
 
     in_threads(save, conflict)
+
+
+def test_same_settings_are_put_twice_at_once(world: World) -> None:
+    """The second call changes nothing, but it was recorded too."""
+    repo, _ = world.watch()
+    is_saved = threading.Event()
+
+    def put() -> None:
+        ensure_watched(COMMAND, world.app, repo.url, exclude_patterns="*.png")
+
+    def hold() -> None:
+        with transaction.atomic():
+            put()
+            is_saved.set()
+            wait_for(waits_for_a_lock)
+
+    def put_again() -> None:
+        assert is_saved.wait(10)
+        put()
+
+    in_threads(hold, put_again)
+    assert AuditEntry.objects.filter(action=AuditAction.WATCH_CHANGED).count() == 1
 
 
 def test_retry_by_app_while_a_worker_records_the_first_batch_of_an_hour(world: World) -> None:
