@@ -333,6 +333,20 @@ def test_unknown_queue_is_a_usage_error(instance_environment: dict[str, str]) ->
     assert done.stderr == "CommandError: There is no queue 'lwo'. The queues are high, default, low.\n"
 
 
+@pytest.mark.parametrize(
+    ("line", "range_"),
+    [
+        (["up", "--workers", "0"], "1 to 1,000"),
+        (["receiver", "--port", "-1"], "0 to 65,535"),
+        (["receiver", "--port", "65536"], "0 to 65,535"),
+    ],
+)
+def test_number_outside_its_range_is_a_usage_error(line: list[str], range_: str) -> None:
+    done = manage(*line)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"argument {line[1]}: must be a number from {range_}\n" in done.stderr
+
+
 def test_file_of_another_user() -> None:
     error = PermissionError(errno.EACCES, "Permission denied", "/data/docora.sqlite3-migrate.lock")
     assert error_message(error) == (

@@ -9,7 +9,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from deliveries_app.receiver import Receiver, Record
-from docora.cli.output import add_json, secret_from_stdin, write_json
+from docora.cli.output import add_json, number_between, secret_from_stdin, write_json
 from docora.conf.installation import program
 from docora.security.crypto import new_webhook_key
 from docora.text import printable
@@ -20,7 +20,9 @@ class Command(BaseCommand):
     requires_system_checks = []  # a client has no access to Docora's database and Redis
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--port", type=int, default=9000, help="the port to listen on (9000)")
+        parser.add_argument(
+            "--port", type=number_between(0, 65_535), default=9000, metavar="N", help="the port to listen on (9000)"
+        )
         parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (127.0.0.1)")
         key = parser.add_mutually_exclusive_group()
         key.add_argument("--key", help="the app's client_auth_key; if omitted, a new key is generated and printed")
@@ -48,8 +50,8 @@ class Command(BaseCommand):
         )
         try:
             receiver.start()
-        except (OSError, OverflowError) as error:
-            reason = (getattr(error, "strerror", None) or str(error)).rstrip(".")
+        except OSError as error:
+            reason = (error.strerror or str(error)).rstrip(".")
             raise CommandError(f"Cannot listen on {options['host']} port {options['port']}: {reason}.") from None
         with receiver:
             out = self.stderr if self.as_json else self.stdout

@@ -20,7 +20,7 @@ from django.utils import timezone
 from redis.exceptions import AuthenticationError, ResponseError
 
 from docora.cli.main import add_instance_options
-from docora.cli.output import write_banner
+from docora.cli.output import number_between, write_banner
 from docora.conf.data_dir import make_private, unusable
 from docora.conf.installation import program
 from docora.db import schema
@@ -57,7 +57,7 @@ class Command(BaseCommand):
         add_instance_options(parser)
         parser.add_argument(
             "--workers",
-            type=int,
+            type=number_between(1, 1000),
             default=_default_workers(),
             metavar="N",
             help="sync workers (one per core that Docora may use, from two to four)",
@@ -68,8 +68,6 @@ class Command(BaseCommand):
         parser.add_argument("--demo", action="store_true", help="with demo repositories, demo clients and demo users")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        if options["workers"] < 1:
-            raise CommandError("--workers must be at least 1.")
         require_free_port()
         self._lock_data_directory()
         if options["demo"]:
