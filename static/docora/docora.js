@@ -110,10 +110,12 @@
     else location.assign(xhr.responseURL);
   });
 
-  // Of error responses, only Docora's own notices are shown. A proxy may respond with 404 while Docora restarts.
+  // Of error responses, only Docora's own notices are shown. A proxy may respond with 404 while Docora restarts. An empty response to
+  // a poll, which replaces its own element or that one's content, is an error, too: it would end the polls.
   document.addEventListener("htmx:beforeSwap", (event) => {
-    const { xhr } = event.detail;
-    if (xhr.status < 400 || xhr.responseText.includes("data-notice")) return;
+    const { target, xhr, requestConfig: { elt } } = event.detail;
+    const isEmpty = target === elt && xhr.responseText.trim() === "";
+    if (!isEmpty && (xhr.status < 400 || xhr.responseText.includes("data-notice"))) return;
     event.detail.shouldSwap = false;
     event.detail.isError = true;
   });
@@ -185,8 +187,8 @@
     });
     body.addEventListener("htmx:afterRequest", (event) => {
       if (event.target !== body) return;
-      const { successful, xhr: { status } } = event.detail;
-      const answered = status >= 200 && status < 400; // htmx also calls a notice successful
+      const { successful, failed, xhr: { status } } = event.detail;
+      const answered = status >= 200 && status < 400 && !failed; // htmx also calls a notice successful
       if (answered && successful) updated = Date.now(); // not if the content was not replaced
       problem = answered ? "" : status ? "Couldn't refresh." : "The server isn't responding.";
       // The user is signed out or no longer allowed, or the object is gone. Further requests would not change that.

@@ -22,12 +22,14 @@
     setTimeout(() => buttonsOf(form).forEach((button) => { button.disabled = true; }));
   });
 
-  // A page restored from the history is no longer busy. A page that has only now loaded may be.
-  addEventListener("pageshow", (event) => {
-    if (!event.persisted) return;
+  const release = () => {
     for (const form of document.querySelectorAll("[aria-busy=true]")) {
       form.removeAttribute("aria-busy");
       buttonsOf(form).forEach((button) => { button.disabled = false; });
     }
-  });
+  };
+  // A page restored from the history is no longer busy. A page that has only now loaded may be.
+  addEventListener("pageshow", (event) => { if (event.persisted) release(); });
+  // The user has stopped the request, for example with Esc.
+  window.navigation?.addEventListener("navigateerror", release);
 })();

@@ -197,6 +197,31 @@ def test_second_press_of_a_button_sends_nothing(quiet_site: Site, browser: Brows
     assert browser.complaints == []
 
 
+def test_stopped_request_can_be_sent_again(quiet_site: Site, browser: Browser, idle: AppRepository) -> None:
+    """While a request waits for its answer, Esc stops it, as `stop()` does."""
+
+    def journey(page: Page) -> None:
+        held: list[Route] = []
+        page.route("**/force-resync/**", lambda route: hold(route, held))
+        sign_in(page, quiet_site)
+        force_resync(page, quiet_site, "acme/docs")
+        button = page.get_by_role("button", name="Re-sync", exact=True)
+        page.evaluate(NOTE_THE_BUTTON)
+        page.evaluate("addEventListener('submit', () => setTimeout(stop, 500), {once: true})")
+        button.click(no_wait_after=True)
+        page.wait_for_timeout(1500)
+        assert page.evaluate("sessionStorage.busy") == "true"
+        button.click(no_wait_after=True)
+        page.wait_for_timeout(500)
+        assert len(held) == 2
+        held[1].continue_()
+        expect(page.get_by_role("heading", name="Re-sync · acme/docs → Portal")).to_be_visible()
+
+    browser.drive(journey)
+    assert BulkOperation.objects.count() == 1
+    assert browser.complaints == []
+
+
 def test_poll_replaces_no_form_that_is_being_sent(quiet_site: Site, browser: Browser, idle: AppRepository) -> None:
     check = DriftCheck.objects.create(watch=idle)
 

@@ -87,8 +87,10 @@ def test_list_reports_a_lost_connection(quiet_site: Site, browser: Browser) -> N
     assert unexpected(browser) == []
 
 
-@pytest.mark.parametrize("body", ["404 page not found", "<!DOCTYPE html><h1>404 Not Found</h1>"])
-def test_error_of_a_proxy_does_not_end_the_polls(quiet_site: Site, browser: Browser, body: str) -> None:
+@pytest.mark.parametrize(
+    ("status", "body"), [(404, "404 page not found"), (404, "<!DOCTYPE html><h1>404 Not Found</h1>"), (200, "")]
+)
+def test_error_of_a_proxy_does_not_end_the_polls(quiet_site: Site, browser: Browser, status: int, body: str) -> None:
     watch = make_watch(
         make_app("Portal"), "docs", status=Status.PENDING, next_sync_at=timezone.now() + timedelta(hours=1)
     )
@@ -98,7 +100,7 @@ def test_error_of_a_proxy_does_not_end_the_polls(quiet_site: Site, browser: Brow
         stop_clock(page)
         page.goto(f"{quiet_site.url}{LIST}{watch.pk}/change/")
         lost = page.get_by_text("Connection lost, retrying")
-        page.route("**/admin/live/**", lambda route: route.fulfill(status=404, body=body))
+        page.route("**/admin/live/**", lambda route: route.fulfill(status=status, body=body))
         page.clock.run_for(2_000)
         expect(lost).to_be_visible()
         expect(page.get_by_text(re.compile(r"\b404\b"))).to_have_count(0)  # the random ids on the page may contain 404

@@ -75,7 +75,7 @@ def test_blocked_url_shows_a_hint(client: Client) -> None:
     App.objects.update(base_url="https://10.0.0.1")
     page = ping(client, app).text
     assert "ALLOWED_PRIVATE_NETWORKS" in page
-    assert "<dt>Response time</dt><dd>—</dd>" in page
+    assert "<dt>Duration</dt><dd>—</dd>" in page
     here = client.post(f"{APPS}{app.pk}/ping/", HTTP_HX_REQUEST="true").text
     assert "ALLOWED_PRIVATE_NETWORKS" in here
     assert "0 ms" not in here
