@@ -110,8 +110,8 @@
     else location.assign(xhr.responseURL);
   });
 
-  // Of error responses, only Docora's own notices are shown. A proxy may respond with 404 while Docora restarts. An empty response to
-  // a poll, which replaces its own element or that one's content, is an error, too: it would end the polls.
+  // Of error responses, only Docora's own notices are shown. A proxy may respond with 404 while Docora restarts. An empty response
+  // to a poll, which replaces its own element or that one's content, is an error, too: it would end the polls.
   document.addEventListener("htmx:beforeSwap", (event) => {
     const { target, xhr, requestConfig: { elt } } = event.detail;
     const isEmpty = target === elt && xhr.responseText.trim() === "";
