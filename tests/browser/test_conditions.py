@@ -4,6 +4,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
+from django.conf import settings
 from django.utils import timezone
 from playwright.sync_api import Page, expect
 
@@ -13,7 +14,7 @@ from tests.browser.accessibility import Look, look_as, overflow
 from tests.browser.conftest import Browser, Site
 from tests.browser.test_client_life import APPS
 from tests.browser.test_journey import LIST, sign_in
-from tests.support.staff import fail, make_app, make_watch
+from tests.support.staff import fail, make_app, make_watch, staff
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
@@ -72,6 +73,24 @@ def test_long_names_are_broken(quiet_site: Site, browser: Browser, watch: AppRep
                 wide += [f"{path} ({width}): {problem}" for problem in overflow(page)]
             wide += [f"{path}: rows are cut off"] * page.evaluate(CUT)
         return wide
+
+    assert browser.drive(journey) == []
+
+
+def test_long_settings_that_cannot_be_changed_are_broken(
+    quiet_site: Site, browser: Browser, watch: AppRepository
+) -> None:
+    App.objects.filter(pk=watch.app_id).update(description="d" * 500)
+    session = staff("vera", "view_app").cookies[settings.SESSION_COOKIE_NAME].value
+
+    def journey(page: Page) -> list[str]:
+        page.context.add_cookies([{"name": settings.SESSION_COOKIE_NAME, "value": session, "url": quiet_site.url}])
+        page.goto(f"{quiet_site.url}{APPS}{watch.app_id}/settings/")
+        expect(page.locator(".field-description .readonly")).to_be_visible()
+        cut: list[str] = page.evaluate(
+            "[...document.querySelectorAll('.form-row')].filter(row => row.scrollWidth > row.clientWidth).map(row => row.className)"
+        )
+        return cut
 
     assert browser.drive(journey) == []
 
