@@ -31,7 +31,7 @@ from docora import __version__
 from docora.cli import commands
 from docora.cli.main import CommandLine, error_message
 from docora.cli.output import INTERRUPTED
-from tests.support.commands import PROJECT, manage, run_script
+from tests.support.commands import PROJECT, manage, run_each
 from tests.support.instance import free_port
 from tests.support.postgres import PostgresServer
 from tests.support.valkey import ValkeyServer
@@ -70,14 +70,7 @@ NEED_NO_DATABASE = {"send_test_alert"}
 
 
 def outcomes(lines: list[list[str]], **environment: str) -> list[tuple[int, str, str]]:
-    done = run_script(
-        PROJECT / "tests" / "support" / "every_command.py",
-        environment=os.environ | {"LOG_LEVEL": "critical"} | environment,
-        stdin=json.dumps(lines),
-        timeout=120,
-    )
-    done.check_returncode()
-    return [tuple(outcome) for outcome in json.loads(done.stdout)]
+    return run_each(lines, os.environ | {"LOG_LEVEL": "critical"} | environment)
 
 
 def test_examples_cover_every_operator_command() -> None:

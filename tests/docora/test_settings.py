@@ -5,7 +5,6 @@ import json
 import os
 import stat
 import subprocess
-import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,109 +15,128 @@ from redis import Redis
 
 from docora.conf import env
 from docora.conf.data_dir import embedded_redis_socket, embedded_redis_url, generated_key, make_private, unusable
-from tests.support.commands import PROJECT, manage
+from tests.support.commands import manage, run_each
+
+
+def environment_of(directory: Path, **settings: str) -> dict[str, str]:
+    return {"PATH": os.environ["PATH"], "DATA_DIR": str(directory), "DOCORA_ENV_FILE": os.devnull} | settings
 
 
 def start_with(directory: Path, **settings: str) -> subprocess.CompletedProcess[str]:
-    environment = {"PATH": os.environ["PATH"], "DATA_DIR": str(directory), "DOCORA_ENV_FILE": os.devnull} | settings
-    return manage("check", environment=environment)
+    return manage("check", environment=environment_of(directory, **settings))
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("SWEEP_INTERVAL_SECONDS", "soon", "SWEEP_INTERVAL_SECONDS must be a number"),
-        ("SWEEP_INTERVAL_SECONDS", "0", "SWEEP_INTERVAL_SECONDS must be at least 0.1"),
-        ("LEASE_SECONDS", "1", "LEASE_SECONDS must be at least 6"),
-        ("LEASE_SECONDS", "nan", "LEASE_SECONDS must be a number"),
-        ("LEASE_SECONDS", "2592000", "LEASE_SECONDS must be at most 86400"),
-        ("RESCAN_INTERVAL_SECONDS", "inf", "RESCAN_INTERVAL_SECONDS must be a number"),
-        ("RESCAN_INTERVAL_SECONDS", "1e12", "RESCAN_INTERVAL_SECONDS must be at most 315360000"),
-        ("MAX_IN_FLIGHT", "2.5", "MAX_IN_FLIGHT must be a whole number"),
-        ("MAX_IN_FLIGHT", "257", "MAX_IN_FLIGHT must be at most 256"),
-        ("MAX_RETRY_ATTEMPTS", "1e10", "MAX_RETRY_ATTEMPTS must be at most 1000000"),
-        ("MAX_FILES", "inf", "MAX_FILES must be a number"),
-        ("MAX_FILES", "nan", "MAX_FILES must be a number"),
-        ("MAX_FETCH_BYTES", "1", "MAX_FETCH_BYTES must be at least 1048576"),
-        ("PORT", "80000", "PORT must be at most 65535"),
-        ("ALLOW_HTTP", "maybe", "ALLOW_HTTP must be yes or no"),
-        ("ALLOWED_PRIVATE_NETWORKS", "10.0.0.1/8", "ALLOWED_PRIVATE_NETWORKS must be networks"),
-        ("PUBLIC_URL", "http://docora.example", "must start with https://"),
-        ("PUBLIC_URL", "docora.example", "PUBLIC_URL must look like"),
-        ("PUBLIC_URL", "https://[docora", "PUBLIC_URL must look like"),
-        ("PUBLIC_URL", "https://docora.example:abc", "PUBLIC_URL must look like"),
-        ("PUBLIC_URL", "https://docora.example/sub", "PUBLIC_URL must look like"),
-        ("PUBLIC_URL", "https://docora.example?x", "PUBLIC_URL must look like"),
-        ("PUBLIC_URL", "https://docora.example#x", "PUBLIC_URL must look like"),
-        ("PUBLIC_URL", "https://docora.example ", "PUBLIC_URL must look like"),
-        ("PUBLIC_URL", "https://user@docora.example", "PUBLIC_URL must look like"),
-        ("PUBLIC_URL", "https://*", "PUBLIC_URL must look like"),
-        ("PUBLIC_URL", "https://m\xfcnchen.example", "PUBLIC_URL must look like"),
-        ("ALLOWED_HOSTS", "https://docora.internal", "ALLOWED_HOSTS must be host names such as docora.internal"),
-        ("ALLOWED_HOSTS", "docora.internal:8000", "ALLOWED_HOSTS must be host names such as docora.internal"),
-        ("TIME_ZONE", "Europe/Berln", "TIME_ZONE must be a time zone such as Europe/Berlin, but is 'Europe/Berln'"),
-        ("TIME_ZONE", "Europe", "TIME_ZONE must be a time zone"),
-        ("TIME_ZONE", "/etc/localtime", "TIME_ZONE must be a time zone"),
-        (
-            "ALLOWED_GIT_HOSTS",
-            "gitlab.com,https://github.com",
-            "ALLOWED_GIT_HOSTS must be host names such as github.com, separated by commas, but contains 'https://github.com'",
-        ),
-        ("ALLOWED_GIT_HOSTS", "*.example.com", "ALLOWED_GIT_HOSTS must be host names"),
-        ("ENCRYPTION_KEYS", "short", "at least 16 characters"),
-        ("ENCRYPTION_KEYS", "one-key-of-enough-letters,one-key-of-enough-letters", "has the same key twice"),
-        ("DATABASE_URL", "postgres://127.0.0.1:5432", "DATABASE_URL must look like postgres://"),
-        ("DATABASE_URL", "postgres://db..internal/docora", "DATABASE_URL must look like postgres://"),
-        (
-            "DATABASE_URL",
-            f"postgres://one.internal,{'a' * 64}.internal/docora",
-            "DATABASE_URL must look like postgres://",
-        ),
-        ("DATABASE_URL", "sqlite://", "DATABASE_URL must look like postgres://"),
-        ("DATABASE_URL", "sqlite://var/docora.sqlite3", "DATABASE_URL must look like postgres://"),
-        ("REDIS_URL", "http://127.0.0.1:6379/0", "REDIS_URL must look like redis://host:6379/0"),
-        ("REDIS_URL", "redis://redis..internal:6379/0", "REDIS_URL must look like redis://host:6379/0"),
-        ("REDIS_URL", "redis://127.0.0.1:6379?db=first", "REDIS_URL must look like redis://host:6379/0"),
-        ("REDIS_URL", "redis://127.0.0.1:6379/docora", "REDIS_URL must look like redis://host:6379/0"),
-        ("METRICS_TOKEN", "short", "METRICS_TOKEN must be at least 16 printable ASCII characters"),
-        ("METRICS_TOKEN", "text with spaces in it", "METRICS_TOKEN must be at least 16 printable ASCII characters"),
-        ("MAX_WATCHES_PER_APP", "-1", "MAX_WATCHES_PER_APP must be at least 0"),
-        ("EGRESS_PROXY", "proxy.example:3128", "EGRESS_PROXY must look like http://proxy.example:3128"),
-        (
-            "OIDC_ISSUER",
-            "https://login.example",
-            "OIDC_ISSUER also needs OIDC_CLIENT_ID, OIDC_CLIENT_SECRET and OIDC_ROLES",
-        ),
-        ("OIDC_ROLES", "docora-admins", "OIDC_ROLES must be pairs such as group=role"),
-        ("OIDC_ROLES", "docora-admins=", "OIDC_ROLES must be pairs such as group=role"),
-        ("OIDC_CLIENT_AUTH", "none", "OIDC_CLIENT_AUTH must be client_secret_basic or client_secret_post"),
-        ("REMOTE_USER_HEADER", "X-Remote-User", "REMOTE_USER_HEADER needs TRUSTED_PROXIES"),
-        ("LOCAL_SIGN_IN", "no", "LOCAL_SIGN_IN is off, so OIDC_ISSUER or REMOTE_USER_HEADER must be set"),
-        ("REAUTHENTICATE_AFTER_SECONDS", "0", "REAUTHENTICATE_AFTER_SECONDS must be at least 60"),
-        ("LOG_FORMAT", "xml", "LOG_FORMAT must be json or console"),
-        ("EMAIL_URL", "https://mail.example", "EMAIL_URL must look like smtp+tls://"),
-        ("ALERT_EMAILS", "ops@docora.example,night", "ALERT_EMAILS must be addresses"),
-        ("ALERT_EMAILS", "ops@docora.example", "ALERT_EMAILS needs EMAIL_URL"),
-        (
-            "ALERT_WEBHOOK_URL",
-            "http://chat.example/hook",
-            "ALERT_WEBHOOK_URL cannot be called. The URL must start with https",
-        ),
-        ("LOG_LEVEL", "loud", "LOG_LEVEL must be"),
-        (
-            "SECRET_KEY",
-            "x" * 60,
-            "SECRET_KEY is short or repetitive, so sessions signed with it can be forged. Generate one: pyt",
-        ),
-        ("SECRET_KEY", "changeme", "SECRET_KEY is short or repetitive"),
-        ("SECRET_KEY", "django-insecure-" + "0123456789abcdef" * 4, "SECRET_KEY is short or repetitive"),
-    ],
-)
-def test_invalid_value_is_named_in_the_error(tmp_path: Path, name: str, value: str, message: str) -> None:
-    result = start_with(tmp_path, **{name: value})
-    assert result.returncode == 1
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
+INVALID = [
+    ("SWEEP_INTERVAL_SECONDS", "soon", "SWEEP_INTERVAL_SECONDS must be a number"),
+    ("SWEEP_INTERVAL_SECONDS", "0", "SWEEP_INTERVAL_SECONDS must be at least 0.1"),
+    ("LEASE_SECONDS", "1", "LEASE_SECONDS must be at least 6"),
+    ("LEASE_SECONDS", "nan", "LEASE_SECONDS must be a number"),
+    ("LEASE_SECONDS", "2592000", "LEASE_SECONDS must be at most 86400"),
+    ("RESCAN_INTERVAL_SECONDS", "inf", "RESCAN_INTERVAL_SECONDS must be a number"),
+    ("RESCAN_INTERVAL_SECONDS", "1e12", "RESCAN_INTERVAL_SECONDS must be at most 315360000"),
+    ("MAX_IN_FLIGHT", "2.5", "MAX_IN_FLIGHT must be a whole number"),
+    ("MAX_IN_FLIGHT", "257", "MAX_IN_FLIGHT must be at most 256"),
+    ("MAX_RETRY_ATTEMPTS", "1e10", "MAX_RETRY_ATTEMPTS must be at most 1000000"),
+    ("MAX_FILES", "inf", "MAX_FILES must be a number"),
+    ("MAX_FILES", "nan", "MAX_FILES must be a number"),
+    ("MAX_FETCH_BYTES", "1", "MAX_FETCH_BYTES must be at least 1048576"),
+    ("PORT", "80000", "PORT must be at most 65535"),
+    ("ALLOW_HTTP", "maybe", "ALLOW_HTTP must be yes or no"),
+    ("ALLOWED_PRIVATE_NETWORKS", "10.0.0.1/8", "ALLOWED_PRIVATE_NETWORKS must be networks"),
+    ("PUBLIC_URL", "http://docora.example", "must start with https://"),
+    ("PUBLIC_URL", "docora.example", "PUBLIC_URL must look like"),
+    ("PUBLIC_URL", "https://[docora", "PUBLIC_URL must look like"),
+    ("PUBLIC_URL", "https://docora.example:abc", "PUBLIC_URL must look like"),
+    ("PUBLIC_URL", "https://docora.example/sub", "PUBLIC_URL must look like"),
+    ("PUBLIC_URL", "https://docora.example?x", "PUBLIC_URL must look like"),
+    ("PUBLIC_URL", "https://docora.example#x", "PUBLIC_URL must look like"),
+    ("PUBLIC_URL", "https://docora.example ", "PUBLIC_URL must look like"),
+    ("PUBLIC_URL", "https://user@docora.example", "PUBLIC_URL must look like"),
+    ("PUBLIC_URL", "https://*", "PUBLIC_URL must look like"),
+    ("PUBLIC_URL", "https://m\xfcnchen.example", "PUBLIC_URL must look like"),
+    ("ALLOWED_HOSTS", "https://docora.internal", "ALLOWED_HOSTS must be host names such as docora.internal"),
+    ("ALLOWED_HOSTS", "docora.internal:8000", "ALLOWED_HOSTS must be host names such as docora.internal"),
+    ("TIME_ZONE", "Europe/Berln", "TIME_ZONE must be a time zone such as Europe/Berlin, but is 'Europe/Berln'"),
+    ("TIME_ZONE", "Europe", "TIME_ZONE must be a time zone"),
+    ("TIME_ZONE", "/etc/localtime", "TIME_ZONE must be a time zone"),
+    (
+        "ALLOWED_GIT_HOSTS",
+        "gitlab.com,https://github.com",
+        "ALLOWED_GIT_HOSTS must be host names such as github.com, separated by commas, but contains 'https://github.com'",
+    ),
+    ("ALLOWED_GIT_HOSTS", "*.example.com", "ALLOWED_GIT_HOSTS must be host names"),
+    ("ENCRYPTION_KEYS", "short", "at least 16 characters"),
+    ("ENCRYPTION_KEYS", "one-key-of-enough-letters,one-key-of-enough-letters", "has the same key twice"),
+    ("DATABASE_URL", "postgres://127.0.0.1:5432", "DATABASE_URL must look like postgres://"),
+    ("DATABASE_URL", "postgres://db..internal/docora", "DATABASE_URL must look like postgres://"),
+    (
+        "DATABASE_URL",
+        f"postgres://one.internal,{'a' * 64}.internal/docora",
+        "DATABASE_URL must look like postgres://",
+    ),
+    ("DATABASE_URL", "sqlite://", "DATABASE_URL must look like postgres://"),
+    ("DATABASE_URL", "sqlite://var/docora.sqlite3", "DATABASE_URL must look like postgres://"),
+    ("REDIS_URL", "http://127.0.0.1:6379/0", "REDIS_URL must look like redis://host:6379/0"),
+    ("REDIS_URL", "redis://redis..internal:6379/0", "REDIS_URL must look like redis://host:6379/0"),
+    ("REDIS_URL", "redis://127.0.0.1:6379?db=first", "REDIS_URL must look like redis://host:6379/0"),
+    ("REDIS_URL", "redis://127.0.0.1:6379/docora", "REDIS_URL must look like redis://host:6379/0"),
+    ("METRICS_TOKEN", "short", "METRICS_TOKEN must be at least 16 printable ASCII characters"),
+    ("METRICS_TOKEN", "text with spaces in it", "METRICS_TOKEN must be at least 16 printable ASCII characters"),
+    ("MAX_WATCHES_PER_APP", "-1", "MAX_WATCHES_PER_APP must be at least 0"),
+    ("EGRESS_PROXY", "proxy.example:3128", "EGRESS_PROXY must look like http://proxy.example:3128"),
+    (
+        "OIDC_ISSUER",
+        "https://login.example",
+        "OIDC_ISSUER also needs OIDC_CLIENT_ID, OIDC_CLIENT_SECRET and OIDC_ROLES",
+    ),
+    ("OIDC_ROLES", "docora-admins", "OIDC_ROLES must be pairs such as group=role"),
+    ("OIDC_ROLES", "docora-admins=", "OIDC_ROLES must be pairs such as group=role"),
+    ("OIDC_CLIENT_AUTH", "none", "OIDC_CLIENT_AUTH must be client_secret_basic or client_secret_post"),
+    ("REMOTE_USER_HEADER", "X-Remote-User", "REMOTE_USER_HEADER needs TRUSTED_PROXIES"),
+    ("LOCAL_SIGN_IN", "no", "LOCAL_SIGN_IN is off, so OIDC_ISSUER or REMOTE_USER_HEADER must be set"),
+    ("REAUTHENTICATE_AFTER_SECONDS", "0", "REAUTHENTICATE_AFTER_SECONDS must be at least 60"),
+    ("LOG_FORMAT", "xml", "LOG_FORMAT must be json or console"),
+    ("EMAIL_URL", "https://mail.example", "EMAIL_URL must look like smtp+tls://"),
+    ("ALERT_EMAILS", "ops@docora.example,night", "ALERT_EMAILS must be addresses"),
+    ("ALERT_EMAILS", "ops@docora.example", "ALERT_EMAILS needs EMAIL_URL"),
+    (
+        "ALERT_WEBHOOK_URL",
+        "http://chat.example/hook",
+        "ALERT_WEBHOOK_URL cannot be called. The URL must start with https",
+    ),
+    ("LOG_LEVEL", "loud", "LOG_LEVEL must be"),
+    (
+        "SECRET_KEY",
+        "x" * 60,
+        "SECRET_KEY is short or repetitive, so sessions signed with it can be forged. Generate one: pyt",
+    ),
+    ("SECRET_KEY", "changeme", "SECRET_KEY is short or repetitive"),
+    ("SECRET_KEY", "django-insecure-" + "0123456789abcdef" * 4, "SECRET_KEY is short or repetitive"),
+]
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], tuple[int, str, str]]:
+    """How `check` ends with each of the invalid values. One process reads the settings anew until a value is valid."""
+    environment = environment_of(tmp_path_factory.mktemp("data"))
+    ends: dict[tuple[str, str], tuple[int, str, str]] = {}
+    while rest := INVALID[len(ends) :]:
+        variables = [{name: value} for name, value, _ in rest]
+        for (name, value, _), end in zip(rest, run_each([["check"]] * len(rest), environment, variables), strict=True):
+            ends[name, value] = end
+            if end[0] == 0:
+                break
+    return ends
+
+
+@pytest.mark.parametrize(("name", "value", "message"), INVALID)
+def test_invalid_value_is_named_in_the_error(
+    refusals: dict[tuple[str, str], tuple[int, str, str]], name: str, value: str, message: str
+) -> None:
+    code, _, err = refusals[name, value]
+    assert code == 1
+    assert message in err
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize("exists", [True, False])
@@ -204,7 +222,7 @@ def test_first_command_generates_private_keys(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("host", "url"), [("0.0.0.0", "http://127.0.0.1:8000"), ("::1", "http://[::1]:8000")])
 def test_public_url_is_loopback_by_default(tmp_path: Path, host: str, url: str) -> None:
-    environment = {"PATH": os.environ["PATH"], "DATA_DIR": str(tmp_path), "DOCORA_ENV_FILE": os.devnull, "HOST": host}
+    environment = environment_of(tmp_path, HOST=host)
     assert f"PUBLIC_URL is {url}, " in manage("check", "--deploy", environment=environment).stderr
 
 
@@ -213,16 +231,11 @@ def test_public_url_is_loopback_by_default(tmp_path: Path, host: str, url: str) 
 )
 def test_host_of_the_public_url_is_accepted(tmp_path: Path, url: str) -> None:
     code = (
-        "import django; django.setup(); from django.test import Client; from urllib.parse import urlsplit; "
+        "from django.test import Client; from urllib.parse import urlsplit; "
         f"print(Client().get('/docs/', secure=True, HTTP_HOST=urlsplit({url!r}).netloc).status_code)"
     )
-    environment = {"PATH": os.environ["PATH"], "DATA_DIR": str(tmp_path), "DOCORA_ENV_FILE": os.devnull}
-    environment |= {
-        "DJANGO_SETTINGS_MODULE": "docora.settings",
-        "PUBLIC_URL": url,
-        "ALLOWED_HOSTS": "docora.internal,[::1]",
-    }
-    assert subprocess.check_output([sys.executable, "-c", code], env=environment, text=True, cwd=PROJECT) == "200\n"
+    environment = environment_of(tmp_path, PUBLIC_URL=url, ALLOWED_HOSTS="docora.internal,[::1]")
+    assert manage("shell", "--no-imports", "-c", code, environment=environment).stdout == "200\n"
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]"])

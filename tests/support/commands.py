@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -14,7 +14,7 @@ from django.core.management import call_command
 
 from tests.support.nursery import PROJECT, Child, nursery
 
-__all__ = ["PROJECT", "manage", "run", "run_json", "run_script"]
+__all__ = ["PROJECT", "manage", "run", "run_each", "run_json", "run_script"]
 
 
 def run(name: str, *arguments: str, **options: Any) -> str:
@@ -34,6 +34,17 @@ def manage(
 ) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own."""
     return run_script(PROJECT / "manage.py", *arguments, environment=environment, timeout=timeout)
+
+
+def run_each(
+    lines: Sequence[Sequence[str]], environment: Mapping[str, str], variables: Sequence[Mapping[str, str]] = ()
+) -> list[tuple[int, str, str]]:
+    """Run the command lines in one process, each with its own additional variables. Return exit codes, stdout and stderr."""
+    each = list(zip(lines, variables or [{}] * len(lines), strict=True))
+    script = PROJECT / "tests" / "support" / "every_command.py"
+    done = run_script(script, environment=environment, stdin=json.dumps(each), timeout=120)
+    done.check_returncode()
+    return [(code, out, err) for code, out, err in json.loads(done.stdout)]
 
 
 def run_script(

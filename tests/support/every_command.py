@@ -1,20 +1,25 @@
 """Run many command lines in one process, each as `manage.py` would.
 
-Reads a JSON list of command lines from stdin and prints a JSON list of `[exit code, stdout, stderr]`. A process for each
-of a hundred command lines would take minutes.
+Reads a JSON list of `[command line, environment variables]` from stdin and prints a JSON list of `[exit code, stdout,
+stderr]`. The variables are added for that line alone: Docora reads its settings again if they were invalid. A process for
+each of a hundred command lines would take minutes.
 """
 
 import contextlib
 import io
 import json
+import os
 import sys
 import traceback
+from collections.abc import Mapping
 
 from docora.cli.main import main
 
 
-def outcome(arguments: list[str]) -> tuple[int, str, str]:
+def outcome(arguments: list[str], variables: Mapping[str, str]) -> tuple[int, str, str]:
     out, err, code = io.StringIO(), io.StringIO(), 0
+    before = dict(os.environ)
+    os.environ.update(variables)
     sys.argv = ["manage.py", *arguments]
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -25,8 +30,10 @@ def outcome(arguments: list[str]) -> tuple[int, str, str]:
                 err.write(ended.code)
         except BaseException:
             traceback.print_exc()
+    os.environ.clear()
+    os.environ.update(before)
     return code, out.getvalue(), err.getvalue()
 
 
 if __name__ == "__main__":
-    print(json.dumps([outcome(arguments) for arguments in json.load(sys.stdin)]))
+    print(json.dumps([outcome(*line) for line in json.load(sys.stdin)]))
