@@ -142,6 +142,7 @@ def test_without_javascript(quiet_site: Site, open_browser: Callable[..., Browse
 
     def journey(page: Page) -> None:
         sign_in(page, quiet_site)
+        page.goto(f"{quiet_site.url}/admin/")
         expect(page.locator("noscript p")).to_be_visible()
         page.goto(f"{quiet_site.url}{APPS}{watch.app_id}/change/")
         page.get_by_role("link", name="Watch a repository", exact=True).click()
@@ -154,6 +155,7 @@ def test_without_htmx(quiet_site: Site, browser: Browser) -> None:
     def journey(page: Page) -> None:
         page.route("**/htmx-2*", lambda route: route.abort())
         sign_in(page, quiet_site)
+        page.goto(f"{quiet_site.url}/admin/")
         expect(page.get_by_role("alert").filter(has_text="it doesn't refresh. Reload it.")).to_be_visible()
         expect(page.get_by_role("button", name="Refresh")).to_be_hidden()
 
