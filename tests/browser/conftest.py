@@ -1,4 +1,4 @@
-"""A complete Docora for browser tests: real web, workers and sweep on the test's database and Valkey, and Chromium.
+"""A complete Docora for browser tests: real web, worker and sweep on the test's database and Valkey, and Chromium.
 
 Playwright's synchronous API runs an event loop in its thread, and Django refuses to touch the database in such a thread:
 everything that drives the browser goes through one worker thread, see `Browser`.
@@ -68,7 +68,7 @@ class Web:
 
 
 class Site:
-    """A complete Docora at `url`: the web process, with the test's own workers and sweep unless `syncs` is false.
+    """A complete Docora at `url`: the web process, with the test's own worker and sweep unless `syncs` is false.
 
     `session` is the session key of its administrator.
     """
@@ -80,14 +80,11 @@ class Site:
         self.session = client.cookies[settings.SESSION_COOKIE_NAME].value
         environment = {name: value for name, value in web.environment.items() if name != "PYTHONPATH"}
         self._daemons = Daemons(logs, environment)
-        self._running = (
-            [self._daemons.worker(), self._daemons.worker(), self._daemons.sweep()] if syncs else list[Daemon]()
-        )
+        self._running = [self._daemons.worker(), self._daemons.sweep()] if syncs else list[Daemon]()
 
-    def kill_workers(self) -> None:
-        """Kill its workers, and their work-horses with them."""
-        for worker in self._running[:2]:
-            worker.process.kill()
+    def kill_worker(self) -> None:
+        """Kill its worker, and the work-horse with it."""
+        self._running[0].process.kill()
 
     def start_worker(self) -> None:
         self._running.append(self._daemons.worker())
@@ -190,7 +187,7 @@ def site(web: Web, world: World, tmp_path: Path) -> Iterator[Site]:
 
 @pytest.fixture
 def quiet_site(web: Web, transactional_db: None, tmp_path: Path) -> Iterator[Site]:
-    """A site without workers and sweep, for tests in which nothing is synced: starting and stopping them takes seconds."""
+    """A site without worker and sweep, for tests in which nothing is synced: starting and stopping them takes seconds."""
     site = Site(web, tmp_path, syncs=False)
     yield site
     site.stop()

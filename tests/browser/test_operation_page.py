@@ -130,9 +130,9 @@ def test_operation_page_is_true_until_the_end(world: World, site: Site, browser:
     client_app.hangs.set()
     is_shown(browser, "Stalled", "Nothing acknowledged for 2")
     browser.drive(nothing_moves)
-    site.kill_workers()
+    site.kill_worker()
     client_app.hangs.clear()
-    wait_for(lambda: "Syncing" not in states().values(), timeout=90)  # their leases have ended
+    wait_for(lambda: "Syncing" not in states().values(), timeout=90)  # the leases have ended
     is_shown(browser, "Retrying", "Waiting for the next attempt")  # it was on hold, so it had failed before
     browser.drive(nothing_moves)
     now = states()
