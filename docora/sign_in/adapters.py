@@ -70,6 +70,9 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]  # allauth ha
         "rate_limited": "Too many attempts. Try again in a few minutes.",
     }
 
+    def is_open_for_signup(self, request: HttpRequest) -> bool:
+        return False  # also if someone adds allauth's page
+
     def is_safe_url(self, url: str | None) -> bool:
         """Return whether a page may redirect to this URL. allauth's rule allows every host of ALLOWED_HOSTS."""
         return bool(own_url(context.request, url or "", ""))
@@ -152,6 +155,9 @@ class MFAAdapter(DefaultMFAAdapter):  # type: ignore[misc]
 class SocialAccountAdapter(DefaultSocialAccountAdapter):  # type: ignore[misc]
     def get_requests_session(self) -> Any:
         return provider_session()
+
+    def is_open_for_signup(self, request: HttpRequest, sociallogin: SocialLogin) -> bool:
+        return True  # `pre_social_login` has refused everyone without a role
 
     def pre_social_login(self, request: HttpRequest, sociallogin: SocialLogin) -> None:
         """Refuse users without a role, and set the roles of existing users, also of those who only confirm who they are."""

@@ -51,7 +51,8 @@ class _Transport(BaseAdapter):
             Request(
                 request.method or "GET",
                 request.url or "",
-                tuple(f"{name}: {value!s}" for name, value in request.headers.items()),
+                # libcurl adds the length itself.
+                tuple(f"{name}: {value!s}" for name, value in request.headers.items() if name != "Content-Length"),
                 body.encode() if isinstance(body, str) else body,
                 timeout=TIMEOUT_SECONDS,
                 max_body=MAX_BYTES,
