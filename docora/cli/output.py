@@ -11,10 +11,11 @@ import sys
 import time
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import IO, Any, Self, cast
+from typing import Any, Self
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser, OutputWrapper
 from django.core.serializers.json import DjangoJSONEncoder
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -25,8 +26,6 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
-from rich.text import Text
 
 from docora.text import printable
 
@@ -34,6 +33,7 @@ FAILED, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 """Exit codes. The last two are what a shell reports after SIGINT and SIGPIPE."""
 
 _LINE_SECONDS = 10.0
+_MAX_COLUMN = 60  # characters; a longer cell moves only the rest of its line
 
 
 def add_json(parser: CommandParser, keys: str) -> None:
@@ -95,17 +95,20 @@ def confirm(question: str, *, yes: bool) -> None:
 
 
 def write_table(out: OutputWrapper, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Write columns on a terminal. Elsewhere write tab-separated lines without headings, for `cut` and `awk`."""
+    """Write columns on a terminal. Elsewhere write tab-separated lines without headings, for `cut` and `awk`.
+
+    Lines may be longer than the terminal is wide, because an id that is folded in its column can't be copied.
+    """
+    cells = (list(map(printable, row)) for row in rows)
     if not out.isatty():
-        for row in rows:
-            out.write("\t".join(map(printable, row)))
+        for row in cells:
+            out.write("\t".join(row))
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    Console(file=cast(IO[str], out)).print(table)
+    table = [headings, *cells]
+    widths = [min(max(map(cell_len, column)), _MAX_COLUMN) for column in zip(*table, strict=True)]
+    for line in table:
+        padded = (cell + " " * (width - cell_len(cell)) for cell, width in zip(line, widths, strict=True))
+        out.write("  ".join(padded).rstrip())
 
 
 def write_banner(out: OutputWrapper, title: str, fields: Mapping[str, str], *notes: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import pytest
 from django.core.management import CommandError
 from django.core.management.base import OutputWrapper
+from rich.cells import cell_len
 
 from docora.cli import output
 from docora.cli.output import Bar, confirm, write_table
@@ -111,6 +112,21 @@ def test_table_on_a_terminal_and_in_a_pipe() -> None:
     write_table(OutputWrapper(out), ["Id", "Name"], [["app_1", "a\tb\n"], ["app_2", "é"]])
     assert out.getvalue() == "app_1\ta\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}\napp_2\té\n"
     assert printable("a\x1b[2J\x9b") == "a\N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}"
+
+
+def test_ids_in_a_table_can_be_copied_from_a_narrow_terminal() -> None:
+    app, watched, url = (
+        "app_0123456789abcdef01234567",
+        "repo_0123456789abcdef01234567",
+        "https://\u6771.example/" + "x" * 99,
+    )
+    rows = [[app, "\u6771\u4eac", watched, "fine"], [app, url, watched, "fine"]]
+    code = TABLE.partition("write_table(Out")[0] + f"write_table(OutputWrapper(sys.stdout), list('ABCD'), {rows})"
+    _, shown = at_a_terminal(code, environment=os.environ | {"COLUMNS": "40"})
+    heading, *lines = shown.split("\r\n")
+    assert [line.split() for line in lines] == [*rows, []]
+    starts = [cell_len(line.partition(mark)[0]) for line, mark in ((heading, "C"), (lines[0], "repo_"))]
+    assert starts == [len(app) + 2 + 60 + 2] * 2
 
 
 def test_reader_may_close_the_pipe_early() -> None:
