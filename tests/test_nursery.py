@@ -1,5 +1,6 @@
 """Commands behave the same under the nursery and under a shell."""
 
+import json
 import os
 import signal
 import subprocess
@@ -64,6 +65,15 @@ def test_output_and_status_equal_those_under_a_shell(arguments: list[str], setti
     done = manage(*arguments, environment=environment)
     assert (done.returncode, done.stdout) == (other.returncode, other.stdout)
     assert without_frames(done.stderr) == without_frames(other.stderr)
+
+
+def test_child_reads_the_keys_of_its_data_directory(tmp_path: Path) -> None:
+    """As they are when it starts: another child of this environment may have had others."""
+    code = "from django.conf import settings; print(settings.SECRET_KEY)"
+    for key in ("the-first-key-that-only-this-test-uses", "the-second-key-that-only-this-test-uses"):
+        (tmp_path / "keys.json").write_text(json.dumps({"secret_key": key, "encryption_keys": "x" * 32}))
+        environment = os.environ | {"DATA_DIR": str(tmp_path)}
+        assert manage("shell", "--no-imports", "-c", code, environment=environment).stdout == f"{key}\n"
 
 
 def start_sleep(nursery: Nursery) -> Child:
