@@ -15,14 +15,30 @@ from tests.support.git import GitFixture, Repo, git
 FILES = {"a.txt": b"a" * 5000, "folder/b.txt": b"b", "folder/deeper/c.txt": b"c"}
 
 
-@pytest.fixture
-def repo(server: GitFixture) -> Repo:
-    return server.repo("acme/widgets", FILES)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a repository, and a mirror that has fetched it."""
+    folder = tmp_path_factory.mktemp("whole")
+    mirror = Mirror(folder / "mirror")
+    with GitFixture(folder / "git") as server, mirror.in_use(lambda: None):
+        repo = server.repo("acme/widgets", FILES)
+        mirror.fetch(repo.url, "", repo.head, "watch", timeout=60.0, tick=lambda: None)
+        repo.path.rename(folder / "repository")
+    return folder
 
 
 @pytest.fixture
-def commit(repo: Repo, fetched: Callable[..., str]) -> str:
-    return fetched(repo)
+def repo(server: GitFixture, whole: Path) -> Repo:
+    repo = Repo("acme/widgets", server.directory / "acme" / "widgets.git", server)
+    shutil.copytree(whole / "repository", repo.path)
+    return repo
+
+
+@pytest.fixture
+def commit(repo: Repo, mirror: Mirror, whole: Path) -> str:
+    """The commit that the mirror has fetched from the repository."""
+    shutil.copytree(whole / "mirror", mirror.directory)
+    return repo.head
 
 
 def pack(mirror: Mirror, suffix: str) -> Path:
