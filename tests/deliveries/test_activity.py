@@ -18,6 +18,7 @@ from deliveries_app.services import Rollout, cancel_operation, resync_by_app, re
 from deliveries_app.services.rollout import release_due
 from docora.redis import live_counters
 from docora.redis.live_counters import Movement, _movement
+from repositories_app.models import Repository
 from tests.support.plans import read_rows
 from tests.support.staff import make_app, make_watch, occupy, staff
 from tests.support.valkey import ValkeyServer
@@ -71,11 +72,16 @@ def set_samples(redis: Redis, operation: BulkOperation, *samples: tuple[int, int
 
 def test_a_poll_reads_only_runs_of_watches_that_are_syncing(app: App, postgres_server) -> None:
     count, syncing = 500, 30
-    for number in range(count):
-        make_watch(app, f"library-{number}")
     other = make_app("Search")
-    for number in range(syncing):
-        make_watch(other, f"library-{number}")
+    repositories = Repository.objects.bulk_create(
+        Repository(canonical_url=f"https://github.com/acme/library-{number}", owner="acme", name=f"library-{number}")
+        for number in range(count)
+    )
+    AppRepository.objects.bulk_create(
+        AppRepository(app=owner, repository=repository, github_url=repository.canonical_url, status=Status.SYNCED)
+        for owner, watched in ((app, repositories), (other, repositories[:syncing]))
+        for repository in watched
+    )
     SyncRun.objects.bulk_create(
         SyncRun(watch=watch, reason="change", generation=1, outcome=Outcome.SUCCEEDED, ended_at=timezone.now())
         for watch in AppRepository.objects.all()

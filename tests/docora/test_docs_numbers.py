@@ -4,6 +4,7 @@ Limits and times that other sections state are those of the code.
 If `make bench` has found something else, correct the handbook.
 """
 
+import functools
 import re
 from datetime import timedelta
 from pathlib import Path
@@ -107,8 +108,13 @@ MEASURED = [
 ]  # fmt: skip
 
 
+@functools.cache
+def handbook() -> str:
+    return text_of("/docs/operations/")
+
+
 def section() -> str:
-    text = " ".join(text_of("/docs/operations/").split())
+    text = handbook()
     return text[text.index("Processes share only PostgreSQL and Redis") : text.index("PostgreSQL is one server.")]
 
 
@@ -227,5 +233,5 @@ OF_THE_CODE: list[tuple[str, object, object]] = [
 
 @pytest.mark.parametrize(("sentence", "said", "done"), OF_THE_CODE, ids=[sentence for sentence, _, _ in OF_THE_CODE])
 def test_figure_is_that_of_the_code(sentence: str, said: object, done: object) -> None:
-    assert sentence in " ".join(text_of("/docs/operations/").split())
+    assert sentence in handbook()
     assert said == done
