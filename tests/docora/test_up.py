@@ -85,8 +85,8 @@ def test_new_administrator_is_named_at_the_first_start_only(db, settings) -> Non
     assert "createsuperuser" not in first + second
 
 
-def test_demo_is_not_added_to_an_instance_with_data_of_its_own(instance: Instance) -> None:
-    instance.run("migrate", "--verbosity", "0")
+def test_demo_is_not_added_to_an_instance_with_data_of_its_own(instance: Instance, migrated_sqlite: Path) -> None:
+    instance.use_database(migrated_sqlite)
     assert instance.run("onboard_app", "Search", "https://search.example", "ops@search.example").returncode == 0
     done = instance.run("up", "--demo", "--port", str(instance.port), "--workers", "1")
     assert done.returncode == 1
