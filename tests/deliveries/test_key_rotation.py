@@ -187,6 +187,9 @@ def test_old_key_is_retired_after_acceptance_of_the_new(world: World) -> None:
     retire_old_key(ME, world.app)
     app = fresh(world.app)
     assert (app.client_auth_key, app.new_auth_key, app.is_rotating_key) == (NEW, "", False)
+    start_key_rotation(ME, app, f"{NEW}-but-one")
+    app = fresh(app)
+    assert (app.new_key_signs, app.new_key_accepted_at) == (False, None), "of another key"
 
 
 def test_cancelled_rotation_keeps_the_old_key(world: World) -> None:
