@@ -81,6 +81,14 @@ def test_first_use_replaces_the_hash_with_a_digest(db, checked: list[bytes]) -> 
     assert AppToken.objects.get().digest == hash_token(token)
 
 
+def test_token_that_another_import_replaces_while_it_is_recognised(db, monkeypatch) -> None:
+    app, token = imported("Portal")
+    newer = hash_token(new_token())
+    monkeypatch.setattr(bcrypt, "checkpw", lambda *_: bool(AppToken.objects.update(digest=newer)))
+    assert Caller(app, token).get().status_code == 401
+    assert AppToken.objects.get().digest == newer
+
+
 def test_tokens_of_several_apps(db, checked: list[bytes]) -> None:
     imports = [imported(f"App {number}") for number in range(4)]
     for app, token in reversed(imports):
