@@ -1,9 +1,9 @@
 """Start `manage.py` processes five times as fast, by forking them from a process that has imported the libraries.
 
 What depends on the environment, such as Docora and its settings, is imported once for each environment and the keys in its
-data directory, by a prepared process: a fork of the nursery that forks the children of its environment. Without one, each child imports it itself. A child
-has its own arguments, environment, working directory and standard streams, as if a shell had started it. The one difference
-is in `/proc`, which shows the command line of the nursery.
+data directory, by a prepared process: a fork of the nursery that forks the children of its environment. Without one, each
+child imports it itself. A child has its own arguments, environment, working directory and standard streams, as if a shell
+had started it. The one difference is in `/proc`, which shows the command line of the nursery.
 """
 
 import contextlib
