@@ -21,9 +21,10 @@ class AlertKind(models.TextChoices):
 class Alert(models.Model):
     """A problem that exists, or existed until `ended_at`.
 
-    `subject` is the primary key of the watch, app, repository or outage, or 0 for Docora itself. It is not a foreign key: the end is
-    reported even if the subject has been deleted, using the `name` and `cause` kept here. `opened` and `closed` are the
-    numbers of the rounds that found the beginning and the end. While `opened` is null, the problem is not confirmed yet.
+    `subject` is the primary key of the watch, app, repository or host outage, or 0 for Docora itself. It is not a foreign
+    key: the end is reported even if the subject has been deleted, using the `name` and `cause` kept here. `opened` and
+    `closed` are the numbers of the rounds that found the beginning and the end. While `opened` is null, the problem is not
+    confirmed yet.
     """
 
     kind = models.CharField(max_length=14, choices=AlertKind)

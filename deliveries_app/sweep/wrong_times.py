@@ -38,6 +38,7 @@ _PAST: dict[type[Model], dict[str, Any]] = {
     AppRepository: {"doubt_until": None, "pushed_at": None, "slots_requested_at": None, "failing_since": Now()},
     App: {"paced_at": None, "resyncs_used_at": Now()},
     Repository: {"last_failure_at": Now()},
+    HostOutage: {"since": Now()},
     AlertChannel: {"reminded_at": Now()},
     ContactMail: {"sent_at": Now()},
 }

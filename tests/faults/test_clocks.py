@@ -234,11 +234,11 @@ def test_times_written_while_the_database_clock_was_ahead_hold_nothing_back(worl
     AlertChannel.objects.create(name=ChannelName.EMAIL, due_at=ahead, reminded_at=ahead)
     ContactMail.objects.create(due_at=ahead)
     ContactMail.objects.create(sent_at=ahead)
-    HostOutage.objects.create(host="https://git.example/", since=Now(), retry_at=ahead)
+    HostOutage.objects.create(host="https://git.example/", since=ahead, retry_at=ahead)
     HourlyTraffic.objects.update(acknowledged_at=ahead)
     assert last_acknowledged(world.app) is None
     watch.deliveries.filter(acknowledged=False).update(hold_until=ahead)
-    assert correct_wrong_times() == 11
+    assert correct_wrong_times() == 12
     assert correct_wrong_times() == 0
     assert AppRepository.objects.due().get() == watch
     sync(watch.pk)
