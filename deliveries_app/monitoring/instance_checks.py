@@ -10,6 +10,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterable
+from datetime import datetime
 from ipaddress import ip_network
 from itertools import islice
 from pathlib import Path
@@ -53,6 +54,10 @@ def _join_first(names: Iterable[object]) -> str:
     """Return the first names as one text. Say so if there are more."""
     texts = [str(name) for name in names]
     return ", ".join(texts[:_LISTED]) + (" and more" if len(texts) > _LISTED else "")
+
+
+def _time_since(moment: datetime) -> str:
+    return format_seconds((timezone.now() - moment).total_seconds())
 
 
 def check_secrets() -> list[CheckMessage]:
@@ -203,9 +208,8 @@ def check_backlog() -> list[CheckMessage]:
     counts = count_watches()
     if not counts.overdue or counts.due_since is None:
         return [Info(f"No repository has been due for more than {format_seconds(OVERDUE_SECONDS)}.")]
-    waited = format_seconds((timezone.now() - counts.due_since).total_seconds())
     number = counted(counts.overdue, "repository has", "repositories have")
-    text = f"{number} been due for more than {format_seconds(OVERDUE_SECONDS)}, the longest for {waited}"
+    text = f"{number} been due for more than {format_seconds(OVERDUE_SECONDS)}, the longest for {_time_since(counts.due_since)}"
     is_idle = _has_idle_workers()
     if is_idle:  # every worker is idle for a moment between jobs
         time.sleep(_IDLE_SECONDS)
@@ -232,8 +236,7 @@ def _has_idle_workers() -> bool:
 def check_pauses() -> list[CheckMessage]:
     messages: list[CheckMessage] = []
     if pause := current_pause():
-        since = format_seconds((timezone.now() - pause.since).total_seconds())
-        text = f"{pause.paused_by} paused all syncing {since} ago."
+        text = f"{pause.paused_by} paused all syncing {_time_since(pause.since)} ago."
         messages.append(Warning(text, hint="Resume syncing on the Queue page."))
     paused = App.objects.filter(ended_at=None, paused=True).order_by("name").values_list("name", flat=True)
     if names := list(paused[: _LISTED + 1]):
@@ -256,8 +259,9 @@ def check_outages() -> list[CheckMessage]:
     outages = HostOutage.objects.order_by("since", "pk")[:_LISTED]
     messages: list[CheckMessage] = []
     for outage in outages:
-        lasted = format_seconds((timezone.now() - outage.since).total_seconds())
-        text = f"The git host {outage} has been down for {lasted}. Nothing on it is synced meanwhile."
+        text = (
+            f"The git host {outage} has been down for {_time_since(outage.since)}. Nothing on it is synced meanwhile."
+        )
         messages.append(Error(text, hint=outage.error))
     return messages or [Info("No git host is down.")]
 

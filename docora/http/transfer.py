@@ -293,11 +293,10 @@ def _check_head(header_lines: list[bytes]) -> tuple[int, str]:
     libcurl reports success without the empty line after them, but a server that died while sending its headers has
     acknowledged nothing. Trailers of a chunked body may follow that line. It reports 200 for a status line that it can't read.
     """
-    is_whole = False
-    for line in reversed(header_lines):
-        is_whole = is_whole or line in (b"\r\n", b"\n")
-        if line[:5].upper() == b"HTTP/":
-            if is_whole and not _STATUS_LINE.match(line):
-                return pycurl.E_UNSUPPORTED_PROTOCOL, "invalid status line"
-            return (pycurl.E_OK if is_whole else pycurl.E_GOT_NOTHING), ""
-    return pycurl.E_GOT_NOTHING, ""
+    starts = [place for place, line in enumerate(header_lines) if line[:5].upper() == b"HTTP/"]
+    last = header_lines[starts[-1] :] if starts else []  # interim responses may precede it
+    if b"\r\n" not in last and b"\n" not in last:
+        return pycurl.E_GOT_NOTHING, ""
+    if not _STATUS_LINE.match(last[0]):
+        return pycurl.E_UNSUPPORTED_PROTOCOL, "invalid status line"
+    return pycurl.E_OK, ""

@@ -314,7 +314,7 @@ def test_open_circuit_is_one_alert_until_it_closes(out: AlertReceivers, watch) -
 
 
 def test_git_host_that_is_down_for_a_quarter_of_an_hour_is_one_alert(out: AlertReceivers, watch) -> None:
-    """Its repositories don't fail. Their circuits open only after several rescans, and are not reported besides it."""
+    """Its repositories don't fail. Their circuits open only after several rescans, and have no alerts of their own."""
     now = timezone.now()
     Repository.objects.update(
         canonical_url="https://git.example:8443/acme/docs", circuit_open_until=now + timedelta(hours=1)

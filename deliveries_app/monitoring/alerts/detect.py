@@ -103,7 +103,7 @@ def _subjects(now: datetime) -> Mapping[AlertKind, Subjects]:
         AlertKind.FAILING: Subjects(named, watches.filter(unfinished)),
         AlertKind.APP_PAUSED: Subjects(paused, apps.filter(paused=True)),  # an administrator may take over the pause
         AlertKind.ENDPOINT_DOWN: Subjects(down.filter(Exists(long_failing.filter(app=OuterRef("pk")))), down),
-        # Those of a host that is down are no news besides it.
+        # A host that is down has an alert of its own.
         AlertKind.CIRCUIT_OPEN: Subjects(circuits.exclude(host_is_down("canonical_url")), circuits),
         AlertKind.GIT_HOST_DOWN: Subjects(outages.filter(since__lte=long_ago), outages),
     }
