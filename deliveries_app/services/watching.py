@@ -188,16 +188,14 @@ def validate_options(**given: Unpack[GivenOptions]) -> WatchOptions:
 def store_watch(
     actor: Actor, app: App, parsed: RepositoryUrl, options: WatchOptions, *, is_private: bool | None, must_be_new: bool
 ) -> Watched:
-    """Watch a repository, for a caller that has checked the permission. See `watch_repository`, which asks git first.
+    """Watch a repository. See `watch_repository`, which asks git first.
 
     `is_private` is None if git was not asked.
     """
     if is_private is not None:
         actor.require_active()
     with transaction.atomic():  # lock the app before its watch, as the claim does
-        locked = App.objects.select_for_update(no_key=True).filter(pk=app.pk, ended_at=None).first()
-        if locked is None:
-            raise requests.NotFound("App not found")  # deleted during the git check, which may have taken seconds
+        locked = requests.lock_app(actor, app, Permission.WATCH)  # it may have been deleted while git was asked
         if must_be_new:
             _require_new(app, parsed)  # again: another request may have watched it meanwhile
         repository = _find_or_create(app, parsed, is_private=is_private)
