@@ -15,16 +15,6 @@ from playwright.sync_api import Page
 EXTRA_RULES = ("target-size", "label-content-name-mismatch")
 # What these find depends on the colour scheme. What the others find depends at most on the width.
 COLOUR_RULES = ("color-contrast", "link-in-text-block")
-# axe-core is compiled for browsers without private fields: each colour keeps its six numbers in six weak maps, and collecting
-# that garbage takes up to a third of its time. These maps keep a value in its object.
-_LIGHT_MAPS = """class {
-    #name = Symbol();
-    has(object) { return this.#name in object; }
-    get(object) { return object[this.#name]; }
-    set(object, value) { object[this.#name] = value; return this; }
-    add(object) { return this.set(object, true); }
-}"""
-_AXE = f"((WeakMap, WeakSet) => {{{AXE_SCRIPT}}})(...Array(2).fill({_LIGHT_MAPS}))"
 # axe-core parses the colours of every element anew, which takes a quarter of its time. A page has a few dozen of them.
 _PARSE_COLOURS_ONCE = """(() => {
     const colour = axe.commons.color.Color.prototype;
@@ -121,7 +111,7 @@ def violations(page: Page, *, only: tuple[str, ...] = ()) -> list[str]:
     measured during transitions.
     """
     if not page.evaluate("'axe' in window"):  # the document is a new one
-        page.evaluate(_AXE)
+        page.evaluate(AXE_SCRIPT)
         page.evaluate(_PARSE_COLOURS_ONCE)
     found: list[str] = page.evaluate(_RUN, [EXTRA_RULES, only]) + page.evaluate(_SMALL)
     return found + overflow(page)

@@ -1,9 +1,9 @@
 """Start `manage.py` processes five times as fast, by forking them from a process that has imported the libraries.
 
-What depends on the environment, such as Docora and its settings, is imported once for each environment and the keys in its
-data directory, by a prepared process: a fork of the nursery that forks the children of its environment. Without one, each
-child imports it itself. A child has its own arguments, environment, working directory and standard streams, as if a shell
-had started it. The one difference is in `/proc`, which shows the command line of the nursery.
+What depends on the environment, such as Docora and its settings, is imported once for each environment, by a prepared
+process: a fork of the nursery that forks the children of its environment. Without one, each child imports it itself. A child
+has its own arguments, environment, working directory and standard streams, as if a shell had started it. The one difference
+is in `/proc`, which shows the command line of the nursery.
 """
 
 import contextlib
@@ -45,23 +45,11 @@ def read_by_python(variable: str) -> bool:
     return variable.startswith(("PYTHON", "LANG", "LC_"))
 
 
-def _can_be_prepared(arguments: Sequence[str], environment: Mapping[str, str], keys: str) -> bool:
-    """Return whether the settings depend only on these variables and on the keys in the data directory."""
-    has_settings = len(arguments) > 1 and arguments[0] in {"up", "web", "demo"}  # such as `--port`
-    return (
-        not has_settings
-        and "FILE_TRANSFORMS" not in environment
-        and all(environment.get(name) == os.environ.get(name) for name in ("DOCORA_ENV_FILE", "DOCORA_SETTINGS"))
-        and (bool(keys) or {"SECRET_KEY", "ENCRYPTION_KEYS"} <= environment.keys())
+def _can_be_prepared(environment: Mapping[str, str]) -> bool:
+    """Return whether the settings depend only on these variables and on the suite's own data directory."""
+    return "FILE_TRANSFORMS" not in environment and all(
+        environment.get(name) == os.environ.get(name) for name in ("DATA_DIR", "DOCORA_ENV_FILE", "DOCORA_SETTINGS")
     )
-
-
-def _keys_in(data: str | None) -> str:
-    """Return the file of the data directory that the settings read. It is empty if they would create it."""
-    try:
-        return Path(data, "keys.json").read_text() if data else ""
-    except OSError:
-        return ""
 
 
 class Child:
@@ -132,13 +120,11 @@ class Nursery:
     ) -> Child:
         """Start the script in its own session and in these Linux namespaces. It ends with this process."""
         assert self.can_start(environment), "Python itself reads some of these variables: start it with subprocess."
-        keys = _keys_in(environment.get("DATA_DIR"))
         request = {
             "arguments": [str(script), *arguments],
             "environment": dict(environment),
             "folder": str(folder or Path.cwd()),
-            "keys": keys,
-            "can_be_prepared": script == PROJECT / "manage.py" and _can_be_prepared(arguments, environment, keys),
+            "can_be_prepared": script == PROJECT / "manage.py" and _can_be_prepared(environment),
         }
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
@@ -236,7 +222,7 @@ class _Server:
 
         Starts it if necessary. In the new process, return the request.
         """
-        key = json.dumps([request["folder"], request["keys"], *sorted(request["environment"].items())])
+        key = json.dumps([request["folder"], *sorted(request["environment"].items())])
         if key in self._prepared:
             self._prepared[key] = self._prepared.pop(key)  # the last one used
             return self._prepared[key]
