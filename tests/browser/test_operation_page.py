@@ -31,9 +31,11 @@ class Client:
         self.pace = 0.25
         self.answer: Answer | None = None
         self.hangs = Event()
+        self.repositories: set[str] = set()  # those that it has got a file of
         self._ends = Event()
 
     def take(self, notification: Notification) -> Answer | None:
+        self.repositories.add(notification.repository)
         self._ends.wait(25 if self.hangs.is_set() else self.pace)
         return self.answer
 
@@ -105,8 +107,10 @@ def test_operation_page_is_true_until_the_end(world: World, site: Site, browser:
     browser.drive(nothing_moves)
     browser.drive(lambda page: rows_agree(page, {"acme/docs": "Paused", "acme/site": "Paused"}))
 
+    client_app.repositories.clear()
     resume()
     is_shown(browser, "Syncing", "files/s")
+    wait_for(lambda: len(client_app.repositories) == 2, timeout=60)  # otherwise only one of them would fail
     client_app.answer = Answer(503, headers={"Retry-After": "600"})
     wait_for(lambda: set(states().values()) == {"On hold"}, timeout=90)
     is_shown(browser, "On hold", "Endpoint cooldown")
@@ -133,7 +137,7 @@ def test_operation_page_is_true_until_the_end(world: World, site: Site, browser:
     site.kill_worker()
     client_app.hangs.clear()
     wait_for(lambda: "Syncing" not in states().values(), timeout=90)  # the leases have ended
-    is_shown(browser, "Retrying", "Waiting for the next attempt")  # it was on hold, so it had failed before
+    is_shown(browser, "Retrying", "Waiting for the next attempt")  # both had failed before
     browser.drive(nothing_moves)
     now = states()
     browser.drive(lambda page: rows_agree(page, now))
