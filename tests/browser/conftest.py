@@ -95,7 +95,7 @@ class Site:
             daemon.terminate()
         try:
             for daemon in self._running:
-                daemon.process.wait(15)
+                daemon.process.wait(30)  # it may have to kill its work-horse first, and then to free that one's leases
         finally:
             self._daemons.close()
 
