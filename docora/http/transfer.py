@@ -36,6 +36,7 @@ _CAUSES: Final[Mapping[int, Cause]] = {
     pycurl.E_SSL_ISSUER_ERROR: Cause.TLS,
     pycurl.E_PEER_FAILED_VERIFICATION: Cause.TLS,
 }
+_NO_TEXT: Final = {pycurl.E_GOT_NOTHING: "the response headers were incomplete", 100: "a response header is too long"}
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01]\s+[0-9]{3}(?![0-9])")
 _NOT_HTTP: Final = {pycurl.E_UNSUPPORTED_PROTOCOL, pycurl.E_FTP_WEIRD_SERVER_REPLY}  # once a request was sent
 
@@ -54,6 +55,7 @@ class Transfer:
     _received: int  # bytes of response body received
     _cut: bool  # the response body exceeded CUT_AFTER
     _sends: int  # number of times libcurl was about to send the request
+    _is_connected: bool  # the newest connection is ready, so the request is sent over it
     _blocked: tuple[Cause, str] | None  # why the connection is not allowed
     _errno: int  # why no socket could be opened
 
@@ -101,7 +103,7 @@ class Transfer:
         self._header_lines.clear()
         self._body = b""
         self._received = self._sends = self._errno = 0
-        self._cut = False
+        self._cut = self._is_connected = False
         self._blocked = None
         curl = self.curl
         if request.url != self._url:
@@ -146,7 +148,7 @@ class Transfer:
             status = self.curl.getinfo(pycurl.RESPONSE_CODE)
             message = f"The server returned HTTP {status}."
         else:
-            cause, message = self._failure(code, text or "the response headers were incomplete")
+            cause, message = self._failure(code, text or _NO_TEXT.get(code, f"libcurl error {code}"))
         outcome = Outcome(
             status=status,
             cause=cause,
@@ -167,6 +169,7 @@ class Transfer:
 
         One blocked address blocks the whole request, even if libcurl is already connecting to another candidate.
         """
+        self._is_connected = False
         try:
             if self._via:  # `address` is the proxy's, which an administrator has chosen
                 name = name_of(self.request.url)
@@ -209,6 +212,7 @@ class Transfer:
             if self._via:
                 self._header_lines.clear()  # the proxy's response to CONNECT
             self._sends += 1
+            self._is_connected = True
             return _ABORT if self._sends > 1 and not self.request.repeatable else _PROCEED
         except BaseException as error:  # from a signal handler
             self.raised = error
@@ -241,7 +245,7 @@ class Transfer:
         cause = default if is_not_http else _CAUSES.get(code, default)
         detail = clean_text(text, 200)
         if cause is Cause.TIMEOUT:
-            return self._timed_out(host, reached)
+            return self._timed_out(host)
         if self._via and not reached and cause is not Cause.TLS:
             reason = self._proxy_failure(code, detail)
             return Cause.CONNECT, f"Couldn't reach {host} through the egress proxy: {reason}."
@@ -255,7 +259,7 @@ class Transfer:
             return cause, f"{host} didn't send a valid HTTP response: {detail}."
         prefix = {
             Cause.TLS: f"Couldn't establish a secure connection to {host}",
-            Cause.NETWORK: f"The connection to {host} was lost",
+            Cause.NETWORK: f"{host} didn't send a complete response",
             Cause.REFUSED_ADDRESS: "The URL is invalid",
         }[cause]
         return cause, f"{prefix}: {detail}."
@@ -274,9 +278,9 @@ class Transfer:
         reason = os.strerror(number) if number else detail
         return reason[:1].lower() + reason[1:]
 
-    def _timed_out(self, host: str, reached: bool) -> tuple[Cause, str]:
+    def _timed_out(self, host: str) -> tuple[Cause, str]:
         connect_timeout, timeout = self._timeouts
-        if reached:
+        if self._is_connected:
             what = "finish its response" if self._header_lines else "respond"
             return Cause.TIMEOUT, f"{host} didn't {what} within {timeout:g} s."
         seconds = min(connect_timeout, timeout)

@@ -247,7 +247,7 @@ ANSWERS: dict[str, tuple[Answer, DriftState, str]] = {
     "other": (Answer(200, {"status": "ok"}), DriftState.UNSUPPORTED, "The answer has neither tree_sha256 nor files."),
     "too large": (Answer(200, {"x": "x" * 1_100_000}), DriftState.UNSUPPORTED, "The answer is larger than 1 MiB."),
     "500": (Answer(500), DriftState.NOT_CHECKED, "The app returned HTTP 500."),
-    "hung up": (Answer(close=True), DriftState.NOT_CHECKED, "was lost"),
+    "hung up": (Answer(close=True), DriftState.NOT_CHECKED, "didn't send a complete response: Empty reply from server."),
     "busy": (Answer(429, {}, {"Retry-After": "0"}), DriftState.NOT_CHECKED, "The app returned HTTP 429."),
 }  # fmt: skip
 

@@ -64,7 +64,7 @@ class ScriptedServer:
         try:
             if self._tls is not None:
                 connection = self._tls.wrap_socket(connection, server_side=True)
-            while (request := _read_request(connection)) is not None:
+            while (request := read_request(connection)) is not None:
                 self.requests.append(request)
                 if not self._answer(connection, *request):
                     break
@@ -74,7 +74,7 @@ class ScriptedServer:
             connection.close()
 
 
-def _read_request(connection: socket.socket) -> tuple[bytes, bytes] | None:
+def read_request(connection: socket.socket) -> tuple[bytes, bytes] | None:
     data = b""
     while b"\r\n\r\n" not in data:
         if not (more := connection.recv(65536)):

@@ -12,7 +12,7 @@ import pytest
 
 from docora.http import USER_AGENT, transfer
 from docora.http.client import Cause, HttpClient, Request
-from tests.docora.http_server import LOOPBACK, post, saying, servers
+from tests.docora.http_server import LOOPBACK, post, read_request, saying, servers
 
 
 @pytest.fixture
@@ -307,6 +307,33 @@ def test_endless_headers_are_a_network_failure(client, serve):
     assert client.request(post(serve(answer).url)).cause is Cause.NETWORK
 
 
+@pytest.mark.parametrize(
+    ("answer", "fault"),
+    {
+        "empty": (b"", "Empty reply from server"),
+        "head": (b"HTTP/1.1 200 OK\r\nContent-Le", "the response headers were incomplete"),
+        "body": (b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nab", "end of response with 1 bytes missing"),
+        "chunk": (
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nno\r\n",
+            "chunk hex-length char not a hex digit",
+        ),
+        "long header": (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 200_000 + b"\r\n\r\n", "a response header is too long"),
+        "interim": (b"HTTP/1.1 100 Continue\r\n\r\n" * 20_000, "Too large response headers"),
+    }.values(),
+)
+def test_what_is_wrong_with_a_response(client, serve, answer, fault):
+    """Each message said that the connection was lost, and that a header that was too long was incomplete."""
+
+    def send(connection, _head, _body):
+        connection.sendall(answer)
+        time.sleep(0.1)
+        return False
+
+    outcome = client.request(post(serve(send).url))
+    assert (outcome.cause, outcome.reached) == (Cause.NETWORK, True)
+    assert re.fullmatch(rf"127\.0\.0\.1:\d+ didn't send a complete response: {fault}.*\.", outcome.message)
+
+
 def test_unknown_host_is_a_dns_failure(client):
     outcome = client.request(post("http://docora-test.invalid/"))
     assert (outcome.cause, outcome.reached) == (Cause.DNS, False)
@@ -338,6 +365,34 @@ def test_repeatable_request_is_resent_when_a_kept_connection_dies(client, serve)
     assert client.request(post(server.url)).ok
     assert client.request(post(server.url, repeatable=True)).ok
     assert (len(server.requests), server.connections) == (3, 2)
+
+
+def test_connection_that_cannot_be_replaced(client):
+    """The message said that the server didn't respond within 30 s, although Docora only tried to connect."""
+    waiting = []
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+
+        def answer_once():
+            connection, _ = listener.accept()
+            saying()(connection, *read_request(connection))
+            read_request(connection)
+            for _ in range(3):  # the kernel ignores further connections
+                waiting.append(socket.socket())
+                waiting[-1].setblocking(False)
+                waiting[-1].connect_ex(listener.getsockname())
+            time.sleep(0.1)
+            connection.close()
+
+        thread = threading.Thread(target=answer_once)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        assert client.request(post(url)).ok
+        outcome = client.request(post(url, connect_timeout=0.5, repeatable=True))
+        thread.join()
+    assert (outcome.cause, outcome.reached) == (Cause.TIMEOUT, True)
+    assert outcome.message == f"Couldn't connect to {url[7:-1]} within 0.5 s."
+    for connection in waiting:
+        connection.close()
 
 
 def test_poll_raises_an_exception_from_a_callback(client, serve, monkeypatch, capfd):
