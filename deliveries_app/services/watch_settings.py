@@ -38,9 +38,13 @@ def ensure_watched(actor: Actor, app: App, url: str, **settings: Unpack[GivenOpt
         return watch_repository(actor, app, url, must_be_new=True, **settings)
     except AlreadyWatched as error:
         watch = error.watch
-    if settings.get("github_token") == watch.github_token:
-        del settings["github_token"]
-    change_watch(actor, watch, github_url=parse_url(url).spelled, **settings)
+    changed = settings.copy()
+    if changed.get("github_token") == watch.github_token:
+        del changed["github_token"]
+    try:
+        change_watch(actor, watch, github_url=parse_url(url).spelled, **changed)
+    except NotFound:  # it was unwatched meanwhile
+        return ensure_watched(actor, app, url, **settings)
     return Watched(watch, created=False)
 
 

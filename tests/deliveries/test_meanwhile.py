@@ -9,7 +9,15 @@ from django.utils import timezone
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, Notice
-from deliveries_app.services import AlreadyWatched, NotFound, delete_app, watch_repository, watch_settings, watching
+from deliveries_app.services import (
+    AlreadyWatched,
+    NotFound,
+    delete_app,
+    unwatch_repository,
+    watch_repository,
+    watch_settings,
+    watching,
+)
 from deliveries_app.services.keys import cancel_key_rotation, retire_old_key, start_key_rotation
 from deliveries_app.services.pinging import send_ping
 from deliveries_app.services.tokens import retire_old_tokens, rotate_app_token
@@ -60,6 +68,25 @@ def test_page_or_call_whose_app_is_deleted_during_the_git_check(world: World, pa
         answer = root.post(f"/admin/deliveries_app/app/{world.app.pk}/watch-many/", {"urls": repo.url}, follow=True)
         assert "Perhaps it was deleted?" in answer.text
     assert not AppRepository.objects.exists()
+
+
+def test_put_of_a_repository_that_is_unwatched_during_the_git_check(world: World) -> None:
+    """The API answered that the repository was not watched, although it had been asked to watch it."""
+    repo, watch = world.watch({"a.txt": b"a"})
+    caller = Caller(world.app)
+    repo.commit({"b.txt": b"b"}, branch="next")
+    wanted = {"github_url": repo.url, "ref": "next", "exclude_patterns": ["*.png"]}
+
+    def unwatch(method: str, target: str) -> None:
+        in_threads(lambda: unwatch_repository(SYSTEM, watch))
+        world.git.server.on_request = None
+
+    world.git.server.on_request = unwatch
+    answer = caller.put(wanted)
+    assert answer.status_code == 201
+    assert answer.json() | wanted == answer.json()
+    world.settle()
+    assert set(world.copy(watch)) == {"b.txt"}
 
 
 @pytest.mark.parametrize("form", ["watch", "token"])
