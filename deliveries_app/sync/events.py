@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import orjson
 from django.db import transaction
-from django.db.models import F
 from django.db.models.functions import Now
 from django.utils import timezone
 
@@ -23,6 +22,7 @@ from deliveries_app.sync.channel import Channel
 from deliveries_app.sync.exceptions import Paused
 from deliveries_app.sync.lease import Lease
 from deliveries_app.sync.notification import Failure
+from deliveries_app.sync.responses import SHORTEST_WAIT
 from deliveries_app.webhooks.client import asked_to_wait, describe_outcome
 from deliveries_app.webhooks.payloads import Envelope, sync_completed_fields
 from docora.backoff import MAX_WAIT_SECONDS, backoff
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 GIVE_UP_AFTER = timedelta(days=1)
 _BASE_DELAY_SECONDS = 2.0
-BUSY_SECONDS = 10.0  # the wait if a busy app does not say how long it needs
+BUSY_SECONDS = 10.0  # the wait if a busy app does not say how long it needs, and after many refusals the shortest one
 
 
 class NoticeRefused(Exception):
@@ -81,11 +81,10 @@ def send_due(channel: Channel, envelope: Envelope) -> None:
                 notice.delete()
             continue
         asked = asked_to_wait(outcome) or 0.0
-        wait = max(backoff(notice.attempts + 1, base=_BASE_DELAY_SECONDS, jitter=0.0), min(asked, MAX_WAIT_SECONDS))
+        wait = max(backoff(notice.attempts, base=_BASE_DELAY_SECONDS, jitter=0.0), min(asked, MAX_WAIT_SECONDS))
         with transaction.atomic():
             lease.extend()
             Notice.objects.filter(pk=notice.pk).update(
-                attempts=F("attempts") + 1,
                 due_at=lease.clock.now() + timedelta(seconds=wait),
                 last_error=describe_outcome(outcome)[:500],
             )
@@ -114,6 +113,8 @@ def send_sync_completed(channel: Channel, commit: str, envelope: Envelope, files
         wait = asked_to_wait(outcome)
         if wait is None and outcome.status == 429:
             wait = BUSY_SECONDS
+        if wait is not None:
+            wait = max(wait, min(backoff(notice.attempts, base=SHORTEST_WAIT, jitter=0.0), BUSY_SECONDS))
         raise NoticeRefused(Failure.of(outcome), wait)
 
 
@@ -141,7 +142,8 @@ def _send(channel: Channel, notice: Notice, envelope: Envelope) -> Outcome:
 
     if notice.sequence is None:
         notice.sequence = channel.lease.reserve_sequences(1)
+    notice.attempts += 1
     with transaction.atomic():
         channel.lease.extend()
-        Notice.objects.filter(pk=notice.pk).update(sequence=notice.sequence)
+        Notice.objects.filter(pk=notice.pk).update(sequence=notice.sequence, attempts=notice.attempts)
     return channel.post(notice.kind, orjson.loads(notice.fields), notice.sequence, envelope, alive=settling)

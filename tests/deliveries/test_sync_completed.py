@@ -176,6 +176,29 @@ def test_busy_app_gets_sync_completed_later(
 
 
 @pytest.mark.parametrize("status", [429, 503])
+def test_busy_app_that_asks_for_no_wait_gets_sync_completed_at_growing_intervals(
+    world: World, notices: list[Notification], status: int
+) -> None:
+    """It asked for 0 seconds, so its repository was synced again at once, without end, and no attempt counted."""
+    _, watch = world.watch(FILES)
+    refusal = Answer(status, headers={"Retry-After": "0"})
+    world.answer(lambda note: refusal if note.kind == "sync_completed" else None)
+    waits = []
+    for _ in range(9):
+        began = timezone.now()
+        watch = world.sync(watch)
+        world.app.refresh_from_db()
+        assert watch.next_sync_at is not None
+        assert world.app.cooldown_until is not None
+        waits.append((min(watch.next_sync_at, world.app.cooldown_until) - began).total_seconds())
+    assert waits[0] > 0.1
+    assert waits[3] > 0.8
+    assert all(10 < wait < 15 for wait in waits[7:])
+    assert watch.retry_count == 0
+    assert len({record.sequence for record in world.requests("sync_completed")}) == 1
+
+
+@pytest.mark.parametrize("status", [429, 503])
 def test_no_file_is_failing_after_a_refused_sync_completed(
     world: World, notices: list[Notification], status: int
 ) -> None:
