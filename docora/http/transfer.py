@@ -12,7 +12,7 @@ from docora.http import USER_AGENT
 from docora.http.addresses import blocked_reason, is_address, is_in
 from docora.http.egress import blocked_behind_proxy, is_direct
 from docora.http.messages import Cause, Outcome, Request, host_of, name_of
-from docora.http.resolver import ResolvedHost, Resolver, curl_entry, is_loopback_name
+from docora.http.resolver import CACHE_SECONDS, ResolvedHost, Resolver, curl_entry, is_loopback_name
 from docora.text import clean_text
 
 CUT_AFTER: Final = 1024 * 1024  # bytes of a response body after which the transfer is ended
@@ -81,6 +81,7 @@ class Transfer:
             # A tunnel even for plain http: each connection then belongs to one host, and the proxy sees no request.
             (pycurl.HTTPPROXYTUNNEL, 1),
             (pycurl.NOSIGNAL, 1),
+            (pycurl.DNS_CACHE_TIMEOUT, round(CACHE_SECONDS)),  # also of the addresses that `_pin` sets
             (pycurl.TCP_NODELAY, 1),
             (pycurl.USERAGENT, USER_AGENT),
             (pycurl.OPENSOCKETFUNCTION, self._open_socket),

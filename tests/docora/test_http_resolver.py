@@ -163,6 +163,25 @@ def test_name_with_a_private_address_is_not_dialled(dns, libcurl_finds, serve):
     assert "hook.example resolves to a blocked address. 10.0.0.5 is a private address" in outcome.message
 
 
+def test_new_address_is_used_once_the_old_one_is_no_longer_cached(monkeypatch):
+    """libcurl kept each address for 60 s, also one that Docora had looked up almost 30 s before."""
+    for module in (resolver, transfer):
+        monkeypatch.setattr(module, "CACHE_SECONDS", 1.0)
+    with (
+        socket.create_server(("127.0.0.2", 0)) as old,
+        socket.create_server(("127.0.0.1", old.getsockname()[1])) as new,
+        HttpClient(LOOPBACK, allow_http=True) as client,
+    ):
+        url = f"http://localhost:{old.getsockname()[1]}/"
+        client.resolver.add("localhost", ResolvedHost(("127.0.0.2",), None, ""))
+        client.request(post(url, timeout=0.2))
+        time.sleep(2.1)
+        client.request(post(url, timeout=0.2))
+        for listener in (old, new):
+            listener.settimeout(1)
+            listener.accept()[0].close()
+
+
 def test_name_that_becomes_private_when_dialled_is_blocked(dns, libcurl_finds, serve):
     server = serve()
     dns([PUBLIC])
