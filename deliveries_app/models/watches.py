@@ -7,7 +7,7 @@ from typing import Self
 
 from django.conf import settings
 from django.db import models
-from django.db.models import Case, Count, Exists, OuterRef, Q, Subquery, Sum, Value, When
+from django.db.models import Case, Count, Exists, F, OuterRef, Q, Subquery, Sum, Value, When
 from django.db.models.functions import Coalesce, Least, Now
 from django.utils import timezone
 
@@ -17,7 +17,7 @@ from deliveries_app.models.watch_state import StateDetail, WatchState, details_o
 from docora.db.clock import from_now
 from docora.db.locks import lock_rows
 from docora.security.crypto import EncryptedTextField
-from repositories_app.models import GitHubApp, Repository
+from repositories_app.models import GitHubApp, Repository, Snapshot
 from repositories_app.services import host_is_down, host_retry_at
 
 MAX_SHARED_CRASHES = 2  # how many shared processes may die while syncing a watch before it gets its own process
@@ -199,6 +199,21 @@ class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
         whens = [When(condition, then=Value(detail.value)) for detail, condition in conditions.items()]
         detail = Case(*whens, default=Value(StateDetail.WAITS_FOR_WORKER.value), output_field=models.CharField())
         return self.annotate(state_detail=detail, host_retry_at=host_retry_at("repository__canonical_url"))
+
+    def with_sizes(self) -> Self:
+        """Annotate `files` and `size`: the watch's own, or before its first sync, those of the newest snapshot."""
+        newest = Snapshot.objects.filter(repository=OuterRef("repository")).order_by("-created_at", "-pk")
+        is_known = Q(tree_files__gt=0) | ~Q(last_commit="")  # it may have none, if all are excluded
+        return self.annotate(
+            files=Case(
+                When(is_known, then=F("tree_files")),
+                default=Coalesce(Subquery(newest.values("file_count")[:1]), 0),
+            ),
+            size=Case(
+                When(is_known, then=F("tree_bytes")),
+                default=Coalesce(Subquery(newest.values("total_bytes")[:1]), 0),
+            ),
+        )
 
     def for_list(self) -> Self:
         """Read apps and repositories with the watches, but no secrets."""

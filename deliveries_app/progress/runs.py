@@ -95,7 +95,7 @@ def add_unreleased(operation: BulkOperation, watch_pks: Sequence[int]) -> None:
     order = [Case(When(condition, then=1), default=0) for condition in healthy_first]
     turn = Window(RowNumber(), partition_by="app_id", order_by=[*order, F("tree_files"), F("pk")])
     watches = AppRepository.objects.filter(pk__in=watch_pks).annotate(turn=turn).order_by("turn", "app", "pk")
-    rows = watches.values_list("pk", "tree_files", "tree_bytes")
+    rows = watches.with_sizes().values_list("pk", "files", "size")
     PendingRelease.objects.bulk_create(
         [
             PendingRelease(operation=operation, watch_id=pk, position=position, files=files, size=size)

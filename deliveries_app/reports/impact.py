@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from django.db.models import BigIntegerField, Case, Count, F, OuterRef, Q, QuerySet, Subquery, Sum, When
+from django.db.models import BigIntegerField, Count, F, OuterRef, Q, QuerySet, Subquery, Sum
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
@@ -14,7 +14,7 @@ from deliveries_app.models import AppRepository, AppRepositoryQuerySet, Delivery
 from deliveries_app.models.watches import is_leased, is_syncing
 from deliveries_app.services import MAX_RESENT_AT_ONCE
 from docora.text import counted
-from repositories_app.models import Repository, Snapshot
+from repositories_app.models import Repository
 
 SAMPLE = 10
 COUNTED_RECORDS = 1000
@@ -143,7 +143,7 @@ def _orphans(removed: Counter[int]) -> list[int]:
 
 def impact_of(watches: AppRepositoryQuerySet) -> Impact:
     """Estimate a re-sync in a constant number of queries."""
-    sized = _with_sizes(watches.alive())
+    sized = watches.alive().with_sizes()
     found = sized.aggregate(
         **_COUNTS,
         total_files=Coalesce(Sum("files"), 0),
@@ -195,23 +195,7 @@ def resend_impact_of(deliveries: QuerySet[Delivery]) -> Impact:
 def _sample(watches: AppRepositoryQuerySet) -> list[AppRepository]:
     """Return the first watches with their sizes. Sorting only the keys takes half as long as sorting whole rows."""
     first = AppRepository.objects.filter(pk__in=watches.values("pk")[:SAMPLE])
-    return list(_with_sizes(first).with_state().for_list())
-
-
-def _with_sizes(watches: AppRepositoryQuerySet) -> AppRepositoryQuerySet:
-    """Annotate `files` and `size`: the watch's own, or before its first sync, those of the newest snapshot."""
-    newest = Snapshot.objects.filter(repository=OuterRef("repository")).order_by("-created_at", "-pk")
-    is_known = Q(tree_files__gt=0) | ~Q(last_commit="")  # it may have none, if all are excluded
-    return watches.annotate(
-        files=Case(
-            When(is_known, then=F("tree_files")),
-            default=Coalesce(Subquery(newest.values("file_count")[:1]), 0),
-        ),
-        size=Case(
-            When(is_known, then=F("tree_bytes")),
-            default=Coalesce(Subquery(newest.values("total_bytes")[:1]), 0),
-        ),
-    )
+    return list(first.with_sizes().with_state().for_list())
 
 
 def _recent_pace(watches: AppRepositoryQuerySet, apps: int) -> float | None:

@@ -4,7 +4,7 @@ import pytest
 from django.test import Client
 
 from deliveries_app.admin import confirmation
-from deliveries_app.models import App, AppRepository, Status, SyncRun
+from deliveries_app.models import App, AppRepository, BulkOperation, Status, SyncRun
 from deliveries_app.reports.impact import impact_of
 from repositories_app.models import Snapshot
 from tests.support import admin_pages
@@ -44,6 +44,21 @@ def test_synced_repository_without_files_sends_none(operator: Client, watches) -
     assert impact_of(AppRepository.objects.filter(pk=watches[0].pk)).files == 7
     AppRepository.objects.update(last_commit="c" * 40)
     assert impact_of(AppRepository.objects.filter(pk=watches[0].pk)).files == 0
+
+
+@pytest.mark.parametrize("how", [{}, {"canary": "on"}], ids=["at once", "canary"])
+def test_resync_before_the_first_sync_begins_with_the_files_of_the_confirmation(operator: Client, watches, how) -> None:
+    """The page said that 21 files would be sent, and the operation began with 0."""
+    for watch in {watch.repository_id: watch for watch in watches}.values():
+        Snapshot.objects.create(
+            repository=watch.repository, commit_sha="c" * 40, branch="main", file_count=7, total_bytes=70
+        )
+    AppRepository.objects.update(tree_files=0, tree_bytes=0, last_commit="")
+    assert impact_of(AppRepository.objects.all()).files == 21
+    operator.post(ALL, form_of(operator, ALL) | how)
+    operation = BulkOperation.objects.get()
+    totals = [run.files_total for run in operation.runs.all()] + [row.files for row in operation.pending.all()]
+    assert totals == [7, 7, 7]
 
 
 def test_added_repository_requires_confirming_again(operator: Client, watches) -> None:
