@@ -204,8 +204,7 @@ def open_runs(
     is_resend: bool = False,
 ) -> list[SyncRun]:
     """Open one run for each watch at its current generation. `remaining` maps watches to what they still have to send."""
-    found = AppRepository.objects.filter(pk__in=pks).select_related("app", "repository").order_by("pk")
-    watches: Any = found if reason == Reason.RETRY else found.with_sizes()
+    watches = AppRepository.objects.filter(pk__in=pks).select_related("app", "repository").order_by("pk")
     opened = SyncRun.objects.bulk_create(
         [
             runs.open_run(
@@ -215,8 +214,7 @@ def open_runs(
                 requested_by=actor.name,
                 user=actor.user,
                 operation=operation,
-                remaining=remaining.get(watch.pk)
-                or (None if reason == Reason.RETRY else runs.Remaining(watch.files, watch.size)),
+                remaining=remaining.get(watch.pk),
             )
             for watch in watches
         ]

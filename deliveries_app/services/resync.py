@@ -5,6 +5,7 @@ A bulk re-sync releases its repositories all at once, or gradually (`rollout`).
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from django.db import transaction
 
@@ -20,6 +21,7 @@ from deliveries_app.models import (
     SyncRun,
 )
 from deliveries_app.permissions import Permission
+from deliveries_app.progress import runs
 from deliveries_app.services import quotas, requests
 from deliveries_app.services.requests import AT_ONCE, NotFound, Rollout
 from deliveries_app.services.rollout import release
@@ -85,4 +87,6 @@ def resync_watches(actor: Actor, pks: Sequence[int], operation: BulkOperation | 
     quotas.count_resync(actor)
     locked = requests.lock_watches(pks, AppRepository.objects.alive())
     AppRepository.objects.filter(pk__in=locked).update(**scheduling.RESYNC)
-    return requests.open_runs(actor, locked, Reason.RESYNC, operation)
+    sized: Any = AppRepository.objects.filter(pk__in=locked).with_sizes()
+    estimates = {pk: runs.Remaining(files, size) for pk, files, size in sized.values_list("pk", "files", "size")}
+    return requests.open_runs(actor, locked, Reason.RESYNC, operation, estimates)
