@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 PROVIDER_ID = "oidc"
 SUPERUSER = "superuser"
+_MAX_TIME = 1e12
+"""Unix times are smaller. Much larger integers could not be compared with the clock."""
 
 roles_applied = Signal()
 """Sent in the transaction in which a sign-in sets the roles of a `user`, with the values `before` and `after` it."""
@@ -34,7 +36,7 @@ def roles_of(login: SocialLogin) -> set[str]:
 def authenticated_at(login: SocialLogin) -> float:
     """Return when the user last entered credentials at the provider (Unix time), or 0 if the provider does not say."""
     at = _id_token(login).get("auth_time")
-    return at if isinstance(at, int | float) else 0.0
+    return at if isinstance(at, int | float) and abs(at) < _MAX_TIME else 0.0
 
 
 def username_of(login: SocialLogin) -> str:

@@ -133,8 +133,9 @@ class _ProviderAdapter(OpenIDConnectOAuth2Adapter):  # type: ignore[misc]
             login = super().complete_login(*args, **kwargs)
             claims = login.account.extra_data
             subjects = [source.get("sub") for source in claims.values() if source]
-            # Databases can store neither NUL characters nor lone surrogates, which `encode` refuses.
-            if rb"\u0000" in json.dumps(claims, ensure_ascii=False).encode():
+            # Databases can store neither NUL characters, nor NaN and infinity, which `dumps` refuses, nor lone surrogates, which
+            # `encode` refuses.
+            if rb"\u0000" in json.dumps(claims, ensure_ascii=False, allow_nan=False).encode():
                 raise ProviderException("A claim of the user has a NUL character.")
         if not all(subjects) or len({str(subject) for subject in subjects}) != 1:
             raise ProviderException("The ID token and the user information don't name the same user.")
