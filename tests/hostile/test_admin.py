@@ -7,6 +7,7 @@ from urllib.parse import unquote
 
 import pytest
 from django.apps import apps
+from django.contrib.auth.models import Group
 from django.db import connection
 from django.http import HttpResponse
 from django.template.response import SimpleTemplateResponse
@@ -264,6 +265,20 @@ def view_of(url: str) -> str:
         return resolve(unquote(url)).route
     except Resolver404:
         return ""
+
+
+def test_saving_as_new_is_refused(root: Client, watches, operation: BulkOperation) -> None:
+    """Django copies the row, or fails to show the form's errors, although no page has the button."""
+    Group.objects.get_or_create(pk=1, defaults={"name": "Auditors"})
+    before = state()
+    statuses = {
+        root.post(address(route, watches[0], operation), {"_saveasnew": "1"}).status_code
+        for route in ROUTES
+        if route.endswith("/change/")
+    }
+    assert 400 in statuses
+    assert statuses <= {200, 302, 400, 405}  # read-only pages ignore it
+    assert state() == before
 
 
 # `q=%00` stands for what the middleware refuses on every page, see test_invalid_queries.py.
