@@ -30,6 +30,7 @@
   };
   // A page restored from the history is no longer busy. A page that has only now loaded may be.
   addEventListener("pageshow", (event) => { if (event.persisted) release(); });
-  // The user has stopped the request, for example with Esc.
-  window.navigation?.addEventListener("navigateerror", release);
+  // The user has stopped the request, for example with Esc. Older browsers don't say so, but stop it with that key, too.
+  if (window.navigation) navigation.addEventListener("navigateerror", release);
+  else addEventListener("keydown", (event) => { if (event.key === "Escape" && !event.defaultPrevented) release(); });
 })();
