@@ -146,7 +146,7 @@ _HAS_SUPERSEDED = _has_run("superseded")
 OPERATIONS: dict[str, tuple[str, Q]] = {
     "running": ("In progress", _RUNNING & ~(_NOTHING_IN_PROGRESS & _HAS_SUPERSEDED)),
     "held": ("Held", Q(ended_at=None, held_at__isnull=False)),
-    "finished": ("Finished", _ENDED & ~_WAS_CANCELLED & _HAS_RESULT),
+    "finished": ("Succeeded or failed", _ENDED & ~_WAS_CANCELLED & _HAS_RESULT),
     "cancelled": ("Cancelled", _ENDED & (_WAS_CANCELLED | ~_HAS_RESULT & ~_HAS_SUPERSEDED)),
     "superseded": (
         "Superseded",
