@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from django.contrib.sessions.exceptions import SessionInterrupted
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, JsonResponse
 from django.http.response import HttpResponseBase
 from django.template.loader import render_to_string
 from django.utils.deprecation import MiddlewareMixin
@@ -59,9 +59,13 @@ def wants_json(request: HttpRequest) -> bool:
 
 
 class JsonErrorsMiddleware(MiddlewareMixin):
-    """Convert all other error responses, such as Django's 405 with an empty body, to the JSON shape."""
+    """Convert all other error responses to the JSON shape. Show a page for a GET that is not allowed: Django's is empty."""
 
     def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
+        if isinstance(response, HttpResponseNotAllowed) and request.method == "GET" and not wants_json(request):
+            page = error_page(405)
+            page.headers["Allow"] = response.headers["Allow"]
+            return page
         is_json = response.headers.get("Content-Type", "").startswith("application/json")
         if response.status_code < 400 or is_json or not wants_json(request):
             return response

@@ -126,7 +126,10 @@ def test_nobody_can_sign_up_and_unused_pages_are_not_routed(client: Client) -> N
     for name in ("account_signup", "socialaccount_signup", "socialaccount_connections", "openid_connect_login"):
         with pytest.raises(NoReverseMatch):
             reverse(name)
-    assert client.get("/accounts/logout/").status_code == 405
+    answer = client.get("/accounts/logout/")
+    assert (answer.status_code, answer["Allow"]) == (405, "POST")
+    assert "This address works only with a button or form" in answer.content.decode()
+    assert answer.get("Content-Length", str(len(answer.content))) == str(len(answer.content))
 
 
 def test_five_failures_lock_a_name_from_an_address_only(anna) -> None:
