@@ -45,6 +45,8 @@ class PlainLists[M: Model](ModelAdmin[M]):
 
     show_facets = ShowFacets.NEVER
     paginator = ListPaginator
+    empty_text = ""
+    """What the list says while there are no rows at all, if it is not only that."""
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
         return any(lookup in _parameters_of(spec) for spec in self.list_filter)
@@ -64,7 +66,8 @@ class PlainLists[M: Model](ModelAdmin[M]):
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         title = capfirst(self.opts.verbose_name_plural)
-        return super().changelist_view(request, {"title": title, **(extra_context or {})})
+        context = {"title": title, "empty_text": self.empty_text}
+        return super().changelist_view(request, context | (extra_context or {}))
 
 
 def _parameters_of(list_filter: Any) -> Collection[str]:

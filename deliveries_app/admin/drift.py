@@ -55,6 +55,10 @@ class DriftCheckAdmin(ReadOnlyAdmin[DriftCheck]):
     list_filter = (WatchAppFilter, WatchFilter, CheckStateFilter)
     sortable_by = ()
     paginator = BoundedPaginator
+    empty_text = (
+        "No checks for differences yet. If an app's settings allow them, the pages of the app and of its repositories have a "
+        "button that starts one."
+    )
     page_template = "admin/deliveries_app/driftcheck/change_form.html"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[DriftCheck]:

@@ -71,6 +71,10 @@ class GitHubAppForm(forms.ModelForm):  # type: ignore[type-arg]  # not generic a
 
 @admin.register(GitHubApp)
 class GitHubAppAdmin(DocoraAdmin[GitHubApp]):
+    empty_text = (
+        "No GitHub Apps. With one, client apps can watch private repositories on GitHub without a token for each. Add it here, "
+        "then choose it in the settings of these apps."
+    )
     form = GitHubAppForm
     fields = ("name", "host", "app_id", "key")
     list_display = ("name", "host", "app_id", "used_by")

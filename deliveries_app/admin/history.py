@@ -61,7 +61,6 @@ class HistoryAdmin[M: Model](ReadOnlyAdmin[M]):
     paginator = BoundedPaginator
     sortable_by = ("requested",)  # only the time has an index
     search_fields = ("pk",)  # only shows the search box: see `search`
-    empty_text: str
     search: Callable[[str], history.Search]
     """A static method that returns the search for the text in the search box."""
     csv_name: str
@@ -82,7 +81,6 @@ class HistoryAdmin[M: Model](ReadOnlyAdmin[M]):
         context = {
             "export": self.url_of("export") if self.has_export_permission(request) else "",
             "related_link": self.related_link(request),
-            "empty_text": self.empty_text,
             **(extra_context or {}),
         }
         return super().changelist_view(request, context)

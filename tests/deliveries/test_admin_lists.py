@@ -430,6 +430,11 @@ def test_list_without_matches_says_so_and_offers_all(viewer: Client, rows, model
 
 def test_empty_list_says_so(root: Client) -> None:
     assert '<p class="empty">No apps.</p>' in root.get(f"{ADMIN}app/").text
+    assert "have a button that starts one." in root.get(f"{ADMIN}driftcheck/").text
+    assert (
+        "No GitHub Apps. With one, client apps can watch private repositories"
+        in root.get("/admin/repositories_app/githubapp/").text
+    )
 
 
 def test_app_list_shows_the_status_of_the_app_page(viewer: Client) -> None:
