@@ -123,3 +123,12 @@ def test_missing_permission_page(db) -> None:
     response = staff("victor").get("/admin/auth/user/")
     assert response.status_code == 403
     assert "You don't have permission to do this" in response.content.decode()
+    assert "Ask an administrator to grant it to you" in response.content.decode()
+
+
+def test_refusal_that_no_permission_would_lift(client: Client, settings) -> None:
+    settings.LOCAL_SIGN_IN = False
+    response = client.post("/accounts/security/passkeys/sign-in/", {"credential": "{}"})
+    assert response.status_code == 403
+    assert "Sign-in with a passkey is turned off." in response.content.decode()
+    assert "permission" not in response.content.decode()
