@@ -123,7 +123,7 @@ def test_mails_of_one_app_are_gathered(out: AlertReceivers, app: App) -> None:
     alerts.run_round()
     assert len(out.smtp.mails) == 2
     assert out.smtp.mails[1].text.count("\n- ") == contacts.SHOWN
-    assert "and 2 more changes." in out.smtp.mails[1].text
+    assert "and 2 more changes. Administrators see all of them" in out.smtp.mails[1].text
     assert prune()["mails"] == 0
     time_passes(days=8)
     assert prune()["mails"] == contacts.SHOWN + 3

@@ -81,13 +81,13 @@ def _body(rows: list[ContactMail]) -> str:
     first = rows[0]
     lines = [
         f"You are the contact of the app {one_line(first.app_name, 100)} ({first.app_id}) at {settings.PUBLIC_URL}.",
-        "Docora tells you whenever its base URL, its signing key, its API token or this contact is changed:",
+        "Docora writes to you whenever the app's base URL, signing key, API token or contact is changed:",
         "",
     ]
     for row in rows[:SHOWN]:
         lines.append(f"- {row.created_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC, {' '.join(row.text.split())}")
     if len(rows) > SHOWN:
         more = counted(len(rows) - SHOWN, "more change")
-        lines.append(f"and {more}. The app's audit log lists all of them.")
+        lines.append(f"and {more}. Administrators see all of them in the app's audit log.")
     lines += ["", f"If you did not expect this, tell an administrator of {settings.PUBLIC_URL} immediately."]
     return "\n".join(lines) + "\n"
