@@ -3,7 +3,6 @@
 Docora does not start with an invalid value: the error names the setting. Names include units.
 """
 
-import contextlib
 import os
 import re
 import sys
@@ -119,9 +118,6 @@ _database = database("DATABASE_URL", f"sqlite:///{quote(str(DATA_DIR / 'docora.s
 DATABASES = {"default": _database}
 _options = _database.setdefault("OPTIONS", {})
 if _database["ENGINE"] == "django.db.backends.sqlite3":
-    if Path(_database["NAME"]).absolute().parent == DATA_DIR:
-        with contextlib.suppress(OSError):  # opening the database reports it
-            data_dir.make_private(DATA_DIR)
     # IMMEDIATE, because a DEFERRED transaction that reads and then writes fails at once if another one is writing.
     _options |= {
         "factory": PrivateSqlite,

@@ -9,6 +9,7 @@ import gc
 import io
 import os
 import re
+import secrets
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
@@ -58,6 +59,12 @@ def apply_instance_options(arguments: Sequence[str]) -> None:
     if known.demo:  # `demo` itself would only change its own process
         for name, value in DEMO_SETTINGS.items():
             os.environ.setdefault(name, value)
+
+
+def asks_for_help(arguments: Sequence[str]) -> bool:
+    """Return whether a command line only prints a help text. What follows `--` belongs to another program."""
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    return not arguments or arguments[0] == "help" or not {"-h", "--help"}.isdisjoint(options)
 
 
 def error_message(error: Exception) -> str:
@@ -142,6 +149,8 @@ def main() -> None:
     if os.environ.get("NO_COLOR"):
         os.environ.setdefault("DJANGO_COLORS", "nocolor")
     apply_instance_options(sys.argv[1:])
+    if asks_for_help(sys.argv[1:]):  # needs no keys, so it creates no data directory for them
+        os.environ |= {name: secrets.token_urlsafe(50) for name in ("SECRET_KEY", "ENCRYPTION_KEYS")}
     if isinstance(sys.stdout, io.TextIOWrapper):  # names may contain characters that the terminal's encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")
 

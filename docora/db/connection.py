@@ -13,9 +13,13 @@ import contextlib
 import os
 import sqlite3
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from django.conf import settings
 from django.db import InterfaceError, InternalError, OperationalError, connections
+
+from docora.conf.data_dir import make_private
 
 CONNECTION_ERRORS = (OperationalError, InterfaceError, InternalError)
 """Errors of any statement if the database is gone or has ended the session. On PostgreSQL, a faulty statement raises others."""
@@ -24,12 +28,14 @@ CONNECTION_ERRORS = (OperationalError, InterfaceError, InternalError)
 class PrivateSqlite(sqlite3.Connection):
     """Creates a new SQLite file with mode 0600, because it will hold sessions and password hashes. Its WAL gets the same mode.
 
-    An error while creating the file is ignored: opening the database reports it.
+    Also creates DATA_DIR if the file is in it. An error is ignored: opening the database reports it.
     """
 
     def __init__(self, database: str, *arguments: Any, **options: Any) -> None:
         if not str(database).startswith((":memory:", "file:")):
             with contextlib.suppress(OSError):
+                if Path(database).absolute().parent == settings.DATA_DIR:
+                    make_private(settings.DATA_DIR)
                 os.close(os.open(database, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         super().__init__(database, *arguments, **options)
 

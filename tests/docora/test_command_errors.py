@@ -5,6 +5,7 @@ import json
 import os
 import re
 import runpy
+import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -354,3 +355,14 @@ def test_traceback_for_unexpected_errors_and_on_request() -> None:
     assert error_message(ImproperlyConfigured("X must be y.")) == "Docora cannot start: X must be y."
     done = manage("list_apps", "--traceback", environment=os.environ | {"DATABASE_URL": "sqlite:////nowhere/at/all"})
     assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize("line", [[], ["help"], ["help", "status"], ["--help"], ["status", "-h"]])
+@pytest.mark.parametrize("has_keys", [True, False])
+def test_help_creates_no_data_directory(tmp_path: Path, line: list[str], has_keys: bool) -> None:
+    keys = {name: secrets.token_urlsafe(50) if has_keys else "" for name in ("SECRET_KEY", "ENCRYPTION_KEYS")}
+    data = tmp_path / "data"
+    kept = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
+    done = manage(*line, environment=kept | keys | {"DATA_DIR": str(data)})
+    assert (done.returncode, done.stderr, data.exists()) == (0, "", False)
+    assert done.stdout
