@@ -1,5 +1,6 @@
 """Backup and restore with the commands in the handbook."""
 
+import io
 import os
 import re
 import shlex
@@ -8,13 +9,20 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from datetime import timedelta
 from pathlib import Path
 
 import psycopg
 import pytest
+from django.core.management import call_command
 from django.db import connections
 from psycopg.conninfo import conninfo_to_dict
 
+from deliveries_app.actors import Actor
+from deliveries_app.models import RootCause
+from deliveries_app.services import check_watch, send_differences
+from deliveries_app.services.keys import retire_old_key, start_key_rotation
+from deliveries_app.services.tokens import authenticate, rotate_app_token
 from tests.deliveries.conftest import world
 from tests.docora.test_docs import read, text_of
 from tests.support.deployment import ENV_FILE, UNITS, compose, unit
@@ -108,6 +116,59 @@ def test_every_app_holds_head_after_restoring_an_old_backup(
         assert "Traceback" not in daemons.logs()
     finally:
         daemons.close()
+
+
+def test_changes_after_the_backup_are_undone_and_can_be_repeated(
+    world: World,
+    postgres_server: PostgresServer,
+    instance_environment: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A replaced token is valid again, a rotated key is lost, and a check finds the file whose delete wasn't delivered."""
+    actor, new_key = Actor.command(), "a-key-that-the-app-got-after-the-backup"
+    tools = {"PATH": f"{postgres_server._binary('pg_dump').parent}:{os.environ['PATH']}"}
+    tools["POSTGRES_URL"] = instance_environment["DATABASE_URL"]
+    leaked = rotate_app_token(actor, world.app).token
+    world.app.answers_verify = True
+    world.app.save()
+    repo, watch = world.watch({"kept": b"1"})
+    world.settle()
+    connections.close_all()
+    run("backup-postgres", tmp_path, **tools)
+
+    repo.commit({"ghost": b"ghost"})
+    world.settle()
+    repo.commit({"ghost": None, "kept": b"2"})
+    start_key_rotation(actor, world.app, new_key)
+    world.receiver.keys = new_key
+    call_command("ping_app", world.app.app_id, "--new-key")
+    retire_old_key(actor, world.app)
+    current = rotate_app_token(actor, world.app, overlap=timedelta(0)).token
+    assert (authenticate(leaked), authenticate(current)) == (None, world.app)
+    connections.close_all()
+    run("restore-postgres", tmp_path, **tools)
+
+    assert (authenticate(leaked), authenticate(current)) == (world.app, None)
+    current = rotate_app_token(actor, world.app, overlap=timedelta(0)).token
+    assert (authenticate(leaked), authenticate(current)) == (None, world.app)
+
+    world.check()
+    world.sync(watch)
+    assert watch.root_cause == RootCause.REFUSED
+    [paragraph] = re.findall("If an app's key was rotated.*", text_of("/docs/operations/"))
+    monkeypatch.setattr("sys.stdin", io.StringIO(new_key))
+    for name, option in re.findall(r"(rotate_key|ping_app) APP_ID (--[\w-]+)", paragraph):
+        call_command(name, world.app.app_id, option)
+    world.sync(watch)
+    world.settle()
+    assert world.copy(watch) == shas(repo.files() | {"ghost": b"ghost"})
+
+    check = check_watch(actor, watch)
+    world.settle()
+    send_differences(actor, check)
+    world.settle()
+    assert world.copy(watch) == shas(repo.files())
 
 
 def test_url_for_the_tools_lacks_parameters_of_docora() -> None:
