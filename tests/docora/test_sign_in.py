@@ -4,6 +4,7 @@ import hashlib
 import ipaddress
 import json
 import re
+import secrets
 import time
 from datetime import timedelta
 
@@ -481,6 +482,13 @@ def test_link_signs_in_once_without_second_factor(anna, settings, capsys: pytest
     assert client.post(path)["Location"] == SECURITY
     assert client.get("/admin/").status_code == 200
     assert [Client().get(path).status_code, Client().post(path).status_code] == [410, 410]
+
+
+def test_new_secret_key_ends_sessions_and_links_as_the_handbook_says(anna, settings) -> None:
+    client, path = signed_in(anna), links_path(anna)
+    assert client.get("/admin/").status_code == 200
+    settings.SECRET_KEY = secrets.token_urlsafe(50)
+    assert [client.get("/admin/").status_code, client.get(path).status_code] == [302, 410]
 
 
 @pytest.mark.parametrize("signed_in_before", [True, False])
