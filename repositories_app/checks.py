@@ -152,6 +152,9 @@ def check_git_host_answers() -> list[CheckMessage]:
     network = "Check the firewall. If this server needs a proxy, set EGRESS_PROXY."
     if settings.EGRESS_PROXY:
         network = "Check that EGRESS_PROXY is right, and that the proxy allows CONNECT to this host and port."
+    if outcomes[-1].cause is Cause.CONNECT and settings.ALLOWED_GIT_HOSTS[0].endswith(":*"):
+        untried = "ALLOWED_GIT_HOSTS allows every port of the host, and only the default one was tried."
+        return [Warning(outcomes[0].message, hint=f"{untried} If git uses it: {network}")]
     hint = hints.get(outcomes[-1].cause or Cause.NETWORK, network)
     blocked = outcomes[-1].cause is Cause.REFUSED_ADDRESS
     text = f"Docora may not connect to the git host {host}. " if blocked else ""

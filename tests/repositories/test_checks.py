@@ -119,6 +119,14 @@ def test_unreachable_git_host_is_an_error(settings, host: str, text: str) -> Non
     assert check_git_hosts() == []
 
 
+def test_host_with_any_port_may_not_listen_on_the_default_port(settings) -> None:
+    settings.ALLOWED_GIT_HOSTS = ["127.0.0.1:*"]
+    assert problems(check_git_host_answers()) == ""
+    assert "ALLOWED_GIT_HOSTS allows every port of the host, and only the default one was tried." in warnings(
+        check_git_host_answers()
+    )
+
+
 def test_no_allowed_git_hosts_is_an_error(settings) -> None:
     settings.ALLOWED_GIT_HOSTS = []
     assert "ALLOWED_GIT_HOSTS is empty, so no repository can be watched." in problems(check_git_hosts())
