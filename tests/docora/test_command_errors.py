@@ -357,8 +357,9 @@ def test_traceback_for_unexpected_errors_and_on_request() -> None:
     assert "Traceback" in done.stderr
 
 
-@pytest.mark.parametrize("line", [[], ["help"], ["help", "status"], ["--help"], ["status", "-h"]])
-@pytest.mark.parametrize("has_keys", [True, False])
+@pytest.mark.parametrize(
+    ("line", "has_keys"), [([], False), (["help", "status"], False), (["status", "-h"], False), (["--help"], True)]
+)
 def test_help_creates_no_data_directory(tmp_path: Path, line: list[str], has_keys: bool) -> None:
     keys = {name: secrets.token_urlsafe(50) if has_keys else "" for name in ("SECRET_KEY", "ENCRYPTION_KEYS")}
     data = tmp_path / "data"
