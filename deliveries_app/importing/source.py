@@ -7,23 +7,26 @@ other table's `id` or its public id; matching their values against both shows wh
 import contextlib
 import re
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import MAXYEAR, MINYEAR, datetime
 from typing import Any, NamedTuple
 
 import psycopg
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from psycopg import sql
+from psycopg.abc import AdaptContext, Buffer
+from psycopg.adapt import Loader
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import class_row
+from psycopg.types.datetime import TimestamptzLoader
 
 from docora.security.redaction import redact
 from docora.text import clean_text
 
-_COLUMNS = {
-    "apps": "id app_id token_hash app_name base_url email website description client_auth_key_encrypted created_at",
+_COLUMNS = {  # the first three columns identify a row in errors
+    "apps": "id app_id app_name token_hash base_url email website description client_auth_key_encrypted created_at",
     "repositories": "id repository_id github_url is_private created_at",
-    "app_repositories": "app_id repository_id github_token_encrypted status last_error last_scanned_at created_at",
+    "app_repositories": "app_id repository_id status github_token_encrypted last_error last_scanned_at created_at",
     "app_delivered_files": "app_id repository_id file_path file_sha delivered_at",
 }
 _OWN_TABLE = "deliveries_app_app"
@@ -82,6 +85,21 @@ class SourceFile(NamedTuple):
     delivered_at: datetime | None
 
 
+class _TimeLoader(Loader):
+    """Read times that Docora can't convert to every time zone, such as `infinity`, as unknown."""
+
+    def __init__(self, oid: int, context: AdaptContext | None = None) -> None:
+        super().__init__(oid, context)
+        self._load = TimestamptzLoader(oid, context).load
+
+    def load(self, data: Buffer) -> datetime | None:
+        try:
+            time = self._load(data)
+        except psycopg.DataError:
+            return None
+        return time if MINYEAR < time.year < MAXYEAR else None
+
+
 @contextlib.contextmanager
 def open_source(url: str) -> Iterator["Source"]:
     """Connect and check that the expected tables exist. Raises `SourceError`."""
@@ -93,8 +111,32 @@ def open_source(url: str) -> Iterator["Source"]:
         connection.execute("SELECT set_config(name, '0', true) FROM pg_settings WHERE name = ANY(%s)", [_TIMEOUTS])
         connection.execute("SET LOCAL row_security = off")  # refuse a role from which policies hide rows
         connection.execute("SET LOCAL datestyle = ISO")  # the only format of times with a zone that psycopg reads
+        connection.adapters.register_loader("timestamptz", _TimeLoader)
         _require_tables(connection)
-        yield Source(connection)
+        try:
+            yield Source(connection)
+        except psycopg.errors.CharacterNotInRepertoire as error:
+            raise _not_utf8(connection, error) from None
+
+
+def _not_utf8(connection: psycopg.Connection[Any], error: psycopg.Error) -> SourceError:
+    """Return an error that names the first row with text that isn't UTF-8. A database in SQL_ASCII may contain such rows."""
+    connection.rollback()
+    connection.execute("SET client_encoding = SQL_ASCII")  # text is then returned as bytes
+    for table, names in _COLUMNS.items():
+        columns = names.split()
+        query = f"SELECT {', '.join(['{}::text'] * len(columns))} FROM {{}}"  # noqa: S608
+        with connection.cursor(name="docora_rows") as cursor:
+            for row in cursor.execute(_query(query, *columns, table)):
+                shown = [(value or b"").decode(errors="backslashreplace") for value in row]
+                for column, value, text in zip(columns, row, shown, strict=True):
+                    if text.encode() != (value or b""):
+                        ids = ", ".join(f"{name} {value}" for name, value in zip(columns, shown[:3], strict=False))
+                        return SourceError(
+                            f"The table {table} has text that is not UTF-8, in the column {column} of the row with "
+                            f"{redact(clean_text(ids, 400))}. Correct it there, and run the command again."
+                        )
+    return SourceError(f"The existing service's database cannot be read: {message_of(error)}")
 
 
 def address_of(url: str) -> str:

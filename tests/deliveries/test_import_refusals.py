@@ -8,6 +8,7 @@ import bcrypt
 import psycopg
 import pytest
 from django.core.management import CommandError, call_command
+from django.utils import timezone
 from psycopg.conninfo import conninfo_to_dict
 
 from deliveries_app.importing.source import Source, address_of
@@ -358,10 +359,44 @@ def test_source_that_disconnects_during_the_import(existing: ExistingService, mo
     assert message.endswith(". Nothing is lost. Run the command again to continue.")
 
 
-def test_value_that_cannot_be_read(existing: ExistingService, monkeypatch) -> None:
-    """Running the command again would not help."""
-    existing.watch(existing.app(BASE), existing.repository(f"{GIT}/docs"), last_scanned_at="infinity")
+@pytest.mark.parametrize("time", ["infinity", "-infinity", "0044-03-15 BC", "20000-01-01", "9999-12-31 23:59:59"])
+def test_time_that_cannot_be_represented_is_unknown(existing: ExistingService, monkeypatch, time: str) -> None:
+    app, repository = existing.app(BASE, created_at=time), existing.repository(f"{GIT}/docs", created_at=time)
+    existing.watch(app, repository, FILES, created_at=time, last_scanned_at=time)
+    existing.connection.execute("UPDATE app_delivered_files SET delivered_at = %s", [time])
+    before = timezone.now()
+    assert progress_of(run(existing, monkeypatch))["files"] == (3, 0, 0)
+    watch = AppRepository.objects.select_related("app", "repository").get()
+    assert watch.last_scanned_at is None
+    times = [watch.created_at, watch.app.created_at, watch.repository.created_at]
+    times += watch.deliveries.values_list("updated_at", flat=True)
+    assert all(before <= time <= timezone.now() for time in times)
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "row"),
+    [
+        ("apps", "description", r"id {app.id}, app_id {app.app_id}, app_name Portal"),
+        ("app_delivered_files", "file_path", r"app_id {app.id}, repository_id {repository.id}, file_path caf\xe9.txt"),
+    ],
+)
+def test_text_that_is_not_utf8_is_named(
+    existing: ExistingService, monkeypatch, table: str, column: str, row: str
+) -> None:
+    app, repository = existing.app(BASE), existing.repository(f"{GIT}/docs")
+    existing.watch(app, repository, {"b.txt": b"b"})
+    execute = existing.connection.execute
+    set_encoding = "UPDATE pg_database SET (encoding, datlocale) = (%s, %s) WHERE datname = current_database()"
+    before = execute("SELECT encoding, datlocale FROM pg_database WHERE datname = current_database()").fetchone()
+    execute(set_encoding, [0, "C"])  # SQL_ASCII
     monkeypatch.setenv("SOURCE_ENCRYPTION_KEY", existing.key)
-    message = refusal(existing.url)
-    assert message.startswith("The existing service's database cannot be read: timestamp too large")
-    assert "Run the command again" not in message
+    try:
+        with psycopg.connect(existing.url) as other:
+            other.execute(f"UPDATE {table} SET {column} = E'caf\\351.txt'")
+        message = refusal(existing.url)
+    finally:
+        execute(set_encoding, before)
+    assert message == (
+        f"The table {table} has text that is not UTF-8, in the column {column} of the row with "
+        f"{row.format(app=app, repository=repository)}. Correct it there, and run the command again."
+    )
