@@ -6,6 +6,7 @@ A report says what was imported, what was already here, and what was left out an
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -151,6 +152,7 @@ class _Import:
         self._token_hashes: set[str] = set()
         self._repositories: dict[str, _Repository] = {}
         self._canonical_urls: set[str] = set()  # imported so far
+        self._last_deliveries: dict[tuple[str, str], datetime | None] = {}
         self._files_seen = 0
         self._continued: set[int] = set()  # incomplete watches that a dry run would complete
 
@@ -227,6 +229,7 @@ class _Import:
 
     def import_watches(self) -> None:
         counts = self._source.file_counts()
+        self._last_deliveries = self._source.last_deliveries()
         for source in self._source.watches():
             if source.app in self._removed_apps:  # the remark about the app covers its watches
                 self.report.watches.left += 1
@@ -277,8 +280,18 @@ class _Import:
             if not watch.github_token:  # report a token again that was left out and has not been entered since
                 validate.validate_token_of(source, self._key, problem)
             self.report.watches.here += 1
-            self.report.files.here += count
-            self._advance(count)
+            last_delivery = self._last_deliveries.get(key)
+            if last_delivery and not write.was_imported_after(last_delivery, app, repository.source.repository_id):
+                reason = (
+                    "The existing service has delivered files of it since it was imported or watched here. Docora doesn't "
+                    "know of that: re-sync it, in case the app has old content."
+                )
+                self.report.remark("watch", name, reason)
+            if watch.deliveries.count() >= count:
+                self.report.files.here += count
+                self._advance(count)
+            else:  # report records again that were left out
+                self.report.files.here += sum(1 for _ in self._files(name, key))
             return
         row = repository.row or self._import_repository(repository)
         token = validate.validate_token_of(source, self._key, problem)

@@ -263,6 +263,11 @@ class Source:
         counts = "SELECT app_id::text, repository_id::text, count(*) FROM app_delivered_files GROUP BY 1, 2"
         return {(app, repository): count for app, repository, count in self._connection.execute(counts)}
 
+    def last_deliveries(self) -> dict[tuple[str, str], datetime | None]:
+        """Return when the last of these files was delivered, by the same ids."""
+        times = "SELECT app_id::text, repository_id::text, max(delivered_at) FROM app_delivered_files GROUP BY 1, 2"
+        return {(app, repository): time for app, repository, time in self._connection.execute(times)}
+
     def file_key(self, app: SourceApp, repository: SourceRepository) -> tuple[str, str]:
         """Return the two ids that the table of delivered files uses for this app and repository."""
         by_app, by_repository = (self._keys["app_delivered_files", name] for name in ("app_id", "repository_id"))

@@ -17,7 +17,17 @@ from django.utils import timezone
 from deliveries_app import audit
 from deliveries_app.actors import Actor
 from deliveries_app.importing.source import SourceFile, SourceRepository, SourceWatch
-from deliveries_app.models import App, AppRepository, AppToken, AuditAction, Delivery, Imported, Reason, Status
+from deliveries_app.models import (
+    App,
+    AppRepository,
+    AppToken,
+    AuditAction,
+    AuditEntry,
+    Delivery,
+    Imported,
+    Reason,
+    Status,
+)
 from deliveries_app.services import requests
 from repositories_app import services as repositories
 from repositories_app.git.url import RepositoryUrl
@@ -61,6 +71,12 @@ def next_twin(url: RepositoryUrl) -> int:
 def note_imported(app: App, repository_id: str) -> None:
     """Note that an import has found the app's watch of this repository here, so that no later one brings it back."""
     Imported.objects.get_or_create(app_id=app.app_id, repository_id=repository_id)
+
+
+def was_imported_after(time: datetime, app: App, repository_id: str) -> bool:
+    """Return whether the app's watch of this repository was imported after this time. It may also have begun here."""
+    imported = AuditEntry.objects.filter(action=AuditAction.WATCH_IMPORTED, app_id=app.app_id)
+    return imported.filter(repository_id=repository_id, created_at__gte=time).exists()
 
 
 def begin_watch(app: App, repository: Repository, url: str, token: str) -> AppRepository | None:

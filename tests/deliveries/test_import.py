@@ -198,6 +198,7 @@ def test_text_report(existing: ExistingService, monkeypatch) -> None:
         call_command("import_docora", existing.url, encryption_key_stdin=True, stdout=out)
     text = out.getvalue()
     monkeypatch.setenv("SOURCE_ENCRYPTION_KEY", existing.key)
+    existing.connection.execute("DELETE FROM app_delivered_files WHERE file_path LIKE 'a/%'")
     existing.app(BASE, "Broken", client_auth_key_encrypted="00:11:22")
     with pytest.raises(CommandError, match="1 item would be imported only in part or not at all"):
         call_command("import_docora", existing.url, "--dry-run", json=True, stdout=io.StringIO())

@@ -7,14 +7,16 @@ import pytest
 from deliveries_app.actors import Actor
 from deliveries_app.importing import write
 from deliveries_app.models import App, AppRepository, Imported
-from deliveries_app.services import delete_app, watch_repository
+from deliveries_app.services import delete_app, resync_single, watch_repository
 from deliveries_app.services.tokens import rotate_app_token
 from deliveries_app.sweep.cleanup import remove_ended
 from repositories_app.models import Repository
 from tests.api.caller import Caller, error_of
 from tests.deliveries.test_import import BASE, GIT, progress_of, reasons, run
+from tests.deliveries.test_import_sync import give_copy
 from tests.support.existing import ExistingApp, ExistingRepository, ExistingService
 from tests.support.git import Repo
+from tests.support.histories import assert_promise_kept, sha
 from tests.support.world import KEY, World
 
 FILES = {"a.txt": b"a", "dir/b.txt": b"b"}
@@ -154,6 +156,35 @@ def test_what_was_imported_in_part_is_reported_until_it_is_complete(existing: Ex
     rotate_app_token(Actor.command(), App.objects.get(), overlap=timedelta(0))
     AppRepository.objects.update(github_token="ghp_new")
     assert not run(existing, monkeypatch)["failed"]
+
+
+def test_records_that_were_left_out_are_reported_again(existing: ExistingService, monkeypatch) -> None:
+    existing.watch(existing.app(BASE), existing.repository(f"{GIT}/docs"), FILES | {".git/hooks/x": b"x"})
+    first = run(existing, monkeypatch)
+    assert (progress_of(first)["files"], first["failed"]) == ((2, 0, 1), True)
+    for arguments in (["--dry-run"], []):
+        again = run(existing, monkeypatch, *arguments)
+        assert (progress_of(again)["files"], again["failed"], reasons(again)) == ((0, 2, 1), True, reasons(first))
+
+
+def test_deliveries_of_the_existing_service_after_the_import_are_remarked(
+    world: World, existing: ExistingService, monkeypatch, imported
+) -> None:
+    """It still ran, and delivered content that has been replaced in the repository since. Docora sees no difference."""
+    repo, app, repository = imported
+    give_copy(world, app.app_id, repository.repository_id, FILES | {"a.txt": b"older"})
+    deliver = "UPDATE app_delivered_files SET file_sha = %s, delivered_at = now() WHERE file_path = 'a.txt'"
+    existing.connection.execute(deliver, [sha(b"older")])
+    world.settle()
+    assert world.requests() == []
+    for arguments in (["--dry-run"], []):
+        report = run(existing, monkeypatch, *arguments)
+        assert reasons(report, "remarks").startswith(f"watch {repo.url} of Moved: The existing service has delivered")
+        assert (report["remark_count"], report["failed"]) == (1, False)
+    watch = AppRepository.objects.select_related("app", "repository").get()
+    resync_single(Actor.command(), watch)
+    world.settle()
+    assert_promise_kept(world, repo, watch)
 
 
 @pytest.mark.parametrize("ended", ["later", "at once"])
