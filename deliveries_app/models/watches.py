@@ -201,17 +201,17 @@ class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
         return self.annotate(state_detail=detail, host_retry_at=host_retry_at("repository__canonical_url"))
 
     def with_sizes(self) -> Self:
-        """Annotate `files` and `size`: the watch's own, or before its first sync, those of the newest snapshot."""
+        """Annotate `files` and `size`: the watch's own, or before its first sync, those of the newest snapshot or None."""
         newest = Snapshot.objects.filter(repository=OuterRef("repository")).order_by("-created_at", "-pk")
         is_known = Q(tree_files__gt=0) | ~Q(last_commit="")  # it may have none, if all are excluded
         return self.annotate(
             files=Case(
                 When(is_known, then=F("tree_files")),
-                default=Coalesce(Subquery(newest.values("file_count")[:1]), 0),
+                default=Subquery(newest.values("file_count")[:1]),
             ),
             size=Case(
                 When(is_known, then=F("tree_bytes")),
-                default=Coalesce(Subquery(newest.values("total_bytes")[:1]), 0),
+                default=Subquery(newest.values("total_bytes")[:1]),
             ),
         )
 

@@ -98,7 +98,7 @@ def add_unreleased(operation: BulkOperation, watch_pks: Sequence[int]) -> None:
     rows = watches.with_sizes().values_list("pk", "files", "size")
     PendingRelease.objects.bulk_create(
         [
-            PendingRelease(operation=operation, watch_id=pk, position=position, files=files, size=size)
+            PendingRelease(operation=operation, watch_id=pk, position=position, files=files or 0, size=size or 0)
             for position, (pk, files, size) in enumerate(rows)
         ],
         batch_size=_ROWS_AT_ONCE,

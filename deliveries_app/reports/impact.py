@@ -13,7 +13,7 @@ from django.utils import timezone
 from deliveries_app.models import AppRepository, AppRepositoryQuerySet, Delivery, SyncRun
 from deliveries_app.models.watches import is_leased, is_syncing
 from deliveries_app.services import MAX_RESENT_AT_ONCE
-from docora.text import counted
+from docora.text import counted, format_bytes
 from repositories_app.models import Repository
 
 SAMPLE = 10
@@ -36,8 +36,8 @@ class Impact:
     - `size`: bytes, unknown for a retry.
     - Re-sync: `seconds` is estimated from the apps' recent pace, or None without one. A worker is syncing `syncing` of the
       watches now.
-    - Retry: for `unknown` watches, the number of files is unknown, because their last attempt ended before it had tried
-      every file.
+    - `unknown`: watches whose number of files is unknown. Those of a re-sync have not been synced yet; the last attempt of
+      those of a retry ended before it had tried every file.
     - Resend: `deliveries` are the primary keys, at most one more than `MAX_RESENT_AT_ONCE`.
     """
 
@@ -55,6 +55,11 @@ class Impact:
     @property
     def more(self) -> int:
         return self.watches - len(self.sample)
+
+    @property
+    def amount(self) -> str:
+        """What a re-sync sends, for a sentence: `30 files (4 kB)`, or `files` if their number is unknown."""
+        return "files" if self.unknown else f"{counted(self.files, 'file')} ({format_bytes(self.size)})"
 
 
 @dataclass(frozen=True)
@@ -149,10 +154,11 @@ def impact_of(watches: AppRepositoryQuerySet) -> Impact:
         total_files=Coalesce(Sum("files"), 0),
         total_size=Coalesce(Sum("size"), 0),
         syncing=Count("pk", filter=is_syncing()),
+        unknown=Count("pk", filter=Q(files=None)),
     )
     sample = _sample(sized)
     files = found.pop("total_files")
-    pace = _recent_pace(watches, found["apps"])
+    pace = None if found["unknown"] else _recent_pace(watches, found["apps"])
     return Impact(
         files=files, size=found.pop("total_size"), seconds=files / pace if pace else None, sample=sample, **found
     )

@@ -88,5 +88,6 @@ def resync_watches(actor: Actor, pks: Sequence[int], operation: BulkOperation | 
     locked = requests.lock_watches(pks, AppRepository.objects.alive())
     AppRepository.objects.filter(pk__in=locked).update(**scheduling.RESYNC)
     sized: Any = AppRepository.objects.filter(pk__in=locked).with_sizes()
-    estimates = {pk: runs.Remaining(files, size) for pk, files, size in sized.values_list("pk", "files", "size")}
+    sizes = sized.values_list("pk", "files", "size")
+    estimates = {pk: runs.Remaining(files or 0, size or 0) for pk, files, size in sizes}
     return requests.open_runs(actor, locked, Reason.RESYNC, operation, estimates)

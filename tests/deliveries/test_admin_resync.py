@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import pytest
 from django.contrib.auth.models import User
+from django.core.management import CommandError, call_command
 from django.test import Client
 from django.utils import timezone
 
@@ -45,6 +46,23 @@ def test_confirmation_estimates_the_time_from_recent_runs(operator: Client, watc
         times = {"started_at": now - timedelta(seconds=seconds), "ended_at": now}
         SyncRun.objects.create(watch=watches[0], generation=1, outcome=Outcome.SUCCEEDED, files_done=files, **times)
     assert "At the recent rate, this takes about 5 min." in operator.get(f"{CONFIRM}?ids={watches[0].pk}").text
+
+
+def test_number_of_files_is_unknown_before_the_first_sync(operator: Client, watches) -> None:
+    """The page of a repository that was just imported said 0 files."""
+    now = timezone.now()
+    times = {"started_at": now - timedelta(seconds=60), "ended_at": now}
+    SyncRun.objects.create(watch=watches[0], generation=1, outcome=Outcome.SUCCEEDED, files_done=10, **times)
+    AppRepository.objects.filter(pk=watches[0].pk).update(tree_files=0, tree_bytes=0, last_commit="")
+    page = " ".join(operator.get(f"{CONFIRM}?ids={watches[0].pk}").text.split())
+    assert '<td class="numeric">Unknown<' in page
+    assert '<td class="numeric">Unknown number of files</td>' in page
+    page += " ".join(operator.get(f"{CONFIRM}?ids={watches[0].pk},{watches[1].pk}").text.split())
+    assert "plus 1 repository with an unknown number of files" in page
+    assert "At the recent rate" not in page
+    assert ">0" not in page
+    with pytest.raises(CommandError, match=r"This will re-sync acme/docs for Portal and send ALL files again\."):
+        call_command("resync", watches[0].app.app_id, watches[0].repository.repository_id)
 
 
 def test_estimated_time_excludes_the_waits_between_attempts(operator: Client, watches) -> None:

@@ -7,7 +7,7 @@ from deliveries_app.management.lookup import ServiceCommand, app_of, watch_of, w
 from deliveries_app.reports.impact import impact_of
 from deliveries_app.services import MAX_PACE, Rollout, resync_by_app, resync_single
 from docora.cli.output import add_yes, confirm, number_between, wrong_usage
-from docora.text import counted, format_bytes
+from docora.text import counted
 
 
 class Command(ServiceCommand):
@@ -41,10 +41,7 @@ class Command(ServiceCommand):
             raise CommandError(none)
         several = f"all {counted(impact.watches, 'repository')}"
         what = several if impact.watches > 1 else str(impact.sample[0].repository)
-        question = (
-            f"This will re-sync {what} for {app} and send ALL {counted(impact.files, 'file')} "
-            f"({format_bytes(impact.size)}) again."
-        )
+        question = f"This will re-sync {what} for {app} and send ALL {impact.amount} again."
         confirm(question, yes=options["yes"])
         requested = resync_single(self.actor, watch) if watch else resync_by_app(self.actor, app, rollout=rollout)
         progress.follow(self, requested, options)

@@ -8,7 +8,6 @@ from deliveries_app.reports.impact import impact_of
 from deliveries_app.services import AlreadyWatched, watch_repository
 from deliveries_app.services.watching import registered_fields
 from docora.cli.output import add_json, add_yes, confirm, secret_from_stdin, write_result
-from docora.text import counted, format_bytes
 from repositories_app.git.url import as_https
 
 
@@ -59,5 +58,5 @@ def _question(watch: AppRepository, token: str, ref: str) -> str:
     ref_change = f"switch it to {ref} and " if ref and ref != watch.ref else ""
     return (
         f"{watch.app} already watches {watch.repository}. This will {token_change}{ref_change}send ALL "
-        f"{counted(impact.files, 'file')} ({format_bytes(impact.size)}) again."
+        f"{impact.amount} again."
     )
