@@ -26,7 +26,7 @@ from deliveries_app.models import App, AppRepository, AppToken, Imported
 from deliveries_app.permissions import Permission
 from docora.conf.installation import program
 from docora.security.redaction import redact
-from docora.text import clean_text
+from docora.text import clean_text, counted
 from repositories_app.git.url import RepositoryUrl
 from repositories_app.models import Repository
 
@@ -248,7 +248,9 @@ class _Import:
         orphans = sum(counts.values())
         if orphans:
             self.report.files.left += orphans
-            self.report.remark("files", f"{orphans:,} records", "Left out, because they belong to no imported watch.")
+            self.report.remark(
+                "files", counted(orphans, "record"), "Left out, because they belong to no imported watch."
+            )
             self._advance(orphans)
         self._report_incomplete()
 
@@ -349,4 +351,4 @@ def _was_removed(row: App | AppRepository | None, app_id: str, repository_id: st
 
 def _spelled(repository: SourceRepository) -> str:
     """Return the URL for display, without the credentials that it may contain."""
-    return redact(clean_text(repository.github_url, 200))
+    return clean_text(redact(repository.github_url), 200)

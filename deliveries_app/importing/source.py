@@ -134,7 +134,7 @@ def _not_utf8(connection: psycopg.Connection[Any], error: psycopg.Error) -> Sour
                         ids = ", ".join(f"{name} {value}" for name, value in zip(columns, shown[:3], strict=False))
                         return SourceError(
                             f"The table {table} has text that is not UTF-8, in the column {column} of the row with "
-                            f"{redact(clean_text(ids, 400))}. Correct it there, and run the command again."
+                            f"{clean_text(redact(ids), 400)}. Correct it there, and run the command again."
                         )
     return SourceError(f"The existing service's database cannot be read: {message_of(error)}")
 
@@ -173,7 +173,7 @@ def _malformed() -> SourceError:
 
 def message_of(error: psycopg.Error) -> str:
     """Return the driver's message as a sentence on one line, without secrets."""
-    return f"{redact(clean_text(' '.join(str(error).split()), 300)).rstrip('.')}."
+    return f"{clean_text(redact(' '.join(str(error).split())), 300).rstrip('.')}."
 
 
 def _require_tables(connection: psycopg.Connection[Any]) -> None:
@@ -250,7 +250,7 @@ class Source:
             SourceWatch,
             "SELECT a.id::text AS app, r.id::text AS repository, coalesce(w.app_id::text, '') AS raw_app,"
             " coalesce(w.repository_id::text, '') AS raw_repository, coalesce(w.github_token_encrypted, '') AS token,"
-            " coalesce(w.status::text, '') AS status, coalesce(w.last_error, '') AS last_error, w.last_scanned_at, w.created_at"
+            " coalesce(w.status::text, '') AS status, coalesce(left(w.last_error, 4000), '') AS last_error, w.last_scanned_at, w.created_at"
             " FROM app_repositories w"
             " LEFT JOIN apps a ON a.{}::text = w.app_id::text"
             " LEFT JOIN repositories r ON r.{}::text = w.repository_id::text"

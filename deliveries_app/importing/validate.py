@@ -130,7 +130,7 @@ def initial_state(watch: SourceWatch, remark: Note) -> dict[str, Any]:
     if watch.status == "synced":
         return {"status": Status.SYNCED}
     if watch.status == "failed":  # one attempt, as at every rescan of a failed watch
-        error = redact(clean_text(watch.last_error, 400)) or "unknown error"
+        error = clean_text(redact(watch.last_error), 400) or "unknown error"
         failure = internal(f"Failed in the service that it was imported from: {error}")
         attempts = {"status": Status.FAILED, "next_sync_at": Now(), "retry_count": settings.MAX_RETRY_ATTEMPTS - 1}
         return attempts | failure.columns()

@@ -73,11 +73,15 @@ def test_credentials_in_urls_and_errors_are_redacted(existing: ExistingService, 
     existing.watch(app, existing.repository("https://user:s3cret@127.0.0.1/acme/docs"), {})
     error = "git clone https://x-access-token:s3cret@github.com/acme/site failed"
     existing.watch(app, existing.repository(f"{GIT}/site"), {}, status="failed", last_error=error)
+    password = "s3cret" * 30  # too long to be shown in full
+    existing.watch(app, existing.repository(f"https://user:{password}@127.0.0.1/acme/blog"), {})
+    error = f"{'fatal: ' * 50} unable to access https://user:{password}@github.com/acme/wiki"
+    existing.watch(app, existing.repository(f"{GIT}/wiki"), {}, status="failed", last_error=error)
     existing.app("https://user:s3cret@portal.example/hooks", "Old address")
     report = run(existing, monkeypatch)
     assert "must not contain credentials" in reasons(report)
     assert "must not contain credentials" in reasons(report, "remarks")
-    assert "s3cret" not in str(report) + AppRepository.objects.get().last_error
+    assert "s3cret" not in str(report) + "".join(watch.last_error for watch in AppRepository.objects.all())
     assert "s3cret" not in str(list(AuditEntry.objects.values()))
 
 
