@@ -110,6 +110,7 @@ def run_import(actor: Actor, source: Source, key: SourceKey, *, dry_run: bool, a
     run.import_repositories()
     run.import_watches()
     if not dry_run:
+        run.report_deliveries_meanwhile()
         counts = {name: getattr(report, name).taken for name in ("apps", "repositories", "watches", "files")}
         logger.info("imported", extra={**counts, "by": actor.name, "problems": report.problem_count})
     return report
@@ -153,6 +154,7 @@ class _Import:
         self._repositories: dict[str, _Repository] = {}
         self._canonical_urls: set[str] = set()  # imported so far
         self._last_deliveries: dict[tuple[str, str], datetime | None] = {}
+        self._imported: dict[tuple[str, str], str] = {}  # names of the watches, by the keys of their records
         self._files_seen = 0
         self._continued: set[int] = set()  # incomplete watches that a dry run would complete
 
@@ -317,6 +319,18 @@ class _Import:
             return
         self.report.watches.taken += 1
         self.report.files.taken += taken
+        self._imported[key] = name
+
+    def report_deliveries_meanwhile(self) -> None:
+        """Report watches of which the existing service has delivered files since the import began: it still runs."""
+        self._source.renew()
+        for key, time in self._source.last_deliveries().items():
+            if key in self._imported and time != self._last_deliveries.get(key):
+                reason = (
+                    "The existing service has delivered files of it during the import. Stop that service, then re-sync "
+                    "the repository, in case the app has old content."
+                )
+                self.report.problem("watch", self._imported[key], reason)
 
     def _files(self, name: str, key: tuple[str, str]) -> Iterator[SourceFile]:
         """Yield the delivery records that can be imported, and report the others."""

@@ -106,9 +106,7 @@ def open_source(url: str) -> Iterator["Source"]:
     with contextlib.closing(_connect(url)) as connection:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.read_only = True
-        # The transaction idles while Docora writes its own rows; the server must not end it. Before version 17, PostgreSQL
-        # has no `transaction_timeout`.
-        connection.execute("SELECT set_config(name, '0', true) FROM pg_settings WHERE name = ANY(%s)", [_TIMEOUTS])
+        _disable_timeouts(connection)
         connection.execute("SET LOCAL row_security = off")  # refuse a role from which policies hide rows
         connection.execute("SET LOCAL datestyle = ISO")  # the only format of times with a zone that psycopg reads
         connection.adapters.register_loader("timestamptz", _TimeLoader)
@@ -117,6 +115,11 @@ def open_source(url: str) -> Iterator["Source"]:
             yield Source(connection)
         except psycopg.errors.CharacterNotInRepertoire as error:
             raise _not_utf8(connection, error) from None
+
+
+def _disable_timeouts(connection: psycopg.Connection[Any]) -> None:
+    """Let the transaction idle while Docora writes its own rows. Before version 17, there is no `transaction_timeout`."""
+    connection.execute("SELECT set_config(name, '0', true) FROM pg_settings WHERE name = ANY(%s)", [_TIMEOUTS])
 
 
 def _not_utf8(connection: psycopg.Connection[Any], error: psycopg.Error) -> SourceError:
@@ -219,6 +222,11 @@ class Source:
             for table in ("app_repositories", "app_delivered_files")
             for column, other in (("app_id", "apps"), ("repository_id", "repositories"))
         }
+
+    def renew(self) -> None:
+        """Begin a new transaction, which sees what has been written since."""
+        self._connection.rollback()
+        _disable_timeouts(self._connection)
 
     def secrets(self) -> Iterator[str]:
         """Yield every encrypted value."""

@@ -187,6 +187,25 @@ def test_deliveries_of_the_existing_service_after_the_import_are_remarked(
     assert_promise_kept(world, repo, watch)
 
 
+def test_deliveries_of_the_existing_service_during_the_import_are_reported(
+    existing: ExistingService, monkeypatch
+) -> None:
+    app, docs = existing.app(BASE), existing.repository(f"{GIT}/docs")
+    for repository in (docs, existing.repository(f"{GIT}/site")):
+        existing.watch(app, repository, FILES)
+    original = write.complete_watch
+
+    def complete_while_it_delivers(*arguments, **options) -> bool:
+        deliver = "UPDATE app_delivered_files SET delivered_at = now() WHERE repository_id = %s"
+        existing.connection.execute(deliver, [existing.ref(docs)])
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(write, "complete_watch", complete_while_it_delivers)
+    report = run(existing, monkeypatch)
+    assert reasons(report).startswith(f"watch {docs.url} of Portal: The existing service has delivered files")
+    assert (progress_of(report)["watches"], report["problem_count"]) == ((2, 0, 0), 1)
+
+
 @pytest.mark.parametrize("ended", ["later", "at once"])
 def test_watch_that_a_client_added_during_the_import_stays_unwatched(
     world: World, existing: ExistingService, monkeypatch, ended: str
