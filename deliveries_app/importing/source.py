@@ -106,9 +106,7 @@ def open_source(url: str) -> Iterator["Source"]:
     with contextlib.closing(_connect(url)) as connection:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.read_only = True
-        _disable_timeouts(connection)
-        connection.execute("SET LOCAL row_security = off")  # refuse a role from which policies hide rows
-        connection.execute("SET LOCAL datestyle = ISO")  # the only format of times with a zone that psycopg reads
+        _begin(connection)
         connection.adapters.register_loader("timestamptz", _TimeLoader)
         _require_tables(connection)
         try:
@@ -117,14 +115,19 @@ def open_source(url: str) -> Iterator["Source"]:
             raise _not_utf8(connection, error) from None
 
 
-def _disable_timeouts(connection: psycopg.Connection[Any]) -> None:
-    """Let the transaction idle while Docora writes its own rows. Before version 17, there is no `transaction_timeout`."""
+def _begin(connection: psycopg.Connection[Any]) -> None:
+    """Begin a transaction, with its settings. A transaction that is open already ends."""
+    connection.rollback()
+    # It idles while Docora writes its own rows; the server must not end it. Before version 17, PostgreSQL has no
+    # `transaction_timeout`.
     connection.execute("SELECT set_config(name, '0', true) FROM pg_settings WHERE name = ANY(%s)", [_TIMEOUTS])
+    connection.execute("SET LOCAL row_security = off")  # refuse a role from which policies hide rows
+    connection.execute("SET LOCAL datestyle = ISO")  # the only format of times with a zone that psycopg reads
 
 
 def _not_utf8(connection: psycopg.Connection[Any], error: psycopg.Error) -> SourceError:
     """Return an error that names the first row with text that isn't UTF-8. A database in SQL_ASCII may contain such rows."""
-    connection.rollback()
+    _begin(connection)
     connection.execute("SET client_encoding = SQL_ASCII")  # text is then returned as bytes
     for table, names in _COLUMNS.items():
         columns = names.split()
@@ -225,8 +228,7 @@ class Source:
 
     def renew(self) -> None:
         """Begin a new transaction, which sees what has been written since."""
-        self._connection.rollback()
-        _disable_timeouts(self._connection)
+        _begin(self._connection)
 
     def secrets(self) -> Iterator[str]:
         """Yield every encrypted value."""
