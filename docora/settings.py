@@ -187,6 +187,7 @@ MAX_BYTES_PER_APP = count("MAX_BYTES_PER_APP", 0, 0)
 MAX_RESYNCS_PER_HOUR = count("MAX_RESYNCS_PER_HOUR", 0, 0)
 if _database["ENGINE"] == "django.db.backends.postgresql":
     _database["OPTIONS"] = postgres_options(_options, LEASE_SECONDS)
+    os.environ.pop("PGDATESTYLE", None)  # libpq would set it in each session, in place of the one in these options
 
 # --- History retention; 0 keeps it for ever ----------------------------------------------------------------------------
 SYNC_RUN_RETENTION_DAYS = count("SYNC_RUN_RETENTION_DAYS", 90, 0)

@@ -123,9 +123,11 @@ with connection.cursor() as cursor:
         cursor.execute(f"SHOW {{name}}")
         print(*cursor.fetchone())
 """
+    of_libpq = {"PGDATESTYLE": "German", "PGTZ": "Asia/Kolkata"}
     for process in ("sweep", "web"):
-        shown = output_of(code, url, DOCORA_PROCESS=process).splitlines()
-        assert shown == ["read committed", "UTC", "ISO, MDY", "postgres", "read committed"]
+        for environment in ({}, of_libpq):
+            shown = output_of(code, url, DOCORA_PROCESS=process, **environment).splitlines()
+            assert shown == ["read committed", "UTC", "ISO, MDY", "postgres", "read committed"]
 
 
 def test_connections_have_the_age_in_database_url(postgres_server: PostgresServer) -> None:
