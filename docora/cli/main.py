@@ -34,6 +34,7 @@ DEMO_SETTINGS = {
     "ALLOWED_GIT_HOSTS": "github.com,127.0.0.1:*",
     "MAX_RETRY_ATTEMPTS": "3",
 }
+_NO_TABLE = {"42P01", "42703"}  # SQLSTATE of a missing table or column; the message is in the server's language
 _NO_RIGHTS = {"42501", "3F000"}  # SQLSTATE; the latter also if no schema of the search_path exists
 COMMANDS_WITH_PAGES = {"check", "doctor", "runserver", "testserver", "web"}
 
@@ -84,7 +85,7 @@ def error_message(error: Exception) -> str:
     match error:
         case ImproperlyConfigured():
             return f"Docora cannot start: {error}"
-        case DatabaseError() if re.search("no such (table|column)|(relation|column) .* does not exist", cause):
+        case DatabaseError() if sqlstate(error) in _NO_TABLE or re.search("no such (table|column)", cause):
             return f"The database does not match this version ({cause}). Migrate it: {program()} migrate"
         case DatabaseError() if cause.startswith("invalid connection option"):
             return f"The database cannot be used: {cause}. Remove it from DATABASE_URL."

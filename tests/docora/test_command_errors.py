@@ -14,7 +14,7 @@ import django
 import psycopg
 import pytest
 from django.core.exceptions import ImproperlyConfigured
-from django.db import DatabaseError, InternalError, NotSupportedError
+from django.db import DatabaseError, InternalError, NotSupportedError, connection, transaction
 from redis.exceptions import (
     BusyLoadingError,
     ClusterCrossSlotError,
@@ -118,6 +118,14 @@ def test_commands_without_tables_name_migrate(postgres_server: PostgresServer, t
             assert (code, out) == (1, ""), (line, err)
             assert err.startswith("The database does not match this version"), (line, err)
             assert err.endswith("Migrate it: manage.py migrate"), line
+
+
+def test_missing_table_in_the_language_of_the_server(db, postgres_server: PostgresServer) -> None:
+    message = "Relation »deliveries_app_app« existiert nicht"
+    with pytest.raises(DatabaseError) as raised, transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(f"DO $$ BEGIN RAISE EXCEPTION '{message}' USING ERRCODE = 'undefined_table'; END $$")
+    migrate = "Migrate it: manage.py migrate"
+    assert error_message(raised.value) == f"The database does not match this version ({message}). {migrate}"
 
 
 def test_parameter_of_another_driver_in_the_database_url() -> None:
