@@ -36,7 +36,7 @@ def make_demo_repositories(directory: Path) -> None:
         unfinished.mkdir(parents=True)
         git(unfinished, "init", "--quiet", "--bare", f"--initial-branch={branch}", "--template=", ".")
         added = (
-            b"M 100644 inline %b\ndata %d\n%b\n" % (os.fsencode(path), len(content), content)
+            b"M 100644 inline %b\ndata %d\n%b\n" % (path.encode(), len(content), content)
             for path, content in files().items()
         )
         git(unfinished, "fast-import", "--quiet", stdin=[(_FIRST_COMMIT % branch).encode(), *added])

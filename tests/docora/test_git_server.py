@@ -5,6 +5,8 @@ import gzip
 import http.client
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 
 from deliveries_app.demo.git_server import GitServer
 from deliveries_app.demo.repositories import make_demo_repositories
+from tests.support.commands import PROJECT
 from tests.support.git import Entry, GitFixture, Repo, git
 from tests.support.receiver import wait_for
 
@@ -209,6 +212,18 @@ def test_demo_repositories(tmp_path):
         assert large == ["data/catalogue.csv", "data/recording.bin"]
         for repo in repositories.values():
             assert git(repo.path, "fsck", "--strict") == b""
+
+
+def test_demo_repositories_in_a_locale_without_utf_8(tmp_path):
+    make_demo_repositories(tmp_path / "here")
+    code = "import sys; from pathlib import Path; from deliveries_app.demo.repositories import make_demo_repositories as make; make(Path(sys.argv[1]))"
+    posix = {"LC_ALL": "POSIX", "PYTHONUTF8": "0"}  # as in a locale such as de_DE.ISO-8859-1, which must be installed
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "there")], env=os.environ | posix, cwd=PROJECT, check=True
+    )
+    for repository in sorted((tmp_path / "here").glob("*/*")):
+        other = tmp_path / "there" / repository.relative_to(tmp_path / "here")
+        assert git(other, "rev-parse", "HEAD") == git(repository, "rev-parse", "HEAD")
 
 
 def test_commits_contain_exactly_the_changes(served):
