@@ -18,6 +18,7 @@ from redis import Redis
 from deliveries_app.models import App, AppRepository, SyncPause
 from deliveries_app.monitoring import instance_checks, server_checks
 from docora.db import schema
+from docora.redis import heartbeat
 from docora.redis.connection import connection as redis_connection
 from tests.support.doctor import doctor, infos, problems, start_worker, warnings
 from tests.support.postgres import PostgresServer
@@ -278,6 +279,18 @@ def test_redis_that_refuses_info_is_a_warning(redis_client: Redis) -> None:
         redis_client.execute_command("ACL", "SETUSER", "default", "+info")
     assert "Redis refuses INFO, so version, eviction and memory aren't checked: " in warnings(messages)
     assert problems(messages) == ""
+
+
+def test_redis_that_refuses_scripts_is_a_problem(redis_client: Redis) -> None:
+    """Jobs are queued by scripts."""
+    redis_client.execute_command("ACL", "SETUSER", "default", "-@scripting")
+    try:
+        said = problems(server_checks.check_redis())
+        assert heartbeat.read() is None
+    finally:
+        redis_client.execute_command("ACL", "SETUSER", "default", "+@all")
+    assert "Redis refuses: User default has no permissions to run the 'eval' command." in said
+    assert "the user's permissions" in said
 
 
 def test_redis_cluster_is_a_problem(redis_client: Redis, monkeypatch) -> None:
