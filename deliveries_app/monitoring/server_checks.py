@@ -16,6 +16,7 @@ from docora.db.connection import is_full
 from docora.redis import inspect
 from docora.redis.connection import IN_CLUSTER, RedisError, write_problem
 from docora.redis.connection import connection as redis_connection
+from docora.redis.connection import problem as redis_problem
 from docora.redis.inspect import Worker
 from docora.text import cause_of, clean_text, counted, first_line, format_bytes
 
@@ -195,10 +196,14 @@ def check_sqlite() -> list[CheckMessage]:
 
 
 def check_redis() -> list[CheckMessage]:
-    """Check by writing: a replica, and a Redis whose memory or disk is full, still respond."""
-    if found := write_problem():
-        return [Error(found[0], hint=found[1])]
-    return [Info("Redis responds and accepts writes.")]
+    """Check by writing: a replica, and a Redis whose memory or disk is full, still respond. RQ queues jobs with scripts."""
+    found = write_problem()
+    if not found:
+        try:
+            redis_connection().register_script("return 1")()
+        except RedisError as error:
+            found = redis_problem(error)
+    return [Error(found[0], hint=found[1]) if found else Info("Redis responds and accepts writes.")]
 
 
 def check_redis_server() -> list[CheckMessage]:

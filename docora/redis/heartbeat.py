@@ -63,7 +63,7 @@ def read() -> Signs | None:
         with connection().pipeline(transaction=False) as pipeline:
             pipeline.get(_KEY)
             probe_writes(pipeline)
-            beat_at, *_ = pipeline.execute()
+            beat_at, _ = pipeline.execute()
         known = inspect.read_workers()
     except RedisError:
         return None
