@@ -15,6 +15,7 @@ from django.core.checks import CheckMessage, Error, Info, Warning, register
 from docora.http.addresses import blocked_reason
 from docora.http.client import Cause, HttpClient, Request
 from repositories_app.git.errors import CHECK_CERTIFICATE
+from repositories_app.git.process import environment
 from repositories_app.git.remote import new_client
 
 MIN_GIT = (2, 38)  # has `cat-file --batch-command` and the security fixes around `safe.directory`
@@ -44,7 +45,9 @@ _FORBIDDEN = {
 def git_version() -> tuple[int, ...] | None:
     """Return the version of the git on PATH, or None if there is none."""
     try:
-        output = subprocess.run(["git", "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
+        # git reads the user's configuration first, and refuses to say its version if that is invalid.
+        command, env = ["git", "--version"], environment()
+        output = subprocess.run(command, env=env, capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return None
     found = re.search(r"(\d+)\.(\d+)(?:\.(\d+))?", output)

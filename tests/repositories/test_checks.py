@@ -56,6 +56,12 @@ def test_git_without_security_fixes_is_a_warning(tmp_path, monkeypatch, version:
     assert len(messages) == 1
 
 
+def test_invalid_configuration_of_the_user_does_not_matter(tmp_path, monkeypatch) -> None:
+    (tmp_path / ".gitconfig").write_text("[user\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert check_git() == []
+
+
 def test_old_or_missing_git_is_an_error(tmp_path, monkeypatch) -> None:
     assert check_git in registry.registered_checks
     fake_git(tmp_path, monkeypatch, "2.30.2")
