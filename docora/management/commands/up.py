@@ -110,7 +110,8 @@ class Command(BaseCommand):
                 "Ctrl-C stops it."
             )
             self.stdout.flush()
-            supervisor.add(Child("demo", manage("demo", "--port", str(settings.PORT))))
+            command = manage("demo", "--port", str(settings.PORT))
+            supervisor.add(Child("demo", command, {"PYTHONUTF8": "1"}))  # its clients store paths that aren't ASCII
         else:
             _wait_for_background(started, options["workers"])
             self._print_sign_in()
