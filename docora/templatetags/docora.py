@@ -94,6 +94,12 @@ def time_of_day(moment: datetime) -> str:
     return f"{timezone.localtime(moment):%H:%M %Z}"
 
 
+@register.simple_tag
+def time_zone() -> str:
+    """Return the abbreviation of the server's time zone, such as `CEST`. Django's `now` omits it in some hours, as in `exact`."""
+    return f"{timezone.localtime():%Z}"
+
+
 @register.filter
 def trigger(run: Any) -> str:
     """Say in a table why a run happens and, unless Docora started it, who requested it: `Re-sync by anna`, `Change`."""

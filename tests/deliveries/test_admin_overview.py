@@ -1,11 +1,12 @@
 """The overview: correct numbers, complete with all permissions and nothing without."""
 
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.contrib.auth.models import User
 from django.db import connection as database
+from django.template.loader import render_to_string
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
@@ -14,7 +15,7 @@ from rq import Worker
 
 from deliveries_app.models import App, AppRepository, BulkOperation, HourlyTraffic, Status, SyncPause, SyncRun
 from deliveries_app.models.root_causes import RootCause
-from deliveries_app.reports import overview
+from deliveries_app.reports import overview, traffic
 from deliveries_app.reports.queue import read_queue
 from deliveries_app.sweep import loop
 from docora.redis import heartbeat, queues
@@ -267,6 +268,17 @@ def test_hour_with_failures_is_marked_and_described(viewer: Client) -> None:
     table = page[page.index("<details") : page.index("</details>")]
     assert table.count('<th scope="row">') == 24
     assert '<td class="numeric bad">100</td>' in table
+
+
+@pytest.mark.parametrize(("hour", "zone"), [(5, "EDT"), (6, "EST")])
+def test_chart_names_its_zone_in_the_hour_that_the_end_of_summer_time_repeats(
+    db, monkeypatch: pytest.MonkeyPatch, hour: int, zone: str
+) -> None:
+    now = datetime(2026, 11, 1, hour, 30, tzinfo=UTC)
+    monkeypatch.setattr(timezone, "now", lambda: now)
+    with timezone.override("America/New_York"):
+        chart = render_to_string("docora/overview.html#chart", {"day": traffic.of_last_day()})
+    assert f"<span>Times in {zone}</span>" in chart
 
 
 def test_busiest_and_slowest_apps_are_named(viewer: Client) -> None:
