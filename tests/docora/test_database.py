@@ -12,8 +12,11 @@ from urllib.parse import quote
 
 import psycopg
 import pytest
+from django.apps import apps
 from django.conf import settings
+from django.core.management import call_command
 from django.db import connection
+from django.db.models.signals import pre_migrate
 
 from docora.conf.env import database
 from tests.support.postgres import PostgresServer
@@ -128,6 +131,21 @@ with connection.cursor() as cursor:
         for environment in ({}, of_libpq):
             shown = output_of(code, url, DOCORA_PROCESS=process, **environment).splitlines()
             assert shown == ["read committed", "UTC", "ISO, MDY", "postgres", "read committed"]
+
+
+def test_migration_takes_longer_than_the_statement_timeout(postgres_server: PostgresServer, db: None) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SET LOCAL statement_timeout = '2s'")
+
+        def migrating(**_: object) -> None:
+            cursor.execute("SELECT pg_sleep(2.1)")
+
+        sender = apps.get_app_config("deliveries_app")
+        pre_migrate.connect(migrating, sender)
+        try:
+            call_command("migrate", verbosity=0)
+        finally:
+            pre_migrate.disconnect(migrating, sender)
 
 
 def test_connections_have_the_age_in_database_url(postgres_server: PostgresServer) -> None:

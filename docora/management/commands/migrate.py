@@ -79,17 +79,22 @@ def _connect(connection: BaseDatabaseWrapper, wait: float) -> None:
 
 @contextlib.contextmanager
 def _short_waits(connection: BaseDatabaseWrapper) -> Iterator[None]:
-    """Let statements wait at most `_LOCK_SECONDS` for a lock. SQLite has a timeout of its own."""
+    """Let statements wait at most `_LOCK_SECONDS` for a lock, and then take any time. SQLite has a timeout of its own.
+
+    A `statement_timeout` of the role or the database would end each attempt to create an index of a large table.
+    """
     if connection.vendor != "postgresql":
         yield
         return
     with connection.cursor() as cursor:
         cursor.execute("SELECT set_config('lock_timeout', %s, false)", [f"{_LOCK_SECONDS}s"])
+        cursor.execute("SET statement_timeout = 0")
     try:
         yield
     finally:
         with contextlib.suppress(DatabaseError), connection.cursor() as cursor:
             cursor.execute("RESET lock_timeout")
+            cursor.execute("RESET statement_timeout")
 
 
 @contextlib.contextmanager
