@@ -74,7 +74,7 @@ def error_message(error: Exception) -> str:
     from django.db import DatabaseError, InterfaceError, InternalError, NotSupportedError, OperationalError
     from django.db.migrations.exceptions import MigrationSchemaMissing
 
-    from docora.db.connection import sqlstate
+    from docora.db.connection import is_read_only, sqlstate
     from docora.redis.connection import RedisError, problem
     from docora.security.crypto import DecryptionError
     from docora.text import cause_of
@@ -94,6 +94,8 @@ def error_message(error: Exception) -> str:
             return f"The database {file} cannot be used: {cause}. Check its disk, and run commands as Docora's user."
         case OperationalError() | InterfaceError():
             return f"The database cannot be used: {cause}. Check DATABASE_URL, and that the database is running."
+        case DatabaseError() if is_read_only(error):
+            return f"The database is read-only: {cause}. Check that DATABASE_URL points to the primary, and the server's disk."
         case DatabaseError() if isinstance(error, NotSupportedError | InternalError) or sqlstate(error) in _NO_RIGHTS:
             return f"The database refused: {cause}. Check the rights of the user in DATABASE_URL, and the server's version."
         case RedisError():

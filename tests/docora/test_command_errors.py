@@ -163,6 +163,14 @@ def test_database_that_is_too_old_or_read_only() -> None:
         assert error_message(error) == f"The database refused: {cause}. {advice}"
 
 
+def test_read_only_database(postgres_server: PostgresServer) -> None:
+    url = f"{postgres_server.create_database(f'read_only_{os.getpid()}')}&options=-cdefault_transaction_read_only%3Don"
+    advice = "Check that DATABASE_URL points to the primary, and the server's disk."
+    cause = "cannot execute CREATE TABLE in a read-only transaction"
+    [outcome] = outcomes([["migrate", "--verbosity", "0"]], DATABASE_URL=url)
+    assert outcome == (1, "", f"The database is read-only: {cause}. {advice}")
+
+
 def test_unknown_id_says_where_to_find_ids(instance_environment: dict[str, str]) -> None:
     named = {name: arguments for name, arguments in COMMANDS.items() if any("none" in word for word in arguments)}
     lines = [[name, *(word.replace("none", other) for word in arguments)] for name, arguments in named.items()
