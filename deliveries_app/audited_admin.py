@@ -78,7 +78,7 @@ class AuditedAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # not generic a
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
         with transaction.atomic():
-            self._record(request, list(queryset), "deleted", "Deleted")
+            self._record(request, queryset, "deleted", "Deleted")
             super().delete_queryset(request, queryset)
 
     def _record(self, request: HttpRequest, rows: Iterable[Model], verb: str, message: Any) -> None:

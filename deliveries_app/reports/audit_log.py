@@ -63,9 +63,7 @@ def links(user: User | AnonymousUser, entry: AuditEntry) -> dict[str, str]:
     pages = {}
     for name, found in rows.items():
         options = found.model._meta
-        if (name == "watch" or getattr(entry, name)) and user.has_perm(
-            f"{options.app_label}.view_{options.model_name}"
-        ):
+        if user.has_perm(f"{options.app_label}.view_{options.model_name}"):
             pk = found.order_by().values_list("pk", flat=True).first()
             if pk is not None:
                 pages[name] = reverse(f"admin:{options.app_label}_{options.model_name}_change", args=[pk])

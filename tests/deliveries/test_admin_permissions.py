@@ -4,6 +4,7 @@ import re
 from html import unescape
 
 import pytest
+from allauth.socialaccount.models import SocialAccount
 from django.contrib.auth.models import Group, User
 from django.test import Client
 from django.utils import timezone
@@ -13,6 +14,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, AuditAction, BulkOperation, RootCause, SyncRun
 from deliveries_app.reports import history
 from deliveries_app.reports.help_texts import ROOT_HINTS
+from docora.sign_in import oidc
 from repositories_app.git.exceptions import Cause as GitCause
 from repositories_app.models import Repository
 from tests.support.admin_pages import pages, superuser
@@ -126,6 +128,7 @@ def test_each_fragment_needs_its_own_permission(watches) -> None:
 def test_last_administrator_stays(db) -> None:
     root, page = User.objects.create_superuser("root"), "/admin/auth/user/"
     User.objects.create_superuser("gone", is_active=False)
+    User.objects.create_user("robot", is_superuser=True)
     User.objects.create_user("otto", is_staff=True)
     client = Client()
     client.force_login(root)
@@ -133,7 +136,8 @@ def test_last_administrator_stays(db) -> None:
     form = {"username": "root", "is_active": "on", "is_staff": "on"}
     selected = {"action": "delete_selected", "_selected_action": [root.pk], "post": "yes"}
     posts = ((f"{page}{root.pk}/delete/", {"post": "yes"}), (page, selected), (f"{page}{root.pk}/change/", form))
-    for path, data in posts:
+    inactive = {"username": "root", "is_staff": "on", "is_superuser": "on"}
+    for path, data in (*posts, (posts[2][0], inactive)):
         assert text in client.post(path, data).text, path
     root.refresh_from_db()
     assert root.is_superuser
@@ -142,7 +146,18 @@ def test_last_administrator_stays(db) -> None:
     for path, data in reversed(posts[1:]):
         assert client.post(path, data).status_code == 302, path
         User.objects.filter(pk=root.pk).update(is_superuser=True)
-    assert [user.pk for user in User.objects.filter(is_superuser=True, is_active=True)] == [other.pk]
+    assert [user.pk for user in User.objects.filter(is_superuser=True, is_staff=True, is_active=True)] == [other.pk]
+
+
+def test_provider_decides_who_of_its_users_is_an_administrator(db) -> None:
+    """They are no reason to keep a local administrator, and can be deleted even if no other administrator is left."""
+    root, page = User.objects.create_superuser("root"), "/admin/auth/user/"
+    anna = User.objects.create_superuser("anna")
+    SocialAccount.objects.create(user=anna, provider=oidc.PROVIDER_ID, uid="1")
+    client = staff("vera", "view_user", "delete_user")
+    for user in (root, anna):
+        assert client.post(f"{page}{user.pk}/delete/", {"post": "yes"}).status_code == 302
+    assert not User.objects.filter(is_superuser=True).exists()
 
 
 # --- Advice ------------------------------------------------------------------------------------------------------------

@@ -1,12 +1,13 @@
 """Alerts: each problem is reported once when it begins and once when it is over, many problems in one message."""
 
 import json
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
 from django import conf
-from django.db import connection
+from django.db import DatabaseError, connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from redis import Redis
@@ -14,7 +15,7 @@ from rq import Worker
 
 from deliveries_app import jobs
 from deliveries_app.actors import Actor
-from deliveries_app.models import Alert, AlertChannel, AlertKind, App, AppRepository, Status
+from deliveries_app.models import Alert, AlertChannel, AlertKind, AlertRound, App, AppRepository, Status
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.monitoring import alerts
 from deliveries_app.monitoring.alerts.detect import _docora_problems, _subjects
@@ -28,6 +29,7 @@ from docora.redis import heartbeat
 from docora.redis.connection import connection as redis
 from repositories_app.models import HostOutage, Repository
 from tests.support.alerts import AlertReceivers, alert_receivers, fail_since, next_round, time_passes
+from tests.support.receiver import wait_for
 from tests.support.staff import make_app, make_watch
 from tests.support.valkey import ValkeyServer
 
@@ -108,6 +110,7 @@ def test_webhook_payload(out: AlertReceivers, watch) -> None:
     assert (item["kind"], item["name"], item["cause"]) == ("failing", "acme/docs → Portal", "timeout")
     assert (item["url"], item["until"]) == (page, None)
     assert body["at"].endswith("Z")
+    assert b"\r\nContent-Type: application/json\r\n" in out.heads[0]
     assert item["since"] < body["at"]
 
 
@@ -388,6 +391,7 @@ def test_worker_that_is_back_ends_no_other_alert(out: AlertReceivers, watch, red
 
 def test_unreachable_redis_is_one_alert_and_no_worker_alert(out: AlertReceivers, valkey_server: ValkeyServer) -> None:
     valkey_server.stop()
+    alerts.enqueue_if_sweep_is_late()
     for _ in range(3):
         next_round()
     assert out.events == [("alert", "redis_down", 1)]
@@ -411,6 +415,42 @@ def test_slow_statements_make_no_heartbeat_late(out: AlertReceivers, monkeypatch
     with connection.execute_wrapper(slow):
         alerts.run_round()
     assert not Alert.objects.exists()
+
+
+@pytest.mark.parametrize("channels", ["webhook", "mail server", "none"])
+def test_worker_takes_over_if_there_is_something_to_send(out: AlertReceivers, settings, channels: str) -> None:
+    settings.ALERT_EMAILS = []
+    if channels != "webhook":
+        settings.ALERT_WEBHOOK_URL = ""
+    if channels != "mail server":  # which sends mails to the contacts of apps, even without alerts
+        settings.MAILERS = {}
+    alerts.enqueue_if_sweep_is_late()
+    assert not redis().exists("rq:queue:high"), "the sweep is running"
+    redis().set("docora:heartbeat:sweep", timezone.now().timestamp() - 600)
+    alerts.enqueue_if_sweep_is_late()
+    assert redis().exists("rq:queue:high") == (channels != "none")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_alerts_are_sent_in_the_background(out: AlertReceivers, watch, settings, monkeypatch) -> None:
+    """An unexpected error does not end the thread."""
+    monkeypatch.setattr(alerts, "EVERY_SECONDS", 0.01)
+    settings.ALERT_EMAILS, settings.MAILERS = [], {}
+    AlertRound.objects.all().delete()
+    rounds = iter([ZeroDivisionError(), DatabaseError("gone")])
+
+    def run_round() -> None:
+        for error in rounds:
+            raise error
+        run()
+
+    run = alerts.run_round
+    monkeypatch.setattr(alerts, "run_round", run_round)
+    fail_since(watch, 16)
+    with alerts.run_in_background():
+        wait_for(lambda: out.events == [("alert", "failing", 1)])
+        [thread] = [thread for thread in threading.enumerate() if thread.name == "alerts"]
+    assert not thread.is_alive()
 
 
 def test_worker_alerts_about_a_late_sweep(out: AlertReceivers) -> None:

@@ -235,7 +235,7 @@ def test_test_alert_names_the_channels_that_accepted_it(out: AlertReceivers) -> 
     assert len(out.subjects) == 1
 
 
-def test_failed_test_alert_says_why(out: AlertReceivers) -> None:
+def test_failed_test_alert_says_why(out: AlertReceivers, settings) -> None:
     out.smtp.stop()
     with pytest.raises(
         CommandError,
@@ -243,8 +243,19 @@ def test_failed_test_alert_says_why(out: AlertReceivers) -> None:
     ):
         send_test_alert()
     out.smtp.start()
+    out.smtp.answers["DATA"] = "354 go on\r\n554 no\r\nspam"
+    with pytest.raises(CommandError, match=r"didn't accept the message: 554 no\."):
+        send_test_alert()
+    out.smtp.answers = {"EHLO": "221 bye"}
+    with pytest.raises(CommandError, match=r"didn't accept the message: .+\.") as refused:
+        send_test_alert()
+    assert "None" not in str(refused.value)
+    out.smtp.answers = {}
     out.webhook_answer = saying("500 Oops")
     with pytest.raises(CommandError, match="ALERT_WEBHOOK_URL returned HTTP 500"):
+        send_test_alert()
+    settings.MAILERS["default"]["OPTIONS"]["password"] = "gehe\xefm"
+    with pytest.raises(CommandError, match="didn't accept the message: 'ascii' codec can't encode"):
         send_test_alert()
 
 

@@ -420,6 +420,43 @@ def test_entries_have_old_and_new_values(db) -> None:
     assert by_users().latest("pk").new == {"new signing key": "added"}
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "expected"), [("", "new", "added"), ("old", "new", "changed"), ("old", "", "removed")]
+)
+def test_log_says_of_a_secret_only_that_it_was_changed(before: str, after: str, expected: str) -> None:
+    changes = audit.Changes.of(AppRepository, {"github_token": before}, {"github_token": after})
+    assert (changes.old, changes.new) == ({}, {"token": expected})
+    assert changes
+    assert changes.summary == f"Token: {expected}"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (0, 5, "Repositories: 0 → 5"),
+        (None, "main", "Repositories: nothing → main"),
+        ("*.png", "", "Repositories: *.png → nothing"),
+        ("*.png\n*.gif", "*.png", "Changed: repositories"),
+        ("a" * 300, "b", "Changed: repositories"),
+    ],
+)
+def test_message_names_only_the_setting_if_its_values_are_long(before: object, after: object, expected: str) -> None:
+    assert audit.Changes({"repositories": before}, {"repositories": after}).summary == expected
+
+
+def test_values_of_a_new_row(db) -> None:
+    given = {"ref": "", "github_token": "ghp_x", "ignore_patterns": "*.log", "tree_files": 0, "last_status_code": None}
+    changes = audit.Changes.initial(AppRepository, given)
+    assert (changes.old, changes.new) == ({}, {"token": "added", "ignore patterns": "*.log", "files": 0})
+
+
+def test_log_stores_numbers_as_they_are_and_texts_that_every_database_accepts() -> None:
+    assert [audit.storable_value(value) for value in (None, 7, True)] == [None, 7, True]
+    assert audit.storable_value("a\0b") == "a\ufffdb"
+    assert audit.storable_value("https://olga:hunter2@x.example") == "https://[redacted]@x.example"
+    assert [len(audit.storable_value("x" * length)) for length in (2048, 3000)] == [2048, 2048]
+
+
 def test_resync_of_many_is_in_the_log_of_each_app(watches, monkeypatch) -> None:
     monkeypatch.setattr("deliveries_app.progress.runs.LOGGED_ONE_BY_ONE", 2)
     portal, search = watches[0].app, watches[2].app
@@ -614,27 +651,32 @@ def test_accounts_and_roles(db, capsys) -> None:
     page = f"/admin/auth/user/{zoe.pk}/"
     form = {"username": "zoe", "email": "", "is_active": "on", "is_staff": "on", "groups": [group.pk]}
     assert admin.post(f"{page}change/", form).status_code == 302
+    form["groups"] = []
+    for _ in range(2):
+        assert admin.post(f"{page}change/", form).status_code == 302
     password = {"password1": "correct horse 2", "password2": "correct horse 2", "usable_password": "true"}
     assert admin.post(f"{page}password/", password).status_code == 302
-    permission = Permission.objects.get(codename="view_app")
-    fields = {"name": "Reviewers", "permissions": [permission.pk]}
+    chosen = Permission.objects.filter(codename__in=["view_app", "add_user", "view_group"])
+    fields = {"name": "Reviewers", "permissions": list(chosen.values_list("pk", flat=True))}
     assert admin.post(f"/admin/auth/group/{group.pk}/change/", fields).status_code == 302
     chosen = {"action": "delete_selected", "_selected_action": [zoe.pk], "post": "yes"}
     assert admin.post("/admin/auth/user/", chosen).status_code == 302
     entries = list(AuditEntry.objects.filter(pk__gt=before).order_by("pk"))
     assert [(entry.action, entry.subject) for entry in entries] == [
         (A.USER_ADDED, "zoe"),
-        (A.USER_CHANGED, "zoe"),
+        *[(A.USER_CHANGED, "zoe")] * 3,
         (A.PASSWORD, "zoe"),
         (A.GROUP_CHANGED, "Reviewers"),
         (A.USER_DELETED, "zoe"),
     ]
     assert {(entry.actor, entry.address) for entry in entries} == {("root", "203.0.113.7")}
-    assert (entries[0].new["Username"], entries[0].new["password"]) == ("zoe", "added")
+    assert (entries[0].old, entries[0].new) == ({}, {"Username": "zoe", "password": "added"})
     assert (entries[1].old["Staff status"], entries[1].new["Staff status"]) == (False, True)
     assert (entries[1].old["Groups"], entries[1].new["Groups"]) == ("", "Reviewers")
-    assert (entries[2].old, entries[2].new) == ({}, {"password": "changed"})
-    assert entries[3].new == {"Permissions": "deliveries_app.view_app"}
+    assert (entries[2].old, entries[2].new) == ({"Groups": "Reviewers"}, {"Groups": ""})
+    assert (entries[3].old, entries[3].new) == ({}, {})
+    assert (entries[4].old, entries[4].new) == ({}, {"password": "changed"})
+    assert entries[5].new == {"Permissions": "auth.add_user, auth.view_group, deliveries_app.view_app"}
     assert "correct horse" not in json.dumps([entry.new for entry in entries])
     assert not LogEntry.objects.exists()
 
@@ -794,7 +836,13 @@ def test_list_filters_and_searches(auditor: Client, watches) -> None:
     tokens.rotate_app_token(Actor.of_app(search, address="2001:db8::1"), search)
     run = services.resync_single(Actor.command(), watches[2])
     operation = services.resync_many(olga, AppRepository.objects.filter(pk=watches[1].pk), reason="Broken disk")
-    add(datetime(2024, 5, 6, tzinfo=UTC), message="Long ago", actor="paul", app_id=f"app_{'0' * 24}", app_name="Gone")
+    gone = {
+        "app_id": f"app_{'0' * 24}",
+        "app_name": "Gone",
+        "operation_id": f"bulk_{'0' * 24}",
+        "address": "203.0.113.70",
+    }
+    add(datetime(2024, 5, 6, tzinfo=UTC), message="Long ago", actor="paul", **gone)
     resync, long_ago = f"Re-sync of {watches[2]}", ["Long ago"]
     bulk = f"Re-sync, {operation.operation_id}"
     everything = [bulk, resync, "Rotated the token", "Paused", "Long ago"]
@@ -808,7 +856,7 @@ def test_list_filters_and_searches(auditor: Client, watches) -> None:
         "?actor=olga": [bulk, "Paused"],
         "?actor=olg": [],
         "?actor=command+line": [resync],
-        "?action=Token+rotated": ["Rotated the token"],
+        "?action=+Token+rotated+": ["Rotated the token"],
         "?action=sync.resync": [bulk, resync],
         "?action=nonsense": [],
         "?until=2024-05-06": long_ago,
@@ -816,6 +864,11 @@ def test_list_filters_and_searches(auditor: Client, watches) -> None:
         "?actor=olga&action=re-sync&app=" + str(portal.pk): [bulk],
         f"?q={run.run_id}": [resync],
         f"?q={operation.operation_id}": [bulk],
+        f"?q=bulk_{'0' * 24}": long_ago,
+        f"?q=app_{'0' * 24}": long_ago,
+        "?q=PAUL": long_ago,
+        "?q=203.0": [bulk, "Paused", "Long ago"],
+        "?q=rotated": ["Rotated the token"],
         f"?q={watches[0].repository.repository_id}": [resync, "Paused"],
         "?q=203.0.113.7": [bulk, "Paused"],
         "?q=2001:db8::1": ["Rotated the token"],
@@ -832,6 +885,61 @@ def test_entry_links_to_its_own_operation(watches) -> None:
     page = staff("vera", "view_auditentry", "view_bulkoperation").get(f"{LIST}{entry.pk}/change/").text
     assert f"/bulkoperation/{second.pk}/change/" in page
     assert f"/bulkoperation/{first.pk}/change/" not in page
+
+
+def test_entry_links_only_to_pages_that_the_user_can_view(auditor: Client, watches) -> None:
+    services.pause_watches(Actor.command(), AppRepository.objects.filter(pk=watches[2].pk))
+    entry = AuditEntry.objects.latest("pk")
+    page = auditor.get(f"{LIST}{entry.pk}/change/").text
+    assert f"/apprepository/{watches[2].pk}/change/" in page
+    assert f"/apprepository/{watches[0].pk}/change/" not in page, "the same repository of another app"
+    assert f"/app/{watches[2].app_id}/change/" in page
+    assert f"/repository/{watches[2].repository_id}/change/" not in page
+
+
+def test_log_of_a_row_links_to_the_list_and_hides_what_the_user_cannot_view(watches) -> None:
+    operation = services.resync_many(Actor.command(), AppRepository.objects.filter(pk=watches[0].pk), reason="Lost")
+    app, repository, run = watches[0].app, watches[0].repository, operation.runs.get()
+    root = Client()
+    root.force_login(User.objects.create_superuser("root"))
+    for page, query in {
+        f"deliveries_app/apprepository/{watches[0].pk}": f"app={app.pk}&amp;q={repository.repository_id}",
+        f"deliveries_app/bulkoperation/{operation.pk}": f"q={operation.operation_id}",
+        f"deliveries_app/syncrun/{run.pk}": f"q={run.run_id}",
+        f"repositories_app/repository/{repository.pk}": f"q={repository.repository_id}",
+    }.items():
+        assert f'href="{LIST}?{query}"' in root.get(f"/admin/{page}/history/").text, page
+    group = Group.objects.create(name="Reviewers")
+    assert f"{LIST}?" not in root.get(f"/admin/auth/group/{group.pk}/history/").text
+    reader = staff("rita", "view_repository")
+    page = reader.get(f"/admin/repositories_app/repository/{repository.pk}/history/").text
+    assert LIST not in page
+    assert "Lost" not in page
+    assert "No entries in the audit log." in page
+    assert reader.get("/admin/repositories_app/repository/0/history/").status_code == 302
+
+
+def test_log_of_a_row_lists_the_values_that_the_message_lacks(auditor: Client, db) -> None:
+    app = make_app("Portal")
+    add(subject=app, new={"concurrent requests": 7})
+    add(subject=app, old={"concurrent requests": 6}, new={"concurrent requests": 5}, message="Requests: 6 → 5")
+    add(subject=app, new={"token": "removed"}, message="Token: removed")
+    page: Any = auditor.get(f"/admin/deliveries_app/app/{app.pk}/history/")
+    listed = [entry.changes_not_in_message for entry in page.context["page"]]
+    assert listed == [[], [], [("concurrent requests", None, 7)]]
+
+
+def test_entries_about_all_syncing_and_a_single_app(db) -> None:
+    app, olga = make_app("Portal"), Actor.of_user(User.objects.create_superuser("olga"))
+    services.pause_syncing(olga)
+    assert by_users().get().subject == "All syncing"
+    operation = BulkOperation.objects.create(app=app, title="Re-sync", total=1)
+    assert audit.entry(olga, A.CANCEL, operation, "Cancelled").app_id == app.app_id
+
+
+def test_entry_of_a_newer_version(auditor: Client, db) -> None:
+    entry = add(action="app.frozen")
+    assert "app.frozen <code>app.frozen</code>" in auditor.get(f"{LIST}{entry.pk}/change/").text
 
 
 def test_pages_of_rows_show_their_entries(auditor: Client, watches) -> None:
@@ -858,7 +966,9 @@ def test_pages_of_rows_show_their_entries(auditor: Client, watches) -> None:
         assert text in page, text
     AppRepository.objects.all().delete()
     App.objects.all().delete()
-    assert "Portal" in auditor.get(f"{LIST}{entry.pk}/change/").text
+    page = auditor.get(f"{LIST}{entry.pk}/change/").text
+    assert "Portal" in page
+    assert "/None/" not in page
     assert "Portal" in auditor.get(LIST).text
 
 

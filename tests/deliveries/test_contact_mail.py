@@ -9,6 +9,7 @@ from django.contrib.auth.models import User
 from django.db import transaction
 from django.db.models import F
 from django.test import Client
+from django.utils import timezone
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, ContactMail
@@ -101,7 +102,9 @@ def test_broken_mail_server_delays_but_fails_nothing(out: AlertReceivers, app: A
     App.objects.filter(pk=other.pk).update(email="ok@search.example")
     time_passes(minutes=2)
     alerts.run_round()
-    assert ContactMail.objects.get().attempts == 2
+    mail = ContactMail.objects.get()
+    assert mail.attempts == 2
+    assert mail.due_at - timezone.now() > timedelta(seconds=45), "twice as long as after the first failure"
     tokens.rotate_app_token(Actor.command(), App.objects.get(pk=other.pk))
     out.smtp.answers.clear()
     alerts.run_round()
@@ -117,16 +120,39 @@ def test_mails_of_one_app_are_gathered(out: AlertReceivers, app: App) -> None:
         tokens.rotate_app_token(Actor.command(), app)
         alerts.run_round()
     assert len(out.smtp.mails) == 1
+    sent = ContactMail.objects.get(sent_at__isnull=False)
+    assert set(ContactMail.objects.filter(sent_at=None).values_list("due_at", flat=True)) == {
+        sent.sent_at + timedelta(seconds=contacts.GATHER_SECONDS)
+    }
     for _ in range(contacts.SHOWN):
         tokens.rotate_app_token(Actor.command(), app)
     time_passes(minutes=5, seconds=1)
     alerts.run_round()
     assert len(out.smtp.mails) == 2
     assert out.smtp.mails[1].text.count("\n- ") == contacts.SHOWN
-    assert "and 2 more changes. Administrators see all of them" in out.smtp.mails[1].text
+    shown = "and 2 more changes. Administrators see all of them in the app's audit log."
+    assert shown in out.smtp.mails[1].text
     assert prune()["mails"] == 0
     time_passes(days=8)
     assert prune()["mails"] == contacts.SHOWN + 3
+
+
+def test_contact_of_two_apps_gets_a_message_about_each(out: AlertReceivers, app: App, monkeypatch) -> None:
+    monkeypatch.setattr(contacts, "SHOWN", 2)
+    search = make_app("Search")
+    for changed in (app, search, app):
+        tokens.rotate_app_token(Actor.command(), changed)
+    alerts.run_round()
+    assert [subject.partition(":")[0] for subject in out.subjects] == ["[Docora] Portal", "[Docora] Search"]
+    assert not [mail for mail in out.smtp.mails if "more change" in mail.text]
+
+
+def test_mail_server_that_is_down_is_tried_once_in_a_round(out: AlertReceivers, app: App) -> None:
+    out.smtp.stop()
+    for changed in (app, make_app("Search")):
+        tokens.rotate_app_token(Actor.command(), changed)
+    alerts.run_round()
+    assert list(ContactMail.objects.order_by("pk").values_list("attempts", flat=True)) == [1, 0]
 
 
 def test_nothing_is_stored_without_a_mail_server(app: App, settings) -> None:
@@ -151,6 +177,7 @@ def test_names_cannot_inject_headers_or_lines(out: AlertReceivers, app: App) -> 
     alerts.run_round()
     [mail] = out.smtp.mails
     assert mail.message["Bcc"] is None
+    assert "\nBcc" not in mail.text
     assert len([line for line in mail.text.splitlines() if line.startswith("- ")]) == 1
 
 

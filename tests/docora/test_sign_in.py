@@ -15,7 +15,7 @@ from allauth.mfa.totp.internal.auth import format_hotp_value, hotp_value
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from django.contrib.auth import get_user
-from django.contrib.auth.models import AnonymousUser, Group, User
+from django.contrib.auth.models import AnonymousUser, Group, Permission, User
 from django.contrib.sessions.models import Session
 from django.core import signing
 from django.core.cache import cache
@@ -760,7 +760,7 @@ def test_every_sensitive_page_asks(anna) -> None:
     app = make_app("Portal")
     watch = make_watch(app, "docs")
     otto = User.objects.create_user("otto", password=PASSWORD, is_staff=True)
-    group = Group.objects.create(name="Reviewers")
+    group, permission = Group.objects.create(name="Reviewers"), Permission.objects.get(codename="delete_app")
     github_app = GitHubApp.objects.create(name="Docora", host="github.com", app_id="1", private_key="x")
     client, admin = signed_in(anna), "/admin/deliveries_app"
     make_old(client)
@@ -774,12 +774,17 @@ def test_every_sensitive_page_asks(anna) -> None:
         f"{admin}/apprepository/{watch.pk}/push-secret/": {"post": "yes"},
         f"/admin/auth/user/{otto.pk}/change/": user_form | {"is_superuser": "on", "is_staff": "on"},
         f"/admin/auth/user/{otto.pk}/change/?": user_form | {"username": "ottilie", "is_staff": "on"},
+        f"/admin/auth/user/{otto.pk}/change/?staff": user_form,
+        f"/admin/auth/user/{otto.pk}/change/?active": {"username": "otto", "is_staff": "on"},
+        f"/admin/auth/user/{otto.pk}/change/?groups": user_form | {"is_staff": "on", "groups": group.pk},
+        f"/admin/auth/user/{otto.pk}/change/?rights": user_form | {"is_staff": "on", "user_permissions": permission.pk},
         f"/admin/auth/user/{otto.pk}/delete/": {"post": "yes"},
         "/admin/auth/user/": {"action": "delete_selected", "_selected_action": otto.pk, "post": "yes"},
         f"/admin/auth/user/{otto.pk}/password/": {"password1": new, "password2": new, "usable_password": "true"},
         "/admin/auth/user/add/": {"username": "mia", "password1": new, "password2": new, "usable_password": "true"},
         "/admin/auth/group/add/": {"name": "Everyone"},
         f"/admin/auth/group/{group.pk}/change/": {"name": "Renamed"},
+        f"/admin/auth/group/{group.pk}/change/?": {"name": "Reviewers", "permissions": permission.pk},
         f"/admin/auth/group/{group.pk}/delete/": {"post": "yes"},
         "/admin/auth/group/": {"action": "delete_selected", "_selected_action": group.pk, "post": "yes"},
         f"/admin/repositories_app/githubapp/{github_app.pk}/delete/": {"post": "yes"},
