@@ -334,7 +334,7 @@ def _seconds_to_wait(outcome: Outcome) -> float:
     seconds = outcome.retry_after(time.time())
     if seconds is None:
         reset = outcome.headers.get("x-ratelimit-reset", "")
-        seconds = float(reset) - time.time() if reset.isdecimal() and len(reset) < 15 else git_errors.DEFAULT_COOLDOWN
+        seconds = float(reset) - time.time() if reset.isdecimal() else git_errors.DEFAULT_COOLDOWN
     return min(max(seconds, 1.0), MAX_WAIT_SECONDS)
 
 

@@ -86,7 +86,7 @@ def of_app(app: App, hours: int, *, names_operations: bool = True) -> History:
     ]
     cells: list[dict[str, Mark]] = [{} for _ in range(CELLS)]
     for mark in marks:
-        cell = max(0, min(CELLS - 1, int(mark.x * CELLS / chart.WIDTH)))
+        cell = min(CELLS - 1, int(mark.x * CELLS / chart.WIDTH))
         cells[cell][mark.icon] = mark  # the last mark of each kind, because there is no space for more
     return History(found, marks[::-1], [list(cell.values()) for cell in cells])
 

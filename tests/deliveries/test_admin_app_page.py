@@ -182,6 +182,7 @@ def test_running_sync_shows_bar_and_files(admin: Client, app: App) -> None:
         ({"o": "-files"}, ["acme/site", "acme/web", "acme/docs", "other/docs"]),
         ({"o": "status"}, ["acme/web", "acme/site", "acme/docs", "other/docs"]),
         ({"o": "-synced"}, ["acme/web", "acme/docs", "acme/site", "other/docs"]),
+        ({"o": "synced", "q": " docs "}, ["other/docs", "acme/docs"]),
         ({"o": "app__client_auth_key"}, ["acme/docs", "acme/site", "acme/web", "other/docs"]),
     ],
 )
@@ -199,6 +200,15 @@ def test_table_is_searched_filtered_and_sorted(admin: Client, app: App, query, f
     make_watch(app, "unwatched", ended_at=now)
     assert names(page(admin, app, **query).text) == found
     assert names(live(admin, app, **query).text) == found
+
+
+def test_table_without_matches_is_filtered_by_either() -> None:
+    query = app_detail.TableQuery.parse
+    assert [query(given).is_filtered for given in ({"q": "x"}, {"status": "failing"}, {"o": "files"})] == [
+        True,
+        True,
+        False,
+    ]
 
 
 def test_headings_show_and_reverse_the_sort_order(admin: Client, app: App) -> None:

@@ -1,10 +1,13 @@
 """A confirmation covers the selection it showed. Other repositories or many more files require confirming again."""
 
+from datetime import timedelta
+
 import pytest
 from django.test import Client
+from django.utils import timezone
 
 from deliveries_app.admin import confirmation
-from deliveries_app.models import App, AppRepository, BulkOperation, Status, SyncRun
+from deliveries_app.models import App, AppRepository, BulkOperation, Outcome, Status, SyncRun
 from deliveries_app.reports.impact import impact_of
 from repositories_app.models import Snapshot
 from tests.support import admin_pages
@@ -59,6 +62,22 @@ def test_resync_before_the_first_sync_begins_with_the_files_of_the_confirmation(
     operation = BulkOperation.objects.get()
     totals = [run.files_total for run in operation.runs.all()] + [row.files for row in operation.pending.all()]
     assert totals == [7, 7, 7]
+
+
+def test_estimate_uses_the_newest_snapshot_and_recent_runs_of_these_apps(watches) -> None:
+    now = timezone.now()
+    for files in (7, 9):
+        Snapshot.objects.create(
+            repository=watches[0].repository, commit_sha=f"{files}", branch="main", file_count=files, total_bytes=70
+        )
+    AppRepository.objects.update(tree_files=0)
+    ended = {"started_at": now - timedelta(seconds=10), "ended_at": now, "outcome": Outcome.SUCCEEDED, "generation": 1}
+    SyncRun.objects.create(watch=watches[0], files_done=30, **ended)
+    SyncRun.objects.create(watch=watches[2], files_done=1, **ended)
+    old = SyncRun.objects.create(watch=watches[0], files_done=1, **ended)
+    SyncRun.objects.filter(pk=old.pk).update(created_at=now - timedelta(days=8))
+    impact = impact_of(AppRepository.objects.filter(pk=watches[0].pk))
+    assert (impact.files, impact.seconds) == (9, 3.0)
 
 
 def test_added_repository_requires_confirming_again(operator: Client, watches) -> None:

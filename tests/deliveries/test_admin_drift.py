@@ -15,6 +15,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.management import progress
 from deliveries_app.models import App, AppRepository, Delivery, DriftCheck, DriftFile, DriftKind, DriftState
 from deliveries_app.models.deliveries import Kind
+from deliveries_app.reports.drift import summary
 from deliveries_app.scheduling import request_sync
 from deliveries_app.services import cancel_sync
 from tests.deliveries.test_drift import FILES, damage
@@ -204,3 +205,16 @@ def test_button_that_only_deletes_says_so(operator: Client, result: DriftCheck) 
         DriftCheck.objects.update(missing=missing, different=0, extra=extra, listed=listed)
         for page in ("change", "send"):
             assert label in operator.get(f"{CHECKS}{result.pk}/{page}/").text
+
+
+@pytest.mark.parametrize(
+    ("state", "missing", "expected"),
+    [
+        (DriftState.DIFFERS, 1, "1 of 1,200 files differs"),
+        (DriftState.DIFFERS, 2, "2 of 1,200 files differ"),
+        (DriftState.EQUAL, 0, "1,200 files compared"),
+        (DriftState.CHECKING, 0, "Comparing the app's files…"),
+    ],
+)
+def test_summary_of_a_check(state: DriftState, missing: int, expected: str) -> None:
+    assert summary(DriftCheck(state=state, compared=1200, missing=missing)) == expected

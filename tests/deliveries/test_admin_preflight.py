@@ -16,6 +16,7 @@ from deliveries_app.admin.confirmation import ResyncForm
 from deliveries_app.models import App, AppRepository, BulkOperation, Outcome, SyncRun
 from deliveries_app.progress import runs
 from deliveries_app.receiver import Notification
+from deliveries_app.reports.endpoints import after_ping
 from deliveries_app.services import change_app, delete_app
 from deliveries_app.services.pinging import send_ping
 from deliveries_app.services.rollout import release_due
@@ -134,6 +135,7 @@ def test_failed_ping_is_history_once_the_app_accepts_a_file(world: World, operat
     world.answer(lambda note: Answer(404) if note.kind == "ping" else None)
     send_ping(Actor.command(), world.app)
     assert "The last test ping failed." in operator.get(ALL).text
+    assert after_ping(world.app).warnings == [], "the result of the ping stands beside it"
     world.sync(watch)
     assert "The last test ping failed." not in operator.get(ALL).text
     send_ping(Actor.command(), world.app)

@@ -216,10 +216,12 @@ def test_waiting_syncs_are_in_queue_order(operator: Client, watches) -> None:
 def test_jobs_that_are_not_for_a_repository_say_what_they_do(operator: Client, watches, redis_client: Redis) -> None:
     queues.enqueue("low", PRUNE_JOB, "old", "prune")
     queues.enqueue("high", alerts.JOB, "late", "alerts")
+    queues.enqueue("low", "deliveries_app.jobs.sync_watch_alone", str(watches[0].pk), "alone")
     shown = section(operator, "waiting")
     assert "Removing old history" in shown
     assert "Sending alerts in place of the sweep" in shown
     assert "no longer watched" not in shown
+    assert "sync_watch" not in shown
     register(redis_client, WORKER, at="alerts", state="busy")
     assert "Alerts" in section(operator, "workers")
     assert "Cleanup" not in section(operator, "workers")

@@ -15,8 +15,10 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import App, AuditAction, HourlyTraffic
 from deliveries_app.reports import endpoint_history
 from deliveries_app.reports.chart import WIDTH, stacked, steps
+from deliveries_app.reports.traffic import Hour
 from deliveries_app.services import pause_syncing, resync_by_app, resync_single
 from deliveries_app.services.app_settings import change_own_settings
+from deliveries_app.sync.outcomes import pause_app
 from tests.support.audit import by_users
 from tests.support.staff import make_app
 
@@ -93,6 +95,7 @@ def test_marks_come_from_operations_and_the_audit_log(viewer: Client, root: Clie
     assert f"{operation.title}, by root" in page_of(viewer, app)
     unnamed = endpoint_history.of_app(app, 24, names_operations=False).marks
     assert [mark.text for mark in unnamed if mark.icon == "resync"] == ["Re-sync", "Re-sync"]
+    assert unnamed[0].text == marks[0].text
     other = endpoint_history.of_app(watches[2].app, 24).marks
     assert [mark.text for mark in other] == ["Paused all syncing, by root"]
     said = by_users(subject_type="deliveries_app.app", app_id=app.app_id).values_list("message", flat=True)
@@ -111,6 +114,27 @@ def test_page_needs_the_permission_and_constant_queries(viewer: Client, client: 
             page_of(viewer, app)
         counts.append(len(queries))
     assert len(set(counts)) == 1
+
+
+def test_hour_in_which_nothing_was_accepted_is_the_worst() -> None:
+    begin = timezone.now()
+    hours = [Hour(begin), Hour(begin, failed=3, requests=3), Hour(begin, files=9, failed=1, requests=10)]
+    history = endpoint_history.History(hours, [], [])
+    assert history.worst is hours[1]
+
+
+def test_pause_by_docora_and_an_entry_of_a_clock_that_was_ahead_are_marked(watches) -> None:
+    app = watches[0].app
+    pause_app(app, "The app returned HTTP 410.")
+    ahead = audit.entry(Actor.command(), AuditAction.APP_RESUMED, app, "Resumed")
+    ahead.created_at = timezone.now() + timedelta(hours=5)
+    ahead.save()
+    history = endpoint_history.of_app(app, 24)
+    assert [mark.text for mark in history.marks] == [
+        "Resumed, by command line",
+        "Paused. The app returned HTTP 410, by Docora",
+    ]
+    assert [mark.text for mark in history.cells[-1]] == ["Resumed, by command line"]
 
 
 @pytest.mark.django_db

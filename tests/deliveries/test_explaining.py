@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Delivery, Outcome, SyncPause
-from deliveries_app.reports.file_explanation import Explanation, explain
+from deliveries_app.reports.file_explanation import Explanation, _lower_first, explain
 from deliveries_app.services import resend_files, resync_single
 from deliveries_app.services.watch_settings import change_watch
 from repositories_app import services as repositories
@@ -350,3 +350,16 @@ def test_explaining_is_read_only(world: World) -> None:
     assert explain_path(watch, "a.md").decision.state == "delivered"
     assert (len(world.git.server.requests), len(world.requests())) == (fetches, requests)
     assert AppRepository.objects.values().get() == before
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("Longer than 1,024 bytes.", "longer than 1,024 bytes."),
+        ("A submodule is a separate repository.", "a submodule is a separate repository."),
+        ("JSON can't represent the path.", "JSON can't represent the path."),
+        ("", ""),
+    ],
+)
+def test_reason_follows_a_colon(message: str, expected: str) -> None:
+    assert _lower_first(message) == expected

@@ -226,8 +226,8 @@ def test_new_token_is_requested_before_the_old_one_expires(api: GitHub, github_a
     api.lifetime = 290
     assert access(github_app, repo.url, fresh=True).token == api.minted[-1]
     assert access(github_app, repo.url).token == api.minted[-1]
-    assert len(api.minted) == 3
-    assert api.requests[-1].startswith("POST "), "the installation is known"
+    methods = [request.partition(" ")[0] for request in api.requests]
+    assert methods == ["GET", "POST"] * 2 + ["POST"], "only a fresh token asks for the installation again"
 
 
 def test_github_that_keeps_refusing_is_asked_only_once_more(world: World, api: GitHub, watch, repo: Repo) -> None:
@@ -236,6 +236,20 @@ def test_github_that_keeps_refusing_is_asked_only_once_more(world: World, api: G
     watch = world.sync(watch)
     assert watch.last_error_cause == "auth"
     assert len(api.minted) == 2
+
+
+@pytest.mark.parametrize("failure", ["no commit", "moved", "unavailable"])
+def test_token_is_kept_after_failures_of_another_kind(
+    world: World, api: GitHub, watch, repo: Repo, failure: str
+) -> None:
+    """An empty repository would otherwise cost two requests at each check."""
+    world.settle()
+    if failure == "no commit":
+        repo.delete_ref("refs/heads/main")
+    else:
+        world.git.server.on_request = lambda method, target: 301 if failure == "moved" else 503
+    assert world.sync(watch).last_error
+    assert len(api.minted) == 1
 
 
 def test_sweep_asks_for_many_tokens_at_once(world: World, api: GitHub, git: GitHubFixture, github_app) -> None:
@@ -295,6 +309,23 @@ def test_reinstalled_app_is_found_again(api: GitHub, github_app, installation: I
     assert [request.partition(" ")[0] for request in api.requests[-3:]] == ["POST", "GET", "POST"]
 
 
+def test_repository_that_another_installation_has_now(api: GitHub, github_app, installation, repo: Repo) -> None:
+    api.lifetime = 0
+    access(github_app, repo.url)
+    installation.repositories.clear()
+    api.install("acme", "acme/private")
+    assert access(github_app, repo.url).token == api.minted[-1]
+    assert [request.partition(" ")[0] for request in api.requests[-3:]] == ["POST", "GET", "POST"]
+
+
+def test_installation_that_is_gone_is_looked_for_once(api: GitHub, github_app, installation, repo: Repo) -> None:
+    api.lifetime = 0
+    access(github_app, repo.url)
+    api.installations.clear()
+    assert "it isn't installed there" in str(problem(github_app, repo.url))
+    assert [request.partition(" ")[0] for request in api.requests[-2:]] == ["POST", "GET"]
+
+
 def test_removed_installation(world: World, api: GitHub, watch, installation: Installation) -> None:
     world.settle()
     installation.repositories.clear()
@@ -303,6 +334,10 @@ def test_removed_installation(world: World, api: GitHub, watch, installation: In
     assert (watch.status, watch.last_error_cause) == (Status.FAILED, "not_found")
     assert "it isn't installed there" in watch.last_error
     assert watch.repository.consecutive_failures == 0, "it concerns this app only"
+    installation.repositories.add("acme/private")
+    assert world.sync(watch).status == Status.SYNCED, (
+        "that it was removed is cached, and asked again before the sync fails"
+    )
 
 
 def test_wrong_key(api: GitHub, git: GitHubFixture, repo: Repo) -> None:
@@ -326,10 +361,20 @@ REPLIES = [
     ((429, {}, {}), Cause.NETWORK, False, 60, "pause of 1 min"),
     ((403, {"X-RateLimit-Remaining": "0"}, {}), Cause.NETWORK, False, 60, "pause of 1 min"),
     ((403, {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "1"}, {}), Cause.NETWORK, False, 1, "pause of 1 s"),
+    (
+        (403, {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "soon"}, {}),
+        Cause.NETWORK,
+        False,
+        60,
+        "pause of 1 min",
+    ),
+    ((429, {"Retry-After": "99999"}, {}), Cause.NETWORK, False, 3600, "pause of 1 h"),
+    ((403, {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "9" * 20}, {}), Cause.NETWORK, False, 3600, "1 h"),
     ((403, {}, {"message": "Suspended"}), Cause.AUTH, True, 0, "installation may be suspended"),
     ((401, {}, {}), Cause.AUTH, True, 0, "refused the key"),
     ((500, {}, {}), Cause.NETWORK, False, 0, "GitHub returned HTTP 500. Docora retries automatically."),
     ((503, {"Retry-After": "7"}, {}), Cause.NETWORK, False, 7, "GitHub returned HTTP 503"),
+    ((503, {"Retry-After": "99999"}, {}), Cause.NETWORK, False, 3600, "GitHub returned HTTP 503"),
     ((301, {"Location": "/api/v3/repositories/1/installation"}, {}), Cause.NOT_FOUND, True, 0, "renamed or moved"),
     ((200, {}, b"<html>"), Cause.OTHER, False, 0, "GitHub's answer is malformed"),
     ((200, {}, []), Cause.OTHER, False, 0, "malformed"),
@@ -337,6 +382,7 @@ REPLIES = [
     ((200, {}, b"[" * 100_000), Cause.OTHER, False, 0, "malformed"),
     ((200, {}, {"id": None}), Cause.OTHER, False, 0, "malformed"),
     ((200, {}, b"\xff"), Cause.OTHER, False, 0, "malformed"),
+    ((200, {}, b'{"id": Infinity}'), Cause.OTHER, False, 0, "malformed"),
 ]
 
 
@@ -559,6 +605,7 @@ def test_both_pem_formats_are_accepted() -> None:
         ("https://github.com", "https://api.github.com"),
         ("https://acme.ghe.com", "https://api.acme.ghe.com"),
         ("https://github.acme.example", "https://github.acme.example/api/v3"),
+        ("https://acmeghe.com", "https://acmeghe.com/api/v3"),
         ("https://github.acme.example:8443", "https://github.acme.example:8443/api/v3"),
     ],
 )
@@ -569,9 +616,15 @@ def test_api_of_each_kind_of_github(host: str, api: str) -> None:
 def test_installations_are_listed(api: GitHub, github_app, installation: Installation) -> None:
     api.install("Umbrella", "Umbrella/x")
     assert github.installations(github_app) == ["Umbrella", "acme"]
-    api.replies = [(401, {}, {})]
-    with pytest.raises(GitError, match="refused the key"):
-        github.installations(github_app)
+    for reply, message in {
+        (401, b"{}"): "refused the key",
+        (200, b"<html>"): "malformed",
+        (200, b'{"id": 1}'): "malformed",
+        (200, b'[{"account": null}]'): "malformed",
+    }.items():
+        api.replies = [(reply[0], {}, reply[1])]
+        with pytest.raises(GitError, match=message):
+            github.installations(github_app)
 
 
 def test_redirect_of_another_call_does_not_mean_that_the_repository_moved(api: GitHub, github_app, repo: Repo) -> None:

@@ -146,6 +146,10 @@ class _Handler(Handler):
         github = self.server.owner.github
         path = self.path.removeprefix("/api/v3")
         status, headers, answer = github.handle(self.command, path, self.headers.get("Authorization", ""), body)
+        versions = self.headers.get("Accept"), self.headers.get("X-GitHub-Api-Version")
+        content = self.headers.get("Content-Type", "application/json" if not body else "")
+        if (*versions, content) != ("application/vnd.github+json", "2022-11-28", "application/json"):
+            status, headers, answer = 415, {}, {}
         data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
         self.send_response(status)
         for name, value in {"Content-Type": "application/json", "Content-Length": str(len(data)), **headers}.items():
