@@ -135,8 +135,7 @@ def _changes_of(form: Any, names: Sequence[str], with_values: Collection[str], *
             continue
         if not add:
             old[label] = _shown(form.initial.get(name))
-        if (value := _shown(form.cleaned_data.get(name))) not in (None, "") or not add:
-            new[label] = value
+        new[label] = _shown(form.cleaned_data.get(name))
     return audit.Changes(old, new)
 
 

@@ -28,7 +28,7 @@ def search(term: str) -> Search:
 
 def action_named(text: str) -> str | None:
     """Return the action with this label or value, ignoring case."""
-    text = text.strip().casefold()
+    text = text.casefold()
     return next((action.value for action in AuditAction if text in {action.value, str(action.label).casefold()}), None)
 
 

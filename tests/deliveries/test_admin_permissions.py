@@ -137,7 +137,8 @@ def test_last_administrator_stays(db) -> None:
     selected = {"action": "delete_selected", "_selected_action": [root.pk], "post": "yes"}
     posts = ((f"{page}{root.pk}/delete/", {"post": "yes"}), (page, selected), (f"{page}{root.pk}/change/", form))
     inactive = {"username": "root", "is_staff": "on", "is_superuser": "on"}
-    for path, data in (*posts, (posts[2][0], inactive)):
+    no_staff = {"username": "root", "is_active": "on", "is_superuser": "on"}
+    for path, data in (*posts, (posts[2][0], inactive), (posts[2][0], no_staff)):
         assert text in client.post(path, data).text, path
     root.refresh_from_db()
     assert root.is_superuser

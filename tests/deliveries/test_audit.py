@@ -923,7 +923,11 @@ def test_log_of_a_row_lists_the_values_that_the_message_lacks(auditor: Client, d
     app = make_app("Portal")
     add(subject=app, new={"concurrent requests": 7})
     add(subject=app, old={"concurrent requests": 6}, new={"concurrent requests": 5}, message="Requests: 6 → 5")
-    add(subject=app, new={"token": "removed"}, message="Token: removed")
+    add(
+        subject=app,
+        new={"token": "removed", "new signing key": "added"},
+        message="Token: removed; new signing key: added",
+    )
     page: Any = auditor.get(f"/admin/deliveries_app/app/{app.pk}/history/")
     listed = [entry.changes_not_in_message for entry in page.context["page"]]
     assert listed == [[], [], [("concurrent requests", None, 7)]]

@@ -1,5 +1,6 @@
-"""Names of processes: whether the process that had a name has certainly ended. And how processes are limited and ended."""
+"""Names of processes: whether the process that had a name has certainly ended. How processes are limited and ended, and locks."""
 
+import contextlib
 import os
 import resource
 import select
@@ -7,6 +8,9 @@ import signal
 import subprocess
 from pathlib import Path
 
+import pytest
+
+from docora.file_locks import hold
 from docora.process import end, has_ended, process_name, with_limits
 from tests.support.processes import forked, reap
 from tests.support.receiver import wait_for
@@ -72,3 +76,25 @@ def test_child_that_does_not_end_is_killed_with_its_children() -> None:
         end([child], 0.1)
         assert child.returncode == -signal.SIGKILL
         assert select.select([child.stdout], [], [], 10)[0]  # its `sleep` has ended, too
+
+
+@pytest.mark.parametrize("is_created_again", [False, True])
+def test_lock_whose_file_is_deleted_by_its_holder(tmp_path: Path, is_created_again: bool) -> None:
+    """The process that waits for it has opened the old file, and others would open the new one."""
+    path = tmp_path / "lock"
+    holder = contextlib.ExitStack()
+    holder.enter_context(hold(path, shared=False))
+
+    def delete() -> None:
+        path.unlink()
+        if is_created_again:
+            path.touch(0o600)
+        holder.close()
+
+    with hold(path, shared=False, tick=delete) as descriptor:
+        assert path.samefile(f"/proc/self/fd/{descriptor}")
+        assert path.stat().st_mode & 0o777 == 0o600
+        with pytest.raises(BlockingIOError), hold(path, shared=True, wait=False):
+            pass
+    with hold(path, shared=True), hold(path, shared=True, wait=False):
+        pass
