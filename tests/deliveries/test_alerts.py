@@ -19,12 +19,13 @@ from deliveries_app.models import Alert, AlertChannel, AlertKind, AlertRound, Ap
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.monitoring import alerts
 from deliveries_app.monitoring.alerts.detect import _docora_problems, _subjects
-from deliveries_app.monitoring.alerts.messages import _LISTS, _PAGES, _TEXTS
+from deliveries_app.monitoring.alerts.messages import _LISTS, _PAGES, _TEXTS, Message
 from deliveries_app.services import resync_single, unwatch_repository
 from deliveries_app.services.app_settings import change_app, change_own_settings
 from deliveries_app.sweep import retention
 from deliveries_app.sync import outcomes
 from deliveries_app.sync.claim import claim
+from deliveries_app.webhooks.payloads import timestamp
 from docora.redis import heartbeat
 from docora.redis.connection import connection as redis
 from repositories_app.models import HostOutage, Repository
@@ -71,6 +72,21 @@ def test_every_alert_with_a_subject_links_to_its_page_and_to_a_list() -> None:
     """Except git hosts, which have no page. Their alerts link to the overview, which names the hosts that are down."""
     assert set(_subjects(timezone.now())) == {*_PAGES, AlertKind.GIT_HOST_DOWN}
     assert set(_PAGES) <= set(_LISTS)
+
+
+def test_message_about_the_end_of_several_alerts() -> None:
+    now = timezone.now()
+    items = [
+        Alert(kind=AlertKind.NO_WORKER, since=now, ended_at=now),
+        Alert(kind=AlertKind.APP_PAUSED, subject=1, name="Portal", since=now, ended_at=now),
+        Alert(kind=AlertKind.APP_PAUSED, subject=2, name="Search", since=now, ended_at=now),
+    ]
+    message = Message("resolved", [("no_worker", "", 1), ("app_paused", "", 2)], items, now)
+    assert message.sentence == "Docora, resolved: workers are running again; 2 apps are no longer paused."
+    kinds = [alert.get_kind_display() for alert in items]
+    lines = [line.partition(", since")[0] for line in message.body.splitlines() if line.startswith("- ")]
+    assert lines == [f"- {kinds[0]}", f"- Portal ({kinds[1]})", f"- Search ({kinds[2]})"]
+    assert [item["until"] for item in json.loads(message.json)["items"]] == [timestamp(now)] * 3
 
 
 # --- Failing watches ---------------------------------------------------------------------------------------------------
