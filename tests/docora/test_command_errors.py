@@ -142,6 +142,8 @@ def test_user_without_rights_in_the_database(
     empty = postgres_server.create_database(f"refusing_{os.getpid()}")
     with psycopg.connect(empty, autocommit=True) as connection:
         connection.execute("CREATE ROLE guest LOGIN")
+    with psycopg.connect(instance_environment["DATABASE_URL"], autocommit=True) as connection:
+        connection.execute("GRANT USAGE ON SCHEMA public TO guest")  # another test may have restored it without
     for command, database, cause in (
         (["list_apps"], instance_environment["DATABASE_URL"], "permission denied for table deliveries_app_app"),
         (["migrate", "--verbosity", "0"], empty, "permission denied for schema public"),
