@@ -285,7 +285,7 @@ class _Import:
                 validate.validate_token_of(source, self._key, problem)
             self.report.watches.here += 1
             last_delivery = self._last_deliveries.get(key)
-            if last_delivery and not write.was_imported_after(last_delivery, app, repository.source.repository_id):
+            if last_delivery and not write.began_after(last_delivery, app, repository.source.repository_id):
                 reason = (
                     "The existing service has delivered files of it since it was imported or watched here. Docora doesn't "
                     "know of that: re-sync it, in case the app has old content."

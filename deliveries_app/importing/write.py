@@ -73,10 +73,10 @@ def note_imported(app: App, repository_id: str) -> None:
     Imported.objects.get_or_create(app_id=app.app_id, repository_id=repository_id)
 
 
-def was_imported_after(time: datetime, app: App, repository_id: str) -> bool:
-    """Return whether the app's watch of this repository was imported after this time. It may also have begun here."""
-    imported = AuditEntry.objects.filter(action=AuditAction.WATCH_IMPORTED, app_id=app.app_id)
-    return imported.filter(repository_id=repository_id, created_at__gte=time).exists()
+def began_after(time: datetime, app: App, repository_id: str) -> bool:
+    """Return whether the app's watch of this repository was imported, or began here, after this time."""
+    begun = AuditEntry.objects.filter(action__in=[AuditAction.WATCH_IMPORTED, AuditAction.WATCHED], app_id=app.app_id)
+    return begun.filter(repository_id=repository_id, created_at__gte=time).exists()
 
 
 def begin_watch(app: App, repository: Repository, url: str, token: str) -> AppRepository | None:

@@ -187,6 +187,20 @@ def test_deliveries_of_the_existing_service_after_the_import_are_remarked(
     assert_promise_kept(world, repo, watch)
 
 
+def test_earlier_deliveries_of_a_repository_that_was_watched_here_are_not_remarked(
+    world: World, existing: ExistingService, monkeypatch, imported
+) -> None:
+    """Its first sync sent every file, so the app has nothing older."""
+    _, app, _ = imported
+    repository = existing.repository(world.git.repo("acme/site", FILES).url)
+    run(existing, monkeypatch)
+    watch = watch_repository(Actor.command(), App.objects.get(app_id=app.app_id), repository.url).watch
+    assert watch.repository.repository_id == repository.repository_id
+    existing.watch(app, repository, FILES)
+    report = run(existing, monkeypatch)
+    assert (progress_of(report)["watches"], report["remark_count"]) == ((0, 2, 0), 0)
+
+
 def test_deliveries_of_the_existing_service_during_the_import_are_reported(
     existing: ExistingService, monkeypatch
 ) -> None:
