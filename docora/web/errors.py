@@ -63,9 +63,9 @@ class JsonErrorsMiddleware(MiddlewareMixin):
 
     def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
         if isinstance(response, HttpResponseNotAllowed) and request.method == "GET" and not wants_json(request):
-            page = error_page(405)
-            page.headers["Allow"] = response.headers["Allow"]
-            return page
+            response.content = error_page(405).content
+            response.headers["Content-Length"] = str(len(response.content))
+            return response
         is_json = response.headers.get("Content-Type", "").startswith("application/json")
         if response.status_code < 400 or is_json or not wants_json(request):
             return response

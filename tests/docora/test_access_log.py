@@ -191,6 +191,16 @@ def test_probes_are_logged_only_if_they_fail(log, settings) -> None:
     assert (log()[-1]["event"], log()[-1]["level"]) == ("request_handled", "debug")
 
 
+def test_get_that_is_not_allowed_is_logged_once(log, settings, db) -> None:
+    """Django logs each error response unless it has been logged, so the page must not be another response."""
+    settings.ROOT_URLCONF = "docora.urls"
+    answer = Client().get("/accounts/logout/")
+    assert (answer.status_code, answer["X-Frame-Options"]) == (405, "DENY")
+    assert [record["event"] for record in log() if "Method" in record["event"]] == [
+        "Method Not Allowed (GET): /accounts/logout/"
+    ]
+
+
 @pytest.mark.parametrize("address", ["/admin/live/overview/", "/admin/progress/bulk_0/"])
 def test_polls_of_open_pages_are_not_logged(log, address: str) -> None:
     Client().get(address)
