@@ -46,7 +46,7 @@ class PlainLists[M: Model](ModelAdmin[M]):
     show_facets = ShowFacets.NEVER
     paginator = ListPaginator
     empty_text = ""
-    """What the list says while there are no rows at all, if it is not only that."""
+    """The text of the list while there are no rows at all. If empty, the list only says that there are none."""
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
         return any(lookup in _parameters_of(spec) for spec in self.list_filter)

@@ -36,7 +36,12 @@ _CAUSES: Final[Mapping[int, Cause]] = {
     pycurl.E_SSL_ISSUER_ERROR: Cause.TLS,
     pycurl.E_PEER_FAILED_VERIFICATION: Cause.TLS,
 }
-_NO_TEXT: Final = {pycurl.E_GOT_NOTHING: "the response headers were incomplete", 100: "a response header is too long"}
+_TOO_LARGE: Final = 100  # libcurl's CURLE_TOO_LARGE, which pycurl lacks
+_TEXTS: Final = {
+    pycurl.E_GOT_NOTHING: "the response headers were incomplete",
+    _TOO_LARGE: "a response header is too long",
+}
+"""Texts for result codes that libcurl may return without one."""
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01]\s+[0-9]{3}(?![0-9])")
 _NOT_HTTP: Final = {pycurl.E_UNSUPPORTED_PROTOCOL, pycurl.E_FTP_WEIRD_SERVER_REPLY}  # once a request was sent
 
@@ -149,7 +154,7 @@ class Transfer:
             status = self.curl.getinfo(pycurl.RESPONSE_CODE)
             message = f"The server returned HTTP {status}."
         else:
-            cause, message = self._failure(code, text or _NO_TEXT.get(code, f"libcurl error {code}"))
+            cause, message = self._failure(code, text or _TEXTS.get(code, f"libcurl error {code}"))
         outcome = Outcome(
             status=status,
             cause=cause,
