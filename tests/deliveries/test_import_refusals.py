@@ -73,7 +73,7 @@ def test_credentials_in_urls_and_errors_are_redacted(existing: ExistingService, 
     existing.watch(app, existing.repository("https://user:s3cret@127.0.0.1/acme/docs"), {})
     error = "git clone https://x-access-token:s3cret@github.com/acme/site failed"
     existing.watch(app, existing.repository(f"{GIT}/site"), {}, status="failed", last_error=error)
-    password = "s3cret" * 30  # too long to be shown in full
+    password = "s3cret" * 40  # too long to be shown in full
     existing.watch(app, existing.repository(f"https://user:{password}@127.0.0.1/acme/blog"), {})
     error = f"{'fatal: ' * 50} unable to access https://user:{password}@github.com/acme/wiki"
     existing.watch(app, existing.repository(f"{GIT}/wiki"), {}, status="failed", last_error=error)
@@ -375,6 +375,16 @@ def test_time_that_cannot_be_represented_is_unknown(existing: ExistingService, m
     times = [watch.created_at, watch.app.created_at, watch.repository.created_at]
     times += watch.deliveries.values_list("updated_at", flat=True)
     assert all(before <= time <= timezone.now() for time in times)
+
+
+def test_value_that_cannot_be_read(existing: ExistingService, monkeypatch) -> None:
+    """Running the command again would not help."""
+    existing.watch(existing.app(BASE), existing.repository(f"{GIT}/docs"), last_scanned_at="infinity")
+    existing.connection.execute("ALTER TABLE app_repositories ALTER last_scanned_at TYPE date")
+    monkeypatch.setenv("SOURCE_ENCRYPTION_KEY", existing.key)
+    message = refusal(existing.url)
+    assert message.startswith("The existing service's database cannot be read: date too large")
+    assert "Run the command again" not in message
 
 
 @pytest.mark.parametrize(
