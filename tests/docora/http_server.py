@@ -21,8 +21,8 @@ def servers() -> Iterator[Callable[..., "ScriptedServer"]]:
     """Yield a function that starts a `ScriptedServer`; close all of them at the end."""
     started: list[ScriptedServer] = []
 
-    def start(answer: Answer | None = None, tls: ssl.SSLContext | None = None) -> ScriptedServer:
-        started.append(ScriptedServer(answer or saying(), tls))
+    def start(answer: Answer | None = None, tls: ssl.SSLContext | None = None, **options: Any) -> ScriptedServer:
+        started.append(ScriptedServer(answer or saying(), tls, **options))
         return started[-1]
 
     yield start
@@ -31,17 +31,19 @@ def servers() -> Iterator[Callable[..., "ScriptedServer"]]:
 
 
 class ScriptedServer:
-    """Listens on 127.0.0.1. `answer` is called with the connection, the request head and the request body."""
+    """`answer` is called with the connection, the request head and the request body."""
 
-    def __init__(self, answer: Answer, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, answer: Answer, tls: ssl.SSLContext | None = None, *, address: str = "127.0.0.1", port: int = 0
+    ) -> None:
         self._answer = answer
         self._tls = tls
         self._open: list[socket.socket] = []
         self.connections = 0
         self.requests: list[tuple[bytes, bytes]] = []
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self._listener = socket.create_server((address, port), backlog=128)
         self.port: int = self._listener.getsockname()[1]
-        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}/hook"
+        self.url = f"{'https' if tls else 'http'}://{address}:{self.port}/hook"
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:

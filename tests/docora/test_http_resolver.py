@@ -10,7 +10,7 @@ import pytest
 from docora.http import resolver, transfer
 from docora.http.client import Cause, HttpClient
 from docora.http.resolver import ResolvedHost, Resolver, resolve
-from tests.docora.http_server import LOOPBACK, post, servers
+from tests.docora.http_server import LOOPBACK, post, saying, servers
 
 
 @pytest.fixture
@@ -163,23 +163,20 @@ def test_name_with_a_private_address_is_not_dialled(dns, libcurl_finds, serve):
     assert "hook.example resolves to a blocked address. 10.0.0.5 is a private address" in outcome.message
 
 
-def test_new_address_is_used_once_the_old_one_is_no_longer_cached(monkeypatch):
+def test_new_address_is_used_once_the_old_one_is_no_longer_cached(monkeypatch, serve):
     """libcurl kept each address for 60 s, also one that Docora had looked up almost 30 s before."""
     for module in (resolver, transfer):
         monkeypatch.setattr(module, "CACHE_SECONDS", 1.0)
-    with (
-        socket.create_server(("127.0.0.2", 0)) as old,
-        socket.create_server(("127.0.0.1", old.getsockname()[1])) as new,
-        HttpClient(LOOPBACK, allow_http=True) as client,
-    ):
-        url = f"http://localhost:{old.getsockname()[1]}/"
+    answer = saying("200 OK", b"", "Connection: close")
+    old = serve(answer, address="127.0.0.2")
+    new = serve(answer, port=old.port)
+    with HttpClient(LOOPBACK, allow_http=True) as client:
         client.resolver.add("localhost", ResolvedHost(("127.0.0.2",), None, ""))
-        client.request(post(url, timeout=0.2))
+        url = f"http://localhost:{old.port}/"
+        assert client.request(post(url)).ok
         time.sleep(2.1)
-        client.request(post(url, timeout=0.2))
-        for listener in (old, new):
-            listener.settimeout(1)
-            listener.accept()[0].close()
+        assert client.request(post(url)).ok
+        assert (old.connections, new.connections) == (1, 1)
 
 
 def test_name_that_becomes_private_when_dialled_is_blocked(dns, libcurl_finds, serve):
