@@ -448,7 +448,7 @@ def test_worker_takes_over_if_there_is_something_to_send(out: AlertReceivers, se
 
 
 @pytest.mark.django_db(transaction=True)
-def test_alerts_are_sent_in_the_background(out: AlertReceivers, watch, settings, monkeypatch) -> None:
+def test_alerts_are_sent_in_the_background(out: AlertReceivers, watch, settings, monkeypatch, caplog) -> None:
     """An unexpected error does not end the thread."""
     monkeypatch.setattr(alerts, "EVERY_SECONDS", 0.01)
     settings.ALERT_EMAILS, settings.MAILERS = [], {}
@@ -467,6 +467,8 @@ def test_alerts_are_sent_in_the_background(out: AlertReceivers, watch, settings,
         wait_for(lambda: out.events == [("alert", "failing", 1)])
         [thread] = [thread for thread in threading.enumerate() if thread.name == "alerts"]
     assert not thread.is_alive()
+    logged = [record.message for record in caplog.records if record.threadName == "alerts"]
+    assert logged[:2] == ["alerts_failed_unexpectedly", "alerts_without_database"]
 
 
 def test_worker_alerts_about_a_late_sweep(out: AlertReceivers) -> None:

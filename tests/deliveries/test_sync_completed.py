@@ -191,7 +191,7 @@ def test_busy_app_that_asks_for_no_wait_gets_sync_completed_at_growing_intervals
         assert watch.next_sync_at is not None
         assert world.app.cooldown_until is not None
         waits.append((min(watch.next_sync_at, world.app.cooldown_until) - began).total_seconds())
-    assert waits[0] > 0.1
+    assert 0.1 < waits[0] < 5
     assert waits[3] > 0.8
     assert all(10 < wait < 15 for wait in waits[7:])
     assert watch.retry_count == 0
