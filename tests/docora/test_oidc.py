@@ -422,11 +422,11 @@ def test_calls_to_the_provider_follow_no_redirect_and_use_no_netrc(tmp_path: Pat
 
 
 def test_provider_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(provider_http, "TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(provider_http, "TIMEOUT_SECONDS", 0.5)
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
         provider_http.provider_session() as session,
-        pytest.raises(provider_http.RequestException, match=r"didn't respond within 0\.1 s"),
+        pytest.raises(provider_http.RequestException, match=r"didn't respond within 0\.5 s"),
     ):
         session.get(f"http://127.0.0.1:{server.getsockname()[1]}")
 
