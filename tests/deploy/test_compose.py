@@ -63,6 +63,8 @@ def test_handbooks_list_of_certificate_authorities_is_mounted_in_every_process()
     assert sorted(override) == RUNNING
     for service in override.values():
         assert service == {"volumes": ["./ca-list.crt:/etc/ssl/certs/ca-certificates.crt:ro"]}
+    # Without the override, which mounts the list that is being written.
+    assert "docker compose --file compose.yaml run --rm --no-deps -T web cat /etc/ssl/certs/ca-certificates.crt" in page
 
 
 def test_database_accepts_the_connections_of_ten_workers(settings) -> None:

@@ -129,7 +129,7 @@ def test_nobody_can_sign_up_and_unused_pages_are_not_routed(client: Client) -> N
             reverse(name)
     answer = client.get("/accounts/logout/")
     assert (answer.status_code, answer["Allow"]) == (405, "POST")
-    assert "This address works only with a button or form" in answer.content.decode()
+    assert "This address only works from a button or form in Docora" in answer.content.decode()
     assert answer.get("Content-Length", str(len(answer.content))) == str(len(answer.content))
 
 
