@@ -361,7 +361,7 @@ MIDDLEWARE = [
     "docora.web.middleware.PageHeadersMiddleware",
     "django.middleware.csp.ContentSecurityPolicyMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
-    "docora.web.errors.JsonErrorsMiddleware",
+    "docora.web.errors.ErrorBodiesMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",

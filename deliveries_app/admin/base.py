@@ -36,8 +36,10 @@ def column(description: str, show: Callable[[Any], Any], *, ordering: Any = None
     return staticmethod(admin.display(show, description=description, ordering=ordering))
 
 
-class PlainLists[M: Model](ModelAdmin[M]):
+class PlainAdmin[M: Model](ModelAdmin[M]):
     """Give lists a plain title, no counts beside the filters, and a 400 for query parameters that no filter uses.
+
+    Forms refuse "Save as new", which no page offers.
 
     Django accepts any lookup on the model's own columns. Some values make the query itself fail (`created_at__year=99999999`,
     `id__range=1`). Most lookups, and the counts, would scan the whole table.
@@ -83,7 +85,7 @@ class _FilterOnly(ChangeList):
         """Neither count the rows nor read a page of them."""
 
 
-class DocoraAdmin[M: Model](PlainLists[M]):
+class DocoraAdmin[M: Model](PlainAdmin[M]):
     """A model admin whose lists count only the rows that the search and filters find.
 
     With a `page_template`, the change page is a read-only page with action buttons instead of a form. `page_context`

@@ -22,7 +22,7 @@ from django.http import HttpRequest, HttpResponse
 from django.utils.html import format_html
 from django.utils.text import capfirst
 
-from deliveries_app.admin.base import PlainLists
+from deliveries_app.admin.base import PlainAdmin
 from deliveries_app.audited_admin import AuditedAdmin
 from deliveries_app.services.users import detach_history
 from docora.db.locks import lock_rows
@@ -137,7 +137,7 @@ class PasswordForm(SavePasswordOnly, auth_forms.AdminPasswordChangeForm):  # typ
 
 
 @admin.register(User)
-class UserAdmin(RequireRecentSignIn, PlainLists[Any], DjangoUserAdmin):
+class UserAdmin(RequireRecentSignIn, PlainAdmin[Any], DjangoUserAdmin):
     form = UserForm
     change_password_form = PasswordForm
     also_locked = Q(is_superuser=True)  # two superusers could otherwise take each other's rights, or delete each other
@@ -197,5 +197,5 @@ class UserAdmin(RequireRecentSignIn, PlainLists[Any], DjangoUserAdmin):
 
 
 @admin.register(Group)
-class GroupAdmin(RequireRecentSignIn, PlainLists[Group], auth.GroupAdmin):
+class GroupAdmin(RequireRecentSignIn, PlainAdmin[Group], auth.GroupAdmin):
     form = ChangedOnly

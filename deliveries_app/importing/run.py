@@ -6,7 +6,6 @@ A report says what was imported, what was already here, and what was left out an
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -18,6 +17,7 @@ from deliveries_app.importing.source import (
     SourceError,
     SourceFile,
     SourceKey,
+    SourceRecords,
     SourceRepository,
     SourceWatch,
 )
@@ -153,7 +153,7 @@ class _Import:
         self._token_hashes: set[str] = set()
         self._repositories: dict[str, _Repository] = {}
         self._canonical_urls: set[str] = set()  # imported so far
-        self._last_deliveries: dict[tuple[str, str], datetime | None] = {}
+        self._records: dict[tuple[str, str], SourceRecords] = {}
         self._imported: dict[tuple[str, str], str] = {}  # names of the watches, by the keys of their records
         self._files_seen = 0
         self._continued: set[int] = set()  # incomplete watches that a dry run would complete
@@ -230,8 +230,8 @@ class _Import:
         return repository.row
 
     def import_watches(self) -> None:
-        counts = self._source.file_counts()
-        self._last_deliveries = self._source.last_deliveries()
+        self._records = self._source.records
+        unclaimed = dict(self._records)
         for source in self._source.watches():
             if source.app in self._removed_apps:  # the remark about the app covers its watches
                 self.report.watches.left += 1
@@ -245,9 +245,9 @@ class _Import:
                 self._leave_out(self.report.watches, "watch", name, f"Its {missing} was not imported.")
                 continue
             key = self._source.file_key(app[0], repository.source)
-            self._import_watch(source, app[1], repository, key, counts.pop(key, 0))
+            self._import_watch(source, app[1], repository, key, unclaimed.pop(key, SourceRecords()))
         self.report.repositories.left += sum(repository.row is None for repository in self._repositories.values())
-        orphans = sum(counts.values())
+        orphans = sum(records.number for records in unclaimed.values())
         if orphans:
             self.report.files.left += orphans
             self.report.remark(
@@ -267,9 +267,14 @@ class _Import:
             self.report.problem("watch", f"{watch.github_url} of {watch.app.name}", reason)
 
     def _import_watch(
-        self, source: SourceWatch, app: App, repository: _Repository, key: tuple[str, str], count: int
+        self,
+        source: SourceWatch,
+        app: App,
+        repository: _Repository,
+        key: tuple[str, str],
+        records: SourceRecords,
     ) -> None:
-        name = f"{_spelled(repository.source)} of {app.name}"
+        name, (count, last_delivery) = f"{_spelled(repository.source)} of {app.name}", records
         saved = app.pk is not None and repository.row is not None and repository.row.pk is not None
         watch = AppRepository.objects.filter(app=app, repository=repository.row).first() if saved else None
         if watch is not None and not self._dry:  # the app may have watched it here itself, and may unwatch it later
@@ -284,7 +289,6 @@ class _Import:
             if not watch.github_token:  # report a token again that was left out and has not been entered since
                 validate.validate_token_of(source, self._key, problem)
             self.report.watches.here += 1
-            last_delivery = self._last_deliveries.get(key)
             if last_delivery and not write.began_after(last_delivery, app, repository.source.repository_id):
                 reason = (
                     "The existing service has delivered files of it since it was imported or watched here. Docora doesn't "
@@ -324,8 +328,9 @@ class _Import:
     def report_deliveries_meanwhile(self) -> None:
         """Report watches of which the existing service has delivered files since the import began: it still runs."""
         self._source.renew()
-        for key, time in self._source.last_deliveries().items():
-            if key in self._imported and time != self._last_deliveries.get(key):
+        for key, records in self._source.records.items():
+            before = self._records.get(key, SourceRecords())
+            if key in self._imported and records.last_delivery != before.last_delivery:
                 reason = (
                     "The existing service has delivered files of it during the import. Stop that service, then re-sync "
                     "the repository, in case the app has old content."

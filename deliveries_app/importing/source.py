@@ -8,6 +8,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 from datetime import MAXYEAR, MINYEAR, datetime
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import psycopg
@@ -83,6 +84,13 @@ class SourceFile(NamedTuple):
     path: str
     sha: str
     delivered_at: datetime | None
+
+
+class SourceRecords(NamedTuple):
+    """The delivery records of one watch: their number, and when the last file was delivered."""
+
+    number: int = 0
+    last_delivery: datetime | None = None
 
 
 class _TimeLoader(Loader):
@@ -229,6 +237,7 @@ class Source:
     def renew(self) -> None:
         """Begin a new transaction, which sees what has been written since."""
         _begin(self._connection)
+        self.__dict__.pop("records", None)
 
     def secrets(self) -> Iterator[str]:
         """Yield every encrypted value."""
@@ -268,15 +277,11 @@ class Source:
             *keys,
         )
 
-    def file_counts(self) -> dict[tuple[str, str], int]:
-        """Return (app, repository) → number of delivered files, by the ids in the table of delivered files."""
-        counts = "SELECT app_id::text, repository_id::text, count(*) FROM app_delivered_files GROUP BY 1, 2"
-        return {(app, repository): count for app, repository, count in self._connection.execute(counts)}
-
-    def last_deliveries(self) -> dict[tuple[str, str], datetime | None]:
-        """Return when the last of these files was delivered, by the same ids."""
-        times = "SELECT app_id::text, repository_id::text, max(delivered_at) FROM app_delivered_files GROUP BY 1, 2"
-        return {(app, repository): time for app, repository, time in self._connection.execute(times)}
+    @cached_property
+    def records(self) -> dict[tuple[str, str], SourceRecords]:
+        """A summary of the records by `file_key`. It takes a scan of the largest table, and is the same until `renew`."""
+        summary = "SELECT app_id::text, repository_id::text, count(*), max(delivered_at) FROM app_delivered_files GROUP BY 1, 2"
+        return {(app, repository): SourceRecords(*rest) for app, repository, *rest in self._connection.execute(summary)}
 
     def file_key(self, app: SourceApp, repository: SourceRepository) -> tuple[str, str]:
         """Return the two ids that the table of delivered files uses for this app and repository."""

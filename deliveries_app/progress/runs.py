@@ -19,6 +19,7 @@ from django.utils import timezone
 
 from deliveries_app.models import (
     AppRepository,
+    AppRepositoryQuerySet,
     BulkOperation,
     Canary,
     Outcome,
@@ -47,6 +48,12 @@ class Remaining(NamedTuple):
 
     files: int
     size: int
+
+
+def whole_trees(watches: AppRepositoryQuerySet) -> dict[int, Remaining]:
+    """Return what a re-sync of each of these watches has to send, in their order; 0 if its number of files is unknown."""
+    sized: Any = watches.with_sizes()
+    return {pk: Remaining(files or 0, size or 0) for pk, files, size in sized.values_list("pk", "files", "size")}
 
 
 def open_run(
@@ -95,11 +102,10 @@ def add_unreleased(operation: BulkOperation, watch_pks: Sequence[int]) -> None:
     order = [Case(When(condition, then=1), default=0) for condition in healthy_first]
     turn = Window(RowNumber(), partition_by="app_id", order_by=[*order, F("tree_files"), F("pk")])
     watches = AppRepository.objects.filter(pk__in=watch_pks).annotate(turn=turn).order_by("turn", "app", "pk")
-    rows = watches.with_sizes().values_list("pk", "files", "size")
     PendingRelease.objects.bulk_create(
         [
-            PendingRelease(operation=operation, watch_id=pk, position=position, files=files or 0, size=size or 0)
-            for position, (pk, files, size) in enumerate(rows)
+            PendingRelease(operation=operation, watch_id=pk, position=position, files=tree.files, size=tree.size)
+            for position, (pk, tree) in enumerate(whole_trees(watches).items())
         ],
         batch_size=_ROWS_AT_ONCE,
     )

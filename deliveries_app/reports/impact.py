@@ -61,6 +61,11 @@ class Impact:
         """What a re-sync sends, for a sentence: `30 files (4 kB)`, or `files` if their number is unknown."""
         return "files" if self.unknown else f"{counted(self.files, 'file')} ({format_bytes(self.size)})"
 
+    @property
+    def plus_unknown(self) -> str:
+        """What is not in `files`, for the total: `plus 2 repositories with an unknown number of files`, or empty."""
+        return f"plus {counted(self.unknown, 'repository')} with an unknown number of files" if self.unknown else ""
+
 
 @dataclass(frozen=True)
 class Removal:

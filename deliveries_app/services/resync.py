@@ -5,7 +5,6 @@ A bulk re-sync releases its repositories all at once, or gradually (`rollout`).
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 from django.db import transaction
 
@@ -87,7 +86,5 @@ def resync_watches(actor: Actor, pks: Sequence[int], operation: BulkOperation | 
     quotas.count_resync(actor)
     locked = requests.lock_watches(pks, AppRepository.objects.alive())
     AppRepository.objects.filter(pk__in=locked).update(**scheduling.RESYNC)
-    sized: Any = AppRepository.objects.filter(pk__in=locked).with_sizes()
-    sizes = sized.values_list("pk", "files", "size")
-    estimates = {pk: runs.Remaining(files or 0, size or 0) for pk, files, size in sizes}
+    estimates = runs.whole_trees(AppRepository.objects.filter(pk__in=locked))
     return requests.open_runs(actor, locked, Reason.RESYNC, operation, estimates)

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 GIVE_UP_AFTER = timedelta(days=1)
 _BASE_DELAY_SECONDS = 2.0
-BUSY_SECONDS = 10.0  # the wait if a busy app does not say how long it needs, and after many refusals the shortest one
+BUSY_SECONDS = 10.0  # the wait if a busy app does not say how long it needs; the shortest wait grows up to this
 
 
 class NoticeRefused(Exception):

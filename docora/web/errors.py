@@ -58,8 +58,8 @@ def wants_json(request: HttpRequest) -> bool:
     return request.path.startswith(_JSON_PREFIXES)
 
 
-class JsonErrorsMiddleware(MiddlewareMixin):
-    """Convert all other error responses to the JSON shape. Show a page for a GET that is not allowed: Django's is empty."""
+class ErrorBodiesMiddleware(MiddlewareMixin):
+    """Give other error responses a body: the JSON shape where JSON is wanted, and a page for a GET that is not allowed."""
 
     def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
         if isinstance(response, HttpResponseNotAllowed) and request.method == "GET" and not wants_json(request):

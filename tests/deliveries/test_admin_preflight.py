@@ -135,7 +135,7 @@ def test_failed_ping_is_history_once_the_app_accepts_a_file(world: World, operat
     world.answer(lambda note: Answer(404) if note.kind == "ping" else None)
     send_ping(Actor.command(), world.app)
     assert "The last test ping failed." in operator.get(ALL).text
-    assert after_ping(world.app).warnings == [], "the result of the ping stands beside it"
+    assert after_ping(world.app).warnings == [], "the page shows the result of the ping anyway"
     world.sync(watch)
     assert "The last test ping failed." not in operator.get(ALL).text
     send_ping(Actor.command(), world.app)

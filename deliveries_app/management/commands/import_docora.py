@@ -59,7 +59,7 @@ class Command(BaseCommand):
 
     def _import(self, url: str, key: SourceKey, *, dry_run: bool, quiet: bool) -> Report:
         with open_source(url) as source, Bar(quiet=quiet) as bar:
-            total, done = sum(source.file_counts().values()), 0
+            total, done = sum(records.number for records in source.records.values()), 0
 
             def advance(files: int) -> None:
                 nonlocal done
