@@ -26,7 +26,6 @@ _CLASSES = {
     b"upper": rb"A-Z",
     b"xdigit": rb"0-9A-Fa-f",
 }
-_SPECIAL = b"*?[\\"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -81,21 +80,20 @@ def compile_pattern(line: bytes, number: int, *, in_file: bool) -> Pattern:
 def _translate(glob: bytes, *, by_name: bool) -> bytes:
     """Return the expression for a glob. Unless `by_name`, `**` between slashes matches any number of directories.
 
-    Git compares the literal prefix before the first special character separately, so a `**` right after the prefix
-    counts as if it were at the beginning.
+    Elsewhere `**` is like `*`, as git's manual says and git 2.53 reads it. Git 2.47 reads `**` right after the first
+    name, as in `foo**/bar`, as if it were between slashes.
     """
     if not glob:
         raise InvalidPattern("matches nothing")
-    start = next((index for index, byte in enumerate(glob) if byte in _SPECIAL), len(glob))
-    out = [re.escape(glob[:start])]
-    position = start
+    out: list[bytes] = []
+    position = 0
     while position < len(glob):
         byte = glob[position : position + 1]
         if byte == b"*":
             end = position
             while glob[end : end + 1] == b"*":
                 end += 1
-            opens = position == start or glob[position - 1 : position] == b"/"
+            opens = position == 0 or glob[position - 1 : position] == b"/"
             piece, position = _stars(glob, end, doubled=opens and end - position > 1 and not by_name)
         elif byte == b"?":
             piece, position = b"[^/]", position + 1

@@ -16,6 +16,7 @@ from deliveries_app.services.watch_settings import change_watch
 from repositories_app import services as repositories
 from tests.support.git import Entry
 from tests.support.histories import kill_worker, refusing, sha
+from tests.support.raw_objects import FILE, FOLDER, blob, serve, tree
 from tests.support.transforms import use_transforms
 from tests.support.world import World
 
@@ -122,22 +123,25 @@ def test_ineligible_entries_and_a_directory(world: World, settings) -> None:
         "module": Entry.submodule("1" * 40),
         "large": b"x" * 1001,
         "d/" * 600 + "deep": b"1",
-        "docs/.GIT/config": b"1",
         os.fsdecode(b"caf\xe9.md"): b"1",
         "docs/a.md": b"1",
     }
-    _, watch = world.watch(files)
+    repo, watch = world.watch(files)
     world.settle()
     for path, text in {
         "link": "Not sent: symbolic links are not sent.",
         "module": "Not sent: submodules are not sent. Watch the submodule's own repository instead.",
         "large": "Not sent: the file's 1,001 bytes exceed MAX_FILE_BYTES (1,000).",
         "d/" * 600 + "deep": "Not sent: paths longer than 1024 bytes are not sent.",
-        "docs/.GIT/config": "Not sent: the path leads outside the client's folder or into its .git directory.",
         r"caf\xe9.md": "Not sent: the path is not valid UTF-8, so JSON can't represent it.",
     }.items():
         assert explain_path(watch, path).decision == ("left out", text)
     assert explain_path(watch, "docs").decision == ("absent", "This is a directory. Enter the path of a file.")
+    folder = tree(repo, (FOLDER, b".GIT", tree(repo, (FILE, b"config", blob(repo)))))  # git doesn't commit such a path
+    serve(repo, tree(repo, (FOLDER, b"docs", folder)))
+    world.sync(watch)
+    text = "Not sent: the path leads outside the client's folder or into its .git directory."
+    assert explain_path(watch, "docs/.GIT/config").decision == ("left out", text)
 
 
 def test_lfs_pointer(world: World) -> None:

@@ -43,8 +43,9 @@ def worst(run: Callable[[int], None]) -> int:
 
 @pytest.mark.skipif(sys.implementation.name != "cpython", reason="counts what CPython does")
 def test_large_chunk_saves_mapping_memory_for_each_call() -> None:
-    assert worst(calls) >= CALLS  # otherwise, some depth is at the end of a chunk
     assert worst(with_large_stack(calls)) < CALLS / 4
+    if sys.version_info < (3, 14):  # later ones keep an empty chunk
+        assert worst(calls) >= CALLS  # some depth is at the end of a chunk
 
 
 def test_function_is_called_as_before() -> None:
