@@ -64,7 +64,8 @@ class GitHubAppForm(forms.ModelForm):  # type: ignore[type-arg]  # not generic a
         key: str = self.cleaned_data["key"]
         return github_apps.validate_private_key(key) if key or not self.instance.pk else ""
 
-    def clean(self) -> None:
+    def full_clean(self) -> None:
+        super().full_clean()  # which also checks, last, that the name is unique
         if self.errors and self.cleaned_data.get("key"):
             self.add_error("key", "Enter the key again. It isn't shown after an error.")
 

@@ -111,6 +111,16 @@ def test_invalid_input(root: Client, changed: dict[str, str], error: str) -> Non
         assert "Enter the key again." in answer.text
 
 
+def test_taken_name_is_an_error_of_the_form(root: Client, github_app: GitHubApp) -> None:
+    other = GitHubApp.objects.create(name="Other", app_id="2", private_key=KEY)
+    taken = FIELDS | {"name": github_app.name, "key": KEY}
+    for page in (f"{LIST}add/", change_page(other)):
+        answer = root.post(page, taken)
+        assert "GitHub App with this Name already exists." in answer.text
+        assert "Enter the key again." in answer.text
+    assert GitHubApp.objects.count() == 2
+
+
 def test_app_that_is_deleted_while_its_form_is_saved_is_not_stored_again(
     root: Client, github_app: GitHubApp, monkeypatch
 ) -> None:
