@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
 from django.contrib.admin import ShowFacets, helpers
+from django.contrib.admin.utils import unquote
 from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import BadRequest, PermissionDenied
 from django.db.models import Model, QuerySet
@@ -59,6 +60,12 @@ class PlainAdmin[M: Model](ModelAdmin[M]):
         if getattr(changelist, "multi_page", False):
             changelist.page_num = changelist.paginator.validate_number(changelist.page_num)
         return changelist
+
+    def _get_obj_does_not_exist_redirect(self, request: HttpRequest, opts: Any, object_id: str) -> HttpResponse:
+        """Redirect as Django does. Its message would begin in lower case."""
+        message = f"{capfirst(opts.verbose_name)} with ID “{unquote(object_id)}” doesn't exist. Perhaps it was deleted?"
+        self.message_user(request, message, messages.WARNING)
+        return HttpResponseRedirect(reverse("admin:index"))
 
     def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         """Refuse "Save as new": Django would do it although no page offers it, and fail to show the form's errors."""
@@ -215,7 +222,7 @@ class DocoraAdmin[M: Model](PlainAdmin[M]):
 
     def redirect_missing(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Redirect to the overview with a message that there is no row with this id."""
-        return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined,no-any-return]
+        return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)
 
     def redirect_with_message(
         self, request: HttpRequest, url: str, message: object, level: int = messages.SUCCESS

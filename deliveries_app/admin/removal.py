@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from django.contrib import messages
 from django.core.exceptions import PermissionDenied
 from django.db.models import Model, QuerySet
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern
 from django.utils.text import get_text_list
 
@@ -79,8 +78,7 @@ class RemovalAdmin[M: Model](BulkAdmin[M]):
             again = self.confirm_again(request, selected, removal.files)
             return again or self._remove(request, rows, back, only)
         if not pks:
-            message = f"There are no {labels.plural} in this selection."
-            return self.redirect_with_warning(request, back, message)
+            return self._warn_of_empty_selection(request, back)
         names = [str(row) for row in rows.order_by(*(self.opts.ordering or ()))[:SAMPLE]]
         context = {
             **selection_context(selected, removal.files),
@@ -97,7 +95,11 @@ class RemovalAdmin[M: Model](BulkAdmin[M]):
     def _remove(self, request: HttpRequest, rows: QuerySet[M], back: str, only: M | None) -> HttpResponse:
         selected, labels = list(rows), self.removal_labels
         self.remove(Actor.of_request(request), selected)
-        if selected:
-            removed = only or counted(len(selected), labels.singular, labels.plural)
-            self.message_user(request, f"{labels.past} {removed}.", messages.SUCCESS)
-        return HttpResponseRedirect(back)
+        if not selected:  # another request has just removed them
+            return self._warn_of_empty_selection(request, back)
+        removed = only or counted(len(selected), labels.singular, labels.plural)
+        return self.redirect_with_message(request, back, f"{labels.past} {removed}.")
+
+    def _warn_of_empty_selection(self, request: HttpRequest, back: str) -> HttpResponse:
+        message = f"There are no {self.removal_labels.plural} in this selection."
+        return self.redirect_with_warning(request, back, message)

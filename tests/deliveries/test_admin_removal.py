@@ -184,6 +184,14 @@ def test_empty_selection_removes_nothing(admin: Client, watches) -> None:
     assert AppRepository.objects.alive().count() == 3
 
 
+def test_form_that_is_sent_again_says_that_nothing_is_left(admin: Client, watches) -> None:
+    page = f"{WATCHES}remove/?ids={watches[0].pk}"
+    assert "Stopped watching 1 repository." in admin.post(page, {"post": "yes"}, follow=True).text
+    assert "There are no repositories in this selection." in admin.post(page, {"post": "yes"}, follow=True).text
+    missing = admin.post(f"{WATCHES}{watches[0].pk}/delete/", {"post": "yes"}, follow=True).text
+    assert "Watched repository with ID" in missing
+
+
 def test_get_removes_nothing(admin: Client, watches) -> None:
     for url in (
         f"{APPS}{watches[0].app_id}/delete/",
