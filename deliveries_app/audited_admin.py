@@ -38,7 +38,7 @@ _SHOWN = {
 
 @dataclass(frozen=True)
 class FormChanges:
-    """What a form changes. Django passes it on to `log_addition` and `log_change` as the message."""
+    """What a form changes. Django passes it on to `log_addition` and `log_change` as the message, empty if nothing changes."""
 
     message: str
     changes: audit.Changes
@@ -52,17 +52,19 @@ class AuditedAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # not generic a
     """
 
     def construct_change_message(self, request: HttpRequest, form: Any, formsets: Any, add: bool = False) -> Any:
-        text = LogEntry(change_message=json.dumps(super().construct_change_message(request, form, formsets, add)))
+        parts = super().construct_change_message(request, form, formsets, add)
+        text = LogEntry(change_message=json.dumps(parts)).get_change_message() if parts else ""
         names = list(form.changed_data)
         is_password = bool(names) and all("password" in name for name in names)
         changes = _changes_of(form, names, _SHOWN if self.model in _ACCOUNTS else frozenset(), add=add)
-        return FormChanges(text.get_change_message(), changes, is_password and not add)
+        return FormChanges(text, changes, is_password and not add)
 
     def log_addition(self, request: HttpRequest, obj: Model, message: Any) -> Any:
         self._record(request, [obj], "added", message)
 
     def log_change(self, request: HttpRequest, obj: Model, message: Any) -> Any:
-        self._record(request, [obj], "changed", message)
+        if not isinstance(message, FormChanges) or message.message:
+            self._record(request, [obj], "changed", message)
 
     def log_deletions(self, request: HttpRequest, queryset: Any) -> Any:
         """Do nothing: `delete_model` and `delete_queryset` record it together with the deletion."""

@@ -19,6 +19,7 @@ from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import connection, transaction
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse
+from django.utils.functional import cached_property
 from django.utils.html import format_html
 from django.utils.text import capfirst
 
@@ -113,6 +114,12 @@ class ChangedOnly(forms.ModelForm):  # type: ignore[type-arg]  # not generic at 
         is_page = not self.is_bound or any(self.add_initial_prefix(name) in self.data for name in self.fields)
         for field in self.fields.values():
             field.show_hidden_initial = is_page and not field.disabled
+
+    @cached_property
+    def changed_data(self) -> list[str]:
+        """Leave out the fields that already have the new value, because another request has made the same change."""
+        names = super().changed_data
+        return [name for name in names if self.fields[name].has_changed(self[name].initial, self[name].data)]
 
     def clean(self) -> dict[str, Any]:
         given: dict[str, Any] = super().clean() or {}

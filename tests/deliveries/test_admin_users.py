@@ -9,6 +9,7 @@ from django.contrib.auth.models import Group, Permission, User
 from django.test import Client
 from django.utils import timezone
 
+from deliveries_app.models import AuditEntry
 from tests.support.admin_pages import form_of, superuser
 
 USERS, GROUPS = "/admin/auth/user/", "/admin/auth/group/"
@@ -71,6 +72,16 @@ def test_page_of_a_group_that_is_out_of_date(db) -> None:
     post(root, page, shown, name=["shakers"])
     group.refresh_from_db()
     assert (group.name, group.permissions.count()) == ("shakers", 0)
+
+
+def test_form_that_is_sent_twice_is_recorded_once(olga: User) -> None:
+    root, group = superuser(), Group.objects.get(name="movers")
+    for page, name in ((f"{USERS}{olga.pk}/change/", "first_name"), (f"{GROUPS}{group.pk}/change/", "name")):
+        shown = form_of(root, page)
+        for _ in range(2):
+            post(root, page, shown, **{name: ["New"]})
+    changed = AuditEntry.objects.filter(action__in=["user.changed", "group.changed"])
+    assert sorted(changed.values_list("message", flat=True)) == ["Changed First name.", "Changed Name."]
 
 
 @pytest.mark.parametrize("is_own", [True, False])
