@@ -21,13 +21,15 @@ from allauth.socialaccount.providers.oauth2.views import OAuth2CallbackView
 from allauth.socialaccount.providers.openid_connect.views import OpenIDConnectOAuth2Adapter
 from django.conf import settings
 from django.contrib import messages
-from django.contrib.auth import login
+from django.contrib.auth import get_user_model, login
 from django.contrib.auth.decorators import login_required
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
+from django.db import transaction
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import render, resolve_url
 from django.views.decorators.http import require_http_methods
 
+from docora.db.locks import lock_rows
 from docora.sign_in import factors, links, oidc
 from docora.sign_in.adapters import REAUTHENTICATION_BEGAN
 from docora.sign_in.provider_http import RequestException
@@ -68,6 +70,25 @@ class ReauthenticateWithPasskeyView(ReauthenticateWebAuthnView):  # type: ignore
         for message in form.errors.get("credential", []):
             messages.error(self.request, message)
         return HttpResponseRedirect(self.passthrough_next_url(self.request.path))
+
+
+def own_factors(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
+    """Wrap a view of allauth that removes or shows the user's second factors, so that such requests run one after another.
+
+    Otherwise, a form sent twice would remove a factor twice. If the factor is gone, redirect to the list of factors.
+    """
+
+    @login_required
+    def one_at_a_time(request: HttpRequest, **arguments: Any) -> HttpResponse:
+        with transaction.atomic():
+            if not lock_rows(get_user_model()._default_manager.filter(pk__in=[request.user.pk])):
+                raise PermissionDenied("Your account was deleted.")
+            try:
+                return view(request, **arguments)
+            except Http404:
+                return HttpResponseRedirect(resolve_url("mfa_index"))
+
+    return one_at_a_time
 
 
 @_limited

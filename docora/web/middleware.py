@@ -16,6 +16,7 @@ from django.utils.deprecation import MiddlewareMixin
 from docora.http.addresses import is_in
 from docora.security.crypto import DecryptionError
 from docora.web.errors import API_PREFIXES, error_page, json_error, wants_json
+from docora.web.redirects import own_url
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +143,10 @@ class ConflictMiddleware(MiddlewareMixin):
             return None
         logger.warning("form_conflicted", exc_info=exception, extra={"path": request.path})
         messages.warning(request, _CONFLICT)
-        return HttpResponseRedirect(request.get_full_path())
+        page = own_url(
+            request, request.headers.get("Referer", ""), request.get_full_path()
+        )  # the path may accept only POST
+        return HttpResponseRedirect(page)
 
 
 class DecryptionErrorMiddleware(MiddlewareMixin):

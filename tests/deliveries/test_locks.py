@@ -8,11 +8,14 @@ import threading
 from collections.abc import Callable
 
 import pytest
+from allauth.mfa.models import Authenticator
+from allauth.mfa.recovery_codes.internal.auth import RecoveryCodes
 from django.contrib.auth.models import User
-from django.db import connection, transaction
+from django.db import IntegrityError, connection, transaction
 from django.db.models.functions import Now
 from django.test import Client
 
+from deliveries_app import services
 from deliveries_app.actors import Actor
 from deliveries_app.admin import users
 from deliveries_app.models import (
@@ -252,6 +255,67 @@ def test_form_conflicts_with_another_request(transactional_db, what: str) -> Non
         assert "Not saved: another request changed something" in again.get(page, follow=True).text
 
     in_threads(save, conflict)
+
+
+@pytest.mark.parametrize("what", ["authenticator app", "passkey"])
+def test_second_factor_is_removed_twice_at_once(transactional_db, what: str) -> None:
+    """The second request removed and recorded it again."""
+    client, again = superuser(), Client(SERVER_NAME="127.0.0.1")
+    again.cookies = client.cookies
+    root, page = User.objects.get(), "/accounts/security/app/remove/"
+    Authenticator.objects.create(user=root, type="totp", data={})
+    if what == "passkey":
+        factor = Authenticator.objects.create(user=root, type="webauthn", data={"name": "Blue", "passwordless": True})
+        page = f"/accounts/security/passkeys/{factor.pk}/remove/"
+    is_removed = threading.Event()
+
+    def remove() -> None:
+        with transaction.atomic():
+            assert client.post(page).status_code == 302
+            is_removed.set()
+            wait_for(waits_for_a_lock)
+
+    def remove_again() -> None:
+        assert is_removed.wait(10)
+        answer = again.post(page)
+        assert (answer.status_code, answer["Location"]) == (302, "/accounts/security/")
+
+    in_threads(remove, remove_again)
+    assert AuditEntry.objects.filter(action="user.second_factor_changed", message__startswith="Removed").count() == 1
+
+
+def test_recovery_codes_of_a_user_who_is_being_deleted(transactional_db) -> None:
+    """It was a server error."""
+    client = superuser()
+    root = User.objects.get()
+    RecoveryCodes.activate(root)
+    is_deleted = threading.Event()
+
+    def delete() -> None:
+        with transaction.atomic():
+            root.delete()
+            is_deleted.set()
+            wait_for(waits_for_a_lock)
+
+    def show() -> None:
+        assert is_deleted.wait(10)
+        assert client.get("/accounts/security/recovery-codes/").status_code == 403
+
+    in_threads(delete, show)
+
+
+def test_conflict_of_a_button_leads_back_to_its_page(db, monkeypatch) -> None:
+    """It led to the button's own address, which accepts only POST."""
+
+    def conflict(*_: object) -> None:
+        raise IntegrityError
+
+    client, app = superuser(), make_app("Portal")
+    page = f"http://127.0.0.1/admin/deliveries_app/app/{app.pk}/change/"
+    monkeypatch.setattr(services, "change_app", conflict)
+    answer = client.post(f"/admin/deliveries_app/app/{app.pk}/pause/", headers={"referer": page}, follow=True)
+    assert answer.redirect_chain == [(page, 302)]
+    assert "Not saved: another request changed something" in answer.text
 
 
 def test_same_settings_are_put_twice_at_once(world: World) -> None:
