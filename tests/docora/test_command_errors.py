@@ -359,6 +359,12 @@ def test_number_outside_its_range_is_a_usage_error(line: list[str], range_: str)
     assert f"argument {line[1]}: must be a number from {range_}\n" in done.stderr
 
 
+def test_receiver_on_a_host_name_that_cannot_be_encoded(instance_environment: dict[str, str]) -> None:
+    done = manage("receiver", "--host", "ä..x", environment=instance_environment)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "CommandError: Cannot listen on ä..x port 9000: encoding of hostname failed.\n"
+
+
 def test_file_of_another_user() -> None:
     error = PermissionError(errno.EACCES, "Permission denied", "/data/docora.sqlite3-migrate.lock")
     assert error_message(error) == (

@@ -50,8 +50,8 @@ class Command(BaseCommand):
         )
         try:
             receiver.start()
-        except OSError as error:
-            reason = (error.strerror or str(error)).rstrip(".")
+        except (OSError, TypeError) as error:  # the latter for a host name that cannot be encoded
+            reason = (getattr(error, "strerror", "") or str(error)).rstrip(".")
             raise CommandError(f"Cannot listen on {options['host']} port {options['port']}: {reason}.") from None
         with receiver:
             out = self.stderr if self.as_json else self.stdout
