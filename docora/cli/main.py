@@ -35,6 +35,7 @@ DEMO_SETTINGS = {
     "MAX_RETRY_ATTEMPTS": "3",
 }
 _NO_TABLE = {"42P01", "42703"}  # SQLSTATE of a missing table or column; the message is in the server's language
+_CANCELLED = "57014"
 _NO_RIGHTS = {"42501", "3F000"}  # SQLSTATE; the latter also if no schema of the search_path exists
 COMMANDS_WITH_PAGES = {"check", "doctor", "runserver", "testserver", "web"}
 
@@ -65,7 +66,7 @@ def apply_instance_options(arguments: Sequence[str]) -> None:
 def asks_for_help(arguments: Sequence[str]) -> bool:
     """Return whether a command line only prints a help text. What follows `--` belongs to another program."""
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    return not arguments or arguments[0] == "help" or not {"-h", "--help"}.isdisjoint(options)
+    return not arguments or arguments[0] == "help" or not {"-h", "--h", "--he", "--hel", "--help"}.isdisjoint(options)
 
 
 def error_message(error: Exception) -> str:
@@ -92,6 +93,8 @@ def error_message(error: Exception) -> str:
         case OperationalError() | InterfaceError() if settings.DATABASES["default"]["ENGINE"].endswith("sqlite3"):
             file = settings.DATABASES["default"]["NAME"]
             return f"The database {file} cannot be used: {cause}. Check its disk, and run commands as Docora's user."
+        case OperationalError() if sqlstate(error) == _CANCELLED:
+            return f"The database cancelled a statement: {cause}. Check its log and its statement_timeout."
         case OperationalError() | InterfaceError():
             return f"The database cannot be used: {cause}. Check DATABASE_URL, and that the database is running."
         case DatabaseError() if is_read_only(error):

@@ -158,6 +158,16 @@ def test_user_without_rights_in_the_database(
         assert outcome == (1, "", f"The database refused: {cause}. {advice}")
 
 
+def test_statement_that_takes_longer_than_its_timeout(instance_environment: dict[str, str]) -> None:
+    url = instance_environment["DATABASE_URL"]
+    with psycopg.connect(url) as connection:
+        connection.execute("LOCK TABLE deliveries_app_app")
+        outcome = outcomes([["list_apps"]], DATABASE_URL=f"{url}&options=-cstatement_timeout%3D500")
+    cause = "canceling statement due to statement timeout"
+    message = f"The database cancelled a statement: {cause}. Check its log and its statement_timeout."
+    assert outcome == [(1, "", message)]
+
+
 def test_database_that_is_too_old_or_read_only() -> None:
     advice = "Check the rights of the user in DATABASE_URL, and the server's version."
     for error in (NotSupportedError("PostgreSQL 15 or later is required (found 13)."), InternalError("read-only")):
@@ -382,7 +392,14 @@ def test_traceback_for_unexpected_errors_and_on_request() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "has_keys"), [([], False), (["help", "status"], False), (["status", "-h"], False), (["--help"], True)]
+    ("line", "has_keys"),
+    [
+        ([], False),
+        (["help", "status"], False),
+        (["status", "-h"], False),
+        (["status", "--hel"], False),
+        (["--help"], True),
+    ],
 )
 def test_help_creates_no_data_directory(tmp_path: Path, line: list[str], has_keys: bool) -> None:
     keys = {name: secrets.token_urlsafe(50) if has_keys else "" for name in ("SECRET_KEY", "ENCRYPTION_KEYS")}
