@@ -66,7 +66,13 @@ def change_watch(
     actor.require_watch(watch, Permission.CHANGE_WATCHES)
     changes: dict[str, dict[str, str]] = {}  # by the message for the audit log
     if "github_token" in given:
-        changes["Changed the repository's token"] = {"github_token": validate_token(given["github_token"])}
+        token = validate_token(given["github_token"])
+        message = (
+            "Changed the repository's token"
+            if token or watch.github_token
+            else "Checked the repository without a token"
+        )
+        changes[message] = {"github_token": token}
     if "ref" in given:
         ref = validate_ref(given["ref"])
         changes[f"Changed the branch or tag to {ref or 'the default branch'}"] = {"ref": ref}

@@ -84,6 +84,8 @@ def test_public_repository_needs_no_token(world: World, keeper: Client) -> None:
     assert watch.github_token == ""
     again = keeper.post(f"{WATCHES}{watch.pk}/token/", {"github_token": ""}, follow=True).text
     assert "No token is stored. A sync is queued." in again
+    recorded = [entry.message for entry in by_users().order_by("pk")]
+    assert recorded == ["Changed the repository's token", "Checked the repository without a token"]
 
 
 def test_push_secret_is_shown_once_with_its_url(keeper: Client, watch: AppRepository, settings) -> None:
