@@ -1,6 +1,6 @@
 """An app's token and signing key: rotate them, show the new one once, retire the old one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -104,6 +104,11 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
     def secrets_context(self, owner: App) -> dict[str, Any]:
         has_old_token = tokens.live_tokens(owner).count() > 1
         return {"app": owner, "public_url": settings.PUBLIC_URL, "has_old_token": has_old_token}
+
+    def are_current(self, owner: App, secrets: Mapping[str, str]) -> bool:
+        token, key = secrets.get("token"), secrets.get("client_auth_key")
+        is_valid_key = key is None or key in {owner.client_auth_key, owner.new_auth_key}
+        return is_valid_key and (token is None or tokens.is_newest(owner, token))
 
     def settings_page_of(self, app: App) -> str:
         return self.url_of("settings", app)

@@ -4,6 +4,7 @@ If they were rendered in response to the POST that created them, a refresh would
 encrypted in the session and redirects to a GET that shows them.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from django.db.models import Model
@@ -33,6 +34,10 @@ class OneTimeSecretsAdmin[M: Model](DocoraAdmin[M]):
         """Return what the template needs in addition to the secrets."""
         return {}
 
+    def are_current(self, owner: M, secrets: Mapping[str, str]) -> bool:
+        """Return whether these secrets are still the newest."""
+        raise NotImplementedError
+
     def redirect_to_secrets(self, request: HttpRequest, kind: str, owner: M, **secrets: str) -> HttpResponse:
         """Store the secrets and redirect to the page that shows them. This drops earlier ones that were never shown."""
         encrypted = {name: encrypt(value) for name, value in secrets.items()}
@@ -49,12 +54,16 @@ class OneTimeSecretsAdmin[M: Model](DocoraAdmin[M]):
         if owner is None:
             message = "There is nothing to show: credentials are shown only once. Rotating creates new ones."
             return self.redirect_with_warning(request, self.list_url, message)
+        secrets = {name: decrypt(value) for name, value in stored["secrets"].items()}
+        if not self.are_current(owner, secrets):  # a request sent twice creates two, and the session may hold the first
+            message = "Another request has replaced these credentials. They are not shown. Rotating creates new ones."
+            return self.redirect_with_warning(request, self.page_of(owner), message)
         context = {
             "original": owner,
             "kind": stored["kind"],
             "back": self.page_of(owner),
             **self.secrets_context(owner),
-            **{name: decrypt(value) for name, value in stored["secrets"].items()},
+            **secrets,
         }
         title = self.secrets_titles[stored["kind"]].format(owner)
         return self.render_page(request, self.secrets_template, title, **context)

@@ -1,6 +1,6 @@
 """The pages that change a watch: its token, its branch or tag, its push hook secret, and its patterns."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -61,6 +61,9 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
 
     def secrets_context(self, owner: AppRepository) -> dict[str, Any]:
         return {"hook_url": hook_url(owner)}
+
+    def are_current(self, owner: AppRepository, secrets: Mapping[str, str]) -> bool:
+        return owner.push_secret == secrets["secret"]
 
     def replace_token(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         """Replace the token. The page shows neither the old token nor the new one."""

@@ -43,6 +43,11 @@ def live_tokens(app: App) -> QuerySet[AppToken]:
     return app.tokens.filter(not_expired())
 
 
+def is_newest(app: App, token: str) -> bool:
+    """Return whether this is the app's token without an expiry."""
+    return app.tokens.filter(digest=hash_token(token), expires_at=None).exists()
+
+
 def authenticate(token: str) -> App | None:
     """Return the app that this token belongs to, or None if the token is unknown or expired or the app has ended.
 

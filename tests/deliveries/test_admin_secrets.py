@@ -8,7 +8,7 @@ from django.utils import timezone
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App
-from deliveries_app.services.keys import start_key_rotation
+from deliveries_app.services.keys import cancel_key_rotation, start_key_rotation
 from deliveries_app.services.tokens import authenticate, rotate_app_token
 from tests.support.audit import by_users
 from tests.support.staff import make_app, staff
@@ -61,6 +61,19 @@ def test_new_token_is_shown_once_and_old_one_expires_as_chosen(keeper: Client, a
     assert token not in keeper.get(answer.url, follow=True).text
     assert token not in keeper.get(f"{APPS}{app.pk}/settings/").text
     assert token[-4:] in keeper.get(f"{APPS}{app.pk}/settings/").text
+
+
+@pytest.mark.parametrize("what", ["token", "key"])
+def test_secret_that_was_replaced_before_it_was_shown(keeper: Client, app: App, what: str) -> None:
+    """As after two requests at once. It was shown, although it expires soon or was already invalid."""
+    answer = keeper.post(f"{APPS}{app.pk}/rotate-{what}/", {"overlap": "1"})
+    if what == "token":
+        rotate_app_token(Actor.command(), app)
+    else:
+        cancel_key_rotation(Actor.command(), app)
+    page = keeper.get(answer.url, follow=True).text
+    assert "Another request has replaced these credentials." in page
+    assert '<code id="' not in page
 
 
 def test_leaked_token_expires_at_once(keeper: Client, app: App) -> None:

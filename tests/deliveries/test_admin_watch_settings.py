@@ -22,6 +22,7 @@ from deliveries_app.models import (
 from deliveries_app.progress.runs import open_run
 from deliveries_app.reports.next_attempt import NextAttempt, next_attempt_of
 from deliveries_app.services import retry_single
+from deliveries_app.services.watch_settings import renew_push_secret
 from tests.support.admin_pages import posted_form, superuser
 from tests.support.audit import by_users
 from tests.support.staff import fail, make_app, make_watch, staff
@@ -106,9 +107,11 @@ def test_push_secret_is_shown_once_with_its_url(keeper: Client, watch: AppReposi
     assert secret not in page_of(keeper, watch)
     assert "Rotate push hook secret" in page_of(keeper, watch)
     assert "stops working immediately" in keeper.get(f"{WATCHES}{watch.pk}/push-secret/").text
-    keeper.post(f"{WATCHES}{watch.pk}/push-secret/")
+    answer = keeper.post(f"{WATCHES}{watch.pk}/push-secret/")
     watch.refresh_from_db()
     assert watch.push_secret != secret
+    renew_push_secret(Actor.command(), watch)
+    assert "Another request has replaced these credentials." in keeper.get(answer.url, follow=True).text
 
 
 def test_newly_ignored_files_are_deleted_at_the_next_sync(world: World, keeper: Client) -> None:
