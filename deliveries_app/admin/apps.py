@@ -294,6 +294,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, RemovalAdmin[App]):
         if {"base_url", "github_app"} & set(form.changed_data):  # where files are sent, and what can be read
             require_recent(request)
         services.change_app(Actor.of_request(request), obj, form.changed_data)
+        obj.refresh_from_db(fields=["name"])  # for the message; the page may have shown an earlier name
 
     def remove(self, actor: Actor, rows: Sequence[App]) -> None:
         for app in rows:

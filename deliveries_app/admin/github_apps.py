@@ -96,6 +96,7 @@ class GitHubAppAdmin(DocoraAdmin[GitHubApp]):
         require_recent(request)
         changed = [name for name in form.changed_data if name != "key"]
         github_apps.save_github_app(Actor.of_request(request), obj, form.cleaned_data["key"], changed)
+        obj.refresh_from_db(fields=["name"])  # for the message; the page may have shown an earlier name
 
     def delete_model(self, request: HttpRequest, obj: GitHubApp) -> None:
         require_recent(request)

@@ -177,6 +177,13 @@ def test_saving_a_stale_page_keeps_what_the_app_has_changed(admin: Client) -> No
     assert [entry.message for entry in by_users()] == ["Description: nothing → New words"]
 
 
+def test_message_after_saving_a_stale_page_has_the_current_name(admin: Client) -> None:
+    app = make_app("Portal")
+    posted = settings_of(admin, app, description="New words")
+    App.objects.filter(pk=app.pk).update(name="Docs")
+    assert "Docs</a>” was changed successfully." in admin.post(f"{APPS}{app.pk}/settings/", posted, follow=True).text
+
+
 def test_saving_writes_only_changed_settings(admin: Client, monkeypatch) -> None:
     app = make_app("Portal")
     posted = settings_of(admin, app, description="New words")

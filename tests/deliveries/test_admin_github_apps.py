@@ -81,6 +81,9 @@ def test_saving_a_stale_page_keeps_what_another_administrator_has_changed(root: 
     changed = GitHubApp.objects.get()
     assert (changed.name, changed.app_id, changed.private_key) == ("Renamed", "another", key)
     assert by_users(message="Name: Reader → Renamed").count() == 1
+    stale = posted_form(root, page, app_id="third")
+    GitHubApp.objects.update(name="Renamed again")
+    assert "Renamed again</a>” was changed successfully." in root.post(page, stale, follow=True).text
 
 
 @pytest.mark.parametrize(
