@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterable
 from datetime import datetime
 from ipaddress import ip_network
-from itertools import islice
 from pathlib import Path
 
 from django.conf import settings
@@ -38,7 +37,7 @@ from docora.db import append_only
 from docora.http.client import HttpClient, Outcome
 from docora.redis import heartbeat, inspect
 from docora.security import crypto
-from docora.security.stored_secrets import Result, columns
+from docora.security.stored_secrets import examine
 from docora.sign_in.oidc import PROVIDER_ID, SUPERUSER
 from docora.text import can_be_id, counted, format_bytes, format_seconds
 from repositories_app.mirror import cache
@@ -62,11 +61,7 @@ def _time_since(moment: datetime) -> str:
 
 def check_secrets() -> list[CheckMessage]:
     """Check that stored secrets can be decrypted: the first `_SECRETS_READ` of each column."""
-    results: dict[str, Result] = {}
-    for name, secrets in columns():
-        results[name] = result = Result()
-        for secret in islice(secrets, _SECRETS_READ):
-            result.add(secret, dry_run=True)
+    results = examine(_SECRETS_READ)
     current = sum(result.current for result in results.values())
     older = sum(result.renewed for result in results.values())
     unreadable = {name: result.unreadable for name, result in results.items() if result.unreadable}

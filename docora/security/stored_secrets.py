@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 from allauth.mfa.models import Authenticator
@@ -51,6 +52,16 @@ def columns() -> Iterator[tuple[str, Iterator[StoredSecret]]]:
     for column in encrypted_fields():
         yield str(column), _of_column(column)
     yield "mfa.Authenticator.data", _of_factors()
+
+
+def examine(limit: int) -> dict[str, Result]:
+    """Return, for each column, whether its first `limit` secrets can be decrypted. Changes nothing."""
+    results: dict[str, Result] = {}
+    for name, secrets in columns():
+        results[name] = result = Result()
+        for secret in islice(secrets, limit):
+            result.add(secret, dry_run=True)
+    return results
 
 
 def encrypted_fields() -> list[EncryptedTextField]:

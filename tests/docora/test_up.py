@@ -25,6 +25,7 @@ from tests.support.instance import Instance, free_port
 from tests.support.processes import forked, reap
 from tests.support.receiver import wait_for
 from tests.support.shared import copy
+from tests.support.staff import make_app
 from tests.support.valkey import ValkeyServer
 
 
@@ -83,6 +84,25 @@ def test_new_administrator_is_named_at_the_first_start_only(db, settings) -> Non
     assert "/admin/" in second
     assert "anna" not in second
     assert "createsuperuser" not in first + second
+
+
+@pytest.mark.parametrize("in_settings", [False, True], ids=["keys.json", "ENCRYPTION_KEYS"])
+def test_lost_encryption_key_is_named(db, settings, monkeypatch: pytest.MonkeyPatch, in_settings: bool) -> None:
+    """A lost `keys.json` is generated anew, and nothing else would say so before the first sync."""
+    monkeypatch.setenv("ENCRYPTION_KEYS", "x" * 32 if in_settings else "")
+    make_app("Portal")
+    outputs = []
+    for keys in (settings.ENCRYPTION_KEYS, ["another key, which was generated"]):
+        settings.ENCRYPTION_KEYS = keys
+        command = up.Command(stderr=io.StringIO())
+        command._prepare_database(migrate=True)
+        outputs.append(command.stderr.getvalue())
+    source = "ENCRYPTION_KEYS" if in_settings else f"{settings.DATA_DIR}/keys.json"
+    assert outputs == [
+        "",
+        f"Stored secrets can't be decrypted with {source}, so syncs that need them fail. If its keys were lost, stop Docora and "
+        "restore them. manage.py doctor lists these secrets.\n",
+    ]
 
 
 def test_demo_is_not_added_to_an_instance_with_data_of_its_own(instance: Instance, migrated_sqlite: Path) -> None:

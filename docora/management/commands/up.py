@@ -22,6 +22,7 @@ from redis.exceptions import AuthenticationError, ResponseError
 from docora.cli.main import add_instance_options
 from docora.cli.output import number_between, write_banner
 from docora.conf.data_dir import make_private, unusable
+from docora.conf.env import text
 from docora.conf.installation import program
 from docora.db import schema
 from docora.db.connection import CONNECTION_ERRORS
@@ -29,6 +30,7 @@ from docora.http.client import HttpClient, Request
 from docora.redis import heartbeat
 from docora.redis.connection import RedisError, connection, is_embedded
 from docora.security.redaction import redact
+from docora.security.stored_secrets import examine
 from docora.server.supervisor import (
     WEB_ENVIRONMENT,
     Child,
@@ -42,6 +44,7 @@ from docora.server.valkey import storage_of, valkey_command
 
 READY_SECONDS = 60.0
 _BACKGROUND_SECONDS = 15.0
+_SECRETS_READ = 100  # per column; decrypting them takes a few milliseconds
 _SYNCS = 32
 """How many repositories all workers of one `up` sync at once, unless SYNCS_PER_WORKER is set. Each takes a database connection.
 With those of the web process and the sweep, that makes 60, of the 100 that PostgreSQL allows by default."""
@@ -156,6 +159,20 @@ class Command(BaseCommand):
             with contextlib.suppress(IntegrityError):  # another `up` that started at the same time was faster
                 get_user_model().objects.create_superuser(name, password=password)
                 self._new_administrator = name
+        self._warn_of_lost_keys()
+
+    def _warn_of_lost_keys(self) -> None:
+        """Say so if stored secrets can't be decrypted: a lost `keys.json` has been generated anew by now.
+
+        Don't refuse to start, because the secrets can be replaced in the admin.
+        """
+        if not any(result.unreadable for result in examine(_SECRETS_READ).values()):
+            return
+        source = "ENCRYPTION_KEYS" if text("ENCRYPTION_KEYS") else settings.DATA_DIR / "keys.json"
+        self.stderr.write(
+            f"Stored secrets can't be decrypted with {source}, so syncs that need them fail. If its keys were lost, stop Docora "
+            f"and restore them. {program()} doctor lists these secrets."
+        )
 
 
 def _has_no_administrator() -> bool:
