@@ -32,6 +32,10 @@ METHODS = {405: "Only GET and HEAD are allowed."}
 _started = time.monotonic()
 OK = "ok"
 DATABASE_DOWN = "the database is not responding: check DATABASE_URL and the database server"
+DATABASE_REFUSES = (
+    "the database refuses new connections, which workers need: check the password in DATABASE_URL, and PostgreSQL's "
+    "max_connections"
+)
 DATABASE_READ_ONLY = (
     "the database is read-only: check that DATABASE_URL points to the primary, and that the server's disk isn't full"
 )
@@ -153,6 +157,8 @@ def build() -> dict[str, str]:
 def read_checks(signs: Signs | None) -> dict[str, str]:
     """Check everything that syncing needs. Each value is `OK` or describes the problem. Pass the result of `heartbeat.read`."""
     database, sweep = check_database(), check_sweep(signs)
+    if database == OK and not schema.accepts_connections():
+        database = DATABASE_REFUSES
     if database != OK and sweep != OK:
         sweep = _UNKNOWN_WITHOUT_DATABASE  # it waits for the database, so its service may be fine
     return {

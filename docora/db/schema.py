@@ -42,6 +42,21 @@ def is_read_only() -> bool:
         return bool(cursor.fetchone() == ("on",))
 
 
+def accepts_connections() -> bool:
+    """Return whether PostgreSQL accepts a new connection. Not after its password was changed, but existing ones live on."""
+    if connection.vendor != "postgresql":
+        return True
+    new = connection.copy()
+    new.settings_dict["OPTIONS"].pop("pool", None)
+    try:
+        new.ensure_connection()
+    except DatabaseError:
+        return False
+    finally:
+        new.close()
+    return True
+
+
 def encoding_problem(database: BaseDatabaseWrapper) -> str:
     """Return "problem: what to do" if PostgreSQL can't store every text, or an empty string.
 
