@@ -167,8 +167,13 @@ def elapsed(moment: datetime) -> SafeString:
 
 
 def _time(moment: datetime, text: str) -> SafeString:
-    iso = timezone.localtime(moment).isoformat()
-    return format_html('<time datetime="{}" title="{}">{}</time>', iso, format_time(moment), text)
+    return format_html('<time datetime="{}" title="{}">{}</time>', iso(moment), format_time(moment), text)
+
+
+@register.filter
+def iso(moment: datetime) -> str:
+    """Format a time for the attribute `datetime`, in which HTML allows at most three digits after the second."""
+    return timezone.localtime(moment).isoformat(timespec="milliseconds")
 
 
 def _rounded(seconds: float) -> str:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 from django.utils import timezone
 
-from docora.templatetags.docora import exact
+from docora.templatetags.docora import ago, exact
 from docora.text import (
     can_be_id,
     clean_text,
@@ -42,6 +42,11 @@ def test_times_in_the_hour_that_the_end_of_summer_time_repeats() -> None:
     with timezone.override("America/New_York"):
         times = [exact(datetime(2026, 11, 1, hour, 30, tzinfo=UTC)) for hour in (5, 6)]
     assert times == ["2026-11-01 01:30:00 EDT", "2026-11-01 01:30:00 EST"]
+
+
+def test_time_elements_are_valid_html() -> None:
+    """HTML allows at most three digits after the second."""
+    assert 'datetime="2026-11-01T05:30:07.123+00:00"' in ago(datetime(2026, 11, 1, 5, 30, 7, 123456, tzinfo=UTC))
 
 
 @pytest.mark.parametrize(
