@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from django.contrib.sessions.exceptions import SessionInterrupted
+from django.core.exceptions import RequestDataTooBig
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, JsonResponse
 from django.http.response import HttpResponseBase
 from django.template.loader import render_to_string
@@ -107,7 +108,7 @@ def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
             return database_down(request, cause)
     if wants_json(request):
         return json_error("Bad request: check the hostname, the URL and the headers", 400)
-    return error_page(400)
+    return error_page(400, is_too_large=isinstance(exception, RequestDataTooBig))
 
 
 def too_many_requests(request: HttpRequest) -> HttpResponse:

@@ -88,6 +88,15 @@ def test_error_pages_satisfy_the_content_security_policy(
     assert "ghp_" not in page
 
 
+def test_form_that_is_too_large(admin: Client, settings) -> None:
+    response = admin.post("/admin/deliveries_app/app/add/", {"name": "x" * settings.DATA_UPLOAD_MAX_MEMORY_SIZE})
+    page = response.content.decode()
+    assert response.status_code == 400
+    assert "This form is too large" in page
+    assert "Nothing was saved" in page
+    assert not INLINE.search(page)
+
+
 def test_not_found_and_csrf_failure_pages(admin_user) -> None:
     client = Client(enforce_csrf_checks=True)
     missing = client.get("/nothing")
