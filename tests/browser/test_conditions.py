@@ -133,6 +133,8 @@ def test_paper(quiet_site: Site, browser: Browser, watch: AppRepository) -> None
         expect(
             page.locator("#header, #toolbar, .actions, .button, [type=checkbox]").locator("visible=true")
         ).to_have_count(0)
+        page.set_viewport_size({"width": 1047, "height": 700})  # landscape: no space is kept for the hidden sidebar
+        assert page.evaluate("document.querySelector('.main > .content').offsetWidth") == 1047
 
     browser.drive(journey)
 
