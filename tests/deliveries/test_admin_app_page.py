@@ -6,7 +6,6 @@ from datetime import timedelta
 from html import unescape
 
 import pytest
-from django.contrib.auth.models import User
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -36,14 +35,6 @@ FAILING = {
     "last_error": "2 files couldn't be delivered. The app returned HTTP 500.",
     "last_status_code": 500,
 }
-
-
-@pytest.fixture
-def admin(db) -> Client:
-    User.objects.create_superuser("root", password="x")
-    client = Client()
-    client.force_login(User.objects.get(username="root"))
-    return client
 
 
 @pytest.fixture

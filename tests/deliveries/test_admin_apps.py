@@ -3,7 +3,6 @@
 from datetime import timedelta
 
 import pytest
-from django.contrib.auth.models import User
 from django.test import Client
 from django.utils import timezone
 
@@ -17,14 +16,6 @@ from tests.support.audit import by_users
 from tests.support.staff import make_app, make_watch
 
 APPS = "/admin/deliveries_app/app/"
-
-
-@pytest.fixture
-def admin(db) -> Client:
-    User.objects.create_superuser("root", password="x")
-    client = Client()
-    client.force_login(User.objects.get(username="root"))
-    return client
 
 
 def settings_of(client: Client, app: App, **changes: str | None) -> dict[str, str]:

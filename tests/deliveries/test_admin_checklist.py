@@ -4,7 +4,6 @@ import re
 from datetime import timedelta
 
 import pytest
-from django.contrib.auth.models import User
 from django.db import connection as database
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -21,13 +20,6 @@ from tests.support.world import World
 PAGE, FRAGMENT = "/admin/", "/admin/live/overview/"
 SEES_ALL = (*(f"view_{model}" for model in VIEWS), "view_queue")
 STEPS = ("Register an app", "Watch a repository", "Send a test ping", "Re-sync")
-
-
-@pytest.fixture
-def admin(db) -> Client:
-    client = Client()
-    client.force_login(User.objects.create_superuser("root", password="x"))
-    return client
 
 
 def steps(client: Client) -> dict[str, str]:

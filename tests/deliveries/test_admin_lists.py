@@ -33,13 +33,6 @@ LISTS = ("apprepository", "failedsync", "delivery", "syncrun", "bulkoperation")
 
 
 @pytest.fixture
-def root(db) -> Client:
-    client = Client()
-    client.force_login(User.objects.create_superuser("root", password="x"))
-    return client
-
-
-@pytest.fixture
 def rows(watches: list[AppRepository]) -> list[AppRepository]:
     """One row of each watch in every list. They belong to Portal, Portal and Search."""
     for number, watch in enumerate(watches):
@@ -154,12 +147,12 @@ def test_repositories_of_an_app_are_suggested_for_the_file_search(viewer: Client
 
 
 @pytest.mark.parametrize("page", ["apprepository", "app"])
-def test_page_whose_rows_are_gone_is_the_last_one(root: Client, page: str) -> None:
+def test_page_whose_rows_are_gone_is_the_last_one(admin: Client, page: str) -> None:
     """For example after all rows on it were removed. The search stays."""
     for number in range(51):
         make_watch(make_app(f"Portal {number:02}"), "docs")
     make_app("Search")
-    answer = root.get(f"{ADMIN}{page}/?q=portal&p=9")
+    answer = admin.get(f"{ADMIN}{page}/?q=portal&p=9")
     assert (answer.status_code, len(answer.context["cl"].result_list)) == (200, 1)
     assert 'aria-current="page">2</a>' in answer.content.decode()
 
@@ -169,32 +162,32 @@ def test_page_whose_rows_are_gone_is_the_last_one(root: Client, page: str) -> No
 SUGGEST = "/admin/autocomplete/?app_label=deliveries_app&model_name=apprepository&field_name=app&term="
 
 
-def test_watch_form_suggests_apps_and_names_none_before(root: Client) -> None:
+def test_watch_form_suggests_apps_and_names_none_before(admin: Client) -> None:
     for number in range(30):
         make_app(f"Portal {number:02}")
     gone = make_app("Portal, removed")
     type(gone).objects.filter(pk=gone.pk).update(ended_at=timezone.now())
-    assert "Portal" not in root.get(f"{ADMIN}apprepository/add/").text
-    found = root.get(f"{SUGGEST}portal").json()
+    assert "Portal" not in admin.get(f"{ADMIN}apprepository/add/").text
+    found = admin.get(f"{SUGGEST}portal").json()
     assert (len(found["results"]), found["pagination"]["more"]) == (20, True)
-    assert root.get(f"{SUGGEST}removed").json()["results"] == []
+    assert admin.get(f"{SUGGEST}removed").json()["results"] == []
     stranger = staff("norbert", "add_apprepository")
     assert stranger.get(f"{SUGGEST}portal").status_code == 403
     script = {"X-Requested-With": "XMLHttpRequest"}
     assert Client().get(f"{SUGGEST}portal", headers=script, follow=True).status_code == 403  # the session has ended
 
 
-def test_suggested_apps_with_one_name_are_told_apart(root: Client) -> None:
+def test_suggested_apps_with_one_name_are_told_apart(admin: Client) -> None:
     first, second = make_app("Portal"), make_app("Portal")
     App.objects.filter(pk=second.pk).update(base_url="https://staging.example")
-    texts = {row["id"]: row["text"] for row in root.get(f"{SUGGEST}portal").json()["results"]}
+    texts = {row["id"]: row["text"] for row in admin.get(f"{SUGGEST}portal").json()["results"]}
     assert texts == {str(first.pk): "Portal · https://x.example", str(second.pk): "Portal · https://staging.example"}
 
 
-def test_removed_app_cannot_be_chosen(root: Client) -> None:
+def test_removed_app_cannot_be_chosen(admin: Client) -> None:
     gone = make_app("Gone")
     type(gone).objects.filter(pk=gone.pk).update(ended_at=timezone.now())
-    page = root.post(f"{ADMIN}apprepository/add/", {"app": gone.pk, "github_url": "https://github.com/acme/docs"})
+    page = admin.post(f"{ADMIN}apprepository/add/", {"app": gone.pk, "github_url": "https://github.com/acme/docs"})
     assert page.context["form"].errors["app"]
 
 
@@ -267,37 +260,37 @@ def test_run_page_groups_the_failures_of_its_watch(viewer: Client, watches) -> N
 # --- What lists and pages show ------------------------------------------------------------------------------------------
 
 
-def test_link_to_all_results_is_shown_while_some_are_left_out(root: Client, watches) -> None:
+def test_link_to_all_results_is_shown_while_some_are_left_out(admin: Client, watches) -> None:
     for page in ("apprepository/", "app/", "failedsync/", "apprepository/?o=1", "../auth/user/"):
-        assert "Show all</a>" not in root.get(f"{ADMIN}{page}".replace("deliveries_app/../", "")).text, page
+        assert "Show all</a>" not in admin.get(f"{ADMIN}{page}".replace("deliveries_app/../", "")).text, page
     for query in ("?q=docs", f"?app={watches[0].app_id}", "?state=up_to_date"):
-        page = " ".join(root.get(f"{ADMIN}apprepository/{query}").text.split())
+        page = " ".join(admin.get(f"{ADMIN}apprepository/{query}").text.split())
         assert re.search(r'<span class="small quiet">\d results? \(<a id="show-all" href="\?">Show all</a>\)', page), (
             query
         )
 
 
-def test_lists_show_all_files_beside_the_acknowledged_ones(root: Client, watches) -> None:
+def test_lists_show_all_files_beside_the_acknowledged_ones(admin: Client, watches) -> None:
     docs = watches[0]
     AppRepository.objects.filter(pk=docs.pk).update(tree_files=1402, files_failing=40, base_commit="a" * 40)
     pages = [f"apprepository/?app={docs.app_id}", f"app/{docs.app_id}/change/", f"apprepository/{docs.pk}/delete/"]
     pages.append(f"../repositories_app/repository/{docs.repository_id}/change/")
     for page in pages:
-        text = root.get(f"{ADMIN}{page}".replace("deliveries_app/../", "")).text
+        text = admin.get(f"{ADMIN}{page}".replace("deliveries_app/../", "")).text
         assert text.count("1,362 / 1,402") == 1, page
         assert "100 / 100" not in text
 
 
-def test_files_are_unknown_until_a_commit_was_counted(root: Client, watches) -> None:
+def test_files_are_unknown_until_a_commit_was_counted(admin: Client, watches) -> None:
     AppRepository.objects.update(tree_files=0, tree_bytes=0)
     docs, empty = watches[0], watches[1]
     AppRepository.objects.filter(pk=empty.pk).update(last_commit="a" * 40)
-    listed = root.get(f"{ADMIN}apprepository/").text
+    listed = admin.get(f"{ADMIN}apprepository/").text
     assert f'<span id="files-{docs.pk}" data-empty>—</span>' in listed
     assert f'<span id="files-{empty.pk}">0</span>' in listed
-    assert "Unknown until the first sync</dd>" in root.get(f"{ADMIN}apprepository/{docs.pk}/change/").text
-    assert "<dd>0, 0 bytes</dd>" in root.get(f"{ADMIN}apprepository/{empty.pk}/change/").text
-    assert '<td role="cell" class="numeric none">—' in root.get(f"{ADMIN}app/{docs.app_id}/change/").text
+    assert "Unknown until the first sync</dd>" in admin.get(f"{ADMIN}apprepository/{docs.pk}/change/").text
+    assert "<dd>0, 0 bytes</dd>" in admin.get(f"{ADMIN}apprepository/{empty.pk}/change/").text
+    assert '<td role="cell" class="numeric none">—' in admin.get(f"{ADMIN}app/{docs.app_id}/change/").text
 
 
 def test_watch_row_shows_error_failing_since_and_circuit(viewer: Client, watches) -> None:
@@ -314,29 +307,29 @@ def test_watch_row_shows_error_failing_since_and_circuit(viewer: Client, watches
     assert "Circuit open, next try |in 20 min" in text
 
 
-def test_cells_name_their_column_for_phones(root: Client, watches) -> None:
-    page = root.get(f"{ADMIN}apprepository/").text
+def test_cells_name_their_column_for_phones(admin: Client, watches) -> None:
+    page = admin.get(f"{ADMIN}apprepository/").text
     assert '<td role="cell" data-label="App" class="field-app_name">Portal</td>' in page
     empty = f'<span id="problem-{watches[0].pk}" data-empty>—</span>'
     assert f'<td role="cell" data-label="Error" class="field-problem">{empty}</td>' in page
-    assert 'data-empty class="field-last_success">—</td>' in root.get(f"{ADMIN}app/").text
+    assert 'data-empty class="field-last_success">—</td>' in admin.get(f"{ADMIN}app/").text
     assert re.search('<th role="rowheader" data-label="Repository" class="field-repository_name"><a ', page)
     assert '<td role="cell" data-label="" class="action-checkbox">' in page
     for path in ("/admin/auth/user/", "/admin/repositories_app/repository/", f"{ADMIN}app/"):
-        assert 'data-label="' in root.get(path).text
+        assert 'data-label="' in admin.get(path).text
 
 
 @pytest.mark.parametrize(
     "path",
     [*(f"{ADMIN}{model}/" for model in (*LISTS, "app")), "/admin/auth/user/", "/admin/repositories_app/repository/"],
 )
-def test_no_list_offers_counts_beside_its_filters(root: Client, rows, path: str) -> None:
-    assert "Show counts" not in root.get(path).text
-    assert root.get(f"{path}?_facets=True", follow=True).status_code in {200, 400}
+def test_no_list_offers_counts_beside_its_filters(admin: Client, rows, path: str) -> None:
+    assert "Show counts" not in admin.get(path).text
+    assert admin.get(f"{path}?_facets=True", follow=True).status_code in {200, 400}
 
 
-def test_overview_has_the_sidebar_instead_of_the_index(root: Client, watches) -> None:
-    page = root.get("/admin/").text
+def test_overview_has_the_sidebar_instead_of_the_index(admin: Client, watches) -> None:
+    page = admin.get("/admin/").text
     assert 'id="nav-sidebar"' in page
     assert 'class="phone-menu"' in page
     for left_out in ("Recent actions", "My actions", 'class="app-list"'):
@@ -357,16 +350,16 @@ def test_git_repositories_are_a_diagnostic_page(viewer: Client, watches) -> None
 
 
 @pytest.mark.parametrize("page", ["auth/user/add/", "auth/group/add/"])
-def test_forms_with_errors_say_what_to_do(root: Client, page: str) -> None:
-    answer = root.post(f"/admin/{page}", {})
+def test_forms_with_errors_say_what_to_do(admin: Client, page: str) -> None:
+    answer = admin.post(f"/admin/{page}", {})
     assert answer.text.count('<p class="errornote">Fix the errors below.</p>') == 1
     assert "Please correct" not in answer.text
     assert "This field is required." in answer.text
-    assert "Fix the errors" not in root.get(f"/admin/{page}").text
+    assert "Fix the errors" not in admin.get(f"/admin/{page}").text
 
 
-def test_app_page_saves_without_adding_another(root: Client, watches) -> None:
-    page = root.get(f"{ADMIN}app/{watches[0].app_id}/settings/").text
+def test_app_page_saves_without_adding_another(admin: Client, watches) -> None:
+    page = admin.get(f"{ADMIN}app/{watches[0].app_id}/settings/").text
     assert 'name="_continue"' in page
     assert "_addanother" not in page
 
@@ -428,12 +421,12 @@ def test_list_without_matches_says_so_and_offers_all(viewer: Client, rows, model
     assert 'name="action"' not in page.text
 
 
-def test_empty_list_says_so(root: Client) -> None:
-    assert '<p class="empty">No apps.</p>' in root.get(f"{ADMIN}app/").text
-    assert "have a button that starts one." in root.get(f"{ADMIN}driftcheck/").text
+def test_empty_list_says_so(admin: Client) -> None:
+    assert '<p class="empty">No apps.</p>' in admin.get(f"{ADMIN}app/").text
+    assert "have a button that starts one." in admin.get(f"{ADMIN}driftcheck/").text
     assert (
         "No GitHub Apps. With one, client apps can watch private repositories"
-        in root.get("/admin/repositories_app/githubapp/").text
+        in admin.get("/admin/repositories_app/githubapp/").text
     )
 
 
@@ -478,9 +471,9 @@ def test_delivery_page_has_no_audit_log(viewer: Client, rows) -> None:
     assert "<dd>Create, 1 byte</dd>" in page
 
 
-def test_audit_log_has_one_name(root: Client, watches) -> None:
+def test_audit_log_has_one_name(admin: Client, watches) -> None:
     app = watches[0].app
-    page = root.get(f"{ADMIN}app/{app.pk}/history/").text
+    page = admin.get(f"{ADMIN}app/{app.pk}/history/").text
     assert "<title>Audit log: Portal | Docora</title>" in page
     assert "<h1>Audit log: Portal</h1>" in page
     assert '<li aria-current="page">Audit log</li>' in page
@@ -488,11 +481,11 @@ def test_audit_log_has_one_name(root: Client, watches) -> None:
     user = User.objects.get(username="root")
     assert re.search(
         r'href="/admin/auth/user/\d+/history/" class="historylink">Audit log</a>',
-        root.get(f"/admin/auth/user/{user.pk}/change/").text,
+        admin.get(f"/admin/auth/user/{user.pk}/change/").text,
     )
 
 
-def test_breadcrumbs_lead_from_the_overview_to_the_list(root: Client) -> None:
+def test_breadcrumbs_lead_from_the_overview_to_the_list(admin: Client) -> None:
     user = f"/admin/auth/user/{User.objects.get().pk}/change/"
     for address, expected in {
         "/admin/auth/user/": [],
@@ -502,34 +495,34 @@ def test_breadcrumbs_lead_from_the_overview_to_the_list(root: Client) -> None:
         user.replace("change", "history"): ["/admin/auth/user/", user],
         user.replace("change", "delete"): ["/admin/auth/user/", user],
     }.items():
-        page = root.get(address).text
+        page = admin.get(address).text
         crumbs = page[page.index('<ol class="breadcrumbs">') : page.index("</ol>")]
         assert re.findall('href="(.*?)"', crumbs) == ["/admin/", *expected], address
 
 
-def test_users_are_deleted_with_docoras_buttons(root: Client) -> None:
+def test_users_are_deleted_with_docoras_buttons(admin: Client) -> None:
     first, second, third = (User.objects.create_user(name) for name in ("ann", "bea", "cleo"))
-    page = root.get(f"/admin/auth/user/{first.pk}/delete/").text
+    page = admin.get(f"/admin/auth/user/{first.pk}/delete/").text
     assert "<h1>Delete user</h1>" in page
     assert ">Cancel</a>" in page
     assert ">Delete user</button>" in page
-    root.post(f"/admin/auth/user/{first.pk}/delete/", {"post": "yes"})
+    admin.post(f"/admin/auth/user/{first.pk}/delete/", {"post": "yes"})
     chosen = {"action": "delete_selected", "_selected_action": [second.pk, third.pk]}
-    page = root.post("/admin/auth/user/", chosen).text
+    page = admin.post("/admin/auth/user/", chosen).text
     assert "<h1>Delete 2 users</h1>" in page
-    root.post(
+    admin.post(
         "/admin/auth/user/", dict(re.findall('<input type="hidden" name="(post|action)" value="(.*?)">', page)) | chosen
     )
     assert list(User.objects.values_list("username", flat=True)) == ["root"]
 
 
-def test_sign_in_pages_say_sign_in(root: Client, client: Client) -> None:
+def test_sign_in_pages_say_sign_in(admin: Client, client: Client) -> None:
     page = client.get("/accounts/login/").text
     assert "<title>Sign in | Docora</title>" in page
     assert '<input type="submit" value="Sign in">' in page
     for address in ("/admin/", "/admin/password_change/"):
-        assert ">Sign out</button>" in root.get(address).text
-    signed_out = root.post("/admin/logout/").text
+        assert ">Sign out</button>" in admin.get(address).text
+    signed_out = admin.post("/admin/logout/").text
     assert "<h1>Signed out</h1>" in signed_out
     for text in (page, signed_out):
         assert "log in" not in text.lower()

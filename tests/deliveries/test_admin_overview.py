@@ -4,7 +4,6 @@ import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from django.contrib.auth.models import User
 from django.db import connection as database
 from django.template.loader import render_to_string
 from django.test import Client
@@ -32,14 +31,6 @@ SEES_ALL = (*(f"view_{model}" for model in VIEWS), "view_queue")
 @pytest.fixture
 def viewer(db) -> Client:
     return staff("vera", *SEES_ALL)
-
-
-@pytest.fixture
-def admin(db) -> Client:
-    User.objects.create_superuser("root", password="x")
-    client = Client()
-    client.force_login(User.objects.get(username="root"))
-    return client
 
 
 @pytest.fixture

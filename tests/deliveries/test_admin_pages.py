@@ -37,14 +37,6 @@ ADMIN = "/admin/deliveries_app"
 
 
 @pytest.fixture
-def root(db) -> Client:
-    User.objects.create_superuser("root", password="x")
-    client = Client()
-    client.force_login(User.objects.get(username="root"))
-    return client
-
-
-@pytest.fixture
 def watch(db) -> AppRepository:
     watch = make_watch(make_app("Portal"), "docs", last_error="2 files were not accepted.", status=Status.FAILED)
     fields = {
@@ -106,7 +98,7 @@ def pages(watch: AppRepository) -> list[str]:
     ]
 
 
-def test_every_page_renders_without_secrets(root: Client, watch: AppRepository) -> None:
+def test_every_page_renders_without_secrets(admin: Client, watch: AppRepository) -> None:
     App.objects.update(
         key_rotation_started_at=timezone.now(), new_auth_key="n" * 20, new_key_accepted_at=timezone.now()
     )
@@ -115,7 +107,7 @@ def test_every_page_renders_without_secrets(root: Client, watch: AppRepository) 
     rotate_app_token(Actor.system(), watch.app)
     digests = list(watch.app.tokens.values_list("digest", flat=True))
     for url in pages(watch):
-        answer = root.get(url)
+        answer = admin.get(url)
         assert answer.status_code == 200, url
         for secret in ("ghp_secret", "k" * 20, "n" * 20, "p" * 20, *digests):
             assert secret not in answer.text, url
@@ -124,8 +116,8 @@ def test_every_page_renders_without_secrets(root: Client, watch: AppRepository) 
         assert "onclick" not in answer.text, url
 
 
-def test_foreign_text_is_escaped(root: Client, watch: AppRepository) -> None:
-    page = root.get(f"{ADMIN}/apprepository/{watch.pk}/change/").text
+def test_foreign_text_is_escaped(admin: Client, watch: AppRepository) -> None:
+    page = admin.get(f"{ADMIN}/apprepository/{watch.pk}/change/").text
     assert "&lt;b&gt;boom&lt;/b&gt;" in page
     assert "<b>boom" not in page
 
@@ -133,7 +125,7 @@ def test_foreign_text_is_escaped(root: Client, watch: AppRepository) -> None:
 INVISIBLE = "\x1b[2J\x9b\u202e\u2066gpj"
 
 
-def test_control_characters_are_shown_escaped(root: Client, watch: AppRepository) -> None:
+def test_control_characters_are_shown_escaped(admin: Client, watch: AppRepository) -> None:
     """A path, a branch, an error or an answer must not look like another one. `visible` escapes them."""
     urls = pages(watch)
     Delivery.objects.update(path=Concat("path", Value(INVISIBLE)))
@@ -155,7 +147,7 @@ def test_control_characters_are_shown_escaped(root: Client, watch: AppRepository
     why = f"{ADMIN}/apprepository/{watch.pk}/why/?{urlencode({'path': f'b{INVISIBLE}'})}"
     shown = set()
     for url in [*urls, why, f"{ADMIN}/failedsync/", f"{ADMIN}/queue/"]:
-        answer = root.get(url)
+        answer = admin.get(url)
         if answer.headers["Content-Type"].startswith("text/html"):
             text = re.sub('<input [^>]*name="path"[^>]*>', "", answer.text)  # a form sends the raw path
             assert not re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", text), url
@@ -184,22 +176,22 @@ def test_staff_without_permissions_see_nothing(db, watch: AppRepository) -> None
         assert client.get(url).status_code in {302, 403}, url
 
 
-def test_cleared_and_doubtful_deliveries_are_not_shown_as_delivered(root: Client, watch: AppRepository) -> None:
-    page = root.get(f"{ADMIN}/delivery/").text
+def test_cleared_and_doubtful_deliveries_are_not_shown_as_delivered(admin: Client, watch: AppRepository) -> None:
+    page = admin.get(f"{ADMIN}/delivery/").text
     assert (page.count("badge-good"), page.count("Unconfirmed</span>")) == (1, 1)
     AppRepository.objects.update(generation=2, resend_floor=2)
-    page = root.get(f"{ADMIN}/delivery/").text
+    page = admin.get(f"{ADMIN}/delivery/").text
     assert (page.count("badge-good"), page.count("Cleared")) == (0, 1)
 
 
-def test_deliveries_are_found_by_path_prefix_and_id(root: Client, watch: AppRepository) -> None:
+def test_deliveries_are_found_by_path_prefix_and_id(admin: Client, watch: AppRepository) -> None:
     other = make_watch(make_app("Search"), "site")
     row = Delivery.objects.get(path="a.txt")
     row.pk, row.watch, row.path = None, other, "B_2.txt"
     row.save()
 
     def found(term: str) -> list[str]:
-        rows = root.get(f"{ADMIN}/delivery/", {"q": term}).context["cl"].result_list
+        rows = admin.get(f"{ADMIN}/delivery/", {"q": term}).context["cl"].result_list
         return [row.path for row in rows]
 
     assert found("a.") == ["a.txt"]
@@ -211,14 +203,14 @@ def test_deliveries_are_found_by_path_prefix_and_id(root: Client, watch: AppRepo
     assert found("app_" + "0" * 24) == []
 
 
-def test_watch_form_preselects_the_app(root: Client, watch: AppRepository) -> None:
+def test_watch_form_preselects_the_app(admin: Client, watch: AppRepository) -> None:
     other = make_app("<Search>")
-    page = root.get(f"{ADMIN}/apprepository/add/?app={other.pk}").text
+    page = admin.get(f"{ADMIN}/apprepository/add/?app={other.pk}").text
     assert f'<option value="{other.pk}" selected>&lt;Search&gt;</option>' in page
     assert page.count(" selected>") == 1
 
 
-def test_lists_need_no_query_per_row(root: Client, django_assert_max_num_queries) -> None:
+def test_lists_need_no_query_per_row(admin: Client, django_assert_max_num_queries) -> None:
     app = make_app("Portal")
     for number in range(45):
         make_watch(app, f"repository-{number}")
@@ -229,18 +221,15 @@ def test_lists_need_no_query_per_row(root: Client, django_assert_max_num_queries
         ("/admin/repositories_app/repository/", 10),
     ]:
         with django_assert_max_num_queries(queries):
-            assert root.get(url).text.count("repository-") >= 45
+            assert admin.get(url).text.count("repository-") >= 45
 
 
-def test_watch_form_checks_the_repository_first(world: World) -> None:
-    User.objects.create_superuser("root", password="x")
-    client = Client()
-    client.force_login(User.objects.get(username="root"))
+def test_watch_form_checks_the_repository_first(world: World, admin: Client) -> None:
     world.git.repo("acme/private", {"a": b"a"}, token="sesame")
     repo = world.git.repo("acme/docs", {"a": b"a"})
 
     def add(url: str, token: str = ""):
-        return client.post(
+        return admin.post(
             f"{ADMIN}/apprepository/add/", {"app": world.app.pk, "github_url": url, "github_token": token}, follow=True
         )
 
@@ -255,15 +244,15 @@ def test_watch_form_checks_the_repository_first(world: World) -> None:
     assert AppRepository.objects.get().runs.get().requested_by == "root"
 
 
-def test_new_app_shows_its_secrets_once(root: Client) -> None:
+def test_new_app_shows_its_secrets_once(admin: Client) -> None:
     fields = {"name": "Search", "base_url": "https://search.example/hooks", "email": "a@b.example"}
-    answer = root.post(f"{ADMIN}/app/add/", fields)
-    page = root.get(answer.url)
+    answer = admin.post(f"{ADMIN}/app/add/", fields)
+    page = admin.get(answer.url)
     app = App.objects.get()
     assert app.client_auth_key in page.text
     assert "docora_" in page.text
     assert page.headers["Cache-Control"].count("no-store") == 1
-    again = root.get(answer.url, follow=True)
+    again = admin.get(answer.url, follow=True)
     assert app.client_auth_key not in again.text
     assert "credentials are shown only once" in again.text
 
@@ -276,33 +265,33 @@ def test_new_app_shows_its_secrets_once(root: Client) -> None:
         ("client_auth_key", "short", "at least 16"),
     ],
 )
-def test_invalid_app_shows_errors(root: Client, field: str, value: str, sentence: str) -> None:
+def test_invalid_app_shows_errors(admin: Client, field: str, value: str, sentence: str) -> None:
     fields = {"name": "Search", "base_url": "https://search.example/hooks", "email": "a@b.example"} | {field: value}
-    assert sentence in root.post(f"{ADMIN}/app/add/", fields).text
+    assert sentence in admin.post(f"{ADMIN}/app/add/", fields).text
     assert not App.objects.exists()
 
 
-def test_resuming_an_app_clears_the_pause_reason(root: Client, watch: AppRepository) -> None:
+def test_resuming_an_app_clears_the_pause_reason(admin: Client, watch: AppRepository) -> None:
     App.objects.update(paused=True, paused_reason="410", cooldown_until=timezone.now(), down_count=3)
     fields = {"name": "Portal", "base_url": "https://x.example", "email": "a@b.example", "max_in_flight": "8"}
-    assert root.post(f"{ADMIN}/app/{watch.app_id}/change/", fields).status_code == 302
+    assert admin.post(f"{ADMIN}/app/{watch.app_id}/change/", fields).status_code == 302
     app = App.objects.get()
     assert (app.paused, app.paused_reason, app.cooldown_until, app.down_count) == (False, "", None, 0)
 
 
-def test_pausing_an_app_that_docora_has_paused_clears_the_reason(root: Client, watch: AppRepository) -> None:
+def test_pausing_an_app_that_docora_has_paused_clears_the_reason(admin: Client, watch: AppRepository) -> None:
     App.objects.update(paused=True, paused_reason="410")
-    root.post(f"{ADMIN}/app/{watch.app_id}/pause/")
+    admin.post(f"{ADMIN}/app/{watch.app_id}/pause/")
     app = App.objects.get()
     assert (app.paused, app.paused_reason) == (True, "")
 
 
-def test_unwatched_and_removed_rows_are_hidden_at_once(root: Client, watch: AppRepository) -> None:
+def test_unwatched_and_removed_rows_are_hidden_at_once(admin: Client, watch: AppRepository) -> None:
     other = make_watch(watch.app, "site")
-    root.post(f"{ADMIN}/apprepository/{other.pk}/delete/", {"post": "yes"})
+    admin.post(f"{ADMIN}/apprepository/{other.pk}/delete/", {"post": "yes"})
     assert AppRepository.objects.get(pk=other.pk).ended_at
-    assert root.get(f"{ADMIN}/apprepository/{other.pk}/change/").status_code == 302
-    root.post(f"{ADMIN}/app/{watch.app_id}/delete/", {"post": "yes"})
+    assert admin.get(f"{ADMIN}/apprepository/{other.pk}/change/").status_code == 302
+    admin.post(f"{ADMIN}/app/{watch.app_id}/delete/", {"post": "yes"})
     assert App.objects.get().ended_at
     assert AppRepository.objects.alive().count() == 0
 
@@ -313,8 +302,8 @@ def test_login_page_names_the_createsuperuser_command(client: Client, db) -> Non
     assert "createsuperuser" not in client.get("/accounts/login/").text
 
 
-def test_sidebar_groups_models_by_task(root: Client) -> None:
-    page = root.get("/admin/").text
+def test_sidebar_groups_models_by_task(admin: Client) -> None:
+    page = admin.get("/admin/").text
     order = [
         "Apps",
         "Watched repositories",
@@ -331,14 +320,14 @@ def test_sidebar_groups_models_by_task(root: Client) -> None:
     assert "Snapshots" not in page
 
 
-def test_operations_are_shown_on_every_app_they_concern(root: Client, watch: AppRepository) -> None:
+def test_operations_are_shown_on_every_app_they_concern(admin: Client, watch: AppRepository) -> None:
     from deliveries_app.services import resync_many
 
     other = make_watch(make_app("Search"), "docs")
     operation = resync_many(Actor.system(), AppRepository.objects.all())
     for app in (watch.app, other.app):
-        assert operation.operation_id in root.get(f"{ADMIN}/app/{app.pk}/change/").text
-    assert operation.operation_id in root.get(f"{ADMIN}/apprepository/").text
+        assert operation.operation_id in admin.get(f"{ADMIN}/app/{app.pk}/change/").text
+    assert operation.operation_id in admin.get(f"{ADMIN}/apprepository/").text
     assert BulkOperation.objects.get().total == 2
 
 
@@ -385,7 +374,7 @@ def test_last_complete_sync_of_a_watch_that_only_synced_partly(world: World, mon
     ],
 )
 def test_row_that_is_removed_during_the_request(
-    root: Client, watch: AppRepository, monkeypatch, page: str, form: dict[str, str]
+    admin: Client, watch: AppRepository, monkeypatch, page: str, form: dict[str, str]
 ) -> None:
     get_object = DocoraAdmin.get_object
 
@@ -396,7 +385,7 @@ def test_row_that_is_removed_during_the_request(
 
     monkeypatch.setattr(DocoraAdmin, "get_object", read_then_remove)
     url = page.format(app=watch.app_id, watch=watch.pk)
-    assert "exist. Perhaps it was deleted?" in root.post(f"{ADMIN}/{url}/", form, follow=True).text
+    assert "exist. Perhaps it was deleted?" in admin.post(f"{ADMIN}/{url}/", form, follow=True).text
 
 
 @pytest.mark.parametrize("path", ["app/{app}/pause/", "app/{app}/settings/", "apprepository/{watch}/retry/"])

@@ -107,12 +107,9 @@ def test_polls_are_never_redirected(client: Client, watches, path: str) -> None:
     assert staff("norbert").get(f"/admin/{path}").status_code == 403
 
 
-def test_pages_show_no_secrets(watches) -> None:
-    User.objects.create_superuser("root", password="x")
-    client = Client()
-    client.force_login(User.objects.get(username="root"))
+def test_pages_show_no_secrets(admin: Client, watches) -> None:
     for url in every_page(watches):
-        page = client.get(url).text
+        page = admin.get(url).text
         assert "ghp_secret" not in page, url
         assert "k" * 20 not in page, url
         assert watches[0].app.tokens.get().digest not in page, url

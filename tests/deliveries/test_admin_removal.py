@@ -5,7 +5,6 @@ from datetime import timedelta
 from urllib.parse import quote
 
 import pytest
-from django.contrib.auth.models import User
 from django.db import connection
 from django.db.models.functions import Now
 from django.test import Client
@@ -22,13 +21,6 @@ from tests.support.staff import make_app, make_watch, staff
 
 APPS = "/admin/deliveries_app/app/"
 WATCHES = "/admin/deliveries_app/apprepository/"
-
-
-@pytest.fixture
-def admin(db) -> Client:
-    client = Client()
-    client.force_login(User.objects.create_superuser("root", password="x"))
-    return client
 
 
 def deliver(watch: AppRepository, count: int) -> None:

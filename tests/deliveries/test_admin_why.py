@@ -5,7 +5,6 @@ from html import unescape
 from urllib.parse import quote
 
 import pytest
-from django.contrib.auth.models import User
 from django.test import Client
 
 from deliveries_app.models import AppRepository, DeliveryFailure
@@ -15,14 +14,6 @@ from tests.support.staff import make_app, make_watch, staff
 from tests.support.world import World
 
 ADMIN = "/admin/deliveries_app"
-
-
-@pytest.fixture
-def admin(db) -> Client:
-    User.objects.create_superuser("root", password="x")
-    client = Client()
-    client.force_login(User.objects.get(username="root"))
-    return client
 
 
 def why(client: Client, watch: AppRepository, path: str) -> str:

@@ -7,7 +7,6 @@ from datetime import datetime, timedelta
 from html import unescape
 
 import pytest
-from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.db import connection
 from django.test import Client
@@ -177,13 +176,6 @@ def test_counting_takes_one_statement(portal: App) -> None:
 
 
 # --- Everything that shows the numbers ----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def admin(db) -> Client:
-    client = Client()
-    client.force_login(User.objects.create_superuser("root", password="x"))
-    return client
 
 
 def number(page: str, before: str) -> int:

@@ -25,13 +25,6 @@ from tests.support.staff import make_app
 ADMIN = "/admin/deliveries_app/app/"
 
 
-@pytest.fixture
-def root(db) -> Client:
-    client = Client()
-    client.force_login(User.objects.create_superuser("root", password="x"))
-    return client
-
-
 def hour_ago(app: App, hours: int, **fields: int) -> None:
     hour = timezone.now().replace(minute=0, second=0, microsecond=0) - timedelta(hours=hours)
     HourlyTraffic.objects.create(app=app, hour=hour, **fields)
@@ -66,7 +59,7 @@ def test_hours_of_an_app(viewer: Client, watches) -> None:
     assert page_of(viewer, app, "century").count('<tr><th scope="row">') == 24
 
 
-def test_marks_come_from_operations_and_the_audit_log(viewer: Client, root: Client, watches) -> None:
+def test_marks_come_from_operations_and_the_audit_log(viewer: Client, admin: Client, watches) -> None:
     app, anna = watches[0].app, Actor.of_user(User.objects.get(username="root"))
     operation = resync_by_app(anna, app)
     resync_single(Actor.of_app(app), watches[0])
@@ -75,10 +68,10 @@ def test_marks_come_from_operations_and_the_audit_log(viewer: Client, root: Clie
     rotated.save()
     change_own_settings(Actor.of_app(app), app, paused=True)
     settings = f"{ADMIN}{app.pk}/settings/"
-    form = root.get(settings).context["adminform"].form
+    form = admin.get(settings).context["adminform"].form
     fields = {name: value for name, value in form.initial.items() if value and name != "paused"}
     fields |= {f"initial-{name}": form.initial[name] for name in ("paused", "max_in_flight")}  # as the page has them
-    assert root.post(settings, fields).status_code == 302  # resumes it
+    assert admin.post(settings, fields).status_code == 302  # resumes it
     pause_syncing(anna)
     marks = endpoint_history.of_app(app, 24).marks
     assert [(mark.icon, mark.text) for mark in marks] == [
@@ -90,7 +83,7 @@ def test_marks_come_from_operations_and_the_audit_log(viewer: Client, root: Clie
     ]
     assert all(0 <= mark.x <= WIDTH for mark in marks)
     assert "key" in {mark.icon for mark in endpoint_history.of_app(app, 168).marks}
-    page = page_of(root, app)
+    page = page_of(admin, app)
     assert f"/bulkoperation/{operation.pk}/change/" in page
     assert f"{operation.title}, by root" in page_of(viewer, app)
     unnamed = endpoint_history.of_app(app, 24, names_operations=False).marks

@@ -3,7 +3,6 @@
 import pytest
 from django.db import connection
 from django.http import HttpResponse
-from django.test import Client
 
 from deliveries_app.models import App, AppRepository
 from docora.security.crypto import DecryptionError, Undecryptable, encrypt, require_readable
@@ -23,13 +22,6 @@ def lose_the_key_of(row: App | AppRepository, column: str, settings) -> str:
     with connection.cursor() as cursor:
         cursor.execute(f"UPDATE {row._meta.db_table} SET {column} = %s WHERE id = %s", [ciphertext, row.pk])
     return ciphertext
-
-
-@pytest.fixture
-def admin(db, admin_user) -> Client:
-    client = Client()
-    client.force_login(admin_user)
-    return client
 
 
 def test_undecryptable_value_cannot_become_bytes_or_text(settings) -> None:

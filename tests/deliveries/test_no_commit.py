@@ -3,7 +3,6 @@
 import shutil
 
 import pytest
-from django.contrib.auth.models import User
 from django.test import Client
 
 from deliveries_app.actors import Actor
@@ -79,11 +78,9 @@ def test_private_empty_repository(world: World) -> None:
     assert not world.watch_url(repo, token="sesame").repository.is_private
 
 
-def test_admin_registers_it_and_says_what_the_watch_waits_for(world: World) -> None:
-    client = Client()
-    client.force_login(User.objects.create_superuser("root", password="x"))
+def test_admin_registers_it_and_says_what_the_watch_waits_for(world: World, admin: Client) -> None:
     form = {"app": world.app.pk, "github_url": empty(world).url, "github_token": ""}
-    added = client.post("/admin/deliveries_app/apprepository/add/", form, follow=True)
+    added = admin.post("/admin/deliveries_app/apprepository/add/", form, follow=True)
     assert "now watches" in added.content.decode()
     watch = world.sync(AppRepository.objects.get())
     for page in (
@@ -91,7 +88,7 @@ def test_admin_registers_it_and_says_what_the_watch_waits_for(world: World) -> N
         "/admin/deliveries_app/apprepository/",
         f"/admin/deliveries_app/app/{watch.app_id}/change/",
     ):
-        text = client.get(page).content.decode()
+        text = admin.get(page).content.decode()
         assert WAITING in text, page
         assert "every 2s" not in text or "/app/" in page, page
     assert "Next check <time" in text

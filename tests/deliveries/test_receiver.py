@@ -7,22 +7,8 @@ import time
 import pytest
 
 from deliveries_app.receiver import Refused, tree_sha256, verify
-from tests.deliveries.sender import APP, KEY, REPOSITORY, STANDARD_KEY, Sender, about, held, sha, signed
+from tests.deliveries.sender import APP, KEY, REPOSITORY, STANDARD_KEY, about, held, sha, signed
 from tests.support.receiver import Receiver
-
-
-@pytest.fixture
-def receiver(tmp_path):
-    with Receiver(tmp_path / "copies", KEY) as running:
-        yield running
-
-
-@pytest.fixture
-def sender(receiver):
-    sender = Sender(receiver)
-    yield sender
-    sender.connection.close()
-
 
 # --- Authentication ---------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,6 @@ import pytest
 from deliveries_app.receiver import Refused
 from deliveries_app.receiver.notification import parse
 from tests.deliveries.sender import APP, KEY, REPOSITORY, WATCH, Sender, about, held, sha, signed
-from tests.support.receiver import Receiver
 
 ANEW = "fedcba9876543210"
 FILE = {"path": "a", "sha": sha(b"x"), "size": 1, "content": "x"}
@@ -28,19 +27,6 @@ COMPLETED = {
 }
 FAILED = {"event": "sync_failed", "repository": REPOSITORY, "error": {"type": "git_failure"}, "timestamp": "now"}
 PING = {"event": "ping", "timestamp": "now"}
-
-
-@pytest.fixture
-def receiver(tmp_path):
-    with Receiver(tmp_path / "copies", KEY) as running:
-        yield running
-
-
-@pytest.fixture
-def sender(receiver):
-    sender = Sender(receiver)
-    yield sender
-    sender.connection.close()
 
 
 # --- Epochs -----------------------------------------------------------------------------------------------------------

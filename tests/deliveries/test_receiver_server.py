@@ -9,20 +9,6 @@ import pytest
 from tests.deliveries.sender import APP, KEY, Sender, held, sha, signed
 from tests.support.receiver import Answer, Receiver
 
-
-@pytest.fixture
-def receiver(tmp_path):
-    with Receiver(tmp_path / "copies", KEY) as running:
-        yield running
-
-
-@pytest.fixture
-def sender(receiver):
-    sender = Sender(receiver)
-    yield sender
-    sender.connection.close()
-
-
 # --- Hooks for tests --------------------------------------------------------------------------------------------------
 
 
