@@ -12,20 +12,11 @@ from docora.sign_in.provider_http import provider_session
 from repositories_app.git import process as git
 from repositories_app.git.exceptions import AddressNotAllowed, GitError
 from repositories_app.git.remote import ls_head, new_client
-from tests.docora.http_server import LOOPBACK, post, saying, servers
-from tests.docora.test_http_refusals import certificate
+from tests.docora.http_server import LOOPBACK, post, saying
 from tests.support.git import GitFixture
 from tests.support.proxy import Proxy
 
-__all__ = ["certificate"]
-
 NAME = "hooks.example"
-
-
-@pytest.fixture
-def serve():
-    with servers() as start:
-        yield start
 
 
 @pytest.fixture

@@ -12,19 +12,13 @@ import pytest
 
 from docora.http import USER_AGENT, transfer
 from docora.http.client import Cause, HttpClient, Request
-from tests.docora.http_server import LOOPBACK, post, read_request, saying, servers
+from tests.docora.http_server import LOOPBACK, post, read_request, saying
 
 
 @pytest.fixture
 def client():
     with HttpClient(LOOPBACK, allow_http=True) as client:
         yield client
-
-
-@pytest.fixture
-def serve():
-    with servers() as start:
-        yield start
 
 
 def everything(client):

@@ -7,20 +7,13 @@ import time
 import pytest
 
 from docora.http.client import Cause, HttpClient
-from tests.docora.http_server import LOOPBACK, post, servers
-from tests.support.tls import self_signed
+from tests.docora.http_server import LOOPBACK, post
 
 
 @pytest.fixture
 def client():
     with HttpClient(LOOPBACK, allow_http=True) as client:
         yield client
-
-
-@pytest.fixture
-def serve():
-    with servers() as start:
-        yield start
 
 
 @pytest.mark.parametrize(
@@ -77,12 +70,6 @@ def test_proxy_variables_are_ignored(monkeypatch, serve):
 
 
 # --- TLS --------------------------------------------------------------------------------------------------------------
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
-    """Return (SSL context of the server, path of the PEM file) of a self-signed certificate for 127.0.0.1."""
-    return self_signed(tmp_path_factory.mktemp("tls"))
-
-
 def test_trusted_certificate_is_accepted(serve, certificate):
     context, ca_file = certificate
     server = serve(tls=context)

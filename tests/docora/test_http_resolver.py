@@ -10,13 +10,7 @@ import pytest
 from docora.http import resolver, transfer
 from docora.http.client import Cause, HttpClient
 from docora.http.resolver import ResolvedHost, Resolver, resolve
-from tests.docora.http_server import LOOPBACK, post, saying, servers
-
-
-@pytest.fixture
-def serve():
-    with servers() as start:
-        yield start
+from tests.docora.http_server import LOOPBACK, post, saying
 
 
 class FakeDns:
