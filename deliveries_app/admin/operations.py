@@ -258,10 +258,11 @@ def _waiting_rows(operation: BulkOperation, pending: Mapping[PendingRelease, App
     # Positions of the first repository of each app whose canary is not released yet.
     first = set(in_order.order_by().values("watch__app").annotate(at=Min("position")).values_list("at", flat=True))
     for row, watch in pending.items():
-        is_blocked = watch.state == WatchState.PAUSED or watch.detail == StateDetail.IMPORTING
-        state = watch.state if is_blocked else WatchState.QUEUED
-        waits_for = _waits_for(canaries.get(watch.app_id), watch.app, is_first=row.position in first)
-        waits_for = str(watch.detail.label) if is_blocked else waits_for
+        if watch.state == WatchState.PAUSED or watch.detail == StateDetail.IMPORTING:
+            state, waits_for = watch.state, str(watch.detail.label)
+        else:
+            state = WatchState.QUEUED
+            waits_for = _waits_for(canaries.get(watch.app_id), watch.app, is_first=row.position in first)
         yield Row(f"w{watch.pk}", str(watch.repository), watch.app.name, watch.pk, state=state, waits_for=waits_for)
 
 
