@@ -267,7 +267,7 @@ def test_container_proxy_holds_requests_during_a_restart(migrated: Path, tmp_pat
             clients.wait_for_more()
             first.terminate()
             assert first.process.wait(20) == 0
-            time.sleep(1)  # nobody listens behind the proxy
+            time.sleep(1)  # no server listens behind the proxy
             web.start("web")
             clients.wait_for_more()
         assert set(clients.statuses) == {200}

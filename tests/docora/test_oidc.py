@@ -552,7 +552,7 @@ def test_silent_answer_of_the_provider_does_not_confirm(
     assert base_url() == "https://x.example"
 
 
-def test_somebody_else_cannot_confirm(client: Client, olga: Person) -> None:
+def test_another_user_cannot_confirm(client: Client, olga: Person) -> None:
     sign_in(client, olga)
     _, confirm = refused_change(client)
     answer = sign_in(client, Person("rita"), confirm)

@@ -121,7 +121,7 @@ def test_sign_in_form_of_django_is_not_used(anna) -> None:
     assert Client().post("/admin/login/", {"username": "anna", "password": PASSWORD})["Location"].startswith(LOGIN)
 
 
-def test_nobody_can_sign_up_and_unused_pages_are_not_routed(client: Client) -> None:
+def test_sign_up_and_unused_pages_are_not_routed(client: Client) -> None:
     for path in ("signup/", "password/reset/", "email/", "password/change/", "security/recovery-codes/download/"):
         assert client.get(f"/accounts/{path}").status_code == 404
     for name in ("account_signup", "socialaccount_signup", "socialaccount_connections", "openid_connect_login"):

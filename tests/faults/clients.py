@@ -181,7 +181,7 @@ class MemoryCopy:
             return {"files": [{"path": path, "sha": files[path]} for path in page], "next": following}
 
     def damage(self, damage: "Damage") -> None:
-        """Change the copy as if somebody had edited its files."""
+        """Change the copy as if its files had been edited."""
         with self._lock:
             for path in damage.lost:
                 self._held.pop(self.kind.fold(path), None)
@@ -281,7 +281,7 @@ class Clients(KeepsPort, Receiver):
             self.memory(app_id, str(watch.repository)).drop()
 
     def damage(self, watch: AppRepository, rng: random.Random) -> None:
-        """Let somebody edit the copy of the watch's app."""
+        """Edit the copy of the watch's app."""
         damage = Damage.of(sorted(self.holds(watch)), rng)
         if not self.kind_of(watch.app.app_id).is_reference:
             self.memory(watch.app.app_id, str(watch.repository)).damage(damage)

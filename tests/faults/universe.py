@@ -180,7 +180,7 @@ class Universe:
         self.host_lagged = False
         self.slowness = 0.0  # seconds that the clients take for each notification
         self.dropped_at: dict[tuple[str, str], int] = {}
-        self.damaged: set[tuple[str, str]] = set()  # app's id and repository: somebody has edited the copy
+        self.damaged: set[tuple[str, str]] = set()  # app's id and repository: whose copy was edited
         self.ever_damaged: set[tuple[str, str]] = set()
         self.uncounted = 0  # up to this operation, live counts may have been lost with Redis or a process
         self.counted: set[int] = set()  # operations that have ended and were checked
@@ -736,7 +736,7 @@ class Universe:
             write.complete_watch(ACTOR, row, source, state, "", has_records=bool(files))
 
     def damage(self, place: int, seed: int) -> None:
-        """Let somebody edit the client's copy. Only a check for differences finds that."""
+        """Edit the client's copy. Only a check for differences finds that."""
         watch = self.watch_in(place)
         if watch is None or not self.clients.kind_of(watch.app.app_id).verifies:
             return
@@ -924,7 +924,7 @@ class Universe:
         assert set(children(os.getpid())) <= self._ours | self._servers(), "a process was left behind"
 
     def _repair(self) -> None:
-        """Find what somebody has edited in the copies, and send it."""
+        """Find what was edited in the copies, and send it."""
         for watch in self.alive():
             if (watch.app.app_id, str(watch.repository)) not in self.damaged:
                 continue

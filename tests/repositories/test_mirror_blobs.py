@@ -85,7 +85,7 @@ def test_large_blob_is_streamed_past_the_prefetched_ones(reader: BlobReader, blo
     assert list(reader.read(blobs[:6])) == CONTENTS[:6]
 
 
-def test_prefetched_blobs_that_nobody_reads_do_not_block_git(reader: BlobReader, blobs: list[str]) -> None:
+def test_unread_prefetched_blobs_do_not_block_git(reader: BlobReader, blobs: list[str]) -> None:
     for start in range(0, 6000, 200):  # more than the pipe holds, of contents and of questions
         reader.prefetch(blobs[start % 1000 :][:200])
     assert list(reader.read(blobs[-300:])) == CONTENTS[-300:]
