@@ -13,7 +13,7 @@ _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
 
-def clean_text(text: str | bytes, limit: int = 500) -> str:
+def clean_text(text: str | bytes, limit: int) -> str:
     """Make untrusted text (error bodies, git's stderr) safe to store and show, with at most `limit` characters.
 
     PostgreSQL rejects NUL, and UTF-8 cannot encode lone surrogates, so storing the raw text could fail.

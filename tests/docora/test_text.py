@@ -70,7 +70,7 @@ def test_clean_text() -> None:
     assert len(cleaned) == 50
     assert "\0" not in cleaned
     assert cleaned.encode()
-    assert clean_text(b"\xff\xfe caf\xc3\xa9") == "\ufffd\ufffd café"
+    assert clean_text(b"\xff\xfe caf\xc3\xa9", 500) == "\ufffd\ufffd café"
 
 
 def test_visible() -> None:
