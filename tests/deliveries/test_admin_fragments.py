@@ -369,19 +369,20 @@ def test_row_that_starts_failing_shows_the_error(admin: Client, db) -> None:
     assert f"{query}&failing={watch.pk}" in unescape(failed)
 
 
+def add_delivery(
+    watch: AppRepository, path: str, *, sequence: int, generation: int = 1, acknowledged: bool = True
+) -> None:
+    content = {"mode": "100644", "kind": "create", "sha": "a" * 64, "size": 1, "updated_at": timezone.now()}
+    Delivery.objects.create(
+        watch=watch, path=path, sequence=sequence, generation=generation, acknowledged=acknowledged, **content
+    )
+
+
 def test_delivery_states(admin: Client, db) -> None:
     watch = make_watch(make_app("Portal"), "docs", generation=5, resend_floor=5)
-    common = {
-        "watch": watch,
-        "mode": "100644",
-        "kind": "create",
-        "sha": "a" * 64,
-        "size": 1,
-        "updated_at": timezone.now(),
-    }
-    Delivery.objects.create(path="told", sequence=1, generation=5, acknowledged=True, **common)
-    Delivery.objects.create(path="before", sequence=2, generation=4, acknowledged=True, **common)
-    Delivery.objects.create(path="unsure", sequence=3, generation=5, acknowledged=False, **common)
+    add_delivery(watch, "told", sequence=1, generation=5)
+    add_delivery(watch, "before", sequence=2, generation=4)
+    add_delivery(watch, "unsure", sequence=3, generation=5, acknowledged=False)
     shown = admin.get("/admin/deliveries_app/delivery/").context["cl"]
     states = {row.path: shown.model_admin.state(row) for row in shown.result_list}
     assert [("Delivered" in states[path]) for path in ("told", "before", "unsure")] == [True, False, False]
@@ -391,26 +392,17 @@ def test_delivery_states(admin: Client, db) -> None:
 
 def test_deliveries_are_found_by_path_prefix(admin: Client, db) -> None:
     watch = make_watch(make_app("Portal"), "docs")
-    common = {
-        "watch": watch,
-        "mode": "100644",
-        "kind": "create",
-        "sha": "a" * 64,
-        "size": 1,
-        "updated_at": timezone.now(),
-    }
     for number, path in enumerate(["src/a", "SRC/b", "src_/c", "lib/src/d"]):
-        Delivery.objects.create(path=path, sequence=number, generation=1, acknowledged=True, **common)
+        add_delivery(watch, path, sequence=number)
     found = admin.get("/admin/deliveries_app/delivery/", {"q": "src/"}).context["cl"].result_list
     assert [row.path for row in found] == ["src/a"]
 
 
 @pytest.mark.parametrize("public_id", ["repo_0123456789abcdef01234567", "Portal-docs"], ids=["ours", "an imported one"])
 def test_deliveries_are_found_by_repository_or_app_id(admin: Client, db, public_id: str) -> None:
-    fields = {"mode": "100644", "kind": "create", "sha": "a" * 64, "size": 1, "updated_at": timezone.now()}
     for number, name in enumerate(("docs", "site")):
         watch = make_watch(make_app(name), name)
-        Delivery.objects.create(watch=watch, path=name, sequence=number, generation=1, acknowledged=True, **fields)
+        add_delivery(watch, name, sequence=number)
     app, repository = App.objects.get(name="docs"), Repository.objects.get(name="docs")
     for row, field in ((app, "app_id"), (repository, "repository_id")):
         type(row).objects.filter(pk=row.pk).update(**{field: public_id})
