@@ -67,11 +67,8 @@ def change_watch(
     changes: dict[str, dict[str, str]] = {}  # by the message for the audit log
     if "github_token" in given:
         token = validate_token(given["github_token"])
-        message = (
-            "Changed the repository's token"
-            if token or watch.github_token
-            else "Checked the repository without a token"
-        )
+        has_token = bool(token or watch.github_token)
+        message = "Changed the repository's token" if has_token else "Checked the repository without a token"
         changes[message] = {"github_token": token}
     if "ref" in given:
         ref = validate_ref(given["ref"])

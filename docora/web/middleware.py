@@ -143,10 +143,8 @@ class ConflictMiddleware(MiddlewareMixin):
             return None
         logger.warning("form_conflicted", exc_info=exception, extra={"path": request.path})
         messages.warning(request, _CONFLICT)
-        page = own_url(
-            request, request.headers.get("Referer", ""), request.get_full_path()
-        )  # the path may accept only POST
-        return HttpResponseRedirect(page)
+        page = request.headers.get("Referer", "")  # the request's own address may accept only POST
+        return HttpResponseRedirect(own_url(request, page, request.get_full_path()))
 
 
 class DecryptionErrorMiddleware(MiddlewareMixin):
