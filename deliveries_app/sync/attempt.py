@@ -30,6 +30,7 @@ from deliveries_app.sync import circuit, failures, outcomes
 from deliveries_app.sync.channel import Channel
 from deliveries_app.sync.claim import claim
 from deliveries_app.sync.content import Contents
+from deliveries_app.sync.dead_processes import doubt_of
 from deliveries_app.sync.drift import run_check
 from deliveries_app.sync.events import NoticeRefused, send_due, send_sync_completed, settle_completed
 from deliveries_app.sync.exceptions import EndpointDown, EndpointGone, Paused, SliceOver, Superseded
@@ -40,6 +41,7 @@ from deliveries_app.sync.responses import RateLimited
 from deliveries_app.sync.sender import Sender
 from deliveries_app.sync.time_slice import TimeSlice
 from docora.db.clock import from_now
+from docora.db.connection import CONNECTION_ERRORS, close_broken_connections
 from docora.http.client import HttpClient
 from docora.process import stopping
 from docora.security.crypto import DecryptionError, require_readable
@@ -67,6 +69,8 @@ LAG_SECONDS = 5.0, 30.0
 
 The first value applies if the served commit is new, the second if it is that of the last sync.
 """
+LOST_DATABASE_SECONDS = 2.0
+"""How soon a watch is due again after its run has lost its database connection."""
 DRAIN_SECONDS = 35.0  # longer than any request may take
 HAND_OVER_SECONDS = 5.0
 _FORESEEN = (
@@ -121,6 +125,10 @@ class Attempt:
             self._run_and_record_end()
         except Superseded:
             self._stop_superseded()
+            raise
+        except CONNECTION_ERRORS:
+            self.channel.client.reset()  # nothing may be in flight once the watch is released
+            self._release_without_database()
             raise
         finally:
             if self.sender is not None:
@@ -510,6 +518,26 @@ class Attempt:
 
         is_clean = self.sender is None or self.sender.drain(DRAIN_SECONDS, on_wait=keep_alive)
         self.lease.release(in_doubt=not is_clean)
+
+    def _release_without_database(self) -> None:
+        """Release the watch over a new database connection. The attempt doesn't count.
+
+        Without one until the lease ends, this looks as if the process had died.
+        """
+        failure = root_causes.internal("The database connection was lost. The sync continues once there is a new one.")
+        while True:
+            close_broken_connections()
+            try:
+                with transaction.atomic():
+                    outcomes.postponed(self.lease, LOST_DATABASE_SECONDS, failure, doubt_of(self.watch))
+                    self._give_attempt_back()
+                return
+            except Superseded:
+                return
+            except CONNECTION_ERRORS:
+                if stopping() or not self.lease.can_send():
+                    return
+                time.sleep(1.0)
 
 
 def _log_unforeseen(error: Exception) -> SyncFailure:

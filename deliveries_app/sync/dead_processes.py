@@ -30,8 +30,7 @@ def end_dead_leases() -> int:
         rows = AppRepository.objects.filter(pk=watch.pk, fencing_token=watch.fencing_token)
         if not watch.is_over and has_ended(watch.lease_process):
             watch.is_over = True
-            doubt = {"doubt_until": from_now(HOLD_AFTER_TIMEOUT)} if _was_sending(watch) else {}
-            if rows.leased().update(lease_until=Now(), **doubt):  # otherwise another process has just done it
+            if rows.leased().update(lease_until=Now(), **doubt_of(watch)):  # otherwise another process has just done it
                 ended += 1
                 queues.forget(watch.job_id, watch.lease_owner)
                 logger.warning("process_died", extra={"watch": watch.pk, "worker": watch.lease_owner})
@@ -46,6 +45,11 @@ def _held() -> QuerySet[AppRepository]:
     held = AppRepository.objects.filter(Q(status=Status.SCANNING) | Q(lease_until__isnull=False))
     is_over = ExpressionWrapper(is_free(), output_field=BooleanField())
     return held.select_related("app", "repository").annotate(is_over=is_over)
+
+
+def doubt_of(watch: AppRepository) -> dict[str, Any]:
+    """Return the columns that say until when the app may be processing requests of a run that ends now without their responses."""
+    return {"doubt_until": from_now(HOLD_AFTER_TIMEOUT)} if _was_sending(watch) else {}
 
 
 def doubt_until(watch: AppRepository, now: datetime) -> datetime | None:

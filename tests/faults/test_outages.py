@@ -2,8 +2,9 @@
 
 import time
 
+import psycopg
 import pytest
-from django.db import connections
+from django.db import connection, connections
 from django.test import Client
 
 from deliveries_app.models import AppRepository, BulkOperation, SyncRun
@@ -79,6 +80,29 @@ def test_redis_outage_during_a_resync(world: World, daemons: Daemons, valkey_ser
     assert done["completed"] == done["total"] == 4  # the second operation has superseded some runs
     assert done["files_done"] <= done["files_total"] == 240
     assert all(worker.running for worker in workers)
+
+
+def test_lost_database_connections_are_no_dead_workers(
+    world: World, daemons: Daemons, postgres_server: PostgresServer
+) -> None:
+    """As behind a proxy that ends sessions. Each counted as a worker that the repository may have killed."""
+    repo, watch = watch_slow_client(world, 150, pause=0.02)
+    daemons.sweep()
+    daemons.worker()
+    for lost in (1, 2):
+        seen = len(world.requests())
+        wait_for(lambda seen=seen: len(world.requests()) > seen + 20, 30)
+        with psycopg.connect(postgres_server.url_of(connection.settings_dict["NAME"]), autocommit=True) as other:
+            other.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid NOT IN "
+                "(pg_backend_pid(), %s)", [connection.connection.info.backend_pid],
+            )  # fmt: skip
+        wait_for(lambda lost=lost: daemons.logs().count("job_without_database") >= lost, 20)
+    wait_until_synced(watch)
+    assert_promise_kept(world, repo, watch)
+    assert [run.outcome for run in world.runs(watch)] == ["succeeded"]
+    assert watch.last_error == ""
+    assert "process_died" not in daemons.logs()
 
 
 def test_postgresql_outage_during_a_sync(world: World, daemons: Daemons, postgres_server: PostgresServer) -> None:
