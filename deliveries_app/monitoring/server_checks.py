@@ -12,7 +12,7 @@ from redis.exceptions import ResponseError
 
 from deliveries_app.monitoring import health
 from docora.db import schema
-from docora.db.connection import is_full
+from docora.db.connection import is_full, pooler_advice
 from docora.redis import inspect
 from docora.redis.connection import IN_CLUSTER, RedisError, write_problem
 from docora.redis.connection import connection as redis_connection
@@ -49,8 +49,9 @@ def check_database() -> list[CheckMessage]:
     except NotSupportedError as error:
         return [Error(str(error), hint="Upgrade the database server.")]
     except (DatabaseError, InterfaceError) as error:
-        text = f"The database is not responding: {cause_of(error)}."
-        return [Error(text, hint="Check DATABASE_URL and the database server.")]
+        cause = cause_of(error)
+        hint = pooler_advice(cause) or "Check DATABASE_URL and the database server."
+        return [Error(f"The database is not responding: {cause}.", hint=hint)]
     problem = health.check_database()
     if problem != health.OK:
         return [from_health(problem)]

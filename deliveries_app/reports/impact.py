@@ -34,8 +34,8 @@ class Impact:
 
     - `sample`: the first watches, of a resend those with the most files. They have `files` and `size`.
     - `size`: bytes, unknown for a retry.
-    - Re-sync: `seconds` is estimated from the apps' recent pace, or None without one. A worker is syncing `syncing` of the
-      watches now.
+    - Re-sync: `seconds` is estimated from the apps' recent pace. It is None without one, and if files have to wait for a
+      resume or their number is unknown. A worker is syncing `syncing` of the watches now.
     - `unknown`: watches whose number of files is unknown. Those of a re-sync have not been synced yet; the last attempt of
       those of a retry ended before it had tried every file.
     - Resend: `deliveries` are the primary keys, at most one more than `MAX_RESENT_AT_ONCE`.
@@ -163,7 +163,7 @@ def impact_of(watches: AppRepositoryQuerySet) -> Impact:
     )
     sample = _sample(sized)
     files = found.pop("total_files")
-    pace = None if found["unknown"] else _recent_pace(watches, found["apps"])
+    pace = None if found["unknown"] or found["paused"] else _recent_pace(watches, found["apps"])
     return Impact(
         files=files, size=found.pop("total_size"), seconds=files / pace if pace else None, sample=sample, **found
     )

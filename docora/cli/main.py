@@ -75,7 +75,7 @@ def error_message(error: Exception) -> str:
     from django.db import DatabaseError, InterfaceError, InternalError, NotSupportedError, OperationalError
     from django.db.migrations.exceptions import MigrationSchemaMissing
 
-    from docora.db.connection import is_read_only, sqlstate
+    from docora.db.connection import is_read_only, pooler_advice, sqlstate
     from docora.redis.connection import RedisError, problem
     from docora.security.crypto import DecryptionError
     from docora.text import cause_of
@@ -96,7 +96,8 @@ def error_message(error: Exception) -> str:
         case OperationalError() if sqlstate(error) == _CANCELLED:
             return f"The database cancelled a statement: {cause}. Check its log and its statement_timeout."
         case OperationalError() | InterfaceError():
-            return f"The database cannot be used: {cause}. Check DATABASE_URL, and that the database is running."
+            advice = pooler_advice(cause) or "Check DATABASE_URL, and that the database is running."
+            return f"The database cannot be used: {cause}. {advice}"
         case DatabaseError() if is_read_only(error):
             return f"The database is read-only: {cause}. Check that DATABASE_URL points to the primary, and the server's disk."
         case DatabaseError() if isinstance(error, NotSupportedError | InternalError) or sqlstate(error) in _NO_RIGHTS:

@@ -97,6 +97,13 @@ def close_broken_connections() -> None:
             connection.close()
 
 
+def pooler_advice(cause: str) -> str:
+    """Return what to do if a pooler refused the connection for this `cause`, or an empty string."""
+    if "unsupported startup parameter" not in cause:
+        return ""
+    return "Set ignore_startup_parameters in PgBouncer, as the handbook says under Connections."
+
+
 _READ_ONLY, _DISK_FULL = "25006", "53100"  # SQLSTATE
 
 

@@ -46,6 +46,8 @@ def test_confirmation_estimates_the_time_from_recent_runs(operator: Client, watc
         times = {"started_at": now - timedelta(seconds=seconds), "ended_at": now}
         SyncRun.objects.create(watch=watches[0], generation=1, outcome=Outcome.SUCCEEDED, files_done=files, **times)
     assert "At the recent rate, this takes about 5 min." in operator.get(f"{CONFIRM}?ids={watches[0].pk}").text
+    AppRepository.objects.filter(pk=watches[1].pk).update(paused_at=now)  # nothing is sent for it before it is resumed
+    assert "At the recent rate" not in operator.get(f"{CONFIRM}?ids={watches[0].pk},{watches[1].pk}").text
 
 
 def test_number_of_files_is_unknown_before_the_first_sync(operator: Client, watches) -> None:

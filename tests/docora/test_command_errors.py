@@ -6,8 +6,10 @@ import os
 import re
 import runpy
 import secrets
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import django
@@ -156,6 +158,28 @@ def test_user_without_rights_in_the_database(
         [outcome] = outcomes([command], DATABASE_URL=database.replace("user=docora", "user=guest"))
         advice = "Check the rights of the user in DATABASE_URL, and the server's version."
         assert outcome == (1, "", f"The database refused: {cause}. {advice}")
+
+
+def test_pgbouncer_without_the_setting_that_docora_needs(instance_environment: dict[str, str]) -> None:
+    message = b"SFATAL\0C08P01\0Munsupported startup parameter in options: lock_timeout\0\0"
+    with socket.create_server(("127.0.0.1", 0)) as pooler:
+        url = f"postgres://docora@127.0.0.1:{pooler.getsockname()[1]}/docora?sslmode=disable"
+
+        def refuse() -> None:
+            session, _ = pooler.accept()
+            with session:
+                session.recv(1000)
+                session.sendall(b"E%b%b" % ((len(message) + 4).to_bytes(4), message))
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        done = manage("list_apps", environment=instance_environment | {"DATABASE_URL": url})
+        thread.join()
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.endswith(
+        "unsupported startup parameter in options: lock_timeout. "
+        "Set ignore_startup_parameters in PgBouncer, as the handbook says under Connections.\n"
+    )
 
 
 def test_statement_that_takes_longer_than_its_timeout(instance_environment: dict[str, str]) -> None:
