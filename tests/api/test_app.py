@@ -197,6 +197,7 @@ def test_key_rotation_from_start_to_end(world: World, caller: Caller) -> None:
     assert caller.client.get(URL).json()["key_rotation"]["new_key_accepted_at"] is None
     world.receiver.keys = new_key
     assert post(caller, "/ping", {"new_key": True}).json()["delivered"] is True
+    assert actions(caller.app)[-1].startswith("Sent a test ping with the new key:")
     assert caller.client.get(URL).json()["key_rotation"]["new_key_accepted_at"]
     assert post(caller, "/key/retire").status_code == 204
     assert App.objects.get(pk=caller.app.pk).client_auth_key == new_key

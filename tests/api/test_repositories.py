@@ -149,6 +149,11 @@ def test_list_shows_the_state_of_every_sync(portal: Caller) -> None:
     assert STAMP.fullmatch(docs["last_synced_at"])
     assert (site["name"], site["last_error"], site["last_synced_at"], site["last_commit"]) == ("site", None, None, None)
     assert portal.get(f"/{docs['repository_id']}").json() == docs
+    AppRepository.objects.filter(app=portal.app, repository__name="docs").update(
+        failing_since=timezone.now(), root_cause="git_auth"
+    )
+    for failing, name in (("true", "docs"), ("false", "site")):
+        assert [row["name"] for row in portal.get(failing=failing).json()["repositories"]] == [name]
     assert "ghp_secret" not in str(body)
 
 
@@ -164,6 +169,7 @@ def test_next_continues_from_any_page(portal: Caller) -> None:
     second = portal.get(page=2, per_page=1).json()
     last = portal.get(after=second["next"], per_page=1).json()
     assert ([row["name"] for row in last["repositories"]], last["next"]) == (["wiki"], None)
+    assert portal.get(after=second["next"], per_page=1, page=2).json()["repositories"] == last["repositories"]
     assert portal.get(page=3, per_page=1).json()["next"] is None
 
 

@@ -25,6 +25,8 @@ def test_run_shows_its_progress_until_it_has_ended(world: World, caller: Caller)
     assert (run["outcome"], run["files_done"], run["bytes_done"], run["percent"]) == ("succeeded", 2, 3, 100)
     assert run["commit_sha"] == watch.repository.snapshots.get().commit_sha
     assert run["created_at"] <= run["started_at"] <= run["ended_at"]
+    _, initial = world.runs(watch)
+    assert caller.get(f"{path}/runs/{initial.run_id}").json()["reason"] == "initial"
 
 
 def test_failed_run_says_why(world: World, caller: Caller, settings) -> None:
@@ -45,7 +47,7 @@ def test_runs_are_filtered_and_paged_newest_first(portal: Caller, watches) -> No
         SyncRun.objects.create(
             watch=watches[0],
             reason="resync" if number == 3 else "change",
-            created_at=now - timedelta(minutes=number // 2),
+            created_at=now - timedelta(minutes=(number + 1) // 2),  # equal times on both sides of a page's end
             **names,
             **outcome,
         )

@@ -347,6 +347,8 @@ def test_ended_operations_are_listed_with_outcomes(admin: Client, app: App) -> N
     for name in ("docs", "site"):
         make_watch(app, name)
         make_watch(other, name)
+    make_watch(make_app("Newsletter"), "docs")
+    resync_many(Actor.command(), AppRepository.objects.exclude(app=app))
     ours, _ = resync_by_app(Actor.command(), app), resync_by_app(Actor.command(), other)
     both = resync_many(Actor.command(), AppRepository.objects.all())
     SyncRun.objects.update(outcome=Outcome.SUCCEEDED, started_at=timezone.now(), ended_at=timezone.now())

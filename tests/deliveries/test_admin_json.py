@@ -7,6 +7,7 @@ from django.contrib.auth.models import User
 from django.test import Client
 
 from deliveries_app import services
+from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, BulkOperation, SyncRun
 from deliveries_app.models.root_causes import RootCause
 from docora.web.errors import NOT_FOUND
@@ -104,6 +105,8 @@ def test_anonymous_is_401_and_missing_permission_is_403(watches) -> None:
         viewer = staff(f"viewer-{len(path)}", *(f"view_{model}" for model in VIEWS))
         assert post(viewer, path, ids_of(watches[0])).status_code == 403, path
     assert Client().get("/admin/api/repositories").status_code == 401
+    clerk = staff("clerk", "view_app")
+    assert clerk.get("/admin/api/repositories").status_code == 403
     assert generations() == [1, 1, 1]
 
 
@@ -130,6 +133,8 @@ def test_watches_are_listed_filtered_and_paged(operator: Client, watches) -> Non
     assert listed("status=failed") == set()
     assert operator.get("/admin/api/repositories?search=%00").status_code == 400
     assert "ghp_secret" not in operator.get("/admin/api/repositories").text
+    services.unwatch_repository(Actor.command(), watches[1])
+    assert listed(f"app_id={portal}") == {(portal, "docs")}
 
 
 @pytest.mark.parametrize(
