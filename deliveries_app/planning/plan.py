@@ -24,8 +24,8 @@ from repositories_app.mirror.tree import Entry
 
 MAX_SKIPPED_LISTED = 1000
 _MAX_LISTED_BYTES = 1 << 20  # of their paths, which may be of any length
-_RULES_VERSION = 4
-"""Raise this with each change of the rules in `eligibility`, `gitignore` and `paths`: each watch then gets a full plan."""
+_RULES_VERSION = 3
+"""Raise this with each change of the rules in `eligibility` and `paths`: each watch then gets a full plan, which applies them."""
 
 
 class Row(NamedTuple):

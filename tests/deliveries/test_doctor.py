@@ -2,12 +2,14 @@
 
 import json
 import re
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from allauth.socialaccount.models import SocialAccount
@@ -100,9 +102,13 @@ def test_json_has_the_same_results(healthy) -> None:
 
 
 def test_offline_does_not_call_the_git_host(healthy, git_server: GitFixture) -> None:
+    address = "127.0.0.1", urlsplit(git_server.url).port
     git_server.server.stop()
-    assert doctor("--offline")[0] == 0
-    code, output = doctor()
+    with socket.socket() as taken:  # otherwise, a server of another test may get the port
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(address)
+        assert doctor("--offline")[0] == 0
+        code, output = doctor()
     assert code == 1
     assert "PROBLEM  git-host: Couldn't reach 127.0.0.1:" in output
 
