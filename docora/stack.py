@@ -1,8 +1,8 @@
 """Run a function, and everything that it calls, in one large chunk of Python's stack.
 
-CPython keeps the frames of a thread in chunks of 16 KB. Until 3.14, a loop whose calls cross the end of a chunk maps and unmaps
-the next chunk each time. A page with a long list does so thousands of times, which takes a quarter of the page's time. A frame that
-is larger than a chunk gets a chunk of twice its size, and the calls below it use the rest.
+CPython keeps the frames of a thread in chunks of 16 KB. Until 3.14, a loop whose calls cross the end of a chunk maps and
+unmaps the next chunk each time. A page with a long list does so thousands of times, which takes a quarter of the page's time.
+A frame that is larger than a chunk gets a chunk of twice its size, and the calls below it use the rest.
 """
 
 from collections.abc import Callable

@@ -30,7 +30,7 @@ from deliveries_app.sync import circuit, failures, outcomes
 from deliveries_app.sync.channel import Channel
 from deliveries_app.sync.claim import claim
 from deliveries_app.sync.content import Contents
-from deliveries_app.sync.dead_processes import doubt_of
+from deliveries_app.sync.dead_processes import doubt_from_now
 from deliveries_app.sync.drift import run_check
 from deliveries_app.sync.events import NoticeRefused, send_due, send_sync_completed, settle_completed
 from deliveries_app.sync.exceptions import EndpointDown, EndpointGone, Paused, SliceOver, Superseded
@@ -522,14 +522,14 @@ class Attempt:
     def _release_without_database(self) -> None:
         """Release the watch over a new database connection. The attempt doesn't count.
 
-        Without one until the lease ends, this looks as if the process had died.
+        If there is none before the lease ends, the watch is treated as if this process had died.
         """
         failure = root_causes.internal("The database connection was lost. The sync continues once there is a new one.")
         while True:
             close_broken_connections()
             try:
                 with transaction.atomic():
-                    outcomes.postponed(self.lease, LOST_DATABASE_SECONDS, failure, doubt_of(self.watch))
+                    outcomes.postponed(self.lease, LOST_DATABASE_SECONDS, failure, doubt_from_now(self.watch))
                     self._give_attempt_back()
                 return
             except Superseded:

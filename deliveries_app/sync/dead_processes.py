@@ -30,7 +30,8 @@ def end_dead_leases() -> int:
         rows = AppRepository.objects.filter(pk=watch.pk, fencing_token=watch.fencing_token)
         if not watch.is_over and has_ended(watch.lease_process):
             watch.is_over = True
-            if rows.leased().update(lease_until=Now(), **doubt_of(watch)):  # otherwise another process has just done it
+            # It updates no row if another process has just done this.
+            if rows.leased().update(lease_until=Now(), **doubt_from_now(watch)):
                 ended += 1
                 queues.forget(watch.job_id, watch.lease_owner)
                 logger.warning("process_died", extra={"watch": watch.pk, "worker": watch.lease_owner})
@@ -47,8 +48,8 @@ def _held() -> QuerySet[AppRepository]:
     return held.select_related("app", "repository").annotate(is_over=is_over)
 
 
-def doubt_of(watch: AppRepository) -> dict[str, Any]:
-    """Return the columns that say until when the app may be processing requests of a run that ends now without their responses."""
+def doubt_from_now(watch: AppRepository) -> dict[str, Any]:
+    """Return the columns to set if the watch's run ends now, while the app may still be processing its requests."""
     return {"doubt_until": from_now(HOLD_AFTER_TIMEOUT)} if _was_sending(watch) else {}
 
 

@@ -82,7 +82,7 @@ def test_redis_outage_during_a_resync(world: World, daemons: Daemons, valkey_ser
     assert all(worker.running for worker in workers)
 
 
-def test_lost_database_connections_are_no_dead_workers(
+def test_lost_database_connections_are_not_reported_as_dead_workers(
     world: World, daemons: Daemons, postgres_server: PostgresServer
 ) -> None:
     """As behind a proxy that ends sessions. Each counted as a worker that the repository may have killed."""

@@ -44,7 +44,7 @@ from docora.server.valkey import storage_of, valkey_command
 
 READY_SECONDS = 60.0
 _BACKGROUND_SECONDS = 15.0
-_SECRETS_READ = 100  # per column; decrypting them takes a few milliseconds
+_SECRETS_TRIED = 100  # of each column; decrypting them takes a few milliseconds
 _SYNCS = 32
 """How many repositories all workers of one `up` sync at once, unless SYNCS_PER_WORKER is set. Each takes a database connection.
 With those of the web process and the sweep, that makes 60, of the 100 that PostgreSQL allows by default."""
@@ -166,7 +166,7 @@ class Command(BaseCommand):
 
         Don't refuse to start, because the secrets can be replaced in the admin.
         """
-        if not any(result.unreadable for result in examine(_SECRETS_READ).values()):
+        if not any(result.unreadable for result in examine(_SECRETS_TRIED).values()):
             return
         source = "ENCRYPTION_KEYS" if text("ENCRYPTION_KEYS") else settings.DATA_DIR / "keys.json"
         self.stderr.write(
