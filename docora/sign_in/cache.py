@@ -8,16 +8,21 @@ A Redis whose disk is full refuses writes, but still answers reads. So what is r
 
 import json
 import logging
+import time
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, Concatenate
 
 from django.core.cache.backends.locmem import LocMemCache
 from django.core.cache.backends.redis import RedisCache
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from docora.redis.connection import RedisError
 
 logger = logging.getLogger(__name__)
+
+_SECONDS_AFTER_TIMEOUT = 10.0
+"""For how long Redis is not tried after it did not respond. A sign-in uses the cache five times, and would wait each time."""
 
 
 class JsonSerializer:
@@ -35,13 +40,15 @@ def _or_in_memory[**P, R](
     def call(self: "SharedCache", /, *args: P.args, **kwargs: P.kwargs) -> R:
         name = method.__name__
         if name == "add":  # allauth begins with it: it locks what it then reads and writes
-            self.uses_memory = False
+            self.uses_memory = time.monotonic() < SharedCache.next_try
         if not self.uses_memory:
             try:
                 return method(self, *args, **kwargs)
             except RedisError as error:
                 logger.warning("cache_in_memory", extra={"cause": str(error)})
                 self.uses_memory = True
+                if isinstance(error, RedisTimeoutError):
+                    SharedCache.next_try = time.monotonic() + _SECONDS_AFTER_TIMEOUT
         fallback: R = getattr(self.memory, name)(*args, **kwargs)
         return fallback
 
@@ -52,6 +59,8 @@ class SharedCache(RedisCache):
     """Django's Redis cache. The methods that allauth uses fall back to memory. Each thread has its own instance."""
 
     uses_memory = False
+    next_try = 0.0
+    """When to try Redis again (monotonic time), for all threads."""
 
     def __init__(self, server: str, params: dict[str, Any]) -> None:
         super().__init__(server, params)

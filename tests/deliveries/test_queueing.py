@@ -1,8 +1,6 @@
 """RQ wakes workers early; the database decides (`engine.md` §6)."""
 
 import contextlib
-import os
-import signal
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -212,14 +210,10 @@ def test_job_that_ends_without_redis_is_left_to_the_sweep(valkey_server: ValkeyS
 
 def test_hanging_redis_does_not_block(transactional_db: None, valkey_server: ValkeyServer) -> None:
     put()
-    assert valkey_server.pid is not None
-    os.kill(valkey_server.pid, signal.SIGSTOP)
-    try:
+    with valkey_server.frozen():
         started = time.monotonic()
         assert not put()
         assert time.monotonic() - started < 5
-    finally:
-        os.kill(valkey_server.pid, signal.SIGCONT)
 
 
 def test_enqueueing_leaks_no_descriptors() -> None:

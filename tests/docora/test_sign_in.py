@@ -35,6 +35,7 @@ from docora.redis.connection import connection
 from docora.security.crypto import decrypt
 from docora.sign_in import links, recency
 from docora.sign_in.adapters import client_address
+from docora.sign_in.cache import SharedCache
 from repositories_app.models import GitHubApp
 from tests.support.staff import make_app, make_watch
 from tests.support.valkey import ValkeyServer
@@ -225,6 +226,17 @@ def test_failures_are_counted_in_memory_while_redis_refuses_writes(anna, valkey_
     cache.memory.clear()
     with valkey_server.refusing_writes():
         assert [locked(try_to_sign_in()) for _ in range(7)] == [False] * 5 + [True] * 2
+    assert not locked(try_to_sign_in()), "Redis counts again"
+    cache.memory.clear()
+
+
+def test_sign_in_waits_once_for_frozen_redis(anna, valkey_server: ValkeyServer, caplog, monkeypatch) -> None:
+    monkeypatch.setattr(SharedCache, "next_try", 0.0)
+    cache.memory.clear()
+    with valkey_server.frozen():
+        assert [locked(try_to_sign_in()) for _ in range(6)] == [False] * 5 + [True]
+    assert [record.getMessage() for record in caplog.records].count("cache_in_memory") == 1
+    monkeypatch.setattr(SharedCache, "next_try", 0.0)
     assert not locked(try_to_sign_in()), "Redis counts again"
     cache.memory.clear()
 

@@ -1,6 +1,7 @@
 """A real Valkey or Redis server for the tests: the same binary that `manage.py up` would start."""
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 
@@ -69,6 +70,16 @@ class ValkeyServer(Server):
             finally:
                 client.config_set("save", "")
                 in_the_way.rmdir()
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Accept connections, but respond to nothing."""
+        assert self.pid is not None
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
 
     def command(self) -> list[str]:
         options = {
