@@ -5,6 +5,7 @@ order. A child that exits is restarted, after a longer delay each time. If this 
 every child (`docora.process`).
 """
 
+import contextlib
 import errno
 import os
 import signal
@@ -101,14 +102,18 @@ class Supervisor:
             code = child.process.returncode if child.process else None
             stable = now - child.started > _STABLE_SECONDS
             delay = _RESTART_DELAY if stable else child.restart_delay
-            self._report(f"{child.name} ended with {code}; starting it again in {delay:g} s")
+            self._try_to_report(f"{child.name} ended with {code}; starting it again in {delay:g} s")
             child.restart_at = now + delay
             child.restart_delay = min(_MAX_RESTART_DELAY, delay * 2)
         elif now >= child.restart_at:
             try:
                 child.start()
             except OSError as error:  # start it again later; the other children keep running
-                self._report(f"{child.name} cannot be started: {error.strerror}")
+                self._try_to_report(f"{child.name} cannot be started: {error.strerror}")
+
+    def _try_to_report(self, line: str) -> None:
+        with contextlib.suppress(OSError):  # the log's disk is full; the children keep running
+            self._report(line)
 
     def _request_stop(self, signum: int, frame: FrameType | None) -> None:
         self._stopping = True

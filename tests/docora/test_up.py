@@ -173,6 +173,20 @@ def test_child_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None:
     ]
 
 
+def test_full_log_disk_does_not_end_up() -> None:
+    """The first worker that ended took all others and the web process with it."""
+    with Path("/dev/full").open("wb", buffering=0) as log:
+        supervisor = Supervisor(lambda line: log.write(line.encode()))
+        child = Child("web", ["/bin/true"], restart_delay=0.0)
+        supervisor.add(child)
+        for _ in range(2):
+            assert child.process
+            child.process.wait(10)
+            supervisor._restart(child)
+        assert child.restart_at is None  # it was started again
+        supervisor.stop()
+
+
 def test_delay_of_an_earlier_crash_loop_is_forgotten() -> None:
     reports: list[str] = []
     supervisor = Supervisor(reports.append)
