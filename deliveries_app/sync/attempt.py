@@ -41,7 +41,7 @@ from deliveries_app.sync.responses import RateLimited
 from deliveries_app.sync.sender import Sender
 from deliveries_app.sync.time_slice import TimeSlice
 from docora.db.clock import from_now
-from docora.db.connection import CONNECTION_ERRORS, close_broken_connections
+from docora.db.connection import CONNECTION_ERRORS, close_broken_connections, is_full
 from docora.http.client import HttpClient
 from docora.process import stopping
 from docora.security.crypto import DecryptionError, require_readable
@@ -126,9 +126,9 @@ class Attempt:
         except Superseded:
             self._stop_superseded()
             raise
-        except CONNECTION_ERRORS:
+        except CONNECTION_ERRORS as error:
             self.channel.client.reset()  # nothing may be in flight once the watch is released
-            self._release_without_database()
+            self._release_without_database(_of_database(error))
             raise
         finally:
             if self.sender is not None:
@@ -519,12 +519,11 @@ class Attempt:
         is_clean = self.sender is None or self.sender.drain(DRAIN_SECONDS, on_wait=keep_alive)
         self.lease.release(in_doubt=not is_clean)
 
-    def _release_without_database(self) -> None:
+    def _release_without_database(self, failure: SyncFailure) -> None:
         """Release the watch over a new database connection. The attempt doesn't count.
 
         If there is none before the lease ends, the watch is treated as if this process had died.
         """
-        failure = root_causes.internal("The database connection was lost. The sync continues once there is a new one.")
         while True:
             close_broken_connections()
             try:
@@ -538,6 +537,14 @@ class Attempt:
                 if stopping() or not self.lease.can_send():
                     return
                 time.sleep(1.0)
+
+
+def _of_database(error: Exception) -> SyncFailure:
+    """Return the failure of a run whose database connection was lost, or whose records have no space left."""
+    if is_full(error):
+        message = "The database's disk is full. Free up space on it. The sync continues once there is space."
+        return root_causes.internal(message)
+    return root_causes.internal("The database connection was lost. The sync continues once there is a new one.")
 
 
 def _log_unforeseen(error: Exception) -> SyncFailure:

@@ -75,7 +75,7 @@ def error_message(error: Exception) -> str:
     from django.db import DatabaseError, InterfaceError, InternalError, NotSupportedError, OperationalError
     from django.db.migrations.exceptions import MigrationSchemaMissing
 
-    from docora.db.connection import is_read_only, pooler_advice, sqlstate
+    from docora.db.connection import is_full, is_read_only, pooler_advice, sqlstate
     from docora.redis.connection import RedisError, problem
     from docora.security.crypto import DecryptionError
     from docora.text import cause_of
@@ -93,6 +93,8 @@ def error_message(error: Exception) -> str:
         case OperationalError() | InterfaceError() if settings.DATABASES["default"]["ENGINE"].endswith("sqlite3"):
             file = settings.DATABASES["default"]["NAME"]
             return f"The database {file} cannot be used: {cause}. Check its disk, and run commands as Docora's user."
+        case OperationalError() if is_full(error):
+            return f"The database's disk is full: {cause}. Free up space on the disk of the database server."
         case OperationalError() if sqlstate(error) == _CANCELLED:
             return f"The database cancelled a statement: {cause}. Check its log and its statement_timeout."
         case OperationalError() | InterfaceError():

@@ -207,6 +207,24 @@ def test_read_only_database(postgres_server: PostgresServer) -> None:
     assert outcome == (1, "", f"The database is read-only: {cause}. {advice}")
 
 
+def test_full_database_disk(instance_environment: dict[str, str]) -> None:
+    """The advice was to check DATABASE_URL, and that the database is running."""
+    command = ["onboard_app", "Portal", "https://portal.example", "you@portal.example"]
+    cause = "could not extend file: No space left on device"
+    with psycopg.connect(instance_environment["DATABASE_URL"], autocommit=True) as connection:
+        connection.execute(
+            "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS"
+            f" $$ BEGIN RAISE '{cause}' USING ERRCODE = 'disk_full'; END $$"
+        )
+        connection.execute("CREATE TRIGGER full_disk BEFORE INSERT ON deliveries_app_app EXECUTE FUNCTION fail()")
+        try:
+            outcome = outcomes([command], **instance_environment)
+        finally:
+            connection.execute("DROP FUNCTION fail CASCADE")
+    advice = "Free up space on the disk of the database server."
+    assert outcome == [(1, "", f"The database's disk is full: {cause}. {advice}")]
+
+
 def test_unknown_id_says_where_to_find_ids(instance_environment: dict[str, str]) -> None:
     named = {name: arguments for name, arguments in COMMANDS.items() if any("none" in word for word in arguments)}
     lines = [[name, *(word.replace("none", other) for word in arguments)] for name, arguments in named.items()

@@ -4,7 +4,7 @@ import time
 
 import psycopg
 import pytest
-from django.db import connection, connections
+from django.db import OperationalError, connection, connections
 from django.test import Client
 
 from deliveries_app.models import AppRepository, BulkOperation, SyncRun
@@ -103,6 +103,30 @@ def test_lost_database_connections_are_not_reported_as_dead_workers(
     assert [run.outcome for run in world.runs(watch)] == ["succeeded"]
     assert watch.last_error == ""
     assert "process_died" not in daemons.logs()
+
+
+def test_full_database_disk_during_a_sync(world: World, postgres_server: PostgresServer) -> None:
+    """PostgreSQL still records what fits into its files, such as why the sync waits. It said that the connection was lost."""
+    repo, watch = world.watch()
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN RAISE 'could not extend file: No space left on device' USING ERRCODE = 'disk_full'; END $$"
+        )
+        cursor.execute("CREATE TRIGGER full_disk BEFORE INSERT ON deliveries_app_delivery EXECUTE FUNCTION fail()")
+    try:
+        with pytest.raises(OperationalError):
+            world.sync(watch)
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("DROP FUNCTION fail CASCADE")
+    watch.refresh_from_db()
+    assert (
+        watch.last_error == "The database's disk is full. Free up space on it. The sync continues once there is space."
+    )
+    assert (watch.retry_count, watch.lease_until) == (0, None)
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_postgresql_outage_during_a_sync(world: World, daemons: Daemons, postgres_server: PostgresServer) -> None:
