@@ -167,7 +167,9 @@ def explain(cause: Cause, detail: str = "", *, token: str = "") -> GitError:
     if cause is Cause.TOO_LARGE:
         # A full disk is this machine's problem: clients are not notified, and a retry may succeed.
         here = _FULL_DISK.search(detail) is not None
-        return GitError(cause, _too_large_message(detail), permanent=not here, for_every_watcher=not here)
+        error = GitError(cause, _too_large_message(detail), permanent=not here, for_every_watcher=not here)
+        error.is_local = here
+        return error
     text = f"git couldn't read the repository: {detail}. If this continues, check that you can clone it."
     if cause is Cause.TIMEOUT:
         text = f"The git host timed out: {detail}."

@@ -25,11 +25,13 @@ class GitError(Exception):
     - `cooldown`: seconds that the host asked to wait, or 0.
     - `no_connection`: no connection to the host could be made, so its other repositories cannot be read either.
     - `no_answer`: the host did not answer, or only a proxy in front of it did (502 to 504).
+    - `is_local`: this machine's disk is full, so the repository and its host are not to blame.
     - `next_step`: the last sentence of the message, which depends on the purpose of the read.
     """
 
     no_connection = False
     no_answer = False
+    is_local = False
 
     def __init__(
         self,

@@ -16,6 +16,7 @@ from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from deliveries_app.models import AppRepository, Status
+from deliveries_app.models.root_causes import ErrorCause
 from docora.conf.data_dir import embedded_redis_url
 from docora.server.valkey import valkey_command
 from repositories_app import services as repositories
@@ -86,6 +87,7 @@ def test_full_mirror_disk_leaves_no_partial_pack(world: World, tmp_path: Path, s
     assert "No space left on device" in full.error
     assert "Free up space in" in full.error
     assert "REPOS_DIR" in full.error
+    assert full.cause == ErrorCause.INTERNAL  # the repository is neither too large nor unreadable
     assert not [name for name in full.files if name.startswith("objects/") or name.endswith(".lock")]
     assert (roomy.status, roomy.error) == (Status.SYNCED, "")
     assert_promise_kept(world, repo, watch)
