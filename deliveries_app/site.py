@@ -119,15 +119,17 @@ class DocoraAdminSite(admin.AdminSite):
         super().register(model_or_iterable, base, **options)
 
     def get_app_list(self, request: HttpRequest, app_label: str | None = None) -> list[Any]:
-        """Group the models by task instead of by package."""
+        """Group the models by task instead of by package. Leave out those of which the user can open no page."""
         if app_label is not None:
             return super().get_app_list(request, app_label)
-        known = {model["model"]: model for app in self._build_app_dict(request).values() for model in app["models"]}
+        listed = [model for app in self._build_app_dict(request).values() for model in app["models"]]
+        known = {model["model"]: model for model in listed if model["admin_url"] or model["add_url"]}
         sections = []
         for name, labels in SECTIONS.items():
             models = [known.pop(model) for label in labels if (model := apps.get_model(label)) in known]
             if models:
-                sections.append(_section(name, name.lower(), models[0]["admin_url"], models))
+                url = models[0]["admin_url"] or models[0]["add_url"]
+                sections.append(_section(name, name.lower(), url, models))
         for app in apps.get_app_configs():  # those that DOCORA_SETTINGS adds
             models = [known[model] for model in app.get_models() if model in known]
             if models and not {app.name, f"{type(app).__module__}.{type(app).__name__}"} & set(settings.OWN_APPS):

@@ -236,7 +236,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, RemovalAdmin[App]):
         settings = self.admin_site.admin_view(self.settings_view)
         return [
             path("<int:object_id>/settings/", settings, name=self.url_name("settings")),
-            self.object_page("endpoint", require_GET(self.endpoint), Permission.VIEW_APPS),
+            self.object_page("endpoint", require_GET(self.endpoint)),
             self.object_page("ping", self.ping, Permission.CHANGE_APPS),
             self.object_page("why", require_GET(self.why), Permission.VIEW_WATCHES),
             self.object_page("watch-many", self.watch_many, Permission.WATCH),

@@ -151,6 +151,10 @@ class UserAdmin(RequireRecentSignIn, PlainAdmin[Any], DjangoUserAdmin):
     # A form refuses times in the hour that the end of summer time repeats.
     readonly_fields = ("last_login", "date_joined")
 
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """Return whether the page to add a user is offered: Django also requires the permission to change users there."""
+        return super().has_add_permission(request) and self.has_change_permission(request)
+
     def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
         """Return what Django collects, with the last administrator as protected."""
         deleted, counts, permissions, protected = super().get_deleted_objects(objs, request)

@@ -190,7 +190,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
 
     def get_urls(self) -> list[URLPattern]:
         return [
-            self.object_page("why", require_GET(self.why), Permission.VIEW_WATCHES),
+            self.object_page("why", require_GET(self.why)),
             self.object_page("retry", require_POST(self.retry_one), Permission.RETRY),
             self.object_page("cancel", require_POST(self.cancel_one)),
             self.object_page("pause", require_POST(self.pause_one), Permission.CHANGE_WATCHES),

@@ -56,7 +56,7 @@ def explain(actor: Actor, watch: AppRepository, path: str) -> Explanation:
 
     Bytes that are not UTF-8 are written as the pages show them: `caf\\xe9`.
     """
-    actor.require_watch(watch, Permission.VIEW_WATCHES)
+    actor.require_watch(watch, Permission.VIEW_WATCHES, Permission.CHANGE_WATCHES)  # as the page of the watch
     paths = _possible_paths(path)
     delivery_rules = delivery_rules_of(watch)
     found = look_up(watch, delivery_rules, _commit(watch), paths)

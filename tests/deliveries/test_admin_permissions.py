@@ -2,6 +2,7 @@
 
 import re
 from html import unescape
+from urllib.parse import urljoin
 
 import pytest
 from allauth.socialaccount.models import SocialAccount
@@ -55,6 +56,36 @@ def every_page(watches: list[AppRepository]) -> list[str]:
 def test_staff_without_permissions_is_refused_everywhere(watches) -> None:
     client = staff("norbert")
     assert {url: client.get(url).status_code for url in every_page(watches)} == dict.fromkeys(every_page(watches), 403)
+
+
+@pytest.mark.parametrize(
+    "codename",
+    [
+        "view_app", "change_app", "delete_app", "onboard_app", "view_apprepository", "change_apprepository",
+        "resync_apprepository", "view_queue", "view_delivery", "view_syncrun", "view_auditentry", "view_repository",
+        "add_githubapp", "change_githubapp", "delete_githubapp", "add_user", "view_user", "change_user", "delete_user",
+        "add_group", "delete_group",
+    ],
+)  # fmt: skip
+def test_single_permission_has_no_dead_links(watches, codename: str) -> None:
+    """Every page below the overview that a user with only this permission is linked to can be opened."""
+    client, waiting, opened = staff("sol", codename), ["/admin/"], set[str]()
+    while waiting:
+        path = waiting.pop()
+        kind = re.sub(r"\d+", "N", path)
+        if kind in opened:
+            continue
+        opened.add(kind)
+        answer = client.get(path, follow=True)
+        assert answer.status_code == 200, path
+        links = [] if answer.streaming else re.findall(r'<a\b[^>]*? href="([^"#]+)', answer.text)
+        waiting += [link for link in (unescape(urljoin(path, link)) for link in links) if link.startswith("/admin/")]
+
+
+def test_user_who_can_only_delete_is_told_that_there_is_nothing_to_view(db) -> None:
+    assert "You don't have permission to view anything yet." in unescape(
+        staff("dora", "delete_group").get("/admin/").text
+    )
 
 
 @pytest.mark.parametrize("model", ["account/emailaddress", "mfa/authenticator", "socialaccount/socialapp"])
