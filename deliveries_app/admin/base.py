@@ -236,12 +236,11 @@ class DocoraAdmin[M: Model](PlainAdmin[M]):
 
     def render_page(self, request: HttpRequest, template: str, title: str, **context: Any) -> TemplateResponse:
         """Render a template that extends `docora/page.html` or `admin/base_site.html`."""
-        can_view = self.has_view_permission(request)
         frame = {
             **self.admin_site.each_context(request),
             "title": title,
             "opts": self.opts,
-            "has_view_permission": can_view,
+            "has_view_permission": self.has_view_permission(request),
         }
         return TemplateResponse(request, template, frame | context)
 

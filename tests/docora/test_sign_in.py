@@ -333,6 +333,16 @@ def test_password_and_code(anna) -> None:
     assert again.post(f"{SECURITY}authenticate/", {"code": code}).status_code == 200, "a code works once"
 
 
+def test_user_without_a_passkey_is_not_offered_to_use_one(anna, settings) -> None:
+    set_up_totp(signed_in(anna))
+    settings.ALLOWED_HOSTS = ["docora.example"]
+    client = Client(headers={"host": "docora.example"})
+    try_to_sign_in(PASSWORD, client=client)
+    page = client.get(f"{SECURITY}authenticate/").content.decode()
+    assert "Enter the code from your authenticator app" in page
+    assert "passkey-button" not in page
+
+
 def test_recovery_code_works_once(anna) -> None:
     client = signed_in(anna)
     set_up_totp(client)
@@ -449,8 +459,11 @@ def test_passkey_works_only_on_pages_of_the_same_host(anna, settings) -> None:
     passkey = {"name": "Laptop", "credential": credential | {"response": response}}
     Authenticator.objects.create(user=anna, type="webauthn", data=passkey)
 
+    again, second = f"{SECURITY}passkeys/reauthenticate/", f"{SECURITY}authenticate/"
+
     def use_at(origin: str, client: Client, path: str) -> str:
         page = client.get(path, headers={"accept": "application/json"}).content.decode()
+        assert path != second or "passkey-button" in page
         challenge = re.search(r'"challenge": "([^"]+)"', page)[1]
         asked = CollectedClientData.create("webauthn.get", challenge, origin)
         shown = AuthenticatorData.create(host, 0x05, 1)
@@ -461,7 +474,6 @@ def test_passkey_works_only_on_pages_of_the_same_host(anna, settings) -> None:
         answer = client.post(path, {"credential": json.dumps(credential | {"response": encoded})})
         return answer.headers.get("Location", "")
 
-    again, second = f"{SECURITY}passkeys/reauthenticate/", f"{SECURITY}authenticate/"
     for origin, pages in {
         "https://docora.example": ["/admin/"] * 3,
         "https://docora.example:8443": ["/admin/"] * 3,
