@@ -89,7 +89,7 @@ def search(request: HttpRequest) -> HttpResponse:
         return HttpResponseRedirect(page)
     kinds = [kind for kind in _KINDS if admin.site.get_model_admin(kind[1]).has_view_permission(request)]
     groups = [_search(request, *kind, text) for kind in kinds] if text else []
-    searched = [title for title, *_ in kinds]
+    searched = [title[0].lower() + title[1:] for title, *_ in kinds]
     if any(admin.site.get_model_admin(model).has_view_permission(request) for _, model, _ in _BY_ID):
         searched.append("exact IDs")
     context = {

@@ -20,7 +20,7 @@ from deliveries_app.reports.system import System, read_system
 from deliveries_app.reports.traffic import Day
 from repositories_app.models import HostOutage
 
-OPERATIONS_SHOWN, WATCHES_SHOWN, HOSTS_SHOWN = 4, 6, 3
+OPERATIONS_SHOWN, WATCHES_SHOWN, CAUSES_SHOWN, HOSTS_SHOWN = 4, 6, 5, 3
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Overview:
     """The parts of the page. A part is None if the user cannot view it.
 
     `hosts_down` are the first git hosts to which no connection can be made; empty if the user cannot view git repositories.
-    `oldest_due` is the watch that has been due longest. `undelivered`, which every user sees, lists the channels that fail to send
+    `oldest_due` is the watch that has been due longest. `failing` has the most frequent causes. `undelivered`, which every user sees, lists the channels that fail to send
     alerts. `checklist` is None once the instance is in use.
     """
 
@@ -65,6 +65,7 @@ class Overview:
     day: Day | None
     running: Running | None
     failing: tuple[Failing, ...] | None
+    more_causes: int
     undelivered: list[AlertChannel]
     checklist: Checklist | None
 
@@ -97,6 +98,7 @@ def of_user(user: User | AnonymousUser) -> Overview:
     due = AppRepository.objects.for_pages().due().free().in_state(WatchState.QUEUED)
     apps = _apps() if can(Permission.VIEW_APPS) else None
     outages = HostOutage.objects.order_by("since", "pk")
+    failing = _failing() if watches else None
     hosts_down = list(outages[: HOSTS_SHOWN + 1]) if can(Permission.VIEW_REPOSITORIES) else []
     return Overview(
         system=read_system(),
@@ -109,7 +111,8 @@ def of_user(user: User | AnonymousUser) -> Overview:
         queue=counts if can(Permission.VIEW_QUEUE) else None,
         day=traffic.of_last_day() if can(Permission.VIEW_DELIVERIES) else None,
         running=_running(watches, operations=sees_operations) if watches or sees_operations else None,
-        failing=_failing() if watches else None,
+        failing=failing and failing[:CAUSES_SHOWN],
+        more_causes=len((failing or ())[CAUSES_SHOWN:]),
         undelivered=alerts.undelivered(),
         checklist=checklist.of_user(user, apps, watches.watches) if apps and watches else None,
     )

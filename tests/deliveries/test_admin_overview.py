@@ -169,6 +169,19 @@ def test_failures_are_grouped_by_cause_most_frequent_first(viewer: Client) -> No
     assert listed.result_count == 2
 
 
+def test_card_of_failures_lists_the_most_frequent_causes(viewer: Client) -> None:
+    """With all sixteen, it was three screens high."""
+    app = make_app("Portal")
+    for cause in RootCause:
+        fail(app, cause.value, cause, minutes_ago=1)
+    fail(app, "quota-2", RootCause.QUOTA)
+    page = viewer.get(PAGE).text
+    assert page.count('id="see-') == 5
+    assert shown(page, "see-quota") == "2 repositories"
+    assert shown(page, "more-causes") == f"{len(RootCause) - 5} more causes"
+    assert viewer.get(link(page, "more-causes")).context["cl"].result_count == len(RootCause) + 1
+
+
 def test_failing_repositories_are_counted_by_what_happens_next(viewer: Client) -> None:
     app = make_app("Portal")
     fail(app, "docs")

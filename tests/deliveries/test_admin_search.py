@@ -52,6 +52,7 @@ def test_user_who_can_view_nothing_is_told_so(watches) -> None:
     assert "You don't have permission to search anything." in page
     assert "Searched:" not in page
     assert "Searched: exact IDs." in staff("rita", "view_syncrun").get(SEARCH, {"q": "portal"}).text
+    assert "Searched: apps, exact IDs." in staff("ada", "view_app").get(SEARCH, {"q": "nothing"}).text
     assert "Ask an administrator to add you to a group" in staff("otto").get("/admin/").text
 
 
