@@ -222,8 +222,8 @@ HEADERS = {
     "webhook-id": "Identifies the notification. It is the same for every retry and never reused. After `msg_` it holds the "
     "watch and the sequence; for a chunk, also the chunk's id and index.",
     "webhook-timestamp": "The time of this attempt in Unix seconds.",
-    "webhook-signature": "The Standard Webhooks signature, over the id, the timestamp and the body. Two, separated by a space, while a "
-    "key is being replaced.",
+    "webhook-signature": "The Standard Webhooks signature, over the id, the timestamp and the body. Up to two, separated by a space, "
+    "while a key is being replaced.",
 }
 """Header of every notification → its description."""
 

@@ -1,8 +1,8 @@
 """Choose the signing key during a key rotation (wire contract §1).
 
 Existing clients check only `X-Docora-Signature` and must not notice a rotation. Sign it with the key accepted last,
-initially the old one. Retry a 401 or 403 once with the other key, and remember which key was accepted.
-`webhook-signature` always carries one signature per live key.
+initially the old one. Retry a 401 or 403 once with the other key alone, and remember which key was accepted.
+All other requests carry one `webhook-signature` per live key.
 """
 
 from collections.abc import Iterable
@@ -52,13 +52,15 @@ class Keyring:
     def other(self, refused: Keys) -> Keys | None:
         """Return the keys to retry with after a 401 or 403, or None without another key.
 
-        Read the row: the refused key may have been retired since the run began.
+        Read the row: the refused key may have been retired since the run began. A refused key doesn't sign again beside the
+        other one: if the app had refused it for another reason and accepts it now, that would count for the other key.
         """
         app = None if self._only_new_key else App.objects.filter(pk=self._app.pk).first()
         if app is None:
             return None
         self._read(app)
-        return next((keys for keys in (self.keys, self.keys[::-1]) if keys[0] != refused[0]), None)
+        first = next((key for key in self.keys if key != refused[0]), None)
+        return None if first is None else (first, *(key for key in self.keys if key not in {first, *refused}))
 
     def accepted(self, keys: Keys) -> None:
         """Record that the app accepted a request signed with `keys`. Write only if this is new and during a rotation."""

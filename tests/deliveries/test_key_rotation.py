@@ -1,13 +1,17 @@
 """Signing key rotation. A client that knows only the old headers and one key at a time must not notice it."""
 
+from collections.abc import Mapping
+
 import pytest
 from django.contrib.auth.models import User
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db.models.functions import Now
+from standardwebhooks import Webhook, WebhookVerificationError
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository
 from deliveries_app.receiver import Answer, Notification
+from deliveries_app.receiver.server import BackgroundServer, PostHandler
 from deliveries_app.services import resync_single
 from deliveries_app.services.keys import (
     KeyRotationError,
@@ -18,6 +22,7 @@ from deliveries_app.services.keys import (
 from deliveries_app.services.pinging import send_ping
 from deliveries_app.sync import slots
 from deliveries_app.webhooks.keyring import Keyring
+from docora.security.crypto import new_webhook_key
 from tests.support.histories import assert_promise_kept
 from tests.support.staff import staff
 from tests.support.world import KEY, World
@@ -172,6 +177,44 @@ def test_refused_key_is_never_replaced_by_another_apps_key(world: World) -> None
     for app in apps:
         App.objects.filter(pk=app.pk).update(client_auth_key=f"new-{app.pk}")
     assert [Keyring(app).other((KEY,)) for app in apps] == [(f"new-{app.pk}",) for app in apps]
+
+
+class StandardClient(BackgroundServer):
+    """A client that verifies only `webhook-signature`, with `key`. It answers the first `refusals` requests with 403."""
+
+    handler = PostHandler
+
+    def __init__(self, key: str, *, refusals: int) -> None:
+        super().__init__("127.0.0.1", 0)
+        self.key, self.refusals, self.statuses = key, refusals, list[int]()
+
+    def handle(self, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        self.statuses.append(403 if len(self.statuses) < self.refusals else self._verify(headers, body))
+        return Answer(self.statuses[-1])
+
+    def _verify(self, headers: Mapping[str, str], body: bytes) -> int:
+        try:
+            Webhook(self.key).verify(body, dict(headers))
+        except WebhookVerificationError:
+            return 401
+        return 200
+
+
+def test_refusal_for_another_reason_is_no_acceptance_of_the_new_key(world: World) -> None:
+    """The repeated request carried a signature of each key. So the old key could be retired, and the app refused everything."""
+    key = new_webhook_key()
+    App.objects.filter(pk=world.app.pk).update(client_auth_key=key)
+    with StandardClient(key, refusals=1) as client:
+        App.objects.filter(pk=world.app.pk).update(base_url=client.url)
+        start_key_rotation(ME, world.app)
+        send_ping(ME, world.app)
+        assert fresh(world.app).new_key_accepted_at is None
+        _, watch = world.watch({"one": b"1"})
+        client.refusals += len(client.statuses)
+        world.settle()
+        assert watch.deliveries.get().acknowledged_sha
+        assert (fresh(world.app).new_key_signs, fresh(world.app).new_key_accepted_at) == (False, None)
+    assert client.statuses == [403, 401, 403, 401, 200]
 
 
 def test_old_key_is_retired_after_acceptance_of_the_new(world: World) -> None:
