@@ -29,6 +29,7 @@ from django.urls import reverse
 
 from docora.http.addresses import is_address
 from docora.security.crypto import decrypt, encrypt
+from docora.security.redaction import remove_secrets
 from docora.security.throttle import source_of
 from docora.sign_in import oidc, recency
 from docora.sign_in.provider_http import provider_session
@@ -211,7 +212,9 @@ class SocialAccountAdapter(DefaultSocialAccountAdapter):  # type: ignore[misc]
             parts = ["This browser has begun no such sign-in within 10 minutes."]
         else:
             parts = [one_line(request.GET.get(name, ""), 300) for name in ("error", "error_description")]
-        cause = ": ".join(filter(None, map(_described, parts))) or error
+        text = ": ".join(filter(None, map(_described, parts)))
+        # allauth repeats the provider's whole response, which may repeat the secret.
+        cause = one_line(remove_secrets(text, settings.OIDC_CLIENT_SECRET), 1000) or error
         logger.warning("provider_sign_in_failed", extra={"address": client_address(request), "cause": cause})
 
 

@@ -47,6 +47,7 @@ def configured(provider: IdentityProvider, settings, db) -> None:
     Group.objects.get_or_create(name="Viewers")
     settings.OIDC_ISSUER = provider.issuer
     settings.OIDC_NAME = "Canaille"
+    settings.OIDC_CLIENT_SECRET = CLIENT_SECRET
     settings.OIDC_USERNAME_CLAIM = "sub"
     settings.OIDC_ROLES = [("docora-admins", "superuser"), ("docora-readers", "Viewers"), ("docora-admins", "Nobody")]
     settings.OIDC_ALLOWED_NETWORKS = [ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128")]
@@ -305,6 +306,19 @@ def test_response_without_a_content_type(client: Client) -> None:
         document = {"authorization_endpoint": "https://x.example", "token_endpoint": f"http://127.0.0.1:{port}"}
         with discovering(json.dumps(document).encode()):
             assert back_with_a_made_up_code(client, client.get(START)["Location"]).status_code == 401
+
+
+def test_response_that_repeats_the_client_secret(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    """The log must not hold the secret, nor a whole page."""
+    with servers() as start:
+        page = f"<p>No client has the secret {CLIENT_SECRET}.</p>{'<br>' * 100_000}".encode()
+        port = start(saying("401 No", page, "Content-Type: text/html")).port
+        document = {"authorization_endpoint": "https://x.example", "token_endpoint": f"http://127.0.0.1:{port}"}
+        with discovering(json.dumps(document).encode()):
+            assert back_with_a_made_up_code(client, client.get(START)["Location"]).status_code == 401
+    [cause] = [record.cause for record in caplog.records if record.message == "provider_sign_in_failed"]
+    assert "No client has the secret [redacted]." in cause
+    assert len(cause) <= 1000
 
 
 @pytest.mark.parametrize("name", ["a\0b", "\ud83d", float("nan"), float("inf")])
