@@ -46,6 +46,8 @@ _WAYS_TO_CONFIRM = {
 }
 REAUTHENTICATION_BEGAN = "again"
 """Key in the state of a provider sign-in that only confirms who the user is. Its value is the Unix time when it began."""
+CREDENTIALS_USED = "credentials_used"
+"""Key in the session for a digest of the user's password when the sign-in began. The password may be changed before it ends."""
 CLOCK_SECONDS = 60
 """How far the provider's clock may be behind Docora's."""
 
@@ -108,6 +110,7 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]  # allauth ha
         is_local = "sociallogin" not in (hook["signal_kwargs"] or {})
         if is_local and oidc.is_account_of(user):
             return _refuse(request, "provider_only")
+        request.session[CREDENTIALS_USED] = user.get_session_auth_hash()
         response: HttpResponse | None = super().pre_login(request, user, **hook)
         return response
 

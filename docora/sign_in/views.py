@@ -27,11 +27,12 @@ from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.db import transaction
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import render, resolve_url
+from django.utils.crypto import constant_time_compare
 from django.views.decorators.http import require_http_methods
 
 from docora.db.locks import lock_rows
 from docora.sign_in import factors, links, oidc
-from docora.sign_in.adapters import REAUTHENTICATION_BEGAN
+from docora.sign_in.adapters import CREDENTIALS_USED, REAUTHENTICATION_BEGAN
 from docora.sign_in.provider_http import RequestException
 
 _NOT_OPENID = (KeyError, ValueError, TypeError, AttributeError, ImproperlyConfigured)
@@ -51,16 +52,22 @@ def passkey_login(request: HttpRequest) -> HttpResponse:
 
 
 def authenticate(request: HttpRequest) -> HttpResponse:
-    """Ask for the second factor. End a sign-in whose user has meanwhile been deleted or deactivated, or has no factor left.
+    """Ask for the second factor. End a sign-in whose user has meanwhile changed, so that it can't be completed.
 
-    allauth would redirect from this page to the sign-in page and back, without end.
+    If the user has been deleted or deactivated, or has no factor left, allauth would redirect from this page to the sign-in
+    page and back, without end. With a changed password, it would accept a sign-in that began with the old one.
     """
     pending = unstash_login(request, peek=True)
-    user = pending and pending.user
-    if pending and not (user and user.is_active and is_mfa_enabled(user, factors.FACTORS)):
+    if pending and not _can_be_completed(request, pending.user):
         clear_login(request)
     response: HttpResponse = mfa_authenticate(request)
     return response
+
+
+def _can_be_completed(request: HttpRequest, user: Any) -> bool:
+    if not (user and user.is_active and is_mfa_enabled(user, factors.FACTORS)):
+        return False
+    return constant_time_compare(request.session.get(CREDENTIALS_USED, ""), user.get_session_auth_hash())
 
 
 class ReauthenticateWithPasskeyView(ReauthenticateWebAuthnView):  # type: ignore[misc]  # allauth has no types

@@ -354,12 +354,17 @@ def test_recovery_code_works_once(anna) -> None:
         assert other.post(f"{SECURITY}authenticate/", {"code": codes[0]}).status_code == expected
 
 
-@pytest.mark.parametrize("event", ["factor removed", "user deactivated", "user deleted"])
+@pytest.mark.parametrize("event", ["factor removed", "user deactivated", "user deleted", "password changed"])
 def test_sign_in_ends_if_its_second_factor_is_of_no_use(anna, event: str) -> None:
-    set_up_totp(signed_in(anna))
+    secret = set_up_totp(signed_in(anna))
     client = Client()
     try_to_sign_in(PASSWORD, client=client)
-    if event == "factor removed":
+    if event == "password changed":
+        anna.set_password("another one")
+        anna.save()
+        assert client.post(f"{SECURITY}authenticate/", {"code": code_of(secret)})["Location"] == LOGIN
+        assert client.get("/admin/").status_code == 302
+    elif event == "factor removed":
         Authenticator.objects.all().delete()
     elif event == "user deactivated":
         User.objects.update(is_active=False)
