@@ -16,6 +16,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, AuditAction
 from deliveries_app.permissions import Permission
 from deliveries_app.services.contact import notify_contact
+from deliveries_app.services.github_apps import sync_refused
 from deliveries_app.services.requests import lock_app
 from deliveries_app.sync.outcomes import OTHERS_FIRST_SECONDS
 
@@ -73,6 +74,8 @@ def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
             audit.record(actor, AuditAction.APP_PAUSED, [app], f"Paused. Until then: {before.paused_reason}")
         _notify_of_new_addresses(actor, before, given)
         _save(app, given | also)
+        if given.get("github_app", before.github_app) != before.github_app:
+            sync_refused(AppRepository.objects.filter(app=app))
         if "cooldown_until" in also:
             _continue(before)
 

@@ -6,9 +6,10 @@ from collections.abc import Collection
 from django.core.exceptions import ValidationError
 from django.db import transaction
 
-from deliveries_app import audit
+from deliveries_app import audit, scheduling
 from deliveries_app.actors import Actor
-from deliveries_app.models import AuditAction
+from deliveries_app.models import AppRepository, AppRepositoryQuerySet, AuditAction
+from deliveries_app.models.root_causes import RootCause
 from deliveries_app.permissions import Permission
 from deliveries_app.services.requests import NotFound
 from docora.db.locks import lock_rows
@@ -59,6 +60,7 @@ def save_github_app(
     """Save the credentials. Raises `ValidationError`, and `NotFound` if they have been deleted.
 
     Of credentials that are already stored, save only the fields named in `changed`, and the `private_key` unless it is empty.
+    Repositories that could not be read are then synced.
     """
     is_new = github_app.pk is None
     actor.require(Permission.ADD_GITHUB_APPS if is_new else Permission.CHANGE_GITHUB_APPS)
@@ -81,6 +83,13 @@ def save_github_app(
         changes = audit.Changes.of(GitHubApp, {name: getattr(before, name) for name in given}, given)
         if changes:
             audit.record(actor, AuditAction.GITHUB_APP_CHANGED, [github_app], changes.summary, changes)
+            sync_refused(AppRepository.objects.filter(app__github_app=github_app))
+
+
+def sync_refused(watches: AppRepositoryQuerySet) -> None:
+    """Sync those of these watches now that git hosts have refused, because they are read with other credentials from now on."""
+    refused = watches.failing().filter(root_cause__in=(RootCause.GIT_AUTH, RootCause.GIT_NOT_FOUND))
+    scheduling.request_sync(refused, **scheduling.ALL_ATTEMPTS)
 
 
 def delete_github_app(actor: Actor, github_app: GitHubApp) -> None:

@@ -16,7 +16,9 @@ from django.db.models.functions import Now
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, Status
-from deliveries_app.services import host_checks, watch_settings
+from deliveries_app.models.root_causes import RootCause
+from deliveries_app.services import change_app, host_checks, watch_settings
+from deliveries_app.services.github_apps import save_github_app
 from deliveries_app.sweep.head_checks import check_due
 from docora.conf.logs import configure
 from docora.redis.connection import connection as redis
@@ -347,6 +349,32 @@ def test_wrong_key(api: GitHub, git: GitHubFixture, repo: Repo) -> None:
     assert "GitHub refused the key of the GitHub App Docora Reader. An administrator should check its app ID" in str(
         error
     )
+
+
+def test_new_key_reaches_all_that_were_refused(world: World, git: GitHubFixture, installation: Installation) -> None:
+    github_app = git.app()
+    key = github_app.private_key
+    world.app.github_app = github_app
+    world.app.save()
+    watches = [world.watch_url(git.private(name, FILES)) for name in ("acme/private", "acme/other")]
+    save_github_app(Actor.command(), github_app, pem(rsa.generate_private_key(public_exponent=65537, key_size=2048)))
+    for watch in watches:
+        assert world.sync(watch).root_cause == RootCause.GIT_AUTH
+    assert AppRepository.objects.due().count() == 0
+    save_github_app(Actor.command(), github_app, key)
+    assert AppRepository.objects.due().count() == 2
+    world.settle()
+    assert {watch.status for watch in AppRepository.objects.all()} == {Status.SYNCED}
+
+
+def test_assignment_reaches_all_that_were_refused(world: World, github_app: GitHubApp, watch, repo: Repo) -> None:
+    App.objects.update(github_app=None)
+    assert world.sync(AppRepository.objects.get()).root_cause == RootCause.GIT_NOT_FOUND
+    world.app.github_app = github_app
+    change_app(Actor.command(), world.app, ["name"])
+    assert not AppRepository.objects.due().exists()
+    change_app(Actor.command(), world.app, ["github_app"])
+    assert AppRepository.objects.due().exists()
 
 
 @pytest.mark.parametrize(("ahead", "accepted"), [(-50, True), (0, True), (500, True), (-70, False), (600, False)])
