@@ -18,6 +18,7 @@ from rq import Worker
 
 from deliveries_app.models import Alert, AlertChannel, AlertKind, AppRepository, Status
 from deliveries_app.monitoring import alerts
+from deliveries_app.monitoring.alerts.channels import send_mail
 from docora.redis import heartbeat
 from tests.docora.http_server import saying
 from tests.support.alerts import (
@@ -193,6 +194,13 @@ def test_secrets_are_in_no_log_row_page_or_message(
     for place in places:
         for secret in (PASSWORD, repeated, HOOK_SECRET):
             assert secret not in place
+
+
+def test_no_part_of_a_password_is_left_where_a_long_answer_is_cut(out: AlertReceivers) -> None:
+    start = "x" * 190
+    out.smtp.answers["AUTH"] = f"535 {start} {PASSWORD}"
+    assert start in (problem := send_mail("Subject", "Body", ["ops@docora.example"]))
+    assert PASSWORD[:4] not in problem
 
 
 def test_names_cannot_inject_headers_mentions_or_lines(out: AlertReceivers) -> None:

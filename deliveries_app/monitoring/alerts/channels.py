@@ -16,7 +16,7 @@ from deliveries_app.models import ChannelName
 from deliveries_app.monitoring.alerts.messages import Message
 from docora.http.client import Request
 from docora.security.redaction import remove_secrets
-from docora.text import clean_text, one_line
+from docora.text import one_line
 from repositories_app.git.remote import new_client
 
 _SECONDS = 10.0
@@ -71,15 +71,15 @@ def send_mail(subject: str, body: str, to: Sequence[str], refused: str = "the ad
     except (OSError, ValueError) as error:  # smtplib errors are OSErrors
         options = settings.MAILERS["default"]["OPTIONS"]
         password = options["password"] or ""
-        reason = refused if isinstance(error, smtplib.SMTPRecipientsRefused) else _reason(error)
-        text = f"The mail server {options['host']} didn't accept the message: {reason}."
-        return remove_secrets(text, password, f"\0{options['username']}\0{password}" if password else "")
+        text = refused if isinstance(error, smtplib.SMTPRecipientsRefused) else _reason(error)
+        # Before the text is cut: a part of the password would not be recognised.
+        text = remove_secrets(text, password, f"\0{options['username']}\0{password}" if password else "")
+        return f"The mail server {options['host']} didn't accept the message: {one_line(text, 200)}."
     return ""
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, smtplib.SMTPResponseException):
-        return f"{error.smtp_code} {one_line(error.smtp_error, 200)}"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return clean_text(str(error), 200) or type(error).__name__
+        answer = error.smtp_error
+        return f"{error.smtp_code} {answer.decode('utf-8', 'replace') if isinstance(answer, bytes) else answer}"
+    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
