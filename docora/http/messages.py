@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 from django.utils.http import parse_http_date_safe
 
@@ -113,11 +113,18 @@ class Outcome:
 def url_blocked_reason(url: str, allow_http: bool) -> str | None:
     """Return None if the URL may be called, otherwise a sentence that explains why not without repeating the URL."""
     match = _URL.fullmatch(url)
-    if match is None:
+    if match is None or not _has_valid_port(url):
         return "The URL must look like https://host[:port]/path, in ASCII, without a username, password or fragment."
     if match["scheme"].lower() == "http" and not allow_http:
         return "The URL must start with https://. Plain http requires ALLOW_HTTP."
     return None
+
+
+def _has_valid_port(url: str) -> bool:
+    try:
+        return urlsplit(url).port != 0
+    except ValueError:
+        return False
 
 
 def host_of(url: str) -> str:

@@ -104,6 +104,7 @@ INVALID = [
         "http://chat.example/hook",
         "ALERT_WEBHOOK_URL cannot be called. The URL must start with https",
     ),
+    ("ALERT_WEBHOOK_URL", "https://chat.example:x/hook", "ALERT_WEBHOOK_URL cannot be called. The URL must look like"),
     ("LOG_LEVEL", "loud", "LOG_LEVEL must be"),
     (
         "SECRET_KEY",
