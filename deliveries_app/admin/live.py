@@ -133,7 +133,7 @@ def live_watches(request: HttpRequest) -> HttpResponse:
     refreshed = [] if with_files else changed
     context = {
         "rows": app_detail.rows_of(listed),
-        "live_query": watches.live_query(listed, with_files=with_files),
+        "live_query": progress_context.live_query(listed, with_files=with_files),
         "with_files": with_files,
         "cells": [cell for watch in refreshed for cell in watches.refreshed_cells(request.user, watch, page)],
         "settled": [watch for watch in listed if not watch.is_active],

@@ -14,10 +14,11 @@ from deliveries_app.admin.actions import RESYNC, BulkAdmin
 from deliveries_app.admin.base import ReadOnlyAdmin, column
 from deliveries_app.admin.confirmation import confirmed_action, next_url
 from deliveries_app.admin.filters import ChoiceFilter, CircuitFilter
-from deliveries_app.admin.watches import cells_of, live_query
+from deliveries_app.admin.watches import cells_of
 from deliveries_app.models import AppRepository
 from deliveries_app.models.root_causes import of_git
 from deliveries_app.permissions import Permission
+from deliveries_app.progress.context import live_query
 from deliveries_app.reports.help_texts import ROOT_HINTS
 from deliveries_app.services.control import reset_circuits
 from docora.text import counted

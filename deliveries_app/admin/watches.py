@@ -1,6 +1,6 @@
 """Watched repositories: the list, and the page of one watch."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 from django.conf import settings
@@ -70,7 +70,7 @@ class LiveChangeList(ChangeList):
 
     @property
     def live_query(self) -> str:
-        return live_query(self.result_list)
+        return progress_context.live_query(self.result_list)
 
 
 @admin.register(AppRepository)
@@ -278,19 +278,6 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
 
     def remove(self, actor: Actor, rows: Sequence[AppRepository]) -> None:
         services.unwatch_many(actor, rows)
-
-
-def live_query(watches: Iterable[AppRepository], *, with_files: bool = False) -> str:
-    """Return the query of the next poll: the active rows, and which of them are shown as failing; empty if none is active."""
-    active = [watch for watch in watches if watch.is_active]
-    if not active:
-        return ""
-    values = {
-        "ids": progress_context.joined(watch.pk for watch in active),
-        "files": "1" if with_files else "",
-        "failing": progress_context.joined(watch.pk for watch in active if watch.is_failing),
-    }
-    return "&".join(f"{name}={value}" for name, value in values.items() if value)
 
 
 def _problem(watch: AppRepository) -> SafeString | str:

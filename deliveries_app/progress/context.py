@@ -84,6 +84,19 @@ def open_progress(watches: Iterable[AppRepository]) -> dict[int, Progress]:
     return {watch_pk: progress[run.pk] for watch_pk, run in newest.items()}
 
 
+def live_query(watches: Iterable[AppRepository], *, with_files: bool = False) -> str:
+    """Return the query of the next poll: the active rows, and which of them are shown as failing; empty if none is active."""
+    active = [watch for watch in watches if watch.is_active]
+    if not active:
+        return ""
+    values = {
+        "ids": joined(watch.pk for watch in active),
+        "files": "1" if with_files else "",
+        "failing": joined(watch.pk for watch in active if watch.is_failing),
+    }
+    return "&".join(f"{name}={value}" for name, value in values.items() if value)
+
+
 def joined(pks: Iterable[int]) -> str:
     return ",".join(map(str, pks))
 

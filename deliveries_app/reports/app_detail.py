@@ -97,7 +97,6 @@ def table(app: App, query: Mapping[str, str]) -> dict[str, Any]:
     page: Page[Any] = Paginator(watches, PER_PAGE).get_page(query.get("p"))
     rows = list(page.object_list)
     counts = count_watches(app)
-    live_ids = progress_context.joined(watch.pk for watch in rows if watch.is_active)
     return {
         "watched": counts.watches,
         "failing": counts.failing,
@@ -105,7 +104,7 @@ def table(app: App, query: Mapping[str, str]) -> dict[str, Any]:
         "statuses": STATUSES,
         "page": page,
         "rows": rows_of(rows),
-        "live_query": f"ids={live_ids}&files=1" if live_ids else "",
+        "live_query": progress_context.live_query(rows, with_files=True),
     }
 
 
