@@ -69,6 +69,7 @@ def test_prune_counts_what_it_removes(db, capsys, monkeypatch) -> None:
         "mails",
         "snapshots",
     }
+    assert counted.keys() - {"dry_run"} == retention.prune(dry_run=True).keys(), "give the new kind a label in prune.py"
     assert (counted["dry_run"], counted["runs"]) == (True, 5)
     removed = "Removed: 5 sync runs, 1 check for differences, 1 audit log entry, 1 email to an app's contact."
     assert removed in run("prune")
