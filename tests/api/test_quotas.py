@@ -18,8 +18,6 @@ from tests.support.processes import in_threads
 from tests.support.staff import make_app
 from tests.support.world import World
 
-ASYNC = {"Prefer": "respond-async"}
-
 
 def limit(app: App, **quotas: int | None) -> None:
     App.objects.filter(pk=app.pk).update(**quotas)

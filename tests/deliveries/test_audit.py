@@ -640,7 +640,7 @@ def test_user_of_a_proxy_without_an_account_is_recorded_once_an_hour(db, proxy: 
     assert len(accounts()) == before + 3
 
 
-def test_accounts_and_roles(db, capsys) -> None:
+def test_accounts_and_roles(db) -> None:
     admin = Client(REMOTE_ADDR="203.0.113.7")
     admin.force_login(User.objects.create_superuser("root"))
     group = Group.objects.create(name="Reviewers")

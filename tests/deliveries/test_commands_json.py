@@ -93,7 +93,7 @@ def test_rotate_encryption_keys_counts_each_column(db, settings, capsys) -> None
     assert capsys.readouterr().out == ""
 
 
-def test_send_test_alert_prints_the_result_of_each_channel(world: World, settings, capsys) -> None:
+def test_send_test_alert_prints_the_result_of_each_channel(world: World, settings) -> None:
     settings.ALERT_WEBHOOK_URL = f"{world.receiver.url}/alerts"
     out = io.StringIO()
     with pytest.raises(CommandError, match="could not be delivered"):

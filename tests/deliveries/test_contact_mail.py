@@ -88,7 +88,7 @@ def test_mail_arrives_for_every_kind_of_change(out: AlertReceivers, app: App) ->
     assert not [secret for secret in secrets if secret in first.text + second.text]
 
 
-def test_broken_mail_server_delays_but_fails_nothing(out: AlertReceivers, app: App, monkeypatch) -> None:
+def test_broken_mail_server_delays_but_fails_nothing(out: AlertReceivers, app: App) -> None:
     out.smtp.stop()
     tokens.rotate_app_token(Actor.command(), app)
     alerts.run_round()

@@ -227,7 +227,7 @@ def test_secrets_under_an_older_key_are_counted(db, settings) -> None:
     assert "2 stored secrets use an older key in ENCRYPTION_KEYS. Run manage.py rotate_encryption_keys" in text
 
 
-def test_only_the_first_secrets_of_each_column_are_read(db, settings, monkeypatch) -> None:
+def test_only_the_first_secrets_of_each_column_are_read(db, monkeypatch) -> None:
     monkeypatch.setattr(instance_checks, "_SECRETS_READ", 2)
     for number in range(4):
         make_app(f"App {number}")

@@ -24,7 +24,7 @@ def lose_the_key_of(row: App | AppRepository, column: str, settings) -> str:
     return ciphertext
 
 
-def test_undecryptable_value_cannot_become_bytes_or_text(settings) -> None:
+def test_undecryptable_value_cannot_become_bytes_or_text() -> None:
     secret = Undecryptable(encrypt("ghp_token"))
     for use in (
         lambda: secret.encode(),
@@ -97,7 +97,7 @@ def test_check_does_not_repeat_a_sync_that_needs_the_secret(world: World, settin
     assert not AppRepository.objects.due().exists()
 
 
-def test_view_that_needs_the_secret_explains(settings, rf) -> None:
+def test_view_that_needs_the_secret_explains(rf) -> None:
     middleware = DecryptionErrorMiddleware(lambda request: HttpResponse())
     page = middleware.process_exception(rf.get("/admin/x"), DecryptionError())
     assert page.status_code == 500

@@ -79,7 +79,7 @@ def test_many_small_files_pass_a_rate_limit(world: World, status: int) -> None:
 
 @pytest.mark.early(3)
 @pytest.mark.parametrize("status", [429, 503])
-def test_large_file_passes_a_rate_limit(world: World, settings, status: int) -> None:
+def test_large_file_passes_a_rate_limit(world: World, status: int) -> None:
     limit = RateLimit(20, status)
     repo, watch = world.watch({"large.bin": os.urandom(8 << 20), **dict(list(SMALL.items())[:20])})
     world.answer(limit)

@@ -455,7 +455,7 @@ def test_bar_never_goes_back_when_repositories_are_released(portal: App) -> None
     assert shown == [100, 100, 100, 100]
 
 
-def test_log_names_canary_pace_and_continue(portal: App, caplog: pytest.LogCaptureFixture) -> None:
+def test_log_names_canary_pace_and_continue(portal: App) -> None:
     fill(portal, 2)
     anna = Actor.of_user(User.objects.create_superuser("anna"))
     operation = resync_many(anna, AppRepository.objects.all(), reason="New disk", rollout=Rollout(canary=True, pace=90))

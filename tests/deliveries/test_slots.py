@@ -409,7 +409,7 @@ def test_attempt_that_waits_to_rebuild_the_mirror_does_not_count(
 
 
 def test_process_that_hangs_with_the_mirror_fails_the_run_in_the_end(
-    world: World, monkeypatch: pytest.MonkeyPatch, settings
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise the watch is shown as pending for as long as that process exists, and nothing says why."""
     monkeypatch.setattr(attempt, "MIRROR_WAIT_SECONDS", 0.1)

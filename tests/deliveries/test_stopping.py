@@ -250,7 +250,7 @@ def test_cancel_a_resync_of_a_watch_that_git_could_not_read(world: World, settin
     assert_promise_kept(world, repo, watch)
 
 
-def test_cancel_after_a_fetch_that_brought_an_older_commit(world: World, settings) -> None:
+def test_cancel_after_a_fetch_that_brought_an_older_commit(world: World) -> None:
     """The watch has synced what it got, and is due for the commit that HEAD named."""
     _repo, watch = world.watch(FILES)
     world.sync(watch)

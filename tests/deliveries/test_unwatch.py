@@ -99,7 +99,7 @@ def test_unwatch_during_a_large_file(world: World, settings) -> None:
     assert watch.lease_until is None
 
 
-def test_rows_are_removed_after_the_lease_and_history_stays(world: World, settings) -> None:
+def test_rows_are_removed_after_the_lease_and_history_stays(world: World) -> None:
     _repo, watch = world.watch({"a.txt": b"1", "b.txt": b"2"})
     world.answer(refusing("b.txt"))
     operation = resync_many(COMMAND, AppRepository.objects.all())

@@ -66,7 +66,7 @@ def test_promtool_accepts_the_metrics(exported: dict[str, set[str]]) -> None:
     assert (done.stdout + done.stderr, done.returncode) == (b"", 0)
 
 
-def test_promtool_accepts_the_rules(tmp_path: Path) -> None:
+def test_promtool_accepts_the_rules() -> None:
     assert f"SUCCESS: {len(rules())} rules found" in promtool("check", "rules", "--lint=all", "--lint-fatal", RULES)
 
 

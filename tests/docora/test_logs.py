@@ -271,7 +271,7 @@ def test_unformattable_record_is_logged_without_its_arguments(log: io.StringIO, 
     assert GITHUB not in log.getvalue() + capsys.readouterr().err
 
 
-def test_json_records_are_one_line_each(capsys) -> None:
+def test_json_records_are_one_line_each() -> None:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     configure({"format": "json", "level": "INFO"})
@@ -334,7 +334,7 @@ def test_error_report_shows_no_secret_even_with_debug(settings, password: str, f
         assert secret not in page
 
 
-def test_error_page_does_not_show_the_cause(admin_user, monkeypatch, settings) -> None:
+def test_error_page_does_not_show_the_cause(admin_user, monkeypatch) -> None:
     client = Client(raise_request_exception=False)
     client.force_login(admin_user)
     monkeypatch.setattr("deliveries_app.site.DocoraAdminSite.get_app_list", lambda *_, **__: fail_with(GITHUB))

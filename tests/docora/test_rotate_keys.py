@@ -147,7 +147,7 @@ def test_second_factor_that_is_changed_meanwhile(old_key, settings, monkeypatch,
     assert [crypto.decrypt(factor.data["secret"]) for factor in factors.all()] == left
 
 
-def test_undecryptable_secret_is_listed_and_left_unchanged(old_key, settings, capsys) -> None:
+def test_undecryptable_secret_is_listed_and_left_unchanged(old_key, settings) -> None:
     lost = make_app("Lost")
     settings.ENCRYPTION_KEYS = [NEW]
     make_app("Fine")

@@ -63,9 +63,7 @@ def test_slow_git_host_does_not_keep_the_worker_from_others(world: World, daemon
     over.set()
 
 
-def test_watch_that_kills_its_worker_is_found_and_the_others_are_synced(
-    world: World, daemons: Daemons, settings
-) -> None:
+def test_watch_that_kills_its_worker_is_found_and_the_others_are_synced(world: World, daemons: Daemons) -> None:
     daemons.environment |= {
         "FILE_TRANSFORMS": "tests.support.transforms.Kills",
         "MAX_RETRY_ATTEMPTS": "2",

@@ -145,7 +145,7 @@ def dns(monkeypatch) -> Callable[[list[str]], None]:
 @pytest.mark.usefixtures("_no_private_networks")
 @pytest.mark.parametrize(("addresses", "message"), RESOLVED.values(), ids=RESOLVED)
 def test_name_with_one_private_address_is_blocked(
-    serve: Callable[..., ScriptedServer], dns: Callable[[list[str]], None], settings, addresses: list[str], message: str
+    serve: Callable[..., ScriptedServer], dns: Callable[[list[str]], None], addresses: list[str], message: str
 ) -> None:
     server = serve()
     dns(addresses)

@@ -236,9 +236,7 @@ def test_eviction_on_a_full_disk_waits_a_minute_too(mirrors, folder: Path, setti
 # --- Evicted mirrors -----------------------------------------------------------------------------------------------------
 
 
-def test_evicted_mirror_is_rebuilt_at_the_next_fetch(
-    server: GitFixture, mirrors, folder: Path, settings, tmp_path: Path
-) -> None:
+def test_evicted_mirror_is_rebuilt_at_the_next_fetch(server: GitFixture, mirrors, folder: Path, settings) -> None:
     [made] = mirrors(1, 1000)
     settings.REPOS_MAX_BYTES = 1
     maintain(folder)

@@ -16,7 +16,6 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from itertools import count
-from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -200,7 +199,7 @@ class Journey:
 
 
 def test_no_secret_leaks_anywhere(
-    world: World, daemons: Daemons, admin_user, redis_client, log: io.StringIO, tmp_path: Path, settings
+    world: World, daemons: Daemons, admin_user, redis_client, log: io.StringIO, settings
 ) -> None:
     admin = Client()
     admin.force_login(admin_user)
