@@ -72,7 +72,9 @@ ROOT_HINTS: dict[RootCause, Hint] = {
     ),
     RootCause.CONNECTION: Hint(
         "Connections are refused or dropped, or the responses aren't valid HTTP. Check that the app is running and that this "
-        "server can reach it. Docora retries automatically."
+        "server can reach it. Docora retries automatically.",
+        "If its address or port has changed, change the base URL, then retry.",
+        (Permission.CHANGE_APPS, Permission.RETRY),
     ),
     RootCause.TIMEOUT: Hint(
         "The app can't be reached within 5 seconds, or takes longer than 30 seconds to respond. Check that it is running and "
@@ -97,7 +99,7 @@ ROOT_HINTS: dict[RootCause, Hint] = {
     ),
     RootCause.UNEXPECTED: Hint(
         "Only 2xx responses count as accepted, and redirects are not followed.",
-        "If the app redirects, send a test ping to see where. Change the base URL, then retry.",
+        "If the app has moved, change the base URL to the Location in its response, then retry.",
         (Permission.CHANGE_APPS, Permission.RETRY),
     ),
     RootCause.ADDRESS: Hint(
@@ -122,8 +124,9 @@ ROOT_HINTS: dict[RootCause, Hint] = {
         (Permission.RETRY,),
     ),
     RootCause.GIT_CONTENT: Hint(
-        "The repository is too large, its data is damaged, or git failed. Docora fetches damaged data again automatically. If "
-        "this keeps happening, see Docora's log, and check the disk that holds REPOS_DIR.",
+        "The repository is too large, its data is damaged, git failed, or its host sent something else, such as a maintenance "
+        "page. Docora fetches damaged data again automatically. If this keeps happening, see Docora's log, and check the disk "
+        "that holds REPOS_DIR.",
         "If the repository is too large, raise the limit or shrink it, then retry.",
         (Permission.RETRY,),
     ),

@@ -27,9 +27,9 @@ _HINTS: dict[Cause | int, str] = {
     Cause.TLS: "Check that the port uses TLS, and that the certificate matches the hostname, hasn't expired, isn't self-signed, "
     "and is sent with its intermediate certificates.",
     Cause.TIMEOUT: "Check the app's log, and any proxy or firewall in front of it.",
-    Cause.NETWORK: "Check the app's log, and any proxy in front of it.",
-    401: "The app rejected the signature. Check that it uses the signing key from Docora. If the app has lost the key, rotate "
-    "it.",
+    Cause.NETWORK: "Check the scheme and port of the base URL, the app's log, and any proxy in front of it.",
+    401: "The app rejected the signature, or a proxy in front of it requires authentication. Check that the app uses the signing "
+    "key from Docora. If it has lost the key, rotate it.",
     403: "The app rejected the request. Check its signing key, any firewall in front of it, and whether its framework demands a "
     "CSRF token.",
     404: "There is no /ping under the base URL. Apps don't have to implement it. If this one does, check the base URL.",

@@ -40,6 +40,16 @@ class Notification:
         return self.change.compare and self.sha == self.change.sha
 
 
+def _reason(outcome: Outcome) -> bytes:
+    """Return the headers of a response that say where to send the request instead, or which credentials are missing."""
+    headers = outcome.headers
+    found = {
+        "Location": headers.get("location", "").partition("?")[0].partition("#")[0],  # without secrets
+        "WWW-Authenticate": headers.get("www-authenticate", ""),
+    }
+    return "".join(f"{name}: {value}\n" for name, value in found.items() if value).encode()
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why a notification was not delivered in this run.
@@ -61,7 +71,8 @@ class Failure:
         hold = HOLD_AFTER_TIMEOUT if timed_out(outcome) else 0.0
         # Any cause: a request whose kept-alive connection was lost is sent again, and that connection may not be made.
         lost = outcome.cause is not None and outcome.reached and not hold
-        return cls(str(outcome.cause or "http"), describe_outcome(outcome), outcome.status, outcome.body, hold, lost)
+        message = describe_outcome(outcome)
+        return cls(str(outcome.cause or "http"), message, outcome.status, _reason(outcome) + outcome.body, hold, lost)
 
     @property
     def may_be_under_way(self) -> bool:

@@ -79,6 +79,25 @@ def test_attempt_without_a_response(world: World) -> None:
     assert (attempt.status_code, attempt.cause, attempt.response_body) == (None, "network", "")
 
 
+@pytest.mark.parametrize(
+    ("status", "headers", "kept"),
+    [
+        (308, {"Location": "https://new.example/hooks?secret=1#2"}, "Location: https://new.example/hooks\n{}"),
+        (401, {"WWW-Authenticate": f'Basic realm="{KEY}"'}, 'WWW-Authenticate: Basic realm="[redacted]"\n{}'),
+        (500, {"X-Other": "1"}, "{}"),
+    ],
+)
+def test_response_says_what_to_change(world: World, status: int, headers: dict[str, str], kept: str) -> None:
+    """A redirect's target and a proxy's demand for credentials are in the headers, not in the body."""
+    _, watch = world.watch({"a.txt": b"1"})
+    world.answer(lambda note: Answer(status, headers=headers))
+    world.sync(watch)
+    (attempt,) = failing(watch)
+    assert attempt.response_body == kept
+    watch.refresh_from_db()
+    assert watch.last_response == kept
+
+
 def test_large_file_counts_all_chunks(world: World, settings) -> None:
     settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES = 200, 150
     _, watch = world.watch({"a.txt": b"z" * 1000})
