@@ -3,6 +3,7 @@
 from typing import Any
 
 from django.contrib import admin, messages
+from django.db import transaction
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern
@@ -23,6 +24,7 @@ from deliveries_app.reports.help_texts import ROOT_HINTS
 from deliveries_app.services.control import reset_circuits
 from docora.text import counted
 from repositories_app.models import Repository
+from repositories_app.services import lock
 
 LISTED_WATCHES = 200
 
@@ -65,9 +67,11 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
     def reset_one(self, request: HttpRequest, repository: Repository) -> HttpResponse:
         """Reset one circuit, from the page of the repository or of one of its watches."""
         page = next_url(request, self.page_of(repository))
-        if not (repository.consecutive_failures or repository.circuit_open_until):
-            return self.redirect_with_warning(request, page, "The circuit is already closed.")
-        number = reset_circuits(Actor.of_request(request), [repository])
+        with transaction.atomic():  # a second click finds it closed
+            locked = lock(repository.pk)
+            if locked is None or not (locked.consecutive_failures or locked.circuit_open_until):
+                return self.redirect_with_warning(request, page, "The circuit is already closed.")
+            number = reset_circuits(Actor.of_request(request), [locked])
         queued = f" Retry queued for {counted(number, 'app')}." if number else ""
         return self.redirect_with_message(request, page, f"Circuit reset.{queued}")
 

@@ -139,7 +139,8 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
 
     def cancel_one(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         page = next_url(request, self.page_of(watch))
-        if not services.cancel_request(Actor.of_request(request), watch):
+        # Only the request that the page showed: a second click must not cancel an earlier one.
+        if not services.cancel_request(Actor.of_request(request), watch, request.POST.get("run", "")):
             return self.redirect_with_warning(request, page, "There is nothing to cancel.")
         run = watch.runs.filter(outcome=Outcome.CANCELLED).latest("ended_at", "pk")
         message = _RESEND_CANCELLED if run.is_resend else _CANCELLED[Reason(run.reason)]

@@ -101,7 +101,7 @@ def of_user(user: User | AnonymousUser) -> Overview:
     failing = _failing() if watches else None
     hosts_down = list(outages[: HOSTS_SHOWN + 1]) if can(Permission.VIEW_REPOSITORIES) else []
     return Overview(
-        system=read_system(),
+        system=read_system(counts.due_since if counts else None),
         hosts_down=hosts_down[:HOSTS_SHOWN],
         more_hosts_down=len(hosts_down) > HOSTS_SHOWN,
         apps=apps,

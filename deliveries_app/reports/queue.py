@@ -120,9 +120,9 @@ def can_view(user: User | AnonymousUser) -> bool:
 
 def read_queue() -> QueueView:
     """Read the queue page in a constant number of queries."""
-    pause, system = current_pause(), read_system()
+    pause, counts = current_pause(), count_watches()
+    system = read_system(counts.due_since)
     queue = inspect.read() if system.signs else None
-    counts = count_watches()
     jobs = queue.jobs if queue else []
     queued = {pk: job.queue for job in jobs if (pk := _watch_of(job))}
     watches = AppRepository.objects.for_pages()

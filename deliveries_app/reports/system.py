@@ -1,11 +1,17 @@
 """What keeps Docora itself from working, for the overview and the queue page."""
 
 from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from django.utils import timezone
 
 from docora.db import schema
 from docora.redis import heartbeat
 from docora.redis.connection import write_problem
 from docora.redis.heartbeat import Signs
+
+_WORKER_SECONDS = 10
+"""How long a watch may be due before the overview asks whether workers can connect to the database."""
 
 
 @dataclass(frozen=True)
@@ -13,16 +19,27 @@ class System:
     """`signs` is None if Redis is down or rejects writes; `redis_problem` then says why, and what to do.
 
     `is_read_only`: the sweep is late because it waits until the database, which is read-only, accepts writes again.
+    `refuses_connections`: watches are due, but the workers can't connect to the database.
     """
 
     signs: Signs | None
     redis_problem: str
-    is_read_only: bool
+    is_read_only: bool = False
+    refuses_connections: bool = False
 
 
-def read_system() -> System:
-    """Read the state of Redis, the workers and the sweep. If the sweep is late, also ask the database why."""
+def read_system(due_since: datetime | None) -> System:
+    """Read the state of Redis, the workers and the sweep. If the sweep is late, also ask the database why.
+
+    `due_since` is when the longest waiting watch became due. If that is too long ago, try a new connection to the database.
+    """
     signs = heartbeat.read()
     if signs is None:
-        return System(None, " ".join(write_problem() or ()), is_read_only=False)
-    return System(signs, "", is_read_only=signs.sweep_is_late and schema.is_read_only())
+        return System(None, " ".join(write_problem() or ()))
+    is_stuck = due_since is not None and timezone.now() - due_since > timedelta(seconds=_WORKER_SECONDS)
+    return System(
+        signs,
+        "",
+        is_read_only=signs.sweep_is_late and schema.is_read_only(),
+        refuses_connections=is_stuck and not schema.accepts_connections(),
+    )

@@ -51,12 +51,16 @@ def cancel_operation(actor: Actor, operation: BulkOperation) -> int:
     return cancelled
 
 
-def cancel_request(actor: Actor, watch: AppRepository) -> int:
-    """Cancel the newest open re-sync or retry of one watch. Return the number of cancelled runs: 1, or 0 if there was none."""
+def cancel_request(actor: Actor, watch: AppRepository, run_id: str = "") -> int:
+    """Cancel the newest open re-sync or retry of one watch, or the one with this `run_id`.
+
+    Return the number of cancelled runs: 1, or 0 if there was none.
+    """
     actor.require_watch(watch)
     requested = SyncRun.objects.filter(watch=watch, outcome="", reason__in=[Reason.RESYNC, Reason.RETRY])
     with transaction.atomic():
-        newest = requested.order_by("-generation", "-pk").first()
+        found = requested.order_by("-generation", "-pk")
+        newest = next((run for run in found if run_id in {"", run.run_id}), None)
         if newest is None:
             actor.require(Permission.RESYNC, Permission.RETRY)
             return 0

@@ -2,12 +2,10 @@
 
 from datetime import timedelta
 
-import psycopg
 import pytest
 from django.conf import settings as django_settings
 from django.db import connection
 from django.test import Client
-from psycopg import sql
 from rq import Worker
 from rq.utils import now
 
@@ -136,15 +134,9 @@ def test_not_ready_without_a_database(client: Client, worker, postgres_server) -
 def test_database_that_refuses_new_connections(client: Client, worker, postgres_server) -> None:
     """As after its password was changed: the web process works with the connections that it has, but no worker can connect."""
     assert client.get("/health/web").status_code == 200
-    statement = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
-    name = sql.Identifier(connection.settings_dict["NAME"])
-    with psycopg.connect(postgres_server.url_of("postgres"), autocommit=True) as other:
-        other.execute(statement.format(name, sql.SQL("false")))
-        try:
-            found = checks_of(client)
-            web = client.get("/health/web")
-        finally:
-            other.execute(statement.format(name, sql.SQL("true")))
+    with postgres_server.refusing_connections(connection.settings_dict["NAME"]):
+        found = checks_of(client)
+        web = client.get("/health/web")
     assert found == {"database": health.DATABASE_REFUSES}
     assert web.status_code == 200
 

@@ -322,6 +322,21 @@ def test_healthy_instance_shows_no_warnings(viewer: Client, alive) -> None:
         assert failure not in text
 
 
+@pytest.mark.django_db(transaction=True)
+def test_database_that_refuses_new_connections_is_shown(alive, postgres_server) -> None:
+    """As after its password was changed: the pages work, and repositories waited for a worker without a word."""
+    viewer = staff("vera", *SEES_ALL)
+    watch = make_watch(make_app("Portal"), "acme/site", next_sync_at=timezone.now() - timedelta(seconds=15))
+    pages = (PAGE, FRAGMENT, reverse("admin:deliveries_app_queue_changelist"))
+    said = "The database refuses new connections."
+    assert said not in viewer.get(PAGE).text
+    with postgres_server.refusing_connections(database.settings_dict["NAME"]):
+        for page in pages:
+            assert said in viewer.get(page).text
+        AppRepository.objects.filter(pk=watch.pk).update(next_sync_at=timezone.now())
+        assert said not in viewer.get(PAGE).text
+
+
 def test_redis_outage_is_shown(viewer: Client, everything, valkey_server: ValkeyServer) -> None:
     BulkOperation.objects.create(title="Re-sync all", requested_by="anna", total=4)
     valkey_server.stop()

@@ -16,7 +16,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, BulkOperation, Delivery, SyncRun
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.progress import live, runs
-from deliveries_app.services import cancel_operation, resync_many
+from deliveries_app.services import cancel_operation, resync_many, resync_single
 from docora.redis import live_counters
 from docora.web.errors import NOT_FOUND
 from tests.support.staff import fail, make_app, make_watch
@@ -198,6 +198,17 @@ def test_cancelled_operation_says_that_none_was_sent(operator: Client, operation
     cancel_operation(Actor.system(), operation)
     operation.refresh_from_db()
     assert "No repository had been sent in full; 3 had not started." in fragment(operator, operation)
+
+
+def test_second_click_on_cancel_keeps_the_earlier_request(operator: Client, watches: list[AppRepository]) -> None:
+    earlier, _ = (resync_single(Actor.system(), watches[0]) for _ in range(2))
+    page = f"/admin/deliveries_app/apprepository/{watches[0].pk}/change/"
+    shown = re.search(r'id="cancel-watch"[^>]* name="run" value="(run_\w+)"', operator.get(page).text)
+    assert shown
+    cancel = page.replace("change", "cancel")
+    assert "Re-sync cancelled." in operator.post(cancel, {"run": shown[1]}, follow=True).text
+    assert "There is nothing to cancel." in operator.post(cancel, {"run": shown[1]}, follow=True).text
+    assert SyncRun.objects.get(outcome="") == earlier
 
 
 def test_viewer_can_look_but_not_cancel(viewer: Client, operation: BulkOperation) -> None:

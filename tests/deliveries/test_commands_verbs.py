@@ -227,9 +227,13 @@ def test_empty_id_does_not_mean_all(watches, line: list[str], problem: str) -> N
 
 
 def test_status_with_failures_exits_with_1(watches) -> None:
-    assert "Watched repositories: 3; failing: 0;" in run("status")
+    printed_text = run("status")
+    assert "Watched repositories: 3; failing: 0;" in printed_text
+    assert "Of those due" not in printed_text
     AppRepository.objects.update(next_sync_at=timezone.now(), paused_at=timezone.now())
-    assert "syncing: 0; due: 3." in run("status"), "paused ones are not queued"
+    printed_text = run("status")
+    assert "syncing: 0; due: 3." in printed_text, "paused ones are not queued"
+    assert "Of those due, 3 are paused or on hold." in printed_text
     AppRepository.objects.update(next_sync_at=None, paused_at=None)
     fail(watches[0], RootCause.SERVER_ERROR, status=500, state=Status.FAILED)
     AppRepository.objects.filter(pk=watches[1].pk).update(

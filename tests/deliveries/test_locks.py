@@ -172,6 +172,28 @@ def test_row_is_deleted_twice_at_once(transactional_db, page: str) -> None:
     assert AuditEntry.objects.filter(action=action, subject="anna").count() == 1
 
 
+def test_circuit_is_reset_twice_at_once(world: World) -> None:
+    """It was recorded twice."""
+    clients = superuser("bert"), superuser("cleo")
+    repository = world.watch()[1].repository
+    Repository.objects.update(consecutive_failures=5)
+    page = f"/admin/repositories_app/repository/{repository.pk}/reset-circuit/"
+    is_reset = threading.Event()
+
+    def reset() -> None:
+        with transaction.atomic():
+            assert "Circuit reset." in clients[0].post(page, follow=True).text
+            is_reset.set()
+            wait_for(waits_for_a_lock)
+
+    def reset_again() -> None:
+        assert is_reset.wait(10)
+        assert "The circuit is already closed." in clients[1].post(page, follow=True).text
+
+    in_threads(reset, reset_again)
+    assert AuditEntry.objects.filter(action=AuditAction.CIRCUIT_RESET).count() == 1
+
+
 def test_user_is_deleted_and_changed_at_once(transactional_db) -> None:
     """Both lock superusers too. The form locks all rows in the order of their keys, so the deletion must do the same."""
     anna = User.objects.create_user("anna")

@@ -85,6 +85,18 @@ class PostgresServer(Server):
             connection.execute(psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(name)))
         return self.url_of(name)
 
+    @contextlib.contextmanager
+    def refusing_connections(self, database: str) -> Iterator[None]:
+        """Refuse new connections to the database, as after a change of its password. Open ones live on."""
+        statement = psycopg.sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
+        name = psycopg.sql.Identifier(database)
+        with psycopg.connect(self.url_of("postgres"), autocommit=True) as connection:
+            connection.execute(statement.format(name, psycopg.sql.SQL("false")))
+            try:
+                yield
+            finally:
+                connection.execute(statement.format(name, psycopg.sql.SQL("true")))
+
     def prepare(self) -> None:
         if not self._can_run():
             self._install = self._copy_install()

@@ -46,6 +46,8 @@ def _summary(report: StatusReport) -> str:
         f"Watched repositories: {counts.watches:,}; failing: {counts.failing:,}{given_up}; "
         f"syncing: {counts.syncing:,}; due: {counts.waiting:,}."
     ]
+    if held := counts.waiting - counts.due:
+        lines.append(f"Of those due, {counted(held, 'is', 'are')} paused or on hold.")
     if report.pause:
         lines.append(f"All syncing was paused by {report.pause.paused_by} at {format_time(report.pause.since)}.")
     if counts.importing:
