@@ -77,7 +77,7 @@ def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
         if given.get("github_app", before.github_app) != before.github_app:
             sync_refused(AppRepository.objects.filter(app=app))
         if "cooldown_until" in also:
-            _continue(before)
+            continue_syncs(before)
 
 
 def _save(app: App, fields: Mapping[str, object]) -> None:
@@ -87,7 +87,7 @@ def _save(app: App, fields: Mapping[str, object]) -> None:
     app.save(update_fields=[*fields, "updated_at"])
 
 
-def _continue(app: App) -> None:
+def continue_syncs(app: App) -> None:
     """Enqueue what waits for the end of a cooldown that is over now. `app` is the app before the change."""
     if app.cooldown_until is not None:
         # The attempts that began the cooldown are due at its end, or a little later so that others go first.
@@ -113,7 +113,7 @@ def change_own_settings(actor: Actor, app: App, **settings: Unpack[OwnSettings])
                 raise PausedByAdministrator
             changes["paused_reason"] = PAUSED_BY_APP if given["paused"] else ""
             if not given["paused"]:
-                _continue(row)
+                continue_syncs(row)
                 changes |= {"cooldown_until": None, "down_count": 0}
         if "max_in_flight" in given:
             limit = row.max_in_flight_limit

@@ -10,8 +10,9 @@ from deliveries_app import audit
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AuditAction
 from deliveries_app.permissions import Permission
+from deliveries_app.services.app_settings import continue_syncs
 from deliveries_app.services.requests import NotFound
-from deliveries_app.sync.endpoint_health import GATEWAY_ERRORS
+from deliveries_app.sync.endpoint_health import GATEWAY_ERRORS, record_up
 from deliveries_app.sync.outcomes import pause_app
 from deliveries_app.webhooks.client import describe_outcome, post_ping
 from deliveries_app.webhooks.keyring import Keyring, response_texts
@@ -67,6 +68,7 @@ class Ping:
 def send_ping(actor: Actor, app: App, *, new_key: bool = False) -> Ping:
     """Send a signed ping and wait for the response. A 410 response pauses the app.
 
+    If the app accepts a ping that it didn't request itself, the hold of an endpoint that was down ends.
     With `new_key`, only the new key of a rotation signs the ping. Once the app has accepted it, the old key can be retired.
     Raises `NotFound` if the app is being removed.
     """
@@ -83,7 +85,11 @@ def send_ping(actor: Actor, app: App, *, new_key: bool = False) -> Ping:
     accepted = f"The app accepted the ping (HTTP {outcome.status})."
     message = accepted if outcome.ok else describe_outcome(outcome)
     with transaction.atomic():
-        App.objects.filter(pk=app.pk, base_url=app.base_url).update(**result)
+        same_endpoint = App.objects.filter(pk=app.pk, base_url=app.base_url)
+        same_endpoint.update(**result)
+        if outcome.ok and actor.app is None and (down := same_endpoint.filter(down_count__gt=0).first()):
+            record_up(down)
+            continue_syncs(down)
         sent = f"Sent a test ping{' with the new key' if new_key else ''}: {message}"
         audit.record(actor, AuditAction.PING, [app], sent)
         if outcome.status == 410:

@@ -7,9 +7,10 @@ from django.contrib.auth.models import User
 from django.core.exceptions import PermissionDenied
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import App
+from deliveries_app.models import App, AppRepository
 from deliveries_app.receiver import Answer
 from deliveries_app.services.pinging import Ping, send_ping
+from docora.db.clock import from_now
 from tests.support.audit import by_users
 from tests.support.staff import staff
 from tests.support.world import World
@@ -32,6 +33,23 @@ def test_accepted_ping(world: World) -> None:
     assert record.webhook_id.startswith("msg_ping_")
     assert "." not in record.webhook_id
     assert record.sequence > 10**15
+
+
+@pytest.mark.parametrize("status", [200, 500])
+def test_accepted_ping_ends_the_hold_of_an_app_that_was_down(world: World, status: int) -> None:
+    """The page said that the app had accepted the ping, and that its endpoint was down, next try in an hour."""
+    world.watch({"a.txt": b"a"})
+    AppRepository.objects.update(next_sync_at=from_now(3600))
+    App.objects.update(down_count=9, cooldown_until=from_now(3600))
+    world.answer(lambda note: Answer(status))
+    send_ping(ME, world.app)
+    assert AppRepository.objects.due().exists() == (status == 200)
+
+
+def test_accepted_ping_keeps_a_pause_that_the_app_asked_for(world: World) -> None:
+    App.objects.update(cooldown_until=from_now(3600))
+    send_ping(ME, world.app)
+    assert App.objects.get().cooldown_until is not None
 
 
 @pytest.mark.parametrize(
