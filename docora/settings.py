@@ -70,7 +70,6 @@ try:
         url_blocked_reason(PUBLIC_URL, allow_http=True) is None
         and PUBLIC_URL.endswith(f"//{_public.netloc}")  # there is no path and no query
         and _public.hostname
-        and _public.port != 0
     )
 except ValueError:  # a bracket is not closed, or the port is not a number
     _is_address = False

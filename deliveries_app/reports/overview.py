@@ -50,8 +50,8 @@ class Overview:
     """The parts of the page. A part is None if the user cannot view it.
 
     `hosts_down` are the first git hosts to which no connection can be made; empty if the user cannot view git repositories.
-    `oldest_due` is the watch that has been due longest. `failing` has the most frequent causes. `undelivered`, which every user sees, lists the channels that fail to send
-    alerts. `checklist` is None once the instance is in use.
+    `oldest_due` is the watch that has been due longest. `failing` has the most frequent causes. `undelivered`, which every user
+    sees, lists the channels that fail to send alerts. `checklist` is None once the instance is in use.
     """
 
     system: System

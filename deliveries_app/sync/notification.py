@@ -40,7 +40,7 @@ class Notification:
         return self.change.compare and self.sha == self.change.sha
 
 
-def _reason(outcome: Outcome) -> bytes:
+def _telling_headers(outcome: Outcome) -> bytes:
     """Return the headers of a response that say where to send the request instead, or which credentials are missing."""
     headers = outcome.headers
     found = {
@@ -72,7 +72,9 @@ class Failure:
         # Any cause: a request whose kept-alive connection was lost is sent again, and that connection may not be made.
         lost = outcome.cause is not None and outcome.reached and not hold
         message = describe_outcome(outcome)
-        return cls(str(outcome.cause or "http"), message, outcome.status, _reason(outcome) + outcome.body, hold, lost)
+        return cls(
+            str(outcome.cause or "http"), message, outcome.status, _telling_headers(outcome) + outcome.body, hold, lost
+        )
 
     @property
     def may_be_under_way(self) -> bool:

@@ -100,9 +100,8 @@ def git_failed(lease: Lease, error: GitError) -> None:
 
     A host that is down is not the repository's failure: all watches of the host wait until it can be reached.
     """
-    failure = SyncFailure(str(error), error.cause.value, root_causes.of_git(error.cause))
-    if error.is_local:
-        failure = root_causes.internal(str(error))
+    of_git = SyncFailure(str(error), error.cause.value, root_causes.of_git(error.cause))
+    failure = root_causes.internal(str(error)) if error.is_local else of_git
     if error.no_connection:
         repositories.record_host_failure(lease.watch.repository, error)
         postponed(lease, lease.circuit_seconds, failure)
