@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from django.conf import settings
-from django.db import DatabaseError, InterfaceError
+from django.db import DatabaseError, InterfaceError, connection
 from django.http import HttpRequest
 from django.utils import timezone
 from ninja import Router, Schema, Status
@@ -32,6 +32,7 @@ METHODS = {405: "Only GET and HEAD are allowed."}
 _started = time.monotonic()
 OK = "ok"
 DATABASE_DOWN = "the database is not responding: check DATABASE_URL and the database server"
+SQLITE_UNUSABLE = "the database file cannot be used: check its disk and its permissions"
 DATABASE_REFUSES = (
     "the database refuses new connections, which workers need: check the password in DATABASE_URL, and PostgreSQL's "
     "max_connections"
@@ -177,28 +178,28 @@ def check_database() -> str:
             return schema.not_migrated()
         return DATABASE_READ_ONLY if schema.is_read_only() else OK
     except (DatabaseError, InterfaceError):
-        return DATABASE_DOWN
+        return DATABASE_DOWN if connection.vendor == "postgresql" else SQLITE_UNUSABLE
 
 
 def check_disk() -> str:
-    if not is_writable(settings.REPOS_DIR):
-        return "REPOS_DIR is not writable: check its permissions, and that its disk is not full"
+    if error := write_error(settings.REPOS_DIR):
+        return f"REPOS_DIR is not writable ({error.strerror}): check its permissions, and that its disk is not full"
     disk = shutil.disk_usage(settings.REPOS_DIR)
     if disk.free < min(MIN_FREE_BYTES, MIN_FREE_SHARE * disk.total):
         return f"only {format_bytes(disk.free)} of disk space is left for REPOS_DIR: free up space"
     return OK
 
 
-def is_writable(directory: Path) -> bool:
-    """Return whether a file can be written, by writing one: permissions do not show that a disk is full or read-only."""
+def write_error(directory: Path) -> OSError | None:
+    """Return why a file can't be written, by writing one: permissions do not show that a disk is full or read-only."""
     try:
         make_private(directory)
         with tempfile.TemporaryFile(dir=directory) as file:
             file.write(bytes(4096))
             file.flush()
-    except OSError:
-        return False
-    return True
+    except OSError as error:
+        return error
+    return None
 
 
 def check_workers(signs: Signs | None) -> str:

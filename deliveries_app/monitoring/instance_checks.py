@@ -32,6 +32,7 @@ from deliveries_app.services.pinging import send_ping
 from deliveries_app.services.requests import NotFound
 from deliveries_app.webhooks.client import post_ping
 from deliveries_app.webhooks.keyring import Keyring
+from docora.conf.data_dir import reason_and_advice
 from docora.conf.installation import env_file, program
 from docora.db import append_only
 from docora.http.client import HttpClient, Outcome
@@ -153,9 +154,8 @@ def check_disk() -> list[CheckMessage]:
 
 
 def _check_folder(name: str, folder: Path, wanted: int) -> CheckMessage:
-    if not health.is_writable(folder):
-        hint = "Make Docora's user the owner, and free up space if the disk is full."
-        return Error(f"{name} ({folder}) is not writable.", hint=hint)
+    if error := health.write_error(folder):
+        return Error(f"{name} ({folder}) is not writable.", hint=reason_and_advice(error))
     free = shutil.disk_usage(folder).free
     text = f"{name} ({folder}) is writable and has {format_bytes(free)} free."
     if free < _FULL_BYTES:

@@ -50,6 +50,9 @@ def check_database() -> list[CheckMessage]:
         return [Error(str(error), hint="Upgrade the database server.")]
     except (DatabaseError, InterfaceError) as error:
         cause = cause_of(error)
+        if connection.vendor == "sqlite":
+            text = f"The database file {connection.settings_dict['NAME']} cannot be used: {cause}."
+            return [Error(text, hint="Check its disk and its permissions.")]
         hint = pooler_advice(cause) or "Check DATABASE_URL and the database server."
         return [Error(f"The database is not responding: {cause}.", hint=hint)]
     problem = health.check_database()

@@ -22,7 +22,7 @@ from django.utils import timezone
 from redis import Redis
 
 from deliveries_app.monitoring import doctor as monitoring
-from deliveries_app.monitoring import instance_checks, server_checks
+from deliveries_app.monitoring import health, instance_checks, server_checks
 from deliveries_app.monitoring.doctor import FINE, PROBLEM, WARNING, Check, Result, run_checks
 from deliveries_app.receiver import Answer
 from docora.redis import heartbeat
@@ -304,6 +304,8 @@ def test_read_only_folder_and_small_disk(tmp_path: Path, settings, monkeypatch) 
     (tmp_path / "file").write_text("")
     settings.REPOS_DIR = tmp_path / "file"
     assert f"REPOS_DIR ({tmp_path / 'file'}) is not writable." in problems(instance_checks.check_disk())
+    assert "is not writable. File exists." in problems(instance_checks.check_disk())
+    assert health.check_disk().startswith("REPOS_DIR is not writable (File exists): ")
 
 
 # --- Deliveries ---------------------------------------------------------------------------------------------------------

@@ -182,6 +182,15 @@ def test_pgbouncer_without_the_setting_that_docora_needs(instance_environment: d
     )
 
 
+def test_doctor_names_an_sqlite_file_that_cannot_be_used() -> None:
+    """The advice was to check the database server, which SQLite doesn't have."""
+    [(code, out, _)] = outcomes([["doctor", "--offline"]], DATABASE_URL="sqlite:////nowhere/at/all")
+    assert code == 1
+    problem = "The database file /nowhere/at/all cannot be used: unable to open database file."
+    assert f"PROBLEM  database: {problem} Check its disk and its permissions." in out
+    assert "server" not in re.findall("PROBLEM  database: .*", out)[0]
+
+
 def test_statement_that_takes_longer_than_its_timeout(instance_environment: dict[str, str]) -> None:
     url = instance_environment["DATABASE_URL"]
     with psycopg.connect(url) as connection:
