@@ -144,6 +144,30 @@ def test_menu_makes_room_for_a_list_on_a_tablet(quiet_site: Site, browser: Brows
     browser.drive(journey)
 
 
+def test_name_stays_while_a_list_scrolls_sideways(
+    quiet_site: Site, browser: Browser, crowd: list[AppRepository]
+) -> None:
+    """So does the heading above it, and a selected row keeps its colour."""
+    places = """box => {
+        box.scrollLeft = 80;
+        const left = cell => Math.round(cell.getBoundingClientRect().left - box.getBoundingClientRect().left);
+        const row = box.querySelector("tbody tr"), named = ":is(td, th):not(.action-checkbox, .action-checkbox-column)";
+        row.querySelector("input[type=checkbox]")?.click();
+        const name = row.querySelector(named);
+        const colours = new Set([row, name].map(element => getComputedStyle(element).backgroundColor));
+        return [box.scrollLeft, left(name), left(box.querySelector(`thead ${named}`)), colours.size];
+    }"""
+
+    def journey(page: Page) -> None:
+        sign_in(page, quiet_site)
+        look_as(page, Look("light", 768))
+        for name in ("apprepository", "failedsync", "syncrun", "app"):
+            page.goto(f"{quiet_site.url}{ADMIN}{name}/")
+            assert page.locator(".results").evaluate(places) == [80, 0, 0, 1], name
+
+    browser.drive(journey)
+
+
 def test_important_columns_fit_a_desktop_near_the_top(
     quiet_site: Site, browser: Browser, crowd: list[AppRepository]
 ) -> None:
