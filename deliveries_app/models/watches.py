@@ -201,8 +201,13 @@ class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
         return self.annotate(state_detail=detail, host_retry_at=host_retry_at("repository__canonical_url"))
 
     def with_sizes(self) -> Self:
-        """Annotate `files` and `size`: the watch's own, or before its first sync, those of the newest snapshot or None."""
-        newest = Snapshot.objects.filter(repository=OuterRef("repository")).order_by("-created_at", "-pk")
+        """Annotate `files` and `size`: the watch's own, or before its first sync, those of the newest snapshot or None.
+
+        Of a private repository, the snapshot comes from other apps' syncs, and this watch's app may not be able to read it. The
+        runs that its app sees begin with these numbers.
+        """
+        snapshots = Snapshot.objects.filter(repository=OuterRef("repository"), repository__is_private=False)
+        newest = snapshots.order_by("-created_at", "-pk")
         is_known = Q(tree_files__gt=0) | ~Q(last_commit="")  # it may have none, if all are excluded
         return self.annotate(
             files=Case(

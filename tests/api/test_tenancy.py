@@ -4,6 +4,7 @@ import pytest
 
 from deliveries_app.models import AppRepository, SyncRun
 from docora.web.errors import NOT_FOUND
+from repositories_app.models import Repository, Snapshot
 from tests.api.caller import Caller, error_of
 
 NOT_WATCHED = "Repository not found: GET /api/repositories lists what this app watches"
@@ -45,6 +46,21 @@ def test_malformed_id_is_404(search: Caller, verb: str, path: str, body, identif
 def test_list_has_own_repositories_only(search: Caller, portal: Caller) -> None:
     assert [row["name"] for row in search.get().json()["repositories"]] == ["docs"]
     assert [row["name"] for row in portal.get().json()["repositories"]] == ["docs", "site"]
+
+
+@pytest.mark.parametrize(("is_private", "files"), [(True, 0), (False, 7)])
+def test_size_of_a_private_repository_is_not_told_before_the_first_sync(
+    search: Caller, watches, is_private: bool, files: int
+) -> None:
+    """An app can watch a repository that it can't read. Its runs began with the number of files that another app gets."""
+    repository = watches[2].repository
+    Repository.objects.filter(pk=repository.pk).update(is_private=is_private)
+    Snapshot.objects.create(repository=repository, commit_sha="c" * 40, branch="main", file_count=7, total_bytes=70)
+    AppRepository.objects.filter(pk=watches[2].pk).update(tree_files=0, tree_bytes=0, last_commit="")
+    path = f"/{repository.repository_id}"
+    run_id = search.post(f"{path}/resync").json()["run_id"]
+    run = search.get(f"{path}/runs/{run_id}").json()
+    assert (run["files_total"], run["bytes_total"]) == (files, files * 10)
 
 
 def test_shared_repository_is_changed_for_the_caller_only(search: Caller, watches) -> None:
