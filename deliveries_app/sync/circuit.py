@@ -6,7 +6,8 @@ from django.conf import settings
 from django.db import transaction
 
 from deliveries_app import scheduling
-from deliveries_app.models import AppRepository, Notice, NoticeKind
+from deliveries_app.models import AppRepository, Notice, NoticeKind, root_causes
+from deliveries_app.models.root_causes import RootCause
 from deliveries_app.sync.events import new_notice
 from deliveries_app.webhooks.client import info_of
 from deliveries_app.webhooks.payloads import sync_failed_fields
@@ -17,6 +18,8 @@ from repositories_app.models import Repository
 
 def record_git_failure(repository: Repository, error: GitError) -> float:
     """Count a failure that concerns all watches. If it opens the circuit, create a `sync_failed` notice for each watch.
+
+    Watches that git hosts refuse get none: their apps must not learn what others can read.
 
     Return the seconds until the circuit lets the next attempt through, or 0 if it is closed. This is one transaction: if the
     circuit opened without the notices, nothing would create them later.
@@ -29,7 +32,11 @@ def record_git_failure(repository: Repository, error: GitError) -> float:
 
 
 def _announce_failure(repository: Repository, error: GitError) -> None:
-    pks = scheduling.request_sync(AppRepository.objects.alive().filter(repository=repository))
+    refused = {RootCause.GIT_AUTH, RootCause.GIT_NOT_FOUND} - {
+        root_causes.of_git(error.cause)
+    }  # a moved one is not found
+    watches_to_notify = AppRepository.objects.alive().filter(repository=repository).exclude(root_cause__in=refused)
+    pks = scheduling.request_sync(watches_to_notify)
     watches = AppRepository.objects.filter(pk__in=pks).select_related("repository").order_by("pk")
     assert repository.circuit_open_until is not None
     notices = [

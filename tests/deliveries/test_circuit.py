@@ -19,6 +19,7 @@ from deliveries_app.services import (
     resume_watches,
     resync_single,
     unwatch_repository,
+    watch_repository,
 )
 from deliveries_app.services.watch_settings import change_watch
 from deliveries_app.sync import circuit
@@ -160,6 +161,21 @@ def test_missing_repository_or_refused_token_sends_no_notice_as_the_reference_sa
     assert not Notice.objects.exists()
     reference = client.get("/docs/webhooks/").text
     assert "not sent if the repository is missing or your app's token can't read it" in reference
+
+
+def test_app_that_cannot_read_a_private_repository_gets_no_notice_about_it(world: World, settings) -> None:
+    """The notice would say what another app's token has found there."""
+    settings.CIRCUIT_BREAKER_THRESHOLD = 1
+    repo = world.git.repo("acme/private", {"one": b"1"}, token="valid")
+    watch = world.watch_url(repo, token="valid")
+    stranger = watch_repository(Actor.command(), world.add_app("Other"), repo.url, ask_host=False).watch
+    world.settle()
+    serve_unsorted_tree(repo)
+    world.sync(stranger)
+    assert stranger.root_cause == RootCause.GIT_NOT_FOUND
+    world.sync(watch)
+    assert Repository.objects.get().circuit_is_open
+    assert [notice.watch for notice in Notice.objects.all()] == [watch]
 
 
 def test_failure_of_one_watch_does_not_count_while_another_can_read(world: World, settings) -> None:
