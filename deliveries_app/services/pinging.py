@@ -15,7 +15,7 @@ from deliveries_app.services.requests import NotFound
 from deliveries_app.sync.endpoint_health import GATEWAY_ERRORS, record_up
 from deliveries_app.sync.outcomes import pause_app
 from deliveries_app.webhooks.client import describe_outcome, post_ping
-from deliveries_app.webhooks.keyring import Keyring, response_texts
+from deliveries_app.webhooks.keyring import REFUSALS, Keyring, response_texts
 from deliveries_app.webhooks.payloads import endpoint
 from docora.http.client import Cause, Outcome
 from repositories_app.git.remote import new_client
@@ -84,9 +84,11 @@ def send_ping(actor: Actor, app: App, *, new_key: bool = False) -> Ping:
     result: dict[str, Any] = {"pinged_at": Now(), "ping_failed_at": None} if outcome.ok else {"ping_failed_at": Now()}
     accepted = f"The app accepted the ping (HTTP {outcome.status})."
     message = accepted if outcome.ok else describe_outcome(outcome)
+    only_lacks_new_key = new_key and outcome.status in REFUSALS  # it may accept everything else
     with transaction.atomic():
         same_endpoint = App.objects.filter(pk=app.pk, base_url=app.base_url)
-        same_endpoint.update(**result)
+        if not only_lacks_new_key:
+            same_endpoint.update(**result)
         if outcome.ok and actor.app is None and (down := same_endpoint.filter(down_count__gt=0).first()):
             record_up(down)
             continue_syncs(down)

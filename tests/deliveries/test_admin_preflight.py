@@ -18,6 +18,7 @@ from deliveries_app.progress import runs
 from deliveries_app.receiver import Notification
 from deliveries_app.reports.endpoints import after_ping
 from deliveries_app.services import change_app, delete_app
+from deliveries_app.services.keys import start_key_rotation
 from deliveries_app.services.pinging import send_ping
 from deliveries_app.services.rollout import release_due
 from deliveries_app.sweep.cleanup import remove_ended
@@ -309,3 +310,14 @@ def test_continue_is_refused_without_permission_or_post(viewer: Client, operator
     assert f'id="continue-{held.operation_id}"' not in viewer.get(f"{OPERATIONS}{held.pk}/change/").text
     held.refresh_from_db()
     assert held.is_held
+
+
+def test_app_that_does_not_have_the_new_key_yet_has_no_failed_ping(world: World, operator: Client) -> None:
+    """It accepts everything that is sent to it. A ping with the new key alone only asks whether it has that key."""
+    world.watch()
+    start_key_rotation(Actor.command(), world.app)
+    assert send_ping(Actor.command(), world.app, new_key=True).status == 401
+    assert "The last test ping failed." not in operator.get(ALL).text
+    world.receiver.keys = "neither-of-the-two-keys"
+    assert send_ping(Actor.command(), world.app).status == 401
+    assert "The last test ping failed." in operator.get(ALL).text
