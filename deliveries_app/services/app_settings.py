@@ -45,7 +45,8 @@ def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
     An app cannot do this with its own token, because a stolen token could then send the files elsewhere: see
     `change_own_settings`. The GitHub App decides what the client app can read, so assigning one also requires the permission
     to change GitHub Apps. Pausing takes over a pause of the app itself or of Docora. Resuming or changing the base URL ends
-    the endpoint's cooldown. A new base URL also clears the old endpoint's pace and failed ping.
+    the endpoint's cooldown. A new base URL also clears the old endpoint's pace and failed ping. After a change of the GitHub App,
+    repositories that could not be read are synced.
     `max_in_flight` sets the administrator's limit: if the app has chosen fewer concurrent requests, its choice stays. Raises
     `NotFound` if the app is being removed.
     """
@@ -74,7 +75,7 @@ def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
             audit.record(actor, AuditAction.APP_PAUSED, [app], f"Paused. Until then: {before.paused_reason}")
         _notify_of_new_addresses(actor, before, given)
         _save(app, given | also)
-        if given.get("github_app", before.github_app) != before.github_app:
+        if "github_app" in given and given["github_app"] != before.github_app:
             sync_refused(AppRepository.objects.filter(app=app))
         if "cooldown_until" in also:
             continue_syncs(before)
