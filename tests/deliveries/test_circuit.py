@@ -178,6 +178,18 @@ def test_app_that_cannot_read_a_private_repository_gets_no_notice_about_it(world
     assert [notice.watch for notice in Notice.objects.all()] == [watch]
 
 
+def test_moved_repository_sends_a_notice_as_the_reference_says(world: World, settings, client: Client) -> None:
+    settings.CIRCUIT_BREAKER_THRESHOLD = 2
+    _, watch = world.watch()
+    world.settle()
+    world.git.server.on_request = lambda *_: 301
+    for _ in range(2):
+        Repository.objects.update(last_failure_at=Now() - timedelta(hours=1))
+        world.sync(watch)
+    assert '"reason":"not_found"' in Notice.objects.get(watch=watch).fields.replace(" ", "")
+    assert "because the repository has moved, it is sent" in client.get("/docs/webhooks/").text
+
+
 def test_failure_of_one_watch_does_not_count_while_another_can_read(world: World, settings) -> None:
     """The host redirects requests without a token to its sign-in page. The other watch need not have read it lately."""
     settings.CIRCUIT_BREAKER_THRESHOLD = 1
