@@ -32,9 +32,8 @@ def record_git_failure(repository: Repository, error: GitError) -> float:
 
 
 def _announce_failure(repository: Repository, error: GitError) -> None:
-    refused = {RootCause.GIT_AUTH, RootCause.GIT_NOT_FOUND} - {
-        root_causes.of_git(error.cause)
-    }  # a moved one is not found
+    # A repository that has moved is not found: every watch gets the notice.
+    refused = {RootCause.GIT_AUTH, RootCause.GIT_NOT_FOUND} - {root_causes.of_git(error.cause)}
     watches_to_notify = AppRepository.objects.alive().filter(repository=repository).exclude(root_cause__in=refused)
     pks = scheduling.request_sync(watches_to_notify)
     watches = AppRepository.objects.filter(pk__in=pks).select_related("repository").order_by("pk")

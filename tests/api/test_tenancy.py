@@ -49,7 +49,7 @@ def test_list_has_own_repositories_only(search: Caller, portal: Caller) -> None:
 
 
 @pytest.mark.parametrize(("is_private", "files"), [(True, 0), (False, 7)])
-def test_size_of_a_private_repository_is_not_told_before_the_first_sync(
+def test_runs_before_the_first_sync_of_a_private_repository_have_no_size(
     search: Caller, watches, is_private: bool, files: int
 ) -> None:
     """An app can watch a repository that it can't read. Its runs began with the number of files that another app gets."""
