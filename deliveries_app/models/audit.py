@@ -175,7 +175,7 @@ _OF_MODEL: dict[str, Callable[..., Q]] = {
 class AppAction(models.Model):
     """Actions of client apps before `AuditEntry` existed, to which a migration has copied them.
 
-    Only processes of that version still write rows here. The next version drops the table.
+    No supported version writes rows here. Processes of 1.0.0 still read the table when they delete an app.
     """
 
     app = models.ForeignKey(App, on_delete=models.CASCADE, related_name="actions")
