@@ -84,7 +84,7 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
     visibility = column(
         "visibility", lambda repository: "Private" if repository.is_private else "Public", ordering="is_private"
     )
-    circuit = column("circuit", lambda repository: widgets.circuit_text(repository))
+    circuit = column("circuit", widgets.circuit_text)
 
     def page_context(self, request: HttpRequest, repository: Repository) -> dict[str, Any]:
         """Return the details, and the watches if the user can view those."""

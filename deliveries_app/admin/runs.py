@@ -55,7 +55,7 @@ class SyncRunAdmin(HistoryAdmin[SyncRun]):
     def get_queryset(self, request: HttpRequest) -> QuerySet[SyncRun]:
         return SyncRun.objects.with_result()
 
-    trigger = column("trigger", lambda run: trigger(run))
+    trigger = column("trigger", trigger)
     result = column("result", lambda run: state_badge(run.result))
 
     @admin.display(description="files")

@@ -129,10 +129,6 @@ def _api() -> dict[str, Any]:
     }
 
 
-def _changes() -> dict[str, Any]:
-    return {"version": __version__}
-
-
 _DRIFT_STATES = {
     DriftState.QUEUED: "It waits until the repository is in sync, or for a worker.",
     DriftState.CHECKING: "Docora is asking the app for its files.",
@@ -193,7 +189,7 @@ PAGES = {
     "docs": Page("Start", "Documentation", "docs/start.html", _start),
     "docs-webhooks": Page("Webhooks", "Webhook reference", "docs/webhooks.html", _webhooks),
     "docs-api": Page("API", "API reference", "docs/api.html", _api),
-    "docs-changes": Page("Changes", "Changes", "docs/changes.html", _changes),
+    "docs-changes": Page("Changes", "Changes", "docs/changes.html", lambda: {"version": __version__}),
     "docs-operations": Page("Operations", "Operations handbook", "docs/operations.html", _operations),
 }
 """The pages by the names of their URLs, in the order of the navigation."""
