@@ -9,7 +9,7 @@ from typing import Any
 
 from django.db.models import Model
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.urls import URLPattern, path
+from django.urls import URLPattern, path, reverse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET
 
@@ -45,7 +45,8 @@ class OneTimeSecretsAdmin[M: Model](DocoraAdmin[M]):
         return HttpResponseRedirect(self.url_of("secrets"))
 
     def show_secrets(self, request: HttpRequest) -> HttpResponse:
-        """Show the secrets that this session has just created, once."""
+        """Show the secrets that this session has just created, once. Users who can only add rows go on to the overview."""
+        can_view, overview = self.has_view_permission(request), reverse("admin:index")
         stored: dict[str, Any] = request.session.get(_SESSION_KEY) or {}
         owner = None
         if stored.get("kind") in self.secrets_titles:
@@ -53,15 +54,16 @@ class OneTimeSecretsAdmin[M: Model](DocoraAdmin[M]):
             owner = self.get_object(request, str(stored["pk"]))
         if owner is None:
             message = "There is nothing to show: credentials are shown only once. Rotating creates new ones."
-            return self.redirect_with_warning(request, self.list_url, message)
+            return self.redirect_with_warning(request, self.list_url if can_view else overview, message)
+        page = self.page_of(owner) if can_view else overview
         secrets = {name: decrypt(value) for name, value in stored["secrets"].items()}
         if not self.are_current(owner, secrets):  # a request sent twice creates two, and the session may hold the first
             message = "Another request has replaced these credentials. They are not shown. Rotating creates new ones."
-            return self.redirect_with_warning(request, self.page_of(owner), message)
+            return self.redirect_with_warning(request, page, message)
         context = {
             "original": owner,
             "kind": stored["kind"],
-            "back": self.page_of(owner),
+            "back": page,
             **self.secrets_context(owner),
             **secrets,
         }

@@ -1,5 +1,7 @@
 """An app's base URL: it is checked once when entered, and a new one offers a re-sync."""
 
+import re
+
 import pytest
 from django.test import Client
 from django.utils import timezone
@@ -81,6 +83,17 @@ def test_secrets_page_shows_next_steps(operator: Client, settings) -> None:
     assert "Bearer $DOCORA_TOKEN" in page
     assert page.count("docora_") == 1
     assert "Send test ping" in page
+
+
+def test_user_who_can_only_register_apps_goes_on_to_the_overview(db) -> None:
+    client = staff("rita", "onboard_app")
+    page = register(client).text
+    assert "is registered" in page
+    links = {link for link in re.findall(r'<a\b[^>]*? href="(/admin/[^"#]*)"', page) if "logout" not in link}
+    assert {link: client.get(link).status_code for link in links} == dict.fromkeys(links, 200)
+    assert '<a class="button" href="/admin/">Done</a>' in page
+    again = client.get(f"{APPS}secrets/", follow=True)
+    assert (again.status_code, again.redirect_chain) == (200, [("/admin/", 302)])
 
 
 @pytest.mark.parametrize(
