@@ -72,7 +72,7 @@ def test_single_permission_has_no_dead_links(watches, codename: str) -> None:
     client, waiting, opened = staff("sol", codename), ["/admin/"], set[str]()
     while waiting:
         path = waiting.pop()
-        kind = re.sub(r"\d+", "N", path)
+        kind = re.sub(r"\d+", "N", path.partition("?")[0])  # not each combination of filters and orders
         if kind in opened:
             continue
         opened.add(kind)
