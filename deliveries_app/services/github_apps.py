@@ -90,6 +90,7 @@ def sync_refused(watches: AppRepositoryQuerySet) -> None:
     """Sync those of these watches now that git hosts have refused, because they are read with other credentials from now on."""
     refused = watches.failing().filter(root_cause__in=(RootCause.GIT_AUTH, RootCause.GIT_NOT_FOUND))
     scheduling.request_sync(refused, **scheduling.ALL_ATTEMPTS)
+    transaction.on_commit(scheduling.enqueue_due, robust=True)
 
 
 def delete_github_app(actor: Actor, github_app: GitHubApp) -> None:

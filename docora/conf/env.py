@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
 from environ import Env
+from redis.connection import ConnectionPool
 from redis.connection import parse_url as parse_redis_url
 
 _TEN_YEARS = 10 * 365 * 86_400
@@ -165,7 +166,8 @@ def redis_url(name: str, default: str) -> str:
             raise ValueError  # redis-py would use database 0, which another instance may use
         if not _can_be_host(parts.get("host", "")):
             raise ValueError
-    except ValueError:
+        ConnectionPool.from_url(url).make_connection()  # a TypeError for an unknown parameter
+    except (TypeError, ValueError):
         raise ImproperlyConfigured(f"{name} must look like redis://host:6379/0, rediss://… or unix:///path.") from None
     return url
 

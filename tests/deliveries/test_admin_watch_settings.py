@@ -23,6 +23,7 @@ from deliveries_app.progress.runs import open_run
 from deliveries_app.reports.next_attempt import NextAttempt, next_attempt_of
 from deliveries_app.services import retry_single
 from deliveries_app.services.watch_settings import renew_push_secret
+from repositories_app.models import HostOutage
 from tests.support.admin_pages import posted_form, superuser
 from tests.support.audit import by_users
 from tests.support.staff import fail, make_app, make_watch, staff
@@ -219,6 +220,15 @@ def test_check_that_is_due_is_not_just_now(keeper: Client, watch: AppRepository)
         assert ("Next check <time" in page_of(keeper, watch)) == shown
         checked = AppRepository.objects.with_state().select_related("app", "repository").get()
         assert (next_attempt_of(checked) == NextAttempt("Next check is due")) != shown
+
+
+def test_page_says_that_the_git_host_is_down(keeper: Client, watch: AppRepository) -> None:
+    """Until its circuit opened, the repository seemed to be up to date, with a check a little later than usual."""
+    assert "can't connect to the git host" not in page_of(keeper, watch)
+    soon = timezone.now() + timedelta(minutes=5)
+    HostOutage.objects.create(host="https://github.com/", since=timezone.now(), retry_at=soon, error="Down.")
+    [text] = re.findall("<dt>Next check</dt><dd>(.*?)</dd>", page_of(keeper, watch))
+    assert text == f"{soon:%Y-%m-%d %H:%M:%S} UTC, because Docora can't connect to the git host"
 
 
 def test_run_shows_number_of_left_out_files(watch: AppRepository) -> None:

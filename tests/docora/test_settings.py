@@ -79,6 +79,7 @@ INVALID = [
     ("REDIS_URL", "http://127.0.0.1:6379/0", "REDIS_URL must look like redis://host:6379/0"),
     ("REDIS_URL", "redis://redis..internal:6379/0", "REDIS_URL must look like redis://host:6379/0"),
     ("REDIS_URL", "redis://127.0.0.1:6379?db=first", "REDIS_URL must look like redis://host:6379/0"),
+    ("REDIS_URL", "redis://127.0.0.1:6379/0?bad=x", "REDIS_URL must look like redis://host:6379/0"),
     ("REDIS_URL", "redis://127.0.0.1:6379/docora", "REDIS_URL must look like redis://host:6379/0"),
     ("METRICS_TOKEN", "short", "METRICS_TOKEN must be at least 16 printable ASCII characters"),
     ("METRICS_TOKEN", "text with spaces in it", "METRICS_TOKEN must be at least 16 printable ASCII characters"),
