@@ -71,7 +71,7 @@ try:
         and PUBLIC_URL.endswith(f"//{_public.netloc}")  # there is no path and no query
         and _public.hostname
     )
-except ValueError:  # a bracket is not closed, or the port is not a number
+except ValueError:  # a bracket is not closed
     _is_address = False
 if not _is_address:
     raise ImproperlyConfigured(f"PUBLIC_URL must look like https://docora.example, but is {PUBLIC_URL!r}.")

@@ -44,6 +44,11 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
+def lower_first(text: str) -> str:
+    """Lowercase the first letter of a sentence or title, unless it begins a name such as `HTTP`."""
+    return text[:1].lower() + text[1:] if text[1:2].islower() or text.startswith("A ") else text
+
+
 def visible(text: str) -> str:
     """Return the text with control characters, and characters that change its direction, as escapes: `\\x1b`, `\\u202e`.
 

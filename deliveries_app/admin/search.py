@@ -19,7 +19,7 @@ from django.views.decorators.http import require_safe
 
 from deliveries_app.models import App, AppRepository, BulkOperation, Delivery, FailedSync, SyncRun
 from docora.templatetags.docora import status_with_detail
-from docora.text import can_be_id, visible
+from docora.text import can_be_id, lower_first, visible
 from docora.web.paginators import BoundedPaginator
 from repositories_app.git.url import as_https
 
@@ -89,7 +89,7 @@ def search(request: HttpRequest) -> HttpResponse:
         return HttpResponseRedirect(page)
     kinds = [kind for kind in _KINDS if admin.site.get_model_admin(kind[1]).has_view_permission(request)]
     groups = [_search(request, *kind, text) for kind in kinds] if text else []
-    searched = [title[0].lower() + title[1:] for title, *_ in kinds]
+    searched = [lower_first(title) for title, *_ in kinds]
     if any(admin.site.get_model_admin(model).has_view_permission(request) for _, model, _ in _BY_ID):
         searched.append("exact IDs")
     context = {

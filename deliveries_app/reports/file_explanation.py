@@ -14,6 +14,7 @@ from deliveries_app.planning.eligibility import Skipped
 from deliveries_app.planning.file_lookup import TRANSFORM_FAILED, FileLookup, look_up
 from deliveries_app.planning.plan import DeliveryRules
 from deliveries_app.reports.next_attempt import NextAttempt, next_attempt_of
+from docora.text import lower_first
 
 _ROWS = 10  # transforms may have made several files from one
 _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
@@ -129,7 +130,7 @@ def decide(
 
 
 def _left_out(why: Skipped, row: Delivery | None, failed: DeliveryFailure | None) -> Decision:
-    message = f"Not sent: {_lower_first(why.message)}"
+    message = f"Not sent: {lower_first(why.message)}"
     if why.cause == TRANSFORM_FAILED:
         return Decision("failed", message)
     if row is None or why.cause == "rules":  # rules that cannot be applied block all sends and deletes
@@ -137,7 +138,7 @@ def _left_out(why: Skipped, row: Delivery | None, failed: DeliveryFailure | None
     if failed:
         return Decision(
             "failed",
-            f"{message} The client still has it, because its deletion failed: {_lower_first(failed.message)}",
+            f"{message} The client still has it, because its deletion failed: {lower_first(failed.message)}",
         )
     return Decision("waiting", f"{message} The client still has an earlier copy. The next sync deletes it.")
 
@@ -147,7 +148,7 @@ def _absent(row: Delivery | None, failed: DeliveryFailure | None) -> Decision:
     if row is None:
         return Decision("absent", "There is no such file in the repository or at the client.")
     if failed:
-        message = f"Deleted in the repository, but the deletion failed at the client: {_lower_first(failed.message)}"
+        message = f"Deleted in the repository, but the deletion failed at the client: {lower_first(failed.message)}"
         return Decision("failed", message)
     if row.kind == Kind.DELETE:
         return Decision("in doubt", "Deleted in the repository. The client hasn't acknowledged the deletion yet.")
@@ -156,13 +157,13 @@ def _absent(row: Delivery | None, failed: DeliveryFailure | None) -> Decision:
 
 def _never_sent(found: FileLookup, failure: DeliveryFailure | None) -> Decision:
     if failure and failure.kind == FailureKind.SKIPPED:
-        return Decision("left out", f"Not sent: {_lower_first(failure.message)}")
+        return Decision("left out", f"Not sent: {lower_first(failure.message)}")
     if failure:
         return _not_delivered(failure)
     if found.unknown:
         return Decision(
             "unknown",
-            f"Never sent to the client. The repository couldn't be checked: {_lower_first(found.unknown)}",
+            f"Never sent to the client. The repository couldn't be checked: {lower_first(found.unknown)}",
         )
     return Decision("waiting", "Not sent yet. The next sync sends it.")
 
@@ -184,7 +185,7 @@ def _acknowledged(found: FileLookup, row: Delivery, delivery_rules: DeliveryRule
         message = (
             "Delivered: the client acknowledged the last notification. The repository couldn't be checked for changes"
         )
-        return Decision("delivered", f"{message}: {_lower_first(found.unknown)}")
+        return Decision("delivered", f"{message}: {lower_first(found.unknown)}")
     if row.source_key == delivery_rules.source_key(found.entry.blob, found.path.decode()):
         return Decision("delivered", "Delivered: the client has acknowledged the current version.")
     if row.source_key is None:
@@ -193,9 +194,4 @@ def _acknowledged(found: FileLookup, row: Delivery, delivery_rules: DeliveryRule
 
 
 def _not_delivered(failure: DeliveryFailure) -> Decision:
-    return Decision("failed", f"Not delivered: {_lower_first(failure.message)}")
-
-
-def _lower_first(message: str) -> str:
-    """Lowercase a sentence so that it can follow a colon."""
-    return message[:1].lower() + message[1:] if message[1:2].islower() or message.startswith("A ") else message
+    return Decision("failed", f"Not delivered: {lower_first(failure.message)}")

@@ -58,9 +58,10 @@ def cancel_request(actor: Actor, watch: AppRepository, run_id: str = "") -> int:
     """
     actor.require_watch(watch)
     requested = SyncRun.objects.filter(watch=watch, outcome="", reason__in=[Reason.RESYNC, Reason.RETRY])
+    if run_id:
+        requested = requested.filter(run_id=run_id)
     with transaction.atomic():
-        found = requested.order_by("-generation", "-pk")
-        newest = next((run for run in found if run_id in {"", run.run_id}), None)
+        newest = requested.order_by("-generation", "-pk").first()
         if newest is None:
             actor.require(Permission.RESYNC, Permission.RETRY)
             return 0

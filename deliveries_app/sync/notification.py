@@ -42,11 +42,7 @@ class Notification:
 
 def _telling_headers(outcome: Outcome) -> bytes:
     """Return the headers of a response that say where to send the request instead, or which credentials are missing."""
-    headers = outcome.headers
-    found = {
-        "Location": headers.get("location", "").partition("?")[0].partition("#")[0],  # without secrets
-        "WWW-Authenticate": headers.get("www-authenticate", ""),
-    }
+    found = {"Location": outcome.location, "WWW-Authenticate": outcome.headers.get("www-authenticate", "")}
     return "".join(f"{name}: {value}\n" for name, value in found.items() if value).encode()
 
 

@@ -60,7 +60,7 @@ class Keyring:
             return None
         self._read(app)
         first = next((key for key in self.keys if key != refused[0]), None)
-        return None if first is None else (first, *(key for key in self.keys if key not in {first, *refused}))
+        return None if first is None else tuple(key for key in self.keys if key == first or key not in refused)
 
     def accepted(self, keys: Keys) -> None:
         """Record that the app accepted a request signed with `keys`. Write only if this is new and during a rotation."""

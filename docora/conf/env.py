@@ -13,7 +13,6 @@ from urllib.parse import unquote, urlsplit
 from django.core.exceptions import ImproperlyConfigured
 from environ import Env
 from redis.connection import ConnectionPool
-from redis.connection import parse_url as parse_redis_url
 
 _TEN_YEARS = 10 * 365 * 86_400
 _MAX_COUNT = 2**53  # larger integers are not exact as floats
@@ -161,12 +160,13 @@ def redis_url(name: str, default: str) -> str:
     """Return the URL of a Redis server. The error message does not repeat it, because it may hold a password."""
     url = text(name, default)
     try:
-        parts = parse_redis_url(url)  # type: ignore[no-untyped-call]
+        pool = ConnectionPool.from_url(url)
+        parts = pool.connection_kwargs
         if urlsplit(url).path.strip("/") and not {"db", "path"} & parts.keys():
             raise ValueError  # redis-py would use database 0, which another instance may use
         if not _can_be_host(parts.get("host", "")):
             raise ValueError
-        ConnectionPool.from_url(url).make_connection()  # a TypeError for an unknown parameter
+        pool.make_connection()  # raises TypeError if a parameter is unknown, and doesn't connect
     except (TypeError, ValueError):
         raise ImproperlyConfigured(f"{name} must look like redis://host:6379/0, rediss://… or unix:///path.") from None
     return url

@@ -96,9 +96,14 @@ class Outcome:
                 headers.clear()
         return headers
 
+    @property
+    def location(self) -> str:
+        """The `Location` header as sent, without query and fragment, which may hold secrets."""
+        return self.headers.get("location", "").partition("?")[0].partition("#")[0]
+
     def redirect_target(self, url: str) -> str:
         """Return where a request to `url` was redirected to, without query and fragment. Raises ValueError."""
-        return urljoin(url, self.headers.get("location", "")).partition("?")[0].partition("#")[0]
+        return urljoin(url, self.location)
 
     def retry_after(self, now: float) -> float | None:
         """Return the seconds that Retry-After asks to wait, from `now` (Unix time); None without a valid header."""

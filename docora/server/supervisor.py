@@ -68,7 +68,7 @@ class Supervisor:
     """Start children, restart them, and stop them."""
 
     def __init__(self, report: Callable[[str], None]) -> None:
-        self._report = report
+        self._write = report
         self._children: list[Child] = []
         self._stopping = False
 
@@ -102,18 +102,18 @@ class Supervisor:
             code = child.process.returncode if child.process else None
             stable = now - child.started > _STABLE_SECONDS
             delay = _RESTART_DELAY if stable else child.restart_delay
-            self._try_to_report(f"{child.name} ended with {code}; starting it again in {delay:g} s")
+            self._report(f"{child.name} ended with {code}; starting it again in {delay:g} s")
             child.restart_at = now + delay
             child.restart_delay = min(_MAX_RESTART_DELAY, delay * 2)
         elif now >= child.restart_at:
             try:
                 child.start()
             except OSError as error:  # start it again later; the other children keep running
-                self._try_to_report(f"{child.name} cannot be started: {error.strerror}")
+                self._report(f"{child.name} cannot be started: {error.strerror}")
 
-    def _try_to_report(self, line: str) -> None:
+    def _report(self, line: str) -> None:
         with contextlib.suppress(OSError):  # the log's disk is full; the children keep running
-            self._report(line)
+            self._write(line)
 
     def _request_stop(self, signum: int, frame: FrameType | None) -> None:
         self._stopping = True

@@ -10,9 +10,10 @@ from django.utils import timezone
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Delivery, Outcome, SyncPause
-from deliveries_app.reports.file_explanation import Explanation, _lower_first, explain
+from deliveries_app.reports.file_explanation import Explanation, explain
 from deliveries_app.services import resend_files, resync_single
 from deliveries_app.services.watch_settings import change_watch
+from docora.text import lower_first
 from repositories_app import services as repositories
 from tests.support.git import Entry
 from tests.support.histories import kill_worker, refusing, sha
@@ -366,4 +367,4 @@ def test_explaining_is_read_only(world: World) -> None:
     ],
 )
 def test_reason_follows_a_colon(message: str, expected: str) -> None:
-    assert _lower_first(message) == expected
+    assert lower_first(message) == expected
