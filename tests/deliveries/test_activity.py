@@ -216,6 +216,17 @@ def test_time_left_is_that_of_unfinished_runs(
             redis_client.delete(f"docora:progress:{operation.operation_id}")  # then the rows are counted
 
 
+def test_time_left_of_a_paced_operation_is_at_least_that_of_its_releases(app: App, redis_client: Redis) -> None:
+    operation = resync_by_app(Actor.system(), app, rollout=Rollout(pace=1))
+    release_due()
+    live.seed_operation(operation)
+    start(operation.runs.get(), done=90)
+    set_samples(redis_client, operation, (20, 0), (0, 90))
+    shown = doing(operation)
+    assert shown is not None
+    assert (shown.rate, shown.seconds_left) == (4.5, 60), "not (200 - 90) / 4.5: the other is released in a minute"
+
+
 def test_paused_app_shows_no_rate_although_files_were_just_sent(operation: BulkOperation, redis_client: Redis) -> None:
     start(operation.runs.order_by("pk")[0], done=40)
     set_samples(redis_client, operation, (15, 0), (0, 40))

@@ -16,7 +16,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, BulkOperation, Delivery, SyncRun
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.progress import live, runs
-from deliveries_app.services import cancel_operation, resync_many, resync_single
+from deliveries_app.services import cancel_operation, resync_by_app, resync_many, resync_single
 from docora.redis import live_counters
 from docora.web.errors import NOT_FOUND
 from tests.support.staff import fail, make_app, make_watch
@@ -192,6 +192,19 @@ def test_cancelled_operation_shows_what_was_sent(operator: Client, operation: Bu
     operation.refresh_from_db()
     assert operation.ended_at
     assert operation.operation_id not in operator.get("/admin/deliveries_app/apprepository/").text
+
+
+def test_cancelled_operation_names_three_of_those_that_were_stopped_partway(operator: Client) -> None:
+    app = make_app("Newsletter")
+    for number in range(5):
+        make_watch(app, f"book-{number}")
+    operation = resync_by_app(Actor.system(), app)
+    operation.runs.filter(pk__in=operation.runs.order_by("pk").values("pk")[:4]).update(started_at=timezone.now())
+    cancel_operation(Actor.system(), operation)
+    operation.refresh_from_db()
+    text = fragment(operator, operation)
+    assert text.count("stopped after 0 of 100 files; ") == 3
+    assert "; others were also stopped partway; 1 had not started." in text
 
 
 def test_cancelled_operation_says_that_none_was_sent(operator: Client, operation: BulkOperation) -> None:

@@ -24,6 +24,16 @@ def test_onboard_app_prints_the_id_and_both_secrets_once(world: World) -> None:
     assert app.client_auth_key == printed["client_auth_key"]
 
 
+def test_onboard_app_without_json_prints_the_same_for_people(db) -> None:
+    printed = run("onboard_app", "Search", "https://search.example/hooks", "ops@search.example")
+    app = App.objects.get()
+    first, *lines = printed.splitlines()
+    assert first == "Search is registered. Save these values; they are not shown again:"
+    values = dict(line.split() for line in lines)
+    assert (values["app_id"], hash_token(values["token"])) == (app.app_id, app.tokens.get().digest)
+    assert (values["client_auth_key"], list(values)[3:]) == (app.client_auth_key, ["created_at"])
+
+
 def test_onboard_app_reads_the_key_from_stdin(world: World, monkeypatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("a-key-from-elsewhere\n"))
     arguments = ("Search", "https://search.example/hooks", "ops@search.example", "--client-auth-key-stdin", "--json")

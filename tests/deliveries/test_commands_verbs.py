@@ -3,20 +3,30 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import App, AppRepository, Status, SyncRun
+from deliveries_app.models import App, AppRepository, Delivery, Status, SyncRun
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.reports import status
-from deliveries_app.services import current_pause, resync_by_app, resync_single, unwatch_repository
+from deliveries_app.services import (
+    current_pause,
+    pause_syncing,
+    resume_syncing,
+    resync_by_app,
+    resync_single,
+    unwatch_repository,
+)
 from deliveries_app.services.tokens import authenticate, live_tokens
+from docora.text import format_time
 from tests.support.commands import PROJECT, run, run_json
 from tests.support.receiver import Answer
 from tests.support.staff import fail, make_app
@@ -100,10 +110,29 @@ def test_unwatch_repository_ends_one_watch(watches) -> None:
     assert list(AppRepository.objects.alive()) == [watches[1], watches[2]]
 
 
+def test_unwatch_repository_names_what_it_deletes(watches) -> None:
+    """Both apps watch acme/docs. Only Portal watches acme/site."""
+    docs, site, _ = watches
+    fields: dict[str, Any] = {"mode": "100644", "kind": "create", "sha": "0" * 64, "size": 1, "sequence": 1}
+    fields |= {"generation": 1, "acknowledged": True, "updated_at": timezone.now()}
+    Delivery.objects.bulk_create(
+        Delivery(watch=watch, path=path, **fields)
+        for watch, path in ((docs, "a.txt"), (site, "a.txt"), (site, "b.txt"))
+    )
+    with pytest.raises(CommandError, match=r"This deletes 1 delivery record\. .*Add --yes") as of_docs:
+        run("unwatch_repository", *ids_of(docs))
+    assert "mirror" not in str(of_docs.value)
+    with pytest.raises(
+        CommandError, match=r"deletes 2 delivery records\. No other app watches it, so its mirror is deleted"
+    ):
+        run("unwatch_repository", *ids_of(site))
+
+
 def test_delete_app_ends_the_app_and_its_watches(watches) -> None:
     app = watches[0].app
     assert run_json("delete_app", app.app_id, "--yes") == {"app_id": app.app_id, "watches": 2}
     assert list(AppRepository.objects.alive()) == [watches[2]]
+    assert [line.split("\t")[1] for line in run("list_apps").splitlines()] == ["Search"]
     with pytest.raises(CommandError, match="There is no app"):
         run("delete_app", app.app_id, "--yes")
 
@@ -114,6 +143,10 @@ def test_rotate_token_keeps_the_old_token_valid(watches) -> None:
     assert set(printed) == {"app_id", "token", "old_accepted_until"}
     assert authenticate(printed["token"]) == app
     assert live_tokens(app).count() == 2
+    printed_text = run("rotate_token", app.app_id)
+    newest = live_tokens(app).order_by("-pk")
+    assert re.search(r"^  (\S+)$", printed_text, re.MULTILINE)[1].endswith(newest[0].ending)
+    assert f"The old token is valid until {format_time(newest[1].expires_at)}." in printed_text
 
 
 def test_rotate_token_without_overlap(watches) -> None:
@@ -201,6 +234,10 @@ def test_explain_a_file(world: World) -> None:
     assert printed["message"] in run("explain", *ids_of(watch), "a.txt")
     assert run_json("explain", *ids_of(watch), "none.txt")["state"] == "absent"
     assert run_json("explain", *ids_of(watch), "")["state"] == "absent"
+    fail(watch, RootCause.SERVER_ERROR)
+    AppRepository.objects.update(next_sync_at=(later := timezone.now() + timedelta(hours=1)))
+    Delivery.objects.update(acknowledged=False, sha="0" * 64)
+    assert run("explain", *ids_of(watch), "a.txt").endswith(f" at {format_time(later)}.\n")
 
 
 @pytest.mark.parametrize(
@@ -234,6 +271,10 @@ def test_status_with_failures_exits_with_1(watches) -> None:
     printed_text = run("status")
     assert "syncing: 0; due: 3." in printed_text, "paused ones are not queued"
     assert "Of those due, 3 are paused or on hold." in printed_text
+    assert "was paused by" not in printed_text
+    pause_syncing(Actor.command())
+    assert f"All syncing was paused by command line at {format_time(current_pause().since)}." in run("status")
+    resume_syncing(Actor.command())
     AppRepository.objects.update(next_sync_at=None, paused_at=None)
     fail(watches[0], RootCause.SERVER_ERROR, status=500, state=Status.FAILED)
     AppRepository.objects.filter(pk=watches[1].pk).update(
@@ -337,6 +378,9 @@ def test_list_watches_of_all_apps_of_one_app_and_failing(watches) -> None:
     found = [line.split("\t")[:2] for line in run("list_watches", watches[0].app.app_id).splitlines()]
     assert found == [ids_of(watches[0]), ids_of(watches[1])]
     assert [line.split("\t")[1] for line in run("list_watches", "--failing").splitlines()] == [ids_of(watches[1])[1]]
+    AppRepository.objects.filter(pk=watches[0].pk).update(next_sync_at=timezone.now(), paused_at=timezone.now())
+    states = [line.split("\t")[3] for line in run("list_watches").splitlines()]
+    assert states == ["Paused (the repository is paused)", "Retrying", "Up to date"]
 
 
 @pytest.mark.parametrize("name", ["list_apps", "list_watches"])

@@ -168,6 +168,10 @@ def test_wait_for_a_paused_app_and_an_unfinished_import(world: World, watch: App
     assert (
         "1 repository waits for an unfinished import. If none is running, run manage.py import_docora again." in printed
     )
+    AppRepository.objects.update(arriving=False)
+    with pytest.raises(CommandError, match="The sync continues"):
+        run("resync", *ids, "--wait", "--yes", "--timeout=0")
+    assert "import" not in capsys.readouterr().err
 
 
 def test_wait_for_what_is_not_released_yet(world: World, watch: AppRepository, capsys) -> None:
@@ -252,6 +256,7 @@ def test_resync_with_a_canary_that_fails_is_held(world: World, watch: AppReposit
     assert (operation.canary, operation.pace, live.of_operation(operation).unreleased) == (True, 60, 1)
     assert run_json("continue_resync", operation.operation_id) == {"continued": 1}
     assert run_json("continue_resync", operation.operation_id) == {"continued": 0}
+    assert run("continue_resync", operation.operation_id) == "The operation is not held.\n"
     assert "Cancelled: 1 repository." in run("cancel", operation.operation_id)
 
 

@@ -10,7 +10,7 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 
 from deliveries_app.importing.source import Source
-from deliveries_app.models import App, AppRepository, Delivery, Status, SyncRun
+from deliveries_app.models import App, AppRepository, AuditAction, AuditEntry, Delivery, Status, SyncRun
 from repositories_app.models import Repository
 from tests.support.existing import LONG_AGO, ExistingService
 from tests.support.histories import sha
@@ -65,6 +65,7 @@ def test_import_keeps_ids_times_and_secrets(source_server, monkeypatch, public_i
     assert (row.app_id, row.name, row.base_url, row.email) == (app.app_id, "Portal", BASE, "ops@portal.example")
     assert (row.website, row.description) == ("https://portal.example", "Ours.")
     assert (row.client_auth_key, row.created_at, row.paused) == (app.key, LONG_AGO, False)
+    assert AuditEntry.objects.get(action=AuditAction.APP_IMPORTED).app_id == app.app_id
     found = Repository.objects.get()
     assert (found.repository_id, found.canonical_url) == (repository.repository_id, f"{GIT}/docs")
     assert (found.owner, found.name, found.is_private, found.twin) == ("acme", "docs", True, 0)

@@ -7,7 +7,7 @@ import pytest
 from deliveries_app.actors import Actor
 from deliveries_app.importing import write
 from deliveries_app.models import App, AppRepository, Imported
-from deliveries_app.services import delete_app, resync_single, watch_repository
+from deliveries_app.services import delete_app, resync_single, unwatch_repository, watch_repository
 from deliveries_app.services.tokens import rotate_app_token
 from deliveries_app.sweep.cleanup import remove_ended
 from repositories_app.models import Repository
@@ -17,6 +17,7 @@ from tests.deliveries.test_import_sync import give_copy
 from tests.support.existing import ExistingApp, ExistingRepository, ExistingService
 from tests.support.git import Repo
 from tests.support.histories import assert_promise_kept, sha
+from tests.support.staff import make_app
 from tests.support.world import KEY, World
 
 FILES = {"a.txt": b"a", "dir/b.txt": b"b"}
@@ -177,11 +178,15 @@ def test_deliveries_of_the_existing_service_after_the_import_are_remarked(
     existing.connection.execute(deliver, [sha(b"older")])
     world.settle()
     assert world.requests() == []
+    another = watch_repository(
+        Actor.command(), make_app("Another"), repo.url
+    ).watch  # says nothing about the copy of Moved
+    unwatch_repository(Actor.command(), another)
     for arguments in (["--dry-run"], []):
         report = run(existing, monkeypatch, *arguments)
         assert reasons(report, "remarks").startswith(f"watch {repo.url} of Moved: The existing service has delivered")
         assert (report["remark_count"], report["failed"]) == (1, False)
-    watch = AppRepository.objects.select_related("app", "repository").get()
+    watch = AppRepository.objects.alive().select_related("app", "repository").get()
     resync_single(Actor.command(), watch)
     world.settle()
     assert_promise_kept(world, repo, watch)
