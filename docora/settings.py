@@ -25,6 +25,7 @@ from docora.conf.env import (
     pairs,
     redis_url,
     seconds,
+    shown,
     text,
     time_zone,
 )
@@ -74,7 +75,7 @@ try:
 except ValueError:  # a bracket is not closed
     _is_address = False
 if not _is_address:
-    raise ImproperlyConfigured(f"PUBLIC_URL must look like https://docora.example, but is {PUBLIC_URL!r}.")
+    raise ImproperlyConfigured(f"PUBLIC_URL must look like https://docora.example, but is {shown(PUBLIC_URL)}.")
 HTTPS = _public.scheme == "https"
 _LOOPBACK_NAMES = {"localhost", "127.0.0.1", "::1"}
 if not HTTPS and _public.hostname not in _LOOPBACK_NAMES:
@@ -268,10 +269,10 @@ SESSION_ENGINE = "docora.sign_in.sessions"
 SESSION_IDLE_SECONDS = seconds("SESSION_IDLE_SECONDS", 28800)
 REAUTHENTICATE_AFTER_SECONDS = seconds("REAUTHENTICATE_AFTER_SECONDS", 600, 60)
 if OIDC_ISSUER:
-    if not (OIDC_CLIENT_ID and OIDC_CLIENT_SECRET and OIDC_ROLES):
-        raise ImproperlyConfigured("OIDC_ISSUER also needs OIDC_CLIENT_ID, OIDC_CLIENT_SECRET and OIDC_ROLES.")
     if _reason := url_blocked_reason(OIDC_ISSUER, name_of(OIDC_ISSUER) in _LOOPBACK_NAMES):
         raise ImproperlyConfigured(f"OIDC_ISSUER cannot be called. {_reason}")
+    if not (OIDC_CLIENT_ID and OIDC_CLIENT_SECRET and OIDC_ROLES):
+        raise ImproperlyConfigured("OIDC_ISSUER also needs OIDC_CLIENT_ID, OIDC_CLIENT_SECRET and OIDC_ROLES.")
 if OIDC_CLIENT_AUTH not in {"client_secret_basic", "client_secret_post"}:
     raise ImproperlyConfigured("OIDC_CLIENT_AUTH must be client_secret_basic or client_secret_post.")
 if REMOTE_USER_HEADER and not TRUSTED_PROXIES:

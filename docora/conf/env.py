@@ -14,6 +14,8 @@ from django.core.exceptions import ImproperlyConfigured
 from environ import Env
 from redis.connection import ConnectionPool
 
+from docora.security.redaction import MASK
+
 _TEN_YEARS = 10 * 365 * 86_400
 _MAX_COUNT = 2**53  # larger integers are not exact as floats
 
@@ -21,6 +23,11 @@ _MAX_COUNT = 2**53  # larger integers are not exact as floats
 def text(name: str, default: str = "") -> str:
     """Return the value as written, or the default if it is empty. (`environ.Env` would expand a leading `$`.)"""
     return os.environ.get(name) or default
+
+
+def shown(value: str, message: str = "") -> str:
+    """Return the message about a value, by default the value in quotes; or a mask if the value may be a URL with a password."""
+    return MASK if re.search(":.*@", value) else message or repr(value)
 
 
 def seconds(name: str, default: float, minimum: float = 0, maximum: float = _TEN_YEARS) -> float:
@@ -85,7 +92,9 @@ def names(name: str, default: str = "", *, pattern: str = "", what: str = "") ->
     found = [part.strip() for part in text(name, default=default).split(",") if part.strip()]
     for part in found:
         if pattern and not re.fullmatch(pattern, part):
-            raise ImproperlyConfigured(f"{name} must be {what}, separated by commas, but contains {part!r}.")
+            raise ImproperlyConfigured(
+                f"{name} must be {what}, separated by commas, but contains {shown(text(name), repr(part))}."
+            )
     return found
 
 
@@ -95,7 +104,9 @@ def pairs(name: str) -> list[tuple[str, str]]:
     for part in names(name):
         left, equals, right = (piece.strip() for piece in part.rpartition("="))
         if not (left and equals and right):
-            raise ImproperlyConfigured(f"{name} must be pairs such as group=role, separated by commas, not {part!r}.")
+            raise ImproperlyConfigured(
+                f"{name} must be pairs such as group=role, separated by commas, not {shown(text(name), repr(part))}."
+            )
         found.append((left, right))
     return found
 
@@ -164,7 +175,7 @@ def redis_url(name: str, default: str) -> str:
         parts = pool.connection_kwargs
         if urlsplit(url).path.strip("/") and not {"db", "path"} & parts.keys():
             raise ValueError  # redis-py would use database 0, which another instance may use
-        if not _can_be_host(parts.get("host", "")):
+        if not _can_be_host(parts.get("host", "")) or ("path" not in parts and _is_unescaped(url)):
             raise ValueError
         pool.make_connection()  # raises TypeError if a parameter is unknown, and doesn't connect
     except (TypeError, ValueError):
@@ -197,5 +208,5 @@ def networks(name: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
         return [ipaddress.ip_network(part) for part in names(name)]
     except ValueError as error:
         raise ImproperlyConfigured(
-            f"{name} must be networks such as 10.0.0.0/8, separated by commas: {error}."
+            f"{name} must be networks such as 10.0.0.0/8, separated by commas: {shown(text(name), str(error))}."
         ) from None

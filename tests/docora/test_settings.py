@@ -114,6 +114,34 @@ INVALID = [
     ),
     ("SECRET_KEY", "changeme", "SECRET_KEY is short or repetitive"),
     ("SECRET_KEY", "django-insecure-" + "0123456789abcdef" * 4, "SECRET_KEY is short or repetitive"),
+    # Each value that can be a secret or a URL with one: the error doesn't repeat it.
+    ("PUBLIC_URL", "https://ops:hunter2@docora.example", "PUBLIC_URL must look like https://docora.example"),
+    ("PUBLIC_URL", "https://ops:x/hunter2@docora.example", "PUBLIC_URL must look like https://docora.example"),
+    ("PUBLIC_URL", "https://hunter2@docora.example:abc", "PUBLIC_URL must look like https://docora.example"),
+    ("PUBLIC_URL", "ops:hunter2@docora.example", "PUBLIC_URL must look like https://docora.example"),
+    ("ALLOWED_HOSTS", "https://ops:hunter2@docora.internal", "ALLOWED_HOSTS must be host names"),
+    ("ALLOWED_HOSTS", "https://ops:hunter2,x@docora.internal", "ALLOWED_HOSTS must be host names"),
+    ("ALLOWED_GIT_HOSTS", "https://ops:hunter2@git.example", "ALLOWED_GIT_HOSTS must be host names"),
+    ("ALLOWED_PRIVATE_NETWORKS", "http://ops:hunter2@10.0.0.1", "ALLOWED_PRIVATE_NETWORKS must be networks"),
+    ("TRUSTED_PROXIES", "http://ops:hunter2@10.0.0.1", "TRUSTED_PROXIES must be networks"),
+    ("OIDC_ALLOWED_NETWORKS", "http://ops:hunter2@10.0.0.1", "OIDC_ALLOWED_NETWORKS must be networks"),
+    ("OIDC_ROLES", "https://ops:hunter2@login.example", "OIDC_ROLES must be pairs"),
+    ("SECURITY_CONTACTS", "http://ops:hunter2@docora.example", "SECURITY_CONTACTS must be addresses"),
+    ("ALERT_EMAILS", "smtp://ops:hunter2@mail.example:587/@", "ALERT_EMAILS must be addresses"),
+    ("ALERT_WEBHOOK_URL", "https://ops:hunter2@chat.example/hook", "ALERT_WEBHOOK_URL cannot be called"),
+    ("OIDC_ISSUER", "https://ops:hunter2@login.example", "OIDC_ISSUER cannot be called"),
+    ("EGRESS_PROXY", "https://ops:hunter2@proxy.example:3128", "EGRESS_PROXY must look like http://proxy.example:3128"),
+    ("DATABASE_URL", "postgres://docora:p@ss:hunter2/rd@127.0.0.1:5432/docora", "@ as %40"),
+    ("DATABASE_URL", "mysql://docora:hunter2@127.0.0.1/docora", "DATABASE_URL must look like postgres://"),
+    ("REDIS_URL", "redis://:hunter2@redis..internal", "REDIS_URL must look like redis://host:6379/0"),
+    ("REDIS_URL", "redis://:hunter2#x@127.0.0.1:6379/0", "REDIS_URL must look like redis://host:6379/0"),
+    ("REDIS_URL", "redis://hunter2:12#x@127.0.0.1:6379/0", "REDIS_URL must look like redis://host:6379/0"),
+    ("EMAIL_URL", "smtp://ops:hunter2#x@mail.example", "EMAIL_URL must look like"),
+    ("EMAIL_URL", "smtp://ops:hunter2@mail.example:port", "EMAIL_URL must look like"),
+    ("EMAIL_URL", "mail://ops:hunter2@x", "EMAIL_URL must look like"),
+    ("METRICS_TOKEN", "hunter2", "METRICS_TOKEN must be at least 16 printable ASCII characters"),
+    ("ENCRYPTION_KEYS", "hunter2", "at least 16 characters"),
+    ("SECRET_KEY", "hunter2", "SECRET_KEY is short or repetitive"),
 ]
 
 
@@ -135,10 +163,11 @@ def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
 def test_invalid_value_is_named_in_the_error(
     refusals: dict[tuple[str, str], tuple[int, str, str]], name: str, value: str, message: str
 ) -> None:
-    code, _, err = refusals[name, value]
+    code, out, err = refusals[name, value]
     assert code == 1
     assert message in err
     assert "Traceback" not in err
+    assert "hunter2" not in out + err
 
 
 @pytest.mark.parametrize("exists", [True, False])
@@ -205,14 +234,6 @@ def test_data_directory_is_created_for_the_database_if_the_keys_are_elsewhere(tm
 def test_advice_for_an_unusable_data_directory(code: int, advice: str) -> None:
     error = OSError(code, os.strerror(code))
     assert unusable(Path("/srv/docora"), error) == f"DATA_DIR /srv/docora cannot be used: {advice}"
-
-
-def test_invalid_email_url_is_not_repeated(tmp_path: Path) -> None:
-    for url in ("smtp://ops:hunter2#x@mail.example", "smtp://ops:hunter2@mail.example:port", "mail://ops:hunter2@x"):
-        result = start_with(tmp_path, EMAIL_URL=url)
-        assert result.returncode == 1
-        assert "EMAIL_URL must look like" in result.stderr
-        assert "hunter2" not in result.stderr + result.stdout
 
 
 def test_first_command_generates_private_keys(tmp_path: Path) -> None:
@@ -284,13 +305,6 @@ def test_concurrent_starts_read_the_same_keys(tmp_path: Path) -> None:
 def test_make_private_includes_parent_folders(tmp_path: Path) -> None:
     make_private(tmp_path / "data" / "repos")
     assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("data", "data/repos")] == [0o700, 0o700]
-
-
-def test_invalid_database_url_is_not_repeated(tmp_path: Path) -> None:
-    done = start_with(tmp_path, DATABASE_URL="postgres://docora:p@ss:w/rd@127.0.0.1:5432/docora")
-    assert done.returncode == 1
-    assert "@ as %40" in done.stderr
-    assert "ss:w" not in done.stderr
 
 
 def test_socket_of_a_data_directory_with_a_long_path() -> None:
