@@ -30,7 +30,9 @@ class ConfirmedChange:
     title: str
     paragraphs: tuple[str, ...]
     done_message: str
-    run: Callable[[Actor, App], object]
+    rotation: Callable[[App], str]
+    """Return the id of the rotation that the page shows. The change is refused if another one has started since."""
+    run: Callable[[Actor, App, str], object]
     blocked_reason: Callable[[App], str]
     """Return why the change is not possible now, or an empty string if it is."""
 
@@ -52,6 +54,7 @@ CONFIRMED_CHANGES = (
             "Before you continue, check in the app's settings that the app has used the newest token.",
         ),
         done_message="Old tokens retired.",
+        rotation=tokens.newest_id,
         run=tokens.retire_old_tokens,
         blocked_reason=lambda app: "" if len(tokens.live_tokens(app)) > 1 else "There are no old tokens to retire.",
     ),
@@ -63,6 +66,7 @@ CONFIRMED_CHANGES = (
             "Any part of the app that still uses the old key will reject notifications. The old key can't be restored.",
         ),
         done_message="Old key retired. Notifications are signed with the new key only.",
+        rotation=keys.rotation_id,
         run=keys.retire_old_key,
         blocked_reason=_retire_key_blocked,
     ),
@@ -74,6 +78,7 @@ CONFIRMED_CHANGES = (
             "If the app already uses the new key, switch it back to the old one first.",
         ),
         done_message="New key discarded. Notifications are signed with the old key only.",
+        rotation=keys.rotation_id,
         run=keys.cancel_key_rotation,
         blocked_reason=lambda app: "" if app.is_rotating_key else "There is no new key to discard.",
     ),
@@ -148,12 +153,13 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
             return self._warn(request, app, reason)
         if request.method == "POST":
             try:
-                change.run(Actor.of_request(request), app)
-            except keys.KeyRotationError as error:
+                change.run(Actor.of_request(request), app, request.POST.get("rotation", ""))
+            except (keys.KeyRotationError, tokens.NewerToken) as error:
                 return self._warn(request, app, error)
             return self.redirect_with_message(request, self.settings_page_of(app), change.done_message)
-        back = self.settings_page_of(app)
-        return self.render_confirmation(request, app, change.title, paragraphs=change.paragraphs, back=back)
+        back, rotation = self.settings_page_of(app), change.rotation(app)
+        paragraphs = change.paragraphs
+        return self.render_confirmation(request, app, change.title, paragraphs=paragraphs, rotation=rotation, back=back)
 
     def _warn(self, request: HttpRequest, app: App, message: object) -> HttpResponse:
         return self.redirect_with_warning(request, self.settings_page_of(app), message)

@@ -67,10 +67,18 @@ def start_key_rotation(actor: Actor, app: App, key: str = "") -> str:
     return new_key
 
 
-def retire_old_key(actor: Actor, app: App) -> None:
-    """End the rotation and keep the new key. The app must have accepted a notification signed with it."""
+def rotation_id(app: App) -> str:
+    """Return what tells the app's key rotation apart from earlier and later ones; empty if there is none."""
+    return app.key_rotation_started_at.isoformat() if app.key_rotation_started_at else ""
+
+
+def retire_old_key(actor: Actor, app: App, rotation: str = "") -> None:
+    """End the rotation, or only the one with this `rotation_id`, and keep the new key.
+
+    The app must have accepted a notification signed with it.
+    """
     with transaction.atomic():
-        row = _lock_rotating(actor, app)
+        row = _lock_rotating(actor, app, rotation)
         if row.new_key_accepted_at is None:
             raise KeyRotationError(
                 "The app hasn't accepted the new key yet. Give it the key, then send a ping signed with it."
@@ -82,20 +90,22 @@ def retire_old_key(actor: Actor, app: App) -> None:
         notify_contact(actor, row, "The old signing key was retired. Notifications are signed with the new key only.")
 
 
-def cancel_key_rotation(actor: Actor, app: App) -> None:
-    """End the rotation, keep the old key and discard the new one."""
+def cancel_key_rotation(actor: Actor, app: App, rotation: str = "") -> None:
+    """End the rotation, or only the one with this `rotation_id`. Keep the old key and discard the new one."""
     with transaction.atomic():
-        row = _lock_rotating(actor, app)
+        row = _lock_rotating(actor, app, rotation)
         _save(row, "", None)
         changes = audit.Changes(new={"new signing key": "removed"})
         audit.record(actor, AuditAction.KEY_DISCARDED, [row], "Discarded the new signing key", changes)
         notify_contact(actor, row, "The new signing key was discarded. Notifications are signed with the old key only.")
 
 
-def _lock_rotating(actor: Actor, app: App) -> App:
+def _lock_rotating(actor: Actor, app: App, rotation: str) -> App:
     row = lock_app(actor, app, Permission.REPLACE_SECRETS)
     if not row.is_rotating_key:
         raise KeyRotationError("No key rotation is in progress.")
+    if rotation and rotation != rotation_id(row):
+        raise KeyRotationError("That key rotation has ended, and another one has started since. Nothing was changed.")
     return row
 
 

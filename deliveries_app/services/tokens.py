@@ -25,6 +25,10 @@ _LAST_USED_PRECISION = timedelta(minutes=1)
 _TOKEN_CHANGED = audit.Changes(new={"token": "changed"})
 
 
+class NewerToken(ValueError):
+    """A newer token was made since. The message says so."""
+
+
 @dataclass(frozen=True)
 class NewToken:
     """A new token, which cannot be shown again. `old_accepted_until` is None if no older token is still accepted."""
@@ -41,6 +45,11 @@ def not_expired() -> Q:
 def live_tokens(app: App) -> QuerySet[AppToken]:
     """Return the app's tokens that are accepted now, newest first."""
     return app.tokens.filter(not_expired())
+
+
+def newest_id(app: App) -> str:
+    """Return the id of the app's newest token; empty if there is none."""
+    return str(app.tokens.filter(expires_at=None).values_list("pk", flat=True).first() or "")
 
 
 def is_newest(app: App, token: str) -> bool:
@@ -104,10 +113,15 @@ def rotate_app_token(actor: Actor, app: App, *, overlap: timedelta = OVERLAP) ->
     return NewToken(token, accepted_until)
 
 
-def retire_old_tokens(actor: Actor, app: App) -> int:
-    """Revoke all tokens but the newest. Return how many were still accepted."""
+def retire_old_tokens(actor: Actor, app: App, newest: str = "") -> int:
+    """Revoke all tokens but the newest. Return how many were still accepted.
+
+    Raises `NewerToken` if `newest` is not its `newest_id`.
+    """
     with transaction.atomic():
         row = lock_app(actor, app, Permission.REPLACE_SECRETS)
+        if newest and newest != newest_id(row):
+            raise NewerToken("The token was rotated again since. Nothing was changed.")
         accepted = app.tokens.filter(expires_at__gt=Now()).count()
         app.tokens.filter(expires_at__isnull=False).delete()
         if accepted:

@@ -1,5 +1,6 @@
 """An app's token and signing key in the admin: rotated, shown once, retired."""
 
+import re
 from datetime import timedelta
 
 import pytest
@@ -149,6 +150,39 @@ def test_cancelled_rotation_can_be_started_again(keeper: Client, app: App) -> No
     for method in (keeper.get, keeper.post):
         assert "There is no new key to discard" in method(f"{APPS}{app.pk}/cancel-key/", follow=True).text
     assert keeper.post(f"{APPS}{app.pk}/rotate-key/").status_code == 302
+
+
+def confirmed(page: str) -> dict[str, str]:
+    """Return what the button of a confirmation page sends."""
+    button = re.search(r'<button type="submit" class="button" name="(\w+)" value="([^"]+)">', page)
+    assert button
+    return {button[1]: button[2]}
+
+
+@pytest.mark.parametrize("page", ["retire-key", "cancel-key"])
+def test_page_of_an_earlier_key_rotation_changes_nothing(keeper: Client, app: App, page: str) -> None:
+    url = f"{APPS}{app.pk}/{page}/"
+    rotating(app, accepted=True)
+    earlier = confirmed(keeper.get(url).text)
+    cancel_key_rotation(Actor.command(), app)
+    rotating(app, accepted=True)
+    before = state(app)
+    assert "another one has started since. Nothing was changed." in keeper.post(url, earlier, follow=True).text
+    assert state(app) == before
+    keeper.post(url, confirmed(keeper.get(url).text))
+    assert state(app)[1] == ""
+
+
+def test_page_of_an_earlier_token_retires_nothing(keeper: Client, app: App) -> None:
+    """The app may still use the token that was the newest then."""
+    url = f"{APPS}{app.pk}/retire-tokens/"
+    rotate_app_token(Actor.command(), app)
+    earlier = confirmed(keeper.get(url).text)
+    rotate_app_token(Actor.command(), app)
+    assert "The token was rotated again since. Nothing was changed." in keeper.post(url, earlier, follow=True).text
+    assert app.tokens.count() == 3
+    keeper.post(url, confirmed(keeper.get(url).text))
+    assert app.tokens.count() == 1
 
 
 @pytest.mark.parametrize("page", PAGES)
