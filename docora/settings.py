@@ -25,13 +25,13 @@ from docora.conf.env import (
     pairs,
     redis_url,
     seconds,
-    shown,
     text,
     time_zone,
 )
 from docora.db.connection import PrivateSqlite, check_pooled, postgres_options
 from docora.http.egress import check_proxy_url
 from docora.http.messages import name_of, url_blocked_reason
+from docora.security.redaction import shown
 
 BASE_DIR = installation.FILES
 installation.read_env_file()

@@ -14,7 +14,7 @@ from django.core.exceptions import ImproperlyConfigured
 from environ import Env
 from redis.connection import ConnectionPool
 
-from docora.security.redaction import MASK
+from docora.security.redaction import shown
 
 _TEN_YEARS = 10 * 365 * 86_400
 _MAX_COUNT = 2**53  # larger integers are not exact as floats
@@ -23,11 +23,6 @@ _MAX_COUNT = 2**53  # larger integers are not exact as floats
 def text(name: str, default: str = "") -> str:
     """Return the value as written, or the default if it is empty. (`environ.Env` would expand a leading `$`.)"""
     return os.environ.get(name) or default
-
-
-def shown(value: str, message: str = "") -> str:
-    """Return the message about a value, by default the value in quotes; or a mask if the value may be a URL with a password."""
-    return MASK if re.search(":.*@", value) else message or repr(value)
 
 
 def seconds(name: str, default: float, minimum: float = 0, maximum: float = _TEN_YEARS) -> float:

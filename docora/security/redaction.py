@@ -58,6 +58,11 @@ def redact(text: str) -> str:
     return text
 
 
+def shown(value: str, message: str = "") -> str:
+    """Return the message about a setting's value, by default the value in quotes; or a mask if the value may be a URL with a password."""
+    return MASK if re.search(":.*@", value) else message or repr(value)
+
+
 def is_secret_name(name: str) -> bool:
     """Return whether values with this name are secrets."""
     return _SECRET_NAME.fullmatch(name) is not None
