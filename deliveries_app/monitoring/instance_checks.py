@@ -25,7 +25,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, AuditEntry
 from deliveries_app.monitoring import health
 from deliveries_app.monitoring.counts import OVERDUE_SECONDS, count_watches
-from deliveries_app.monitoring.server_checks import from_health, live_workers
+from deliveries_app.monitoring.server_checks import from_health
 from deliveries_app.receiver import Receiver
 from deliveries_app.services import current_pause
 from deliveries_app.services.pinging import send_ping
@@ -186,7 +186,12 @@ def check_workers() -> list[CheckMessage]:
     problem = health.check_workers(heartbeat.read())
     if problem != health.OK:
         return [from_health(problem)]
-    hosts = [worker.host for worker in live_workers()]
+    workers = inspect.live_workers()
+    if others := [worker.name for worker in workers if worker.has_other_key]:
+        text = f"Started with another first key in ENCRYPTION_KEYS, or with another SECRET_KEY: {_join_first(others)}."
+        hint = "Restart every process with the same keys. Otherwise, some can't read the secrets that others store."
+        return [Error(text, hint=hint)]
+    hosts = [worker.host for worker in workers]
     return [Info(f"{counted(len(hosts), 'worker is', 'workers are')} running on {_join_first(sorted(set(hosts)))}.")]
 
 

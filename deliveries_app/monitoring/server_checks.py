@@ -2,7 +2,6 @@
 
 import socket
 import time
-from contextlib import suppress
 
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Info, Warning
@@ -13,11 +12,10 @@ from redis.exceptions import ResponseError
 from deliveries_app.monitoring import health
 from docora.db import schema
 from docora.db.connection import is_full, pooler_advice
-from docora.redis import inspect
 from docora.redis.connection import IN_CLUSTER, RedisError, write_problem
 from docora.redis.connection import connection as redis_connection
 from docora.redis.connection import problem as redis_problem
-from docora.redis.inspect import Worker
+from docora.redis.inspect import live_workers
 from docora.text import cause_of, clean_text, counted, first_line, format_bytes
 
 MIN_REDIS = (7, 0)  # for `EXPIRE … NX`, which `docora.security.throttle` uses
@@ -164,13 +162,6 @@ def check_connections() -> list[CheckMessage]:
         text = "PostgreSQL doesn't end idle transactions, so a frozen worker can block all others for hours."
         found.append(Warning(text, hint=_ROLE_HINT))
     return found
-
-
-def live_workers() -> list[Worker]:
-    """Return the workers that are alive; none while Redis is down, which `check_redis` reports."""
-    with suppress(RedisError):
-        return [worker for worker in inspect.read_workers() if not worker.is_gone]
-    return []
 
 
 def check_sqlite() -> list[CheckMessage]:

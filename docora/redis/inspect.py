@@ -6,6 +6,7 @@ long for a Redis that hangs, and RQ unpickles each job that it reads.
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -19,6 +20,7 @@ from rq.worker import BaseWorker
 
 from docora.redis.connection import RedisError, connection
 from docora.redis.queues import QUEUES, WORKER_TTL_SECONDS
+from docora.security.crypto import key_fingerprint
 
 JOBS_READ = 200
 _WORKER_PREFIX = BaseWorker.redis_worker_namespace_prefix
@@ -51,6 +53,7 @@ class Worker:
     state: str
     started_at: datetime | None
     seen_at: datetime | None
+    encryption_key: str
     job: Job | None
 
     @property
@@ -58,6 +61,11 @@ class Worker:
         """Whether its heartbeat is overdue: it was killed or cannot reach Redis. Its key in Redis expires later."""
         limit = timezone.now() - timedelta(seconds=WORKER_TTL_SECONDS)
         return self.seen_at is None or self.seen_at < limit
+
+    @property
+    def has_other_key(self) -> bool:
+        """Whether it was started with another first key in ENCRYPTION_KEYS, or with another SECRET_KEY. 1.0.0 didn't say."""
+        return self.encryption_key not in {"", key_fingerprint()}
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,13 @@ def read_workers() -> list[Worker]:
     return sorted(workers, key=lambda worker: (worker.started_at or datetime.min.replace(tzinfo=UTC), worker.name))
 
 
+def live_workers() -> list[Worker]:
+    """Return the workers that are alive, oldest first; none while Redis is down."""
+    with suppress(RedisError):
+        return [worker for worker in read_workers() if not worker.is_gone]
+    return []
+
+
 def _jobs(redis: Redis, waiting: Sequence[tuple[str, str]]) -> list[Job]:
     """Return the jobs with these IDs and queues, without those whose hash no longer exists."""
     with redis.pipeline(transaction=False) as pipeline:
@@ -127,6 +142,7 @@ def _worker(key: str, encoded: dict[bytes, bytes], job: Job | None) -> Worker:
         state=fields.get("state", ""),
         started_at=_parse_time(fields.get("birth")),
         seen_at=_parse_time(fields.get("last_heartbeat")),
+        encryption_key=fields.get("encryption_key", ""),
         job=job,
     )
 

@@ -19,6 +19,7 @@ from django.conf import settings
 from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.expressions import Expression
+from django.utils.crypto import salted_hmac
 
 from docora.db.fields import TextField
 
@@ -50,6 +51,12 @@ def _fernet(*keys: str) -> MultiFernet:
 def derive_keys() -> None:
     """Derive and cache the keys before the process forks. This is the slow part of the first `encrypt` or `decrypt`."""
     _fernet(*settings.ENCRYPTION_KEYS)
+
+
+def key_fingerprint() -> str:
+    """Return what tells the newest key from others, for processes to compare. Without SECRET_KEY, it reveals nothing."""
+    newest = settings.ENCRYPTION_KEYS[0]
+    return salted_hmac("docora.encryption_key", newest, algorithm="sha256").hexdigest()[:16]
 
 
 def encrypt(plain: str) -> str:

@@ -101,8 +101,9 @@ class DocoraWorker(Worker):
         self.ip_address = "unknown"
 
     def serialize(self) -> dict[Any, Any]:
-        """Also publish how many jobs this worker performs at once, for `docora.redis.inspect`."""
-        return {**super().serialize(), "jobs_at_once": settings.SYNCS_PER_WORKER}
+        """Also publish what `docora.redis.inspect` reads: how many jobs it performs at once, and which key encrypts."""
+        own = {"jobs_at_once": settings.SYNCS_PER_WORKER, "encryption_key": crypto.key_fingerprint()}
+        return {**super().serialize(), **own}
 
     # --- Outages of Redis -----------------------------------------------------------------------------------------------
 

@@ -6,13 +6,17 @@ from collections.abc import Callable
 import pytest
 from allauth.mfa.models import Authenticator
 from django.contrib.auth.models import User
+from django.core.checks import ERROR, INFO
 from django.core.management import CommandError, call_command
 from django.db import connection
+from rq import Worker
 
 from deliveries_app.models import App, AppRepository
+from deliveries_app.monitoring.instance_checks import check_workers
 from docora.security import crypto, stored_secrets
 from docora.security.crypto import encrypt, reencrypt
 from docora.security.stored_secrets import encrypted_fields
+from docora.server.worker import DocoraWorker
 from tests.support.staff import make_app, make_watch
 
 OLD, NEW = "the-first-key-of-all", "a-newer-key-in-front"
@@ -87,6 +91,26 @@ def test_second_run_changes_nothing(old_key, settings) -> None:
     once = stored(App, "client_auth_key")
     assert "client_auth_key: 0 re-encrypted, 1 already had the newest key" in rotate()
     assert stored(App, "client_auth_key") == once
+
+
+def test_worker_that_lacks_the_new_key(old_key, settings, redis_client) -> None:
+    """It could no longer read any secret."""
+    make_app("Portal")
+    before = stored(App, "client_auth_key")
+    worker = DocoraWorker(["high"], "stale", connection=redis_client)
+    worker.register_birth()
+    settings.ENCRYPTION_KEYS = [NEW, OLD]
+    with pytest.raises(CommandError, match="Started with other keys than this command: stale"):
+        rotate()
+    assert stored(App, "client_auth_key") == before
+    assert "to re-encrypt" in rotate("--dry-run")
+    assert [message.level for message in check_workers()] == [ERROR]
+    assert "stale" in check_workers()[0].msg
+    worker.register_death()
+    DocoraWorker(["high"], "new", connection=redis_client).register_birth()
+    Worker(["high"], name="of-1.0.0", connection=redis_client).register_birth()
+    assert [message.level for message in check_workers()] == [INFO]
+    assert "1 re-encrypted" in rotate()
 
 
 def test_rows_are_read_in_pages(old_key, settings, monkeypatch) -> None:

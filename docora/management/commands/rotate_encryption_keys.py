@@ -6,6 +6,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from docora.cli.output import Bar, add_json, write_json
+from docora.redis.inspect import live_workers
 from docora.security.stored_secrets import Result, columns
 from docora.text import counted
 
@@ -15,8 +16,8 @@ _MAX_LISTED = 100  # unreadable rows of a column that are printed
 class Command(BaseCommand):
     help = (
         "Re-encrypts every stored secret with the first of ENCRYPTION_KEYS. Before you run it, put the new key in front of"
-        " the old one and restart every process. Afterwards, remove the old key and restart again. You can interrupt and"
-        " repeat it at any time."
+        " the old one and restart every process. It refuses to run while a worker still lacks the new key. Afterwards,"
+        " remove the old key and restart again. You can interrupt and repeat it at any time."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -25,6 +26,11 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         dry_run, as_json = options["dry_run"], options["json"]
+        if not dry_run and (others := [worker.name for worker in live_workers() if worker.has_other_key]):
+            raise CommandError(
+                f"Started with other keys than this command: {', '.join(others)}. Such a worker can't read secrets that are"
+                " encrypted with the newest key. Restart every process, then run this again. Nothing was changed."
+            )
         results: dict[str, Result] = {}
         with Bar(quiet=as_json) as bar:
             for name, secrets in columns():
