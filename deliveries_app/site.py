@@ -24,6 +24,7 @@ from deliveries_app.models import App
 from deliveries_app.reports import overview
 from deliveries_app.services import current_pause
 from docora import __version__
+from docora.apps import added_apps
 from docora.sign_in.forms import PasswordChangeForm
 from docora.web.redirects import own_url
 
@@ -130,9 +131,9 @@ class DocoraAdminSite(admin.AdminSite):
             if models:
                 url = models[0]["admin_url"] or models[0]["add_url"]
                 sections.append(_section(name, name.lower(), url, models))
-        for app in apps.get_app_configs():  # those that DOCORA_SETTINGS adds
+        for app in added_apps():
             models = [known[model] for model in app.get_models() if model in known]
-            if models and not {app.name, f"{type(app).__module__}.{type(app).__name__}"} & set(settings.OWN_APPS):
+            if models:
                 url = reverse("admin:app_list", kwargs={"app_label": app.label}, current_app=self.name)
                 by_name = sorted(models, key=lambda model: str(model["name"]).lower())
                 sections.append(_section(app.verbose_name, app.label, url, by_name))

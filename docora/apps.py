@@ -1,5 +1,15 @@
-from django.apps import AppConfig
+from collections.abc import Iterator
+
+from django.apps import AppConfig, apps
+from django.conf import settings
 from django.contrib.admin.apps import SimpleAdminConfig
+
+
+def added_apps() -> Iterator[AppConfig]:
+    """Yield the apps that DOCORA_SETTINGS adds to Docora's own."""
+    for app in apps.get_app_configs():
+        if not {app.name, f"{type(app).__module__}.{type(app).__name__}"} & set(settings.OWN_APPS):
+            yield app
 
 
 class DocoraConfig(AppConfig):

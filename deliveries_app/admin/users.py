@@ -13,7 +13,7 @@ from django.contrib import admin
 from django.contrib.admin.utils import unquote
 from django.contrib.auth import admin as auth
 from django.contrib.auth import forms as auth_forms
-from django.contrib.auth import get_user_model
+from django.contrib.auth import get_permission_codename, get_user_model
 from django.contrib.auth.models import Group
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import connection, transaction
@@ -25,12 +25,15 @@ from django.utils.text import capfirst
 
 from deliveries_app.admin.base import PlainAdmin
 from deliveries_app.audited_admin import AuditedAdmin
+from deliveries_app.permissions import Permission as CheckedPermission
 from deliveries_app.services.users import detach_history
+from docora.apps import added_apps
 from docora.db.locks import lock_rows
 from docora.sign_in import oidc
 from docora.sign_in.forms import SavePasswordOnly
 from docora.sign_in.recency import require_recent
 from docora.text import parse_pk
+from repositories_app.models import GitHubApp
 
 User = get_user_model()
 _SENSITIVE_FIELDS = {
@@ -104,8 +107,26 @@ def _blocked_reason(users: Iterable[Any]) -> str:
     return f"{names} {verb}. Make another user a superuser first."
 
 
+def offered_permissions() -> Q:
+    """Match the permissions that Docora checks, and all of the apps that DOCORA_SETTINGS adds.
+
+    Django creates four for each model, most of which do nothing.
+    """
+    checked = {name.partition(".")[::2] for name in CheckedPermission}
+    for model in (User, Group, GitHubApp):  # their pages check Django's own
+        actions = ("view", "add", "change", "delete")
+        checked |= {(model._meta.app_label, get_permission_codename(action, model._meta)) for action in actions}
+    offered = Q(content_type__app_label__in=[app.label for app in added_apps()])
+    for label, codename in checked:
+        offered |= Q(content_type__app_label=label, codename=codename)
+    return offered
+
+
 class ChangedOnly(forms.ModelForm):  # type: ignore[type-arg]  # not generic at run time
-    """Save only the fields that were changed on the page. Another administrator may have changed the others since."""
+    """Save only the fields that were changed on the page. Another administrator may have changed the others since.
+
+    Offer only the `offered_permissions` and those that the user or group already has.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -114,6 +135,10 @@ class ChangedOnly(forms.ModelForm):  # type: ignore[type-arg]  # not generic at 
         is_page = not self.is_bound or any(self.add_initial_prefix(name) in self.data for name in self.fields)
         for field in self.fields.values():
             field.show_hidden_initial = is_page and not field.disabled
+        for name in {"user_permissions", "permissions"} & self.fields.keys():
+            permissions: Any = self.fields[name]
+            held = Q(pk__in=getattr(self.instance, name).values("pk")) if self.instance.pk else Q(pk__in=[])
+            permissions.queryset = permissions.queryset.filter(offered_permissions() | held)
 
     @cached_property
     def changed_data(self) -> list[str]:

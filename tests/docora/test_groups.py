@@ -9,8 +9,10 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from django.contrib.auth.models import Permission
 from django.test import Client
 
+from deliveries_app.admin.users import offered_permissions
 from deliveries_app.models import App
 from tests.docora.test_docs import text_of
 from tests.support.staff import make_app, make_watch, staff
@@ -93,6 +95,13 @@ def test_operators_cannot_delete_apps_or_manage_accounts(database: sqlite3.Conne
     operators = permissions_of(database, "Operators")
     assert "deliveries_app.delete_app" not in operators
     assert {name for name in operators if not name.startswith(("deliveries_app.", "repositories_app."))} == set()
+
+
+@pytest.mark.parametrize("group", ["Viewers", "Operators"])
+def test_permissions_of_the_groups_are_offered(database: sqlite3.Connection, db, group: str) -> None:
+    offered = Permission.objects.filter(offered_permissions())
+    names = {f"{label}.{codename}" for label, codename in offered.values_list("content_type__app_label", "codename")}
+    assert permissions_of(database, group) <= names
 
 
 def test_permission_names_match_the_models(database: sqlite3.Connection) -> None:

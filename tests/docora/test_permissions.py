@@ -4,9 +4,11 @@ import re
 
 import pytest
 from django.conf import settings
+from django.contrib import admin
 from django.contrib.auth.backends import ModelBackend
 from django.contrib.auth.models import AnonymousUser, Group, Permission, User
 
+from deliveries_app.admin.users import offered_permissions
 from deliveries_app.permissions import Permission as Asked
 from docora.security.permissions import OneQueryBackend
 
@@ -55,6 +57,31 @@ def test_every_permission_exists(db) -> None:
     """Django creates the permissions in the `Meta` of a model. For another one, `has_perm` says no to all but superusers."""
     exist = {f"{label}.{name}" for label, name in Permission.objects.values_list("content_type__app_label", "codename")}
     assert [permission for permission in Asked if permission not in exist] == [], "add them to `permissions` in a Meta"
+
+
+def offered() -> dict[str, Permission]:
+    """The permissions that the forms of users and groups offer, by name."""
+    permissions = Permission.objects.filter(offered_permissions()).select_related("content_type")
+    return {f"{permission.content_type.app_label}.{permission.codename}": permission for permission in permissions}
+
+
+def test_every_offered_permission_is_checked(user: User, rf) -> None:
+    """Docora's own by services and pages, Django's by the pages of their models."""
+    files = (settings.BASE_DIR / "deliveries_app").rglob("*.py")
+    used = {name for file in files for name in re.findall(r"\bPermission\.([A-Z_]+)\b", file.read_text())}
+    assert [permission for permission in Asked if permission.name not in used] == []
+    assert set(Asked) < offered().keys()
+    of_models = {name: permission for name, permission in offered().items() if name not in set(Asked)}
+    assert len(of_models) == 9
+    group, request = user.groups.get(), rf.get("/")
+    for name, permission in of_models.items():
+        pages = admin.site.get_model_admin(permission.content_type.model_class())
+        action = permission.codename.partition("_")[0]
+        needed = [of_models["auth.change_user"]] if name == "auth.add_user" else []
+        for permissions, is_open in ((needed, False), ([*needed, permission], True)):
+            group.permissions.set(permissions)
+            request.user = fresh(user)
+            assert pages.get_model_perms(request)[action] is is_open, name
 
 
 def test_templates_ask_for_known_permissions() -> None:
