@@ -254,6 +254,7 @@ AUTH_PASSWORD_VALIDATORS = [
 # --- Sign-in -----------------------------------------------------------------------------------------------------------
 LOCAL_SIGN_IN = flag("LOCAL_SIGN_IN", default=True)
 OIDC_ISSUER = text("OIDC_ISSUER").rstrip("/")
+OIDC_FORMER_ISSUERS = names("OIDC_FORMER_ISSUERS")
 OIDC_CLIENT_ID = text("OIDC_CLIENT_ID")
 OIDC_CLIENT_SECRET = text("OIDC_CLIENT_SECRET")
 OIDC_CLIENT_AUTH = text("OIDC_CLIENT_AUTH", default="client_secret_basic")

@@ -109,7 +109,7 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]  # allauth ha
         """Refuse the password or passkey of a provider's user: only sign-in with the provider checks their roles again."""
         is_local = "sociallogin" not in (hook["signal_kwargs"] or {})
         if is_local and oidc.is_account_of(user):
-            return _refuse(request, "provider_only")
+            return refuse(request, "provider_only")
         request.session[CREDENTIALS_USED] = user.get_session_auth_hash()
         response: HttpResponse | None = super().pre_login(request, user, **hook)
         return response
@@ -170,19 +170,19 @@ class SocialAccountAdapter(DefaultSocialAccountAdapter):  # type: ignore[misc]
         if sociallogin.is_existing:
             oidc.apply_roles(sociallogin.user, roles)
         if not roles:
-            raise ImmediateHttpResponse(_refuse(request, "no_role"))
+            raise ImmediateHttpResponse(refuse(request, "no_role"))
         if (began := (sociallogin.state.get("data") or {}).get(REAUTHENTICATION_BEGAN)) is not None:
             raise ImmediateHttpResponse(_finish_reauthentication(request, sociallogin, began))
         if not sociallogin.is_existing:
             name = oidc.username_of(sociallogin)
             if not name:
-                raise ImmediateHttpResponse(_refuse(request, "no_name"))
+                raise ImmediateHttpResponse(refuse(request, "no_name"))
             if not oidc.is_valid_name(name):  # allauth would silently choose another name
-                raise ImmediateHttpResponse(_refuse(request, "invalid_name", name=name))
+                raise ImmediateHttpResponse(refuse(request, "invalid_name", name=name))
             if oidc.is_name_taken(name):
                 sociallogin.lookup()  # the name may be that of this user, who has just signed in with another browser
                 if not sociallogin.is_existing:
-                    raise ImmediateHttpResponse(_refuse(request, "name_taken", name=name))
+                    raise ImmediateHttpResponse(refuse(request, "name_taken", name=name))
             # Docora doesn't use email addresses here. If another user had the same one, allauth would show a sign-up form.
             sociallogin.email_addresses = []
 
@@ -227,7 +227,8 @@ def _described(error: Any) -> str:
     return str(error or "")
 
 
-def _refuse(request: HttpRequest, reason: str, **context: Any) -> HttpResponse:
+def refuse(request: HttpRequest, reason: str, **context: Any) -> HttpResponse:
+    """Return the page of a refused sign-in, and log the reason, one of those in its template."""
     logger.warning("provider_sign_in_refused", extra={"address": client_address(request), "cause": reason})
     return render(request, "socialaccount/refused.html", {"reason": reason, **context}, status=403)
 
@@ -238,9 +239,9 @@ def _finish_reauthentication(request: HttpRequest, login: SocialLogin, began: fl
     Refuse if a different user signed in, or if the provider did not ask for credentials.
     """
     if login.user != request.user:
-        return _refuse(request, "other_user")
+        return refuse(request, "other_user")
     if oidc.authenticated_at(login) < began - CLOCK_SECONDS:
-        return _refuse(request, "not_fresh")
+        return refuse(request, "not_fresh")
     request.user = login.user  # which has the roles that the provider has just given
     record_authentication(request, login.user, "socialaccount", reauthenticated=True)
     next_url = login.get_redirect_url(request)

@@ -71,6 +71,24 @@ def is_account_of(user: Any) -> bool:
     return bool(settings.OIDC_ISSUER) and SocialAccount.objects.filter(user=user).exists()
 
 
+def has_other_issuer(login: SocialLogin) -> bool:
+    """Return whether the account with this ID belongs to another provider, so that the ID may be that of another person.
+
+    The account has the ID token of its last sign-in. Call this before allauth looks the account up, which replaces the token.
+    """
+    ids = {"provider": login.account.provider, "uid": login.account.uid}
+    stored = SocialAccount.objects.filter(**ids).first()
+    known = _issuer_of(stored) if stored else ""
+    accepted = {_issuer_of(login.account) or settings.OIDC_ISSUER, *settings.OIDC_FORMER_ISSUERS}
+    return bool(known) and known not in {issuer.rstrip("/") for issuer in accepted}
+
+
+def _issuer_of(account: SocialAccount) -> str:
+    """Return the issuer of an account's ID token, or an empty string if there was no ID token."""
+    token = account.extra_data.get("id_token")
+    return str(token.get("iss") or "").rstrip("/") if isinstance(token, dict) else ""
+
+
 def is_valid_name(name: str) -> bool:
     """Return whether a user of Docora can have this name."""
     users = get_user_model()

@@ -32,7 +32,7 @@ from django.views.decorators.http import require_http_methods
 
 from docora.db.locks import lock_rows
 from docora.sign_in import factors, links, oidc
-from docora.sign_in.adapters import CREDENTIALS_USED, REAUTHENTICATION_BEGAN
+from docora.sign_in.adapters import CREDENTIALS_USED, REAUTHENTICATION_BEGAN, refuse
 from docora.sign_in.provider_http import RequestException
 
 _NOT_OPENID = (KeyError, ValueError, TypeError, AttributeError, ImproperlyConfigured)
@@ -139,7 +139,7 @@ class _ProviderAdapter(OpenIDConnectOAuth2Adapter):  # type: ignore[misc]
     """allauth's adapter, except that the sign-in fails if the discovery document can't be read or a response is malformed.
 
     With allauth's, the response would be a server error. The sign-in also fails if the ID token and the user information are
-    not about the same user.
+    not about the same user, or if the account with the user's ID belongs to another provider.
     """
 
     def get_client(self, request: HttpRequest, app: Any) -> Any:
@@ -167,6 +167,8 @@ class _ProviderAdapter(OpenIDConnectOAuth2Adapter):  # type: ignore[misc]
                 raise ProviderException("A claim of the user has a NUL character.")
         if not all(subjects) or len({str(subject) for subject in subjects}) != 1:
             raise ProviderException("The ID token and the user information don't name the same user.")
+        if oidc.has_other_issuer(login):
+            raise ImmediateHttpResponse(refuse(self.request, "other_issuer"))
         return login
 
 

@@ -213,6 +213,42 @@ def test_name_of_a_local_account_is_refused(client: Client) -> None:
     assert User.objects.count() == 1
 
 
+def test_id_that_belongs_to_an_account_of_another_provider(
+    client: Client, provider: IdentityProvider, settings, tmp_path: Path
+) -> None:
+    """Both providers call a user `olga`, who may be another person at each."""
+    olga = Person("olga")
+    sign_in(client, olga)
+    User.objects.update(username="olga-of-the-first", is_superuser=False)
+    first = SocialAccount.objects.values().get()
+    second = IdentityProvider([CALLBACK], tmp_path / "log")
+    try:
+        settings.OIDC_ISSUER = second.issuer
+        use_provider(second.issuer)
+        other = Client()
+        answer = sign_in(other, Person("olga"))
+        assert answer.status_code == 403
+        assert "Your ID at Canaille is that of an account from another provider." in answer.content.decode()
+        assert other.get("/admin/").status_code == 302
+        assert SocialAccount.objects.values().get() == first
+        assert not User.objects.get().is_superuser
+        settings.OIDC_FORMER_ISSUERS = [f"{provider.issuer}/"]  # the same provider has moved
+        sign_in(other, Person("olga"))
+        assert other.get("/admin/").wsgi_request.user.get_username() == "olga-of-the-first"
+        assert SocialAccount.objects.get().extra_data["id_token"]["iss"] == second.issuer
+    finally:
+        second.stop()
+
+
+def test_accounts_of_earlier_versions_still_sign_in(client: Client, provider: IdentityProvider) -> None:
+    """Without a stored ID token, an account has no issuer until its next sign-in."""
+    sign_in(client, Person("olga"))
+    for stored in ({}, {"sub": "olga"}, *({"id_token": {"iss": f"{provider.issuer}{end}"}} for end in ("", "/"))):
+        SocialAccount.objects.update(extra_data=stored)
+        assert sign_in(Client(), Person("olga"))["Location"] == "/admin/"
+        assert SocialAccount.objects.get().extra_data["id_token"]["iss"] == provider.issuer
+
+
 @pytest.mark.parametrize(
     ("claim", "reason"),
     [("name", "sent the username “Olga Example”"), ("groups", "send a username"), ("nick", "send a username")],
