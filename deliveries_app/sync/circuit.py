@@ -4,9 +4,10 @@ from datetime import datetime
 
 from django.conf import settings
 from django.db import transaction
+from django.db.models import Q
 
 from deliveries_app import scheduling
-from deliveries_app.models import AppRepository, Notice, NoticeKind, root_causes
+from deliveries_app.models import AppRepository, Notice, NoticeKind
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.sync.events import new_notice
 from deliveries_app.webhooks.client import info_of
@@ -16,25 +17,28 @@ from repositories_app.git.exceptions import GitError
 from repositories_app.models import Repository
 
 
-def record_git_failure(repository: Repository, error: GitError) -> float:
+def record_git_failure(repository: Repository, error: GitError, *, found_by: AppRepository | None = None) -> float:
     """Count a failure that concerns all watches. If it opens the circuit, create a `sync_failed` notice for each watch.
 
-    Watches that git hosts refuse get none: their apps must not learn what others can read.
+    `found_by` read the repository and found the failure; None if its host is down. Apps must not learn what only others can
+    read, so a watch that its host refuses gets no notice, nor one that has never read the repository, unless it failed alike.
 
     Return the seconds until the circuit lets the next attempt through, or 0 if it is closed. This is one transaction: if the
     circuit opened without the notices, nothing would create them later.
     """
     with transaction.atomic():
         if repositories.record_failure(repository, error):
-            _announce_failure(repository, error)
+            _announce_failure(repository, error, found_by)
     is_open = repository.consecutive_failures >= settings.CIRCUIT_BREAKER_THRESHOLD
     return settings.CIRCUIT_BREAKER_COOLDOWN_SECONDS if is_open else 0.0
 
 
-def _announce_failure(repository: Repository, error: GitError) -> None:
-    # A repository that has moved is not found: every watch gets the notice.
-    refused = {RootCause.GIT_AUTH, RootCause.GIT_NOT_FOUND} - {root_causes.of_git(error.cause)}
-    watches_to_notify = AppRepository.objects.alive().filter(repository=repository).exclude(root_cause__in=refused)
+def _announce_failure(repository: Repository, error: GitError, found_by: AppRepository | None) -> None:
+    may_know = ~Q(root_cause__in=[RootCause.GIT_AUTH, RootCause.GIT_NOT_FOUND])
+    if found_by:  # an outage of the host says nothing about the repository
+        may_know &= ~Q(last_commit="", seen_commit="")
+        may_know |= Q(pk=found_by.pk) | Q(last_error=str(error))
+    watches_to_notify = AppRepository.objects.alive().filter(may_know, repository=repository)
     pks = scheduling.request_sync(watches_to_notify)
     watches = AppRepository.objects.filter(pk__in=pks).select_related("repository").order_by("pk")
     assert repository.circuit_open_until is not None

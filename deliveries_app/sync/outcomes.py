@@ -107,7 +107,7 @@ def git_failed(lease: Lease, error: GitError) -> None:
         postponed(lease, lease.circuit_seconds, failure)
         return
     counts = error.for_every_watcher and _others_fail_too(lease.watch)
-    open_for = record_git_failure(lease.watch.repository, error) if counts else 0.0
+    open_for = record_git_failure(lease.watch.repository, error, found_by=lease.watch) if counts else 0.0
     failed(lease, failure, permanent=error.permanent, min_delay=max(open_for, error.cooldown), check_in=error.cooldown)
 
 

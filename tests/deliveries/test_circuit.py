@@ -178,6 +178,42 @@ def test_app_that_cannot_read_a_private_repository_gets_no_notice_about_it(world
     assert [notice.watch for notice in Notice.objects.all()] == [watch]
 
 
+def test_app_that_has_never_read_a_private_repository_gets_no_notice_about_it(world: World, settings) -> None:
+    """It paused its watch before the first attempt, which would have been refused."""
+    settings.CIRCUIT_BREAKER_THRESHOLD = 1
+    repo = world.git.repo("acme/private", {"one": b"1"}, token="valid")
+    watch = world.watch_url(repo, token="valid")
+    stranger = watch_repository(Actor.command(), world.add_app("Other"), repo.url, ask_host=False).watch
+    pause_watches(Actor.command(), AppRepository.objects.filter(pk=stranger.pk))
+    world.sync(watch)
+    serve_unsorted_tree(repo)
+    world.sync(watch)
+    assert Repository.objects.get().circuit_is_open
+    assert [notice.watch for notice in Notice.objects.all()] == [watch]
+
+
+def test_app_that_cannot_read_a_private_repository_does_not_learn_where_it_has_moved(world: World, settings) -> None:
+    settings.CIRCUIT_BREAKER_THRESHOLD = 1
+    repo = world.git.repo("acme/private", {"one": b"1"}, token="valid")
+    watch = world.watch_url(repo, token="valid")
+    stranger = watch_repository(Actor.command(), world.add_app("Other"), repo.url, ask_host=False).watch
+    world.settle()
+    world.git.server.on_request = lambda *_: 301 if world.git.server.requests[-1].token else None
+    world.sync(stranger)
+    assert (stranger.root_cause, stranger.last_error_cause) == (RootCause.GIT_NOT_FOUND, "not_found")
+    world.sync(watch)
+    assert stranger.last_error != watch.last_error
+    assert [notice.watch for notice in Notice.objects.all()] == [watch]
+
+
+def test_first_attempt_that_opens_the_circuit_sends_a_notice(world: World, settings) -> None:
+    settings.CIRCUIT_BREAKER_THRESHOLD = 1
+    _, watch = world.watch()
+    world.git.server.on_request = failing
+    world.sync(watch)
+    assert [notice.watch for notice in Notice.objects.all()] == [watch]
+
+
 def test_moved_repository_sends_a_notice_as_the_reference_says(world: World, settings, client: Client) -> None:
     settings.CIRCUIT_BREAKER_THRESHOLD = 2
     _, watch = world.watch()
