@@ -137,7 +137,8 @@ class Registered(Schema):
     name: str = Field(examples=["handbook"])
     is_private: bool = Field(
         description="Whether it could not be read without a token when Docora last checked this: when an app started to watch it, or "
-        "changed its token, branch or tag. A sync with a token doesn't check it.",
+        "changed its token, branch or tag, or at a sync without a token. A sync with a token doesn't check it. Also true after an app "
+        "started to watch it with `Prefer: respond-async`, until Docora has read it without a token.",
         examples=[True],
     )
     created_at: Moment = Field(description="When the app started to watch it.")

@@ -190,7 +190,8 @@ def store_watch(
 ) -> Watched:
     """Watch a repository. See `watch_repository`, which asks git first.
 
-    `is_private` is None if git was not asked.
+    `is_private` is None if git was not asked. For a new watch, the repository then counts as private until a later check, because
+    runs must not begin with the size that only another app can read.
     """
     if is_private is not None:
         actor.require_active()
@@ -214,6 +215,8 @@ def store_watch(
         if not created and watch.ended_at is None:
             _send_again(actor, watch, parsed.spelled, options)
             return Watched(watch, False)
+        if is_private is None:  # it may have become private since it was last read without a token
+            repositories.record_privacy(repository, is_private=True)
         quotas.require_room_for_watch(actor, locked, excluding=watch.pk)
         if not created:
             _revive(watch, parsed.spelled, options)

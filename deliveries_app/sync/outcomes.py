@@ -25,7 +25,7 @@ from docora.backoff import MAX_WAIT_SECONDS, backoff
 from docora.db.clock import from_now
 from docora.redis import counters
 from repositories_app import services as repositories
-from repositories_app.git.exceptions import GitError
+from repositories_app.git.exceptions import GitError, TokenRequired
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +106,8 @@ def git_failed(lease: Lease, error: GitError) -> None:
         repositories.record_host_failure(lease.watch.repository, error)
         postponed(lease, lease.circuit_seconds, failure)
         return
+    if isinstance(error, TokenRequired):
+        repositories.record_privacy(lease.watch.repository, is_private=True)
     counts = error.for_every_watcher and _others_fail_too(lease.watch)
     open_for = record_git_failure(lease.watch.repository, error, found_by=lease.watch) if counts else 0.0
     failed(lease, failure, permanent=error.permanent, min_delay=max(open_for, error.cooldown), check_in=error.cooldown)

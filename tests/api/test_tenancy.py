@@ -2,10 +2,11 @@
 
 import pytest
 
-from deliveries_app.models import AppRepository, SyncRun
+from deliveries_app.models import App, AppRepository, SyncRun
 from docora.web.errors import NOT_FOUND
 from repositories_app.models import Repository, Snapshot
-from tests.api.caller import Caller, error_of
+from tests.api.caller import BASE, Caller, error_of
+from tests.support.world import World
 
 NOT_WATCHED = "Repository not found: GET /api/repositories lists what this app watches"
 CALLS = [
@@ -61,6 +62,53 @@ def test_runs_before_the_first_sync_of_a_private_repository_have_no_size(
     run_id = search.post(f"{path}/resync").json()["run_id"]
     run = search.get(f"{path}/runs/{run_id}").json()
     assert (run["files_total"], run["bytes_total"]) == (files, files * 10)
+
+
+def watch_unchecked(app: App, url: str) -> Caller:
+    headers = {"Prefer": "respond-async"}
+    caller = Caller(app)
+    answer = caller.client.post(BASE, {"github_url": url}, content_type="application/json", headers=headers)
+    assert answer.status_code == 202
+    return caller
+
+
+def resync_size(caller: Caller, watch: AppRepository) -> tuple[int, int]:
+    """Return the numbers of files and bytes with which a re-sync begins."""
+    path = f"/{watch.repository.repository_id}"
+    run = caller.get(f"{path}/runs/{caller.post(f'{path}/resync').json()['run_id']}").json()
+    return run["files_total"], run["bytes_total"]
+
+
+def test_size_of_a_repository_that_has_become_private(world: World) -> None:
+    """The only app that watches it has a token, so no sync has noticed. A watch that nothing has checked counts as private."""
+    repo = world.git.repo("acme/docs", {"a": b"1", "b": b"2"})
+    watch = world.watch_url(repo, token="valid")
+    assert not watch.repository.is_private
+    world.git.tokens["acme/docs"] = {"valid"}
+    repo.commit({"secret": b"3"})
+    world.settle()
+    stranger = watch_unchecked(world.add_app("Other"), repo.url)
+    assert resync_size(stranger, watch) == (0, 0)
+    stranger.delete(f"/{watch.repository.repository_id}")
+    Repository.objects.update(is_private=False)
+    stranger = watch_unchecked(App.objects.get(name="Other"), repo.url)
+    assert resync_size(stranger, watch) == (0, 0), "it was watched again before its rows were removed"
+    world.git.tokens.clear()
+    world.sync(AppRepository.objects.get(app__name="Other"))
+    assert not Repository.objects.get().is_private, "it was read without a token"
+
+
+def test_refusal_without_a_token_shows_that_a_repository_has_become_private(world: World) -> None:
+    repo, watch = world.watch({"a": b"1"}, name="acme/docs")
+    repository = world.watch_url(repo, app=world.add_app("Other"), token="valid").repository
+    world.git.tokens["acme/docs"] = {"valid"}
+    world.settle()
+    repository.refresh_from_db()
+    assert repository.is_private
+    world.git.tokens.clear()
+    world.sync(watch)
+    repository.refresh_from_db()
+    assert not repository.is_private
 
 
 def test_shared_repository_is_changed_for_the_caller_only(search: Caller, watches) -> None:
