@@ -534,7 +534,7 @@ class Attempt:
             except Superseded:
                 return
             except CONNECTION_ERRORS:
-                if stopping() or not self.lease.can_send():
+                if stopping() or self.lease.has_expired:
                     return
                 time.sleep(1.0)
 

@@ -117,6 +117,10 @@ def _write_claim(watch: Any, slots: int) -> None:
         "slots_requested_at": None,
         "doubt_until": doubt_until(watch, watch.database_now) if died else watch.doubt_until,
     }
+    if died:
+        # If the database's disk is full, the last attempt may not have died but failed to write this. The next one would, too, so
+        # the claim fails, which counts nothing.
+        _watch.update(watch.pk, lease_until=None, lease_slots=0)
     _watch.update(watch.pk, lease_until=from_now(settings.LEASE_SECONDS), **changes)
     for name, value in changes.items():
         setattr(watch, name, value)

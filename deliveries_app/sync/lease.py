@@ -66,6 +66,11 @@ class Lease:
         return boot_seconds() <= self.extended_at + settings.LEASE_SECONDS - SEND_MARGIN_SECONDS
 
     @property
+    def has_expired(self) -> bool:
+        """Return whether another worker may have claimed the watch."""
+        return boot_seconds() > self.extended_at + settings.LEASE_SECONDS
+
+    @property
     def extension_is_due(self) -> bool:
         return boot_seconds() >= self.extended_at + settings.LEASE_SECONDS / 6
 

@@ -1,13 +1,17 @@
 """Redis or PostgreSQL is down for a while during syncs: pages still work, and nothing is lost."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 
 import psycopg
 import pytest
 from django.db import OperationalError, connection, connections
+from django.db.models.functions import Now
 from django.test import Client
 
 from deliveries_app.models import AppRepository, BulkOperation, SyncRun
+from deliveries_app.models.watches import MAX_SHARED_CRASHES
 from tests.faults.conftest import MAX_IN_FLIGHT, RECORD_BATCH
 from tests.faults.test_kill import duplicates, wait_until_synced, watch_slow_client
 from tests.support.histories import assert_promise_kept
@@ -105,21 +109,50 @@ def test_lost_database_connections_are_not_reported_as_dead_workers(
     assert "process_died" not in daemons.logs()
 
 
-def test_full_database_disk_during_a_sync(world: World, postgres_server: PostgresServer) -> None:
-    """PostgreSQL still records what fits into its files, such as why the sync waits. It said that the connection was lost."""
-    repo, watch = world.watch()
+@contextlib.contextmanager
+def full_disk(*changes: str) -> Iterator[None]:
+    """Refuse these changes, written as in a trigger, as PostgreSQL does if they don't fit into its files."""
     with connection.cursor() as cursor:
         cursor.execute(
             "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS"
             " $$ BEGIN RAISE 'could not extend file: No space left on device' USING ERRCODE = 'disk_full'; END $$"
         )
-        cursor.execute("CREATE TRIGGER full_disk BEFORE INSERT ON deliveries_app_delivery EXECUTE FUNCTION fail()")
+        for number, change in enumerate(changes):
+            cursor.execute(f"CREATE TRIGGER full_disk_{number} BEFORE {change} EXECUTE FUNCTION fail()")
     try:
-        with pytest.raises(OperationalError):
-            world.sync(watch)
+        yield
     finally:
         with connection.cursor() as cursor:
             cursor.execute("DROP FUNCTION fail CASCADE")
+
+
+NEW_ROWS = "INSERT ON deliveries_app_delivery"
+RELEASES = (
+    "UPDATE ON deliveries_app_apprepository FOR EACH ROW WHEN (NEW.lease_until IS NULL AND OLD.lease_until IS NOT NULL)"
+)
+
+
+def test_database_disk_that_is_full_for_longer_than_a_lease(
+    world: World, postgres_server: PostgresServer, settings
+) -> None:
+    """Claims fit into PostgreSQL's files, releases don't. Each lease that ended so counted as a worker that had died."""
+    settings.LEASE_SECONDS = 6
+    repo, watch = world.watch()
+    with full_disk(NEW_ROWS, RELEASES):
+        for _ in range(MAX_SHARED_CRASHES + settings.MAX_RETRY_ATTEMPTS):
+            with pytest.raises(OperationalError):
+                world.sync(watch)
+            AppRepository.objects.update(lease_until=Now())
+    world.sync(watch)
+    assert (watch.last_error, world.outcomes(watch)) == ("", [("initial", "succeeded")])
+    assert_promise_kept(world, repo, watch)
+
+
+def test_full_database_disk_during_a_sync(world: World, postgres_server: PostgresServer) -> None:
+    """PostgreSQL still records what fits into its files, such as why the sync waits. It said that the connection was lost."""
+    repo, watch = world.watch()
+    with full_disk(NEW_ROWS), pytest.raises(OperationalError):
+        world.sync(watch)
     watch.refresh_from_db()
     assert (
         watch.last_error == "The database's disk is full. Free up space on it. The sync continues once there is space."
