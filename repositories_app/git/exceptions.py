@@ -85,12 +85,14 @@ class NoCommit(GitError):
     """
 
     def __init__(self, ref: str = "") -> None:
-        where, push = ("", f" to {short_name(ref)}") if ref else (" on its default branch", "")
-        message = (
-            f"The repository has no commits{where}. It syncs after the next push{push}. Until then, the app keeps the files it "
-            "has."
-        )
-        super().__init__(Cause.NOT_FOUND, message, permanent=True)
+        if ref:
+            state = f"The repository has no commits. It syncs after the next push to {short_name(ref)}."
+        else:
+            state = (
+                "The repository has no commits on its default branch. It syncs once that branch has a commit, or once another one is "
+                "the default branch."
+            )
+        super().__init__(Cause.NOT_FOUND, f"{state} Until then, the app keeps the files it has.", permanent=True)
 
 
 class RefNotFound(GitError):

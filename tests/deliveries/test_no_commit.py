@@ -118,6 +118,28 @@ def test_repository_that_loses_its_commits_keeps_the_copy_and_says_so(world: Wor
     assert set(world.copy(watch)) == set(files)
 
 
+def test_repository_with_a_dangling_head_syncs_without_a_push(world: World) -> None:
+    """HEAD names a branch that doesn't exist. A push to another branch changes nothing, but the host can name another one."""
+    repo, watch = world.watch({"a.txt": b"a"})
+    world.settle()
+    git(repo.path, "symbolic-ref", "HEAD", "refs/heads/unborn")
+    world.check()
+    assert world.sync(watch).last_error == (
+        "The repository has no commits on its default branch. It syncs once that branch has a commit, or once another one is the "
+        "default branch. Until then, the app keeps the files it has."
+    )
+    git(repo.path, "update-ref", "refs/heads/other", "refs/heads/main")  # as a push does
+    world.check()
+    watch.refresh_from_db()
+    assert watch.status == Status.FAILED
+    assert watch.pk not in AppRepository.objects.due().values_list("pk", flat=True)
+    git(repo.path, "symbolic-ref", "HEAD", "refs/heads/other")
+    world.settle()
+    world.check()
+    assert watch.pk in AppRepository.objects.due().values_list("pk", flat=True)
+    assert world.sync(watch).status == Status.SYNCED
+
+
 def test_first_files_in_doubt_are_not_forgotten(world: World) -> None:
     """The first sync did not complete, so the app may hold files."""
     repo, watch = world.watch({"a.txt": b"a", "b.txt": b"b"})
