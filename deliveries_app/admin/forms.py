@@ -37,6 +37,7 @@ from deliveries_app.services.watching import validate_options
 from deliveries_app.services.watching_many import MAX_LINES, LineResult, watch_many
 from docora.templatetags.docora import number
 from docora.text import format_bytes, parse_pk
+from repositories_app.git.errors import moved_to
 from repositories_app.git.exceptions import GitError, InvalidUrl, RefNotFound
 from repositories_app.git.url import as_https
 
@@ -188,6 +189,12 @@ class WatchForm(_WatchOptionsFields):
         except ValidationError as error:
             add_service_error(self, error)
         return None
+
+
+def moved_form(watch: AppRepository) -> dict[str, Any]:
+    """Return what to fill in to watch the new URL of a repository that moved. The token stays with the old host."""
+    options = {name: getattr(watch, name) for name in ("ref", *PATTERN_FIELDS)}
+    return {"app": watch.app_id, "github_url": moved_to(watch.last_error), **options}
 
 
 class WatchManyForm(_WatchOptionsFields):

@@ -24,7 +24,7 @@ from deliveries_app.admin.base import column
 from deliveries_app.admin.confirmation import confirmed_action, next_url
 from deliveries_app.admin.deliveries import state_badge
 from deliveries_app.admin.filters import AppFilter, CircuitFilter, StateFilter
-from deliveries_app.admin.forms import WatchForm, post_data
+from deliveries_app.admin.forms import WatchForm, moved_form, post_data
 from deliveries_app.admin.removal import RemovalAdmin, RemovalLabels
 from deliveries_app.admin.watch_settings import WatchSettingsAdmin
 from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, FailureKind, Outcome, Reason
@@ -39,6 +39,7 @@ from deliveries_app.services.push_hooks import hook_url
 from docora.templatetags.docora import ago, elapsed, files_of, status_with_detail
 from docora.text import counted, format_seconds, visible
 from docora.web.paginators import KeysFirstPaginator
+from repositories_app.git.errors import moved_to
 
 LISTED_RUNS = 10
 LISTED_SKIPPED = 50
@@ -243,14 +244,25 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
         """Before saving, check with git that the repository can be read, as the API does."""
         if not self.has_add_permission(request):
             raise PermissionDenied
-        form = WatchForm(post_data(request), initial={"app": request.GET.get("app")})
+        moved = self._moved(request)
+        form = WatchForm(post_data(request), initial=moved_form(moved) if moved else {"app": request.GET.get("app")})
         if form.is_valid():
             watched = form.save(Actor.of_request(request))
             if watched is not None:
                 watch = watched.watch
-                message = f"{watch.app} now watches {watch.repository}."
+                message: SafeString | str = f"{watch.app} now watches {watch.repository}."
+                if moved and watch != moved:
+                    link = format_html('<a href="{}">{}</a>', self.page_of(moved), moved.repository)
+                    message = format_html("{} Once it is up to date, stop watching {}.", message, link)
                 return self.redirect_with_message(request, self.page_of(watch), message)
-        return self.render_confirmation(request, None, self.add_label, "docora/simple_form.html", form=form)
+        return self.render_confirmation(
+            request, None, self.add_label, "admin/deliveries_app/apprepository/add.html", form=form, moved=moved
+        )
+
+    def _moved(self, request: HttpRequest) -> AppRepository | None:
+        """Return the watch `?moved=` whose settings the form takes over, if the user can view it and its repository moved."""
+        watch = self.get_object(request, request.GET.get("moved", "")) if self.has_view_permission(request) else None
+        return watch if watch and moved_to(watch.last_error) else None
 
     def page_context(self, request: HttpRequest, watch: AppRepository) -> dict[str, Any]:
         """Return the watch's details, its progress, and what is not delivered."""
@@ -270,6 +282,9 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
             "hook_url": hook_url(watch),
             "hint": help_texts.ROOT_HINTS[RootCause(watch.root_cause)].for_user(request.user)
             if watch.is_failing
+            else "",
+            "new_url_form": f"{self.url_of('add')}?moved={watch.pk}"
+            if moved_to(watch.last_error) and self.has_add_permission(request)
             else "",
             "runs": [(run, help_texts.number_left_out(run.left_out)) for run in watch.runs.all()[:LISTED_RUNS]],
         }

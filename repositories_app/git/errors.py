@@ -41,6 +41,7 @@ CHECK_CERTIFICATE = "Check the host's certificate and this server's certificate 
 _CHECK_NETWORK = "Check the URL and this server's network."
 _MESSAGE = 300  # characters of foreign text in a message
 _DAMAGED = "The mirror is damaged and will be rebuilt"
+_MOVED_TO = "The repository was renamed or moved to ", ". Watch that URL instead."
 _MOVED = re.compile(r"returned error: 30[12378]\b|update url base from redirection")
 _RATE_LIMITED = re.compile(r"returned error: 429\b")
 _NO_SHALLOW = re.compile(r"does not support shallow")
@@ -237,11 +238,17 @@ def too_large(message: str) -> GitError:
 def moved(address: str) -> RepositoryMoved:
     """Return the error for a redirect. `address` is its target if that may be watched, otherwise empty."""
     if address:
-        return RepositoryMoved(f"The repository was renamed or moved to {address}. Watch that URL instead.")
+        return RepositoryMoved(address.join(_MOVED_TO))
     return RepositoryMoved(
         "The git host redirects this URL, and Docora doesn't follow redirects. If the repository was renamed or moved, "
         "watch its new URL. If it requires sign-in, add a token."
     )
+
+
+def moved_to(message: str) -> str:
+    """Return the address in a message of `moved`, otherwise an empty string."""
+    start, end = _MOVED_TO
+    return message[len(start) : -len(end)] if message.startswith(start) and message.endswith(end) else ""
 
 
 def rate_limited(seconds: float | None, *, token: str) -> GitError:

@@ -9,6 +9,7 @@ from django.test import Client
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, SyncRun
 from deliveries_app.services import unwatch_repository
+from tests.support.git import Takeover
 from tests.support.processes import in_threads
 from tests.support.staff import staff
 from tests.support.world import World
@@ -90,3 +91,65 @@ def test_another_app_can_watch_the_same_repository(world: World, operator: Clien
     other = world.add_app("Search")
     assert submit(operator, other, repo.url).status_code == 302
     assert AppRepository.objects.filter(app=other).count() == 1
+
+
+def move(world: World, watch: AppRepository, address: str) -> AppRepository:
+    """Redirect the watch's repository to `address`, and sync."""
+
+    def redirect(method: str, target: str) -> Takeover | None:
+        name = str(watch.repository)
+        if f"/{name}/" not in target and f"/{name}.git/" not in target:
+            return None
+        lines = f"HTTP/1.1 301 Moved\r\nContent-Length: 0\r\nConnection: close\r\nLocation: {address}\r\n\r\n"
+        return lambda connection: connection.sendall(lines.encode())
+
+    world.git.server.on_request = redirect
+    return world.sync(watch)
+
+
+def test_renamed_repository_leads_to_a_filled_in_form(world: World, operator: Client) -> None:
+    repo = world.git.repo("acme/widgets", {"a.txt": b"1"}, token="secret")
+    new = world.git.repo("acme/gadgets", {"a.txt": b"1"}, token="secret")
+    watch = world.sync(world.watch_url(repo, token="secret", ref=repo.branch))
+    AppRepository.objects.update(ignore_patterns="*.tmp", include_patterns="docs/", exclude_patterns="docs/old/")
+    watch = move(world, watch, f"{new.url}/info/refs?service=git-upload-pack")
+    page = f"/admin/deliveries_app/apprepository/{watch.pk}/change/"
+    form = f"{ADD}?moved={watch.pk}"
+    assert f'href="{form}">Watch the new URL</a>' in operator.get(page).text
+    assert form not in staff("vera", "view_app", "view_apprepository").get(page).text
+
+    shown = operator.get(form)
+    filled = shown.context["form"].initial
+    assert filled == {
+        "app": world.app.pk,
+        "github_url": new.url,
+        "ref": repo.branch,
+        "ignore_patterns": "*.tmp",
+        "include_patterns": "docs/",
+        "exclude_patterns": "docs/old/",
+    }
+    assert "Its token isn't copied" in shown.text
+    assert "secret" not in shown.text
+    answer = operator.post(form, filled | {"github_token": "secret"})
+    added = AppRepository.objects.latest("pk")
+    assert (added.github_url, added.ignore_patterns, added.pk != watch.pk) == (new.url, "*.tmp", True)
+    told = operator.get(answer.url).text
+    assert f'now watches acme/gadgets. Once it is up to date, stop watching <a href="{page}">acme/widgets</a>.' in told
+
+
+@pytest.mark.parametrize("codenames", [("view_app", "add_apprepository"), ("view_apprepository", "add_apprepository")])
+def test_new_url_is_only_for_those_who_can_view_the_old_one(world: World, codenames: tuple[str, ...]) -> None:
+    _, watch = world.watch()
+    watch = move(world, watch, "/acme/gadgets/info/refs")
+    shown = staff("adam", *codenames).get(f"{ADD}?moved={watch.pk}")
+    assert "acme/gadgets" not in shown.text
+
+
+@pytest.mark.parametrize("value", ["", "x", "0", "99999999", "-1"])
+def test_unknown_moved_watch_leaves_the_form_empty(world: World, operator: Client, value: str) -> None:
+    assert operator.get(ADD, {"moved": value}).context["form"].initial == {"app": None}
+
+
+def test_repository_that_has_not_moved_fills_in_nothing(world: World, operator: Client) -> None:
+    _, watch = world.watch()
+    assert operator.get(ADD, {"moved": watch.pk}).context["form"].initial == {"app": None}
