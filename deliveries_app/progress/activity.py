@@ -5,9 +5,11 @@ The rate and the estimated time left are shown only while files are being acknow
 """
 
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, Self
 
-from django.db.models import OuterRef, QuerySet, Subquery
+from django.db.models import Min, OuterRef, QuerySet, Subquery
+from django.db.models.functions import Coalesce, Greatest
 from django.utils import timezone
 
 from deliveries_app.models import (
@@ -42,11 +44,26 @@ _ORDER = [
 """An operation shows the first of these that one of its repositories is in: the one closest to making progress."""
 
 
+def _latest(*holds: str) -> Greatest:
+    """Return an expression for when a watch is due and these holds are over."""
+    return Greatest("next_sync_at", *(Coalesce(hold, "next_sync_at") for hold in holds))
+
+
+_NEXT_TRIES: dict[StateDetail, Any] = {
+    StateDetail.RETRYING: Min("next_sync_at"),
+    StateDetail.COOLDOWN: Min(_latest("app__cooldown_until")),
+    StateDetail.CIRCUIT_OPEN: Min(_latest("app__cooldown_until", "repository__circuit_open_until")),
+    StateDetail.HOST_DOWN: Min("host_retry_at"),
+}
+"""When the first of the watches in each of these details is tried next, by the rules of `reports.next_attempt`."""
+
+
 @dataclass(frozen=True)
 class Activity:
     """`style` and `label` are those of the badge; `text` gives details, such as the reason for waiting.
 
     `rate` is in files per second, `seconds_left` is an estimate. Both are None unless files are being acknowledged.
+    `next_try` is when the first repository of an operation that is on hold or retrying is tried next.
     """
 
     style: str
@@ -54,6 +71,7 @@ class Activity:
     text: str = ""
     rate: float | None = None
     seconds_left: float | None = None
+    next_try: datetime | None = None
 
     @classmethod
     def of(cls, state: Result | WatchState, text: str = "") -> Self:
@@ -81,7 +99,8 @@ def of_operation(operation: BulkOperation, progress: Progress) -> Activity | Non
         return None
     moves = progress.movement is not None and progress.movement.idle < STALLED_SECONDS
     # `_details` also shows whether a watch is syncing, but takes longer.
-    details = {StateDetail.SYNCING} if moves and _a_syncing_watch(operation.pk) else set(_details(operation.pk))
+    is_syncing = moves and bool(_a_syncing_watch(operation.pk))
+    details = {StateDetail.SYNCING: {}} if is_syncing else {row["state_detail"]: row for row in _details(operation.pk)}
     if StateDetail.SYNCING in details:
         doing = _syncing(progress)
         if doing.seconds_left is None or not progress.unreleased:
@@ -96,14 +115,20 @@ def of_operation(operation: BulkOperation, progress: Progress) -> Activity | Non
         return Activity.of(WatchState.QUEUED, "waiting for a later request for the first repository")
     if not details and operation.runs.filter(outcome="").exists():
         return Activity.of(Result.SUPERSEDED, "a later request is in progress")
-    return _waiting(next((detail for detail in _ORDER if detail in details), StateDetail.WAITS_FOR_WORKER))
+    detail = next((detail for detail in _ORDER if detail in details), StateDetail.WAITS_FOR_WORKER)
+    next_try = details[detail][detail.name] if detail in _NEXT_TRIES else None
+    return replace(_waiting(detail), next_try=next_try if next_try and next_try > timezone.now() else None)
 
 
 @compiled
-def _details(operation_pk: int) -> QuerySet[AppRepository, StateDetail]:
-    """Return the different details of the watches with an open run, unless a later request superseded it."""
+def _details(operation_pk: int) -> QuerySet[AppRepository, dict[str, Any]]:
+    """Return the different details of the watches with an open run, unless a later request superseded it.
+
+    Each comes with the times of `_NEXT_TRIES`, by the names of their details.
+    """
     watches: Any = AppRepository.objects.filter(pk__in=_open_runs(operation_pk).values("watch"))
-    return watches.with_state().order_by().values_list("state_detail", flat=True).distinct()  # type: ignore[no-any-return]
+    next_tries = {detail.name: expression for detail, expression in _NEXT_TRIES.items()}
+    return watches.with_state().order_by().values("state_detail").annotate(**next_tries)  # type: ignore[no-any-return]
 
 
 @compiled

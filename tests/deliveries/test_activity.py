@@ -18,7 +18,8 @@ from deliveries_app.services import Rollout, cancel_operation, resync_by_app, re
 from deliveries_app.services.rollout import release_due
 from docora.redis import live_counters
 from docora.redis.live_counters import Movement, _movement
-from repositories_app.models import Repository
+from repositories_app.git.url import host_of
+from repositories_app.models import HostOutage, Repository
 from tests.support.plans import read_rows
 from tests.support.staff import make_app, make_watch, occupy, staff
 from tests.support.valkey import ValkeyServer
@@ -148,6 +149,40 @@ def test_superseded_canary(app: App) -> None:
 def test_on_hold(operation: BulkOperation) -> None:
     App.objects.update(cooldown_until=timezone.now() + timedelta(minutes=5))
     assert said(operation) == ("On hold", "endpoint cooldown")
+
+
+@pytest.mark.parametrize("hold", ["cooldown", "circuit", "host", "retrying"])
+def test_next_try_is_that_of_the_first_repository(operation: BulkOperation, admin: Client, hold: str) -> None:
+    """The pages of the operation and of the repository that is tried first say the same."""
+    now = timezone.now()
+    first, second = AppRepository.objects.order_by("pk").select_related("repository")
+    AppRepository.objects.filter(pk=second.pk).update(next_sync_at=now + timedelta(minutes=70))
+    AppRepository.objects.filter(pk=first.pk).update(next_sync_at=now - timedelta(minutes=1))
+    expected = now + timedelta(minutes=40, seconds=30)
+    match hold:
+        case "cooldown":
+            App.objects.update(cooldown_until=expected)
+        case "circuit":
+            AppRepository.objects.update(retry_count=1)
+            Repository.objects.update(circuit_open_until=expected)
+        case "host":
+            urls = Repository.objects.values_list("canonical_url", flat=True)
+            for host in {host_of(url) for url in urls}:
+                HostOutage.objects.create(host=host, since=now, retry_at=expected)
+        case "retrying":
+            AppRepository.objects.update(failing_since=now, root_cause="http_5xx", retry_count=1)
+            AppRepository.objects.filter(pk=first.pk).update(next_sync_at=expected)
+    shown = doing(operation)
+    assert shown is not None
+    assert shown.next_try == expected
+    sentence = re.compile(r"<span>Next try <time [^>]*>in 40 min</time></span>")
+    assert sentence.search(admin.get(f"/admin/deliveries_app/bulkoperation/{operation.pk}/change/").text)
+    assert sentence.search(admin.get(f"/admin/deliveries_app/apprepository/{first.pk}/change/").text)
+
+
+def test_due_retry_has_no_time(operation: BulkOperation, admin: Client) -> None:
+    AppRepository.objects.update(failing_since=timezone.now(), root_cause="http_5xx", retry_count=1)
+    assert "Next try" not in admin.get(f"/admin/deliveries_app/bulkoperation/{operation.pk}/change/").text
 
 
 def test_retrying(operation: BulkOperation) -> None:
