@@ -243,6 +243,23 @@ def test_new_failures_are_grouped_into_the_next_message(out: AlertReceivers, wat
     assert out.events[1:] == [("alert", "failing", 2)]
 
 
+def test_failure_that_ended_before_the_next_message_is_not_reported(out: AlertReceivers, watch) -> None:
+    """The receiver got a "resolved" for a problem that it had never heard of."""
+    fail_since(watch, 16)
+    next_round()
+    site = make_watch(watch.app, "site")
+    for change in (lambda: fail_since(site, 16), lambda: succeed(site)):
+        change()
+        time_passes(seconds=30)
+        alerts.run_round()
+    next_round()
+    assert out.events == [("alert", "failing", 1)]
+    succeed(watch)
+    next_round()
+    assert out.events[1:] == [("resolved", "failing", 1)]
+    assert len(out.subjects) == 2
+
+
 # --- The other kinds ---------------------------------------------------------------------------------------------------
 
 
@@ -364,6 +381,8 @@ def test_circuit_that_opened_and_closed_twice_is_one_of_the_resolved(out: AlertR
     next_round()
     assert out.subjects[-1] == "[Docora] resolved: the circuit of acme/docs is no longer open."
     assert len(out.posted[-1]["items"]) == out.posted[-1]["total"] == 1
+    last = Alert.objects.latest("pk")
+    assert out.posted[-1]["items"][0]["until"] == timestamp(last.ended_at)
 
 
 def test_alert_after_a_minute_without_workers(out: AlertReceivers, redis_client) -> None:

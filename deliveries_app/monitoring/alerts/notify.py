@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
-from django.db.models import F, Max, Q, QuerySet
+from django.db.models import F, Max, Min, Q, QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
 
@@ -71,16 +71,21 @@ def _last_round() -> int:
 
 
 def _begun(row: AlertChannel, last: int) -> QuerySet[Alert]:
-    """Return alerts that began and are still open. One that has ended since is only reported as resolved."""
+    """Return alerts that began and are still open."""
     return Alert.objects.filter(opened__gt=row.reported_opened, opened__lte=last, ended_at=None)
 
 
 def _ended(row: AlertChannel, last: int) -> QuerySet[Alert]:
-    """Return alerts that ended, the last of each subject. A new channel does not report those that ended before it existed."""
+    """Return alerts that ended, the last of each subject. A new channel does not report those that ended before it existed.
+
+    One whose beginning was not reported is left out. After a failed attempt, all are returned: the receiver may have processed
+    the message, and the end is all that it gets about what an outage of the channel hid.
+    """
     ended = Alert.objects.filter(closed__gt=row.reported_closed, closed__lte=last, ended_at__gt=row.created_at)
-    return Alert.objects.filter(
-        pk__in=ended.order_by().values("kind", "subject").annotate(last=Max("pk")).values("last")
-    )
+    subjects = ended.order_by().values("kind", "subject").annotate(first=Min("opened"), last=Max("pk"))
+    if not row.attempts:
+        subjects = subjects.filter(first__lte=row.reported_opened)
+    return Alert.objects.filter(pk__in=subjects.values("last"))
 
 
 def _lasting(row: AlertChannel) -> QuerySet[Alert]:
