@@ -244,6 +244,9 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
         """Before saving, check with git that the repository can be read, as the API does."""
         if not self.has_add_permission(request):
             raise PermissionDenied
+        template = "admin/deliveries_app/apprepository/add.html"
+        if not App.objects.filter(ended_at=None).exists():
+            return self.render_confirmation(request, None, self.add_label, template)
         moved = self._moved(request)
         form = WatchForm(post_data(request), initial=moved_form(moved) if moved else {"app": request.GET.get("app")})
         if form.is_valid():
@@ -255,9 +258,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
                     link = format_html('<a href="{}">{}</a>', self.page_of(moved), moved.repository)
                     message = format_html("{} Once it is up to date, stop watching {}.", message, link)
                 return self.redirect_with_message(request, self.page_of(watch), message)
-        return self.render_confirmation(
-            request, None, self.add_label, "admin/deliveries_app/apprepository/add.html", form=form, moved=moved
-        )
+        return self.render_confirmation(request, None, self.add_label, template, form=form, moved=moved)
 
     def _moved(self, request: HttpRequest) -> AppRepository | None:
         """Return the watch `?moved=` whose settings the form takes over, if the user can view it and its repository moved."""

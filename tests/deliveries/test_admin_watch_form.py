@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 from django.test import Client
+from django.utils import timezone
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, SyncRun
 from deliveries_app.services import unwatch_repository
 from tests.support.git import Takeover
 from tests.support.processes import in_threads
-from tests.support.staff import staff
+from tests.support.staff import make_app, staff
 from tests.support.world import World
 
 ADD = "/admin/deliveries_app/apprepository/add/"
@@ -153,3 +154,15 @@ def test_unknown_moved_watch_leaves_the_form_empty(world: World, operator: Clien
 def test_repository_that_has_not_moved_fills_in_nothing(world: World, operator: Client) -> None:
     _, watch = world.watch()
     assert operator.get(ADD, {"moved": watch.pk}).context["form"].initial == {"app": None}
+
+
+@pytest.mark.parametrize("can_register", [False, True])
+def test_without_an_app_the_page_says_what_to_do(db, can_register: bool) -> None:
+    user = staff("olga", "view_app", "view_apprepository", "add_apprepository", *["onboard_app"] * can_register)
+    for _ in ("none yet", "the last one is being deleted"):
+        page = user.get(ADD).text
+        assert "There are no apps yet." in page
+        assert ('href="/admin/deliveries_app/app/add/">Register app</a>' in page) == can_register
+        assert ("Ask an administrator to register one." in page) != can_register
+        assert 'name="github_url"' not in page
+        App.objects.filter(pk=make_app("Portal").pk).update(ended_at=timezone.now())
