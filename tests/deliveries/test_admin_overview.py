@@ -357,12 +357,25 @@ def test_redis_that_rejects_writes_is_shown(viewer: Client, valkey_server: Valke
     assert "The sweep is not running" not in page
 
 
-def test_page_says_why_redis_rejects_writes(viewer: Client, valkey_server: ValkeyServer) -> None:
+def test_page_says_why_redis_rejects_writes(db, valkey_server: ValkeyServer) -> None:
     """It named REDIS_URL, which is not set with the embedded Valkey, instead of the disk, which was full."""
+    operator = staff("olga", *SEES_ALL, "control_queue")
     with valkey_server.unable_to_save():
-        page = viewer.get(PAGE).text
+        page = operator.get(PAGE).text
     assert "The disk of the Redis server cannot be written, so Redis refuses every write: " in page
     assert "Check free space and permissions there; then syncing continues." in page
+
+
+def test_address_of_redis_is_only_for_operators(viewer: Client, valkey_server: ValkeyServer, settings) -> None:
+    operator = staff("olga", *SEES_ALL, "control_queue")
+    address = settings.REDIS_URL.partition("://")[2].partition("?")[0].rpartition("/")[0]
+    valkey_server.stop()
+    for url in (PAGE, FRAGMENT, reverse("admin:deliveries_app_queue_changelist"), "/admin/live/queue/"):
+        assert address in operator.get(url).text
+        page = viewer.get(url).text
+        assert "Redis isn't responding or rejects writes." in page
+        assert address not in page
+        assert "REDIS_URL" not in page
 
 
 def test_missing_worker_or_sweep_is_shown(viewer: Client, redis_client) -> None:
