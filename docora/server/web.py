@@ -25,12 +25,15 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+from django.template.loader import render_to_string
 from waitress import create_server, wasyncore
 from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
 from waitress.utilities import Error
 
 from docora.web.error_codes import BY_STATUS, ErrorCode
+from docora.web.errors import JSON_PREFIXES
 
 _BACKLOG = 1024  # connections that wait to be accepted
 _CONNECTIONS = 1000  # open at once
@@ -45,6 +48,12 @@ _MAX_BUFFERED = 4 * _HIGH_WATERMARK  # bytes of all requests and responses, most
 _SEND_BUFFER = 256 * 1024  # bytes of a response in the kernel; the default, up to 4 MB, would hide slow readers
 _IDLE_SECONDS = 150  # between two requests; longer than the 120 of some proxies, which should close first
 _CHECK_SECONDS = 0.5  # between two checks of the limits
+
+_PAGES = {
+    413: ("This is too large", "Nothing was saved. Go back, shorten what you entered and submit it again."),
+    503: ("Docora is busy", "Too many requests are waiting. Try again in a few seconds."),
+}
+"""Status of an error page → its heading and text, if they are not made from the error."""
 
 LIVENESS = frozenset({"/health", "/version"})
 """Probes that use neither the database nor Redis."""
@@ -69,28 +78,55 @@ class Task(WSGITask):  # type: ignore[misc]
         super().write(b"" if self.request.command == "HEAD" else data)
 
 
-class JsonErrorTask(ErrorTask):  # type: ignore[misc]
-    """The response to a request that is malformed or too large, in the shape of the API's errors."""
+class ErrorResponseTask(ErrorTask):  # type: ignore[misc]
+    """The response to a request that is malformed or too large: a page for a browser, otherwise the shape of the API's errors.
+
+    Headers that are too large are not read, so these requests get JSON.
+    """
 
     def execute(self) -> None:
         error = self.request.error
-        code = BY_STATUS.get(error.code, ErrorCode.INVALID_REQUEST)
-        message = f"{error.reason}: {error.body}"
-        if code is ErrorCode.BODY_TOO_LARGE:  # the view, which is not reached, has a lower limit
-            message = "The body is too large: see the limits of requests at /docs/api/"
-        body = json.dumps(code.body(message)).encode()
+        path = getattr(self.request, "path", "")  # absent if the first line is malformed
+        is_browser = "text/html" in self.request.headers.get("ACCEPT", "") and not path.startswith(JSON_PREFIXES)
+        body = (_error_page(error) if is_browser else _error_json(error)).encode()
         self.status = f"{error.code} {error.reason}"
-        self.response_headers.append(("Content-Type", "application/json"))
+        self.response_headers.append(("Content-Type", "text/html; charset=utf-8" if is_browser else "application/json"))
         self.set_close_on_finish()
         self.content_length = len(body)
         self.write(body)
+
+
+def _error_json(error: Any) -> str:
+    code = BY_STATUS.get(error.code, ErrorCode.INVALID_REQUEST)
+    message = f"{error.reason}: {error.body}"
+    if code is ErrorCode.BODY_TOO_LARGE:  # the view, which is not reached, has a lower limit
+        message = "The body is too large: see the limits of requests at /docs/api/"
+    return json.dumps(code.body(message))
+
+
+def _error_page(error: Any) -> str:
+    heading, text = _PAGES.get(
+        error.code, (error.reason, "Docora couldn't process this request. Go back and try again.")
+    )
+    return render_to_string("docora/error.html", {"code": error.code, "heading": heading, "text": text})
+
+
+class Parser(HTTPRequestParser):  # type: ignore[misc]
+    """Refuse URLs that can't be split, such as `http://[::1`. waitress would log an error and close the connection."""
+
+    def parse_header(self, header_plus: bytes) -> None:
+        try:
+            super().parse_header(header_plus)
+        except ValueError:
+            raise ParsingError("Bad URI") from None
 
 
 class Channel(HTTPChannel):  # type: ignore[misc]
     """One connection and its time limits."""
 
     task_class = Task
-    error_task_class = JsonErrorTask
+    parser_class = Parser
+    error_task_class = ErrorResponseTask
     request_seconds = 30.0
     """Limit for a whole request, from its first byte or, for the first request, from when the connection was accepted."""
     unread_seconds = 60.0

@@ -20,7 +20,7 @@ from docora.web.error_codes import BY_STATUS, ErrorCode
 logger = logging.getLogger(__name__)
 
 API_PREFIXES = ("/api/", "/admin/api/")
-_JSON_PREFIXES = (*API_PREFIXES, "/health", "/version", "/metrics", "/openapi.json")
+JSON_PREFIXES = (*API_PREFIXES, "/health", "/version", "/metrics", "/openapi.json")
 NOT_FOUND = "Not found: check the URL against the API reference at /docs/"
 INTERNAL = "Internal error: see Docora's log"
 DATABASE_DOWN = "The database isn't responding"
@@ -56,7 +56,7 @@ def json_error(
 
 
 def wants_json(request: HttpRequest) -> bool:
-    return request.path.startswith(_JSON_PREFIXES)
+    return request.path.startswith(JSON_PREFIXES)
 
 
 class ErrorBodiesMiddleware(MiddlewareMixin):

@@ -445,11 +445,9 @@ def test_forwarded_headers_reach_the_application(web: WebProcess) -> None:
     assert (asked["REMOTE_ADDR"], asked["wsgi.url_scheme"]) == ("127.0.0.1", "http")
 
 
-@pytest.mark.parametrize(("trusted", "status"), [("127.0.0.0/8", 200), ("10.0.0.0/8", 301)])
-def test_x_forwarded_proto_counts_from_trusted_proxies_only(settings: Any, trusted: str, status: int) -> None:
-    """Otherwise https would be redirected to https forever."""
-    settings.SECURE_SSL_REDIRECT = True
-    settings.TRUSTED_PROXIES = [ipaddress.ip_network(trusted)]
+@contextlib.contextmanager
+def serving_docora(sent: bytes) -> Iterator[socket.socket]:
+    """Serve Docora itself from a thread, and connect with this request."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = listener.getsockname()
         server = WebServer(get_wsgi_application(), listener, 1)
@@ -457,8 +455,44 @@ def test_x_forwarded_proto_counts_from_trusted_proxies_only(settings: Any, trust
         thread.start()
         try:
             with socket.create_connection(address, timeout=30) as connection:
-                connection.sendall(request("/openapi.json", close=True, headers="X-Forwarded-Proto: https\r\n"))
-                assert read_answer(connection)[0].status == status
+                connection.sendall(sent)
+                yield connection
         finally:
             server.stop()
             thread.join(20)
+
+
+@pytest.mark.parametrize(("trusted", "status"), [("127.0.0.0/8", 200), ("10.0.0.0/8", 301)])
+def test_x_forwarded_proto_counts_from_trusted_proxies_only(settings: Any, trusted: str, status: int) -> None:
+    """Otherwise https would be redirected to https forever."""
+    settings.SECURE_SSL_REDIRECT = True
+    settings.TRUSTED_PROXIES = [ipaddress.ip_network(trusted)]
+    sent = request("/openapi.json", close=True, headers="X-Forwarded-Proto: https\r\n")
+    with serving_docora(sent) as connection:
+        assert read_answer(connection)[0].status == status
+
+
+BROWSER = "Accept: text/html,application/xhtml+xml;q=0.9\r\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status", "heading"),
+    [
+        ("/admin/", "Content-Length: 99999999\r\n", 413, "<h1>This is too large</h1>"),
+        ("/admin/", "Transfer-Encoding: gzip\r\n", 501, "<h1>Not Implemented</h1>"),
+        ("/admin/", "Content-Length: many\r\n", 400, "<h1>Bad Request</h1>"),
+        ("http://[::1", "", 400, "<h1>Bad Request</h1>"),
+        ("/admin/", f"X: {'x' * 70_000}\r\n", 431, ""),  # the headers were not read
+        ("/api/repositories", "Content-Length: 99999999\r\n", 413, ""),
+    ],
+)
+def test_errors_for_a_browser_are_pages(path: str, headers: str, status: int, heading: str) -> None:
+    with serving_docora(request(path, "POST", headers=BROWSER + headers)) as connection:
+        answer, body = read_answer(connection)
+    assert answer.status == status
+    if heading:
+        assert answer.getheader("Content-Type") == "text/html; charset=utf-8"
+        assert heading in body.decode()
+        assert f'<p class="code">{status}</p>' in body.decode()
+    else:
+        assert answer.getheader("Content-Type") == "application/json"
