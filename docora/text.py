@@ -59,8 +59,8 @@ def visible(text: str) -> str:
 
 def format_bytes(count: float) -> str:
     """Format a size in SI units, with one decimal below ten: `9.6 MB`, `61 MB`."""
-    for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if count < 999.5 or unit == "TB":
+    for unit in ("bytes", "kB", "MB", "GB", "TB", "PB", "EB"):
+        if count < 999.5 or unit == "EB":
             break
         count /= 1000
     if unit == "bytes":

@@ -59,6 +59,8 @@ def test_time_elements_are_valid_html() -> None:
         (61_200_000, "61 MB"),
         (9_960, "10 kB"),
         (999_700, "1.0 MB"),
+        (999_700_000_000_000, "1.0 PB"),
+        (2**63 - 1, "9.2 EB"),
     ],
 )
 def test_format_bytes(count: int, text: str) -> None:
