@@ -33,6 +33,10 @@ _started = time.monotonic()
 OK = "ok"
 DATABASE_DOWN = "the database is not responding: check DATABASE_URL and the database server"
 SQLITE_UNUSABLE = "the database file cannot be used: check its disk and its permissions"
+SQLITE_READ_ONLY = (
+    "the database file is read-only: check that Docora's user owns it, its folder, and the files beside it, and that its disk "
+    "is mounted writable"
+)
 DATABASE_REFUSES = (
     "the database refuses new connections, which workers need: check the password in DATABASE_URL, and PostgreSQL's "
     "max_connections"
@@ -173,12 +177,15 @@ def read_checks(signs: Signs | None) -> dict[str, str]:
 
 
 def check_database() -> str:
+    is_sqlite = connection.vendor == "sqlite"
     try:
         if not schema.is_migrated():
             return schema.not_migrated()
-        return DATABASE_READ_ONLY if schema.is_read_only() else OK
+        if schema.is_read_only():
+            return SQLITE_READ_ONLY if is_sqlite else DATABASE_READ_ONLY
     except (DatabaseError, InterfaceError):
-        return DATABASE_DOWN if connection.vendor == "postgresql" else SQLITE_UNUSABLE
+        return SQLITE_UNUSABLE if is_sqlite else DATABASE_DOWN
+    return OK
 
 
 def check_disk() -> str:

@@ -55,7 +55,8 @@ def check_database() -> list[CheckMessage]:
         return [Error(f"The database is not responding: {cause}.", hint=hint)]
     problem = health.check_database()
     if problem != health.OK:
-        return [from_health(problem)]
+        file = f"the database file {connection.settings_dict['NAME']}"
+        return [from_health(problem.replace("the database file", file))]
     if problem := schema.encoding_problem(connection):
         return [from_health(problem)]
     if full := _disk_is_full():

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from django.db import connection
 from django.utils import timezone
 
 from docora.db import schema
@@ -18,13 +19,15 @@ _WORKER_SECONDS = 10
 class System:
     """`signs` is None if Redis is down or rejects writes; `redis_problem` then says why, and what to do.
 
-    `is_read_only`: the sweep is late because it waits until the database, which is read-only, accepts writes again.
+    `is_read_only`: the sweep is late because it waits until the database, which is read-only, accepts writes again. `is_file`
+    then says whether it is SQLite's.
     `refuses_connections`: watches are due, but the workers can't connect to the database.
     """
 
     signs: Signs | None
     redis_problem: str
     is_read_only: bool = False
+    is_file: bool = False
     refuses_connections: bool = False
 
 
@@ -41,5 +44,6 @@ def read_system(due_since: datetime | None) -> System:
         signs,
         "",
         is_read_only=signs.sweep_is_late and schema.is_read_only(),
+        is_file=connection.vendor == "sqlite",
         refuses_connections=is_stuck and not schema.accepts_connections(),
     )

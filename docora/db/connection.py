@@ -120,8 +120,16 @@ def _sqlite_code(error: BaseException) -> int | None:
 
 
 def is_read_only(error: BaseException) -> bool:
-    """Return whether PostgreSQL refuses to write: after a failover to a replica, or because a hosted database is full."""
-    return sqlstate(error) == _READ_ONLY
+    """Return whether the database refuses to write.
+
+    PostgreSQL does after a failover to a replica, or because a hosted database is full, and SQLite if it may only read its file.
+    """
+    return _sqlite_code(error) == sqlite3.SQLITE_READONLY or sqlstate(error) == _READ_ONLY
+
+
+def is_locked(error: BaseException) -> bool:
+    """Return whether another connection held SQLite's lock for too long."""
+    return _sqlite_code(error) == sqlite3.SQLITE_BUSY
 
 
 def is_full(error: BaseException) -> bool:

@@ -13,6 +13,8 @@ from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.recorder import MigrationRecorder
 
 from docora.conf.installation import program
+from docora.db.connection import is_locked
+from docora.db.connection import is_read_only as is_read_only_error
 from docora.text import first_line
 
 _POLL_SECONDS = 1.0
@@ -34,12 +36,32 @@ def is_migrated() -> bool:
 
 
 def is_read_only() -> bool:
-    """Return whether PostgreSQL accepts no writes. Raises DatabaseError or InterfaceError if the database is down."""
-    if connection.vendor != "postgresql":
-        return False
+    """Return whether the database accepts no writes. Raises DatabaseError or InterfaceError if it is down."""
+    if connection.vendor == "sqlite":
+        return _file_is_read_only()
     with connection.cursor() as cursor:
         cursor.execute("SHOW transaction_read_only")
         return bool(cursor.fetchone() == ("on",))
+
+
+def _file_is_read_only() -> bool:
+    """Try a write that changes nothing: SQLite also opens and reads a file that it can't write.
+
+    A connection of its own doesn't wait for another writer, who proves that the file can be written.
+    """
+    new = connection.copy()
+    new.settings_dict["OPTIONS"]["timeout"] = 0
+    try:
+        with new.cursor() as cursor:
+            cursor.execute("DELETE FROM django_migrations WHERE 0")
+    except DatabaseError as error:
+        if is_read_only_error(error):
+            return True
+        if not is_locked(error):
+            raise
+    finally:
+        new.close()
+    return False
 
 
 def accepts_connections() -> bool:

@@ -5,7 +5,9 @@ import json
 import logging
 import sqlite3
 import time
+from collections.abc import Iterator
 from io import BytesIO
+from pathlib import Path
 
 import pytest
 from django.db import DatabaseError, OperationalError, connection, transaction
@@ -21,6 +23,7 @@ from docora.web.api import body_chunks
 from docora.web.errors import ApiError, database_down
 from tests.api.caller import Caller, error_of
 from tests.support.postgres import PostgresServer
+from tests.support.read_only import read_only
 from tests.support.staff import staff
 
 URL = "/api/repositories"
@@ -157,10 +160,26 @@ def test_database_outage(portal: Caller, postgres_server: PostgresServer, caplog
     assert "Traceback" not in caplog.text
 
 
-@pytest.mark.skipif(connection.vendor != "postgresql", reason="SQLite has no replicas")
+@contextlib.contextmanager
+def read_only_database() -> Iterator[None]:
+    """Have the database refuse writes: as PostgreSQL does on a replica, or as SQLite does with another user's file."""
+    if connection.vendor == "sqlite":
+        connection.close()
+        with read_only(Path(connection.settings_dict["NAME"])):
+            yield
+            connection.close()
+        return
+    with connection.cursor() as cursor:
+        cursor.execute("SET default_transaction_read_only = on")
+    try:
+        yield
+    finally:
+        connection.close()
+
+
 @pytest.mark.django_db(transaction=True)
 def test_read_only_database(portal: Caller, caplog) -> None:
-    """DATABASE_URL points to a replica after a failover, or a hosted database is full."""
+    """DATABASE_URL points to a replica after a failover, or a hosted database is full. Or SQLite's file is another user's."""
     admin = staff("anna", "view_app")
     admin.raise_request_exception = False
     session = admin.session
@@ -168,19 +187,14 @@ def test_read_only_database(portal: Caller, caplog) -> None:
     session.save()
     reader = staff("otto", "view_app")
     staff_of_queue = staff("quinn", "view_queue")
-    with connection.cursor() as cursor:
-        cursor.execute("SET default_transaction_read_only = on")
-    try:
-        with caplog.at_level(logging.WARNING):
-            page, answer = (
-                admin.get("/admin/"),
-                portal.client.post("/api/app/ping", {}, content_type="application/json"),
-            )
-            probe = portal.client.get("/health/ready").json()["checks"]["database"]
-            assert reader.get("/admin/").status_code == 200
-            pages = [staff_of_queue.get(url).text for url in ("/admin/", "/admin/deliveries_app/queue/")]
-    finally:
-        connection.close()
+    with read_only_database(), caplog.at_level(logging.WARNING):
+        page, answer = (
+            admin.get("/admin/"),
+            portal.client.post("/api/app/ping", {}, content_type="application/json"),
+        )
+        probe = portal.client.get("/health/ready").json()["checks"]["database"]
+        assert reader.get("/admin/").status_code == 200
+        pages = [staff_of_queue.get(url).text for url in ("/admin/", "/admin/deliveries_app/queue/")]
     assert page.status_code == 503
     assert "The database is read-only" in page.text
     assert "Docora can't store anything until it accepts writes." in page.text
@@ -189,7 +203,9 @@ def test_read_only_database(portal: Caller, caplog) -> None:
         assert "The sweep is not running." not in text
     assert "if it is read-only, only to requests that store something." in reader.get("/docs/operations/").text
     assert error_of(answer, 503) == "The database is read-only: try again in a minute"
-    assert probe == health.DATABASE_READ_ONLY
+    is_file = connection.vendor == "sqlite"
+    assert probe == (health.SQLITE_READ_ONLY if is_file else health.DATABASE_READ_ONLY)
+    assert all(("Docora's user owns the database file" in text) == is_file for text in pages)
     assert [record.getMessage() for record in caplog.records[:2]] == ["request_without_database"] * 2
     assert "Traceback" not in caplog.text
 

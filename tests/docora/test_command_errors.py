@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from shutil import copy
 
 import django
 import psycopg
@@ -37,6 +38,7 @@ from docora.cli.output import INTERRUPTED
 from tests.support.commands import PROJECT, manage, run_each
 from tests.support.instance import free_port
 from tests.support.postgres import PostgresServer
+from tests.support.read_only import WITHOUT_OVERRIDE
 from tests.support.valkey import ValkeyServer
 
 COMMANDS = {
@@ -189,6 +191,21 @@ def test_doctor_names_an_sqlite_file_that_cannot_be_used() -> None:
     problem = "The database file /nowhere/at/all cannot be used: unable to open database file."
     assert f"PROBLEM  database: {problem} Check its disk and its permissions." in out
     assert "server" not in re.findall("PROBLEM  database: .*", out)[0]
+
+
+def test_doctor_names_an_sqlite_file_that_cannot_be_written(tmp_path: Path, migrated_sqlite: Path) -> None:
+    """As after a command was run as another user. SQLite reads it all the same, so every check was fine."""
+    file = tmp_path / "docora.sqlite3"
+    copy(migrated_sqlite, file)
+    file.chmod(0o400)
+    command = [*WITHOUT_OVERRIDE, sys.executable, str(PROJECT / "manage.py"), "doctor", "--offline"]
+    environment = {"PATH": os.environ["PATH"], "DATA_DIR": str(tmp_path), "DOCORA_ENV_FILE": os.devnull}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert re.findall("PROBLEM  database: .*", done.stdout) == [
+        f"PROBLEM  database: The database file {file} is read-only. Check that Docora's user owns it, its folder, and the "
+        "files beside it, and that its disk is mounted writable."
+    ]
 
 
 def test_statement_that_takes_longer_than_its_timeout(instance_environment: dict[str, str]) -> None:
