@@ -51,7 +51,7 @@ REDIS_UNUSABLE = (
 _UNKNOWN_WITHOUT_REDIS = "unknown without Redis"
 _UNKNOWN_WITHOUT_DATABASE = "unknown without the database"
 MIN_FREE_BYTES, MIN_FREE_SHARE = 2**30, 0.1
-"""Free space that the disk with the mirrors must have: the smaller of the two.
+"""Free space that the disks with the mirrors and with temporary files must have: the smaller of the two.
 
 So a small disk can use most of its space, and a large one need not keep a tenth free.
 """
@@ -189,12 +189,27 @@ def check_database() -> str:
 
 
 def check_disk() -> str:
-    if error := write_error(settings.REPOS_DIR):
-        return f"REPOS_DIR is not writable ({error.strerror}): check its permissions, and that its disk is not full"
-    disk = shutil.disk_usage(settings.REPOS_DIR)
-    if disk.free < min(MIN_FREE_BYTES, MIN_FREE_SHARE * disk.total):
-        return f"only {format_bytes(disk.free)} of disk space is left for REPOS_DIR: free up space"
+    folders = {"REPOS_DIR": settings.REPOS_DIR}
+    for name, folder in (folders | temporary_folder(settings.REPOS_DIR)).items():
+        if error := write_error(folder):
+            return f"{name} is not writable ({error.strerror}): check its permissions, and that its disk is not full"
+        disk = shutil.disk_usage(folder)
+        if disk.free < min(MIN_FREE_BYTES, MIN_FREE_SHARE * disk.total):
+            return f"only {format_bytes(disk.free)} of disk space is left for {name}: free up space"
     return OK
+
+
+def temporary_folder(*others: Path) -> dict[str, Path]:
+    """Return the folder of temporary files as `{"TMPDIR": path}`, or nothing if it is on the same disk as one of the others.
+
+    A sync spools its plan there, and the web process large bodies and responses. `tempfile.gettempdir()` skips a full folder,
+    but processes that used it before still do.
+    """
+    folder = Path(os.environ.get("TMPDIR") or "/tmp")  # noqa: S108  nothing is created under a fixed name
+    if not folder.is_dir():
+        folder = Path(tempfile.gettempdir())
+    disks = {other.stat().st_dev for other in others if other.exists()}
+    return {} if folder.stat().st_dev in disks else {"TMPDIR": folder}
 
 
 def write_error(directory: Path) -> OSError | None:

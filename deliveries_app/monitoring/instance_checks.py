@@ -148,20 +148,26 @@ def _name(user: int) -> str:
 
 
 def check_disk() -> list[CheckMessage]:
-    """Check that both folders are writable and have free space. A fetch writes up to `MAX_FETCH_BYTES` into `REPOS_DIR`."""
+    """Check that the folders are writable and have free space. A fetch writes up to `MAX_FETCH_BYTES` into `REPOS_DIR`."""
     wanted = {"DATA_DIR": _FULL_BYTES, "REPOS_DIR": max(_FULL_BYTES, settings.MAX_FETCH_BYTES)}
-    return [_check_folder(name, getattr(settings, name), size) for name, size in wanted.items()]
+    found = [_check_folder(name, getattr(settings, name), size) for name, size in wanted.items()]
+    for name, folder in health.temporary_folder(settings.DATA_DIR, settings.REPOS_DIR).items():
+        found.append(_check_folder(name, folder, 0))
+    return found
 
 
 def _check_folder(name: str, folder: Path, wanted: int) -> CheckMessage:
     if error := health.write_error(folder):
         return Error(f"{name} ({folder}) is not writable.", hint=reason_and_advice(error))
-    free = shutil.disk_usage(folder).free
+    disk = shutil.disk_usage(folder)
+    free, needed = disk.free, _FULL_BYTES
     text = f"{name} ({folder}) is writable and has {format_bytes(free)} free."
-    if free < _FULL_BYTES:
-        action = "fetched" if name == "REPOS_DIR" else "recorded"
-        hint = f"Free up space, or move it to a separate disk. Without free space, nothing can be {action}."
-        return Error(text, hint=hint)
+    effect = "nothing can be fetched" if name == "REPOS_DIR" else "nothing can be recorded"
+    if name == "TMPDIR":  # often a small disk in memory
+        needed = min(needed, int(health.MIN_FREE_SHARE * disk.total))
+        effect = "syncs fail, and large pages and requests end early"
+    if free < needed:
+        return Error(text, hint=f"Free up space, or move it to a separate disk. Without free space, {effect}.")
     if free < wanted:
         hint = f"A fetch may write up to {format_bytes(wanted)} (MAX_FETCH_BYTES). Free up space, or lower the limit."
         return Warning(text, hint=hint)

@@ -1,10 +1,13 @@
 """`manage.py doctor`: a healthy instance passes, each problem has a hint, and the command always ends."""
 
+import contextlib
 import json
+import os
 import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -30,6 +33,8 @@ from docora.security import crypto
 from repositories_app.models import HostOutage
 from tests.support.doctor import doctor, infos, problems, silent_host, start_worker, warnings
 from tests.support.git import GitFixture
+from tests.support.processes import forked, reap
+from tests.support.small_disk import mount_small_disk
 from tests.support.staff import make_app, make_watch
 from tests.support.world import World
 
@@ -306,6 +311,46 @@ def test_read_only_folder_and_small_disk(tmp_path: Path, settings, monkeypatch) 
     assert f"REPOS_DIR ({tmp_path / 'file'}) is not writable." in problems(instance_checks.check_disk())
     assert "is not writable. File exists." in problems(instance_checks.check_disk())
     assert health.check_disk().startswith("REPOS_DIR is not writable (File exists): ")
+
+
+def test_full_temporary_disk(tmp_path: Path, settings, monkeypatch) -> None:
+    """Syncs failed and large pages were empty, and no check found why. Python's own search for a folder skips a full one."""
+    settings.DATA_DIR = settings.REPOS_DIR = tmp_path / "data"
+    disk, report = tmp_path / "tmp", tmp_path / "report"
+    monkeypatch.setenv("TMPDIR", str(disk))
+
+    def check() -> list[object]:
+        doctors = instance_checks.check_disk()
+        return [health.check_disk(), problems(doctors), infos(doctors).count("is writable and has")]
+
+    def work() -> None:
+        try:
+            mount_small_disk(disk, "size=1m")
+        except OSError:
+            report.write_text("null")
+            return
+        found = check()
+        with contextlib.suppress(OSError):
+            (disk / "filler").write_bytes(bytes(980 * 1024))
+        found += check()
+        with contextlib.suppress(OSError), (disk / "rest").open("wb", buffering=0) as rest:
+            while True:
+                rest.write(bytes(4096))
+        report.write_text(json.dumps([*found, *check()]))
+
+    assert os.waitstatus_to_exitcode(reap(forked(work), 60)) == 0
+    found = json.loads(report.read_text())
+    if found is None:
+        pytest.skip("this process may not mount a small disk, as root or in a user namespace")
+    assert found[:3] == [health.OK, "", 3]
+    assert re.fullmatch("only 4. kB of disk space is left for TMPDIR: free up space", found[3])
+    assert "syncs fail, and large pages and requests end early." in found[4]
+    assert found[6].startswith("TMPDIR is not writable (No space left on device): ")
+    assert found[7] == f"TMPDIR ({disk}) is not writable. No space left on device. Free up space."
+    assert found[5] == found[8] == 2
+    disk.rmdir()  # then Python chooses another folder
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert infos(instance_checks.check_disk()).count("is writable and has") == 2  # on the same disk: named once
 
 
 # --- Deliveries ---------------------------------------------------------------------------------------------------------
