@@ -1,11 +1,13 @@
-"""A migration must not break processes of the previous version, which insert rows without the columns that it adds."""
+"""Every change of a model has a migration. A migration must not break processes of the previous version, which insert rows without the columns that it adds."""
 
 from collections.abc import Iterator
 
 from django.apps import apps
 from django.db import connection, models
 from django.db.migrations import AddField, CreateModel, Migration
+from django.db.migrations.autodetector import MigrationAutodetector
 from django.db.migrations.loader import MigrationLoader
+from django.db.migrations.state import ProjectState
 from django.db.models import NOT_PROVIDED
 
 OURS = ("repositories_app", "deliveries_app")
@@ -55,6 +57,14 @@ def columns_after(*migrations: tuple[str, str]) -> set[tuple[str, str]]:
 def test_columns_that_the_previous_version_reads_are_still_there() -> None:
     """Processes of the previous version select every column by name, until they are restarted."""
     assert columns_after(*PREVIOUS_VERSION) - columns_after() == set()
+
+
+def test_every_change_of_a_model_has_a_migration() -> None:
+    """Without one for a new choice, the database refuses it: its check constraint lists the earlier ones."""
+    loader = MigrationLoader(None)
+    changes = MigrationAutodetector(loader.project_state(), ProjectState.from_apps(apps)).changes(loader.graph)
+    operations = {app: [each.describe() for made in changes[app] for each in made.operations] for app in changes}
+    assert operations == {}
 
 
 def test_database_has_every_default_that_models_declare(db) -> None:
