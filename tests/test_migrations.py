@@ -1,4 +1,7 @@
-"""Every change of a model has a migration. A migration must not break processes of the previous version, which insert rows without the columns that it adds."""
+"""Every change of a model has a migration, and none breaks processes of the previous version.
+
+These insert rows without the columns that a migration adds.
+"""
 
 from collections.abc import Iterator
 
