@@ -192,11 +192,15 @@ def check_sqlite() -> list[CheckMessage]:
 
 
 def check_redis() -> list[CheckMessage]:
-    """Check by writing: a replica, and a Redis whose memory or disk is full, still respond. RQ queues jobs with scripts."""
+    """Check by writing: a replica, and a Redis whose memory or disk is full, still respond.
+
+    RQ queues jobs with scripts. Its keys have names of their own, which an ACL may not cover.
+    """
     found = write_problem()
     if not found:
         try:
             redis_connection().register_script("return 1")()
+            inspect.read_workers()
         except RedisError as error:
             found = redis_problem(error)
     return [Error(found[0], hint=found[1]) if found else Info("Redis responds and accepts writes.")]

@@ -1,6 +1,7 @@
 """The connection to Redis. Timeouts are short: Redis only wakes workers and counts, so nothing should wait for it."""
 
 import logging
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -111,4 +112,22 @@ def problem(error: RedisError) -> tuple[str, str]:
     if is_embedded():
         text = f"The embedded Valkey does not respond: {cause}."
         return text, f"Start {program()} up, which runs it, or restart it if it is running. Or set REDIS_URL."
-    return f"Redis does not respond: {cause}.", "Check REDIS_URL, and that Redis is running."
+    return f"Redis does not respond: {cause}.", _tls_advice(error) or "Check REDIS_URL, and that Redis is running."
+
+
+def _tls_advice(error: RedisError) -> str:
+    """Return what to do if only one side of the connection uses TLS, or if the certificate isn't trusted; or an empty string.
+
+    redis-py raises its own error while it handles the one that says why.
+    """
+    reason = error.__context__
+    if settings.REDIS_URL.startswith("rediss:"):
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            return "Name the authority that signed the server's certificate: add ?ssl_ca_certs=/path/of/ca.pem to REDIS_URL."
+        if isinstance(reason, ssl.SSLError) or "handshake" in str(reason):
+            return "Check that the server uses TLS on this port. If it doesn't, REDIS_URL must begin with redis://."
+    elif settings.REDIS_URL.startswith("redis:") and (
+        isinstance(reason, ConnectionResetError) or "closed by server" in str(error)
+    ):
+        return "If the server uses TLS on this port, REDIS_URL must begin with rediss://. Otherwise, check that it is running."
+    return ""

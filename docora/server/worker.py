@@ -100,6 +100,9 @@ class DocoraWorker(Worker):
         """Don't ask Redis for it: nothing shows it, and redis-py can't read the answer if the socket's path has a space."""
         self.ip_address = "unknown"
 
+    def subscribe(self) -> None:
+        """Don't listen for RQ's commands, which nothing sends. It takes a connection, and rights to channels in Redis."""
+
     def serialize(self) -> dict[Any, Any]:
         """Also publish what `docora.redis.inspect` reads: how many jobs it performs at once, and which key encrypts."""
         own = {"jobs_at_once": settings.SYNCS_PER_WORKER, "encryption_key": crypto.key_fingerprint()}

@@ -226,6 +226,18 @@ def test_wrong_password_for_redis_is_named(configured: Redis) -> None:
     assert "Redis refuses the user name and password in REDIS_URL, or requires a password. Write it as" in said
 
 
+def test_redis_user_without_rights_to_keys_of_rq(configured: Redis, valkey_server: ValkeyServer) -> None:
+    """Redis was fine, and the workers and the sweep unknown without it."""
+    configured.execute_command("ACL", "SETUSER", "default", "resetkeys", "~docora:*")
+    try:
+        said = problems(server_checks.check_redis())
+    finally:
+        configured.execute_command("ACL", "SETUSER", "default", "~*")
+    assert (
+        "Redis refuses: No permissions to access a key. Check the database number in REDIS_URL and the user's" in said
+    )
+
+
 def test_redis_that_cannot_save_to_its_disk_is_not_taken_for_one_that_is_down(
     valkey_server: ValkeyServer, settings
 ) -> None:

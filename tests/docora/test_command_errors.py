@@ -1,5 +1,6 @@
 """Commands report errors in one sentence on stderr, without a traceback or a secret and with nothing on stdout."""
 
+import contextlib
 import errno
 import json
 import os
@@ -36,9 +37,11 @@ from docora.cli import commands
 from docora.cli.main import CommandLine, error_message
 from docora.cli.output import INTERRUPTED
 from tests.support.commands import PROJECT, manage, run_each
+from tests.support.doctor import silent_host
 from tests.support.instance import free_port
 from tests.support.postgres import PostgresServer
 from tests.support.read_only import WITHOUT_OVERRIDE
+from tests.support.tls import self_signed
 from tests.support.valkey import ValkeyServer
 
 COMMANDS = {
@@ -310,6 +313,48 @@ def test_redis_that_requires_a_password(valkey_server: ValkeyServer, instance_en
         "redis://:password@host:6379/0, with special characters percent-encoded."
     )
     assert "Traceback" not in err
+
+
+def test_worker_needs_no_channels_of_redis(valkey_server: ValkeyServer, instance_environment: dict[str, str]) -> None:
+    """Redis gives a new user none. The thread that listened for RQ's commands ended with a traceback."""
+    with valkey_server.client() as client:
+        client.execute_command("ACL", "SETUSER", "default", "resetchannels")
+        try:
+            environment = instance_environment | {"REDIS_URL": valkey_server.url, "LOG_LEVEL": "info"}
+            [(code, _, err)] = run_each([["rqworker", "high", "--burst"]], os.environ | environment)
+        finally:
+            client.execute_command("ACL", "SETUSER", "default", "allchannels")
+    assert code == 0
+    assert "Listening on high" in err
+    assert "channel" not in err
+
+
+def test_redis_with_and_without_tls(tmp_path: Path, instance_environment: dict[str, str]) -> None:
+    """The advice was to check that Redis is running."""
+    context, _ = self_signed(tmp_path)
+
+    def refuse(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                session, _ = listener.accept()
+                with contextlib.suppress(OSError), session:
+                    context.wrap_socket(session, server_side=True).close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, silent_host() as plain:
+        threading.Thread(target=refuse, args=(listener,), daemon=True).start()
+        encrypted = f"127.0.0.1:{listener.getsockname()[1]}"
+        urls = [f"redis://{encrypted}/0", f"rediss://{plain}/0", f"rediss://{encrypted}/0"]
+        said = [outcomes([["rqworker", "high"]], **(instance_environment | {"REDIS_URL": url}))[0] for url in urls]
+        listener.shutdown(socket.SHUT_RDWR)
+    assert [(code, out) for code, out, _ in said] == [(1, "")] * 3
+    advice = [
+        "If the server uses TLS on this port, REDIS_URL must begin with rediss://. Otherwise, check that it is running.",
+        "Check that the server uses TLS on this port. If it doesn't, REDIS_URL must begin with redis://.",
+        "Name the authority that signed the server's certificate: add ?ssl_ca_certs=/path/of/ca.pem to REDIS_URL.",
+    ]
+    for (_, _, err), expected in zip(said, advice, strict=True):
+        assert err.startswith("Redis does not respond: "), err
+        assert err.endswith(f". {expected}"), err
 
 
 @pytest.mark.parametrize(
