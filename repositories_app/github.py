@@ -109,11 +109,12 @@ def read[T](
 
 
 def access_to(
-    wanted: Iterable[tuple[GitHubApp, str]], tick: git.Tick, *, fresh: bool = False
+    wanted: Iterable[tuple[GitHubApp, str]], tick: git.Tick, *, fresh: bool = False, timeout: float | None = None
 ) -> dict[tuple[int, str], Access]:
     """Return how to read each repository: primary key of the GitHub App and URL, as an app spelled it → access.
 
-    Ask GitHub for those that are not cached, several at a time. Call `tick` about every second meanwhile.
+    Ask GitHub for those that are not cached, several at a time, with `timeout` seconds for each request. Call `tick` about
+    every second meanwhile.
     """
     pairs = {(github_app.pk, url): (github_app, url) for github_app, url in wanted}
     found: dict[tuple[int, str], Access] = {}
@@ -127,7 +128,7 @@ def access_to(
             found[key] = Access(problem=_rate_limited(github_app, seconds))
         else:
             installation = 0 if fresh else int(kept.get("installation", 0))
-            waiting.append(_Conversation(github_app, url, signed(github_app), installation))
+            waiting.append(_Conversation(github_app, url, signed(github_app), installation, timeout))
     if waiting:
         # A client of its own, because the caller's may have requests in flight.
         with remote.new_client(CONCURRENCY) as client:
@@ -212,36 +213,37 @@ def json_web_token(github_app: GitHubApp) -> str:
 # --- Requests and answers -----------------------------------------------------------------------------------------------
 
 
-def _request(method: str, url: str, jwt: str, body: bytes = b"", context: object = None) -> Request:
+def _request(
+    method: str, url: str, jwt: str, body: bytes = b"", context: object = None, timeout: float | None = None
+) -> Request:
     headers = (
         f"Authorization: Bearer {jwt}",
         "Accept: application/vnd.github+json",
         "X-GitHub-Api-Version: 2022-11-28",
         *(["Content-Type: application/json"] if body else []),
     )
-    return Request(
-        method, url, headers, body, timeout=_TIMEOUT_SECONDS, max_body=_MAX_ANSWER, repeatable=True, context=context
-    )
+    seconds = timeout or _TIMEOUT_SECONDS
+    return Request(method, url, headers, body, timeout=seconds, max_body=_MAX_ANSWER, repeatable=True, context=context)
 
 
 class _Conversation:
     """Two requests for one repository: which installation has it, and then a token of that installation."""
 
-    def __init__(self, github_app: GitHubApp, url: str, jwt: str, installation: int) -> None:
+    def __init__(self, github_app: GitHubApp, url: str, jwt: str, installation: int, timeout: float | None) -> None:
         """`installation` is the cached number, or 0."""
         self.github_app, self.url = github_app, url
         self._owner, self._name = owner_and_name(url)
-        self._jwt, self._api = jwt, api_url(github_app.host)
+        self._jwt, self._api, self._timeout = jwt, api_url(github_app.host), timeout
         self._installation, self._is_guess = installation, bool(installation)
 
     def request(self) -> Request:
         """Return the next request."""
         if not self._installation:
             path = f"/repos/{quote(self._owner, safe='')}/{quote(self._name, safe='')}/installation"
-            return _request("GET", self._api + path, self._jwt, context=self)
+            return _request("GET", self._api + path, self._jwt, context=self, timeout=self._timeout)
         body = json.dumps({"repositories": [self._name], "permissions": _PERMISSIONS}).encode()
         path = f"/app/installations/{self._installation}/access_tokens"
-        return _request("POST", self._api + path, self._jwt, body, context=self)
+        return _request("POST", self._api + path, self._jwt, body, self, self._timeout)
 
     def take(self, outcome: Outcome) -> Access | None:
         """Return the result, or None if there is another request to send."""
@@ -333,7 +335,8 @@ def _no_token(cause: Cause, github_app: GitHubApp, reason: str) -> GitError:
 def _seconds_to_wait(outcome: Outcome) -> float:
     seconds = outcome.retry_after(time.time())
     if seconds is None:
-        reset = outcome.headers.get("x-ratelimit-reset", "")
+        is_primary = outcome.headers.get("x-ratelimit-remaining") == "0"  # secondary rate limits end at another time
+        reset = outcome.headers.get("x-ratelimit-reset", "") if is_primary else ""
         seconds = float(reset) - time.time() if reset.isdecimal() else git_errors.DEFAULT_COOLDOWN
     return min(max(seconds, 1.0), MAX_WAIT_SECONDS)
 

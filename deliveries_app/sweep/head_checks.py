@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 SLICE = 500
 _OUTAGE_CAUSES = {Cause.NETWORK, Cause.TIMEOUT}
 _RECORD_SECONDS = 1.0  # how often answers are recorded while others are awaited
+_TOKEN_SECONDS = 5.0
+"""How long a check waits for each answer of GitHub's API, because all checks through GitHub Apps wait. A sync waits longer."""
 TAKEN_SECONDS = 60.0
 """How long a check may take before another sweep repeats it, for example because this one was killed."""
 
@@ -243,7 +245,7 @@ def _tokens(watches: Sequence[AppRepository], meanwhile: Callable[[], None]) -> 
     """Return primary key → the token with which the watch reads its repository, or an empty string."""
     through = {watch: github_app for watch in watches if (github_app := watch.github_app)}
     wanted = [(github_app, watch.github_url) for watch, github_app in through.items()]
-    found = github.access_to(wanted, meanwhile)
+    found = github.access_to(wanted, meanwhile, timeout=_TOKEN_SECONDS)
     minted = {watch.pk: found[app.pk, watch.github_url].token for watch, app in through.items()}
     return {watch.pk: watch.github_token for watch in watches} | minted
 

@@ -320,7 +320,8 @@ def is_rate_limit(outcome: Outcome) -> bool:
     if outcome.status != 403:
         return outcome.status == 429
     headers = outcome.headers
-    return "retry-after" in headers or headers.get("x-ratelimit-remaining") == "0"
+    is_secondary = b"secondary rate limit" in outcome.body.lower()  # GitHub says so in the message alone
+    return "retry-after" in headers or headers.get("x-ratelimit-remaining") == "0" or is_secondary
 
 
 def _moved(remote: git.Remote, outcome: Outcome) -> RepositoryMoved:

@@ -19,6 +19,7 @@ from deliveries_app.models import App, AppRepository, Status
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.services import change_app, host_checks, watch_settings
 from deliveries_app.services.github_apps import save_github_app
+from deliveries_app.sweep import head_checks
 from deliveries_app.sweep.head_checks import check_due
 from docora.conf.logs import configure
 from docora.redis.connection import connection as redis
@@ -396,6 +397,8 @@ REPLIES = [
         60,
         "pause of 1 min",
     ),
+    ((403, {}, {"message": "You have exceeded a secondary rate limit."}), Cause.NETWORK, False, 60, "pause of 1 min"),
+    ((429, {"X-RateLimit-Remaining": "9", "X-RateLimit-Reset": "9" * 20}, {}), Cause.NETWORK, False, 60, "1 min"),
     ((429, {"Retry-After": "99999"}, {}), Cause.NETWORK, False, 3600, "pause of 1 h"),
     ((403, {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "9" * 20}, {}), Cause.NETWORK, False, 3600, "1 h"),
     ((403, {}, {"message": "Suspended"}), Cause.AUTH, True, 0, "installation may be suspended"),
@@ -502,6 +505,34 @@ def test_slow_api_does_not_delay_the_checks_of_other_repositories(
     with remote.new_client() as client:
         assert check_due(client, note_due) == 2
     assert found == [True]
+
+
+def test_hanging_api_does_not_delay_the_checks_through_other_github_apps(
+    world: World, api: GitHub, watch, tmp_path: Path, monkeypatch
+) -> None:
+    """The sync of its own watch waits longer, so a slow API's watches are still read."""
+    monkeypatch.setattr(head_checks, "_TOKEN_SECONDS", 0.5)
+    is_over = threading.Event()
+    answered: list[str] = []
+
+    def hang(method: str, *_request) -> Reply:
+        is_over.wait(10)
+        answered.append(method)
+        return 404, {}, {}
+
+    with GitHubFixture(tmp_path / "other") as elsewhere:
+        elsewhere.github.install("acme", "acme/elsewhere")
+        other = world.add_app("Other")
+        other.github_app = elsewhere.app("Other Reader")
+        other.save()
+        world.watch_url(elsewhere.private("acme/elsewhere", FILES), app=other)
+        redis().flushdb()
+        monkeypatch.setattr(api, "handle", hang)
+        AppRepository.objects.update(next_sync_at=None, status=Status.SYNCED, next_check_at=Now())
+        assert world.check() == 2
+        assert not answered
+        is_over.set()
+    assert AppRepository.objects.due().count() == 2
 
 
 @pytest.mark.parametrize(
