@@ -5,6 +5,7 @@ itself goes through Docora's own client, whose rules for addresses therefore app
 """
 
 import threading
+import time
 from typing import Any
 
 import requests
@@ -13,7 +14,7 @@ from requests import RequestException
 from requests.adapters import BaseAdapter
 
 from docora.http import USER_AGENT
-from docora.http.client import HttpClient, Request
+from docora.http.client import HttpClient, Outcome, Request
 
 __all__ = ["RequestException", "provider_session"]
 
@@ -23,6 +24,9 @@ MAX_CALLS = 4
 """Strangers can cause calls, and each occupies one of the `WEB_THREADS` while the provider is slow."""
 _CALLS = threading.BoundedSemaphore(MAX_CALLS)
 _WAIT_SECONDS = 1.0
+_KEPT_SECONDS = 60.0
+_KEPT: dict[str, tuple[float, Outcome]] = {}
+"""The discovery document, which each sign-in reads twice: its URL → until when (monotonic) it is used, and the response."""
 
 
 class _Transport(BaseAdapter):
@@ -38,6 +42,8 @@ class _Transport(BaseAdapter):
         )
 
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
+        if _kept(request.url):
+            return self._send(request)
         if not _CALLS.acquire(timeout=_WAIT_SECONDS):
             raise requests.ConnectionError("Too many sign-ins are waiting for the provider.", request=request)
         try:
@@ -47,7 +53,8 @@ class _Transport(BaseAdapter):
 
     def _send(self, request: requests.PreparedRequest) -> requests.Response:
         body: Any = request.body or b""
-        outcome = self._client.request(
+        # Looked up again, because another sign-in may have read it meanwhile.
+        outcome = _kept(request.url) or self._client.request(
             Request(
                 request.method or "GET",
                 request.url or "",
@@ -65,6 +72,8 @@ class _Transport(BaseAdapter):
             raise requests.ConnectionError(message, request=request)
         if outcome.truncated:
             raise requests.ConnectionError("The provider's response is too large.", request=request)
+        if outcome.ok and (request.url or "").endswith("/.well-known/openid-configuration"):
+            _KEPT.setdefault(request.url or "", (time.monotonic() + _KEPT_SECONDS, outcome))
         response = requests.Response()
         response.status_code = outcome.status
         response.headers.update(outcome.headers)
@@ -75,6 +84,15 @@ class _Transport(BaseAdapter):
 
     def close(self) -> None:
         self._client.close()
+
+
+def _kept(url: str | None) -> Outcome | None:
+    """Return the kept response from this URL, or None if there is none or it is too old."""
+    until, outcome = _KEPT.get(url or "", (0.0, None))
+    if time.monotonic() < until:
+        return outcome
+    _KEPT.pop(url or "", None)
+    return None
 
 
 def provider_session() -> requests.Session:

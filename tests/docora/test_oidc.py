@@ -55,6 +55,7 @@ def configured(provider: IdentityProvider, settings, db) -> None:
     app["settings"] = {"server_url": provider.issuer, "scope": ["openid", "profile", "email", "groups"]}
     app["settings"]["token_auth_method"] = settings.OIDC_CLIENT_AUTH
     settings.SOCIALACCOUNT_PROVIDERS = {"openid_connect": {"OAUTH_PKCE_ENABLED": True, "APPS": [app]}}
+    provider_http._KEPT.clear()
 
 
 def use_provider(url: str) -> None:
@@ -435,6 +436,23 @@ def test_calls_to_the_provider_occupy_only_some_of_the_threads(client: Client, m
     with provider_http._CALLS:
         assert client.get(START).status_code == 401
     assert client.get(START).status_code == 302
+
+
+def test_many_sign_ins_read_the_discovery_document_once(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a provider that takes 0.2 s, half of 30 people who signed in at the same time got an error."""
+    with servers() as start:
+        document = {f"{name}_endpoint": "http://127.0.0.1/" for name in ("authorization", "token")}
+        server = start(saying("200 OK", json.dumps(document).encode(), "Content-Type: application/json"))
+        use_provider(server.url)
+        assert client.get(START).status_code == 302
+        monkeypatch.setattr(provider_http, "_CALLS", threading.BoundedSemaphore(1))
+        with provider_http._CALLS:
+            assert [Client().get(START).status_code for _ in range(3)] == [302] * 3
+        assert len(server.requests) == 1
+        monkeypatch.setattr(provider_http, "_KEPT_SECONDS", 0.0)
+        provider_http._KEPT.clear()
+        assert [client.get(START).status_code for _ in range(2)] == [302] * 2
+        assert len(server.requests) == 3
 
 
 def test_redirects_to_the_provider_are_rate_limited(client: Client, settings) -> None:
