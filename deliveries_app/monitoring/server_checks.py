@@ -15,7 +15,7 @@ from docora.db.connection import is_full, pooler_advice
 from docora.redis.connection import IN_CLUSTER, RedisError, write_problem
 from docora.redis.connection import connection as redis_connection
 from docora.redis.connection import problem as redis_problem
-from docora.redis.inspect import live_workers
+from docora.redis.inspect import live_workers, read_workers
 from docora.text import cause_of, clean_text, counted, first_line, format_bytes
 
 MIN_REDIS = (7, 0)  # for `EXPIRE … NX`, which `docora.security.throttle` uses
@@ -200,7 +200,7 @@ def check_redis() -> list[CheckMessage]:
     if not found:
         try:
             redis_connection().register_script("return 1")()
-            inspect.read_workers()
+            read_workers()
         except RedisError as error:
             found = redis_problem(error)
     return [Error(found[0], hint=found[1]) if found else Info("Redis responds and accepts writes.")]
