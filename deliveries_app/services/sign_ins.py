@@ -12,6 +12,7 @@ from allauth.mfa import signals as second_factors
 from allauth.mfa.models import Authenticator
 from django.contrib.auth import get_user_model
 from django.contrib.auth.signals import user_logged_in, user_logged_out, user_login_failed
+from django.db import transaction
 from django.db.models import QuerySet
 from django.db.models.signals import post_save
 from django.dispatch import receiver
@@ -38,13 +39,16 @@ def _signed_in(sender: Any, request: HttpRequest | None, user: Any, **_: Any) ->
 
 
 @receiver(user_logged_out)
-def _signed_out(sender: Any, request: HttpRequest | None, user: Any, **_: Any) -> None:
+def _signed_out(sender: Any, request: Any, user: Any, **_: Any) -> None:
     if user is None:  # the session may have ended before
         return
-    if getattr(request, "was_idle", False):
-        audit.record(_docora(request), AuditAction.SIGN_OUT, [user], "Session ended after inactivity")
-    else:
-        audit.record(_user(user, request), AuditAction.SIGN_OUT, [user], "Signed out")
+    with transaction.atomic():
+        if not request.session.end():  # recorded by another request
+            return
+        if getattr(request, "was_idle", False):
+            audit.record(_docora(request), AuditAction.SIGN_OUT, [user], "Session ended after inactivity")
+        else:
+            audit.record(_user(user, request), AuditAction.SIGN_OUT, [user], "Signed out")
 
 
 @receiver(user_login_failed)

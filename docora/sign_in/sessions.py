@@ -47,6 +47,11 @@ class SessionStore(db.SessionStore):
         if key := session_key or self.session_key:
             super().delete(_digest(key))
 
+    def end(self) -> bool:
+        """Delete the session, and return False if another request has just done so."""
+        rows = Session.objects.filter(session_key=_digest(self.session_key or ""))
+        return rows.delete()[0] > 0
+
 
 def _digest(session_key: str) -> str:
     return hash_token(session_key)[:_DIGITS]

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from django.contrib.admin.models import LogEntry
+from django.contrib.auth import get_user, logout
 from django.contrib.auth.models import Group, Permission, User
 from django.core.exceptions import PermissionDenied
 from django.core.management import call_command
@@ -55,6 +56,7 @@ from deliveries_app.services.watching import WatchOptions
 from deliveries_app.sweep.retention import prune
 from deliveries_app.sync.outcomes import pause_app
 from docora.db import append_only
+from docora.sign_in.sessions import SessionStore
 from repositories_app import github
 from repositories_app.models import GitHubApp
 from tests.api.caller import Caller
@@ -618,6 +620,19 @@ def test_end_of_an_idle_session(db, settings) -> None:
     entry = AuditEntry.objects.latest("pk")
     assert (entry.action, entry.message, entry.subject) == (A.SIGN_OUT, "Session ended after inactivity", "anna")
     assert (entry.actor, entry.actor_kind, entry.address) == ("Docora", "system", "203.0.113.9")
+
+
+def test_end_of_a_session_is_recorded_once(db, rf) -> None:
+    """Although several requests find it: the user presses the button twice, or several pages are open while it is idle."""
+    User.objects.create_user("anna", password="correct horse")
+    client = sign_in("anna", "correct horse")
+    requests = [rf.post("/admin/logout/") for _ in range(3)]
+    for request in requests:
+        request.session = SessionStore(client.cookies["sessionid"].value)
+        request.user = get_user(request)
+    for request in requests:
+        logout(request)
+    assert [action for action, _, _ in accounts()].count(A.SIGN_OUT) == 1
 
 
 def test_user_of_a_proxy_without_an_account_is_recorded_once_an_hour(db, proxy: str, monkeypatch) -> None:
