@@ -18,6 +18,7 @@ from deliveries_app.webhooks.client import describe_outcome, post_ping
 from deliveries_app.webhooks.keyring import REFUSALS, Keyring, response_texts
 from deliveries_app.webhooks.payloads import endpoint
 from docora.http.client import Cause, Outcome
+from docora.http.egress import CHECK_PROXY, THROUGH_PROXY
 from repositories_app.git.remote import new_client
 
 _HINTS: dict[Cause | int, str] = {
@@ -109,7 +110,7 @@ def send_ping(actor: Actor, app: App, *, new_key: bool = False) -> Ping:
 
 def _hint(outcome: Outcome, app: App, *, new_key: bool) -> str:
     if outcome.cause is not None:
-        return _HINTS[outcome.cause]
+        return CHECK_PROXY if THROUGH_PROXY in outcome.message else _HINTS[outcome.cause]
     status = outcome.status or 0
     if status == 401 and app.is_rotating_key:
         return _NEW_KEY_REJECTED if new_key else _BOTH_KEYS_REJECTED

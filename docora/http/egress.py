@@ -13,6 +13,10 @@ from docora.http.addresses import Network, is_address, is_in
 from docora.http.messages import Cause
 from docora.http.resolver import ResolvedHost
 
+THROUGH_PROXY = "through the egress proxy"
+"""What the message of a request says that did not get beyond the proxy."""
+CHECK_PROXY = "An administrator should check EGRESS_PROXY, and that the proxy allows CONNECT to this host and port."
+
 _USERINFO = r"[A-Za-z0-9._~!$&'()*+,;=%-]"
 _PROXY = re.compile(
     rf"http://(?:{_USERINFO}+(?::{_USERINFO}*)?@)?(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{{1,5}})/?"

@@ -10,7 +10,7 @@ import pycurl
 
 from docora.http import USER_AGENT
 from docora.http.addresses import blocked_reason, is_address, is_in
-from docora.http.egress import blocked_behind_proxy, is_direct
+from docora.http.egress import THROUGH_PROXY, blocked_behind_proxy, is_direct
 from docora.http.messages import Cause, Outcome, Request, host_of, name_of
 from docora.http.resolver import CACHE_SECONDS, ResolvedHost, Resolver, curl_entry, is_loopback_name
 from docora.text import clean_text
@@ -254,7 +254,7 @@ class Transfer:
             return self._timed_out(host)
         if self._via and not reached and cause is not Cause.TLS:
             reason = self._proxy_failure(code, detail)
-            return Cause.CONNECT, f"Couldn't reach {host} through the egress proxy: {reason}."
+            return Cause.CONNECT, f"Couldn't reach {host} {THROUGH_PROXY}: {reason}."
         if cause is Cause.CONNECT:
             return cause, f"Couldn't reach {host}: {self._os_error(detail)}."
         if code == pycurl.E_ABORTED_BY_CALLBACK:
@@ -291,7 +291,7 @@ class Transfer:
             return Cause.TIMEOUT, f"{host} didn't {what} within {timeout:g} s."
         seconds = min(connect_timeout, timeout)
         if self._via:
-            return Cause.TIMEOUT, f"Couldn't connect to {host} through the egress proxy within {seconds:g} s."
+            return Cause.TIMEOUT, f"Couldn't connect to {host} {THROUGH_PROXY} within {seconds:g} s."
         if not self.curl.getinfo(pycurl.NAMELOOKUP_TIME):
             return Cause.DNS, f"Couldn't reach {name_of(self.request.url)}: DNS lookup took longer than {seconds:g} s."
         return Cause.TIMEOUT, f"Couldn't connect to {host} within {seconds:g} s."

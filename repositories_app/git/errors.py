@@ -14,6 +14,7 @@ from django.conf import settings
 
 from docora.backoff import MAX_WAIT_SECONDS
 from docora.http.client import Cause as HttpCause
+from docora.http.egress import CHECK_PROXY, THROUGH_PROXY
 from docora.security.redaction import pattern_of
 from docora.text import clean_text, format_bytes, format_seconds, one_line
 from repositories_app.git.exceptions import (
@@ -276,7 +277,8 @@ def unreachable(cause: HttpCause, message: str, *, token: str = "", reached: boo
         error = AddressNotAllowed(Cause.NETWORK, f"{quoted(message, token)}. {hint}", for_every_watcher=True)
     else:
         is_timeout = cause is HttpCause.TIMEOUT
-        hint = CHECK_CERTIFICATE if cause is HttpCause.TLS else "" if is_timeout and reached else _CHECK_NETWORK
+        check = CHECK_PROXY if THROUGH_PROXY in message else _CHECK_NETWORK
+        hint = CHECK_CERTIFICATE if cause is HttpCause.TLS else "" if is_timeout and reached else check
         text = f"{quoted(message, token)}. {hint}".rstrip()
         error = temporary(Cause.TIMEOUT if is_timeout else Cause.NETWORK, text)
         error.no_connection = not reached

@@ -6,6 +6,7 @@ from django.test import Client
 from deliveries_app.actors import Actor
 from deliveries_app.models import App
 from deliveries_app.services.keys import start_key_rotation
+from tests.support.proxy import Proxy
 from tests.support.receiver import Answer
 from tests.support.staff import make_app, staff
 from tests.support.world import World
@@ -68,6 +69,17 @@ def test_unreachable_url_shows_a_hint(client: Client) -> None:
     page = ping(client, app)
     assert "Check that the app is running" in page.text
     assert "No response" in page.text
+
+
+def test_refusal_of_the_egress_proxy_shows_a_hint(client: Client, settings) -> None:
+    app = make_app("Portal")
+    App.objects.update(base_url="http://portal.example")
+    with Proxy({}, status="407 Proxy Authentication Required") as proxy:
+        settings.EGRESS_PROXY = proxy.url
+        page = ping(client, app).text
+    assert "it answered CONNECT with HTTP 407" in page
+    assert "An administrator should check EGRESS_PROXY" in page
+    assert "Check that the app is running" not in page
 
 
 def test_blocked_url_shows_a_hint(client: Client) -> None:

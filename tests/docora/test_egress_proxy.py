@@ -225,6 +225,15 @@ def test_git_and_ls_refs_go_through_the_proxy(host: GitFixture, dns, settings) -
     assert len(proxy.targets) > 1
 
 
+def test_refusal_names_the_proxy_s_settings(dns, settings) -> None:
+    with Proxy({}, status="407 Proxy Authentication Required") as proxy:
+        settings.EGRESS_PROXY, settings.ALLOW_HTTP = proxy.url, True
+        with new_client(max_connections=1) as client, pytest.raises(GitError) as caught:
+            ls_head(client, "http://git.example/acme/widgets")
+    assert "HTTP 407. An administrator should check EGRESS_PROXY, and that" in str(caught.value)
+    assert "Check the URL" not in str(caught.value)
+
+
 def test_git_calls_allowed_private_networks_directly(host: GitFixture, dns, settings) -> None:
     repo = host.repo("acme/widgets", {"a.txt": b"1"})
     dns["git.example"] = ["127.0.0.1"]
