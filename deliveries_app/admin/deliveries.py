@@ -27,8 +27,8 @@ from deliveries_app.reports import attempts, endpoints
 from deliveries_app.reports.impact import resend_impact_of
 from deliveries_app.reports.next_attempt import next_attempt_of
 from deliveries_app.services import MAX_RESENT_AT_ONCE, resend_many
-from docora.templatetags.docora import ago, badge, size
-from docora.text import counted, visible
+from docora.templatetags.docora import ago, badge, file_path, size
+from docora.text import counted
 from docora.web.paginators import BoundedPaginator
 
 _PUBLIC_ID = re.compile("[A-Za-z0-9_-]{1,50}")
@@ -147,7 +147,7 @@ class DeliveryAdmin(ConfirmingAdmin[Delivery], ReadOnlyAdmin[Delivery]):
             "attempts": attempts.of_path(request.user, watch, delivery.path, delivery),
         }
 
-    shown_path = column("path", lambda delivery: visible(delivery.path))
+    shown_path = column("path", lambda delivery: file_path(delivery.path))
     repository = column("repository", lambda delivery: str(delivery.watch.repository))
     app = column("app", lambda delivery: delivery.watch.app.name)
     state = column("status", lambda delivery: state_badge(delivery, delivery.watch))

@@ -26,7 +26,7 @@ from docora.text import counted
 from repositories_app.models import Repository
 from repositories_app.services import lock
 
-LISTED_WATCHES = 200
+LISTED_WATCHES = 50
 
 
 class VisibilityFilter(ChoiceFilter):

@@ -18,7 +18,7 @@ from django.utils.safestring import SafeString
 from django.views.decorators.http import require_safe
 
 from deliveries_app.models import App, AppRepository, BulkOperation, Delivery, FailedSync, SyncRun
-from docora.templatetags.docora import status_with_detail
+from docora.templatetags.docora import file_path, status_with_detail
 from docora.text import can_be_id, lower_first, visible
 from docora.web.paginators import BoundedPaginator
 from repositories_app.git.url import as_https
@@ -33,7 +33,7 @@ MAX_COUNTED = BoundedPaginator.PAGES * 50
 class SearchResult:
     """One result: the link's text and URL, its status, and further text."""
 
-    title: str
+    title: SafeString | str
     url: str
     state: SafeString | str = ""
     text: str = ""
@@ -51,7 +51,7 @@ def _watch(watch: AppRepository) -> SearchResult:
 
 def _file(delivery: Delivery) -> SearchResult:
     page = reverse("admin:deliveries_app_delivery_change", args=[delivery.pk])
-    return SearchResult(visible(delivery.path), page, text=str(delivery.watch))
+    return SearchResult(file_path(delivery.path), page, text=str(delivery.watch))
 
 
 def repository_term(text: str) -> str:

@@ -245,7 +245,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
         if not self.has_add_permission(request):
             raise PermissionDenied
         template = "admin/deliveries_app/apprepository/add.html"
-        if not App.objects.filter(ended_at=None).exists():
+        if request.method == "GET" and not App.objects.filter(ended_at=None).exists():
             return self.render_confirmation(request, None, self.add_label, template)
         moved = self._moved(request)
         form = WatchForm(post_data(request), initial=moved_form(moved) if moved else {"app": request.GET.get("app")})

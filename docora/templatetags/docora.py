@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
+from unicodedata import bidirectional
 
 from django import template
 from django.utils import timezone
@@ -194,6 +195,18 @@ def exact(moment: datetime | None) -> str:
 def visible(text: str) -> str:
     """Escape control characters in paths, and in text from git hosts and client apps: see `docora.text.visible`."""
     return escape_invisible(text)
+
+
+@register.filter
+def file_path(path: str) -> SafeString | str:
+    """Render a path like `visible`, with its folders in order from left to right.
+
+    Browsers would show neighbouring names in Arabic or Hebrew from right to left, so that the file looks like a folder.
+    """
+    text = escape_invisible(path)
+    if text.isascii() or not any(bidirectional(character) in {"R", "AL"} for character in text):
+        return text
+    return format_html_join("/", "<bdi>{}</bdi>", ((name,) for name in text.split("/")))
 
 
 @register.filter

@@ -4,8 +4,9 @@ from datetime import UTC, datetime
 
 import pytest
 from django.utils import timezone
+from django.utils.html import conditional_escape
 
-from docora.templatetags.docora import ago, exact
+from docora.templatetags.docora import ago, exact, file_path
 from docora.text import (
     can_be_id,
     clean_text,
@@ -104,3 +105,18 @@ def test_primary_keys_are_parsed_up_to_18_digits() -> None:
 
 def test_invalid_ids_are_not_looked_up() -> None:
     assert [can_be_id(text) for text in ("app_1", "a\0", "\ud800")] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("path", "html"),
+    [
+        ("docs/a<b.md", "docs/a&lt;b.md"),
+        ("docs/é.md", "docs/é.md"),
+        ("docs/דף/a&b.md", "<bdi>docs</bdi>/<bdi>דף</bdi>/<bdi>a&amp;b.md</bdi>"),
+        ("فصل/مقدمة.md", "<bdi>فصل</bdi>/<bdi>مقدمة.md</bdi>"),
+        ("a\u202eb/ע", "<bdi>a\\u202eb</bdi>/<bdi>ע</bdi>"),
+    ],
+)
+def test_folders_of_a_path_stay_in_order(path: str, html: str) -> None:
+    """A browser showed `docs/דף/שלום` with the last two names swapped."""
+    assert conditional_escape(file_path(path)) == html
