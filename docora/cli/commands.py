@@ -9,7 +9,7 @@ from django.core.management import get_commands, load_command_class
 from django.core.management.base import BaseCommand
 
 _PACKAGES = {"docora", "repositories_app", "deliveries_app"}
-EXTENDED = {"changepassword", "migrate", "rqworker"}
+EXTENDED = {"migrate", "rqworker"}
 """Commands of Django and django-rq that Docora only extends. The handbook describes them in its text."""
 
 

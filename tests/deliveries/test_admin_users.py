@@ -1,13 +1,11 @@
 """Forms for users and groups save only what was changed on the page, and lose no change that is made meanwhile."""
 
-import io
 from collections.abc import Callable
 from datetime import UTC, datetime
 
 import pytest
 from django.contrib.auth import base_user
 from django.contrib.auth.models import Group, Permission, User
-from django.core.management import CommandError, call_command
 from django.test import Client
 from django.utils import timezone
 
@@ -127,19 +125,3 @@ def test_user_is_deactivated_while_the_new_password_is_hashed(olga: User, monkey
     assert client.post(page, form).status_code == 302
     olga.refresh_from_db()
     assert (olga.is_active, olga.is_superuser, olga.check_password(NEW_PASSWORD)) == (False, False, True)
-
-
-def test_rights_are_taken_away_while_the_command_asks_for_the_password(olga: User, monkeypatch) -> None:
-    typed = iter(["short", "short", NEW_PASSWORD, "another", NEW_PASSWORD, NEW_PASSWORD])
-
-    def getpass(prompt: str = "") -> str:
-        User.objects.update(is_active=False, is_superuser=False)
-        return next(typed)
-
-    monkeypatch.setattr("getpass.getpass", getpass)
-    call_command("changepassword", "olga", stdout=io.StringIO(), stderr=io.StringIO())
-    olga.refresh_from_db()
-    assert (olga.is_active, olga.is_superuser, olga.check_password(NEW_PASSWORD)) == (False, False, True)
-    assert AuditEntry.objects.latest("pk").message == "Changed the password"
-    with pytest.raises(CommandError, match="There is no user 'nobody'"):
-        call_command("changepassword", "nobody")
