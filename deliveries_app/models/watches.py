@@ -342,6 +342,9 @@ class AppRepository(models.Model):
     tree_files = models.PositiveBigIntegerField("files", default=0, editable=False)
     tree_bytes = models.PositiveBigIntegerField("bytes", default=0, editable=False)
     files_failing = models.PositiveBigIntegerField(default=0, editable=False)
+    deletes_failing = models.PositiveBigIntegerField(
+        default=0, db_default=0, editable=False, help_text="How many of the failing files are no longer in the tree."
+    )
     left_out = models.JSONField(
         default=dict,
         editable=False,
@@ -449,7 +452,7 @@ class AppRepository(models.Model):
     @property
     def files_delivered(self) -> int:
         """Number of files in the tree that the app holds, as of the last complete plan."""
-        return max(0, self.tree_files - self.files_failing)
+        return max(0, self.tree_files - max(0, self.files_failing - self.deletes_failing))
 
     @property
     def files_undelivered(self) -> int | None:

@@ -273,6 +273,7 @@ def _revive(watch: AppRepository, url: str, options: WatchOptions) -> None:
         tree_files=0,
         tree_bytes=0,
         files_failing=0,
+        deletes_failing=0,
         left_out={},
         last_commit="",
         seen_commit="",

@@ -406,7 +406,7 @@ class Attempt:
             self.lease,
             recorder.sync_failure(message),
             min_delay=recorder.longest_hold,
-            fields=fields | {"files_failing": count},
+            fields=fields | {"files_failing": count, "deletes_failing": recorder.failed_deletes},
         )
 
     def _lag_seconds(self, commit: str) -> float | None:
@@ -461,7 +461,7 @@ class Attempt:
 
     def _record_refused_notice(self, error: NoticeRefused) -> None:
         # Without a base, the next attempt sends the notice, which is still due.
-        fields: dict[str, Any] = {"files_failing": 0, "base_commit": "", "base_rules": ""}
+        fields: dict[str, Any] = {"files_failing": 0, "deletes_failing": 0, "base_commit": "", "base_rules": ""}
         if error.failure.may_be_under_way:
             fields["doubt_until"] = from_now(HOLD_AFTER_TIMEOUT)
         message = f"All files were acknowledged, but /sync_completed failed. {error.failure.message}"

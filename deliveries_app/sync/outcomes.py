@@ -47,6 +47,7 @@ def succeeded(lease: Lease, fields: dict[str, Any], *, next_sync_in: float | Non
         "last_scanned_at": Now(),
         "next_check_at": next_check(fields.get("moved_at")),
         "files_failing": 0,
+        "deletes_failing": 0,
         **CLEARED_FAILURE,
         **fields,
     }

@@ -47,7 +47,7 @@ class Recorder:
         self._acknowledged: list[tuple[Notification, Acknowledged]] = []
         self._acknowledged_at: datetime | None = None
         self._failed: list[Failed] = []
-        self.failed_count = 0
+        self.failed_count = self.failed_deletes = 0
         self._latest = endpoint_stats.Latest()
         self._unpublished: Counter[str] = Counter()
         self._unpublished_causes: Counter[str] = Counter()
@@ -93,6 +93,7 @@ class Recorder:
         """Add a notification that failed with the request that was `sent`, or a change that could not be sent in this run."""
         self._failed.append(Failed(what, failure, self._lease.clock.now(), sent))
         self.failed_count += 1
+        self.failed_deletes += self._failed[-1].change.kind == Kind.DELETE
         if failure.cause != BLOCKED or self.last_failure is None:
             # A path that waits for another one says nothing about the cause.
             self.failures_differ |= self.last_message not in {"", failure.message}

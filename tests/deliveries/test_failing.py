@@ -13,6 +13,7 @@ from deliveries_app.services import cancel_request, resync_single, retry_single,
 from deliveries_app.services.control import reset_circuits
 from deliveries_app.services.watch_settings import change_watch
 from docora.db.clock import from_now
+from docora.templatetags.docora import files_of
 from repositories_app.git.exceptions import Cause as GitCause
 from repositories_app.models import Repository
 from tests.support.histories import refusing
@@ -52,6 +53,23 @@ def test_error_of_different_failures_names_the_latest(world: World) -> None:
     world.answer(lambda note: Answer(500 if note.path == "a.txt" else 400))
     world.sync(watch)
     assert watch.last_error == "2 files couldn't be delivered. The latest error: The app returned HTTP 400."
+
+
+def test_refused_delete_is_no_missing_file(world: World) -> None:
+    """The app has acknowledged every file of the tree. The list of files said 0 / 1."""
+    repo, watch = world.watch({"old.txt": b"1", "kept.txt": b"2"})
+    world.settle()
+    repo.commit({"old.txt": None})
+    world.answer(refusing("old.txt"))
+    world.sync(watch)
+    assert (watch.tree_files, watch.files_failing, files_of(watch)) == (1, 1, "1")
+    repo.commit({"new.txt": b"3"})
+    world.answer(refusing("old.txt", "new.txt"))
+    world.sync(watch)
+    assert (watch.tree_files, watch.files_failing, files_of(watch)) == (2, 2, "1 / 2")
+    world.answer(None)
+    world.sync(watch)
+    assert (watch.files_failing, watch.deletes_failing, files_of(watch)) == (0, 0, "2")
 
 
 def test_sync_after_a_pause_by_410_is_a_retry(world: World) -> None:
