@@ -173,6 +173,8 @@ def test_backup_loss_recovery_and_key_rotation(
     old = json.loads((second.data / "keys.json").read_text())["encryption_keys"]
     new = second.shell("make-key").strip()
     second.environment["ENCRYPTION_KEYS"] = f"{new},{old}"
+    with valkey_server.client() as client:
+        client.flushall()  # which still has the worker that was killed, with the old key
     with second.running():
         repo.commit({"changed": b"4"})
         arrives(repo)

@@ -7,6 +7,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from docora.cli.output import Bar, add_json, write_json
 from docora.redis.inspect import live_workers
+from docora.redis.queues import WORKER_TTL_SECONDS
 from docora.security.stored_secrets import Result, columns
 from docora.text import counted
 
@@ -29,7 +30,8 @@ class Command(BaseCommand):
         if not dry_run and (others := [worker.name for worker in live_workers() if worker.has_other_key]):
             raise CommandError(
                 f"Started with other keys than this command: {', '.join(others)}. Such a worker can't read secrets that are"
-                " encrypted with the newest key. Restart every process, then run this again. Nothing was changed."
+                " encrypted with the newest key. Restart every process, then run this again. A worker that was killed still"
+                f" counts for {WORKER_TTL_SECONDS} seconds. Nothing was changed."
             )
         results: dict[str, Result] = {}
         with Bar(quiet=as_json) as bar:
