@@ -14,7 +14,7 @@ from django.core.management import CommandError, call_command
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import App, AppRepository, Delivery, Status, SyncRun
+from deliveries_app.models import App, AppRepository, Delivery, Status, SyncPause, SyncRun
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.reports import status
 from deliveries_app.services import (
@@ -292,6 +292,17 @@ def test_status_with_failures_exits_with_1(watches) -> None:
     failing, syncing = printed["lines"]
     assert (failing["state"], failing["root_cause"], failing["app_name"]) == ("failed", "http_5xx", "Portal")
     assert (syncing["state"], syncing["next"]) == ("syncing", "Syncing now")
+
+
+def test_status_of_a_failed_watch_that_is_paused(watches) -> None:
+    """It was said to wait for the next check, and in the same output to continue when syncing is resumed."""
+    fail(watches[0], RootCause.SERVER_ERROR, status=500, state=Status.FAILED)
+    SyncPause.objects.create(paused_by="anna")
+    text = io.StringIO()
+    with pytest.raises(SystemExit):
+        call_command("status", stdout=text)
+    assert "failing: 1; syncing: 0" in text.getvalue()
+    assert "Continues when syncing is resumed" in text.getvalue()
 
 
 def test_status_lists_failing_then_syncing_then_waiting(watches) -> None:

@@ -3,6 +3,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.management.lookup import app_of
+from deliveries_app.models import WatchState
 from deliveries_app.reports import status
 from deliveries_app.reports.status import Line, StatusReport
 from docora.cli.output import FAILED, add_json, number_between, write_json, write_table
@@ -41,9 +42,10 @@ class Command(BaseCommand):
 
 def _summary(report: StatusReport) -> str:
     counts = report.counts
-    given_up = f" ({counted(counts.given_up, 'waits', 'wait')} for the next check)" if counts.given_up else ""
+    failed = counts.by_state[WatchState.FAILED]  # not those that are also paused or on hold
+    waiting = f" ({counted(failed, 'waits', 'wait')} for the next check)" if failed else ""
     lines = [
-        f"Watched repositories: {counts.watches:,}; failing: {counts.failing:,}{given_up}; "
+        f"Watched repositories: {counts.watches:,}; failing: {counts.failing:,}{waiting}; "
         f"syncing: {counts.syncing:,}; due: {counts.waiting:,}."
     ]
     if held := counts.waiting - counts.due:
