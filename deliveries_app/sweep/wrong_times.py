@@ -15,6 +15,8 @@ from django.db.models import Model, Q
 from django.db.models.functions import Now
 
 from deliveries_app.models import AlertChannel, App, AppRepository, ContactMail, Notice
+from deliveries_app.monitoring.alerts.contacts import GATHER_SECONDS as MAILS_SECONDS
+from deliveries_app.monitoring.alerts.notify import GATHER_SECONDS as ALERTS_SECONDS
 from deliveries_app.sweep.head_checks import TAKEN_SECONDS
 from deliveries_app.sync.lease import TOO_FAR_AHEAD
 from docora.backoff import MAX_WAIT_SECONDS
@@ -55,6 +57,14 @@ def _is_checked_too_late() -> Q:
     return Q(next_sync_at=None, next_check_at__gt=latest)
 
 
+def _gathers_for_too_long() -> Q:
+    """Select channels and mails that wait without a failure, for longer than messages are gathered.
+
+    Without this, no alert would be sent during the hour that a clock was ahead.
+    """
+    return Q(attempts=0, due_at__gt=from_now(2 * max(ALERTS_SECONDS, MAILS_SECONDS)))
+
+
 def correct_wrong_times() -> int:
     """Correct times that are further ahead than Docora ever waits. Return how many there were."""
     longest = max(MAX_WAIT_SECONDS, settings.RESCAN_INTERVAL_SECONDS, settings.CIRCUIT_BREAKER_COOLDOWN_SECONDS)
@@ -66,6 +76,8 @@ def correct_wrong_times() -> int:
         wrong |= {column: Q(**{f"{column}__gt": from_now(TOO_FAR_AHEAD)}) for column in past}
         if model is AppRepository:
             wrong["next_check_at"] |= _is_checked_too_late()
+        if model in {AlertChannel, ContactMail}:
+            wrong["due_at"] |= _gathers_for_too_long()
         rows = model._default_manager.filter(reduce(or_, wrong.values()))
         if not rows.exists():
             continue

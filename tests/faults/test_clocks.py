@@ -270,6 +270,19 @@ def test_push_is_found_after_the_database_clock_was_an_hour_ahead(world: World, 
     assert_promise_kept(world, repo, watch)
 
 
+def test_alerts_after_the_database_clock_was_an_hour_ahead(db) -> None:
+    """Docora may wait for an hour after a failure of the mail server, but gathers alerts for five minutes."""
+    hour = Now() + timedelta(hours=1)
+    AlertChannel.objects.create(name=ChannelName.EMAIL, due_at=hour)
+    AlertChannel.objects.create(name=ChannelName.WEBHOOK, due_at=hour, attempts=8)
+    ContactMail.objects.create(due_at=hour)
+    ContactMail.objects.create(due_at=hour, attempts=8)
+    assert correct_wrong_times() == 2
+    assert correct_wrong_times() == 0
+    for model in (AlertChannel, ContactMail):
+        assert model.objects.get(due_at=None).attempts == 0
+
+
 def test_notice_that_was_refused_while_the_database_clock_was_ahead_is_sent(world: World, settings) -> None:
     settings.CIRCUIT_BREAKER_THRESHOLD = 1
     _, watch = world.watch()
