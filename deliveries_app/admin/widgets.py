@@ -7,7 +7,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from deliveries_app.models import App, AppRepository
-from docora.templatetags.docora import ago, icon, time_of_day
+from docora.templatetags.docora import icon, time_of_day, upcoming
 from docora.text import visible
 from repositories_app.models import Repository
 
@@ -61,7 +61,8 @@ def resume_button(app: App, back: str, id_: str) -> SafeString:
 
 
 def circuit_text(repository: Repository) -> SafeString | str:
-    return format_html("open, next try {}", ago(repository.circuit_open_until)) if repository.circuit_is_open else ""
+    until = repository.circuit_open_until
+    return format_html("open, next try {}", upcoming(until)) if until and repository.circuit_is_open else ""
 
 
 def problem(error: str, failing_for: SafeString | str = "", circuit: SafeString | str = "") -> SafeString | str:

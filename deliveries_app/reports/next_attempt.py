@@ -8,7 +8,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from deliveries_app.models import AppRepository, StateDetail, WatchState
-from docora.templatetags.docora import ago
+from docora.templatetags.docora import upcoming
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class NextAttempt:
     @property
     def text(self) -> SafeString | str:
         """`Next try in 40 s`, with the exact time on hover, or only the message."""
-        return format_html("{} {}", self.message, ago(self.at)) if self.at else self.message
+        return format_html("{} {}", self.message, upcoming(self.at)) if self.at else self.message
 
 
 _MESSAGES = {

@@ -87,7 +87,7 @@ def _until(watch: Any) -> SafeString | str:
         return ""
     if watch.state.value == "on_hold":
         return _time(moment, f"until {time_of_day(moment)}")
-    return ago(moment)
+    return upcoming(moment)
 
 
 def time_of_day(moment: datetime) -> str:
@@ -145,19 +145,27 @@ def program(*, in_full: bool = False) -> str:
 
 @register.filter
 def ago(moment: datetime | None) -> SafeString | str:
-    """Render a time as `3 min ago`, with the exact time on hover."""
+    """Render the time of an event as `3 min ago`, with the exact time on hover.
+
+    A clock that was ahead may have written a later time than now. Then render the exact time, because when it was is unknown.
+    """
     if moment is None:
         return "never"
     seconds = (timezone.now() - moment).total_seconds()
-    if 0 <= seconds < 10:
+    if seconds < -10:
+        text = format_time(moment)
+    elif seconds < 10:
         text = "just now"
-    elif -10 < seconds < 0:
-        text = "in a few seconds"
-    elif seconds < 0:
-        text = f"in {_rounded(-seconds)}"
     else:
         text = f"{_rounded(seconds)} ago"
     return _time(moment, text)
+
+
+@register.filter
+def upcoming(moment: datetime) -> SafeString:
+    """Render the time of the next try as `in 3 min`, with the exact time on hover."""
+    seconds = (moment - timezone.now()).total_seconds()
+    return _time(moment, f"in {_rounded(seconds)}" if seconds >= 10 else "in a few seconds")
 
 
 @register.filter

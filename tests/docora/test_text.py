@@ -1,18 +1,19 @@
 """Cleaning of untrusted text and formatting of numbers."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.utils import timezone
-from django.utils.html import conditional_escape
+from django.utils.html import conditional_escape, strip_tags
 
-from docora.templatetags.docora import ago, exact, file_path
+from docora.templatetags.docora import ago, exact, file_path, upcoming
 from docora.text import (
     can_be_id,
     clean_text,
     counted,
     format_bytes,
     format_seconds,
+    format_time,
     new_id,
     parse_pk,
     parse_pks,
@@ -43,6 +44,24 @@ def test_times_in_the_hour_that_the_end_of_summer_time_repeats() -> None:
     with timezone.override("America/New_York"):
         times = [exact(datetime(2026, 11, 1, hour, 30, tzinfo=UTC)) for hour in (5, 6)]
     assert times == ["2026-11-01 01:30:00 EDT", "2026-11-01 01:30:00 EST"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "past", "future"),
+    [
+        (-3600, "1 h ago", "in a few seconds"),
+        (-12, "12 s ago", "in a few seconds"),
+        (-5, "just now", "in a few seconds"),
+        (5, "just now", "in a few seconds"),
+        (12.5, None, "in 12 s"),
+        (3605, None, "in 1 h"),
+    ],
+)
+def test_time_of_an_event_and_of_a_next_try(seconds: float, past: str | None, future: str) -> None:
+    """An event isn't in the future, even if the clock was ahead: a re-sync was "requested in 59 min"."""
+    moment = timezone.now() + timedelta(seconds=seconds)
+    assert strip_tags(ago(moment)) == (past or format_time(moment))
+    assert strip_tags(upcoming(moment)) == future
 
 
 def test_time_elements_are_valid_html() -> None:
