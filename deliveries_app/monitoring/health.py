@@ -206,10 +206,8 @@ def temporary_folder(*others: Path) -> dict[str, Path]:
     but processes that used it before still do.
     """
     folder = Path(os.environ.get("TMPDIR") or "/tmp")  # noqa: S108  nothing is created under a fixed name
-    if not folder.is_dir():
-        folder = Path(tempfile.gettempdir())
     disks = {other.stat().st_dev for other in others if other.exists()}
-    return {} if folder.stat().st_dev in disks else {"TMPDIR": folder}
+    return {"TMPDIR": folder} if folder.is_dir() and folder.stat().st_dev not in disks else {}
 
 
 def write_error(directory: Path) -> OSError | None:

@@ -7,7 +7,6 @@ import re
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -348,9 +347,9 @@ def test_full_temporary_disk(tmp_path: Path, settings, monkeypatch) -> None:
     assert found[6].startswith("TMPDIR is not writable (No space left on device): ")
     assert found[7] == f"TMPDIR ({disk}) is not writable. No space left on device. Free up space."
     assert found[5] == found[8] == 2
-    disk.rmdir()  # then Python chooses another folder
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    assert infos(instance_checks.check_disk()).count("is writable and has") == 2  # on the same disk: named once
+    for folder in (tmp_path, tmp_path / "missing"):  # on the same disk, and one that Python ignores
+        monkeypatch.setenv("TMPDIR", str(folder))
+        assert infos(instance_checks.check_disk()).count("is writable and has") == 2
 
 
 # --- Deliveries ---------------------------------------------------------------------------------------------------------
