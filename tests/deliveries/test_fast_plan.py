@@ -7,12 +7,16 @@ receives.
 import random
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from django.db import connection
+from django.utils import timezone
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import AppRepository
+from deliveries_app.models import AppRepository, Delivery
 from deliveries_app.planning import planner
+from deliveries_app.planning.delivery_rows import unsettled_paths
 from deliveries_app.planning.plan import Plan
 from deliveries_app.services import cancel_request, resync_single
 from repositories_app.mirror import tree
@@ -28,6 +32,8 @@ from tests.support.histories import (
     let_lease_run_out,
     refusing,
 )
+from tests.support.plans import read_rows
+from tests.support.staff import make_app, make_watch
 from tests.support.world import World
 
 A, B, C = b"content A", b"content B", b"content C"
@@ -348,3 +354,18 @@ def test_random_walk_of_trees(world: World, plans: list[Plan]) -> None:
     world.answer(None)
     world.settle()
     assert_promise_kept(world, repo, watch)
+
+
+def test_paths_in_doubt_are_found_without_reading_the_others(db, postgres_server) -> None:
+    """PostgreSQL's statistics are often those of a first sync under way, when most files were not acknowledged yet."""
+    watch = make_watch(make_app("Portal"), "docs")
+    fields: dict[str, Any] = {"mode": "100644", "kind": "create", "sha": "0" * 64, "size": 1, "sequence": 1}
+    fields |= {"generation": 1, "acknowledged": False, "updated_at": timezone.now()}
+    Delivery.objects.bulk_create(
+        [Delivery(watch=watch, path=f"folder/{number}.txt", **fields) for number in range(20_000)], batch_size=5000
+    )
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE")
+    Delivery.objects.exclude(path="folder/7.txt").update(acknowledged=True)
+    assert unsettled_paths(watch.pk, 10) == ["folder/7.txt"]
+    assert read_rows(lambda: unsettled_paths(watch.pk, 10), Delivery._meta.db_table) <= 2
