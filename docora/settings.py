@@ -31,7 +31,7 @@ from docora.conf.env import (
 from docora.db.connection import PrivateSqlite, check_pooled, postgres_options
 from docora.http.egress import check_proxy_url
 from docora.http.messages import name_of, url_blocked_reason
-from docora.security.redaction import shown
+from docora.security.redaction import unless_password
 
 BASE_DIR = installation.FILES
 installation.read_env_file()
@@ -75,7 +75,9 @@ try:
 except ValueError:  # a bracket is not closed
     _is_address = False
 if not _is_address:
-    raise ImproperlyConfigured(f"PUBLIC_URL must look like https://docora.example, but is {shown(PUBLIC_URL)}.")
+    raise ImproperlyConfigured(
+        f"PUBLIC_URL must look like https://docora.example, but is {unless_password(PUBLIC_URL)}."
+    )
 HTTPS = _public.scheme == "https"
 _LOOPBACK_NAMES = {"localhost", "127.0.0.1", "::1"}
 if not HTTPS and _public.hostname not in _LOOPBACK_NAMES:

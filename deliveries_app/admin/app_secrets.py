@@ -157,9 +157,14 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
             except (keys.KeyRotationError, tokens.NewerToken) as error:
                 return self._warn(request, app, error)
             return self.redirect_with_message(request, self.settings_page_of(app), change.done_message)
-        back, rotation = self.settings_page_of(app), change.rotation(app)
-        paragraphs = change.paragraphs
-        return self.render_confirmation(request, app, change.title, paragraphs=paragraphs, rotation=rotation, back=back)
+        return self.render_confirmation(
+            request,
+            app,
+            change.title,
+            paragraphs=change.paragraphs,
+            rotation=change.rotation(app),
+            back=self.settings_page_of(app),
+        )
 
     def _warn(self, request: HttpRequest, app: App, message: object) -> HttpResponse:
         return self.redirect_with_warning(request, self.settings_page_of(app), message)

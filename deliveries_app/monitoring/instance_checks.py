@@ -147,30 +147,36 @@ def _name(user: int) -> str:
         return str(user)
 
 
+_WITHOUT_SPACE = {
+    "DATA_DIR": "nothing can be recorded",
+    "REPOS_DIR": "nothing can be fetched",
+    "TMPDIR": "syncs fail, and large pages and requests end early",
+}
+"""What doesn't work while the disk of a folder is full."""
+
+
 def check_disk() -> list[CheckMessage]:
     """Check that the folders are writable and have free space. A fetch writes up to `MAX_FETCH_BYTES` into `REPOS_DIR`."""
-    wanted = {"DATA_DIR": _FULL_BYTES, "REPOS_DIR": max(_FULL_BYTES, settings.MAX_FETCH_BYTES)}
-    found = [_check_folder(name, getattr(settings, name), size) for name, size in wanted.items()]
-    for name, folder in health.temporary_folder(settings.DATA_DIR, settings.REPOS_DIR).items():
-        found.append(_check_folder(name, folder, 0))
-    return found
+    folders = {"DATA_DIR": settings.DATA_DIR, "REPOS_DIR": settings.REPOS_DIR}
+    return [_check_folder(*named) for named in (folders | health.temporary_folder(*folders.values())).items()]
 
 
-def _check_folder(name: str, folder: Path, wanted: int) -> CheckMessage:
+def _check_folder(name: str, folder: Path) -> CheckMessage:
     if error := health.write_error(folder):
         return Error(f"{name} ({folder}) is not writable.", hint=reason_and_advice(error))
     disk = shutil.disk_usage(folder)
-    free, needed = disk.free, _FULL_BYTES
-    text = f"{name} ({folder}) is writable and has {format_bytes(free)} free."
-    effect = "nothing can be fetched" if name == "REPOS_DIR" else "nothing can be recorded"
+    needed = _FULL_BYTES
     if name == "TMPDIR":  # often a small disk in memory
         needed = min(needed, int(health.MIN_FREE_SHARE * disk.total))
-        effect = "syncs fail, and large pages and requests end early"
-    if free < needed:
-        return Error(text, hint=f"Free up space, or move it to a separate disk. Without free space, {effect}.")
-    if free < wanted:
-        hint = f"A fetch may write up to {format_bytes(wanted)} (MAX_FETCH_BYTES). Free up space, or lower the limit."
-        return Warning(text, hint=hint)
+    text = f"{name} ({folder}) is writable and has {format_bytes(disk.free)} free."
+    if disk.free < needed:
+        hint = f"Free up space, or move it to a separate disk. Without free space, {_WITHOUT_SPACE[name]}."
+        return Error(text, hint=hint)
+    if name == "REPOS_DIR" and disk.free < settings.MAX_FETCH_BYTES:
+        limit = format_bytes(settings.MAX_FETCH_BYTES)
+        return Warning(
+            text, hint=f"A fetch may write up to {limit} (MAX_FETCH_BYTES). Free up space, or lower the limit."
+        )
     return Info(text)
 
 

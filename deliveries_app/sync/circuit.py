@@ -21,7 +21,8 @@ def record_git_failure(repository: Repository, error: GitError, *, found_by: App
     """Count a failure that concerns all watches. If it opens the circuit, create a `sync_failed` notice for each watch.
 
     `found_by` read the repository and found the failure; None if its host is down. Apps must not learn what only others can
-    read, so a watch that its host refuses gets no notice, nor one that has never read the repository, unless it failed alike.
+    read, so there is no notice for a watch that its host refuses or that has never read the repository. If it failed with the
+    same error, it gets one.
 
     Return the seconds until the circuit lets the next attempt through, or 0 if it is closed. This is one transaction: if the
     circuit opened without the notices, nothing would create them later.

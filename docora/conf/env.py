@@ -14,7 +14,7 @@ from django.core.exceptions import ImproperlyConfigured
 from environ import Env
 from redis.connection import ConnectionPool
 
-from docora.security.redaction import shown
+from docora.security.redaction import unless_password
 
 _TEN_YEARS = 10 * 365 * 86_400
 _MAX_COUNT = 2**53  # larger integers are not exact as floats
@@ -88,7 +88,7 @@ def names(name: str, default: str = "", *, pattern: str = "", what: str = "") ->
     for part in found:
         if pattern and not re.fullmatch(pattern, part):
             raise ImproperlyConfigured(
-                f"{name} must be {what}, separated by commas, but contains {shown(text(name), repr(part))}."
+                f"{name} must be {what}, separated by commas, but contains {unless_password(text(name), repr(part))}."
             )
     return found
 
@@ -100,7 +100,7 @@ def pairs(name: str) -> list[tuple[str, str]]:
         left, equals, right = (piece.strip() for piece in part.rpartition("="))
         if not (left and equals and right):
             raise ImproperlyConfigured(
-                f"{name} must be pairs such as group=role, separated by commas, not {shown(text(name), repr(part))}."
+                f"{name} must be pairs such as group=role, separated by commas, not {unless_password(text(name), repr(part))}."
             )
         found.append((left, right))
     return found
@@ -203,5 +203,5 @@ def networks(name: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
         return [ipaddress.ip_network(part) for part in names(name)]
     except ValueError as error:
         raise ImproperlyConfigured(
-            f"{name} must be networks such as 10.0.0.0/8, separated by commas: {shown(text(name), str(error))}."
+            f"{name} must be networks such as 10.0.0.0/8, separated by commas: {unless_password(text(name), str(error))}."
         ) from None

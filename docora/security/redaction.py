@@ -58,9 +58,12 @@ def redact(text: str) -> str:
     return text
 
 
-def shown(value: str, message: str = "") -> str:
-    """Return the message about a setting's value, by default the value in quotes; or a mask if the value may be a URL with a password."""
-    return MASK if re.search(":.*@", value) else message or repr(value)
+def unless_password(value: str, text: str = "") -> str:
+    """Return `text`, which repeats a setting's value, for an error. By default, it is the value in quotes.
+
+    Return a mask if the value may be a URL with a password.
+    """
+    return MASK if re.search(":.*@", value) else text or repr(value)
 
 
 def is_secret_name(name: str) -> bool:

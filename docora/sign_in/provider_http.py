@@ -6,7 +6,7 @@ itself goes through Docora's own client, whose rules for addresses therefore app
 
 import threading
 import time
-from typing import Any
+from typing import Any, cast
 
 import requests
 from django.conf import settings
@@ -42,22 +42,29 @@ class _Transport(BaseAdapter):
         )
 
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
-        if _kept(request.url):
-            return self._send(request)
-        if not _CALLS.acquire(timeout=_WAIT_SECONDS):
-            raise requests.ConnectionError("Too many sign-ins are waiting for the provider.", request=request)
-        try:
-            return self._send(request)
-        finally:
-            _CALLS.release()
+        outcome = _kept(request.url)
+        if outcome is None:
+            if not _CALLS.acquire(timeout=_WAIT_SECONDS):
+                raise requests.ConnectionError("Too many sign-ins are waiting for the provider.", request=request)
+            try:
+                outcome = _kept(request.url) or self._call(request)  # another sign-in may have read it meanwhile
+            finally:
+                _CALLS.release()
+        response = requests.Response()
+        response.status_code = outcome.status  # type: ignore[assignment]  # `_call` raises if there is none
+        response.headers.update(outcome.headers)
+        response._content = outcome.body
+        response.url = request.url or ""
+        response.request = request
+        return response
 
-    def _send(self, request: requests.PreparedRequest) -> requests.Response:
-        body: Any = request.body or b""
-        # Looked up again, because another sign-in may have read it meanwhile.
-        outcome = _kept(request.url) or self._client.request(
+    def _call(self, request: requests.PreparedRequest) -> Outcome:
+        """Send the request, and keep the response if it is the discovery document."""
+        url, body = request.url or "", cast(bytes | str, request.body or b"")
+        outcome = self._client.request(
             Request(
                 request.method or "GET",
-                request.url or "",
+                url,
                 # libcurl adds the length itself.
                 tuple(f"{name}: {value!s}" for name, value in request.headers.items() if name != "Content-Length"),
                 body.encode() if isinstance(body, str) else body,
@@ -72,15 +79,9 @@ class _Transport(BaseAdapter):
             raise requests.ConnectionError(message, request=request)
         if outcome.truncated:
             raise requests.ConnectionError("The provider's response is too large.", request=request)
-        if outcome.ok and (request.url or "").endswith("/.well-known/openid-configuration"):
-            _KEPT.setdefault(request.url or "", (time.monotonic() + _KEPT_SECONDS, outcome))
-        response = requests.Response()
-        response.status_code = outcome.status
-        response.headers.update(outcome.headers)
-        response._content = outcome.body
-        response.url = request.url or ""
-        response.request = request
-        return response
+        if outcome.ok and url.endswith("/.well-known/openid-configuration"):
+            _KEPT[url] = time.monotonic() + _KEPT_SECONDS, outcome
+        return outcome
 
     def close(self) -> None:
         self._client.close()
@@ -89,10 +90,7 @@ class _Transport(BaseAdapter):
 def _kept(url: str | None) -> Outcome | None:
     """Return the kept response from this URL, or None if there is none or it is too old."""
     until, outcome = _KEPT.get(url or "", (0.0, None))
-    if time.monotonic() < until:
-        return outcome
-    _KEPT.pop(url or "", None)
-    return None
+    return outcome if time.monotonic() < until else None
 
 
 def provider_session() -> requests.Session:

@@ -134,8 +134,10 @@ def test_renamed_repository_leads_to_a_filled_in_form(world: World, operator: Cl
     answer = operator.post(form, filled | {"github_token": "secret"})
     added = AppRepository.objects.latest("pk")
     assert (added.github_url, added.ignore_patterns, added.pk != watch.pk) == (new.url, "*.tmp", True)
-    told = operator.get(answer.url).text
-    assert f'now watches acme/gadgets. Once it is up to date, stop watching <a href="{page}">acme/widgets</a>.' in told
+    message = operator.get(answer.url).text
+    assert (
+        f'now watches acme/gadgets. Once it is up to date, stop watching <a href="{page}">acme/widgets</a>.' in message
+    )
 
 
 @pytest.mark.parametrize("codenames", [("view_app", "add_apprepository"), ("view_apprepository", "add_apprepository")])

@@ -163,12 +163,17 @@ def test_missing_repository_or_refused_token_sends_no_notice_as_the_reference_sa
     assert "not sent if the repository is missing or your app's token can't read it" in reference
 
 
+def watched_by_a_stranger(world: World) -> tuple[Repo, AppRepository, AppRepository]:
+    """Return a private repository, the watch that can read it, and another app's, which can't."""
+    repo = world.git.repo("acme/private", {"one": b"1"}, token="valid")
+    watch = world.watch_url(repo, token="valid")
+    return repo, watch, watch_repository(Actor.command(), world.add_app("Other"), repo.url, ask_host=False).watch
+
+
 def test_app_that_cannot_read_a_private_repository_gets_no_notice_about_it(world: World, settings) -> None:
     """The notice would say what another app's token has found there."""
     settings.CIRCUIT_BREAKER_THRESHOLD = 1
-    repo = world.git.repo("acme/private", {"one": b"1"}, token="valid")
-    watch = world.watch_url(repo, token="valid")
-    stranger = watch_repository(Actor.command(), world.add_app("Other"), repo.url, ask_host=False).watch
+    repo, watch, stranger = watched_by_a_stranger(world)
     world.settle()
     serve_unsorted_tree(repo)
     world.sync(stranger)
@@ -181,9 +186,7 @@ def test_app_that_cannot_read_a_private_repository_gets_no_notice_about_it(world
 def test_app_that_has_never_read_a_private_repository_gets_no_notice_about_it(world: World, settings) -> None:
     """It paused its watch before the first attempt, which would have been refused."""
     settings.CIRCUIT_BREAKER_THRESHOLD = 1
-    repo = world.git.repo("acme/private", {"one": b"1"}, token="valid")
-    watch = world.watch_url(repo, token="valid")
-    stranger = watch_repository(Actor.command(), world.add_app("Other"), repo.url, ask_host=False).watch
+    repo, watch, stranger = watched_by_a_stranger(world)
     pause_watches(Actor.command(), AppRepository.objects.filter(pk=stranger.pk))
     world.sync(watch)
     serve_unsorted_tree(repo)
@@ -194,9 +197,7 @@ def test_app_that_has_never_read_a_private_repository_gets_no_notice_about_it(wo
 
 def test_app_that_cannot_read_a_private_repository_does_not_learn_where_it_has_moved(world: World, settings) -> None:
     settings.CIRCUIT_BREAKER_THRESHOLD = 1
-    repo = world.git.repo("acme/private", {"one": b"1"}, token="valid")
-    watch = world.watch_url(repo, token="valid")
-    stranger = watch_repository(Actor.command(), world.add_app("Other"), repo.url, ask_host=False).watch
+    _, watch, stranger = watched_by_a_stranger(world)
     world.settle()
     world.git.server.on_request = lambda *_: 301 if world.git.server.requests[-1].token else None
     world.sync(stranger)
