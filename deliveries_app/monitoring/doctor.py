@@ -70,6 +70,7 @@ def all_checks(*, offline: bool = False, app_id: str | None = None) -> list[Chec
         Check("backlog", instance_checks.check_backlog, needs=("database", "redis")),
         Check("pauses", instance_checks.check_pauses, needs=("database",)),
         Check("outages", instance_checks.check_outages, needs=("database",)),
+        Check("alerts", instance_checks.check_alerts, needs=("database",)),
         Check("addresses", check_outbound_client),
         Check("disk", instance_checks.check_disk),
         Check("mirrors", instance_checks.check_mirrors),

@@ -20,10 +20,11 @@ from django.contrib.auth.models import Group
 from django.core.checks import CheckMessage, Error, Info, Warning
 from django.db import connection
 from django.utils import timezone
+from django.utils.text import capfirst
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, AuditEntry
-from deliveries_app.monitoring import health
+from deliveries_app.monitoring import alerts, health
 from deliveries_app.monitoring.counts import OVERDUE_SECONDS, count_watches
 from deliveries_app.monitoring.server_checks import from_health
 from deliveries_app.receiver import Receiver
@@ -276,6 +277,18 @@ def check_outages() -> list[CheckMessage]:
         )
         messages.append(Error(text, hint=outage.error))
     return messages or [Info("No git host is down.")]
+
+
+def check_alerts() -> list[CheckMessage]:
+    """Check that the channels have accepted the last alerts. It sends none."""
+    if not alerts.configured():
+        return [Info("Alerts are off: ALERT_WEBHOOK_URL and ALERT_EMAILS are empty.")]
+    hint = f"Correct the setting or the server. Then run {program()} send_test_alert: what is waiting follows the test."
+    messages: list[CheckMessage] = [
+        Error(f"{capfirst(channel.get_name_display())} alerts can't be delivered. {channel.last_error}", hint=hint)
+        for channel in alerts.undelivered()
+    ]
+    return messages or [Info("No alert is waiting to be delivered.")]
 
 
 def check_delivery() -> list[CheckMessage]:

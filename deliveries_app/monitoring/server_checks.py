@@ -251,5 +251,7 @@ def _check_memory(info: dict[str, object]) -> CheckMessage:
     if used < _MEMORY_WARNING * maximum:
         return Info(text)
     message = Error if used >= _MEMORY_ERROR * maximum else Warning
-    hint = "When Redis is full, it rejects writes and syncs start late. Raise maxmemory, or find out what else uses it."
+    hint = (
+        "When Redis is full, it rejects writes, and no new sync starts. Raise maxmemory, or find out what else uses it."
+    )
     return message(text, hint=hint)

@@ -432,6 +432,23 @@ def test_unreachable_redis_is_one_alert_and_no_worker_alert(out: AlertReceivers,
     assert out.events == [("alert", "redis_down", 1)]
 
 
+def test_redis_that_is_lost_again_before_the_heartbeats_are_back(
+    out: AlertReceivers, redis_client, valkey_server: ValkeyServer
+) -> None:
+    """For a moment after each start of Redis or Docora, heartbeats are missing. A message said that neither a worker nor the sweep
+    was running, although both were."""
+    redis_client.flushall()
+    alerts.run_round()
+    assert set(Alert.objects.values_list("kind", flat=True)) == {AlertKind.NO_WORKER, AlertKind.SWEEP_LATE}
+    with valkey_server.refusing_writes():
+        for _ in range(3):
+            next_round()
+    assert out.events == [("alert", "redis_down", 1)]
+    for _ in range(2):
+        next_round()
+    assert out.events[1:] == [("resolved", "redis_down", 1), ("alert", "several", 2)]
+
+
 def test_redis_that_rejects_writes_is_one_alert(out: AlertReceivers, redis_client, valkey_server: ValkeyServer) -> None:
     redis_client.flushall()  # heartbeats that could not be renewed have expired
     with valkey_server.refusing_writes():

@@ -4,6 +4,7 @@ import base64
 import json
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from io import StringIO
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from rq import Worker
 from deliveries_app.models import Alert, AlertChannel, AlertKind, AppRepository, Status
 from deliveries_app.monitoring import alerts
 from deliveries_app.monitoring.alerts.channels import send_mail
+from deliveries_app.monitoring.instance_checks import check_alerts
 from docora.redis import heartbeat
 from tests.docora.http_server import saying
 from tests.support.alerts import (
@@ -30,6 +32,7 @@ from tests.support.alerts import (
     next_round,
     time_passes,
 )
+from tests.support.doctor import infos, problems
 from tests.support.processes import Daemons, in_threads
 from tests.support.receiver import wait_for
 from tests.support.staff import VIEWS, make_app, make_watch, staff
@@ -47,6 +50,10 @@ def out(db, settings, redis_client: Redis) -> Iterator[AlertReceivers]:
 @pytest.fixture
 def watch(db) -> AppRepository:
     return make_watch(make_app("Portal"), "docs")
+
+
+def succeed(watch: AppRepository) -> None:
+    AppRepository.objects.filter(pk=watch.pk).update(failing_since=None, root_cause="", status=Status.SYNCED)
 
 
 @pytest.fixture
@@ -97,6 +104,57 @@ def test_alert_that_ended_before_it_was_sent(out: AlertReceivers, watch) -> None
     assert len(out.events) == 3
 
 
+def test_end_of_a_problem_says_that_its_alert_was_not_delivered(out: AlertReceivers, watch) -> None:
+    """The receiver got only "resolved: Redis works again", hours later, about something that it had never heard of."""
+    site = make_watch(watch.app, "site")
+    fail_since(watch, 16)
+    next_round()
+    out.webhook_answer = saying("503 Service Unavailable")
+    fail_since(site, 16)
+    next_round()
+    succeed(site)
+    next_round()
+    out.webhook_answer = saying()
+    next_round()
+    alert = Alert.objects.get(subject=site.pk)
+    begin, end = (f"{moment:%Y-%m-%d %H:%M}" for moment in (alert.since, alert.ended_at) if moment)
+    assert (
+        "resolved: acme/site → Portal is no longer failing. "
+        f"The problem lasted from {begin} until {end} UTC, but the alert about it couldn't be delivered. "
+    ) in out.posted[-1]["text"]
+    assert out.subjects[-1] == "[Docora] resolved: acme/site → Portal is no longer failing.", "this mail was delivered"
+
+
+def test_end_of_several_problems_of_which_some_were_not_reported(out: AlertReceivers, watch) -> None:
+    site, blog = make_watch(watch.app, "site"), make_watch(watch.app, "blog")
+    fail_since(watch, 16)
+    next_round()
+    out.smtp.stop()
+    for late in (site, blog):
+        fail_since(late, 16)
+    next_round()
+    for each in (site, blog):
+        succeed(each)
+    next_round()
+    succeed(watch)
+    out.smtp.start()
+    next_round()
+    first_line = out.smtp.mails[-1].text.splitlines()[0]
+    assert first_line.endswith(
+        "resolved: 3 watched repositories are no longer failing. The alerts about 2 of these problems couldn't be delivered."
+    )
+    for each in (site, blog):
+        fail_since(each, 16)
+    out.smtp.stop()
+    next_round()
+    for each in (site, blog):
+        succeed(each)
+    out.smtp.start()
+    next_round()
+    first_line = out.smtp.mails[-1].text.splitlines()[0]
+    assert first_line.endswith("are no longer failing. The alerts about these problems couldn't be delivered.")
+
+
 def test_failed_channel_backs_off_up_to_an_hour(out: AlertReceivers, watch) -> None:
     out.webhook_answer = saying("302 Found", b"", "Location: /elsewhere")
     fail_since(watch, 16)
@@ -122,6 +180,21 @@ def test_overview_names_a_failing_channel_until_it_works(out: AlertReceivers, wa
     out.smtp.answers.clear()
     next_round()
     assert "can't be delivered" not in viewer.get("/admin/").text
+
+
+def test_doctor_names_a_failing_channel_until_it_works(out: AlertReceivers, watch, settings) -> None:
+    assert infos(check_alerts()).strip() == "No alert is waiting to be delivered."
+    out.webhook_answer = saying("404 Not Found")
+    fail_since(watch, 16)
+    next_round()
+    assert problems(check_alerts()).startswith(
+        "Webhook alerts can't be delivered. ALERT_WEBHOOK_URL returned HTTP 404. Correct the setting or the server."
+    )
+    out.webhook_answer = saying()
+    next_round()
+    assert not problems(check_alerts())
+    settings.ALERT_WEBHOOK_URL, settings.ALERT_EMAILS = "", []
+    assert infos(check_alerts()).startswith("Alerts are off")
 
 
 # --- Who sends ---------------------------------------------------------------------------------------------------------
@@ -265,6 +338,36 @@ def test_failed_test_alert_says_why(out: AlertReceivers, settings) -> None:
     settings.MAILERS["default"]["OPTIONS"]["password"] = "gehe\xefm"
     with pytest.raises(CommandError, match="didn't accept the message: 'ascii' codec can't encode"):
         send_test_alert()
+
+
+def test_accepted_test_alert_ends_the_wait_of_a_channel_that_was_down(out: AlertReceivers, watch) -> None:
+    """The settings were corrected, and the test arrived, but the alerts themselves up to an hour later."""
+    viewer = staff("vera", *(f"view_{model}" for model in VIEWS))
+    out.webhook_answer = saying("404 Not Found")
+    fail_since(watch, 16)
+    for _ in range(5):
+        next_round()
+    assert len(out.events) == 5
+    with pytest.raises(CommandError):
+        send_test_alert()
+    alerts.run_round()
+    assert channel("webhook").due_at > timezone.now() + timedelta(minutes=4)
+    out.webhook_answer = saying()
+    assert send_test_alert().splitlines()[0] == (
+        "Delivered the test alert to the webhook. The alerts that it didn't accept before follow within a minute."
+    )
+    alerts.run_round()
+    assert out.events[-1] == ("alert", "failing", 1)
+    assert len(out.subjects) == 3, "the alert and two tests: no mail is sent twice"
+    assert "can't be delivered" not in viewer.get("/admin/").text
+
+
+def test_test_alert_needs_no_database(transactional_db, out: AlertReceivers, daemons) -> None:
+    daemons.environment["DATABASE_URL"] = "postgresql://docora@127.0.0.1:1/docora"
+    command = daemons.start("send_test_alert")
+    assert command.process.wait(60) == 0, daemons.logs()
+    assert "Delivered the test alert to the webhook.\n" in daemons.logs()
+    assert out.events == [("alert", "test", 0)]
 
 
 def test_test_alert_without_channels_names_the_settings(db) -> None:

@@ -1,9 +1,11 @@
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import DatabaseError, InterfaceError
 
 from deliveries_app.monitoring.alerts import messages
-from deliveries_app.monitoring.alerts.channels import configured
+from deliveries_app.monitoring.alerts.channels import Channel, configured
+from deliveries_app.monitoring.alerts.notify import retry_soon
 from docora.cli.output import add_json, write_json
 
 
@@ -14,18 +16,32 @@ class Command(BaseCommand):
         add_json(parser, "channels (a list of target, delivered and problem)")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        results = [(channel.target, channel.send(messages.test())) for channel in configured()]
+        results = [(channel, channel.send(messages.test())) for channel in configured()]
         if not results:
             raise CommandError(
                 "Alerts are off. Set ALERT_WEBHOOK_URL, or ALERT_EMAILS with EMAIL_URL and DEFAULT_FROM_EMAIL."
             )
+        following = {channel.name for channel, problem in results if not problem and _retries_soon(channel)}
         if options["json"]:
-            channels = [{"target": to, "delivered": not problem, "problem": problem} for to, problem in results]
+            channels = [
+                {"target": channel.target, "delivered": not problem, "problem": problem} for channel, problem in results
+            ]
             write_json(self.stdout, {"channels": channels})
         else:
-            for target, problem in results:
+            for channel, problem in results:
                 if not problem:
-                    self.stdout.write(f"Delivered the test alert to {target}.")
+                    more = " The alerts that it didn't accept before follow within a minute."
+                    self.stdout.write(
+                        f"Delivered the test alert to {channel.target}.{more if channel.name in following else ''}"
+                    )
         problems = [problem for _, problem in results if problem]
         if problems:
             raise CommandError(f"The test alert could not be delivered. {' '.join(problems)}")
+
+
+def _retries_soon(channel: Channel) -> bool:
+    """Send what the channel has refused soon. Return False without the database, which a test doesn't need."""
+    try:
+        return retry_soon(channel)
+    except (DatabaseError, InterfaceError):
+        return False

@@ -65,6 +65,8 @@ def detect() -> None:
                 Alert.objects.create(kind=kind, since=now)
             elif is_wrong is False and kind in open_kinds:
                 changed += _close(Alert.objects.filter(kind=kind), number, now)
+            elif is_wrong is None and kind in open_kinds:  # an unconfirmed one may have ended meanwhile
+                Alert.objects.filter(kind=kind, opened=None).delete()
         patience = timedelta(seconds=PATIENCE_SECONDS)
         # A time in the future was written by a wrong clock.
         early = Q(since__gt=now - patience, since__lte=now + patience)

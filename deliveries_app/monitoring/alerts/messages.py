@@ -25,7 +25,7 @@ SEVERAL, TEST = "several", "test"
 # Texts for the beginning (one, several) and for the end (one, several). An alert also ends when its subject is removed.
 # Messages list the kinds in this order.
 _TEXTS: dict[AlertKind, tuple[str, str, str, str]] = {
-    AlertKind.REDIS_DOWN: ("Redis is down or rejects writes, so syncs start late",) * 2 + ("Redis works again",) * 2,
+    AlertKind.REDIS_DOWN: ("Redis is down or rejects writes, so no new sync starts",) * 2 + ("Redis works again",) * 2,
     AlertKind.NO_WORKER: ("no worker is running, so nothing is synced",) * 2 + ("workers are running again",) * 2,
     AlertKind.SWEEP_LATE: ("the sweep is not running, so changes are not detected",) * 2
     + ("the sweep is running again",) * 2,
@@ -81,13 +81,17 @@ _INERT = str.maketrans({"<": "‹", ">": "›", "@": "＠"})
 
 @dataclass(frozen=True)
 class Message:
-    """`event` is alert or resolved, `counts` lists kind, root cause and count, `items` are the first `SHOWN` alerts."""
+    """`event` is alert or resolved, `counts` lists kind, root cause and count, `items` are the first `SHOWN` alerts.
+
+    `unreported` of the resolved ones began without a message that was accepted.
+    """
 
     event: str
     counts: Sequence[tuple[str, str, int]]
     items: Sequence[Alert]
     at: datetime
     reminder: bool = False
+    unreported: int = 0
 
     @property
     def total(self) -> int:
@@ -108,6 +112,18 @@ class Message:
         return f"Docora, {introduction}: {'; '.join(self._clause(kind) for kind in _TEXTS if kind in found)}."
 
     @property
+    def text(self) -> str:
+        """The sentence, and of which resolved alerts the beginning was not reported."""
+        if not self.unreported:
+            return self.sentence
+        if self.total == 1:
+            note = f"The problem lasted {_period(self.items[0], 'from')}, but the alert about it couldn't be delivered."
+        else:
+            which = "these" if self.unreported == self.total else f"{self.unreported:,} of these"
+            note = f"The alerts about {which} problems couldn't be delivered."
+        return f"{self.sentence} {note}"
+
+    @property
     def url(self) -> str:
         """The admin page that shows the problem."""
         return _page_of(self.items[0]) if self.total == 1 else _list_of(self.kind)
@@ -119,7 +135,7 @@ class Message:
     @property
     def body(self) -> str:
         """The body of the email."""
-        lines = [self.sentence, self.url, ""]
+        lines = [self.text, self.url, ""]
         for alert in self.items:
             kind = f" ({alert.get_kind_display()})" if self.kind == SEVERAL and alert.name else ""
             cause = f", {_label(alert.cause)}" if alert.cause else ""
@@ -136,7 +152,7 @@ class Message:
                 "event": self.event,
                 "kind": self.kind,
                 "instance": settings.PUBLIC_URL,
-                "text": f"{self.sentence.translate(_INERT)} {self.url}",
+                "text": f"{self.text.translate(_INERT)} {self.url}",
                 "reminder": self.reminder,
                 "total": self.total,
                 "counts": [{"kind": kind, "cause": cause, "count": count} for kind, cause, count in self.counts],
@@ -167,13 +183,13 @@ class Message:
         return text
 
 
-def of(event: str, alerts: QuerySet[Alert], *, reminder: bool = False) -> Message | None:
+def of(event: str, alerts: QuerySet[Alert], *, reminder: bool = False, unreported: int = 0) -> Message | None:
     """Return the message about these alerts, or None if there are none. Takes two queries."""
     counts = list(alerts.order_by().values_list("kind", "cause").annotate(count=Count("pk")).order_by("-count", "kind"))
     if not counts:
         return None
     first = alerts.alias(place=Case(*_ORDER)).order_by("place", "since", "pk")[:SHOWN]
-    return Message(event, counts, list(first), timezone.now(), reminder)
+    return Message(event, counts, list(first), timezone.now(), reminder, unreported)
 
 
 def test() -> Message:
@@ -190,8 +206,8 @@ def _label(cause: str) -> str:
     return str(RootCause(cause).label) if cause in RootCause.values else cause
 
 
-def _period(alert: Alert) -> str:
-    since = f"since {alert.since.astimezone(UTC):%Y-%m-%d %H:%M}"
+def _period(alert: Alert, preposition: str = "since") -> str:
+    since = f"{preposition} {alert.since.astimezone(UTC):%Y-%m-%d %H:%M}"
     return f"{since} until {alert.ended_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if alert.ended_at else f"{since} UTC"
 
 

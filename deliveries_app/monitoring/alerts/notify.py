@@ -41,8 +41,9 @@ def notify(channel: Channel) -> None:
     row.refresh_from_db()  # the previous owner may have sent something since
     last = _last_round()
     # Each message, with the columns to set once it is accepted.
+    ended, unreported = _ended(row, last)
     steps: list[tuple[Message | None, dict[str, Any]]] = [
-        (messages.of("resolved", _ended(row, last)), {"reported_closed": last}),
+        (messages.of("resolved", ended, unreported=unreported), {"reported_closed": last}),
         (messages.of("alert", _begun(row, last)), {"reported_opened": last}),
         (messages.of("alert", _lasting(row), reminder=True), {"reminded_at": timezone.now()}),
     ]
@@ -60,6 +61,15 @@ def notify(channel: Channel) -> None:
     this_row.update(reported_opened=last, reported_closed=last, attempts=0, last_error="", due_at=pause)
 
 
+def retry_soon(channel: Channel) -> bool:
+    """Let the next round send what the channel has refused, because it works again. Return whether it would have waited longer.
+
+    A channel that a process is sending to is left alone. Raises `DatabaseError`.
+    """
+    waiting = AlertChannel.objects.filter(name=channel.name, attempts__gt=0, due_at__gt=from_now(_CLAIM_SECONDS))
+    return bool(waiting.update(due_at=None))
+
+
 def undelivered() -> list[AlertChannel]:
     """Return the channels whose last attempt failed. Run no query unless alerts are on."""
     names = [channel.name for channel in configured()]
@@ -75,17 +85,19 @@ def _begun(row: AlertChannel, last: int) -> QuerySet[Alert]:
     return Alert.objects.filter(opened__gt=row.reported_opened, opened__lte=last, ended_at=None)
 
 
-def _ended(row: AlertChannel, last: int) -> QuerySet[Alert]:
-    """Return alerts that ended, the last of each subject. A new channel does not report those that ended before it existed.
+def _ended(row: AlertChannel, last: int) -> tuple[QuerySet[Alert], int]:
+    """Return alerts that ended, the last of each subject, and of how many the channel has not accepted the beginning.
 
-    One whose beginning was not reported is left out. After a failed attempt, all are returned: the receiver may have processed
-    the message, and the end is all that it gets about what an outage of the channel hid.
+    A new channel does not report those that ended before it existed. One whose beginning was not reported is left out. After a
+    failed attempt, all are returned: the receiver may have processed the message, and the end is all that it gets about what an
+    outage of the channel hid.
     """
     ended = Alert.objects.filter(closed__gt=row.reported_closed, closed__lte=last, ended_at__gt=row.created_at)
     subjects = ended.order_by().values("kind", "subject").annotate(first=Min("opened"), last=Max("pk"))
+    unreported = subjects.filter(first__gt=row.reported_opened).count() if row.attempts else 0
     if not row.attempts:
         subjects = subjects.filter(first__lte=row.reported_opened)
-    return Alert.objects.filter(pk__in=subjects.values("last"))
+    return Alert.objects.filter(pk__in=subjects.values("last")), unreported
 
 
 def _lasting(row: AlertChannel) -> QuerySet[Alert]:
