@@ -12,6 +12,7 @@ from django.db.models import Q, QuerySet
 from django.db.models.functions import Now
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern, reverse
+from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.views.decorators.http import require_GET, require_POST
@@ -268,6 +269,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
     def page_context(self, request: HttpRequest, watch: AppRepository) -> dict[str, Any]:
         """Return the watch's details, its progress, and what is not delivered."""
         skipped = watch.failures.filter(kind=FailureKind.SKIPPED)
+        next_check = next_check_of(watch)
         return {
             **of_watch(watch),
             **drift.of_watch(watch),
@@ -279,7 +281,8 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
                 (notice, next_attempt_of(watch, hold_until=notice.due_at))
                 for notice in watch.notices.all()[:LISTED_SKIPPED]
             ],
-            "next_check": next_check_of(watch),
+            "next_check": next_check,
+            "check_is_due": next_check is not None and next_check <= timezone.now(),
             "hook_url": hook_url(watch),
             "hint": help_texts.ROOT_HINTS[RootCause(watch.root_cause)].for_user(request.user)
             if watch.is_failing

@@ -194,9 +194,14 @@ def check_disk() -> str:
         if error := write_error(folder):
             return f"{name} is not writable ({error.strerror}): check its permissions, and that its disk is not full"
         disk = shutil.disk_usage(folder)
-        if disk.free < min(MIN_FREE_BYTES, MIN_FREE_SHARE * disk.total):
+        if disk.free < free_bytes_needed(disk.total):
             return f"only {format_bytes(disk.free)} of disk space is left for {name}: free up space"
     return OK
+
+
+def free_bytes_needed(total: int) -> float:
+    """Return how many bytes must be free on a disk of `total` bytes."""
+    return min(MIN_FREE_BYTES, MIN_FREE_SHARE * total)
 
 
 def temporary_folder(*others: Path) -> dict[str, Path]:

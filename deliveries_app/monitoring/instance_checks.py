@@ -166,9 +166,9 @@ def _check_folder(name: str, folder: Path) -> CheckMessage:
     if error := health.write_error(folder):
         return Error(f"{name} ({folder}) is not writable.", hint=reason_and_advice(error))
     disk = shutil.disk_usage(folder)
-    needed = _FULL_BYTES
-    if name == "TMPDIR":  # often a small disk in memory
-        needed = min(needed, int(health.MIN_FREE_SHARE * disk.total))
+    needed = health.free_bytes_needed(disk.total)
+    if name != "TMPDIR":  # often a small disk in memory
+        needed = max(needed, _FULL_BYTES)
     text = f"{name} ({folder}) is writable and has {format_bytes(disk.free)} free."
     if disk.free < needed:
         hint = f"Free up space, or move it to a separate disk. Without free space, {_WITHOUT_SPACE[name]}."

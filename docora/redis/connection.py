@@ -107,6 +107,8 @@ def problem(error: RedisError) -> tuple[str, str]:
         return f"Redis refuses: {cause}.", "REDIS_URL must point to a primary with free memory."
     if isinstance(error, AskError | ClusterCrossSlotError | ClusterDownError):
         return IN_CLUSTER
+    if "NOREPLICAS" in cause:
+        return f"Redis refuses: {cause}.", "Start its replicas, or lower its min-replicas-to-write."
     if isinstance(error, ResponseError):
         return f"Redis refuses: {cause}.", "Check the database number in REDIS_URL and the user's permissions."
     if is_embedded():

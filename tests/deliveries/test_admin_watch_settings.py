@@ -222,6 +222,14 @@ def test_check_that_is_due_is_not_just_now(keeper: Client, watch: AppRepository)
         assert (next_attempt_of(checked) == NextAttempt("Next check is due")) != shown
 
 
+def test_check_that_is_not_made_is_due_since_then(keeper: Client, watch: AppRepository) -> None:
+    """While the sweep was stopped, the page planned the next check for a time in the past."""
+    since = timezone.now() - timedelta(minutes=9)
+    AppRepository.objects.update(next_check_at=since)
+    [text] = re.findall("<dt>Next check</dt><dd>(.*?)</dd>", page_of(keeper, watch))
+    assert text == f"due since {since:%Y-%m-%d %H:%M:%S} UTC"
+
+
 def test_page_says_that_the_git_host_is_down(keeper: Client, watch: AppRepository) -> None:
     """Until its circuit opened, the repository seemed to be up to date, with a check a little later than usual."""
     assert "can't connect to the git host" not in page_of(keeper, watch)

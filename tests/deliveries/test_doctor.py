@@ -312,6 +312,14 @@ def test_read_only_folder_and_small_disk(tmp_path: Path, settings, monkeypatch) 
     assert health.check_disk().startswith("REPOS_DIR is not writable (File exists): ")
 
 
+def test_doctor_finds_each_almost_full_disk_that_the_probe_finds(monkeypatch) -> None:
+    """With 1.05 GB left, `/health/ready` asked to free up space, and doctor found no problem."""
+    monkeypatch.setattr(health, "MIN_FREE_BYTES", 10**18)
+    monkeypatch.setattr(health, "MIN_FREE_SHARE", 1.0)
+    assert "of disk space is left for REPOS_DIR: free up space" in health.check_disk()
+    assert "nothing can be fetched" in problems(instance_checks.check_disk())
+
+
 def test_full_temporary_disk(tmp_path: Path, settings, monkeypatch) -> None:
     """Syncs failed and large pages were empty, and no check found why. Python's own search for a folder skips a full one."""
     settings.DATA_DIR = settings.REPOS_DIR = tmp_path / "data"

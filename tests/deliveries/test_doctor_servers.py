@@ -274,6 +274,14 @@ def test_full_and_nearly_full_redis(configured: Redis) -> None:
     assert "REDIS_URL must point to a primary with free memory." in said
 
 
+def test_redis_that_has_lost_its_replicas(redis_client: Redis, valkey_server: ValkeyServer) -> None:
+    """The advice was to check the database number in REDIS_URL and the user's permissions."""
+    with valkey_server.refusing_writes():
+        said = problems(server_checks.check_redis())
+    assert "Redis refuses: NOREPLICAS Not enough good replicas to write." in said
+    assert "Start its replicas, or lower its min-replicas-to-write." in said
+
+
 def test_healthy_redis(redis_client: Redis) -> None:
     messages = server_checks.check_redis_server()
     assert "Valkey 9." in infos(messages)
