@@ -40,6 +40,11 @@ class StateDetail(models.TextChoices):
         return WatchState(self.value.partition(":")[0])
 
     @property
+    def in_words(self) -> str:
+        """The state and, if it is known, what the watch is waiting for: `On hold (open circuit)`."""
+        return f"{self.state.label} ({self.label})" if self.label else str(self.state.label)
+
+    @property
     def is_held_back(self) -> bool:
         """Whether a due watch has to wait for something other than a worker or a slot."""
         return self.state in {WatchState.PAUSED, WatchState.ON_HOLD} or self == StateDetail.IMPORTING

@@ -13,6 +13,7 @@ from deliveries_app.reports.next_attempt import NextAttempt, next_attempt_of
 from deliveries_app.services import current_pause
 from docora.redis import heartbeat
 from docora.redis.heartbeat import Signs
+from repositories_app.models import HostOutage
 
 _IS_SCANNING = Q(status=Status.SCANNING)
 _IS_LISTED = Q(failing_since__isnull=False) | Q(next_sync_at__lte=Now()) | Q(arriving=True) | _IS_SCANNING
@@ -39,10 +40,14 @@ class Line:
 
 @dataclass(frozen=True)
 class StatusReport:
-    """`signs` is None if Redis does not respond or rejects writes. `lines` lists failing, then syncing, then waiting watches."""
+    """`signs` is None if Redis does not respond or rejects writes. `lines` lists failing, then syncing, then waiting watches.
+
+    `hosts_down` are the git hosts to which no connection can be made; empty in the report of one app.
+    """
 
     pause: SyncPause | None
     signs: Signs | None
+    hosts_down: list[HostOutage]
     counts: WatchCounts
     lines: list[Line]
 
@@ -74,7 +79,8 @@ def read_status(app: App | None, at_most: int) -> StatusReport:
     progress = open_progress(watch for watch in rows if watch.is_syncing)
     percents = {pk: of_run.percent for pk, of_run in progress.items()}
     lines = [Line(watch, percents.get(watch.pk), next_attempt_of(watch)) for watch in rows]
-    return StatusReport(pause, heartbeat.read(), counts, lines)
+    hosts_down = [] if app else list(HostOutage.objects.order_by("host"))
+    return StatusReport(pause, heartbeat.read(), hosts_down, counts, lines)
 
 
 def watch_fields(watch: AppRepository) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from deliveries_app.services import (
 )
 from deliveries_app.services.tokens import authenticate, live_tokens
 from docora.text import format_time
+from repositories_app.models import HostOutage
 from tests.support.commands import PROJECT, run, run_json
 from tests.support.receiver import Answer
 from tests.support.staff import fail, make_app
@@ -303,6 +304,21 @@ def test_status_of_a_failed_watch_that_is_paused(watches) -> None:
         call_command("status", stdout=text)
     assert "failing: 1; syncing: 0" in text.getvalue()
     assert "Continues when syncing is resumed" in text.getvalue()
+
+
+def test_status_says_what_a_watch_on_hold_waits_for(watches) -> None:
+    """During the outage of a git host, it said "On hold" without a reason, and nothing if no sync was due."""
+    now = timezone.now()
+    assert "git host" not in run("status")
+    HostOutage.objects.create(host="https://github.com/", since=now, retry_at=now + timedelta(minutes=4), error="Down.")
+    assert "1 git host is down: github.com. Its repositories are neither checked nor synced until it responds." in run(
+        "status"
+    )
+    HostOutage.objects.create(host="https://git.example/", since=now, retry_at=now, error="Down.")
+    assert "2 git hosts are down: git.example, github.com. Their repositories are" in run("status")
+    AppRepository.objects.filter(pk=watches[0].pk).update(next_sync_at=now)
+    [row] = [line.split("\t") for line in run("status").splitlines() if "\t" in line]
+    assert row[3] == "On hold (git host unreachable)"
 
 
 def test_status_lists_failing_then_syncing_then_waiting(watches) -> None:

@@ -45,6 +45,5 @@ def _iterate(watches: AppRepositoryQuerySet) -> Generator[AppRepository]:
 
 
 def _row(watch: AppRepository) -> list[str]:
-    state = f"{watch.state.label} ({watch.detail.label})" if watch.detail.label else str(watch.state.label)
-    ids = [watch.app.app_id, watch.repository.repository_id, watch.github_url, state]
+    ids = [watch.app.app_id, watch.repository.repository_id, watch.github_url, watch.detail.in_words]
     return [*ids, f"{watch.tree_files:,}", format_time(watch.last_synced_at) if watch.last_synced_at else "never"]

@@ -55,6 +55,11 @@ def _summary(report: StatusReport) -> str:
     if counts.importing:
         number = counted(counts.importing, "of them waits", "of them wait")
         lines.append(f"{number} for the rest of the import. If none is running, run {program()} import_docora again.")
+    if hosts := report.hosts_down:
+        which = f"{counted(len(hosts), 'git host is', 'git hosts are')} down: {', '.join(map(str, hosts))}"
+        whose = "Its" if len(hosts) == 1 else "Their"
+        respond = "it responds" if len(hosts) == 1 else "they respond"
+        lines.append(f"{which}. {whose} repositories are neither checked nor synced until {respond}.")
     if report.signs is None:
         lines.append("Redis isn't responding or rejects writes. Due syncs wait in the database until it works again.")
     elif not report.signs.workers or report.signs.sweep_is_late:
@@ -71,6 +76,6 @@ def _row(line: Line) -> list[str]:
         str(watch.app),
         str(watch.repository),
         f"{watch.app.app_id} {watch.repository.repository_id}",
-        str(watch.state.label),
+        watch.detail.in_words,
         details,
     ]

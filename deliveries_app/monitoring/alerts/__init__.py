@@ -11,8 +11,9 @@ queries the database.
 - `contacts` emails the contacts of apps about changed settings. These are no alerts, but the same thread sends them.
 
 The sweep's process runs this in its own thread, so that a slow mail server does not delay the sweep, and a hanging sweep does
-not delay alerts. If the sweep has stopped, the next free worker takes over (`enqueue_if_sweep_is_late`). If everything has
-stopped or the database is down, no alert is sent; poll `/health/ready` from another machine to notice that.
+not delay alerts. If the sweep has stopped, the next free worker takes over (`enqueue_if_sweep_is_late`). If all workers have
+stopped or Redis is down, too, or if the database is down, no alert is sent; poll `/health/ready` from another machine to notice
+that.
 """
 
 import logging
