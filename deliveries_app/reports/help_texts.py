@@ -119,7 +119,7 @@ ROOT_HINTS: dict[RootCause, Hint] = {
         (Permission.WATCH, Permission.UNWATCH, Permission.CHANGE_WATCHES),
     ),
     RootCause.GIT_HOST: Hint(
-        "The git host is unreachable, too slow, or limits requests. Docora retries automatically.",
+        "The git host is unreachable, too slow, returns errors, or limits requests. Docora retries automatically.",
         "Once it has recovered, retry now.",
         (Permission.RETRY,),
     ),

@@ -230,6 +230,16 @@ def test_check_that_is_not_made_is_due_since_then(keeper: Client, watch: AppRepo
     assert text == f"due since {since:%Y-%m-%d %H:%M:%S} UTC"
 
 
+def test_advice_for_a_git_host_that_answers_with_an_error(world: World) -> None:
+    """The page said that the host is unreachable, too slow, or limits requests, beside the error that it returned HTTP 500."""
+    _, watch = world.watch()
+    world.git.server.on_request = lambda method, target: 500
+    world.sync(watch)
+    page = page_of(superuser(), watch)
+    assert "The git host returned HTTP 500." in page
+    assert "The git host is unreachable, too slow, returns errors, or limits requests." in page
+
+
 def test_page_says_that_the_git_host_is_down(keeper: Client, watch: AppRepository) -> None:
     """Until its circuit opened, the repository seemed to be up to date, with a check a little later than usual."""
     assert "can't connect to the git host" not in page_of(keeper, watch)
