@@ -184,11 +184,9 @@ def oidc_callback(request: HttpRequest, provider_id: str) -> HttpResponse:
 def link(request: HttpRequest, token: str) -> HttpResponse:
     """Show a page with a button that signs the user in. GET must not: mail scanners and link previews open links, too."""
     user = links.user_of(token)
-    if user is None:
-        return render(request, "account/link_invalid.html", status=410)
-    if request.method != "POST":
+    if user is not None and request.method != "POST":
         return render(request, "account/link.html", {"named": user})
-    if not links.claim(user):
+    if user is None or not links.claim(user):
         return render(request, "account/link_invalid.html", status=410)
     login(request, user, backend=settings.AUTHENTICATION_BACKENDS[0])
     record_authentication(request, user, "sign_in_link")
