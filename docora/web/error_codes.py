@@ -26,10 +26,8 @@ class ErrorCode(StrEnum):
     FORBIDDEN = "forbidden", False, "The caller isn't allowed to do this."
     NOT_FOUND = "not_found", False, "There is nothing at this URL."
     METHOD_NOT_ALLOWED = (
-        "method_not_allowed",
-        False,
-        "The URL doesn't support this method. `Allow` lists those that it does.",
-    )
+        "method_not_allowed", False, "The URL doesn't support this method. `Allow` lists those that it does."
+    )  # fmt: skip
     BODY_TOO_LARGE = "body_too_large", False, "The body is too large. The message names the limit, or where to find it."
     TOO_MANY_REQUESTS = "too_many_requests", True, "Wait for the number of seconds in `Retry-After`."
     INTERNAL_ERROR = "internal_error", True, "Something went wrong in Docora. Its log has the details."
@@ -46,16 +44,12 @@ class ErrorCode(StrEnum):
         "token_required", False, "The git host requires a token: the repository is private or doesn't exist."
     )  # fmt: skip
     TOKEN_REJECTED = (
-        "token_rejected",
-        False,
-        "The git host rejected the token, or the token can't read this repository.",
-    )
+        "token_rejected", False, "The git host rejected the token, or the token can't read this repository."
+    )  # fmt: skip
     REF_NOT_FOUND = "ref_not_found", False, "The repository has no such branch or tag."
     REPOSITORY_MOVED = (
-        "repository_moved",
-        False,
-        "The repository has moved to another URL. The message names that URL if it is known.",
-    )
+        "repository_moved", False, "The repository has moved to another URL. The message names that URL if it is known."
+    )  # fmt: skip
     HOST_UNREACHABLE = "host_unreachable", True, "The git host can't be reached, is too slow or has failed."
     HOST_RATE_LIMITED = "host_rate_limited", True, "The git host limits the rate of requests."
     ADDRESS_NOT_ALLOWED = "address_not_allowed", False, "The git host is in a network that Docora may not connect to."
