@@ -16,7 +16,7 @@ from deliveries_app.services import imported_tokens
 from docora.cli.output import INTERRUPTED, Bar, add_json, secret_from_stdin, write_json, wrong_usage
 from docora.db import schema
 from docora.db.connection import CONNECTION_ERRORS
-from docora.text import counted, one_line, printable
+from docora.text import cause_of, counted, printable
 
 URL_VARIABLE, KEY_VARIABLE = "SOURCE_DATABASE_URL", "SOURCE_ENCRYPTION_KEY"
 _RESUME = "Nothing is lost. Run the command again to continue."
@@ -126,5 +126,4 @@ def _import_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         raise CommandError(f"Stopped. {_RESUME}", returncode=INTERRUPTED) from None
     except CONNECTION_ERRORS as error:
-        reason = one_line(str(error), 300).rstrip(".")
-        raise CommandError(f"Docora's own database failed: {reason}. {_RESUME}") from None
+        raise CommandError(f"Docora's own database failed: {cause_of(error)}. {_RESUME}") from None
