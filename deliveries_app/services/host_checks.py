@@ -51,7 +51,7 @@ def check_readable(
             return token
 
         try:
-            used = github.read(github_app, url, token, read, check_deadline, fresh=True)
+            used = github.read(github_app, url, token, read, check_deadline)
         except RefNotFound as error:
             error.next_step = ""
             raise
