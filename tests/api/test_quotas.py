@@ -135,6 +135,13 @@ def test_unwatching_uses_the_quota_of_resyncs_and_the_reference_says_so(world: W
     assert "new repository" in described
 
 
+def test_unwatching_uses_no_more_than_the_quota(portal: Caller, watches) -> None:
+    limit(watches[0].app, max_resyncs_per_hour=1)
+    for watch in watches[:2]:
+        assert portal.delete(f"/{watch.repository.repository_id}").status_code == 204
+    assert portal.client.get("/api/app").json()["quotas"]["resyncs_per_hour"]["used"] == 1
+
+
 def test_unwatching_twice_at_once_counts_once(portal: Caller, watches) -> None:
     """Both calls have read the watch before either of them ends it."""
     limit(watches[0].app, max_resyncs_per_hour=5)

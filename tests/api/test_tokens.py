@@ -156,7 +156,8 @@ def test_users_need_permission_and_are_logged(app: App) -> None:
     actor = Actor.of_user(User.objects.get(pk=user.pk))
     token_of(app)
     tokens.rotate_app_token(actor, app)
-    tokens.retire_old_tokens(actor, app)
+    assert tokens.retire_old_tokens(actor, app) == 1
+    assert tokens.retire_old_tokens(actor, app) == 0  # changes nothing, so it is not recorded
     assert messages(by_users()) == [
         "Rotated the token",
         "Retired old tokens",

@@ -19,6 +19,8 @@ from deliveries_app.receiver import Record
 from deliveries_app.sweep import retention
 from tests.deliveries.sender import KEY, Sender
 from tests.support.commands import PROJECT, run, run_json
+from tests.support.processes import Daemons
+from tests.support.receiver import wait_for
 from tests.support.staff import make_app, make_watch
 from tests.support.world import World
 
@@ -39,6 +41,17 @@ def test_sweep_prints_the_number_enqueued(world: World, redis_client) -> None:
     with pytest.raises(CommandError, match="--json needs --once") as wrong:
         run("sweep", "--json")
     assert wrong.value.returncode == 2
+
+
+def test_ctrl_c_ends_the_sweep(instance_environment: dict[str, str], redis_client, tmp_path: Path) -> None:
+    daemons = Daemons(tmp_path, instance_environment)
+    try:
+        sweep = daemons.sweep()
+        wait_for(lambda: redis_client.exists("docora:heartbeat:sweep"), timeout=30)
+        sweep.process.send_signal(signal.SIGINT)
+        assert sweep.process.wait(20) == 0
+    finally:
+        daemons.close()
 
 
 def test_prune_counts_what_it_removes(db, capsys, monkeypatch) -> None:
@@ -153,6 +166,7 @@ def test_receiver_prints_one_line_per_notification(tmp_path: Path) -> None:
     assert [line["path"] for line in lines] == ["a", "b"]
     assert set(lines[0]) == set(Record.__annotations__)
     assert process.returncode == 0
+    assert {file.name for file in tmp_path.rglob("*") if file.is_file() and file.read_bytes() == b"text"} == {"a", "b"}
 
 
 def test_receiver_reads_its_key_from_stdin(tmp_path: Path) -> None:

@@ -26,11 +26,14 @@ from deliveries_app.services import (
     unwatch_repository,
 )
 from deliveries_app.services.tokens import authenticate, live_tokens
+from docora.redis import heartbeat
 from docora.text import format_time
 from repositories_app.models import HostOutage
 from tests.support.commands import PROJECT, run, run_json
+from tests.support.doctor import start_worker
 from tests.support.receiver import Answer
 from tests.support.staff import fail, make_app
+from tests.support.valkey import ValkeyServer
 from tests.support.world import World
 
 
@@ -293,6 +296,20 @@ def test_status_with_failures_exits_with_1(watches) -> None:
     failing, syncing = printed["lines"]
     assert (failing["state"], failing["root_cause"], failing["app_name"]) == ("failed", "http_5xx", "Portal")
     assert (syncing["state"], syncing["next"]) == ("syncing", "Syncing now")
+
+
+def test_status_says_that_a_part_is_not_running(db, redis_client, valkey_server: ValkeyServer) -> None:
+    stopped = "A part of Docora is not running. To find out which, run manage.py doctor."
+    heartbeat.beat()
+    assert stopped in run("status"), "no worker"
+    start_worker(redis_client)
+    assert stopped not in run("status")
+    redis_client.delete("docora:heartbeat:sweep")
+    assert stopped in run("status"), "no sweep"
+    valkey_server.stop()
+    printed = run("status")
+    assert "Redis isn't responding or rejects writes." in printed
+    assert stopped not in printed
 
 
 def test_status_of_a_failed_watch_that_is_paused(watches) -> None:

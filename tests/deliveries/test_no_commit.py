@@ -50,6 +50,7 @@ def test_registered_before_its_first_commit_and_synced_after_it(world: World, ma
     watch = world.sync(AppRepository.objects.get())
     seen = caller.get(one).json()
     assert (seen["status"], seen["next_sync_at"], seen["last_error"]) == (Status.PENDING, None, None)
+    assert seen["last_synced_at"] is None
     assert [(run.reason, run.outcome, run.files_total) for run in world.runs(watch)] == [
         (Reason.INITIAL, Outcome.SUCCEEDED, 0)
     ]

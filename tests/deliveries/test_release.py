@@ -124,7 +124,9 @@ def test_canary_releases_the_rest_of_its_app(portal: App, search: App) -> None:
     assert released() == {"Portal-0", "Portal-1", "Portal-2", "Search-0"}
     progress = live.of_operation(operation)
     assert (operation.total, progress.unreleased) == (5, 1)
-    assert history.outcomes([operation])[operation.pk].files_total == progress.files_total == 80
+    outcomes = history.outcomes([operation])[operation.pk]
+    assert outcomes.files_total == progress.files_total == 80
+    assert outcomes.bytes_total == progress.bytes_total == 20_000
     end("Search-0", Outcome.SUCCEEDED)
     release_due()
     for name in ("Portal-1", "Portal-2", "Search-1"):
@@ -279,7 +281,7 @@ def test_pace_spreads_releases_evenly(portal: App) -> None:
         counts.append(len(released()))
     assert counts == [1, 1, 2, 2, 3, 3, 4]
     pass_time(600)
-    assert release_due() == 1  # a sweep that was away does not make up for it
+    assert [release_due(), release_due()] == [1, 0]  # a sweep that was away does not make up for it
     assert live.of_operation(operation).unreleased == 15
 
 
@@ -386,6 +388,54 @@ def test_operation_is_not_held_for_repositories_that_are_no_longer_watched(porta
     assert state(operation) == Result.RUNNING
     end("Search-0", Outcome.SUCCEEDED)
     assert state(operation) == Result.PARTLY_FAILED
+
+
+def test_reason_of_a_held_operation_is_short(db) -> None:
+    names = [f"App{number}" for number in range(5)]
+    for name in names:
+        fill(make_app(name), 2)
+    operation = start()
+    for name in names:
+        end(f"{name}-0", Outcome.FAILED, "HTTP 500.")
+    release_due()
+    assert state(operation) == Result.HELD
+    assert operation.held_reason.count("failed: HTTP 500.") == 3
+    assert operation.held_reason.endswith(" And 2 more apps.")
+
+
+def test_title_fits_into_its_column(portal: App) -> None:
+    make_watch(portal, "n" * 200)
+    assert len(start(Rollout()).title) == 200
+
+
+def test_operation_is_not_held_for_what_another_one_releases(portal: App, search: App) -> None:
+    fill(portal, 2)
+    fill(search, 1)
+    operation = start()
+    resync_many(COMMAND, AppRepository.objects.all(), rollout=Rollout(pace=1))
+    end("Search-0", Outcome.FAILED, "HTTP 500.")
+    release_due()
+    assert state(operation) == Result.RUNNING
+
+
+def test_operations_with_the_same_repositories_are_independent(portal: App) -> None:
+    fill(portal, 5)
+    first, second = (resync_by_app(COMMAND, portal, rollout=Rollout(pace=60)) for _ in range(2))
+    assert release_due() == 2
+    pass_time(3)
+    assert release_due() == 6
+    assert [operation.pending.count() for operation in (first, second)] == [1, 1]
+    assert cancel_operation(COMMAND, first) == 5
+    assert state(first) == Result.CANCELLED
+    assert second.pending.count() == 1
+
+
+def test_app_shows_the_operations_of_its_repositories_only(portal: App, search: App) -> None:
+    operations = []
+    for app in (portal, search):
+        fill(app, 2)
+        operations.append(resync_many(COMMAND, AppRepository.objects.filter(app=app), rollout=CANARY))
+    assert [list(context.involving(app)) for app in (portal, search)] == [[operation] for operation in operations]
 
 
 def test_continuing_releases_the_held_apps_only(portal: App, search: App) -> None:

@@ -339,6 +339,17 @@ def test_retry_during_the_last_attempt(world: World) -> None:
     assert world.outcomes(watch)[-1] == ("retry", "succeeded")
 
 
+def test_retry_during_an_attempt_that_does_not_count(world: World) -> None:
+    """The retry has set the number of attempts to 0, so there is none to subtract."""
+    _, watch = world.watch(FILES)
+    world.answer(refusing("3.txt", "5.txt"))
+    world.sync(watch)
+    world.answer(at_notification(1, lambda: retry(watch), then=Answer(429, headers={"Retry-After": "60"})))
+    watch = world.sync(watch)
+    assert (watch.status, watch.retry_count, watch.last_status_code) == (Status.PENDING, 0, 429)
+    assert world.outcomes(watch)[-1] == ("retry", "")
+
+
 def test_retry_during_an_attempt_that_fails_permanently(world: World) -> None:
     repo, watch = world.watch(FILES)
     given_up(world, watch)

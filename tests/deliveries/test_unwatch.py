@@ -32,6 +32,7 @@ from deliveries_app.models import (
     Status,
     SyncRun,
 )
+from deliveries_app.models.root_causes import RootCause
 from deliveries_app.services import (
     cancel_request,
     cancel_sync,
@@ -57,6 +58,7 @@ from tests.support.git import Entry
 from tests.support.histories import assert_promise_kept, at_notification, refusing, shas
 from tests.support.processes import syncing
 from tests.support.receiver import wait_for
+from tests.support.staff import make_app
 from tests.support.world import World
 
 COMMAND = Actor.command()
@@ -214,6 +216,29 @@ def test_revived_watch_has_the_settings_of_a_new_one(world: World) -> None:
     assert again.created_at >= ended_at
     world.settle()
     assert_promise_kept(world, repo, watch)
+
+
+def test_revived_watch_starts_like_a_new_one(db, settings) -> None:
+    settings.ALLOWED_GIT_HOSTS = ["github.com"]
+    portal, search = make_app("Portal"), make_app("Search")
+
+    def watched_by(app: App) -> AppRepository:
+        watched = watch_repository(COMMAND, app, "https://github.com/acme/docs", ask_host=False)
+        return AppRepository.objects.get(pk=watched.watch.pk)
+
+    watch = watched_by(portal)
+    AppRepository.objects.filter(pk=watch.pk).update(
+        paused_at=Now(), paused_by="anna", branch="main", moved_at=Now(), last_commit="a", seen_commit="b", base_commit="a",
+        base_rules="r", tree_files=1, tree_bytes=1, files_failing=1, deletes_failing=1, left_out={"symlink": 1},
+        last_synced_at=Now(), push_secret="s", failing_since=Now(), root_cause=RootCause.TIMEOUT, last_error="It failed.",
+        retry_count=1,
+    )  # fmt: skip
+    unwatch_repository(COMMAND, watch)
+    again, new = watched_by(portal), watched_by(search)
+    names = [field.attname for field in AppRepository._meta.concrete_fields]
+    numbers = {"generation", "resend_floor", "lowest_floor", "request_count"}
+    own = {"id", "app_id", "watch_id", "created_at", "next_check_at", "next_sync_at", *numbers}
+    assert {name for name in names if getattr(again, name) != getattr(new, name)} - own == set()
 
 
 def test_revived_watch_has_no_commit_yet(world: World) -> None:
