@@ -38,6 +38,9 @@ def test_new_token_is_checked_and_nothing_is_sent_again(world: World, caller: Ca
     world.settle()
     assert AppRepository.objects.get().github_token == "second"
     assert len(world.requests("create")) == 1
+    before = list(AppRepository.objects.values())
+    assert caller.put({"github_url": repo.url, "github_token": "second"}).status_code == 200
+    assert list(AppRepository.objects.values()) == before, "it is not new"
 
 
 def test_token_that_is_left_out_stays_and_null_removes_it(world: World, caller: Caller) -> None:

@@ -147,7 +147,7 @@ def test_delivery_records_by_path_and_state(portal: Caller, watches) -> None:
         [
             deliver(watches[0], "a", generation=4),
             deliver(watches[0], "b", generation=3, source_key=None),
-            deliver(watches[0], "c", generation=5, acknowledged=False, attempts=2),
+            deliver(watches[0], "c", generation=3, acknowledged=False, attempts=2),
             deliver(watches[2], "of another app", generation=5),
         ]
     )

@@ -77,8 +77,12 @@ def test_body_must_be_a_json_object(operator: Client, watches, body: bytes) -> N
 
 
 def test_app_without_repositories_is_an_error(operator: Client, db) -> None:
-    answer = post(operator, f"resync/app/{make_app('Empty').app_id}")
+    app = make_app("Empty")
+    answer = post(operator, f"resync/app/{app.app_id}")
     assert (answer.status_code, answer.json()["error"]) == (404, "No repositories for this app")
+    services.delete_app(Actor.command(), app)
+    answer = post(operator, f"resync/app/{app.app_id}")
+    assert (answer.status_code, answer.json()["error"]) == (404, "App not found")
 
 
 def test_internal_error_hides_its_cause(operator: Client, watches, monkeypatch) -> None:

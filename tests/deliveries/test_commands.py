@@ -5,6 +5,7 @@ import json
 
 import pytest
 from django.core.management import CommandError
+from django.utils import timezone
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet
@@ -47,6 +48,10 @@ def test_onboard_app_warns_of_a_name_that_is_taken(world: World) -> None:
     printed = json.loads(run("onboard_app", name, "https://x.example/hooks", "ops@x.example", "--json", stderr=err))
     assert App.objects.get(app_id=printed["app_id"]).name == name
     assert err.getvalue() == f"Another app is already named {name}. Rename one so you can tell them apart.\n"
+    App.objects.update(ended_at=timezone.now())
+    err = io.StringIO()
+    run("onboard_app", name, "https://x.example/hooks", "ops@x.example", stderr=err)
+    assert err.getvalue() == ""
 
 
 @pytest.mark.parametrize(

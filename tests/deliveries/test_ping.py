@@ -9,6 +9,7 @@ from django.core.exceptions import PermissionDenied
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository
 from deliveries_app.receiver import Answer
+from deliveries_app.services import NotFound, delete_app
 from deliveries_app.services.pinging import Ping, send_ping
 from docora.db.clock import from_now
 from tests.support.audit import by_users
@@ -44,6 +45,13 @@ def test_accepted_ping_ends_the_hold_of_an_app_that_was_down(world: World, statu
     world.answer(lambda note: Answer(status))
     send_ping(ME, world.app)
     assert AppRepository.objects.due().exists() == (status == 200)
+
+
+def test_removed_app_gets_no_ping(world: World) -> None:
+    delete_app(ME, world.app)
+    with pytest.raises(NotFound, match="App not found"):
+        send_ping(ME, world.app)
+    assert world.requests() == []
 
 
 def test_accepted_ping_keeps_a_pause_that_the_app_asked_for(world: World) -> None:

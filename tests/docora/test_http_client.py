@@ -79,11 +79,12 @@ def test_big_body_is_sent_without_100_continue(client, serve):
 
 def test_interim_response_is_ignored(client, serve):
     def answer(connection, head, body):
-        connection.sendall(b"HTTP/1.1 103 Early Hints\r\nRetry-After: 9\r\n\r\n")
+        connection.sendall(b"HTTP/1.1 103 Early Hints\r\nRetry-After: 9\r\nLink: </a.css>\r\n\r\n")
         return saying("503 Busy", b"", "Retry-After: 3")(connection, head, body)
 
     outcome = client.request(post(serve(answer).url))
     assert (outcome.status, outcome.retry_after(0)) == (503, 3.0)
+    assert "link" not in outcome.headers
 
 
 # --- Many requests ----------------------------------------------------------------------------------------------------
