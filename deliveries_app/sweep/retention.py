@@ -23,7 +23,6 @@ from django.conf import settings
 from django.contrib.sessions.models import Session
 from django.db import connections, transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet, Subquery
-from django.db.models.lookups import IsNull
 from django.utils import timezone
 
 from deliveries_app.models import (
@@ -118,16 +117,15 @@ def _old_runs(now: datetime, operations: QuerySet[BulkOperation]) -> QuerySet[Sy
     """Return the runs that may be removed by the rules above. Without its watch, a run is kept only for its operation."""
     days = settings.SYNC_RUN_RETENTION_DAYS
     old: QuerySet[SyncRun] = _older(_older(SyncRun.objects.all(), "ended_at", days, now), "created_at", days, now)
-    # A later run was also created later, unless a clock was set back. With this condition and order, an index finds the newest
-    # runs first. Otherwise, and with EXISTS, PostgreSQL may read the older runs of a watch for each of its rows.
+    # The newest run is the first in an index. With further conditions, PostgreSQL may read all runs of the watch for each of them.
+    newest = SyncRun.objects.filter(watch=OuterRef("watch")).order_by("-created_at")
+    has_later = Q(pk__lt=Subquery(newest.values("pk")[:1]), generation__lte=Subquery(newest.values("generation")[:1]))
     newer = SyncRun.objects.filter(watch=OuterRef("watch"), created_at__gte=OuterRef("created_at"))
-    later = newer.filter(pk__gt=OuterRef("pk"), generation__gte=OuterRef("generation")).order_by("-created_at")
-    has_later = IsNull(Subquery(later.values("pk")[:1]), False)
     floors = newer.filter(reason=Reason.RESYNC).exclude(outcome__in=["", Outcome.CANCELLED])
     is_no_floor = ~Q(reason=Reason.RESYNC) | Q(outcome=Outcome.CANCELLED)
     has_later_floor = Exists(floors.filter(generation__gt=OuterRef("generation")))
     return old.filter(
-        Q(watch=None) | (Q(has_later) & (is_no_floor | has_later_floor)),
+        Q(watch=None) | (has_later & (is_no_floor | has_later_floor)),
         Q(operation=None) | Q(operation__in=operations.values("pk")),
     )
 

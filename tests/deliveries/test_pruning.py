@@ -361,6 +361,24 @@ def test_runs_of_a_busy_watch_are_not_all_read_for_each_of_them(watch: AppReposi
     assert read_rows(lambda: list(old)) < 10 * count
 
 
+def test_later_runs_of_a_busy_watch_are_not_all_read_if_most_watches_have_few(
+    watch: AppRepository, postgres_server
+) -> None:
+    count, moment = 1000, days_ago(OLD)
+    others = [make_watch(watch.app, f"quiet-{number}") for number in range(200)]
+    SyncRun.objects.bulk_create(
+        SyncRun(watch=one, reason=Reason.CHANGE, generation=1, created_at=at, ended_at=at, outcome=Outcome.SUCCEEDED)
+        for number in range(count)
+        for one in [watch, *others[number % 200 :: 200]]
+        for at in [moment - timedelta(hours=count - number)]
+    )
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE deliveries_app_syncrun")
+    old = retention._old_runs(timezone.now(), BulkOperation.objects.none()).order_by("created_at")
+    assert old.count() == 2 * count - len(others) - 1
+    assert read_rows(lambda: list(old)) < 10 * count
+
+
 def test_sweep_queues_pruning_once_an_hour(db, redis_client, valkey_server: ValkeyServer) -> None:
     def waiting() -> list[str]:
         return django_rq.get_queue("low").get_job_ids()
