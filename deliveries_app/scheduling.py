@@ -107,8 +107,8 @@ def enqueue_due(*, after_job: bool = False) -> int:
     # Enqueueing one that waits in the high queue changes nothing, but takes several round trips.
     enqueued = {*waiting, *high}
     with queues.only_one("enqueue_due", seconds=5) as is_first:
-        rows: list[Any] = _next_due() if is_first else []
-        startable = (watch for watch in rows if not watch.finds_no_slot and watch.job_id not in enqueued)
+        watches = _next_due() if is_first else []
+        startable = (watch for watch in watches if watch.job_id not in enqueued)
         return sum(queues.enqueue("default", owned=False, **_job(watch)) for watch in startable)
 
 
@@ -122,16 +122,29 @@ def in_bulk() -> Q:
     return Q(pk__in=opened.order_by().values("watch")) & ~Q(pushed_at__gte=F("next_sync_at"))
 
 
+def _next_due() -> list[AppRepository]:
+    """Return the due watches that are next and can start.
+
+    Their keys come first. Thousands may be due, and only of these few the repositories are read.
+    """
+    pks = _next_keys()
+    watches = AppRepository.objects.select_related("app", "repository")
+    watches = watches.only("crash_count", "lease_until", "app__app_id", "repository__repository_id")
+    found = watches.in_bulk(pks)
+    return [found[pk] for pk in pks if pk in found]
+
+
 @compiled_and_prepared
-def _next_due() -> QuerySet[AppRepository]:
+def _next_keys() -> "QuerySet[AppRepository, int]":
     is_bulk: Any = Case(When(in_bulk(), then=1), default=0)
     turn = Window(RowNumber(), partition_by="app_id", order_by=[is_bulk, "next_sync_at", "pk"])
-    due = AppRepository.objects.due().free().startable().alias(turn=turn)
     # If an app has no free slot, one of its watches asks for one. The others would find none.
-    rows = due.annotate(finds_no_slot=Case(When(app_is_full(), turn__gt=1, then=True), default=False))
+    finds_no_slot = Case(When(app_is_full(), turn__gt=1, then=True), default=False)
+    due = AppRepository.objects.due().free().startable().alias(is_bulk=is_bulk, turn=turn)
+    # With the limit for `turn`, PostgreSQL ranks only so many watches of each app.
+    rows = due.alias(finds_no_slot=finds_no_slot).filter(finds_no_slot=False, turn__lte=ENQUEUE_AHEAD)
     # `is_bulk` before the due time: the bulk work of many apps, which was requested together, is due before later changes.
-    rows = rows.order_by("finds_no_slot", "turn", is_bulk, "next_sync_at", "pk").select_related("app", "repository")
-    return rows.only("crash_count", "lease_until", "app__app_id", "repository__repository_id")[:ENQUEUE_AHEAD]
+    return rows.order_by("turn", "is_bulk", "next_sync_at", "pk").values_list("pk", flat=True)[:ENQUEUE_AHEAD]
 
 
 def next_check(moved_at: Combinable | None = None) -> Combinable:

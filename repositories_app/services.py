@@ -128,6 +128,11 @@ def _cooldown_end() -> CombinedExpression:
     return Now() + timedelta(seconds=settings.CIRCUIT_BREAKER_COOLDOWN_SECONDS)
 
 
+def some_host_is_down() -> Exists:
+    """Return the condition that a git host is down. Unlike `host_is_down`, it is evaluated once for all rows."""
+    return Exists(HostOutage.objects.all())
+
+
 def host_is_down(canonical_url: str) -> Exists:
     """Return the condition that the git host of `canonical_url`, a lookup from the outer query, is down."""
     return Exists(_outages_of(canonical_url))

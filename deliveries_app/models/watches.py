@@ -18,7 +18,7 @@ from docora.db.clock import from_now
 from docora.db.locks import lock_rows
 from docora.security.crypto import EncryptedTextField
 from repositories_app.models import GitHubApp, Repository, Snapshot
-from repositories_app.services import host_is_down, host_retry_at
+from repositories_app.services import host_is_down, host_retry_at, some_host_is_down
 
 MAX_SHARED_CRASHES = 2  # how many shared processes may die while syncing a watch before it gets its own process
 SLOT_REQUEST_SECONDS = 1.0  # how often one watch of an app without free slots asks for one
@@ -94,8 +94,10 @@ def can_sync() -> Q:
 
     With an open circuit, an outage doesn't count: there may be a `sync_failed` to send, which needs no git host.
     """
-    host_is_up = Q(~host_is_down("repository__canonical_url"))
-    return is_unpaused() & has_no_cooldown() & (host_is_up | Q(repository__circuit_open_until__gt=Now()))
+    # Usually no host is down: then no repository is read.
+    held = Repository.objects.filter(host_is_down("canonical_url"), pk=OuterRef("repository"))
+    held = held.exclude(circuit_open_until__gt=Now())
+    return is_unpaused() & has_no_cooldown() & (~Q(some_host_is_down()) | ~Q(Exists(held)))
 
 
 def waits_for_circuit() -> Q:

@@ -9,6 +9,7 @@ import django_rq
 import pytest
 from django.db import transaction
 from django.db.models.functions import Now
+from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 from redis import Redis
 from rq.exceptions import NoSuchJobError
@@ -23,8 +24,12 @@ from deliveries_app.scheduling import enqueue_due
 from deliveries_app.services import cancel_request, resync_many, resync_single, unwatch_repository
 from deliveries_app.services.push_hooks import repository_pushed
 from deliveries_app.sync.claim import claim
+from docora.db import prepared
 from docora.db.compiled import compiled
 from docora.redis import queues
+from repositories_app.models import Repository
+from tests.support.plans import read_rows
+from tests.support.staff import make_app, make_watch
 from tests.support.valkey import ValkeyServer
 from tests.support.world import World
 
@@ -237,7 +242,7 @@ def test_due_watches_are_enqueued_again_after_redis_was_flushed(world: World, re
 @pytest.fixture
 def queue_of_four(monkeypatch) -> None:
     monkeypatch.setattr(scheduling, "ENQUEUE_AHEAD", 4)
-    monkeypatch.setattr(scheduling, "_next_due", compiled(scheduling._next_due.__wrapped__))
+    monkeypatch.setattr(scheduling, "_next_keys", compiled(scheduling._next_keys.__wrapped__))
 
 
 @pytest.mark.usefixtures("queue_of_four")
@@ -250,6 +255,18 @@ def test_queue_is_filled_in_small_batches_longest_waiting_first(world: World, re
     assert ids("default") == [watch.job_id for watch in reversed(watches)][:4]
     assert enqueue_due() == 0  # still half full
     assert len(ids("default")) == 4
+
+
+def test_finding_the_next_watches_reads_no_repository(db: None, postgres_server) -> None:
+    """While 10,000 watches were due, most of this query's time went into their repositories and the git hosts of these."""
+    portal = make_app("Portal")
+    for number in range(30):
+        make_watch(portal, f"library-{number}", next_sync_at=timezone.now() - timedelta(minutes=1))
+    assert len(scheduling._next_due()) == scheduling.ENQUEUE_AHEAD
+    prepared.forget()  # a prepared statement can't be explained again
+    assert read_rows(scheduling._next_keys, AppRepository._meta.db_table) > 0
+    prepared.forget()
+    assert read_rows(scheduling._next_keys, Repository._meta.db_table) == 0
 
 
 @pytest.mark.usefixtures("queue_of_four")
