@@ -7,11 +7,13 @@ from collections.abc import Iterator
 
 from django.apps import apps
 from django.db import connection, models
-from django.db.migrations import AddField, CreateModel, Migration
+from django.db.migrations import AddField, AddIndex, CreateModel, Migration
 from django.db.migrations.autodetector import MigrationAutodetector
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.state import ProjectState
 from django.db.models import NOT_PROVIDED
+
+from docora.db.indexes import AddIndexConcurrently
 
 OURS = ("repositories_app", "deliveries_app")
 PREVIOUS_VERSION = [("repositories_app", "0006_github_app"), ("deliveries_app", "0022_drop_axes")]
@@ -48,6 +50,22 @@ def test_rule_recognises_required_columns() -> None:
         AddField("new", "plain", models.BooleanField(default=False)),
     ]
     assert list(required_columns(migration)) == ["deliveries_app.0002_example: app.plain"]
+
+
+def test_indexes_of_large_tables_are_built_while_a_service_writes_to_them() -> None:
+    """An ordinary one stops all writes to the table until it is complete."""
+    large = {"delivery", "deliveryattempt", "syncrun", "auditentry"}
+    previous = dict(PREVIOUS_VERSION)["deliveries_app"]
+    added = [
+        (migration, operation)
+        for (app, name), migration in MigrationLoader(None).disk_migrations.items()
+        if app == "deliveries_app" and name > previous
+        for operation in migration.operations
+        if isinstance(operation, AddIndex) and operation.model_name_lower in large
+    ]
+    assert [migration.name for migration, operation in added if not isinstance(operation, AddIndexConcurrently)] == []
+    assert [migration.name for migration, _ in added if migration.atomic or len(migration.operations) > 1] == []
+    assert "0031_run_last" in {migration.name for migration, _ in added}
 
 
 def columns_after(*migrations: tuple[str, str]) -> set[tuple[str, str]]:

@@ -127,6 +127,18 @@ def test_nothing_is_left_to_migrate(upgraded: Database, directory: Path) -> None
     succeed(upgraded, directory, "makemigrations", "--check", "--dry-run")
 
 
+def test_index_whose_building_was_interrupted_is_built_again(
+    old: Database, upgraded: Database, directory: Path
+) -> None:
+    if isinstance(old, Sqlite):
+        pytest.skip("SQLite builds an index in a transaction.")
+    database = old.copy()
+    database.execute("CREATE INDEX run_last ON deliveries_app_syncrun (id)")
+    database.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'run_last'::regclass")
+    succeed(database, directory, "migrate", "--no-input")
+    assert database.schema() == upgraded.schema()
+
+
 def test_every_row_is_read_and_every_secret_decrypted(old: Database, upgraded: Database, directory: Path) -> None:
     read = json.loads(succeed(upgraded, directory, "shell", "--verbosity", "0", "-c", READ_EVERYTHING))
     before = old.count_rows()
