@@ -118,7 +118,7 @@ def _old_runs(now: datetime, operations: QuerySet[BulkOperation]) -> QuerySet[Sy
     days = settings.SYNC_RUN_RETENTION_DAYS
     old: QuerySet[SyncRun] = _older(_older(SyncRun.objects.all(), "ended_at", days, now), "created_at", days, now)
     # The newest run is the first in an index. With further conditions, PostgreSQL may read all runs of the watch for each of them.
-    newest = SyncRun.objects.filter(watch=OuterRef("watch")).order_by("-created_at")
+    newest = SyncRun.objects.filter(watch=OuterRef("watch")).order_by("-created_at", "-pk")
     has_later = Q(pk__lt=Subquery(newest.values("pk")[:1]), generation__lte=Subquery(newest.values("generation")[:1]))
     newer = SyncRun.objects.filter(watch=OuterRef("watch"), created_at__gte=OuterRef("created_at"))
     floors = newer.filter(reason=Reason.RESYNC).exclude(outcome__in=["", Outcome.CANCELLED])
