@@ -28,6 +28,7 @@ from deliveries_app.models import (
     SyncRun,
     bulk_sql,
 )
+from deliveries_app.models.runs import SWEEP
 from deliveries_app.progress import live
 from docora.db.compiled import compiled_and_prepared
 from docora.redis import counters, live_counters
@@ -146,6 +147,20 @@ def newest_open_runs(watches: Iterable[AppRepository]) -> dict[int, SyncRun]:
 def current_run(watch: AppRepository) -> SyncRun | None:
     """Return the run that a watch's progress is about: its newest open one, or else the one that ended last."""
     return watch.runs.with_result().order_by(F("ended_at").desc(nulls_first=True), "-generation", "-pk").first()
+
+
+def reopen_retry(watch: AppRepository, commit: str) -> SyncRun | None:
+    """Open the watch's last run again if the sweep started it as a retry and it failed at this commit. Otherwise return None.
+
+    A file that the app always refuses would add an equal run at each rescan. Call inside the plan's transaction.
+    """
+    run = current_run(watch)
+    failed_retry = (Reason.RETRY, SWEEP, Outcome.FAILED, watch.generation, commit)
+    if run is None or (run.reason, run.requested_by, run.outcome, run.generation, run.commit_sha) != failed_retry:
+        return None
+    run.outcome, run.ended_at, run.error = "", None, ""
+    reopened = SyncRun.objects.filter(pk=run.pk).update(outcome=run.outcome, ended_at=run.ended_at, error=run.error)
+    return run if reopened else None
 
 
 def set_totals(run: SyncRun, *, files: int, size: int, left_out: Mapping[str, int], commit: str) -> None:

@@ -181,9 +181,12 @@ class Attempt:
     def _adopt_newest_run(self) -> None:
         """Adopt the newest requested run, if there is one, and log its id from now on."""
         open_runs = runs.open_runs(self.watch.pk, self.lease.generation)
-        self.sync_run = open_runs[0] if open_runs else None
-        if self.sync_run:
-            self.run_id = self.sync_run.run_id
+        self._adopt(open_runs[0] if open_runs else None)
+
+    def _adopt(self, run: SyncRun | None) -> None:
+        self.sync_run = run
+        if run:
+            self.run_id = run.run_id
             structlog.contextvars.bind_contextvars(run_id=self.run_id)
 
     def _circuit_seconds(self) -> float:
@@ -328,6 +331,8 @@ class Attempt:
             self._give_attempt_back()  # it was counted before the mirror was rebuilt
             # Look again: a retry may have replaced the run while git was read. This attempt is then for the retry.
             self._adopt_newest_run()
+            if self.sync_run is None and is_same_target:
+                self._adopt(runs.reopen_retry(self.watch, commit))
             run = self.sync_run = self.sync_run or self._new_run()
             runs.set_totals(run, files=plan.files, size=plan.size, left_out=plan.left_out, commit=commit)
         self.recorder = Recorder(self.lease, run, on_first=unequal)

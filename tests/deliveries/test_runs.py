@@ -12,7 +12,14 @@ from django.utils import timezone
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, BulkOperation, Outcome, Reason, SyncRun
 from deliveries_app.progress import live, runs
-from deliveries_app.services import cancel_operation, cancel_request, resync_many, resync_single, unwatch_repository
+from deliveries_app.services import (
+    cancel_operation,
+    cancel_request,
+    resync_many,
+    resync_single,
+    retry_single,
+    unwatch_repository,
+)
 from tests.support.histories import assert_promise_kept, at_notification, refusing
 from tests.support.plans import read_rows
 from tests.support.processes import in_threads
@@ -43,6 +50,39 @@ def test_several_attempts_are_one_run(world: World) -> None:
     assert (run.reason, run.outcome, run.attempts) == (Reason.INITIAL, Outcome.SUCCEEDED, 3)
     assert (run.files_total, run.files_done, run.files_failed) == (2, 2, 0)
     assert {record.run_id for record in world.requests()} == {run.run_id}
+
+
+def test_rescans_of_a_file_that_is_always_refused_are_one_run(world: World, settings) -> None:
+    """They added 288 equal runs a day, and the watch's history showed nothing else."""
+    settings.MAX_RETRY_ATTEMPTS = 2
+    repo, watch = world.watch({"bad.txt": b"1", "good.txt": b"2"})
+    world.answer(refusing("bad.txt"))
+    for _ in range(5):  # two attempts, then one at each rescan
+        world.sync(watch)
+    first, retried = reversed(world.runs(watch))
+    assert (first.reason, first.outcome, first.attempts) == (Reason.INITIAL, Outcome.FAILED, 2)
+    assert (retried.reason, retried.outcome, retried.attempts) == (Reason.RETRY, Outcome.FAILED, 3)
+    assert (retried.files_total, retried.files_done, retried.files_failed) == (1, 0, 1)
+    assert retried.error == "1 file couldn't be delivered. The app returned HTTP 500."
+    assert retried.ended_at > retried.started_at > first.ended_at
+    assert {record.run_id for record in world.requests()[3:]} == {retried.run_id}
+
+    retry_single(COMMAND, watch)
+    for _ in range(3):  # a person's request is a run of its own, and so is what follows it
+        world.sync(watch)
+    repo.commit({"new.txt": b"3"})
+    for _ in range(3):  # as is another commit
+        world.sync(watch)
+    world.answer(None)
+    world.sync(watch)
+    assert [(run.requested_by, run.outcome, run.attempts) for run in world.runs(watch)[:-2]] == [
+        ("sweep", Outcome.SUCCEEDED, 4),
+        ("sweep", Outcome.FAILED, 1),
+        ("command line", Outcome.FAILED, 2),
+    ]
+    newest = world.runs(watch)[0]
+    assert (newest.files_total, newest.files_done, newest.files_failed) == (2, 2, 0)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_current_run_is_found_without_reading_the_earlier_ones(db, postgres_server) -> None:
