@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from django.conf import settings
-from django.db.models import Count, F, Q
+from django.db.models import Case, Count, F, Q, When
 from django.db.models.functions import Now
 
 from deliveries_app.models import (
@@ -20,10 +20,12 @@ from deliveries_app.models import (
     DriftState,
     Notice,
     PendingRelease,
+    Reason,
     Status,
     SyncRun,
 )
 from deliveries_app.models.deliveries import ATTEMPTS_PER_PATH
+from deliveries_app.models.runs import SWEEP
 from deliveries_app.planning.delivery_rows import count_remarks, delivery_rules_of
 from deliveries_app.planning.planner import full_plan
 from deliveries_app.progress import live
@@ -97,10 +99,12 @@ def check_attempts() -> None:
 
 
 def check_ended_runs(universe: Universe) -> None:
-    """The numbers of a run that has ended no longer change."""
+    """The numbers of a run that has ended no longer change, unless the sweep opens its failed retry again and ends it later."""
     numbers = ("files_done", "files_total", "files_failed", "bytes_done", "bytes_total")
-    for pk, *counts in SyncRun.objects.exclude(outcome="").values_list("pk", *numbers):
-        final = universe.ended_runs.setdefault(pk, counts)
+    of_sweep = Q(reason=Reason.RETRY, requested_by=SWEEP)
+    ended = SyncRun.objects.exclude(outcome="").annotate(end=Case(When(of_sweep, then="ended_at"), default=None))
+    for pk, end, *counts in ended.values_list("pk", "end", *numbers):
+        final = universe.ended_runs.setdefault((pk, end), counts)
         assert counts == final, f"run {pk} has ended with {final}, and has {counts} now"
 
 

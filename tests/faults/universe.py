@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from subprocess import CalledProcessError
@@ -184,7 +185,7 @@ class Universe:
         self.ever_damaged: set[tuple[str, str]] = set()
         self.uncounted = 0  # up to this operation, live counts may have been lost with Redis or a process
         self.counted: set[int] = set()  # operations that have ended and were checked
-        self.ended_runs: dict[int, list[object]] = {}  # primary key → its final numbers
+        self.ended_runs: dict[tuple[int, datetime | None], list[object]] = {}  # see `check_ended_runs`
         self._files: dict[str, dict[str, bytes]] = {}
         self._expected: dict[tuple[str, ...], dict[str, str]] = {}
         self.apps = [self._onboard(KINDS[kind]) for kind in kinds]
