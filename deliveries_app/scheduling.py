@@ -108,8 +108,8 @@ def enqueue_due(*, after_job: bool = False) -> int:
     enqueued = {*waiting, *high}
     with queues.only_one("enqueue_due", seconds=5) as is_first:
         watches = _next_due() if is_first else []
-        startable = (watch for watch in watches if watch.job_id not in enqueued)
-        return sum(queues.enqueue("default", owned=False, **_job(watch)) for watch in startable)
+        jobs = [_job(watch) for watch in watches if watch.job_id not in enqueued]
+        return sum(queues.enqueue("default", owned=False, **job) for job in jobs)
 
 
 def in_bulk() -> Q:
@@ -123,9 +123,9 @@ def in_bulk() -> Q:
 
 
 def _next_due() -> list[AppRepository]:
-    """Return the due watches that are next and can start.
+    """Return the due watches to start next, in order.
 
-    Their keys come first. Thousands may be due, and only of these few the repositories are read.
+    A first query reads only their keys. Thousands of watches may be due, and their repositories need not be read to choose these.
     """
     pks = _next_keys()
     watches = AppRepository.objects.select_related("app", "repository")

@@ -156,8 +156,8 @@ def is_in_progress() -> Q:
 class SyncRun(models.Model):
     """One request to sync one watch, or one change found, including its retries and their outcome.
 
-    A run is open while `outcome` is empty. A failed retry of the sweep is opened again for the next one of the same files.
-    Names are copied, so that the record stays readable when the watch is deleted.
+    A run is open while `outcome` is empty. A failed retry that the sweep started is opened again for its next attempt at the same
+    files. Names are copied, so that the record stays readable when the watch is deleted.
     `attempts` counts those that had planned what to send, without those that were only interrupted.
     """
 

@@ -117,7 +117,8 @@ def _old_runs(now: datetime, operations: QuerySet[BulkOperation]) -> QuerySet[Sy
     """Return the runs that may be removed by the rules above. Without its watch, a run is kept only for its operation."""
     days = settings.SYNC_RUN_RETENTION_DAYS
     old: QuerySet[SyncRun] = _older(_older(SyncRun.objects.all(), "ended_at", days, now), "created_at", days, now)
-    # The newest run is the first in an index. With further conditions, PostgreSQL may read all runs of the watch for each of them.
+    # An index finds a watch's newest run at once. With more conditions in the subquery, PostgreSQL may read all of the watch's runs
+    # for each of them.
     newest = SyncRun.objects.filter(watch=OuterRef("watch")).order_by("-created_at", "-pk")
     has_later = Q(pk__lt=Subquery(newest.values("pk")[:1]), generation__lte=Subquery(newest.values("generation")[:1]))
     newer = SyncRun.objects.filter(watch=OuterRef("watch"), created_at__gte=OuterRef("created_at"))

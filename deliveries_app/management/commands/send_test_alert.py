@@ -40,7 +40,7 @@ class Command(BaseCommand):
 
 
 def _retries_soon(channel: Channel) -> bool:
-    """Send what the channel has refused soon. Return False without the database, which a test doesn't need."""
+    """Return what `retry_soon` does, or False if the database is down: a test alert doesn't need it."""
     try:
         return retry_soon(channel)
     except (DatabaseError, InterfaceError):

@@ -83,7 +83,7 @@ _INERT = str.maketrans({"<": "‹", ">": "›", "@": "＠"})
 class Message:
     """`event` is alert or resolved, `counts` lists kind, root cause and count, `items` are the first `SHOWN` alerts.
 
-    `unreported` of the resolved ones began without a message that was accepted.
+    `unreported` is the number of resolved alerts that began without a message that was accepted.
     """
 
     event: str
@@ -113,7 +113,7 @@ class Message:
 
     @property
     def text(self) -> str:
-        """The sentence, and of which resolved alerts the beginning was not reported."""
+        """The sentence, with a note if the alert about a resolved problem couldn't be delivered."""
         if not self.unreported:
             return self.sentence
         if self.total == 1:

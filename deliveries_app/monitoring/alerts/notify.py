@@ -62,9 +62,9 @@ def notify(channel: Channel) -> None:
 
 
 def retry_soon(channel: Channel) -> bool:
-    """Let the next round send what the channel has refused, because it works again. Return whether it would have waited longer.
+    """End the wait of a channel that works again, so that the next round sends what it refused. Return whether it was waiting.
 
-    A channel that a process is sending to is left alone. Raises `DatabaseError`.
+    Short waits stay: they can't be told from a process that is sending to the channel now. Raises `DatabaseError`.
     """
     waiting = AlertChannel.objects.filter(name=channel.name, attempts__gt=0, due_at__gt=from_now(_CLAIM_SECONDS))
     return bool(waiting.update(due_at=None))
@@ -86,7 +86,7 @@ def _begun(row: AlertChannel, last: int) -> QuerySet[Alert]:
 
 
 def _ended(row: AlertChannel, last: int) -> tuple[QuerySet[Alert], int]:
-    """Return alerts that ended, the last of each subject, and of how many the channel has not accepted the beginning.
+    """Return alerts that ended, the last of each subject, and how many of them began without a message that was accepted.
 
     A new channel does not report those that ended before it existed. One whose beginning was not reported is left out. After a
     failed attempt, all are returned: the receiver may have processed the message, and the end is all that it gets about what an
