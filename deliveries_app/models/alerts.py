@@ -16,6 +16,7 @@ class AlertKind(models.TextChoices):
     SWEEP_LATE = "sweep_late", "sweep is late"
     NO_WORKER = "no_worker", "no worker is running"
     REDIS_DOWN = "redis_down", "Redis is down"
+    DISK = "disk", "disk is almost full or not writable"
 
 
 class Alert(models.Model):

@@ -28,7 +28,7 @@ class RootCause(TextChoices):
     ADDRESS = "address", "Endpoint: address not allowed"
     GIT_AUTH = "git_auth", "Git: token rejected"
     GIT_NOT_FOUND = "git_not_found", "Git: repository not found"
-    GIT_HOST = "git_host", "Git: host unreachable"
+    GIT_HOST = "git_host", "Git: host unavailable"
     GIT_CONTENT = "git_content", "Git: repository unreadable"
     RULES = "rules", "Ignore rules and transforms"
     QUOTA = "quota", "Quota exceeded"

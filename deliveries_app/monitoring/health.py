@@ -2,27 +2,24 @@
 
 import os
 import shutil
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
-from django.conf import settings
 from django.db import DatabaseError, InterfaceError, connection
 from django.http import HttpRequest
 from django.utils import timezone
 from ninja import Router, Schema, Status
 from pydantic import Field
 
+from deliveries_app.monitoring import disk
 from deliveries_app.webhooks.payloads import timestamp
 from docora import __version__
-from docora.conf.data_dir import make_private
 from docora.conf.installation import program
 from docora.db import schema
 from docora.redis import heartbeat
 from docora.redis.connection import responds as redis_responds
 from docora.redis.heartbeat import Signs
-from docora.text import format_bytes, format_seconds
+from docora.text import format_seconds
 from docora.web.api import READ, documented_responses
 
 router = Router(tags=["Health"])
@@ -50,11 +47,6 @@ REDIS_UNUSABLE = (
 )
 _UNKNOWN_WITHOUT_REDIS = "unknown without Redis"
 _UNKNOWN_WITHOUT_DATABASE = "unknown without the database"
-MIN_FREE_BYTES, MIN_FREE_SHARE = 2**30, 0.1
-"""Free space that the disks with the mirrors and with temporary files must have: the smaller of the two.
-
-So a small disk can use most of its space, and a large one need not keep a tenth free.
-"""
 
 
 class Health(Schema):
@@ -170,7 +162,7 @@ def read_checks(signs: Signs | None) -> dict[str, str]:
         "database": database,
         "redis": OK if signs else REDIS_UNUSABLE,
         "git": OK if shutil.which("git") else "git is not installed",
-        "disk": check_disk(),
+        "disk": disk.problem() or OK,
         "workers": check_workers(signs),
         "sweep": sweep,
     }
@@ -186,45 +178,6 @@ def check_database() -> str:
     except (DatabaseError, InterfaceError):
         return SQLITE_UNUSABLE if is_sqlite else DATABASE_DOWN
     return OK
-
-
-def check_disk() -> str:
-    folders = {"REPOS_DIR": settings.REPOS_DIR}
-    for name, folder in (folders | temporary_folder(settings.REPOS_DIR)).items():
-        if error := write_error(folder):
-            return f"{name} is not writable ({error.strerror}): check its permissions, and that its disk is not full"
-        disk = shutil.disk_usage(folder)
-        if disk.free < free_bytes_needed(disk.total):
-            return f"only {format_bytes(disk.free)} of disk space is left for {name}: free up space"
-    return OK
-
-
-def free_bytes_needed(total: int) -> float:
-    """Return how many bytes must be free on a disk of `total` bytes."""
-    return min(MIN_FREE_BYTES, MIN_FREE_SHARE * total)
-
-
-def temporary_folder(*others: Path) -> dict[str, Path]:
-    """Return the folder of temporary files as `{"TMPDIR": path}`, or nothing if it is on the same disk as one of the others.
-
-    A sync spools its plan there, and the web process large bodies and responses. `tempfile.gettempdir()` skips a full folder,
-    but processes that used it before still do.
-    """
-    folder = Path(os.environ.get("TMPDIR") or "/tmp")  # noqa: S108  nothing is created under a fixed name
-    disks = {other.stat().st_dev for other in others if other.exists()}
-    return {"TMPDIR": folder} if folder.is_dir() and folder.stat().st_dev not in disks else {}
-
-
-def write_error(directory: Path) -> OSError | None:
-    """Return why a file can't be written, by writing one: permissions do not show that a disk is full or read-only."""
-    try:
-        make_private(directory)
-        with tempfile.TemporaryFile(dir=directory) as file:
-            file.write(bytes(4096))
-            file.flush()
-    except OSError as error:
-        return error
-    return None
 
 
 def check_workers(signs: Signs | None) -> str:

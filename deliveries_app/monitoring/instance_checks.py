@@ -24,7 +24,7 @@ from django.utils.text import capfirst
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, AuditEntry
-from deliveries_app.monitoring import alerts, health
+from deliveries_app.monitoring import alerts, disk, health
 from deliveries_app.monitoring.counts import OVERDUE_SECONDS, count_watches
 from deliveries_app.monitoring.server_checks import from_health
 from deliveries_app.receiver import Receiver
@@ -159,21 +159,21 @@ _WITHOUT_SPACE = {
 def check_disk() -> list[CheckMessage]:
     """Check that the folders are writable and have free space. A fetch writes up to `MAX_FETCH_BYTES` into `REPOS_DIR`."""
     folders = {"DATA_DIR": settings.DATA_DIR, "REPOS_DIR": settings.REPOS_DIR}
-    return [_check_folder(*named) for named in (folders | health.temporary_folder(*folders.values())).items()]
+    return [_check_folder(*named) for named in (folders | disk.temporary_folder(*folders.values())).items()]
 
 
 def _check_folder(name: str, folder: Path) -> CheckMessage:
-    if error := health.write_error(folder):
+    if error := disk.write_error(folder):
         return Error(f"{name} ({folder}) is not writable.", hint=reason_and_advice(error))
-    disk = shutil.disk_usage(folder)
-    needed = health.free_bytes_needed(disk.total)
+    usage = shutil.disk_usage(folder)
+    needed = disk.free_bytes_needed(usage.total)
     if name != "TMPDIR":  # often a small disk in memory
         needed = max(needed, _FULL_BYTES)
-    text = f"{name} ({folder}) is writable and has {format_bytes(disk.free)} free."
-    if disk.free < needed:
+    text = f"{name} ({folder}) is writable and has {format_bytes(usage.free)} free."
+    if usage.free < needed:
         hint = f"Free up space, or move it to a separate disk. Without free space, {_WITHOUT_SPACE[name]}."
         return Error(text, hint=hint)
-    if name == "REPOS_DIR" and disk.free < settings.MAX_FETCH_BYTES:
+    if name == "REPOS_DIR" and usage.free < settings.MAX_FETCH_BYTES:
         limit = format_bytes(settings.MAX_FETCH_BYTES)
         return Warning(
             text, hint=f"A fetch may write up to {limit} (MAX_FETCH_BYTES). Free up space, or lower the limit."

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from django.db import connection
 from django.utils import timezone
 
+from deliveries_app.monitoring import disk
 from docora.db import schema
 from docora.redis import heartbeat
 from docora.redis.connection import write_problem
@@ -21,7 +22,7 @@ class System:
 
     `is_read_only`: the sweep is late because it waits until the database, which is read-only, accepts writes again. `is_file`
     then says whether it is SQLite's.
-    `refuses_connections`: watches are due, but the workers can't connect to the database.
+    `refuses_connections`: watches are due, but the workers can't connect to the database. `disk_problem`: see `disk.problem`.
     """
 
     signs: Signs | None
@@ -29,16 +30,17 @@ class System:
     is_read_only: bool = False
     is_file: bool = False
     refuses_connections: bool = False
+    disk_problem: str = ""
 
 
 def read_system(due_since: datetime | None) -> System:
-    """Read the state of Redis, the workers and the sweep. If the sweep is late, also ask the database why.
+    """Read the state of Redis, the workers, the sweep and the disks. If the sweep is late, also ask the database why.
 
     `due_since` is when the longest waiting watch became due. If that is too long ago, try a new connection to the database.
     """
     signs = heartbeat.read()
     if signs is None:
-        return System(None, " ".join(write_problem() or ()))
+        return System(None, " ".join(write_problem() or ()), disk_problem=disk.problem())
     is_stuck = due_since is not None and timezone.now() - due_since > timedelta(seconds=_WORKER_SECONDS)
     return System(
         signs,
@@ -46,4 +48,5 @@ def read_system(due_since: datetime | None) -> System:
         is_read_only=signs.sweep_is_late and schema.is_read_only(),
         is_file=connection.vendor == "sqlite",
         refuses_connections=is_stuck and not schema.accepts_connections(),
+        disk_problem=disk.problem(),
     )

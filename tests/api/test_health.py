@@ -9,7 +9,7 @@ from django.test import Client
 from rq import Worker
 from rq.utils import now
 
-from deliveries_app.monitoring import health
+from deliveries_app.monitoring import disk, health
 from docora.redis import heartbeat
 
 CHECKS = ("database", "redis", "git", "disk", "workers", "sweep")
@@ -196,10 +196,10 @@ def test_not_ready_with_a_read_only_disk(client: Client, worker, settings, tmp_p
 @pytest.mark.django_db
 def test_not_ready_with_a_full_disk(client: Client, worker, settings, tmp_path, monkeypatch) -> None:
     settings.REPOS_DIR = tmp_path
-    monkeypatch.setattr(health, "MIN_FREE_BYTES", 2**62)
-    monkeypatch.setattr(health, "MIN_FREE_SHARE", 0.0)
+    monkeypatch.setattr(disk, "MIN_FREE_BYTES", 2**62)
+    monkeypatch.setattr(disk, "MIN_FREE_SHARE", 0.0)
     assert client.get("/health/ready").status_code == 200  # the limit is lower on a small disk
-    monkeypatch.setattr(health, "MIN_FREE_SHARE", 1.0)
+    monkeypatch.setattr(disk, "MIN_FREE_SHARE", 1.0)
     found = checks_of(client)
     assert list(found) == ["disk"]
     assert "of disk space is left" in found["disk"]

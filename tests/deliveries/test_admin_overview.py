@@ -14,6 +14,7 @@ from rq import Worker
 
 from deliveries_app.models import App, AppRepository, BulkOperation, HourlyTraffic, Status, SyncPause, SyncRun
 from deliveries_app.models.root_causes import RootCause
+from deliveries_app.monitoring import disk
 from deliveries_app.reports import overview, traffic
 from deliveries_app.reports.queue import read_queue
 from deliveries_app.sweep import loop
@@ -346,6 +347,23 @@ def test_redis_outage_is_shown(viewer: Client, everything, valkey_server: Valkey
         assert shown(page, "card-delayed") == "2 scheduled"
         assert shown(page, "card-failed") == "3"
         assert "No worker is running" not in page
+
+
+@pytest.mark.parametrize("redis_works", [True, False])
+def test_almost_full_disk_is_shown(
+    viewer: Client, alive, valkey_server: ValkeyServer, monkeypatch, redis_works: bool
+) -> None:
+    title = "A disk is almost full or not writable."
+    assert title not in viewer.get(PAGE).text
+    monkeypatch.setattr(disk, "MIN_FREE_BYTES", 10**18)
+    monkeypatch.setattr(disk, "MIN_FREE_SHARE", 1.0)
+    if not redis_works:
+        valkey_server.stop()
+    for url in (PAGE, FRAGMENT, reverse("admin:deliveries_app_queue_changelist")):
+        page = viewer.get(url).text
+        assert re.search(
+            rf"{title}</strong> Only \d.* of disk space is left for REPOS_DIR: free up space\. Until", page
+        )
 
 
 def test_redis_that_rejects_writes_is_shown(viewer: Client, valkey_server: ValkeyServer) -> None:

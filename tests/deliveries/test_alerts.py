@@ -17,7 +17,7 @@ from deliveries_app import jobs
 from deliveries_app.actors import Actor
 from deliveries_app.models import Alert, AlertChannel, AlertKind, AlertRound, App, AppRepository, Status
 from deliveries_app.models.root_causes import RootCause
-from deliveries_app.monitoring import alerts
+from deliveries_app.monitoring import alerts, disk
 from deliveries_app.monitoring.alerts.detect import _docora_problems, _subjects
 from deliveries_app.monitoring.alerts.messages import _LISTS, _PAGES, _TEXTS, Message
 from deliveries_app.services import resync_single, unwatch_repository
@@ -455,6 +455,26 @@ def test_redis_that_rejects_writes_is_one_alert(out: AlertReceivers, redis_clien
         for _ in range(3):
             next_round()
     assert out.events == [("alert", "redis_down", 1)]
+
+
+def test_almost_full_disk_is_one_alert(out: AlertReceivers, settings, tmp_path, monkeypatch) -> None:
+    """The disk filled up without an alert, until syncs had been failing for a quarter of an hour."""
+    with monkeypatch.context() as patched:
+        patched.setattr(disk, "MIN_FREE_BYTES", 10**18)
+        patched.setattr(disk, "MIN_FREE_SHARE", 1.0)
+        for _ in range(3):
+            next_round()
+    assert out.events == [("alert", "disk", 1)]
+    assert out.posted[0]["text"] == (
+        "Docora, alert: a disk is almost full or not writable, so syncs may fail. https://docora.example/admin/"
+    )
+    next_round()
+    assert out.events[1:] == [("resolved", "disk", 1)]
+    settings.REPOS_DIR = tmp_path / "file"
+    settings.REPOS_DIR.write_text("")
+    for _ in range(3):
+        next_round()
+    assert out.events[2:] == [("alert", "disk", 1)]
 
 
 def test_slow_statements_make_no_heartbeat_late(out: AlertReceivers, monkeypatch) -> None:

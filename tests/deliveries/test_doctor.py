@@ -23,8 +23,8 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from redis import Redis
 
+from deliveries_app.monitoring import disk, instance_checks, server_checks
 from deliveries_app.monitoring import doctor as monitoring
-from deliveries_app.monitoring import health, instance_checks, server_checks
 from deliveries_app.monitoring.doctor import FINE, PROBLEM, WARNING, Check, Result, run_checks
 from deliveries_app.receiver import Answer
 from docora.redis import heartbeat
@@ -309,38 +309,38 @@ def test_read_only_folder_and_small_disk(tmp_path: Path, settings, monkeypatch) 
     settings.REPOS_DIR = tmp_path / "file"
     assert f"REPOS_DIR ({tmp_path / 'file'}) is not writable." in problems(instance_checks.check_disk())
     assert "is not writable. File exists." in problems(instance_checks.check_disk())
-    assert health.check_disk().startswith("REPOS_DIR is not writable (File exists): ")
+    assert disk.problem().startswith("REPOS_DIR is not writable (File exists): ")
 
 
 def test_doctor_finds_each_almost_full_disk_that_the_probe_finds(monkeypatch) -> None:
     """With 1.05 GB left, `/health/ready` asked to free up space, and doctor found no problem."""
-    monkeypatch.setattr(health, "MIN_FREE_BYTES", 10**18)
-    monkeypatch.setattr(health, "MIN_FREE_SHARE", 1.0)
-    assert "of disk space is left for REPOS_DIR: free up space" in health.check_disk()
+    monkeypatch.setattr(disk, "MIN_FREE_BYTES", 10**18)
+    monkeypatch.setattr(disk, "MIN_FREE_SHARE", 1.0)
+    assert "of disk space is left for REPOS_DIR: free up space" in disk.problem()
     assert "nothing can be fetched" in problems(instance_checks.check_disk())
 
 
 def test_full_temporary_disk(tmp_path: Path, settings, monkeypatch) -> None:
     """Syncs failed and large pages were empty, and no check found why. Python's own search for a folder skips a full one."""
     settings.DATA_DIR = settings.REPOS_DIR = tmp_path / "data"
-    disk, report = tmp_path / "tmp", tmp_path / "report"
-    monkeypatch.setenv("TMPDIR", str(disk))
+    small_disk, report = tmp_path / "tmp", tmp_path / "report"
+    monkeypatch.setenv("TMPDIR", str(small_disk))
 
     def check() -> list[object]:
         doctors = instance_checks.check_disk()
-        return [health.check_disk(), problems(doctors), infos(doctors).count("is writable and has")]
+        return [disk.problem(), problems(doctors), infos(doctors).count("is writable and has")]
 
     def work() -> None:
         try:
-            mount_small_disk(disk, "size=1m")
+            mount_small_disk(small_disk, "size=1m")
         except OSError:
             report.write_text("null")
             return
         found = check()
         with contextlib.suppress(OSError):
-            (disk / "filler").write_bytes(bytes(980 * 1024))
+            (small_disk / "filler").write_bytes(bytes(980 * 1024))
         found += check()
-        with contextlib.suppress(OSError), (disk / "rest").open("wb", buffering=0) as rest:
+        with contextlib.suppress(OSError), (small_disk / "rest").open("wb", buffering=0) as rest:
             while True:
                 rest.write(bytes(4096))
         report.write_text(json.dumps([*found, *check()]))
@@ -348,12 +348,12 @@ def test_full_temporary_disk(tmp_path: Path, settings, monkeypatch) -> None:
     assert os.waitstatus_to_exitcode(reap(forked(work), 60)) == 0
     found = json.loads(report.read_text())
     if found is None:
-        pytest.skip("this process may not mount a small disk, as root or in a user namespace")
-    assert found[:3] == [health.OK, "", 3]
+        pytest.skip("this process may not mount a small small_disk, as root or in a user namespace")
+    assert found[:3] == ["", "", 3]
     assert re.fullmatch("only 4. kB of disk space is left for TMPDIR: free up space", found[3])
     assert "syncs fail, and large pages and requests end early." in found[4]
     assert found[6].startswith("TMPDIR is not writable (No space left on device): ")
-    assert found[7] == f"TMPDIR ({disk}) is not writable. No space left on device. Free up space."
+    assert found[7] == f"TMPDIR ({small_disk}) is not writable. No space left on device. Free up space."
     assert found[5] == found[8] == 2
     for folder in (tmp_path, tmp_path / "missing"):  # on the same disk, and one that Python ignores
         monkeypatch.setenv("TMPDIR", str(folder))

@@ -14,7 +14,7 @@ from django.conf import settings
 
 from deliveries_app import scheduling
 from deliveries_app.admin import confirmation
-from deliveries_app.monitoring import server_checks
+from deliveries_app.monitoring import disk, server_checks
 from deliveries_app.monitoring.alerts import channels, messages
 from deliveries_app.monitoring.alerts.detect import EVERY_SECONDS, PATIENCE_SECONDS
 from deliveries_app.monitoring.alerts.notify import _BASE_DELAY_SECONDS, GATHER_SECONDS
@@ -195,6 +195,11 @@ OF_THE_CODE: list[tuple[str, object, object]] = [
     ("counts arrive within five seconds", 5, durations._FLUSH_SECONDS),
     ("has been unavailable for a minute", 60, PATIENCE_SECONDS),
     ("looks for problems every half minute", 30, EVERY_SECONDS),
+    (
+        "when less than 1 GiB is free, or less than a tenth of a small disk",
+        (2**30, 0.1),
+        (disk.MIN_FREE_BYTES, disk.MIN_FREE_SHARE),
+    ),
     ("the first ten names", 10, messages.SHOWN),
     ("within five minutes go into the next one", 5 * 60, GATHER_SECONDS),
     ("Docora retries after half a minute", 30, _BASE_DELAY_SECONDS),

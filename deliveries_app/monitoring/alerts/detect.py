@@ -16,6 +16,7 @@ from django.db.models.functions import Least, Now
 from django.utils import timezone
 
 from deliveries_app.models import Alert, AlertKind, AlertRound, App, AppRepository, Status
+from deliveries_app.monitoring import disk
 from deliveries_app.services.app_settings import PAUSED_BY_APP
 from docora.db.clock import from_now
 from docora.redis import heartbeat
@@ -117,6 +118,7 @@ def _docora_problems(signs: Signs | None) -> dict[AlertKind, bool | None]:
         AlertKind.REDIS_DOWN: signs is None,
         AlertKind.NO_WORKER: not signs.workers if signs else None,
         AlertKind.SWEEP_LATE: signs.sweep_is_late if signs else None,
+        AlertKind.DISK: bool(disk.problem()),
     }
 
 

@@ -29,6 +29,8 @@ _TEXTS: dict[AlertKind, tuple[str, str, str, str]] = {
     AlertKind.NO_WORKER: ("no worker is running, so nothing is synced",) * 2 + ("workers are running again",) * 2,
     AlertKind.SWEEP_LATE: ("the sweep is not running, so changes are not detected",) * 2
     + ("the sweep is running again",) * 2,
+    AlertKind.DISK: ("a disk is almost full or not writable, so syncs may fail",) * 2
+    + ("the disk is writable and has free space again",) * 2,
     AlertKind.GIT_HOST_DOWN: (
         "the git host {name} is down",
         "{count} git hosts are down",
