@@ -161,6 +161,17 @@ def test_contributing_has_the_same_levels() -> None:
     assert named == {level: sorted(names) for level, names in enumerate(without_apps, 1)}
 
 
+def test_contributing_names_only_what_exists() -> None:
+    text = (PROJECT / "CONTRIBUTING.md").read_text()
+    folders = [PROJECT / name for name in (*PACKAGES, "templates", "static", "tests")]
+    paths = [*folders, *(path for folder in folders for path in folder.rglob("*"))]
+    places = [f"/{path.relative_to(PROJECT).as_posix()}" for path in paths]
+    files = re.findall(r"`(\w[\w./-]*(?:\.py|\.html|/))`", text)
+    assert [name for name in files if not any(place.endswith(f"/{name.rstrip('/')}") for place in places)] == []
+    words = {word for path in python_files(*PACKAGES, "tests") for word in re.findall(r"\w+", path.read_text())}
+    assert [name for name in re.findall(r"`(\w+)`", text) if name not in words] == []
+
+
 def test_no_import_cycles() -> None:
     sorter = TopologicalSorter({module: set(found) for module, found in import_graph().items()})
     sorter.prepare()  # raises CycleError, which names the modules

@@ -255,7 +255,7 @@ class DocoraAdmin[M: Model](PlainAdmin[M]):
         button: str = "",
         **more: Any,
     ) -> TemplateResponse:
-        """Render a confirmation page, with the fields of `form`, in its `fieldsets` if it has some.
+        """Render a page that asks before acting on `obj`, or on no row, with the fields of `form`, in its `fieldsets` if it has some.
 
         The button's label is the title, unless `button` is given.
         """

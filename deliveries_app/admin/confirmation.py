@@ -106,7 +106,7 @@ def confirmed_action(slug: str, permission: str, description: str, plural: str) 
 
 
 def is_confirmed(request: HttpRequest) -> bool:
-    """Return whether the form of a confirmation page was submitted."""
+    """Return whether the form of a confirmation page, which extends `docora/confirm.html`, was submitted."""
     return request.method == "POST" and request.POST.get("post") == "yes"
 
 
