@@ -40,9 +40,9 @@ ALL_ATTEMPTS: dict[str, Any] = {
     "status": Case(When(status=Status.FAILED, then=Value(Status.PENDING)), default=F("status")),
 }
 """The columns of a watch that gets all attempts again: if it had none left, it is pending, not failed."""
-AFRESH = {"generation": F("generation") + 1, "status": Status.PENDING, "retry_count": 0, **DUE_NOW}
+SUPERSEDE = {"generation": F("generation") + 1, "status": Status.PENDING, "retry_count": 0, **DUE_NOW}
 """The columns of a watch whose request also supersedes what a worker is doing (`engine.md` §3)."""
-RESYNC = {"resend_floor": F("generation") + 1, **AFRESH}
+RESYNC = {"resend_floor": F("generation") + 1, **SUPERSEDE}
 """The columns of a watch whose re-sync is requested: the floor rises to the new generation, so no row counts as delivered."""
 
 
@@ -112,7 +112,7 @@ def enqueue_due(*, after_job: bool = False) -> int:
         return sum(queues.enqueue("default", owned=False, **job) for job in jobs)
 
 
-def in_bulk() -> Q:
+def has_bulk_run() -> Q:
     """Match watches with an open run of a bulk operation, unless they were pushed since they became due. Other watches come first.
 
     Not a NOT EXISTS: PostgreSQL's statistics usually know of few open runs. After a re-sync of thousands of watches, it would
@@ -136,7 +136,7 @@ def _next_due() -> list[AppRepository]:
 
 @compiled_and_prepared
 def _next_keys() -> "QuerySet[AppRepository, int]":
-    is_bulk: Any = Case(When(in_bulk(), then=1), default=0)
+    is_bulk: Any = Case(When(has_bulk_run(), then=1), default=0)
     turn = Window(RowNumber(), partition_by="app_id", order_by=[is_bulk, "next_sync_at", "pk"])
     # If an app has no free slot, one of its watches asks for one. The others would find none.
     finds_no_slot = Case(When(app_is_full(), turn__gt=1, then=True), default=False)

@@ -55,7 +55,7 @@ MIN_KEY_BITS = 2048
 _CLOCK_SKEW_SECONDS = 60  # GitHub refuses a JWT from the future
 _JWT_SECONDS = 540  # GitHub accepts at most ten minutes
 _RENEW_SECONDS = 300.0  # a token is replaced this long before it expires, so that it lasts for a fetch
-_KEPT_SECONDS = 86_400  # how long the number of an installation is cached
+_CACHE_SECONDS = 86_400  # how long the number of an installation is cached
 _ABSENT_SECONDS = 300  # how long the absence of an installation is cached
 _TIMEOUT_SECONDS = 20.0
 _MAX_ANSWER = 1 << 20  # bytes
@@ -120,14 +120,14 @@ def access_to(
     found: dict[tuple[int, str], Access] = {}
     waiting: deque[_Conversation] = deque()
     limited_for, signed = cache(_limited_for), cache(json_web_token)  # once for each GitHub App
-    for (key, (github_app, url)), kept in zip(pairs.items(), _kept(pairs.values()), strict=True):
-        access = None if fresh else _access_from(kept, github_app, url)
+    for (key, (github_app, url)), entry in zip(pairs.items(), _read_cache(pairs.values()), strict=True):
+        access = None if fresh else _access_from(entry, github_app, url)
         if access is not None:
             found[key] = access
         elif seconds := limited_for(github_app):
             found[key] = Access(problem=_rate_limited(github_app, seconds))
         else:
-            installation = 0 if fresh else int(kept.get("installation", 0))
+            installation = 0 if fresh else int(entry.get("installation", 0))
             waiting.append(_Conversation(github_app, url, signed(github_app), installation, timeout))
     if waiting:
         # A client of its own, because the caller's may have requests in flight.
@@ -234,7 +234,7 @@ class _Conversation:
         self.github_app, self.url = github_app, url
         self._owner, self._name = owner_and_name(url)
         self._jwt, self._api, self._timeout = jwt, api_url(github_app.host), timeout
-        self._installation, self._is_guess = installation, bool(installation)
+        self._installation, self._is_cached = installation, bool(installation)
 
     def request(self) -> Request:
         """Return the next request."""
@@ -252,11 +252,11 @@ class _Conversation:
                 return self._take(json.loads(outcome.body))
             except _MALFORMED:
                 return Access(problem=_malformed(self.github_app))
-        if outcome.status in {404, 422} and self._is_guess:  # the app was installed again, or the repository was moved
-            self._installation, self._is_guess = 0, False
+        if outcome.status in {404, 422} and self._is_cached:  # the app was installed again, or the repository was moved
+            self._installation, self._is_cached = 0, False
             return None
         if outcome.status == 404:
-            _keep(self.github_app, self.url, {"absent": True}, _ABSENT_SECONDS)
+            _write_cache(self.github_app, self.url, {"absent": True}, _ABSENT_SECONDS)
             return _absent(self.github_app, self.url)
         if outcome.status == 422:
             return Access(problem=_no_permission(self.github_app, self.url))
@@ -274,7 +274,7 @@ class _Conversation:
         if not _TOKEN.fullmatch(token):
             raise ValueError
         entry = {"installation": self._installation, "token": token, "expires": expires}
-        _keep(self.github_app, self.url, entry, _KEPT_SECONDS)
+        _write_cache(self.github_app, self.url, entry, _CACHE_SECONDS)
         logger.info("github_token_minted", extra={"github_app": self.github_app.pk, "repository": self.url})
         return Access(token)
 
@@ -358,7 +358,7 @@ def _redis_key(github_app: GitHubApp, url: str) -> str:
     return f"docora:github_token:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
-def _kept(wanted: Iterable[tuple[GitHubApp, str]]) -> Sequence[dict[str, Any]]:
+def _read_cache(wanted: Iterable[tuple[GitHubApp, str]]) -> Sequence[dict[str, Any]]:
     """Return the cache entry of each repository: an empty dictionary if there is none, or if Redis is down."""
     keys = [_redis_key(github_app, url) for github_app, url in wanted]
     if not keys:
@@ -377,11 +377,11 @@ def _decoded(value: bytes | None) -> dict[str, Any]:
         return {}
 
 
-def _access_from(kept: dict[str, Any], github_app: GitHubApp, url: str) -> Access | None:
-    if kept.get("absent"):
+def _access_from(entry: dict[str, Any], github_app: GitHubApp, url: str) -> Access | None:
+    if entry.get("absent"):
         return _absent(github_app, url, is_cached=True)
-    if kept.get("token") and float(kept["expires"]) > time.time() + _RENEW_SECONDS:
-        return Access(str(kept["token"]), is_cached=True)
+    if entry.get("token") and float(entry["expires"]) > time.time() + _RENEW_SECONDS:
+        return Access(str(entry["token"]), is_cached=True)
     return None
 
 
@@ -401,6 +401,6 @@ def _limited_for(github_app: GitHubApp) -> float:
     return seconds if seconds <= MAX_WAIT_SECONDS else 0.0  # longer: set while the clock of Redis was ahead
 
 
-def _keep(github_app: GitHubApp, url: str, entry: dict[str, Any], seconds: int) -> None:
+def _write_cache(github_app: GitHubApp, url: str, entry: dict[str, Any], seconds: int) -> None:
     with logging_outage("github_token_not_kept"):
         connection().set(_redis_key(github_app, url), encrypt(json.dumps(entry)), ex=seconds)

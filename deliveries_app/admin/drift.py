@@ -130,7 +130,7 @@ class DriftCheckAdmin(ReadOnlyAdmin[DriftCheck]):
         message = f"{' and '.join(parts).capitalize()}."
         if sent.settled:
             message += f" Skipped {counted(sent.settled, 'file')} that changed after the check."
-        message += widgets.waits(AppRepository.objects.with_state().for_list().get(pk=check.watch_id), "sync")
+        message += widgets.wait_note(AppRepository.objects.with_state().for_list().get(pk=check.watch_id), "sync")
         return self.redirect_with_message(request, page, message)
 
 

@@ -191,8 +191,8 @@ class WatchForm(_WatchOptionsFields):
         return None
 
 
-def moved_form(watch: AppRepository) -> dict[str, Any]:
-    """Return what to fill in to watch the new URL of a repository that moved. The token stays with the old host."""
+def initial_for_moved(watch: AppRepository) -> dict[str, Any]:
+    """Return the initial values of the form to watch the new URL of a repository that moved. The token is not among them."""
     options = {name: getattr(watch, name) for name in ("ref", *PATTERN_FIELDS)}
     return {"app": watch.app_id, "github_url": moved_to(watch.last_error), **options}
 

@@ -1,6 +1,6 @@
 """Fragments that pages load: progress, panels polled every five seconds, and the suggestions of text fields.
 
-Each shows a notice if the user cannot view it or its object is gone.
+Each shows a message instead if the user cannot view it or its object is gone.
 """
 
 from collections.abc import Callable, Iterable
@@ -41,20 +41,22 @@ can_view_watches = partial(can_view, model=AppRepository)
 
 
 def fragment[**P](can_view: CanView) -> Callable[[View[P]], View[P]]:
-    """Decorate the view of a fragment. It allows only GET, and shows a notice if the user cannot view it or its object is gone."""
+    """Decorate the view of a fragment. It allows only GET, and shows a message if the user cannot view it or its object is gone."""
 
     def decorate(view: View[P]) -> View[P]:
         @require_GET
         @wraps(view)
         def checked(request: HttpRequest, /, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
             if not (request.user.is_active and request.user.is_staff):
-                return render(request, "docora/notices.html#signed_out", {"here": polling_page(request)}, status=401)
+                return render(
+                    request, "docora/unavailable.html#signed_out", {"here": polling_page(request)}, status=401
+                )
             if not can_view(request.user):
-                return render(request, "docora/notices.html#forbidden", status=403)
+                return render(request, "docora/unavailable.html#forbidden", status=403)
             try:
                 return view(request, *args, **kwargs)
             except (Http404, NotFound):
-                return render(request, "docora/notices.html#gone", status=404)
+                return render(request, "docora/unavailable.html#gone", status=404)
 
         return checked
 

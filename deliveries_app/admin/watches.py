@@ -25,7 +25,7 @@ from deliveries_app.admin.base import column
 from deliveries_app.admin.confirmation import confirmed_action, next_url
 from deliveries_app.admin.deliveries import state_badge
 from deliveries_app.admin.filters import AppFilter, CircuitFilter, StateFilter
-from deliveries_app.admin.forms import WatchForm, moved_form, post_data
+from deliveries_app.admin.forms import WatchForm, initial_for_moved, post_data
 from deliveries_app.admin.removal import RemovalAdmin, RemovalLabels
 from deliveries_app.admin.watch_settings import WatchSettingsAdmin
 from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, FailureKind, Outcome, Reason
@@ -136,7 +136,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
             services.retry_single(Actor.of_request(request), watch)
         except services.NotFailed:
             return self.redirect_with_warning(request, page, f"{watch} is no longer failing.")
-        message = f"Retry queued for {watch}. Only unacknowledged files are sent.{widgets.waits(watch, 'retry')}"
+        message = f"Retry queued for {watch}. Only unacknowledged files are sent.{widgets.wait_note(watch, 'retry')}"
         return self.redirect_with_message(request, page, message)
 
     def cancel_one(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
@@ -167,7 +167,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
         if not files:
             message = f"{watch.app.name} holds no such file, so there is nothing to resend: {visible(path)}"
             return self.redirect_with_warning(request, page, message)
-        message = f"Resend queued for {visible(path)}.{widgets.waits(watch, 'resend')}"
+        message = f"Resend queued for {visible(path)}.{widgets.wait_note(watch, 'resend')}"
         return self.redirect_with_message(request, page, message)
 
     def why(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
@@ -249,7 +249,9 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
         if request.method == "GET" and not App.objects.filter(ended_at=None).exists():
             return self.render_confirmation(request, None, self.add_label, template)
         moved = self._moved(request)
-        form = WatchForm(post_data(request), initial=moved_form(moved) if moved else {"app": request.GET.get("app")})
+        form = WatchForm(
+            post_data(request), initial=initial_for_moved(moved) if moved else {"app": request.GET.get("app")}
+        )
         if form.is_valid():
             watched = form.save(Actor.of_request(request))
             if watched is not None:

@@ -75,7 +75,7 @@ def problem(error: str, failing_for: SafeString | str = "", circuit: SafeString 
     return format_html('<span class="problem">{}{}{}</span>', *parts) if any(parts) else ""
 
 
-def waits(watch: AppRepository, what: str) -> str:
+def wait_note(watch: AppRepository, what: str) -> str:
     """Return ` The retry starts when the app is resumed.`, or an empty string if it can start now.
 
     The watch must be read `with_state`.

@@ -57,8 +57,8 @@ def validate_app(app: SourceApp, key: SourceKey, remark: Note) -> App:
             )
     base_url = clean_text(app.base_url, 2048)
     if (reason := _base_url_problem(base_url)) is not None:
-        happen = "may go to a wrong URL" if "?" in base_url else "cannot be sent"  # as `?query/create`
-        remark(f"Notifications {happen} until its base URL or the settings change. {reason}")
+        effect = "may go to a wrong URL" if "?" in base_url else "cannot be sent"  # as `?query/create`
+        remark(f"Notifications {effect} until its base URL or the settings change. {reason}")
     website = app.website
     try:
         validate_website(website)

@@ -121,4 +121,4 @@ def _make_due(watch_pks: Sequence[int]) -> None:
     The generation fences a worker that is syncing. Otherwise the worker could mark one of the rows as acknowledged again,
     for a request that it had already sent.
     """
-    AppRepository.objects.filter(pk__in=watch_pks).update(**scheduling.AFRESH)
+    AppRepository.objects.filter(pk__in=watch_pks).update(**scheduling.SUPERSEDE)

@@ -288,7 +288,7 @@ def _revive(watch: AppRepository, url: str, options: WatchOptions) -> None:
         next_check_at=Now(),
         github_url=url,
         **asdict(options),
-        **scheduling.AFRESH,
+        **scheduling.SUPERSEDE,
         **CLEARED_FAILURE,
     )
     DeliveryFailure.objects.filter(watch=watch).delete()

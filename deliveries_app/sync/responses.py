@@ -53,7 +53,7 @@ class Decision:
 
 @dataclass
 class ResponsePolicy:
-    """Decides about the outcomes of one run, and notices when the endpoint may not work."""
+    """Decides about the outcomes of one run, and detects when the endpoint may not work."""
 
     _failed_in_a_row: int = 0
     _gone: int = 0

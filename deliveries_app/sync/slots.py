@@ -8,7 +8,7 @@ from django.db.models.functions import Coalesce
 
 from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet
 from deliveries_app.models.watches import SLOT_REQUEST_SECONDS, app_is_full, has_no_cooldown, is_unpaused
-from deliveries_app.scheduling import in_bulk
+from deliveries_app.scheduling import has_bulk_run
 from deliveries_app.sync import pace
 from deliveries_app.sync.exceptions import Paused
 from docora.db.clock import boot_seconds, from_now
@@ -99,7 +99,7 @@ class Slots:
         """
         if self.count > 1:
             return AppRepository.objects.none()
-        due = AppRepository.objects.due().free().filter(app_is_full(), ~in_bulk(), app=self._app)
+        due = AppRepository.objects.due().free().filter(app_is_full(), ~has_bulk_run(), app=self._app)
         return due.filter(next_sync_at__lt=from_now(-SLOT_REQUEST_SECONDS))
 
 

@@ -8,7 +8,7 @@ queries the database.
 - `notify` sends each channel what began and ended since the last round it reported. A channel that was down gets everything in
   one message when it recovers, and nothing has to be queued.
 - `messages` writes the text, and `channels` sends it.
-- `contacts` emails the contacts of apps about changed settings. These are no alerts, but the same thread sends them.
+- `contacts` emails the contacts of apps about changed settings. These are not alerts, but the same thread sends them.
 
 The sweep's process runs this in its own thread, so that a slow mail server does not delay the sweep, and a hanging sweep does
 not delay alerts. If the sweep has stopped, the next free worker takes over (`enqueue_if_sweep_is_late`). If all workers have
