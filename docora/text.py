@@ -119,6 +119,10 @@ def new_id(prefix: str, hex_digits: int = 24) -> str:
     return f"{prefix}_{secrets.token_hex(hex_digits // 2)}"
 
 
+PUBLIC_ID = "[A-Za-z0-9_-]{1,50}"
+"""Pattern of the public IDs of apps and repositories. URLs, job IDs and folder names contain them. Imported rows keep theirs."""
+
+
 def can_be_id(text: str) -> bool:
     """Return whether `text` can be looked up as an id or a name. PostgreSQL rejects NUL and surrogates even in a query."""
     return text.isprintable()

@@ -39,7 +39,7 @@ class ConfirmedChange:
 
 def _retire_key_blocked(app: App) -> str:
     if not app.is_rotating_key:
-        return "No key rotation is in progress."
+        return keys.NOT_ROTATING
     if app.new_key_accepted_at is None:
         return "The app hasn't accepted the new key yet, so the old key can't be retired."
     return ""

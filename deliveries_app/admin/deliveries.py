@@ -28,10 +28,8 @@ from deliveries_app.reports.impact import resend_impact_of
 from deliveries_app.reports.next_attempt import next_attempt_of
 from deliveries_app.services import MAX_RESENT_AT_ONCE, resend_many
 from docora.templatetags.docora import ago, badge, file_path, size
-from docora.text import counted
+from docora.text import PUBLIC_ID, counted
 from docora.web.paginators import BoundedPaginator
-
-_PUBLIC_ID = re.compile("[A-Za-z0-9_-]{1,50}")
 
 
 class DeliveryAppFilter(WatchAppFilter):
@@ -166,7 +164,7 @@ def state_badge(delivery: Delivery, watch: AppRepository) -> SafeString:
 
 def _watches_of(public_id: str) -> list[int]:
     """Return the primary keys of the watches of an app or a repository; empty if the text is not a public id."""
-    if not _PUBLIC_ID.fullmatch(public_id):
+    if not re.fullmatch(PUBLIC_ID, public_id):
         return []
     ids = Q(app__app_id=public_id) | Q(repository__repository_id=public_id)
     return list(AppRepository.objects.order_by().filter(ids).values_list("pk", flat=True))

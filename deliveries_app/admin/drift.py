@@ -23,6 +23,7 @@ from deliveries_app.models import AppRepository, DriftCheck, DriftKind, DriftSta
 from deliveries_app.permissions import Permission
 from deliveries_app.progress.context import joined
 from deliveries_app.reports import drift
+from deliveries_app.services.drift import ALREADY_SENT
 from docora.templatetags.docora import ago, badge
 from docora.text import counted
 from docora.web.paginators import BoundedPaginator
@@ -117,7 +118,7 @@ class DriftCheckAdmin(ReadOnlyAdmin[DriftCheck]):
         """GET says what will be sent; POST sends it."""
         page = self.page_of(check)
         if not check.can_send:
-            message = "These differences have already been sent." if check.sent_at else "There is nothing to send."
+            message = ALREADY_SENT if check.sent_at else "There is nothing to send."
             return self.redirect_with_warning(request, page, message)
         if request.method != "POST":
             return self.render_confirmation(request, check, send_label(check), paragraphs=list(_consequences(check)))

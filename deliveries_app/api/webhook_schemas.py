@@ -11,6 +11,7 @@ from pydantic.json_schema import SkipJsonSchema, models_json_schema
 from deliveries_app.models import Reason
 from deliveries_app.sync.drift import MAX_WAITS
 from deliveries_app.webhooks.payloads import PING_REASON, VERIFY_REASON
+from docora.text import PUBLIC_ID
 from docora.web.api import header_parameter
 from repositories_app.git.exceptions import Cause
 
@@ -48,7 +49,7 @@ _Time = Annotated[
 class NotifiedRepository(_Body):
     repository_id: str = Field(
         description="The repository's id. It is the same for every app that watches the repository.",
-        pattern="^[A-Za-z0-9_-]{1,50}$",  # an imported repository keeps its id
+        pattern=f"^{PUBLIC_ID}$",
     )
     github_url: str = Field(description="The repository's URL, spelled as your app sent it.")
     owner: str = Field(description="The part of the URL before the name. It may contain slashes.")

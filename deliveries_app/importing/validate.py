@@ -24,11 +24,10 @@ from deliveries_app.webhooks.signing import STANDARD_PREFIX
 from docora.http.addresses import blocked_reason, is_address
 from docora.http.messages import name_of
 from docora.security.redaction import redact
-from docora.text import clean_text, one_line, printable
+from docora.text import PUBLIC_ID, clean_text, one_line, printable
 from repositories_app.git.exceptions import InvalidUrl
 from repositories_app.git.url import RepositoryUrl, parse_url
 
-_PUBLIC_ID = re.compile("[A-Za-z0-9_-]{1,50}")  # used in URLs, job ids and directory names
 _SHA = re.compile("[0-9a-f]{64}")
 
 Note = Callable[[str], None]
@@ -151,5 +150,5 @@ def validate_file(file: SourceFile) -> SourceFile:
 
 
 def _require_public_id(public_id: str) -> None:
-    if not _PUBLIC_ID.fullmatch(public_id):
+    if not re.fullmatch(PUBLIC_ID, public_id):
         raise Refused("Its id may contain only letters, digits, dashes and underscores, at most 50 characters.")

@@ -35,6 +35,7 @@ from docora.text import counted, format_seconds
 
 WAIT_SECONDS = 3600.0
 """A check that is still queued, or queued again, this long after its request ends as not checked."""
+ALREADY_SENT = "These differences have already been sent."
 _BATCH = 2000  # rows of one statement
 
 
@@ -134,7 +135,7 @@ def send_differences(actor: Actor, check: DriftCheck) -> SentDifferences:
         requests.lock_watch(actor, watch)
         unsent = DriftCheck.objects.filter(pk=check.pk, state=DriftState.DIFFERS, sent_at=None)
         if not unsent.update(sent_at=Now(), sent_by=actor.name):
-            raise NothingToSend("These differences have already been sent.")
+            raise NothingToSend(ALREADY_SENT)
         watch.refresh_from_db()
         deletes = _add_deletes(check, watch)
         files = _unacknowledge(check, watch)
@@ -232,14 +233,15 @@ def waits_for(watch: AppRepository) -> str:
 
 
 _NEXT_SYNC = "The repository's next sync is scheduled for later."
+_AFTER_SUCCESS = "The last sync failed. Docora checks after the next one that succeeds."
 _WAITS = {
     StateDetail.SYNCING: "The repository is being synced.",
     StateDetail.UP_TO_DATE: _NEXT_SYNC,
     StateDetail.SCHEDULED: _NEXT_SYNC,
     StateDetail.WAITS_FOR_SLOT: "The app has no free slot.",
     StateDetail.IMPORTING: "The repository's records are being imported.",
-    StateDetail.RETRYING: "The last sync failed. Docora checks after the next one that succeeds.",
-    StateDetail.FAILED: "The last sync failed. Docora checks after the next one that succeeds.",
+    StateDetail.RETRYING: _AFTER_SUCCESS,
+    StateDetail.FAILED: _AFTER_SUCCESS,
     StateDetail.ALL_PAUSED: "All syncing is paused.",
     StateDetail.APP_PAUSED: "The app is paused.",
     StateDetail.WATCH_PAUSED: "The repository is paused.",

@@ -17,6 +17,7 @@ from deliveries_app.webhooks.signing import STANDARD_PREFIX
 from docora.security.crypto import new_webhook_key
 
 ALREADY_ROTATING = "A key rotation is already in progress. Retire the old key or discard the new one first."
+NOT_ROTATING = "No key rotation is in progress."
 
 
 class KeyRotationError(ValueError):
@@ -103,7 +104,7 @@ def cancel_key_rotation(actor: Actor, app: App, rotation: str = "") -> None:
 def _lock_rotating(actor: Actor, app: App, rotation: str) -> App:
     row = lock_app(actor, app, Permission.REPLACE_SECRETS)
     if not row.is_rotating_key:
-        raise KeyRotationError("No key rotation is in progress.")
+        raise KeyRotationError(NOT_ROTATING)
     if rotation and rotation != rotation_id(row):
         raise KeyRotationError("That key rotation has ended, and another one has started since. Nothing was changed.")
     return row
