@@ -85,7 +85,7 @@ def test_every_change_of_a_model_has_a_migration() -> None:
     loader = MigrationLoader(None)
     changes = MigrationAutodetector(loader.project_state(), ProjectState.from_apps(apps)).changes(loader.graph)
     operations = {app: [each.describe() for made in changes[app] for each in made.operations] for app in changes}
-    assert operations == {}
+    assert operations == {}, "run manage.py makemigrations"
 
 
 def test_database_has_every_default_that_models_declare(db) -> None:

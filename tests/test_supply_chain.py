@@ -64,7 +64,7 @@ def test_missing_vulnerability_data_is_not_reported_as_safe(tmp_path: Path) -> N
         "ProxyError: 403 Client Error: Forbidden for url: https://x",
     ],
 )
-def test_unreachable_database_is_no_failure(tmp_path: Path, stderr: str) -> None:
+def test_unreachable_database_is_not_a_failure(tmp_path: Path, stderr: str) -> None:
     done = audit(tmp_path, "", stderr, 1)
     assert done.returncode == 0
     assert done.stdout.startswith("Skipped the search for known vulnerabilities: ")

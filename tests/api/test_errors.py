@@ -247,7 +247,7 @@ def test_full_disk_of_sqlite(rf, tmp_path) -> None:
     assert "Free up space on the disk of the database." in page.text
 
 
-def test_faulty_statement_is_no_outage(db) -> None:
+def test_faulty_statement_is_not_an_outage(db) -> None:
     for statement in ("SELECT none", "SELECT abs(CAST(-9223372036854775808 AS bigint))"):
         with pytest.raises(DatabaseError) as caught, transaction.atomic(), connection.cursor() as cursor:
             cursor.execute(statement)

@@ -151,8 +151,8 @@ def call(redis_client: Redis) -> Caller:
 
 @by_operation
 def test_any_request_with_a_token(operation: str, headers: dict[str, str], call: Caller) -> None:
-    # A valid URL need not lead to a repository, and a valid id need not be the caller's. The documented calls below are repeated
-    # without a valid token.
+    # A valid URL need not lead to a repository, nor a valid id be the caller's. The last test below has the check `ignored_auth`,
+    # which repeats calls without a valid token.
     schema = schema_for("all", *PHASES, positive_data_acceptance=False, ignored_auth=False)
     walk(schema, operation, lambda case: call(case, headers=headers))
 

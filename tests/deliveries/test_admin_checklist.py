@@ -49,7 +49,7 @@ def test_each_step_is_ticked_by_the_next_poll(world: World, admin: Client) -> No
     send_ping(Actor.command(), app)
     assert list(steps(admin).values()) == ["Done", "Done", "Done", "To do"]
     world.sync(watch)
-    assert list(steps(admin).values()) == ["Done", "Done", "Done", "To do"]  # a first sync is no re-sync
+    assert list(steps(admin).values()) == ["Done", "Done", "Done", "To do"]  # a first sync is not a re-sync
     resync_single(Actor.command(), watch)
     assert steps(admin) == {}
     assert "Nothing to sync yet" not in admin.get(PAGE).text
@@ -106,7 +106,7 @@ def test_user_without_any_of_the_permissions_sees_none_of_the_steps(db) -> None:
     assert "An administrator registers apps" not in viewer.get(PAGE).text
 
 
-def test_user_with_some_permissions_is_told_whom_to_ask_for_the_rest(db) -> None:
+def test_user_with_some_permissions_sees_whom_to_ask_for_the_rest(db) -> None:
     operator = staff("olga", *SEES_ALL, "add_apprepository", "resync_apprepository")
     make_app("Portal")
     page = operator.get(FRAGMENT).text

@@ -33,7 +33,7 @@ def test_unchanged_selection_is_resynced(operator: Client, watches) -> None:
     assert generations() == [2, 2, 2]
 
 
-def test_refreshed_page_can_be_confirmed(operator: Client, watches) -> None:
+def test_refreshed_page_has_the_same_form(operator: Client, watches) -> None:
     first = form_of(operator, ALL)
     assert form_of(operator, ALL) | {"csrfmiddlewaretoken": ""} == first | {"csrfmiddlewaretoken": ""}
 

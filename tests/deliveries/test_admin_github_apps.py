@@ -164,12 +164,12 @@ def test_lost_encryption_key_is_a_message(root: Client, github_app: GitHubApp, s
 
 
 def test_permissions(github_app: GitHubApp) -> None:
-    viewer, nobody = staff("victor", "view_githubapp"), staff("norbert", "view_app")
+    viewer, outsider = staff("victor", "view_githubapp"), staff("norbert", "view_app")
     page = viewer.get(change_page(github_app)).text
     assert "Reader" in page
     assert "Private key" not in page
     assert "Test key" not in page
-    for client, status in ((viewer, 200), (nobody, 403)):
+    for client, status in ((viewer, 200), (outsider, 403)):
         assert client.get(LIST).status_code == status
         assert client.post(f"{LIST}add/", FIELDS | {"key": KEY}).status_code == 403
         assert client.post(change_page(github_app), FIELDS | {"name": "x"}).status_code == 403

@@ -13,7 +13,7 @@ from tests.support.staff import make_app, make_watch, staff
 from tests.support.world import World
 
 APPS = "/admin/deliveries_app/app/"
-NOBODY = "http://127.0.0.1:9/hooks"
+UNREACHABLE = "http://127.0.0.1:9/hooks"
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def operator(db) -> Client:
 
 
 def register(client: Client, **changes: str):
-    fields = {"name": "Portal", "base_url": NOBODY, "email": "ops@portal.example"} | changes
+    fields = {"name": "Portal", "base_url": UNREACHABLE, "email": "ops@portal.example"} | changes
     return client.post(f"{APPS}add/", fields, follow=True)
 
 
@@ -37,7 +37,7 @@ def test_form_says_whether_the_contact_gets_mail(operator: Client, settings) -> 
 
 def test_unreachable_url_is_saved_with_a_warning(operator: Client) -> None:
     page = register(operator)
-    assert App.objects.get().base_url == NOBODY
+    assert App.objects.get().base_url == UNREACHABLE
     assert "Portal was saved. Couldn&#x27;t reach 127.0.0.1:9" in page.text
     assert "is registered" in page.text
 
@@ -54,12 +54,8 @@ def test_name_of_another_app_is_saved_with_a_warning(operator: Client) -> None:
         page = operator.post(f"{APPS}{search.pk}/change/", posted, follow=True).text
         assert (warning.format(name) in page) == warned, name
     App.objects.exclude(pk=portal.pk).update(ended_at=timezone.now())
-    assert (
-        "Another app"
-        not in operator.post(
-            f"{APPS}{portal.pk}/change/", settings_of(operator, portal, name="PORTAL"), follow=True
-        ).text
-    )
+    posted = settings_of(operator, portal, name="PORTAL")
+    assert "Another app" not in operator.post(f"{APPS}{portal.pk}/change/", posted, follow=True).text
 
 
 def test_any_response_counts_as_reachable(world: World, operator: Client) -> None:
@@ -70,7 +66,7 @@ def test_any_response_counts_as_reachable(world: World, operator: Client) -> Non
 
 @pytest.mark.parametrize(
     ("url", "expected"),
-    [(NOBODY, "connection refused"), ("https://10.1.2.3/", "10.1.2.3"), ("https://name.invalid/", "name.invalid")],
+    [(UNREACHABLE, "connection refused"), ("https://10.1.2.3/", "10.1.2.3"), ("https://name.invalid/", "name.invalid")],
 )
 def test_unreachable_reasons(url: str, expected: str) -> None:
     assert expected in unreachable_reason(url)
@@ -85,7 +81,7 @@ def test_secrets_page_shows_next_steps(operator: Client, settings) -> None:
     assert "Send test ping" in page
 
 
-def test_user_who_can_only_register_apps_goes_on_to_the_overview(db) -> None:
+def test_user_who_can_only_register_apps_is_led_to_the_overview(db) -> None:
     client = staff("rita", "onboard_app")
     page = register(client).text
     assert "is registered" in page
@@ -124,10 +120,10 @@ def test_values_within_the_contract_are_accepted(operator: Client) -> None:
 def test_new_url_offers_a_resync(operator: Client) -> None:
     app = make_app("Portal")
     make_watch(app, "docs")
-    posted = settings_of(operator, app, base_url=NOBODY)
+    posted = settings_of(operator, app, base_url=UNREACHABLE)
     page = operator.post(f"{APPS}{app.pk}/change/", posted, follow=True)
     app.refresh_from_db()
-    assert app.base_url == NOBODY
+    assert app.base_url == UNREACHABLE
     assert page.redirect_chain[-1][0].startswith(f"{APPS}force-resync/?ids={app.pk}&")
     for expected in ("The new endpoint may not have the files yet", "Portal was saved.", "This will re-sync acme/docs"):
         assert expected in page.text
@@ -138,7 +134,7 @@ def test_new_url_without_resync_permission_shows_a_warning(db) -> None:
     client = staff("carl", "view_app", "change_app")
     app = make_app("Portal")
     make_watch(app, "docs")
-    page = client.post(f"{APPS}{app.pk}/change/", settings_of(client, app, base_url=NOBODY), follow=True)
+    page = client.post(f"{APPS}{app.pk}/change/", settings_of(client, app, base_url=UNREACHABLE), follow=True)
     assert page.redirect_chain[-1][0] == f"{APPS}{app.pk}/change/"
     assert "Ask a user with the re-sync permission" in page.text
 
@@ -146,7 +142,7 @@ def test_new_url_without_resync_permission_shows_a_warning(db) -> None:
 def test_no_resync_offer_without_watches_or_a_new_url(operator: Client) -> None:
     app = make_app("Portal")
     make_watch(make_app("Search"), "docs")
-    page = operator.post(f"{APPS}{app.pk}/change/", settings_of(operator, app, base_url=NOBODY), follow=True)
+    page = operator.post(f"{APPS}{app.pk}/change/", settings_of(operator, app, base_url=UNREACHABLE), follow=True)
     assert page.redirect_chain[-1][0] == f"{APPS}{app.pk}/change/"
     assert "may not have the files yet" not in page.text
     make_watch(app, "docs")
@@ -157,7 +153,7 @@ def test_no_resync_offer_without_watches_or_a_new_url(operator: Client) -> None:
 def test_new_url_clears_the_cooldown(operator: Client) -> None:
     app = make_app("Portal")
     App.objects.update(cooldown_until=timezone.now(), down_count=3)
-    operator.post(f"{APPS}{app.pk}/change/", settings_of(operator, app, base_url=NOBODY))
+    operator.post(f"{APPS}{app.pk}/change/", settings_of(operator, app, base_url=UNREACHABLE))
     app.refresh_from_db()
     assert (app.cooldown_until, app.down_count) == (None, 0)
 
@@ -177,7 +173,7 @@ def test_app_without_watches_has_a_complete_page(operator: Client) -> None:
 def test_forged_change_without_permission_is_refused(db) -> None:
     app = make_app("Portal")
     client = staff("mallory", "view_app", "onboard_app", "rotate_secret_app")
-    posted = {"name": "Other", "base_url": NOBODY, "email": "a@b.example", "max_in_flight": "1"}
+    posted = {"name": "Other", "base_url": UNREACHABLE, "email": "a@b.example", "max_in_flight": "1"}
     assert client.post(f"{APPS}{app.pk}/change/", posted).status_code == 403
     assert staff("norbert", "view_app").post(f"{APPS}add/", posted).status_code == 403
     assert list(App.objects.values_list("name", "base_url")) == [("Portal", "https://x.example")]

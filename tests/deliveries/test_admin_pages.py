@@ -27,7 +27,7 @@ from deliveries_app.models import (
     SyncRun,
 )
 from deliveries_app.receiver import Answer
-from deliveries_app.services import resync_by_app
+from deliveries_app.services import resync_by_app, resync_many
 from deliveries_app.services.tokens import rotate_app_token
 from repositories_app.models import Repository, Snapshot
 from tests.support.staff import make_app, make_watch, staff
@@ -321,8 +321,6 @@ def test_sidebar_groups_models_by_task(admin: Client) -> None:
 
 
 def test_operations_are_shown_on_every_app_they_concern(admin: Client, watch: AppRepository) -> None:
-    from deliveries_app.services import resync_many
-
     other = make_watch(make_app("Search"), "docs")
     operation = resync_many(Actor.system(), AppRepository.objects.all())
     for app in (watch.app, other.app):

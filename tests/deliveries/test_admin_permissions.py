@@ -82,7 +82,7 @@ def test_single_permission_has_no_dead_links(watches, codename: str) -> None:
         waiting += [link for link in (unescape(urljoin(path, link)) for link in links) if link.startswith("/admin/")]
 
 
-def test_user_who_can_only_delete_is_told_that_there_is_nothing_to_view(db) -> None:
+def test_user_who_can_only_delete_sees_that_there_is_nothing_to_view(db) -> None:
     assert "You don't have permission to view anything yet." in unescape(
         staff("dora", "delete_group").get("/admin/").text
     )

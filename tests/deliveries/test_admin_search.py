@@ -47,7 +47,7 @@ def found(client: Client, text: str) -> dict[str, list[str]]:
     return groups
 
 
-def test_user_who_can_view_nothing_is_told_so(watches) -> None:
+def test_user_who_can_view_nothing_gets_a_message(watches) -> None:
     page = staff("eve").get(SEARCH, {"q": "portal"}).text
     assert "You don't have permission to search anything." in page
     assert "Searched:" not in page

@@ -152,7 +152,7 @@ def test_recent_failure_sends_no_alert(out: AlertReceivers, watch, settings) -> 
     assert len(out.events) == 1
 
 
-def test_resync_of_a_failing_watch_is_no_recovery(out: AlertReceivers, watch) -> None:
+def test_resync_of_a_failing_watch_is_not_a_recovery(out: AlertReceivers, watch) -> None:
     fail_since(watch, 16)
     next_round()
     resync_single(Actor.command(), watch)

@@ -233,7 +233,7 @@ def test_new_token_is_requested_before_the_old_one_expires(api: GitHub, github_a
     assert methods == ["GET", "POST"] * 2 + ["POST"], "only a fresh token asks for the installation again"
 
 
-def test_github_that_keeps_refusing_is_asked_only_once_more(world: World, api: GitHub, watch, repo: Repo) -> None:
+def test_github_that_keeps_refusing_is_asked_twice(world: World, api: GitHub, watch, repo: Repo) -> None:
     world.settle()
     world.git.server.on_request = lambda method, target: 401
     watch = world.sync(watch)

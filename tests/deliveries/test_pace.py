@@ -60,7 +60,7 @@ def sync_until_done(world: World, watch: AppRepository, attempts: int) -> None:
         world.sync(watch)
         if watch.status == Status.SYNCED:
             return
-        assert watch.retry_count == 0, watch.last_error  # a limit is no failure
+        assert watch.retry_count == 0, watch.last_error  # a limit is not a failure
     raise AssertionError(f"not synced after {attempts} attempts")
 
 

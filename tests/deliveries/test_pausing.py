@@ -270,7 +270,7 @@ def test_pending_response_counts(world: World) -> None:
     assert_promise_kept(world, repo, watch)
 
 
-def test_refusal_of_a_busy_app_at_the_pause_is_no_failure(world: World) -> None:
+def test_refusal_of_a_busy_app_at_the_pause_is_not_a_failure(world: World) -> None:
     received = threading.Event()
     repo, watch = world.watch(FILES)
 

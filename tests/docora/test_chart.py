@@ -27,7 +27,7 @@ def test_one_failure_among_a_million_files_is_visible() -> None:
     assert heights((999_999, 1), 1_000_000, HEIGHT) == (98, 2)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no failure
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is not a failure
 @given(NUMBER, NUMBER, NUMBER)
 def test_parts_are_visible_and_stay_inside_the_chart(good: int, bad: int, more: int) -> None:
     lower, upper = heights((good, bad), good + bad + more, HEIGHT)

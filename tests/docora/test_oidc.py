@@ -395,7 +395,7 @@ def test_claims_of_the_id_token(client: Client, monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.parametrize("at", [None, "1700000000", "x", ["x"], pytest.param(10**400, id="huge"), float("nan")])
-def test_time_of_authentication_that_is_no_time(at: object) -> None:
+def test_invalid_time_of_authentication(at: object) -> None:
     account = SocialAccount(extra_data={"id_token": {"auth_time": at}})
     assert oidc.authenticated_at(SocialLogin(account=account)) == 0
 
