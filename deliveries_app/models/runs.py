@@ -226,7 +226,7 @@ class SyncRun(models.Model):
 
     @property
     def result(self) -> Result:
-        """How the run ended. It partly failed if the client has acknowledged files and rejected others.
+        """How the run ended. It partly failed if the client has acknowledged files and others failed.
 
         An open run is in progress, or superseded while a later request is in progress in its place.
         """

@@ -44,6 +44,7 @@ def of_watch(watch: AppRepository) -> dict[str, Any]:
     """Return the context for `docora/progress.html#watch_progress`: the watch's current run, open or ended.
 
     `synced_since` says that the run did not succeed but a later sync did. It had nothing to send, so it has no run of its own.
+    `failed_since` says that the run succeeded but a later attempt failed. It had no plan, so it has no run either.
     The watch must be read `with_state`.
     """
     run = current_run(watch)
@@ -56,7 +57,14 @@ def of_watch(watch: AppRepository) -> dict[str, Any]:
         and watch.last_synced_at
         and watch.last_synced_at > run.ended_at
     )
-    return {"watch": watch, "run": run, "progress": progress, "activity": doing, "synced_since": synced_since}
+    return {
+        "watch": watch,
+        "run": run,
+        "progress": progress,
+        "activity": doing,
+        "synced_since": synced_since,
+        "failed_since": bool(run and run.outcome == Outcome.SUCCEEDED and watch.is_failing),
+    }
 
 
 def open_operations(user: User | AnonymousUser) -> list[dict[str, Any]]:

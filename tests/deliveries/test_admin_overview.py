@@ -215,7 +215,7 @@ def test_running_syncs_have_bars(viewer: Client) -> None:
     page = viewer.get(PAGE).text
     assert 'aria-label="Progress of Re-sync all · Portal"' in page
     assert '<progress max="100" value="25" aria-label="Progress of acme/docs → Portal">' in page
-    assert "50 / 200 files, 2 rejected" in text_of(page)
+    assert "50 / 200 files, 2 failed" in text_of(page)
     assert "Reading the repository" in text_of(page)
 
 

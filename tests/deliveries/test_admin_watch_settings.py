@@ -21,6 +21,7 @@ from deliveries_app.models import (
 )
 from deliveries_app.progress.runs import open_run
 from deliveries_app.reports.next_attempt import NextAttempt, next_attempt_of
+from deliveries_app.scheduling import request_sync
 from deliveries_app.services import retry_single
 from deliveries_app.services.watch_settings import renew_push_secret
 from repositories_app.models import HostOutage
@@ -187,6 +188,24 @@ def test_failed_run_is_not_shown_as_the_state_after_a_sync_without_a_run(world: 
     page = page_of(keeper, watch)
     assert re.search(r"· failed <time.*?</time> · synced <time", page)
     assert 'data-outcome="failed"' not in page
+
+
+def test_run_that_succeeded_is_not_shown_as_the_state_of_a_failing_watch(world: World) -> None:
+    """A check that fails has no run. Until there is another run, the page shows the last one."""
+    _, watch = world.watch({"a.txt": b"1"})
+    world.settle()
+    keeper = superuser()
+    progress = f'id="watch-progress-{watch.pk}"'
+    box = page_of(keeper, watch).partition(progress)[2].partition("</div>")[0]
+    assert 'data-outcome="succeeded"' in box
+    assert "<progress" in box
+    world.git.server.on_request = lambda method, target: 404
+    request_sync(AppRepository.objects.all())
+    assert world.sync(watch).is_failing
+    box = page_of(keeper, watch).partition(progress)[2].partition("</div>")[0]
+    assert 'data-outcome="failed"' in box
+    assert "<progress" not in box
+    assert re.search(r"· succeeded <time.*?</time> · failing for <time", box)
 
 
 def test_next_check_of_a_failing_watch_is_no_later_than_its_next_try(keeper: Client, watch: AppRepository) -> None:

@@ -95,6 +95,17 @@ def test_admin_registers_it_and_says_what_the_watch_waits_for(world: World, admi
     assert "Next check <time" in text
 
 
+def test_page_says_what_to_do_if_the_files_are_on_another_branch(world: World, admin: Client) -> None:
+    """As after a first push to a branch that isn't the default one."""
+    watch = world.sync(world.watch_url(unborn_head(world)))
+    page = f"/admin/deliveries_app/apprepository/{watch.pk}/change/"
+    advice = "The default branch has no commits yet. Docora syncs once it has one. If the files are on another branch"
+    assert advice in admin.get(page).text
+    admin.post(page.replace("change", "ref"), {"ref": "main"})
+    assert set(world.copy(world.sync(watch))) == {"readme.md"}
+    assert advice not in admin.get(page).text
+
+
 def test_push_hook_and_resync_of_an_empty_repository_wait_again(world: World) -> None:
     watch = world.sync(world.watch_url(empty(world)))
     request_sync(AppRepository.objects.all())
