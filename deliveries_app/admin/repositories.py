@@ -99,5 +99,5 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
             "rows": [cells_of(request.user, watch, request.get_full_path()) for watch in watches],
             "more_watches": self.watchers(repository) > LISTED_WATCHES,
             "live_query": live_query(watches),
-            "hint": ROOT_HINTS[of_git(cause)].for_user(request.user) if cause else "",
+            "hint": ROOT_HINTS[of_git(cause)].beside_error(request.user) if cause else "",
         }

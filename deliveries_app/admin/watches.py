@@ -272,6 +272,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
         """Return the watch's details, its progress, and what is not delivered."""
         skipped = watch.failures.filter(kind=FailureKind.SKIPPED)
         next_check = next_check_of(watch)
+        has_new_url = bool(moved_to(watch.last_error))
         return {
             **of_watch(watch),
             **drift.of_watch(watch),
@@ -286,11 +287,11 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
             "next_check": next_check,
             "check_is_due": next_check is not None and next_check <= timezone.now(),
             "hook_url": hook_url(watch),
-            "hint": help_texts.ROOT_HINTS[RootCause(watch.root_cause)].for_user(request.user)
-            if watch.is_failing
+            "hint": help_texts.ROOT_HINTS[RootCause(watch.root_cause)].beside_error(request.user)
+            if watch.is_failing and not has_new_url
             else "",
             "new_url_form": f"{self.url_of('add')}?moved={watch.pk}"
-            if moved_to(watch.last_error) and self.has_add_permission(request)
+            if has_new_url and self.has_add_permission(request)
             else "",
             "runs": [(run, help_texts.number_left_out(run.left_out)) for run in watch.runs.all()[:LISTED_RUNS]],
         }

@@ -46,16 +46,26 @@ LEFT_OUT: dict[str, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class Hint:
-    """What a failure means, and for users with all the permissions that it `needs`, what to do about it."""
+    """What a failure means, and for users with all the permissions that it `needs`, what to do about it.
+
+    `explains_group`: the error message of each failure explains it better, so only a group of failures needs the explanation.
+    """
 
     explanation: str
     advice: str = ""
     needs: tuple[Permission, ...] = ()
+    explains_group: bool = False
 
     def for_user(self, user: User | AnonymousUser) -> str:
-        """Return the hint without advice that the user can't follow."""
-        can_follow = user.has_perms(self.needs)
-        return " ".join(filter(None, [self.explanation, self.advice if can_follow else ""]))
+        """Return the hint for a group of failures, without advice that the user can't follow."""
+        return " ".join(filter(None, [self.explanation, self._advice_for(user)]))
+
+    def beside_error(self, user: User | AnonymousUser) -> str:
+        """Return the hint for one failure whose error message is shown, perhaps empty."""
+        return self._advice_for(user) if self.explains_group else self.for_user(user)
+
+    def _advice_for(self, user: User | AnonymousUser) -> str:
+        return self.advice if user.has_perms(self.needs) else ""
 
 
 ROOT_HINTS: dict[RootCause, Hint] = {
@@ -99,7 +109,8 @@ ROOT_HINTS: dict[RootCause, Hint] = {
     ),
     RootCause.UNEXPECTED: Hint(
         "Only 2xx responses count as accepted, and redirects are not followed.",
-        "If the app has moved, change the base URL to the Location in its response, then retry.",
+        "If the app has moved, change the base URL to the Location in its response, but without the last part of its path, "
+        "such as /create, then retry.",
         (Permission.CHANGE_APPS, Permission.RETRY),
     ),
     RootCause.ADDRESS: Hint(
@@ -112,16 +123,19 @@ ROOT_HINTS: dict[RootCause, Hint] = {
         "GitHub App, that app's key, permissions or installation are wrong.",
         "Replace a stored token on the watched repository's page. A sync then starts immediately.",
         (Permission.CHANGE_WATCHES,),
+        explains_group=True,
     ),
     RootCause.GIT_NOT_FOUND: Hint(
         "The repository was moved, renamed or deleted, it is private, or its branch or tag is gone.",
         "Watch its new URL, stop watching it, add a token, or choose another branch or tag.",
         (Permission.WATCH, Permission.UNWATCH, Permission.CHANGE_WATCHES),
+        explains_group=True,
     ),
     RootCause.GIT_HOST: Hint(
         "The git host is unreachable, too slow, returns errors, or limits requests. Docora retries automatically.",
         "Once it has recovered, retry now.",
         (Permission.RETRY,),
+        explains_group=True,
     ),
     RootCause.GIT_CONTENT: Hint(
         "The repository is too large, its data is damaged, git failed, or its host sent something else, such as a maintenance "
@@ -144,6 +158,7 @@ ROOT_HINTS: dict[RootCause, Hint] = {
         "An internal error, a full disk, a missing encryption key, or a killed worker.",
         "If the error message doesn't say what to do, check the worker's log, memory and disk. Then retry.",
         (Permission.RETRY,),
+        explains_group=True,
     ),
 }
 """Root cause → hint."""

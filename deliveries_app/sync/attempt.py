@@ -549,7 +549,7 @@ def _of_database(error: Exception) -> SyncFailure:
     if is_full(error):
         message = "The database's disk is full. Free up space on it. The sync continues once there is space."
         return root_causes.internal(message)
-    return root_causes.internal("The database connection was lost. The sync continues once there is a new one.")
+    return root_causes.internal("The connection to the database was lost. The sync continues automatically.")
 
 
 def _log_unforeseen(error: Exception) -> SyncFailure:

@@ -18,6 +18,7 @@ from docora.http.client import HttpClient, Request
 from repositories_app.git.errors import rate_limited
 from repositories_app.git.url import host_of
 from repositories_app.models import HostOutage, Repository
+from tests.support.admin_pages import superuser
 from tests.support.doctor import silent_host
 from tests.support.staff import fail, make_app, make_watch, staff
 
@@ -205,6 +206,11 @@ def test_hint_for_410_is_to_resume_the_app() -> None:
     assert "If 410 has paused the app, resume it instead." in ROOT_HINTS[RootCause.CLIENT_ERROR].advice
 
 
+def test_hint_for_a_redirect_names_what_to_leave_out() -> None:
+    """The Location of a redirect ends with /create. As a base URL, it would lead to /create/create."""
+    assert "the Location in its response, but without the last part" in ROOT_HINTS[RootCause.UNEXPECTED].advice
+
+
 # --- The groups ----------------------------------------------------------------------------------------------------------
 
 
@@ -231,6 +237,20 @@ def test_hints_apply_to_github_apps_and_rate_limits() -> None:
     assert "stored token" in refused.advice
     limited = of_git(rate_limited(None, token="t").cause)
     assert "limits requests" in ROOT_HINTS[limited].explanation
+
+
+@pytest.mark.parametrize("cause", [RootCause.GIT_AUTH, RootCause.GIT_NOT_FOUND, RootCause.GIT_HOST, RootCause.INTERNAL])
+def test_page_of_a_repository_doesn_t_explain_an_error_that_explains_itself(cause: RootCause, failing) -> None:
+    """A git error said what was wrong and what to do, and below it the page guessed at several other reasons."""
+    boss, url = superuser(), f"/admin/deliveries_app/apprepository/{failing[0].pk}/change/"
+    hint, of_endpoint = ROOT_HINTS[cause], ROOT_HINTS[RootCause.SERVER_ERROR]
+    fail(failing[0], cause)
+    page = unescape(boss.get(url).text)
+    assert hint.advice in page
+    assert hint.explanation not in page
+    assert f"{hint.explanation} {hint.advice}" in unescape(boss.get(LIST).text)
+    fail(failing[0], RootCause.SERVER_ERROR, status=500)
+    assert f"{of_endpoint.explanation} {of_endpoint.advice}" in unescape(boss.get(url).text)
 
 
 def test_groups_show_count_hint_and_link(operator: Client, failing) -> None:

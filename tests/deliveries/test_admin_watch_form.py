@@ -116,7 +116,9 @@ def test_renamed_repository_leads_to_a_filled_in_form(world: World, operator: Cl
     watch = move(world, watch, f"{new.url}/info/refs?service=git-upload-pack")
     page = f"/admin/deliveries_app/apprepository/{watch.pk}/change/"
     form = f"{ADD}?moved={watch.pk}"
-    assert f'href="{form}">Watch the new URL</a>' in operator.get(page).text
+    text = operator.get(page).text
+    assert f'href="{form}">Watch the new URL</a>' in text
+    assert "its branch or tag is gone" not in text  # the error and the button say what to do
     assert form not in staff("vera", "view_app", "view_apprepository").get(page).text
 
     shown = operator.get(form)
