@@ -41,7 +41,7 @@ class Hour:
     def share(self) -> float | None:
         """The share of attempts that were accepted, in percent.
 
-        It is rounded down to one decimal, so that it is below 100 while anything failed.
+        It is rounded down to one decimal, so that it is below 100 while anything was rejected.
         """
         return 1000 * self.files // self.attempts / 10 if self.attempts else None
 

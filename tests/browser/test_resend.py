@@ -89,7 +89,7 @@ def test_from_a_failed_file_to_its_delivery(world: World, site: Site, browser: B
         page.goto(f"{site.url}/admin/deliveries_app/app/{watch.app_id}/change/")
         page.get_by_role("link", name="Endpoint health").click()
         expect(page.get_by_role("img", name="Share of accepted notifications in each hour")).to_be_visible()
-        expect(page.locator(".day-sum")).to_contain_text("failed")
+        expect(page.locator(".day-sum")).to_contain_text("rejected")
         assert_accessible(page)
         page.get_by_role("link", name="Last 7 days").click()
         page.get_by_text("As a table").click()

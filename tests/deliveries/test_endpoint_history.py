@@ -48,14 +48,14 @@ def test_hours_of_an_app(viewer: Client, watches) -> None:
     assert (history.worst.share, history.slowest.seconds) == (90.0, 1.0)
     page = page_of(viewer, app)
     assert "95.0% accepted" in page
-    assert "10 failed" in page
+    assert "10 rejected" in page
     assert "average 350 ms" in page
     assert page.count('<tr><th scope="row">') == 24
     week = page_of(viewer, app, "week")
     assert week.count('<tr><th scope="row">') == 168
     assert "92.8% accepted" in week
     HourlyTraffic.objects.filter(app=app, failed=10).update(files=30_000, failed=3)
-    assert "99.9% accepted" in page_of(viewer, app)  # 100.0% would say that nothing failed
+    assert "99.9% accepted" in page_of(viewer, app)  # 100.0% would say that nothing was rejected
     assert page_of(viewer, app, "century").count('<tr><th scope="row">') == 24
 
 
