@@ -255,8 +255,9 @@ def test_advice_for_a_git_host_that_answers_with_an_error(world: World) -> None:
     world.git.server.on_request = lambda method, target: 500
     world.sync(watch)
     page = page_of(superuser(), watch)
-    assert "The git host returned HTTP 500." in page
-    assert "The git host is unreachable, too slow, returns errors, or limits requests." in page
+    assert "The git host returned HTTP 500. Docora retries automatically." in page
+    assert "Once it has recovered, retry now." in page
+    assert "unreachable" not in page
 
 
 def test_page_says_that_the_git_host_is_down(keeper: Client, watch: AppRepository) -> None:
