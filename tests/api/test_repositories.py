@@ -74,6 +74,16 @@ def test_registering_again_replaces_the_token(world: World, caller: Caller) -> N
     assert len(world.requests("create")) == 2
 
 
+def test_registering_again_shows_whether_the_repository_is_private_now(world: World, caller: Caller) -> None:
+    repo = world.git.repo("acme/docs", {"a": b"1"})
+    body = {"github_url": repo.url, "github_token": "valid"}
+    assert caller.post("", body).json()["is_private"] is False
+    world.git.tokens["acme/docs"] = {"valid"}
+    assert caller.post("", body).json()["is_private"] is True
+    world.git.tokens.clear()
+    assert caller.post("", body).json()["is_private"] is False
+
+
 @pytest.mark.parametrize("given", [None, "wrong"])
 def test_unreadable_repository_is_404(world: World, caller: Caller, given: str | None) -> None:
     repo = world.git.repo("acme/private", {"a": b"1"}, token="right")

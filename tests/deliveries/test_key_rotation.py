@@ -78,7 +78,11 @@ def test_client_that_switches_back_to_the_old_key(world: World) -> None:
     resend(world, watch)
     assert_promise_kept(world, repo, watch)
     assert not fresh(world.app).new_key_signs
-    assert fresh(world.app).new_key_accepted_at is not None
+    first_accepted_at = fresh(world.app).new_key_accepted_at
+    assert first_accepted_at is not None
+    world.receiver.keys = NEW
+    resend(world, watch)
+    assert (fresh(world.app).new_key_signs, fresh(world.app).new_key_accepted_at) == (True, first_accepted_at)
 
 
 def test_refused_chunk_keeps_its_chunk_id(world: World, settings) -> None:

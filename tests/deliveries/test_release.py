@@ -450,6 +450,15 @@ def test_continuing_releases_the_held_apps_only(portal: App, search: App) -> Non
     assert Canary.objects.get(app=search).state == CanaryState.RUNNING
 
 
+def test_continuing_counts_the_repositories_of_its_operation_only(portal: App) -> None:
+    fill(portal, 2)
+    operation = start()
+    resync_by_app(COMMAND, portal, rollout=Rollout(pace=1))
+    end("Portal-0", Outcome.FAILED, "HTTP 500.")
+    release_due()
+    assert continue_operation(COMMAND, operation) == 1
+
+
 def test_release_that_waited_for_its_locks_decides_again(portal: App, monkeypatch: pytest.MonkeyPatch) -> None:
     """Meanwhile, another process has held the operation, and a person has continued it."""
     fill(portal, 2)
