@@ -23,7 +23,6 @@ from deliveries_app.models import (
     Outcome,
     PendingRelease,
     Reason,
-    Status,
 )
 from deliveries_app.models.root_causes import CLEARED_FAILURE
 from deliveries_app.models.watches import new_watch_id
@@ -338,7 +337,7 @@ def _end(watch_pks: Sequence[int]) -> Collection[int]:
     locked = watches.select_for_update(no_key=True).select_related("app", "repository").order_by("pk")
     job_ids = {watch.pk: watch.job_id for watch in locked}
     ended = AppRepository.objects.filter(pk__in=job_ids)
-    ended.update(ended_at=Now(), generation=F("generation") + 1, next_sync_at=None, status=Status.PENDING)
+    ended.update(ended_at=Now(), generation=F("generation") + 1, next_sync_at=None)
     Notice.objects.filter(watch__in=job_ids).delete()
     unreleased = PendingRelease.objects.filter(watch__in=job_ids)
     operations = set(unreleased.values_list("operation_id", flat=True))
