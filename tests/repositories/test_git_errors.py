@@ -67,6 +67,8 @@ def test_git_messages_map_to_causes(stderr, cause, for_every_watcher, permanent,
 def test_killed_git_names_the_signal() -> None:
     assert "killed by signal 9" in str(classify(b"", ended=-9))
     assert "killed by signal 9" in str(classify(b"", ended=137))
+    after_a_warning = classify(b"warning: unusual object", ended=-9, local=True)
+    assert after_a_warning.cause is Cause.OTHER, "the mirror is not damaged"
 
 
 def test_git_beyond_its_processor_time() -> None:
