@@ -108,6 +108,15 @@ def test_git_ends_when_the_sync_is_cancelled(endless: str) -> None:
     wait_for(lambda: not processes(endless))
 
 
+def test_only_whole_lines_of_long_messages_are_kept() -> None:
+    """A line that is cut may begin with half a token, which is not recognised."""
+    process = git.start(["-c", "alias.say=!seq 10002 >&2", "say"])
+    process.wait(10)
+    numbers = [int(line) for line in git.stop(process).splitlines()]
+    assert numbers == list(range(numbers[0], 10003))
+    assert len(numbers) > 1000
+
+
 def test_memory_and_processor_time_of_a_local_command_are_limited(mirror: Mirror) -> None:
     """A small pack or tree of a stranger may expand to any size, and take hours to read."""
     with mirror.in_use(lambda: None), mirror.blobs() as reader:
