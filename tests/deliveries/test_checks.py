@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from django.db import OperationalError, connection
+from django.db.models import F
 from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
@@ -563,6 +564,18 @@ def test_failure_counts_once_per_round_and_opens_the_circuit(world: World, setti
     assert watch.next_sync_at is not None
     cooldown = Repository.objects.get(pk=watch.repository_id).circuit_open_until
     assert abs((watch.next_sync_at - cooldown).total_seconds()) < 5
+
+
+def test_host_that_asked_for_a_pause_is_not_checked_meanwhile(world: World) -> None:
+    (watch,) = settled(world, 1)
+    world.git.server.on_request = lambda method, target: 429  # without Retry-After, for a minute
+    world.sync(watch)
+    fifty_seconds = timedelta(seconds=50)
+    AppRepository.objects.update(next_check_at=F("next_check_at") - fifty_seconds)
+    with remote.new_client() as client:
+        assert check_due(client) == 0
+        AppRepository.objects.update(next_check_at=F("next_check_at") - fifty_seconds)
+        assert check_due(client) == 1
 
 
 def open_circuit(watch: AppRepository, seconds: float) -> None:
