@@ -263,6 +263,14 @@ def test_cooldown_is_never_shortened(world: World) -> None:
     assert app_of(world).cooldown_until == until
 
 
+def test_run_that_began_before_an_outage_does_not_shorten_its_later_holds(world: World) -> None:
+    lease = claim(world.watch()[1].pk)
+    assert lease is not None
+    App.objects.update(down_count=4)  # others have found the outage, and it lasts
+    outcomes.endpoint_down(lease, SyncFailure("No connection.", "connect", RootCause.CONNECTION), counts=False)
+    assert app_of(world).down_count == 4
+
+
 def test_series_of_refusals_ends_with_a_success() -> None:
     change = Change("create", "a", "100644", "", 1, "", None, None, False, False, 0, None)
     clock, policy = DatabaseClock(timezone.now()), ResponsePolicy()
