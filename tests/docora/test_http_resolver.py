@@ -104,6 +104,13 @@ def test_unresolvable_name_is_a_dns_failure(host):
     assert "DNS lookup failed" in resolved.message
 
 
+def test_name_in_another_script_is_not_looked_up(dns):
+    """libcurl would convert it, and connect to the addresses of the converted name, which were not checked."""
+    fake = dns([PUBLIC])
+    assert resolve("bücher.example", []).cause is Cause.DNS
+    assert fake.asked == []
+
+
 def test_slow_lookup_times_out(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(3) or [])
     started = time.monotonic()
