@@ -274,7 +274,7 @@ def test_list_is_bounded_and_counts_are_not(world: World, monkeypatch) -> None:
 
 
 def test_file_that_is_still_left_out_keeps_its_place_and_has_a_new_time(world: World) -> None:
-    _, watch = world.watch({"link": Entry.symlink("a"), "a": b"a"})
+    repo, watch = world.watch({"link": Entry.symlink("a"), "a": b"a"})
     world.settle()
     listed = watch.failures.get()
     watch.failures.update(first_at=watch.created_at, last_at=watch.created_at)
@@ -283,6 +283,9 @@ def test_file_that_is_still_left_out_keeps_its_place_and_has_a_new_time(world: W
     again = watch.failures.get()
     assert (again.pk, again.first_at) == (listed.pk, watch.created_at)
     assert again.last_at > listed.last_at
+    repo.commit({"link": Entry.submodule("1" * 40)})
+    world.settle()
+    assert watch.failures.get().cause == "submodule"
 
 
 def test_listed_paths_are_bounded_in_bytes(monkeypatch) -> None:

@@ -1,6 +1,7 @@
 """The egress proxy: what goes through it, what Docora refuses beforehand, and what its failures are called."""
 
 import socket
+import time
 from ipaddress import ip_network
 
 import pytest
@@ -167,6 +168,15 @@ def test_connection_that_breaks_behind_the_proxy(serve, dns) -> None:
         outcome = client.request(post(f"http://{NAME}/"))
     assert (outcome.cause, outcome.reached) == (Cause.NETWORK, True)
     assert "proxy" not in outcome.message
+
+
+def test_server_that_hangs_behind_the_proxy(serve, dns) -> None:
+    """The headers of the proxy's own response are not the beginning of the server's."""
+    server = serve(lambda *_: time.sleep(1) or False)
+    with Proxy({NAME: server.port}) as proxy, HttpClient([], allow_http=True, proxy=proxy.url) as client:
+        outcome = client.request(post(f"http://{NAME}/", timeout=0.3))
+    assert (outcome.cause, outcome.reached) == (Cause.TIMEOUT, True)
+    assert "didn't respond within 0.3 s" in outcome.message
 
 
 def test_proxy_that_is_down_or_unknown(dns) -> None:
