@@ -195,6 +195,20 @@ def test_app_that_has_never_read_a_private_repository_gets_no_notice_about_it(wo
     assert [notice.watch for notice in Notice.objects.all()] == [watch]
 
 
+def test_app_that_can_no_longer_read_a_repository_gets_no_notice_about_it(world: World, settings) -> None:
+    settings.CIRCUIT_BREAKER_THRESHOLD = 1
+    repo, former = world.watch(name="acme/docs")
+    watch = world.watch_url(repo, app=world.add_app("Other"), token="valid")
+    world.settle()
+    world.git.tokens["acme/docs"] = {"valid"}
+    serve_unsorted_tree(repo)
+    world.sync(former)
+    assert former.root_cause == RootCause.GIT_NOT_FOUND
+    world.sync(watch)
+    assert Repository.objects.get().circuit_is_open
+    assert [notice.watch for notice in Notice.objects.all()] == [watch]
+
+
 def test_app_that_cannot_read_a_private_repository_does_not_learn_where_it_has_moved(world: World, settings) -> None:
     settings.CIRCUIT_BREAKER_THRESHOLD = 1
     _, watch, stranger = watched_by_a_stranger(world)
@@ -213,6 +227,18 @@ def test_first_attempt_that_opens_the_circuit_sends_a_notice(world: World, setti
     world.git.server.on_request = failing
     world.sync(watch)
     assert [notice.watch for notice in Notice.objects.all()] == [watch]
+
+
+def test_apps_that_have_found_the_same_failure_get_a_notice_although_none_has_read_the_repository(
+    world: World, settings
+) -> None:
+    settings.CIRCUIT_BREAKER_THRESHOLD = 1
+    repo, watch = world.watch()
+    other = world.watch_url(repo, app=world.add_app("Other"))
+    world.git.server.on_request = failing
+    for each in (watch, other):
+        world.sync(each)
+    assert {notice.watch for notice in Notice.objects.all()} == {watch, other}
 
 
 def test_moved_repository_sends_a_notice_as_the_reference_says(world: World, settings, client: Client) -> None:

@@ -220,6 +220,12 @@ def test_pace_is_halved_once_a_second_and_raised_by_successes(world: World) -> N
     assert app_of(world).pace_slots is None
 
 
+def test_gap_grows_to_ten_seconds_at_most(world: World) -> None:
+    App.objects.update(pace_slots=1, pace_gap=8.0)
+    pace.slow_down(world.app)
+    assert app_of(world).pace_gap == 10.0
+
+
 def test_pace_recovers_although_no_run_has_many_files(world: World) -> None:
     repo, watch = world.watch({"a": b"1"})
     App.objects.update(pace_slots=1, pace_gap=0.02, paced_at=from_now(-20))

@@ -144,6 +144,17 @@ def test_entry_with_a_wrong_type_is_not_a_file(repo: Repo, mirror: Mirror, fetch
         list(reader.read([entry.blob for entry in listed(mirror, fetched(repo))]))
 
 
+def test_file_in_the_place_of_a_folder_is_refused(repo: Repo, mirror: Mirror, fetched: Callable[..., str]) -> None:
+    """Even if its content is written like a folder. The host's git sends no such tree."""
+    fetched(repo)
+    here = Repo("mirror", mirror.directory, repo.server)
+    looks_like_a_folder = blob(here, b"100644 a\0" + bytes.fromhex(blob(here).decode()))
+    commit = serve(here, tree(here, (FOLDER, b"folder", looks_like_a_folder)))
+    with pytest.raises(GitError, match="is not a folder") as caught:
+        paths(mirror, commit)
+    assert caught.value.cause is Cause.CORRUPT
+
+
 def test_any_mode_is_read_as_one_that_git_writes(repo: Repo, mirror: Mirror, fetched: Callable[..., str]) -> None:
     modes = {
         b"100600": "100644", b"100664": "100644", b"644": "160000", b"100777": "100755", b"60000": "160000", b"0": "160000",
