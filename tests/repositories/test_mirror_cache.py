@@ -194,6 +194,16 @@ def test_eviction_runs_once_a_minute_in_one_process(mirrors, folder: Path, setti
     assert exist(made) == [False, False]
 
 
+def test_eviction_runs_after_the_clock_was_set_back(mirrors, folder: Path, settings) -> None:
+    made = mirrors(2)
+    settings.REPOS_MAX_BYTES = 1
+    in_an_hour = time.time() + 3600
+    (folder / "mirrors.json").touch()
+    os.utime(folder / "mirrors.json", (in_an_hour, in_an_hour))
+    cache.maintain()
+    assert exist(made) == [False, False]
+
+
 def test_stopping_worker_evicts_nothing_more(mirrors, folder: Path, settings, monkeypatch) -> None:
     made = mirrors(2)
     settings.REPOS_MAX_BYTES = 1
