@@ -291,17 +291,24 @@ def test_probe_of_a_client_without_ping_that_has_fewer_files(world: World, count
     assert (watch.retry_count, state(world)) == (1, (4, True))
 
 
-def test_many_watches_with_one_failing_file_each_are_recognised(world: World, monkeypatch) -> None:
+@pytest.mark.parametrize("proxy_answers", [False, True])
+def test_many_watches_with_one_failing_file_each_are_recognised(
+    world: World, monkeypatch, *, proxy_answers: bool
+) -> None:
+    """Also if a proxy answers 502 to the first nine, and then hangs too."""
     for module in (sender, webhooks):
         monkeypatch.setattr(module, "Request", partial(Request, timeout=0.2))
     watches = [world.watch(files(1), name=f"acme/{number:02}")[1] for number in range(14)]
     over = threading.Event()
+    synced = 0
 
-    def hang(note: Notification) -> None:
+    def hang(note: Notification) -> Answer | None:
+        if proxy_answers and synced < 9:
+            return Answer(502)
         over.wait(20)
+        return None
 
     world.answer(hang)
-    synced = 0
     for watch in watches:
         if state(world)[0]:
             break
