@@ -313,6 +313,14 @@ def test_dropping_and_failing_transforms_are_named(world: World, settings) -> No
     assert why.decision.state == "failed"
     assert "transform picky failed: ValueError. The client keeps what it has" in why.decision.message
     assert why.failure
+    use_transforms(settings, "ByContent")
+    renamed = {"bad": b"path: .git/config\nx", "large": b"path: named.md\n" + b"x" * 2000}
+    _, last = world.watch(renamed, name="acme/renamed")
+    world.sync(last)
+    why = explain_path(last, "bad")
+    assert (why.decision.state, why.found.sent_as) == ("left out", "")
+    why = explain_path(last, "large")
+    assert (why.decision.state, why.found.sent_as) == ("delivered", "named.md")
     use_transforms(settings, "Missing")
     assert "Missing', which cannot be imported" in explain_path(other, "c.md").decision.message
 

@@ -155,6 +155,18 @@ def test_holder_returns_slots_and_gets_them_back(world: World) -> None:
     assert slots_of(first) == 8
 
 
+def test_run_takes_no_slots_that_another_one_still_uses(world: World) -> None:
+    first, second = several(world, 2, slots=8)
+    holder = claimed(first)
+    assert rebalance(holder, in_flight=0) == 8
+    assert claim(second.pk) is None  # so it waits
+    assert rebalance(holder, in_flight=6) == 4
+    newcomer = claimed(second)
+    assert rebalance(newcomer, in_flight=0) == 2
+    assert rebalance(holder, in_flight=4) == 4
+    assert rebalance(newcomer, in_flight=2) == 4
+
+
 def test_every_holder_has_at_least_one_slot(world: World) -> None:
     watches = several(world, 3, slots=2)
     holder = claimed(watches[0])
