@@ -123,6 +123,19 @@ def test_refused_notice_is_retried_under_its_sequence(world: World, open_at_seco
     assert len({(record.webhook_id, record.sequence) for record in attempts}) == 1
 
 
+@pytest.mark.parametrize(("asked", "seconds"), [("600", 600), ("99999", 3600)])
+def test_busy_app_gets_the_notice_when_it_has_asked_for_it(
+    world: World, open_at_second_failure: None, asked: str, seconds: int
+) -> None:
+    _, watch = world.watch()
+    world.settle()
+    open_the_circuit(world, watch)
+    world.answer(lambda note: Answer(429, headers={"Retry-After": asked}) if note.kind == "sync_failed" else None)
+    world.sync(watch)
+    wait = Notice.objects.get().due_at - timezone.now()
+    assert seconds - 60 < wait.total_seconds() <= seconds
+
+
 def test_app_that_answers_410_to_a_notice_does_not_get_it_again(world: World, open_at_second_failure: None) -> None:
     """It wants no such notices. Its files continue, and it is not paused."""
     _, watch = world.watch()

@@ -339,6 +339,16 @@ def test_unusable_transforms_fail_the_sync(world: World, use) -> None:
     assert world.requests() == []
 
 
+def test_rows_of_one_source_path_may_be_on_two_pages(world: World, use, monkeypatch) -> None:
+    """It has two rows while the app refuses the delete of its earlier path."""
+    use("Flatten")
+    _, watch = world.watch({"a/1": b"1", "b/2": b"2"})
+    world.settle()
+    Delivery.objects.update(source_path="a/1")
+    monkeypatch.setattr(delivery_rows, "PAGE", 1)
+    assert [row.path for row in delivery_rows.rows_by_source(watch.pk)] == ["flat/1", "flat/2"]
+
+
 def test_lease_is_extended_while_rows_are_read(world: World, use, monkeypatch) -> None:
     """The tree has been read completely by then."""
     use("Flatten")
