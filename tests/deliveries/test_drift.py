@@ -286,6 +286,14 @@ def test_client_that_takes_ten_requests_a_second_lists_all_pages(
     assert (result.state, result.message, counts(result)) == (DriftState.DIFFERS, "", (11, 2, 1, 2))
 
 
+def test_app_that_answers_a_check_is_up_again(world: World, synced: tuple[Repo, AppRepository]) -> None:
+    _, watch = synced
+    App.objects.update(down_count=3, cooldown_until=from_now(-1))
+    assert check(world, watch).state == DriftState.EQUAL
+    world.app.refresh_from_db()
+    assert (world.app.down_count, world.app.cooldown_until) == (0, None)
+
+
 READS: dict[str, tuple[object, str]] = {
     "not JSON": (b"ok", "isn't JSON"),
     "surrogate": (rb'{"files":[{"path":"\ud800","sha":"' + b"a" * 64 + b'"}]}', "isn't JSON"),
