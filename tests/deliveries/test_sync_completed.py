@@ -15,6 +15,7 @@ from deliveries_app.services import change_watch, resync_single
 from deliveries_app.sync import events
 from deliveries_app.sync.claim import claim
 from deliveries_app.sync.events import HeldTree, held_tree
+from tests.support.git import git
 from tests.support.histories import assert_promise_kept, at_notification, refusing, sha
 from tests.support.transforms import use_transforms
 from tests.support.world import World
@@ -236,6 +237,22 @@ def test_changed_tree_replaces_a_refused_sync_completed(world: World, notices: l
     assert sent[0].sequence < sent[1].sequence
     assert not watch.notices.exists()
     assert_promise_kept(world, repo, watch)
+
+
+def test_commit_that_is_head_again_gets_a_new_sync_completed(world: World, notices: list[Notification]) -> None:
+    """Under the number of the earlier one, which may have been processed, the app would ignore it."""
+    repo, watch = world.watch(FILES)
+    first = repo.head
+    refusing_notices(world)
+    world.sync(watch)
+    repo.commit({"b": b"changed"})
+    world.sync(watch)
+    git(repo.path, "update-ref", "HEAD", first)
+    world.answer(None)
+    world.sync(watch)
+    sent = world.requests("sync_completed")
+    assert [record.status for record in sent] == [503, 503, 200]
+    assert sent[0].sequence < sent[1].sequence < sent[2].sequence
 
 
 @pytest.mark.parametrize("is_resync", [False, True])
