@@ -12,7 +12,7 @@ from django.db.models.functions import Now
 from deliveries_app.models import App, AppRepository, HourlyTraffic, Status
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.receiver import Answer, Notification
-from deliveries_app.sync import sender
+from deliveries_app.sync import endpoint_health, sender
 from deliveries_app.sync.endpoint_health import PING_SECONDS, failing_watches
 from deliveries_app.webhooks import client as webhooks
 from deliveries_app.webhooks.endpoint_stats import last_acknowledged
@@ -20,7 +20,8 @@ from docora.db.clock import from_now
 from docora.http.client import Request
 from docora.redis.connection import connection
 from tests.support.histories import assert_promise_kept
-from tests.support.processes import in_threads
+from tests.support.processes import in_threads, syncing
+from tests.support.receiver import wait_for
 from tests.support.staff import fail, make_watch
 from tests.support.syncing import sync
 from tests.support.world import World
@@ -221,6 +222,37 @@ def test_runs_at_the_same_time_share_one_ping(world: World) -> None:
     in_threads(*[partial(sync, watch.pk) for watch in watches])
     assert kinds(world).count("p") == 1
     assert state(world) == (1, True)  # one outage, although three runs found it
+
+
+def wait_for_the_ping_of_another_run(world: World, watch: AppRepository, meanwhile: Callable[[], object]) -> bool:
+    """Sync while another run is sending a ping, and return whether the attempt ends within 5 s after `meanwhile`."""
+    world.answer(failing("file"))
+    world.make_due(watch)
+    mark = f"docora:endpoint:{world.app.app_id}:{world.app.base_url}"
+    connection().set(mark, "")
+    worker = syncing(watch.pk)
+    wait_for(lambda: len(world.requests()) == 10)
+    meanwhile()
+    worker.join(5)
+    has_ended = not worker.is_alive()
+    connection().delete(mark)
+    worker.join()
+    return has_ended
+
+
+def test_run_that_waits_for_the_ping_of_another_one_stops_at_a_pause(world: World) -> None:
+    _, watch = world.watch(files(20))
+    assert wait_for_the_ping_of_another_run(world, watch, lambda: App.objects.update(paused=True))
+    assert kinds(world) == "c" * 10
+
+
+def test_ping_of_a_dead_run_is_not_waited_for_after_the_clock_of_redis_was_set_back(world: World, monkeypatch) -> None:
+    """Its mark would expire too late."""
+    monkeypatch.setattr(endpoint_health, "_LONGEST_PING", 1)
+    _, watch = world.watch(files(20))
+    assert wait_for_the_ping_of_another_run(world, watch, lambda: None)
+    assert kinds(world) == "c" * 13  # three paths show whether the endpoint works
+    assert state(world) == (1, True)
 
 
 def test_own_earlier_acknowledgement_does_not_hide_a_later_one(world: World) -> None:
