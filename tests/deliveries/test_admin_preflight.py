@@ -56,6 +56,15 @@ def analyze() -> None:
         cursor.execute("ANALYZE")
 
 
+def test_endpoint_with_fewer_than_five_requests_gets_no_warning(operator: Client, db) -> None:
+    app = make_app("New")
+    make_watch(app, "docs")
+    for accepted, refused, warning in ((3, 1, ""), (0, 1, "It accepted only 60% of the last 5 notifications.")):
+        answer(app, accepted=accepted, refused=refused)
+        [line] = endpoints(operator.get(ALL).text)
+        assert ("It accepted" in line, warning in line) == (bool(warning), True)
+
+
 def test_worst_endpoint_is_first_and_says_why(operator: Client, db) -> None:
     soon = timezone.now() + timedelta(minutes=5)
     states = {
