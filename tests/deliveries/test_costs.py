@@ -20,9 +20,11 @@ from redis import Redis
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository
+from deliveries_app.planning.plan import Change
 from deliveries_app.scheduling import request_sync
 from deliveries_app.services import resync_single
 from deliveries_app.sync import recorder, slots
+from deliveries_app.sync.content import blocks
 from tests.support.git import Repo
 from tests.support.syncing import sync
 from tests.support.world import World
@@ -131,6 +133,12 @@ def test_cost_of_a_change_is_independent_of_repository_size(world: World) -> Non
     assert (
         large.statements.total() <= small.statements.total() + ONE_BATCH
     )  # on a slow machine, one batch may be recorded as two
+
+
+def test_files_are_read_in_blocks_of_eight_megabytes_at_most(settings) -> None:
+    settings.CHUNK_THRESHOLD_BYTES = 3_000_000
+    changes = [Change("create", str(number), size=3_000_000) for number in range(5)]
+    assert [len(block) for block in blocks(iter(changes))] == [2, 2, 1]
 
 
 def test_requests_of_a_change_share_a_connection(world: World) -> None:
