@@ -6,7 +6,10 @@ from datetime import timedelta
 
 import pytest
 from django.db.models.functions import Now
+from redis import Redis
+from rq.job import Job
 
+from deliveries_app import scheduling
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Notice, NoticeKind, root_causes
 from deliveries_app.services import resync_single, retry_single, unwatch_repository
@@ -68,6 +71,17 @@ def test_watch_of_a_dead_process_is_free_and_pending(world: World) -> None:
     assert (watch.status, AppRepository.objects.due().free().filter(pk=watch.pk).exists()) == ("pending_snapshot", True)
     assert end_dead_leases() == 0
     assert claim(watch.pk) is not None
+
+
+def test_watch_of_a_dead_process_is_enqueued_again_at_once(world: World, redis_client: Redis) -> None:
+    """In Redis, the worker is still performing its job."""
+    _, watch = world.watch()
+    owner = claimed_by_the_dead(watch).lease_owner
+    redis_client.hset(Job.key_for(watch.job_id), mapping={"status": "started", "worker_name": owner})
+    redis_client.delete("rq:queue:high")
+    assert scheduling.enqueue_due() == 0
+    assert end_dead_leases() == 1
+    assert scheduling.enqueue_due() == 1
 
 
 def test_living_and_unknown_processes_keep_their_leases(world: World) -> None:
