@@ -81,6 +81,9 @@ def test_resuming_ends_a_hold_and_a_test_ping_does_not(world: World, caller: Cal
     App.objects.update(cooldown_until=until, down_count=9)  # the endpoint was down for hours
     assert post(caller, "/ping").json()["delivered"]
     assert caller.client.get(URL).json()["on_hold_until"]
+    App.objects.update(cooldown_until=from_now(-60))
+    assert caller.client.get(URL).json()["on_hold_until"] is None
+    App.objects.update(cooldown_until=until)
     patch(caller, paused=True)
     assert patch(caller, paused=False).json()["on_hold_until"] is None
     for page in ("/docs/webhooks/", "/docs/api/"):

@@ -22,6 +22,7 @@ from deliveries_app.services.github_apps import save_github_app
 from deliveries_app.sweep import head_checks
 from deliveries_app.sweep.head_checks import check_due
 from docora.conf.logs import configure
+from docora.db.clock import from_now
 from docora.redis.connection import connection as redis
 from repositories_app import github
 from repositories_app.git import remote
@@ -31,6 +32,7 @@ from repositories_app.models import GitHubApp, HostOutage
 from tests.api.caller import Caller, error_of
 from tests.support.git import Repo
 from tests.support.github_api import GitHub, GitHubFixture, Installation, Reply, pem
+from tests.support.staff import fail
 from tests.support.world import World
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -361,9 +363,12 @@ def test_new_key_reaches_all_that_were_refused(world: World, git: GitHubFixture,
     save_github_app(Actor.command(), github_app, pem(rsa.generate_private_key(public_exponent=65537, key_size=2048)))
     for watch in watches:
         assert world.sync(watch).root_cause == RootCause.GIT_AUTH
+    other = world.watch(name="acme/public")[1]
+    fail(other, RootCause.SERVER_ERROR)
+    AppRepository.objects.filter(pk=other.pk).update(next_sync_at=from_now(600))  # its retry
     assert AppRepository.objects.due().count() == 0
     save_github_app(Actor.command(), github_app, key)
-    assert AppRepository.objects.due().count() == 2
+    assert set(AppRepository.objects.due()) == set(watches)
     world.settle()
     assert {watch.status for watch in AppRepository.objects.all()} == {Status.SYNCED}
 
