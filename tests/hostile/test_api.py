@@ -243,12 +243,14 @@ def test_repository_not_watched_by_the_app_is_404(app: App, api: Api, identify: 
     assert state() == before
 
 
-@pytest.mark.parametrize("query", ["deliveries?path=a%00", "manifest?after=a%00"])
-def test_nul_in_a_path_finds_nothing(app: App, api: Api, query: str) -> None:
+@pytest.mark.parametrize(
+    ("query", "status"), [("deliveries?path=a%00", 200), ("manifest?after=a%00", 200), ("runs/run_%00", 404)]
+)
+def test_nul_in_a_path_or_id_finds_nothing(app: App, api: Api, query: str, status: int) -> None:
     """PostgreSQL accepts none in a text."""
     watch = make_watch(app, "docs")
     response = api("GET", f"repositories/{watch.repository.repository_id}/{query}")
-    assert (response.status_code, b'"path"' in response.getvalue()) == (200, False)
+    assert (response.status_code, b'"path"' in response.getvalue()) == (status, False)
 
 
 def test_list_shows_only_the_apps_own_repositories(app: App, api: Api) -> None:
