@@ -180,6 +180,15 @@ def test_every_outcome_ends_the_run_and_its_operation(world: World, settings, en
     assert (progress.percent == 100) is (ending == "succeeded")
 
 
+def test_operation_ends_when_the_request_of_its_last_repository_is_cancelled(watches) -> None:
+    operation = everything()
+    for watch in watches:
+        assert operation.ended_at is None
+        assert cancel_request(COMMAND, watch) == 1
+        operation.refresh_from_db()
+    assert closed(operation).runs.filter(outcome=Outcome.CANCELLED).count() == len(watches)
+
+
 def test_operation_ends_with_its_last_run(world: World) -> None:
     watches = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(3)]
     world.settle()
