@@ -147,6 +147,16 @@ def test_resuming_clears_the_pause_reason_and_the_cooldown(admin: Client) -> Non
     assert (app.paused, app.paused_reason, app.cooldown_until, app.down_count) == (False, "", None, 0)
 
 
+def test_resuming_continues_only_what_waited_for_the_end_of_the_cooldown(admin: Client) -> None:
+    app = make_app("Portal")
+    later = timezone.now() + timedelta(minutes=30)
+    App.objects.filter(pk=app.pk).update(paused=True, cooldown_until=later)
+    waited = make_watch(app, "docs", next_sync_at=later)
+    make_watch(app, "site", next_sync_at=later + timedelta(hours=1))  # the backoff of its own failures
+    admin.post(f"{APPS}{app.pk}/change/", settings_of(admin, app, paused=None))
+    assert list(AppRepository.objects.due()) == [waited]
+
+
 def test_saving_a_stale_page_does_not_resume_the_app(admin: Client) -> None:
     app = make_app("Portal")
     posted = settings_of(admin, app, description="New words")
