@@ -1,4 +1,4 @@
-"""Prepare the deletion of users. Their runs and bulk operations are kept, with the copied name."""
+"""Prepare the deletion of users. Their runs, bulk operations and checks are kept, with the copied name."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -6,19 +6,19 @@ from typing import Any
 from django.db import transaction
 from django.db.models import QuerySet
 
-from deliveries_app.models import BulkOperation, SyncRun
+from deliveries_app.models import BulkOperation, DriftCheck, SyncRun
 
 _SLICE = 1000
 
 
 def detach_history(users: Iterable[Any]) -> None:
-    """Clear these users from their runs and bulk operations. Call this outside a transaction, before deleting them.
+    """Clear these users from their runs, bulk operations and checks. Call this outside a transaction, before deleting them.
 
     Django's deletion would do so in one transaction that locks operations before runs. Everything else locks them the other
     way round, so it could deadlock with a worker or a cancel.
     """
     pks = [user.pk for user in users]
-    for model in (SyncRun, BulkOperation):
+    for model in (SyncRun, BulkOperation, DriftCheck):
         while _detach_slice(model._default_manager.filter(user__in=pks).order_by()):
             pass
 
