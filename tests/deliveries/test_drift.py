@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,18 @@ def test_differences_are_found_page_by_page(
     }  # fmt: skip
     assert len(world.requests("verify")) == -(-9 // limit)
     assert {record.status for record in world.requests("verify")} == {200}
+
+
+def test_pages_keep_the_gap_of_the_apps_pace(
+    world: World, synced: tuple[Repo, AppRepository], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drift, "MAX_ENTRIES", 3)
+    App.objects.update(pace_slots=1, pace_gap=0.2, paced_at=Now())
+    _, watch = synced
+    damage(world, watch)
+    assert check(world, watch).state == DriftState.DIFFERS
+    times = [record.received_at for record in world.requests("verify")]
+    assert [later - earlier >= 0.19 for earlier, later in pairwise(times)] == [True, True]
 
 
 def test_fixing_differences_sends_nothing_else(world: World, synced: tuple[Repo, AppRepository]) -> None:
