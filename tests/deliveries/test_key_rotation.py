@@ -229,6 +229,7 @@ def test_old_key_is_retired_after_acceptance_of_the_new(world: World) -> None:
         retire_old_key(ME, world.app)
     assert not send_ping(ME, world.app, new_key=True).delivered
     assert fresh(world.app).new_key_accepted_at is None
+    assert fresh(world.app).ping_failed_at is None, "the endpoint works with the old key"
     world.receiver.keys = NEW
     assert send_ping(ME, world.app, new_key=True).delivered
     retire_old_key(ME, world.app)

@@ -9,6 +9,7 @@ from deliveries_app.models import App, AppRepository, SyncRun
 from deliveries_app.receiver import Answer, Notification
 from deliveries_app.services import change_app
 from deliveries_app.services.app_settings import change_own_settings
+from deliveries_app.services.pinging import send_ping
 from deliveries_app.sync import time_slice
 from deliveries_app.webhooks import endpoint_stats
 from tests.support.histories import assert_promise_kept, at_notification, in_doubt
@@ -76,6 +77,16 @@ def test_failed_ping_of_the_old_endpoint_does_not_hold_the_new_one(world: World)
     world.settle()
     watch.refresh_from_db()
     assert watch.status == "synced"
+
+
+@pytest.mark.parametrize("during", [True, False])
+def test_failed_test_ping_of_the_old_endpoint_is_no_warning_about_the_new_one(world: World, *, during: bool) -> None:
+    refuse_and_move(world, status=500, at=1 if during else 2)
+    send_ping(Actor.command(), world.app)
+    assert (App.objects.get().ping_failed_at is None) is during
+    if not during:
+        move_endpoint(world)
+        assert App.objects.get().ping_failed_at is None
 
 
 def test_new_endpoint_does_not_wait_as_the_old_one_asked(world: World) -> None:
