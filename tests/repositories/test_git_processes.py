@@ -117,6 +117,13 @@ def test_only_whole_lines_of_long_messages_are_kept() -> None:
     assert len(numbers) > 1000
 
 
+def test_output_is_bounded(monkeypatch) -> None:
+    monkeypatch.setattr(git, "MAX_OUTPUT", 1000)
+    with pytest.raises(GitError, match="its listing exceeds the limit") as caught:
+        git.run(["-c", "alias.say=!seq 10000", "say"])
+    assert caught.value.cause is Cause.TOO_LARGE
+
+
 def test_memory_and_processor_time_of_a_local_command_are_limited(mirror: Mirror) -> None:
     """A small pack or tree of a stranger may expand to any size, and take hours to read."""
     with mirror.in_use(lambda: None), mirror.blobs() as reader:
