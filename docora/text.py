@@ -9,6 +9,8 @@ from django.utils import timezone
 
 from docora.security.redaction import redact
 
+PUBLIC_ID = "[A-Za-z0-9_-]{1,50}"
+"""Pattern of the public IDs of apps and repositories. URLs, job IDs and folder names contain them. Imported rows keep theirs."""
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
@@ -117,10 +119,6 @@ def format_counts(counts: Mapping[str, int]) -> str:
 def new_id(prefix: str, hex_digits: int = 24) -> str:
     """Return a new public ID such as `repo_` and 24 hex digits."""
     return f"{prefix}_{secrets.token_hex(hex_digits // 2)}"
-
-
-PUBLIC_ID = "[A-Za-z0-9_-]{1,50}"
-"""Pattern of the public IDs of apps and repositories. URLs, job IDs and folder names contain them. Imported rows keep theirs."""
 
 
 def can_be_id(text: str) -> bool:

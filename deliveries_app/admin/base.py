@@ -255,9 +255,10 @@ class DocoraAdmin[M: Model](PlainAdmin[M]):
         button: str = "",
         **more: Any,
     ) -> TemplateResponse:
-        """Render a page that asks before acting on `obj`, or on no row, with the fields of `form`, in its `fieldsets` if it has some.
+        """Render a page that asks before an action on `obj`, which is None if there is no row.
 
-        The button's label is the title, unless `button` is given.
+        It shows the fields of `form`, in its `fieldsets` if it has some. The button's label is the title, unless `button`
+        is given.
         """
         context: dict[str, Any] = {"form": form, "button": button or title}
         if obj is not None:

@@ -48,7 +48,7 @@ LEFT_OUT: dict[str, tuple[str, str]] = {
 class Hint:
     """What a failure means, and for users with all the permissions that it `needs`, what to do about it.
 
-    `explains_group`: the error message of each failure explains it better, so only a group of failures needs the explanation.
+    `explains_group`: the explanation is for a group of failures only, because the error message of each one explains it better.
     """
 
     explanation: str
@@ -61,7 +61,7 @@ class Hint:
         return " ".join(filter(None, [self.explanation, self._advice_for(user)]))
 
     def beside_error(self, user: User | AnonymousUser) -> str:
-        """Return the hint for one failure whose error message is shown, perhaps empty."""
+        """Return the hint to show beside the error message of one failure; empty if there is nothing to add."""
         return self._advice_for(user) if self.explains_group else self.for_user(user)
 
     def _advice_for(self, user: User | AnonymousUser) -> str:

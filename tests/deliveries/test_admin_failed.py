@@ -240,7 +240,7 @@ def test_hints_apply_to_github_apps_and_rate_limits() -> None:
 
 
 @pytest.mark.parametrize("cause", [RootCause.GIT_AUTH, RootCause.GIT_NOT_FOUND, RootCause.GIT_HOST, RootCause.INTERNAL])
-def test_page_of_a_repository_doesn_t_explain_an_error_that_explains_itself(cause: RootCause, failing) -> None:
+def test_page_of_a_repository_does_not_explain_an_error_that_explains_itself(cause: RootCause, failing) -> None:
     """A git error said what was wrong and what to do, and below it the page guessed at several other reasons."""
     boss, url = superuser(), f"/admin/deliveries_app/apprepository/{failing[0].pk}/change/"
     hint, of_endpoint = ROOT_HINTS[cause], ROOT_HINTS[RootCause.SERVER_ERROR]

@@ -170,17 +170,22 @@ def watched_by_a_stranger(world: World) -> tuple[Repo, AppRepository, AppReposit
     return repo, watch, watch_repository(Actor.command(), world.add_app("Other"), repo.url, ask_host=False).watch
 
 
+def assert_refused_app_gets_no_notice(world: World, repo: Repo, watch: AppRepository, refused: AppRepository) -> None:
+    """Damage the repository's tree, which only `watch` can find out, and assert that only its app gets a notice."""
+    serve_unsorted_tree(repo)
+    world.sync(refused)
+    assert refused.root_cause == RootCause.GIT_NOT_FOUND
+    world.sync(watch)
+    assert Repository.objects.get().circuit_is_open
+    assert [notice.watch for notice in Notice.objects.all()] == [watch]
+
+
 def test_app_that_cannot_read_a_private_repository_gets_no_notice_about_it(world: World, settings) -> None:
     """The notice would say what another app's token has found there."""
     settings.CIRCUIT_BREAKER_THRESHOLD = 1
     repo, watch, stranger = watched_by_a_stranger(world)
     world.settle()
-    serve_unsorted_tree(repo)
-    world.sync(stranger)
-    assert stranger.root_cause == RootCause.GIT_NOT_FOUND
-    world.sync(watch)
-    assert Repository.objects.get().circuit_is_open
-    assert [notice.watch for notice in Notice.objects.all()] == [watch]
+    assert_refused_app_gets_no_notice(world, repo, watch, refused=stranger)
 
 
 def test_app_that_has_never_read_a_private_repository_gets_no_notice_about_it(world: World, settings) -> None:
@@ -201,12 +206,7 @@ def test_app_that_can_no_longer_read_a_repository_gets_no_notice_about_it(world:
     watch = world.watch_url(repo, app=world.add_app("Other"), token="valid")
     world.settle()
     world.git.tokens["acme/docs"] = {"valid"}
-    serve_unsorted_tree(repo)
-    world.sync(former)
-    assert former.root_cause == RootCause.GIT_NOT_FOUND
-    world.sync(watch)
-    assert Repository.objects.get().circuit_is_open
-    assert [notice.watch for notice in Notice.objects.all()] == [watch]
+    assert_refused_app_gets_no_notice(world, repo, watch, refused=former)
 
 
 def test_app_that_cannot_read_a_private_repository_does_not_learn_where_it_has_moved(world: World, settings) -> None:

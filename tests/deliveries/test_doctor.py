@@ -348,7 +348,7 @@ def test_full_temporary_disk(tmp_path: Path, settings, monkeypatch) -> None:
     assert os.waitstatus_to_exitcode(reap(forked(work), 60)) == 0
     found = json.loads(report.read_text())
     if found is None:
-        pytest.skip("this process may not mount a small small_disk, as root or in a user namespace")
+        pytest.skip("this process may not mount a small disk, as root or in a user namespace")
     assert found[:3] == ["", "", 3]
     assert re.fullmatch("only 4. kB of disk space is left for TMPDIR: free up space", found[3])
     assert "syncs fail, and large pages and requests end early." in found[4]

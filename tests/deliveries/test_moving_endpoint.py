@@ -80,7 +80,7 @@ def test_failed_ping_of_the_old_endpoint_does_not_hold_the_new_one(world: World)
 
 
 @pytest.mark.parametrize("during", [True, False])
-def test_failed_test_ping_of_the_old_endpoint_is_no_warning_about_the_new_one(world: World, *, during: bool) -> None:
+def test_failed_test_ping_of_the_old_endpoint_does_not_warn_about_the_new_one(world: World, *, during: bool) -> None:
     refuse_and_move(world, status=500, at=1 if during else 2)
     send_ping(Actor.command(), world.app)
     assert (App.objects.get().ping_failed_at is None) is during

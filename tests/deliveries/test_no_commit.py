@@ -13,6 +13,7 @@ from tests.api.caller import Caller
 from tests.support.commands import run, run_json
 from tests.support.git import Repo, git
 from tests.support.histories import assert_promise_kept, refusing
+from tests.support.staff import staff
 from tests.support.world import World
 
 WAITING = "waiting for the first commit"
@@ -101,6 +102,9 @@ def test_page_says_what_to_do_if_the_files_are_on_another_branch(world: World, a
     page = f"/admin/deliveries_app/apprepository/{watch.pk}/change/"
     advice = "The default branch has no commits yet. Docora syncs once it has one. If the files are on another branch"
     assert advice in admin.get(page).text
+    viewed = staff("vera", "view_apprepository").get(page).text
+    assert "The default branch has no commits yet." in viewed
+    assert advice not in viewed, "a viewer can't choose another branch"
     admin.post(page.replace("change", "ref"), {"ref": "main"})
     assert set(world.copy(world.sync(watch))) == {"readme.md"}
     assert advice not in admin.get(page).text
