@@ -4,6 +4,7 @@
 environment before the settings are read, so that this process and its children share one configuration.
 """
 
+import contextlib
 import errno
 import gc
 import io
@@ -92,7 +93,7 @@ def error_message(error: Exception) -> str:
             return f"The database cannot be used: {cause}. Remove it from DATABASE_URL."
         case OperationalError() | InterfaceError() if settings.DATABASES["default"]["ENGINE"].endswith("sqlite3"):
             file = settings.DATABASES["default"]["NAME"]
-            return f"The database {file} cannot be used: {cause}. Check its disk, and run commands as Docora's user."
+            return f"The database {file} cannot be used: {cause}. {_sqlite_advice(error, file)}"
         case OperationalError() if is_full(error):
             return f"The database's disk is full: {cause}. Free up space on the disk of the database server."
         case OperationalError() if sqlstate(error) == _CANCELLED:
@@ -115,6 +116,18 @@ def error_message(error: Exception) -> str:
                 f"{error.filename} cannot be used: {error.strerror}. Run commands as Docora's user, which must own it."
             )
     return ""
+
+
+def _sqlite_advice(error: Exception, file: str | Path) -> str:
+    """Return what to do if SQLite cannot use its file. Its own message doesn't say that the disk is read-only."""
+    from docora.db.connection import is_full
+
+    if is_full(error):
+        return "Free up space on its disk."
+    with contextlib.suppress(OSError):
+        if os.statvfs(Path(file).parent).f_flag & os.ST_RDONLY:
+            return "Mount its disk writable."
+    return "Check its disk, and run commands as Docora's user."
 
 
 def skip_url_checks() -> None:

@@ -40,7 +40,9 @@ from tests.support.commands import PROJECT, manage, run_each
 from tests.support.doctor import silent_host
 from tests.support.instance import free_port
 from tests.support.postgres import PostgresServer
+from tests.support.processes import forked, reap
 from tests.support.read_only import WITHOUT_OVERRIDE
+from tests.support.small_disk import make_read_only, mount_small_disk, resize
 from tests.support.tls import self_signed
 from tests.support.valkey import ValkeyServer
 
@@ -252,6 +254,42 @@ def test_full_database_disk(instance_environment: dict[str, str]) -> None:
             connection.execute("DROP FUNCTION fail CASCADE")
     advice = "Free up space on the disk of the database server."
     assert outcome == [(1, "", f"The database's disk is full: {cause}. {advice}")]
+
+
+def test_sqlite_on_a_disk_that_cannot_be_written(tmp_path: Path, migrated_sqlite: Path) -> None:
+    """`unable to open database file`, of a disk that the kernel had made read-only, gave no hint of that."""
+    disk, report = tmp_path / "disk", tmp_path / "report"
+    file = disk / "docora.sqlite3"
+    environment = {"PATH": os.environ["PATH"], "DATA_DIR": str(disk), "DOCORA_ENV_FILE": os.devnull}
+
+    def said(*command: str) -> str:  # not through the nursery, which does not see the disk
+        line = [sys.executable, str(PROJECT / "manage.py"), *command]
+        done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        return f"{done.returncode} {done.stdout}{done.stderr.strip()}"
+
+    def work() -> None:
+        try:
+            mount_small_disk(disk, "size=300k")
+        except OSError:
+            report.write_text("null")
+            return
+        found = [said("migrate", "--verbosity", "0")]
+        for left in disk.glob("docora.sqlite3*"):
+            left.unlink()
+        resize(disk, "size=10m")
+        copy(migrated_sqlite, file)
+        assert said("list_apps").startswith("0 ")
+        make_read_only(disk)
+        found += [said("list_apps"), said("up")]
+        report.write_text(json.dumps(found))
+
+    assert os.waitstatus_to_exitcode(reap(forked(work), 120)) == 0
+    found = json.loads(report.read_text())
+    if found is None:
+        pytest.skip("this process may not mount a small disk, as root or in a user namespace")
+    full = f"1 The database {file} cannot be used: database or disk is full. Free up space on its disk."
+    read_only = f"1 The database {file} cannot be used: unable to open database file. Mount its disk writable."
+    assert found == [full, read_only, read_only]
 
 
 def test_unknown_id_says_where_to_find_ids(instance_environment: dict[str, str]) -> None:

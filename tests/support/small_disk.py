@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000
-_MS_REMOUNT, _MS_REC, _MS_PRIVATE = 0x20, 0x4000, 0x40000
+_MS_RDONLY, _MS_REMOUNT, _MS_REC, _MS_PRIVATE = 0x1, 0x20, 0x4000, 0x40000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -30,6 +30,11 @@ def mount_small_disk(folder: Path, options: str) -> None:
 def resize(folder: Path, options: str) -> None:
     """Make the disk larger or smaller."""
     _call("mount", b"none", os.fsencode(folder), b"tmpfs", _MS_REMOUNT, options.encode())
+
+
+def make_read_only(folder: Path) -> None:
+    """Remount the disk read-only, as the kernel does after an error of a real disk."""
+    _call("mount", b"none", os.fsencode(folder), b"tmpfs", _MS_REMOUNT | _MS_RDONLY, None)
 
 
 def _call(name: str, *arguments: object) -> None:
