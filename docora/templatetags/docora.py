@@ -207,11 +207,11 @@ def visible(text: str) -> str:
 
 @register.filter
 def file_path(path: str) -> SafeString | str:
-    """Render a path like `visible`, with its folders in order from left to right.
+    """Render a path like `visible`, also line feeds and tabs as escapes, and its folders in order from left to right.
 
     Browsers would show neighbouring names in Arabic or Hebrew from right to left, so that the file looks like a folder.
     """
-    text = escape_invisible(path)
+    text = escape_invisible(path).replace("\n", "\\n").replace("\t", "\\t")
     if text.isascii() or not any(bidirectional(character) in {"R", "AL"} for character in text):
         return text
     return format_html_join("/", "<bdi>{}</bdi>", ((name,) for name in text.split("/")))

@@ -134,6 +134,7 @@ def test_invalid_ids_are_not_looked_up() -> None:
         ("docs/דף/a&b.md", "<bdi>docs</bdi>/<bdi>דף</bdi>/<bdi>a&amp;b.md</bdi>"),
         ("فصل/مقدمة.md", "<bdi>فصل</bdi>/<bdi>مقدمة.md</bdi>"),
         ("a\u202eb/ע", "<bdi>a\\u202eb</bdi>/<bdi>ע</bdi>"),
+        ("a\nb/c\td.md", "a\\nb/c\\td.md"),  # a browser shows both as a space, as in another file's name
     ],
 )
 def test_folders_of_a_path_stay_in_order(path: str, html: str) -> None:
