@@ -13,7 +13,7 @@ from itertools import product
 
 import django_rq
 from redis.exceptions import RedisError
-from rq.exceptions import DuplicateJobError, NoSuchJobError
+from rq.exceptions import DuplicateJobError, InvalidJobOperation, NoSuchJobError
 from rq.job import Job, JobStatus
 from rq.queue import Queue
 from rq.utils import as_text
@@ -102,7 +102,7 @@ def _requeue(target: Queue, job_id: str, again: Callable[..., bool], *, owned: b
     else:
         if not _is_left_over(found, leased=leased):
             return False
-        found.delete()
+        _delete(found)
     return again(owned=True)
 
 
@@ -151,11 +151,14 @@ def _seconds_since(moment: datetime | None) -> float:
 
 
 def _is_left_over(job: Job, *, leased: bool) -> bool:
-    """Return whether a job that is in no queue has ended, lost its worker, or is too old to be between two queues now."""
+    """Return whether a job that is in no queue has ended, lost its worker, or is too old to be between two queues now.
+
+    With `leased`, a job that has just started may not have its lease yet, however long it waited.
+    """
     match job.get_status(refresh=False):
-        case JobStatus.STARTED if not leased:  # workers send a heartbeat every three seconds
-            return _seconds_since(job.last_heartbeat) > _STALE_SECONDS
-        case JobStatus.STARTED | JobStatus.QUEUED | None:
+        case JobStatus.STARTED:  # workers send a heartbeat every three seconds
+            return _seconds_since(job.started_at if leased else job.last_heartbeat) > _STALE_SECONDS
+        case JobStatus.QUEUED | None:
             return waiting_seconds(job) > _STALE_SECONDS
     return True
 
@@ -165,12 +168,18 @@ def _fetch(job_id: str) -> Job:
     return DocoraJob.fetch(job_id, connection=connection(), serializer="json")
 
 
+def _delete(job: Job) -> None:
+    """Delete a job, which may have just ended: RQ raises if its hash is gone."""
+    with contextlib.suppress(InvalidJobOperation):
+        job.delete()
+
+
 def forget(job_id: str, worker_name: str) -> None:
     """Delete the job that this worker was performing when it died. It can then be enqueued again at once."""
     with logging_outage("job_not_forgotten", job_id=job_id), contextlib.suppress(NoSuchJobError):
         job = _fetch(job_id)
         if job.worker_name == worker_name and job.get_status(refresh=False) != JobStatus.QUEUED:
-            job.delete()
+            _delete(job)
 
 
 def first_within(name: str, seconds: int) -> bool:

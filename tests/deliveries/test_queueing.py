@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -115,6 +116,16 @@ def test_job_that_runs_for_long_is_not_started_again(redis_client: Redis) -> Non
     assert ids("default") == ["job-1"]
 
 
+def test_job_that_waited_for_long_may_claim_its_lease(redis_client: Redis) -> None:
+    """It was deleted while it ran, and its work was done twice."""
+    strand(seconds_ago=600)
+    for seconds, is_replaced in ((9, False), (11, True)):
+        moment = utcformat(datetime.now(UTC) - timedelta(seconds=seconds))
+        redis_client.hset(Job.key_for("job-1"), mapping={"status": "started", "started_at": moment})
+        assert put() == is_replaced
+    assert ids("default") == ["job-1"]
+
+
 def test_stranded_job_of_a_leased_watch_is_kept() -> None:
     strand(seconds_ago=1000)
     assert not put(owned=True)
@@ -170,6 +181,24 @@ def test_job_that_is_enqueued_concurrently_is_kept(redis_client: Redis, monkeypa
     assert not put()
     assert ids("default") == []
     assert redis_client.hget(Job.key_for("job-1"), "enqueued_at") not in (None, waiting_since)
+
+
+@pytest.mark.parametrize("act", [put, lambda: queues.forget("job-1", "dead")], ids=["enqueued", "forgotten"])
+def test_job_that_ends_before_it_is_deleted(redis_client: Redis, monkeypatch, act: Callable[[], object]) -> None:
+    """RQ raised an error, which ended the round of enqueueing and marked the job that did it as failed."""
+    strand(seconds_ago=600)
+    redis_client.hset(Job.key_for("job-1"), mapping={"status": "started", "worker_name": "dead"})
+    original = Job.delete
+
+    def delete(job: Job) -> None:
+        monkeypatch.setattr(Job, "delete", original)
+        redis_client.delete(job.key)
+        job.delete()
+
+    monkeypatch.setattr(Job, "delete", delete)
+    act()
+    assert Job.delete is original
+    assert ids("default") == (["job-1"] if act is put else [])
 
 
 def test_jobs_are_enqueued_only_after_the_commit(world: World, redis_client: Redis) -> None:
