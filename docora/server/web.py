@@ -112,13 +112,21 @@ def _error_page(error: Any) -> str:
 
 
 class Parser(HTTPRequestParser):  # type: ignore[misc]
-    """Refuse URLs that can't be split, such as `http://[::1`. waitress would log an error and close the connection."""
+    """Refuse URLs that can't be split, such as `http://[::1`, and bodies whose length is given in two ways.
+
+    For such a URL, waitress would log an error and close the connection. A proxy that reads the other length would take a part
+    of the body for the next request, which may be another client's. Only HTTP/1.1 has `Transfer-Encoding` (RFC 9112, 6.1).
+    """
 
     def parse_header(self, header_plus: bytes) -> None:
         try:
             super().parse_header(header_plus)
         except ValueError:
             raise ParsingError("Bad URI") from None
+        if self.chunked and "CONTENT_LENGTH" in self.headers:
+            raise ParsingError("Send either Content-Length or Transfer-Encoding")
+        if "TRANSFER_ENCODING" in self.headers:  # waitress has read and removed it otherwise
+            raise ParsingError("This version of HTTP has no Transfer-Encoding")
 
 
 class Channel(HTTPChannel):  # type: ignore[misc]

@@ -386,6 +386,20 @@ def test_chunked_body_arrives_whole(web: WebProcess) -> None:
     assert (asked["length"], asked["CONTENT_LENGTH"]) == (7, "7")
 
 
+@pytest.mark.parametrize(
+    ("headers", "version"),
+    [("Content-Length: 5\r\n", "1.1"), ("Content-Length: 0\r\n", "1.1"), ("", "1.0"), ("", "1.2")],
+    ids=["two lengths", "no length", "HTTP/1.0", "HTTP/1.2"],
+)
+def test_body_without_one_clear_end_is_refused(web: WebProcess, headers: str, version: str) -> None:
+    """A proxy that reads such a body differently would take a part of it for the next request, or the other way round."""
+    chunked = f"Connection: keep-alive\r\nTransfer-Encoding: chunked\r\n{headers}"
+    sent = request("/one", "POST", headers=chunked).replace(b"HTTP/1.1", f"HTTP/{version}".encode()) + b"0\r\n\r\n"
+    with web.connect(sent + request("/two", close=True)) as connection:
+        answered = everything(connection)
+    assert [answered.count(text) for text in (b" 400 Bad Request", b"HTTP/", b"/two")] == [1, 1, 0]
+
+
 def test_expect_100_continue(web: WebProcess) -> None:
     sent = request("/", "POST", b"{}", close=True, headers="Expect: 100-continue\r\n")
     with web.connect(sent[:-2]) as connection:
