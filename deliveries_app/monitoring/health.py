@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import time
 from typing import Any
 
@@ -11,9 +12,8 @@ from django.utils import timezone
 from ninja import Router, Schema, Status
 from pydantic import Field
 
-from deliveries_app.monitoring import disk
 from deliveries_app.webhooks.payloads import timestamp
-from docora import __version__
+from docora import __version__, disk
 from docora.conf.installation import program
 from docora.db import schema
 from docora.redis import heartbeat
@@ -162,7 +162,7 @@ def read_checks(signs: Signs | None) -> dict[str, str]:
         "database": database,
         "redis": OK if signs else REDIS_UNUSABLE,
         "git": OK if shutil.which("git") else "git is not installed",
-        "disk": disk.problem() or OK,
+        "disk": disk_problem(signs) or OK,
         "workers": check_workers(signs),
         "sweep": sweep,
     }
@@ -178,6 +178,19 @@ def check_database() -> str:
     except (DatabaseError, InterfaceError):
         return SQLITE_UNUSABLE if is_sqlite else DATABASE_DOWN
     return OK
+
+
+def disk_problem(signs: Signs | None) -> str:
+    """Return what is wrong with a disk of this machine or of one that runs workers, and what to do, or an empty string.
+
+    Name the machine if it is not this one. Without Redis, only this one is known.
+    """
+    here = socket.gethostname()
+    found = {**(signs.disk_problems if signs else {}), here: disk.problem()}
+    problems = {host: problem for host, problem in found.items() if problem}
+    if problems.keys() == {here}:
+        return problems[here]
+    return "; ".join(f"on {host}, {problem}" for host, problem in sorted(problems.items()))
 
 
 def check_workers(signs: Signs | None) -> str:

@@ -6,6 +6,7 @@ Only `manage.py doctor` runs them.
 import os
 import pwd
 import shutil
+import socket
 import stat
 import tempfile
 import time
@@ -24,7 +25,7 @@ from django.utils.text import capfirst
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, AuditEntry
-from deliveries_app.monitoring import alerts, disk, health
+from deliveries_app.monitoring import alerts, health
 from deliveries_app.monitoring.counts import OVERDUE_SECONDS, count_watches
 from deliveries_app.monitoring.server_checks import from_health
 from deliveries_app.receiver import Receiver
@@ -33,6 +34,7 @@ from deliveries_app.services.pinging import send_ping
 from deliveries_app.services.requests import NotFound
 from deliveries_app.webhooks.client import post_ping
 from deliveries_app.webhooks.keyring import Keyring
+from docora import disk
 from docora.conf.data_dir import reason_and_advice
 from docora.conf.installation import env_file, program
 from docora.db import append_only
@@ -204,6 +206,10 @@ def check_workers() -> list[CheckMessage]:
         text = f"Started with another first key in ENCRYPTION_KEYS, or with another SECRET_KEY: {_join_first(others)}."
         hint = "Restart every process with the same keys. Otherwise, some can't read the secrets that others store."
         return [Error(text, hint=hint)]
+    # `check_disk` is about this machine.
+    problems = {worker.host: worker.disk_problem for worker in workers if worker.host != socket.gethostname()}
+    if errors := [Error(f"On {host}, {problem}.") for host, problem in sorted(problems.items()) if problem]:
+        return [*errors]
     hosts = [worker.host for worker in workers]
     return [Info(f"{counted(len(hosts), 'worker is', 'workers are')} running on {_join_first(sorted(set(hosts)))}.")]
 

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from django.db import connection
 from django.utils import timezone
 
-from deliveries_app.monitoring import disk
+from deliveries_app.monitoring import health
 from docora.db import schema
 from docora.redis import heartbeat
 from docora.redis.connection import write_problem
@@ -22,7 +22,7 @@ class System:
 
     `is_read_only`: the sweep is late because it waits until the database, which is read-only, accepts writes again. `is_file`
     then says whether it is SQLite's.
-    `refuses_connections`: watches are due, but the workers can't connect to the database. `disk_problem`: see `disk.problem`.
+    `refuses_connections`: watches are due, but the workers can't connect to the database. `disk_problem`: see `health.disk_problem`.
     """
 
     signs: Signs | None
@@ -40,7 +40,7 @@ def read_system(due_since: datetime | None) -> System:
     """
     signs = heartbeat.read()
     if signs is None:
-        return System(None, " ".join(write_problem() or ()), disk_problem=disk.problem())
+        return System(None, " ".join(write_problem() or ()), disk_problem=health.disk_problem(None))
     is_stuck = due_since is not None and timezone.now() - due_since > timedelta(seconds=_WORKER_SECONDS)
     return System(
         signs,
@@ -48,5 +48,5 @@ def read_system(due_since: datetime | None) -> System:
         is_read_only=signs.sweep_is_late and schema.is_read_only(),
         is_file=connection.vendor == "sqlite",
         refuses_connections=is_stuck and not schema.accepts_connections(),
-        disk_problem=disk.problem(),
+        disk_problem=health.disk_problem(signs),
     )

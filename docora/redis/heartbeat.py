@@ -6,7 +6,8 @@ last heartbeat behind, so an old heartbeat counts as none.
 
 import contextlib
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from django.conf import settings
@@ -28,10 +29,11 @@ def beat() -> None:
 
 @dataclass(frozen=True)
 class Signs:
-    """Start times of the live workers, and the last round of the sweep."""
+    """Start times of the live workers, the last round of the sweep, and the disk problems of workers' machines, by host name."""
 
     workers: tuple[datetime, ...]
     sweep: datetime | None
+    disk_problems: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def workers_since(self) -> datetime | None:
@@ -67,6 +69,7 @@ def read() -> Signs | None:
         known = inspect.read_workers()
     except RedisError:
         return None
-    workers = tuple(worker.started_at for worker in known if worker.started_at and not worker.is_gone)
+    alive = [worker for worker in known if not worker.is_gone]
+    workers = tuple(worker.started_at for worker in alive if worker.started_at)
     sweep = datetime.fromtimestamp(float(beat_at), UTC) if beat_at else None
-    return Signs(workers, sweep)
+    return Signs(workers, sweep, {worker.host: worker.disk_problem for worker in alive if worker.disk_problem})

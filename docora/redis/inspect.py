@@ -42,7 +42,8 @@ class Job:
 class Worker:
     """A registered worker and one of its current jobs. Its leases have its name as `lease_owner`.
 
-    It performs at most `jobs_at_once` jobs, and has a database connection for each.
+    It performs at most `jobs_at_once` jobs, and has a database connection for each. `disk_problem` is what
+    `docora.disk.problem` returns on its machine; 1.0.0 didn't publish it.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Worker:
     started_at: datetime | None
     seen_at: datetime | None
     encryption_key: str
+    disk_problem: str
     job: Job | None
 
     @property
@@ -143,6 +145,7 @@ def _worker(key: str, encoded: dict[bytes, bytes], job: Job | None) -> Worker:
         started_at=_parse_time(fields.get("birth")),
         seen_at=_parse_time(fields.get("last_heartbeat")),
         encryption_key=fields.get("encryption_key", ""),
+        disk_problem=fields.get("disk_problem", ""),
         job=job,
     )
 

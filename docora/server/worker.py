@@ -28,6 +28,7 @@ from rq.registry import StartedJobRegistry
 from rq.timeouts import TimerDeathPenalty
 from rq.utils import as_text
 
+from docora import disk
 from docora.db.compiled import compile_all
 from docora.process import die_with_parent_pid, request_stop
 from docora.redis import connection, queues
@@ -104,9 +105,9 @@ class DocoraWorker(Worker):
         """Don't listen for RQ's commands, which nothing sends. It takes a connection, and rights to channels in Redis."""
 
     def serialize(self) -> dict[Any, Any]:
-        """Also publish what `docora.redis.inspect` reads: how many jobs it performs at once, and which key encrypts."""
+        """Also publish what `docora.redis.inspect` reads."""
         own = {"jobs_at_once": settings.SYNCS_PER_WORKER, "encryption_key": crypto.key_fingerprint()}
-        return {**super().serialize(), **own}
+        return {**super().serialize(), **own, "disk_problem": disk.problem()}
 
     # --- Outages of Redis -----------------------------------------------------------------------------------------------
 
@@ -142,12 +143,17 @@ class DocoraWorker(Worker):
 
     @_surviving_an_outage
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
-        """Register at every heartbeat. RQ registers only once, so a Redis that lost its data would never list the worker."""
+        """Register at every heartbeat, and publish what is wrong with this machine's disks.
+
+        RQ registers only once, so a Redis that lost its data would never list the worker.
+        """
         super().heartbeat(timeout, pipeline)
         worker_registration.register(self, pipeline)
         # During a job, RQ checks this itself.
-        if pipeline is None and not self.connection.hexists(self.key, "birth"):
-            self.connection.hset(self.key, mapping={**self.serialize(), "state": self.get_state()})
+        if pipeline is None:
+            is_known = self.connection.hexists(self.key, "birth")
+            lost = {} if is_known else {**self.serialize(), "state": self.get_state()}
+            self.connection.hset(self.key, mapping={**lost, "disk_problem": disk.problem()})
 
     @_surviving_an_outage
     def run_maintenance_tasks(self) -> None:

@@ -9,7 +9,8 @@ from django.test import Client
 from rq import Worker
 from rq.utils import now
 
-from deliveries_app.monitoring import disk, health
+from deliveries_app.monitoring import health
+from docora import disk
 from docora.redis import heartbeat
 
 CHECKS = ("database", "redis", "git", "disk", "workers", "sweep")

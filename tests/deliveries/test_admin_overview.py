@@ -1,6 +1,7 @@
 """The overview: correct numbers, complete with all permissions and nothing without."""
 
 import re
+import socket
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -14,10 +15,10 @@ from rq import Worker
 
 from deliveries_app.models import App, AppRepository, BulkOperation, HourlyTraffic, Status, SyncPause, SyncRun
 from deliveries_app.models.root_causes import RootCause
-from deliveries_app.monitoring import disk
 from deliveries_app.reports import overview, traffic
 from deliveries_app.reports.queue import read_queue
 from deliveries_app.sweep import loop
+from docora import disk
 from docora.redis import heartbeat, queues
 from repositories_app.git import remote
 from tests.support.plans import read_rows
@@ -364,6 +365,26 @@ def test_almost_full_disk_is_shown(
         assert re.search(
             rf"{title}</strong> Only \d.* of disk space is left for REPOS_DIR: free up space\. Until", page
         )
+
+
+def test_disk_of_another_machine_is_shown_with_its_name(viewer: Client, redis_client, settings, tmp_path) -> None:
+    heartbeat.beat()
+    for host, silent in (("worker-3", False), ("worker-2", False), ("removed", True)):
+        worker = Worker(["high"], name=host, connection=redis_client)
+        worker.register_birth()
+        redis_client.hset(worker.key, mapping={"hostname": host, "disk_problem": "TMPDIR is not writable: check it"})
+        if silent:
+            redis_client.hset(worker.key, "last_heartbeat", "2026-01-01T00:00:00.000000Z")
+    both = "On worker-2, TMPDIR is not writable: check it; on worker-3, TMPDIR is not writable: check it. Until this"
+    pages = (PAGE, FRAGMENT, reverse("admin:deliveries_app_queue_changelist"))
+    for url in pages:
+        assert both in text_of(viewer.get(url).text)
+    settings.REPOS_DIR = tmp_path / "file"
+    settings.REPOS_DIR.write_text("")
+    for url in pages:
+        found = text_of(viewer.get(url).text)
+        assert re.search(f"[Oo]n {socket.gethostname()}, REPOS_DIR is not writable", found)
+        assert "n worker-2, TMPDIR is not writable" in found
 
 
 def test_redis_that_rejects_writes_is_shown(viewer: Client, valkey_server: ValkeyServer) -> None:

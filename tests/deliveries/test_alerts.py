@@ -17,7 +17,7 @@ from deliveries_app import jobs
 from deliveries_app.actors import Actor
 from deliveries_app.models import Alert, AlertChannel, AlertKind, AlertRound, App, AppRepository, Status
 from deliveries_app.models.root_causes import RootCause
-from deliveries_app.monitoring import alerts, disk
+from deliveries_app.monitoring import alerts
 from deliveries_app.monitoring.alerts.detect import _docora_problems, _subjects
 from deliveries_app.monitoring.alerts.messages import _LISTS, _PAGES, _TEXTS, Message
 from deliveries_app.services import resync_single, unwatch_repository
@@ -26,6 +26,7 @@ from deliveries_app.sweep import retention
 from deliveries_app.sync import outcomes
 from deliveries_app.sync.claim import claim
 from deliveries_app.webhooks.payloads import timestamp
+from docora import disk
 from docora.redis import heartbeat
 from docora.redis.connection import connection as redis
 from repositories_app.models import HostOutage, Repository
@@ -475,6 +476,22 @@ def test_almost_full_disk_is_one_alert(out: AlertReceivers, settings, tmp_path, 
     for _ in range(3):
         next_round()
     assert out.events[2:] == [("alert", "disk", 1)]
+
+
+def test_disk_of_another_machine_is_an_alert(out: AlertReceivers, redis_client, valkey_server: ValkeyServer) -> None:
+    """Only the machine that looked for problems was checked. While Redis is down, the others are unknown."""
+    worker = Worker(["high"], name="elsewhere", connection=redis_client)
+    worker.register_birth()
+    redis_client.hset(worker.key, mapping={"hostname": "worker-2", "disk_problem": "REPOS_DIR is not writable"})
+    for _ in range(3):
+        next_round()
+    assert out.events == [("alert", "disk", 1)]
+    with valkey_server.refusing_writes():
+        next_round()
+    assert Alert.objects.get(kind=AlertKind.DISK).ended_at is None
+    redis_client.hset(worker.key, "disk_problem", "")
+    next_round()
+    assert out.events[1:] == [("resolved", "disk", 1)]
 
 
 def test_slow_statements_make_no_heartbeat_late(out: AlertReceivers, monkeypatch) -> None:

@@ -22,11 +22,13 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from redis import Redis
+from rq import Worker
 
-from deliveries_app.monitoring import disk, instance_checks, server_checks
 from deliveries_app.monitoring import doctor as monitoring
+from deliveries_app.monitoring import instance_checks, server_checks
 from deliveries_app.monitoring.doctor import FINE, PROBLEM, WARNING, Check, Result, run_checks
 from deliveries_app.receiver import Answer
+from docora import disk
 from docora.redis import heartbeat
 from docora.security import crypto
 from repositories_app.models import HostOutage
@@ -318,6 +320,15 @@ def test_doctor_finds_each_almost_full_disk_that_the_probe_finds(monkeypatch) ->
     monkeypatch.setattr(disk, "MIN_FREE_SHARE", 1.0)
     assert "of disk space is left for REPOS_DIR: free up space" in disk.problem()
     assert "nothing can be fetched" in problems(instance_checks.check_disk())
+
+
+def test_doctor_names_the_disk_of_another_machine(redis_client) -> None:
+    """`check_disk` reports this machine's."""
+    for host in ("worker-2", socket.gethostname()):
+        worker = Worker(["high"], name=host, connection=redis_client)
+        worker.register_birth()
+        redis_client.hset(worker.key, mapping={"hostname": host, "disk_problem": "REPOS_DIR is not writable"})
+    assert problems(instance_checks.check_workers()).strip() == "On worker-2, REPOS_DIR is not writable."
 
 
 def test_full_temporary_disk(tmp_path: Path, settings, monkeypatch) -> None:

@@ -14,7 +14,7 @@ from django.conf import settings
 
 from deliveries_app import scheduling
 from deliveries_app.admin import confirmation
-from deliveries_app.monitoring import disk, server_checks
+from deliveries_app.monitoring import server_checks
 from deliveries_app.monitoring.alerts import channels, messages
 from deliveries_app.monitoring.alerts.detect import EVERY_SECONDS, PATIENCE_SECONDS
 from deliveries_app.monitoring.alerts.notify import _BASE_DELAY_SECONDS, GATHER_SECONDS
@@ -24,7 +24,7 @@ from deliveries_app.reports import traffic
 from deliveries_app.services import rollout, watching_many
 from deliveries_app.sync import attempt, events, lease, responses
 from deliveries_app.webhooks import endpoint_stats
-from docora import backoff
+from docora import backoff, disk
 from docora.management.commands import up
 from docora.redis import heartbeat
 from docora.server import web, worker

@@ -5,6 +5,7 @@ import logging
 import os
 import pickle
 import signal
+import socket
 import time
 from datetime import datetime
 from pathlib import Path
@@ -25,8 +26,9 @@ from deliveries_app import scheduling
 from deliveries_app.monitoring import alerts
 from deliveries_app.sweep.cleanup import CLEAN_UP_JOB
 from deliveries_app.sweep.retention import PRUNE_JOB
+from docora import disk
 from docora.process import stopping
-from docora.redis import queues
+from docora.redis import inspect, queues
 from docora.redis.connection import connection
 from docora.redis.jobs import DocoraJob
 from docora.server import work_horse
@@ -570,6 +572,37 @@ def test_job_ends_although_its_execution_has_expired(tmp_path: Path, redis_clien
     redis_client.zadd(job.execution_registry.key, {"expired": time.time() + 60})
     job.delete()
     assert not redis_client.exists(job.key)
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_worker_publishes_its_machine_s_disk_problem(
+    redis_client: Redis, settings, tmp_path: Path, is_lost: bool
+) -> None:
+    settings.REPOS_DIR = tmp_path / "repos"
+    worker = DocoraWorker(["default"], connection=redis_client)
+    worker.register_birth()
+    assert inspect.read_workers()[0].disk_problem == ""
+    settings.REPOS_DIR = tmp_path / "file"
+    settings.REPOS_DIR.write_text("")
+    if is_lost:
+        redis_client.flushall()
+    worker.heartbeat()
+    found = inspect.read_workers()[0]
+    assert found.host == socket.gethostname()
+    assert found.disk_problem == disk.problem() != ""
+    settings.REPOS_DIR = tmp_path / "repos"
+    worker.heartbeat()
+    assert inspect.read_workers()[0].disk_problem == ""
+
+
+def test_worker_reports_a_disk_that_fills_up_during_a_job(redis_client: Redis, settings, tmp_path: Path) -> None:
+    settings.REPOS_DIR = tmp_path / "repos"
+    worker = work_on(tmp_path / "waits")
+    settings.REPOS_DIR.rmdir()
+    settings.REPOS_DIR.write_text("")
+    wait_for(lambda: inspect.read_workers()[0].disk_problem, 20, 0.1)
+    (tmp_path / "waits.go_on").touch()
+    os.waitpid(worker, 0)
 
 
 def test_path_of_the_socket_may_have_a_space() -> None:

@@ -16,7 +16,7 @@ from django.db.models.functions import Least, Now
 from django.utils import timezone
 
 from deliveries_app.models import Alert, AlertKind, AlertRound, App, AppRepository, Status
-from deliveries_app.monitoring import disk
+from deliveries_app.monitoring import health
 from deliveries_app.services.app_settings import PAUSED_BY_APP
 from docora.db.clock import from_now
 from docora.redis import heartbeat
@@ -114,11 +114,12 @@ def _subjects(now: datetime) -> Mapping[AlertKind, Subjects]:
 
 def _docora_problems(signs: Signs | None) -> dict[AlertKind, bool | None]:
     """Return which problems Docora itself has; None means unknown."""
+    has_disk_problem = bool(health.disk_problem(signs))
     return {
         AlertKind.REDIS_DOWN: signs is None,
         AlertKind.NO_WORKER: not signs.workers if signs else None,
         AlertKind.SWEEP_LATE: signs.sweep_is_late if signs else None,
-        AlertKind.DISK: bool(disk.problem()),
+        AlertKind.DISK: has_disk_problem if signs or has_disk_problem else None,
     }
 
 
