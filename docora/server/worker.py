@@ -107,7 +107,8 @@ class DocoraWorker(Worker):
     def serialize(self) -> dict[Any, Any]:
         """Also publish what `docora.redis.inspect` reads."""
         own = {"jobs_at_once": settings.SYNCS_PER_WORKER, "encryption_key": crypto.key_fingerprint()}
-        return {**super().serialize(), **own, "disk_problem": disk.problem()}
+        own |= {"disk_problem": disk.problem()}
+        return {**super().serialize(), **own}
 
     # --- Outages of Redis -----------------------------------------------------------------------------------------------
 
@@ -149,11 +150,10 @@ class DocoraWorker(Worker):
         """
         super().heartbeat(timeout, pipeline)
         worker_registration.register(self, pipeline)
-        # During a job, RQ checks this itself.
         if pipeline is None:
             is_known = self.connection.hexists(self.key, "birth")
-            lost = {} if is_known else {**self.serialize(), "state": self.get_state()}
-            self.connection.hset(self.key, mapping={**lost, "disk_problem": disk.problem()})
+            own = {"disk_problem": disk.problem()} if is_known else {**self.serialize(), "state": self.get_state()}
+            self.connection.hset(self.key, mapping=own)
 
     @_surviving_an_outage
     def run_maintenance_tasks(self) -> None:
