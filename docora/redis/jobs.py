@@ -16,8 +16,13 @@ class _Executions(ExecutionRegistry):
     An execution expires if its worker is frozen. RQ lists it for a minute after that, but fails to read it.
     """
 
+    def __init__(self, job: Job) -> None:
+        super().__init__(job.id, connection=job.connection)
+        self._worker_name = job.worker_name or ""  # RQ also deletes the execution from this worker's list
+
     def get_executions(self, start: int = 0, end: int = -1) -> list[Execution]:
-        return [Execution(name, self.job_id, self.connection) for name in self.get_execution_ids(start, end)]
+        names = self.get_execution_ids(start, end)
+        return [Execution(name, self.job_id, self.connection, self._worker_name) for name in names]
 
 
 class DocoraJob(Job):
@@ -36,7 +41,7 @@ class DocoraJob(Job):
 
     @property
     def execution_registry(self) -> ExecutionRegistry:
-        return _Executions(self.id, connection=self.connection)
+        return _Executions(self)
 
     def restore(self, raw_data: object) -> None:
         super().restore(raw_data)

@@ -493,6 +493,31 @@ def test_worker_registers_again_although_redis_has_lost_its_job(tmp_path: Path, 
         assert redis_client.smembers("rq:workers") == {worker.key.encode()}
 
 
+def test_worker_outlives_a_job_that_is_replaced_during_a_heartbeat(
+    tmp_path: Path, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The heartbeat wrote half of an execution that had just been deleted, and the next one failed to read it."""
+    put(tmp_path / "note")
+    worker = DocoraWorker(["default"], name="test", connection=redis_client)
+    worker.register_birth()
+    job = worker._fetch("note")
+    execution = worker.prepare_execution(job)
+    worker.prepare_job_execution(job)
+    redis_client.lpop("rq:queue:default")
+    redis_client.hset(job.key, "started_at", "2026-01-01T00:00:00.000000Z")
+    fetch = worker._fetch
+
+    def replace_and_fetch(job_id: str) -> Job:
+        put(tmp_path / "note", owned=False)
+        return fetch(job_id)
+
+    monkeypatch.setattr(worker, "_fetch", replace_and_fetch)
+    for _ in range(2):
+        worker.maintain_heartbeats(job, execution)
+    assert redis_client.lrange("rq:queue:default", 0, -1) == [b"note"]
+    assert worker.get_current_executions(refresh=True) == []
+
+
 class Pickled:
     """Creates a file when it is unpickled."""
 
