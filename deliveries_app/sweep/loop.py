@@ -25,6 +25,7 @@ from repositories_app.git.exceptions import Interrupted
 logger = logging.getLogger(__name__)
 
 _WAKE_SECONDS = 1.0  # how often due retries are enqueued between sweeps
+_LOG_INTERVAL_SECONDS = 60.0  # how often an outage of the database is logged
 # Errors while the database is down, read-only during a failover, or without tables.
 _WITHOUT_DATABASE = (*CONNECTION_ERRORS, ProgrammingError)
 
@@ -109,7 +110,7 @@ def sweep_forever() -> None:
 
     Keep trying while the database is down or a part fails. Record heartbeats between two rounds, unless the last one failed.
     """
-    next_sweep = 0.0
+    next_sweep = next_log = 0.0
     last_failed = False
     with remote.new_client() as client, alerts.run_in_background():
         while not stopping():
@@ -129,5 +130,7 @@ def sweep_forever() -> None:
             except SweepFailed:  # no heartbeat, so health checks and alerts report it
                 pass
             except _WITHOUT_DATABASE as error:
-                logger.warning("sweep_without_database", extra={"cause": str(error)})
+                if time.monotonic() >= next_log:
+                    next_log = time.monotonic() + _LOG_INTERVAL_SECONDS
+                    logger.warning("sweep_without_database", extra={"cause": str(error).strip()})
             time.sleep(max(0.05, min(_WAKE_SECONDS, next_sweep - time.monotonic())))

@@ -181,4 +181,5 @@ def test_postgresql_outage_during_a_sync(world: World, daemons: Daemons, postgre
         assert [run.outcome for run in world.runs(watch)] == ["succeeded"]
     assert duplicates(world) <= 2 * (RECORD_BATCH + MAX_IN_FLIGHT)
     assert [daemon.running for daemon in (sweep, *workers)] == [True] * 3
+    assert daemons.logs().count("sweep_without_database") == 1  # not one for each second
     assert "Traceback" not in daemons.logs(), daemons.logs().partition("Traceback")[2][:3000]
