@@ -46,7 +46,7 @@ def sync_watch(watch_pk: int, *, alone: bool = False) -> None:
     for _ in range(_MAX_SYNCS):
         if stopping() or not sync(watch_pk, _client(), alone=alone):
             break
-    scheduling.enqueue_due(after_job=True)
+    scheduling.enqueue_due(after_job_of=watch_pk)
     cache.maintain()
 
 

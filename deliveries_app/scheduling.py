@@ -90,25 +90,27 @@ def _job(watch: AppRepository) -> dict[str, Any]:
     }
 
 
-def enqueue_due(*, after_job: bool = False) -> int:
+def enqueue_due(*, after_job_of: int | None = None) -> int:
     """Fill the default queue with watches that can start now. Return how many were added.
 
     The apps take turns, each with its longest-waiting watch, so an app with many due watches delays no other. Those of bulk
     operations come after the app's others and, in each round of turns, after those of other apps. Does nothing while the
-    queue is more than half full, or while another process is filling it. `after_job`: also do nothing while several jobs
-    wait in the high queue, which come first anyway. The sweep fills the default queue every second.
+    queue is more than half full, or while another process is filling it. The sweep fills the default queue every second.
+
+    `after_job_of`: the watch whose job calls this at its end. Leave out this watch: its run may have made way for those that are
+    added here. Also do nothing while several jobs wait in the high queue, which come first anyway.
     """
     waiting = queues.job_ids("default")
     if waiting is None or len(waiting) > ENQUEUE_AHEAD // 2:
         return 0
     high = queues.job_ids("high") or []
-    if after_job and len(high) >= HIGH_JOBS_PER_APP:
+    if after_job_of is not None and len(high) >= HIGH_JOBS_PER_APP:
         return 0
     # Enqueueing one that waits in the high queue changes nothing, but takes several round trips.
     enqueued = {*waiting, *high}
     with queues.only_one("enqueue_due", seconds=5) as is_first:
         watches = _next_due() if is_first else []
-        jobs = [_job(watch) for watch in watches if watch.job_id not in enqueued]
+        jobs = [_job(watch) for watch in watches if watch.pk != after_job_of and watch.job_id not in enqueued]
         return sum(queues.enqueue("default", owned=False, **job) for job in jobs)
 
 

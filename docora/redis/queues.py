@@ -12,6 +12,7 @@ from functools import partial
 from itertools import product
 
 import django_rq
+from django.conf import settings
 from redis.exceptions import RedisError
 from rq.exceptions import DuplicateJobError, InvalidJobOperation, NoSuchJobError
 from rq.job import Job, JobStatus
@@ -153,11 +154,15 @@ def _seconds_since(moment: datetime | None) -> float:
 def _is_left_over(job: Job, *, leased: bool) -> bool:
     """Return whether a job that is in no queue has ended, lost its worker, or is too old to be between two queues now.
 
-    With `leased`, a job that has just started may not have its lease yet, however long it waited.
+    With `leased`, a job that has just started may not have its lease yet, however long it waited. It may wait for a lock in the
+    database, for as long as a frozen process can hold one. If it still has no lease then, its own process is frozen.
     """
     match job.get_status(refresh=False):
         case JobStatus.STARTED:  # workers send a heartbeat every three seconds
-            return _seconds_since(job.started_at if leased else job.last_heartbeat) > _STALE_SECONDS
+            seconds = _seconds_since(job.started_at)
+            if leased and seconds > max(_STALE_SECONDS, settings.LEASE_SECONDS):
+                return True
+            return min(seconds, _seconds_since(job.last_heartbeat)) > _STALE_SECONDS
         case JobStatus.QUEUED | None:
             return waiting_seconds(job) > _STALE_SECONDS
     return True

@@ -126,6 +126,18 @@ def test_job_that_waited_for_long_may_claim_its_lease(redis_client: Redis) -> No
     assert ids("default") == ["job-1"]
 
 
+def test_job_that_waits_for_a_lock_is_not_started_again(redis_client: Redis, settings) -> None:
+    """A frozen process held a lock for half a minute. Each job that waited for it was added again, and occupied another thread."""
+    strand(seconds_ago=600)
+    heartbeat = utcformat(datetime.now(UTC) - timedelta(seconds=3))
+    for seconds, is_replaced in ((settings.LEASE_SECONDS - 1, False), (settings.LEASE_SECONDS + 1, True)):
+        moment = utcformat(datetime.now(UTC) - timedelta(seconds=seconds))
+        columns = {"status": "started", "started_at": moment, "last_heartbeat": heartbeat}
+        redis_client.hset(Job.key_for("job-1"), mapping=columns)
+        assert put() == is_replaced
+    assert ids("default") == ["job-1"]
+
+
 def test_stranded_job_of_a_leased_watch_is_kept() -> None:
     strand(seconds_ago=1000)
     assert not put(owned=True)
@@ -381,10 +393,10 @@ def test_job_leaves_the_default_queue_to_the_sweep_while_jobs_wait_in_the_high_q
     """Otherwise, each of many first syncs would read the due watches, of which it could enqueue none."""
     watches = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(5)]
     with django_assert_num_queries(0):
-        assert enqueue_due(after_job=True) == 0
+        assert enqueue_due(after_job_of=0) == 0
     assert enqueue_due() == 1
     queues.drop(watch.job_id for watch in watches[1:])
-    assert enqueue_due(after_job=True) == 4
+    assert enqueue_due(after_job_of=0) == 4
 
 
 @pytest.mark.usefixtures("queue_of_four")

@@ -1,9 +1,13 @@
 """A long run makes way for other watches, in slices, and nothing is lost or sent twice (`engine.md` §6)."""
 
+import os
+import signal
 import time
 from collections import Counter
 
 import pytest
+from redis import Redis
+from rq.job import Job
 
 from deliveries_app import scheduling
 from deliveries_app.actors import Actor
@@ -14,6 +18,11 @@ from deliveries_app.sync import time_slice
 from deliveries_app.sync.claim import claim
 from deliveries_app.sync.time_slice import TimeSlice
 from docora.db.clock import from_now
+from docora.redis import queues
+from docora.redis.connection import connection
+from docora.server.worker import DocoraWorker
+from tests.support.processes import forked, reap
+from tests.support.receiver import wait_for
 from tests.support.syncing import sync
 from tests.support.world import World
 
@@ -128,6 +137,26 @@ def test_run_that_can_share_its_slots_does_not_make_way_for_its_app(world: World
     another_waits(world, world.app)
     sync(slow.pk)
     assert world.copy(slow).keys() == FILES.keys()
+
+
+def test_job_of_a_long_run_that_ends_early_does_not_replace_itself(
+    world: World, slow: AppRepository, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It enqueued its own watch, and deleted the new job at its end. Until a worker had dropped its id, the sweep added none."""
+    monkeypatch.setattr(queues, "_STALE_SECONDS", 0.1)
+
+    def work() -> None:
+        waiting = [queues._queue(name) for name in queues.QUEUES]
+        DocoraWorker(waiting, connection=connection()).work(burst=True)
+
+    worker = forked(work)
+    wait_for(lambda: len(world.copy(slow)) > 5, 20)
+    os.kill(worker, signal.SIGTERM)
+    assert reap(worker) == 0
+    assert len(world.copy(slow)) < len(FILES)
+    assert queues.job_ids("default") == []
+    assert scheduling.enqueue_due() == 1
+    assert redis_client.hget(Job.key_for(slow.job_id), "status") == b"queued"
 
 
 def test_large_file_is_sent_to_its_end(world: World, settings) -> None:
