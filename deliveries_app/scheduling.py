@@ -145,7 +145,7 @@ def _next_keys() -> "QuerySet[AppRepository, int]":
     due = AppRepository.objects.due().free().startable().alias(is_bulk=is_bulk, turn=turn)
     # With the limit for `turn`, PostgreSQL ranks only so many watches of each app.
     rows = due.alias(finds_no_slot=finds_no_slot).filter(finds_no_slot=False, turn__lte=ENQUEUE_AHEAD)
-    # `is_bulk` before the due time: the bulk work of many apps, which was requested together, is due before later changes.
+    # `is_bulk` comes before the due time, because watches of a bulk operation are due earlier than changes found after it began.
     return rows.order_by("turn", "is_bulk", "next_sync_at", "pk").values_list("pk", flat=True)[:ENQUEUE_AHEAD]
 
 

@@ -159,7 +159,7 @@ class DocoraAdmin[M: Model](PlainAdmin[M]):
         form_url: str = "",
         extra_context: dict[str, Any] | None = None,
     ) -> HttpResponse:
-        """Render or save the form. A row that is removed before it is saved is missing, as one that was removed earlier."""
+        """Render or save the form. If the row is removed before it is saved, redirect as if it had never been found."""
         with suppress(NotFound):
             return super().changeform_view(request, object_id, form_url, extra_context)
         return self.redirect_missing(request, str(object_id))

@@ -15,7 +15,8 @@ DEFAULT_LIMIT = 100
 _LONGEST = 10_000  # characters of a cursor; JSON escapes a control character of a path as six, and base64 adds a third
 
 After = Annotated[
-    str, Query(max_length=_LONGEST, description="The `next` of the page before. Empty for the first page.", example="")
+    str,
+    Query(max_length=_LONGEST, description="The `next` of the previous page. Empty for the first page.", example=""),
 ]
 Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Rows per page.")]
 

@@ -1,1 +1,1 @@
-"""The demo: git repositories, a client app and users for `manage.py up --demo`."""
+"""The demo: git repositories, client apps and users for `manage.py up --demo`."""

@@ -71,7 +71,10 @@ def _describe(found: Mapping[int, EndpointStats] | None, app: App) -> str:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """An app, its badge, a summary of its latest requests, and warnings that say why a sync will fail or wait."""
+    """An app, its badge, a summary of its latest requests, and warnings that say why a sync will fail or wait.
+
+    `rank` sorts the worst endpoints first.
+    """
 
     app: App
     style: str

@@ -205,7 +205,7 @@ def _why_waiting(watch: AppRepository) -> str:
 def _lease_message(watch: Any, alive: set[str] | None) -> str:
     """Say what happens next if the worker has stopped extending its lease. Empty while the worker extends it.
 
-    `alive` has the names of the workers, or is None without Redis, which knows them.
+    `alive` holds the names of the live workers. It is None without Redis, which knows them.
     """
     left = watch.lease_left.total_seconds()
     silent = settings.LEASE_SECONDS - left

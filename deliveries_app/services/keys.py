@@ -63,13 +63,13 @@ def start_key_rotation(actor: Actor, app: App, key: str = "") -> str:
         changes = audit.Changes(new={"new signing key": "added"})
         audit.record(actor, AuditAction.KEY_STARTED, [row], "Started rotating the signing key", changes)
         notify_contact(
-            actor, row, "A rotation of the signing key was started. Notifications carry a signature of each key."
+            actor, row, "A rotation of the signing key was started. Notifications are signed with both keys."
         )
     return new_key
 
 
 def rotation_id(app: App) -> str:
-    """Return what tells the app's key rotation apart from earlier and later ones; empty if there is none."""
+    """Return an id for the app's current key rotation, or an empty string if there is none."""
     return app.key_rotation_started_at.isoformat() if app.key_rotation_started_at else ""
 
 

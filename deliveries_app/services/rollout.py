@@ -3,8 +3,8 @@
 A gradual operation begins with a `PendingRelease` row for each of its watches and nothing else. Releasing a watch deletes
 that row and requests its re-sync, in one transaction. The sweep calls `release_due` every second.
 
-Canaries are changed, and pending rows removed, under the lock of the operation's row, or of the watch if it is unwatched. So
-what `_plan` reads under both locks can't change.
+Changing a canary or removing a pending row requires the lock of the operation's row; an unwatch holds the lock of the watch
+instead. So what `_plan` reads under both locks can't change.
 """
 
 import logging
@@ -182,7 +182,7 @@ def _held_among(operation: BulkOperation, held: Sequence[Canary]) -> str:
 
 
 def _due(operation: BulkOperation, canaries: Sequence[Canary]) -> QuerySet[PendingRelease, int]:
-    """Return the watches that can be released now, if the pace allows. Those of paused apps wait."""
+    """Return the watches that can be released now, if the pace allows. Paused ones wait."""
     waiting = operation.pending.filter(watch__in=AppRepository.objects.alive().unpaused())
     if operation.canary:
         passed = [canary.app_id for canary in canaries if canary.state in _OPEN]

@@ -67,7 +67,7 @@ def _remove(watch: AppRepository) -> bool:
     with transaction.atomic():
         if connection.vendor == "postgresql":
             with connection.cursor() as cursor:
-                # By its statistics, the watch may still have records: PostgreSQL would read the whole table of deliveries now.
+                # PostgreSQL's statistics may still count the removed records. It would read the whole table of deliveries.
                 cursor.execute("SET LOCAL enable_seqscan = off")
         apps = App.objects.filter(pk=watch.app_id)
         apps.select_for_update(no_key=True).first()

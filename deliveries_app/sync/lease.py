@@ -38,8 +38,8 @@ class Lease:
     extended_at: float  # boot-time clock, taken *before* the UPDATE that extended
     had_failed: bool  # the watch's status before the claim was "failed"
     had_notices: bool
-    had_listed: bool  # files that failed or are skipped
-    had_check: bool  # for differences
+    had_listed: bool  # there was a list of failed or skipped files
+    had_check: bool  # a check for differences was open
     is_due_again: bool = False
     """Whether a sync was requested between the claim and the end."""
     seen_commit: str = ""
@@ -105,7 +105,7 @@ class Lease:
         self.extended_at = started
 
     def release(self, *, in_doubt: bool = False) -> None:
-        """Release the watch after being superseded. The new request is due at once.
+        """Release the watch after being superseded. The request that superseded this claim is due already.
 
         `in_doubt`: the app may still be processing a request, so nothing else may be sent for a while.
         """

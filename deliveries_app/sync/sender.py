@@ -195,9 +195,9 @@ class Sender:
         if change.kind == Kind.DELETE:
             return None
         if self._unsettled_deletes.touches(change.path):
-            return Failure(BLOCKED, "Waiting for a delete at, above or below this path, which failed.")
+            return Failure(BLOCKED, "Waiting for a failed delete at, above or below this path.")
         if self._retained.touches(change.path):
-            return Failure(BLOCKED, "Waiting for a file above or below this path, whose transform failed.")
+            return Failure(BLOCKED, "Waiting for a file above or below this path whose transform failed.")
         return None
 
     def _hold_seconds(self, change: Change) -> float:

@@ -31,7 +31,7 @@ class AccessLogMiddleware:
 
     The id is a new one, or that of the header X-Request-Id if a trusted proxy has sent it (`TrustedProxyMiddleware` removes
     the header otherwise). The query string is never logged, because it may contain a secret. Probes, scrapes, static files
-    and the requests of open pages are logged with LOG_LEVEL=debug only, unless they fail; probes and scrapes are not
+    and the polls of open pages are logged with LOG_LEVEL=debug only, unless they fail; probes and scrapes are not
     counted.
     """
 

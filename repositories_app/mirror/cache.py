@@ -1,6 +1,6 @@
 """Keep this machine's mirrors within REPOS_MAX_BYTES: measure them, and remove those not needed or least recently used.
 
-Workers do this after a job, one process at a time and at most once a minute. A mirror that is in use is left for the
+Workers do this after a sync, one process at a time and at most once a minute. A mirror that is in use is left for the
 next time. A removed mirror is fetched again when it is needed. The sync then compares the whole tree with the rows, so
 no delivered file is sent again.
 """
@@ -56,7 +56,7 @@ class Cached:
 def maintain() -> None:
     """Remove mirrors that are not needed, and the least recently used ones if all together are too large.
 
-    Called at the end of each job. Does nothing if this was done or tried within the last minute, or another process is
+    Called at the end of each sync job. Does nothing if this was done or tried within the last minute, or another process is
     doing it.
     """
     folder = settings.REPOS_DIR

@@ -425,7 +425,7 @@ def test_entries_have_old_and_new_values(db) -> None:
 @pytest.mark.parametrize(
     ("before", "after", "expected"), [("", "new", "added"), ("old", "new", "changed"), ("old", "", "removed")]
 )
-def test_log_says_of_a_secret_only_that_it_was_changed(before: str, after: str, expected: str) -> None:
+def test_log_says_only_that_a_secret_was_changed(before: str, after: str, expected: str) -> None:
     changes = audit.Changes.of(AppRepository, {"github_token": before}, {"github_token": after})
     assert (changes.old, changes.new) == ({}, {"token": expected})
     assert changes

@@ -79,8 +79,8 @@ def test_mail_arrives_for_every_kind_of_change(out: AlertReceivers, app: App) ->
         f"{by}: The API token was rotated. The old one was revoked.",
         f"{by}: The API token was rotated. Older ones are accepted until {until:%Y-%m-%d %H:%M} UTC.",
         f"{by}: The old API tokens were revoked. Only the newest one is accepted.",
-        "by an administrator, on the command line: A rotation of the signing key was started. Notifications carry a "
-        "signature of each key.",
+        "by an administrator, on the command line: A rotation of the signing key was started. Notifications are "
+        "signed with both keys.",
         "by an administrator, on the command line: The new signing key was discarded. Notifications are signed with the "
         "old key only.",
     ]

@@ -205,7 +205,7 @@ class StandardClient(BackgroundServer):
 
 
 def test_refusal_for_another_reason_is_no_acceptance_of_the_new_key(world: World) -> None:
-    """The repeated request carried a signature of each key. So the old key could be retired, and the app refused everything."""
+    """The repeated request was signed with both keys, so the old key could be retired, and the app refused everything."""
     key = new_webhook_key()
     App.objects.filter(pk=world.app.pk).update(client_auth_key=key)
     with StandardClient(key, refusals=1) as client:

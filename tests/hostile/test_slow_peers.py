@@ -149,7 +149,7 @@ def at_once(calls: list[Callable[[], Response]]) -> list[Response]:
         return [future.result() for future in [pool.submit(call) for call in calls]]
 
 
-def test_limits_leave_threads_for_everybody_else() -> None:
+def test_limits_leave_threads_for_other_calls() -> None:
     limited = host_checks.LIMIT.total + files.STREAMS.total + app_calls.PINGS.total
     limited += imported_tokens.MAX_CONCURRENT + provider_http.MAX_CALLS
     assert configured.WEB_THREADS - limited >= 4

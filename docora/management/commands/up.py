@@ -176,7 +176,7 @@ class Command(BaseCommand):
 
 
 def _has_no_administrator() -> bool:
-    """Return False if the database is down: the children wait for it, so `up` must not end."""
+    """Return whether there is no staff user. If the database is down, return False: `up` keeps running and waits for it."""
     try:
         return not get_user_model()._default_manager.filter(is_staff=True).exists()
     except CONNECTION_ERRORS:
@@ -186,7 +186,8 @@ def _has_no_administrator() -> bool:
 def _wait_for_redis(valkey: Child | None, report: Callable[[str], object]) -> None:
     """Wait until Redis answers. `valkey` is the embedded server, if that is used.
 
-    Call `report` once with a sentence that says what it waits for. Raises RedisError, at once if waiting is pointless.
+    Call `report` once with a sentence that says what it waits for. Raises `RedisError` after `READY_SECONDS`, or at once if
+    waiting won't help, and `CommandError` if the embedded server has ended.
     """
     reported = False
     deadline = time.monotonic() + READY_SECONDS
