@@ -1,4 +1,4 @@
-"""The list of apps as a health board, an app's two tabs, the search box, many repositories at once, and a pause."""
+"""The list of apps as a health board, an app's tabs, the search box, many repositories at once, and a pause."""
 
 from datetime import timedelta
 

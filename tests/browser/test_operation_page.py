@@ -170,7 +170,7 @@ def test_operation_page_is_true_until_the_end(world: World, site: Site, browser:
 def test_what_a_screen_reader_hears_of_a_resync(world: World, site: Site, browser: Browser, client_app: Client) -> None:
     """By roles and names alone: the row, the confirmation, the bar, its announcements every tenth, and the result.
 
-    The bar is no live region. What is announced is put into the operation's status, at most once for each tenth.
+    The bar isn't a live region. What is announced is put into the operation's status, at most once for each tenth.
     """
     client_app.pace = 0.1
 

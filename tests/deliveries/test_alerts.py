@@ -372,7 +372,7 @@ def test_git_host_that_is_down_for_a_quarter_of_an_hour_is_one_alert(out: AlertR
     assert out.events == [("alert", "git_host_down", 1), ("resolved", "git_host_down", 1), ("alert", "circuit_open", 1)]
 
 
-def test_circuit_that_opened_and_closed_twice_is_one_of_the_resolved(out: AlertReceivers, watch) -> None:
+def test_circuit_that_opened_and_closed_twice_is_resolved_once(out: AlertReceivers, watch) -> None:
     """The message named two repositories, and listed the same one twice."""
     rows = Repository.objects.filter(pk=watch.repository_id)
     for until in (timezone.now() + timedelta(minutes=30), None) * 2:

@@ -234,9 +234,8 @@ def test_refusals_of_different_chunks_are_not_in_a_row(world: World, client: Cou
     assert_promise_kept(world, repo, watch)
 
 
-def test_file_is_sent_although_more_of_its_chunks_are_refused_than_a_notification_may_wait(
-    world: World, client: CountingClient
-) -> None:
+def test_large_file_is_sent_although_each_chunk_is_refused_once(world: World, client: CountingClient) -> None:
+    """Together, that is more often than a notification may wait."""
     repo, watch = world.watch({"large": LARGE})
     refused = refuse_each_chunk_once(client, BUSY)
     assert world.sync(watch).status == Status.SYNCED

@@ -148,7 +148,7 @@ def test_failure_below_a_threshold_that_was_raised_does_not_wait_for_the_circuit
 
 
 @pytest.mark.parametrize("token", ["", "expired"])
-def test_missing_repository_or_refused_token_sends_no_notice_as_the_reference_says(
+def test_missing_repository_or_refused_token_sends_no_notice(
     world: World, settings, client: Client, token: str
 ) -> None:
     settings.CIRCUIT_BREAKER_THRESHOLD = 1
@@ -229,9 +229,8 @@ def test_first_attempt_that_opens_the_circuit_sends_a_notice(world: World, setti
     assert [notice.watch for notice in Notice.objects.all()] == [watch]
 
 
-def test_apps_that_have_found_the_same_failure_get_a_notice_although_none_has_read_the_repository(
-    world: World, settings
-) -> None:
+def test_watches_with_the_same_error_get_a_notice(world: World, settings) -> None:
+    """Although neither of them has ever read the repository."""
     settings.CIRCUIT_BREAKER_THRESHOLD = 1
     repo, watch = world.watch()
     other = world.watch_url(repo, app=world.add_app("Other"))

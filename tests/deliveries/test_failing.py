@@ -55,7 +55,7 @@ def test_error_of_different_failures_names_the_latest(world: World) -> None:
     assert watch.last_error == "2 files couldn't be delivered. The latest error: The app returned HTTP 400."
 
 
-def test_refused_delete_is_no_missing_file(world: World) -> None:
+def test_refused_delete_is_not_a_missing_file(world: World) -> None:
     """The app has acknowledged every file of the tree. The list of files said 0 / 1."""
     repo, watch = world.watch({"old.txt": b"1", "kept.txt": b"2"})
     world.settle()

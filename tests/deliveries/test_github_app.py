@@ -447,9 +447,7 @@ def test_nothing_is_asked_while_the_rate_limit_is_exceeded(api: GitHub, git: Git
     assert access(github_app, urls[1]).token
 
 
-def test_hanging_api_is_not_asked_for_those_that_wait_for_their_turn(
-    api: GitHub, git: GitHubFixture, github_app, monkeypatch
-) -> None:
+def test_hanging_api_gets_no_further_requests(api: GitHub, git: GitHubFixture, github_app, monkeypatch) -> None:
     """Otherwise the checks of all other repositories would wait for the API's timeout, again and again."""
     monkeypatch.setattr(github, "_TIMEOUT_SECONDS", 0.5)
     asked: list[str] = []

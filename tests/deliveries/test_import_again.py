@@ -192,7 +192,7 @@ def test_deliveries_of_the_existing_service_after_the_import_are_remarked(
     assert_promise_kept(world, repo, watch)
 
 
-def test_earlier_deliveries_of_a_repository_that_was_watched_here_are_not_remarked(
+def test_earlier_deliveries_to_a_watch_made_here_cause_no_remark(
     world: World, existing: ExistingService, monkeypatch, imported
 ) -> None:
     """Its first sync sent every file, so the app has nothing older."""

@@ -125,7 +125,7 @@ def test_key_that_is_retired_during_a_run(world: World) -> None:
     assert_promise_kept(world, repo, watch)
 
 
-def test_run_signs_with_the_keys_that_there_are_since_its_last_look(world: World, monkeypatch) -> None:
+def test_run_signs_with_the_current_keys(world: World, monkeypatch) -> None:
     world.app.max_in_flight = 1
     world.app.save()
     repo, watch = world.watch(FILES)
@@ -204,7 +204,7 @@ class StandardClient(BackgroundServer):
         return 200
 
 
-def test_refusal_for_another_reason_is_no_acceptance_of_the_new_key(world: World) -> None:
+def test_refusal_for_another_reason_does_not_accept_the_new_key(world: World) -> None:
     """The repeated request was signed with both keys, so the old key could be retired, and the app refused everything."""
     key = new_webhook_key()
     App.objects.filter(pk=world.app.pk).update(client_auth_key=key)

@@ -354,7 +354,8 @@ def test_bytes_in_flight_are_bounded(world: World, monkeypatch) -> None:
     assert_promise_kept(world, repo, watch)
 
 
-def test_only_the_file_that_ends_the_run_is_listed_of_those_that_a_busy_app_refused(world: World) -> None:
+def test_busy_app_leaves_one_refused_file_listed(world: World) -> None:
+    """The file whose response ended the run. The others are sent again later."""
     _, watch = world.watch({f"{number}": b"%d" % number for number in range(5)})
     world.answer(lambda note: Answer(429, headers={"Retry-After": "120"}))
     world.sync(watch)

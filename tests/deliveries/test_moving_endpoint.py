@@ -108,7 +108,7 @@ def test_refusal_of_the_old_endpoint_does_not_slow_down_the_new_one(world: World
 
 
 @pytest.mark.parametrize("during", [False, True])
-def test_what_the_old_endpoint_accepted_is_no_proof_that_the_new_one_knows_a_path(world: World, during: bool) -> None:
+def test_acceptance_by_the_old_endpoint_proves_nothing_about_the_new_one(world: World, during: bool) -> None:
     repo, watch = world.watch(FILES)
     world.sync(watch)
     repo.commit({"00.txt": None, "new.txt": b"new"})

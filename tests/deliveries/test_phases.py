@@ -309,7 +309,7 @@ def test_run_leaves_the_records_of_another_app_alone(world: World) -> None:
     assert (list(rows.all()), list(failures.all())) == before
 
 
-def test_blocked_files_are_no_failed_attempts_at_the_endpoint(world: World) -> None:
+def test_blocked_files_are_not_failed_attempts_at_the_endpoint(world: World) -> None:
     """The app's charts and its share of accepted notifications only count what was sent to it."""
     repo, watch = world.watch({"a": A})
     world.sync(watch)

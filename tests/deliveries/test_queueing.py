@@ -465,7 +465,7 @@ def test_killed_process_that_was_filling_the_queue_while_the_clock_of_redis_was_
     assert [enqueue_due() for _ in range(2)] == [0, 1]
 
 
-def test_work_that_is_done_once_an_hour_is_done_again_after_the_clock_of_redis_was_ahead(redis_client: Redis) -> None:
+def test_hourly_work_continues_after_the_clock_of_redis_was_ahead(redis_client: Redis) -> None:
     redis_client.set("docora:first:work", "1", ex=timedelta(days=365))
     assert [queues.first_within("work", 3600) for _ in range(3)] == [False, True, False]
 

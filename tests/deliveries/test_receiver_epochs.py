@@ -92,7 +92,8 @@ def test_no_header_alone_drops_a_copy(receiver, sender):
     assert held(receiver) == {"a": b"a", "b": b"x"}
 
 
-def test_delete_and_sync_completed_of_a_new_watch_drop_the_copy_and_sync_failed_does_not(receiver, sender):
+def test_delete_and_sync_completed_of_a_new_watch_drop_the_copy(receiver, sender):
+    """`sync_failed` does not."""
     sender.send("a", "a", sequence=1)
     assert sender.post("sync_failed", FAILED, watch=ANEW, sequence=2) == 200
     assert held(receiver) == {"a": b"a"}

@@ -241,7 +241,7 @@ def test_resync_of_a_paused_app_runs_on_resume(world: World) -> None:
 
 
 def test_last_two_runs_ending_together_close_the_operation(world: World) -> None:
-    """Neither transaction sees that the other ended its run, so both once left the operation open, with its bar at 99 %."""
+    """Neither transaction sees that the other ended its run, so both once left the operation open, with its bar at 99%."""
     watches = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(2)]
     world.settle()
     operation = everything()

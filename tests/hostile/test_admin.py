@@ -300,7 +300,7 @@ def test_invalid_query_of_a_list_is_no_server_error_or_redirect(
 
 
 @pytest.mark.parametrize("query", TOGETHER, ids=lambda name: name[:40])
-def test_invalid_query_of_another_page_is_no_server_error_or_redirect(
+def test_invalid_query_of_another_page_is_neither_a_server_error_nor_a_redirect(
     root: Client, watches, operation: BulkOperation, query: str
 ) -> None:
     others = set(ROUTES) - STAFF_PAGES - PUBLIC_PAGES
