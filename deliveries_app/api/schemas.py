@@ -415,7 +415,7 @@ class Endpoint(Schema):
     )
     on_hold_until: Moment | None = Field(
         description="The endpoint is down or asked to wait. Nothing but pings is sent before this time. To end it, pause the "
-        "app and resume it. A test ping does not end it.",
+        "app and resume it. A test ping that the app requests does not end it.",
         examples=[None],
     )
     key_rotation: KeyRotation | None = Field(description="Null if there is none.", examples=[None])

@@ -75,7 +75,7 @@ def test_pause_and_resume(world: World, caller: Caller) -> None:
     assert by_apps().latest("pk").address == "203.0.113.9"
 
 
-def test_resuming_ends_a_hold_and_a_test_ping_does_not(world: World, caller: Caller) -> None:
+def test_resuming_ends_a_hold_and_the_apps_own_test_ping_does_not(world: World, caller: Caller) -> None:
     """The references say so."""
     until = from_now(1800)
     App.objects.update(cooldown_until=until, down_count=9)  # the endpoint was down for hours
@@ -87,7 +87,7 @@ def test_resuming_ends_a_hold_and_a_test_ping_does_not(world: World, caller: Cal
     patch(caller, paused=True)
     assert patch(caller, paused=False).json()["on_hold_until"] is None
     for page in ("/docs/webhooks/", "/docs/api/"):
-        assert "A test ping does not end it" in caller.client.get(page).text, page
+        assert "app requests does not end it" in caller.client.get(page).text, page
     assert "asked for ends early if the app is paused and resumed." in caller.client.get("/docs/operations/").text
 
 
