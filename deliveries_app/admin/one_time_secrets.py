@@ -45,7 +45,7 @@ class OneTimeSecretsAdmin[M: Model](DocoraAdmin[M]):
         return HttpResponseRedirect(self.url_of("secrets"))
 
     def show_secrets(self, request: HttpRequest) -> HttpResponse:
-        """Show the secrets that this session has just created, once. Users who can only add rows go on to the overview."""
+        """Show the secrets that this session has just created, once. Users who can only add rows continue to the overview."""
         can_view, overview = self.has_view_permission(request), reverse("admin:index")
         stored: dict[str, Any] = request.session.get(_SESSION_KEY) or {}
         owner = None

@@ -137,7 +137,7 @@ SWEEP = "sweep"
 
 
 def is_superseded() -> Q:
-    """Match open runs in whose place a later request is in progress. They continue if that one is cancelled."""
+    """Match open runs that a later open request replaces. They continue if that one is cancelled."""
     later = SyncRun.objects.filter(watch=OuterRef("watch"), outcome="", generation__gt=OuterRef("generation"))
     return Q(outcome="") & Q(Exists(later))
 
@@ -157,8 +157,8 @@ class SyncRun(models.Model):
     """One request to sync one watch, or one change found, including its retries and their outcome.
 
     A run is open while `outcome` is empty. A failed retry that the sweep started is opened again for its next attempt at the same
-    files. Names are copied, so that the record stays readable when the watch is deleted.
-    `attempts` counts those that had planned what to send, without those that were only interrupted.
+    files. Names are copied, so that the record stays readable when the watch is deleted. `attempts` counts the attempts that
+    had a plan, without those that were only interrupted.
     """
 
     run_id = models.CharField(max_length=50, unique=True, default=new_run_id, editable=False)

@@ -205,8 +205,8 @@ class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
     def with_sizes(self) -> Self:
         """Annotate `files` and `size`: the watch's own, or before its first sync, those of the newest snapshot or None.
 
-        Of a private repository, the snapshot comes from other apps' syncs, and this watch's app may not be able to read it. The
-        runs that its app sees begin with these numbers.
+        The snapshot of a private repository isn't used: it comes from other apps' syncs, and the runs of this watch, whose app
+        may not be able to read the repository, begin with these numbers.
         """
         snapshots = Snapshot.objects.filter(repository=OuterRef("repository"), repository__is_private=False)
         newest = snapshots.order_by("-created_at", "-pk")

@@ -23,7 +23,7 @@ from deliveries_app.planning.paths import MAX_PATH_BYTES, is_unsafe, is_utf8
 from repositories_app.mirror.tree import Entry
 
 REGULAR = {"100644", "100755"}
-"""The modes of files. Whatever a tree contains, all others are read as links, submodules or folders (`canonical_mode`)."""
+"""The modes of regular files. `canonical_mode` reads every other one as a link, a submodule or a folder."""
 UNLISTED = {"not_included", "excluded", "ignored", "transform"}
 """Causes that are only counted, not listed by path: they may leave out most of a tree on purpose."""
 REMARKS = {"lfs_pointer"}

@@ -35,7 +35,7 @@ class Impact:
     - `sample`: the first watches, of a resend those with the most files. They have `files` and `size`.
     - `size`: bytes, unknown for a retry.
     - Re-sync: `seconds` is estimated from the apps' recent pace. It is None without one, and if files have to wait for a
-      resume or their number is unknown. A worker is syncing `syncing` of the watches now.
+      resume or their number is unknown. `syncing` of the watches are being synced now.
     - `unknown`: watches whose number of files is unknown. Those of a re-sync have not been synced yet; the last attempt of
       those of a retry ended before it had tried every file.
     - Resend: `deliveries` are the primary keys, at most one more than `MAX_RESENT_AT_ONCE`.
@@ -72,7 +72,7 @@ class Removal:
     """What is removed together with `watches` watches.
 
     - `sample` has the first of them. `at_client` of each says how many files its app may hold.
-    - `pks` and `files`: the watches, and the number of files in their newest trees. A worker is syncing `syncing` of them now.
+    - `pks` and `files`: the watches, and the number of files in their newest trees. `syncing` of them are being synced now.
     - `records_text`: the number of their delivery records, for a sentence: `1,200 delivery records`. Above `COUNTED_RECORDS`,
       it is estimated from the number of files: `about 12,000 delivery records`.
     - `orphans`: repositories that no other app watches. Their mirrors are removed too.

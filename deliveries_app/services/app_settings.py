@@ -44,11 +44,12 @@ def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
 
     An app cannot do this with its own token, because a stolen token could then send the files elsewhere: see
     `change_own_settings`. The GitHub App decides what the client app can read, so assigning one also requires the permission
-    to change GitHub Apps. Pausing takes over a pause of the app itself or of Docora. Resuming or changing the base URL ends
-    the endpoint's cooldown. A new base URL also clears the old endpoint's pace and failed ping. After a change of the GitHub App,
-    repositories that could not be read are synced.
-    `max_in_flight` sets the administrator's limit: if the app has chosen fewer concurrent requests, its choice stays. Raises
-    `NotFound` if the app is being removed.
+    to change GitHub Apps.
+
+    A pause by the app itself or by Docora becomes the administrator's if `paused` is set. Resuming or changing the base URL
+    ends the endpoint's cooldown. A new base URL also clears the old endpoint's pace and failed ping. After a change of the
+    GitHub App, repositories that could not be read are synced. `max_in_flight` sets the administrator's limit: if the app has
+    chosen fewer concurrent requests, its choice stays. Raises `NotFound` if the app is being removed.
     """
     actor.require(Permission.CHANGE_APPS)
     if actor.app is not None:

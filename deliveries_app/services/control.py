@@ -20,7 +20,7 @@ def reset_circuits(actor: Actor, selected: Iterable[Repository]) -> int:
     """Close the circuits of these repositories and make all of their watches due now. Return the number of watches.
 
     The failure count starts over, so only a new series of failures opens a circuit again. If a git host is down, the sweep's
-    next round tries it. `RESET_AT_ONCE` repositories are reset in one transaction, which locks them before their watches.
+    next round tries it. Up to `RESET_AT_ONCE` repositories are reset in one transaction, which locks them before their watches.
     """
     actor.require(Permission.RETRY)
     number = 0

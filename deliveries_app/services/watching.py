@@ -85,7 +85,8 @@ def validate_ref(ref: str) -> str:
 
 
 class GivenOptions(TypedDict, total=False):
-    """How a repository is to be watched, as entered. `WatchOptions` explains the options. Those that are left out are empty.
+    """How a repository is to be watched, as entered. `WatchOptions` explains the options. Of a new watch, those that
+    are left out are empty; of an existing one, they keep their values.
 
     An administrator sets `ignore_patterns`. The app can choose the others itself.
     """

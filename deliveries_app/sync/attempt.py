@@ -363,7 +363,7 @@ class Attempt:
     def _new_run(self) -> SyncRun:
         """Return an unsaved run for the first commit, for a change, or for a retry of failed files.
 
-        An imported watch has records but no commit yet. The app has its files, so this is no initial sync.
+        An imported watch has records but no commit yet. The app has its files, so this is not an initial sync.
         """
         if self.watch.retry_count > 1 or self.watch.is_failing:
             reason = Reason.RETRY

@@ -18,11 +18,11 @@ from repositories_app.models import Repository
 
 
 def record_git_failure(repository: Repository, error: GitError, *, found_by: AppRepository | None = None) -> float:
-    """Count a failure that concerns all watches. If it opens the circuit, create a `sync_failed` notice for each watch.
+    """Count a failure that concerns all watches. If it opens the circuit, create `sync_failed` notices.
 
-    `found_by` read the repository and found the failure; None if its host is down. Apps must not learn what only others can
-    read, so there is no notice for a watch that its host refuses or that has never read the repository. If it failed with the
-    same error, it gets one.
+    `found_by` read the repository and found the failure. Apps must not learn what only others can read, so a watch that the
+    host refuses or that has never read the repository gets no notice, unless it failed with the same error. If the host is
+    down (`found_by` is None), a watch that has never read the repository gets one, too.
 
     Return the seconds until the circuit lets the next attempt through, or 0 if it is closed. This is one transaction: if the
     circuit opened without the notices, nothing would create them later.

@@ -1,7 +1,7 @@
 """Claim a watch that is due and free: take its lease and half of the app's free slots (`engine.md` §4 and §7).
 
-The app's row is locked without its key: rows that refer to it may be written meanwhile, or a cancel that holds the watch and a
-claim that holds the app would wait for each other.
+The app's row is locked FOR NO KEY UPDATE, so that rows that refer to it can be written meanwhile. Otherwise, a cancel that holds
+the watch and a claim that holds the app would wait for each other.
 """
 
 from typing import Any

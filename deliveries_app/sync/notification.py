@@ -65,7 +65,7 @@ class Failure:
     def of(cls, outcome: Outcome) -> Self:
         """Return the failure of a request that the app did not accept."""
         hold = HOLD_AFTER_TIMEOUT if timed_out(outcome) else 0.0
-        # Any cause: a request whose kept-alive connection was lost is sent again, and that connection may not be made.
+        # Whatever the cause: libcurl repeats a request whose kept-alive connection was lost, and may fail to connect again.
         lost = outcome.cause is not None and outcome.reached and not hold
         message = describe_outcome(outcome)
         return cls(

@@ -52,7 +52,7 @@ class Recorder:
         self._unpublished: Counter[str] = Counter()
         self._unpublished_causes: Counter[str] = Counter()
         self._published_at = time.monotonic()
-        self._is_shown = False  # the live counters are those of this attempt, and nothing is missing in them
+        self._is_shown = False  # the live counters are those of this attempt, and complete
         self.longest_hold = 0.0  # the longest time in seconds that a path of this run has to wait
         self.last_failure: Failure | None = None
         self.failures_differ = False  # whether some have other messages than the last one

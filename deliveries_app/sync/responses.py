@@ -42,7 +42,7 @@ class Decision:
     endpoint_failed: bool = False
     gone: bool = False
     cooldown: float | None = None
-    """The wait is longer than those a run makes, so the run ends."""
+    """Seconds to wait, if they are more than a run may wait. The run ends."""
     refused: bool = False
     """The app is too busy: 429 or 503."""
     restart: bool = False

@@ -65,7 +65,7 @@ def _file_is_read_only() -> bool:
 
 
 def accepts_connections() -> bool:
-    """Return whether PostgreSQL accepts a new connection. Not after its password was changed, but existing ones live on."""
+    """Return whether PostgreSQL accepts a new connection. If its password was changed, only existing ones still work."""
     if connection.vendor != "postgresql":
         return True
     new = connection.copy()

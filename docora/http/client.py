@@ -11,7 +11,7 @@ Guarantees, for webhooks and git hosts alike:
 
 The client is fast because it does little per request: it reuses handles with their options, collects headers with
 `list.append`, does not copy bodies and lets libcurl do the waiting (a Python event loop on libcurl's socket callbacks
-costs 50 % more). It is not thread-safe: use one client per thread.
+costs 50% more). It is not thread-safe: use one client per thread.
 """
 
 import time

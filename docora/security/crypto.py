@@ -54,7 +54,7 @@ def derive_keys() -> None:
 
 
 def key_fingerprint() -> str:
-    """Return what tells the newest key from others, for processes to compare. Without SECRET_KEY, it reveals nothing."""
+    """Return a fingerprint of the newest key, for processes to compare. Without SECRET_KEY, it reveals nothing."""
     newest = settings.ENCRYPTION_KEYS[0]
     return salted_hmac("docora.encryption_key", newest, algorithm="sha256").hexdigest()[:16]
 

@@ -91,6 +91,6 @@ def resume(request: HttpRequest, kept: dict[str, Any]) -> HttpResponse:
         is_popup_done = "popup_response_data" in (getattr(response, "context_data", None) or {})
         if response.status_code != 200 or is_popup_done:
             return response
-        # The page with the errors. In place of the page that asked, its form would be sent to the wrong address.
+        # The response is the form with its errors. Shown at the sign-in page's address, it would be sent there.
     messages.warning(request, NOT_SAVED)
     return HttpResponseRedirect(resolve_url(path))

@@ -7,7 +7,7 @@ from django.utils.functional import cached_property
 
 
 class ListPaginator(Paginator):  # type: ignore[type-arg]  # not generic at run time
-    """A paginator whose last page stands for those after it, whose rows are gone. For these, Django drops the filters, too."""
+    """A paginator that shows the last page in place of later ones, whose rows are gone. Django would drop the filters, too."""
 
     def validate_number(self, number: Any) -> int:
         try:

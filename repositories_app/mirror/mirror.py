@@ -279,7 +279,7 @@ class Mirror:
         tick = self._raising_busy("use", tick, max_wait)
         try:
             with self._lock("use", tick, wait=wait), self._lock("fetch", tick, wait=wait):
-                with contextlib.suppress(OSError):  # first: without it, the rest is no mirror
+                with contextlib.suppress(OSError):  # first: without it, the rest is not a mirror
                     (self.directory / "HEAD").unlink()
                 shutil.rmtree(self.directory, ignore_errors=True)
                 for name in ("fetch", "use"):
