@@ -182,7 +182,7 @@ FILE_TRANSFORMS = names("FILE_TRANSFORMS")
 MAX_FILES = count("MAX_FILES", 1_000_000, 1)
 MAX_FETCH_BYTES = count("MAX_FETCH_BYTES", 5368709120, 1048576)
 FETCH_TIMEOUT_SECONDS = seconds("FETCH_TIMEOUT_SECONDS", 900, 1)
-# Quotas of an app that has none of its own; 0 means none.
+# Quotas of apps whose own settings name none. 0: no quota.
 MAX_WATCHES_PER_APP = count("MAX_WATCHES_PER_APP", 0, 0)
 MAX_FILES_PER_APP = count("MAX_FILES_PER_APP", 0, 0)
 MAX_BYTES_PER_APP = count("MAX_BYTES_PER_APP", 0, 0)
@@ -209,7 +209,7 @@ EGRESS_PROXY = text("EGRESS_PROXY")
 if EGRESS_PROXY:
     try:
         check_proxy_url(EGRESS_PROXY)
-    except ValueError as _error:  # it doesn't repeat the URL, which may hold a password
+    except ValueError as _error:  # the error doesn't repeat the URL, which may hold a password
         raise ImproperlyConfigured(f"EGRESS_PROXY {_error}.") from None
 
 # --- Metrics -----------------------------------------------------------------------------------------------------------

@@ -99,19 +99,19 @@
     for (const box of document.querySelectorAll(".table-scroll[id]")) box.scrollLeft = scrolledTo.get(box.id) ?? 0;
   });
 
-  // A request may end at a whole page, such as the sign-in page. Go there instead of showing it inside of this one. The address of
-  // a poll is no page: reload this one instead.
+  // A request may end at a whole page, such as the sign-in page. Go there instead of showing it inside of this one. After a poll,
+  // whose address is not that of a page, reload this one.
   document.addEventListener("htmx:beforeSwap", (event) => {
     const { shouldSwap, xhr, requestConfig: { verb } } = event.detail;
     if (!shouldSwap || !/^\s*<!doctype html/i.test(xhr.responseText)) return;
-    if (verb === "get" && xhr.status >= 400) return; // that of a proxy, see below
+    if (verb === "get" && xhr.status >= 400) return; // a proxy's page, see below
     event.preventDefault();
     if (verb === "get") location.reload();
     else location.assign(xhr.responseURL);
   });
 
   // Of error responses, only Docora's own notices are shown. A proxy may respond with 404 while Docora restarts. An empty response
-  // to a poll, which replaces its own element or that one's content, is an error, too: it would end the polls.
+  // to a poll is an error, too: it would remove the element that polls, or its content, and so end the polls.
   document.addEventListener("htmx:beforeSwap", (event) => {
     const { target, xhr, requestConfig: { elt } } = event.detail;
     const isEmpty = target === elt && xhr.responseText.trim() === "";
@@ -199,7 +199,7 @@
       if (!document.hidden) htmx.trigger(body, "docora:refresh");
     });
     panel.querySelector("[data-live-refresh]").addEventListener("click", () => {
-      // A notice has ended the polls of a part. Only the page as a whole brings it back.
+      // A part of the page that a notice has replaced no longer polls. Only reloading the page brings it back.
       if (document.querySelector("[data-notice]")) return location.reload();
       requested = true;
       htmx.trigger(body, "docora:refresh");

@@ -28,7 +28,7 @@
       buttonsOf(form).forEach((button) => { button.disabled = false; });
     }
   };
-  // A page restored from the history is no longer busy. A page that has only now loaded may be.
+  // A page restored from the history is no longer busy. A page that was loaded just now may be.
   addEventListener("pageshow", (event) => { if (event.persisted) release(); });
   // The user has stopped the request, for example with Esc. Older browsers don't say so, but stop it with that key, too.
   if (window.navigation) navigation.addEventListener("navigateerror", release);
