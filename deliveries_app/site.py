@@ -88,7 +88,7 @@ class DocoraAdminSite(admin.AdminSite):
         @wraps(checked)
         def answer(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
             if view == self.autocomplete_view and not self.has_permission(request):
-                raise PermissionDenied  # to a script, allauth answers a redirect to its sign-in page with 200 and no suggestions
+                raise PermissionDenied  # a script would follow a redirect to the sign-in page, which responds with 200 and no suggestions
             if request.method != "POST" or request.user.is_authenticated or request.path == reverse("admin:logout"):
                 return checked(request, *args, **kwargs)
             messages.warning(request, SESSION_ENDED)

@@ -1,4 +1,4 @@
-"""Find or create repositories, record their snapshots, and operate their circuit breakers."""
+"""Find or create repositories, record their snapshots, and operate their circuit breakers and the outages of git hosts."""
 
 import random
 from collections.abc import Iterable

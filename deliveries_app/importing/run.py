@@ -99,7 +99,7 @@ def run_import(actor: Actor, source: Source, key: SourceKey, *, dry_run: bool, a
     """Import everything that is not here and was never imported before.
 
     A dry run reads, decrypts and validates, but writes nothing. `advance` is called with the number of delivery records
-    processed since its last call. Raises `SourceError` before writing anything.
+    processed since its last call. Raises `SourceError`, before it writes anything, if the key decrypts none of the secrets.
     """
     actor.require(Permission.REGISTER_APPS)
     actor.require(Permission.WATCH)

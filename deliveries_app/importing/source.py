@@ -110,7 +110,7 @@ class _TimeLoader(Loader):
 
 @contextlib.contextmanager
 def open_source(url: str) -> Iterator["Source"]:
-    """Connect and check that the expected tables exist. Raises `SourceError`."""
+    """Connect and check that the expected tables exist. Raises `SourceError`, later also for text that isn't UTF-8."""
     with contextlib.closing(_connect(url)) as connection:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.read_only = True

@@ -97,7 +97,7 @@ class BulkOperation(models.Model):
 
     @property
     def rollout(self) -> str:
-        """How its repositories are released, for pages and logs; empty if all are at once."""
+        """How its repositories are released, for pages and logs; empty if all are released at once."""
         parts = ["one repository per app first"] if self.canary else []
         parts += [f"at most {self.pace:,} per minute"] if self.pace is not None else []
         return ", ".join(parts)

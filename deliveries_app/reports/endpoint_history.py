@@ -74,7 +74,7 @@ class History(Hours):
 
 
 def of_app(app: App, hours: int, *, names_operations: bool = True) -> History:
-    """Read the last hours of an app in four queries.
+    """Read the last hours of an app in three queries.
 
     Without `names_operations`, for users who can't view bulk operations, omit the title and the requester of re-syncs.
     """

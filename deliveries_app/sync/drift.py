@@ -52,8 +52,8 @@ class _MadeWay(Exception):
 def run_check(channel: Channel, commit: str, run_id: str) -> None:
     """Run the watch's open check, if there is one.
 
-    The check makes way for a sync that is requested meanwhile, also of another watch if the app has no slot left, and ends with
-    the attempt. In all cases it is queued again.
+    The check makes way for a sync that is requested meanwhile, also for one of another watch if the app has no slot left. Then,
+    and if the attempt ends early, it is queued again.
     """
     check = DriftCheck.objects.open().filter(watch=channel.lease.watch).first()
     if check is None:

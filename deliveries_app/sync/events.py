@@ -65,7 +65,7 @@ def held_tree(watch_pk: int, tick: Callable[[], None]) -> HeldTree:
 def send_due(channel: Channel, envelope: Envelope) -> None:
     """Send the watch's `sync_failed` notices that are due.
 
-    A refused notice is retried with a backoff and abandoned after a day. Files never wait for it.
+    A refused notice is retried with a backoff, and abandoned after a day or a 410. Files never wait for it.
     """
     lease = channel.lease
     if not lease.had_notices:

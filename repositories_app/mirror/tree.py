@@ -42,7 +42,7 @@ _EMPTY_TREE = {
 _STORED = {size: re.compile(rb"([0-7]{1,10}) ([^\0]+)\0(.{%d})" % size, re.DOTALL) for size in (20, 32)}
 """Maps the length of an object id in bytes (SHA-1 or SHA-256) to the pattern of a tree object's entry.
 
-git also reads a mode of megabytes, such as `000…0100644`. It would make a folder large that counts as a short path.
+git also reads a mode of megabytes, such as `000…0100644`. With it, a folder would be large although its paths are short.
 """
 
 
