@@ -162,7 +162,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, RemovalAdmin[App]):
         return HttpResponseRedirect(self.page_of(obj))
 
     def set_paused(self, request: HttpRequest, app: App, *, paused: bool) -> HttpResponse:
-        """Pause without confirmation: nothing is lost, because resuming continues where it stopped."""
+        """Pause or resume the app. A pause needs no confirmation: nothing is lost, because resuming continues where it stopped."""
         if app.paused != paused or app.paused_reason:
             app.paused = paused
             services.change_app(Actor.of_request(request), app, ["paused"])

@@ -199,7 +199,7 @@ def outcomes(operations: Iterable[BulkOperation]) -> dict[int, Outcomes]:
     for operation in operations:
         row = found[operation.pk]
         counts = {name: row[name] for name in PARTS}
-        # Open operations count their rows: `total` also includes watches that were unwatched before their release.
+        # Of an open operation, the number of rows: `total` also includes watches that were unwatched before their release.
         unreleased = row["unreleased"]
         if operation.ended_at and operation.is_gradual:
             unreleased = max(0, operation.total - sum(counts.values()))

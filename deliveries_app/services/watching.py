@@ -314,7 +314,7 @@ def unwatch_repository(actor: Actor, watch: AppRepository) -> None:
 def unwatch_many(actor: Actor, watches: Iterable[AppRepository]) -> None:
     """Stop watching these repositories.
 
-    `ENDED_AT_ONCE` end in one transaction, so that thousands of watches do not stay locked until the last has ended.
+    Up to `ENDED_AT_ONCE` end in one transaction, so that thousands of watches do not stay locked until the last has ended.
     """
     actor.require(Permission.UNWATCH)
     for batch in batched(watches, ENDED_AT_ONCE):

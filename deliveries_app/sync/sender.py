@@ -81,7 +81,7 @@ class Sender:
         self._retained = PathSet()
         # When the next request may start:
         self._is_ending = False  # the slice is over
-        self._ping_is_due = False  # nothing is started until then
+        self._ping_is_due = False  # nothing is started before it
         self._pause_until = 0.0
         self._next_start = 0.0
         # When the pace is raised:

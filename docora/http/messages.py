@@ -102,7 +102,7 @@ class Outcome:
         return self.headers.get("location", "").partition("?")[0].partition("#")[0]
 
     def redirect_target(self, url: str) -> str:
-        """Return where a request to `url` was redirected to, without query and fragment. Raises ValueError."""
+        """Return where a request to `url` was redirected to, without query and fragment. Raises ValueError if that is malformed."""
         return urljoin(url, self.location)
 
     def retry_after(self, now: float) -> float | None:

@@ -48,7 +48,7 @@ class SignInMiddleware:
         if idle > limit:
             request.was_idle = True  # type: ignore[attr-defined]  # for the audit log
             logout(request)
-        elif request.method == "GET" and request.htmx:  # type: ignore[attr-defined]  # a poll is no activity
+        elif request.method == "GET" and request.htmx:  # type: ignore[attr-defined]  # a poll is not activity
             return
         elif idle > min(_WRITE_SECONDS, limit / 10) or ACTIVE_AT not in request.session:
             request.session[ACTIVE_AT] = now

@@ -22,7 +22,7 @@ _PARSE_COLOURS_ONCE = """(() => {
     const parsed = new Map();
     colour.parseString = function (text) {
         if (parsed.has(text)) return Object.assign(this, parsed.get(text));
-        parse.call(this, text); // throws if it is no colour
+        parse.call(this, text); // throws if it is not a colour
         const {r, g, b, alpha} = this;
         parsed.set(text, {r, g, b, alpha});
         return this;

@@ -81,9 +81,9 @@ def check_at_rest(universe: Universe) -> None:
 
 
 def check_progress() -> None:
-    """No bar passes 100 %."""
+    """No bar passes 100%."""
     for run in SyncRun.objects.filter(outcome=""):
-        assert run.started_at is None or run.files_done <= run.files_total, f"past 100 %: {run}"
+        assert run.started_at is None or run.files_done <= run.files_total, f"past 100%: {run}"
 
 
 def check_attempts() -> None:
