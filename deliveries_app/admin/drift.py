@@ -98,7 +98,7 @@ class DriftCheckAdmin(ReadOnlyAdmin[DriftCheck]):
         return {
             "check": check,
             "watch": check.watch,
-            "style": drift.STYLES[DriftState(check.state)],
+            "style": drift.STYLES.get(check.state, ""),
             "badge": state_badge(check),
             "summary": drift.summary(check),
             "send_label": send_label(check),
@@ -160,8 +160,7 @@ def _consequences(check: DriftCheck) -> Iterator[str]:
 
 
 def state_badge(check: DriftCheck) -> SafeString:
-    state = DriftState(check.state)
-    return badge(drift.STYLES[state], str(state.label))
+    return badge(drift.STYLES.get(check.state, ""), check.get_state_display())
 
 
 def of_watch(watch: AppRepository) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from deliveries_app.models import (
     SyncRun,
     WatchState,
 )
-from deliveries_app.models.root_causes import RootCause
+from deliveries_app.models.root_causes import RootCause, label_of
 from deliveries_app.models.watches import WATCH_ORDER
 from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
@@ -49,10 +49,10 @@ def panel_context(request: HttpRequest, here: str) -> dict[str, Any]:
     groups = failures.groups(apps)
     of_app = {name: request.GET[name] for name in AppFilter.parameters if request.GET.get(name)}
     query = {"all": "1", **of_app, "next": here}
-    pages = {group.cause: urlencode({**query, "cause": group.cause.value}) for group in groups}
+    pages = {group.cause: urlencode({**query, "cause": group.cause}) for group in groups}
     return {
         "groups": [
-            (group, help_texts.ROOT_HINTS[group.cause].for_user(request.user), pages[group.cause]) for group in groups
+            (group, help_texts.hint_of(group.cause).for_user(request.user), pages[group.cause]) for group in groups
         ],
         "failing_count": sum(group.count for group in groups),
         "failing_app": _name_of_apps(request, apps),
@@ -82,6 +82,10 @@ class RootCauseFilter(ChoiceFilter):
     title = "root cause"
     parameters = ("cause",)
     options = {cause.value: (str(cause.label), Q(root_cause=cause)) for cause in RootCause}
+
+    def condition(self) -> Q:
+        """Also match a root cause that only a later version knows."""
+        return Q(root_cause=self.value)
 
     def has_output(self) -> bool:
         return bool(self.value)
@@ -228,7 +232,7 @@ class CellOptions:
 
 
 def _cause(watch: AppRepository, shown: CellOptions) -> SafeString:
-    label = RootCause(watch.root_cause).label
+    label = label_of(watch.root_cause)
     response = _response(watch, shown.shows_responses)
     return format_html("<strong>{}</strong><span>{}</span>{}", label, visible(watch.last_error), response)
 

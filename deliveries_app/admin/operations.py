@@ -268,7 +268,7 @@ def _waiting_rows(operation: BulkOperation, pending: Mapping[PendingRelease, App
 
 def _waits_for(canary: Canary | None, app: App, *, is_first: bool) -> str:
     first = canary.run.repository_name if canary and canary.run else ""
-    match CanaryState(canary.state) if canary else None:
+    match canary.state if canary else None:
         case CanaryState.WAITING:
             return f"first repository of {app}" if is_first else f"waiting for the first repository of {app}"
         case CanaryState.RUNNING:

@@ -29,7 +29,6 @@ from deliveries_app.admin.forms import WatchForm, initial_for_moved, post_data
 from deliveries_app.admin.removal import RemovalAdmin, RemovalLabels
 from deliveries_app.admin.watch_settings import WatchSettingsAdmin
 from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, FailureKind, Outcome, Reason
-from deliveries_app.models.root_causes import RootCause
 from deliveries_app.models.watches import WATCH_ORDER
 from deliveries_app.permissions import Permission
 from deliveries_app.progress import context as progress_context
@@ -287,7 +286,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
             "next_check": next_check,
             "check_is_due": next_check is not None and next_check <= timezone.now(),
             "hook_url": hook_url(watch),
-            "hint": help_texts.ROOT_HINTS[RootCause(watch.root_cause)].beside_error(request.user)
+            "hint": help_texts.hint_of(watch.root_cause).beside_error(request.user)
             if watch.is_failing and not has_new_url
             else "",
             "new_url_form": f"{self.url_of('add')}?moved={watch.pk}"

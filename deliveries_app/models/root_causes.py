@@ -62,6 +62,11 @@ class ErrorCause(StrEnum):
         return (cls(value) if value in cls else cls.OTHER) if value else None
 
 
+def label_of(cause: str) -> str:
+    """Return the label of a stored root cause, or the value itself if this version doesn't know it."""
+    return str(RootCause(cause).label) if cause in RootCause.values else cause
+
+
 _OF_GIT: dict[str, RootCause] = {
     GitCause.AUTH: RootCause.GIT_AUTH,
     GitCause.NOT_FOUND: RootCause.GIT_NOT_FOUND,

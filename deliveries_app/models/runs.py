@@ -217,7 +217,7 @@ class SyncRun(models.Model):
     @property
     def reason_label(self) -> str:
         """Why the run happens, as pages and exports show it. On the wire, the reason of a resend is `retry`."""
-        return str(OperationKind.RESEND.label if self.is_resend else Reason(self.reason).label)
+        return str(OperationKind.RESEND.label if self.is_resend else self.get_reason_display())
 
     @property
     def requester(self) -> str:

@@ -6,7 +6,7 @@ from deliveries_app.models import AppRepository, DriftCheck, DriftState
 from deliveries_app.services.drift import waits_for
 from docora.text import counted
 
-STYLES = {
+STYLES: dict[str, str] = {
     DriftState.QUEUED: "queued",
     DriftState.CHECKING: "running",
     DriftState.EQUAL: "succeeded",

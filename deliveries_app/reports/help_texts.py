@@ -68,7 +68,7 @@ class Hint:
         return self.advice if user.has_perms(self.needs) else ""
 
 
-ROOT_HINTS: dict[RootCause, Hint] = {
+ROOT_HINTS: dict[str, Hint] = {
     RootCause.DNS: Hint(
         "The base URL's hostname doesn't resolve.",
         "Fix the URL in the app's settings or fix DNS, then retry.",
@@ -161,6 +161,13 @@ ROOT_HINTS: dict[RootCause, Hint] = {
         explains_group=True,
     ),
 }
+
+
+def hint_of(cause: str) -> Hint:
+    """Return the hint for a stored root cause. It is empty if this version doesn't know the cause."""
+    return ROOT_HINTS.get(cause, Hint(""))
+
+
 """Root cause → hint."""
 
 

@@ -8,7 +8,8 @@ from django.db.models import Count, Min, Q, Window
 from django.db.models.functions import RowNumber
 
 from deliveries_app.actors import can_view_operations
-from deliveries_app.models import AlertChannel, App, AppRepository, BulkOperation, RootCause, WatchState
+from deliveries_app.models import AlertChannel, App, AppRepository, BulkOperation, WatchState
+from deliveries_app.models.root_causes import label_of
 from deliveries_app.monitoring import alerts
 from deliveries_app.monitoring.counts import WatchCounts, count_open_circuits, count_watches
 from deliveries_app.permissions import Permission
@@ -40,9 +41,13 @@ class Running:
 class Failing:
     """`count` watches that fail with the same root cause. `newest` is the one that started failing last."""
 
-    cause: RootCause
+    cause: str
     count: int
     newest: AppRepository
+
+    @property
+    def label(self) -> str:
+        return label_of(self.cause)
 
 
 @dataclass(frozen=True)
@@ -146,5 +151,5 @@ def _failing() -> tuple[Failing, ...]:
     )
     counts = dict(newest.filter(place=1).order_by().values_list("pk", "cause_count"))
     watches = AppRepository.objects.filter(pk__in=counts).for_list()
-    found = [Failing(RootCause(watch.root_cause), counts[watch.pk], watch) for watch in watches if watch.root_cause]
+    found = [Failing(watch.root_cause, counts[watch.pk], watch) for watch in watches if watch.root_cause]
     return tuple(sorted(found, key=lambda failing: (failing.count, failing.newest.failing_since), reverse=True))

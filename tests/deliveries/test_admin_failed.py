@@ -255,7 +255,7 @@ def test_page_of_a_repository_does_not_explain_an_error_that_explains_itself(cau
 
 def test_groups_show_count_hint_and_link(operator: Client, failing) -> None:
     page = operator.get(LIST)
-    counts = [(group.cause.value, group.count, group.apps) for group, _, _ in page.context["groups"]]
+    counts = [(group.cause, group.count, group.apps) for group, _, _ in page.context["groups"]]
     assert counts == [("http_5xx", 2, 2), ("git_auth", 1, 1)]
     assert "3 failing repositories" in page.text
     assert "The git host rejected the token" in page.text
@@ -267,7 +267,7 @@ def test_groups_show_count_hint_and_link(operator: Client, failing) -> None:
 def test_app_filter_applies_to_groups_and_buttons(operator: Client, failing) -> None:
     app = failing[2].app
     page = operator.get(f"{LIST}?app={app.pk}")
-    assert [(group.cause.value, group.count) for group, _, _ in page.context["groups"]] == [("http_5xx", 1)]
+    assert [(group.cause, group.count) for group, _, _ in page.context["groups"]] == [("http_5xx", 1)]
     assert "1 failing repository for Search" in page.text
     assert f"retry-failed/?all=1&amp;app={app.pk}&amp;next=" in page.text
     assert f'href="?app={app.pk}&amp;cause=http_5xx"' in page.text

@@ -57,7 +57,7 @@ class Command(ServiceCommand):
             }
             write_json(self.stdout, fields)
             return
-        state = DriftState(check.state).label
+        state = check.get_state_display()
         self.stdout.write(printable(f"{check.watch.repository}: {state}. {drift.summary(check)}"))
         for file in files:
             self.stdout.write(printable(f"  {file.kind:<9}  {file.path}"))

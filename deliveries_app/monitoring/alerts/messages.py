@@ -15,7 +15,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from deliveries_app.models import Alert, AlertKind
-from deliveries_app.models.root_causes import RootCause
+from deliveries_app.models.root_causes import label_of
 from deliveries_app.webhooks.payloads import timestamp
 from docora.text import clean_text, one_line
 
@@ -23,8 +23,8 @@ SHOWN = 10  # items listed by name
 SEVERAL, TEST = "several", "test"
 
 # Texts for the beginning (one, several) and for the end (one, several). An alert also ends when its subject is removed.
-# Messages list the kinds in this order.
-_TEXTS: dict[AlertKind, tuple[str, str, str, str]] = {
+# Messages list the kinds in this order, and after them those that a later version has found, by their value.
+_TEXTS: dict[str, tuple[str, str, str, str]] = {
     AlertKind.REDIS_DOWN: ("Redis is down or rejects writes, so no new sync starts",) * 2 + ("Redis works again",) * 2,
     AlertKind.NO_WORKER: ("no worker is running, so nothing is synced",) * 2 + ("workers are running again",) * 2,
     AlertKind.SWEEP_LATE: ("the sweep is not running, so changes are not detected",) * 2
@@ -111,7 +111,8 @@ class Message:
             return f"This is a test alert from Docora at {settings.PUBLIC_URL}."
         introduction = "resolved" if self.event == "resolved" else "still" if self.reminder else "alert"
         found = {kind for kind, _, _ in self.counts}
-        return f"Docora, {introduction}: {'; '.join(self._clause(kind) for kind in _TEXTS if kind in found)}."
+        kinds = [*(kind for kind in _TEXTS if kind in found), *sorted(found.difference(_TEXTS))]
+        return f"Docora, {introduction}: {'; '.join(map(self._clause, kinds))}."
 
     @property
     def text(self) -> str:
@@ -140,7 +141,7 @@ class Message:
         lines = [self.text, self.url, ""]
         for alert in self.items:
             kind = f" ({alert.get_kind_display()})" if self.kind == SEVERAL and alert.name else ""
-            cause = f", {_label(alert.cause)}" if alert.cause else ""
+            cause = f", {label_of(alert.cause)}" if alert.cause else ""
             lines += [f"- {name_of(alert)}{kind}{cause}, {_period(alert)}", f"  {_page_of(alert)}"]
         if self.total > len(self.items):
             lines.append(f"and {self.total - len(self.items):,} more.")
@@ -173,13 +174,15 @@ class Message:
             }
         )
 
-    def _clause(self, kind: AlertKind) -> str:
+    def _clause(self, kind: str) -> str:
         of_kind = [(cause, count) for found, cause, count in self.counts if found == kind]
         count = sum(count for _, count in of_kind)
         first = next((alert for alert in self.items if alert.kind == kind), None)
-        template = _TEXTS[kind][2 * (self.event == "resolved") + (count > 1)]
+        template = _TEXTS.get(kind, (kind,) * 4)[2 * (self.event == "resolved") + (count > 1)]
         text = template.format(name=name_of(first) if first else "", count=f"{count:,}")
-        causes = [f"{number:,} × {_label(cause)}" if count > 1 else _label(cause) for cause, number in of_kind if cause]
+        causes = [
+            f"{number:,} × {label_of(cause)}" if count > 1 else label_of(cause) for cause, number in of_kind if cause
+        ]
         if causes and self.event != "resolved":
             text += f" ({', '.join(causes)})"
         return text
@@ -202,10 +205,6 @@ def test() -> Message:
 def name_of(alert: Alert) -> str:
     """Return the name on one line."""
     return one_line(alert.name, 300) or alert.get_kind_display()
-
-
-def _label(cause: str) -> str:
-    return str(RootCause(cause).label) if cause in RootCause.values else cause
 
 
 def _period(alert: Alert, preposition: str = "since") -> str:
