@@ -161,14 +161,12 @@ ROOT_HINTS: dict[str, Hint] = {
         explains_group=True,
     ),
 }
+"""Root cause → hint."""
 
 
 def hint_of(cause: str) -> Hint:
     """Return the hint for a stored root cause. It is empty if this version doesn't know the cause."""
     return ROOT_HINTS.get(cause, Hint(""))
-
-
-"""Root cause → hint."""
 
 
 def left_out(counts: Mapping[str, int]) -> list[tuple[str, str, int]]:

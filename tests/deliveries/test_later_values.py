@@ -31,8 +31,10 @@ def without_constraint(table: str, name: str) -> Iterator[None]:
             yield
         else:
             cursor.execute("PRAGMA ignore_check_constraints = ON")
-            yield
-            cursor.execute("PRAGMA ignore_check_constraints = OFF")
+            try:
+                yield
+            finally:
+                cursor.execute("PRAGMA ignore_check_constraints = OFF")
 
 
 @pytest.fixture
