@@ -11,7 +11,9 @@ from docora.security.redaction import redact
 
 PUBLIC_ID = "[A-Za-z0-9_-]{1,50}"
 """Pattern of the public IDs of apps and repositories. URLs, job IDs and folder names contain them. Imported rows keep theirs."""
-_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
+)
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
 
@@ -52,9 +54,10 @@ def lower_first(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Return the text with control characters, and characters that change its direction, as escapes: `\\x1b`, `\\u202e`.
+    """Return the text with control characters, direction marks and invisible characters as escapes: `\\x1b`, `\\u202e`.
 
-    Otherwise a name could look like another one: after U+202E, `cod.exe` looks like `exe.doc`. Tabs and line feeds are kept.
+    Otherwise a name could look like another one: after U+202E, `cod.exe` looks like `exe.doc`. Tabs and line feeds are
+    kept, and also the joiners U+200C and U+200D, which scripts such as Persian and many emoji need.
     """
     return _INVISIBLE.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode("ascii"), text)
 

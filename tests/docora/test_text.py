@@ -100,6 +100,8 @@ def test_visible() -> None:
     assert visible("\x1b[2J\x00\x7f\x9b\u202e\u2066\u200f\u2028\ud800\r") == (
         r"\x1b[2J\x00\x7f\x9b\u202e\u2066\u200f\u2028\ud800\r"
     )
+    assert visible("\ufeffREAD\u200bME\u2060.\xadmd") == r"\ufeffREAD\u200bME\u2060.\xadmd"
+    assert visible("می\u200cخواهم.md") == "می\u200cخواهم.md"
 
 
 def test_new_id() -> None:
