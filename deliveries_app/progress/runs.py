@@ -4,6 +4,7 @@ When a sync finishes at generation G, every open run of the watch up to G ends. 
 marked as superseded (`engine.md` §10).
 """
 
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,6 +32,7 @@ from deliveries_app.models import (
 from deliveries_app.models.runs import SWEEP
 from deliveries_app.progress import live
 from docora.db.compiled import compiled_and_prepared
+from docora.db.connection import CONNECTION_ERRORS, close_broken_connections
 from docora.redis import counters, live_counters
 
 logger = logging.getLogger(__name__)
@@ -318,6 +320,16 @@ def _log_and_show_ended(runs: Sequence[SyncRun]) -> None:
         logger.info("runs_ended", extra=dict(Counter(str(run.outcome) for run in runs)))
     counters.add(Counter(counters.field(counters.SYNCS, run.outcome) for run in runs))
     live_counters.finish(*(run.run_id for run in runs))
+    try:
+        _show_ended_in_operations(runs)
+    except CONNECTION_ERRORS:  # the database ended the session right after the commit
+        close_broken_connections()
+        # If the database is down, only the operation's progress is out of date. The next statement reports the outage.
+        with contextlib.suppress(*CONNECTION_ERRORS):
+            _show_ended_in_operations(runs)
+
+
+def _show_ended_in_operations(runs: Sequence[SyncRun]) -> None:
     for operation_pk in {run.operation_id for run in runs if run.operation_id}:
         for operation in _open_operation(operation_pk):
             for run in runs:

@@ -5,6 +5,7 @@ import functools
 import threading
 from datetime import timedelta
 
+import psycopg
 import pytest
 from django.db import connection, transaction
 from django.utils import timezone
@@ -200,6 +201,25 @@ def test_operation_ends_with_its_last_run(world: World) -> None:
         world.sync(watch)
     progress = live.of_operation(closed(operation))
     assert (progress.succeeded, progress.files_done, progress.files_total, progress.percent) == (3, 3, 3, 100)
+
+
+def test_database_that_ends_the_session_after_a_run_hides_no_progress(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A traceback was logged, and the operation's progress lacked the run until the operation ended."""
+    watches = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(2)]
+    world.settle()
+    operation = everything()
+
+    def end_session() -> None:
+        with psycopg.connect(**connection.get_connection_params()) as other:
+            other.execute("SELECT pg_terminate_backend(%s, 5000)", [connection.connection.info.backend_pid])
+
+    with transaction.atomic():
+        transaction.on_commit(end_session)
+        runs.end_all_runs([watches[0].pk], Outcome.SUCCEEDED)
+    assert "Error calling" not in caplog.text
+    assert live.of_operation(operation).completed == 1
 
 
 def test_sweep_closes_an_operation_after_a_crash(world: World) -> None:
