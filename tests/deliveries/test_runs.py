@@ -23,6 +23,7 @@ from deliveries_app.services import (
 )
 from tests.support.histories import assert_promise_kept, at_notification, refusing
 from tests.support.plans import read_rows
+from tests.support.postgres import PostgresServer
 from tests.support.processes import in_threads
 from tests.support.staff import make_app, make_watch
 from tests.support.world import World
@@ -204,7 +205,7 @@ def test_operation_ends_with_its_last_run(world: World) -> None:
 
 
 def test_database_that_ends_the_session_after_a_run_hides_no_progress(
-    world: World, caplog: pytest.LogCaptureFixture
+    world: World, caplog: pytest.LogCaptureFixture, postgres_server: PostgresServer
 ) -> None:
     """A traceback was logged, and the operation's progress lacked the run until the operation ended."""
     watches = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(2)]
