@@ -12,13 +12,14 @@ from deliveries_app.models import App, AuditAction
 from deliveries_app.permissions import Permission
 from deliveries_app.services.app_settings import continue_syncs
 from deliveries_app.services.requests import NotFound
-from deliveries_app.sync.endpoint_health import GATEWAY_ERRORS, record_up
+from deliveries_app.sync.endpoint_health import record_up
 from deliveries_app.sync.outcomes import pause_app
 from deliveries_app.webhooks.client import describe_outcome, post_ping
 from deliveries_app.webhooks.keyring import REFUSALS, Keyring, response_texts
 from deliveries_app.webhooks.payloads import endpoint
 from docora.http.client import Cause, Outcome
 from docora.http.egress import CHECK_PROXY, THROUGH_PROXY
+from docora.http.messages import GATEWAY_ERRORS
 from repositories_app.git.remote import new_client
 
 _HINTS: dict[Cause | int, str] = {

@@ -18,12 +18,11 @@ from deliveries_app.sync.channel import Channel
 from deliveries_app.webhooks import endpoint_stats
 from deliveries_app.webhooks.client import describe_outcome, post_ping
 from docora.http.client import Outcome
+from docora.http.messages import GATEWAY_ERRORS
 from docora.redis.connection import RedisError, connection
 
 logger = logging.getLogger(__name__)
 
-GATEWAY_ERRORS = {502, 503, 504}
-"""Status codes of a proxy whose app is down."""
 PING_SECONDS = 60
 """How long all runs use the result of a ping. A run sends one regardless if the endpoint was down or answered 404 to a delete."""
 _PREFIX = "docora:endpoint:"

@@ -5,13 +5,13 @@ from datetime import datetime
 
 from deliveries_app.models.deliveries import Kind
 from deliveries_app.planning.plan import Change
-from deliveries_app.sync.endpoint_health import GATEWAY_ERRORS
 from deliveries_app.sync.exceptions import EndpointGone
 from deliveries_app.sync.notification import Failure
 from deliveries_app.webhooks.client import asked_to_wait
 from docora.backoff import MAX_WAIT_SECONDS
 from docora.db.clock import DatabaseClock
 from docora.http.client import Outcome
+from docora.http.messages import GATEWAY_ERRORS
 
 DOUBT_AFTER = 10  # consecutive failures, on different paths, as if the endpoint did not work
 CONTROL_PATHS = 3  # paths that are tried one by one if nothing else proves that the endpoint works

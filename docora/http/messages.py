@@ -16,6 +16,8 @@ _METHODS = {"GET", "HEAD", "POST"}
 _SECONDS = re.compile(r"[0-9]{1,9}")
 MAX_HEADERS = 64  # of a response
 MAX_HEADER_VALUE = 4096  # characters; libcurl's own limit is 300 KB for all headers together
+GATEWAY_ERRORS = frozenset({502, 503, 504})
+"""Status codes of a proxy that can't reach the server behind it."""
 
 
 @dataclass(frozen=True, slots=True)

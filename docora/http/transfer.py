@@ -11,7 +11,7 @@ import pycurl
 from docora.http import USER_AGENT
 from docora.http.addresses import blocked_reason, is_address, is_in
 from docora.http.egress import THROUGH_PROXY, blocked_behind_proxy, is_direct
-from docora.http.messages import Cause, Outcome, Request, host_of, name_of
+from docora.http.messages import GATEWAY_ERRORS, Cause, Outcome, Request, host_of, name_of
 from docora.http.resolver import CACHE_SECONDS, ResolvedHost, Resolver, curl_entry, is_loopback_name
 from docora.text import clean_text
 
@@ -253,8 +253,7 @@ class Transfer:
         if cause is Cause.TIMEOUT:
             return self._timed_out(host)
         if self._via and not reached and cause is not Cause.TLS:
-            reason = self._proxy_failure(code, detail)
-            return Cause.CONNECT, f"Couldn't reach {host} {THROUGH_PROXY}: {reason}."
+            return Cause.CONNECT, self._proxy_failure(host, code, detail)
         if cause is Cause.CONNECT:
             return cause, f"Couldn't reach {host}: {self._os_error(detail)}."
         if code == pycurl.E_ABORTED_BY_CALLBACK:
@@ -270,13 +269,24 @@ class Transfer:
         }[cause]
         return cause, f"{prefix}: {detail}."
 
-    def _proxy_failure(self, code: int, detail: str) -> str:
+    def _proxy_failure(self, host: str, code: int, detail: str) -> str:
+        """Return the message for a request that did not get beyond the proxy. It tells an outage of the host from the proxy's."""
         status = self.curl.getinfo(pycurl.HTTP_CONNECTCODE)
-        if status:
-            return f"it answered CONNECT with HTTP {status}"
-        if code == pycurl.E_COULDNT_RESOLVE_PROXY:
-            return "the proxy's name doesn't resolve"
-        return self._os_error(detail)
+        if status in GATEWAY_ERRORS:
+            return f"Couldn't reach {host}: the egress proxy couldn't connect to it (HTTP {status})."
+        if status == 407:
+            reason = "it requires a valid user name and password (HTTP 407)"
+        elif status == 403:
+            reason = "it refused to connect (HTTP 403)"
+        elif status:
+            reason = f"it answered CONNECT with HTTP {status}"
+        elif code == pycurl.E_COULDNT_RESOLVE_PROXY:
+            reason = "the proxy's name doesn't resolve"
+        elif code == pycurl.E_COULDNT_CONNECT:
+            reason = f"the proxy can't be reached ({self._os_error(detail)})"
+        else:
+            reason = self._os_error(detail)
+        return f"Couldn't reach {host} {THROUGH_PROXY}: {reason}."
 
     def _os_error(self, detail: str) -> str:
         """Return the operating system's reason, or `detail` if there is none, to follow a colon."""

@@ -1,7 +1,9 @@
 """Middleware for probes, trusted proxies, response headers, invalid queries, conflicting forms and missing encryption keys."""
 
 import logging
+import math
 import re
+import time
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
@@ -25,6 +27,7 @@ _MAX_SEARCH_WORDS = 100
 _MAX_SEARCH_CHARS = 5000  # longer than any path or URL; SQLite compares with at most 50,000 bytes
 _SEARCHED = {"q", "search", "term", "app_name", "repository"}
 _MAX_DIGITS = 18  # always fits into 64 bits
+_WARNING_INTERVAL_SECONDS = 3600
 
 _CONFLICT = "Not saved: another request changed something at the same moment. Check it, and try again if needed."
 # Docora's pages use none of these browser features.
@@ -57,6 +60,8 @@ class TrustedProxyMiddleware(MiddlewareMixin):
     not, has marked the request as forwarded.
     """
 
+    _warned_at = -math.inf
+
     def process_request(self, request: HttpRequest) -> None:
         request.is_forwarded = any(  # type: ignore[attr-defined]
             name == "HTTP_FORWARDED" or name.startswith("HTTP_X_FORWARDED_") for name in request.META
@@ -79,6 +84,15 @@ class TrustedProxyMiddleware(MiddlewareMixin):
             first, _, _ = forwarded_proto.partition(",")  # each of several proxies may have added a value
             if first.strip().lower() == "https":
                 request.META["wsgi.url_scheme"] = "https"  # a WSGIRequest's META is its environ
+        elif forwarded_proto and settings.SECURE_SSL_REDIRECT:
+            self._warn(request.META.get("REMOTE_ADDR", ""))
+
+    def _warn(self, address: str) -> None:
+        """Log the address of a proxy that isn't trusted: all its requests are redirected to https, in a loop."""
+        now = time.monotonic()
+        if now - self._warned_at >= _WARNING_INTERVAL_SECONDS:
+            self._warned_at = now
+            logger.warning("proxy_not_trusted", extra={"address": address})
 
 
 class RefusePlainHttpMiddleware(MiddlewareMixin):

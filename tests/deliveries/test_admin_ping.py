@@ -77,7 +77,7 @@ def test_refusal_of_the_egress_proxy_shows_a_hint(client: Client, settings) -> N
     with Proxy({}, status="407 Proxy Authentication Required") as proxy:
         settings.EGRESS_PROXY = proxy.url
         page = ping(client, app).text
-    assert "it answered CONNECT with HTTP 407" in page
+    assert "it requires a valid user name and password (HTTP 407)" in page
     assert "An administrator should check EGRESS_PROXY" in page
     assert "Check that the app is running" not in page
 

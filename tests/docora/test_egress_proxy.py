@@ -146,9 +146,12 @@ def test_kept_tunnel_is_not_used_for_another_host(serve, dns) -> None:
 @pytest.mark.parametrize(
     ("status", "text"),
     [
-        ("403 Forbidden", "it answered CONNECT with HTTP 403"),
-        ("407 Proxy Authentication Required", "it answered CONNECT with HTTP 407"),
-        ("502 Bad Gateway", "it answered CONNECT with HTTP 502"),
+        ("403 Forbidden", "through the egress proxy: it refused to connect (HTTP 403)"),
+        (
+            "407 Proxy Authentication Required",
+            "through the egress proxy: it requires a valid user name and password (HTTP 407)",
+        ),
+        ("405 Method Not Allowed", "through the egress proxy: it answered CONNECT with HTTP 405"),
     ],
 )
 def test_refusal_of_the_proxy(dns, status: str, text: str) -> None:
@@ -157,9 +160,23 @@ def test_refusal_of_the_proxy(dns, status: str, text: str) -> None:
         with HttpClient([], allow_http=True, proxy=url) as client:
             outcome = client.request(post(f"http://{NAME}/"))
     assert (outcome.status, outcome.cause, outcome.reached) == (None, Cause.CONNECT, False)
-    assert outcome.message == f"Couldn't reach {NAME} through the egress proxy: {text}."
+    assert outcome.message == f"Couldn't reach {NAME} {text}."
     assert "Proxy-Authorization: Basic ZG9jb3JhOmh1bnRlcjI=" in proxy.heads[0]
     assert "hunter2" not in repr(outcome)
+
+
+@pytest.mark.parametrize("status", ["502 Bad Gateway", "503 Service Unavailable", "504 Gateway Timeout"])
+def test_host_that_the_proxy_cannot_reach(dns, settings, status: str) -> None:
+    """The proxy works, so the advice is about the host."""
+    with Proxy({}, status=status) as proxy:
+        settings.EGRESS_PROXY, settings.ALLOW_HTTP = proxy.url, True
+        with new_client(max_connections=1) as client:
+            outcome = client.request(post(f"http://{NAME}/"))
+            with pytest.raises(GitError) as caught:
+                ls_head(client, f"http://{NAME}/acme/widgets")
+    message = f"Couldn't reach {NAME}: the egress proxy couldn't connect to it (HTTP {status[:3]})."
+    assert (outcome.cause, outcome.reached, outcome.message) == (Cause.CONNECT, False, message)
+    assert str(caught.value) == f"{message} Check the URL and this server's network. Docora retries automatically."
 
 
 def test_connection_that_breaks_behind_the_proxy(serve, dns) -> None:
@@ -184,7 +201,7 @@ def test_proxy_that_is_down_or_unknown(dns) -> None:
         unused.bind(("127.0.0.1", 0))
         down = f"http://127.0.0.1:{unused.getsockname()[1]}"
         for proxy, text in (
-            (down, "connection refused"),
+            (down, "the proxy can't be reached (connection refused)"),
             ("http://proxy.invalid:3128", "the proxy's name doesn't resolve"),
         ):
             with HttpClient([], allow_http=True, proxy=proxy) as client:
@@ -240,7 +257,7 @@ def test_refusal_names_the_proxy_s_settings(dns, settings) -> None:
         settings.EGRESS_PROXY, settings.ALLOW_HTTP = proxy.url, True
         with new_client(max_connections=1) as client, pytest.raises(GitError) as caught:
             ls_head(client, "http://git.example/acme/widgets")
-    assert "HTTP 407. An administrator should check EGRESS_PROXY, and that" in str(caught.value)
+    assert "(HTTP 407). An administrator should check EGRESS_PROXY, and that" in str(caught.value)
     assert "Check the URL" not in str(caught.value)
 
 

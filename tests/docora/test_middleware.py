@@ -1,6 +1,7 @@
 """Trusted proxies, probes and error responses."""
 
 import ipaddress
+import time
 
 import pytest
 from django.http import HttpRequest, HttpResponse
@@ -51,6 +52,33 @@ def test_forwarded_headers_from_trusted_proxies(
 
 def test_forwarded_headers_are_ignored_without_trusted_proxies() -> None:
     assert seen_by_django(PROXY, CLIENT, "https") == (PROXY, "http")
+
+
+@pytest.mark.parametrize(
+    ("is_https", "trusted", "proto", "addresses"),
+    [
+        (True, "192.0.2.0/24", "https", [PROXY]),  # redirected to https in a loop
+        (True, "10.0.0.0/8", "https", []),
+        (True, "192.0.2.0/24", "", []),  # not a proxy
+        (False, "192.0.2.0/24", "https", []),  # nothing is redirected
+    ],
+)
+def test_untrusted_proxy_is_logged_once_an_hour(
+    settings, caplog, monkeypatch: pytest.MonkeyPatch, is_https: bool, trusted: str, proto: str, addresses: list[str]
+) -> None:
+    settings.SECURE_SSL_REDIRECT = is_https
+    settings.TRUSTED_PROXIES = [ipaddress.ip_network(trusted)]
+    middleware = TrustedProxyMiddleware(lambda request: HttpResponse())
+    for _ in range(2):
+        middleware(RequestFactory().get("/", REMOTE_ADDR=PROXY, HTTP_X_FORWARDED_PROTO=proto))
+    logged = [record for record in caplog.records if record.getMessage() == "proxy_not_trusted"]
+    assert [record.address for record in logged] == addresses
+    later = time.monotonic() + 3600
+    monkeypatch.setattr("docora.web.middleware.time.monotonic", lambda: later)
+    middleware(RequestFactory().get("/", REMOTE_ADDR=PROXY, HTTP_X_FORWARDED_PROTO=proto))
+    assert len([record for record in caplog.records if record.getMessage() == "proxy_not_trusted"]) == 2 * len(
+        addresses
+    )
 
 
 def test_health_and_version_are_public(client: Client) -> None:
