@@ -212,6 +212,21 @@ def test_text_report(existing: ExistingService, monkeypatch) -> None:
         assert line in text
 
 
+def test_text_report_shortens_repeated_reasons(existing: ExistingService, monkeypatch) -> None:
+    for number in range(12):
+        existing.repository(f"https://forgotten.example/acme/docs-{number}")
+    existing.repository("https://other.example/acme/docs")
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{existing.key}\n"))
+    out = io.StringIO()
+    with pytest.raises(CommandError, match="13 items would be imported only in part or not at all"):
+        call_command("import_docora", existing.url, "--dry-run", encryption_key_stdin=True, stdout=out)
+    text = out.getvalue()
+    assert "Problems (13):" in text
+    assert text.count("Repositories on forgotten.example can't be watched") == 10
+    assert text.count("Repositories on other.example can't be watched") == 1
+    assert "\n  and 2 more for the same reason (--json lists all)\n" in text
+
+
 def test_pages_omit_unknown_sizes(existing: ExistingService, monkeypatch) -> None:
     existing.watch(existing.app(BASE), existing.repository(f"{GIT}/docs"), FILES)
     run(existing, monkeypatch)

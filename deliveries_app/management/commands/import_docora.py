@@ -19,6 +19,7 @@ from docora.db.connection import CONNECTION_ERRORS
 from docora.text import cause_of, counted, printable
 
 URL_VARIABLE, KEY_VARIABLE = "SOURCE_DATABASE_URL", "SOURCE_ENCRYPTION_KEY"
+_MAX_ALIKE = 10  # a git host that isn't allowed is the reason for thousands of entries
 _RESUME = "Nothing is lost. Run the command again to continue."
 
 
@@ -83,8 +84,14 @@ class Command(BaseCommand):
         if not count:
             return
         self.stdout.write(f"\n{title} ({count:,}):")
+        alike: dict[tuple[str, str], list[str]] = {}
         for item in items:
-            self.stdout.write(printable(f"  {item.what} {item.name}: {item.reason}"))
+            alike.setdefault((item.what, item.reason), []).append(item.name)
+        for (what, reason), names in alike.items():
+            for name in names[:_MAX_ALIKE]:
+                self.stdout.write(printable(f"  {what} {name}: {reason}"))
+            if len(names) > _MAX_ALIKE:
+                self.stdout.write(f"  and {len(names) - _MAX_ALIKE:,} more for the same reason (--json lists all)")
         if count > len(items):
             self.stdout.write(f"  and {counted(count - len(items), 'more file')}")
 
