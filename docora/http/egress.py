@@ -14,7 +14,7 @@ from docora.http.messages import Cause
 from docora.http.resolver import ResolvedHost
 
 THROUGH_PROXY = "through the egress proxy"
-"""What the message of a request says that failed because of the proxy."""
+"""Messages contain this if the request may have failed because of the proxy."""
 CHECK_PROXY = "An administrator should check EGRESS_PROXY, and that the proxy allows CONNECT to this host and port."
 
 _USERINFO = r"[A-Za-z0-9._~!$&'()*+,;=%-]"

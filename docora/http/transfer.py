@@ -270,7 +270,7 @@ class Transfer:
         return cause, f"{prefix}: {detail}."
 
     def _proxy_failure(self, host: str, code: int, detail: str) -> str:
-        """Return the message for a request that did not get beyond the proxy. It tells an outage of the host from the proxy's."""
+        """Return the message for a request that did not get beyond the proxy: was it the proxy or the host behind it?"""
         status = self.curl.getinfo(pycurl.HTTP_CONNECTCODE)
         if status in GATEWAY_ERRORS:
             return f"Couldn't reach {host}: the egress proxy couldn't connect to it (HTTP {status})."

@@ -1,7 +1,6 @@
 """Middleware for probes, trusted proxies, response headers, invalid queries, conflicting forms and missing encryption keys."""
 
 import logging
-import math
 import re
 import time
 from collections.abc import Iterable
@@ -60,7 +59,7 @@ class TrustedProxyMiddleware(MiddlewareMixin):
     not, has marked the request as forwarded.
     """
 
-    _warned_at = -math.inf
+    _next_warning_at = 0.0  # seconds of `time.monotonic`
 
     def process_request(self, request: HttpRequest) -> None:
         request.is_forwarded = any(  # type: ignore[attr-defined]
@@ -71,7 +70,8 @@ class TrustedProxyMiddleware(MiddlewareMixin):
         request_id = request.META.pop("HTTP_X_REQUEST_ID", "")
         user_header = "HTTP_" + settings.REMOTE_USER_HEADER.upper().replace("-", "_")
         remote_user = request.META.pop(user_header, "") if settings.REMOTE_USER_HEADER else ""
-        if is_in(settings.TRUSTED_PROXIES, request.META.get("REMOTE_ADDR", "")):
+        peer = request.META.get("REMOTE_ADDR", "")
+        if is_in(settings.TRUSTED_PROXIES, peer):
             request.META["HTTP_X_REQUEST_ID"] = request_id
             if remote_user:
                 request.META["REMOTE_USER"] = remote_user
@@ -85,13 +85,13 @@ class TrustedProxyMiddleware(MiddlewareMixin):
             if first.strip().lower() == "https":
                 request.META["wsgi.url_scheme"] = "https"  # a WSGIRequest's META is its environ
         elif forwarded_proto and settings.SECURE_SSL_REDIRECT:
-            self._warn(request.META.get("REMOTE_ADDR", ""))
+            self._log_untrusted(peer)
 
-    def _warn(self, address: str) -> None:
-        """Log the address of a proxy that isn't trusted: all its requests are redirected to https, in a loop."""
+    def _log_untrusted(self, address: str) -> None:
+        """Log the address of a proxy that isn't trusted: all its requests are redirected to https in a loop."""
         now = time.monotonic()
-        if now - self._warned_at >= _WARNING_INTERVAL_SECONDS:
-            self._warned_at = now
+        if now >= self._next_warning_at:
+            self._next_warning_at = now + _WARNING_INTERVAL_SECONDS
             logger.warning("proxy_not_trusted", extra={"address": address})
 
 

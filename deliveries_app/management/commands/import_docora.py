@@ -19,7 +19,7 @@ from docora.db.connection import CONNECTION_ERRORS
 from docora.text import cause_of, counted, printable
 
 URL_VARIABLE, KEY_VARIABLE = "SOURCE_DATABASE_URL", "SOURCE_ENCRYPTION_KEY"
-_MAX_ALIKE = 10  # a git host that isn't allowed is the reason for thousands of entries
+_MAX_PER_REASON = 10  # one git host that isn't allowed can be the reason for thousands of entries
 _RESUME = "Nothing is lost. Run the command again to continue."
 
 
@@ -84,14 +84,14 @@ class Command(BaseCommand):
         if not count:
             return
         self.stdout.write(f"\n{title} ({count:,}):")
-        alike: dict[tuple[str, str], list[str]] = {}
+        by_reason: dict[tuple[str, str], list[str]] = {}
         for item in items:
-            alike.setdefault((item.what, item.reason), []).append(item.name)
-        for (what, reason), names in alike.items():
-            for name in names[:_MAX_ALIKE]:
+            by_reason.setdefault((item.what, item.reason), []).append(item.name)
+        for (what, reason), names in by_reason.items():
+            for name in names[:_MAX_PER_REASON]:
                 self.stdout.write(printable(f"  {what} {name}: {reason}"))
-            if len(names) > _MAX_ALIKE:
-                self.stdout.write(f"  and {len(names) - _MAX_ALIKE:,} more for the same reason (--json lists all)")
+            if len(names) > _MAX_PER_REASON:
+                self.stdout.write(f"  and {len(names) - _MAX_PER_REASON:,} more for the same reason (--json lists all)")
         if count > len(items):
             self.stdout.write(f"  and {counted(count - len(items), 'more file')}")
 
