@@ -14,6 +14,7 @@ from django.core.checks import CheckMessage, Error, Info, Warning, register
 
 from docora.http.addresses import blocked_reason
 from docora.http.client import Cause, HttpClient, Request
+from docora.http.egress import CHECK_PROXY, THROUGH_PROXY
 from repositories_app.git.errors import CHECK_CERTIFICATE
 from repositories_app.git.process import environment
 from repositories_app.git.remote import new_client
@@ -152,9 +153,11 @@ def check_git_host_answers() -> list[CheckMessage]:
         Cause.REFUSED_ADDRESS: "If your git host is in a private network, add that network to ALLOWED_PRIVATE_NETWORKS.",
         Cause.TLS: CHECK_CERTIFICATE,
     }
-    network = "Check the firewall. If this server needs a proxy, set EGRESS_PROXY."
-    if settings.EGRESS_PROXY:
-        network = "Check that EGRESS_PROXY is right, and that the proxy allows CONNECT to this host and port."
+    network = "Check the firewall."
+    if THROUGH_PROXY in outcomes[-1].message:
+        network = CHECK_PROXY
+    elif not settings.EGRESS_PROXY:
+        network += " If this server needs a proxy, set EGRESS_PROXY."
     if outcomes[-1].cause is Cause.CONNECT and settings.ALLOWED_GIT_HOSTS[0].endswith(":*"):
         untried = "ALLOWED_GIT_HOSTS allows every port of the host, and only the default one was tried."
         return [Warning(outcomes[0].message, hint=f"{untried} If git uses it: {network}")]

@@ -8,12 +8,14 @@ import pytest
 
 from docora.http import transfer
 from docora.http.client import Cause, HttpClient
-from docora.http.egress import check_proxy_url
+from docora.http.egress import CHECK_PROXY, check_proxy_url
 from docora.sign_in.provider_http import provider_session
+from repositories_app.checks import check_git_host_answers
 from repositories_app.git import process as git
 from repositories_app.git.exceptions import AddressNotAllowed, GitError
 from repositories_app.git.remote import ls_head, new_client
 from tests.docora.http_server import LOOPBACK, post, saying
+from tests.support.doctor import problems
 from tests.support.git import GitFixture
 from tests.support.proxy import Proxy
 
@@ -260,6 +262,23 @@ def test_advice_is_about_the_host_if_the_proxy_works(dns, settings, status: str)
         f"Couldn't reach git.example: the egress proxy couldn't connect to it (HTTP {status[:3]}). "
         "Check the URL and this server's network. Docora retries automatically."
     )
+
+
+@pytest.mark.parametrize(
+    ("host", "status", "advice"),
+    [
+        ("git.example", "407 Proxy Authentication Required", f"(HTTP 407). {CHECK_PROXY}"),
+        ("git.example", "502 Bad Gateway", "(HTTP 502). Check the firewall."),
+        ("127.0.0.1:1", "407 Proxy Authentication Required", "connection refused. Check the firewall."),
+    ],
+)
+def test_doctor_advises_to_check_the_proxy_only_if_it_failed(
+    dns, settings, host: str, status: str, advice: str
+) -> None:
+    with Proxy({}, status=status) as proxy:
+        settings.EGRESS_PROXY, settings.ALLOWED_GIT_HOSTS = proxy.url, [host]
+        settings.ALLOWED_PRIVATE_NETWORKS = [ip_network("127.0.0.0/8")]
+        assert problems(check_git_host_answers()).endswith(advice)
 
 
 def test_git_calls_allowed_private_networks_directly(host: GitFixture, dns, settings) -> None:
