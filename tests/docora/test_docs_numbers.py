@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from django.conf import settings
+from django.db.backends.postgresql.features import DatabaseFeatures
 
 from deliveries_app import scheduling
 from deliveries_app.admin import confirmation
@@ -187,6 +188,8 @@ DEPLOY = PROJECT / "docora" / "deploy"
 OF_THE_CODE: list[tuple[str, object, object]] = [
     # (sentence, what it says, in the unit of the code, and what the code does)
     ("Docora needs git 2.38 or newer", (2, 38), git_checks.MIN_GIT),
+    ("PostgreSQL 15 or newer.", (15,), DatabaseFeatures.minimum_database_version),
+    ("or Redis 7.0 or newer.", (7, 0), server_checks.MIN_REDIS),
     ("for at most ten seconds. New connections", 10, web.WebServer.drain_seconds),
     ("hands its repositories over within eight seconds", 8, worker.HAND_OVER_SECONDS),
     ("hasn't sent a whole request within 30 seconds", 30, web.Channel.request_seconds),
