@@ -16,8 +16,7 @@ from ninja.errors import HttpError, ValidationError
 from ninja.operation import Operation
 from ninja.parser import Parser
 
-from deliveries_app.api import app, errors, files, push_hooks, repositories, runs, webhook_schemas
-from deliveries_app.monitoring import health
+from deliveries_app.api import app, errors, files, health, push_hooks, repositories, runs, webhook_schemas
 from docora import __version__
 from docora.db.connection import is_outage
 from docora.security.crypto import DecryptionError

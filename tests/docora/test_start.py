@@ -13,7 +13,7 @@ from docora.cli.main import main
 try:
     main()
 finally:
-    print("pages:", "docora.urls" in sys.modules, "deliveries_app.admin" in sys.modules, file=sys.stderr)
+    print("pages:", *(name in sys.modules for name in ("docora.urls", "deliveries_app.admin", "ninja")), file=sys.stderr)
 """
 
 WORKER = """
@@ -21,6 +21,7 @@ import os
 import sys
 from docora.cli.main import main
 os.register_at_fork(before=lambda: print("jobs:", "deliveries_app.jobs" in sys.modules, file=sys.stderr))
+os.register_at_fork(before=lambda: print("API:", "ninja" in sys.modules, file=sys.stderr))
 main()
 """
 
@@ -41,16 +42,19 @@ finally:
 
 
 @pytest.mark.parametrize(("command", "imports_pages"), [("list_apps", False), ("check", True)])
-def test_only_commands_that_check_urls_import_pages(
+def test_only_commands_that_check_urls_import_pages_and_the_api(
     instance_environment: dict[str, str], tmp_path: Path, command: str, imports_pages: bool
 ) -> None:
     script = tmp_path / "script.py"
     script.write_text(COMMAND)
     done = run_script(script, command, environment=instance_environment)
-    assert (done.returncode, done.stderr) == (0, f"pages: {imports_pages} {imports_pages}\n")
+    assert (done.returncode, done.stderr) == (0, f"pages: {imports_pages} {imports_pages} {imports_pages}\n")
 
 
-def test_worker_imports_jobs_before_it_forks(instance_environment: dict[str, str], tmp_path: Path) -> None:
+def test_worker_imports_jobs_before_it_forks_and_never_the_api(
+    instance_environment: dict[str, str], tmp_path: Path
+) -> None:
+    """The API's library takes 11 MB of each worker."""
     queues.enqueue("default", "deliveries_app.jobs.clean_up", "", "clean_up")
     script = tmp_path / "script.py"
     script.write_text(WORKER)
@@ -58,6 +62,8 @@ def test_worker_imports_jobs_before_it_forks(instance_environment: dict[str, str
     assert done.returncode == 0
     assert "jobs: True\n" in done.stderr
     assert "jobs: False" not in done.stderr
+    assert "API: False\n" in done.stderr
+    assert "API: True" not in done.stderr
 
 
 def test_garbage_is_collected_only_once_a_command_is_loaded(
