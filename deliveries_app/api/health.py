@@ -8,9 +8,10 @@ from django.utils import timezone
 from ninja import Router, Schema, Status
 from pydantic import Field
 
-from deliveries_app.monitoring.health import OK, REDIS_DOWN, build, check_database, read_checks
+from deliveries_app.monitoring.health import OK, REDIS_DOWN, check_database, read_checks
 from deliveries_app.webhooks.payloads import timestamp
 from docora import __version__
+from docora.conf.installation import build
 from docora.redis import heartbeat
 from docora.redis.connection import responds as redis_responds
 from docora.web.api import READ, documented_responses

@@ -1,12 +1,11 @@
 """Check everything that syncing needs, for `/health/ready`, alerts, doctor and the overview."""
 
-import os
 import shutil
 import socket
 
 from django.db import DatabaseError, InterfaceError, connection
 
-from docora import __version__, disk
+from docora import disk
 from docora.conf.installation import program
 from docora.db import schema
 from docora.redis.heartbeat import Signs
@@ -32,16 +31,6 @@ REDIS_UNUSABLE = (
 )
 _UNKNOWN_WITHOUT_REDIS = "unknown without Redis"
 _UNKNOWN_WITHOUT_DATABASE = "unknown without the database"
-
-
-def build() -> dict[str, str]:
-    """Return the version and the build, as `/version` shows them."""
-    return {
-        "version": __version__,
-        "buildNumber": os.environ.get("DOCORA_BUILD_NUMBER", ""),
-        "gitSha": os.environ.get("DOCORA_BUILD_SHA", ""),
-        "buildDate": os.environ.get("DOCORA_BUILD_DATE", ""),
-    }
 
 
 def read_checks(signs: Signs | None) -> dict[str, str]:

@@ -31,9 +31,9 @@ from prometheus_client.registry import Collector
 from deliveries_app.models import Outcome
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.monitoring.counts import count_hosts_down, count_open_circuits, count_watches
-from deliveries_app.monitoring.health import build
 from deliveries_app.sync.notification import BLOCKED
 from deliveries_app.webhooks.endpoint_stats import BOUNDS
+from docora.conf.installation import build
 from docora.http.addresses import is_in
 from docora.redis import counters, heartbeat, inspect
 from docora.redis.inspect import QueueState

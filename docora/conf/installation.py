@@ -1,4 +1,4 @@
-"""The location of Docora's files and the name of its command, in a checkout or when installed from the wheel.
+"""The location of Docora's files, the name of its command and its build, in a checkout or when installed from the wheel.
 
 Does not depend on the settings.
 """
@@ -14,6 +14,8 @@ from pathlib import Path
 
 from django.core.exceptions import ImproperlyConfigured
 from environ import Env
+
+from docora import __version__
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _SETTING = re.compile(r"(export )?\w+=", re.ASCII)
@@ -87,3 +89,13 @@ def program(*, in_full: bool = False) -> str:
     if INSTALLED or Path(sys.argv[0]).name == "docora":
         return "docora"
     return ".venv/bin/python manage.py" if in_full else "manage.py"
+
+
+def build() -> dict[str, str]:
+    """Return the version and the build, as `/version` shows them."""
+    return {
+        "version": __version__,
+        "buildNumber": os.environ.get("DOCORA_BUILD_NUMBER", ""),
+        "gitSha": os.environ.get("DOCORA_BUILD_SHA", ""),
+        "buildDate": os.environ.get("DOCORA_BUILD_DATE", ""),
+    }
