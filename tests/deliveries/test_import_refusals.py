@@ -400,9 +400,9 @@ def test_text_that_is_not_utf8_is_named(
     app, repository = existing.app(BASE), existing.repository(f"{GIT}/docs")
     existing.watch(app, repository, {"b.txt": b"b"})
     execute = existing.connection.execute
-    set_encoding = "UPDATE pg_database SET (encoding, datlocale) = (%s, %s) WHERE datname = current_database()"
-    before = execute("SELECT encoding, datlocale FROM pg_database WHERE datname = current_database()").fetchone()
-    execute(set_encoding, [0, "C"])  # SQL_ASCII
+    set_encoding = "UPDATE pg_database SET (encoding, datlocprovider) = (%s, %s) WHERE datname = current_database()"
+    before = execute("SELECT encoding, datlocprovider FROM pg_database WHERE datname = current_database()").fetchone()
+    execute(set_encoding, [0, "c"])  # SQL_ASCII with the C library's locale
     monkeypatch.setenv("SOURCE_ENCRYPTION_KEY", existing.key)
     try:
         with psycopg.connect(existing.url) as other:

