@@ -97,7 +97,8 @@ def repository_pushed(actor: Actor, repository_id: str, proven: Collection[int])
     A failing watch is only checked, once a running attempt has ended, and synced if there is a new commit. Otherwise, pushes
     to other branches, or the hooks of another app, would use up its attempts. The same applies to a watch whose last push was
     less than `OTHERS_SECONDS` ago, unless it is in `proven`: an app that keeps announcing pushes must not use up the rate
-    limits of other apps' tokens. A watch that is due later without failing, for example after a cancel, stays so.
+    limits of other apps' tokens. A watch that is due later without failing, for example after a cancel, stays so, unless it
+    waits only to send a notice again.
     """
     actor.require(Permission.RESYNC)
     watches = AppRepository.objects.alive().filter(repository__repository_id=repository_id)

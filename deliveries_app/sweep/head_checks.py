@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from django.db import transaction
-from django.db.models import Q, QuerySet
+from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.db.models.functions import Now
 
 from deliveries_app import scheduling
-from deliveries_app.models import AppRepository, AppRepositoryQuerySet
+from deliveries_app.models import AppRepository, AppRepositoryQuerySet, Notice, NoticeKind, Status
 from deliveries_app.models.root_causes import GIT_CAUSES
 from deliveries_app.models.watches import has_no_cooldown
 from deliveries_app.planning.delivery_rows import delivery_rules_of
@@ -225,8 +225,8 @@ def _record(
 def _still_to_sync(pks: Sequence[int], answers: Mapping[AppRepository, Head | GitError]) -> AppRepositoryQuerySet:
     """Return those of these watches that still need a sync. One that began during the check has read HEAD itself."""
     rows = AppRepository.objects.alive().filter(pk__in=pks)
-    # Those that wait without a failure were cancelled, or their host lags.
-    now = rows.exclude(next_sync_at__gt=Now(), failing_since=None)
+    # Others that wait without a failure were cancelled, or their host lags.
+    now = rows.exclude(~_waits_for_notice(), next_sync_at__gt=Now(), failing_since=None)
     needed = (
         watch.pk
         for watch in now
@@ -275,12 +275,17 @@ def _take_slice() -> list[AppRepository]:
     return watches
 
 
+def _waits_for_notice() -> Q:
+    """Return the condition for watches that are synced and due again only to send a refused `sync_failed`."""
+    return Q(Exists(Notice.objects.filter(watch=OuterRef("pk"), kind=NoticeKind.SYNC_FAILED)), status=Status.SYNCED)
+
+
 @compiled
 def _due_for_check() -> QuerySet[AppRepository]:
     closed = Q(repository__circuit_open_until=None) | Q(repository__circuit_open_until__lte=Now())
-    # A failing watch that waits for its next attempt. A cancelled one is not failing: it waits for the rescan, even if
-    # something is pushed.
-    waiting = Q(next_sync_at__gt=Now(), failing_since__isnull=False) & has_no_cooldown()
+    # A failing watch that waits for its next attempt, or one that waits only to send a notice again. A cancelled one waits
+    # for the rescan, even if something is pushed.
+    waiting = Q(next_sync_at__gt=Now()) & (Q(failing_since__isnull=False) | _waits_for_notice()) & has_no_cooldown()
     return (
         AppRepository.objects.alive()
         .free()

@@ -16,7 +16,7 @@ from django.db import transaction
 from django.db.models import F, Q, QuerySet
 
 from deliveries_app.models import AppRepository, Delivery, DeliveryAttempt, DeliveryFailure, FailureKind
-from deliveries_app.models.deliveries import ATTEMPTS_PER_PATH, path_digest
+from deliveries_app.models.deliveries import ATTEMPTS_PER_PATH, Kind, path_digest
 from deliveries_app.planning.eligibility import Skipped
 from deliveries_app.planning.plan import Change
 from deliveries_app.sync.lease import Lease
@@ -76,18 +76,21 @@ def write(watch: AppRepository, failed: Sequence[Failed], now: datetime) -> None
     if not failed:
         return
     _count_attempts(watch, [one for one in failed if one.was_announced], now)
-    rows, attempts = [], []
+    _begin_again(watch, failed, now)
+    rows: dict[bytes, DeliveryFailure] = {}  # by path
+    attempts = []
     bodies = [(one.failure.body, one.sent.body if one.sent else b"") for one in failed]
     texts = response_texts(watch.app, [body for pair in bodies for body in pair], most=_READ_BYTES)
     for one, response_body, request_body in zip(failed, texts[::2], texts[1::2], strict=True):
         path, tries = one.change.path.encode(), one.change.attempts + int(one.was_announced)
         body = clean_text(response_body, SHOWN_CHARS)
-        rows.append(_failure_row(watch, path, one.failure, FailureKind.FAILED, now, tries, body))
+        # A path may fail twice: the delete of what a transform made, and the transform of the path's own file.
+        rows[path] = _failure_row(watch, path, one.failure, FailureKind.FAILED, now, tries, body)
         if one.sent:
             attempts.append(_attempt_row(watch, one, one.sent, request_body, response_body))
     write_attempts(watch, attempts)
     DeliveryFailure.objects.bulk_create(
-        sorted(rows, key=lambda row: row.path_digest),  # one order for every writer: no deadlock
+        sorted(rows.values(), key=lambda row: row.path_digest),  # one order for every writer: no deadlock
         batch_size=500,
         update_conflicts=True,
         unique_fields=["watch", "path_digest"],
@@ -102,6 +105,17 @@ def _count_attempts(watch: AppRepository, announced: Sequence[Failed], now: date
         paths = [one.change.path for one in announced if one.failure.hold_seconds == seconds]
         hold = now + timedelta(seconds=seconds) if seconds else None
         rows.filter(path__in=paths).update(attempts=F("attempts") + 1, hold_until=hold, updated_at=now)
+
+
+def _begin_again(watch: AppRepository, failed: Sequence[Failed], now: datetime) -> None:
+    """Set when the listed failures of paths began to now, if a skipped file fails, or a delete after another notification."""
+    new_deletes = [one.change for one in failed if one.change.kind == Kind.DELETE and one.change.sequence is None]
+    listed = DeliveryFailure.objects.filter(watch=watch, path_digest__in=_digests(one.change for one in failed))
+    listed.filter(Q(kind=FailureKind.SKIPPED) | Q(path_digest__in=_digests(new_deletes))).update(first_at=now)
+
+
+def _digests(changes: Iterable[Change]) -> list[str]:
+    return [path_digest(change.path.encode()) for change in changes]
 
 
 def disown(lease: Lease) -> None:

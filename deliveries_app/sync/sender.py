@@ -316,7 +316,8 @@ class Sender:
         decision = self._policy.decide(item.change, outcome, chunked=transfer.file is not None, pausing=pausing)
         if decision.cooldown and asked_to_wait(outcome) is None and self._accepts_others(item.change):
             decision = replace(decision, wait=LONGEST_WAIT, cooldown=None)
-        if decision.needs_proof and not self._accepts_others(item.change):
+        is_repeated = item.change.sequence is not None  # otherwise an earlier failure was that of another notification
+        if decision.needs_proof and not (is_repeated and self._accepts_others(item.change)):
             self._ping_is_due = True
             self._wait(SHORTEST_WAIT)  # an app that limits its rate would refuse the ping
             self._ready.appendleft(transfer)

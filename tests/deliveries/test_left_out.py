@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import AppRepository, Delivery, Status
+from deliveries_app.models import AppRepository, Delivery, FailureKind, Status
 from deliveries_app.planning import eligibility, plan
 from deliveries_app.planning.eligibility import REMARKS, UNLISTED, Skipped, reason_to_skip
 from deliveries_app.planning.paths import is_unsafe
@@ -286,6 +286,19 @@ def test_file_that_is_still_left_out_keeps_its_place_and_has_a_new_time(world: W
     repo.commit({"link": Entry.submodule("1" * 40)})
     world.settle()
     assert watch.failures.get().cause == "submodule"
+
+
+def test_failure_of_a_file_that_was_left_out_begins_when_it_first_fails(world: World) -> None:
+    repo, watch = world.watch({"link": Entry.symlink("a"), "a": b"a"})
+    world.settle()
+    listed = watch.failures.get()
+    repo.commit({"link": b"now a file"})
+    world.answer(refusing("link"))
+    world.sync(watch)
+    first = watch.failures.get()
+    assert (first.kind, first.first_at > listed.last_at) == (FailureKind.FAILED, True)
+    world.sync(watch)
+    assert watch.failures.get().first_at == first.first_at
 
 
 def test_listed_paths_are_bounded_in_bytes(monkeypatch) -> None:

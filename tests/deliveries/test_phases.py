@@ -11,7 +11,7 @@ from django.db.models import Sum
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import App, Delivery, HourlyTraffic, Status
+from deliveries_app.models import App, AppRepository, Delivery, HourlyTraffic, Status
 from deliveries_app.receiver import Answer, Notification, Record
 from deliveries_app.services import resync_single
 from tests.support.histories import assert_promise_kept, in_doubt, refusing, sha
@@ -258,6 +258,26 @@ def test_404_to_a_delete_counts_without_ping_once_the_app_has_accepted_something
     watch = world.sync(watch)
     watch = world.sync(watch)
     assert (watch.status, in_doubt(watch)) == (Status.SYNCED, set())
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_404_to_a_delete_needs_proof_from_after_the_delete_first_failed(world: World, attempts: int) -> None:
+    """What the app accepted between a failed create and the delete of its path proves nothing."""
+    repo, watch = world.watch({"b": A})
+    world.settle()
+    world.answer(lambda note: Answer(504, process=True) if note.path == "new" else None)
+    repo.commit({"new": A, "b": B})
+    world.sync(watch)
+    repo.commit({"new": None})
+    world.answer(lambda note: Answer(404))  # the app's proxy, while the app is being replaced
+    for _ in range(attempts):
+        Delivery.objects.update(hold_until=None)
+        AppRepository.objects.update(doubt_until=None)
+        watch = world.sync(watch)
+        assert in_doubt(watch) == {"new"}
+    world.answer(None)
+    world.settle()
+    assert_promise_kept(world, repo, watch)
 
 
 def test_file_answered_500_does_not_block_later_files(world: World, settings) -> None:

@@ -14,6 +14,7 @@ from deliveries_app.models.root_causes import RootCause
 from deliveries_app.receiver import Answer
 from deliveries_app.services import resync_single, unwatch_repository
 from deliveries_app.services.control import reset_circuits
+from deliveries_app.services.push_hooks import repository_pushed
 from repositories_app.models import Repository
 from tests.deliveries.test_lost_key import lose_the_key_of
 from tests.support.git import Repo
@@ -157,6 +158,31 @@ def test_paused_app_gets_sync_failed_on_resume(world: World, open_at_second_fail
     App.objects.filter(pk=other.app_id).update(paused=False)
     world.sync(other)
     assert apps_notified(world) == [other.app.app_id]
+
+
+@pytest.mark.parametrize("through_hook", [False, True])
+def test_push_does_not_wait_for_a_refused_notice(
+    world: World, open_at_second_failure: None, through_hook: bool
+) -> None:
+    repo, watch = world.watch()
+    world.settle()
+    open_the_circuit(world, watch)
+    world.answer(lambda note: Answer(404) if note.kind == "sync_failed" else None)
+    Notice.objects.update(attempts=11)  # the next one is in an hour
+    world.sync(watch)
+    world.git.server.on_request = None
+    reset_circuits(Actor.command(), [watch.repository])
+    watch = world.sync(watch)
+    assert (watch.status, world.check()) == (Status.SYNCED, 1)
+    assert not AppRepository.objects.due().exists()  # nothing is new, and the notice is due in an hour
+    repo.commit({"new": b"new"})
+    if through_hook:
+        repository_pushed(Actor.command(), watch.repository.repository_id, [watch.pk])
+    assert world.check() == 1
+    assert watch in AppRepository.objects.due()
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
+    assert Notice.objects.exists()
 
 
 def test_notice_is_dropped_after_a_day(world: World, open_at_second_failure: None) -> None:

@@ -8,6 +8,7 @@ import pytest
 from deliveries_app.models import AppRepository, Delivery, Status
 from deliveries_app.planning import delivery_rows, planner, transforms
 from deliveries_app.planning.transforms import SourceFile
+from deliveries_app.receiver import Answer
 from deliveries_app.sync.content import Contents
 from repositories_app import services as repositories
 from repositories_app.git.protocol import Head
@@ -208,6 +209,24 @@ def test_paths_above_or_below_a_retained_file_are_blocked(world: World, use, ret
     world.settle()
     assert_in_sync(world, repo, watch)
     repo.commit({"1": b"elsewhere", "2": f"path: {other}\nx".encode()})
+    world.settle()
+    assert_in_sync(world, repo, watch)
+
+
+def test_delete_and_transform_of_one_path_fail_together(world: World, use) -> None:
+    use("ByContent", "Picky")
+    repo, watch = world.watch({"source": b"path: target\n", "z": b"z"})
+    world.settle()
+    repo.commit({"source": None, "target": b"poison", "z": b"new z"})
+    world.answer(lambda note: Answer(500) if note.kind == "delete" else None)
+    watch = world.sync(watch)
+    listed = watch.failures.get()
+    assert (watch.lease_until, listed.path, listed.cause) == (None, "target", "transform")
+    assert world.copy(watch)["z"] == sha(b"new z")
+    world.answer(None)
+    watch = world.sync(watch)
+    assert (set(world.copy(watch)), watch.failures.get().cause) == ({"z"}, "transform")
+    repo.commit({"target": b"good"})
     world.settle()
     assert_in_sync(world, repo, watch)
 

@@ -1,5 +1,6 @@
 """Replicas that start together before, during and after the migration of the database."""
 
+import contextlib
 import sqlite3
 import threading
 import time
@@ -130,8 +131,11 @@ def test_migrate_waits_for_the_database(
 
 
 def has_web_process(pid: int) -> bool:
-    commands = [Path(f"/proc/{child}/cmdline") for child in children(pid)]
-    return any(b"docora.server.web_manager" in command.read_bytes() for command in commands if command.exists())
+    for child in children(pid):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            if b"docora.server.web_manager" in Path(f"/proc/{child}/cmdline").read_bytes():
+                return True
+    return False
 
 
 @pytest.mark.early(3)
